@@ -1,0 +1,1 @@
+"""How things travel: bus (NATS), registry (etcd), store (Redis), and what both sides share."""

@@ -1,0 +1,91 @@
+"""Settings: environment variables, one class per process, read once at the edge and passed in.
+
+Every field here is documented in `.env.example`; a test holds the two against each other.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class CommonSettings(BaseSettings):
+    """What every process of Nexus reads."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
+
+    nats_url: str = "nats://127.0.0.1:4222"
+    etcd_url: str = "http://127.0.0.1:2379"
+    etcd_prefix: str = "/nexus/"
+    redis_url: str = "redis://127.0.0.1:6379/0"
+    log_format: Literal["json", "console"] = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_prompts: bool = False
+    """Log request bodies at debug level. Off: prompts are nobody's business but their owner's."""
+    ack_wait_s: float = Field(default=15.0, gt=0)
+    """Seconds without a sign of life after which a worker counts as dead and its job goes to another."""
+
+
+class GatewaySettings(CommonSettings):
+    """The gateway's settings."""
+
+    gateway_host: str = "127.0.0.1"
+    gateway_port: int = Field(default=8800, ge=0, le=65535)
+    observability_host: str = "127.0.0.1"
+    observability_port: int = Field(default=8801, ge=0, le=65535)
+    """`/metrics`, `/health` and `/readyz` without a key. The n-th process of `GATEWAY_WORKERS` takes this port + n."""
+    gateway_bearer_token: SecretStr | None = None
+    """The bootstrap admin key. Without one, every `/v1` route answers 401."""
+    gateway_workers: int = Field(default=1, ge=1, le=64)
+    """Gateway processes sharing the port."""
+    max_body_bytes: int = Field(default=32 * 1024 * 1024, gt=0)
+    """Larger request bodies are 413. NATS's `max_payload` bounds it too, whichever is less."""
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    """Seconds for a request's body to arrive."""
+    queue_timeout_s: float = Field(default=300.0, gt=0)
+    first_token_timeout_s: float = Field(default=120.0, gt=0)
+    idle_timeout_s: float = Field(default=60.0, gt=0)
+    total_timeout_s: float = Field(default=900.0, gt=0)
+    queue_comment_after_s: float = Field(default=10.0, gt=0)
+    """A stream still queued after this gets `: queued position=N` comments."""
+    max_queued_jobs: int = Field(default=100_000, ge=1)
+    """Over all queues; beyond it 429."""
+    max_queued_per_model: int = Field(default=10_000, ge=1)
+    """Per capability, lane and model; beyond it 429."""
+    max_queue_bytes: int = Field(default=4 * 1024**3, ge=1024 * 1024)
+    """Bytes of the jobs stream on NATS's disk; keep it below what the disk has free."""
+    stream_replicas: int = Field(default=1, ge=1, le=5)
+    """Replicas of the streams in a NATS cluster."""
+    cors_origins: str = "*"
+    """Comma-separated origins that browsers may call from."""
+
+
+class WorkerSettings(CommonSettings):
+    """A worker's settings."""
+
+    worker_backend: str = "echo"
+    worker_backend_url: str = ""
+    worker_backend_key: SecretStr | None = None
+    """API key for the backend, where it wants one."""
+    worker_models: str = ""
+    """Comma-separated; empty: all that the backend serves."""
+    worker_concurrency: int = Field(default=0, ge=0)
+    """Slots: jobs at once. 0: what the backend says, or the adapter's default."""
+    worker_name: str = ""
+    """The worker's id; empty: made from host, backend and a random part."""
+    worker_lease_s: int = Field(default=10, ge=2)
+    """Seconds after which a dead worker vanishes from the registry."""
+    worker_drain_s: float = Field(default=25.0, ge=0)
+    """Seconds that running jobs get to finish on SIGTERM; what is left is handed back to the queue."""
+    worker_health_interval_s: float = Field(default=5.0, gt=0)
+    worker_observability_host: str = "127.0.0.1"
+    worker_observability_port: int = Field(default=0, ge=0, le=65535)
+    """`/metrics`, `/health` and `/readyz` of the worker; 0: none."""
+
+    @property
+    def host(self) -> str:
+        """This machine's name."""
+        return socket.gethostname()

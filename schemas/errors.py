@@ -1,0 +1,190 @@
+"""Every error a caller can meet, as OpenAI's error object, and the exceptions that carry it inside Nexus.
+
+    NexusError
+    ├── InvalidRequest      400  the request is wrong; the same request never works
+    ├── AuthenticationFailed 401
+    ├── PermissionDenied    403
+    ├── NotFound            404
+    ├── MethodNotAllowed    405
+    ├── RequestTimeout      408  the body did not arrive in time
+    ├── RequestTooLarge     413
+    ├── QueueFull           429
+    ├── BackendFailed       502  an inference server dropped, answered nonsense, or failed
+    ├── Unavailable         503  nobody can serve this now; later may work
+    ├── DeadlineExceeded    504  a time limit of Nexus ran out
+    └── InternalError       500  a defect in Nexus
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+
+class ErrorInfo(BaseModel):
+    """An error as it travels: on the reply subject, in a job record and, by `body()`, to the caller."""
+
+    model_config = ConfigDict(frozen=True)
+
+    status: int
+    type: str
+    code: str | None
+    message: str
+    param: str | None = None
+    retry_after_s: float | None = None
+    """Seconds after which trying again makes sense; becomes `Retry-After`."""
+    should_retry: bool | None = None
+    """Becomes `x-should-retry`, which OpenAI's SDKs obey above their own rules."""
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error object."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def headers(self) -> dict[str, str]:
+        """The response headers that go with this error."""
+        out: dict[str, str] = {}
+        if self.retry_after_s is not None:
+            out["retry-after"] = str(max(1, round(self.retry_after_s)))
+        if self.should_retry is not None:
+            out["x-should-retry"] = "true" if self.should_retry else "false"
+        return out
+
+
+class NexusError(Exception):
+    """Something went wrong inside Nexus."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = "internal_error"
+    retry_after_s: ClassVar[float | None] = None
+    should_retry: ClassVar[bool | None] = None
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        should_retry: bool | None = None,
+        info: ErrorInfo | None = None,
+    ) -> None:
+        text = message or (info.message if info else None) or (type(self).__doc__ or "").split("\n")[0]
+        super().__init__(text)
+        self.info = info or ErrorInfo(
+            status=self.status,
+            type=self.type,
+            code=code or self.code,
+            message=text,
+            param=param,
+            retry_after_s=self.retry_after_s if retry_after_s is None else retry_after_s,
+            should_retry=self.should_retry if should_retry is None else should_retry,
+        )
+
+    @classmethod
+    def from_info(cls, info: ErrorInfo) -> NexusError:
+        """The exception for an error that arrived over the wire."""
+        return cls(info=info)
+
+
+class InternalError(NexusError):
+    """An internal error of Nexus; the request id helps to find it in the logs."""
+
+
+class InvalidRequest(NexusError):
+    """The request is not valid."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = None
+
+
+class AuthenticationFailed(NexusError):
+    """No valid API key was given. Send it as 'Authorization: Bearer KEY'."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class PermissionDenied(NexusError):
+    """This API key may not do that."""
+
+    status = 403
+    type = "permission_error"
+    code = "permission_denied"
+
+
+class NotFound(NexusError):
+    """There is nothing here."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    """The model does not exist."""
+
+    code = "model_not_found"
+
+
+class MethodNotAllowed(NexusError):
+    """This path does not take that method."""
+
+    status = 405
+    type = "invalid_request_error"
+    code = "method_not_allowed"
+
+
+class RequestTimeout(NexusError):
+    """The request's body did not arrive in time."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
+    should_retry = False
+
+
+class RequestTooLarge(NexusError):
+    """The request's body is too large."""
+
+    status = 413
+    type = "invalid_request_error"
+    code = "request_too_large"
+
+
+class QueueFull(NexusError):
+    """The queue for this model is full; try again shortly."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+    retry_after_s = 2.0
+
+
+class BackendFailed(NexusError):
+    """The inference server failed."""
+
+    status = 502
+    type = "backend_error"
+    code = "backend_error"
+
+
+class Unavailable(NexusError):
+    """This cannot be served right now; try again shortly."""
+
+    status = 503
+    type = "server_error"
+    code = "unavailable"
+    retry_after_s = 5.0
+
+
+class DeadlineExceeded(NexusError):
+    """A time limit ran out."""
+
+    status = 504
+    type = "timeout_error"
+    code = "timeout"
+    should_retry = False

@@ -1,0 +1,84 @@
+"""What a worker says about a job while it runs, on the job's reply subject.
+
+A frame is one NATS message: `<kind> <delivery> <seq>` + newline + payload. `delivery` counts NATS's deliveries of
+the job, `seq` counts the frames of one delivery from 0. A reader takes only the newest delivery and treats a gap in
+`seq` as an error: nothing is skipped silently, and two attempts are never mixed.
+
+| kind | payload | takes a seq |
+|---|---|---|
+| STARTED  | JSON `Started`; sent as a request: the answer is GO or GONE | 0 |
+| CHUNK    | bytes for the caller, in the endpoint's own form; may join several tokens | yes |
+| BEAT     | empty: the attempt lives though it has nothing to say | repeats the last seq |
+| DONE     | JSON `Done`, newline, the last bytes for the caller (may be empty) | yes |
+| FAILED   | JSON `ErrorInfo`: final for this run | yes |
+| RETURNED | JSON `ErrorInfo`: the job went back to the queue; another attempt follows | yes |
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from schemas.jobs import Usage
+
+
+class EventKind(StrEnum):
+    """The first letter of a frame."""
+
+    STARTED = "s"
+    CHUNK = "c"
+    BEAT = "h"
+    DONE = "d"
+    FAILED = "f"
+    RETURNED = "b"
+
+
+GO = b"+"
+"""The caller is there: run."""
+GONE = b"-"
+"""The caller is gone, or the job has been decided: stop."""
+
+
+class Started(BaseModel):
+    """A worker has begun an attempt."""
+
+    model_config = ConfigDict(frozen=True)
+
+    worker: str
+    backend: str
+
+
+class Done(BaseModel):
+    """An attempt ended well."""
+
+    model_config = ConfigDict(frozen=True)
+
+    content_type: str = "application/json"
+    usage: Usage | None = None
+    tokens: int = 0
+    """Pieces of output that the backend sent: tokens, for text."""
+
+
+class Frame(NamedTuple):
+    """A decoded event."""
+
+    kind: str
+    delivery: int
+    seq: int
+    payload: bytes
+
+
+def encode_frame(kind: str, delivery: int, seq: int, payload: bytes = b"") -> bytes:
+    """The wire form of one event."""
+    return b"%b %d %d\n%b" % (kind.encode(), delivery, seq, payload)
+
+
+def decode_frame(data: bytes) -> Frame:
+    """Inverse of `encode_frame`. Raises ValueError when `data` is not a frame."""
+    head, newline, payload = data.partition(b"\n")
+    if not newline:
+        raise ValueError("not an event frame")
+    kind, delivery, seq = head.split(b" ")
+    return Frame(kind.decode(), int(delivery), int(seq), payload)

@@ -1,0 +1,147 @@
+"""A job: one request for one model, as it travels from the gateway to a worker."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Capability(StrEnum):
+    """What a model can be asked to do; the first token of a job's subject."""
+
+    CHAT = "chat"
+    COMPLETIONS = "completions"
+    EMBEDDINGS = "embeddings"
+    IMAGES = "images"
+    SPEECH = "speech"
+    TRANSCRIPTIONS = "transcriptions"
+    RERANK = "rerank"
+    MODELS = "models"
+
+
+class Lane(StrEnum):
+    """Which line a job stands in. The order of definition is the order of service."""
+
+    PRIORITY = "priority"
+    DEFAULT = "default"
+    FLEX = "flex"
+
+
+LANES = tuple(Lane)
+
+
+class Limits(BaseModel):
+    """How long each part of a job's life may take, in seconds. Durations travel; timestamps do not, since clocks differ."""
+
+    model_config = ConfigDict(frozen=True)
+
+    queue_s: float = 300.0
+    """From acceptance to the first `started`."""
+    first_token_s: float = 120.0
+    """From `started` to the first byte from the backend."""
+    idle_s: float = 60.0
+    """Between two chunks of the backend."""
+    total_s: float = 900.0
+    """From `started` to the end."""
+
+
+class Usage(BaseModel):
+    """Tokens spent, in OpenAI's terms."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+
+
+class Envelope(BaseModel):
+    """The first line of a job message; the request body follows it, byte for byte as it came.
+
+    Wire form: `envelope JSON` + newline + `body`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    job: str
+    """`job_` and 32 hex digits of a UUIDv7."""
+    run: int = 1
+    """Counts retries and replays of one job; NATS's own redeliveries are counted as deliveries."""
+    request_id: str
+    """`req_…`, the same in every log line and in the response's `x-request-id`."""
+    endpoint: str
+    capability: Capability
+    lane: Lane = Lane.DEFAULT
+    model: str
+    """The name under which workers offer the model (aliases are resolved)."""
+    public_model: str
+    """The name that the caller used and is answered with."""
+    stream: bool = False
+    reply: str | None = None
+    """Subject for events; holds 128 random bits per run, so that nobody else can guess it. None: nobody waits."""
+    owner: str = "default"
+    limits: Limits = Limits()
+    metadata: dict[str, str] = Field(default_factory=dict)
+
+    def encode(self, body: bytes) -> bytes:
+        """The job message for this envelope and `body`."""
+        return b"".join((self.model_dump_json(exclude_defaults=True).encode(), b"\n", body))
+
+    @classmethod
+    def decode(cls, message: bytes) -> tuple[Envelope, bytes]:
+        """Split a job message. Raises ValueError (pydantic's ValidationError is one) when it is malformed."""
+        line, newline, body = message.partition(b"\n")
+        if not newline:
+            raise ValueError("a job message must hold an envelope line and a body")
+        return cls.model_validate_json(line), body
+
+
+class JobStatus(StrEnum):
+    """OpenAI's words for where a job stands."""
+
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+TERMINAL = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED})
+
+LEGAL_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.QUEUED: frozenset({JobStatus.IN_PROGRESS, *TERMINAL}),
+    # Back to the queue: the worker died or drained, and another one will take the job.
+    JobStatus.IN_PROGRESS: frozenset({JobStatus.QUEUED, *TERMINAL}),
+    # A retry is a new run of the same job.
+    JobStatus.FAILED: frozenset({JobStatus.QUEUED}),
+    JobStatus.COMPLETED: frozenset(),
+    JobStatus.CANCELLED: frozenset(),
+    JobStatus.EXPIRED: frozenset(),
+}
+
+
+class JobRecord(BaseModel):
+    """What Redis holds about a job, and what `GET /v1/jobs/{id}` will show."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    owner: str
+    endpoint: str
+    model: str
+    service_tier: Lane = Lane.DEFAULT
+    status: JobStatus = JobStatus.QUEUED
+    run: int = 1
+    attempts: int = 0
+    created_at: int
+    """Unix seconds, by the gateway's clock."""
+    started_at: int | None = None
+    finished_at: int | None = None
+    progress: float | None = None
+    worker: str | None = None
+    usage: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)

@@ -1,0 +1,11 @@
+"""`POST /v1/completions` (legacy): the fields that Nexus reads. All others reach the backend untouched."""
+
+from __future__ import annotations
+
+from schemas.openai.chat import TextRequest
+
+
+class CompletionRequest(TextRequest):
+    """A text completion request. `prompt` may be text, texts, token ids, or lists of token ids."""
+
+    prompt: str | list[str] | list[int] | list[list[int]] | None = None

@@ -1,0 +1,71 @@
+"""What workers and operators write into the registry, and what the gateway reads from it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.jobs import Capability
+
+
+class ModelOffer(BaseModel):
+    """One model that a worker serves."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    capabilities: tuple[Capability, ...]
+    loaded: bool | None = None
+    """Whether the backend holds it in memory now; None where the backend does not say."""
+    context_length: int | None = None
+    owned_by: str = "nexus"
+    created: int = 0
+    """Unix seconds, where the backend says; 0 where it does not."""
+
+
+class WorkerState(StrEnum):
+    """Whether a worker takes jobs."""
+
+    READY = "ready"
+    UNHEALTHY = "unhealthy"
+    """Its backend does not answer."""
+    DRAINING = "draining"
+
+
+class WorkerPresence(BaseModel):
+    """The value of `<prefix>workers/<id>`, under a lease: it vanishes with the worker."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    backend: str
+    """The adapter's name: `openai`, `echo`, …"""
+    host: str
+    pid: int = 0
+    version: str = ""
+    slots: int = 1
+    """How many jobs it runs at once."""
+    busy: int = 0
+    models: tuple[ModelOffer, ...] = ()
+    state: WorkerState = WorkerState.READY
+
+
+class CatalogueEntry(BaseModel):
+    """The value of `<prefix>models/<model>`, without a lease: a model that was ever served here."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    capabilities: tuple[Capability, ...]
+    owned_by: str = "nexus"
+    created: int = 0
+
+
+class Snapshot(BaseModel):
+    """Everything the registry knows at one moment."""
+
+    model_config = ConfigDict(frozen=True)
+
+    workers: dict[str, WorkerPresence] = Field(default_factory=dict)
+    models: dict[str, CatalogueEntry] = Field(default_factory=dict)

@@ -1,0 +1,177 @@
+"""The contract between a worker and the inference server beside it.
+
+An adapter is one file in this folder: a subclass of `Backend` with a `name`. Four methods; everything else is
+optional. What MUST hold:
+
+- `discover()` returns what the server can serve NOW. It raises `BackendUnavailable` when the server does not answer.
+- `health()` returns when the server answers and raises `BackendUnavailable` when it does not. It is cheap.
+- `run(task)` yields the caller's bytes as `Chunk`s and exactly one `Finish`, last. An end without `Finish` is a
+  failure: the worker reports it as one. Bytes are in the endpoint's own form: for a stream, whole SSE frames
+  (`data: {…}\\n\\n`) without the closing `[DONE]`, which the gateway sends; otherwise pieces of the response body.
+- Closing the iterator (`aclose()`, also by cancelling the task that awaits it) MUST stop the server's work, or MUST
+  NOT return before that work has really ended: until then the slot stays taken.
+- Errors are `BackendError`s. Whatever else escapes is wrapped once, by the worker, as a 502.
+- Time limits are the worker's business. An adapter never waits on a clock.
+- One instance serves many tasks at once, all on one event loop.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import ClassVar
+
+from schemas.errors import BackendFailed, ErrorInfo, NexusError, NotFound
+from schemas.jobs import Capability, Usage
+from schemas.presence import ModelOffer
+
+
+@dataclass(frozen=True, slots=True)
+class BackendConfig:
+    """How to reach one inference server."""
+
+    url: str = ""
+    api_key: str = ""
+    models: tuple[str, ...] = ()
+    """Serve only these; empty: all that the server has."""
+    options: dict[str, str] = field(default_factory=dict)
+    """Adapter-specific, as `NAME=value` from the command line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One attempt at one job, as the adapter sees it."""
+
+    job: str
+    request_id: str
+    capability: Capability
+    endpoint: str
+    """The OpenAI path, e.g. `/v1/chat/completions`."""
+    model: str
+    public_model: str
+    """The name that answers must carry."""
+    stream: bool
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Bytes for the caller."""
+
+    data: bytes
+    tokens: int = 1
+    """How many pieces of output (tokens, for text) `data` holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The work is complete. MUST be the last thing an adapter yields."""
+
+    usage: Usage | None = None
+    content_type: str = "application/json"
+
+
+Output = Chunk | Finish
+
+
+@dataclass(frozen=True, slots=True)
+class Discovery:
+    """What a server serves."""
+
+    models: tuple[ModelOffer, ...]
+    slots: int | None = None
+    """How many requests it runs at once, where it says."""
+
+
+class BackendError(BackendFailed):
+    """The inference server failed."""
+
+    def __init__(self, message: str | None = None, *, transient: bool = False, info: ErrorInfo | None = None) -> None:
+        super().__init__(message, info=info)
+        self.transient = transient
+        """Another attempt, perhaps on another worker, may succeed."""
+
+
+class BackendUnavailable(BackendError):
+    """The inference server does not answer."""
+
+    status = 503
+    type = "server_error"
+    code = "backend_unavailable"
+    retry_after_s = 5.0
+
+    def __init__(self, message: str | None = None, *, info: ErrorInfo | None = None) -> None:
+        super().__init__(message, transient=True, info=info)
+
+
+class BackendRefused(BackendError):
+    """The inference server refused the request: it is wrong, and the same request never works."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = None
+
+
+class Backend(ABC):
+    """An adapter. See the module's docstring for what MUST hold."""
+
+    name: ClassVar[str] = ""
+    default_slots: ClassVar[int] = 4
+    kinds: ClassVar[dict[str, type[Backend]]] = {}
+
+    def __init__(self, config: BackendConfig) -> None:
+        self.config = config
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        name = cls.__dict__.get("name")
+        if not name:
+            return
+        if name in Backend.kinds:
+            raise TypeError(f"two adapters are called {name!r}: {Backend.kinds[name].__module__} and {cls.__module__}")
+        Backend.kinds[name] = cls
+
+    async def start(self) -> None:
+        """Open what `run` needs. MUST NOT require the server to be up."""
+
+    async def close(self) -> None:
+        """Close everything. No task runs any more."""
+
+    @abstractmethod
+    async def discover(self) -> Discovery:
+        """What the server can serve now."""
+
+    @abstractmethod
+    async def health(self) -> None:
+        """Return if the server answers, else raise `BackendUnavailable`."""
+
+    @abstractmethod
+    def run(self, task: Task) -> AsyncIterator[Output]:
+        """Do the work. An async generator."""
+
+
+def backend_kinds(importer: Callable[[str], object] = import_module) -> dict[str, type[Backend]]:
+    """Every adapter in this folder, by name. An adapter that does not import is an error, not a silence."""
+    package = __name__.rpartition(".")[0]
+    path = import_module(package).__path__
+    for module in iter_modules(path):
+        importer(f"{package}.{module.name}")
+    return dict(Backend.kinds)
+
+
+def make_backend(kind: str, config: BackendConfig) -> Backend:
+    """The adapter called `kind`. Raises NotFound, naming the ones there are."""
+    kinds = backend_kinds()
+    if kind not in kinds:
+        raise NotFound(f"there is no backend called {kind!r}; there are: {', '.join(sorted(kinds))}")
+    return kinds[kind](config)
+
+
+def wrap_foreign(error: Exception) -> NexusError:
+    """The one place where an adapter's foreign exception becomes one of ours."""
+    if isinstance(error, NexusError):
+        return error
+    return BackendError(f"the backend failed: {type(error).__name__}: {error}")
