@@ -1,18 +1,18 @@
 """Every error a caller can meet, as OpenAI's error object, and the exceptions that carry it inside Nexus.
 
-    NexusError
-    ├── InvalidRequest      400  the request is wrong; the same request never works
-    ├── AuthenticationFailed 401
-    ├── PermissionDenied    403
-    ├── NotFound            404
-    ├── MethodNotAllowed    405
-    ├── RequestTimeout      408  the body did not arrive in time
-    ├── RequestTooLarge     413
-    ├── QueueFull           429
-    ├── BackendFailed       502  an inference server dropped, answered nonsense, or failed
-    ├── Unavailable         503  nobody can serve this now; later may work
-    ├── DeadlineExceeded    504  a time limit of Nexus ran out
-    └── InternalError       500  a defect in Nexus
+NexusError
+├── InvalidRequest      400  the request is wrong; the same request never works
+├── AuthenticationFailed 401
+├── PermissionDenied    403
+├── NotFound            404
+├── MethodNotAllowed    405
+├── RequestTimeout      408  the body did not arrive in time
+├── RequestTooLarge     413
+├── QueueFull           429
+├── BackendFailed       502  an inference server dropped, answered nonsense, or failed
+├── Unavailable         503  nobody can serve this now; later may work
+├── DeadlineExceeded    504  a time limit of Nexus ran out
+└── InternalError       500  a defect in Nexus
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class InvalidRequest(NexusError):
 
     status = 400
     type = "invalid_request_error"
-    code = None
+    code: ClassVar[str | None] = None
 
 
 class AuthenticationFailed(NexusError):

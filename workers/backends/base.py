@@ -89,6 +89,8 @@ class Discovery:
 class BackendError(BackendFailed):
     """The inference server failed."""
 
+    code: ClassVar[str | None] = "backend_error"
+
     def __init__(self, message: str | None = None, *, transient: bool = False, info: ErrorInfo | None = None) -> None:
         super().__init__(message, info=info)
         self.transient = transient
@@ -112,7 +114,7 @@ class BackendRefused(BackendError):
 
     status = 400
     type = "invalid_request_error"
-    code = None
+    code: ClassVar[str | None] = None
 
 
 class Backend(ABC):
