@@ -1,0 +1,284 @@
+"""The embedded servers: found, started, watched, stopped, and never left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli.embedded import binaries, servers
+from cli.embedded.binaries import BinaryMissing
+from cli.embedded.process import ManagedProcess, ProcessFailed
+from cli.embedded.servers import EmbeddedServer, EtcdServer, NatsServer, RedisServer
+
+ALL = [NatsServer, EtcdServer, RedisServer]
+
+
+@pytest.fixture(params=ALL, ids=lambda kind: kind.name)
+def server(request: pytest.FixtureRequest) -> EmbeddedServer:
+    return request.getfixturevalue(f"own_{request.param.name}")
+
+
+async def port_is_open(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+def lives(pid: int) -> bool:
+    """Whether `pid` runs; a zombie that nobody has reaped does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("binary", [binaries.NATS, binaries.ETCD, binaries.REDIS], ids=lambda b: b.server)
+class TestBinaries:
+    def test_a_missing_program_names_the_variable_and_the_extra(self, binary, monkeypatch):
+        monkeypatch.delenv(binary.variable, raising=False)
+        monkeypatch.setenv("PATH", "")
+        missing = binaries.Binary(binary.server, binary.variable, binary.names, lambda: None)
+        with pytest.raises(BinaryMissing) as error:
+            missing.find()
+        assert f"${binary.variable}" in str(error.value)
+        assert "nexus[embedded]" in str(error.value)
+
+    def test_a_wrong_variable_is_an_error_and_not_passed_over(self, binary, monkeypatch):
+        monkeypatch.setenv(binary.variable, "/nowhere/at-all")
+        with pytest.raises(BinaryMissing, match=binary.variable):
+            binary.find()
+
+    def test_the_variable_comes_before_path_and_path_before_the_wheel(self, binary, monkeypatch, tmp_path):
+        for folder in ("variable", "path"):
+            program = tmp_path / folder / binary.names[0]
+            program.parent.mkdir()
+            program.write_text("#!/bin/sh\n")
+            program.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path / "path"))
+        monkeypatch.setenv(binary.variable, str(tmp_path / "variable" / binary.names[0]))
+        assert binary.find() == tmp_path / "variable" / binary.names[0]
+        monkeypatch.delenv(binary.variable)
+        assert binary.find() == tmp_path / "path" / binary.names[0]
+
+    def test_a_python_launcher_on_path_is_not_the_server(self, binary, monkeypatch, tmp_path):
+        """A launcher would start the server as its own child, which nobody stops."""
+        launcher = tmp_path / binary.names[0]
+        launcher.write_text("#!/usr/bin/env python\n")
+        launcher.chmod(0o755)
+        monkeypatch.delenv(binary.variable, raising=False)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with contextlib.suppress(BinaryMissing):
+            assert binary.find() != launcher
+
+
+@pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.name)
+async def test_a_server_that_dies_at_start_shows_its_log(kind, monkeypatch, tmp_path):
+    program = tmp_path / "broken"
+    program.write_text("#!/bin/sh\necho 'no disk for you' >&2\nexit 7\n")
+    program.chmod(0o755)
+    monkeypatch.setenv(kind.binary.variable, str(program))
+    server = kind(tmp_path / "data")
+    with pytest.raises(ProcessFailed, match=r"(?s)exit code 7.*no disk for you"):
+        await server.start()
+    assert not server.running
+
+
+async def test_a_server_that_is_never_ready_is_ended(monkeypatch, tmp_path):
+    program = tmp_path / "silent"
+    program.write_text("#!/bin/sh\necho waiting\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("NEXUS_NATS_BIN", str(program))
+    server = NatsServer(tmp_path / "data", ready_timeout_s=0.3)
+    with pytest.raises(ProcessFailed, match=r"(?s)not ready within.*waiting"):
+        await server.start()
+    assert server.pid is not None
+    assert not lives(server.pid)
+
+
+async def test_stop_is_idempotent_and_frees_the_port(server):
+    assert await port_is_open(server.port)
+    await server.stop()
+    await server.stop()
+    assert not server.running
+    assert not await port_is_open(server.port)
+
+
+async def test_stop_after_a_crash_is_fine(server):
+    server.kill()
+    assert await server.process.wait() == -signal.SIGKILL
+    await server.stop()
+
+
+async def test_stop_before_start_is_fine(tmp_path):
+    for kind in ALL:
+        await kind(tmp_path / kind.name).stop()
+
+
+async def test_a_paused_server_can_be_stopped(server):
+    server.pause()
+    await server.stop()
+    assert not server.running
+
+
+async def test_a_paused_server_answers_again_when_resumed(server):
+    server.pause()
+    with pytest.raises((TimeoutError, asyncio.TimeoutError)):
+        await asyncio.wait_for(server._answers(), 0.3)
+    server.resume()
+    assert await asyncio.wait_for(server._answers(), 10)
+
+
+async def test_restart_keeps_the_port_and_changes_the_process(server):
+    url, pid = server.url, server.pid
+    await server.restart()
+    assert server.url == url
+    assert server.pid != pid
+    assert await server._answers()
+
+
+async def test_restart_after_a_crash(server):
+    url = server.url
+    server.kill()
+    await server.restart()
+    assert server.url == url
+    assert await server._answers()
+
+
+async def test_start_twice_is_one_server(server):
+    pid = server.pid
+    await server.start()
+    assert server.pid == pid
+
+
+async def redis_says(server: RedisServer, command: str) -> bytes:
+    return await servers._ask(server.port, f"{command}\r\nQUIT\r\n".encode(), whole=True)
+
+
+async def test_redis_keeps_its_data_over_a_restart(own_redis):
+    assert await redis_says(own_redis, "SET key value") == b"+OK\r\n+OK\r\n"
+    await own_redis.restart()
+    assert b"value" in await redis_says(own_redis, "GET key")
+
+
+async def test_a_taken_port_is_replaced_by_another(server, monkeypatch, tmp_path):
+    """Between choosing a port and binding it, somebody else may take it."""
+    choices = [server.port]
+    real = servers.free_port
+    monkeypatch.setattr(servers, "free_port", lambda: choices.pop() if choices else real())
+    second = type(server)(tmp_path / "second")
+    await second.start()
+    try:
+        assert second.port != server.port
+        assert await second._answers()
+    finally:
+        await second.stop()
+
+
+async def test_a_given_port_that_stays_taken_is_an_error(monkeypatch, tmp_path):
+    monkeypatch.setattr(servers, "PORT_PATIENCE_S", 0.0)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        server = NatsServer(tmp_path / "nats", port=other.getsockname()[1])
+        with pytest.raises(ProcessFailed, match="already in use"):
+            await server.start()
+    assert not server.running
+
+
+async def test_servers_listen_on_loopback_only(server):
+    listening = [
+        line.split()[1].split(":")[0]
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]
+        if line.split()[3] == "0A" and int(line.split()[1].split(":")[1], 16) == server.port
+    ]
+    assert listening == ["0100007F"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="PR_SET_PDEATHSIG is Linux's")
+async def test_a_killed_parent_leaves_no_child(eventually, tmp_path):
+    script = """
+import asyncio, sys
+from pathlib import Path
+from cli.embedded.servers import RedisServer
+
+async def main():
+    server = RedisServer(Path(sys.argv[1]))
+    await server.start()
+    print(server.pid, flush=True)
+    await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", script, str(tmp_path), stdout=asyncio.subprocess.PIPE
+    )
+    assert parent.stdout is not None
+    child = int(await asyncio.wait_for(parent.stdout.readline(), 30))
+    assert lives(child)
+    parent.kill()
+    await parent.wait()
+    await eventually(lambda: not lives(child))
+
+
+class TestManagedProcess:
+    def process(self, tmp_path: Path, script: str, **kwargs) -> ManagedProcess:
+        return ManagedProcess("child", ["/bin/sh", "-c", script], log_file=tmp_path / "child.log", **kwargs)
+
+    async def test_exit_code_and_log(self, tmp_path):
+        child = self.process(tmp_path, "echo hello; echo there >&2; exit 3")
+        assert (child.pid, child.exit_code) == (None, None)
+        await child.start()
+        assert await asyncio.wait_for(child.wait(), 10) == 3
+        assert child.exit_code == 3
+        assert child.tail() == "hello\nthere"
+
+    async def test_several_waiters_learn_of_the_end(self, tmp_path):
+        child = self.process(tmp_path, "exec sleep 60")
+        await child.start()
+        waiting = [asyncio.create_task(child.wait()) for _ in range(3)]
+        child.kill()
+        assert await asyncio.wait_for(asyncio.gather(*waiting), 10) == [-signal.SIGKILL] * 3
+
+    async def test_a_child_deaf_to_sigterm_is_killed_with_its_group(self, eventually, tmp_path):
+        child = self.process(tmp_path, "trap '' TERM; sleep 60 & echo $!; while :; do sleep 1; done")
+        await child.start()
+        grandchild = int(await eventually(child.tail))
+        assert await child.stop(grace_s=0.2) == -signal.SIGKILL
+        await eventually(lambda: not lives(grandchild))
+
+    async def test_the_environment_is_what_was_given(self, tmp_path):
+        child = self.process(tmp_path, "echo $COLOUR", env={"COLOUR": "green", "PATH": os.environ["PATH"]})
+        await child.start()
+        await asyncio.wait_for(child.wait(), 10)
+        assert child.tail() == "green"
+
+    async def test_a_second_start_shows_only_its_own_log(self, tmp_path):
+        child = self.process(tmp_path, "echo again")
+        for _ in range(2):
+            await child.start()
+            await asyncio.wait_for(child.wait(), 10)
+            assert child.tail() == "again"
+        assert child.log_file.read_text() == "again\nagain\n"
+
+    async def test_a_terminals_interrupt_does_not_reach_it(self, tmp_path):
+        child = self.process(tmp_path, "exec sleep 60")
+        await child.start()
+        assert child.pid is not None
+        assert os.getsid(child.pid) == child.pid
+        await child.stop()
+
+    async def test_a_program_that_does_not_exist(self, tmp_path):
+        child = ManagedProcess("ghost", ["/nowhere/ghost"], log_file=tmp_path / "ghost.log")
+        with pytest.raises(FileNotFoundError):
+            await child.start()
+        assert await child.stop() is None
