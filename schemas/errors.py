@@ -21,6 +21,9 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+DRAINED = "worker_drained"
+"""Code of a job handed back by a worker that shuts down: it has not failed."""
+
 
 class ErrorInfo(BaseModel):
     """An error as it travels: on the reply subject, in a job record and, by `body()`, to the caller."""
@@ -169,7 +172,7 @@ class BackendFailed(NexusError):
 
     status = 502
     type = "backend_error"
-    code = "backend_error"
+    code: ClassVar[str | None] = "backend_error"
 
 
 class Unavailable(NexusError):

@@ -6,7 +6,7 @@ the job, `seq` counts the frames of one delivery from 0. A reader takes only the
 
 | kind | payload | takes a seq |
 |---|---|---|
-| STARTED  | JSON `Started`; sent as a request: the answer is GO or GONE | 0 |
+| STARTED  | JSON `Started`; sent as a request: the answer is GO, GONE or STALE | 0 |
 | CHUNK    | bytes for the caller, in the endpoint's own form; may join several tokens | yes |
 | BEAT     | empty: the attempt lives though it has nothing to say | repeats the last seq |
 | DONE     | JSON `Done`, newline, the last bytes for the caller (may be empty) | yes |
@@ -38,7 +38,9 @@ class EventKind(StrEnum):
 GO = b"+"
 """The caller is there: run."""
 GONE = b"-"
-"""The caller is gone, or the job has been decided: stop."""
+"""The caller is gone, or the job has been decided: stop, and forget the job."""
+STALE = b"!"
+"""A newer delivery of this job has begun: stop, and leave the job to it."""
 
 
 class Started(BaseModel):

@@ -79,8 +79,8 @@ class Envelope(BaseModel):
     public_model: str
     """The name that the caller used and is answered with."""
     stream: bool = False
-    reply: str | None = None
-    """Subject for events; holds 128 random bits per run, so that nobody else can guess it. None: nobody waits."""
+    reply: str
+    """Subject for events; holds 128 random bits per run, so that nobody else can guess it."""
     owner: str = "default"
     limits: Limits = Limits()
     metadata: dict[str, str] = Field(default_factory=dict)

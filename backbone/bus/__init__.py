@@ -1,0 +1,1 @@
+"""NATS JetStream, and a memory implementation of the same seam."""

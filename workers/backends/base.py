@@ -8,6 +8,9 @@ optional. What MUST hold:
 - `run(task)` yields the caller's bytes as `Chunk`s and exactly one `Finish`, last. An end without `Finish` is a
   failure: the worker reports it as one. Bytes are in the endpoint's own form: for a stream, whole SSE frames
   (`data: {…}\\n\\n`) without the closing `[DONE]`, which the gateway sends; otherwise pieces of the response body.
+- A `Chunk` without data says only that the work goes on (it also counts `tokens`): it resets the worker's time limits,
+  and nothing is sent for it. A caller who does not stream gets the body in one piece at the end; without such signs a
+  long answer would look like silence.
 - Closing the iterator (`aclose()`, also by cancelling the task that awaits it) MUST stop the server's work, or MUST
   NOT return before that work has really ended: until then the slot stays taken.
 - Errors are `BackendError`s. Whatever else escapes is wrapped once, by the worker, as a 502.
@@ -89,10 +92,20 @@ class Discovery:
 class BackendError(BackendFailed):
     """The inference server failed."""
 
-    code: ClassVar[str | None] = "backend_error"
-
-    def __init__(self, message: str | None = None, *, transient: bool = False, info: ErrorInfo | None = None) -> None:
-        super().__init__(message, info=info)
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        transient: bool = False,
+        code: str | None = None,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        should_retry: bool | None = None,
+        info: ErrorInfo | None = None,
+    ) -> None:
+        super().__init__(
+            message, code=code, param=param, retry_after_s=retry_after_s, should_retry=should_retry, info=info
+        )
         self.transient = transient
         """Another attempt, perhaps on another worker, may succeed."""
 
@@ -105,8 +118,10 @@ class BackendUnavailable(BackendError):
     code = "backend_unavailable"
     retry_after_s = 5.0
 
-    def __init__(self, message: str | None = None, *, info: ErrorInfo | None = None) -> None:
-        super().__init__(message, transient=True, info=info)
+    def __init__(
+        self, message: str | None = None, *, retry_after_s: float | None = None, info: ErrorInfo | None = None
+    ) -> None:
+        super().__init__(message, transient=True, retry_after_s=retry_after_s, info=info)
 
 
 class BackendRefused(BackendError):
@@ -115,6 +130,13 @@ class BackendRefused(BackendError):
     status = 400
     type = "invalid_request_error"
     code: ClassVar[str | None] = None
+
+
+class ModelNotServed(BackendRefused):
+    """The inference server does not have this model."""
+
+    status = 404
+    code = "model_not_found"
 
 
 class Backend(ABC):

@@ -1,0 +1,165 @@
+"""The bus seam: how jobs reach workers and how events come back.
+
+Two sides, two protocols: `GatewayBus` submits jobs and hears events, `WorkerBus` pulls jobs and says events. Both are
+callback-driven on one event loop: a callback must return at once and must not raise.
+
+Guarantees, for every implementation:
+- A job is stored once per (job, run): a repeated submit within the duplicate window changes nothing.
+- `Sink.stored` comes once the job is durable. `Sink.refused` comes instead when it is not and will not be.
+- A pulled job belongs to the worker for `ack_wait` seconds, renewed by `extend`; then it goes to another one, with a
+  higher `delivery` number. `ack`, `give_back` and `extend` after that do nothing (they would hit the other's run).
+- Jobs of one subject are delivered in the order they were stored.
+- `pull` never yields more than `batch` jobs. Those it does not bring are told by `on_end`, once the pull is over.
+  While a pull with `wait_s` is open on a queue, no pull without it may be made there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from schemas.errors import NexusError
+from schemas.jobs import Capability, Envelope, Lane
+
+
+class Queue(NamedTuple):
+    """One line of jobs."""
+
+    capability: Capability
+    lane: Lane
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class QueueDepth:
+    """How many jobs a queue holds."""
+
+    queue: Queue
+    waiting: int
+    """Stored, and not with a worker."""
+    in_progress: int
+    """With a worker."""
+
+
+class Sink(Protocol):
+    """Who waits for a submitted job."""
+
+    def stored(self, seq: int) -> None:
+        """The job is durable, under this sequence."""
+
+    def refused(self, error: NexusError) -> None:
+        """The job could not be stored."""
+
+    def heard(self, data: bytes) -> bytes | None:
+        """An event frame (see schemas.events). What is returned, if anything, answers a frame sent as a question."""
+
+
+class GatewayBus(Protocol):
+    """The gateway's side."""
+
+    async def start(self) -> None:
+        """Connect and make the streams. Raises Unavailable."""
+
+    async def close(self) -> None:
+        """Disconnect."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection now."""
+
+    @property
+    def max_message_bytes(self) -> int:
+        """The largest job message."""
+
+    async def open_queue(self, queue: Queue) -> None:
+        """Make the queue's consumer, if this process has not yet. Raises Unavailable."""
+
+    def new_reply(self) -> str:
+        """An unguessable subject on which this process hears events."""
+
+    def submit(self, envelope: Envelope, body: bytes, sink: Sink) -> None:
+        """Store a job; what comes on `envelope.reply` goes to `sink`. Raises Unavailable, RequestTooLarge."""
+
+    def release(self, reply: str) -> None:
+        """Stop listening for one job. Questions that still come on `reply` are answered GONE."""
+
+    def remove(self, queue: Queue, seq: int) -> None:
+        """Delete a stored job, if nobody has it yet. Best effort."""
+
+    def control(self, worker: str, message: bytes) -> None:
+        """Say something to a worker (see schemas.control). Best effort."""
+
+    async def depths(self) -> list[QueueDepth]:
+        """Every queue with anything in it. Raises Unavailable."""
+
+    async def ping(self) -> None:
+        """One active round trip to the jobs stream. Raises Unavailable."""
+
+
+class Delivery(Protocol):
+    """A job in a worker's hands."""
+
+    queue: Queue
+    message: bytes
+    delivery: int
+    """1 for the first delivery of this message."""
+    pending: int
+    """Jobs left in the queue when this one was taken."""
+
+    @property
+    def owned(self) -> bool:
+        """Still ours: neither settled nor past `ack_wait`."""
+
+    def ack(self) -> None:
+        """The job is done: forget it."""
+
+    def give_back(self, delay_s: float = 0.0) -> None:
+        """Let somebody else have it, after `delay_s`."""
+
+    def extend(self) -> None:
+        """It is still running."""
+
+
+class WorkerBus(Protocol):
+    """The worker's side."""
+
+    async def start(self) -> None:
+        """Connect. Raises Unavailable."""
+
+    async def close(self) -> None:
+        """Flush and disconnect. Jobs still in hand come back to the queue after `ack_wait`."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection now."""
+
+    async def serve(self, queues: list[Queue], on_bell: Callable[[Queue], None] | None) -> None:
+        """Be ready to pull from these queues, replacing those of the last call. With `on_bell`, hear when a job is stored.
+
+        Jobs go to the `on_job` given when the bus was made.
+        """
+
+    def pull(self, queue: Queue, batch: int, wait_s: float, on_end: Callable[[Queue, int], None]) -> None:
+        """Ask for up to `batch` jobs, which go to `on_job`; with `wait_s` 0 only for those waiting now.
+
+        `on_end(queue, unused)` tells how many jobs it did not bring; it is not called when it brought them all.
+        """
+
+    async def stop_pulling(self) -> None:
+        """End every pull. Jobs that were on their way have reached `on_job` when this returns."""
+
+    def say(self, reply: str, frame: bytes) -> None:
+        """Send an event. Order is kept; delivery is at most once."""
+
+    def ask(self, reply: str, frame: bytes, on_answer: Callable[[bytes | None], None]) -> int:
+        """Send an event as a question. `on_answer(None)`: nobody is listening there. Returns a ticket for `unask`."""
+
+    def unask(self, ticket: int) -> None:
+        """The answer is of no interest any more. Idempotent."""
+
+    async def listen(self, worker: str, on_control: Callable[[bytes], None]) -> None:
+        """Hear `GatewayBus.control` messages for this worker."""
+
+    async def ping(self) -> None:
+        """One active round trip. Raises Unavailable."""

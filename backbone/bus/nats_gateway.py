@@ -1,0 +1,225 @@
+"""The gateway's side of the bus on NATS JetStream.
+
+Two connections: one publishes and asks, one hears replies, so that a burst on one never delays the other. All replies
+of a process, and the PubAcks of its jobs, come on one wildcard subscription `nexus.reply.<gateway>.*`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from dataclasses import dataclass
+
+import orjson
+import structlog
+
+from backbone.bus.base import Queue, QueueDepth, Sink
+from backbone.bus.status import parse_status
+from backbone.bus.streams import JobsStream, ensure_consumer, ensure_stream, read_depths, request
+from backbone.bus.subjects import CONTROL, JOBS_STREAM, REPLY, job_subject
+from backbone.bus.wire import Wire
+from schemas.errors import NexusError, QueueFull, RequestTooLarge, Unavailable
+from schemas.events import GONE
+from schemas.jobs import Envelope
+
+log = structlog.get_logger(__name__)
+
+REPEAT_S = 2.0
+"""An unacknowledged submit is repeated after this; its Msg-Id keeps it one job."""
+GIVE_UP_S = 10.0
+STREAM_FULL = 10077
+ENVELOPE_ROOM = 8192
+DELETE_SUBJECT = f"$JS.API.STREAM.MSG.DELETE.{JOBS_STREAM}".encode()
+
+
+@dataclass(slots=True)
+class _Unacked:
+    """A submit whose PubAck has not come."""
+
+    subject: bytes
+    message: bytes
+    reply: bytes
+    message_id: bytes
+    sink: Sink
+    since: float
+    sent: float
+
+
+class NatsGatewayBus:
+    """See backbone.bus.base.GatewayBus."""
+
+    def __init__(self, url: str, *, gateway: str, ack_wait_s: float, stream: JobsStream) -> None:
+        self._publisher = Wire(url, f"{gateway}-jobs", on_reconnect=self._reopen)
+        self._listener = Wire(url, f"{gateway}-replies")
+        self._prefix = f"{REPLY}.{gateway}."
+        self._skip = len(self._prefix)
+        self._void = f"{self._prefix}void".encode()
+        self._ack_wait_s = ack_wait_s
+        self._stream = stream
+        self._sinks: dict[bytes, Sink] = {}
+        self._unacked: dict[bytes, _Unacked] = {}
+        self._queues: set[Queue] = set()
+        self._sweeper: asyncio.Task[None] | None = None
+        self._reopening: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def start(self) -> None:
+        """Connect, make the stream, listen."""
+        self._loop = asyncio.get_running_loop()
+        await self._publisher.connect()
+        await self._listener.connect()
+        await ensure_stream(self._publisher.client, self._stream)
+        await self._listener.subscribe(f"{self._prefix}*", self._on_reply)
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    async def close(self) -> None:
+        """Disconnect."""
+        for task in (self._sweeper, self._reopening):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        await self._publisher.close()
+        await self._listener.close()
+
+    @property
+    def connected(self) -> bool:
+        """Both connections are up."""
+        return self._publisher.connected and self._listener.connected
+
+    @property
+    def max_message_bytes(self) -> int:
+        """What the server takes, less room for the envelope."""
+        return self._publisher.client.max_payload - ENVELOPE_ROOM
+
+    async def _reopen(self) -> None:
+        """After a reconnect: the server may have lost its memory."""
+        if self._reopening is not None and not self._reopening.done():
+            self._reopening.cancel()
+        self._reopening = asyncio.create_task(self._reopen_all())
+
+    async def _reopen_all(self) -> None:
+        queues, self._queues = self._queues, set()
+        while True:
+            try:
+                await ensure_stream(self._publisher.client, self._stream)
+                for queue in queues:
+                    await self.open_queue(queue)
+                return
+            except Unavailable as error:
+                log.warning("streams not ready after reconnect", error=str(error))
+                await asyncio.sleep(0.5)
+
+    async def open_queue(self, queue: Queue) -> None:
+        """Make the consumer, once per process and connection."""
+        if queue in self._queues:
+            return
+        await ensure_consumer(self._publisher.client, queue, self._ack_wait_s, self._stream.replicas)
+        self._queues.add(queue)
+
+    def new_reply(self) -> str:
+        """128 random bits below this gateway's prefix."""
+        return self._prefix + secrets.token_hex(16)
+
+    def submit(self, envelope: Envelope, body: bytes, sink: Sink) -> None:
+        """Publish; the PubAck comes to the reply subject and is checked there, without anybody waiting."""
+        if not self._listener.connected:
+            raise Unavailable("the gateway has lost its connection to NATS; try again shortly")
+        if len(body) > self.max_message_bytes:
+            raise RequestTooLarge(f"the request is larger than the {self.max_message_bytes} bytes that NATS takes")
+        assert self._loop is not None
+        message = envelope.encode(body)
+        reply = envelope.reply.encode()
+        token = reply[self._skip :]
+        subject = job_subject(envelope.capability, envelope.lane, envelope.model).encode()
+        message_id = f"{envelope.job}.{envelope.run}".encode()
+        self._publisher.publish_with_id(subject, message, reply, message_id)
+        now = self._loop.time()
+        self._sinks[token] = sink
+        self._unacked[token] = _Unacked(subject, message, reply, message_id, sink, now, now)
+
+    def release(self, reply: str) -> None:
+        """Forget the sink."""
+        token = reply[self._skip :].encode()
+        self._sinks.pop(token, None)
+        self._unacked.pop(token, None)
+
+    def _on_reply(self, subject: bytes, answer_to: bytes, headers: bytes, data: bytes) -> None:
+        token = subject[self._skip :]
+        sink = self._sinks.get(token)
+        if sink is None:
+            if answer_to:
+                self._answer(answer_to, GONE)
+            return
+        if data[:1] == b"{":
+            self._on_puback(token, data)
+        elif headers and not data:
+            # No responders: JetStream is not up yet. The submit is repeated by the sweeper.
+            log.debug("no responders", status=parse_status(headers))
+        else:
+            answer = sink.heard(data)
+            if answer is not None and answer_to:
+                self._answer(answer_to, answer)
+
+    def _answer(self, subject: bytes, answer: bytes) -> None:
+        with contextlib.suppress(Unavailable):
+            self._listener.publish(subject, answer)
+
+    def _on_puback(self, token: bytes, data: bytes) -> None:
+        unacked = self._unacked.pop(token, None)
+        if unacked is None:
+            return
+        ack = orjson.loads(data)
+        error = ack.get("error")
+        if error is None:
+            unacked.sink.stored(ack["seq"])
+            return
+        log.warning("job refused by jetstream", error=error)
+        refusal: NexusError
+        if error.get("err_code") == STREAM_FULL:
+            refusal = QueueFull()
+        else:
+            refusal = Unavailable(f"the queue does not take jobs: {error.get('description')}")
+        unacked.sink.refused(refusal)
+
+    async def _sweep(self) -> None:
+        """Repeat submits without a PubAck, and give up on old ones."""
+        assert self._loop is not None
+        while True:
+            await asyncio.sleep(0.5)
+            now = self._loop.time()
+            for token, one in list(self._unacked.items()):
+                if now - one.since > GIVE_UP_S:
+                    self._unacked.pop(token, None)
+                    one.sink.refused(Unavailable("the queue did not confirm the job in time; try again shortly"))
+                elif now - one.sent > REPEAT_S and self.connected:
+                    one.sent = now
+                    with contextlib.suppress(Unavailable):
+                        self._publisher.publish_with_id(one.subject, one.message, one.reply, one.message_id)
+
+    def remove(self, queue: Queue, seq: int) -> None:  # noqa: ARG002
+        """Delete by sequence; the answer goes nowhere."""
+        with contextlib.suppress(Unavailable):
+            self._publisher.publish(DELETE_SUBJECT, b'{"seq":%d,"no_erase":true}' % seq, self._void)
+
+    def control(self, worker: str, message: bytes) -> None:
+        """Core NATS: whoever is there hears it."""
+        with contextlib.suppress(Unavailable):
+            self._publisher.publish(f"{CONTROL}.{worker}".encode(), message)
+
+    async def depths(self) -> list[QueueDepth]:
+        """From the stream's state."""
+        return await read_depths(self._publisher.client)
+
+    async def ping(self) -> None:
+        """Ask for the stream, and round-trip the reply connection."""
+        if not self.connected:
+            raise Unavailable("not connected to NATS")
+        try:
+            await request(self._publisher.client, f"STREAM.INFO.{JOBS_STREAM}", timeout_s=1.0)
+        except Unavailable:
+            raise
+        except Exception as error:
+            raise Unavailable(f"the jobs stream is not usable: {error}") from error
+        await self._listener.ping()

@@ -1,0 +1,43 @@
+"""Reading what JetStream says about a message: status headers and acknowledgement subjects."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Status(NamedTuple):
+    """A status message, such as `404 No Messages`."""
+
+    code: int
+    text: str
+    unused: int | None
+    """Messages that the pull asked for and did not get, where the server says."""
+
+
+def parse_status(headers: bytes) -> Status | None:
+    """The status in raw headers; None when they hold none."""
+    line, _, rest = headers.partition(b"\r\n")
+    words = line.split(b" ", 2)
+    if len(words) < 2 or not words[1].isdigit():
+        return None
+    unused = None
+    for header in rest.split(b"\r\n"):
+        name, _, value = header.partition(b":")
+        if name.lower() == b"nats-pending-messages":
+            unused = int(value)
+    return Status(int(words[1]), words[2].decode() if len(words) > 2 else "", unused)
+
+
+class AckSubject(NamedTuple):
+    """What an acknowledgement subject tells."""
+
+    delivery: int
+    stream_seq: int
+    pending: int
+
+
+def parse_ack_subject(subject: bytes) -> AckSubject:
+    """`$JS.ACK.[domain.account.]stream.consumer.delivered.sseq.cseq.time.pending[.token]`. Raises ValueError."""
+    tokens = subject.split(b".")
+    base = 4 if len(tokens) == 9 else 6
+    return AckSubject(int(tokens[base]), int(tokens[base + 1]), int(tokens[base + 4]))

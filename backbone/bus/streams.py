@@ -1,0 +1,144 @@
+"""Making the jobs stream and its consumers, and reading them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import nats.errors
+import orjson
+from nats.aio.client import Client
+
+from backbone.bus.base import Queue, QueueDepth
+from backbone.bus.subjects import BELL, JOBS, JOBS_STREAM, consumer_name, parse_job_subject
+from schemas.errors import Unavailable
+
+API = "$JS.API"
+NANO = 1_000_000_000
+DUPLICATE_WINDOW_S = 30
+"""A submit is repeated for at most 10 s; a longer window costs NATS memory for every job in it."""
+STREAM_NOT_FOUND = 10059
+STREAM_NAME_IN_USE = 10058
+
+
+@dataclass(frozen=True, slots=True)
+class JobsStream:
+    """The bounds of the jobs stream."""
+
+    max_jobs: int = 100_000
+    max_per_queue: int = 10_000
+    max_bytes: int = 4 * 1024**3
+    replicas: int = 1
+
+    def config(self) -> dict[str, Any]:
+        """The stream's configuration, in the JetStream API's terms."""
+        return {
+            "name": JOBS_STREAM,
+            "subjects": [f"{JOBS}.>"],
+            "retention": "workqueue",
+            "storage": "file",
+            "discard": "new",
+            "discard_new_per_subject": True,
+            "max_msgs": self.max_jobs,
+            "max_msgs_per_subject": self.max_per_queue,
+            "max_bytes": self.max_bytes,
+            "max_age": 0,
+            "max_msg_size": -1,
+            "max_consumers": -1,
+            "num_replicas": self.replicas,
+            "duplicate_window": DUPLICATE_WINDOW_S * NANO,
+            "republish": {"src": f"{JOBS}.>", "dest": f"{BELL}.>", "headers_only": True},
+            "allow_direct": True,
+        }
+
+
+class ApiError(Exception):
+    """JetStream answered with an error."""
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        super().__init__(error.get("description", "unknown error"))
+        self.code = int(error.get("err_code", 0))
+
+
+async def request(client: Client, subject: str, body: Any = None, timeout_s: float = 2.0) -> dict[str, Any]:
+    """One call of the JetStream API. Raises Unavailable and ApiError."""
+    try:
+        message = await client.request(
+            f"{API}.{subject}", orjson.dumps(body) if body is not None else b"", timeout=timeout_s
+        )
+    except (nats.errors.Error, OSError, TimeoutError, asyncio.InvalidStateError) as error:
+        raise Unavailable("NATS JetStream does not answer") from error
+    answer: dict[str, Any] = orjson.loads(message.data)
+    if "error" in answer:
+        raise ApiError(answer["error"])
+    return answer
+
+
+async def ensure_stream(client: Client, stream: JobsStream) -> None:
+    """Make the jobs stream, or bring it to this configuration. Raises Unavailable, also for a server too old for it."""
+    config = stream.config()
+    try:
+        try:
+            answer = await request(client, f"STREAM.CREATE.{JOBS_STREAM}", config)
+        except ApiError as error:
+            if error.code != STREAM_NAME_IN_USE:
+                raise
+            answer = await request(client, f"STREAM.UPDATE.{JOBS_STREAM}", config)
+    except ApiError as error:
+        raise Unavailable(f"NATS refuses the stream {JOBS_STREAM}: {error}") from error
+    kept = answer["config"]
+    # Older servers silently ignore what they do not know.
+    for name in ("republish", "discard_new_per_subject", "max_msgs_per_subject"):
+        if kept.get(name) != config[name]:
+            raise Unavailable(f"this nats-server is too old: it did not take '{name}'. Nexus needs 2.10 or newer")
+
+
+async def ensure_consumer(client: Client, queue: Queue, ack_wait_s: float, replicas: int) -> None:
+    """Make a queue's durable consumer. Raises Unavailable."""
+    name = consumer_name(*queue)
+    config = {
+        "durable_name": name,
+        "filter_subject": f"{JOBS}.{queue.capability}.{queue.lane}.{name.split('_', 2)[2]}",
+        "ack_policy": "explicit",
+        "ack_wait": int(ack_wait_s * NANO),
+        # NATS would keep a message at `max_deliver` for ever, undeliverable: started attempts are counted by us.
+        "max_deliver": -1,
+        "max_ack_pending": 100_000,
+        "max_waiting": 20_000,
+        "deliver_policy": "all",
+        "replay_policy": "instant",
+        "num_replicas": replicas,
+    }
+    try:
+        await request(
+            client, f"CONSUMER.DURABLE.CREATE.{JOBS_STREAM}.{name}", {"stream_name": JOBS_STREAM, "config": config}
+        )
+    except ApiError as error:
+        raise Unavailable(f"NATS refuses the consumer {name}: {error}") from error
+
+
+async def read_depths(client: Client) -> list[QueueDepth]:
+    """Every queue that holds a job. Raises Unavailable."""
+    subjects: dict[str, int] = {}
+    try:
+        while True:
+            body = {"subjects_filter": f"{JOBS}.>", "offset": len(subjects)}
+            info = await request(client, f"STREAM.INFO.{JOBS_STREAM}", body)
+            page = info["state"].get("subjects") or {}
+            subjects |= page
+            if not page or len(subjects) >= info.get("total", 0):
+                break
+        return list(await asyncio.gather(*(_depth(client, s, n) for s, n in subjects.items())))
+    except ApiError as error:
+        raise Unavailable(f"NATS: {error}") from error
+
+
+async def _depth(client: Client, subject: str, stored: int) -> QueueDepth:
+    queue = Queue(*parse_job_subject(subject))
+    running = 0
+    with contextlib.suppress(ApiError):
+        info = await request(client, f"CONSUMER.INFO.{JOBS_STREAM}.{consumer_name(*queue)}")
+        running = min(stored, info["num_ack_pending"])
+    return QueueDepth(queue, stored - running, running)

@@ -1,0 +1,58 @@
+"""Names on the wire: subjects, streams, consumers. Model names are encoded so that no dot, star or space gets there."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+from schemas.errors import InvalidRequest
+from schemas.jobs import Capability, Lane
+
+JOBS_STREAM = "NEXUS_JOBS"
+JOBS = "nexus.jobs"
+BELL = "nexus.bell"
+REPLY = "nexus.reply"
+CONTROL = "nexus.control"
+
+MAX_ENCODED = 200
+"""Encoded model names are bounded: NATS keeps a folder per consumer, and file names end at 255 bytes."""
+
+_PLAIN = re.compile(rb"[A-Za-z0-9-]+")
+_ESCAPE = re.compile(r"_([0-9a-f]{2})")
+
+
+@lru_cache(maxsize=4096)
+def encode_model(model: str) -> str:
+    """`model` as one token of `[A-Za-z0-9_-]`: every other byte of its UTF-8 form becomes `_` and two hex digits.
+
+    Raises InvalidRequest for an empty name and for one that is too long once encoded.
+    """
+    raw = model.encode("utf-8", "surrogatepass")
+    token = "".join(chr(b) if _PLAIN.fullmatch(bytes((b,))) else f"_{b:02x}" for b in raw)
+    if not token or len(token) > MAX_ENCODED:
+        raise InvalidRequest("this model name is empty or too long", param="model")
+    return token
+
+
+def decode_model(token: str) -> str:
+    """Inverse of `encode_model`."""
+    raw = _ESCAPE.sub(lambda m: chr(int(m[1], 16)), token).encode("latin-1")
+    return raw.decode("utf-8", "surrogatepass")
+
+
+@lru_cache(maxsize=8192)
+def job_subject(capability: Capability, lane: Lane, model: str) -> str:
+    """Where a job for `model` is published."""
+    return f"{JOBS}.{capability}.{lane}.{encode_model(model)}"
+
+
+@lru_cache(maxsize=8192)
+def consumer_name(capability: Capability, lane: Lane, model: str) -> str:
+    """The durable consumer of one job subject."""
+    return f"{capability}_{lane}_{encode_model(model)}"
+
+
+def parse_job_subject(subject: str) -> tuple[Capability, Lane, str]:
+    """Inverse of `job_subject` (bell subjects have the same tail). Raises ValueError."""
+    capability, lane, token = subject.split(".")[2:]
+    return Capability(capability), Lane(lane), decode_model(token)

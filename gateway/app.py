@@ -1,0 +1,106 @@
+"""Putting the gateway together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from backbone.version import VERSION
+from gateway.deps import Parts
+from gateway.endpoint import Endpoint
+from gateway.http import request_id_of
+from gateway.routes import chat, completions, models, operation
+from schemas.errors import ErrorInfo, InternalError, InvalidRequest, MethodNotAllowed, NexusError, NotFound
+
+ENDPOINTS: list[Endpoint] = [chat.ENDPOINT, completions.ENDPOINT]
+
+
+def make_app(parts: Parts) -> FastAPI:
+    """The API, for everything that is not a hot route; these are listed for `/docs` and answer 405 to other methods."""
+    app = FastAPI(
+        title="Nexus", version=VERSION, summary="One OpenAI-compatible door in front of every AI server a team owns."
+    )
+    app.state.parts = parts
+    app.include_router(operation.probes)
+    app.include_router(operation.router)
+    app.include_router(models.router)
+    for endpoint in ENDPOINTS:
+        _document(app, endpoint)
+    _answer_errors(app)
+    return app
+
+
+def make_observability_app(parts: Parts) -> FastAPI:
+    """`/health`, `/readyz` and `/metrics` alone."""
+    app = FastAPI(title="Nexus observability", version=VERSION, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.parts = parts
+    app.include_router(operation.probes)
+    return app
+
+
+def _document(app: FastAPI, endpoint: Endpoint) -> None:
+    """The door serves this route; FastAPI knows it for the documentation and for its other methods."""
+
+    async def served_by_the_door(request: Request) -> Response:
+        raise InternalError(f"{request.url.path} was not served by the door")
+
+    schema = endpoint.schema.model_json_schema(ref_template="#/components/schemas/{model}")
+    definitions = schema.pop("$defs", {})
+    app.add_api_route(
+        endpoint.path,
+        served_by_the_door,
+        methods=["POST"],
+        tags=["inference"],
+        summary=f"{endpoint.capability.value.capitalize()} (OpenAI)",
+        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
+    )
+    _add_definitions(app, definitions)
+
+
+def _add_definitions(app: FastAPI, definitions: dict[str, Any]) -> None:
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = plain()
+        document.setdefault("components", {}).setdefault("schemas", {}).update(definitions)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Every error of ours and of the framework, as OpenAI's object."""
+
+    @app.exception_handler(NexusError)
+    async def ours(_request: Request, error: NexusError) -> Response:
+        return _json(error.info)
+
+    @app.exception_handler(HTTPException)
+    async def framework(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 404:
+            return _json(NotFound(f"there is nothing at {request.method} {request.url.path[:200]}").info)
+        if error.status_code == 405:
+            info = MethodNotAllowed(f"{request.url.path[:200]} does not take {request.method}").info
+            return _json(info, dict(error.headers or {}))
+        return _json(
+            ErrorInfo(status=error.status_code, type="invalid_request_error", code=None, message=str(error.detail))
+        )
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_request: Request, error: RequestValidationError) -> Response:
+        problem = error.errors()[0]
+        param = ".".join(str(part) for part in problem["loc"][1:]) or None
+        return _json(InvalidRequest(problem["msg"], param=param).info)
+
+    @app.exception_handler(Exception)
+    async def defect(request: Request, _error: Exception) -> Response:
+        return _json(InternalError(f"internal error; request id {request_id_of(request.scope)}").info)
+
+
+def _json(info: ErrorInfo, headers: dict[str, str] | None = None) -> JSONResponse:
+    extra = {"www-authenticate": "Bearer"} if info.status == 401 else {}
+    return JSONResponse(info.body(), status_code=info.status, headers=info.headers() | extra | (headers or {}))

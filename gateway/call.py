@@ -1,0 +1,285 @@
+"""One synchronous request, from submit to its last byte: what it hears, what it believes, when it gives up.
+
+QUEUED ──started──► RUNNING ──done──► ENDED
+  ▲                   │ │
+  └──returned, or a───┘ └─failed, gap, silence, limit──► ENDED (error)
+     newer delivery,
+     while nothing was shown to the caller
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum, auto
+
+from backbone.bus.base import GatewayBus, Queue
+from schemas.control import Control, ControlOp
+from schemas.errors import DRAINED, BackendFailed, DeadlineExceeded, ErrorInfo, NexusError, Unavailable
+from schemas.events import GO, GONE, STALE, Done, EventKind, Started, decode_frame
+from schemas.jobs import Envelope
+
+MAX_STARTS = 3
+"""Attempts that were started and lost before the job counts as poison."""
+MAX_UNREAD = 8 * 1024 * 1024
+"""Bytes that may wait for a caller who reads too slowly."""
+SILENCE_GRACE_S = 2.0
+
+_STARTED, _CHUNK, _BEAT = EventKind.STARTED.value, EventKind.CHUNK.value, EventKind.BEAT.value
+_DONE, _FAILED, _RETURNED = EventKind.DONE.value, EventKind.FAILED.value, EventKind.RETURNED.value
+
+
+class State(Enum):
+    """Where a call stands."""
+
+    QUEUED = auto()
+    RUNNING = auto()
+    ENDED = auto()
+
+
+class Call:
+    """See the module's docstring. A bus Sink."""
+
+    __slots__ = (
+        "_abandoned", "_ack_wait_s", "_bus", "_pieces", "_seq", "_size", "_waiter", "backend", "began_at", "delivery",
+        "done", "envelope", "error", "first_at", "last_sign", "loop", "queue", "seq", "shown", "starts", "state", "submitted_at", "worker",
+    )  # fmt: skip
+
+    def __init__(self, bus: GatewayBus, envelope: Envelope, ack_wait_s: float) -> None:
+        self._bus = bus
+        self.envelope = envelope
+        self.queue = Queue(envelope.capability, envelope.lane, envelope.model)
+        self._ack_wait_s = ack_wait_s
+        self.loop = asyncio.get_running_loop()
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._seq = 0
+        self._abandoned = False
+        self.state = State.QUEUED
+        self.shown = False
+        """Bytes of the current attempt have gone to the caller."""
+        self.error: ErrorInfo | None = None
+        self.done: Done | None = None
+        self.seq: int | None = None
+        """The job's sequence in the stream, once stored."""
+        self.delivery = 0
+        self.starts = 0
+        self.worker = ""
+        self.backend = ""
+        self.submitted_at = self.last_sign = self.loop.time()
+        self.began_at: float | None = None
+        self.first_at: float | None = None
+
+    # What the caller's side does
+
+    async def wait(self) -> None:
+        """Return when there are bytes to take, or when the call has ended."""
+        if self._pieces or self.state is State.ENDED:
+            return
+        self._waiter = self.loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    async def wait_end(self) -> None:
+        """Return when the call has ended."""
+        while self.state is not State.ENDED:
+            self._waiter = self.loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    @property
+    def has_output(self) -> bool:
+        """There are bytes to take."""
+        return bool(self._pieces)
+
+    def take(self) -> bytes:
+        """The bytes so far, which from now on count as shown to the caller."""
+        pieces = self._pieces
+        if not pieces:
+            return b""
+        self.shown = True
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        self._pieces = []
+        self._size = 0
+        return data
+
+    def abandon(self) -> None:
+        """The caller is gone. Queued: never run. Running: stopped."""
+        if self.state is State.ENDED:
+            return
+        running = self.state is State.RUNNING
+        self._end()
+        self._abandoned = True
+        if running:
+            self._stop_worker()
+        if self.seq is not None:
+            self._bus.remove(self.queue, self.seq)
+            self._bus.release(self.envelope.reply)
+        # Otherwise `stored` will come, and then the job can be removed.
+
+    def fail(self, error: NexusError) -> None:
+        """End with an error of the gateway's own, and stop what runs."""
+        if self.state is State.ENDED:
+            return
+        self.abandon()
+        self.error = error.info
+        self.wake()
+
+    # What the bus says
+
+    def stored(self, seq: int) -> None:
+        """The PubAck."""
+        self.seq = seq
+        if self._abandoned:
+            self._bus.remove(self.queue, seq)
+            self._bus.release(self.envelope.reply)
+
+    def refused(self, error: NexusError) -> None:
+        """The job was never stored."""
+        if self.state is not State.ENDED:
+            self._end()
+            self.error = error.info
+            self.wake()
+        self._bus.release(self.envelope.reply)
+
+    def heard(self, data: bytes) -> bytes | None:
+        """One event frame."""
+        try:
+            kind, delivery, seq, payload = decode_frame(data)
+        except ValueError:
+            return None
+        if kind == _STARTED:
+            return self._on_started(delivery, payload)
+        if delivery < self.delivery or self.state is State.ENDED:
+            return None
+        self.last_sign = self.loop.time()
+        expected = self._seq + (kind != _BEAT)
+        if delivery > self.delivery or seq != expected:
+            self.fail(BackendFailed("events of this answer were lost on their way; try again", code="events_lost"))
+            return None
+        self._seq = seq
+        if kind == _CHUNK:
+            self._add(payload)
+        elif kind == _DONE:
+            self._on_done(payload)
+        elif kind == _FAILED:
+            self._end()
+            self.error = ErrorInfo.model_validate_json(payload)
+            self._bus.release(self.envelope.reply)
+            self.wake()
+        elif kind == _RETURNED:
+            self._on_returned(payload)
+        return None
+
+    def _on_started(self, delivery: int, payload: bytes) -> bytes:
+        if delivery < self.delivery:
+            return STALE
+        if self.state is State.ENDED:
+            return GONE
+        if delivery == self.delivery:
+            return GO  # asked again: our answer was lost
+        if self.shown:
+            self.fail(_lost_worker())
+            return GONE
+        if self.starts >= MAX_STARTS:
+            self.fail(
+                BackendFailed(
+                    f"this request was started {self.starts} times and lost its worker each time", code="worker_lost"
+                )
+            )
+            return GONE
+        started = Started.model_validate_json(payload)
+        self.worker, self.backend = started.worker, started.backend
+        self._forget_output()
+        self.delivery, self._seq = delivery, 0
+        self.starts += 1
+        self.state = State.RUNNING
+        self.last_sign = now = self.loop.time()
+        if self.began_at is None:
+            self.began_at = now
+        return GO
+
+    def _on_done(self, payload: bytes) -> None:
+        head, _, tail = payload.partition(b"\n")
+        self.done = Done.model_validate_json(head)
+        if tail:
+            self._add(tail)
+        self._end()
+        self._bus.release(self.envelope.reply)
+        self.wake()
+
+    def _on_returned(self, payload: bytes) -> None:
+        if self.shown:
+            self.fail(_lost_worker())
+            return
+        info = ErrorInfo.model_validate_json(payload)
+        if info.code == DRAINED:
+            self.starts -= 1
+        self._forget_output()
+        self.state = State.QUEUED
+
+    # The clock
+
+    def check(self, now: float) -> None:
+        """Called a few times a second: nothing waits without a bound."""
+        limits = self.envelope.limits
+        if self.state is State.QUEUED:
+            if now - self.submitted_at > limits.queue_s:
+                self.fail(
+                    DeadlineExceeded(
+                        f"no worker took the request within {limits.queue_s:g} s (queue limit)", code="queue_timeout"
+                    )
+                )
+        elif self.state is State.RUNNING:
+            if now - self.last_sign > self._ack_wait_s + SILENCE_GRACE_S:
+                self._on_silence()
+            elif self.began_at is not None and now - self.began_at > limits.total_s + self._ack_wait_s:
+                self.fail(DeadlineExceeded(f"the answer was not complete after {limits.total_s:g} s (total limit)"))
+
+    def _on_silence(self) -> None:
+        """The worker is dead or cut off. Its job is on its way to another one; only an unshown answer can begin anew."""
+        if self.shown:
+            self.fail(_lost_worker())
+        else:
+            self._forget_output()
+            self.state = State.QUEUED
+
+    # Pieces
+
+    def _add(self, data: bytes) -> None:
+        if self.first_at is None:
+            self.first_at = self.loop.time()
+        self._pieces.append(data)
+        self._size += len(data)
+        if self.envelope.stream:
+            if self._size > MAX_UNREAD:
+                self.fail(Unavailable("the caller reads this stream too slowly", code="slow_reader"))
+                return
+            self.wake()
+
+    def _forget_output(self) -> None:
+        self._pieces = []
+        self._size = 0
+        self.first_at = None
+
+    def _end(self) -> None:
+        self.state = State.ENDED
+
+    def wake(self) -> None:
+        """Let the one who waits look again."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _stop_worker(self) -> None:
+        control = Control(op=ControlOp.CANCEL, job=self.envelope.job, run=self.envelope.run)
+        self._bus.control(self.worker, control.model_dump_json().encode())
+
+
+def _lost_worker() -> NexusError:
+    return BackendFailed(
+        "the worker was lost in the middle of this answer; what came is not complete", code="worker_lost"
+    )

@@ -1,0 +1,40 @@
+"""What routes are given: FastAPI dependencies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from prometheus_client import CollectorRegistry
+
+from gateway.auth import Auth, Principal
+from gateway.dispatch import Dispatcher
+from gateway.inference import Inference
+from gateway.readiness import ReadinessCheck
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The gateway's parts, made once per process."""
+
+    dispatcher: Dispatcher
+    inference: Inference
+    auth: Auth
+    readiness: ReadinessCheck
+    metrics: CollectorRegistry
+
+
+def get_parts(request: Request) -> Parts:
+    """The parts of the running gateway."""
+    parts: Parts = request.app.state.parts
+    return parts
+
+
+def require_key(request: Request) -> Principal:
+    """The caller. Raises AuthenticationFailed."""
+    return get_parts(request).auth.check(request.scope["headers"])
+
+
+PartsDep = Annotated[Parts, Depends(get_parts)]
+Caller = Annotated[Principal, Depends(require_key)]

@@ -1,0 +1,159 @@
+"""From a checked request to a job on the bus, and back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Callable
+
+import structlog
+
+from backbone.bus.base import GatewayBus, Queue
+from backbone.registry.base import Registry
+from gateway.call import Call, State
+from gateway.catalogue import Catalogue
+from gateway.metrics import GatewayMetrics
+from schemas.errors import Unavailable
+from schemas.jobs import LANES, Capability, Envelope, Lane, Limits
+from schemas.presence import Snapshot
+
+log = structlog.get_logger(__name__)
+
+CHECK_S = 0.25
+DEPTHS_S = 5.0
+
+
+def new_job_id() -> str:
+    """A UUIDv7 (RFC 9562): ids sort by the time they were made."""
+    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    number = number & ~(0xF << 76) | 0x7 << 76
+    number = number & ~(0x3 << 62) | 0x2 << 62
+    return f"job_{number:032x}"
+
+
+class Dispatcher:
+    """Submits calls, watches their clocks, and keeps queues open for every model in the registry."""
+
+    def __init__(
+        self, bus: GatewayBus, registry: Registry, metrics: GatewayMetrics, limits: Limits, ack_wait_s: float
+    ) -> None:
+        self.bus = bus
+        self.registry = registry
+        self.catalogue = Catalogue()
+        self._metrics = metrics
+        self._limits = limits
+        self._ack_wait_s = ack_wait_s
+        self._calls: set[Call] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._unsubscribe: Callable[[], None] = lambda: None
+
+    async def start(self) -> None:
+        """Follow the registry, and watch clocks. The bus is up."""
+        self._unsubscribe = self.registry.subscribe(self._on_snapshot)
+        if self.registry.snapshot is not None:
+            self._on_snapshot(self.registry.snapshot)
+        for work in (self._check(), self._open_queues(), self._measure()):
+            self._tasks.add(asyncio.create_task(work))
+
+    async def close(self) -> None:
+        """End what still runs."""
+        self._unsubscribe()
+        for call in list(self._calls):
+            call.fail(Unavailable("the gateway is shutting down; try again"))
+        for task in self._tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def call(
+        self,
+        *,
+        request_id: str,
+        endpoint: str,
+        capability: Capability,
+        lane: Lane,
+        public_model: str,
+        stream: bool,
+        owner: str,
+        body: bytes,
+    ) -> Call:
+        """Submit a request. Raises ModelNotFound, InvalidRequest, Unavailable, RequestTooLarge; QueueFull comes later, on the call."""
+        model = self.catalogue.resolve(public_model, capability)
+        envelope = Envelope(
+            job=new_job_id(),
+            request_id=request_id,
+            endpoint=endpoint,
+            capability=capability,
+            lane=lane,
+            model=model,
+            public_model=public_model,
+            stream=stream,
+            reply=self.bus.new_reply(),
+            owner=owner,
+            limits=self._limits,
+        )
+        call = Call(self.bus, envelope, self._ack_wait_s)
+        self.bus.submit(envelope, body, call)
+        self._calls.add(call)
+        return call
+
+    def finish(self, call: Call) -> None:
+        """The caller's side is over, however it ended."""
+        call.abandon()
+        self._calls.discard(call)
+
+    async def position(self, call: Call) -> int:
+        """Jobs before this one in its queue, best effort: those waiting, less this gateway's own behind it."""
+        waiting = 0
+        for depth in await self.bus.depths():
+            if depth.queue == call.queue:
+                waiting = depth.waiting
+        behind = sum(
+            1
+            for other in self._calls
+            if other.queue == call.queue and other.state is State.QUEUED and (other.seq or 0) > (call.seq or 0)
+        )
+        return max(0, waiting - 1 - behind)
+
+    # The registry
+
+    def _on_snapshot(self, snapshot: Snapshot) -> None:
+        self.catalogue.load(snapshot)
+        self._changed.set()
+
+    async def _open_queues(self) -> None:
+        """Workers may not make consumers; the gateways make them as models appear, and again until it has worked."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            for model in self.catalogue.live():
+                for capability in model.live:
+                    for lane in LANES:
+                        await self._open(Queue(capability, lane, model.name))
+
+    async def _open(self, queue: Queue) -> None:
+        try:
+            await self.bus.open_queue(queue)
+        except Unavailable as error:
+            log.warning("queue not open yet", queue=queue, error=str(error))
+            await asyncio.sleep(1)
+            self._changed.set()
+
+    # Clocks
+
+    async def _check(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(CHECK_S)
+            now = loop.time()
+            for call in list(self._calls):
+                call.check(now)
+
+    async def _measure(self) -> None:
+        while True:
+            with contextlib.suppress(Unavailable):
+                self._metrics.set_depths(await self.bus.depths())
+            await asyncio.sleep(DEPTHS_S)

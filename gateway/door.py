@@ -1,0 +1,93 @@
+"""The outermost ASGI application: request ids, CORS and the hot routes; everything else goes to FastAPI.
+
+Pure ASGI on purpose: Starlette's `BaseHTTPMiddleware` hides that the caller has hung up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import structlog
+
+from gateway.endpoint import Endpoint
+from gateway.http import REQUEST_ID, Headers, Reply, Scope, Send, new_request_id
+from gateway.inference import Inference, Receive
+from schemas.errors import InternalError
+
+log = structlog.get_logger(__name__)
+
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+ALLOWED_METHODS = b"GET, POST, DELETE, OPTIONS"
+EXPOSED = b"x-request-id, x-nexus-job-id, retry-after, x-should-retry, location"
+
+
+class Door:
+    """See the module's docstring."""
+
+    def __init__(self, app: App, inference: Inference, endpoints: list[Endpoint], origins: str) -> None:
+        self._app = app
+        self._inference = inference
+        self._hot = {endpoint.path: endpoint for endpoint in endpoints}
+        self._any_origin = origins.strip() == "*"
+        self._origins = frozenset(o.strip().encode() for o in origins.split(",") if o.strip())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection's event."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = new_request_id()
+        scope[REQUEST_ID] = request_id
+        common = [(b"x-request-id", request_id.encode()), *self._cors(scope["headers"])]
+        started = False
+
+        async def reply(message: MutableMapping[str, Any]) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message.get("headers", ()), *common]
+            await send(message)
+
+        endpoint = self._hot.get(scope["path"])
+        if endpoint is not None and scope["method"] == "POST":
+            await self._inference.serve(endpoint, scope, receive, reply)
+            return
+        if scope["method"] == "OPTIONS":
+            await self._preflight(scope, Reply(reply, request_id))
+            return
+        try:
+            await self._app(scope, receive, reply)
+        except Exception:
+            log.exception("defect in a route", request_id=request_id, path=scope["path"])
+            if not started:
+                await Reply(reply, request_id).error(InternalError(f"internal error; request id {request_id}").info)
+
+    def _cors(self, headers: Headers) -> Headers:
+        origin = next((value for name, value in headers if name == b"origin"), None)
+        if origin is None:
+            return []
+        if self._any_origin:
+            return [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", EXPOSED)]
+        if origin in self._origins:
+            return [
+                (b"access-control-allow-origin", origin),
+                (b"vary", b"origin"),
+                (b"access-control-expose-headers", EXPOSED),
+            ]
+        return []
+
+    async def _preflight(self, scope: Scope, reply: Reply) -> None:
+        """Browsers ask without a key, and name the headers they will send (`x-stainless-*` among them)."""
+        wanted = next(
+            (v for n, v in scope["headers"] if n == b"access-control-request-headers"), b"authorization, content-type"
+        )
+        headers = [
+            (b"access-control-allow-methods", ALLOWED_METHODS),
+            (b"access-control-allow-headers", wanted),
+            (b"access-control-max-age", b"86400"),
+            (b"allow", ALLOWED_METHODS),
+        ]
+        await reply.start(204, headers)
+        await reply.last()

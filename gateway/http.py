@@ -1,0 +1,71 @@
+"""Bare ASGI replies, with what every answer of Nexus carries: a request id, CORS headers, OpenAI's errors."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import orjson
+
+from schemas.errors import ErrorInfo
+
+Scope = MutableMapping[str, Any]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+REQUEST_ID = "nexus.request_id"
+COMMON_HEADERS = "nexus.headers"
+CLOSING = frozenset({408, 413})
+"""Statuses after which the connection ends: the rest of the request's body is not read."""
+
+
+def new_request_id() -> str:
+    """`req_` and 96 random bits."""
+    return "req_" + secrets.token_hex(12)
+
+
+def request_id_of(scope: Scope) -> str:
+    """The id that the door gave this request."""
+    value: str = scope[REQUEST_ID]
+    return value
+
+
+class Reply:
+    """One HTTP response."""
+
+    __slots__ = ("_send", "headers", "request_id", "started")
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self.request_id = request_id
+        self.headers: Headers = []
+        self.started = False
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """Send the head. The door adds the request id and CORS headers."""
+        self.started = True
+        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self.headers]})
+
+    async def more(self, data: bytes) -> None:
+        """Send a piece of the body."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def last(self, data: bytes = b"") -> None:
+        """Send the last piece of the body."""
+        await self._send({"type": "http.response.body", "body": data, "more_body": False})
+
+    async def whole(self, status: int, content_type: str, data: bytes, headers: Headers | None = None) -> None:
+        """Send a complete response."""
+        head = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(data)), *(headers or ())]
+        await self.start(status, head)
+        await self.last(data)
+
+    async def error(self, info: ErrorInfo) -> None:
+        """Send OpenAI's error object."""
+        headers = [(name.encode(), value.encode()) for name, value in info.headers().items()]
+        if info.status in CLOSING:
+            headers.append((b"connection", b"close"))
+        if info.status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        await self.whole(info.status, "application/json", orjson.dumps(info.body()), headers)

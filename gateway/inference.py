@@ -1,0 +1,256 @@
+"""The hot path: one inference request, from its headers to its last byte, as a bare ASGI application.
+
+FastAPI's routing, dependencies and response classes cost 89 µs a request; this costs what it does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from gateway.auth import Auth
+from gateway.call import Call, State
+from gateway.dispatch import Dispatcher
+from gateway.endpoint import DONE, Endpoint, comment_frame, error_frame
+from gateway.http import Reply, Scope, Send, request_id_of
+from gateway.metrics import GatewayMetrics
+from gateway.parsing import CallerGone, parse, read_body
+from schemas.errors import ErrorInfo, InternalError, NexusError
+from schemas.jobs import Lane
+
+log = structlog.get_logger(__name__)
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+LANE_OF_TIER = {"priority": Lane.PRIORITY, "flex": Lane.FLEX}
+COMMENT_EVERY_S = 10.0
+STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+CLOSED = 499
+"""In logs and metrics: the caller hung up."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a request may take."""
+
+    max_body_bytes: int
+    body_timeout_s: float
+    comment_after_s: float
+
+
+class Inference:
+    """Serves the endpoints whose requests become jobs."""
+
+    def __init__(self, dispatcher: Dispatcher, auth: Auth, metrics: GatewayMetrics, bounds: Bounds) -> None:
+        self._dispatcher = dispatcher
+        self._auth = auth
+        self._metrics = metrics
+        self._bounds = bounds
+
+    async def serve(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request. Never raises, but for cancellation."""
+        request = _Request(self, endpoint, Reply(send, request_id_of(scope)), asyncio.get_running_loop().time())
+        metrics = self._metrics
+        metrics.in_flight.inc()
+        try:
+            await request.answer(scope, receive)
+        finally:
+            metrics.in_flight.dec()
+            request.report()
+
+
+class _Request:
+    """One request's state."""
+
+    __slots__ = ("_began", "_call", "_endpoint", "_reply", "_side", "_status")
+
+    def __init__(self, side: Inference, endpoint: Endpoint, reply: Reply, began: float) -> None:
+        self._side = side
+        self._endpoint = endpoint
+        self._reply = reply
+        self._began = began
+        self._call: Call | None = None
+        self._status = CLOSED
+
+    async def answer(self, scope: Scope, receive: Receive) -> None:
+        """Submit, relay, and turn every error into OpenAI's."""
+        try:
+            call = await self._submit(scope, receive)
+            watcher = asyncio.create_task(_watch(receive, call))
+            try:
+                if call.envelope.stream:
+                    await self._stream(call)
+                else:
+                    await self._whole(call)
+            finally:
+                self._side._dispatcher.finish(call)
+                watcher.cancel()
+        except CallerGone:
+            pass
+        except NexusError as error:
+            await self._refuse(error.info)
+        except OSError:
+            pass  # the caller hung up while we wrote
+        except Exception:
+            log.exception("defect in the gateway", request_id=self._reply.request_id)
+            await self._refuse(InternalError(f"internal error; request id {self._reply.request_id}").info)
+
+    async def _submit(self, scope: Scope, receive: Receive) -> Call:
+        side = self._side
+        headers = scope["headers"]
+        principal = side._auth.check(headers)
+        limit = min(side._bounds.max_body_bytes, side._dispatcher.bus.max_message_bytes)
+        body = await read_body(headers, receive, limit, side._bounds.body_timeout_s)
+        request: Any = parse(body, self._endpoint.schema)
+        call = side._dispatcher.call(
+            request_id=self._reply.request_id,
+            endpoint=self._endpoint.path,
+            capability=self._endpoint.capability,
+            lane=LANE_OF_TIER.get(request.service_tier, Lane.DEFAULT),
+            public_model=request.model,
+            stream=bool(request.stream),
+            owner=principal.owner,
+            body=body,
+        )
+        self._call = call
+        self._reply.headers.append((b"x-nexus-job-id", call.envelope.job.encode()))
+        return call
+
+    async def _whole(self, call: Call) -> None:
+        await call.wait_end()
+        if call.error is not None:
+            await self._refuse(call.error)
+        elif call.done is not None:
+            self._status = 200
+            await self._reply.whole(200, call.done.content_type, call.take())
+
+    async def _stream(self, call: Call) -> None:
+        """Relay bytes as they come. Until the first, an error is an HTTP status."""
+        if not await self._first(call):
+            return
+        reply, loop, itl = self._reply, call.loop, self._side._metrics.itl.observe
+        model, last = call.envelope.model, loop.time()
+        while True:
+            data = call.take()
+            if data:
+                await reply.more(data)
+                now = loop.time()
+                itl(model, now - last)
+                last = now
+            elif call.state is State.ENDED:
+                break
+            else:
+                await call.wait()
+        if call.error is not None:
+            self._status = call.error.status
+            await reply.last(error_frame(call.error))
+        elif call.done is not None:
+            await reply.last(DONE)
+
+    async def _first(self, call: Call) -> bool:
+        """Wait for the first output and send it. False when the call ended without any."""
+        after = self._side._bounds.comment_after_s
+        while True:
+            try:
+                async with asyncio.timeout(after):
+                    await call.wait()
+                break
+            except TimeoutError:
+                if call.state is State.QUEUED:
+                    await self._comment(call)
+                    after = COMMENT_EVERY_S
+        if call.state is State.ENDED and not call.has_output and not self._reply.started:
+            if call.error is not None:
+                await self._refuse(call.error)
+                return False
+            if call.done is None:
+                return False
+        self._status = 200
+        if not self._reply.started:
+            await self._reply.start(200, STREAM_HEADERS)
+        data = call.take()
+        if data:
+            await self._reply.more(data)
+        return True
+
+    async def _comment(self, call: Call) -> None:
+        try:
+            position = await self._side._dispatcher.position(call)
+        except NexusError:
+            return
+        if call.state is State.QUEUED:
+            self._status = 200
+            if not self._reply.started:
+                await self._reply.start(200, STREAM_HEADERS)
+            await self._reply.more(comment_frame(position))
+
+    async def _refuse(self, info: ErrorInfo) -> None:
+        if self._reply.started:
+            with contextlib.suppress(OSError):
+                await self._reply.last(error_frame(info))
+            return
+        self._status = info.status
+        with contextlib.suppress(OSError):
+            await self._reply.error(info)
+
+    def report(self) -> None:
+        """Metrics and the log line."""
+        call, metrics, path = self._call, self._side._metrics, self._endpoint.path
+        seconds = asyncio.get_running_loop().time() - self._began
+        if call is None:
+            metrics.requests.labels(path, "", self._status).inc()
+            log.info(
+                "request",
+                request_id=self._reply.request_id,
+                endpoint=path,
+                status=self._status,
+                seconds=round(seconds, 4),
+            )
+            return
+        model = call.envelope.model
+        metrics.requests.labels(path, model, self._status).inc()
+        metrics.duration.labels(path, model).observe(seconds)
+        if call.first_at is not None:
+            metrics.ttft.labels(model).observe(call.first_at - self._began)
+        if call.began_at is not None:
+            queue = call.queue
+            metrics.queue_wait.labels(queue.capability, queue.lane, queue.model).observe(
+                call.began_at - call.submitted_at
+            )
+        if call.starts > 1:
+            metrics.attempts.labels(model).inc()
+        usage = call.done.usage if call.done is not None else None
+        if usage is not None:
+            metrics.tokens.labels("prompt", model).inc(usage.prompt_tokens)
+            metrics.tokens.labels("completion", model).inc(usage.completion_tokens)
+        log.info(
+            "request",
+            request_id=self._reply.request_id,
+            job=call.envelope.job,
+            endpoint=path,
+            model=model,
+            status=self._status,
+            seconds=round(seconds, 4),
+            worker=call.worker,
+            attempts=call.starts,
+            error=call.error.code or call.error.type if call.error is not None else None,
+        )
+
+
+async def _watch(receive: Receive, call: Call) -> None:
+    """Hear the caller hang up."""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            call.abandon()
+            call.wake()
+            return

@@ -1,0 +1,185 @@
+"""Running the gateway: one process, or several that share the port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import structlog
+import uvicorn
+import uvloop
+from backbone.registry.etcd import EtcdRegistry
+from backbone.store.redis import RedisStore
+
+from backbone.bus.nats_gateway import NatsGatewayBus
+from backbone.bus.streams import JobsStream
+from backbone.logging import configure_logging
+from backbone.settings import GatewaySettings
+from gateway.app import ENDPOINTS, make_app, make_observability_app
+from gateway.auth import Auth
+from gateway.deps import Parts
+from gateway.dispatch import Dispatcher
+from gateway.door import Door
+from gateway.inference import Bounds, Inference
+from gateway.metrics import GatewayMetrics
+from gateway.readiness import ReadinessCheck
+from schemas.errors import NexusError
+from schemas.jobs import Limits
+
+log = structlog.get_logger(__name__)
+
+GRACE_S = 5
+"""Open streams get this long on SIGTERM; uvicorn would wait for them for ever."""
+INHERITED = "NEXUS_GATEWAY_SOCKET"
+INDEX = "NEXUS_GATEWAY_INDEX"
+
+
+def run(settings: GatewaySettings) -> int:
+    """Run until SIGTERM or SIGINT. Returns the exit status: 1 when the gateway cannot start."""
+    configure_logging(settings.log_format, settings.log_level)
+    try:
+        if INHERITED in os.environ:
+            listener = socket.socket(fileno=int(os.environ[INHERITED]))
+            uvloop.run(_serve(settings, listener, int(os.environ[INDEX])))
+            return 0
+        listener = _bind(settings.gateway_host, settings.gateway_port)
+        if settings.gateway_workers > 1:
+            return _supervise(settings, listener)
+        uvloop.run(_serve(settings, listener, 0))
+    except (NexusError, OSError) as error:
+        log.error("gateway cannot start", error=error.info.message if isinstance(error, NexusError) else str(error))
+        return 1
+    return 0
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        raise OSError(
+            f"cannot listen on {host}:{port}: {error.strerror}. Choose another one with GATEWAY_PORT"
+        ) from error
+    listener.listen(2048)
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """Several of these share one loop, whose signals are handled in one place."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _server(app: object, *, fast: bool) -> _Server:
+    config = uvicorn.Config(
+        app,  # type: ignore[arg-type]
+        loop="none",
+        http="httptools" if fast else "auto",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=GRACE_S,
+        timeout_keep_alive=75,
+        backlog=2048,
+    )
+    return _Server(config)
+
+
+async def _serve(settings: GatewaySettings, listener: socket.socket, index: int) -> None:
+    gateway = secrets.token_hex(6)
+    structlog.contextvars.bind_contextvars(gateway=gateway)
+    side = _bind(settings.observability_host, settings.observability_port + index if settings.observability_port else 0)
+    stream = JobsStream(
+        settings.max_queued_jobs, settings.max_queued_per_model, settings.max_queue_bytes, settings.stream_replicas
+    )
+    bus = NatsGatewayBus(settings.nats_url, gateway=gateway, ack_wait_s=settings.ack_wait_s, stream=stream)
+    registry = EtcdRegistry(settings.etcd_url, settings.etcd_prefix)
+    store = RedisStore(settings.redis_url)
+    metrics = GatewayMetrics()
+    limits = Limits(
+        queue_s=settings.queue_timeout_s,
+        first_token_s=settings.first_token_timeout_s,
+        idle_s=settings.idle_timeout_s,
+        total_s=settings.total_timeout_s,
+    )
+    dispatcher = Dispatcher(bus, registry, metrics, limits, settings.ack_wait_s)
+    token = settings.gateway_bearer_token
+    auth = Auth(token.get_secret_value() if token else None)
+    if token is None:
+        log.warning("no key is configured: every /v1 route answers 401", setting="GATEWAY_BEARER_TOKEN")
+    bounds = Bounds(settings.max_body_bytes, settings.body_timeout_s, settings.queue_comment_after_s)
+    inference = Inference(dispatcher, auth, metrics, bounds)
+    parts = Parts(dispatcher, inference, auth, ReadinessCheck(bus, registry, store), metrics.registry)
+
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(bus.close)
+        await bus.start()
+        stack.push_async_callback(registry.close)
+        await registry.start()
+        stack.push_async_callback(store.close)
+        await store.start()
+        stack.push_async_callback(dispatcher.close)
+        await dispatcher.start()
+        api = _server(Door(make_app(parts), inference, ENDPOINTS, settings.cors_origins), fast=True)
+        probes = _server(Door(make_observability_app(parts), inference, [], settings.cors_origins), fast=True)
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            for server in (api, probes):
+                # A second signal does not wait for open streams.
+                server.force_exit = server.should_exit
+                server.should_exit = True
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+        port = listener.getsockname()[1]
+        log.info("gateway up", url=f"http://{settings.gateway_host}:{port}", observability_port=side.getsockname()[1])
+        await asyncio.gather(api.serve(sockets=[listener]), probes.serve(sockets=[side]))
+
+
+def _supervise(settings: GatewaySettings, listener: socket.socket) -> int:
+    """Several processes accept from one socket. One that dies is started again."""
+    os.set_inheritable(listener.fileno(), True)
+    stopping = False
+
+    def start(index: int) -> subprocess.Popen[bytes]:
+        env = os.environ | {INHERITED: str(listener.fileno()), INDEX: str(index)}
+        return subprocess.Popen([sys.executable, "-m", "gateway"], env=env, pass_fds=[listener.fileno()])
+
+    def stop(number: int, _frame: object) -> None:
+        nonlocal stopping
+        stopping = True
+        for child in children.values():
+            with contextlib.suppress(ProcessLookupError):
+                child.send_signal(number)
+
+    children: dict[int, subprocess.Popen[bytes]] = {}
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    for index in range(settings.gateway_workers):
+        children[index] = start(index)
+    status = 0
+    while children:
+        for index, child in list(children.items()):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = child.wait(timeout=0.2)
+                del children[index]
+                if stopping:
+                    status = max(status, abs(code))
+                else:
+                    log.error("gateway process died; starting another", index=index, code=code)
+                    children[index] = start(index)
+    return status

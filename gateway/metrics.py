@@ -1,0 +1,107 @@
+"""The gateway's Prometheus metrics, in the field's terms."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from backbone.bus.base import QueueDepth
+
+LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
+TTFT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
+ITL = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 10)
+
+
+class LeanHistogram(Collector):
+    """A histogram that costs 0.3 µs an observation instead of 2: it is fed once per token."""
+
+    def __init__(self, name: str, text: str, buckets: tuple[float, ...], registry: CollectorRegistry) -> None:
+        self._name, self._text, self._bounds = name, text, buckets
+        self._counts: dict[str, list[int]] = {}
+        self._sums: dict[str, float] = {}
+        registry.register(self)
+
+    def observe(self, model: str, value: float) -> None:
+        """Count one value, in seconds."""
+        counts = self._counts.get(model)
+        if counts is None:
+            counts = self._counts[model] = [0] * (len(self._bounds) + 1)
+            self._sums[model] = 0.0
+        counts[bisect_left(self._bounds, value)] += 1
+        self._sums[model] += value
+
+    def collect(self) -> Iterable[Metric]:
+        """For prometheus_client."""
+        family = HistogramMetricFamily(self._name, self._text, labels=["model"])
+        for model, counts in self._counts.items():
+            total, buckets = 0, []
+            for bound, count in zip([*map(str, self._bounds), "+Inf"], counts, strict=True):
+                total += count
+                buckets.append((bound, total))
+            family.add_metric([model], buckets, sum_value=self._sums[model])
+        yield family
+
+
+class GatewayMetrics:
+    """One set per process, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        reg = self.registry
+        self.requests = Counter(
+            "nexus_requests_total",
+            "Requests, by how they were answered.",
+            ["endpoint", "model", "status"],
+            registry=reg,
+        )
+        self.duration = Histogram(
+            "nexus_request_duration_seconds",
+            "From the whole request to the last byte.",
+            ["endpoint", "model"],
+            registry=reg,
+            buckets=LATENCY,
+        )
+        self.ttft = Histogram(
+            "nexus_time_to_first_token_seconds",
+            "From the whole request to the first output of the backend.",
+            ["model"],
+            registry=reg,
+            buckets=TTFT,
+        )
+        self.itl = LeanHistogram("nexus_inter_token_latency_seconds", "Between two chunks of a stream.", ITL, reg)
+        self.queue_wait = Histogram(
+            "nexus_queue_wait_seconds",
+            "From submit to the first start on a worker.",
+            ["capability", "lane", "model"],
+            registry=reg,
+            buckets=LATENCY,
+        )
+        self.queue_depth = Gauge(
+            "nexus_queue_depth", "Jobs waiting for a worker.", ["capability", "lane", "model"], registry=reg
+        )
+        self.queue_running = Gauge(
+            "nexus_queue_in_progress", "Jobs with a worker.", ["capability", "lane", "model"], registry=reg
+        )
+        self.tokens = Counter("nexus_tokens_total", "Tokens, as backends count them.", ["kind", "model"], registry=reg)
+        self.in_flight = Gauge("nexus_requests_in_flight", "Requests being answered.", registry=reg)
+        self.attempts = Counter(
+            "nexus_redelivered_requests_total", "Requests that more than one worker attempted.", ["model"], registry=reg
+        )
+        self._depth_labels: set[tuple[str, str, str]] = set()
+
+    def set_depths(self, depths: list[QueueDepth]) -> None:
+        """Show the queues as they are; those that have emptied show 0."""
+        seen: set[tuple[str, str, str]] = set()
+        for depth in depths:
+            labels = (depth.queue.capability.value, depth.queue.lane.value, depth.queue.model)
+            seen.add(labels)
+            self.queue_depth.labels(*labels).set(depth.waiting)
+            self.queue_running.labels(*labels).set(depth.in_progress)
+        for labels in self._depth_labels - seen:
+            self.queue_depth.labels(*labels).set(0)
+            self.queue_running.labels(*labels).set(0)
+        self._depth_labels |= seen

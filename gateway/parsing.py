@@ -1,0 +1,86 @@
+"""Request bodies: read within bounds, parsed once and strictly."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import BaseModel, ValidationError
+
+from schemas.errors import InvalidRequest, NexusError, RequestTimeout, RequestTooLarge
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+T = TypeVar("T", bound=BaseModel)
+
+MAX_DEPTH = 100
+
+
+class CallerGone(Exception):
+    """The caller hung up."""
+
+
+async def read_body(headers: Iterable[tuple[bytes, bytes]], receive: Receive, limit: int, timeout_s: float) -> bytes:
+    """The whole body. Raises RequestTooLarge (without reading on), RequestTimeout, CallerGone."""
+    for name, value in headers:
+        if name == b"content-length" and (not value.isdigit() or int(value) > limit):
+            raise RequestTooLarge(f"the request's body is larger than the limit of {limit} bytes")
+    try:
+        async with asyncio.timeout(timeout_s):
+            parts: list[bytes] = []
+            size = 0
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise CallerGone
+                part = message.get("body", b"")
+                size += len(part)
+                if size > limit:
+                    raise RequestTooLarge(f"the request's body is larger than the limit of {limit} bytes")
+                parts.append(part)
+                if not message.get("more_body"):
+                    return part if len(parts) == 1 else b"".join(parts)
+    except TimeoutError as error:
+        raise RequestTimeout(f"the request's body did not arrive within {timeout_s:g} s") from error
+
+
+def parse(body: bytes, schema: type[T]) -> T:
+    """The body as `schema`. Raises InvalidRequest, with `param` where a field is wrong."""
+    if not body:
+        raise InvalidRequest("the request has no body; send a JSON object")
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"the request's body is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InvalidRequest("the request's body must be a JSON object")
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _too_deep(value):
+        raise InvalidRequest(f"the request's body is nested deeper than {MAX_DEPTH} levels")
+    try:
+        return schema.model_validate(value)
+    except ValidationError as error:
+        raise _first_problem(error) from error
+
+
+def _too_deep(value: Any) -> bool:
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node)
+            if isinstance(child, (dict, list))
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _first_problem(error: ValidationError) -> NexusError:
+    problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    place = [str(part) for part in problem["loc"]]
+    # Unions add their branch to the place: `prompt.list[int].0`.
+    param = ".".join(part for part in place if part.isidentifier() or part.isdigit()) or None
+    return InvalidRequest(f"{problem['msg']}: '{param}'" if param else str(problem["msg"]), param=param)

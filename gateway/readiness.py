@@ -1,0 +1,64 @@
+"""Can this gateway do its work? An active round trip to each part."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from pydantic import BaseModel
+
+from backbone.bus.base import GatewayBus
+from backbone.registry.base import Registry
+from backbone.store.base import Store
+from schemas.errors import NexusError
+
+
+class Part(BaseModel):
+    """One dependency."""
+
+    ok: bool
+    ms: float | None = None
+    """The round trip, in milliseconds."""
+    error: str | None = None
+
+
+class Readiness(BaseModel):
+    """`ready`; `degraded`: synchronous requests work, something else does not; `unavailable`: no request works."""
+
+    status: str
+    parts: dict[str, Part]
+
+
+class ReadinessCheck:
+    """Asks every part at once; each ends within about two seconds."""
+
+    def __init__(self, bus: GatewayBus, registry: Registry, store: Store) -> None:
+        self._registry = registry
+        self._pings: dict[str, Callable[[], Awaitable[None]]] = {
+            "nats": bus.ping,
+            "etcd": registry.ping,
+            "redis": store.ping,
+        }
+
+    async def check(self) -> Readiness:
+        """Never raises."""
+        answers = await asyncio.gather(*(self._ask(ping) for ping in self._pings.values()))
+        parts = dict(zip(self._pings, answers, strict=True))
+        snapshot = self._registry.snapshot is not None
+        parts["registry"] = Part(ok=snapshot, error=None if snapshot else "no snapshot of the registry yet")
+        if not parts["nats"].ok or not snapshot:
+            return Readiness(status="unavailable", parts=parts)
+        all_ok = all(part.ok for part in parts.values())
+        return Readiness(status="ready" if all_ok else "degraded", parts=parts)
+
+    async def _ask(self, ping: Callable[[], Awaitable[None]]) -> Part:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            async with asyncio.timeout(2.5):
+                await ping()
+        except NexusError as error:
+            return Part(ok=False, error=error.info.message)
+        except TimeoutError:
+            return Part(ok=False, error="no answer within 2.5 s")
+        return Part(ok=True, ms=round((loop.time() - began) * 1000, 2))

@@ -1,0 +1,37 @@
+"""`GET /v1/models` and `GET /v1/models/{id}`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from gateway.catalogue import Model
+from gateway.deps import Caller, PartsDep
+from schemas.errors import ModelNotFound
+
+router = APIRouter(tags=["models"])
+
+
+def _shape(model: Model) -> dict[str, Any]:
+    shape: dict[str, Any] = {"id": model.name, "object": "model", "created": model.created, "owned_by": model.owned_by}
+    if model.context_length:
+        shape["context_length"] = model.context_length
+    return shape | {"capabilities": sorted(model.capabilities)}
+
+
+@router.get("/v1/models")
+async def list_models(parts: PartsDep, _: Caller) -> dict[str, Any]:
+    """The models that can be used now."""
+    return {"object": "list", "data": [_shape(model) for model in parts.dispatcher.catalogue.live()]}
+
+
+@router.get("/v1/models/{model_id:path}")
+async def get_model(model_id: str, parts: PartsDep, _: Caller) -> dict[str, Any]:
+    """One model. Ids may hold `:` and `/`, raw or percent-encoded."""
+    model = parts.dispatcher.catalogue.get(model_id)
+    if model is None:
+        raise ModelNotFound(
+            f"The model '{model_id[:100]}' does not exist. GET /v1/models lists those that do.", param="model"
+        )
+    return _shape(model)

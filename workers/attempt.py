@@ -1,0 +1,277 @@
+"""One attempt at one job: ask whether the caller is there, run the backend, pass its output on, say how it ended.
+
+begun ──GO or no answer yet──► running ──Finish──────────► DONE, ack
+  │                              │ permanent error ──────► FAILED, ack
+  │                              │ transient error ──────► RETURNED, give back   (only while nothing was shown)
+  │                              │ time limit ───────────► FAILED, ack
+  │                              │ cancelled, GONE, nobody there ──► ack
+  │                              │ STALE, `ack_wait` lost ─────────► silence
+  │                              └ drain ran out of time ──────────► RETURNED, give back
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import cast
+
+import structlog
+
+from backbone.bus.base import Delivery, WorkerBus
+from schemas.errors import DRAINED, DeadlineExceeded, ErrorInfo, NexusError, Unavailable
+from schemas.events import GO, GONE, Done, EventKind, Started, encode_frame
+from schemas.jobs import Envelope
+from workers.backends.base import Backend, BackendError, Chunk, Finish, Output, Task, wrap_foreign
+
+log = structlog.get_logger(__name__)
+
+MAX_FRAME = 256 * 1024
+"""Payload bytes in one event; larger output travels in several."""
+ASK_AGAIN_S = 0.25
+ASK_TRIES = 10
+"""A gateway that nobody hears for this many questions is gone; fewer, and it may only be reconnecting."""
+MAX_TRANSIENT = 3
+"""Deliveries after which a transient backend error is final."""
+CLOSE_S = 10.0
+"""How long a cancelled backend call may take to end before its slot is freed anyway."""
+
+
+class Stop(StrEnum):
+    """Why an attempt is stopped from outside."""
+
+    GONE = "caller gone"
+    STALE = "another delivery has begun"
+    CANCELLED = "cancelled"
+    LOST = "held longer than ack_wait"
+    DRAINED = "worker drained"
+    FIRST_TOKEN = "no first token in time"
+    IDLE = "the backend fell silent"
+    TOTAL = "total time limit"
+
+
+SILENT = frozenset({Stop.STALE, Stop.LOST})
+FORGET = frozenset({Stop.GONE, Stop.CANCELLED})
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who runs the attempt."""
+
+    worker: str
+    backend: str
+
+
+class Attempt:
+    """See the module's docstring."""
+
+    def __init__(
+        self, bus: WorkerBus, backend: Backend, who: Identity, job: Delivery, envelope: Envelope, body: bytes
+    ) -> None:
+        self._bus = bus
+        self._backend = backend
+        self._who = who
+        self.job = job
+        self.envelope = envelope
+        self._body = body
+        self._loop = asyncio.get_running_loop()
+        self.began = self.last_output = self._loop.time()
+        self._seq = 0
+        self._tokens = 0
+        self._shown = False
+        self._held: bytes | None = None
+        self._stop: Stop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._ticket = 0
+        self._asked = 0
+        self.outcome = "running"
+        self.error: ErrorInfo | None = None
+        self._log = log.bind(
+            request_id=envelope.request_id,
+            job=envelope.job,
+            run=envelope.run,
+            delivery=job.delivery,
+            model=envelope.model,
+        )
+
+    async def run(self) -> None:
+        """Run to the end; never raises."""
+        self._task = asyncio.current_task()
+        self._ask()
+        try:
+            await self._work()
+        except asyncio.CancelledError:
+            if self._stop is None:
+                raise
+        except Exception as error:
+            self._failed(error)
+        finally:
+            self._bus.unask(self._ticket)
+        if self._stop is not None:
+            self._stopped(self._stop)
+        self._report()
+
+    def stop(self, why: Stop) -> None:
+        """End the backend call; the first reason counts."""
+        if self._stop is None and self.outcome == "running":
+            self._stop = why
+            if self._task is not None:
+                self._task.cancel()
+
+    def watch(self, now: float) -> None:
+        """Hold the attempt to its time limits, and to its ownership of the job."""
+        limits = self.envelope.limits
+        if not self.job.owned:
+            self.stop(Stop.LOST)
+        elif now - self.began > limits.total_s:
+            self.stop(Stop.TOTAL)
+        elif self._tokens == 0:
+            if now - self.began > limits.first_token_s:
+                self.stop(Stop.FIRST_TOKEN)
+        elif now - self.last_output > limits.idle_s:
+            self.stop(Stop.IDLE)
+
+    def beat(self) -> None:
+        """Keep the job, and tell the gateway that the attempt lives."""
+        self.job.extend()
+        self._send(EventKind.BEAT, self._seq)
+
+    # The question
+
+    def _ask(self) -> None:
+        self._asked += 1
+        started = Started(worker=self._who.worker, backend=self._who.backend).model_dump_json().encode()
+        frame = encode_frame(EventKind.STARTED, self.job.delivery, 0, started)
+        try:
+            self._ticket = self._bus.ask(self.envelope.reply, frame, self._answered)
+        except Unavailable:
+            self._loop.call_later(ASK_AGAIN_S, self._ask_again)
+
+    def _ask_again(self) -> None:
+        if self.outcome == "running" and self._stop is None:
+            self._ask()
+
+    def _answered(self, answer: bytes | None) -> None:
+        if answer == GO:
+            return
+        if answer is not None:
+            self.stop(Stop.GONE if answer == GONE else Stop.STALE)
+        elif self._asked < ASK_TRIES:
+            self._loop.call_later(ASK_AGAIN_S, self._ask_again)
+        else:
+            self.stop(Stop.GONE)
+
+    # The work
+
+    async def _work(self) -> None:
+        env = self.envelope
+        task = Task(
+            env.job, env.request_id, env.capability, env.endpoint, env.model, env.public_model, env.stream, self._body
+        )
+        output = cast("AsyncGenerator[Output, None]", self._backend.run(task))
+        try:
+            async for piece in output:
+                if isinstance(piece, Chunk):
+                    self._chunk(piece)
+                else:
+                    self._finished(piece)
+                    break
+            else:
+                raise BackendError("the backend's answer ended before it was complete", transient=True)
+        finally:
+            await self._close(output)
+
+    async def _close(self, output: AsyncGenerator[Output, None]) -> None:
+        """The slot stays taken until the backend has really stopped, within reason."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S):
+                await output.aclose()
+
+    def _chunk(self, piece: Chunk) -> None:
+        self._tokens += piece.tokens
+        self.last_output = self._loop.time()
+        if self.envelope.stream:
+            self._shown = True
+            self._chunks(piece.data)
+        else:
+            # The last piece travels with DONE, which is one message for most answers.
+            if self._held is not None:
+                self._chunks(self._held)
+            self._held = piece.data
+
+    def _chunks(self, data: bytes) -> None:
+        for start in range(0, len(data), MAX_FRAME):
+            self._next(EventKind.CHUNK, data[start : start + MAX_FRAME])
+
+    def _finished(self, finish: Finish) -> None:
+        tail = self._held or b""
+        if len(tail) > MAX_FRAME:
+            self._chunks(tail)
+            tail = b""
+        done = Done(content_type=finish.content_type, usage=finish.usage, tokens=self._tokens)
+        self._next(EventKind.DONE, done.model_dump_json(exclude_none=True).encode() + b"\n" + tail)
+        self.job.ack()
+        self.outcome = "completed"
+
+    # The end
+
+    def _failed(self, error: Exception) -> None:
+        wrapped = wrap_foreign(error)
+        if wrapped is not error:
+            self._log.warning("foreign exception from the adapter", exc_info=error)
+        self.error = wrapped.info
+        transient = isinstance(wrapped, BackendError) and wrapped.transient
+        if transient and not self._shown and self.job.delivery < MAX_TRANSIENT:
+            self._return(wrapped, 0.2 * self.job.delivery)
+        else:
+            self._end(wrapped)
+
+    def _stopped(self, why: Stop) -> None:
+        limits = self.envelope.limits
+        if why in SILENT:
+            self.outcome = "fenced"
+        elif why in FORGET:
+            self.job.ack()
+            self.outcome = "cancelled"
+        elif why is Stop.DRAINED:
+            self._return(Unavailable("the worker was shut down; the job goes to another one", code=DRAINED), 0.0)
+        elif why is Stop.FIRST_TOKEN:
+            self._end(
+                DeadlineExceeded(f"the backend sent nothing within {limits.first_token_s:g} s (first-token limit)")
+            )
+        elif why is Stop.IDLE:
+            self._end(DeadlineExceeded(f"the backend fell silent for {limits.idle_s:g} s (idle limit)"))
+        else:
+            self._end(DeadlineExceeded(f"the answer was not complete after {limits.total_s:g} s (total limit)"))
+
+    def _end(self, error: NexusError) -> None:
+        self.error = error.info
+        self._next(EventKind.FAILED, error.info.model_dump_json(exclude_none=True).encode())
+        self.job.ack()
+        self.outcome = "failed"
+
+    def _return(self, error: NexusError, delay_s: float) -> None:
+        self.error = error.info
+        self._next(EventKind.RETURNED, error.info.model_dump_json(exclude_none=True).encode())
+        self.job.give_back(delay_s)
+        self.outcome = "returned"
+
+    def _next(self, kind: EventKind, payload: bytes) -> None:
+        self._seq += 1
+        self._send(kind, self._seq, payload)
+
+    def _send(self, kind: EventKind, seq: int, payload: bytes = b"") -> None:
+        with contextlib.suppress(Unavailable):
+            self._bus.say(self.envelope.reply, encode_frame(kind, self.job.delivery, seq, payload))
+
+    def _report(self) -> None:
+        seconds = round(self._loop.time() - self.began, 4)
+        fields = {"outcome": self.outcome, "seconds": seconds, "tokens": self._tokens}
+        if self._stop is not None:
+            fields["why"] = self._stop.value
+        if self.error is not None:
+            self._log.warning("attempt", error=self.error.message, code=self.error.code, **fields)
+        else:
+            self._log.info("attempt", **fields)

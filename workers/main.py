@@ -1,0 +1,84 @@
+"""Putting a worker together from its settings, and running it until SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import signal
+
+import structlog
+import uvloop
+from backbone.registry.etcd import EtcdRegistry
+from prometheus_client import start_http_server
+
+from backbone.bus.nats_worker import NatsWorkerBus
+from backbone.logging import configure_logging
+from backbone.settings import WorkerSettings
+from schemas.errors import NexusError
+from workers.backends.base import BackendConfig, make_backend
+from workers.metrics import WorkerMetrics
+from workers.worker import Worker
+
+log = structlog.get_logger(__name__)
+
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def run(settings: WorkerSettings) -> int:
+    """Run until SIGTERM or SIGINT. Returns the exit status: 2 for settings that cannot work, 1 for a failed start."""
+    configure_logging(settings.log_format, settings.log_level)
+    try:
+        uvloop.run(_main(settings))
+    except NexusError as error:
+        log.error("worker cannot start", error=error.info.message)
+        return 2 if error.info.status in {400, 404} else 1
+    return 0
+
+
+def worker_id(settings: WorkerSettings) -> str:
+    """The configured id, or one of host, backend and a random part. It is a subject's token: `[A-Za-z0-9_-]`."""
+    if settings.worker_name:
+        return (
+            settings.worker_name
+            if _ID.fullmatch(settings.worker_name)
+            else re.sub(r"[^A-Za-z0-9_-]", "-", settings.worker_name)[:64]
+        )
+    host = re.sub(r"[^A-Za-z0-9_-]", "-", settings.host)[:32]
+    return f"{host}-{settings.worker_backend}-{secrets.token_hex(3)}"
+
+
+def backend_config(settings: WorkerSettings) -> BackendConfig:
+    """What the adapter needs of the settings."""
+    pairs = [pair.partition("=") for pair in settings.worker_backend_options.split(",") if pair.strip()]
+    return BackendConfig(
+        url=settings.worker_backend_url,
+        api_key=settings.worker_backend_key.get_secret_value() if settings.worker_backend_key else "",
+        models=tuple(name.strip() for name in settings.worker_models.split(",") if name.strip()),
+        options={name.strip(): value.strip() for name, _, value in pairs},
+    )
+
+
+async def _main(settings: WorkerSettings) -> None:
+    name = worker_id(settings)
+    structlog.contextvars.bind_contextvars(worker=name)
+    metrics = WorkerMetrics()
+    registry = EtcdRegistry(settings.etcd_url, settings.etcd_prefix, lease_s=settings.worker_lease_s)
+    worker = Worker(
+        worker_id=name,
+        host=settings.host,
+        backend=make_backend(settings.worker_backend, backend_config(settings)),
+        registry=registry,
+        metrics=metrics,
+        ack_wait_s=settings.ack_wait_s,
+        slots=settings.worker_concurrency,
+        health_interval_s=settings.worker_health_interval_s,
+        drain_s=settings.worker_drain_s,
+    )
+    bus = NatsWorkerBus(settings.nats_url, worker=name, ack_wait_s=settings.ack_wait_s, on_job=worker.on_job)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, worker.drain)
+    if settings.worker_observability_port:
+        start_http_server(settings.worker_observability_port, settings.worker_observability_host, metrics.registry)
+    await worker.run(bus)

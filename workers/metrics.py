@@ -1,0 +1,38 @@
+"""The worker's Prometheus metrics."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+
+class WorkerMetrics:
+    """One set per process, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        reg = self.registry
+        self.slots = Gauge("nexus_worker_slots", "Jobs that this worker can run at once.", registry=reg)
+        self.busy = Gauge("nexus_worker_slots_busy", "Jobs that it runs now.", registry=reg)
+        self.attempts = Counter(
+            "nexus_worker_attempts_total",
+            "Attempts at jobs, by how they ended.",
+            ["capability", "model", "outcome"],
+            registry=reg,
+        )
+        self.seconds = Histogram(
+            "nexus_worker_attempt_duration_seconds",
+            "From taking a job to its end.",
+            ["capability", "model"],
+            registry=reg,
+            buckets=(0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900),
+        )
+        self.redeliveries = Counter(
+            "nexus_redeliveries_total",
+            "Jobs that came again after another attempt.",
+            ["capability", "model"],
+            registry=reg,
+        )
+        self.backend_errors = Counter(
+            "nexus_backend_errors_total", "Errors of the inference server.", ["backend", "code"], registry=reg
+        )
+        self.backend_up = Gauge("nexus_backend_up", "Whether the inference server answers.", ["backend"], registry=reg)

@@ -1,0 +1,264 @@
+"""A worker: takes jobs from the bus, runs them on one backend, and is known to the registry."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+
+import structlog
+
+from backbone.bus.base import Delivery, Queue, WorkerBus
+from backbone.registry.base import Announcement, Registry
+from backbone.version import VERSION
+from schemas.control import Control, ControlOp
+from schemas.errors import NexusError
+from schemas.jobs import LANES, Envelope
+from schemas.presence import ModelOffer, WorkerPresence, WorkerState
+from workers.attempt import Attempt, Identity, Stop
+from workers.backends.base import Backend
+from workers.intake import Intake
+from workers.metrics import WorkerMetrics
+
+log = structlog.get_logger(__name__)
+
+WATCH_S = 0.25
+NO_SLOT_DELAY_S = 0.1
+BUSY_UPDATE_S = 1.0
+
+
+class Worker:
+    """One worker process's work. `run` from start to drained."""
+
+    def __init__(
+        self,
+        *,
+        worker_id: str,
+        host: str,
+        backend: Backend,
+        registry: Registry,
+        metrics: WorkerMetrics,
+        ack_wait_s: float,
+        slots: int = 0,
+        health_interval_s: float = 5.0,
+        drain_s: float = 25.0,
+    ) -> None:
+        self.id = worker_id
+        self._host = host
+        self._backend = backend
+        self._registry = registry
+        self._metrics = metrics
+        self._beat_s = ack_wait_s / 3
+        self._wanted_slots = slots
+        self._health_interval_s = health_interval_s
+        self._drain_s = drain_s
+        self._bus: WorkerBus | None = None
+        self._intake: Intake | None = None
+        self._announcement: Announcement | None = None
+        self._attempts: dict[tuple[str, int, int], Attempt] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._models: tuple[ModelOffer, ...] = ()
+        self._last_model: str | None = None
+        self._slots = 1
+        self._state = WorkerState.UNHEALTHY
+        self._draining = asyncio.Event()
+        self._drained = asyncio.Event()
+
+    # Life
+
+    async def run(self, bus: WorkerBus) -> None:
+        """Serve until drained. `bus` delivers to `self.on_job`."""
+        self._bus = bus
+        await self._backend.start()
+        await bus.start()
+        await self._registry.start(watch=False)
+        await bus.listen(self.id, self._on_control)
+        watcher = asyncio.create_task(self._watch())
+        health = asyncio.create_task(self._keep_healthy())
+        try:
+            await self._draining.wait()
+        finally:
+            health.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await health
+            await self._leave()
+            watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
+            await bus.close()
+            await self._registry.close()
+            await self._backend.close()
+
+    def drain(self) -> None:
+        """Leave: registry first, then no new jobs, then finish those in hand. A second call ends those too."""
+        if self._draining.is_set():
+            for attempt in list(self._attempts.values()):
+                attempt.stop(Stop.DRAINED)
+        self._draining.set()
+
+    async def _leave(self) -> None:
+        self._state = WorkerState.DRAINING
+        log.info("draining", worker=self.id, running=len(self._attempts))
+        if self._intake is not None:
+            self._intake.pause()
+        if self._announcement is not None:
+            await self._announcement.withdraw()
+        if self._intake is not None:
+            await self._intake.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._drain_s)
+        for attempt in list(self._attempts.values()):
+            attempt.stop(Stop.DRAINED)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=3.0)
+        log.info("drained", worker=self.id, left=len(self._attempts))
+
+    # Health and presence
+
+    async def _keep_healthy(self) -> None:
+        while True:
+            try:
+                discovery = await self._backend.discover()
+                await self._healthy(discovery.models, discovery.slots)
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                await self._unhealthy(error)
+            # Soon while the backend is away, so that it serves again soon after it is back.
+            pause = self._health_interval_s if self._state is WorkerState.READY else min(1.0, self._health_interval_s)
+            await asyncio.sleep(pause)
+
+    async def _healthy(self, models: tuple[ModelOffer, ...], slots: int | None) -> None:
+        assert self._bus is not None
+        slots = self._wanted_slots or slots or self._backend.default_slots
+        changed = models != self._models or slots != self._slots
+        self._metrics.backend_up.labels(self._backend.name).set(1)
+        if self._intake is None or (slots != self._slots):
+            if self._intake is not None:
+                busy = self._intake.busy
+                await self._intake.close()
+                self._intake = None
+                log.info("slots changed", slots=slots, busy=busy)
+            self._intake = Intake(self._bus, slots, self._loaded)
+            self._intake.busy = len(self._attempts)
+        self._slots = slots
+        self._metrics.slots.set(slots)
+        if changed:
+            self._models = models
+            queues = [Queue(c, lane, m.name) for m in models for c in m.capabilities for lane in LANES]
+            await self._intake.serve(queues)
+            log.info("serving", worker=self.id, models=[m.name for m in models], slots=slots, wide=self._intake.wide)
+        if self._state is not WorkerState.READY or changed:
+            self._state = WorkerState.READY
+            await self._announce()
+        self._intake.open()
+
+    async def _unhealthy(self, error: Exception) -> None:
+        self._metrics.backend_up.labels(self._backend.name).set(0)
+        message = error.info.message if isinstance(error, NexusError) else f"{type(error).__name__}: {error}"
+        if self._state is WorkerState.READY or self._announcement is None:
+            log.warning("backend not usable", worker=self.id, backend=self._backend.name, error=message)
+        if self._intake is not None:
+            self._intake.pause()
+        if self._state is not WorkerState.UNHEALTHY or self._announcement is None:
+            self._state = WorkerState.UNHEALTHY
+            await self._announce()
+
+    async def _announce(self) -> None:
+        presence = WorkerPresence(
+            id=self.id,
+            backend=self._backend.name,
+            host=self._host,
+            pid=os.getpid(),
+            version=VERSION,
+            slots=self._slots,
+            busy=len(self._attempts),
+            models=self._models,
+            state=self._state,
+        )
+        if self._announcement is None:
+            self._announcement = await self._registry.announce(presence)
+        else:
+            await self._announcement.update(presence)
+
+    def _loaded(self) -> frozenset[str]:
+        """What the backend holds in memory; where it does not say, what it ran last."""
+        said = frozenset(m.name for m in self._models if m.loaded)
+        if said or any(m.loaded is False for m in self._models):
+            return said
+        return frozenset((self._last_model,)) if self._last_model else frozenset()
+
+    # Jobs
+
+    def on_job(self, job: Delivery) -> None:
+        """A job has arrived: begin it, or give it back when there is no slot."""
+        if self._intake is None or not self._intake.arrived(job):
+            job.give_back(NO_SLOT_DELAY_S)
+            return
+        try:
+            envelope, body = Envelope.decode(job.message)
+        except ValueError as error:
+            # It can never run, and nobody can be told: the envelope holds the address.
+            log.error("malformed job dropped", queue=job.queue, error=str(error))
+            job.ack()
+            self._intake.done()
+            return
+        assert self._bus is not None
+        if job.delivery > 1:
+            self._metrics.redeliveries.labels(envelope.capability, envelope.model).inc()
+        attempt = Attempt(self._bus, self._backend, Identity(self.id, self._backend.name), job, envelope, body)
+        self._attempts[(envelope.job, envelope.run, job.delivery)] = attempt
+        self._last_model = envelope.model
+        task = asyncio.create_task(self._run(attempt))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, attempt: Attempt) -> None:
+        env = attempt.envelope
+        self._metrics.busy.inc()
+        try:
+            await attempt.run()
+        finally:
+            self._metrics.busy.dec()
+            self._attempts.pop((env.job, env.run, attempt.job.delivery), None)
+            if self._intake is not None:
+                self._intake.done()
+            self._metrics.attempts.labels(env.capability, env.model, attempt.outcome).inc()
+            self._metrics.seconds.labels(env.capability, env.model).observe(
+                asyncio.get_running_loop().time() - attempt.began
+            )
+            if attempt.error is not None:
+                self._metrics.backend_errors.labels(self._backend.name, attempt.error.code or "invalid_request").inc()
+
+    async def _watch(self) -> None:
+        """Time limits, heartbeats, and the registry's view of how busy we are."""
+        loop = asyncio.get_running_loop()
+        next_beat = loop.time() + self._beat_s
+        announced, next_update = 0, 0.0
+        while True:
+            await asyncio.sleep(min(WATCH_S, self._beat_s / 2))
+            now = loop.time()
+            beat = now >= next_beat
+            if beat:
+                next_beat = now + self._beat_s
+            for attempt in list(self._attempts.values()):
+                attempt.watch(now)
+                if beat:
+                    attempt.beat()
+            busy = len(self._attempts)
+            if busy != announced and now >= next_update and self._announcement and self._state is WorkerState.READY:
+                announced, next_update = busy, now + BUSY_UPDATE_S
+                await self._announce()
+
+    def _on_control(self, message: bytes) -> None:
+        try:
+            control = Control.model_validate_json(message)
+        except ValueError:
+            log.warning("malformed control message")
+            return
+        if control.op is ControlOp.DRAIN:
+            self.drain()
+            return
+        for (job, run, _), attempt in list(self._attempts.items()):
+            if (job, run) == (control.job, control.run):
+                attempt.stop(Stop.CANCELLED)
