@@ -1,4 +1,4 @@
-"""The contract between a worker and the inference server beside it.
+r"""The contract between a worker and the inference server beside it.
 
 An adapter is one file in this folder: a subclass of `Backend` with a `name`. Four methods; everything else is
 optional. What MUST hold:
@@ -7,7 +7,7 @@ optional. What MUST hold:
 - `health()` returns when the server answers and raises `BackendUnavailable` when it does not. It is cheap.
 - `run(task)` yields the caller's bytes as `Chunk`s and exactly one `Finish`, last. An end without `Finish` is a
   failure: the worker reports it as one. Bytes are in the endpoint's own form: for a stream, whole SSE frames
-  (`data: {…}\\n\\n`) without the closing `[DONE]`, which the gateway sends; otherwise pieces of the response body.
+  (`data: {…}\n\n`) without the closing `[DONE]`, which the gateway sends; otherwise pieces of the response body.
 - A `Chunk` without data says only that the work goes on (it also counts `tokens`): it resets the worker's time limits,
   and nothing is sent for it. A caller who does not stream gets the body in one piece at the end; without such signs a
   long answer would look like silence.

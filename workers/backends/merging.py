@@ -1,0 +1,79 @@
+"""Joining streamed pieces into one object, as OpenAI's own clients do: pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+JSON = dict[str, Any]
+
+WHOLE = frozenset({"role", "type", "id", "object", "model", "finish_reason"})
+"""Strings that come complete: when a server repeats one, it is not to be doubled."""
+
+
+def merge(into: JSON, piece: JSON) -> None:
+    """Add `piece` to `into`: strings grow, lists grow (by `index`, where their items have one), objects merge.
+
+    Of anything else, the last that is not null counts.
+    """
+    for name, value in piece.items():
+        old = into.get(name)
+        if value is None or old is None:
+            if value is not None or name not in into:
+                into[name] = value
+        elif isinstance(old, str) and isinstance(value, str):
+            into[name] = value if name in WHOLE or (name == "name" and old == value) else old + value
+        elif isinstance(old, dict) and isinstance(value, dict):
+            merge(old, value)
+        elif isinstance(old, list) and isinstance(value, list):
+            _merge_lists(old, value)
+        else:
+            into[name] = value
+
+
+def _merge_lists(into: list[Any], piece: list[Any]) -> None:
+    for item in piece:
+        index = item.get("index") if isinstance(item, dict) else None
+        twin = None if index is None else next((old for old in into if old.get("index") == index), None)
+        if twin is None:
+            into.append(item)
+        else:
+            merge(twin, item)
+
+
+def finished_choice(choice: JSON, chat: bool) -> JSON:
+    """A choice of a complete answer, from all its merged chunks."""
+    if not chat:
+        return {"text": "", "logprobs": None} | choice
+    message = {"role": "assistant", "content": None, "refusal": None} | choice.get("delta", {})
+    calls = message.get("tool_calls")
+    if calls:
+        message["tool_calls"] = [_without_index(call) for call in sorted(calls, key=_index)]
+        message["content"] = message["content"] or None
+    else:
+        message.pop("tool_calls", None)
+        if message["content"] is None and not message["refusal"]:
+            message["content"] = ""
+    rest = {name: value for name, value in choice.items() if name != "delta"}
+    return {"index": 0, "message": message, "logprobs": None} | rest
+
+
+def _index(call: JSON) -> int:
+    return int(call.get("index", 0))
+
+
+def _without_index(call: JSON) -> JSON:
+    return {"type": "function"} | {name: value for name, value in call.items() if name != "index"}
+
+
+def combined_usage(usages: list[JSON], n: int, choices: int) -> JSON | None:
+    """The usage of the whole answer.
+
+    The last one counts, but for llama.cpp: it sends one a choice, and each counts its prompt again.
+    """
+    if not usages:
+        return None
+    if choices == 1 or len(usages) != choices:
+        return usages[-1]
+    prompt = sum(int(usage.get("prompt_tokens") or 0) for usage in usages) // n
+    completion = sum(int(usage.get("completion_tokens") or 0) for usage in usages)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

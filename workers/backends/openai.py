@@ -1,0 +1,283 @@
+"""Any server that speaks OpenAI's API: llama.cpp, vLLM, LM Studio, a remote one with a key.
+
+The server is always asked for a stream, also for a caller who does not want one: closing a stream stops the server's
+work, closing a plain call may not. Options: `api_path` (default `/v1`, or the URL's own `/v1`-like end).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+
+from schemas.jobs import Capability
+from schemas.presence import ModelOffer
+from workers.backends.base import (
+    Backend,
+    BackendConfig,
+    BackendError,
+    BackendRefused,
+    BackendUnavailable,
+    Discovery,
+    ModelNotServed,
+    Output,
+    Task,
+)
+from workers.backends.chunks import Answer, Collector, Relay, Wanted
+from workers.backends.refusals import refusal, stream_error
+from workers.backends.sse import is_json_content_type
+from workers.backends.wire import HttpClient, Response
+
+JSON = dict[str, Any]
+
+API_END = re.compile(r"/v\d+[a-z0-9]*$")
+BODY_LIMIT = 4 * 1024 * 1024
+"""Of an answer that is not a stream: an error, a list of models."""
+CHAT = "/v1/chat/completions"
+PATHS = {CHAT: "/chat/completions", "/v1/completions": "/completions"}
+CAPABILITIES = (Capability.CHAT, Capability.COMPLETIONS)
+OUR_OPTIONS = {"include_usage": True}
+OWN_FIELDS = ("service_tier",)
+"""Chose the lane in Nexus; a server behind it must not take it for its own."""
+
+
+@dataclass(slots=True)
+class _Call:
+    """One request to the server."""
+
+    path: str
+    body: JSON
+    wanted: Wanted
+
+    @classmethod
+    def of(cls, task: Task) -> _Call:
+        """Raises BackendRefused when the task is none for this adapter."""
+        path = PATHS.get(task.endpoint)
+        if path is None:
+            raise BackendRefused(f"this backend does not serve {task.endpoint}")
+        body = _parsed(task.body)
+        options = body.get("stream_options")
+        options = options if isinstance(options, dict) else {}
+        wanted = Wanted(
+            chat=task.endpoint == CHAT,
+            model=task.public_model,
+            fallback_id=task.job,
+            include_usage=task.stream and options.get("include_usage") is True,
+            n=body["n"] if isinstance(body.get("n"), int) and body["n"] > 0 else 1,
+            prompts=_prompts(body.get("prompt")),
+        )
+        for name in OWN_FIELDS:
+            body.pop(name, None)
+        body["model"] = task.model
+        body["stream"] = True
+        body["stream_options"] = options | OUR_OPTIONS
+        return cls(path, body, wanted)
+
+
+def _parsed(data: bytes) -> JSON:
+    try:
+        body = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise BackendRefused(f"the request is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise BackendRefused("the request is not a JSON object")
+    return body
+
+
+def _prompts(prompt: Any) -> int:
+    """How many prompts a completion request holds; token ids are one."""
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+        return len(prompt)
+    return 1
+
+
+class OpenAIBackend(Backend):
+    """See the module's docstring."""
+
+    name = "openai"
+
+    def __init__(self, config: BackendConfig) -> None:
+        super().__init__(config)
+        url = config.url.rstrip("/")
+        path = urlsplit(url).path
+        end = API_END.search(path)
+        own = end.group() if end else ""
+        self._api = config.options.get("api_path", own or "/v1").rstrip("/")
+        headers = {"authorization": f"Bearer {config.api_key}"} if config.api_key else {}
+        self._client = HttpClient(url[: len(url) - len(own)], headers=headers)
+        self._stream_options = True
+        self._served: frozenset[str] | None = None
+        """Names of the models; None before the first `discover`."""
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    # What the server has
+
+    async def discover(self) -> Discovery:
+        """Every model the server lists, or those of `config.models`, for chat and completions.
+
+        Raises BackendError when a configured model is not there, or when nothing says which models there are.
+        """
+        listed = await self._listed()
+        props = await self._props() if any(_is_llama_cpp(model) for model in listed or ()) else {}
+        names = self._wanted_names(listed)
+        known = {str(model["id"]): model for model in listed or ()}
+        offers = tuple(_offer(name, known.get(name, {}), props) for name in names)
+        self._served = frozenset(names)
+        slots = props.get("total_slots")
+        return Discovery(offers, slots if isinstance(slots, int) and slots > 0 else None)
+
+    async def health(self) -> None:
+        """`GET /health` where there is one, else `GET /v1/models`."""
+        status, body = await self._ask("/health")
+        if status in (404, 405, 501):
+            status, body = await self._ask(f"{self._api}/models")
+        if status in (401, 403) or status == 429 or status >= 500:
+            raise BackendUnavailable(refusal(status, {}, body).info.message)
+
+    async def _listed(self) -> list[JSON] | None:
+        """What `/v1/models` says; None when the server has no such list."""
+        status, body = await self._get(f"{self._api}/models")
+        if status in (404, 405, 501):
+            return None
+        if status != 200:
+            raise self._refusal(status, {}, body)
+        try:
+            models = orjson.loads(body)["data"]
+            return [model for model in models if isinstance(model, dict) and model.get("id")]
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            raise BackendError("the backend's list of models is none") from error
+
+    def _wanted_names(self, listed: list[JSON] | None) -> tuple[str, ...]:
+        wanted = self.config.models
+        if listed is None:
+            if not wanted:
+                raise BackendError("the backend does not list its models; name them with --model")
+            return wanted
+        names = tuple(str(model["id"]) for model in listed)
+        known = {*names, *(str(alias) for model in listed for alias in model.get("aliases") or ())}
+        missing = [name for name in wanted if name not in known]
+        if missing:
+            raise BackendError(f"the backend lacks {', '.join(missing)}; it has {', '.join(names) or 'no models'}")
+        return wanted or names
+
+    async def _props(self) -> JSON:
+        """llama.cpp's own properties, where it tells them."""
+        status, body = await self._get("/props")
+        try:
+            props = orjson.loads(body) if status == 200 else {}
+        except orjson.JSONDecodeError:
+            return {}
+        return props if isinstance(props, dict) else {}
+
+    async def _ask(self, path: str) -> tuple[int, bytes]:
+        try:
+            return await self._get(path)
+        except BackendError as error:
+            raise BackendUnavailable(str(error)) from error
+
+    async def _get(self, path: str) -> tuple[int, bytes]:
+        try:
+            response = await self._client.request("GET", path)
+            return response.status, await _whole(response)
+        except BackendError as error:
+            if error.transient:
+                raise BackendUnavailable(str(error)) from error
+            raise
+
+    # Work
+
+    async def run(self, task: Task) -> AsyncIterator[Output]:
+        """Chat and text completions."""
+        await self._require(task.model)
+        call = _Call.of(task)
+        response = await self._open(call)
+        answer: Answer = Relay(call.wanted) if task.stream else Collector(call.wanted)
+        try:
+            while not answer.done:
+                data = await response.read()
+                chunk = answer.feed(data or b"\n\n")  # the last event may lack its empty line
+                if chunk is not None:
+                    yield chunk
+                if not data:
+                    break
+            for output in answer.finish():
+                yield output
+        finally:
+            if answer.done:
+                response.release()
+            else:
+                response.close()
+
+    async def _require(self, model: str) -> None:
+        """Servers with one model answer for it whatever name they are asked for."""
+        if self._served is None:
+            await self.discover()
+        if self._served is not None and model not in self._served:
+            raise ModelNotServed(f"the backend does not have the model {model!r}", param="model")
+
+    async def _open(self, call: _Call) -> Response:
+        """The response, as a stream. Raises BackendError for any other."""
+        if not self._stream_options:
+            call.body.pop("stream_options", None)
+        response = await self._client.request("POST", self._api + call.path, orjson.dumps(call.body))
+        if response.status == 200 and not is_json_content_type(response.headers.get("content-type", "")):
+            return response
+        body = await _whole(response)
+        # Only if the option is ours: what the caller gets wrong is not a property of the server.
+        if (
+            response.status in (400, 422)
+            and b"stream_options" in body
+            and call.body.get("stream_options") == OUR_OPTIONS
+        ):
+            self._stream_options = False
+            return await self._open(call)
+        raise self._refusal(response.status, response.headers, body)
+
+    def _refusal(self, status: int, headers: dict[str, str], body: bytes) -> BackendError:
+        if self.config.api_key:
+            body = body.replace(self.config.api_key.encode(), b"***")
+        if status != 200:
+            return refusal(status, headers, body)
+        if b'"error"' in body:
+            return stream_error(_parsed(body))
+        return BackendError("the backend answered in one piece although a stream was asked for")
+
+
+async def _whole(response: Response) -> bytes:
+    try:
+        return await response.read_all(BODY_LIMIT)
+    finally:
+        response.close()
+
+
+def _is_llama_cpp(model: JSON) -> bool:
+    return model.get("owned_by") == "llamacpp"
+
+
+def _offer(name: str, model: JSON, props: JSON) -> ModelOffer:
+    status = model.get("status")
+    created = model.get("created")
+    return ModelOffer(
+        name=name,
+        capabilities=CAPABILITIES,
+        loaded=status.get("value") == "loaded" if isinstance(status, dict) else None,
+        context_length=_context_length(model, props),
+        owned_by=str(model.get("owned_by") or "nexus"),
+        created=created if isinstance(created, int) else 0,
+    )
+
+
+def _context_length(model: JSON, props: JSON) -> int | None:
+    """Tokens that one request may use: vLLM's word, llama.cpp's share of a slot, or what the model was trained for."""
+    meta = model.get("meta")
+    meta = meta if isinstance(meta, dict) else {}
+    settings = props.get("default_generation_settings")
+    settings = settings if isinstance(settings, dict) else {}
+    candidates = (model.get("max_model_len"), settings.get("n_ctx"), meta.get("n_ctx"), meta.get("n_ctx_train"))
+    return next((length for length in candidates if isinstance(length, int) and length > 0), None)

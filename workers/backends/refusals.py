@@ -1,0 +1,154 @@
+"""What an OpenAI-compatible server's error answer means, as one of our errors: pure.
+
+| the server says | we say |
+|---|---|
+| 400, 409, 413, 415, 422, other 4xx | BackendRefused, 400 (413 kept): the caller's request is wrong |
+| 404 about a model | ModelNotServed |
+| 404, 405 otherwise; 501 | BackendRefused: this server cannot do that |
+| 401, 403 | BackendError: the worker's key for the server is wrong; the server's words might quote it and are dropped |
+| 408, 502, 504, 5xx in general | BackendError, transient |
+| 429, 503 | BackendUnavailable, `Retry-After` kept |
+| 500 that complains about the request | BackendRefused: llama-server does that |
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from schemas.errors import ErrorInfo
+from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, ModelNotServed
+
+MESSAGE_LIMIT = 2000
+KEPT_STATUSES = frozenset({413})
+# Said in a 500 by llama-server about requests that can never work.
+BAD_INPUT = re.compile(
+    r"is not supported|not support|json\.exception|json schema|grammar|jinja|chat template|failed to parse|unrecognized",
+    re.IGNORECASE,
+)
+CODES = {"exceed_context_size_error": "context_length_exceeded"}
+"""Servers' own words for what OpenAI has a code for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Complaint:
+    """A server's error object, whichever of the usual shapes it has."""
+
+    message: str = ""
+    type: str = ""
+    param: str | None = None
+    code: str | None = None
+    number: int = 0
+    """`code`, where it is an HTTP status."""
+
+    @property
+    def about_the_request(self) -> bool:
+        """Whether it says that the same request can never work."""
+        if self.type in ("invalid_request_error", "not_supported_error", *CODES) or self.type.startswith("BadRequest"):
+            return True
+        return 400 <= self.number < 500 or bool(BAD_INPUT.search(self.message))
+
+    @property
+    def about_the_model(self) -> bool:
+        """Whether it says that the model does not exist."""
+        return self.code == "model_not_found" or self.param == "model" or "model" in self.message.lower()
+
+
+def read_complaint(value: Any) -> Complaint:
+    """`{"error": {…}}`, `{"error": "…"}`, `{"detail": …}` (FastAPI), `{"object": "error", …}` (older vLLM), or the inner object."""
+    if isinstance(value, dict):
+        for key in ("error", "detail"):
+            if value.get(key):
+                return read_complaint(value[key])
+        return _from_object(value)
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return _from_validation(value[0])
+    return Complaint(str(value)[:MESSAGE_LIMIT]) if value else Complaint()
+
+
+def _from_object(value: dict[str, Any]) -> Complaint:
+    code = value.get("code")
+    number = code if isinstance(code, int) else int(code) if isinstance(code, str) and code.isdecimal() else 0
+    kind = str(value.get("type") or "")
+    param = value.get("param")
+    return Complaint(
+        message=str(value.get("message") or "")[:MESSAGE_LIMIT],
+        type=kind,
+        param=param if isinstance(param, str) else None,
+        code=CODES.get(kind) or (code if isinstance(code, str) and not number else None),
+        number=number,
+    )
+
+
+def _from_validation(value: dict[str, Any]) -> Complaint:
+    """FastAPI's `{"loc": ["body", "messages"], "msg": "…"}`."""
+    place = ".".join(str(part) for part in value.get("loc", ()) if part != "body")
+    text = str(value.get("msg") or "")[:MESSAGE_LIMIT]
+    return Complaint(f"{place}: {text}" if place else text, "invalid_request_error", place or None)
+
+
+def refusal(status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
+    """The error for an answer whose status is not 200."""
+    complaint = _read_body(body)
+    if status in (401, 403):
+        return BackendError(f"the backend refused the worker's key ({status})", should_retry=False)
+    if status in (429, 503):
+        text = complaint.message or f"the backend is busy ({status})"
+        return BackendUnavailable(text, retry_after_s=retry_after(headers.get("retry-after")))
+    if status == 404:
+        return _not_found(complaint)
+    if status == 408 or status >= 500:
+        if status == 501 or (status == 500 and complaint.about_the_request):
+            return _refused(400, complaint)
+        return BackendError(_words(status, complaint), transient=True)
+    if status >= 400:
+        return _refused(status if status in KEPT_STATUSES else 400, complaint)
+    return BackendError(f"the backend answered {status}")
+
+
+def stream_error(value: Any) -> BackendError:
+    """The error for an error object inside a stream that began with 200."""
+    complaint = read_complaint(value)
+    if complaint.number == 503:
+        return BackendUnavailable(complaint.message or None)
+    if complaint.about_the_request:
+        return _refused(400, complaint)
+    return BackendError(complaint.message or "the backend reported an error without saying which", transient=True)
+
+
+def retry_after(value: str | None) -> float | None:
+    """Seconds, where the header holds seconds."""
+    try:
+        return max(0.0, min(float(value or ""), 3600.0))
+    except ValueError:
+        return None
+
+
+def _read_body(body: bytes) -> Complaint:
+    try:
+        return read_complaint(orjson.loads(body))
+    except orjson.JSONDecodeError:
+        text = body.decode("utf-8", "replace").strip()
+        return Complaint() if text.startswith("<") else Complaint(text[:MESSAGE_LIMIT])
+
+
+def _words(status: int, complaint: Complaint) -> str:
+    return complaint.message or f"the backend answered {status}"
+
+
+def _not_found(complaint: Complaint) -> BackendError:
+    if complaint.about_the_model:
+        return ModelNotServed(complaint.message, param="model")
+    return _refused(404, Complaint("the backend has no such endpoint", code="unsupported_endpoint"))
+
+
+def _refused(status: int, complaint: Complaint) -> BackendError:
+    message = complaint.message or f"the backend refused the request ({status})"
+    info = ErrorInfo(
+        status=status, type="invalid_request_error", code=complaint.code, message=message, param=complaint.param
+    )
+    return BackendRefused(message, info=info)
