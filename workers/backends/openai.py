@@ -29,6 +29,7 @@ from workers.backends.base import (
 )
 from workers.backends.chunks import Answer, Collector, Relay, Wanted
 from workers.backends.refusals import refusal, stream_error
+from workers.backends.requests import choices_wanted, json_object, stream_options, usage_wanted
 from workers.backends.sse import is_json_content_type
 from workers.backends.wire import HttpClient, Response
 
@@ -59,33 +60,21 @@ class _Call:
         path = PATHS.get(task.endpoint)
         if path is None:
             raise BackendRefused(f"this backend does not serve {task.endpoint}")
-        body = _parsed(task.body)
-        options = body.get("stream_options")
-        options = options if isinstance(options, dict) else {}
+        body = json_object(task.body)
         wanted = Wanted(
             chat=task.endpoint == CHAT,
             model=task.public_model,
             fallback_id=task.job,
-            include_usage=task.stream and options.get("include_usage") is True,
-            n=body["n"] if isinstance(body.get("n"), int) and body["n"] > 0 else 1,
+            include_usage=task.stream and usage_wanted(body),
+            n=choices_wanted(body),
             prompts=_prompts(body.get("prompt")),
         )
         for name in OWN_FIELDS:
             body.pop(name, None)
         body["model"] = task.model
         body["stream"] = True
-        body["stream_options"] = options | OUR_OPTIONS
+        body["stream_options"] = stream_options(body) | OUR_OPTIONS
         return cls(path, body, wanted)
-
-
-def _parsed(data: bytes) -> JSON:
-    try:
-        body = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise BackendRefused(f"the request is not JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise BackendRefused("the request is not a JSON object")
-    return body
 
 
 def _prompts(prompt: Any) -> int:
@@ -245,7 +234,7 @@ class OpenAIBackend(Backend):
         if status != 200:
             return refusal(status, headers, body)
         if b'"error"' in body:
-            return stream_error(_parsed(body))
+            return stream_error(orjson.loads(body))
         return BackendError("the backend answered in one piece although a stream was asked for")
 
 

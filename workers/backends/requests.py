@@ -1,0 +1,39 @@
+"""What adapters read from a request's body: pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from workers.backends.base import BackendRefused
+
+JSON = dict[str, Any]
+
+
+def json_object(data: bytes) -> JSON:
+    """The body. Raises BackendRefused when it is not a JSON object."""
+    try:
+        body = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise BackendRefused(f"the request is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise BackendRefused("the request is not a JSON object")
+    return body
+
+
+def choices_wanted(body: JSON) -> int:
+    """`n`, 1 where it is not given."""
+    n = body.get("n")
+    return n if isinstance(n, int) and n > 0 else 1
+
+
+def stream_options(body: JSON) -> JSON:
+    """The caller's `stream_options`, empty where there are none."""
+    options = body.get("stream_options")
+    return options if isinstance(options, dict) else {}
+
+
+def usage_wanted(body: JSON) -> bool:
+    """Whether a stream is to end in a usage chunk."""
+    return stream_options(body).get("include_usage") is True
