@@ -126,7 +126,7 @@ class OpenAIDouble:
         self._writers.add(writer)
         self.connections += 1
         try:
-            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
                 while await self._one(reader, writer):
                     pass
         finally:

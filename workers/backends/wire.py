@@ -132,6 +132,7 @@ class _Connection(asyncio.Protocol):
         self._head_size = 0
         self._interim = False
         self._complete = False
+        self._reusable = False
         self._lingering: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
         self._parser = httptools.HttpResponseParser(self)
@@ -220,7 +221,7 @@ class _Connection(asyncio.Protocol):
         if response._paused:
             self.resume()
         response._end()
-        if self._parser.should_keep_alive() and not self._transport.is_closing():
+        if self._reusable and not self._transport.is_closing():
             self.client._keep(self)
         else:
             self._transport.close()
@@ -258,6 +259,7 @@ class _Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if not self._interim:
             self._complete = True
+            self._reusable = self._parser.should_keep_alive()  # llhttp knows only now
 
 
 class HttpClient:
