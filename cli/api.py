@@ -1,0 +1,188 @@
+"""The console's way to a gateway: where it is, which key opens it, and what to say when it does not answer.
+
+| | looked for in this order |
+|---|---|
+| URL | `--url`, `NEXUS_URL`, the stack running on the data directory, `http://127.0.0.1:8800` |
+| key | `--key`, `NEXUS_API_KEY`, `GATEWAY_BEARER_TOKEN`, the stack running on the data directory (for its own URL only) |
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from cli.datadir import DataDir
+from cli.errors import ConsoleError
+
+DEFAULT_URL = "http://127.0.0.1:8800"
+CONNECT_S = 3.0
+READ_S = 30.0
+STREAM_READ_S = 300.0
+"""Between two bytes of a stream: a queued request is told its position far more often than that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A gateway, and the key for it."""
+
+    url: str
+    key: str = field(default="", repr=False)
+    key_source: str = ""
+    """Where the key is from, for messages: the key itself is never shown."""
+
+
+def find_target(url: str | None, key: str | None, data_dir: DataDir) -> Target:
+    """The gateway that the user means."""
+    state = data_dir.running()
+    chosen = (
+        (url or os.environ.get("NEXUS_URL") or (state.url if state else DEFAULT_URL)).rstrip("/").removesuffix("/v1")
+    )
+    if "://" not in chosen:
+        chosen = f"http://{chosen}"
+    if key:
+        return Target(chosen, key, "--key")
+    for name in ("NEXUS_API_KEY", "GATEWAY_BEARER_TOKEN"):
+        if os.environ.get(name):
+            return Target(chosen, os.environ[name], f"the environment variable {name}")
+    if state and state.url == chosen:
+        return Target(chosen, state.key, str(data_dir.state_file))
+    return Target(chosen)
+
+
+class ApiClient:
+    """HTTP calls to one gateway. Whatever goes wrong is a ConsoleError that says what to do."""
+
+    def __init__(self, target: Target, transport: httpx.BaseTransport | None = None) -> None:
+        self.target = target
+        headers = {"authorization": f"Bearer {target.key}"} if target.key else {}
+        self._http = httpx.Client(
+            base_url=target.url,
+            headers=headers,
+            timeout=httpx.Timeout(READ_S, connect=CONNECT_S),
+            trust_env=not _is_loopback(target.url),
+            transport=transport,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def get(self, path: str, *, accept: tuple[int, ...] = ()) -> Any:
+        """The JSON at `path`; statuses in `accept` count as success."""
+        return self._call("GET", path, accept=accept)
+
+    def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The JSON answer to `body`."""
+        return self._call("POST", path, body, read_s=STREAM_READ_S)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        accept: tuple[int, ...] = (),
+        read_s: float = READ_S,
+    ) -> Any:
+        with self._translated():
+            timeout = httpx.Timeout(read_s, connect=CONNECT_S)
+            response = self._http.request(method, path, json=body, timeout=timeout)
+            if not response.is_success and response.status_code not in accept:
+                raise ConsoleError(self._refusal(response))
+            return _json(response, self.target.url)
+
+    def stream(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any]]:
+        """The `data:` frames of a stream, until `[DONE]`. A stream that ends without it is an error."""
+        timeout = httpx.Timeout(STREAM_READ_S, connect=CONNECT_S)
+        with self._translated(), self._http.stream("POST", path, json=body, timeout=timeout) as response:
+            if not response.is_success:
+                response.read()
+                raise ConsoleError(self._refusal(response))
+            for line in response.iter_lines():
+                if line.startswith("data:"):
+                    data = line[5:].strip()
+                    if data == "[DONE]":
+                        return
+                    yield _frame(data)
+        raise ConsoleError("the answer broke off before its end; try again")
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn httpx's exceptions into words."""
+        url = self.target.url
+        try:
+            yield
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            raise ConsoleError(
+                f"no gateway answers at {url}: is it up? Start one with `nexus up`, "
+                "or name another with --url or NEXUS_URL."
+            ) from error
+        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
+            raise ConsoleError(f"{url} is not a URL like {DEFAULT_URL}") from error
+        except httpx.TimeoutException as error:
+            raise ConsoleError(f"the gateway at {url} did not answer in time") from error
+        except httpx.HTTPError as error:
+            raise ConsoleError(f"the connection to {url} broke: {error or type(error).__name__}") from error
+
+    def _refusal(self, response: httpx.Response) -> str:
+        """What an error status means to the user."""
+        said = error_message(response)
+        if response.status_code == httpx.codes.UNAUTHORIZED:
+            if not self.target.key:
+                return (
+                    f"{self.target.url} wants a key, and none was given: pass --key or set NEXUS_API_KEY "
+                    "(`nexus up` prints its key)."
+                )
+            return f"{self.target.url} does not know the key from {self.target.key_source}: {said}"
+        if response.status_code == httpx.codes.FORBIDDEN:
+            return f"the key from {self.target.key_source or 'nowhere'} may not do that: {said}"
+        request_id = response.headers.get("x-request-id")
+        return f"{said} (status {response.status_code}{f', request {request_id}' if request_id else ''})"
+
+
+def error_message(response: httpx.Response) -> str:
+    """The message of OpenAI's error object, or the beginning of whatever came instead."""
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return response.text[:200].strip() or response.reason_phrase or "no reason given"
+
+
+def _json(response: httpx.Response, url: str) -> Any:
+    try:
+        return response.json()
+    except ValueError as error:
+        raise ConsoleError(f"{url} does not answer JSON: is it a Nexus gateway?") from error
+
+
+def _frame(data: str) -> dict[str, Any]:
+    try:
+        frame = json.loads(data)
+    except ValueError as error:
+        raise ConsoleError(f"the gateway sent a frame that is not JSON: {data[:100]}") from error
+    if not isinstance(frame, dict):
+        raise ConsoleError(f"the gateway sent a frame that is not an object: {data[:100]}")
+    if frame.get("error"):
+        raise ConsoleError(str(frame["error"].get("message", frame["error"])))
+    return frame
+
+
+def _is_loopback(url: str) -> bool:
+    """Whether a proxy from the environment has no business between us and `url`."""
+    try:
+        host = httpx.URL(url).host
+        return host == "localhost" or ip_address(host).is_loopback
+    except (ValueError, httpx.InvalidURL):
+        return False

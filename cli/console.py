@@ -1,0 +1,207 @@
+"""`nexus status`, `workers`, `queues`, `drain`: what an operator asks a running gateway."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from cli import options
+from cli.api import ApiClient
+from cli.errors import ConsoleError
+
+REFRESH_S = 1.0
+COLOURS = {
+    "ready": "green",
+    "ok": "green",
+    "degraded": "yellow",
+    "draining": "yellow",
+    "unhealthy": "red",
+    "unavailable": "red",
+    "down": "red",
+}
+
+Fetch = Callable[[ApiClient], Any]
+Render = Callable[[Any], RenderableType]
+
+
+def status(
+    url: options.Url = None,
+    key: options.Key = None,
+    data_dir: options.Data = None,
+    as_json: options.Json = False,
+    watch: options.Watch = False,
+) -> None:
+    """Is everything well: the parts, the workers, the queues."""
+    with options.client(url, key, data_dir) as api:
+        seen = _show(api, fetch_status, render_status, as_json=as_json, watch=watch)
+    if seen["ready"].get("status") == "unavailable":
+        raise typer.Exit(1)
+
+
+def workers(
+    url: options.Url = None,
+    key: options.Key = None,
+    data_dir: options.Data = None,
+    as_json: options.Json = False,
+    watch: options.Watch = False,
+) -> None:
+    """The workers, their slots and their models."""
+    with options.client(url, key, data_dir) as api:
+        _show(api, _fetch_list("/v1/workers"), render_workers, as_json=as_json, watch=watch)
+
+
+def queues(
+    url: options.Url = None,
+    key: options.Key = None,
+    data_dir: options.Data = None,
+    as_json: options.Json = False,
+    watch: options.Watch = False,
+) -> None:
+    """How many jobs wait, and how many run, per model and lane."""
+    with options.client(url, key, data_dir) as api:
+        _show(api, _fetch_list("/v1/queues"), render_queues, as_json=as_json, watch=watch)
+
+
+def drain(
+    worker: Annotated[str, typer.Argument(help="The worker's id, as `nexus workers` shows it.")],
+    url: options.Url = None,
+    key: options.Key = None,
+    data_dir: options.Data = None,
+    as_json: options.Json = False,
+) -> None:
+    """Let a worker finish what it runs and take nothing new."""
+    with options.client(url, key, data_dir) as api:
+        answer = api.post(f"/v1/workers/{quote(worker, safe='')}/drain")
+    if as_json:
+        print(json.dumps(answer))
+    else:
+        print(f"{answer.get('id', worker)}: {answer.get('state', 'draining')}")
+
+
+def fetch_status(api: ApiClient) -> dict[str, Any]:
+    """Readiness, workers and queues together."""
+    ready = api.get("/readyz", accept=(503,))
+    if not isinstance(ready, dict) or "status" not in ready:
+        raise ConsoleError(f"{api.target.url} does not answer like a Nexus gateway")
+    seen: dict[str, Any] = {"url": api.target.url, "ready": ready, "workers": [], "queues": []}
+    if ready["status"] != "unavailable":
+        seen["workers"] = api.get("/v1/workers")["data"]
+        seen["queues"] = api.get("/v1/queues")["data"]
+    return seen
+
+
+def _fetch_list(path: str) -> Fetch:
+    return lambda api: api.get(path)
+
+
+def _show(api: ApiClient, fetch: Fetch, render: Render, *, as_json: bool, watch: bool) -> Any:
+    """Print what `fetch` gets, once or until Ctrl-C. Returns the last of it."""
+    seen = fetch(api)
+    if not watch:
+        _print(seen, render, as_json=as_json)
+        return seen
+    try:
+        if as_json or not sys.stdout.isatty():
+            return _watch_lines(api, fetch, render, seen, as_json=as_json)
+        return _watch_live(api, fetch, render, seen)
+    except KeyboardInterrupt:
+        return seen
+
+
+def _print(seen: Any, render: Render, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(seen), flush=True)
+    else:
+        Console().print(render(seen))
+
+
+def _watch_lines(api: ApiClient, fetch: Fetch, render: Render, seen: Any, *, as_json: bool) -> Any:
+    """For a pipe: a whole view a second."""
+    while True:
+        _print(seen, render, as_json=as_json)
+        time.sleep(REFRESH_S)
+        seen = fetch(api)
+
+
+def _watch_live(api: ApiClient, fetch: Fetch, render: Render, seen: Any) -> Any:
+    """For a terminal: one view, kept fresh. An outage is shown, and ends by itself."""
+    with Live(render(seen), auto_refresh=False, screen=False) as live:
+        while True:
+            time.sleep(REFRESH_S)
+            try:
+                seen = fetch(api)
+                live.update(render(seen), refresh=True)
+            except ConsoleError as error:
+                live.update(Text(str(error), style="red"), refresh=True)
+
+
+def render_status(seen: dict[str, Any]) -> RenderableType:
+    """The whole picture on one screen."""
+    ready = seen["ready"]
+    head = Text.assemble(("Nexus ", "bold"), seen["url"], "  ", coloured(ready["status"]))
+    parts = _table("part", "state", "ms", "")
+    for name, part in ready.get("parts", {}).items():
+        milliseconds = f"{part['ms']:.1f}" if isinstance(part.get("ms"), int | float) else "-"
+        parts.add_row(name, coloured("ok" if part.get("ok") else "down"), milliseconds, Text(part.get("error") or ""))
+    out: list[RenderableType] = [head, parts]
+    if ready["status"] != "unavailable":
+        out += [Text(), render_workers({"data": seen["workers"]}), Text(), render_queues({"data": seen["queues"]})]
+    return Group(*out)
+
+
+def render_workers(answer: dict[str, Any]) -> RenderableType:
+    """One line a worker."""
+    rows = answer["data"]
+    if not rows:
+        return Text("No worker is there. Start one: nexus worker --backend openai --url http://HOST:PORT")
+    table = _table("worker", "backend", "host", "slots", "state", "models")
+    for row in rows:
+        table.add_row(
+            Text(row["id"]),
+            Text(row["backend"]),
+            Text(f"{row.get('host', '')}:{row.get('pid', '')}"),
+            f"{row.get('busy', 0)}/{row.get('slots', 0)}",
+            coloured(row.get("state", "")),
+            Text(", ".join(model["name"] for model in row.get("models", []))),
+        )
+    return table
+
+
+def render_queues(answer: dict[str, Any]) -> RenderableType:
+    """One line a queue."""
+    rows = answer["data"]
+    if not rows:
+        return Text("No queue yet: nothing has been asked.")
+    table = _table("model", "capability", "lane", "waiting", "running")
+    for row in rows:
+        running = row.get("in_progress")
+        table.add_row(
+            Text(row["model"]),
+            row["capability"],
+            row["lane"],
+            str(row["depth"]),
+            "-" if running is None else str(running),
+        )
+    return table
+
+
+def coloured(word: str) -> Text:
+    """A state in its colour."""
+    return Text(word, style=COLOURS.get(word, ""))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table

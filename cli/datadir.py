@@ -1,0 +1,185 @@
+"""The data directory of `nexus up`: who runs there, the key, the logs, the servers' data.
+
+```
+.nexus/
+  lock         held (flock) for as long as a stack runs here; says its pid and URL
+  state.json   0600: pid, URL, key and ports of the running stack; removed at its end
+  key          0600: the bootstrap key, made once and kept
+  logs/        one file per part
+  nats/ etcd/ redis/
+```
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cli.errors import ConsoleError
+
+DATA_DIR_VARIABLE = "NEXUS_DATA_DIR"
+DEFAULT_DATA_DIR = Path(".nexus")
+
+
+@dataclass(frozen=True, slots=True)
+class StackState:
+    """What `state.json` holds while a stack runs."""
+
+    pid: int
+    url: str
+    key: str = field(repr=False)
+    ports: dict[str, int] = field(default_factory=dict)
+    """Of each part, by name."""
+    pids: dict[str, int] = field(default_factory=dict)
+    """Of each part's process, by name; rewritten when one is restarted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds the lock."""
+
+    pid: int = 0
+    url: str = ""
+
+
+class DataDir:
+    """Paths in the data directory, and what is done to them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.absolute()
+        self.lock_file = self.root / "lock"
+        self.state_file = self.root / "state.json"
+        self.key_file = self.root / "key"
+        self.logs = self.root / "logs"
+
+    def prepare(self) -> None:
+        """Make the folders. Raises ConsoleError when that cannot be."""
+        try:
+            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.logs.mkdir(exist_ok=True)
+            (self.root / ".gitignore").write_text("*\n")
+        except OSError as error:
+            raise ConsoleError(f"cannot use {self.root} ({error.strerror}); choose another --data-dir") from error
+
+    def log(self, part: str) -> Path:
+        """The log file of a part."""
+        return self.logs / f"{part}.log"
+
+    def sub(self, name: str) -> Path:
+        """A server's own folder."""
+        path = self.root / name
+        path.mkdir(mode=0o700, exist_ok=True)
+        return path
+
+    @contextmanager
+    def locked(self, url: str) -> Iterator[None]:
+        """Hold the directory for one stack. Raises ConsoleError, naming pid and URL, when another one does."""
+        with self.lock_file.open("a+") as lock:
+            if not _lock(lock.fileno()):
+                raise ConsoleError(self._already(self._holder()))
+            lock.truncate(0)
+            json.dump(asdict(Holder(pid=os.getpid(), url=url)), lock)
+            lock.flush()
+            try:
+                yield
+            finally:
+                self.forget()
+
+    def _already(self, holder: Holder) -> str:
+        where = f" at {holder.url}" if holder.url else ""
+        return (
+            f"Nexus already runs on {self.root}: pid {holder.pid or 'unknown'}{where}\n"
+            f"Stop it with Ctrl-C in its terminal (or: kill {holder.pid or 'PID'}), or choose another --data-dir."
+        )
+
+    def _holder(self) -> Holder:
+        try:
+            return Holder(**_read_json(self.lock_file))
+        except (OSError, ValueError, TypeError):
+            return Holder()
+
+    def is_held(self) -> bool:
+        """Whether a stack runs here now."""
+        try:
+            with self.lock_file.open("r") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
+    def remember(self, state: StackState) -> None:
+        """Write `state.json` whole or not at all."""
+        _write_private(self.state_file, json.dumps(asdict(state), indent=2) + "\n")
+
+    def forget(self) -> None:
+        """Remove `state.json`."""
+        with suppress(OSError):
+            self.state_file.unlink()
+
+    def running(self) -> StackState | None:
+        """The stack that runs here, None when there is none (a file left by a killed one does not count)."""
+        if not self.is_held():
+            return None
+        try:
+            return StackState(**_read_json(self.state_file))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def key(self) -> str:
+        """The kept key; made at the first call."""
+        try:
+            kept = self.key_file.read_text().strip()
+        except FileNotFoundError:
+            kept = ""
+        except OSError as error:
+            raise ConsoleError(f"cannot read the key in {self.key_file} ({error.strerror})") from error
+        if kept:
+            return kept
+        made = "nexus-" + secrets.token_urlsafe(24)
+        _write_private(self.key_file, made + "\n")
+        return made
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """An object from a file. Raises OSError or ValueError."""
+    read = json.loads(path.read_text())
+    if not isinstance(read, dict):
+        raise TypeError(f"{path} holds no object")
+    return read
+
+
+def _lock(fd: int) -> bool:
+    """Lock for ourselves. Tries again shortly: `is_held` takes the lock for a moment, to look."""
+    for _ in range(5):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return True
+    return False
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Replace `path` by a file that only its owner can read."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    with suppress(FileNotFoundError):
+        fresh.unlink()
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    fresh.replace(path)
+
+
+def data_dir_from(option: Path | None) -> DataDir:
+    """The directory by flag, else by `NEXUS_DATA_DIR`, else `.nexus`."""
+    return DataDir(option or Path(os.environ.get(DATA_DIR_VARIABLE) or DEFAULT_DATA_DIR))

@@ -1,0 +1,60 @@
+"""The `nexus` command."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from backbone.version import VERSION
+from cli import chat, console, processes, up
+from cli.errors import ConsoleError
+
+app = typer.Typer(
+    name="nexus",
+    help="One OpenAI-compatible door in front of every AI server a team owns.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"nexus {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Nothing before the command itself."""
+
+
+app.command()(up.up)
+app.command()(processes.gateway)
+app.command()(processes.worker)
+app.command()(console.status)
+app.command()(console.workers)
+app.command()(console.queues)
+app.command()(console.drain)
+app.command()(chat.chat)
+
+
+def main() -> None:
+    """Run the command line. A ConsoleError is a message and an exit code, never a traceback."""
+    try:
+        app()
+    except ConsoleError as error:
+        print(f"nexus: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,31 @@
+"""Command line options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.api import ApiClient, find_target
+from cli.datadir import data_dir_from
+
+Url = Annotated[
+    str | None,
+    typer.Option("--url", help="The gateway. Default: NEXUS_URL, else the running stack, else http://127.0.0.1:8800."),
+]
+Key = Annotated[
+    str | None,
+    typer.Option("--key", help="The API key. Default: NEXUS_API_KEY, GATEWAY_BEARER_TOKEN, else the running stack's."),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data-dir", help="Where `nexus up` keeps its state. Default: NEXUS_DATA_DIR, else .nexus."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Watch = Annotated[bool, typer.Option("--watch", "-w", help="Keep the view up to date until Ctrl-C.")]
+
+
+def client(url: str | None, key: str | None, data_dir: Path | None) -> ApiClient:
+    """A client for the gateway that these options mean."""
+    return ApiClient(find_target(url, key, data_dir_from(data_dir)))

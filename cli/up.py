@@ -1,0 +1,82 @@
+"""`nexus up`: a whole Nexus on this machine, in one terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from cli import options
+from cli.datadir import DataDir, data_dir_from
+from cli.errors import ConsoleError
+from cli.ports import PortWish, check_ports, free_port
+from cli.processes import read_settings
+
+
+def up(
+    *,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The gateway's port; 0: a free one.")] = 8800,
+    observability_port: Annotated[
+        int,
+        typer.Option(
+            "--observability-port", min=0, max=65535, help="Metrics and readiness without a key; 0: a free one."
+        ),
+    ] = 8801,
+    data_dir: options.Data = None,
+    local_models: Annotated[
+        bool, typer.Option("--local-models/--no-local-models", help="Serve the small model that comes along.")
+    ] = True,
+    gateways: Annotated[int, typer.Option("--gateways", min=1, max=64, help="Gateway processes sharing the port.")] = 1,
+    host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    key: Annotated[
+        str | None,
+        typer.Option("--key", help="The admin key. Default: GATEWAY_BEARER_TOKEN, else one made once and kept."),
+    ] = None,
+) -> None:
+    """Start everything: NATS, etcd, Redis, gateway, workers for every backend found here. Ctrl-C stops all of it."""
+    from backbone.settings import GatewaySettings
+    from cli.running import run_stack
+    from cli.screen import Screen
+    from cli.stack import StackOptions
+
+    settings = read_settings(GatewaySettings)
+    token = settings.gateway_bearer_token
+    data = data_dir_from(data_dir)
+    data.prepare()
+    chosen = StackOptions(
+        host=host,
+        port=port or free_port(host),
+        observability_port=observability_port or free_port(),
+        key=choose_key(key, token.get_secret_value() if token else "", data),
+        gateways=gateways,
+        local_models=local_models,
+    )
+    with data.locked(chosen.url):
+        check_ports(
+            PortWish("--port", host, chosen.port),
+            PortWish("--observability-port", settings.observability_host, chosen.observability_port, gateways),
+        )
+        code = asyncio.run(run_stack(chosen, data, Screen()))
+    _leave_quietly()
+    raise typer.Exit(code)
+
+
+def choose_key(flag: str | None, token: str, data: DataDir) -> str:
+    """The key by flag, else `token` from the settings, else the data directory's. Raises ConsoleError for a bad one."""
+    key = flag or token or data.key()
+    if not key.isascii() or not key.isprintable() or any(one in key for one in " \"'`$\\"):
+        raise ConsoleError("the key must be printable ASCII without spaces, quotes, $ and backslashes")
+    return key
+
+
+def _leave_quietly() -> None:
+    """Flush, and where the terminal is gone keep the interpreter from stumbling over it at exit."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
