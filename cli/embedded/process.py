@@ -13,15 +13,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-PR_SET_PDEATHSIG = 1
+LAUNCHER = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGKILL
+if os.getppid() != int(sys.argv[1]):  # the parent died before that
+    os._exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 LOG_LIMIT = 10 * 1024 * 1024
 """Bytes of log above which the next start moves it aside to `<log>.1`."""
 TAIL_BYTES = 8192
@@ -34,19 +40,18 @@ class ProcessFailed(Exception):
     """A child process died at its start, or was not ready in time. The message ends with the tail of its log."""
 
 
-def bind_to_parent() -> Callable[[], None] | None:
-    """What a new child runs before its program, so that the kernel kills it when this thread ends; None off Linux."""
+def bound_to_parent(argv: Sequence[str]) -> list[str]:
+    """`argv` in a launcher that has the kernel kill the program when the thread that started it ends (Linux).
+
+    The launcher is replaced by the program. Doing the same between fork and exec would be unsafe beside threads.
+    Raises FileNotFoundError when there is no such program.
+    """
+    program = shutil.which(argv[0])
+    if program is None:
+        raise FileNotFoundError(f"there is no program {argv[0]}")
     if not sys.platform.startswith("linux"):
-        return None
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    parent = os.getpid()
-
-    def bind() -> None:
-        prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-        if os.getppid() != parent:  # the parent died before the line above
-            os._exit(1)
-
-    return bind
+        return [program, *argv[1:]]
+    return [sys.executable, "-I", "-S", "-c", LAUNCHER, str(os.getpid()), program, *argv[1:]]
 
 
 class ManagedProcess:
@@ -77,6 +82,7 @@ class ManagedProcess:
         self._ready_timeout_s = ready_timeout_s
         self._popen: subprocess.Popen[bytes] | None = None
         self._log_start = 0
+        self._killed = False
 
     @property
     def pid(self) -> int | None:
@@ -85,8 +91,8 @@ class ManagedProcess:
 
     @property
     def running(self) -> bool:
-        """Whether the child lives now."""
-        return self._popen is not None and self._popen.poll() is None
+        """Whether the child lives now, and has not been killed a moment ago."""
+        return not self._killed and self._popen is not None and self._popen.poll() is None
 
     @property
     def exit_code(self) -> int | None:
@@ -104,6 +110,7 @@ class ManagedProcess:
         """
         if self.running:
             return
+        await self.stop()  # one that was killed may still be dying
         self.spawn()
         try:
             await self.wait_ready()
@@ -114,18 +121,19 @@ class ManagedProcess:
 
     def spawn(self) -> None:
         """Start the child without waiting. Raises OSError when the program cannot be run."""
+        argv = bound_to_parent(self.argv)
         self._rotate_log()
         with self.log_file.open("ab") as log:
             self._log_start = log.tell()
+            self._killed = False
             self._popen = subprocess.Popen(
-                self.argv,
+                argv,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=None if self.env is None else dict(self.env),
                 cwd=self.cwd,
                 start_new_session=True,
-                preexec_fn=bind_to_parent(),  # noqa: PLW1509 - it calls nothing but prctl and getppid
             )
 
     async def wait_ready(self) -> None:
@@ -157,8 +165,10 @@ class ManagedProcess:
 
         A paused child is resumed, so that it can end in order.
         """
+        if self._popen is None:
+            return None
         if not self.running:
-            return self.exit_code
+            return await self.wait()
         self._signal(signal.SIGTERM)
         self._signal(signal.SIGCONT)
         with contextlib.suppress(TimeoutError):
@@ -168,8 +178,9 @@ class ManagedProcess:
         return await self.wait()
 
     def kill(self) -> None:
-        """SIGKILL the child and all of its process group, at once. Fine when it has ended."""
-        if self._popen is not None and self.running:
+        """SIGKILL the child and all of its process group, without waiting. Fine when it has ended."""
+        if self._popen is not None and self._popen.poll() is None:
+            self._killed = True
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._popen.pid, signal.SIGKILL)
 

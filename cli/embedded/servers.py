@@ -92,6 +92,7 @@ class EmbeddedServer(ABC):
         """
         if self.running:
             return
+        await self.stop()  # one that was killed may still be dying
         program = self.binary.find()
         self._make_data_dir()
         self._prepare()

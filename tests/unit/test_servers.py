@@ -154,6 +154,16 @@ async def test_restart_after_a_crash(server):
     assert await server._answers()
 
 
+async def test_start_right_after_a_kill_is_a_new_server(server):
+    url, pid = server.url, server.pid
+    server.kill()
+    assert not server.running
+    await server.start()
+    assert server.url == url
+    assert server.pid != pid
+    assert await server._answers()
+
+
 async def test_start_twice_is_one_server(server):
     pid = server.pid
     await server.start()

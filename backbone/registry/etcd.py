@@ -1,0 +1,200 @@
+"""The registry on etcd: workers under leases, the catalogue of models without.
+
+`snapshot` comes from a listing and a watch that goes on from the listing's revision. Whatever ends the watch (etcd
+away, wiped, compacted, a lost stream) begins both again; so does `resync_s`, in case a watch fell silent unnoticed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import structlog
+from pydantic import BaseModel, ValidationError
+
+from backbone.registry.announcement import EtcdAnnouncement
+from backbone.registry.keys import Keys
+from backbone.registry.link import Change, Entry, EtcdLink, Tls, WatchEnded
+from backbone.registry.view import View
+from schemas.errors import Unavailable
+from schemas.presence import CatalogueEntry, Snapshot, WorkerPresence
+
+log = structlog.get_logger(__name__)
+Model = TypeVar("Model", bound=BaseModel)
+
+FIRST_SNAPSHOT_S = 2.0
+"""Seconds that `start` and `announce` wait for etcd before they leave the rest to the background."""
+RETRY_S = 0.3
+
+
+class EtcdRegistry:
+    """See `backbone.registry.base`."""
+
+    def __init__(
+        self,
+        url: str,
+        prefix: str = "/nexus/",
+        *,
+        lease_s: int = 10,
+        hold_s: float | None = None,
+        resync_s: float = 60.0,
+        tls: Tls | None = None,
+    ) -> None:
+        """Describe a registry; nothing is opened yet.
+
+        `url`: `http(s)://host:port`, several separated by commas. `lease_s`: seconds after which a dead worker
+        vanishes. `hold_s`: seconds for which workers that an outage hid stay in the snapshot after it; None: `lease_s`.
+        """
+        self._keys = Keys(prefix)
+        self._lease_s = lease_s
+        self._resync_s = resync_s
+        self._link = EtcdLink(url, probe_key=self._keys.prefix, tls=tls)
+        self._view = View(hold_s=lease_s if hold_s is None else hold_s)
+        self._announcements: list[EtcdAnnouncement] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._first = asyncio.Event()
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """The newest known state; None before the first one, and without `watch`."""
+        return self._view.snapshot
+
+    @property
+    def connected(self) -> bool:
+        """Whether etcd answered the latest probe; wrong for about two seconds at most."""
+        return self._link.connected
+
+    async def start(self, *, watch: bool = True) -> None:
+        """Connect and, with `watch`, follow. Returns within about three seconds even when etcd is away."""
+        await self._link.open()
+        if not watch or self._tasks:
+            return
+        self._tasks = [
+            asyncio.create_task(self._follow_forever(), name="etcd-watch"),
+            asyncio.create_task(self._let_go_forever(), name="etcd-holds"),
+        ]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_SNAPSHOT_S):
+                await self._first.wait()
+
+    async def close(self) -> None:
+        """End the watch and every keepalive; entries go with their leases. Idempotent."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        announcements, self._announcements = self._announcements, []
+        await asyncio.gather(*(announcement.close() for announcement in announcements))
+        await self._link.close()
+
+    def subscribe(self, listener: Callable[[Snapshot], None]) -> Callable[[], None]:
+        """Call `listener` after each change of the snapshot. Returns the function that ends it."""
+        return self._view.subscribe(listener)
+
+    async def announce(self, presence: WorkerPresence) -> EtcdAnnouncement:
+        """Enter a worker and its models; when etcd is away, as soon as it is back. Call `start` first."""
+        announcement = EtcdAnnouncement(self._link, self._keys, presence, lease_s=self._lease_s)
+        self._announcements = [*(other for other in self._announcements if not other.closed), announcement]
+        await announcement.start(FIRST_SNAPSHOT_S)
+        return announcement
+
+    async def ping(self) -> None:
+        """One round trip within about a second. Raises Unavailable."""
+        await self._link.ping()
+
+    async def _follow_forever(self) -> None:
+        outage = False
+        while True:
+            try:
+                async with asyncio.timeout(self._resync_s):
+                    await self._follow(after_outage=outage)
+            except TimeoutError:
+                outage = False
+            except WatchEnded as ended:
+                log.info("registry.watch_ended", reason=str(ended))
+                outage = ended.outage
+                await asyncio.sleep(RETRY_S)
+            except Unavailable:
+                outage = True
+                await asyncio.sleep(RETRY_S)
+            except Exception:
+                log.exception("registry.watch_failed")
+                outage = True
+                await asyncio.sleep(RETRY_S)
+
+    async def _follow(self, *, after_outage: bool) -> None:
+        """List, then take changes, until WatchEnded or Unavailable."""
+        entries, revision = await self._link.listing(self._keys.prefix)
+        self._replace(entries, after_outage=after_outage)
+        async with contextlib.aclosing(self._link.watch(self._keys.prefix, revision + 1)) as changes:
+            async for batch in changes:
+                self._apply(batch)
+
+    def _replace(self, entries: Sequence[Entry], *, after_outage: bool) -> None:
+        workers = [worker for entry in entries if (worker := self._worker(entry.key, entry.value))]
+        models = [model for entry in entries if (model := self._model(entry.key, entry.value))]
+        self._view.replace(
+            {worker.id: worker for worker in workers},
+            {model.name: model for model in models},
+            after_outage=after_outage,
+        )
+        self._view.publish()
+        self._first.set()
+
+    def _apply(self, changes: Sequence[Change]) -> None:
+        for change in changes:
+            self._apply_one(change)
+        self._view.publish()
+
+    def _apply_one(self, change: Change) -> None:
+        """Take one change. A value that cannot be read counts as gone, as it would in a listing."""
+        if (worker_id := self._keys.worker_of(change.key)) is not None:
+            worker = self._worker(change.key, change.value)
+            if worker:
+                self._view.put_worker(worker)
+            else:
+                self._view.remove_worker(worker_id)
+        elif (name := self._keys.model_of(change.key)) is not None:
+            model = self._model(change.key, change.value)
+            if model:
+                self._view.put_model(model)
+            else:
+                self._view.remove_model(name)
+
+    def _worker(self, key: str, value: bytes | None) -> WorkerPresence | None:
+        worker_id = self._keys.worker_of(key)
+        worker = None if worker_id is None else _parse(WorkerPresence, key, value)
+        if worker is not None and worker.id != worker_id:
+            log.warning("registry.malformed", key=key, error="the id in the value is another one")
+            return None
+        return worker
+
+    def _model(self, key: str, value: bytes | None) -> CatalogueEntry | None:
+        name = self._keys.model_of(key)
+        entry = None if name is None else _parse(CatalogueEntry, key, value)
+        if entry is not None and entry.name != name:
+            log.warning("registry.malformed", key=key, error="the name in the value is another one")
+            return None
+        return entry
+
+    async def _let_go_forever(self) -> None:
+        """Drop workers whose hold is over."""
+        while True:
+            left_s = self._view.hold_left_s()
+            if left_s == 0:
+                self._view.let_go()
+                self._view.publish()
+            await asyncio.sleep(0.5 if left_s is None else min(0.5, left_s + 0.01))
+
+
+def _parse(kind: type[Model], key: str, value: bytes | None) -> Model | None:
+    """A value of `kind`, or None when there is none, or when it cannot be read, which is logged."""
+    if value is None:
+        return None
+    try:
+        return kind.model_validate_json(value)
+    except ValidationError as error:
+        log.warning("registry.malformed", key=key, error=str(error))
+        return None

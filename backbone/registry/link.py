@@ -1,0 +1,323 @@
+"""The connection to etcd: bounded calls, and the truth about whether it answers.
+
+The only place that knows the client library. Each endpoint has one gRPC channel, which reconnects by itself within
+about a second; calls go to one endpoint until a probe of it fails, then to the next. Channels are built here, since the
+library's own take IP addresses only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import grpc  # type: ignore[import-untyped]
+import grpc.aio  # type: ignore[import-untyped]
+import structlog
+from etcd3aio import EtcdError, prefix_range_end
+from etcd3aio.kv import KVService
+from etcd3aio.lease import LeaseService
+from etcd3aio.watch import WatchService
+
+from schemas.errors import Unavailable
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+CALL_S = 1.0
+"""Seconds that one call may take."""
+PROBE_EVERY_S = 1.0
+DEFAULT_PORT = 2379
+CHANNEL_OPTIONS = [
+    # Dead peers behind a silent network. etcd cuts off clients that ping more often than every 5 s.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 1_000),  # also the least time that one attempt to connect gets
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.dns_min_time_between_resolutions_ms", 2_000),
+    ("grpc.max_receive_message_length", 64 * 1024 * 1024),
+    ("grpc.enable_retries", 0),
+]
+
+
+class LeaseGone(Exception):
+    """The lease has expired or was revoked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """PEM bytes for https endpoints. No `ca`: the system's roots."""
+
+    ca: bytes | None = None
+    key: bytes | None = None
+    cert: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One key of etcd."""
+
+    key: str
+    value: bytes
+    lease: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a watch says of one key; `value` None: it is gone."""
+
+    key: str
+    value: bytes | None
+
+
+class WatchEnded(Exception):
+    """The watch does not go on from here: list again. `outage`: events may be lost because etcd was away."""
+
+    def __init__(self, reason: str, *, outage: bool) -> None:
+        super().__init__(reason)
+        self.outage = outage
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One channel, and the services on it."""
+
+    address: str
+    channel: grpc.aio.Channel
+    kv: KVService
+    lease: LeaseService
+    watch: WatchService
+
+
+class EtcdLink:
+    """Calls to etcd. Each ends within about `CALL_S` and raises Unavailable when etcd does not answer well."""
+
+    def __init__(self, url: str, *, probe_key: str, tls: Tls | None = None) -> None:
+        """`url`: `http(s)://host:port`, several separated by commas. Raises ValueError on another form.
+
+        `probe_key` is read to see whether etcd answers; it need not exist.
+        """
+        self._probe_key = probe_key
+        self._addresses = parse_endpoints(url)
+        self._tls = tls or Tls()
+        self._endpoints: list[Endpoint] = []
+        self._turn = 0
+        self._tasks: list[asyncio.Task[None]] = []
+        self._probed = asyncio.Event()
+        self._lost = asyncio.Event()
+        self._recovered: list[Callable[[], None]] = []
+        self.connected = False
+
+    async def open(self) -> None:
+        """Open the channels and probe them from now on; returns after the first probe, whatever it says."""
+        if self._tasks:
+            return
+        self._endpoints = [_open(address, secure, self._tls) for address, secure in self._addresses]
+        self._tasks = [asyncio.create_task(self._probe_forever(), name="etcd-probe")]
+        await self._probed.wait()
+
+    async def close(self) -> None:
+        """Stop probing and close the channels."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        endpoints, self._endpoints = self._endpoints, []
+        for endpoint in endpoints:
+            await endpoint.channel.close()
+        self.connected = False
+
+    def on_recovery(self, callback: Callable[[], None]) -> Callable[[], None]:
+        """Call `callback` whenever etcd answers again after it did not. Returns the function that ends it."""
+        self._recovered.append(callback)
+        return lambda: self._recovered.remove(callback)
+
+    async def ping(self) -> None:
+        """One linearizable read, which a cluster without a quorum fails too. Raises Unavailable."""
+        await self._call(lambda at: at.kv.get(self._probe_key, count_only=True, timeout=CALL_S, max_attempts=1))
+
+    async def get(self, key: str) -> Entry | None:
+        """One key."""
+        response = await self._call(lambda at: at.kv.get(key, timeout=CALL_S, max_attempts=1))
+        return _entry(response.kvs[0]) if response.kvs else None
+
+    async def listing(self, prefix: str) -> tuple[list[Entry], int]:
+        """All keys under `prefix`, and the revision at which that was so."""
+        response = await self._call(
+            lambda at: at.kv.get(prefix, prefix_range_end(prefix), timeout=CALL_S, max_attempts=1)
+        )
+        return [_entry(kv) for kv in response.kvs], int(response.header.revision)
+
+    async def put(self, key: str, value: bytes, *, lease: int = 0) -> None:
+        """Write one key. Raises LeaseGone too."""
+        await self._call(lambda at: at.kv.put(key, value, lease, timeout=CALL_S, max_attempts=1))
+
+    async def replace(self, key: str, old: bytes | None, new: bytes) -> bool:
+        """Write one key if it still holds `old` (None: does not exist). False, and no change, otherwise."""
+        condition = KVService.txn_compare_version(key, 0) if old is None else KVService.txn_compare_value(key, old)
+        write = KVService.txn_op_put(key, new)
+        response = await self._call(lambda at: at.kv.txn([condition], [write], timeout=CALL_S, max_attempts=1))
+        return bool(response.succeeded)
+
+    async def grant(self, ttl_s: int) -> int:
+        """A new lease."""
+        response = await self._call(lambda at: at.lease.grant(ttl_s, timeout=CALL_S, max_attempts=1))
+        return int(response.ID)
+
+    async def revoke(self, lease: int) -> None:
+        """End a lease and delete the keys under it. Raises LeaseGone too."""
+        await self._call(lambda at: at.lease.revoke(lease, timeout=CALL_S, max_attempts=1))
+
+    async def keep_alive(self, lease: int) -> None:
+        """Give a lease its full time again. Raises LeaseGone too: etcd itself reports no error, only a TTL of 0."""
+        ttl = await self._call(lambda at: _keep_alive(at.lease, lease))
+        if ttl <= 0:
+            raise LeaseGone
+
+    async def watch(self, prefix: str, revision: int) -> AsyncGenerator[list[Change], None]:
+        """Batches of changes under `prefix` from `revision` on. Ends by WatchEnded only.
+
+        The library's watch hides lost connections and, after one, may wait for ever for a revision that a wiped etcd
+        will not reach: so a stream that is created a second time ends it, as does a failed probe.
+        """
+        stream: Any = self._at.watch.watch(prefix, prefix_range_end(prefix), revision)
+        created = False
+        try:
+            while True:
+                response = await self._next(stream)
+                if response.canceled or response.compact_revision:
+                    raise WatchEnded(f"canceled, compacted at {response.compact_revision}", outage=False)
+                if response.created and created:
+                    raise WatchEnded("reconnected", outage=True)
+                created = created or response.created
+                if response.events:
+                    yield [_change(event) for event in response.events]
+        finally:
+            await stream.aclose()
+
+    async def _next(self, stream: Any) -> Any:
+        """The next response of a watch. Raises WatchEnded."""
+        answer = asyncio.ensure_future(anext(stream))
+        lost = asyncio.ensure_future(self._lost.wait())
+        try:
+            await asyncio.wait({answer, lost}, return_when=asyncio.FIRST_COMPLETED)
+            if not answer.done():
+                raise WatchEnded("etcd does not answer", outage=True)
+            if answer.cancelled():  # by gRPC, as when its channel closes
+                raise WatchEnded("stream cancelled", outage=True)
+            return answer.result()
+        except (StopAsyncIteration, EtcdError, grpc.aio.AioRpcError) as error:
+            raise WatchEnded(f"stream ended: {error}", outage=True) from error
+        finally:
+            await _cancel(answer, lost)
+
+    @property
+    def _at(self) -> Endpoint:
+        if not self._endpoints:
+            raise Unavailable("the registry is closed")
+        return self._endpoints[self._turn % len(self._endpoints)]
+
+    async def _call(self, call: Callable[[Endpoint], Awaitable[T]]) -> T:
+        """One call, bounded, its errors translated."""
+        endpoint = self._at
+        try:
+            async with asyncio.timeout(CALL_S):
+                return await call(endpoint)
+        except (EtcdError, grpc.aio.AioRpcError, TimeoutError) as error:
+            if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.NOT_FOUND:
+                raise LeaseGone from error  # what else could be missing: reads of absent keys are no errors
+            raise Unavailable(f"etcd at {endpoint.address} did not answer: {_reason(error)}") from error
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) and task.cancelling():
+                raise
+            raise Unavailable("the registry was closed meanwhile") from None  # gRPC cancels what its channel still did
+
+    async def _probe_forever(self) -> None:
+        while True:
+            try:
+                await self.ping()
+            except Unavailable as error:
+                self._is_away(error)
+            else:
+                self._is_back()
+            self._probed.set()
+            await asyncio.sleep(PROBE_EVERY_S if self.connected else PROBE_EVERY_S / 4)
+
+    def _is_away(self, error: Unavailable) -> None:
+        if self.connected or not self._probed.is_set():
+            log.warning("etcd.away", error=str(error))
+        self.connected = False
+        self._turn += 1
+        self._lost.set()
+
+    def _is_back(self) -> None:
+        self._lost.clear()
+        if self.connected:
+            return
+        if self._probed.is_set():
+            log.info("etcd.back", endpoint=self._at.address)
+        self.connected = True
+        for callback in list(self._recovered):
+            callback()
+
+
+def parse_endpoints(url: str) -> list[tuple[str, bool]]:
+    """`http://a:2379,https://b` -> [("a:2379", False), ("b:2379", True)]. Raises ValueError."""
+    found = []
+    for part in filter(None, (part.strip() for part in url.split(","))):
+        parts = urlsplit(part if "://" in part else f"http://{part}")
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username:
+            raise ValueError("an etcd URL is http(s)://host:port, several separated by commas")
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        found.append((f"{host}:{parts.port or DEFAULT_PORT}", parts.scheme == "https"))
+    if not found:
+        raise ValueError("the etcd URL is empty")
+    return found
+
+
+def _open(address: str, secure: bool, tls: Tls) -> Endpoint:
+    if secure:
+        credentials = grpc.ssl_channel_credentials(tls.ca, tls.key, tls.cert)
+        channel = grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+    else:
+        channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    watch = WatchService(channel, reconnect_backoff_seconds=0.2, max_reconnect_backoff_seconds=1.0)
+    return Endpoint(address, channel, KVService(channel), LeaseService(channel), watch)
+
+
+async def _keep_alive(leases: LeaseService, lease: int) -> int:
+    """One keepalive; the TTL that the lease now has, 0 when it is gone."""
+    call = leases.keep_alive(lease)
+    try:
+        async for response in call:
+            return int(response.TTL)
+        return 0
+    finally:
+        call.cancel()
+
+
+async def _cancel(*futures: asyncio.Future[Any]) -> None:
+    for future in futures:
+        future.cancel()
+    await asyncio.gather(*futures, return_exceptions=True)
+
+
+def _entry(kv: Any) -> Entry:
+    return Entry(kv.key.decode(errors="replace"), bytes(kv.value), int(kv.lease))
+
+
+def _change(event: Any) -> Change:
+    deleted = event.type == event.DELETE
+    return Change(event.kv.key.decode(errors="replace"), None if deleted else bytes(event.kv.value))
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return f"nothing within {CALL_S:g} s"
+    if isinstance(error, grpc.aio.AioRpcError):
+        return f"{error.code().name} {error.details()}"
+    return str(error)

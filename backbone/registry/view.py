@@ -1,0 +1,121 @@
+"""What a registry knows, and who is told when it changes: the part that every implementation shares. Nothing here waits.
+
+Workers that an outage hides are held: a registry that comes back, wiped or with lapsed leases, lists fewer workers than
+there are, until each has entered itself again. So those that were there before stay for `hold_s` after it is back,
+unless they left in order (their last word was DRAINING), and the gateway never sees them flap.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import structlog
+
+from schemas.presence import CatalogueEntry, ModelOffer, Snapshot, WorkerPresence, WorkerState
+
+log = structlog.get_logger(__name__)
+
+Listener = Callable[[Snapshot], None]
+V = TypeVar("V")
+
+
+class View:
+    """The newest known state of the registry. Call `publish` after a batch of changes."""
+
+    def __init__(self, hold_s: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
+        """Start with no snapshot. `hold_s`: seconds for which an outage's missing workers stay."""
+        self.snapshot: Snapshot | None = None
+        self._hold_s = hold_s
+        self._clock = clock
+        self._workers: dict[str, WorkerPresence] = {}
+        self._models: dict[str, CatalogueEntry] = {}
+        self._held: set[str] = set()
+        self._hold_until = 0.0
+        self._listeners: dict[object, Listener] = {}
+
+    def subscribe(self, listener: Listener) -> Callable[[], None]:
+        """Call `listener` after each change. Returns the function that ends it."""
+        token = object()
+        self._listeners[token] = listener
+        return lambda: void(self._listeners.pop(token, None))
+
+    def replace(
+        self, workers: Mapping[str, WorkerPresence], models: Mapping[str, CatalogueEntry], *, after_outage: bool
+    ) -> None:
+        """Take a complete listing. After an outage, workers that it lacks are held."""
+        if after_outage:
+            self._hold_until = self._clock() + self._hold_s
+        missing = {id_: presence for id_, presence in self._workers.items() if id_ not in workers}
+        self._held = {id_ for id_, presence in missing.items() if self._may_be_held(presence)}
+        self._workers = {id_: missing[id_] for id_ in self._held} | dict(workers)
+        self._models = dict(models)
+
+    def put_worker(self, presence: WorkerPresence) -> None:
+        """A worker entered or changed."""
+        self._held.discard(presence.id)
+        self._workers[presence.id] = presence
+
+    def remove_worker(self, worker_id: str) -> None:
+        """A worker's entry is gone. Shortly after an outage that may be its lapsed lease, and it is held."""
+        presence = self._workers.get(worker_id)
+        if presence is not None and self._may_be_held(presence):
+            self._held.add(worker_id)
+        else:
+            self._workers.pop(worker_id, None)
+
+    def put_model(self, entry: CatalogueEntry) -> None:
+        """A catalogue entry is new or changed."""
+        self._models[entry.name] = entry
+
+    def remove_model(self, name: str) -> None:
+        """A catalogue entry is gone."""
+        self._models.pop(name, None)
+
+    def hold_left_s(self) -> float | None:
+        """Seconds until held workers are let go; None when there are none."""
+        return max(0.0, self._hold_until - self._clock()) if self._held else None
+
+    def let_go(self) -> None:
+        """Drop the held workers whose time is over."""
+        if self._held and self._clock() >= self._hold_until:
+            log.info("registry.workers_lost", workers=sorted(self._held))
+            for worker_id in self._held:
+                self._workers.pop(worker_id, None)
+            self._held.clear()
+
+    def publish(self) -> None:
+        """Make the snapshot, and tell the listeners when it differs from the last one."""
+        if self.snapshot and (self.snapshot.workers, self.snapshot.models) == (self._workers, self._models):
+            return
+        self.snapshot = Snapshot(workers=dict(self._workers), models=dict(self._models))
+        for listener in list(self._listeners.values()):
+            try:
+                listener(self.snapshot)
+            except Exception:
+                log.exception("registry.listener_failed")
+
+    def _may_be_held(self, presence: WorkerPresence) -> bool:
+        return presence.state is not WorkerState.DRAINING and self._clock() < self._hold_until
+
+
+def void(_: object) -> None:
+    """Turn an expression into a statement."""
+
+
+def catalogue_entry(offer: ModelOffer, known: CatalogueEntry | None) -> CatalogueEntry:
+    """The catalogue's entry for a model after one more worker offers it: capabilities only ever grow."""
+    if known is None:
+        return CatalogueEntry(
+            name=offer.name,
+            capabilities=tuple(sorted(set(offer.capabilities))),
+            owned_by=offer.owned_by,
+            created=offer.created,
+        )
+    return known.model_copy(
+        update={
+            "capabilities": tuple(sorted({*known.capabilities, *offer.capabilities})),
+            "created": known.created or offer.created,
+        }
+    )

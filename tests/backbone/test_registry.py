@@ -1,0 +1,584 @@
+"""The registry seam: one contract for every implementation, then what only a real etcd can go through."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from urllib.parse import quote
+
+import pytest
+
+from backbone.registry.base import Registry
+from backbone.registry.etcd import EtcdRegistry
+from backbone.registry.keys import Keys
+from backbone.registry.link import EtcdLink, LeaseGone, Tls, WatchEnded, parse_endpoints
+from backbone.registry.memory import MemoryHub, MemoryRegistry
+from backbone.registry.view import View
+from cli.embedded.binaries import ETCD
+from cli.embedded.process import ManagedProcess
+from cli.embedded.servers import EtcdServer, free_port
+from schemas.errors import Unavailable
+from schemas.jobs import Capability
+from schemas.presence import CatalogueEntry, ModelOffer, Snapshot, WorkerPresence, WorkerState
+
+MakeRegistry = Callable[[], Registry]
+
+
+def offer(name: str = "llama3:8b", *capabilities: Capability) -> ModelOffer:
+    return ModelOffer(name=name, capabilities=capabilities or (Capability.CHAT,))
+
+
+def worker(id_: str = "w1", *models: ModelOffer, **fields) -> WorkerPresence:
+    return WorkerPresence(id=id_, backend="echo", host="here", models=models or (offer(),), **fields)
+
+
+def ids(registry: Registry) -> set[str]:
+    return set(registry.snapshot.workers) if registry.snapshot else set()
+
+
+class Cast:
+    """Makes registries of one kind that share one server, and closes them."""
+
+    def __init__(self, make: MakeRegistry) -> None:
+        self.make = make
+        self.made: list[Registry] = []
+
+    async def gateway(self) -> Registry:
+        return await self._start(watch=True)
+
+    async def worker(self) -> Registry:
+        return await self._start(watch=False)
+
+    async def _start(self, *, watch: bool) -> Registry:
+        registry = self.make()
+        self.made.append(registry)
+        await registry.start(watch=watch)
+        return registry
+
+    async def close(self) -> None:
+        for registry in self.made:
+            await registry.close()
+
+
+@pytest.fixture(params=["memory", "etcd"])
+def make_registry(request: pytest.FixtureRequest) -> MakeRegistry:
+    if request.param == "memory":
+        hub = MemoryHub()
+        return lambda: MemoryRegistry(hub)
+    url, prefix = request.getfixturevalue("etcd_url"), request.getfixturevalue("etcd_prefix")
+    return lambda: EtcdRegistry(url, prefix, lease_s=2)
+
+
+@pytest.fixture
+async def cast(make_registry: MakeRegistry) -> AsyncIterator[Cast]:
+    cast = Cast(make_registry)
+    yield cast
+    await cast.close()
+
+
+@pytest.fixture
+async def etcd_cast(own_etcd: EtcdServer, etcd_prefix: str) -> AsyncIterator[Cast]:
+    """Registries on an etcd that the test may break."""
+    cast = Cast(lambda: EtcdRegistry(own_etcd.url, etcd_prefix, lease_s=2, hold_s=3))
+    yield cast
+    await cast.close()
+
+
+@pytest.fixture
+async def link(own_etcd: EtcdServer) -> AsyncIterator[EtcdLink]:
+    """A connection to the test's own etcd, to do things behind the registries' backs."""
+    link = EtcdLink(own_etcd.url, probe_key="probe")
+    await link.open()
+    yield link
+    await link.close()
+
+
+class TestContract:
+    async def test_start_gives_a_snapshot_though_nobody_is_there(self, cast):
+        gateway = await cast.gateway()
+        assert gateway.snapshot == Snapshot()
+        assert gateway.connected
+        await gateway.ping()
+
+    async def test_without_watch_there_is_no_snapshot(self, cast):
+        registry = await cast.worker()
+        assert registry.snapshot is None
+        await registry.ping()
+
+    async def test_a_worker_is_seen_with_all_it_says(self, cast, eventually):
+        gateway, registry = await cast.gateway(), await cast.worker()
+        presence = worker("gpu/1: a", offer("m", Capability.CHAT, Capability.EMBEDDINGS), slots=4, busy=1)
+        await registry.announce(presence)
+        await eventually(lambda: ids(gateway))
+        assert gateway.snapshot.workers == {"gpu/1: a": presence}
+
+    async def test_a_later_gateway_sees_it_in_its_first_snapshot(self, cast):
+        await (await cast.worker()).announce(worker())
+        assert ids(await cast.gateway()) == {"w1"}
+
+    async def test_models_enter_the_catalogue_under_their_very_names(self, cast, eventually):
+        gateway, registry = await cast.gateway(), await cast.worker()
+        names = ["meta/llama-3:8b", "a%2Fb", "größe *.>", "plain"]
+        await registry.announce(worker("w1", *(offer(name) for name in names)))
+        await eventually(lambda: len(gateway.snapshot.models) == len(names))
+        assert set(gateway.snapshot.models) == set(names)
+
+    async def test_a_model_stays_in_the_catalogue_when_its_worker_leaves(self, cast, eventually):
+        gateway, registry = await cast.gateway(), await cast.worker()
+        announcement = await registry.announce(worker("w1", offer("m")))
+        await eventually(lambda: "m" in gateway.snapshot.models)
+        await announcement.withdraw()
+        await eventually(lambda: not ids(gateway))
+        assert gateway.snapshot.models["m"].capabilities == (Capability.CHAT,)
+
+    async def test_the_catalogue_joins_what_several_workers_say(self, cast, eventually):
+        gateway, registry = await cast.gateway(), await cast.worker()
+        kinds = [Capability.CHAT, Capability.EMBEDDINGS, Capability.RERANK, Capability.COMPLETIONS]
+        await asyncio.gather(*(registry.announce(worker(f"w{n}", offer("m", kind))) for n, kind in enumerate(kinds)))
+        await eventually(lambda: set(gateway.snapshot.models["m"].capabilities) == set(kinds))
+
+    async def test_an_update_replaces_the_entry(self, cast, eventually):
+        gateway, registry = await cast.gateway(), await cast.worker()
+        announcement = await registry.announce(worker())
+        changed = worker("w1", offer("other"), state=WorkerState.DRAINING)
+        await announcement.update(changed)
+        await eventually(lambda: gateway.snapshot.workers.get("w1") == changed)
+        await eventually(lambda: "other" in gateway.snapshot.models)
+
+    async def test_of_many_updates_the_last_one_stands(self, cast, eventually):
+        gateway, registry = await cast.gateway(), await cast.worker()
+        announcement = await registry.announce(worker(slots=100))
+        for busy in range(100):
+            await announcement.update(worker(slots=100, busy=busy))
+        await eventually(lambda: gateway.snapshot.workers["w1"].busy == 99)
+
+    async def test_withdraw_removes_the_worker_and_can_be_repeated(self, cast, eventually):
+        gateway, registry = await cast.gateway(), await cast.worker()
+        announcement = await registry.announce(worker())
+        await registry.announce(worker("w2"))
+        await eventually(lambda: ids(gateway) == {"w1", "w2"})
+        await announcement.withdraw()
+        await announcement.withdraw()
+        await eventually(lambda: ids(gateway) == {"w2"})
+
+    async def test_a_worker_can_come_back_under_its_name(self, cast, eventually):
+        gateway, registry = await cast.gateway(), await cast.worker()
+        await (await registry.announce(worker())).withdraw()
+        await eventually(lambda: not ids(gateway))
+        await registry.announce(worker(version="2"))
+        await eventually(lambda: ids(gateway) and gateway.snapshot.workers["w1"].version == "2")
+
+    async def test_withdrawing_an_old_entry_leaves_its_successor(self, cast, eventually):
+        """A restarted worker keeps its name; the old process may leave after the new one has entered."""
+        gateway, old_process, new_process = await cast.gateway(), await cast.worker(), await cast.worker()
+        old = await old_process.announce(worker(version="1"))
+        await new_process.announce(worker(version="2"))
+        await eventually(lambda: ids(gateway) and gateway.snapshot.workers["w1"].version == "2")
+        await old.withdraw()
+        await new_process.announce(worker("w2"))
+        await eventually(lambda: "w2" in ids(gateway))
+        assert gateway.snapshot.workers["w1"].version == "2"
+
+    async def test_a_worker_that_stops_renewing_vanishes(self, cast, eventually):
+        gateway, registry = await cast.gateway(), await cast.worker()
+        await registry.announce(worker())
+        await eventually(lambda: ids(gateway))
+        await registry.close()
+        await eventually(lambda: not ids(gateway))
+
+    async def test_a_worker_that_renews_outlives_its_lease(self, cast, eventually):
+        gateway, registry = await cast.gateway(), await cast.worker()
+        sleeper = await cast.worker()
+        await registry.announce(worker("renews"))
+        await sleeper.announce(worker("dies"))
+        await eventually(lambda: ids(gateway) == {"renews", "dies"})
+        await sleeper.close()
+        await eventually(lambda: ids(gateway) == {"renews"})
+
+    async def test_listeners_hear_of_changes_until_they_end_it(self, cast, eventually):
+        gateway, registry = await cast.gateway(), await cast.worker()
+        heard: list[set[str]] = []
+        end = gateway.subscribe(lambda snapshot: heard.append(set(snapshot.workers)))
+        await registry.announce(worker("w1"))
+        await eventually(lambda: {"w1"} in heard)
+        end()
+        end()
+        count = len(heard)
+        await registry.announce(worker("w2"))
+        await eventually(lambda: ids(gateway) == {"w1", "w2"})
+        assert len(heard) == count
+
+    async def test_a_listener_that_fails_harms_nobody(self, cast, eventually):
+        gateway, registry = await cast.gateway(), await cast.worker()
+        heard: list[Snapshot] = []
+        gateway.subscribe(lambda _: 1 / 0)
+        gateway.subscribe(heard.append)
+        await registry.announce(worker())
+        await eventually(lambda: heard and ids(gateway))
+
+    async def test_close_is_idempotent(self, cast):
+        gateway = await cast.gateway()
+        await gateway.close()
+        await gateway.close()
+
+
+class TestMemoryOutage:
+    async def test_the_snapshot_stays_and_the_announcement_comes_later(self):
+        hub = MemoryHub()
+        gateway, registry = MemoryRegistry(hub), MemoryRegistry(hub)
+        await gateway.start()
+        await registry.announce(worker("w1"))
+        hub.available = False
+        await registry.announce(worker("w2"))
+        assert ids(gateway) == {"w1"}
+        assert not gateway.connected
+        with pytest.raises(Unavailable):
+            await gateway.ping()
+        hub.available = True
+        assert ids(gateway) == {"w1", "w2"}
+
+
+class TestView:
+    """What an outage hides is held; a pure matter of a clock."""
+
+    @pytest.fixture
+    def clock(self) -> list[float]:
+        return [100.0]
+
+    @pytest.fixture
+    def view(self, clock) -> View:
+        view = View(hold_s=10, clock=lambda: clock[0])
+        view.replace({id_: worker(id_) for id_ in ("w1", "w2")}, {}, after_outage=False)
+        view.publish()
+        return view
+
+    def ids(self, view: View) -> set[str]:
+        view.publish()
+        return set(view.snapshot.workers)
+
+    def test_workers_that_an_outage_hid_stay_until_the_hold_is_over(self, view, clock):
+        view.replace({}, {}, after_outage=True)
+        assert self.ids(view) == {"w1", "w2"}
+        view.put_worker(worker("w2", slots=7))
+        assert view.snapshot.workers["w2"].slots == 1
+        clock[0] += 10
+        assert view.hold_left_s() == 0
+        view.let_go()
+        assert self.ids(view) == {"w2"}
+        assert view.hold_left_s() is None
+
+    def test_without_an_outage_nothing_is_held(self, view):
+        view.replace({"w1": worker("w1")}, {}, after_outage=False)
+        assert self.ids(view) == {"w1"}
+        view.remove_worker("w1")
+        assert self.ids(view) == set()
+
+    def test_a_lease_that_lapsed_in_the_outage_does_not_show(self, view, clock):
+        view.replace({"w1": worker("w1")}, {}, after_outage=True)
+        view.remove_worker("w1")
+        assert self.ids(view) == {"w1", "w2"}
+        view.put_worker(worker("w1"))
+        clock[0] += 10
+        view.let_go()
+        assert self.ids(view) == {"w1"}
+
+    def test_who_left_in_order_is_not_held(self, view):
+        view.replace({id_: worker(id_) for id_ in ("w1", "w2")}, {}, after_outage=True)
+        view.put_worker(worker("w1", state=WorkerState.DRAINING))
+        view.remove_worker("w1")
+        assert self.ids(view) == {"w2"}
+
+    def test_a_second_listing_within_the_hold_keeps_it(self, view):
+        view.replace({}, {}, after_outage=True)
+        view.replace({}, {}, after_outage=False)
+        assert self.ids(view) == {"w1", "w2"}
+
+    def test_no_change_calls_no_listener(self, view):
+        heard: list[Snapshot] = []
+        view.subscribe(heard.append)
+        view.put_worker(worker("w1"))
+        view.publish()
+        assert heard == []
+
+
+@pytest.mark.parametrize(
+    ("url", "endpoints"),
+    [
+        ("http://a:1", [("a:1", False)]),
+        ("https://a.example", [("a.example:2379", True)]),
+        ("http://a:1, https://b:2", [("a:1", False), ("b:2", True)]),
+        ("a:1", [("a:1", False)]),
+        ("http://[::1]:7", [("[::1]:7", False)]),
+    ],
+)
+def test_etcd_urls(url, endpoints):
+    assert parse_endpoints(url) == endpoints
+
+
+@pytest.mark.parametrize("url", ["", " , ", "ftp://a", "http://user:secret@a:1", "http://:1"])
+def test_urls_that_are_none_say_so_without_repeating_them(url):
+    with pytest.raises(ValueError, match="etcd URL") as error:
+        parse_endpoints(url)
+    assert "secret" not in str(error.value)
+
+
+def test_keys_take_any_name():
+    keys = Keys("/nexus")
+    assert keys.model("a/b:c") == "/nexus/models/" + quote("a/b:c", safe="")
+    assert keys.model_of(keys.model("a/b:c%2F")) == "a/b:c%2F"
+    assert keys.worker_of(keys.model("x")) is None
+
+
+class TestFaults:
+    async def test_start_without_etcd_does_not_raise_and_catches_up(self, own_etcd, etcd_cast, eventually):
+        await own_etcd.stop()
+        gateway, registry = await etcd_cast.gateway(), await etcd_cast.worker()
+        assert gateway.snapshot is None
+        assert not gateway.connected
+        with pytest.raises(Unavailable):
+            await gateway.ping()
+        await registry.announce(worker())
+        await own_etcd.restart()
+        await eventually(lambda: ids(gateway) == {"w1"})
+        assert gateway.connected
+
+    @pytest.mark.parametrize("data", ["kept", "wiped"])
+    async def test_etcd_killed_and_started_again(self, own_etcd, etcd_cast, link, etcd_prefix, eventually, data):
+        """The snapshot never flickers, and the worker is entered again by itself."""
+        gateway, registry = await etcd_cast.gateway(), await etcd_cast.worker()
+        announcement = await registry.announce(worker())
+        await eventually(lambda: ids(gateway))
+        seen: list[set[str]] = []
+        gateway.subscribe(lambda snapshot: seen.append(set(snapshot.workers)))
+        own_etcd.kill()
+        await eventually(lambda: not gateway.connected and not registry.connected)
+        assert ids(gateway) == {"w1"}
+        await announcement.update(worker(version="2"))
+        await (own_etcd.restart() if data == "kept" else own_etcd.start())
+        await eventually(lambda: gateway.connected and gateway.snapshot.workers["w1"].version == "2")
+        assert await link.get(Keys(etcd_prefix).worker("w1"))
+        await registry.announce(worker("w2"))
+        await eventually(lambda: ids(gateway) == {"w1", "w2"})
+        assert set() not in seen
+
+    async def test_a_wipe_too_quick_for_the_probe(self, own_etcd, etcd_cast, eventually):
+        """The stream resumes at a revision that the wiped etcd has not reached: nothing must wait for it."""
+        gateway, registry = await etcd_cast.gateway(), await etcd_cast.worker()
+        announcement = await registry.announce(worker())
+        for slots in range(2, 6):
+            await announcement.update(worker(slots=slots))
+            await eventually(lambda slots=slots: ids(gateway) and gateway.snapshot.workers["w1"].slots == slots)
+        own_etcd.kill()
+        await own_etcd.start()
+        await registry.announce(worker("w2"))
+        await eventually(lambda: ids(gateway) == {"w1", "w2"})
+        await announcement.update(worker(slots=9))
+        await eventually(lambda: gateway.snapshot.workers["w1"].slots == 9)
+
+    async def test_a_worker_that_died_in_the_outage_is_let_go_after_the_hold(self, own_etcd, etcd_cast, eventually):
+        gateway, registry, dying = await etcd_cast.gateway(), await etcd_cast.worker(), await etcd_cast.worker()
+        await registry.announce(worker("lives"))
+        await dying.announce(worker("dies"))
+        await eventually(lambda: ids(gateway) == {"lives", "dies"})
+        own_etcd.kill()
+        await dying.close()
+        await eventually(lambda: not gateway.connected)
+        await own_etcd.start()
+        await eventually(lambda: gateway.connected)
+        await eventually(lambda: ids(gateway) == {"lives"})
+
+    async def test_etcd_frozen_for_longer_than_the_lease(self, own_etcd, etcd_cast, eventually):
+        gateway, registry = await etcd_cast.gateway(), await etcd_cast.worker()
+        announcement = await registry.announce(worker())
+        await eventually(lambda: ids(gateway))
+        seen: list[set[str]] = []
+        gateway.subscribe(lambda snapshot: seen.append(set(snapshot.workers)))
+        own_etcd.pause()
+        await eventually(lambda: not gateway.connected, timeout_s=6)
+        async with asyncio.timeout(5):
+            with pytest.raises(Unavailable):
+                await gateway.ping()
+        await asyncio.sleep(2.5)  # the lease's whole time
+        assert ids(gateway) == {"w1"}
+        own_etcd.resume()
+        await announcement.update(worker(version="2"))
+        await eventually(lambda: gateway.connected and gateway.snapshot.workers["w1"].version == "2")
+        assert set() not in seen
+
+    async def test_withdraw_from_a_frozen_etcd_returns(self, own_etcd, etcd_cast):
+        registry = await etcd_cast.worker()
+        announcement = await registry.announce(worker())
+        own_etcd.pause()
+        async with asyncio.timeout(5):
+            await announcement.withdraw()
+
+    async def test_close_with_a_frozen_etcd_returns(self, own_etcd, etcd_cast):
+        gateway = await etcd_cast.gateway()
+        await gateway.announce(worker())
+        own_etcd.pause()
+        async with asyncio.timeout(5):
+            await gateway.close()
+
+    async def test_a_lease_revoked_behind_the_workers_back(self, etcd_cast, link, etcd_prefix, eventually):
+        gateway, registry = await etcd_cast.gateway(), await etcd_cast.worker()
+        await registry.announce(worker())
+        key = Keys(etcd_prefix).worker("w1")
+        first = await link.get(key)
+        gone = asyncio.Event()
+        gateway.subscribe(lambda snapshot: snapshot.workers or gone.set())
+        await link.revoke(first.lease)
+        await asyncio.wait_for(gone.wait(), 10)
+        await eventually(lambda: ids(gateway) == {"w1"})
+        assert (await link.get(key)).lease != first.lease
+
+    async def test_an_entry_deleted_behind_the_workers_back(self, etcd_cast, link, etcd_prefix, eventually):
+        registry = await etcd_cast.worker()
+        await registry.announce(worker())
+        key = Keys(etcd_prefix).worker("w1")
+        await link._at.kv.delete(key, timeout=5)
+        await eventually(lambda: link.get(key))
+
+    async def test_withdraw_ends_the_lease(self, etcd_cast, link, etcd_prefix):
+        registry = await etcd_cast.worker()
+        announcement = await registry.announce(worker())
+        lease = (await link.get(Keys(etcd_prefix).worker("w1"))).lease
+        await announcement.withdraw()
+        assert await link.get(Keys(etcd_prefix).worker("w1")) is None
+        with pytest.raises(LeaseGone):
+            await link.keep_alive(lease)
+
+    async def test_a_leaving_worker_is_not_held_after_an_outage(self, own_etcd, etcd_prefix, eventually):
+        cast = Cast(lambda: EtcdRegistry(own_etcd.url, etcd_prefix, lease_s=2, hold_s=3600))
+        gateway, registry = await cast.gateway(), await cast.worker()
+        announcement = await registry.announce(worker())
+        await eventually(lambda: ids(gateway))
+        own_etcd.kill()
+        await eventually(lambda: not gateway.connected and not registry.connected)
+        await own_etcd.restart()
+        await eventually(lambda: gateway.connected and registry.connected)
+        await announcement.update(worker(version="2"))
+        await eventually(lambda: gateway.snapshot.workers["w1"].version == "2")
+        await announcement.withdraw()
+        await eventually(lambda: not ids(gateway))
+        await cast.close()
+
+    async def test_a_watch_from_a_compacted_revision_says_so(self, link):
+        for n in range(5):
+            await link.put("/c/key", str(n).encode())
+        _, revision = await link.listing("/c/")
+        await link._at.kv.compact(revision, timeout=5)
+        with pytest.raises(WatchEnded, match="compacted") as ended:
+            async with asyncio.timeout(10):
+                async for _ in link.watch("/c/", 1):
+                    pass
+        assert not ended.value.outage
+
+    async def test_a_compacted_watch_is_listed_again(self, etcd_cast, link, etcd_prefix, eventually, monkeypatch):
+        """The listing's revision is compacted before the watch begins; the gateway must not go deaf."""
+        registry = await etcd_cast.worker()
+        announcement = await registry.announce(worker())
+        real, spoiled = EtcdLink.listing, []
+
+        async def listing(self, prefix):
+            entries, revision = await real(self, prefix)
+            if not spoiled:
+                spoiled.append(True)
+                for n in range(3):
+                    await link.put("/elsewhere", str(n).encode())
+                await link._at.kv.compact(revision + 3, timeout=5)
+            return entries, revision
+
+        monkeypatch.setattr(EtcdLink, "listing", listing)
+        gateway = await etcd_cast.gateway()
+        assert spoiled
+        await announcement.update(worker(version="2"))
+        await eventually(lambda: gateway.snapshot.workers["w1"].version == "2")
+
+    async def test_malformed_values_are_passed_over(self, etcd_cast, link, etcd_prefix, eventually):
+        keys = Keys(etcd_prefix)
+        for key in ("workers/early", "models/early", "services/x", "aliases/y", "unknown"):
+            await link.put(etcd_prefix + key, b"\xff{not json")
+        gateway, registry = await etcd_cast.gateway(), await etcd_cast.worker()
+        for key in ("workers/late", "models/late", "workers/", "models/%zz", "what"):
+            await link.put(etcd_prefix + key, b'{"id": 3}')
+        await link.put(keys.worker("liar"), worker("somebody-else").model_dump_json().encode())
+        await link.put(keys.model("m"), b"nonsense")
+        await registry.announce(worker("w1", offer("m")))
+        await eventually(lambda: ids(gateway) == {"w1"} and "m" in gateway.snapshot.models)
+        assert set(gateway.snapshot.models) == {"m"}
+
+    async def test_an_entry_that_becomes_malformed_is_gone(self, etcd_cast, link, etcd_prefix, eventually):
+        gateway = await etcd_cast.gateway()
+        entry = CatalogueEntry(name="m", capabilities=(Capability.CHAT,))
+        await link.put(Keys(etcd_prefix).model("m"), entry.model_dump_json().encode())
+        await eventually(lambda: "m" in gateway.snapshot.models)
+        await link.put(Keys(etcd_prefix).model("m"), b"nonsense")
+        await eventually(lambda: "m" not in gateway.snapshot.models)
+
+    async def test_another_endpoint_takes_over(self, own_etcd, etcd_prefix, eventually):
+        """The first endpoint is away from the start."""
+        cast = Cast(lambda: EtcdRegistry(f"http://127.0.0.1:1,{own_etcd.url}", etcd_prefix, lease_s=2))
+        gateway, registry = await cast.gateway(), await cast.worker()
+        await registry.announce(worker())
+        await eventually(lambda: gateway.connected and ids(gateway) == {"w1"})
+        await cast.close()
+
+    async def test_an_endpoint_by_name(self, own_etcd, etcd_prefix):
+        cast = Cast(lambda: EtcdRegistry(f"http://localhost:{own_etcd.port}", etcd_prefix, lease_s=2))
+        gateway = await cast.gateway()
+        assert gateway.snapshot == Snapshot()
+        await cast.close()
+
+    async def test_tls(self, tmp_path, etcd_prefix, eventually):
+        port = free_port()
+        url, store = f"https://127.0.0.1:{port}", tmp_path / "data"
+        flags = ["--data-dir", str(store), "--auto-tls", "--listen-client-urls", url, "--advertise-client-urls", url]
+        peer = f"http://127.0.0.1:{free_port()}"
+        flags += [
+            "--listen-peer-urls",
+            peer,
+            "--initial-advertise-peer-urls",
+            peer,
+            "--initial-cluster",
+            f"default={peer}",
+        ]
+        process = ManagedProcess("etcd-tls", [ETCD.find(), *flags], log_file=tmp_path / "log")
+        await process.start()
+        try:
+            certificate = store / "fixtures" / "client" / "cert.pem"
+            await eventually(certificate.is_file)
+            registry = EtcdRegistry(url, etcd_prefix, lease_s=2, tls=Tls(ca=certificate.read_bytes()))
+            await registry.start()
+            await registry.announce(worker())
+            await eventually(lambda: ids(registry) == {"w1"})
+            await registry.close()
+            stranger = EtcdRegistry(url, etcd_prefix, lease_s=2)
+            await stranger.start(watch=False)
+            with pytest.raises(Unavailable):
+                await stranger.ping()
+            await stranger.close()
+        finally:
+            await process.stop()
+
+    async def test_ping_after_close(self, own_etcd, etcd_prefix):
+        registry = EtcdRegistry(own_etcd.url, etcd_prefix)
+        await registry.start()
+        await registry.close()
+        with pytest.raises(Unavailable):
+            await registry.ping()
+        assert not registry.connected
+
+    async def test_nothing_is_left_running_after_close(self, own_etcd, etcd_prefix):
+        before = asyncio.all_tasks()
+        registry = EtcdRegistry(own_etcd.url, etcd_prefix, lease_s=2)
+        await registry.start()
+        announcement = await registry.announce(worker())
+        await announcement.withdraw()
+        await registry.announce(worker("w2"))
+        await registry.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                while asyncio.all_tasks() - before:
+                    await asyncio.sleep(0.01)
+        assert asyncio.all_tasks() == before
