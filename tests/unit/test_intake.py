@@ -1,0 +1,145 @@
+"""Free slots become jobs in hand: never too many, never none while jobs wait."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+
+import pytest
+
+from backbone.bus.base import Delivery, Queue
+from backbone.bus.memory import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
+from schemas.jobs import LANES, Capability, Envelope
+from tests.conftest import Eventually
+from workers.intake import Intake
+
+QUEUES = [Queue(Capability.CHAT, lane, model) for model in ("a", "b") for lane in LANES]
+
+
+class Ear:
+    def stored(self, seq: int) -> None: ...
+
+    def refused(self, error: Exception) -> None:
+        raise error
+
+    def heard(self, data: bytes) -> bytes | None: ...
+
+
+class Desk:
+    """A worker that works by the clock and counts."""
+
+    def __init__(self, broker: MemoryBroker, slots: int, work_s: float) -> None:
+        self.bus = MemoryWorkerBus(broker, self.on_job)
+        self.intake = Intake(self.bus, slots, frozenset)
+        self.work_s = work_s
+        self.most = self.now = 0
+        self.done: list[Queue] = []
+        self.refused = 0
+
+    def on_job(self, job: Delivery) -> None:
+        if not self.intake.arrived(job):
+            self.refused += 1
+            job.give_back()
+            return
+        self.now += 1
+        self.most = max(self.most, self.now)
+        asyncio.get_running_loop().call_later(self.work_s, self.finish, job)
+
+    def finish(self, job: Delivery) -> None:
+        job.ack()
+        self.now -= 1
+        self.done.append(job.queue)
+        self.intake.done()
+
+    async def start(self) -> None:
+        await self.bus.start()
+        await self.intake.serve(QUEUES)
+        self.intake.open()
+
+
+async def submit(broker: MemoryBroker, queues: list[Queue]) -> MemoryGatewayBus:
+    gateway = MemoryGatewayBus(broker)
+    await gateway.start()
+    for queue in QUEUES:
+        await gateway.open_queue(queue)
+    for queue in queues:
+        envelope = Envelope(
+            job=f"job_{secrets.token_hex(16)}", request_id="r", endpoint="/", capability=queue.capability, lane=queue.lane,
+            model=queue.model, public_model=queue.model, reply=gateway.new_reply(),
+        )  # fmt: skip
+        gateway.submit(envelope, b"{}", Ear())
+    return gateway
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5, 23, 24, 64])
+async def test_slots_are_never_exceeded_and_everything_is_done(slots: int, eventually: Eventually) -> None:
+    """With few slots and with many, on every queue at once: all jobs are done, at most `slots` at a time."""
+    broker = MemoryBroker()
+    desk = Desk(broker, slots, 0.001)
+    await desk.start()
+    jobs = [random.choice(QUEUES) for _ in range(150)]
+    await submit(broker, jobs)
+    await eventually(lambda: len(desk.done) == len(jobs))
+    assert desk.most <= slots
+    assert desk.refused == 0
+    assert desk.intake.wide == (slots >= 24)
+    await desk.intake.close()
+
+
+@pytest.mark.parametrize("slots", [2, 64])
+async def test_workers_share_the_load(slots: int, eventually: Eventually) -> None:
+    """Three workers of equal speed do about a third each."""
+    broker = MemoryBroker()
+    desks = [Desk(broker, slots, 0.005) for _ in range(3)]
+    for desk in desks:
+        await desk.start()
+    await submit(broker, [QUEUES[1]] * 300)
+    await eventually(lambda: sum(len(desk.done) for desk in desks) == 300)
+    assert min(len(desk.done) for desk in desks) >= 60
+    for desk in desks:
+        await desk.intake.close()
+
+
+async def test_priority_goes_before_a_backlog(eventually: Eventually) -> None:
+    """A priority job that comes into a long default backlog is among the next to start."""
+    broker = MemoryBroker()
+    desk = Desk(broker, 1, 0.002)
+    await submit(broker, [QUEUES[1]] * 50)
+    await desk.start()
+    await eventually(lambda: len(desk.done) >= 5)
+    before = len(desk.done)
+    await submit(broker, [QUEUES[0]])
+    await eventually(lambda: QUEUES[0] in desk.done)
+    assert desk.done.index(QUEUES[0]) - before <= 3
+    await desk.intake.close()
+
+
+async def test_a_paused_worker_gives_back_what_still_comes(eventually: Eventually) -> None:
+    """Jobs that arrive while a worker drains are refused, for somebody else to take."""
+    broker = MemoryBroker()
+    desk, other = Desk(broker, 64, 0.001), Desk(broker, 64, 0.001)
+    await desk.start()
+    desk.intake.pause()
+    await other.start()
+    await submit(broker, [QUEUES[1]] * 20)
+    await eventually(lambda: len(other.done) == 20)
+    assert not desk.done
+    await desk.intake.close()
+    await other.intake.close()
+
+
+async def test_a_redelivered_job_is_found_without_the_bell(eventually: Eventually) -> None:
+    """The bell does not ring for a redelivery; the slow round finds it."""
+    broker = MemoryBroker(ack_wait_s=0.05)
+    gateway = await submit(broker, [QUEUES[2]])
+    dead: list[Delivery] = []
+    bus = MemoryWorkerBus(broker, dead.append)
+    await bus.start()
+    bus.pull(QUEUES[2], 1, 0.0, lambda *_: None)
+    await eventually(lambda: dead)
+    desk = Desk(broker, 1, 0.0)
+    await desk.start()
+    await eventually(lambda: desk.done == [QUEUES[2]])
+    await desk.intake.close()
+    await gateway.close()
