@@ -1,0 +1,89 @@
+"""A port in use is named, with the flag that changes it."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from cli.errors import ConsoleError
+from cli.ports import PortWish, check_ports, free_port
+
+HOST = "127.0.0.1"
+
+
+@pytest.fixture
+def taken():
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def test_free_port_passes():
+    """And can be listened on afterwards."""
+    port = free_port()
+    check_ports(PortWish("--port", HOST, port))
+    with socket.socket() as listener:
+        listener.bind((HOST, port))
+
+
+@pytest.mark.parametrize("flag", ["--port", "--observability-port"])
+def test_taken_port_is_named_with_its_flag(taken: int, flag: str):
+    """Both ports are looked at."""
+    with pytest.raises(ConsoleError) as caught:
+        check_ports(PortWish("--else", HOST, free_port()), PortWish(flag, HOST, taken))
+    assert str(taken) in str(caught.value)
+    assert flag in str(caught.value)
+
+
+def test_every_port_of_a_range_is_looked_at(taken: int):
+    """The second gateway's observability port counts too."""
+    with pytest.raises(ConsoleError, match=str(taken)):
+        check_ports(PortWish("--observability-port", HOST, taken - 1, 2))
+
+
+def test_listener_on_all_addresses_counts():
+    """0.0.0.0 holds 127.0.0.1 as well."""
+    with socket.socket() as listener:
+        listener.bind(("0.0.0.0", 0))
+        listener.listen()
+        with pytest.raises(ConsoleError, match="in use"):
+            check_ports(PortWish("--port", HOST, listener.getsockname()[1]))
+
+
+def test_port_just_left_is_free():
+    """Connections in TIME_WAIT do not keep a stack from starting again."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((HOST, 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        client = socket.create_connection((HOST, port))
+        served, _ = listener.accept()
+        served.close()  # the server's side closes first, and waits
+        client.close()
+    check_ports(PortWish("--port", HOST, port))
+
+
+def test_same_port_twice_names_both_flags():
+    """The user chose one port for two things."""
+    port = free_port()
+    with pytest.raises(ConsoleError) as caught:
+        check_ports(PortWish("--port", HOST, port), PortWish("--observability-port", HOST, port))
+    assert "--port" in str(caught.value)
+    assert "--observability-port" in str(caught.value)
+
+
+@pytest.mark.parametrize("port", [0, 65536])
+def test_impossible_port(port: int):
+    """Also at the end of a range."""
+    with pytest.raises(ConsoleError, match="--port"):
+        check_ports(PortWish("--port", HOST, port))
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_address_that_is_not_ours(host: str):
+    """The message points to --host."""
+    with pytest.raises(ConsoleError, match="--host"):
+        check_ports(PortWish("--port", host, free_port()))

@@ -1,0 +1,145 @@
+"""Backends that already run here are found; whatever else listens at their ports is left alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from cli.ports import free_port
+from cli.probe import CANDIDATES, Candidate, Found, find_backends, model_names
+
+MODELS = {"object": "list", "data": [{"id": "llama3.2:1b", "object": "model", "created": 1, "owned_by": "library"}]}
+Answer = tuple[int, str, bytes]
+NOT_FOUND: Answer = (404, "text/html", b"<html>not found</html>")
+
+
+def as_json(value: Any, status: int = 200) -> Answer:
+    return status, "application/json", json.dumps(value).encode()
+
+
+@contextmanager
+def listening(answer: Callable[[str], Answer]) -> Iterator[Candidate]:
+    """A little HTTP server."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, kind, body = answer(self.path)
+            self.send_response(status)
+            self.send_header("content-type", kind)
+            self.send_header("location", "/elsewhere")
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield Candidate("some", "Some", server.server_address[1])
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def serving(answers: dict[str, Answer]) -> Callable[[str], Answer]:
+    return lambda path: answers.get(path, NOT_FOUND)
+
+
+async def test_inference_server_is_found_with_its_models():
+    """An OpenAI list at /v1/models, and nothing else."""
+    with listening(serving({"/v1/models": as_json(MODELS)})) as candidate:
+        assert await find_backends([candidate]) == [Found(candidate, ("llama3.2:1b",))]
+
+
+async def test_server_without_models_is_found():
+    """Ollama before its first pull says `data: null`."""
+    with listening(serving({"/v1/models": as_json({"object": "list", "data": None})})) as candidate:
+        assert await find_backends([candidate]) == [Found(candidate, ())]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        NOT_FOUND,
+        (200, "text/html", b"<html>a page for every path</html>"),
+        (200, "application/json", b"{"),
+        (302, "text/html", b""),
+        as_json({"ok": True}),
+        as_json([1, 2]),
+        as_json({"object": "list", "data": [{"id": 1, "object": "model"}]}),
+        as_json({"object": "list", "data": [{"id": "order-1", "object": "order"}]}),
+        as_json({"object": "list", "data": "all of them"}),
+        as_json({"error": {"message": "a key, please"}}, 401),
+        as_json(MODELS, 500),
+        (200, "application/json", b" " * 3_000_000 + json.dumps(MODELS).encode()),
+    ],
+    ids=[
+        "not-found", "html", "broken", "redirect", "object", "array", "bad-id", "other-list", "no-list", "key", "500", "huge",
+    ],
+)  # fmt: skip
+async def test_other_http_servers_are_left_alone(answer: Answer):
+    """Something else that happens to listen there."""
+    with listening(lambda _: answer) as candidate:
+        assert await find_backends([candidate]) == []
+
+
+async def test_nexus_is_left_alone():
+    """A gateway would send its own jobs round in circles; ready or not."""
+    for status in (200, 503):
+        ready = as_json({"status": "ready", "parts": {"nats": {"ok": True}}}, status)
+        with listening(serving({"/v1/models": as_json(MODELS), "/readyz": ready})) as candidate:
+            assert await find_backends([candidate]) == []
+
+
+async def test_silent_server_costs_no_more_than_the_timeout():
+    """A port that accepts and never answers."""
+    server = await asyncio.start_server(lambda *_: asyncio.sleep(30), "127.0.0.1", 0)
+    candidate = Candidate("mute", "Mute", server.sockets[0].getsockname()[1])
+    before = asyncio.get_running_loop().time()
+    assert await find_backends([candidate], timeout_s=0.3) == []
+    assert asyncio.get_running_loop().time() - before < 2
+    server.close()
+
+
+async def test_server_that_speaks_no_http_is_left_alone():
+    """A database at port 8000."""
+
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"\x00\x01 not http\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(greet, "127.0.0.1", 0)
+    assert await find_backends([Candidate("db", "DB", server.sockets[0].getsockname()[1])]) == []
+    server.close()
+
+
+async def test_found_ones_keep_the_order_of_the_candidates():
+    """And a port where nobody listens is skipped."""
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(listening(serving({"/v1/models": as_json(MODELS)}))) for _ in range(2))
+        nobody = Candidate("nobody", "Nobody", free_port())
+        assert [one.candidate for one in await find_backends([first, nobody, second])] == [first, second]
+
+
+def test_usual_ports():
+    """Where these servers listen when nobody says otherwise."""
+    assert {one.name: one.port for one in CANDIDATES} == {
+        "ollama": 11434, "vllm": 8000, "llama-cpp": 8080, "lm-studio": 1234,
+    }  # fmt: skip
+
+
+def test_llama_cpp_list_is_one():
+    """llama.cpp adds Ollama's `models` beside `data`."""
+    assert model_names({"models": [{}], **MODELS}) == ("llama3.2:1b",)
