@@ -15,6 +15,8 @@ from cli.datadir import DataDir
 from cli.screen import Screen
 from cli.stack import Stack, StackFailed, StackOptions
 
+QUESTION = "What is gravity?"
+
 
 async def run_stack(chosen: StackOptions, data: DataDir, screen: Screen) -> int:
     """Bring the stack up, keep it until a signal, take it down. Returns the exit code."""
@@ -98,7 +100,7 @@ def _try_it(chosen: StackOptions, models: list[dict[str, Any]]) -> list[str]:
     chatty = [model["name"] for model in models if "chat" in model["capabilities"]]
     if not chatty:
         return ["Try it:", f"curl {chosen.url}/v1/models -H {bearer}"]
-    body = {"model": chatty[0], "messages": [{"role": "user", "content": "Say hello in one sentence."}]}
+    body = {"model": chatty[0], "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 50}
     url = f"{chosen.url}/v1/chat/completions"
     said = shlex.quote(json.dumps(body, ensure_ascii=False))
     return [

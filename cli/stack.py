@@ -1,6 +1,6 @@
 """The stack behind `nexus up`: which parts there are, how each is started, and in which order they come and go.
 
-Up:   NATS, etcd, Redis, the local model, and the look for backends, all at once; then gateway and workers.
+Up:   NATS, etcd and Redis, then the gateway; meanwhile the local model and the look for backends, then workers.
 Down: workers (they hand back what they cannot finish), gateway, local model, servers. `STOP_S` for all of it.
 """
 
@@ -84,6 +84,7 @@ class Stack:
         self._etcd = EtcdServer(data.sub("etcd"))
         self._redis = RedisServer(data.sub("redis"))
         self._llama_port = 0
+        self._servers_up = asyncio.Event()
         self._servers: list[Part] = []
         self._llama: list[Part] = []
         self._gateway: list[Part] = []
@@ -94,18 +95,26 @@ class Stack:
 
     async def start(self) -> None:
         """Return when everything serves. Raises StackFailed."""
-        found, plan, *_ = await _together(
-            find_backends(), self._start_local_model(), *(self._start_server(one) for one in self._all_servers())
-        )
-        plans = [*(plan_for(one) for one in found), *([plan] if plan else [])]
-        if not self.options.local_models or not plans:
-            plans.append(ECHO)
-        outcomes = await _together(self._start_gateway(), *(self._start_worker(one) for one in plans))
-        if not any(outcomes[1:]):
-            raise StackFailed("no worker came up")
+        await _together(self._start_core(), self._start_workers())
         self._remember()
         for part in self._parts():
             part.keep(self._screen.note, self._remember)
+
+    async def _start_core(self) -> None:
+        """The servers, then the gateway."""
+        await _together(*(self._start_server(one) for one in self._all_servers()))
+        self._servers_up.set()
+        await self._start_gateway()
+
+    async def _start_workers(self) -> None:
+        """A worker for each backend found, and for the local model. Raises StackFailed when none comes up."""
+        found, local = await _together(find_backends(), self._start_local_model())
+        plans = [*(plan_for(one) for one in found), *([local] if local else [])]
+        if not self.options.local_models or not plans:
+            plans.append(ECHO)
+        await self._servers_up.wait()
+        if not any(await _together(*(self._start_worker(one) for one in plans))):
+            raise StackFailed("no worker came up")
 
     def _all_servers(self) -> list[EmbeddedServer]:
         return [self._nats, self._etcd, self._redis]
