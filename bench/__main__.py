@@ -1,0 +1,110 @@
+"""Benchmarks of Nexus against the backend itself and a naive queue. See README.md.
+
+python -m bench [--quick] [--rounds N] [--scenario c64,s512] [--target direct,nexus] [--out FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from bench.report import Results, goals_table, key_figure, scenario_table
+from bench.stack import ROOT, Stack, Target, measure
+
+PAUSE_S = 0.3
+NAMES = ("direct", "naive", "nexus")
+SCENARIOS: dict[str, dict[str, Any]] = {
+    "c1": {"mode": "closed", "conns": 1, "seconds": 2.0},
+    "c64": {"mode": "closed", "conns": 64, "seconds": 3.0},
+    "c256": {"mode": "closed", "conns": 256, "seconds": 4.0},
+    "s32": {"mode": "stream", "conns": 32, "tokens": 100, "delay_us": 20_000, "ramp_s": 0.5},
+    "s128": {"mode": "stream", "conns": 128, "tokens": 150, "delay_us": 20_000, "ramp_s": 1.0},
+    "s512": {"mode": "stream", "conns": 512, "tokens": 200, "delay_us": 20_000, "ramp_s": 2.0},
+    "flood64": {"mode": "stream", "conns": 64, "tokens": 500, "delay_us": 0},
+}
+
+
+def quick(load: dict[str, Any]) -> dict[str, Any]:
+    """The same, shorter."""
+    shorter = dict(load)
+    if "seconds" in load:
+        shorter["seconds"] = load["seconds"] / 2
+    elif load["delay_us"]:
+        shorter["tokens"] = load["tokens"] // 2
+    return shorter
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="one short round: about a minute")
+    parser.add_argument("--rounds", type=int, help="rounds of each scenario; figures are medians (default 3)")
+    parser.add_argument("--scenario", default=",".join(SCENARIOS), help=f"some of {','.join(SCENARIOS)}")
+    parser.add_argument("--target", default=",".join(NAMES), help=f"some of {','.join(NAMES)}")
+    parser.add_argument("--out", type=Path, help="where the JSON goes (default bench/results/<time>.json)")
+    given = parser.parse_args()
+    given.scenario, given.target = given.scenario.split(","), given.target.split(",")
+    given.rounds = given.rounds or (1 if given.quick else 3)
+    for name in given.scenario:
+        if name not in SCENARIOS:
+            parser.error(f"there is no scenario {name!r}")
+    for name in given.target:
+        if name not in NAMES:
+            parser.error(f"there is no target {name!r}")
+    return given
+
+
+async def bench(given: argparse.Namespace, folder: Path) -> Results:
+    results: Results = {}
+    async with Stack(folder, set(given.target)) as stack:
+        for target in stack.targets:
+            await measure(target, {"mode": "closed", "conns": 4, "seconds": 0.5})
+        for name in given.scenario:
+            load = quick(SCENARIOS[name]) if given.quick else SCENARIOS[name]
+            runs = results[name] = {target.name: [] for target in stack.targets}
+            for number in range(given.rounds):
+                # What drifts in the machine falls on all alike.
+                for target in stack.targets[:: 1 if number % 2 == 0 else -1]:
+                    runs[target.name].append(await one(target, load))
+                    await asyncio.sleep(PAUSE_S)
+            shown = " ".join(f"{key}={value}" for key, value in load.items())
+            print(f"\n{name}: {shown}, median of {given.rounds}")
+            print(scenario_table(load["mode"], key_figure(load["mode"], load.get("delay_us", 0)), runs), flush=True)
+    return results
+
+
+async def one(target: Target, load: dict[str, Any]) -> dict[str, Any]:
+    """A target that fails is a result too."""
+    try:
+        return await measure(target, load)
+    except (OSError, ValueError) as error:
+        return {"failed": load["conns"], "first_error": f"no result: {error!r}"}
+
+
+def keep(results: Results, given: argparse.Namespace) -> Path:
+    path: Path = given.out or ROOT / "bench" / "results" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine = {"cpus": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()}
+    kept = {"when": int(time.time()), "machine": machine, "quick": given.quick, "results": results}
+    path.write_bytes(orjson.dumps(kept, option=orjson.OPT_INDENT_2))
+    return path
+
+
+def main() -> int:
+    given = options()
+    with tempfile.TemporaryDirectory(prefix="nexus-bench-") as folder:
+        results = asyncio.run(bench(given, Path(folder)))
+    print(f"\n{goals_table(results)}\n\nKept in {keep(results, given)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

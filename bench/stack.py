@@ -1,0 +1,222 @@
+"""What is measured, as processes: started on free ports in a temporary directory, charged for CPU and memory, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import sys
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import httpx
+import orjson
+
+from cli.embedded.process import ManagedProcess
+from cli.embedded.servers import EmbeddedServer, EtcdServer, NatsServer, RedisServer, free_port
+
+ROOT = Path(__file__).resolve().parent.parent
+TICK = os.sysconf("SC_CLK_TCK")
+SLOTS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One thing to be measured."""
+
+    name: str
+    port: int
+    key: str = ""
+    charged: list[int] = field(default_factory=list)
+    """Processes whose CPU time is charged, with their children."""
+    gateway: list[int] = field(default_factory=list)
+    """Processes whose memory is shown, with their children."""
+
+
+# Accounts
+
+
+def tree(pids: list[int]) -> set[int]:
+    """These processes and their descendants."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (fields := _stat(int(entry.name))):
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    found: set[int] = set()
+    todo = list(pids)
+    while todo:
+        pid = todo.pop()
+        if pid not in found:
+            found.add(pid)
+            todo += children.get(pid, [])
+    return found
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields behind the name: state, parent, …; none for a process that is gone."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return []
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    """User and system time so far."""
+    return sum(sum(map(int, fields[11:13])) for pid in tree(pids) if (fields := _stat(pid))) / TICK
+
+
+def memory_mb(pids: list[int]) -> float:
+    """Proportional set size: what processes share counts once."""
+    kib = 0
+    for pid in tree(pids):
+        with contextlib.suppress(OSError):
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+            kib += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return kib / 1024
+
+
+# Processes
+
+
+class Stack:
+    """The mock, the naive baseline and Nexus, as far as they are asked for. An async context manager."""
+
+    def __init__(self, folder: Path, wanted: set[str]) -> None:
+        self.folder = folder
+        self.wanted = wanted
+        self.targets: list[Target] = []
+        self._parts: list[EmbeddedServer | ManagedProcess] = []
+
+    async def __aenter__(self) -> Self:
+        try:
+            port = free_port()
+            mock = await self._process("mock", ["bench.mock", "--port", str(port)], {}, answers(port, "/health"))
+            self.targets.append(Target("direct", port, charged=mock))
+            url = f"http://127.0.0.1:{port}"
+            if "naive" in self.wanted:
+                self.targets.append(await self._naive(url))
+            if "nexus" in self.wanted:
+                self.targets.append(await self._nexus(url))
+            self.targets = [target for target in self.targets if target.name in self.wanted]
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for part in reversed(self._parts):
+            await part.stop(5.0)
+        self._parts.clear()
+
+    async def _naive(self, backend: str) -> Target:
+        nats = NatsServer(self.folder / "naive-nats")
+        await self._server(nats)
+        port = free_port()
+        env = {"NATS_URL": nats.url, "PORT": str(port), "BACKEND_URL": backend}
+        gateway = await self._process("naive-gateway", ["bench.naive", "gateway"], env, answers(port, "/health"))
+        worker = await self._process("naive-worker", ["bench.naive", "worker"], env, completes(port, ""))
+        return Target("naive", port, charged=[*gateway, *worker, *_pids(nats)], gateway=gateway)
+
+    async def _nexus(self, backend: str) -> Target:
+        nats = NatsServer(self.folder / "nats")
+        etcd, redis = EtcdServer(self.folder / "etcd"), RedisServer(self.folder / "redis")
+        for server in (nats, etcd, redis):
+            await self._server(server)
+        port, key = free_port(), secrets.token_hex(16)
+        env = {
+            "NATS_URL": nats.url,
+            "ETCD_URL": etcd.url,
+            "REDIS_URL": redis.url,
+            "LOG_LEVEL": "info",
+            "GATEWAY_PORT": str(port),
+            "OBSERVABILITY_PORT": "0",
+            "GATEWAY_BEARER_TOKEN": key,
+            "WORKER_BACKEND": "openai",
+            "WORKER_BACKEND_URL": backend,
+            "WORKER_CONCURRENCY": str(SLOTS),
+        }
+        gateway = await self._process("gateway", ["gateway"], env, answers(port, "/readyz"))
+        worker = await self._process("worker", ["workers"], env, completes(port, key))
+        return Target("nexus", port, key, [*gateway, *worker, *_pids(nats)], gateway)
+
+    async def _server(self, server: EmbeddedServer) -> None:
+        self._parts.append(server)
+        await server.start()
+
+    async def _process(
+        self, name: str, module: list[str], env: dict[str, str], ready: Callable[[], Awaitable[bool]]
+    ) -> list[int]:
+        """Start `python -m <module>`; return its pid once it is ready. Only `env` configures it, no .env file."""
+        process = ManagedProcess(
+            name,
+            [sys.executable, "-m", *module],
+            log_file=self.folder / f"{name}.log",
+            env=os.environ | {"PYTHONPATH": str(ROOT)} | env,
+            cwd=self.folder,
+            ready=ready,
+        )
+        self._parts.append(process)
+        await process.start()
+        return _pids(process)
+
+
+def _pids(part: EmbeddedServer | ManagedProcess) -> list[int]:
+    assert part.pid is not None
+    return [part.pid]
+
+
+def answers(port: int, path: str) -> Callable[[], Awaitable[bool]]:
+    """Whether `GET path` is 200."""
+
+    async def ready() -> bool:
+        try:
+            async with httpx.AsyncClient() as client:
+                return (await client.get(f"http://127.0.0.1:{port}{path}")).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    return ready
+
+
+def completes(port: int, key: str) -> Callable[[], Awaitable[bool]]:
+    """Whether a chat completion is answered."""
+    body = {"model": "mock", "messages": [{"role": "user", "content": "Ready?"}], "max_tokens": 1}
+
+    async def ready() -> bool:
+        try:
+            async with httpx.AsyncClient(headers={"authorization": f"Bearer {key or 'none'}"}, timeout=5) as client:
+                return (await client.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body)).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    return ready
+
+
+# One measurement
+
+
+async def measure(target: Target, load: dict[str, object]) -> dict[str, object]:
+    """Run the load generator against `target`, and add what that cost: `cpu_us` per unit, `cpu_cores`, `gateway_mb`."""
+    spec = load | {"port": target.port, "key": target.key}
+    loop = asyncio.get_running_loop()
+    peak = memory_mb(target.gateway)
+    cpu, began = cpu_seconds(target.charged), loop.time()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bench.load", orjson.dumps(spec), stdout=asyncio.subprocess.PIPE, cwd=ROOT
+    )
+    output = asyncio.create_task(process.communicate())
+    try:
+        while not output.done():
+            await asyncio.wait([output], timeout=0.5)
+            peak = max(peak, memory_mb(target.gateway))
+        run = orjson.loads(output.result()[0])
+    finally:
+        if process.returncode is None:
+            process.kill()
+    cpu, wall = cpu_seconds(target.charged) - cpu, loop.time() - began
+    run["cpu_us"] = round(cpu / run["units"] * 1e6, 1) if run["units"] else None
+    run["cpu_cores"] = round(cpu / wall, 2)
+    run["gateway_mb"] = round(peak, 1) if target.gateway else None
+    return run
