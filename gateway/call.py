@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from enum import Enum, auto
+from time import monotonic
 
 from backbone.bus.base import GatewayBus, Queue
 from schemas.control import Control, ControlOp
@@ -41,7 +42,8 @@ class Call:
 
     __slots__ = (
         "_abandoned", "_ack_wait_s", "_bus", "_pieces", "_seq", "_size", "_waiter", "backend", "began_at", "delivery",
-        "done", "envelope", "error", "first_at", "last_sign", "loop", "queue", "seq", "shown", "starts", "state", "submitted_at", "worker",
+        "done", "envelope", "error", "first_at", "last_sign", "loop", "queue", "queued_at", "seq", "shown", "starts", "state",
+        "submitted_at", "worker",
     )  # fmt: skip
 
     def __init__(self, bus: GatewayBus, envelope: Envelope, ack_wait_s: float) -> None:
@@ -66,7 +68,7 @@ class Call:
         self.starts = 0
         self.worker = ""
         self.backend = ""
-        self.submitted_at = self.last_sign = self.loop.time()
+        self.submitted_at = self.queued_at = self.last_sign = monotonic()
         self.began_at: float | None = None
         self.first_at: float | None = None
 
@@ -139,7 +141,7 @@ class Call:
             self._bus.release(self.envelope.reply)
 
     def refused(self, error: NexusError) -> None:
-        """The job was never stored."""
+        """The job was never stored, or is lost: it must not be removed, its sequence may be another job's by now."""
         if self.state is not State.ENDED:
             self._end()
             self.error = error.info
@@ -154,14 +156,19 @@ class Call:
             return None
         if kind == _STARTED:
             return self._on_started(delivery, payload)
-        if delivery < self.delivery or self.state is State.ENDED:
-            return None
-        self.last_sign = self.loop.time()
+        if delivery < self.delivery:
+            return STALE
+        if self.state is State.ENDED:
+            return GONE
+        self.last_sign = monotonic()
         expected = self._seq + (kind != _BEAT)
         if delivery > self.delivery or seq != expected:
             self.fail(BackendFailed("events of this answer were lost on their way; try again", code="events_lost"))
             return None
         self._seq = seq
+        self.state = State.RUNNING  # also after a silence: it was only cut off
+        if kind == _BEAT:
+            return GO
         if kind == _CHUNK:
             self._add(payload)
         elif kind == _DONE:
@@ -180,8 +187,10 @@ class Call:
             return STALE
         if self.state is State.ENDED:
             return GONE
+        started = Started.model_validate_json(payload)
         if delivery == self.delivery:
-            return GO  # asked again: our answer was lost
+            # The same worker asks again: our answer was lost. Another one: NATS was killed and forgot the first delivery.
+            return GO if started.worker == self.worker else STALE
         if self.shown:
             self.fail(_lost_worker())
             return GONE
@@ -192,13 +201,12 @@ class Call:
                 )
             )
             return GONE
-        started = Started.model_validate_json(payload)
         self.worker, self.backend = started.worker, started.backend
         self._forget_output()
         self.delivery, self._seq = delivery, 0
         self.starts += 1
         self.state = State.RUNNING
-        self.last_sign = now = self.loop.time()
+        self.last_sign = now = monotonic()
         if self.began_at is None:
             self.began_at = now
         return GO
@@ -220,7 +228,7 @@ class Call:
         if info.code == DRAINED:
             self.starts -= 1
         self._forget_output()
-        self.state = State.QUEUED
+        self._wait_again()
 
     # The clock
 
@@ -228,7 +236,7 @@ class Call:
         """Called a few times a second: nothing waits without a bound."""
         limits = self.envelope.limits
         if self.state is State.QUEUED:
-            if now - self.submitted_at > limits.queue_s:
+            if now - self.queued_at > limits.queue_s:
                 self.fail(
                     DeadlineExceeded(
                         f"no worker took the request within {limits.queue_s:g} s (queue limit)", code="queue_timeout"
@@ -241,18 +249,24 @@ class Call:
                 self.fail(DeadlineExceeded(f"the answer was not complete after {limits.total_s:g} s (total limit)"))
 
     def _on_silence(self) -> None:
-        """The worker is dead or cut off. Its job is on its way to another one; only an unshown answer can begin anew."""
+        """The worker is dead or cut off. Its job is on its way to another one; only an unshown answer can begin anew.
+
+        What has come is kept until the next attempt begins: it may have been us who were cut off.
+        """
         if self.shown:
             self.fail(_lost_worker())
         else:
-            self._forget_output()
-            self.state = State.QUEUED
+            self._wait_again()
+
+    def _wait_again(self) -> None:
+        self.state = State.QUEUED
+        self.queued_at = monotonic()
 
     # Pieces
 
     def _add(self, data: bytes) -> None:
         if self.first_at is None:
-            self.first_at = self.loop.time()
+            self.first_at = monotonic()
         self._pieces.append(data)
         self._size += len(data)
         if self.envelope.stream:

@@ -8,7 +8,7 @@ the job, `seq` counts the frames of one delivery from 0. A reader takes only the
 |---|---|---|
 | STARTED  | JSON `Started`; sent as a request: the answer is GO, GONE or STALE | 0 |
 | CHUNK    | bytes for the caller, in the endpoint's own form; may join several tokens | yes |
-| BEAT     | empty: the attempt lives though it has nothing to say | repeats the last seq |
+| BEAT     | empty: the attempt lives though it has nothing to say; a question like STARTED | repeats the last seq |
 | DONE     | JSON `Done`, newline, the last bytes for the caller (may be empty) | yes |
 | FAILED   | JSON `ErrorInfo`: final for this run | yes |
 | RETURNED | JSON `ErrorInfo`: the job went back to the queue; another attempt follows | yes |

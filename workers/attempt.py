@@ -16,6 +16,7 @@ import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from enum import StrEnum
+from time import monotonic
 from typing import cast
 
 import structlog
@@ -77,7 +78,7 @@ class Attempt:
         self.envelope = envelope
         self._body = body
         self._loop = asyncio.get_running_loop()
-        self.began = self.last_output = self._loop.time()
+        self.began = self.last_output = monotonic()
         self._seq = 0
         self._tokens = 0
         self._shown = False
@@ -86,6 +87,7 @@ class Attempt:
         self._task: asyncio.Task[None] | None = None
         self._ticket = 0
         self._asked = 0
+        self._known = False
         self.outcome = "running"
         self.error: ErrorInfo | None = None
         self._log = log.bind(
@@ -134,16 +136,20 @@ class Attempt:
             self.stop(Stop.IDLE)
 
     def beat(self) -> None:
-        """Keep the job, and tell the gateway that the attempt lives."""
+        """Keep the job, tell the gateway that the attempt lives, and learn whether the caller is still there."""
         self.job.extend()
-        self._send(EventKind.BEAT, self._seq)
+        if self._known:
+            self._put_question(encode_frame(EventKind.BEAT, self.job.delivery, self._seq))
 
     # The question
 
     def _ask(self) -> None:
         self._asked += 1
         started = Started(worker=self._who.worker, backend=self._who.backend).model_dump_json().encode()
-        frame = encode_frame(EventKind.STARTED, self.job.delivery, 0, started)
+        self._put_question(encode_frame(EventKind.STARTED, self.job.delivery, 0, started))
+
+    def _put_question(self, frame: bytes) -> None:
+        self._bus.unask(self._ticket)
         try:
             self._ticket = self._bus.ask(self.envelope.reply, frame, self._answered)
         except Unavailable:
@@ -155,6 +161,7 @@ class Attempt:
 
     def _answered(self, answer: bytes | None) -> None:
         if answer == GO:
+            self._known, self._asked = True, 0
             return
         if answer is not None:
             self.stop(Stop.GONE if answer == GONE else Stop.STALE)
@@ -191,9 +198,9 @@ class Attempt:
 
     def _chunk(self, piece: Chunk) -> None:
         self._tokens += piece.tokens
-        self.last_output = self._loop.time()
+        self.last_output = monotonic()
         if self.envelope.stream:
-            self._shown = True
+            self._shown = self._shown or bool(piece.data)
             self._chunks(piece.data)
         else:
             # The last piece travels with DONE, which is one message for most answers.
@@ -263,11 +270,14 @@ class Attempt:
         self._send(kind, self._seq, payload)
 
     def _send(self, kind: EventKind, seq: int, payload: bytes = b"") -> None:
+        if not self.job.owned:
+            self.stop(Stop.LOST)  # frozen or cut off for too long: the job is another worker's by now
+            return
         with contextlib.suppress(Unavailable):
             self._bus.say(self.envelope.reply, encode_frame(kind, self.job.delivery, seq, payload))
 
     def _report(self) -> None:
-        seconds = round(self._loop.time() - self.began, 4)
+        seconds = round(monotonic() - self.began, 4)
         fields = {"outcome": self.outcome, "seconds": seconds, "tokens": self._tokens}
         if self._stop is not None:
             fields["why"] = self._stop.value

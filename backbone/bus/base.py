@@ -49,7 +49,7 @@ class Sink(Protocol):
         """The job is durable, under this sequence."""
 
     def refused(self, error: NexusError) -> None:
-        """The job could not be stored."""
+        """The job could not be stored, or was lost: no event of it will come any more."""
 
     def heard(self, data: bytes) -> bytes | None:
         """An event frame (see schemas.events). What is returned, if anything, answers a frame sent as a question."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 from dataclasses import dataclass
 
 import orjson
@@ -16,10 +15,11 @@ import structlog
 
 from backbone.bus.base import Queue, QueueDepth, Sink
 from backbone.bus.status import parse_status
-from backbone.bus.streams import JobsStream, ensure_consumer, ensure_stream, read_depths, request
+from backbone.bus.streams import JobsStream, ensure_consumer, ensure_stream, holds_job, read_depths, request
 from backbone.bus.subjects import CONTROL, JOBS_STREAM, REPLY, job_subject
 from backbone.bus.wire import Wire
-from schemas.errors import NexusError, QueueFull, RequestTooLarge, Unavailable
+from backbone.ids import new_token
+from schemas.errors import BackendFailed, NexusError, QueueFull, RequestTooLarge, Unavailable
 from schemas.events import GONE
 from schemas.jobs import Envelope
 
@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 REPEAT_S = 2.0
 """An unacknowledged submit is repeated after this; its Msg-Id keeps it one job."""
 GIVE_UP_S = 10.0
+SETTLE_S = 1.0
+"""After a reconnect, for acknowledgements that workers have on their way."""
 STREAM_FULL = 10077
 ENVELOPE_ROOM = 8192
 DELETE_SUBJECT = f"$JS.API.STREAM.MSG.DELETE.{JOBS_STREAM}".encode()
@@ -51,7 +53,7 @@ class NatsGatewayBus:
 
     def __init__(self, url: str, *, gateway: str, ack_wait_s: float, stream: JobsStream) -> None:
         self._publisher = Wire(url, f"{gateway}-jobs", on_reconnect=self._reopen)
-        self._listener = Wire(url, f"{gateway}-replies")
+        self._listener = Wire(url, f"{gateway}-replies", on_reconnect=self._look_for_lost)
         self._prefix = f"{REPLY}.{gateway}."
         self._skip = len(self._prefix)
         self._void = f"{self._prefix}void".encode()
@@ -59,9 +61,12 @@ class NatsGatewayBus:
         self._stream = stream
         self._sinks: dict[bytes, Sink] = {}
         self._unacked: dict[bytes, _Unacked] = {}
+        self._stored: dict[bytes, tuple[int, bytes]] = {}
+        """Sequence and message id of every job whose end has not been heard."""
         self._queues: set[Queue] = set()
         self._sweeper: asyncio.Task[None] | None = None
         self._reopening: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:
@@ -75,7 +80,7 @@ class NatsGatewayBus:
 
     async def close(self) -> None:
         """Disconnect."""
-        for task in (self._sweeper, self._reopening):
+        for task in (self._sweeper, self._reopening, self._looking):
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -111,6 +116,33 @@ class NatsGatewayBus:
                 log.warning("streams not ready after reconnect", error=str(error))
                 await asyncio.sleep(0.5)
 
+    async def _look_for_lost(self) -> None:
+        """After a reconnect of the listener: what was said meanwhile has not been heard."""
+        if self._looking is not None and not self._looking.done():
+            self._looking.cancel()
+        self._looking = asyncio.create_task(self._end_lost())
+
+    async def _end_lost(self) -> None:
+        """Whose job is gone, but for what is on its way, waits for nothing: its last word fell into the gap."""
+        await asyncio.sleep(SETTLE_S)
+        for token, (seq, message_id) in list(self._stored.items()):
+            if token in self._stored and not await self._is_there(seq, message_id):
+                sink = self._sinks.get(token)
+                if sink is not None:
+                    sink.refused(BackendFailed("the end of this answer was lost; try again", code="events_lost"))
+
+    async def _is_there(self, seq: int, message_id: bytes) -> bool:
+        while True:
+            try:
+                if await holds_job(self._publisher.client, seq, message_id):
+                    return True
+                # What was said before the job went has reached us when this returns.
+                await self._listener.ping(5.0)
+            except Unavailable:
+                await asyncio.sleep(0.5)
+            else:
+                return False
+
     async def open_queue(self, queue: Queue) -> None:
         """Make the consumer, once per process and connection."""
         if queue in self._queues:
@@ -120,7 +152,7 @@ class NatsGatewayBus:
 
     def new_reply(self) -> str:
         """128 random bits below this gateway's prefix."""
-        return self._prefix + secrets.token_hex(16)
+        return self._prefix + new_token()
 
     def submit(self, envelope: Envelope, body: bytes, sink: Sink) -> None:
         """Publish; the PubAck comes to the reply subject and is checked there, without anybody waiting."""
@@ -144,6 +176,7 @@ class NatsGatewayBus:
         token = reply[self._skip :].encode()
         self._sinks.pop(token, None)
         self._unacked.pop(token, None)
+        self._stored.pop(token, None)
 
     def _on_reply(self, subject: bytes, answer_to: bytes, headers: bytes, data: bytes) -> None:
         token = subject[self._skip :]
@@ -173,6 +206,7 @@ class NatsGatewayBus:
         ack = orjson.loads(data)
         error = ack.get("error")
         if error is None:
+            self._stored[token] = (ack["seq"], unacked.message_id)
             unacked.sink.stored(ack["seq"])
             return
         log.warning("job refused by jetstream", error=error)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+import time
 from collections.abc import Callable
 
 import structlog
@@ -105,16 +106,13 @@ class NatsWorkerBus:
         self._next_question = 0
         self._answers = ""
         self._sweeper: asyncio.Task[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     def now(self) -> float:
-        """Monotonic seconds."""
-        assert self._loop is not None
-        return self._loop.time()
+        """Monotonic seconds. Not the loop's: its clock stands still during a turn, and a frozen process thaws in one."""
+        return time.monotonic()
 
     async def start(self) -> None:
         """Connect and open the inboxes."""
-        self._loop = asyncio.get_running_loop()
         await self._wire.connect()
         self._answers = f"_INBOX.{secrets.token_hex(12)}"
         await self._wire.subscribe(f"{self._answers}.*", self._on_answer)
@@ -154,7 +152,9 @@ class NatsWorkerBus:
     # Pulling
 
     async def serve(self, queues: list[Queue], on_bell: Callable[[Queue], None] | None) -> None:
-        """Open and close lines and bells."""
+        """Open and close lines and bells, and the inbox again after `stop_pulling`."""
+        if self._inbox_sid is None:
+            await self._open_inbox()
         for queue in [q for q in self._lines if q not in queues]:
             line = self._lines.pop(queue)
             self._by_subject.pop(job_subject(*queue).encode(), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ NANO = 1_000_000_000
 DUPLICATE_WINDOW_S = 30
 """A submit is repeated for at most 10 s; a longer window costs NATS memory for every job in it."""
 STREAM_NOT_FOUND = 10059
+NO_MESSAGE = 10037
 STREAM_NAME_IN_USE = 10058
 
 
@@ -117,6 +119,18 @@ async def ensure_consumer(client: Client, queue: Queue, ack_wait_s: float, repli
         )
     except ApiError as error:
         raise Unavailable(f"NATS refuses the consumer {name}: {error}") from error
+
+
+async def holds_job(client: Client, seq: int, message_id: bytes) -> bool:
+    """Whether the jobs stream holds this very job; after a loss of data its sequence is another one's. Raises Unavailable."""
+    try:
+        answer = await request(client, f"STREAM.MSG.GET.{JOBS_STREAM}", {"seq": seq})
+    except ApiError as error:
+        if error.code in {NO_MESSAGE, STREAM_NOT_FOUND}:
+            return False
+        raise Unavailable(f"NATS: {error}") from error
+    headers = base64.b64decode(answer["message"].get("hdrs", ""))
+    return b": %b\r\n" % message_id in headers
 
 
 async def read_depths(client: Client) -> list[QueueDepth]:
