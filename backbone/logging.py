@@ -2,12 +2,69 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import logging
 import sys
+import threading
 from typing import Any, Literal
 
 import orjson
 import structlog
+
+GATHER_S = 0.1
+"""Lines below `warning` are written together after this long: a write for each line would cost more than the line."""
+GATHER_BYTES = 16 * 1024
+
+
+class GatheredOutput:
+    """A structlog logger that writes JSON lines to a stream, many at a time; warnings and worse at once."""
+
+    def __init__(self) -> None:
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._lock = threading.Lock()
+        self._due = threading.Event()
+        threading.Thread(target=self._flush_when_due, name="log-writer", daemon=True).start()
+        atexit.register(self.flush)
+
+    def msg(self, line: bytes) -> None:
+        """Keep one line."""
+        with self._lock:
+            self._lines.append(line)
+            self._size += len(line)
+            full = self._size > GATHER_BYTES
+        if full:
+            self.flush()
+        elif not self._due.is_set():
+            self._due.set()
+
+    debug = info = msg
+
+    def urgent(self, line: bytes) -> None:
+        """Write one line, and what waits, now."""
+        self.msg(line)
+        self.flush()
+
+    warning = warn = error = critical = exception = fatal = urgent
+
+    def flush(self) -> None:
+        """Write what waits."""
+        with self._lock:
+            lines, self._lines, self._size = self._lines, [], 0
+            if lines:
+                # Whoever read our output may be gone; that is no reason to fail a request.
+                with contextlib.suppress(OSError, ValueError):
+                    sys.stdout.buffer.write(b"\n".join((*lines, b"")))
+                    sys.stdout.buffer.flush()
+
+    def _flush_when_due(self) -> None:
+        never = threading.Event()
+        while True:
+            self._due.wait()
+            never.wait(GATHER_S)
+            self._due.clear()
+            self.flush()
 
 
 def _dumps(event: Any, **_: Any) -> bytes:
@@ -29,13 +86,16 @@ def configure_logging(log_format: Literal["json", "console"], level: str) -> Non
         if console
         else structlog.processors.JSONRenderer(_dumps)
     )
+    output = None if console else GatheredOutput()
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory() if console else structlog.BytesLoggerFactory(),
+        logger_factory=structlog.PrintLoggerFactory() if output is None else lambda *_: output,
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stdout)
-    formatter_renderer = renderer if console else structlog.processors.JSONRenderer(lambda e, **_: _dumps(e).decode())
+    formatter_renderer = (
+        renderer if console else structlog.processors.JSONRenderer(lambda event, **_: _dumps(event).decode())
+    )
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=formatter_renderer, foreign_pre_chain=shared))
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import time
 from collections.abc import Callable
+from time import monotonic
 
 import structlog
 
 from backbone.bus.base import GatewayBus, Queue
+from backbone.ids import new_job_id
 from backbone.registry.base import Registry
 from gateway.call import Call, State
 from gateway.catalogue import Catalogue
@@ -23,14 +23,6 @@ log = structlog.get_logger(__name__)
 
 CHECK_S = 0.25
 DEPTHS_S = 5.0
-
-
-def new_job_id() -> str:
-    """A UUIDv7 (RFC 9562): ids sort by the time they were made."""
-    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
-    number = number & ~(0xF << 76) | 0x7 << 76
-    number = number & ~(0x3 << 62) | 0x2 << 62
-    return f"job_{number:032x}"
 
 
 class Dispatcher:
@@ -145,10 +137,9 @@ class Dispatcher:
     # Clocks
 
     async def _check(self) -> None:
-        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(CHECK_S)
-            now = loop.time()
+            now = monotonic()
             for call in list(self._calls):
                 call.check(now)
 

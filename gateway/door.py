@@ -5,13 +5,15 @@ Pure ASGI on purpose: Starlette's `BaseHTTPMiddleware` hides that the caller has
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import structlog
 
+from backbone.ids import new_request_id
 from gateway.endpoint import Endpoint
-from gateway.http import REQUEST_ID, Headers, Reply, Scope, Send, new_request_id
+from gateway.http import CLOSING, REQUEST_ID, Headers, Reply, Scope, Send
 from gateway.inference import Inference, Receive
 from schemas.errors import InternalError
 
@@ -20,6 +22,8 @@ log = structlog.get_logger(__name__)
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 ALLOWED_METHODS = b"GET, POST, DELETE, OPTIONS"
+LINGER_S = 1.0
+"""Closing at once while the caller still sends its body would reset the connection, and could take the answer along."""
 EXPOSED = b"x-request-id, x-nexus-job-id, retry-after, x-should-retry, location"
 
 
@@ -41,19 +45,27 @@ class Door:
         request_id = new_request_id()
         scope[REQUEST_ID] = request_id
         common = [(b"x-request-id", request_id.encode()), *self._cors(scope["headers"])]
-        started = False
+        started = closing = False
 
         async def reply(message: MutableMapping[str, Any]) -> None:
-            nonlocal started
+            nonlocal started, closing
             if message["type"] == "http.response.start":
                 started = True
+                closing = message["status"] in CLOSING
                 message["headers"] = [*message.get("headers", ()), *common]
+            elif closing:
+                message["more_body"] = True
             await send(message)
 
         endpoint = self._hot.get(scope["path"])
         if endpoint is not None and scope["method"] == "POST":
             await self._inference.serve(endpoint, scope, receive, reply)
+            if closing:
+                await asyncio.sleep(LINGER_S)
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
             return
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}  # the server leaves the body out
         if scope["method"] == "OPTIONS":
             await self._preflight(scope, Reply(reply, request_id))
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -15,14 +14,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 REQUEST_ID = "nexus.request_id"
-COMMON_HEADERS = "nexus.headers"
 CLOSING = frozenset({408, 413})
 """Statuses after which the connection ends: the rest of the request's body is not read."""
-
-
-def new_request_id() -> str:
-    """`req_` and 96 random bits."""
-    return "req_" + secrets.token_hex(12)
 
 
 def request_id_of(scope: Scope) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
+from time import monotonic
 from typing import Any
 
 import structlog
@@ -58,7 +59,7 @@ class Inference:
 
     async def serve(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Never raises, but for cancellation."""
-        request = _Request(self, endpoint, Reply(send, request_id_of(scope)), asyncio.get_running_loop().time())
+        request = _Request(self, endpoint, Reply(send, request_id_of(scope)), monotonic())
         metrics = self._metrics
         metrics.in_flight.inc()
         try:
@@ -137,13 +138,13 @@ class _Request:
         """Relay bytes as they come. Until the first, an error is an HTTP status."""
         if not await self._first(call):
             return
-        reply, loop, itl = self._reply, call.loop, self._side._metrics.itl.observe
-        model, last = call.envelope.model, loop.time()
+        reply, itl = self._reply, self._side._metrics.itl.observe
+        model, last = call.envelope.model, monotonic()
         while True:
             data = call.take()
             if data:
                 await reply.more(data)
-                now = loop.time()
+                now = monotonic()
                 itl(model, now - last)
                 last = now
             elif call.state is State.ENDED:
@@ -205,7 +206,7 @@ class _Request:
     def report(self) -> None:
         """Metrics and the log line."""
         call, metrics, path = self._call, self._side._metrics, self._endpoint.path
-        seconds = asyncio.get_running_loop().time() - self._began
+        seconds = monotonic() - self._began
         if call is None:
             metrics.requests.labels(path, "", self._status).inc()
             log.info(
@@ -216,22 +217,20 @@ class _Request:
                 seconds=round(seconds, 4),
             )
             return
-        model = call.envelope.model
-        metrics.requests.labels(path, model, self._status).inc()
-        metrics.duration.labels(path, model).observe(seconds)
+        model, queue = call.envelope.model, call.queue
+        child = metrics.child
+        child(metrics.requests, path, model, self._status).inc()
+        child(metrics.duration, path, model).observe(seconds)
         if call.first_at is not None:
-            metrics.ttft.labels(model).observe(call.first_at - self._began)
+            child(metrics.ttft, model).observe(call.first_at - self._began)
         if call.began_at is not None:
-            queue = call.queue
-            metrics.queue_wait.labels(queue.capability, queue.lane, queue.model).observe(
-                call.began_at - call.submitted_at
-            )
+            child(metrics.queue_wait, queue.capability, queue.lane, model).observe(call.began_at - call.submitted_at)
         if call.starts > 1:
-            metrics.attempts.labels(model).inc()
+            child(metrics.attempts, model).inc()
         usage = call.done.usage if call.done is not None else None
         if usage is not None:
-            metrics.tokens.labels("prompt", model).inc(usage.prompt_tokens)
-            metrics.tokens.labels("completion", model).inc(usage.completion_tokens)
+            child(metrics.tokens, "prompt", model).inc(usage.prompt_tokens)
+            child(metrics.tokens, "completion", model).inc(usage.completion_tokens)
         log.info(
             "request",
             request_id=self._reply.request_id,

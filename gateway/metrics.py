@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import HistogramMetricFamily, Metric
@@ -92,6 +93,15 @@ class GatewayMetrics:
             "nexus_redelivered_requests_total", "Requests that more than one worker attempted.", ["model"], registry=reg
         )
         self._depth_labels: set[tuple[str, str, str]] = set()
+        self._children: dict[tuple[Any, ...], Any] = {}
+
+    def child(self, metric: Counter | Gauge | Histogram, *labels: str | int) -> Any:
+        """`metric.labels(...)`, looked up once: prometheus_client takes a lock and makes strings each time."""
+        key = (metric, *labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._children[key] = metric.labels(*labels)
+        return child
 
     def set_depths(self, depths: list[QueueDepth]) -> None:
         """Show the queues as they are; those that have emptied show 0."""

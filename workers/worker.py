@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from time import monotonic
 
 import structlog
 
@@ -224,20 +225,17 @@ class Worker:
             if self._intake is not None:
                 self._intake.done()
             self._metrics.attempts.labels(env.capability, env.model, attempt.outcome).inc()
-            self._metrics.seconds.labels(env.capability, env.model).observe(
-                asyncio.get_running_loop().time() - attempt.began
-            )
+            self._metrics.seconds.labels(env.capability, env.model).observe(monotonic() - attempt.began)
             if attempt.error is not None:
                 self._metrics.backend_errors.labels(self._backend.name, attempt.error.code or "invalid_request").inc()
 
     async def _watch(self) -> None:
         """Time limits, heartbeats, and the registry's view of how busy we are."""
-        loop = asyncio.get_running_loop()
-        next_beat = loop.time() + self._beat_s
+        next_beat = monotonic() + self._beat_s
         announced, next_update = 0, 0.0
         while True:
             await asyncio.sleep(min(WATCH_S, self._beat_s / 2))
-            now = loop.time()
+            now = monotonic()
             beat = now >= next_beat
             if beat:
                 next_beat = now + self._beat_s

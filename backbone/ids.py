@@ -1,0 +1,45 @@
+"""Random ids from the operating system's generator, read in blocks: a read for each id is a system call for each id."""
+
+from __future__ import annotations
+
+import os
+import time
+
+_BLOCK = 4096
+_pool = b""
+_used = 0
+
+
+def random_bytes(count: int) -> bytes:
+    """`count` unpredictable bytes, none of which is given out twice."""
+    global _pool, _used
+    if _used + count > len(_pool):
+        _pool, _used = os.urandom(_BLOCK), 0
+    _used += count
+    return _pool[_used - count : _used]
+
+
+def _forget_pool() -> None:
+    """A forked child must not give out its parent's bytes."""
+    global _pool, _used
+    _pool, _used = b"", 0
+
+
+os.register_at_fork(after_in_child=_forget_pool)
+
+
+def new_job_id() -> str:
+    """`job_` and a UUIDv7 (RFC 9562) in hex: ids sort by the time they were made."""
+    random = int.from_bytes(random_bytes(10), "big")
+    number = (time.time_ns() // 1_000_000) << 80 | 0x7 << 76 | (random >> 68) << 64 | 0x2 << 62 | random & (1 << 62) - 1
+    return f"job_{number:032x}"
+
+
+def new_request_id() -> str:
+    """`req_` and 96 random bits."""
+    return "req_" + random_bytes(12).hex()
+
+
+def new_token() -> str:
+    """128 random bits, for what must not be guessed."""
+    return random_bytes(16).hex()

@@ -1,0 +1,162 @@
+"""uvicorn's HTTP/1.1 protocol, with what it lacks.
+
+- A request's head is bounded in size and in time, and a connection that says nothing is closed.
+- What is not HTTP is answered with OpenAI's error object and a request id; an answer in progress is never cut into.
+- An offer to upgrade (`curl --http2`, Java's HttpClient: `Upgrade: h2c`) is declined by answering over HTTP/1.1. uvicorn
+  loses the body of such a request.
+- A stream to an HTTP/1.0 client ends with the connection; that version does not know chunks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, MutableMapping
+from typing import Any, cast
+
+import httptools
+import orjson
+import structlog
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from backbone.ids import new_request_id
+from gateway.http import Send
+from schemas.errors import HeadersTooLarge, InvalidRequest, NexusError, RequestTimeout
+
+log = structlog.get_logger(__name__)
+
+MAX_HEAD = 64 * 1024
+"""Bytes of request line and headers; what one read brings may exceed it once."""
+UPGRADE_TOKENS = frozenset({b"upgrade", b"http2-settings"})
+UPGRADE_HEADERS = frozenset({b"connection", *UPGRADE_TOKENS})
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """See the module's docstring. One instance per connection."""
+
+    def __init__(self, *args: Any, head_timeout_s: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_timeout_s = head_timeout_s
+        self._in_head = False
+        self._head_size = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    # The connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._unset_keepalive_if_required()
+        self._stop_head_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        if self._in_head:
+            self._head_size += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(InvalidRequest("this is not a valid HTTP/1.1 request", code="invalid_http"))
+        if self._in_head:
+            self._bound_head()
+
+    # The head
+
+    def on_message_begin(self) -> None:
+        self._in_head = True
+        self._head_size = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._stop_head_timer()
+        super().on_headers_complete()
+        cycle = self.cycle
+        if cycle is not None and cycle.scope is self.scope and self.scope["http_version"] == "1.0":
+            cycle.send = _without_chunks(cycle)  # type: ignore[method-assign,assignment]
+
+    def _bound_head(self) -> None:
+        if self._head_size > MAX_HEAD:
+            self._in_head = False
+            self._refuse(HeadersTooLarge(f"the request's line and headers are larger than {MAX_HEAD} bytes"))
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(self._head_timeout_s, self._head_too_late)
+
+    def _head_too_late(self) -> None:
+        self._head_timer = None
+        self._refuse(RequestTimeout(f"the request's headers did not arrive within {self._head_timeout_s:g} s"))
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    # Upgrades
+
+    def _should_upgrade(self) -> bool:
+        """What uvicorn asks; true, so that it leaves the request alone and `_decline_upgrade` gets it."""
+        return self._get_upgrade() is not None
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Read the request once more, without its offer; `rest` follows its head."""
+        if self._get_upgrade() is None:  # CONNECT
+            self._refuse(InvalidRequest("this is not a proxy", code="invalid_http"))
+            return
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        lines += [b"%b: %b" % header for header in self.headers if header[0] not in UPGRADE_HEADERS]
+        options = {o.strip().lower() for n, v in self.headers if n == b"connection" for o in v.split(b",")}
+        lines.append(b"connection: " + b", ".join(sorted(options - UPGRADE_TOKENS)))
+        self.parser = httptools.HttpRequestParser(self)
+        self.data_received(b"\r\n".join(lines) + b"\r\n\r\n" + rest)
+
+    # Refusals
+
+    def _refuse(self, error: NexusError) -> None:
+        """Answer and close. While an earlier request is being answered, only let that be the last one."""
+        if self.transport.is_closing():
+            return
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete and (cycle.response_started or not cycle.more_body):
+            cycle.keep_alive = False
+            return
+        info, request_id = error.info, new_request_id()
+        log.info("request refused", request_id=request_id, status=info.status, error=info.message)
+        body = orjson.dumps(info.body())
+        headers = {
+            "content-type": "application/json",
+            "content-length": str(len(body)),
+            "x-request-id": request_id,
+            "connection": "close",
+        }
+        head = b"".join(f"{name}: {value}\r\n".encode() for name, value in (info.headers() | headers).items())
+        self.transport.write(STATUS_LINE[info.status] + head + b"\r\n" + body)
+        self.transport.close()
+
+
+def http_protocol(head_timeout_s: float) -> type[asyncio.Protocol]:
+    """What uvicorn is to make for each connection."""
+    factory: Callable[..., asyncio.Protocol] = functools.partial(HttpProtocol, head_timeout_s=head_timeout_s)
+    return cast("type[asyncio.Protocol]", factory)
+
+
+def _without_chunks(cycle: RequestResponseCycle) -> Send:
+    """`cycle.send`, where an answer without a Content-Length ends with its connection."""
+    send = cast("Send", cycle.send)
+    counted = False
+
+    async def send_plainly(message: MutableMapping[str, Any]) -> None:
+        nonlocal counted
+        if message["type"] == "http.response.start":
+            counted = any(name == b"content-length" for name, _ in message["headers"])
+            if not counted:
+                cycle.chunked_encoding = False
+        elif not counted:
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    return send_plainly
