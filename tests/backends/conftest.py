@@ -3,78 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 
 import pytest
+import uvloop
 from double_openai import OpenAIDouble
-
-from cli.embedded.llama import find_model
-
-LLAMA_START_S = 60.0
-ROOT = Path(__file__).parents[2]
+from llama_server import LlamaServer, running_llama
 
 
 @pytest.fixture
 async def double() -> AsyncIterator[OpenAIDouble]:
     async with OpenAIDouble() as server:
         yield server
-
-
-class LlamaServer:
-    """A real llama.cpp server in a process of its own."""
-
-    def __init__(self, port: int = 0) -> None:
-        model = find_model()
-        if model is None:
-            message = "the local-models extra is not installed"
-            if os.environ.get("CI"):
-                pytest.fail(message)
-            pytest.skip(message)
-        command = [sys.executable, "-m", "cli.embedded.llama", "--model", str(model), "--port", str(port)]
-        command += ["--alias", "smollm2", "--ctx", "4096", "--parallel", "2"]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        self.url = line.rpartition(" ")[2].strip()
-        assert self.url.startswith("http://"), line
-
-    @property
-    def port(self) -> int:
-        return int(self.url.rpartition(":")[2])
-
-    def wait(self) -> LlamaServer:
-        """Return when the model is loaded."""
-        end = time.monotonic() + LLAMA_START_S
-        while time.monotonic() < end:
-            try:
-                with urllib.request.urlopen(f"{self.url}/health", timeout=2):
-                    return self
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.05)
-        raise AssertionError("llama.cpp did not become healthy")
-
-    def stop(self, number: int = signal.SIGTERM) -> None:
-        self.process.send_signal(number)
-        self.process.wait(10)
-
-
-@contextmanager
-def running_llama(port: int = 0) -> Iterator[LlamaServer]:
-    server = LlamaServer(port)
-    try:
-        yield server
-    finally:
-        if server.process.poll() is None:
-            server.stop(signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")
@@ -90,3 +31,12 @@ async def own_llama() -> AsyncIterator[Callable[..., LlamaServer]]:
     with ExitStack() as stack:
         yield lambda port=0: stack.enter_context(running_llama(port))
         await asyncio.sleep(0)
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Workers run on uvloop, whose transports behave a little differently. The tests here run on both loops."""
+    if "llama" in item.nodeid:  # takes long enough once
+        return {"uvloop": uvloop.new_event_loop}
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}

@@ -7,7 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 
 @dataclass
@@ -91,7 +91,7 @@ class OpenAIDouble:
     def behave(self, **changes: Any) -> None:
         self.behaviour = replace(Behaviour(), **changes)
 
-    async def __aenter__(self) -> OpenAIDouble:
+    async def __aenter__(self) -> Self:
         await self.start()
         return self
 

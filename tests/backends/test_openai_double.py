@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, cast
 
@@ -110,7 +109,16 @@ async def test_what_servers_get_wrong_is_made_right(
 
 
 async def test_text_that_looks_like_structure_is_text(double: OpenAIDouble, backend: Backend) -> None:
-    words = ('"finish_reason":"stop"', "\n\ndata: [DONE]\n\n", '"tool_calls":[{', '\\"', "é😀", '"usage":{}', "\r\n", "\\")
+    words = (
+        '"finish_reason":"stop"',
+        "\n\ndata: [DONE]\n\n",
+        '"tool_calls":[{',
+        '\\"',
+        "é😀",
+        '"usage":{}',
+        "\r\n",
+        "\\",
+    )
     double.behave(words=words * 3)
     assert await text_of(backend) == "".join(words * 3)
     assert await whole_text_of(backend) == "".join(words * 3)
@@ -253,7 +261,9 @@ async def test_nonsense_is_an_error(double: OpenAIDouble, backend: Backend, raw:
             await collect(backend, chat("double", stream=not whole))
 
 
-REFUSED = {"error": {"message": "bad temperature", "type": "invalid_request_error", "param": "temperature", "code": "x"}}
+REFUSED = {
+    "error": {"message": "bad temperature", "type": "invalid_request_error", "param": "temperature", "code": "x"}
+}
 
 
 @pytest.mark.parametrize(
@@ -262,7 +272,12 @@ REFUSED = {"error": {"message": "bad temperature", "type": "invalid_request_erro
         (400, REFUSED, BackendRefused, (400, "x", "temperature")),
         (422, {"detail": [{"loc": ["body", "messages"], "msg": "missing"}]}, BackendRefused, (400, None, "messages")),
         (413, {"error": "too much"}, BackendRefused, (413, None, None)),
-        (404, {"error": {"message": "The model `x` does not exist"}}, ModelNotServed, (404, "model_not_found", "model")),
+        (
+            404,
+            {"error": {"message": "The model `x` does not exist"}},
+            ModelNotServed,
+            (404, "model_not_found", "model"),
+        ),
         (404, {"detail": "Not Found"}, BackendRefused, (404, "unsupported_endpoint", None)),
         (500, {"error": {"message": "JSON schema: bad", "type": "server_error"}}, BackendRefused, (400, None, None)),
         (500, REFUSED, BackendRefused, (400, "x", "temperature")),
@@ -413,9 +428,7 @@ async def test_llama_cpp_says_more(double: OpenAIDouble, backend: Backend) -> No
     assert [(model.context_length, model.loaded) for model in found.models] == [(2048, None), (None, False)]
 
 
-async def test_a_connection_is_used_again_only_when_its_answer_was_read(
-    double: OpenAIDouble, backend: Backend
-) -> None:
+async def test_a_connection_is_used_again_only_when_its_answer_was_read(double: OpenAIDouble, backend: Backend) -> None:
     for _ in range(5):
         await text_of(backend)
         await whole_text_of(backend)
@@ -434,5 +447,3 @@ async def test_a_stale_connection_is_replaced(double: OpenAIDouble, backend: Bac
     await double.drop_idle()
     assert await text_of(backend) == TEXT
     assert len([seen for seen in double.seen if seen.method == "POST"]) == 2
-
-

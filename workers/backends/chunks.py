@@ -28,7 +28,10 @@ JSON = dict[str, Any]
 SIGN_OF_LIFE_S = 1.0
 LEARNING_ATTEMPTS = 3
 """How often in a row a pattern may be learnt and never match, before it is left at parsing."""
+TEACHERS = 2
+"""Events within which a server's form shows: the first has a role, the second only text."""
 UNFINISHED = (b'"finish_reason":null', b'"finish_reason": null')
+FINISHED = (b'"finish_reason":"', b'"finish_reason": "')
 TOOL_CALLS = b'"tool_calls"'
 
 
@@ -79,20 +82,68 @@ class Answer(ABC):
         self._usages: list[JSON] = []
         self._extras: JSON = {}
         self._tokens = 0
+        self._pattern: _Pattern | None = None
 
-    @abstractmethod
     def feed(self, data: bytes) -> Chunk | None:
         """Take what has arrived; return what the caller gets for it, if anything."""
+        try:
+            block = self._splitter.feed(data)
+        except EventTooLarge as error:
+            raise BackendError(str(error)) from error
+        if not block:
+            return None
+        if not self._plain(block):
+            self._mixed(block)
+        return self._output()
 
     @abstractmethod
     def finish(self) -> Iterator[Output]:
         """What is left to say at the end of the stream. Raises BackendError when that was no proper end."""
 
-    def _block(self, data: bytes) -> bytes:
-        try:
-            return self._splitter.feed(data)
-        except EventTooLarge as error:
-            raise BackendError(str(error)) from error
+    @abstractmethod
+    def _plain(self, block: bytes) -> bool:
+        """Take `block`, if every event in it is one that needs no parsing."""
+
+    @abstractmethod
+    def _slow(self, payload: bytes) -> None:
+        """Take one event by parsing it."""
+
+    @abstractmethod
+    def _output(self) -> Chunk | None:
+        """What the caller gets for what was taken since the last time."""
+
+    def _mixed(self, block: bytes) -> None:
+        """Take events of all kinds: those that teach the pattern, then a run that fits it, then what is left."""
+        for _ in range(TEACHERS):
+            if self._pattern is not None:
+                break
+            end = block.find(b"\n\n") + 2
+            self._one_by_one(block[:end])
+            block = block[end:]
+        front = self._front(block)
+        if front and self._plain(block[:front]):
+            block = block[front:]
+        self._one_by_one(block)
+
+    def _front(self, block: bytes) -> int:
+        """Where the run of events that may fit the pattern ends, at the latest."""
+        end = len(block)
+        for form in FINISHED:
+            at = block.find(form)
+            if at >= 0:
+                end = min(end, block.rfind(b"\n\n", 0, at) + 2)
+        tail = self._pattern.tail if self._pattern is not None else b""
+        return block.rfind(tail, 0, end) + len(tail) if tail and tail in block[:end] else 0
+
+    def _one_by_one(self, block: bytes) -> None:
+        if self.done:
+            return
+        for payload in payloads(block):
+            if payload == b"[DONE]":
+                self.done = True
+                return
+            if not self._plain(b"data: " + payload + b"\n\n"):
+                self._slow(payload)
 
     def _parsed(self, payload: bytes) -> Any:
         try:
@@ -254,86 +305,59 @@ class Relay(Answer):
 
     def __init__(self, wanted: Wanted) -> None:
         super().__init__(wanted)
-        self._pattern: _Pattern | None = None
         self._unfinished = b""
         self._new_head = b""
         self._new_seam = b""
         self._as_it_is = False
         self._learning = LEARNING_ATTEMPTS
-        self._held = b""
-
-    def feed(self, data: bytes) -> Chunk | None:
-        block = self._block(data)
-        if not block:
-            return None
-        count = self._plain(block)
-        if count:
-            return self._chunk(self._renamed(block), count)
-        out = []
-        for payload in payloads(block):
-            if payload == b"[DONE]":
-                self.done = True
-                break
-            frame = b"data: " + payload + b"\n\n"
-            if self._plain(frame):
-                self._tokens += 1
-                out.append(self._renamed(frame))
-            else:
-                out.append(self._slow(payload))
-        return self._chunk(b"".join(out), self._take_tokens())
+        self._out: list[bytes] = []
 
     def finish(self) -> Iterator[Output]:
         self._check_end()
         usage = self._usage()
-        data = self._held
         if self.wanted.include_usage and usage is not None:
             last = {**self._extras, **self._constant, "choices": [], "usage": usage}
-            data += b"data: " + orjson.dumps(last) + b"\n\n"
-        if data:
-            yield Chunk(data, 0)
+            self._out.append(b"data: " + orjson.dumps(last) + b"\n\n")
+        if self._out:
+            yield Chunk(b"".join(self._out), 0)
         yield Finish(_finish_usage(usage), "text/event-stream")
 
-    def _chunk(self, data: bytes, tokens: int) -> Chunk | None:
-        if tokens == 0:
-            self._held += data
+    def _output(self) -> Chunk | None:
+        if not self._tokens:
             return None
-        if self._held:
-            data, self._held = self._held + data, b""
-        return Chunk(data, tokens)
+        out, self._out = self._out, []
+        return Chunk(out[0] if len(out) == 1 else b"".join(out), self._take_tokens())
 
-    def _plain(self, block: bytes) -> int:
-        """How many events `block` holds, if all of them may pass unparsed; else 0."""
+    def _plain(self, block: bytes) -> bool:
         pattern = self._pattern
         if pattern is None or not pattern.fits(block):
-            return 0
-        count = block.count(b"\n\n")
+            return False
+        count, odd = divmod(block.count(b"\n"), 2)
         if (
-            block.count(b"\n") == 2 * count
-            and (count == 1 or block.count(pattern.seam) == count - 1)
-            and block.count(self._unfinished) == count
-            and (TOOL_CALLS not in block or _no_calls(block))
+            odd
+            or (count > 1 and block.count(pattern.seam) != count - 1)
+            or block.count(self._unfinished) != count
+            or (TOOL_CALLS in block and not _no_calls(block))
         ):
-            self._learning = LEARNING_ATTEMPTS
-            return count
-        return 0
+            return False
+        self._learning = LEARNING_ATTEMPTS
+        self._tokens += count
+        if not self._as_it_is:
+            middle = pattern.between(block).replace(pattern.seam, self._new_seam)
+            block = b"".join((self._new_head, middle, b"]}\n\n"))
+        self._out.append(block)
+        return True
 
-    def _renamed(self, block: bytes) -> bytes:
-        pattern = self._pattern
-        if self._as_it_is or pattern is None:
-            return block
-        middle = pattern.between(block).replace(pattern.seam, self._new_seam)
-        return b"".join((self._new_head, middle, b"]}\n\n"))
-
-    def _slow(self, payload: bytes) -> bytes:
+    def _slow(self, payload: bytes) -> None:
         event = self._understood(payload)
         if event is None:
-            return b""
+            return
         head = _constant_bytes(event, self.wanted.include_usage)
         if self._ended:
             self._pattern = None
         elif self._learning and self.wanted.choices == 1:
             self._learn(payload, head)
-        return head + orjson.dumps(event["choices"])[1:-1] + b"]}\n\n"
+        self._out.append(head + orjson.dumps(event["choices"])[1:-1] + b"]}\n\n")
 
     def _learn(self, payload: bytes, new_head: bytes) -> None:
         """Take from this event what surrounds `choices`, if that is beyond doubt."""
@@ -360,25 +384,11 @@ class Collector(Answer):
 
     def __init__(self, wanted: Wanted) -> None:
         super().__init__(wanted)
-        self._pattern: _Pattern | None = None
         self._learning = LEARNING_ATTEMPTS
         self._texts: list[bytes] = []
         self._merged: dict[int, JSON] = {}
         self._top: JSON = {}
         self._last_sign = 0.0
-
-    def feed(self, data: bytes) -> Chunk | None:
-        block = self._block(data)
-        if not block:
-            return None
-        if not self._plain(block):
-            for payload in payloads(block):
-                if payload == b"[DONE]":
-                    self.done = True
-                    return None
-                if not self._plain(b"data: " + payload + b"\n\n"):
-                    self._slow(payload)
-        return self._sign_of_life()
 
     def finish(self) -> Iterator[Output]:
         self._check_end()
@@ -398,15 +408,18 @@ class Collector(Answer):
         yield Chunk(orjson.dumps(body), self._take_tokens())
         yield Finish(_finish_usage(usage))
 
-    def _sign_of_life(self) -> Chunk | None:
+    def _output(self) -> Chunk | None:
         now = time.monotonic()
-        if not self._tokens or now - self._last_sign < SIGN_OF_LIFE_S:
+        if self.done or not self._tokens or now - self._last_sign < SIGN_OF_LIFE_S:
             return None
         self._last_sign = now
         return Chunk(b"", self._take_tokens())
 
     def _plain(self, block: bytes) -> bool:
-        """Take the texts out of `block`, if it is made of nothing but events that add text to the only choice."""
+        """Take the texts out of `block`, if it is made of nothing but events that add text to the only choice.
+
+        What then remains between their beginnings and ends holds no quote and no line end, or it is more than text.
+        """
         pattern = self._pattern
         if pattern is None or not pattern.fits(block):
             return False
@@ -445,6 +458,8 @@ class Collector(Answer):
 
     def _learn(self, payload: bytes) -> None:
         """Take from this event what surrounds its text, if the text is all that it adds."""
+        if b'"role"' in payload:
+            return
         event = orjson.loads(payload)
         target = _only_text(event, self.wanted.chat)
         name = "content" if self.wanted.chat else "text"

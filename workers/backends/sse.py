@@ -58,12 +58,12 @@ def payloads(block: bytes) -> Iterator[bytes]:
     """
     for event in block.split(b"\n\n"):
         if event.startswith(b"data: ") and b"\n" not in event:
-            yield event[6:]
-        elif event:
-            lines = [_value(line) for line in event.split(b"\n") if line.startswith((b"data:", b"error:"))]
-            payload = b"\n".join(lines)
-            if payload:
-                yield payload
+            payload = event[6:]
+        else:
+            lines = event.split(b"\n")
+            payload = b"\n".join([_value(line) for line in lines if line.startswith((b"data:", b"error:"))])
+        if payload:
+            yield payload
 
 
 def _value(line: bytes) -> bytes:

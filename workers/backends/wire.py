@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -107,13 +108,6 @@ class Response:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    def _body(self, data: bytes) -> None:
-        self._pieces.append(data)
-        self._unread += len(data)
-        if self._unread > UNREAD_LIMIT and not self._paused and self._connection is not None:
-            self._paused = True
-            self._connection.pause()
-
     def _end(self, error: BackendError | None = None) -> None:
         self._connection = None
         self._error = error
@@ -151,9 +145,6 @@ class _Connection(asyncio.Protocol):
         """Whether another request may be sent on it, as far as is known here."""
         return self.response is None and not self._transport.is_closing()
 
-    def pause(self) -> None:
-        self._transport.pause_reading()
-
     def resume(self) -> None:
         if not self._transport.is_closing():
             self._transport.resume_reading()
@@ -171,8 +162,7 @@ class _Connection(asyncio.Protocol):
     # asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's does not inherit from it
 
     def data_received(self, data: bytes) -> None:
         response = self.response
@@ -196,6 +186,9 @@ class _Connection(asyncio.Protocol):
                 self.abort()
                 self._fail(BackendError(f"{self.client.origin} sent more than {HEAD_LIMIT} bytes of headers"))
             return
+        if response._unread > UNREAD_LIMIT and not response._paused:
+            response._paused = True
+            self._transport.pause_reading()
         response._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -253,8 +246,10 @@ class _Connection(asyncio.Protocol):
             response.status = status
 
     def on_body(self, body: bytes) -> None:
-        if self.response is not None and self._lingering is None:
-            self.response._body(body)
+        response = self.response
+        if response is not None and self._lingering is None:
+            response._pieces.append(body)
+            response._unread += len(body)
 
     def on_message_complete(self) -> None:
         if not self._interim:

@@ -1,0 +1,58 @@
+"""How adapters are found, and how their errors are told."""
+
+from __future__ import annotations
+
+import pytest
+
+from schemas.errors import InvalidRequest, NotFound
+from workers.backends.base import (
+    Backend,
+    BackendConfig,
+    BackendError,
+    BackendUnavailable,
+    backend_kinds,
+    make_backend,
+    wrap_foreign,
+)
+
+
+def test_every_adapter_in_the_folder_is_found() -> None:
+    assert {"echo", "openai"} <= set(backend_kinds())
+
+
+def test_two_adapters_of_one_name_are_refused() -> None:
+    backend_kinds()
+    with pytest.raises(TypeError, match="echo"):
+        type("Second", (Backend,), {"name": "echo"})
+
+
+def test_a_class_without_a_name_is_no_adapter() -> None:
+    before = set(Backend.kinds)
+    type("Helper", (Backend,), {})
+    assert set(Backend.kinds) == before
+
+
+def test_an_adapter_that_does_not_import_is_an_error() -> None:
+    def broken(name: str) -> object:
+        raise ImportError(name)
+
+    with pytest.raises(ImportError):
+        backend_kinds(broken)
+
+
+def test_an_unknown_kind_names_the_known_ones() -> None:
+    with pytest.raises(NotFound, match=r"echo, .*openai"):
+        make_backend("nonsense", BackendConfig())
+
+
+def test_a_foreign_exception_becomes_a_502_that_names_it() -> None:
+    wrapped = wrap_foreign(KeyError("x"))
+    assert isinstance(wrapped, BackendError)
+    assert wrapped.info.status == 502
+    assert "KeyError" in wrapped.info.message
+    assert not wrapped.transient
+
+
+def test_our_own_exceptions_stay_as_they_are() -> None:
+    for error in (InvalidRequest("x"), BackendUnavailable("y")):
+        assert wrap_foreign(error) is error

@@ -1,0 +1,291 @@
+"""The HTTP client, on servers that send exactly the bytes that a test wants. On both event loops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from workers.backends import wire
+from workers.backends.base import BackendError, BackendUnavailable
+from workers.backends.wire import HttpClient
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+
+
+class Server:
+    """Answers each request with `handler`."""
+
+    def __init__(self, handler: Handler) -> None:
+        self.handler = handler
+        self.connections = 0
+        self.requests: list[bytes] = []
+        self.gone = asyncio.Event()
+        self.url = ""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def stop(self) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self.connections += 1
+        try:
+            while True:
+                self.requests.append(await reader.readuntil(b"\r\n\r\n"))
+                await self.handler(reader, writer)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
+            self.gone.set()
+        finally:
+            writer.close()
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Callable[..., Awaitable[tuple[Server, HttpClient]]]]:
+    opened: list[Any] = []
+
+    async def start(answer: bytes | Handler, close: bool = False) -> tuple[Server, HttpClient]:
+        async def send(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            assert isinstance(answer, bytes)
+            writer.write(answer)
+            if close:
+                await writer.drain()
+                writer.close()
+
+        server = Server(send if isinstance(answer, bytes) else answer)
+        await server.start()
+        client = HttpClient(server.url)
+        opened.extend((client.close, server.stop))
+        return server, client
+
+    yield start
+    for stop in opened:
+        await stop()
+
+
+async def test_a_connection_serves_many_requests_one_after_another(serve: Any) -> None:
+    server, client = await serve(OK)
+    for _ in range(5):
+        response = await client.request("GET", "/x")
+        assert (response.status, await response.read_all(10)) == (200, b"ok")
+        assert response.headers["content-length"] == "2"
+    assert server.connections == 1
+
+
+async def test_a_request_says_what_it_must(serve: Any) -> None:
+    server, _ = await serve(OK)
+    client = HttpClient(f"{server.url}/prefix/", headers={"authorization": "Bearer k"})
+    await client.request("POST", "/x", b"")
+    await client.close()
+    head = server.requests[0].decode()
+    assert head.startswith("POST /prefix/x HTTP/1.1\r\nhost: 127.0.0.1:")
+    for line in ("authorization: Bearer k", "content-length: 0", "accept-encoding: identity"):
+        assert f"\r\n{line}\r\n" in head
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nok",
+        b"HTTP/1.0 200 OK\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\no\r\n1\r\nk\r\n0\r\n\r\n",
+        b"HTTP/1.1 100 Continue\r\nx: y\r\n\r\n" + OK,
+        b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n" + OK,
+    ],
+)
+async def test_every_framing_is_read(serve: Any, answer: bytes) -> None:
+    _, client = await serve(answer, close=True)
+    response = await client.request("GET", "/")
+    assert (response.status, await response.read_all(10)) == (200, b"ok")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\nok",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\no\r\n",
+    ],
+)
+async def test_an_answer_cut_short_is_a_transient_error(serve: Any, answer: bytes) -> None:
+    _, client = await serve(answer, close=True)
+    response = await client.request("GET", "/")
+    with pytest.raises(BackendError, match="middle") as caught:
+        await response.read_all(100)
+    assert caught.value.transient
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nx: y\r\n"])
+async def test_no_answer_at_all_is_a_transient_error(serve: Any, answer: bytes) -> None:
+    server, client = await serve(answer, close=True)
+    with pytest.raises(BackendError, match="before") as caught:
+        await client.request("GET", "/")
+    assert caught.value.transient
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"SSH-2.0-OpenSSH_9\r\n\r\n", "not HTTP"),
+        (b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 1\r\n\r\nx", "gzip"),
+        (b"HTTP/1.1 301 Moved\r\nlocation: https://b/\r\ncontent-length: 0\r\n\r\n", "https://b/"),
+        (b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n", "not HTTP"),
+        (b"HTTP/1.1 200 OK\r\nx: " + b"y" * 300_000, "headers"),
+    ],
+)
+async def test_what_is_not_spoken_here_is_an_error(serve: Any, answer: bytes, message: str) -> None:
+    _, client = await serve(answer)
+    with pytest.raises(BackendError, match=message) as caught:
+        await client.request("GET", "/")
+    assert not caught.value.transient
+
+
+async def test_a_stale_connection_is_replaced_once(serve: Any) -> None:
+    async def twice(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(server.requests) == 2:
+            writer.transport.abort()  # the kept connection dies as the second request arrives
+        writer.write(OK)
+
+    server, client = await serve(twice)
+    for _ in range(2):
+        response = await client.request("POST", "/", b"")
+        assert await response.read_all(10) == b"ok"
+    assert server.connections == 2
+    assert len(server.requests) == 3
+
+
+async def test_a_new_connection_is_not_tried_twice(serve: Any) -> None:
+    async def never(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    server, client = await serve(never)
+    with pytest.raises(BackendError):
+        await client.request("POST", "/", b"")
+    assert len(server.requests) == 1
+
+
+async def test_an_answer_that_was_not_read_costs_its_connection(serve: Any) -> None:
+    server, client = await serve(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nok")
+    response = await client.request("GET", "/")
+    response.close()
+    await asyncio.wait_for(server.gone.wait(), 2)
+    await client.request("GET", "/")
+    assert server.connections == 2
+
+
+async def test_a_cancelled_request_closes_its_connection(serve: Any) -> None:
+    server, client = await serve(b"")
+    waiting = asyncio.create_task(client.request("GET", "/"))
+    while not server.requests:
+        await asyncio.sleep(0.01)
+    waiting.cancel()
+    await asyncio.wait_for(server.gone.wait(), 2)
+
+
+async def test_a_released_answer_keeps_its_connection_if_it_ends_soon(serve: Any) -> None:
+    async def late(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n")
+        await asyncio.sleep(0.05)
+        writer.write(b"0\r\n\r\n")
+
+    server, client = await serve(late)
+    response = await client.request("GET", "/")
+    assert await response.read() == b"ok"
+    response.release()
+    await asyncio.sleep(0.2)
+    response = await client.request("GET", "/")
+    assert server.connections == 1
+
+
+async def test_a_released_answer_that_does_not_end_costs_its_connection(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "GRACE_S", 0.05)
+    server, client = await serve(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n")
+    response = await client.request("GET", "/")
+    assert await response.read() == b"ok"
+    response.release()
+    await asyncio.wait_for(server.gone.wait(), 2)
+
+
+async def test_a_server_is_made_to_wait_for_a_slow_reader(serve: Any) -> None:
+    total, written = 64 * 1024 * 1024, 0
+
+    async def flood(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal written
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % total)
+        for _ in range(total // 65536):
+            writer.write(b"x" * 65536)
+            await writer.drain()
+            written += 65536
+
+    _, client = await serve(flood)
+    response = await client.request("GET", "/")
+    before = -1
+    while before != written:
+        before = written
+        await asyncio.sleep(0.1)
+    assert written < total / 2
+    size = 0
+    while data := await response.read():
+        size += len(data)
+        assert len(data) <= wire.UNREAD_LIMIT + 256 * 1024
+    assert size == total
+
+
+async def test_a_body_larger_than_allowed_is_an_error(serve: Any) -> None:
+    _, client = await serve(b"HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\n" + b"x" * 20)
+    response = await client.request("GET", "/")
+    with pytest.raises(BackendError, match="larger"):
+        await response.read_all(10)
+
+
+async def test_what_arrived_together_is_read_together(serve: Any) -> None:
+    chunks = b"".join(b"1\r\n%d\r\n" % (number % 10) for number in range(50))
+    _, client = await serve(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
+    response = await client.request("GET", "/")
+    assert await response.read() == b"0123456789" * 5
+    assert await response.read() == b""
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://no-such-host.invalid:80", "https://127.0.0.1:1"])
+async def test_no_connection_is_unavailable(url: str) -> None:
+    client = HttpClient(url)
+    with pytest.raises(BackendUnavailable):
+        await client.request("GET", "/")
+    await client.close()
+
+
+async def test_plain_http_behind_https_is_unavailable(serve: Any) -> None:
+    server, _ = await serve(OK)
+    client = HttpClient(server.url.replace("http:", "https:"))
+    with pytest.raises(BackendUnavailable):
+        await client.request("GET", "/")
+    await client.close()
+
+
+async def test_two_answers_to_one_request_cost_the_connection(serve: Any) -> None:
+    server, client = await serve(OK + OK)
+    response = await client.request("GET", "/")
+    assert await response.read_all(10) == b"ok"
+    await asyncio.wait_for(server.gone.wait(), 2)
+
+
+@pytest.mark.parametrize("headers", [{"a": "b\r\nc: d"}, {"a\n": "b"}, {"a": "\u00e9"}])
+def test_a_header_cannot_smuggle_another(headers: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="header"):
+        HttpClient("http://x", headers=headers)
