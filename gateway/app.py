@@ -22,7 +22,10 @@ ENDPOINTS: list[Endpoint] = [chat.ENDPOINT, completions.ENDPOINT]
 def make_app(parts: Parts) -> FastAPI:
     """The API, for everything that is not a hot route; these are listed for `/docs` and answer 405 to other methods."""
     app = FastAPI(
-        title="Nexus", version=VERSION, summary="One OpenAI-compatible door in front of every AI server a team owns."
+        title="Nexus",
+        version=VERSION,
+        summary="One OpenAI-compatible door in front of every AI server a team owns.",
+        redirect_slashes=False,  # a redirected POST reads as an empty answer to many clients
     )
     app.state.parts = parts
     app.include_router(operation.probes)

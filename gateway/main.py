@@ -15,13 +15,13 @@ from collections.abc import Iterator
 import structlog
 import uvicorn
 import uvloop
-from backbone.registry.etcd import EtcdRegistry
-from backbone.store.redis import RedisStore
 
 from backbone.bus.nats_gateway import NatsGatewayBus
 from backbone.bus.streams import JobsStream
 from backbone.logging import configure_logging
+from backbone.registry.etcd import EtcdRegistry
 from backbone.settings import GatewaySettings
+from backbone.store.redis import RedisStore
 from gateway.app import ENDPOINTS, make_app, make_observability_app
 from gateway.auth import Auth
 from gateway.deps import Parts
@@ -29,6 +29,7 @@ from gateway.dispatch import Dispatcher
 from gateway.door import Door
 from gateway.inference import Bounds, Inference
 from gateway.metrics import GatewayMetrics
+from gateway.protocol import http_protocol
 from gateway.readiness import ReadinessCheck
 from schemas.errors import NexusError
 from schemas.jobs import Limits
@@ -81,11 +82,11 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _server(app: object, *, fast: bool) -> _Server:
+def _server(app: object, head_timeout_s: float) -> _Server:
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         loop="none",
-        http="httptools" if fast else "auto",
+        http=http_protocol(head_timeout_s),
         ws="none",
         lifespan="off",
         access_log=False,
@@ -133,8 +134,9 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
         await store.start()
         stack.push_async_callback(dispatcher.close)
         await dispatcher.start()
-        api = _server(Door(make_app(parts), inference, ENDPOINTS, settings.cors_origins), fast=True)
-        probes = _server(Door(make_observability_app(parts), inference, [], settings.cors_origins), fast=True)
+        timeout = settings.body_timeout_s
+        api = _server(Door(make_app(parts), inference, ENDPOINTS, settings.cors_origins), timeout)
+        probes = _server(Door(make_observability_app(parts), inference, [], settings.cors_origins), timeout)
         loop = asyncio.get_running_loop()
 
         def stop() -> None:

@@ -8,6 +8,7 @@ NexusError
 ├── MethodNotAllowed    405
 ├── RequestTimeout      408  the body did not arrive in time
 ├── RequestTooLarge     413
+├── HeadersTooLarge     431
 ├── QueueFull           429
 ├── BackendFailed       502  an inference server dropped, answered nonsense, or failed
 ├── Unavailable         503  nobody can serve this now; later may work
@@ -156,6 +157,14 @@ class RequestTooLarge(NexusError):
     status = 413
     type = "invalid_request_error"
     code = "request_too_large"
+
+
+class HeadersTooLarge(NexusError):
+    """The request's headers are too large."""
+
+    status = 431
+    type = "invalid_request_error"
+    code = "headers_too_large"
 
 
 class QueueFull(NexusError):
