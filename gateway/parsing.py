@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from schemas.errors import InvalidRequest, NexusError, RequestTimeout, RequestTooLarge
 
@@ -16,6 +17,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 T = TypeVar("T", bound=BaseModel)
 
 MAX_DEPTH = 100
+MAX_DIGITS = 20
 
 
 class CallerGone(Exception):
@@ -25,7 +27,7 @@ class CallerGone(Exception):
 async def read_body(headers: Iterable[tuple[bytes, bytes]], receive: Receive, limit: int, timeout_s: float) -> bytes:
     """The whole body. Raises RequestTooLarge (without reading on), RequestTimeout, CallerGone."""
     for name, value in headers:
-        if name == b"content-length" and (not value.isdigit() or int(value) > limit):
+        if name == b"content-length" and (len(value) > MAX_DIGITS or not value.isdigit() or int(value) > limit):
             raise RequestTooLarge(f"the request's body is larger than the limit of {limit} bytes")
     try:
         async with asyncio.timeout(timeout_s):
@@ -61,7 +63,7 @@ def parse(body: bytes, schema: type[T]) -> T:
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        raise _first_problem(error) from error
+        raise _first_problem(error, value) from error
 
 
 def _too_deep(value: Any) -> bool:
@@ -78,9 +80,26 @@ def _too_deep(value: Any) -> bool:
     return True
 
 
-def _first_problem(error: ValidationError) -> NexusError:
-    problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = [str(part) for part in problem["loc"]]
-    # Unions add their branch to the place: `prompt.list[int].0`.
-    param = ".".join(part for part in place if part.isidentifier() or part.isdigit()) or None
-    return InvalidRequest(f"{problem['msg']}: '{param}'" if param else str(problem["msg"]), param=param)
+def _first_problem(error: ValidationError, body: Any) -> NexusError:
+    """The first wrong field; of a union's complaints, those that look deepest into it."""
+    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    places = [_place(problem, body) for problem in problems]
+    first = places[0]
+    deepest = max((place for place in places if place[: len(first)] == first), key=len)
+    complaints = dict.fromkeys(p["msg"] for p, place in zip(problems, places, strict=True) if place == deepest)
+    message = " or ".join(complaints).replace(" or Input should be ", " or ")
+    param = ".".join(deepest) or None
+    return InvalidRequest(f"{message}: '{param}'" if param else message, param=param)
+
+
+def _place(problem: ErrorDetails, body: Any) -> tuple[str, ...]:
+    """Where in the body: pydantic's place without the branches of unions (`prompt.list[int].0`) that it holds."""
+    place: list[str] = []
+    for part in problem["loc"]:
+        inside = part in body if isinstance(body, dict) else isinstance(body, list) and isinstance(part, int)
+        if inside:
+            body = body[part]
+            place.append(str(part))
+    if problem["type"] == "missing":
+        place.append(str(problem["loc"][-1]))
+    return tuple(place)
