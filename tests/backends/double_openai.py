@@ -152,7 +152,7 @@ class OpenAIDouble:
         behaviour = self.behaviour
         if path == "/health":
             return await _send(writer, behaviour.health_status, {"status": "ok"})
-        if path.endswith("/v1/models"):
+        if path.endswith("/models"):
             return await _send(writer, behaviour.models_status, {"object": "list", "data": list(behaviour.models)})
         if path == "/props" and behaviour.props is not None:
             return await _send(writer, 200, behaviour.props)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import ssl
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -276,6 +280,39 @@ async def test_plain_http_behind_https_is_unavailable(serve: Any) -> None:
     with pytest.raises(BackendUnavailable):
         await client.request("GET", "/")
     await client.close()
+
+
+async def test_tls_is_verified_against_the_systems_certificates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-keyout", str(key), "-out", str(certificate), "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=DNS:localhost"]
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl to make a certificate with")
+    subprocess.run(command, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(2):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(OK)
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+    url = f"https://localhost:{server.sockets[0].getsockname()[1]}"
+    distrustful = HttpClient(url)
+    with pytest.raises(BackendUnavailable, match="certificate"):
+        await distrustful.request("GET", "/")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    client = HttpClient(url)
+    for _ in range(2):
+        response = await client.request("GET", "/")
+        assert await response.read_all(10) == b"ok"
+    await client.close()
+    server.close()
 
 
 async def test_two_answers_to_one_request_cost_the_connection(serve: Any) -> None:

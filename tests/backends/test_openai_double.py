@@ -392,11 +392,24 @@ def test_a_url_that_makes_no_sense_is_an_error(url: str) -> None:
         OpenAIBackend(BackendConfig(url=url))
 
 
+async def test_the_api_may_lie_elsewhere(double: OpenAIDouble) -> None:
+    backend = OpenAIBackend(BackendConfig(url=double.url, models=("double",), options={"api_path": "/openai/beta"}))
+    double.behave(models_status=404)
+    assert await text_of(backend) == TEXT
+    await backend.close()
+    assert double.last.path == "/openai/beta/chat/completions"
+
+
+def test_an_unknown_option_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no option nonsense"):
+        OpenAIBackend(BackendConfig(url="http://x", options={"nonsense": "1"}))
+
+
 async def test_configured_models_must_be_there(double: OpenAIDouble) -> None:
-    double.behave(models=({"id": "a"}, {"id": "b", "max_model_len": 4096}))
-    backend = OpenAIBackend(BackendConfig(url=double.url, models=("b",)))
+    double.behave(models=({"id": "a"}, {"id": "b", "max_model_len": 4096, "aliases": ["b", "bee"]}))
+    backend = OpenAIBackend(BackendConfig(url=double.url, models=("b", "bee")))
     found = await backend.discover()
-    assert [(model.name, model.context_length) for model in found.models] == [("b", 4096)]
+    assert [(model.name, model.context_length) for model in found.models] == [("b", 4096), ("bee", 4096)]
     assert found.models[0].capabilities == (Capability.CHAT, Capability.COMPLETIONS)
     await backend.close()
     backend = OpenAIBackend(BackendConfig(url=double.url, models=("c",)))

@@ -1,7 +1,9 @@
 """Any server that speaks OpenAI's API: llama.cpp, vLLM, LM Studio, a remote one with a key.
 
 The server is always asked for a stream, also for a caller who does not want one: closing a stream stops the server's
-work, closing a plain call may not. Options: `api_path` (default `/v1`, or the URL's own `/v1`-like end).
+work, closing a plain call may not.
+
+Options: `api_path`, where the API lies below the URL (default: the URL's own end where it looks like `/v1`, else `/v1`).
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ BODY_LIMIT = 4 * 1024 * 1024
 CHAT = "/v1/chat/completions"
 PATHS = {CHAT: "/chat/completions", "/v1/completions": "/completions"}
 CAPABILITIES = (Capability.CHAT, Capability.COMPLETIONS)
+OPTIONS = frozenset({"api_path"})
 OUR_OPTIONS = {"include_usage": True}
 OWN_FIELDS = ("service_tier",)
 """Chose the lane in Nexus; a server behind it must not take it for its own."""
@@ -90,7 +93,11 @@ class OpenAIBackend(Backend):
     name = "openai"
 
     def __init__(self, config: BackendConfig) -> None:
+        """Raises ValueError when the URL or an option makes no sense."""
         super().__init__(config)
+        unknown = config.options.keys() - OPTIONS
+        if unknown:
+            raise ValueError(f"the openai adapter has no option {', '.join(sorted(unknown))}")
         url = config.url.rstrip("/")
         path = urlsplit(url).path
         end = API_END.search(path)
@@ -115,7 +122,7 @@ class OpenAIBackend(Backend):
         listed = await self._listed()
         props = await self._props() if any(_is_llama_cpp(model) for model in listed or ()) else {}
         names = self._wanted_names(listed)
-        known = {str(model["id"]): model for model in listed or ()}
+        known = {name: model for model in listed or () for name in _names(model)}
         offers = tuple(_offer(name, known.get(name, {}), props) for name in names)
         self._served = frozenset(names)
         slots = props.get("total_slots")
@@ -149,7 +156,7 @@ class OpenAIBackend(Backend):
                 raise BackendError("the backend does not list its models; name them with --model")
             return wanted
         names = tuple(str(model["id"]) for model in listed)
-        known = {*names, *(str(alias) for model in listed for alias in model.get("aliases") or ())}
+        known = {name for model in listed for name in _names(model)}
         missing = [name for name in wanted if name not in known]
         if missing:
             raise BackendError(f"the backend lacks {', '.join(missing)}; it has {', '.join(names) or 'no models'}")
@@ -243,6 +250,11 @@ async def _whole(response: Response) -> bytes:
         return await response.read_all(BODY_LIMIT)
     finally:
         response.close()
+
+
+def _names(model: JSON) -> tuple[str, ...]:
+    """Every name a listed model answers to."""
+    return (*(str(alias) for alias in model.get("aliases") or ()), str(model["id"]))
 
 
 def _is_llama_cpp(model: JSON) -> bool:
