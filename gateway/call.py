@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from enum import Enum, auto
+from functools import lru_cache
 from time import monotonic
 
 from backbone.bus.base import GatewayBus, Queue
@@ -187,7 +188,7 @@ class Call:
             return STALE
         if self.state is State.ENDED:
             return GONE
-        started = Started.model_validate_json(payload)
+        started = _read_started(payload)
         if delivery == self.delivery:
             # The same worker asks again: our answer was lost. Another one: NATS was killed and forgot the first delivery.
             return GO if started.worker == self.worker else STALE
@@ -291,6 +292,12 @@ class Call:
     def _stop_worker(self) -> None:
         control = Control(op=ControlOp.CANCEL, job=self.envelope.job, run=self.envelope.run)
         self._bus.control(self.worker, control.model_dump_json().encode())
+
+
+@lru_cache(maxsize=4096)
+def _read_started(payload: bytes) -> Started:
+    """A worker says the same each time."""
+    return Started.model_validate_json(payload)
 
 
 def _lost_worker() -> NexusError:

@@ -16,6 +16,7 @@ import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from time import monotonic
 from typing import cast
 
@@ -57,12 +58,17 @@ SILENT = frozenset({Stop.STALE, Stop.LOST})
 FORGET = frozenset({Stop.GONE, Stop.CANCELLED})
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Identity:
     """Who runs the attempt."""
 
     worker: str
     backend: str
+
+    @cached_property
+    def started(self) -> bytes:
+        """What STARTED says."""
+        return Started(worker=self.worker, backend=self.backend).model_dump_json().encode()
 
 
 class Attempt:
@@ -101,9 +107,10 @@ class Attempt:
     async def run(self) -> None:
         """Run to the end; never raises."""
         self._task = asyncio.current_task()
-        self._ask()
         try:
-            await self._work()
+            if self._stop is None:
+                self._ask()
+                await self._work()
         except asyncio.CancelledError:
             if self._stop is None:
                 raise
@@ -125,7 +132,10 @@ class Attempt:
     def watch(self, now: float) -> None:
         """Hold the attempt to its time limits, and to its ownership of the job."""
         limits = self.envelope.limits
-        if not self.job.owned:
+        if self.outcome == "completed":
+            if now - self.last_output > CLOSE_S and self._task is not None:
+                self._task.cancel()
+        elif not self.job.owned:
             self.stop(Stop.LOST)
         elif now - self.began > limits.total_s:
             self.stop(Stop.TOTAL)
@@ -145,8 +155,7 @@ class Attempt:
 
     def _ask(self) -> None:
         self._asked += 1
-        started = Started(worker=self._who.worker, backend=self._who.backend).model_dump_json().encode()
-        self._put_question(encode_frame(EventKind.STARTED, self.job.delivery, 0, started))
+        self._put_question(encode_frame(EventKind.STARTED, self.job.delivery, 0, self._who.started))
 
     def _put_question(self, frame: bytes) -> None:
         self._bus.unask(self._ticket)
@@ -192,6 +201,11 @@ class Attempt:
 
     async def _close(self, output: AsyncGenerator[Output, None]) -> None:
         """The slot stays taken until the backend has really stopped, within reason."""
+        if self.outcome == "completed":
+            # Bounded by `watch`: a time limit of its own would cost each job 4 µs.
+            with contextlib.suppress(asyncio.CancelledError):
+                await output.aclose()
+            return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
                 await output.aclose()
@@ -221,6 +235,7 @@ class Attempt:
         self._next(EventKind.DONE, done.model_dump_json(exclude_none=True).encode() + b"\n" + tail)
         self.job.ack()
         self.outcome = "completed"
+        self.last_output = monotonic()
 
     # The end
 

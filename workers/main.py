@@ -9,11 +9,11 @@ import signal
 
 import structlog
 import uvloop
-from backbone.registry.etcd import EtcdRegistry
 from prometheus_client import start_http_server
 
 from backbone.bus.nats_worker import NatsWorkerBus
 from backbone.logging import configure_logging
+from backbone.registry.etcd import EtcdRegistry
 from backbone.settings import WorkerSettings
 from schemas.errors import NexusError
 from workers.backends.base import BackendConfig, make_backend

@@ -62,8 +62,8 @@ class Worker:
         self._last_model: str | None = None
         self._slots = 1
         self._state = WorkerState.UNHEALTHY
+        self._identity = Identity(worker_id, backend.name)
         self._draining = asyncio.Event()
-        self._drained = asyncio.Event()
 
     # Life
 
@@ -207,7 +207,7 @@ class Worker:
         assert self._bus is not None
         if job.delivery > 1:
             self._metrics.redeliveries.labels(envelope.capability, envelope.model).inc()
-        attempt = Attempt(self._bus, self._backend, Identity(self.id, self._backend.name), job, envelope, body)
+        attempt = Attempt(self._bus, self._backend, self._identity, job, envelope, body)
         self._attempts[(envelope.job, envelope.run, job.delivery)] = attempt
         self._last_model = envelope.model
         task = asyncio.create_task(self._run(attempt))
