@@ -24,6 +24,8 @@ MAX_STARTS = 3
 """Attempts that were started and lost before the job counts as poison."""
 MAX_UNREAD = 8 * 1024 * 1024
 """Bytes that may wait for a caller who reads too slowly."""
+MAX_ANSWER = 64 * 1024 * 1024
+"""Bytes of an answer that is not streamed."""
 SILENCE_GRACE_S = 2.0
 
 _STARTED, _CHUNK, _BEAT = EventKind.STARTED.value, EventKind.CHUNK.value, EventKind.BEAT.value
@@ -275,6 +277,8 @@ class Call:
                 self.fail(Unavailable("the caller reads this stream too slowly", code="slow_reader"))
                 return
             self.wake()
+        elif self._size > MAX_ANSWER:
+            self.fail(BackendFailed(f"the answer is larger than {MAX_ANSWER} bytes; stream it", code="answer_too_large"))
 
     def _forget_output(self) -> None:
         self._pieces = []

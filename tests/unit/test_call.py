@@ -1,0 +1,265 @@
+"""What a waiting request believes of what it hears: attempts are never mixed, ends are never false."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backbone.bus.base import Queue
+from gateway.call import MAX_STARTS, MAX_UNREAD, SILENCE_GRACE_S, Call, State
+from schemas.errors import DRAINED, ErrorInfo, QueueFull
+from schemas.events import GO, GONE, STALE, Done, EventKind, Started, encode_frame
+from schemas.jobs import Capability, Envelope, Limits
+
+ACK_WAIT_S = 10.0
+
+
+class Bus:
+    """Takes what a call says."""
+
+    def __init__(self) -> None:
+        self.removed: list[int] = []
+        self.released: list[str] = []
+        self.controlled: list[str] = []
+
+    def remove(self, _queue: Queue, seq: int) -> None:
+        self.removed.append(seq)
+
+    def release(self, reply: str) -> None:
+        self.released.append(reply)
+
+    def control(self, worker: str, _message: bytes) -> None:
+        self.controlled.append(worker)
+
+
+class Rig:
+    """A call, and the frames of its workers."""
+
+    def __init__(self, *, stream: bool = True, **limits: float) -> None:
+        self.bus = Bus()
+        envelope = Envelope(
+            job="job_1", request_id="req_1", endpoint="/", capability=Capability.CHAT, model="m", public_model="m",
+            stream=stream, reply="reply", limits=Limits(**limits),
+        )  # fmt: skip
+        self.call = Call(self.bus, envelope, ACK_WAIT_S)  # type: ignore[arg-type]
+        self.shown = b""
+
+    def hear(self, kind: EventKind, delivery: int, seq: int, payload: bytes = b"") -> bytes | None:
+        return self.call.heard(encode_frame(kind, delivery, seq, payload))
+
+    def start(self, delivery: int, worker: str = "") -> bytes | None:
+        return self.hear(
+            EventKind.STARTED, delivery, 0, Started(worker=worker or f"w{delivery}", backend="b").model_dump_json().encode()
+        )
+
+    def chunk(self, delivery: int, seq: int, data: bytes) -> bytes | None:
+        return self.hear(EventKind.CHUNK, delivery, seq, data)
+
+    def done(self, delivery: int, seq: int, tail: bytes = b"") -> bytes | None:
+        return self.hear(EventKind.DONE, delivery, seq, Done().model_dump_json().encode() + b"\n" + tail)
+
+    def take(self) -> bytes:
+        data = self.call.take()
+        self.shown += data
+        return data
+
+    @property
+    def code(self) -> str | None:
+        return self.call.error.code if self.call.error else None
+
+
+async def test_a_plain_answer() -> None:
+    """Started, chunks, done: the bytes come in order, and the call ends without an error."""
+    rig = Rig()
+    rig.call.stored(7)
+    assert rig.start(1) == GO
+    rig.chunk(1, 1, b"a")
+    rig.chunk(1, 2, b"b")
+    rig.done(1, 3, b"c")
+    assert rig.take() == b"abc"
+    assert (rig.call.state, rig.call.error, rig.call.worker) == (State.ENDED, None, "w1")
+    assert rig.bus.released == ["reply"]
+    assert not rig.bus.removed
+
+
+async def test_a_new_attempt_replaces_an_unshown_one() -> None:
+    """What a lost worker had said, and nobody saw, is forgotten when the next attempt begins."""
+    rig = Rig(stream=False)
+    rig.start(1)
+    rig.chunk(1, 1, b"lost")
+    assert rig.start(2) == GO
+    rig.chunk(2, 1, b"whole")
+    rig.done(2, 2)
+    assert rig.take() == b"whole"
+
+
+async def test_a_shown_answer_is_never_begun_anew() -> None:
+    """When bytes have gone out, a second attempt is told to stop, and the stream ends in an error."""
+    rig = Rig()
+    rig.start(1)
+    rig.chunk(1, 1, b"seen")
+    rig.take()
+    assert rig.start(2) == GONE
+    assert rig.code == "worker_lost"
+    assert rig.take() == b""
+
+
+async def test_a_thawed_worker_is_told_that_it_is_late() -> None:
+    """Frames of an older delivery change nothing, and its questions are answered STALE."""
+    rig = Rig(stream=False)
+    rig.start(1)
+    rig.start(2)
+    rig.chunk(2, 1, b"new")
+    assert rig.chunk(1, 1, b"old") == STALE
+    assert rig.start(1) == STALE
+    assert rig.done(1, 2, b"old") == STALE
+    rig.done(2, 2)
+    assert rig.take() == b"new"
+
+
+async def test_a_gap_is_an_error() -> None:
+    """A lost frame is never skipped: the answer ends in an error and the worker is stopped."""
+    rig = Rig()
+    rig.start(1)
+    rig.chunk(1, 2, b"second")
+    assert rig.code == "events_lost"
+    assert rig.bus.controlled == ["w1"]
+
+
+async def test_a_lost_tail_is_noticed_by_the_heartbeat() -> None:
+    """A heartbeat that counts more frames than came shows the loss."""
+    rig = Rig()
+    rig.start(1)
+    assert rig.hear(EventKind.BEAT, 1, 0) == GO
+    rig.hear(EventKind.BEAT, 1, 1)
+    assert rig.code == "events_lost"
+
+
+async def test_a_failure_is_passed_on() -> None:
+    """The worker's error is the caller's."""
+    rig = Rig()
+    rig.start(1)
+    info = ErrorInfo(status=400, type="invalid_request_error", code="context_length_exceeded", message="too long")
+    rig.hear(EventKind.FAILED, 1, 1, info.model_dump_json().encode())
+    assert rig.call.error == info
+
+
+async def test_a_job_handed_back_waits_again_and_does_not_count() -> None:
+    """A drained worker's job has not failed: it may be handed back any number of times."""
+    rig = Rig()
+    info = ErrorInfo(status=503, type="server_error", code=DRAINED, message="drained").model_dump_json().encode()
+    for delivery in range(1, MAX_STARTS + 4):
+        assert rig.start(delivery) == GO
+        rig.hear(EventKind.RETURNED, delivery, 1, info)
+        assert rig.call.state is State.QUEUED
+    assert rig.call.starts == 0
+
+
+async def test_a_job_that_kills_its_workers_is_poison() -> None:
+    """After three started attempts without an end, a fourth is not begun."""
+    rig = Rig()
+    for delivery in range(1, MAX_STARTS + 1):
+        assert rig.start(delivery) == GO
+    assert rig.start(MAX_STARTS + 1) == GONE
+    assert rig.code == "worker_lost"
+
+
+async def test_a_caller_gone_while_queued() -> None:
+    """The job is deleted by its sequence, also when the sequence is learned only afterwards."""
+    known, unknown = Rig(), Rig()
+    known.call.stored(5)
+    known.call.abandon()
+    assert known.bus.removed == [5]
+    unknown.call.abandon()
+    assert not unknown.bus.removed
+    assert unknown.start(1) == GONE
+    unknown.call.stored(6)
+    assert unknown.bus.removed == [6]
+    assert unknown.bus.released == ["reply"]
+
+
+async def test_a_caller_gone_while_running() -> None:
+    """The worker is told to stop."""
+    rig = Rig()
+    rig.call.stored(5)
+    rig.start(1)
+    rig.call.abandon()
+    assert rig.bus.controlled == ["w1"]
+    assert rig.start(2) == GONE
+
+
+async def test_a_full_queue_is_the_callers_error() -> None:
+    """A refused job ends the call with the refusal, and nothing is removed."""
+    rig = Rig()
+    rig.call.refused(QueueFull())
+    assert (rig.call.state, rig.code) == (State.ENDED, "queue_full")
+    assert not rig.bus.removed
+
+
+@pytest.mark.parametrize(
+    ("running", "shown", "after_s", "code"),
+    [
+        (False, False, 6.0, "queue_timeout"),
+        (True, False, ACK_WAIT_S + SILENCE_GRACE_S + 1, None),
+        (True, True, ACK_WAIT_S + SILENCE_GRACE_S + 1, "worker_lost"),
+    ],
+)
+async def test_nothing_waits_without_a_bound(*, running: bool, shown: bool, after_s: float, code: str | None) -> None:
+    """Too long in the queue is an error; a silent worker is one only when its answer had begun to be shown."""
+    rig = Rig(queue_s=5.0)
+    if running:
+        rig.start(1)
+        rig.chunk(1, 1, b"x")
+    if shown:
+        rig.take()
+    rig.call.check(rig.call.last_sign + after_s)
+    assert rig.code == code
+    assert (rig.call.state is State.ENDED) == (code is not None)
+
+
+async def test_a_slow_reader_is_bounded() -> None:
+    """What waits for a caller who does not read is bounded; beyond it the stream ends in an error."""
+    rig = Rig()
+    rig.start(1)
+    for seq in range(1, 12):
+        rig.chunk(1, seq, b"x" * (MAX_UNREAD // 8))
+    assert rig.code == "slow_reader"
+
+
+async def test_what_is_not_a_frame_changes_nothing() -> None:
+    """Bytes that no worker sends are ignored."""
+    rig = Rig()
+    for junk in (b"", b"x", b"c 1\n", b"c one 1\nx", b"\xff\xfe"):
+        assert rig.call.heard(junk) is None
+    assert rig.call.state is State.QUEUED
+
+
+ACTIONS = st.lists(
+    st.tuples(st.sampled_from(["start", "chunk", "skip", "done", "take"]), st.integers(1, 3)), max_size=40
+)
+
+
+@given(ACTIONS)
+@settings(max_examples=400, deadline=None)
+async def test_attempts_are_never_mixed(actions: list[tuple[str, int]]) -> None:
+    """Whatever three workers say in whatever order: the caller sees one attempt's bytes, in order, from its first on."""
+    rig = Rig()
+    seq = dict.fromkeys((1, 2, 3), 0)
+    for action, delivery in actions:
+        if action == "start":
+            seq[delivery] = 0
+            rig.start(delivery)
+        elif action == "take":
+            rig.take()
+        else:
+            seq[delivery] += 2 if action == "skip" else 1
+            text = b"%d:%d " % (delivery, seq[delivery])
+            say: Any = rig.done if action == "done" else rig.chunk
+            say(delivery, seq[delivery], text)
+    rig.take()
+    pieces = [tuple(map(int, piece.split(b":"))) for piece in rig.shown.split()]
+    assert len({delivery for delivery, _ in pieces}) <= 1
+    assert [number for _, number in pieces] == list(range(1, len(pieces) + 1))
