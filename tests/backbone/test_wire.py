@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -76,7 +77,13 @@ MESSAGES = [
     (b"a.c", b"ans", b"NATS/1.0\r\nA: b c d\r\n\r\n", b"wor\r\n"),
     (b"s", b"", b"NATS/1.0 503\r\n\r\n", b""),
 ]
-OTHERS = [("ping",), ("info", 1), ("pong",), ("msg", 9, b"other", b"r", b"xyz", None), ("err", "'permissions violation'")]
+OTHERS = [
+    ("ping",),
+    ("info", 1),
+    ("pong",),
+    ("msg", 9, b"other", b"r", b"xyz", None),
+    ("err", "'permissions violation'"),
+]
 
 
 @given(st.lists(st.integers(0, len(WIRE)), max_size=12))
@@ -88,7 +95,7 @@ def test_any_split_of_the_bytes_reads_the_same(cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(WIRE)]
 
     async def feed() -> None:
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in pairwise(edges):
             await parser.parse(WIRE[start:stop])
 
     asyncio.run(feed())
@@ -146,5 +153,5 @@ async def test_no_server_is_a_clear_error() -> None:
     """A first connection that fails names the address."""
     from schemas.errors import Unavailable
 
-    with pytest.raises(Unavailable, match="127.0.0.1:1"):
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1"):
         await Wire("nats://127.0.0.1:1", "test").connect()
