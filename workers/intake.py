@@ -53,8 +53,9 @@ class Intake:
         """Whether lingering pulls are used."""
         return self._wide
 
-    async def serve(self, queues: list[Queue]) -> None:
-        """Take jobs from these queues from now on, in place of the last ones."""
+    async def serve(self, queues: list[Queue], slots: int | None = None) -> None:
+        """Take jobs from these queues from now on, in place of the last ones; with `slots`, that many at once."""
+        self._slots = slots or self._slots
         self._queues = list(queues)
         self._book.serve(queues)
         self._asked = {queue: self._asked.get(queue, 0) for queue in queues}

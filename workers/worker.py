@@ -26,6 +26,11 @@ log = structlog.get_logger(__name__)
 WATCH_S = 0.25
 NO_SLOT_DELAY_S = 0.1
 BUSY_UPDATE_S = 1.0
+HEALTH_LIMIT_S = 10.0
+"""How long a backend may take to say how it is."""
+SILENT_TRIES = 3
+DISCOVER_INTERVALS = 3
+"""Health checks for each discovery: a new model is served within that many intervals."""
 
 
 class Worker:
@@ -117,37 +122,42 @@ class Worker:
     # Health and presence
 
     async def _keep_healthy(self) -> None:
+        """Ask the backend again and again: what it serves, now and then; whether it answers, in between."""
+        silent, next_discovery = 0, 0.0
         while True:
             try:
-                discovery = await self._backend.discover()
-                await self._healthy(discovery.models, discovery.slots)
-            except asyncio.CancelledError:
-                raise
+                async with asyncio.timeout(HEALTH_LIMIT_S):
+                    if self._state is not WorkerState.READY or monotonic() >= next_discovery:
+                        discovery = await self._backend.discover()
+                        next_discovery = monotonic() + DISCOVER_INTERVALS * self._health_interval_s
+                        await self._serve(discovery.models, discovery.slots)
+                    else:
+                        await self._backend.health()
+                silent = 0
+            except TimeoutError as error:
+                # A server at full load may be slow to say how it is.
+                silent += 1
+                if silent >= SILENT_TRIES or self._state is not WorkerState.READY:
+                    await self._unhealthy(error)
             except Exception as error:
                 await self._unhealthy(error)
             # Soon while the backend is away, so that it serves again soon after it is back.
             pause = self._health_interval_s if self._state is WorkerState.READY else min(1.0, self._health_interval_s)
             await asyncio.sleep(pause)
 
-    async def _healthy(self, models: tuple[ModelOffer, ...], slots: int | None) -> None:
+    async def _serve(self, models: tuple[ModelOffer, ...], slots: int | None) -> None:
+        """The backend is well, and this is what it serves."""
         assert self._bus is not None
         slots = self._wanted_slots or slots or self._backend.default_slots
-        changed = models != self._models or slots != self._slots
+        changed = self._intake is None or models != self._models or slots != self._slots
         self._metrics.backend_up.labels(self._backend.name).set(1)
-        if self._intake is None or (slots != self._slots):
-            if self._intake is not None:
-                busy = self._intake.busy
-                await self._intake.close()
-                self._intake = None
-                log.info("slots changed", slots=slots, busy=busy)
-            self._intake = Intake(self._bus, slots, self._loaded)
-            self._intake.busy = len(self._attempts)
-        self._slots = slots
         self._metrics.slots.set(slots)
+        if self._intake is None:
+            self._intake = Intake(self._bus, slots, self._loaded)
         if changed:
-            self._models = models
+            self._models, self._slots = models, slots
             queues = [Queue(c, lane, m.name) for m in models for c in m.capabilities for lane in LANES]
-            await self._intake.serve(queues)
+            await self._intake.serve(queues, slots)
             log.info("serving", worker=self.id, models=[m.name for m in models], slots=slots, wide=self._intake.wide)
         if self._state is not WorkerState.READY or changed:
             self._state = WorkerState.READY
@@ -156,7 +166,10 @@ class Worker:
 
     async def _unhealthy(self, error: Exception) -> None:
         self._metrics.backend_up.labels(self._backend.name).set(0)
-        message = error.info.message if isinstance(error, NexusError) else f"{type(error).__name__}: {error}"
+        if isinstance(error, TimeoutError):
+            message = f"the backend did not say how it is within {HEALTH_LIMIT_S:g} s"
+        else:
+            message = error.info.message if isinstance(error, NexusError) else f"{type(error).__name__}: {error}"
         if self._state is WorkerState.READY or self._announcement is None:
             log.warning("backend not usable", worker=self.id, backend=self._backend.name, error=message)
         if self._intake is not None:

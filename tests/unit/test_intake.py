@@ -143,3 +143,20 @@ async def test_a_redelivered_job_is_found_without_the_bell(eventually: Eventuall
     await eventually(lambda: desk.done == [QUEUES[2]])
     await desk.intake.close()
     await gateway.close()
+
+
+async def test_slots_and_queues_may_change_while_jobs_run(eventually: Eventually) -> None:
+    """A backend that gains slots or models is used accordingly from then on, and nothing is lost."""
+    broker = MemoryBroker()
+    desk = Desk(broker, 2, 0.002)
+    await desk.start()
+    jobs = [QUEUES[1]] * 60 + [QUEUES[4]] * 60
+    await submit(broker, jobs)
+    await eventually(lambda: len(desk.done) >= 10)
+    await desk.intake.serve(QUEUES[:3], 30)
+    await eventually(lambda: desk.most > 2)
+    await eventually(lambda: desk.done.count(QUEUES[1]) == 60)
+    await desk.intake.serve(QUEUES, 3)
+    await eventually(lambda: len(desk.done) == len(jobs))
+    assert desk.refused == 0
+    await desk.intake.close()
