@@ -92,6 +92,7 @@ def _server(app: object, head_timeout_s: float) -> _Server:
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,  # nothing reads the caller's address
         timeout_graceful_shutdown=GRACE_S,
         timeout_keep_alive=75,
         backlog=2048,
