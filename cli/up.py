@@ -30,6 +30,9 @@ def up(
     local_models: Annotated[
         bool, typer.Option("--local-models/--no-local-models", help="Serve the small model that comes along.")
     ] = True,
+    discover: Annotated[
+        bool, typer.Option("--discover/--no-discover", help="Look for inference servers that already run here.")
+    ] = True,
     gateways: Annotated[int, typer.Option("--gateways", min=1, max=64, help="Gateway processes sharing the port.")] = 1,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     key: Annotated[
@@ -54,6 +57,7 @@ def up(
         key=choose_key(key, token.get_secret_value() if token else "", data),
         gateways=gateways,
         local_models=local_models,
+        discover=discover,
     )
     with data.locked(chosen.url):
         check_ports(

@@ -1,0 +1,472 @@
+"""`nexus up` as a person meets it: a real process with real children, seen from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import pytest
+
+from cli.embedded import llama
+from cli.ports import free_port
+from cli.probe import CANDIDATES, Candidate
+from tests.backends.double_openai import OpenAIDouble
+from tests.conftest import run_sync
+
+NEXUS = [sys.executable, "-m", "cli.main"]
+UP_S = 60.0
+"""Generous: CI's two cores also run other things."""
+DOWN_S = 5.0
+LEAK_S = 2.0
+"""How long the kernel may take to end the children of a killed parent."""
+PARTS = {"nats", "etcd", "redis", "gateway", "worker-echo"}
+OURS = ("GATEWAY_", "WORKER_", "NEXUS_", "NATS_", "ETCD_", "REDIS_", "OBSERVABILITY_", "LOG_", "ACK_WAIT")
+
+pytestmark = pytest.mark.timeout(180)
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(OURS)} | extra
+
+
+def descendants(root: int) -> set[int]:
+    """All living processes below `root`, by /proc."""
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if fields[0] != "Z":
+                parents[int(folder.name)] = int(fields[1])
+    found: set[int] = set()
+    fresh = {root}
+    while fresh:
+        fresh = {pid for pid, parent in parents.items() if parent in fresh} - found
+        found |= fresh
+    return found
+
+
+def alive(pids: set[int]) -> set[int]:
+    """Those of `pids` that still run."""
+    left = set()
+    for pid in pids:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                left.add(pid)
+        except OSError:
+            continue
+    return left
+
+
+async def gone(pids: set[int], within_s: float) -> set[int]:
+    """What is left of `pids` after at most `within_s`; empty is what one wants."""
+    deadline = time.monotonic() + within_s
+    while alive(pids) and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+    return alive(pids)
+
+
+async def eventually_true(condition: Callable[[], bool], what: str, within_s: float = UP_S) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within_s:g} s: {what}"
+        await asyncio.sleep(0.02)
+
+
+class Up:
+    """One `nexus up`. Killed at the end with all that it had."""
+
+    def __init__(self, data: Path, *flags: str, discover: bool = False, **environment: str) -> None:
+        self.data = data
+        self.port = free_port()
+        self.observability_port = free_port()
+        self.output = data.with_name(f"{data.name}.out")
+        self._flags = flags if discover else (*flags, "--no-discover")
+        self._environment = environment
+        self._family: set[int] = set()
+
+    async def __aenter__(self) -> Self:
+        command = [*NEXUS, "up", "--data-dir", str(self.data), "--port", str(self.port)]
+        command += ["--observability-port", str(self.observability_port), *self._flags]
+        with self.output.open("w") as out:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=clean_environment(**self._environment),
+                cwd=self.data.parent,
+                start_new_session=True,
+            )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        family = self._family | descendants(self.process.pid) | {self.process.pid}
+        for pid in alive(family):
+            os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+    @property
+    def said(self) -> str:
+        return self.output.read_text()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def state(self) -> dict[str, Any]:
+        return json.loads((self.data / "state.json").read_text())
+
+    def family(self) -> set[int]:
+        """The children, and theirs."""
+        found = descendants(self.process.pid)
+        self._family |= found
+        return found
+
+    async def says(self, text: str, within_s: float = UP_S) -> str:
+        """Wait until it has printed `text`."""
+        deadline = time.monotonic() + within_s
+        while text not in self.said:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"it never said {text!r} (exit code {self.process.poll()}):\n{self.said}\n{self.logs()}")
+            await asyncio.sleep(0.02)
+        return self.said
+
+    def logs(self) -> str:
+        return "\n".join(f"== {log.name}\n{log.read_text()[-1000:]}" for log in (self.data / "logs").glob("*.log"))
+
+    async def is_up(self) -> Self:
+        await self.says("Ctrl-C stops everything.")
+        assert len(self.family()) >= len(self.state()["pids"])
+        return self
+
+    async def ended(self, within_s: float = DOWN_S) -> int:
+        """Its exit code, and none of its children left, within the time."""
+        before = time.monotonic()
+        code = await asyncio.to_thread(self.process.wait, within_s)
+        left = await gone(self._family, within_s - (time.monotonic() - before))
+        assert not left, f"left behind: {[Path(f'/proc/{pid}/cmdline').read_text() for pid in left]}"
+        return code
+
+    async def chat(self, content: str, model: str = "echo") -> str:
+        async with httpx.AsyncClient(timeout=60, trust_env=False) as client:
+            answer = await client.post(
+                f"{self.url}/v1/chat/completions",
+                headers={"authorization": f"Bearer {self.state()['key']}"},
+                json={"model": model, "messages": [{"role": "user", "content": content}], "max_tokens": 30},
+            )
+        assert answer.status_code == 200, answer.text
+        return answer.json()["choices"][0]["message"]["content"]
+
+    async def chat_again(self, content: str, model: str = "echo", within_s: float = 30.0) -> str:
+        """An answer, once the parts have found each other again."""
+        deadline = time.monotonic() + within_s
+        while True:
+            try:
+                return await self.chat(content, model)
+            except (AssertionError, httpx.HTTPError):
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.1)
+
+    async def command(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
+        """Another `nexus` command beside it: exit code, stdout, stderr."""
+        return await asyncio.to_thread(run_nexus, self.data, *arguments, **environment)
+
+
+def run_nexus(data: Path, *arguments: str, stdin: str = "", **environment: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [*NEXUS, *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        env=clean_environment(NEXUS_DATA_DIR=str(data), **environment),
+        cwd=data.parent,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.fixture
+async def up(tmp_path: Path) -> AsyncIterator[Up]:
+    async with Up(tmp_path / "nexus", "--no-local-models") as up:
+        yield await up.is_up()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """One stack for the tests that only look at it."""
+    up = Up(tmp_path_factory.mktemp("shared") / "nexus", "--no-local-models")
+    run_sync(up.__aenter__())
+    try:
+        run_sync(up.is_up())
+        yield up
+    finally:
+        run_sync(up.__aexit__())
+
+
+async def test_comes_up_and_answers_the_line_it_prints(shared: Up):
+    """The curl line can be pasted: it is run here as it stands."""
+    line = next(line for line in shared.said.splitlines() if line.startswith("curl "))
+    done = await asyncio.to_thread(
+        subprocess.run, ["sh", "-c", f"{line} -sS"], capture_output=True, text=True, timeout=60
+    )
+    answer = json.loads(done.stdout)
+    asked = json.loads(shlex.split(line)[-1])
+    assert answer["model"] == "echo"
+    assert answer["choices"][0]["message"]["content"] == asked["messages"][0]["content"]
+
+
+async def test_says_what_a_user_needs(shared: Up):
+    """One line per part, then URL, key, models and logs; no control codes where stdout is no terminal."""
+    for title in ("NATS", "etcd", "Redis", "gateway", "worker echo"):
+        assert re.search(rf"^{title} +up after", shared.said, re.MULTILINE)
+    for wanted in (f"{shared.url}/v1", shared.state()["key"], "echo", str(shared.data / "logs")):
+        assert wanted in shared.said
+    assert "\x1b" not in shared.said
+    assert set(shared.state()["pids"]) == PARTS
+    assert {log.stem for log in (shared.data / "logs").iterdir()} == PARTS
+    assert (shared.data / "state.json").stat().st_mode & 0o777 == 0o600
+
+
+async def test_console_finds_the_stack_by_its_data_directory(shared: Up):
+    """No flags: status, workers, queues, chat, drain."""
+    code, out, err = await shared.command("status")
+    assert (code, err) == (0, "")
+    for word in (shared.url, "ready", "nats", "etcd", "redis", "echo"):
+        assert word in out
+    workers = json.loads((await shared.command("workers", "--json"))[1])
+    assert [worker["id"] for worker in workers["data"]] == ["echo"]
+    assert (await shared.command("queues"))[0] == 0
+    assert await shared.command("chat", "--message", "good morning") == (0, "good morning\n", "")
+    assert (await shared.command("chat", "echo", "--no-stream", stdin="from a pipe"))[1] == "from a pipe\n"
+    code, _, err = await shared.command("workers", NEXUS_API_KEY="nexus-wrong-key")
+    assert code == 1
+    assert "NEXUS_API_KEY" in err
+    assert "nexus-wrong-key" not in err
+    assert (await shared.command("drain", "nobody"))[0] == 1
+
+
+async def test_second_one_on_the_same_directory_is_refused(shared: Up):
+    """It says who runs there, and leaves the first one alone."""
+    code, _, err = await shared.command("up", "--port", str(free_port()))
+    assert code == 1
+    assert str(shared.process.pid) in err
+    assert shared.url in err
+    assert await shared.chat("still there") == "still there"
+
+
+async def test_port_in_use_is_refused_before_anything_starts(shared: Up, tmp_path: Path):
+    """Both ports are named with their flags."""
+    other = tmp_path / "other"
+    code, out, err = await asyncio.to_thread(run_nexus, other, "up", "--port", str(shared.port))
+    assert (code, out) == (1, "")
+    assert str(shared.port) in err
+    assert "--port" in err
+    taken = str(shared.observability_port)
+    flags = ["--port", str(free_port()), "--observability-port", taken, "--no-discover"]
+    code, out, err = await asyncio.to_thread(run_nexus, other, "up", *flags)
+    assert (code, out) == (1, "")
+    assert taken in err
+    assert "--observability-port" in err
+    assert not (other / "nats").exists()
+
+
+async def test_drained_worker_leaves_for_good(up: Up):
+    """`nexus drain`: it goes, it is said so, it is not brought back, and the rest ends well later."""
+    code, out, _ = await up.command("drain", "echo")
+    assert (code, out) == (0, "echo: draining\n")
+    await up.says("worker echo has been drained")
+    assert "no worker" in (await up.command("workers"))[1].lower()
+    up.process.send_signal(signal.SIGINT)
+    assert await up.ended() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_signal_ends_all_of_it(up: Up, number: signal.Signals):
+    """Exit code 0 within five seconds, nothing left, the state forgotten, the key kept."""
+    up.process.send_signal(number)
+    assert await up.ended() == 0
+    assert up.said.endswith("Stopped.\n")
+    assert not (up.data / "state.json").exists()
+    assert (up.data / "key").exists()
+
+
+async def test_signal_ends_all_of_it_while_an_answer_streams(tmp_path: Path, up: Up):
+    """A long answer does not hold it back."""
+    body = {"model": "echo", "stream": True, "messages": [{"role": "user", "content": "x"}]}
+    body["echo"] = {"tokens": 10_000, "delay_ms": 50}
+    headers = {"authorization": f"Bearer {up.state()['key']}"}
+    async with (
+        httpx.AsyncClient(timeout=30, trust_env=False) as client,
+        client.stream("POST", f"{up.url}/v1/chat/completions", headers=headers, json=body) as answer,
+    ):
+        lines = answer.aiter_lines()
+        assert (await anext(lines)).startswith("data: ")
+        up.process.send_signal(signal.SIGTERM)
+        assert await up.ended() == 0
+
+
+async def test_signal_during_the_start(tmp_path: Path):
+    """Half a stack is taken down like a whole one."""
+    async with Up(tmp_path / "nexus", "--no-local-models") as up:
+        await up.says("up after")
+        up.family()
+        up.process.send_signal(signal.SIGINT)
+        assert await up.ended() == 0
+
+
+async def test_second_signal_kills_at_once(up: Up):
+    """For the impatient: two Ctrl-C with a worker that does not let go."""
+    os.kill(up.state()["pids"]["worker-echo"], signal.SIGSTOP)
+    os.kill(up.state()["pids"]["nats"], signal.SIGSTOP)
+    up.process.send_signal(signal.SIGINT)
+    await up.says("Stopping")
+    up.process.send_signal(signal.SIGINT)
+    await up.ended(2.0)
+
+
+async def test_paused_children_do_not_hold_the_end_back(up: Up):
+    """Children that answer nothing are ended by force, in time."""
+    for pid in up.state()["pids"].values():
+        os.kill(pid, signal.SIGSTOP)
+    up.process.send_signal(signal.SIGTERM)
+    assert await up.ended() == 0
+
+
+async def test_killed_parent_leaves_none(up: Up):
+    """SIGKILL gives nobody the time to clean up: the kernel does it."""
+    up.process.kill()
+    up.process.wait()
+    assert not await gone(up._family, LEAK_S)
+    code, _, err = await up.command("status")
+    assert code == 1
+    assert "nexus up" in err
+
+
+async def test_killed_parent_of_several_gateways_leaves_none(tmp_path: Path):
+    """Nor grandchildren."""
+    async with Up(tmp_path / "nexus", "--no-local-models", "--gateways", "2") as up:
+        await up.is_up()
+        assert await up.chat("hello") == "hello"
+        assert len(up.family()) > len(PARTS)
+        up.process.kill()
+        up.process.wait()
+        assert not await gone(up._family, LEAK_S)
+
+
+async def test_several_gateways_end_with_it(tmp_path: Path):
+    """Grandchildren end as well."""
+    async with Up(tmp_path / "nexus", "--no-local-models", "--gateways", "2") as up:
+        await up.is_up()
+        up.process.send_signal(signal.SIGINT)
+        assert await up.ended() == 0
+
+
+async def test_killed_parts_are_brought_back(up: Up):
+    """Each of them, on the same port; and then requests are answered again."""
+    for part in sorted(PARTS):
+        before = up.state()
+        times = up.said.count("is back")
+        os.kill(before["pids"][part], signal.SIGKILL)
+        await eventually_true(lambda times=times: up.said.count("is back") > times, f"{part} is back")
+        assert up.state()["pids"][part] != before["pids"][part]
+        assert up.state()["ports"] == before["ports"]
+        assert await up.chat_again("again") == "again"
+    assert up.said.count("died (SIGKILL)") == len(PARTS)
+    up.family()
+    up.process.send_signal(signal.SIGINT)
+    assert await up.ended() == 0
+
+
+async def test_key_and_queue_survive_a_restart(tmp_path: Path):
+    """The same key at the second start, unless another one is given."""
+    keys = []
+    for given in ({}, {}, {"GATEWAY_BEARER_TOKEN": "my-own-key"}):
+        async with Up(tmp_path / "nexus", "--no-local-models", **given) as up:
+            await up.is_up()
+            keys.append(up.state()["key"])
+            assert await up.chat("hello") == "hello"
+            up.process.send_signal(signal.SIGTERM)
+            assert await up.ended() == 0
+    assert keys[0] == keys[1]
+    assert keys[2] == "my-own-key"
+
+
+async def test_failed_start_shows_the_log_and_leaves_nothing(tmp_path: Path):
+    """A server that cannot run: exit code 1 and its own words."""
+    program = tmp_path / "etcd"
+    program.write_text("#!/bin/sh\necho 'etcd: the disk is made of cheese' >&2\nexit 3\n")
+    program.chmod(0o755)
+    async with Up(tmp_path / "nexus", "--no-local-models", NEXUS_ETCD_BIN=str(program)) as up:
+        deadline = time.monotonic() + 30
+        while up.process.poll() is None and time.monotonic() < deadline:
+            up.family()
+            await asyncio.sleep(0.02)
+        assert await up.ended() == 1
+    assert "the disk is made of cheese" in up.said
+    assert "etcd could not be started" in up.said
+    assert not (up.data / "state.json").exists()
+
+
+async def test_backend_that_already_runs_here_is_served(tmp_path: Path):
+    """An OpenAI server at a usual port gets a worker of its own."""
+    async with at_a_usual_port() as (candidate, _), Up(tmp_path / "nexus", "--no-local-models", discover=True) as up:
+        await up.is_up()
+        assert f"worker-{candidate.name}" in up.state()["pids"]
+        assert candidate.title in up.said
+        assert await up.chat("hello", "double") == "Hello there, world!"
+        assert await up.chat("hello", "echo") == "hello"
+
+
+@asynccontextmanager
+async def at_a_usual_port() -> AsyncIterator[tuple[Candidate, OpenAIDouble]]:
+    """A double where Ollama or one of the others would be."""
+    double = OpenAIDouble()
+    for candidate in CANDIDATES:
+        double.port = candidate.port
+        try:
+            await double.start()
+        except OSError:
+            continue
+        try:
+            yield candidate, double
+        finally:
+            await double.kill()
+        return
+    pytest.skip("real servers run at all of the usual ports")
+
+
+async def test_local_model_answers(tmp_path: Path):
+    """The default: real weights, a real answer, tokens as they come, and a chat from the console."""
+    if llama.find_model() is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no local model; {llama.INSTALL_HINT}")
+    async with Up(tmp_path / "nexus") as up:
+        await up.is_up()
+        assert "smollm2" in up.said
+        assert "echo" not in up.state()["pids"]
+        assert len(await up.chat("What is gravity?", "smollm2")) > 20
+        code, out, err = await up.command("chat", "smollm2", "--message", "Say hello.")
+        assert (code, err) == (0, "")
+        assert out.strip()
+        os.kill(up.state()["pids"]["llama"], signal.SIGKILL)
+        await up.says("is back")
+        assert await up.chat_again("What is gravity?", "smollm2")
+        up.family()
+        up.process.send_signal(signal.SIGINT)
+        assert await up.ended() == 0
