@@ -185,8 +185,11 @@ class ManagedProcess:
                 os.killpg(self._popen.pid, signal.SIGKILL)
 
     def pause(self) -> None:
-        """SIGSTOP: the child keeps its connections and answers nothing."""
-        self._signal(signal.SIGSTOP)
+        """SIGSTOP: the child keeps its connections and answers nothing, from this call's return on."""
+        if self._popen is not None and self.running:
+            self._signal(signal.SIGSTOP)
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PID, self._popen.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         """SIGCONT: undo `pause`."""

@@ -237,7 +237,11 @@ asyncio.run(main())
     assert lives(child)
     parent.kill()
     await parent.wait()
-    await eventually(lambda: not lives(child))
+    try:
+        await eventually(lambda: not lives(child))
+    finally:
+        if lives(child):
+            os.kill(child, signal.SIGKILL)
 
 
 class TestManagedProcess:
