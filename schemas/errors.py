@@ -33,7 +33,7 @@ class ErrorInfo(BaseModel):
 
     status: int
     type: str
-    code: str | None
+    code: str | None = None
     message: str
     param: str | None = None
     retry_after_s: float | None = None

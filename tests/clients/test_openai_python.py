@@ -229,7 +229,11 @@ class TestPassingThrough:
         with pytest.raises(openai.BadRequestError) as caught:
             await client.with_options(max_retries=2).chat.completions.create(model="double", messages=QUESTION)
         assert "context is 512" in caught.value.message
-        assert caught.value.param == "messages"
+        assert (caught.value.param, caught.value.code) == ("messages", "too_long")
+        double.behave(status=400, error={"error": {"message": "no code", "type": "invalid_request_error"}})
+        with pytest.raises(openai.BadRequestError, match="no code") as caught:
+            await client.chat.completions.create(model="double", messages=QUESTION)
+        assert caught.value.code is None
 
     async def test_a_failure_in_the_middle_of_a_stream(self, client: AsyncOpenAI, double: OpenAIDouble) -> None:
         """A stream that fails after it began raises; it never looks complete."""
