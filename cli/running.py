@@ -32,7 +32,7 @@ async def run_stack(chosen: StackOptions, data: DataDir, screen: Screen) -> int:
         if starting.done():
             starting.result()
             screen.close()
-            screen.say(welcome(chosen, data, await served(stack)))
+            screen.say(welcome(chosen, data, await served(stack), stack.titles))
             await waiting
         screen.close()
         screen.say("Stopping…")
@@ -72,10 +72,10 @@ async def served(stack: Stack) -> list[dict[str, Any]]:
     return []
 
 
-def welcome(chosen: StackOptions, data: DataDir, workers: list[dict[str, Any]]) -> str:
-    """What a user needs to begin, with a line to paste."""
-    models = [(model, worker["id"]) for worker in workers for model in worker["models"]]
-    names = list(dict.fromkeys(f"{model['name']} ({worker})" for model, worker in models))
+def welcome(chosen: StackOptions, data: DataDir, workers: list[dict[str, Any]], titles: dict[str, str]) -> str:
+    """What a user needs to begin, with a line to paste. `titles` says in words what each worker is."""
+    models = [(model, titles.get(worker["id"], worker["id"])) for worker in workers for model in worker["models"]]
+    names = list(dict.fromkeys(f"{model['name']} ({title})" for model, title in models))
     lines = [
         "",
         "Nexus is up.",

@@ -71,7 +71,7 @@ class WorkerPlan:
     slots: int = 0
 
 
-ECHO = WorkerPlan("echo", "echo", "echo, a stand-in without a model")
+ECHO = WorkerPlan("echo", "echo", "a stand-in without a model")
 
 
 class Stack:
@@ -85,6 +85,8 @@ class Stack:
         self._etcd = EtcdServer(data.sub("etcd"))
         self._redis = RedisServer(data.sub("redis"))
         self._llama_port = 0
+        self.titles: dict[str, str] = {}
+        """What each worker stands for, by its id."""
         self._servers_up = asyncio.Event()
         self._servers: list[Part] = []
         self._llama: list[Part] = []
@@ -203,6 +205,7 @@ class Stack:
         )
         part = Part.of(process, f"worker {plan.name}", grace_s=WORKER_GRACE_S, retires=True)
         self._workers.append(part)
+        self.titles[plan.name] = plan.title
         try:
             await self._bring_up(part, f"{plan.title}  {plan.url}".rstrip())
         except StackFailed as error:
