@@ -82,7 +82,7 @@ def _too_deep(value: Any) -> bool:
 
 def _first_problem(error: ValidationError, body: Any) -> NexusError:
     """The first wrong field; of a union's complaints, those that look deepest into it."""
-    problems = error.errors(include_url=False, include_input=False, include_context=False)
+    problems = error.errors(include_url=False, include_context=False)
     places = [_place(problem, body) for problem in problems]
     first = places[0]
     deepest = max((place for place in places if place[: len(first)] == first), key=len)
@@ -96,6 +96,8 @@ def _place(problem: ErrorDetails, body: Any) -> tuple[str, ...]:
     """Where in the body: pydantic's place without the branches of unions (`prompt.list[int].0`) that it holds."""
     place: list[str] = []
     for part in problem["loc"]:
+        if body is problem["input"]:
+            break
         inside = part in body if isinstance(body, dict) else isinstance(body, list) and isinstance(part, int)
         if inside:
             body = body[part]
