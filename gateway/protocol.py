@@ -4,6 +4,7 @@
 - What is not HTTP is answered with OpenAI's error object and a request id; an answer in progress is never cut into.
 - An offer to upgrade (`curl --http2`, Java's HttpClient: `Upgrade: h2c`) is declined by answering over HTTP/1.1. uvicorn
   loses the body of such a request.
+- A caller who hangs up is heard, also with several requests under way on the connection.
 - A stream to an HTTP/1.0 client ends with the connection; that version does not know chunks.
 """
 
@@ -27,6 +28,7 @@ log = structlog.get_logger(__name__)
 
 MAX_HEAD = 64 * 1024
 """Bytes of request line and headers; what one read brings may exceed it once."""
+MAX_PIPELINED = 16
 UPGRADE_TOKENS = frozenset({b"upgrade", b"http2-settings"})
 UPGRADE_HEADERS = frozenset({b"connection", *UPGRADE_TOKENS})
 
@@ -40,6 +42,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_head = False
         self._head_size = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self._earlier: list[RequestResponseCycle] = []
+        """Requests still to be answered before the newest one, which is all that uvicorn remembers."""
 
     # The connection
 
@@ -51,6 +55,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self._stop_head_timer()
         super().connection_lost(exc)
+        for cycle in self._earlier:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -75,8 +83,11 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         self._stop_head_timer()
+        previous = self.cycle
         super().on_headers_complete()
         cycle = self.cycle
+        if previous is not None and previous is not cycle and not previous.response_complete:
+            self._pipelined(previous)
         if cycle is not None and cycle.scope is self.scope and self.scope["http_version"] == "1.0":
             cycle.send = _without_chunks(cycle)  # type: ignore[method-assign,assignment]
 
@@ -95,6 +106,12 @@ class HttpProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _pipelined(self, previous: RequestResponseCycle) -> None:
+        """A request came before the last one was answered. Reading goes on within reason: only a reader hears a hang-up."""
+        self._earlier = [*(cycle for cycle in self._earlier if not cycle.response_complete), previous]
+        if len(self._earlier) <= MAX_PIPELINED:
+            self.flow.resume_reading()
 
     # Upgrades
 

@@ -126,6 +126,10 @@ async def works(cluster: Cluster) -> None:
     assert answer.status_code == 200, answer.text
 
 
+async def is_idle(cluster: Cluster, model: str) -> bool:
+    return await cluster.stored(model) == 0
+
+
 def deep(levels: int) -> bytes:
     return json.dumps(chat())[:-1].encode() + b', "x": ' + b"[" * levels + b"]" * levels + b"}"
 
@@ -475,6 +479,15 @@ class TestFraming:
             await connection.send(b"".join(post(json.dumps(chat(text)).encode()) for text in texts))
             answers = [(await connection.answer()).json for _ in texts]
         assert [answer["choices"][0]["message"]["content"] for answer in answers] == texts
+
+    @pytest.mark.parametrize("more", [b"", post(), b"nonsense\r\n\r\n"], ids=["alone", "pipelined", "nonsense"])
+    async def test_a_caller_who_hangs_up(self, cluster: Cluster, eventually: Any, more: bytes) -> None:
+        """A caller who hangs up stops the work, whatever else it has sent."""
+        body = json.dumps(chat(model="a.b *c>/d", echo={"delay_ms": 60_000})).encode()
+        async with wire(cluster.url) as connection:
+            await connection.send(post(body) + more)
+            await eventually(lambda: cluster.in_progress("a.b *c>/d"))
+        await eventually(lambda: is_idle(cluster, "a.b *c>/d"))
 
     async def test_nonsense_after_a_request(self, cluster: Cluster) -> None:
         """Nonsense that follows a request does not take its answer away."""
