@@ -8,8 +8,9 @@ from contextlib import ExitStack
 
 import pytest
 import uvloop
-from double_openai import OpenAIDouble
-from llama_server import LlamaServer, running_llama
+
+from tests.backends.double_openai import OpenAIDouble
+from tests.backends.llama_server import LlamaServer, running_llama
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import time
 from typing import Any
 
 import pytest
-from contract import Contract, Rig, body_of, chat, check_stream, collect, completion, events
 
+from tests.backends.contract import Contract, Rig, body_of, chat, check_stream, collect, completion, events
 from workers.backends.base import (
     BackendConfig,
     BackendError,

@@ -7,7 +7,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, cast
 
 import pytest
-from contract import (
+
+from schemas.jobs import Capability
+from tests.backends.contract import (
     Contract,
     Rig,
     body_of,
@@ -18,9 +20,7 @@ from contract import (
     events,
     task,
 )
-from double_openai import OpenAIDouble
-
-from schemas.jobs import Capability
+from tests.backends.double_openai import OpenAIDouble
 from workers.backends.base import (
     Backend,
     BackendConfig,

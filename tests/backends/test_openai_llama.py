@@ -10,7 +10,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, cast
 
 import pytest
-from contract import (
+
+from tests.backends.contract import (
     Contract,
     Rig,
     body_of,
@@ -20,8 +21,7 @@ from contract import (
     completion,
     events,
 )
-from llama_server import LlamaServer
-
+from tests.backends.llama_server import LlamaServer
 from workers.backends.base import Backend, BackendConfig, BackendError, BackendRefused, BackendUnavailable, Output
 from workers.backends.openai import OpenAIBackend
 
