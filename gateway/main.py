@@ -127,6 +127,9 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
     parts = Parts(dispatcher, inference, auth, ReadinessCheck(bus, registry, store), metrics.registry)
 
     async with contextlib.AsyncExitStack() as stack:
+        if INHERITED in os.environ:
+            orphan = asyncio.create_task(_stop_when_orphaned(os.getppid()))
+            stack.callback(orphan.cancel)
         stack.push_async_callback(bus.close)
         await bus.start()
         stack.push_async_callback(registry.close)
@@ -151,6 +154,14 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
         port = listener.getsockname()[1]
         log.info("gateway up", url=f"http://{settings.gateway_host}:{port}", observability_port=side.getsockname()[1])
         await asyncio.gather(api.serve(sockets=[listener]), probes.serve(sockets=[side]))
+
+
+async def _stop_when_orphaned(parent: int) -> None:
+    """A supervisor that is killed outright cannot stop its processes."""
+    while os.getppid() == parent:
+        await asyncio.sleep(0.5)
+    log.warning("the supervisor is gone; stopping")
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _supervise(settings: GatewaySettings, listener: socket.socket) -> int:
