@@ -14,11 +14,15 @@ from enum import Enum, auto
 from functools import lru_cache
 from time import monotonic
 
+import structlog
+
 from backbone.bus.base import GatewayBus, Queue
 from schemas.control import Control, ControlOp
 from schemas.errors import DRAINED, BackendFailed, DeadlineExceeded, ErrorInfo, NexusError, Unavailable
 from schemas.events import GO, GONE, STALE, Done, EventKind, Started, decode_frame
 from schemas.jobs import Envelope
+
+log = structlog.get_logger(__name__)
 
 MAX_STARTS = 3
 """Attempts that were started and lost before the job counts as poison."""
@@ -45,7 +49,7 @@ class Call:
 
     __slots__ = (
         "_abandoned", "_ack_wait_s", "_bus", "_pieces", "_seq", "_size", "_waiter", "backend", "began_at", "delivery",
-        "done", "envelope", "error", "first_at", "last_sign", "loop", "queue", "queued_at", "seq", "shown", "starts", "state",
+        "done", "envelope", "error", "first_at", "last_sign", "loop", "queue", "queued_at", "returned", "seq", "shown", "starts", "state",
         "submitted_at", "worker",
     )  # fmt: skip
 
@@ -64,6 +68,8 @@ class Call:
         self.shown = False
         """Bytes of the current attempt have gone to the caller."""
         self.error: ErrorInfo | None = None
+        self.returned: ErrorInfo | None = None
+        """Why the latest attempt gave the job back, while no other has begun; None after a drain, which is no failure."""
         self.done: Done | None = None
         self.seq: int | None = None
         """The job's sequence in the stream, once stored."""
@@ -157,6 +163,15 @@ class Call:
             kind, delivery, seq, payload = decode_frame(data)
         except ValueError:
             return None
+        try:
+            return self._heard(kind, delivery, seq, payload)
+        except ValueError as error:
+            # What a caller waits for must not be lost to an event that cannot be read, nor the connection to its error.
+            log.error("malformed event", job=self.envelope.job, error=str(error))
+            self.fail(BackendFailed("an event of this answer could not be read", code="events_lost"))
+            return None
+
+    def _heard(self, kind: str, delivery: int, seq: int, payload: bytes) -> bytes | None:
         if kind == _STARTED:
             return self._on_started(delivery, payload)
         if delivery < self.delivery:
@@ -177,8 +192,8 @@ class Call:
         elif kind == _DONE:
             self._on_done(payload)
         elif kind == _FAILED:
-            self._end()
             self.error = ErrorInfo.model_validate_json(payload)
+            self._end()
             self._bus.release(self.envelope.reply)
             self.wake()
         elif kind == _RETURNED:
@@ -206,6 +221,7 @@ class Call:
             return GONE
         self.worker, self.backend = started.worker, started.backend
         self._forget_output()
+        self.returned = None
         self.delivery, self._seq = delivery, 0
         self.starts += 1
         self.state = State.RUNNING
@@ -230,6 +246,8 @@ class Call:
         info = ErrorInfo.model_validate_json(payload)
         if info.code == DRAINED:
             self.starts -= 1
+        else:
+            self.returned = info
         self._forget_output()
         self._wait_again()
 

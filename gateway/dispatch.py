@@ -15,7 +15,7 @@ from backbone.registry.base import Registry
 from gateway.call import Call, State
 from gateway.catalogue import Catalogue
 from gateway.metrics import GatewayMetrics
-from schemas.errors import Unavailable
+from schemas.errors import NexusError, Unavailable
 from schemas.jobs import LANES, Capability, Envelope, Lane, Limits
 from schemas.presence import Snapshot
 
@@ -142,6 +142,13 @@ class Dispatcher:
             now = monotonic()
             for call in list(self._calls):
                 call.check(now)
+                if call.returned is not None and not self._is_live(call.queue):
+                    # The backend failed, and by now no worker's backend is well: nobody would take the job for long.
+                    call.fail(NexusError.from_info(call.returned))
+
+    def _is_live(self, queue: Queue) -> bool:
+        model = self.catalogue.get(queue.model)
+        return model is not None and queue.capability in model.live
 
     async def _measure(self) -> None:
         while True:

@@ -1,0 +1,146 @@
+"""Callers that go away, read slowly, or lose their gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import pytest_asyncio
+
+from tests.backends.double_openai import OpenAIDouble
+from tests.cluster import KEY, Cluster, Crew, chat
+from tests.conftest import Eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+STOP_S = 2.0
+SLACK_S = 3.0
+MIB = 1024 * 1024
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def double() -> AsyncIterator[OpenAIDouble]:
+    async with OpenAIDouble() as server:
+        yield server
+
+
+async def on_double(crew: Crew, double: OpenAIDouble, slots: int = 1) -> str:
+    """A worker on the double, which serves the crew's model."""
+    behave(double, crew)
+    return await crew.start(backend="openai", WORKER_BACKEND_URL=double.url, WORKER_CONCURRENCY=str(slots))
+
+
+def behave(double: OpenAIDouble, crew: Crew, **changes: Any) -> None:
+    """How the double answers from now on."""
+    double.behave(models=({"id": crew.model, "object": "model", "created": 7, "owned_by": "tests"},), **changes)
+
+
+def prompts(double: OpenAIDouble) -> list[str]:
+    """What has reached the backend."""
+    return [seen.json["messages"][0]["content"] for seen in double.seen if seen.method == "POST"]
+
+
+async def test_gone_while_queued(crew: Crew, double: OpenAIDouble, eventually: Eventually) -> None:
+    """A caller who hangs up while queued is never run, streaming or not; those behind are."""
+    await on_double(crew, double)
+    behave(double, crew, first_delay_s=60.0)
+    running = crew.stream("one")
+    await eventually(lambda: double.streaming == 1)
+    gone = [crew.ask("never"), crew.stream("never")]
+    behind = crew.ask("two")
+    await eventually(lambda: crew.waits(3))
+    for caller in gone:
+        await caller.hang_up()
+    await eventually(lambda: crew.waits(1), what="they have left the queue")
+    behave(double, crew)
+    await running.hang_up()
+    await behind.end()
+    assert behind.status == 200
+    assert prompts(double) == ["one", "two"]
+    await eventually(lambda: crew.idle())
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_gone_while_running(
+    crew: Crew, cluster: Cluster, double: OpenAIDouble, eventually: Eventually, *, streamed: bool
+) -> None:
+    """A caller hangs up while the answer is made: the backend is stopped within two seconds, and the slot is free again."""
+    worker = await on_double(crew, double)
+    behave(double, crew, token_delay_s=0.1, words=("word",) * 600)
+    caller = crew.ask(stream=streamed)
+    await eventually(lambda: double.streaming == 1)
+    await caller.hang_up()
+    await asyncio.wait_for(double.disconnected.wait(), STOP_S + SLACK_S)
+    behave(double, crew)
+    assert (await crew.ask().end()).status == 200
+    await eventually(lambda: len(cluster.attempts(worker)) == 2)
+    assert [attempt["outcome"] for attempt in cluster.attempts(worker)] == ["cancelled", "completed"]
+    await eventually(lambda: crew.idle())
+
+
+async def test_gateway_killed_while_its_jobs_wait_and_run(
+    crew: Crew, cluster: Cluster, double: OpenAIDouble, eventually: Eventually
+) -> None:
+    """A gateway is killed: what it had running is stopped, what it had queued does not run to its end and leaves the queue."""
+    second = await cluster.start_gateway()
+    worker = await on_double(crew, double)
+    url = cluster.urls[-1]
+    await eventually(lambda: serves(cluster, url, crew.model))
+    behave(double, crew, token_delay_s=0.1, words=("word",) * 600)
+    orphans = [crew.stream(f"orphan {number}", url=url) for number in range(3)]
+    await eventually(lambda: crew.waits(2))
+    await eventually(lambda: double.streaming == 1)
+    second.kill()
+    for orphan in orphans:
+        assert (await orphan.end()).broken
+    await eventually(lambda: crew.idle(), timeout_s=30, what="the orphans have left the queue")
+    behave(double, crew)
+    assert (await crew.ask("served").end()).status == 200
+    await eventually(lambda: len(cluster.attempts(worker)) == 4)
+    assert [attempt["outcome"] for attempt in cluster.attempts(worker)] == ["cancelled"] * 3 + ["completed"]
+
+
+async def serves(cluster: Cluster, url: str, model: str) -> bool:
+    models = (await cluster.http.get(url + "/v1/models")).json()["data"]
+    return any(entry["id"] == model for entry in models)
+
+
+async def test_slow_reader(crew: Crew, cluster: Cluster, eventually: Eventually) -> None:
+    """A caller who reads too slowly costs the gateway a bounded amount of memory, and the worker its slot only until then."""
+    worker = await crew.start()
+    before = resident(cluster)
+    body = json.dumps(chat(model=crew.model, stream=True, echo={"tokens": 4000, "size": 60 * MIB, "delay_ms": 0.1}))
+    with socket.create_connection(("127.0.0.1", urlsplit(cluster.url).port or 0)) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MIB)
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+        client.sendall(f"{head}content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode())
+        await eventually(lambda: cluster.attempts(worker), timeout_s=30)
+        assert cluster.attempts(worker)[0]["outcome"] == "cancelled"
+        assert resident(cluster) - before < 40 * MIB
+        client.setblocking(False)
+        answer = await asyncio.wait_for(read_all(client), 30)
+    assert b"[DONE]" not in answer[-500:]
+    assert b'"slow_reader"' in answer[-500:]
+    assert (await crew.ask().end()).status == 200
+
+
+async def read_all(client: socket.socket) -> bytes:
+    """Until the answer's last chunk."""
+    answer = b""
+    while not answer.endswith(b"\r\n0\r\n\r\n"):
+        data = await asyncio.get_running_loop().sock_recv(client, MIB)
+        if not data:
+            break
+        answer = (answer + data)[-4096:]
+    return answer
+
+
+def resident(cluster: Cluster) -> int:
+    """Bytes of memory that the first gateway holds."""
+    return int(Path(f"/proc/{cluster.gateways[0].pid}/statm").read_text().split()[1]) * 4096

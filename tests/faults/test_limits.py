@@ -1,0 +1,177 @@
+"""Nothing waits without a bound: full queues, time limits, backends that fail in every way, models without workers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from tests.backends.double_openai import OpenAIDouble
+from tests.cluster import Cluster, Crew, Recorded
+from tests.conftest import Eventually
+from tests.faults.conftest import SETTINGS
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+LIMITS = {
+    "FIRST_TOKEN_TIMEOUT_S": "1",
+    "IDLE_TIMEOUT_S": "1",
+    "QUEUE_TIMEOUT_S": "3",
+    "MAX_QUEUED_PER_MODEL": "5",  # with those that run
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
+    """A cluster with narrow limits."""
+    async with Cluster(tmp_path_factory.mktemp("limits"), **SETTINGS, **LIMITS) as cluster:
+        await cluster.start_gateway()
+        yield cluster
+
+
+def code(answer: Recorded) -> tuple[int | None, str | None, str | None]:
+    """Status, and the error's type and code."""
+    error = answer.error or {}
+    return answer.status, error.get("type"), error.get("code")
+
+
+async def test_backend_hangs(crew: Crew, eventually: Eventually) -> None:
+    """A backend that falls silent before its first token is a 504; after it, the stream ends in an error frame."""
+    await crew.start()
+    whole, stream, midway, unseen = (
+        crew.ask(echo={"fail": "hang"}),
+        crew.stream(echo={"fail": "hang"}),
+        crew.stream(echo={"fail": "hang_mid", "tokens": 4}),
+        crew.ask(echo={"fail": "hang_mid", "tokens": 4}),
+    )
+    for answer in (whole, stream, unseen):
+        await answer.end()
+        assert code(answer) == (504, "timeout_error", "timeout")
+        assert answer.headers is not None
+        assert answer.headers["x-should-retry"] == "false"
+    await midway.end()
+    assert midway.status == 200
+    assert len(midway.texts) == 2
+    assert "[DONE]" not in midway.lines
+    assert code(midway)[1:] == ("timeout_error", "timeout")
+    await eventually(lambda: crew.idle())
+
+
+@pytest.mark.parametrize(
+    ("fail", "expected"),
+    [
+        ("before", (502, "backend_error", "backend_error")),
+        ("error", (502, "backend_error", "backend_error")),
+        ("drop", (502, "backend_error", "backend_error")),
+        ("crash", (502, "backend_error", "backend_error")),
+        ("mid", (502, "backend_error", "backend_error")),
+        ("refuse", (400, "invalid_request_error", None)),
+        ("unavailable", (503, "server_error", "backend_unavailable")),
+    ],
+)
+async def test_backend_fails(crew: Crew, eventually: Eventually, fail: str, expected: tuple[object, ...]) -> None:
+    """Each way in which a backend fails has its own status, also for a stream that has not begun; a begun one ends in an error."""
+    await crew.start()
+    whole, stream = crew.ask(echo={"fail": fail}), crew.stream(echo={"fail": fail})
+    await asyncio.gather(whole.end(), stream.end())
+    assert code(whole) == expected
+    if fail in {"drop", "crash", "mid"}:
+        assert stream.status == 200
+        assert "[DONE]" not in stream.lines
+        assert code(stream)[1:] == expected[1:]
+    else:
+        assert code(stream) == expected
+    await eventually(lambda: crew.idle())
+
+
+async def test_passing_failure(crew: Crew, cluster: Cluster, eventually: Eventually) -> None:
+    """A backend that fails once in passing is asked again, and the caller sees nothing of it."""
+    worker = await crew.start()
+    answer = await crew.stream(echo={"fail": "before", "fail_times": 1}).end()
+    assert answer.complete
+    assert "".join(answer.texts) == "hello there"
+    await eventually(lambda: len(cluster.attempts(worker)) == 2)
+    assert [attempt["outcome"] for attempt in cluster.attempts(worker)] == ["returned", "completed"]
+
+
+async def test_backend_down_and_back(crew: Crew, cluster: Cluster, eventually: Eventually) -> None:
+    """A backend dies: callers get clear errors. It comes back: they are served, with nothing restarted."""
+    async with OpenAIDouble() as double:
+        double.behave(models=({"id": crew.model, "object": "model", "created": 7, "owned_by": "tests"},))
+        worker = await crew.start(backend="openai", WORKER_BACKEND_URL=double.url)
+        assert (await crew.ask().end()).status == 200
+        double.behave(models=double.behaviour.models, token_delay_s=0.2, words=("word",) * 100)
+        midway = crew.stream()
+        await eventually(lambda: midway.texts)
+        await double.kill()
+        await midway.end()
+        assert midway.error is not None
+        assert "[DONE]" not in midway.lines
+        refused = await crew.ask().end()
+        assert refused.status in {502, 503}
+        assert refused.error is not None
+        await cluster.wait_for_worker(worker, "unhealthy")
+        refused = await crew.ask().end()
+        assert code(refused) == (503, "server_error", "unavailable")
+        assert refused.headers is not None
+        assert "retry-after" in refused.headers
+        double.behave(models=double.behaviour.models)
+        await double.start()
+        await cluster.wait_for_worker(worker, "ready")
+        assert (await crew.ask().end()).status == 200
+
+
+async def test_queue_full(crew: Crew, eventually: Eventually) -> None:
+    """A full queue refuses with 429 `queue_full` and `Retry-After`, and takes requests again when there is room."""
+    await crew.start(WORKER_CONCURRENCY="1")
+    running = crew.ask(echo={"fail": "hang_mid", "first_delay_ms": 800, "delay_ms": 800, "tokens": 40})
+    await eventually(lambda: crew.runs(1))
+    waiting = [crew.ask(), crew.stream(), crew.ask(), crew.stream()]
+    await eventually(lambda: crew.waits(4))
+    for refused in (crew.ask(), crew.stream()):
+        await refused.end()
+        assert code(refused) == (429, "rate_limit_error", "queue_full")
+        assert refused.headers is not None
+        assert int(refused.headers["retry-after"]) >= 1
+    await running.hang_up()
+    await asyncio.gather(*(answer.end() for answer in waiting))
+    assert [answer.status for answer in waiting] == [200] * 4
+    assert (await crew.ask().end()).status == 200
+
+
+async def test_queued_for_too_long(crew: Crew, cluster: Cluster, eventually: Eventually) -> None:
+    """Who waits sees `: queued position=N` in the stream; who waits too long gets 504, or an error frame in a begun stream."""
+    await crew.start(WORKER_CONCURRENCY="1")
+    running = crew.stream(echo={"first_delay_ms": 500, "delay_ms": 500, "tokens": 100})
+    await eventually(lambda: crew.runs(1))
+    await cluster.start_gateway(QUEUE_COMMENT_AFTER_S="0.3")
+    first = crew.stream(url=cluster.urls[-1])
+    await eventually(lambda: first.comments)
+    second = crew.ask()
+    await asyncio.gather(first.end(), second.end())
+    assert first.comments[0] == ": queued position=0"
+    assert first.status == 200
+    assert "[DONE]" not in first.lines
+    assert code(first)[1:] == ("timeout_error", "queue_timeout")
+    assert code(second) == (504, "timeout_error", "queue_timeout")
+    assert not running.ended
+    await running.hang_up()
+    await eventually(lambda: crew.idle())
+
+
+async def test_nobody_serves_it(crew: Crew, cluster: Cluster, eventually: Eventually) -> None:
+    """A model that never was is 404; one whose workers have all gone is 503 with `Retry-After`, until one is back."""
+    unknown = await crew.ask().end()
+    assert code(unknown) == (404, "invalid_request_error", "model_not_found")
+    name = await crew.start()
+    assert (await crew.ask().end()).status == 200
+    crew.kill(name)
+    await cluster.wait_for_worker(name, None)
+    gone = await crew.ask().end()
+    assert code(gone) == (503, "server_error", "unavailable")
+    assert gone.headers is not None
+    assert int(gone.headers["retry-after"]) >= 1
+    await crew.start()
+    assert (await crew.ask().end()).status == 200
