@@ -33,7 +33,7 @@ QUEUE = 4
 """Jobs that may wait for one model."""
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
     """Shared: stop nothing in it."""
     cluster = Cluster(tmp_path_factory.mktemp("clients"), MAX_QUEUED_PER_MODEL=str(QUEUE))
@@ -57,17 +57,17 @@ async def _another_gateway(cluster: Cluster, **settings: str) -> str:
     return cluster.urls[-1]
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def impatient_url(cluster: Cluster) -> str:
     return await _another_gateway(cluster, BODY_TIMEOUT_S="1", FIRST_TOKEN_TIMEOUT_S="0.5")
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def keyless_url(cluster: Cluster) -> str:
     return await _another_gateway(cluster, GATEWAY_BEARER_TOKEN="")
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def smollm2(cluster: Cluster) -> AsyncIterator[str]:
     model = find_model()
     if model is None:
@@ -93,7 +93,7 @@ async def smollm2(cluster: Cluster) -> AsyncIterator[str]:
         await server.stop()
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="package", loop_scope="session")
 async def double(cluster: Cluster) -> AsyncIterator[OpenAIDouble]:
     async with OpenAIDouble() as server:
         await cluster.start_worker("openai", WORKER_BACKEND_URL=server.url)
