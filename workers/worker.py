@@ -10,6 +10,7 @@ from time import monotonic
 import structlog
 
 from backbone.bus.base import Delivery, Queue, WorkerBus
+from backbone.bus.subjects import encode_model
 from backbone.registry.base import Announcement, Registry
 from backbone.version import VERSION
 from schemas.control import Control, ControlOp
@@ -65,6 +66,7 @@ class Worker:
         self._tasks: set[asyncio.Task[None]] = set()
         self._models: tuple[ModelOffer, ...] = ()
         self._last_model: str | None = None
+        self._unnamed: set[str] = set()
         self._slots = 1
         self._state = WorkerState.UNHEALTHY
         self._identity = Identity(worker_id, backend.name)
@@ -149,6 +151,7 @@ class Worker:
         """The backend is well, and this is what it serves."""
         assert self._bus is not None
         slots = self._wanted_slots or slots or self._backend.default_slots
+        models = tuple(model for model in models if self._can_name(model))
         changed = self._intake is None or models != self._models or slots != self._slots
         self._metrics.backend_up.labels(self._backend.name).set(1)
         self._metrics.slots.set(slots)
@@ -163,6 +166,17 @@ class Worker:
             self._state = WorkerState.READY
             await self._announce()
         self._intake.open()
+
+    def _can_name(self, model: ModelOffer) -> bool:
+        """Whether a subject can hold the model's name; the others are served all the same."""
+        try:
+            encode_model(model.name)
+        except NexusError as error:
+            if model.name not in self._unnamed:
+                self._unnamed.add(model.name)
+                log.warning("model not served", model=model.name, error=error.info.message)
+            return False
+        return True
 
     async def _unhealthy(self, error: Exception) -> None:
         self._metrics.backend_up.labels(self._backend.name).set(0)

@@ -1,0 +1,166 @@
+"""A whole worker in memory: what it says of itself, and what becomes of jobs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from backbone.bus.memory import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
+from backbone.registry.memory import MemoryHub, MemoryRegistry
+from gateway.call import Call, State
+from gateway.dispatch import Dispatcher
+from gateway.metrics import GatewayMetrics
+from schemas.jobs import Capability, Lane, Limits
+from schemas.presence import ModelOffer, WorkerState
+from tests.conftest import Eventually
+from workers.backends.base import Backend, BackendConfig, BackendUnavailable, Chunk, Discovery, Finish, Output, Task
+from workers.metrics import WorkerMetrics
+from workers.worker import Worker
+
+
+class Script(Backend):
+    """An adapter that does what the test says."""
+
+    def __init__(self) -> None:
+        super().__init__(BackendConfig())
+        self.models = ["m"]
+        self.slots = 2
+        self.up = True
+        self.ran: list[str] = []
+        self.stopped: list[str] = []
+        self.go = asyncio.Event()
+        self.go.set()
+
+    async def discover(self) -> Discovery:
+        await self.health()
+        return Discovery(tuple(ModelOffer(name=n, capabilities=(Capability.CHAT,)) for n in self.models), self.slots)
+
+    async def health(self) -> None:
+        if not self.up:
+            raise BackendUnavailable("down")
+
+    async def run(self, task: Task) -> AsyncIterator[Output]:
+        self.ran.append(task.job)
+        try:
+            await self.go.wait()
+            yield Chunk(b"answer of " + task.model.encode())
+            yield Finish()
+        finally:
+            self.stopped.append(task.job)
+
+
+class Rig:
+    """One gateway's dispatcher and one worker, without any server."""
+
+    def __init__(self) -> None:
+        self.broker, self.hub, self.backend = MemoryBroker(), MemoryHub(), Script()
+        registry = MemoryRegistry(self.hub)
+        self.dispatcher = Dispatcher(MemoryGatewayBus(self.broker), registry, GatewayMetrics(), Limits(), 15.0)
+        self.registry = registry
+        self.worker = Worker(
+            worker_id="w", host="h", backend=self.backend, registry=MemoryRegistry(self.hub), metrics=WorkerMetrics(),
+            ack_wait_s=15.0, health_interval_s=0.05, drain_s=0.2,
+        )  # fmt: skip
+        self.life: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        await self.dispatcher.bus.start()
+        await self.registry.start()
+        await self.dispatcher.start()
+        self.life = asyncio.create_task(self.worker.run(MemoryWorkerBus(self.broker, self.worker.on_job)))
+
+    def call(self, model: str = "m") -> Call:
+        return self.dispatcher.call(
+            request_id="req", endpoint="/", capability=Capability.CHAT, lane=Lane.DEFAULT, public_model=model, stream=False,
+            owner="o", body=b"{}",
+        )  # fmt: skip
+
+    def live(self) -> list[str]:
+        return [model.name for model in self.dispatcher.catalogue.live()]
+
+    def state(self) -> WorkerState | None:
+        snapshot = self.registry.snapshot
+        worker = snapshot.workers.get("w") if snapshot else None
+        return worker.state if worker else None
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    made = Rig()
+    await made.start()
+    yield made
+    made.backend.go.set()
+    made.worker.drain()
+    assert made.life is not None
+    await made.life
+    await made.dispatcher.close()
+
+
+async def test_a_job_is_run_and_answered(rig: Rig, eventually: Eventually) -> None:
+    """From submit to answer, through the queue."""
+    await eventually(lambda: rig.live() == ["m"])
+    call = rig.call()
+    await call.wait_end()
+    assert (call.error, call.take()) == (None, b"answer of m")
+    await eventually(lambda: not rig.broker.jobs)
+
+
+async def test_new_models_are_noticed(rig: Rig, eventually: Eventually) -> None:
+    """A model that the backend gains is served without a restart; one that it loses is no longer offered."""
+    await eventually(lambda: rig.live() == ["m"])
+    rig.backend.models = ["other"]
+    await eventually(lambda: rig.live() == ["other"])
+    call = rig.call("other")
+    await call.wait_end()
+    assert call.take() == b"answer of other"
+
+
+async def test_a_name_that_no_subject_can_hold_does_no_harm(rig: Rig, eventually: Eventually) -> None:
+    """A model with an over-long name is left out; the backend's others, and those that come later, are served."""
+    rig.backend.models = ["日本/…" * 40, "fine"]
+    await eventually(lambda: rig.live() == ["fine"])
+    rig.backend.models = ["日本/…" * 40, "later"]
+    await eventually(lambda: rig.live() == ["later"])
+    call = rig.call("later")
+    await call.wait_end()
+    assert call.error is None
+
+
+async def test_a_backend_that_is_down_takes_no_jobs(rig: Rig, eventually: Eventually) -> None:
+    """While its backend is down a worker is listed as unhealthy; afterwards it serves again."""
+    await eventually(lambda: rig.state() is WorkerState.READY)
+    rig.backend.up = False
+    await eventually(lambda: rig.state() is WorkerState.UNHEALTHY)
+    assert rig.live() == []
+    rig.backend.up = True
+    await eventually(lambda: rig.live() == ["m"])
+    call = rig.call()
+    await call.wait_end()
+    assert call.error is None
+
+
+async def test_a_caller_who_leaves_stops_the_backend(rig: Rig, eventually: Eventually) -> None:
+    """The worker is told, and the backend's work ends."""
+    await eventually(lambda: rig.live() == ["m"])
+    rig.backend.go.clear()
+    call = rig.call()
+    await eventually(lambda: rig.backend.ran and call.state is State.RUNNING)
+    rig.dispatcher.finish(call)
+    await eventually(lambda: rig.backend.stopped)
+    await eventually(lambda: not rig.broker.jobs)
+
+
+async def test_a_drained_worker_leaves_before_it_stops(rig: Rig, eventually: Eventually) -> None:
+    """It is gone from the registry while its last job still runs; a job that does not end goes back to the queue."""
+    await eventually(lambda: rig.live() == ["m"])
+    rig.backend.go.clear()
+    call = rig.call()
+    await eventually(lambda: call.state is State.RUNNING)
+    rig.worker.drain()
+    await eventually(lambda: rig.state() is None)
+    await eventually(lambda: call.state is State.QUEUED)
+    assert call.starts == 0
+    assert len(rig.broker.jobs) == 1
+    rig.dispatcher.finish(call)
