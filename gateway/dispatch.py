@@ -133,6 +133,8 @@ class Dispatcher:
             log.warning("queue not open yet", queue=queue, error=str(error))
             await asyncio.sleep(1)
             self._changed.set()
+        except NexusError as error:
+            log.warning("queue cannot be opened", queue=queue, error=str(error))
 
     # Clocks
 
