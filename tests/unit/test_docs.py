@@ -1,0 +1,156 @@
+"""What the documents say is so: metrics, settings, commands, routes, links, dependencies."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import typer
+from prometheus_client import CollectorRegistry, Counter
+
+from backbone.settings import GatewaySettings, WorkerSettings
+from cli.main import app
+from gateway.app import ENDPOINTS
+from gateway.metrics import GatewayMetrics
+from gateway.routes import models, operation
+from workers.metrics import WorkerMetrics
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "bench" / "README.md"])
+README = (ROOT / "README.md").read_text()
+OPERATIONS = (ROOT / "docs" / "OPERATIONS.md").read_text()
+
+CODE = re.compile(r"`([^`\n]+)`|```.*?\n(.*?)```", re.DOTALL)
+LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
+METRIC = re.compile(r"\bnexus_[a-z_]+\b")
+SUFFIXES = ("_bucket", "_sum", "_count")
+SETTING = re.compile(r"\b(?:[A-Z]+_)+[A-Z]+\b")
+NOT_SETTINGS = re.compile(r"NEXUS_\w+|ETCD_UNSAFE_NO_FSYNC|MAX_STARTS|BODY_LIMIT")
+"""Variables of the console and the embedded stack, of etcd itself, streams, and constants that a page names."""
+COMMAND = re.compile(r"(?:^|[`$ ])nexus ([a-z]+)\b", re.MULTILINE)
+FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
+ROUTE = re.compile(r"`(GET|POST) (/[^`\s]*)`")
+
+
+def metrics(registry: CollectorRegistry) -> set[str]:
+    """Names as Prometheus sees them."""
+    collectors = cast("dict[Any, list[str]]", registry._collector_to_names)
+    return {
+        f"{family.name}_total" if isinstance(collector, Counter) else family.name
+        for collector in collectors
+        for family in collector.collect()
+    }
+
+
+def settings() -> set[str]:
+    return {name.upper() for kind in (GatewaySettings, WorkerSettings) for name in kind.model_fields}
+
+
+def commands() -> dict[str, set[str]]:
+    """Each subcommand and its flags."""
+    root = cast("Any", typer.main.get_command(app))
+    return {
+        name: {flag for one in command.params for flag in (*one.opts, *one.secondary_opts) if flag.startswith("--")}
+        for name, command in root.commands.items()
+    }
+
+
+def code_of(page: str) -> str:
+    return "\n".join(short or long for short, long in CODE.findall(page))
+
+
+def section(page: str, title: str) -> str:
+    return page.split(f"### {title}\n", 1)[1].split("\n##", 1)[0]
+
+
+@pytest.mark.parametrize(
+    ("title", "registry"), [("Gateway", GatewayMetrics().registry), ("Worker", WorkerMetrics().registry)]
+)
+def test_every_metric_is_described_and_every_described_one_exists(title: str, registry: CollectorRegistry) -> None:
+    """The tables in docs/OPERATIONS.md and the code name the same metrics."""
+    assert set(METRIC.findall(section(OPERATIONS, title))) == metrics(registry)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_page_names_a_metric_that_is_not_there(page: Path) -> None:
+    """Alarms on metrics that do not exist never ring."""
+    known = metrics(GatewayMetrics().registry) | metrics(WorkerMetrics().registry)
+    known |= {name + suffix for name in known for suffix in SUFFIXES}
+    assert set(METRIC.findall(page.read_text())) <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_setting_that_a_page_names_exists(page: Path) -> None:
+    """A setting that is misspelt in a page would be ignored without a word."""
+    named = set(SETTING.findall(code_of(page.read_text())))
+    assert {name for name in named - settings() if not NOT_SETTINGS.fullmatch(name)} == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_that_a_page_names_exists(page: Path) -> None:
+    """Commands that are pasted from a page work."""
+    assert set(COMMAND.findall(code_of(page.read_text()))) <= set(commands())
+
+
+def test_every_flag_in_the_readme_exists() -> None:
+    """On every line with a `nexus` command, its flags are that command's."""
+    known, seen = commands(), 0
+    for line in code_of(README).replace('make up ARGS="', "nexus up ").splitlines():
+        for command in COMMAND.findall(line.split("#")[0])[:1]:
+            flags = set(FLAG.findall(line.split("#")[0]))
+            seen += len(flags)
+            assert flags <= known[command], line
+    assert seen > 10
+
+
+def test_every_command_is_in_the_readme() -> None:
+    """Nobody has to guess what the console can do."""
+    assert set(commands()) <= set(COMMAND.findall(code_of(README)))
+
+
+def test_the_readme_lists_every_route() -> None:
+    """The table of routes is the one that is served."""
+    routers = (operation.probes, operation.router, models.router)
+    served = {("POST", endpoint.path) for endpoint in ENDPOINTS}
+    for router in routers:
+        for route in cast("list[Any]", router.routes):
+            path = re.sub(r"\{[^}]+\}", "{id}", route.path)
+            served |= {(method, path) for method in route.methods if method != "HEAD"}
+    table = README.split("## HTTP surface")[1].split("\n## ")[0]
+    assert set(ROUTE.findall(table)) == served
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """Links to files and headings of this repository resolve."""
+    for link in LINK.findall(page.read_text()):
+        if "://" in link or link.startswith("mailto:"):
+            continue
+        name, _, heading = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists(), link
+        if heading:
+            assert heading in anchors(target.read_text()), link
+
+
+def anchors(page: str) -> set[str]:
+    """Headings as GitHub names them."""
+    titles = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page, flags=re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def test_every_dependency_has_an_owner_among_the_import_contracts() -> None:
+    """A library that anybody may import ends up everywhere; pydantic alone may."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = {re.split(r"[^\w-]", line)[0].replace("_", "-").lower() for line in project["project"]["dependencies"]}
+    modules: dict[str, set[str]] = {}
+    for module, distributions in packages_distributions().items():
+        for name in distributions:
+            modules.setdefault(name.replace("_", "-").lower(), set()).add(module)
+    contracts = project["tool"]["importlinter"]["contracts"]
+    owned = {module for one in contracts for module in one.get("protected_modules", [])}
+    assert {name for name in wanted if not modules[name] & owned} == {"pydantic"}
