@@ -342,7 +342,7 @@ class Crew:
 
     def ask(self, content: str = "hello there", *, url: str = "", **fields: Any) -> Recorded:
         """Send a chat request for the model, and follow its answer."""
-        return self.cluster.record(chat(content, model=self.model, **fields), url=url)
+        return self.cluster.record(chat(content, **({"model": self.model} | fields)), url=url)
 
     def stream(self, content: str = "hello there", *, url: str = "", **fields: Any) -> Recorded:
         """The same, streamed."""

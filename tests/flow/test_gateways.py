@@ -1,0 +1,88 @@
+"""Several gateways, and what a gateway says about itself."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.cluster import Cluster, Crew
+from tests.conftest import Eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def serves(cluster: Cluster, url: str, model: str) -> bool:
+    models = (await cluster.http.get(url + "/v1/models")).json()["data"]
+    return any(entry["id"] == model for entry in models)
+
+
+async def test_two_gateways(crew: Crew, cluster: Cluster, eventually: Eventually) -> None:
+    """Two gateways serve the same workers at once; each caller gets the answer to its own question."""
+    await crew.start_all("delay_ms=5", "delay_ms=5")
+    second = await cluster.start_gateway()
+    urls = [cluster.url, cluster.urls[-1]]
+    await eventually(lambda: serves(cluster, urls[1], crew.model))
+    asked = {f"question {number}": crew.ask(f"question {number}", url=urls[number % 2]) for number in range(60)}
+    streamed = {f"stream {number}": crew.stream(f"stream {number}", url=urls[number % 2]) for number in range(60)}
+    for question, answer in asked.items():
+        assert (await answer.end()).text == question
+    for question, stream in streamed.items():
+        await stream.end()
+        assert stream.complete
+        assert "".join(stream.texts) == question
+    assert await second.stop(15) == 0
+
+
+async def test_several_processes_behind_one_port(crew: Crew, cluster: Cluster, eventually: Eventually) -> None:
+    """`GATEWAY_WORKERS=2` runs two processes on one port; SIGTERM ends them all."""
+    await crew.start()
+    gateway = await cluster.start_gateway(GATEWAY_WORKERS="2", OBSERVABILITY_PORT="0")
+    url = cluster.urls[-1]
+    ids: set[str] = set()
+
+    async def both() -> bool:
+        answers = [crew.ask(url=url) for _ in range(20)]
+        await asyncio.gather(*(answer.end() for answer in answers))
+        assert [answer.status for answer in answers if answer.status not in {200, 503}] == []
+        ids.update(line["gateway"] for line in cluster.log_events(gateway) if line.get("event") == "request")
+        return len(ids) == 2
+
+    await eventually(lambda: serves(cluster, url, crew.model))
+    await eventually(both, timeout_s=30)
+    children = processes_of(gateway.pid or 0)
+    assert len(children) == 2
+    assert await gateway.stop(15) == 0
+    assert [pid for pid in children if Path(f"/proc/{pid}").exists()] == []
+    with pytest.raises(httpx.ConnectError):
+        await cluster.http.get(url + "/health")
+
+
+def processes_of(parent: int) -> list[int]:
+    """The children of a process."""
+    return [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+async def test_readiness(cluster: Cluster, eventually: Eventually) -> None:
+    """`/readyz` is 503 without NATS and 200 again when it is back; `/health` does not care."""
+
+    async def ready() -> tuple[int, str]:
+        response = await cluster.get("/readyz")
+        return response.status_code, response.json()["status"]
+
+    async def says(*wanted: object) -> bool:
+        return await ready() == wanted
+
+    assert await ready() == (200, "ready")
+    cluster.nats.pause()
+    await eventually(lambda: says(503, "unavailable"))
+    assert (await cluster.get("/health")).status_code == 200
+    cluster.nats.resume()
+    await eventually(lambda: says(200, "ready"))
+    cluster.nats.kill()
+    await cluster.nats.process.wait()
+    await eventually(lambda: says(503, "unavailable"))
+    await cluster.nats.restart()
+    await eventually(lambda: says(200, "ready"))

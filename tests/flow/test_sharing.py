@@ -1,0 +1,147 @@
+"""How work is shared: among workers, models and lanes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from itertools import pairwise
+
+import pytest
+
+from tests.backends.double_openai import OpenAIDouble
+from tests.cluster import Cluster, Crew, Recorded
+from tests.conftest import Eventually
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def ask_many(ask: Callable[[], Recorded], count: int, concurrency: int) -> None:
+    """`count` requests, `concurrency` at once; each must succeed."""
+    left = iter(range(count))
+
+    async def one_after_another() -> None:
+        for _ in left:
+            answer = await ask().end()
+            assert answer.status == 200, answer.body
+
+    await asyncio.gather(*(one_after_another() for _ in range(concurrency)))
+
+
+async def shares(crew: Crew, eventually: Eventually, total: int) -> list[int]:
+    """How many attempts each worker has completed, once they add up."""
+
+    def counts() -> list[int]:
+        return [len(crew.cluster.attempts(name)) for name in crew.names]
+
+    await eventually(lambda: sum(counts()) == total)
+    return counts()
+
+
+@pytest.mark.parametrize("slots", [2, 32], ids=["careful", "wide"])
+async def test_three_workers_share_a_model(crew: Crew, eventually: Eventually, slots: int) -> None:
+    """Three workers of one model each take a fair share, with few slots and with many; none runs more than its slots."""
+    await crew.start_all("delay_ms=10", "delay_ms=10", "delay_ms=10", WORKER_CONCURRENCY=str(slots))
+    most = 0
+    done = asyncio.Event()
+
+    async def look() -> None:
+        nonlocal most
+        while not done.is_set():
+            most = max(most, await crew.cluster.in_progress(crew.model))
+
+    looking = asyncio.create_task(look())
+    await ask_many(crew.ask, 300, 24)
+    done.set()
+    await looking
+    taken = await shares(crew, eventually, 300)
+    assert min(taken) >= 40, taken
+    assert 0 < most <= 3 * slots
+
+
+async def test_slots_are_never_exceeded(crew: Crew, cluster: Cluster, eventually: Eventually) -> None:
+    """However many ask at once, a worker runs as many jobs as it has slots; the others wait, and all are answered."""
+    await crew.start(options="delay_ms=300,first_delay_ms=300", WORKER_CONCURRENCY="3")
+    answers = [crew.ask() for _ in range(12)]
+    seen: set[int] = set()
+    await eventually(lambda: cluster.in_progress(crew.model))
+    while not all(answer.ended for answer in answers):
+        seen.add(await cluster.in_progress(crew.model))
+    assert max(seen) == 3
+    assert [answer.status for answer in answers] == [200] * 12
+
+
+async def test_a_new_worker_takes_its_share(crew: Crew, cluster: Cluster, eventually: Eventually) -> None:
+    """A worker that starts while others are busy is at work within seconds, and nothing else changes."""
+    await crew.start_all("delay_ms=100", "delay_ms=100", WORKER_CONCURRENCY="1")
+    async with under_load(crew, 8):
+        await eventually(lambda: all(cluster.attempts(name) for name in crew.names))
+        new = await crew.start(options="delay_ms=100", WORKER_CONCURRENCY="1")
+        await eventually(lambda: len(cluster.attempts(new)) >= 5, timeout_s=10)
+
+
+@asynccontextmanager
+async def under_load(crew: Crew, concurrency: int) -> AsyncIterator[None]:
+    stopping = False
+
+    async def ask() -> None:
+        while not stopping:
+            assert (await crew.ask().end()).status == 200
+
+    asks = [asyncio.create_task(ask()) for _ in range(concurrency)]
+    yield
+    stopping = True
+    await asyncio.gather(*asks)
+
+
+async def test_models_of_one_worker(crew: Crew) -> None:
+    """A worker with several models stays with the one that is loaded, since a swap is slow, and still comes to each of the others."""
+    models = [f"{crew.model}-{letter}" for letter in "abc"]
+    async with OpenAIDouble() as double:
+        double.behave(
+            models=tuple({"id": name, "object": "model", "created": 7, "owned_by": "tests"} for name in models),
+            first_delay_s=0.02,
+        )
+        await crew.start(backend="openai", WORKER_MODELS="", WORKER_BACKEND_URL=double.url, WORKER_CONCURRENCY="1")
+        answers = [crew.ask(model=model) for _ in range(20) for model in models]
+        for answer in answers:
+            assert (await answer.end()).status == 200
+        order = [seen.json["model"] for seen in double.seen if seen.method == "POST"]
+    assert Counter(order) == dict.fromkeys(models, 20)
+    swaps = sum(before != after for before, after in pairwise(order))
+    assert swaps <= 15, order
+    assert max(order.index(model) for model in models) <= 30, order
+
+
+def lane_of(answers: dict[str, list[Recorded]], ended: list[Recorded]) -> list[str]:
+    lanes = {id(answer): lane for lane, group in answers.items() for answer in group}
+    return [lanes[id(answer)] for answer in ended]
+
+
+async def test_lanes(crew: Crew, eventually: Eventually) -> None:
+    """Priority goes before a backlog of default requests, and flex still starts within eight higher jobs."""
+    await crew.start(options="first_delay_ms=50,delay_ms=0,tokens=1", WORKER_CONCURRENCY="1")
+    holding = crew.ask(echo={"first_delay_ms": 1500})
+    await eventually(lambda: crew.runs(1))
+    ended: list[Recorded] = []
+    answers: dict[str, list[Recorded]] = {}
+
+    async def send(tier: str, count: int) -> None:
+        answers[tier] = [crew.ask(service_tier=tier) for _ in range(count)]
+        await eventually(lambda: crew.waits(sum(map(len, answers.values()))))
+
+    await send("default", 20)
+    await send("flex", 1)
+    await send("priority", 4)
+    assert not holding.ended
+
+    async def note(answer: Recorded) -> None:
+        await answer.end()
+        ended.append(answer)
+
+    await asyncio.gather(*(note(answer) for group in answers.values() for answer in group))
+    lanes = lane_of(answers, sorted(ended, key=lambda answer: answer.began + answer.seconds))
+    assert {answer.status for answer in ended} == {200}
+    assert lanes.index("default") >= 3, lanes
+    assert lanes.index("flex") <= 9, lanes
