@@ -41,6 +41,8 @@ class GatewaySettings(CommonSettings):
     """The bootstrap admin key. Without one, every `/v1` route answers 401."""
     gateway_workers: int = Field(default=1, ge=1, le=64)
     """Gateway processes sharing the port."""
+    gateway_drain_s: float = Field(default=20.0, ge=0)
+    """Seconds that open requests get to finish on SIGTERM; what is left is answered with an error."""
     max_body_bytes: int = Field(default=32 * 1024 * 1024, gt=0)
     """Larger request bodies are 413. NATS's `max_payload` bounds it too, whichever is less."""
     body_timeout_s: float = Field(default=30.0, gt=0)

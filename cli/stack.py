@@ -29,6 +29,8 @@ STOP_S = 4.7
 """Everything has ended this long after it was asked to, by force where need be."""
 WORKER_GRACE_S = 2.5
 WORKER_DRAIN_S = 1.5
+GATEWAY_DRAIN_S = 0.2
+"""The workers have ended by then: what is still open waits for nobody."""
 GATEWAY_GRACE_S = 1.0
 LLAMA_GRACE_S = 0.3
 SERVER_GRACE_S = 0.7
@@ -178,6 +180,7 @@ class Stack:
             "OBSERVABILITY_PORT": str(self.options.observability_port),
             "GATEWAY_BEARER_TOKEN": self.options.key,
             "GATEWAY_WORKERS": str(self.options.gateways),
+            "GATEWAY_DRAIN_S": str(GATEWAY_DRAIN_S),
         }
         process = self._process(
             "gateway", "gateway", [], variables, ready=lambda: self._answers(f"{self.options.url}/readyz")

@@ -296,7 +296,9 @@ class Call:
                 return
             self.wake()
         elif self._size > MAX_ANSWER:
-            self.fail(BackendFailed(f"the answer is larger than {MAX_ANSWER} bytes; stream it", code="answer_too_large"))
+            self.fail(
+                BackendFailed(f"the answer is larger than {MAX_ANSWER} bytes; stream it", code="answer_too_large")
+            )
 
     def _forget_output(self) -> None:
         self._pieces = []

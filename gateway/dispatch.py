@@ -53,12 +53,16 @@ class Dispatcher:
     async def close(self) -> None:
         """End what still runs."""
         self._unsubscribe()
-        for call in list(self._calls):
-            call.fail(Unavailable("the gateway is shutting down; try again"))
+        self.end_calls()
         for task in self._tasks:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+
+    def end_calls(self) -> None:
+        """Every open request ends, with an error that says why."""
+        for call in list(self._calls):
+            call.fail(Unavailable("the gateway is shutting down; try again", should_retry=True))
 
     def call(
         self,

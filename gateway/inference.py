@@ -46,6 +46,7 @@ class Bounds:
     max_body_bytes: int
     body_timeout_s: float
     comment_after_s: float
+    log_prompts: bool = False
 
 
 class Inference:
@@ -112,6 +113,8 @@ class _Request:
         limit = min(side._bounds.max_body_bytes, side._dispatcher.bus.max_message_bytes)
         body = await read_body(headers, receive, limit, side._bounds.body_timeout_s)
         request: Any = parse(body, self._endpoint.schema)
+        if side._bounds.log_prompts:
+            log.debug("prompt", request_id=self._reply.request_id, body=body.decode())
         call = side._dispatcher.call(
             request_id=self._reply.request_id,
             endpoint=self._endpoint.path,

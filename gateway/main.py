@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import secrets
 import signal
@@ -36,8 +37,8 @@ from schemas.jobs import Limits
 
 log = structlog.get_logger(__name__)
 
-GRACE_S = 5
-"""Open streams get this long on SIGTERM; uvicorn would wait for them for ever."""
+LAST_WORDS_S = 1.0
+"""For open requests to be told that the gateway ends, after `GATEWAY_DRAIN_S`."""
 INHERITED = "NEXUS_GATEWAY_SOCKET"
 INDEX = "NEXUS_GATEWAY_INDEX"
 
@@ -82,7 +83,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _server(app: object, head_timeout_s: float) -> _Server:
+def _server(app: object, head_timeout_s: float, drain_s: float) -> _Server:
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         loop="none",
@@ -93,7 +94,8 @@ def _server(app: object, head_timeout_s: float) -> _Server:
         log_config=None,
         server_header=False,
         proxy_headers=False,  # nothing reads the caller's address
-        timeout_graceful_shutdown=GRACE_S,
+        # Without it uvicorn waits for open streams for ever.
+        timeout_graceful_shutdown=math.ceil(drain_s + LAST_WORDS_S),
         timeout_keep_alive=75,
         backlog=2048,
     )
@@ -122,7 +124,9 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
     auth = Auth(token.get_secret_value() if token else None)
     if token is None:
         log.warning("no key is configured: every /v1 route answers 401", setting="GATEWAY_BEARER_TOKEN")
-    bounds = Bounds(settings.max_body_bytes, settings.body_timeout_s, settings.queue_comment_after_s)
+    bounds = Bounds(
+        settings.max_body_bytes, settings.body_timeout_s, settings.queue_comment_after_s, settings.log_prompts
+    )
     inference = Inference(dispatcher, auth, metrics, bounds)
     parts = Parts(dispatcher, inference, auth, ReadinessCheck(bus, registry, store), metrics.registry)
 
@@ -138,12 +142,13 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
         await store.start()
         stack.push_async_callback(dispatcher.close)
         await dispatcher.start()
-        timeout = settings.body_timeout_s
-        api = _server(Door(make_app(parts), inference, ENDPOINTS, settings.cors_origins), timeout)
-        probes = _server(Door(make_observability_app(parts), inference, [], settings.cors_origins), timeout)
+        timeout, drain_s = settings.body_timeout_s, settings.gateway_drain_s
+        api = _server(Door(make_app(parts), inference, ENDPOINTS, settings.cors_origins), timeout, drain_s)
+        probes = _server(Door(make_observability_app(parts), inference, [], settings.cors_origins), timeout, drain_s)
         loop = asyncio.get_running_loop()
 
         def stop() -> None:
+            loop.call_later(drain_s, dispatcher.end_calls)
             for server in (api, probes):
                 # A second signal does not wait for open streams.
                 server.force_exit = server.should_exit
