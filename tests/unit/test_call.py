@@ -52,7 +52,10 @@ class Rig:
 
     def start(self, delivery: int, worker: str = "") -> bytes | None:
         return self.hear(
-            EventKind.STARTED, delivery, 0, Started(worker=worker or f"w{delivery}", backend="b").model_dump_json().encode()
+            EventKind.STARTED,
+            delivery,
+            0,
+            Started(worker=worker or f"w{delivery}", backend="b").model_dump_json().encode(),
         )
 
     def chunk(self, delivery: int, seq: int, data: bytes) -> bytes | None:
