@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from time import monotonic
@@ -35,6 +35,7 @@ MAX_FRAME = 256 * 1024
 ASK_AGAIN_S = 0.25
 ASK_TRIES = 10
 """A gateway that nobody hears for this many questions is gone; fewer, and it may only be reconnecting."""
+MAX_SILENT = 64
 MAX_TRANSIENT = 3
 """Deliveries after which a transient backend error is final."""
 CLOSE_S = 10.0
@@ -64,6 +65,8 @@ class Identity:
 
     worker: str
     backend: str
+    silent: set[str] = field(default_factory=set, compare=False)
+    """Gateways that nobody has heard ASK_TRIES times: their next job is not worth as many."""
 
     @cached_property
     def started(self) -> bytes:
@@ -169,14 +172,19 @@ class Attempt:
             self._ask()
 
     def _answered(self, answer: bytes | None) -> None:
+        gateway, silent = self.envelope.reply.rpartition(".")[0], self._who.silent
+        if answer is not None:
+            silent.discard(gateway)
         if answer == GO:
             self._known, self._asked = True, 0
-            return
-        if answer is not None:
+        elif answer is not None:
             self.stop(Stop.GONE if answer == GONE else Stop.STALE)
-        elif self._asked < ASK_TRIES:
+        elif self._asked < ASK_TRIES and gateway not in silent:
             self._loop.call_later(ASK_AGAIN_S, self._ask_again)
         else:
+            if len(silent) >= MAX_SILENT:
+                silent.clear()
+            silent.add(gateway)
             self.stop(Stop.GONE)
 
     # The work

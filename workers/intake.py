@@ -100,8 +100,10 @@ class Intake:
             return False
         self.busy += 1
         self._hot[queue] = now
-        self._book.took(queue, job.pending, now)
-        if self._wide or job.pending:
+        # Jobs that come again are not counted as pending, and a dead worker leaves several: look again at once.
+        left = job.pending or int(job.delivery > 1)
+        self._book.took(queue, left, now)
+        if self._wide or left:
             self._fill()
         return True
 

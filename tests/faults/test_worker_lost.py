@@ -30,15 +30,15 @@ def whole(answer: Recorded, size: int) -> bool:
 
 
 async def test_killed_before_the_first_token(crew: Crew, eventually: Eventually) -> None:
-    """A worker is killed before its first token: whoever waits sees a delay, and then the whole answer."""
-    old = await crew.start(options=f"{OLD},first_delay_ms=60000")
-    answers = [crew.stream(), crew.ask()]
-    await eventually(lambda: crew.runs(2))
+    """A worker is killed before its first tokens: everybody who waits sees the same short delay, and then the whole answer."""
+    old = await crew.start(options=f"{OLD},first_delay_ms=60000", WORKER_CONCURRENCY="16")
+    answers = [crew.ask(stream=bool(number % 2)) for number in range(16)]
+    await eventually(lambda: crew.runs(16))
     await crew.start(options=NEW)
     killed_at = asyncio.get_running_loop().time()
     crew.kill(old)
     await asyncio.gather(*(answer.end() for answer in answers))
-    assert [whole(answer, 20) for answer in answers] == [True, True]
+    assert [whole(answer, 20) for answer in answers] == [True] * 16
     assert asyncio.get_running_loop().time() - killed_at < ACK_WAIT_S + 1 + SLACK_S
     await eventually(lambda: crew.idle())
 
@@ -88,6 +88,7 @@ async def test_frozen_before_the_first_token(crew: Crew, cluster: Cluster, event
     assert [whole(answer, 20) for answer in answers] == [True, True]
     await eventually(lambda: len(cluster.attempts(old)) == 2)
     assert [attempt["outcome"] for attempt in cluster.attempts(old)] == ["fenced", "fenced"]
+    await eventually(lambda: len(cluster.attempts(new)) == 2)
     assert [attempt["outcome"] for attempt in cluster.attempts(new)] == ["completed", "completed"]
     await eventually(lambda: crew.idle())
 
@@ -103,6 +104,7 @@ async def test_frozen_alone(crew: Crew, cluster: Cluster, eventually: Eventually
     await asyncio.gather(*(answer.end() for answer in answers))
     assert [whole(answer, 10) for answer in answers] == [True, True, True]
     await eventually(lambda: crew.idle())
+    await eventually(lambda: len(cluster.attempts(only)) == 6)
     outcomes = sorted(attempt["outcome"] for attempt in cluster.attempts(only))
     assert outcomes == ["completed"] * 3 + ["fenced"] * 3
 
