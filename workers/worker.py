@@ -26,7 +26,8 @@ log = structlog.get_logger(__name__)
 
 WATCH_S = 0.25
 NO_SLOT_DELAY_S = 0.1
-BUSY_UPDATE_S = 1.0
+BUSY_UPDATE_S = 5.0
+"""How often the registry is told how busy we are; every gateway hears of each change."""
 HEALTH_LIMIT_S = 10.0
 """How long a backend may take to say how it is."""
 SILENT_TRIES = 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from time import monotonic
 
 import structlog
 from pydantic import ValidationError
@@ -42,6 +43,7 @@ class EtcdAnnouncement:
         self._catalogued: frozenset[ModelOffer] = frozenset()
         self._wake = asyncio.Event()
         self._recheck = False
+        self._renewed = 0.0
         self._entered = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._forget = link.on_recovery(self._look_again)
@@ -115,9 +117,11 @@ class EtcdAnnouncement:
         if not self._lease:
             self._lease = await self._link.grant(self._lease_s)
             self._written, self._catalogued, self._recheck = None, frozenset(), False
-        if self._recheck:
+            self._renewed = monotonic()
+        if self._recheck or self._renewal_in() <= 0:
+            began = monotonic()
             await self._check()
-            self._recheck = False
+            self._recheck, self._renewed = False, began
         if self._written != self._presence:
             presence = self._presence
             await self._link.put(self._key, presence.model_dump_json().encode(), lease=self._lease)
@@ -137,13 +141,17 @@ class EtcdAnnouncement:
     async def _wait(self) -> None:
         """Until there is something to write, or the lease wants renewing."""
         try:
-            async with asyncio.timeout(self._lease_s / 3):
+            async with asyncio.timeout(max(0.0, self._renewal_in())):
                 await self._wake.wait()
         except TimeoutError:
-            self._recheck = True
+            pass
         self._wake.clear()
         if self._written is not None and _only_busy_differs(self._written, self._presence):
             await asyncio.sleep(BUSY_WRITE_S)
+
+    def _renewal_in(self) -> float:
+        """Seconds until the lease wants renewing, however often the entry is written meanwhile."""
+        return self._renewed + self._lease_s / 3 - monotonic()
 
     def _look_again(self) -> None:
         self._recheck = True

@@ -331,6 +331,24 @@ def test_keys_take_any_name():
 
 
 class TestFaults:
+    async def test_an_entry_that_changes_all_the_time_keeps_its_lease(self, own_etcd, etcd_cast, link, etcd_prefix):
+        """A busy worker writes its entry again and again; its lease is renewed all the same."""
+        gateway, registry = await etcd_cast.gateway(), await etcd_cast.worker()
+        announcement = await registry.announce(worker())
+        first = (await link.get(Keys(etcd_prefix).worker("w1"))).lease
+        seen: list[set[str]] = []
+        gateway.subscribe(lambda snapshot: seen.append(set(snapshot.workers)))
+        until = asyncio.get_running_loop().time() + 5  # more than twice the lease
+        busy = 0
+        while asyncio.get_running_loop().time() < until:
+            busy += 1
+            await announcement.update(worker(busy=busy))
+            await asyncio.sleep(0.1)
+        entry = await link.get(Keys(etcd_prefix).worker("w1"))
+        assert entry is not None
+        assert entry.lease == first
+        assert set() not in seen
+
     async def test_start_without_etcd_does_not_raise_and_catches_up(self, own_etcd, etcd_cast, eventually):
         await own_etcd.stop()
         gateway, registry = await etcd_cast.gateway(), await etcd_cast.worker()
