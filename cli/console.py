@@ -181,7 +181,7 @@ def render_queues(answer: dict[str, Any]) -> RenderableType:
     """One line a queue."""
     rows = answer["data"]
     if not rows:
-        return Text("No queue yet: nothing has been asked.")
+        return Text("All queues are empty: no job waits or runs.")
     table = _table("model", "capability", "lane", "waiting", "running")
     for row in rows:
         running = row.get("in_progress")

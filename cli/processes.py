@@ -18,7 +18,10 @@ NatsUrl = Annotated[str | None, typer.Option("--nats-url", help="[NATS_URL] defa
 EtcdUrl = Annotated[str | None, typer.Option("--etcd-url", help="[ETCD_URL] default http://127.0.0.1:2379")]
 RedisUrl = Annotated[str | None, typer.Option("--redis-url", help="[REDIS_URL] default redis://127.0.0.1:6379/0")]
 ObservabilityPort = Annotated[
-    int | None, typer.Option("--observability-port", help="Port for /metrics, /health and /readyz without a key.")
+    int | None,
+    typer.Option(
+        "--observability-port", help="Port for /metrics without a key; a gateway has /health and /readyz there too."
+    ),
 ]
 
 

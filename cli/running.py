@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 import json
 import shlex
+import shutil
 import signal
+import sys
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -72,6 +75,15 @@ async def served(stack: Stack) -> list[dict[str, Any]]:
     return []
 
 
+def command() -> str:
+    """How the user calls this program: `nexus` where that finds it, else its path."""
+    path = Path(sys.executable).parent / "nexus"
+    if shutil.which("nexus") or not path.exists():
+        return "nexus"
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
 def welcome(chosen: StackOptions, data: DataDir, workers: list[dict[str, Any]], titles: dict[str, str]) -> str:
     """What a user needs to begin, with a line to paste. `titles` says in words what each worker is."""
     models = [(model, titles.get(worker["id"], worker["id"])) for worker in workers for model in worker["models"]]
@@ -88,7 +100,7 @@ def welcome(chosen: StackOptions, data: DataDir, workers: list[dict[str, Any]], 
         "",
         *_try_it(chosen, [model for model, _ in models]),
         "",
-        "Talk to it with `nexus chat`, watch it with `nexus status`. Ctrl-C stops everything.",
+        f"Talk to it with `{command()} chat`, watch it with `{command()} status`. Ctrl-C stops everything.",
         "",
     ]
     return "\n".join(lines)

@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 CHECK_S = 0.25
 DEPTHS_S = 5.0
+NO_WORKER_S = 30.0
+"""A request that was queued for a model whose workers have all gone waits this long for one to come back."""
 
 
 class Dispatcher:
@@ -143,14 +145,23 @@ class Dispatcher:
     # Clocks
 
     async def _check(self) -> None:
+        gone: dict[Queue, float] = {}
         while True:
             await asyncio.sleep(CHECK_S)
             now = monotonic()
             for call in list(self._calls):
                 call.check(now)
-                if call.returned is not None and not self._is_live(call.queue):
-                    # The backend failed, and by now no worker's backend is well: nobody would take the job for long.
-                    call.fail(NexusError.from_info(call.returned))
+                if call.state is State.QUEUED and not self._is_live(call.queue):
+                    self._check_orphan(call, gone.setdefault(call.queue, now), now)
+            gone = {queue: since for queue, since in gone.items() if not self._is_live(queue)}
+
+    def _check_orphan(self, call: Call, gone_since: float, now: float) -> None:
+        """No worker serves what `call` waits for. One that restarts gets the time to; then the caller is told."""
+        if call.returned is not None:
+            # The backend failed, and by now no worker's backend is well: nobody would take the job for long.
+            call.fail(NexusError.from_info(call.returned))
+        elif now - gone_since > NO_WORKER_S:
+            call.fail(Unavailable(f"the model '{call.queue.model}' has had no live worker for {NO_WORKER_S:g} s"))
 
     def _is_live(self, queue: Queue) -> bool:
         model = self.catalogue.get(queue.model)

@@ -73,7 +73,7 @@ class Inference:
 class _Request:
     """One request's state."""
 
-    __slots__ = ("_began", "_call", "_endpoint", "_reply", "_side", "_status")
+    __slots__ = ("_began", "_call", "_endpoint", "_error", "_reply", "_side", "_status")
 
     def __init__(self, side: Inference, endpoint: Endpoint, reply: Reply, began: float) -> None:
         self._side = side
@@ -82,6 +82,7 @@ class _Request:
         self._began = began
         self._call: Call | None = None
         self._status = CLOSED
+        self._error: ErrorInfo | None = None
 
     async def answer(self, scope: Scope, receive: Receive) -> None:
         """Submit, relay, and turn every error into OpenAI's."""
@@ -198,6 +199,7 @@ class _Request:
             await self._reply.more(comment_frame(position))
 
     async def _refuse(self, info: ErrorInfo) -> None:
+        self._error = info
         if self._reply.started:
             with contextlib.suppress(OSError):
                 await self._reply.last(error_frame(info))
@@ -210,16 +212,30 @@ class _Request:
         """Metrics and the log line."""
         call, metrics, path = self._call, self._side._metrics, self._endpoint.path
         seconds = monotonic() - self._began
+        error = self._error or (call.error if call is not None else None)
+        fields: dict[str, Any] = {"error": error.code or error.type} if error is not None else {}
         if call is None:
-            metrics.requests.labels(path, "", self._status).inc()
-            log.info(
-                "request",
-                request_id=self._reply.request_id,
-                endpoint=path,
-                status=self._status,
-                seconds=round(seconds, 4),
-            )
-            return
+            # A name that nobody serves is the caller's invention: as a label it would grow without bound.
+            metrics.child(metrics.requests, path, "", self._status).inc()
+        else:
+            self._count(call, seconds)
+            fields |= {
+                "job": call.envelope.job,
+                "model": call.envelope.model,
+                "worker": call.worker,
+                "attempts": call.starts,
+            }
+        log.info(
+            "request",
+            request_id=self._reply.request_id,
+            endpoint=path,
+            status=self._status,
+            seconds=round(seconds, 4),
+            **fields,
+        )
+
+    def _count(self, call: Call, seconds: float) -> None:
+        metrics, path = self._side._metrics, self._endpoint.path
         model, queue = call.envelope.model, call.queue
         child = metrics.child
         child(metrics.requests, path, model, self._status).inc()
@@ -234,18 +250,6 @@ class _Request:
         if usage is not None:
             child(metrics.tokens, "prompt", model).inc(usage.prompt_tokens)
             child(metrics.tokens, "completion", model).inc(usage.completion_tokens)
-        log.info(
-            "request",
-            request_id=self._reply.request_id,
-            job=call.envelope.job,
-            endpoint=path,
-            model=model,
-            status=self._status,
-            seconds=round(seconds, 4),
-            worker=call.worker,
-            attempts=call.starts,
-            error=call.error.code or call.error.type if call.error is not None else None,
-        )
 
 
 async def _watch(receive: Receive, call: Call) -> None:

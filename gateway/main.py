@@ -20,6 +20,7 @@ import uvloop
 from backbone.bus.nats_gateway import NatsGatewayBus
 from backbone.bus.streams import JobsStream
 from backbone.logging import configure_logging
+from backbone.memory import settle
 from backbone.registry.etcd import EtcdRegistry
 from backbone.settings import GatewaySettings
 from backbone.store.redis import RedisStore
@@ -156,6 +157,7 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop)
+        settle()
         port = listener.getsockname()[1]
         log.info("gateway up", url=f"http://{settings.gateway_host}:{port}", observability_port=side.getsockname()[1])
         await asyncio.gather(api.serve(sockets=[listener]), probes.serve(sockets=[side]))

@@ -13,6 +13,7 @@ from prometheus_client import start_http_server
 
 from backbone.bus.nats_worker import NatsWorkerBus
 from backbone.logging import configure_logging
+from backbone.memory import settle
 from backbone.registry.etcd import EtcdRegistry
 from backbone.settings import WorkerSettings
 from schemas.errors import NexusError
@@ -81,4 +82,5 @@ async def _main(settings: WorkerSettings) -> None:
         loop.add_signal_handler(number, worker.drain)
     if settings.worker_observability_port:
         start_http_server(settings.worker_observability_port, settings.worker_observability_host, metrics.registry)
+    settle()
     await worker.run(bus)

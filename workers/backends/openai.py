@@ -107,6 +107,7 @@ class OpenAIBackend(Backend):
         self._client = HttpClient(url[: len(url) - len(own)], headers=headers)
         self._stream_options = True
         self._served: frozenset[str] | None = None
+        self._created: dict[str, int] = {}
         """Names of the models; None before the first `discover`."""
 
     async def close(self) -> None:
@@ -123,7 +124,11 @@ class OpenAIBackend(Backend):
         props = await self._props() if any(_is_llama_cpp(model) for model in listed or ()) else {}
         names = self._wanted_names(listed)
         known = {name: model for model in listed or () for name in _names(model)}
-        offers = tuple(_offer(name, known.get(name, {}), props) for name in names)
+        for name in names:
+            # llama.cpp says the time of the request: the first word counts, or each look would find a change.
+            created = known.get(name, {}).get("created")
+            self._created.setdefault(name, created if isinstance(created, int) else 0)
+        offers = tuple(_offer(name, known.get(name, {}), props, self._created[name]) for name in names)
         self._served = frozenset(names)
         slots = props.get("total_slots")
         return Discovery(offers, slots if isinstance(slots, int) and slots > 0 else None)
@@ -261,16 +266,15 @@ def _is_llama_cpp(model: JSON) -> bool:
     return model.get("owned_by") == "llamacpp"
 
 
-def _offer(name: str, model: JSON, props: JSON) -> ModelOffer:
+def _offer(name: str, model: JSON, props: JSON, created: int) -> ModelOffer:
     status = model.get("status")
-    created = model.get("created")
     return ModelOffer(
         name=name,
         capabilities=CAPABILITIES,
         loaded=status.get("value") == "loaded" if isinstance(status, dict) else None,
         context_length=_context_length(model, props),
         owned_by=str(model.get("owned_by") or "nexus"),
-        created=created if isinstance(created, int) else 0,
+        created=created,
     )
 
 

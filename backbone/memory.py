@@ -1,0 +1,16 @@
+"""How a long-running process keeps its garbage collector out of the way."""
+
+from __future__ import annotations
+
+import gc
+
+
+def settle() -> None:
+    """Call once everything is set up.
+
+    What exists now lives as long as the process: it is taken out of collection. Requests make few cycles, so that
+    younger generations are looked at less often: with Python's defaults the collector took a tenth of the gateway's time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
