@@ -41,35 +41,29 @@ async def shares(crew: Crew, eventually: Eventually, total: int) -> list[int]:
 
 @pytest.mark.parametrize("slots", [2, 32], ids=["careful", "wide"])
 async def test_three_workers_share_a_model(crew: Crew, eventually: Eventually, slots: int) -> None:
-    """Three workers of one model each take a fair share, with few slots and with many; none runs more than its slots."""
+    """Three workers of one model each take a fair share, with few slots and with many."""
     await crew.start_all("delay_ms=10", "delay_ms=10", "delay_ms=10", WORKER_CONCURRENCY=str(slots))
-    most = 0
-    done = asyncio.Event()
-
-    async def look() -> None:
-        nonlocal most
-        while not done.is_set():
-            most = max(most, await crew.cluster.in_progress(crew.model))
-
-    looking = asyncio.create_task(look())
     await ask_many(crew.ask, 300, 24)
-    done.set()
-    await looking
     taken = await shares(crew, eventually, 300)
     assert min(taken) >= 40, taken
-    assert 0 < most <= 3 * slots
 
 
-async def test_slots_are_never_exceeded(crew: Crew, cluster: Cluster, eventually: Eventually) -> None:
+@pytest.mark.parametrize("slots", [3, 26], ids=["careful", "wide"])
+async def test_slots_are_never_exceeded(crew: Crew, slots: int) -> None:
     """However many ask at once, a worker runs as many jobs as it has slots; the others wait, and all are answered."""
-    await crew.start(options="delay_ms=300,first_delay_ms=300", WORKER_CONCURRENCY="3")
-    answers = [crew.ask() for _ in range(12)]
-    seen: set[int] = set()
-    await eventually(lambda: cluster.in_progress(crew.model))
-    while not all(answer.ended for answer in answers):
-        seen.add(await cluster.in_progress(crew.model))
-    assert max(seen) == 3
-    assert [answer.status for answer in answers] == [200] * 12
+    async with OpenAIDouble() as double:
+        double.behave(
+            models=({"id": crew.model, "object": "model", "created": 7, "owned_by": "tests"},), first_delay_s=0.3
+        )
+        await crew.start(backend="openai", WORKER_BACKEND_URL=double.url, WORKER_CONCURRENCY=str(slots))
+        answers = [crew.ask(stream=bool(number % 2)) for number in range(3 * slots)]
+        most = 0
+        while not all(answer.ended for answer in answers):
+            most = max(most, double.streaming)
+            await asyncio.sleep(0.005)
+    # With many slots, one stays asked for on each quiet queue: two capabilities in three lanes, less the busy one.
+    assert slots - (5 if slots > 24 else 0) <= most <= slots
+    assert [answer.status for answer in answers] == [200] * 3 * slots
 
 
 async def test_a_new_worker_takes_its_share(crew: Crew, cluster: Cluster, eventually: Eventually) -> None:
