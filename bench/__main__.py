@@ -12,15 +12,18 @@ import platform
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from bench.report import Results, goals_table, key_figure, scenario_table
+from bench.report import Results, goals_table, key_figure, middle, scenario_table
 from bench.stack import ROOT, Stack, Target, measure
 
 PAUSE_S = 0.3
+NOISE = 0.2
+"""Cores used by others above which a run is called noisy."""
 NAMES = ("direct", "naive", "nexus")
 SCENARIOS: dict[str, dict[str, Any]] = {
     "c1": {"mode": "closed", "conns": 1, "seconds": 2.0},
@@ -39,26 +42,30 @@ def quick(load: dict[str, Any]) -> dict[str, Any]:
     if "seconds" in load:
         shorter["seconds"] = load["seconds"] / 2
     elif load["delay_us"]:
-        shorter["tokens"] = load["tokens"] // 2
+        shorter["tokens"] = min(50, load["tokens"])
     return shorter
+
+
+def some(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """Reads names separated by commas."""
+
+    def read(text: str) -> list[str]:
+        if unknown := set(text.split(",")) - set(known):
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; there are: {', '.join(known)}")
+        return text.split(",")
+
+    return read
 
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="one short round: about a minute")
+    parser.add_argument("--quick", action="store_true", help="one short round: one to two minutes")
     parser.add_argument("--rounds", type=int, help="rounds of each scenario; figures are medians (default 3)")
-    parser.add_argument("--scenario", default=",".join(SCENARIOS), help=f"some of {','.join(SCENARIOS)}")
-    parser.add_argument("--target", default=",".join(NAMES), help=f"some of {','.join(NAMES)}")
+    parser.add_argument("--scenario", type=some(SCENARIOS), default=list(SCENARIOS), help=", ".join(SCENARIOS))
+    parser.add_argument("--target", type=some(NAMES), default=list(NAMES), help=", ".join(NAMES))
     parser.add_argument("--out", type=Path, help="where the JSON goes (default bench/results/<time>.json)")
     given = parser.parse_args()
-    given.scenario, given.target = given.scenario.split(","), given.target.split(",")
     given.rounds = given.rounds or (1 if given.quick else 3)
-    for name in given.scenario:
-        if name not in SCENARIOS:
-            parser.error(f"there is no scenario {name!r}")
-    for name in given.target:
-        if name not in NAMES:
-            parser.error(f"there is no target {name!r}")
     return given
 
 
@@ -89,6 +96,15 @@ async def one(target: Target, load: dict[str, Any]) -> dict[str, Any]:
         return {"failed": load["conns"], "first_error": f"no result: {error!r}"}
 
 
+def neighbours(results: Results) -> str:
+    """What to think of the figures, if the machine was not ours alone; else nothing."""
+    runs = [run for targets in results.values() for mine in targets.values() for run in mine]
+    others = middle(runs, "others_cores") or 0.0
+    if others < NOISE:
+        return ""
+    return f"Others used {others:.1f} of {os.cpu_count()} cores meanwhile: take the times with care, and CPU rather than times.\n"
+
+
 def keep(results: Results, given: argparse.Namespace) -> Path:
     path: Path = given.out or ROOT / "bench" / "results" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +118,7 @@ def main() -> int:
     given = options()
     with tempfile.TemporaryDirectory(prefix="nexus-bench-") as folder:
         results = asyncio.run(bench(given, Path(folder)))
-    print(f"\n{goals_table(results)}\n\nKept in {keep(results, given)}")
+    print(f"\n{goals_table(results)}\n\n{neighbours(results)}Kept in {keep(results, given)}")
     return 0
 
 

@@ -28,8 +28,6 @@ from bench.report import summary
 STAMP = re.compile(rb'"T(\d+)\.(\d+) "')
 WARM_S = 0.5
 """Answers to requests sent before this are not counted."""
-CONN_ERRORS = 1000
-"""Broken connections after which a run is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +135,7 @@ class Connection(asyncio.Protocol):
         if not self.busy:
             return
         self.run.error("connection", f"closed in the middle of an answer ({exc})")
-        self.lost()
-
-    def lost(self) -> None:
-        """Go on with a new connection."""
-        if time.monotonic_ns() < self.run.stop_at and self.run.errors["connection"] < CONN_ERRORS:
-            asyncio.get_running_loop().create_task(connect(self.run, type(self)))
-        else:
-            self.run.closed()
+        self.run.closed()
 
     def on_body(self, data: bytes) -> None:
         self.body.append(data)
@@ -181,9 +172,6 @@ class StreamConnection(Connection):
         self.count = 0
         self.done = self.disordered = False
         self.last = 0
-
-    def lost(self) -> None:
-        self.run.closed()
 
     def on_body(self, data: bytes) -> None:
         data = self.rest + data if self.rest else data

@@ -47,27 +47,20 @@ def ratio(value: float | None, base: float | None) -> float | None:
 
 # One scenario
 
-Column = tuple[str, str]
-CLOSED: list[Column] = [
-    ("req/s", "per_s"),
-    ("p50 us", "latency_us.p50"),
-    ("p95 us", "latency_us.p95"),
-    ("p99 us", "latency_us.p99"),
-    ("cpu us/req", "cpu_us"),
-    ("gw MB", "gateway_mb"),
-    ("errors", "failed"),
-]
-STREAM: list[Column] = [
-    ("ttft p50 us", "ttft_us.p50"),
-    ("ttft p99", "ttft_us.p99"),
-    ("relay p50", "relay_us.p50"),
-    ("relay p99", "relay_us.p99"),
-    ("gap p99", "gap_us.p99"),
-    ("tok/s", "tokens_per_s"),
-    ("cpu us/tok", "cpu_us"),
-    ("gw MB", "gateway_mb"),
-    ("errors", "failed"),
-]
+
+def columns(text: str) -> list[tuple[str, str]]:
+    """Titles and paths of figures, from `title=path` separated by commas."""
+    return [(title.strip(), path) for title, _, path in (part.partition("=") for part in text.split(","))]
+
+
+CLOSED = columns(
+    "req/s=per_s, p50 us=latency_us.p50, p95 us=latency_us.p95, p99 us=latency_us.p99, cpu us/req=cpu_us,"
+    "gw MB=gateway_mb, errors=failed"
+)
+STREAM = columns(
+    "ttft p50 us=ttft_us.p50, ttft p99=ttft_us.p99, relay p50=relay_us.p50, relay p99=relay_us.p99,"
+    "gap p99=gap_us.p99, tok/s=tokens_per_s, cpu us/tok=cpu_us, gw MB=gateway_mb, errors=failed"
+)
 
 
 def show(value: float | None, digits: int = 1) -> str:
@@ -87,13 +80,13 @@ def table(rows: list[list[str]]) -> str:
 
 def scenario_table(mode: str, key: str, runs: dict[str, list[Run]]) -> str:
     """One line a target; the last columns compare the scenario's key figure with the other targets'."""
-    columns = CLOSED if mode == "closed" else STREAM
+    shown = CLOSED if mode == "closed" else STREAM
     bases = [name for name in ("direct", "naive") if name in runs]
-    title = next(title for title, path in columns if path == key)
-    rows = [["", *(title for title, _ in columns), *(f"{title}, x {base}" for base in bases)]]
+    title = next(title for title, path in shown if path == key)
+    rows = [["", *(title for title, _ in shown), *(f"{title}, x {base}" for base in bases)]]
     for name, mine in runs.items():
         ratios = [ratio(middle(mine, key), middle(runs[base], key)) for base in bases]
-        rows.append([name, *(show(middle(mine, path)) for _, path in columns), *(show(r, 3) for r in ratios)])
+        rows.append([name, *(show(middle(mine, path)) for _, path in shown), *(show(r, 3) for r in ratios)])
     notes = [f"  {name}: {run['first_error']}" for name, mine in runs.items() for run in mine if run.get("first_error")]
     return "\n".join([table(rows), *dict.fromkeys(notes)])
 
