@@ -292,6 +292,7 @@ class Call:
         self._size += len(data)
         if self.envelope.stream:
             if self._size > MAX_UNREAD:
+                self._pieces, self._size = [], 0  # the caller may hold the connection for long without reading
                 self.fail(Unavailable("the caller reads this stream too slowly", code="slow_reader"))
                 return
             self.wake()
