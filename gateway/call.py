@@ -10,6 +10,7 @@ QUEUED ──started──► RUNNING ──done──► ENDED
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from enum import Enum, auto
 from functools import lru_cache
 from time import monotonic
@@ -49,7 +50,7 @@ class Call:
 
     __slots__ = (
         "_abandoned", "_ack_wait_s", "_bus", "_pieces", "_seq", "_size", "_waiter", "backend", "began_at", "delivery",
-        "done", "envelope", "error", "first_at", "last_sign", "loop", "queue", "queued_at", "returned", "seq", "shown", "starts", "state",
+        "direct", "done", "envelope", "error", "first_at", "last_sign", "loop", "queue", "queued_at", "returned", "seq", "shown", "starts", "state",
         "submitted_at", "worker",
     )  # fmt: skip
 
@@ -70,6 +71,8 @@ class Call:
         self.error: ErrorInfo | None = None
         self.returned: ErrorInfo | None = None
         """Why the latest attempt gave the job back, while no other has begun; None after a drain, which is no failure."""
+        self.direct: Callable[[bytes], bool] | None = None
+        """Takes bytes for the caller past `take`, while the one who waits waits; False: it could not."""
         self.done: Done | None = None
         self.seq: int | None = None
         """The job's sequence in the stream, once stored."""
@@ -288,6 +291,11 @@ class Call:
     def _add(self, data: bytes) -> None:
         if self.first_at is None:
             self.first_at = monotonic()
+        waiter = self._waiter
+        # Somebody who waits has passed on all that came before, so that nothing is overtaken.
+        if self.direct is not None and waiter is not None and not waiter.done() and self.direct(data):
+            self.shown = True
+            return
         self._pieces.append(data)
         self._size += len(data)
         if self.envelope.stream:

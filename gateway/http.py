@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import orjson
 
@@ -14,6 +15,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 REQUEST_ID = "nexus.request_id"
+LINE = "nexus.line"
 CLOSING = frozenset({408, 413})
 """Statuses after which the connection ends: the rest of the request's body is not read."""
 
@@ -22,6 +24,23 @@ def request_id_of(scope: Scope) -> str:
     """The id that the door gave this request."""
     value: str = scope[REQUEST_ID]
     return value
+
+
+class Line(Protocol):
+    """What the HTTP server knows of one request beyond ASGI, at `scope[LINE]`; other servers leave it out."""
+
+    @property
+    def body_complete(self) -> bool:
+        """The whole body is here: `receive` will not wait."""
+
+    def on_gone(self, callback: Callable[[], None] | None) -> None:
+        """Call when the caller hangs up; at once, if that has happened."""
+
+    def push(self, data: bytes) -> bool:
+        """Write a piece of a streamed body now. False when it must go through `send`: nothing was written then."""
+
+    def joined(self) -> AbstractContextManager[None]:
+        """What is sent inside leaves in one write."""
 
 
 class Reply:

@@ -18,7 +18,7 @@ from gateway.auth import Auth
 from gateway.call import Call, State
 from gateway.dispatch import Dispatcher
 from gateway.endpoint import DONE, Endpoint, comment_frame, error_frame
-from gateway.http import Reply, Scope, Send, request_id_of
+from gateway.http import LINE, Line, Reply, Scope, Send, request_id_of
 from gateway.metrics import GatewayMetrics
 from gateway.parsing import CallerGone, parse, read_body
 from schemas.errors import ErrorInfo, InternalError, NexusError
@@ -60,26 +60,28 @@ class Inference:
 
     async def serve(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Never raises, but for cancellation."""
-        request = _Request(self, endpoint, Reply(send, request_id_of(scope)), monotonic())
+        request = _Request(self, endpoint, Reply(send, request_id_of(scope)), scope.get(LINE))
         metrics = self._metrics
         metrics.in_flight.inc()
         try:
             await request.answer(scope, receive)
         finally:
             metrics.in_flight.dec()
-            request.report()
+            # After the loop's turn that writes the answer: nobody waits for our bookkeeping.
+            asyncio.get_running_loop().call_soon(request.report, monotonic())
 
 
 class _Request:
     """One request's state."""
 
-    __slots__ = ("_began", "_call", "_endpoint", "_error", "_reply", "_side", "_status")
+    __slots__ = ("_began", "_call", "_endpoint", "_error", "_line", "_reply", "_side", "_status")
 
-    def __init__(self, side: Inference, endpoint: Endpoint, reply: Reply, began: float) -> None:
+    def __init__(self, side: Inference, endpoint: Endpoint, reply: Reply, line: Line | None) -> None:
         self._side = side
         self._endpoint = endpoint
         self._reply = reply
-        self._began = began
+        self._line = line
+        self._began = monotonic()
         self._call: Call | None = None
         self._status = CLOSED
         self._error: ErrorInfo | None = None
@@ -88,7 +90,7 @@ class _Request:
         """Submit, relay, and turn every error into OpenAI's."""
         try:
             call = await self._submit(scope, receive)
-            watcher = asyncio.create_task(_watch(receive, call))
+            unwatch = self._watch(receive, call)
             try:
                 if call.envelope.stream:
                     await self._stream(call)
@@ -96,7 +98,7 @@ class _Request:
                     await self._whole(call)
             finally:
                 self._side._dispatcher.finish(call)
-                watcher.cancel()
+                unwatch()
         except CallerGone:
             pass
         except NexusError as error:
@@ -112,7 +114,8 @@ class _Request:
         headers = scope["headers"]
         principal = side._auth.check(headers)
         limit = min(side._bounds.max_body_bytes, side._dispatcher.bus.max_message_bytes)
-        body = await read_body(headers, receive, limit, side._bounds.body_timeout_s)
+        here = self._line is not None and self._line.body_complete
+        body = await read_body(headers, receive, limit, side._bounds.body_timeout_s, here=here)
         request: Any = parse(body, self._endpoint.schema)
         if side._bounds.log_prompts:
             log.debug("prompt", request_id=self._reply.request_id, body=body.decode())
@@ -136,21 +139,55 @@ class _Request:
             await self._refuse(call.error)
         elif call.done is not None:
             self._status = 200
-            await self._reply.whole(200, call.done.content_type, call.take())
+            with self._line.joined() if self._line is not None else contextlib.nullcontext():
+                await self._reply.whole(200, call.done.content_type, call.take())
+
+    def _watch(self, receive: Receive, call: Call) -> Callable[[], None]:
+        """Hear the caller hang up. Returns the function that ends it."""
+
+        def gone() -> None:
+            call.abandon()
+            call.wake()
+
+        line = self._line
+        if line is not None:
+            line.on_gone(gone)
+            return lambda: line.on_gone(None)
+        watcher = asyncio.create_task(_hear_disconnect(receive, gone))
+
+        def unwatch() -> None:
+            watcher.cancel()
+
+        return unwatch
 
     async def _stream(self, call: Call) -> None:
         """Relay bytes as they come. Until the first, an error is an HTTP status."""
         if not await self._first(call):
             return
-        reply, itl = self._reply, self._side._metrics.itl.observe
+        reply, observe = self._reply, self._side._metrics.itl.observe
         model, last = call.envelope.model, monotonic()
+
+        def passed_on() -> None:
+            nonlocal last
+            now = monotonic()
+            observe(model, now - last)
+            last = now
+
+        if self._line is not None:
+            push = self._line.push
+
+            def direct(data: bytes) -> bool:
+                if not push(data):
+                    return False
+                passed_on()
+                return True
+
+            call.direct = direct
         while True:
             data = call.take()
             if data:
                 await reply.more(data)
-                now = monotonic()
-                itl(model, now - last)
-                last = now
+                passed_on()
             elif call.state is State.ENDED:
                 break
             else:
@@ -208,10 +245,10 @@ class _Request:
         with contextlib.suppress(OSError):
             await self._reply.error(info)
 
-    def report(self) -> None:
+    def report(self, ended: float) -> None:
         """Metrics and the log line."""
         call, metrics, path = self._call, self._side._metrics, self._endpoint.path
-        seconds = monotonic() - self._began
+        seconds = ended - self._began
         error = self._error or (call.error if call is not None else None)
         fields: dict[str, Any] = {"error": error.code or error.type} if error is not None else {}
         if call is None:
@@ -252,11 +289,7 @@ class _Request:
             child(metrics.tokens, "completion", model).inc(usage.completion_tokens)
 
 
-async def _watch(receive: Receive, call: Call) -> None:
-    """Hear the caller hang up."""
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            call.abandon()
-            call.wake()
-            return
+async def _hear_disconnect(receive: Receive, gone: Callable[[], None]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    gone()

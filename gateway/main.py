@@ -42,6 +42,7 @@ LAST_WORDS_S = 1.0
 """For open requests to be told that the gateway ends, after `GATEWAY_DRAIN_S`."""
 INHERITED = "NEXUS_GATEWAY_SOCKET"
 INDEX = "NEXUS_GATEWAY_INDEX"
+SUPERVISOR = "NEXUS_GATEWAY_SUPERVISOR"
 
 
 def run(settings: GatewaySettings) -> int:
@@ -133,7 +134,7 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
 
     async with contextlib.AsyncExitStack() as stack:
         if INHERITED in os.environ:
-            orphan = asyncio.create_task(_stop_when_orphaned(os.getppid()))
+            orphan = asyncio.create_task(_stop_when_orphaned(int(os.environ[SUPERVISOR])))
             stack.callback(orphan.cancel)
         stack.push_async_callback(bus.close)
         await bus.start()
@@ -164,7 +165,7 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
 
 
 async def _stop_when_orphaned(parent: int) -> None:
-    """A supervisor that is killed outright cannot stop its processes."""
+    """A supervisor that is killed outright, even while we start, cannot stop its processes."""
     while os.getppid() == parent:
         await asyncio.sleep(0.5)
     log.warning("the supervisor is gone; stopping")
@@ -177,7 +178,7 @@ def _supervise(settings: GatewaySettings, listener: socket.socket) -> int:
     stopping = False
 
     def start(index: int) -> subprocess.Popen[bytes]:
-        env = os.environ | {INHERITED: str(listener.fileno()), INDEX: str(index)}
+        env = os.environ | {INHERITED: str(listener.fileno()), INDEX: str(index), SUPERVISOR: str(os.getpid())}
         return subprocess.Popen([sys.executable, "-m", "gateway"], env=env, pass_fds=[listener.fileno()])
 
     def stop(number: int, _frame: object) -> None:

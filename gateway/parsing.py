@@ -24,28 +24,39 @@ class CallerGone(Exception):
     """The caller hung up."""
 
 
-async def read_body(headers: Iterable[tuple[bytes, bytes]], receive: Receive, limit: int, timeout_s: float) -> bytes:
-    """The whole body. Raises RequestTooLarge (without reading on), RequestTimeout, CallerGone."""
+async def read_body(
+    headers: Iterable[tuple[bytes, bytes]], receive: Receive, limit: int, timeout_s: float, *, here: bool = False
+) -> bytes:
+    """The whole body. Raises RequestTooLarge (without reading on), RequestTimeout, CallerGone.
+
+    `here`: it has arrived already, so that no time limit is needed.
+    """
     for name, value in headers:
         if name == b"content-length" and (len(value) > MAX_DIGITS or not value.isdigit() or int(value) > limit):
             raise RequestTooLarge(f"the request's body is larger than the limit of {limit} bytes")
+    if here:
+        return await _read(receive, limit)
     try:
         async with asyncio.timeout(timeout_s):
-            parts: list[bytes] = []
-            size = 0
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise CallerGone
-                part = message.get("body", b"")
-                size += len(part)
-                if size > limit:
-                    raise RequestTooLarge(f"the request's body is larger than the limit of {limit} bytes")
-                parts.append(part)
-                if not message.get("more_body"):
-                    return part if len(parts) == 1 else b"".join(parts)
+            return await _read(receive, limit)
     except TimeoutError as error:
         raise RequestTimeout(f"the request's body did not arrive within {timeout_s:g} s") from error
+
+
+async def _read(receive: Receive, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise CallerGone
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise RequestTooLarge(f"the request's body is larger than the limit of {limit} bytes")
+        parts.append(part)
+        if not message.get("more_body"):
+            return part if len(parts) == 1 else b"".join(parts)
 
 
 def parse(body: bytes, schema: type[T]) -> T:

@@ -6,13 +6,15 @@
   loses the body of such a request.
 - A caller who hangs up is heard, also with several requests under way on the connection.
 - A stream to an HTTP/1.0 client ends with the connection; that version does not know chunks.
+- A request's `Line` tells what ASGI does not, and writes tokens without it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any, cast
 
 import httptools
@@ -21,7 +23,7 @@ import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from backbone.ids import new_request_id
-from gateway.http import Send
+from gateway.http import LINE, Send
 from schemas.errors import HeadersTooLarge, InvalidRequest, NexusError, RequestTimeout
 
 log = structlog.get_logger(__name__)
@@ -59,6 +61,11 @@ class HttpProtocol(HttpToolsProtocol):
             if not cycle.response_complete:
                 cycle.disconnected = True
                 cycle.message_event.set()
+        for cycle in (*self._earlier, self.cycle):
+            if cycle is not None and not cycle.response_complete:
+                line = cast("dict[str, Any]", cycle.scope).get(LINE)
+                if line is not None:
+                    line.gone()
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -153,6 +160,72 @@ class HttpProtocol(HttpToolsProtocol):
         head = b"".join(f"{name}: {value}\r\n".encode() for name, value in (info.headers() | headers).items())
         self.transport.write(STATUS_LINE[info.status] + head + b"\r\n" + body)
         self.transport.close()
+
+
+class CycleLine:
+    """See `gateway.http.Line`. It skips ASGI for what is done once per token, and a task for what is heard once."""
+
+    __slots__ = ("_callback", "_cycle")
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+        self._callback: Callable[[], None] | None = None
+
+    @property
+    def body_complete(self) -> bool:
+        return not self._cycle.more_body
+
+    def on_gone(self, callback: Callable[[], None] | None) -> None:
+        self._callback = callback
+        if self._cycle.disconnected:
+            self.gone()
+
+    def gone(self) -> None:
+        """The connection is lost."""
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            callback()
+
+    def push(self, data: bytes) -> bool:
+        cycle = self._cycle
+        if cycle.flow.write_paused or cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding:
+            return False
+        cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
+
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[None]:
+        cycle = self._cycle
+        transport, gathered = cycle.transport, _Gathered(cycle.transport)
+        cycle.transport = cast("asyncio.Transport", gathered)
+        try:
+            yield
+        finally:
+            cycle.transport = transport
+            gathered.flush()
+
+
+class _Gathered:
+    """A transport that keeps what is written until it is flushed or closed."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self._parts.append(data)
+
+    def flush(self) -> None:
+        parts, self._parts = self._parts, []
+        if parts:
+            self._transport.write(b"".join(parts))
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 def http_protocol(head_timeout_s: float) -> type[asyncio.Protocol]:

@@ -123,7 +123,6 @@ class Attempt:
             self._bus.unask(self._ticket)
         if self._stop is not None:
             self._stopped(self._stop)
-        self._report()
 
     def stop(self, why: Stop) -> None:
         """End the backend call; the first reason counts."""
@@ -299,8 +298,9 @@ class Attempt:
         with contextlib.suppress(Unavailable):
             self._bus.say(self.envelope.reply, encode_frame(kind, self.job.delivery, seq, payload))
 
-    def _report(self) -> None:
-        seconds = round(monotonic() - self.began, 4)
+    def report(self, ended: float) -> None:
+        """Write the log line."""
+        seconds = round(ended - self.began, 4)
         fields = {"outcome": self.outcome, "seconds": seconds, "tokens": self._tokens}
         if self._stop is not None:
             fields["why"] = self._stop.value

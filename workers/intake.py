@@ -110,7 +110,9 @@ class Intake:
     def done(self) -> None:
         """A slot is free again."""
         self.busy -= 1
-        self._fill()
+        # With many free, the pulls that are open are renewed as they are used up: there is nothing to decide here.
+        if not self._wide or self._free <= self._slots // 4:
+            self._fill()
 
     # Deciding
 

@@ -252,10 +252,16 @@ class Worker:
             self._attempts.pop((env.job, env.run, attempt.job.delivery), None)
             if self._intake is not None:
                 self._intake.done()
-            self._metrics.attempts.labels(env.capability, env.model, attempt.outcome).inc()
-            self._metrics.seconds.labels(env.capability, env.model).observe(monotonic() - attempt.began)
-            if attempt.error is not None:
-                self._metrics.backend_errors.labels(self._backend.name, attempt.error.code or "invalid_request").inc()
+            # After the loop's turn that sends the last word: nobody waits for our bookkeeping.
+            asyncio.get_running_loop().call_soon(self._account, attempt, monotonic())
+
+    def _account(self, attempt: Attempt, ended: float) -> None:
+        env, metrics = attempt.envelope, self._metrics
+        attempt.report(ended)
+        metrics.attempts.labels(env.capability, env.model, attempt.outcome).inc()
+        metrics.seconds.labels(env.capability, env.model).observe(ended - attempt.began)
+        if attempt.error is not None:
+            metrics.backend_errors.labels(self._backend.name, attempt.error.code or "invalid_request").inc()
 
     async def _watch(self) -> None:
         """Time limits, heartbeats, and the registry's view of how busy we are."""
