@@ -95,7 +95,10 @@ class HttpProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if previous is not None and previous is not cycle and not previous.response_complete:
             self._pipelined(previous)
-        if cycle is not None and cycle.scope is self.scope and self.scope["http_version"] == "1.0":
+        if cycle is None or cycle.scope is not self.scope:
+            return
+        cast("dict[str, Any]", self.scope)[LINE] = CycleLine(cycle)
+        if self.scope["http_version"] == "1.0":
             cycle.send = _without_chunks(cycle)  # type: ignore[method-assign,assignment]
 
     def _bound_head(self) -> None:

@@ -1,0 +1,147 @@
+"""What the HTTP server tells beyond ASGI, on a real connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import uvicorn
+
+from gateway.http import LINE, Line, Reply
+from gateway.main import _Server
+from gateway.protocol import http_protocol
+from tests.conftest import Eventually
+
+Handler = Callable[[Line, Reply, Any], Awaitable[None]]
+REQUEST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
+
+
+@asynccontextmanager
+async def serving(handler: Handler) -> AsyncIterator[int]:
+    """A server whose requests go to `handler`, on the port that this yields."""
+
+    async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await handler(scope[LINE], Reply(send, "req_1"), receive)
+
+    listener = await asyncio.get_running_loop().run_in_executor(None, _listener)
+    config = uvicorn.Config(app, http=http_protocol(5.0), lifespan="off", log_config=None, loop="none")  # type: ignore[arg-type]
+    server = _Server(config)
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = server.force_exit = True
+        await task
+
+
+def _listener() -> Any:
+    import socket
+
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    return listener
+
+
+async def exchange(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(REQUEST)
+    return reader, writer
+
+
+async def test_pushed_pieces_and_sent_ones_keep_their_order() -> None:
+    """A stream may mix both ways of writing; the chunks arrive in the order they were written."""
+
+    async def handler(line: Line, reply: Reply, _receive: Any) -> None:
+        assert not line.push(b"before the head")
+        await reply.start(200, [])
+        assert line.push(b"one")
+        await reply.more(b"two")
+        assert line.push(b"three")
+        await reply.last(b"four")
+        assert not line.push(b"after the end")
+
+    async with serving(handler) as port:
+        reader, writer = await exchange(port)
+        assert await reader.readuntil(b"0\r\n\r\n")
+        writer.close()
+        reader, writer = await exchange(port)
+        await reader.readuntil(b"\r\n\r\n")
+        assert await reader.readuntil(b"0\r\n\r\n") == b"3\r\none\r\n3\r\ntwo\r\n5\r\nthree\r\n4\r\nfour\r\n0\r\n\r\n"
+        writer.close()
+
+
+async def test_an_answer_of_known_length_is_not_pushed_into() -> None:
+    """Chunks have no place in an answer with a Content-Length."""
+
+    async def handler(line: Line, reply: Reply, _receive: Any) -> None:
+        await reply.start(200, [(b"content-length", b"2")])
+        assert not line.push(b"xx")
+        await reply.last(b"ok")
+
+    async with serving(handler) as port:
+        reader, writer = await exchange(port)
+        assert (await reader.readuntil(b"ok")).endswith(b"\r\n\r\nok")
+        writer.close()
+
+
+async def test_a_joined_answer_is_whole_and_the_connection_goes_on() -> None:
+    """Head and body leave together, also where the connection ends with them, and the next request is answered."""
+    closing = False
+
+    async def handler(line: Line, reply: Reply, _receive: Any) -> None:
+        with line.joined():
+            await reply.whole(200, "text/plain", b"hello", [(b"connection", b"close")] if closing else None)
+
+    async with serving(handler) as port:
+        reader, writer = await exchange(port)
+        assert (await reader.readuntil(b"hello")).startswith(b"HTTP/1.1 200 OK\r\n")
+        closing = True
+        writer.write(REQUEST)
+        assert (await reader.read()).endswith(b"\r\n\r\nhello")
+        writer.close()
+
+
+async def test_a_body_that_is_here_is_known_to_be(eventually: Eventually) -> None:
+    """A request whose body came with its head needs no time limit; one that is still coming does."""
+    seen: list[bool] = []
+
+    async def handler(line: Line, reply: Reply, receive: Any) -> None:
+        seen.append(line.body_complete)
+        while (await receive()).get("more_body"):
+            pass
+        await reply.whole(200, "text/plain", b"ok")
+
+    async with serving(handler) as port:
+        reader, writer = await exchange(port)
+        await reader.readuntil(b"ok")
+        writer.write(REQUEST[:-2])
+        await eventually(lambda: len(seen) == 2)
+        writer.write(b"{}")
+        await reader.readuntil(b"ok")
+        writer.close()
+    assert seen == [True, False]
+
+
+async def test_a_hang_up_is_heard_once(eventually: Eventually) -> None:
+    """Whoever asked hears that the caller is gone; who asks too late hears it at once; who took it back, not."""
+    heard: list[str] = []
+    lines: list[Line] = []
+
+    async def handler(line: Line, _reply: Reply, receive: Any) -> None:
+        lines.append(line)
+        line.on_gone(lambda: heard.append("taken back"))
+        line.on_gone(None)
+        line.on_gone(lambda: heard.append("gone"))
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async with serving(handler) as port:
+        _, writer = await exchange(port)
+        await eventually(lambda: lines)
+        writer.transport.abort()
+        await eventually(lambda: heard)
+        lines[0].on_gone(lambda: heard.append("late"))
+    assert heard == ["gone", "late"]
