@@ -54,9 +54,9 @@ class GatewaySettings(CommonSettings):
     queue_comment_after_s: float = Field(default=10.0, gt=0)
     """A stream still queued after this gets `: queued position=N` comments."""
     max_queued_jobs: int = Field(default=100_000, ge=1)
-    """Over all queues; beyond it 429."""
+    """Over all queues, running jobs included; beyond it 429."""
     max_queued_per_model: int = Field(default=10_000, ge=1)
-    """Per capability, lane and model; beyond it 429."""
+    """Per capability, lane and model, running jobs included; beyond it 429."""
     max_queue_bytes: int = Field(default=4 * 1024**3, ge=1024 * 1024)
     """Bytes of the jobs stream on NATS's disk; keep it below what the disk has free."""
     stream_replicas: int = Field(default=1, ge=1, le=5)

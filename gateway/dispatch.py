@@ -101,6 +101,7 @@ class Dispatcher:
     def finish(self, call: Call) -> None:
         """The caller's side is over, however it ended."""
         call.abandon()
+        call.direct = None
         self._calls.discard(call)
 
     async def position(self, call: Call) -> int:
