@@ -131,7 +131,7 @@ class Call:
         if running:
             self._stop_worker()
         if self.seq is not None:
-            self._bus.remove(self.queue, self.seq)
+            self._bus.remove(self.seq)
             self._bus.release(self.envelope.reply)
         # Otherwise `stored` will come, and then the job can be removed.
 
@@ -149,7 +149,7 @@ class Call:
         """The PubAck."""
         self.seq = seq
         if self._abandoned:
-            self._bus.remove(self.queue, seq)
+            self._bus.remove(seq)
             self._bus.release(self.envelope.reply)
 
     def refused(self, error: NexusError) -> None:

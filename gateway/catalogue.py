@@ -65,11 +65,16 @@ class Catalogue:
         """A model that is or was served here."""
         return self._models.get(name)
 
+    def is_live(self, name: str, capability: Capability) -> bool:
+        """Whether a ready worker serves this now."""
+        model = self._models.get(name)
+        return model is not None and capability in model.live
+
     def resolve(self, name: str, capability: Capability) -> str:
         """The name under which workers offer `name`. Raises ModelNotFound, InvalidRequest, Unavailable."""
+        if self.is_live(name, capability):
+            return name
         model = self._models.get(name)
-        if model is not None and capability in model.live:
-            return model.name
         if not self._ready:
             raise Unavailable("the gateway does not know yet which models there are; try again shortly")
         if model is None:

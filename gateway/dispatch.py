@@ -165,8 +165,7 @@ class Dispatcher:
             call.fail(Unavailable(f"the model '{call.queue.model}' has had no live worker for {NO_WORKER_S:g} s"))
 
     def _is_live(self, queue: Queue) -> bool:
-        model = self.catalogue.get(queue.model)
-        return model is not None and queue.capability in model.live
+        return self.catalogue.is_live(queue.model, queue.capability)
 
     async def _measure(self) -> None:
         while True:

@@ -216,9 +216,7 @@ class _Request:
                 return False
             if call.done is None:
                 return False
-        self._status = 200
-        if not self._reply.started:
-            await self._reply.start(200, STREAM_HEADERS)
+        await self._begin_stream()
         data = call.take()
         if data:
             await self._reply.more(data)
@@ -230,10 +228,13 @@ class _Request:
         except NexusError:
             return
         if call.state is State.QUEUED:
-            self._status = 200
-            if not self._reply.started:
-                await self._reply.start(200, STREAM_HEADERS)
+            await self._begin_stream()
             await self._reply.more(comment_frame(position))
+
+    async def _begin_stream(self) -> None:
+        self._status = 200
+        if not self._reply.started:
+            await self._reply.start(200, STREAM_HEADERS)
 
     async def _refuse(self, info: ErrorInfo) -> None:
         self._error = info

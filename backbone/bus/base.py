@@ -84,7 +84,7 @@ class GatewayBus(Protocol):
     def release(self, reply: str) -> None:
         """Stop listening for one job. Questions that still come on `reply` are answered GONE."""
 
-    def remove(self, queue: Queue, seq: int) -> None:
+    def remove(self, seq: int) -> None:
         """Delete a stored job, if nobody has it yet. Best effort."""
 
     def control(self, worker: str, message: bytes) -> None:

@@ -227,7 +227,7 @@ class MemoryGatewayBus:
         self._sinks.pop(reply, None)
         self._broker.listeners.pop(reply, None)
 
-    def remove(self, queue: Queue, seq: int) -> None:  # noqa: ARG002
+    def remove(self, seq: int) -> None:
         """Forget a job."""
         self._broker.forget(seq)
 

@@ -105,12 +105,11 @@ class NatsGatewayBus:
         self._reopening = asyncio.create_task(self._reopen_all())
 
     async def _reopen_all(self) -> None:
-        queues, self._queues = self._queues, set()
         while True:
             try:
                 await ensure_stream(self._publisher.client, self._stream)
-                for queue in queues:
-                    await self.open_queue(queue)
+                for queue in list(self._queues):
+                    await self._make_consumer(queue)
                 return
             except Unavailable as error:
                 log.warning("streams not ready after reconnect", error=str(error))
@@ -144,11 +143,14 @@ class NatsGatewayBus:
                 return False
 
     async def open_queue(self, queue: Queue) -> None:
-        """Make the consumer, once per process and connection."""
+        """Make the consumer, once; a reconnect makes all of them again."""
         if queue in self._queues:
             return
-        await ensure_consumer(self._publisher.client, queue, self._ack_wait_s, self._stream.replicas)
+        await self._make_consumer(queue)
         self._queues.add(queue)
+
+    async def _make_consumer(self, queue: Queue) -> None:
+        await ensure_consumer(self._publisher.client, queue, self._ack_wait_s, self._stream.replicas)
 
     def new_reply(self) -> str:
         """128 random bits below this gateway's prefix."""
@@ -232,7 +234,7 @@ class NatsGatewayBus:
                     with contextlib.suppress(Unavailable):
                         self._publisher.publish_with_id(one.subject, one.message, one.reply, one.message_id)
 
-    def remove(self, queue: Queue, seq: int) -> None:  # noqa: ARG002
+    def remove(self, seq: int) -> None:
         """Delete by sequence; the answer goes nowhere."""
         with contextlib.suppress(Unavailable):
             self._publisher.publish(DELETE_SUBJECT, b'{"seq":%d,"no_erase":true}' % seq, self._void)

@@ -271,7 +271,7 @@ async def test_a_removed_job_is_never_delivered(world: World, eventually: Eventu
     _, ear = world.submit(gateway)
     await eventually(lambda: ear.seq is not None)
     assert ear.seq is not None
-    gateway.remove(world.queue, ear.seq)
+    gateway.remove(ear.seq)
 
     async def empty() -> bool:
         return world.queue not in {d.queue for d in await gateway.depths()}

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backbone.bus.base import Queue
 from gateway.call import MAX_STARTS, MAX_UNREAD, SILENCE_GRACE_S, Call, State
 from schemas.errors import DRAINED, ErrorInfo, QueueFull
 from schemas.events import GO, GONE, STALE, Done, EventKind, Started, encode_frame
@@ -25,7 +24,7 @@ class Bus:
         self.released: list[str] = []
         self.controlled: list[str] = []
 
-    def remove(self, _queue: Queue, seq: int) -> None:
+    def remove(self, seq: int) -> None:
         self.removed.append(seq)
 
     def release(self, reply: str) -> None:
