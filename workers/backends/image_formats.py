@@ -1,0 +1,138 @@
+"""Pictures from one format into another, off the event loop. Needs Pillow: `pip install 'nexus[images]'`."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Callable
+from io import BytesIO
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from schemas.events import MAX_PREVIEW
+from workers.backends.base import BackendError, BackendRefused
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+PREVIEW_SIDES = (512, 256, 128)
+"""Pixels of a preview's longer side, tried in this order until it is small enough."""
+DEFAULT_QUALITY = 95
+
+
+async def converted(data: bytes, output_format: str, quality: int | None = None) -> bytes:
+    """The picture as `png`, `jpeg` or `webp`. Raises BackendError when `data` is no picture."""
+    return await _apart(_converted, data, output_format, quality)
+
+
+async def size_of(data: bytes) -> tuple[int, int] | None:
+    """Width and height; None where that cannot be told."""
+    try:
+        return await _apart(_size_of, data)
+    except BackendError:
+        return None
+
+
+async def preview_of(data: bytes, content_type: str) -> str | None:
+    """`data` as the data URL of a `Progress.preview`, made smaller where it must be; None where it cannot be."""
+    url = _data_url(data, content_type)
+    if len(url) <= MAX_PREVIEW:
+        return url
+    try:
+        return await _apart(_small, data)
+    except BackendError:
+        return None
+
+
+async def edit_area(mask: bytes, field: str = "mask") -> bytes:
+    """OpenAI's mask (what is fully transparent is to be painted anew) as a PNG that is white there and black elsewhere.
+
+    Raises BackendRefused when it has no transparency, or is no picture.
+    """
+    try:
+        return await _apart(_edit_area, mask, field)
+    except BackendRefused:
+        raise
+    except BackendError as error:
+        raise BackendRefused(f"{field} is not a picture that can be read", param=field) from error
+
+
+async def _apart(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """`work` in a thread. Raises BackendError for whatever Pillow raises, and where it is missing."""
+    try:
+        return await asyncio.to_thread(work, *args, **kwargs)
+    except ImportError as error:
+        text = (
+            "this picture needs converting, and Pillow is not installed beside the worker: pip install 'nexus[images]'"
+        )
+        raise BackendError(text) from error
+    except BackendError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly everything: ValueError, SyntaxError, struct.error, …
+        raise BackendError(f"a picture cannot be read: {error}") from error
+
+
+def _converted(data: bytes, output_format: str, quality: int | None) -> bytes:
+    from PIL import Image
+
+    with Image.open(BytesIO(data)) as image:
+        out = BytesIO()
+        if output_format == "png":
+            image.save(out, "PNG")
+        elif output_format == "webp":
+            image.save(out, "WEBP", quality=DEFAULT_QUALITY if quality is None else quality)
+        else:
+            _opaque(image).save(out, "JPEG", quality=DEFAULT_QUALITY if quality is None else quality)
+        return out.getvalue()
+
+
+def _opaque(image: Image) -> Image:
+    """JPEG knows no transparency: white lies behind it."""
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    white = Image.new("RGBA", layer.size, "white")
+    return Image.alpha_composite(white, layer).convert("RGB")
+
+
+def _size_of(data: bytes) -> tuple[int, int]:
+    from PIL import Image
+
+    with Image.open(BytesIO(data)) as image:
+        return image.size
+
+
+def _small(data: bytes) -> str | None:
+    from PIL import Image
+
+    with Image.open(BytesIO(data)) as image:
+        for side in PREVIEW_SIDES:
+            image.thumbnail((side, side))
+            out = BytesIO()
+            _opaque(image).save(out, "JPEG", quality=80)
+            url = _data_url(out.getvalue(), "image/jpeg")
+            if len(url) <= MAX_PREVIEW:
+                return url
+    return None
+
+
+def _edit_area(mask: bytes, field: str) -> bytes:
+    from PIL import Image
+
+    with Image.open(BytesIO(mask)) as image:
+        if not image.has_transparency_data:
+            raise BackendRefused(
+                f"{field} has no transparency: what is to be painted anew must be fully transparent in it", param=field
+            )
+        alpha = image.convert("RGBA").getchannel("A")
+        out = BytesIO()
+        alpha.point([255] + [0] * 255).save(out, "PNG")
+        return out.getvalue()
+
+
+def _data_url(data: bytes, content_type: str) -> str:
+    return f"data:{content_type};base64,{base64.b64encode(data).decode()}"
