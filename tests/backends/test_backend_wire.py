@@ -326,3 +326,165 @@ async def test_two_answers_to_one_request_cost_the_connection(serve: Any) -> Non
 def test_a_header_cannot_smuggle_another(headers: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="header"):
         HttpClient("http://x", headers=headers)
+
+
+# Streamed bodies
+
+
+async def pieces_of(*pieces: bytes) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+class Feed:
+    """Pieces without end; says whether it was closed, and how many were taken."""
+
+    def __init__(self, piece: bytes = b"x" * 65536) -> None:
+        self.piece = piece
+        self.taken = 0
+        self.closed = False
+
+    def __aiter__(self) -> Feed:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self.taken += 1
+        return self.piece
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize(
+    ("length", "framing", "wire_form"),
+    [
+        (7, b"content-length: 7", b"one two"),
+        (None, b"transfer-encoding: chunked", b"3\r\none\r\n4\r\n two\r\n0\r\n\r\n"),
+    ],
+)
+async def test_a_body_is_streamed(serve: Any, length: int | None, framing: bytes, wire_form: bytes) -> None:
+    """With its length where it is known; the connection serves on."""
+    bodies: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        bodies.append(await reader.readexactly(len(wire_form)))
+        writer.write(OK)
+
+    server, client = await serve(answer)
+    for _ in range(2):
+        response = await client.request(
+            "POST",
+            "/x",
+            pieces=pieces_of(b"one", b"", b" two"),
+            length=length,
+            content_type="a/b",
+            headers={"x-y": "z"},
+        )
+        assert (response.status, await response.read_all(10)) == (200, b"ok")
+    assert bodies == [wire_form] * 2
+    assert framing in server.requests[0]
+    assert b"\r\ncontent-type: a/b\r\n" in server.requests[0]
+    assert b"\r\nx-y: z\r\n" in server.requests[0]
+
+
+async def test_a_streamed_body_waits_for_a_slow_server(serve: Any) -> None:
+    """Nothing is read ahead of what the server takes."""
+    go = asyncio.Event()
+    begun = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        begun.set()
+        await go.wait()
+        writer.write(OK)
+
+    _, client = await serve(answer)
+    feed = Feed()
+    sending = asyncio.create_task(client.request("POST", "/x", pieces=feed, length=1 << 40))
+    await begun.wait()
+    before = -1
+    while feed.taken != before:  # until it goes no further
+        before = feed.taken
+        await asyncio.sleep(0.05)
+    assert feed.taken < 500
+    assert not sending.done()
+    go.set()
+    response = await sending
+    assert response.status == 200
+    assert feed.closed
+
+
+async def test_an_answer_before_the_body_is_sent_counts(serve: Any) -> None:
+    """The sending ends, nothing is sent again, and the connection is not used again."""
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nbig")
+
+    server, client = await serve(answer)
+    feed = Feed()
+    response = await client.request("POST", "/x", pieces=feed, length=1 << 40)
+    assert (response.status, await response.read_all(10)) == (413, b"big")
+    assert feed.closed
+    assert sum(request.startswith(b"POST") for request in server.requests) == 1
+    server.handler = lambda _, writer: _write(writer, OK)
+    await (await client.request("GET", "/y")).read_all(10)
+    assert server.connections == 2
+
+
+async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
+    writer.write(data)
+
+
+async def test_a_streamed_body_is_never_sent_twice(serve: Any) -> None:
+    """Also where an idle connection lies ready that may have died."""
+    server, client = await serve(OK)
+    await (await client.request("GET", "/")).read_all(10)
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(3)
+        writer.transport.abort()
+
+    server.handler = hang_up
+    with pytest.raises(BackendError) as caught:
+        await client.request("POST", "/", pieces=pieces_of(b"one"), length=3)
+    assert caught.value.transient
+    assert server.connections == 2
+
+
+@pytest.mark.parametrize(("length", "word"), [(2, "longer"), (9, "shorter")])
+async def test_a_body_of_another_length_is_an_error(serve: Any, length: int, word: str) -> None:
+    server, client = await serve(lambda reader, _: reader.readexactly(length))
+    with pytest.raises(ValueError, match=word):
+        await client.request("POST", "/", pieces=pieces_of(b"one"), length=length)
+    await server.gone.wait()
+
+
+async def test_what_the_source_of_a_body_raises_is_raised(serve: Any) -> None:
+    """And the server sees that the request is broken."""
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"one"
+        raise KeyError("gone")
+
+    server, client = await serve(lambda reader, _: reader.readexactly(100))
+    with pytest.raises(KeyError):
+        await client.request("POST", "/", pieces=broken(), length=100)
+    await server.gone.wait()
+
+
+async def test_a_cancelled_upload_closes_connection_and_source(serve: Any) -> None:
+    begun = asyncio.Event()
+
+    async def stall(_: asyncio.StreamReader, __: asyncio.StreamWriter) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    _, client = await serve(stall)
+    feed = Feed()
+    sending = asyncio.create_task(client.request("POST", "/", pieces=feed, length=1 << 40))
+    await begun.wait()
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    assert feed.closed
+    assert not client._open or all(not connection.usable for connection in client._open)

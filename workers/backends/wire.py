@@ -3,6 +3,8 @@
 What it guarantees:
 
 - `request` returns when the response's head is there; the body follows by `read`, everything that has arrived at once.
+- A body may be streamed, as fast as the server takes it. It goes over a connection of its own, and is never sent twice.
+  An answer that comes before all of it is sent ends the sending; that connection is not used again.
 - A connection is used again only when its response was read to the end, and never while it is doubtful. A kept one
   that turns out to be dead before any byte of the response is replaced, once, by a new one.
 - `Response.close`, also by way of a cancelled `request`, closes the socket at once: that is what stops the server's work.
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import AsyncIterator, Mapping
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -123,6 +126,9 @@ class _Connection(asyncio.Protocol):
         self.response: Response | None = None
         self.silent = True
         """Nothing has arrived since the last request was sent."""
+        self.sending = False
+        """A request's body is not sent to its end."""
+        self._full = False
         self._head_size = 0
         self._interim = False
         self._complete = False
@@ -139,6 +145,17 @@ class _Connection(asyncio.Protocol):
         self._complete = False
         self._transport.write(data)
         return response
+
+    async def upload(self, data: bytes) -> bool:
+        """Write a piece of the body as soon as the server takes it; False when it answered or went away instead."""
+        response = self.response
+        while response is not None and self._full and not response.status:
+            await response._wait()
+            response = self.response
+        if response is None or response.status:
+            return False
+        self._transport.write(data)
+        return True
 
     @property
     def usable(self) -> bool:
@@ -160,6 +177,14 @@ class _Connection(asyncio.Protocol):
             self.resume()
 
     # asyncio's side
+
+    def pause_writing(self) -> None:
+        self._full = True
+
+    def resume_writing(self) -> None:
+        self._full = False
+        if self.response is not None:
+            self.response._wake()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's does not inherit from it
@@ -214,7 +239,9 @@ class _Connection(asyncio.Protocol):
         if response._paused:
             self.resume()
         response._end()
-        if self._reusable and not self._transport.is_closing():
+        if self.sending:
+            self.abort()
+        elif self._reusable and not self._transport.is_closing():
             self.client._keep(self)
         else:
             self._transport.close()
@@ -281,10 +308,25 @@ class HttpClient:
         self._closed = False
 
     async def request(
-        self, method: str, path: str, body: bytes | None = None, *, content_type: str = "application/json"
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        *,
+        content_type: str = "application/json",
+        headers: Mapping[str, str] | None = None,
+        pieces: AsyncIterator[bytes] | None = None,
+        length: int | None = None,
     ) -> Response:
-        """Send one request; return when the head of its response is there. Never sent twice but for a stale connection."""
-        message = self._message(method, path, body, content_type)
+        """Send one request; return when the head of its response is there. Never sent twice but for a stale connection.
+
+        `pieces` is a body to be streamed, in the place of `body`: of `length` bytes, or chunked where that is not known.
+        It is closed in the end, also where it was not read to its end. What it raises is raised here.
+        """
+        extra = _head(headers) if headers else ""
+        if pieces is not None:
+            return await self._upload(method, path, content_type, extra, pieces, length)
+        message = self._message(method, path, body, content_type, extra)
         connection = self._take()
         if connection is not None:
             try:
@@ -301,12 +343,33 @@ class HttpClient:
             connection.abort()
         self._idle.clear()
 
-    def _message(self, method: str, path: str, body: bytes | None, content_type: str) -> bytes:
-        head = f"{method} {self.prefix}{path} HTTP/1.1\r\n{self._fixed}"
+    def _message(self, method: str, path: str, body: bytes | None, content_type: str, extra: str) -> bytes:
+        head = f"{method} {self.prefix}{path} HTTP/1.1\r\n{self._fixed}{extra}"
         if body is None:
             return f"{head}\r\n".encode("latin-1")
         head = f"{head}content-type: {content_type}\r\ncontent-length: {len(body)}\r\n\r\n"
         return head.encode("latin-1") + body
+
+    async def _upload(
+        self, method: str, path: str, content_type: str, extra: str, pieces: AsyncIterator[bytes], length: int | None
+    ) -> Response:
+        framing = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
+        head = f"{method} {self.prefix}{path} HTTP/1.1\r\n{self._fixed}{extra}content-type: {content_type}\r\n{framing}\r\n\r\n"
+        try:
+            connection = await self._connect()
+            response = connection.send(head.encode("latin-1"))
+            connection.sending = True
+            try:
+                if await _send_pieces(connection, pieces, length):
+                    connection.sending = False
+                await response._head()
+                _accept(response, self.origin)
+            except BaseException:
+                connection.abort()
+                raise
+        finally:
+            await _close_pieces(pieces)
+        return response
 
     async def _exchange(self, connection: _Connection, message: bytes) -> Response:
         response = connection.send(message)
@@ -353,7 +416,33 @@ class HttpClient:
             self._idle.remove(connection)
 
 
-def _head(headers: dict[str, str]) -> str:
+async def _send_pieces(connection: _Connection, pieces: AsyncIterator[bytes], length: int | None) -> bool:
+    """Whether all was sent: not if the server answered first. Raises ValueError when there is more or less than `length`."""
+    sent = 0
+    async for piece in pieces:
+        if not piece:
+            continue
+        sent += len(piece)
+        if length is not None and sent > length:
+            raise ValueError(f"the body is longer than the {length} bytes that were announced")
+        # An answer that lies there already must be seen before a write finds the connection closed.
+        await asyncio.sleep(0)
+        if not await connection.upload(piece if length is not None else b"%x\r\n%b\r\n" % (len(piece), piece)):
+            return False
+    if length is None:
+        return await connection.upload(b"0\r\n\r\n")
+    if sent < length:
+        raise ValueError(f"the body is shorter than the {length} bytes that were announced")
+    return True
+
+
+async def _close_pieces(pieces: AsyncIterator[bytes]) -> None:
+    close = getattr(pieces, "aclose", None)
+    if close is not None:
+        await close()
+
+
+def _head(headers: Mapping[str, str]) -> str:
     for name, value in headers.items():
         if not (name + value).isascii() or not (name + value).isprintable():
             raise ValueError(f"the header {name} holds a character that a header must not hold")

@@ -1,0 +1,86 @@
+"""Forms, read back by the parser that servers use."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from python_multipart import parse_form
+
+from workers.backends.multipart import Encoded, FilePart, encode
+
+
+async def body_of(form: Encoded) -> bytes:
+    return b"".join([piece async for piece in form.pieces()])
+
+
+async def parsed(form: Encoded) -> tuple[list[tuple[str, str]], list[tuple[str, str, bytes]]]:
+    fields: list[tuple[str, str]] = []
+    files: list[tuple[str, str, bytes]] = []
+
+    def on_file(file: Any) -> None:
+        file.file_object.seek(0)
+        files.append((file.field_name.decode(), file.file_name.decode(), file.file_object.read()))
+
+    body = await body_of(form)
+    assert len(body) == form.length
+    headers: Any = {"Content-Type": form.content_type, "Content-Length": str(form.length).encode()}
+    parse_form(
+        headers,
+        io.BytesIO(body),
+        lambda field: fields.append(((field.field_name or b"").decode(), (field.value or b"").decode())),
+        on_file,
+    )
+    return fields, files
+
+
+async def test_fields_and_files_arrive() -> None:
+    """Names may repeat, text may be any, bytes stay as they are; it can be sent again."""
+    sound = bytes(range(256)) * 5
+    form = encode(
+        [("timestamp_granularities[]", "word"), ("timestamp_granularities[]", "segment"), ("prompt", "é\r\n--x\n")],
+        [FilePart.holding("file", "a.wav", "audio/wav", sound), FilePart.holding("mask", "m.png", "image/png", b"")],
+    )
+    for _ in range(2):
+        fields, files = await parsed(form)
+        assert fields == [
+            ("timestamp_granularities[]", "word"),
+            ("timestamp_granularities[]", "segment"),
+            ("prompt", "é\r\n--x\n"),
+        ]
+        assert files == [("file", "a.wav", sound), ("mask", "m.png", b"")]
+
+
+async def test_a_form_of_nothing_is_a_form() -> None:
+    body = await body_of(encode([], []))
+    assert body.startswith(b"--")
+    assert body.endswith(b"--\r\n")
+
+
+@pytest.mark.parametrize("name", ['a"; name="model', "a\r\nx-evil: 1\r\n\r\nb", "a\n", "ä 日本.wav", "a\\", ""])
+async def test_a_name_cannot_break_out(name: str) -> None:
+    """It arrives as one file of one field, whatever it is called."""
+    form = encode([("model", "m")], [FilePart.holding("file", name, "audio/wav\r\nx-evil: 1", b"data")])
+    assert b"x-evil: 1\r\n" not in await body_of(form)
+    fields, files = await parsed(form)
+    assert fields == [("model", "m")]
+    assert [(field, data) for field, _, data in files] == [("file", b"data")]
+
+
+async def test_a_file_is_never_whole_in_memory() -> None:
+    """Each piece is taken when it is asked for."""
+    taken = 0
+
+    async def pieces() -> AsyncIterator[bytes]:
+        nonlocal taken
+        for _ in range(4):
+            taken += 1
+            yield b"x" * 10
+
+    stream = encode([], [FilePart("file", "a", "audio/wav", 40, pieces)]).pieces()
+    await anext(stream)
+    assert taken == 0
+    assert await anext(stream) == b"x" * 10
+    assert taken == 1
