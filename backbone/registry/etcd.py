@@ -1,4 +1,4 @@
-"""The registry on etcd: workers under leases, the catalogue of models without.
+"""The registry on etcd: workers under leases; the catalogue of models, aliases and services without.
 
 `snapshot` comes from a listing and a watch that goes on from the listing's revision. Whatever ends the watch (etcd
 away, wiped, compacted, a lost stream) begins both again; so does `resync_s`, in case a watch fell silent unnoticed.
@@ -9,24 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import structlog
-from pydantic import BaseModel, ValidationError
 
 from backbone.registry.announcement import EtcdAnnouncement
 from backbone.registry.keys import Keys
 from backbone.registry.link import Change, Entry, EtcdLink, Tls, WatchEnded
+from backbone.registry.values import Reader
 from backbone.registry.view import View
 from schemas.errors import Unavailable
-from schemas.presence import CatalogueEntry, Snapshot, WorkerPresence
+from schemas.presence import Alias, ServiceRecord, Snapshot, WorkerPresence
 
 log = structlog.get_logger(__name__)
-Model = TypeVar("Model", bound=BaseModel)
 
 FIRST_SNAPSHOT_S = 2.0
 """Seconds that `start` and `announce` wait for etcd before they leave the rest to the background."""
 RETRY_S = 0.3
+SEEN_S = 1.0
+"""Seconds that a write waits for the watch to bring it."""
 
 
 class EtcdRegistry:
@@ -48,6 +48,7 @@ class EtcdRegistry:
         vanishes. `hold_s`: seconds for which workers that an outage hid stay in the snapshot after it; None: `lease_s`.
         """
         self._keys = Keys(prefix)
+        self._read = Reader(self._keys)
         self._lease_s = lease_s
         self._resync_s = resync_s
         self._link = EtcdLink(url, probe_key=self._keys.prefix, tls=tls)
@@ -55,6 +56,9 @@ class EtcdRegistry:
         self._announcements: list[EtcdAnnouncement] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._first = asyncio.Event()
+        self._revision = 0
+        """Of etcd, at which `snapshot` was so."""
+        self._moved = asyncio.Event()
 
     @property
     def snapshot(self) -> Snapshot | None:
@@ -100,6 +104,22 @@ class EtcdRegistry:
         await announcement.start(FIRST_SNAPSHOT_S)
         return announcement
 
+    async def put_alias(self, alias: Alias) -> None:
+        """Enter or replace an alias. Raises Unavailable."""
+        await self._seen(await self._link.put(self._keys.alias(alias.name), alias.model_dump_json().encode()))
+
+    async def remove_alias(self, name: str) -> bool:
+        """Remove an alias; whether there was one. Raises Unavailable."""
+        return await self._remove(self._keys.alias(name))
+
+    async def put_service(self, record: ServiceRecord) -> None:
+        """Enter or replace a service's record. Raises Unavailable."""
+        await self._seen(await self._link.put(self._keys.service(record.name), record.model_dump_json().encode()))
+
+    async def remove_service(self, name: str) -> bool:
+        """Remove a service's record; whether there was one. Raises Unavailable."""
+        return await self._remove(self._keys.service(name))
+
     async def ping(self) -> None:
         """One round trip within about a second. Raises Unavailable."""
         await self._link.ping()
@@ -127,57 +147,68 @@ class EtcdRegistry:
     async def _follow(self, *, after_outage: bool) -> None:
         """List, then take changes, until WatchEnded or Unavailable."""
         entries, revision = await self._link.listing(self._keys.prefix)
-        self._replace(entries, after_outage=after_outage)
+        self._replace(entries, revision, after_outage=after_outage)
         async with contextlib.aclosing(self._link.watch(self._keys.prefix, revision + 1)) as changes:
             async for batch in changes:
                 self._apply(batch)
 
-    def _replace(self, entries: Sequence[Entry], *, after_outage: bool) -> None:
-        workers = [worker for entry in entries if (worker := self._worker(entry.key, entry.value))]
-        models = [model for entry in entries if (model := self._model(entry.key, entry.value))]
+    def _replace(self, entries: Sequence[Entry], revision: int, *, after_outage: bool) -> None:
+        read = self._read
+        workers = [worker for entry in entries if (worker := read.worker(entry.key, entry.value))]
+        models = [model for entry in entries if (model := read.model(entry.key, entry.value))]
+        aliases = [alias for entry in entries if (alias := read.alias(entry.key, entry.value))]
+        services = [service for entry in entries if (service := read.service(entry.key, entry.value))]
         self._view.replace(
             {worker.id: worker for worker in workers},
             {model.name: model for model in models},
+            {alias.name: alias for alias in aliases},
+            {service.name: service for service in services},
             after_outage=after_outage,
         )
-        self._view.publish()
+        self._publish(revision)
         self._first.set()
 
     def _apply(self, changes: Sequence[Change]) -> None:
         for change in changes:
             self._apply_one(change)
+        self._publish(changes[-1].revision)
+
+    def _publish(self, revision: int) -> None:
         self._view.publish()
+        self._revision = revision
+        self._moved.set()
+        self._moved.clear()
 
     def _apply_one(self, change: Change) -> None:
         """Take one change. A value that cannot be read counts as gone, as it would in a listing."""
-        if (worker_id := self._keys.worker_of(change.key)) is not None:
-            worker = self._worker(change.key, change.value)
-            if worker:
-                self._view.put_worker(worker)
-            else:
-                self._view.remove_worker(worker_id)
-        elif (name := self._keys.model_of(change.key)) is not None:
-            model = self._model(change.key, change.value)
-            if model:
-                self._view.put_model(model)
-            else:
-                self._view.remove_model(name)
+        view, keys, read, key, value = self._view, self._keys, self._read, change.key, change.value
+        if (worker_id := keys.worker_of(key)) is not None:
+            worker = read.worker(key, value)
+            view.put_worker(worker) if worker else view.remove_worker(worker_id)
+        elif (name := keys.model_of(key)) is not None:
+            model = read.model(key, value)
+            view.put_model(model) if model else view.remove_model(name)
+        elif (name := keys.alias_of(key)) is not None:
+            alias = read.alias(key, value)
+            view.put_alias(alias) if alias else view.remove_alias(name)
+        elif (name := keys.service_of(key)) is not None:
+            service = read.service(key, value)
+            view.put_service(service) if service else view.remove_service(name)
 
-    def _worker(self, key: str, value: bytes | None) -> WorkerPresence | None:
-        worker_id = self._keys.worker_of(key)
-        worker = None if worker_id is None else _parse(WorkerPresence, key, value)
-        if worker is not None and worker.id != worker_id:
-            log.warning("registry.malformed", key=key, error="the id in the value is another one")
-            return None
-        return worker
+    async def _remove(self, key: str) -> bool:
+        was_there, revision = await self._link.delete(key)
+        if was_there:
+            await self._seen(revision)
+        return was_there
 
-    def _model(self, key: str, value: bytes | None) -> CatalogueEntry | None:
-        name = self._keys.model_of(key)
-        entry = None if name is None else _parse(CatalogueEntry, key, value)
-        if entry is not None and entry.name != name:
-            log.warning("registry.malformed", key=key, error="the name in the value is another one")
-            return None
-        return entry
+    async def _seen(self, revision: int) -> None:
+        """Wait until the snapshot has got to `revision`, so that who writes reads what it wrote; not for long."""
+        if not self._tasks:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SEEN_S):
+                while self._revision < revision:
+                    await self._moved.wait()
 
     async def _let_go_forever(self) -> None:
         """Drop workers whose hold is over."""
@@ -187,14 +218,3 @@ class EtcdRegistry:
                 self._view.let_go()
                 self._view.publish()
             await asyncio.sleep(0.5 if left_s is None else min(0.5, left_s + 0.01))
-
-
-def _parse(kind: type[Model], key: str, value: bytes | None) -> Model | None:
-    """A value of `kind`, or None when there is none, or when it cannot be read, which is logged."""
-    if value is None:
-        return None
-    try:
-        return kind.model_validate_json(value)
-    except ValidationError as error:
-        log.warning("registry.malformed", key=key, error=str(error))
-        return None

@@ -72,6 +72,8 @@ class Change:
 
     key: str
     value: bytes | None
+    revision: int
+    """Of etcd, when that was so."""
 
 
 class WatchEnded(Exception):
@@ -152,9 +154,15 @@ class EtcdLink:
         )
         return [_entry(kv) for kv in response.kvs], int(response.header.revision)
 
-    async def put(self, key: str, value: bytes, *, lease: int = 0) -> None:
-        """Write one key. Raises LeaseGone too."""
-        await self._call(lambda at: at.kv.put(key, value, lease, timeout=CALL_S, max_attempts=1))
+    async def put(self, key: str, value: bytes, *, lease: int = 0) -> int:
+        """Write one key; the revision at which that was so. Raises LeaseGone too."""
+        response = await self._call(lambda at: at.kv.put(key, value, lease, timeout=CALL_S, max_attempts=1))
+        return int(response.header.revision)
+
+    async def delete(self, key: str) -> tuple[bool, int]:
+        """Remove one key: whether it was there, and the revision at which it is gone."""
+        response = await self._call(lambda at: at.kv.delete(key, timeout=CALL_S, max_attempts=1))
+        return bool(response.deleted), int(response.header.revision)
 
     async def replace(self, key: str, old: bytes | None, new: bytes) -> bool:
         """Write one key if it still holds `old` (None: does not exist). False, and no change, otherwise."""
@@ -312,7 +320,8 @@ def _entry(kv: Any) -> Entry:
 
 def _change(event: Any) -> Change:
     deleted = event.type == event.DELETE
-    return Change(event.kv.key.decode(errors="replace"), None if deleted else bytes(event.kv.value))
+    value = None if deleted else bytes(event.kv.value)
+    return Change(event.kv.key.decode(errors="replace"), value, int(event.kv.mod_revision))
 
 
 def _reason(error: BaseException) -> str:

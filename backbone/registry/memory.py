@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from backbone.registry.view import View, catalogue_entry
 from schemas.errors import Unavailable
-from schemas.presence import CatalogueEntry, Snapshot, WorkerPresence
+from schemas.presence import Alias, CatalogueEntry, ServiceRecord, Snapshot, WorkerPresence
 
 
 class MemoryHub:
@@ -15,6 +15,8 @@ class MemoryHub:
     def __init__(self) -> None:
         self.workers: dict[str, WorkerPresence] = {}
         self.models: dict[str, CatalogueEntry] = {}
+        self.aliases: dict[str, Alias] = {}
+        self.services: dict[str, ServiceRecord] = {}
         self.registries: set[MemoryRegistry] = set()
         self.announcements: dict[str, MemoryAnnouncement] = {}
         self._available = True
@@ -105,6 +107,32 @@ class MemoryRegistry:
         self.hub.sync()
         return announcement
 
+    async def put_alias(self, alias: Alias) -> None:
+        """Enter or replace an alias."""
+        await self.ping()
+        self.hub.aliases[alias.name] = alias
+        self.hub.sync()
+
+    async def remove_alias(self, name: str) -> bool:
+        """Remove an alias; whether there was one."""
+        await self.ping()
+        found = self.hub.aliases.pop(name, None)
+        self.hub.sync()
+        return found is not None
+
+    async def put_service(self, record: ServiceRecord) -> None:
+        """Enter or replace a service's record."""
+        await self.ping()
+        self.hub.services[record.name] = record
+        self.hub.sync()
+
+    async def remove_service(self, name: str) -> bool:
+        """Remove a service's record; whether there was one."""
+        await self.ping()
+        found = self.hub.services.pop(name, None)
+        self.hub.sync()
+        return found is not None
+
     async def ping(self) -> None:
         """Raises Unavailable while the hub pretends to be away."""
         if not self.hub.available:
@@ -112,5 +140,6 @@ class MemoryRegistry:
 
     def refresh(self) -> None:
         """Take the hub's state."""
-        self._view.replace(self.hub.workers, self.hub.models, after_outage=False)
+        hub = self.hub
+        self._view.replace(hub.workers, hub.models, hub.aliases, hub.services, after_outage=False)
         self._view.publish()

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import structlog
 
-from schemas.presence import CatalogueEntry, ModelOffer, Snapshot, WorkerPresence, WorkerState
+from schemas.presence import Alias, CatalogueEntry, ModelOffer, ServiceRecord, Snapshot, WorkerPresence, WorkerState
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +31,8 @@ class View:
         self._clock = clock
         self._workers: dict[str, WorkerPresence] = {}
         self._models: dict[str, CatalogueEntry] = {}
+        self._aliases: dict[str, Alias] = {}
+        self._services: dict[str, ServiceRecord] = {}
         self._held: set[str] = set()
         self._hold_until = 0.0
         self._listeners: dict[object, Listener] = {}
@@ -42,7 +44,13 @@ class View:
         return lambda: void(self._listeners.pop(token, None))
 
     def replace(
-        self, workers: Mapping[str, WorkerPresence], models: Mapping[str, CatalogueEntry], *, after_outage: bool
+        self,
+        workers: Mapping[str, WorkerPresence],
+        models: Mapping[str, CatalogueEntry],
+        aliases: Mapping[str, Alias] | None = None,
+        services: Mapping[str, ServiceRecord] | None = None,
+        *,
+        after_outage: bool,
     ) -> None:
         """Take a complete listing. After an outage, workers that it lacks are held."""
         if after_outage:
@@ -51,6 +59,8 @@ class View:
         self._held = {id_ for id_, presence in missing.items() if self._may_be_held(presence)}
         self._workers = {id_: missing[id_] for id_ in self._held} | dict(workers)
         self._models = dict(models)
+        self._aliases = dict(aliases or {})
+        self._services = dict(services or {})
 
     def put_worker(self, presence: WorkerPresence) -> None:
         """A worker entered or changed."""
@@ -73,6 +83,22 @@ class View:
         """A catalogue entry is gone."""
         self._models.pop(name, None)
 
+    def put_alias(self, alias: Alias) -> None:
+        """An alias is new or changed."""
+        self._aliases[alias.name] = alias
+
+    def remove_alias(self, name: str) -> None:
+        """An alias is gone."""
+        self._aliases.pop(name, None)
+
+    def put_service(self, record: ServiceRecord) -> None:
+        """A service's record is new or changed."""
+        self._services[record.name] = record
+
+    def remove_service(self, name: str) -> None:
+        """A service's record is gone."""
+        self._services.pop(name, None)
+
     def hold_left_s(self) -> float | None:
         """Seconds until held workers are let go; None when there are none."""
         return max(0.0, self._hold_until - self._clock()) if self._held else None
@@ -87,9 +113,16 @@ class View:
 
     def publish(self) -> None:
         """Make the snapshot, and tell the listeners when it differs from the last one."""
-        if self.snapshot and (self.snapshot.workers, self.snapshot.models) == (self._workers, self._models):
+        last = self.snapshot
+        now = (self._workers, self._models, self._aliases, self._services)
+        if last and (last.workers, last.models, last.aliases, last.services) == now:
             return
-        self.snapshot = Snapshot(workers=dict(self._workers), models=dict(self._models))
+        self.snapshot = Snapshot(
+            workers=dict(self._workers),
+            models=dict(self._models),
+            aliases=dict(self._aliases),
+            services=dict(self._services),
+        )
         for listener in list(self._listeners.values()):
             try:
                 listener(self.snapshot)

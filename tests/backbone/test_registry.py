@@ -20,7 +20,15 @@ from cli.embedded.process import ManagedProcess
 from cli.embedded.servers import EtcdServer, free_port
 from schemas.errors import Unavailable
 from schemas.jobs import Capability
-from schemas.presence import CatalogueEntry, ModelOffer, Snapshot, WorkerPresence, WorkerState
+from schemas.presence import (
+    Alias,
+    CatalogueEntry,
+    ModelOffer,
+    ServiceRecord,
+    Snapshot,
+    WorkerPresence,
+    WorkerState,
+)
 
 MakeRegistry = Callable[[], Registry]
 
@@ -217,6 +225,44 @@ class TestContract:
         await registry.announce(worker())
         await eventually(lambda: heard and ids(gateway))
 
+    async def test_an_alias_is_read_as_it_was_written_until_it_is_removed(self, cast, eventually):
+        """Any name; who writes sees it at once, others soon; removing says whether there was one."""
+        gateway, other = await cast.gateway(), await cast.gateway()
+        first, second = Alias(name="org/größe: 100% a", targets=("a", "b")), Alias(name="plain", targets=("c",))
+        for alias in (first, second):
+            await gateway.put_alias(alias)
+        assert gateway.snapshot.aliases == {first.name: first, second.name: second}
+        await eventually(lambda: other.snapshot.aliases == gateway.snapshot.aliases)
+        changed = Alias(name="plain", targets=("b",))
+        await other.put_alias(changed)
+        assert await other.remove_alias(first.name)
+        assert other.snapshot.aliases == {"plain": changed}
+        assert not await other.remove_alias(first.name)
+        await eventually(lambda: gateway.snapshot.aliases == {"plain": changed})
+        assert (await cast.gateway()).snapshot.aliases == {"plain": changed}
+
+    async def test_a_service_record_is_read_as_it_was_written_until_it_is_removed(self, cast, eventually):
+        """With the fields that we do not know."""
+        gateway, other = await cast.gateway(), await cast.gateway()
+        record = ServiceRecord.model_validate({"name": "tts/1", "base_url": "http://a:1", "team": {"floor": 3}})
+        await gateway.put_service(record)
+        assert gateway.snapshot.services == {"tts/1": record}
+        await eventually(lambda: other.snapshot.services == {"tts/1": record})
+        moved = record.model_copy(update={"base_url": "http://b:1"})
+        await other.put_service(moved)
+        await eventually(lambda: gateway.snapshot.services == {"tts/1": moved})
+        assert (await cast.gateway()).snapshot.services == {"tts/1": moved}
+        assert await gateway.remove_service("tts/1")
+        assert not await gateway.remove_service("tts/1")
+        assert gateway.snapshot.services == {}
+
+    async def test_who_does_not_watch_can_write_too(self, cast, eventually):
+        gateway, registry = await cast.gateway(), await cast.worker()
+        await registry.put_alias(Alias(name="x", targets=("m",)))
+        await eventually(lambda: "x" in gateway.snapshot.aliases)
+        assert await registry.remove_alias("x")
+        await eventually(lambda: not gateway.snapshot.aliases)
+
     async def test_close_is_idempotent(self, cast):
         gateway = await cast.gateway()
         await gateway.close()
@@ -237,6 +283,26 @@ class TestMemoryOutage:
             await gateway.ping()
         hub.available = True
         assert ids(gateway) == {"w1", "w2"}
+
+    async def test_writing_fails(self):
+        hub = MemoryHub()
+        registry = MemoryRegistry(hub)
+        hub.available = False
+        await assert_writing_fails(registry)
+        hub.available = True
+        assert hub.aliases == {}
+
+
+async def assert_writing_fails(registry: Registry) -> None:
+    """Nobody may believe that a change was taken."""
+    for change in (
+        registry.put_alias(Alias(name="x", targets=("m",))),
+        registry.remove_alias("x"),
+        registry.put_service(ServiceRecord(name="x", base_url="http://a:1")),
+        registry.remove_service("x"),
+    ):
+        with pytest.raises(Unavailable):
+            await change
 
 
 class TestView:
@@ -328,6 +394,9 @@ def test_keys_take_any_name():
     assert keys.model("a/b:c") == "/nexus/models/" + quote("a/b:c", safe="")
     assert keys.model_of(keys.model("a/b:c%2F")) == "a/b:c%2F"
     assert keys.worker_of(keys.model("x")) is None
+    assert keys.alias("a/b:c") == "/nexus/aliases/a/b:c"
+    assert keys.alias_of(keys.alias("a%2Fb")) == "a%2Fb"
+    assert keys.service_of(keys.alias("x")) is None
 
 
 class TestFaults:
@@ -356,6 +425,7 @@ class TestFaults:
         assert not gateway.connected
         with pytest.raises(Unavailable):
             await gateway.ping()
+        await assert_writing_fails(gateway)
         await registry.announce(worker())
         await own_etcd.restart()
         await eventually(lambda: ids(gateway) == {"w1"})
@@ -533,6 +603,54 @@ class TestFaults:
         await eventually(lambda: "m" in gateway.snapshot.models)
         await link.put(Keys(etcd_prefix).model("m"), b"nonsense")
         await eventually(lambda: "m" not in gateway.snapshot.models)
+
+    @pytest.mark.parametrize(
+        ("written", "targets"),
+        [
+            ('{"targets": ["llama3.1:8b", "smollm2"]}', ("llama3.1:8b", "smollm2")),
+            ('{"name": "another", "targets": ["a"], "note": "x"}', ("a",)),
+            ('{"targets": "a"}', ("a",)),
+            ('["a", "b", "a"]', ("a", "b")),
+            ('"a"', ("a",)),
+        ],
+    )
+    async def test_aliases_as_operators_type_them(self, etcd_cast, link, etcd_prefix, eventually, written, targets):
+        """The key says the name, slashes and all."""
+        gateway = await etcd_cast.gateway()
+        await link.put(f"{etcd_prefix}aliases/team/chat:big", written.encode())
+        await eventually(lambda: gateway.snapshot.aliases)
+        expected = {"team/chat:big": Alias(name="team/chat:big", targets=targets)}
+        assert gateway.snapshot.aliases == expected
+        assert (await etcd_cast.gateway()).snapshot.aliases == expected
+
+    async def test_services_as_scripts_write_them(self, etcd_cast, link, etcd_prefix, eventually):
+        """Without a name the key gives it; without `metadata_url` it is left to the default."""
+        gateway = await etcd_cast.gateway()
+        full = '{"name":"tts","base_url":"http://tts:8080","metadata_url":"http://tts:8080/v1/metadata"}'
+        await link.put(f"{etcd_prefix}services/tts", full.encode())
+        await link.put(f"{etcd_prefix}services/short", b'{"base_url": "http://short:1", "zone": 4}')
+        await eventually(lambda: len(gateway.snapshot.services) == 2)
+        assert gateway.snapshot.services["tts"].metadata_url == "http://tts:8080/v1/metadata"
+        assert gateway.snapshot.services["short"].name == "short"
+        assert gateway.snapshot.services["short"].model_extra == {"zone": 4}
+        assert (await etcd_cast.gateway()).snapshot.services == gateway.snapshot.services
+
+    @pytest.mark.parametrize(
+        ("key", "good", "bad"),
+        [
+            ("aliases/x", b'"m"', [b"", b"m", b"[]", b"[1]", b'[""]', b"null", b"{}", b'{"targets": {}}', b"\xff"]),
+            ("services/x", b'{"base_url": "http://a:1"}', [b"", b"x", b"[]", b"null", b"{}", b'{"base_url": 1}']),
+        ],
+    )
+    async def test_an_operators_mistake_is_not_fatal(self, etcd_cast, link, etcd_prefix, eventually, key, good, bad):
+        """It counts as gone, whether it is listed or watched, and what comes after it is taken."""
+        gateway, kind = await etcd_cast.gateway(), key.partition("/")[0]
+        for value in bad:
+            await link.put(etcd_prefix + key, good)
+            await eventually(lambda: getattr(gateway.snapshot, kind))
+            await link.put(etcd_prefix + key, value)
+            await eventually(lambda: not getattr(gateway.snapshot, kind))
+        assert (await etcd_cast.gateway()).snapshot == Snapshot()
 
     async def test_another_endpoint_takes_over(self, own_etcd, etcd_prefix, eventually):
         """The first endpoint is away from the start."""

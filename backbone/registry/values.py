@@ -1,0 +1,87 @@
+"""Values of keys in etcd, read as what they stand for. One that cannot be read is logged and counts as absent.
+
+Workers and models are written by Nexus; aliases and service records by operators and scripts, so that for those the
+key says the name, and an alias may also be a bare JSON string or a list.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import structlog
+from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
+
+from backbone.registry.keys import Keys
+from schemas.presence import Alias, CatalogueEntry, ServiceRecord, WorkerPresence
+
+log = structlog.get_logger(__name__)
+Record = TypeVar("Record", bound=BaseModel)
+
+
+class Reader:
+    """Reads entries under one prefix. Each method: None when `key` is another kind's, or the value is none."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+
+    def worker(self, key: str, value: bytes | None) -> WorkerPresence | None:
+        """A worker's presence."""
+        worker_id = self._keys.worker_of(key)
+        worker = None if worker_id is None else _parse(WorkerPresence, key, value)
+        if worker is not None and worker.id != worker_id:
+            _malformed(key, "the id in the value is another one")
+            return None
+        return worker
+
+    def model(self, key: str, value: bytes | None) -> CatalogueEntry | None:
+        """A model's catalogue entry."""
+        name = self._keys.model_of(key)
+        entry = None if name is None else _parse(CatalogueEntry, key, value)
+        if entry is not None and entry.name != name:
+            _malformed(key, "the name in the value is another one")
+            return None
+        return entry
+
+    def alias(self, key: str, value: bytes | None) -> Alias | None:
+        """An alias: `{"targets": ["a", "b"]}`, `["a", "b"]` or `"a"`."""
+        name = self._keys.alias_of(key)
+        if not name or value is None:
+            return None
+        try:
+            said = from_json(value)
+        except ValueError as error:
+            _malformed(key, f'{error}; an alias is {{"targets": ["model", …]}}, a list or a string, in JSON')
+            return None
+        targets = said.get("targets") if isinstance(said, dict) else said
+        targets = [targets] if isinstance(targets, str) else targets
+        if not isinstance(targets, list) or not targets or not all(isinstance(one, str) and one for one in targets):
+            _malformed(key, "an alias needs a list of models as its targets")
+            return None
+        return Alias(name=name, targets=tuple(dict.fromkeys(targets)))
+
+    def service(self, key: str, value: bytes | None) -> ServiceRecord | None:
+        """A service record; fields that we do not know are kept."""
+        name = self._keys.service_of(key)
+        if not name or value is None:
+            return None
+        try:
+            said = from_json(value)
+            return ServiceRecord.model_validate({**said, "name": name} if isinstance(said, dict) else said)
+        except ValueError as error:  # pydantic's ValidationError is one
+            _malformed(key, str(error))
+            return None
+
+
+def _parse(kind: type[Record], key: str, value: bytes | None) -> Record | None:
+    if value is None:
+        return None
+    try:
+        return kind.model_validate_json(value)
+    except ValidationError as error:
+        _malformed(key, str(error))
+        return None
+
+
+def _malformed(key: str, error: str) -> None:
+    log.warning("registry.malformed", key=key, error=error)
