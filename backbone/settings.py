@@ -44,13 +44,25 @@ class GatewaySettings(CommonSettings):
     gateway_drain_s: float = Field(default=20.0, ge=0)
     """Seconds that open requests get to finish on SIGTERM; what is left is answered with an error."""
     max_body_bytes: int = Field(default=32 * 1024 * 1024, gt=0)
-    """Larger request bodies are 413. NATS's `max_payload` bounds it too, whichever is less."""
+    """Larger request bodies, uploads included, are 413."""
+    max_buffered_bytes: int = Field(default=64 * 1024 * 1024, gt=0)
+    """Memory that large JSON bodies share while they are read and checked; others wait for their turn."""
     body_timeout_s: float = Field(default=30.0, gt=0)
-    """Seconds for a request's body to arrive."""
+    """Seconds for a request's body to arrive; large ones get a second more for each 64 KiB."""
     queue_timeout_s: float = Field(default=300.0, gt=0)
     first_token_timeout_s: float = Field(default=120.0, gt=0)
     idle_timeout_s: float = Field(default=60.0, gt=0)
     total_timeout_s: float = Field(default=900.0, gt=0)
+    load_timeout_s: float = Field(default=600.0, gt=0)
+    """For a backend to load a model, where it says that it does; the other limits begin after that."""
+    media_timeout_s: float = Field(default=600.0, gt=0)
+    """In the place of the first-token and idle limits, where it is longer, for images, sound and model jobs."""
+    public_url: str = ""
+    """Where callers reach the gateway, `https://nexus.example`, for results fetched by URL; empty: as each request says."""
+    result_url_ttl_s: float = Field(default=3600.0, ge=1)
+    """How long a result that was asked for by URL can be fetched."""
+    max_blob_bytes: int = Field(default=8 * 1024**3, ge=1024 * 1024)
+    """Bytes of uploads and large results on NATS's disk; keep it below what the disk has free."""
     queue_comment_after_s: float = Field(default=10.0, gt=0)
     """A stream still queued after this gets `: queued position=N` comments."""
     max_queued_jobs: int = Field(default=100_000, ge=1)

@@ -13,10 +13,31 @@ from backbone.version import VERSION
 from gateway.deps import Parts
 from gateway.endpoint import Endpoint
 from gateway.http import request_id_of
-from gateway.routes import chat, completions, models, operation
+from gateway.routes import (
+    chat,
+    completions,
+    embeddings,
+    images,
+    models,
+    operation,
+    rerank,
+    results,
+    speech,
+    transcriptions,
+)
 from schemas.errors import ErrorInfo, InternalError, InvalidRequest, MethodNotAllowed, NexusError, NotFound
 
-ENDPOINTS: list[Endpoint] = [chat.ENDPOINT, completions.ENDPOINT]
+ENDPOINTS: list[Endpoint] = [
+    chat.ENDPOINT,
+    completions.ENDPOINT,
+    embeddings.ENDPOINT,
+    images.GENERATIONS,
+    images.EDITS,
+    speech.ENDPOINT,
+    transcriptions.TRANSCRIPTIONS,
+    transcriptions.TRANSLATIONS,
+    rerank.ENDPOINT,
+]
 
 
 def make_app(parts: Parts) -> FastAPI:
@@ -31,6 +52,7 @@ def make_app(parts: Parts) -> FastAPI:
     app.include_router(operation.probes)
     app.include_router(operation.router)
     app.include_router(models.router)
+    app.include_router(results.router)
     for endpoint in ENDPOINTS:
         _document(app, endpoint)
     _answer_errors(app)
@@ -53,13 +75,16 @@ def _document(app: FastAPI, endpoint: Endpoint) -> None:
 
     schema = endpoint.schema.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = schema.pop("$defs", {})
+    for name in endpoint.files:
+        schema["properties"][name] = {"type": "string", "format": "binary"}
+    media_type = "multipart/form-data" if endpoint.files else "application/json"
     app.add_api_route(
         endpoint.path,
         served_by_the_door,
         methods=["POST"],
         tags=["inference"],
         summary=f"{endpoint.capability.value.capitalize()} (OpenAI)",
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
+        openapi_extra={"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}},
     )
     _add_definitions(app, definitions)
 

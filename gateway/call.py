@@ -14,13 +14,14 @@ from collections.abc import Callable
 from enum import Enum, auto
 from functools import lru_cache
 from time import monotonic
+from typing import cast
 
 import structlog
 
 from backbone.bus.base import GatewayBus, Queue
 from schemas.control import Control, ControlOp
 from schemas.errors import DRAINED, BackendFailed, DeadlineExceeded, ErrorInfo, NexusError, Unavailable
-from schemas.events import GO, GONE, STALE, Done, EventKind, Started, decode_frame
+from schemas.events import GO, GONE, LOADING, STALE, BlobRef, Done, EventKind, Progress, Started, decode_frame
 from schemas.jobs import Envelope
 
 log = structlog.get_logger(__name__)
@@ -35,6 +36,7 @@ SILENCE_GRACE_S = 2.0
 
 _STARTED, _CHUNK, _BEAT = EventKind.STARTED.value, EventKind.CHUNK.value, EventKind.BEAT.value
 _DONE, _FAILED, _RETURNED = EventKind.DONE.value, EventKind.FAILED.value, EventKind.RETURNED.value
+_BLOB, _PROGRESS = EventKind.BLOB.value, EventKind.PROGRESS.value
 
 
 class State(Enum):
@@ -49,8 +51,8 @@ class Call:
     """See the module's docstring. A bus Sink."""
 
     __slots__ = (
-        "_abandoned", "_ack_wait_s", "_bus", "_pieces", "_seq", "_size", "_waiter", "backend", "began_at", "delivery",
-        "direct", "done", "envelope", "error", "first_at", "last_sign", "loop", "queue", "queued_at", "returned", "seq", "shown", "starts", "state",
+        "_abandoned", "_ack_wait_s", "_bus", "_loading_s", "_pieces", "_seq", "_size", "_waiter", "backend", "began_at", "delivery",
+        "direct", "done", "envelope", "error", "first_at", "last_sign", "loop", "progress", "queue", "queued_at", "returned", "seq", "shown", "starts", "state",
         "submitted_at", "worker",
     )  # fmt: skip
 
@@ -60,11 +62,12 @@ class Call:
         self.queue = Queue(envelope.capability, envelope.lane, envelope.model)
         self._ack_wait_s = ack_wait_s
         self.loop = asyncio.get_running_loop()
-        self._pieces: list[bytes] = []
+        self._pieces: list[bytes | BlobRef] = []
         self._size = 0
         self._waiter: asyncio.Future[None] | None = None
         self._seq = 0
         self._abandoned = False
+        self._loading_s = 0.0
         self.state = State.QUEUED
         self.shown = False
         """Bytes of the current attempt have gone to the caller."""
@@ -73,6 +76,8 @@ class Call:
         """Why the latest attempt gave the job back, while no other has begun; None after a drain, which is no failure."""
         self.direct: Callable[[bytes], bool] | None = None
         """Takes bytes for the caller past `take`, while the one who waits waits; False: it could not."""
+        self.progress: bytes | None = None
+        """The newest `schemas.events.Progress` of this attempt, as JSON."""
         self.done: Done | None = None
         self.seq: int | None = None
         """The job's sequence in the stream, once stored."""
@@ -87,7 +92,7 @@ class Call:
     # What the caller's side does
 
     async def wait(self) -> None:
-        """Return when there are bytes to take, or when the call has ended."""
+        """Return when there is something to take, when the call has ended, or when its progress is news."""
         if self._pieces or self.state is State.ENDED:
             return
         self._waiter = self.loop.create_future()
@@ -107,19 +112,39 @@ class Call:
 
     @property
     def has_output(self) -> bool:
-        """There are bytes to take."""
+        """There is something to take."""
         return bool(self._pieces)
 
     def take(self) -> bytes:
-        """The bytes so far, which from now on count as shown to the caller."""
+        """The bytes so far, up to the first that travel by reference. From now on they count as shown to the caller."""
         pieces = self._pieces
         if not pieces:
             return b""
         self.shown = True
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        self._pieces = []
-        self._size = 0
+        here: list[bytes] = []
+        for piece in pieces:
+            if isinstance(piece, BlobRef):
+                break
+            here.append(piece)
+        data = here[0] if len(here) == 1 else b"".join(here)
+        self._pieces = pieces[len(here) :]
+        self._size -= len(data)
         return data
+
+    def take_ref(self) -> BlobRef | None:
+        """What comes next, where it travels by reference: it is the taker's to read and to remove."""
+        if self._pieces and isinstance(self._pieces[0], BlobRef):
+            self.shown = True
+            return cast("BlobRef", self._pieces.pop(0))
+        return None
+
+    def drop_refs(self) -> list[BlobRef]:
+        """The references that nobody took."""
+        refs = [piece for piece in self._pieces if isinstance(piece, BlobRef)]
+        self._pieces = []
+        if self.done is not None and self.done.blob is not None:
+            refs.append(self.done.blob)
+        return refs
 
     def abandon(self) -> None:
         """The caller is gone. Queued: never run. Running: stopped."""
@@ -194,6 +219,11 @@ class Call:
             self._add(payload)
         elif kind == _DONE:
             self._on_done(payload)
+        elif kind == _PROGRESS:
+            self._on_progress(payload)
+        elif kind == _BLOB:
+            self._append(BlobRef.model_validate_json(payload))
+            self.wake()
         elif kind == _FAILED:
             self.error = ErrorInfo.model_validate_json(payload)
             self._end()
@@ -233,6 +263,12 @@ class Call:
             self.began_at = now
         return GO
 
+    def _on_progress(self, payload: bytes) -> None:
+        self.progress = payload
+        if Progress.model_validate_json(payload).phase == LOADING:
+            self._loading_s = self.envelope.limits.load_s
+        self.wake()
+
     def _on_done(self, payload: bytes) -> None:
         head, _, tail = payload.partition(b"\n")
         self.done = Done.model_validate_json(head)
@@ -269,7 +305,9 @@ class Call:
         elif self.state is State.RUNNING:
             if now - self.last_sign > self._ack_wait_s + SILENCE_GRACE_S:
                 self._on_silence()
-            elif self.began_at is not None and now - self.began_at > limits.total_s + self._ack_wait_s:
+            elif (
+                self.began_at is not None and now - self.began_at > limits.total_s + self._loading_s + self._ack_wait_s
+            ):
                 self.fail(DeadlineExceeded(f"the answer was not complete after {limits.total_s:g} s (total limit)"))
 
     def _on_silence(self) -> None:
@@ -289,14 +327,12 @@ class Call:
     # Pieces
 
     def _add(self, data: bytes) -> None:
-        if self.first_at is None:
-            self.first_at = monotonic()
         waiter = self._waiter
         # Somebody who waits has passed on all that came before, so that nothing is overtaken.
         if self.direct is not None and waiter is not None and not waiter.done() and self.direct(data):
             self.shown = True
             return
-        self._pieces.append(data)
+        self._append(data)
         self._size += len(data)
         if self.envelope.stream:
             if self._size > MAX_UNREAD:
@@ -309,7 +345,13 @@ class Call:
                 BackendFailed(f"the answer is larger than {MAX_ANSWER} bytes; stream it", code="answer_too_large")
             )
 
+    def _append(self, piece: bytes | BlobRef) -> None:
+        if self.first_at is None:
+            self.first_at = monotonic()
+        self._pieces.append(piece)
+
     def _forget_output(self) -> None:
+        self.progress = None
         self._pieces = []
         self._size = 0
         self.first_at = None

@@ -8,9 +8,11 @@ from typing import Annotated
 from fastapi import Depends, Request
 from prometheus_client import CollectorRegistry
 
+from backbone.bus.blobs import Blobs
 from gateway.auth import Auth, Principal
 from gateway.dispatch import Dispatcher
 from gateway.inference import Inference
+from gateway.links import Links
 from gateway.readiness import ReadinessCheck
 
 
@@ -22,6 +24,8 @@ class Parts:
     inference: Inference
     auth: Auth
     readiness: ReadinessCheck
+    blobs: Blobs
+    links: Links
     metrics: CollectorRegistry
 
 

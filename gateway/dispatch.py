@@ -12,6 +12,7 @@ import structlog
 from backbone.bus.base import GatewayBus, Queue
 from backbone.ids import new_job_id
 from backbone.registry.base import Registry
+from gateway.bodies import Received
 from gateway.call import Call, State
 from gateway.catalogue import Catalogue
 from gateway.metrics import GatewayMetrics
@@ -21,6 +22,7 @@ from schemas.presence import Snapshot
 
 log = structlog.get_logger(__name__)
 
+TEXT = frozenset({Capability.CHAT, Capability.COMPLETIONS, Capability.EMBEDDINGS, Capability.RERANK})
 CHECK_S = 0.25
 DEPTHS_S = 5.0
 NO_WORKER_S = 30.0
@@ -31,13 +33,29 @@ class Dispatcher:
     """Submits calls, watches their clocks, and keeps queues open for every model in the registry."""
 
     def __init__(
-        self, bus: GatewayBus, registry: Registry, metrics: GatewayMetrics, limits: Limits, ack_wait_s: float
+        self,
+        bus: GatewayBus,
+        registry: Registry,
+        metrics: GatewayMetrics,
+        limits: Limits,
+        ack_wait_s: float,
+        *,
+        media_timeout_s: float = 600.0,
+        keep_s: float = 3600.0,
     ) -> None:
         self.bus = bus
         self.registry = registry
         self.catalogue = Catalogue()
         self._metrics = metrics
         self._limits = limits
+        # Where there are no tokens, the first sign of life may be the whole answer.
+        self._media_limits = limits.model_copy(
+            update={
+                "first_token_s": max(limits.first_token_s, media_timeout_s),
+                "idle_s": max(limits.idle_s, media_timeout_s),
+            }
+        )
+        self._keep_s = keep_s
         self._ack_wait_s = ack_wait_s
         self._calls: set[Call] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -76,7 +94,7 @@ class Dispatcher:
         public_model: str,
         stream: bool,
         owner: str,
-        body: bytes,
+        received: Received,
     ) -> Call:
         """Submit a request. Raises ModelNotFound, InvalidRequest, Unavailable, RequestTooLarge; QueueFull comes later, on the call."""
         model = self.catalogue.resolve(public_model, capability)
@@ -91,10 +109,14 @@ class Dispatcher:
             stream=stream,
             reply=self.bus.new_reply(),
             owner=owner,
-            limits=self._limits,
+            limits=self._limits if capability in TEXT else self._media_limits,
+            body_size=received.body_size,
+            body_blob=received.body_blob,
+            uploads=received.uploads,
+            keep_s=self._keep_s,
         )
         call = Call(self.bus, envelope, self._ack_wait_s)
-        self.bus.submit(envelope, body, call)
+        self.bus.submit(envelope, received.body, call)
         self._calls.add(call)
         return call
 

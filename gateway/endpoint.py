@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 from pydantic import BaseModel
 
+from gateway.catalogue import Catalogue
 from schemas.errors import ErrorInfo
 from schemas.jobs import Capability
 
 DONE = b"data: [DONE]\n\n"
+SSE = b"text/event-stream; charset=utf-8"
+
+
+def sse_if_asked(request: Any) -> bytes | None:
+    """Server-sent events for `stream: true`, else the answer in one piece."""
+    return SSE if request.stream else None
+
+
+def never_streamed(_request: Any) -> bytes | None:
+    """The answer always comes in one piece."""
+    return None
+
+
+def model_named(request: Any, catalogue: Catalogue, capability: Capability) -> str:
+    """The model that the request names; where it names none, the default for the capability."""
+    name: str | None = request.model
+    return name or catalogue.default(capability)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +40,15 @@ class Endpoint:
     path: str
     capability: Capability
     schema: type[BaseModel]
-    """Checks the fields that Nexus reads; must have `model`."""
+    """Checks the fields that Nexus reads; must have `model`, `stream` and `service_tier`."""
+    files: tuple[str, ...] = ()
+    """Takes a multipart form with files in these fields, the first of which must be there; empty: takes JSON."""
+    stream_type: Callable[[Any], bytes | None] = sse_if_asked
+    """The content type of an answer that is passed on as it is made; None: the answer comes in one piece."""
+    target: Callable[[Any, Catalogue, Capability], str] = model_named
+    """Whose queue the request goes to. Raises InvalidRequest."""
+    by_url: Callable[[Any], bool] = lambda _request: False
+    """Whether results are fetched by URL: the answer then holds `data[].url`."""
 
 
 def error_frame(info: ErrorInfo) -> bytes:
@@ -31,3 +59,10 @@ def error_frame(info: ErrorInfo) -> bytes:
 def comment_frame(position: int) -> bytes:
     """Keeps a queued stream's connection alive; SSE clients skip it."""
     return b": queued position=%d\n\n" % position
+
+
+def progress_frame(progress: bytes) -> bytes:
+    """How far the backend is, as a comment: `progress` is `schemas.events.Progress` as JSON, told without its preview."""
+    told = orjson.loads(progress)
+    told.pop("preview", None)
+    return b": progress %b\n\n" % orjson.dumps(told)

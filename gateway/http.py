@@ -39,6 +39,9 @@ class Line(Protocol):
     def push(self, data: bytes) -> bool:
         """Write a piece of a streamed body now. False when it must go through `send`: nothing was written then."""
 
+    def cut(self) -> None:
+        """End the connection after what was written, so that the caller sees that the answer is not complete."""
+
     def joined(self) -> AbstractContextManager[None]:
         """What is sent inside leaves in one write."""
 

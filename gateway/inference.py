@@ -14,14 +14,18 @@ from typing import Any
 
 import structlog
 
+from backbone.bus.blobs import Blobs
 from gateway.auth import Auth
+from gateway.bodies import Reader, Received
 from gateway.call import Call, State
 from gateway.dispatch import Dispatcher
-from gateway.endpoint import DONE, Endpoint, comment_frame, error_frame
+from gateway.endpoint import DONE, SSE, Endpoint, comment_frame, error_frame, progress_frame
 from gateway.http import LINE, Line, Reply, Scope, Send, request_id_of
+from gateway.links import Links, base_url
 from gateway.metrics import GatewayMetrics
-from gateway.parsing import CallerGone, parse, read_body
+from gateway.parsing import CallerGone
 from schemas.errors import ErrorInfo, InternalError, NexusError
+from schemas.events import BlobRef, Done
 from schemas.jobs import Lane
 
 log = structlog.get_logger(__name__)
@@ -30,11 +34,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 LANE_OF_TIER = {"priority": Lane.PRIORITY, "flex": Lane.FLEX}
 COMMENT_EVERY_S = 10.0
-STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
+STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 CLOSED = 499
 """In logs and metrics: the caller hung up."""
 
@@ -43,8 +43,6 @@ CLOSED = 499
 class Bounds:
     """What a request may take."""
 
-    max_body_bytes: int
-    body_timeout_s: float
     comment_after_s: float
     log_prompts: bool = False
 
@@ -52,8 +50,20 @@ class Bounds:
 class Inference:
     """Serves the endpoints whose requests become jobs."""
 
-    def __init__(self, dispatcher: Dispatcher, auth: Auth, metrics: GatewayMetrics, bounds: Bounds) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        reader: Reader,
+        blobs: Blobs,
+        links: Links,
+        auth: Auth,
+        metrics: GatewayMetrics,
+        bounds: Bounds,
+    ) -> None:
         self._dispatcher = dispatcher
+        self._reader = reader
+        self._blobs = blobs
+        self._links = links
         self._auth = auth
         self._metrics = metrics
         self._bounds = bounds
@@ -74,7 +84,9 @@ class Inference:
 class _Request:
     """One request's state."""
 
-    __slots__ = ("_began", "_call", "_endpoint", "_error", "_line", "_reply", "_side", "_status")
+    __slots__ = (
+        "_began", "_by_url", "_call", "_endpoint", "_error", "_line", "_received", "_reply", "_side", "_status", "_type",
+    )  # fmt: skip
 
     def __init__(self, side: Inference, endpoint: Endpoint, reply: Reply, line: Line | None) -> None:
         self._side = side
@@ -83,6 +95,11 @@ class _Request:
         self._line = line
         self._began = monotonic()
         self._call: Call | None = None
+        self._received: Received | None = None
+        self._type: bytes | None = None
+        """Of an answer that is passed on as it is made."""
+        self._by_url: str | None = None
+        """Where results are to be fetched from, if by URL."""
         self._status = CLOSED
         self._error: ErrorInfo | None = None
 
@@ -99,6 +116,8 @@ class _Request:
             finally:
                 self._side._dispatcher.finish(call)
                 unwatch()
+                for ref in call.drop_refs():
+                    self._side._blobs.remove(ref.name)
         except CallerGone:
             pass
         except NexusError as error:
@@ -108,27 +127,34 @@ class _Request:
         except Exception:
             log.exception("defect in the gateway", request_id=self._reply.request_id)
             await self._refuse(InternalError(f"internal error; request id {self._reply.request_id}").info)
+        finally:
+            if self._received is not None and self._received.blobs:
+                await self._received.discard()
 
     async def _submit(self, scope: Scope, receive: Receive) -> Call:
         side = self._side
         headers = scope["headers"]
         principal = side._auth.check(headers)
-        limit = min(side._bounds.max_body_bytes, side._dispatcher.bus.max_message_bytes)
         here = self._line is not None and self._line.body_complete
-        body = await read_body(headers, receive, limit, side._bounds.body_timeout_s, here=here)
-        request: Any = parse(body, self._endpoint.schema)
+        endpoint, dispatcher = self._endpoint, side._dispatcher
+        received = self._received = await side._reader.read(endpoint, headers, receive, here=here)
+        request = received.request
         if side._bounds.log_prompts:
-            log.debug("prompt", request_id=self._reply.request_id, body=body.decode())
-        call = side._dispatcher.call(
+            log.debug("prompt", request_id=self._reply.request_id, body=received.body.decode(errors="replace"))
+        self._type = endpoint.stream_type(request)
+        if endpoint.by_url(request):
+            self._by_url = base_url(scope)
+        call = dispatcher.call(
             request_id=self._reply.request_id,
-            endpoint=self._endpoint.path,
-            capability=self._endpoint.capability,
+            endpoint=endpoint.path,
+            capability=endpoint.capability,
             lane=LANE_OF_TIER.get(request.service_tier, Lane.DEFAULT),
-            public_model=request.model,
-            stream=bool(request.stream),
+            public_model=endpoint.target(request, dispatcher.catalogue, endpoint.capability),
+            stream=self._type is not None,
             owner=principal.owner,
-            body=body,
+            received=received,
         )
+        received.body = b""
         self._call = call
         self._reply.headers.append((b"x-nexus-job-id", call.envelope.job.encode()))
         return call
@@ -139,8 +165,25 @@ class _Request:
             await self._refuse(call.error)
         elif call.done is not None:
             self._status = 200
+            if call.done.blob is not None:
+                await self._by_reference(call.done, call.done.blob)
+                return
+            answer = call.take()
+            if self._by_url is not None:
+                answer = self._side._links.rewrite(answer, call.envelope.owner, self._by_url)
             with self._line.joined() if self._line is not None else contextlib.nullcontext():
-                await self._reply.whole(200, call.done.content_type, call.take())
+                await self._reply.whole(200, call.done.content_type, answer)
+
+    async def _by_reference(self, done: Done, ref: BlobRef) -> None:
+        """Pass on an answer from the blobs, never whole in memory."""
+        pieces = self._side._blobs.read(ref.name)
+        first = await anext(pieces, b"")  # what fails here can still be told
+        reply = self._reply
+        await reply.start(200, [(b"content-type", done.content_type.encode()), (b"content-length", b"%d" % ref.size)])
+        await reply.more(first)
+        async for piece in pieces:
+            await reply.more(piece)
+        await reply.last()
 
     def _watch(self, receive: Receive, call: Call) -> Callable[[], None]:
         """Hear the caller hang up. Returns the function that ends it."""
@@ -183,33 +226,46 @@ class _Request:
                 return True
 
             call.direct = direct
+        progress = call.progress
         while True:
             data = call.take()
             if data:
                 await reply.more(data)
                 passed_on()
+            elif (ref := call.take_ref()) is not None:
+                await self._pass_on(ref)
+                passed_on()
             elif call.state is State.ENDED:
                 break
             else:
+                if call.progress is not progress:
+                    progress = call.progress
+                    await self._comment(call)
                 await call.wait()
         if call.error is not None:
             self._status = call.error.status
-            await reply.last(error_frame(call.error))
+            await self._break_off(call.error)
         elif call.done is not None:
-            await reply.last(DONE)
+            await reply.last(DONE if self._type is SSE else b"")
+
+    async def _pass_on(self, ref: BlobRef) -> None:
+        try:
+            async for piece in self._side._blobs.read(ref.name):
+                await self._reply.more(piece)
+        finally:
+            self._side._blobs.remove(ref.name)
 
     async def _first(self, call: Call) -> bool:
-        """Wait for the first output and send it. False when the call ended without any."""
-        after = self._side._bounds.comment_after_s
-        while True:
+        """Wait for the first output. False when the call ended without any, and the caller was told so."""
+        clock = call.loop.time
+        comment_at = clock() + self._side._bounds.comment_after_s
+        while not (call.has_output or call.state is State.ENDED):
             try:
-                async with asyncio.timeout(after):
+                async with asyncio.timeout_at(comment_at):
                     await call.wait()
-                break
             except TimeoutError:
-                if call.state is State.QUEUED:
-                    await self._comment(call)
-                    after = COMMENT_EVERY_S
+                comment_at = clock() + COMMENT_EVERY_S
+                await self._comment(call)
         if call.state is State.ENDED and not call.has_output and not self._reply.started:
             if call.error is not None:
                 await self._refuse(call.error)
@@ -223,24 +279,38 @@ class _Request:
         return True
 
     async def _comment(self, call: Call) -> None:
-        try:
-            position = await self._side._dispatcher.position(call)
-        except NexusError:
+        """Tell who watches a stream of events where it stands; other streams have no place for it."""
+        if self._type is not SSE:
             return
+        frame = b""
         if call.state is State.QUEUED:
+            with contextlib.suppress(NexusError):
+                frame = comment_frame(await self._side._dispatcher.position(call))
+        elif call.progress is not None:
+            frame = progress_frame(call.progress)
+        if frame and call.state is not State.ENDED:
             await self._begin_stream()
-            await self._reply.more(comment_frame(position))
+            await self._reply.more(frame)
 
     async def _begin_stream(self) -> None:
         self._status = 200
         if not self._reply.started:
-            await self._reply.start(200, STREAM_HEADERS)
+            await self._reply.start(200, [(b"content-type", self._type or SSE), *STREAM_HEADERS])
+
+    async def _break_off(self, info: ErrorInfo) -> None:
+        """End a stream that began well. What is no stream of events is cut off: a clean end would read as success."""
+        if self._type is SSE:
+            await self._reply.last(error_frame(info))
+        elif self._line is not None:
+            self._line.cut()
+        else:
+            raise ConnectionAbortedError(info.message)
 
     async def _refuse(self, info: ErrorInfo) -> None:
         self._error = info
         if self._reply.started:
             with contextlib.suppress(OSError):
-                await self._reply.last(error_frame(info))
+                await self._break_off(info)
             return
         self._status = info.status
         with contextlib.suppress(OSError):

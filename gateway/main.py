@@ -17,6 +17,7 @@ import structlog
 import uvicorn
 import uvloop
 
+from backbone.bus.nats_blobs import BucketConfig, NatsBlobs
 from backbone.bus.nats_gateway import NatsGatewayBus
 from backbone.bus.streams import JobsStream
 from backbone.logging import configure_logging
@@ -26,10 +27,13 @@ from backbone.settings import GatewaySettings
 from backbone.store.redis import RedisStore
 from gateway.app import ENDPOINTS, make_app, make_observability_app
 from gateway.auth import Auth
+from gateway.bodies import Budget, Reader
+from gateway.call import MAX_STARTS
 from gateway.deps import Parts
 from gateway.dispatch import Dispatcher
 from gateway.door import Door
 from gateway.inference import Bounds, Inference
+from gateway.links import Links
 from gateway.metrics import GatewayMetrics
 from gateway.protocol import http_protocol
 from gateway.readiness import ReadinessCheck
@@ -120,17 +124,38 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
         first_token_s=settings.first_token_timeout_s,
         idle_s=settings.idle_timeout_s,
         total_s=settings.total_timeout_s,
+        load_s=settings.load_timeout_s,
     )
-    dispatcher = Dispatcher(bus, registry, metrics, limits, settings.ack_wait_s)
+    dispatcher = Dispatcher(
+        bus,
+        registry,
+        metrics,
+        limits,
+        settings.ack_wait_s,
+        media_timeout_s=settings.media_timeout_s,
+        keep_s=settings.result_url_ttl_s,
+    )
     token = settings.gateway_bearer_token
-    auth = Auth(token.get_secret_value() if token else None)
+    key = token.get_secret_value() if token else None
+    auth, links = Auth(key), Links(key, settings.public_url, settings.result_url_ttl_s)
     if token is None:
         log.warning("no key is configured: every /v1 route answers 401", setting="GATEWAY_BEARER_TOKEN")
-    bounds = Bounds(
-        settings.max_body_bytes, settings.body_timeout_s, settings.queue_comment_after_s, settings.log_prompts
+    blobs = NatsBlobs(
+        settings.nats_url,
+        f"{gateway}-blobs",
+        create=BucketConfig(max_bytes=settings.max_blob_bytes, replicas=settings.stream_replicas),
     )
-    inference = Inference(dispatcher, auth, metrics, bounds)
-    parts = Parts(dispatcher, inference, auth, ReadinessCheck(bus, registry, store), metrics.registry)
+    reader = Reader(
+        blobs,
+        settings.max_body_bytes,
+        settings.body_timeout_s,
+        # As long as the job may live, with all the attempts it may take.
+        MAX_STARTS * (limits.queue_s + limits.load_s + limits.total_s),
+        Budget(settings.max_buffered_bytes),
+    )
+    bounds = Bounds(settings.queue_comment_after_s, settings.log_prompts)
+    inference = Inference(dispatcher, reader, blobs, links, auth, metrics, bounds)
+    parts = Parts(dispatcher, inference, auth, ReadinessCheck(bus, registry, store), blobs, links, metrics.registry)
 
     async with contextlib.AsyncExitStack() as stack:
         if INHERITED in os.environ:
@@ -138,6 +163,8 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
             stack.callback(orphan.cancel)
         stack.push_async_callback(bus.close)
         await bus.start()
+        stack.push_async_callback(blobs.close)
+        await blobs.start()
         stack.push_async_callback(registry.close)
         await registry.start()
         stack.push_async_callback(store.close)

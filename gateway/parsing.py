@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, TypeVar
 
 import orjson
@@ -18,6 +18,8 @@ T = TypeVar("T", bound=BaseModel)
 
 MAX_DEPTH = 100
 MAX_DIGITS = 20
+SLOWEST = 64 * 1024
+"""Bytes a second of the slowest upload that is waited for."""
 
 
 class CallerGone(Exception):
@@ -31,16 +33,52 @@ async def read_body(
 
     `here`: it has arrived already, so that no time limit is needed.
     """
+    if here:
+        _check_length(headers, limit)
+        return await _read(receive, limit)
+    parts = [part async for part in body_pieces(headers, receive, limit, timeout_s)]
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def body_pieces(
+    headers: Iterable[tuple[bytes, bytes]], receive: Receive, limit: int, timeout_s: float
+) -> AsyncIterator[bytes]:
+    """The body as it comes, with the errors of `read_body`.
+
+    The first bytes have `timeout_s`, and each that came gains time at `SLOWEST`. What the taker does between two pieces counts too.
+    """
+    _check_length(headers, limit)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    size, more = 0, True
+    while more:
+        try:
+            async with asyncio.timeout_at(deadline + size / SLOWEST):
+                message = await receive()
+        except TimeoutError as error:
+            raise RequestTimeout(
+                f"the request's body did not arrive in time: {timeout_s:g} s, and a second more for each "
+                f"{SLOWEST} bytes of it"
+            ) from error
+        if message["type"] == "http.disconnect":
+            raise CallerGone
+        part = message.get("body", b"")
+        more = bool(message.get("more_body"))
+        size += len(part)
+        if size > limit:
+            raise _too_large(limit)
+        if part:
+            yield part
+
+
+def _check_length(headers: Iterable[tuple[bytes, bytes]], limit: int) -> None:
     for name, value in headers:
         if name == b"content-length" and (len(value) > MAX_DIGITS or not value.isdigit() or int(value) > limit):
-            raise RequestTooLarge(f"the request's body is larger than the limit of {limit} bytes")
-    if here:
-        return await _read(receive, limit)
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await _read(receive, limit)
-    except TimeoutError as error:
-        raise RequestTimeout(f"the request's body did not arrive within {timeout_s:g} s") from error
+            raise _too_large(limit)
+
+
+def _too_large(limit: int) -> RequestTooLarge:
+    return RequestTooLarge(f"the request's body is larger than the limit of {limit} bytes")
 
 
 async def _read(receive: Receive, limit: int) -> bytes:
@@ -53,7 +91,7 @@ async def _read(receive: Receive, limit: int) -> bytes:
         part = message.get("body", b"")
         size += len(part)
         if size > limit:
-            raise RequestTooLarge(f"the request's body is larger than the limit of {limit} bytes")
+            raise _too_large(limit)
         parts.append(part)
         if not message.get("more_body"):
             return part if len(parts) == 1 else b"".join(parts)
@@ -71,6 +109,11 @@ def parse(body: bytes, schema: type[T]) -> T:
         raise InvalidRequest("the request's body must be a JSON object")
     if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _too_deep(value):
         raise InvalidRequest(f"the request's body is nested deeper than {MAX_DEPTH} levels")
+    return check(value, schema)
+
+
+def check(value: dict[str, Any], schema: type[T]) -> T:
+    """`value` as `schema`. Raises InvalidRequest, with `param` where a field is wrong."""
     try:
         return schema.model_validate(value)
     except ValidationError as error:

@@ -196,6 +196,10 @@ class CycleLine:
         cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
         return True
 
+    def cut(self) -> None:
+        self._cycle.disconnected = True
+        self._cycle.transport.close()
+
     @contextlib.contextmanager
     def joined(self) -> Iterator[None]:
         cycle = self._cycle

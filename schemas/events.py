@@ -8,6 +8,7 @@ the job, `seq` counts the frames of one delivery from 0. A reader takes only the
 |---|---|---|
 | STARTED  | JSON `Started`; sent as a request: the answer is GO, GONE or STALE | 0 |
 | CHUNK    | bytes for the caller, in the endpoint's own form; may join several tokens | yes |
+| BLOB     | JSON `BlobRef`: more bytes for the caller, in the place of a CHUNK too large to be one | yes |
 | PROGRESS | JSON `Progress`: how far the backend is | yes |
 | BEAT     | empty: the attempt lives though it has nothing to say; a question like STARTED | repeats the last seq |
 | DONE     | JSON `Done`, newline, the last bytes for the caller (may be empty) | yes |
@@ -30,6 +31,7 @@ class EventKind(StrEnum):
 
     STARTED = "s"
     CHUNK = "c"
+    BLOB = "r"
     PROGRESS = "p"
     BEAT = "h"
     DONE = "d"
@@ -54,13 +56,25 @@ class Started(BaseModel):
     backend: str
 
 
+class BlobRef(BaseModel):
+    """Bytes that travel by reference."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    size: int
+
+
+LOADING = "load"
+
+
 class Progress(BaseModel):
     """How far the backend is, where it says."""
 
     model_config = ConfigDict(frozen=True)
 
     phase: str = "run"
-    """`load` while the backend loads the model, `queued` while the job waits within the backend, `run` while it works."""
+    """`LOADING` while the backend loads the model, `queued` while the job waits within the backend, `run` while it works."""
     fraction: float | None = None
     """0 to 1."""
     step: int | None = None
@@ -82,10 +96,8 @@ class Done(BaseModel):
     usage: Usage | None = None
     tokens: int = 0
     """Pieces of output that the backend sent: tokens, for text."""
-    blob: str | None = None
-    """The answer's name among the blobs, where it is too large to travel in events. No bytes came before it then."""
-    size: int = 0
-    """Bytes of that blob."""
+    blob: BlobRef | None = None
+    """The whole answer, where it is too large to travel in events. No bytes came before it then."""
 
 
 class Frame(NamedTuple):

@@ -107,6 +107,8 @@ class Envelope(BaseModel):
     body_blob: str | None = None
     """The body's name among the blobs, where it does not travel inline."""
     uploads: tuple[Upload, ...] = ()
+    keep_s: float = 3600.0
+    """How long a result that the caller gets by URL is kept, in seconds."""
 
     def encode(self, body: bytes) -> bytes:
         """The job message for this envelope and `body`, which inline uploads follow."""

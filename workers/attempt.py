@@ -13,20 +13,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, partial
 from time import monotonic
 from typing import cast
 
 import structlog
 
 from backbone.bus.base import Delivery, WorkerBus
+from backbone.bus.blobs import INLINE_LIMIT, Blobs, BlobWriter
 from schemas.errors import DRAINED, DeadlineExceeded, ErrorInfo, NexusError, Unavailable
-from schemas.events import GO, GONE, Done, EventKind, Started, encode_frame
+from schemas.events import GO, GONE, LOADING, MAX_PREVIEW, BlobRef, Done, EventKind, Progress, Started, encode_frame
 from schemas.jobs import Envelope
-from workers.backends.base import Backend, BackendError, Chunk, Finish, Output, Task, wrap_foreign
+from workers.backends.base import Backend, BackendError, Chunk, File, Finish, Output, Task, wrap_foreign
 
 log = structlog.get_logger(__name__)
 
@@ -36,6 +37,10 @@ ASK_AGAIN_S = 0.25
 ASK_TRIES = 10
 """A gateway that nobody hears for this many questions is gone; fewer, and it may only be reconnecting."""
 MAX_SILENT = 64
+ANSWER_TTL_S = 1800.0
+"""For the gateway to pass on an answer that travels by reference; it removes it then."""
+KEPT = "nexus-blob:"
+"""Before the name of a blob that the caller gets by URL; the gateway knows which."""
 MAX_TRANSIENT = 3
 """Deliveries after which a transient backend error is final."""
 CLOSE_S = 10.0
@@ -53,6 +58,7 @@ class Stop(StrEnum):
     FIRST_TOKEN = "no first token in time"
     IDLE = "the backend fell silent"
     TOTAL = "total time limit"
+    LOAD = "the model was not loaded in time"
 
 
 SILENT = frozenset({Stop.STALE, Stop.LOST})
@@ -78,9 +84,17 @@ class Attempt:
     """See the module's docstring."""
 
     def __init__(
-        self, bus: WorkerBus, backend: Backend, who: Identity, job: Delivery, envelope: Envelope, body: bytes
+        self,
+        bus: WorkerBus,
+        blobs: Blobs,
+        backend: Backend,
+        who: Identity,
+        job: Delivery,
+        envelope: Envelope,
+        body: bytes,
     ) -> None:
         self._bus = bus
+        self._blobs = blobs
         self._backend = backend
         self._who = who
         self.job = job
@@ -91,7 +105,12 @@ class Attempt:
         self._seq = 0
         self._tokens = 0
         self._shown = False
-        self._held: bytes | None = None
+        self._held: list[bytes] = []
+        """An answer that is not streamed, as long as it is small."""
+        self._held_size = 0
+        self._writer: BlobWriter | None = None
+        """Takes the answer once it is not."""
+        self._loading = False
         self._stop: Stop | None = None
         self._task: asyncio.Task[None] | None = None
         self._ticket = 0
@@ -139,6 +158,9 @@ class Attempt:
                 self._task.cancel()
         elif not self.job.owned:
             self.stop(Stop.LOST)
+        elif self._loading:
+            if now - self.began > limits.load_s:
+                self.stop(Stop.LOAD)
         elif now - self.began > limits.total_s:
             self.stop(Stop.TOTAL)
         elif self._tokens == 0:
@@ -189,22 +211,65 @@ class Attempt:
     # The work
 
     async def _work(self) -> None:
-        env = self.envelope
-        task = Task(
-            env.job, env.request_id, env.capability, env.endpoint, env.model, env.public_model, env.stream, self._body
-        )
-        output = cast("AsyncGenerator[Output, None]", self._backend.run(task))
+        output = cast("AsyncGenerator[Output, None]", self._backend.run(await self._read_task()))
         try:
             async for piece in output:
                 if isinstance(piece, Chunk):
-                    self._chunk(piece)
+                    if self._chunk(piece):
+                        await self._spill()
+                elif isinstance(piece, Progress):
+                    self._progress(piece)
                 else:
-                    self._finished(piece)
+                    await self._finished(piece)
                     break
             else:
                 raise BackendError("the backend's answer ended before it was complete", transient=True)
         finally:
             await self._close(output)
+
+    async def _read_task(self) -> Task:
+        """What the adapter gets; a body that travels by reference is read here, uploads when the adapter reads them."""
+        env, body = self.envelope, self._body
+        files: tuple[File, ...] = ()
+        if env.uploads:
+            files, body = self._files(body)
+        if env.body_blob is not None:
+            body = b"".join([piece async for piece in self._blobs.read(env.body_blob)])
+        return Task(
+            env.job,
+            env.request_id,
+            env.capability,
+            env.endpoint,
+            env.model,
+            env.public_model,
+            env.stream,
+            body,
+            files,
+            self._keep,
+        )
+
+    def _files(self, body: bytes) -> tuple[tuple[File, ...], bytes]:
+        """The uploads, and what is left of `body` without those that travel inline."""
+        files: list[File] = []
+        at = start = len(body) if self.envelope.body_size is None else self.envelope.body_size
+        for upload in self.envelope.uploads:
+            if upload.blob is not None:
+                pieces = partial(self._blobs.read, upload.blob)
+            else:
+                pieces = partial(_one_piece, body[at : at + upload.size])
+                at += upload.size
+            files.append(File(upload.field, upload.filename, upload.content_type, upload.size, pieces))
+        return tuple(files), body[:start]
+
+    async def _keep(self, data: bytes, content_type: str) -> str:
+        env = self.envelope
+        writer = self._blobs.writer(ttl_s=env.keep_s, content_type=content_type, owner=env.owner)
+        try:
+            await writer.write(data)
+            return KEPT + (await writer.close()).name
+        except BaseException:
+            await writer.abort()
+            raise
 
     async def _close(self, output: AsyncGenerator[Output, None]) -> None:
         """The slot stays taken until the backend has really stopped, within reason."""
@@ -215,30 +280,73 @@ class Attempt:
             return
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_S):
+                if self._writer is not None:
+                    await self._writer.abort()
                 await output.aclose()
 
-    def _chunk(self, piece: Chunk) -> None:
+    def _chunk(self, piece: Chunk) -> bool:
+        """Pass it on, or hold it. True when what is held must go by reference first."""
         self._tokens += piece.tokens
+        self._loading = False
         self.last_output = monotonic()
+        data = piece.data
+        if not data:
+            return False
+        if self.envelope.stream and len(data) <= INLINE_LIMIT:
+            self._shown = True
+            self._chunks(data)
+            return False
+        self._held.append(data)
+        self._held_size += len(data)
+        return self._held_size > INLINE_LIMIT or self._writer is not None
+
+    def _progress(self, progress: Progress) -> None:
+        """Also a sign of life: it counts as output, unless the model is only being loaded."""
+        now = monotonic()
+        loading = progress.phase == LOADING
+        if self._loading and not loading:
+            self.began = now  # what follows has limits of its own
+        self._loading = loading
+        self.last_output = now
+        if not loading:
+            self._tokens = max(self._tokens, 1)
+        if progress.preview is not None and len(progress.preview) > MAX_PREVIEW:
+            progress = progress.model_copy(update={"preview": None})
+        self._next(EventKind.PROGRESS, progress.model_dump_json(exclude_none=True).encode())
+
+    async def _spill(self) -> None:
+        """Move what is held to a blob. Of a stream, that is one piece; otherwise the answer so far."""
+        if self._writer is None:
+            self._writer = self._blobs.writer(ttl_s=ANSWER_TTL_S, owner=self.envelope.owner)
+        held, self._held, self._held_size = self._held, [], 0
+        for data in held:
+            await self._writer.write(data)
+            self.last_output = monotonic()
         if self.envelope.stream:
-            self._shown = self._shown or bool(piece.data)
-            self._chunks(piece.data)
-        else:
-            # The last piece travels with DONE, which is one message for most answers.
-            if self._held is not None:
-                self._chunks(self._held)
-            self._held = piece.data
+            ref = await self._close_writer()
+            self._shown = True
+            self._next(EventKind.BLOB, ref.model_dump_json().encode())
+
+    async def _close_writer(self) -> BlobRef:
+        assert self._writer is not None
+        info = await self._writer.close()
+        self._writer = None
+        return BlobRef(name=info.name, size=info.size)
 
     def _chunks(self, data: bytes) -> None:
         for start in range(0, len(data), MAX_FRAME):
             self._next(EventKind.CHUNK, data[start : start + MAX_FRAME])
 
-    def _finished(self, finish: Finish) -> None:
-        tail = self._held or b""
+    async def _finished(self, finish: Finish) -> None:
+        ref: BlobRef | None = None
+        if self._writer is not None:
+            ref = await self._close_writer()
+        held = self._held
+        tail = held[0] if len(held) == 1 else b"".join(held)
         if len(tail) > MAX_FRAME:
             self._chunks(tail)
             tail = b""
-        done = Done(content_type=finish.content_type, usage=finish.usage, tokens=self._tokens)
+        done = Done(content_type=finish.content_type, usage=finish.usage, tokens=self._tokens, blob=ref)
         self._next(EventKind.DONE, done.model_dump_json(exclude_none=True).encode() + b"\n" + tail)
         self.job.ack()
         self.outcome = "completed"
@@ -251,7 +359,7 @@ class Attempt:
         if wrapped is not error:
             self._log.warning("foreign exception from the adapter", exc_info=error)
         self.error = wrapped.info
-        transient = isinstance(wrapped, BackendError) and wrapped.transient
+        transient = wrapped.transient if isinstance(wrapped, BackendError) else isinstance(wrapped, Unavailable)
         if transient and not self._shown and self.job.delivery < MAX_TRANSIENT:
             self._return(wrapped, 0.2 * self.job.delivery)
         else:
@@ -272,6 +380,8 @@ class Attempt:
             )
         elif why is Stop.IDLE:
             self._end(DeadlineExceeded(f"the backend fell silent for {limits.idle_s:g} s (idle limit)"))
+        elif why is Stop.LOAD:
+            self._end(DeadlineExceeded(f"the backend did not load the model within {limits.load_s:g} s (load limit)"))
         else:
             self._end(DeadlineExceeded(f"the answer was not complete after {limits.total_s:g} s (total limit)"))
 
@@ -308,3 +418,7 @@ class Attempt:
             self._log.warning("attempt", error=self.error.message, code=self.error.code, **fields)
         else:
             self._log.info("attempt", **fields)
+
+
+async def _one_piece(data: bytes) -> AsyncIterator[bytes]:
+    yield data

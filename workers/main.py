@@ -11,6 +11,7 @@ import structlog
 import uvloop
 from prometheus_client import start_http_server
 
+from backbone.bus.nats_blobs import NatsBlobs
 from backbone.bus.nats_worker import NatsWorkerBus
 from backbone.logging import configure_logging
 from backbone.memory import settle
@@ -65,10 +66,12 @@ async def _main(settings: WorkerSettings) -> None:
     structlog.contextvars.bind_contextvars(worker=name)
     metrics = WorkerMetrics()
     registry = EtcdRegistry(settings.etcd_url, settings.etcd_prefix, lease_s=settings.worker_lease_s)
+    blobs = NatsBlobs(settings.nats_url, f"{name}-blobs", create=None)
     worker = Worker(
         worker_id=name,
         host=settings.host,
         backend=make_backend(settings.worker_backend, backend_config(settings)),
+        blobs=blobs,
         registry=registry,
         metrics=metrics,
         ack_wait_s=settings.ack_wait_s,
@@ -83,4 +86,8 @@ async def _main(settings: WorkerSettings) -> None:
     if settings.worker_observability_port:
         start_http_server(settings.worker_observability_port, settings.worker_observability_host, metrics.registry)
     settle()
-    await worker.run(bus)
+    await blobs.start()
+    try:
+        await worker.run(bus)
+    finally:
+        await blobs.close()

@@ -10,6 +10,7 @@ from time import monotonic
 import structlog
 
 from backbone.bus.base import Delivery, Queue, WorkerBus
+from backbone.bus.blobs import Blobs
 from backbone.bus.subjects import encode_model
 from backbone.registry.base import Announcement, Registry
 from backbone.version import VERSION
@@ -44,6 +45,7 @@ class Worker:
         worker_id: str,
         host: str,
         backend: Backend,
+        blobs: Blobs,
         registry: Registry,
         metrics: WorkerMetrics,
         ack_wait_s: float,
@@ -54,6 +56,7 @@ class Worker:
         self.id = worker_id
         self._host = host
         self._backend = backend
+        self._blobs = blobs
         self._registry = registry
         self._metrics = metrics
         self._beat_s = ack_wait_s / 3
@@ -235,7 +238,7 @@ class Worker:
         assert self._bus is not None
         if job.delivery > 1:
             self._metrics.redeliveries.labels(envelope.capability, envelope.model).inc()
-        attempt = Attempt(self._bus, self._backend, self._identity, job, envelope, body)
+        attempt = Attempt(self._bus, self._blobs, self._backend, self._identity, job, envelope, body)
         self._attempts[(envelope.job, envelope.run, job.delivery)] = attempt
         self._last_model = envelope.model
         task = asyncio.create_task(self._run(attempt))

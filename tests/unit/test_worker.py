@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from backbone.bus.memory import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
+from backbone.bus.memory_blobs import MemoryBlobs
 from backbone.registry.memory import MemoryHub, MemoryRegistry
+from gateway.bodies import Received
 from gateway.call import Call, State
 from gateway.dispatch import Dispatcher
 from gateway.metrics import GatewayMetrics
@@ -60,7 +62,7 @@ class Rig:
         self.dispatcher = Dispatcher(MemoryGatewayBus(self.broker), registry, GatewayMetrics(), Limits(), 15.0)
         self.registry = registry
         self.worker = Worker(
-            worker_id="w", host="h", backend=self.backend, registry=MemoryRegistry(self.hub), metrics=WorkerMetrics(),
+            worker_id="w", host="h", backend=self.backend, blobs=MemoryBlobs(), registry=MemoryRegistry(self.hub), metrics=WorkerMetrics(),
             ack_wait_s=15.0, health_interval_s=0.05, drain_s=0.2,
         )  # fmt: skip
         self.life: asyncio.Task[None] | None = None
@@ -74,7 +76,7 @@ class Rig:
     def call(self, model: str = "m") -> Call:
         return self.dispatcher.call(
             request_id="req", endpoint="/", capability=Capability.CHAT, lane=Lane.DEFAULT, public_model=model, stream=False,
-            owner="o", body=b"{}",
+            owner="o", received=Received(None, b"{}"),
         )  # fmt: skip
 
     def live(self) -> list[str]:

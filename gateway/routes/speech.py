@@ -1,0 +1,15 @@
+"""`POST /v1/audio/speech`."""
+
+from gateway.endpoint import SSE, Endpoint
+from schemas.jobs import Capability
+from schemas.openai.speech import CONTENT_TYPES, SpeechRequest
+
+
+def _stream_type(request: SpeechRequest) -> bytes:
+    """Sound is always passed on as it is made."""
+    return SSE if request.stream_format == "sse" else CONTENT_TYPES[request.response_format or "mp3"].encode()
+
+
+ENDPOINT = Endpoint(
+    path="/v1/audio/speech", capability=Capability.SPEECH, schema=SpeechRequest, stream_type=_stream_type
+)
