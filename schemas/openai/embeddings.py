@@ -8,14 +8,21 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.openai.chat import Tier
 
+Text = Annotated[str, Field(min_length=1)]
+Tokens = Annotated[list[int], Field(min_length=1)]
+
 
 class EmbeddingsRequest(BaseModel):
-    """Texts, or token ids, to be turned into vectors."""
+    """Texts to be turned into vectors: one, several, or the same as token ids."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
-    input: str | list[str] | list[int] | list[list[int]]
+    input: Text | Annotated[list[Text], Field(min_length=1)] | Tokens | Annotated[list[Tokens], Field(min_length=1)]
     encoding_format: Literal["float", "base64"] | None = None
+    """None: float."""
     dimensions: Annotated[int, Field(ge=1)] | None = None
+    user: str | None = None
     service_tier: Tier | None = None
+    stream: Literal[False] | None = None
+    """There is nothing to stream."""

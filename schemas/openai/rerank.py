@@ -1,22 +1,34 @@
-"""`POST /v1/rerank`, in the shape of Jina and Cohere: the fields that Nexus reads."""
+"""`POST /v1/rerank`, as Jina and Cohere have it: the fields that Nexus reads. All others reach the backend untouched."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.openai.chat import Tier
 
 
+class Document(BaseModel):
+    """A text; what else it holds comes back with it."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    text: str
+
+
 class RerankRequest(BaseModel):
-    """Documents to be ordered by what they have to do with a query."""
+    """Documents to be ordered by how well they answer a query."""
 
     model_config = ConfigDict(extra="allow", strict=True)
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     query: Annotated[str, Field(min_length=1)]
-    documents: Annotated[list[str | dict[str, Any]], Field(min_length=1)]
+    documents: Annotated[list[str | Document], Field(min_length=1)]
     top_n: Annotated[int, Field(ge=1)] | None = None
+    """None: all of them."""
     return_documents: bool | None = None
+    """None: no, only their indexes."""
     service_tier: Tier | None = None
+    stream: Literal[False] | None = None
+    """There is nothing to stream."""

@@ -1,7 +1,7 @@
 """The reference adapter: answers with what it was told, in the way it was told to.
 
 It needs no server, so it is what tests, benchmarks and `nexus up --no-local-models` run on. Chat answers with the text
-of the last user message, completions with the prompt, word by word.
+of the last user message, completions with the prompt, word by word; echo_media.py says what all else is answered with.
 
 Behaviour, as options of the worker (`NAME=value`) or, for one request, as an object in the body's field `echo`
 (`{"echo": {"delay_ms": 20, "fail": "mid"}}`; the body's wins):
@@ -30,7 +30,8 @@ Behaviour, as options of the worker (`NAME=value`) or, for one request, as an ob
 | `hang` | nothing ever comes |
 | `hang_mid` | nothing comes any more after half of the tokens |
 
-`max_tokens` and `max_completion_tokens` cut the answer (`finish_reason: length`); `n` is honoured.
+`max_tokens` and `max_completion_tokens` cut the answer (`finish_reason: length`); `n` is honoured. A form's field `echo` holds
+the object as JSON.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, suppress
 from itertools import cycle, islice
 from typing import Any, Literal
 
@@ -60,12 +62,13 @@ from workers.backends.base import (
     Output,
     Task,
 )
+from workers.backends.echo_media import EMBEDDING_LENGTH, MEDIA, answer
 from workers.backends.requests import choices_wanted, json_object, usage_wanted
 
 JSON = dict[str, Any]
 
 CHAT = "/v1/chat/completions"
-CAPABILITIES = (Capability.CHAT, Capability.COMPLETIONS)
+TEXT = (Capability.CHAT, Capability.COMPLETIONS)
 REMEMBERED_JOBS = 4096
 BREATH = 64
 """Tokens without a delay after which others get their turn."""
@@ -110,7 +113,15 @@ class EchoBackend(Backend):
     async def discover(self) -> Discovery:
         await self.health()
         offers = tuple(
-            ModelOffer(name=name, capabilities=CAPABILITIES, loaded=True, owned_by="nexus") for name in self._models
+            ModelOffer(
+                name=name,
+                capabilities=(*TEXT, *MEDIA),
+                loaded=True,
+                owned_by="nexus",
+                voices=("echo",),
+                embedding_length=EMBEDDING_LENGTH,
+            )
+            for name in self._models
         )
         return Discovery(offers, self.script.slots)
 
@@ -119,7 +130,7 @@ class EchoBackend(Backend):
             raise BackendUnavailable("the echo backend was told to be down")
 
     async def run(self, task: Task) -> AsyncIterator[Output]:
-        """Chat and text completions."""
+        """Whatever is asked for."""
         if task.model not in self._models:
             raise ModelNotServed(f"the backend does not have the model {task.model!r}", param="model")
         body = json_object(task.body)
@@ -127,22 +138,15 @@ class EchoBackend(Backend):
         fail = self._fail(task.job, script)
         if fail in ("before", "refuse", "unavailable", "error", "hang"):
             await _fail_now(fail)
-        answer = _Answer(task, body, script)
-        cut = max(1, answer.total // 2) if fail else None
-        pieces = answer.stream() if task.stream else answer.whole()
-        async for chunk in _paced(pieces, script, cut):
-            yield chunk
-        if fail == "drop":
-            return
-        if fail:
-            await _fail_now(fail)
-        tail = answer.tail()
-        if tail:
-            yield Chunk(tail, 0 if task.stream else answer.uncounted)
-        yield Finish(answer.usage, "text/event-stream" if task.stream else "application/json")
+        output = _said_again(task, body, script, fail) if task.capability in TEXT else _made(task, script, fail)
+        async with aclosing(output):
+            async for piece in output:
+                yield piece
 
     def _script(self, body: JSON) -> Script:
         wanted = body.get("echo")
+        if isinstance(wanted, str) and wanted.startswith("{"):
+            wanted = json_object(wanted.encode())
         if not isinstance(wanted, dict):
             return self._plain  # OpenAI's own `echo` is a boolean
         try:
@@ -174,6 +178,60 @@ async def _fail_now(fail: Fail) -> None:
     if fail in ("hang", "hang_mid"):
         await asyncio.get_running_loop().create_future()
     raise BackendError("echo was told to fail (error)")
+
+
+async def _said_again(task: Task, body: JSON, script: Script, fail: Fail) -> AsyncGenerator[Output]:
+    """Chat and text completions."""
+    told = _Answer(task, body, script)
+    cut = max(1, told.total // 2) if fail else None
+    async for chunk in _paced(told.stream() if task.stream else told.whole(), script, cut):
+        yield chunk
+    if fail == "drop":
+        return
+    if fail:
+        await _fail_now(fail)
+    tail = told.tail()
+    if tail:
+        yield Chunk(tail, 0 if task.stream else told.uncounted)
+    yield Finish(told.usage, "text/event-stream" if task.stream else "application/json")
+
+
+class _Cut(Exception):
+    """Half of the answer is enough."""
+
+
+class _Pace:
+    """The script's pace, for what is no text."""
+
+    def __init__(self, script: Script, fail: Fail) -> None:
+        self.tokens = script.tokens
+        self.size = script.size
+        self._delay = script.delay_ms / 1000
+        self._wait = self._delay if script.first_delay_ms is None else script.first_delay_ms / 1000
+        self._fail = fail
+        self._steps = 0
+
+    async def step(self, total: int) -> None:
+        """Wait before the next of `total` tokens. Raises _Cut, or what the script says, after half of them."""
+        if self._fail and self._steps >= max(1, total // 2):
+            if self._fail == "drop":
+                raise _Cut
+            await _fail_now(self._fail)
+        self._steps += 1
+        if self._wait:
+            await asyncio.sleep(self._wait)
+        self._wait = self._delay
+
+
+async def _made(task: Task, script: Script, fail: Fail) -> AsyncGenerator[Output]:
+    with suppress(_Cut):
+        async with aclosing(answer(task, _Pace(script, fail))) as outputs:
+            async for output in outputs:
+                if fail and isinstance(output, Finish):  # there was but one token
+                    if fail == "drop":
+                        return
+                    await _fail_now(fail)
+                yield output
 
 
 async def _paced(pieces: Iterator[Chunk], script: Script, cut: int | None) -> AsyncIterator[Chunk]:

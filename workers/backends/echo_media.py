@@ -1,0 +1,247 @@
+"""What the echo adapter answers where no chat is asked for. The same request always has the same answer.
+
+| endpoint | answer | a token is |
+|---|---|---|
+| embeddings | a vector of length 1 made of the text's hash; 64 numbers, or `dimensions` | a text |
+| images | a PNG of one colour in the size asked for; the script's `size` makes the file that large | a step, with its progress and a preview |
+| speech | a tone of 50 ms for each character; the script's `size` is its bytes of samples | a word |
+| transcriptions | a sentence with the size and the SHA-256 of the file that came | a word |
+| rerank | how many words document and query have in common | a document |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import struct
+import zlib
+from array import array
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from functools import lru_cache
+from typing import Any, Protocol, cast
+
+from schemas.events import Progress
+from schemas.jobs import Capability, Usage
+from workers.backends.audio import SoundFormat
+from workers.backends.base import BackendRefused, Chunk, Finish, Output, Task
+from workers.backends.embeddings import embeddings_body
+from workers.backends.images import ImageRequest, Picture
+from workers.backends.images import answer as images_answer
+from workers.backends.requests import json_object
+from workers.backends.rerank import RerankRequest, rerank_body
+from workers.backends.speech import SpeechRequest, speak
+from workers.backends.transcripts import (
+    Segment,
+    Transcript,
+    TranscriptionRequest,
+    Word,
+    delta_frame,
+    done_frame,
+    render,
+)
+
+JSON = dict[str, Any]
+
+MEDIA = (
+    Capability.EMBEDDINGS,
+    Capability.IMAGES,
+    Capability.SPEECH,
+    Capability.TRANSCRIPTIONS,
+    Capability.RERANK,
+)
+EMBEDDING_LENGTH = 64
+MAX_DIMENSIONS = 8192
+STEPS = 4
+SIDE = 64
+RATE = 24_000
+CHARACTER_S = 0.05
+WORD_S = 0.5
+PERIOD = b"".join(struct.pack("<h", int(8000 * math.sin(2 * math.pi * at / 60))) for at in range(60))
+"""One wave of a tone of 400 Hz at `RATE`."""
+IMAGE_FIELDS = (
+    "size",
+    "seed",
+    "steps",
+    "guidance",
+    "negative_prompt",
+    "strength",
+    "edit",
+    "images",
+    "mask",
+    "echo",
+)
+
+
+class Pace(Protocol):
+    """How the script wants it."""
+
+    tokens: int | None
+    size: int | None
+
+    async def step(self, total: int) -> None:
+        """Wait before the next of `total` tokens; or end it here, by an exception."""
+
+
+async def answer(task: Task, pace: Pace) -> AsyncGenerator[Output]:
+    """The output for a task that is no chat."""
+    make = _ANSWERS.get(task.capability)
+    if make is None:
+        raise BackendRefused(f"this backend does not serve {task.endpoint}")
+    async with aclosing(cast("AsyncGenerator[Output]", make(task, pace))) as outputs:
+        async for output in outputs:
+            yield output
+
+
+async def _embeddings(task: Task, pace: Pace) -> AsyncGenerator[Output]:
+    body = json_object(task.body)
+    texts = _inputs(body.get("input"))
+    length = body.get("dimensions", EMBEDDING_LENGTH)
+    if not isinstance(length, int) or not 1 <= length <= MAX_DIMENSIONS:
+        raise BackendRefused(f"dimensions must be a number from 1 to {MAX_DIMENSIONS}", param="dimensions")
+    for _ in texts:
+        await pace.step(len(texts))
+        yield Chunk(b"")
+    tokens = sum(len(text.split()) for text in texts)
+    form = str(body.get("encoding_format") or "float")
+    vectors = [_vector(text, length) for text in texts]
+    yield Chunk(
+        embeddings_body(vectors, model=task.public_model, encoding_format=form, prompt_tokens=tokens),
+        0,
+    )
+    yield Finish(Usage(prompt_tokens=tokens, total_tokens=tokens))
+
+
+def _inputs(value: Any) -> list[str]:
+    if isinstance(value, str) and value:
+        return [value]
+    if isinstance(value, list) and value:
+        if all(isinstance(one, int) for one in value):
+            return [" ".join(map(str, value))]
+        if all(isinstance(one, str) for one in value):
+            return value
+        if all(isinstance(one, list) and one for one in value):
+            return [_inputs(one)[0] for one in value]
+    raise BackendRefused("input must be a text, texts, token ids, or lists of token ids", param="input")
+
+
+def _vector(text: str, length: int) -> array[float]:
+    numbers = array("h", hashlib.shake_128(text.encode()).digest(2 * length))
+    norm = math.hypot(*numbers)
+    return array("f", [number / (norm or 1.0) for number in numbers])
+
+
+def _images(task: Task, pace: Pace) -> AsyncIterator[Output]:
+    request = ImageRequest.of(task)
+    request.allow(*IMAGE_FIELDS)
+    return images_answer(task, request, _pictures(request, pace))
+
+
+async def _pictures(request: ImageRequest, pace: Pace) -> AsyncIterator[Progress | Picture]:
+    steps = pace.tokens or STEPS
+    total = steps * request.n
+    width, height = request.width or SIDE, request.height or SIDE
+    for index in range(request.n):
+        seed = request.seed_of(index) or 0
+        for step in range(1, steps + 1):
+            await pace.step(total)
+            done = index * steps + step
+            yield Progress(fraction=done / total, step=step, steps=steps, message=f"picture {index + 1}")
+            if request.partial_images and step < steps:
+                yield Picture(_png(width, height, f"{request.prompt}{seed}{step}"), final=False, index=index)
+        yield Picture(
+            _png(width, height, f"{request.prompt}{seed}", pace.size), seed=request.seed_of(index), index=index
+        )
+
+
+@lru_cache(maxsize=8)
+def _png(width: int, height: int, say: str, size: int | None = None) -> bytes:
+    """A picture in a colour that `say` chooses; `size` bytes of file, if it is not larger anyway."""
+    colour = hashlib.sha256(say.encode()).digest()[:3]
+    rows = zlib.compress(bytes(height * (1 + (width + 7) // 8)))
+    parts = [
+        _part(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 3, 0, 0, 0)),
+        _part(b"PLTE", colour),
+        _part(b"IDAT", rows),
+        _part(b"IEND", b""),
+    ]
+    missing = (size or 0) - 8 - sum(map(len, parts)) - 12
+    if missing >= 0:
+        parts.insert(1, _part(b"noIs", random.Random(say).randbytes(missing)))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def _part(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def _speech(task: Task, pace: Pace) -> AsyncIterator[Output]:
+    request = SpeechRequest.of(task)
+    return speak(task, request, _tone(request, pace), SoundFormat("pcm", RATE, 1))
+
+
+async def _tone(request: SpeechRequest, pace: Pace) -> AsyncGenerator[bytes]:
+    samples = int(len(request.input) * CHARACTER_S * RATE / request.speed)
+    size = pace.size or samples * 2
+    pieces = pace.tokens or len(request.input.split())
+    at = 0
+    for number in range(1, pieces + 1):
+        await pace.step(pieces)
+        end = size * number // pieces // 2 * 2
+        phase = at % len(PERIOD)
+        yield (PERIOD * ((end - at) // len(PERIOD) + 2))[phase : phase + end - at]
+        at = end
+
+
+async def _transcriptions(task: Task, pace: Pace) -> AsyncGenerator[Output]:
+    request = TranscriptionRequest.of(task)
+    size, digest = 0, hashlib.sha256()
+    async for piece in request.file.pieces():
+        size += len(piece)
+        digest.update(piece)
+    transcript = _transcript(f"Echo heard {size} bytes with the SHA-256 {digest.hexdigest()}.")
+    body, content_type = render(
+        transcript, request.response_format, task=request.what, granularities=request.granularities
+    )
+    words = transcript.text.split(" ")
+    for number, word in enumerate(words):
+        await pace.step(len(words))
+        yield Chunk(delta_frame(f" {word}" if number else word) if task.stream else b"")
+    if task.stream:
+        yield Chunk(done_frame(transcript), 0)
+        yield Finish(content_type="text/event-stream")
+        return
+    yield Chunk(body, 0)
+    yield Finish(content_type=content_type)
+
+
+def _transcript(text: str) -> Transcript:
+    words = tuple(Word(word, at * WORD_S, (at + 1) * WORD_S) for at, word in enumerate(text.split()))
+    end = words[-1].end
+    return Transcript(text, "english", end, (Segment(text, 0.0, end),), words)
+
+
+async def _rerank(task: Task, pace: Pace) -> AsyncGenerator[Output]:
+    request = RerankRequest.of(task)
+    for _ in request.texts:
+        await pace.step(len(request.texts))
+        yield Chunk(b"")
+    query = set(request.query.lower().split())
+    scores = [(at, _overlap(query, set(text.lower().split()))) for at, text in enumerate(request.texts)]
+    tokens = sum(len(text.split()) for text in (request.query, *request.texts))
+    yield Chunk(rerank_body(request, scores, model=task.public_model, tokens=tokens), 0)
+    yield Finish(Usage(prompt_tokens=tokens, total_tokens=tokens))
+
+
+def _overlap(one: set[str], other: set[str]) -> float:
+    return len(one & other) / len(one | other or {""})
+
+
+_ANSWERS: dict[Capability, Callable[[Task, Pace], AsyncIterator[Output]]] = {
+    Capability.EMBEDDINGS: _embeddings,
+    Capability.IMAGES: _images,
+    Capability.SPEECH: _speech,
+    Capability.TRANSCRIPTIONS: _transcriptions,
+    Capability.RERANK: _rerank,
+}

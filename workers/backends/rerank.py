@@ -1,0 +1,95 @@
+"""`/v1/rerank` for every adapter: what the caller asks for, and the answer in the shape of Jina and Cohere. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from schemas.openai.rerank import Document
+from schemas.openai.rerank import RerankRequest as Fields
+from workers.backends.base import BackendError, BackendRefused, Task
+from workers.backends.requests import JSON, json_object
+
+ENDPOINT = "/v1/rerank"
+WRONG = "the backend's answer is no ranking"
+
+
+@dataclass(frozen=True, slots=True)
+class RerankRequest:
+    """What the caller asks for."""
+
+    query: str
+    texts: tuple[str, ...]
+    documents: tuple[Any, ...]
+    """As they came: texts, or objects with a `text`."""
+    top_n: int
+    return_documents: bool
+    fields: JSON
+    """The whole body."""
+
+    @classmethod
+    def of(cls, task: Task) -> RerankRequest:
+        """Raises BackendRefused when the task is no such request, or a field is wrong."""
+        if task.endpoint != ENDPOINT:
+            raise BackendRefused(f"this backend does not serve {task.endpoint}")
+        body = json_object(task.body)
+        try:
+            fields = Fields.model_validate({"model": task.model} | body)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+            name = str(first["loc"][0]) if first["loc"] else None
+            raise BackendRefused(f"{name}: {first['msg']}", param=name) from error
+        return cls(
+            query=fields.query,
+            texts=tuple(one.text if isinstance(one, Document) else one for one in fields.documents),
+            documents=tuple(body["documents"]),
+            top_n=min(fields.top_n or len(fields.documents), len(fields.documents)),
+            return_documents=bool(fields.return_documents),
+            fields=body,
+        )
+
+
+def rerank_body(
+    request: RerankRequest, scores: Iterable[tuple[int, float]], *, model: str, tokens: int = 0, identity: str = ""
+) -> bytes:
+    """The answer: the `top_n` best of `scores` (index and score), best first. Raises BackendError when an index is none."""
+    ranked = sorted(scores, key=lambda one: -one[1])
+    if not {index for index, _ in ranked} <= set(range(len(request.texts))):
+        raise BackendError(WRONG)
+    results: list[JSON] = []
+    for index, score in ranked[: request.top_n]:
+        document = request.documents[index]
+        shown = {"text": document} if isinstance(document, str) else document
+        results.append(
+            {"index": index, "relevance_score": score} | ({"document": shown} if request.return_documents else {})
+        )
+    answer: JSON = {"object": "list", "model": model, "results": results}
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return orjson.dumps(({"id": identity} if identity else {}) | answer | {"usage": usage})
+
+
+def read_scores(body: bytes) -> tuple[list[tuple[int, float]], int]:
+    """Index and score of each result of a server's answer, and the tokens it counted. Raises BackendError.
+
+    Servers give `{"results": [{"index", "relevance_score" or "score"}]}`, or (TEI) the list alone.
+    """
+    try:
+        answer = orjson.loads(body)
+        results = answer if isinstance(answer, list) else answer["results"]
+        scores = [
+            (int(one["index"]), float(one["relevance_score"] if "relevance_score" in one else one["score"]))
+            for one in results
+        ]
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise BackendError(WRONG) from error
+    return scores, _tokens(answer)
+
+
+def _tokens(answer: Any) -> int:
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    tokens = usage.get("total_tokens") if isinstance(usage, dict) else None
+    return tokens if isinstance(tokens, int) else 0
