@@ -170,6 +170,10 @@ class ModelNotServed(BackendRefused):
     code = "model_not_found"
 
 
+def _nobody_listens() -> None:
+    pass
+
+
 class Backend(ABC):
     """An adapter. See the module's docstring for what MUST hold."""
 
@@ -177,8 +181,13 @@ class Backend(ABC):
     default_slots: ClassVar[int] = 4
     kinds: ClassVar[dict[str, type[Backend]]] = {}
 
+    manages_models: ClassVar[bool] = False
+    """Whether it runs `/v1/models/pull`, `load` and `unload`, as tasks of the capability `models`."""
+
     def __init__(self, config: BackendConfig) -> None:
         self.config = config
+        self.changed: Callable[[], None] = _nobody_listens
+        """To be called when what the server serves has changed: `discover` follows at once. The worker sets it."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -1,0 +1,296 @@
+"""Ollama, by its native API: chat, text completions and embeddings, and its models pulled, loaded and unloaded.
+
+Loading a model is a phase of its own: when `/api/ps` does not hold the model, it is loaded first, and the worker's
+limit for loading applies until that is done. Text completions go through the model's template, as in Ollama's own
+`/v1/completions`; `raw: true` keeps it away. Ollama does not say how many requests it runs at once
+(`OLLAMA_NUM_PARALLEL`); `default_slots` is what it chooses where there is memory enough.
+
+Options: `keep_alive`, how long a model stays loaded after a request that does not say (`10m`, `-1`; default: the server's).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+from schemas.events import Progress
+from schemas.jobs import Capability, Usage
+from workers.backends.base import (
+    Backend,
+    BackendConfig,
+    BackendError,
+    BackendRefused,
+    Chunk,
+    Discovery,
+    Finish,
+    ModelNotServed,
+    Output,
+    Task,
+)
+from workers.backends.chunks import Answer, Collector, Relay, Wanted
+from workers.backends.embeddings import embeddings_body
+from workers.backends.ollama_answers import Events
+from workers.backends.ollama_catalogue import (
+    Details,
+    Model,
+    full_name,
+    listed_models,
+    listed_name,
+    model_of,
+    version_of,
+)
+from workers.backends.ollama_jobs import LOAD, PULL, ModelJob, Pulled
+from workers.backends.ollama_requests import chat_request, embed_requests, generate_request, load_request
+from workers.backends.ollama_wire import JSON, LineSplitter, OllamaClient
+from workers.backends.requests import json_object, usage_wanted
+
+CAPABILITIES = {
+    "/v1/chat/completions": Capability.CHAT,
+    "/v1/completions": Capability.COMPLETIONS,
+    "/v1/embeddings": Capability.EMBEDDINGS,
+}
+OPTIONS = frozenset({"keep_alive"})
+LOADING, RUNNING = Progress(phase="load"), Progress(phase="run")
+EMBED_BATCH = 256
+"""Texts in one call: between two, a sign of life."""
+LOGPROBS_SINCE = (0, 12, 11)
+
+
+class OllamaBackend(Backend):
+    """See the module's docstring."""
+
+    name = "ollama"
+    manages_models = True
+
+    def __init__(self, config: BackendConfig) -> None:
+        """Raises ValueError when the URL or an option makes no sense."""
+        super().__init__(config)
+        unknown = config.options.keys() - OPTIONS
+        if unknown:
+            raise ValueError(f"the ollama adapter has no option {', '.join(sorted(unknown))}")
+        self._keep_alive = _duration(config.options.get("keep_alive"))
+        self._client = OllamaClient(config.url, config.api_key)
+        self._models: dict[str, Model] | None = None
+        """What may be asked for, by full name; None before the first `discover`."""
+        self._details: dict[str, Details] = {}
+        """By digest."""
+        self._loading: Counter[str] = Counter()
+        """Loads under way: `/api/ps` shows a model as soon as its loading begins."""
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    # What the server has
+
+    async def discover(self) -> Discovery:
+        """The models that `/api/tags` lists, or those of `config.models` among them.
+
+        A configured model that is not there is no failure: it can be pulled.
+        """
+        listed = {listed_name(entry): entry for entry in listed_models(await self._client.get("/api/tags"))}
+        names = {full_name(name): name for name in self.config.models} or {name: name for name in listed}
+        loaded = await self._loaded()
+        models: dict[str, Model] = {}
+        for name in names:
+            details = await self._shown(listed[name]) if name in listed else None
+            if details is not None:
+                models[name] = model_of(listed[name], details)
+        digests = {entry.get("digest") for entry in listed.values()}
+        self._details = {digest: details for digest, details in self._details.items() if digest in digests}
+        self._models = models
+        offers = [model.offer(names[name], name in loaded) for name, model in models.items() if model.capabilities]
+        return Discovery(tuple(offers))
+
+    async def health(self) -> None:
+        """`GET /api/version`."""
+        await self._client.get("/api/version")
+
+    async def _loaded(self) -> frozenset[str]:
+        return frozenset(listed_name(entry) for entry in listed_models(await self._client.get("/api/ps")))
+
+    async def _shown(self, entry: JSON) -> Details | None:
+        """The model's details; None when the server cannot show it: deleted meanwhile, or broken."""
+        digest = str(entry.get("digest") or listed_name(entry))
+        if digest not in self._details:
+            try:
+                shown = await self._client.post("/api/show", {"model": listed_name(entry)})
+            except BackendError as error:
+                if error.info.status == 503:
+                    raise
+                return None
+            self._details[digest] = Details.of(shown)
+        return self._details[digest]
+
+    async def _find(self, name: str) -> Model:
+        if self._models is None:
+            await self.discover()
+        model = (self._models or {}).get(full_name(name))
+        if model is None:
+            raise ModelNotServed(f"the backend does not have the model {name!r}", param="model")
+        return model
+
+    # Work
+
+    def run(self, task: Task) -> AsyncIterator[Output]:
+        """Text, embeddings, or a job about models."""
+        if task.capability is Capability.MODELS:
+            return self._pull(task) if task.endpoint == PULL else self._keep(task)
+        return self._embed(task) if task.capability is Capability.EMBEDDINGS else self._write(task)
+
+    async def _write(self, task: Task) -> AsyncGenerator[Output, None]:
+        """Chat and text completions."""
+        model, body = await self._accept(task)
+        chat = task.capability is Capability.CHAT
+        if chat and body.get("logprobs"):
+            await self._require_logprobs()
+        request = self._completed(chat_request(body, model.details) if chat else generate_request(body), model)
+        if await self._must_load(model):
+            yield LOADING
+            await self._load(model, load_request(request))
+            yield RUNNING
+        wanted = Wanted(
+            chat=chat,
+            model=task.public_model,
+            fallback_id=task.job,
+            include_usage=task.stream and usage_wanted(body),
+        )
+        answer: Answer = Relay(wanted) if task.stream else Collector(wanted)
+        lines, events = LineSplitter(), Events(chat)
+        response = await self._client.stream("/api/chat" if chat else "/api/generate", request)
+        try:
+            while not answer.done:
+                data = await response.read()
+                chunk = answer.feed(events.of(lines.feed(data)))
+                if chunk is not None:
+                    yield chunk
+                elif events.unseen:
+                    yield Chunk(b"", events.unseen)
+                events.unseen = 0
+                if not data:
+                    break
+            for output in answer.finish():
+                yield output
+        finally:
+            if answer.done:
+                response.release()
+            else:
+                response.close()
+
+    async def _embed(self, task: Task) -> AsyncGenerator[Output, None]:
+        model, body = await self._accept(task)
+        form = body.get("encoding_format") or "float"
+        if form not in ("float", "base64"):
+            raise BackendRefused("encoding_format must be float or base64", param="encoding_format")
+        requests = [self._completed(request, model) for request in embed_requests(body, EMBED_BATCH)]
+        if await self._must_load(model):
+            yield LOADING
+            await self._load(model, load_request(requests[0]))
+            yield RUNNING
+        vectors: list[list[float]] = []
+        tokens = 0
+        for request in requests:
+            answer = await self._client.post("/api/embed", request)
+            vectors += _vectors(answer, request)
+            tokens += int(answer.get("prompt_eval_count") or 0)
+            yield Chunk(b"", len(request["input"]))
+        body_out = embeddings_body(vectors, model=task.public_model, encoding_format=form, prompt_tokens=tokens)
+        yield Chunk(body_out, 0)
+        yield Finish(Usage(prompt_tokens=tokens, total_tokens=tokens))
+
+    async def _accept(self, task: Task) -> tuple[Model, JSON]:
+        """The model and the body. Raises BackendRefused when the task is none for this server."""
+        if CAPABILITIES.get(task.endpoint) is not task.capability:
+            raise BackendRefused(f"this backend does not serve {task.endpoint}")
+        model = await self._find(task.model)
+        if task.capability not in model.capabilities:
+            raise BackendRefused(f"the model {model.name!r} does not serve {task.capability}", param="model")
+        return model, json_object(task.body)
+
+    def _completed(self, request: JSON, model: Model) -> JSON:
+        if self._keep_alive is not None:
+            request.setdefault("keep_alive", self._keep_alive)
+        return request | {"model": model.name}
+
+    async def _require_logprobs(self) -> None:
+        version = version_of(await self._client.get("/api/version"))
+        if version is not None and version < LOGPROBS_SINCE:
+            needed = ".".join(map(str, LOGPROBS_SINCE))
+            raise BackendRefused(f"logprobs need Ollama {needed} or later on the backend", param="logprobs")
+
+    # Models
+
+    async def _must_load(self, model: Model) -> bool:
+        return not model.remote and (self._loading[model.name] > 0 or model.name not in await self._loaded())
+
+    async def _load(self, model: Model, request: JSON) -> None:
+        """Return when the server holds the model. Cancelled, the server gives the load up."""
+        # Without a prompt, and for a model that only embeds without an input, Ollama does no more than load.
+        embeds = Capability.CHAT not in model.capabilities
+        nothing: JSON = {"input": []} if embeds else {"prompt": ""}
+        self._loading[model.name] += 1
+        try:
+            await self._client.post(
+                "/api/embed" if embeds else "/api/generate", request | nothing | {"model": model.name}
+            )
+        finally:
+            self._loading[model.name] -= 1
+        self.changed()
+
+    async def _pull(self, task: Task) -> AsyncGenerator[Output, None]:
+        """Ends in `success`. Given up, the server keeps what it has, and goes on from there the next time."""
+        job = ModelJob.of(task)
+        lines, pulled = LineSplitter(), Pulled()
+        response = await self._client.stream("/api/pull", {"model": job.model, "stream": True})
+        try:
+            while not pulled.done:
+                data = await response.read()
+                for line in lines.feed(data):
+                    fields, progress = pulled.read(line)
+                    yield progress
+                    if job.stream and not pulled.done:
+                        yield Chunk(job.frame(**fields))
+                if not data:
+                    break
+        finally:
+            response.close()
+        if not pulled.done:
+            raise BackendError("the pull ended before it was complete", transient=True)
+        self.changed()
+        for output in job.end():
+            yield output
+
+    async def _keep(self, task: Task) -> AsyncGenerator[Output, None]:
+        """Load a model to stay, or unload it."""
+        job = ModelJob.of(task)
+        await self.discover()
+        model = await self._find(job.model)
+        if job.endpoint == LOAD:
+            yield LOADING
+            await self._load(model, {"keep_alive": -1 if job.keep_alive is None else job.keep_alive})
+        else:
+            await self._client.post("/api/generate", {"model": model.name, "prompt": "", "keep_alive": 0})
+            self.changed()
+        for output in job.end():
+            yield output
+
+
+def _vectors(answer: JSON, request: JSON) -> list[list[float]]:
+    """The embeddings of a batch. Raises BackendError when they are not what was asked for."""
+    vectors = answer.get("embeddings")
+    if not isinstance(vectors, list) or len(vectors) != len(request["input"]):
+        raise BackendError("the backend did not give one embedding for each input", transient=True)
+    wanted = request.get("dimensions")
+    if wanted is not None and len(vectors[0]) != wanted:  # silently ignored before 0.11.11, and when too large
+        raise BackendRefused(
+            f"the backend gives {len(vectors[0])} dimensions for this model, not {wanted}", param="dimensions"
+        )
+    return vectors
+
+
+def _duration(text: str | None) -> Any:
+    """Ollama takes seconds as a number, and anything else with its unit."""
+    try:
+        return int(text) if text else None
+    except ValueError:
+        return text

@@ -1,0 +1,123 @@
+"""Ollama's native API as it travels: lines of JSON, errors as `{"error": "text"}`, in an answer or as a line of one."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import orjson
+
+from schemas.errors import ErrorInfo
+from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, ModelNotServed
+from workers.backends.refusals import refusal
+from workers.backends.wire import HttpClient, Response
+
+JSON = dict[str, Any]
+
+BODY_LIMIT = 64 * 1024 * 1024
+"""Of an answer in one piece: a batch of embeddings, a model's description."""
+LINE_LIMIT = 16 * 1024 * 1024
+CANCELLED = 499
+"""Ollama's word for a load that was given up."""
+CONTEXT = re.compile(r"context (length|size|window)|prompt is longer", re.IGNORECASE)
+# Said by Ollama, with status 500 or in a line, about requests that can never work.
+BAD_INPUT = re.compile(
+    r"context length|does not support|image input|only supports one image|image: unknown format|decode image"
+    r"|invalid image|grammar|json schema|invalid format|template: |template error|must be of type|illegal base64"
+    r"|cannot unmarshal|missing data required|unsupported type|invalid model name|invalid duration",
+    re.IGNORECASE,
+)
+NO_MODEL = re.compile(r"model ['\"].*not found|manifest: file does not exist|model does not exist", re.IGNORECASE)
+
+
+class LineSplitter:
+    """Cuts a byte stream into JSON objects, one a line. Raises BackendError for a line that is an error, or is none."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, data: bytes) -> list[JSON]:
+        r"""The lines that `data` completes; b"" is the end, which completes a last one without `\n`."""
+        *whole, self._rest = (self._rest + data).split(b"\n") if data else (self._rest, b"")
+        if len(self._rest) > LINE_LIMIT:
+            raise BackendError(f"the backend sent a line of more than {LINE_LIMIT} bytes")
+        return [read_line(line) for line in whole if line]
+
+
+def read_line(line: bytes) -> JSON:
+    """One object. Raises BackendError when it is an error."""
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise BackendError(f"the backend sent a line that is not JSON: {error}", transient=True) from error
+    if not isinstance(value, dict):
+        raise BackendError("the backend sent a line that is not an object")
+    if value.get("error"):
+        raise line_error(str(value["error"]))
+    return value
+
+
+def line_error(text: str) -> BackendError:
+    """The error that a line of a stream reports."""
+    return _about_the_request(text) or BackendError(text, transient=True)
+
+
+def answer_error(status: int, headers: dict[str, str], body: bytes) -> BackendError:
+    """The error for an answer whose status is not 200."""
+    error = refusal(status, headers, body)
+    if status == CANCELLED:
+        return BackendError(error.info.message, transient=True)
+    if status == 400 or status >= 500:
+        return (None if status == 503 else _about_the_request(error.info.message)) or error
+    return error
+
+
+def _about_the_request(text: str) -> BackendError | None:
+    """The refusal, if that is what `text` says."""
+    if NO_MODEL.search(text):
+        return ModelNotServed(text, param="model")
+    if CONTEXT.search(text):
+        kind, code = BackendRefused.type, "context_length_exceeded"
+        return BackendRefused(info=ErrorInfo(status=400, type=kind, code=code, message=text))
+    return BackendRefused(text) if BAD_INPUT.search(text) else None
+
+
+class OllamaClient:
+    """Requests to one server. Closing a response, or cancelling a call, ends the server's work."""
+
+    def __init__(self, url: str, api_key: str) -> None:
+        """Raises ValueError when `url` makes no sense."""
+        self._http = HttpClient(url, headers={"authorization": f"Bearer {api_key}"} if api_key else {})
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._http.close()
+
+    async def get(self, path: str) -> JSON:
+        """What the server says about itself. Raises BackendUnavailable when it does not answer."""
+        try:
+            return await self._whole(await self._http.request("GET", path))
+        except BackendError as error:
+            if error.transient and not isinstance(error, BackendUnavailable):
+                raise BackendUnavailable(str(error)) from error
+            raise
+
+    async def post(self, path: str, body: JSON) -> JSON:
+        """The answer in one piece. Raises BackendError."""
+        return await self._whole(await self._http.request("POST", path, orjson.dumps(body)))
+
+    async def stream(self, path: str, body: JSON) -> Response:
+        """The answer, to be read line by line and closed. Raises BackendError."""
+        response = await self._http.request("POST", path, orjson.dumps(body))
+        if response.status != 200:
+            await self._whole(response)
+        return response
+
+    async def _whole(self, response: Response) -> JSON:
+        try:
+            body = await response.read_all(BODY_LIMIT)
+        finally:
+            response.close()
+        if response.status != 200:
+            raise answer_error(response.status, response.headers, body)
+        return read_line(body)
