@@ -16,7 +16,7 @@ from backbone.registry.base import Announcement, Registry
 from backbone.version import VERSION
 from schemas.control import Control, ControlOp
 from schemas.errors import NexusError
-from schemas.jobs import LANES, Envelope
+from schemas.jobs import LANES, Capability, Envelope
 from schemas.presence import ModelOffer, WorkerPresence, WorkerState
 from workers.attempt import Attempt, Identity, Stop
 from workers.backends.base import Backend
@@ -75,6 +75,8 @@ class Worker:
         self._state = WorkerState.UNHEALTHY
         self._identity = Identity(worker_id, backend.name)
         self._draining = asyncio.Event()
+        self._changed = asyncio.Event()
+        backend.changed = self._changed.set
 
     # Life
 
@@ -133,7 +135,9 @@ class Worker:
         while True:
             try:
                 async with asyncio.timeout(HEALTH_LIMIT_S):
-                    if self._state is not WorkerState.READY or monotonic() >= next_discovery:
+                    changed = self._changed.is_set()
+                    if self._state is not WorkerState.READY or changed or monotonic() >= next_discovery:
+                        self._changed.clear()
                         discovery = await self._backend.discover()
                         next_discovery = monotonic() + DISCOVER_INTERVALS * self._health_interval_s
                         await self._serve(discovery.models, discovery.slots)
@@ -149,13 +153,17 @@ class Worker:
                 await self._unhealthy(error)
             # Soon while the backend is away, so that it serves again soon after it is back.
             pause = self._health_interval_s if self._state is WorkerState.READY else min(1.0, self._health_interval_s)
-            await asyncio.sleep(pause)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._changed.wait()
 
     async def _serve(self, models: tuple[ModelOffer, ...], slots: int | None) -> None:
         """The backend is well, and this is what it serves."""
         assert self._bus is not None
         slots = self._wanted_slots or slots or self._backend.default_slots
         models = tuple(model for model in models if self._can_name(model))
+        if self._backend.manages_models:
+            models += (ModelOffer(name=f"worker:{self.id}", capabilities=(Capability.MODELS,)),)
         changed = self._intake is None or models != self._models or slots != self._slots
         self._metrics.backend_up.labels(self._backend.name).set(1)
         self._metrics.slots.set(slots)
