@@ -1,0 +1,177 @@
+"""`/v1/audio/speech` for every adapter: what the caller asks for, and the answer from the sound that the server makes.
+
+    async with aclosing(speak(task, request, sound, source)) as outputs:
+        async for output in outputs:
+            yield output
+
+`sound` gives bytes of `source`; what the caller wants instead is made of them piece by piece. Formats that only PyAV can
+make are refused, naming the possible ones, where it is not installed.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+import orjson
+from pydantic import ValidationError
+
+from schemas.openai.speech import CONTENT_TYPES, VoiceId
+from schemas.openai.speech import SpeechRequest as Fields
+from workers.backends.audio import (
+    PCM_RATE,
+    Encoder,
+    SoundFormat,
+    WavReader,
+    decode,
+    off_loop,
+    require_possible,
+)
+from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, Output, Task
+from workers.backends.requests import JSON, json_object
+
+ENDPOINT = "/v1/audio/speech"
+PIECE = 64 * 1024
+"""Bytes of samples that are coded at a time: some 5 ms of a processor."""
+INLINE = 8 * 1024
+"""Fewer are coded on the event loop: a thread costs more."""
+CODED_LIMIT = 64 * 1024 * 1024
+"""Bytes of coded sound that are taken from a server to be coded anew."""
+NOT_COUNTED = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+"""Clients want the numbers; speech servers do not count tokens."""
+NO_SOUND = "the backend made no sound of this input"
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechRequest:
+    """What the caller asks for."""
+
+    input: str
+    voice: str = ""
+    """Empty: the model's own."""
+    response_format: str = "mp3"
+    speed: float = 1.0
+    sse: bool = False
+    """The sound is to come in server-sent events, where the caller takes it in pieces."""
+    instructions: str = ""
+    fields: JSON = field(default_factory=dict)
+    """The whole body."""
+
+    @classmethod
+    def of(cls, task: Task) -> SpeechRequest:
+        """Raises BackendRefused when the task is no speech request, or a field is wrong."""
+        if task.endpoint != ENDPOINT:
+            raise BackendRefused(f"this backend does not serve {task.endpoint}")
+        body = json_object(task.body)
+        try:
+            fields = Fields.model_validate({"model": task.model} | body)
+        except ValidationError as error:
+            raise _refused(error) from error
+        if not fields.input.strip():
+            raise BackendRefused("input: there is nothing to say", param="input")
+        voice = fields.voice.id if isinstance(fields.voice, VoiceId) else fields.voice
+        return cls(
+            input=fields.input,
+            voice=voice or "",
+            response_format=fields.response_format or "mp3",
+            speed=fields.speed or 1.0,
+            sse=fields.stream_format == "sse",
+            instructions=fields.instructions or "",
+            fields=body,
+        )
+
+
+def _refused(error: ValidationError) -> BackendRefused:
+    first = error.errors(include_url=False, include_context=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else None
+    return BackendRefused(f"{name}: {first['msg']}", param=name)
+
+
+async def speak(
+    task: Task, request: SpeechRequest, sound: AsyncGenerator[bytes], source: SoundFormat, *, speed: float = 1.0
+) -> AsyncGenerator[Output]:
+    """The answer, as it is made. Closing it closes `sound`.
+
+    `speed`: what is left to do of `request.speed` after the server has done its part. A caller who streams gets the sound
+    itself, or events of it; any other the complete sound, whose header tells its length. Raises BackendRefused before the
+    first byte of `sound` is asked for, when the format cannot be made of `source`.
+    """
+    events = task.stream and request.sse
+    made = _converted(request.response_format, sound, source, whole=not task.stream, speed=speed)
+    async with aclosing(sound), aclosing(made):
+        async for data in made:
+            yield Chunk(_delta(data) if events else data)
+        if events:
+            yield Chunk(_event({"type": "speech.audio.done", "usage": NOT_COUNTED}), 0)
+    yield Finish(content_type="text/event-stream" if events else CONTENT_TYPES[request.response_format])
+
+
+def _delta(data: bytes) -> bytes:
+    return _event({"type": "speech.audio.delta", "audio": base64.b64encode(data).decode()}) if data else b""
+
+
+def _event(event: JSON) -> bytes:
+    return b"data: %b\n\n" % orjson.dumps(event)
+
+
+async def _converted(
+    codec: str, sound: AsyncGenerator[bytes], source: SoundFormat, *, whole: bool, speed: float
+) -> AsyncGenerator[bytes]:
+    """`sound` in another format. Empty pieces say that the work goes on."""
+    if codec == source.codec and codec not in ("wav", "pcm") and speed == 1:
+        came = False
+        async for data in sound:
+            came = came or bool(data)
+            yield data
+        if not came:
+            raise BackendError(NO_SOUND)
+        return
+    require_possible(codec, source, speed)
+    encoder: Encoder | None = None
+    try:
+        async for samples, made_as in _sampled(sound, source):
+            encoder = encoder or Encoder(codec, made_as, whole=whole, speed=speed)
+            for start in range(0, len(samples), PIECE):
+                yield await _encode(encoder, samples[start : start + PIECE])
+        if encoder is None or not encoder.samples:
+            raise BackendError(NO_SOUND)
+        for data in encoder.finish():
+            yield data
+    finally:
+        if encoder is not None:
+            encoder.close()
+
+
+async def _encode(encoder: Encoder, samples: bytes) -> bytes:
+    if encoder.plain or len(samples) <= INLINE:
+        return encoder.encode(samples)
+    return await off_loop(lambda: encoder.encode(samples))
+
+
+async def _sampled(sound: AsyncGenerator[bytes], source: SoundFormat) -> AsyncIterator[tuple[bytes, SoundFormat]]:
+    """Samples, and what they are. Coded sound is read to its end first: it is seldom more than a few megabytes."""
+    if source.codec == "pcm":
+        async for data in sound:
+            yield data, source
+    elif source.codec == "wav":
+        reader = WavReader()
+        async for data in sound:
+            samples = reader.feed(data)
+            if reader.format is not None:
+                yield samples, reader.format
+    else:
+        yield await _decoded(sound), SoundFormat("pcm", PCM_RATE, 1)
+
+
+async def _decoded(sound: AsyncGenerator[bytes]) -> bytes:
+    coded = bytearray()
+    async for data in sound:
+        coded += data
+        if len(coded) > CODED_LIMIT:
+            raise BackendError(f"the backend's sound is larger than the {CODED_LIMIT} bytes that can be converted")
+    try:
+        return (await decode(bytes(coded), rate=PCM_RATE)).samples
+    except BackendRefused as error:
+        raise BackendError(f"the backend's sound cannot be read: {error}") from error
