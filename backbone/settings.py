@@ -47,6 +47,14 @@ class GatewaySettings(CommonSettings):
     """Larger request bodies, uploads included, are 413."""
     max_buffered_bytes: int = Field(default=64 * 1024 * 1024, gt=0)
     """Memory that large JSON bodies share while they are read and checked; others wait for their turn."""
+    fetch_media: bool = False
+    """Fetch the http(s) URLs of images in chat messages, from public addresses alone. Off: they are refused."""
+    fetch_max_bytes: int = Field(default=20 * 1024 * 1024, gt=0)
+    """Of one such URL."""
+    fetch_timeout_s: float = Field(default=15.0, gt=0)
+    """For one such URL, redirects included."""
+    fetch_private_hosts: str = ""
+    """Comma-separated `host` or `host:port` that may be fetched although their addresses are private."""
     body_timeout_s: float = Field(default=30.0, gt=0)
     """Seconds for a request's body to arrive; large ones get a second more for each 64 KiB."""
     queue_timeout_s: float = Field(default=300.0, gt=0)

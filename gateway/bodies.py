@@ -16,7 +16,8 @@ from gateway.endpoint import Endpoint
 from gateway.forms import Form, read_form
 from gateway.http import Headers
 from gateway.parsing import Receive, body_pieces, check, parse, read_body
-from schemas.jobs import Upload
+from gateway.remote_media import HINT, RemoteMedia
+from schemas.jobs import Capability, Upload
 
 LARGE = 1024 * 1024
 """Bytes above which a JSON body waits for its share of the memory."""
@@ -51,6 +52,7 @@ class Reader:
     timeout_s: float
     blob_ttl_s: float
     budget: Budget
+    media: RemoteMedia
 
     async def read(self, endpoint: Endpoint, headers: Headers, receive: Receive, *, here: bool) -> Received:
         """Raises InvalidRequest, RequestTooLarge, RequestTimeout, Unavailable, CallerGone; nothing is stored then.
@@ -68,6 +70,8 @@ class Reader:
     async def _json(self, endpoint: Endpoint, headers: Headers, receive: Receive, *, here: bool) -> Received:
         body = await read_body(headers, receive, self.max_bytes, self.timeout_s, here=here)
         received = Received(parse(body, endpoint.schema), body)
+        if endpoint.capability is Capability.CHAT and HINT in body:
+            received.body = body = await self.media.inline(received.request, body)
         if len(body) > INLINE_LIMIT:
             await self.refer(received)
         return received

@@ -20,6 +20,7 @@ import uvloop
 from backbone.bus.nats_blobs import BucketConfig, NatsBlobs
 from backbone.bus.nats_gateway import NatsGatewayBus
 from backbone.bus.streams import JobsStream
+from backbone.egress import Egress
 from backbone.logging import configure_logging
 from backbone.memory import settle
 from backbone.registry.etcd import EtcdRegistry
@@ -37,6 +38,7 @@ from gateway.links import Links
 from gateway.metrics import GatewayMetrics
 from gateway.protocol import http_protocol
 from gateway.readiness import ReadinessCheck
+from gateway.remote_media import RemoteMedia
 from schemas.errors import NexusError
 from schemas.jobs import Limits
 
@@ -145,14 +147,7 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
         f"{gateway}-blobs",
         create=BucketConfig(max_bytes=settings.max_blob_bytes, replicas=settings.stream_replicas),
     )
-    reader = Reader(
-        blobs,
-        settings.max_body_bytes,
-        settings.body_timeout_s,
-        # As long as the job may live, with all the attempts it may take.
-        MAX_STARTS * (limits.queue_s + limits.load_s + limits.total_s),
-        Budget(settings.max_buffered_bytes),
-    )
+    reader = _reader(settings, blobs, limits)
     bounds = Bounds(settings.queue_comment_after_s, settings.log_prompts)
     inference = Inference(dispatcher, reader, blobs, links, auth, metrics, bounds)
     parts = Parts(dispatcher, inference, auth, ReadinessCheck(bus, registry, store), blobs, links, metrics.registry)
@@ -164,6 +159,7 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
         stack.push_async_callback(bus.close)
         await bus.start()
         stack.push_async_callback(blobs.close)
+        stack.push_async_callback(reader.media.close)
         await blobs.start()
         stack.push_async_callback(registry.close)
         await registry.start()
@@ -189,6 +185,22 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
         port = listener.getsockname()[1]
         log.info("gateway up", url=f"http://{settings.gateway_host}:{port}", observability_port=side.getsockname()[1])
         await asyncio.gather(api.serve(sockets=[listener]), probes.serve(sockets=[side]))
+
+
+def _reader(settings: GatewaySettings, blobs: NatsBlobs, limits: Limits) -> Reader:
+    egress: Egress | None = None
+    if settings.fetch_media:
+        private = frozenset(host.strip() for host in settings.fetch_private_hosts.split(",") if host.strip())
+        egress = Egress(max_bytes=settings.fetch_max_bytes, timeout_s=settings.fetch_timeout_s, private_hosts=private)
+    return Reader(
+        blobs,
+        settings.max_body_bytes,
+        settings.body_timeout_s,
+        # As long as the job may live, with all the attempts it may take.
+        MAX_STARTS * (limits.queue_s + limits.load_s + limits.total_s),
+        Budget(settings.max_buffered_bytes),
+        RemoteMedia(egress, settings.max_body_bytes),
+    )
 
 
 async def _stop_when_orphaned(parent: int) -> None:

@@ -1,0 +1,173 @@
+"""Fetching what a stranger's URL names, without reaching what only we can reach.
+
+- `http` and `https` only, no credentials in the URL. A host counts by its addresses: every one must be public, also those
+  that hide in IPv6 (mapped, 6to4, NAT64, Teredo).
+- The connection goes to the very address that was checked, so that a name which resolves differently a moment later
+  (rebinding) gains nothing; TLS still checks the certificate against the name.
+- Each redirect is checked like a first URL. Bodies are bounded in size, everything together in time. Proxies and
+  credentials of the environment are not used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from typing import TYPE_CHECKING
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from schemas.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    import httpx
+
+REDIRECTS = frozenset({301, 302, 303, 307, 308})
+MAX_REDIRECTS = 3
+NAT64 = IPv6Network("64:ff9b::/96")
+Address = IPv4Address | IPv6Address
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+
+
+class FetchRefused(InvalidRequest):
+    """This URL is not fetched."""
+
+    code = "url_refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What was there."""
+
+    data: bytes
+    content_type: str
+    """Without parameters, in lower case."""
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    """Every address of `host`. Raises OSError."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(entry[4][0]) for entry in found]
+
+
+class Egress:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        *,
+        max_bytes: int,
+        timeout_s: float,
+        private_hosts: frozenset[str] = frozenset(),
+        resolve: Resolve = resolve,
+    ) -> None:
+        """Describe the bounds. `private_hosts`: `host` or `host:port` that may be fetched whatever their addresses are."""
+        self._max_bytes = max_bytes
+        self._timeout_s = timeout_s
+        self._private_hosts = private_hosts
+        self._resolve = resolve
+        self._client: httpx.AsyncClient | None = None
+
+    async def close(self) -> None:
+        """Close every connection."""
+        if self._client is not None:
+            await self._client.aclose()
+
+    async def fetch(self, url: str, kind: str) -> Fetched:
+        """What is at `url`, of a content type that begins with `kind`. Raises FetchRefused, saying why."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                for _ in range(MAX_REDIRECTS + 1):
+                    found = await self._get(url, kind)
+                    if isinstance(found, Fetched):
+                        return found
+                    url = urljoin(url, found)
+        except TimeoutError as error:
+            raise FetchRefused(f"the URL did not answer within {self._timeout_s:g} s") from error
+        raise FetchRefused(f"the URL redirects more than {MAX_REDIRECTS} times")
+
+    async def _get(self, url: str, kind: str) -> Fetched | str:
+        """The content, or where the server redirects to."""
+        import httpx
+
+        parts = _parse(url)
+        address = await self._address(parts)
+        host = f"[{address}]" if isinstance(address, IPv6Address) else str(address)
+        where = httpx.URL(url).copy_with(host=host)
+        if self._client is None:
+            # A client of its own reads some hundred certificates: once.
+            self._client = httpx.AsyncClient(
+                trust_env=False,
+                follow_redirects=False,
+                timeout=self._timeout_s,
+                limits=httpx.Limits(max_keepalive_connections=0),
+            )
+        headers = {"host": parts.netloc, "accept": f"{kind}*", "user-agent": "nexus"}
+        request = self._client.build_request("GET", where, headers=headers, extensions={"sni_hostname": parts.hostname})
+        try:
+            response = await self._client.send(request, stream=True)
+        except httpx.HTTPError as error:
+            raise FetchRefused(f"the URL cannot be fetched: {type(error).__name__}") from error
+        try:
+            if response.status_code in REDIRECTS:
+                return str(response.headers.get("location", ""))
+            return await self._read(response, kind)
+        except httpx.HTTPError as error:
+            raise FetchRefused(f"the URL cannot be fetched: {type(error).__name__}") from error
+        finally:
+            await response.aclose()
+
+    async def _read(self, response: httpx.Response, kind: str) -> Fetched:
+        if response.status_code != 200:
+            raise FetchRefused(f"the URL answers {response.status_code}")
+        content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if not content_type.startswith(kind):
+            raise FetchRefused(f"the URL holds {content_type or 'something unnamed'}, not {kind}*")
+        parts: list[bytes] = []
+        size = 0
+        async for part in response.aiter_bytes():
+            size += len(part)
+            if size > self._max_bytes:
+                raise FetchRefused(f"the URL holds more than {self._max_bytes} bytes")
+            parts.append(part)
+        return Fetched(b"".join(parts), content_type)
+
+    async def _address(self, parts: SplitResult) -> Address:
+        """The address to connect to. Raises FetchRefused when one of them is not public."""
+        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+        try:
+            addresses = [ip_address(text.partition("%")[0]) for text in await self._resolve(host, port)]
+        except (OSError, ValueError) as error:
+            raise FetchRefused("the URL's host has no address") from error
+        if not addresses:
+            raise FetchRefused("the URL's host has no address")
+        if not {host, f"{host}:{port}"} & self._private_hosts and not all(map(is_public, addresses)):
+            raise FetchRefused("the URL's host is not a public one")
+        return addresses[0]
+
+
+def _parse(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        valid = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError as error:
+        raise FetchRefused("this is no valid URL") from error
+    if parts.scheme not in ("http", "https") or not valid:
+        raise FetchRefused("only http and https URLs are fetched")
+    if parts.username is not None or parts.password is not None:
+        raise FetchRefused("URLs with credentials are not fetched")
+    return parts
+
+
+def is_public(address: Address) -> bool:
+    """Whether the whole internet can reach this address, also where it wraps another one."""
+    if isinstance(address, IPv6Address):
+        inner = address.ipv4_mapped or address.sixtofour
+        if inner is None and address in NAT64:
+            inner = IPv4Address(int(address) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(inner)
+        if address.teredo is not None:
+            return False
+    return address.is_global and not address.is_multicast and not address.is_reserved

@@ -1,0 +1,120 @@
+"""Bodies within bounds: memory that large ones share, and nothing left of those that are refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import MutableMapping
+from typing import Any
+
+import pytest
+
+from backbone.bus.blobs import INLINE_LIMIT
+from backbone.bus.memory_blobs import MemoryBlobs
+from gateway.bodies import Budget, Reader
+from gateway.remote_media import RemoteMedia
+from gateway.routes import chat, transcriptions
+from schemas.errors import InvalidRequest, RequestTooLarge
+from tests.unit.test_forms import TYPE, form, part
+
+
+def reader(blobs: MemoryBlobs, max_bytes: int = 10_000_000) -> Reader:
+    return Reader(blobs, max_bytes, 5.0, 60.0, Budget(max_bytes), RemoteMedia(None, max_bytes))
+
+
+def receive_of(body: bytes) -> Any:
+    async def receive() -> MutableMapping[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
+
+
+def chat_body(size: int) -> bytes:
+    return json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * size}]}).encode()
+
+
+async def test_a_large_body_goes_by_reference_and_is_removed_after_it() -> None:
+    blobs, body = MemoryBlobs(), chat_body(INLINE_LIMIT + 1)
+    received = await reader(blobs).read(chat.ENDPOINT, [], receive_of(body), here=True)
+    assert received.body == b""
+    assert received.body_blob is not None
+    assert b"".join([piece async for piece in blobs.read(received.body_blob)]) == body
+    await received.discard()
+    assert await blobs.info(received.body_blob) is None
+
+
+async def test_a_small_body_travels_as_it_came() -> None:
+    body = chat_body(10)
+    received = await reader(MemoryBlobs()).read(chat.ENDPOINT, [], receive_of(body), here=True)
+    assert (received.body, received.body_blob, received.blobs) == (body, None, [])
+
+
+async def test_a_form_becomes_typed_json_and_its_files() -> None:
+    body = form(
+        part("file", b"sound", "a.wav", "audio/wav"), part("model", b"w"), part("temperature", b"0.5"),
+        part("timestamp_granularities[]", b"word"), part("vendor", b"1"),
+    )  # fmt: skip
+    received = await reader(MemoryBlobs()).read(
+        transcriptions.TRANSCRIPTIONS, [(b"content-type", TYPE)], receive_of(body), here=True
+    )
+    assert received.body_size is not None
+    assert json.loads(received.body[: received.body_size]) == {
+        "model": "w", "temperature": 0.5, "timestamp_granularities": ["word"], "vendor": "1",
+    }  # fmt: skip
+    assert received.body[received.body_size :] == b"sound"
+
+
+async def test_a_form_that_is_refused_leaves_nothing() -> None:
+    blobs = MemoryBlobs()
+    body = form(part("file", b"x" * (INLINE_LIMIT + 1), "a.wav"), part("model", b"w"), part("temperature", b"hot"))
+    with pytest.raises(InvalidRequest) as caught:
+        await reader(blobs).read(transcriptions.TRANSCRIPTIONS, [(b"content-type", TYPE)], receive_of(body), here=True)
+    assert caught.value.info.param == "temperature"
+    assert not blobs.stored()
+
+
+async def test_an_upload_over_the_limit_is_refused() -> None:
+    body = form(part("file", b"x" * 2000, "a.wav"), part("model", b"w"))
+    with pytest.raises(RequestTooLarge):
+        await reader(MemoryBlobs(), 1000).read(
+            transcriptions.TRANSCRIPTIONS, [(b"content-type", TYPE)], receive_of(body), here=True
+        )
+
+
+async def test_the_budget_is_shared_first_come_first_served() -> None:
+    budget, order = Budget(10), []
+    gates = {name: asyncio.Event() for name in "abc"}
+
+    async def use(name: str, size: int) -> None:
+        async with budget.share(size):
+            order.append(name)
+            await gates[name].wait()
+
+    tasks = [asyncio.create_task(use(*one)) for one in (("a", 6), ("b", 8), ("c", 2))]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert order == ["a"]  # c would fit, but b was first
+    gates["a"].set()
+    await tasks[0]
+    await asyncio.sleep(0)
+    assert order == ["a", "b", "c"]
+    gates["b"].set()
+    gates["c"].set()
+    await asyncio.gather(*tasks)
+
+
+async def test_who_gives_up_waiting_takes_nothing_along() -> None:
+    budget = Budget(10)
+    async with budget.share(10):
+        waiting = asyncio.create_task(budget.share(5).__aenter__())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    async with asyncio.timeout(1), budget.share(10):
+        pass
+
+
+async def test_a_body_larger_than_the_budget_gets_all_of_it() -> None:
+    async with asyncio.timeout(1), Budget(10).share(1000):
+        pass

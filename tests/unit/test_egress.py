@@ -1,0 +1,169 @@
+"""Fetching strangers' URLs: what is public is fetched, what only we can reach is not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from ipaddress import ip_address
+
+import pytest
+
+from backbone.egress import Egress, FetchRefused, is_public
+
+
+class Site:
+    """A web server in a few lines. `pages`: raw answers by path; `asked`: what came."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.pages: dict[str, bytes] = {}
+        self.asked: list[str] = []
+        self.hang = asyncio.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        self.asked.append(head)
+        answer = self.pages.get(head.split(" ")[1])
+        if answer is None:
+            await self.hang.wait()
+        else:
+            writer.write(answer)
+        writer.close()
+
+    def url(self, path: str, host: str = "pictures.example") -> str:
+        return f"http://{host}:{self.port}{path}"
+
+
+def answer(body: bytes, content_type: str = "image/png", status: str = "200 OK", extra: str = "") -> bytes:
+    head = f"HTTP/1.1 {status}\r\ncontent-type: {content_type}\r\ncontent-length: {len(body)}\r\n{extra}\r\n"
+    return head.encode() + body
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    site = Site()
+    server = await asyncio.start_server(site.serve, "127.0.0.1", 0)
+    site.port = server.sockets[0].getsockname()[1]
+    yield site
+    site.hang.set()
+    server.close()
+    await server.wait_closed()
+
+
+def egress(site: Site, *allowed: str, max_bytes: int = 1000, timeout_s: float = 5.0) -> Egress:
+    """`allowed` may be private; every name resolves to this machine."""
+
+    async def resolve(_host: str, _port: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    hosts = frozenset(f"{host}:{site.port}" for host in allowed)
+    return Egress(max_bytes=max_bytes, timeout_s=timeout_s, private_hosts=hosts, resolve=resolve)
+
+
+async def test_a_picture_is_fetched_from_the_checked_address_under_its_own_name(site: Site) -> None:
+    site.pages["/a.png"] = answer(b"PNG", "image/png; charset=x")
+    found = await egress(site, "pictures.example").fetch(site.url("/a.png"), "image/")
+    assert (found.data, found.content_type) == (b"PNG", "image/png")
+    assert f"host: pictures.example:{site.port}" in site.asked[0].lower()
+
+
+async def test_a_name_with_a_private_address_is_refused_before_anything_is_asked(site: Site) -> None:
+    with pytest.raises(FetchRefused, match="not a public one"):
+        await egress(site).fetch(site.url("/a.png"), "image/")
+    assert site.asked == []
+
+
+async def test_one_private_address_among_public_ones_is_enough_to_refuse() -> None:
+    async def resolve(_host: str, _port: int) -> list[str]:
+        return ["93.184.216.34", "10.0.0.1"]
+
+    with pytest.raises(FetchRefused, match="not a public one"):
+        await Egress(max_bytes=1, timeout_s=1, resolve=resolve).fetch("http://x.example/", "image/")
+
+
+async def test_a_redirect_to_a_private_host_is_refused(site: Site) -> None:
+    target = site.url("/secret", "internal.example")
+    site.pages["/a.png"] = answer(b"", status="302 Found", extra=f"location: {target}\r\n")
+    with pytest.raises(FetchRefused, match="not a public one"):
+        await egress(site, "pictures.example").fetch(site.url("/a.png"), "image/")
+    assert len(site.asked) == 1
+
+
+async def test_a_redirect_is_followed_and_a_circle_is_not(site: Site) -> None:
+    site.pages["/a"] = answer(b"", status="302 Found", extra="location: /b\r\n")
+    site.pages["/b"] = answer(b"PNG")
+    site.pages["/circle"] = answer(b"", status="302 Found", extra="location: /circle\r\n")
+    fetcher = egress(site, "pictures.example")
+    assert (await fetcher.fetch(site.url("/a"), "image/")).data == b"PNG"
+    with pytest.raises(FetchRefused, match="redirects more than"):
+        await fetcher.fetch(site.url("/circle"), "image/")
+
+
+async def test_a_redirect_to_another_scheme_is_refused(site: Site) -> None:
+    site.pages["/a"] = answer(b"", status="302 Found", extra="location: file:///etc/passwd\r\n")
+    with pytest.raises(FetchRefused, match="only http"):
+        await egress(site, "pictures.example").fetch(site.url("/a"), "image/")
+
+
+async def test_what_is_too_large_is_not_read_on(site: Site) -> None:
+    site.pages["/big.png"] = answer(b"x" * 100_000)
+    with pytest.raises(FetchRefused, match="more than 1000 bytes"):
+        await egress(site, "pictures.example").fetch(site.url("/big.png"), "image/")
+
+
+async def test_a_server_that_never_answers_is_given_up(site: Site) -> None:
+    with pytest.raises(FetchRefused, match="did not answer"):
+        await egress(site, "pictures.example", timeout_s=0.2).fetch(site.url("/nothing"), "image/")
+
+
+async def test_other_content_is_refused(site: Site) -> None:
+    site.pages["/page"] = answer(b"<html>", "text/html")
+    with pytest.raises(FetchRefused, match="text/html"):
+        await egress(site, "pictures.example").fetch(site.url("/page"), "image/")
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://x.example/a", "http://", "http://u:p@x.example/", "http://x.example:0/", "http://[::1", "gopher://x"]
+)
+async def test_urls_that_are_none_of_ours_are_refused(url: str) -> None:
+    with pytest.raises(FetchRefused):
+        await Egress(max_bytes=1, timeout_s=1).fetch(url, "image/")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.0.0.1/", "http://2130706433/", "http://0x7f.1/", "http://[::ffff:10.0.0.1]/", "http://localhost/"],
+)
+async def test_other_spellings_of_this_machine_are_refused(url: str) -> None:
+    with pytest.raises(FetchRefused):
+        await Egress(max_bytes=1, timeout_s=5).fetch(url, "image/")
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("93.184.216.34", True),
+        ("2606:2800:220:1:248:1893:25c8:1946", True),
+        ("127.0.0.1", False),
+        ("10.1.2.3", False),
+        ("172.16.0.1", False),
+        ("192.168.1.1", False),
+        ("169.254.169.254", False),
+        ("100.64.0.1", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("255.255.255.255", False),
+        ("::1", False),
+        ("fe80::1", False),
+        ("fd00::1", False),
+        ("ff02::1", False),
+        ("::ffff:192.168.0.1", False),
+        ("::ffff:93.184.216.34", True),
+        ("2002:c0a8:0101::1", False),
+        ("64:ff9b::10.0.0.1", False),
+        ("64:ff9b::93.184.216.34", True),
+        ("2001:0:53aa:64c:0:0:0:1", False),
+    ],
+)
+def test_what_is_public(address: str, public: bool) -> None:
+    assert is_public(ip_address(address)) is public

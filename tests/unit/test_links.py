@@ -1,0 +1,56 @@
+"""URLs of results: good for one result, one owner, one key, and a while."""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from gateway.links import Links, base_url
+from schemas.errors import NotFound
+
+KEY = "sk-key"
+
+
+def taken_apart(url: str) -> tuple[str, str, int, str]:
+    parts = urlsplit(url)
+    query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+    return parts.path.rpartition("/")[2], query["owner"], int(query["expires"]), query["signature"]
+
+
+def test_a_signed_url_is_accepted_as_it_is_and_not_otherwise() -> None:
+    links = Links(KEY, "", 60)
+    name, owner, expires, signature = taken_apart(links.sign("a" * 32, "alice", "http://h"))
+    links.check(name, owner, expires, signature)
+    for wrong in (
+        ("b" * 32, owner, expires, signature),
+        (name, "bob", expires, signature),
+        (name, owner, expires + 1, signature),
+        (name, owner, expires, "0" * 64),
+        (name, owner, expires, "é"),
+    ):
+        with pytest.raises(NotFound):
+            links.check(*wrong)
+    with pytest.raises(NotFound):
+        Links("another key", "", 60).check(name, owner, expires, signature)
+
+
+def test_it_expires() -> None:
+    links = Links(KEY, "", -1)
+    with pytest.raises(NotFound, match="expired"):
+        links.check(*taken_apart(links.sign("a", "alice", "http://h")))
+
+
+def test_only_what_a_worker_keeps_is_rewritten() -> None:
+    answer = {"created": 1, "data": [{"url": "nexus-blob:abc"}, {"url": "https://elsewhere/x"}, {"b64_json": "AA"}]}
+    found = json.loads(
+        Links(KEY, "https://nexus.example/", 60).rewrite(json.dumps(answer).encode(), "alice", "http://h")
+    )
+    assert found["data"][0]["url"].startswith("https://nexus.example/v1/results/abc?owner=alice&expires=")
+    assert found["data"][1:] == answer["data"][1:]
+
+
+def test_the_base_is_where_the_caller_came_in() -> None:
+    assert base_url({"scheme": "https", "headers": [(b"host", b"nexus:88")]}) == "https://nexus:88"
+    assert base_url({"headers": [], "server": ("10.0.0.1", 8800)}) == "http://10.0.0.1:8800"
