@@ -67,9 +67,15 @@ async def nothing() -> AsyncIterator[bytes]:
 FILE = File("file", "a.wav", "audio/wav", 0, nothing)
 
 
-def asked(endpoint: str = "/v1/audio/transcriptions", files: tuple[File, ...] = (FILE,), **fields: Any) -> Task:
+def asked(
+    endpoint: str = "/v1/audio/transcriptions",
+    files: tuple[File, ...] = (FILE,),
+    *,
+    stream: bool = False,
+    **fields: Any,
+) -> Task:
     body = json.dumps({"model": "tiny"} | fields).encode()
-    return Task("job_1", "req_1", Capability.TRANSCRIPTIONS, endpoint, "tiny", "tiny", False, body, files)
+    return Task("job_1", "req_1", Capability.TRANSCRIPTIONS, endpoint, "tiny", "tiny", stream, body, files)
 
 
 def test_plain_formats() -> None:
@@ -199,6 +205,7 @@ def test_a_request_is_read() -> None:
         ({"language": 7}, "language"),
         ({"timestamp_granularities": ["phrase"]}, "timestamp_granularities"),
         ({"timestamp_granularities": ["word"]}, "timestamp_granularities"),
+        ({"stream": True, "response_format": "srt"}, "response_format"),
         ({"files": ()}, "file"),
     ],
     ids=str,

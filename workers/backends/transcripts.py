@@ -24,6 +24,7 @@ Format = Literal["json", "text", "srt", "verbose_json", "vtt"]
 What = Literal["transcribe", "translate"]
 
 FORMATS: tuple[Format, ...] = get_args(Format)
+STREAMED: tuple[Format, ...] = ("json", "text")
 ENDPOINTS: dict[str, What] = {"/v1/audio/transcriptions": "transcribe", "/v1/audio/translations": "translate"}
 GRANULARITIES = frozenset({"word", "segment"})
 PLAIN = "text/plain; charset=utf-8"
@@ -114,6 +115,10 @@ class TranscriptionRequest:
         if file is None:
             raise BackendRefused("the form holds no file; send the sound in the field 'file'", param="file")
         wanted = _format(body.get("response_format"))
+        if task.stream and wanted not in STREAMED:
+            raise BackendRefused(
+                f"a stream is of text alone; response_format may be {_either(STREAMED)}", param="response_format"
+            )
         return cls(
             what=what,
             file=file,
