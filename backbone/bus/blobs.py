@@ -5,16 +5,18 @@ Guarantees, for every implementation:
   fetches more only when they were taken.
 - A blob can be read only once its writer was closed; before that it does not exist. Its bytes are checked against their digest.
 - Names are unguessable (128 random bits). Whoever knows a name may read it.
-- A blob vanishes after its `ttl_s`, whoever has died; `remove` makes it vanish now. A writer that was aborted, or whose
-  process died, leaves nothing behind after `ttl_s` either.
+- A blob vanishes `ttl_s` after its first byte was written, whoever has died (give or take a few seconds); `remove` makes
+  it vanish now. A writer that was aborted, or whose process died, leaves nothing behind after `ttl_s` either.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Protocol
+from collections.abc import AsyncGenerator
+from typing import ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict
+
+from schemas.errors import BackendFailed, NotFound
 
 INLINE_LIMIT = 512 * 1024
 """Bytes up to which bodies and answers travel in messages."""
@@ -34,14 +36,26 @@ class BlobInfo(BaseModel):
     owner: str = ""
 
 
+class BlobGone(NotFound):
+    """This content does not exist any more: the time for which it is kept has ended, or it was deleted."""
+
+    code = "content_gone"
+
+
+class BlobBroken(BackendFailed):
+    """Stored content was lost or damaged, or its time ended while it was read; send the request again."""
+
+    code: ClassVar[str | None] = "content_broken"
+
+
 class BlobWriter(Protocol):
-    """One blob in the making. `close` it or `abort` it."""
+    """One blob in the making. `close` it or `abort` it; where either of `write` and `close` raised, `abort` it."""
 
     async def write(self, data: bytes) -> None:
         """Append. Returns when few enough chunks are under way. Raises Unavailable, also when the store is full."""
 
     async def close(self) -> BlobInfo:
-        """Make it readable. Raises Unavailable."""
+        """Make it readable: every byte is stored when this returns. Raises Unavailable."""
 
     async def abort(self) -> None:
         """Remove what was written. Idempotent, also after `close`; never raises."""
@@ -56,8 +70,10 @@ class Blobs(Protocol):
     async def info(self, name: str) -> BlobInfo | None:
         """What is known of it; None when it does not exist (any more). Raises Unavailable."""
 
-    def read(self, name: str) -> AsyncIterator[bytes]:
-        """Its bytes, in chunks. Raises BlobGone before the first when it does not exist, Unavailable; BlobBroken in the middle."""
+    def read(self, name: str) -> AsyncGenerator[bytes, None]:
+        """Its bytes, in chunks. Raises BlobGone before the first when it does not exist, Unavailable; BlobBroken in the
+        middle, and then at least the last chunk was not given out. Close it (`aclosing`) where it may not be read to its end.
+        """
 
     def remove(self, name: str) -> None:
         """Delete it soon. Best effort; never raises."""

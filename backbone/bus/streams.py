@@ -13,7 +13,7 @@ import orjson
 from nats.aio.client import Client
 
 from backbone.bus.base import Queue, QueueDepth
-from backbone.bus.subjects import BELL, JOBS, JOBS_STREAM, consumer_name, parse_job_subject
+from backbone.bus.subjects import BELL, BLOBS, BLOBS_STREAM, JOBS, JOBS_STREAM, consumer_name, parse_job_subject
 from schemas.errors import Unavailable
 
 API = "$JS.API"
@@ -56,6 +56,33 @@ class JobsStream:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class BucketConfig:
+    """The bounds of the object store for blobs."""
+
+    max_bytes: int = 4 * 1024**3
+    replicas: int = 1
+    max_age_s: int = 7 * 24 * 3600
+    """Nothing is older than this, whatever lifetime it was given."""
+
+    def config(self) -> dict[str, Any]:
+        """Its stream's configuration, in the JetStream API's terms."""
+        return {
+            "name": BLOBS_STREAM,
+            "subjects": [f"$O.{BLOBS}.C.>", f"$O.{BLOBS}.M.>"],
+            "description": "Nexus: bodies and answers too large for a message",
+            "retention": "limits",
+            "storage": "file",
+            "discard": "new",
+            "max_bytes": self.max_bytes,
+            "max_age": self.max_age_s * NANO,
+            "num_replicas": self.replicas,
+            "allow_rollup_hdrs": True,
+            "allow_direct": True,
+            "allow_msg_ttl": True,
+        }
+
+
 class ApiError(Exception):
     """JetStream answered with an error."""
 
@@ -80,21 +107,30 @@ async def request(client: Client, subject: str, body: Any = None, timeout_s: flo
 
 async def ensure_stream(client: Client, stream: JobsStream) -> None:
     """Make the jobs stream, or bring it to this configuration. Raises Unavailable, also for a server too old for it."""
-    config = stream.config()
+    await _ensure(client, stream.config(), ("republish", "discard_new_per_subject", "max_msgs_per_subject"), "2.10")
+
+
+async def ensure_bucket(client: Client, bucket: BucketConfig) -> None:
+    """The same for the bucket of the blobs."""
+    await _ensure(client, bucket.config(), ("allow_msg_ttl",), "2.11")
+
+
+async def _ensure(client: Client, config: dict[str, Any], needed: tuple[str, ...], version: str) -> None:
+    name = config["name"]
     try:
         try:
-            answer = await request(client, f"STREAM.CREATE.{JOBS_STREAM}", config)
+            answer = await request(client, f"STREAM.CREATE.{name}", config)
         except ApiError as error:
             if error.code != STREAM_NAME_IN_USE:
                 raise
-            answer = await request(client, f"STREAM.UPDATE.{JOBS_STREAM}", config)
+            answer = await request(client, f"STREAM.UPDATE.{name}", config)
     except ApiError as error:
-        raise Unavailable(f"NATS refuses the stream {JOBS_STREAM}: {error}") from error
+        raise Unavailable(f"NATS refuses the stream {name}: {error}") from error
     kept = answer["config"]
     # Older servers silently ignore what they do not know.
-    for name in ("republish", "discard_new_per_subject", "max_msgs_per_subject"):
-        if kept.get(name) != config[name]:
-            raise Unavailable(f"this nats-server is too old: it did not take '{name}'. Nexus needs 2.10 or newer")
+    for key in needed:
+        if kept.get(key) != config[key]:
+            raise Unavailable(f"this nats-server is too old: it did not take '{key}'. Nexus needs {version} or newer")
 
 
 async def ensure_consumer(client: Client, queue: Queue, ack_wait_s: float, replicas: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from functools import lru_cache
 
@@ -13,12 +14,16 @@ JOBS = "nexus.jobs"
 BELL = "nexus.bell"
 REPLY = "nexus.reply"
 CONTROL = "nexus.control"
+BLOBS = "nexus-blobs"
+BLOBS_STREAM = f"OBJ_{BLOBS}"
+"""Bucket and stream of the object store; its layout is that of NATS's own clients and command line."""
 
 MAX_ENCODED = 200
 """Encoded model names are bounded: NATS keeps a folder per consumer, and file names end at 255 bytes."""
 
 _PLAIN = re.compile(rb"[A-Za-z0-9-]+")
 _ESCAPE = re.compile(r"_([0-9a-f]{2})")
+_BLOB_NAME = re.compile(r"[0-9a-f]{32}")
 
 
 @lru_cache(maxsize=4096)
@@ -56,3 +61,18 @@ def parse_job_subject(subject: str) -> tuple[Capability, Lane, str]:
     """Inverse of `job_subject` (bell subjects have the same tail). Raises ValueError."""
     capability, lane, token = subject.split(".")[2:]
     return Capability(capability), Lane(lane), decode_model(token)
+
+
+def is_blob_name(name: str) -> bool:
+    """Whether a blob may be called that: nothing else gets into a subject, where `>` would mean every blob."""
+    return _BLOB_NAME.fullmatch(name) is not None
+
+
+def blob_chunks(name: str) -> str:
+    """Where the bytes of a blob are."""
+    return f"$O.{BLOBS}.C.{name}"
+
+
+def blob_meta(name: str) -> str:
+    """Where a blob is described."""
+    return f"$O.{BLOBS}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"

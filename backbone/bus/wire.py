@@ -189,7 +189,8 @@ class Wire:
             self._flush()
             with contextlib.suppress(Exception):
                 await self.client.flush(1)
-        await self.client.close()
+        with contextlib.suppress(OSError):  # the server died, and what was unsent with it
+            await self.client.close()
 
     async def ping(self, timeout_s: float = 1.0) -> None:
         """A round trip to the server. Raises Unavailable."""
