@@ -12,8 +12,9 @@ from starlette.exceptions import HTTPException
 from backbone.version import VERSION
 from gateway.deps import Parts
 from gateway.endpoint import Endpoint
-from gateway.http import request_id_of
+from gateway.http import CLOSING, request_id_of
 from gateway.routes import (
+    aliases,
     chat,
     completions,
     embeddings,
@@ -22,8 +23,10 @@ from gateway.routes import (
     operation,
     rerank,
     results,
+    services,
     speech,
     transcriptions,
+    voices,
 )
 from schemas.errors import ErrorInfo, InternalError, InvalidRequest, MethodNotAllowed, NexusError, NotFound
 
@@ -38,6 +41,15 @@ ENDPOINTS: list[Endpoint] = [
     transcriptions.TRANSLATIONS,
     rerank.ENDPOINT,
 ]
+ROUTERS = [
+    operation.probes,
+    operation.router,
+    models.router,
+    voices.router,
+    aliases.router,
+    services.router,
+    results.router,
+]
 
 
 def make_app(parts: Parts) -> FastAPI:
@@ -49,10 +61,8 @@ def make_app(parts: Parts) -> FastAPI:
         redirect_slashes=False,  # a redirected POST reads as an empty answer to many clients
     )
     app.state.parts = parts
-    app.include_router(operation.probes)
-    app.include_router(operation.router)
-    app.include_router(models.router)
-    app.include_router(results.router)
+    for router in ROUTERS:
+        app.include_router(router)
     for endpoint in ENDPOINTS:
         _document(app, endpoint)
     _answer_errors(app)
@@ -131,4 +141,6 @@ def _answer_errors(app: FastAPI) -> None:
 
 def _json(info: ErrorInfo, headers: dict[str, str] | None = None) -> JSONResponse:
     extra = {"www-authenticate": "Bearer"} if info.status == 401 else {}
+    if info.status in CLOSING:
+        extra["connection"] = "close"
     return JSONResponse(info.body(), status_code=info.status, headers=info.headers() | extra | (headers or {}))

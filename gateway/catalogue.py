@@ -1,4 +1,8 @@
-"""Which models there are, from the registry's snapshot."""
+"""Which models there are, and what aliases stand for, from the registry's snapshot.
+
+A model has precedence over an alias of the same name, also while it has no live worker: an alias never takes requests
+away from a model. An alias stands for models only, never for another alias.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,9 @@ from dataclasses import dataclass
 
 from schemas.errors import InvalidRequest, ModelNotFound, Unavailable
 from schemas.jobs import Capability
-from schemas.presence import Snapshot, WorkerState
+from schemas.presence import Alias, CatalogueEntry, ModelOffer, Snapshot, WorkerState
+
+MANAGEMENT = frozenset({Capability.MODELS})
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,9 +23,15 @@ class Model:
     capabilities: frozenset[Capability]
     live: frozenset[Capability]
     """Those that a ready worker serves now."""
-    owned_by: str
-    created: int
-    context_length: int | None
+    owned_by: str = "nexus"
+    created: int = 0
+    context_length: int | None = None
+    voices: tuple[str, ...] = ()
+    embedding_length: int | None = None
+    alias_for: tuple[str, ...] = ()
+    """Of an alias: its targets."""
+    resolves_to: str | None = None
+    """Of an alias: the target that serves now; None: none does."""
 
 
 class Catalogue:
@@ -27,6 +39,7 @@ class Catalogue:
 
     def __init__(self) -> None:
         self._models: dict[str, Model] = {}
+        self._aliases: dict[str, Alias] = {}
         self._ready = False
 
     @property
@@ -36,34 +49,47 @@ class Catalogue:
 
     def load(self, snapshot: Snapshot) -> None:
         """Replace everything by what `snapshot` says."""
-        known: dict[str, Model] = {}
-        for entry in snapshot.models.values():
-            known[entry.name] = Model(
-                entry.name, frozenset(entry.capabilities), frozenset(), entry.owned_by, entry.created, None
-            )
+        known = {entry.name: _remembered(entry) for entry in snapshot.models.values()}
         for worker in snapshot.workers.values():
             for offer in worker.models:
-                caps = frozenset(offer.capabilities)
-                live = caps if worker.state is WorkerState.READY else frozenset()
-                old = known.get(offer.name)
-                known[offer.name] = Model(
-                    offer.name,
-                    caps | (old.capabilities if old else frozenset()),
-                    live | (old.live if old else frozenset()),
-                    offer.owned_by,
-                    offer.created or (old.created if old else 0),
-                    offer.context_length or (old.context_length if old else None),
-                )
+                known[offer.name] = _joined(offer, worker.state is WorkerState.READY, known.get(offer.name))
         self._models = known
+        self._aliases = snapshot.aliases
         self._ready = True
 
     def live(self) -> list[Model]:
         """Models that can be used now, by name."""
         return sorted((m for m in self._models.values() if m.live), key=lambda m: m.name)
 
+    def listed(self) -> list[Model]:
+        """What callers may choose from, by name: models that do more than be managed, and aliases that resolve now."""
+        aliases = (self._as_model(alias) for name, alias in self._aliases.items() if name not in self._models)
+        shown = [*self.live(), *(alias for alias in aliases if alias.live)]
+        return sorted((model for model in shown if model.live - MANAGEMENT), key=lambda model: model.name)
+
     def get(self, name: str) -> Model | None:
-        """A model that is or was served here."""
-        return self._models.get(name)
+        """A model that is or was served here, or an alias for one."""
+        model = self._models.get(name)
+        if model is not None or name not in self._aliases:
+            return model
+        alias = self._as_model(self._aliases[name])
+        return alias if alias.capabilities else None
+
+    def is_model(self, name: str) -> bool:
+        """Whether this is the name of a model that is or was served here."""
+        return name in self._models
+
+    def is_alias(self, name: str) -> bool:
+        """Whether requests for this name go to an alias's targets."""
+        return name in self._aliases and name not in self._models
+
+    def stands_for(self, alias: Alias) -> str | None:
+        """The model that serves for an alias now; None: none does, or the alias is hidden by a model of its name."""
+        return None if self.is_model(alias.name) else self._as_model(alias).resolves_to
+
+    def aliases_naming(self, target: str) -> list[str]:
+        """The aliases that have this name among their targets."""
+        return sorted(alias.name for alias in self._aliases.values() if target in alias.targets)
 
     def is_live(self, name: str, capability: Capability) -> bool:
         """Whether a ready worker serves this now."""
@@ -72,20 +98,95 @@ class Catalogue:
 
     def resolve(self, name: str, capability: Capability) -> str:
         """The name under which workers offer `name`. Raises ModelNotFound, InvalidRequest, Unavailable."""
-        if self.is_live(name, capability):
-            return name
         model = self._models.get(name)
+        if model is not None:
+            if capability in model.live:
+                return name
+            if capability in model.capabilities:
+                raise Unavailable(f"The model '{_short(name)}' has no live worker right now; try again shortly.")
+            raise _unsupported(f"model '{_short(name)}'", capability)
+        alias = self._aliases.get(name)
+        if alias is not None:
+            return self._resolve_alias(alias, capability)
         if not self._ready:
             raise Unavailable("the gateway does not know yet which models there are; try again shortly")
-        if model is None:
-            raise ModelNotFound(
-                f"The model '{_short(name)}' does not exist. GET /v1/models lists those that do.", param="model"
-            )
-        if capability in model.capabilities:
-            raise Unavailable(f"The model '{_short(name)}' has no live worker right now; try again shortly.")
-        raise InvalidRequest(
-            f"The model '{_short(name)}' does not serve {capability}.", param="model", code="unsupported_model"
+        raise ModelNotFound(
+            f"The model '{_short(name)}' does not exist. GET /v1/models lists those that do.", param="model"
         )
+
+    def _resolve_alias(self, alias: Alias, capability: Capability) -> str:
+        targets = self._targets(alias)
+        for target in targets:
+            if capability in target.live:
+                return target.name
+        said = f"alias '{_short(alias.name)}' (for {_names(alias.targets)})"
+        if any(capability in target.capabilities for target in targets):
+            raise Unavailable(f"No model of the {said} has a live worker right now; try again shortly.")
+        if targets:
+            raise _unsupported(said, capability)
+        raise ModelNotFound(f"No model of the {said} exists. GET /v1/models lists those that do.", param="model")
+
+    def _targets(self, alias: Alias) -> list[Model]:
+        """The models that it names, as far as they are known; another alias is not followed."""
+        return [self._models[name] for name in alias.targets if name in self._models]
+
+    def _as_model(self, alias: Alias) -> Model:
+        """An alias as callers see it: it can do what any of its targets can."""
+        targets = self._targets(alias)
+        shown = next((target for target in targets if target.live - MANAGEMENT), None)
+        return Model(
+            name=alias.name,
+            capabilities=frozenset().union(*(target.capabilities for target in targets)),
+            live=frozenset().union(*(target.live for target in targets)),
+            created=shown.created if shown else 0,
+            context_length=shown.context_length if shown else None,
+            voices=shown.voices if shown else (),
+            embedding_length=shown.embedding_length if shown else None,
+            alias_for=alias.targets,
+            resolves_to=shown.name if shown else None,
+        )
+
+    def default(self, capability: Capability) -> str:
+        """What a request that names no model gets: the alias `default-<capability>`, or the only live model.
+
+        Raises InvalidRequest when that is not decided.
+        """
+        alias = f"default-{capability}"
+        if alias in self._models or alias in self._aliases:
+            return alias
+        names = [model.name for model in self.live() if capability in model.live]
+        if len(names) == 1:
+            return names[0]
+        which = f"one of: {', '.join(names)}" if names else "none serves this now"
+        raise InvalidRequest(f"say which model; {which}", param="model")
+
+
+def _remembered(entry: CatalogueEntry) -> Model:
+    return Model(entry.name, frozenset(entry.capabilities), frozenset(), entry.owned_by, entry.created)
+
+
+def _joined(offer: ModelOffer, ready: bool, known: Model | None) -> Model:
+    """What is known of a model after one more worker offers it."""
+    old = known or Model(offer.name, frozenset(), frozenset())
+    offered = frozenset(offer.capabilities)
+    return Model(
+        offer.name,
+        old.capabilities | offered,
+        old.live | offered if ready else old.live,
+        offer.owned_by,
+        offer.created or old.created,
+        offer.context_length or old.context_length,
+        tuple(dict.fromkeys((*old.voices, *offer.voices))),
+        offer.embedding_length or old.embedding_length,
+    )
+
+
+def _unsupported(what: str, capability: Capability) -> InvalidRequest:
+    return InvalidRequest(f"The {what} does not serve {capability}.", param="model", code="unsupported_model")
+
+
+def _names(models: tuple[str, ...]) -> str:
+    return ", ".join(f"'{_short(name)}'" for name in models)
 
 
 def _short(name: str) -> str:

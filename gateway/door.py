@@ -21,7 +21,7 @@ log = structlog.get_logger(__name__)
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-ALLOWED_METHODS = b"GET, POST, DELETE, OPTIONS"
+ALLOWED_METHODS = b"GET, POST, PUT, DELETE, OPTIONS"
 LINGER_S = 1.0
 """Closing at once while the caller still sends its body would reset the connection, and could take the answer along."""
 EXPOSED = b"x-request-id, x-nexus-job-id, retry-after, x-should-retry, location"
@@ -60,21 +60,20 @@ class Door:
         endpoint = self._hot.get(scope["path"])
         if endpoint is not None and scope["method"] == "POST":
             await self._inference.serve(endpoint, scope, receive, reply)
-            if closing:
-                await asyncio.sleep(LINGER_S)
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-            return
-        if scope["method"] == "HEAD":
-            scope = {**scope, "method": "GET"}  # the server leaves the body out
-        if scope["method"] == "OPTIONS":
+        elif scope["method"] == "OPTIONS":
             await self._preflight(scope, Reply(reply, request_id))
-            return
-        try:
-            await self._app(scope, receive, reply)
-        except Exception:
-            log.exception("defect in a route", request_id=request_id, path=scope["path"])
-            if not started:
-                await Reply(reply, request_id).error(InternalError(f"internal error; request id {request_id}").info)
+        else:
+            if scope["method"] == "HEAD":
+                scope = {**scope, "method": "GET"}  # the server leaves the body out
+            try:
+                await self._app(scope, receive, reply)
+            except Exception:
+                log.exception("defect in a route", request_id=request_id, path=scope["path"])
+                if not started:
+                    await Reply(reply, request_id).error(InternalError(f"internal error; request id {request_id}").info)
+        if closing:
+            await asyncio.sleep(LINGER_S)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _cors(self, headers: Headers) -> Headers:
         origin = next((value for name, value in headers if name == b"origin"), None)

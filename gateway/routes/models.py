@@ -17,18 +17,24 @@ def _shape(model: Model) -> dict[str, Any]:
     shape: dict[str, Any] = {"id": model.name, "object": "model", "created": model.created, "owned_by": model.owned_by}
     if model.context_length:
         shape["context_length"] = model.context_length
+    if model.embedding_length:
+        shape["embedding_length"] = model.embedding_length
+    if model.voices:
+        shape["voices"] = list(model.voices)
+    if model.alias_for:
+        shape |= {"alias_for": list(model.alias_for), "resolves_to": model.resolves_to}
     return shape | {"capabilities": sorted(model.capabilities)}
 
 
 @router.get("/v1/models")
 async def list_models(parts: PartsDep, _: Caller) -> dict[str, Any]:
-    """The models that can be used now."""
-    return {"object": "list", "data": [_shape(model) for model in parts.dispatcher.catalogue.live()]}
+    """The models that can be used now, and the aliases for them."""
+    return {"object": "list", "data": [_shape(model) for model in parts.dispatcher.catalogue.listed()]}
 
 
 @router.get("/v1/models/{model_id:path}")
 async def get_model(model_id: str, parts: PartsDep, _: Caller) -> dict[str, Any]:
-    """One model. Ids may hold `:` and `/`, raw or percent-encoded."""
+    """One model or alias. Ids may hold `:` and `/`, raw or percent-encoded."""
     model = parts.dispatcher.catalogue.get(model_id)
     if model is None:
         raise ModelNotFound(

@@ -7,7 +7,7 @@ import pytest
 from gateway.catalogue import Catalogue
 from schemas.errors import InvalidRequest, ModelNotFound, Unavailable
 from schemas.jobs import Capability
-from schemas.presence import CatalogueEntry, ModelOffer, Snapshot, WorkerPresence, WorkerState
+from schemas.presence import Alias, CatalogueEntry, ModelOffer, Snapshot, WorkerPresence, WorkerState
 
 CHAT = (Capability.CHAT,)
 BOTH = (Capability.CHAT, Capability.COMPLETIONS)
@@ -17,13 +17,23 @@ def worker(name: str, *offers: ModelOffer, state: WorkerState = WorkerState.READ
     return WorkerPresence(id=name, backend="echo", host="here", models=offers, state=state)
 
 
-def offer(name: str, capabilities: tuple[Capability, ...] = CHAT, **more: int) -> ModelOffer:
+def offer(name: str, capabilities: tuple[Capability, ...] = CHAT, **more: object) -> ModelOffer:
     return ModelOffer(name=name, capabilities=capabilities, **more)  # type: ignore[arg-type]
 
 
-def catalogue(*workers: WorkerPresence, known: tuple[CatalogueEntry, ...] = ()) -> Catalogue:
+def catalogue(
+    *workers: WorkerPresence,
+    known: tuple[CatalogueEntry, ...] = (),
+    aliases: dict[str, tuple[str, ...]] | None = None,
+) -> Catalogue:
     made = Catalogue()
-    made.load(Snapshot(workers={w.id: w for w in workers}, models={entry.name: entry for entry in known}))
+    made.load(
+        Snapshot(
+            workers={w.id: w for w in workers},
+            models={entry.name: entry for entry in known},
+            aliases={name: Alias(name=name, targets=targets) for name, targets in (aliases or {}).items()},
+        )
+    )
     return made
 
 
@@ -102,3 +112,105 @@ def test_a_snapshot_replaces_the_one_before() -> None:
     made.load(Snapshot(workers={"w": worker("w", offer("m"))}))
     assert [model.name for model in made.live()] == ["m"]
     assert made.get("a") is None
+
+
+SPEECH = (Capability.SPEECH,)
+GONE = CatalogueEntry(name="gone", capabilities=CHAT)
+
+
+def test_what_offers_say_of_voices_and_embeddings_is_joined() -> None:
+    """Each voice once, in the order of the workers."""
+    made = catalogue(
+        worker("a", offer("m", SPEECH, voices=("joe", "amy"))),
+        worker("b", offer("m", SPEECH, voices=("amy", "zoe"))),
+        worker("c", offer("e", (Capability.EMBEDDINGS,), embedding_length=384)),
+    )
+    speaker, embedder = made.get("m"), made.get("e")
+    assert speaker is not None
+    assert embedder is not None
+    assert speaker.voices == ("joe", "amy", "zoe")
+    assert embedder.embedding_length == 384
+
+
+class TestAliases:
+    def test_the_first_live_target_serves(self) -> None:
+        """In the order of the targets, whatever else is live."""
+        made = catalogue(
+            worker("w", offer("a"), offer("b")), known=(GONE,), aliases={"x": ("missing", "gone", "b", "a")}
+        )
+        assert made.resolve("x", Capability.CHAT) == "b"
+
+    def test_each_capability_finds_its_own_target(self) -> None:
+        """One alias may stand for a model that chats and one that speaks."""
+        made = catalogue(worker("w", offer("talk", SPEECH), offer("chat")), aliases={"x": ("talk", "chat")})
+        assert made.resolve("x", Capability.CHAT) == "chat"
+        assert made.resolve("x", Capability.SPEECH) == "talk"
+
+    def test_a_model_has_precedence_over_an_alias_of_its_name(self) -> None:
+        """Also one without a live worker: its requests are never answered by another model."""
+        made = catalogue(
+            worker("w", offer("m"), offer("other")),
+            known=(GONE,),
+            aliases={"m": ("other",), "gone": ("other",)},
+        )
+        assert made.resolve("m", Capability.CHAT) == "m"
+        with pytest.raises(Unavailable):
+            made.resolve("gone", Capability.CHAT)
+        assert [(model.name, model.alias_for) for model in made.listed()] == [("m", ()), ("other", ())]
+
+    @pytest.mark.parametrize("aliases", [{"x": ("y",), "y": ("m",)}, {"x": ("y",), "y": ("x",)}, {"x": ("x",)}])
+    def test_an_alias_is_not_followed_to_another_one(self, aliases: dict[str, tuple[str, ...]]) -> None:
+        """However they got there, they cannot make a loop."""
+        with pytest.raises(ModelNotFound):
+            catalogue(worker("w", offer("m")), aliases=aliases).resolve("x", Capability.CHAT)
+
+    def test_targets_without_a_live_worker_are_503(self) -> None:
+        """Later it may work; the message says what the alias stands for."""
+        made = catalogue(worker("w", offer("talk", SPEECH)), known=(GONE,), aliases={"x": ("talk", "gone")})
+        with pytest.raises(Unavailable) as caught:
+            made.resolve("x", Capability.CHAT)
+        assert "alias 'x' (for 'talk', 'gone')" in caught.value.info.message
+
+    def test_no_known_target_is_404(self) -> None:
+        """It names the alias and its targets, so that a misspelt one is seen."""
+        with pytest.raises(ModelNotFound) as caught:
+            catalogue(worker("w", offer("m")), aliases={"x": ("mm", "n")}).resolve("x", Capability.CHAT)
+        assert "alias 'x' (for 'mm', 'n')" in caught.value.info.message
+        assert caught.value.info.param == "model"
+
+    def test_targets_that_cannot_do_that_are_400(self) -> None:
+        """As for a model."""
+        with pytest.raises(InvalidRequest) as caught:
+            catalogue(worker("w", offer("m")), aliases={"x": ("m",)}).resolve("x", Capability.SPEECH)
+        assert (caught.value.info.code, caught.value.info.param) == ("unsupported_model", "model")
+
+    def test_listed_are_those_that_resolve(self) -> None:
+        """With what the model behind them has, sorted among the models."""
+        made = catalogue(
+            worker("w", offer("m", BOTH, context_length=4096, created=7), offer("z", SPEECH, voices=("joe",))),
+            known=(GONE,),
+            aliases={"x": ("gone", "m", "z"), "dead": ("gone",), "void": ("nothing",)},
+        )
+        assert [model.name for model in made.listed()] == ["m", "x", "z"]
+        alias = made.get("x")
+        assert alias is not None
+        assert (alias.alias_for, alias.resolves_to, alias.owned_by) == (("gone", "m", "z"), "m", "nexus")
+        assert (alias.context_length, alias.created, alias.voices) == (4096, 7, ())
+        assert alias.live == frozenset({*BOTH, Capability.SPEECH})
+        dead = made.get("dead")
+        assert dead is not None
+        assert (dead.resolves_to, dead.live) == (None, frozenset())
+        assert made.get("void") is None
+
+    def test_the_default_for_a_capability_is_an_alias(self) -> None:
+        """`default-<capability>`, where there is one."""
+        made = catalogue(worker("w", offer("a"), offer("b")), aliases={"default-chat": ("b",)})
+        assert made.resolve(made.default(Capability.CHAT), Capability.CHAT) == "b"
+
+
+def test_what_only_manages_models_is_not_listed() -> None:
+    """Its queue is open all the same."""
+    made = catalogue(worker("w", offer("m"), offer("ollama", (Capability.MODELS,))), aliases={"x": ("ollama",)})
+    assert [model.name for model in made.listed()] == ["m"]
+    assert [model.name for model in made.live()] == ["m", "ollama"]
+    assert made.resolve("ollama", Capability.MODELS) == "ollama"

@@ -14,9 +14,8 @@ from prometheus_client import CollectorRegistry, Counter
 
 from backbone.settings import GatewaySettings, WorkerSettings
 from cli.main import app
-from gateway.app import ENDPOINTS
+from gateway.app import ENDPOINTS, ROUTERS
 from gateway.metrics import GatewayMetrics
-from gateway.routes import models, operation
 from workers.metrics import WorkerMetrics
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +32,7 @@ NOT_SETTINGS = re.compile(r"NEXUS_\w+|ETCD_UNSAFE_NO_FSYNC|MAX_STARTS|BODY_LIMIT
 """Variables of the console and the embedded stack, of etcd itself, streams, and constants that a page names."""
 COMMAND = re.compile(r"(?:^|[`$ ])nexus ([a-z]+)\b", re.MULTILINE)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
-ROUTE = re.compile(r"`(GET|POST) (/[^`\s]*)`")
+ROUTE = re.compile(r"`(GET|POST|PUT|DELETE) (/[^`\s]*)`")
 
 
 def metrics(registry: CollectorRegistry) -> set[str]:
@@ -114,9 +113,8 @@ def test_every_command_is_in_the_readme() -> None:
 
 def test_the_readme_lists_every_route() -> None:
     """The table of routes is the one that is served."""
-    routers = (operation.probes, operation.router, models.router)
     served = {("POST", endpoint.path) for endpoint in ENDPOINTS}
-    for router in routers:
+    for router in ROUTERS:
         for route in cast("list[Any]", router.routes):
             path = re.sub(r"\{[^}]+\}", "{id}", route.path)
             served |= {(method, path) for method in route.methods if method != "HEAD"}

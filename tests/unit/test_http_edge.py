@@ -100,15 +100,19 @@ class Hot:
 class Cold:
     """Stands where FastAPI is."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: Exception | None = None, info: ErrorInfo | None = None) -> None:
         self.error = error
+        self.info = info
         self.methods: list[str] = []
 
     async def __call__(self, scope: Any, _receive: Any, send: Send) -> None:
         self.methods.append(scope["method"])
         if self.error is not None:
             raise self.error
-        await Reply(send, "req_1").whole(200, "text/plain", b"cold")
+        if self.info is not None:
+            await Reply(send, "req_1").error(self.info)
+        else:
+            await Reply(send, "req_1").whole(200, "text/plain", b"cold")
 
 
 async def nothing() -> MutableMapping[str, Any]:
@@ -167,11 +171,12 @@ class TestDoor:
     async def test_a_refused_body_gets_time_to_stop(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The answer to a body that is not read goes out whole, a moment before the connection is closed."""
         monkeypatch.setattr(door_module, "LINGER_S", 0.0)
-        wire = await ask(hot=Hot(RequestTooLarge().info))
-        *_, answer, end = wire.messages
-        assert json.loads(answer["body"])["error"]["code"] == "request_too_large"
-        assert answer["more_body"]
-        assert (end["body"], end["more_body"]) == (b"", False)
+        for path in (ENDPOINT.path, "/v1/other"):
+            wire = await ask(path=path, hot=Hot(RequestTooLarge().info), cold=Cold(info=RequestTooLarge().info))
+            *_, answer, end = wire.messages
+            assert json.loads(answer["body"])["error"]["code"] == "request_too_large"
+            assert answer["more_body"]
+            assert (end["body"], end["more_body"]) == (b"", False)
 
     @pytest.mark.parametrize(
         ("origins", "origin", "allowed"),

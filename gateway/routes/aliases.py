@@ -1,0 +1,76 @@
+"""`/v1/aliases`: names that stand for the first of several models that is live. They change at run time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from gateway.catalogue import Catalogue
+from gateway.deps import Caller, PartsDep
+from gateway.json_body import check_name, documented, read_json
+from schemas.errors import InvalidRequest, NotFound
+from schemas.presence import Alias
+
+router = APIRouter(tags=["operation"])
+
+
+class Targets(BaseModel):
+    """The body of `PUT /v1/aliases/{alias}`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    targets: list[str] = Field(min_length=1, max_length=100)
+    """Models, in order of preference."""
+
+
+@router.get("/v1/aliases")
+async def list_aliases(parts: PartsDep, _: Caller) -> dict[str, Any]:
+    """Every alias, also those that resolve to nothing now."""
+    snapshot = parts.dispatcher.registry.snapshot
+    aliases = sorted(snapshot.aliases.values(), key=lambda alias: alias.name) if snapshot else []
+    return {"object": "list", "data": [_shape(alias, parts.dispatcher.catalogue) for alias in aliases]}
+
+
+@router.put("/v1/aliases/{alias:path}", openapi_extra=documented(Targets))
+async def put_alias(alias: str, request: Request, parts: PartsDep, _: Caller) -> dict[str, Any]:
+    """Enter an alias, or replace the one of that name. Body: `{"targets": ["first", "else this", …]}`."""
+    body = await read_json(request, Targets)
+    targets = tuple(dict.fromkeys(check_name(one, "a target", "targets") for one in body.targets))
+    wanted = Alias(name=check_name(alias, "an alias", "alias"), targets=targets)
+    catalogue = parts.dispatcher.catalogue
+    _refuse_useless(wanted, catalogue)
+    await parts.dispatcher.registry.put_alias(wanted)
+    return _shape(wanted, catalogue)
+
+
+@router.delete("/v1/aliases/{alias:path}")
+async def remove_alias(alias: str, parts: PartsDep, _: Caller) -> dict[str, Any]:
+    """Remove an alias."""
+    if not await parts.dispatcher.registry.remove_alias(alias):
+        raise NotFound(f"there is no alias '{alias[:100]}'; GET /v1/aliases lists them", code="alias_not_found")
+    return {"id": alias, "object": "alias", "deleted": True}
+
+
+def _refuse_useless(alias: Alias, catalogue: Catalogue) -> None:
+    """What would be without effect is an error. Raises InvalidRequest."""
+    name = alias.name
+    if catalogue.is_model(name):
+        raise InvalidRequest(
+            f"'{name}' is a model that is or was served here: its requests go to it, never to an alias", param="alias"
+        )
+    for target in alias.targets:
+        if target == name or catalogue.is_alias(target):
+            raise InvalidRequest(f"'{target}' is an alias itself; name the models it stands for", param="targets")
+    if users := catalogue.aliases_naming(name):
+        raise InvalidRequest(f"'{name}' is a target of the alias '{users[0]}', so it must be a model", param="alias")
+
+
+def _shape(alias: Alias, catalogue: Catalogue) -> dict[str, Any]:
+    return {
+        "id": alias.name,
+        "object": "alias",
+        "targets": list(alias.targets),
+        "resolves_to": catalogue.stands_for(alias),
+    }

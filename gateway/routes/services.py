@@ -1,0 +1,78 @@
+"""`/v1/services`: HTTP services that are served without knowing of Nexus, by their records in the registry."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from gateway.deps import Caller, PartsDep
+from gateway.json_body import check_name, documented, read_json
+from schemas.errors import InvalidRequest, NotFound
+from schemas.presence import ServiceRecord, Snapshot, WorkerState
+
+router = APIRouter(tags=["operation"])
+
+
+class Record(BaseModel):
+    """The body of `PUT /v1/services/{name}`. Fields that we do not know are kept."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str | None = None
+    base_url: str
+    metadata_url: str = ""
+
+    @field_validator("base_url", "metadata_url")
+    @classmethod
+    def _is_http(cls, url: str, field: ValidationInfo) -> str:
+        left_out = not url and field.field_name == "metadata_url"
+        if not left_out and not _is_http_url(url):
+            raise PydanticCustomError("url", "must be a URL like http://host:port")
+        return url
+
+
+@router.get("/v1/services")
+async def list_services(parts: PartsDep, _: Caller) -> dict[str, Any]:
+    """Every record, with the state of the worker that serves it; null while none does."""
+    snapshot = parts.dispatcher.registry.snapshot or Snapshot()
+    records = sorted(snapshot.services.values(), key=lambda record: record.name)
+    return {"object": "list", "data": [_shape(record, snapshot) for record in records]}
+
+
+@router.put("/v1/services/{name:path}", openapi_extra=documented(Record))
+async def put_service(name: str, request: Request, parts: PartsDep, _: Caller) -> dict[str, Any]:
+    """Enter a service, or replace its record: a service that has moved is served at its new place."""
+    body = await read_json(request, Record)
+    if body.name not in {None, name}:
+        raise InvalidRequest("the name in the body is not the one in the path", param="name")
+    record = ServiceRecord.model_validate(body.model_dump() | {"name": check_name(name, "a service's name", "name")})
+    await parts.dispatcher.registry.put_service(record)
+    return _shape(record, parts.dispatcher.registry.snapshot or Snapshot())
+
+
+@router.delete("/v1/services/{name:path}")
+async def remove_service(name: str, parts: PartsDep, _: Caller) -> dict[str, Any]:
+    """Remove a service's record. The service itself is left alone."""
+    if not await parts.dispatcher.registry.remove_service(name):
+        raise NotFound(f"there is no service '{name[:100]}'; GET /v1/services lists them", code="service_not_found")
+    return {"id": name, "object": "service", "deleted": True}
+
+
+def _shape(record: ServiceRecord, snapshot: Snapshot) -> dict[str, Any]:
+    """Workers name the service as the owner of the models that it serves."""
+    workers = snapshot.workers.values()
+    states = {worker.state for worker in workers if any(model.owned_by == record.name for model in worker.models)}
+    state = next((state for state in WorkerState if state in states), None)
+    return record.model_dump() | {"id": record.name, "object": "service", "state": state}
+
+
+def _is_http_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        return False

@@ -1,0 +1,31 @@
+"""`GET /v1/audio/voices` and `GET /v1/audio/models`: what chat front ends (Open WebUI) fill their lists with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from gateway.catalogue import Model
+from gateway.deps import Caller, PartsDep
+from schemas.jobs import Capability
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/v1/audio/voices")
+async def list_voices(parts: PartsDep, _: Caller) -> dict[str, Any]:
+    """The voices of all models that speak now."""
+    voices = dict.fromkeys(voice for model in _speakers(parts) for voice in model.voices)
+    return {"voices": [{"id": voice, "name": voice} for voice in voices]}
+
+
+@router.get("/v1/audio/models")
+async def list_speech_models(parts: PartsDep, _: Caller) -> dict[str, Any]:
+    """The models that speak now, and aliases for them, both as OpenAI lists models and as Open WebUI reads them."""
+    models = [{"id": model.name, "name": model.name, "object": "model"} for model in _speakers(parts)]
+    return {"object": "list", "data": models, "models": models}
+
+
+def _speakers(parts: PartsDep) -> list[Model]:
+    return [model for model in parts.dispatcher.catalogue.listed() if Capability.SPEECH in model.live]
