@@ -1,0 +1,191 @@
+"""InvokeAI 6: pictures by Stable Diffusion 1.x, 2.x, SDXL and FLUX.1, made from a prompt or from a picture.
+
+A request becomes a graph for the model's architecture, and one item of InvokeAI's queue per picture. Socket.IO says how far an item
+is; where it says nothing, the queue is asked. InvokeAI's galleries stay as they are: what is made for Nexus is deleted there once it is
+fetched, uploads included.
+
+Options: `keep_images=true` leaves the results in InvokeAI's gallery. The API key, where one is configured, is a token of InvokeAI's
+multi-user mode.
+"""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import replace
+
+from schemas.events import Progress
+from schemas.jobs import Capability
+from schemas.presence import ModelOffer
+from workers.backends.base import (
+    Backend,
+    BackendConfig,
+    BackendError,
+    BackendRefused,
+    BackendUnavailable,
+    Discovery,
+    File,
+    ModelNotServed,
+    Output,
+    Task,
+)
+from workers.backends.images import ImageRequest, Picture, answer, edit_area
+from workers.backends.invokeai_api import Api
+from workers.backends.invokeai_events import listening
+from workers.backends.invokeai_graphs import FLUX, MAX_SEED, Graph, Model, Wanted, graph_for, size_for
+from workers.backends.invokeai_queue import Batch
+
+OPTIONS = frozenset({"keep_images"})
+HONOURED = ("size", "seed", "steps", "guidance")
+
+
+class InvokeAIBackend(Backend):
+    """See the module's docstring."""
+
+    name = "invokeai"
+    default_slots = 1
+
+    def __init__(self, config: BackendConfig) -> None:
+        """Raises ValueError when the URL or an option makes no sense."""
+        super().__init__(config)
+        unknown = config.options.keys() - OPTIONS
+        if unknown:
+            raise ValueError(f"the invokeai adapter has no option {', '.join(sorted(unknown))}; it has keep_images")
+        keep = config.options.get("keep_images", "false").lower()
+        if keep not in ("true", "false"):
+            raise ValueError("keep_images is true or false")
+        self._keep = keep == "true"
+        self._api = Api(config.url, config.api_key)
+        self._installed: tuple[Model, ...] = ()
+        self._served: dict[str, Model] | None = None
+        """By the name under which they are offered; None before the first `discover`."""
+
+    async def close(self) -> None:
+        await self._api.close()
+
+    async def discover(self) -> Discovery:
+        """The main models that there is a graph for, or those of `config.models`. Of two with one name, the second goes by its key.
+
+        Raises BackendError when a configured model is not there.
+        """
+        try:
+            records = await self._api.models()
+        except BackendError as error:
+            raise _away(error) from error
+        self._installed = tuple(Model.of(record) for record in records)
+        served: dict[str, Model] = {}
+        for model in self._installed:
+            if model.served:
+                served[model.key if model.name in served else model.name] = model
+        missing = [name for name in self.config.models if name not in served]
+        if missing:
+            raise BackendError(f"InvokeAI lacks {', '.join(missing)}; it has {', '.join(served) or 'no such models'}")
+        self._served = {name: served[name] for name in self.config.models or served}
+        offers = tuple(ModelOffer(name=name, capabilities=(Capability.IMAGES,)) for name in self._served)
+        return Discovery(offers, slots=1)
+
+    async def health(self) -> None:
+        """`GET /api/v1/app/version`."""
+        try:
+            await self._api.version()
+        except BackendError as error:
+            raise _away(error) from error
+
+    async def run(self, task: Task) -> AsyncIterator[Output]:
+        """Generations and edits."""
+        model = await self._model(task.model)
+        request = ImageRequest.of(task)
+        _check(request, model)
+        async for output in answer(task, request, self._pictures(request, model)):
+            yield output
+
+    async def run_graph(self, graph: Graph, seeds: Sequence[int]) -> AsyncGenerator[Progress | Picture]:
+        """One picture per seed, by any graph. Closing this stops InvokeAI, and returns when it has stopped."""
+        name = uuid.uuid4().hex
+        async with listening(self.config.url, self.config.api_key, name) as listener:
+            batch = Batch(name, self._api, listener, graph, seeds, keep=self._keep)
+            async with aclosing(batch.outputs()) as outputs:
+                async for output in outputs:
+                    yield output
+
+    async def _model(self, name: str) -> Model:
+        """InvokeAI would accept any key, and fail later."""
+        if self._served is None:
+            await self.discover()
+        model = (self._served or {}).get(name)
+        if model is None:
+            raise ModelNotServed(f"InvokeAI does not have the model {name!r}", param="model")
+        return model
+
+    async def _pictures(self, request: ImageRequest, model: Model) -> AsyncGenerator[Progress | Picture]:
+        uploads: list[str] = []
+        try:
+            graph = graph_for(model, await self._wanted(request, model, uploads), self._installed)
+            async with aclosing(self.run_graph(graph, _seeds(request))) as outputs:
+                async for output in outputs:
+                    yield output
+        finally:
+            with suppress(BackendError):
+                await self._api.discard(uploads)
+
+    async def _wanted(self, request: ImageRequest, model: Model, uploads: list[str]) -> Wanted:
+        """What the graph is to make. Names of what is uploaded are added to `uploads`."""
+        asked = (request.width, request.height) if request.width and request.height else None
+        width, height = size_for(model, asked, None)
+        wanted = Wanted(
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt or "",
+            width=width,
+            height=height,
+            steps=request.steps,
+            guidance=request.guidance,
+            strength=request.strength,
+        )
+        if not request.edit:
+            return wanted
+        graph_for(model, wanted, self._installed)  # what is missing is said before anything is uploaded
+        image, own_size = await self._api.upload(request.images[0])
+        uploads.append(image)
+        width, height = size_for(model, asked, own_size)
+        mask = None
+        if request.mask is not None:
+            mask, _ = await self._api.upload(await _area(request.mask))
+            uploads.append(mask)
+        return replace(wanted, width=width, height=height, image=image, mask=mask)
+
+
+def _away(error: BackendError) -> BackendError:
+    return BackendUnavailable(str(error)) if error.transient else error
+
+
+def _check(request: ImageRequest, model: Model) -> None:
+    """Refuse what the model's graph cannot honour."""
+    honoured = [*HONOURED, "edit"]
+    if request.edit:
+        honoured += ["strength", "mask"]
+    if model.base != FLUX:
+        honoured.append("negative_prompt")
+    if model.variant == "schnell":
+        honoured.remove("guidance")
+    request.allow(*honoured)
+    if request.guidance is not None and request.guidance < 1:
+        raise BackendRefused("InvokeAI takes a guidance of 1 or more", param="guidance")
+    if request.seed is not None and request.seed > MAX_SEED:
+        raise BackendRefused(f"InvokeAI's seeds go from 0 to {MAX_SEED}", param="seed")
+
+
+def _seeds(request: ImageRequest) -> list[int]:
+    first = secrets.randbelow(MAX_SEED + 1) if request.seed is None else request.seed
+    return [(first + index) % (MAX_SEED + 1) for index in range(request.n)]
+
+
+async def _area(mask: File) -> File:
+    """The mask as InvokeAI's graph wants it."""
+    data = await edit_area(await mask.read())
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield data
+
+    return File("mask", "mask.png", "image/png", len(data), pieces)

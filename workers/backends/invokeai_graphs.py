@@ -1,0 +1,285 @@
+"""Graphs for InvokeAI 6, by the model's architecture: pure.
+
+They are those that InvokeAI's own page sends, without what a request cannot ask for. Nodes, fields and defaults are those of 6.14.
+Every node is intermediate, so that galleries stay as they are, and no node that makes a picture is answered from InvokeAI's cache:
+a cached picture may be somebody else's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from workers.backends.base import BackendRefused
+
+JSON = dict[str, Any]
+
+STABLE_DIFFUSION = frozenset({"sd-1", "sd-2", "sdxl"})
+FLUX = "flux"
+VARIANTS = frozenset({"normal", "inpaint", "schnell", "dev", ""})
+"""FLUX Fill and depth models need pictures that a request has no field for."""
+SIDES = {"sd-1": 512, "sd-2": 768, "sdxl": 1024, FLUX: 1024}
+"""Pixels of the square that a model was trained on."""
+LEAST_SIDE = 64
+MAX_SEED = 2**32 - 1
+EDGE = 16
+"""Pixels over which what is painted anew fades into what stays; also InvokeAI's."""
+STRENGTH = 0.75
+FLUX_STRENGTH_EXPONENT = 0.2
+"""FLUX changes a picture only in its first steps; InvokeAI spreads them over the range in this way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model as InvokeAI lists it."""
+
+    key: str
+    hash: str
+    name: str
+    base: str
+    type: str
+    variant: str = ""
+    format: str = ""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """The operator's own: `steps`, `cfg_scale`, `guidance`, `scheduler`, `width`, `height`."""
+
+    @classmethod
+    def of(cls, record: JSON) -> Model:
+        names = ("key", "hash", "name", "base", "type", "variant", "format")
+        return cls(
+            **{name: str(record.get(name) or "") for name in names}, defaults=record.get("default_settings") or {}
+        )
+
+    @property
+    def served(self) -> bool:
+        """Whether there is a graph for it."""
+        return self.type == "main" and (self.base in STABLE_DIFFUSION or self.base == FLUX) and self.variant in VARIANTS
+
+    @property
+    def multiple(self) -> int:
+        """Pixels that sides are multiples of."""
+        return 16 if self.base == FLUX else 8
+
+    @property
+    def side(self) -> tuple[int, int]:
+        """Width and height where nobody asks for others."""
+        usual = SIDES[self.base]
+        return self.defaults.get("width") or usual, self.defaults.get("height") or usual
+
+    def field(self) -> JSON:
+        """How nodes name it."""
+        return {"key": self.key, "hash": self.hash, "name": self.name, "base": self.base, "type": self.type}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a picture is to be. None: as the model's defaults have it."""
+
+    prompt: str
+    width: int
+    height: int
+    negative_prompt: str = ""
+    steps: int | None = None
+    guidance: float | None = None
+    strength: float | None = None
+    image: str | None = None
+    """Name, at InvokeAI, of the picture to begin with."""
+    mask: str | None = None
+    """Of a picture that is white where that is to be painted anew, and black elsewhere."""
+
+
+@dataclass(slots=True)
+class Graph:
+    """Nodes and edges. `output` is the node that makes the picture, `seed` the node and field that take the seed."""
+
+    output: str
+    seed: tuple[str, str] | None = None
+    nodes: dict[str, JSON] = field(default_factory=dict)
+    edges: list[JSON] = field(default_factory=list)
+
+    def add(self, node: str, kind: str, *, cached: bool = False, **fields: Any) -> None:
+        self.nodes[node] = {"id": node, "type": kind, "is_intermediate": True, "use_cache": cached, **fields}
+
+    def link(self, *ends: tuple[str, str]) -> None:
+        """Edges, as pairs of `node.field`."""
+        for source, destination in ends:
+            self.edges.append({"source": _end(source), "destination": _end(destination)})
+
+    def batch(self, batch: str, seeds: Sequence[int], *, keep: bool) -> JSON:
+        """The body of `enqueue_batch`: one picture per seed. `keep`: the pictures show in InvokeAI's gallery."""
+        nodes = self.nodes
+        if keep:
+            nodes = nodes | {self.output: nodes[self.output] | {"is_intermediate": False}}
+        body: JSON = {"batch_id": batch, "graph": {"id": batch, "nodes": nodes, "edges": self.edges}, "runs": 1}
+        if self.seed is None:
+            body["runs"] = len(seeds)
+        else:
+            node, name = self.seed
+            body["data"] = [[{"node_path": node, "field_name": name, "items": list(seeds)}]]
+        return {"batch": body | {"origin": "nexus", "destination": "nexus"}}
+
+
+def _end(end: str) -> JSON:
+    node, _, name = end.partition(".")
+    return {"node_id": node, "field": name}
+
+
+def size_for(model: Model, wanted: tuple[int, int] | None, picture: tuple[int, int] | None) -> tuple[int, int]:
+    """Width and height: what is wanted, else those of the picture to edit, else the model's.
+
+    A picture of more pixels than the model makes at once is made smaller. Raises BackendRefused when the model cannot make what is
+    wanted.
+    """
+    step = model.multiple
+    if wanted is not None:
+        nearest = [max(round(side / step) * step, LEAST_SIDE) for side in wanted]
+        if nearest != list(wanted):
+            text = f"the sides of this model's pictures are multiples of {step}, and at least {LEAST_SIDE}"
+            raise BackendRefused(f"{text}; the nearest size is {nearest[0]}x{nearest[1]}", param="size")
+        return wanted
+    if picture is None:
+        return model.side
+    width, height = picture
+    area = model.side[0] * model.side[1]
+    scale = min(1.0, math.sqrt(area / (width * height)))
+    return max(int(width * scale) // step * step, LEAST_SIDE), max(int(height * scale) // step * step, LEAST_SIDE)
+
+
+def graph_for(model: Model, wanted: Wanted, installed: Sequence[Model]) -> Graph:
+    """The graph. Raises BackendRefused, naming what is missing, when FLUX lacks a part."""
+    if model.base == FLUX:
+        return _flux(model, wanted, installed)
+    return _stable_diffusion(model, wanted)
+
+
+def _stable_diffusion(model: Model, wanted: Wanted) -> Graph:
+    graph = Graph("decode", ("noise", "seed"))
+    if model.base == "sdxl":
+        _sdxl_prompts(graph, model, wanted)
+    else:
+        _sd_prompts(graph, model, wanted)
+    graph.add("noise", "noise", width=wanted.width, height=wanted.height)
+    graph.add(
+        "denoise",
+        "denoise_latents",
+        steps=wanted.steps or model.defaults.get("steps") or 30,
+        cfg_scale=wanted.guidance or model.defaults.get("cfg_scale") or 7.5,
+        scheduler=model.defaults.get("scheduler") or "dpmpp_3m_k",
+    )
+    graph.add("decode", "l2i", fp32=True)
+    graph.link(
+        ("loader.unet", "denoise.unet"),
+        ("positive.conditioning", "denoise.positive_conditioning"),
+        ("negative.conditioning", "denoise.negative_conditioning"),
+        ("noise.noise", "denoise.noise"),
+        ("denoise.latents", "decode.latents"),
+        ("loader.vae", "decode.vae"),
+    )
+    if wanted.image is not None:
+        graph.add("encode", "i2l", fp32=True)
+        _begin_with(graph, wanted, lambda strength: 1 - strength)
+        if wanted.mask is not None:
+            graph.link(("loader.unet", "area.unet"))
+    return graph
+
+
+def _sd_prompts(graph: Graph, model: Model, wanted: Wanted) -> None:
+    graph.add("loader", "main_model_loader", cached=True, model=model.field())
+    for node, prompt in (("positive", wanted.prompt), ("negative", wanted.negative_prompt)):
+        graph.add(node, "compel", cached=True, prompt=prompt)
+        graph.link(("loader.clip", f"{node}.clip"))
+
+
+def _sdxl_prompts(graph: Graph, model: Model, wanted: Wanted) -> None:
+    graph.add("loader", "sdxl_model_loader", cached=True, model=model.field())
+    for node, prompt in (("positive", wanted.prompt), ("negative", wanted.negative_prompt)):
+        graph.add(node, "sdxl_compel_prompt", cached=True, prompt=prompt, style=prompt)
+        graph.link(("loader.clip", f"{node}.clip"), ("loader.clip2", f"{node}.clip2"))
+
+
+def _flux(model: Model, wanted: Wanted, installed: Sequence[Model]) -> Graph:
+    graph = Graph("decode", ("denoise", "seed"))
+    schnell = model.variant == "schnell"
+    graph.add("loader", "flux_model_loader", cached=True, model=model.field(), **_flux_parts(model, installed))
+    graph.add("positive", "flux_text_encoder", cached=True, prompt=wanted.prompt)
+    graph.add(
+        "denoise",
+        "flux_denoise",
+        width=wanted.width,
+        height=wanted.height,
+        num_steps=wanted.steps or model.defaults.get("steps") or (4 if schnell else 28),
+        guidance=wanted.guidance or model.defaults.get("guidance") or 4.0,
+    )
+    graph.add("decode", "flux_vae_decode")
+    graph.link(
+        ("loader.clip", "positive.clip"),
+        ("loader.t5_encoder", "positive.t5_encoder"),
+        ("loader.max_seq_len", "positive.t5_max_seq_len"),
+        ("loader.transformer", "denoise.transformer"),
+        ("positive.conditioning", "denoise.positive_text_conditioning"),
+        ("denoise.latents", "decode.latents"),
+        ("loader.vae", "decode.vae"),
+    )
+    if wanted.image is not None:
+        graph.add("encode", "flux_vae_encode")
+        _begin_with(graph, wanted, lambda strength: 1 - strength**FLUX_STRENGTH_EXPONENT)
+    return graph
+
+
+def _flux_parts(model: Model, installed: Sequence[Model]) -> JSON:
+    """What a FLUX model does not bring itself: text encoders and VAE. Of several, the first by name."""
+    kinds: dict[str, tuple[str, Callable[[Model], bool]]] = {
+        "t5_encoder_model": ("a T5 encoder", lambda part: part.type == "t5_encoder"),
+        "clip_embed_model": (
+            "CLIP-L (clip_embed)",
+            lambda part: part.type == "clip_embed" and part.variant in ("large", ""),
+        ),
+        "vae_model": ("a FLUX VAE", lambda part: part.type == "vae" and part.base == FLUX),
+    }
+    parts: JSON = {}
+    missing: list[str] = []
+    for name, (words, fits) in kinds.items():
+        found = next((part for part in sorted(installed, key=lambda part: part.name) if fits(part)), None)
+        if found is None:
+            missing.append(words)
+        else:
+            parts[name] = found.field()
+    if not missing:
+        return parts
+    if model.format == "sdnq_quantized":
+        return {}  # a pipeline folder, which brings its own
+    raise BackendRefused(
+        f"InvokeAI lacks what {model.name} needs: {', '.join(missing)}; install it in InvokeAI's model manager",
+        param="model",
+    )
+
+
+def _begin_with(graph: Graph, wanted: Wanted, start: Callable[[float], float]) -> None:
+    """From a picture, which `encode` takes, rather than from noise alone; with a mask, only that part of it changes."""
+    size = {"width": wanted.width, "height": wanted.height}
+    graph.add("picture", "img_resize", image={"image_name": wanted.image}, **size)
+    usual = STRENGTH if wanted.mask is None else 1.0
+    strength = usual if wanted.strength is None else wanted.strength
+    graph.nodes["denoise"]["denoising_start"] = round(start(strength), 6)
+    graph.link(("picture.image", "encode.image"), ("loader.vae", "encode.vae"), ("encode.latents", "denoise.latents"))
+    if wanted.mask is None:
+        return
+    graph.add("mask", "img_resize", image={"image_name": wanted.mask}, **size)
+    graph.add("stays", "img_lerp", min=255, max=0)  # InvokeAI's masks are black where it paints
+    graph.add("area", "create_gradient_mask", edge_radius=EDGE, fp32=True)
+    graph.add("edge", "expand_mask_with_fade", fade_size_px=EDGE)
+    graph.add("paste", "img_paste")
+    graph.link(
+        ("mask.image", "stays.image"),
+        ("stays.image", "area.mask"),
+        ("picture.image", "area.image"),
+        ("loader.vae", "area.vae"),
+        ("area.denoise_mask", "denoise.denoise_mask"),
+        ("area.expanded_mask_area", "edge.mask"),
+        ("picture.image", "paste.base_image"),
+        ("decode.image", "paste.image"),
+        ("edge.image", "paste.mask"),
+    )
+    graph.output = "paste"
