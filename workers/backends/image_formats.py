@@ -22,6 +22,15 @@ PREVIEW_SIDES = (512, 256, 128)
 DEFAULT_QUALITY = 95
 
 
+def content_type_of(data: bytes) -> str:
+    """What a picture is, by its first bytes; PNG where they say nothing."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "image/webp"
+    return "image/gif" if data.startswith(b"GIF8") else "image/png"
+
+
 async def converted(data: bytes, output_format: str, quality: int | None = None) -> bytes:
     """The picture as `png`, `jpeg` or `webp`. Raises BackendError when `data` is no picture."""
     return await _apart(_converted, data, output_format, quality)

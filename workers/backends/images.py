@@ -2,10 +2,11 @@
 
 An adapter reads `ImageRequest.of(task)`, refuses by `request.allow(…)` what it cannot honour, and hands `answer` what it makes:
 
-    async for output in answer(task, request, self._pictures(task, request)):
-        yield output
+    async with aclosing(answer(task, request, self._pictures(task, request))) as outputs:
+        async for output in outputs:
+            yield output
 
-Closing that closes `_pictures`, which MUST stop the server, as `base` says of `run`.
+Closing it closes `_pictures`, which MUST stop the server, as `base` says of `run`.
 """
 
 from __future__ import annotations
@@ -22,10 +23,21 @@ import orjson
 
 from schemas.events import Progress
 from workers.backends.base import BackendError, Chunk, Finish, Output, Task
-from workers.backends.image_formats import converted, edit_area, preview_of, size_of
+from workers.backends.image_formats import content_type_of, converted, edit_area, preview_of, size_of
 from workers.backends.image_requests import EDITS, GENERATIONS, ImageRequest
 
-__all__ = ["EDITS", "GENERATIONS", "ImageRequest", "Picture", "answer", "edit_area", "preview_of", "size_of"]
+__all__ = [
+    "EDITS",
+    "GENERATIONS",
+    "ImageRequest",
+    "Picture",
+    "answer",
+    "authorization",
+    "content_type_of",
+    "edit_area",
+    "preview_of",
+    "size_of",
+]
 
 PIECE = 192 * 1024
 """Bytes of a picture that make one piece of 256 KiB in base64; divisible by three, so that the pieces join."""
@@ -44,7 +56,8 @@ class Picture:
     """A picture, or a preview of one."""
 
     data: bytes
-    content_type: str = "image/png"
+    content_type: str = ""
+    """Empty: what its first bytes say."""
     seed: int | None = None
     final: bool = True
     """False: a preview, of which streams show as many as the caller asked for."""
@@ -53,9 +66,18 @@ class Picture:
     revised_prompt: str | None = None
 
 
+def authorization(api_key: str) -> dict[str, str]:
+    """The header for a server's key; `USER:PASSWORD` is HTTP's basic scheme."""
+    if not api_key:
+        return {}
+    if ":" in api_key:
+        return {"authorization": f"Basic {base64.b64encode(api_key.encode()).decode()}"}
+    return {"authorization": f"Bearer {api_key}"}
+
+
 async def answer(
     task: Task, request: ImageRequest, pictures: AsyncIterator[Progress | Picture]
-) -> AsyncIterator[Output]:
+) -> AsyncGenerator[Output]:
     """`pictures` as OpenAI answers: one JSON body, or events for a caller who streams; then `Finish`.
 
     Bytes are at most one picture's, and go out in pieces of 256 KiB. Previews that are not wanted are dropped. Raises
@@ -106,7 +128,8 @@ class _Form(ABC):
     async def converted(self, picture: Picture) -> bytes:
         """The picture's bytes in the format that was asked for."""
         request = self.request
-        if picture.content_type == self.content_type and request.output_compression in (None, 100):
+        content_type = picture.content_type or content_type_of(picture.data)
+        if content_type == self.content_type and request.output_compression in (None, 100):
             return picture.data
         return await converted(picture.data, request.output_format, request.output_compression)
 

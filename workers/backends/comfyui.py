@@ -1,0 +1,278 @@
+"""ComfyUI: an operator's own workflows as models.
+
+Options: `workflows=DIR` (each `NAME.json` in it is a model called NAME) or `workflow=FILE`; how their slots are named says
+`comfyui_workflows`. Without either, each checkpoint that ComfyUI has is a model with a plain workflow of our own.
+
+ComfyUI works on one prompt at a time and queues the others; what it says over its websocket is only news, its queue and history
+decide. A field of the request for which a workflow has no slot is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from schemas.events import Progress
+from schemas.jobs import Capability
+from schemas.presence import ModelOffer
+from workers.backends.base import (
+    Backend,
+    BackendConfig,
+    BackendError,
+    BackendRefused,
+    BackendUnavailable,
+    Discovery,
+    File,
+    ModelNotServed,
+    Output,
+    Task,
+)
+from workers.backends.comfyui_plans import Plan, check, checkpoint_workflow, field_of, plans
+from workers.backends.comfyui_server import ComfyServer, Event, InvalidGraph, Listener, Look, Where
+from workers.backends.comfyui_workflows import Workflow, load_workflows, sampler_nodes
+from workers.backends.images import ImageRequest, Picture, answer, preview_of
+from workers.backends.multipart import FilePart
+
+JSON = dict[str, Any]
+
+OPTIONS = frozenset({"workflow", "workflows"})
+OUT_OF_MEMORY = re.compile(r"out ?of ?memory", re.IGNORECASE)
+NO_PICTURE = re.compile(r"UnidentifiedImageError|cannot identify image", re.IGNORECASE)
+LOADERS = frozenset({"LoadImage", "LoadImageMask"})
+"""Nodes that can load what was uploaded as temporary."""
+SUFFIXES = {"image/jpeg": ".jpg", "image/webp": ".webp"}
+
+
+class ComfyUIBackend(Backend):
+    """See the module's docstring."""
+
+    name = "comfyui"
+    default_slots = 1
+
+    def __init__(self, config: BackendConfig) -> None:
+        """Raises ValueError when the URL, an option or a workflow makes no sense."""
+        super().__init__(config)
+        unknown = config.options.keys() - OPTIONS
+        if unknown:
+            raise ValueError(f"the comfyui adapter has no option {', '.join(sorted(unknown))}")
+        self._workflows = load_workflows(config.options.get("workflows", ""), config.options.get("workflow", ""))
+        self._server = ComfyServer(config.url, config.api_key)
+        self._served: frozenset[str] | None = None
+
+    async def close(self) -> None:
+        await self._server.close()
+
+    async def discover(self) -> Discovery:
+        """The workflows, or without any the checkpoints; all, or those of `config.models`."""
+        if self._workflows:
+            await self.health()
+            names = tuple(self._workflows)
+        else:
+            names = tuple(str(name) for name in await self._server.ask("/models/checkpoints"))
+        missing = [name for name in self.config.models if name not in names]
+        if missing:
+            what = "workflows" if self._workflows else "checkpoints"
+            raise BackendError(f"there is no {', '.join(missing)}; the {what} are {', '.join(names) or 'none'}")
+        served = self.config.models or names
+        self._served = frozenset(served)
+        return Discovery(tuple(ModelOffer(name=name, capabilities=(Capability.IMAGES,)) for name in served), slots=1)
+
+    async def health(self) -> None:
+        """`GET /prompt`, which says how long the queue is."""
+        try:
+            await self._server.ask("/prompt")
+        except BackendError as error:
+            raise BackendUnavailable(str(error)) from error
+
+    async def run(self, task: Task) -> AsyncIterator[Output]:
+        """Pictures from text, or from a picture."""
+        if self._served is None:
+            await self.discover()
+        if task.model not in (self._served or ()):
+            raise ModelNotServed(f"there is no workflow or checkpoint called {task.model!r}", param="model")
+        request = ImageRequest.of(task)
+        workflow = self._workflows.get(task.model) or checkpoint_workflow(task.model, request)
+        check(workflow, request)
+        async with aclosing(answer(task, request, self._pictures(task, request, workflow))) as outputs:
+            async for output in outputs:
+                yield output
+
+    async def _pictures(
+        self, task: Task, request: ImageRequest, workflow: Workflow
+    ) -> AsyncGenerator[Progress | Picture]:
+        files = await self._uploaded(task, request, workflow)
+        made = 0
+        async with self._server.listening() as listener:
+            runs = plans(workflow, request, files, random.getrandbits(32))
+            for number, plan in enumerate(runs):
+                news = _News(workflow, number, len(runs), request.partial_images > 0)
+                async with aclosing(self._run(plan, listener, news)) as items:
+                    async for item in items:
+                        if isinstance(item, Picture | Progress):
+                            yield item
+                        else:
+                            saved = _saved(workflow, item)[: request.n - made]
+                            for at, file in enumerate(saved):
+                                seed = plan.seed if at == 0 else None  # a batch has one seed, which is its first's
+                                yield Picture(await self._server.view(file), seed=seed, index=made + at)
+                            made += len(saved)
+                if made >= request.n:
+                    return
+
+    async def _uploaded(self, task: Task, request: ImageRequest, workflow: Workflow) -> dict[str, str]:
+        """The request's files, and the names under which ComfyUI knows them."""
+        files: dict[str, File | None] = {"image": request.images[0] if request.images else None, "mask": request.mask}
+        names: dict[str, str] = {}
+        for slot, file in files.items():
+            targets = workflow.slots.get(slot, ())
+            if file is None or not targets:
+                continue
+            temporary = all(workflow.graph[target.node]["class_type"] in LOADERS for target in targets)
+            name = f"{task.job}-{slot}{SUFFIXES.get(file.content_type, '.png')}"
+            part = FilePart("image", name, file.content_type, file.size, file.pieces)
+            names[slot] = await self._server.upload(part, temporary=temporary)
+        return names
+
+    async def _run(self, plan: Plan, listener: Listener, news: _News) -> AsyncGenerator[Progress | Picture | JSON]:
+        """Run a graph: how far it is, and in the end what its history says. Closed before that, it is stopped."""
+        prompt_id = await self._submitted(plan, listener.client_id, news)
+        over = False
+        try:
+            while (look := await self._server.look(prompt_id)).where in (Where.QUEUED, Where.RUNNING):
+                yield news.seen(look)
+                while (event := await listener.next()) is not None and not event.ends(prompt_id):
+                    if event.kind == "status" and look.where is Where.QUEUED:
+                        break  # the queue has moved
+                    for item in await news.heard(event, prompt_id):
+                        yield item
+            over = True
+        finally:
+            if not over:
+                await self._server.stop(prompt_id)
+        if look.where is Where.GONE:
+            raise BackendError("ComfyUI forgot the work: it was taken from its queue, or restarted", transient=True)
+        _check_status(look.entry)
+        yield look.entry
+
+    async def _submitted(self, plan: Plan, client_id: str, news: _News) -> str:
+        """Queue it. A caller who leaves meanwhile leaves nothing in the queue."""
+        submission = asyncio.ensure_future(self._server.submit(plan.graph, client_id, previews=news.previews))
+        try:
+            return await asyncio.shield(submission)
+        except asyncio.CancelledError:
+            if not submission.cancelled():
+                await asyncio.wait({submission})
+                if submission.exception() is None:
+                    await self._server.stop(submission.result())
+            raise
+        except InvalidGraph as error:
+            raise _about_the_request(error, news.workflow) from error
+
+
+class _News:
+    """How far a run is, from what ComfyUI says."""
+
+    def __init__(self, workflow: Workflow, number: int, runs: int, previews: bool) -> None:
+        self.workflow = workflow
+        self.previews = previews
+        self._number, self._runs = number, runs
+        self._samplers = sampler_nodes(workflow.graph)
+        self._sampled: set[str] = set()
+        self._last = Progress()
+
+    def seen(self, look: Look) -> Progress:
+        """What the queue says."""
+        if look.where is Where.QUEUED:
+            return Progress(phase="queued", message=f"{look.before} before it in ComfyUI")
+        return self._last
+
+    async def heard(self, event: Event, prompt_id: str) -> list[Progress | Picture]:
+        """What an event says; nothing, where it is another prompt's or says nothing new."""
+        if event.kind == "preview":
+            return await self._preview(event.picture)
+        if event.data.get("prompt_id") != prompt_id:
+            return []
+        before = self._last
+        if event.kind == "executing":
+            self._began(str(event.data.get("node")))
+        elif event.kind == "progress":
+            self._step(str(event.data.get("node")), event.data)
+        elif event.kind == "progress_state":
+            for node, state in (event.data.get("nodes") or {}).items():
+                if state.get("state") == "running" and state.get("max", 0) > 1:
+                    self._step(str(node), state)
+        return [] if self._last == before else [self._last]
+
+    def _began(self, node: str) -> None:
+        kind = str(self.workflow.graph.get(node, {}).get("class_type", ""))
+        phase = "load" if "Loader" in kind else "run"
+        self._last = Progress(phase=phase, fraction=self._last.fraction, message=kind or None)
+
+    def _step(self, node: str, state: Mapping[str, Any]) -> None:
+        step, steps = int(state.get("value") or 0), int(state.get("max") or 0)
+        if steps < 1:
+            return
+        fraction = self._last.fraction
+        if node in self._samplers or not self._samplers:
+            done = len(self._sampled - {node}) + step / steps
+            self._sampled.add(node)
+            fraction = min(1.0, (self._number + done / max(1, len(self._samplers))) / self._runs)
+        self._last = Progress(fraction=fraction, step=step, steps=steps, message=self._last.message)
+
+    async def _preview(self, picture: bytes) -> list[Progress | Picture]:
+        kind = "image/png" if picture.startswith(b"\x89PNG") else "image/jpeg"
+        shown = self._last.model_copy(update={"preview": await preview_of(picture, kind)})
+        return [shown, Picture(picture, kind, final=False, index=self._number)]
+
+
+def _saved(workflow: Workflow, entry: JSON) -> list[JSON]:
+    """The pictures of the output node, or of the one node that saved any; where several did, those that are not temporary."""
+    outputs = {node: entry["outputs"].get(node) or {} for node in workflow.graph if node in entry.get("outputs", {})}
+    chosen = {target.node for target in workflow.slots.get("output", ())}
+    found = {
+        node: [file for file in output.get("images") or () if isinstance(file, dict) and file.get("filename")]
+        for node, output in outputs.items()
+        if not chosen or node in chosen
+    }
+    kept = {node: [file for file in files if file.get("type") == "output"] for node, files in found.items()}
+    nodes = {node: files for node, files in (kept if any(kept.values()) else found).items() if files}
+    if not nodes:
+        raise BackendError("the workflow ended without a picture; it needs a node that saves one, such as SaveImage")
+    if len(nodes) > 1 and not chosen:
+        names = ", ".join(nodes)
+        raise BackendError(f"the workflow saves pictures in the nodes {names}; title the one that counts nexus:output")
+    return [file for files in nodes.values() for file in files]
+
+
+def _check_status(entry: JSON) -> None:
+    """Raises BackendError when the run failed. Older servers give no status."""
+    status = entry.get("status") or {}
+    if status.get("status_str") != "error":
+        return
+    said: dict[str, JSON] = dict(status.get("messages") or ())
+    if "execution_error" not in said:
+        raise BackendError("somebody interrupted the work in ComfyUI")
+    error = said["execution_error"]
+    text = str(error.get("exception_message", "")).strip()
+    what = f"{error.get('exception_type', '')} {text}"
+    if NO_PICTURE.search(what):
+        raise BackendRefused(f"ComfyUI cannot read the picture: {text}", param="image")
+    where = f"{error.get('node_type', 'a node')} (node {error.get('node_id', '?')})"
+    if OUT_OF_MEMORY.search(what):
+        raise BackendError(f"ComfyUI ran out of memory in {where}", code="backend_out_of_memory", transient=True)
+    raise BackendError(f"ComfyUI failed in {where}: {text or error.get('exception_type')}")
+
+
+def _about_the_request(error: InvalidGraph, workflow: Workflow) -> BackendError:
+    """The field that ComfyUI does not like, where it came from the request; or the checkpoint that is gone."""
+    for node, kind, name, text in error.faults:
+        param = field_of(workflow, node, name)
+        if param is not None:
+            return BackendRefused(f"{param}: {text}", param=param)
+        if name == "ckpt_name" and kind == "CheckpointLoaderSimple":
+            return ModelNotServed(f"ComfyUI lacks the checkpoint: {text}", param="model")
+    return error

@@ -1,0 +1,269 @@
+"""What ComfyUI's server is asked and says: HTTP for what must not be lost, a websocket for how far the work is."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+from uuid import uuid4
+
+import orjson
+
+from workers.backends.base import BackendError, BackendRefused, BackendUnavailable
+from workers.backends.images import authorization
+from workers.backends.multipart import FilePart, encode
+from workers.backends.refusals import refusal
+from workers.backends.wire import HttpClient, Response
+
+if TYPE_CHECKING:
+    import aiohttp
+
+JSON = dict[str, Any]
+
+BODY_LIMIT = 64 * 1024 * 1024
+PICTURE_LIMIT = 256 * 1024 * 1024
+LOOK_S = 5.0
+"""After this much silence on the websocket the queue is looked at: events may be lost, and long nodes say nothing."""
+POLL_S = 0.5
+"""How often the queue is looked at while there is no websocket."""
+STOP_POLL_S = 0.1
+HEARTBEAT_S = 30.0
+PREVIEW, PREVIEW_WITH_METADATA = 1, 4
+"""Kinds of binary events."""
+ENDS = frozenset({"execution_success", "execution_error", "execution_interrupted"})
+FOLDER = "nexus"
+
+
+class Where(StrEnum):
+    """Where a prompt stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    GONE = "gone"
+    """ComfyUI does not know it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the queue and the history say of a prompt."""
+
+    where: Where
+    before: int = 0
+    """Prompts that come first."""
+    entry: JSON = field(default_factory=dict)
+    """Its history, once it is done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something ComfyUI said unasked. A preview has a picture."""
+
+    kind: str
+    data: JSON = field(default_factory=dict)
+    picture: bytes = b""
+
+    def ends(self, prompt_id: str) -> bool:
+        """Whether it says that the prompt is over."""
+        over = self.kind in ENDS or (self.kind == "executing" and self.data.get("node") is None)
+        return over and self.data.get("prompt_id") == prompt_id
+
+
+class ComfyServer:
+    """One ComfyUI."""
+
+    def __init__(self, url: str, api_key: str) -> None:
+        self._headers = authorization(api_key)
+        self._url = url.rstrip("/")
+        self._client = HttpClient(url, headers=self._headers)
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def ask(self, path: str) -> Any:
+        """What `GET path` says. Raises BackendUnavailable when there is no answer."""
+        try:
+            status, body = await self._exchange("GET", path)
+        except BackendError as error:
+            raise (BackendUnavailable(str(error)) if error.transient else error) from error
+        return _value(path, status, body)
+
+    async def tell(self, path: str, value: JSON) -> None:
+        """`POST path`, where the answer holds nothing."""
+        status, body = await self._exchange("POST", path, orjson.dumps(value))
+        if status != 200:
+            raise refusal(status, {}, body)
+
+    async def submit(self, graph: JSON, client_id: str, *, previews: bool) -> str:
+        """Queue a graph. Returns its prompt's id. Raises InvalidGraph."""
+        body: JSON = {"prompt": graph, "client_id": client_id}
+        if previews:  # otherwise the server's own setting counts, which by default is none
+            body["extra_data"] = {"preview_method": "auto"}
+        status, answer = await self._exchange("POST", "/prompt", orjson.dumps(body))
+        if status == 400:
+            raise InvalidGraph(_value("/prompt", 200, answer))
+        if status >= 500 and status not in (502, 503, 504):
+            raise BackendError(f"ComfyUI failed to check the workflow ({status}); its log says why")
+        prompt_id = _value("/prompt", status, answer).get("prompt_id")
+        if not isinstance(prompt_id, str):
+            raise BackendError("ComfyUI took the workflow without saying under which id")
+        return prompt_id
+
+    async def upload(self, part: FilePart, *, temporary: bool) -> str:
+        """Hand over a file. Returns the name for a loading node. A temporary one is deleted when ComfyUI starts again."""
+        form = encode([("subfolder", FOLDER), ("type", "temp" if temporary else "input")], [part])
+        response = await self._client.request(
+            "POST", "/upload/image", content_type=form.content_type, pieces=form.pieces(), length=form.length
+        )
+        answer = _value("/upload/image", response.status, await _whole(response, BODY_LIMIT))
+        name = f"{answer['subfolder']}/{answer['name']}" if answer.get("subfolder") else str(answer["name"])
+        return f"{name} [temp]" if temporary else name
+
+    async def view(self, file: JSON) -> bytes:
+        """A picture that a node has saved."""
+        query = {name: str(file.get(name, "")) for name in ("filename", "subfolder", "type")}
+        response = await self._client.request("GET", f"/view?{urlencode(query)}")
+        data = await _whole(response, PICTURE_LIMIT)
+        if response.status != 200:
+            raise BackendError(f"ComfyUI no longer has the picture {query['filename']} ({response.status})")
+        return data
+
+    async def look(self, prompt_id: str) -> Look:
+        """Where a prompt stands. The queue comes first: what leaves it is in the history."""
+        queue = await self.ask("/queue")
+        if any(item[1] == prompt_id for item in queue.get("queue_running", ())):
+            return Look(Where.RUNNING)
+        waiting = {item[1]: item[0] for item in queue.get("queue_pending", ())}
+        if prompt_id in waiting:
+            before = sum(number < waiting[prompt_id] for number in waiting.values())
+            return Look(Where.QUEUED, before + len(queue.get("queue_running", ())))
+        entry = (await self.ask(f"/history/{prompt_id}")).get(prompt_id)
+        return Look(Where.DONE, entry=entry) if entry else Look(Where.GONE)
+
+    async def stop(self, prompt_id: str) -> None:
+        """Take a prompt out of the queue, or interrupt it; return when it has ended, or when the server is dead."""
+        try:
+            while (where := (await self.look(prompt_id)).where) in (Where.QUEUED, Where.RUNNING):
+                if where is Where.QUEUED:
+                    await self.tell("/queue", {"delete": [prompt_id]})
+                else:
+                    await self.tell("/interrupt", {"prompt_id": prompt_id})
+                await asyncio.sleep(STOP_POLL_S)
+        except BackendError:
+            return
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[Listener]:
+        """A websocket for the events of the prompts that are submitted with its `client_id`."""
+        try:
+            import aiohttp
+        except ImportError as error:
+            raise BackendError("ComfyUI needs aiohttp beside the worker: pip install 'nexus[images]'") from error
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0)
+        async with aiohttp.ClientSession(headers=self._headers, timeout=timeout) as session:
+            listener = Listener(session, self._url)
+            await listener.connect()
+            yield listener
+
+    async def _exchange(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        response = await self._client.request(method, path, body)
+        return response.status, await _whole(response, BODY_LIMIT)
+
+
+class Listener:
+    """ComfyUI's events. A websocket that breaks is connected again; meanwhile there are only looks."""
+
+    def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
+        self.client_id = uuid4().hex
+        self._session = session
+        self._url = f"{url}/ws?clientId={self.client_id}"
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
+
+    async def connect(self) -> None:
+        """Connect, if that works."""
+        import aiohttp
+
+        try:
+            self._socket = await self._session.ws_connect(self._url, heartbeat=HEARTBEAT_S, max_msg_size=BODY_LIMIT)
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            self._socket = None
+
+    async def next(self) -> Event | None:
+        """The next event; None when it is time to look how the prompt stands."""
+        import aiohttp
+
+        if self._socket is None:
+            await asyncio.sleep(POLL_S)
+            await self.connect()
+            return None
+        try:
+            message = await self._socket.receive(timeout=LOOK_S)
+        except TimeoutError:
+            return None
+        if message.type is aiohttp.WSMsgType.TEXT:
+            return _event(message.data)
+        if message.type is aiohttp.WSMsgType.BINARY:
+            return _binary_event(message.data)
+        await self._socket.close()
+        await self.connect()
+        return None
+
+
+class InvalidGraph(BackendRefused):
+    """ComfyUI refused a workflow."""
+
+    def __init__(self, answer: Any) -> None:
+        answer = answer if isinstance(answer, dict) else {}
+        error = answer.get("error")
+        error = error if isinstance(error, dict) else {"message": str(error or "no reason given")}
+        self.faults: list[tuple[str, str, str, str]] = []
+        """Node, its class, input, what is wrong with it."""
+        for node, complaint in (answer.get("node_errors") or {}).items():
+            for fault in complaint.get("errors", ()):
+                name = str((fault.get("extra_info") or {}).get("input_name", ""))
+                text = f"{fault.get('message', '')}: {fault.get('details', '')}".strip(": ")
+                self.faults.append((str(node), str(complaint.get("class_type", "")), name, text))
+        where = "; ".join(f"{kind} (node {node}): {text}" for node, kind, _, text in self.faults)
+        said = f"{error.get('message', '')} {error.get('details', '')}".strip()
+        super().__init__(f"ComfyUI refused the workflow: {where or said}")
+
+
+def _event(text: str) -> Event:
+    try:
+        value = orjson.loads(text)
+        return Event(str(value["type"]), value.get("data") or {})
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+        return Event("")
+
+
+def _binary_event(data: bytes) -> Event:
+    """A preview: its kind, then either the picture's type or the length of its metadata, then the picture."""
+    if len(data) < 8:
+        return Event("")
+    kind, number = struct.unpack(">II", data[:8])
+    if kind == PREVIEW:
+        return Event("preview", picture=data[8:])
+    if kind == PREVIEW_WITH_METADATA:
+        return Event("preview", picture=data[8 + number :])
+    return Event("")
+
+
+def _value(path: str, status: int, body: bytes) -> Any:
+    if status != 200:
+        raise refusal(status, {}, body)
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BackendError(f"this is no ComfyUI: {path} answers something that is not JSON") from error
+
+
+async def _whole(response: Response, limit: int) -> bytes:
+    try:
+        return await response.read_all(limit)
+    finally:
+        response.close()

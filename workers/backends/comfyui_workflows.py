@@ -1,0 +1,278 @@
+"""An operator's ComfyUI workflows as models: where in a graph a request's fields go. Pure, but for reading the files.
+
+A workflow is what ComfyUI exports with "Export (API)": `{"3": {"class_type": "KSampler", "inputs": {…}, "_meta": {"title": …}}}`.
+Its slots are, by the first of these that names any:
+
+- a file `NAME.slots.json` beside it: `{"prompt": {"node": "6", "input": "text"}, "seed": {"node": "3"}, "defaults": {"steps": 20}}`;
+- titles of nodes: `nexus:prompt`, or `nexus:seed.noise_seed` where the input is not the usual one; a title may name several;
+- what the links say: from a sampler to its texts, its empty latent, its loaded picture.
+
+Slots are `prompt`, `negative`, `size` (or `width`, `height`), `n` (a batch), `seed`, `steps`, `guidance`, `strength`, `image`, `mask` and
+`output` (the node whose pictures are the answer). Any other name is a field of the request that this workflow alone knows.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+JSON = dict[str, Any]
+Graph = dict[str, JSON]
+
+TITLE = re.compile(r"nexus:(\w+)(?:\.(\w+))?")
+ALIASES = {
+    "negative_prompt": "negative",
+    "batch": "n",
+    "cfg": "guidance",
+    "cfg_scale": "guidance",
+    "guidance_scale": "guidance",
+    "denoise": "strength",
+}
+VALUE = ("value",)
+USUAL_INPUTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "prompt": (("text",), ("prompt",), ("text_g", "text_l"), ("clip_l", "t5xxl"), ("string",), VALUE),
+    "width": (("width",), VALUE),
+    "height": (("height",), VALUE),
+    "n": (("batch_size",), ("amount",), VALUE),
+    "seed": (("seed",), ("noise_seed",), VALUE),
+    "steps": (("steps",), VALUE),
+    "guidance": (("guidance",), ("cfg",), VALUE),
+    "strength": (("denoise",), ("strength",), VALUE),
+    "image": (("image",),),
+    "mask": (("mask",), ("image",)),
+    "output": ((),),
+}
+"""Under which inputs a slot is looked for in its node, in this order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One input of one node."""
+
+    node: str
+    input: str
+
+
+@dataclass(frozen=True, slots=True)
+class Workflow:
+    """A graph, and where a request's fields go in it."""
+
+    name: str
+    graph: Graph
+    slots: Mapping[str, tuple[Target, ...]]
+    """A slot may have several targets: they all get its value."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    def literal(self, target: Target) -> Any:
+        """What the template holds at `target`."""
+        return self.graph[target.node]["inputs"].get(target.input)
+
+
+def load_workflows(folder: str, file: str) -> dict[str, Workflow]:
+    """The workflows of `folder` (each `NAME.json` in it) and `file`, by name. Raises ValueError, naming the file at fault."""
+    paths = [Path(file)] if file else []
+    if folder:
+        if not Path(folder).is_dir():
+            raise ValueError(f"workflows={folder}: there is no such folder")
+        paths += sorted(path for path in Path(folder).glob("*.json") if not path.name.endswith(".slots.json"))
+        if not paths:
+            raise ValueError(f"workflows={folder}: there is no workflow (NAME.json) in it")
+    return {path.stem: load_workflow(path) for path in paths}
+
+
+def load_workflow(path: Path) -> Workflow:
+    """The workflow in a file, with its slots. Raises ValueError."""
+    try:
+        return workflow_of(path.stem, _object(path), _sidecar(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def workflow_of(name: str, graph: JSON, sidecar: JSON | None = None) -> Workflow:
+    """A workflow from its graph and what its sidecar says. Raises ValueError."""
+    if not graph or not all(isinstance(node, dict) and "class_type" in node for node in graph.values()):
+        raise ValueError("this is no workflow in API form; export it with Workflow, Export (API)")
+    graph = {str(key): node | {"inputs": node.get("inputs") or {}} for key, node in graph.items()}
+    sidecar = dict(sidecar or {})
+    defaults = sidecar.pop("defaults", {})
+    slots = _named(graph, sidecar) or _titled(graph) or detected(graph)
+    if "prompt" not in slots:
+        raise ValueError("no node is found for the prompt; give that node the title nexus:prompt")
+    if isinstance(defaults, dict):
+        return Workflow(name, graph, slots, _checked_defaults(defaults))
+    raise ValueError("defaults must be an object")
+
+
+def _object(path: Path) -> JSON:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"it cannot be read: {error}") from error
+    if isinstance(value, dict):
+        return value
+    raise ValueError("it is not a JSON object")
+
+
+def _sidecar(path: Path) -> JSON | None:
+    beside = path.with_name(f"{path.stem}.slots.json")
+    return _object(beside) if beside.exists() else None
+
+
+def _checked_defaults(defaults: JSON) -> JSON:
+    out: JSON = {ALIASES.get(name, name): value for name, value in defaults.items()}
+    size = out.pop("size", None)
+    if size is not None:
+        match = re.fullmatch(r"(\d+)x(\d+)", str(size))
+        if match is None:
+            raise ValueError("the default size must be WIDTHxHEIGHT")
+        out |= {"width": int(match[1]), "height": int(match[2])}
+    return out
+
+
+def _slot_names(name: str) -> tuple[str, ...]:
+    return ("width", "height") if name == "size" else (ALIASES.get(name, name),)
+
+
+def _named(graph: Graph, sidecar: JSON) -> dict[str, tuple[Target, ...]]:
+    slots: dict[str, tuple[Target, ...]] = {}
+    for key, value in sidecar.items():
+        for place in value if isinstance(value, list) else [value]:
+            if not isinstance(place, dict) or "node" not in place:
+                raise ValueError(f'the slot {key} must look like {{"node": "6", "input": "text"}}')
+            for name in _slot_names(key):
+                slots[name] = slots.get(name, ()) + _targets(graph, name, str(place["node"]), place.get("input"))
+    return slots
+
+
+def _titled(graph: Graph) -> dict[str, tuple[Target, ...]]:
+    slots: dict[str, tuple[Target, ...]] = {}
+    for node, content in graph.items():
+        for key, given in TITLE.findall(str((content.get("_meta") or {}).get("title", ""))):
+            for name in _slot_names(key):
+                slots[name] = slots.get(name, ()) + _targets(graph, name, node, given or None)
+    return slots
+
+
+def _targets(graph: Graph, name: str, node: str, given: str | None) -> tuple[Target, ...]:
+    if node not in graph:
+        raise ValueError(f"the slot {name} names the node {node}, which is not there")
+    inputs = graph[node]["inputs"]
+    if given is not None:
+        if given not in inputs:
+            raise ValueError(f"the slot {name} names the input {given}; node {node} has {', '.join(inputs) or 'none'}")
+        return (Target(node, given),)
+    found = _usual(name, inputs)
+    if found is None:
+        raise ValueError(f"which input of node {node} is {name}? Say nexus:{name}.INPUT; it has {', '.join(inputs)}")
+    return tuple(Target(node, one) for one in found) or (Target(node, ""),)
+
+
+def _usual(name: str, inputs: JSON) -> tuple[str, ...] | None:
+    groups = USUAL_INPUTS.get("prompt" if name == "negative" else name, (VALUE, ("text",), ("string",)))
+    return next((group for group in groups if all(one in inputs for one in group)), None)
+
+
+# By the links alone
+
+
+def detected(graph: Graph) -> dict[str, tuple[Target, ...]]:
+    """The slots that can be told from how the samplers are linked. What is doubtful is left out."""
+    slots: dict[str, list[Target]] = {}
+    samplers = sampler_nodes(graph)
+    for sampler in samplers:
+        prompts = _texts(graph, _conditioning(graph, sampler, "positive"))
+        slots.setdefault("prompt", []).extend(prompts)
+        negatives = _texts(graph, _conditioning(graph, sampler, "negative"))
+        slots.setdefault("negative", []).extend(one for one in negatives if one not in prompts)
+        slots.setdefault("seed", []).extend(_literals(graph, sampler, ("seed", "noise_seed"), via="noise"))
+        _latent(graph, sampler, slots)
+    if len(samplers) == 1:  # two samplers share a picture's steps in a way that only the operator knows
+        slots["steps"] = _literals(graph, samplers[0], ("steps",), via="sigmas")
+        slots["guidance"] = _guidance(graph, samplers[0])
+        if slots.get("image"):
+            slots["strength"] = _literals(graph, samplers[0], ("denoise",), via="sigmas")
+    return {name: tuple(dict.fromkeys(targets)) for name, targets in slots.items() if targets}
+
+
+def sampler_nodes(graph: Graph) -> list[str]:
+    """The nodes that make pictures step by step."""
+    return [node for node, content in graph.items() if _link(content["inputs"].get("latent_image")) is not None]
+
+
+def _link(value: Any) -> tuple[str, int] | None:
+    if isinstance(value, list) and len(value) == 2 and isinstance(value[1], int):
+        return str(value[0]), value[1]
+    return None
+
+
+def _upstream(graph: Graph, link: tuple[str, int] | None) -> Iterator[str]:
+    """The nodes behind a link, nearest first. Behind one that passes both prompts on, only those of that prompt."""
+    waiting, seen = [link] if link else [], set()
+    while waiting:
+        node, output = waiting.pop(0)
+        if (node, output) in seen or node not in graph:
+            continue
+        seen.add((node, output))
+        yield node
+        inputs = graph[node]["inputs"]
+        if "positive" in inputs and "negative" in inputs and output < 2:
+            inputs = {"kept": inputs["negative" if output else "positive"]}
+        waiting += [further for further in map(_link, inputs.values()) if further is not None]
+
+
+def _conditioning(graph: Graph, sampler: str, which: str) -> tuple[str, int] | None:
+    inputs = graph[sampler]["inputs"]
+    guider = _link(inputs.get("guider"))
+    if guider is not None and guider[0] in graph:
+        inputs = graph[guider[0]]["inputs"]
+        if which == "positive" and which not in inputs:
+            which = "conditioning"
+    return _link(inputs.get(which))
+
+
+def _texts(graph: Graph, link: tuple[str, int] | None) -> list[Target]:
+    targets: list[Target] = []
+    for node in _upstream(graph, link):
+        literal = {name: value for name, value in graph[node]["inputs"].items() if isinstance(value, str)}
+        targets += [Target(node, name) for name in _usual("prompt", literal) or ()]
+    return targets
+
+
+def _literals(graph: Graph, node: str, names: tuple[str, ...], via: str = "") -> list[Target]:
+    """The number that a node takes under one of `names`, directly, from a node that holds it, or over the link `via`."""
+    inputs = graph[node]["inputs"]
+    for name in names:
+        link = _link(inputs.get(name))
+        if link is not None and link[0] in graph:
+            return _literals(graph, link[0], ("value", "seed", "int", "number"))
+        if _is_number(inputs.get(name)):
+            return [Target(node, name)]
+    link = _link(inputs.get(via))
+    return _literals(graph, link[0], names) if link is not None and link[0] in graph else []
+
+
+def _latent(graph: Graph, sampler: str, slots: dict[str, list[Target]]) -> None:
+    """What the sampler starts from: an empty latent of some size, or a picture."""
+    for node in _upstream(graph, _link(graph[sampler]["inputs"]["latent_image"])):
+        kind = str(graph[node]["class_type"])
+        if kind == "LoadImage":
+            slots.setdefault("image", []).append(Target(node, "image"))
+        elif "Latent" in kind and "Empty" in kind:
+            for name, names in (("width", ("width",)), ("height", ("height",)), ("n", ("batch_size",))):
+                slots.setdefault(name, []).extend(_literals(graph, node, names))
+
+
+def _guidance(graph: Graph, sampler: str) -> list[Target]:
+    """FLUX's own guidance where there is one: beside it, `cfg` must stay what it is."""
+    for node in _upstream(graph, _conditioning(graph, sampler, "positive")):
+        if _is_number(graph[node]["inputs"].get("guidance")):
+            return [Target(node, "guidance")]
+    return _literals(graph, sampler, ("cfg",), via="guider")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
