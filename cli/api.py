@@ -87,6 +87,14 @@ class ApiClient:
         """The JSON answer to `body`."""
         return self._call("POST", path, body, read_s=STREAM_READ_S)
 
+    def put(self, path: str, body: dict[str, Any]) -> Any:
+        """The JSON answer to `body`."""
+        return self._call("PUT", path, body)
+
+    def delete(self, path: str) -> Any:
+        """The JSON answer."""
+        return self._call("DELETE", path)
+
     def _call(
         self,
         method: str,

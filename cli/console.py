@@ -43,7 +43,7 @@ def status(
 ) -> None:
     """Is everything well: the parts, the workers, the queues."""
     with options.client(url, key, data_dir) as api:
-        seen = _show(api, fetch_status, render_status, as_json=as_json, watch=watch)
+        seen = show(api, fetch_status, render_status, as_json=as_json, watch=watch)
     if seen["ready"].get("status") == "unavailable":
         raise typer.Exit(1)
 
@@ -57,7 +57,7 @@ def workers(
 ) -> None:
     """The workers, their slots and their models."""
     with options.client(url, key, data_dir) as api:
-        _show(api, _fetch_list("/v1/workers"), render_workers, as_json=as_json, watch=watch)
+        show(api, fetch_list("/v1/workers"), render_workers, as_json=as_json, watch=watch)
 
 
 def queues(
@@ -69,7 +69,7 @@ def queues(
 ) -> None:
     """How many jobs wait, and how many run, per model and lane."""
     with options.client(url, key, data_dir) as api:
-        _show(api, _fetch_list("/v1/queues"), render_queues, as_json=as_json, watch=watch)
+        show(api, fetch_list("/v1/queues"), render_queues, as_json=as_json, watch=watch)
 
 
 def drain(
@@ -100,11 +100,12 @@ def fetch_status(api: ApiClient) -> dict[str, Any]:
     return seen
 
 
-def _fetch_list(path: str) -> Fetch:
+def fetch_list(path: str) -> Fetch:
+    """What is at `path`."""
     return lambda api: api.get(path)
 
 
-def _show(api: ApiClient, fetch: Fetch, render: Render, *, as_json: bool, watch: bool) -> Any:
+def show(api: ApiClient, fetch: Fetch, render: Render, *, as_json: bool, watch: bool) -> Any:
     """Print what `fetch` gets, once or until Ctrl-C. Returns the last of it."""
     seen = fetch(api)
     if not watch:
@@ -149,7 +150,7 @@ def render_status(seen: dict[str, Any]) -> RenderableType:
     """The whole picture on one screen."""
     ready = seen["ready"]
     head = Text.assemble(("Nexus ", "bold"), seen["url"], "  ", coloured(ready["status"]))
-    parts = _table("part", "state", "ms", "")
+    parts = new_table("part", "state", "ms", "")
     for name, part in ready.get("parts", {}).items():
         milliseconds = f"{part['ms']:.1f}" if isinstance(part.get("ms"), int | float) else "-"
         parts.add_row(name, coloured("ok" if part.get("ok") else "down"), milliseconds, Text(part.get("error") or ""))
@@ -164,7 +165,7 @@ def render_workers(answer: dict[str, Any]) -> RenderableType:
     rows = answer["data"]
     if not rows:
         return Text("No worker is there. Start one: nexus worker --backend openai --url http://HOST:PORT")
-    table = _table("worker", "backend", "host", "slots", "state", "models")
+    table = new_table("worker", "backend", "host", "slots", "state", "models")
     for row in rows:
         table.add_row(
             Text(row["id"]),
@@ -182,7 +183,7 @@ def render_queues(answer: dict[str, Any]) -> RenderableType:
     rows = answer["data"]
     if not rows:
         return Text("All queues are empty: no job waits or runs.")
-    table = _table("model", "capability", "lane", "waiting", "running")
+    table = new_table("model", "capability", "lane", "waiting", "running")
     for row in rows:
         running = row.get("in_progress")
         table.add_row(
@@ -200,7 +201,8 @@ def coloured(word: str) -> Text:
     return Text(word, style=COLOURS.get(word, ""))
 
 
-def _table(*columns: str) -> Table:
+def new_table(*columns: str) -> Table:
+    """Columns without lines; wide cells are folded."""
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
     for column in columns:
         table.add_column(column, overflow="fold")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from backbone.version import VERSION
-from cli import chat, console, processes, up
+from cli import aliases, chat, console, processes, services, up
 from cli.errors import ConsoleError
 
 app = typer.Typer(
@@ -42,6 +42,8 @@ app.command()(console.workers)
 app.command()(console.queues)
 app.command()(console.drain)
 app.command()(chat.chat)
+app.add_typer(aliases.app, name="aliases")
+app.add_typer(services.app, name="services")
 
 
 def main() -> None:

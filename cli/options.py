@@ -29,3 +29,14 @@ Watch = Annotated[bool, typer.Option("--watch", "-w", help="Keep the view up to 
 def client(url: str | None, key: str | None, data_dir: Path | None) -> ApiClient:
     """A client for the gateway that these options mean."""
     return ApiClient(find_target(url, key, data_dir_from(data_dir)))
+
+
+def listing(ctx: typer.Context) -> bool:
+    """Whether a group was called by itself, which lists. Its options belong to the list alone: before another
+    subcommand they would be ignored, so that is an error.
+    """
+    if ctx.invoked_subcommand is None:
+        return True
+    if any(value for value in ctx.params.values()):
+        raise typer.BadParameter(f"options go behind `{ctx.invoked_subcommand}`", ctx=ctx)
+    return False
