@@ -19,6 +19,7 @@ from gateway.routes import (
     completions,
     embeddings,
     images,
+    model_jobs,
     models,
     operation,
     rerank,
@@ -40,6 +41,7 @@ ENDPOINTS: list[Endpoint] = [
     transcriptions.TRANSCRIPTIONS,
     transcriptions.TRANSLATIONS,
     rerank.ENDPOINT,
+    *model_jobs.ENDPOINTS,
 ]
 ROUTERS = [
     operation.probes,

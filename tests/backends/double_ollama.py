@@ -107,6 +107,7 @@ class OllamaDouble:
         app.router.add_get("/api/version", self._version)
         app.router.add_get("/api/tags", self._tags)
         app.router.add_get("/api/ps", self._ps)
+        app.router.add_get("/v1/models", self._openai_models)
         posts = {
             "show": self._show, "generate": self._generate, "chat": self._chat, "embed": self._embed, "pull": self._pull,
         }  # fmt: skip
@@ -140,6 +141,10 @@ class OllamaDouble:
     async def _ps(self, _: web.Request) -> web.Response:
         more = {"expires_at": STAMP, "size_vram": 0, "context_length": 4096}
         return web.json_response({"models": [self._entry(name) | more for name in self.loaded]})
+
+    async def _openai_models(self, _: web.Request) -> web.Response:
+        names = [{"id": name, "object": "model", "created": 1746889608, "owned_by": "library"} for name in self.models]
+        return web.json_response({"object": "list", "data": names or None})
 
     def _entry(self, name: str) -> JSON:
         digest = hashlib.sha256(name.encode()).hexdigest()

@@ -1,0 +1,33 @@
+"""`POST /v1/models/pull`, `/v1/models/load` and `/v1/models/unload`: jobs for a worker, not for a model."""
+
+from __future__ import annotations
+
+from gateway.catalogue import Catalogue
+from gateway.endpoint import Endpoint
+from schemas.errors import InvalidRequest
+from schemas.jobs import Capability
+from schemas.models import ModelJobRequest
+
+PREFIX = "worker:"
+"""Under this and its id, a worker that manages models offers to do so."""
+
+
+def choose_worker(request: ModelJobRequest, catalogue: Catalogue, capability: Capability) -> str:
+    """The offer of the worker that the request names, or of the only one there is. Raises InvalidRequest."""
+    offers = [model.name for model in catalogue.live() if capability in model.live and model.name.startswith(PREFIX)]
+    if request.worker is None and len(offers) == 1:
+        return offers[0]
+    if request.worker is not None and PREFIX + request.worker in offers:
+        return PREFIX + request.worker
+    choices = ", ".join(name.removeprefix(PREFIX) for name in offers)
+    if not choices:
+        raise InvalidRequest("no live worker manages models", param="worker")
+    if request.worker is None:
+        raise InvalidRequest(f"say which worker is to do it; these can: {choices}", param="worker")
+    raise InvalidRequest(f"no live worker of that name manages models; these do: {choices}", param="worker")
+
+
+ENDPOINTS = tuple(
+    Endpoint(path=f"/v1/models/{verb}", capability=Capability.MODELS, schema=ModelJobRequest, target=choose_worker)
+    for verb in ("pull", "load", "unload")
+)
