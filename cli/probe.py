@@ -15,6 +15,7 @@ import httpx
 TIMEOUT_S = 1.0
 """For one whole probe: a server on this machine lists its models in milliseconds."""
 MOST_BYTES = 2 * 1024 * 1024
+OPENAI = "openai"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ class Found:
 
     candidate: Candidate
     models: tuple[str, ...] = field(default=())
+    backend: str = OPENAI
+    """The adapter that serves it."""
 
 
 async def find_backends(candidates: Sequence[Candidate] = CANDIDATES, timeout_s: float = TIMEOUT_S) -> list[Found]:
@@ -62,9 +65,17 @@ async def _probe(client: httpx.AsyncClient, candidate: Candidate, timeout_s: flo
             models = model_names(await _get_json(client, f"{candidate.url}/v1/models"))
             if models is None or await _is_nexus(client, candidate.url):
                 return None
-            return Found(candidate, models)
+            return Found(candidate, models, await _adapter(client, candidate))
     except (httpx.HTTPError, TimeoutError):
         return None
+
+
+async def _adapter(client: httpx.AsyncClient, candidate: Candidate) -> str:
+    """All speak OpenAI's API; Ollama's own says more, and manages its models."""
+    if candidate.name != "ollama":
+        return OPENAI
+    version = await _get_json(client, f"{candidate.url}/api/version")
+    return "ollama" if isinstance(version, dict) and "version" in version else OPENAI
 
 
 async def _is_nexus(client: httpx.AsyncClient, url: str) -> bool:

@@ -305,8 +305,8 @@ class Stack:
 
 
 def plan_for(found: Found) -> WorkerPlan:
-    """The worker for a server that already runs here. All of them speak OpenAI's API."""
-    return WorkerPlan(found.candidate.name, "openai", found.candidate.title, found.candidate.url)
+    """The worker for a server that already runs here."""
+    return WorkerPlan(found.candidate.name, found.backend, found.candidate.title, found.candidate.url)
 
 
 async def _together(*work: Coroutine[Any, Any, Any]) -> list[Any]:

@@ -14,6 +14,7 @@ import pytest
 
 from cli.ports import free_port
 from cli.probe import CANDIDATES, Candidate, Found, find_backends, model_names
+from cli.stack import plan_for
 
 MODELS = {"object": "list", "data": [{"id": "llama3.2:1b", "object": "model", "created": 1, "owned_by": "library"}]}
 Answer = tuple[int, str, bytes]
@@ -67,6 +68,18 @@ async def test_server_without_models_is_found():
     """Ollama before its first pull says `data: null`."""
     with listening(serving({"/v1/models": as_json({"object": "list", "data": None})})) as candidate:
         assert await find_backends([candidate]) == [Found(candidate, ())]
+
+
+async def test_ollama_is_served_by_its_own_adapter():
+    """What listens at its port and does not speak its own API is served by OpenAI's."""
+    version = as_json({"version": "0.12.11"})
+    with listening(serving({"/v1/models": as_json(MODELS), "/api/version": version})) as some:
+        ollama = Candidate("ollama", "Ollama", some.port)
+        found = await find_backends([ollama, some])
+        assert [plan_for(one).backend for one in found] == ["ollama", "openai"]
+    with listening(serving({"/v1/models": as_json(MODELS)})) as some:
+        [found_one] = await find_backends([Candidate("ollama", "Ollama", some.port)])
+        assert plan_for(found_one).backend == "openai"
 
 
 @pytest.mark.parametrize(
