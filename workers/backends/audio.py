@@ -11,7 +11,7 @@ import contextlib
 import io
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
 from typing import Any, TypeVar
@@ -361,17 +361,17 @@ class _Sink:
         return data
 
 
-async def off_loop(function: Callable[[], T], stop: Callable[[], None] | None = None) -> T:
-    """What `function` returns, from a thread. Also when cancelled this ends only after `function`, which `stop` may hasten."""
-    work = asyncio.ensure_future(asyncio.to_thread(function))
+async def to_its_end(work: Awaitable[T], stop: Callable[[], None] | None = None) -> T:
+    """What `work` returns. When this is cancelled, it ends only after `work` has, which `stop` may hasten."""
+    running = asyncio.ensure_future(work)
     try:
-        return await asyncio.shield(work)
+        return await asyncio.shield(running)
     except asyncio.CancelledError:
         if stop is not None:
             stop()
-        await asyncio.wait([work])
-        if not work.cancelled():
-            work.exception()  # nobody asks any more
+        await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()  # nobody asks any more
         raise
 
 
@@ -382,7 +382,7 @@ async def decode(data: bytes, *, rate: int = HEARING_RATE) -> Sound:
             "this worker cannot convert audio; its operator can with: pip install 'nexus[audio]'", param="file"
         )
     stopped = threading.Event()
-    return await off_loop(lambda: _decode(data, rate, stopped), stopped.set)
+    return await to_its_end(asyncio.to_thread(_decode, data, rate, stopped), stopped.set)
 
 
 def _decode(data: bytes, rate: int, stopped: threading.Event) -> Sound:

@@ -10,6 +10,7 @@ make are refused, naming the possible ones, where it is not installed.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -26,8 +27,8 @@ from workers.backends.audio import (
     SoundFormat,
     WavReader,
     decode,
-    off_loop,
     require_possible,
+    to_its_end,
 )
 from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, Output, Task
 from workers.backends.requests import JSON, json_object
@@ -147,7 +148,7 @@ async def _converted(
 async def _encode(encoder: Encoder, samples: bytes) -> bytes:
     if encoder.plain or len(samples) <= INLINE:
         return encoder.encode(samples)
-    return await off_loop(lambda: encoder.encode(samples))
+    return await to_its_end(asyncio.to_thread(encoder.encode, samples))
 
 
 async def _sampled(sound: AsyncGenerator[bytes], source: SoundFormat) -> AsyncIterator[tuple[bytes, SoundFormat]]:

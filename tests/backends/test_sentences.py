@@ -1,0 +1,42 @@
+"""Text in the pieces that are spoken one by one."""
+
+from __future__ import annotations
+
+import pytest
+
+from workers.backends.sentences import LONGEST, sentences
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        ("One. Two! Three? Four", ["One.", "Two!", "Three?", "Four"]),
+        ('He said "stop." Then he left.', ['He said "stop."', "Then he left."]),
+        ("Dr. Smith met Mrs. J. Jones at 5.30 p.m. today. Good.", ["Dr. Smith met Mrs. J. Jones at 5.30 p.m. today.", "Good."]),
+        ("Wait... what? Yes", ["Wait... what?", "Yes"]),
+        ("A line\nthat goes on\n\nAnother paragraph", ["A line\nthat goes on", "Another paragraph"]),
+        ("A heading\n \t\nand more", ["A heading", "and more"]),
+        ("你好。我很好！", ["你好。", "我很好！"]),  # noqa: RUF001
+        ("Say [[ wʌn. tu. ]] now. Done.", ["Say [[ wʌn. tu. ]] now.", "Done."]),
+        ("Hm. ... ?! - “”. Yes. 🙂", ["Hm.", "Yes.", "🙂"]),
+        ("bell\x07 and\x00nul", ["bell  and nul"]),
+        ("…", []),
+    ],
+)  # fmt: skip
+def test_pieces_end_where_a_voice_would_pause(text: str, pieces: list[str]) -> None:
+    """And those that hold nothing to pronounce are left out."""
+    assert list(sentences(text)) == pieces
+
+
+def test_a_sentence_without_end_is_cut_at_commas_or_words() -> None:
+    words = "word, " * 1000
+    pieces = list(sentences(words))
+    assert all(len(piece) <= LONGEST and piece.startswith("word") for piece in pieces)
+    assert " ".join(pieces) == words.strip()
+    assert [len(piece) for piece in sentences("x" * 1000)] == [400, 400, 200]
+
+
+@pytest.mark.parametrize("text", [".", "?!", "\n", " \n", ". ", "a.\n", "。", "[[", '."'])
+@pytest.mark.timeout(10)
+def test_text_made_to_keep_it_busy_does_not(text: str) -> None:
+    assert sum(map(len, sentences(text * (32_768 // len(text)) + "x"))) <= 32_769

@@ -1,0 +1,223 @@
+"""Piper's HTTP server: `python -m piper.http_server -m VOICE.onnx --port 5000`.
+
+`POST /synthesize {"text", "voice"}` answers a WAV in one piece, once all of the text is spoken. So the text is sent sentence
+by sentence: the first one is heard while the others are still to be made. Piper cannot be stopped; giving a request up ends
+it, and frees its slot, when the sentence in work has been spoken.
+
+Piper speaks with its default voice when it is asked for one that it does not have. Here such a voice is refused, but for the
+names of OpenAI's own voices, which clients send when nobody chose one: these stand for the default voice. A voice with
+several speakers is asked for one as `VOICE/SPEAKER`.
+
+Options: `model_name` (default: piper); `voices=alloy:en_US-joe-medium;nova:en_GB-alba-medium`, further names of voices;
+`strict_voices=true`, where no other name stands for a voice; `sentence_silence`, seconds of silence between sentences, as
+the option of that name of Piper (default: 0).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from schemas.jobs import Capability
+from schemas.presence import ModelOffer
+from workers.backends.audio import WIDTH, SoundFormat, WavReader, to_its_end
+from workers.backends.base import (
+    Backend,
+    BackendConfig,
+    BackendError,
+    BackendRefused,
+    BackendUnavailable,
+    Discovery,
+    ModelNotServed,
+    Output,
+    Task,
+)
+from workers.backends.refusals import refusal
+from workers.backends.requests import JSON
+from workers.backends.sentences import sentences
+from workers.backends.speech import SpeechRequest, speak
+from workers.backends.wire import HttpClient
+
+OPTIONS = frozenset({"model_name", "voices", "strict_voices", "sentence_silence"})
+OPENAI_VOICES = frozenset(
+    {"alloy", "ash", "ballad", "coral", "echo", "fable", "onyx", "nova", "sage", "shimmer", "verse", "marin", "cedar"}
+)
+LISTED_LIMIT = 64 * 1024 * 1024
+"""Bytes of `GET /voices`: it quotes the whole configuration of every voice."""
+SPOKEN_LIMIT = 64 * 1024 * 1024
+"""Bytes of one sentence's WAV: some 25 minutes."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Voice:
+    name: str
+    rate: int
+    length_scale: float
+    speakers: dict[str, int]
+
+
+class PiperBackend(Backend):
+    """See the module's docstring."""
+
+    name = "piper"
+    default_slots = 2
+
+    def __init__(self, config: BackendConfig) -> None:
+        """Raises ValueError when the URL or an option makes no sense."""
+        super().__init__(config)
+        options = config.options
+        unknown = options.keys() - OPTIONS
+        if unknown:
+            raise ValueError(f"the piper adapter has no option {', '.join(sorted(unknown))}")
+        self._model = options.get("model_name") or "piper"
+        self._aliases = _aliases(options.get("voices", ""))
+        self._strict = _flag("strict_voices", options.get("strict_voices", "false"))
+        self._silence_s = float(options.get("sentence_silence", "0"))
+        self._client = HttpClient(config.url)
+        self._voices: dict[str, _Voice] | None = None
+        self._default = ""
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    # What the server has
+
+    async def discover(self) -> Discovery:
+        """One model with the server's voices, the default one first."""
+        if self.config.models and self._model not in self.config.models:
+            raise BackendError(f"the backend lacks {', '.join(self.config.models)}; it has {self._model}")
+        listed = await self._get("/voices")
+        if not listed:
+            raise BackendError("this server lists no voices; is it Piper's?")
+        voices = {name: _voice(name, config) for name, config in listed.items()}
+        missing = [voice for voice in self._aliases.values() if voice.partition("/")[0] not in voices]
+        if missing:
+            raise BackendError(f"the backend lacks the voice {missing[0]}; it has {', '.join(voices)}")
+        info = await self._get("/info")  # older servers have none
+        default = info.get("voice", {}).get("name")
+        self._default = default if default in voices else next(iter(voices))
+        self._voices = voices
+        names = dict.fromkeys((self._default, *voices, *self._aliases))
+        offer = ModelOffer(name=self._model, capabilities=(Capability.SPEECH,), loaded=True, voices=tuple(names))
+        return Discovery((offer,))
+
+    async def health(self) -> None:
+        """Any answer will do."""
+        await self._get("/info")
+
+    async def _get(self, path: str) -> JSON:
+        """The JSON object that `path` answers, empty where there is no such path."""
+        try:
+            response = await self._client.request("GET", path)
+            try:
+                body = await response.read_all(LISTED_LIMIT)
+            finally:
+                response.close()
+        except BackendError as error:
+            raise BackendUnavailable(str(error)) from error
+        if response.status >= 500:
+            raise BackendUnavailable(f"the backend answered {response.status}")
+        try:
+            found = orjson.loads(body) if response.status == 200 else {}
+        except orjson.JSONDecodeError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    # Work
+
+    async def run(self, task: Task) -> AsyncGenerator[Output]:
+        """Speech."""
+        if self._voices is None:
+            await self.discover()
+        if task.model != self._model:
+            raise ModelNotServed(f"the backend does not have the model {task.model!r}", param="model")
+        request = SpeechRequest.of(task)
+        if request.instructions:
+            raise BackendRefused("Piper's voices take no instructions; choose another voice", param="instructions")
+        voice, fields = self._chosen(request.voice)
+        if request.speed != 1:
+            fields["length_scale"] = voice.length_scale / request.speed
+        texts = tuple(sentences(request.input))
+        if not texts:
+            raise BackendRefused("input: there is nothing to say", param="input")
+        async with aclosing(speak(task, request, self._spoken(texts, fields), _format(voice))) as outputs:
+            async for output in outputs:
+                yield output
+
+    def _chosen(self, name: str) -> tuple[_Voice, JSON]:
+        """The voice, and what Piper must be told of it."""
+        voices = self._voices or {}
+        wanted = self._aliases.get(name, name)
+        if not wanted or (wanted not in voices and wanted in OPENAI_VOICES and not self._strict):
+            wanted = self._default
+        voice_name, slash, speaker = wanted.partition("/")
+        voice = voices.get(voice_name)
+        if voice is None or (slash and speaker not in voice.speakers):
+            raise BackendRefused(
+                f"there is no voice {name!r}; there are: {', '.join(dict.fromkeys((*voices, *self._aliases)))}",
+                param="voice",
+            )
+        fields: JSON = {"voice": voice_name}
+        if slash:
+            fields["speaker_id"] = voice.speakers[speaker]
+        return voice, fields
+
+    async def _spoken(self, texts: tuple[str, ...], fields: JSON) -> AsyncGenerator[bytes]:
+        """The samples of one sentence after another."""
+        rate: int | None = None
+        for text in texts:
+            reader = WavReader()
+            samples = reader.feed(await to_its_end(self._synthesized({"text": text} | fields)))
+            if reader.format is None:
+                raise BackendError("the backend made no sound of a sentence", transient=True)
+            if rate is not None:
+                yield bytes(int(self._silence_s * rate) * reader.format.channels * WIDTH)
+            rate = reader.format.rate
+            yield samples
+
+    async def _synthesized(self, body: JSON) -> bytes:
+        """Piper's answer, whose content type says HTML although it is a WAV."""
+        response = await self._client.request("POST", "/synthesize", orjson.dumps(body))
+        try:
+            data = await response.read_all(SPOKEN_LIMIT)
+        finally:
+            response.close()
+        if response.status == 200:
+            return data
+        if response.status == 500:
+            raise BackendError("Piper failed (500); its own log says why", transient=True)
+        raise refusal(response.status, response.headers, data)
+
+
+def _format(voice: _Voice) -> SoundFormat:
+    return SoundFormat("pcm", voice.rate, 1)
+
+
+def _voice(name: str, config: Any) -> _Voice:
+    try:
+        return _Voice(
+            name,
+            int(config["audio"]["sample_rate"]),
+            float(config.get("inference", {}).get("length_scale", 1.0)),
+            {str(key): int(number) for key, number in (config.get("speaker_id_map") or {}).items()},
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BackendError(f"the backend's voice {name} has no configuration that can be read") from error
+
+
+def _aliases(option: str) -> dict[str, str]:
+    """`alloy:en_US-joe-medium;nova:…`."""
+    pairs = [pair.partition(":") for pair in option.split(";") if pair.strip()]
+    if not all(alias.strip() and voice.strip() for alias, _, voice in pairs):
+        raise ValueError("the option voices looks like alloy:en_US-joe-medium;nova:en_GB-alba-medium")
+    return {alias.strip(): voice.strip() for alias, _, voice in pairs}
+
+
+def _flag(name: str, value: str) -> bool:
+    if value.lower() not in ("true", "false"):
+        raise ValueError(f"the option {name} is true or false, not {value!r}")
+    return value.lower() == "true"
