@@ -4,7 +4,7 @@ faster-whisper behind a small part of OpenAI's API: `POST /v1/audio/transcriptio
 and as a stream, `GET /v1/models`, `GET /health`. It serves nothing before the model is loaded.
 
 - One transcription at a time; others wait for it.
-- Work ends at the next phrase when its caller hangs up.
+- Work ends at its next step, a second or so, when its caller hangs up.
 - Bad sound, and what the model cannot do, is a 400; another model's name a 404.
 - A stream's events carry more than OpenAI's: each delta its segment and the sound's duration, the last event all of
   verbose_json. A stream that breaks off ends in an `error` event.
@@ -23,7 +23,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from email.message import Message
@@ -97,6 +97,18 @@ def find_model() -> Path | None:
 # The model
 
 
+class Watched:
+    """ctranslate2's model; `look` is called before each of its steps, and may raise to end the work."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.look: Callable[[], None] = lambda: None
+
+    def __getattr__(self, name: str) -> Any:
+        self.look()
+        return getattr(self._model, name)
+
+
 class Recogniser:
     """The model, used by one thread at a time. Raises RuntimeError or ValueError when it cannot be loaded."""
 
@@ -110,6 +122,9 @@ class Recogniser:
         self._count = threading.Lock()
         threads = options.threads or min(4, os.cpu_count() or 2)
         self._model = WhisperModel(str(options.model), device="cpu", compute_type="int8", cpu_threads=threads)
+        self._multilingual = bool(self._model.model.is_multilingual)
+        self._steps = Watched(self._model.model)
+        self._model.model = self._steps
 
     @contextmanager
     def occupied(self) -> Iterator[None]:
@@ -129,7 +144,7 @@ class Recogniser:
             raise Refused(message, status=404, param="model", code="model_not_found")
         if wanted.response_format == "diarized_json":
             raise Refused("this model cannot tell speakers apart", param="response_format")
-        if self._model.model.is_multilingual:
+        if self._multilingual:
             return
         if what == "translate":
             raise Refused(f"{self.name} knows only English, and cannot translate", param="model")
@@ -141,12 +156,12 @@ class Recogniser:
         """The transcript as it grows, first without any text. Raises Refused for bad sound, HungUp without a caller."""
         samples = decoded(sound)
         caller.take(self._turn)
+        self._steps.look = caller.check
         try:
             phrases, info = self._start(samples, wanted, what)
             told = Transcript("", info.language, info.duration, (), () if wants_words(wanted) else None)
             yield told
             for phrase in phrases:
-                caller.check()
                 told = longer(told, phrase)
                 yield told
         finally:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -49,17 +48,19 @@ def paragraph(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def whisper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("whisper")
+def one_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WhisperServer]:
+    server = WhisperServer(tmp_path_factory.mktemp("whisper"))
+    yield server
+    server.process.kill()
 
 
 @pytest.fixture
-async def server(whisper_folder: Path) -> AsyncIterator[WhisperServer]:
-    server = WhisperServer(whisper_folder)
-    await server.process.start()
-    yield server
-    server.process.kill()
-    await server.process.wait()
+async def server(one_server: WhisperServer) -> WhisperServer:
+    """Up, and idle, whatever the test before did to it."""
+    await one_server.process.start()
+    await one_server.process.wait_ready()
+    await eventually(one_server.idle, STOP_S)
+    return one_server
 
 
 def said(
@@ -154,7 +155,7 @@ async def test_a_stream_comes_as_it_is_heard(server: WhisperServer, paragraph: b
         output = cast("AsyncGenerator[Output, None]", backend.run(said(repeated(paragraph, LONG), stream=True)))
         first = await anext(output)
         assert isinstance(first, Chunk)
-        assert "harbour" in events([first])[0]["delta"]
+        assert "small boat" in events([first])[0]["delta"]
         assert await is_busy(server)
         await output.aclose()
         await eventually(server.idle, STOP_S)
