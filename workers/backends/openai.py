@@ -1,15 +1,17 @@
-"""Any server that speaks OpenAI's API: llama.cpp, vLLM, LM Studio, a remote one with a key.
+"""Any server that speaks OpenAI's API: llama.cpp, vLLM, LM Studio, speech and image servers, a remote one with a key.
 
-The server is always asked for a stream, also for a caller who does not want one: closing a stream stops the server's
-work, closing a plain call may not.
+For text the server is always asked for a stream, also for a caller who does not want one: closing a stream stops the
+server's work, closing a plain call may not. Where there is nothing to stream, closing waits for the server's answer.
 
-Options: `api_path`, where the API lies below the URL (default: the URL's own end where it looks like `/v1`, else `/v1`).
+Options: `api_path`, where the API lies below the URL (default: the URL's own end where it looks like `/v1`, else `/v1`);
+`capabilities` and `capabilities.PATTERN`, what the models serve, as openai_models.py says.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,6 +32,9 @@ from workers.backends.base import (
     Task,
 )
 from workers.backends.chunks import Answer, Collector, Relay, Wanted
+from workers.backends.openai_api import OWN_FIELDS, Api
+from workers.backends.openai_models import Capabilities, Choice, is_option
+from workers.backends.openai_vectors import embed, rerank
 from workers.backends.refusals import refusal, stream_error
 from workers.backends.requests import choices_wanted, json_object, stream_options, usage_wanted
 from workers.backends.sse import is_json_content_type
@@ -42,11 +47,12 @@ BODY_LIMIT = 4 * 1024 * 1024
 """Of an answer that is not a stream: an error, a list of models."""
 CHAT = "/v1/chat/completions"
 PATHS = {CHAT: "/chat/completions", "/v1/completions": "/completions"}
-CAPABILITIES = (Capability.CHAT, Capability.COMPLETIONS)
+MEDIA: dict[Capability, Callable[[Api, Task], AsyncGenerator[Output]]] = {
+    Capability.EMBEDDINGS: embed,
+    Capability.RERANK: rerank,
+}
 OPTIONS = frozenset({"api_path"})
 OUR_OPTIONS = {"include_usage": True}
-OWN_FIELDS = ("service_tier",)
-"""Chose the lane in Nexus; a server behind it must not take it for its own."""
 
 
 @dataclass(slots=True)
@@ -95,7 +101,7 @@ class OpenAIBackend(Backend):
     def __init__(self, config: BackendConfig) -> None:
         """Raises ValueError when the URL or an option makes no sense."""
         super().__init__(config)
-        unknown = config.options.keys() - OPTIONS
+        unknown = {name for name in config.options if name not in OPTIONS and not is_option(name)}
         if unknown:
             raise ValueError(f"the openai adapter has no option {', '.join(sorted(unknown))}")
         url = config.url.rstrip("/")
@@ -105,6 +111,8 @@ class OpenAIBackend(Backend):
         self._api = config.options.get("api_path", own or "/v1").rstrip("/")
         headers = {"authorization": f"Bearer {config.api_key}"} if config.api_key else {}
         self._client = HttpClient(url[: len(url) - len(own)], headers=headers)
+        self._media = Api(self._client, self._api, self._refusal)
+        self._choice = Choice(config.options)
         self._stream_options = True
         self._served: frozenset[str] | None = None
         self._created: dict[str, int] = {}
@@ -128,7 +136,7 @@ class OpenAIBackend(Backend):
             # llama.cpp says the time of the request: the first word counts, or each look would find a change.
             created = known.get(name, {}).get("created")
             self._created.setdefault(name, created if isinstance(created, int) else 0)
-        offers = tuple(_offer(name, known.get(name, {}), props, self._created[name]) for name in names)
+        offers = tuple(self._offer(name, known.get(name, {}), props) for name in names)
         self._served = frozenset(names)
         slots = props.get("total_slots")
         return Discovery(offers, slots if isinstance(slots, int) and slots > 0 else None)
@@ -140,6 +148,19 @@ class OpenAIBackend(Backend):
             status, body = await self._ask(f"{self._api}/models")
         if status in (401, 403) or status == 429 or status >= 500:
             raise BackendUnavailable(refusal(status, {}, body).info.message)
+
+    def _offer(self, name: str, model: JSON, props: JSON) -> ModelOffer:
+        status = model.get("status")
+        capabilities = self._choice.of(name, model)
+        return ModelOffer(
+            name=name,
+            capabilities=capabilities,
+            loaded=status.get("value") == "loaded" if isinstance(status, dict) else None,
+            context_length=_context_length(model, props),
+            owned_by=str(model.get("owned_by") or "nexus"),
+            created=self._created[name],
+            embedding_length=_embedding_length(model, capabilities),
+        )
 
     async def _listed(self) -> list[JSON] | None:
         """What `/v1/models` says; None when the server has no such list."""
@@ -194,8 +215,14 @@ class OpenAIBackend(Backend):
     # Work
 
     async def run(self, task: Task) -> AsyncIterator[Output]:
-        """Chat and text completions."""
+        """Text is asked for here, all else in the modules for it."""
         await self._require(task.model)
+        media = MEDIA.get(task.capability)
+        if media is not None:
+            async with aclosing(media(self._media, task)) as outputs:
+                async for output in outputs:
+                    yield output
+            return
         call = _Call.of(task)
         response = await self._open(call)
         answer: Answer = Relay(call.wanted) if task.stream else Collector(call.wanted)
@@ -240,7 +267,7 @@ class OpenAIBackend(Backend):
             return await self._open(call)
         raise self._refusal(response.status, response.headers, body)
 
-    def _refusal(self, status: int, headers: dict[str, str], body: bytes) -> BackendError:
+    def _refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         if self.config.api_key:
             body = body.replace(self.config.api_key.encode(), b"***")
         if status != 200:
@@ -266,18 +293,6 @@ def _is_llama_cpp(model: JSON) -> bool:
     return model.get("owned_by") == "llamacpp"
 
 
-def _offer(name: str, model: JSON, props: JSON, created: int) -> ModelOffer:
-    status = model.get("status")
-    return ModelOffer(
-        name=name,
-        capabilities=CAPABILITIES,
-        loaded=status.get("value") == "loaded" if isinstance(status, dict) else None,
-        context_length=_context_length(model, props),
-        owned_by=str(model.get("owned_by") or "nexus"),
-        created=created,
-    )
-
-
 def _context_length(model: JSON, props: JSON) -> int | None:
     """Tokens that one request may use: vLLM's word, llama.cpp's share of a slot, or what the model was trained for."""
     meta = model.get("meta")
@@ -286,3 +301,10 @@ def _context_length(model: JSON, props: JSON) -> int | None:
     settings = settings if isinstance(settings, dict) else {}
     candidates = (model.get("max_model_len"), settings.get("n_ctx"), meta.get("n_ctx"), meta.get("n_ctx_train"))
     return next((length for length in candidates if isinstance(length, int) and length > 0), None)
+
+
+def _embedding_length(model: JSON, capabilities: Capabilities) -> int | None:
+    """llama.cpp's word."""
+    meta = model.get("meta")
+    length = meta.get("n_embd") if isinstance(meta, dict) and Capability.EMBEDDINGS in capabilities else None
+    return length if isinstance(length, int) else None

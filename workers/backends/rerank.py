@@ -56,9 +56,13 @@ class RerankRequest:
 def rerank_body(
     request: RerankRequest, scores: Iterable[tuple[int, float]], *, model: str, tokens: int = 0, identity: str = ""
 ) -> bytes:
-    """The answer: the `top_n` best of `scores` (index and score), best first. Raises BackendError when an index is none."""
+    """The answer: the `top_n` best of `scores` (index and score), best first.
+
+    Raises BackendError when there are fewer, or an index is none of a document.
+    """
     ranked = sorted(scores, key=lambda one: -one[1])
-    if not {index for index, _ in ranked} <= set(range(len(request.texts))):
+    indexes = {index for index, _ in ranked}
+    if not indexes <= set(range(len(request.texts))) or len(indexes) < request.top_n or len(indexes) < len(ranked):
         raise BackendError(WRONG)
     results: list[JSON] = []
     for index, score in ranked[: request.top_n]:

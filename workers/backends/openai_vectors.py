@@ -1,0 +1,164 @@
+"""`/v1/embeddings` and `/v1/rerank` of an OpenAI-style server."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import orjson
+
+from schemas.jobs import Usage
+from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, ModelNotServed, Output, Task
+from workers.backends.embeddings import embeddings_body, read_vectors, wrapped
+from workers.backends.openai_api import JSON, Api, fields_of, is_about, json_of
+from workers.backends.requests import json_object
+from workers.backends.rerank import RerankRequest, read_scores, rerank_body
+from workers.backends.wire import Response
+
+ANSWER_LIMIT = 256 * 1024 * 1024
+"""2,048 texts with 3,072 numbers each are half of it."""
+FORMS = ("float", "base64")
+INDEX = re.compile(rb'"index"\s*:\s*(\d+)')
+WAYS = ((None, "/rerank", False), ("", "/rerank", False), ("", "/rerank", True), ("", "/v2/rerank", False))
+"""Root (None: the API's), path, and whether it is TEI's. llama.cpp, vLLM and Jina have the first, Infinity the second,
+Cohere the last."""
+TRIED_AGAIN = 1
+"""This way's path is also TEI's, who refuses the fields of the others."""
+
+
+# Embeddings
+
+
+async def embed(api: Api, task: Task) -> AsyncGenerator[Output]:
+    """Vectors in the form that the caller wants, whatever the server speaks; as they came where it speaks that."""
+    body = json_object(task.body)
+    form = body.get("encoding_format") or "float"
+    if form not in FORMS:
+        raise BackendRefused(f"encoding_format may be {' or '.join(FORMS)}", param="encoding_format")
+    response, data = await _vectors(api, fields_of(body, task.model), task.model)
+    answer, usage = _in_form(response, data, body, form, task.public_model)
+    yield Chunk(answer)
+    yield Finish(usage)
+
+
+async def _vectors(api: Api, fields: JSON, model: str) -> tuple[Response, bytes]:
+    if (model, "encoding_format") in api.lacks:
+        fields.pop("encoding_format", None)
+    try:
+        async with api.ask("/embeddings", fields) as response:
+            return response, await response.read_all(ANSWER_LIMIT)
+    except BackendRefused as error:
+        if "encoding_format" not in fields or not is_about(error, "encoding_format", "base64"):
+            raise
+    api.lacks.add((model, "encoding_format"))
+    return await _vectors(api, fields, model)
+
+
+def _in_form(response: Response, data: bytes, body: JSON, form: str, model: str) -> tuple[bytes, Usage]:
+    count, dimensions = _count(body.get("input")), body.get("dimensions")
+    if dimensions is None and (quick := _as_it_came(data, form, count)):
+        rest, items = quick
+        usage = _usage(rest)
+        return wrapped(items, {"model": model, "usage": _counted(usage)}), usage
+    answer = json_of(response, data)
+    vectors = read_vectors(answer)
+    if len(vectors) != count:
+        raise BackendError(f"the backend gave {len(vectors)} embeddings for {count} inputs")
+    other = next((len(vector) for vector in vectors if len(vector) != (dimensions or len(vector))), None)
+    if other is not None:
+        raise BackendRefused(
+            f"the backend's vectors of this model have {other} numbers; dimensions may be that or be left out",
+            param="dimensions",
+        )
+    usage = _usage(answer)
+    tokens = _counted(usage)
+    return embeddings_body(vectors, model=model, encoding_format=form, **tokens), usage
+
+
+def _count(value: Any) -> int:
+    """How many vectors an input is to have."""
+    if isinstance(value, list) and value and not isinstance(value[0], int):
+        return len(value)
+    return 1
+
+
+def _as_it_came(data: bytes, form: str, count: int) -> tuple[JSON, bytes] | None:
+    """The answer without its vectors, and these as JSON that was not read: they are most of it. None where that is not safe."""
+    key = data.find(b'"data"')
+    start, end = data.find(b"[", key), data.rfind(b"]")
+    if key < 0 or not key < start < end:
+        return None
+    items = data[start : end + 1]
+    try:
+        rest = orjson.loads(b"%bnull%b" % (data[:start], data[end + 1 :]))
+        first = orjson.loads(items[1 : items.find(b"}") + 1])["embedding"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return None
+    in_form = isinstance(first, str) if form == "base64" else isinstance(first, list) and isinstance(first[0], float)
+    in_order = [int(index) for index in INDEX.findall(items)] == list(range(count))
+    if not in_form or not in_order or items.count(b"{") != count or "data" not in rest or rest["data"] is not None:
+        return None
+    return rest, items
+
+
+def _usage(answer: JSON) -> Usage:
+    found = answer.get("usage")
+    usage: JSON = found if isinstance(found, dict) else {}
+    tokens = usage.get("prompt_tokens")
+    total = usage.get("total_tokens")
+    prompt = tokens if isinstance(tokens, int) else 0
+    return Usage(prompt_tokens=prompt, total_tokens=total if isinstance(total, int) else prompt)
+
+
+def _counted(usage: Usage) -> dict[str, int]:
+    return {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.total_tokens}
+
+
+# Rerank
+
+
+async def rerank(api: Api, task: Task) -> AsyncGenerator[Output]:
+    """The ranking in the shape of Jina and Cohere, by the first of the known ways that the server has."""
+    request = RerankRequest.of(task)
+    scores, tokens = await _scores(api, request, task.model)
+    yield Chunk(rerank_body(request, scores, model=task.public_model, tokens=tokens))
+    yield Finish(Usage(prompt_tokens=tokens, total_tokens=tokens))
+
+
+async def _scores(api: Api, request: RerankRequest, model: str) -> tuple[list[tuple[int, float]], int]:
+    refused: BackendRefused | None = None
+    for way in range(len(WAYS)) if api.rerank is None else (api.rerank,):
+        root, path, is_tei = WAYS[way]
+        fields = _teis(request) if is_tei else _fields(request, model)
+        try:
+            async with api.ask(path, fields, root=root) as response:
+                found = read_scores(await response.read_all(ANSWER_LIMIT))
+        except ModelNotServed:
+            raise
+        except BackendRefused as error:
+            if refused is None or _no_such_way(refused):
+                refused = error
+            if not _no_such_way(error) and way != TRIED_AGAIN:
+                break
+        else:
+            api.rerank = way
+            return found
+    assert refused is not None
+    if _no_such_way(refused):
+        api.rerank = None
+    raise refused
+
+
+def _fields(request: RerankRequest, model: str) -> JSON:
+    fields = fields_of(request.fields, model) | {"documents": request.texts, "top_n": request.top_n}
+    fields.pop("return_documents", None)  # they are put in from the request
+    return fields
+
+
+def _teis(request: RerankRequest) -> JSON:
+    return {"query": request.query, "texts": request.texts, "truncate": request.fields.get("truncate") is True}
+
+
+def _no_such_way(error: BackendRefused) -> bool:
+    return error.info.code == "unsupported_endpoint"
