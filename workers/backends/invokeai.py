@@ -15,6 +15,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from typing import cast
 
 from schemas.events import Progress
 from schemas.jobs import Capability
@@ -98,8 +99,10 @@ class InvokeAIBackend(Backend):
         model = await self._model(task.model)
         request = ImageRequest.of(task)
         _check(request, model)
-        async for output in answer(task, request, self._pictures(request, model)):
-            yield output
+        made = cast("AsyncGenerator[Output]", answer(task, request, self._pictures(request, model)))
+        async with aclosing(made) as outputs:
+            async for output in outputs:
+                yield output
 
     async def run_graph(self, graph: Graph, seeds: Sequence[int]) -> AsyncGenerator[Progress | Picture]:
         """One picture per seed, by any graph. Closing this stops InvokeAI, and returns when it has stopped."""
