@@ -180,6 +180,8 @@ class CycleLine:
 
     def on_gone(self, callback: Callable[[], None] | None) -> None:
         self._callback = callback
+        # A large body leaves reading paused, and only a reader hears a hang-up.
+        self._cycle.flow.resume_reading()
         if self._cycle.disconnected:
             self.gone()
 

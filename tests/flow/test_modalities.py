@@ -211,7 +211,7 @@ async def test_nothing_large_is_left_after_a_failure_or_a_hang_up(
     )
     assert failing.status_code == 502
     big = "y" * size
-    recorded = crew.ask(big, echo={"delay_ms": 50, "tokens": 200})
+    recorded = crew.ask(big, echo={"delay_ms": 50, "tokens": 2000})
 
     async def running() -> bool:
         return await crew.runs(1)
