@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from backbone.registry.keys import Keys
 from backbone.registry.link import EtcdLink, LeaseGone
-from backbone.registry.view import catalogue_entry
+from backbone.registry.view import catalogue_entry, lasting
 from schemas.errors import Unavailable
 from schemas.presence import CatalogueEntry, ModelOffer, WorkerPresence, WorkerState
 
@@ -159,7 +159,7 @@ class EtcdAnnouncement:
 
     async def _catalogue(self) -> None:
         """Enter the models that are new since the last time, or all of them under a new lease."""
-        offers = frozenset(self._presence.models)
+        offers = lasting(self._presence)
         for offer in sorted(offers - self._catalogued, key=lambda offer: offer.name):
             await self._enter(offer)
         self._catalogued = offers

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from backbone.registry.view import View, catalogue_entry
+from backbone.registry.view import View, catalogue_entry, lasting
 from schemas.errors import Unavailable
 from schemas.presence import Alias, CatalogueEntry, ServiceRecord, Snapshot, WorkerPresence
 
@@ -38,7 +38,7 @@ class MemoryHub:
             return
         self.workers = {id_: announcement.presence for id_, announcement in self.announcements.items()}
         for presence in self.workers.values():
-            for offer in presence.models:
+            for offer in lasting(presence):
                 self.models[offer.name] = catalogue_entry(offer, self.models.get(offer.name))
         for registry in list(self.registries):
             registry.refresh()

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import structlog
 
+from schemas.jobs import Capability
 from schemas.presence import Alias, CatalogueEntry, ModelOffer, ServiceRecord, Snapshot, WorkerPresence, WorkerState
 
 log = structlog.get_logger(__name__)
@@ -135,6 +136,11 @@ class View:
 
 def void(_: object) -> None:
     """Turn an expression into a statement."""
+
+
+def lasting(presence: WorkerPresence) -> frozenset[ModelOffer]:
+    """The offers that the catalogue remembers: all but that to manage models, which goes with its worker."""
+    return frozenset(offer for offer in presence.models if set(offer.capabilities) - {Capability.MODELS})
 
 
 def catalogue_entry(offer: ModelOffer, known: CatalogueEntry | None) -> CatalogueEntry:

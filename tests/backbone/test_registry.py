@@ -140,6 +140,14 @@ class TestContract:
         await eventually(lambda: not ids(gateway))
         assert gateway.snapshot.models["m"].capabilities == (Capability.CHAT,)
 
+    async def test_an_offer_to_manage_models_goes_with_its_worker(self, cast, eventually):
+        gateway = await cast.gateway()
+        manages = ModelOffer(name="worker:w1", capabilities=(Capability.MODELS,))
+        await (await cast.worker()).announce(worker("w1", offer("llama3:8b"), manages))
+        await eventually(lambda: "w1" in ids(gateway) and gateway.snapshot.models)
+        assert manages in gateway.snapshot.workers["w1"].models
+        assert set(gateway.snapshot.models) == {"llama3:8b"}
+
     async def test_the_catalogue_joins_what_several_workers_say(self, cast, eventually):
         gateway, registry = await cast.gateway(), await cast.worker()
         kinds = [Capability.CHAT, Capability.EMBEDDINGS, Capability.RERANK, Capability.COMPLETIONS]

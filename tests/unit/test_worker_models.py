@@ -1,0 +1,83 @@
+"""A worker beside a server whose models come and go: what it offers, and how soon."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from backbone.bus.memory import MemoryBroker, MemoryWorkerBus
+from backbone.bus.memory_blobs import MemoryBlobs
+from backbone.registry.memory import MemoryHub, MemoryRegistry
+from schemas.jobs import Capability
+from schemas.presence import ModelOffer
+from tests.conftest import Eventually
+from workers.backends.base import Backend, BackendConfig, Discovery, Finish, Output, Task
+from workers.metrics import WorkerMetrics
+from workers.worker import Worker
+
+MANAGES = ModelOffer(name="worker:w", capabilities=(Capability.MODELS,))
+
+
+class Shelf(Backend):
+    """A server that holds what the test puts there."""
+
+    manages_models = True
+
+    def __init__(self) -> None:
+        super().__init__(BackendConfig())
+        self.models = ["old"]
+
+    async def discover(self) -> Discovery:
+        return Discovery(tuple(ModelOffer(name=name, capabilities=(Capability.CHAT,)) for name in self.models))
+
+    async def health(self) -> None:
+        pass
+
+    async def run(self, _: Task) -> AsyncIterator[Output]:
+        yield Finish()
+
+
+@pytest.fixture
+def hub() -> MemoryHub:
+    return MemoryHub()
+
+
+@pytest.fixture
+async def shelf(hub: MemoryHub) -> AsyncIterator[Shelf]:
+    """Beside a worker that looks once an hour unless it is told."""
+    shelf = Shelf()
+    worker = Worker(
+        worker_id="w", host="h", backend=shelf, blobs=MemoryBlobs(), registry=MemoryRegistry(hub), metrics=WorkerMetrics(),
+        ack_wait_s=15.0, health_interval_s=3600.0, drain_s=0.2,
+    )  # fmt: skip
+    life = asyncio.create_task(worker.run(MemoryWorkerBus(MemoryBroker(), worker.on_job)))
+    yield shelf
+    worker.drain()
+    await life
+
+
+def offered(hub: MemoryHub) -> list[str]:
+    return [model.name for worker in hub.workers.values() for model in worker.models]
+
+
+async def test_a_worker_that_manages_models_is_offered_as_such(
+    hub: MemoryHub, shelf: Shelf, eventually: Eventually
+) -> None:
+    """Also while its server has none."""
+    await eventually(lambda: offered(hub) == ["old", MANAGES.name])
+    shelf.models = []
+    shelf.changed()
+    await eventually(lambda: offered(hub) == [MANAGES.name])
+    assert hub.workers["w"].models == (MANAGES,)
+
+
+async def test_a_change_that_the_backend_knows_of_is_offered_at_once(
+    hub: MemoryHub, shelf: Shelf, eventually: Eventually
+) -> None:
+    """Not only at the next look."""
+    await eventually(lambda: "old" in offered(hub))
+    shelf.models = ["old", "new"]
+    shelf.changed()
+    await eventually(lambda: "new" in offered(hub))
