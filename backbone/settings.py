@@ -45,8 +45,8 @@ class GatewaySettings(CommonSettings):
     """Seconds that open requests get to finish on SIGTERM; what is left is answered with an error."""
     max_body_bytes: int = Field(default=32 * 1024 * 1024, gt=0)
     """Larger request bodies, uploads included, are 413."""
-    max_buffered_bytes: int = Field(default=64 * 1024 * 1024, gt=0)
-    """Memory that large JSON bodies share while they are read and checked; others wait for their turn."""
+    max_buffered_bytes: int = Field(default=128 * 1024 * 1024, gt=0)
+    """Memory that large JSON bodies share while they are read and checked, four times their size each; others wait."""
     fetch_media: bool = False
     """Fetch the http(s) URLs of images in chat messages, from public addresses alone. Off: they are refused."""
     fetch_max_bytes: int = Field(default=20 * 1024 * 1024, gt=0)
@@ -69,7 +69,7 @@ class GatewaySettings(CommonSettings):
     """Where callers reach the gateway, `https://nexus.example`, for results fetched by URL; empty: as each request says."""
     result_url_ttl_s: float = Field(default=3600.0, ge=1)
     """How long a result that was asked for by URL can be fetched."""
-    max_blob_bytes: int = Field(default=8 * 1024**3, ge=1024 * 1024)
+    max_blob_bytes: int = Field(default=4 * 1024**3, ge=1024 * 1024)
     """Bytes of uploads and large results on NATS's disk; keep it below what the disk has free."""
     queue_comment_after_s: float = Field(default=10.0, gt=0)
     """A stream still queued after this gets `: queued position=N` comments."""

@@ -21,6 +21,8 @@ from schemas.jobs import Capability, Upload
 
 LARGE = 1024 * 1024
 """Bytes above which a JSON body waits for its share of the memory."""
+WEIGHT = 4
+"""Times its size that a JSON body takes while it is read and checked."""
 
 
 @dataclass(slots=True)
@@ -64,7 +66,7 @@ class Reader:
         size = _content_length(headers, self.max_bytes)
         if here or size <= LARGE:
             return await self._json(endpoint, headers, receive, here=here)
-        async with self.budget.share(size):
+        async with self.budget.share(WEIGHT * size):
             return await self._json(endpoint, headers, receive, here=False)
 
     async def _json(self, endpoint: Endpoint, headers: Headers, receive: Receive, *, here: bool) -> Received:
