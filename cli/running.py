@@ -19,6 +19,8 @@ from cli.screen import Screen
 from cli.stack import Stack, StackFailed, StackOptions
 
 QUESTION = "What is gravity?"
+SENTENCE = "The quick brown fox jumps over the lazy dog."
+SOUND = "hello.wav"
 
 
 async def run_stack(chosen: StackOptions, data: DataDir, screen: Screen) -> int:
@@ -107,16 +109,30 @@ def welcome(chosen: StackOptions, data: DataDir, workers: list[dict[str, Any]], 
 
 
 def _try_it(chosen: StackOptions, models: list[dict[str, Any]]) -> list[str]:
-    """A request that will be answered: a chat with a model that can, else the list of models."""
+    """A request for each thing that can be done here; without any, the list of models."""
+    first = {what: model["name"] for model in reversed(models) for what in model["capabilities"]}
     bearer = shlex.quote(f"Authorization: Bearer {chosen.key}")
-    chatty = [model["name"] for model in models if "chat" in model["capabilities"]]
-    if not chatty:
-        return ["Try it:", f"curl {chosen.url}/v1/models -H {bearer}"]
-    body = {"model": chatty[0], "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 50}
-    url = f"{chosen.url}/v1/chat/completions"
+    lines = []
+    if "chat" in first:
+        body = {"model": first["chat"], "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 50}
+        lines.append(f"{_curl(chosen, 'chat/completions', bearer)} {_json(body)}")
+    if "speech" in first:
+        body = {"model": first["speech"], "voice": "alloy", "input": SENTENCE, "response_format": "wav"}
+        lines.append(f"{_curl(chosen, 'audio/speech', bearer)} {_json(body)} -o {SOUND}")
+    if "transcriptions" in first:
+        form = f"-F {shlex.quote('model=' + first['transcriptions'])} -F file=@{SOUND}"
+        lines.append(f"{_curl(chosen, 'audio/transcriptions', bearer)} {form}")
+    if "embeddings" in first:
+        body = {"model": first["embeddings"], "input": SENTENCE}
+        lines.append(f"{_curl(chosen, 'embeddings', bearer)} {_json(body)}")
+    lines = lines or [_curl(chosen, "models", bearer)]
+    return ["Try it:", *(line for one in lines for line in ("", one))]
+
+
+def _curl(chosen: StackOptions, path: str, bearer: str) -> str:
+    return f"curl {chosen.url}/v1/{path} -H {bearer}"
+
+
+def _json(body: dict[str, Any]) -> str:
     said = shlex.quote(json.dumps(body, ensure_ascii=False))
-    return [
-        "Try it:",
-        "",
-        f"curl {url} -H {bearer} -H 'Content-Type: application/json' -d {said}",
-    ]
+    return f"-H 'Content-Type: application/json' -d {said}"

