@@ -9,25 +9,30 @@ from pydantic import BaseModel, ConfigDict, Field
 from schemas.openai.chat import Tier
 
 
-class ImageGenerationRequest(BaseModel):
-    """A picture to be made from a text."""
+class ImageRequestBase(BaseModel):
+    """What both have in common."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
-    """None: the default for images."""
+    model: Annotated[str, Field(min_length=1, max_length=256)]
     prompt: Annotated[str, Field(min_length=1, max_length=32_000)]
     n: Annotated[int, Field(ge=1, le=10)] | None = None
-    size: str | None = None
+    size: Annotated[str, Field(pattern=r"^(auto|[1-9]\d*x[1-9]\d*)$")] | None = None
+    """`auto` or `WIDTHxHEIGHT`."""
     response_format: Literal["b64_json", "url"] | None = None
+    output_format: Literal["png", "jpeg", "webp"] | None = None
     stream: bool | None = None
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
-    output_format: Literal["png", "jpeg", "webp"] | None = None
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=-1, lt=2**64)] | None = None
+    """Ours, as are `negative_prompt`, `steps` and `guidance`. -1: any."""
     service_tier: Tier | None = None
 
 
-class ImageEditRequest(ImageGenerationRequest):
-    """A picture to be changed; the fields of a form, whose values are strings."""
+class ImageGenerationRequest(ImageRequestBase):
+    """Pictures from a text."""
 
-    model_config = ConfigDict(extra="allow", strict=False)
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class ImageEditRequest(ImageRequestBase):
+    """Pictures from a picture: the fields of a form, where numbers and booleans are text. Its files travel beside it."""
+
+    model_config = ConfigDict(extra="allow")

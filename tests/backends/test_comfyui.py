@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 from collections.abc import AsyncIterator, Callable
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from schemas.events import Progress
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, eventually, outputs_of
 from tests.backends.double_comfyui import ComfyDouble, png
+from tests.backends.image_tasks import answer_of, events_of, file_of, image_of, image_task
 from workers.backends.base import (
     BackendConfig,
     BackendError,
     BackendRefused,
     Chunk,
-    File,
     Finish,
     ModelNotServed,
     Task,
@@ -33,25 +30,8 @@ from workers.backends.comfyui import ComfyUIBackend
 CHECKPOINT = "sd15.safetensors"
 
 
-def task(model: str = CHECKPOINT, *, files: tuple[File, ...] = (), stream: bool = False, **fields: Any) -> Task:
-    path = "/v1/images/edits" if files else "/v1/images/generations"
-    body = {"model": model, "prompt": "a cat", **fields}
-    return Task("job_1", "req_1", Capability.IMAGES, path, model, model, stream, json.dumps(body).encode(), files)
-
-
-def file_of(field: str, data: bytes) -> File:
-    async def pieces() -> AsyncIterator[bytes]:
-        yield data
-
-    return File(field, f"{field}.png", "image/png", len(data), pieces)
-
-
-def answer_of(chunks: list[Chunk]) -> dict[str, Any]:
-    return json.loads(b"".join(chunk.data for chunk in chunks))
-
-
-def size_of(picture: dict[str, Any]) -> tuple[int, int]:
-    return Image.open(BytesIO(base64.b64decode(picture["b64_json"]))).size
+def task(model: str = CHECKPOINT, **fields: Any) -> Task:
+    return image_task(model, **fields)
 
 
 def workflow(**titles: str) -> dict[str, Any]:
@@ -121,7 +101,7 @@ class TestContract(AdapterContract):
 
         def check(chunks: list[Chunk], finish: Finish) -> None:
             answer = answer_of(chunks)
-            assert [size_of(picture) for picture in answer["data"]] == [(64, 48)]
+            assert [image_of(picture).size for picture in answer["data"]] == [(64, 48)]
             assert (answer["size"], answer["output_format"]) == ("64x48", "png")
             assert finish.content_type == "application/json"
 
@@ -161,7 +141,7 @@ async def test_an_operators_workflow_is_understood_by_its_links(
     assert [model.name for model in (await backend.discover()).models] == ["mine"]
     chunks, _, _ = await outputs_of(backend, task("mine", size="96x32", seed=5, n=2, negative_prompt="dogs"))
     answer = answer_of(chunks)
-    assert [size_of(picture) for picture in answer["data"]] == [(96, 32)] * 2
+    assert [image_of(picture).size for picture in answer["data"]] == [(96, 32)] * 2
     assert answer["data"][0]["seed"] == 5
     graph = double.submitted[-1]
     assert (graph["6"]["inputs"]["text"], graph["7"]["inputs"]["text"]) == ("a cat", "dogs")
@@ -321,10 +301,9 @@ async def test_it_says_how_far_it_is_and_shows_it(double: ComfyDouble, backend: 
 async def test_a_stream_shows_as_many_previews_as_are_wanted(double: ComfyDouble, backend: ComfyUIBackend) -> None:
     double.behave(step_s=0.01)
     chunks, _, finish = await outputs_of(backend, task(size="16x16", steps=9, stream=True, partial_images=2))
-    frames = b"".join(chunk.data for chunk in chunks).decode().split("\n\n")[:-1]
-    names = [frame.split("\n")[0] for frame in frames]
-    assert names == ["event: image_generation.partial_image"] * 2 + ["event: image_generation.completed"]
-    assert [json.loads(frame.split("data: ")[1])["size"] for frame in frames] == ["8x8", "8x8", "16x16"]
+    events = events_of(chunks)
+    assert [name for name, _ in events] == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]
+    assert [data["size"] for _, data in events] == ["8x8", "8x8", "16x16"]
     assert finish.content_type == "text/event-stream"
     assert double.extras[-1]["preview_method"] == "auto"
 

@@ -1,0 +1,355 @@
+"""AUTOMATIC1111's API: stable-diffusion-webui (with `--api`), Forge, and stable-diffusion.cpp's server.
+
+A checkpoint is a model. Several pictures are several calls, one after the other: that works on all these servers, each picture is
+there as soon as it is made, and its seed is known. While a call runs, `progress` is asked for how far it is, where there is such a
+thing; a call that is given up is interrupted, and waited for: these servers do not notice that a caller has gone.
+
+Options: `steps` and `size`, which are taken where a caller says nothing. The key may be `USER:PASSWORD` (`--api-auth`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import random
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, suppress
+from typing import Any
+
+import orjson
+
+from schemas.events import Progress
+from schemas.jobs import Capability
+from schemas.presence import ModelOffer
+from workers.backends.base import (
+    Backend,
+    BackendConfig,
+    BackendError,
+    BackendRefused,
+    BackendUnavailable,
+    Discovery,
+    ModelNotServed,
+    Output,
+    Task,
+)
+from workers.backends.images import (
+    ImageRequest,
+    Picture,
+    answer,
+    authorization,
+    content_type_of,
+    edit_area,
+    preview_of,
+    size_of,
+)
+from workers.backends.refusals import refusal
+from workers.backends.wire import HttpClient
+
+JSON = dict[str, Any]
+
+API = "/sdapi/v1"
+OPTIONS = frozenset({"steps", "size"})
+SIZE = re.compile(r"([1-9]\d*)x([1-9]\d*)")
+FRESH_SEEDS = 2**32
+"""As many as these servers choose from."""
+MAX_SEED = 2**63 - 1
+CAN = ("negative_prompt", "size", "seed", "steps", "guidance", "strength", "edit", "mask")
+POLL_S = 0.5
+"""Between two looks at how far a call is."""
+INTERRUPT_S = 0.25
+"""Between two interrupts: one that comes before the work begins is forgotten."""
+BODY_LIMIT = 256 * 1024 * 1024
+OUT_OF_MEMORY = re.compile(r"out ?of ?memory", re.IGNORECASE)
+BAD_IMAGE = re.compile(r"invalid encoded image|invalid image url|cannot identify image", re.IGNORECASE)
+
+
+class SDWebUIBackend(Backend):
+    """See the module's docstring."""
+
+    name = "sdwebui"
+    default_slots = 1
+
+    def __init__(self, config: BackendConfig) -> None:
+        """Raises ValueError when the URL or an option makes no sense."""
+        super().__init__(config)
+        unknown = config.options.keys() - OPTIONS
+        if unknown:
+            raise ValueError(f"the sdwebui adapter has no option {', '.join(sorted(unknown))}")
+        self._defaults = _defaults(config.options)
+        self._client = HttpClient(config.url, headers=authorization(config.api_key))
+        self._titles: dict[str, str] | None = None
+        """What the server calls each model; None before the first `discover`."""
+        self._loaded = ""
+        self._tells_progress = True
+        self._turn = asyncio.Lock()
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def discover(self) -> Discovery:
+        """Every checkpoint, or those of `config.models`."""
+        listed = await self._ask("/sd-models")
+        if not isinstance(listed, list):
+            raise BackendError("this is no stable-diffusion-webui: its list of models is none")
+        titles = {str(model.get("model_name") or model["title"]): str(model["title"]) for model in listed}
+        missing = [name for name in self.config.models if name not in titles]
+        if missing:
+            raise BackendError(f"the backend lacks {', '.join(missing)}; it has {', '.join(titles) or 'no models'}")
+        self._loaded = await self._loaded_title()
+        self._titles = {name: titles[name] for name in self.config.models or titles}
+        offers = (
+            ModelOffer(name=name, capabilities=(Capability.IMAGES,), loaded=self._holds(title))
+            for name, title in self._titles.items()
+        )
+        return Discovery(tuple(offers), slots=1)
+
+    async def health(self) -> None:
+        """`GET /sdapi/v1/sd-models`, which all these servers have."""
+        try:
+            await self._ask("/sd-models")
+        except BackendError as error:
+            raise BackendUnavailable(str(error)) from error
+
+    async def run(self, task: Task) -> AsyncIterator[Output]:
+        """Pictures from text, or from a picture."""
+        if self._titles is None:
+            await self.discover()
+        title = (self._titles or {}).get(task.model)
+        if title is None:
+            raise ModelNotServed(f"the backend does not have the model {task.model!r}", param="model")
+        request = ImageRequest.of(task)
+        request.allow(*CAN)
+        if request.seed is not None and request.seed + request.n > MAX_SEED:
+            raise BackendRefused(f"these servers take seeds up to {MAX_SEED}", param="seed")
+        async with aclosing(answer(task, request, self._pictures(task, request, title))) as outputs:
+            async for output in outputs:
+                yield output
+
+    async def _pictures(self, task: Task, request: ImageRequest, title: str) -> AsyncGenerator[Progress | Picture]:
+        body = await self._body(request, title)
+        path = "/img2img" if request.edit else "/txt2img"
+        first = random.randrange(FRESH_SEEDS) if request.seed is None else request.seed
+        if self._turn.locked():
+            yield Progress(phase="queued")
+        for number in range(request.n):
+            call = {"seed": first + number, "force_task_id": f"task({task.job}-{number})"}
+            async with self._turn, aclosing(self._call(path, body | call, request, number)) as items:
+                async for item in items:
+                    yield item
+
+    async def _body(self, request: ImageRequest, title: str) -> JSON:
+        """What all of a request's calls have in common."""
+        body: JSON = {
+            **self._defaults,
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt,
+            "steps": request.steps or self._defaults.get("steps"),
+            "cfg_scale": request.guidance,
+            "batch_size": 1,
+            "override_settings": {"sd_model_checkpoint": title},
+            "override_settings_restore_afterwards": False,  # or each request would load two models
+        }
+        if request.width is not None:
+            body |= {"width": request.width, "height": request.height}
+        if request.edit:
+            body |= await _edit(request)
+        return {name: value for name, value in body.items() if value is not None}
+
+    async def _call(
+        self, path: str, body: JSON, request: ImageRequest, number: int
+    ) -> AsyncGenerator[Progress | Picture]:
+        """One picture, and meanwhile how far it is. Closed before that, the server is stopped."""
+        call = asyncio.ensure_future(self._post(path, body))
+        try:
+            while not call.done():
+                await asyncio.wait({call}, timeout=POLL_S)
+                if not call.done():
+                    async for item in self._news(body, request, number):
+                        yield item
+            result = call.result()
+        finally:
+            await self._stop(call, body["force_task_id"])
+        self._loaded = body["override_settings"]["sd_model_checkpoint"]
+        yield _picture(result, body["seed"], number)
+
+    async def _news(self, body: JSON, request: ImageRequest, number: int) -> AsyncIterator[Progress | Picture]:
+        """How far the call is. One that waits for another's, or for its model, says so."""
+        said = await self._progress()
+        state = said.get("state") or {}
+        current = said.get("current_task")
+        if current and current != body["force_task_id"]:
+            yield Progress(phase="queued")
+            return
+        step, steps = int(state.get("sampling_step") or 0), int(state.get("sampling_steps") or 0)
+        title = body["override_settings"]["sd_model_checkpoint"]
+        if not step or not steps or state.get("job_count") == 0:  # without a job the steps are those of the last one
+            yield Progress(phase="load" if self._holds(title) is False else "run")
+            return
+        self._loaded = title
+        fraction = min(1.0, (number + float(said.get("progress") or 0)) / request.n)
+        preview = _decoded(said.get("current_image"))
+        shown = await preview_of(preview, content_type_of(preview)) if preview else None
+        yield Progress(fraction=fraction, step=step, steps=steps, preview=shown)
+        if preview:
+            yield Picture(preview, final=False, index=number)
+
+    async def _progress(self) -> JSON:
+        """What the server says of its work; nothing, where it says nothing."""
+        if not self._tells_progress:
+            return {}
+        try:
+            said = await self._ask("/progress")
+        except BackendRefused:  # stable-diffusion.cpp has none
+            self._tells_progress = False
+            return {}
+        except BackendError:  # the call itself will tell what is wrong
+            return {}
+        return said if isinstance(said, dict) else {}
+
+    async def _stop(self, call: asyncio.Future[JSON], task_id: str) -> None:
+        """Interrupt a call, and return when it has ended. What another caller runs meanwhile is left alone."""
+        status = 0
+        while not call.done() and status != 404:
+            with suppress(BackendError):
+                if (await self._progress()).get("current_task") in (None, task_id):
+                    status, _ = await self._exchange("POST", f"{API}/interrupt", b"{}")
+            await asyncio.wait({call}, timeout=INTERRUPT_S)
+        await asyncio.wait({call})  # stable-diffusion.cpp cannot be interrupted
+        if not call.cancelled():
+            call.exception()  # seen
+
+    async def _loaded_title(self) -> str:
+        try:
+            options = await self._ask("/options")
+        except BackendRefused:
+            return ""
+        return str(options.get("sd_model_checkpoint") or "") if isinstance(options, dict) else ""
+
+    def _holds(self, title: str) -> bool | None:
+        """Whether the server has a model in memory; None where it does not say. It may leave out the hash that titles end in."""
+        return self._loaded in (title, title.partition(" [")[0]) if self._loaded else None
+
+    # HTTP
+
+    async def _ask(self, path: str) -> Any:
+        try:
+            status, body = await self._exchange("GET", API + path)
+        except BackendError as error:
+            raise (BackendUnavailable(str(error)) if error.transient else error) from error
+        if status == 404:
+            raise BackendRefused(f"the backend has no {API}{path}; stable-diffusion-webui needs --api")
+        if status != 200:
+            raise refusal(status, {}, body)
+        return _loads(body)
+
+    async def _post(self, path: str, body: JSON) -> JSON:
+        status, answer = await self._exchange("POST", API + path, orjson.dumps(body))
+        if status != 200:
+            raise _failure(status, answer)
+        value = _loads(answer)
+        if not isinstance(value, dict):
+            raise BackendError("the backend's answer holds no pictures")
+        return value
+
+    async def _exchange(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+        response = await self._client.request(method, path, body)
+        try:
+            return response.status, await response.read_all(BODY_LIMIT)
+        finally:
+            response.close()
+
+
+def _defaults(options: dict[str, str]) -> JSON:
+    defaults: JSON = {}
+    if "steps" in options:
+        defaults["steps"] = int(options["steps"])
+    if "size" in options:
+        match = SIZE.fullmatch(options["size"])
+        if match is None:
+            raise ValueError("the option size looks like 1024x1024")
+        defaults |= {"width": int(match[1]), "height": int(match[2])}
+    return defaults
+
+
+async def _edit(request: ImageRequest) -> JSON:
+    """A picture to begin with. Its own size counts where the caller gives none: these servers would take 512x512."""
+    if not request.images:
+        raise BackendRefused("an edit needs a file called image", param="image")
+    image = await request.images[0].read()
+    size = await size_of(image)
+    if size is None:
+        raise BackendRefused("image is not a picture that can be read", param="image")
+    width, height = (request.width, request.height) if request.width else (_of_eight(size[0]), _of_eight(size[1]))
+    body: JSON = {
+        "init_images": [base64.b64encode(image).decode()],
+        "width": width,
+        "height": height,
+        "denoising_strength": request.strength,
+    }
+    if request.mask is not None:
+        mask = await edit_area(await request.mask.read())
+        # 1: what is painted over begins as what was there.
+        body |= {"mask": base64.b64encode(mask).decode(), "inpainting_fill": 1, "inpainting_mask_invert": 0}
+        body["denoising_strength"] = 1.0 if request.strength is None else request.strength
+    return body
+
+
+def _of_eight(side: int) -> int:
+    return max(8, side // 8 * 8)
+
+
+def _picture(result: JSON, seed: int, number: int) -> Picture:
+    """The first picture that is none of a grid; extensions add others behind it."""
+    images = result.get("images")
+    info = result.get("info")
+    with suppress(orjson.JSONDecodeError):
+        info = orjson.loads(info) if isinstance(info, str) else info
+    info = info if isinstance(info, dict) else {}
+    first = info.get("index_of_first_image")
+    at = first if isinstance(first, int) else 0
+    data = _decoded(images[at]) if isinstance(images, list) and len(images) > at else b""
+    if not data:
+        raise BackendError("the backend ended without a picture")
+    seeds = info.get("all_seeds")
+    made_with = seeds[0] if isinstance(seeds, list) and seeds and isinstance(seeds[0], int) else seed
+    return Picture(data, seed=made_with, index=number)
+
+
+def _decoded(text: Any) -> bytes:
+    if not isinstance(text, str):
+        return b""
+    try:
+        return base64.b64decode(text.rpartition(",")[2])  # some put a data URL's beginning before it
+    except ValueError as error:
+        raise BackendError("the backend's picture is not base64") from error
+
+
+def _loads(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BackendError("the backend answered something that is not JSON") from error
+
+
+def _failure(status: int, body: bytes) -> BackendError:
+    """Errors of these servers: FastAPI's `detail`, or `{"error": class, "detail", "errors": text}` with status 500."""
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        value = None
+    value = value if isinstance(value, dict) else {}
+    detail = value.get("detail")
+    kind = str(value.get("error") or "")
+    text = next((str(said) for said in (detail, value.get("errors"), value.get("message"), kind) if said), "")
+    if OUT_OF_MEMORY.search(f"{kind} {text}"):
+        return BackendError("the backend ran out of memory", code="backend_out_of_memory", transient=True)
+    if BAD_IMAGE.search(text):
+        return BackendRefused(f"the backend cannot read the picture: {text}", param="image")
+    if status == 500:
+        return BackendError(
+            f"the backend failed: {kind}: {text}" if kind and kind != text else f"the backend failed: {text}"
+        )
+    if status == 404 and text and text != "Not Found":
+        return BackendRefused(text)
+    return refusal(status, {}, body)
