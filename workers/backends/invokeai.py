@@ -15,7 +15,6 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from typing import cast
 
 from schemas.events import Progress
 from schemas.jobs import Capability
@@ -99,8 +98,7 @@ class InvokeAIBackend(Backend):
         model = await self._model(task.model)
         request = ImageRequest.of(task)
         _check(request, model)
-        made = cast("AsyncGenerator[Output]", answer(task, request, self._pictures(request, model)))
-        async with aclosing(made) as outputs:
+        async with aclosing(answer(task, request, self._pictures(request, model))) as outputs:
             async for output in outputs:
                 yield output
 
