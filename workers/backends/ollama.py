@@ -2,8 +2,8 @@
 
 Loading a model is a phase of its own: when `/api/ps` does not hold the model, it is loaded first, and the worker's
 limit for loading applies until that is done. Text completions go through the model's template, as in Ollama's own
-`/v1/completions`; `raw: true` keeps it away. Ollama does not say how many requests it runs at once
-(`OLLAMA_NUM_PARALLEL`); `default_slots` is what it chooses where there is memory enough.
+`/v1/completions`; `raw: true` keeps it away. Ollama does not say how many requests it runs at once: give the worker
+`OLLAMA_NUM_PARALLEL` slots, times the models that fit in memory. With more, requests wait in Ollama instead of the queue.
 
 Options: `keep_alive`, how long a model stays loaded after a request that does not say (`10m`, `-1`; default: the server's).
 """
@@ -96,7 +96,7 @@ class OllamaBackend(Backend):
             details = await self._shown(listed[name]) if name in listed else None
             if details is not None:
                 models[name] = model_of(listed[name], details)
-        digests = {entry.get("digest") for entry in listed.values()}
+        digests = {_digest(entry) for entry in listed.values()}
         self._details = {digest: details for digest, details in self._details.items() if digest in digests}
         self._models = models
         offers = [model.offer(names[name], name in loaded) for name, model in models.items() if model.capabilities]
@@ -111,7 +111,7 @@ class OllamaBackend(Backend):
 
     async def _shown(self, entry: JSON) -> Details | None:
         """The model's details; None when the server cannot show it: deleted meanwhile, or broken."""
-        digest = str(entry.get("digest") or listed_name(entry))
+        digest = _digest(entry)
         if digest not in self._details:
             try:
                 shown = await self._client.post("/api/show", {"model": listed_name(entry)})
@@ -273,6 +273,10 @@ class OllamaBackend(Backend):
             self.changed()
         for output in job.end():
             yield output
+
+
+def _digest(entry: JSON) -> str:
+    return str(entry.get("digest") or listed_name(entry))
 
 
 def _vectors(answer: JSON, request: JSON) -> list[list[float]]:

@@ -12,7 +12,7 @@ from workers.backends.ollama_catalogue import VISION, Details
 
 JSON = dict[str, Any]
 
-OPTIONS = ("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty")
+OPTIONS = ("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty", "repeat_penalty")
 """Called the same on both sides."""
 OWN = ("keep_alive", "think", "truncate", "shift")
 """Ollama's own fields, which callers may use."""
