@@ -2,10 +2,11 @@
 
 ```
 .nexus/
-  lock         held (flock) for as long as a stack runs here; says its pid and URL
-  state.json   0600: pid, URL, key and ports of the running stack; removed at its end
-  key          0600: the bootstrap key, made once and kept
-  logs/        one file per part
+  lock           held (flock) for as long as a stack runs here; says its pid and URL
+  state.json     0600: pid, URL, key and ports of the running stack; removed at its end
+  key            0600: the bootstrap key, made once and kept
+  operator.json  aliases and service records, kept from one start to the next
+  logs/          one file per part
   nats/ etcd/ redis/
 ```
 """
@@ -58,6 +59,7 @@ class DataDir:
         self.lock_file = self.root / "lock"
         self.state_file = self.root / "state.json"
         self.key_file = self.root / "key"
+        self.operator_file = self.root / "operator.json"
         self.logs = self.root / "logs"
 
     def prepare(self) -> None:
@@ -149,6 +151,26 @@ class DataDir:
         _write_private(self.key_file, made + "\n")
         return made
 
+    def operator_data(self) -> dict[str, dict[str, Any]]:
+        """Aliases and service records by kind and name. Raises ConsoleError when they are there but cannot be read."""
+        try:
+            read = _read_json(self.operator_file)
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError) as error:
+            raise ConsoleError(self._unreadable(error)) from error
+        for kind, values in read.items():
+            if not isinstance(values, dict):
+                raise ConsoleError(self._unreadable(f"{kind} is not an object"))
+        return read
+
+    def _unreadable(self, why: object) -> str:
+        return f"cannot read aliases and services from {self.operator_file} ({why}); mend it, or move it away"
+
+    def keep_operator_data(self, data: dict[str, dict[str, Any]]) -> None:
+        """Replace the file; after a crash it is the old one or the new one. Raises OSError."""
+        _write_private(self.operator_file, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+
 
 def _read_json(path: Path) -> dict[str, Any]:
     """An object from a file. Raises OSError or ValueError."""
@@ -171,13 +193,20 @@ def _lock(fd: int) -> bool:
 
 
 def _write_private(path: Path, text: str) -> None:
-    """Replace `path` by a file that only its owner can read."""
+    """Replace `path`, whole or not at all, by a file that only its owner can read."""
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     with suppress(FileNotFoundError):
         fresh.unlink()
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     fresh.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def data_dir_from(option: Path | None) -> DataDir:

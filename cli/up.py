@@ -58,6 +58,7 @@ def up(
         gateways=gateways,
         local_models=local_models,
         discover=discover,
+        etcd_prefix=settings.etcd_prefix,
     )
     with data.locked(chosen.url):
         check_ports(

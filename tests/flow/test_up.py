@@ -394,14 +394,19 @@ async def test_killed_parts_are_brought_back(up: Up):
     assert await up.ended() == 0
 
 
-async def test_key_and_queue_survive_a_restart(tmp_path: Path):
-    """The same key at the second start, unless another one is given."""
+async def test_key_and_aliases_survive_a_restart(tmp_path: Path):
+    """The same key at the second start, unless another one is given; and what operators have entered."""
     keys = []
     for given in ({}, {}, {"GATEWAY_BEARER_TOKEN": "my-own-key"}):
         async with Up(tmp_path / "nexus", "--no-local-models", **given) as up:
             await up.is_up()
             keys.append(up.state()["key"])
-            assert await up.chat("hello") == "hello"
+            if len(keys) == 1:
+                assert (await up.command("aliases", "set", "default-chat", "echo"))[0] == 0
+                assert (await up.command("services", "add", "team/tts", "http://127.0.0.1:1"))[0] == 0
+            assert await up.chat("hello", model="default-chat") == "hello"
+            services = json.loads((await up.command("services", "--json"))[1])["data"]
+            assert [service["id"] for service in services] == ["team/tts"]
             up.process.send_signal(signal.SIGTERM)
             assert await up.ended() == 0
     assert keys[0] == keys[1]

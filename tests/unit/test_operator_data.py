@@ -1,0 +1,184 @@
+"""Aliases and services of `nexus up`: in the file and in etcd, whatever happens to either."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import stat
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backbone.registry.etcd import EtcdRegistry
+from backbone.registry.link import EtcdLink
+from cli.datadir import DataDir
+from cli.embedded.servers import EtcdServer
+from cli.errors import ConsoleError
+from cli.operator_data import OperatorData
+from schemas.errors import Unavailable
+from schemas.presence import Alias, ServiceRecord
+
+KEPT = {
+    "aliases": {"default-chat": {"targets": ["a", "größe"]}, "team/x": "a"},
+    "services": {"tts": {"base_url": "http://tts:1", "zone": 4}},
+}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataDir:
+    data = DataDir(tmp_path / "nexus")
+    data.prepare()
+    return data
+
+
+class Stack:
+    """The part of `nexus up` that is looked at here, and a registry that sees what a gateway would."""
+
+    def __init__(self, data: DataDir, etcd: EtcdServer) -> None:
+        self.data, self.etcd = data, etcd
+        self.said: list[str] = []
+        self.gateway = EtcdRegistry(etcd.url)
+        self.link = EtcdLink(etcd.url, probe_key="probe")
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[OperatorData]:
+        operator_data = OperatorData(self.data, "/nexus/", self.said.append)
+        await operator_data.start(self.etcd.url)
+        await self.gateway.start()
+        await self.link.open()
+        try:
+            yield operator_data
+        finally:
+            await self.gateway.close()
+            await self.link.close()
+            await operator_data.stop()
+
+    @property
+    def file(self) -> dict[str, Any]:
+        return json.loads(self.data.operator_file.read_text()) if self.data.operator_file.exists() else {}
+
+    async def holds(self, key: str) -> bool:
+        try:
+            return await self.link.get(key) is not None
+        except Unavailable:
+            return False
+
+    def aliases(self) -> dict[str, tuple[str, ...]]:
+        snapshot = self.gateway.snapshot
+        return {name: alias.targets for name, alias in snapshot.aliases.items()} if snapshot else {}
+
+
+@pytest.fixture
+def stack(data: DataDir, own_etcd: EtcdServer) -> Stack:
+    return Stack(data, own_etcd)
+
+
+async def test_an_empty_etcd_is_filled_before_start_returns(stack: Stack) -> None:
+    """So that the gateway's first snapshot has all of it."""
+    stack.data.keep_operator_data(KEPT)
+    async with stack.running():
+        assert stack.aliases() == {"default-chat": ("a", "größe"), "team/x": ("a",)}
+        assert stack.gateway.snapshot is not None
+        assert stack.gateway.snapshot.services["tts"].model_extra == {"zone": 4}
+    assert stack.file == KEPT
+
+
+async def test_changes_are_kept_whoever_makes_them(stack: Stack, eventually: Callable[..., Any]) -> None:
+    """A gateway or etcdctl, setting, changing or removing; the file is readable, and nobody else's to read."""
+    async with stack.running():
+        await stack.gateway.put_alias(Alias(name="x", targets=("a",)))
+        await stack.gateway.put_service(ServiceRecord(name="tts", base_url="http://tts:1"))
+        await stack.link.put("/nexus/aliases/team/y", b'"b"')
+        await eventually(lambda: set(stack.file.get("aliases", ())) == {"x", "team/y"} and stack.file["services"])
+        assert stack.file["aliases"]["team/y"] == "b"
+        await stack.link.put("/nexus/aliases/team/y", b'["c"]')
+        await stack.gateway.remove_alias("x")
+        await eventually(lambda: stack.file["aliases"] == {"team/y": ["c"]})
+        await stack.link.put("/nexus/models/m", b"{}")
+        await stack.link.put("/nexus/aliases/team/y", b"garbage")
+        await eventually(lambda: stack.file["aliases"] == {})
+    assert stack.file["services"]["tts"]["base_url"] == "http://tts:1"
+    assert stat.S_IMODE(stack.data.operator_file.stat().st_mode) == 0o600
+    assert stack.said == []
+
+
+async def test_a_change_right_before_the_end_is_kept(stack: Stack, eventually: Callable[..., Any]) -> None:
+    """`stop` writes what was not yet written."""
+    async with stack.running() as operator_data:
+        await stack.gateway.put_alias(Alias(name="x", targets=("a",)))
+        await eventually(lambda: operator_data._kept)
+    assert set(stack.file["aliases"]) == {"x"}
+
+
+@pytest.mark.parametrize("left", ["kept", "wiped"])
+async def test_etcd_killed_and_started_again(stack: Stack, eventually: Callable[..., Any], left: str) -> None:
+    """What it has lost it gets back, and following goes on."""
+    stack.data.keep_operator_data(KEPT)
+    async with stack.running():
+        await stack.gateway.put_alias(Alias(name="x", targets=("a",)))
+        await eventually(lambda: "x" in stack.file["aliases"])
+        stack.etcd.kill()
+        await (stack.etcd.restart() if left == "kept" else stack.etcd.start())
+        for name in ("default-chat", "team/x", "x"):
+            await eventually(lambda name=name: stack.holds(f"/nexus/aliases/{name}"))
+        await stack.gateway.remove_alias("team/x")
+        await eventually(lambda: set(stack.file["aliases"]) == {"default-chat", "x"})
+
+
+async def test_an_etcd_that_kept_its_data_has_the_last_word(stack: Stack, eventually: Callable[..., Any]) -> None:
+    """What was removed behind our back does not come again."""
+    stack.data.keep_operator_data(KEPT)
+    async with stack.running() as operator_data:
+        assert operator_data._task is not None
+        operator_data._task.cancel()
+        await asyncio.gather(operator_data._task, return_exceptions=True)
+        await stack.gateway.remove_alias("default-chat")
+        await stack.gateway.put_alias(Alias(name="x", targets=("a",)))
+        await operator_data.start(stack.etcd.url)
+        await eventually(lambda: set(stack.file["aliases"]) == {"team/x", "x"})
+        assert set(stack.aliases()) == {"team/x", "x"}
+
+
+async def test_an_etcd_that_is_away_holds_nothing_up(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is said; what is kept stays kept."""
+    monkeypatch.setattr("cli.operator_data.SEED_S", 0.3)
+    stack.data.keep_operator_data(KEPT)
+    stack.etcd.kill()
+    operator_data = OperatorData(stack.data, "/nexus/", stack.said.append)
+    await operator_data.start(stack.etcd.url)
+    await operator_data.stop()
+    assert len(stack.said) == 1
+    assert stack.file == KEPT
+
+
+async def test_a_file_that_cannot_be_written_is_said_and_tried_again(
+    stack: Stack, eventually: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a full disk."""
+    monkeypatch.setattr("cli.operator_data.SAVE_AGAIN_S", 0.05)
+    write, full = stack.data.keep_operator_data, [True]
+
+    def keep(data: dict[str, dict[str, Any]]) -> None:
+        if full:
+            raise OSError(28, "No space left on device")
+        write(data)
+
+    monkeypatch.setattr(stack.data, "keep_operator_data", keep)
+    async with stack.running():
+        await stack.gateway.put_alias(Alias(name="x", targets=("a",)))
+        await eventually(lambda: stack.said)
+        assert "No space left on device" in stack.said[0]
+        full.clear()
+        await eventually(lambda: "x" in stack.file.get("aliases", ()))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"aliases": []}', '{"aliases": "x"}'])
+def test_a_file_that_cannot_be_read_is_not_overwritten(data: DataDir, content: str) -> None:
+    """Somebody edited it: it is said before anything starts."""
+    data.operator_file.write_text(content)
+    with pytest.raises(ConsoleError, match="mend it"):
+        OperatorData(data, "/nexus/", print)
+    assert data.operator_file.read_text() == content
