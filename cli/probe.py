@@ -1,12 +1,23 @@
 """Which inference servers already run on this machine, at their usual ports.
 
-A server counts when `GET /v1/models` answers OpenAI's list within a second, without a key, and it is not a Nexus.
+A server counts when it answers within a second, without a key, what only its kind answers:
+
+| kind | answers |
+|---|---|
+| OpenAI-like | OpenAI's list at `/v1/models`, and it is not a Nexus |
+| Ollama | that, and its version at `/api/version` |
+| ComfyUI | its system and devices at `/system_stats` |
+| InvokeAI | its version at `/api/v1/app/version` |
+| A1111, Forge | checkpoints at `/sdapi/v1/sd-models`: started with `--api` |
+| Piper | its voices' configurations at `/voices` |
+| whisper.cpp | a page that says so at `/` |
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import json
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +37,8 @@ class Candidate:
     """How the worker is called."""
     title: str
     port: int
+    kind: str = OPENAI
+    """Which of `LOOKS` knows it."""
     host: str = "127.0.0.1"
 
     @property
@@ -39,6 +52,12 @@ CANDIDATES = (
     Candidate("vllm", "vLLM", 8000),
     Candidate("llama-cpp", "llama.cpp", 8080),
     Candidate("lm-studio", "LM Studio", 1234),
+    Candidate("comfyui", "ComfyUI", 8188, "comfyui"),
+    Candidate("invokeai", "InvokeAI", 9090, "invokeai"),
+    Candidate("sdwebui", "Stable Diffusion WebUI", 7860, "sdwebui"),
+    Candidate("piper", "Piper", 5000, "piper"),
+    Candidate("whisper-cpp", "whisper.cpp", 8080, "whisper"),
+    Candidate("whisper-cpp-8081", "whisper.cpp", 8081, "whisper"),
 )
 
 
@@ -62,12 +81,16 @@ async def find_backends(candidates: Sequence[Candidate] = CANDIDATES, timeout_s:
 async def _probe(client: httpx.AsyncClient, candidate: Candidate, timeout_s: float) -> Found | None:
     try:
         async with asyncio.timeout(timeout_s):
-            models = model_names(await _get_json(client, f"{candidate.url}/v1/models"))
-            if models is None or await _is_nexus(client, candidate.url):
-                return None
-            return Found(candidate, models, await _adapter(client, candidate))
+            return await LOOKS[candidate.kind](client, candidate)
     except (httpx.HTTPError, TimeoutError):
         return None
+
+
+async def _openai(client: httpx.AsyncClient, candidate: Candidate) -> Found | None:
+    models = model_names(await _get_json(client, f"{candidate.url}/v1/models"))
+    if models is None or await _is_nexus(client, candidate.url):
+        return None
+    return Found(candidate, models, await _adapter(client, candidate))
 
 
 async def _adapter(client: httpx.AsyncClient, candidate: Candidate) -> str:
@@ -78,6 +101,50 @@ async def _adapter(client: httpx.AsyncClient, candidate: Candidate) -> str:
     return "ollama" if isinstance(version, dict) and "version" in version else OPENAI
 
 
+async def _comfyui(client: httpx.AsyncClient, candidate: Candidate) -> Found | None:
+    stats = await _get_json(client, f"{candidate.url}/system_stats")
+    is_one = (
+        isinstance(stats, dict) and isinstance(stats.get("system"), dict) and isinstance(stats.get("devices"), list)
+    )
+    return Found(candidate, backend="comfyui") if is_one else None
+
+
+async def _invokeai(client: httpx.AsyncClient, candidate: Candidate) -> Found | None:
+    version = await _get_json(client, f"{candidate.url}/api/v1/app/version")
+    is_one = isinstance(version, dict) and isinstance(version.get("version"), str)
+    return Found(candidate, backend="invokeai") if is_one else None
+
+
+async def _sdwebui(client: httpx.AsyncClient, candidate: Candidate) -> Found | None:
+    models = await _get_json(client, f"{candidate.url}/sdapi/v1/sd-models")
+    if not isinstance(models, list) or not all(isinstance(one, dict) and "model_name" in one for one in models):
+        return None
+    return Found(candidate, tuple(str(one["model_name"]) for one in models), "sdwebui")
+
+
+async def _piper(client: httpx.AsyncClient, candidate: Candidate) -> Found | None:
+    voices = await _get_json(client, f"{candidate.url}/voices")
+    if not isinstance(voices, dict) or not voices:
+        return None
+    is_one = all(isinstance(voice, dict) and "phoneme_id_map" in voice for voice in voices.values())
+    return Found(candidate, backend="piper") if is_one else None
+
+
+async def _whisper_cpp(client: httpx.AsyncClient, candidate: Candidate) -> Found | None:
+    page = await _get(client, f"{candidate.url}/")
+    return Found(candidate, backend="whisper") if page is not None and b"whisper.cpp" in page.lower() else None
+
+
+LOOKS: dict[str, Callable[[httpx.AsyncClient, Candidate], Awaitable[Found | None]]] = {
+    OPENAI: _openai,
+    "comfyui": _comfyui,
+    "invokeai": _invokeai,
+    "sdwebui": _sdwebui,
+    "piper": _piper,
+    "whisper": _whisper_cpp,
+}
+
+
 async def _is_nexus(client: httpx.AsyncClient, url: str) -> bool:
     """Whether a gateway listens there: it would send its own jobs round in circles."""
     ready = await _get_json(client, f"{url}/readyz", any_status=True)
@@ -86,7 +153,15 @@ async def _is_nexus(client: httpx.AsyncClient, url: str) -> bool:
 
 async def _get_json(client: httpx.AsyncClient, url: str, *, any_status: bool = False) -> Any:
     """What `url` answers, None when that is no JSON, no success, or too much."""
-    async with client.stream("GET", url, headers={"accept": "application/json"}) as response:
+    body = await _get(client, url, any_status=any_status)
+    try:
+        return None if body is None else json.loads(body)
+    except ValueError:
+        return None
+
+
+async def _get(client: httpx.AsyncClient, url: str, *, any_status: bool = False) -> bytes | None:
+    async with client.stream("GET", url, headers={"accept": "application/json, */*;q=0.5"}) as response:
         if response.status_code != httpx.codes.OK and not any_status:
             return None
         body = b""
@@ -94,10 +169,7 @@ async def _get_json(client: httpx.AsyncClient, url: str, *, any_status: bool = F
             body += piece
             if len(body) > MOST_BYTES:
                 return None
-    try:
-        return httpx.Response(200, content=body).json()
-    except ValueError:
-        return None
+    return body
 
 
 def model_names(answer: Any) -> tuple[str, ...] | None:

@@ -7,14 +7,16 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
 from cli.ports import free_port
-from cli.probe import CANDIDATES, Candidate, Found, find_backends, model_names
+from cli.probe import CANDIDATES, LOOKS, Candidate, Found, find_backends, model_names
 from cli.stack import plan_for
+from workers.backends.base import backend_kinds
 
 MODELS = {"object": "list", "data": [{"id": "llama3.2:1b", "object": "model", "created": 1, "owned_by": "library"}]}
 Answer = tuple[int, str, bytes]
@@ -103,9 +105,36 @@ async def test_ollama_is_served_by_its_own_adapter():
     ],
 )  # fmt: skip
 async def test_other_http_servers_are_left_alone(answer: Answer):
-    """Something else that happens to listen there."""
+    """Something else that happens to listen there, whatever is looked for."""
     with listening(lambda _: answer) as candidate:
-        assert await find_backends([candidate]) == []
+        assert await find_backends([replace(candidate, kind=kind) for kind in LOOKS]) == []
+
+
+VOICE = {"audio": {"sample_rate": 22050}, "espeak": {"voice": "en-us"}, "phoneme_id_map": {"_": [0]}, "num_speakers": 1}
+
+
+@pytest.mark.parametrize(
+    ("kind", "path", "answer"),
+    [
+        ("comfyui", "/system_stats", as_json({"system": {"os": "posix", "comfyui_version": "0.3.40"}, "devices": []})),
+        ("invokeai", "/api/v1/app/version", as_json({"version": "6.9.0"})),
+        ("sdwebui", "/sdapi/v1/sd-models", as_json([{"title": "v1-5 [abc]", "model_name": "v1-5", "hash": "abc"}])),
+        ("piper", "/voices", as_json({"en_US-joe-medium": VOICE})),
+        ("whisper", "/", (200, "text/html", b"<html><title>Whisper.cpp Server</title></html>")),
+    ],
+)
+async def test_servers_with_apis_of_their_own_are_known_by_them(kind: str, path: str, answer: Answer):
+    """And served by their own adapters; no other kind takes them for its own."""
+    with listening(serving({path: answer})) as candidate:
+        [found] = await find_backends([replace(candidate, kind=one) for one in LOOKS])
+        assert (plan_for(found).backend, plan_for(found).chat) == (kind, False)
+
+
+def test_every_kind_has_an_adapter():
+    """Which a worker can run."""
+    assert {candidate.kind for candidate in CANDIDATES} == set(LOOKS)
+    assert set(LOOKS) <= set(backend_kinds())
+    assert len({candidate.name for candidate in CANDIDATES}) == len(CANDIDATES)
 
 
 async def test_nexus_is_left_alone():
@@ -150,6 +179,8 @@ def test_usual_ports():
     """Where these servers listen when nobody says otherwise."""
     assert {one.name: one.port for one in CANDIDATES} == {
         "ollama": 11434, "vllm": 8000, "llama-cpp": 8080, "lm-studio": 1234,
+        "comfyui": 8188, "invokeai": 9090, "sdwebui": 7860, "piper": 5000,
+        "whisper-cpp": 8080, "whisper-cpp-8081": 8081,
     }  # fmt: skip
 
 
