@@ -20,6 +20,7 @@ from cli.datadir import DataDir, StackState
 from cli.embedded.process import ManagedProcess
 from cli.embedded.servers import EmbeddedServer, EtcdServer, NatsServer, RedisServer
 from cli.local import LocalModel, local_models
+from cli.operator_data import OperatorData
 from cli.parts import Part, StartFailed
 from cli.ports import free_port
 from cli.probe import Found, find_backends
@@ -52,6 +53,7 @@ class StackOptions:
     gateways: int = 1
     local_models: bool = True
     discover: bool = True
+    etcd_prefix: str = "/nexus/"
 
     @property
     def url(self) -> str:
@@ -89,6 +91,7 @@ class Stack:
         self._nats = NatsServer(data.sub("nats"))
         self._etcd = EtcdServer(data.sub("etcd"))
         self._redis = RedisServer(data.sub("redis"))
+        self._operator_data = OperatorData(data, options.etcd_prefix, screen.note)
         self._local_ports: dict[str, int] = {}
         self.titles: dict[str, str] = {}
         """What each worker stands for, by its id."""
@@ -112,6 +115,7 @@ class Stack:
         """The servers, then the gateway."""
         await _together(*(self._start_server(one) for one in self._all_servers()))
         self._servers_up.set()
+        await self._operator_data.start(self._etcd.url)
         await self._start_gateway()
 
     async def _start_workers(self) -> None:
@@ -313,6 +317,7 @@ class Stack:
             pass
         finally:
             self.kill()
+            await self._operator_data.stop()
 
     def kill(self) -> None:
         """End all of it at once."""
