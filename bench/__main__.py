@@ -33,7 +33,20 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "s128": {"mode": "stream", "conns": 128, "tokens": 150, "delay_us": 20_000, "ramp_s": 1.0},
     "s512": {"mode": "stream", "conns": 512, "tokens": 200, "delay_us": 20_000, "ramp_s": 2.0},
     "flood64": {"mode": "stream", "conns": 64, "tokens": 500, "delay_us": 0},
+    "image1m": {"mode": "closed", "what": "image", "size": 2**20, "conns": 4, "delay_us": 50_000, "seconds": 3.0},
+    "image4m": {"mode": "closed", "what": "image", "size": 2**22, "conns": 4, "delay_us": 50_000, "seconds": 3.0},
+    "image4m0": {"mode": "closed", "what": "image", "size": 2**22, "conns": 1, "delay_us": 0, "seconds": 2.0},
+    "embed1": {"mode": "closed", "what": "embeddings", "size": 1, "conns": 16, "delay_us": 5_000, "seconds": 3.0},
+    "embed64": {"mode": "closed", "what": "embeddings", "size": 64, "conns": 4, "delay_us": 50_000, "seconds": 3.0},
+    "speech": {"mode": "closed", "what": "speech", "size": 96_000, "conns": 8, "delay_us": 20_000, "seconds": 3.0},
 }
+WITHOUT_NAIVE = ("image", "embeddings", "speech")
+"""What an afternoon's queue does not do."""
+
+
+def table_of(load: dict[str, Any]) -> str:
+    """Which columns fit."""
+    return "media" if "what" in load else str(load["mode"])
 
 
 def quick(load: dict[str, Any]) -> dict[str, Any]:
@@ -76,15 +89,17 @@ async def bench(given: argparse.Namespace, folder: Path) -> Results:
             await measure(target, {"mode": "closed", "conns": 4, "seconds": 0.5})
         for name in given.scenario:
             load = quick(SCENARIOS[name]) if given.quick else SCENARIOS[name]
-            runs = results[name] = {target.name: [] for target in stack.targets}
+            targets = [one for one in stack.targets if one.name != "naive" or load.get("what") not in WITHOUT_NAIVE]
+            runs = results[name] = {target.name: [] for target in targets}
             for number in range(given.rounds):
                 # What drifts in the machine falls on all alike.
-                for target in stack.targets[:: 1 if number % 2 == 0 else -1]:
+                for target in targets[:: 1 if number % 2 == 0 else -1]:
                     runs[target.name].append(await one(target, load))
                     await asyncio.sleep(PAUSE_S)
             shown = " ".join(f"{key}={value}" for key, value in load.items())
             print(f"\n{name}: {shown}, median of {given.rounds}")
-            print(scenario_table(load["mode"], key_figure(load["mode"], load.get("delay_us", 0)), runs), flush=True)
+            kind = table_of(load)
+            print(scenario_table(kind, key_figure(kind, load.get("delay_us", 0)), runs), flush=True)
     return results
 
 

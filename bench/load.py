@@ -2,7 +2,8 @@
 
     python -m bench.load '{"mode": "closed", "port": 8800, "key": "…", "conns": 64, "seconds": 3}'
 
-prints one line of JSON. `closed`: every connection sends its next request when it has the answer to the last.
+prints one line of JSON. `closed`: every connection sends its next request when it has the answer to the last; `what`
+says what it asks for, and each answer is checked for its length.
 `stream`: every connection asks for one stream and checks it token by token against what mock.py sends: each one there,
 in order, once, and `[DONE]` at the end. Times are microseconds.
 """
@@ -46,18 +47,44 @@ class Spec:
     """Pace of the tokens that is asked of the mock."""
     ramp_s: float = 0.0
     """The streams begin evenly over this."""
+    what: str = "chat"
+    """Or `image`, `embeddings`, `speech`."""
+    size: int = 0
+    """Bytes of a picture or a sound; texts of a request for embeddings."""
     timeout_s: float = 30.0
     """A run that is not over this long after it should be is given up."""
 
     def request(self) -> bytes:
+        path, body = self._asked()
+        data = orjson.dumps(body | {"mock_delay_us": self.delay_us})
+        auth = f"authorization: Bearer {self.key}\r\n" if self.key else ""
+        head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{self.port}\r\n{auth}"
+        return f"{head}content-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data
+
+    def _asked(self) -> tuple[str, dict[str, Any]]:
+        if self.what == "image":
+            return "/v1/images/generations", {"model": "mock-sdxl", "prompt": "a cat", "mock_size": self.size}
+        if self.what == "embeddings":
+            texts = [f"text number {index} of a batch that is to be embedded" for index in range(self.size)]
+            return "/v1/embeddings", {"model": "mock-embed", "input": texts}
+        if self.what == "speech":
+            sound = {"model": "mock-tts", "input": "Hello.", "voice": "alloy", "response_format": "pcm"}
+            return "/v1/audio/speech", sound | {"mock_size": self.size}
         body: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": "Say hello."}]}
-        body |= {"max_tokens": self.tokens, "mock_delay_us": self.delay_us}
+        body["max_tokens"] = self.tokens
         if self.mode == "stream":
             body["stream"] = True
-        data = orjson.dumps(body)
-        auth = f"authorization: Bearer {self.key}\r\n" if self.key else ""
-        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:{self.port}\r\n{auth}"
-        return f"{head}content-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data
+        return "/v1/chat/completions", body
+
+    def is_right(self, body: bytes) -> bool:
+        """Whether this is the answer that was asked for."""
+        if self.what == "image":
+            return b'"b64_json"' in body and len(body) > self.size * 4 // 3
+        if self.what == "embeddings":
+            return body.count(b'"embedding":') == self.size
+        if self.what == "speech":
+            return len(body) == self.size
+        return b'"choices"' in body
 
 
 class Run:
@@ -114,7 +141,7 @@ class Connection(asyncio.Protocol):
         self.parser: Any = None
         self.transport: asyncio.Transport
         self.sent_at = began
-        self.now = 0
+        self.now = self.first = 0
         self.busy = True
         self.body: list[bytes] = []
 
@@ -138,19 +165,22 @@ class Connection(asyncio.Protocol):
         self.run.closed()
 
     def on_body(self, data: bytes) -> None:
+        if not self.body:
+            self.first = self.now
         self.body.append(data)
 
     def on_message_complete(self) -> None:
         run, now = self.run, self.now
         body, self.body = b"".join(self.body), []
         status = self.parser.get_status_code()
-        if status == 200 and b'"choices"' in body:
+        if status == 200 and run.spec.is_right(body):
             run.answers += 1
             run.in_window += run.count_from <= now <= run.stop_at
             if self.sent_at >= run.count_from:
                 run.latency.append((now - self.sent_at) / 1e3)
+                run.ttft.append((self.first - self.sent_at) / 1e3)
         else:
-            run.error(f"status {status}", body.decode(errors="replace"))
+            run.error(f"status {status}", body[:300].decode(errors="replace"))
         if now >= run.stop_at:
             self.finish()
         else:

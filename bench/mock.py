@@ -2,8 +2,9 @@ r"""A mock OpenAI server that costs little, so that what is measured is what sta
 
     python -m bench.mock --port 9100
 
-`GET /health`, `GET /v1/models`, `POST /v1/chat/completions`, streaming or not. A request's `max_tokens` says how many
-tokens it gets, its `mock_delay_us` how long before each but the first; `GET /_set?delay_us=20000` sets the delay for
+`GET /health`, `GET /v1/models`, `POST /v1/chat/completions`, streaming or not; `/v1/images/generations` (`mock_size`
+bytes of picture), `/v1/embeddings` (384 numbers a text) and `/v1/audio/speech` (`mock_size` bytes in `PIECES` pieces),
+each after `mock_delay_us`, the pieces of sound as far apart. A request's `max_tokens` says how many tokens it gets, its `mock_delay_us` how long before each but the first; `GET /_set?delay_us=20000` sets the delay for
 requests that do not say. Without a delay a stream gets one token per turn of the loop, as fast as it is read.
 
 The text of a token is `T<ns>.<index> `: its time on CLOCK_MONOTONIC, which is the same in every process of a machine,
@@ -14,8 +15,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import gc
+import struct
 import time
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -30,7 +35,39 @@ FIRST = COMMON + b'{"index":0,"delta":{"role":"assistant","content":"T%d.%d "},"
 NEXT = COMMON + b'{"index":0,"delta":{"content":"T%d.%d "},"finish_reason":null}]}\n\n'
 STOP = COMMON + b'{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
 USAGE = COMMON + b'],"usage":%b}\n\n'
-MODELS = {"object": "list", "data": [{"id": "mock", "object": "model", "created": 1700000000, "owned_by": "mock"}]}
+NAMES = ("mock", "mock-sdxl", "mock-embed", "mock-tts")
+MODELS = {
+    "object": "list",
+    "data": [{"id": name, "object": "model", "created": 1700000000, "owned_by": "mock"} for name in NAMES],
+}
+PIECES = 20
+NUMBERS = [round(((i * 37) % 200 - 100) / 1000, 6) for i in range(384)]
+VECTORS = {
+    "float": orjson.dumps(NUMBERS),
+    "base64": b'"%b"' % base64.b64encode(struct.pack("<384f", *NUMBERS)),
+}
+SOUND = b"HTTP/1.1 200 OK\r\ncontent-type: audio/pcm\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@lru_cache
+def picture(size: int) -> bytes:
+    """An answer with a picture of so many bytes."""
+    return b'{"created":1700000000,"data":[{"b64_json":"%b"}]}' % base64.b64encode(bytes(size))
+
+
+def vectors(request: dict[str, Any]) -> bytes:
+    """An answer with the same vector for each text."""
+    texts = request["input"] if isinstance(request["input"], list) else [request["input"]]
+    vector = VECTORS[request.get("encoding_format") or "float"]
+    data = b",".join(
+        b'{"object":"embedding","index":%d,"embedding":%b}' % (index, vector) for index in range(len(texts))
+    )
+    count = len(texts) * 8
+    return b'{"object":"list","data":[%b],"model":"mock-embed","usage":{"prompt_tokens":%d,"total_tokens":%d}}' % (
+        data,
+        count,
+        count,
+    )
 
 
 def usage(tokens: int) -> dict[str, int]:
@@ -51,7 +88,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport
         self.url = b""
         self.body = b""
-        self.tokens = self.sent = 0
+        self.tokens = self.sent = self.size = 0
         self.delay = self.due = 0.0
         self.with_usage = False
         self.writable = True
@@ -95,6 +132,18 @@ class Connection(asyncio.Protocol):
         parts = urlsplit(self.url.decode())
         if parts.path == "/v1/chat/completions":
             self.complete(orjson.loads(self.body))
+        elif parts.path == "/v1/images/generations":
+            request = orjson.loads(self.body)
+            self.later(request, lambda: self.write_json(picture(request["mock_size"])))
+        elif parts.path == "/v1/embeddings":
+            request = orjson.loads(self.body)
+            self.later(request, lambda: self.write_json(vectors(request)))
+        elif parts.path == "/v1/audio/speech":
+            request = orjson.loads(self.body)
+            self.sent, self.size = 0, request["mock_size"]
+            self.delay = request.get("mock_delay_us", 0) / 1e6
+            self.due = self.loop.time()
+            self.later(request, self.sound)
         elif parts.path == "/v1/models":
             self.answer(MODELS)
         elif parts.path == "/health":
@@ -107,8 +156,25 @@ class Connection(asyncio.Protocol):
 
     # Answers
 
+    def later(self, request: dict[str, Any], work: Callable[[], None]) -> None:
+        """As if somebody had worked on it."""
+        delay = request.get("mock_delay_us", self.defaults["delay_us"]) / 1e6
+        self.next = self.loop.call_later(delay, work) if delay else self.loop.call_soon(work)
+
+    def sound(self) -> None:
+        """Send one piece, and with the last one the end."""
+        self.sent += 1
+        head = SOUND if self.sent == 1 else b""
+        last = self.sent == PIECES
+        self.transport.write(head + chunk(bytes(self.size // PIECES)) + (b"0\r\n\r\n" if last else b""))
+        if not last:
+            self.due += self.delay
+            self.next = self.loop.call_at(self.due + self.delay, self.sound)
+
     def answer(self, value: Any, status: bytes = b"200 OK") -> None:
-        body = orjson.dumps(value)
+        self.write_json(orjson.dumps(value), status)
+
+    def write_json(self, body: bytes, status: bytes = b"200 OK") -> None:
         head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (status, len(body))
         self.transport.write(head + body)
 
