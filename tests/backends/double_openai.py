@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
@@ -174,8 +174,12 @@ class OpenAIDouble:
             return await _send(writer, 400, {"error": error})
         if not body.get("stream"):
             return await _send(writer, 200, {"error": {"message": "this double only streams"}})
+        return await self._work(reader, self._produce(seen, body, writer))
+
+    async def _work(self, reader: asyncio.StreamReader, work: Coroutine[Any, Any, bool]) -> bool:
+        """`work` is an answer being produced, until the client goes away."""
         watcher = asyncio.create_task(self._watch(reader))
-        producer = asyncio.create_task(self._produce(seen, body, writer))
+        producer = asyncio.create_task(work)
         self.streaming += 1
         try:
             await asyncio.wait({watcher, producer}, return_when=asyncio.FIRST_COMPLETED)

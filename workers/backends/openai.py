@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,6 +33,8 @@ from workers.backends.base import (
 )
 from workers.backends.chunks import Answer, Collector, Relay, Wanted
 from workers.backends.openai_api import OWN_FIELDS, Api
+from workers.backends.openai_audio import speech, transcribe, voices_of
+from workers.backends.openai_images import draw
 from workers.backends.openai_models import Capabilities, Choice, is_option
 from workers.backends.openai_vectors import embed, rerank
 from workers.backends.refusals import refusal, stream_error
@@ -49,6 +51,9 @@ CHAT = "/v1/chat/completions"
 PATHS = {CHAT: "/chat/completions", "/v1/completions": "/completions"}
 MEDIA: dict[Capability, Callable[[Api, Task], AsyncGenerator[Output]]] = {
     Capability.EMBEDDINGS: embed,
+    Capability.IMAGES: draw,
+    Capability.SPEECH: speech,
+    Capability.TRANSCRIPTIONS: transcribe,
     Capability.RERANK: rerank,
 }
 OPTIONS = frozenset({"api_path"})
@@ -136,7 +141,7 @@ class OpenAIBackend(Backend):
             # llama.cpp says the time of the request: the first word counts, or each look would find a change.
             created = known.get(name, {}).get("created")
             self._created.setdefault(name, created if isinstance(created, int) else 0)
-        offers = tuple(self._offer(name, known.get(name, {}), props) for name in names)
+        offers = await self._with_voices([self._offer(name, known.get(name, {}), props) for name in names], known)
         self._served = frozenset(names)
         slots = props.get("total_slots")
         return Discovery(offers, slots if isinstance(slots, int) and slots > 0 else None)
@@ -160,6 +165,20 @@ class OpenAIBackend(Backend):
             owned_by=str(model.get("owned_by") or "nexus"),
             created=self._created[name],
             embedding_length=_embedding_length(model, capabilities),
+        )
+
+    async def _with_voices(self, offers: list[ModelOffer], known: dict[str, JSON]) -> tuple[ModelOffer, ...]:
+        """With the voices of the models that speak: a model's own, or those of the server."""
+        voices: tuple[str, ...] = ()
+        if any(Capability.SPEECH in offer.capabilities for offer in offers):
+            status, body = await self._get(f"{self._api}/audio/voices")
+            with suppress(orjson.JSONDecodeError):
+                voices = voices_of(orjson.loads(body)) if status == 200 else ()
+        return tuple(
+            offer.model_copy(update={"voices": voices_of(known.get(offer.name, {})) or voices})
+            if Capability.SPEECH in offer.capabilities
+            else offer
+            for offer in offers
         )
 
     async def _listed(self) -> list[JSON] | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +12,7 @@ import orjson
 from workers.backends.base import BackendError
 from workers.backends.multipart import Encoded
 from workers.backends.refusals import refusal
+from workers.backends.sse import EventTooLarge, SseSplitter, is_json_content_type
 from workers.backends.wire import HttpClient, Response, until_close
 
 JSON = dict[str, Any]
@@ -38,19 +38,27 @@ class Api:
     rerank: int | None = None
     """Which of the known ways of reranking it has."""
 
-    @asynccontextmanager
-    async def ask(self, path: str, body: JSON | Encoded, *, root: str | None = None) -> AsyncGenerator[Response]:
-        """The answer to a POST, where its status is 200. Raises BackendError for any other.
+    async def post(self, path: str, body: JSON | Encoded, *, root: str | None = None) -> Response:
+        """The answer, where its status is 200; whoever asked closes it. Raises BackendError for any other.
 
         When this is cancelled while the server works on its answer, it ends only when that work has: few servers stop for
-        a caller who hangs up. A second cancellation hangs up. On leaving, an answer that was not read ends.
+        a caller who hangs up. A second cancellation hangs up.
         """
-        where = (self.path if root is None else root) + path
-        response = await _finished(self._send(where, body))
+        response = await _finished(self._send((self.path if root is None else root) + path, body))
+        if response.status == 200:
+            return response
         try:
-            if response.status != 200:
-                raise self.refuse(response.status, response.headers, await response.read_all(ERROR_LIMIT))
-            yield response
+            raise self.refuse(response.status, response.headers, await response.read_all(ERROR_LIMIT))
+        finally:
+            response.close()
+
+    async def whole(
+        self, path: str, body: JSON | Encoded, limit: int, *, root: str | None = None
+    ) -> tuple[Response, bytes]:
+        """As `post`, with the answer's body of at most `limit` bytes."""
+        response = await self.post(path, body, root=root)
+        try:
+            return response, await response.read_all(limit)
         finally:
             response.close()
 
@@ -62,8 +70,8 @@ class Api:
         )
 
 
-async def _finished(sending: Any) -> Response:
-    work: asyncio.Task[Response] = asyncio.ensure_future(sending)
+async def _finished(sending: Coroutine[Any, Any, Response]) -> Response:
+    work = asyncio.create_task(sending)
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
@@ -111,7 +119,22 @@ def is_about(error: BackendError, *words: str) -> bool:
     return info.status in (400, 422) and any(word in said for word in words)
 
 
-async def pieces_of(response: Response) -> AsyncIterator[bytes]:
-    """The body, as it comes."""
-    while data := await response.read():
-        yield data
+def is_json(response: Response) -> bool:
+    """Whether an answer says that it is JSON."""
+    return is_json_content_type(response.headers.get("content-type", ""))
+
+
+def is_events(response: Response) -> bool:
+    """Whether an answer says that it is a stream of events."""
+    return response.headers.get("content-type", "").lower().startswith("text/event-stream")
+
+
+async def events_of(response: Response, limit: int) -> AsyncIterator[bytes]:
+    """The events as they come, each block of them with its empty line; b"" where one is not complete yet."""
+    splitter = SseSplitter(limit)
+    try:
+        while data := await response.read():
+            yield splitter.feed(data)
+        yield splitter.feed(b"\n\n")  # the last event may lack its empty line
+    except EventTooLarge as error:
+        raise BackendError(str(error)) from error

@@ -46,8 +46,7 @@ async def _vectors(api: Api, fields: JSON, model: str) -> tuple[Response, bytes]
     if (model, "encoding_format") in api.lacks:
         fields.pop("encoding_format", None)
     try:
-        async with api.ask("/embeddings", fields) as response:
-            return response, await response.read_all(ANSWER_LIMIT)
+        return await api.whole("/embeddings", fields, ANSWER_LIMIT)
     except BackendRefused as error:
         if "encoding_format" not in fields or not is_about(error, "encoding_format", "base64"):
             raise
@@ -132,8 +131,8 @@ async def _scores(api: Api, request: RerankRequest, model: str) -> tuple[list[tu
         root, path, is_tei = WAYS[way]
         fields = _teis(request) if is_tei else _fields(request, model)
         try:
-            async with api.ask(path, fields, root=root) as response:
-                found = read_scores(await response.read_all(ANSWER_LIMIT))
+            _, answer = await api.whole(path, fields, ANSWER_LIMIT, root=root)
+            found = read_scores(answer)
         except ModelNotServed:
             raise
         except BackendRefused as error:

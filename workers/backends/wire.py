@@ -18,6 +18,7 @@ There is no time limit here but for connecting; waiting is the worker's business
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping
@@ -151,7 +152,8 @@ class _Connection(asyncio.Protocol):
         if QUICKACK is not None and self._socket is not None:
             # A server that writes head and body apart (Python's own does) sends the body only when the head is
             # acknowledged, which the kernel otherwise puts off for 40 ms.
-            self._socket.setsockopt(socket.IPPROTO_TCP, QUICKACK, 1)
+            with contextlib.suppress(OSError):
+                self._socket.setsockopt(socket.IPPROTO_TCP, QUICKACK, 1)
         return response
 
     async def upload(self, data: bytes) -> bool:

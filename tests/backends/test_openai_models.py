@@ -1,0 +1,88 @@
+"""Which model serves what."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from schemas.jobs import Capability
+from workers.backends.base import BackendConfig
+from workers.backends.openai import OpenAIBackend
+from workers.backends.openai_models import TEXT, Choice
+
+EMBEDDINGS, IMAGES, SPEECH, TRANSCRIPTIONS, RERANK = (
+    (Capability.EMBEDDINGS,),
+    (Capability.IMAGES,),
+    (Capability.SPEECH,),
+    (Capability.TRANSCRIPTIONS,),
+    (Capability.RERANK,),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "capabilities"),
+    [
+        ("multilingual-e5-small-q4", EMBEDDINGS),
+        ("text-embedding-3-small", EMBEDDINGS),
+        ("nomic-embed-text-v1.5", EMBEDDINGS),
+        ("BAAI/bge-m3", EMBEDDINGS),
+        ("sentence-transformers/all-MiniLM-L6-v2", EMBEDDINGS),
+        ("BAAI/bge-reranker-v2-m3", RERANK),
+        ("Qwen3-Reranker-0.6B", RERANK),
+        ("whisper-1", TRANSCRIPTIONS),
+        ("Systran/faster-whisper-small", TRANSCRIPTIONS),
+        ("gpt-4o-mini-transcribe", TRANSCRIPTIONS),
+        ("nvidia/parakeet-tdt-0.6b", TRANSCRIPTIONS),
+        ("tts-1-hd", SPEECH),
+        ("gpt-4o-mini-tts", SPEECH),
+        ("kokoro", SPEECH),
+        ("en_US-joe-piper", SPEECH),
+        ("dall-e-3", IMAGES),
+        ("gpt-image-1", IMAGES),
+        ("stabilityai/sdxl-turbo", IMAGES),
+        ("FLUX.1-schnell", IMAGES),
+        ("sd-turbo", IMAGES),
+        ("smollm2", TEXT),
+        ("llama3.1:8b", TEXT),
+        ("Qwen2.5-Coder", TEXT),
+        ("gpt-4o", TEXT),
+        ("phi-3.5-mini", TEXT),
+        ("attstat", TEXT),
+        ("fluxion", TEXT),
+    ],
+)
+def test_well_known_names(name: str, capabilities: Any) -> None:
+    assert Choice({}).of(name, {}) == capabilities
+
+
+@pytest.mark.parametrize(
+    ("model", "capabilities"),
+    [
+        ({"type": "embeddings", "capabilities": ["tool_use"]}, EMBEDDINGS),  # LM Studio
+        ({"type": "vlm"}, TEXT),
+        ({"type": "rerank"}, RERANK),  # Together
+        ({"task": "automatic-speech-recognition"}, TRANSCRIPTIONS),  # speaches
+        ({"task": "text-to-speech"}, SPEECH),
+        ({"capabilities": ["embed", "rerank"]}, (*EMBEDDINGS, *RERANK)),  # Infinity
+        ({"capabilities": ["FLAG_TRANSCRIPT"]}, TRANSCRIPTIONS),  # LocalAI
+        ({"capabilities": {"completion_chat": True, "vision": False}}, TEXT),  # Mistral
+        ({"model_type": {"reranker": {"id2label": {}}}}, RERANK),  # TEI
+        ({"type": "model", "capabilities": "nonsense"}, SPEECH),
+        ({"type": 7, "task": None, "capabilities": [1]}, SPEECH),
+    ],
+)
+def test_the_servers_word_counts_before_the_name(model: dict[str, Any], capabilities: Any) -> None:
+    assert Choice({}).of("tts-1", model) == capabilities
+
+
+def test_the_operators_word_counts_first() -> None:
+    choice = Choice({"capabilities": "chat, embeddings", "capabilities.*Mini*": "rerank"})
+    assert choice.of("whisper", {"type": "tts"}) == (Capability.CHAT, Capability.EMBEDDINGS)
+    assert choice.of("all-minilm", {"type": "tts"}) == RERANK
+
+
+@pytest.mark.parametrize("options", [{"capabilities": "dance"}, {"capabilities.x": ""}, {"capabilities.": "chat"}])
+def test_an_option_that_makes_no_sense_is_an_error(options: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"capability|no option"):
+        OpenAIBackend(BackendConfig(url="http://localhost", options=options))

@@ -1,0 +1,254 @@
+"""`/v1/audio/speech`, `/transcriptions` and `/translations` of an OpenAI-style server.
+
+Formats that a model refuses are remembered, and made of another one that it has.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+import orjson
+
+from workers.backends.audio import PCM_RATE, SoundFormat
+from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, Output, Task
+from workers.backends.multipart import FilePart, encode
+from workers.backends.openai_api import (
+    JSON,
+    Api,
+    events_of,
+    fields_of,
+    form_fields,
+    is_about,
+    is_events,
+    is_json,
+    json_of,
+)
+from workers.backends.refusals import stream_error
+from workers.backends.speech import SpeechRequest, speak
+from workers.backends.sse import payloads
+from workers.backends.transcripts import (
+    PLAIN,
+    Format,
+    Transcript,
+    TranscriptionRequest,
+    delta_frame,
+    deltas,
+    done_frame,
+    from_json,
+    parse,
+    render,
+)
+from workers.backends.wire import Response
+
+TRANSCRIPT_LIMIT = 64 * 1024 * 1024
+EVENT_LIMIT = 4 * 1024 * 1024
+SOUNDS = ("wav", "flac", "mp3")
+"""What to ask for instead of a format that the server lacks: every server has one of them."""
+TRANSCRIPTS: tuple[Format, ...] = ("verbose_json", "json", "text")
+MAGIC_SIZE = 4
+Name = TypeVar("Name", bound=str)
+RATE = re.compile(r"rate\s*=\s*(\d+)")
+
+
+# Speech
+
+
+async def speech(api: Api, task: Task) -> AsyncGenerator[Output]:
+    """The sound as it comes where the server has the format, else made of one that it has."""
+    request = SpeechRequest.of(task)
+    response, asked = await _spoken(api, task, request)
+    try:
+        first = b""
+        while len(first) < MAGIC_SIZE and (data := await response.read()):
+            first += data
+        source = _source(first, asked, response.headers.get("content-type", ""))
+        async with aclosing(speak(task, request, _sound(response, first), source)) as outputs:
+            async for output in outputs:
+                yield output
+    finally:
+        response.close()
+
+
+async def _spoken(api: Api, task: Task, request: SpeechRequest) -> tuple[Response, str]:
+    fields = fields_of(request.fields, task.model)
+    fields.pop("stream_format", None)  # events are made here
+    refused: BackendRefused | None = None
+    for codec in _untried(api, task.model, request.response_format, SOUNDS):
+        try:
+            return await api.post("/audio/speech", fields | {"response_format": codec}), codec
+        except BackendRefused as error:
+            if not is_about(error, "format", codec):
+                raise
+            api.lacks.add((task.model, codec))
+            refused = refused or error
+    raise refused or BackendRefused(f"the backend has none of the formats {', '.join(SOUNDS)}", param="response_format")
+
+
+def _untried(api: Api, model: str, wanted: Name, others: tuple[Name, ...]) -> Iterator[Name]:
+    for name in dict.fromkeys((wanted, *others)):
+        if (model, name) not in api.lacks:
+            yield name
+
+
+async def _sound(response: Response, first: bytes) -> AsyncGenerator[bytes]:
+    yield first
+    while data := await response.read():
+        yield data
+
+
+def _source(first: bytes, asked: str, content_type: str) -> SoundFormat:
+    """What the sound is: some servers give what they have, whatever they are asked for."""
+    if content_type.partition(";")[0].strip().lower().endswith("json"):
+        raise BackendError("the backend answered with JSON instead of sound")
+    codec = _codec(first) or asked
+    rate = RATE.search(content_type)
+    return SoundFormat(codec, int(rate[1]) if rate and codec == "pcm" else PCM_RATE)
+
+
+def _codec(first: bytes) -> str | None:
+    for magic, codec in ((b"RIFF", "wav"), (b"OggS", "opus"), (b"fLaC", "flac"), (b"ID3", "mp3")):
+        if first.startswith(magic):
+            return codec
+    return None
+
+
+def voices_of(answer: Any) -> tuple[str, ...]:
+    """Names in what `GET /v1/audio/voices` answers: `{"voices": […]}` or a list, of names or of objects."""
+    if isinstance(answer, dict):
+        answer = answer.get("voices") or answer.get("data")
+    if not isinstance(answer, list):
+        return ()
+    names = (one if isinstance(one, str) else _named(one) for one in answer)
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def _named(voice: Any) -> str:
+    if not isinstance(voice, dict):
+        return ""
+    return next((str(voice[key]) for key in ("id", "voice_id", "name") if voice.get(key)), "")
+
+
+# Transcriptions
+
+
+async def transcribe(api: Api, task: Task) -> AsyncGenerator[Output]:
+    """What was said, in the caller's format, made of another one where the server lacks it."""
+    request = TranscriptionRequest.of(task)
+    response, form = await _heard(api, task, request)
+    try:
+        if task.stream:
+            async with aclosing(_events(response) if is_events(response) else _pretended(response, form)) as outputs:
+                async for output in outputs:
+                    yield output
+            yield Finish(content_type="text/event-stream")
+            return
+        body, content_type = _in_form(request, form, response, await response.read_all(TRANSCRIPT_LIMIT))
+        yield Chunk(body)
+        yield Finish(content_type=content_type)
+    finally:
+        response.close()
+
+
+async def _heard(api: Api, task: Task, request: TranscriptionRequest) -> tuple[Response, Format]:
+    path = "/audio/translations" if request.what == "translate" else "/audio/transcriptions"
+    stream = task.stream and (task.model, "stream") not in api.lacks
+    refused: BackendRefused | None = None
+    wanted: Format = "json" if task.stream else request.response_format
+    for form in _untried(api, task.model, wanted, TRANSCRIPTS):
+        fields = form_fields(_fields(task, request, form) | ({"stream": True} if stream else {}))
+        try:
+            return await api.post(path, encode(fields, [FilePart.of(request.file)])), form
+        except BackendRefused as error:
+            if stream and is_about(error, "stream"):
+                api.lacks.add((task.model, "stream"))
+                return await _heard(api, task, request)
+            if not is_about(error, "format", form):
+                raise
+            api.lacks.add((task.model, form))
+            refused = refused or error
+    raise refused or BackendRefused("the backend has none of the formats that are known", param="response_format")
+
+
+def _fields(task: Task, request: TranscriptionRequest, form: str) -> JSON:
+    times = {"timestamp_granularities": sorted(request.granularities)} if form == "verbose_json" else {}
+    return {
+        **request.extra,
+        "model": task.model,
+        "language": request.language,
+        "prompt": request.prompt,
+        "temperature": request.temperature,
+        "response_format": form,
+        **times,
+    }
+
+
+def _in_form(request: TranscriptionRequest, form: Format, response: Response, data: bytes) -> tuple[bytes, str]:
+    """As it came where that is what is wanted."""
+    said = _said(response, form, data)
+    wanted = request.response_format
+    if form == wanted and said is None:
+        return data, PLAIN
+    if form == wanted == "json" and isinstance(said, dict) and isinstance(said.get("text"), str):
+        return data, "application/json"
+    return render(_transcript(said, form, data), wanted, task=request.what, granularities=request.granularities)
+
+
+def _said(response: Response, form: Format, data: bytes) -> JSON | str | None:
+    """What JSON says, also where another format was asked for; None where it is none."""
+    if form in ("json", "verbose_json") or is_json(response):
+        said = json_of(response, data)
+        if isinstance(said, dict) and said.get("error"):
+            raise stream_error(said)
+        return said if isinstance(said, dict | str) else {}
+    return None
+
+
+def _transcript(said: JSON | str | None, form: Format, data: bytes) -> Transcript:
+    if isinstance(said, dict):
+        return from_json(said)
+    return Transcript(said.strip()) if isinstance(said, str) else parse(data, form)
+
+
+async def _pretended(response: Response, form: Format) -> AsyncGenerator[Output]:
+    """Events of an answer that came in one piece."""
+    data = await response.read_all(TRANSCRIPT_LIMIT)
+    transcript = _transcript(_said(response, form, data), form, data)
+    for text in deltas(transcript):
+        yield Chunk(delta_frame(text))
+    yield Chunk(done_frame(transcript), 0)
+
+
+async def _events(response: Response) -> AsyncGenerator[Output]:
+    """OpenAI's events as they came; a server's own, `{"text": …}` for each segment, as OpenAI's."""
+    texts: list[str] = []
+    typed = done = False
+    async for block in events_of(response, EVENT_LIMIT):
+        for payload in payloads(block):
+            if payload == b"[DONE]":
+                continue
+            event = _event(payload)
+            kind = str(event.get("type") or "")
+            if event.get("error") or kind == "error":
+                raise stream_error(event)
+            typed = typed or kind.startswith("transcript.text.")
+            done = done or kind == "transcript.text.done"
+            if kind:
+                yield Chunk(b"data: %b\n\n" % payload)
+            elif text := str(event.get("text") or ""):
+                texts.append(text if not texts or text.startswith(" ") else f" {text}")
+                yield Chunk(delta_frame(texts[-1]))
+    if typed and not done:
+        raise BackendError("the backend's stream ended before its end was said", transient=True)
+    if not typed:
+        yield Chunk(done_frame(Transcript("".join(texts).strip())), 0)
+
+
+def _event(payload: bytes) -> JSON:
+    try:
+        event = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return {"text": payload.decode("utf-8", "replace")}
+    return event if isinstance(event, dict) else {"text": str(event)}
