@@ -78,7 +78,12 @@ def gateway(
 def worker(
     *,
     backend: Annotated[
-        str | None, typer.Option("--backend", "-b", help="[WORKER_BACKEND] kind of inference server; default echo")
+        str | None,
+        typer.Option(
+            "--backend",
+            "-b",
+            help="[WORKER_BACKEND] kind of inference server, built in or from a package; default echo",
+        ),
     ] = None,
     url: Annotated[str | None, typer.Option("--url", help="[WORKER_BACKEND_URL] where that server is")] = None,
     model: Annotated[
@@ -130,7 +135,10 @@ def check_kind(kind: str) -> None:
     """Raise ConsoleError, naming the kinds there are, when `kind` is none of them."""
     from workers.backends.base import backend_kinds
 
-    kinds = backend_kinds()
+    try:
+        kinds = backend_kinds()
+    except ImportError as error:
+        raise ConsoleError(str(error), exit_code=2) from error
     if kind not in kinds:
         raise ConsoleError(f"there is no backend called {kind!r}; there are: {', '.join(sorted(kinds))}", exit_code=2)
 

@@ -24,6 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
 from pkgutil import iter_modules
 from typing import ClassVar
 
@@ -118,6 +119,8 @@ class Discovery:
     models: tuple[ModelOffer, ...]
     slots: int | None = None
     """How many requests it runs at once, where it says."""
+    problems: tuple[str, ...] = ()
+    """What is not served, and why, for the worker's log."""
 
 
 class BackendError(BackendFailed):
@@ -223,13 +226,40 @@ class Backend(ABC):
         """Do the work. An async generator."""
 
 
+ENTRY_POINTS = "nexus.backends"
+
+
 def backend_kinds(importer: Callable[[str], object] = import_module) -> dict[str, type[Backend]]:
-    """Every adapter in this folder, by name. An adapter that does not import is an error, not a silence."""
+    """Every adapter, by name: those in this folder, and those that installed packages bring as entry points.
+
+    An adapter that does not import is an error, not a silence. Raises ImportError.
+    """
     package = __name__.rpartition(".")[0]
     path = import_module(package).__path__
     for module in iter_modules(path):
         importer(f"{package}.{module.name}")
+    brought: dict[str, str] = {}
+    for entry in entry_points(group=ENTRY_POINTS):
+        origin = entry.dist.name if entry.dist is not None else entry.value
+        if brought.setdefault(entry.name, origin) != origin:
+            raise ImportError(
+                f"two packages bring an adapter called {entry.name!r}: {brought[entry.name]} and {origin}"
+            )
+        _load(entry, origin)
     return dict(Backend.kinds)
+
+
+def _load(entry: EntryPoint, origin: str) -> None:
+    where = f"the adapter {entry.name!r} of the package {origin}"
+    try:
+        entry.load()
+    except Exception as error:
+        raise ImportError(f"{where} does not import: {type(error).__name__}: {error}") from error
+    kind = Backend.kinds.get(entry.name)
+    if kind is None:
+        raise ImportError(f"{where} is not there: {entry.value} holds no Backend of that name")
+    if kind.__module__.startswith(f"{__name__.rpartition('.')[0]}."):
+        raise ImportError(f"{where} has the name of one of Nexus's own")
 
 
 def make_backend(kind: str, config: BackendConfig) -> Backend:
