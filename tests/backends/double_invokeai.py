@@ -23,15 +23,8 @@ JSON = dict[str, Any]
 LOADERS = {"main_model_loader", "sdxl_model_loader", "flux_model_loader"}
 DENOISERS = {"denoise_latents": "steps", "flux_denoise": "num_steps"}
 PICTURES = {"l2i", "flux_vae_decode", "img_resize", "img_lerp", "expand_mask_with_fade", "img_paste", "blank_image"}
-OTHERS = {
-    "noise",
-    "compel",
-    "sdxl_compel_prompt",
-    "flux_text_encoder",
-    "i2l",
-    "flux_vae_encode",
-    "create_gradient_mask",
-}
+OTHERS = {"noise", "compel", "sdxl_compel_prompt", "flux_text_encoder", "flux_kontext"}
+OTHERS |= {"i2l", "flux_vae_encode", "create_gradient_mask"}
 MULTIPLES = {"noise": 8, "flux_denoise": 16}
 MODELS = (
     {"key": "key-sd", "name": "dream", "base": "sd-1", "variant": "normal", "format": "diffusers"},
@@ -184,7 +177,7 @@ class InvokeAIDouble:
     # HTTP
 
     @web.middleware
-    async def _allowed(self, request: web.Request, handler: Any) -> web.StreamResponse:
+    async def _allowed(self, request: web.Request, handler: Any) -> Any:
         given = request.headers.get("authorization", "")
         if self.token and given != f"Bearer {self.token}" and not request.path.startswith("/ws"):
             return web.json_response({"detail": "Missing authentication credentials"}, status=401)

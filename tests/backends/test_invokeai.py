@@ -253,6 +253,20 @@ async def test_strength_says_how_much_changes(invoke: InvokeAIDouble, backend: I
     assert starts == [0.25, 0.0, 0.75]
 
 
+async def test_kontext_looks_at_the_picture(invoke: InvokeAIDouble, backend: InvokeAIBackend) -> None:
+    """It begins with noise, so it can honour neither strength nor mask."""
+    invoke.models[2]["name"] = "FLUX.1 Kontext dev"
+    await backend.discover()
+    await made_by(backend, task("FLUX.1 Kontext dev", files=(image(),)))
+    nodes = invoke.batches[0]["graph"]["nodes"]
+    assert nodes["reference"]["image"] == {"image_name": invoke.uploads[0]}
+    assert "encode" not in nodes
+    with pytest.raises(BackendRefused, match="strength"):
+        await made_by(backend, task("FLUX.1 Kontext dev", files=(image(),), strength=0.5))
+    with pytest.raises(BackendRefused, match="mask"):
+        await made_by(backend, task("FLUX.1 Kontext dev", files=(image(), mask())))
+
+
 @pytest.mark.parametrize("field", ["image", "mask"])
 async def test_an_upload_that_is_no_picture_is_refused(
     invoke: InvokeAIDouble, backend: InvokeAIBackend, field: str
@@ -349,20 +363,25 @@ async def test_being_cancelled_while_enqueueing_leaves_nothing_in_the_queue(
     assert [item.status for item in invoke.items.values()] == ["canceled"]
 
 
-async def test_without_socket_io_the_queue_is_asked(invoke: InvokeAIDouble, backend: InvokeAIBackend) -> None:
-    """Pictures are the same; only progress is missing."""
+async def test_without_socket_io_the_queue_is_asked(
+    invoke: InvokeAIDouble, backend: InvokeAIBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures are the same; of progress, only signs of life are left."""
+    monkeypatch.setattr("workers.backends.invokeai_queue.DEAF_POLL_S", 0.01)
     await invoke.kill()
     invoke.deaf = True
     await invoke.start()
-    chunks, progress, _ = await outputs_of(backend, task())
+    chunks, progress, _ = await outputs_of(backend, task(steps=50))
     assert pictures_in(chunks) == [png(64, 64, 7)]
+    assert Progress() in progress
     assert not any(output.fraction for output in progress)
 
 
 async def test_a_lost_connection_for_events_does_not_fail_the_job(
-    invoke: InvokeAIDouble, backend: InvokeAIBackend
+    invoke: InvokeAIDouble, backend: InvokeAIBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It goes on by asking."""
+    monkeypatch.setattr("workers.backends.invokeai_queue.DEAF_POLL_S", 0.01)
     invoke.hangs_up_at = 2
     assert await made_by(backend, task(steps=10)) == [png(64, 64, 7)]
     assert invoke.listeners == 1

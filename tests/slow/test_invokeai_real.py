@@ -38,7 +38,8 @@ from PIL import Image
 
 from schemas.events import Progress
 from schemas.jobs import Capability
-from workers.backends.base import BackendConfig, BackendError, BackendRefused, Chunk, File, ModelNotServed, Task
+from tests.backends.adapter_contract import AdapterContract, AdapterRig
+from workers.backends.base import BackendConfig, BackendError, BackendRefused, Chunk, File, Finish, ModelNotServed, Task
 from workers.backends.images import EDITS, GENERATIONS, Picture
 from workers.backends.invokeai import InvokeAIBackend
 from workers.backends.invokeai_graphs import Graph, Model, Wanted, graph_for
@@ -182,13 +183,13 @@ async def test_an_impossible_graph_is_refused(backend: InvokeAIBackend) -> None:
 
 
 @pytest.mark.parametrize("parts", [{}, {"image": "image.png"}, {"image": "image.png", "mask": "mask.png"}])
-@pytest.mark.parametrize("base", ["sd-2", "flux"])
+@pytest.mark.parametrize(("base", "name"), [("sd-2", "old"), ("flux", "dev"), ("flux", "kontext")])
 async def test_graphs_for_models_that_are_not_there_pass_its_checks(
-    backend: InvokeAIBackend, base: str, parts: dict[str, str]
+    backend: InvokeAIBackend, base: str, name: str, parts: dict[str, Any]
 ) -> None:
     """InvokeAI checks nodes, fields and edges when a graph comes; that a model is missing it sees only later."""
     installed = [
-        Model("flux-key", "", "flux", base, "main"),
+        Model("flux-key", "", name, base, "main"),
         Model("t5-key", "", "t5", "any", "t5_encoder"),
         Model("clip-key", "", "clip", "any", "clip_embed"),
         Model("vae-key", "", "vae", "flux", "vae"),
@@ -196,6 +197,32 @@ async def test_graphs_for_models_that_are_not_there_pass_its_checks(
     graph = graph_for(installed[0], Wanted("a lighthouse", 64, 64, **parts), installed)
     with pytest.raises(BackendError, match=r"flux-key|Image record not found"):
         await _drain(backend, graph, [1])
+
+
+@pytest.mark.skipif(not MODELS, reason="no models")
+class TestContract(AdapterContract):
+    @pytest.fixture
+    async def rig(self, backend: InvokeAIBackend) -> AdapterRig:
+        def check(chunks: list[Chunk], _finish: Finish) -> None:
+            (item,) = json.loads(b"".join(chunk.data for chunk in chunks))["data"]
+            assert opened(base64.b64decode(item["b64_json"])).size == (64, 64)
+
+        async def idle() -> bool:
+            status = await backend._api._json("GET", "/api/v1/queue/default/status")
+            return not status["processor"]["is_processing"]
+
+        return AdapterRig(
+            backend=backend,
+            capability=Capability.IMAGES,
+            short=task(MODELS[0], size="64x64"),
+            check=check,
+            long=task(MODELS[0], size="512x512", steps=500),
+            bad=task(MODELS[0], size="65x64"),
+            idle=idle,
+            kill=None,
+            start=None,
+            progress=True,
+        )
 
 
 @with_models
@@ -254,7 +281,7 @@ async def test_paints_only_where_the_mask_says(backend: InvokeAIBackend, model: 
     files = (file("image", original), file("mask", mask))
     (data,) = await pictures_of(backend, task(model, files=files))
     painted = opened(data)
-    assert painted.crop((128, 0, 192, 64)).tobytes() == original.crop((128, 0, 192, 64)).tobytes()
+    assert painted.crop((104, 0, 192, 64)).tobytes() == original.crop((104, 0, 192, 64)).tobytes()
     assert painted.crop((0, 0, 48, 64)).tobytes() != original.crop((0, 0, 48, 64)).tobytes()
     assert await images_there(backend) == before
 

@@ -93,7 +93,7 @@ class InvokeAIBackend(Backend):
         except BackendError as error:
             raise _away(error) from error
 
-    async def run(self, task: Task) -> AsyncIterator[Output]:
+    async def run(self, task: Task) -> AsyncGenerator[Output]:
         """Generations and edits."""
         model = await self._model(task.model)
         request = ImageRequest.of(task)
@@ -164,7 +164,7 @@ def _away(error: BackendError) -> BackendError:
 def _check(request: ImageRequest, model: Model) -> None:
     """Refuse what the model's graph cannot honour."""
     honoured = [*HONOURED, "edit"]
-    if request.edit:
+    if request.edit and not model.kontext:
         honoured += ["strength", "mask"]
     if model.base != FLUX:
         honoured.append("negative_prompt")

@@ -25,7 +25,7 @@ SIDES = {"sd-1": 512, "sd-2": 768, "sdxl": 1024, FLUX: 1024}
 LEAST_SIDE = 64
 MAX_SEED = 2**32 - 1
 EDGE = 16
-"""Pixels over which what is painted anew fades into what stays; also InvokeAI's."""
+"""Pixels by which the area of a mask grows, and over which it then fades into what stays; also InvokeAI's."""
 STRENGTH = 0.75
 FLUX_STRENGTH_EXPONENT = 0.2
 """FLUX changes a picture only in its first steps; InvokeAI spreads them over the range in this way."""
@@ -56,6 +56,11 @@ class Model:
     def served(self) -> bool:
         """Whether there is a graph for it."""
         return self.type == "main" and (self.base in STABLE_DIFFUSION or self.base == FLUX) and self.variant in VARIANTS
+
+    @property
+    def kontext(self) -> bool:
+        """FLUX Kontext looks at a picture rather than beginning with it. Only names tell, also to InvokeAI."""
+        return self.base == FLUX and "kontext" in self.name.lower()
 
     @property
     def multiple(self) -> int:
@@ -222,7 +227,10 @@ def _flux(model: Model, wanted: Wanted, installed: Sequence[Model]) -> Graph:
         ("denoise.latents", "decode.latents"),
         ("loader.vae", "decode.vae"),
     )
-    if wanted.image is not None:
+    if wanted.image is not None and model.kontext:
+        graph.add("reference", "flux_kontext", image={"image_name": wanted.image})
+        graph.link(("reference.kontext_cond", "denoise.kontext_conditioning"), ("loader.vae", "denoise.controlnet_vae"))
+    elif wanted.image is not None:
         graph.add("encode", "flux_vae_encode")
         _begin_with(graph, wanted, lambda strength: 1 - strength**FLUX_STRENGTH_EXPONENT)
     return graph

@@ -98,6 +98,8 @@ class Batch:
                 raise self._failure(self._state)
             if status in WAITING:
                 yield Progress(phase="queued")
+            elif not self._listener.live:
+                yield Progress()  # nothing else would say that the work goes on
             while news := await self._listener.news(HEARING_POLL_S if self._listener.live else DEAF_POLL_S):
                 for output in self._tell(news):
                     yield output
