@@ -65,6 +65,8 @@ class GatewaySettings(CommonSettings):
     """For a backend to load a model, where it says that it does; the other limits begin after that."""
     media_timeout_s: float = Field(default=600.0, gt=0)
     """In the place of the first-token and idle limits, where it is longer, for images, sound and model jobs."""
+    pull_timeout_s: float = Field(default=21_600.0, gt=0)
+    """In the place of the total limit, where it is longer, for a model to be pulled."""
     public_url: str = ""
     """Where callers reach the gateway, `https://nexus.example`, for results fetched by URL; empty: as each request says."""
     result_url_ttl_s: float = Field(default=3600.0, ge=1)

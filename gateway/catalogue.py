@@ -68,12 +68,11 @@ class Catalogue:
         return sorted((model for model in shown if model.live - MANAGEMENT), key=lambda model: model.name)
 
     def get(self, name: str) -> Model | None:
-        """A model that is or was served here, or an alias for one."""
+        """What callers may ask about: a model that is or was served here, or an alias for one."""
         model = self._models.get(name)
-        if model is not None or name not in self._aliases:
-            return model
-        alias = self._as_model(self._aliases[name])
-        return alias if alias.capabilities else None
+        if model is None and name in self._aliases:
+            model = self._as_model(self._aliases[name])
+        return model if model is not None and model.capabilities - MANAGEMENT else None
 
     def is_model(self, name: str) -> bool:
         """Whether this is the name of a model that is or was served here."""

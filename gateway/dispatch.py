@@ -41,6 +41,7 @@ class Dispatcher:
         ack_wait_s: float,
         *,
         media_timeout_s: float = 600.0,
+        pull_timeout_s: float = 21_600.0,
         keep_s: float = 3600.0,
     ) -> None:
         self.bus = bus
@@ -55,6 +56,7 @@ class Dispatcher:
                 "idle_s": max(limits.idle_s, media_timeout_s),
             }
         )
+        self._pull_limits = self._media_limits.model_copy(update={"total_s": max(limits.total_s, pull_timeout_s)})
         self._keep_s = keep_s
         self._ack_wait_s = ack_wait_s
         self._calls: set[Call] = set()
@@ -109,7 +111,7 @@ class Dispatcher:
             stream=stream,
             reply=self.bus.new_reply(),
             owner=owner,
-            limits=self._limits if capability in TEXT else self._media_limits,
+            limits=self._limits_of(capability),
             body_size=received.body_size,
             body_blob=received.body_blob,
             uploads=received.uploads,
@@ -119,6 +121,11 @@ class Dispatcher:
         self.bus.submit(envelope, received.body, call)
         self._calls.add(call)
         return call
+
+    def _limits_of(self, capability: Capability) -> Limits:
+        if capability in TEXT:
+            return self._limits
+        return self._pull_limits if capability is Capability.MODELS else self._media_limits
 
     def finish(self, call: Call) -> None:
         """The caller's side is over, however it ended."""

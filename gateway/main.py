@@ -135,6 +135,7 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
         limits,
         settings.ack_wait_s,
         media_timeout_s=settings.media_timeout_s,
+        pull_timeout_s=settings.pull_timeout_s,
         keep_s=settings.result_url_ttl_s,
     )
     token = settings.gateway_bearer_token

@@ -111,6 +111,8 @@ class Attempt:
         self._writer: BlobWriter | None = None
         """Takes the answer once it is not."""
         self._loading = False
+        self._alive = False
+        """The backend has said that it works, though nothing came of it yet."""
         self._stop: Stop | None = None
         self._task: asyncio.Task[None] | None = None
         self._ticket = 0
@@ -163,7 +165,7 @@ class Attempt:
                 self.stop(Stop.LOAD)
         elif now - self.began > limits.total_s:
             self.stop(Stop.TOTAL)
-        elif self._tokens == 0:
+        elif not (self._tokens or self._alive):
             if now - self.began > limits.first_token_s:
                 self.stop(Stop.FIRST_TOKEN)
         elif now - self.last_output > limits.idle_s:
@@ -301,15 +303,16 @@ class Attempt:
         return self._held_size > INLINE_LIMIT or self._writer is not None
 
     def _progress(self, progress: Progress) -> None:
-        """Also a sign of life: it counts as output, unless the model is only being loaded."""
+        """Also a sign of life: it counts as output, unless it only says that the model is being loaded or is there now."""
         now = monotonic()
         loading = progress.phase == LOADING
         if self._loading and not loading:
             self.began = now  # what follows has limits of its own
+            self._alive = False
+        elif not loading:
+            self._alive = True
         self._loading = loading
         self.last_output = now
-        if not loading:
-            self._tokens = max(self._tokens, 1)
         if progress.preview is not None and len(progress.preview) > MAX_PREVIEW:
             progress = progress.model_copy(update={"preview": None})
         self._next(EventKind.PROGRESS, progress.model_dump_json(exclude_none=True).encode())

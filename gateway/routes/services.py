@@ -16,6 +16,9 @@ from schemas.presence import ServiceRecord, Snapshot, WorkerState
 
 router = APIRouter(tags=["operation"])
 
+BACKEND = "service"
+"""The adapter that serves what is recorded here."""
+
 
 class Record(BaseModel):
     """The body of `PUT /v1/services/{name}`. Fields that we do not know are kept."""
@@ -63,8 +66,8 @@ async def remove_service(name: str, parts: PartsDep, _: Caller) -> dict[str, Any
 
 
 def _shape(record: ServiceRecord, snapshot: Snapshot) -> dict[str, Any]:
-    """Workers name the service as the owner of the models that it serves."""
-    workers = snapshot.workers.values()
+    """A worker for services names each as the owner of the models that it serves."""
+    workers = [worker for worker in snapshot.workers.values() if worker.backend == BACKEND]
     states = {worker.state for worker in workers if any(model.owned_by == record.name for model in worker.models)}
     state = next((state for state in WorkerState if state in states), None)
     return record.model_dump() | {"id": record.name, "object": "service", "state": state}
