@@ -209,8 +209,9 @@ class TestAliases:
 
 
 def test_what_only_manages_models_is_not_listed() -> None:
-    """Its queue is open all the same."""
-    made = catalogue(worker("w", offer("m"), offer("ollama", (Capability.MODELS,))), aliases={"x": ("ollama",)})
+    """Nor known by its name; its queue is open all the same."""
+    made = catalogue(worker("w", offer("m"), offer("worker:w", (Capability.MODELS,))), aliases={"x": ("worker:w",)})
     assert [model.name for model in made.listed()] == ["m"]
-    assert [model.name for model in made.live()] == ["m", "ollama"]
-    assert made.resolve("ollama", Capability.MODELS) == "ollama"
+    assert (made.get("worker:w"), made.get("x")) == (None, None)
+    assert [model.name for model in made.live()] == ["m", "worker:w"]
+    assert made.resolve("worker:w", Capability.MODELS) == "worker:w"

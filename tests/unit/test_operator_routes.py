@@ -20,8 +20,10 @@ from schemas.presence import ModelOffer, WorkerPresence, WorkerState
 KEY = "sk-test"
 
 
-def worker(name: str, *offers: ModelOffer, state: WorkerState = WorkerState.READY) -> WorkerPresence:
-    return WorkerPresence(id=name, backend="echo", host="here", models=offers, state=state)
+def worker(
+    name: str, *offers: ModelOffer, state: WorkerState = WorkerState.READY, backend: str = "echo"
+) -> WorkerPresence:
+    return WorkerPresence(id=name, backend=backend, host="here", models=offers, state=state)
 
 
 def offer(name: str, *capabilities: Capability, **more: Any) -> ModelOffer:
@@ -174,10 +176,13 @@ class TestServices:
         assert gateway.hub.services == {}
 
     async def test_state_is_that_of_the_worker_that_serves_it(self, gateway: Gateway) -> None:
-        """The best one, where several do."""
+        """The best one, where several do; not that of a model whose owner happens to be called so."""
         await gateway.ask("PUT", "/v1/services/tts", json={"base_url": "http://tts:8080"})
+        voice = offer("voice", owned_by="tts")
+        await gateway.registry.announce(worker("other", voice))
+        assert (await gateway.ask("GET", "/v1/services"))[1]["data"][0]["state"] is None
         for state in (WorkerState.UNHEALTHY, WorkerState.READY):
-            await gateway.registry.announce(worker(f"w-{state}", offer("voice", owned_by="tts"), state=state))
+            await gateway.registry.announce(worker(f"w-{state}", voice, state=state, backend="service"))
             assert (await gateway.ask("GET", "/v1/services"))[1]["data"][0]["state"] == state
 
     @pytest.mark.parametrize(
