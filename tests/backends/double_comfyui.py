@@ -85,6 +85,7 @@ class ComfyDouble:
         self.deleted: list[str] = []
         self.sockets_made = 0
         self._runner: web.AppRunner | None = None
+        self._starting: asyncio.Task[None] | None = None
         self._worker: asyncio.Task[None] | None = None
         self._clear()
 
@@ -139,8 +140,20 @@ class ComfyDouble:
         self.port = self._runner.addresses[0][1]
         self._worker = asyncio.create_task(self._work())
 
+    async def start_slowly(self) -> None:
+        """Listen in a while, as a server does that is still loading; returns at once."""
+
+        async def later() -> None:
+            await asyncio.sleep(0.2)
+            await self.start()
+
+        self._starting = asyncio.create_task(later())
+
     async def kill(self) -> None:
         """Die: every connection is cut."""
+        if self._starting is not None:
+            await self._starting
+            self._starting = None
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)

@@ -49,6 +49,7 @@ class SDWebUIDouble:
         self.looked = asyncio.Event()
         """Somebody asked how far it is."""
         self._runner: web.AppRunner | None = None
+        self._starting: asyncio.Task[None] | None = None
         self._clear()
 
     def _clear(self) -> None:
@@ -94,8 +95,20 @@ class SDWebUIDouble:
         await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
         self.port = self._runner.addresses[0][1]
 
+    async def start_slowly(self) -> None:
+        """Listen in a while, as a server does that is still loading; returns at once."""
+
+        async def later() -> None:
+            await asyncio.sleep(0.2)
+            await self.start()
+
+        self._starting = asyncio.create_task(later())
+
     async def kill(self) -> None:
         """Die: every connection is cut."""
+        if self._starting is not None:
+            await self._starting
+            self._starting = None
         if self._runner is not None:
             await self._runner.cleanup()
         self._runner = None

@@ -114,7 +114,7 @@ class TestContract(AdapterContract):
             bad=task(size="8x8"),
             idle=double.idle,
             kill=double.kill,
-            start=double.start,
+            start=double.start_slowly,
             progress=True,
         )
 

@@ -72,7 +72,7 @@ class TestContract(AdapterContract):
             bad=task(sampler="heun"),
             idle=double.idle,
             kill=double.kill,
-            start=double.start,
+            start=double.start_slowly,
             progress=True,
         )
 
@@ -96,7 +96,7 @@ class TestCppContract(TestContract):
             bad=task(sampler="heun"),
             idle=double.idle,
             kill=double.kill,
-            start=double.start,
+            start=double.start_slowly,
         )
 
 

@@ -182,7 +182,7 @@ class _News:
         self._number, self._runs = number, runs
         self._samplers = sampler_nodes(workflow.graph)
         self._sampled: set[str] = set()
-        self._last = Progress()
+        self._last = Progress(fraction=number / runs if number else None)
 
     def seen(self, look: Look) -> Progress:
         """What the queue says."""

@@ -104,7 +104,10 @@ class ComfyServer:
         body: JSON = {"prompt": graph, "client_id": client_id}
         if previews:  # otherwise the server's own setting counts, which by default is none
             body["extra_data"] = {"preview_method": "auto"}
-        status, answer = await self._exchange("POST", "/prompt", orjson.dumps(body))
+        data = orjson.dumps(body)
+        # As a stream, which is never sent twice: on a kept connection that breaks in silence it would be.
+        response = await self._client.request("POST", "/prompt", pieces=_pieces(data), length=len(data))
+        status, answer = response.status, await _whole(response, BODY_LIMIT)
         if status == 400:
             raise InvalidGraph(_value("/prompt", 200, answer))
         if status >= 500 and status not in (502, 503, 504):
@@ -260,6 +263,10 @@ def _value(path: str, status: int, body: bytes) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise BackendError(f"this is no ComfyUI: {path} answers something that is not JSON") from error
+
+
+async def _pieces(data: bytes) -> AsyncIterator[bytes]:
+    yield data
 
 
 async def _whole(response: Response, limit: int) -> bytes:

@@ -44,7 +44,7 @@ from workers.backends.images import (
     size_of,
 )
 from workers.backends.refusals import refusal
-from workers.backends.wire import HttpClient
+from workers.backends.wire import HttpClient, Response
 
 JSON = dict[str, Any]
 
@@ -244,7 +244,10 @@ class SDWebUIBackend(Backend):
         return _loads(body)
 
     async def _post(self, path: str, body: JSON) -> JSON:
-        status, answer = await self._exchange("POST", API + path, orjson.dumps(body))
+        data = orjson.dumps(body)
+        # As a stream, which is never sent twice: on a kept connection that breaks in silence it would be.
+        response = await self._client.request("POST", API + path, pieces=_pieces(data), length=len(data))
+        status, answer = response.status, await _whole(response)
         if status != 200:
             raise _failure(status, answer)
         value = _loads(answer)
@@ -254,10 +257,7 @@ class SDWebUIBackend(Backend):
 
     async def _exchange(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         response = await self._client.request(method, path, body)
-        try:
-            return response.status, await response.read_all(BODY_LIMIT)
-        finally:
-            response.close()
+        return response.status, await _whole(response)
 
 
 def _defaults(options: dict[str, str]) -> JSON:
@@ -323,6 +323,17 @@ def _decoded(text: Any) -> bytes:
         return base64.b64decode(text.rpartition(",")[2])  # some put a data URL's beginning before it
     except ValueError as error:
         raise BackendError("the backend's picture is not base64") from error
+
+
+async def _pieces(data: bytes) -> AsyncIterator[bytes]:
+    yield data
+
+
+async def _whole(response: Response) -> bytes:
+    try:
+        return await response.read_all(BODY_LIMIT)
+    finally:
+        response.close()
 
 
 def _loads(body: bytes) -> Any:
