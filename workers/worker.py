@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Mapping
 from time import monotonic
 
 import structlog
@@ -17,7 +18,7 @@ from backbone.version import VERSION
 from schemas.control import Control, ControlOp
 from schemas.errors import NexusError
 from schemas.jobs import LANES, Capability, Envelope
-from schemas.presence import ModelOffer, WorkerPresence, WorkerState
+from schemas.presence import ModelOffer, ServiceRecord, Snapshot, WorkerPresence, WorkerState
 from workers.attempt import Attempt, Identity, Stop
 from workers.backends.base import Backend
 from workers.intake import Intake
@@ -71,6 +72,8 @@ class Worker:
         self._models: tuple[ModelOffer, ...] = ()
         self._last_model: str | None = None
         self._unnamed: set[str] = set()
+        self._services: Mapping[str, ServiceRecord] = {}
+        self._problems: tuple[str, ...] = ()
         self._slots = 1
         self._state = WorkerState.UNHEALTHY
         self._identity = Identity(worker_id, backend.name)
@@ -85,7 +88,7 @@ class Worker:
         self._bus = bus
         await self._backend.start()
         await bus.start()
-        await self._registry.start(watch=False)
+        await self._start_registry()
         await bus.listen(self.id, self._on_control)
         watcher = asyncio.create_task(self._watch())
         health = asyncio.create_task(self._keep_healthy())
@@ -102,6 +105,20 @@ class Worker:
             await bus.close()
             await self._registry.close()
             await self._backend.close()
+
+    async def _start_registry(self) -> None:
+        """With a backend that follows services, watch them."""
+        follows = self._backend.follows_services
+        await self._registry.start(watch=follows)
+        if follows:
+            self._registry.subscribe(self._services_seen)
+            self._services_seen(self._registry.snapshot or Snapshot())
+
+    def _services_seen(self, snapshot: Snapshot) -> None:
+        if snapshot.services != self._services:
+            self._services = snapshot.services
+            self._backend.services_changed(snapshot.services)
+            self._changed.set()
 
     def drain(self) -> None:
         """Leave: registry first, then no new jobs, then finish those in hand. A second call ends those too."""
@@ -141,6 +158,7 @@ class Worker:
                         discovery = await self._backend.discover()
                         next_discovery = monotonic() + DISCOVER_INTERVALS * self._health_interval_s
                         await self._serve(discovery.models, discovery.slots)
+                        self._tell(discovery.problems)
                     else:
                         await self._backend.health()
                 silent = 0
@@ -178,6 +196,15 @@ class Worker:
             self._state = WorkerState.READY
             await self._announce()
         self._intake.open()
+
+    def _tell(self, problems: tuple[str, ...]) -> None:
+        """Each problem once, and that it is over."""
+        for problem in problems:
+            if problem not in self._problems:
+                log.warning("not served", worker=self.id, problem=problem)
+        if self._problems and not problems:
+            log.info("all served", worker=self.id)
+        self._problems = problems
 
     def _can_name(self, model: ModelOffer) -> bool:
         """Whether a subject can hold the model's name; the others are served all the same."""
