@@ -1,0 +1,210 @@
+"""One registered HTTP service at one place: whether it is ready, what it offers, and calls to it.
+
+Looking at it has its own short time limit, so that one that hangs never hides the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+
+from schemas.jobs import Capability
+from schemas.presence import ServiceRecord
+from workers.backends.base import BackendError, BackendRefused, Output, Task
+from workers.backends.openai_api import Api
+from workers.backends.openai_audio import speech, transcribe
+from workers.backends.openai_images import draw
+from workers.backends.openai_text import complete
+from workers.backends.openai_vectors import embed, rerank
+from workers.backends.refusals import refusal
+from workers.backends.service_metadata import ENDPOINTS, Advert, endpoints_of, names_models, paths_of, read_advert
+from workers.backends.wire import HttpClient
+
+JSON = dict[str, Any]
+
+API_END = re.compile(r"/v\d+[a-z0-9]*$")
+LOOK_S = 4.0
+"""How long a service may take to say how it is and what it offers."""
+SLOW_LOOKS = 3
+"""A ready service at full load may be slow to say so: this many times in a row."""
+DOCUMENT_LIMIT = 4 * 1024 * 1024
+OPENAPI_LIMIT = 64 * 1024 * 1024
+MISSING = frozenset({404, 405, 501})
+PROBES = ("/readyz", "/health")
+CALLS: Mapping[Capability, Callable[[Api, Task], AsyncGenerator[Output]]] = {
+    Capability.CHAT: complete,
+    Capability.COMPLETIONS: complete,
+    Capability.EMBEDDINGS: embed,
+    Capability.IMAGES: draw,
+    Capability.SPEECH: speech,
+    Capability.TRANSCRIPTIONS: transcribe,
+    Capability.RERANK: rerank,
+}
+
+
+class Place:
+    """Where a record says that its service is. Another record means another place."""
+
+    def __init__(self, name: str, record: ServiceRecord, api_key: str) -> None:
+        """Raises ValueError when a URL of the record makes no sense."""
+        self.name = name
+        self.record = record
+        self.running = 0
+        self.ready = False
+        self.advert: Advert | None = None
+        """None as long as it has never been ready."""
+        self.problem = "not looked at yet"
+        """Why it is not ready."""
+        self.looked = False
+        self._slow = 0
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        url = record.base_url.rstrip("/")
+        end = API_END.search(urlsplit(url).path)
+        own = end.group() if end else ""
+        self._client = HttpClient(url[: len(url) - len(own)], headers=headers)
+        self._api = Api(self._client, own or "/v1", self._refusal)
+        self._api_key = api_key
+        self._documents, self._metadata_path = self._client, f"{self._api.path}/metadata"
+        if record.metadata_url:
+            parts = urlsplit(record.metadata_url)
+            self._documents = HttpClient(f"{parts.scheme}://{parts.netloc}", headers=headers)
+            self._metadata_path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+
+    async def close(self) -> None:
+        """End every connection."""
+        await self._client.close()
+        await self._documents.close()
+
+    @property
+    def slots(self) -> int | None:
+        """Requests at once: the operator's word, else the service's."""
+        said = (self.record.model_extra or {}).get("concurrency")
+        if isinstance(said, int) and said > 0:
+            return said
+        return self.advert.concurrency if self.advert is not None else None
+
+    def offers(self, model: str) -> bool:
+        """Whether it has this model, ready or not."""
+        return self.advert is not None and any(one.name == model for one in self.advert.models)
+
+    def serves(self, endpoint: str) -> bool:
+        """Whether it has this endpoint."""
+        return self.advert is not None and endpoint in self.advert.endpoints
+
+    # Looking
+
+    async def check(self) -> None:
+        """Learn whether it is ready. Never raises."""
+        await self._look(self._require_ready)
+
+    async def look(self) -> None:
+        """Learn whether it is ready, and what it offers. Never raises."""
+        await self._look(self._learn)
+        self.looked = True
+
+    async def _look(self, how: Callable[[], Awaitable[None]]) -> None:
+        try:
+            async with asyncio.timeout(LOOK_S):
+                await how()
+        except TimeoutError:
+            self._slow += 1
+            if self.ready and self._slow < SLOW_LOOKS:
+                return
+            self.problem = f"no answer within {LOOK_S:g} s"
+        except BackendError as error:
+            self.problem = error.info.message
+        else:
+            self._slow = 0
+            self.ready = self.advert is not None
+            return
+        self.ready = False
+
+    async def _require_ready(self) -> None:
+        for path in PROBES:
+            status, body = await self._get(self._client, path)
+            if status in MISSING:
+                continue
+            if not 200 <= status < 300:
+                said = body[:200].decode("utf-8", "replace")
+                raise BackendError(f"{path} answers {status}: {said}")
+            return
+
+    async def _learn(self) -> None:
+        await self._require_ready()
+        try:
+            self.advert = await self._read()
+        except BackendError:
+            if self.advert is None:
+                raise
+
+    async def _read(self) -> Advert:
+        """Metadata; where that lacks what is needed, the descriptor, OpenAPI's document, and the list of models."""
+        documents = await self._metadata()
+        endpoints = frozenset[str]().union(*map(endpoints_of, documents))
+        if not endpoints:
+            descriptor = await self._document(self._client, f"{self._api.path}/descriptor")
+            documents += [descriptor] if descriptor is not None else []
+            endpoints = endpoints_of(descriptor or {})
+        guessed = not endpoints and not any("endpoints" in one for one in documents)
+        if guessed:
+            openapi = await self._document(self._client, "/openapi.json", OPENAPI_LIMIT)
+            endpoints = paths_of(openapi) if openapi is not None else frozenset(ENDPOINTS)
+        listed = None
+        if not any(names_models(one) for one in documents):
+            listed = await self._document(self._client, f"{self._api.path}/models")
+        if not endpoints or (guessed and not documents and listed is None):
+            raise BackendError(
+                f"{self._metadata_path} names no endpoint that Nexus knows; it must list some under 'endpoints'"
+            )
+        advert = read_advert(self.name, endpoints, documents, listed, guessed=guessed)
+        if not advert.streams:
+            self._api.lacks |= {(model.name, "stream") for model in advert.models}
+        return advert
+
+    async def _metadata(self) -> list[JSON]:
+        """From where the record says; scripts write that address without looking, so also from where it belongs."""
+        document = await self._document(self._documents, self._metadata_path)
+        if document is None and self.record.metadata_url:
+            document = await self._document(self._client, f"{self._api.path}/metadata")
+        return [] if document is None else [document]
+
+    async def _document(self, client: HttpClient, path: str, limit: int = DOCUMENT_LIMIT) -> JSON | None:
+        """A JSON object; None where there is none at this path. Raises BackendError for any other answer."""
+        status, body = await self._get(client, path, limit)
+        if status in MISSING:
+            return None
+        if status != 200:
+            raise self._refusal(status, {}, body)
+        try:
+            document = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise BackendError(f"{path} is not JSON: {error}") from error
+        if isinstance(document, list):
+            document = {"data": document}
+        return document if isinstance(document, dict) else None
+
+    async def _get(self, client: HttpClient, path: str, limit: int = DOCUMENT_LIMIT) -> tuple[int, bytes]:
+        response = await client.request("GET", path)
+        try:
+            return response.status, await response.read_all(limit)
+        finally:
+            response.close()
+
+    # Calling
+
+    def answer(self, task: Task) -> AsyncGenerator[Output]:
+        """What the service answers. Raises BackendRefused when it does not have the endpoint."""
+        if not self.serves(task.endpoint):
+            has = ", ".join(sorted(self.advert.endpoints)) if self.advert is not None else "nothing yet"
+            raise BackendRefused(f"the service {self.name} does not serve {task.endpoint}; it serves {has}")
+        return CALLS[task.capability](self._api, task)
+
+    def _refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
+        if self._api_key:
+            body = body.replace(self._api_key.encode(), b"***")
+        return refusal(status, headers, body)
