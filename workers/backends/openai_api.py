@@ -85,8 +85,10 @@ async def _finished(sending: Coroutine[Any, Any, Response]) -> Response:
 
 
 def fields_of(body: JSON, model: str) -> JSON:
-    """What the server gets of the caller's fields."""
-    return {name: value for name, value in body.items() if name not in OWN_FIELDS} | {"model": model}
+    """What the server gets of the caller's fields; one that is null counts as not given, which not every server knows."""
+    return {name: value for name, value in body.items() if value is not None and name not in OWN_FIELDS} | {
+        "model": model
+    }
 
 
 def form_fields(fields: JSON) -> list[tuple[str, str]]:

@@ -48,8 +48,8 @@ async def draw(api: Api, task: Task) -> AsyncGenerator[Output]:
 async def _asked(api: Api, task: Task, request: ImageRequest) -> Response:
     """Asks again without what the server does not know: `response_format` (OpenAI's own newer models) or `stream`."""
     fields = fields_of(json_object(task.body), task.model) | {"response_format": "b64_json"}
-    if not task.stream:
-        fields.pop("stream", None)
+    fields.pop("stream", None)
+    fields |= {"stream": True} if task.stream else {}
     for name, others in (("response_format", ()), ("stream", ("partial_images",))):
         if (task.model, name) in api.lacks:
             for one in (name, *others):
@@ -135,9 +135,12 @@ async def _picture(api: Api, item: JSON) -> bytes:
     if not isinstance(coded, str) and isinstance(url, str):
         coded = url.partition(",")[2]
     try:
-        return base64.b64decode(coded or "", validate=True)
+        data = base64.b64decode(coded or "", validate=True)
     except (ValueError, TypeError) as error:
         raise BackendError("the backend's picture is not base64") from error
+    if not data:
+        raise BackendError("the backend's answer holds no picture")
+    return data
 
 
 async def _fetched(api: Api, url: str) -> bytes:

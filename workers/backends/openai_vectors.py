@@ -131,8 +131,8 @@ async def _scores(api: Api, request: RerankRequest, model: str) -> tuple[list[tu
         root, path, is_tei = WAYS[way]
         fields = _teis(request) if is_tei else _fields(request, model)
         try:
-            _, answer = await api.whole(path, fields, ANSWER_LIMIT, root=root)
-            found = read_scores(answer)
+            response, answer = await api.whole(path, fields, ANSWER_LIMIT, root=root)
+            found = read_scores(json_of(response, answer))
         except ModelNotServed:
             raise
         except BackendRefused as error:

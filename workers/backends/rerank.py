@@ -76,19 +76,18 @@ def rerank_body(
     return orjson.dumps(({"id": identity} if identity else {}) | answer | {"usage": usage})
 
 
-def read_scores(body: bytes) -> tuple[list[tuple[int, float]], int]:
-    """Index and score of each result of a server's answer, and the tokens it counted. Raises BackendError.
+def read_scores(answer: Any) -> tuple[list[tuple[int, float]], int]:
+    """Index and score of each result of a server's answer in JSON, and the tokens it counted. Raises BackendError.
 
     Servers give `{"results": [{"index", "relevance_score" or "score"}]}`, or (TEI) the list alone.
     """
     try:
-        answer = orjson.loads(body)
         results = answer if isinstance(answer, list) else answer["results"]
         scores = [
             (int(one["index"]), float(one["relevance_score"] if "relevance_score" in one else one["score"]))
             for one in results
         ]
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise BackendError(WRONG) from error
     return scores, _tokens(answer)
 
