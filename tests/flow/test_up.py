@@ -478,7 +478,7 @@ async def at_a_usual_port() -> AsyncIterator[tuple[Candidate, OpenAIDouble]]:
 
 
 async def test_local_models_answer(tmp_path: Path):
-    """The default: real weights, real answers to the lines it prints, and a chat from the console."""
+    """The default: real weights, real answers to the lines it prints, also after a crash."""
     installed, missing = local_models()
     if missing:
         hints = ", ".join(one.hint for one in missing)
@@ -493,9 +493,6 @@ async def test_local_models_answer(tmp_path: Path):
         assert speech == ""
         assert "quick brown fox" in json.loads(transcription)["text"].lower()
         assert len(json.loads(embeddings)["data"][0]["embedding"]) == 384
-        code, out, err = await up.command("chat", "smollm2", "--message", "Say hello.")
-        assert (code, err) == (0, "")
-        assert out.strip()
         for name in ("llama", "whisper"):
             os.kill(pids[name], signal.SIGKILL)
         await eventually_true(lambda: up.said.count("is back") == 2, "both are back")
