@@ -231,7 +231,9 @@ class InvokeAIDouble:
         return web.json_response(item.describe())
 
     async def _cancel(self, request: web.Request) -> web.Response:
-        item = self.items[int(request.match_info["id"])]
+        item = self.items.get(int(request.match_info["id"]))
+        if item is None:
+            return web.json_response({"detail": "Queue item with id 1 not found in queue default"}, status=404)
         if item.status in ("pending", "in_progress", "waiting"):
             await self.end(item, "canceled")
         return web.json_response(item.describe())

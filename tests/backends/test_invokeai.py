@@ -443,14 +443,16 @@ async def test_cancelled_at_invokeai(invoke: InvokeAIDouble, backend: InvokeAIBa
 
 
 async def test_deleted_at_invokeai(invoke: InvokeAIDouble, backend: InvokeAIBackend) -> None:
-    """The queue was cleared."""
-    running = asyncio.create_task(outputs_of(backend, task(steps=1000)))
+    """It is not tried again, and what is left of the batch is taken back."""
+    running = asyncio.create_task(outputs_of(backend, task(steps=1000, n=3)))
     await eventually(lambda: _working(invoke), 10)
+    invoke.items.pop(2)
     item = invoke.items.pop(1)
     await invoke.end(item, "canceled")
     with pytest.raises(BackendError, match="deleted from InvokeAI's queue") as caught:
         await running
     assert not caught.value.transient
+    assert invoke.items[3].status == "canceled"
 
 
 async def test_a_full_queue_is_worth_another_attempt(invoke: InvokeAIDouble, backend: InvokeAIBackend) -> None:

@@ -66,8 +66,10 @@ class Batch:
                 async with aclosing(self._follow(item)) as following:
                     async for output in following:
                         yield output
-                data, content_type = await self._api.picture(self._result())
-                await self._discard(self._state)
+                try:
+                    data, content_type = await self._api.picture(self._result())
+                finally:
+                    await self._discard(self._state)
                 self._made += 1
                 yield Picture(data, content_type, seed=self._seeds[index], index=index)
         finally:
@@ -153,15 +155,17 @@ class Batch:
 
     async def _stop(self) -> None:
         """Cancel what has not ended, and wait until InvokeAI is done with it."""
-        running = False
-        cancelled = [item for item in self._items if item not in self._ended]
-        for item in cancelled:
-            state = await self._api.cancel(item)
-            running = running or (state["status"] == "canceled" and bool(state.get("started_at")))
-        while running and await self._api.winding_down():
+        cancelled: list[JSON] = []
+        for item in self._items:
+            if item not in self._ended:
+                with suppress(BackendRefused):  # deleted there meanwhile
+                    cancelled.append(await self._api.cancel(item))
+        if not any(state.get("started_at") for state in cancelled):
+            return
+        while await self._api.winding_down():
             await asyncio.sleep(STOP_POLL_S)
-        for item in cancelled:
-            await self._discard(await self._api.item(item))
+        for state in cancelled:
+            await self._discard(await self._api.item(state["item_id"]))
 
 
 def failure(kind: str, message: str) -> BackendError:
