@@ -100,7 +100,7 @@ class Place:
 
     async def check(self) -> None:
         """Learn whether it is ready. Never raises."""
-        await self._look(self._require_ready)
+        await self._look(self._require_ready if self.advert is not None else self._learn)
 
     async def look(self) -> None:
         """Learn whether it is ready, and what it offers. Never raises."""
