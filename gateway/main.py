@@ -17,9 +17,9 @@ import structlog
 import uvicorn
 import uvloop
 
-from backbone.bus.nats_blobs import BucketConfig, NatsBlobs
+from backbone.bus.nats_blobs import NatsBlobs
 from backbone.bus.nats_gateway import NatsGatewayBus
-from backbone.bus.streams import JobsStream
+from backbone.bus.streams import BucketConfig, JobsStream
 from backbone.egress import Egress
 from backbone.logging import configure_logging
 from backbone.memory import settle

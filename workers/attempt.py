@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property, partial
@@ -255,6 +255,7 @@ class Attempt:
         files: list[File] = []
         at = start = len(body) if self.envelope.body_size is None else self.envelope.body_size
         for upload in self.envelope.uploads:
+            pieces: Callable[[], AsyncIterator[bytes]]
             if upload.blob is not None:
                 pieces = partial(self._blobs.read, upload.blob)
             else:
