@@ -29,6 +29,8 @@ class Behaviour:
     """As stable-diffusion.cpp: no progress, no interrupt, one model."""
     current_task: bool = True
     """Older servers do not say whose work it is."""
+    drop: bool = False
+    """The connection breaks in the middle of the work, which goes on."""
     auth: str = ""
     grid: bool = False
     """A grid comes before the picture."""
@@ -156,6 +158,8 @@ class SDWebUIDouble:
             detail = [{"loc": ["body", "steps"], "msg": "value is not a valid integer", "type": "type_error.integer"}]
             return web.json_response({"detail": detail}, status=422)
         self.working += 1
+        if self.behaviour.drop and request.transport is not None:
+            request.transport.abort()
         return await asyncio.shield(asyncio.ensure_future(self._work(body)))
 
     async def _work(self, body: dict[str, Any]) -> web.Response:

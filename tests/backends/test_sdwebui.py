@@ -223,6 +223,18 @@ async def test_failures(
     assert caught.value.transient is transient
 
 
+async def test_work_whose_connection_breaks_is_not_handed_over_again(
+    double: SDWebUIDouble, backend: SDWebUIBackend
+) -> None:
+    """Not even where the connection is one that was kept: the server may be at it."""
+    await backend.discover()
+    double.behave(drop=True)
+    with pytest.raises(BackendError) as caught:
+        await outputs_of(backend, task())
+    assert caught.value.transient
+    assert len(double.calls) == 1
+
+
 async def test_a_seed_that_is_too_large_is_refused(backend: SDWebUIBackend) -> None:
     with pytest.raises(BackendRefused) as caught:
         await outputs_of(backend, task(seed=2**64 - 1))
