@@ -78,6 +78,7 @@ class Media:
     """The connection breaks within the answer."""
     until_close: bool = False
     voices: Any = None
+    info: Any = None
 
 
 @dataclass
@@ -107,6 +108,8 @@ class MediaDouble(OpenAIDouble):
     async def _get(self, path: str, writer: asyncio.StreamWriter) -> bool:
         if path == "/v1/audio/voices" and self.media.voices is not None:
             return await self._answer(writer, 200, "application/json", _once(json.dumps(self.media.voices).encode()))
+        if path == "/info" and self.media.info is not None:
+            return await self._answer(writer, 200, "application/json", _once(json.dumps(self.media.info).encode()))
         if path == self.media.picture_url:
             return await self._answer(writer, 200, "image/png", _once(self.media.picture))
         return await super()._get(path, writer)

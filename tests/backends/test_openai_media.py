@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from schemas.jobs import Capability
-from tests.backends.adapter_contract import AdapterContract, AdapterRig, outputs_of
+from tests.backends.adapter_contract import AdapterContract, AdapterRig, eventually, outputs_of
 from tests.backends.double_media import LENGTH, MediaDouble, png, sound_of, vector, wav
 from workers.backends.base import (
     Backend,
@@ -137,6 +137,37 @@ async def test_an_answer_cut_short_is_a_transient_failure(
     with pytest.raises(BackendError) as caught:
         await outputs_of(backend, work(capability))
     assert caught.value.transient
+
+
+async def test_a_second_cancellation_hangs_up(server: MediaDouble, backend: Backend) -> None:
+    """The first one waits for the server's work to end: most servers do not stop for a caller who hangs up."""
+    running = asyncio.create_task(outputs_of(backend, work(Capability.IMAGES, user="slow")))
+    await eventually(lambda: is_working(server), 5)
+    running.cancel()
+    await asyncio.sleep(0)
+    assert not running.done()
+    assert server.streaming == 1
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    await asyncio.wait_for(server.disconnected.wait(), 1)
+
+
+async def is_working(server: MediaDouble) -> bool:
+    return server.streaming == 1
+
+
+async def test_a_server_that_lists_no_models_may_say_which_it_has(server: MediaDouble) -> None:
+    """text-embeddings-inference does."""
+    server.behave(models_status=404)
+    server.media.info = {"model_id": "x/y", "model_type": {"reranker": {}}, "max_input_length": 512}
+    backend = make_backend("openai", BackendConfig(url=server.url))
+    [offer] = (await backend.discover()).models
+    assert (offer.name, offer.capabilities, offer.context_length) == ("x/y", (Capability.RERANK,), 512)
+    server.media.info = "nonsense"
+    with pytest.raises(BackendError, match="does not list"):
+        await backend.discover()
+    await backend.close()
 
 
 # Embeddings

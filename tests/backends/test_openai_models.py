@@ -76,8 +76,9 @@ def test_the_servers_word_counts_before_the_name(model: dict[str, Any], capabili
     assert Choice({}).of("tts-1", model) == capabilities
 
 
-def test_the_operators_word_counts_first() -> None:
-    choice = Choice({"capabilities": "chat, embeddings", "capabilities.*Mini*": "rerank"})
+@pytest.mark.parametrize("both", ["chat+embeddings", "chat, embeddings"])
+def test_the_operators_word_counts_first(both: str) -> None:
+    choice = Choice({"capabilities": both, "capabilities.*Mini*": "rerank"})
     assert choice.of("whisper", {"type": "tts"}) == (Capability.CHAT, Capability.EMBEDDINGS)
     assert choice.of("all-minilm", {"type": "tts"}) == RERANK
 

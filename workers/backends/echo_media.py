@@ -168,7 +168,7 @@ def _png(width: int, height: int, say: str, size: int | None = None) -> bytes:
     ]
     missing = (size or 0) - 8 - sum(map(len, parts)) - 12
     if missing >= 0:
-        parts.insert(1, _part(b"noIs", random.Random(say).randbytes(missing)))
+        parts.insert(-1, _part(b"noIs", random.Random(say).randbytes(missing)))
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 

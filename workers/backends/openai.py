@@ -185,7 +185,7 @@ class OpenAIBackend(Backend):
         """What `/v1/models` says; None when the server has no such list."""
         status, body = await self._get(f"{self._api}/models")
         if status in (404, 405, 501):
-            return None
+            return await self._told()
         if status != 200:
             raise self._refusal(status, {}, body)
         try:
@@ -193,6 +193,17 @@ class OpenAIBackend(Backend):
             return [model for model in models if isinstance(model, dict) and model.get("id")]
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             raise BackendError("the backend's list of models is none") from error
+
+    async def _told(self) -> list[JSON] | None:
+        """What a server with one model and no list says of itself: text-embeddings-inference does."""
+        status, body = await self._get("/info")
+        try:
+            info = orjson.loads(body) if status == 200 else {}
+        except orjson.JSONDecodeError:
+            return None
+        if not isinstance(info, dict) or not info.get("model_id"):
+            return None
+        return [{"id": info["model_id"], "max_model_len": info.get("max_input_length")} | info]
 
     def _wanted_names(self, listed: list[JSON] | None) -> tuple[str, ...]:
         wanted = self.config.models

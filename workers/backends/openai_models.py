@@ -3,7 +3,7 @@
 The first of these that answers counts:
 
 1. the option `capabilities.PATTERN=embeddings`, for names that match the pattern (`*`, `?`; case makes no difference);
-2. the option `capabilities=chat,embeddings`, for all models;
+2. the option `capabilities=chat+embeddings`, for all models;
 3. the server's own words: a model's `type` (LM Studio, Together), `task` (speaches) or `capabilities` (Infinity,
    LocalAI, Mistral), and TEI's `model_type`. llama.cpp's are not believed: it calls every model a `completion`;
 4. well-known names: whisper, kokoro, e5, bge, rerank, sdxl, flux, …
@@ -23,6 +23,8 @@ JSON = dict[str, Any]
 Capabilities = tuple[Capability, ...]
 
 OPTION = "capabilities"
+SEPARATORS = re.compile(r"[+,]")
+"""A comma separates options where they are one setting."""
 TEXT: Capabilities = (Capability.CHAT, Capability.COMPLETIONS)
 SERVED: Capabilities = (
     *TEXT,
@@ -84,7 +86,7 @@ def is_option(name: str) -> bool:
 
 
 def _read(value: str) -> Capabilities:
-    names = [name.strip() for name in value.split(",")]
+    names = [name.strip() for name in SEPARATORS.split(value)]
     unknown = [name for name in names if name not in SERVED]
     if unknown:
         raise ValueError(f"there is no capability {', '.join(map(repr, unknown))}; there are: {', '.join(SERVED)}")
@@ -103,7 +105,7 @@ def _words(value: Any) -> Iterable[str]:
     if isinstance(value, str):
         return (value,)
     if isinstance(value, dict):  # `{"completion_chat": true}`, or TEI's `{"embedding": {…}}`
-        return tuple(str(name) for name, there in value.items() if there)
+        return tuple(str(name) for name, there in value.items() if there not in (False, None))
     return tuple(one for one in value if isinstance(one, str)) if isinstance(value, list) else ()
 
 
