@@ -101,7 +101,7 @@ class Attempt:
         self.envelope = envelope
         self._body = body
         self._loop = asyncio.get_running_loop()
-        self.began = self.last_output = monotonic()
+        self.began = self.last_output = self._phase_began = monotonic()
         self._seq = 0
         self._tokens = 0
         self._shown = False
@@ -161,12 +161,12 @@ class Attempt:
         elif not self.job.owned:
             self.stop(Stop.LOST)
         elif self._loading:
-            if now - self.began > limits.load_s:
+            if now - self._phase_began > limits.load_s:
                 self.stop(Stop.LOAD)
-        elif now - self.began > limits.total_s:
+        elif now - self._phase_began > limits.total_s:
             self.stop(Stop.TOTAL)
         elif not (self._tokens or self._alive):
-            if now - self.began > limits.first_token_s:
+            if now - self._phase_began > limits.first_token_s:
                 self.stop(Stop.FIRST_TOKEN)
         elif now - self.last_output > limits.idle_s:
             self.stop(Stop.IDLE)
@@ -307,8 +307,8 @@ class Attempt:
         """Also a sign of life: it counts as output, unless it only says that the model is being loaded or is there now."""
         now = monotonic()
         loading = progress.phase == LOADING
-        if self._loading and not loading:
-            self.began = now  # what follows has limits of its own
+        if self._loading is not loading:
+            self._phase_began = now  # loading, and what follows it, have limits of their own
             self._alive = False
         elif not loading:
             self._alive = True

@@ -14,6 +14,7 @@ from gateway.bodies import Received
 from gateway.call import Call, State
 from gateway.dispatch import Dispatcher
 from gateway.metrics import GatewayMetrics
+from schemas.events import Progress
 from schemas.jobs import Capability, Lane, Limits
 from schemas.presence import ModelOffer, WorkerState
 from tests.conftest import Eventually
@@ -59,10 +60,11 @@ class Rig:
     def __init__(self) -> None:
         self.broker, self.hub, self.backend = MemoryBroker(), MemoryHub(), Script()
         registry = MemoryRegistry(self.hub)
+        self.blobs = MemoryBlobs()
         self.dispatcher = Dispatcher(MemoryGatewayBus(self.broker), registry, GatewayMetrics(), Limits(), 15.0)
         self.registry = registry
         self.worker = Worker(
-            worker_id="w", host="h", backend=self.backend, blobs=MemoryBlobs(), registry=MemoryRegistry(self.hub), metrics=WorkerMetrics(),
+            worker_id="w", host="h", backend=self.backend, blobs=self.blobs, registry=MemoryRegistry(self.hub), metrics=WorkerMetrics(),
             ack_wait_s=15.0, health_interval_s=0.05, drain_s=0.2,
         )  # fmt: skip
         self.life: asyncio.Task[None] | None = None
@@ -73,10 +75,10 @@ class Rig:
         await self.dispatcher.start()
         self.life = asyncio.create_task(self.worker.run(MemoryWorkerBus(self.broker, self.worker.on_job)))
 
-    def call(self, model: str = "m") -> Call:
+    def call(self, model: str = "m", received: Received | None = None) -> Call:
         return self.dispatcher.call(
             request_id="req", endpoint="/", capability=Capability.CHAT, lane=Lane.DEFAULT, public_model=model, stream=False,
-            owner="o", received=Received(None, b"{}"),
+            owner="o", received=received or Received(None, b"{}"),
         )  # fmt: skip
 
     def live(self) -> list[str]:
@@ -166,3 +168,64 @@ async def test_a_drained_worker_leaves_before_it_stops(rig: Rig, eventually: Eve
     assert call.starts == 0
     assert len(rig.broker.jobs) == 1
     rig.dispatcher.finish(call)
+
+
+async def test_loading_has_a_limit_of_its_own(rig: Rig, eventually: Eventually) -> None:
+    """Longer than a token may take, and what follows begins anew."""
+    await eventually(lambda: rig.live() == ["m"])
+    rig.dispatcher._limits = Limits(first_token_s=0.4, idle_s=0.4, load_s=30)
+    loaded = asyncio.Event()
+
+    async def load(_task: Task) -> AsyncIterator[Output]:
+        yield Progress(phase="load")
+        await loaded.wait()
+        yield Progress(phase="run")
+        yield Chunk(b"loaded")
+        yield Finish()
+
+    rig.backend.run = load  # type: ignore[method-assign]
+    call = rig.call()
+    await eventually(lambda: call.progress is not None)
+    await asyncio.sleep(1.0)  # past every other limit
+    assert call.error is None
+    loaded.set()
+    await call.wait_end()
+    assert (call.error, call.take()) == (None, b"loaded")
+
+
+async def test_a_load_that_never_ends_is_given_up(rig: Rig, eventually: Eventually) -> None:
+    await eventually(lambda: rig.live() == ["m"])
+    rig.dispatcher._limits = Limits(load_s=0.2)
+
+    async def load(_task: Task) -> AsyncIterator[Output]:
+        yield Progress(phase="load")
+        await asyncio.Event().wait()
+
+    rig.backend.run = load  # type: ignore[method-assign]
+    call = rig.call()
+    await call.wait_end()
+    assert call.error is not None
+    assert "load limit" in call.error.message
+
+
+async def test_a_store_that_is_away_gives_the_job_back(rig: Rig, eventually: Eventually) -> None:
+    """A body by reference that cannot be read now is not the request's fault."""
+    await eventually(lambda: rig.live() == ["m"])
+    writer = rig.blobs.writer(ttl_s=60)
+    await writer.write(b"{}")
+    name = (await writer.close()).name
+    rig.blobs.available = False
+    call = rig.call(received=Received(None, b"", body_blob=name))
+    await eventually(lambda: call.returned is not None)
+    rig.blobs.available = True
+    rig.backend.go.set()
+    await call.wait_end()
+    assert (call.error, call.take()) == (None, b"answer of m")
+
+
+async def test_a_body_that_is_gone_is_a_clear_end(rig: Rig, eventually: Eventually) -> None:
+    await eventually(lambda: rig.live() == ["m"])
+    call = rig.call(received=Received(None, b"", body_blob="0" * 32))
+    await call.wait_end()
+    assert call.error is not None
+    assert call.error.code == "content_gone"
