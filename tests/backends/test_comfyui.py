@@ -278,6 +278,20 @@ async def test_a_workflow_says_whether_it_takes_a_picture(
     assert double.submitted[-1]["10"]["inputs"]["image"] in double.uploads
 
 
+async def test_a_forms_numbers_fit_the_slots_that_only_a_workflow_knows(
+    double: ComfyDouble, served: Callable[..., ComfyUIBackend]
+) -> None:
+    graph = workflow(_6="nexus:prompt", _3="nexus:cut.cfg")
+    graph["5"] = {"class_type": "LoadImage", "inputs": {"image": "example.png"}, "_meta": {"title": "nexus:image"}}
+    backend = served(graph)
+    files = (file_of("image", png(8, 8)),)
+    await outputs_of(backend, task("mine", files=files, cut="2.5"))
+    assert double.submitted[-1]["3"]["inputs"]["cfg"] == 2.5
+    with pytest.raises(BackendRefused) as caught:
+        await outputs_of(backend, task("mine", files=files, cut="deep"))
+    assert caught.value.info.param == "cut"
+
+
 async def test_a_picture_that_is_none_is_refused(double: ComfyDouble, backend: ComfyUIBackend) -> None:
     error = {"exception_type": "PIL.UnidentifiedImageError", "exception_message": "cannot identify image file"}
     double.behave(error=error)

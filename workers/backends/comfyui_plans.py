@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from workers.backends.base import BackendRefused
 from workers.backends.comfyui_workflows import Graph, Target, Workflow
 from workers.backends.images import ImageRequest
@@ -37,9 +39,7 @@ def check(workflow: Workflow, request: ImageRequest) -> None:
         raise BackendRefused(
             "this workflow has neither a slot for n nor one for the seed: all its pictures would be the same", param="n"
         )
-    for name, value in request.extra.items():
-        for target in slots[name]:
-            _same_kind(name, value, workflow.literal(target))
+    _extras(workflow, request)
 
 
 def plans(workflow: Workflow, request: ImageRequest, files: Mapping[str, str], fresh_seed: int) -> list[Plan]:
@@ -49,7 +49,7 @@ def plans(workflow: Workflow, request: ImageRequest, files: Mapping[str, str], f
     the template's own would make the same picture each time.
     """
     seed = request.seed if request.seed is not None else workflow.defaults.get("seed", fresh_seed)
-    values = dict(workflow.defaults) | _values(request) | dict(files)
+    values = dict(workflow.defaults) | _values(request) | _extras(workflow, request) | dict(files)
     batch = "n" in workflow.slots
     seeds = [seed] if batch else [(seed + number) % 2**64 for number in range(request.n)]
     values["n"] = request.n
@@ -73,7 +73,7 @@ def _values(request: ImageRequest) -> dict[str, Any]:
         "guidance": request.guidance,
         "strength": request.strength,
     }
-    return {name: value for name, value in values.items() if value is not None} | dict(request.extra)
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _filled(workflow: Workflow, values: Mapping[str, Any]) -> Graph:
@@ -85,16 +85,33 @@ def _filled(workflow: Workflow, values: Mapping[str, Any]) -> Graph:
     return graph
 
 
-def _same_kind(name: str, value: Any, template: Any) -> None:
-    """A link in the template's place takes anything: ComfyUI checks it."""
-    if isinstance(template, bool):
-        right = isinstance(value, bool)
-    elif isinstance(template, int | float):
-        right = isinstance(value, int | float) and not isinstance(value, bool)
-    else:
-        right = not isinstance(template, str) or isinstance(value, str)
-    if not right:
-        raise BackendRefused(f"{name} must be of the kind of {template!r}", param=name)
+def _extras(workflow: Workflow, request: ImageRequest) -> dict[str, Any]:
+    """The fields that only this workflow knows. Raises BackendRefused for one of another kind than the template's."""
+    out: dict[str, Any] = {}
+    for name, value in request.extra.items():
+        template = workflow.literal(workflow.slots[name][0])
+        is_text = request.edit and isinstance(value, str) and isinstance(template, int | float)
+        out[name] = _from_text(value) if is_text else value
+        if _kind(template) not in (None, _kind(out[name])):
+            raise BackendRefused(f"{name} must be of the kind of {template!r}", param=name)
+    return out
+
+
+def _from_text(value: str) -> Any:
+    """A form's number or boolean."""
+    try:
+        return orjson.loads(value)
+    except orjson.JSONDecodeError:
+        return value
+
+
+def _kind(value: Any) -> str | None:
+    """None: a link, in whose place ComfyUI takes anything that fits."""
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int | float):
+        return "number"
+    return "text" if isinstance(value, str) else None
 
 
 # Without a workflow of the operator's own

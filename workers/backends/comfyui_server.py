@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,8 @@ LOOK_S = 5.0
 POLL_S = 0.5
 """How often the queue is looked at while there is no websocket."""
 STOP_POLL_S = 0.1
+STOP_TRIES = 5
+"""Questions without an answer after which a server is taken for dead."""
 HEARTBEAT_S = 30.0
 PREVIEW, PREVIEW_WITH_METADATA = 1, 4
 """Kinds of binary events."""
@@ -149,16 +151,17 @@ class ComfyServer:
         return Look(Where.DONE, entry=entry) if entry else Look(Where.GONE)
 
     async def stop(self, prompt_id: str) -> None:
-        """Take a prompt out of the queue, or interrupt it; return when it has ended, or when the server is dead."""
-        try:
-            while (where := (await self.look(prompt_id)).where) in (Where.QUEUED, Where.RUNNING):
-                if where is Where.QUEUED:
-                    await self.tell("/queue", {"delete": [prompt_id]})
-                else:
-                    await self.tell("/interrupt", {"prompt_id": prompt_id})
-                await asyncio.sleep(STOP_POLL_S)
-        except BackendError:
-            return
+        """Take a prompt out of the queue, or interrupt it; return when it has ended, or when the server does not answer."""
+        for _ in range(STOP_TRIES):
+            with suppress(BackendError):
+                while (where := (await self.look(prompt_id)).where) in (Where.QUEUED, Where.RUNNING):
+                    if where is Where.QUEUED:
+                        await self.tell("/queue", {"delete": [prompt_id]})
+                    else:
+                        await self.tell("/interrupt", {"prompt_id": prompt_id})
+                    await asyncio.sleep(STOP_POLL_S)
+                return
+            await asyncio.sleep(STOP_POLL_S)
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[Listener]:
