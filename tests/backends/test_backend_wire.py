@@ -414,11 +414,15 @@ async def test_a_streamed_body_waits_for_a_slow_server(serve: Any) -> None:
     assert feed.closed
 
 
-async def test_an_answer_before_the_body_is_sent_counts(serve: Any) -> None:
+@pytest.mark.parametrize("closes", [False, True])
+async def test_an_answer_before_the_body_is_sent_counts(serve: Any, closes: bool) -> None:
     """The sending ends, nothing is sent again, and the connection is not used again."""
 
     async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nbig")
+        if closes:  # with bytes unread, which resets the connection
+            await writer.drain()
+            writer.close()
 
     server, client = await serve(answer)
     feed = Feed()
