@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
 from schemas.openai.chat import Tier
+
+SIZE = re.compile(r"auto|[1-9]\d*x[1-9]\d*")
+
+
+def _size(value: str) -> str:
+    if not SIZE.fullmatch(value):
+        raise PydanticCustomError("image_size", "Size must be auto, or WIDTHxHEIGHT such as 1024x1024")
+    return value
 
 
 class ImageRequestBase(BaseModel):
     """What both have in common."""
 
-    model: Annotated[str, Field(min_length=1, max_length=256)]
+    model: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    """None: the default for images; OpenAI's SDKs let it be left out."""
     prompt: Annotated[str, Field(min_length=1, max_length=32_000)]
     n: Annotated[int, Field(ge=1, le=10)] | None = None
-    size: Annotated[str, Field(pattern=r"^(auto|[1-9]\d*x[1-9]\d*)$")] | None = None
+    size: Annotated[str, AfterValidator(_size)] | None = None
     """`auto` or `WIDTHxHEIGHT`."""
     response_format: Literal["b64_json", "url"] | None = None
     output_format: Literal["png", "jpeg", "webp"] | None = None
@@ -36,3 +47,8 @@ class ImageEditRequest(ImageRequestBase):
     """Pictures from a picture: the fields of a form, where numbers and booleans are text. Its files travel beside it."""
 
     model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, fields: Any) -> Any:
+        return without_empty(fields)

@@ -235,10 +235,22 @@ async def test_work_whose_connection_breaks_is_not_handed_over_again(
     assert len(double.calls) == 1
 
 
-async def test_a_seed_that_is_too_large_is_refused(backend: SDWebUIBackend) -> None:
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"seed": 2**64 - 1}, "seed"),
+        ({"strength": 0.5}, "strength"),
+        ({"files": (file_of("image", png(8, 8)),) * 2}, "image"),
+    ],
+    ids=["too large", "without a picture", "two pictures"],
+)
+async def test_what_these_servers_cannot_do_is_refused(
+    fields: dict[str, Any], param: str, double: SDWebUIDouble, backend: SDWebUIBackend
+) -> None:
     with pytest.raises(BackendRefused) as caught:
-        await outputs_of(backend, task(seed=2**64 - 1))
-    assert caught.value.info.param == "seed"
+        await outputs_of(backend, task(**fields))
+    assert caught.value.info.param == param
+    assert not double.calls
 
 
 async def test_a_server_with_a_password(double: SDWebUIDouble) -> None:

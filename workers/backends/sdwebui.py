@@ -54,7 +54,8 @@ SIZE = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 FRESH_SEEDS = 2**32
 """As many as these servers choose from."""
 MAX_SEED = 2**63 - 1
-CAN = ("negative_prompt", "size", "seed", "steps", "guidance", "strength", "edit", "mask")
+CAN = ("negative_prompt", "size", "seed", "steps", "guidance")
+CAN_EDIT = (*CAN, "strength", "edit", "mask")
 POLL_S = 0.5
 """Between two looks at how far a call is."""
 INTERRUPT_S = 0.25
@@ -119,7 +120,7 @@ class SDWebUIBackend(Backend):
         if title is None:
             raise ModelNotServed(f"the backend does not have the model {task.model!r}", param="model")
         request = ImageRequest.of(task)
-        request.allow(*CAN)
+        request.allow(*(CAN_EDIT if request.edit else CAN))
         if request.seed is not None and request.seed + request.n > MAX_SEED:
             raise BackendRefused(f"these servers take seeds up to {MAX_SEED}", param="seed")
         async with aclosing(answer(task, request, self._pictures(task, request, title))) as outputs:
