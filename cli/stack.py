@@ -79,6 +79,8 @@ class WorkerPlan:
 CHATTY = frozenset({"openai", "ollama"})
 """Adapters whose servers usually chat."""
 ECHO = WorkerPlan("echo", "echo", "a stand-in without a model")
+SERVICES = WorkerPlan("services", "service", "services that are entered by `nexus services add`")
+"""It is up whatever those are: they come and go."""
 
 
 class Stack:
@@ -121,9 +123,8 @@ class Stack:
     async def _start_workers(self) -> None:
         """A worker for each backend found, and for each local model. Raises StackFailed when none comes up."""
         starts = [self._start_found(), *(self._start_local(model) for model in self._local_models())]
-        if not self.options.local_models:
-            starts.append(self._start_planned(ECHO))
-        up = [plan for plans in await _together(*starts) for plan in plans]
+        starts.append(self._start_planned(SERVICES, *(() if self.options.local_models else (ECHO,))))
+        up = [plan for plans in await _together(*starts) for plan in plans if plan is not SERVICES]
         if self.options.local_models and not any(plan.chat for plan in up):
             up += await self._start_planned(ECHO)
         if not up:
@@ -284,7 +285,8 @@ class Stack:
             seen = await self.workers()
         except (httpx.HTTPError, ValueError, KeyError):
             return False
-        return any(one["id"] == name and one["pid"] == process.pid and one["state"] == "ready" for one in seen)
+        mine = (one for one in seen if one["id"] == name and one["pid"] == process.pid)
+        return any(one["state"] == "ready" or name == SERVICES.name for one in mine)
 
     async def _answers(self, url: str) -> bool:
         try:
