@@ -100,7 +100,7 @@ async def test_what_is_said_depends_on_names_speed_and_settings(server: PiperSer
     ("fields", "param", "named"),
     [
         ({"voice": "en_GB-nobody-low"}, "voice", VOICE),
-        ({"voice": f"{VOICE}/nobody"}, "voice", VOICE),
+        ({"voice": f"{VOICE}/nobody"}, "voice", "no speaker 'nobody'"),
         ({"voice": "alloy"}, "voice", VOICE),
         ({"voice": VOICE, "instructions": "Whisper."}, "instructions", "no instructions"),
         ({"voice": VOICE, "input": "... - ?"}, "input", "nothing to say"),
@@ -162,7 +162,7 @@ async def test_all_sentences_are_said_with_the_silence_that_is_wanted(server: Pi
 
 
 async def test_options_that_make_no_sense_are_errors() -> None:
-    for options in ({"voice": "x"}, {"voices": "alloy"}, {"strict_voices": "maybe"}, {"sentence_silence": "long"}):
+    for options in ({"voice": "x"}, {"voices": "alloy:"}, {"strict_voices": "maybe"}, {"sentence_silence": "long"}):
         with pytest.raises(ValueError, match=r"option|float"):
             PiperBackend(BackendConfig(url="http://127.0.0.1:1", options=options))
 

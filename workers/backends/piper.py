@@ -39,13 +39,10 @@ from workers.backends.base import (
 from workers.backends.refusals import refusal
 from workers.backends.requests import JSON
 from workers.backends.sentences import sentences
-from workers.backends.speech import SpeechRequest, speak
+from workers.backends.speech import SpeechRequest, chosen_voice, named_voices, speak
 from workers.backends.wire import HttpClient
 
 OPTIONS = frozenset({"model_name", "voices", "strict_voices", "sentence_silence"})
-OPENAI_VOICES = frozenset(
-    {"alloy", "ash", "ballad", "coral", "echo", "fable", "onyx", "nova", "sage", "shimmer", "verse", "marin", "cedar"}
-)
 LISTED_LIMIT = 64 * 1024 * 1024
 """Bytes of `GET /voices`: it quotes the whole configuration of every voice."""
 SPOKEN_LIMIT = 64 * 1024 * 1024
@@ -74,7 +71,7 @@ class PiperBackend(Backend):
         if unknown:
             raise ValueError(f"the piper adapter has no option {', '.join(sorted(unknown))}")
         self._model = options.get("model_name") or "piper"
-        self._aliases = _aliases(options.get("voices", ""))
+        self._named = named_voices(options.get("voices", ""))
         self._strict = _flag("strict_voices", options.get("strict_voices", "false"))
         self._silence_s = float(options.get("sentence_silence", "0"))
         self._client = HttpClient(config.url)
@@ -94,14 +91,14 @@ class PiperBackend(Backend):
         if not listed:
             raise BackendError("this server lists no voices; is it Piper's?")
         voices = {name: _voice(name, config) for name, config in listed.items()}
-        missing = [voice for voice in self._aliases.values() if voice.partition("/")[0] not in voices]
+        missing = [voice for voice in self._named.values() if voice.partition("/")[0] not in voices]
         if missing:
             raise BackendError(f"the backend lacks the voice {missing[0]}; it has {', '.join(voices)}")
         info = await self._get("/info")  # older servers have none
         default = info.get("voice", {}).get("name")
         self._default = default if default in voices else next(iter(voices))
         self._voices = voices
-        names = dict.fromkeys((self._default, *voices, *self._aliases))
+        names = dict.fromkeys((self._default, *voices, *self._named))
         offer = ModelOffer(name=self._model, capabilities=(Capability.SPEECH,), loaded=True, voices=tuple(names))
         return Discovery((offer,))
 
@@ -151,18 +148,19 @@ class PiperBackend(Backend):
     def _chosen(self, name: str) -> tuple[_Voice, JSON]:
         """The voice, and what Piper must be told of it."""
         voices = self._voices or {}
-        wanted = self._aliases.get(name, name)
-        if not wanted or (wanted not in voices and wanted in OPENAI_VOICES and not self._strict):
-            wanted = self._default
-        voice_name, slash, speaker = wanted.partition("/")
-        voice = voices.get(voice_name)
-        if voice is None or (slash and speaker not in voice.speakers):
-            raise BackendRefused(
-                f"there is no voice {name!r}; there are: {', '.join(dict.fromkeys((*voices, *self._aliases)))}",
-                param="voice",
-            )
+        named = {voice: voice for voice in voices} | self._named
+        if name not in self._named:
+            wanted, slash, speaker = name.partition("/")
+            name = chosen_voice(wanted, named, self._default, strict=self._strict) + slash + speaker
+        voice_name, slash, speaker = named.get(name, name).partition("/")
+        voice = voices[voice_name]
         fields: JSON = {"voice": voice_name}
         if slash:
+            if speaker not in voice.speakers:
+                known = ", ".join(voice.speakers) or "none"
+                raise BackendRefused(
+                    f"the voice {voice_name} has no speaker {speaker!r}; it has {known}", param="voice"
+                )
             fields["speaker_id"] = voice.speakers[speaker]
         return voice, fields
 
@@ -207,14 +205,6 @@ def _voice(name: str, config: Any) -> _Voice:
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BackendError(f"the backend's voice {name} has no configuration that can be read") from error
-
-
-def _aliases(option: str) -> dict[str, str]:
-    """`alloy:en_US-joe-medium;nova:…`."""
-    pairs = [pair.partition(":") for pair in option.split(";") if pair.strip()]
-    if not all(alias.strip() and voice.strip() for alias, _, voice in pairs):
-        raise ValueError("the option voices looks like alloy:en_US-joe-medium;nova:en_GB-alba-medium")
-    return {alias.strip(): voice.strip() for alias, _, voice in pairs}
 
 
 def _flag(name: str, value: str) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -42,6 +42,10 @@ CODED_LIMIT = 64 * 1024 * 1024
 """Bytes of coded sound that are taken from a server to be coded anew."""
 NOT_COUNTED = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
 """Clients want the numbers; speech servers do not count tokens."""
+OPENAI_VOICES = frozenset(
+    {"alloy", "ash", "ballad", "coral", "echo", "fable", "onyx", "nova", "sage", "shimmer", "verse", "marin", "cedar"}
+)
+"""Names that clients send when nobody chose one."""
 NO_SOUND = "the backend made no sound of this input"
 
 
@@ -88,6 +92,33 @@ def _refused(error: ValidationError) -> BackendRefused:
     first = error.errors(include_url=False, include_context=False)[0]
     name = str(first["loc"][0]) if first["loc"] else None
     return BackendRefused(f"{name}: {first['msg']}", param=name)
+
+
+def named_voices(option: str) -> dict[str, str]:
+    """The option `voices`: `joe;alloy:joe` names a voice, and another name for it. Raises ValueError for anything else."""
+    named: dict[str, str] = {}
+    for entry in option.split(";"):
+        name, colon, voice = (part.strip() for part in entry.partition(":"))
+        if name and (voice or not colon):
+            named[name] = voice or name
+        elif entry.strip():
+            raise ValueError(f"the option voices looks like joe;alloy:joe, which {entry.strip()!r} does not")
+    return named
+
+
+def chosen_voice(wanted: str, named: Mapping[str, str], default: str, *, strict: bool = False) -> str:
+    """The voice for a name. None, and OpenAI's own names unless `strict`, stand for the default one.
+
+    Raises BackendRefused, with the voices that there are, for any other that is not `named`.
+    """
+    if wanted in named:
+        return named[wanted]
+    if not wanted or (wanted in OPENAI_VOICES and not strict):
+        return default
+    raise BackendRefused(
+        f"there is no voice {wanted!r}; there are: {', '.join(named)}" if named else "this backend has one voice only",
+        param="voice",
+    )
 
 
 async def speak(

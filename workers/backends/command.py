@@ -1,0 +1,245 @@
+"""Any program as a backend: text in, sound or text out. For example
+
+    nexus worker --backend command --option 'command=espeak-ng --stdin --stdout -v {voice} -s {rate}' \
+        --option 'voices=en-us;en-gb;de'
+
+The program is started anew for each request, without a shell, and reads the text from its standard input, unless its command
+holds `{text}`. It has done its work when it ends with status 0. A request that is given up kills it, with all that it has
+started in its process group.
+
+| option | default | means |
+|---|---|---|
+| `command` | | program and arguments, quoted as in a shell |
+| `capability` | `speech` | `speech`, `chat` or `completions` |
+| `output` | `wav` | of speech: `wav`, `mp3`, `opus`, `aac`, `flac`, or `pcm:22050`, bare 16-bit samples at that rate (`pcm:44100:2`: two channels). Other formats are made of it |
+| `voices` | | of speech: what `{voice}` may be, the first by default; `alloy:en-us` adds a name for one |
+| `rate` | 175 | of speech: words per minute at speed 1, for `{rate}` |
+| `input` | `text` | what the program reads: `text` (of chat: the last message) or `json`, the request's body |
+
+In the command, `{text}`, `{voice}`, `{speed}`, `{rate}`, `{instructions}` and `{model}` stand for the request's. Each stays
+within its argument. The model is called as the program is, or as `--model` says; several names tell the program by `{model}`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import re
+import shlex
+import shutil
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from pathlib import PurePath
+from typing import Any
+
+import orjson
+
+from schemas.jobs import Capability
+from schemas.presence import ModelOffer
+from workers.backends.audio import SoundFormat
+from workers.backends.base import (
+    Backend,
+    BackendConfig,
+    BackendRefused,
+    BackendUnavailable,
+    Discovery,
+    ModelNotServed,
+    Output,
+    Task,
+)
+from workers.backends.chunks import Answer, Collector, Relay, Wanted
+from workers.backends.programs import running
+from workers.backends.requests import JSON, choices_wanted, json_object
+from workers.backends.speech import SpeechRequest, chosen_voice, named_voices, speak
+
+OPTIONS = frozenset({"command", "capability", "output", "voices", "rate", "input"})
+ENDPOINTS = {
+    Capability.SPEECH: "/v1/audio/speech",
+    Capability.CHAT: "/v1/chat/completions",
+    Capability.COMPLETIONS: "/v1/completions",
+}
+PLACE = re.compile(r"\{(text|voice|speed|rate|instructions|model)\}")
+CODECS = ("wav", "mp3", "opus", "aac", "flac")
+UNKNOWN_TO_PROGRAMS = ("tools", "functions", "stop", "logprobs", "suffix")
+"""Fields that change the answer, and that a program which only reads a text cannot know of."""
+
+
+class CommandBackend(Backend):
+    """See the module's docstring."""
+
+    name = "command"
+    default_slots = 2
+
+    def __init__(self, config: BackendConfig) -> None:
+        """Raises ValueError when an option is missing or makes no sense."""
+        super().__init__(config)
+        options = config.options
+        unknown = options.keys() - OPTIONS
+        if unknown:
+            raise ValueError(f"the command adapter has no option {', '.join(sorted(unknown))}")
+        self._command = shlex.split(options.get("command", ""))
+        if not self._command or PLACE.search(self._command[0]):
+            raise ValueError("the command adapter needs the option command: a program and its arguments")
+        self._places = frozenset(name for argument in self._command for name in PLACE.findall(argument))
+        self._capability = _capability(options.get("capability", "speech"))
+        self._source = _source(options.get("output", "wav"))
+        self._voices = named_voices(options.get("voices", ""))
+        if "voice" in self._places and not self._voices:
+            raise ValueError("{voice} in the command needs the option voices: the names that may stand there")
+        self._rate = float(options.get("rate", "175"))
+        self._reads_json = _one_of("input", options.get("input", "text"), ("text", "json")) == "json"
+        self._models = config.models or (PurePath(self._command[0]).name,)
+
+    async def discover(self) -> Discovery:
+        await self.health()
+        voices = tuple(self._voices)
+        return Discovery(
+            tuple(ModelOffer(name=name, capabilities=(self._capability,), voices=voices) for name in self._models)
+        )
+
+    async def health(self) -> None:
+        """Whether the program is there."""
+        if shutil.which(self._command[0]) is None:
+            raise BackendUnavailable(
+                f"there is no program {self._command[0]!r} here; install it, or mend the option command"
+            )
+
+    async def run(self, task: Task) -> AsyncGenerator[Output]:
+        """One run of the program."""
+        if task.model not in self._models:
+            raise ModelNotServed(f"the backend does not have the model {task.model!r}", param="model")
+        if task.endpoint != ENDPOINTS[self._capability]:
+            raise BackendRefused(f"this backend does not serve {task.endpoint}")
+        made = self._spoken(task) if self._capability is Capability.SPEECH else self._written(task)
+        async with aclosing(made) as outputs:
+            async for output in outputs:
+                yield output
+
+    # Speech
+
+    def _spoken(self, task: Task) -> AsyncGenerator[Output]:
+        request = SpeechRequest.of(task)
+        if request.instructions and not self._reads_json and "instructions" not in self._places:
+            raise BackendRefused("this voice takes no instructions", param="instructions")
+        able = self._reads_json or bool(self._places & {"speed", "rate"})
+        values = {
+            "text": request.input,
+            "voice": chosen_voice(request.voice, self._voices, next(iter(self._voices.values()), "")),
+            "speed": f"{request.speed:g}",
+            "rate": f"{self._rate * request.speed:.0f}",
+            "instructions": request.instructions,
+            "model": task.model,
+        }
+        sound = self._run(request.input, task, values)
+        return speak(task, request, sound, self._source, speed=1.0 if able else request.speed)
+
+    # Text
+
+    async def _written(self, task: Task) -> AsyncGenerator[Output]:
+        """The program's output as if a model had said it, piece by piece as it comes."""
+        body = json_object(task.body)
+        chat = self._capability is Capability.CHAT
+        text = _last_message(body) if chat else _prompt(body)
+        self._require_known(body)
+        wanted = Wanted(chat=chat, model=task.public_model, fallback_id=task.job)
+        answer: Answer = Relay(wanted) if task.stream else Collector(wanted)
+        async with aclosing(self._run(text, task, {"text": text, "model": task.model})) as written:
+            async for event in _events(written, chat):
+                chunk = answer.feed(event)
+                if chunk is not None:
+                    yield chunk
+        for output in answer.finish():
+            yield output
+
+    def _require_known(self, body: JSON) -> None:
+        """Raises BackendRefused for what the program would ignore."""
+        if choices_wanted(body) != 1:
+            raise BackendRefused("this backend gives one answer; n must be 1", param="n")
+        if self._reads_json:
+            return
+        form = body.get("response_format")
+        ignored = next((name for name in UNKNOWN_TO_PROGRAMS if body.get(name)), None)
+        if isinstance(form, dict) and form.get("type", "text") != "text":
+            ignored = "response_format"
+        if ignored is not None:
+            raise BackendRefused(f"this backend only reads a text; leave out {ignored}", param=ignored)
+
+    # The program
+
+    async def _run(self, text: str, task: Task, values: dict[str, str]) -> AsyncGenerator[bytes]:
+        command = [_filled(argument, values) for argument in self._command]
+        given = task.body if self._reads_json else b"" if "text" in self._places else text.encode()
+        if any("\0" in argument for argument in command):
+            raise BackendRefused("the text holds a zero character, which this backend cannot take")
+        try:
+            async with running(command, given) as output:
+                async for data in output:
+                    yield data
+        except OSError as error:
+            if error.errno == errno.E2BIG:
+                raise BackendRefused("the text is too long for this backend", param="input") from error
+            raise BackendUnavailable(f"the program {command[0]!r} cannot be started: {error.strerror}") from error
+
+
+def _filled(argument: str, values: dict[str, str]) -> str:
+    """What a request says never becomes an option of the program: a minus at the beginning gets a space before it."""
+    filled = PLACE.sub(lambda place: values.get(place[1], ""), argument)
+    return f" {filled}" if filled.startswith("-") and not argument.startswith("-") else filled
+
+
+async def _events(written: AsyncGenerator[bytes], chat: bool) -> AsyncIterator[bytes]:
+    """What was written, as a server that speaks OpenAI's API streams it."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    async for data in written:
+        text = decoder.decode(data)
+        if text:
+            yield _event({"delta": {"content": text}} if chat else {"text": text}, None)
+    rest = decoder.decode(b"", final=True)
+    yield _event({"delta": {"content": rest}} if chat else {"text": rest}, "stop") + b"data: [DONE]\n\n"
+
+
+def _event(choice: JSON, reason: str | None) -> bytes:
+    return b"data: %b\n\n" % orjson.dumps({"choices": [{"index": 0, **choice, "finish_reason": reason}]})
+
+
+def _last_message(body: JSON) -> str:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
+        raise BackendRefused("messages: there is no message", param="messages")
+    content = messages[-1].get("content")
+    if isinstance(content, list):
+        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+            raise BackendRefused("messages: this backend reads text only", param="messages")
+        content = "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        raise BackendRefused("messages: the last one has no text", param="messages")
+    return content
+
+
+def _prompt(body: JSON) -> str:
+    prompt: Any = body.get("prompt")
+    if isinstance(prompt, list) and len(prompt) == 1:
+        prompt = prompt[0]
+    if not isinstance(prompt, str):
+        raise BackendRefused("prompt: this backend takes one text", param="prompt")
+    return prompt
+
+
+def _capability(value: str) -> Capability:
+    return Capability(_one_of("capability", value, tuple(ENDPOINTS)))
+
+
+def _source(value: str) -> SoundFormat:
+    codec, _, rest = value.partition(":")
+    if codec == "pcm":
+        rate, _, channels = rest.partition(":")
+        if not rate.isdecimal() or channels not in ("", "1", "2"):
+            raise ValueError("the option output=pcm needs the rate of its samples: pcm:22050, or pcm:44100:2")
+        return SoundFormat("pcm", int(rate), int(channels or 1))
+    return SoundFormat(_one_of("output", value, CODECS))
+
+
+def _one_of(name: str, value: str, possible: tuple[str, ...]) -> str:
+    if value not in possible:
+        raise ValueError(f"the option {name} is {', '.join(possible)}, not {value!r}")
+    return value
