@@ -19,7 +19,7 @@ from tests.backends.double_openai import OpenAIDouble, Seen
 
 LENGTH = 4
 """Numbers in an embedding."""
-SLOW_S = 1.5
+SLOW_S = 0.5
 SEGMENTS = [
     {"id": 0, "start": 0.0, "end": 1.5, "text": " Hello there."},
     {"id": 1, "start": 1.5, "end": 3.0, "text": " Bye."},
@@ -63,7 +63,7 @@ class Media:
     missing: int = 0
     """So many answers fewer than asked for."""
     sounds: tuple[str, ...] = ("mp3", "opus", "aac", "flac", "wav", "pcm")
-    always: str = ""
+    always: str | None = None
     """The sound that it gives whatever it is asked for."""
     transcripts: tuple[str, ...] = ("json", "text", "srt", "vtt", "verbose_json")
     text_as_json: bool = False
@@ -221,8 +221,8 @@ class MediaDouble(OpenAIDouble):
             raise Refused(f"response_format '{wanted}' is not supported", "response_format")
         if body.get("voice") == "nobody":
             raise Refused("there is no voice 'nobody'", "voice")
-        codec = self.media.always or wanted
-        data = sound_of(codec)
+        codec = wanted if self.media.always is None else self.media.always
+        data = sound_of(codec) if codec else b""
         return f"audio/{codec}", [data[at : at + 4000] for at in range(0, len(data), 4000)]
 
     def _transcription(self, seen: Seen, body: dict[str, Any]) -> tuple[str, list[bytes]]:
@@ -261,7 +261,7 @@ def sound_of(codec: str) -> bytes:
     """Real where it is simple, else something with the right beginning."""
     if codec == "wav":
         return wav()
-    beginnings = {"mp3": b"ID3\4", "opus": b"OggS", "flac": b"fLaC", "aac": b"\xff\xf1"}
+    beginnings = {"mp3": b"ID3\4", "opus": b"OggS", "flac": b"fLaC", "aac": b"\xff\xf1", "bare mp3": b"\xff\xfb"}
     return beginnings[codec] + bytes(20_000) if codec in beginnings else wav()[44:]
 
 

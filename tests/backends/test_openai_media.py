@@ -411,6 +411,24 @@ async def test_a_format_that_the_server_lacks_is_made_of_another(
     assert sum(seen.method == "POST" for seen in server.seen) == (3 if "sounds" in changes else 2)
 
 
+@pytest.mark.parametrize("wanted", ["mp3", "flac"])
+async def test_frames_without_a_header_are_known_for_mp3(server: MediaDouble, backend: Backend, wanted: str) -> None:
+    """Relayed where that is what is wanted; otherwise read, which shows that these are none."""
+    server.media.always = "bare mp3"
+    task = work(Capability.SPEECH, response_format=wanted)
+    if wanted == "mp3":
+        assert await body_of(backend, task) == sound_of("bare mp3")
+        return
+    with pytest.raises(BackendError, match=r"sound cannot be read|no sound"):
+        await outputs_of(backend, task)
+
+
+async def test_no_sound_at_all_is_an_error(server: MediaDouble, backend: Backend) -> None:
+    server.media.always = ""
+    with pytest.raises(BackendError, match="no sound"):
+        await outputs_of(backend, work(Capability.SPEECH, response_format="mp3"))
+
+
 async def test_a_server_without_a_known_format_says_so(server: MediaDouble, backend: Backend) -> None:
     server.media.sounds = ("midi",)
     for _ in range(2):

@@ -120,8 +120,8 @@ class OpenAIBackend(Backend):
         self._choice = Choice(config.options)
         self._stream_options = True
         self._served: frozenset[str] | None = None
-        self._created: dict[str, int] = {}
         """Names of the models; None before the first `discover`."""
+        self._created: dict[str, int] = {}
 
     async def close(self) -> None:
         await self._client.close()

@@ -27,7 +27,7 @@ from workers.backends.openai_api import (
     json_of,
 )
 from workers.backends.refusals import stream_error
-from workers.backends.speech import SpeechRequest, speak
+from workers.backends.speech import NO_SOUND, SpeechRequest, speak
 from workers.backends.sse import payloads
 from workers.backends.transcripts import (
     PLAIN,
@@ -48,6 +48,7 @@ EVENT_LIMIT = 4 * 1024 * 1024
 SOUNDS = ("wav", "flac", "mp3")
 """What to ask for instead of a format that the server lacks: every server has one of them."""
 TRANSCRIPTS: tuple[Format, ...] = ("verbose_json", "json", "text")
+MAGIC = ((b"RIFF", "wav"), (b"OggS", "opus"), (b"fLaC", "flac"), (b"ID3", "mp3"))
 MAGIC_SIZE = 4
 Name = TypeVar("Name", bound=str)
 RATE = re.compile(r"rate\s*=\s*(\d+)")
@@ -64,6 +65,8 @@ async def speech(api: Api, task: Task) -> AsyncGenerator[Output]:
         first = b""
         while len(first) < MAGIC_SIZE and (data := await response.read()):
             first += data
+        if not first:
+            raise BackendError(NO_SOUND)
         source = _source(first, asked, response.headers.get("content-type", ""))
         async with aclosing(speak(task, request, _sound(response, first), source)) as outputs:
             async for output in outputs:
@@ -103,16 +106,19 @@ def _source(first: bytes, asked: str, content_type: str) -> SoundFormat:
     """What the sound is: some servers give what they have, whatever they are asked for."""
     if content_type.partition(";")[0].strip().lower().endswith("json"):
         raise BackendError("the backend answered with JSON instead of sound")
-    codec = _codec(first) or asked
+    codec = _codec(first, asked)
     rate = RATE.search(content_type)
     return SoundFormat(codec, int(rate[1]) if rate and codec == "pcm" else PCM_RATE)
 
 
-def _codec(first: bytes) -> str | None:
-    for magic, codec in ((b"RIFF", "wav"), (b"OggS", "opus"), (b"fLaC", "flac"), (b"ID3", "mp3")):
+def _codec(first: bytes, asked: str) -> str:
+    for magic, codec in MAGIC:
         if first.startswith(magic):
             return codec
-    return None
+    # Samples may look like the beginning of a frame of MP3 or AAC.
+    if asked != "pcm" and len(first) > 1 and first[0] == 0xFF and first[1] & 0xE0 == 0xE0:
+        return "mp3" if first[1] & 0x06 else "aac"
+    return asked
 
 
 def voices_of(answer: Any) -> tuple[str, ...]:
