@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from schemas.openai.chat import Tier
+from schemas.openai.form import FormRequest
 
 SIZE = re.compile(r"auto|[1-9]\d*x[1-9]\d*")
 
@@ -43,12 +44,5 @@ class ImageGenerationRequest(ImageRequestBase):
     model_config = ConfigDict(extra="allow", strict=True)
 
 
-class ImageEditRequest(ImageRequestBase):
+class ImageEditRequest(FormRequest, ImageRequestBase):
     """Pictures from a picture: the fields of a form, where numbers and booleans are text. Its files travel beside it."""
-
-    model_config = ConfigDict(extra="allow")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_empty(cls, fields: Any) -> Any:
-        return without_empty(fields)

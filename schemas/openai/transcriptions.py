@@ -1,24 +1,22 @@
 """`POST /v1/audio/transcriptions` and `/v1/audio/translations`: the fields of their forms, without the file.
 
-A form's values are strings: numbers and booleans are read from them, and an empty one counts as not given. Fields
-that are not named here reach the backend untouched.
+Fields that are not named here reach the backend untouched.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from schemas.openai.chat import Tier
+from schemas.openai.form import FormRequest
 
 AudioFormat = Literal["json", "text", "srt", "verbose_json", "vtt", "diarized_json"]
 
 
-class TranslationRequest(BaseModel):
+class TranslationRequest(FormRequest):
     """Speech in any language to English text."""
-
-    model_config = ConfigDict(extra="allow")
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     prompt: str | None = None
@@ -26,13 +24,6 @@ class TranslationRequest(BaseModel):
     """`diarized_json` is refused by the backends that cannot tell speakers apart."""
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
     service_tier: Tier | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_empty(cls, fields: Any) -> Any:
-        if not isinstance(fields, dict):
-            return fields
-        return {name: value for name, value in fields.items() if value != "" or name == "model"}
 
 
 class TranscriptionRequest(TranslationRequest):
