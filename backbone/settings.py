@@ -95,7 +95,7 @@ class WorkerSettings(CommonSettings):
     worker_backend_key: SecretStr | None = None
     """API key for the backend, where it wants one."""
     worker_backend_options: str = ""
-    """What the adapter alone understands, as `NAME=value,NAME=value`."""
+    """What the adapter alone understands, as `NAME=value,NAME=value`. One that holds a comma stands in double quotes."""
     worker_models: str = ""
     """Comma-separated; empty: all that the backend serves."""
     worker_concurrency: int = Field(default=0, ge=0)

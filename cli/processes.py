@@ -144,10 +144,10 @@ def check_kind(kind: str) -> None:
 
 
 def _joined(options: list[str]) -> str:
-    """`--option` values as one variable. Raises ConsoleError for one that the variable cannot hold."""
+    """`--option` values as one variable. Raises ConsoleError for one that is none."""
+    from workers.options import join_options
+
     for one in options:
         if "=" not in one.strip("="):
             raise ConsoleError(f"--option wants NAME=VALUE, not {one!r}", exit_code=2)
-        if "," in one:
-            raise ConsoleError(f"--option {one!r} holds a comma, which separates options", exit_code=2)
-    return ",".join(options)
+    return join_options(options)

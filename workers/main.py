@@ -20,6 +20,7 @@ from backbone.settings import WorkerSettings
 from schemas.errors import NexusError
 from workers.backends.base import BackendConfig, make_backend
 from workers.metrics import WorkerMetrics
+from workers.options import split_options
 from workers.worker import Worker
 
 log = structlog.get_logger(__name__)
@@ -52,12 +53,11 @@ def worker_id(settings: WorkerSettings) -> str:
 
 def backend_config(settings: WorkerSettings) -> BackendConfig:
     """What the adapter needs of the settings."""
-    pairs = [pair.partition("=") for pair in settings.worker_backend_options.split(",") if pair.strip()]
     return BackendConfig(
         url=settings.worker_backend_url,
         api_key=settings.worker_backend_key.get_secret_value() if settings.worker_backend_key else "",
         models=tuple(name.strip() for name in settings.worker_models.split(",") if name.strip()),
-        options={name.strip(): value.strip() for name, _, value in pairs},
+        options=split_options(settings.worker_backend_options),
     )
 
 
