@@ -275,6 +275,19 @@ async def test_a_picture_by_url_is_fetched_from_the_backend(
         assert server.seen[-1].path == "/files/1.png?a=b"
 
 
+async def test_an_empty_field_gives_no_picture(
+    server: MediaDouble, backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some servers name both ways and fill one; one ends its answers with a line end of its own."""
+    item = {"b64_json": "", "url": server.media.picture_url}
+    monkeypatch.setattr(server, "_images", lambda _, edit: _answer({"data": [item]}))
+    answer = await json_of(backend, work(Capability.IMAGES))
+    assert base64.b64decode(answer["data"][0]["b64_json"]) == png()
+    kind, pieces = _answer({"data": [{"b64_json": base64.b64encode(png()).decode()}]})
+    monkeypatch.setattr(server, "_images", lambda _, edit: (kind, [*pieces, b"\n"]))
+    assert await json_of(backend, work(Capability.IMAGES)) == json.loads(pieces[0])
+
+
 @pytest.mark.parametrize(
     "url", ["http://127.0.0.1:1/x.png", "https://example.com/x.png", "file:///etc/passwd", "//h/x"]
 )

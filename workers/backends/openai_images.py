@@ -21,7 +21,9 @@ ANSWER_LIMIT = 256 * 1024 * 1024
 PICTURE_LIMIT = 64 * 1024 * 1024
 HEAD = 64 * 1024
 """Bytes within which an answer says how it gives its first picture."""
-GIVEN = re.compile(rb'"(b64_json|url)"\s*:\s*"')
+TAIL = 16
+"""Bytes of the end that are looked at."""
+GIVEN = re.compile(rb'"(b64_json|url)"\s*:\s*"[^"]')
 COMPLETED = (b'image_generation.completed"', b'image_edit.completed"')
 MAGIC = ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"RIFF", "image/webp"))
 URL_SAFE = "/%:@!$&'()*+,;=~?"
@@ -88,7 +90,7 @@ async def _relayed(api: Api, task: Task, request: ImageRequest, response: Respon
     last = head
     yield Chunk(head)
     while data := await response.read():
-        last = data
+        last = last[-TAIL:] + data[-TAIL:]
         yield Chunk(data, 0)
     if not last.rstrip().endswith(b"}"):
         raise BackendError("the backend's answer was cut short", transient=True)
