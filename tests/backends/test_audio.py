@@ -92,6 +92,14 @@ async def test_two_channels_stay_two(codec: str) -> None:
         assert container.streams.audio[0].codec_context.channels == 2
 
 
+@pytest.mark.parametrize("codec", ["mp3", "opus", "aac", "flac"])
+@pytest.mark.parametrize("rate", [6_000, 20_000, 96_000])
+async def test_a_rate_that_a_codec_lacks_is_raised_or_lowered(codec: str, rate: int) -> None:
+    heard = await decode(b"".join(encoded(codec, tone(1, rate), SoundFormat("pcm", rate, 1))))
+    assert heard.seconds == pytest.approx(1, abs=0.2)
+    assert crossings(heard.samples) == pytest.approx(440, rel=0.06)
+
+
 def test_pcm_is_what_openai_sends_whatever_the_source() -> None:
     """24 kHz, mono, 16 bits."""
     data = b"".join(encoded("pcm", tone(1, 44_100, 2), SoundFormat("pcm", 44_100, 2)))

@@ -35,7 +35,9 @@ DECODED_LIMIT = 512 * 1024 * 1024
 """Bytes of decoded samples, some four and a half hours: a small upload may hold days of silence."""
 BIT_RATE = 64_000
 """Of one channel: more than speech needs."""
-OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
+MPEG_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
+RATES = {"mp3": MPEG_RATES, "aac": MPEG_RATES, "opus": (8_000, 12_000, 16_000, 24_000, 48_000)}
+"""What a codec takes; a rate between is raised to the next."""
 CONTAINERS: dict[str, tuple[str, str, dict[str, str]]] = {
     "mp3": ("mp3", "libmp3lame", {"write_xing": "0", "id3v2_version": "0"}),
     "opus": ("ogg", "libopus", {"page_duration": "100000"}),
@@ -309,7 +311,7 @@ class _Coded:
         self._sink = _Sink()
         options = {"flush_packets": "1"} | options
         self._container: Any = av.open(held or self._sink, "w", format=container, options=options)
-        rate = next((rate for rate in OPUS_RATES if rate >= source.rate), 48_000) if codec == "opus" else source.rate
+        rate = next((rate for rate in RATES.get(codec, (source.rate,)) if rate >= source.rate), 48_000)
         layout = "mono" if source.channels == 1 else "stereo"
         bit_rate = 0 if codec == "flac" else BIT_RATE * source.channels
         self._stream: Any = self._container.add_stream(name, rate=rate, layout=layout, bit_rate=bit_rate)

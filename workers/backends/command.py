@@ -122,9 +122,12 @@ class CommandBackend(Backend):
         if request.instructions and not self._reads_json and "instructions" not in self._places:
             raise BackendRefused("this voice takes no instructions", param="instructions")
         able = self._reads_json or bool(self._places & {"speed", "rate"})
+        voice = request.voice
+        if self._voices or not self._reads_json:
+            voice = chosen_voice(voice, self._voices, next(iter(self._voices.values()), ""))
         values = {
             "text": request.input,
-            "voice": chosen_voice(request.voice, self._voices, next(iter(self._voices.values()), "")),
+            "voice": voice,
             "speed": f"{request.speed:g}",
             "rate": f"{self._rate * request.speed:.0f}",
             "instructions": request.instructions,
