@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ from workers.backends.transcripts import Segment, Transcript, What, Word
 
 LOOK_S = 0.2
 """How often one that waits for its turn looks whether its caller is still there."""
+RATE = 16_000
+"""Samples a second that Whisper takes."""
+BLOCK_S = 300
+"""Seconds that are listened to at once: an hour in one piece takes gigabytes."""
+QUIET_S = 5
+"""The end of a block, of which the quietest moment is where it is cut."""
 ENGLISH = frozenset({"en", "english"})
 Look = Callable[[], None]
 """Raises where nobody waits for the work any more."""
@@ -92,30 +99,36 @@ class Recogniser:
             look()
         self._steps.look = look
         try:
-            phrases, info = self._start(samples, wanted, what)
-            told = Transcript("", info.language, info.duration, (), () if wants_words(wanted) else None)
-            yield told
-            for phrase in phrases:
-                told = longer(told, phrase)
-                yield told
+            told = Transcript("", duration=len(samples) / RATE, segments=(), words=() if wants_words(wanted) else None)
+            for start, block in blocks(samples):
+                phrases, language = self._start(block, wanted, what, told.language)
+                if told.language is None:
+                    told = replace(told, language=language)
+                    yield told
+                for phrase in phrases:
+                    told = longer(told, phrase, start, start + len(block) / RATE)
+                    yield told
         finally:
             self._turn.release()
 
-    def _start(self, samples: Any, wanted: TranslationRequest, what: What) -> tuple[Iterator[Any], Any]:
+    def _start(
+        self, block: Any, wanted: TranslationRequest, what: What, language: str | None
+    ) -> tuple[Iterator[Any], str]:
+        """What comes of a block, and its language: the one given, else the one found."""
         # OpenAI's 0 means what the default does: begin with 0, and more where that fails.
         chosen = {"temperature": wanted.temperature} if wanted.temperature else {}
         try:
             phrases, info = self._model.transcribe(
-                samples,
+                block,
                 task=what,
-                language=getattr(wanted, "language", None),
+                language=language or getattr(wanted, "language", None),
                 initial_prompt=wanted.prompt,
                 word_timestamps=wants_words(wanted),
                 **chosen,
             )
         except ValueError as error:  # a language that there is not
             raise Refused(str(error), param="language") from error
-        return iter(phrases), info
+        return iter(phrases), str(info.language)
 
 
 def wants_words(wanted: TranslationRequest) -> bool:
@@ -128,7 +141,7 @@ def decoded(sound: bytes) -> Any:
     from faster_whisper import decode_audio
 
     try:
-        samples = decode_audio(io.BytesIO(sound))
+        samples = decode_audio(io.BytesIO(sound), sampling_rate=RATE)
     except Exception as error:  # FFmpeg's are of many kinds, and all of them are about the file
         raise Refused(f"the file is no sound that can be decoded: {error}", param="file") from error
     if not len(samples):
@@ -136,13 +149,28 @@ def decoded(sound: bytes) -> Any:
     return samples
 
 
-def longer(told: Transcript, phrase: Any) -> Transcript:
-    """With one more of faster-whisper's segments."""
+def blocks(samples: Any) -> Iterator[tuple[float, Any]]:
+    """The sound in pieces, each with the seconds before it; cut where little is said."""
+    begin = 0
+    while len(samples) - begin > BLOCK_S * RATE:
+        end = begin + BLOCK_S * RATE
+        tenths = abs(samples[end - QUIET_S * RATE : end]).reshape(QUIET_S * 10, -1).sum(axis=1)
+        end -= (QUIET_S * 10 - int(tenths.argmin())) * RATE // 10 - RATE // 20
+        yield begin / RATE, samples[begin:end]
+        begin = end
+    yield begin / RATE, samples[begin:]
+
+
+def longer(told: Transcript, phrase: Any, start: float, end: float) -> Transcript:
+    """With one more of faster-whisper's segments, of a block that lasts from `start` to `end` seconds.
+
+    Whisper fills the last part of a block up with silence, and may take some of it for the end of a phrase.
+    """
     segment = Segment(
         text=phrase.text,
-        start=float(phrase.start),  # with words, numbers of numpy
-        end=float(phrase.end),
-        seek=phrase.seek,
+        start=start + float(phrase.start),  # with words, numbers of numpy
+        end=min(end, start + float(phrase.end)),
+        seek=phrase.seek + int(100 * start),
         tokens=tuple(phrase.tokens),
         temperature=phrase.temperature or 0.0,
         avg_logprob=phrase.avg_logprob,
@@ -152,6 +180,7 @@ def longer(told: Transcript, phrase: Any) -> Transcript:
     segments = (*(told.segments or ()), segment)
     words = None
     if told.words is not None:
-        words = (*told.words, *(Word(one.word.strip(), float(one.start), float(one.end)) for one in phrase.words or ()))
+        said = ((one.word.strip(), start + float(one.start), start + float(one.end)) for one in phrase.words or ())
+        words = (*told.words, *(Word(word, min(end, begun), min(end, ended)) for word, begun, ended in said))
     text = "".join(one.text for one in segments).strip()
-    return Transcript(text, told.language, told.duration, segments, words)
+    return replace(told, text=text, segments=segments, words=words)

@@ -1,0 +1,76 @@
+"""What Whisper's server does around its model, without the model."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cli.embedded.hearing import BLOCK_S, RATE, Refused, blocks, longer
+from cli.embedded.whisper import read_fields, read_form
+from workers.backends.transcripts import Transcript, Word
+
+numpy = pytest.importorskip("numpy")
+
+
+def phrase(text: str, start: float, end: float) -> Any:
+    figures = {"seek": 0, "tokens": [1], "temperature": 0.0, "avg_logprob": -0.1, "compression_ratio": 1.0}
+    words = [SimpleNamespace(word=text, start=start, end=end)]
+    return SimpleNamespace(text=text, start=start, end=end, no_speech_prob=0.0, words=words, **figures)
+
+
+def test_long_sound_is_cut_where_it_is_quiet() -> None:
+    """Nothing is lost, nothing is heard twice, and no block is too long."""
+    samples = numpy.ones(int(2.5 * BLOCK_S * RATE), dtype="float32")
+    quiet = slice((BLOCK_S - 2) * RATE, (BLOCK_S - 2) * RATE + RATE // 5)
+    samples[quiet] = 0
+    pieces = list(blocks(samples))
+    assert [len(piece) <= BLOCK_S * RATE for _, piece in pieces] == [True] * 3
+    assert sum(len(piece) for _, piece in pieces) == len(samples)
+    assert quiet.start < len(pieces[0][1]) < quiet.stop
+    starts = [start for start, _ in pieces]
+    assert starts == [0.0, *(sum(len(piece) for _, piece in pieces[:n]) / RATE for n in (1, 2))]
+    short = numpy.ones(RATE, dtype="float32")
+    assert [(start, len(piece)) for start, piece in blocks(short)] == [(0.0, RATE)]
+
+
+def test_times_count_from_the_beginning_of_the_sound() -> None:
+    """And end with it."""
+    told = longer(Transcript("", "en", 700.0, (), ()), phrase(" One", 1.0, 2.0), 0.0, 600.0)
+    told = longer(told, phrase(" two.", 1.0, 20.0), 600.0, 602.0)
+    assert told.text == "One two."
+    assert told.segments is not None
+    assert [(one.start, one.end, one.seek) for one in told.segments] == [(1.0, 2.0, 0), (601.0, 602.0, 60_000)]
+    assert told.words == (Word("One", 1.0, 2.0), Word("two.", 601.0, 602.0))
+
+
+def test_a_form_is_read() -> None:
+    """The file byte for byte, whatever it holds; fields that repeat are lists."""
+    sound = b"\r\n--not the boundary\r\n\x00\xff\r\n"
+    parts = [
+        b'Content-Disposition: form-data; name="model"\r\n\r\ntiny',
+        b'content-disposition: form-data; name="timestamp_granularities[]"\r\n\r\nword',
+        b'content-disposition: form-data; name="timestamp_granularities[]"\r\n\r\nsegment',
+        b'content-disposition: form-data; name="file"; filename="a b.wav"\r\ncontent-type: audio/wav\r\n\r\n' + sound,
+    ]
+    body = b"--b\r\n" + b"\r\n--b\r\n".join(parts) + b"\r\n--b--\r\n"
+    fields, file = read_form('multipart/form-data; boundary="b"', body)
+    assert file == sound
+    assert fields == {"model": "tiny", "timestamp_granularities": ["word", "segment"]}
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [("application/json", b"{}"), ("multipart/form-data; boundary=b", b"--b--\r\n"), ("", b"")],
+)
+def test_what_is_no_form_is_refused(content_type: str, body: bytes) -> None:
+    with pytest.raises(Refused) as caught:
+        read_form(content_type, body)
+    assert caught.value.status == 400
+
+
+def test_a_wrong_field_is_named() -> None:
+    with pytest.raises(Refused) as caught:
+        read_fields({"model": "tiny", "temperature": "hot"}, "transcribe")
+    assert caught.value.body["error"]["param"] == "temperature"
