@@ -30,8 +30,6 @@ MAX_STARTS = 3
 """Attempts that were started and lost before the job counts as poison."""
 MAX_UNREAD = 8 * 1024 * 1024
 """Bytes that may wait for a caller who reads too slowly."""
-MAX_ANSWER = 64 * 1024 * 1024
-"""Bytes of an answer that is not streamed."""
 SILENCE_GRACE_S = 2.0
 
 _STARTED, _CHUNK, _BEAT = EventKind.STARTED.value, EventKind.CHUNK.value, EventKind.BEAT.value
@@ -334,16 +332,12 @@ class Call:
             return
         self._append(data)
         self._size += len(data)
-        if self.envelope.stream:
-            if self._size > MAX_UNREAD:
-                self._pieces, self._size = [], 0  # the caller may hold the connection for long without reading
-                self.fail(Unavailable("the caller reads this stream too slowly", code="slow_reader"))
-                return
+        if self._size > MAX_UNREAD:
+            self._pieces, self._size = [], 0  # the caller may hold the connection for long without reading
+            # Only a stream comes here: other answers of that size travel by reference.
+            self.fail(Unavailable("the caller reads this stream too slowly", code="slow_reader"))
+        elif self.envelope.stream:
             self.wake()
-        elif self._size > MAX_ANSWER:
-            self.fail(
-                BackendFailed(f"the answer is larger than {MAX_ANSWER} bytes; stream it", code="answer_too_large")
-            )
 
     def _append(self, piece: bytes | BlobRef) -> None:
         if self.first_at is None:

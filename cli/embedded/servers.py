@@ -180,7 +180,6 @@ class NatsServer(EmbeddedServer):
         data_dir: Path,
         *,
         port: int = 0,
-        max_payload: int = 8 * MIB,
         max_file_store: int = 0,
         monitor_port: int = 0,
         extra_config: str = "",
@@ -191,7 +190,6 @@ class NatsServer(EmbeddedServer):
         `extra_config` is appended to the server's config file.
         """
         super().__init__(data_dir, port=port, ready_timeout_s=ready_timeout_s)
-        self.max_payload = max_payload
         self.max_file_store = max_file_store
         self.monitor_port = monitor_port
         self.extra_config = extra_config
@@ -208,7 +206,6 @@ class NatsServer(EmbeddedServer):
             f'host: "{HOST}"\n'
             f"port: {self.port}\n"
             f"{monitor}"
-            f"max_payload: {self.max_payload}\n"
             "jetstream {\n"
             f"  store_dir: {json.dumps(str(self.data_dir))}\n"
             f"  max_memory_store: {256 * MIB}\n"

@@ -266,7 +266,7 @@ def _flux_parts(model: Model, installed: Sequence[Model]) -> JSON:
 
 def _begin_with(graph: Graph, wanted: Wanted, start: Callable[[float], float]) -> None:
     """From a picture, which `encode` takes, rather than from noise alone; with a mask, only that part of it changes."""
-    size = {"width": wanted.width, "height": wanted.height}
+    size: JSON = {"width": wanted.width, "height": wanted.height}
     graph.add("picture", "img_resize", image={"image_name": wanted.image}, **size)
     usual = STRENGTH if wanted.mask is None else 1.0
     strength = usual if wanted.strength is None else wanted.strength
