@@ -114,6 +114,7 @@ class Attempt:
         self._alive = False
         """The backend has said that it works, though nothing came of it yet."""
         self._stop: Stop | None = None
+        self._stopped_at = 0.0
         self._task: asyncio.Task[None] | None = None
         self._ticket = 0
         self._asked = 0
@@ -149,6 +150,7 @@ class Attempt:
         """End the backend call; the first reason counts."""
         if self._stop is None and self.outcome == "running":
             self._stop = why
+            self._stopped_at = monotonic()
             if self._task is not None:
                 self._task.cancel()
 
@@ -158,6 +160,9 @@ class Attempt:
         if self.outcome == "completed":
             if now - self.last_output > CLOSE_S and self._task is not None:
                 self._task.cancel()
+        elif self._stop is not None:
+            if now - self._stopped_at > CLOSE_S and self._task is not None:
+                self._task.cancel()  # its backend does not let go
         elif not self.job.owned:
             self.stop(Stop.LOST)
         elif self._loading:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tomllib
+from pathlib import Path
+
 import pytest
 
 from schemas.errors import InvalidRequest, NotFound
@@ -56,3 +59,12 @@ def test_a_foreign_exception_becomes_a_502_that_names_it() -> None:
 def test_our_own_exceptions_stay_as_they_are() -> None:
     for error in (InvalidRequest("x"), BackendUnavailable("y")):
         assert wrap_foreign(error) is error
+
+
+def test_every_adapter_is_held_apart_from_the_others() -> None:
+    """The import contract names them one by one."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    contracts = project["tool"]["importlinter"]["contracts"]
+    [held] = [set(one["modules"]) for one in contracts if one["type"] == "independence"]
+    ours = {kind.__module__ for kind in backend_kinds().values() if kind.__module__.startswith("workers.backends.")}
+    assert held == ours
