@@ -276,8 +276,6 @@ class _Plain:
     def finish(self) -> Iterator[bytes]:
         if self._frames is not None:
             yield self._out(self._resampled([*self._frames.last(), None]))
-        elif self._header and self._held is None:
-            yield self._out(b"")
         if self._held is not None:
             yield wav_header(self._rate, self._channels, self._held.tell())
             yield from _read(self._held)
