@@ -18,7 +18,7 @@ from backbone.memory import settle
 from backbone.registry.etcd import EtcdRegistry
 from backbone.settings import WorkerSettings
 from schemas.errors import NexusError
-from workers.backends.base import BackendConfig, make_backend
+from workers.backends.base import Backend, BackendConfig, make_backend
 from workers.metrics import WorkerMetrics
 from workers.options import split_options
 from workers.worker import Worker
@@ -36,6 +36,9 @@ def run(settings: WorkerSettings) -> int:
     except NexusError as error:
         log.error("worker cannot start", error=error.info.message)
         return 2 if error.info.status in {400, 404} else 1
+    except _Misconfigured as error:
+        log.error("worker cannot start", error=str(error))
+        return 2
     return 0
 
 
@@ -61,6 +64,17 @@ def backend_config(settings: WorkerSettings) -> BackendConfig:
     )
 
 
+class _Misconfigured(Exception):
+    """An adapter does not take these settings. The message is for the operator."""
+
+
+def _backend(settings: WorkerSettings) -> Backend:
+    try:
+        return make_backend(settings.worker_backend, backend_config(settings))
+    except ValueError as error:
+        raise _Misconfigured(str(error)) from error
+
+
 async def _main(settings: WorkerSettings) -> None:
     name = worker_id(settings)
     structlog.contextvars.bind_contextvars(worker=name)
@@ -70,7 +84,7 @@ async def _main(settings: WorkerSettings) -> None:
     worker = Worker(
         worker_id=name,
         host=settings.host,
-        backend=make_backend(settings.worker_backend, backend_config(settings)),
+        backend=_backend(settings),
         blobs=blobs,
         registry=registry,
         metrics=metrics,

@@ -152,7 +152,9 @@ class TestContract:
         gateway, registry = await cast.gateway(), await cast.worker()
         kinds = [Capability.CHAT, Capability.EMBEDDINGS, Capability.RERANK, Capability.COMPLETIONS]
         await asyncio.gather(*(registry.announce(worker(f"w{n}", offer("m", kind))) for n, kind in enumerate(kinds)))
-        await eventually(lambda: set(gateway.snapshot.models["m"].capabilities) == set(kinds))
+        await eventually(
+            lambda: "m" in gateway.snapshot.models and set(gateway.snapshot.models["m"].capabilities) == set(kinds)
+        )
 
     async def test_an_update_replaces_the_entry(self, cast, eventually):
         gateway, registry = await cast.gateway(), await cast.worker()

@@ -113,6 +113,9 @@ async def test_models(seen: dict[str, Any]) -> None:
         ("wrongKey", "AuthenticationError", 401, "invalid_api_key", None),
         ("wrongField", "BadRequestError", 400, None, "temperature"),
         ("tooLarge", "APIError", 413, "request_too_large", None),
+        ("emptyFile", "BadRequestError", 400, None, "file"),
+        ("wrongSize", "BadRequestError", 400, None, "size"),
+        ("wrongKeyUpload", "AuthenticationError", 401, "invalid_api_key", None),
     ],
 )
 async def test_errors(
@@ -137,3 +140,42 @@ async def test_request_ids(seen: dict[str, Any]) -> None:
     assert first.startswith("req_")
     assert second.startswith("req_")
     assert first != second
+
+
+async def test_embeddings(seen: dict[str, Any]) -> None:
+    """The SDK asks for base64 and unpacks it: the same numbers as without; token ids are accepted."""
+    packed, plain = seen["embedding"]
+    assert [len(vector) for vector in packed] == [8, 8]
+    assert packed[1] == pytest.approx(plain[1])
+    assert seen["tokenIds"] == 2
+
+
+async def test_images(seen: dict[str, Any]) -> None:
+    """Pictures come as data, by URL and as a stream; edits take several, and a mask."""
+    assert seen["image"] == ["iVBORw0K"] * 2
+    assert seen["imageUrl"] == [200, "image/png"]
+    assert seen["imageStream"] == ["image_generation.partial_image", "image_generation.completed"]
+    assert seen["edit"] == 2
+
+
+async def test_speech(seen: dict[str, Any]) -> None:
+    """Sound comes whole, as it is made, and as events."""
+    content_type, begin, length = seen["speech"]
+    assert (content_type, begin) == ("audio/wav", "RIFF")
+    assert length > 1000
+    assert seen["speechStream"] is True
+    assert set(seen["speechEvents"][:-1]) == {"speech.audio.delta"}
+    assert seen["speechEvents"][-1] == "speech.audio.done"
+
+
+async def test_transcriptions(seen: dict[str, Any]) -> None:
+    """Every kind of file that the SDK takes arrives whole, and every format is understood."""
+    first, *others = seen["transcription"]
+    assert first.startswith("Echo heard 21 bytes")
+    assert others == [first, first]
+    assert seen["translation"] == first
+    subtitles, words, segments = seen["transcriptionFormats"]
+    assert subtitles.startswith("WEBVTT")
+    assert (words, segments) == (len(first.split()), 1)
+    assert set(seen["transcriptionStream"][:-1]) == {"transcript.text.delta"}
+    assert seen["transcriptionStream"][-1] == "transcript.text.done"

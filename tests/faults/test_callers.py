@@ -115,7 +115,7 @@ async def test_slow_reader(crew: Crew, cluster: Cluster, eventually: Eventually)
     """A caller who reads too slowly costs the gateway a bounded amount of memory, and the worker its slot only until then."""
     worker = await crew.start()
     before = resident(cluster)
-    body = json.dumps(chat(model=crew.model, stream=True, echo={"tokens": 4000, "size": 60 * MIB, "delay_ms": 0.1}))
+    body = json.dumps(chat(model=crew.model, stream=True, echo={"tokens": 4000, "size": 60 * MIB, "delay_ms": 1}))
     with socket.create_connection(("127.0.0.1", urlsplit(cluster.url).port or 0)) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, MIB)
         head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"

@@ -51,7 +51,9 @@ class Listener:
     async def news(self, seconds: float) -> JSON | None:
         """The newest progress. None: ask the queue, since a state changed, or nothing was heard for `seconds`."""
         try:
-            await asyncio.wait_for(self._stirred.wait(), seconds)
+            # Not `wait_for`, which before Python 3.12 loses a cancellation that comes together with the news.
+            async with asyncio.timeout(seconds):
+                await self._stirred.wait()
         except TimeoutError:
             return None
         progress, self._progress = self._progress, None
