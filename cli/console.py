@@ -173,7 +173,7 @@ def render_workers(answer: dict[str, Any]) -> RenderableType:
             Text(f"{row.get('host', '')}:{row.get('pid', '')}"),
             f"{row.get('busy', 0)}/{row.get('slots', 0)}",
             coloured(row.get("state", "")),
-            Text(", ".join(model["name"] for model in row.get("models", []))),
+            Text(", ".join(one["name"] for one in row.get("models", []) if one["capabilities"] != ["models"])),
         )
     return table
 
