@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import os
 import secrets
@@ -54,6 +55,8 @@ SUPERVISOR = "NEXUS_GATEWAY_SUPERVISOR"
 def run(settings: GatewaySettings) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit status: 1 when the gateway cannot start."""
     configure_logging(settings.log_format, settings.log_level)
+    # What is wrong with a caller's form is told to the caller.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     try:
         if INHERITED in os.environ:
             listener = socket.socket(fileno=int(os.environ[INHERITED]))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -80,7 +81,15 @@ async def smollm2(cluster: Cluster) -> AsyncIterator[str]:
         except httpx.HTTPError:
             return False
 
-    command = [sys.executable, "-m", "cli.embedded.llama", "--model", model, "--port", url.rpartition(":")[2]]
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "cli.embedded.llama",
+        "--model",
+        model,
+        "--port",
+        url.rpartition(":")[2],
+    ]
     command += ["--alias", "smollm2", "--ctx", "4096", "--parallel", "2"]
     server = ManagedProcess(
         "llama", command, log_file=cluster.folder / "llama.log", cwd=ROOT, ready=ready, ready_timeout_s=60

@@ -97,7 +97,7 @@ async def answer(task: Task, pace: Pace) -> AsyncGenerator[Output]:
 async def _embeddings(task: Task, pace: Pace) -> AsyncGenerator[Output]:
     body = json_object(task.body)
     texts = _inputs(body.get("input"))
-    length = body.get("dimensions", EMBEDDING_LENGTH)
+    length = EMBEDDING_LENGTH if body.get("dimensions") is None else body["dimensions"]
     if not isinstance(length, int) or not 1 <= length <= MAX_DIMENSIONS:
         raise BackendRefused(f"dimensions must be a number from 1 to {MAX_DIMENSIONS}", param="dimensions")
     for _ in texts:

@@ -1,5 +1,5 @@
 // What the official Node SDK makes of Nexus, as one JSON object on stdout: test name -> what was seen.
-import { createReadStream, writeFileSync } from "node:fs";
+import { createReadStream, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import OpenAI, { toFile } from "openai";
@@ -100,6 +100,7 @@ const tests = {
     const files = [createReadStream(path), await toFile(sound, "日本.wav"), new File([sound], "a.wav", { type: "audio/wav" })];
     const texts = [];
     for (const file of files) texts.push((await client.audio.transcriptions.create({ model: "echo", file })).text);
+    rmSync(path);
     return texts;
   },
   transcriptionFormats: async () => {
