@@ -63,9 +63,11 @@ class Reader:
         """
         if endpoint.files:
             return await self._form(endpoint, headers, receive)
+        if here:
+            return await self._json(endpoint, headers, receive, here=True)
         size = _content_length(headers, self.max_bytes)
-        if here or size <= LARGE:
-            return await self._json(endpoint, headers, receive, here=here)
+        if size <= LARGE:
+            return await self._json(endpoint, headers, receive, here=False)
         async with self.budget.share(WEIGHT * size):
             return await self._json(endpoint, headers, receive, here=False)
 

@@ -119,12 +119,16 @@ class Call:
         if not pieces:
             return b""
         self.shown = True
+        first = pieces[0]
+        if len(pieces) == 1 and not isinstance(first, BlobRef):
+            self._pieces, self._size = [], 0
+            return first
         here: list[bytes] = []
         for piece in pieces:
             if isinstance(piece, BlobRef):
                 break
             here.append(piece)
-        data = here[0] if len(here) == 1 else b"".join(here)
+        data = b"".join(here)
         self._pieces = pieces[len(here) :]
         self._size -= len(data)
         return data
