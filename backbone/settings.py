@@ -83,6 +83,20 @@ class GatewaySettings(CommonSettings):
     """Bytes of the jobs stream on NATS's disk; keep it below what the disk has free."""
     stream_replicas: int = Field(default=1, ge=1, le=5)
     """Replicas of the streams in a NATS cluster."""
+    job_keep_s: float = Field(default=604_800.0, ge=60)
+    """Records and results of jobs are kept this long after they were submitted."""
+    events_keep_s: float = Field(default=86_400.0, ge=60)
+    """Events of jobs are kept this long, for callers who resume."""
+    job_queue_timeout_s: float = Field(default=86_400.0, gt=0)
+    """Seconds that a job may wait for a worker before it expires; `QUEUE_TIMEOUT_S` is for callers who wait."""
+    idempotency_keep_s: float = Field(default=86_400.0, ge=60)
+    """How long an Idempotency-Key is remembered."""
+    dead_letters_keep_s: float = Field(default=2_592_000.0, ge=60)
+    """How long dead letters are kept."""
+    max_event_bytes: int = Field(default=4 * 1024**3, ge=1024 * 1024)
+    """Bytes of jobs' events on NATS's disk; the oldest are dropped first."""
+    max_result_bytes: int = Field(default=4 * 1024**3, ge=1024 * 1024)
+    """Bytes of small results on NATS's disk; beyond it no job can end. Large ones count towards `MAX_BLOB_BYTES`."""
     cors_origins: str = "*"
     """Comma-separated origins that browsers may call from."""
 

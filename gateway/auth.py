@@ -6,7 +6,8 @@ import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from schemas.errors import AuthenticationFailed
+from schemas.errors import AuthenticationFailed, PermissionDenied
+from schemas.keys import ALL_SCOPES, Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +15,18 @@ class Principal:
     """The caller, once known."""
 
     owner: str
+    key_id: str = ""
+    """Empty: the bootstrap admin key."""
+    name: str = ""
+    scopes: frozenset[Scope] = ALL_SCOPES
+    max_queued: int | None = None
+    max_running: int | None = None
+    webhook_secret: str = ""
+
+    def require(self, scope: Scope) -> None:
+        """Raises PermissionDenied."""
+        if scope not in self.scopes:
+            raise PermissionDenied(f"this API key lacks the scope '{scope}'; it has: {', '.join(sorted(self.scopes))}")
 
 
 ADMIN = Principal(owner="default")

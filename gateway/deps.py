@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from gateway.dispatch import Dispatcher
 from gateway.inference import Inference
 from gateway.links import Links
 from gateway.readiness import ReadinessCheck
+from schemas.keys import Scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,5 +42,17 @@ def require_key(request: Request) -> Principal:
     return get_parts(request).auth.check(request.scope["headers"])
 
 
+def _require(scope: Scope) -> Callable[[Request], Principal]:
+    def caller(request: Request) -> Principal:
+        principal = require_key(request)
+        principal.require(scope)
+        return principal
+
+    return caller
+
+
 PartsDep = Annotated[Parts, Depends(get_parts)]
 Caller = Annotated[Principal, Depends(require_key)]
+InferenceCaller = Annotated[Principal, Depends(_require(Scope.INFERENCE))]
+JobsCaller = Annotated[Principal, Depends(_require(Scope.JOBS))]
+AdminCaller = Annotated[Principal, Depends(_require(Scope.ADMIN))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -108,7 +108,19 @@ class Envelope(BaseModel):
     """The body's name among the blobs, where it does not travel inline."""
     uploads: tuple[Upload, ...] = ()
     keep_s: float = 3600.0
-    """How long a result that the caller gets by URL is kept, in seconds."""
+    """How long a result that the caller gets by URL is kept, in seconds; of a durable job, its result in any form."""
+    durable: bool = False
+    """The job is not its caller's: its events and its terminal word are stored, and it goes on whoever goes away."""
+    stream_type: str = ""
+    """The content type of an answer that is passed on as it is made; empty: the answer comes in one piece."""
+    shown_endpoint: str = ""
+    """The endpoint that the caller used, where it is not `endpoint`: `/v1/responses` travels as chat."""
+    key: str = ""
+    """The id of the API key that the job counts against."""
+    webhook: str = ""
+    """The URL that is told of the job's end."""
+    batch: str = ""
+    """The batch that the job is a line of."""
 
     def encode(self, body: bytes) -> bytes:
         """The job message for this envelope and `body`, which inline uploads follow."""
@@ -121,6 +133,11 @@ class Envelope(BaseModel):
         if not newline:
             raise ValueError("a job message must hold an envelope line and a body")
         return cls.model_validate_json(line), body
+
+
+def is_sse(content_type: str) -> bool:
+    """Whether a stream of this content type consists of server-sent events."""
+    return content_type.startswith("text/event-stream")
 
 
 class JobStatus(StrEnum):
@@ -148,25 +165,72 @@ LEGAL_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
 }
 
 
+class Delivery(BaseModel):
+    """One try to tell a webhook."""
+
+    model_config = ConfigDict(frozen=True)
+
+    at: int
+    """Unix seconds."""
+    attempt: int
+    status: int | None = None
+    """What the receiver answered; None: it did not."""
+    error: str | None = None
+
+
+class WebhookState(BaseModel):
+    """What a job record says about its webhook."""
+
+    model_config = ConfigDict(frozen=True)
+
+    url: str
+    state: Literal["pending", "delivered", "failed"] = "pending"
+    deliveries: tuple[Delivery, ...] = ()
+    """The newest tries, oldest first."""
+
+
 class JobRecord(BaseModel):
-    """What Redis holds about a job, and what `GET /v1/jobs/{id}` will show."""
+    """What Redis holds about a job."""
 
     model_config = ConfigDict(frozen=True)
 
     id: str
     owner: str
     endpoint: str
+    """As the caller named it."""
     model: str
+    """As the caller named it."""
+    capability: Capability = Capability.CHAT
+    queue_model: str = ""
+    """The model whose queue it stands in; empty: `model`."""
     service_tier: Lane = Lane.DEFAULT
     status: JobStatus = JobStatus.QUEUED
     run: int = 1
     attempts: int = 0
+    """Attempts of this run that were started and not handed back by a worker that shut down."""
+    seq: int | None = None
+    """Of the newest run's message in the jobs stream, once it is known."""
     created_at: int
     """Unix seconds, by the gateway's clock."""
     started_at: int | None = None
     finished_at: int | None = None
+    expires_at: int | None = None
+    """When it ends as `expired` if it has not ended before; None: only the limit on waiting holds."""
     progress: float | None = None
     worker: str | None = None
     usage: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
+    key: str = ""
+    """The id of the API key it counts against."""
+    request_id: str = ""
+    stream: bool = False
+    queue_s: float = 86_400.0
+    """How long it may wait for a worker."""
+    batch: str = ""
+    webhook: WebhookState | None = None
+
+    @property
+    def queue_name(self) -> str:
+        """The model whose queue it stands in."""
+        return self.queue_model or self.model

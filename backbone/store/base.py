@@ -1,20 +1,33 @@
-"""The store seam: job records.
+"""The store seam: job records, and what is counted and timed beside them.
 
 Guarantees, for every implementation:
 - A record belongs to an owner: another owner's record does not exist.
-- `move` is atomic: of two racing moves from one status exactly one succeeds, and only moves in `LEGAL_MOVES` do.
+- `move` is atomic: of two racing moves from one status exactly one succeeds, and only moves in `LEGAL_MOVES` do. What the store
+  counts (open jobs of a key, timers, the list of an owner's jobs) changes in the same step.
+- A move of an older run than the record's never succeeds (IllegalMove); one of a newer run goes by way of QUEUED.
 - Each call ends within about two seconds: it raises Unavailable when the store is away, frozen or slow.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from schemas.jobs import JobRecord, JobStatus
 
 
 class IllegalMove(Exception):
     """The record is not in a status from which that move is legal."""
+
+
+class LimitReached(Exception):
+    """The key has as many jobs waiting as it may have."""
+
+
+class Due(NamedTuple):
+    """A job whose timer has run out."""
+
+    owner: str
+    job: str
 
 
 class Store(Protocol):
@@ -29,14 +42,58 @@ class Store(Protocol):
     async def ping(self) -> None:
         """One active round trip. Raises Unavailable."""
 
-    async def create(self, record: JobRecord, *, ttl_s: float) -> bool:
-        """Store a new record for `ttl_s` seconds. False, and no change, when it exists."""
+    async def create(
+        self, record: JobRecord, *, ttl_s: float, due_s: float | None = None, max_queued: int | None = None
+    ) -> bool:
+        """Store a new record for `ttl_s` seconds, and set its timer to `due_s` seconds from now. False, and no change,
+        when it exists. Raises LimitReached, without a change, when `record.key` has `max_queued` jobs in status QUEUED.
+        """
 
     async def get(self, owner: str, job_id: str) -> JobRecord | None:
         """The record, or None."""
 
-    async def move(self, owner: str, job_id: str, to: JobStatus, **changes: Any) -> JobRecord | None:
+    async def move(
+        self, owner: str, job_id: str, to: JobStatus, *, due_s: float | None = None, **changes: Any
+    ) -> JobRecord | None:
         """Change the status, and the fields in `changes`, by compare-and-set; the TTL stays.
 
+        The timer is set to `due_s` seconds from now, or removed where that is None or `to` is terminal.
         Returns the new record, None when there is none. Raises IllegalMove.
         """
+
+    async def update(self, owner: str, job_id: str, *, due_s: float | None = None, **changes: Any) -> JobRecord | None:
+        """Change fields other than the status, by compare-and-set. `due_s` sets the timer of a job that is not terminal;
+        None leaves it. Returns the new record, None when there is none.
+        """
+
+    async def remove(self, owner: str, job_id: str) -> None:
+        """Forget a record and what is counted about it. Idempotent."""
+
+    async def page(self, owner: str, *, after: str = "", limit: int = 100) -> list[JobRecord]:
+        """Up to `limit` records of `owner` with ids below `after`, newest first; records that have expired are left out,
+        so that fewer than `limit` does not mean the end unless it is empty.
+        """
+
+    async def running(self, key: str) -> int:
+        """Jobs of this API key in status IN_PROGRESS."""
+
+    # Timers
+
+    async def due(self, limit: int) -> list[Due]:
+        """Jobs whose timers have run out, each given to one caller: its timer is set anew to 30 seconds from now."""
+
+    # Leases of attempts
+
+    async def lease(self, job_id: str, token: str, seconds: float) -> bool:
+        """The attempt `token` runs the job for `seconds` from now. False: another attempt holds the lease."""
+
+    async def release(self, job_id: str, token: str) -> None:
+        """The attempt has ended. Nothing happens when it does not hold the lease."""
+
+    # Service times
+
+    async def served(self, capability: str, model: str, seconds: float) -> None:
+        """A job took this long from its start to its end."""
+
+    async def service_s(self, capability: str, model: str) -> float | None:
+        """What jobs took lately (an exponentially weighted mean, each new one counting a fifth); None: not known."""

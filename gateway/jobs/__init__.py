@@ -1,0 +1,1 @@
+"""Durable jobs: submitted, polled, watched, cancelled, retried; recorded, told to webhooks, and answered for."""

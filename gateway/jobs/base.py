@@ -1,0 +1,122 @@
+"""What the rest of the gateway sees of durable jobs."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from gateway.auth import Principal
+from gateway.bodies import Received
+from gateway.endpoint import Endpoint
+from schemas.durable import JobEventKind
+from schemas.errors import ErrorInfo, NexusError, NotFound
+from schemas.events import BlobRef
+from schemas.jobs import JobRecord, Lane
+from schemas.words import Word
+
+
+class JobNotFound(NotFound):
+    """There is no such job."""
+
+    code = "job_not_found"
+
+
+class ResultNotReady(NotFound):
+    """The job has not ended yet; its result is not there."""
+
+    code = "result_not_ready"
+
+
+class EventsExpired(NexusError):
+    """Events of this job are not kept any more; its result may still be."""
+
+    status = 410
+    type = "invalid_request_error"
+    code = "events_expired"
+
+
+@dataclass(slots=True)
+class Submission:
+    """A request that is to become a durable job."""
+
+    principal: Principal
+    endpoint: Endpoint
+    """Which `received.request` was checked for."""
+    received: Received
+    """Once submitted, its blobs belong to the job; they are removed with it."""
+    request_id: str
+    lane: Lane | None = None
+    """None: as the request's `service_tier` says."""
+    metadata: dict[str, str] = field(default_factory=dict)
+    webhook: str = ""
+    timeout_s: float | None = None
+    """From now to `expired`, whatever the job is doing; None: only the usual limits."""
+    job_id: str = ""
+    """Given where the id follows from something else (a batch's line, an idempotency key): submitted again, it stays one job."""
+    shown_endpoint: str = ""
+    """What the record says, where it is not the endpoint's path."""
+    batch: str = ""
+    keep_s: float | None = None
+    """How long record and result are kept; None: `JOB_KEEP_S`."""
+
+
+class JobEvent(NamedTuple):
+    """One event as a caller gets it."""
+
+    kind: JobEventKind
+    id: str
+    """`<run>-<delivery>-<seq>`."""
+    data: bytes
+    """Of CHUNK: bytes of the answer as the endpoint makes them (of an SSE stream one frame, `data: {…}` and its blank line);
+    of all others JSON."""
+    word: Word | None = None
+    """Of the last event, which says how the job ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a job ended, and its answer."""
+
+    word: Word
+    data: bytes
+    """The answer, where it is not in `blob`. Of a stream of server-sent events: all its frames, without `[DONE]`."""
+    blob: BlobRef | None
+    content_type: str
+
+    @property
+    def error(self) -> ErrorInfo | None:
+        """Why there is no answer."""
+        return self.word.error
+
+
+class Jobs(Protocol):
+    """Durable jobs. Every call raises Unavailable where what it needs is away."""
+
+    async def submit(self, submission: Submission) -> JobRecord:
+        """Store a job; when this returns it will reach exactly one terminal record.
+
+        Raises ModelNotFound, InvalidRequest, QueueFull, RequestTooLarge, Unavailable; its blobs are the caller's to discard then.
+        """
+
+    async def get(self, owner: str, job_id: str) -> JobRecord:
+        """The record as it stands, terminal as soon as the job is decided. Raises JobNotFound."""
+
+    async def wait(self, owner: str, job_id: str, seconds: float) -> JobRecord:
+        """As `get`, but returns when the job is terminal, or after `seconds`."""
+
+    async def result(self, owner: str, job_id: str) -> Result:
+        """Raises JobNotFound, ResultNotReady."""
+
+    def follow(self, owner: str, job_id: str, after: str = "") -> AsyncGenerator[JobEvent, None]:
+        """Events behind the id `after` (empty: all), then those to come, ending with the terminal one. Close it.
+
+        Raises JobNotFound, InvalidRequest for what is no id, EventsExpired. Each attempt's events are whole and in order; RESTARTED says that
+        what came of the last attempt is void.
+        """
+
+    async def cancel(self, owner: str, job_id: str) -> JobRecord:
+        """End it as cancelled, unless it has ended: then the record says how. Raises JobNotFound."""
+
+    async def retry(self, owner: str, job_id: str) -> JobRecord:
+        """A new run of a failed job. Raises JobNotFound, InvalidRequest when it has not failed or is not kept any more."""

@@ -1,0 +1,96 @@
+"""The terminal word on a job: published once on `nexus.done.<job>`, where the first one wins.
+
+Wire form: `Word` as JSON + newline + payload. The payload is the answer's bytes where the job completed and the answer
+is small enough to travel so; where it failed, the job message itself, so that it can be tried again.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from schemas.errors import ErrorInfo
+from schemas.events import BlobRef
+from schemas.jobs import Capability, Envelope, JobStatus, Lane, Usage
+
+
+class Word(BaseModel):
+    """How a job ended. Holds what is needed to make its record anew."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job: str
+    run: int = 1
+    status: JobStatus
+    """One of `schemas.jobs.TERMINAL`."""
+    owner: str
+    endpoint: str
+    """As the caller named it."""
+    capability: Capability
+    lane: Lane = Lane.DEFAULT
+    model: str
+    """The model whose queue it stood in."""
+    public_model: str
+    request_id: str = ""
+    metadata: dict[str, str] = Field(default_factory=dict)
+    key: str = ""
+    webhook: str = ""
+    batch: str = ""
+    stream: bool = False
+    token: str = ""
+    """The attempt that ended it; empty: no attempt did."""
+    delivery: int = 0
+    events: int = 0
+    """Events that this attempt stored, STARTED included: a reader who has fewer waits for the others."""
+    worker: str = ""
+    attempts: int = 0
+    seconds: float | None = None
+    """What the attempt took."""
+    content_type: str = "application/json"
+    usage: Usage | None = None
+    size: int = 0
+    """Bytes of the answer."""
+    blob: BlobRef | None = None
+    """The answer, where it is too large for the payload."""
+    uploads: tuple[str, ...] = ()
+    """The blobs that came with the request."""
+    error: ErrorInfo | None = None
+    dead: bool = False
+    """It lies among the dead letters."""
+
+    def encode(self, payload: bytes = b"") -> bytes:
+        """The wire form."""
+        return b"".join((self.model_dump_json(exclude_defaults=True).encode(), b"\n", payload))
+
+    @classmethod
+    def decode(cls, data: bytes) -> tuple[Word, bytes]:
+        """Inverse of `encode`. Raises ValueError."""
+        line, newline, payload = data.partition(b"\n")
+        if not newline:
+            raise ValueError("a terminal word must hold a line and a payload")
+        return cls.model_validate_json(line), payload
+
+
+def word_on(envelope: Envelope, status: JobStatus, **fields: object) -> Word:
+    """A word on the job of `envelope`, with what the envelope says about it."""
+    blobs = [envelope.body_blob, *(upload.blob for upload in envelope.uploads)]
+    return Word.model_validate(
+        {
+            "job": envelope.job,
+            "run": envelope.run,
+            "status": status,
+            "owner": envelope.owner,
+            "endpoint": envelope.shown_endpoint or envelope.endpoint,
+            "capability": envelope.capability,
+            "lane": envelope.lane,
+            "model": envelope.model,
+            "public_model": envelope.public_model,
+            "request_id": envelope.request_id,
+            "metadata": envelope.metadata,
+            "key": envelope.key,
+            "webhook": envelope.webhook,
+            "batch": envelope.batch,
+            "stream": envelope.stream,
+            "uploads": tuple(blob for blob in blobs if blob),
+            **fields,
+        }
+    )
