@@ -72,6 +72,8 @@ class Upload(BaseModel):
     """Bytes."""
     blob: str | None = None
     """Its name among the blobs; None: it follows the body in the job message, in the order of `Envelope.uploads`."""
+    kept: bool = False
+    """It is a file of the caller's, and not removed with the job."""
 
 
 class Envelope(BaseModel):
@@ -156,7 +158,8 @@ TERMINAL = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED
 LEGAL_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
     JobStatus.QUEUED: frozenset({JobStatus.IN_PROGRESS, *TERMINAL}),
     # Back to the queue: the worker died or drained, and another one will take the job.
-    JobStatus.IN_PROGRESS: frozenset({JobStatus.QUEUED, *TERMINAL}),
+    # To where it is: another attempt of the run begins, before anybody has put the record back.
+    JobStatus.IN_PROGRESS: frozenset({JobStatus.QUEUED, JobStatus.IN_PROGRESS, *TERMINAL}),
     # A retry is a new run of the same job.
     JobStatus.FAILED: frozenset({JobStatus.QUEUED}),
     JobStatus.COMPLETED: frozenset(),

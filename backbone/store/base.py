@@ -4,7 +4,8 @@ Guarantees, for every implementation:
 - A record belongs to an owner: another owner's record does not exist.
 - `move` is atomic: of two racing moves from one status exactly one succeeds, and only moves in `LEGAL_MOVES` do. What the store
   counts (open jobs of a key, timers, the list of an owner's jobs) changes in the same step.
-- A move of an older run than the record's never succeeds (IllegalMove); one of a newer run goes by way of QUEUED.
+- A move of an older run than the record's never succeeds (IllegalMove); one of a newer run goes by way of QUEUED, from every
+  status from which the job can run again, and begins without what the old run left behind (`records.OF_A_RUN`).
 - Each call ends within about two seconds: it raises Unavailable when the store is away, frozen or slow.
 """
 
@@ -13,6 +14,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol
 
 from schemas.jobs import JobRecord, JobStatus
+
+RETRY_DUE_S = 30.0
+"""A job whose timer was given to a caller is given out again after this time, unless the caller moves it."""
+NEWEST_COUNTS = 0.2
+"""The weight of the newest job in the mean of service times."""
 
 
 class IllegalMove(Exception):
@@ -57,13 +63,15 @@ class Store(Protocol):
     ) -> JobRecord | None:
         """Change the status, and the fields in `changes`, by compare-and-set; the TTL stays.
 
+        `run` in `changes` says which run moves; without it the record's own does.
         The timer is set to `due_s` seconds from now, or removed where that is None or `to` is terminal.
-        Returns the new record, None when there is none. Raises IllegalMove.
+        Returns the new record, None when there is none. Raises IllegalMove; ValueError when `changes` make no record.
         """
 
     async def update(self, owner: str, job_id: str, *, due_s: float | None = None, **changes: Any) -> JobRecord | None:
         """Change fields other than the status, by compare-and-set. `due_s` sets the timer of a job that is not terminal;
-        None leaves it. Returns the new record, None when there is none.
+        None leaves it. Returns the new record, None when there is none. Raises IllegalMove where `run` is in `changes` and
+        is not the record's, ValueError when `changes` make no record.
         """
 
     async def remove(self, owner: str, job_id: str) -> None:
@@ -80,7 +88,7 @@ class Store(Protocol):
     # Timers
 
     async def due(self, limit: int) -> list[Due]:
-        """Jobs whose timers have run out, each given to one caller: its timer is set anew to 30 seconds from now."""
+        """Jobs whose timers have run out, each given to one caller: its timer is set to `RETRY_DUE_S` from now."""
 
     # Leases of attempts
 

@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-from backbone.store.records import moved
+from backbone.store.base import NEWEST_COUNTS, RETRY_DUE_S, Due, LimitReached
+from backbone.store.records import moved, timed, updated
 from schemas.errors import Unavailable
 from schemas.jobs import JobRecord, JobStatus
 
 
+class _Lease(NamedTuple):
+    token: str
+    expires: float
+
+
 class MemoryStore:
-    """See `backbone.store.base`. Gateways of one process share one instance."""
+    """See `backbone.store.base`. Gateways of one process share one instance.
+
+    No method waits between its first look and its last change: that makes each one atomic.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """Begin empty. `clock` counts seconds."""
         self.available = True
         """Set to False and True again for an outage."""
         self._clock = clock
-        self._records: dict[tuple[str, str], tuple[JobRecord, float]] = {}
+        self._records: dict[Due, JobRecord] = {}
+        self._expires: dict[Due, float] = {}
+        self._expiries: list[tuple[float, Due]] = []
+        """A heap; holds entries of records that were removed before their time, too."""
+        self._timers: dict[Due, float] = {}
+        self._leases: dict[str, _Lease] = {}
+        self._service: dict[tuple[str, str], float] = {}
 
     async def start(self) -> None:
         """Nothing to open."""
@@ -32,32 +48,124 @@ class MemoryStore:
         if not self.available:
             raise Unavailable("the store is away")
 
-    async def create(self, record: JobRecord, *, ttl_s: float) -> bool:
-        """Store a new record for `ttl_s` seconds. False, and no change, when it exists."""
-        await self.ping()
-        self._forget_expired()
-        key = (record.owner, record.id)
-        if key in self._records:
+    async def create(
+        self, record: JobRecord, *, ttl_s: float, due_s: float | None = None, max_queued: int | None = None
+    ) -> bool:
+        """See the base."""
+        await self._current()
+        name = Due(record.owner, record.id)
+        if name in self._records:
             return False
-        self._records[key] = (record, self._clock() + ttl_s)
+        if max_queued is not None and self._count(record.key, JobStatus.QUEUED) >= max_queued:
+            raise LimitReached(f"{max_queued} jobs of this key are waiting")
+        self._records[name] = record
+        self._expires[name] = self._clock() + ttl_s
+        heapq.heappush(self._expiries, (self._expires[name], name))
+        self._set_timer(name, timed(record, due_s))
         return True
 
     async def get(self, owner: str, job_id: str) -> JobRecord | None:
-        """The record, or None."""
-        await self.ping()
-        record, expires = self._records.get((owner, job_id), (None, 0.0))
-        return record if self._clock() < expires else None
+        """See the base."""
+        await self._current()
+        return self._records.get(Due(owner, job_id))
 
-    async def move(self, owner: str, job_id: str, to: JobStatus, **changes: Any) -> JobRecord | None:
+    async def move(
+        self, owner: str, job_id: str, to: JobStatus, *, due_s: float | None = None, **changes: Any
+    ) -> JobRecord | None:
         """See the base."""
         record = await self.get(owner, job_id)
         if record is None:
             return None
         new = moved(record, to, changes)
-        self._records[owner, job_id] = (new, self._records[owner, job_id][1])
+        name = Due(owner, job_id)
+        self._records[name] = new
+        self._set_timer(name, timed(new, due_s))
         return new
 
-    def _forget_expired(self) -> None:
+    async def update(self, owner: str, job_id: str, *, due_s: float | None = None, **changes: Any) -> JobRecord | None:
+        """See the base."""
+        record = await self.get(owner, job_id)
+        if record is None:
+            return None
+        name = Due(owner, job_id)
+        new = self._records[name] = updated(record, changes)
+        after_s = timed(new, due_s)
+        if after_s is not None:
+            self._set_timer(name, after_s)
+        return new
+
+    async def remove(self, owner: str, job_id: str) -> None:
+        """See the base."""
+        await self._current()
+        self._forget(Due(owner, job_id))
+
+    async def page(self, owner: str, *, after: str = "", limit: int = 100) -> list[JobRecord]:
+        """See the base."""
+        await self._current()
+        ids = (name.job for name in self._records if name.owner == owner and (not after or name.job < after))
+        return [self._records[Due(owner, job_id)] for job_id in heapq.nlargest(limit, ids)]
+
+    async def running(self, key: str) -> int:
+        """See the base."""
+        await self._current()
+        return self._count(key, JobStatus.IN_PROGRESS)
+
+    async def due(self, limit: int) -> list[Due]:
+        """See the base."""
+        await self._current()
         now = self._clock()
-        for key in [key for key, (_, expires) in self._records.items() if expires <= now]:
-            del self._records[key]
+        late = heapq.nsmallest(limit, ((at, name) for name, at in self._timers.items() if at <= now))
+        for _, name in late:
+            self._timers[name] = now + RETRY_DUE_S
+        return [name for _, name in late]
+
+    async def lease(self, job_id: str, token: str, seconds: float) -> bool:
+        """See the base."""
+        await self.ping()
+        now = self._clock()
+        self._leases = {job: lease for job, lease in self._leases.items() if lease.expires > now}
+        if self._leases.get(job_id, _Lease(token, now)).token != token:
+            return False
+        self._leases[job_id] = _Lease(token, now + seconds)
+        return True
+
+    async def release(self, job_id: str, token: str) -> None:
+        """See the base."""
+        await self.ping()
+        held = self._leases.get(job_id)
+        if held is not None and held.token == token:
+            del self._leases[job_id]
+
+    async def served(self, capability: str, model: str, seconds: float) -> None:
+        """See the base."""
+        await self.ping()
+        name = (capability, model)
+        mean = self._service.get(name, seconds)
+        self._service[name] = mean + (seconds - mean) * NEWEST_COUNTS
+
+    async def service_s(self, capability: str, model: str) -> float | None:
+        """See the base."""
+        await self.ping()
+        return self._service.get((capability, model))
+
+    async def _current(self) -> None:
+        """Be there, and without what has expired. Raises Unavailable."""
+        await self.ping()
+        now = self._clock()
+        while self._expiries and self._expiries[0][0] <= now:
+            at, name = heapq.heappop(self._expiries)
+            if self._expires.get(name) == at:
+                self._forget(name)
+
+    def _forget(self, name: Due) -> None:
+        for held in (self._records, self._expires, self._timers):
+            held.pop(name, None)
+
+    def _set_timer(self, name: Due, after_s: float | None) -> None:
+        if after_s is None:
+            self._timers.pop(name, None)
+        else:
+            self._timers[name] = self._clock() + after_s
+
+    def _count(self, key: str, status: JobStatus) -> int:
+        return sum(record.key == key and record.status is status for record in self._records.values())
