@@ -28,11 +28,16 @@ def _forget_pool() -> None:
 os.register_at_fork(after_in_child=_forget_pool)
 
 
-def new_job_id() -> str:
-    """`job_` and a UUIDv7 (RFC 9562) in hex: ids sort by the time they were made."""
+def new_id(prefix: str) -> str:
+    """`prefix` and a UUIDv7 (RFC 9562) in hex: ids sort by the time they were made."""
     random = int.from_bytes(random_bytes(10), "big")
     number = (time.time_ns() // 1_000_000) << 80 | 0x7 << 76 | (random >> 68) << 64 | 0x2 << 62 | random & (1 << 62) - 1
-    return f"job_{number:032x}"
+    return f"{prefix}{number:032x}"
+
+
+def new_job_id() -> str:
+    """The id of a job."""
+    return new_id("job_")
 
 
 def new_request_id() -> str:

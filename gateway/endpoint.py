@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from gateway.catalogue import Catalogue
 from schemas.errors import ErrorInfo
 from schemas.jobs import Capability
+from schemas.keys import Scope
 
 DONE = b"data: [DONE]\n\n"
 SSE = b"text/event-stream; charset=utf-8"
@@ -49,6 +50,8 @@ class Endpoint:
     """Whose queue the request goes to. Raises InvalidRequest."""
     by_url: Callable[[Any], bool] = lambda _request: False
     """Whether results are fetched by URL: the answer then holds `data[].url`."""
+    scope: Scope = Scope.INFERENCE
+    """What a key must be for."""
 
 
 def error_frame(info: ErrorInfo) -> bytes:

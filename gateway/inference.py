@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from backbone.bus.blobs import Blobs
-from gateway.auth import Auth
+from gateway.auth import Auth, Principal
 from gateway.bodies import Reader, Received
 from gateway.call import Call, State
 from gateway.dispatch import Dispatcher
@@ -23,6 +23,7 @@ from gateway.endpoint import DONE, SSE, Endpoint, comment_frame, error_frame, pr
 from gateway.http import LINE, Line, Reply, Scope, Send, request_id_of
 from gateway.links import Links, base_url
 from gateway.metrics import GatewayMetrics
+from gateway.open_requests import OpenRequests
 from gateway.parsing import CallerGone
 from schemas.errors import ErrorInfo, InternalError, NexusError
 from schemas.events import BlobRef, Done
@@ -67,6 +68,7 @@ class Inference:
         self._auth = auth
         self._metrics = metrics
         self._bounds = bounds
+        self._open = OpenRequests()
 
     async def serve(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Never raises, but for cancellation."""
@@ -85,7 +87,8 @@ class _Request:
     """One request's state."""
 
     __slots__ = (
-        "_began", "_by_url", "_call", "_endpoint", "_error", "_line", "_received", "_reply", "_side", "_status", "_type",
+        "_began", "_by_url", "_call", "_counted", "_endpoint", "_error", "_line", "_received", "_reply", "_side", "_status",
+        "_type",
     )  # fmt: skip
 
     def __init__(self, side: Inference, endpoint: Endpoint, reply: Reply, line: Line | None) -> None:
@@ -100,6 +103,8 @@ class _Request:
         """Of an answer that is passed on as it is made."""
         self._by_url: str | None = None
         """Where results are to be fetched from, if by URL."""
+        self._counted: Principal | None = None
+        """Whose open requests this one counts among."""
         self._status = CLOSED
         self._error: ErrorInfo | None = None
 
@@ -128,6 +133,8 @@ class _Request:
             log.exception("defect in the gateway", request_id=self._reply.request_id)
             await self._refuse(InternalError(f"internal error; request id {self._reply.request_id}").info)
         finally:
+            if self._counted is not None:
+                self._side._open.leave(self._counted)
             if self._received is not None and self._received.blobs:
                 await self._received.discard()
 
@@ -135,8 +142,10 @@ class _Request:
         side = self._side
         headers = scope["headers"]
         principal = side._auth.check(headers)
-        here = self._line is not None and self._line.body_complete
         endpoint, dispatcher = self._endpoint, side._dispatcher
+        principal.require(endpoint.scope)
+        self._counted = side._open.enter(principal)
+        here = self._line is not None and self._line.body_complete
         received = self._received = await side._reader.read(endpoint, headers, receive, here=here)
         request = received.request
         if side._bounds.log_prompts:

@@ -10,6 +10,7 @@ NexusError
 ├── RequestTooLarge     413
 ├── HeadersTooLarge     431
 ├── QueueFull           429
+├── RateLimited         429  this key has as much under way as it may have
 ├── BackendFailed       502  an inference server dropped, answered nonsense, or failed
 ├── Unavailable         503  nobody can serve this now; later may work
 ├── DeadlineExceeded    504  a time limit of Nexus ran out
@@ -174,6 +175,15 @@ class QueueFull(NexusError):
     type = "rate_limit_error"
     code = "queue_full"
     retry_after_s = 2.0
+
+
+class RateLimited(NexusError):
+    """This API key has as many requests under way as it may have; try again when one has ended."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    retry_after_s = 1.0
 
 
 class BackendFailed(NexusError):

@@ -44,5 +44,7 @@ class ApiKey(BaseModel):
     """Unix seconds."""
     expires_at: int | None = None
     """Unix seconds; None: never."""
+    revoked_at: int | None = None
+    """Unix seconds; None: it is not. A revoked key is kept for a while, so that no cache brings it back."""
     webhook_secret: str = ""
     """`whsec_` and base64: what its jobs' webhooks are signed with."""

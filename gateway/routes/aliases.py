@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.catalogue import Catalogue
-from gateway.deps import Caller, PartsDep
+from gateway.deps import AdminCaller, PartsDep
 from gateway.json_body import check_name, documented, read_json
 from schemas.errors import InvalidRequest, NotFound
 from schemas.presence import Alias
@@ -26,7 +26,7 @@ class Targets(BaseModel):
 
 
 @router.get("/v1/aliases")
-async def list_aliases(parts: PartsDep, _: Caller) -> dict[str, Any]:
+async def list_aliases(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
     """Every alias, also those that resolve to nothing now."""
     snapshot = parts.dispatcher.registry.snapshot
     aliases = sorted(snapshot.aliases.values(), key=lambda alias: alias.name) if snapshot else []
@@ -34,7 +34,7 @@ async def list_aliases(parts: PartsDep, _: Caller) -> dict[str, Any]:
 
 
 @router.put("/v1/aliases/{alias:path}", openapi_extra=documented(Targets))
-async def put_alias(alias: str, request: Request, parts: PartsDep, _: Caller) -> dict[str, Any]:
+async def put_alias(alias: str, request: Request, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
     """Enter an alias, or replace the one of that name. Body: `{"targets": ["first", "else this", …]}`."""
     body = await read_json(request, Targets)
     targets = tuple(dict.fromkeys(check_name(one, "a target", "targets") for one in body.targets))
@@ -46,7 +46,7 @@ async def put_alias(alias: str, request: Request, parts: PartsDep, _: Caller) ->
 
 
 @router.delete("/v1/aliases/{alias:path}")
-async def remove_alias(alias: str, parts: PartsDep, _: Caller) -> dict[str, Any]:
+async def remove_alias(alias: str, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
     """Remove an alias."""
     if not await parts.dispatcher.registry.remove_alias(alias):
         raise NotFound(f"there is no alias '{alias[:100]}'; GET /v1/aliases lists them", code="alias_not_found")

@@ -6,6 +6,7 @@ from gateway.catalogue import Catalogue
 from gateway.endpoint import Endpoint
 from schemas.errors import InvalidRequest
 from schemas.jobs import Capability
+from schemas.keys import Scope
 from schemas.models import ModelJobRequest
 
 PREFIX = "worker:"
@@ -28,6 +29,12 @@ def choose_worker(request: ModelJobRequest, catalogue: Catalogue, capability: Ca
 
 
 ENDPOINTS = tuple(
-    Endpoint(path=f"/v1/models/{verb}", capability=Capability.MODELS, schema=ModelJobRequest, target=choose_worker)
+    Endpoint(
+        path=f"/v1/models/{verb}",
+        capability=Capability.MODELS,
+        schema=ModelJobRequest,
+        target=choose_worker,
+        scope=Scope.ADMIN,
+    )
     for verb in ("pull", "load", "unload")
 )

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from gateway.deps import Caller, PartsDep
+from gateway.deps import AdminCaller, PartsDep
 from schemas.control import Control, ControlOp
 from schemas.errors import NotFound
 
@@ -36,7 +36,7 @@ async def metrics(parts: PartsDep) -> Response:
 
 
 @router.get("/v1/workers")
-async def list_workers(parts: PartsDep, _: Caller) -> dict[str, Any]:
+async def list_workers(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
     """Every worker in the registry."""
     snapshot = parts.dispatcher.registry.snapshot
     workers = sorted(snapshot.workers.values(), key=lambda w: w.id) if snapshot else []
@@ -44,7 +44,7 @@ async def list_workers(parts: PartsDep, _: Caller) -> dict[str, Any]:
 
 
 @router.post("/v1/workers/{worker_id}/drain", status_code=202)
-async def drain_worker(worker_id: str, parts: PartsDep, _: Caller) -> dict[str, str]:
+async def drain_worker(worker_id: str, parts: PartsDep, _: AdminCaller) -> dict[str, str]:
     """Tell a worker to finish what it runs and leave."""
     snapshot = parts.dispatcher.registry.snapshot
     if snapshot is None or worker_id not in snapshot.workers:
@@ -54,7 +54,7 @@ async def drain_worker(worker_id: str, parts: PartsDep, _: Caller) -> dict[str, 
 
 
 @router.get("/v1/queues")
-async def list_queues(parts: PartsDep, _: Caller) -> dict[str, Any]:
+async def list_queues(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
     """Every queue that holds a job."""
     depths = await parts.dispatcher.bus.depths()
     data = [

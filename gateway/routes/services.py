@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from gateway.deps import Caller, PartsDep
+from gateway.deps import AdminCaller, PartsDep
 from gateway.json_body import check_name, documented, read_json
 from schemas.errors import InvalidRequest, NotFound
 from schemas.presence import ServiceRecord, Snapshot, WorkerState
@@ -39,7 +39,7 @@ class Record(BaseModel):
 
 
 @router.get("/v1/services")
-async def list_services(parts: PartsDep, _: Caller) -> dict[str, Any]:
+async def list_services(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
     """Every record, with the state of the worker that serves it; null while none does."""
     snapshot = parts.dispatcher.registry.snapshot or Snapshot()
     records = sorted(snapshot.services.values(), key=lambda record: record.name)
@@ -47,7 +47,7 @@ async def list_services(parts: PartsDep, _: Caller) -> dict[str, Any]:
 
 
 @router.put("/v1/services/{name:path}", openapi_extra=documented(Record))
-async def put_service(name: str, request: Request, parts: PartsDep, _: Caller) -> dict[str, Any]:
+async def put_service(name: str, request: Request, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
     """Enter a service, or replace its record: a service that has moved is served at its new place."""
     body = await read_json(request, Record)
     if body.name not in {None, name}:
@@ -58,7 +58,7 @@ async def put_service(name: str, request: Request, parts: PartsDep, _: Caller) -
 
 
 @router.delete("/v1/services/{name:path}")
-async def remove_service(name: str, parts: PartsDep, _: Caller) -> dict[str, Any]:
+async def remove_service(name: str, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
     """Remove a service's record. The service itself is left alone."""
     if not await parts.dispatcher.registry.remove_service(name):
         raise NotFound(f"there is no service '{name[:100]}'; GET /v1/services lists them", code="service_not_found")
