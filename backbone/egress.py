@@ -1,18 +1,19 @@
-"""Fetching what a stranger's URL names, without reaching what only we can reach.
+"""Asking what a stranger's URL names, without reaching what only we can reach.
 
 - `http` and `https` only, no credentials in the URL. A host counts by its addresses: every one must be public, also those
   that hide in IPv6 (mapped, 6to4, NAT64, Teredo).
 - The connection goes to the very address that was checked, so that a name which resolves differently a moment later
   (rebinding) gains nothing; TLS still checks the certificate against the name.
-- Each redirect is checked like a first URL. Bodies are bounded in size, everything together in time. Proxies and
-  credentials of the environment are not used.
+- Each redirect of a GET is checked like a first URL; a POST follows none. Bodies are bounded in size, everything together
+  in time. Proxies and credentials of the environment are not used.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import TYPE_CHECKING
@@ -25,13 +26,17 @@ if TYPE_CHECKING:
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS = 3
+MAX_ANSWER_BYTES = 4096
+"""Of the answer to a POST, which nobody wants."""
+ANSWER_S = 1.0
+NOT_PUBLIC = "the URL's host is not a public one"
 NAT64 = IPv6Network("64:ff9b::/96")
 Address = IPv4Address | IPv6Address
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
 class FetchRefused(InvalidRequest):
-    """This URL is not fetched."""
+    """This URL is not asked."""
 
     code = "url_refused"
 
@@ -87,14 +92,52 @@ class Egress:
             raise FetchRefused(f"the URL did not answer within {self._timeout_s:g} s") from error
         raise FetchRefused(f"the URL redirects more than {MAX_REDIRECTS} times")
 
+    async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
+        """Send `body`; the status of the answer, a redirect's too: it is not followed. Raises FetchRefused, saying why."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                response = await self._send("POST", url, headers, body)
+        except TimeoutError as error:
+            raise FetchRefused(f"the URL did not answer within {self._timeout_s:g} s") from error
+        try:
+            await self._drain(response)
+        finally:
+            await response.aclose()
+        return response.status_code
+
+    def check(self, url: str) -> None:
+        """Raises FetchRefused for what can never work, without asking anybody: names are looked up when they are used."""
+        parts = _parse(url)
+        host, port = (parts.hostname or "").rstrip("."), _port(parts)
+        if {host, f"{host}:{port}"} & self._private_hosts:
+            return
+        address = _literal(host)
+        if host == "localhost" or host.endswith(".localhost") or (address is not None and not is_public(address)):
+            raise FetchRefused(NOT_PUBLIC)
+
     async def _get(self, url: str, kind: str) -> Fetched | str:
         """The content, or where the server redirects to."""
+        import httpx
+
+        response = await self._send("GET", url, {"accept": f"{kind}*"})
+        try:
+            if response.status_code in REDIRECTS:
+                return str(response.headers.get("location", ""))
+            return await self._read(response, kind)
+        except httpx.HTTPError as error:
+            raise FetchRefused(f"the URL cannot be reached: {type(error).__name__}") from error
+        finally:
+            await response.aclose()
+
+    async def _send(
+        self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None
+    ) -> httpx.Response:
+        """The answer, its body still to be read. Close it."""
         import httpx
 
         parts = _parse(url)
         address = await self._address(parts)
         host = f"[{address}]" if isinstance(address, IPv6Address) else str(address)
-        where = httpx.URL(url).copy_with(host=host)
         if self._client is None:
             # A client of its own reads some hundred certificates: once.
             self._client = httpx.AsyncClient(
@@ -103,20 +146,29 @@ class Egress:
                 timeout=self._timeout_s,
                 limits=httpx.Limits(max_keepalive_connections=0),
             )
-        headers = {"host": parts.netloc, "accept": f"{kind}*", "user-agent": "nexus"}
-        request = self._client.build_request("GET", where, headers=headers, extensions={"sni_hostname": parts.hostname})
         try:
-            response = await self._client.send(request, stream=True)
-        except httpx.HTTPError as error:
-            raise FetchRefused(f"the URL cannot be fetched: {type(error).__name__}") from error
-        try:
-            if response.status_code in REDIRECTS:
-                return str(response.headers.get("location", ""))
-            return await self._read(response, kind)
-        except httpx.HTTPError as error:
-            raise FetchRefused(f"the URL cannot be fetched: {type(error).__name__}") from error
-        finally:
-            await response.aclose()
+            request = self._client.build_request(
+                method,
+                httpx.URL(url).copy_with(host=host),
+                content=body,
+                headers={**headers, "host": parts.netloc, "user-agent": "nexus"},
+                extensions={"sni_hostname": parts.hostname},
+            )
+            return await self._client.send(request, stream=True)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise FetchRefused(f"the URL cannot be reached: {type(error).__name__}") from error
+
+    async def _drain(self, response: httpx.Response) -> None:
+        """Read a short answer to its end, so that the connection closes in order; a long or slow one is cut off."""
+        import httpx
+
+        size = 0
+        with contextlib.suppress(httpx.HTTPError, TimeoutError):
+            async with asyncio.timeout(ANSWER_S):
+                async for part in response.aiter_raw(MAX_ANSWER_BYTES):
+                    size += len(part)
+                    if size >= MAX_ANSWER_BYTES:
+                        return
 
     async def _read(self, response: httpx.Response, kind: str) -> Fetched:
         if response.status_code != 200:
@@ -135,7 +187,7 @@ class Egress:
 
     async def _address(self, parts: SplitResult) -> Address:
         """The address to connect to. Raises FetchRefused when one of them is not public."""
-        host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+        host, port = parts.hostname or "", _port(parts)
         try:
             addresses = [ip_address(text.partition("%")[0]) for text in await self._resolve(host, port)]
         except (OSError, ValueError) as error:
@@ -143,21 +195,34 @@ class Egress:
         if not addresses:
             raise FetchRefused("the URL's host has no address")
         if not {host, f"{host}:{port}"} & self._private_hosts and not all(map(is_public, addresses)):
-            raise FetchRefused("the URL's host is not a public one")
+            raise FetchRefused(NOT_PUBLIC)
         return addresses[0]
 
 
 def _parse(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
-        valid = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        valid = bool(parts.hostname) and parts.netloc.isascii() and (parts.port is None or parts.port > 0)
     except ValueError as error:
         raise FetchRefused("this is no valid URL") from error
     if parts.scheme not in ("http", "https") or not valid:
-        raise FetchRefused("only http and https URLs are fetched")
+        raise FetchRefused("only http and https URLs are taken, with the host in ASCII")
     if parts.username is not None or parts.password is not None:
-        raise FetchRefused("URLs with credentials are not fetched")
+        raise FetchRefused("URLs with credentials are not taken")
     return parts
+
+
+def _port(parts: SplitResult) -> int:
+    return parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _literal(host: str) -> Address | None:
+    """The address that `host` spells, also in the old ways (`127.1`, `0x7f.0.0.1`); None: it is a name."""
+    with contextlib.suppress(ValueError):
+        return ip_address(host.partition("%")[0])
+    with contextlib.suppress(OSError):
+        return IPv4Address(socket.inet_aton(host))
+    return None
 
 
 def is_public(address: Address) -> bool:

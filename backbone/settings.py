@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -97,8 +97,21 @@ class GatewaySettings(CommonSettings):
     """Bytes of jobs' events on NATS's disk; the oldest are dropped first."""
     max_result_bytes: int = Field(default=4 * 1024**3, ge=1024 * 1024)
     """Bytes of small results on NATS's disk; beyond it no job can end. Large ones count towards `MAX_BLOB_BYTES`."""
+    webhook_timeout_s: float = Field(default=15.0, gt=0)
+    """For one try to tell a webhook."""
+    webhook_retries_s: str = "5,300,1800,7200,18000,36000,50400,72000,86400"
+    """Comma-separated seconds between the tries to tell a webhook; there is one try more. Standard Webhooks' schedule."""
+    webhook_private_hosts: str = ""
+    """Comma-separated `host` or `host:port` that webhooks may name although their addresses are private."""
     cors_origins: str = "*"
     """Comma-separated origins that browsers may call from."""
+
+    @field_validator("webhook_retries_s")
+    @classmethod
+    def _delays(cls, text: str) -> str:
+        if any(not 0 <= float(part) <= 604_800 for part in text.split(",") if part.strip()):
+            raise ValueError("must be seconds, at most a week each, separated by commas")
+        return text
 
 
 class WorkerSettings(CommonSettings):

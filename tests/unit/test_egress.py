@@ -167,3 +167,59 @@ async def test_other_spellings_of_this_machine_are_refused(url: str) -> None:
 )
 def test_what_is_public(address: str, public: bool) -> None:
     assert is_public(ip_address(address)) is public
+
+
+async def test_a_post_carries_body_and_headers_and_gives_the_status(site: Site) -> None:
+    site.pages["/hook"] = answer(b"thanks", "text/plain", "202 Accepted")
+    status = await egress(site, "hooks.example").post(
+        site.url("/hook", "hooks.example"), b'{"a":1}', {"webhook-id": "1"}
+    )
+    head = site.asked[0].lower()
+    assert status == 202
+    assert head.startswith("post /hook http/1.1")
+    assert f"host: hooks.example:{site.port}" in head
+    assert "webhook-id: 1" in head
+    assert "content-length: 7" in head
+
+
+async def test_a_post_follows_no_redirect(site: Site) -> None:
+    site.pages["/hook"] = answer(b"", status="307 Temporary Redirect", extra=f"location: {site.url('/secret')}\r\n")
+    assert await egress(site, "hooks.example").post(site.url("/hook", "hooks.example"), b"{}", {}) == 307
+    assert len(site.asked) == 1
+
+
+async def test_a_post_to_a_private_host_is_refused_before_anything_is_sent(site: Site) -> None:
+    with pytest.raises(FetchRefused, match="not a public one"):
+        await egress(site).post(site.url("/hook"), b"{}", {})
+    assert site.asked == []
+
+
+async def test_a_post_that_is_not_answered_ends_in_time(site: Site) -> None:
+    with pytest.raises(FetchRefused, match="did not answer"):
+        await egress(site, "hooks.example", timeout_s=0.2).post(site.url("/nothing", "hooks.example"), b"{}", {})
+
+
+async def test_an_answer_without_end_to_a_post_counts_and_is_not_read(site: Site) -> None:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 100000000\r\n\r\n"
+    site.pages["/hook"] = head + b"x" * 100_000
+    assert await egress(site, "hooks.example").post(site.url("/hook", "hooks.example"), b"{}", {}) == 200
+
+
+async def test_a_post_to_nobody_is_refused(site: Site) -> None:
+    site.pages["/hook"] = b""
+    with pytest.raises(FetchRefused, match="cannot be reached"):
+        await egress(site, "hooks.example").post(site.url("/hook", "hooks.example"), b"{}", {})
+
+
+@pytest.mark.parametrize("url", ["http://exämple/", "http://pictures.example/\x00"])
+async def test_odd_characters_are_refused(site: Site, url: str) -> None:
+    with pytest.raises(FetchRefused):
+        await egress(site, "pictures.example", "pictures.example").fetch(url, "image/")
+
+
+def test_an_allowed_private_host_passes_the_first_check() -> None:
+    fetcher = Egress(max_bytes=1, timeout_s=1, private_hosts=frozenset({"127.0.0.1:81", "localhost"}))
+    fetcher.check("http://127.0.0.1:81/x")
+    fetcher.check("http://localhost/x")
+    with pytest.raises(FetchRefused):
+        fetcher.check("http://127.0.0.1:82/x")
