@@ -25,10 +25,12 @@ from pydantic import BaseModel, ConfigDict
 
 from backbone.bus.joblog import Backlog, Item
 from backbone.egress import FetchRefused
+from backbone.store.base import Store
+from gateway.jobs.records import record_of
 from gateway.webhook_notes import DeliveryNotes, Note, State
 from gateway.webhook_signature import BadSecret, signed
 from schemas.errors import InvalidRequest, Unavailable
-from schemas.jobs import Delivery
+from schemas.jobs import Delivery, JobRecord
 from schemas.words import Word
 
 log = structlog.get_logger(__name__)
@@ -83,19 +85,24 @@ class Webhooks:
     def __init__(
         self,
         backlog: Backlog,
+        store: Store,
         poster: Poster,
-        notes: DeliveryNotes,
         secret_of: Secrets,
+        show: Callable[[JobRecord], Mapping[str, Any]],
         *,
         delays_s: tuple[float, ...],
         timeout_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`delays_s`: what lies between the tries, of which there is one more. `timeout_s`: what one try may take."""
+        """`show`: a record as callers see it. `delays_s`: what lies between the tries, of which there is one more.
+        `timeout_s`: what one try may take.
+        """
         self._backlog = backlog
+        self._store = store
         self._poster = poster
-        self._notes = notes
+        self._notes = DeliveryNotes(store)
         self._secret_of = secret_of
+        self._show = show
         self._delays_s = delays_s
         self._hold_s = timeout_s + HOLD_S
         self._clock = clock
@@ -110,15 +117,18 @@ class Webhooks:
         except FetchRefused as error:
             raise InvalidRequest(str(error), param="webhook.url", code=error.info.code) from error
 
-    async def enqueue(self, word: Word, job: Mapping[str, Any]) -> None:
-        """Have the word's webhook told, once per (job, run); nothing happens where it has none.
+    async def enqueue(self, word: Word) -> None:
+        """Have a recorded word's webhook told, once per (job, run); nothing happens where it has none.
 
-        `job` is the job as callers see it. Raises Unavailable: repeat it then.
+        Raises Unavailable: repeat it then.
         """
         if not word.webhook:
             return
+        record = await self._store.get(word.owner, word.job)
+        if record is None or record.run != word.run or record.status is not word.status:
+            record = record_of(word)
         moment = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        body = orjson.dumps({"type": f"job.{word.status.value}", "timestamp": moment, "data": job})
+        body = orjson.dumps({"type": f"job.{word.status.value}", "timestamp": moment, "data": self._show(record)})
         hook = Hook(owner=word.owner, job=word.job, run=word.run, key=word.key, url=word.webhook, body=body.decode())
         await self._backlog.put(f"{word.job}-{word.run}", hook.model_dump_json().encode())
 

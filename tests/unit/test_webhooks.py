@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -16,7 +17,7 @@ from backbone.bus.joblog import Item
 from backbone.egress import Egress, FetchRefused
 from backbone.settings import GatewaySettings
 from backbone.store.memory import MemoryStore
-from gateway.webhook_notes import SHOWN, DeliveryNotes
+from gateway.webhook_notes import SHOWN
 from gateway.webhook_signature import BadSecret, signed
 from gateway.webhooks import AT_ONCE, JITTER, Webhooks
 from schemas.errors import InvalidRequest, Unavailable
@@ -112,9 +113,8 @@ class Stage:
             self.asked.append(key)
             return secret
 
-        notes = DeliveryNotes(self.store)
         return Webhooks(
-            self.backlog, self.receiver, notes, secret_of, delays_s=DELAYS_S, timeout_s=15, clock=self.clock
+            self.backlog, self.store, self.receiver, secret_of, show, delays_s=DELAYS_S, timeout_s=15, clock=self.clock
         )
 
     @asynccontextmanager
@@ -128,7 +128,7 @@ class Stage:
 
     async def tell(self, word: Word | None = None) -> None:
         """Enqueue, and have everything sent."""
-        await self.webhooks.enqueue(word or make_word(), SHOWN_JOB)
+        await self.webhooks.enqueue(word or make_word())
         async with self.running():
             async with asyncio.timeout(5):
                 while not self.backlog.finished:
@@ -140,7 +140,8 @@ class Stage:
         return record
 
 
-SHOWN_JOB = {"id": "job_1", "object": "job", "status": "completed", "result_url": "/v1/jobs/job_1/result"}
+def show(record: JobRecord) -> dict[str, Any]:
+    return {"id": record.id, "status": record.status, "run": record.run, "worker": record.worker}
 
 
 def make_word(**fields: Any) -> Word:
@@ -182,17 +183,30 @@ async def store_record(stage: Stage, **fields: Any) -> None:
 async def test_receiver_can_check_what_it_gets():
     """The official library accepts headers and body; the body says what happened and holds no result."""
     stage = Stage(204)
+    await store_record(stage, status=JobStatus.COMPLETED, worker="gpu1")
     await stage.tell()
     [(url, body, headers)] = stage.receiver.got
     said = Webhook(SECRET).verify(body, headers)
     assert url == URL
     assert said["type"] == "job.completed"
-    assert said["data"] == SHOWN_JOB
+    assert said["data"] == {"id": "job_1", "status": "completed", "run": 1, "worker": "gpu1"}
     assert datetime.fromisoformat(said["timestamp"]).timestamp() == pytest.approx(stage.clock.now, abs=0.01)
     assert headers["webhook-id"] == "evt_job_1_1"
     assert headers["content-type"] == "application/json"
     assert stage.asked == ["key_1"]
     assert stage.backlog.finished == ["job_1-1"]
+
+
+@pytest.mark.parametrize("fields", [None, {"run": 2, "status": JobStatus.QUEUED}])
+async def test_the_message_tells_of_its_own_run(fields: dict[str, Any] | None):
+    """Also where the record is gone, or has gone on to another run."""
+    stage = Stage(204)
+    if fields:
+        await store_record(stage, **fields)
+    await stage.tell(make_word(status=JobStatus.FAILED, worker="gpu2"))
+    said = json.loads(stage.receiver.got[0][1])
+    assert said["type"] == "job.failed"
+    assert said["data"] == {"id": "job_1", "status": "failed", "run": 1, "worker": "gpu2"}
 
 
 @pytest.mark.parametrize("change", ["body", "webhook-id", "webhook-timestamp"])
@@ -288,9 +302,9 @@ async def test_without_a_secret_nothing_is_sent():
 async def test_a_job_without_a_webhook_and_one_told_twice():
     """Nothing to tell; and a word that is recorded twice is told once."""
     stage = Stage(200)
-    await stage.webhooks.enqueue(make_word(webhook=""), SHOWN_JOB)
+    await stage.webhooks.enqueue(make_word(webhook=""))
     assert stage.backlog.items.empty()
-    await stage.webhooks.enqueue(make_word(), SHOWN_JOB)
+    await stage.webhooks.enqueue(make_word())
     await stage.tell()
     assert len(stage.receiver.got) == 1
 
@@ -298,10 +312,10 @@ async def test_a_job_without_a_webhook_and_one_told_twice():
 async def test_one_that_hangs_does_not_hold_up_the_others(eventually: Eventually):
     """Others are told meanwhile, and there is a bound on tries at once."""
     stage = Stage(None, 200)
-    await stage.webhooks.enqueue(make_word(job="job_0"), SHOWN_JOB)
+    await stage.webhooks.enqueue(make_word(job="job_0"))
     async with stage.running():
         await eventually(lambda: stage.receiver.got)
-        await stage.webhooks.enqueue(make_word(), SHOWN_JOB)
+        await stage.webhooks.enqueue(make_word())
         await eventually(lambda: stage.backlog.finished == ["job_1-1"])
     assert stage.backlog.at_once == AT_ONCE
 
@@ -309,7 +323,7 @@ async def test_one_that_hangs_does_not_hold_up_the_others(eventually: Eventually
 async def test_a_gateway_that_stops_hands_its_tries_back(eventually: Eventually):
     """The next gateway makes them again, and the receiver can tell that it is the same message."""
     stage = Stage(None, 200)
-    await stage.webhooks.enqueue(make_word(), SHOWN_JOB)
+    await stage.webhooks.enqueue(make_word())
     async with stage.running():
         await eventually(lambda: stage.receiver.got)
     assert stage.backlog.finished == []
@@ -325,8 +339,8 @@ async def test_redis_away_delays_no_delivery(eventually: Eventually, monkeypatch
     monkeypatch.setattr("gateway.webhook_notes.RETRY_S", 0.01)
     stage = Stage(500, 200)
     await store_record(stage)
+    await stage.webhooks.enqueue(make_word())
     stage.store.available = False
-    await stage.webhooks.enqueue(make_word(), SHOWN_JOB)
     async with stage.running():
         await eventually(lambda: stage.backlog.finished)
         stage.store.available = True
@@ -348,7 +362,7 @@ async def test_an_earlier_run_says_nothing_about_a_later_one():
     await stage.tell()
     assert await noted(stage, "pending")
     await stage.store.remove("acme", "job_1")
-    await stage.webhooks.enqueue(make_word(run=2), SHOWN_JOB)
+    await stage.webhooks.enqueue(make_word(run=2))
     async with stage.running():
         async with asyncio.timeout(5):
             while len(stage.backlog.finished) < 2:
@@ -376,7 +390,7 @@ async def test_an_outage_at_enqueue_is_told():
 
     stage.backlog.put = put  # type: ignore[method-assign]
     with pytest.raises(Unavailable):
-        await stage.webhooks.enqueue(make_word(), SHOWN_JOB)
+        await stage.webhooks.enqueue(make_word())
 
 
 @pytest.mark.parametrize(
