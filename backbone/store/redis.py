@@ -1,50 +1,39 @@
-"""The store on Redis (or Valkey): one JSON string per record, under a TTL.
-
-The key is `nexus:job:<owner>:<id>`, both parts percent-encoded: an id that a caller makes up reaches nobody else's.
-"""
+"""The store on Redis (or Valkey). `redis_keys` says what lies there, `redis_scripts` what is done to it in one step."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
-from urllib.parse import quote
+from collections.abc import Callable
+from typing import Any
 
 import structlog
 from pydantic import ValidationError
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.connection import AbstractConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from backbone.store.breaker import Breaker
-from backbone.store.records import moved
+from backbone.store import redis_keys as keys
+from backbone.store import redis_scripts as scripts
+from backbone.store.base import NEWEST_COUNTS, RETRY_DUE_S, Due, LimitReached
+from backbone.store.records import moved, timed, updated
+from backbone.store.redis_connection import RedisConnection
+from backbone.store.redis_pages import Pages
 from schemas.errors import InternalError, Unavailable
 from schemas.jobs import JobRecord, JobStatus
 
 log = structlog.get_logger(__name__)
-T = TypeVar("T")
 
-CONNECTIONS = 64
-"""Per process; more calls at once wait for one, within their time."""
+Change = Callable[[JobRecord], tuple[JobRecord, str]]
+"""What becomes of a record, and of its timer, in the words of `redis_scripts.REPLACE`."""
+
 MOVE_TRIES = 20
-REPLACE = """
-if redis.call('GET', KEYS[1]) == ARGV[1] then
-  redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
-  return 1
-end
-return 0
-"""
-"""Write the new record if the old one is still there, byte for byte."""
+DONE = 1
+"""What a script answers that found what was expected; else it answers what it found."""
+SERVICE_KEEP_S = 7 * 86_400
+"""How long the service time of a model is known after its last job."""
 
 
 class RedisStore:
     """See `backbone.store.base`.
 
     A call that Redis does not answer within `timeout_s` raises Unavailable, and so do all calls for `rest_s` after
-    it, at once; then one is let through to try. A `create` or `move` that ended so may have been done all the same.
+    it, at once; then one is let through to try. A change that ended so may have been made all the same.
     """
 
     def __init__(self, url: str, *, timeout_s: float = 1.5, rest_s: float = 1.0) -> None:
@@ -52,101 +41,154 @@ class RedisStore:
 
         Raises ValueError on another form.
         """
-        self._timeout_s = timeout_s
-        self._breaker = Breaker(rest_s)
-        self._redis = Redis(connection_pool=_pool(url, timeout_s))
-        self._replace = self._redis.register_script(REPLACE)
+        self.connection = RedisConnection(url, timeout_s=timeout_s, rest_s=rest_s)
+        """Also for `RedisDocuments`; closed with the store."""
+        register = self.connection.redis.register_script
+        self._create = register(scripts.CREATE)
+        self._replace = register(scripts.REPLACE)
+        self._remove = register(scripts.REMOVE)
+        self._count = register(scripts.COUNT)
+        self._due = register(scripts.DUE)
+        self._lease = register(scripts.LEASE)
+        self._release = register(scripts.RELEASE)
+        self._served = register(scripts.SERVED)
+        self._pages = Pages(self.connection)
 
     async def start(self) -> None:
         """Try the connection, and log when there is none."""
-        try:
-            await self.ping()
-        except Unavailable as error:
-            log.warning("redis.away", error=str(error))
+        await self.connection.start()
 
     async def close(self) -> None:
         """Close connections. Idempotent."""
-        await self._redis.aclose()
-        await self._redis.connection_pool.disconnect()
+        await self.connection.close()
 
     async def ping(self) -> None:
         """One active round trip, also while the breaker is open, which it closes when it succeeds. Raises Unavailable."""
-        await self._bounded(self._redis.ping)
+        await self.connection.ping()
 
-    async def create(self, record: JobRecord, *, ttl_s: float) -> bool:
+    async def create(
+        self, record: JobRecord, *, ttl_s: float, due_s: float | None = None, max_queued: int | None = None
+    ) -> bool:
         """See the base."""
-        key, value = _key(record.owner, record.id), record.model_dump_json()
-        return bool(await self._call(lambda: self._redis.set(key, value, nx=True, px=max(1, round(ttl_s * 1000)))))
+        member = keys.member(record.owner, record.id)
+        answer = await self.connection.run(
+            self._create,
+            [keys.JOB + member, keys.jobs_of(record.owner), keys.TIMERS, keys.queued(record.key)],
+            [
+                record.model_dump_json(),
+                _ms(ttl_s, least=1),
+                record.id,
+                member,
+                keys.jobs_prefix(record.owner),
+                keys.counted_in(record),
+                _timer(timed(record, due_s)),
+                "" if max_queued is None else max_queued,
+            ],
+        )
+        if answer < 0:
+            raise LimitReached(f"{max_queued} jobs of this key are waiting")
+        return bool(answer)
 
     async def get(self, owner: str, job_id: str) -> JobRecord | None:
         """See the base. Raises InternalError when the record cannot be read."""
-        raw = await self._call(lambda: self._redis.get(_key(owner, job_id)))
+        key = keys.job(owner, job_id)
+        raw = await self.connection.call(lambda: self.connection.redis.get(key))
         return None if raw is None else _parse(raw, job_id)
 
-    async def move(self, owner: str, job_id: str, to: JobStatus, **changes: Any) -> JobRecord | None:
-        """See the base. Raises InternalError when the record cannot be read, ValueError when `changes` make none."""
-        return await self._call(lambda: self._move(_key(owner, job_id), job_id, to, changes))
+    async def move(
+        self, owner: str, job_id: str, to: JobStatus, *, due_s: float | None = None, **changes: Any
+    ) -> JobRecord | None:
+        """See the base. Raises InternalError when the record cannot be read."""
 
-    async def _move(self, key: str, job_id: str, to: JobStatus, changes: dict[str, Any]) -> JobRecord | None:
+        def change(record: JobRecord) -> tuple[JobRecord, str]:
+            new = moved(record, to, changes)
+            return new, _timer(timed(new, due_s)) or "off"
+
+        return await self._changed(owner, job_id, change)
+
+    async def update(self, owner: str, job_id: str, *, due_s: float | None = None, **changes: Any) -> JobRecord | None:
+        """See the base. Raises InternalError when the record cannot be read."""
+
+        def change(record: JobRecord) -> tuple[JobRecord, str]:
+            new = updated(record, changes)
+            return new, _timer(timed(new, due_s))
+
+        return await self._changed(owner, job_id, change)
+
+    async def remove(self, owner: str, job_id: str) -> None:
+        """See the base. Raises InternalError when the record cannot be read."""
+        await self.connection.call(lambda: self._remove_unchanged(owner, job_id))
+
+    async def page(self, owner: str, *, after: str = "", limit: int = 100) -> list[JobRecord]:
+        """See the base. Raises InternalError when a record cannot be read."""
+        found = await self._pages.read(keys.jobs_of(owner), keys.jobs_prefix(owner), after=after, limit=limit)
+        return [_parse(raw, job_id) for job_id, raw in found]
+
+    async def running(self, key: str) -> int:
+        """See the base."""
+        return int(await self.connection.run(self._count, [keys.running(key)], []))
+
+    async def due(self, limit: int) -> list[Due]:
+        """See the base."""
+        members = await self.connection.run(self._due, [keys.TIMERS], [limit, _ms(RETRY_DUE_S), keys.JOB])
+        return [keys.named(member) for member in members]
+
+    async def lease(self, job_id: str, token: str, seconds: float) -> bool:
+        """See the base."""
+        return bool(await self.connection.run(self._lease, [keys.lease(job_id)], [token, _ms(seconds, least=1)]))
+
+    async def release(self, job_id: str, token: str) -> None:
+        """See the base."""
+        await self.connection.run(self._release, [keys.lease(job_id)], [token])
+
+    async def served(self, capability: str, model: str, seconds: float) -> None:
+        """See the base."""
+        kept = _ms(SERVICE_KEEP_S)
+        await self.connection.run(self._served, [keys.service(capability, model)], [seconds, NEWEST_COUNTS, kept])
+
+    async def service_s(self, capability: str, model: str) -> float | None:
+        """See the base."""
+        key = keys.service(capability, model)
+        raw = await self.connection.call(lambda: self.connection.redis.get(key))
+        return None if raw is None else float(raw)
+
+    async def _changed(self, owner: str, job_id: str, change: Change) -> JobRecord | None:
+        return await self.connection.call(lambda: self._replace_unchanged(owner, job_id, change))
+
+    async def _replace_unchanged(self, owner: str, job_id: str, change: Change) -> JobRecord | None:
+        """Read, decide, and write if nothing has changed meanwhile; else decide anew on what is there now."""
+        member = keys.member(owner, job_id)
+        key = keys.JOB + member
+        raw = await self.connection.redis.get(key)
         for _ in range(MOVE_TRIES):
-            raw = await self._redis.get(key)
             if raw is None:
                 return None
-            new = moved(_parse(raw, job_id), to, changes)
-            if await self._replace(keys=[key], args=[raw, new.model_dump_json()]):
+            old = _parse(raw, job_id)
+            new, due = change(old)
+            counted = [keys.counted_in(old), keys.counted_in(new)]
+            raw = await self._replace([key, keys.TIMERS], [raw, new.model_dump_json(), member, *counted, due])
+            if raw == DONE:
                 return new
         raise Unavailable(f"the record of job {job_id} changes too fast")
 
-    async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
-        if not self._breaker.admits():
-            raise Unavailable("Redis did not answer a moment ago")
-        return await self._bounded(call)
-
-    async def _bounded(self, call: Callable[[], Awaitable[T]]) -> T:
-        """One call within `timeout_s`, its errors translated, its outcome told to the breaker."""
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                answer = await call()
-        except (TimeoutError, RedisTimeoutError) as error:
-            if self._breaker.closed:
-                log.warning("redis.frozen", timeout_s=self._timeout_s)
-            self._breaker.timed_out()
-            raise Unavailable(f"Redis did not answer within {self._timeout_s:g} s") from error
-        except (RedisError, OSError) as error:
-            self._breaker.answered()
-            raise Unavailable(f"Redis cannot be used: {error}") from error
-        if not self._breaker.closed:
-            log.info("redis.back")
-        self._breaker.answered()
-        return answer
+    async def _remove_unchanged(self, owner: str, job_id: str) -> None:
+        member = keys.member(owner, job_id)
+        key = keys.JOB + member
+        raw = await self.connection.redis.get(key)
+        for _ in range(MOVE_TRIES):
+            counted = "" if raw is None else keys.counted_in(_parse(raw, job_id))
+            raw = await self._remove([key, keys.TIMERS, keys.jobs_of(owner)], [raw or "", member, counted, job_id])
+            if raw == DONE:
+                return
+        raise Unavailable(f"the record of job {job_id} changes too fast")
 
 
-class _Pool(BlockingConnectionPool):
-    """A pool that gives out no connection which the server has closed meanwhile, as it does when it restarts."""
-
-    async def ensure_connection(self, connection: AbstractConnection) -> None:
-        reader = connection._reader
-        if reader is not None and reader.at_eof():
-            await connection.disconnect(nowait=True)
-        await super().ensure_connection(connection)
+def _ms(seconds: float, least: int = 0) -> int:
+    return max(least, round(seconds * 1000))
 
 
-def _pool(url: str, timeout_s: float) -> BlockingConnectionPool:
-    """Connections that give up in time and never retry by themselves: a retried `create` would deny its own success."""
-    return _Pool.from_url(
-        url,
-        max_connections=CONNECTIONS,
-        timeout=2 * timeout_s,  # the caller's own time-out comes first
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        socket_keepalive=True,
-        retry=Retry(NoBackoff(), 0),
-        decode_responses=False,
-    )
-
-
-def _key(owner: str, job_id: str) -> str:
-    return f"nexus:job:{quote(owner, safe='')}:{quote(job_id, safe='')}"
+def _timer(after_s: float | None) -> str:
+    return "" if after_s is None else str(_ms(after_s))
 
 
 def _parse(raw: bytes | str, job_id: str) -> JobRecord:

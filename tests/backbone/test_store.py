@@ -219,10 +219,10 @@ class TestFaults:
         other = RedisStore(own_redis.url)
         real, once = own_store._replace, []
 
-        async def replace(**kwargs):
+        async def replace(keys, args):
             if not once:
                 once.append(await other.move("alice", job.id, RUNNING, worker="w1"))
-            return await real(**kwargs)
+            return await real(keys, args)
 
         own_store._replace = replace
         assert (await own_store.move("alice", job.id, COMPLETED)).worker == "w1"
@@ -265,7 +265,7 @@ class TestFaults:
     async def test_a_frozen_redis_costs_one_time_out_and_then_nothing(self, own_store, own_redis, eventually):
         job = record()
         await own_store.create(job, ttl_s=60)
-        own_store._breaker._rest_s = 3600
+        own_store.connection._breaker._rest_s = 3600
         own_redis.pause()
         async with asyncio.timeout(10):
             with pytest.raises(Unavailable, match="within"):

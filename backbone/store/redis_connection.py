@@ -1,0 +1,110 @@
+"""A Redis (or Valkey) server, as this process sees it: one pool of connections behind one circuit breaker.
+
+`RedisStore` and `RedisDocuments` share one, so that what one of them learns about an outage spares the other its wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import structlog
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.commands.core import AsyncScript
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from backbone.store.breaker import Breaker
+from schemas.errors import Unavailable
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+CONNECTIONS = 64
+"""Per process; more calls at once wait for one, within their time."""
+
+
+class RedisConnection:
+    """Calls that end in time.
+
+    A call that Redis does not answer within `timeout_s` raises Unavailable, and so do all calls for `rest_s` after
+    it, at once; then one is let through to try. A change that ended so may have been made all the same.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float, rest_s: float) -> None:
+        """Describe a connection; nothing is opened yet. Raises ValueError on a URL that redis-py does not take."""
+        self._timeout_s = timeout_s
+        self._breaker = Breaker(rest_s)
+        self.redis = Redis(connection_pool=_pool(url, timeout_s))
+
+    async def start(self) -> None:
+        """Try the connection, and log when there is none."""
+        try:
+            await self.ping()
+        except Unavailable as error:
+            log.warning("redis.away", error=str(error))
+
+    async def close(self) -> None:
+        """Close connections. Idempotent."""
+        await self.redis.aclose()
+        await self.redis.connection_pool.disconnect()
+
+    async def ping(self) -> None:
+        """One active round trip, also while the breaker is open, which it closes when it succeeds. Raises Unavailable."""
+        await self._bounded(self.redis.ping)
+
+    async def call(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What `call` returns. Raises Unavailable."""
+        if not self._breaker.admits():
+            raise Unavailable("Redis did not answer a moment ago")
+        return await self._bounded(call)
+
+    async def run(self, script: AsyncScript, keys: list[str], args: list[str | bytes | int | float]) -> Any:
+        """What the script returns. Raises Unavailable."""
+        return await self.call(lambda: script(keys, args))
+
+    async def _bounded(self, call: Callable[[], Awaitable[T]]) -> T:
+        """One call within `timeout_s`, its errors translated, its outcome told to the breaker."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                answer = await call()
+        except (TimeoutError, RedisTimeoutError) as error:
+            if self._breaker.closed:
+                log.warning("redis.frozen", timeout_s=self._timeout_s)
+            self._breaker.timed_out()
+            raise Unavailable(f"Redis did not answer within {self._timeout_s:g} s") from error
+        except (RedisError, OSError) as error:
+            self._breaker.answered()
+            raise Unavailable(f"Redis cannot be used: {error}") from error
+        if not self._breaker.closed:
+            log.info("redis.back")
+        self._breaker.answered()
+        return answer
+
+
+class _Pool(BlockingConnectionPool):
+    """A pool that gives out no connection which the server has closed meanwhile, as it does when it restarts."""
+
+    async def ensure_connection(self, connection: AbstractConnection) -> None:
+        reader = connection._reader
+        if reader is not None and reader.at_eof():
+            await connection.disconnect(nowait=True)
+        await super().ensure_connection(connection)
+
+
+def _pool(url: str, timeout_s: float) -> BlockingConnectionPool:
+    """Connections that give up in time and never retry by themselves: a retried `create` would deny its own success."""
+    return _Pool.from_url(
+        url,
+        max_connections=CONNECTIONS,
+        timeout=2 * timeout_s,  # the caller's own time-out comes first
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        socket_keepalive=True,
+        retry=Retry(NoBackoff(), 0),
+        decode_responses=False,
+    )
