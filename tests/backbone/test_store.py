@@ -10,13 +10,13 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from backbone.store.base import IllegalMove, Store
+from backbone.store.base import Due, IllegalMove, LimitReached, Store
 from backbone.store.breaker import Breaker
 from backbone.store.memory import MemoryStore
 from backbone.store.redis import RedisStore
 from cli.embedded.servers import RedisServer
 from schemas.errors import InternalError, Unavailable
-from schemas.jobs import LEGAL_MOVES, JobRecord, JobStatus, Lane
+from schemas.jobs import LEGAL_MOVES, TERMINAL, JobRecord, JobStatus, Lane
 
 QUEUED, RUNNING, COMPLETED, FAILED = (
     JobStatus.QUEUED,
@@ -29,6 +29,12 @@ QUEUED, RUNNING, COMPLETED, FAILED = (
 def record(owner: str = "alice", **fields) -> JobRecord:
     defaults = {"id": f"job_{uuid.uuid4().hex}", "endpoint": "/v1/chat/completions", "model": "m", "created_at": 1}
     return JobRecord(owner=owner, **defaults | fields)
+
+
+@pytest.fixture
+def owner() -> str:
+    """An owner, and a key, that no other test uses: they share a Redis."""
+    return f"o:{uuid.uuid4().hex}"
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -157,10 +163,316 @@ class TestContract:
         await store.close()
 
 
+class TestRuns:
+    async def test_a_retry_begins_without_what_the_failed_run_left(self, store):
+        job = record(metadata={"a": "b"})
+        await store.create(job, ttl_s=60)
+        await store.move("alice", job.id, RUNNING, worker="w1", started_at=5, attempts=3, seq=7)
+        await store.move("alice", job.id, FAILED, error={"message": "x"}, finished_at=6, usage={"n": 1}, progress=0.5)
+        again = await store.move("alice", job.id, QUEUED, run=2)
+        assert again == job.model_copy(update={"run": 2})
+        assert await store.get("alice", job.id) == again
+
+    async def test_the_same_run_keeps_what_is_known_of_it(self, store):
+        job = record()
+        await store.create(job, ttl_s=60)
+        await store.move("alice", job.id, RUNNING, worker="w1", attempts=1)
+        moved = await store.move("alice", job.id, COMPLETED, run=1, finished_at=6)
+        assert (moved.worker, moved.attempts, moved.finished_at) == ("w1", 1, 6)
+
+    async def test_another_attempt_of_a_running_job_begins(self, store):
+        job = record()
+        await store.create(job, ttl_s=60)
+        await store.move("alice", job.id, RUNNING, worker="w1", attempts=1)
+        assert (await store.move("alice", job.id, RUNNING, worker="w2", attempts=2)).worker == "w2"
+
+    async def test_what_an_old_run_says_late_changes_nothing(self, store):
+        job = record(run=2)
+        await store.create(job, ttl_s=60)
+        for to in JobStatus:
+            with pytest.raises(IllegalMove):
+                await store.move("alice", job.id, to, run=1)
+        with pytest.raises(IllegalMove):
+            await store.update("alice", job.id, run=1, progress=0.5)
+        assert await store.get("alice", job.id) == job
+
+    @pytest.mark.parametrize("origin", JobStatus)
+    async def test_a_newer_run_goes_on_from_wherever_the_job_can_run_again(self, store, origin):
+        """The record may be behind: nobody has told it how the run before ended."""
+        for to in JobStatus:
+            job = record(status=origin, attempts=3)
+            await store.create(job, ttl_s=60)
+            if origin in {QUEUED, RUNNING, FAILED}:
+                moved = await store.move("alice", job.id, to, run=4, worker="w")
+                assert (moved.status, moved.run, moved.attempts, moved.worker) == (to, 4, 0, "w")
+            else:
+                with pytest.raises(IllegalMove):
+                    await store.move("alice", job.id, to, run=4)
+                assert await store.get("alice", job.id) == job
+
+    async def test_of_racing_retries_one_succeeds(self, store):
+        job = record(status=FAILED)
+        await store.create(job, ttl_s=60)
+        moves = (store.move("alice", job.id, QUEUED, run=2) for _ in range(20))
+        results = await asyncio.gather(*moves, return_exceptions=True)
+        assert sum(isinstance(result, JobRecord) for result in results) == 1
+        assert sum(isinstance(result, IllegalMove) for result in results) == 19
+
+
+class TestUpdates:
+    async def test_an_update_changes_fields_and_not_the_status(self, store):
+        job = record(status=RUNNING)
+        await store.create(job, ttl_s=60)
+        assert await store.update("alice", job.id, progress=0.5) == job.model_copy(update={"progress": 0.5})
+        assert (await store.get("alice", job.id)).progress == 0.5
+        assert await store.update("bob", job.id, progress=1.0) is None
+
+    @pytest.mark.parametrize("changes", [{"status": COMPLETED}, {"id": "job_x"}, {"nonsense": 1}, {"run": "x"}])
+    async def test_an_update_with_wrong_changes_is_a_defect_and_changes_nothing(self, store, changes):
+        job = record()
+        await store.create(job, ttl_s=60)
+        with pytest.raises(ValueError):
+            await store.update("alice", job.id, **changes)
+        assert await store.get("alice", job.id) == job
+
+    async def test_no_update_of_many_at_once_is_lost(self, store):
+        job = record(status=RUNNING)
+        await store.create(job, ttl_s=60)
+        names = ("worker", "seq", "progress", "request_id", "batch", "attempts")
+        values = ("w", 3, 0.5, "req", "b", 2)
+        changes = [{name: value} for name, value in zip(names, values, strict=True)]
+        await asyncio.gather(*(store.update("alice", job.id, **change) for change in changes))
+        now = await store.get("alice", job.id)
+        assert tuple(getattr(now, name) for name in names) == values
+
+
+class TestLimits:
+    async def test_a_full_key_takes_no_more_until_a_job_leaves_the_queue(self, store, owner):
+        jobs = [record(owner, key=owner) for _ in range(3)]
+        assert await store.create(jobs[0], ttl_s=60, max_queued=2)
+        assert await store.create(jobs[1], ttl_s=60, max_queued=2)
+        with pytest.raises(LimitReached):
+            await store.create(jobs[2], ttl_s=60, max_queued=2)
+        assert await store.get(owner, jobs[2].id) is None
+        assert not await store.create(jobs[0], ttl_s=60, max_queued=2)  # it exists, full or not
+        await store.move(owner, jobs[0].id, RUNNING)
+        assert await store.create(jobs[2], ttl_s=60, max_queued=2)
+
+    async def test_keys_count_for_themselves(self, store, owner):
+        assert await store.create(record(owner, key=f"{owner}:1"), ttl_s=60, max_queued=1)
+        assert await store.create(record(owner, key=f"{owner}:2"), ttl_s=60, max_queued=1)
+        assert await store.create(record(owner, key=f"{owner}:1"), ttl_s=60)
+        with pytest.raises(LimitReached):
+            await store.create(record(owner, key=f"{owner}:2"), ttl_s=60, max_queued=0)
+
+    async def test_of_fifty_racing_creates_as_many_succeed_as_the_key_may_have(self, store, owner):
+        jobs = [record(owner, key=owner) for _ in range(50)]
+        creates = (store.create(job, ttl_s=60, max_queued=10) for job in jobs)
+        results = await asyncio.gather(*creates, return_exceptions=True)
+        assert sum(result is True for result in results) == 10
+        assert sum(isinstance(result, LimitReached) for result in results) == 40
+        assert len(await store.page(owner)) == 10
+
+    async def test_running_jobs_are_counted_by_their_key(self, store, owner):
+        jobs = [record(owner, key=owner) for _ in range(3)]
+        for job in jobs:
+            await store.create(job, ttl_s=60)
+        assert await store.running(owner) == 0
+        for job in jobs:
+            await store.move(owner, job.id, RUNNING)
+            await store.move(owner, job.id, RUNNING, attempts=2)
+        assert await store.running(owner) == 3
+        await store.move(owner, jobs[0].id, QUEUED)
+        await store.move(owner, jobs[1].id, COMPLETED)
+        assert await store.running(owner) == 1
+        await store.remove(owner, jobs[2].id)
+        assert await store.running(owner) == 0
+
+    async def test_a_job_that_changes_its_key_counts_for_the_new_one(self, store, owner):
+        job = record(owner, key=f"{owner}:1", status=RUNNING)
+        await store.create(job, ttl_s=60)
+        await store.update(owner, job.id, key=f"{owner}:2")
+        assert (await store.running(f"{owner}:1"), await store.running(f"{owner}:2")) == (0, 1)
+
+    async def test_records_that_have_expired_block_no_key(self, store, owner, eventually):
+        for status in (QUEUED, RUNNING):
+            await store.create(record(owner, key=owner, status=status), ttl_s=0.3)
+
+        async def free() -> bool:
+            try:
+                return await store.create(record(owner, key=owner), ttl_s=60, max_queued=1)
+            except LimitReached:
+                return False
+
+        await eventually(free)
+
+        async def none_runs() -> bool:
+            return await store.running(owner) == 0
+
+        await eventually(none_runs)
+
+
+class TestPages:
+    async def test_an_owners_jobs_are_listed_newest_first(self, store, owner):
+        jobs = [record(owner, id=f"job_{number:02}") for number in range(7)]
+        for job in (*jobs[3:], *jobs[:3]):
+            await store.create(job, ttl_s=60)
+        await store.create(record(f"{owner}:", id="job_99"), ttl_s=60)
+        newest = list(reversed(jobs))
+        assert await store.page(owner) == newest
+        assert await store.page(owner, limit=3) == newest[:3]
+        assert await store.page(owner, after="job_04", limit=3) == newest[3:6]
+        assert await store.page(owner, after="job_00") == []
+        assert await store.page(owner, limit=0) == []
+        assert await store.page(owner, after="job_045") == newest[2:]  # which is not there itself
+        assert await store.page(f"{owner}x") == []
+
+    async def test_odd_ids_are_listed_in_the_same_order_everywhere(self, store, owner):
+        ids = ["job 1", "job%201", "job:1", "jöb", "job\x00", "job~", "JOB", "日本", "a" * 300]
+        for job_id in ids:
+            await store.create(record(owner, id=job_id), ttl_s=60)
+        seen, after = [], ""
+        while page := await store.page(owner, after=after, limit=2):
+            seen += [job.id for job in page]
+            after = seen[-1]
+        assert seen == sorted(ids, reverse=True)
+
+    async def test_records_that_expire_while_one_reads_are_left_out(self, store, owner, eventually):
+        for number in range(30):
+            await store.create(record(owner, id=f"job_{number:02}"), ttl_s=0.4 if number % 3 else 60)
+        assert len(await store.page(owner, limit=1)) == 1
+
+        async def gone() -> bool:
+            return await store.get(owner, "job_29") is None
+
+        await eventually(gone)
+        seen, after = [], ""
+        while page := await store.page(owner, after=after, limit=4):
+            seen += [job.id for job in page]
+            after = seen[-1]
+        assert seen == [f"job_{number:02}" for number in range(27, -1, -3)]
+
+    async def test_a_removed_record_is_forgotten_everywhere(self, store, owner):
+        job = record(owner, key=owner, id="job_1")
+        await store.create(job, ttl_s=60, due_s=0)
+        await store.remove(owner, job.id)
+        await store.remove(owner, job.id)
+        assert await store.get(owner, job.id) is None
+        assert await store.page(owner) == []
+        assert [due for due in await store.due(1000) if due.owner == owner] == []
+        assert await store.create(job, ttl_s=60, max_queued=1)
+
+
+class TestTimers:
+    async def due(self, store: Store, owner: str) -> list[str]:
+        return sorted(job for who, job in await store.due(1000) if who == owner)
+
+    async def test_a_timer_that_runs_out_is_given_to_one_caller(self, store, owner):
+        jobs = [record(owner) for _ in range(20)]
+        for job in jobs:
+            await store.create(job, ttl_s=60, due_s=0)
+        first, second = await asyncio.gather(*(self.due(store, owner) for _ in range(2)))
+        assert sorted(first + second) == sorted(job.id for job in jobs)
+        assert await self.due(store, owner) == []
+
+    async def test_what_is_due_first_is_given_first_and_no_more_than_asked_for(self, own_store, own_redis):
+        async with Redis.from_url(own_redis.url) as redis:
+            for number in range(4):
+                await own_store.create(record("a b", id=f"job:{number}"), ttl_s=60, due_s=3600)
+                await redis.zadd("nexus:timers", {f"a%20b:job%3A{number}": 4 - number}, xx=True)
+        assert await own_store.due(3) == [Due("a b", f"job:{number}") for number in (3, 2, 1)]
+        assert await own_store.due(3) == [Due("a b", "job:0")]
+        assert await own_store.due(0) == []
+
+    async def test_timers_run(self, store, owner, eventually):
+        late, soon, never = record(owner), record(owner), record(owner)
+        await store.create(late, ttl_s=60, due_s=3600)
+        await store.create(soon, ttl_s=60, due_s=0.2)
+        await store.create(never, ttl_s=60)
+        assert await eventually(lambda: self.due(store, owner)) == [soon.id]
+
+    async def test_moves_set_and_remove_timers_and_updates_leave_them(self, store, owner):
+        job = record(owner)
+        await store.create(job, ttl_s=60, due_s=3600)
+        await store.move(owner, job.id, RUNNING, due_s=0)
+        assert await self.due(store, owner) == [job.id]
+        await store.update(owner, job.id, due_s=0)
+        await store.update(owner, job.id, progress=0.5)
+        assert await self.due(store, owner) == [job.id]
+        await store.update(owner, job.id, due_s=0)
+        await store.move(owner, job.id, QUEUED)
+        assert await self.due(store, owner) == []
+
+    @pytest.mark.parametrize("end", sorted(TERMINAL))
+    async def test_a_job_that_has_ended_has_no_timer(self, store, owner, end):
+        job = record(owner)
+        await store.create(job, ttl_s=60, due_s=0)
+        await store.move(owner, job.id, end, due_s=0)
+        await store.update(owner, job.id, progress=1.0, due_s=0)
+        await store.create(record(owner, status=end), ttl_s=60, due_s=0)
+        assert await self.due(store, owner) == []
+
+    async def test_a_record_that_has_expired_is_not_due(self, store, owner, eventually):
+        job = record(owner)
+        await store.create(job, ttl_s=0.3, due_s=0.2)
+
+        async def gone() -> bool:
+            return await store.get(owner, job.id) is None
+
+        await eventually(gone)
+        assert await self.due(store, owner) == []
+
+
+class TestLeases:
+    async def test_one_attempt_holds_the_lease_until_it_lets_go(self, store, owner):
+        assert await store.lease(owner, "a", 60)
+        assert not await store.lease(owner, "b", 60)
+        assert await store.lease(owner, "a", 60)
+        await store.release(owner, "b")
+        assert not await store.lease(owner, "b", 60)
+        await store.release(owner, "a")
+        await store.release(owner, "a")
+        assert await store.lease(owner, "b", 60)
+        assert await store.lease(f"{owner}:other", "a", 60)
+
+    async def test_a_lease_runs_out(self, store, owner, eventually):
+        assert await store.lease(owner, "a", 0.2)
+        assert await eventually(lambda: store.lease(owner, "b", 60))
+
+    async def test_of_racing_attempts_one_gets_the_lease(self, store, owner):
+        assert sum(await asyncio.gather(*(store.lease(owner, str(n), 60) for n in range(50)))) == 1
+
+
+async def test_service_times_are_a_mean_in_which_the_newest_counts_a_fifth(store, owner):
+    assert await store.service_s("chat", owner) is None
+    await store.served("chat", owner, 10)
+    assert await store.service_s("chat", owner) == 10
+    await store.served("chat", owner, 20.5)
+    assert await store.service_s("chat", owner) == pytest.approx(12.1)
+    await store.served("chat", owner, 0.000123)
+    assert await store.service_s("chat", owner) == pytest.approx(9.6800246)
+    assert await store.service_s("images", owner) is None
+
+
 async def test_a_pretended_outage():
     store = MemoryStore()
     store.available = False
-    for call in (store.ping(), store.create(record(), ttl_s=1), store.get("a", "b"), store.move("a", "b", RUNNING)):
+    calls = (
+        store.ping(),
+        store.create(record(), ttl_s=1),
+        store.get("a", "b"),
+        store.move("a", "b", RUNNING),
+        store.update("a", "b", progress=0.5),
+        store.remove("a", "b"),
+        store.page("a"),
+        store.running("a"),
+        store.due(1),
+        store.lease("a", "b", 1),
+        store.release("a", "b"),
+        store.served("chat", "m", 1),
+        store.service_s("chat", "m"),
+    )
+    for call in calls:
         with pytest.raises(Unavailable):
             await call
 
@@ -320,8 +632,60 @@ class TestFaults:
             await redis.set("nexus:job:alice:job_x", "{]")
         with pytest.raises(InternalError):
             await own_store.get("alice", "job_x")
-        with pytest.raises(InternalError):
-            await own_store.move("alice", "job_x", RUNNING)
+        for call in (own_store.move("alice", "job_x", RUNNING), own_store.remove("alice", "job_x")):
+            with pytest.raises(InternalError):
+                await call
+
+    async def test_everything_is_lost_in_the_middle(self, own_store, own_redis):
+        """Nothing raises: the data is gone, and the jobs that come after it are listed, counted and timed as ever."""
+        job = record(key="k")
+        await own_store.create(job, ttl_s=60, due_s=0)
+        await own_store.move("alice", job.id, RUNNING, due_s=0)
+        assert await own_store.lease(job.id, "a", 60)
+        async with Redis.from_url(own_redis.url) as redis:
+            await redis.flushall()
+        assert await own_store.get("alice", job.id) is None
+        assert await own_store.move("alice", job.id, COMPLETED) is None
+        assert await own_store.update("alice", job.id, progress=0.5) is None
+        assert (await own_store.page("alice"), await own_store.due(10), await own_store.running("k")) == ([], [], 0)
+        assert await own_store.lease(job.id, "b", 60)
+        await own_store.release(job.id, "a")
+        await own_store.remove("alice", job.id)
+        assert await own_store.create(job, ttl_s=60, due_s=0, max_queued=1)
+        assert (await own_store.page("alice"), await own_store.due(10)) == ([job], [Due("alice", job.id)])
+
+    async def test_what_has_expired_leaves_nothing_behind(self, own_store, own_redis, eventually):
+        await asyncio.gather(*(own_store.create(record(key="k"), ttl_s=0.3, max_queued=50) for _ in range(50)))
+        job = record(key="k")
+        await own_store.create(job, ttl_s=0.3)
+        await own_store.move("alice", job.id, RUNNING)
+        async with Redis.from_url(own_redis.url) as redis:
+
+            async def empty() -> bool:
+                return await redis.dbsize() == 0
+
+            await eventually(empty)
+
+    async def test_a_list_that_nobody_reads_does_not_grow_for_ever(self, own_store, own_redis):
+        """What has expired leaves it as others come."""
+        await own_store.create(record(), ttl_s=60)
+        async with Redis.from_url(own_redis.url) as redis:
+            await redis.zadd("nexus:jobs:alice", {f"job_expired{number}": 0 for number in range(200)})
+            await asyncio.gather(*(own_store.create(record(), ttl_s=60) for _ in range(400)))
+            assert 401 <= await redis.zcard("nexus:jobs:alice") < 401 + 100
+
+    async def test_thousands_that_have_expired_are_passed_over(self, own_store, own_redis):
+        """A page of what is behind them comes at once, and full."""
+        for number in range(3):
+            await own_store.create(record(id=f"job_{number}"), ttl_s=60)
+        async with Redis.from_url(own_redis.url) as redis:
+            await redis.zadd("nexus:jobs:alice", {f"job_9{number:04}": 0 for number in range(3500)})
+            await redis.zadd("nexus:timers", {f"alice:job_9{number:04}": number for number in range(900)})
+            assert [job.id for job in await own_store.page("alice", limit=2)] == ["job_2", "job_1"]
+            assert await redis.zcard("nexus:jobs:alice") == 3
+            await own_store.update("alice", "job_0", due_s=0)
+            assert await own_store.due(2) == [Due("alice", "job_0")]
+            assert await redis.zcard("nexus:timers") == 1
 
     async def test_a_script_that_redis_has_forgotten(self, own_store, own_redis):
         job = record()
