@@ -38,7 +38,7 @@ class GatewaySettings(CommonSettings):
     observability_port: int = Field(default=8801, ge=0, le=65535)
     """`/metrics`, `/health` and `/readyz` without a key. The n-th process of `GATEWAY_WORKERS` takes this port + n."""
     gateway_bearer_token: SecretStr | None = None
-    """The bootstrap admin key. Without one, every `/v1` route answers 401."""
+    """The bootstrap admin key. Without one, only keys that were created before work."""
     gateway_workers: int = Field(default=1, ge=1, le=64)
     """Gateway processes sharing the port."""
     gateway_drain_s: float = Field(default=20.0, ge=0)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from backbone.version import VERSION
-from cli import aliases, chat, console, processes, services, up
+from cli import aliases, chat, console, keys, processes, services, up
 from cli.errors import ConsoleError
 
 app = typer.Typer(
@@ -44,6 +44,7 @@ app.command()(console.drain)
 app.command()(chat.chat)
 app.add_typer(aliases.app, name="aliases")
 app.add_typer(services.app, name="services")
+app.add_typer(keys.app, name="keys")
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from gateway.routes import (
     completions,
     embeddings,
     images,
+    keys,
     model_jobs,
     models,
     operation,
@@ -50,6 +51,7 @@ ROUTERS = [
     voices.router,
     aliases.router,
     services.router,
+    keys.router,
     results.router,
 ]
 

@@ -1,13 +1,18 @@
-"""Who is calling. For now one key, the bootstrap admin key; keys with owners and scopes are their own capability."""
+"""Who is calling: the bootstrap key, or one of the keys that were created."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from schemas.errors import AuthenticationFailed, PermissionDenied
 from schemas.keys import ALL_SCOPES, Scope
+
+BOOTSTRAP_OWNER = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +34,34 @@ class Principal:
             raise PermissionDenied(f"this API key lacks the scope '{scope}'; it has: {', '.join(sorted(self.scopes))}")
 
 
-ADMIN = Principal(owner="default")
+class Keys(Protocol):
+    """The keys that were created, as far as they are known here. Nothing waits."""
+
+    @property
+    def empty(self) -> bool:
+        """It is known that there is none."""
+
+    def find(self, key: bytes) -> Principal:
+        """Whose key this is. Raises AuthenticationFailed, and Unavailable while that cannot be known."""
+
+    def webhook_secret(self, key_id: str) -> str | None:
+        """What the webhooks of a key's jobs are signed with, also after its end; None: there is no such key."""
 
 
 class Auth:
-    """Checks keys in constant time."""
+    """Checks keys: the bootstrap key in constant time, all others by their hash. Waits for nothing."""
 
-    def __init__(self, token: str | None) -> None:
+    def __init__(self, token: str | None, keys: Keys | None = None) -> None:
         self._token = token.encode() if token else None
+        self._keys = keys
+        secret = bootstrap_webhook_secret(token) if token else ""
+        self._bootstrap = Principal(owner=BOOTSTRAP_OWNER, webhook_secret=secret)
 
     def check(self, headers: Iterable[tuple[bytes, bytes]]) -> Principal:
-        """The caller behind `Authorization: Bearer KEY`. Raises AuthenticationFailed, which never repeats the key."""
-        if self._token is None:
+        """The caller behind `Authorization: Bearer KEY`. Raises AuthenticationFailed, which never repeats the key, and
+        Unavailable while keys that were created have never been read.
+        """
+        if self._token is None and (self._keys is None or self._keys.empty):
             raise AuthenticationFailed("this gateway has no key configured: set GATEWAY_BEARER_TOKEN")
         given = b""
         for name, value in headers:
@@ -48,8 +69,23 @@ class Auth:
                 given = value
                 break
         scheme, _, key = given.partition(b" ")
+        key = key.strip()
         if not key or scheme.lower() != b"bearer":
             raise AuthenticationFailed
-        if not hmac.compare_digest(key.strip(), self._token):
+        if self._token is not None and hmac.compare_digest(key, self._token):
+            return self._bootstrap
+        if self._keys is None:
             raise AuthenticationFailed("the API key is not valid")
-        return ADMIN
+        return self._keys.find(key)
+
+    def webhook_secret(self, key_id: str) -> str | None:
+        """What the webhooks of a key's jobs are signed with; None: there is no such key, or it is not known now."""
+        if not key_id:
+            return self._bootstrap.webhook_secret or None
+        return self._keys.webhook_secret(key_id) if self._keys is not None else None
+
+
+def bootstrap_webhook_secret(token: str) -> str:
+    """The bootstrap key's: made from the key, so that every gateway has the same, and useless for finding the key."""
+    digest = hmac.new(token.encode(), b"nexus webhook secret", hashlib.sha256).digest()
+    return "whsec_" + base64.b64encode(digest).decode()

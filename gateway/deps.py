@@ -13,6 +13,7 @@ from backbone.bus.blobs import Blobs
 from gateway.auth import Auth, Principal
 from gateway.dispatch import Dispatcher
 from gateway.inference import Inference
+from gateway.keys import KeyRing
 from gateway.links import Links
 from gateway.readiness import ReadinessCheck
 from schemas.keys import Scope
@@ -29,6 +30,7 @@ class Parts:
     blobs: Blobs
     links: Links
     metrics: CollectorRegistry
+    keys: KeyRing
 
 
 def get_parts(request: Request) -> Parts:

@@ -20,6 +20,7 @@ import uvloop
 
 from backbone.bus.nats_blobs import NatsBlobs
 from backbone.bus.nats_gateway import NatsGatewayBus
+from backbone.bus.notices import NatsNotices
 from backbone.bus.streams import BucketConfig, JobsStream
 from backbone.egress import Egress
 from backbone.logging import configure_logging
@@ -27,6 +28,7 @@ from backbone.memory import settle
 from backbone.registry.etcd import EtcdRegistry
 from backbone.settings import GatewaySettings
 from backbone.store.redis import RedisStore
+from backbone.store.redis_documents import RedisDocuments
 from gateway.app import ENDPOINTS, make_app, make_observability_app
 from gateway.auth import Auth
 from gateway.bodies import Budget, Reader
@@ -35,6 +37,7 @@ from gateway.deps import Parts
 from gateway.dispatch import Dispatcher
 from gateway.door import Door
 from gateway.inference import Bounds, Inference
+from gateway.keys import KeyRing
 from gateway.links import Links
 from gateway.metrics import GatewayMetrics
 from gateway.protocol import http_protocol
@@ -141,11 +144,9 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
         pull_timeout_s=settings.pull_timeout_s,
         keep_s=settings.result_url_ttl_s,
     )
-    token = settings.gateway_bearer_token
-    key = token.get_secret_value() if token else None
-    auth, links = Auth(key), Links(key, settings.public_url, settings.result_url_ttl_s)
-    if token is None:
-        log.warning("no key is configured: every /v1 route answers 401", setting="GATEWAY_BEARER_TOKEN")
+    notices = NatsNotices(settings.nats_url, gateway)
+    keys = KeyRing(RedisDocuments(store), notices)
+    auth, links = _auth(settings, keys)
     blobs = NatsBlobs(
         settings.nats_url,
         f"{gateway}-blobs",
@@ -154,7 +155,9 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
     reader = _reader(settings, blobs, limits)
     bounds = Bounds(settings.queue_comment_after_s, settings.log_prompts)
     inference = Inference(dispatcher, reader, blobs, links, auth, metrics, bounds)
-    parts = Parts(dispatcher, inference, auth, ReadinessCheck(bus, registry, store), blobs, links, metrics.registry)
+    parts = Parts(
+        dispatcher, inference, auth, ReadinessCheck(bus, registry, store), blobs, links, metrics.registry, keys
+    )
 
     async with contextlib.AsyncExitStack() as stack:
         if INHERITED in os.environ:
@@ -169,6 +172,10 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
         await registry.start()
         stack.push_async_callback(store.close)
         await store.start()
+        stack.push_async_callback(notices.close)
+        await notices.start()
+        stack.push_async_callback(keys.close)
+        await keys.start()
         stack.push_async_callback(dispatcher.close)
         await dispatcher.start()
         timeout, drain_s = settings.body_timeout_s, settings.gateway_drain_s
@@ -189,6 +196,15 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
         port = listener.getsockname()[1]
         log.info("gateway up", url=f"http://{settings.gateway_host}:{port}", observability_port=side.getsockname()[1])
         await asyncio.gather(api.serve(sockets=[listener]), probes.serve(sockets=[side]))
+
+
+def _auth(settings: GatewaySettings, keys: KeyRing) -> tuple[Auth, Links]:
+    token = settings.gateway_bearer_token.get_secret_value() if settings.gateway_bearer_token else ""
+    if not token:
+        log.warning("no bootstrap key: only keys that were created before work", setting="GATEWAY_BEARER_TOKEN")
+    # Where gateways have no key in common, each can check only the URLs that it signed.
+    signing = token or secrets.token_urlsafe(32)
+    return Auth(token, keys), Links(signing, settings.public_url, settings.result_url_ttl_s)
 
 
 def _reader(settings: GatewaySettings, blobs: NatsBlobs, limits: Limits) -> Reader:

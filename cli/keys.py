@@ -1,0 +1,143 @@
+"""`nexus keys`: API keys for people and programs."""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+from rich.console import RenderableType
+from rich.text import Text
+
+from cli import options
+from cli.console import coloured, fetch_list, new_table, show
+from schemas.keys import Scope
+
+app = typer.Typer(help="API keys for people and programs.")
+
+PATH = "/v1/keys"
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+def seconds(text: str) -> int:
+    """`30d`, `12h`, `45m`, `90s`, `2w` in seconds. Raises BadParameter."""
+    match = re.fullmatch(r"([1-9][0-9]{0,8})([smhdw])", text.strip().lower())
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no time like 90s, 45m, 12h, 30d or 2w")
+    return int(match[1]) * UNITS[match[2]]
+
+
+@app.callback(invoke_without_command=True)
+def keys(
+    ctx: typer.Context,
+    url: options.Url = None,
+    key: options.Key = None,
+    data_dir: options.Data = None,
+    as_json: options.Json = False,
+) -> None:
+    """The keys that were created; `nexus keys list` is the same."""
+    if options.listing(ctx):
+        list_keys(url, key, data_dir, as_json)
+
+
+@app.command("list")
+def list_keys(
+    url: options.Url = None,
+    key: options.Key = None,
+    data_dir: options.Data = None,
+    as_json: options.Json = False,
+) -> None:
+    """The keys that are not revoked. None is shown whole: only its last characters are."""
+    with options.client(url, key, data_dir) as api:
+        show(api, fetch_list(PATH), render_keys, as_json=as_json, watch=False)
+
+
+@app.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="What the key is called.")],
+    owner: Annotated[
+        str | None,
+        typer.Option(
+            "--owner", help="Whose jobs and files it sees. Default: an owner of its own, called like the key."
+        ),
+    ] = None,
+    scope: Annotated[
+        list[Scope] | None, typer.Option("--scope", help="What it is for; repeat it. Default: inference and jobs.")
+    ] = None,
+    max_queued: Annotated[
+        int | None, typer.Option("--max-queued", min=0, help="Jobs that may wait at once. Default: no limit.")
+    ] = None,
+    max_running: Annotated[
+        int | None, typer.Option("--max-running", min=1, help="Jobs that may run at once. Default: no limit.")
+    ] = None,
+    expires: Annotated[
+        str | None, typer.Option("--expires", help="After 90s, 45m, 12h, 30d, 2w. Default: never.")
+    ] = None,
+    url: options.Url = None,
+    key: options.Key = None,
+    data_dir: options.Data = None,
+    as_json: options.Json = False,
+) -> None:
+    """Make a key, and print it: it is shown now and never again."""
+    body: dict[str, Any] = {"name": name}
+    wanted = {
+        "owner": owner,
+        "scopes": [one.value for one in scope] if scope else None,
+        "max_queued": max_queued,
+        "max_running": max_running,
+        "expires_in": seconds(expires) if expires is not None else None,
+    }
+    body |= {field: value for field, value in wanted.items() if value is not None}
+    with options.client(url, key, data_dir) as api:
+        answer = api.post(PATH, body)
+    if as_json:
+        print(json.dumps(answer))
+        return
+    print(f"{answer['name']} ({answer['id']}), for {', '.join(answer['scopes'])}, owner {answer['owner']}")
+    print(f"key:            {answer['key']}")
+    print(f"webhook secret: {answer['webhook_secret']}")
+    print("Keep both: they are shown this once and cannot be shown again.")
+
+
+@app.command("revoke")
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `nexus keys list` shows it.")],
+    url: options.Url = None,
+    key: options.Key = None,
+    data_dir: options.Data = None,
+    as_json: options.Json = False,
+) -> None:
+    """End a key for good, at every gateway."""
+    with options.client(url, key, data_dir) as api:
+        answer = api.delete(f"{PATH}/{quote(key_id, safe='')}")
+    print(json.dumps(answer) if as_json else f"{key_id}: revoked")
+
+
+def render_keys(answer: dict[str, Any]) -> RenderableType:
+    """One line a key."""
+    rows = answer["data"]
+    if not rows:
+        return Text("No key was created. Make one: nexus keys create NAME")
+    lines = new_table("id", "name", "owner", "key", "scopes", "queued", "running", "expires", "state")
+    for row in rows:
+        lines.add_row(
+            Text(row["id"]),
+            Text(row["name"]),
+            Text(row["owner"]),
+            Text(f"…{row['hint']}"),
+            Text(", ".join(row["scopes"])),
+            _limit(row["max_queued"]),
+            _limit(row["max_running"]),
+            "never"
+            if row["expires_at"] is None
+            else f"{datetime.fromtimestamp(row['expires_at'], UTC):%Y-%m-%d %H:%MZ}",
+            coloured(row["status"]),
+        )
+    return lines
+
+
+def _limit(value: int | None) -> str:
+    return "-" if value is None else str(value)
