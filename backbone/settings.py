@@ -97,6 +97,10 @@ class GatewaySettings(CommonSettings):
     """Bytes of jobs' events on NATS's disk; the oldest are dropped first."""
     max_result_bytes: int = Field(default=4 * 1024**3, ge=1024 * 1024)
     """Bytes of small results on NATS's disk; beyond it no job can end. Large ones count towards `MAX_BLOB_BYTES`."""
+    max_file_bytes: int = Field(default=512 * 1024**2, gt=0)
+    """Larger files are 413."""
+    file_keep_s: float = Field(default=2_592_000.0, ge=3600)
+    """How long files are kept at most."""
     webhook_timeout_s: float = Field(default=15.0, gt=0)
     """For one try to tell a webhook."""
     webhook_retries_s: str = "5,300,1800,7200,18000,36000,50400,72000,86400"
@@ -105,6 +109,11 @@ class GatewaySettings(CommonSettings):
     """Comma-separated `host` or `host:port` that webhooks may name although their addresses are private."""
     cors_origins: str = "*"
     """Comma-separated origins that browsers may call from."""
+
+    @property
+    def webhook_delays(self) -> tuple[float, ...]:
+        """Seconds between the tries."""
+        return tuple(float(part) for part in self.webhook_retries_s.split(",") if part.strip())
 
     @field_validator("webhook_retries_s")
     @classmethod

@@ -17,8 +17,10 @@ from gateway.routes import (
     aliases,
     chat,
     completions,
+    dlq,
     embeddings,
     images,
+    jobs,
     keys,
     model_jobs,
     models,
@@ -30,7 +32,9 @@ from gateway.routes import (
     transcriptions,
     voices,
 )
+from gateway.submissions import PATH as SUBMIT
 from schemas.errors import ErrorInfo, InternalError, InvalidRequest, MethodNotAllowed, NexusError, NotFound
+from schemas.submit import SubmitRequest
 
 ENDPOINTS: list[Endpoint] = [
     chat.ENDPOINT,
@@ -52,6 +56,8 @@ ROUTERS = [
     aliases.router,
     services.router,
     keys.router,
+    jobs.router,
+    dlq.router,
     results.router,
 ]
 
@@ -69,6 +75,7 @@ def make_app(parts: Parts) -> FastAPI:
         app.include_router(router)
     for endpoint in ENDPOINTS:
         _document(app, endpoint)
+    _document_submission(app)
     _answer_errors(app)
     return app
 
@@ -79,6 +86,25 @@ def make_observability_app(parts: Parts) -> FastAPI:
     app.state.parts = parts
     app.include_router(operation.probes)
     return app
+
+
+def _document_submission(app: FastAPI) -> None:
+    schema = SubmitRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+    definitions = schema.pop("$defs", {})
+
+    async def served_by_the_door(request: Request) -> Response:
+        raise InternalError(f"{request.url.path} was not served by the door")
+
+    app.add_api_route(
+        SUBMIT,
+        served_by_the_door,
+        methods=["POST"],
+        tags=["jobs"],
+        status_code=202,
+        summary="Submit a job",
+        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
+    )
+    _add_definitions(app, definitions)
 
 
 def _document(app: FastAPI, endpoint: Endpoint) -> None:

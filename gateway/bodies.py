@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -65,11 +65,30 @@ class Reader:
             return await self._form(endpoint, headers, receive)
         if here:
             return await self._json(endpoint, headers, receive, here=True)
-        size = _content_length(headers, self.max_bytes)
+        size = self.announced(headers)
         if size <= LARGE:
             return await self._json(endpoint, headers, receive, here=False)
         async with self.budget.share(WEIGHT * size):
             return await self._json(endpoint, headers, receive, here=False)
+
+    async def of_value(self, endpoint: Endpoint, value: dict[str, Any], uploads: tuple[Upload, ...] = ()) -> Received:
+        """A request that came within something else: `value` is its JSON body, checked here. Raises InvalidRequest, Unavailable."""
+        request: Any = check(value, endpoint.schema)
+        body = orjson.dumps(value)
+        received = Received(request, body, uploads=uploads, body_size=len(body) if uploads else None)
+        if endpoint.capability is Capability.CHAT and HINT in body:
+            received.body = body = await self.media.inline(request, body)
+        if len(body) > INLINE_LIMIT:
+            await self.refer(received)
+        return received
+
+    def announced(self, headers: Headers) -> int:
+        """How large a body will be at most, by its headers."""
+        return _content_length(headers, self.max_bytes)
+
+    def lasting(self, blob_ttl_s: float) -> Reader:
+        """The same, for requests whose blobs must last that long."""
+        return replace(self, blob_ttl_s=blob_ttl_s)
 
     async def _json(self, endpoint: Endpoint, headers: Headers, receive: Receive, *, here: bool) -> Received:
         body = await read_body(headers, receive, self.max_bytes, self.timeout_s, here=here)

@@ -95,28 +95,34 @@ class Catalogue:
         model = self._models.get(name)
         return model is not None and capability in model.live
 
-    def resolve(self, name: str, capability: Capability) -> str:
-        """The name under which workers offer `name`. Raises ModelNotFound, InvalidRequest, Unavailable."""
+    def resolve(self, name: str, capability: Capability, *, may_wait: bool = False) -> str:
+        """The name under which workers offer `name`; with `may_wait` also of what no live worker serves now.
+
+        Raises ModelNotFound, InvalidRequest, Unavailable.
+        """
         model = self._models.get(name)
         if model is not None:
-            if capability in model.live:
+            if capability in model.live or (may_wait and capability in model.capabilities):
                 return name
             if capability in model.capabilities:
                 raise Unavailable(f"The model '{_short(name)}' has no live worker right now; try again shortly.")
             raise _unsupported(f"model '{_short(name)}'", capability)
         alias = self._aliases.get(name)
         if alias is not None:
-            return self._resolve_alias(alias, capability)
+            return self._resolve_alias(alias, capability, may_wait=may_wait)
         if not self._ready:
             raise Unavailable("the gateway does not know yet which models there are; try again shortly")
         raise ModelNotFound(
             f"The model '{_short(name)}' does not exist. GET /v1/models lists those that do.", param="model"
         )
 
-    def _resolve_alias(self, alias: Alias, capability: Capability) -> str:
+    def _resolve_alias(self, alias: Alias, capability: Capability, *, may_wait: bool) -> str:
         targets = self._targets(alias)
         for target in targets:
             if capability in target.live:
+                return target.name
+        for target in targets:
+            if may_wait and capability in target.capabilities:
                 return target.name
         said = f"alias '{_short(alias.name)}' (for {_names(alias.targets)})"
         if any(capability in target.capabilities for target in targets):

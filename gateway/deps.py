@@ -10,9 +10,14 @@ from fastapi import Depends, Request
 from prometheus_client import CollectorRegistry
 
 from backbone.bus.blobs import Blobs
+from backbone.store.documents import Documents
+from gateway.answers import Answers
 from gateway.auth import Auth, Principal
+from gateway.bodies import Reader
 from gateway.dispatch import Dispatcher
+from gateway.files import Files
 from gateway.inference import Inference
+from gateway.jobs.base import Jobs
 from gateway.keys import KeyRing
 from gateway.links import Links
 from gateway.readiness import ReadinessCheck
@@ -31,6 +36,12 @@ class Parts:
     links: Links
     metrics: CollectorRegistry
     keys: KeyRing
+    jobs: Jobs
+    answers: Answers
+    documents: Documents
+    reader: Reader
+    """For requests that become durable jobs: its blobs last as long as those."""
+    files: Files
 
 
 def get_parts(request: Request) -> Parts:

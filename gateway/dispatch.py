@@ -111,7 +111,7 @@ class Dispatcher:
             stream=stream,
             reply=self.bus.new_reply(),
             owner=owner,
-            limits=self._limits_of(capability),
+            limits=self.limits_of(capability),
             body_size=received.body_size,
             body_blob=received.body_blob,
             uploads=received.uploads,
@@ -122,7 +122,8 @@ class Dispatcher:
         self._calls.add(call)
         return call
 
-    def _limits_of(self, capability: Capability) -> Limits:
+    def limits_of(self, capability: Capability) -> Limits:
+        """How long the parts of such a job's life may take."""
         if capability in TEXT:
             return self._limits
         return self._pull_limits if capability is Capability.MODELS else self._media_limits

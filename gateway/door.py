@@ -13,8 +13,10 @@ import structlog
 
 from backbone.ids import new_request_id
 from gateway.endpoint import Endpoint
-from gateway.http import CLOSING, REQUEST_ID, Headers, Reply, Scope, Send
-from gateway.inference import Inference, Receive
+from gateway.http import CLOSING, REQUEST_ID, Headers, Receive, Reply, Scope, Send
+from gateway.inference import Inference
+from gateway.submissions import PATH as SUBMIT
+from gateway.submissions import Submissions
 from schemas.errors import InternalError
 
 log = structlog.get_logger(__name__)
@@ -24,15 +26,23 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 ALLOWED_METHODS = b"GET, POST, PUT, DELETE, OPTIONS"
 LINGER_S = 1.0
 """Closing at once while the caller still sends its body would reset the connection, and could take the answer along."""
-EXPOSED = b"x-request-id, x-nexus-job-id, retry-after, x-should-retry, location"
+EXPOSED = b"x-request-id, x-nexus-job-id, retry-after, x-should-retry, location, preference-applied"
 
 
 class Door:
     """See the module's docstring."""
 
-    def __init__(self, app: App, inference: Inference, endpoints: list[Endpoint], origins: str) -> None:
+    def __init__(
+        self,
+        app: App,
+        inference: Inference,
+        endpoints: list[Endpoint],
+        origins: str,
+        submissions: Submissions | None = None,
+    ) -> None:
         self._app = app
         self._inference = inference
+        self._submissions = submissions
         self._hot = {endpoint.path: endpoint for endpoint in endpoints}
         self._any_origin = origins.strip() == "*"
         self._origins = frozenset(o.strip().encode() for o in origins.split(",") if o.strip())
@@ -60,6 +70,8 @@ class Door:
         endpoint = self._hot.get(scope["path"])
         if endpoint is not None and scope["method"] == "POST":
             await self._inference.serve(endpoint, scope, receive, reply)
+        elif self._submissions is not None and scope["path"] == SUBMIT and scope["method"] == "POST":
+            await self._submissions.serve(scope, receive, reply)
         elif scope["method"] == "OPTIONS":
             await self._preflight(scope, Reply(reply, request_id))
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
@@ -46,20 +47,44 @@ class Line(Protocol):
         """What is sent inside leaves in one write."""
 
 
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+
+def hear_gone(line: Line | None, receive: Receive, gone: Callable[[], None]) -> Callable[[], None]:
+    """Call `gone` when the caller hangs up. Returns the function that ends it. The request's body has been read."""
+    if line is not None:
+        line.on_gone(gone)
+        return lambda: line.on_gone(None)
+    watcher = asyncio.create_task(_hear_disconnect(receive, gone))
+
+    def unwatch() -> None:
+        watcher.cancel()
+
+    return unwatch
+
+
+async def _hear_disconnect(receive: Receive, gone: Callable[[], None]) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    gone()
+
+
 class Reply:
     """One HTTP response."""
 
-    __slots__ = ("_send", "headers", "request_id", "started")
+    __slots__ = ("_send", "headers", "request_id", "started", "status")
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
         self.request_id = request_id
         self.headers: Headers = []
         self.started = False
+        self.status = 0
+        """What was sent; 0: nothing yet."""
 
     async def start(self, status: int, headers: Headers) -> None:
         """Send the head. The door adds the request id and CORS headers."""
-        self.started = True
+        self.started, self.status = True, status
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self.headers]})
 
     async def more(self, data: bytes) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -20,18 +20,18 @@ from gateway.bodies import Reader, Received
 from gateway.call import Call, State
 from gateway.dispatch import Dispatcher
 from gateway.endpoint import DONE, SSE, Endpoint, comment_frame, error_frame, progress_frame
-from gateway.http import LINE, Line, Reply, Scope, Send, request_id_of
+from gateway.http import LINE, Line, Receive, Reply, Scope, Send, hear_gone, request_id_of
 from gateway.links import Links, base_url
 from gateway.metrics import GatewayMetrics
 from gateway.open_requests import OpenRequests
 from gateway.parsing import CallerGone
+from gateway.submissions import Asked, Submissions
+from gateway.wishes import wish_of
 from schemas.errors import ErrorInfo, InternalError, NexusError
 from schemas.events import BlobRef, Done
 from schemas.jobs import Lane
 
 log = structlog.get_logger(__name__)
-
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 LANE_OF_TIER = {"priority": Lane.PRIORITY, "flex": Lane.FLEX}
 COMMENT_EVERY_S = 10.0
@@ -60,6 +60,7 @@ class Inference:
         auth: Auth,
         metrics: GatewayMetrics,
         bounds: Bounds,
+        submissions: Submissions,
     ) -> None:
         self._dispatcher = dispatcher
         self._reader = reader
@@ -68,6 +69,7 @@ class Inference:
         self._auth = auth
         self._metrics = metrics
         self._bounds = bounds
+        self._submissions = submissions
         self._open = OpenRequests()
 
     async def serve(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
@@ -112,6 +114,8 @@ class _Request:
         """Submit, relay, and turn every error into OpenAI's."""
         try:
             call = await self._submit(scope, receive)
+            if call is None:
+                return
             unwatch = self._watch(receive, call)
             try:
                 if call.envelope.stream:
@@ -138,7 +142,8 @@ class _Request:
             if self._received is not None and self._received.blobs:
                 await self._received.discard()
 
-    async def _submit(self, scope: Scope, receive: Receive) -> Call:
+    async def _submit(self, scope: Scope, receive: Receive) -> Call | None:
+        """None: the caller wanted a durable job, and has been answered."""
         side = self._side
         headers = scope["headers"]
         principal = side._auth.check(headers)
@@ -146,11 +151,19 @@ class _Request:
         principal.require(endpoint.scope)
         self._counted = side._open.enter(principal)
         here = self._line is not None and self._line.body_complete
-        received = self._received = await side._reader.read(endpoint, headers, receive, here=here)
+        wish = wish_of(headers)
+        reader = side._reader if wish is None else side._submissions.reader
+        received = self._received = await reader.read(endpoint, headers, receive, here=here)
         request = received.request
         if side._bounds.log_prompts:
             log.debug("prompt", request_id=self._reply.request_id, body=received.body.decode(errors="replace"))
         self._type = endpoint.stream_type(request)
+        if wish is not None:
+            self._error = await side._submissions.answer(
+                Asked(principal, endpoint, received, wish, scope, receive, self._reply, self._line)
+            )
+            self._status = self._reply.status or CLOSED
+            return None
         if endpoint.by_url(request):
             self._by_url = base_url(scope)
         call = dispatcher.call(
@@ -201,16 +214,7 @@ class _Request:
             call.abandon()
             call.wake()
 
-        line = self._line
-        if line is not None:
-            line.on_gone(gone)
-            return lambda: line.on_gone(None)
-        watcher = asyncio.create_task(_hear_disconnect(receive, gone))
-
-        def unwatch() -> None:
-            watcher.cancel()
-
-        return unwatch
+        return hear_gone(self._line, receive, gone)
 
     async def _stream(self, call: Call) -> None:
         """Relay bytes as they come. Until the first, an error is an HTTP status."""
@@ -367,9 +371,3 @@ class _Request:
         if usage is not None:
             child(metrics.tokens, "prompt", model).inc(usage.prompt_tokens)
             child(metrics.tokens, "completion", model).inc(usage.completion_tokens)
-
-
-async def _hear_disconnect(receive: Receive, gone: Callable[[], None]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    gone()

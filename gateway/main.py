@@ -18,33 +18,12 @@ import structlog
 import uvicorn
 import uvloop
 
-from backbone.bus.nats_blobs import NatsBlobs
-from backbone.bus.nats_gateway import NatsGatewayBus
-from backbone.bus.notices import NatsNotices
-from backbone.bus.streams import BucketConfig, JobsStream
-from backbone.egress import Egress
 from backbone.logging import configure_logging
 from backbone.memory import settle
-from backbone.registry.etcd import EtcdRegistry
 from backbone.settings import GatewaySettings
-from backbone.store.redis import RedisStore
-from backbone.store.redis_documents import RedisDocuments
-from gateway.app import ENDPOINTS, make_app, make_observability_app
-from gateway.auth import Auth
-from gateway.bodies import Budget, Reader
-from gateway.call import MAX_STARTS
-from gateway.deps import Parts
-from gateway.dispatch import Dispatcher
-from gateway.door import Door
-from gateway.inference import Bounds, Inference
-from gateway.keys import KeyRing
-from gateway.links import Links
-from gateway.metrics import GatewayMetrics
 from gateway.protocol import http_protocol
-from gateway.readiness import ReadinessCheck
-from gateway.remote_media import RemoteMedia
+from gateway.wiring import running
 from schemas.errors import NexusError
-from schemas.jobs import Limits
 
 log = structlog.get_logger(__name__)
 
@@ -120,71 +99,18 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
     gateway = secrets.token_hex(6)
     structlog.contextvars.bind_contextvars(gateway=gateway)
     side = _bind(settings.observability_host, settings.observability_port + index if settings.observability_port else 0)
-    stream = JobsStream(
-        settings.max_queued_jobs, settings.max_queued_per_model, settings.max_queue_bytes, settings.stream_replicas
-    )
-    bus = NatsGatewayBus(settings.nats_url, gateway=gateway, ack_wait_s=settings.ack_wait_s, stream=stream)
-    registry = EtcdRegistry(settings.etcd_url, settings.etcd_prefix)
-    store = RedisStore(settings.redis_url)
-    metrics = GatewayMetrics()
-    limits = Limits(
-        queue_s=settings.queue_timeout_s,
-        first_token_s=settings.first_token_timeout_s,
-        idle_s=settings.idle_timeout_s,
-        total_s=settings.total_timeout_s,
-        load_s=settings.load_timeout_s,
-    )
-    dispatcher = Dispatcher(
-        bus,
-        registry,
-        metrics,
-        limits,
-        settings.ack_wait_s,
-        media_timeout_s=settings.media_timeout_s,
-        pull_timeout_s=settings.pull_timeout_s,
-        keep_s=settings.result_url_ttl_s,
-    )
-    notices = NatsNotices(settings.nats_url, gateway)
-    keys = KeyRing(RedisDocuments(store), notices)
-    auth, links = _auth(settings, keys)
-    blobs = NatsBlobs(
-        settings.nats_url,
-        f"{gateway}-blobs",
-        create=BucketConfig(max_bytes=settings.max_blob_bytes, replicas=settings.stream_replicas),
-    )
-    reader = _reader(settings, blobs, limits)
-    bounds = Bounds(settings.queue_comment_after_s, settings.log_prompts)
-    inference = Inference(dispatcher, reader, blobs, links, auth, metrics, bounds)
-    parts = Parts(
-        dispatcher, inference, auth, ReadinessCheck(bus, registry, store), blobs, links, metrics.registry, keys
-    )
-
     async with contextlib.AsyncExitStack() as stack:
         if INHERITED in os.environ:
             orphan = asyncio.create_task(_stop_when_orphaned(int(os.environ[SUPERVISOR])))
             stack.callback(orphan.cancel)
-        stack.push_async_callback(bus.close)
-        await bus.start()
-        stack.push_async_callback(blobs.close)
-        stack.push_async_callback(reader.media.close)
-        await blobs.start()
-        stack.push_async_callback(registry.close)
-        await registry.start()
-        stack.push_async_callback(store.close)
-        await store.start()
-        stack.push_async_callback(notices.close)
-        await notices.start()
-        stack.push_async_callback(keys.close)
-        await keys.start()
-        stack.push_async_callback(dispatcher.close)
-        await dispatcher.start()
+        gate = await stack.enter_async_context(running(settings, gateway))
         timeout, drain_s = settings.body_timeout_s, settings.gateway_drain_s
-        api = _server(Door(make_app(parts), inference, ENDPOINTS, settings.cors_origins), timeout, drain_s)
-        probes = _server(Door(make_observability_app(parts), inference, [], settings.cors_origins), timeout, drain_s)
+        api = _server(gate.api, timeout, drain_s)
+        probes = _server(gate.probes, timeout, drain_s)
         loop = asyncio.get_running_loop()
 
         def stop() -> None:
-            loop.call_later(drain_s, dispatcher.end_calls)
+            loop.call_later(drain_s, gate.dispatcher.end_calls)
             for server in (api, probes):
                 # A second signal does not wait for open streams.
                 server.force_exit = server.should_exit
@@ -196,31 +122,6 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
         port = listener.getsockname()[1]
         log.info("gateway up", url=f"http://{settings.gateway_host}:{port}", observability_port=side.getsockname()[1])
         await asyncio.gather(api.serve(sockets=[listener]), probes.serve(sockets=[side]))
-
-
-def _auth(settings: GatewaySettings, keys: KeyRing) -> tuple[Auth, Links]:
-    token = settings.gateway_bearer_token.get_secret_value() if settings.gateway_bearer_token else ""
-    if not token:
-        log.warning("no bootstrap key: only keys that were created before work", setting="GATEWAY_BEARER_TOKEN")
-    # Where gateways have no key in common, each can check only the URLs that it signed.
-    signing = token or secrets.token_urlsafe(32)
-    return Auth(token, keys), Links(signing, settings.public_url, settings.result_url_ttl_s)
-
-
-def _reader(settings: GatewaySettings, blobs: NatsBlobs, limits: Limits) -> Reader:
-    egress: Egress | None = None
-    if settings.fetch_media:
-        private = frozenset(host.strip() for host in settings.fetch_private_hosts.split(",") if host.strip())
-        egress = Egress(max_bytes=settings.fetch_max_bytes, timeout_s=settings.fetch_timeout_s, private_hosts=private)
-    return Reader(
-        blobs,
-        settings.max_body_bytes,
-        settings.body_timeout_s,
-        # As long as the job may live, with all the attempts it may take.
-        MAX_STARTS * (limits.queue_s + limits.load_s + limits.total_s),
-        Budget(settings.max_buffered_bytes),
-        RemoteMedia(egress, settings.max_body_bytes),
-    )
 
 
 async def _stop_when_orphaned(parent: int) -> None:

@@ -92,6 +92,21 @@ class GatewayMetrics:
         self.attempts = Counter(
             "nexus_redelivered_requests_total", "Requests that more than one worker attempted.", ["model"], registry=reg
         )
+        self.jobs_submitted = Counter(
+            "nexus_jobs_submitted_total", "Durable jobs accepted.", ["endpoint"], registry=reg
+        )
+        self.jobs_ended = Counter(
+            "nexus_jobs_ended_total",
+            "Durable jobs recorded as ended by this gateway.",
+            ["capability", "model", "status"],
+            registry=reg,
+        )
+        self.dead_letters = Counter(
+            "nexus_dead_letters_total",
+            "Jobs that ended among the dead letters.",
+            ["capability", "model"],
+            registry=reg,
+        )
         self._depth_labels: set[tuple[str, str, str]] = set()
         self._children: dict[tuple[Any, ...], Any] = {}
 

@@ -106,7 +106,7 @@ class Answer(BaseModel):
     """Of GO: which attempt of this run this is, from 1; those handed back by a worker that shut down do not count."""
     delay_s: float = 0.0
     error: dict[str, object] | None = None
-    """Of DEAD: an ErrorInfo."""
+    """Of DEAD: a `schemas.errors.ErrorInfo`."""
 
 
 class JobEventKind(StrEnum):

@@ -215,7 +215,10 @@ class JobRecord(BaseModel):
     """Of the newest run's message in the jobs stream, once it is known."""
     created_at: int
     """Unix seconds, by the gateway's clock."""
+    queued_at: int | None = None
+    """Since when it waits; None: since `created_at`."""
     started_at: int | None = None
+    """When its newest attempt began."""
     finished_at: int | None = None
     expires_at: int | None = None
     """When it ends as `expired` if it has not ended before; None: only the limit on waiting holds."""

@@ -52,7 +52,7 @@ class Word(BaseModel):
     blob: BlobRef | None = None
     """The answer, where it is too large for the payload."""
     uploads: tuple[str, ...] = ()
-    """The blobs that came with the request."""
+    """The blobs that came with the request, and go with the job."""
     error: ErrorInfo | None = None
     dead: bool = False
     """It lies among the dead letters."""
@@ -72,7 +72,7 @@ class Word(BaseModel):
 
 def word_on(envelope: Envelope, status: JobStatus, **fields: object) -> Word:
     """A word on the job of `envelope`, with what the envelope says about it."""
-    blobs = [envelope.body_blob, *(upload.blob for upload in envelope.uploads)]
+    blobs = [envelope.body_blob, *(upload.blob for upload in envelope.uploads if not upload.kept)]
     return Word.model_validate(
         {
             "job": envelope.job,

@@ -363,12 +363,16 @@ class Attempt:
 
     # The end
 
-    def _failed(self, error: Exception) -> None:
+    def _wrapped(self, error: Exception) -> tuple[NexusError, bool]:
+        """The error as it travels, and whether another attempt may succeed."""
         wrapped = wrap_foreign(error)
         if wrapped is not error:
             self._log.warning("foreign exception from the adapter", exc_info=error)
         self.error = wrapped.info
-        transient = wrapped.transient if isinstance(wrapped, BackendError) else isinstance(wrapped, Unavailable)
+        return wrapped, wrapped.transient if isinstance(wrapped, BackendError) else isinstance(wrapped, Unavailable)
+
+    def _failed(self, error: Exception) -> None:
+        wrapped, transient = self._wrapped(error)
         if transient and not self._shown and self.job.delivery < MAX_TRANSIENT:
             self._return(wrapped, 0.2 * self.job.delivery)
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import secrets
 import signal
@@ -13,6 +14,7 @@ from prometheus_client import start_http_server
 
 from backbone.bus.nats_blobs import NatsBlobs
 from backbone.bus.nats_worker import NatsWorkerBus
+from backbone.bus.nats_worker_log import NatsWorkerLog
 from backbone.logging import configure_logging
 from backbone.memory import settle
 from backbone.registry.etcd import EtcdRegistry
@@ -81,11 +83,13 @@ async def _main(settings: WorkerSettings) -> None:
     metrics = WorkerMetrics()
     registry = EtcdRegistry(settings.etcd_url, settings.etcd_prefix, lease_s=settings.worker_lease_s)
     blobs = NatsBlobs(settings.nats_url, f"{name}-blobs", create=None)
+    jobs = NatsWorkerLog(settings.nats_url, f"{name}-log")
     worker = Worker(
         worker_id=name,
         host=settings.host,
         backend=_backend(settings),
         blobs=blobs,
+        log=jobs,
         registry=registry,
         metrics=metrics,
         ack_wait_s=settings.ack_wait_s,
@@ -100,8 +104,8 @@ async def _main(settings: WorkerSettings) -> None:
     if settings.worker_observability_port:
         start_http_server(settings.worker_observability_port, settings.worker_observability_host, metrics.registry)
     settle()
-    await blobs.start()
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        for part in (blobs, jobs):
+            await part.start()
+            stack.push_async_callback(part.close)
         await worker.run(bus)
-    finally:
-        await blobs.close()

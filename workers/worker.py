@@ -12,6 +12,7 @@ import structlog
 
 from backbone.bus.base import Delivery, Queue, WorkerBus
 from backbone.bus.blobs import Blobs
+from backbone.bus.joblog import WorkerLog
 from backbone.bus.subjects import encode_model
 from backbone.registry.base import Announcement, Registry
 from backbone.version import VERSION
@@ -21,6 +22,7 @@ from schemas.jobs import LANES, Capability, Envelope
 from schemas.presence import ModelOffer, ServiceRecord, Snapshot, WorkerPresence, WorkerState
 from workers.attempt import Attempt, Identity, Stop
 from workers.backends.base import Backend
+from workers.durable import DurableAttempt
 from workers.intake import Intake
 from workers.metrics import WorkerMetrics
 
@@ -47,6 +49,7 @@ class Worker:
         host: str,
         backend: Backend,
         blobs: Blobs,
+        log: WorkerLog,
         registry: Registry,
         metrics: WorkerMetrics,
         ack_wait_s: float,
@@ -58,6 +61,7 @@ class Worker:
         self._host = host
         self._backend = backend
         self._blobs = blobs
+        self._log = log
         self._registry = registry
         self._metrics = metrics
         self._beat_s = ack_wait_s / 3
@@ -273,12 +277,17 @@ class Worker:
         assert self._bus is not None
         if job.delivery > 1:
             self._metrics.redeliveries.labels(envelope.capability, envelope.model).inc()
-        attempt = Attempt(self._bus, self._blobs, self._backend, self._identity, job, envelope, body)
+        attempt = self._attempt(self._bus, job, envelope, body)
         self._attempts[(envelope.job, envelope.run, job.delivery)] = attempt
         self._last_model = envelope.model
         task = asyncio.create_task(self._run(attempt))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _attempt(self, bus: WorkerBus, job: Delivery, envelope: Envelope, body: bytes) -> Attempt:
+        if envelope.durable:
+            return DurableAttempt(bus, self._log, self._blobs, self._backend, self._identity, job, envelope, body)
+        return Attempt(bus, self._blobs, self._backend, self._identity, job, envelope, body)
 
     async def _run(self, attempt: Attempt) -> None:
         env = attempt.envelope

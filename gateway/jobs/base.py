@@ -6,13 +6,14 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from backbone.bus.joblog import DeadLetter
 from gateway.auth import Principal
 from gateway.bodies import Received
 from gateway.endpoint import Endpoint
 from schemas.durable import JobEventKind
-from schemas.errors import ErrorInfo, NexusError, NotFound
+from schemas.errors import ErrorInfo, InvalidRequest, NexusError, NotFound
 from schemas.events import BlobRef
-from schemas.jobs import JobRecord, Lane
+from schemas.jobs import JobRecord, JobStatus, Lane
 from schemas.words import Word
 
 
@@ -26,6 +27,12 @@ class ResultNotReady(NotFound):
     """The job has not ended yet; its result is not there."""
 
     code = "result_not_ready"
+
+
+class JobNotFailed(InvalidRequest):
+    """Only a failed job can be tried again."""
+
+    code = "job_not_failed"
 
 
 class EventsExpired(NexusError):
@@ -57,8 +64,9 @@ class Submission:
     shown_endpoint: str = ""
     """What the record says, where it is not the endpoint's path."""
     batch: str = ""
-    keep_s: float | None = None
-    """How long record and result are kept; None: `JOB_KEEP_S`."""
+    caller_waits: bool = False
+    """Somebody waits for the answer on an open connection: the limits on waiting are those of synchronous requests, and a
+    model without a live worker is refused."""
 
 
 class JobEvent(NamedTuple):
@@ -115,8 +123,43 @@ class Jobs(Protocol):
         what came of the last attempt is void.
         """
 
+    async def outlook(self, record: JobRecord) -> tuple[int | None, float | None]:
+        """How many jobs wait before a queued one, and in how many seconds a job will have ended, as far as is known."""
+
     async def cancel(self, owner: str, job_id: str) -> JobRecord:
         """End it as cancelled, unless it has ended: then the record says how. Raises JobNotFound."""
 
     async def retry(self, owner: str, job_id: str) -> JobRecord:
         """A new run of a failed job. Raises JobNotFound, InvalidRequest when it has not failed or is not kept any more."""
+
+    async def page(
+        self, owner: str, *, status: JobStatus | None, model: str, metadata: dict[str, str], after: str, limit: int
+    ) -> tuple[list[JobRecord], bool]:
+        """Up to `limit` jobs, newest first, behind the id `after`; and whether there may be more."""
+
+    # Dead letters, of all owners
+
+    async def dead_letters(self, *, before: int | None, limit: int) -> list[DeadLetter]:
+        """Newest first, with sequences below `before`."""
+
+    async def dead_letter(self, job_id: str) -> DeadLetter:
+        """The newest of this job. Raises NotFound."""
+
+    async def replay(self, job_id: str) -> JobRecord:
+        """A new run of a dead letter's job, which then is none any more. Raises NotFound, JobNotFailed."""
+
+    async def delete_dead_letters(self, job_id: str) -> None:
+        """Delete the dead letters of a job. Raises NotFound."""
+
+
+__all__ = [
+    "DeadLetter",
+    "EventsExpired",
+    "JobEvent",
+    "JobNotFailed",
+    "JobNotFound",
+    "Jobs",
+    "Result",
+    "ResultNotReady",
+    "Submission",
+]

@@ -1,0 +1,210 @@
+"""Answers of durable jobs over HTTP: the 202, the result when there is one, the stream as it is made."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing, nullcontext, suppress
+from dataclasses import dataclass
+from typing import TypeVar
+
+import orjson
+
+from backbone.bus.blobs import Blobs
+from gateway.endpoint import DONE, comment_frame, error_frame, progress_frame
+from gateway.http import Headers, Line, Reply
+from gateway.jobs.base import JobEvent, Jobs, Result
+from gateway.jobs.shape import shape
+from gateway.links import KEPT, Links
+from gateway.wishes import Wish
+from schemas.durable import JobEventKind
+from schemas.errors import BackendFailed, DeadlineExceeded, ErrorInfo, InvalidRequest, NexusError
+from schemas.jobs import TERMINAL, JobRecord, JobStatus, is_sse
+
+T = TypeVar("T")
+
+STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+LOOK_S = 300.0
+"""How long one look at a job waits; then comes the next."""
+MARK = KEPT.encode()
+
+
+def error_of(result: Result) -> ErrorInfo | None:
+    """Why a job that has ended has no answer; None: it has one."""
+    word = result.word
+    if word.status is JobStatus.COMPLETED:
+        return None
+    if word.error is not None:
+        return word.error
+    if word.status is JobStatus.CANCELLED:
+        return InvalidRequest("this job was cancelled", code="job_cancelled").info
+    return DeadlineExceeded("this job has expired", code="job_expired").info
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """An answer, ready to be sent."""
+
+    content_type: str
+    size: int
+    pieces: Callable[[], AsyncIterator[bytes]]
+
+
+class Answers:
+    """What is sent to callers about durable jobs."""
+
+    def __init__(self, jobs: Jobs, blobs: Blobs, links: Links, comment_after_s: float) -> None:
+        self._jobs = jobs
+        self._comment_after_s = comment_after_s
+        self._blobs = blobs
+        self._links = links
+
+    async def accepted(self, reply: Reply, record: JobRecord, wish: Wish | None = None) -> None:
+        """202: it will be answered later."""
+        headers: Headers = [(b"location", f"/v1/jobs/{record.id}".encode())]
+        if wish is not None:
+            headers += [(b"preference-applied", wish.applied), (b"vary", b"prefer")]
+        await reply.whole(202, "application/json", orjson.dumps(shape(record)), headers)
+
+    async def until_ended(self, owner: str, job_id: str) -> None:
+        """Return once the job has ended."""
+        while (await self._jobs.wait(owner, job_id, LOOK_S)).status not in TERMINAL:
+            pass
+
+    def payload(self, result: Result, base: str) -> Payload:
+        """The answer of a completed job. `base`: where the caller reached us, for URLs in it."""
+        blob, data = result.blob, result.data
+        end = DONE if is_sse(result.content_type) else b""
+        if blob is None:
+            if MARK in data and not end:
+                data = self._links.rewrite(data, result.word.owner, base)
+            return Payload(result.content_type, len(data) + len(end), lambda: _pieces(data, end))
+        return Payload(result.content_type, blob.size + len(end), lambda: self._from_blob(blob.name, end))
+
+    async def _from_blob(self, name: str, end: bytes) -> AsyncIterator[bytes]:
+        async with aclosing(self._blobs.read(name)) as pieces:
+            async for piece in pieces:
+                yield piece
+        if end:
+            yield end
+
+    async def result(self, reply: Reply, result: Result, base: str, line: Line | None) -> ErrorInfo | None:
+        """Send the answer, or why there is none. Returns the error."""
+        error = error_of(result)
+        if error is not None:
+            await reply.error(error)
+            return error
+        payload = self.payload(result, base)
+        pieces = payload.pieces()
+        first = await anext(pieces, b"")  # what fails here can still be told
+        head = [(b"content-type", payload.content_type.encode()), (b"content-length", b"%d" % payload.size)]
+        with line.joined() if line is not None and len(first) == payload.size else nullcontext():
+            await reply.start(200, head)
+            await reply.more(first)
+            async for piece in pieces:
+                await reply.more(piece)
+            await reply.last()
+        return None
+
+    async def relay(
+        self, reply: Reply, record: JobRecord, content_type: bytes, line: Line | None, *, ids: bool
+    ) -> ErrorInfo | None:
+        """The stream as a synchronous caller gets it; with `ids`, each event names itself, for `Last-Event-ID`.
+
+        Until the first byte an error is a status. Returns the error.
+        """
+        stream = _Stream(reply, content_type, line, ids=ids)
+        events = self._jobs.follow(record.owner, record.id)
+        async with aclosing(with_pauses(events, self._comment_after_s)) as paced:
+            async for event in paced:
+                if event is None:
+                    await stream.comment(await self._position(record))
+                elif event.word is not None:
+                    return await stream.end(error_of(Result(event.word, b"", None, "")))
+                elif (error := await stream.tell(event)) is not None:
+                    return error
+        return None
+
+    async def _position(self, record: JobRecord) -> int | None:
+        """How many jobs wait before it, while it waits."""
+        with suppress(NexusError):
+            return (await self._jobs.outlook(await self._jobs.get(record.owner, record.id)))[0]
+        return None
+
+
+async def with_pauses(events: AsyncGenerator[T, None], seconds: float) -> AsyncGenerator[T | None, None]:
+    """The events, and None whenever none has come for `seconds`. Closes `events`."""
+    coming: asyncio.Future[T] | None = None
+    try:
+        while True:
+            coming = coming or asyncio.ensure_future(anext(events))
+            await asyncio.wait((coming,), timeout=seconds)
+            if not coming.done():
+                yield None
+                continue
+            event, coming = coming, None
+            try:
+                one = event.result()
+            except StopAsyncIteration:
+                return
+            yield one
+    finally:
+        if coming is not None:
+            coming.cancel()
+            with suppress(asyncio.CancelledError, StopAsyncIteration, NexusError):
+                await coming
+        await events.aclose()
+
+
+class _Stream:
+    """One answer that is passed on as it is made."""
+
+    def __init__(self, reply: Reply, content_type: bytes, line: Line | None, *, ids: bool) -> None:
+        self._reply = reply
+        self._type = content_type
+        self._sse = is_sse(content_type.decode())
+        self._line = line
+        self._ids = ids and self._sse
+        self._shown = False
+
+    async def tell(self, event: JobEvent) -> ErrorInfo | None:
+        if event.kind is JobEventKind.CHUNK:
+            await self._begin()
+            self._shown = True
+            await self._reply.more(b"id: %b\n%b" % (event.id.encode(), event.data) if self._ids else event.data)
+        elif event.kind is JobEventKind.PROGRESS and self._sse:
+            await self._begin()
+            await self._reply.more(progress_frame(event.data))
+        elif event.kind is JobEventKind.RESTARTED and self._shown:
+            # The job goes on, and its events can be followed; two attempts are not mixed here.
+            info = BackendFailed("the worker was lost in the middle of this answer", code="worker_lost").info
+            return await self.end(info)
+        return None
+
+    async def comment(self, position: int | None) -> None:
+        """Keep the connection of a stream that waits alive."""
+        if position is not None and self._sse:
+            await self._begin()
+            await self._reply.more(comment_frame(position))
+
+    async def end(self, error: ErrorInfo | None) -> ErrorInfo | None:
+        if error is None:
+            await self._begin()
+            await self._reply.last(DONE if self._sse else b"")
+        elif not self._reply.started:
+            await self._reply.error(error)
+        elif self._sse:
+            await self._reply.last(error_frame(error))
+        elif self._line is not None:
+            self._line.cut()
+        else:
+            raise ConnectionAbortedError(error.message)
+        return error
+
+    async def _begin(self) -> None:
+        if not self._reply.started:
+            await self._reply.start(200, [(b"content-type", self._type), *STREAM_HEADERS])
+
+
+async def _pieces(data: bytes, end: bytes) -> AsyncIterator[bytes]:
+    yield data + end

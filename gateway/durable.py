@@ -1,0 +1,112 @@
+"""Putting together what a gateway does for durable jobs, beside answering requests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from backbone.bus.base import GatewayBus
+from backbone.bus.blobs import Blobs
+from backbone.bus.joblog import JobLog, Retention
+from backbone.egress import Egress
+from backbone.registry.base import Registry
+from backbone.settings import GatewaySettings
+from backbone.store.base import Store
+from gateway.dispatch import Dispatcher
+from gateway.jobs.ending import Ending
+from gateway.jobs.estimate import Estimator
+from gateway.jobs.recorder import Recorder
+from gateway.jobs.referee import Referee
+from gateway.jobs.service import JobService
+from gateway.jobs.shape import shape
+from gateway.jobs.submitting import Submitter
+from gateway.jobs.timers import Timers
+from gateway.keys import KeyRing
+from gateway.metrics import GatewayMetrics
+from gateway.webhooks import BACKLOG, Webhooks
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What all of it works with."""
+
+    log: JobLog
+    bus: GatewayBus
+    blobs: Blobs
+    store: Store
+    registry: Registry
+    dispatcher: Dispatcher
+    metrics: GatewayMetrics
+    keys: KeyRing
+    egress: Egress
+
+
+class Durable:
+    """The jobs service, and the work that goes on by itself: recording, timing, telling, answering workers."""
+
+    def __init__(self, settings: GatewaySettings, tools: Tools) -> None:
+        self._log = tools.log
+        ending = Ending(tools.log, tools.bus)
+        submitter = Submitter(
+            tools.log,
+            tools.store,
+            ending,
+            tools.dispatcher,
+            tools.metrics,
+            keep_s=settings.job_keep_s,
+            queue_s=settings.job_queue_timeout_s,
+        )
+        estimator = Estimator(tools.store, lambda: tools.registry.snapshot)
+        keep_s = settings.job_keep_s
+        self.jobs = JobService(tools.log, tools.store, tools.blobs, submitter, ending, estimator, keep_s=keep_s)
+        self.webhooks = Webhooks(
+            tools.log.backlog(BACKLOG),
+            tools.store,
+            tools.egress,
+            tools.keys.webhook_secret,
+            shape,
+            delays_s=settings.webhook_delays,
+            timeout_s=settings.webhook_timeout_s,
+        )
+        self._recorder = Recorder(
+            tools.log, tools.store, tools.blobs, tools.metrics, keep_s=keep_s, enqueue=self.webhooks.enqueue
+        )
+        self._timers = Timers(tools.store, ending, ack_wait_s=settings.ack_wait_s)
+        self._referee = Referee(
+            tools.log,
+            tools.store,
+            ack_wait_s=settings.ack_wait_s,
+            keep_s=keep_s,
+            max_running=lambda key_id: getattr(tools.keys.get(key_id), "max_running", None),
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self, *others: Coroutine[Any, Any, None]) -> None:
+        """Begin, together with `others`, which also run until `close`. The log is up."""
+        await self._log.answer(self._referee)
+        for work in (self._recorder.run(), self._timers.run(), self.webhooks.run(), *others):
+            self._tasks.append(asyncio.create_task(work))
+
+    async def close(self) -> None:
+        """Leave the rest to the other gateways."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+
+def retention(settings: GatewaySettings) -> Retention:
+    """How long what NATS holds about jobs is kept."""
+    return Retention(
+        jobs_s=settings.job_keep_s,
+        events_s=settings.events_keep_s,
+        dead_s=settings.dead_letters_keep_s,
+        claims_s=settings.idempotency_keep_s,
+        max_event_bytes=settings.max_event_bytes,
+        max_word_bytes=settings.max_result_bytes,
+        replicas=settings.stream_replicas,
+    )

@@ -1,0 +1,142 @@
+"""From stored frames to events: one attempt at a time, each event once and in order. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import orjson
+
+from gateway.jobs.base import EventsExpired
+from schemas.durable import QUEUED, DurableFrame, EventId, JobEventKind
+from schemas.events import EventKind, Started
+
+START = EventId(0, 0, 0)
+MAX_EARLY = 4096
+"""Frames that wait for those before them; more are a sign that those are lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """An event to be told. CHUNK: `data` is the chunk, or where `by_ref` a BlobRef's JSON."""
+
+    kind: JobEventKind
+    id: EventId
+    data: bytes
+    by_ref: bool = False
+
+
+class Assembly:
+    """Feed it every frame of a job in the order in which they are stored."""
+
+    def __init__(self, after: EventId = START) -> None:
+        """`after`: the caller has had everything up to this."""
+        self._after = after
+        self._run = 0
+        self._delivery = 0
+        self._token = ""
+        self._next = 0
+        self._past: set[str] = set()
+        self._early: dict[str, dict[int, DurableFrame]] = {}
+        self._begun = False
+        """The first event, or the first attempt, has been seen: nothing before it is missing."""
+
+    @property
+    def run(self) -> int:
+        """The newest run seen."""
+        return self._run
+
+    def feed(self, frame: DurableFrame) -> list[Piece]:
+        """What this frame brings to be told; nothing for copies and for attempts that have been replaced."""
+        if frame.kind == QUEUED:
+            return self._queued(frame)
+        if frame.token in self._past or frame.run < self._run:
+            return []
+        if frame.token == self._token:
+            return self._take(frame)
+        if frame.kind == EventKind.STARTED:
+            return self._started(frame)
+        waiting = self._early.setdefault(frame.token, {})
+        if len(waiting) < MAX_EARLY:
+            waiting[frame.seq] = frame
+        return []
+
+    def is_whole(self, token: str, events: int) -> bool:
+        """Whether all of this attempt's events have been told."""
+        return self._token == token and self._next >= events
+
+    def settle(self) -> list[Piece]:
+        """Everything that is kept has been fed. Raises EventsExpired when something before it is not kept any more.
+
+        Where the caller has had what is missing, it goes on from there.
+        """
+        if self._begun or not self._early:
+            return []
+        token, frames = next(iter(self._early.items()))
+        first = frames[min(frames)]
+        run, delivery, seq = self._after
+        if (first.run, first.delivery) != (run, delivery) or first.seq > seq + 1:
+            raise EventsExpired("the first events of this job are not kept any more; its result may be, at …/result")
+        self._begun = True
+        self._adopt(token, first)
+        self._next = first.seq
+        return self._in_order()
+
+    def end_id(self) -> EventId:
+        """The id of the terminal event."""
+        return EventId(max(1, self._run), self._delivery, self._next)
+
+    def _queued(self, frame: DurableFrame) -> list[Piece]:
+        first = frame.run > self._run or not self._begun
+        self._begun = True
+        if not first:
+            return []
+        self._run = max(self._run, frame.run)
+        return self._told(JobEventKind.QUEUED, EventId(frame.run, 0, 0), frame.payload)
+
+    def _started(self, frame: DurableFrame) -> list[Piece]:
+        again = bool(self._token)
+        same_numbers = again and (frame.run, frame.delivery) == (self._run, self._delivery)
+        if same_numbers:
+            # NATS forgot the first delivery: the id that the caller has may be of either attempt.
+            self._after = START
+        self._begun = True
+        self._adopt(frame.token, frame)
+        self._next = 1
+        started = Started.model_validate_json(frame.payload)
+        data = orjson.dumps({"worker": started.worker, "backend": started.backend})
+        kind = JobEventKind.RESTARTED if again else JobEventKind.STARTED
+        return [*self._told(kind, EventId(frame.run, frame.delivery, 0), data), *self._in_order()]
+
+    def _adopt(self, token: str, frame: DurableFrame) -> None:
+        if self._token:
+            self._past.add(self._token)
+        self._token, self._run, self._delivery = token, frame.run, frame.delivery
+
+    def _take(self, frame: DurableFrame) -> list[Piece]:
+        if frame.seq < self._next:
+            return []
+        waiting = self._early.setdefault(frame.token, {})
+        if len(waiting) < MAX_EARLY:
+            waiting[frame.seq] = frame
+        return self._in_order()
+
+    def _in_order(self) -> list[Piece]:
+        waiting = self._early.get(self._token, {})
+        out: list[Piece] = []
+        while (frame := waiting.pop(self._next, None)) is not None:
+            self._next += 1
+            out += self._piece(frame)
+        return out
+
+    def _piece(self, frame: DurableFrame) -> list[Piece]:
+        where = EventId(frame.run, frame.delivery, frame.seq)
+        if where <= self._after:
+            return []
+        if frame.kind == EventKind.PROGRESS:
+            return [Piece(JobEventKind.PROGRESS, where, frame.payload)]
+        if frame.kind in {EventKind.CHUNK, EventKind.BLOB}:
+            return [Piece(JobEventKind.CHUNK, where, frame.payload, frame.kind == EventKind.BLOB)]
+        return []
+
+    def _told(self, kind: JobEventKind, where: EventId, data: bytes) -> list[Piece]:
+        return [Piece(kind, where, data)] if where > self._after else []

@@ -1,0 +1,49 @@
+"""How a gateway ends a job: by the terminal word, then in the queue, at the worker, and in the record."""
+
+from __future__ import annotations
+
+from backbone.bus.base import GatewayBus
+from backbone.bus.joblog import JobLog
+from gateway.jobs.records import word_by_us
+from schemas.control import Control, ControlOp
+from schemas.durable import QUEUED, decode_durable
+from schemas.errors import ErrorInfo
+from schemas.jobs import JobRecord, JobStatus
+from schemas.words import Word
+
+
+class Ending:
+    """See the module's docstring."""
+
+    def __init__(self, jobs: JobLog, bus: GatewayBus) -> None:
+        self._log = jobs
+        self._bus = bus
+
+    async def end(self, record: JobRecord, status: JobStatus, error: ErrorInfo | None = None) -> bool:
+        """End it, unless it has ended: False. Queued, it never runs; running, its worker is told to stop. Raises Unavailable."""
+        if not await self.decide(word_by_us(record, status, error)):
+            return False
+        seq = record.seq or await self.seq_of(record)
+        if seq is not None:
+            self._log.withdraw(seq)
+        if record.worker:
+            control = Control(op=ControlOp.CANCEL, job=record.id, run=record.run)
+            self._bus.control(record.worker, control.model_dump_json().encode())
+        return True
+
+    async def decide(self, word: Word) -> bool:
+        """Store the word, past one of an older run that was left behind."""
+        while not await self._log.decide(word):
+            decision = await self._log.decided(word.job)
+            if decision is None or decision.word.run >= word.run:
+                return False
+            await self._log.undecide(word.job, decision.seq)
+        return True
+
+    async def seq_of(self, record: JobRecord) -> int | None:
+        """Where in the queue its first run was stored, by its first event."""
+        for event in await self._log.first(record.id, 1):
+            frame = decode_durable(event.data)
+            if frame.kind == QUEUED and frame.run == record.run:
+                return JobRecord.model_validate_json(frame.payload).seq
+        return None

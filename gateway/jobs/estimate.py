@@ -1,0 +1,48 @@
+"""When a job will have ended, by what jobs of its model took lately. Says None when it does not know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from backbone.store.base import Store
+from gateway.jobs.records import now
+from schemas.jobs import JobRecord, JobStatus
+from schemas.presence import Snapshot, WorkerState
+
+
+class Estimator:
+    """See the module's docstring."""
+
+    def __init__(self, store: Store, snapshot: Callable[[], Snapshot | None]) -> None:
+        self._store = store
+        self._snapshot = snapshot
+
+    async def eta_s(self, record: JobRecord, place: int | None) -> float | None:
+        """Seconds until its end. `place`: how many jobs wait before it."""
+        if record.status is JobStatus.IN_PROGRESS:
+            return await self._rest_s(record)
+        slots = self._slots(record)
+        if place is None or not slots:
+            return None
+        service = await self._store.service_s(record.capability, record.queue_name)
+        return None if service is None else round(service * (place // slots + 2), 1)
+
+    async def _rest_s(self, record: JobRecord) -> float | None:
+        if record.started_at is None:
+            return None
+        spent = now() - record.started_at
+        if record.progress:
+            return round(spent * (1 - record.progress) / record.progress, 1)
+        service = await self._store.service_s(record.capability, record.queue_name)
+        return None if service is None else round(max(0.0, service - spent), 1)
+
+    def _slots(self, record: JobRecord) -> int:
+        """Jobs of this model that ready workers run at once."""
+        snapshot = self._snapshot()
+        workers = snapshot.workers.values() if snapshot is not None else ()
+        return sum(
+            worker.slots
+            for worker in workers
+            if worker.state is WorkerState.READY
+            and any(m.name == record.queue_name and record.capability in m.capabilities for m in worker.models)
+        )

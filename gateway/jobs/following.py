@@ -1,0 +1,110 @@
+"""Following a job's events, from any gateway: what is kept, then what comes, then how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+import structlog
+
+from backbone.bus.blobs import Blobs
+from backbone.bus.joblog import Decision, JobLog, StoredEvent
+from gateway.jobs.assembly import Assembly, Piece
+from gateway.jobs.base import EventsExpired, JobEvent
+from gateway.jobs.records import ended
+from gateway.jobs.shape import shape_json
+from schemas.durable import EventId, JobEventKind, decode_durable
+from schemas.errors import InvalidRequest
+from schemas.events import BlobRef
+from schemas.jobs import JobRecord, JobStatus
+
+log = structlog.get_logger(__name__)
+
+TERMINAL_EVENT = {
+    JobStatus.COMPLETED: JobEventKind.COMPLETED,
+    JobStatus.FAILED: JobEventKind.FAILED,
+    JobStatus.CANCELLED: JobEventKind.CANCELLED,
+    JobStatus.EXPIRED: JobEventKind.EXPIRED,
+}
+
+
+def parse_after(text: str) -> EventId:
+    """The id of the last event that a caller has had. Raises InvalidRequest."""
+    if not text:
+        return EventId(0, 0, 0)
+    try:
+        return EventId.parse(text)
+    except ValueError:
+        raise InvalidRequest(
+            f"'{text[:50]}' is no id of an event; they look like 1-1-42", param="Last-Event-ID"
+        ) from None
+
+
+class Follower:
+    """One caller's view of one job's events."""
+
+    def __init__(self, jobs: JobLog, blobs: Blobs, record: JobRecord, after: str) -> None:
+        self._log = jobs
+        self._blobs = blobs
+        self._record = record
+        self._assembly = Assembly(parse_after(after))
+        self._seq = 0
+        """Of the newest stored event that was read."""
+
+    async def events(self) -> AsyncGenerator[JobEvent, None]:
+        """See `gateway.jobs.base.Jobs.follow`."""
+        decision = None
+        async with aclosing(self._log.events(self._record.id)) as stored:
+            async for event in stored:
+                pieces = self._settle() if event is None else self._feed(event)
+                for piece in pieces:
+                    yield await self._tell(piece)
+                if event is None:
+                    decision = await self._decision()
+                    if decision is not None:
+                        break
+        if decision is None:
+            return
+        # Whatever the deciding attempt stored was there before its word: one more look finds all of it.
+        async with aclosing(self._log.events(self._record.id, self._seq)) as stored:
+            async for event in stored:
+                pieces = self._settle() if event is None else self._feed(event)
+                for piece in pieces:
+                    yield await self._tell(piece)
+                if event is None:
+                    break
+        yield self._end(decision)
+
+    def _feed(self, event: StoredEvent) -> list[Piece]:
+        self._seq = event.seq
+        try:
+            return self._assembly.feed(decode_durable(event.data))
+        except ValueError:
+            log.exception("malformed event", job=self._record.id)
+            return []
+
+    def _settle(self) -> list[Piece]:
+        return self._assembly.settle()
+
+    async def _decision(self) -> Decision | None:
+        decision = await self._log.decided(self._record.id)
+        newest = max(self._record.run, self._assembly.run)
+        return decision if decision is not None and decision.word.run >= newest else None
+
+    async def _tell(self, piece: Piece) -> JobEvent:
+        run, delivery, seq = piece.id
+        data = piece.data
+        if piece.by_ref:
+            name = BlobRef.model_validate_json(data).name
+            data = b"".join([part async for part in self._blobs.read(name)])
+        elif piece.kind is JobEventKind.QUEUED:
+            data = shape_json(JobRecord.model_validate_json(data))
+        return JobEvent(piece.kind, f"{run}-{delivery}-{seq}", data)
+
+    def _end(self, decision: Decision) -> JobEvent:
+        word = decision.word
+        if word.status is JobStatus.COMPLETED and not self._assembly.is_whole(word.token, word.events):
+            raise EventsExpired("some events of this job are not kept any more; its result is, at …/result")
+        run, delivery, seq = self._assembly.end_id()
+        data = shape_json(ended(self._record, word))
+        return JobEvent(TERMINAL_EVENT[word.status], f"{run}-{delivery}-{seq}", data, word)

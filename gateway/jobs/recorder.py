@@ -1,0 +1,96 @@
+"""Terminal words into records. All gateways share the work; each word is one gateway's at a time, until it is recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from backbone.bus.blobs import Blobs
+from backbone.bus.joblog import Item, JobLog
+from backbone.store.base import IllegalMove, Store
+from gateway.jobs.records import end_of, record_of
+from gateway.metrics import GatewayMetrics
+from schemas.errors import NexusError
+from schemas.jobs import JobStatus
+from schemas.words import Word
+
+log = structlog.get_logger(__name__)
+
+AT_ONCE = 64
+HOLD_S = 30.0
+AGAIN_S = 1.0
+DEFECT_AGAIN_S = 30.0
+
+Enqueue = Callable[[Word], Awaitable[None]]
+
+
+class Recorder:
+    """See the module's docstring."""
+
+    def __init__(
+        self, jobs: JobLog, store: Store, blobs: Blobs, metrics: GatewayMetrics, *, keep_s: float, enqueue: Enqueue
+    ) -> None:
+        """`enqueue`: what a word with a webhook is given to; it raises Unavailable."""
+        self._log = jobs
+        self._store = store
+        self._blobs = blobs
+        self._metrics = metrics
+        self._keep_s = keep_s
+        self._enqueue = enqueue
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Take words until cancelled."""
+        words = self._log.words(at_once=AT_ONCE, hold_s=HOLD_S)
+        try:
+            async for item in words:
+                task = asyncio.create_task(self._record(item))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+        finally:
+            for task in list(self._tasks):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+            await words.aclose()
+
+    async def _record(self, item: Item) -> None:
+        """Redis away: the word waits, and so does its webhook."""
+        try:
+            try:
+                word, _ = Word.decode(item.data)
+            except ValueError:
+                log.exception("malformed terminal word dropped", job=item.id)
+                await item.done()
+                return
+            await self._to_store(word)
+            if word.webhook:
+                await self._enqueue(word)
+            await item.done()
+        except NexusError as error:
+            log.info("a job's end is not recorded yet", job=item.id, error=error.info.message)
+            item.again(AGAIN_S)
+        except Exception:
+            log.exception("defect in the recorder", job=item.id)
+            item.again(DEFECT_AGAIN_S)
+
+    async def _to_store(self, word: Word) -> None:
+        try:
+            record = await self._store.move(word.owner, word.job, word.status, **end_of(word))
+        except IllegalMove:
+            return  # recorded before, or an older run's
+        if record is None:
+            await self._store.create(record_of(word), ttl_s=self._keep_s)
+        self._metrics.child(self._metrics.jobs_ended, word.capability.value, word.model, word.status.value).inc()
+        if word.dead:
+            self._metrics.child(self._metrics.dead_letters, word.capability.value, word.model).inc()
+        if word.token:
+            await self._store.release(word.job, word.token)
+        if word.status is JobStatus.COMPLETED and word.seconds is not None:
+            await self._store.served(word.capability.value, word.model, word.seconds)
+        if word.status is not JobStatus.FAILED:  # which may be tried again
+            for name in word.uploads:
+                self._blobs.remove(name)

@@ -1,0 +1,132 @@
+"""How records, words and envelopes become one another. Pure."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from schemas.errors import ErrorInfo
+from schemas.jobs import TERMINAL, Envelope, JobRecord, JobStatus, WebhookState
+from schemas.words import Word
+
+_EPOCH_MS_MAX = 1 << 48
+
+
+def now() -> int:
+    """Unix seconds."""
+    return int(time.time())
+
+
+def made_at(job_id: str) -> int | None:
+    """When an id was made, in Unix seconds: ids are UUIDv7. None for ids that follow from something else."""
+    number = int(job_id.removeprefix("job_"), 16)
+    if number >> 76 & 0xF != 7 or number >> 62 & 0x3 != 2:
+        return None
+    return (number >> 80) // 1000
+
+
+def first_record(envelope: Envelope, *, queue_s: float, expires_at: int | None) -> JobRecord:
+    """What a job's record begins as."""
+    return JobRecord(
+        id=envelope.job,
+        owner=envelope.owner,
+        endpoint=envelope.shown_endpoint or envelope.endpoint,
+        model=envelope.public_model,
+        capability=envelope.capability,
+        queue_model=envelope.model,
+        service_tier=envelope.lane,
+        run=envelope.run,
+        created_at=now(),
+        expires_at=expires_at,
+        metadata=envelope.metadata,
+        key=envelope.key,
+        request_id=envelope.request_id,
+        stream=envelope.stream,
+        queue_s=queue_s,
+        batch=envelope.batch,
+        webhook=WebhookState(url=envelope.webhook) if envelope.webhook else None,
+    )
+
+
+def end_of(word: Word) -> dict[str, Any]:
+    """What a terminal word changes in a record, beside its status."""
+    return {
+        "run": word.run,
+        "finished_at": now(),
+        "progress": 1.0 if word.status is JobStatus.COMPLETED else None,
+        "usage": word.usage.model_dump() if word.usage is not None else None,
+        "error": word.error.body()["error"] if word.error is not None else None,
+        **({"worker": word.worker, "attempts": word.attempts} if word.worker else {}),
+    }
+
+
+def record_of(word: Word) -> JobRecord:
+    """The record of a job that is known by its terminal word alone."""
+    return JobRecord(
+        id=word.job,
+        owner=word.owner,
+        endpoint=word.endpoint,
+        model=word.public_model,
+        capability=word.capability,
+        queue_model=word.model,
+        service_tier=word.lane,
+        status=word.status,
+        created_at=made_at(word.job) or now(),
+        metadata=word.metadata,
+        key=word.key,
+        request_id=word.request_id,
+        stream=word.stream,
+        batch=word.batch,
+        webhook=WebhookState(url=word.webhook) if word.webhook else None,
+        **end_of(word),
+    )
+
+
+def ended(record: JobRecord, word: Word) -> JobRecord:
+    """The record as it will stand once the word is recorded."""
+    if record.status in TERMINAL:
+        return record
+    return record.model_copy(update={"status": word.status, **end_of(word)})
+
+
+def word_by_us(record: JobRecord, status: JobStatus, error: ErrorInfo | None = None) -> Word:
+    """A terminal word that no attempt says: cancelled, expired."""
+    return Word(
+        job=record.id,
+        run=record.run,
+        status=status,
+        owner=record.owner,
+        endpoint=record.endpoint,
+        capability=record.capability,
+        lane=record.service_tier,
+        model=record.queue_name,
+        public_model=record.model,
+        request_id=record.request_id,
+        metadata=record.metadata,
+        key=record.key,
+        webhook=record.webhook.url if record.webhook is not None else "",
+        batch=record.batch,
+        stream=record.stream,
+        error=error,
+    )
+
+
+def waits_until(record: JobRecord) -> float:
+    """When a waiting job has waited too long, in Unix seconds."""
+    return (record.queued_at or record.created_at) + record.queue_s
+
+
+def due_in(record: JobRecord, status: JobStatus, silence_s: float) -> float:
+    """Seconds until somebody should look at the job again, which is then in `status`.
+
+    Waiting: until its time to wait is over, which begins anew where it did not wait before. Running: until `silence_s`
+    without a sign of it, which renews this.
+    """
+    at = now()
+    if status is not JobStatus.QUEUED:
+        seconds = silence_s
+    else:
+        seconds = waits_until(record) - at if record.status is JobStatus.QUEUED else record.queue_s
+    if record.expires_at is not None:
+        seconds = min(seconds, record.expires_at - at)
+    return max(0.0, seconds)

@@ -1,0 +1,225 @@
+"""What workers are answered when they ask about a durable job. Any gateway answers; what it knows is stored, not its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from backbone.bus.joblog import JobLog
+from backbone.store.base import IllegalMove, Store
+from gateway.call import MAX_STARTS
+from gateway.jobs.records import due_in, now
+from schemas.durable import QUEUED, Answer, AnswerKind, Ask, DurableFrame, decode_durable
+from schemas.errors import DRAINED, BackendFailed, ErrorInfo, NexusError, Unavailable
+from schemas.events import EventKind
+from schemas.jobs import TERMINAL, JobRecord, JobStatus
+
+log = structlog.get_logger(__name__)
+
+GO, GONE, STALE, WAIT, DEAD = AnswerKind.GO, AnswerKind.GONE, AnswerKind.STALE, AnswerKind.WAIT, AnswerKind.DEAD
+LEASE_SHARE = 0.9
+"""Of ack_wait: a dead attempt's lease is over when NATS gives its job to the next worker."""
+LIMITED_S = 1.0
+"""How long a job is given back for whose key already has all the jobs running that it may have."""
+FEW = 4
+"""Events that are read at once: a job that begins has one."""
+
+
+@dataclass(slots=True)
+class Attempts:
+    """What the events say about the attempts of one run."""
+
+    starts: int = 0
+    """Attempts begun, and not handed back by a worker that shut down."""
+    open: str = ""
+    """The token of the newest, if it has not been given back."""
+
+
+class Referee:
+    """Call it with what a worker asks."""
+
+    def __init__(
+        self,
+        jobs: JobLog,
+        store: Store,
+        *,
+        ack_wait_s: float,
+        keep_s: float,
+        max_running: Callable[[str], int | None],
+    ) -> None:
+        """`max_running`: how many jobs of a key, by its id, may run at once."""
+        self._log = jobs
+        self._store = store
+        self._lease_s = LEASE_SHARE * ack_wait_s
+        self._silence_s = 3 * ack_wait_s
+        self._keep_s = keep_s
+        self._max_running = max_running
+
+    async def __call__(self, ask: Ask) -> Answer | None:
+        """Never raises. None: the worker may ask again."""
+        try:
+            if ask.kind is EventKind.STARTED:
+                return await self._may_begin(ask)
+            if ask.kind is EventKind.BEAT:
+                return await self._still_stands(ask)
+            await self._given_back(ask)
+        except NexusError as error:
+            log.warning("a worker's question is not answered", job=ask.job, error=error.info.message)
+        except Exception:
+            log.exception("defect in the referee", job=ask.job)
+        return None
+
+    # May I begin?
+
+    async def _may_begin(self, ask: Ask) -> Answer:
+        over, seen = await asyncio.gather(self._is_over(ask), self._attempts(ask))
+        if over:
+            return Answer(kind=GONE)
+        if seen.open == ask.token:
+            return Answer(kind=GO, attempt=seen.starts)
+        if seen.open and not await self._lease(ask):
+            return Answer(kind=WAIT, delay_s=self._lease_s / 3)
+        if seen.starts >= MAX_STARTS:
+            return Answer(kind=DEAD, error=_poison(seen.starts).model_dump())
+        try:
+            record = await self._store.get(ask.owner, ask.job) or await self._rebuilt(ask)
+            if record is not None and not await self._has_room(record):
+                return Answer(kind=WAIT, delay_s=LIMITED_S)
+            if not seen.open and not await self._store.lease(ask.job, ask.token, self._lease_s):
+                return Answer(kind=WAIT, delay_s=self._lease_s / 3)
+            if record is not None:
+                await self._record_start(ask, record, seen.starts + 1)
+        except Unavailable:
+            pass  # records are made good by the terminal word
+        return Answer(kind=GO, attempt=seen.starts + 1)
+
+    async def _is_over(self, ask: Ask) -> bool:
+        """Whether the job is decided. The word of an older run is in the way of a newer one: its retry was under way."""
+        decision = await self._log.decided(ask.job)
+        if decision is None:
+            return False
+        if decision.word.run >= ask.run:
+            return True
+        await self._log.undecide(ask.job, decision.seq)
+        return False
+
+    async def _attempts(self, ask: Ask) -> Attempts:
+        events = await self._log.first(ask.job, FEW)
+        frames = [decode_durable(event.data) for event in events]
+        if len(events) == FEW:
+            frames = await self._all_frames(ask.job)
+        return _count(frames, ask.run)
+
+    async def _all_frames(self, job: str) -> list[DurableFrame]:
+        """What the stream holds now; only the frames that say something about attempts are kept."""
+        frames: list[DurableFrame] = []
+        events = self._log.events(job)
+        try:
+            async for event in events:
+                if event is None:
+                    break
+                frame = decode_durable(event.data)
+                if frame.kind in {EventKind.STARTED, EventKind.RETURNED}:
+                    frames.append(frame)
+        finally:
+            await events.aclose()
+        return frames
+
+    async def _lease(self, ask: Ask) -> bool:
+        try:
+            return await self._store.lease(ask.job, ask.token, self._lease_s)
+        except Unavailable:
+            return True
+
+    async def _has_room(self, record: JobRecord) -> bool:
+        limit = self._max_running(record.key) if record.key else None
+        return limit is None or await self._store.running(record.key) < limit
+
+    async def _record_start(self, ask: Ask, record: JobRecord, attempt: int) -> None:
+        try:
+            await self._store.move(
+                ask.owner,
+                ask.job,
+                JobStatus.IN_PROGRESS,
+                due_s=due_in(record, JobStatus.IN_PROGRESS, self._silence_s),
+                run=ask.run,
+                attempts=attempt,
+                worker=ask.worker,
+                started_at=now(),
+                progress=None,
+            )
+        except IllegalMove as error:
+            log.info("a start is not recorded", job=ask.job, error=str(error))
+
+    async def _rebuilt(self, ask: Ask) -> JobRecord | None:
+        """A record that was lost, from the first event."""
+        for event in await self._log.first(ask.job, 1):
+            frame = decode_durable(event.data)
+            if frame.kind == QUEUED:
+                record = JobRecord.model_validate_json(frame.payload)
+                due_s = due_in(record, JobStatus.QUEUED, self._silence_s)
+                await self._store.create(record, ttl_s=self._keep_s, due_s=due_s)
+                return record
+        return None
+
+    # Does it still stand?
+
+    async def _still_stands(self, ask: Ask) -> Answer:
+        decision = await self._log.decided(ask.job)
+        if decision is not None and decision.word.run >= ask.run:
+            return Answer(kind=GONE)
+        try:
+            if not await self._store.lease(ask.job, ask.token, self._lease_s):
+                return Answer(kind=STALE)
+            await self._record_progress(ask)
+        except Unavailable:
+            pass
+        return Answer(kind=GO)
+
+    async def _record_progress(self, ask: Ask) -> None:
+        changes = {"progress": ask.progress.fraction} if ask.progress is not None else {}
+        record = await self._store.get(ask.owner, ask.job) or await self._rebuilt(ask)
+        if record is None:
+            return
+        if record.status is JobStatus.QUEUED:
+            await self._record_start(ask, record, max(1, record.attempts))
+        elif record.status not in TERMINAL and record.run == ask.run:
+            due_s = due_in(record, JobStatus.IN_PROGRESS, self._silence_s)
+            await self._store.update(ask.owner, ask.job, due_s=due_s, **changes)
+
+    async def _given_back(self, ask: Ask) -> None:
+        await self._store.release(ask.job, ask.token)
+        record = await self._store.get(ask.owner, ask.job)
+        if record is not None and record.status is JobStatus.IN_PROGRESS and record.run == ask.run:
+            due_s = due_in(record, JobStatus.QUEUED, self._silence_s)
+            back = {"worker": None, "progress": None, "queued_at": now()}
+            with contextlib.suppress(IllegalMove):  # it has ended meanwhile
+                await self._store.move(ask.owner, ask.job, JobStatus.QUEUED, due_s=due_s, **back)
+
+
+def _count(frames: list[DurableFrame], run: int) -> Attempts:
+    seen, tokens, back = Attempts(), set[str](), set[str]()
+    for frame in frames:
+        if frame.run != run:
+            continue
+        if frame.kind == EventKind.STARTED and frame.token not in tokens:
+            tokens.add(frame.token)
+            seen.starts += 1
+            seen.open = frame.token
+        elif frame.kind == EventKind.RETURNED and frame.token not in back:
+            back.add(frame.token)
+            if seen.open == frame.token:
+                seen.open = ""
+            if ErrorInfo.model_validate_json(frame.payload).code == DRAINED:
+                seen.starts -= 1
+    return seen
+
+
+def _poison(starts: int) -> ErrorInfo:
+    return BackendFailed(
+        f"this job was started {starts} times and lost its worker each time", code="worker_lost", should_retry=False
+    ).info

@@ -1,0 +1,240 @@
+"""Durable jobs as the routes use them. See `gateway.jobs.base.Jobs` for what is guaranteed."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+
+from backbone.bus.base import Queue
+from backbone.bus.blobs import Blobs
+from backbone.bus.joblog import DeadLetter, JobLog
+from backbone.store.base import IllegalMove, Store
+from gateway.jobs.base import JobEvent, JobNotFailed, JobNotFound, Result, ResultNotReady, Submission
+from gateway.jobs.ending import Ending
+from gateway.jobs.estimate import Estimator
+from gateway.jobs.following import Follower, parse_after
+from gateway.jobs.records import due_in, ended, first_record, now, record_of
+from gateway.jobs.submitting import Submitter
+from schemas.durable import QUEUED, decode_durable
+from schemas.errors import NotFound
+from schemas.jobs import TERMINAL, Envelope, JobRecord, JobStatus
+
+JOB_ID = re.compile(r"job_[0-9a-f]{32}")
+PAGE = 200
+MAX_SCANNED = 20_000
+"""Records that one listing looks at for those it wants."""
+
+
+class JobService:
+    """See `gateway.jobs.base.Jobs`."""
+
+    def __init__(
+        self,
+        jobs: JobLog,
+        store: Store,
+        blobs: Blobs,
+        submitter: Submitter,
+        ending: Ending,
+        estimator: Estimator,
+        *,
+        keep_s: float,
+    ) -> None:
+        self._log = jobs
+        self._store = store
+        self._blobs = blobs
+        self._submitter = submitter
+        self._ending = ending
+        self._estimator = estimator
+        self._keep_s = keep_s
+
+    async def submit(self, submission: Submission) -> JobRecord:
+        """See the protocol."""
+        return await self._submitter.submit(submission)
+
+    async def get(self, owner: str, job_id: str) -> JobRecord:
+        """See the protocol."""
+        _check_id(job_id)
+        record = await self._store.get(owner, job_id) or await self._lost(owner, job_id)
+        if record is None:
+            raise JobNotFound(f"there is no job '{job_id}'")
+        if record.status not in TERMINAL:
+            decision = await self._log.decided(job_id)
+            if decision is not None and decision.word.run >= record.run:
+                return ended(record, decision.word)
+        return record
+
+    async def _lost(self, owner: str, job_id: str) -> JobRecord | None:
+        """The record of a job that Redis does not know (any more), from what NATS knows."""
+        decision = await self._log.decided(job_id)
+        if decision is not None:
+            return record_of(decision.word) if decision.word.owner == owner else None
+        for event in await self._log.first(job_id, 1):
+            frame = decode_durable(event.data)
+            if frame.kind == QUEUED:
+                record = JobRecord.model_validate_json(frame.payload)
+                return record if record.owner == owner else None
+        return None
+
+    async def wait(self, owner: str, job_id: str, seconds: float) -> JobRecord:
+        """See the protocol."""
+        _check_id(job_id)
+        async with self._log.watch(job_id) as told:
+            record = await self.get(owner, job_id)
+            if record.status in TERMINAL or not await told(seconds):
+                return record
+        return await self.get(owner, job_id)
+
+    async def result(self, owner: str, job_id: str) -> Result:
+        """See the protocol."""
+        _check_id(job_id)
+        decision = await self._log.decided(job_id)
+        if decision is None or decision.word.owner != owner:
+            record = await self.get(owner, job_id)
+            if record.status in TERMINAL:
+                raise NotFound("the result of this job is not kept any more", code="result_expired")
+            raise ResultNotReady(f"the job is {record.status}; its result is not there yet")
+        word = decision.word
+        data = b"" if word.status is not JobStatus.COMPLETED else decision.payload
+        return Result(word, data, word.blob, word.content_type)
+
+    async def follow(self, owner: str, job_id: str, after: str = "") -> AsyncGenerator[JobEvent, None]:
+        """See the protocol."""
+        parse_after(after)
+        record = await self.get(owner, job_id)
+        async with aclosing(Follower(self._log, self._blobs, record, after).events()) as events:
+            async for event in events:
+                yield event
+
+    async def cancel(self, owner: str, job_id: str) -> JobRecord:
+        """See the protocol."""
+        record = await self.get(owner, job_id)
+        if record.status not in TERMINAL:
+            await self._ending.end(record, JobStatus.CANCELLED)
+        return await self.get(owner, job_id)
+
+    async def outlook(self, record: JobRecord) -> tuple[int | None, float | None]:
+        """How many jobs wait before a queued one, and in how many seconds a job will have ended, as far as is known."""
+        if record.status in TERMINAL:
+            return None, None
+        place = None
+        if record.status is JobStatus.QUEUED:
+            seq = record.seq or await self._ending.seq_of(record)
+            if seq is not None:
+                place = await self._log.place(Queue(record.capability, record.service_tier, record.queue_name), seq)
+        return place, await self._estimator.eta_s(record, place)
+
+    async def page(
+        self, owner: str, *, status: JobStatus | None, model: str, metadata: dict[str, str], after: str, limit: int
+    ) -> tuple[list[JobRecord], bool]:
+        """Up to `limit` jobs, newest first, behind the id `after`; and whether there may be more."""
+        found: list[JobRecord] = []
+        for _ in range(MAX_SCANNED // PAGE):
+            records = await self._store.page(owner, after=after, limit=PAGE)
+            if not records:
+                return found, False
+            for record in records:
+                if len(found) == limit:
+                    return found, True
+                if _fits(record, status, model, metadata):
+                    found.append(record)
+            after = records[-1].id
+        return found, True
+
+    # Again
+
+    async def retry(self, owner: str, job_id: str) -> JobRecord:
+        """See the protocol."""
+        record = await self.get(owner, job_id)
+        if record.status is not JobStatus.FAILED:
+            raise JobNotFailed(f"only a failed job can be tried again; this one is {record.status}")
+        decision = await self._log.decided(job_id)
+        if decision is None or not decision.payload:
+            raise JobNotFailed("the request of this job is not kept any more; submit it again")
+        again = await self._again(record, decision.payload, decision.seq)
+        if decision.word.dead and (letter := await self._log.dead_letter(job_id)) is not None:
+            await self._log.unbury(letter.seq)
+        return again
+
+    async def _again(self, record: JobRecord, message: bytes, word_seq: int | None) -> JobRecord:
+        envelope, body = Envelope.decode(message)
+        envelope = envelope.model_copy(update={"run": record.run + 1})
+        changes = {
+            "run": envelope.run,
+            "attempts": 0,
+            "error": None,
+            "worker": None,
+            "usage": None,
+            "progress": None,
+            "started_at": None,
+            "finished_at": None,
+            "queued_at": now(),
+            "seq": None,
+        }
+        due_s = due_in(record, JobStatus.QUEUED, 0.0)
+        try:
+            new = await self._store.move(record.owner, record.id, JobStatus.QUEUED, due_s=due_s, **changes)
+        except IllegalMove:
+            raise JobNotFailed("this job is being tried again already") from None
+        if new is None:
+            new = first_record(envelope, queue_s=record.queue_s, expires_at=None)
+            await self._store.create(new, ttl_s=self._keep_s, due_s=due_s)
+        new = await self._submitter.resubmit(envelope, body, new)
+        if word_seq is not None:
+            await self._log.undecide(record.id, word_seq)
+        return new
+
+    # Dead letters, of all owners
+
+    async def dead_letters(self, *, before: int | None, limit: int) -> list[DeadLetter]:
+        """Newest first, with sequences below `before`."""
+        return await self._log.dead(before=before, limit=limit)
+
+    async def dead_letter(self, job_id: str) -> DeadLetter:
+        """The newest of this job. Raises NotFound."""
+        _check_id(job_id)
+        letter = await self._log.dead_letter(job_id)
+        if letter is None:
+            raise NotFound(f"there is no dead letter of '{job_id}'", code="dead_letter_not_found")
+        return letter
+
+    async def replay(self, job_id: str) -> JobRecord:
+        """A new run of a dead letter's job, which then is none any more. Raises NotFound, JobNotFailed."""
+        letter = await self.dead_letter(job_id)
+        record = await self.get_or(letter.word.owner, job_id, record_of(letter.word))
+        if record.status is not JobStatus.FAILED:
+            raise JobNotFailed(f"only a failed job can be tried again; this one is {record.status}")
+        if not letter.message:
+            raise JobNotFailed("the request of this job was too large to be kept; submit it again")
+        decision = await self._log.decided(job_id)
+        again = await self._again(record, letter.message, decision.seq if decision is not None else None)
+        await self._log.unbury(letter.seq)
+        return again
+
+    async def delete_dead_letters(self, job_id: str) -> None:
+        """Delete the dead letters of a job. Raises NotFound."""
+        letter: DeadLetter | None = await self.dead_letter(job_id)
+        while letter is not None:
+            await self._log.unbury(letter.seq)
+            letter = await self._log.dead_letter(job_id)
+
+    async def get_or(self, owner: str, job_id: str, otherwise: JobRecord) -> JobRecord:
+        """The record, or what is given where there is none."""
+        try:
+            return await self.get(owner, job_id)
+        except JobNotFound:
+            return otherwise
+
+
+def _check_id(job_id: str) -> None:
+    """What is no id never gets into a subject. Raises JobNotFound."""
+    if JOB_ID.fullmatch(job_id) is None:
+        raise JobNotFound(f"there is no job '{job_id[:100]}'")
+
+
+def _fits(record: JobRecord, status: JobStatus | None, model: str, metadata: dict[str, str]) -> bool:
+    return (
+        (status is None or record.status is status)
+        and (not model or record.model == model)
+        and all(record.metadata.get(name) == value for name, value in metadata.items())
+    )

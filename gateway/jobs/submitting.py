@@ -1,0 +1,144 @@
+"""From a checked request to a durable job: its record, its message in the queue, its first event, in this order.
+
+Whoever dies in between has not answered 202 yet. A record without a message ends as expired; a message without a record
+runs, and its record is made anew from its first event or its terminal word. A job with a given id may be submitted by several
+at once, and again: NATS stores one message per run for a while, and the referee lets only one attempt of a job run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from backbone.bus.joblog import JobLog
+from backbone.ids import new_job_id
+from backbone.store.base import LimitReached, Store
+from gateway.dispatch import Dispatcher
+from gateway.jobs.base import Submission
+from gateway.jobs.ending import Ending
+from gateway.jobs.records import due_in, first_record, now, word_by_us
+from gateway.metrics import GatewayMetrics
+from schemas.durable import NO_TOKEN, QUEUED, encode_durable
+from schemas.errors import NexusError, RateLimited, Unavailable
+from schemas.jobs import Envelope, JobRecord, JobStatus, Lane
+
+EVENTS = "nexus.events."
+LANE_OF_TIER = {"priority": Lane.PRIORITY, "flex": Lane.FLEX}
+
+
+class Submitter:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        jobs: JobLog,
+        store: Store,
+        ending: Ending,
+        dispatcher: Dispatcher,
+        metrics: GatewayMetrics,
+        *,
+        keep_s: float,
+        queue_s: float,
+    ) -> None:
+        self._log = jobs
+        self._store = store
+        self._ending = ending
+        self._dispatcher = dispatcher
+        self._metrics = metrics
+        self._keep_s = keep_s
+        self._queue_s = queue_s
+
+    async def submit(self, submission: Submission) -> JobRecord:
+        """See `gateway.jobs.base.Jobs.submit`."""
+        envelope = self._envelope(submission)
+        expires_at = None if submission.timeout_s is None else now() + max(1, round(submission.timeout_s))
+        record = first_record(envelope, queue_s=self._limit_on_waiting(submission), expires_at=expires_at)
+        if not await self._create(record, submission):
+            existing = await self._store.get(record.owner, record.id)
+            if existing is not None and await self.is_stored(record.id):
+                return existing
+        return await self._enqueue(envelope, record, submission)
+
+    async def is_stored(self, job_id: str) -> bool:
+        """Whether the job has been in the queue for certain."""
+        return bool(await self._log.first(job_id, 1)) or await self._log.decided(job_id) is not None
+
+    async def resubmit(self, envelope: Envelope, body: bytes, record: JobRecord) -> JobRecord:
+        """Store the message of a new run, whose record is there already."""
+        seq = await self._log.store(envelope, body)
+        record = record.model_copy(update={"seq": seq})
+        await asyncio.gather(self._say_queued(record), self._store.update(record.owner, record.id, seq=seq))
+        return record
+
+    async def _create(self, record: JobRecord, submission: Submission) -> bool:
+        due_s = due_in(record, JobStatus.QUEUED, 0.0)
+        limit = submission.principal.max_queued
+        try:
+            return await self._store.create(record, ttl_s=self._keep_s, due_s=due_s, max_queued=limit)
+        except LimitReached:
+            raise RateLimited(
+                f"this API key has {limit} jobs waiting, as many as it may have; submit again when some have begun",
+                retry_after_s=5.0,
+            ) from None
+
+    async def _enqueue(self, envelope: Envelope, record: JobRecord, submission: Submission) -> JobRecord:
+        try:
+            seq = await self._log.store(envelope, submission.received.body)
+        except BaseException as error:
+            await self._take_back(record, submission, error)
+            raise
+        submission.received.blobs = []  # the job's from now on
+        self._metrics.child(self._metrics.jobs_submitted, record.endpoint).inc()
+        record = record.model_copy(update={"seq": seq})
+        with contextlib.suppress(Unavailable):  # the job is in the queue: that is what was promised
+            await self._say_queued(record)
+        return record
+
+    async def _say_queued(self, record: JobRecord) -> None:
+        frame = encode_durable(QUEUED, record.run, 0, 0, NO_TOKEN, record.model_dump_json(exclude_none=True).encode())
+        await self._log.say(record.id, frame)
+
+    async def _take_back(self, record: JobRecord, submission: Submission, error: BaseException) -> None:
+        """Not accepted. What NATS may have stored all the same shall not run, unless it will be submitted again."""
+        with contextlib.suppress(NexusError):
+            if isinstance(error, Unavailable) and not submission.job_id:
+                await self._ending.decide(word_by_us(record, JobStatus.CANCELLED))
+        with contextlib.suppress(NexusError):
+            await self._store.remove(record.owner, record.id)
+
+    def _envelope(self, submission: Submission) -> Envelope:
+        endpoint, received, principal = submission.endpoint, submission.received, submission.principal
+        request, dispatcher = received.request, self._dispatcher
+        public_model = endpoint.target(request, dispatcher.catalogue, endpoint.capability)
+        stream_type = endpoint.stream_type(request)
+        job_id = submission.job_id or new_job_id()
+        lane = submission.lane or LANE_OF_TIER.get(request.service_tier, Lane.DEFAULT)
+        return Envelope(
+            job=job_id,
+            request_id=submission.request_id,
+            endpoint=endpoint.path,
+            capability=endpoint.capability,
+            lane=lane,
+            model=dispatcher.catalogue.resolve(public_model, endpoint.capability, may_wait=not submission.caller_waits),
+            public_model=public_model,
+            stream=stream_type is not None,
+            reply=EVENTS + job_id,
+            owner=principal.owner,
+            limits=dispatcher.limits_of(endpoint.capability),
+            metadata=submission.metadata,
+            body_size=received.body_size,
+            body_blob=received.body_blob,
+            uploads=received.uploads,
+            keep_s=self._keep_s,
+            durable=True,
+            stream_type=(stream_type or b"").decode(),
+            shown_endpoint=submission.shown_endpoint,
+            key=principal.key_id,
+            webhook=submission.webhook,
+            batch=submission.batch,
+        )
+
+    def _limit_on_waiting(self, submission: Submission) -> float:
+        if submission.caller_waits:
+            return self._dispatcher.limits_of(submission.endpoint.capability).queue_s
+        return self._queue_s

@@ -1,0 +1,71 @@
+"""Jobs whose time is over: those that waited too long, those with a time-out, and those whose worker has fallen silent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import structlog
+
+from backbone.store.base import Due, IllegalMove, Store
+from gateway.jobs.ending import Ending
+from gateway.jobs.records import due_in, now, waits_until
+from schemas.errors import DeadlineExceeded, ErrorInfo, NexusError
+from schemas.jobs import TERMINAL, JobRecord, JobStatus
+
+log = structlog.get_logger(__name__)
+
+LOOK_S = 0.5
+AT_ONCE = 100
+
+
+class Timers:
+    """All gateways look; each due job is one gateway's."""
+
+    def __init__(self, store: Store, ending: Ending, *, ack_wait_s: float) -> None:
+        self._store = store
+        self._ending = ending
+        self._silence_s = 3 * ack_wait_s
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            try:
+                for due in await self._store.due(AT_ONCE):
+                    await self._look(due)
+            except NexusError as error:
+                log.debug("timers wait", error=error.info.message)
+            except Exception:
+                log.exception("defect in the timers")
+
+    async def _look(self, due: Due) -> None:
+        record = await self._store.get(due.owner, due.job)
+        if record is None or record.status in TERMINAL:
+            return
+        reason = self._over(record)
+        if reason is not None:
+            await self._ending.end(record, JobStatus.EXPIRED, reason)
+        elif record.status is JobStatus.IN_PROGRESS:
+            await self._silent(record)
+        else:
+            left = due_in(record, JobStatus.QUEUED, self._silence_s)
+            await self._store.update(record.owner, record.id, due_s=left)
+
+    async def _silent(self, record: JobRecord) -> None:
+        """No sign of its worker: NATS gives it to the next one. Until that begins, the job waits."""
+        due_s = due_in(record, JobStatus.QUEUED, self._silence_s)
+        back = {"worker": None, "progress": None, "run": record.run, "queued_at": now()}
+        with contextlib.suppress(IllegalMove):  # it has ended meanwhile
+            await self._store.move(record.owner, record.id, JobStatus.QUEUED, due_s=due_s, **back)
+
+    def _over(self, record: JobRecord) -> ErrorInfo | None:
+        at = now()
+        if record.expires_at is not None and at >= record.expires_at:
+            seconds = record.expires_at - record.created_at
+            return DeadlineExceeded(f"the job had not ended {seconds:g} s after it was submitted (its timeout)").info
+        if record.status is JobStatus.QUEUED and at >= waits_until(record):
+            return DeadlineExceeded(
+                f"no worker took the job within {record.queue_s:g} s (queue limit)", code="queue_timeout"
+            ).info
+        return None

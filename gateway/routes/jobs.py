@@ -1,0 +1,153 @@
+"""`/v1/jobs`: poll, watch, cancel, retry. `POST /v1/jobs` is served by `gateway.submissions`."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64encode
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import Response, StreamingResponse
+
+from gateway.answers import error_of, with_pauses
+from gateway.auth import Principal
+from gateway.deps import JobsCaller, Parts, PartsDep
+from gateway.endpoint import comment_frame
+from gateway.jobs.base import JobEvent
+from gateway.jobs.shape import shape
+from gateway.links import base_url
+from schemas.durable import JobEventKind
+from schemas.errors import NexusError
+from schemas.jobs import JobRecord, JobStatus
+
+router = APIRouter(tags=["jobs"])
+
+MAX_WAIT_S = 300.0
+PAUSE_S = 10.0
+"""A stream of events without one for so long gets a comment, so that nothing in between takes it for dead."""
+SSE = "text/event-stream; charset=utf-8"
+STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+
+_METADATA = re.compile(r"metadata\[(.{1,64})\]")
+
+
+async def _shown(parts: Parts, record: JobRecord) -> dict[str, Any]:
+    position, eta_s = await parts.jobs.outlook(record)
+    return shape(record, position=position, eta_s=eta_s)
+
+
+@router.get("/v1/jobs")
+async def list_jobs(
+    request: Request,
+    parts: PartsDep,
+    caller: JobsCaller,
+    status: Annotated[JobStatus | None, Query()] = None,
+    model: Annotated[str, Query()] = "",
+    after: Annotated[str, Query()] = "",
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+) -> dict[str, Any]:
+    """The caller's jobs, newest first; also by `metadata[name]=value`. The next page is behind `last_id`."""
+    matches = ((_METADATA.fullmatch(name), value) for name, value in request.query_params.multi_items())
+    metadata = {match[1]: value for match, value in matches if match is not None}
+    records, has_more = await parts.jobs.page(
+        caller.owner, status=status, model=model, metadata=metadata, after=after, limit=limit
+    )
+    return {
+        "object": "list",
+        "data": [shape(record) for record in records],
+        "first_id": records[0].id if records else None,
+        "last_id": records[-1].id if records else None,
+        "has_more": has_more,
+    }
+
+
+@router.get("/v1/jobs/{job_id}")
+async def get_job(
+    job_id: str, parts: PartsDep, caller: JobsCaller, wait: Annotated[float, Query(ge=0)] = 0.0
+) -> dict[str, Any]:
+    """A job; with `wait`, as soon as it has ended, or after so many seconds (at most 300)."""
+    if wait:
+        record = await parts.jobs.wait(caller.owner, job_id, min(wait, MAX_WAIT_S))
+    else:
+        record = await parts.jobs.get(caller.owner, job_id)
+    return await _shown(parts, record)
+
+
+@router.get("/v1/jobs/{job_id}/result")
+async def get_result(job_id: str, request: Request, parts: PartsDep, caller: JobsCaller) -> Response:
+    """The answer as the endpoint makes it, with its content type; the error and its status, where it failed."""
+    result = await parts.jobs.result(caller.owner, job_id)
+    error = error_of(result)
+    if error is not None:
+        raise NexusError.from_info(error)
+    payload = parts.answers.payload(result, base_url(request.scope))
+    headers = {"content-length": str(payload.size)}
+    return StreamingResponse(payload.pieces(), media_type=payload.content_type, headers=headers)
+
+
+@router.get("/v1/jobs/{job_id}/events")
+async def get_events(job_id: str, request: Request, parts: PartsDep, caller: JobsCaller) -> Response:
+    """Server-sent events from the beginning, or behind `Last-Event-ID`, to the end of the job."""
+    after = request.headers.get("last-event-id", "")
+    events = parts.jobs.follow(caller.owner, job_id, after)
+    # What cannot be followed is an error and no stream.
+    paced = with_pauses(events, PAUSE_S)
+    try:
+        first = await anext(paced, None)
+    except BaseException:
+        await paced.aclose()
+        raise
+    frames = _frames(parts, caller, job_id, first, paced)
+    return StreamingResponse(frames, media_type=SSE, headers=STREAM_HEADERS)
+
+
+async def _frames(
+    parts: Parts, caller: Principal, job_id: str, first: JobEvent | None, paced: Any
+) -> AsyncIterator[bytes]:
+    async with aclosing(paced):
+        if first is not None:
+            yield event_frame(first)
+        try:
+            async for event in paced:
+                yield event_frame(event) if event is not None else await _pause(parts, caller, job_id)
+        except NexusError as error:
+            yield b"event: error\ndata: %b\n\n" % orjson.dumps(error.info.body())
+
+
+async def _pause(parts: Parts, caller: Principal, job_id: str) -> bytes:
+    try:
+        position = (await parts.jobs.outlook(await parts.jobs.get(caller.owner, job_id)))[0]
+    except NexusError:
+        position = None
+    return comment_frame(position) if position is not None else b": keep-alive\n\n"
+
+
+def event_frame(event: JobEvent) -> bytes:
+    """One event on its way to the caller."""
+    data = event.data
+    if event.kind is JobEventKind.CHUNK:
+        data = _chunk(data)
+    return b"event: %b\nid: %b\ndata: %b\n\n" % (event.kind.value.encode(), event.id.encode(), data)
+
+
+def _chunk(data: bytes) -> bytes:
+    """The endpoint's own chunk: the JSON of a server-sent event; of sound, its bytes in base64."""
+    if data.startswith((b"data:", b"event:", b"id:")):
+        lines = [line[5:].strip() for line in data.split(b"\n") if line.startswith(b"data:")]
+        return b"\ndata: ".join(lines)
+    return b'{"b64":"%b"}' % b64encode(data)
+
+
+@router.post("/v1/jobs/{job_id}/cancel")
+async def cancel_job(job_id: str, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
+    """Queued, it never runs; running, its backend is stopped. Of a job that has ended, how it did."""
+    return await _shown(parts, await parts.jobs.cancel(caller.owner, job_id))
+
+
+@router.post("/v1/jobs/{job_id}/retry", status_code=202)
+async def retry_job(job_id: str, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
+    """A new run of a failed job, under its id."""
+    return await _shown(parts, await parts.jobs.retry(caller.owner, job_id))

@@ -1,0 +1,209 @@
+"""Requests that become durable jobs, as bare ASGI: `POST /v1/jobs`, and inference requests whose callers wish it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+from gateway.answers import Answers
+from gateway.auth import Auth, Principal
+from gateway.bodies import LARGE, WEIGHT, Reader, Received
+from gateway.endpoint import Endpoint
+from gateway.http import LINE, Line, Receive, Reply, Scope, Send, hear_gone, request_id_of
+from gateway.idempotency import Idempotency
+from gateway.jobs.base import Jobs, Submission
+from gateway.links import base_url
+from gateway.parsing import CallerGone, parse, read_body
+from gateway.uploads import FileUploads
+from gateway.wishes import Wish, wish_of
+from schemas.errors import ErrorInfo, InternalError, InvalidRequest, NexusError
+from schemas.jobs import TERMINAL, Lane
+from schemas.keys import Scope as KeyScope
+from schemas.submit import SubmitRequest
+
+log = structlog.get_logger(__name__)
+
+PATH = "/v1/jobs"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """An inference request that is to become a durable job."""
+
+    principal: Principal
+    endpoint: Endpoint
+    received: Received
+    wish: Wish
+    scope: Scope
+    receive: Receive
+    reply: Reply
+    line: Line | None
+
+
+class Submissions:
+    """See the module's docstring."""
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        answers: Answers,
+        idempotency: Idempotency,
+        reader: Reader,
+        auth: Auth,
+        endpoints: Mapping[str, Endpoint],
+        uploads: FileUploads,
+        check_url: Callable[[str], None],
+    ) -> None:
+        """`reader`: its blobs last as long as a job may. `check_url` raises InvalidRequest for what no webhook can be."""
+        self._jobs = jobs
+        self._answers = answers
+        self._idempotency = idempotency
+        self.reader = reader
+        self._auth = auth
+        self._endpoints = endpoints
+        self._uploads = uploads
+        self._check_url = check_url
+
+    # Wishes
+
+    async def answer(self, asked: Asked) -> ErrorInfo | None:
+        """Answer one request; what it submits goes on whoever hangs up. Returns the error it was answered with. Raises NexusError."""
+        if asked.wish.respond_async:
+            asked.principal.require(KeyScope.JOBS)
+        work = asyncio.ensure_future(self._answer(asked))
+
+        def gone() -> None:
+            work.cancel()
+
+        unwatch = hear_gone(asked.line, asked.receive, gone)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if asyncio.current_task().cancelling():  # type: ignore[union-attr]
+                work.cancel()
+                raise
+            raise CallerGone from None
+        finally:
+            unwatch()
+
+    async def _answer(self, asked: Asked) -> ErrorInfo | None:
+        wish, owner, reply = asked.wish, asked.principal.owner, asked.reply
+        submission = Submission(
+            principal=asked.principal,
+            endpoint=asked.endpoint,
+            received=asked.received,
+            request_id=reply.request_id,
+            caller_waits=not wish.respond_async,
+        )
+        if wish.key:
+            submission.job_id = await self._idempotency.job_id(owner, wish.key, asked.endpoint.path, asked.received)
+        # Not half a job: a caller who hangs up meanwhile has one, or has none.
+        record = await asyncio.shield(self._jobs.submit(submission))
+        reply.headers.append((b"x-nexus-job-id", record.id.encode()))
+        if wish.respond_async:
+            if wish.wait_s:
+                record = await self._jobs.wait(owner, record.id, wish.wait_s)
+            if not wish.wait_s or record.status not in TERMINAL:
+                await self._answers.accepted(reply, record, wish)
+                return None
+        else:
+            content_type = asked.endpoint.stream_type(asked.received.request)
+            if content_type is not None:
+                return await self._answers.relay(reply, record, content_type, asked.line, ids=wish.resume)
+            await self._answers.until_ended(owner, record.id)
+        result = await self._jobs.result(owner, record.id)
+        return await self._answers.result(reply, result, base_url(asked.scope), asked.line)
+
+    # POST /v1/jobs
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one `POST /v1/jobs`. Never raises, but for cancellation."""
+        reply = Reply(send, request_id_of(scope))
+        info: ErrorInfo | None = None
+        try:
+            await self._submit(scope, receive, reply)
+        except (CallerGone, OSError):
+            return
+        except NexusError as error:
+            info = error.info
+        except Exception:
+            log.exception("defect in the gateway", request_id=reply.request_id)
+            info = InternalError(f"internal error; request id {reply.request_id}").info
+        if info is not None and not reply.started:
+            await reply.error(info)
+        log.info(
+            "request",
+            request_id=reply.request_id,
+            endpoint=PATH,
+            status=reply.status,
+            **({"error": info.code or info.type} if info is not None else {}),
+        )
+
+    async def _submit(self, scope: Scope, receive: Receive, reply: Reply) -> None:
+        headers = scope["headers"]
+        principal = self._auth.check(headers)
+        principal.require(KeyScope.JOBS)
+        principal.require(KeyScope.INFERENCE)
+        wish = wish_of(headers)
+        request = await self._read(scope, receive)
+        endpoint = self._endpoints.get(request.endpoint)
+        if endpoint is None:
+            raise InvalidRequest(
+                f"'{request.endpoint}' takes no jobs; these do: {', '.join(sorted(self._endpoints))}", param="endpoint"
+            )
+        principal.require(endpoint.scope)
+        if request.webhook is not None:
+            self._check_url(request.webhook.url)
+        received = await self._received(principal, endpoint, request.body)
+        try:
+            submission = Submission(
+                principal=principal,
+                endpoint=endpoint,
+                received=received,
+                request_id=reply.request_id,
+                lane=Lane(request.service_tier) if request.service_tier else None,
+                metadata=request.metadata,
+                webhook=request.webhook.url if request.webhook is not None else "",
+                timeout_s=request.timeout,
+            )
+            if wish is not None and wish.key:
+                about = request.model_dump(mode="json", exclude={"body"})
+                submission.job_id = await self._idempotency.job_id(
+                    principal.owner, wish.key, f"{PATH} {endpoint.path}", received, about
+                )
+            record = await asyncio.shield(self._jobs.submit(submission))
+        finally:
+            if received.blobs:
+                await received.discard()
+        reply.headers.append((b"x-nexus-job-id", record.id.encode()))
+        if wish is not None and wish.wait_s:
+            record = await self._jobs.wait(principal.owner, record.id, wish.wait_s)
+        await self._answers.accepted(reply, record, wish)
+
+    async def _read(self, scope: Scope, receive: Receive) -> SubmitRequest:
+        line, headers, reader = scope.get(LINE), scope["headers"], self.reader
+        here = line is not None and line.body_complete
+        if here:
+            return parse(
+                await read_body(headers, receive, reader.max_bytes, reader.timeout_s, here=True), SubmitRequest
+            )
+        size = reader.announced(headers)
+        if size <= LARGE:
+            return parse(await read_body(headers, receive, reader.max_bytes, reader.timeout_s), SubmitRequest)
+        async with reader.budget.share(WEIGHT * size):
+            return parse(await read_body(headers, receive, reader.max_bytes, reader.timeout_s), SubmitRequest)
+
+    async def _received(self, principal: Principal, endpoint: Endpoint, body: dict[str, Any]) -> Received:
+        """Problems are named by their place in the whole request: `body.messages`."""
+        try:
+            if endpoint.files:
+                fields, uploads = await self._uploads.take(principal.owner, endpoint, body)
+                return await self.reader.of_value(endpoint, fields, uploads)
+            return await self.reader.of_value(endpoint, body)
+        except InvalidRequest as error:
+            info = error.info.model_copy(update={"param": f"body.{error.info.param}" if error.info.param else "body"})
+            raise InvalidRequest(info=info) from None

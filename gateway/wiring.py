@@ -1,0 +1,194 @@
+"""Putting one gateway process together from its settings, and starting and stopping its parts in order."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from backbone.bus.nats_blobs import NatsBlobs
+from backbone.bus.nats_gateway import NatsGatewayBus
+from backbone.bus.nats_joblog import NatsJobLog
+from backbone.bus.notices import NatsNotices
+from backbone.bus.streams import BucketConfig, JobsStream
+from backbone.egress import Egress
+from backbone.registry.etcd import EtcdRegistry
+from backbone.settings import GatewaySettings
+from backbone.store.redis import RedisStore
+from backbone.store.redis_documents import RedisDocuments
+from gateway.answers import Answers
+from gateway.app import ENDPOINTS, make_app, make_observability_app
+from gateway.auth import Auth
+from gateway.bodies import Budget, Reader
+from gateway.call import MAX_STARTS
+from gateway.deps import Parts
+from gateway.dispatch import Dispatcher
+from gateway.door import App, Door
+from gateway.durable import Durable, Tools, retention
+from gateway.files import Files
+from gateway.idempotency import Idempotency
+from gateway.inference import Bounds, Inference
+from gateway.keys import KeyRing
+from gateway.links import Links
+from gateway.metrics import GatewayMetrics
+from gateway.readiness import ReadinessCheck
+from gateway.remote_media import RemoteMedia
+from gateway.submissions import Submissions
+from gateway.uploads import FileUploads
+from schemas.jobs import Limits
+
+log = structlog.get_logger(__name__)
+
+BLOB_MARGIN_S = 3600.0
+"""Blobs of the bucket may live this much longer than the longest that is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A gateway whose parts are up."""
+
+    api: App
+    probes: App
+    """`/health`, `/readyz` and `/metrics` alone."""
+    dispatcher: Dispatcher
+
+
+@asynccontextmanager
+async def running(settings: GatewaySettings, gateway: str) -> AsyncIterator[Running]:
+    """A gateway, by the name that its connections have, until the end of the block. Raises Unavailable when it cannot start."""
+    bus = NatsGatewayBus(
+        settings.nats_url, gateway=gateway, ack_wait_s=settings.ack_wait_s, stream=_jobs_stream(settings)
+    )
+    registry = EtcdRegistry(settings.etcd_url, settings.etcd_prefix)
+    store = RedisStore(settings.redis_url)
+    documents = RedisDocuments(store)
+    metrics = GatewayMetrics()
+    dispatcher = _dispatcher(settings, bus, registry, metrics)
+    notices = NatsNotices(settings.nats_url, gateway)
+    keys = KeyRing(documents, notices)
+    auth, links = _auth(settings, keys)
+    blobs = NatsBlobs(settings.nats_url, f"{gateway}-blobs", create=_bucket(settings))
+    jobs_log = NatsJobLog(settings.nats_url, gateway, retention=retention(settings))
+    egress = _hooks_egress(settings)
+    durable = Durable(settings, Tools(jobs_log, bus, blobs, store, registry, dispatcher, metrics, keys, egress))
+    reader = _reader(settings, blobs)
+    lasting = reader.lasting(settings.job_queue_timeout_s + settings.job_keep_s)
+    files = Files(documents, blobs, settings.max_file_bytes, settings.file_keep_s, settings.body_timeout_s)
+    answers = Answers(durable.jobs, blobs, links, settings.queue_comment_after_s)
+    submissions = Submissions(
+        durable.jobs,
+        answers,
+        Idempotency(jobs_log, blobs),
+        lasting,
+        auth,
+        {endpoint.path: endpoint for endpoint in ENDPOINTS},
+        FileUploads(files.open),
+        durable.webhooks.check_url,
+    )
+    bounds = Bounds(settings.queue_comment_after_s, settings.log_prompts)
+    inference = Inference(dispatcher, reader, blobs, links, auth, metrics, bounds, submissions)
+    parts = Parts(
+        dispatcher=dispatcher,
+        inference=inference,
+        auth=auth,
+        readiness=ReadinessCheck(bus, registry, store),
+        blobs=blobs,
+        links=links,
+        metrics=metrics.registry,
+        keys=keys,
+        jobs=durable.jobs,
+        answers=answers,
+        documents=documents,
+        reader=lasting,
+        files=files,
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(egress.close)
+        stack.push_async_callback(reader.media.close)
+        for part in (bus, blobs, registry, store, notices, keys, jobs_log, dispatcher, durable):
+            stack.push_async_callback(part.close)
+            await part.start()
+        yield Running(
+            api=Door(make_app(parts), inference, ENDPOINTS, settings.cors_origins, submissions),
+            probes=Door(make_observability_app(parts), inference, [], settings.cors_origins),
+            dispatcher=dispatcher,
+        )
+
+
+def _jobs_stream(settings: GatewaySettings) -> JobsStream:
+    return JobsStream(
+        settings.max_queued_jobs, settings.max_queued_per_model, settings.max_queue_bytes, settings.stream_replicas
+    )
+
+
+def _bucket(settings: GatewaySettings) -> BucketConfig:
+    longest = max(settings.job_queue_timeout_s + settings.job_keep_s, settings.file_keep_s, settings.result_url_ttl_s)
+    return BucketConfig(settings.max_blob_bytes, settings.stream_replicas, int(longest + BLOB_MARGIN_S))
+
+
+def _dispatcher(
+    settings: GatewaySettings, bus: NatsGatewayBus, registry: EtcdRegistry, metrics: GatewayMetrics
+) -> Dispatcher:
+    return Dispatcher(
+        bus,
+        registry,
+        metrics,
+        _limits(settings),
+        settings.ack_wait_s,
+        media_timeout_s=settings.media_timeout_s,
+        pull_timeout_s=settings.pull_timeout_s,
+        keep_s=settings.result_url_ttl_s,
+    )
+
+
+def _limits(settings: GatewaySettings) -> Limits:
+    return Limits(
+        queue_s=settings.queue_timeout_s,
+        first_token_s=settings.first_token_timeout_s,
+        idle_s=settings.idle_timeout_s,
+        total_s=settings.total_timeout_s,
+        load_s=settings.load_timeout_s,
+    )
+
+
+def _auth(settings: GatewaySettings, keys: KeyRing) -> tuple[Auth, Links]:
+    token = settings.gateway_bearer_token.get_secret_value() if settings.gateway_bearer_token else ""
+    if not token:
+        log.warning("no bootstrap key: only keys that were created before work", setting="GATEWAY_BEARER_TOKEN")
+    # Where gateways have no key in common, each can check only the URLs that it signed.
+    signing = token or secrets.token_urlsafe(32)
+    return Auth(token, keys), Links(signing, settings.public_url, settings.result_url_ttl_s)
+
+
+def _hosts(text: str) -> frozenset[str]:
+    return frozenset(host.strip() for host in text.split(",") if host.strip())
+
+
+def _hooks_egress(settings: GatewaySettings) -> Egress:
+    return Egress(
+        max_bytes=0, timeout_s=settings.webhook_timeout_s, private_hosts=_hosts(settings.webhook_private_hosts)
+    )
+
+
+def _reader(settings: GatewaySettings, blobs: NatsBlobs) -> Reader:
+    egress: Egress | None = None
+    if settings.fetch_media:
+        egress = Egress(
+            max_bytes=settings.fetch_max_bytes,
+            timeout_s=settings.fetch_timeout_s,
+            private_hosts=_hosts(settings.fetch_private_hosts),
+        )
+    limits = _limits(settings)
+    return Reader(
+        blobs,
+        settings.max_body_bytes,
+        settings.body_timeout_s,
+        # As long as the job may live, with all the attempts it may take.
+        MAX_STARTS * (limits.queue_s + limits.load_s + limits.total_s),
+        Budget(settings.max_buffered_bytes),
+        RemoteMedia(egress, settings.max_body_bytes),
+    )
