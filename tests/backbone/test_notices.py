@@ -1,0 +1,64 @@
+"""Notices between gateways, in memory and on NATS."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from backbone.bus.notices import MemoryNotices, NatsNotices, Notices
+from cli.embedded.servers import NatsServer
+from tests.conftest import Eventually
+
+
+@pytest.fixture(params=["memory", "nats"])
+def url(request: pytest.FixtureRequest) -> str | None:
+    """Of the server; None: in memory."""
+    return str(request.getfixturevalue("nats_url")) if request.param == "nats" else None
+
+
+@pytest.fixture
+async def pair(url: str | None) -> AsyncIterator[tuple[Notices, Notices]]:
+    """The notices of two gateways."""
+    if url is None:
+        shared = MemoryNotices()
+        yield shared, shared
+        return
+    one, other = NatsNotices(url, "one"), NatsNotices(url, "other")
+    await one.start()
+    await other.start()
+    yield one, other
+    await one.close()
+    await other.close()
+
+
+async def test_everybody_hears(pair: tuple[Notices, Notices], eventually: Eventually) -> None:
+    """Who told too; other topics are not heard."""
+    one, other = pair
+    heard: list[str] = []
+    await one.listen("apples", lambda: heard.append("one"))
+    await other.listen("apples", lambda: heard.append("other"))
+    await other.listen("pears", lambda: heard.append("pears"))
+    one.tell("apples")
+    await eventually(lambda: sorted(heard) == ["one", "other"])
+    heard.clear()
+    one.tell("plums")
+    one.tell("pears")
+    await eventually(lambda: heard == ["pears"])
+
+
+async def test_without_nats_telling_does_not_fail(own_nats: NatsServer, eventually: Eventually) -> None:
+    """After an outage every topic is heard: a notice may have been missed."""
+    notices = NatsNotices(own_nats.url, "one")
+    await notices.start()
+    heard: list[str] = []
+    await notices.listen("apples", lambda: heard.append("apples"))
+    await own_nats.stop()
+    notices.tell("apples")
+    notices.tell("pears")
+    await own_nats.start()
+    await eventually(lambda: heard)
+    heard.clear()
+    notices.tell("apples")
+    await eventually(lambda: heard)
+    await notices.close()

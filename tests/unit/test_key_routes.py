@@ -1,0 +1,181 @@
+"""`/v1/keys` as an operator uses it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import httpx
+import pytest
+
+from backbone.bus.notices import MemoryNotices
+from backbone.store.memory_documents import MemoryDocuments
+from gateway.app import make_app
+from gateway.auth import Auth
+from gateway.deps import Parts
+from gateway.keys import KeyRing
+
+TOKEN = "sk-test"
+BEARER = {"authorization": f"Bearer {TOKEN}"}
+
+
+class Gateway:
+    """The routes, on a store without a server."""
+
+    def __init__(self) -> None:
+        self.documents = MemoryDocuments()
+        self.ring = KeyRing(self.documents, MemoryNotices())
+        app = make_app(cast("Parts", SimpleNamespace(auth=Auth(TOKEN, self.ring), keys=self.ring)))
+        self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=BEARER)
+
+    async def ask(self, method: str, path: str = "/v1/keys", **options: Any) -> tuple[int, Any]:
+        answer = await self.http.request(method, path, **options)
+        return answer.status_code, answer.json()
+
+    async def create(self, name: str = "alice", **fields: Any) -> dict[str, Any]:
+        status, made = await self.ask("POST", json={"name": name} | fields)
+        assert status == 201, made
+        return dict(made)
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[Gateway]:
+    gateway = Gateway()
+    async with gateway.http:
+        yield gateway
+
+
+async def test_made_shown_listed_and_revoked(gateway: Gateway) -> None:
+    """The key and its webhook secret are in the first answer alone."""
+    made = await gateway.create()
+    key, secret = made.pop("key"), made.pop("webhook_secret")
+    assert key.startswith("nexus-")
+    assert secret.startswith("whsec_")
+    assert made.pop("id").startswith("key_")
+    assert abs(made.pop("created_at") - time.time()) < 10
+    assert made == {
+        "object": "api_key",
+        "name": "alice",
+        "owner": "alice",
+        "scopes": ["inference", "jobs"],
+        "max_queued": None,
+        "max_running": None,
+        "expires_at": None,
+        "status": "active",
+        "hint": key[-4:],
+    }
+    listed = await gateway.http.get("/v1/keys")
+    assert key not in listed.text
+    assert secret not in listed.text
+    assert "hash" not in listed.text
+    one = listed.json()["data"][0]
+    assert one == made | {"id": one["id"], "created_at": one["created_at"]}
+    path = f"/v1/keys/{one['id']}"
+    assert await gateway.ask("GET", path) == (200, one)
+    assert await gateway.ask("DELETE", path) == (200, {"id": one["id"], "object": "api_key", "deleted": True})
+    for method in ("GET", "DELETE"):
+        status, body = await gateway.ask(method, path)
+        assert (status, body["error"]["code"]) == (404, "key_not_found")
+    assert await gateway.ask("GET") == (200, {"object": "list", "data": []})
+
+
+async def test_everything_can_be_said(gateway: Gateway) -> None:
+    """Owner, scopes, limits, and either kind of end."""
+    made = await gateway.create(
+        owner="team A", scopes=["admin", "jobs", "admin"], max_queued=0, max_running=1, expires_in=0.5
+    )
+    assert (made["owner"], made["scopes"]) == ("team A", ["admin", "jobs"])
+    assert (made["max_queued"], made["max_running"]) == (0, 1)
+    assert 0 < made["expires_at"] - time.time() <= 2
+    end = int(time.time()) + 1000
+    assert (await gateway.create("bob", expires_at=end))["expires_at"] == end
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"name": ""}, "name"),
+        ({"name": " x"}, "name"),
+        ({"name": "a\nb"}, "name"),
+        ({"name": "x" * 201}, "name"),
+        ({"name": None}, "name"),
+        ({"name": "default"}, "name"),
+        ({"owner": ""}, "owner"),
+        ({"owner": "a\tb"}, "owner"),
+        ({"scopes": []}, "scopes"),
+        ({"scopes": "jobs"}, "scopes"),
+        ({"scopes": ["root"]}, "scopes.0"),
+        ({"max_queued": -1}, "max_queued"),
+        ({"max_queued": "5"}, "max_queued"),
+        ({"max_queued": True}, "max_queued"),
+        ({"max_running": 0}, "max_running"),
+        ({"max_running": 10**7}, "max_running"),
+        ({"expires_in": 0}, "expires_in"),
+        ({"expires_in": "30d"}, "expires_in"),
+        ({"expires_in": 1e12}, "expires_in"),
+        ({"expires_at": 1}, "expires_at"),
+        ({"expires_at": 10**15}, "expires_at"),
+        ({"expires_at": 4_000_000_000, "expires_in": 5}, "expires_in"),
+        ({"max_queue": 5}, "max_queue"),
+        ({"key": "nexus-mine"}, "key"),
+    ],
+)
+async def test_a_wrong_wish_is_refused(gateway: Gateway, fields: dict[str, Any], param: str) -> None:
+    """400, with the field that is wrong; no key is made."""
+    status, body = await gateway.ask("POST", json={"name": "alice"} | fields)
+    assert (status, body["error"]["type"], body["error"]["param"]) == (400, "invalid_request_error", param)
+    assert (await gateway.ask("GET"))[1]["data"] == []
+
+
+async def test_who_may_not_is_refused_before_the_body_is_read(gateway: Gateway) -> None:
+    """401 without a key and with a wrong one, 403 without the scope; the message says which scope is missing."""
+    made = await gateway.create()
+    nonsense = {"content": b"{ not json"}
+    for headers, status in [
+        ({"authorization": ""}, 401),
+        ({"authorization": "Bearer wrong"}, 401),
+        ({"authorization": f"Bearer {made['key']}"}, 403),
+        (BEARER, 400),
+    ]:
+        assert (await gateway.ask("POST", headers=headers, **nonsense))[0] == status
+    status, body = await gateway.ask("GET", headers={"authorization": f"Bearer {made['key']}"})
+    assert (status, body["error"]["type"]) == (403, "permission_error")
+    assert "'admin'" in body["error"]["message"]
+
+
+async def test_an_admin_key_makes_keys(gateway: Gateway) -> None:
+    """Until it is revoked, by itself if need be."""
+    admin = await gateway.create("root", scopes=["admin"])
+    bearer = {"authorization": f"Bearer {admin['key']}"}
+    assert (await gateway.ask("POST", headers=bearer, json={"name": "bob"}))[0] == 201
+    assert (await gateway.ask("DELETE", f"/v1/keys/{admin['id']}", headers=bearer))[0] == 200
+    status, body = await gateway.ask("GET", headers=bearer)
+    assert (status, body["error"]["code"], body["error"]["message"]) == (
+        401,
+        "invalid_api_key",
+        "this API key was revoked",
+    )
+
+
+async def test_an_expired_key_is_listed_as_such(gateway: Gateway) -> None:
+    """So that an operator sees why it does not open any more."""
+    made = await gateway.create(expires_in=100)
+    gateway.ring._index._clock = lambda: time.time() + 101
+    status, body = await gateway.ask("GET", headers={"authorization": f"Bearer {made['key']}"})
+    assert (status, body["error"]["message"]) == (401, "this API key has expired")
+
+
+async def test_without_the_store_is_503(gateway: Gateway) -> None:
+    """Nobody may believe that a key was made or ended; a list could be old."""
+    made = await gateway.create()
+    gateway.documents.available = False
+    for method, path, options in [
+        ("POST", "/v1/keys", {"json": {"name": "bob"}}),
+        ("GET", "/v1/keys", {}),
+        ("GET", f"/v1/keys/{made['id']}", {}),
+        ("DELETE", f"/v1/keys/{made['id']}", {}),
+    ]:
+        status, body = await gateway.ask(method, path, **options)
+        assert (status, body["error"]["code"]) == (503, "unavailable")

@@ -1,0 +1,357 @@
+"""API keys that were created, as gateways know them: what holds while the store is away, loses its data, or lags."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+
+from backbone.bus.notices import MemoryNotices
+from backbone.store.memory_documents import MemoryDocuments
+from gateway.auth import Auth, Principal
+from gateway.keys import KEPT_S, KIND, TRUSTED_S, KeyNotFound, KeyRing, NewKey
+from gateway.open_requests import OpenRequests
+from schemas.errors import AuthenticationFailed, InvalidRequest, NexusError, PermissionDenied, RateLimited, Unavailable
+from schemas.keys import Scope
+from tests.conftest import Eventually
+
+TOKEN = "nexus-bootstrap"
+
+
+class Fleet:
+    """Gateways that share a store, notices and a clock."""
+
+    def __init__(self, stack: AsyncExitStack) -> None:
+        self.now = 1_800_000_000.0
+        self.documents = MemoryDocuments(lambda: self.now)
+        self.notices = MemoryNotices()
+        self._stack = stack
+
+    async def gateway(self, *, reread_s: float = 0.02, token: str | None = TOKEN) -> Gateway:
+        ring = KeyRing(self.documents, self.notices, clock=lambda: self.now, reread_s=reread_s)
+        await ring.start()
+        self._stack.push_async_callback(ring.close)
+        return Gateway(ring, Auth(token, ring))
+
+    def flush(self) -> None:
+        self.documents._held.clear()
+
+    def held(self) -> list[str]:
+        return sorted(name.id for name in self.documents._held if name.kind == KIND)
+
+
+class Gateway:
+    def __init__(self, ring: KeyRing, auth: Auth) -> None:
+        self.ring = ring
+        self.auth = auth
+
+    def check(self, key: str) -> Principal:
+        return self.auth.check([(b"authorization", f"Bearer {key}".encode())])
+
+    def knows(self, key: str) -> bool:
+        try:
+            self.check(key)
+        except NexusError:
+            return False
+        return True
+
+    async def create(self, name: str = "alice", **options: Any) -> NewKey:
+        return await self.ring.create(name, **({"scopes": [Scope.INFERENCE]} | options))
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[Fleet]:
+    async with AsyncExitStack() as stack:
+        yield Fleet(stack)
+
+
+async def fails(call: Callable[[], Awaitable[Any]], error: type[NexusError]) -> str:
+    with pytest.raises(error) as caught:
+        await call()
+    return caught.value.info.message
+
+
+class TestOneGateway:
+    async def test_a_created_key_opens(self, fleet: Fleet) -> None:
+        """With the owner, the scopes and the limits it was made with, and nothing more."""
+        gateway = await fleet.gateway()
+        new = await gateway.create(
+            "alice", owner="team", scopes=[Scope.JOBS, Scope.INFERENCE], max_queued=5, max_running=2
+        )
+        principal = gateway.check(new.key)
+        assert (principal.owner, principal.name, principal.key_id) == ("team", "alice", new.record.id)
+        assert (principal.max_queued, principal.max_running) == (5, 2)
+        principal.require(Scope.JOBS)
+        with pytest.raises(PermissionDenied, match=r"'admin'.*inference, jobs"):
+            principal.require(Scope.ADMIN)
+
+    async def test_keys_are_unlike_each_other_and_kept_nowhere(self, fleet: Fleet) -> None:
+        """256 random bits each; the store has a hash, the last four characters and the webhooks' secret."""
+        gateway = await fleet.gateway()
+        made = [await gateway.create(f"k{n}") for n in range(20)]
+        assert len({new.key for new in made}) == len({new.record.webhook_secret for new in made}) == 20
+        everything = b"".join(held.value for held in fleet.documents._held.values()).decode()
+        for new in made:
+            assert new.key.startswith("nexus-")
+            assert len(new.key) == 49
+            assert new.key not in everything
+            assert new.key[6:] not in everything
+            assert new.record.hint == new.key[-4:]
+            assert new.record.webhook_secret.startswith("whsec_")
+            assert gateway.auth.webhook_secret(new.record.id) == new.record.webhook_secret
+
+    async def test_the_bootstrap_key_needs_no_store(self, fleet: Fleet) -> None:
+        """It may do everything, belongs to `default`, and has a webhook secret that all gateways agree on."""
+        fleet.documents.available = False
+        one, other = await fleet.gateway(), await fleet.gateway()
+        principal = one.check(TOKEN)
+        assert (principal.owner, principal.key_id, principal.scopes) == ("default", "", frozenset(Scope))
+        assert principal.max_queued is principal.max_running is None
+        secret = one.auth.webhook_secret("")
+        assert secret == other.auth.webhook_secret("") == principal.webhook_secret
+        assert secret != Auth("another").webhook_secret("")
+        assert TOKEN not in str(secret)
+
+    async def test_created_keys_work_without_a_bootstrap_key(self, fleet: Fleet) -> None:
+        """And nothing else does."""
+        new = await (await fleet.gateway()).create()
+        gateway = await fleet.gateway(token=None)
+        assert gateway.check(new.key).owner == "alice"
+        for wrong in (TOKEN, "", "None"):
+            assert not gateway.knows(wrong)
+        assert gateway.auth.webhook_secret("") is None
+
+    async def test_an_expired_key_is_told_so(self, fleet: Fleet) -> None:
+        """From that second on, and while the store is away; it is listed for a while, then forgotten everywhere."""
+        gateway = await fleet.gateway()
+        new = await gateway.create(expires_at=int(fleet.now) + 60)
+        fleet.now += 59
+        assert gateway.knows(new.key)
+        fleet.documents.available = False
+        fleet.now += 1
+        with pytest.raises(AuthenticationFailed, match="expired"):
+            gateway.check(new.key)
+        fleet.documents.available = True
+        assert [key.id for key in await gateway.ring.listed()] == [new.record.id]
+        fleet.now += KEPT_S + 1
+        assert await gateway.ring.listed() == []
+        assert fleet.held() == []
+        with pytest.raises(AuthenticationFailed, match="not valid"):
+            gateway.check(new.key)
+
+    async def test_a_revoked_key_is_told_so(self, fleet: Fleet) -> None:
+        """It is gone from the list, and cannot be revoked again; its jobs' webhooks are still signed."""
+        gateway = await fleet.gateway()
+        new, other = await gateway.create(), await gateway.create("bob")
+        await gateway.ring.revoke(new.record.id)
+        with pytest.raises(AuthenticationFailed, match="revoked") as caught:
+            gateway.check(new.key)
+        assert caught.value.info.code == "invalid_api_key"
+        assert gateway.knows(other.key)
+        assert [key.name for key in await gateway.ring.listed()] == ["bob"]
+        await fails(lambda: gateway.ring.shown(new.record.id), KeyNotFound)
+        await fails(lambda: gateway.ring.revoke(new.record.id), KeyNotFound)
+        await fails(lambda: gateway.ring.revoke("key_nobody"), KeyNotFound)
+        assert gateway.auth.webhook_secret(new.record.id) == new.record.webhook_secret
+        assert gateway.auth.webhook_secret("key_nobody") is None
+
+    async def test_two_tenants_do_not_become_one_by_accident(self, fleet: Fleet) -> None:
+        """A name that owns something already wants to be said as the owner, then it is shared; not even a race mixes them."""
+        gateway = await fleet.gateway()
+        assert "owner" in await fails(lambda: gateway.create("default"), InvalidRequest)
+        first = await gateway.create("alice")
+        await fails(lambda: gateway.create("alice"), InvalidRequest)
+        shared = await gateway.create("alice", owner="alice")
+        assert gateway.check(first.key).owner == gateway.check(shared.key).owner == "alice"
+        await gateway.ring.revoke(first.record.id)
+        await gateway.ring.revoke(shared.record.id)
+        await fails(lambda: gateway.create("alice"), InvalidRequest)
+
+    async def test_wrong_keys_are_never_repeated(self, fleet: Fleet) -> None:
+        """Nor any part of them."""
+        gateway = await fleet.gateway()
+        new = await gateway.create()
+        for wrong in (new.key[:-1], new.key + "x", new.record.hash, new.record.id):
+            with pytest.raises(AuthenticationFailed) as caught:
+                gateway.check(wrong)
+            assert wrong[:12] not in caught.value.info.message
+
+
+class TestTheStoreIsAway:
+    async def test_known_keys_go_on_and_nothing_changes(self, fleet: Fleet) -> None:
+        """Keys work from memory; making, listing and revoking says that it cannot be done now."""
+        gateway = await fleet.gateway()
+        new = await gateway.create()
+        fleet.documents.available = False
+        for _ in range(3):
+            await fails(gateway.ring.refresh, Unavailable)
+        assert gateway.knows(new.key)
+        await fails(lambda: gateway.create("bob"), Unavailable)
+        await fails(gateway.ring.listed, Unavailable)
+        await fails(lambda: gateway.ring.revoke(new.record.id), Unavailable)
+        assert gateway.knows(new.key)
+
+    async def test_a_gateway_that_starts_then_says_try_again(self, fleet: Fleet, eventually: Eventually) -> None:
+        """503 for what may be one of our keys, which clients try again; 401 for what cannot be; and it recovers by itself."""
+        new = await (await fleet.gateway()).create()
+        fleet.documents.available = False
+        late = await fleet.gateway()
+        with pytest.raises(Unavailable) as caught:
+            late.check(new.key)
+        assert caught.value.info.retry_after_s
+        with pytest.raises(AuthenticationFailed):
+            late.check("sk-something-else")
+        assert late.knows(TOKEN)
+        fleet.documents.available = True
+        await eventually(lambda: late.knows(new.key))
+        with pytest.raises(AuthenticationFailed):
+            late.check("nexus-" + "x" * 43)
+
+    async def test_an_outage_in_the_middle_of_a_reading(self, fleet: Fleet, eventually: Eventually) -> None:
+        """What was half given back is finished later."""
+        gateway = await fleet.gateway()
+        made = [await gateway.create(f"k{n}") for n in range(5)]
+        plain, left = fleet.documents.add, [2]
+
+        async def add(*arguments: Any, **options: Any) -> bool:
+            left[0] -= 1
+            if left[0] < 0:
+                raise Unavailable
+            return await plain(*arguments, **options)
+
+        fleet.documents.add = add  # type: ignore[method-assign]
+        fleet.flush()
+        await eventually(lambda: left[0] < 0)
+        assert all(gateway.knows(new.key) for new in made)
+        fleet.documents.add = plain  # type: ignore[method-assign]
+        await eventually(lambda: len(fleet.held()) == 5)
+
+
+class TestTheStoreLosesItsData:
+    async def test_keys_are_given_back_and_revoked_ones_are_not(self, fleet: Fleet, eventually: Eventually) -> None:
+        """From a gateway that knew them, to one that starts later: a revoked key stays revoked, also the last one."""
+        gateway = await fleet.gateway()
+        kept, gone = await gateway.create(), await gateway.create("bob", expires_at=int(fleet.now) + 600)
+        await gateway.ring.revoke(gone.record.id)
+        fleet.flush()
+        await eventually(lambda: len(fleet.held()) == 2)
+        late = await fleet.gateway()
+        assert late.knows(kept.key)
+        with pytest.raises(AuthenticationFailed, match="revoked"):
+            late.check(gone.key)
+        await gateway.ring.revoke(kept.record.id)
+        fleet.flush()
+        await eventually(lambda: len(fleet.held()) == 2)
+        assert not (await fleet.gateway()).knows(kept.key)
+
+    async def test_a_gateway_that_missed_a_revocation_brings_nothing_back(
+        self, fleet: Fleet, eventually: Eventually
+    ) -> None:
+        """It was told nothing and read nothing; it even wrote the key back: whoever knows better has the last word."""
+        knowing, dull = await fleet.gateway(), await fleet.gateway(reread_s=3600)
+        new = await knowing.create()
+        await dull.ring.refresh()
+        fleet.notices.available = False
+        await knowing.ring.revoke(new.record.id)
+        assert dull.knows(new.key)
+        fleet.flush()
+        await dull.ring.refresh()
+        await eventually(lambda: b'"revoked_at":1800' in next(iter(fleet.documents._held.values())).value)
+        await dull.ring.refresh()
+        assert not dull.knows(new.key)
+        assert not knowing.knows(new.key)
+
+    async def test_who_was_cut_off_for_long_forgets(self, fleet: Fleet) -> None:
+        """What has left the store meanwhile may have been revoked: it is not brought back."""
+        gateway = await fleet.gateway(reread_s=3600)
+        new = await gateway.create()
+        fleet.now += TRUSTED_S + 1
+        fleet.flush()
+        await gateway.ring.refresh()
+        assert not gateway.knows(new.key)
+        assert fleet.held() == []
+
+
+class TestManyGateways:
+    async def test_a_change_is_heard_at_once(self, fleet: Fleet, eventually: Eventually) -> None:
+        """By the notice alone: this gateway would read by itself only after an hour."""
+        one, other = await fleet.gateway(), await fleet.gateway(reread_s=3600)
+        new = await one.create()
+        await eventually(lambda: other.knows(new.key))
+        await one.ring.revoke(new.record.id)
+        await eventually(lambda: not other.knows(new.key))
+
+    async def test_a_lost_notice_delays_and_no_more(self, fleet: Fleet, eventually: Eventually) -> None:
+        """By reading alone."""
+        fleet.notices.available = False
+        one, other = await fleet.gateway(), await fleet.gateway()
+        new = await one.create()
+        await eventually(lambda: other.knows(new.key))
+        await one.ring.revoke(new.record.id)
+        await eventually(lambda: not other.knows(new.key))
+
+    async def test_keys_made_at_once(self, fleet: Fleet, eventually: Eventually) -> None:
+        """None is lost; of one name, one is made."""
+        gateways = [await fleet.gateway() for _ in range(4)]
+        made = await asyncio.gather(*(gateways[n % 4].create(f"k{n}") for n in range(40)))
+        for gateway in gateways:
+            await eventually(lambda gateway=gateway: all(gateway.knows(new.key) for new in made))
+        same = await asyncio.gather(*(gateway.create("same") for gateway in gateways), return_exceptions=True)
+        assert sorted(type(one).__name__ for one in same) == ["InvalidRequest"] * 3 + ["NewKey"]
+
+    async def test_more_keys_than_a_page(self, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+        """All are read."""
+        monkeypatch.setattr("gateway.keys.PAGE", 3)
+        one = await fleet.gateway()
+        made = [await one.create(f"k{n}") for n in range(10)]
+        other = await fleet.gateway()
+        assert all(other.knows(new.key) for new in made)
+        assert {key.name for key in await other.ring.listed()} == {f"k{n}" for n in range(10)}
+
+    async def test_too_many_keys(self, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Every gateway holds them all in memory, so there is a bound; what is revoked does not count."""
+        monkeypatch.setattr("gateway.keys.MAX_KEYS", 2)
+        gateway = await fleet.gateway()
+        first = await gateway.create("a")
+        await gateway.create("b")
+        await fails(lambda: gateway.create("c"), InvalidRequest)
+        await gateway.ring.revoke(first.record.id)
+        await gateway.create("c")
+
+    @pytest.mark.parametrize("value", [b"", b"{}", b"[1", b'{"id": "key_x"}'])
+    async def test_what_is_no_key_counts_as_absent(self, fleet: Fleet, value: bytes) -> None:
+        """Somebody wrote nonsense into the store: the others work."""
+        await fleet.documents.put(KIND, "", "key_x", value)
+        gateway = await fleet.gateway()
+        new = await gateway.create()
+        assert gateway.knows(new.key)
+        assert [key.id for key in await gateway.ring.listed()] == [new.record.id]
+        fleet.flush()
+        await gateway.ring.refresh()
+        assert fleet.held() == [new.record.id]
+
+
+class TestOpenRequests:
+    def test_a_key_with_limits_is_bounded(self) -> None:
+        """As many open requests as may wait and run together; one that ended makes room."""
+        counted, limited = OpenRequests(), Principal("o", key_id="k", max_queued=1, max_running=2)
+        entered = [counted.enter(limited) for _ in range(3)]
+        with pytest.raises(RateLimited) as caught:
+            counted.enter(limited)
+        assert (caught.value.info.status, caught.value.info.code) == (429, "rate_limit_exceeded")
+        assert caught.value.info.headers()["retry-after"] == "1"
+        assert counted.enter(Principal("o", key_id="k2", max_queued=1, max_running=2)) is not None
+        for one in entered:
+            assert one is not None
+            counted.leave(one)
+        assert counted.enter(limited) is limited
+
+    @pytest.mark.parametrize("limits", [{}, {"max_queued": 0}, {"max_running": 1}])
+    def test_keys_without_both_limits_are_not(self, limits: dict[str, int]) -> None:
+        """Nothing is counted for them."""
+        counted = OpenRequests()
+        assert [counted.enter(Principal("o", key_id="k", **limits)) for _ in range(100)] == [None] * 100
+        assert not counted._open

@@ -1,0 +1,146 @@
+"""`nexus keys`, on a gateway that is not there."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from typer.testing import CliRunner, Result
+
+from cli import options
+from cli.api import ApiClient, Target
+from cli.keys import seconds
+from cli.main import app
+
+ROW = {
+    "id": "key_1",
+    "object": "api_key",
+    "name": "alice",
+    "owner": "team",
+    "scopes": ["inference", "jobs"],
+    "max_queued": 5,
+    "max_running": None,
+    "created_at": 1_800_000_000,
+    "expires_at": 1_900_000_000,
+    "status": "active",
+    "hint": "abcd",
+}
+MADE = ROW | {"key": "nexus-secret", "webhook_secret": "whsec_x"}
+
+
+class Gateway:
+    """Notes what it is asked, and answers what it is told to."""
+
+    def __init__(self) -> None:
+        self.answer: dict[str, Any] = {}
+        self.asked: list[tuple[str, str, Any]] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content) if request.content else None
+        self.asked.append((request.method, request.url.raw_path.decode(), body))
+        return httpx.Response(200, json=self.answer)
+
+
+@pytest.fixture
+def gateway(monkeypatch: pytest.MonkeyPatch) -> Gateway:
+    gateway = Gateway()
+    monkeypatch.setattr(
+        options, "client", lambda *_: ApiClient(Target("http://gw", "sk"), httpx.MockTransport(gateway))
+    )
+    return gateway
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments)
+
+
+def test_a_key_is_made_and_printed_once(gateway: Gateway) -> None:
+    """With a line that says so; or the whole answer as JSON."""
+    gateway.answer = MADE
+    out = run("keys", "create", "alice").stdout
+    assert out.count("nexus-secret") == 1
+    assert "whsec_x" in out
+    assert "cannot be shown again" in out
+    assert json.loads(run("keys", "create", "alice", "--json").stdout) == MADE
+    assert gateway.asked == [("POST", "/v1/keys", {"name": "alice"})] * 2
+
+
+def test_every_wish_is_passed_on(gateway: Gateway) -> None:
+    """Owner, several scopes, limits, and the time until it ends."""
+    gateway.answer = MADE
+    line = "keys create ci --owner team --scope inference --scope admin --max-queued 0 --max-running 2 --expires 30d"
+    assert run(*line.split()).exit_code == 0
+    assert gateway.asked == [
+        (
+            "POST",
+            "/v1/keys",
+            {
+                "name": "ci",
+                "owner": "team",
+                "scopes": ["inference", "admin"],
+                "max_queued": 0,
+                "max_running": 2,
+                "expires_in": 30 * 86_400,
+            },
+        )
+    ]
+
+
+@pytest.mark.parametrize("command", [("keys",), ("keys", "list")])
+def test_keys_are_listed(gateway: Gateway, command: tuple[str, ...]) -> None:
+    """One line each, without the key; or the answer as JSON."""
+    gateway.answer = {"object": "list", "data": [ROW, ROW | {"id": "key_2", "expires_at": None, "status": "expired"}]}
+    lines = [line.split() for line in run(*command).stdout.splitlines()]
+    assert lines[1] == [
+        "key_1",
+        "alice",
+        "team",
+        "…abcd",
+        "inference,",
+        "jobs",
+        "5",
+        "-",
+        "2030-03-17",
+        "17:46Z",
+        "active",
+    ]
+    assert lines[2] == ["key_2", "alice", "team", "…abcd", "inference,", "jobs", "5", "-", "never", "expired"]
+    assert json.loads(run(*command, "--json").stdout) == gateway.answer
+    gateway.answer["data"] = []
+    assert "nexus keys create" in run(*command).stdout
+
+
+def test_a_key_is_revoked(gateway: Gateway) -> None:
+    """By its id, whatever is in it."""
+    gateway.answer = {"id": "key_1", "object": "api_key", "deleted": True}
+    assert run("keys", "revoke", "key_1").stdout == "key_1: revoked\n"
+    assert json.loads(run("keys", "revoke", "a/b", "--json").stdout) == gateway.answer
+    assert [path for _, path, _ in gateway.asked] == ["/v1/keys/key_1", "/v1/keys/a%2Fb"]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("90s", 90), ("45m", 2700), ("12H", 43_200), ("30d", 2_592_000), (" 2w", 1_209_600)]
+)
+def test_times(text: str, value: int) -> None:
+    """With a unit."""
+    assert seconds(text) == value
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("create",),
+        ("create", "x", "--scope", "root"),
+        ("create", "x", "--max-running", "0"),
+        *(("create", "x", "--expires", text) for text in ("30", "d", "0d", "-1d", "1y", "1.5h", "")),
+        ("revoke",),
+        ("--json", "revoke", "x"),
+        ("frobnicate",),
+    ],
+)
+def test_a_wrong_line_asks_nothing(gateway: Gateway, arguments: tuple[str, ...]) -> None:
+    """It says what is wrong with it."""
+    assert run("keys", *arguments).exit_code == 2
+    assert gateway.asked == []
