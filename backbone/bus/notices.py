@@ -29,7 +29,10 @@ class Notices(Protocol):
         """Send a notice. Best effort; never raises."""
 
     async def listen(self, topic: str, heard: Heard) -> None:
-        """Call `heard` at each notice on this topic, from now on. It must return at once and not raise."""
+        """Call `heard` at each notice on this topic, from now on. It must return at once and not raise.
+
+        Raises Unavailable.
+        """
 
 
 class NatsNotices:
@@ -55,6 +58,7 @@ class NatsNotices:
     async def listen(self, topic: str, heard: Heard) -> None:
         """See the base."""
         await self._wire.subscribe(f"{NOTICE}.{topic}", lambda *_: heard())
+        await self._wire.ping()
         self._heard.append(heard)
 
     async def _reconnected(self) -> None:
