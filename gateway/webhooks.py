@@ -16,7 +16,7 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import orjson
@@ -27,10 +27,11 @@ from backbone.bus.joblog import Backlog, Item
 from backbone.egress import FetchRefused
 from backbone.store.base import Store
 from gateway.jobs.records import record_of
+from gateway.jobs.shape import shape
 from gateway.webhook_notes import DeliveryNotes, Note, State
 from gateway.webhook_signature import BadSecret, signed
 from schemas.errors import InvalidRequest, Unavailable
-from schemas.jobs import Delivery, JobRecord
+from schemas.jobs import Delivery
 from schemas.words import Word
 
 log = structlog.get_logger(__name__)
@@ -88,21 +89,17 @@ class Webhooks:
         store: Store,
         poster: Poster,
         secret_of: Secrets,
-        show: Callable[[JobRecord], Mapping[str, Any]],
         *,
         delays_s: tuple[float, ...],
         timeout_s: float,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`show`: a record as callers see it. `delays_s`: what lies between the tries, of which there is one more.
-        `timeout_s`: what one try may take.
-        """
+        """`delays_s`: what lies between the tries, of which there is one more. `timeout_s`: what one try may take."""
         self._backlog = backlog
         self._store = store
         self._poster = poster
         self._notes = DeliveryNotes(store)
         self._secret_of = secret_of
-        self._show = show
         self._delays_s = delays_s
         self._hold_s = timeout_s + HOLD_S
         self._clock = clock
@@ -128,7 +125,7 @@ class Webhooks:
         if record is None or record.run != word.run or record.status is not word.status:
             record = record_of(word)
         moment = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        body = orjson.dumps({"type": f"job.{word.status.value}", "timestamp": moment, "data": self._show(record)})
+        body = orjson.dumps({"type": f"job.{word.status.value}", "timestamp": moment, "data": shape(record)})
         hook = Hook(owner=word.owner, job=word.job, run=word.run, key=word.key, url=word.webhook, body=body.decode())
         await self._backlog.put(f"{word.job}-{word.run}", hook.model_dump_json().encode())
 
