@@ -224,7 +224,9 @@ class EventWriter(Protocol):
         """So much is unconfirmed that `settle` should be awaited before more is said."""
 
     async def settle(self) -> None:
-        """Return when everything said is stored. Goes on for ever while NATS is away: bound it."""
+        """Return when everything said is stored. Goes on for ever while NATS is away: bound it. Raises Unavailable when it
+        was closed before that.
+        """
 
     def close(self) -> None:
         """Forget what is unconfirmed."""

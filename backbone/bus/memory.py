@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from backbone.bus.base import Delivery, Queue, QueueDepth, Sink
+from backbone.bus.memory_records import MemoryRecords
 from backbone.bus.subjects import encode_model
 from schemas.errors import QueueFull, RequestTooLarge, Unavailable
 from schemas.events import GONE
@@ -46,7 +47,7 @@ class MemoryBroker:
 
     ack_wait_s: float = 15.0
     max_per_queue: int = 10_000
-    available: bool = True
+    away: bool = False
     jobs: dict[int, _Job] = field(default_factory=dict)
     waiting: dict[Queue, deque[_Job]] = field(default_factory=dict)
     pulls: dict[Queue, deque[_Pull]] = field(default_factory=dict)
@@ -56,6 +57,18 @@ class MemoryBroker:
     workers: list[MemoryWorkerBus] = field(default_factory=list)
     seen: dict[str, int] = field(default_factory=dict)
     last_seq: int = 0
+    records: MemoryRecords = field(default_factory=MemoryRecords)
+    """What is stored about durable jobs."""
+
+    @property
+    def available(self) -> bool:
+        """Set it to make the broker go away and come back."""
+        return not self.away
+
+    @available.setter
+    def available(self, value: bool) -> None:
+        self.away = not value
+        self.records.changed(value)
 
     def require(self) -> None:
         """Raise Unavailable while the broker is away."""

@@ -107,15 +107,18 @@ async def request(client: Client, subject: str, body: Any = None, timeout_s: flo
 
 async def ensure_stream(client: Client, stream: JobsStream) -> None:
     """Make the jobs stream, or bring it to this configuration. Raises Unavailable, also for a server too old for it."""
-    await _ensure(client, stream.config(), ("republish", "discard_new_per_subject", "max_msgs_per_subject"), "2.10")
+    await ensure(client, stream.config(), ("republish", "discard_new_per_subject", "max_msgs_per_subject"), "2.10")
 
 
 async def ensure_bucket(client: Client, bucket: BucketConfig) -> None:
     """The same for the bucket of the blobs."""
-    await _ensure(client, bucket.config(), ("allow_msg_ttl",), "2.11")
+    await ensure(client, bucket.config(), ("allow_msg_ttl",), "2.11")
 
 
-async def _ensure(client: Client, config: dict[str, Any], needed: tuple[str, ...], version: str) -> None:
+async def ensure(client: Client, config: dict[str, Any], needed: tuple[str, ...], version: str) -> dict[str, Any]:
+    """Make a stream, or bring it to this configuration; what JetStream says about it. Raises Unavailable, also when the
+    server did not take what is `needed`.
+    """
     name = config["name"]
     try:
         try:
@@ -131,6 +134,7 @@ async def _ensure(client: Client, config: dict[str, Any], needed: tuple[str, ...
     for key in needed:
         if kept.get(key) != config[key]:
             raise Unavailable(f"this nats-server is too old: it did not take '{key}'. Nexus needs {version} or newer")
+    return answer
 
 
 async def ensure_consumer(client: Client, queue: Queue, ack_wait_s: float, replicas: int) -> None:

@@ -18,12 +18,34 @@ BLOBS = "nexus-blobs"
 BLOBS_STREAM = f"OBJ_{BLOBS}"
 """Bucket and stream of the object store; its layout is that of NATS's own clients and command line."""
 
+EVENTS_STREAM = "NEXUS_EVENTS"
+EVENTS = "nexus.events"
+TOLD = "nexus.told"
+"""Where NATS repeats each event of a durable job once it is stored."""
+DONE_STREAM = "NEXUS_DONE"
+DONE = "nexus.done"
+ENDED = "nexus.ended"
+"""Where NATS says, without repeating it, that a terminal word is stored."""
+RECORDER = "recorder"
+"""The consumer of terminal words that all gateways share."""
+DEAD_STREAM = "NEXUS_DLQ"
+DEAD = "nexus.dlq"
+ASK = "nexus.ask"
+"""Where workers ask about durable jobs, and the queue group of the gateways, of which one answers."""
+GATEWAYS = "gateways"
+CLAIMS = "nexus-idempotency"
+CLAIMS_STREAM = f"KV_{CLAIMS}"
+"""Bucket and stream of the idempotency claims; the layout is that of NATS's own clients and command line."""
+
 MAX_ENCODED = 200
 """Encoded model names are bounded: NATS keeps a folder per consumer, and file names end at 255 bytes."""
 
 _PLAIN = re.compile(rb"[A-Za-z0-9-]+")
 _ESCAPE = re.compile(r"_([0-9a-f]{2})")
 _BLOB_NAME = re.compile(r"[0-9a-f]{32}")
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,200}")
+_BACKLOG = re.compile(r"[a-z]{1,32}")
+_TAKEN = frozenset({"jobs", "bell", "reply", "control", "events", "told", "done", "ended", "dlq", "ask"})
 
 
 @lru_cache(maxsize=4096)
@@ -76,3 +98,37 @@ def blob_chunks(name: str) -> str:
 def blob_meta(name: str) -> str:
     """Where a blob is described."""
     return f"$O.{BLOBS}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
+
+
+def is_token(name: str) -> bool:
+    """Whether `name` can be one token of a subject: ids of jobs, of items, names of claims."""
+    return _TOKEN.fullmatch(name) is not None
+
+
+def require_token(name: str) -> str:
+    """`name`, where it is a token. Raises ValueError: what comes from callers is checked before."""
+    if not is_token(name):
+        raise ValueError(f"not a token of a subject: {name!r}")
+    return name
+
+
+def dead_subject(capability: Capability, model: str) -> str:
+    """Where a dead letter is published."""
+    return f"{DEAD}.{capability}.{encode_model(model)}"
+
+
+def claim_subject(name: str) -> str:
+    """Where a claim is."""
+    return f"$KV.{CLAIMS}.{require_token(name)}"
+
+
+def backlog_stream(name: str) -> str:
+    """The stream of a backlog. Raises ValueError for a name that cannot be one."""
+    if not _BACKLOG.fullmatch(name) or name in _TAKEN:
+        raise ValueError(f"no backlog can be called {name!r}")
+    return f"NEXUS_{name.upper()}"
+
+
+def item_subject(name: str, item_id: str) -> str:
+    """Where an item of a backlog is published."""
+    return f"nexus.{name}.{require_token(item_id)}"

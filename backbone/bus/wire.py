@@ -202,10 +202,16 @@ class Wire:
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise Unavailable("NATS does not answer") from error
 
-    async def subscribe(self, subject: str, handler: Handler) -> int:
-        """Call `handler` for each message on `subject`; kept over reconnects. Returns the subscription's id."""
+    async def subscribe(self, subject: str, handler: Handler, *, group: str = "") -> int:
+        """Call `handler` for each message on `subject`; kept over reconnects. Returns the subscription's id.
+
+        With `group` each message goes to one subscriber of that group. Raises Unavailable after `close`.
+        """
         # nats-py numbers and re-sends the subscription; without a callback it starts no task for it.
-        subscription: Any = await self.client.subscribe(subject)
+        try:
+            subscription: Any = await self.client.subscribe(subject, group)
+        except nats.errors.Error as error:
+            raise Unavailable("the connection to NATS is closed") from error
         self._handlers[subscription._id] = handler
         return int(subscription._id)
 
@@ -218,6 +224,13 @@ class Wire:
             with contextlib.suppress(Exception):
                 await self.client.flush(2)
         self._handlers.pop(sid, None)
+
+    def drop(self, sid: int) -> None:
+        """End a subscription now: what is still on its way goes nowhere. Idempotent."""
+        self._handlers.pop(sid, None)
+        if self._raw._subs.pop(sid, None) is not None and not self.client.is_closed:
+            with contextlib.suppress(Unavailable):
+                self.write(b"UNSUB %d\r\n" % sid)
 
     def publish(self, subject: bytes, payload: bytes, reply: bytes = b"") -> None:
         """Queue a message for this loop turn's write. Raises Unavailable when too much is unsent."""

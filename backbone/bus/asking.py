@@ -1,0 +1,98 @@
+"""Asking NATS until it answers, and storing messages so: over lost connections, answers that never come, and streams that
+are still being made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import NamedTuple
+
+import orjson
+
+from backbone.bus.questions import Answer, Questions
+from schemas.errors import RequestTooLarge, Unavailable
+
+PATIENCE_S = 10.0
+"""How long a question is repeated."""
+TRY_S = 2.0
+"""It is asked again after this; the connection can be up and the answer lost."""
+AGAIN_S = 0.1
+NO_RESPONDERS = 503
+NOT_FOUND = frozenset({404, 204})
+NO_MESSAGE = 10037
+FULL = 10077
+"""JetStream's code for a message that a limit of its stream keeps out: of bytes, of messages, or per subject."""
+
+
+class Refused(Exception):
+    """JetStream answered, and said no."""
+
+    def __init__(self, error: dict[str, object]) -> None:
+        self.text = str(error.get("description", "unknown error"))
+        super().__init__(self.text)
+        self.code = int(str(error.get("err_code", 0)))
+
+    @property
+    def full(self) -> bool:
+        """There is no room."""
+        return self.code == FULL
+
+    @property
+    def taken(self) -> bool:
+        """The subject has as many messages as it takes."""
+        return self.full and "per subject" in self.text
+
+
+class Stored(NamedTuple):
+    """What NATS confirmed."""
+
+    seq: int
+    again: bool
+    """It had been stored before, under the same message id."""
+
+
+def message_id(text: str) -> bytes:
+    """The headers that make JetStream store a message once per window."""
+    return b"NATS/1.0\r\nNats-Msg-Id: %b\r\n\r\n" % text.encode()
+
+
+async def ask(
+    questions: Questions, subject: bytes, payload: bytes, *, headers: bytes = b"", many: bool = False
+) -> list[Answer]:
+    """Ask until there is an answer. It may be carried out more than once. Raises Unavailable after PATIENCE_S."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + PATIENCE_S
+    while not questions.closed:
+        with contextlib.suppress(Unavailable, TimeoutError):
+            reply = questions.ask(subject, payload, headers=headers, many=many)
+            async with asyncio.timeout(TRY_S):
+                answers = await reply
+            if answers is not None and not is_unheard(answers[0]):
+                return answers
+        if loop.time() + AGAIN_S > deadline:
+            break
+        await asyncio.sleep(AGAIN_S)
+    raise Unavailable("NATS JetStream does not answer; try again shortly")
+
+
+async def put(
+    questions: Questions, subject: bytes, payload: bytes, headers: bytes = b"", *, max_payload: int = 0
+) -> Stored:
+    """Store a message, under the same headers until NATS confirms it. Raises Refused, RequestTooLarge, Unavailable.
+
+    What is over `max_payload` is not sent: NATS would close the connection.
+    """
+    if max_payload and len(headers) + len(payload) > max_payload:
+        raise RequestTooLarge(f"a message of {len(payload)} bytes is larger than the {max_payload} that NATS takes")
+    answer = orjson.loads((await ask(questions, subject, payload, headers=headers))[0].data)
+    error = answer.get("error")
+    if error is not None:
+        raise Refused(error)
+    return Stored(answer["seq"], answer.get("duplicate", False))
+
+
+def is_unheard(answer: Answer) -> bool:
+    """Nobody listens there: JetStream is not up, or the stream does not exist yet."""
+    status = answer.status
+    return status is not None and status.code == NO_RESPONDERS

@@ -1,0 +1,413 @@
+"""Durable jobs in memory, for fast tests: the same guarantees as NATS's, within one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+
+from backbone.bus.base import Queue
+from backbone.bus.joblog import DeadLetter, Decision, Item, StoredEvent
+from backbone.bus.memory import MAX_MESSAGE, MemoryBroker
+from backbone.bus.memory_records import Follower, Referee, Work, WorkQueue
+from backbone.bus.subjects import backlog_stream, encode_model, require_token
+from schemas.durable import Answer, Ask
+from schemas.errors import RequestTooLarge, Unavailable
+from schemas.events import EventKind
+from schemas.jobs import Envelope
+from schemas.words import Word
+
+CROWD = 1000
+CROWD_BYTES = 4 * 1024 * 1024
+
+
+class _Side:
+    """What both sides share."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        self.broker = broker
+        self.closed = False
+        self.tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Whether the broker is there."""
+        self.broker.require()
+
+    def require(self) -> None:
+        """Raise Unavailable when it is not."""
+        if self.closed:
+            raise Unavailable("this side of the memory broker is closed")
+        self.broker.require()
+
+    def spawn(self, work: Awaitable[None]) -> None:
+        """Run it aside, until this side is closed."""
+
+        async def run() -> None:
+            await work
+
+        task = asyncio.create_task(run())
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def end_tasks(self) -> None:
+        """Cancel what runs aside."""
+        tasks = list(self.tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class MemoryJobLog(_Side):
+    """See backbone.bus.joblog.JobLog."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        super().__init__(broker)
+        self._followers: list[Follower] = []
+        self._takers: set[asyncio.Event] = set()
+        self._referees: list[Referee] = []
+
+    async def close(self) -> None:
+        """Whoever follows or takes gets Unavailable."""
+        self.closed = True
+        for referee in self._referees:
+            self.broker.records.referees.remove(referee)
+        self._referees = []
+        for follower in self._followers:
+            follower.wake.set()
+        for event in self._takers:
+            event.set()
+        await self.end_tasks()
+
+    # The queue
+
+    async def store(self, envelope: Envelope, body: bytes) -> int:
+        """Into the broker's queue, as any job."""
+        self.require()
+        if len(body) > MAX_MESSAGE:
+            raise RequestTooLarge
+        encode_model(envelope.model)
+        queue = Queue(envelope.capability, envelope.lane, envelope.model)
+        return self.broker.store(queue, envelope.encode(body), f"{require_token(envelope.job)}.{envelope.run}")
+
+    async def place(self, queue: Queue, seq: int) -> int | None:
+        """Count those that wait before it."""
+        self.require()
+        job = self.broker.jobs.get(seq)
+        if job is None or job.queue != queue:
+            return None
+        return sum(one.seq < seq for one in self.broker.waiting.get(queue, ()))
+
+    def withdraw(self, seq: int) -> None:
+        """Forget it."""
+        if self.broker.available:
+            self.broker.forget(seq)
+
+    # Events
+
+    async def say(self, job: str, frame: bytes) -> None:
+        """Keep it."""
+        self.require()
+        self.broker.records.say(require_token(job), frame)
+
+    async def first(self, job: str, count: int) -> list[StoredEvent]:
+        """From its list."""
+        self.require()
+        return self.broker.records.events.get(job, [])[:count]
+
+    @contextlib.contextmanager
+    def _follow(self, job: str) -> Iterator[Follower]:
+        follower = self.broker.records.follow(require_token(job))
+        self._followers.append(follower)
+        try:
+            yield follower
+        finally:
+            self.broker.records.leave(follower)
+            self._followers = [one for one in self._followers if one is not follower]
+
+    async def events(self, job: str, after: int = 0) -> AsyncGenerator[StoredEvent | None, None]:
+        """Read its list on, whenever something happens to the job."""
+        self.require()
+        owed = True
+        with self._follow(job) as follower:
+            while True:
+                follower.wake.clear()
+                if self.closed:
+                    self.require()
+                if follower.ended:
+                    follower.ended, owed = False, True
+                if self.broker.available:
+                    for event in self._after(job, after):
+                        after = event.seq
+                        yield event
+                    if owed and not follower.wake.is_set():
+                        owed = False
+                        yield None
+                await follower.wake.wait()
+
+    def _after(self, job: str, after: int) -> list[StoredEvent]:
+        return [event for event in self.broker.records.events.get(job, []) if event.seq > after]
+
+    # Terminal words
+
+    async def decide(self, word: Word, payload: bytes = b"") -> bool:
+        """Keep the first."""
+        self.require()
+        require_token(word.job)
+        return self.broker.records.decide(word, payload)
+
+    async def decided(self, job: str) -> Decision | None:
+        """The word."""
+        self.require()
+        return self.broker.records.words.get(job)
+
+    async def undecide(self, job: str, seq: int) -> None:
+        """Forget the word."""
+        self.require()
+        self.broker.records.undecide(job, seq)
+
+    @asynccontextmanager
+    async def watch(self, job: str) -> AsyncIterator[Callable[[float], Awaitable[bool]]]:
+        """Follow the job."""
+        self.require()
+        with self._follow(job) as follower:
+
+            async def wait(seconds: float) -> bool:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        while not follower.ended:
+                            await follower.wake.wait()
+                            follower.wake.clear()
+                            if self.closed:
+                                self.require()
+                return follower.ended
+
+            yield wait
+
+    async def words(self, *, at_once: int, hold_s: float) -> AsyncGenerator[Item, None]:
+        """From the work queue of words."""
+        async with contextlib.aclosing(self.take(self.broker.records.recorder, at_once, hold_s)) as items:
+            async for item in items:
+                yield item
+
+    # Questions of workers
+
+    async def answer(self, referee: Referee) -> None:
+        """Join those who answer."""
+        self.require()
+        self._referees.append(referee)
+        self.broker.records.referees.append(referee)
+
+    # Dead letters
+
+    async def dead(self, *, before: int | None = None, limit: int = 100) -> list[DeadLetter]:
+        """From the list."""
+        self.require()
+        letters = [one for one in reversed(self.broker.records.dead) if before is None or one.seq < before]
+        return letters[:limit]
+
+    async def dead_letter(self, job: str) -> DeadLetter | None:
+        """The newest one."""
+        self.require()
+        return next((one for one in reversed(self.broker.records.dead) if one.word.job == job), None)
+
+    async def unbury(self, seq: int) -> bool:
+        """Take it out."""
+        self.require()
+        records = self.broker.records
+        kept = [one for one in records.dead if one.seq != seq]
+        there, records.dead = len(kept) < len(records.dead), kept
+        return there
+
+    # Claims
+
+    async def claim(self, name: str, value: bytes) -> bytes:
+        """The first value stays."""
+        self.require()
+        return self.broker.records.claims.setdefault(require_token(name), value)
+
+    # Backlogs
+
+    def backlog(self, name: str) -> MemoryBacklog:
+        """Shared by all gateways of the broker."""
+        backlog_stream(name)
+        return MemoryBacklog(self, self.broker.records.backlogs.setdefault(name, WorkQueue()))
+
+    async def take(self, queue: WorkQueue, at_once: int, hold_s: float) -> AsyncGenerator[Item, None]:
+        """Items of a work queue."""
+        wake = asyncio.Event()
+        self._takers.add(wake)
+        queue.takers.add(wake)
+        held: set[MemoryItem] = set()
+        try:
+            while True:
+                if self.closed:
+                    self.require()
+                wake.clear()
+                now = time.monotonic()
+                held = {item for item in held if item.until > now}
+                work = queue.take() if len(held) < at_once and self.broker.available else None
+                if work is None:
+                    next_free = min((item.until - now for item in held), default=None)
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(next_free):
+                            await wake.wait()
+                    continue
+                item = MemoryItem(self.require, queue, work, hold_s, wake)
+                held.add(item)
+                yield item
+        finally:
+            self._takers.discard(wake)
+            queue.takers.discard(wake)
+
+
+class MemoryItem:
+    """See backbone.bus.joblog.Item."""
+
+    def __init__(
+        self, require: Callable[[], None], queue: WorkQueue, work: Work, hold_s: float, wake: asyncio.Event
+    ) -> None:
+        self._require = require
+        self._queue = queue
+        self._work = work
+        self._hold_s = hold_s
+        self._wake = wake
+        self.id = work.id
+        self.data = work.data
+        self.delivery = work.deliveries
+        self.until = 0.0
+        self._renew()
+
+    def _renew(self) -> None:
+        self.until = time.monotonic() + self._hold_s
+        self._queue.later(self._work, self._hold_s)
+
+    @property
+    def _held(self) -> bool:
+        return time.monotonic() < self.until and self._work.deliveries == self.delivery
+
+    async def done(self) -> None:
+        """Forget it, also when its time is up."""
+        self._require()
+        self._queue.forget(self._work)
+        self._let_go()
+
+    def again(self, delay_s: float) -> None:
+        """Let it come again."""
+        if self._held:
+            self._queue.later(self._work, max(0.0, delay_s))
+        self._let_go()
+
+    def hold(self) -> None:
+        """Its time begins anew."""
+        if self._held:
+            self._renew()
+
+    def _let_go(self) -> None:
+        self.until = 0.0
+        self._wake.set()
+
+
+class MemoryBacklog:
+    """See backbone.bus.joblog.Backlog."""
+
+    def __init__(self, log: MemoryJobLog, queue: WorkQueue) -> None:
+        self._log = log
+        self._queue = queue
+
+    async def put(self, item_id: str, data: bytes) -> None:
+        """Once per id within two minutes."""
+        self._log.require()
+        self._queue.put(require_token(item_id), data)
+
+    def take(self, *, at_once: int, hold_s: float) -> AsyncGenerator[Item, None]:
+        """Shared with the other takers."""
+        return self._log.take(self._queue, at_once, hold_s)
+
+
+class MemoryWorkerLog(_Side):
+    """See backbone.bus.joblog.WorkerLog."""
+
+    async def close(self) -> None:
+        """No more is stored."""
+        self.closed = True
+        await self.end_tasks()
+
+    def writer(self, job: str) -> MemoryEventWriter:
+        """One per attempt; close it."""
+        return MemoryEventWriter(self, require_token(job))
+
+    def ask(self, ask: Ask, on_answer: Callable[[Answer | None], None]) -> None:
+        """One of the gateways answers, each in its turn."""
+        self.spawn(self._ask(ask, on_answer))
+
+    async def _ask(self, ask: Ask, on_answer: Callable[[Answer | None], None]) -> None:
+        referees = self.broker.records.referees
+        answer = None
+        if referees and self.broker.available:
+            referees.rotate(-1)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(5.0):
+                    # As it travels.
+                    answer = await referees[-1](Ask.model_validate_json(ask.model_dump_json()))
+        if ask.kind is not EventKind.RETURNED:
+            on_answer(answer)
+
+    async def decide(self, word: Word, payload: bytes) -> bool:
+        """Keep the first."""
+        self.require()
+        return self.broker.records.decide(word, payload)
+
+    async def bury(self, word: Word, message: bytes) -> None:
+        """Keep a dead letter."""
+        self.require()
+        self.broker.records.bury(word, message)
+
+
+class MemoryEventWriter:
+    """See backbone.bus.joblog.EventWriter. What is said while the broker is away is stored when it is back."""
+
+    def __init__(self, log: MemoryWorkerLog, job: str) -> None:
+        self._log = log
+        self._job = job
+        self._unconfirmed: deque[bytes] = deque()
+        self._settled = asyncio.Event()
+        self._settled.set()
+        self._closed = self._lost = False
+        log.broker.records.returning.append(self._store)
+
+    def say(self, frame: bytes) -> None:
+        """Store it, now or later."""
+        if self._closed:
+            return
+        self._unconfirmed.append(frame)
+        self._settled.clear()
+        self._store()
+
+    def _store(self) -> None:
+        if not self._log.broker.available or self._log.closed:
+            return
+        while self._unconfirmed:
+            self._log.broker.records.say(self._job, self._unconfirmed.popleft())
+        self._settled.set()
+
+    @property
+    def crowded(self) -> bool:
+        """Counted in events and in bytes."""
+        return len(self._unconfirmed) >= CROWD or sum(map(len, self._unconfirmed)) >= CROWD_BYTES
+
+    async def settle(self) -> None:
+        """Wait until the broker is there."""
+        await self._settled.wait()
+        if self._lost:
+            raise Unavailable("events of this attempt were not stored before it was closed")
+
+    def close(self) -> None:
+        """Forget."""
+        if not self._closed:
+            self._closed, self._lost = True, bool(self._unconfirmed)
+            self._unconfirmed.clear()
+            self._settled.set()
+            self._log.broker.records.returning.remove(self._store)

@@ -1,0 +1,175 @@
+"""What a memory broker keeps about durable jobs: as NATS keeps it, without its disk."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from backbone.bus.joblog import DeadLetter, Decision, StoredEvent
+from schemas.durable import Answer, Ask
+from schemas.words import Word
+
+Referee = Callable[[Ask], Awaitable[Answer | None]]
+
+WINDOW_S = 120.0
+
+
+@dataclass(slots=True)
+class Follower:
+    """Whoever waits for something about a job."""
+
+    job: str
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Work:
+    """An item of a backlog."""
+
+    id: str
+    data: bytes
+    deliveries: int = 0
+    timer: asyncio.TimerHandle | None = None
+    """Fires when it is to come again."""
+
+
+@dataclass(slots=True)
+class WorkQueue:
+    """A backlog: what waits, and what somebody has."""
+
+    waiting: deque[Work] = field(default_factory=deque)
+    items: set[Work] = field(default_factory=set)
+    seen: dict[str, float] = field(default_factory=dict)
+    takers: set[asyncio.Event] = field(default_factory=set)
+
+    def put(self, item_id: str, data: bytes) -> None:
+        """Add an item, once per id and window."""
+        now = time.monotonic()
+        if now - self.seen.get(item_id, -WINDOW_S) >= WINDOW_S:
+            self.seen[item_id] = now
+            self.add(item_id, data)
+
+    def add(self, item_id: str, data: bytes) -> Work:
+        """Add an item."""
+        work = Work(item_id, data)
+        self.items.add(work)
+        self.waiting.append(work)
+        self.wake()
+        return work
+
+    def take(self) -> Work | None:
+        """The next one that waits."""
+        if not self.waiting:
+            return None
+        work = self.waiting.popleft()
+        work.deliveries += 1
+        return work
+
+    def later(self, work: Work, delay_s: float) -> None:
+        """It comes again after that, unless it is settled."""
+        if work.timer is not None:
+            work.timer.cancel()
+        work.timer = asyncio.get_running_loop().call_later(delay_s, self._again, work)
+
+    def _again(self, work: Work) -> None:
+        work.timer = None
+        if work in self.items:
+            self.waiting.append(work)
+            self.wake()
+
+    def forget(self, work: Work) -> None:
+        """It is done."""
+        self.items.discard(work)
+        if work.timer is not None:
+            work.timer.cancel()
+            work.timer = None
+        if work in self.waiting:
+            self.waiting.remove(work)
+
+    def wake(self) -> None:
+        """Something waits."""
+        for event in self.takers:
+            event.set()
+
+
+@dataclass(slots=True)
+class MemoryRecords:
+    """Events, terminal words, dead letters, claims, backlogs."""
+
+    events: dict[str, list[StoredEvent]] = field(default_factory=dict)
+    words: dict[str, Decision] = field(default_factory=dict)
+    told: dict[str, Work] = field(default_factory=dict)
+    """The item by which gateways take the word on a job."""
+    dead: list[DeadLetter] = field(default_factory=list)
+    buried: dict[str, float] = field(default_factory=dict)
+    claims: dict[str, bytes] = field(default_factory=dict)
+    backlogs: dict[str, WorkQueue] = field(default_factory=dict)
+    recorder: WorkQueue = field(default_factory=WorkQueue)
+    referees: deque[Referee] = field(default_factory=deque)
+    by_job: dict[str, list[Follower]] = field(default_factory=dict)
+    returning: list[Callable[[], None]] = field(default_factory=list)
+    """Called when the broker is there again."""
+    last_event: int = 0
+    last_word: int = 0
+    last_dead: int = 0
+
+    def changed(self, available: bool) -> None:
+        """The broker went away or came back."""
+        if available:
+            for call in list(self.returning):
+                call()
+            for queue in [self.recorder, *self.backlogs.values()]:
+                queue.wake()
+
+    def follow(self, job: str) -> Follower:
+        """Be woken by what happens to a job."""
+        follower = Follower(job)
+        self.by_job.setdefault(job, []).append(follower)
+        return follower
+
+    def leave(self, follower: Follower) -> None:
+        """Be woken no more."""
+        followers = self.by_job.get(follower.job, [])
+        # Followers of one job are equal: it is this very one that leaves.
+        self.by_job[follower.job] = [one for one in followers if one is not follower]
+        if not self.by_job[follower.job]:
+            del self.by_job[follower.job]
+
+    def say(self, job: str, frame: bytes) -> None:
+        """Keep an event."""
+        self.last_event += 1
+        self.events.setdefault(job, []).append(StoredEvent(self.last_event, frame))
+        for follower in self.by_job.get(job, []):
+            follower.wake.set()
+
+    def decide(self, word: Word, payload: bytes) -> bool:
+        """Keep the first word."""
+        if word.job in self.words:
+            return False
+        self.last_word += 1
+        self.words[word.job] = Decision(word, payload, self.last_word)
+        self.told[word.job] = self.recorder.add(word.job, word.encode(payload))
+        for follower in self.by_job.get(word.job, []):
+            follower.ended = True
+            follower.wake.set()
+        return True
+
+    def undecide(self, job: str, seq: int) -> None:
+        """Forget a word, whoever has yet to take it."""
+        decision = self.words.get(job)
+        if decision is not None and decision.seq == seq:
+            del self.words[job]
+            self.recorder.forget(self.told.pop(job))
+
+    def bury(self, word: Word, message: bytes) -> None:
+        """Keep a dead letter, once per run and window."""
+        id_, now = f"{word.job}.{word.run}", time.monotonic()
+        if now - self.buried.get(id_, -WINDOW_S) < WINDOW_S:
+            return
+        self.buried[id_] = now
+        self.last_dead += 1
+        self.dead.append(DeadLetter(self.last_dead, word, message, int(time.time())))

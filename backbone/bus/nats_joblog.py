@@ -1,0 +1,338 @@
+"""The gateway's side of durable jobs on NATS JetStream, over a connection of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import structlog
+
+from backbone.bus import deciding
+from backbone.bus.asking import Refused, message_id, put
+from backbone.bus.base import Queue
+from backbone.bus.dead_letters import DeadLetters
+from backbone.bus.durable_streams import ensure_durables, ensure_taker
+from backbone.bus.event_reading import Follower
+from backbone.bus.joblog import DeadLetter, Decision, Item, Retention, StoredEvent
+from backbone.bus.nats_backlog import Make, NatsBacklog
+from backbone.bus.places import Places
+from backbone.bus.questions import Questions
+from backbone.bus.refereeing import Answers, Referee
+from backbone.bus.stream_reading import Message, StreamReader
+from backbone.bus.subjects import (
+    CLAIMS_STREAM,
+    DONE,
+    DONE_STREAM,
+    ENDED,
+    EVENTS,
+    EVENTS_STREAM,
+    JOBS_STREAM,
+    RECORDER,
+    claim_subject,
+    is_token,
+    job_subject,
+    require_token,
+)
+from backbone.bus.taking import Taker
+from backbone.bus.wire import Wire
+from schemas.errors import QueueFull, RequestTooLarge, Unavailable
+from schemas.jobs import Envelope
+from schemas.words import Word
+
+log = structlog.get_logger(__name__)
+
+ENVELOPE_ROOM = 8192
+"""What a job message may have beside the request's body, of what NATS takes."""
+WRONG_SEQUENCE = 10071
+CREATE_ONLY = b"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: %d\r\n\r\n"
+DELETE_JOB = f"$JS.API.STREAM.MSG.DELETE.{JOBS_STREAM}".encode()
+REMAKE_S = 0.5
+
+
+class NatsJobLog:
+    """See backbone.bus.joblog.JobLog."""
+
+    def __init__(self, url: str, name: str, *, retention: Retention, max_payload_room: int = ENVELOPE_ROOM) -> None:
+        self._wire = Wire(url, f"{name}-log", on_reconnect=self._reconnected)
+        self._questions = Questions(self._wire)
+        self._kept = retention
+        self._room = max_payload_room
+        replicated = retention.replicas > 1
+        self._events = StreamReader(self._questions, EVENTS_STREAM, replicated=replicated)
+        self._words = StreamReader(self._questions, DONE_STREAM, replicated=replicated)
+        self._claims = StreamReader(self._questions, CLAIMS_STREAM, replicated=replicated)
+        self._dead = DeadLetters(self._questions, replicated=replicated)
+        self._places = Places(self._questions, replicated=replicated)
+        self._backlogs: dict[str, NatsBacklog] = {}
+        self._followers: set[Follower] = set()
+        self._watchers: set[asyncio.Event] = set()
+        self._takers: set[Taker] = set()
+        self._answers: list[Answers] = []
+        self._made_at = ""
+        """When NATS made the stream of events: another time means that it has lost everything."""
+        self._making: asyncio.Task[None] | None = None
+        self._closed = False
+
+    # Connection
+
+    async def start(self) -> None:
+        """Connect, and make the streams and the bucket."""
+        await self._wire.connect()
+        await self._questions.start()
+        self._made_at = await ensure_durables(self._wire.client, self._kept)
+
+    async def close(self) -> None:
+        """Disconnect; whoever follows or takes gets Unavailable."""
+        self._closed = True
+        if self._making is not None:
+            self._making.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._making
+        for answers in self._answers:
+            await answers.close()
+        for follower in list(self._followers):
+            follower.close()
+        for taker in list(self._takers):
+            taker.close()
+        await self._wire.close()
+        self._questions.close()
+        for event in list(self._watchers):
+            event.set()
+
+    async def _reconnected(self) -> None:
+        self._questions.forget_lost()
+        if self._making is not None:
+            self._making.cancel()
+        if not self._closed:
+            self._making = asyncio.create_task(self._make_again())
+
+    async def _make_again(self) -> None:
+        """After a reconnect: the server may have lost its memory. Then whoever listens looks for what it has missed."""
+        while True:
+            try:
+                made_at = await ensure_durables(self._wire.client, self._kept)
+                for backlog in list(self._backlogs.values()):
+                    await backlog.make()
+                break
+            except Unavailable as error:
+                log.warning("streams of durable jobs not ready after reconnect", error=str(error))
+                await asyncio.sleep(REMAKE_S)
+        anew, self._made_at = made_at != self._made_at, made_at
+        for follower in list(self._followers):
+            follower.resume(anew)
+        for event in list(self._watchers):
+            event.set()
+        for taker in list(self._takers):
+            taker.resume()
+
+    # The queue
+
+    async def store(self, envelope: Envelope, body: bytes) -> int:
+        """Publish to the jobs stream, which `NatsGatewayBus` makes."""
+        if len(body) > self._max_payload - self._room:
+            raise RequestTooLarge(
+                f"the request is larger than the {self._max_payload - self._room} bytes that NATS takes"
+            )
+        subject = job_subject(envelope.capability, envelope.lane, envelope.model).encode()
+        headers = message_id(f"{require_token(envelope.job)}.{envelope.run}")
+        try:
+            stored = await put(self._questions, subject, envelope.encode(body), headers, max_payload=self._max_payload)
+        except Refused as refusal:
+            if refusal.full:
+                raise QueueFull from refusal
+            raise Unavailable(f"the queue does not take jobs: {refusal}") from refusal
+        return stored.seq
+
+    @property
+    def _max_payload(self) -> int:
+        return self._wire.client.max_payload
+
+    async def place(self, queue: Queue, seq: int) -> int | None:
+        """See Places."""
+        return await self._places.before(queue, seq)
+
+    def withdraw(self, seq: int) -> None:
+        """Delete by sequence; the answer goes nowhere."""
+        with contextlib.suppress(Unavailable):
+            self._wire.publish(DELETE_JOB, b'{"seq":%d,"no_erase":true}' % seq, self._questions.void)
+
+    # Events
+
+    async def say(self, job: str, frame: bytes) -> None:
+        """Publish; a copy may be stored where a confirmation was lost, as a worker's events."""
+        subject = f"{EVENTS}.{require_token(job)}".encode()
+        try:
+            await put(self._questions, subject, frame, max_payload=self._max_payload)
+        except Refused as refusal:
+            raise Unavailable(f"NATS does not store an event: {refusal}") from refusal
+
+    async def first(self, job: str, count: int) -> list[StoredEvent]:
+        """Batches, until there are enough."""
+        events: list[StoredEvent] = []
+        left: int | None = None
+        while is_token(job) and len(events) < count and left != 0:
+            after = events[-1].seq if events else 0
+            found, left = await self._events.batch(after + 1, f"{EVENTS}.{job}", count - len(events))
+            events += [StoredEvent(message.seq, message.data) for message in found]
+        return events
+
+    async def events(self, job: str, after: int = 0) -> AsyncGenerator[StoredEvent | None, None]:
+        """See Follower."""
+        self._require_open()
+        follower = Follower(self._wire, self._events, require_token(job), after)
+        self._followers.add(follower)
+        try:
+            async with contextlib.aclosing(follower.events()) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._followers.discard(follower)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise Unavailable("the connection to NATS is closed")
+
+    # Terminal words
+
+    async def decide(self, word: Word, payload: bytes = b"") -> bool:
+        """See backbone.bus.deciding."""
+        return await deciding.decide(self._questions, word, payload, self._max_payload)
+
+    async def decided(self, job: str) -> Decision | None:
+        """The last message on its subject, which is the only one."""
+        message = await self._words.last(f"{DONE}.{job}") if is_token(job) else None
+        return _decision(message) if message else None
+
+    async def undecide(self, job: str, seq: int) -> None:
+        """The leader says what is there: a replica may have an earlier word."""
+        message = await self._words.leaders({"seq": seq})
+        if message is not None and message.subject == f"{DONE}.{job}":
+            await self._words.delete(seq)
+
+    @asynccontextmanager
+    async def watch(self, job: str) -> AsyncIterator[Callable[[float], Awaitable[bool]]]:
+        """Hear what NATS says when a word is stored; after a reconnect, look for one."""
+        told, changed = asyncio.Event(), asyncio.Event()
+
+        def on_ended(_subject: bytes, _reply: bytes, _headers: bytes, _data: bytes) -> None:
+            told.set()
+            changed.set()
+
+        async def look() -> None:
+            changed.clear()
+            try:
+                if await self.decided(job) is not None:
+                    told.set()
+            except BaseException as error:
+                changed.set()  # it has not been looked at yet
+                if not isinstance(error, Unavailable):
+                    raise
+
+        async def wait(seconds: float) -> bool:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    while not told.is_set():
+                        await changed.wait()
+                        self._require_open()
+                        if not told.is_set():
+                            await look()
+            return told.is_set()
+
+        sid = await self._wire.subscribe(f"{ENDED}.{require_token(job)}", on_ended)
+        self._watchers.add(changed)
+        try:
+            yield wait
+        finally:
+            self._watchers.discard(changed)
+            self._wire.drop(sid)
+
+    async def words(self, *, at_once: int, hold_s: float) -> AsyncGenerator[Item, None]:
+        """One consumer for all gateways."""
+
+        async def make(hold_s: float) -> None:
+            await ensure_taker(self._wire.client, DONE_STREAM, RECORDER, hold_s, self._kept.replicas)
+
+        async with contextlib.aclosing(self._take(DONE_STREAM, RECORDER, make, at_once, hold_s)) as items:
+            async for item in items:
+                yield item
+
+    async def _take(
+        self, stream: str, consumer: str, make: Make, at_once: int, hold_s: float
+    ) -> AsyncGenerator[Item, None]:
+        self._require_open()
+        taker = Taker(
+            self._wire,
+            self._questions,
+            stream=stream,
+            consumer=consumer,
+            make=make,
+            at_once=at_once,
+            hold_s=hold_s,
+        )
+        self._takers.add(taker)
+        try:
+            async with contextlib.aclosing(taker.items()) as items:
+                async for item in items:
+                    yield item
+        finally:
+            self._takers.discard(taker)
+
+    # Questions of workers
+
+    async def answer(self, referee: Referee) -> None:
+        """See Answers."""
+        answers = Answers(self._wire, referee)
+        await answers.start()
+        self._answers.append(answers)
+
+    # Dead letters
+
+    async def dead(self, *, before: int | None = None, limit: int = 100) -> list[DeadLetter]:
+        """See DeadLetters."""
+        return await self._dead.newest(before, limit)
+
+    async def dead_letter(self, job: str) -> DeadLetter | None:
+        """See DeadLetters."""
+        return await self._dead.of(job)
+
+    async def unbury(self, seq: int) -> bool:
+        """By sequence."""
+        return await self._dead.remove(seq)
+
+    # Claims
+
+    async def claim(self, name: str, value: bytes) -> bytes:
+        """A publish that NATS takes only where nothing is there, or what is there says that it was deleted."""
+        subject, expected = claim_subject(name), 0
+        while True:
+            try:
+                await put(
+                    self._questions, subject.encode(), value, CREATE_ONLY % expected, max_payload=self._max_payload
+                )
+            except Refused as refusal:
+                if refusal.code != WRONG_SEQUENCE:
+                    raise Unavailable(f"NATS does not store a claim: {refusal}") from refusal
+            else:
+                return value
+            there = await self._claims.last(subject)
+            if there is not None and there.header(b"KV-Operation") is None:
+                return there.data
+            # Deleted by hand, or just grown too old.
+            expected = there.seq if there is not None else 0
+
+    # Backlogs
+
+    def backlog(self, name: str) -> NatsBacklog:
+        """One per name; its stream is made when it is first used."""
+        backlog = self._backlogs.get(name)
+        if backlog is None:
+            backlog = NatsBacklog(name, self._wire.client, self._questions, self._kept, self._take)
+            self._backlogs[name] = backlog
+        return backlog
+
+
+def _decision(message: Message) -> Decision:
+    word, payload = Word.decode(message.data)
+    return Decision(word, payload, message.seq)

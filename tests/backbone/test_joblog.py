@@ -1,0 +1,533 @@
+"""What is promised about durable jobs' records, on memory and on a real nats-server alike."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from backbone.bus.base import Queue
+from backbone.bus.joblog import Item, JobLog, Retention, WorkerLog
+from backbone.bus.memory import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
+from backbone.bus.memory_joblog import MemoryJobLog, MemoryWorkerLog
+from backbone.bus.nats_gateway import NatsGatewayBus
+from backbone.bus.nats_joblog import NatsJobLog
+from backbone.bus.nats_worker import NatsWorkerBus
+from backbone.bus.nats_worker_log import NatsWorkerLog
+from backbone.bus.streams import JobsStream
+from cli.embedded.servers import NatsServer
+from schemas.durable import Answer, AnswerKind, Ask
+from schemas.errors import QueueFull, RequestTooLarge, Unavailable
+from schemas.events import EventKind
+from schemas.jobs import Capability, Envelope, JobStatus, Lane
+from schemas.words import Word
+from tests.conftest import Eventually, running
+
+ACK_WAIT_S = 30.0
+MAX_PER_QUEUE = 20
+MIB = 1024 * 1024
+SMALL = Retention(max_event_bytes=256 * MIB, max_word_bytes=64 * MIB, max_dead_bytes=64 * MIB)
+
+
+class World:
+    """One broker, any number of sides."""
+
+    def __init__(self, nats_url: str | None, kept: Retention = SMALL) -> None:
+        self.nats_url = nats_url
+        self.kept = kept
+        self.broker = MemoryBroker(ack_wait_s=ACK_WAIT_S, max_per_queue=MAX_PER_QUEUE)
+        self.closing: list[Any] = []
+        self.queue = Queue(Capability.CHAT, Lane.DEFAULT, f"model.{secrets.token_hex(4)} *>")
+
+    async def _open(self, side: Any) -> Any:
+        await side.start()
+        self.closing.append(side)
+        return side
+
+    async def gateway(self) -> JobLog:
+        name = secrets.token_hex(4)
+        side = NatsJobLog(self.nats_url, name, retention=self.kept) if self.nats_url else MemoryJobLog(self.broker)
+        log: JobLog = await self._open(side)
+        return log
+
+    async def worker(self) -> WorkerLog:
+        side = NatsWorkerLog(self.nats_url, secrets.token_hex(4)) if self.nats_url else MemoryWorkerLog(self.broker)
+        log: WorkerLog = await self._open(side)
+        return log
+
+    async def open_queue(self) -> None:
+        """Make the jobs stream, and the queue of `self.queue`."""
+        stream = JobsStream(max_per_queue=MAX_PER_QUEUE, max_bytes=64 * MIB)
+        side = (
+            NatsGatewayBus(self.nats_url, gateway=secrets.token_hex(4), ack_wait_s=ACK_WAIT_S, stream=stream)
+            if self.nats_url
+            else MemoryGatewayBus(self.broker)
+        )
+        await (await self._open(side)).open_queue(self.queue)
+
+    async def hand(self, jobs: list[Any]) -> Any:
+        """A worker that pulls from `self.queue` into `jobs`."""
+        side = (
+            NatsWorkerBus(self.nats_url, worker=secrets.token_hex(4), ack_wait_s=ACK_WAIT_S, on_job=jobs.append)
+            if self.nats_url
+            else MemoryWorkerBus(self.broker, jobs.append)
+        )
+        bus = await self._open(side)
+        await bus.serve([self.queue], None)
+        return bus
+
+    async def close(self) -> None:
+        for side in reversed(self.closing):
+            await side.close()
+
+
+@pytest.fixture(scope="module")
+def log_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    yield from running(NatsServer(tmp_path_factory.mktemp("joblog")))
+
+
+@pytest.fixture(params=["memory", "nats"])
+def log_url(request: pytest.FixtureRequest) -> str | None:
+    return request.getfixturevalue("log_nats").url if request.param == "nats" else None
+
+
+@pytest.fixture
+async def world(log_url: str | None) -> AsyncIterator[World]:
+    world = World(log_url)
+    yield world
+    await world.close()
+
+
+@pytest.fixture
+async def on_nats(log_nats: NatsServer) -> AsyncIterator[World]:
+    world = World(log_nats.url)
+    yield world
+    await world.close()
+
+
+@pytest.fixture
+async def on_own_nats(own_nats: NatsServer) -> AsyncIterator[World]:
+    world = World(own_nats.url)
+    yield world
+    await world.close()
+
+
+def new_job() -> str:
+    return f"job_{secrets.token_hex(16)}"
+
+
+def envelope(world: World, **fields: Any) -> Envelope:
+    values = {
+        "job": new_job(),
+        "request_id": "req_1",
+        "endpoint": "/v1/chat/completions",
+        "capability": world.queue.capability,
+        "lane": world.queue.lane,
+        "model": world.queue.model,
+        "public_model": world.queue.model,
+        "reply": "",
+        "durable": True,
+    }
+    return Envelope(**(values | fields))
+
+
+def word_on(job: str, status: JobStatus = JobStatus.COMPLETED, **fields: Any) -> Word:
+    values = {
+        "job": job,
+        "status": status,
+        "owner": "o",
+        "endpoint": "/v1/chat/completions",
+        "capability": Capability.CHAT,
+        "model": "a model/with.dots",
+        "public_model": "m",
+    }
+    return Word(**(values | fields))
+
+
+async def next_of(items: Any, timeout_s: float = 20.0) -> Any:
+    async with asyncio.timeout(timeout_s):
+        return await anext(items)
+
+
+async def read(events: Any, count: int, timeout_s: float = 20.0) -> list[bytes]:
+    """The next `count` events, without the pauses between them."""
+    found: list[bytes] = []
+    async with asyncio.timeout(timeout_s):
+        while len(found) < count:
+            event = await anext(events)
+            if event is not None:
+                found.append(event.data)
+    return found
+
+
+def frames(count: int, *, start: int = 0) -> list[bytes]:
+    return [b"event %d" % n for n in range(start, start + count)]
+
+
+# The queue
+
+
+async def test_a_stored_job_is_pulled_and_a_repeated_store_changes_nothing(
+    world: World, eventually: Eventually
+) -> None:
+    """A job that was accepted reaches a worker once, however often the gateway repeats itself."""
+    await world.open_queue()
+    log, jobs = await world.gateway(), list[Any]()
+    one = envelope(world)
+    seq = await log.store(one, b"{}")
+    assert await log.store(one, b"{}") == seq
+    again = await log.store(one.model_copy(update={"run": 2}), b"{}")
+    assert again > seq
+    bus = await world.hand(jobs)
+    bus.pull(world.queue, 5, 5.0, lambda *_: None)
+    await eventually(lambda: len(jobs) == 2)
+    assert [Envelope.decode(job.message)[0].run for job in jobs] == [1, 2]
+
+
+async def test_a_full_queue_and_a_large_body_are_refused(world: World) -> None:
+    """Callers learn at once that there is no room, or that their request is too large."""
+    await world.open_queue()
+    log = await world.gateway()
+    for _ in range(MAX_PER_QUEUE):
+        await log.store(envelope(world), b"{}")
+    with pytest.raises(QueueFull):
+        await log.store(envelope(world), b"{}")
+    with pytest.raises(RequestTooLarge):
+        await log.store(envelope(world), b"x" * (9 * MIB))
+
+
+async def test_a_place_counts_those_that_wait_before(world: World, eventually: Eventually) -> None:
+    """`queue_position` counts the jobs that wait before it, not those that run or are done."""
+    await world.open_queue()
+    log, jobs = await world.gateway(), list[Any]()
+    bus = await world.hand(jobs)
+    seqs = [await log.store(envelope(world), b"{}") for _ in range(8)]
+    assert [await log.place(world.queue, seq) for seq in seqs] == list(range(8))
+    bus.pull(world.queue, 3, 5.0, lambda *_: None)
+    await eventually(lambda: len(jobs) == 3)
+    assert [await log.place(world.queue, seq) for seq in seqs] == [0, 0, 0, 0, 1, 2, 3, 4]
+    jobs[1].ack()
+
+    def are(*wanted: int | None) -> Callable[[], Awaitable[bool]]:
+        async def check() -> bool:
+            return [await log.place(world.queue, seq) for seq in seqs] == list(wanted)
+
+        return check
+
+    await eventually(are(0, None, 0, 0, 1, 2, 3, 4))
+    log.withdraw(seqs[4])
+    await eventually(are(0, None, 0, 0, None, 1, 2, 3))
+    other = Queue(Capability.CHAT, Lane.FLEX, world.queue.model)
+    assert await log.place(other, seqs[5]) is None
+    assert await log.place(world.queue, seqs[-1] + 1000) is None
+
+
+# Events
+
+
+async def test_events_are_read_from_the_start_and_then_as_they_come(world: World) -> None:
+    """Whoever follows a job gets what happened so far, hears that this is all for now, and then what comes."""
+    log, job = await world.gateway(), new_job()
+    writer = (await world.worker()).writer(job)
+    await log.say(job, b"queued")
+    for frame in frames(3):
+        writer.say(frame)
+    await writer.settle()
+    async with aclosing(log.events(job)) as events:
+        seen = [await next_of(events) for _ in range(5)]
+        assert [one and one.data for one in seen] == [b"queued", *frames(3), None]
+        writer.say(b"later")
+        event = await next_of(events)
+        assert event.data == b"later"
+        assert event.seq > seen[3].seq
+    assert [one.data for one in await log.first(job, 2)] == [b"queued", b"event 0"]
+    assert await log.first(new_job(), 2) == []
+    async with aclosing(log.events(job, seen[2].seq)) as events:
+        assert await read(events, 2) == [b"event 2", b"later"]
+
+
+async def test_the_end_of_a_job_wakes_whoever_follows_it(world: World) -> None:
+    """A follower is told that the job was decided: it need not ask again and again."""
+    log, job = await world.gateway(), new_job()
+    async with aclosing(log.events(job)) as events:
+        assert await next_of(events) is None
+        waiting = asyncio.create_task(anext(events))
+        await log.say(new_job(), b"another job's")
+        await log.decide(word_on(job))
+        assert await asyncio.wait_for(waiting, 20) is None
+        await log.say(job, b"late")
+        assert await read(events, 1) == [b"late"]
+
+
+async def test_a_closed_log_lets_its_followers_and_takers_go(world: World) -> None:
+    """When a gateway stops, nobody waits for it for ever."""
+    log, job = await world.gateway(), new_job()
+    async with aclosing(log.events(job)) as events, aclosing(log.words(at_once=1, hold_s=30)) as words:
+        assert await next_of(events) is None
+        waiting = [asyncio.create_task(anext(events))]
+        # Words of other tests may come first.
+        taking = asyncio.create_task(_take_all(words))
+        await asyncio.sleep(0)
+        await log.close()
+        for task in [*waiting, taking]:
+            with pytest.raises(Unavailable):
+                await asyncio.wait_for(task, 20)
+
+
+async def _take_all(items: Any) -> None:
+    async for item in items:
+        await item.done()
+
+
+# Terminal words
+
+
+async def test_the_first_word_wins_a_race(world: World) -> None:
+    """However many end a job at once, it ends once, and everybody knows whether it was them."""
+    gateways = [await world.gateway() for _ in range(2)]
+    worker = await world.worker()
+    job = new_job()
+    assert await gateways[0].decided(job) is None
+    words = [word_on(job, JobStatus.CANCELLED, worker=f"w{n}") for n in range(20)]
+    sides: list[JobLog | WorkerLog] = [*gateways, worker]
+    calls = [sides[n % 3].decide(word, b"%d" % n) for n, word in enumerate(words)]
+    won = await asyncio.gather(*calls)
+    assert won.count(True) == 1
+    decision = await gateways[1].decided(job)
+    assert decision is not None
+    assert decision.word == words[won.index(True)]
+    assert decision.payload == b"%d" % won.index(True)
+
+
+async def test_a_word_that_was_taken_back_makes_room_for_the_next_run(world: World) -> None:
+    """A failed job is tried again: it ends anew, and a late repetition of the retry changes nothing."""
+    log, job = await world.gateway(), new_job()
+    assert await log.decide(word_on(job, JobStatus.FAILED), b"message")
+    first = await log.decided(job)
+    assert first is not None
+    await log.undecide(job, first.seq + 1000)
+    await log.undecide(new_job(), first.seq)
+    assert await log.decided(job) == first
+    await log.undecide(job, first.seq)
+    await log.undecide(job, first.seq)
+    assert await log.decided(job) is None
+    assert await log.decide(word_on(job, run=2))
+    await log.undecide(job, first.seq)
+    second = await log.decided(job)
+    assert second is not None
+    assert second.word.run == 2
+    assert second.seq > first.seq
+
+
+async def test_a_watch_is_told_of_the_end(world: World) -> None:
+    """`Prefer: wait` returns as soon as the job ends, and after its time if it does not."""
+    log, other, job = await world.gateway(), await world.gateway(), new_job()
+    async with log.watch(job) as wait:
+        assert not await wait(0.05)
+        waiting = asyncio.ensure_future(wait(20))
+        await other.decide(word_on(job))
+        assert await waiting
+        assert await wait(0)
+    async with log.watch(job) as wait:
+        assert not await wait(0.05)
+
+
+async def test_each_word_goes_to_one_of_two_takers(world: World) -> None:
+    """Two gateways share in recording how jobs ended: each word once."""
+    logs = [await world.gateway() for _ in range(2)]
+    jobs = [new_job() for _ in range(60)]
+    seen: list[str] = []
+    enough = asyncio.Event()
+
+    async def record(log: JobLog) -> None:
+        async with aclosing(log.words(at_once=4, hold_s=30)) as words:
+            async for item in words:
+                word, payload = Word.decode(item.data)
+                assert word.job == item.id
+                await item.done()
+                if word.job in jobs:
+                    assert payload == b"answer"
+                    seen.append(word.job)
+                if len(seen) >= len(jobs):
+                    enough.set()
+
+    takers = [asyncio.create_task(record(log)) for log in logs]
+    await asyncio.gather(*(logs[0].decide(word_on(job), b"answer") for job in jobs))
+    await asyncio.wait_for(enough.wait(), 20)
+    await _cancel(*takers)
+    assert sorted(seen) == sorted(jobs)
+
+
+async def _cancel(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+# Questions of workers
+
+
+async def test_one_gateway_answers_what_a_worker_asks(world: World, eventually: Eventually) -> None:
+    """A worker gets one answer, from any gateway; what it only tells is not answered."""
+    worker = await world.worker()
+    answers: list[Answer | None] = []
+    ask = Ask(kind=EventKind.STARTED, job=new_job(), run=1, delivery=2, token="t", owner="o", worker="w")
+    if world.nats_url is None:
+        worker.ask(ask, answers.append)
+        await eventually(lambda: answers == [None])
+    heard: list[Ask] = []
+
+    async def referee(ask: Ask) -> Answer | None:
+        heard.append(ask)
+        return None if ask.kind is EventKind.RETURNED else Answer(kind=AnswerKind.WAIT, delay_s=1.5)
+
+    for _ in range(2):
+        await (await world.gateway()).answer(referee)
+    answers.clear()
+    for _ in range(20):
+        worker.ask(ask, answers.append)
+    worker.ask(ask.model_copy(update={"kind": EventKind.RETURNED}), answers.append)
+    await eventually(lambda: len(answers) == 20 and len(heard) == 21)
+    assert answers == [Answer(kind=AnswerKind.WAIT, delay_s=1.5)] * 20
+    assert heard.count(ask) == 20
+
+
+# Dead letters
+
+
+async def test_dead_letters_are_listed_newest_first_and_found_by_job(world: World) -> None:
+    """Whoever looks after the service sees what failed for good, page by page, and takes it out."""
+    log, worker = await world.gateway(), await world.worker()
+    words = [word_on(new_job(), JobStatus.FAILED, dead=True) for _ in range(60)]
+    for n, word in enumerate(words):
+        await worker.bury(word, b"message %d" % n)
+        await worker.bury(word, b"again")
+    newest = await log.dead(limit=60)
+    assert [one.word for one in newest] == words[::-1]
+    assert newest[0].message == b"message 59"
+    assert newest[0].stored_at > 1_600_000_000
+    page = await log.dead(before=newest[9].seq, limit=5)
+    assert page == newest[10:15]
+    for letter in newest[:45]:
+        assert await log.unbury(letter.seq)
+    assert not await log.unbury(newest[0].seq)
+    assert (await log.dead(limit=3)) == newest[45:48]
+    found = await log.dead_letter(words[2].job)
+    assert found is not None
+    assert found.message == b"message 2"
+    assert await log.dead_letter(words[59].job) is None
+    assert await log.dead(limit=0) == []
+
+
+# Claims
+
+
+async def test_one_of_fifty_claims_wins(world: World) -> None:
+    """Fifty requests with one Idempotency-Key make one job, and all of them learn which."""
+    logs = [await world.gateway() for _ in range(2)]
+    name = secrets.token_hex(16)
+    values = [b"job_%d" % n for n in range(50)]
+    found = await asyncio.gather(*(logs[n % 2].claim(name, value) for n, value in enumerate(values)))
+    assert len(set(found)) == 1
+    assert found[0] in values
+    assert await logs[1].claim(name, b"later") == found[0]
+    with pytest.raises(ValueError, match="token"):
+        await logs[0].claim("a.b", b"")
+
+
+# Backlogs
+
+
+async def test_work_is_taken_once_and_comes_again_until_it_is_done(world: World) -> None:
+    """A webhook's delivery that failed is tried again later; one that succeeded is forgotten."""
+    log = await world.gateway()
+    backlog = log.backlog("hooks")
+    item_id = secrets.token_hex(8)
+    await backlog.put(item_id, b"data")
+    await backlog.put(item_id, b"data")
+    async with aclosing(backlog.take(at_once=3, hold_s=20)) as items:
+        item: Item = await next_of(items)
+        assert (item.id, item.data, item.delivery) == (item_id, b"data", 1)
+        item.again(0.05)
+        item = await next_of(items)
+        assert (item.id, item.delivery) == (item_id, 2)
+        await item.done()
+        other = secrets.token_hex(8)
+        await backlog.put(other, b"more")
+        item = await next_of(items)
+        assert item.id == other
+        await item.done()
+
+
+async def test_work_of_a_dead_gateway_goes_to_another_one(world: World) -> None:
+    """What a gateway had taken, and not finished when it died, another one does."""
+    logs = [await world.gateway() for _ in range(2)]
+    items = [log.backlog("batches") for log in logs]
+    item_id = secrets.token_hex(8)
+    await items[0].put(item_id, b"data")
+    async with aclosing(items[0].take(at_once=1, hold_s=1)) as first:
+        taken: Item = await next_of(first)
+        assert taken.delivery == 1
+        async with aclosing(items[1].take(at_once=1, hold_s=1)) as second:
+            taken = await next_of(second)
+            assert (taken.id, taken.delivery) == (item_id, 2)
+            for _ in range(3):
+                await asyncio.sleep(0.5)
+                taken.hold()
+            await taken.done()
+
+
+async def test_a_taker_has_no_more_than_it_asked_for(world: World) -> None:
+    """A gateway works on a bounded number of things at once; the rest is left to the others."""
+    log, other = await world.gateway(), await world.gateway()
+    backlog = log.backlog("hooks")
+    ids = {secrets.token_hex(8) for _ in range(6)}
+    for item_id in ids:
+        await backlog.put(item_id, b"")
+    async with aclosing(backlog.take(at_once=2, hold_s=30)) as mine:
+        held: list[Item] = [await next_of(mine) for _ in range(2)]
+        more = asyncio.create_task(anext(mine))
+        async with aclosing(other.backlog("hooks").take(at_once=10, hold_s=30)) as theirs:
+            others: list[Item] = [await next_of(theirs) for _ in range(4)]
+            assert {item.id for item in held} | {item.id for item in others} == ids
+            assert not more.done()
+            others[0].again(0)
+            await held[0].done()
+            last: Item = await asyncio.wait_for(more, 20) if await _soon(more) else await next_of(theirs)
+            assert last.id == others[0].id
+            for item in [held[1], last, *others[1:]]:
+                await item.done()
+        await _cancel(more)
+
+
+async def _soon(task: asyncio.Task[Any]) -> bool:
+    await asyncio.wait((task,), timeout=1)
+    return task.done()
+
+
+async def test_what_was_not_given_out_goes_back_at_once(world: World) -> None:
+    """A gateway that stops leaves nothing lying until its time is up."""
+    log, other = await world.gateway(), await world.gateway()
+    backlog = log.backlog("hooks")
+    ids = {secrets.token_hex(8) for _ in range(5)}
+    for item_id in ids:
+        await backlog.put(item_id, b"")
+    async with aclosing(backlog.take(at_once=5, hold_s=120)) as mine:
+        item: Item = await next_of(mine)
+        item.again(0)
+    async with aclosing(other.backlog("hooks").take(at_once=5, hold_s=120)) as theirs:
+        found = [await next_of(theirs) for _ in range(5)]
+        assert {one.id for one in found} == ids
+        for one in found:
+            await one.done()
+
+
+def test_a_backlog_cannot_be_called_anything() -> None:
+    """A backlog never takes the name of another stream."""
+    for name in ("jobs", "dlq", "a.b", "", "Hooks"):
+        with pytest.raises(ValueError, match="backlog"):
+            MemoryJobLog(MemoryBroker()).backlog(name)
