@@ -10,23 +10,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, NamedTuple, Self
 
 import httpx
 
 from cli.datadir import DataDir
-from cli.errors import ConsoleError
+from cli.errors import ConsoleError, Refused, Unreachable
 
 DEFAULT_URL = "http://127.0.0.1:8800"
 CONNECT_S = 3.0
 READ_S = 30.0
 STREAM_READ_S = 300.0
 """Between two bytes of a stream: a queued request is told its position far more often than that."""
+EVENTS_READ_S = 60.0
+"""The same of a job's events, which can be asked for again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,14 @@ def find_target(url: str | None, key: str | None, data_dir: DataDir) -> Target:
     return Target(chosen)
 
 
+class ServerSentEvent(NamedTuple):
+    """One event of a stream."""
+
+    id: str
+    event: str
+    data: str
+
+
 class ApiClient:
     """HTTP calls to one gateway. Whatever goes wrong is a ConsoleError that says what to do."""
 
@@ -79,13 +89,22 @@ class ApiClient:
     ) -> None:
         self._http.close()
 
-    def get(self, path: str, *, accept: tuple[int, ...] = ()) -> Any:
+    def get(self, path: str, *, accept: tuple[int, ...] = (), read_s: float = READ_S) -> Any:
         """The JSON at `path`; statuses in `accept` count as success."""
-        return self._call("GET", path, accept=accept)
+        return self._call("GET", path, accept=accept, read_s=read_s)
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """The JSON answer to `body`."""
         return self._call("POST", path, body, read_s=STREAM_READ_S)
+
+    def post_form(
+        self, path: str, fields: Mapping[str, Any], files: list[tuple[str, tuple[str, IO[bytes]]]], **headers: str
+    ) -> Any:
+        """The JSON answer to a form; files are read as they are sent."""
+        with self._translated():
+            timeout = httpx.Timeout(STREAM_READ_S, connect=CONNECT_S)
+            response = self._http.post(path, data=dict(fields), files=files, headers=headers, timeout=timeout)
+            return self._answer(response)
 
     def put(self, path: str, body: dict[str, Any]) -> Any:
         """The JSON answer to `body`."""
@@ -106,25 +125,47 @@ class ApiClient:
     ) -> Any:
         with self._translated():
             timeout = httpx.Timeout(read_s, connect=CONNECT_S)
-            response = self._http.request(method, path, json=body, timeout=timeout)
-            if not response.is_success and response.status_code not in accept:
-                raise ConsoleError(self._refusal(response))
-            return _json(response, self.target.url)
+            return self._answer(self._http.request(method, path, json=body, timeout=timeout), accept)
+
+    def _answer(self, response: httpx.Response, accept: tuple[int, ...] = ()) -> Any:
+        if response.status_code not in accept:
+            self._check(response)
+        return _json(response, self.target.url)
+
+    def _check(self, response: httpx.Response) -> None:
+        """Raises Refused for an error status."""
+        if not response.is_success:
+            response.read()
+            raise Refused(self._refusal(response), status=response.status_code, code=_error_code(response))
 
     def stream(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any]]:
         """The `data:` frames of a stream, until `[DONE]`. A stream that ends without it is an error."""
         timeout = httpx.Timeout(STREAM_READ_S, connect=CONNECT_S)
         with self._translated(), self._http.stream("POST", path, json=body, timeout=timeout) as response:
-            if not response.is_success:
-                response.read()
-                raise ConsoleError(self._refusal(response))
-            for line in response.iter_lines():
+            self._check(response)
+            for line in _lines(response):
                 if line.startswith("data:"):
                     data = line[5:].strip()
                     if data == "[DONE]":
                         return
                     yield _frame(data)
         raise ConsoleError("the answer broke off before its end; try again")
+
+    def events(self, path: str, after: str = "") -> Generator[ServerSentEvent]:
+        """The events of a stream behind the one with id `after`, until it ends or breaks off."""
+        headers = {"accept": "text/event-stream"} | ({"last-event-id": after} if after else {})
+        timeout = httpx.Timeout(EVENTS_READ_S, connect=CONNECT_S)
+        with self._translated(), self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
+            self._check(response)
+            yield from _events(_lines(response))
+
+    @contextmanager
+    def download(self, path: str) -> Iterator[httpx.Response]:
+        """What is at `path`, to be read as it comes."""
+        timeout = httpx.Timeout(STREAM_READ_S, connect=CONNECT_S)
+        with self._translated(), self._http.stream("GET", path, timeout=timeout) as response:
+            self._check(response)
+            yield response
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -133,16 +174,16 @@ class ApiClient:
         try:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise ConsoleError(
+            raise Unreachable(
                 f"no gateway answers at {url}: is it up? Start one with `nexus up`, "
                 "or name another with --url or NEXUS_URL."
             ) from error
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise ConsoleError(f"{url} is not a URL like {DEFAULT_URL}") from error
         except httpx.TimeoutException as error:
-            raise ConsoleError(f"the gateway at {url} did not answer in time") from error
+            raise Unreachable(f"the gateway at {url} did not answer in time") from error
         except httpx.HTTPError as error:
-            raise ConsoleError(f"the connection to {url} broke: {error or type(error).__name__}") from error
+            raise Unreachable(f"the connection to {url} broke: {error or type(error).__name__}") from error
 
     def _refusal(self, response: httpx.Response) -> str:
         """What an error status means to the user."""
@@ -166,6 +207,39 @@ def error_message(response: httpx.Response) -> str:
         return str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
         return response.text[:200].strip() or response.reason_phrase or "no reason given"
+
+
+def _error_code(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"]["code"] or "")
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
+def _lines(response: httpx.Response) -> Iterator[str]:
+    """Lines as server-sent events have them: httpx's also end at characters like U+2028, which JSON may hold."""
+    left = b""
+    for part in response.iter_bytes():
+        *whole, left = (left + part).split(b"\n")
+        for line in whole:
+            yield line.removesuffix(b"\r").decode(errors="replace")
+    if left:
+        yield left.decode(errors="replace")
+
+
+def _events(lines: Iterator[str]) -> Iterator[ServerSentEvent]:
+    """One that is cut off before its blank line is none."""
+    found = {"id": "", "event": "", "data": ""}
+    for line in lines:
+        name, _, value = line.partition(":")
+        if not line:
+            if found["event"] or found["data"]:
+                yield ServerSentEvent(found["id"], found["event"], found["data"].removesuffix("\n"))
+            found |= {"event": "", "data": ""}
+        elif name == "data":
+            found["data"] += value.removeprefix(" ") + "\n"
+        elif name in found:
+            found[name] = value.removeprefix(" ")
 
 
 def _json(response: httpx.Response, url: str) -> Any:

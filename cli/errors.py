@@ -9,3 +9,16 @@ class ConsoleError(Exception):
     def __init__(self, message: str, *, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class Unreachable(ConsoleError):
+    """The gateway does not answer, or the connection broke: later it may work."""
+
+
+class Refused(ConsoleError):
+    """The gateway answered with an error. `status` is HTTP's, `code` the error object's."""
+
+    def __init__(self, message: str, *, status: int, code: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code

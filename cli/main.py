@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from backbone.version import VERSION
-from cli import aliases, chat, console, keys, processes, services, up
+from cli import aliases, chat, console, dlq, jobs, keys, processes, services, submit, up, watch
 from cli.errors import ConsoleError
 
 app = typer.Typer(
@@ -42,6 +42,10 @@ app.command()(console.workers)
 app.command()(console.queues)
 app.command()(console.drain)
 app.command()(chat.chat)
+app.command()(submit.submit)
+app.command()(watch.watch)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(dlq.app, name="dlq")
 app.add_typer(aliases.app, name="aliases")
 app.add_typer(services.app, name="services")
 app.add_typer(keys.app, name="keys")

@@ -23,12 +23,26 @@ Data = Annotated[
     typer.Option("--data-dir", help="Where `nexus up` keeps its state. Default: NEXUS_DATA_DIR, else .nexus."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Metadata = Annotated[
+    list[str] | None, typer.Option("--metadata", metavar="NAME=VALUE", help="Metadata of the job; may be repeated.")
+]
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Keep the view up to date until Ctrl-C.")]
 
 
 def client(url: str | None, key: str | None, data_dir: Path | None) -> ApiClient:
     """A client for the gateway that these options mean."""
     return ApiClient(find_target(url, key, data_dir_from(data_dir)))
+
+
+def pairs(texts: list[str] | None, option: str) -> list[tuple[str, str]]:
+    """What was given as NAME=VALUE, in order."""
+    found = []
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not name or not equals:
+            raise typer.BadParameter(f"{option} wants NAME=VALUE, not '{text}'")
+        found.append((name, value))
+    return found
 
 
 def listing(ctx: typer.Context) -> bool:

@@ -1,0 +1,138 @@
+"""What comes of a job: pictures and sound become files, text is printed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+
+from cli.api import ApiClient
+from cli.errors import ConsoleError
+from cli.following import path_of
+
+SUFFIXES = {
+    "audio/mpeg": ".mp3",
+    "audio/wav": ".wav",
+    "audio/x-wav": ".wav",
+    "audio/ogg": ".ogg",
+    "audio/opus": ".opus",
+    "audio/aac": ".aac",
+    "audio/flac": ".flac",
+    "audio/pcm": ".pcm",
+    "audio/l16": ".pcm",
+}
+MAGIC = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"GIF8": ".gif"}
+JSON = "application/json"
+EVENTS = "text/event-stream"
+
+
+class Outcome(NamedTuple):
+    """Where a result is now."""
+
+    files: list[Path]
+    """What was written."""
+    value: Any = None
+    """Where nothing was: the result, as JSON has it, or text."""
+
+
+def fetch_result(api: ApiClient, job: str, output: Path | None, *, show: bool = True) -> Outcome:
+    """Save or print the result of a completed job.
+
+    With `output` everything goes there; else sound and pictures go into files named after the job, and the rest is
+    printed, unless `show` is False.
+    """
+    with api.download(path_of(job, "/result")) as response:
+        kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind not in (JSON, EVENTS) and not kind.startswith("text/"):
+            return Outcome([_save(response.iter_bytes(), output or Path(job + SUFFIXES.get(kind, ".bin")))])
+        body = response.read()
+    if kind == JSON:
+        pictures = list(_pictures(api, body))
+        if pictures:
+            return Outcome(_save_pictures(pictures, output or Path(job)))
+    if output is not None:
+        return Outcome([_save(iter([body]), output)])
+    if show:
+        print(_text(kind, body), flush=True)
+    return Outcome([], json.loads(body) if kind == JSON else body.decode(errors="replace"))
+
+
+def _save(parts: Iterator[bytes], path: Path) -> Path:
+    """Whole or not at all: under another name until it is."""
+    part = path.with_name(path.name + ".part")
+    try:
+        with part.open("wb") as file:
+            file.writelines(parts)
+        part.replace(path)
+    except OSError as error:
+        raise ConsoleError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _save_pictures(pictures: list[bytes], path: Path) -> list[Path]:
+    saved = []
+    for number, picture in enumerate(pictures, 1):
+        suffix = path.suffix or next((end for start, end in MAGIC.items() if picture.startswith(start)), ".bin")
+        name = path.stem if number == 1 else f"{path.stem}-{number}"
+        saved.append(_save(iter([picture]), path.with_name(name + suffix)))
+    return saved
+
+
+def _pictures(api: ApiClient, body: bytes) -> Iterator[bytes]:
+    """The pictures in an answer of `/v1/images/…`; of any other answer, none."""
+    value = json.loads(body)
+    items = value.get("data") if isinstance(value, dict) else None
+    for item in items if isinstance(items, list) else ():
+        if not isinstance(item, dict):
+            continue
+        if isinstance(item.get("b64_json"), str):
+            yield base64.b64decode(item["b64_json"])
+        elif isinstance(item.get("url"), str):
+            yield _picture_at(api, item["url"])
+
+
+def _picture_at(api: ApiClient, url: str) -> bytes:
+    """By its signed URL, which wants no key: none is sent, whatever host it names."""
+    try:
+        response = httpx.get(httpx.URL(api.target.url).join(url), timeout=30.0).raise_for_status()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ConsoleError(f"the picture at {url} cannot be had: {error}") from error
+    return response.content
+
+
+def _text(kind: str, body: bytes) -> str:
+    """What a person wants to read of an answer: what was said; of anything else, the JSON as it is."""
+    text = body.decode(errors="replace")
+    if kind == EVENTS:
+        lines = (line[5:].strip() for line in text.split("\n") if line.startswith("data:"))
+        return "".join(said(json.loads(line)) for line in lines if line != "[DONE]")
+    if kind == JSON:
+        value = json.loads(text)
+        return said(value) or (str(value["text"]) if _is_transcript(value) else text)
+    return text.removesuffix("\n")
+
+
+def _is_transcript(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("text"), str)
+
+
+def said(value: Any) -> str:
+    """The text in an answer, or in one chunk, of `/v1/chat/completions` or `/v1/completions`; empty: it has none."""
+    texts = []
+    for choice in (value.get("choices") if isinstance(value, dict) else None) or ():
+        message = choice.get("delta") or choice.get("message") or {}
+        texts.append(message.get("content") or choice.get("text") or "")
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def report(files: list[Path]) -> None:
+    """Say what was written."""
+    for file in files:
+        print(f"saved {file}", file=sys.stderr)
