@@ -89,6 +89,8 @@ class GatewaySettings(CommonSettings):
     """Events of jobs are kept this long, for callers who resume."""
     job_queue_timeout_s: float = Field(default=86_400.0, gt=0)
     """Seconds that a job may wait for a worker before it expires; `QUEUE_TIMEOUT_S` is for callers who wait."""
+    response_keep_s: float = Field(default=2_592_000.0, ge=60)
+    """Responses that were retrieved once are kept this long; others as long as their jobs."""
     idempotency_keep_s: float = Field(default=86_400.0, ge=60)
     """How long an Idempotency-Key is remembered."""
     dead_letters_keep_s: float = Field(default=2_592_000.0, ge=60)
@@ -101,6 +103,8 @@ class GatewaySettings(CommonSettings):
     """Larger files are 413."""
     file_keep_s: float = Field(default=2_592_000.0, ge=3600)
     """How long files are kept at most."""
+    batch_window: int = Field(default=256, ge=1, le=10_000)
+    """Lines of one batch that are jobs at once: queued or running."""
     webhook_timeout_s: float = Field(default=15.0, gt=0)
     """For one try to tell a webhook."""
     webhook_retries_s: str = "5,300,1800,7200,18000,36000,50400,72000,86400"

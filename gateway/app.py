@@ -15,10 +15,12 @@ from gateway.endpoint import Endpoint
 from gateway.http import CLOSING, request_id_of
 from gateway.routes import (
     aliases,
+    batches,
     chat,
     completions,
     dlq,
     embeddings,
+    files,
     images,
     jobs,
     keys,
@@ -26,6 +28,7 @@ from gateway.routes import (
     models,
     operation,
     rerank,
+    responses,
     results,
     services,
     speech,
@@ -58,6 +61,9 @@ ROUTERS = [
     keys.router,
     jobs.router,
     dlq.router,
+    files.router,
+    batches.router,
+    responses.router,
     results.router,
 ]
 

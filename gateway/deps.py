@@ -13,6 +13,7 @@ from backbone.bus.blobs import Blobs
 from backbone.store.documents import Documents
 from gateway.answers import Answers
 from gateway.auth import Auth, Principal
+from gateway.batches.service import Batches
 from gateway.bodies import Reader
 from gateway.dispatch import Dispatcher
 from gateway.files import Files
@@ -21,6 +22,7 @@ from gateway.jobs.base import Jobs
 from gateway.keys import KeyRing
 from gateway.links import Links
 from gateway.readiness import ReadinessCheck
+from gateway.responses.service import Responses
 from schemas.keys import Scope
 
 
@@ -42,6 +44,8 @@ class Parts:
     reader: Reader
     """For requests that become durable jobs: its blobs last as long as those."""
     files: Files
+    batches: Batches
+    responses: Responses
 
 
 def get_parts(request: Request) -> Parts:

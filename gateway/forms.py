@@ -35,9 +35,15 @@ class Form:
 
 
 async def read_form(
-    content_type: bytes, pieces: AsyncIterator[bytes], files: tuple[str, ...], make_writer: MakeWriter, form: Form
+    content_type: bytes,
+    pieces: AsyncIterator[bytes],
+    files: tuple[str, ...],
+    make_writer: MakeWriter,
+    form: Form,
+    *,
+    inline_limit: int = INLINE_LIMIT,
 ) -> None:
-    """Fill `form` from a body of `content_type`. `files`: the fields that may hold files.
+    """Fill `form` from a body of `content_type`. `files`: the fields that may hold files; beyond `inline_limit` bytes they are blobs.
 
     Raises InvalidRequest, Unavailable, and whatever `pieces` raises; `form.blobs` then holds what was begun.
     """
@@ -48,7 +54,7 @@ async def read_form(
             "send this request as multipart/form-data (with a boundary); "
             f"'{kind[:80].decode('latin-1')}' came as its content type"
         )
-    reader = _Reader(files, make_writer, form)
+    reader = _Reader(files, make_writer, form, inline_limit)
     try:
         parser = MultipartParser(boundary, reader.callbacks())  # type: ignore[arg-type]
         async for data in pieces:
@@ -67,8 +73,9 @@ async def read_form(
 class _Reader:
     """One form's parser callbacks. They only note what came; `flush` deals with it."""
 
-    def __init__(self, files: tuple[str, ...], make_writer: MakeWriter, form: Form) -> None:
+    def __init__(self, files: tuple[str, ...], make_writer: MakeWriter, form: Form, inline_limit: int) -> None:
         self._files = files
+        self._inline_limit = inline_limit
         self._make_writer = make_writer
         self._form = form
         self._part: _Part | None = None
@@ -165,7 +172,7 @@ class _Reader:
         if part.writer is None:
             part.pieces.append(data)
             self._inline_size += len(data)
-            if self._inline_size <= INLINE_LIMIT:
+            if self._inline_size <= self._inline_limit:
                 return
             part.writer = self._make_writer()
             self._form.blobs.append(part.writer)

@@ -107,7 +107,7 @@ def parse(body: bytes, schema: type[T]) -> T:
         raise InvalidRequest(f"the request's body is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise InvalidRequest("the request's body must be a JSON object")
-    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _too_deep(value):
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and too_deep(value):
         raise InvalidRequest(f"the request's body is nested deeper than {MAX_DEPTH} levels")
     return check(value, schema)
 
@@ -120,7 +120,8 @@ def check(value: dict[str, Any], schema: type[T]) -> T:
         raise _first_problem(error, value) from error
 
 
-def _too_deep(value: Any) -> bool:
+def too_deep(value: Any) -> bool:
+    """Whether JSON is nested deeper than `MAX_DEPTH` levels."""
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         level = [

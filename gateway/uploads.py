@@ -18,6 +18,10 @@ class OwnFile(Protocol):
         """As it was uploaded."""
 
     @property
+    def content_type(self) -> str:
+        """The same."""
+
+    @property
     def size(self) -> int:
         """Bytes."""
 
@@ -49,10 +53,15 @@ class FileUploads:
                 if not isinstance(file_id, str):
                     raise InvalidRequest(f"'{name}' must be the id of an uploaded file (POST /v1/files)", param=name)
                 file = await self._open(owner, file_id)
-                uploads.append(Upload(field=name, filename=file.filename, size=file.size, blob=file.blob, kept=True))
+                uploads.append(_upload(name, file))
         if not any(upload.field == endpoint.files[0] for upload in uploads):
             raise InvalidRequest(
                 f"'{endpoint.files[0]}' is missing: the id of an uploaded file (POST /v1/files)",
                 param=endpoint.files[0],
             )
         return fields, tuple(uploads)
+
+
+def _upload(field: str, file: OwnFile) -> Upload:
+    kind = file.content_type
+    return Upload(field=field, filename=file.filename, content_type=kind, size=file.size, blob=file.blob, kept=True)

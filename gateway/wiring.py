@@ -23,6 +23,10 @@ from backbone.store.redis_documents import RedisDocuments
 from gateway.answers import Answers
 from gateway.app import ENDPOINTS, make_app, make_observability_app
 from gateway.auth import Auth
+from gateway.batches.ledger import Ledger
+from gateway.batches.runner import BatchRunner
+from gateway.batches.service import Batches, longest_window_s
+from gateway.batches.tools import Tools as BatchTools
 from gateway.bodies import Budget, Reader
 from gateway.call import MAX_STARTS
 from gateway.deps import Parts
@@ -40,9 +44,11 @@ from gateway.remote_media import RemoteMedia
 from gateway.submissions import Submissions
 from gateway.uploads import FileUploads
 from schemas.jobs import Limits
+from schemas.keys import Scope
 
 log = structlog.get_logger(__name__)
 
+BATCHES = "batches"
 BLOB_MARGIN_S = 3600.0
 """Blobs of the bucket may live this much longer than the longest that is asked for."""
 
@@ -79,6 +85,7 @@ async def running(settings: GatewaySettings, gateway: str) -> AsyncIterator[Runn
     lasting = reader.lasting(settings.job_queue_timeout_s + settings.job_keep_s)
     files = Files(documents, blobs, settings.max_file_bytes, settings.file_keep_s, settings.body_timeout_s)
     answers = Answers(durable.jobs, blobs, links, settings.queue_comment_after_s)
+    uploads = FileUploads(files.open)
     submissions = Submissions(
         durable.jobs,
         answers,
@@ -86,8 +93,26 @@ async def running(settings: GatewaySettings, gateway: str) -> AsyncIterator[Runn
         lasting,
         auth,
         {endpoint.path: endpoint for endpoint in ENDPOINTS},
-        FileUploads(files.open),
+        uploads,
         durable.webhooks.check_url,
+    )
+    backlog, ledger = jobs_log.backlog(BATCHES), Ledger(documents, settings.file_keep_s)
+    lines = {endpoint.path: endpoint for endpoint in ENDPOINTS if endpoint.scope is Scope.INFERENCE}
+    batches = Batches(ledger, files, backlog, lines, longest_s=longest_window_s(settings.job_keep_s))
+    batch_runner = BatchRunner(
+        backlog,
+        BatchTools(
+            ledger=ledger,
+            files=files,
+            blobs=blobs,
+            jobs=durable.jobs,
+            log=jobs_log,
+            reader=reader,
+            uploads=uploads,
+            payload=answers.payload,
+            endpoints=lines,
+            window=settings.batch_window,
+        ),
     )
     bounds = Bounds(settings.queue_comment_after_s, settings.log_prompts)
     inference = Inference(dispatcher, reader, blobs, links, auth, metrics, bounds, submissions)
@@ -105,11 +130,12 @@ async def running(settings: GatewaySettings, gateway: str) -> AsyncIterator[Runn
         documents=documents,
         reader=lasting,
         files=files,
+        batches=batches,
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(egress.close)
         stack.push_async_callback(reader.media.close)
-        for part in (bus, blobs, registry, store, notices, keys, jobs_log, dispatcher, durable):
+        for part in (bus, blobs, registry, store, notices, keys, jobs_log, dispatcher, durable, batch_runner):
             stack.push_async_callback(part.close)
             await part.start()
         yield Running(

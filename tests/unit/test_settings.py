@@ -41,7 +41,7 @@ def as_text(default: Any) -> str:
         return str(default).lower()
     if isinstance(default, SecretStr):
         return default.get_secret_value()
-    return f"{default:g}" if isinstance(default, float) else str(default)
+    return f"{default:.12g}" if isinstance(default, float) else str(default)
 
 
 def test_every_setting_is_documented_and_every_documented_one_exists():

@@ -1,0 +1,158 @@
+"""The last phase of a batch: one pass over its input, in which each line's answer or error is written into its file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from backbone.bus.blobs import BlobBroken, BlobGone
+from gateway.answers import error_of
+from gateway.batches.line_jobs import LineJobs
+from gateway.batches.lines import Line, job_id, parse_line
+from gateway.batches.ordered import in_order
+from gateway.batches.output import LineWriter, OutputFile
+from gateway.batches.tools import Tools
+from gateway.jobs.base import JobNotFound, Result, ResultNotReady
+from schemas.batches import Batch, BatchStatus, Counts, Tokens
+from schemas.errors import NotFound
+from schemas.jobs import JobStatus
+
+AHEAD = 16
+"""Results that are fetched before they are written."""
+
+ENDS = {
+    "batch_cancelled": "This request was not completed before the batch was cancelled.",
+    "batch_expired": "This request could not be executed before the completion window expired.",
+    "job_cancelled": "The job of this request was cancelled.",
+    "job_expired": "The job of this request expired before it was completed.",
+    "result_gone": "The result of this request is not kept any more.",
+}
+"""Why a line has no response."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """How a batch ends, and what it leaves."""
+
+    status: BatchStatus
+    counts: Counts
+    tokens: Tokens
+    output_file_id: str | None
+    error_file_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """One line, at its end."""
+
+    custom_id: str
+    job: str
+    result: Result | None
+    """None: its job never ended by itself, or is not known any more."""
+
+
+class Finalizer:
+    """Of one batch, whose lines are not being submitted any more."""
+
+    def __init__(self, batch: Batch, tools: Tools, jobs: LineJobs) -> None:
+        """`batch` has its files' ids reserved."""
+        assert batch.reserved is not None
+        self._batch = batch
+        self._tools = tools
+        self._jobs = jobs
+        self._writer = LineWriter(tools.blobs, tools.payload, batch.base_url)
+        self._output = OutputFile(tools.files, batch, batch.reserved[0], "output")
+        self._errors = OutputFile(tools.files, batch, batch.reserved[1], "error")
+        self._over = batch.status is BatchStatus.CANCELLING or time.time() >= batch.expires_at
+        """What has not ended will not."""
+        self._expired = False
+        self._tokens = Tokens()
+
+    async def write(self, lines: AsyncIterator[Line]) -> Finished:
+        """Write both files, and make them visible. Raises what `lines` raises, and Unavailable; then it was for nothing."""
+        try:
+            async with aclosing(in_order(lines, self._end_of, AHEAD)) as ends:
+                async for ended in ends:
+                    await self._write(ended)
+            output_id, error_id = await self._output.publish(), await self._errors.publish()
+        except BaseException:
+            await self._output.discard()
+            await self._errors.discard()
+            raise
+        done, failed = self._output.lines, self._errors.lines
+        counts = Counts(total=done + failed, completed=done, failed=failed)
+        return Finished(self._status(), counts, self._tokens, output_id, error_id)
+
+    def _status(self) -> BatchStatus:
+        if self._batch.status is BatchStatus.CANCELLING:
+            return BatchStatus.CANCELLED
+        return BatchStatus.EXPIRED if self._expired else BatchStatus.COMPLETED
+
+    async def _end_of(self, line: Line) -> _Ended:
+        custom_id = parse_line(line.data, self._batch.endpoint).custom_id
+        job = job_id(self._batch.id, line.number)
+        try:
+            return _Ended(custom_id, job, await self._result(job))
+        except NotFound:
+            return _Ended(custom_id, job, None)
+
+    async def _result(self, job: str) -> Result:
+        owner, jobs = self._batch.owner, self._tools.jobs
+        try:
+            return await jobs.result(owner, job)
+        except JobNotFound:
+            raise
+        except ResultNotReady:
+            if not self._over:
+                raise
+        # A gateway that is gone submitted it.
+        await self._jobs.cancel(job)
+        return await jobs.result(owner, job)
+
+    async def _write(self, ended: _Ended) -> None:
+        result = ended.result
+        if result is not None and result.word.status is JobStatus.COMPLETED:
+            try:
+                await self._writer.answer(self._output, ended.custom_id, result)
+            except (BlobGone, BlobBroken):
+                await self._unanswered(ended, "result_gone")
+            else:
+                self._tokens = _plus(self._tokens, result)
+        elif result is not None and result.word.status is JobStatus.FAILED and (error := error_of(result)) is not None:
+            await self._writer.failure(self._errors, ended.custom_id, result.word, error)
+        else:
+            await self._unanswered(ended, self._why(result))
+
+    def _why(self, result: Result | None) -> str:
+        if self._batch.status is BatchStatus.CANCELLING:
+            return "batch_cancelled"
+        if self._over:
+            self._expired = True
+            return "batch_expired"
+        if result is None:
+            return "result_gone"
+        return "job_cancelled" if result.word.status is JobStatus.CANCELLED else "job_expired"
+
+    async def _unanswered(self, ended: _Ended, code: str) -> None:
+        await self._writer.unanswered(self._errors, ended.custom_id, ended.job, code, ENDS[code])
+
+
+def _plus(tokens: Tokens, result: Result) -> Tokens:
+    usage = result.word.usage
+    if usage is None:
+        return tokens
+    extra: dict[str, Any] = usage.model_extra or {}
+    return tokens.plus(
+        usage.prompt_tokens,
+        _detail(extra.get("prompt_tokens_details"), "cached_tokens"),
+        usage.completion_tokens,
+        _detail(extra.get("completion_tokens_details"), "reasoning_tokens"),
+    )
+
+
+def _detail(details: Any, name: str) -> int:
+    value = details.get(name) if isinstance(details, dict) else None
+    return value if isinstance(value, int) else 0

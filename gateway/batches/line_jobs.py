@@ -1,0 +1,196 @@
+"""The jobs of a batch's lines: submitted, waited for, cancelled. Whatever is away is waited for: no line fails for it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import Any
+
+from gateway.auth import Principal
+from gateway.batches.lines import Line, Request, job_id, parse_line, request_ids
+from gateway.batches.tools import Tools
+from gateway.bodies import Received
+from gateway.endpoint import SSE, Endpoint
+from gateway.jobs.base import JobNotFound, Submission
+from schemas.batches import Batch
+from schemas.errors import ErrorInfo, InvalidRequest, NexusError, Unavailable
+from schemas.jobs import JobStatus, Lane, Upload
+from schemas.words import Word
+
+AGAIN_S = 2.0
+"""After what is away, or full, for now."""
+LOOK_S = 60.0
+"""A wait for the end of a job; then comes the next."""
+MARGIN_S = 3600.0
+"""What a line sent by reference outlives the batch's window by."""
+FALLBACK_S = 60.0
+"""A job ends by itself when this has passed since the end of the window: its batch may have no runner then."""
+PASSING = frozenset({429, 503})
+"""Statuses of refusals that do not last."""
+
+
+class Signals:
+    """What a batch's lines wait for together."""
+
+    def __init__(self) -> None:
+        self._stop: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._moved = asyncio.Event()
+
+    @property
+    def stopped(self) -> bool:
+        """No more lines are begun, and those under way are to end."""
+        return self._stop.done()
+
+    def stop(self) -> None:
+        """From now on."""
+        if not self._stop.done():
+            self._stop.set_result(None)
+        self.move()
+
+    def move(self) -> None:
+        """A line has ended: there may be room for another one."""
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    async def pause(self, seconds: float) -> None:
+        """Until a line ends, the batch stops, or the time is up."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._moved.wait()
+
+    async def or_stop(self, work: asyncio.Future[bool]) -> None:
+        """Until `work` is done or the batch stops; then it is cancelled."""
+        try:
+            both: set[asyncio.Future[Any]] = {work, self._stop}
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            work.cancel()
+            with suppress(asyncio.CancelledError, NexusError):
+                await work
+
+
+class LineJobs:
+    """Of one batch."""
+
+    def __init__(self, batch: Batch, tools: Tools, signals: Signals) -> None:
+        self._batch = batch
+        self._tools = tools
+        self._signals = signals
+        self._endpoint: Endpoint = tools.endpoints[batch.endpoint]
+        self._reader = tools.reader.lasting(max(0.0, batch.expires_at - time.time()) + MARGIN_S)
+        self._principal = Principal(
+            owner=batch.owner, key_id=batch.key, max_queued=batch.max_queued, max_running=batch.max_running
+        )
+
+    async def decided(self, job: str) -> JobStatus | None:
+        """How it ended, if it has."""
+        while True:
+            try:
+                decision = await self._tools.log.decided(job)
+            except Unavailable:
+                await asyncio.sleep(AGAIN_S)
+            else:
+                return decision.word.status if decision is not None else None
+
+    async def begin(self, line: Line) -> bool:
+        """Submit a line's job, or end it at once where its request is wrong. False: the batch stops, and it was not submitted."""
+        job = job_id(self._batch.id, line.number)
+        request = parse_line(line.data, self._batch.endpoint)
+        while not self._signals.stopped:
+            try:
+                await self._submit(job, request)
+            except NexusError as error:
+                if error.info.status not in PASSING:
+                    await self._refuse(job, error.info, request)
+                    return True
+                await self._signals.pause(min(AGAIN_S, error.info.retry_after_s or AGAIN_S))
+            else:
+                return True
+        return False
+
+    async def _submit(self, job: str, request: Request) -> None:
+        received = await self._read(request)
+        submission = Submission(
+            self._principal,
+            self._endpoint,
+            received,
+            request_ids(job)[1],
+            lane=Lane.FLEX,
+            metadata={"custom_id": request.custom_id},
+            timeout_s=max(0.0, self._batch.expires_at - time.time()) + FALLBACK_S,
+            job_id=job,
+            batch=self._batch.id,
+        )
+        try:
+            await self._tools.jobs.submit(submission)
+        except BaseException:
+            await received.discard()
+            raise
+
+    async def _read(self, request: Request) -> Received:
+        if request.body.get("stream"):
+            raise InvalidRequest("a request of a batch cannot be streamed: leave 'stream' out", param="stream")
+        body: dict[str, Any] = request.body
+        uploads: tuple[Upload, ...] = ()
+        if self._endpoint.files:
+            body, uploads = await self._tools.uploads.take(self._batch.owner, self._endpoint, body)
+        received = await self._reader.of_value(self._endpoint, body, uploads)
+        if self._endpoint.stream_type(received.request) == SSE:
+            await received.discard()
+            raise InvalidRequest("a request of a batch cannot be answered by a stream of events", param="stream_format")
+        return received
+
+    async def end(self, job: str) -> JobStatus:
+        """Wait until the job is decided; when the batch stops, decide it."""
+        while True:
+            try:
+                async with self._tools.log.watch(job) as told:
+                    while (decision := await self._tools.log.decided(job)) is None:
+                        if self._signals.stopped:
+                            await self.cancel(job)
+                        else:
+                            await self._signals.or_stop(asyncio.ensure_future(told(LOOK_S)))
+                    return decision.word.status
+            except Unavailable:
+                await asyncio.sleep(AGAIN_S)
+
+    async def cancel(self, job: str) -> None:
+        """Decide that it was cancelled, unless it is decided already. Raises Unavailable."""
+        try:
+            await self._tools.jobs.cancel(self._batch.owner, job)
+        except JobNotFound:
+            # Nobody knows it but the queue: what takes it from there asks first.
+            await self._tools.log.decide(self._word(job, JobStatus.CANCELLED))
+
+    async def _refuse(self, job: str, error: ErrorInfo, request: Request) -> None:
+        model = request.body.get("model")
+        word = self._word(job, JobStatus.FAILED).model_copy(
+            update={
+                "error": error,
+                "metadata": {"custom_id": request.custom_id},
+                "public_model": model[:256] if isinstance(model, str) else "",
+            }
+        )
+        while True:
+            try:
+                await self._tools.log.decide(word)
+            except Unavailable:
+                await asyncio.sleep(AGAIN_S)
+            else:
+                return
+
+    def _word(self, job: str, status: JobStatus) -> Word:
+        """On a job that never was in a queue: it counts against no key, and is no model's."""
+        return Word(
+            job=job,
+            status=status,
+            owner=self._batch.owner,
+            endpoint=self._batch.endpoint,
+            capability=self._endpoint.capability,
+            lane=Lane.FLEX,
+            model="",
+            public_model="",
+            request_id=request_ids(job)[1],
+            batch=self._batch.id,
+        )

@@ -1,0 +1,131 @@
+"""The lines of a batch's input: found in the file as it is read, and understood. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import orjson
+
+from gateway.parsing import MAX_DEPTH, too_deep
+from schemas.batches import BatchError
+
+BOM = b"\xef\xbb\xbf"
+MAX_CUSTOM_ID = 512
+
+
+class Line(NamedTuple):
+    """A line that is not blank."""
+
+    number: int
+    """In the file, from 1."""
+    data: bytes
+
+
+class LineTooLong(Exception):
+    """A line is longer than what is held in memory."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+async def split_lines(pieces: AsyncGenerator[bytes, None], longest: int) -> AsyncGenerator[Line, None]:
+    """Lines in order. Closes `pieces`. Raises LineTooLong, and what `pieces` raises; holds one line and one piece."""
+    rest, number = bytearray(), 0
+    async with aclosing(pieces):
+        async for piece in pieces:
+            begin = 0
+            while (end := piece.find(b"\n", begin)) >= 0:
+                rest += piece[begin:end]
+                begin = end + 1
+                number += 1
+                _check_length(rest, longest, number)
+                if line := _stripped(rest, number):
+                    yield Line(number, line)
+                rest = bytearray()
+            rest += piece[begin:] if begin else piece
+            _check_length(rest, longest, number + 1)
+    if line := _stripped(rest, number + 1):
+        yield Line(number + 1, line)
+
+
+def _check_length(line: bytearray, longest: int, number: int) -> None:
+    if len(line) > longest:
+        raise LineTooLong(number)
+
+
+def _stripped(line: bytearray, number: int) -> bytes:
+    data = bytes(line)
+    return (data.removeprefix(BOM) if number == 1 else data).strip(b" \t\r")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request of a batch."""
+
+    custom_id: str
+    body: dict[str, Any]
+
+
+class BadLine(Exception):
+    """A line is not a request of this batch."""
+
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+
+    def at(self, line: int) -> BatchError:
+        """What the batch tells."""
+        return BatchError(code=self.code, message=self.message, line=line, param=self.param)
+
+
+def parse_line(data: bytes, endpoint: str) -> Request:
+    """What a line asks for. Raises BadLine."""
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise BadLine("invalid_json_line", f"This line is not parseable as valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise BadLine("invalid_json_line", "This line is no JSON object.")
+    if data.count(b"{") + data.count(b"[") > MAX_DEPTH and too_deep(value):
+        raise BadLine("invalid_json_line", f"This line is nested deeper than {MAX_DEPTH} levels.")
+    for name in ("custom_id", "method", "url", "body"):
+        if value.get(name) is None:
+            raise BadLine("missing_required_parameter", f"This line lacks '{name}'.", name)
+    custom_id, body = value["custom_id"], value["body"]
+    if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_CUSTOM_ID:
+        raise BadLine("invalid_custom_id", f"'custom_id' is a text of 1 to {MAX_CUSTOM_ID} characters.", "custom_id")
+    if value["method"] != "POST":
+        raise BadLine("invalid_method", "'method' must be 'POST'.", "method")
+    if value["url"] != endpoint:
+        raise BadLine("invalid_url", f"'url' must be the endpoint of the batch, '{endpoint}'.", "url")
+    if not isinstance(body, dict):
+        raise BadLine("invalid_body", "'body' must be a JSON object.", "body")
+    return Request(custom_id, body)
+
+
+def job_id(batch_id: str, number: int) -> str:
+    """The id of the job of a line, always the same: a UUIDv7 of the batch's time, in the order of lines."""
+    made = int(batch_id.removeprefix("batch_"), 16) >> 80
+    digest = int.from_bytes(sha256(f"{batch_id}\n{number}".encode()).digest()[:8], "big")
+    bits = (number & 0xFFFFF) << 54 | digest & (1 << 54) - 1
+    return f"job_{made << 80 | 0x7 << 76 | (bits >> 62) << 64 | 0x2 << 62 | bits & (1 << 62) - 1:032x}"
+
+
+def request_ids(job: str) -> tuple[str, str]:
+    """The ids of a line's request that follow from its job's: in the output file, and where the job tells none."""
+    number = job.removeprefix("job_")
+    return f"batch_req_{number}", f"req_{sha256(number.encode()).hexdigest()[:24]}"
+
+
+async def behind(lines: AsyncIterator[Line], number: int) -> AsyncIterator[Line]:
+    """The lines that come after line `number`."""
+    async for line in lines:
+        if line.number > number:
+            yield line

@@ -1,0 +1,150 @@
+"""The files that a batch leaves: the answers, and the errors. One JSON object a line, in the order of the input.
+
+    {"id": "batch_req_…", "custom_id": "…", "response": {"status_code": 200, "request_id": "req_…", "body": {…}}, "error": null}
+
+An answer that is no JSON (sound) has the body `{"content_type": "audio/mpeg", "b64": "…"}`. What failed has OpenAI's error object as its
+body and the status that a synchronous caller would have got; what was not run to its end has no `response`, but an `error` with code and message.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+
+import orjson
+
+from backbone.bus.blobs import Blobs, BlobWriter
+from gateway.answers import Payload
+from gateway.batches.lines import request_ids
+from gateway.files import Files
+from gateway.jobs.base import Result
+from schemas.batches import Batch
+from schemas.errors import ErrorInfo
+from schemas.files import BATCH_OUTPUT
+from schemas.words import Word
+
+MakePayload = Callable[[Result, str], Payload]
+TO_SPACES = bytes.maketrans(b"\r\n", b"  ")
+"""JSON holds them only between its tokens: without them it is one line, and means the same."""
+
+
+class OutputFile:
+    """One of a batch's files. It exists only if something is written into it."""
+
+    def __init__(self, files: Files, batch: Batch, file_id: str, kind: str) -> None:
+        self._files = files
+        self._batch = batch
+        self._id = file_id
+        self._kind = kind
+        self._writer: BlobWriter | None = None
+        self.lines = 0
+
+    async def write(self, data: bytes) -> None:
+        """Append. Raises Unavailable."""
+        if self._writer is None:
+            self._writer = self._files.writer(self._batch.owner, self._batch.output_keep_s)
+        await self._writer.write(data)
+
+    async def publish(self) -> str | None:
+        """Make it a file of the batch's owner, in the place of what an earlier try left. Its id; None: it has no lines."""
+        if self._writer is None:
+            return None
+        blob = await self._writer.close()
+        record = await self._files.add(
+            self._batch.owner,
+            blob=blob.name,
+            size=blob.size,
+            filename=f"{self._batch.id}_{self._kind}.jsonl",
+            purpose=BATCH_OUTPUT,
+            keep_s=self._batch.output_keep_s,
+            content_type="application/jsonl",
+            file_id=self._id,
+        )
+        self._writer = None
+        return record.id
+
+    async def discard(self) -> None:
+        """Remove what was written and not published."""
+        if self._writer is not None:
+            await self._writer.abort()
+
+
+class LineWriter:
+    """Writes the lines of both files."""
+
+    def __init__(self, blobs: Blobs, payload: MakePayload, base_url: str) -> None:
+        self._blobs = blobs
+        self._payload = payload
+        self._base_url = base_url
+
+    async def answer(self, file: OutputFile, custom_id: str, result: Result) -> None:
+        """The line of a request that was answered. Raises BlobGone, BlobBroken and Unavailable; all but the last before it writes."""
+        if result.blob is not None:
+            # Half a line could not be taken back.
+            async with aclosing(self._blobs.read(result.blob.name)) as pieces:
+                async for _ in pieces:
+                    pass
+        payload = self._payload(result, self._base_url)
+        plain = _is_json(payload.content_type) and (result.blob is not None or await _is_object(payload))
+        body = _one_line(payload.pieces()) if plain else _encoded(payload)
+        await file.write(_head(custom_id, result.word, 200))
+        async for piece in body:
+            await file.write(piece)
+        await file.write(b'},"error":null}\n')
+        file.lines += 1
+
+    async def failure(self, file: OutputFile, custom_id: str, word: Word, error: ErrorInfo) -> None:
+        """The line of a request that failed."""
+        await file.write(_head(custom_id, word, error.status) + orjson.dumps(error.body()) + b'},"error":null}\n')
+        file.lines += 1
+
+    async def unanswered(self, file: OutputFile, custom_id: str, job: str, code: str, message: str) -> None:
+        """The line of a request that was not run to its end."""
+        line = {
+            "id": request_ids(job)[0],
+            "custom_id": custom_id,
+            "response": None,
+            "error": {"code": code, "message": message},
+        }
+        await file.write(orjson.dumps(line) + b"\n")
+        file.lines += 1
+
+
+def _head(custom_id: str, word: Word, status: int) -> bytes:
+    """A line up to the body of its response."""
+    line_id, request_id = request_ids(word.job)
+    return b'{"id":%b,"custom_id":%b,"response":{"status_code":%d,"request_id":%b,"body":' % (
+        orjson.dumps(line_id),
+        orjson.dumps(custom_id),
+        status,
+        orjson.dumps(word.request_id or request_id),
+    )
+
+
+def _is_json(content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    return kind == "application/json" or kind.endswith("+json")
+
+
+async def _is_object(payload: Payload) -> bool:
+    try:
+        return isinstance(orjson.loads(b"".join([piece async for piece in payload.pieces()])), dict)
+    except orjson.JSONDecodeError:
+        return False
+
+
+async def _one_line(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async for piece in pieces:
+        yield piece.translate(TO_SPACES)
+
+
+async def _encoded(payload: Payload) -> AsyncIterator[bytes]:
+    yield b'{"content_type":%b,"b64":"' % orjson.dumps(payload.content_type)
+    rest = b""
+    async for piece in payload.pieces():
+        rest += piece
+        whole = len(rest) - len(rest) % 3
+        yield base64.b64encode(rest[:whole])
+        rest = rest[whole:]
+    yield base64.b64encode(rest) + b'"}'

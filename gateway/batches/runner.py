@@ -1,0 +1,96 @@
+"""Taking batches from their backlog and running them. All gateways share the work; each batch is one gateway's at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing, suppress
+
+import structlog
+
+from backbone.bus.joblog import Backlog, Item
+from gateway.batches.run import BatchRun, Superseded
+from gateway.batches.tools import Tools
+from schemas.batches import BatchError
+from schemas.errors import NexusError
+
+log = structlog.get_logger(__name__)
+
+AT_ONCE = 16
+"""Batches that one gateway runs at once; the others wait."""
+HOLD_S = 15.0
+"""A batch whose gateway is silent for this long is another one's."""
+AGAIN_S = 2.0
+DEFECT_AGAIN_S = 30.0
+MAX_DEFECTS = 10
+"""A batch that has come so often, and still fails by a defect of ours, has failed."""
+
+
+class BatchRunner:
+    """See the module's docstring."""
+
+    def __init__(self, backlog: Backlog, tools: Tools) -> None:
+        self._backlog = backlog
+        self._tools = tools
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._taking: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Take batches from now on. The backlog is up."""
+        self._taking = asyncio.create_task(self._take())
+
+    async def close(self) -> None:
+        """Leave the batches under way to other gateways."""
+        if self._taking is not None:
+            self._taking.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._taking
+
+    async def _take(self) -> None:
+        try:
+            async with aclosing(self._backlog.take(at_once=AT_ONCE, hold_s=HOLD_S)) as items:
+                async for item in items:
+                    task = asyncio.create_task(self._run(item))
+                    self._tasks.add(task)
+                    task.add_done_callback(self._tasks.discard)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
+
+    async def _run(self, item: Item) -> None:
+        try:
+            run = BatchRun(self._tools, item)
+        except KeyError as error:
+            log.warning("a batch for an endpoint that is not known here", batch=item.id, endpoint=str(error))
+            item.again(DEFECT_AGAIN_S)
+            return
+        except ValueError:
+            log.exception("malformed batch dropped", batch=item.id)
+            with suppress(NexusError):
+                await item.done()
+            return
+        log.info("batch taken", batch=item.id, delivery=item.delivery)
+        try:
+            batch = await run.go()
+            await item.done()
+            log.info("batch ended", batch=item.id, status=batch.status.value, **batch.counts.model_dump())
+        except Superseded:
+            log.info("batch is another gateway's", batch=item.id)
+        except asyncio.CancelledError:
+            item.again(0)
+            raise
+        except NexusError as error:
+            log.info("batch waits", batch=item.id, error=error.info.message)
+            item.again(AGAIN_S)
+        except Exception:
+            log.exception("defect in a batch", batch=item.id)
+            await self._after_defect(run, item)
+
+    async def _after_defect(self, run: BatchRun, item: Item) -> None:
+        if item.delivery < MAX_DEFECTS:
+            item.again(DEFECT_AGAIN_S)
+            return
+        with suppress(NexusError, Superseded):
+            await run.fail(BatchError(code="internal_error", message="Nexus failed at this batch; its logs say why."))
+            await item.done()

@@ -1,0 +1,118 @@
+"""Batches as the routes use them: made, looked at, listed, cancelled. They are run by `gateway.batches.runner`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from backbone.bus.joblog import Backlog
+from backbone.ids import new_job_id
+from gateway.auth import Principal
+from gateway.batches.ledger import Ledger
+from gateway.endpoint import Endpoint
+from gateway.files import Files
+from schemas.batches import ENDED, Batch, BatchError, BatchRequest, BatchStatus, window_seconds
+from schemas.errors import InvalidRequest, Unavailable
+from schemas.files import BATCH
+from schemas.keys import Scope
+
+SHORTEST_S = 60
+
+
+def longest_window_s(keep_s: float) -> float:
+    """The longest window of a batch whose results are kept for `keep_s`: its first ones must be there at its end."""
+    return keep_s - min(3600.0, keep_s / 10)
+
+
+class Batches:
+    """Every call raises Unavailable where what it needs is away."""
+
+    def __init__(
+        self, ledger: Ledger, files: Files, backlog: Backlog, endpoints: Mapping[str, Endpoint], *, longest_s: float
+    ) -> None:
+        """`endpoints`: by path, those that a batch may be for. `longest_s`: the longest window, within which results are kept."""
+        self._ledger = ledger
+        self._files = files
+        self._backlog = backlog
+        self._endpoints = endpoints
+        self._longest_s = longest_s
+
+    async def create(self, caller: Principal, request: BatchRequest, base_url: str) -> Batch:
+        """Put a batch into the line of those to be run. Raises PermissionDenied, InvalidRequest, FileNotFound."""
+        caller.require(Scope.INFERENCE)
+        if request.endpoint not in self._endpoints:
+            raise InvalidRequest(
+                f"'{request.endpoint}' takes no batches; these do: {', '.join(sorted(self._endpoints))}",
+                param="endpoint",
+            )
+        window_s = self._window(request.completion_window)
+        file = await self._files.open(caller.owner, request.input_file_id, param="input_file_id")
+        if file.purpose != BATCH:
+            raise InvalidRequest(
+                f"a batch's input is a file with the purpose '{BATCH}'; this one's is '{file.purpose}'",
+                param="input_file_id",
+            )
+        now = int(time.time())
+        batch = Batch(
+            id="batch_" + new_job_id().removeprefix("job_"),
+            endpoint=request.endpoint,
+            input_file_id=file.id,
+            completion_window=request.completion_window,
+            metadata=request.metadata,
+            created_at=now,
+            expires_at=now + window_s,
+            owner=caller.owner,
+            key=caller.key_id,
+            max_queued=caller.max_queued,
+            max_running=caller.max_running,
+            blob=file.blob,
+            output_keep_s=self._files.bounded(request.output_expires_after),
+            base_url=base_url,
+        )
+        await self._enqueue(batch)
+        return batch
+
+    def _window(self, text: str) -> int:
+        seconds = window_seconds(text)
+        if seconds is None or not SHORTEST_S <= seconds <= self._longest_s:
+            raise InvalidRequest(
+                f"'{text}' is no completion window: '24h', or another number of m, h or d "
+                f"from {SHORTEST_S} to {self._longest_s:.0f} seconds",
+                param="completion_window",
+            )
+        return seconds
+
+    async def _enqueue(self, batch: Batch) -> None:
+        await self._ledger.add(batch)
+        try:
+            await self._backlog.put(batch.id, batch.model_dump_json(exclude_defaults=True).encode())
+        except Unavailable:
+            # It may be there all the same. Whoever takes it finds that its caller was told otherwise.
+            await self._ledger.change(batch.owner, batch.id, _not_accepted)
+            raise
+
+    async def get(self, owner: str, batch_id: str) -> Batch:
+        """Raises BatchNotFound."""
+        return await self._ledger.get(owner, batch_id)
+
+    async def page(self, owner: str, *, after: str, limit: int) -> tuple[list[Batch], bool]:
+        """Up to `limit` batches behind the id `after`, newest first; whether there are more."""
+        return await self._ledger.page(owner, after=after, limit=limit)
+
+    async def cancel(self, owner: str, batch_id: str) -> Batch:
+        """End a batch early. Idempotent. Raises BatchNotFound, and InvalidRequest when it ended otherwise."""
+        return await self._ledger.change(owner, batch_id, _cancelling)
+
+
+def _cancelling(batch: Batch) -> Batch:
+    if batch.status in (BatchStatus.CANCELLING, BatchStatus.CANCELLED):
+        return batch
+    if batch.status in ENDED:
+        raise InvalidRequest(f"this batch is {batch.status} and cannot be cancelled any more", code="batch_ended")
+    return batch.model_copy(update={"status": BatchStatus.CANCELLING, "cancelling_at": int(time.time())})
+
+
+def _not_accepted(batch: Batch) -> Batch:
+    error = BatchError(code="unavailable", message="This batch could not be queued; its caller was told so.")
+    update = {"status": BatchStatus.FAILED, "failed_at": int(time.time()), "errors": (error,)}
+    return batch.model_copy(update=update)

@@ -1,0 +1,37 @@
+"""What running batches takes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from backbone.bus.blobs import Blobs
+from backbone.bus.joblog import JobLog
+from gateway.batches.ledger import Ledger
+from gateway.batches.output import MakePayload
+from gateway.bodies import Reader
+from gateway.endpoint import Endpoint
+from gateway.files import Files
+from gateway.jobs.base import Jobs
+from gateway.uploads import FileUploads
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The gateway's parts, and the bounds that its batches share."""
+
+    ledger: Ledger
+    files: Files
+    blobs: Blobs
+    jobs: Jobs
+    log: JobLog
+    reader: Reader
+    uploads: FileUploads
+    payload: MakePayload
+    endpoints: Mapping[str, Endpoint]
+    """By path."""
+    window: int
+    """Lines of one batch that are jobs at once."""
+    large: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    """One large line at a time is in memory."""

@@ -1,0 +1,208 @@
+"""Files that callers store: their bytes are blobs, the rest is a document of their owner. Both end at `expires_at`."""
+
+from __future__ import annotations
+
+import re
+import time
+import unicodedata
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+from backbone.bus.blobs import Blobs, BlobWriter
+from backbone.ids import new_job_id
+from backbone.store.documents import Documents
+from gateway.forms import Form, read_form
+from gateway.http import Headers
+from gateway.pages import read_page
+from gateway.parsing import CallerGone, Receive, body_pieces, check
+from schemas.errors import InvalidRequest, NotFound, RequestTooLarge
+from schemas.files import UPLOAD_PURPOSES, ExpiresAfter, FileRecord, UploadFields
+from schemas.jobs import Upload
+
+KIND = "file"
+FORM_MARGIN = 64 * 1024
+"""Bytes of a form beside its file."""
+MAX_NAME = 255
+"""Bytes of a filename."""
+CONTROL = frozenset({"Cc", "Cs", "Zl", "Zp"})
+"""Unicode's categories of what would break a line or a terminal."""
+
+_INNER = re.compile(r"([^\[\]]+)\[([^\[\]]+)\]")
+
+
+class FileNotFound(NotFound):
+    """There is no such file, or its time has ended."""
+
+    code = "file_not_found"
+
+
+def new_file_id() -> str:
+    """`file-` and a UUIDv7 in hex."""
+    return "file-" + new_job_id().removeprefix("job_")
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Everybody's files. Every call raises Unavailable where what it needs is away."""
+
+    documents: Documents
+    blobs: Blobs
+    max_bytes: int
+    keep_s: float
+    """How long a file is kept at most."""
+    timeout_s: float
+    """For an upload's first bytes; the others get time at `parsing.SLOWEST`."""
+
+    async def upload(self, owner: str, headers: Headers, receive: Receive) -> FileRecord:
+        """Store what comes as a form; never whole in memory.
+
+        Raises InvalidRequest, RequestTooLarge, RequestTimeout, Unavailable; nothing is stored then.
+        """
+        content_type = next((value for name, value in headers if name == b"content-type"), b"")
+        pieces = body_pieces(headers, receive, self.max_bytes + FORM_MARGIN, self.timeout_s)
+        form = Form()
+
+        def writer() -> BlobWriter:
+            # A lifetime that comes behind the file is not its bytes' any more, only its record's.
+            return self.writer(owner, _lifetime(form.fields, self.keep_s))
+
+        try:
+            await read_form(content_type, pieces, ("file",), writer, form, inline_limit=0)
+            return await self._keep(owner, form)
+        except BaseException as error:
+            for blob in form.blobs:
+                await blob.abort()
+            if isinstance(error, CallerGone):
+                raise InvalidRequest("the upload broke off") from None  # nobody hears it
+            raise
+
+    async def _keep(self, owner: str, form: Form) -> FileRecord:
+        fields = check(_nested(form.fields), UploadFields)
+        if fields.purpose not in UPLOAD_PURPOSES:
+            raise InvalidRequest(
+                f"'{fields.purpose[:100]}' is no purpose of an upload; it is one of {', '.join(UPLOAD_PURPOSES)}",
+                param="purpose",
+            )
+        if len(form.uploads) > 1:
+            raise InvalidRequest("one upload holds one file", param="file")
+        upload = form.uploads[0]
+        if upload.size > self.max_bytes:
+            raise RequestTooLarge(f"the file is larger than the limit of {self.max_bytes} bytes", param="file")
+        keep_s = self.bounded(fields.expires_after)
+        return await self.add(
+            owner,
+            blob=upload.blob or "",
+            size=upload.size,
+            filename=_filename(upload),
+            purpose=fields.purpose,
+            content_type=upload.content_type,
+            keep_s=keep_s,
+        )
+
+    def bounded(self, wanted: ExpiresAfter | None) -> float:
+        """How long a file is kept of which this was wanted."""
+        return min(self.keep_s, wanted.seconds) if wanted is not None else self.keep_s
+
+    def writer(self, owner: str, keep_s: float) -> BlobWriter:
+        """Begin the bytes of a file."""
+        return self.blobs.writer(ttl_s=keep_s, owner=owner)
+
+    async def add(
+        self,
+        owner: str,
+        *,
+        blob: str,
+        size: int,
+        filename: str,
+        purpose: str,
+        keep_s: float,
+        content_type: str = "application/octet-stream",
+        file_id: str = "",
+    ) -> FileRecord:
+        """Make a written blob a file. One of this `file_id` that is there is replaced, and its bytes are removed."""
+        now = int(time.time())
+        record = FileRecord(
+            id=file_id or new_file_id(),
+            filename=filename,
+            purpose=purpose,
+            size=size,
+            blob=blob,
+            content_type=content_type,
+            created_at=now,
+            expires_at=now + int(keep_s),
+        )
+        old = await self.documents.get(KIND, owner, file_id) if file_id else None
+        await self.documents.put(KIND, owner, record.id, record.model_dump_json().encode(), ttl_s=keep_s)
+        if old is not None:
+            self.blobs.remove(FileRecord.model_validate_json(old).blob)
+        return record
+
+    async def open(self, owner: str, file_id: str, *, param: str | None = None) -> FileRecord:
+        """What is known of a file. Its blob is the file's: hand it to a job only as `Upload.kept`. Raises FileNotFound."""
+        found = await self.documents.get(KIND, owner, file_id)
+        if found is None:
+            raise FileNotFound(f"there is no file '{file_id[:100]}'", param=param)
+        return FileRecord.model_validate_json(found)
+
+    def read(self, record: FileRecord) -> AsyncGenerator[bytes, None]:
+        """Its bytes; as `Blobs.read`."""
+        return self.blobs.read(record.blob)
+
+    async def page(
+        self, owner: str, *, after: str, limit: int, newest_first: bool, purpose: str
+    ) -> tuple[list[FileRecord], bool]:
+        """Up to `limit` files behind the id `after`, of this purpose or (empty) any; whether there are more."""
+        return await read_page(
+            self.documents,
+            KIND,
+            owner,
+            FileRecord.model_validate_json,
+            after=after,
+            limit=limit,
+            newest_first=newest_first,
+            wanted=(lambda record: record.purpose == purpose) if purpose else None,
+        )
+
+    async def remove(self, owner: str, file_id: str) -> None:
+        """Delete a file. Raises FileNotFound."""
+        record = await self.open(owner, file_id)
+        if not await self.documents.remove(KIND, owner, file_id):
+            raise FileNotFound(f"there is no file '{file_id[:100]}'")
+        self.blobs.remove(record.blob)
+
+
+def _nested(fields: dict[str, Any]) -> dict[str, Any]:
+    """A form's `a[b]` as `{"a": {"b": …}}`."""
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        match = _INNER.fullmatch(name)
+        if match is None:
+            found[name] = value
+            continue
+        outer = found.setdefault(match[1], {})
+        if not isinstance(outer, dict):
+            raise InvalidRequest(f"'{match[1][:100]}' came both whole and in parts", param=match[1][:100])
+        outer[match[2]] = value
+    return found
+
+
+def _lifetime(fields: dict[str, Any], longest: float) -> float:
+    seconds = fields.get("expires_after[seconds]")
+    if isinstance(seconds, str) and seconds.isascii() and seconds.isdigit() and len(seconds) < 10:
+        return max(60.0, min(longest, float(seconds)))
+    return longest
+
+
+def _filename(upload: Upload) -> str:
+    """The last part of what the uploader's path was. Raises InvalidRequest."""
+    name = re.split(r"[/\\]", upload.filename)[-1].strip()
+    if not name and not upload.filename:
+        return "upload"
+    strange = any(unicodedata.category(character) in CONTROL for character in name)
+    if name in ("", ".", "..") or strange or len(name.encode()) > MAX_NAME:
+        raise InvalidRequest(
+            f"a file's name is 1 to {MAX_NAME} bytes without control characters, not {upload.filename[:100]!r}",
+            param="file",
+        )
+    return name

@@ -1,0 +1,49 @@
+"""`/v1/batches`: OpenAI's Batch API."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+
+from gateway.deps import JobsCaller, PartsDep
+from gateway.json_body import documented, read_json
+from gateway.links import base_url
+from gateway.pages import as_list
+from schemas.batches import BatchRequest
+
+router = APIRouter(tags=["batches"])
+
+MOST = 100
+USUAL = 20
+
+
+@router.post("/v1/batches", openapi_extra=documented(BatchRequest))
+async def create_batch(request: Request, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
+    """Run the requests of a file, each as a job in the lane flex, within `completion_window`."""
+    body = await read_json(request, BatchRequest)
+    return (await parts.batches.create(caller, body, base_url(request.scope))).shown()
+
+
+@router.get("/v1/batches")
+async def list_batches(
+    parts: PartsDep,
+    caller: JobsCaller,
+    after: Annotated[str, Query(max_length=100)] = "",
+    limit: Annotated[int, Query(ge=1, le=MOST)] = USUAL,
+) -> dict[str, Any]:
+    """The caller's batches, newest first."""
+    found, more = await parts.batches.page(caller.owner, after=after, limit=limit)
+    return as_list(found, more)
+
+
+@router.get("/v1/batches/{batch_id}")
+async def get_batch(batch_id: str, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
+    """Where a batch stands."""
+    return (await parts.batches.get(caller.owner, batch_id)).shown()
+
+
+@router.post("/v1/batches/{batch_id}/cancel")
+async def cancel_batch(batch_id: str, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
+    """End a batch early: what has been answered by then is in its output file."""
+    return (await parts.batches.cancel(caller.owner, batch_id)).shown()

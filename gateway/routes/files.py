@@ -1,0 +1,94 @@
+"""`/v1/files`: OpenAI's Files API."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Annotated, Any, Literal
+from urllib.parse import quote
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import StreamingResponse
+
+from gateway.deps import JobsCaller, PartsDep
+from gateway.pages import as_list
+from schemas.files import UPLOAD_PURPOSES
+
+router = APIRouter(tags=["files"])
+
+MOST = 10_000
+_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file", "purpose"],
+                    "properties": {
+                        "file": {"type": "string", "format": "binary"},
+                        "purpose": {"type": "string", "enum": list(UPLOAD_PURPOSES)},
+                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
+                        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("/v1/files", openapi_extra=_FORM)
+async def upload_file(request: Request, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
+    """Store a file, for `FILE_KEEP_S` seconds or as `expires_after` says."""
+    return (await parts.files.upload(caller.owner, request.scope["headers"], request.receive)).shown()
+
+
+@router.get("/v1/files")
+async def list_files(
+    parts: PartsDep,
+    caller: JobsCaller,
+    after: Annotated[str, Query(max_length=100)] = "",
+    limit: Annotated[int, Query(ge=1, le=MOST)] = MOST,
+    order: Literal["asc", "desc"] = "desc",
+    purpose: Annotated[str, Query(max_length=100)] = "",
+) -> dict[str, Any]:
+    """The caller's files."""
+    found, more = await parts.files.page(
+        caller.owner, after=after, limit=limit, newest_first=order == "desc", purpose=purpose
+    )
+    return as_list(found, more)
+
+
+@router.get("/v1/files/{file_id}")
+async def get_file(file_id: str, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
+    """What is known of a file."""
+    return (await parts.files.open(caller.owner, file_id)).shown()
+
+
+@router.get("/v1/files/{file_id}/content")
+async def get_content(file_id: str, parts: PartsDep, caller: JobsCaller) -> StreamingResponse:
+    """A file's bytes, as they were uploaded."""
+    record = await parts.files.open(caller.owner, file_id)
+    pieces = parts.files.read(record)
+    first = await anext(pieces, b"")  # what fails here can still be told
+    headers = {
+        "content-length": str(record.size),
+        "content-disposition": f"attachment; filename*=UTF-8''{quote(record.filename, safe='')}",
+        "x-content-type-options": "nosniff",
+    }
+    return StreamingResponse(_from(first, pieces), media_type="application/octet-stream", headers=headers)
+
+
+@router.delete("/v1/files/{file_id}")
+async def delete_file(file_id: str, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
+    """Remove a file."""
+    await parts.files.remove(caller.owner, file_id)
+    return {"id": file_id, "object": "file", "deleted": True}
+
+
+async def _from(first: bytes, pieces: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(pieces):
+        yield first
+        async for piece in pieces:
+            yield piece
