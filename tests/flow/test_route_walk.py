@@ -1,0 +1,322 @@
+"""Every route of the gateway, by everybody who may not use it. A route that `ROUTES` does not name fails the first test.
+
+A new route is one line in `ROUTES`: what its caller's key must be for, and, where its path holds the id of something that
+belongs to an owner, of what. A new kind of such things is one function in `MAKERS`, which makes one and returns its id.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any, cast
+
+import httpx
+import pytest
+import pytest_asyncio
+
+from gateway.app import ENDPOINTS, make_app
+from gateway.deps import Parts
+from gateway.submissions import PATH as SUBMIT
+from schemas.keys import Scope
+from tests.cluster import KEY, Cluster, chat
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+MODEL = "walked"
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a route wants of its caller."""
+
+    scopes: tuple[Scope, ...] | None
+    """All of these; none of them: any valid key. None: no key at all."""
+    owned: str = ""
+    """What the id in its path is of, where that belongs to an owner."""
+
+    def of(self, kind: str) -> Need:
+        return replace(self, owned=kind)
+
+
+PUBLIC, ANY = Need(None), Need(())
+INFERENCE, JOBS, ADMIN = (Need((scope,)) for scope in (Scope.INFERENCE, Scope.JOBS, Scope.ADMIN))
+
+ROUTES = {
+    "GET /health": PUBLIC,
+    "GET /readyz": PUBLIC,
+    "GET /metrics": PUBLIC,
+    "GET /docs": PUBLIC,
+    "GET /docs/oauth2-redirect": PUBLIC,
+    "GET /redoc": PUBLIC,
+    "GET /openapi.json": PUBLIC,
+    # The URL's signature is the permission.
+    "GET /v1/results/{name}": PUBLIC,
+    "GET /v1/models": ANY,
+    "GET /v1/models/{model_id:path}": ANY,
+    "GET /v1/audio/voices": ANY,
+    "GET /v1/audio/models": ANY,
+    "POST /v1/chat/completions": INFERENCE,
+    "POST /v1/completions": INFERENCE,
+    "POST /v1/embeddings": INFERENCE,
+    "POST /v1/images/generations": INFERENCE,
+    "POST /v1/images/edits": INFERENCE,
+    "POST /v1/audio/speech": INFERENCE,
+    "POST /v1/audio/transcriptions": INFERENCE,
+    "POST /v1/audio/translations": INFERENCE,
+    "POST /v1/rerank": INFERENCE,
+    "POST /v1/models/pull": ADMIN,
+    "POST /v1/models/load": ADMIN,
+    "POST /v1/models/unload": ADMIN,
+    "POST /v1/jobs": Need((Scope.JOBS, Scope.INFERENCE)),
+    "GET /v1/jobs": JOBS,
+    "GET /v1/jobs/{job_id}": JOBS.of("job"),
+    "GET /v1/jobs/{job_id}/result": JOBS.of("job"),
+    "GET /v1/jobs/{job_id}/events": JOBS.of("job"),
+    "POST /v1/jobs/{job_id}/cancel": JOBS.of("job"),
+    "POST /v1/jobs/{job_id}/retry": JOBS.of("job"),
+    "POST /v1/files": JOBS,
+    "GET /v1/files": JOBS,
+    "GET /v1/files/{file_id}": JOBS.of("file"),
+    "GET /v1/files/{file_id}/content": JOBS.of("file"),
+    "DELETE /v1/files/{file_id}": JOBS.of("file"),
+    "POST /v1/batches": JOBS,
+    "GET /v1/batches": JOBS,
+    "GET /v1/batches/{batch_id}": JOBS.of("batch"),
+    "POST /v1/batches/{batch_id}/cancel": JOBS.of("batch"),
+    "POST /v1/responses": INFERENCE,
+    "GET /v1/responses/{response_id}": INFERENCE.of("response"),
+    "POST /v1/responses/{response_id}/cancel": INFERENCE.of("response"),
+    "DELETE /v1/responses/{response_id}": INFERENCE.of("response"),
+    "GET /v1/responses/{response_id}/input_items": INFERENCE.of("response"),
+    "GET /v1/workers": ADMIN,
+    "POST /v1/workers/{worker_id}/drain": ADMIN,
+    "GET /v1/queues": ADMIN,
+    "GET /v1/aliases": ADMIN,
+    "PUT /v1/aliases/{alias:path}": ADMIN,
+    "DELETE /v1/aliases/{alias:path}": ADMIN,
+    "GET /v1/services": ADMIN,
+    "PUT /v1/services/{name:path}": ADMIN,
+    "DELETE /v1/services/{name:path}": ADMIN,
+    # Dead letters are operators', whoever owns their jobs.
+    "GET /v1/dlq": ADMIN,
+    "GET /v1/dlq/{job_id}": ADMIN,
+    "POST /v1/dlq/{job_id}/replay": ADMIN,
+    "DELETE /v1/dlq/{job_id}": ADMIN,
+    "POST /v1/keys": ADMIN,
+    "GET /v1/keys": ADMIN,
+    "GET /v1/keys/{key_id}": ADMIN,
+    "DELETE /v1/keys/{key_id}": ADMIN,
+}
+CLOSED = [route for route, need in ROUTES.items() if need.scopes is not None]
+SCOPED = [(route, scope) for route, need in ROUTES.items() for scope in need.scopes or ()]
+OWNED = [route for route, need in ROUTES.items() if need.owned]
+LISTS = {"job": "/v1/jobs", "file": "/v1/files", "batch": "/v1/batches"}
+
+
+class Caller:
+    """Somebody with a key, or without."""
+
+    def __init__(self, cluster: Cluster, key: str | None) -> None:
+        self.cluster = cluster
+        self.key = key
+
+    async def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+        http = self.cluster.http
+        request = http.build_request(method, self.cluster.url + path, **options)
+        del request.headers["authorization"]
+        if self.key is not None:
+            request.headers["authorization"] = f"Bearer {self.key}".strip()
+        return await http.send(request)
+
+    async def walk(self, route: str, item: str = "x") -> httpx.Response:
+        """Use a route, with a body that is nonsense: who may not come in is not told so."""
+        method, path = route.split(" ")
+        body = {} if method == "GET" else {"content": b"{ nonsense"}
+        return await self.ask(method, re.sub(r"\{[^}]*\}", item, path), **body)
+
+    async def make(self, path: str, **options: Any) -> str:
+        """POST; the id of what came of it."""
+        answer = await self.ask("POST", path, **options)
+        assert answer.is_success, answer.text
+        return str(answer.json()["id"])
+
+
+async def make_job(caller: Caller) -> str:
+    """One that has completed."""
+    body = {"endpoint": "/v1/chat/completions", "body": chat(model=MODEL)}
+    job = await caller.make("/v1/jobs", json=body)
+    ended = (await caller.ask("GET", f"/v1/jobs/{job}?wait=30")).json()
+    assert ended["status"] == "completed", ended
+    return job
+
+
+async def make_file(caller: Caller) -> str:
+    line = {"custom_id": "1", "method": "POST", "url": "/v1/chat/completions", "body": chat(model=MODEL)}
+    files = {"file": ("lines.jsonl", json.dumps(line).encode())}
+    return await caller.make("/v1/files", data={"purpose": "batch"}, files=files)
+
+
+async def make_batch(caller: Caller) -> str:
+    body = {"input_file_id": await make_file(caller), "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    return await caller.make("/v1/batches", json=body)
+
+
+async def make_response(caller: Caller) -> str:
+    return await caller.make("/v1/responses", json={"model": MODEL, "input": "hello there"})
+
+
+MAKERS: dict[str, Callable[[Caller], Awaitable[str]]] = {
+    "job": make_job,
+    "file": make_file,
+    "batch": make_batch,
+    "response": make_response,
+}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def walked(cluster: Cluster) -> AsyncIterator[Cluster]:
+    """With somebody who serves a model."""
+    worker = await cluster.start_worker(WORKER_MODELS=MODEL)
+    yield cluster
+    await cluster.stop_workers(worker)
+
+
+class Keys:
+    """Keys by owner and scopes, made as they are wanted."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._made: dict[tuple[str, frozenset[Scope]], Caller] = {}
+
+    async def get(self, owner: str = "walker", scopes: Sequence[Scope] = tuple(Scope)) -> Caller:
+        wanted = (owner, frozenset(scopes))
+        if wanted not in self._made:
+            body = {"name": "walker", "owner": owner, "scopes": list(scopes)}
+            made = await self._cluster.post("/v1/keys", body)
+            assert made.status_code == 201, made.text
+            self._made[wanted] = Caller(self._cluster, made.json()["key"])
+        return self._made[wanted]
+
+
+@pytest.fixture(scope="module")
+def keys(cluster: Cluster) -> Keys:
+    return Keys(cluster)
+
+
+def served() -> Iterator[str]:
+    """Every route there is, those that the door serves by itself included."""
+    yield from (f"POST {endpoint.path}" for endpoint in ENDPOINTS)
+    yield f"POST {SUBMIT}"
+    yield from _routes(make_app(cast("Parts", SimpleNamespace())).routes)
+
+
+def _routes(routes: Sequence[Any]) -> Iterator[str]:
+    for route in routes:
+        if hasattr(route, "original_router"):
+            yield from _routes(route.original_router.routes)
+        else:
+            yield from (f"{method} {route.path}" for method in route.methods - {"HEAD"})
+
+
+def error_of(answer: httpx.Response) -> dict[str, Any]:
+    """OpenAI's error object."""
+    error = dict(answer.json()["error"])
+    assert set(error) == {"message", "type", "param", "code"}
+    return error
+
+
+async def test_every_route_is_named_here() -> None:
+    """Whoever adds a route says who may use it, and what it shows of whom."""
+    assert set(served()) == set(ROUTES)
+    assert {need.owned for need in ROUTES.values()} - {""} == set(MAKERS)
+    ids = re.compile(r"\{(job|file|batch|response)_id\}")
+    assert {r for r in ROUTES if ids.search(r) and not r.split(" ")[1].startswith("/v1/dlq")} == set(OWNED)
+
+
+@pytest.mark.parametrize("route", sorted(set(ROUTES) - set(CLOSED)))
+async def test_public_routes_want_no_key(cluster: Cluster, route: str) -> None:
+    """Probes, documentation, and URLs that are the permission themselves."""
+    assert (await Caller(cluster, None).walk(route)).status_code in {200, 404}
+
+
+@pytest.mark.parametrize("route", CLOSED)
+async def test_without_a_key_nobody_comes_in(cluster: Cluster, keys: Keys, route: str) -> None:
+    """401 before anything of the request is judged; the key that was sent is not repeated."""
+    for wrong in (None, "", "x", "nexus-" + "W" * 43, KEY + "x"):
+        answer = await Caller(cluster, wrong).walk(route)
+        assert answer.status_code == 401, answer.text
+        assert answer.headers["www-authenticate"] == "Bearer"
+        error = error_of(answer)
+        assert (error["type"], error["code"]) == ("authentication_error", "invalid_api_key")
+        assert not wrong or len(wrong) == 1 or wrong not in answer.text
+
+
+@pytest.mark.parametrize(("route", "scope"), SCOPED)
+async def test_a_key_without_the_scope_is_refused(keys: Keys, route: str, scope: Scope) -> None:
+    """403, naming the scope, before the body is judged; with these scopes and no other it is let in."""
+    answer = await (await keys.get(scopes=[one for one in Scope if one is not scope])).walk(route)
+    assert answer.status_code == 403, answer.text
+    error = error_of(answer)
+    assert (error["type"], error["code"]) == ("permission_error", "permission_denied")
+    assert f"'{scope}'" in error["message"]
+    right = await keys.get(scopes=ROUTES[route].scopes or ())
+    assert (await right.walk(route)).status_code not in {401, 403}
+
+
+@pytest.mark.parametrize("route", [route for route in CLOSED if not ROUTES[route].scopes])
+async def test_any_key_may_look_at_models(keys: Keys, route: str) -> None:
+    """Whatever it is for."""
+    for scope in Scope:
+        assert (await (await keys.get(scopes=[scope])).walk(route)).status_code in {200, 404}
+
+
+@pytest.mark.parametrize("route", OWNED)
+async def test_what_belongs_to_another_owner_is_not_there(walked: Cluster, keys: Keys, route: str) -> None:
+    """404 with every scope, to the bootstrap key too, just as for what never was; for its owner's other keys it is there."""
+    kind = ROUTES[route].owned
+    item = await MAKERS[kind](await keys.get("anna"))
+    never = item[:-32] + "0" * 32
+    for caller in (await keys.get("bert"), Caller(walked, KEY)):
+        answer, missing = await caller.walk(route, item), await caller.walk(route, never)
+        assert answer.status_code == missing.status_code == 404, answer.text
+        assert answer.text.replace(item, "") == missing.text.replace(never, "")
+    again = await keys.get("anna", scopes=ROUTES[route].scopes or ())
+    answer = await again.walk(route, item)
+    assert answer.status_code not in {401, 403, 404}, answer.text
+
+
+@pytest.mark.parametrize("kind", sorted(LISTS))
+async def test_lists_hold_the_callers_own_alone(walked: Cluster, keys: Keys, kind: str) -> None:
+    """Everything of the owner's, whichever of its keys made it, and nothing of others'."""
+    one, other = await keys.get("anna"), await keys.get("bert")
+    mine, theirs = await MAKERS[kind](one), await MAKERS[kind](other)
+    for caller, seen, hidden in ((one, mine, theirs), (other, theirs, mine)):
+        listed = {item["id"] for item in (await caller.ask("GET", LISTS[kind])).json()["data"]}
+        assert seen in listed
+        assert hidden not in listed
+
+
+async def test_nothing_of_another_owner_can_be_named_in_a_body(walked: Cluster, keys: Keys) -> None:
+    """A batch of somebody else's file, an answer to somebody else's response: there is no such thing."""
+    anna, bert = await keys.get("anna"), await keys.get("bert")
+    file, response = await make_file(anna), await make_response(anna)
+    batch = {"input_file_id": file, "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    follow_up = {"model": MODEL, "input": "and now?", "previous_response_id": response}
+    for path, body in (("/v1/batches", batch), ("/v1/responses", follow_up)):
+        assert (await bert.ask("POST", path, json=body)).status_code in {400, 404}
+        assert (await anna.ask("POST", path, json=body)).is_success
+
+
+async def test_idempotency_keys_are_an_owners_own(walked: Cluster, keys: Keys) -> None:
+    """Two owners who use the same one get two jobs; one owner's two keys get one."""
+    callers = [await keys.get("anna"), await keys.get("bert"), await keys.get("anna", [Scope.JOBS, Scope.INFERENCE])]
+    body = {"endpoint": "/v1/chat/completions", "body": chat(model=MODEL)}
+    jobs = []
+    for caller in callers:
+        headers = {"authorization": f"Bearer {caller.key}", "idempotency-key": "the same"}
+        made = await walked.http.post(walked.url + "/v1/jobs", json=body, headers=headers)
+        jobs.append(made.json()["id"])
+    assert jobs[0] == jobs[2] != jobs[1]
