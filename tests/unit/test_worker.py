@@ -9,6 +9,7 @@ import pytest
 
 from backbone.bus.memory import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from backbone.bus.memory_blobs import MemoryBlobs
+from backbone.bus.memory_joblog import MemoryWorkerLog
 from backbone.registry.memory import MemoryHub, MemoryRegistry
 from gateway.bodies import Received
 from gateway.call import Call, State
@@ -64,8 +65,8 @@ class Rig:
         self.dispatcher = Dispatcher(MemoryGatewayBus(self.broker), registry, GatewayMetrics(), Limits(), 15.0)
         self.registry = registry
         self.worker = Worker(
-            worker_id="w", host="h", backend=self.backend, blobs=self.blobs, registry=MemoryRegistry(self.hub), metrics=WorkerMetrics(),
-            ack_wait_s=15.0, health_interval_s=0.05, drain_s=0.2,
+            worker_id="w", host="h", backend=self.backend, blobs=self.blobs, log=MemoryWorkerLog(self.broker),
+            registry=MemoryRegistry(self.hub), metrics=WorkerMetrics(), ack_wait_s=15.0, health_interval_s=0.05, drain_s=0.2,
         )  # fmt: skip
         self.life: asyncio.Task[None] | None = None
 

@@ -9,6 +9,7 @@ import pytest
 
 from backbone.bus.memory import MemoryBroker, MemoryWorkerBus
 from backbone.bus.memory_blobs import MemoryBlobs
+from backbone.bus.memory_joblog import MemoryWorkerLog
 from backbone.registry.memory import MemoryHub, MemoryRegistry
 from schemas.jobs import Capability
 from schemas.presence import ModelOffer
@@ -47,12 +48,12 @@ def hub() -> MemoryHub:
 @pytest.fixture
 async def shelf(hub: MemoryHub) -> AsyncIterator[Shelf]:
     """Beside a worker that looks once an hour unless it is told."""
-    shelf = Shelf()
+    shelf, broker = Shelf(), MemoryBroker()
     worker = Worker(
-        worker_id="w", host="h", backend=shelf, blobs=MemoryBlobs(), registry=MemoryRegistry(hub), metrics=WorkerMetrics(),
-        ack_wait_s=15.0, health_interval_s=3600.0, drain_s=0.2,
+        worker_id="w", host="h", backend=shelf, blobs=MemoryBlobs(), log=MemoryWorkerLog(broker), registry=MemoryRegistry(hub),
+        metrics=WorkerMetrics(), ack_wait_s=15.0, health_interval_s=3600.0, drain_s=0.2,
     )  # fmt: skip
-    life = asyncio.create_task(worker.run(MemoryWorkerBus(MemoryBroker(), worker.on_job)))
+    life = asyncio.create_task(worker.run(MemoryWorkerBus(broker, worker.on_job)))
     yield shelf
     worker.drain()
     await life
