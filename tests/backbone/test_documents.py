@@ -18,11 +18,17 @@ from schemas.errors import Unavailable
 
 
 @pytest.fixture(params=["memory", "redis"])
-async def documents(request: pytest.FixtureRequest) -> AsyncIterator[Documents]:
-    if request.param == "memory":
+def server_url(request: pytest.FixtureRequest) -> str | None:
+    """None: in memory. The server cannot be started while a loop runs."""
+    return request.getfixturevalue("redis_url") if request.param == "redis" else None
+
+
+@pytest.fixture
+async def documents(server_url: str | None) -> AsyncIterator[Documents]:
+    if server_url is None:
         yield MemoryDocuments()
         return
-    store = RedisStore(request.getfixturevalue("redis_url"))
+    store = RedisStore(server_url)
     yield RedisDocuments(store)
     await store.close()
 
