@@ -51,10 +51,11 @@ def fetch_result(api: ApiClient, job: str, output: Path | None, *, show: bool = 
         if kind not in (JSON, EVENTS) and not kind.startswith("text/"):
             return Outcome([_save(response.iter_bytes(), output or Path(job + SUFFIXES.get(kind, ".bin")))])
         body = response.read()
-    if kind == JSON:
-        pictures = list(_pictures(api, body))
-        if pictures:
-            return Outcome(_save_pictures(pictures, output or Path(job)))
+    values = _frames(body) if kind == EVENTS else [json.loads(body)] if kind == JSON else []
+    if pictures := [picture for value in values for picture in _pictures(api, value)]:
+        return Outcome(_save_pictures(pictures, output or Path(job)))
+    if sound := b"".join(_sound(value) for value in values):
+        return Outcome([_save(iter([sound]), output or Path(job + ".bin"))])
     if output is not None:
         return Outcome([_save(iter([body]), output)])
     if show:
@@ -85,17 +86,30 @@ def _save_pictures(pictures: list[bytes], path: Path) -> list[Path]:
     return saved
 
 
-def _pictures(api: ApiClient, body: bytes) -> Iterator[bytes]:
-    """The pictures in an answer of `/v1/images/…`; of any other answer, none."""
-    value = json.loads(body)
-    items = value.get("data") if isinstance(value, dict) else None
-    for item in items if isinstance(items, list) else ():
+def _frames(body: bytes) -> list[Any]:
+    """What the events of a streamed answer hold."""
+    lines = (line[5:].strip() for line in body.split(b"\n") if line.startswith(b"data:"))
+    return [json.loads(line) for line in lines if line != b"[DONE]"]
+
+
+def _pictures(api: ApiClient, value: Any) -> Iterator[bytes]:
+    """The pictures in an answer of `/v1/images/…`, or in an event of one; in anything else, none."""
+    if not isinstance(value, dict) or "partial_image" in str(value.get("type")):
+        return
+    items = value.get("data")
+    for item in items if isinstance(items, list) else [value]:
         if not isinstance(item, dict):
             continue
         if isinstance(item.get("b64_json"), str):
             yield base64.b64decode(item["b64_json"])
         elif isinstance(item.get("url"), str):
             yield _picture_at(api, item["url"])
+
+
+def _sound(value: Any) -> bytes:
+    """The sound in an event of `/v1/audio/speech`."""
+    is_sound = isinstance(value, dict) and value.get("type") == "speech.audio.delta"
+    return base64.b64decode(value["audio"]) if is_sound else b""
 
 
 def _picture_at(api: ApiClient, url: str) -> bytes:
@@ -111,8 +125,7 @@ def _text(kind: str, body: bytes) -> str:
     """What a person wants to read of an answer: what was said; of anything else, the JSON as it is."""
     text = body.decode(errors="replace")
     if kind == EVENTS:
-        lines = (line[5:].strip() for line in text.split("\n") if line.startswith("data:"))
-        return "".join(said(json.loads(line)) for line in lines if line != "[DONE]")
+        return "".join(map(said, _frames(body)))
     if kind == JSON:
         value = json.loads(text)
         return said(value) or (str(value["text"]) if _is_transcript(value) else text)
@@ -124,9 +137,13 @@ def _is_transcript(value: Any) -> bool:
 
 
 def said(value: Any) -> str:
-    """The text in an answer, or in one chunk, of `/v1/chat/completions` or `/v1/completions`; empty: it has none."""
+    """The text in an answer, or in one event of one, of those endpoints that say something; empty: it has none."""
+    if not isinstance(value, dict):
+        return ""
+    if str(value.get("type")).endswith("text.delta"):  # of transcriptions and responses
+        return str(value.get("delta") or "")
     texts = []
-    for choice in (value.get("choices") if isinstance(value, dict) else None) or ():
+    for choice in value.get("choices") or ():
         message = choice.get("delta") or choice.get("message") or {}
         texts.append(message.get("content") or choice.get("text") or "")
     return "".join(text for text in texts if isinstance(text, str))

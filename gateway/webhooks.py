@@ -39,7 +39,7 @@ log = structlog.get_logger(__name__)
 BACKLOG = "hooks"
 AT_ONCE = 256
 """Tries at once, over all receivers: each costs a connection, and one that hangs its whole time."""
-HOLD_S = 30.0
+HOLD_S = 15.0
 """Beyond the time of a try, before another gateway takes it for lost."""
 JITTER = 0.2
 """Delays vary by this share, so that what failed together is not tried together."""

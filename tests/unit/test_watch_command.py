@@ -202,6 +202,33 @@ class TestFiles:
         assert watch("-o", "answer.json").stdout == ""
         assert json.loads((tmp_path / "answer.json").read_text()) == CHAT
 
+    def test_of_streamed_answers(self, gateway: Gateway, tmp_path: Path):
+        """The finished picture, not the previews; all the sound; all the text."""
+        picture, sound = base64.b64encode(PNG).decode(), [base64.b64encode(part).decode() for part in (b"ID", b"3")]
+        streams = {
+            "a.png": [
+                {"type": "image_generation.partial_image", "b64_json": "AAAA"},
+                {"type": "image_generation.completed", "b64_json": picture},
+            ],
+            "a.mp3": [{"type": "speech.audio.delta", "audio": part} for part in sound]
+            + [{"type": "speech.audio.done"}],
+            "": [
+                {"type": "transcript.text.delta", "delta": "Hel"},
+                {"type": "transcript.text.delta", "delta": "lo"},
+                {"type": "transcript.text.done", "text": "Hello"},
+            ],
+        }
+        for name, frames in streams.items():
+            body = "".join(f"data: {json.dumps(frame)}\n\n" for frame in frames)
+            gateway.streams = [[ended()]]
+            gateway.result = httpx.Response(
+                200, content=body, headers={"content-type": "text/event-stream; charset=utf-8"}
+            )
+            result = watch(*(("-o", name) if name else ()))
+            assert result.stdout == ("" if name else "Hello\n")
+        assert (tmp_path / "a.png").read_bytes() == PNG
+        assert (tmp_path / "a.mp3").read_bytes() == b"ID3"
+
     def test_no_room(self, gateway: Gateway):
         """Says so."""
         gateway.streams = [[ended()]]

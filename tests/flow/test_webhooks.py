@@ -1,0 +1,261 @@
+"""Webhooks as their receivers see them, and what the job says about them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import pytest
+import pytest_asyncio
+from standardwebhooks.webhooks import Webhook
+
+from gateway.auth import bootstrap_webhook_secret
+from tests.cluster import KEY, Cluster, Crew, chat
+from tests.conftest import Eventually
+from tests.flow.conftest import SETTINGS
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+SECRET = bootstrap_webhook_secret(KEY)
+RETRIES_S = "0.3,0.3,1,1,1,1,1,1,1"
+
+
+@pytest.fixture(scope="module")
+def cluster_settings() -> dict[str, str]:
+    """127.0.0.1 is where receivers are; nothing else on this machine may be told anything."""
+    return SETTINGS | {
+        "WEBHOOK_RETRIES_S": RETRIES_S,
+        "WEBHOOK_TIMEOUT_S": "1",
+        "WEBHOOK_PRIVATE_HOSTS": "127.0.0.1",
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What came."""
+
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+    def verified(self, secret: str = SECRET) -> Any:
+        """Its body, once the official library has checked it."""
+        return Webhook(secret).verify(self.body, self.headers)
+
+
+class Receiver:
+    """An HTTP server. `answers`: what it says to one message after the other, the last one again and again; None: nothing."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.answers: list[bytes | None] = []
+        self.got: list[Message] = []
+        self._hang = asyncio.Event()
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        first, *lines = head.strip().split("\r\n")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        body = await reader.readexactly(int(headers.get("content-length", "0")))
+        self.got.append(Message(first.split(" ")[1], headers, body))
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if answer is None:
+            await self._hang.wait()
+        else:
+            writer.write(answer)
+        writer.close()
+
+    def close(self) -> None:
+        self._hang.set()
+
+
+def says(status: str, *headers: str) -> bytes:
+    return "\r\n".join((f"HTTP/1.1 {status}", "content-length: 0", "connection: close", *headers, "", "")).encode()
+
+
+OK = says("204 No Content")
+ERROR = says("500 Internal Server Error")
+
+
+@asynccontextmanager
+async def receiving(*answers: bytes | None, host: str = "127.0.0.1") -> AsyncIterator[Receiver]:
+    receiver = Receiver()
+    receiver.answers = list(answers)
+    server = await asyncio.start_server(receiver.serve, host, 0)
+    receiver.url = f"http://{host}:{server.sockets[0].getsockname()[1]}/nexus?for=me"
+    try:
+        yield receiver
+    finally:
+        receiver.close()
+        server.close()
+        await server.wait_closed()
+
+
+Submit = Callable[..., Awaitable[str]]
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def submit(cluster: Cluster, crew: Crew) -> Submit:
+    """Submits a chat job for a worker that is there, and gives its id."""
+    await crew.start()
+
+    async def submit(webhook: str, *, key: str = KEY, **fields: Any) -> str:
+        body = {"endpoint": "/v1/chat/completions", "body": chat(model=crew.model, **fields), "metadata": {"a": "b"}}
+        headers = {"authorization": f"Bearer {key}"}
+        answer = await cluster.post("/v1/jobs", body | {"webhook": {"url": webhook}}, headers=headers)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    return submit
+
+
+async def webhook_of(cluster: Cluster, job: str) -> dict[str, Any]:
+    answer = await cluster.get(f"/v1/jobs/{job}")
+    assert answer.status_code == 200, answer.text
+    webhook: dict[str, Any] = answer.json()["webhook"]
+    return webhook
+
+
+async def is_in(cluster: Cluster, job: str, state: str) -> dict[str, Any] | None:
+    webhook = await webhook_of(cluster, job)
+    return webhook if webhook["state"] == state else None
+
+
+async def test_a_receiver_that_fails_twice(cluster: Cluster, submit: Submit, eventually: Eventually) -> None:
+    """It is told a third time; every try can be verified, all are one message, and the job shows each of them."""
+    async with receiving(ERROR, says("302 Found", "location: http://127.0.0.1:1/"), OK) as receiver:
+        job = await submit(receiver.url)
+        webhook = await eventually(lambda: is_in(cluster, job, "delivered"))
+    assert [delivery["status"] for delivery in webhook["deliveries"]] == [500, 302, 204]
+    assert [delivery["attempt"] for delivery in webhook["deliveries"]] == [1, 2, 3]
+    said = [message.verified() for message in receiver.got]
+    assert said == [said[0]] * 3
+    assert {message.headers["webhook-id"] for message in receiver.got} == {f"evt_{job}_1"}
+    assert {message.path for message in receiver.got} == {"/nexus?for=me"}
+    assert said[0]["type"] == "job.completed"
+    shown = (await cluster.get(f"/v1/jobs/{job}")).json()
+    assert said[0]["data"] | {"webhook": None} == shown | {"webhook": None}
+    assert said[0]["data"]["metadata"] == {"a": "b"}
+    assert (await cluster.get(said[0]["data"]["result_url"])).json()["choices"][0]["message"][
+        "content"
+    ] == "hello there"
+    assert b"hello there" not in receiver.got[0].body
+
+
+async def test_each_end_is_told(cluster: Cluster, submit: Submit, eventually: Eventually) -> None:
+    """Failure, with its reason, and cancellation."""
+    async with receiving(OK) as receiver:
+        failed = await submit(receiver.url, echo={"fail": "error"})
+        await eventually(lambda: receiver.got)
+        hanging = await submit(receiver.url, echo={"fail": "hang"})
+        assert (await cluster.post(f"/v1/jobs/{hanging}/cancel", {})).json()["status"] == "cancelled"
+        await eventually(lambda: len(receiver.got) == 2)
+    first, second = (message.verified() for message in receiver.got)
+    assert (first["type"], first["data"]["id"]) == ("job.failed", failed)
+    assert first["data"]["error"]["code"] == "backend_error"
+    assert (second["type"], second["data"]["id"]) == ("job.cancelled", hanging)
+
+
+async def test_each_run_is_told(cluster: Cluster, submit: Submit, eventually: Eventually) -> None:
+    """A job that is tried again ends again: another message, and the job shows what its new run was told."""
+    async with receiving(OK) as receiver:
+        job = await submit(receiver.url, echo={"fail": "error", "fail_times": 1})
+        await eventually(lambda: is_in(cluster, job, "delivered"))
+        assert (await cluster.post(f"/v1/jobs/{job}/retry", {})).status_code == 202
+        await eventually(lambda: len(receiver.got) == 2)
+    assert [message.headers["webhook-id"] for message in receiver.got] == [f"evt_{job}_1", f"evt_{job}_2"]
+    assert [message.verified()["type"] for message in receiver.got] == ["job.failed", "job.completed"]
+
+
+async def test_a_receiver_that_hangs(cluster: Cluster, submit: Submit, eventually: Eventually) -> None:
+    """Its tries end in time and are made again; others are told meanwhile."""
+    async with receiving(None, None, OK) as hanging, receiving(OK) as other:
+        stuck = await submit(hanging.url)
+        await eventually(lambda: hanging.got)
+        told = await submit(other.url)
+        await eventually(lambda: is_in(cluster, told, "delivered"))
+        webhook = await eventually(lambda: is_in(cluster, stuck, "delivered"))
+    assert [delivery["status"] for delivery in webhook["deliveries"]] == [None, None, 204]
+    assert "did not answer within 1 s" in webhook["deliveries"][0]["error"]
+
+
+async def test_keys_have_secrets_of_their_own(cluster: Cluster, submit: Submit, eventually: Eventually) -> None:
+    """What one key's jobs are signed with verifies nothing of another's."""
+    new = (await cluster.post("/v1/keys", {"name": "hooked"})).json()
+    async with receiving(OK) as receiver:
+        await submit(receiver.url, key=new["key"])
+        await eventually(lambda: receiver.got)
+    assert receiver.got[0].verified(new["webhook_secret"])["type"] == "job.completed"
+    with pytest.raises(Exception, match="signature"):
+        receiver.got[0].verified()
+
+
+async def test_a_redirect_to_what_only_the_gateway_can_reach(
+    cluster: Cluster, submit: Submit, eventually: Eventually
+) -> None:
+    """Is not followed, whatever kind it is; neither is a host that is not allowed told anything by itself."""
+    async with receiving(OK, host="127.0.0.2") as secret:
+        redirects = [says(f"{status} Elsewhere", f"location: {secret.url}") for status in (301, 302, 303, 307, 308)]
+        async with receiving(*redirects, OK) as receiver:
+            job = await submit(receiver.url)
+            webhook = await eventually(lambda: is_in(cluster, job, "delivered"), timeout_s=30)
+        answer = await cluster.post(
+            "/v1/jobs",
+            {"endpoint": "/v1/chat/completions", "body": chat(), "webhook": {"url": secret.url}},
+        )
+    assert [delivery["status"] for delivery in webhook["deliveries"]] == [301, 302, 303, 307, 308, 204]
+    assert secret.got == []
+    assert answer.status_code == 400
+    assert answer.json()["error"]["param"] == "webhook.url"
+
+
+async def test_redis_away_between_two_tries(cluster: Cluster, submit: Submit, eventually: Eventually) -> None:
+    """The next tries are made all the same, and the job shows them once Redis is back."""
+    async with receiving(ERROR, ERROR, OK) as receiver:
+        job = await submit(receiver.url)
+        await eventually(lambda: receiver.got)
+        cluster.redis.pause()
+        try:
+            assert len(receiver.got) < 3
+            await eventually(lambda: len(receiver.got) == 3)
+        finally:
+            cluster.redis.resume()
+        webhook = await eventually(lambda: is_in(cluster, job, "delivered"))
+    assert [delivery["status"] for delivery in webhook["deliveries"]] == [500, 500, 204]
+
+
+async def test_a_gateway_killed_between_two_tries(cluster: Cluster, submit: Submit, eventually: Eventually) -> None:
+    """Its successor makes the next one, of the same message, and counts on; so it is where NATS restarts too."""
+    async with receiving(ERROR, ERROR, ERROR, OK) as receiver:
+        job = await submit(receiver.url)
+        await eventually(lambda: len(receiver.got) == 2)
+        gateway = cluster.gateways[0]
+        gateway.kill()
+        await gateway.wait()
+        cluster.nats.kill()
+        await cluster.nats.process.wait()
+        await cluster.nats.restart()
+        await gateway.start()
+        webhook = await eventually(lambda: told(cluster, job), timeout_s=60)
+    attempts = [delivery["attempt"] for delivery in webhook["deliveries"]]
+    assert attempts[-1] >= 4
+    assert attempts == sorted(set(attempts))
+    assert len({message.body for message in receiver.got}) == 1
+    assert {message.headers["webhook-id"] for message in receiver.got} == {f"evt_{job}_1"}
+    assert receiver.got[-1].verified()["data"]["id"] == job
+
+
+async def told(cluster: Cluster, job: str) -> dict[str, Any] | None:
+    """`delivered`, from a gateway that may be starting."""
+    try:
+        answer = await cluster.get(f"/v1/jobs/{job}")
+    except httpx.HTTPError:
+        return None
+    if answer.status_code != 200:
+        return None
+    webhook: dict[str, Any] = answer.json()["webhook"]
+    return webhook if webhook["state"] == "delivered" else None
