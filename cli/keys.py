@@ -13,7 +13,11 @@ from rich.console import RenderableType
 from rich.text import Text
 
 from cli import options
+from cli.api import find_target
 from cli.console import coloured, fetch_list, new_table, show
+from cli.datadir import data_dir_from
+from cli.errors import ConsoleError
+from gateway.auth import bootstrap_webhook_secret, is_created
 from schemas.keys import Scope
 
 app = typer.Typer(help="API keys for people and programs.")
@@ -114,6 +118,23 @@ def revoke_key(
     with options.client(url, key, data_dir) as api:
         answer = api.delete(f"{PATH}/{quote(key_id, safe='')}")
     print(json.dumps(answer) if as_json else f"{key_id}: revoked")
+
+
+@app.command("webhook-secret")
+def show_webhook_secret(
+    url: options.Url = None,
+    key: options.Key = None,
+    data_dir: options.Data = None,
+    as_json: options.Json = False,
+) -> None:
+    """What the webhooks of the bootstrap key's jobs are signed with: it follows from that key, and no gateway is asked."""
+    token = find_target(url, key, data_dir_from(data_dir)).key
+    if not token:
+        raise ConsoleError("which key? Pass the bootstrap key as --key, or set GATEWAY_BEARER_TOKEN")
+    if is_created(token.encode()):
+        raise ConsoleError("this key was created: its webhook secret was shown with it, and cannot be shown again")
+    secret = bootstrap_webhook_secret(token)
+    print(json.dumps({"webhook_secret": secret}) if as_json else secret)
 
 
 def render_keys(answer: dict[str, Any]) -> RenderableType:

@@ -13,6 +13,9 @@ from schemas.errors import AuthenticationFailed, PermissionDenied
 from schemas.keys import ALL_SCOPES, Scope
 
 BOOTSTRAP_OWNER = "default"
+PREFIX = "nexus-"
+"""Of keys that are created."""
+LENGTH = len(PREFIX) + 43
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,11 @@ class Auth:
         if not key_id:
             return self._bootstrap.webhook_secret or None
         return self._keys.webhook_secret(key_id) if self._keys is not None else None
+
+
+def is_created(key: bytes) -> bool:
+    """Whether this looks like a key that was created: `nexus-` and 256 bits in base64url."""
+    return len(key) == LENGTH and key.startswith(PREFIX.encode())
 
 
 def bootstrap_webhook_secret(token: str) -> str:

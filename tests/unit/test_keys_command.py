@@ -11,8 +11,10 @@ from typer.testing import CliRunner, Result
 
 from cli import options
 from cli.api import ApiClient, Target
+from cli.errors import ConsoleError
 from cli.keys import seconds
 from cli.main import app
+from gateway.auth import Auth
 
 ROW = {
     "id": "key_1",
@@ -118,6 +120,16 @@ def test_a_key_is_revoked(gateway: Gateway) -> None:
     assert run("keys", "revoke", "key_1").stdout == "key_1: revoked\n"
     assert json.loads(run("keys", "revoke", "a/b", "--json").stdout) == gateway.answer
     assert [path for _, path, _ in gateway.asked] == ["/v1/keys/key_1", "/v1/keys/a%2Fb"]
+
+
+def test_the_bootstrap_keys_webhook_secret(gateway: Gateway) -> None:
+    """Made from the key alone, as gateways make it; of a created key it cannot be."""
+    secret = Auth("sk-boot").webhook_secret("")
+    assert run("keys", "webhook-secret", "--key", "sk-boot").stdout == f"{secret}\n"
+    assert json.loads(run("keys", "webhook-secret", "--key", "sk-boot", "--json").stdout) == {"webhook_secret": secret}
+    with pytest.raises(ConsoleError, match="was created"):
+        CliRunner().invoke(app, ("keys", "webhook-secret", "--key", "nexus-" + "x" * 43), catch_exceptions=False)
+    assert gateway.asked == []
 
 
 @pytest.mark.parametrize(
