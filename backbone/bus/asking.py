@@ -5,7 +5,6 @@ are still being made.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from typing import NamedTuple
 
 import orjson
@@ -58,19 +57,31 @@ def message_id(text: str) -> bytes:
 
 
 async def ask(
-    questions: Questions, subject: bytes, payload: bytes, *, headers: bytes = b"", many: bool = False
+    questions: Questions,
+    subject: bytes,
+    payload: bytes,
+    *,
+    headers: bytes = b"",
+    many: bool = False,
+    tries: int = 1000,
 ) -> list[Answer]:
-    """Ask until there is an answer. It may be carried out more than once. Raises Unavailable after PATIENCE_S."""
+    """Ask until there is an answer. It may be carried out more than once. Raises Unavailable after PATIENCE_S, or after
+    so many `tries` that were not answered though the connection stood.
+    """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + PATIENCE_S
     while not questions.closed:
-        with contextlib.suppress(Unavailable, TimeoutError):
+        try:
             reply = questions.ask(subject, payload, headers=headers, many=many)
             async with asyncio.timeout(TRY_S):
                 answers = await reply
             if answers is not None and not is_unheard(answers[0]):
                 return answers
-        if loop.time() + AGAIN_S > deadline:
+        except TimeoutError:
+            tries -= 1
+        except Unavailable:
+            pass  # not connected
+        if not tries or loop.time() + AGAIN_S > deadline:
             break
         await asyncio.sleep(AGAIN_S)
     raise Unavailable("NATS JetStream does not answer; try again shortly")

@@ -53,6 +53,7 @@ class NatsEventWriter:
     def say(self, frame: bytes) -> None:
         """Publish at once, or with the next round. Raises RequestTooLarge."""
         if self.closed:
+            self._lost = True
             return
         if len(frame) > self._wire.client.max_payload > 0:
             raise RequestTooLarge(f"an event of {len(frame)} bytes is larger than NATS takes")
@@ -128,7 +129,7 @@ class NatsEventWriter:
 
     async def settle(self) -> None:
         """Wait for the last confirmation."""
-        if self.closed and self._lost:
+        if self._lost:
             raise _closed()
         if not self._unconfirmed:
             return

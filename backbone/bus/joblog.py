@@ -132,6 +132,9 @@ class JobLog(Protocol):
     async def say(self, job: str, frame: bytes) -> None:
         """Store an event. Raises Unavailable."""
 
+    def mention(self, job: str, frame: bytes) -> None:
+        """Store an event soon, if all goes well: nobody waits for it."""
+
     async def first(self, job: str, count: int) -> list[StoredEvent]:
         """The first `count` events that are kept of a job. Raises Unavailable."""
 

@@ -112,6 +112,11 @@ class MemoryJobLog(_Side):
         self.require()
         self.broker.records.say(require_token(job), frame)
 
+    def mention(self, job: str, frame: bytes) -> None:
+        """Keep it, if the broker is there."""
+        if self.broker.available:
+            self.broker.records.say(require_token(job), frame)
+
     async def first(self, job: str, count: int) -> list[StoredEvent]:
         """From its list."""
         self.require()
@@ -381,6 +386,7 @@ class MemoryEventWriter:
     def say(self, frame: bytes) -> None:
         """Store it, now or later."""
         if self._closed:
+            self._lost = True
             return
         self._unconfirmed.append(frame)
         self._settled.clear()
@@ -407,7 +413,7 @@ class MemoryEventWriter:
     def close(self) -> None:
         """Forget."""
         if not self._closed:
-            self._closed, self._lost = True, bool(self._unconfirmed)
+            self._closed, self._lost = True, self._lost or bool(self._unconfirmed)
             self._unconfirmed.clear()
             self._settled.set()
             self._log.broker.records.returning.remove(self._store)

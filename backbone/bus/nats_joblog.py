@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -51,11 +52,20 @@ DELETE_JOB = f"$JS.API.STREAM.MSG.DELETE.{JOBS_STREAM}".encode()
 REMAKE_S = 0.5
 
 
+@dataclass(eq=False, slots=True)
+class _Watch:
+    """Somebody who waits for a job's terminal word."""
+
+    told: asyncio.Event = field(default_factory=asyncio.Event)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """There is something to look at."""
+
+
 class NatsJobLog:
     """See backbone.bus.joblog.JobLog."""
 
     def __init__(self, url: str, name: str, *, retention: Retention, max_payload_room: int = ENVELOPE_ROOM) -> None:
-        self._wire = Wire(url, f"{name}-log", on_reconnect=self._reconnected)
+        self._wire = Wire(url, f"{name}-log", on_reconnect=self._reconnected, keep_unsent=False)
         self._questions = Questions(self._wire)
         self._kept = retention
         self._room = max_payload_room
@@ -67,7 +77,8 @@ class NatsJobLog:
         self._places = Places(self._questions, replicated=replicated)
         self._backlogs: dict[str, NatsBacklog] = {}
         self._followers: set[Follower] = set()
-        self._watchers: set[asyncio.Event] = set()
+        self._watches: dict[bytes, set[_Watch]] = {}
+        """By the subject on which NATS tells that a word is stored."""
         self._takers: set[Taker] = set()
         self._answers: list[Answers] = []
         self._made_at = ""
@@ -82,6 +93,8 @@ class NatsJobLog:
         await self._wire.connect()
         await self._questions.start()
         self._made_at = await ensure_durables(self._wire.client, self._kept)
+        await self._wire.subscribe(f"{ENDED}.*", self._on_ended)
+        await self._wire.ping()  # from here on, no word is stored unheard
 
     async def close(self) -> None:
         """Disconnect; whoever follows or takes gets Unavailable."""
@@ -98,8 +111,7 @@ class NatsJobLog:
             taker.close()
         await self._wire.close()
         self._questions.close()
-        for event in list(self._watchers):
-            event.set()
+        self._look_again()
 
     async def _reconnected(self) -> None:
         self._questions.forget_lost()
@@ -122,8 +134,7 @@ class NatsJobLog:
         anew, self._made_at = made_at != self._made_at, made_at
         for follower in list(self._followers):
             follower.resume(anew)
-        for event in list(self._watchers):
-            event.set()
+        self._look_again()
         for taker in list(self._takers):
             taker.resume()
 
@@ -167,6 +178,13 @@ class NatsJobLog:
             await put(self._questions, subject, frame, max_payload=self._max_payload)
         except Refused as refusal:
             raise Unavailable(f"NATS does not store an event: {refusal}") from refusal
+
+    def mention(self, job: str, frame: bytes) -> None:
+        """Publish, and ask for no confirmation."""
+        if len(frame) > self._max_payload:
+            return  # NATS would close the connection
+        with contextlib.suppress(Unavailable):
+            self._wire.publish(f"{EVENTS}.{require_token(job)}".encode(), frame)
 
     async def first(self, job: str, count: int) -> list[StoredEvent]:
         """Batches, until there are enough."""
@@ -214,39 +232,49 @@ class NatsJobLog:
     @asynccontextmanager
     async def watch(self, job: str) -> AsyncIterator[Callable[[float], Awaitable[bool]]]:
         """Hear what NATS says when a word is stored; after a reconnect, look for one."""
-        told, changed = asyncio.Event(), asyncio.Event()
-
-        def on_ended(_subject: bytes, _reply: bytes, _headers: bytes, _data: bytes) -> None:
-            told.set()
-            changed.set()
+        subject = f"{ENDED}.{require_token(job)}".encode()
+        watch = _Watch()
+        self._watches.setdefault(subject, set()).add(watch)
+        if not self._wire.connected:
+            watch.changed.set()  # who knows since when NATS tells us
 
         async def look() -> None:
-            changed.clear()
+            watch.changed.clear()
             try:
                 if await self.decided(job) is not None:
-                    told.set()
+                    watch.told.set()
             except BaseException as error:
-                changed.set()  # it has not been looked at yet
+                watch.changed.set()  # it has not been looked at yet
                 if not isinstance(error, Unavailable):
                     raise
 
         async def wait(seconds: float) -> bool:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    while not told.is_set():
-                        await changed.wait()
+                    while not watch.told.is_set():
+                        await watch.changed.wait()
                         self._require_open()
-                        if not told.is_set():
+                        if not watch.told.is_set():
                             await look()
-            return told.is_set()
+            return watch.told.is_set()
 
-        sid = await self._wire.subscribe(f"{ENDED}.{require_token(job)}", on_ended)
-        self._watchers.add(changed)
         try:
             yield wait
         finally:
-            self._watchers.discard(changed)
-            self._wire.drop(sid)
+            mine = self._watches[subject]
+            mine.discard(watch)
+            if not mine:
+                del self._watches[subject]
+
+    def _on_ended(self, subject: bytes, _reply: bytes, _headers: bytes, _data: bytes) -> None:
+        for watch in self._watches.get(subject, ()):
+            watch.told.set()
+            watch.changed.set()
+
+    def _look_again(self) -> None:
+        for watches in self._watches.values():
+            for watch in watches:
+                watch.changed.set()
 
     async def words(self, *, at_once: int, hold_s: float) -> AsyncGenerator[Item, None]:
         """One consumer for all gateways."""

@@ -27,7 +27,7 @@ class NatsWorkerLog:
     """See backbone.bus.joblog.WorkerLog."""
 
     def __init__(self, url: str, name: str) -> None:
-        self._wire = Wire(url, f"{name}-log", on_reconnect=self._reconnected)
+        self._wire = Wire(url, f"{name}-log", on_reconnect=self._reconnected, keep_unsent=False)
         self._questions = Questions(self._wire)
         self._writers: dict[bytes, _Writer] = {}
         self._next = 0

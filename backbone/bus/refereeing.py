@@ -34,8 +34,10 @@ class Answers:
         self._sid: int | None = None
 
     async def start(self) -> None:
-        """Share in answering from now on. Raises Unavailable."""
+        """Share in answering from now on, or from the next connection on. Raises Unavailable after `Wire.close`."""
         self._sid = await self._wire.subscribe(f"{ASK}.*", self._on_ask, group=GATEWAYS)
+        with contextlib.suppress(Unavailable):
+            await self._wire.ping()
 
     async def close(self) -> None:
         """Take no more, and end those under way."""

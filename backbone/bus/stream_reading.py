@@ -80,7 +80,9 @@ class StreamReader:
         answer = (await ask(self._questions, self._direct, body, many=True))[0]
         if answer.status is not None:
             _require_not_found(answer)
-            return None
+            there = await self.leaders({"seq": seq}) if self._replicated else None
+            # What a replica does not have yet is among the newest.
+            return 0 if there is not None and there.subject == subject else None
         if _message(answer).seq != seq:
             return None
         return int(answer.header(b"Nats-Num-Pending") or 0)

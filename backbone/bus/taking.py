@@ -219,8 +219,10 @@ class Taker:
             self._wire.publish(ack_subject, word)
 
     async def confirm(self, ack_subject: bytes) -> None:
-        """Acknowledge until NATS has heard it. Raises Unavailable."""
-        await ask(self._questions, ack_subject, b"+ACK")
+        """Acknowledge until NATS has heard it. Raises Unavailable, soon where a crash made NATS forget the delivery: it
+        does not answer then, and the item comes again.
+        """
+        await ask(self._questions, ack_subject, b"+ACK", tries=1)
 
     def resume(self) -> None:
         """After a reconnect: the pull died with the connection, and perhaps the consumer with the server."""

@@ -126,7 +126,18 @@ class Parser:
 class Wire:
     """One connection: raw subscriptions, and writes joined per loop turn."""
 
-    def __init__(self, url: str, name: str, *, on_reconnect: Callable[[], Awaitable[None]] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        *,
+        on_reconnect: Callable[[], Awaitable[None]] | None = None,
+        keep_unsent: bool = True,
+    ) -> None:
+        """Without `keep_unsent`, what a lost connection had not sent is not sent on the next one: whoever wrote it
+        repeats it, in its order.
+        """
+        self._keep_unsent = keep_unsent
         self.url = url
         self.name = name
         self.client = Client()
@@ -168,6 +179,8 @@ class Wire:
         log.debug("nats error", connection=self.name, error=f"{type(error).__name__}: {error}")
 
     async def _disconnected(self) -> None:
+        if not self._keep_unsent:
+            self._raw._pending, self._raw._pending_data_size = [], 0
         if not self.client.is_closed:
             log.warning("nats disconnected", connection=self.name)
 

@@ -11,78 +11,17 @@ from typing import Any
 import pytest
 
 from backbone.bus.base import Queue
-from backbone.bus.joblog import Item, JobLog, Retention, WorkerLog
-from backbone.bus.memory import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
-from backbone.bus.memory_joblog import MemoryJobLog, MemoryWorkerLog
-from backbone.bus.nats_gateway import NatsGatewayBus
-from backbone.bus.nats_joblog import NatsJobLog
-from backbone.bus.nats_worker import NatsWorkerBus
-from backbone.bus.nats_worker_log import NatsWorkerLog
-from backbone.bus.streams import JobsStream
+from backbone.bus.joblog import Item, JobLog, WorkerLog
+from backbone.bus.memory import MemoryBroker
+from backbone.bus.memory_joblog import MemoryJobLog
 from cli.embedded.servers import NatsServer
 from schemas.durable import Answer, AnswerKind, Ask
 from schemas.errors import QueueFull, RequestTooLarge, Unavailable
 from schemas.events import EventKind
 from schemas.jobs import Capability, Envelope, JobStatus, Lane
 from schemas.words import Word
+from tests.backbone.joblogs import MAX_PER_QUEUE, MIB, World, cancel, envelope, frames, new_job, next_of, read, word_on
 from tests.conftest import Eventually, running
-
-ACK_WAIT_S = 30.0
-MAX_PER_QUEUE = 20
-MIB = 1024 * 1024
-SMALL = Retention(max_event_bytes=256 * MIB, max_word_bytes=64 * MIB, max_dead_bytes=64 * MIB)
-
-
-class World:
-    """One broker, any number of sides."""
-
-    def __init__(self, nats_url: str | None, kept: Retention = SMALL) -> None:
-        self.nats_url = nats_url
-        self.kept = kept
-        self.broker = MemoryBroker(ack_wait_s=ACK_WAIT_S, max_per_queue=MAX_PER_QUEUE)
-        self.closing: list[Any] = []
-        self.queue = Queue(Capability.CHAT, Lane.DEFAULT, f"model.{secrets.token_hex(4)} *>")
-
-    async def _open(self, side: Any) -> Any:
-        await side.start()
-        self.closing.append(side)
-        return side
-
-    async def gateway(self) -> JobLog:
-        name = secrets.token_hex(4)
-        side = NatsJobLog(self.nats_url, name, retention=self.kept) if self.nats_url else MemoryJobLog(self.broker)
-        log: JobLog = await self._open(side)
-        return log
-
-    async def worker(self) -> WorkerLog:
-        side = NatsWorkerLog(self.nats_url, secrets.token_hex(4)) if self.nats_url else MemoryWorkerLog(self.broker)
-        log: WorkerLog = await self._open(side)
-        return log
-
-    async def open_queue(self) -> None:
-        """Make the jobs stream, and the queue of `self.queue`."""
-        stream = JobsStream(max_per_queue=MAX_PER_QUEUE, max_bytes=64 * MIB)
-        side = (
-            NatsGatewayBus(self.nats_url, gateway=secrets.token_hex(4), ack_wait_s=ACK_WAIT_S, stream=stream)
-            if self.nats_url
-            else MemoryGatewayBus(self.broker)
-        )
-        await (await self._open(side)).open_queue(self.queue)
-
-    async def hand(self, jobs: list[Any]) -> Any:
-        """A worker that pulls from `self.queue` into `jobs`."""
-        side = (
-            NatsWorkerBus(self.nats_url, worker=secrets.token_hex(4), ack_wait_s=ACK_WAIT_S, on_job=jobs.append)
-            if self.nats_url
-            else MemoryWorkerBus(self.broker, jobs.append)
-        )
-        bus = await self._open(side)
-        await bus.serve([self.queue], None)
-        return bus
-
-    async def close(self) -> None:
-        for side in reversed(self.closing):
-            await side.close()
 
 
 @pytest.fixture(scope="module")
@@ -100,72 +39,6 @@ async def world(log_url: str | None) -> AsyncIterator[World]:
     world = World(log_url)
     yield world
     await world.close()
-
-
-@pytest.fixture
-async def on_nats(log_nats: NatsServer) -> AsyncIterator[World]:
-    world = World(log_nats.url)
-    yield world
-    await world.close()
-
-
-@pytest.fixture
-async def on_own_nats(own_nats: NatsServer) -> AsyncIterator[World]:
-    world = World(own_nats.url)
-    yield world
-    await world.close()
-
-
-def new_job() -> str:
-    return f"job_{secrets.token_hex(16)}"
-
-
-def envelope(world: World, **fields: Any) -> Envelope:
-    values = {
-        "job": new_job(),
-        "request_id": "req_1",
-        "endpoint": "/v1/chat/completions",
-        "capability": world.queue.capability,
-        "lane": world.queue.lane,
-        "model": world.queue.model,
-        "public_model": world.queue.model,
-        "reply": "",
-        "durable": True,
-    }
-    return Envelope(**(values | fields))
-
-
-def word_on(job: str, status: JobStatus = JobStatus.COMPLETED, **fields: Any) -> Word:
-    values = {
-        "job": job,
-        "status": status,
-        "owner": "o",
-        "endpoint": "/v1/chat/completions",
-        "capability": Capability.CHAT,
-        "model": "a model/with.dots",
-        "public_model": "m",
-    }
-    return Word(**(values | fields))
-
-
-async def next_of(items: Any, timeout_s: float = 20.0) -> Any:
-    async with asyncio.timeout(timeout_s):
-        return await anext(items)
-
-
-async def read(events: Any, count: int, timeout_s: float = 20.0) -> list[bytes]:
-    """The next `count` events, without the pauses between them."""
-    found: list[bytes] = []
-    async with asyncio.timeout(timeout_s):
-        while len(found) < count:
-            event = await anext(events)
-            if event is not None:
-                found.append(event.data)
-    return found
-
-
-def frames(count: int, *, start: int = 0) -> list[bytes]:
-    return [b"event %d" % n for n in range(start, start + count)]
 
 
 # The queue
@@ -358,14 +231,8 @@ async def test_each_word_goes_to_one_of_two_takers(world: World) -> None:
     takers = [asyncio.create_task(record(log)) for log in logs]
     await asyncio.gather(*(logs[0].decide(word_on(job), b"answer") for job in jobs))
     await asyncio.wait_for(enough.wait(), 20)
-    await _cancel(*takers)
+    await cancel(*takers)
     assert sorted(seen) == sorted(jobs)
-
-
-async def _cancel(*tasks: asyncio.Task[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 # Questions of workers
@@ -501,7 +368,7 @@ async def test_a_taker_has_no_more_than_it_asked_for(world: World) -> None:
             assert last.id == others[0].id
             for item in [held[1], last, *others[1:]]:
                 await item.done()
-        await _cancel(more)
+        await cancel(more)
 
 
 async def _soon(task: asyncio.Task[Any]) -> bool:
@@ -524,6 +391,41 @@ async def test_what_was_not_given_out_goes_back_at_once(world: World) -> None:
         assert {one.id for one in found} == ids
         for one in found:
             await one.done()
+
+
+# The memory broker as a NATS that is away
+
+
+async def test_memory_can_be_away_as_nats_can() -> None:
+    """Tests may take the broker away: calls fail, events and followers wait, and all goes on when it is back."""
+    world = World(None)
+    log, worker, job = await world.gateway(), await world.worker(), new_job()
+    writer = worker.writer(job)
+    async with aclosing(log.events(job)) as events, aclosing(log.words(at_once=1, hold_s=30)) as words:
+        assert await next_of(events) is None
+        world.broker.available = False
+        for call in (log.decided(job), log.decide(word_on(job)), log.say(job, b""), worker.decide(word_on(job), b"")):
+            with pytest.raises(Unavailable):
+                await call
+        for frame in frames(1000):
+            assert not writer.crowded
+            writer.say(frame)
+        assert writer.crowded
+        settling = asyncio.create_task(writer.settle())
+        reading = asyncio.create_task(read(events, 1000))
+        taking = asyncio.create_task(anext(words))
+        await asyncio.wait((settling, reading, taking), timeout=0.05)
+        assert not (settling.done() or reading.done() or taking.done())
+        world.broker.available = True
+        await settling
+        assert await reading == frames(1000)
+        assert await worker.decide(word_on(job), b"")
+        assert (await taking).id == job
+    writer.close()
+    writer.say(b"too late")
+    with pytest.raises(Unavailable):
+        await writer.settle()
+    await world.close()
 
 
 def test_a_backlog_cannot_be_called_anything() -> None:

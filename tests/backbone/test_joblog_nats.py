@@ -1,0 +1,548 @@
+"""Durable jobs' records on NATS when it dies, is frozen, loses everything, or answers and is not heard."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import nats
+import pytest
+
+from backbone.bus.event_reading import MAX_TOLD
+from backbone.bus.joblog import Item, JobLog, Retention, StoredEvent
+from backbone.bus.nats_joblog import NatsJobLog
+from backbone.bus.nats_worker_log import NatsWorkerLog
+from backbone.bus.streams import request
+from backbone.bus.subjects import DONE_STREAM, EVENTS_STREAM
+from backbone.bus.wire import Wire
+from cli.embedded.servers import NatsServer
+from schemas.durable import Answer, AnswerKind, Ask, decode_durable, encode_durable
+from schemas.errors import RequestTooLarge, Unavailable
+from schemas.events import EventKind
+from schemas.jobs import JobStatus
+from tests.backbone.joblogs import MIB, SMALL, World, cancel, envelope, frames, new_job, next_of, read, word_on
+from tests.conftest import Eventually
+
+
+class Line:
+    """A TCP line to a server, which can be cut, and can swallow what the server says."""
+
+    def __init__(self, server: NatsServer) -> None:
+        self._server = server
+        self._listener: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._pumps: set[asyncio.Task[None]] = set()
+        self.deaf = False
+        self.swallowed = 0
+
+    async def open(self) -> str:
+        self._listener = await asyncio.start_server(self._on_connect, "127.0.0.1")
+        return f"nats://127.0.0.1:{self._listener.sockets[0].getsockname()[1]}"
+
+    async def _on_connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, to_there = await asyncio.open_connection("127.0.0.1", self._server.port)
+        self._writers |= {writer, to_there}
+        for pump in (self._pump(reader, to_there, answers=False), self._pump(there, writer, answers=True)):
+            task = asyncio.create_task(pump)
+            self._pumps.add(task)
+            task.add_done_callback(self._pumps.discard)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                if answers and self.deaf:
+                    self.swallowed += len(data)
+                    continue
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    def cut(self) -> None:
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+    async def close(self) -> None:
+        self.cut()
+        if self._listener is not None:
+            self._listener.close()
+        await cancel(*self._pumps)
+
+
+@pytest.fixture
+async def world(own_nats: NatsServer) -> AsyncIterator[World]:
+    world = World(own_nats.url)
+    yield world
+    await world.close()
+
+
+@pytest.fixture
+async def line(own_nats: NatsServer) -> AsyncIterator[Line]:
+    line = Line(own_nats)
+    yield line
+    await line.close()
+
+
+async def crash(server: NatsServer) -> None:
+    server.kill()
+    await server.restart()
+
+
+async def forget_everything(server: NatsServer, url: str) -> None:
+    """Leave the server as one whose disk was lost."""
+    admin = Wire(url, "admin")
+    await admin.connect()
+    names = (await request(admin.client, "STREAM.NAMES"))["streams"]
+    server.pause()
+    server.resume()
+    for name in names:
+        await request(admin.client, f"STREAM.DELETE.{name}")
+    await admin.close()
+    await crash(server)
+
+
+# Events
+
+
+async def test_events_survive_a_crash_of_nats_while_they_are_written(world: World, own_nats: NatsServer) -> None:
+    """NATS is killed while a job streams: its reader gets every event, in order, and once when copies are dropped."""
+    log, job, count = await world.gateway(), new_job(), 2000
+    writer = (await world.worker()).writer(job)
+    seqs: list[int] = []
+
+    async def follow() -> None:
+        async with aclosing(log.events(job)) as events:
+            async for event in events:
+                seq = decode_durable(event.data).seq if event else 0
+                if event and (not seqs or seq > seqs[-1]):
+                    assert seq == len(seqs)
+                    seqs.append(seq)
+                if len(seqs) == count:
+                    return
+
+    following = asyncio.create_task(follow())
+    for n in range(count):
+        writer.say(encode_durable("c", 1, 1, n, "token", b"x" * 200))
+        if n == count // 2:
+            own_nats.kill()
+        if n % 10 == 0:
+            await asyncio.sleep(0)
+    restarting = asyncio.create_task(own_nats.restart())
+    await asyncio.wait_for(writer.settle(), 30)
+    await restarting
+    await asyncio.wait_for(following, 30)
+    stored = [decode_durable(event.data).seq for event in await log.first(job, 3 * count)]
+    assert sorted(set(stored)) == seqs == list(range(count))
+
+
+async def test_a_slow_reader_gets_what_did_not_wait_for_it(world: World) -> None:
+    """A slow reader of a fast job gets all of its events in order; only so many wait for it in the gateway's memory."""
+    log, job, count = await world.gateway(), new_job(), 5000
+    writer = (await world.worker()).writer(job)
+    found: list[bytes] = []
+    async with aclosing(log.events(job)) as events:
+        for frame in frames(1000):
+            writer.say(frame)
+        found += await read(events, 500)
+        for n in range(1000, count, 500):
+            for frame in frames(500, start=n):
+                writer.say(frame)
+            await writer.settle()
+            found += await read(events, 7)
+        assert isinstance(log, NatsJobLog)
+        (follower,) = log._followers
+        assert len(follower._told) <= MAX_TOLD
+        found += await read(events, count - len(found))
+        assert found == frames(count)
+        writer.say(b"live")
+        assert await read(events, 1) == [b"live"]
+
+
+async def test_readers_join_while_a_job_streams(world: World) -> None:
+    """Whenever a reader joins or resumes, it misses nothing and gets nothing twice."""
+    log, job, count = await world.gateway(), new_job(), 3000
+    writer = (await world.worker()).writer(job)
+
+    async def whole(skip: int) -> list[bytes]:
+        after = 0
+        if skip:
+            async with aclosing(log.events(job)) as events:
+                stored: list[StoredEvent] = []
+                while len(stored) < skip:
+                    event = await anext(events)
+                    stored += [event] if event else []
+                after = stored[-1].seq
+        async with aclosing(log.events(job, after)) as events:
+            return await read(events, count - skip, 60)
+
+    readers: list[asyncio.Task[list[bytes]]] = []
+    for n in range(count):
+        writer.say(b"event %d" % n)
+        if n % 100 == 0:
+            await writer.settle()
+            readers.append(asyncio.create_task(whole(n // 2)))
+    results = await asyncio.gather(*readers)
+    for n, result in enumerate(results):
+        assert result == frames(count)[n * 50 :]
+    assert isinstance(log, NatsJobLog)
+    assert not log._followers
+
+
+async def test_large_events_are_read_whole(world: World) -> None:
+    """Events as large as NATS takes are stored and read like small ones, however few of them fit one answer."""
+    log, job = await world.gateway(), new_job()
+    writer = (await world.worker()).writer(job)
+    large = [b"%d" % n + b"x" * (MIB - 1) for n in range(5)]
+    async with aclosing(log.events(job)) as events:
+        assert await next_of(events) is None
+        for frame in large:
+            writer.say(frame)
+        await writer.settle()
+        assert await read(events, 5) == large
+    async with aclosing(log.events(job)) as events:
+        assert await read(events, 5) == large
+    assert [event.data for event in await log.first(job, 9)] == large
+
+
+async def test_old_events_make_room_for_new_ones(world: World) -> None:
+    """Where events fill their room, the oldest go: a reader starts with the oldest that is left, and new ones are stored."""
+    world.kept = Retention(max_event_bytes=MIB, max_word_bytes=MIB, max_dead_bytes=MIB)
+    log, job = await world.gateway(), new_job()
+    writer = (await world.worker()).writer(job)
+    for n in range(200):
+        writer.say(b"%d " % n + b"x" * 10_000)
+    await writer.settle()
+    first = await log.first(job, 1)
+    oldest = int(first[0].data.split()[0])
+    assert 50 < oldest < 200
+    async with aclosing(log.events(job)) as events:
+        found = [int(data.split()[0]) for data in await read(events, 200 - oldest)]
+        assert found == list(range(oldest, 200))
+        assert await next_of(events) is None
+
+
+async def test_a_reader_goes_on_where_nats_lost_everything(world: World, own_nats: NatsServer) -> None:
+    """NATS comes back with an empty disk: streams are made again, and what is stored from then on is read."""
+    log, worker, job = await world.gateway(), await world.worker(), new_job()
+    async with aclosing(log.events(job)) as events, aclosing(log.words(at_once=2, hold_s=30)) as words:
+        for frame in frames(20):
+            await log.say(job, frame)
+        assert await read(events, 20) == frames(20)
+        taking = asyncio.create_task(anext(words))
+        async with log.watch(job) as wait:
+            await forget_everything(own_nats, own_nats.url)
+            writer = worker.writer(job)
+            writer.say(b"anew")
+            assert await read(events, 1, 30) == [b"anew"]
+            await writer.settle()
+            assert await worker.decide(word_on(job), b"")
+            assert await wait(20)
+        item: Item = await asyncio.wait_for(taking, 30)
+        assert item.id == job
+        await item.done()
+    backlog = log.backlog("hooks")
+    await backlog.put("a", b"1")
+
+
+async def test_an_event_too_large_for_nats_is_refused_before_it_is_sent(world: World) -> None:
+    """An oversized event is an error where it is made; the connection, and the other jobs on it, live on."""
+    log, job = await world.gateway(), new_job()
+    writer = (await world.worker()).writer(job)
+    with pytest.raises(RequestTooLarge):
+        writer.say(b"x" * (MIB + 1))
+    with pytest.raises(RequestTooLarge):
+        await log.say(job, b"x" * (MIB + 1))
+    with pytest.raises(RequestTooLarge):
+        await log.decide(word_on(job), b"x" * MIB)
+    writer.say(b"fine")
+    await asyncio.wait_for(writer.settle(), 20)
+
+
+async def test_what_was_not_stored_is_said_when_a_writer_is_closed(world: World, own_nats: NatsServer) -> None:
+    """Nobody takes an attempt's events for stored when they were not."""
+    writer = (await world.worker()).writer(new_job())
+    own_nats.pause()
+    try:
+        for _ in range(1000):
+            assert not writer.crowded
+            writer.say(b"x")
+        assert writer.crowded
+        settling = asyncio.create_task(writer.settle())
+        await asyncio.sleep(0)
+        writer.close()
+        with pytest.raises(Unavailable):
+            await settling
+    finally:
+        own_nats.resume()
+
+
+# Confirmations that are not heard
+
+
+async def test_a_lost_confirmation_does_not_store_a_job_twice(world: World, line: Line, eventually: Eventually) -> None:
+    """The line breaks after a job was stored, before the gateway heard of it: it repeats itself, and the job is one."""
+    await world.open_queue()
+    log = NatsJobLog(await line.open(), "g", retention=SMALL)
+    await log.start()
+    world.closing.append(log)
+    line.deaf = True
+    storing = asyncio.create_task(log.store(envelope(world), b"{}"))
+    await eventually(lambda: line.swallowed)
+    line.deaf = False
+    line.cut()
+    seq = await asyncio.wait_for(storing, 20)
+    assert await log.place(world.queue, seq) == 0
+    assert await log.place(world.queue, seq - 1) is None
+    assert await log.place(world.queue, await log.store(envelope(world), b"{}")) == 1
+
+
+async def test_whose_confirmation_was_lost_has_still_decided(world: World, line: Line, eventually: Eventually) -> None:
+    """The line breaks after a word was stored: whoever said it learns that it was theirs, not that they came late."""
+    log = await world.gateway()
+    worker = NatsWorkerLog(await line.open(), "w")
+    await worker.start()
+    world.closing.append(worker)
+    for job in (new_job(), new_job()):
+        line.deaf, line.swallowed = True, 0
+        deciding = asyncio.create_task(worker.decide(word_on(job), b"answer"))
+        await eventually(lambda: line.swallowed)
+        assert not await log.decide(word_on(job, JobStatus.CANCELLED))
+        line.deaf = False
+        line.cut()
+        assert await asyncio.wait_for(deciding, 20)
+        decision = await log.decided(job)
+        assert decision is not None
+        assert decision.payload == b"answer"
+
+
+async def test_an_answer_that_never_comes_is_asked_for_again(world: World, line: Line, eventually: Eventually) -> None:
+    """An answer is lost while the connection stands: the caller waits a little longer, and that is all."""
+    await world.gateway()
+    log = NatsJobLog(await line.open(), "g", retention=SMALL)
+    await log.start()
+    world.closing.append(log)
+    job, name = new_job(), secrets.token_hex(8)
+    line.deaf = True
+    calls = [
+        asyncio.create_task(call)
+        for call in (log.decide(word_on(job)), log.claim(name, b"mine"), log.say(job, b"event"))
+    ]
+    await eventually(lambda: line.swallowed)
+    line.deaf = False
+    assert [await asyncio.wait_for(call, 20) for call in calls] == [True, b"mine", None]
+    assert await log.claim(name, b"late") == b"mine"
+
+
+# Outages
+
+
+async def test_a_short_outage_is_waited_out(world: World, own_nats: NatsServer) -> None:
+    """NATS restarts: what is stored meanwhile is stored when it is back."""
+    await world.open_queue()
+    log, worker, jobs = await world.gateway(), await world.worker(), [new_job() for _ in range(3)]
+    own_nats.kill()
+    calls: list[Any] = [
+        asyncio.create_task(call)
+        for call in (
+            log.decide(word_on(jobs[0])),
+            worker.decide(word_on(jobs[1]), b""),
+            log.claim(secrets.token_hex(8), b"mine"),
+            log.store(envelope(world), b"{}"),
+        )
+    ]
+    await own_nats.restart()
+    results = [await asyncio.wait_for(call, 20) for call in calls]
+    assert results[:3] == [True, True, b"mine"]
+    assert await log.place(world.queue, results[3]) == 0
+
+
+async def test_a_long_outage_is_an_error(world: World, own_nats: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NATS stays away: every call ends, in the error that says so; questions are told at once that nobody hears."""
+    monkeypatch.setattr("backbone.bus.asking.PATIENCE_S", 1.0)
+    log, worker, job = await world.gateway(), await world.worker(), new_job()
+    own_nats.kill()
+    for call in (log.decided(job), log.decide(word_on(job)), log.say(job, b""), log.first(job, 1), log.dead()):
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(call, 20)
+    async with aclosing(log.events(job)) as events:
+        with pytest.raises(Unavailable):
+            await next_of(events)
+    answers: list[Answer | None] = []
+    told = asyncio.Event()
+    ask = Ask(kind=EventKind.BEAT, job=job, run=1, delivery=1, token="t", owner="o", worker="w")
+    worker.ask(ask, lambda answer: (answers.append(answer), told.set())[0])
+    await asyncio.wait_for(told.wait(), 20)
+    assert answers == [None]
+
+
+async def test_a_question_without_gateways_is_told_at_once(world: World, eventually: Eventually) -> None:
+    """No gateway is there: the worker need not wait five seconds to learn it."""
+    worker, answers = await world.worker(), list[Answer | None]()
+    ask = Ask(kind=EventKind.BEAT, job=new_job(), run=1, delivery=1, token="t", owner="o", worker="w")
+    worker.ask(ask, answers.append)
+    await eventually(lambda: answers == [None], timeout_s=4)
+
+
+async def test_a_watch_is_told_of_an_end_during_an_outage(world: World, line: Line, eventually: Eventually) -> None:
+    """A job ends while the waiting gateway is cut off: it learns it when it is back."""
+    other, job = await world.gateway(), new_job()
+    log = NatsJobLog(await line.open(), "g", retention=SMALL)
+    await log.start()
+    world.closing.append(log)
+    async with log.watch(job) as wait, aclosing(log.events(job)) as events:
+        assert await next_of(events) is None
+        waiting = asyncio.ensure_future(wait(30))
+        line.deaf = True
+        await other.say(job, b"missed")
+        await other.decide(word_on(job))
+        await eventually(lambda: line.swallowed)
+        line.deaf = False
+        line.cut()
+        assert await waiting
+        assert await read(events, 1) == [b"missed"]
+        assert await next_of(events) is None
+
+
+async def test_work_and_words_come_again_after_a_crash(world: World, own_nats: NatsServer) -> None:
+    """NATS crashes under the gateways that take work: all of it is done in the end, and they go on taking."""
+    logs = [await world.gateway() for _ in range(2)]
+    jobs, ids = {new_job() for _ in range(300)}, {secrets.token_hex(8) for _ in range(300)}
+    done: set[str] = set()
+    all_done = asyncio.Event()
+
+    async def work(items: Any) -> None:
+        async with aclosing(items):
+            async for item in items:
+                with contextlib.suppress(Unavailable):
+                    await item.done()
+                    done.add(item.id)
+                if done >= jobs | ids:
+                    all_done.set()
+
+    backlogs = [log.backlog("hooks") for log in logs]
+    takers = [asyncio.create_task(work(backlog.take(at_once=8, hold_s=2))) for backlog in backlogs]
+    takers += [asyncio.create_task(work(log.words(at_once=8, hold_s=2))) for log in logs]
+    storing = [asyncio.create_task(logs[0].decide(word_on(job))) for job in jobs]
+    storing += [asyncio.create_task(backlogs[1].put(item_id, b"")) for item_id in ids]
+    while len(done) < 50:
+        await asyncio.sleep(0.005)
+    await crash(own_nats)
+    await asyncio.gather(*storing)
+    await asyncio.wait_for(all_done.wait(), 60)
+    await cancel(*takers)
+
+
+async def test_taking_begins_before_there_is_anything_to_take_from(
+    world: World, own_nats: NatsServer, eventually: Eventually
+) -> None:
+    """Somebody deletes the consumer: it is made again, and taking goes on; an idle taker asks rarely."""
+    log = await world.gateway()
+    job = new_job()
+    async with aclosing(log.words(at_once=2, hold_s=30)) as words:
+        taking = asyncio.create_task(anext(words))
+        admin = Wire(own_nats.url, "admin")
+        await admin.connect()
+
+        async def there() -> bool:
+            names = await request(admin.client, f"CONSUMER.NAMES.{DONE_STREAM}")
+            return bool(names["consumers"])
+
+        await eventually(there)
+        await request(admin.client, f"CONSUMER.DELETE.{DONE_STREAM}.recorder")
+        await eventually(there)
+        await log.decide(word_on(job))
+        item: Item = await asyncio.wait_for(taking, 20)
+        assert item.id == job
+        await item.done()
+        await admin.close()
+
+
+# Streams
+
+
+async def test_streams_of_an_earlier_version_are_brought_up_to_date(world: World, own_nats: NatsServer) -> None:
+    """A gateway with other settings changes what is kept and how long a taker may hold; it makes nothing anew."""
+    log, job = await world.gateway(), new_job()
+    await log.say(job, b"kept")
+    async with aclosing(log.backlog("hooks").take(at_once=1, hold_s=60)) as items:
+        await log.backlog("hooks").put("a", b"1")
+        (await next_of(items)).again(0)
+    world.kept = Retention(events_s=60, max_event_bytes=2 * MIB, max_word_bytes=MIB, max_dead_bytes=MIB)
+    other = await world.gateway()
+    assert [event.data for event in await other.first(job, 5)] == [b"kept"]
+    async with aclosing(other.backlog("hooks").take(at_once=1, hold_s=7)) as items:
+        await (await next_of(items)).done()
+    admin = Wire(own_nats.url, "admin")
+    await admin.connect()
+    stream = await request(admin.client, f"STREAM.INFO.{EVENTS_STREAM}")
+    assert (stream["config"]["max_age"], stream["config"]["max_bytes"]) == (60 * 10**9, 2 * MIB)
+    consumer = await request(admin.client, "CONSUMER.INFO.NEXUS_HOOKS.gateways")
+    assert consumer["config"]["ack_wait"] == 7 * 10**9
+    await admin.close()
+
+
+async def test_claims_are_read_by_natss_own_clients(world: World, own_nats: NatsServer) -> None:
+    """`nats kv get nexus-idempotency` shows claims, and one that was deleted there can be made anew."""
+    log = await world.gateway()
+    assert await log.claim("key", b"job_1") == b"job_1"
+    client = await nats.connect(own_nats.url)
+    bucket = await client.jetstream().key_value("nexus-idempotency")
+    assert (await bucket.get("key")).value == b"job_1"
+    await bucket.delete("key")
+    assert await log.claim("key", b"job_2") == b"job_2"
+    assert await log.claim("key", b"job_3") == b"job_2"
+    await bucket.purge("key")
+    assert await log.claim("key", b"job_4") == b"job_4"
+    await client.close()
+
+
+async def test_a_full_stream_of_words_is_unavailable_and_not_decided(world: World) -> None:
+    """There is no room for how a job ended: that is an error to be seen to, not the news that it had ended before."""
+    world.kept = Retention(max_event_bytes=MIB, max_word_bytes=64 * 1024, max_dead_bytes=MIB)
+    log, job = await world.gateway(), new_job()
+    assert await log.decide(word_on(job), b"x" * 50_000)
+    other = new_job()
+    with pytest.raises(Unavailable):
+        await log.decide(word_on(other), b"x" * 50_000)
+    assert await log.decided(other) is None
+    assert not await log.decide(word_on(job), b"x" * 50_000)
+
+
+async def test_the_referee_answers_many_and_is_stopped_with_its_gateway(world: World, eventually: Eventually) -> None:
+    """A thousand questions at once are all answered, a bounded number at a time; a stopped gateway leaves none running."""
+    log, worker = await world.gateway(), await world.worker()
+    at_once, most, answers = 0, 0, list[Answer | None]()
+
+    async def referee(_ask: Ask) -> Answer | None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        try:
+            await asyncio.sleep(0.01)
+        finally:
+            at_once -= 1
+        return Answer(kind=AnswerKind.GO)
+
+    await log.answer(referee)
+    ask = Ask(kind=EventKind.BEAT, job=new_job(), run=1, delivery=1, token="t", owner="o", worker="w")
+    for _ in range(1000):
+        worker.ask(ask, answers.append)
+    await eventually(lambda: len(answers) == 1000)
+    assert all(answer is not None for answer in answers)
+    assert most <= 256
+    for _ in range(10):
+        worker.ask(ask, answers.append)
+    await log.close()
+    assert at_once == 0
+
+
+def _quiet(_: JobLog) -> None:
+    """Keeps the protocol honest: NatsJobLog is one."""
+
+
+def test_the_implementation_fits_the_protocol() -> None:
+    _quiet(NatsJobLog("nats://127.0.0.1:1", "g", retention=SMALL))
