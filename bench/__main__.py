@@ -38,14 +38,24 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "image4m0": {"mode": "closed", "what": "image", "size": 2**22, "conns": 1, "delay_us": 0, "seconds": 2.0},
     "embed1": {"mode": "closed", "what": "embeddings", "size": 1, "conns": 16, "delay_us": 5_000, "seconds": 3.0},
     "embed64": {"mode": "closed", "what": "embeddings", "size": 64, "conns": 4, "delay_us": 50_000, "seconds": 3.0},
+    "submit": {"mode": "closed", "what": "submit", "model": "parked", "conns": 64, "seconds": 3.0, "delay_us": 0},
+    "sync": {"mode": "closed", "conns": 1, "seconds": 2.0},
+    "durable": {"mode": "closed", "what": "durable", "conns": 1, "seconds": 2.0, "delay_us": 0},
+    "durable64": {"mode": "closed", "what": "durable", "conns": 64, "seconds": 3.0, "delay_us": 0},
+    "poll": {"mode": "closed", "what": "poll", "conns": 16, "seconds": 2.0, "delay_us": 0},
+    "resume": {"mode": "closed", "what": "events", "size": 10_000, "conns": 1, "seconds": 3.0, "delay_us": 0},
     "speech": {"mode": "closed", "what": "speech", "size": 96_000, "conns": 8, "delay_us": 20_000, "seconds": 3.0},
 }
 WITHOUT_NAIVE = ("image", "embeddings", "speech")
 """What an afternoon's queue does not do."""
+JOBS = ("submit", "durable", "poll", "events")
+"""What only Nexus does."""
 
 
 def table_of(load: dict[str, Any]) -> str:
     """Which columns fit."""
+    if load.get("what") in JOBS:
+        return "closed"
     return "media" if "what" in load else str(load["mode"])
 
 
@@ -89,7 +99,11 @@ async def bench(given: argparse.Namespace, folder: Path) -> Results:
             await measure(target, {"mode": "closed", "conns": 4, "seconds": 0.5})
         for name in given.scenario:
             load = quick(SCENARIOS[name]) if given.quick else SCENARIOS[name]
-            targets = [one for one in stack.targets if one.name != "naive" or load.get("what") not in WITHOUT_NAIVE]
+            targets = [one for one in stack.targets if does(one, load)]
+            if not targets:
+                continue
+            if load.get("what") in {"poll", "events"}:
+                load = load | {"job": await stack.long_job(load.get("size", 100))}
             runs = results[name] = {target.name: [] for target in targets}
             for number in range(given.rounds):
                 # What drifts in the machine falls on all alike.
@@ -101,6 +115,13 @@ async def bench(given: argparse.Namespace, folder: Path) -> Results:
             kind = table_of(load)
             print(scenario_table(kind, key_figure(kind, load.get("delay_us", 0)), runs), flush=True)
     return results
+
+
+def does(target: Target, load: dict[str, Any]) -> bool:
+    """Whether this load makes sense there."""
+    if load.get("what") in JOBS:
+        return target.name == "nexus"
+    return target.name != "naive" or load.get("what") not in WITHOUT_NAIVE
 
 
 async def one(target: Target, load: dict[str, Any]) -> dict[str, Any]:

@@ -48,16 +48,23 @@ class Spec:
     ramp_s: float = 0.0
     """The streams begin evenly over this."""
     what: str = "chat"
-    """Or `image`, `embeddings`, `speech`."""
+    """Or `image`, `embeddings`, `speech`; of jobs `submit`, `durable`, `poll`, `events`."""
+    job: str = ""
+    """Which one is polled, or followed from its first event."""
     size: int = 0
     """Bytes of a picture or a sound; texts of a request for embeddings."""
     timeout_s: float = 30.0
     """A run that is not over this long after it should be is given up."""
 
     def request(self) -> bytes:
-        path, body = self._asked()
-        data = orjson.dumps(body | {"mock_delay_us": self.delay_us})
         auth = f"authorization: Bearer {self.key}\r\n" if self.key else ""
+        if self.what in {"poll", "events"}:
+            path = f"/v1/jobs/{self.job}" + ("/events" if self.what == "events" else "")
+            return f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1:{self.port}\r\n{auth}\r\n".encode()
+        path, body = self._asked()
+        if self.what == "durable":
+            auth += "prefer: respond-async, wait=30\r\n"
+        data = orjson.dumps(body | ({} if self.what == "submit" else {"mock_delay_us": self.delay_us}))
         head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1:{self.port}\r\n{auth}"
         return f"{head}content-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data
 
@@ -74,10 +81,20 @@ class Spec:
         body["max_tokens"] = self.tokens
         if self.mode == "stream":
             body["stream"] = True
+        if self.what == "submit":
+            return "/v1/jobs", {"endpoint": "/v1/chat/completions", "body": body}
         return "/v1/chat/completions", body
 
-    def is_right(self, body: bytes) -> bool:
+    def is_right(self, status: int, body: bytes) -> bool:
         """Whether this is the answer that was asked for."""
+        if self.what == "submit":
+            return status == 202 and b'"object":"job"' in body
+        if status != 200:
+            return False
+        if self.what == "poll":
+            return b'"object":"job"' in body
+        if self.what == "events":
+            return body.count(b"event: job.chunk\n") >= self.size and b"event: job.completed\n" in body
         if self.what == "image":
             return b'"b64_json"' in body and len(body) > self.size * 4 // 3
         if self.what == "embeddings":
@@ -173,7 +190,7 @@ class Connection(asyncio.Protocol):
         run, now = self.run, self.now
         body, self.body = b"".join(self.body), []
         status = self.parser.get_status_code()
-        if status == 200 and run.spec.is_right(body):
+        if run.spec.is_right(status, body):
             run.answers += 1
             run.in_window += run.count_from <= now <= run.stop_at
             if self.sent_at >= run.count_from:

@@ -97,6 +97,7 @@ class Stack:
         self.wanted = wanted
         self.targets: list[Target] = []
         self._parts: list[EmbeddedServer | ManagedProcess] = []
+        self._nexus_target: Target
 
     async def __aenter__(self) -> Self:
         try:
@@ -145,10 +146,34 @@ class Stack:
             "WORKER_BACKEND": "openai",
             "WORKER_BACKEND_URL": backend,
             "WORKER_CONCURRENCY": str(SLOTS),
+            # The load generator fills queues faster than anybody should.
+            "MAX_QUEUED_PER_MODEL": "1000000",
+            "MAX_QUEUED_JOBS": "1000000",
         }
         gateway = await self._process("gateway", ["gateway"], env, answers(port, "/readyz"))
+        await self._parked(env, port, key)
         worker = await self._process("worker", ["workers"], env, answers(port, CHAT, key))
-        return Target("nexus", port, key, [*gateway, *worker, *_pids(nats)], gateway)
+        self._nexus_target = Target("nexus", port, key, [*gateway, *worker, *_pids(nats), *_pids(redis)], gateway)
+        return self._nexus_target
+
+    async def _parked(self, env: dict[str, str], port: int, key: str) -> None:
+        """A model that was served once: jobs for it are accepted, and wait."""
+        echo = {"WORKER_BACKEND": "echo", "WORKER_MODELS": "parked", "WORKER_BACKEND_URL": ""}
+        await self._process("parked", ["workers"], env | echo, answers(port, CHAT, key, "parked"))
+        await self._parts.pop().stop(5.0)
+
+    async def long_job(self, tokens: int) -> str:
+        """The id of a finished job with so many chunks."""
+        target = self._nexus_target
+        body = {"model": "mock", "messages": [{"role": "user", "content": "Go on."}], "max_tokens": tokens}
+        job = {"endpoint": CHAT, "body": body | {"stream": True, "mock_delay_us": 0}}
+        headers = {"authorization": f"Bearer {target.key}"}
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{target.port}", headers=headers, timeout=90) as client:
+            found = (await client.post("/v1/jobs", json=job)).json()
+            ended = (await client.get(f"/v1/jobs/{found['id']}", params={"wait": 60})).json()
+        if ended["status"] != "completed":
+            raise ValueError(f"the job to be followed has not completed: {ended}")
+        return str(found["id"])
 
     async def _server(self, server: EmbeddedServer) -> None:
         self._parts.append(server)
@@ -176,9 +201,9 @@ def _pids(part: EmbeddedServer | ManagedProcess) -> list[int]:
     return [part.pid]
 
 
-def answers(port: int, path: str, key: str = "") -> Callable[[], Awaitable[bool]]:
+def answers(port: int, path: str, key: str = "", model: str = "mock") -> Callable[[], Awaitable[bool]]:
     """Whether `GET path`, or a chat completion where that is the path, is 200."""
-    chat = {"model": "mock", "messages": [{"role": "user", "content": "Ready?"}], "max_tokens": 1}
+    chat = {"model": model, "messages": [{"role": "user", "content": "Ready?"}], "max_tokens": 1}
 
     async def ready() -> bool:
         call = {"method": "POST", "json": chat} if path == CHAT else {"method": "GET"}

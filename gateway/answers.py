@@ -19,11 +19,13 @@ from gateway.links import KEPT, Links
 from gateway.wishes import Wish
 from schemas.durable import JobEventKind
 from schemas.errors import BackendFailed, DeadlineExceeded, ErrorInfo, InvalidRequest, NexusError
-from schemas.jobs import TERMINAL, JobRecord, JobStatus, is_sse
+from schemas.jobs import JobRecord, JobStatus, is_sse
 
 T = TypeVar("T")
 
 STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+AHEAD = 256
+"""Events that are read before they are taken."""
 LOOK_S = 300.0
 """How long one look at a job waits; then comes the next."""
 MARK = KEPT.encode()
@@ -66,10 +68,11 @@ class Answers:
             headers += [(b"preference-applied", wish.applied), (b"vary", b"prefer")]
         await reply.whole(202, "application/json", orjson.dumps(shape(record)), headers)
 
-    async def until_ended(self, owner: str, job_id: str) -> None:
-        """Return once the job has ended."""
-        while (await self._jobs.wait(owner, job_id, LOOK_S)).status not in TERMINAL:
+    async def until_ended(self, owner: str, job_id: str) -> Result:
+        """How the job ended, once it has."""
+        while (result := await self._jobs.outcome(owner, job_id, LOOK_S)) is None:
             pass
+        return result
 
     def payload(self, result: Result, base: str) -> Payload:
         """The answer of a completed job. `base`: where the caller reached us, for URLs in it."""
@@ -116,13 +119,14 @@ class Answers:
         stream = _Stream(reply, content_type, line, ids=ids)
         events = self._jobs.follow(record.owner, record.id)
         async with aclosing(with_pauses(events, self._comment_after_s)) as paced:
-            async for event in paced:
-                if event is None:
+            async for ready in paced:
+                if not ready:
                     await stream.comment(await self._position(record))
-                elif event.word is not None:
-                    return await stream.end(error_of(Result(event.word, b"", None, "")))
-                elif (error := await stream.tell(event)) is not None:
-                    return error
+                for event in ready:
+                    if event.word is not None:
+                        return await stream.end(error_of(Result(event.word, b"", None, "")))
+                    if (error := await stream.tell(event)) is not None:
+                        return error
         return None
 
     async def _position(self, record: JobRecord) -> int | None:
@@ -132,28 +136,40 @@ class Answers:
         return None
 
 
-async def with_pauses(events: AsyncGenerator[T, None], seconds: float) -> AsyncGenerator[T | None, None]:
-    """The events, and None whenever none has come for `seconds`. Closes `events`."""
+async def with_pauses(events: AsyncGenerator[T, None], seconds: float) -> AsyncGenerator[list[T], None]:
+    """The events, as many at a time as are there; none of them whenever none has come for `seconds`. Closes `events`."""
+    ready: asyncio.Queue[T] = asyncio.Queue(AHEAD)
+
+    async def pump() -> None:
+        try:
+            async for event in events:
+                await ready.put(event)
+        finally:
+            await events.aclose()
+
+    pumping = asyncio.create_task(pump())
     coming: asyncio.Future[T] | None = None
     try:
         while True:
-            coming = coming or asyncio.ensure_future(anext(events))
-            await asyncio.wait((coming,), timeout=seconds)
-            if not coming.done():
-                yield None
+            if not ready.empty():
+                yield [ready.get_nowait() for _ in range(ready.qsize())]
                 continue
-            event, coming = coming, None
-            try:
-                one = event.result()
-            except StopAsyncIteration:
+            if pumping.done():
+                pumping.result()
                 return
-            yield one
+            coming = asyncio.ensure_future(ready.get())
+            await asyncio.wait((coming, pumping), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if coming.done():
+                yield [coming.result()]
+            else:
+                coming.cancel()
+                if not pumping.done():
+                    yield []
     finally:
+        pumping.cancel()
         if coming is not None:
             coming.cancel()
-            with suppress(asyncio.CancelledError, StopAsyncIteration, NexusError):
-                await coming
-        await events.aclose()
+        await asyncio.gather(pumping, return_exceptions=True)
 
 
 class _Stream:

@@ -81,7 +81,7 @@ def make_app(parts: Parts) -> FastAPI:
         app.include_router(router)
     for endpoint in ENDPOINTS:
         _document(app, endpoint)
-    _document_submission(app)
+    _document_jobs(app)
     _answer_errors(app)
     return app
 
@@ -94,31 +94,37 @@ def make_observability_app(parts: Parts) -> FastAPI:
     return app
 
 
-def _document_submission(app: FastAPI) -> None:
+def _document_jobs(app: FastAPI) -> None:
     schema = SubmitRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-    definitions = schema.pop("$defs", {})
+    _add_definitions(app, schema.pop("$defs", {}))
+    body = {"required": True, "content": {"application/json": {"schema": schema}}}
+    wait = {"name": "wait", "in": "query", "schema": {"type": "number"}, "description": "Seconds to wait for its end."}
+    job = {"name": "job_id", "in": "path", "required": True, "schema": {"type": "string"}}
+    _document_route(app, SUBMIT, "POST", "Submit a job", {"requestBody": body}, status_code=202)
+    _document_route(app, SUBMIT + "/{job_id}", "GET", "A job as it stands", {"parameters": [job, wait]})
 
-    async def served_by_the_door(request: Request) -> Response:
-        raise InternalError(f"{request.url.path} was not served by the door")
 
+def _document_route(
+    app: FastAPI, path: str, method: str, summary: str, extra: dict[str, Any], *, status_code: int = 200
+) -> None:
     app.add_api_route(
-        SUBMIT,
+        path,
         served_by_the_door,
-        methods=["POST"],
+        methods=[method],
         tags=["jobs"],
-        status_code=202,
-        summary="Submit a job",
-        openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
+        status_code=status_code,
+        summary=summary,
+        openapi_extra=extra,
     )
-    _add_definitions(app, definitions)
+
+
+async def served_by_the_door(request: Request) -> Response:
+    """FastAPI knows such a route for the documentation, and for its other methods."""
+    raise InternalError(f"{request.url.path} was not served by the door")
 
 
 def _document(app: FastAPI, endpoint: Endpoint) -> None:
-    """The door serves this route; FastAPI knows it for the documentation and for its other methods."""
-
-    async def served_by_the_door(request: Request) -> Response:
-        raise InternalError(f"{request.url.path} was not served by the door")
-
+    """The door serves this route."""
     schema = endpoint.schema.model_json_schema(ref_template="#/components/schemas/{model}")
     definitions = schema.pop("$defs", {})
     for name in endpoint.files:

@@ -15,6 +15,7 @@ from backbone.ids import new_request_id
 from gateway.endpoint import Endpoint
 from gateway.http import CLOSING, REQUEST_ID, Headers, Receive, Reply, Scope, Send
 from gateway.inference import Inference
+from gateway.polls import Polls, polled
 from gateway.submissions import PATH as SUBMIT
 from gateway.submissions import Submissions
 from schemas.errors import InternalError
@@ -39,10 +40,12 @@ class Door:
         endpoints: list[Endpoint],
         origins: str,
         submissions: Submissions | None = None,
+        polls: Polls | None = None,
     ) -> None:
         self._app = app
         self._inference = inference
         self._submissions = submissions
+        self._polls = polls
         self._hot = {endpoint.path: endpoint for endpoint in endpoints}
         self._any_origin = origins.strip() == "*"
         self._origins = frozenset(o.strip().encode() for o in origins.split(",") if o.strip())
@@ -72,6 +75,8 @@ class Door:
             await self._inference.serve(endpoint, scope, receive, reply)
         elif self._submissions is not None and scope["path"] == SUBMIT and scope["method"] == "POST":
             await self._submissions.serve(scope, receive, reply)
+        elif self._polls is not None and scope["method"] in {"GET", "HEAD"} and (job := polled(scope["path"])):
+            await self._polls.serve(job, scope, reply)
         elif scope["method"] == "OPTIONS":
             await self._preflight(scope, Reply(reply, request_id))
         else:

@@ -15,13 +15,13 @@ from backbone.egress import Egress
 from backbone.registry.base import Registry
 from backbone.settings import GatewaySettings
 from backbone.store.base import Store
+from gateway.auth import Auth
 from gateway.dispatch import Dispatcher
 from gateway.jobs.ending import Ending
 from gateway.jobs.estimate import Estimator
 from gateway.jobs.recorder import Recorder
 from gateway.jobs.referee import Referee
 from gateway.jobs.service import JobService
-from gateway.jobs.shape import shape
 from gateway.jobs.submitting import Submitter
 from gateway.jobs.timers import Timers
 from gateway.keys import KeyRing
@@ -42,6 +42,7 @@ class Tools:
     metrics: GatewayMetrics
     keys: KeyRing
     egress: Egress
+    auth: Auth
 
 
 class Durable:
@@ -66,8 +67,7 @@ class Durable:
             tools.log.backlog(BACKLOG),
             tools.store,
             tools.egress,
-            tools.keys.webhook_secret,
-            shape,
+            tools.auth.webhook_secret,
             delays_s=settings.webhook_delays,
             timeout_s=settings.webhook_timeout_s,
         )
@@ -97,6 +97,7 @@ class Durable:
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        await self._referee.close()
 
 
 def retention(settings: GatewaySettings) -> Retention:

@@ -21,7 +21,7 @@ from gateway.parsing import CallerGone, parse, read_body
 from gateway.uploads import FileUploads
 from gateway.wishes import Wish, wish_of
 from schemas.errors import ErrorInfo, InternalError, InvalidRequest, NexusError
-from schemas.jobs import TERMINAL, Lane
+from schemas.jobs import Lane
 from schemas.keys import Scope as KeyScope
 from schemas.submit import SubmitRequest
 
@@ -105,17 +105,15 @@ class Submissions:
         record = await asyncio.shield(self._jobs.submit(submission))
         reply.headers.append((b"x-nexus-job-id", record.id.encode()))
         if wish.respond_async:
-            if wish.wait_s:
-                record = await self._jobs.wait(owner, record.id, wish.wait_s)
-            if not wish.wait_s or record.status not in TERMINAL:
+            result = await self._jobs.outcome(owner, record.id, wish.wait_s) if wish.wait_s else None
+            if result is None:
                 await self._answers.accepted(reply, record, wish)
                 return None
         else:
             content_type = asked.endpoint.stream_type(asked.received.request)
             if content_type is not None:
                 return await self._answers.relay(reply, record, content_type, asked.line, ids=wish.resume)
-            await self._answers.until_ended(owner, record.id)
-        result = await self._jobs.result(owner, record.id)
+            result = await self._answers.until_ended(owner, record.id)
         return await self._answers.result(reply, result, base_url(asked.scope), asked.line)
 
     # POST /v1/jobs

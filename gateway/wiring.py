@@ -39,8 +39,12 @@ from gateway.inference import Bounds, Inference
 from gateway.keys import KeyRing
 from gateway.links import Links
 from gateway.metrics import GatewayMetrics
+from gateway.polls import Polls
 from gateway.readiness import ReadinessCheck
 from gateway.remote_media import RemoteMedia
+from gateway.responses.kept import Shelf
+from gateway.responses.service import Responses
+from gateway.routes import chat
 from gateway.submissions import Submissions
 from gateway.uploads import FileUploads
 from schemas.jobs import Limits
@@ -80,7 +84,7 @@ async def running(settings: GatewaySettings, gateway: str) -> AsyncIterator[Runn
     blobs = NatsBlobs(settings.nats_url, f"{gateway}-blobs", create=_bucket(settings))
     jobs_log = NatsJobLog(settings.nats_url, gateway, retention=retention(settings))
     egress = _hooks_egress(settings)
-    durable = Durable(settings, Tools(jobs_log, bus, blobs, store, registry, dispatcher, metrics, keys, egress))
+    durable = Durable(settings, Tools(jobs_log, bus, blobs, store, registry, dispatcher, metrics, keys, egress, auth))
     reader = _reader(settings, blobs)
     lasting = reader.lasting(settings.job_queue_timeout_s + settings.job_keep_s)
     files = Files(documents, blobs, settings.max_file_bytes, settings.file_keep_s, settings.body_timeout_s)
@@ -114,6 +118,16 @@ async def running(settings: GatewaySettings, gateway: str) -> AsyncIterator[Runn
             window=settings.batch_window,
         ),
     )
+    responses = Responses(
+        durable.jobs,
+        Shelf(documents, blobs, settings.response_keep_s),
+        blobs,
+        lasting,
+        Idempotency(jobs_log, blobs),
+        chat.ENDPOINT,
+        metrics,
+        pause_s=settings.queue_comment_after_s,
+    )
     bounds = Bounds(settings.queue_comment_after_s, settings.log_prompts)
     inference = Inference(dispatcher, reader, blobs, links, auth, metrics, bounds, submissions)
     parts = Parts(
@@ -131,6 +145,7 @@ async def running(settings: GatewaySettings, gateway: str) -> AsyncIterator[Runn
         reader=lasting,
         files=files,
         batches=batches,
+        responses=responses,
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(egress.close)
@@ -139,7 +154,9 @@ async def running(settings: GatewaySettings, gateway: str) -> AsyncIterator[Runn
             stack.push_async_callback(part.close)
             await part.start()
         yield Running(
-            api=Door(make_app(parts), inference, ENDPOINTS, settings.cors_origins, submissions),
+            api=Door(
+                make_app(parts), inference, ENDPOINTS, settings.cors_origins, submissions, Polls(durable.jobs, auth)
+            ),
             probes=Door(make_observability_app(parts), inference, [], settings.cors_origins),
             dispatcher=dispatcher,
         )
@@ -152,7 +169,8 @@ def _jobs_stream(settings: GatewaySettings) -> JobsStream:
 
 
 def _bucket(settings: GatewaySettings) -> BucketConfig:
-    longest = max(settings.job_queue_timeout_s + settings.job_keep_s, settings.file_keep_s, settings.result_url_ttl_s)
+    jobs_s = settings.job_queue_timeout_s + settings.job_keep_s
+    longest = max(jobs_s, settings.file_keep_s, settings.response_keep_s, settings.result_url_ttl_s)
     return BucketConfig(settings.max_blob_bytes, settings.stream_replicas, int(longest + BLOB_MARGIN_S))
 
 

@@ -76,6 +76,8 @@ class Ask(BaseModel):
     delivery: int
     token: str
     owner: str
+    key: str = ""
+    """The id of the API key that the job counts against."""
     worker: str
     backend: str = ""
     progress: Progress | None = None

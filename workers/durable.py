@@ -175,6 +175,7 @@ class DurableAttempt(Attempt):
             delivery=self.job.delivery,
             token=self._token,
             owner=env.owner,
+            key=env.key,
             worker=self._who.worker,
             backend=self._who.backend,
             progress=progress,

@@ -11,6 +11,7 @@ Guarantees, for every implementation:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from schemas.jobs import JobRecord, JobStatus
@@ -36,6 +37,10 @@ class Due(NamedTuple):
     job: str
 
 
+DueS = float | Callable[[JobRecord], float] | None
+"""Seconds until a timer runs out, or what makes them of the new record."""
+
+
 class Store(Protocol):
     """See the module's docstring."""
 
@@ -59,7 +64,7 @@ class Store(Protocol):
         """The record, or None."""
 
     async def move(
-        self, owner: str, job_id: str, to: JobStatus, *, due_s: float | None = None, **changes: Any
+        self, owner: str, job_id: str, to: JobStatus, *, due_s: DueS = None, **changes: Any
     ) -> JobRecord | None:
         """Change the status, and the fields in `changes`, by compare-and-set; the TTL stays.
 
@@ -68,7 +73,7 @@ class Store(Protocol):
         Returns the new record, None when there is none. Raises IllegalMove; ValueError when `changes` make no record.
         """
 
-    async def update(self, owner: str, job_id: str, *, due_s: float | None = None, **changes: Any) -> JobRecord | None:
+    async def update(self, owner: str, job_id: str, *, due_s: DueS = None, **changes: Any) -> JobRecord | None:
         """Change fields other than the status, by compare-and-set. `due_s` sets the timer of a job that is not terminal;
         None leaves it. Returns the new record, None when there is none. Raises IllegalMove where `run` is in `changes` and
         is not the record's, ValueError when `changes` make no record.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from backbone.store.base import NEWEST_COUNTS, RETRY_DUE_S, Due, LimitReached
+from backbone.store.base import NEWEST_COUNTS, RETRY_DUE_S, Due, DueS, LimitReached
 from backbone.store.records import moved, timed, updated
 from schemas.errors import Unavailable
 from schemas.jobs import JobRecord, JobStatus
@@ -70,7 +70,7 @@ class MemoryStore:
         return self._records.get(Due(owner, job_id))
 
     async def move(
-        self, owner: str, job_id: str, to: JobStatus, *, due_s: float | None = None, **changes: Any
+        self, owner: str, job_id: str, to: JobStatus, *, due_s: DueS = None, **changes: Any
     ) -> JobRecord | None:
         """See the base."""
         record = await self.get(owner, job_id)
@@ -82,7 +82,7 @@ class MemoryStore:
         self._set_timer(name, timed(new, due_s))
         return new
 
-    async def update(self, owner: str, job_id: str, *, due_s: float | None = None, **changes: Any) -> JobRecord | None:
+    async def update(self, owner: str, job_id: str, *, due_s: DueS = None, **changes: Any) -> JobRecord | None:
         """See the base."""
         record = await self.get(owner, job_id)
         if record is None:

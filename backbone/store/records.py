@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from backbone.store.base import IllegalMove
+from backbone.store.base import DueS, IllegalMove
 from schemas.jobs import LEGAL_MOVES, TERMINAL, JobRecord, JobStatus
 
 FIXED = frozenset({"id", "owner", "status", "created_at"})
@@ -33,8 +33,10 @@ def updated(record: JobRecord, changes: dict[str, Any]) -> JobRecord:
     return _changed(record, changes)
 
 
-def timed(record: JobRecord, due_s: float | None) -> float | None:
+def timed(record: JobRecord, due_s: DueS) -> float | None:
     """Seconds until the timer of `record` runs out, None for no timer: a job that has ended has none."""
+    if callable(due_s):
+        due_s = due_s(record)
     return None if due_s is None or record.status in TERMINAL else max(0.0, due_s)
 
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from backbone.store import redis_keys as keys
 from backbone.store import redis_scripts as scripts
-from backbone.store.base import NEWEST_COUNTS, RETRY_DUE_S, Due, LimitReached
+from backbone.store.base import NEWEST_COUNTS, RETRY_DUE_S, Due, DueS, LimitReached
 from backbone.store.records import moved, timed, updated
 from backbone.store.redis_connection import RedisConnection
 from backbone.store.redis_pages import Pages
@@ -43,7 +43,7 @@ class RedisStore:
         """
         self.connection = RedisConnection(url, timeout_s=timeout_s, rest_s=rest_s)
         """Also for `RedisDocuments`; closed with the store."""
-        register = self.connection.redis.register_script
+        register = self.connection.script
         self._create = register(scripts.CREATE)
         self._replace = register(scripts.REPLACE)
         self._remove = register(scripts.REMOVE)
@@ -92,11 +92,11 @@ class RedisStore:
     async def get(self, owner: str, job_id: str) -> JobRecord | None:
         """See the base. Raises InternalError when the record cannot be read."""
         key = keys.job(owner, job_id)
-        raw = await self.connection.call(lambda: self.connection.redis.get(key))
+        raw = await self.connection.call(lambda: self.connection.get(key))
         return None if raw is None else _parse(raw, job_id)
 
     async def move(
-        self, owner: str, job_id: str, to: JobStatus, *, due_s: float | None = None, **changes: Any
+        self, owner: str, job_id: str, to: JobStatus, *, due_s: DueS = None, **changes: Any
     ) -> JobRecord | None:
         """See the base. Raises InternalError when the record cannot be read."""
 
@@ -106,7 +106,7 @@ class RedisStore:
 
         return await self._changed(owner, job_id, change)
 
-    async def update(self, owner: str, job_id: str, *, due_s: float | None = None, **changes: Any) -> JobRecord | None:
+    async def update(self, owner: str, job_id: str, *, due_s: DueS = None, **changes: Any) -> JobRecord | None:
         """See the base. Raises InternalError when the record cannot be read."""
 
         def change(record: JobRecord) -> tuple[JobRecord, str]:
@@ -149,7 +149,7 @@ class RedisStore:
     async def service_s(self, capability: str, model: str) -> float | None:
         """See the base."""
         key = keys.service(capability, model)
-        raw = await self.connection.call(lambda: self.connection.redis.get(key))
+        raw = await self.connection.call(lambda: self.connection.get(key))
         return None if raw is None else float(raw)
 
     async def _changed(self, owner: str, job_id: str, change: Change) -> JobRecord | None:
@@ -159,7 +159,7 @@ class RedisStore:
         """Read, decide, and write if nothing has changed meanwhile; else decide anew on what is there now."""
         member = keys.member(owner, job_id)
         key = keys.JOB + member
-        raw = await self.connection.redis.get(key)
+        raw = await self.connection.get(key)
         for _ in range(MOVE_TRIES):
             if raw is None:
                 return None
@@ -174,7 +174,7 @@ class RedisStore:
     async def _remove_unchanged(self, owner: str, job_id: str) -> None:
         member = keys.member(owner, job_id)
         key = keys.JOB + member
-        raw = await self.connection.redis.get(key)
+        raw = await self.connection.get(key)
         for _ in range(MOVE_TRIES):
             counted = "" if raw is None else keys.counted_in(_parse(raw, job_id))
             raw = await self._remove([key, keys.TIMERS, keys.jobs_of(owner)], [raw or "", member, counted, job_id])

@@ -14,11 +14,11 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.commands.core import AsyncScript
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from backbone.store.breaker import Breaker
+from backbone.store.pipelining import Pipeline, Script
 from schemas.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -39,7 +39,8 @@ class RedisConnection:
         """Describe a connection; nothing is opened yet. Raises ValueError on a URL that redis-py does not take."""
         self._timeout_s = timeout_s
         self._breaker = Breaker(rest_s)
-        self.redis = Redis(connection_pool=_pool(url, timeout_s))
+        self._redis = Redis(connection_pool=_pool(url, timeout_s))
+        self._pipeline = Pipeline(self._redis)
 
     async def start(self) -> None:
         """Try the connection, and log when there is none."""
@@ -50,12 +51,13 @@ class RedisConnection:
 
     async def close(self) -> None:
         """Close connections. Idempotent."""
-        await self.redis.aclose()
-        await self.redis.connection_pool.disconnect()
+        await self._pipeline.close()
+        await self._redis.aclose()
+        await self._redis.connection_pool.disconnect()
 
     async def ping(self) -> None:
         """One active round trip, also while the breaker is open, which it closes when it succeeds. Raises Unavailable."""
-        await self._bounded(self.redis.ping)
+        await self._bounded(lambda: self._pipeline.ask("PING"))
 
     async def call(self, call: Callable[[], Awaitable[T]]) -> T:
         """What `call` returns. Raises Unavailable."""
@@ -63,7 +65,16 @@ class RedisConnection:
             raise Unavailable("Redis did not answer a moment ago")
         return await self._bounded(call)
 
-    async def run(self, script: AsyncScript, keys: list[str], args: list[str | bytes | int | float]) -> Any:
+    def script(self, text: str) -> Script:
+        """A Lua script, for `run` and `call`."""
+        return self._pipeline.script(text)
+
+    async def get(self, key: str) -> bytes | None:
+        """What is at `key`. To be called within `call`."""
+        value: bytes | None = await self._pipeline.ask("GET", key)
+        return value
+
+    async def run(self, script: Script, keys: list[str], args: list[str | bytes | int | float]) -> Any:
         """What the script returns. Raises Unavailable."""
         return await self.call(lambda: script(keys, args))
 

@@ -14,7 +14,7 @@ class RedisDocuments:
     def __init__(self, store: RedisStore) -> None:
         """Share the store's connections, its time-outs and what it knows about an outage."""
         self._connection = store.connection
-        register = self._connection.redis.register_script
+        register = self._connection.script
         self._write = register(scripts.WRITE)
         self._swap = register(scripts.SWAP)
         self._delete = register(scripts.DELETE)
@@ -31,8 +31,7 @@ class RedisDocuments:
     async def get(self, kind: str, owner: str, doc_id: str) -> bytes | None:
         """See the base."""
         key = keys.document(kind, owner, doc_id)
-        value = await self._connection.call(lambda: self._connection.redis.get(key))
-        return value.encode() if isinstance(value, str) else value
+        return await self._connection.call(lambda: self._connection.get(key))
 
     async def swap(self, kind: str, owner: str, doc_id: str, old: bytes, new: bytes) -> bool:
         """See the base."""

@@ -12,7 +12,7 @@ class Pages:
     def __init__(self, connection: RedisConnection) -> None:
         """Read through `connection`, which stays its owner's."""
         self._connection = connection
-        self._page = connection.redis.register_script(scripts.PAGE)
+        self._page = connection.script(scripts.PAGE)
 
     async def read(
         self, index: str, prefix: str, *, after: str, limit: int, newest_first: bool = True

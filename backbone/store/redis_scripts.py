@@ -62,7 +62,11 @@ redis.call('SET', record, value, 'PX', ttl)
 list(index, id, ttl)
 sweep(index, prefix)
 if counted_in ~= '' then count_in(counted_in, member, tonumber(ttl), now) end
-if due ~= '' then redis.call('ZADD', timers, now + due, member) end
+if due ~= '' then
+  redis.call('ZADD', timers, now + due, member)
+else
+  redis.call('ZREM', timers, member)  -- of a record with this name that has expired
+end
 return 1
 """
 )

@@ -113,6 +113,9 @@ class Jobs(Protocol):
     async def wait(self, owner: str, job_id: str, seconds: float) -> JobRecord:
         """As `get`, but returns when the job is terminal, or after `seconds`."""
 
+    async def outcome(self, owner: str, job_id: str, seconds: float) -> Result | None:
+        """How the job ended, as soon as it has; None: it has not within `seconds`. Raises JobNotFound for another owner's."""
+
     async def result(self, owner: str, job_id: str) -> Result:
         """Raises JobNotFound, ResultNotReady."""
 
@@ -121,6 +124,11 @@ class Jobs(Protocol):
 
         Raises JobNotFound, InvalidRequest for what is no id, EventsExpired. Each attempt's events are whole and in order; RESTARTED says that
         what came of the last attempt is void.
+        """
+
+    def watch(self, owner: str, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
+        """As `follow` from the first event, with None once: all that was kept has been told, the rest is new. An attempt
+        that RESTARTED voids before None was void already when the call was made. Close it.
         """
 
     async def outlook(self, record: JobRecord) -> tuple[int | None, float | None]:

@@ -51,15 +51,18 @@ class Follower:
         self._seq = 0
         """Of the newest stored event that was read."""
 
-    async def events(self) -> AsyncGenerator[JobEvent, None]:
-        """See `gateway.jobs.base.Jobs.follow`."""
-        decision = None
+    async def events(self) -> AsyncGenerator[JobEvent | None, None]:
+        """See `gateway.jobs.base.Jobs.watch`."""
+        decision, caught_up = None, False
         async with aclosing(self._log.events(self._record.id)) as stored:
             async for event in stored:
                 pieces = self._settle() if event is None else self._feed(event)
                 for piece in pieces:
                     yield await self._tell(piece)
                 if event is None:
+                    if not caught_up:
+                        caught_up = True
+                        yield None
                     decision = await self._decision()
                     if decision is not None:
                         break

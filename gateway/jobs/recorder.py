@@ -82,15 +82,17 @@ class Recorder:
             record = await self._store.move(word.owner, word.job, word.status, **end_of(word))
         except IllegalMove:
             return  # recorded before, or an older run's
+        after: list[Awaitable[object]] = []
         if record is None:
-            await self._store.create(record_of(word), ttl_s=self._keep_s)
+            after.append(self._store.create(record_of(word), ttl_s=self._keep_s))
+        if word.token:
+            after.append(self._store.release(word.job, word.token))
+        if word.status is JobStatus.COMPLETED and word.seconds is not None:
+            after.append(self._store.served(word.capability.value, word.model, word.seconds))
+        await asyncio.gather(*after)
         self._metrics.child(self._metrics.jobs_ended, word.capability.value, word.model, word.status.value).inc()
         if word.dead:
             self._metrics.child(self._metrics.dead_letters, word.capability.value, word.model).inc()
-        if word.token:
-            await self._store.release(word.job, word.token)
-        if word.status is JobStatus.COMPLETED and word.seconds is not None:
-            await self._store.served(word.capability.value, word.model, word.seconds)
         if word.status is not JobStatus.FAILED:  # which may be tried again
             for name in word.uploads:
                 self._blobs.remove(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
 import structlog
@@ -58,6 +58,11 @@ class Referee:
         self._silence_s = 3 * ack_wait_s
         self._keep_s = keep_s
         self._max_running = max_running
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Wait for what is being recorded."""
+        await asyncio.gather(*self._tasks)
 
     async def __call__(self, ask: Ask) -> Answer | None:
         """Never raises. None: the worker may ask again."""
@@ -76,26 +81,31 @@ class Referee:
     # May I begin?
 
     async def _may_begin(self, ask: Ask) -> Answer:
-        over, seen = await asyncio.gather(self._is_over(ask), self._attempts(ask))
+        over, seen, leased = await asyncio.gather(self._is_over(ask), self._attempts(ask), self._lease(ask))
         if over:
             return Answer(kind=GONE)
         if seen.open == ask.token:
             return Answer(kind=GO, attempt=seen.starts)
-        if seen.open and not await self._lease(ask):
+        if not leased:
             return Answer(kind=WAIT, delay_s=self._lease_s / 3)
         if seen.starts >= MAX_STARTS:
             return Answer(kind=DEAD, error=_poison(seen.starts).model_dump())
-        try:
-            record = await self._store.get(ask.owner, ask.job) or await self._rebuilt(ask)
-            if record is not None and not await self._has_room(record):
-                return Answer(kind=WAIT, delay_s=LIMITED_S)
-            if not seen.open and not await self._store.lease(ask.job, ask.token, self._lease_s):
-                return Answer(kind=WAIT, delay_s=self._lease_s / 3)
-            if record is not None:
-                await self._record_start(ask, record, seen.starts + 1)
-        except Unavailable:
-            pass  # records are made good by the terminal word
-        return Answer(kind=GO, attempt=seen.starts + 1)
+        attempt = seen.starts + 1
+        limit = self._max_running(ask.key) if ask.key else None
+        if limit is None:
+            self._later(self._record_start(ask, attempt))
+        elif not await self._has_room(ask, limit):
+            await self._release(ask)
+            return Answer(kind=WAIT, delay_s=LIMITED_S)
+        else:
+            await self._record_start(ask, attempt)
+        return Answer(kind=GO, attempt=attempt)
+
+    def _later(self, work: Coroutine[None, None, None]) -> None:
+        """Records may lag behind: the worker need not wait for them."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _is_over(self, ask: Ask) -> bool:
         """Whether the job is decided. The word of an older run is in the way of a newer one: its retry was under way."""
@@ -135,25 +145,40 @@ class Referee:
         except Unavailable:
             return True
 
-    async def _has_room(self, record: JobRecord) -> bool:
-        limit = self._max_running(record.key) if record.key else None
-        return limit is None or await self._store.running(record.key) < limit
+    async def _has_room(self, ask: Ask, limit: int) -> bool:
+        """Redis away: it is not known, and jobs go on."""
+        with contextlib.suppress(Unavailable):
+            return await self._store.running(ask.key) < limit
+        return True
 
-    async def _record_start(self, ask: Ask, record: JobRecord, attempt: int) -> None:
+    async def _release(self, ask: Ask) -> None:
+        with contextlib.suppress(Unavailable):
+            await self._store.release(ask.job, ask.token)
+
+    async def _record_start(self, ask: Ask, attempt: int) -> None:
+        """Never raises: what is missed here, the terminal word makes good."""
         try:
-            await self._store.move(
-                ask.owner,
-                ask.job,
-                JobStatus.IN_PROGRESS,
-                due_s=due_in(record, JobStatus.IN_PROGRESS, self._silence_s),
-                run=ask.run,
-                attempts=attempt,
-                worker=ask.worker,
-                started_at=now(),
-                progress=None,
-            )
-        except IllegalMove as error:
-            log.info("a start is not recorded", job=ask.job, error=str(error))
+            if not await self._move_to_start(ask, attempt) and await self._rebuilt(ask):
+                await self._move_to_start(ask, attempt)
+        except (IllegalMove, NexusError) as error:
+            log.debug("a start is not recorded", job=ask.job, error=str(error))
+
+    async def _move_to_start(self, ask: Ask, attempt: int) -> bool:
+        record = await self._store.move(
+            ask.owner,
+            ask.job,
+            JobStatus.IN_PROGRESS,
+            due_s=self._running_due,
+            run=ask.run,
+            attempts=attempt,
+            worker=ask.worker,
+            started_at=now(),
+            progress=None,
+        )
+        return record is not None
+
+    def _running_due(self, record: JobRecord) -> float:
+        return due_in(record, JobStatus.IN_PROGRESS, self._silence_s)
 
     async def _rebuilt(self, ask: Ask) -> JobRecord | None:
         """A record that was lost, from the first event."""
@@ -186,10 +211,9 @@ class Referee:
         if record is None:
             return
         if record.status is JobStatus.QUEUED:
-            await self._record_start(ask, record, max(1, record.attempts))
+            await self._record_start(ask, max(1, record.attempts))
         elif record.status not in TERMINAL and record.run == ask.run:
-            due_s = due_in(record, JobStatus.IN_PROGRESS, self._silence_s)
-            await self._store.update(ask.owner, ask.job, due_s=due_s, **changes)
+            await self._store.update(ask.owner, ask.job, due_s=self._running_due, **changes)
 
     async def _given_back(self, ask: Ask) -> None:
         await self._store.release(ask.job, ask.token)

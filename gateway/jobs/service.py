@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from backbone.bus.base import Queue
 from backbone.bus.blobs import Blobs
-from backbone.bus.joblog import DeadLetter, JobLog
+from backbone.bus.joblog import DeadLetter, Decision, JobLog
 from backbone.store.base import IllegalMove, Store
 from gateway.jobs.base import JobEvent, JobNotFailed, JobNotFound, Result, ResultNotReady, Submission
 from gateway.jobs.ending import Ending
@@ -83,7 +83,23 @@ class JobService:
             record = await self.get(owner, job_id)
             if record.status in TERMINAL or not await told(seconds):
                 return record
+            decision = await self._log.decided(job_id)
+            if decision is not None and decision.word.run >= record.run:
+                return ended(record, decision.word)
         return await self.get(owner, job_id)
+
+    async def outcome(self, owner: str, job_id: str, seconds: float) -> Result | None:
+        """See the protocol."""
+        _check_id(job_id)
+        async with self._log.watch(job_id) as told:
+            decision = await self._log.decided(job_id)
+            if decision is None and await told(seconds):
+                decision = await self._log.decided(job_id)
+        if decision is None:
+            return None
+        if decision.word.owner != owner:
+            raise JobNotFound(f"there is no job '{job_id}'")
+        return _result(decision)
 
     async def result(self, owner: str, job_id: str) -> Result:
         """See the protocol."""
@@ -94,15 +110,21 @@ class JobService:
             if record.status in TERMINAL:
                 raise NotFound("the result of this job is not kept any more", code="result_expired")
             raise ResultNotReady(f"the job is {record.status}; its result is not there yet")
-        word = decision.word
-        data = b"" if word.status is not JobStatus.COMPLETED else decision.payload
-        return Result(word, data, word.blob, word.content_type)
+        return _result(decision)
 
     async def follow(self, owner: str, job_id: str, after: str = "") -> AsyncGenerator[JobEvent, None]:
         """See the protocol."""
         parse_after(after)
         record = await self.get(owner, job_id)
         async with aclosing(Follower(self._log, self._blobs, record, after).events()) as events:
+            async for event in events:
+                if event is not None:
+                    yield event
+
+    async def watch(self, owner: str, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
+        """See the protocol."""
+        record = await self.get(owner, job_id)
+        async with aclosing(Follower(self._log, self._blobs, record, "").events()) as events:
             async for event in events:
                 yield event
 
@@ -230,6 +252,12 @@ def _check_id(job_id: str) -> None:
     """What is no id never gets into a subject. Raises JobNotFound."""
     if JOB_ID.fullmatch(job_id) is None:
         raise JobNotFound(f"there is no job '{job_id[:100]}'")
+
+
+def _result(decision: Decision) -> Result:
+    word = decision.word
+    data = decision.payload if word.status is JobStatus.COMPLETED else b""
+    return Result(word, data, word.blob, word.content_type)
 
 
 def _fits(record: JobRecord, status: JobStatus | None, model: str, metadata: dict[str, str]) -> bool:

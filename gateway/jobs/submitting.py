@@ -7,7 +7,6 @@ at once, and again: NATS stores one message per run for a while, and the referee
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 
 from backbone.bus.joblog import JobLog
@@ -67,7 +66,8 @@ class Submitter:
         """Store the message of a new run, whose record is there already."""
         seq = await self._log.store(envelope, body)
         record = record.model_copy(update={"seq": seq})
-        await asyncio.gather(self._say_queued(record), self._store.update(record.owner, record.id, seq=seq))
+        self._log.mention(record.id, _queued(record))
+        await self._store.update(record.owner, record.id, seq=seq)
         return record
 
     async def _create(self, record: JobRecord, submission: Submission) -> bool:
@@ -90,13 +90,9 @@ class Submitter:
         submission.received.blobs = []  # the job's from now on
         self._metrics.child(self._metrics.jobs_submitted, record.endpoint).inc()
         record = record.model_copy(update={"seq": seq})
-        with contextlib.suppress(Unavailable):  # the job is in the queue: that is what was promised
-            await self._say_queued(record)
+        # The job is in the queue, which is what was promised: nobody waits for its first event.
+        self._log.mention(record.id, _queued(record))
         return record
-
-    async def _say_queued(self, record: JobRecord) -> None:
-        frame = encode_durable(QUEUED, record.run, 0, 0, NO_TOKEN, record.model_dump_json(exclude_none=True).encode())
-        await self._log.say(record.id, frame)
 
     async def _take_back(self, record: JobRecord, submission: Submission, error: BaseException) -> None:
         """Not accepted. What NATS may have stored all the same shall not run, unless it will be submitted again."""
@@ -142,3 +138,7 @@ class Submitter:
         if submission.caller_waits:
             return self._dispatcher.limits_of(submission.endpoint.capability).queue_s
         return self._queue_s
+
+
+def _queued(record: JobRecord) -> bytes:
+    return encode_durable(QUEUED, record.run, 0, 0, NO_TOKEN, record.model_dump_json(exclude_none=True).encode())

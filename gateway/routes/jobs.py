@@ -1,10 +1,10 @@
-"""`/v1/jobs`: poll, watch, cancel, retry. `POST /v1/jobs` is served by `gateway.submissions`."""
+"""`/v1/jobs`: list, watch, cancel, retry. `POST /v1/jobs` is served by `gateway.submissions`, one job by `gateway.polls`."""
 
 from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Annotated, Any
 
@@ -19,24 +19,19 @@ from gateway.endpoint import comment_frame
 from gateway.jobs.base import JobEvent
 from gateway.jobs.shape import shape
 from gateway.links import base_url
+from gateway.polls import shown
 from schemas.durable import JobEventKind
 from schemas.errors import NexusError
-from schemas.jobs import JobRecord, JobStatus
+from schemas.jobs import JobStatus
 
 router = APIRouter(tags=["jobs"])
 
-MAX_WAIT_S = 300.0
 PAUSE_S = 10.0
 """A stream of events without one for so long gets a comment, so that nothing in between takes it for dead."""
 SSE = "text/event-stream; charset=utf-8"
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 _METADATA = re.compile(r"metadata\[(.{1,64})\]")
-
-
-async def _shown(parts: Parts, record: JobRecord) -> dict[str, Any]:
-    position, eta_s = await parts.jobs.outlook(record)
-    return shape(record, position=position, eta_s=eta_s)
 
 
 @router.get("/v1/jobs")
@@ -64,18 +59,6 @@ async def list_jobs(
     }
 
 
-@router.get("/v1/jobs/{job_id}")
-async def get_job(
-    job_id: str, parts: PartsDep, caller: JobsCaller, wait: Annotated[float, Query(ge=0)] = 0.0
-) -> dict[str, Any]:
-    """A job; with `wait`, as soon as it has ended, or after so many seconds (at most 300)."""
-    if wait:
-        record = await parts.jobs.wait(caller.owner, job_id, min(wait, MAX_WAIT_S))
-    else:
-        record = await parts.jobs.get(caller.owner, job_id)
-    return await _shown(parts, record)
-
-
 @router.get("/v1/jobs/{job_id}/result")
 async def get_result(job_id: str, request: Request, parts: PartsDep, caller: JobsCaller) -> Response:
     """The answer as the endpoint makes it, with its content type; the error and its status, where it failed."""
@@ -96,7 +79,7 @@ async def get_events(job_id: str, request: Request, parts: PartsDep, caller: Job
     # What cannot be followed is an error and no stream.
     paced = with_pauses(events, PAUSE_S)
     try:
-        first = await anext(paced, None)
+        first: list[JobEvent] = await anext(paced, [])
     except BaseException:
         await paced.aclose()
         raise
@@ -105,14 +88,13 @@ async def get_events(job_id: str, request: Request, parts: PartsDep, caller: Job
 
 
 async def _frames(
-    parts: Parts, caller: Principal, job_id: str, first: JobEvent | None, paced: Any
+    parts: Parts, caller: Principal, job_id: str, first: list[JobEvent], paced: AsyncGenerator[list[JobEvent], None]
 ) -> AsyncIterator[bytes]:
     async with aclosing(paced):
-        if first is not None:
-            yield event_frame(first)
+        yield b"".join(map(event_frame, first))
         try:
-            async for event in paced:
-                yield event_frame(event) if event is not None else await _pause(parts, caller, job_id)
+            async for ready in paced:
+                yield b"".join(map(event_frame, ready)) or await _pause(parts, caller, job_id)
         except NexusError as error:
             yield b"event: error\ndata: %b\n\n" % orjson.dumps(error.info.body())
 
@@ -144,10 +126,10 @@ def _chunk(data: bytes) -> bytes:
 @router.post("/v1/jobs/{job_id}/cancel")
 async def cancel_job(job_id: str, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
     """Queued, it never runs; running, its backend is stopped. Of a job that has ended, how it did."""
-    return await _shown(parts, await parts.jobs.cancel(caller.owner, job_id))
+    return await shown(parts.jobs, await parts.jobs.cancel(caller.owner, job_id))
 
 
 @router.post("/v1/jobs/{job_id}/retry", status_code=202)
 async def retry_job(job_id: str, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
     """A new run of a failed job, under its id."""
-    return await _shown(parts, await parts.jobs.retry(caller.owner, job_id))
+    return await shown(parts.jobs, await parts.jobs.retry(caller.owner, job_id))

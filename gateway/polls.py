@@ -1,0 +1,79 @@
+"""`GET /v1/jobs/{id}` as bare ASGI: callers poll, many of them, and often."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qs
+
+import orjson
+import structlog
+
+from gateway.auth import Auth
+from gateway.http import Reply, Scope, Send, request_id_of
+from gateway.jobs.base import Jobs
+from gateway.jobs.shape import shape
+from schemas.errors import ErrorInfo, InternalError, InvalidRequest, NexusError
+from schemas.jobs import JobRecord
+from schemas.keys import Scope as KeyScope
+
+log = structlog.get_logger(__name__)
+
+PREFIX = "/v1/jobs/"
+MAX_WAIT_S = 300.0
+
+
+def polled(path: str) -> str:
+    """The id of the job that a GET of `path` is about; empty: it is about something else."""
+    rest = path.removeprefix(PREFIX) if path.startswith(PREFIX) else ""
+    return "" if "/" in rest else rest
+
+
+async def shown(jobs: Jobs, record: JobRecord) -> dict[str, Any]:
+    """A job as callers see it, with its place and its outlook."""
+    position, eta_s = await jobs.outlook(record)
+    return shape(record, position=position, eta_s=eta_s)
+
+
+class Polls:
+    """See the module's docstring."""
+
+    def __init__(self, jobs: Jobs, auth: Auth) -> None:
+        self._jobs = jobs
+        self._auth = auth
+
+    async def serve(self, job_id: str, scope: Scope, send: Send) -> None:
+        """The job; with `?wait=N`, as soon as it has ended, or after so many seconds (at most 300). Never raises, but for cancellation."""
+        reply = Reply(send, request_id_of(scope))
+        info: ErrorInfo | None = None
+        try:
+            caller = self._auth.check(scope["headers"])
+            caller.require(KeyScope.JOBS)
+            seconds = _wait_s(scope["query_string"])
+            if seconds:
+                record = await self._jobs.wait(caller.owner, job_id, seconds)
+            else:
+                record = await self._jobs.get(caller.owner, job_id)
+            await reply.whole(200, "application/json", orjson.dumps(await shown(self._jobs, record)))
+        except OSError:
+            return
+        except NexusError as error:
+            info = error.info
+        except Exception:
+            log.exception("defect in the gateway", request_id=reply.request_id)
+            info = InternalError(f"internal error; request id {reply.request_id}").info
+        if info is not None and not reply.started:
+            await reply.error(info)
+
+
+def _wait_s(query: bytes) -> float:
+    """Raises InvalidRequest."""
+    if not query:
+        return 0.0
+    text = parse_qs(query.decode("latin-1")).get("wait", ["0"])[-1]
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise InvalidRequest(f"'wait' is a number of seconds, not '{text[:50]}'", param="wait")
+    return min(seconds, MAX_WAIT_S)
