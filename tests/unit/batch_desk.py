@@ -1,0 +1,242 @@
+"""Batches on memory: the runner is the real one, and jobs end as a test says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, cast
+
+import orjson
+
+from backbone.bus.blobs import INLINE_LIMIT
+from backbone.bus.joblog import JobLog
+from backbone.bus.memory import MemoryBroker
+from backbone.bus.memory_blobs import MemoryBlobs
+from backbone.bus.memory_joblog import MemoryJobLog
+from backbone.store.memory_documents import MemoryDocuments
+from gateway.answers import Answers
+from gateway.auth import Principal
+from gateway.batches.ledger import Ledger
+from gateway.batches.runner import BatchRunner
+from gateway.batches.service import Batches
+from gateway.batches.tools import Tools
+from gateway.bodies import Budget, Reader
+from gateway.files import Files
+from gateway.jobs.base import JobNotFound, Jobs, Result, ResultNotReady, Submission
+from gateway.jobs.records import record_of
+from gateway.links import Links
+from gateway.remote_media import RemoteMedia
+from gateway.routes import chat, embeddings, speech, transcriptions
+from gateway.uploads import FileUploads
+from schemas.batches import Batch, BatchRequest, Counts
+from schemas.errors import ErrorInfo, NexusError, Unavailable
+from schemas.events import BlobRef
+from schemas.files import FileRecord
+from schemas.jobs import JobRecord, JobStatus, Upload, Usage
+from schemas.words import Word
+
+OWNER = "alice"
+CHAT = chat.ENDPOINT.path
+ENDPOINTS = {
+    one.path: one for one in (chat.ENDPOINT, embeddings.ENDPOINT, speech.ENDPOINT, transcriptions.TRANSCRIPTIONS)
+}
+
+
+class Answered:
+    """An answer of a job that a test makes up."""
+
+    def __init__(self, data: bytes, content_type: str = "application/json", usage: Usage | None = None) -> None:
+        self.data = data
+        self.content_type = content_type
+        self.usage = usage
+
+
+End = Answered | ErrorInfo | None
+"""How a job ends; None: not by itself."""
+
+
+def echoed(body: dict[str, Any]) -> End:
+    """The request's first message comes back."""
+    usage = Usage.model_validate(
+        {
+            "prompt_tokens": 3,
+            "completion_tokens": 2,
+            "total_tokens": 5,
+            "prompt_tokens_details": {"cached_tokens": 1},
+            "completion_tokens_details": None,
+        }
+    )
+    return Answered(orjson.dumps({"echo": body["messages"][0]["content"]}), usage=usage)
+
+
+class MadeUpJobs:
+    """As much of `gateway.jobs.base.Jobs` as batches use. A job ends on submission, as `ends` says, or when it is told to."""
+
+    def __init__(self, log: JobLog, blobs: MemoryBlobs) -> None:
+        self.ends: Callable[[dict[str, Any]], End] = echoed
+        self.refusals: list[NexusError] = []
+        """Given out first, one a submission."""
+        self.open: dict[str, Submission] = {}
+        """Jobs that have not ended."""
+        self.submitted: list[Submission] = []
+        self.runs: Counter[str] = Counter()
+        self.cancelled: list[str] = []
+        self.uploads: list[Upload] = []
+        self._log = log
+        self._blobs = blobs
+
+    async def submit(self, submission: Submission) -> JobRecord:
+        if self.refusals:
+            raise self.refusals.pop(0)
+        self.submitted.append(submission)
+        word = self._word(submission, JobStatus.COMPLETED)
+        if submission.job_id in self.open or await self._log.decided(submission.job_id) is not None:
+            return record_of(word)
+        self.runs[submission.job_id] += 1
+        self.uploads += submission.received.uploads
+        end = self.ends(orjson.loads(submission.received.body))
+        self.open[submission.job_id] = submission
+        if end is not None:
+            await self.finish(submission.job_id, end)
+        return record_of(word)
+
+    async def finish(self, job: str, end: Answered | ErrorInfo) -> None:
+        submission = self.open.pop(job)
+        if isinstance(end, ErrorInfo):
+            await self._log.decide(self._word(submission, JobStatus.FAILED).model_copy(update={"error": end}), b"job")
+            return
+        word = self._word(submission, JobStatus.COMPLETED)
+        word = word.model_copy(update={"content_type": end.content_type, "usage": end.usage})
+        if len(end.data) <= INLINE_LIMIT:
+            await self._log.decide(word, end.data)
+            return
+        writer = self._blobs.writer(ttl_s=60)
+        await writer.write(end.data)
+        info = await writer.close()
+        await self._log.decide(word.model_copy(update={"blob": BlobRef(name=info.name, size=info.size)}))
+
+    async def result(self, owner: str, job_id: str) -> Result:
+        decision = await self._log.decided(job_id)
+        if decision is None or decision.word.owner != owner:
+            raise ResultNotReady if job_id in self.open else JobNotFound
+        data = decision.payload if decision.word.status is JobStatus.COMPLETED else b""
+        return Result(decision.word, data, decision.word.blob, decision.word.content_type)
+
+    async def cancel(self, owner: str, job_id: str) -> JobRecord:
+        if job_id not in self.open:
+            raise JobNotFound
+        self.cancelled.append(job_id)
+        word = self._word(self.open.pop(job_id), JobStatus.CANCELLED)
+        await self._log.decide(word)
+        return record_of(word)
+
+    def _word(self, submission: Submission, status: JobStatus) -> Word:
+        return Word(
+            job=submission.job_id,
+            status=status,
+            owner=submission.principal.owner,
+            endpoint=submission.endpoint.path,
+            capability=submission.endpoint.capability,
+            model="m",
+            public_model="m",
+            request_id=submission.request_id,
+            batch=submission.batch,
+        )
+
+
+class Desk:
+    """One store of everything, and the gateways that a test starts on it."""
+
+    def __init__(self, *, window: int = 8) -> None:
+        self.broker = MemoryBroker()
+        self.log = MemoryJobLog(self.broker)
+        self.blobs = MemoryBlobs()
+        self.documents = MemoryDocuments()
+        self.files = Files(self.documents, self.blobs, 10_000_000, 86_400.0, 5.0)
+        self.jobs = MadeUpJobs(self.log, self.blobs)
+        self.ledger = Ledger(self.documents, 86_400.0)
+        self.backlog = self.log.backlog("batches")
+        self.batches = Batches(self.ledger, self.files, self.backlog, ENDPOINTS, longest_s=86_400.0)
+        self.runners: list[BatchRunner] = []
+        jobs = cast("Jobs", self.jobs)
+        self.tools = Tools(
+            ledger=self.ledger,
+            files=self.files,
+            blobs=self.blobs,
+            jobs=jobs,
+            log=self.log,
+            reader=Reader(self.blobs, 1_000_000, 5.0, 60.0, Budget(10_000_000), RemoteMedia(None, 1_000_000)),
+            uploads=FileUploads(self.files.open),
+            payload=Answers(jobs, self.blobs, Links("k", "", 60), 10.0).payload,
+            endpoints=ENDPOINTS,
+            window=window,
+        )
+
+    async def gateway(self) -> BatchRunner:
+        """One more that runs batches."""
+        runner = BatchRunner(self.backlog, self.tools)
+        await runner.start()
+        self.runners.append(runner)
+        return runner
+
+    async def close(self) -> None:
+        for runner in self.runners:
+            await runner.close()
+        await self.log.close()
+
+    async def file(self, data: bytes, *, purpose: str = "batch", content_type: str = "text/plain") -> FileRecord:
+        writer = self.files.writer(OWNER, 86_400.0)
+        await writer.write(data)
+        blob = await writer.close()
+        return await self.files.add(
+            OWNER,
+            blob=blob.name,
+            size=blob.size,
+            filename="in.jsonl",
+            purpose=purpose,
+            keep_s=86_400.0,
+            content_type=content_type,
+        )
+
+    async def create(self, *lines: bytes, endpoint: str = CHAT, window: str = "24h", **fields: Any) -> Batch:
+        file = await self.file(b"\n".join(lines))
+        request = BatchRequest(input_file_id=file.id, endpoint=endpoint, completion_window=window, **fields)
+        return await self.batches.create(Principal(OWNER), request, "http://test")
+
+    async def batch(self, batch: Batch) -> Batch:
+        return await self.batches.get(OWNER, batch.id)
+
+    async def stands(self, batch: Batch, counts: Counts) -> bool:
+        """Whether it is that far."""
+        return (await self.batch(batch)).counts == counts
+
+    async def ended(self, batch: Batch, timeout_s: float = 20.0) -> Batch:
+        """The batch, once it has ended."""
+        async with asyncio.timeout(timeout_s):
+            while not (now := await self._looked(batch)).ended:
+                await asyncio.sleep(0.01)
+        return now
+
+    async def _looked(self, batch: Batch) -> Batch:
+        try:
+            return await self.batch(batch)
+        except Unavailable:
+            return batch
+
+    async def rows(self, file_id: str | None) -> list[dict[str, Any]]:
+        """A file of JSON lines."""
+        if file_id is None:
+            return []
+        record = await self.files.open(OWNER, file_id)
+        data = b"".join([piece async for piece in self.files.read(record)])
+        assert len(data) == record.size
+        assert data.endswith(b"\n")
+        return [json.loads(line) for line in data.decode().split("\n")[:-1]]
+
+
+def line(custom_id: str, *, url: str = CHAT, **body: Any) -> bytes:
+    """A line of a batch's input; its message is the custom_id, unless the body says otherwise."""
+    body = {"model": "m", "messages": [{"role": "user", "content": custom_id}]} | body
+    return orjson.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": body})
