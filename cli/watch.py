@@ -100,6 +100,8 @@ class Viewer:
         self._task = TaskID(0)
         self._shown = ""
         self._mid_line = False
+        self._said = False
+        """Something of the newest attempt stands on standard output."""
 
     def waiting(self, job: dict[str, Any]) -> None:
         """It is queued."""
@@ -111,7 +113,7 @@ class Viewer:
         """One event."""
         data = event.data if isinstance(event.data, dict) else {}
         if event.kind in ENDS:
-            self._ended(event.kind, data)
+            self._ended(event, data)
         elif event.kind == "chunk":
             self._say(said(data))
         elif event.kind == "progress":
@@ -138,13 +140,13 @@ class Viewer:
             progress.stop()
         self._end_line()
 
-    def _ended(self, kind: str, data: dict[str, Any]) -> None:
-        self.end = kind
-        self.said_all = self._mid_line
+    def _ended(self, event: JobEvent, data: dict[str, Any]) -> None:
+        self.end = event.kind
+        self.said_all = self._said and bool(event.id)  # without an id, events were missing before it
         self.close()
-        if kind != "completed":
+        if event.kind != "completed":
             error = data.get("error") or {}
-            self.note(f"{kind}: {error['message']}" if error.get("message") else kind)
+            self.note(f"{event.kind}: {error['message']}" if error.get("message") else event.kind)
 
     def _say(self, text: str) -> None:
         if not text:
@@ -152,14 +154,14 @@ class Viewer:
         if self._live_text:
             if not self._mid_line:
                 self.close()
-            self._mid_line = True
+            self._mid_line = self._said = True
             self._out.write(text)
             self._out.flush()
         else:
             self._show("answering")
 
     def _restarted(self) -> None:
-        void = self._mid_line
+        void, self._said = self._said, False
         self.close()
         self.note("begun anew by another worker" + (": what stands above is void" if void else ""))
         self._shown = ""

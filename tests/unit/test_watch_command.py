@@ -155,9 +155,56 @@ class TestText:
         out = io.StringIO()
         viewer = Viewer(live_text=True, out=out)
         for kind, text in (("chunk", "Hel"), ("restarted", ""), ("chunk", "Hello"), ("completed", "")):
-            viewer.see(JobEvent("", kind, {"choices": [{"delta": {"content": text}}]}))
+            viewer.see(JobEvent("1-1-1", kind, {"choices": [{"delta": {"content": text}}]}))
         assert out.getvalue() == "Hel\nHello\n"
         assert "void" in capsys.readouterr().err
+
+    def test_text_that_is_not_whole(self):
+        """Where the rest of the events is not kept any more, the whole answer is printed after it."""
+        viewer = Viewer(live_text=True, out=io.StringIO())
+        viewer.see(JobEvent("1-1-1", "chunk", {"choices": [{"delta": {"content": "Hel"}}]}))
+        viewer.see(JobEvent("", "completed", job("completed")))
+        assert not viewer.said_all
+
+
+class TestTerminal:
+    @pytest.fixture(autouse=True)
+    def terminal(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setenv("TTY_COMPATIBLE", "1")
+        monkeypatch.setenv("TTY_INTERACTIVE", "1")
+        monkeypatch.setenv("TERM", "xterm")
+        monkeypatch.setenv("COLUMNS", "120")
+
+    def test_progress_is_a_bar(self, capsys: pytest.CaptureFixture[str]):
+        """One line that changes, and is gone at the end."""
+        viewer = Viewer(live_text=True, out=io.StringIO())
+        viewer.waiting(job("queued", queue_position=1))
+        viewer.see(JobEvent("", "started", {"worker": "gpu1"}))
+        viewer.see(JobEvent("", "progress", {"fraction": 0.25, "step": 5, "steps": 20}))
+        viewer.see(JobEvent("", "completed", job("completed")))
+        shown = capsys.readouterr().err
+        assert "queued, 1 before it" in shown
+        assert "running 5/20" in shown
+        assert "25%" in shown
+        assert shown.endswith("\x1b[2K")
+        assert viewer.end == "completed"
+
+    def test_tokens_end_the_bar(self, capsys: pytest.CaptureFixture[str]):
+        """And a note has a line of its own, before and among them."""
+        out = io.StringIO()
+        viewer = Viewer(live_text=True, out=out)
+        viewer.see(JobEvent("", "started", {}))
+        viewer.note("the gateway is away; trying on")
+        viewer.see(JobEvent("", "chunk", {"choices": [{"delta": {"content": "Hel"}}]}))
+        capsys.readouterr()
+        viewer.see(JobEvent("", "progress", {"fraction": 0.5}))
+        assert capsys.readouterr().err == ""
+        viewer.see(JobEvent("", "chunk", {"choices": [{"delta": {"content": "lo"}}]}))
+        viewer.note("it is away again")
+        viewer.see(JobEvent("1-1-9", "completed", job("completed")))
+        assert out.getvalue() == "Hello\n"
+        assert viewer.said_all
+        assert capsys.readouterr().err == "it is away again\n"
 
 
 class TestFiles:
