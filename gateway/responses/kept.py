@@ -1,0 +1,177 @@
+"""What is kept of a response: what was asked for, the conversation so far, and in the end the response itself.
+
+It is a document of its owner's. What is large lies among the blobs, for as long.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from pydantic import BaseModel, ConfigDict
+
+from backbone.bus.blobs import INLINE_LIMIT, BlobGone, Blobs
+from backbone.store.documents import Documents
+from gateway.responses.shape import response_id
+from schemas.errors import NotFound
+
+JSON = dict[str, Any]
+
+KIND = "response"
+RESPONSE_ID = re.compile(r"resp_[0-9a-f]{32}")
+
+
+class ResponseNotFound(NotFound):
+    """There is no such response."""
+
+    code = "response_not_found"
+
+
+class Document(BaseModel):
+    """A response as it is stored; of each two fields one is set."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job: str
+    head: JSON | None = None
+    head_blob: str | None = None
+    talk: JSON | None = None
+    talk_blob: str | None = None
+
+    @property
+    def blobs(self) -> list[str]:
+        """What lies elsewhere."""
+        return [name for name in (self.head_blob, self.talk_blob) if name]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A response that is kept."""
+
+    owner: str
+    raw: bytes
+    """The document, byte for byte."""
+    document: Document
+    shell: JSON
+    final: JSON | None
+    """The response, once its job has ended and somebody has seen it."""
+
+    @property
+    def id(self) -> str:
+        """The response's id."""
+        return str(self.shell["id"])
+
+    @property
+    def job(self) -> str:
+        """Its job's id."""
+        return self.document.job
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A response whose job has been submitted."""
+
+    owner: str
+    job: str
+    shell: JSON
+    kept: Kept | None
+    """None: it cannot be retrieved."""
+    callers: bool
+    """It belongs to its caller's connection: nobody else waits for it, and it ends with it."""
+
+    @property
+    def id(self) -> str:
+        """The response's id."""
+        return str(self.shell["id"])
+
+
+class Shelf:
+    """All that are kept."""
+
+    def __init__(self, documents: Documents, blobs: Blobs, keep_s: float) -> None:
+        self._documents = documents
+        self._blobs = blobs
+        self._keep_s = keep_s
+
+    async def add(self, owner: str, job: str, shell: JSON, talk: JSON) -> Kept:
+        """Keep a new response; what is there already under its id stays. Raises Unavailable."""
+        head = {"shell": shell, "final": None}
+        head_inline, head_blob = await self._put_away(head)
+        talk_inline, talk_blob = await self._put_away(talk)
+        document = Document(job=job, head=head_inline, head_blob=head_blob, talk=talk_inline, talk_blob=talk_blob)
+        raw = _encode(document)
+        if not await self._documents.add(KIND, owner, response_id(job), raw, ttl_s=self._keep_s):
+            self._forget(document.blobs)
+            return await self.get(owner, response_id(job))
+        return Kept(owner, raw, document, shell, None)
+
+    async def get(self, owner: str, which: str) -> Kept:
+        """Raises ResponseNotFound, Unavailable."""
+        try:
+            return await self._get(owner, which)
+        except BlobGone:  # the response ended while we looked: what it began as has been replaced
+            return await self._get(owner, which)
+
+    async def _get(self, owner: str, which: str) -> Kept:
+        raw = await self._documents.get(KIND, owner, which) if RESPONSE_ID.fullmatch(which) else None
+        if raw is None:
+            raise ResponseNotFound(f"Response with id '{which[:100]}' not found.")
+        document = Document.model_validate_json(raw)
+        head = await self._look_up(document.head, document.head_blob)
+        return Kept(owner, raw, document, head["shell"], head["final"])
+
+    async def talk(self, kept: Kept) -> JSON:
+        """The conversation: `messages` so far, and `input` as it came. Raises BlobGone, Unavailable."""
+        return await self._look_up(kept.document.talk, kept.document.talk_blob)
+
+    async def finish(self, kept: Kept, final: JSON) -> JSON:
+        """Keep the final response; the first one wins, but for a failed one. Returns the one that is kept. Raises Unavailable."""
+        inline, blob = await self._put_away({"shell": kept.shell, "final": final})
+        document = kept.document.model_copy(update={"head": inline, "head_blob": blob})
+        while not await self._documents.swap(KIND, kept.owner, kept.id, kept.raw, _encode(document)):
+            try:
+                kept = await self.get(kept.owner, kept.id)
+            except ResponseNotFound:  # deleted meanwhile
+                self._forget([blob])
+                return final
+            if kept.final is not None and kept.final["status"] != "failed":
+                self._forget([blob])
+                return kept.final
+        self._forget([kept.document.head_blob])
+        return final
+
+    async def remove(self, kept: Kept) -> bool:
+        """Forget it. False: somebody else did. Raises Unavailable."""
+        self._forget(kept.document.blobs)
+        return await self._documents.remove(KIND, kept.owner, kept.id)
+
+    async def _put_away(self, value: JSON) -> tuple[JSON | None, str | None]:
+        """Where it will lie: in the document, or in the blob of this name."""
+        data = orjson.dumps(value)
+        if len(data) <= INLINE_LIMIT // 4:
+            return value, None
+        writer = self._blobs.writer(ttl_s=self._keep_s)
+        try:
+            await writer.write(data)
+            return None, (await writer.close()).name
+        except BaseException:
+            await writer.abort()
+            raise
+
+    async def _look_up(self, inline: JSON | None, blob: str | None) -> JSON:
+        if blob is None:
+            return inline or {}
+        value: JSON = orjson.loads(b"".join([piece async for piece in self._blobs.read(blob)]))
+        return value
+
+    def _forget(self, blobs: Iterable[str | None]) -> None:
+        for name in blobs:
+            if name:
+                self._blobs.remove(name)
+
+
+def _encode(document: Document) -> bytes:
+    return orjson.dumps(document.model_dump(exclude_none=True))

@@ -1,0 +1,183 @@
+"""Output items while they are made: what has come of them so far, and the events that tell of it.
+
+Each method returns events as (type, fields); `answering.py` numbers them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+JSON = dict[str, Any]
+Told = tuple[str, JSON]
+
+
+class Item(Protocol):
+    """An output item in the making."""
+
+    def close(self, status: str) -> list[Told]:
+        """The end of it: `completed` or `incomplete`. Idempotent."""
+
+    def shape(self) -> JSON:
+        """As it stands."""
+
+
+class _Base:
+    def __init__(self, index: int, item_id: str) -> None:
+        self.index = index
+        self.id = item_id
+        self.status = "in_progress"
+
+    def event(self, kind: str, **fields: Any) -> Told:
+        return kind, {"item_id": self.id, "output_index": self.index, **fields}
+
+    def frame(self, kind: str, shape: JSON) -> Told:
+        return kind, {"output_index": self.index, "item": shape}
+
+
+class _Part:
+    """One part of an item's content, a text that grows."""
+
+    def __init__(self, item: _Base, index: int, kind: str) -> None:
+        self._item = item
+        self._index = index
+        self.kind = kind
+        self._pieces: list[str] = []
+        self._logprobs: list[JSON] = []
+        self._done = False
+
+    # How the events of each kind of part are called, and the field that holds the whole text.
+    NAMES = {
+        "output_text": ("response.output_text", "text"),
+        "refusal": ("response.refusal", "refusal"),
+        "reasoning_text": ("response.reasoning_text", "text"),
+    }
+
+    def _event(self, kind: str, **fields: Any) -> Told:
+        return self._item.event(kind, content_index=self._index, **fields)
+
+    def open(self) -> list[Told]:
+        return [self._event("response.content_part.added", part=self.shape())]
+
+    def add(self, text: str, logprobs: list[JSON]) -> list[Told]:
+        self._pieces.append(text)
+        self._logprobs += logprobs
+        fields = {"logprobs": logprobs} if self.kind == "output_text" else {}
+        return [self._event(self.NAMES[self.kind][0] + ".delta", delta=text, **fields)]
+
+    def close(self) -> list[Told]:
+        if self._done:
+            return []
+        self._done = True
+        name, field = self.NAMES[self.kind]
+        fields: JSON = {field: "".join(self._pieces)}
+        if self.kind == "output_text":
+            fields["logprobs"] = self._logprobs
+        return [
+            self._event(name + ".done", **fields),
+            self._event("response.content_part.done", part=self.shape()),
+        ]
+
+    def shape(self) -> JSON:
+        shape: JSON = {"type": self.kind, self.NAMES[self.kind][1]: "".join(self._pieces)}
+        if self.kind == "output_text":
+            shape |= {"annotations": [], "logprobs": list(self._logprobs)}
+        return shape
+
+
+class Spoken(_Base):
+    """A message, or what a model thinks before it: content in parts, one of which grows at a time."""
+
+    def __init__(self, index: int, hex_id: str, *, reasoning: bool) -> None:
+        super().__init__(index, f"{'rs' if reasoning else 'msg'}_{hex_id}_{index}")
+        self.reasoning = reasoning
+        self._parts: list[_Part] = []
+
+    def open(self) -> list[Told]:
+        """It is there, and empty."""
+        return [self.frame("response.output_item.added", self.shape())]
+
+    def add(self, kind: str, text: str, logprobs: list[JSON]) -> list[Told]:
+        """More text of this kind of part."""
+        told: list[Told] = []
+        if not self._parts or self._parts[-1].kind != kind:
+            if self._parts:
+                told += self._parts[-1].close()
+            self._parts.append(_Part(self, len(self._parts), kind))
+            told += self._parts[-1].open()
+        if text:
+            told += self._parts[-1].add(text, logprobs)
+        return told
+
+    def close(self, status: str) -> list[Told]:
+        if self.status != "in_progress":
+            return []
+        told = self._parts[-1].close() if self._parts else []
+        self.status = status
+        return [*told, self.frame("response.output_item.done", self.shape())]
+
+    def shape(self) -> JSON:
+        content = [part.shape() for part in self._parts]
+        if self.reasoning:
+            return {"id": self.id, "type": "reasoning", "status": self.status, "summary": [], "content": content}
+        return {"id": self.id, "type": "message", "status": self.status, "role": "assistant", "content": content}
+
+
+class FunctionCall(_Base):
+    """A call of one of the caller's functions. Its arguments may come in many pieces."""
+
+    def __init__(self, index: int, hex_id: str) -> None:
+        super().__init__(index, f"fc_{hex_id}_{index}")
+        self._call_id = ""
+        self._name = ""
+        self._arguments: list[str] = []
+        self._shown = False
+
+    def add(self, call_id: str, name: str, arguments: str) -> list[Told]:
+        """More of it. Nothing is told before its name is known."""
+        self._call_id = self._call_id or call_id
+        self._name = self._name or name
+        if self._shown or not self._name:
+            if arguments:
+                self._arguments.append(arguments)
+            return self._delta(arguments) if self._shown and arguments else []
+        earlier = "".join(self._arguments)
+        told = self._open()
+        arguments = earlier + arguments
+        if arguments:
+            self._arguments = [arguments]
+            told += self._delta(arguments)
+        return told
+
+    def _open(self) -> list[Told]:
+        self._shown = True
+        self._call_id = self._call_id or self.id.replace("fc_", "call_")
+        self._arguments = []
+        return [self.frame("response.output_item.added", self.shape())]
+
+    def _delta(self, arguments: str) -> list[Told]:
+        return [self.event("response.function_call_arguments.delta", delta=arguments)]
+
+    def close(self, status: str) -> list[Told]:
+        if self.status != "in_progress":
+            return []
+        told: list[Told] = []
+        if not self._shown:
+            earlier = "".join(self._arguments)
+            told += self._open()
+            told += self.add("", "", earlier)
+        if not "".join(self._arguments) and status == "completed":
+            told += self.add("", "", "{}")  # what callers parse is JSON
+        arguments = "".join(self._arguments)
+        told.append(self.event("response.function_call_arguments.done", name=self._name, arguments=arguments))
+        self.status = status
+        return [*told, self.frame("response.output_item.done", self.shape())]
+
+    def shape(self) -> JSON:
+        return {
+            "id": self.id,
+            "type": "function_call",
+            "status": self.status,
+            "call_id": self._call_id,
+            "name": self._name,
+            "arguments": "".join(self._arguments),
+        }

@@ -1,0 +1,202 @@
+"""How a caller gets a response: whole, or event by event; and what happens when it hangs up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from contextlib import aclosing, suppress
+from enum import Enum
+from time import monotonic
+from typing import Any, TypeVar
+
+import structlog
+from fastapi.responses import Response
+
+from gateway.answers import STREAM_HEADERS, with_pauses
+from gateway.endpoint import SSE
+from gateway.http import LINE, Receive, Reply, Scope, Send, hear_gone, request_id_of
+from gateway.metrics import GatewayMetrics
+from gateway.parsing import CallerGone
+from gateway.responses.answering import Event
+from gateway.responses.kept import Made
+from gateway.responses.service import PATH, Responses
+from gateway.responses.watching import Watch
+from schemas.errors import ErrorInfo, InternalError, NexusError
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+CLOSED = 499
+"""In logs and metrics: the caller hung up."""
+KEEP_ALIVE = b": keep-alive\n\n"
+FIRST = frozenset({"response.created", "response.queued", "response.in_progress"})
+"""Events that say nothing of the answer."""
+
+
+class Opening(Enum):
+    """When a stream begins: until then, an error is an HTTP status."""
+
+    AT_ONCE = "at once"
+    """The caller needs the id."""
+    KNOWN = "known"
+    """Once it is clear that the events are there."""
+    ANSWERED = "answered"
+    """Once there is something of the answer."""
+
+
+async def while_there(work: Coroutine[Any, Any, T], scope: Scope, receive: Receive) -> T:
+    """The result of `work`, which is cancelled when the caller hangs up: CallerGone is raised then."""
+    task = asyncio.ensure_future(work)
+
+    def gone() -> None:
+        task.cancel()
+
+    unwatch = hear_gone(scope.get(LINE), receive, gone)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        current = asyncio.current_task()
+        if current is not None and current.cancelling():
+            task.cancel()
+            raise
+        raise CallerGone from None
+    finally:
+        unwatch()
+
+
+class Report:
+    """The log line and the count of one request."""
+
+    def __init__(self, metrics: GatewayMetrics, request_id: str) -> None:
+        self._metrics = metrics
+        self._request_id = request_id
+        self._began = monotonic()
+        self.made: Made | None = None
+
+    def close(self, status: int, error: ErrorInfo | None = None) -> None:
+        """It has been answered."""
+        made, metrics = self.made, self._metrics
+        # A name that nobody serves is the caller's invention: as a label it would grow without bound.
+        model = str(made.shell["model"]) if made is not None else ""
+        metrics.child(metrics.requests, PATH, model, status).inc()
+        fields: dict[str, Any] = {"error": error.code or error.type} if error is not None else {}
+        if made is not None:
+            fields |= {"job": made.job, "model": model}
+        log.info(
+            "request",
+            request_id=self._request_id,
+            endpoint=PATH,
+            status=status,
+            seconds=round(monotonic() - self._began, 4),
+            **fields,
+        )
+
+
+class EventStream(Response):
+    """A response's events, each sent as it comes. There is no `[DONE]`: the last event says that it is the last."""
+
+    def __init__(
+        self, responses: Responses, made: Made, opening: Opening, pause_s: float, report: Report | None, after: int = -1
+    ) -> None:
+        self._responses = responses
+        self._made = made
+        self._opening = opening
+        self._pause_s = pause_s
+        self._report = report
+        self._after = after
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer. Never raises, but for cancellation."""
+        reply = Reply(send, request_id_of(scope))
+        reply.headers.append((b"x-nexus-job-id", self._made.job.encode()))
+        status, error = CLOSED, None
+        try:
+            error = await while_there(self._send(reply), scope, receive)
+            status = reply.status
+        except (CallerGone, OSError):
+            if self._made.callers:
+                await self._responses.abandon(self._made)
+        finally:
+            if self._report is not None:
+                self._report.close(status, error)
+
+    async def _send(self, reply: Reply) -> ErrorInfo | None:
+        """Returns the error that it ended in."""
+        sending = _Sending(reply, self._responses.watch(self._made, self._after), self._opening)
+        try:
+            async with aclosing(with_pauses(sending.watch.events(), self._pause_s)) as paced:
+                async for ready in paced:
+                    if not ready:
+                        await sending.keep_alive()
+                    elif await sending.take(ready):
+                        return sending.watch.error
+            await sending.end()
+            if sending.watch.broke_off and self._made.callers and self._made.kept is None:
+                await self._responses.abandon(self._made)  # nobody could see what comes of it
+            return sending.watch.error
+        except NexusError as error:
+            info = error.info
+        except Exception:
+            log.exception("defect in the gateway", request_id=reply.request_id)
+            info = InternalError(f"internal error; request id {reply.request_id}").info
+        with suppress(OSError):
+            await sending.break_off(info)
+        return info
+
+
+class _Sending:
+    """What of a stream has been sent."""
+
+    def __init__(self, reply: Reply, watch: Watch, opening: Opening) -> None:
+        self._reply = reply
+        self.watch = watch
+        self._opening = opening
+        self._batches = 0
+        self._waiting: list[Event] = []
+
+    async def take(self, ready: list[list[Event]]) -> bool:
+        """Send what has come, if it is time. True: the caller was answered with an error instead."""
+        self._waiting += [event for events in ready for event in events]
+        self._batches += len(ready)
+        if self._fails_unseen():
+            await self._reply.error(self.watch.error or InternalError().info)
+            return True
+        answered = any(event.kind not in FIRST for event in self._waiting)
+        known = self._opening is Opening.KNOWN and self._batches > 1
+        if self._reply.started or answered or known or self._opening is Opening.AT_ONCE:
+            await self._flush()
+        return False
+
+    def _fails_unseen(self) -> bool:
+        if self._reply.started or self._opening is not Opening.ANSWERED or self.watch.error is None:
+            return False
+        last = self._waiting[-1] if self._waiting else None
+        return last is not None and last.kind == "response.failed" and last.body["response"]["status"] == "failed"
+
+    async def keep_alive(self) -> None:
+        """Nothing has come for a while."""
+        await self._flush()
+        await self._reply.more(KEEP_ALIVE)
+
+    async def end(self) -> None:
+        """That was all."""
+        await self._flush()
+        await self._reply.last()
+
+    async def break_off(self, info: ErrorInfo) -> None:
+        """There will be no more, though there should be."""
+        if not self._reply.started:
+            await self._reply.error(info)
+            return
+        self._waiting.append(self.watch.broken(info))
+        await self.end()
+
+    async def _flush(self) -> None:
+        if not self._reply.started:
+            await self._reply.start(200, [(b"content-type", SSE), *STREAM_HEADERS])
+        data = b"".join(event.encode() for event in self._waiting)
+        self._waiting.clear()
+        if data:
+            await self._reply.more(data)

@@ -1,0 +1,274 @@
+"""Responses: each is a durable chat job, and a document that outlives it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import Any
+
+import structlog
+
+from backbone.bus.blobs import BlobGone, Blobs
+from backbone.ids import new_job_id
+from gateway.answers import error_of
+from gateway.auth import Principal
+from gateway.bodies import Reader, Received
+from gateway.endpoint import Endpoint
+from gateway.idempotency import Idempotency
+from gateway.jobs.base import JobNotFound, Jobs, Result, Submission
+from gateway.metrics import GatewayMetrics
+from gateway.responses.answering import Answering
+from gateway.responses.asking import chat_body, conversation, refuse_unsupported
+from gateway.responses.items import listed, messages_of
+from gateway.responses.kept import Kept, Made, ResponseNotFound, Shelf
+from gateway.responses.shape import STATUSES, shell, unanswered
+from gateway.responses.watching import Watch, ended_at
+from schemas.errors import InvalidRequest, NexusError, NotFound, Unavailable
+from schemas.jobs import TERMINAL, JobStatus
+from schemas.openai.responses import InputItem, ResponsesRequest
+
+log = structlog.get_logger(__name__)
+
+JSON = dict[str, Any]
+
+PATH = "/v1/responses"
+LOOK_S = 300.0
+"""How long one look at a job waits; then comes the next."""
+PATIENCE_S = 30.0
+"""A caller waits this much longer for what is away."""
+CHAT_PLACES = {"messages": "input", "max_tokens": "max_output_tokens"}
+"""What the caller calls what chat calls so."""
+
+
+class Responses:
+    """See the module's docstring. Every call raises Unavailable where what it needs is away."""
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        shelf: Shelf,
+        blobs: Blobs,
+        reader: Reader,
+        idempotency: Idempotency,
+        chat: Endpoint,
+        metrics: GatewayMetrics,
+        *,
+        pause_s: float,
+    ) -> None:
+        """`reader`: its blobs last as long as a job may. `chat`: what responses become. `pause_s`: seconds of silence after
+        which a stream says that it is still there.
+        """
+        self.metrics = metrics
+        self.pause_s = pause_s
+        self._jobs = jobs
+        self._shelf = shelf
+        self._blobs = blobs
+        self._reader = reader
+        self._idempotency = idempotency
+        self._chat = chat
+
+    # Making one
+
+    async def create(self, principal: Principal, request: ResponsesRequest, request_id: str, key: str = "") -> Made:
+        """Submit its job. With a `key` of idempotency that was used before, join what it made.
+
+        Raises InvalidRequest, NotFound, QueueFull, RateLimited, RequestTooLarge, IdempotencyMismatch.
+        """
+        refuse_unsupported(request)
+        owner = principal.owner
+        messages = conversation(request, await self._earlier(owner, request.previous_response_id))
+        received = await self._received(chat_body(request, messages))
+        try:
+            job = new_job_id()
+            if key:
+                job = await self._idempotency.job_id(owner, key, PATH, Received(request, b""))
+            made = await self._keep(owner, job, request, messages, joining=bool(key))
+            submission = Submission(
+                principal=principal,
+                endpoint=self._chat,
+                received=received,
+                request_id=request_id,
+                metadata=request.metadata or {},
+                job_id=job,
+                shown_endpoint=PATH,
+                caller_waits=not request.background,
+            )
+            try:
+                await self._jobs.submit(submission)
+            except BaseException:
+                if made.kept is not None and not key:
+                    await self._forget(made.kept)
+                raise
+        finally:
+            await received.discard()  # nothing, once it is the job's
+        return made
+
+    async def _received(self, body: JSON) -> Received:
+        try:
+            return await self._reader.of_value(self._chat, body)
+        except InvalidRequest as error:
+            first, _, rest = (error.info.param or "").partition(".")
+            param = CHAT_PLACES.get(first, first) + (f".{rest}" if rest and first not in CHAT_PLACES else "")
+            raise InvalidRequest(info=error.info.model_copy(update={"param": param or None})) from None
+
+    async def _keep(
+        self, owner: str, job: str, request: ResponsesRequest, messages: list[JSON], *, joining: bool
+    ) -> Made:
+        new = shell(request, job, int(time.time()))
+        kept = None
+        if request.stored:
+            talk = {"messages": messages, "input": listed(request.input, str(new["id"]))}
+            kept = await self._shelf.add(owner, job, new, talk)
+        callers = not (request.background or joining)
+        return Made(owner, job, kept.shell if kept is not None else new, kept, callers)
+
+    async def _forget(self, kept: Kept) -> None:
+        try:
+            await self._shelf.remove(kept)
+        except Unavailable:
+            log.warning("a response without a job is kept until its time ends", response=kept.id)
+
+    async def _earlier(self, owner: str, previous: str | None) -> list[JSON]:
+        """The conversation up to and with the response before this one. Raises NotFound, InvalidRequest."""
+        if previous is None:
+            return []
+        param = "previous_response_id"
+        unknown = NotFound(
+            f"Previous response with id '{previous[:100]}' not found.", code="previous_response_not_found", param=param
+        )
+        try:
+            kept = await self._shelf.get(owner, previous)
+            response = await self._state(kept)
+            talk = await self._shelf.talk(kept)
+        except (ResponseNotFound, BlobGone):
+            raise unknown from None
+        if response["status"] not in ("completed", "incomplete"):
+            raise InvalidRequest(
+                f"the response '{previous}' is {response['status']}: only one that has an answer can be gone on from",
+                code="previous_response_not_completed",
+                param=param,
+            )
+        return [*talk["messages"], *messages_of(InputItem.model_validate(item) for item in response["output"])]
+
+    # Its answer
+
+    async def answer(self, made: Made) -> JSON:
+        """The final response, once its job has ended. Raises what the job ended with, unless it was cancelled."""
+        result = await self._ended(made)
+        final = await self._finished(made, await self._final(made.owner, made.job, made.shell, result))
+        error = error_of(result)
+        if error is not None and final["status"] != "cancelled":
+            raise NexusError.from_info(error)
+        return final
+
+    async def _ended(self, made: Made) -> Result:
+        """What was accepted goes on while Redis or NATS is away for a while; so does waiting for it."""
+        loop = asyncio.get_running_loop()
+        lost_at = None
+        while True:
+            try:
+                result = await self._jobs.outcome(made.owner, made.job, LOOK_S)
+                if result is not None:
+                    return result
+                lost_at = None
+            except Unavailable:
+                lost_at = lost_at or loop.time()
+                if loop.time() - lost_at > PATIENCE_S:
+                    raise
+                await asyncio.sleep(1)
+
+    def watch(self, made: Made, after: int = -1) -> Watch:
+        """Its events with numbers above `after`."""
+        return Watch(self._jobs, made, after, self._finished)
+
+    async def abandon(self, made: Made) -> None:
+        """Its caller has hung up. Best effort."""
+        try:
+            await self._jobs.cancel(made.owner, made.job)
+        except NexusError as error:
+            log.warning("an abandoned response goes on", job=made.job, error=error.info.message)
+
+    async def _final(self, owner: str, job: str, began_as: JSON, result: Result) -> JSON:
+        word = result.word
+        if word.status is not JobStatus.COMPLETED:
+            return unanswered(began_as, word.status, error_of(result))
+        data = result.data
+        if result.blob is not None:
+            data = b"".join([piece async for piece in self._blobs.read(result.blob.name)])
+        answering = Answering(began_as)
+        answering.frames(data)
+        answering.closed(word.usage.model_dump() if word.usage is not None else None)
+        return answering.response(await ended_at(self._jobs, owner, job))
+
+    async def _finished(self, made: Made, final: JSON) -> JSON:
+        """Keep the final response beyond its job's life. Returns what everybody will see."""
+        if made.kept is None:
+            return final
+        try:
+            return await self._shelf.finish(made.kept, final)
+        except Unavailable as error:  # the next one who asks for it keeps it
+            log.warning("a response is not kept yet", response=made.id, error=error.info.message)
+            return final
+
+    # What is kept
+
+    async def retrieve(self, owner: str, which: str) -> JSON:
+        """As it stands. Raises ResponseNotFound."""
+        return await self._state(await self._shelf.get(owner, which))
+
+    async def made(self, owner: str, which: str) -> Made:
+        """One that was made before. Raises ResponseNotFound."""
+        return _made(await self._shelf.get(owner, which))
+
+    async def cancel(self, owner: str, which: str) -> JSON:
+        """End a background response; one that has ended stays as it is. Raises ResponseNotFound, InvalidRequest."""
+        kept = await self._shelf.get(owner, which)
+        if not kept.shell["background"]:
+            raise InvalidRequest("Cannot cancel a synchronous response.", code="response_not_background")
+        if kept.final is None:
+            try:
+                await self._jobs.cancel(owner, kept.job)
+            except JobNotFound:
+                raise _lost(kept) from None
+        return await self._state(kept)
+
+    async def delete(self, owner: str, which: str) -> None:
+        """Forget it; if it still runs, it ends. Raises ResponseNotFound."""
+        kept = await self._shelf.get(owner, which)
+        if kept.final is None:
+            with suppress(JobNotFound):
+                await self._jobs.cancel(owner, kept.job)
+        await self._shelf.remove(kept)
+
+    async def input_items(self, owner: str, which: str) -> list[JSON]:
+        """Its own input, oldest first. Raises ResponseNotFound."""
+        kept = await self._shelf.get(owner, which)
+        try:
+            items: list[JSON] = (await self._shelf.talk(kept))["input"]
+        except BlobGone:
+            raise _lost(kept) from None
+        return items
+
+    async def _state(self, kept: Kept) -> JSON:
+        if kept.final is not None and kept.final["status"] != "failed":
+            return kept.final
+        try:
+            record = await self._jobs.get(kept.owner, kept.job)
+            if record.status not in TERMINAL:
+                return kept.shell | {"status": STATUSES[record.status]}
+            result = await self._jobs.result(kept.owner, kept.job)
+            final = await self._final(kept.owner, kept.job, kept.shell, result)
+        except NotFound:  # job, result or blob: all are kept for a shorter time
+            if kept.final is not None:
+                return kept.final
+            raise _lost(kept) from None
+        return await self._finished(_made(kept), final)
+
+
+def _made(kept: Kept) -> Made:
+    return Made(kept.owner, kept.job, kept.shell, kept, callers=False)
+
+
+def _lost(kept: Kept) -> ResponseNotFound:
+    return ResponseNotFound(f"The answer of '{kept.id}' is not kept any more.")

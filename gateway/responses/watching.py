@@ -1,0 +1,127 @@
+"""A response's events, from its job's: those that are kept, then those to come, one attempt's alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, suppress
+from typing import Any
+
+from gateway.answers import error_of
+from gateway.jobs.base import JobEvent, Jobs, Result
+from gateway.responses.answering import Answering, Event
+from gateway.responses.kept import Made
+from gateway.responses.shape import unanswered
+from schemas.durable import JobEventKind
+from schemas.errors import ErrorInfo, InvalidRequest, NexusError
+from schemas.jobs import JobStatus
+from schemas.words import Word
+
+JSON = dict[str, Any]
+
+RESTARTED = "this answer broke off in the middle, and is begun anew; "
+
+
+class ResponseRestarted(InvalidRequest):
+    """What you have of this response is void: it was begun anew. Retrieve it from the beginning."""
+
+    code = "response_restarted"
+
+
+async def ended_at(jobs: Jobs, owner: str, job: str) -> int:
+    """When a job ended, in Unix seconds, as well as is known."""
+    with suppress(NexusError):
+        if (at := (await jobs.get(owner, job)).finished_at) is not None:
+            return at
+    return int(time.time())
+
+
+class Watch:
+    """One caller's view of one response."""
+
+    def __init__(self, jobs: Jobs, made: Made, after: int, finished: Callable[[Made, JSON], Awaitable[JSON]]) -> None:
+        """`after`: the caller has had the events up to this number."""
+        self._jobs = jobs
+        self._made = made
+        self._after = after
+        self._finished = finished
+        self._answering = Answering(made.shell)
+        self._held: list[Event] | None = []
+        """What an attempt said that may be void by now; None: from now on every event is new."""
+        self._over = False
+        self.broke_off = False
+        """The response goes on, but not here."""
+        self.error: ErrorInfo | None = None
+        """Why there is no answer, once the events have ended."""
+
+    async def events(self) -> AsyncGenerator[list[Event], None]:
+        """The first events; then all others that are kept, perhaps none; then those to come, some at a time.
+
+        Before the kept ones, raises ResponseRestarted where the caller has events of an attempt that was given up,
+        EventsExpired, JobNotFound. An attempt that is given up later ends it with an `error` event. Raises Unavailable.
+        """
+        yield self._wanted(self._answering.created())
+        async with aclosing(self._jobs.watch(self._made.owner, self._made.job)) as stream:
+            async for event in stream:
+                if event is None:
+                    held, self._held = self._held or [], None
+                    yield held
+                elif events := await self._take(event):
+                    yield events
+                if self._over:
+                    return
+
+    def broken(self, info: ErrorInfo) -> Event:
+        """The event that says why there are no more, while the response may go on."""
+        return self._answering.error(info.code, info.message)
+
+    async def _take(self, event: JobEvent) -> list[Event]:
+        answering = self._answering
+        if event.word is not None:
+            return await self._end(event.word)
+        if event.kind is JobEventKind.CHUNK:
+            return self._tell(answering.frames(event.data))
+        if event.kind is JobEventKind.STARTED:
+            return self._tell(answering.started())
+        if event.kind in (JobEventKind.RESTARTED, JobEventKind.QUEUED):
+            return self._restart(event.kind)
+        return []
+
+    def _restart(self, kind: JobEventKind) -> list[Event]:
+        """Another attempt begins, or another run: what the last one said is void."""
+        if self._answering.shown:
+            if self._held is None:
+                self._over = self.broke_off = True
+                advice = "send the request again" if self._made.kept is None else "retrieve the response again"
+                return self._tell([self._answering.error("worker_lost", RESTARTED + advice)])
+            fresh = Answering(self._made.shell)
+            fresh.created()
+            if self._after >= fresh.next_number + 1:
+                raise ResponseRestarted
+            fresh.started()
+            self._answering = fresh
+            self._held = [event for event in self._held if event.number < fresh.next_number]
+        return self._tell(self._answering.started()) if kind is JobEventKind.RESTARTED else []
+
+    async def _end(self, word: Word) -> list[Event]:
+        self._over = True
+        answering, made = self._answering, self._made
+        held, self._held = self._held or [], None
+        if word.status is JobStatus.COMPLETED:
+            events = answering.closed(word.usage.model_dump() if word.usage is not None else None)
+            final = answering.response(await ended_at(self._jobs, made.owner, made.job))
+        else:
+            self.error = error_of(Result(word, b"", None, ""))
+            events, final = [], unanswered(made.shell, word.status, self.error)
+        final = await self._finished(made, final)
+        return [*held, *self._wanted([*events, answering.last(final)])]
+
+    def _tell(self, events: list[Event]) -> list[Event]:
+        wanted = self._wanted(events)
+        if self._held is None:
+            return wanted
+        self._held += wanted
+        return []
+
+    def _wanted(self, events: list[Event]) -> list[Event]:
+        return [event for event in events if event.number > self._after]

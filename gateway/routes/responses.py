@@ -1,0 +1,114 @@
+"""`/v1/responses`: OpenAI's Responses API. Every response is a durable chat job."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse, Response
+
+from gateway.deps import InferenceCaller, PartsDep
+from gateway.http import request_id_of
+from gateway.json_body import documented
+from gateway.parsing import CallerGone
+from gateway.responses.reading import key_of, read
+from gateway.responses.sending import CLOSED, EventStream, Opening, Report, while_there
+from schemas.errors import InvalidRequest, NexusError
+from schemas.keys import Scope
+from schemas.openai.responses import ResponsesRequest
+
+router = APIRouter(tags=["responses"])
+
+JSON = dict[str, Any]
+
+
+@router.post("/v1/responses", openapi_extra=documented(ResponsesRequest))
+async def create_response(request: Request, parts: PartsDep, caller: InferenceCaller) -> Response:
+    """The answer to `input`; with `stream` its events; with `background` what it begins as, at once."""
+    responses = parts.responses
+    report = Report(responses.metrics, request_id_of(request.scope))
+    try:
+        asked = await read(request, parts.reader)
+        if asked.background:
+            caller.require(Scope.JOBS)
+        key = key_of(request)
+        # Not half a response: a caller who hangs up meanwhile has one, or has none.
+        made = await asyncio.shield(responses.create(caller, asked, request_id_of(request.scope), key))
+        report.made = made
+        if asked.stream:
+            opening = Opening.AT_ONCE if asked.background else Opening.ANSWERED
+            return EventStream(responses, made, opening, responses.pause_s, report)
+        if asked.background:
+            answer = await responses.retrieve(caller.owner, made.id) if key else made.shell
+        else:
+            answer = await while_there(responses.answer(made), request.scope, request.receive)
+    except NexusError as error:
+        report.close(error.info.status, error.info)
+        raise
+    except CallerGone:
+        report.close(CLOSED)
+        if report.made is not None and report.made.callers:
+            await responses.abandon(report.made)
+        return Response(status_code=CLOSED)
+    report.close(200)
+    return JSONResponse(answer, headers={"x-nexus-job-id": made.job})
+
+
+@router.get("/v1/responses/{response_id}")
+async def get_response(
+    response_id: str,
+    parts: PartsDep,
+    caller: InferenceCaller,
+    stream: Annotated[bool, Query()] = False,
+    starting_after: Annotated[int | None, Query(ge=0)] = None,
+) -> Response:
+    """A response as it stands; with `stream` its events, those after `starting_after`, and those to come."""
+    responses = parts.responses
+    if not stream:
+        if starting_after is not None:
+            raise InvalidRequest("'starting_after' goes with 'stream=true'", param="starting_after")
+        return JSONResponse(await responses.retrieve(caller.owner, response_id))
+    made = await responses.made(caller.owner, response_id)
+    after = -1 if starting_after is None else starting_after
+    return EventStream(responses, made, Opening.KNOWN, responses.pause_s, None, after)
+
+
+@router.post("/v1/responses/{response_id}/cancel")
+async def cancel_response(response_id: str, parts: PartsDep, caller: InferenceCaller) -> JSON:
+    """End a background response. One that has ended stays as it is."""
+    return await parts.responses.cancel(caller.owner, response_id)
+
+
+@router.delete("/v1/responses/{response_id}")
+async def delete_response(response_id: str, parts: PartsDep, caller: InferenceCaller) -> JSON:
+    """Forget a response; one that still runs ends."""
+    await parts.responses.delete(caller.owner, response_id)
+    return {"id": response_id, "object": "response", "deleted": True}
+
+
+@router.get("/v1/responses/{response_id}/input_items")
+async def list_input_items(
+    response_id: str,
+    parts: PartsDep,
+    caller: InferenceCaller,
+    after: Annotated[str, Query()] = "",
+    limit: Annotated[int, Query(ge=1, le=100)] = 20,
+    order: Annotated[Literal["asc", "desc"], Query()] = "desc",
+) -> JSON:
+    """What a response was asked with, newest first."""
+    items = await parts.responses.input_items(caller.owner, response_id)
+    if order == "desc":
+        items.reverse()
+    ids = [item["id"] for item in items]
+    if after and after not in ids:
+        raise InvalidRequest(f"'{after[:100]}' is no item of this response", param="after")
+    begin = ids.index(after) + 1 if after else 0
+    shown = items[begin : begin + limit]
+    return {
+        "object": "list",
+        "data": shown,
+        "first_id": shown[0]["id"] if shown else None,
+        "last_id": shown[-1]["id"] if shown else None,
+        "has_more": begin + limit < len(items),
+    }

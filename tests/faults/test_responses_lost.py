@@ -1,0 +1,91 @@
+"""Responses whose worker dies in the middle of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from tests.cluster import Crew, Recorded
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(90)]
+
+WORDS = "one two three four five six"
+
+
+def events_of(recorded: Recorded) -> list[Any]:
+    return [json.loads(line) for line in recorded.lines]
+
+
+def text_of(events: list[Any]) -> str:
+    return "".join(event["delta"] for event in events if event["type"] == "response.output_text.delta")
+
+
+def ask(crew: Crew, **fields: Any) -> Recorded:
+    body = {"model": crew.model, "input": WORDS, "stream": True, "echo": {"delay_ms": 300}} | fields
+    return crew.cluster.record(body, path="/v1/responses")
+
+
+async def half_seen(recorded: Recorded, eventually: Any) -> str:
+    """Until something of the answer has come. Returns the response's id."""
+    await eventually(lambda: text_of(events_of(recorded)))
+    return str(events_of(recorded)[0]["response"]["id"])
+
+
+async def test_attempts_are_never_mixed(crew: Crew, eventually: Any) -> None:
+    """Who watches hears that the answer is void; a resume from the middle of it is refused; the second answer is whole."""
+    first = await crew.start()
+    recorded = ask(crew, background=True)
+    response_id = await half_seen(recorded, eventually)
+    crew.kill(first)
+    await crew.start()
+    await recorded.end()
+    events = events_of(recorded)
+    assert (events[-1]["type"], events[-1]["code"]) == ("error", "worker_lost")
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    url = f"{crew.cluster.url}/v1/responses/{response_id}"
+    # While the second attempt runs, and afterwards: the same.
+    for _ in range(2):
+        refused = await crew.cluster.http.get(url, params={"stream": "true", "starting_after": "4"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "response_restarted")
+        again = await crew.cluster.http.get(url, params={"stream": "true"})
+        told = [json.loads(line[6:]) for line in again.text.split("\n") if line.startswith("data: ")]
+        assert [event["sequence_number"] for event in told] == list(range(len(told)))
+        assert (told[-1]["type"], text_of(told)) == ("response.completed", WORDS)
+    assert (await crew.cluster.http.get(url)).json() == told[-1]["response"]
+
+
+async def test_a_death_before_the_first_word_is_not_seen(crew: Crew, eventually: Any) -> None:
+    """A worker that dies before it said anything is a delay, streamed or not."""
+    first = await crew.start(options="first_delay_ms=60000")
+    recorded = [ask(crew, stream=stream, echo={}) for stream in (True, False)]
+    await eventually(lambda: crew.runs(2))
+    crew.kill(first)
+    await crew.start()
+    await asyncio.gather(*(one.end() for one in recorded))
+    events = events_of(recorded[0])
+    assert [event["sequence_number"] for event in events] == list(range(len(events)))
+    assert (events[-1]["type"], text_of(events)) == ("response.completed", WORDS)
+    assert [event["type"] for event in events].count("response.in_progress") == 1
+    answer = json.loads(recorded[1].body)
+    assert answer["output"][0]["content"][0]["text"] == WORDS
+
+
+async def test_what_nobody_could_see_does_not_go_on(crew: Crew, eventually: Any) -> None:
+    """An unstored stream that was broken off is cancelled: its second answer would be for nobody."""
+    first = await crew.start()
+    recorded = ask(crew, store=False)
+    await half_seen(recorded, eventually)
+    crew.kill(first)
+    await crew.start(options="delay_ms=60000")
+    await recorded.end()
+    assert events_of(recorded)[-1]["type"] == "error"
+    assert recorded.headers is not None
+    job = recorded.headers["x-nexus-job-id"]
+
+    async def cancelled() -> bool:
+        return (await crew.cluster.get(f"/v1/jobs/{job}")).json()["status"] == "cancelled"
+
+    await eventually(cancelled)

@@ -1,0 +1,230 @@
+"""A request for a response becomes a chat request: the same in other words, or refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.parsing import check
+from gateway.responses.asking import chat_body, conversation, refuse_unsupported
+from gateway.responses.items import listed, messages_of
+from schemas.errors import InvalidRequest
+from schemas.openai.chat import ChatRequest
+from schemas.openai.responses import UNSUPPORTED, InputItem, ResponsesRequest
+
+FUNCTION: Any = {"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}, "strict": True}
+OTHER: Any = {"type": "function", "name": "g"}
+
+
+def request(**fields: Any) -> ResponsesRequest:
+    return check({"model": "m", "input": "hi"} | fields, ResponsesRequest)
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    asked = request(**fields)
+    refuse_unsupported(asked)
+    made = chat_body(asked, conversation(asked, []))
+    check(made, ChatRequest)
+    return made
+
+
+def refused(**fields: Any) -> str | None:
+    with pytest.raises(InvalidRequest) as caught:
+        body(**fields)
+    return caught.value.info.param
+
+
+def said(*items: Any) -> list[dict[str, Any]]:
+    return messages_of([InputItem.model_validate(item) for item in items])
+
+
+class TestBody:
+    def test_the_least(self) -> None:
+        """A text is a user's message; the stream and its usage are always asked for, and nothing else."""
+        assert body() == {
+            "model": "m",
+            "messages": [{"role": "user", "content": "hi"}],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+
+    def test_nulls_are_nothing(self) -> None:
+        """SDKs send null for what was left out."""
+        names = [name for name, field in ResponsesRequest.model_fields.items() if not field.is_required()]
+        assert body(**dict.fromkeys(names), conversation=None, prompt=None, seed=None) == body()
+
+    @pytest.mark.parametrize(
+        ("asked", "told"),
+        [
+            ({"max_output_tokens": 5}, {"max_tokens": 5}),
+            ({"temperature": 0.2, "top_p": 0.9}, {"temperature": 0.2, "top_p": 0.9}),
+            ({"reasoning": {"effort": "low", "summary": "auto"}}, {"reasoning_effort": "low"}),
+            ({"service_tier": "flex"}, {"service_tier": "flex"}),
+            ({"service_tier": "fast"}, {"service_tier": "priority"}),
+            ({"user": "u"}, {"user": "u"}),
+            ({"text": {"format": {"type": "text"}, "verbosity": "low"}}, {"verbosity": "low"}),
+            ({"text": {"format": {"type": "json_object"}}}, {"response_format": {"type": "json_object"}}),
+            ({"include": ["message.output_text.logprobs"]}, {"logprobs": True}),
+            ({"top_logprobs": 3}, {"logprobs": True, "top_logprobs": 3}),
+            ({"include": ["reasoning.encrypted_content"]}, {}),
+            ({"metadata": {"a": "b"}, "store": False, "background": False, "truncation": "disabled"}, {}),
+            ({"safety_identifier": "s", "prompt_cache_key": "k", "max_tool_calls": 2}, {}),
+            ({"stream": True, "stream_options": {"include_obfuscation": True}}, {}),
+            ({"top_k": 5, "echo": {"tokens": 3}}, {"top_k": 5, "echo": {"tokens": 3}}),
+        ],
+    )
+    def test_options(self, asked: Any, told: Any) -> None:
+        """Options travel under chat's names; what has no effect stays here; what OpenAI does not know goes on as it is."""
+        assert body(**asked) == body() | told
+
+    def test_a_format_by_a_schema(self) -> None:
+        """A JSON schema stands a level deeper in chat."""
+        wanted = {"type": "json_schema", "name": "n", "schema": {"type": "object"}, "strict": True}
+        assert body(text={"format": wanted})["response_format"] == {
+            "type": "json_schema",
+            "json_schema": {"name": "n", "schema": {"type": "object"}, "strict": True},
+        }
+        assert refused(text={"format": {"type": "json_schema", "schema": {}}}) == "text.format.name"
+        assert refused(text={"format": {"type": "json_schema", "name": "n"}}) == "text.format.schema"
+
+    @pytest.mark.parametrize("name", sorted(UNSUPPORTED))
+    def test_what_is_not_supported(self, name: str) -> None:
+        """Left out, it would change the answer; so it is refused by name."""
+        assert refused(**{name: "x"}) == name
+
+    def test_other_refusals(self) -> None:
+        assert refused(truncation="auto") == "truncation"
+        assert refused(background=True, store=False) == "store"
+
+
+class TestTools:
+    def test_functions(self) -> None:
+        """A function stands a level deeper in chat; choices are the same words."""
+        made = body(tools=[FUNCTION, OTHER], parallel_tool_calls=False, tool_choice="required")
+        function = {name: FUNCTION[name] for name in ("name", "description", "parameters", "strict")}
+        assert made["tools"] == [
+            {"type": "function", "function": function},
+            {"type": "function", "function": {"name": "g"}},
+        ]
+        assert (made["parallel_tool_calls"], made["tool_choice"]) == (False, "required")
+        assert body(tools=[], tool_choice="auto", parallel_tool_calls=True) == body()
+
+    def test_one_function(self) -> None:
+        chosen = body(tools=[FUNCTION], tool_choice={"type": "function", "name": "f"})["tool_choice"]
+        assert chosen == {"type": "function", "function": {"name": "f"}}
+
+    def test_allowed_tools(self) -> None:
+        """Allowed tools are the only ones that the server is told of."""
+        choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "g"}]}
+        made = body(tools=[FUNCTION, OTHER], tool_choice=choice)
+        assert [tool["function"]["name"] for tool in made["tools"]] == ["g"]
+        assert made["tool_choice"] == "required"
+
+    @pytest.mark.parametrize(
+        ("wrong", "param"),
+        [
+            ({"tools": [FUNCTION, {"type": "web_search"}]}, "tools.1.type"),
+            ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools.0.name"),
+            ({"tool_choice": "required"}, "tool_choice"),
+            ({"tool_choice": "maybe"}, "tool_choice"),
+            ({"tools": [OTHER], "tool_choice": {"type": "function", "name": "f"}}, "tool_choice.name"),
+            ({"tools": [OTHER], "tool_choice": {"type": "mcp"}}, "tool_choice.type"),
+            ({"tools": [OTHER], "tool_choice": {"type": "allowed_tools", "mode": "x"}}, "tool_choice.mode"),
+            ({"tools": [OTHER], "tool_choice": {"type": "allowed_tools", "mode": "auto"}}, "tool_choice.tools"),
+        ],
+    )
+    def test_refusals(self, wrong: Any, param: str) -> None:
+        assert refused(**wrong) == param
+
+
+class TestItems:
+    def test_a_whole_exchange(self) -> None:
+        """What a model said and called is one message of its own; outputs are messages of the tool."""
+        exchange = said(
+            {"role": "user", "content": "weather?"},
+            {"type": "reasoning", "id": "rs", "summary": []},
+            {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "I look"}]},
+            {"type": "function_call", "call_id": "a", "name": "f", "arguments": '{"x":1}'},
+            {"type": "function_call", "call_id": "b", "name": "g", "arguments": ""},
+            {"type": "function_call_output", "call_id": "a", "output": "sun"},
+            {"type": "function_call_output", "call_id": "b", "output": [{"type": "input_text", "text": "rain"}]},
+            {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+        )
+        assert exchange == [
+            {"role": "user", "content": "weather?"},
+            {
+                "role": "assistant",
+                "content": "I look",
+                "tool_calls": [
+                    {"id": "a", "type": "function", "function": {"name": "f", "arguments": '{"x":1}'}},
+                    {"id": "b", "type": "function", "function": {"name": "g", "arguments": ""}},
+                ],
+            },
+            {"role": "tool", "tool_call_id": "a", "content": "sun"},
+            {"role": "tool", "tool_call_id": "b", "content": "rain"},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+            },
+        ]
+
+    def test_content(self) -> None:
+        """One text is a string, which every chat template takes; several parts stay parts; a refusal is what was said."""
+        assert said({"role": "developer", "content": [{"type": "input_text", "text": "a"}]}) == [
+            {"role": "developer", "content": "a"}
+        ]
+        parts = [
+            {"type": "input_text", "text": "a"},
+            {"type": "input_image", "image_url": "data:x", "detail": "high"},
+            {"type": "input_audio", "input_audio": {"data": "AA", "format": "wav"}},
+        ]
+        assert said({"role": "user", "content": parts})[0]["content"] == [
+            {"type": "text", "text": "a"},
+            {"type": "image_url", "image_url": {"url": "data:x", "detail": "high"}},
+            {"type": "input_audio", "input_audio": {"data": "AA", "format": "wav"}},
+        ]
+        refusal = {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}
+        assert said(refusal) == [{"role": "assistant", "content": "no"}]
+
+    @pytest.mark.parametrize(
+        ("item", "param"),
+        [
+            ({"type": "web_search_call", "id": "w"}, "input.0.type"),
+            ({"content": "x"}, "input.0.role"),
+            ({"role": "tool", "content": "x"}, "input.0.role"),
+            ({"role": "user"}, "input.0.content"),
+            ({"role": "user", "content": [{"type": "input_file"}]}, "input.0.content.0.type"),
+            ({"role": "user", "content": [{"type": "input_text"}]}, "input.0.content.0.text"),
+            ({"role": "user", "content": [{"type": "input_image", "file_id": "f"}]}, "input.0.content.0.image_url"),
+            ({"role": "assistant", "content": [{"type": "input_image", "image_url": "x"}]}, "input.0.content.0.type"),
+            ({"type": "function_call", "name": "f", "arguments": ""}, "input.0.call_id"),
+            ({"type": "function_call", "call_id": "c", "arguments": ""}, "input.0.name"),
+            ({"type": "function_call_output", "call_id": "c"}, "input.0.output"),
+            (
+                {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_image"}]},
+                "input.0.output.0.type",
+            ),
+        ],
+    )
+    def test_refusals(self, item: Any, param: str) -> None:
+        """What chat has no words for is refused, with its place."""
+        assert refused(input=[item]) == param
+
+    def test_listed(self) -> None:
+        """Listed items have an id, the same each time, and their content in parts."""
+        response = "resp_" + "0" * 32
+        items = [
+            InputItem.model_validate(item)
+            for item in (
+                {"role": "user", "content": "a"},
+                {"type": "message", "id": "msg_mine", "role": "assistant", "content": "b"},
+                {"type": "function_call_output", "call_id": "c", "output": "x"},
+            )
+        ]
+        shown = listed(items, response)
+        assert shown == listed(items, response)
+        assert [item["id"] for item in shown] == [f"msg_{'0' * 32}_i0", "msg_mine", f"fco_{'0' * 32}_i2"]
+        assert [item["content"][0]["type"] for item in shown[:2]] == ["input_text", "output_text"]
+        assert listed("hi", response)[0]["content"] == [{"type": "input_text", "text": "hi"}]

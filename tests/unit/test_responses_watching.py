@@ -1,0 +1,185 @@
+"""A response's events from its job's: one attempt's alone, the same for everybody, from any number on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import orjson
+import pytest
+
+from gateway.jobs.base import JobEvent, JobNotFound
+from gateway.parsing import check
+from gateway.responses.answering import Event
+from gateway.responses.kept import Document, Kept, Made
+from gateway.responses.shape import shell
+from gateway.responses.watching import ResponseRestarted, Watch
+from schemas.durable import JobEventKind
+from schemas.errors import BackendFailed
+from schemas.jobs import Capability, JobStatus
+from schemas.openai.responses import ResponsesRequest
+from schemas.words import Word
+
+pytestmark = pytest.mark.asyncio
+
+JOB = "job_" + "0" * 32
+NOW = None
+"""What comes after it is new."""
+
+
+class ToldJobs:
+    """A job whose events are given; it has no record."""
+
+    def __init__(self, *events: JobEvent | None) -> None:
+        self._events = events
+
+    async def watch(self, owner: str, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
+        for event in self._events:
+            yield event
+
+    async def get(self, owner: str, job_id: str) -> Any:
+        raise JobNotFound
+
+
+def told(kind: JobEventKind, data: bytes = b"{}", word: Word | None = None) -> JobEvent:
+    return JobEvent(kind, "1-1-0", data, word)
+
+
+QUEUED, STARTED, RESTARTED = (
+    told(JobEventKind.QUEUED),
+    told(JobEventKind.STARTED),
+    told(JobEventKind.RESTARTED),
+)
+
+
+def chunk(text: str, finish: str | None = None) -> JobEvent:
+    choice = {"index": 0, "delta": {"content": text}, "finish_reason": finish}
+    return told(JobEventKind.CHUNK, b"data: " + orjson.dumps({"choices": [choice]}) + b"\n\n")
+
+
+def end(status: JobStatus = JobStatus.COMPLETED, **fields: Any) -> JobEvent:
+    word = Word(
+        job=JOB, status=status, owner="me", endpoint="/v1/responses", capability=Capability.CHAT, model="m",
+        public_model="m", **fields,
+    )  # fmt: skip
+    return told(JobEventKind.COMPLETED, word=word)
+
+
+def made(*, stored: bool = True, **fields: Any) -> Made:
+    began_as = shell(check({"model": "m", "input": "hi"} | fields, ResponsesRequest), JOB, 1_800_000_000)
+    kept = Kept("me", b"", Document(job=JOB), began_as, None) if stored else None
+    return Made("me", JOB, began_as, kept, callers=not stored)
+
+
+async def finished(_: Made, final: dict[str, Any]) -> dict[str, Any]:
+    return final | {"completed_at": 7}
+
+
+def watch(*events: JobEvent | None, after: int = -1, stored: bool = True, **fields: Any) -> Watch:
+    return Watch(ToldJobs(*events), made(stored=stored, **fields), after, finished)  # type: ignore[arg-type]
+
+
+async def seen(watching: Watch) -> list[Event]:
+    return [event async for some in watching.events() for event in some]
+
+
+def text(events: list[Event]) -> str:
+    return "".join(event.body["delta"] for event in events if "delta" in event.body)
+
+
+FIRST = (QUEUED, STARTED, chunk("a "), chunk("b "))
+SECOND = (RESTARTED, chunk("a "), chunk("b ", "stop"), end())
+
+
+async def test_live_and_later_are_the_same() -> None:
+    """Who is there from the start, comes in between or looks afterwards sees the same events."""
+    whole = (*FIRST, chunk("c", "stop"), end())
+    views = [await seen(watch(*whole[:at], NOW, *whole[at:])) for at in range(len(whole) + 1)]
+    assert all(view == views[0] for view in views)
+    assert text(views[0]) == "a b c"
+    assert views[0][-1].body["response"]["completed_at"] == 7
+    for after in range(-1, len(views[0]) + 1):
+        assert await seen(watch(*whole[:4], NOW, *whole[4:], after=after)) == views[0][after + 1 :]
+
+
+async def test_a_restart_before_anything_was_said() -> None:
+    """An attempt that said nothing leaves no trace, and the numbers go on."""
+    events = await seen(watch(QUEUED, NOW, STARTED, RESTARTED, RESTARTED, chunk("a", "stop"), end()))
+    assert [event.number for event in events] == list(range(len(events)))
+    assert [event.kind for event in events].count("response.in_progress") == 1
+    assert events == await seen(watch(QUEUED, STARTED, chunk("a", "stop"), end(), NOW))
+
+
+async def test_a_restart_that_was_seen() -> None:
+    """Who has seen half an answer hears that it is void, and nothing of the next one."""
+    watching = watch(QUEUED, NOW, STARTED, chunk("a "), *SECOND)
+    events = await seen(watching)
+    assert text(events) == "a "
+    assert (events[-1].kind, events[-1].body["code"]) == ("error", "worker_lost")
+    assert "retrieve" in events[-1].body["message"]
+    assert watching.broke_off
+    lost = await seen(watch(QUEUED, NOW, STARTED, chunk("a "), *SECOND, stored=False))
+    assert "send the request again" in lost[-1].body["message"]
+
+
+async def test_a_restart_of_old() -> None:
+    """Who comes later gets the second attempt alone, numbered from 0, whether it still runs or has ended."""
+    alone = await seen(watch(QUEUED, STARTED, *SECOND[1:], NOW))
+    for view in (
+        watch(*FIRST, *SECOND, NOW),
+        watch(*FIRST, RESTARTED, NOW, *SECOND[1:]),
+        watch(*FIRST, *SECOND[:2], NOW, *SECOND[2:]),
+        watch(*FIRST, RESTARTED, chunk("x"), *SECOND, NOW),
+    ):
+        assert await seen(view) == alone
+
+
+@pytest.mark.parametrize("background", [False, True])
+async def test_a_resume_over_a_restart(background: bool) -> None:
+    """Going on from the middle of a void attempt is refused; from before it, it is not."""
+    before = 2 if background else 1
+    for after in range(before + 1, before + 6):
+        with pytest.raises(ResponseRestarted):
+            await seen(watch(*FIRST, *SECOND, NOW, after=after, background=background))
+    alone = await seen(watch(*FIRST, *SECOND, NOW, background=background))
+    for after in range(before + 1):
+        rest = await seen(watch(*FIRST, *SECOND, NOW, after=after, background=background))
+        assert rest == alone[after + 1 :]
+
+
+async def test_a_retry() -> None:
+    """A new run of a failed job is another attempt."""
+    events = await seen(watch(*FIRST, QUEUED, STARTED, chunk("x", "stop"), end(run=2), NOW))
+    assert text(events) == "x"
+
+
+async def test_ends_without_an_answer() -> None:
+    """A failure, a cancellation and an expiry end the stream, each with the final response; the error is known."""
+    failing = watch(*FIRST, NOW, end(JobStatus.FAILED, error=BackendFailed("broken").info))
+    events = await seen(failing)
+    assert (events[-1].kind, events[-1].body["response"]["status"]) == ("response.failed", "failed")
+    assert text(events) == "a b "
+    assert failing.error is not None
+    assert failing.error.message == "broken"
+    queued = await seen(watch(QUEUED, NOW, end(JobStatus.CANCELLED), background=True))
+    assert [event.kind for event in queued] == ["response.created", "response.queued", "response.failed"]
+    assert queued[-1].body["response"]["status"] == "cancelled"
+    late = await seen(watch(QUEUED, NOW, end(JobStatus.EXPIRED)))
+    assert late[-1].body["response"]["error"]["code"] == "server_error"
+
+
+async def test_kept_events_come_before_what_is_new() -> None:
+    """What was kept is told as soon as it is known that it is still true, not when the next event comes."""
+    more = asyncio.Event()
+
+    class Waiting(ToldJobs):
+        async def watch(self, owner: str, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
+            async for event in super().watch(owner, job_id):
+                yield event
+            await more.wait()
+
+    events = Watch(Waiting(*FIRST, NOW), made(), -1, finished).events()  # type: ignore[arg-type]
+    assert [event.kind for event in await anext(events)] == ["response.created"]
+    assert text(await anext(events)) == "a b "
+    await events.aclose()
