@@ -34,7 +34,7 @@ class Assembly:
         self._run = 0
         self._delivery = 0
         self._token = ""
-        self._next = 0
+        self._next = 1
         self._past: set[str] = set()
         self._early: dict[str, dict[int, DurableFrame]] = {}
         self._begun = False
@@ -90,15 +90,16 @@ class Assembly:
         self._begun = True
         if not first:
             return []
-        self._run = max(self._run, frame.run)
+        self._run, self._delivery, self._next = frame.run, 0, 1
         return self._told(JobEventKind.QUEUED, EventId(frame.run, 0, 0), frame.payload)
 
     def _started(self, frame: DurableFrame) -> list[Piece]:
-        again = bool(self._token)
-        same_numbers = again and (frame.run, frame.delivery) == (self._run, self._delivery)
-        if same_numbers:
-            # NATS forgot the first delivery: the id that the caller has may be of either attempt.
+        seen = bool(self._token)
+        if seen and (frame.run, frame.delivery) <= (self._run, self._delivery):
+            # NATS forgot how often it delivered: the id that the caller has may be of either attempt.
             self._after = START
+        # Of an earlier attempt, the caller may have what is not kept any more.
+        again = seen or frame.run > 1 or self._after.delivery > 0
         self._begun = True
         self._adopt(frame.token, frame)
         self._next = 1
@@ -116,7 +117,7 @@ class Assembly:
         if frame.seq < self._next:
             return []
         waiting = self._early.setdefault(frame.token, {})
-        if len(waiting) < MAX_EARLY:
+        if len(waiting) < MAX_EARLY or frame.seq == self._next:
             waiting[frame.seq] = frame
         return self._in_order()
 

@@ -1,0 +1,274 @@
+"""From stored frames to what a caller is told: whoever stops anywhere and comes back gets what he would have got."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.jobs.assembly import MAX_EARLY, START, Assembly, Piece
+from gateway.jobs.base import EventsExpired
+from schemas.durable import NO_TOKEN, QUEUED, DurableFrame, EventId, JobEventKind
+from schemas.errors import Unavailable
+from schemas.events import EventKind, Started
+
+BEGINS = {JobEventKind.STARTED, JobEventKind.RESTARTED}
+BACK = Unavailable("given back").info.model_dump_json().encode()
+OUTPUT = (EventKind.CHUNK, EventKind.BLOB, EventKind.PROGRESS, EventKind.RETURNED)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt's frames, as its worker said them."""
+
+    run: int
+    delivery: int
+    token: str
+    kinds: tuple[EventKind, ...] = ()
+
+    def frames(self) -> list[DurableFrame]:
+        started = Started(worker=self.token, backend="b").model_dump_json().encode()
+        frames = [DurableFrame(EventKind.STARTED, self.run, self.delivery, 0, self.token, started)]
+        for seq, kind in enumerate(self.kinds, 1):
+            payload = BACK if kind is EventKind.RETURNED else b"%b.%d" % (self.token.encode(), seq)
+            frames.append(DurableFrame(kind, self.run, self.delivery, seq, self.token, payload))
+        return frames
+
+
+def attempt(token: str, chunks: int, run: int = 1, delivery: int = 1) -> Attempt:
+    return Attempt(run, delivery, token, (EventKind.CHUNK,) * chunks)
+
+
+def queued(run: int = 1) -> DurableFrame:
+    return DurableFrame(QUEUED, run, 0, 0, NO_TOKEN, b"record %d" % run)
+
+
+def read(stream: list[DurableFrame], after: EventId = START) -> tuple[list[Piece], Assembly]:
+    """All that a caller is told who has had everything up to `after`. Raises EventsExpired."""
+    assembly = Assembly(after)
+    return [*feed(assembly, stream), *assembly.settle()], assembly
+
+
+def feed(assembly: Assembly, stream: list[DurableFrame]) -> list[Piece]:
+    return [piece for frame in stream for piece in assembly.feed(frame)]
+
+
+def answer(pieces: list[Piece]) -> list[bytes]:
+    """What the caller holds in the end: what came of an attempt is void when the next one begins."""
+    held: list[bytes] = []
+    for piece in pieces:
+        if piece.kind in BEGINS:
+            held = []
+        elif piece.kind is JobEventKind.CHUNK:
+            held.append(piece.data)
+    return held
+
+
+def expected(stream: list[DurableFrame]) -> list[tuple[JobEventKind, EventId]]:
+    """The same by another way: cut at each first STARTED; of each attempt, what was stored until the next, without gaps."""
+    told: list[tuple[JobEventKind, EventId]] = []
+    begins: list[int] = []
+    for at, frame in enumerate(stream):
+        known = {stream[begin].token for begin in begins}
+        if frame.kind == EventKind.STARTED and frame.token not in known:
+            begins.append(at)
+    marks = [at for at, frame in enumerate(stream) if frame.kind == QUEUED]
+    for at in sorted([*begins, *marks]):
+        frame = stream[at]
+        if frame.kind == QUEUED:
+            if all(stream[other].run < frame.run for other in [*begins, *marks] if other < at):
+                told.append((JobEventKind.QUEUED, EventId(frame.run, 0, 0)))
+            continue
+        again = frame.run > 1 or at != begins[0]
+        told.append((JobEventKind.RESTARTED if again else JobEventKind.STARTED, EventId(*frame[1:4])))
+        ends = [other for other in begins if other > at] + [other for other in marks if stream[other].run > frame.run]
+        end = min(ends, default=len(stream))
+        stored = {f.seq: f for f in stream[:end] if f.token == frame.token}
+        seq = 1
+        while seq in stored:
+            kind = stored[seq].kind
+            if kind == EventKind.PROGRESS:
+                told.append((JobEventKind.PROGRESS, EventId(*stored[seq][1:4])))
+            elif kind in {EventKind.CHUNK, EventKind.BLOB}:
+                told.append((JobEventKind.CHUNK, EventId(*stored[seq][1:4])))
+            seq += 1
+    return told
+
+
+@st.composite
+def streams(draw: st.DrawFn, *, forgetful: bool = False) -> list[DurableFrame]:
+    """What NATS may hold: attempts of several runs, frames stored twice, late, or before those said before them."""
+    stream: list[DurableFrame] = []
+    tokens = iter("abcdefghijkl")
+    late: list[DurableFrame] = []
+    for run in range(1, draw(st.integers(1, 3)) + 1):
+        if draw(st.integers(0, 9)):  # the first event may be lost
+            stream.append(queued(run))
+        delivery = 0
+        for _ in range(draw(st.integers(0, 3))):
+            delivery = draw(st.integers(1, delivery + 1)) if forgetful else delivery + draw(st.integers(1, 2))
+            kinds = draw(st.lists(st.sampled_from(OUTPUT), max_size=6))
+            frames = Attempt(run, delivery, next(tokens), tuple(kinds)).frames()
+            lost_at = draw(st.integers(0, 3))  # the worker's end: what it said last is not stored, or late
+            kept, rest = (frames[:-1], frames[-1:]) if lost_at == 1 and len(frames) > 1 else (frames, [])
+            for at in range(len(kept) - 1):
+                if not draw(st.integers(0, 4)):
+                    kept[at], kept[at + 1] = kept[at + 1], kept[at]
+            for frame in kept:
+                stream.append(frame)
+                if not draw(st.integers(0, 4)):
+                    stream.insert(draw(st.integers(stream.index(frame), len(stream))), frame)
+            stream += late
+            late = rest
+    return stream
+
+
+@settings(max_examples=100, deadline=None)
+@given(streams(forgetful=True))
+def test_each_event_is_told_once_in_order_and_attempts_are_never_mixed(stream: list[DurableFrame]) -> None:
+    """Whatever was stored twice, late or in the wrong order."""
+    pieces, _ = read(stream)
+    assert [(piece.kind, piece.id) for piece in pieces] == expected(stream)
+    begun = ""
+    for piece in pieces:
+        if piece.kind in BEGINS:
+            begun = orjson.loads(piece.data)["worker"]
+        elif piece.kind in {JobEventKind.CHUNK, JobEventKind.PROGRESS}:
+            assert piece.data.startswith(begun.encode() + b".")
+
+
+@settings(max_examples=100, deadline=None)
+@given(streams())
+def test_who_stops_anywhere_and_resumes_gets_the_rest(stream: list[DurableFrame]) -> None:
+    """Exactly: nothing twice, nothing left out, whether he had stopped while events still came or at their end."""
+    whole, _ = read(stream)
+    assert [piece.id for piece in whole] == sorted({piece.id for piece in whole})
+    for had in range(len(whole) + 1):
+        rest, _ = read(stream, whole[had - 1].id if had else START)
+        assert rest == whole[had:]
+
+
+@settings(max_examples=100, deadline=None)
+@given(streams(), st.data())
+def test_who_stops_while_the_job_goes_on_gets_the_rest(stream: list[DurableFrame], data: st.DataObject) -> None:
+    """The first part was read when less was stored."""
+    early = stream[: data.draw(st.integers(0, len(stream)))]
+    had = feed(Assembly(), early)
+    rest, _ = read(stream, had[-1].id if had else START)
+    assert had + rest == read(stream)[0]
+
+
+@settings(max_examples=100, deadline=None)
+@given(streams(forgetful=True))
+def test_deliveries_that_nats_forgot_mix_nothing(stream: list[DurableFrame]) -> None:
+    """Ids may then come twice. Whoever resumes may get some events again, after a RESTARTED; his answer is the whole one."""
+    whole, _ = read(stream)
+    for had in range(len(whole) + 1):
+        rest, _ = read(stream, whole[had - 1].id if had else START)
+        assert answer(whole[:had] + rest) == answer(whole)
+
+
+@settings(max_examples=100, deadline=None)
+@given(streams(), st.data())
+def test_what_is_not_kept_any_more_is_never_left_out_in_silence(
+    stream: list[DurableFrame], data: st.DataObject
+) -> None:
+    """The oldest events go first. Who has had them goes on; who has not is told, at once or at the end."""
+    whole, assembly = read(stream)
+    newest = assembly._token
+    told = data.draw(st.integers(0, len(whole)))
+    kept = stream[data.draw(st.integers(0, len(stream))) :]
+    try:
+        rest, resumed = read(kept, whole[told - 1].id if told else START)
+    except EventsExpired:
+        return
+    if resumed.is_whole(newest, assembly._next):
+        assert answer(whole[:told] + rest) == answer(whole)
+
+
+class TestExpiry:
+    """The beginning of a job's events is not kept any more."""
+
+    tail = attempt("a", 5).frames()[3:]
+    """Its chunks 3, 4 and 5."""
+
+    def test_who_has_had_nothing_is_told(self) -> None:
+        with pytest.raises(EventsExpired) as caught:
+            read(self.tail)
+        assert (caught.value.info.status, caught.value.info.code) == (410, "events_expired")
+
+    @pytest.mark.parametrize("after", [EventId(1, 0, 0), EventId(1, 1, 1), EventId(1, 2, 4), EventId(2, 1, 4)])
+    def test_who_lacks_some_or_comes_from_another_attempt_is_told(self, after: EventId) -> None:
+        with pytest.raises(EventsExpired):
+            read(self.tail, after)
+
+    @pytest.mark.parametrize(("had", "left"), [(2, 3), (3, 2), (5, 0)])
+    def test_who_has_had_what_is_missing_goes_on(self, had: int, left: int) -> None:
+        pieces, assembly = read(self.tail, EventId(1, 1, had))
+        assert [piece.data for piece in pieces] == [b"a.3", b"a.4", b"a.5"][3 - left :]
+        assert assembly.is_whole("a", 6)
+
+    def test_a_new_attempt_makes_up_for_it(self) -> None:
+        """What is missing is void. Who has had some of it is told so."""
+        stream = [*self.tail, *attempt("b", 1, delivery=2).frames()]
+        fresh, _ = read(stream)
+        again, _ = read(stream, EventId(1, 1, 2))
+        assert [piece.kind for piece in fresh] == [JobEventKind.STARTED, JobEventKind.CHUNK]
+        assert [piece.kind for piece in again] == [JobEventKind.RESTARTED, JobEventKind.CHUNK]
+
+    def test_nothing_kept_is_nothing_told(self) -> None:
+        """The end of the job then shows that it is not whole."""
+        pieces, assembly = read([])
+        assert pieces == []
+        assert not assembly.is_whole("a", 6)
+
+
+def test_a_job_without_its_first_event_is_whole() -> None:
+    """A gateway that died right after it stored the job had no time for it."""
+    pieces, assembly = read(attempt("a", 2).frames())
+    assert [piece.kind for piece in pieces] == [JobEventKind.STARTED, JobEventKind.CHUNK, JobEventKind.CHUNK]
+    assert assembly.is_whole("a", 3)
+
+
+def test_a_first_event_that_comes_late_is_not_told() -> None:
+    """The worker was faster than the gateway: told now, it would say that the job waits."""
+    frames = attempt("a", 2).frames()
+    pieces, _ = read([*frames[:2], queued(), *frames[2:]])
+    assert [piece.kind for piece in pieces] == [JobEventKind.STARTED, JobEventKind.CHUNK, JobEventKind.CHUNK]
+
+
+def test_an_answer_with_a_gap_is_not_whole() -> None:
+    """Nothing behind the gap is told, whatever comes, until what is missing has come."""
+    start, one, two, three = attempt("a", 3).frames()
+    assembly = Assembly()
+    assert [piece.data for piece in feed(assembly, [queued(), start, one, three])][2:] == [b"a.1"]
+    assert not assembly.is_whole("a", 4)
+    assert [piece.data for piece in assembly.feed(two)] == [b"a.2", b"a.3"]
+    assert assembly.is_whole("a", 4)
+    assert not assembly.is_whole("b", 4)
+
+
+def test_a_gap_before_very_many_frames_is_closed_all_the_same() -> None:
+    """What waits has a bound; the one that it waits for has not."""
+    start, one, *rest = attempt("a", MAX_EARLY + 10).frames()
+    assembly = Assembly()
+    feed(assembly, [start, *rest])
+    assert len(assembly.feed(one)) == MAX_EARLY + 1
+
+
+@pytest.mark.parametrize("first", [1, 2, 7])
+def test_the_terminal_event_is_behind_all_others(first: int) -> None:
+    """Its id may be resumed from like any other."""
+    pieces, assembly = read([queued(), *attempt("a", 3, delivery=first).frames()])
+    assert assembly.end_id() > pieces[-1].id
+    for waiting in ([], [queued()], [queued(), *attempt("a", 3).frames(), queued(2)]):
+        pieces, assembly = read(waiting)
+        assert assembly.end_id() > (pieces[-1].id if pieces else START)
+
+
+def test_what_travels_by_reference_is_marked() -> None:
+    frames = Attempt(1, 1, "a", (EventKind.CHUNK, EventKind.BLOB)).frames()
+    assert [piece.by_ref for piece in read(frames)[0]] == [False, False, True]
