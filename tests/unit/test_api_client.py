@@ -132,6 +132,12 @@ class TestStream:
         """Comments are skipped, [DONE] ends."""
         assert self.frames(": queued position=1", 'data: {"a": 1}', "data: [DONE]", 'data: {"b": 2}') == [{"a": 1}]
 
+    def test_line_separators_within_text(self):
+        """Characters that end lines elsewhere end none here."""
+        text = "one\u2028two\x85three\x0cfour"
+        line = json.dumps({"a": text}, ensure_ascii=False)
+        assert self.frames(f"data: {line}", "data: [DONE]") == [{"a": text}]
+
     def test_cut_is_an_error(self):
         """An end without [DONE] is no end."""
         with pytest.raises(ConsoleError, match="broke off"):
