@@ -13,7 +13,10 @@ NAMES = frozenset({PREFER, KEY, RESUME})
 MAX_WAIT_S = 300.0
 MAX_KEY = 255
 
-_WAIT = re.compile(r'wait\s*=\s*"?(\d{1,9})"?')
+_PREFERENCE = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
+"""Commas within quotes separate nothing."""
+_ASYNC = re.compile(r'respond-async(?:\s*=\s*(?:"")?)?')
+_WAIT = re.compile(r'wait\s*=\s*(?:(\d{1,9})|"(\d{1,9})")')
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +52,12 @@ def wish_of(headers: Headers) -> Wish | None:
 
 
 def _prefer(text: str) -> tuple[bool, float | None]:
-    """What is not understood is ignored, as the RFC wants it."""
+    """What is not understood is ignored, and of what is said twice the first holds, as the RFC wants it."""
     respond_async, wait_s = False, None
-    for preference in text.split(","):
+    for preference in _PREFERENCE.findall(text):
         word = preference.split(";")[0].strip().lower()
-        if word == "respond-async":
+        if _ASYNC.fullmatch(word):
             respond_async = True
-        elif match := _WAIT.fullmatch(word):
-            wait_s = min(float(match[1]), MAX_WAIT_S)
+        elif wait_s is None and (match := _WAIT.fullmatch(word)):
+            wait_s = min(float(match[1] or match[2]), MAX_WAIT_S)
     return respond_async, wait_s if respond_async else None
