@@ -59,6 +59,8 @@ class Decision(NamedTuple):
     payload: bytes
     seq: int
     """In the stream of words."""
+    stored_at: int
+    """Unix seconds, by NATS's clock."""
 
 
 class DeadLetter(NamedTuple):
@@ -81,6 +83,8 @@ class Item(Protocol):
     data: bytes
     delivery: int
     """1 for the first time it is taken."""
+    stored_at: int
+    """Unix seconds, by NATS's clock."""
 
     async def done(self) -> None:
         """Forget it: confirmed when this returns. Raises Unavailable."""

@@ -282,6 +282,7 @@ class MemoryItem:
         self.id = work.id
         self.data = work.data
         self.delivery = work.deliveries
+        self.stored_at = work.stored_at
         self.until = 0.0
         self._renew()
 

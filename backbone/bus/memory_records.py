@@ -35,6 +35,7 @@ class Work:
     deliveries: int = 0
     timer: asyncio.TimerHandle | None = None
     """Fires when it is to come again."""
+    stored_at: int = field(default_factory=lambda: int(time.time()))
 
 
 @dataclass(slots=True)
@@ -151,7 +152,7 @@ class MemoryRecords:
         if word.job in self.words:
             return False
         self.last_word += 1
-        self.words[word.job] = Decision(word, payload, self.last_word)
+        self.words[word.job] = Decision(word, payload, self.last_word, int(time.time()))
         self.told[word.job] = self.recorder.add(word.job, word.encode(payload))
         for follower in self.by_job.get(word.job, []):
             follower.ended = True

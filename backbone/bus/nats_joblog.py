@@ -46,10 +46,12 @@ log = structlog.get_logger(__name__)
 
 ENVELOPE_ROOM = 8192
 """What a job message may have beside the request's body, of what NATS takes."""
-WRONG_SEQUENCE = 10071
+WRONG_SEQUENCE = frozenset({10071, 10164})
+"""Something is there already; the second one is said of streams with several replicas."""
 CREATE_ONLY = b"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: %d\r\n\r\n"
 DELETE_JOB = f"$JS.API.STREAM.MSG.DELETE.{JOBS_STREAM}".encode()
 REMAKE_S = 0.5
+CLAIM_AGAIN_S = 0.01
 
 
 @dataclass(eq=False, slots=True)
@@ -340,15 +342,16 @@ class NatsJobLog:
                     self._questions, subject.encode(), value, CREATE_ONLY % expected, max_payload=self._max_payload
                 )
             except Refused as refusal:
-                if refusal.code != WRONG_SEQUENCE:
+                if refusal.code not in WRONG_SEQUENCE:
                     raise Unavailable(f"NATS does not store a claim: {refusal}") from refusal
             else:
                 return value
             there = await self._claims.last(subject)
             if there is not None and there.header(b"KV-Operation") is None:
                 return there.data
-            # Deleted by hand, or just grown too old.
+            # Deleted by hand, or grown too old; or a replica has still to store what the others agreed on.
             expected = there.seq if there is not None else 0
+            await asyncio.sleep(CLAIM_AGAIN_S)
 
     # Backlogs
 
@@ -363,4 +366,4 @@ class NatsJobLog:
 
 def _decision(message: Message) -> Decision:
     word, payload = Word.decode(message.data)
-    return Decision(word, payload, message.seq)
+    return Decision(word, payload, message.seq, message.stored_at)

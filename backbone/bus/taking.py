@@ -17,7 +17,7 @@ import structlog
 from backbone.bus.asking import ask
 from backbone.bus.joblog import Item
 from backbone.bus.questions import Questions
-from backbone.bus.status import Status, parse_ack_subject, parse_status
+from backbone.bus.status import Status, parse_ack_subject, parse_status, stored_at
 from backbone.bus.wire import Wire
 from backbone.ids import new_token
 from schemas.errors import Unavailable
@@ -38,14 +38,15 @@ EXPIRED = 408
 class NatsItem:
     """See backbone.bus.joblog.Item."""
 
-    __slots__ = ("_ack_subject", "_taker", "data", "delivery", "id", "until")
+    __slots__ = ("_ack_subject", "_taker", "data", "delivery", "id", "stored_at", "until")
 
-    def __init__(self, taker: Taker, item_id: str, data: bytes, ack_subject: bytes, delivery: int) -> None:
+    def __init__(self, taker: Taker, item_id: str, data: bytes, ack_subject: bytes) -> None:
         self._taker = taker
         self._ack_subject = ack_subject
         self.id = item_id
         self.data = data
-        self.delivery = delivery
+        self.delivery = parse_ack_subject(ack_subject).delivery
+        self.stored_at = stored_at(ack_subject)
         self.until = time.monotonic() + taker.hold_s
 
     @property
@@ -192,7 +193,7 @@ class Taker:
             self.publish(ack_subject, b"-NAK")
             return
         item_id = subject.rpartition(b".")[2].decode()
-        item = NatsItem(self, item_id, data, ack_subject, parse_ack_subject(ack_subject).delivery)
+        item = NatsItem(self, item_id, data, ack_subject)
         self._unsettled.add(item)
         self._ready.append(item)
         self._wake.set()

@@ -123,6 +123,17 @@ async def test_events_are_read_from_the_start_and_then_as_they_come(world: World
         assert await read(events, 2) == [b"event 2", b"later"]
 
 
+async def test_a_mentioned_event_is_stored_soon(world: World) -> None:
+    """What a gateway mentions reaches whoever follows the job; one that is too large does no harm."""
+    log, job = await world.gateway(), new_job()
+    async with aclosing(log.events(job)) as events:
+        assert await next_of(events) is None
+        if world.nats_url:
+            log.mention(job, b"x" * (MIB + 1))
+        log.mention(job, b"by the way")
+        assert await read(events, 1) == [b"by the way"]
+
+
 async def test_the_end_of_a_job_wakes_whoever_follows_it(world: World) -> None:
     """A follower is told that the job was decided: it need not ask again and again."""
     log, job = await world.gateway(), new_job()

@@ -1,0 +1,117 @@
+"""Durable jobs' records on three nats-servers that hold them together: replicas lag, and one of them dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from backbone.bus.joblog import JobLog, Retention
+from cli.embedded.servers import HOST, NatsServer, free_port
+from schemas.durable import decode_durable, encode_durable
+from schemas.errors import Unavailable
+from schemas.jobs import JobStatus
+from tests.backbone.joblogs import MIB, World, envelope, new_job, word_on
+from tests.conftest import Eventually, running
+
+KEPT = Retention(max_event_bytes=256 * MIB, max_word_bytes=64 * MIB, max_dead_bytes=64 * MIB, replicas=3)
+
+
+@pytest.fixture
+def three_nats(tmp_path: Path) -> Iterator[list[NatsServer]]:
+    ports = [free_port() for _ in range(3)]
+    routes = ", ".join(f'"nats://{HOST}:{port}"' for port in ports)
+    servers = [
+        NatsServer(
+            tmp_path / f"nats-{n}",
+            extra_config=f'cluster {{ name: three, host: "{HOST}", port: {port}, routes: [{routes}] }}',
+        )
+        for n, port in enumerate(ports)
+    ]
+    with contextlib.ExitStack() as stack:
+        for server in servers:
+            stack.enter_context(contextlib.contextmanager(running)(server))
+        yield servers
+
+
+@pytest.fixture
+async def world(three_nats: list[NatsServer], eventually: Eventually) -> AsyncIterator[World]:
+    world = World(",".join(server.url for server in three_nats), KEPT)
+
+    async def elected() -> bool:
+        with contextlib.suppress(Unavailable):
+            await world.open_queue()
+            return True
+        return False
+
+    await eventually(elected, timeout_s=40)
+    yield world
+    await world.close()
+
+
+async def test_replicas_agree_and_one_may_die(world: World, three_nats: list[NatsServer]) -> None:
+    """Words, claims and places are the same from every gateway; a server dies while jobs stream, and no event is lost."""
+    logs = [await _gateway(world) for _ in range(3)]
+    for _ in range(10):
+        await _decide_at_once(logs)
+        name = secrets.token_hex(8)
+        claims = await asyncio.gather(*(logs[n % 3].claim(name, b"%d" % n) for n in range(15)))
+        assert len(set(claims)) == 1
+    seqs = [await logs[n % 3].store(envelope(world), b"{}") for n in range(9)]
+    assert [await logs[n % 3].place(world.queue, seq) for n, seq in enumerate(seqs)] == list(range(9))
+    await _stream_while_one_dies(world, logs, three_nats)
+
+
+async def _gateway(world: World) -> JobLog:
+    async with asyncio.timeout(40):
+        while True:
+            with contextlib.suppress(Unavailable):
+                return await world.gateway()
+
+
+async def _decide_at_once(logs: list[JobLog]) -> None:
+    job = new_job()
+    words = [word_on(job, JobStatus.FAILED, worker=f"w{n}") for n in range(9)]
+    won = await asyncio.gather(*(logs[n % 3].decide(word) for n, word in enumerate(words)))
+    assert won.count(True) == 1
+    decisions = [await log.decided(job) for log in logs]
+    assert [one and one.word for one in decisions] == [words[won.index(True)]] * 3
+    assert decisions[0] is not None
+    await logs[1].undecide(job, decisions[0].seq)
+    assert await logs[2].decide(word_on(job, run=2))
+
+
+async def _stream_while_one_dies(world: World, logs: list[JobLog], servers: list[NatsServer]) -> None:
+    job, count = new_job(), 2000
+    writer = (await world.worker()).writer(job)
+    readers = [asyncio.create_task(_follow(log, job, count)) for log in logs]
+    for n in range(count):
+        writer.say(encode_durable("c", 1, 1, n, "token", b"x" * 100))
+        if n % 20 == 0:
+            await asyncio.sleep(0.002)
+        if n == count // 2:
+            servers[0].kill()
+    await asyncio.wait_for(writer.settle(), 60)
+    for seqs in await asyncio.wait_for(asyncio.gather(*readers), 60):
+        assert sorted(seqs) == list(range(count))
+
+
+async def _follow(log: JobLog, job: str, count: int) -> list[int]:
+    """The events' own numbers, without copies. Who is told that NATS is away goes on where it was."""
+    seqs: dict[int, None] = {}
+    after = 0
+    while len(seqs) < count:
+        with contextlib.suppress(Unavailable):
+            async with aclosing(log.events(job, after)) as events:
+                async for event in events:
+                    if event is not None:
+                        after = event.seq
+                        seqs[decode_durable(event.data).seq] = None
+                    if len(seqs) == count:
+                        break
+    return list(seqs)
