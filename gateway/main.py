@@ -111,6 +111,7 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
 
         def stop() -> None:
             loop.call_later(drain_s, gate.dispatcher.end_calls)
+            loop.call_later(drain_s, gate.responses.open.end)
             for server in (api, probes):
                 # A second signal does not wait for open streams.
                 server.force_exit = server.should_exit

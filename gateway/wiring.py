@@ -65,6 +65,7 @@ class Running:
     probes: App
     """`/health`, `/readyz` and `/metrics` alone."""
     dispatcher: Dispatcher
+    responses: Responses
 
 
 @asynccontextmanager
@@ -159,6 +160,7 @@ async def running(settings: GatewaySettings, gateway: str) -> AsyncIterator[Runn
             ),
             probes=Door(make_observability_app(parts), inference, [], settings.cors_origins),
             dispatcher=dispatcher,
+            responses=responses,
         )
 
 

@@ -100,10 +100,16 @@ class Shelf:
         """Keep a new response; what is there already under its id stays. Raises Unavailable."""
         head = {"shell": shell, "final": None}
         head_inline, head_blob = await self._put_away(head)
-        talk_inline, talk_blob = await self._put_away(talk)
-        document = Document(job=job, head=head_inline, head_blob=head_blob, talk=talk_inline, talk_blob=talk_blob)
-        raw = _encode(document)
-        if not await self._documents.add(KIND, owner, response_id(job), raw, ttl_s=self._keep_s):
+        document = Document(job=job, head=head_inline, head_blob=head_blob)
+        try:
+            talk_inline, talk_blob = await self._put_away(talk)
+            document = document.model_copy(update={"talk": talk_inline, "talk_blob": talk_blob})
+            raw = _encode(document)
+            added = await self._documents.add(KIND, owner, response_id(job), raw, ttl_s=self._keep_s)
+        except BaseException:
+            self._forget(document.blobs)
+            raise
+        if not added:
             self._forget(document.blobs)
             return await self.get(owner, response_id(job))
         return Kept(owner, raw, document, shell, None)
@@ -112,8 +118,12 @@ class Shelf:
         """Raises ResponseNotFound, Unavailable."""
         try:
             return await self._get(owner, which)
-        except BlobGone:  # the response ended while we looked: what it began as has been replaced
+        except BlobGone:
+            pass  # the response ended while we looked: what it began as has been replaced
+        try:
             return await self._get(owner, which)
+        except BlobGone:
+            raise ResponseNotFound(f"Response with id '{which}' is not kept any more.") from None
 
     async def _get(self, owner: str, which: str) -> Kept:
         raw = await self._documents.get(KIND, owner, which) if RESPONSE_ID.fullmatch(which) else None

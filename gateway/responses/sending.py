@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
 from contextlib import aclosing, suppress
 from enum import Enum
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 from fastapi.responses import Response
 
 from gateway.answers import STREAM_HEADERS, with_pauses
 from gateway.endpoint import SSE
-from gateway.http import LINE, Receive, Reply, Scope, Send, hear_gone, request_id_of
+from gateway.http import Receive, Reply, Scope, Send, request_id_of
 from gateway.metrics import GatewayMetrics
 from gateway.parsing import CallerGone
 from gateway.responses.answering import Event
@@ -24,8 +22,6 @@ from gateway.responses.watching import Watch
 from schemas.errors import ErrorInfo, InternalError, NexusError
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
 
 CLOSED = 499
 """In logs and metrics: the caller hung up."""
@@ -43,26 +39,6 @@ class Opening(Enum):
     """Once it is clear that the events are there."""
     ANSWERED = "answered"
     """Once there is something of the answer."""
-
-
-async def while_there(work: Coroutine[Any, Any, T], scope: Scope, receive: Receive) -> T:
-    """The result of `work`, which is cancelled when the caller hangs up: CallerGone is raised then."""
-    task = asyncio.ensure_future(work)
-
-    def gone() -> None:
-        task.cancel()
-
-    unwatch = hear_gone(scope.get(LINE), receive, gone)
-    try:
-        return await task
-    except asyncio.CancelledError:
-        current = asyncio.current_task()
-        if current is not None and current.cancelling():
-            task.cancel()
-            raise
-        raise CallerGone from None
-    finally:
-        unwatch()
 
 
 class Report:
@@ -111,39 +87,42 @@ class EventStream(Response):
         """Answer. Never raises, but for cancellation."""
         reply = Reply(send, request_id_of(scope))
         reply.headers.append((b"x-nexus-job-id", self._made.job.encode()))
+        sending = _Sending(reply, self._responses.watch(self._made, self._after), self._opening)
         status, error = CLOSED, None
         try:
-            error = await while_there(self._send(reply), scope, receive)
+            error = await self._responses.open.while_there(self._relay(sending), scope, receive)
             status = reply.status
         except (CallerGone, OSError):
-            if self._made.callers:
-                await self._responses.abandon(self._made)
-        finally:
-            if self._report is not None:
-                self._report.close(status, error)
-
-    async def _send(self, reply: Reply) -> ErrorInfo | None:
-        """Returns the error that it ended in."""
-        sending = _Sending(reply, self._responses.watch(self._made, self._after), self._opening)
-        try:
-            async with aclosing(with_pauses(sending.watch.events(), self._pause_s)) as paced:
-                async for ready in paced:
-                    if not ready:
-                        await sending.keep_alive()
-                    elif await sending.take(ready):
-                        return sending.watch.error
-            await sending.end()
-            if sending.watch.broke_off and self._made.callers and self._made.kept is None:
-                await self._responses.abandon(self._made)  # nobody could see what comes of it
-            return sending.watch.error
-        except NexusError as error:
-            info = error.info
+            await self._leave(stored=True)
+        except NexusError as failure:
+            error = failure.info
         except Exception:
             log.exception("defect in the gateway", request_id=reply.request_id)
-            info = InternalError(f"internal error; request id {reply.request_id}").info
-        with suppress(OSError):
-            await sending.break_off(info)
-        return info
+            error = InternalError(f"internal error; request id {reply.request_id}").info
+        if error is not None and not sending.over:
+            with suppress(OSError):
+                await sending.break_off(error)
+            status = reply.status
+        if sending.watch.broke_off or error is not None:
+            await self._leave(stored=reply.status != 200)  # who was answered with an error asks again
+        if self._report is not None:
+            self._report.close(status, error)
+
+    async def _relay(self, sending: _Sending) -> ErrorInfo | None:
+        """Returns the error that it ended in."""
+        async with aclosing(with_pauses(sending.watch.events(), self._pause_s)) as paced:
+            async for ready in paced:
+                if not ready:
+                    await sending.keep_alive()
+                elif await sending.take(ready):
+                    return sending.watch.error
+        await sending.end()
+        return sending.watch.error
+
+    async def _leave(self, *, stored: bool) -> None:
+        """Its caller hears no more of it. End what would be for nobody; with `stored`, also what could be retrieved."""
+        if self._made.callers and (stored or self._made.kept is None):
+            await self._responses.abandon(self._made)
 
 
 class _Sending:
@@ -154,6 +133,8 @@ class _Sending:
         self.watch = watch
         self._opening = opening
         self._batches = 0
+        self.over = False
+        """The caller has been told the end."""
         self._waiting: list[Event] = []
 
     async def take(self, ready: list[list[Event]]) -> bool:
@@ -161,6 +142,7 @@ class _Sending:
         self._waiting += [event for events in ready for event in events]
         self._batches += len(ready)
         if self._fails_unseen():
+            self.over = True
             await self._reply.error(self.watch.error or InternalError().info)
             return True
         answered = any(event.kind not in FIRST for event in self._waiting)
@@ -182,12 +164,14 @@ class _Sending:
 
     async def end(self) -> None:
         """That was all."""
+        self.over = True
         await self._flush()
         await self._reply.last()
 
     async def break_off(self, info: ErrorInfo) -> None:
         """There will be no more, though there should be."""
         if not self._reply.started:
+            self.over = True
             await self._reply.error(info)
             return
         self._waiting.append(self.watch.broken(info))

@@ -23,6 +23,7 @@ from gateway.responses.asking import chat_body, conversation, refuse_unsupported
 from gateway.responses.items import listed, messages_of
 from gateway.responses.kept import Kept, Made, ResponseNotFound, Shelf
 from gateway.responses.shape import STATUSES, shell, unanswered
+from gateway.responses.waiting import Waiting
 from gateway.responses.watching import Watch, ended_at
 from schemas.errors import InvalidRequest, NexusError, NotFound, Unavailable
 from schemas.jobs import TERMINAL, JobStatus
@@ -61,6 +62,7 @@ class Responses:
         """
         self.metrics = metrics
         self.pause_s = pause_s
+        self.open = Waiting()
         self._jobs = jobs
         self._shelf = shelf
         self._blobs = blobs

@@ -13,8 +13,8 @@ from gateway.http import request_id_of
 from gateway.json_body import documented
 from gateway.parsing import CallerGone
 from gateway.responses.reading import key_of, read
-from gateway.responses.sending import CLOSED, EventStream, Opening, Report, while_there
-from schemas.errors import InvalidRequest, NexusError
+from gateway.responses.sending import CLOSED, EventStream, Opening, Report
+from schemas.errors import InvalidRequest, NexusError, Unavailable
 from schemas.keys import Scope
 from schemas.openai.responses import ResponsesRequest
 
@@ -42,9 +42,11 @@ async def create_response(request: Request, parts: PartsDep, caller: InferenceCa
         if asked.background:
             answer = await responses.retrieve(caller.owner, made.id) if key else made.shell
         else:
-            answer = await while_there(responses.answer(made), request.scope, request.receive)
+            answer = await responses.open.while_there(responses.answer(made), request.scope, request.receive)
     except NexusError as error:
         report.close(error.info.status, error.info)
+        if isinstance(error, Unavailable) and report.made is not None and report.made.callers:
+            await responses.abandon(report.made)  # it will be asked for again
         raise
     except CallerGone:
         report.close(CLOSED)

@@ -128,6 +128,7 @@ async def test_a_restart_of_old() -> None:
     alone = await seen(watch(QUEUED, STARTED, *SECOND[1:], NOW))
     for view in (
         watch(*FIRST, *SECOND, NOW),
+        watch(*FIRST, *SECOND),  # it was complete when we came
         watch(*FIRST, RESTARTED, NOW, *SECOND[1:]),
         watch(*FIRST, *SECOND[:2], NOW, *SECOND[2:]),
         watch(*FIRST, RESTARTED, chunk("x"), *SECOND, NOW),

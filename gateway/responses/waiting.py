@@ -1,0 +1,53 @@
+"""Callers who wait for an answer, and what ends their waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from gateway.http import LINE, Receive, Scope, hear_gone
+from gateway.parsing import CallerGone
+from schemas.errors import Unavailable
+
+T = TypeVar("T")
+
+
+class Waiting:
+    """All who wait at this gateway."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Future[Any]] = set()
+        self._ending = False
+
+    def end(self) -> None:
+        """The gateway shuts down: everybody is told so."""
+        self._ending = True
+        for task in self._tasks:
+            task.cancel()
+
+    async def while_there(self, work: Coroutine[Any, Any, T], scope: Scope, receive: Receive) -> T:
+        """The result of `work`, which is cancelled when the caller hangs up, or at the end.
+
+        Raises CallerGone and Unavailable then. The request's body has been read.
+        """
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        unwatch = hear_gone(scope.get(LINE), receive, lambda: _cancel(task))
+        try:
+            return await task
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                task.cancel()
+                raise
+            if self._ending:
+                raise Unavailable("the gateway is shutting down; try again", should_retry=True) from None
+            raise CallerGone from None
+        finally:
+            self._tasks.discard(task)
+            unwatch()
+
+
+def _cancel(task: asyncio.Future[Any]) -> None:
+    task.cancel()
