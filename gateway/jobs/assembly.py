@@ -28,9 +28,15 @@ class Piece:
 class Assembly:
     """Feed it every frame of a job in the order in which they are stored."""
 
-    def __init__(self, after: EventId = START) -> None:
-        """`after`: the caller has had everything up to this."""
+    def __init__(self, after: EventId = START, *, only: str = "", again: bool = False) -> None:
+        """`after`: the caller has had everything up to this. `only`: the attempt that has ended the job, whatever began
+        beside it. `again`: the caller has had events of another one.
+        """
         self._after = after
+        self._only = only
+        self._again = again or after.delivery > 0
+        self._same: set[EventId] = set()
+        """With `only`: the ids of other attempts' first events."""
         self._run = 0
         self._delivery = 0
         self._token = ""
@@ -49,7 +55,7 @@ class Assembly:
         """What this frame brings to be told; nothing for copies and for attempts that have been replaced."""
         if frame.kind == QUEUED:
             return self._queued(frame)
-        if frame.token in self._past or frame.run < self._run:
+        if frame.token in self._past or frame.run < self._run or self._is_beside(frame):
             return []
         if frame.token == self._token:
             return self._take(frame)
@@ -60,9 +66,19 @@ class Assembly:
             waiting[frame.seq] = frame
         return []
 
+    def _is_beside(self, frame: DurableFrame) -> bool:
+        """Whether it is of an attempt that did not end the job."""
+        if not self._only or frame.token == self._only:
+            return False
+        if frame.kind == EventKind.STARTED:
+            self._same.add(EventId(frame.run, frame.delivery, 0))
+        return True
+
     def is_whole(self, token: str, events: int) -> bool:
-        """Whether all of this attempt's events have been told."""
-        return self._token == token and self._next >= events
+        """Whether all of this attempt's events have been told, and the caller knows that they are of one attempt."""
+        resumed = self._only and self._after != START
+        ambiguous = resumed and EventId(self._run, self._delivery, 0) in self._same
+        return self._token == token and self._next >= events and not ambiguous
 
     def settle(self) -> list[Piece]:
         """Everything that is kept has been fed. Raises EventsExpired when something before it is not kept any more.
@@ -88,18 +104,19 @@ class Assembly:
     def _queued(self, frame: DurableFrame) -> list[Piece]:
         first = frame.run > self._run or not self._begun
         self._begun = True
-        if not first:
+        if not first or (self._only and self._again):
             return []
         self._run, self._delivery, self._next = frame.run, 0, 1
         return self._told(JobEventKind.QUEUED, EventId(frame.run, 0, 0), frame.payload)
 
     def _started(self, frame: DurableFrame) -> list[Piece]:
         seen = bool(self._token)
-        if seen and (frame.run, frame.delivery) <= (self._run, self._delivery):
-            # NATS forgot how often it delivered: the id that the caller has may be of either attempt.
+        elsewhere = self._only and self._after[:2] != (frame.run, frame.delivery)
+        if elsewhere or (seen and (frame.run, frame.delivery) <= (self._run, self._delivery)):
+            # Of another attempt, or NATS forgot how often it delivered: then the id that the caller has may be of either.
             self._after = START
         # Of an earlier attempt, the caller may have what is not kept any more.
-        again = seen or frame.run > 1 or self._after.delivery > 0
+        again = seen or frame.run > 1 or self._again
         self._begun = True
         self._adopt(frame.token, frame)
         self._next = 1

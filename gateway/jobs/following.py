@@ -17,6 +17,7 @@ from schemas.durable import EventId, JobEventKind, decode_durable
 from schemas.errors import InvalidRequest
 from schemas.events import BlobRef
 from schemas.jobs import JobRecord, JobStatus
+from schemas.words import Word
 
 log = structlog.get_logger(__name__)
 
@@ -43,24 +44,30 @@ def parse_after(text: str) -> EventId:
 class Follower:
     """One caller's view of one job's events."""
 
-    def __init__(self, jobs: JobLog, blobs: Blobs, record: JobRecord, after: str) -> None:
+    def __init__(self, jobs: JobLog, blobs: Blobs, record: JobRecord, after: str, *, every: bool = False) -> None:
+        """`every`: attempts that were given up are told too."""
+        self._every = every
         self._log = jobs
         self._blobs = blobs
         self._record = record
-        self._assembly = Assembly(parse_after(after))
+        self._after = parse_after(after)
+        self._assembly = Assembly(self._after)
         self._seq = 0
         """Of the newest stored event that was read."""
 
     async def events(self) -> AsyncGenerator[JobEvent | None, None]:
         """See `gateway.jobs.base.Jobs.watch`."""
         decision, caught_up = None, False
+        ended_by = await self._decision() if self._record.status is JobStatus.COMPLETED else None
+        if ended_by is not None and not self._every:
+            self._assembly = Assembly(self._after, only=ended_by.word.token)
         async with aclosing(self._log.events(self._record.id)) as stored:
             async for event in stored:
                 pieces = self._settle() if event is None else self._feed(event)
                 for piece in pieces:
                     yield await self._tell(piece)
                 if event is None:
-                    if not caught_up:
+                    if not caught_up and ended_by is None:
                         caught_up = True
                         yield None
                     decision = await self._decision()
@@ -76,7 +83,21 @@ class Follower:
                     yield await self._tell(piece)
                 if event is None:
                     break
+        word = decision.word
+        if word.status is JobStatus.COMPLETED and not self._assembly.is_whole(word.token, word.events):
+            async for told in self._retold(word):
+                yield told
         yield self._end(decision)
+
+    async def _retold(self, word: Word) -> AsyncGenerator[JobEvent, None]:
+        """The attempt that ended the job, from its beginning: another one had begun before its word was there."""
+        self._assembly = Assembly(only=word.token, again=True)
+        async with aclosing(self._log.events(self._record.id)) as stored:
+            async for event in stored:
+                if event is None:
+                    break
+                for piece in self._feed(event):
+                    yield await self._tell(piece)
 
     def _feed(self, event: StoredEvent) -> list[Piece]:
         self._seq = event.seq
@@ -109,5 +130,5 @@ class Follower:
         if word.status is JobStatus.COMPLETED and not self._assembly.is_whole(word.token, word.events):
             raise EventsExpired("some events of this job are not kept any more; its result is, at …/result")
         run, delivery, seq = self._assembly.end_id()
-        data = shape_json(ended(self._record, word))
+        data = shape_json(ended(self._record, word, decision.stored_at))
         return JobEvent(TERMINAL_EVENT[word.status], f"{run}-{delivery}-{seq}", data, word)

@@ -1,0 +1,145 @@
+"""Two attempts at one job at once: a worker that was cut off for a while goes on, and is the first to end the job after all."""
+
+from __future__ import annotations
+
+from contextlib import aclosing
+
+import pytest
+
+from backbone.bus.memory import MemoryBroker
+from backbone.bus.memory_blobs import MemoryBlobs
+from backbone.bus.memory_joblog import MemoryJobLog
+from gateway.jobs.base import EventsExpired, JobEvent
+from gateway.jobs.following import Follower
+from gateway.jobs.records import record_of
+from schemas.durable import NO_TOKEN, QUEUED, encode_durable
+from schemas.events import EventKind, Started
+from schemas.jobs import Capability, JobStatus
+from schemas.words import Word
+
+JOB = "job_01a20f1b33c97ef68834fadc3c3648a7"
+STARTED = Started(worker="w", backend="echo").model_dump_json().encode()
+WORD = Word(
+    job=JOB,
+    status=JobStatus.COMPLETED,
+    owner="o",
+    endpoint="/v1/chat/completions",
+    capability=Capability.CHAT,
+    model="m",
+    public_model="m",
+    token="first",
+    delivery=1,
+    events=4,
+)
+RECORD = record_of(WORD)
+QUEUED_RECORD = RECORD.model_copy(update={"status": JobStatus.QUEUED, "finished_at": None})
+WHOLE = ["first.1", "first.2", "first.3"]
+
+
+class Told:
+    """What a caller holds: what came of an attempt is void when the next one begins."""
+
+    def __init__(self, last: str = "", chunks: tuple[str, ...] = ()) -> None:
+        self.last = last
+        self.kinds: list[str] = []
+        self.chunks = list(chunks)
+
+    def take(self, event: JobEvent) -> None:
+        self.last = event.id
+        self.kinds.append(event.kind.removeprefix("job."))
+        if event.kind in {"job.started", "job.restarted"}:
+            self.chunks = []
+        elif event.kind == "job.chunk":
+            self.chunks.append(event.data.decode())
+
+
+async def say(log: MemoryJobLog, token: str, delivery: int, start: int, end: int) -> None:
+    """Events of one attempt: 0 is its start."""
+    for seq in range(start, end):
+        kind, payload = (EventKind.STARTED, STARTED) if seq == 0 else (EventKind.CHUNK, f"{token}.{seq}".encode())
+        await log.say(JOB, encode_durable(kind.value, 1, delivery, seq, token, payload))
+
+
+@pytest.fixture
+async def log() -> MemoryJobLog:
+    """The second attempt begins when the first one has stored everything, and has not said its word yet."""
+    log = MemoryJobLog(MemoryBroker())
+    await log.start()
+    await log.say(JOB, encode_durable(QUEUED, 1, 0, 0, NO_TOKEN, QUEUED_RECORD.model_dump_json().encode()))
+    await say(log, "first", 1, 0, 4)
+    return log
+
+
+async def follow(log: MemoryJobLog, told: Told, *, most: int = 100, before_end: bool = False) -> Told:
+    record = QUEUED_RECORD if before_end else RECORD
+    async with aclosing(Follower(log, MemoryBlobs(), record, told.last).events()) as events:
+        async for event in events:
+            if event is None:
+                if before_end:
+                    await log.decide(WORD, b"")
+                continue
+            told.take(event)
+            if len(told.kinds) == most:
+                break
+    return told
+
+
+async def test_who_watches_is_told_the_attempt_that_ended_it(log: MemoryJobLog) -> None:
+    """Who has seen the second attempt begin is told that the first one counts after all, and gets it whole."""
+    await say(log, "second", 2, 0, 3)
+    told = await follow(log, Told(), before_end=True)
+    assert told.kinds == [
+        "queued",
+        "started",
+        *["chunk"] * 3,
+        "restarted",
+        *["chunk"] * 2,
+        "restarted",
+        *["chunk"] * 3,
+        "completed",
+    ]
+    assert told.chunks == WHOLE
+    assert told.last == "1-1-4"
+
+
+@pytest.mark.parametrize("most", [1, 2, 3])
+async def test_who_comes_back_gets_it_whole(log: MemoryJobLog, most: int) -> None:
+    """Whoever was cut off within either attempt, and is again and again, ends with the first one's answer."""
+    await say(log, "second", 2, 0, 3)
+    await log.decide(WORD, b"")
+    for had in (
+        Told(),
+        Told("1-0-0"),
+        Told("1-1-2", ("first.1", "first.2")),
+        Told("1-2-0"),
+        Told("1-2-1", ("second.1",)),
+    ):
+        while had.kinds[-1:] != ["completed"]:
+            had.kinds = []
+            await follow(log, had, most=most)
+        assert had.chunks == WHOLE
+
+
+async def test_who_comes_late_sees_one_attempt(log: MemoryJobLog) -> None:
+    """The events of a job that has ended are those of the attempt that ended it, whoever began beside it."""
+    await say(log, "second", 2, 0, 3)
+    await log.decide(WORD, b"")
+    told = await follow(log, Told())
+    assert told.kinds == ["queued", "started", "chunk", "chunk", "chunk", "completed"]
+    assert told.chunks == WHOLE
+
+
+async def test_ids_of_two_attempts_that_are_the_same(log: MemoryJobLog) -> None:
+    """NATS forgot that it had delivered the job: an id may be of either attempt, and nobody gets a mixture."""
+    await say(log, "second", 1, 0, 3)
+    await log.decide(WORD, b"")
+    told = await follow(log, Told("1-1-2", ("second.1", "second.2")))
+    assert told.chunks == WHOLE
+
+
+async def test_what_is_lost_is_said(log: MemoryJobLog) -> None:
+    """Events of the attempt that ended it are missing: an error, and no end that looks whole."""
+    await say(log, "second", 2, 0, 3)
+    await log.decide(WORD.model_copy(update={"events": 5}), b"")
+    with pytest.raises(EventsExpired):
+        await follow(log, Told())
