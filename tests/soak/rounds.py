@@ -1,0 +1,212 @@
+"""Rounds: jobs are submitted while parts are killed, and each one is followed to its end. One seed is one round's plan."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import nats
+import redis.asyncio
+
+from schemas.words import Word
+from tests.cluster import Cluster, chat
+from tests.soak.caller import OVER, Caller
+from tests.soak.faults import Breaker, Fault, draw_faults, mended, tail_attempts
+from tests.soak.moments import Moments
+from tests.soak.wanted import MODEL, PARKED, draw
+
+JOBS = 24
+WORKERS = 3
+ROUND_S = 75.0
+"""A round takes five seconds or ten; after this it hangs."""
+QUIET_S = 20.0
+"""For the queue to be empty once every job has ended."""
+RECORDED_S = 60.0
+"""For every record to be in Redis: a word that a killed gateway held comes to another one after 30 s."""
+SETTINGS = {
+    "ACK_WAIT_S": "2",
+    "WORKER_LEASE_S": "2",
+    "WORKER_CONCURRENCY": "3",
+    "WORKER_HEALTH_INTERVAL_S": "1",
+    "GATEWAY_DRAIN_S": "2",
+    "WORKER_DRAIN_S": "1",
+}
+
+
+@asynccontextmanager
+async def chaos_cluster(folder: Path) -> AsyncIterator[Cluster]:
+    """Two gateways and three workers, and a model that is known and served by nobody."""
+    async with Cluster(folder, **SETTINGS) as cluster:
+        await asyncio.gather(cluster.start_gateway(), cluster.start_gateway())
+        parked = await cluster.start_worker("echo", WORKER_MODELS=PARKED)
+        await asyncio.gather(*(cluster.start_worker("echo", WORKER_MODELS=MODEL) for _ in range(WORKERS)))
+        await cluster.stop_workers(parked)
+        yield cluster
+
+
+class Rounds:
+    """Rounds on one cluster, and what is looked at when all of them are over."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._ended: dict[str, tuple[str, bool]] = {}
+        """Of each job its status, and whether Redis was told to forget everything meanwhile."""
+        self.answered = 0
+
+    async def play(self, seed: str) -> list[str]:
+        """One round. Returns what was not as promised, with the seed and what was done."""
+        rng, moments = random.Random(seed), Moments()
+        faults = draw_faults(rng)
+        callers = [
+            Caller(self._cluster.http, self._cluster.urls, draw(rng, f"{seed}.{number}", number), seed, moments)
+            for number in range(JOBS)
+        ]
+        breaker = Breaker(self._cluster, rng, moments)
+        wrong = await self._play(callers, breaker, faults, moments, rng)
+        for caller in callers:
+            wrong += caller.faults
+            if caller.record:
+                self._ended[caller.job] = (caller.record["status"], breaker.flushed)
+        if breaker.flushed:
+            self._ended = {job: (status, True) for job, (status, _) in self._ended.items()}
+        self.answered += len(callers)
+        plan = ", ".join(map(str, faults))
+        return [f"seed {seed} ({plan}): {text}" for text in wrong]
+
+    async def _play(
+        self, callers: list[Caller], breaker: Breaker, faults: list[Fault], moments: Moments, rng: random.Random
+    ) -> list[str]:
+        breaking = [asyncio.create_task(breaker.run(fault)) for fault in faults]
+        tail = asyncio.create_task(tail_attempts(self._cluster, moments))
+        asking = [asyncio.create_task(_begin(caller, rng.uniform(0, 1.5))) for caller in callers]
+        try:
+            async with asyncio.timeout(ROUND_S):
+                await asyncio.gather(*asking)
+                await asyncio.gather(*breaking)
+                await self._quiet()
+        except TimeoutError:
+            hanging = [
+                f"no end: {caller.wanted.label} {caller.job} {caller.doing}" for caller in callers if not caller.record
+            ]
+            hanging += [
+                f"never done, or never mended: {fault}"
+                for fault, task in zip(faults, breaking, strict=True)
+                if not task.done()
+            ]
+            return hanging or [f"not over after {ROUND_S:g} s; {self._cluster.logs()}"]
+        finally:
+            for task in [tail, *asking, *breaking]:
+                task.cancel()
+            await asyncio.gather(tail, *asking, *breaking, return_exceptions=True)
+        return []
+
+    async def _quiet(self) -> None:
+        """Until nothing is left in the queue. Raises TimeoutError with the round's."""
+        while await queued(self._cluster):
+            await asyncio.sleep(0.1)
+
+    async def look_back(self) -> list[str]:
+        """What must hold when all rounds are over: records in Redis, one word on each job, nothing run that was cancelled."""
+        wrong = await self._parked()
+        deadline = asyncio.get_running_loop().time() + RECORDED_S
+        while missing := await self._unrecorded():
+            if asyncio.get_running_loop().time() > deadline:
+                wrong += missing[:20]
+                break
+            await asyncio.sleep(0.5)
+        return wrong + await self._words()
+
+    async def _unrecorded(self) -> list[str]:
+        """Jobs whose records in Redis are not as their callers saw them end. Also of jobs that nobody knows of, because the 202 was lost."""
+        records = await stored_records(self._cluster)
+        wrong = [
+            f"{job}: {status}, but its record says {records.get(job)}"
+            for job, (status, flushed) in self._ended.items()
+            if records.get(job) != status and not (flushed and job not in records)
+        ]
+        open_ = {job: status for job, status in records.items() if status not in OVER}
+        stored = await stored_jobs(self._cluster) if open_ else set()
+        # A record whose gateway died before its message was stored: there was no 202, and it ends as expired in its time.
+        return wrong + [f"{job}: never ended: {status}" for job, status in open_.items() if job in stored]
+
+    async def _words(self) -> list[str]:
+        """The stream of terminal words says the same."""
+        words = await terminal_words(self._cluster)
+        return [
+            f"{job}: {status}, but its word says {words.get(job)}"
+            for job, (status, _) in self._ended.items()
+            if words.get(job) != status
+        ]
+
+    async def _parked(self) -> list[str]:
+        """A worker for the parked model comes at last: it runs what is asked for now, and nothing of what was cancelled."""
+        name = await self._cluster.start_worker("echo", name=f"late-{len(self._cluster.workers)}", WORKER_MODELS=PARKED)
+        answer = await self._cluster.post("/v1/chat/completions", chat("at last", model=PARKED))
+        wrong = [] if answer.status_code == 200 else [f"the parked model is not served: {answer.text}"]
+        while await queued(self._cluster):
+            await asyncio.sleep(0.1)
+        ran = [line for line in self._cluster.attempts(name) if line["tokens"] or line["outcome"] == "completed"]
+        await self._cluster.stop_workers(name)
+        mine = answer.json().get("id", "")
+        return wrong + [f"ran although it was cancelled: {line}" for line in ran if line["job"] not in mine]
+
+
+async def _begin(caller: Caller, after_s: float) -> None:
+    await asyncio.sleep(after_s)  # callers do not come all at once
+    await caller.run()
+
+
+async def queued(cluster: Cluster) -> int:
+    """Messages in the queue of jobs."""
+    connection = await nats.connect(cluster.nats.url)
+    try:
+        return int((await connection.jetstream().stream_info("NEXUS_JOBS")).state.messages)
+    finally:
+        await connection.close()
+
+
+async def stored_jobs(cluster: Cluster) -> set[str]:
+    """Jobs of which any event is kept: those that were in the queue."""
+    connection = await nats.connect(cluster.nats.url)
+    try:
+        info = await connection.jetstream().stream_info("NEXUS_EVENTS", subjects_filter="nexus.events.*")
+        return {subject.rpartition(".")[2] for subject in info.state.subjects or ()}
+    finally:
+        await connection.close()
+
+
+async def terminal_words(cluster: Cluster) -> dict[str, str]:
+    """The status in each word that NATS keeps, by job. A subject holds one word: a second one is an AssertionError."""
+    connection = await nats.connect(cluster.nats.url)
+    words: dict[str, str] = {}
+    try:
+        reader = await connection.jetstream().subscribe("nexus.done.*", ordered_consumer=True)
+        count = (await connection.jetstream().stream_info("NEXUS_DONE")).state.messages
+        for _ in range(count):
+            word, _payload = Word.decode((await reader.next_msg(timeout=10)).data)
+            assert word.job not in words, f"two words on {word.job}"
+            words[word.job] = word.status.value
+    finally:
+        await connection.close()
+    return words
+
+
+async def stored_records(cluster: Cluster) -> dict[str, str]:
+    """The status of every record in Redis, by job, read there and not by way of a gateway."""
+    records: dict[str, str] = {}
+    async with redis.asyncio.from_url(cluster.redis.url) as client:
+        async for key in client.scan_iter(match="*job_*", count=1000):
+            if await client.type(key) == b"string":
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    record: dict[str, Any] = json.loads(await client.get(key))
+                    records[record["id"]] = record["status"]
+    return records
+
+
+__all__ = ["Rounds", "chaos_cluster", "mended"]
