@@ -365,9 +365,9 @@ async def test_a_long_outage_is_an_error(world: World, own_nats: NatsServer, mon
     monkeypatch.setattr("backbone.bus.asking.PATIENCE_S", 1.0)
     log, worker, job = await world.gateway(), await world.worker(), new_job()
     own_nats.kill()
-    for call in (log.decided(job), log.decide(word_on(job)), log.say(job, b""), log.first(job, 1), log.dead()):
-        with pytest.raises(Unavailable):
-            await asyncio.wait_for(call, 20)
+    calls = (log.decided(job), log.decide(word_on(job)), log.say(job, b""), log.first(job, 1), log.dead())
+    ends = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
+    assert [type(end) for end in ends] == [Unavailable] * len(calls)
     async with aclosing(log.events(job)) as events:
         with pytest.raises(Unavailable):
             await next_of(events)
