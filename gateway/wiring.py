@@ -23,6 +23,7 @@ from backbone.store.redis_documents import RedisDocuments
 from gateway.answers import Answers
 from gateway.app import ENDPOINTS, make_app, make_observability_app
 from gateway.auth import Auth
+from gateway.batches.kinds import AsChat, Direct, Kind
 from gateway.batches.ledger import Ledger
 from gateway.batches.runner import BatchRunner
 from gateway.batches.service import Batches, longest_window_s
@@ -43,6 +44,7 @@ from gateway.polls import Polls
 from gateway.readiness import ReadinessCheck
 from gateway.remote_media import RemoteMedia
 from gateway.responses.kept import Shelf
+from gateway.responses.service import PATH as RESPONSES
 from gateway.responses.service import Responses
 from gateway.routes import chat
 from gateway.submissions import Submissions
@@ -102,8 +104,13 @@ async def running(settings: GatewaySettings, gateway: str) -> AsyncIterator[Runn
         durable.webhooks.check_url,
     )
     backlog, ledger = jobs_log.backlog(BATCHES), Ledger(documents, settings.file_keep_s)
-    lines = {endpoint.path: endpoint for endpoint in ENDPOINTS if endpoint.scope is Scope.INFERENCE}
-    batches = Batches(ledger, files, backlog, lines, longest_s=longest_window_s(settings.job_keep_s))
+    kinds: dict[str, Kind] = {
+        endpoint.path: Direct(endpoint, uploads, answers.payload)
+        for endpoint in ENDPOINTS
+        if endpoint.scope is Scope.INFERENCE
+    }
+    kinds[RESPONSES] = AsChat(chat.ENDPOINT, blobs)
+    batches = Batches(ledger, files, backlog, kinds, longest_s=longest_window_s(settings.job_keep_s))
     batch_runner = BatchRunner(
         backlog,
         BatchTools(
@@ -113,9 +120,7 @@ async def running(settings: GatewaySettings, gateway: str) -> AsyncIterator[Runn
             jobs=durable.jobs,
             log=jobs_log,
             reader=reader,
-            uploads=uploads,
-            payload=answers.payload,
-            endpoints=lines,
+            kinds=kinds,
             window=settings.batch_window,
         ),
     )

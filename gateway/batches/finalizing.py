@@ -13,11 +13,11 @@ from gateway.answers import error_of
 from gateway.batches.line_jobs import LineJobs
 from gateway.batches.lines import Line, job_id, parse_line
 from gateway.batches.ordered import in_order
-from gateway.batches.output import LineWriter, OutputFile
+from gateway.batches.output import LineWriter, OutputFile, check_blob
 from gateway.batches.tools import Tools
 from gateway.jobs.base import JobNotFound, Result, ResultNotReady
 from schemas.batches import Batch, BatchStatus, Counts, Tokens
-from schemas.errors import NotFound
+from schemas.errors import BackendFailed, NotFound
 from schemas.jobs import JobStatus
 
 AHEAD = 16
@@ -50,6 +50,8 @@ class _Ended:
 
     custom_id: str
     job: str
+    remembered: Any
+    """What of the request its answer is made with."""
     result: Result | None
     """None: its job never ended by itself, or is not known any more."""
 
@@ -63,7 +65,8 @@ class Finalizer:
         self._batch = batch
         self._tools = tools
         self._jobs = jobs
-        self._writer = LineWriter(tools.blobs, tools.payload, batch.base_url)
+        self._kind = tools.kinds[batch.endpoint]
+        self._writer = LineWriter()
         self._output = OutputFile(tools.files, batch, batch.reserved[0], "output")
         self._errors = OutputFile(tools.files, batch, batch.reserved[1], "error")
         self._over = batch.status is BatchStatus.CANCELLING or time.time() >= batch.expires_at
@@ -92,12 +95,15 @@ class Finalizer:
         return BatchStatus.EXPIRED if self._expired else BatchStatus.COMPLETED
 
     async def _end_of(self, line: Line) -> _Ended:
-        custom_id = parse_line(line.data, self._batch.endpoint).custom_id
-        job = job_id(self._batch.id, line.number)
+        request, job = parse_line(line.data, self._batch.endpoint), job_id(self._batch.id, line.number)
+        del line
         try:
-            return _Ended(custom_id, job, await self._result(job))
+            result = await self._result(job)
         except NotFound:
-            return _Ended(custom_id, job, None)
+            return _Ended(request.custom_id, job, None, None)
+        answered = result.word.status is JobStatus.COMPLETED
+        remembered = self._kind.remembered(request.body, job) if answered else None
+        return _Ended(request.custom_id, job, remembered, result)
 
     async def _result(self, job: str) -> Result:
         owner, jobs = self._batch.owner, self._tools.jobs
@@ -115,16 +121,23 @@ class Finalizer:
     async def _write(self, ended: _Ended) -> None:
         result = ended.result
         if result is not None and result.word.status is JobStatus.COMPLETED:
-            try:
-                await self._writer.answer(self._output, ended.custom_id, result)
-            except (BlobGone, BlobBroken):
-                await self._unanswered(ended, "result_gone")
-            else:
-                self._tokens = _plus(self._tokens, result)
+            await self._answer(ended, result)
         elif result is not None and result.word.status is JobStatus.FAILED and (error := error_of(result)) is not None:
             await self._writer.failure(self._errors, ended.custom_id, result.word, error)
         else:
             await self._unanswered(ended, self._why(result))
+
+    async def _answer(self, ended: _Ended, result: Result) -> None:
+        try:
+            await check_blob(self._tools.blobs, result)
+            payload = await self._kind.answer(ended.remembered, result, self._batch.base_url)
+        except (BlobGone, BlobBroken):
+            await self._unanswered(ended, "result_gone")
+        except BackendFailed as error:
+            await self._writer.failure(self._errors, ended.custom_id, result.word, error.info)
+        else:
+            await self._writer.answer(self._output, ended.custom_id, result.word, payload)
+            self._tokens = _plus(self._tokens, result)
 
     def _why(self, result: Result | None) -> str:
         if self._batch.status is BatchStatus.CANCELLING:

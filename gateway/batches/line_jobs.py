@@ -10,12 +10,10 @@ from typing import Any
 from gateway.auth import Principal
 from gateway.batches.lines import Line, Request, job_id, parse_line, request_ids
 from gateway.batches.tools import Tools
-from gateway.bodies import Received
-from gateway.endpoint import SSE, Endpoint
 from gateway.jobs.base import JobNotFound, Submission
 from schemas.batches import Batch
-from schemas.errors import ErrorInfo, InvalidRequest, NexusError, Unavailable
-from schemas.jobs import JobStatus, Lane, Upload
+from schemas.errors import ErrorInfo, NexusError, Unavailable
+from schemas.jobs import JobStatus, Lane
 from schemas.words import Word
 
 AGAIN_S = 2.0
@@ -77,7 +75,7 @@ class LineJobs:
         self._batch = batch
         self._tools = tools
         self._signals = signals
-        self._endpoint: Endpoint = tools.endpoints[batch.endpoint]
+        self._kind = tools.kinds[batch.endpoint]
         self._reader = tools.reader.lasting(max(0.0, batch.expires_at - time.time()) + MARGIN_S)
         self._principal = Principal(
             owner=batch.owner, key_id=batch.key, max_queued=batch.max_queued, max_running=batch.max_running
@@ -110,16 +108,17 @@ class LineJobs:
         return False
 
     async def _submit(self, job: str, request: Request) -> None:
-        received = await self._read(request)
+        received = await self._kind.read(self._batch.owner, request.body, self._reader)
         submission = Submission(
             self._principal,
-            self._endpoint,
+            self._kind.endpoint,
             received,
             request_ids(job)[1],
             lane=Lane.FLEX,
             metadata={"custom_id": request.custom_id},
             timeout_s=max(0.0, self._batch.expires_at - time.time()) + FALLBACK_S,
             job_id=job,
+            shown_endpoint=self._batch.endpoint,
             batch=self._batch.id,
         )
         try:
@@ -127,19 +126,6 @@ class LineJobs:
         except BaseException:
             await received.discard()
             raise
-
-    async def _read(self, request: Request) -> Received:
-        if request.body.get("stream"):
-            raise InvalidRequest("a request of a batch cannot be streamed: leave 'stream' out", param="stream")
-        body: dict[str, Any] = request.body
-        uploads: tuple[Upload, ...] = ()
-        if self._endpoint.files:
-            body, uploads = await self._tools.uploads.take(self._batch.owner, self._endpoint, body)
-        received = await self._reader.of_value(self._endpoint, body, uploads)
-        if self._endpoint.stream_type(received.request) == SSE:
-            await received.discard()
-            raise InvalidRequest("a request of a batch cannot be answered by a stream of events", param="stream_format")
-        return received
 
     async def end(self, job: str) -> JobStatus:
         """Wait until the job is decided; when the batch stops, decide it."""
@@ -187,7 +173,7 @@ class LineJobs:
             status=status,
             owner=self._batch.owner,
             endpoint=self._batch.endpoint,
-            capability=self._endpoint.capability,
+            capability=self._kind.endpoint.capability,
             lane=Lane.FLEX,
             model="",
             public_model="",

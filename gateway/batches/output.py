@@ -14,7 +14,7 @@ from contextlib import aclosing
 
 import orjson
 
-from backbone.bus.blobs import Blobs, BlobWriter
+from backbone.bus.blobs import INLINE_LIMIT, Blobs, BlobWriter
 from gateway.answers import Payload
 from gateway.batches.lines import request_ids
 from gateway.files import Files
@@ -70,25 +70,32 @@ class OutputFile:
             await self._writer.abort()
 
 
+def whole(data: bytes) -> Payload:
+    """JSON that is here."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        yield data
+
+    return Payload("application/json", len(data), pieces)
+
+
+async def check_blob(blobs: Blobs, result: Result) -> None:
+    """Half a line could not be taken back: raises BlobGone, BlobBroken, Unavailable before it is begun."""
+    if result.blob is not None:
+        async with aclosing(blobs.read(result.blob.name)) as pieces:
+            async for _ in pieces:
+                pass
+
+
 class LineWriter:
     """Writes the lines of both files."""
 
-    def __init__(self, blobs: Blobs, payload: MakePayload, base_url: str) -> None:
-        self._blobs = blobs
-        self._payload = payload
-        self._base_url = base_url
-
-    async def answer(self, file: OutputFile, custom_id: str, result: Result) -> None:
-        """The line of a request that was answered. Raises BlobGone, BlobBroken and Unavailable; all but the last before it writes."""
-        if result.blob is not None:
-            # Half a line could not be taken back.
-            async with aclosing(self._blobs.read(result.blob.name)) as pieces:
-                async for _ in pieces:
-                    pass
-        payload = self._payload(result, self._base_url)
-        plain = _is_json(payload.content_type) and (result.blob is not None or await _is_object(payload))
+    async def answer(self, file: OutputFile, custom_id: str, word: Word, payload: Payload) -> None:
+        """The line of a request that was answered. What its pieces raise leaves half a line."""
+        large = payload.size > INLINE_LIMIT
+        plain = _is_json(payload.content_type) and (large or await _is_object(payload))
         body = _one_line(payload.pieces()) if plain else _encoded(payload)
-        await file.write(_head(custom_id, result.word, 200))
+        await file.write(_head(custom_id, word, 200))
         async for piece in body:
             await file.write(piece)
         await file.write(b'},"error":null}\n')

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection
 
 from backbone.bus.joblog import Backlog
 from backbone.ids import new_job_id
 from gateway.auth import Principal
 from gateway.batches.ledger import Ledger
-from gateway.endpoint import Endpoint
 from gateway.files import Files
 from schemas.batches import ENDED, Batch, BatchError, BatchRequest, BatchStatus, window_seconds
 from schemas.errors import InvalidRequest, Unavailable
@@ -28,9 +27,9 @@ class Batches:
     """Every call raises Unavailable where what it needs is away."""
 
     def __init__(
-        self, ledger: Ledger, files: Files, backlog: Backlog, endpoints: Mapping[str, Endpoint], *, longest_s: float
+        self, ledger: Ledger, files: Files, backlog: Backlog, endpoints: Collection[str], *, longest_s: float
     ) -> None:
-        """`endpoints`: by path, those that a batch may be for. `longest_s`: the longest window, within which results are kept."""
+        """`endpoints`: the paths that a batch may be for. `longest_s`: the longest window, within which results are kept."""
         self._ledger = ledger
         self._files = files
         self._backlog = backlog

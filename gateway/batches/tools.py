@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 
 from backbone.bus.blobs import Blobs
 from backbone.bus.joblog import JobLog
+from gateway.batches.kinds import Kind
 from gateway.batches.ledger import Ledger
-from gateway.batches.output import MakePayload
 from gateway.bodies import Reader
-from gateway.endpoint import Endpoint
 from gateway.files import Files
 from gateway.jobs.base import Jobs
-from gateway.uploads import FileUploads
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +25,8 @@ class Tools:
     jobs: Jobs
     log: JobLog
     reader: Reader
-    uploads: FileUploads
-    payload: MakePayload
-    endpoints: Mapping[str, Endpoint]
-    """By path."""
+    kinds: Mapping[str, Kind]
+    """By the endpoint's path, as the batch and its lines name it."""
     window: int
     """Lines of one batch that are jobs at once."""
     large: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))

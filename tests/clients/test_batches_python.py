@@ -145,6 +145,33 @@ class TestRuns:
         assert "204 bytes" in transcript["text"]
         assert (await client.files.retrieve(sound.id)).bytes == 204
 
+    async def test_responses(self, client: AsyncOpenAI, eventually: Eventually) -> None:
+        """Response objects, made from chat; what cannot be in a batch is that line's error."""
+        url = "/v1/responses"
+        lines = [
+            line("a", url=url, model="echo", input="to be or not", instructions="Echo."),
+            line("b", url=url, model="echo", input="large ", echo={"size": 1_000_000, "tokens": 50}),
+            line("c", url=url, model="echo", input="x", background=True),
+            line("d", url=url, model="echo", input="x", previous_response_id="resp_1"),
+            line("e", url=url, model="echo", input="x", stream=True),
+            line("f", url=url, model="nope", input="x"),
+            line("g", url=url, model="echo"),
+        ]
+        done = await ended(client, await made(client, *lines, endpoint=url), eventually)
+        assert done.status == "completed"
+        output = await rows(client, done.output_file_id)
+        assert list(output) == ["a", "b"]
+        response = openai.types.responses.Response.model_validate(output["a"]["response"]["body"])
+        assert (response.status, response.output_text, response.instructions) == ("completed", "to be or not", "Echo.")
+        assert response.usage is not None
+        assert response.usage.total_tokens > 0
+        assert output["a"]["response"]["body"]["store"] is False
+        large = openai.types.responses.Response.model_validate(output["b"]["response"]["body"])
+        assert len(large.output_text) == 1_000_000
+        errors = await rows(client, done.error_file_id)
+        told = {name: row["response"]["body"]["error"]["param"] for name, row in errors.items()}
+        assert told == {"c": "background", "d": "previous_response_id", "e": "stream", "f": "model", "g": "input"}
+
     async def test_a_picture_by_url(self, cluster: Cluster, client: AsyncOpenAI, eventually: Eventually) -> None:
         """It can be fetched without a key."""
         url = "/v1/images/generations"

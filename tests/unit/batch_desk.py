@@ -18,6 +18,7 @@ from backbone.bus.memory_joblog import MemoryJobLog
 from backbone.store.memory_documents import MemoryDocuments
 from gateway.answers import Answers
 from gateway.auth import Principal
+from gateway.batches.kinds import Direct, Kind
 from gateway.batches.ledger import Ledger
 from gateway.batches.runner import BatchRunner
 from gateway.batches.service import Batches
@@ -161,6 +162,8 @@ class Desk:
         self.batches = Batches(self.ledger, self.files, self.backlog, ENDPOINTS, longest_s=86_400.0)
         self.runners: list[BatchRunner] = []
         jobs = cast("Jobs", self.jobs)
+        uploads, payload = FileUploads(self.files.open), Answers(jobs, self.blobs, Links("k", "", 60), 10.0).payload
+        kinds: dict[str, Kind] = {path: Direct(endpoint, uploads, payload) for path, endpoint in ENDPOINTS.items()}
         self.tools = Tools(
             ledger=self.ledger,
             files=self.files,
@@ -168,9 +171,7 @@ class Desk:
             jobs=jobs,
             log=self.log,
             reader=Reader(self.blobs, 1_000_000, 5.0, 60.0, Budget(10_000_000), RemoteMedia(None, 1_000_000)),
-            uploads=FileUploads(self.files.open),
-            payload=Answers(jobs, self.blobs, Links("k", "", 60), 10.0).payload,
-            endpoints=ENDPOINTS,
+            kinds=kinds,
             window=window,
         )
 

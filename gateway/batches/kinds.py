@@ -1,0 +1,115 @@
+"""What the lines of a batch are: requests for an inference endpoint, or for responses, which travel as chat."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import orjson
+
+from backbone.bus.blobs import Blobs
+from gateway.answers import Payload
+from gateway.batches.output import MakePayload, whole
+from gateway.bodies import Reader, Received
+from gateway.endpoint import SSE, Endpoint
+from gateway.jobs.base import Result
+from gateway.parsing import check
+from gateway.responses.answering import Answering
+from gateway.responses.asking import chat_body, conversation, refuse_unsupported
+from gateway.responses.shape import shell
+from gateway.uploads import FileUploads
+from schemas.errors import InvalidRequest
+from schemas.openai.responses import ResponsesRequest
+
+JSON = dict[str, Any]
+
+
+class Kind(Protocol):
+    """One of them."""
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """What the jobs are for."""
+
+    async def read(self, owner: str, body: JSON, reader: Reader) -> Received:
+        """A line's request, checked. Raises InvalidRequest, NotFound, Unavailable."""
+
+    def remembered(self, body: JSON, job: str) -> Any:
+        """What of the request its answer is made with. The body was read before."""
+
+    async def answer(self, remembered: Any, result: Result, base_url: str) -> Payload:
+        """The answer of a completed job. Raises BackendFailed where it is none, BlobGone, BlobBroken, Unavailable."""
+
+
+def refuse_stream(body: JSON) -> None:
+    """Raises InvalidRequest."""
+    if body.get("stream"):
+        raise InvalidRequest("a request of a batch cannot be streamed: leave 'stream' out", param="stream")
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """Requests for an inference endpoint. Where it takes a form, the body names uploaded files by id."""
+
+    endpoint: Endpoint
+    uploads: FileUploads
+    payload: MakePayload
+
+    async def read(self, owner: str, body: JSON, reader: Reader) -> Received:
+        """See the protocol."""
+        refuse_stream(body)
+        if self.endpoint.files:
+            body, uploads = await self.uploads.take(owner, self.endpoint, body)
+            received = await reader.of_value(self.endpoint, body, uploads)
+        else:
+            received = await reader.of_value(self.endpoint, body)
+        if self.endpoint.stream_type(received.request) == SSE:
+            await received.discard()
+            raise InvalidRequest("a request of a batch cannot be answered by a stream of events", param="stream_format")
+        return received
+
+    def remembered(self, _body: JSON, _job: str) -> None:
+        """Nothing."""
+
+    async def answer(self, _remembered: None, result: Result, base_url: str) -> Payload:
+        """As it came."""
+        return self.payload(result, base_url)
+
+
+@dataclass(frozen=True, slots=True)
+class AsChat:
+    """Requests for responses. Each stands alone, and its response is in the output alone: it is not stored."""
+
+    endpoint: Endpoint
+    """Chat."""
+    blobs: Blobs
+
+    async def read(self, _owner: str, body: JSON, reader: Reader) -> Received:
+        """See the protocol."""
+        refuse_stream(body)
+        request = _response_request(body)
+        for name in ("background", "previous_response_id"):
+            if getattr(request, name):
+                raise InvalidRequest(f"a request of a batch stands alone: leave '{name}' out", param=name)
+        refuse_unsupported(request)
+        return await reader.of_value(self.endpoint, chat_body(request, conversation(request, [])))
+
+    def remembered(self, body: JSON, job: str) -> JSON:
+        """The response before its answer."""
+        return shell(_response_request(body), job, int(time.time()))
+
+    async def answer(self, remembered: JSON, result: Result, _base_url: str) -> Payload:
+        """The response, from chat's frames."""
+        data = result.data
+        if result.blob is not None:
+            data = b"".join([piece async for piece in self.blobs.read(result.blob.name)])
+        usage = result.word.usage
+        answering = Answering(remembered)
+        answering.frames(data)
+        answering.closed(usage.model_dump() if usage is not None else None)
+        return whole(orjson.dumps(answering.response(int(time.time()))))
+
+
+def _response_request(body: JSON) -> ResponsesRequest:
+    return check({**body, "store": False}, ResponsesRequest)
