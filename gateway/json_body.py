@@ -27,7 +27,20 @@ async def read_json(request: Request, schema: type[T]) -> T:
 
 def documented(schema: type[BaseModel]) -> dict[str, Any]:
     """What `/docs` is to say about the body of a route that calls `read_json`."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema.model_json_schema()}}}}
+    shape = schema.model_json_schema()
+    shape = _inlined(shape, shape.pop("$defs", {}))
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": shape}}}}
+
+
+def _inlined(shape: Any, definitions: dict[str, Any]) -> Any:
+    """`shape` with its definitions where it refers to them: within a larger document its references would point nowhere."""
+    if isinstance(shape, list):
+        return [_inlined(part, definitions) for part in shape]
+    if not isinstance(shape, dict):
+        return shape
+    if isinstance(name := shape.get("$ref"), str):
+        return _inlined(definitions[name.removeprefix("#/$defs/")], definitions)
+    return {key: _inlined(part, definitions) for key, part in shape.items()}
 
 
 def check_name(name: str, what: str, param: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -36,6 +37,8 @@ JSON = dict[str, Any]
 PATH = "/v1/responses"
 LOOK_S = 300.0
 """How long one look at a job waits; then comes the next."""
+PORTION = 64 * 1024
+"""Bytes of a chat stream that are translated at a time."""
 PATIENCE_S = 30.0
 """A caller waits this much longer for what is away."""
 CHAT_PLACES = {"messages": "input", "max_tokens": "max_output_tokens"}
@@ -199,7 +202,9 @@ class Responses:
         if result.blob is not None:
             data = b"".join([piece async for piece in self._blobs.read(result.blob.name)])
         answering = Answering(began_as)
-        answering.frames(data)
+        for some in _portions(data):
+            answering.frames(some)
+            await asyncio.sleep(0)  # others get their turn
         answering.closed(word.usage.model_dump() if word.usage is not None else None)
         return answering.response(await ended_at(self._jobs, owner, job))
 
@@ -266,6 +271,16 @@ class Responses:
                 return kept.final
             raise _lost(kept) from None
         return await self._finished(_made(kept), final)
+
+
+def _portions(data: bytes) -> Iterator[bytes]:
+    """Frames, some at a time."""
+    at = 0
+    while at < len(data):
+        end = data.find(b"\n\n", at + PORTION)
+        end = len(data) if end < 0 else end + 2
+        yield data[at:end]
+        at = end
 
 
 def _made(kept: Kept) -> Made:
