@@ -116,6 +116,7 @@ async def test_models(seen: dict[str, Any]) -> None:
         ("emptyFile", "BadRequestError", 400, None, "file"),
         ("wrongSize", "BadRequestError", 400, None, "size"),
         ("wrongKeyUpload", "AuthenticationError", 401, "invalid_api_key", None),
+        ("responseCancelled", "BadRequestError", 400, "response_not_background", None),
     ],
 )
 async def test_errors(
@@ -179,3 +180,13 @@ async def test_transcriptions(seen: dict[str, Any]) -> None:
     assert (words, segments) == (len(first.split()), 1)
     assert set(seen["transcriptionStream"][:-1]) == {"transcript.text.delta"}
     assert seen["transcriptionStream"][-1] == "transcript.text.done"
+
+
+async def test_responses(seen: dict[str, Any]) -> None:
+    """Responses come whole, as events that the SDK's helper understands, and in the background, resumed where they were left."""
+    assert seen["response"]["output_text"] == "one two three"
+    kinds, text = seen["responseHelper"]
+    assert (kinds[0], kinds[-1], text) == ("response.created", "response.completed", "one two three")
+    numbers, text, items, cancelled = seen["responseResumed"]
+    assert numbers == list(range(5, 5 + len(numbers)))
+    assert (text, items, cancelled) == ("one two three", 1, "completed")

@@ -117,6 +117,22 @@ const tests = {
   wrongSize: () => failure(() => client.images.generate({ model: "echo", prompt: "x", size: "huge" })),
   wrongKeyUpload: () =>
     failure(() => new OpenAI({ ...options, apiKey: "sk-secret-and-wrong" }).audio.transcriptions.create({ model: "echo", file: new File([Buffer.alloc(24 << 20)], "a.wav") })),
+  response: () => client.responses.create({ model: "echo", input: "one two three" }),
+  responseHelper: async () => {
+    const stream = client.responses.stream({ model: "echo", input: "one two three" });
+    const events = await collect(stream);
+    return [events.map((event) => event.type), (await stream.finalResponse()).output_text];
+  },
+  responseResumed: async () => {
+    const { id } = await client.responses.create({ model: "echo", input: "one two three", background: true });
+    while (["queued", "in_progress"].includes((await client.responses.retrieve(id)).status));
+    const events = await collect(await client.responses.retrieve(id, { stream: true, starting_after: 4 }));
+    const items = await collect(await client.responses.inputItems.list(id));
+    const cancelled = (await client.responses.cancel(id)).status;
+    await client.responses.delete(id);
+    return [events.map((event) => event.sequence_number), events.at(-1).response.output[0].content[0].text, items.length, cancelled];
+  },
+  responseCancelled: () => failure(async () => client.responses.cancel((await client.responses.create({ model: "echo", input: "hi" })).id)),
   requestIds: async () => {
     const first = await client.chat.completions.create(ask);
     const { request_id } = await client.chat.completions.create({ ...ask, stream: true }).withResponse();
