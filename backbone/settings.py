@@ -95,9 +95,9 @@ class GatewaySettings(CommonSettings):
     """How long an Idempotency-Key is remembered."""
     dead_letters_keep_s: float = Field(default=2_592_000.0, ge=60)
     """How long dead letters are kept."""
-    max_event_bytes: int = Field(default=4 * 1024**3, ge=1024 * 1024)
+    max_event_bytes: int = Field(default=2 * 1024**3, ge=1024 * 1024)
     """Bytes of jobs' events on NATS's disk; the oldest are dropped first."""
-    max_result_bytes: int = Field(default=4 * 1024**3, ge=1024 * 1024)
+    max_result_bytes: int = Field(default=2 * 1024**3, ge=1024 * 1024)
     """Bytes of small results on NATS's disk; beyond it no job can end. Large ones count towards `MAX_BLOB_BYTES`."""
     max_file_bytes: int = Field(default=512 * 1024**2, gt=0)
     """Larger files are 413."""

@@ -8,6 +8,8 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
+
 from backbone.bus.base import GatewayBus
 from backbone.bus.blobs import Blobs
 from backbone.bus.joblog import JobLog, Retention
@@ -27,6 +29,8 @@ from gateway.jobs.timers import Timers
 from gateway.keys import KeyRing
 from gateway.metrics import GatewayMetrics
 from gateway.webhooks import BACKLOG, Webhooks
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +92,9 @@ class Durable:
         """Begin, together with `others`, which also run until `close`. The log is up."""
         await self._log.answer(self._referee)
         for work in (self._recorder.run(), self._timers.run(), self.webhooks.run(), *others):
-            self._tasks.append(asyncio.create_task(work))
+            task = asyncio.create_task(work)
+            task.add_done_callback(_report)
+            self._tasks.append(task)
 
     async def close(self) -> None:
         """Leave the rest to the other gateways."""
@@ -98,6 +104,12 @@ class Durable:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
         await self._referee.close()
+
+
+def _report(task: asyncio.Task[None]) -> None:
+    """What goes on by itself must not end by itself."""
+    if not task.cancelled() and task.exception() is not None:
+        log.error("background work has died", work=task.get_coro().__qualname__, exc_info=task.exception())  # type: ignore[union-attr]
 
 
 def retention(settings: GatewaySettings) -> Retention:

@@ -123,7 +123,7 @@ class Webhooks:
             return
         record = await self._store.get(word.owner, word.job)
         if record is None or record.run != word.run or record.status is not word.status:
-            record = record_of(word)
+            record = record_of(word, int(self._clock()))
         moment = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         body = orjson.dumps({"type": f"job.{word.status.value}", "timestamp": moment, "data": shape(record)})
         hook = Hook(owner=word.owner, job=word.job, run=word.run, key=word.key, url=word.webhook, body=body.decode())

@@ -41,3 +41,9 @@ def parse_ack_subject(subject: bytes) -> AckSubject:
     tokens = subject.split(b".")
     base = 4 if len(tokens) == 9 else 6
     return AckSubject(int(tokens[base]), int(tokens[base + 1]), int(tokens[base + 4]))
+
+
+def stored_at(ack_subject: bytes) -> int:
+    """When the message was stored, in Unix seconds by NATS's clock. Raises ValueError."""
+    tokens = ack_subject.split(b".")
+    return int(tokens[7 if len(tokens) == 9 else 9]) // 1_000_000_000

@@ -27,7 +27,7 @@ class IllegalMove(Exception):
 
 
 class LimitReached(Exception):
-    """The key has as many jobs waiting as it may have."""
+    """The key has as many jobs waiting, or running, as it may have."""
 
 
 class Due(NamedTuple):
@@ -64,13 +64,21 @@ class Store(Protocol):
         """The record, or None."""
 
     async def move(
-        self, owner: str, job_id: str, to: JobStatus, *, due_s: DueS = None, **changes: Any
+        self,
+        owner: str,
+        job_id: str,
+        to: JobStatus,
+        *,
+        due_s: DueS = None,
+        max_running: int | None = None,
+        **changes: Any,
     ) -> JobRecord | None:
         """Change the status, and the fields in `changes`, by compare-and-set; the TTL stays.
 
         `run` in `changes` says which run moves; without it the record's own does.
         The timer is set to `due_s` seconds from now, or removed where that is None or `to` is terminal.
-        Returns the new record, None when there is none. Raises IllegalMove; ValueError when `changes` make no record.
+        Returns the new record, None when there is none. Raises IllegalMove; LimitReached, without a change, when the job does
+        not run yet and its key has `max_running` jobs in status IN_PROGRESS; ValueError when `changes` make no record.
         """
 
     async def update(self, owner: str, job_id: str, *, due_s: DueS = None, **changes: Any) -> JobRecord | None:

@@ -70,13 +70,23 @@ class MemoryStore:
         return self._records.get(Due(owner, job_id))
 
     async def move(
-        self, owner: str, job_id: str, to: JobStatus, *, due_s: DueS = None, **changes: Any
+        self,
+        owner: str,
+        job_id: str,
+        to: JobStatus,
+        *,
+        due_s: DueS = None,
+        max_running: int | None = None,
+        **changes: Any,
     ) -> JobRecord | None:
         """See the base."""
         record = await self.get(owner, job_id)
         if record is None:
             return None
         new = moved(record, to, changes)
+        begins = to is JobStatus.IN_PROGRESS and record.status is not to
+        if begins and max_running is not None and self._count(record.key, to) >= max_running:
+            raise LimitReached(f"{max_running} jobs of this key are running")
         name = Due(owner, job_id)
         self._records[name] = new
         self._set_timer(name, timed(new, due_s))

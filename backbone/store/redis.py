@@ -25,6 +25,7 @@ Change = Callable[[JobRecord], tuple[JobRecord, str]]
 MOVE_TRIES = 20
 DONE = 1
 """What a script answers that found what was expected; else it answers what it found."""
+FULL = -1
 SERVICE_KEEP_S = 7 * 86_400
 """How long the service time of a model is known after its last job."""
 
@@ -96,7 +97,14 @@ class RedisStore:
         return None if raw is None else _parse(raw, job_id)
 
     async def move(
-        self, owner: str, job_id: str, to: JobStatus, *, due_s: DueS = None, **changes: Any
+        self,
+        owner: str,
+        job_id: str,
+        to: JobStatus,
+        *,
+        due_s: DueS = None,
+        max_running: int | None = None,
+        **changes: Any,
     ) -> JobRecord | None:
         """See the base. Raises InternalError when the record cannot be read."""
 
@@ -104,7 +112,8 @@ class RedisStore:
             new = moved(record, to, changes)
             return new, _timer(timed(new, due_s)) or "off"
 
-        return await self._changed(owner, job_id, change)
+        limit = max_running if to is JobStatus.IN_PROGRESS else None
+        return await self._changed(owner, job_id, change, limit)
 
     async def update(self, owner: str, job_id: str, *, due_s: DueS = None, **changes: Any) -> JobRecord | None:
         """See the base. Raises InternalError when the record cannot be read."""
@@ -152,10 +161,10 @@ class RedisStore:
         raw = await self.connection.call(lambda: self.connection.get(key))
         return None if raw is None else float(raw)
 
-    async def _changed(self, owner: str, job_id: str, change: Change) -> JobRecord | None:
-        return await self.connection.call(lambda: self._replace_unchanged(owner, job_id, change))
+    async def _changed(self, owner: str, job_id: str, change: Change, limit: int | None = None) -> JobRecord | None:
+        return await self.connection.call(lambda: self._replace_unchanged(owner, job_id, change, limit))
 
-    async def _replace_unchanged(self, owner: str, job_id: str, change: Change) -> JobRecord | None:
+    async def _replace_unchanged(self, owner: str, job_id: str, change: Change, limit: int | None) -> JobRecord | None:
         """Read, decide, and write if nothing has changed meanwhile; else decide anew on what is there now."""
         member = keys.member(owner, job_id)
         key = keys.JOB + member
@@ -166,9 +175,12 @@ class RedisStore:
             old = _parse(raw, job_id)
             new, due = change(old)
             counted = [keys.counted_in(old), keys.counted_in(new)]
-            raw = await self._replace([key, keys.TIMERS], [raw, new.model_dump_json(), member, *counted, due])
+            most = "" if limit is None else limit
+            raw = await self._replace([key, keys.TIMERS], [raw, new.model_dump_json(), member, *counted, due, most])
             if raw == DONE:
                 return new
+            if raw == FULL:
+                raise LimitReached(f"{limit} jobs of this key are running")
         raise Unavailable(f"the record of job {job_id} changes too fast")
 
     async def _remove_unchanged(self, owner: str, job_id: str) -> None:

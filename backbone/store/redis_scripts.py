@@ -76,9 +76,10 @@ REPLACE = (
     COUNTS
     + """
 local record, timers = KEYS[1], KEYS[2]
-local old, new, member, was_in, is_in, due = unpack(ARGV)
+local old, new, member, was_in, is_in, due, limit = unpack(ARGV)
 local current = redis.call('GET', record)
 if current ~= old then return current end
+if limit ~= '' and was_in ~= is_in and counted(is_in, now_ms()) >= tonumber(limit) then return -1 end
 redis.call('SET', record, new, 'KEEPTTL')
 if due == 'off' then
   redis.call('ZREM', timers, member)
@@ -92,7 +93,7 @@ end
 return 1
 """
 )
-"""Write the new record if the old one is still there, byte for byte, and 1; else what is there, or nil."""
+"""Write the new record if the old one is still there, byte for byte, and 1; else what is there, or nil. -1: the limit is reached."""
 
 REMOVE = """
 local record, timers, index = KEYS[1], KEYS[2], KEYS[3]

@@ -307,4 +307,4 @@ def _port_was_taken(error: ProcessFailed) -> bool:
 
 def _file_store_limit(folder: Path) -> int:
     """Bytes for JetStream: most of what the disk has free, but enough to reserve the streams' limits against."""
-    return max(16 * GIB, shutil.disk_usage(folder).free * 3 // 4)
+    return max(24 * GIB, shutil.disk_usage(folder).free * 3 // 4)

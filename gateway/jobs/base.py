@@ -120,15 +120,17 @@ class Jobs(Protocol):
         """Raises JobNotFound, ResultNotReady."""
 
     def follow(self, owner: str, job_id: str, after: str = "") -> AsyncGenerator[JobEvent, None]:
-        """Events behind the id `after` (empty: all), then those to come, ending with the terminal one. Close it.
+        """Events behind the id `after` (empty: all), then those to come, ending with the terminal one; nothing where `after` is
+        that one. Close it.
 
         Raises JobNotFound, InvalidRequest for what is no id, EventsExpired. Each attempt's events are whole and in order; RESTARTED says that
         what came of the last attempt is void.
         """
 
     def watch(self, owner: str, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
-        """As `follow` from the first event, with None once: all that was kept has been told, the rest is new. An attempt
-        that RESTARTED voids before None was void already when the call was made. Close it.
+        """As `follow` from the first event, also of attempts that were given up, with None once: all that was kept has been
+        told, the rest is new. An attempt that RESTARTED voids before None was void already when the call was made; where the
+        job was complete by then, there is no None. Close it.
         """
 
     async def outlook(self, record: JobRecord) -> tuple[int | None, float | None]:

@@ -87,7 +87,9 @@ class Follower:
         if word.status is JobStatus.COMPLETED and not self._assembly.is_whole(word.token, word.events):
             async for told in self._retold(word):
                 yield told
-        yield self._end(decision)
+        end = self._end(decision)
+        if self._after < self._assembly.end_id():
+            yield end
 
     async def _retold(self, word: Word) -> AsyncGenerator[JobEvent, None]:
         """The attempt that ended the job, from its beginning: another one had begun before its word was there."""

@@ -66,7 +66,7 @@ class Recorder:
                 log.exception("malformed terminal word dropped", job=item.id)
                 await item.done()
                 return
-            await self._to_store(word)
+            await self._to_store(word, item.stored_at)
             if word.webhook:
                 await self._enqueue(word)
             await item.done()
@@ -77,14 +77,14 @@ class Recorder:
             log.exception("defect in the recorder", job=item.id)
             item.again(DEFECT_AGAIN_S)
 
-    async def _to_store(self, word: Word) -> None:
+    async def _to_store(self, word: Word, at: int) -> None:
         try:
-            record = await self._store.move(word.owner, word.job, word.status, **end_of(word))
+            record = await self._store.move(word.owner, word.job, word.status, **end_of(word, at))
         except IllegalMove:
             return  # recorded before, or an older run's
         after: list[Awaitable[object]] = []
         if record is None:
-            after.append(self._store.create(record_of(word), ttl_s=self._keep_s))
+            after.append(self._store.create(record_of(word, at), ttl_s=self._keep_s))
         if word.token:
             after.append(self._store.release(word.job, word.token))
         if word.status is JobStatus.COMPLETED and word.seconds is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from math import ceil
 from typing import Any
 
 from schemas.errors import ErrorInfo
@@ -48,20 +49,23 @@ def first_record(envelope: Envelope, *, queue_s: float, expires_at: int | None) 
     )
 
 
-def end_of(word: Word) -> dict[str, Any]:
-    """What a terminal word changes in a record, beside its status."""
+def end_of(word: Word, at: int | None = None) -> dict[str, Any]:
+    """What a terminal word that was stored `at` (None: just now) changes in a record, beside its status."""
+    at = now() if at is None else at
     return {
         "run": word.run,
-        "finished_at": now(),
+        "finished_at": at,
         "progress": 1.0 if word.status is JobStatus.COMPLETED else None,
         "usage": word.usage.model_dump() if word.usage is not None else None,
         "error": word.error.body()["error"] if word.error is not None else None,
         **({"worker": word.worker, "attempts": word.attempts} if word.worker else {}),
+        **({"started_at": ceil(at - word.seconds)} if word.seconds is not None else {}),
     }
 
 
-def record_of(word: Word) -> JobRecord:
+def record_of(word: Word, at: int | None = None) -> JobRecord:
     """The record of a job that is known by its terminal word alone."""
+    at = now() if at is None else at
     return JobRecord(
         id=word.job,
         owner=word.owner,
@@ -71,22 +75,22 @@ def record_of(word: Word) -> JobRecord:
         queue_model=word.model,
         service_tier=word.lane,
         status=word.status,
-        created_at=made_at(word.job) or now(),
+        created_at=made_at(word.job) or at,
         metadata=word.metadata,
         key=word.key,
         request_id=word.request_id,
         stream=word.stream,
         batch=word.batch,
         webhook=WebhookState(url=word.webhook) if word.webhook else None,
-        **end_of(word),
+        **end_of(word, at),
     )
 
 
-def ended(record: JobRecord, word: Word) -> JobRecord:
+def ended(record: JobRecord, word: Word, at: int | None = None) -> JobRecord:
     """The record as it will stand once the word is recorded."""
     if record.status in TERMINAL:
         return record
-    return record.model_copy(update={"status": word.status, **end_of(word)})
+    return record.model_copy(update={"status": word.status, **end_of(word, at)})
 
 
 def word_by_us(record: JobRecord, status: JobStatus, error: ErrorInfo | None = None) -> Word:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import structlog
 
 from backbone.bus.joblog import JobLog
-from backbone.store.base import IllegalMove, Store
+from backbone.store.base import IllegalMove, LimitReached, Store
 from gateway.call import MAX_STARTS
 from gateway.jobs.records import due_in, now
 from schemas.durable import QUEUED, Answer, AnswerKind, Ask, DurableFrame, decode_durable
@@ -94,11 +94,9 @@ class Referee:
         limit = self._max_running(ask.key) if ask.key else None
         if limit is None:
             self._later(self._record_start(ask, attempt))
-        elif not await self._has_room(ask, limit):
+        elif not await self._has_room(ask, attempt, limit):
             await self._release(ask)
             return Answer(kind=WAIT, delay_s=LIMITED_S)
-        else:
-            await self._record_start(ask, attempt)
         return Answer(kind=GO, attempt=attempt)
 
     def _later(self, work: Coroutine[None, None, None]) -> None:
@@ -145,30 +143,33 @@ class Referee:
         except Unavailable:
             return True
 
-    async def _has_room(self, ask: Ask, limit: int) -> bool:
-        """Redis away: it is not known, and jobs go on."""
-        with contextlib.suppress(Unavailable):
-            return await self._store.running(ask.key) < limit
+    async def _has_room(self, ask: Ask, attempt: int, limit: int) -> bool:
+        """Record the start, if the key has less running than it may have. Redis away: that is not known, and jobs go on."""
+        try:
+            await self._record_start(ask, attempt, limit)
+        except LimitReached:
+            return False
         return True
 
     async def _release(self, ask: Ask) -> None:
         with contextlib.suppress(Unavailable):
             await self._store.release(ask.job, ask.token)
 
-    async def _record_start(self, ask: Ask, attempt: int) -> None:
-        """Never raises: what is missed here, the terminal word makes good."""
+    async def _record_start(self, ask: Ask, attempt: int, limit: int | None = None) -> None:
+        """Raises LimitReached. What else goes wrong here, the terminal word makes good."""
         try:
-            if not await self._move_to_start(ask, attempt) and await self._rebuilt(ask):
-                await self._move_to_start(ask, attempt)
+            if not await self._move_to_start(ask, attempt, limit) and await self._rebuilt(ask):
+                await self._move_to_start(ask, attempt, limit)
         except (IllegalMove, NexusError) as error:
             log.debug("a start is not recorded", job=ask.job, error=str(error))
 
-    async def _move_to_start(self, ask: Ask, attempt: int) -> bool:
+    async def _move_to_start(self, ask: Ask, attempt: int, limit: int | None) -> bool:
         record = await self._store.move(
             ask.owner,
             ask.job,
             JobStatus.IN_PROGRESS,
             due_s=self._running_due,
+            max_running=limit,
             run=ask.run,
             attempts=attempt,
             worker=ask.worker,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import Any
 
 from backbone.bus.base import Queue
 from backbone.bus.blobs import Blobs
@@ -18,7 +19,7 @@ from gateway.jobs.records import due_in, ended, first_record, now, record_of
 from gateway.jobs.submitting import Submitter
 from schemas.durable import QUEUED, decode_durable
 from schemas.errors import NotFound
-from schemas.jobs import TERMINAL, Envelope, JobRecord, JobStatus
+from schemas.jobs import TERMINAL, Envelope, JobRecord, JobStatus, WebhookState
 
 JOB_ID = re.compile(r"job_[0-9a-f]{32}")
 PAGE = 200
@@ -61,14 +62,14 @@ class JobService:
         if record.status not in TERMINAL:
             decision = await self._log.decided(job_id)
             if decision is not None and decision.word.run >= record.run:
-                return ended(record, decision.word)
+                return ended(record, decision.word, decision.stored_at)
         return record
 
     async def _lost(self, owner: str, job_id: str) -> JobRecord | None:
         """The record of a job that Redis does not know (any more), from what NATS knows."""
         decision = await self._log.decided(job_id)
         if decision is not None:
-            return record_of(decision.word) if decision.word.owner == owner else None
+            return record_of(decision.word, decision.stored_at) if decision.word.owner == owner else None
         for event in await self._log.first(job_id, 1):
             frame = decode_durable(event.data)
             if frame.kind == QUEUED:
@@ -85,7 +86,7 @@ class JobService:
                 return record
             decision = await self._log.decided(job_id)
             if decision is not None and decision.word.run >= record.run:
-                return ended(record, decision.word)
+                return ended(record, decision.word, decision.stored_at)
         return await self.get(owner, job_id)
 
     async def outcome(self, owner: str, job_id: str, seconds: float) -> Result | None:
@@ -124,7 +125,7 @@ class JobService:
     async def watch(self, owner: str, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
         """See the protocol."""
         record = await self.get(owner, job_id)
-        async with aclosing(Follower(self._log, self._blobs, record, "").events()) as events:
+        async with aclosing(Follower(self._log, self._blobs, record, "", every=True).events()) as events:
             async for event in events:
                 yield event
 
@@ -181,7 +182,7 @@ class JobService:
     async def _again(self, record: JobRecord, message: bytes, word_seq: int | None) -> JobRecord:
         envelope, body = Envelope.decode(message)
         envelope = envelope.model_copy(update={"run": record.run + 1})
-        changes = {
+        changes: dict[str, Any] = {
             "run": envelope.run,
             "attempts": 0,
             "error": None,
@@ -192,6 +193,7 @@ class JobService:
             "finished_at": None,
             "queued_at": now(),
             "seq": None,
+            "webhook": WebhookState(url=record.webhook.url) if record.webhook is not None else None,
         }
         due_s = due_in(record, JobStatus.QUEUED, 0.0)
         try:
@@ -223,7 +225,7 @@ class JobService:
     async def replay(self, job_id: str) -> JobRecord:
         """A new run of a dead letter's job, which then is none any more. Raises NotFound, JobNotFailed."""
         letter = await self.dead_letter(job_id)
-        record = await self.get_or(letter.word.owner, job_id, record_of(letter.word))
+        record = await self.get_or(letter.word.owner, job_id, record_of(letter.word, letter.stored_at))
         if record.status is not JobStatus.FAILED:
             raise JobNotFailed(f"only a failed job can be tried again; this one is {record.status}")
         if not letter.message:

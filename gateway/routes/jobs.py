@@ -79,10 +79,12 @@ async def get_events(job_id: str, request: Request, parts: PartsDep, caller: Job
     # What cannot be followed is an error and no stream.
     paced = with_pauses(events, PAUSE_S)
     try:
-        first: list[JobEvent] = await anext(paced, [])
+        first: list[JobEvent] | None = await anext(paced, None)
     except BaseException:
         await paced.aclose()
         raise
+    if first is None:
+        return Response(status_code=204)  # a browser's EventSource takes this for the end
     frames = _frames(parts, caller, job_id, first, paced)
     return StreamingResponse(frames, media_type=SSE, headers=STREAM_HEADERS)
 
