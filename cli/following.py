@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -44,7 +44,7 @@ class Patience:
     def __init__(self, tell: Tell) -> None:
         self._tell = tell
         self._since: float | None = None
-        self._pauses = iter(())  # type: ignore[var-annotated]
+        self._pauses: Iterator[float] = iter(())
 
     def succeeded(self) -> None:
         """Something came."""
