@@ -57,8 +57,8 @@ class Signals:
             async with asyncio.timeout(seconds):
                 await self._moved.wait()
 
-    async def or_stop(self, work: asyncio.Future[bool]) -> None:
-        """Until `work` is done or the batch stops; then it is cancelled."""
+    async def or_stop(self, work: asyncio.Future[Any]) -> None:
+        """Until `work` is done or the batch stops; then it is cancelled, and was perhaps done all the same."""
         try:
             both: set[asyncio.Future[Any]] = {work, self._stop}
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)

@@ -211,31 +211,33 @@ class BatchRun:
         try:
             async with aclosing(self._lines()) as lines:
                 async for line in lines:
-                    room = _Room(self._submitting, self._tools.large if len(line.data) > LARGE else None)
-                    await self._window.acquire()
-                    await room.take()
-                    if self._signals.stopped:
-                        room.free()
+                    large = [self._tools.large] if len(line.data) > LARGE else []
+                    room = _Room(self._window, [self._submitting, *large])
+                    if not await self._takes(room):
                         return
                     task = group.create_task(self._line(line, room))
-                    task.add_done_callback(self._leave(room))
+                    task.add_done_callback(room.leave)
         except (BlobGone, BlobBroken):
             self._gone = True
             self._signals.stop()
 
-    def _leave(self, room: _Room) -> Callable[[asyncio.Task[None]], None]:
-        def left(_task: asyncio.Task[None]) -> None:
-            room.free()
-            self._window.release()
-
-        return left
+    async def _takes(self, room: _Room) -> bool:
+        """Wait until there is room. False: the batch stops."""
+        try:
+            await self._signals.or_stop(asyncio.ensure_future(room.take()))
+        except BaseException:
+            room.leave()
+            raise
+        if self._signals.stopped:
+            room.leave()
+        return not self._signals.stopped
 
     async def _line(self, line: Line, room: _Room) -> None:
         job = job_id(self._batch.id, line.number)
         status = await self._jobs.decided(job) if self._again else None
         begun = status is not None or await self._jobs.begin(line)
         del line
-        room.free()
+        room.forget()
         if not begun:
             return
         if status is None:
@@ -248,20 +250,25 @@ class BatchRun:
 
 
 class _Room:
-    """What a line takes while it is in memory."""
+    """What a line takes: until its job has ended, and while it is in memory."""
 
-    def __init__(self, *semaphores: asyncio.Semaphore | None) -> None:
-        self._wanted = [one for one in semaphores if one is not None]
+    def __init__(self, window: asyncio.Semaphore, memory: list[asyncio.Semaphore]) -> None:
+        self._wanted = [window, *memory]
         self._held: list[asyncio.Semaphore] = []
 
     async def take(self) -> None:
-        """Wait for it."""
+        """Wait for all of it."""
         for one in self._wanted:
             await one.acquire()
             self._held.append(one)
 
-    def free(self) -> None:
-        """Give it back. Idempotent."""
+    def forget(self) -> None:
+        """The line is not in memory any more."""
+        while len(self._held) > 1:
+            self._held.pop().release()
+
+    def leave(self, _task: object = None) -> None:
+        """Give everything back. Idempotent."""
         while self._held:
             self._held.pop().release()
 

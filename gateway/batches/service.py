@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
+from typing import Any
 
 from backbone.bus.joblog import Backlog
 from backbone.ids import new_job_id
@@ -16,6 +17,8 @@ from schemas.files import BATCH
 from schemas.keys import Scope
 
 SHORTEST_S = 60
+GRACE_S = 600
+"""For a batch to be taken after the end of its window."""
 
 
 def longest_window_s(keep_s: float) -> float:
@@ -92,7 +95,8 @@ class Batches:
 
     async def get(self, owner: str, batch_id: str) -> Batch:
         """Raises BatchNotFound."""
-        return await self._ledger.get(owner, batch_id)
+        batch = await self._ledger.get(owner, batch_id)
+        return await self._ledger.change(owner, batch_id, _overdue) if _overdue(batch) is not batch else batch
 
     async def page(self, owner: str, *, after: str, limit: int) -> tuple[list[Batch], bool]:
         """Up to `limit` batches behind the id `after`, newest first; whether there are more."""
@@ -103,12 +107,25 @@ class Batches:
         return await self._ledger.change(owner, batch_id, _cancelling)
 
 
+def _overdue(batch: Batch) -> Batch:
+    """One that no gateway has ever taken: its maker died before it was in the line, which its caller was not told."""
+    now = int(time.time())
+    if batch.runner or batch.ended or now < batch.expires_at + GRACE_S:
+        return batch
+    return batch.model_copy(update={"status": BatchStatus.EXPIRED, "expired_at": now})
+
+
 def _cancelling(batch: Batch) -> Batch:
     if batch.status in (BatchStatus.CANCELLING, BatchStatus.CANCELLED):
         return batch
     if batch.status in ENDED:
         raise InvalidRequest(f"this batch is {batch.status} and cannot be cancelled any more", code="batch_ended")
-    return batch.model_copy(update={"status": BatchStatus.CANCELLING, "cancelling_at": int(time.time())})
+    now = int(time.time())
+    if not batch.runner:  # nothing of it has begun
+        update: dict[str, Any] = {"status": BatchStatus.CANCELLED, "cancelling_at": now, "cancelled_at": now}
+    else:
+        update = {"status": BatchStatus.CANCELLING, "cancelling_at": now}
+    return batch.model_copy(update=update)
 
 
 def _not_accepted(batch: Batch) -> Batch:

@@ -31,7 +31,7 @@ from gateway.links import Links
 from gateway.remote_media import RemoteMedia
 from gateway.routes import chat, embeddings, speech, transcriptions
 from gateway.uploads import FileUploads
-from schemas.batches import Batch, BatchRequest, Counts
+from schemas.batches import Batch, BatchRequest, BatchStatus, Counts
 from schemas.errors import ErrorInfo, NexusError, Unavailable
 from schemas.events import BlobRef
 from schemas.files import FileRecord
@@ -170,7 +170,7 @@ class Desk:
             blobs=self.blobs,
             jobs=jobs,
             log=self.log,
-            reader=Reader(self.blobs, 1_000_000, 5.0, 60.0, Budget(10_000_000), RemoteMedia(None, 1_000_000)),
+            reader=Reader(self.blobs, 2_000_000, 5.0, 60.0, Budget(10_000_000), RemoteMedia(None, 2_000_000)),
             kinds=kinds,
             window=window,
         )
@@ -212,6 +212,10 @@ class Desk:
     async def stands(self, batch: Batch, counts: Counts) -> bool:
         """Whether it is that far."""
         return (await self.batch(batch)).counts == counts
+
+    async def is_in(self, batch: Batch, status: BatchStatus) -> bool:
+        """Whether it is in this phase."""
+        return (await self.batch(batch)).status is status
 
     async def ended(self, batch: Batch, timeout_s: float = 20.0) -> Batch:
         """The batch, once it has ended."""

@@ -17,7 +17,7 @@ from gateway.auth import Principal
 from gateway.batches import line_jobs, run, runner
 from gateway.batches.ledger import BatchNotFound
 from gateway.batches.lines import job_id
-from gateway.batches.service import longest_window_s
+from gateway.batches.service import GRACE_S, longest_window_s
 from gateway.files import FileNotFound
 from schemas.batches import Batch, BatchRequest, BatchStatus, Counts
 from schemas.errors import (
@@ -442,11 +442,51 @@ class TestEnds:
     async def test_cancelled_before_it_begins(self, desk: Desk) -> None:
         """Nothing was run, and there are no files."""
         made = await desk.create(line("a"))
-        await desk.batches.cancel(OWNER, made.id)
+        assert (await desk.batches.cancel(OWNER, made.id)).status is BatchStatus.CANCELLED
         await desk.gateway()
         batch = await desk.ended(made)
         assert (batch.status, batch.output_file_id, batch.error_file_id) == (BatchStatus.CANCELLED, None, None)
         assert desk.jobs.runs == {}
+
+    async def test_cancelled_while_it_is_validated(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The same."""
+        validate = run.validate
+
+        async def cancelled_meanwhile(*given: Any) -> Any:
+            assert (await desk.batches.cancel(OWNER, made.id)).status is BatchStatus.CANCELLING
+            return await validate(*given)
+
+        monkeypatch.setattr(run, "validate", cancelled_meanwhile)
+        made = await desk.create(line("a"))
+        await desk.gateway()
+        batch = await desk.ended(made)
+        assert (batch.status, batch.output_file_id, batch.error_file_id) == (BatchStatus.CANCELLED, None, None)
+        assert desk.jobs.runs == {}
+
+    async def test_one_that_nobody_will_run_expires(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its maker was killed before it was in the line."""
+        made = await desk.create(line("a"), window="1m")
+        later = time.time() + 60 + GRACE_S + 1
+        monkeypatch.setattr("time.time", lambda: later)
+        assert (await desk.batch(made)).status is BatchStatus.EXPIRED
+        await desk.gateway()
+        assert (await desk.ended(made)).status is BatchStatus.EXPIRED
+        assert desk.jobs.runs == {}
+
+    async def test_a_large_line_of_another_batch_does_not_hold_up_a_cancel(
+        self, desk: Desk, eventually: Eventually
+    ) -> None:
+        """That one waits for room in the queue, this one for its turn to be in memory."""
+        desk.jobs.refusals = [QueueFull("full")] * 10_000
+        await desk.gateway()
+        large = [line(f"r{number}", padding="x" * run.LARGE) for number in range(2)]
+        await desk.create(*large)
+        await eventually(desk.tools.large.locked)
+        made = await desk.create(*large)
+        await eventually(lambda: desk.is_in(made, BatchStatus.IN_PROGRESS))
+        await desk.batches.cancel(OWNER, made.id)
+        batch = await desk.ended(made)
+        assert (batch.status, batch.counts) == (BatchStatus.CANCELLED, Counts(total=2, failed=2))
 
     async def test_an_ended_batch_is_not_cancelled(self, desk: Desk) -> None:
         """400, as OpenAI's."""
