@@ -105,7 +105,9 @@ class Answer(BaseModel):
 
     kind: AnswerKind
     attempt: int = 1
-    """Of GO: which attempt of this run this is, from 1; those handed back by a worker that shut down do not count."""
+    """Of GO: which attempt of this run this is, from 1; those handed back by a worker that shut down do not count. Of DEAD: the
+    last one.
+    """
     delay_s: float = 0.0
     error: dict[str, object] | None = None
     """Of DEAD: a `schemas.errors.ErrorInfo`."""

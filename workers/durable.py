@@ -154,6 +154,7 @@ class DurableAttempt(Attempt):
             self.job.give_back(answer.delay_s)
             self.outcome = "returned"
         elif answer.kind is AnswerKind.DEAD:
+            self._number = answer.attempt
             info = ErrorInfo.model_validate(answer.error) if answer.error else None
             self._fail(NexusError.from_info(info) if info else BackendFailed(code="worker_lost"), dead=True)
         else:
@@ -326,10 +327,11 @@ class DurableAttempt(Attempt):
         self.outcome = "failed"
 
     async def _conclude_returned(self, error: NexusError, delay_s: float) -> None:
-        self._next(EventKind.RETURNED, error.info.model_dump_json(exclude_none=True).encode())
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(RETURN_S):
-                await self._events.settle()
+        if self._begun:
+            self._next(EventKind.RETURNED, error.info.model_dump_json(exclude_none=True).encode())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RETURN_S):
+                    await self._events.settle()
         self._store.ask(self._question(EventKind.RETURNED), lambda _: None)
         self.job.give_back(delay_s)
         self.outcome = "returned"

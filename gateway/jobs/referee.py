@@ -89,7 +89,7 @@ class Referee:
         if not leased:
             return Answer(kind=WAIT, delay_s=self._lease_s / 3)
         if seen.starts >= MAX_STARTS:
-            return Answer(kind=DEAD, error=_poison(seen.starts).model_dump())
+            return Answer(kind=DEAD, attempt=seen.starts, error=_poison(seen.starts).model_dump())
         attempt = seen.starts + 1
         limit = self._max_running(ask.key) if ask.key else None
         if limit is None:
