@@ -185,7 +185,7 @@ class Responses:
 
     def watch(self, made: Made, after: int = -1) -> Watch:
         """Its events with numbers above `after`."""
-        return Watch(self._jobs, made, after, self._finished)
+        return Watch(self._jobs, made, after, self._finished, self._look_up)
 
     async def abandon(self, made: Made) -> None:
         """Its caller has hung up. Best effort."""
@@ -198,15 +198,23 @@ class Responses:
         word = result.word
         if word.status is not JobStatus.COMPLETED:
             return unanswered(began_as, word.status, error_of(result))
-        data = result.data
-        if result.blob is not None:
-            data = b"".join([piece async for piece in self._blobs.read(result.blob.name)])
+        data = await self._data(result)
         answering = Answering(began_as)
         for some in _portions(data):
             answering.frames(some)
             await asyncio.sleep(0)  # others get their turn
         answering.closed(word.usage.model_dump() if word.usage is not None else None)
         return answering.response(await ended_at(self._jobs, owner, job))
+
+    async def _data(self, result: Result) -> bytes:
+        """The chat stream, without its end mark. Raises BlobGone."""
+        if result.blob is None:
+            return result.data
+        return b"".join([piece async for piece in self._blobs.read(result.blob.name)])
+
+    async def _look_up(self, made: Made) -> tuple[Result, bytes]:
+        result = await self._jobs.result(made.owner, made.job)
+        return result, await self._data(result)
 
     async def _finished(self, made: Made, final: JSON) -> JSON:
         """Keep the final response beyond its job's life. Returns what everybody will see."""

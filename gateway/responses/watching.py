@@ -8,18 +8,19 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from gateway.answers import error_of
-from gateway.jobs.base import JobEvent, Jobs, Result
+from gateway.jobs.base import EventsExpired, JobEvent, JobNotFound, Jobs, Result
 from gateway.responses.answering import Answering, Event
 from gateway.responses.kept import Made
 from gateway.responses.shape import unanswered
 from schemas.durable import JobEventKind
-from schemas.errors import ErrorInfo, InvalidRequest, NexusError
+from schemas.errors import ErrorInfo, InvalidRequest, NexusError, NotFound
 from schemas.jobs import JobStatus
 from schemas.words import Word
 
 JSON = dict[str, Any]
 
 RESTARTED = "this answer broke off in the middle, and is begun anew; "
+EXPIRED = "the events of this response are not kept any more; retrieve it without 'stream'"
 
 
 class ResponseRestarted(InvalidRequest):
@@ -39,12 +40,22 @@ async def ended_at(jobs: Jobs, owner: str, job: str) -> int:
 class Watch:
     """One caller's view of one response."""
 
-    def __init__(self, jobs: Jobs, made: Made, after: int, finished: Callable[[Made, JSON], Awaitable[JSON]]) -> None:
-        """`after`: the caller has had the events up to this number."""
+    def __init__(
+        self,
+        jobs: Jobs,
+        made: Made,
+        after: int,
+        finished: Callable[[Made, JSON], Awaitable[JSON]],
+        look_up: Callable[[Made], Awaitable[tuple[Result, bytes]]],
+    ) -> None:
+        """`after`: the caller has had the events up to this number. `finished` keeps the final response, and returns the one
+        that is kept. `look_up`: how the job ended, and its answer; raises NotFound.
+        """
         self._jobs = jobs
         self._made = made
         self._after = after
         self._finished = finished
+        self._look_up = look_up
         self._answering = Answering(made.shell)
         self._held: list[Event] | None = []
         """What an attempt said that may be void by now; None: from now on every event is new."""
@@ -61,15 +72,37 @@ class Watch:
         EventsExpired, JobNotFound. An attempt that is given up later ends it with an `error` event. Raises Unavailable.
         """
         yield self._wanted(self._answering.created())
-        async with aclosing(self._jobs.watch(self._made.owner, self._made.job)) as stream:
-            async for event in stream:
-                if event is None:
-                    held, self._held = self._held or [], None
-                    yield held
-                elif events := await self._take(event):
-                    yield events
-                if self._over:
-                    return
+        try:
+            async with aclosing(self._jobs.watch(self._made.owner, self._made.job)) as stream:
+                async for event in stream:
+                    if event is None:
+                        held, self._held = self._held or [], None
+                        yield held
+                    elif events := await self._take(event):
+                        yield events
+                    if self._over:
+                        return
+        except (EventsExpired, JobNotFound):
+            if self._held is None:
+                raise
+            yield await self._retold()
+
+    async def _retold(self) -> list[Event]:
+        """All from the job's answer, which is kept longer than its events."""
+        try:
+            result, data = await self._look_up(self._made)
+        except NotFound:
+            raise EventsExpired(EXPIRED) from None
+        word = result.word
+        if word.status is not JobStatus.COMPLETED:
+            raise EventsExpired(EXPIRED)
+        fresh = Answering(self._made.shell)
+        fresh.created()
+        if self._after > fresh.next_number and (word.delivery > 1 or word.run > 1):
+            raise ResponseRestarted  # perhaps; what was said by then is not known any more
+        self._answering, self._held = fresh, None
+        events = [*fresh.started(), *fresh.frames(data)]
+        return [*self._wanted(events), *await self._end(word)]
 
     def broken(self, info: ErrorInfo) -> Event:
         """The event that says why there are no more, while the response may go on."""
@@ -96,7 +129,7 @@ class Watch:
                 return self._tell([self._answering.error("worker_lost", RESTARTED + advice)])
             fresh = Answering(self._made.shell)
             fresh.created()
-            if self._after >= fresh.next_number + 1:
+            if self._after > fresh.next_number:
                 raise ResponseRestarted
             fresh.started()
             self._answering = fresh

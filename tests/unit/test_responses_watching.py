@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.jobs.base import JobEvent, JobNotFound
+from gateway.jobs.base import EventsExpired, JobEvent, JobNotFound, Result
 from gateway.parsing import check
 from gateway.responses.answering import Event
 from gateway.responses.kept import Document, Kept, Made
@@ -26,6 +26,8 @@ pytestmark = pytest.mark.asyncio
 JOB = "job_" + "0" * 32
 NOW = None
 """What comes after it is new."""
+LOST = JobEvent(JobEventKind.CHUNK, "", b"")
+"""Here events are missing."""
 
 
 class ToldJobs:
@@ -36,6 +38,8 @@ class ToldJobs:
 
     async def watch(self, owner: str, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
         for event in self._events:
+            if event is LOST:
+                raise EventsExpired
             yield event
 
     async def get(self, owner: str, job_id: str) -> Any:
@@ -76,8 +80,14 @@ async def finished(_: Made, final: dict[str, Any]) -> dict[str, Any]:
     return final | {"completed_at": 7}
 
 
-def watch(*events: JobEvent | None, after: int = -1, stored: bool = True, **fields: Any) -> Watch:
-    return Watch(ToldJobs(*events), made(stored=stored, **fields), after, finished)  # type: ignore[arg-type]
+async def no_answer(_: Made) -> Any:
+    raise JobNotFound
+
+
+def watch(
+    *events: JobEvent | None, after: int = -1, stored: bool = True, look_up: Any = no_answer, **fields: Any
+) -> Watch:
+    return Watch(ToldJobs(*events), made(stored=stored, **fields), after, finished, look_up)  # type: ignore[arg-type]
 
 
 async def seen(watching: Watch) -> list[Event]:
@@ -180,7 +190,33 @@ async def test_kept_events_come_before_what_is_new() -> None:
                 yield event
             await more.wait()
 
-    events = Watch(Waiting(*FIRST, NOW), made(), -1, finished).events()  # type: ignore[arg-type]
+    events = Watch(Waiting(*FIRST, NOW), made(), -1, finished, no_answer).events()  # type: ignore[arg-type]
     assert [event.kind for event in await anext(events)] == ["response.created"]
     assert text(await anext(events)) == "a b "
     await events.aclose()
+
+
+async def test_when_events_are_not_kept_any_more() -> None:
+    """The answer, which is kept longer, brings the same events; without it, they have expired."""
+    whole = (*FIRST, chunk("c", "stop"), end())
+    told_then = await seen(watch(*whole))
+    frames = b"".join(event.data for event in whole if event.kind is JobEventKind.CHUNK)
+
+    def kept(**fields: Any) -> Any:
+        async def look_up(_: Made) -> Any:
+            word = end(**fields).word
+            assert word is not None
+            return Result(word, b"", None, ""), frames
+
+        return look_up
+
+    for after in range(-1, len(told_then)):
+        assert await seen(watch(QUEUED, LOST, after=after, look_up=kept())) == told_then[after + 1 :]
+    assert await seen(watch(LOST, look_up=kept(delivery=2))) == told_then
+    with pytest.raises(ResponseRestarted):  # which attempt the caller has had events of cannot be known
+        await seen(watch(LOST, after=4, look_up=kept(delivery=2)))
+    for look_up in (no_answer, kept(status=JobStatus.FAILED)):
+        with pytest.raises(EventsExpired, match="without 'stream'"):
+            await seen(watch(LOST, look_up=look_up))
+    with pytest.raises(EventsExpired):
+        await seen(watch(*FIRST, NOW, LOST, look_up=kept()))
