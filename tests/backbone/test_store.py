@@ -422,6 +422,17 @@ class TestTimers:
         await eventually(gone)
         assert await self.due(store, owner) == []
 
+    async def test_no_timer_outlives_its_record(self, store, owner, eventually):
+        """A job that is recorded anew, under the same id, has the timer that it is given now, or none."""
+        job = record(owner)
+        await store.create(job, ttl_s=0.3, due_s=0)
+
+        async def made_anew() -> bool:
+            return await store.create(job, ttl_s=60)
+
+        await eventually(made_anew)
+        assert await self.due(store, owner) == []
+
 
 class TestLeases:
     async def test_one_attempt_holds_the_lease_until_it_lets_go(self, store, owner):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -226,6 +226,7 @@ def check(opened: Callable[[], Store], examples: int) -> None:
                 deadline=None,
                 derandomize=True,
                 database=None,
+                phases=[Phase.generate],  # shrinking such long examples takes minutes
                 suppress_health_check=list(HealthCheck),
             ),
         )
