@@ -76,7 +76,7 @@ class Door:
         elif self._submissions is not None and scope["path"] == SUBMIT and scope["method"] == "POST":
             await self._submissions.serve(scope, receive, reply)
         elif self._polls is not None and scope["method"] in {"GET", "HEAD"} and (job := polled(scope["path"])):
-            await self._polls.serve(job, scope, reply)
+            await self._polls.serve(job, scope, receive, reply)
         elif scope["method"] == "OPTIONS":
             await self._preflight(scope, Reply(reply, request_id))
         else:

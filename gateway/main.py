@@ -110,8 +110,7 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
         loop = asyncio.get_running_loop()
 
         def stop() -> None:
-            loop.call_later(drain_s, gate.dispatcher.end_calls)
-            loop.call_later(drain_s, gate.responses.open.end)
+            loop.call_later(drain_s, gate.end_waiting)
             for server in (api, probes):
                 # A second signal does not wait for open streams.
                 server.force_exit = server.should_exit

@@ -9,10 +9,12 @@ import orjson
 import structlog
 
 from gateway.auth import Auth
-from gateway.http import Reply, Scope, Send, request_id_of
+from gateway.http import Receive, Reply, Scope, Send, request_id_of
 from gateway.jobs.base import Jobs
 from gateway.jobs.shape import shape
-from schemas.errors import ErrorInfo, InternalError, InvalidRequest, NexusError
+from gateway.parsing import CallerGone
+from gateway.waiting import Waiting
+from schemas.errors import ErrorInfo, InternalError, InvalidRequest, NexusError, Unavailable
 from schemas.jobs import JobRecord
 from schemas.keys import Scope as KeyScope
 
@@ -37,11 +39,12 @@ async def shown(jobs: Jobs, record: JobRecord) -> dict[str, Any]:
 class Polls:
     """See the module's docstring."""
 
-    def __init__(self, jobs: Jobs, auth: Auth) -> None:
+    def __init__(self, jobs: Jobs, waiting: Waiting, auth: Auth) -> None:
         self._jobs = jobs
+        self._waiting = waiting
         self._auth = auth
 
-    async def serve(self, job_id: str, scope: Scope, send: Send) -> None:
+    async def serve(self, job_id: str, scope: Scope, receive: Receive, send: Send) -> None:
         """The job; with `?wait=N`, as soon as it has ended, or after so many seconds (at most 300). Never raises, but for cancellation."""
         reply = Reply(send, request_id_of(scope))
         info: ErrorInfo | None = None
@@ -50,11 +53,10 @@ class Polls:
             caller.require(KeyScope.JOBS)
             seconds = _wait_s(scope["query_string"])
             if seconds:
-                record = await self._jobs.wait(caller.owner, job_id, seconds)
-            else:
-                record = await self._jobs.get(caller.owner, job_id)
+                await self._wait(caller.owner, job_id, seconds, scope, receive)
+            record = await self._jobs.get(caller.owner, job_id)
             await reply.whole(200, "application/json", orjson.dumps(await shown(self._jobs, record)))
-        except OSError:
+        except (CallerGone, OSError):
             return
         except NexusError as error:
             info = error.info
@@ -63,6 +65,14 @@ class Polls:
             info = InternalError(f"internal error; request id {reply.request_id}").info
         if info is not None and not reply.started:
             await reply.error(info)
+
+    async def _wait(self, owner: str, job_id: str, seconds: float, scope: Scope, receive: Receive) -> None:
+        """Until the job has ended, or the time is up, or the gateway shuts down. Raises CallerGone."""
+        try:
+            await self._waiting.while_there(self._jobs.wait(owner, job_id, seconds), scope, receive)
+        except Unavailable:
+            if not self._waiting.ending:
+                raise
 
 
 def _wait_s(query: bytes) -> float:

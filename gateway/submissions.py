@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,15 +12,16 @@ from gateway.answers import Answers
 from gateway.auth import Auth, Principal
 from gateway.bodies import LARGE, WEIGHT, Reader, Received
 from gateway.endpoint import Endpoint
-from gateway.http import LINE, Line, Receive, Reply, Scope, Send, hear_gone, request_id_of
+from gateway.http import LINE, Line, Receive, Reply, Scope, Send, request_id_of
 from gateway.idempotency import Idempotency
-from gateway.jobs.base import Jobs, Submission
+from gateway.jobs.base import Jobs, Result, Submission
 from gateway.links import base_url
 from gateway.parsing import CallerGone, parse, read_body
 from gateway.uploads import FileUploads
+from gateway.waiting import Waiting
 from gateway.wishes import Wish, wish_of
-from schemas.errors import ErrorInfo, InternalError, InvalidRequest, NexusError
-from schemas.jobs import Lane
+from schemas.errors import ErrorInfo, InternalError, InvalidRequest, NexusError, Unavailable
+from schemas.jobs import JobRecord, Lane
 from schemas.keys import Scope as KeyScope
 from schemas.submit import SubmitRequest
 
@@ -51,6 +51,7 @@ class Submissions:
         self,
         jobs: Jobs,
         answers: Answers,
+        waiting: Waiting,
         idempotency: Idempotency,
         reader: Reader,
         auth: Auth,
@@ -61,6 +62,7 @@ class Submissions:
         """`reader`: its blobs last as long as a job may. `check_url` raises InvalidRequest for what no webhook can be."""
         self._jobs = jobs
         self._answers = answers
+        self._waiting = waiting
         self._idempotency = idempotency
         self.reader = reader
         self._auth = auth
@@ -71,27 +73,13 @@ class Submissions:
     # Wishes
 
     async def answer(self, asked: Asked) -> ErrorInfo | None:
-        """Answer one request; what it submits goes on whoever hangs up. Returns the error it was answered with. Raises NexusError."""
-        if asked.wish.respond_async:
-            asked.principal.require(KeyScope.JOBS)
-        work = asyncio.ensure_future(self._answer(asked))
+        """Answer one request; what it submits goes on whoever hangs up. Returns the error it was answered with.
 
-        def gone() -> None:
-            work.cancel()
-
-        unwatch = hear_gone(asked.line, asked.receive, gone)
-        try:
-            return await work
-        except asyncio.CancelledError:
-            if asyncio.current_task().cancelling():  # type: ignore[union-attr]
-                work.cancel()
-                raise
-            raise CallerGone from None
-        finally:
-            unwatch()
-
-    async def _answer(self, asked: Asked) -> ErrorInfo | None:
+        Raises NexusError, and CallerGone.
+        """
         wish, owner, reply = asked.wish, asked.principal.owner, asked.reply
+        if wish.respond_async:
+            asked.principal.require(KeyScope.JOBS)
         submission = Submission(
             principal=asked.principal,
             endpoint=asked.endpoint,
@@ -101,20 +89,33 @@ class Submissions:
         )
         if wish.key:
             submission.job_id = await self._idempotency.job_id(owner, wish.key, asked.endpoint.path, asked.received)
-        # Not half a job: a caller who hangs up meanwhile has one, or has none.
-        record = await asyncio.shield(self._jobs.submit(submission))
+        record = await self._jobs.submit(submission)
         reply.headers.append((b"x-nexus-job-id", record.id.encode()))
         if wish.respond_async:
-            result = await self._jobs.outcome(owner, record.id, wish.wait_s) if wish.wait_s else None
+            result = await self._soon(asked, record) if wish.wait_s else None
             if result is None:
                 await self._answers.accepted(reply, record, wish)
                 return None
-        else:
-            content_type = asked.endpoint.stream_type(asked.received.request)
-            if content_type is not None:
-                return await self._answers.relay(reply, record, content_type, asked.line, ids=wish.resume)
-            result = await self._answers.until_ended(owner, record.id)
-        return await self._answers.result(reply, result, base_url(asked.scope), asked.line)
+            return await self._answers.result(reply, result, base_url(asked.scope), asked.line)
+        return await self._waiting.while_there(self._as_usual(asked, record), asked.scope, asked.receive)
+
+    async def _soon(self, asked: Asked, record: JobRecord) -> Result | None:
+        """How the job ended, if it has in the time that the caller waits. Raises CallerGone."""
+        outcome = self._jobs.outcome(record.owner, record.id, asked.wish.wait_s or 0.0)
+        try:
+            return await self._waiting.while_there(outcome, asked.scope, asked.receive)
+        except Unavailable:
+            if not self._waiting.ending:
+                raise
+            return None
+
+    async def _as_usual(self, asked: Asked, record: JobRecord) -> ErrorInfo | None:
+        """Answer as a synchronous request is answered."""
+        content_type = asked.endpoint.stream_type(asked.received.request)
+        if content_type is not None:
+            return await self._answers.relay(asked.reply, record, content_type, asked.line, ids=asked.wish.resume)
+        result = await self._answers.until_ended(record.owner, record.id)
+        return await self._answers.result(asked.reply, result, base_url(asked.scope), asked.line)
 
     # POST /v1/jobs
 
@@ -173,13 +174,11 @@ class Submissions:
                 submission.job_id = await self._idempotency.job_id(
                     principal.owner, wish.key, f"{PATH} {endpoint.path}", received, about
                 )
-            record = await asyncio.shield(self._jobs.submit(submission))
+            record = await self._jobs.submit(submission)
         finally:
             if received.blobs:
                 await received.discard()
         reply.headers.append((b"x-nexus-job-id", record.id.encode()))
-        if wish is not None and wish.wait_s:
-            record = await self._jobs.wait(principal.owner, record.id, wish.wait_s)
         await self._answers.accepted(reply, record, wish)
 
     async def _read(self, scope: Scope, receive: Receive) -> SubmitRequest:

@@ -49,6 +49,7 @@ from gateway.responses.service import Responses
 from gateway.routes import chat
 from gateway.submissions import Submissions
 from gateway.uploads import FileUploads
+from gateway.waiting import Waiting
 from schemas.jobs import Limits
 from schemas.keys import Scope
 
@@ -67,7 +68,12 @@ class Running:
     probes: App
     """`/health`, `/readyz` and `/metrics` alone."""
     dispatcher: Dispatcher
-    responses: Responses
+    waiting: Waiting
+
+    def end_waiting(self) -> None:
+        """Whoever still waits for an answer is told that the gateway shuts down."""
+        self.dispatcher.end_calls()
+        self.waiting.end()
 
 
 @asynccontextmanager
@@ -91,11 +97,13 @@ async def running(settings: GatewaySettings, gateway: str) -> AsyncIterator[Runn
     reader = _reader(settings, blobs)
     lasting = reader.lasting(settings.job_queue_timeout_s + settings.job_keep_s)
     files = Files(documents, blobs, settings.max_file_bytes, settings.file_keep_s, settings.body_timeout_s)
+    waiting = Waiting()
     answers = Answers(durable.jobs, blobs, links, settings.queue_comment_after_s)
     uploads = FileUploads(files.open)
     submissions = Submissions(
         durable.jobs,
         answers,
+        waiting,
         Idempotency(jobs_log, blobs),
         lasting,
         auth,
@@ -126,6 +134,7 @@ async def running(settings: GatewaySettings, gateway: str) -> AsyncIterator[Runn
     )
     responses = Responses(
         durable.jobs,
+        waiting,
         Shelf(documents, blobs, settings.response_keep_s),
         blobs,
         lasting,
@@ -161,11 +170,16 @@ async def running(settings: GatewaySettings, gateway: str) -> AsyncIterator[Runn
             await part.start()
         yield Running(
             api=Door(
-                make_app(parts), inference, ENDPOINTS, settings.cors_origins, submissions, Polls(durable.jobs, auth)
+                make_app(parts),
+                inference,
+                ENDPOINTS,
+                settings.cors_origins,
+                submissions,
+                Polls(durable.jobs, waiting, auth),
             ),
             probes=Door(make_observability_app(parts), inference, [], settings.cors_origins),
             dispatcher=dispatcher,
-            responses=responses,
+            waiting=waiting,
         )
 
 

@@ -24,8 +24,8 @@ from gateway.responses.asking import chat_body, conversation, refuse_unsupported
 from gateway.responses.items import listed, messages_of
 from gateway.responses.kept import Kept, Made, ResponseNotFound, Shelf
 from gateway.responses.shape import STATUSES, shell, unanswered
-from gateway.responses.waiting import Waiting
 from gateway.responses.watching import Watch, ended_at
+from gateway.waiting import Waiting
 from schemas.errors import InvalidRequest, NexusError, NotFound, Unavailable
 from schemas.jobs import TERMINAL, JobStatus
 from schemas.openai.responses import InputItem, ResponsesRequest
@@ -51,6 +51,7 @@ class Responses:
     def __init__(
         self,
         jobs: Jobs,
+        waiting: Waiting,
         shelf: Shelf,
         blobs: Blobs,
         reader: Reader,
@@ -65,7 +66,7 @@ class Responses:
         """
         self.metrics = metrics
         self.pause_s = pause_s
-        self.open = Waiting()
+        self.open = waiting
         self._jobs = jobs
         self._shelf = shelf
         self._blobs = blobs

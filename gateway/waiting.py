@@ -1,4 +1,4 @@
-"""Callers who wait for an answer, and what ends their waiting."""
+"""Callers who wait for what goes on without them, and what ends their waiting."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ class Waiting:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Future[Any]] = set()
         self._ending = False
+
+    @property
+    def ending(self) -> bool:
+        """The gateway shuts down."""
+        return self._ending
 
     def end(self) -> None:
         """The gateway shuts down: everybody is told so."""
