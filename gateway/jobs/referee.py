@@ -235,7 +235,7 @@ def _count(frames: list[DurableFrame], run: int) -> Attempts:
             tokens.add(frame.token)
             seen.starts += 1
             seen.open = frame.token
-        elif frame.kind == EventKind.RETURNED and frame.token not in back:
+        elif frame.kind == EventKind.RETURNED and frame.token in tokens - back:
             back.add(frame.token)
             if seen.open == frame.token:
                 seen.open = ""
