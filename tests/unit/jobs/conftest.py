@@ -1,0 +1,34 @@
+"""Durable jobs on memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from gateway.jobs import records
+from schemas.jobs import Limits
+from tests.conftest import Eventually
+from tests.unit.jobs.rig import Rig
+
+
+@pytest.fixture
+async def rig(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> AsyncIterator[Rig]:
+    """One gateway. `@pytest.mark.parametrize("rig", [{...}], indirect=True)` gives it other times."""
+    wanted: dict[str, Any] = dict(getattr(request, "param", {}))
+    made = Rig(eventually, ack_wait_s=wanted.pop("ack_wait_s", 15.0), limits=Limits(**wanted))
+    monkeypatch.setattr(records, "time", made.clock)
+    monkeypatch.setattr("gateway.jobs.timers.LOOK_S", 0.02)
+    monkeypatch.setattr("gateway.jobs.recorder.AGAIN_S", 0.02)
+    monkeypatch.setattr("gateway.jobs.referee.LIMITED_S", 0.05)
+    monkeypatch.setattr("workers.durable.backoff_s", lambda attempt: 0.01 * attempt)
+    monkeypatch.setattr("workers.durable.ASK_AGAIN_S", 0.01)
+    monkeypatch.setattr("workers.durable.DECIDE_AGAIN_S", 0.02)
+    monkeypatch.setattr("workers.worker.WATCH_S", 0.02)
+    monkeypatch.setattr("workers.intake.ROUND_S", 0.05)
+    await made.gateway()
+    yield made
+    await made.close()

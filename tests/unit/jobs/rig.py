@@ -1,0 +1,278 @@
+"""Gateways and workers of durable jobs in one process, without any server, and with a clock of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import aclosing, suppress
+from typing import Any
+
+import orjson
+
+from backbone.bus.memory import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
+from backbone.bus.memory_blobs import MemoryBlobs
+from backbone.bus.memory_joblog import MemoryJobLog, MemoryWorkerLog
+from backbone.registry.memory import MemoryHub, MemoryRegistry
+from backbone.store.memory import MemoryStore
+from gateway.auth import Principal
+from gateway.bodies import Received
+from gateway.dispatch import Dispatcher
+from gateway.endpoint import Endpoint
+from gateway.jobs.base import JobEvent, Submission
+from gateway.jobs.ending import Ending
+from gateway.jobs.estimate import Estimator
+from gateway.jobs.recorder import Recorder
+from gateway.jobs.referee import Referee
+from gateway.jobs.service import JobService
+from gateway.jobs.submitting import Submitter
+from gateway.jobs.timers import Timers
+from gateway.metrics import GatewayMetrics
+from gateway.parsing import parse
+from gateway.routes import chat
+from schemas.durable import DurableFrame, decode_durable
+from schemas.jobs import Capability, JobRecord, JobStatus, Limits
+from schemas.presence import CatalogueEntry
+from schemas.words import Word
+from tests.conftest import Eventually
+from workers.backends.base import BackendConfig, Output, Task
+from workers.backends.echo import EchoBackend
+from workers.metrics import WorkerMetrics
+from workers.worker import Worker
+
+OWNER = "alice"
+KEEP_S = 7 * 86_400.0
+QUEUE_S = 600.0
+ECHO = CatalogueEntry(name="echo", capabilities=(Capability.CHAT,), created=1)
+
+
+class Clock:
+    """Time as gateways and their store see it: it runs on, and jumps where a test says so."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def time(self) -> float:
+        return time.time() + self.ahead
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+class GatedEcho(EchoBackend):
+    """Begins to answer when the gate is open."""
+
+    def __init__(self, rig: Rig) -> None:
+        super().__init__(BackendConfig())
+        self._rig = rig
+
+    async def run(self, task: Task) -> AsyncIterator[Output]:
+        rig = self._rig
+        rig.ran.append(task.job)
+        rig.running += 1
+        rig.most = max(rig.most, rig.running)
+        try:
+            await rig.gate.wait()
+            async with aclosing(super().run(task)) as output:  # type: ignore[type-var]
+                async for piece in output:
+                    rig.made += 1
+                    yield piece
+        finally:
+            rig.running -= 1
+            rig.stopped.append(task.job)
+
+
+class Gateway:
+    """What one gateway does for durable jobs."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.log, self.metrics = MemoryJobLog(rig.broker), GatewayMetrics()
+        self.registry = MemoryRegistry(rig.hub)
+        bus = MemoryGatewayBus(rig.broker)
+        self.dispatcher = Dispatcher(bus, self.registry, self.metrics, rig.limits, rig.ack_wait_s)
+        self.ending = Ending(self.log, bus)
+        submitter = Submitter(
+            self.log, rig.store, self.ending, self.dispatcher, self.metrics, keep_s=KEEP_S, queue_s=QUEUE_S
+        )
+        estimator = Estimator(rig.store, lambda: self.registry.snapshot)
+        self.jobs = JobService(self.log, rig.store, rig.blobs, submitter, self.ending, estimator, keep_s=KEEP_S)
+        self.recorder = Recorder(self.log, rig.store, rig.blobs, self.metrics, keep_s=KEEP_S, enqueue=self._enqueue)
+        self.timers = Timers(rig.store, self.ending, ack_wait_s=rig.ack_wait_s)
+        self.referee = Referee(
+            self.log, rig.store, ack_wait_s=rig.ack_wait_s, keep_s=KEEP_S, max_running=rig.max_running.get
+        )
+        self.hooks = rig.hooks
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def _enqueue(self, word: Word) -> None:
+        self.hooks.append(word)
+
+    async def start(self) -> None:
+        await self.dispatcher.bus.start()
+        await self.registry.start()
+        await self.dispatcher.start()
+        await self.log.answer(self.referee)
+        self._tasks = [asyncio.create_task(work) for work in (self.recorder.run(), self.timers.run())]
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+        await self.log.close()
+        await self.referee.close()
+        await self.dispatcher.close()
+        await self.registry.close()
+        await self.dispatcher.bus.close()
+
+    def counted(self, metric: str) -> float:
+        """The sum over all labels."""
+        families = self.metrics.registry.collect()
+        return sum(s.value for family in families for s in family.samples if s.name == f"nexus_{metric}_total")
+
+
+class Rig:
+    """Everything, and what tests look at."""
+
+    def __init__(self, eventually: Eventually, *, ack_wait_s: float, limits: Limits) -> None:
+        self.eventually = eventually
+        self.ack_wait_s, self.limits = ack_wait_s, limits
+        self.clock = Clock()
+        self.broker = MemoryBroker(ack_wait_s=ack_wait_s)
+        self.store = MemoryStore(self.clock.monotonic)
+        self.blobs = MemoryBlobs()
+        self.hub = MemoryHub()
+        self.hub.models[ECHO.name] = ECHO  # known, though nobody may serve it now
+        self.max_running: dict[str, int] = {}
+        self.hooks: list[Word] = []
+        self.gateways: list[Gateway] = []
+        self.workers: dict[str, tuple[Worker, asyncio.Task[None]]] = {}
+        self.gate = asyncio.Event()
+        """Backends wait for it before they say anything."""
+        self.gate.set()
+        self.ran: list[str] = []
+        self.stopped: list[str] = []
+        self.running = self.most = 0
+        self.made = 0
+        """Pieces of output."""
+
+    @property
+    def jobs(self) -> JobService:
+        return self.gateways[0].jobs
+
+    async def gateway(self) -> Gateway:
+        """One more."""
+        gateway = Gateway(self)
+        await gateway.start()
+        self.gateways.append(gateway)
+        return gateway
+
+    async def close_gateways(self) -> None:
+        gateways, self.gateways = self.gateways, []
+        for gateway in gateways:
+            await gateway.close()
+
+    async def worker(self, name: str = "w", *, slots: int = 4, drain_s: float = 0.2) -> Worker:
+        """One more, beside an echo backend."""
+        worker = Worker(
+            worker_id=name, host="h", backend=GatedEcho(self), blobs=self.blobs, log=MemoryWorkerLog(self.broker),
+            registry=MemoryRegistry(self.hub), metrics=WorkerMetrics(), ack_wait_s=self.ack_wait_s, slots=slots,
+            health_interval_s=0.1, drain_s=drain_s,
+        )  # fmt: skip
+        life = asyncio.create_task(worker.run(MemoryWorkerBus(self.broker, worker.on_job)))
+        self.workers[name] = worker, life
+        await self.eventually(lambda: name in self.hub.workers)
+        return worker
+
+    async def open_queues(self) -> None:
+        """As they are once a worker was there."""
+        await self.worker("first")
+        await self.eventually(lambda: len(self.broker.open_queues) >= 21)
+        await self.drain("first")
+
+    async def drain(self, name: str = "w") -> None:
+        worker, life = self.workers.pop(name)
+        worker.drain()
+        await life
+
+    def kill_attempts(self, name: str = "w") -> int:
+        """Whatever it runs dies without a word, as with its process. How many there were."""
+        tasks = list(self.workers[name][0]._tasks)
+        for task in tasks:
+            task.cancel()
+        return len(tasks)
+
+    async def worker_vanishes(self, name: str = "w") -> None:
+        """As when its machine is switched off."""
+        worker, life = self.workers.pop(name)
+        for task in list(worker._tasks):
+            task.cancel()
+        worker.drain()
+        await life
+
+    async def close(self) -> None:
+        self.gate.set()
+        self.broker.available = True
+        self.store.available = self.blobs.available = True
+        for name in list(self.workers):
+            await self.drain(name)
+        await self.close_gateways()
+
+    # Asking
+
+    def submission(
+        self, text: str = "hello you", *, key: str = "", job_id: str = "", caller_waits: bool = False, **fields: Any
+    ) -> Submission:
+        """A chat. `fields` are the body's, but for those of Submission."""
+        own = {name: fields.pop(name) for name in ("metadata", "webhook", "timeout_s", "lane") if name in fields}
+        endpoint: Endpoint = fields.pop("endpoint", chat.ENDPOINT)
+        limits = {name: fields.pop(name) for name in ("max_queued",) if name in fields}
+        body = orjson.dumps({"model": "echo", "messages": [{"role": "user", "content": text}], **fields})
+        return Submission(
+            principal=Principal(OWNER, key_id=key, **limits), endpoint=endpoint, request_id="req",
+            received=Received(parse(body, endpoint.schema), body), job_id=job_id, caller_waits=caller_waits, **own,
+        )  # fmt: skip
+
+    async def submit(self, text: str = "hello you", **fields: Any) -> str:
+        """The id of a new job."""
+        return (await self.jobs.submit(self.submission(text, **fields))).id
+
+    async def status(self, job: str) -> JobStatus:
+        return (await self.jobs.get(OWNER, job)).status
+
+    async def ended(self, job: str) -> JobRecord:
+        """Its record, once it has ended and that is recorded."""
+
+        async def look() -> JobRecord | None:
+            record = await self.store.get(OWNER, job)
+            return record if record is not None and record.finished_at is not None else None
+
+        return await self.eventually(look, what=f"the end of {job}")
+
+    async def until(self, job: str, status: JobStatus) -> JobRecord:
+        async def look() -> JobRecord | None:
+            record = await self.store.get(OWNER, job)
+            return record if record is not None and record.status is status else None
+
+        return await self.eventually(look, what=f"{job} {status}")
+
+    async def text(self, job: str) -> str:
+        """What the answer says."""
+        result = await self.jobs.result(OWNER, job)
+        assert result.error is None
+        return str(orjson.loads(result.data)["choices"][0]["message"]["content"])
+
+    async def events(self, job: str, after: str = "") -> list[JobEvent]:
+        return [event async for event in self.jobs.follow(OWNER, job, after)]
+
+    def frames(self, job: str) -> list[DurableFrame]:
+        return [decode_durable(event.data) for event in self.broker.records.events.get(job, [])]
+
+    def kinds(self, job: str) -> str:
+        """The letters of its stored events."""
+        return "".join(frame.kind for frame in self.frames(job))
+
+    @property
+    def queued(self) -> int:
+        """Job messages that are still stored."""
+        return len(self.broker.jobs)
