@@ -50,8 +50,8 @@ class Pipeline:
 
     def _send(self) -> None:
         self._scheduled = False
-        batch, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
-        batch = [asked for asked in batch if not asked.answer.done()]
+        waiting = [asked for asked in self._waiting if not asked.answer.done()]
+        batch, self._waiting = waiting[:MOST], waiting[MOST:]
         if not batch:
             return
         task = asyncio.create_task(self._exchange(batch))

@@ -638,6 +638,16 @@ class TestFaults:
             await asyncio.gather(call, return_exceptions=True)
             assert await own_store.get("alice", jobs[(turn + 1) % 10].id) == jobs[(turn + 1) % 10]
 
+    async def test_many_callers_who_give_up_at_once_hold_nobody_up(self, own_store):
+        job = record()
+        await own_store.create(job, ttl_s=60)
+        calls = [asyncio.create_task(own_store.get("alice", job.id)) for _ in range(600)]
+        await asyncio.sleep(0)  # all have asked, and nothing is sent yet
+        for call in calls[:-1]:
+            call.cancel()
+        assert await calls[-1] == job
+        await asyncio.gather(*calls[:-1], return_exceptions=True)
+
     async def test_a_record_that_cannot_be_read_is_our_defect(self, own_store, own_redis):
         async with Redis.from_url(own_redis.url) as redis:
             await redis.set("nexus:job:alice:job_x", "{]")
