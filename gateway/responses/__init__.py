@@ -6,6 +6,6 @@
 | `shape.py`, `parts.py`, `answering.py` | pure: a chat stream becomes response events and the final response |
 | `kept.py` | what is kept of a response |
 | `service.py` | create, retrieve, cancel, delete, list the input |
-| `watching.py`, `sending.py`, `waiting.py` | a response's events, how a caller gets them, and callers who hang up |
+| `watching.py`, `sending.py` | a response's events, and how a caller gets them |
 | `reading.py` | a request from its HTTP request |
 """

@@ -76,10 +76,14 @@ def _all_text(parts: list[JSON], param: str) -> str:
     """Where chat takes a text only."""
     texts = []
     for number, part in enumerate(parts):
-        if part.get("type") not in TEXTS:
+        if not _is_text(part):
             raise InvalidRequest("only text is understood here", param=f"{param}.{number}.type")
         texts.append(_text(part, f"{param}.{number}"))
     return "".join(texts)
+
+
+def _is_text(part: JSON) -> bool:
+    return isinstance(part.get("type"), str) and part["type"] in TEXTS
 
 
 def _text(part: JSON, param: str) -> str:
@@ -92,7 +96,7 @@ def _text(part: JSON, param: str) -> str:
 
 def _part(part: JSON, param: str) -> JSON:
     kind = part.get("type")
-    if kind in TEXTS:
+    if _is_text(part):
         return {"type": "text", "text": _text(part, param)}
     if kind == "input_image":
         return _image(part, param)

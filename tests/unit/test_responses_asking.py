@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.parsing import check
 from gateway.responses.asking import chat_body, conversation, refuse_unsupported
 from gateway.responses.items import listed, messages_of
+from gateway.responses.shape import shell
 from schemas.errors import InvalidRequest
 from schemas.openai.chat import ChatRequest
 from schemas.openai.responses import UNSUPPORTED, InputItem, ResponsesRequest
@@ -228,3 +231,45 @@ class TestItems:
         assert [item["id"] for item in shown] == [f"msg_{'0' * 32}_i0", "msg_mine", f"fco_{'0' * 32}_i2"]
         assert [item["content"][0]["type"] for item in shown[:2]] == ["input_text", "output_text"]
         assert listed("hi", response)[0]["content"] == [{"type": "input_text", "text": "hi"}]
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 3)
+    | st.text(max_size=3)
+    | st.sampled_from(["auto", "function", "message"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["type", "name", "text", "content", "role", "tools", "mode", "image_url", "format", "schema"]
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=8,
+)
+NAMES = st.sampled_from([*ResponsesRequest.model_fields, "seed", "conversation"])
+PLACES = st.sampled_from(["type", "role", "content", "call_id", "name", "arguments", "output", "status", "id"])
+KINDS = st.sampled_from(["message", "function_call", "function_call_output", "reasoning"])
+PARTS = st.dictionaries(st.sampled_from(["type", "text", "image_url", "detail", "input_audio"]), VALUES, max_size=3)
+ITEMS = st.tuples(KINDS, st.dictionaries(PLACES, VALUES | st.lists(PARTS, max_size=2), max_size=5)).map(
+    lambda item: {"type": item[0], "role": "user", "content": "x"} | item[1]
+)
+
+
+@given(st.dictionaries(NAMES, VALUES, max_size=4), st.none() | st.lists(ITEMS, min_size=1, max_size=3))
+@settings(max_examples=400)
+def test_any_request_is_understood_or_refused(fields: dict[str, Any], items: Any) -> None:
+    """Whatever is asked, there is a chat request and a response for it, or a 400."""
+    try:
+        asked = request(**fields | ({"input": items} if items else {}))
+        refuse_unsupported(asked)
+        check(chat_body(asked, conversation(asked, [])), ChatRequest)
+        shown = listed(asked.input, "resp_" + "0" * 32)
+        assert all(isinstance(item["id"], str) for item in shown)
+        assert shell(asked, "job_" + "0" * 32, 1)["object"] == "response"
+    except InvalidRequest:
+        pass

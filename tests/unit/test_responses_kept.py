@@ -14,6 +14,7 @@ from gateway.parsing import check
 from gateway.responses.kept import Kept, ResponseNotFound, Shelf
 from gateway.responses.service import Responses
 from gateway.responses.shape import shell
+from gateway.waiting import Waiting
 from schemas.errors import Unavailable
 from schemas.openai.responses import ResponsesRequest
 
@@ -144,7 +145,7 @@ async def test_it_outlives_its_job(bench: Bench) -> None:
             raise JobNotFound
 
     responses = Responses(
-        NoJobs(), bench.shelf, bench.blobs, None, None, None, None, pause_s=1.0,  # type: ignore[arg-type]
+        NoJobs(), Waiting(), bench.shelf, bench.blobs, None, None, None, None, pause_s=1.0,  # type: ignore[arg-type]
     )  # fmt: skip
     kept = await bench.add()
     with pytest.raises(ResponseNotFound):
