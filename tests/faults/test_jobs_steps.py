@@ -332,5 +332,6 @@ async def test_cancelled_before_it_began(cluster: Cluster, crew: Crew, desk: Des
     await running.end()
     assert running.view.end == "job.completed"
     await eventually(lambda: crew.idle())
+    await eventually(lambda: any(attempt["job"] == running.id for attempt in cluster.attempts(name)))
     assert {attempt["job"] for attempt in cluster.attempts(name) if attempt["tokens"]} == {running.id}
     await eventually(lambda: all_in_redis(waiting, "cancelled"))
