@@ -91,8 +91,8 @@ class Store(Protocol):
         """Forget a record and what is counted about it. Idempotent."""
 
     async def page(self, owner: str, *, after: str = "", limit: int = 100) -> list[JobRecord]:
-        """Up to `limit` records of `owner` with ids below `after`, newest first; records that have expired are left out,
-        so that fewer than `limit` does not mean the end unless it is empty.
+        """Up to `limit` records of `owner` with ids below `after`, newest first. Records that have expired are left out, so
+        that fewer than `limit` does not mean the end unless it is empty; those of a batch's lines are in no list.
         """
 
     async def running(self, key: str) -> int:

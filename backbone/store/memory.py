@@ -112,7 +112,11 @@ class MemoryStore:
     async def page(self, owner: str, *, after: str = "", limit: int = 100) -> list[JobRecord]:
         """See the base."""
         await self._current()
-        ids = (name.job for name in self._records if name.owner == owner and (not after or name.job < after))
+        ids = (
+            name.job
+            for name, record in self._records.items()
+            if name.owner == owner and not record.batch and (not after or name.job < after)
+        )
         return [self._records[Due(owner, job_id)] for job_id in heapq.nlargest(limit, ids)]
 
     async def running(self, key: str) -> int:

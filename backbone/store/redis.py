@@ -78,7 +78,7 @@ class RedisStore:
             [
                 record.model_dump_json(),
                 _ms(ttl_s, least=1),
-                record.id,
+                "" if record.batch else record.id,
                 member,
                 keys.jobs_prefix(record.owner),
                 keys.counted_in(record),

@@ -59,8 +59,10 @@ if redis.call('EXISTS', record) == 1 then return 0 end
 local now = now_ms()
 if limit ~= '' and counted(queued, now) >= tonumber(limit) then return -1 end
 redis.call('SET', record, value, 'PX', ttl)
-list(index, id, ttl)
-sweep(index, prefix)
+if id ~= '' then
+  list(index, id, ttl)
+  sweep(index, prefix)
+end
 if counted_in ~= '' then count_in(counted_in, member, tonumber(ttl), now) end
 if due ~= '' then
   redis.call('ZADD', timers, now + due, member)

@@ -80,6 +80,15 @@ class TestContract:
         assert await store.get("alice", job.id) == job
         await store.ping()
 
+    async def test_a_batchs_lines_are_in_no_list(self, store):
+        """There may be fifty thousand of them, and the batch's files hold what became of each."""
+        owner = uuid.uuid4().hex
+        job, line = record(owner), record(owner, batch="batch_1")
+        assert await store.create(job, ttl_s=60)
+        assert await store.create(line, ttl_s=60)
+        assert await store.page(owner) == [job]
+        assert await store.get(owner, line.id) == line
+
     async def test_a_record_is_created_once(self, store):
         job = record()
         assert await store.create(job, ttl_s=60)

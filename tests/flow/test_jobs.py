@@ -155,8 +155,9 @@ async def test_a_job_is_accepted_answered_and_kept(shared: Jobs) -> None:
 async def test_a_model_without_a_worker_waits_for_one(jobs: Jobs, eventually: Eventually) -> None:
     """A job for a model of the catalogue is accepted while no worker serves it, and runs when one comes; synchronous requests are 503."""
     name = await jobs.crew.start()
-    await jobs.crew.cluster.stop_workers(name)
-    await eventually(lambda: _is_unavailable(jobs), timeout_s=60)
+    assert (await jobs.crew.ask().end()).status == 200
+    await jobs.crew.cluster.post(f"/v1/workers/{name}/drain", None)
+    await eventually(lambda: _is_unavailable(jobs))
     job = await jobs.submit("later")
     assert (await jobs.get(job))["status"] == "queued"
     await jobs.crew.start()
