@@ -4,11 +4,12 @@
 #   make test          all tests; ARGS="tests/unit -k lock" passes arguments to pytest
 #   make check         lint, format, types, import rules
 #   make bench         benchmarks; ARGS passes arguments
+#   make soak          an hour of kills, 10,000 jobs, a batch of 50,000 lines; ARGS="rounds --seed 7" passes arguments
 #   make clean         remove .venv and caches; .nexus (your data) stays
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up test check bench clean
+.PHONY: help up test check bench soak clean
 
 UV_VERSION := 0.13.9
 VENV := $(CURDIR)/.venv
@@ -26,7 +27,7 @@ UV := env -u VIRTUAL_ENV -u UV_PYTHON -u CONDA_PREFIX UV_PROJECT_ENVIRONMENT=$(V
 SYNC := $(UV) sync --frozen --inexact --quiet --no-python-downloads --python $(BIN)/python
 
 help:
-	@sed -n '3,7s/^# *//p' Makefile
+	@sed -n '3,8s/^# *//p' Makefile
 
 up: $(VENV)/.for-up
 	@exec $(BIN)/nexus up $(ARGS)
@@ -42,6 +43,9 @@ check: $(VENV)/.for-test
 
 bench: $(VENV)/.for-test
 	@exec $(BIN)/python -m bench $(ARGS)
+
+soak: $(VENV)/.for-test
+	@exec $(BIN)/python -m tests.soak $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,95 @@
+"""`make soak`: what takes too long for every change. See README.md.
+
+python -m tests.soak                          all of it
+python -m tests.soak rounds [--rounds 200]    parts are killed while jobs are on their way; --seed SEED plays one round
+python -m tests.soak drain [--jobs 10000]     so many jobs submitted, and drained by three workers
+python -m tests.soak batch [--lines 50000]    one large batch, over a killed gateway
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.soak import batches
+from tests.soak.drain import drain
+from tests.soak.rounds import Rounds, chaos_cluster
+
+
+async def play(folder: Path, seeds: list[str]) -> bool:
+    """Rounds on one cluster. Whether every promise held."""
+    wrong: list[str] = []
+    began = time.monotonic()
+    async with chaos_cluster(folder) as cluster:
+        rounds = Rounds(cluster)
+        for number, seed in enumerate(seeds, 1):
+            at = time.monotonic()
+            found = await rounds.play(seed)
+            print(
+                f"round {number}/{len(seeds)}, seed {seed}: {time.monotonic() - at:.1f} s",
+                *found,
+                sep="\n  ",
+                flush=True,
+            )
+            wrong += found
+        found = await rounds.look_back()
+        print("afterwards:", *(found or ["records and words agree"]), sep="\n  ")
+        wrong += found
+    minutes = (time.monotonic() - began) / 60
+    print(f"{len(seeds)} rounds, {rounds.answered} jobs in {minutes:.1f} minutes: {len(wrong)} broken promises")
+    return not wrong
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """The command line; exits with 2 when it makes no sense."""
+    lines = (__doc__ or "").split("\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.soak",
+        description=lines[0],
+        epilog="\n".join(lines[2:]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", nargs="?", choices=["all", "rounds", "drain", "batch"], default="all")
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--seed", default="", help="of rounds: the one to play, or what those of many begin with")
+    parser.add_argument("--jobs", type=int, default=10_000)
+    parser.add_argument("--lines", type=int, default=50_000)
+    parser.add_argument("--keep", action="store_true", help="keep the folder of logs and data, and say where it is")
+    return parser.parse_args(argv)
+
+
+def seeds_of(options: argparse.Namespace) -> list[str]:
+    """One that is given is one round, unless more are asked for."""
+    if options.seed and "--rounds" not in sys.argv:
+        return [options.seed]
+    first = options.seed or f"soak-{random.SystemRandom().randrange(10**6)}"
+    return [f"{first}.{number}" for number in range(options.rounds)]
+
+
+async def main(options: argparse.Namespace, folder: Path) -> int:
+    """The exit code."""
+    well = True
+    if options.what in {"all", "rounds"}:
+        well = await play(folder / "rounds", seeds_of(options))
+    if options.what in {"all", "drain"}:
+        await drain(folder / "drain", options.jobs)
+    if options.what in {"all", "batch"}:
+        await batches.main(options.lines, kill=True)
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    chosen = parse(sys.argv[1:])
+    place = Path(tempfile.mkdtemp(prefix="nexus-soak-"))
+    code = asyncio.run(main(chosen, place))
+    if chosen.keep or code:
+        print(f"logs and data: {place}")
+    else:
+        shutil.rmtree(place)
+    sys.exit(code)
