@@ -31,11 +31,13 @@ class Ending:
             self._bus.control(record.worker, control.model_dump_json().encode())
         return True
 
-    async def decide(self, word: Word) -> bool:
+    async def decide(self, word: Word, payload: bytes = b"") -> bool:
         """Store the word, past one of an older run that was left behind."""
-        while not await self._log.decide(word):
+        while not await self._log.decide(word, payload):
             decision = await self._log.decided(word.job)
-            if decision is None or decision.word.run >= word.run:
+            if decision is None:
+                continue  # a retry has just taken it back
+            if decision.word.run >= word.run:
                 return False
             await self._log.undecide(word.job, decision.seq)
         return True

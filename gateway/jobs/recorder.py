@@ -79,12 +79,13 @@ class Recorder:
 
     async def _to_store(self, word: Word, at: int) -> None:
         try:
-            record = await self._store.move(word.owner, word.job, word.status, **end_of(word, at))
+            # A record that was lost may be made anew by others meanwhile, as of a job that has not ended.
+            while await self._store.move(word.owner, word.job, word.status, **end_of(word, at)) is None:
+                if await self._store.create(record_of(word, at), ttl_s=self._keep_s):
+                    break
         except IllegalMove:
             return  # recorded before, or an older run's
         after: list[Awaitable[object]] = []
-        if record is None:
-            after.append(self._store.create(record_of(word, at), ttl_s=self._keep_s))
         if word.token:
             after.append(self._store.release(word.job, word.token))
         if word.status is JobStatus.COMPLETED and word.seconds is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -18,8 +19,9 @@ from gateway.jobs.following import Follower, parse_after
 from gateway.jobs.records import due_in, ended, first_record, now, record_of
 from gateway.jobs.submitting import Submitter
 from schemas.durable import QUEUED, decode_durable
-from schemas.errors import NotFound
+from schemas.errors import NexusError, NotFound
 from schemas.jobs import TERMINAL, Envelope, JobRecord, JobStatus, WebhookState
+from schemas.words import Word
 
 JOB_ID = re.compile(r"job_[0-9a-f]{32}")
 PAGE = 200
@@ -169,19 +171,36 @@ class JobService:
     async def retry(self, owner: str, job_id: str) -> JobRecord:
         """See the protocol."""
         record = await self.get(owner, job_id)
-        if record.status is not JobStatus.FAILED:
-            raise JobNotFailed(f"only a failed job can be tried again; this one is {record.status}")
         decision = await self._log.decided(job_id)
+        _check_failed(record, decision)
         if decision is None or not decision.payload:
             raise JobNotFailed("the request of this job is not kept any more; submit it again")
-        again = await self._again(record, decision.payload, decision.seq)
+        again = await self._again(record, decision.payload, decision.word, decision)
         if decision.word.dead and (letter := await self._log.dead_letter(job_id)) is not None:
             await self._log.unbury(letter.seq)
         return again
 
-    async def _again(self, record: JobRecord, message: bytes, word_seq: int | None) -> JobRecord:
+    async def _again(self, record: JobRecord, message: bytes, word: Word, decision: Decision | None) -> JobRecord:
+        """`word`: how the last run ended; `decision`: where that stands in the way."""
         envelope, body = Envelope.decode(message)
-        envelope = envelope.model_copy(update={"run": record.run + 1})
+        new = record
+        if record.status is JobStatus.FAILED:
+            new = await self._begin_run(record, envelope.model_copy(update={"run": record.run + 1}))
+        try:
+            new = await self._submitter.resubmit(envelope.model_copy(update={"run": new.run}), body, new)
+        except NexusError:
+            # Not in the queue: it stays failed, and can be tried again. Whoever waits for its end was told of that before.
+            failed = word.model_copy(update={"run": new.run, "webhook": ""})
+            with contextlib.suppress(NexusError):
+                await self._ending.decide(failed, message)
+            raise
+        if decision is not None:
+            await self._log.undecide(record.id, decision.seq)
+        return new
+
+    async def _begin_run(self, record: JobRecord, envelope: Envelope) -> JobRecord:
+        """The record of a new run. Raises JobNotFailed when somebody else was first."""
+        again_s = None if record.expires_at is None else record.expires_at - record.created_at
         changes: dict[str, Any] = {
             "run": envelope.run,
             "attempts": 0,
@@ -192,10 +211,11 @@ class JobService:
             "started_at": None,
             "finished_at": None,
             "queued_at": now(),
+            "expires_at": None if again_s is None else now() + again_s,
             "seq": None,
             "webhook": WebhookState(url=record.webhook.url) if record.webhook is not None else None,
         }
-        due_s = due_in(record, JobStatus.QUEUED, 0.0)
+        due_s = due_in(record.model_copy(update={"expires_at": changes["expires_at"]}), JobStatus.QUEUED, 0.0)
         try:
             new = await self._store.move(record.owner, record.id, JobStatus.QUEUED, due_s=due_s, **changes)
         except IllegalMove:
@@ -203,9 +223,6 @@ class JobService:
         if new is None:
             new = first_record(envelope, queue_s=record.queue_s, expires_at=None)
             await self._store.create(new, ttl_s=self._keep_s, due_s=due_s)
-        new = await self._submitter.resubmit(envelope, body, new)
-        if word_seq is not None:
-            await self._log.undecide(record.id, word_seq)
         return new
 
     # Dead letters, of all owners
@@ -226,12 +243,11 @@ class JobService:
         """A new run of a dead letter's job, which then is none any more. Raises NotFound, JobNotFailed."""
         letter = await self.dead_letter(job_id)
         record = await self.get_or(letter.word.owner, job_id, record_of(letter.word, letter.stored_at))
-        if record.status is not JobStatus.FAILED:
-            raise JobNotFailed(f"only a failed job can be tried again; this one is {record.status}")
+        decision = await self._log.decided(job_id)
+        _check_failed(record, decision)
         if not letter.message:
             raise JobNotFailed("the request of this job was too large to be kept; submit it again")
-        decision = await self._log.decided(job_id)
-        again = await self._again(record, letter.message, decision.seq if decision is not None else None)
+        again = await self._again(record, letter.message, letter.word, decision)
         await self._log.unbury(letter.seq)
         return again
 
@@ -254,6 +270,13 @@ def _check_id(job_id: str) -> None:
     """What is no id never gets into a subject. Raises JobNotFound."""
     if JOB_ID.fullmatch(job_id) is None:
         raise JobNotFound(f"there is no job '{job_id[:100]}'")
+
+
+def _check_failed(record: JobRecord, decision: Decision | None) -> None:
+    """Raises JobNotFailed. The gateway of a retry may have died in the middle: whoever tries again makes it whole."""
+    half_way = record.status is JobStatus.QUEUED and decision is not None and decision.word.run < record.run
+    if record.status is not JobStatus.FAILED and not half_way:
+        raise JobNotFailed(f"only a failed job can be tried again; this one is {record.status}")
 
 
 def _result(decision: Decision) -> Result:

@@ -11,7 +11,7 @@ import contextlib
 
 from backbone.bus.joblog import JobLog
 from backbone.ids import new_job_id
-from backbone.store.base import LimitReached, Store
+from backbone.store.base import IllegalMove, LimitReached, Store
 from gateway.dispatch import Dispatcher
 from gateway.jobs.base import Submission
 from gateway.jobs.ending import Ending
@@ -67,7 +67,8 @@ class Submitter:
         seq = await self._log.store(envelope, body)
         record = record.model_copy(update={"seq": seq})
         self._log.mention(record.id, _queued(record))
-        await self._store.update(record.owner, record.id, seq=seq)
+        with contextlib.suppress(NexusError, IllegalMove):  # it is in the queue, or further already
+            await self._store.update(record.owner, record.id, run=record.run, seq=seq)
         return record
 
     async def _create(self, record: JobRecord, submission: Submission) -> bool:

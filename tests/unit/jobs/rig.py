@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
 from typing import Any
@@ -64,6 +65,7 @@ class GatedEcho(EchoBackend):
 
     def __init__(self, rig: Rig) -> None:
         super().__init__(BackendConfig())
+        self._attempts = rig.attempts
         self._rig = rig
 
     async def run(self, task: Task) -> AsyncIterator[Output]:
@@ -150,6 +152,8 @@ class Rig:
         self.gate = asyncio.Event()
         """Backends wait for it before they say anything."""
         self.gate.set()
+        self.attempts: OrderedDict[str, int] = OrderedDict()
+        """Of each job, over all backends: `fail_times` counts them."""
         self.ran: list[str] = []
         self.stopped: list[str] = []
         self.running = self.most = 0
