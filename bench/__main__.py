@@ -19,12 +19,12 @@ from typing import Any
 import orjson
 
 from bench.report import Results, goals_table, key_figure, middle, scenario_table
-from bench.stack import ROOT, Stack, Target, measure
+from bench.stack import ROOT, SYNCED, Stack, Target, measure
 
 PAUSE_S = 0.3
 NOISE = 0.2
 """Cores used by others above which a run is called noisy."""
-NAMES = ("direct", "naive", "nexus")
+NAMES = ("direct", "naive", "nexus", SYNCED)
 SCENARIOS: dict[str, dict[str, Any]] = {
     "c1": {"mode": "closed", "conns": 1, "seconds": 2.0},
     "c64": {"mode": "closed", "conns": 64, "seconds": 3.0},
@@ -119,6 +119,8 @@ async def bench(given: argparse.Namespace, folder: Path) -> Results:
 
 def does(target: Target, load: dict[str, Any]) -> bool:
     """Whether this load makes sense there."""
+    if target.name == SYNCED:
+        return load.get("what") == "submit"
     if load.get("what") in JOBS:
         return target.name == "nexus"
     return target.name != "naive" or load.get("what") not in WITHOUT_NAIVE

@@ -148,6 +148,7 @@ GOALS = [
     Goal("4 MB picture without work, ms added", "image4m0", "latency_us.p50", 30, beyond_direct=True, scale=1e-3),
     Goal("texts embedded alone, ms added", "embed1", "latency_us.p50", 5, beyond_direct=True, scale=1e-3),
     Goal("batches of 64 embedded/s, x direct", "embed64", "per_s", 0.9, least=True, of_direct=True),
+    Goal("durable submissions/s", "submit", "per_s", 3000, least=True),
     Goal("first sound, ms added", "speech", "ttft_us.p50", 5, beyond_direct=True, scale=1e-3),
 ]
 

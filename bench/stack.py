@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TICK = os.sysconf("SC_CLK_TCK")
 SLOTS = 1024
 CHAT = "/v1/chat/completions"
+SYNCED = "nexus-synced"
+"""Nexus on a NATS that confirms only what is safe from a power cut."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,6 @@ class Stack:
         self.wanted = wanted
         self.targets: list[Target] = []
         self._parts: list[EmbeddedServer | ManagedProcess] = []
-        self._nexus_target: Target
 
     async def __aenter__(self) -> Self:
         try:
@@ -109,6 +110,8 @@ class Stack:
                 self.targets.append(await self._naive(url))
             if "nexus" in self.wanted:
                 self.targets.append(await self._nexus(url))
+            if SYNCED in self.wanted:
+                self.targets.append(await self._nexus(url, SYNCED))
             self.targets = [target for target in self.targets if target.name in self.wanted]
         except BaseException:
             await self.__aexit__()
@@ -129,9 +132,9 @@ class Stack:
         worker = await self._process("naive-worker", ["bench.naive", "worker"], env, answers(port, CHAT))
         return Target("naive", port, charged=[*gateway, *worker, *_pids(nats)], gateway=gateway)
 
-    async def _nexus(self, backend: str) -> Target:
-        nats = NatsServer(self.folder / "nats")
-        etcd, redis = EtcdServer(self.folder / "etcd"), RedisServer(self.folder / "redis")
+    async def _nexus(self, backend: str, name: str = "nexus") -> Target:
+        nats = NatsServer(self.folder / f"{name}-nats", sync_always=name == SYNCED)
+        etcd, redis = EtcdServer(self.folder / f"{name}-etcd"), RedisServer(self.folder / f"{name}-redis")
         for server in (nats, etcd, redis):
             await self._server(server)
         port, key = free_port(), secrets.token_hex(16)
@@ -153,8 +156,7 @@ class Stack:
         gateway = await self._process("gateway", ["gateway"], env, answers(port, "/readyz"))
         await self._parked(env, port, key)
         worker = await self._process("worker", ["workers"], env, answers(port, CHAT, key))
-        self._nexus_target = Target("nexus", port, key, [*gateway, *worker, *_pids(nats), *_pids(redis)], gateway)
-        return self._nexus_target
+        return Target(name, port, key, [*gateway, *worker, *_pids(nats), *_pids(redis)], gateway)
 
     async def _parked(self, env: dict[str, str], port: int, key: str) -> None:
         """A model that was served once: jobs for it are accepted, and wait."""
@@ -164,7 +166,7 @@ class Stack:
 
     async def long_job(self, tokens: int) -> str:
         """The id of a finished job with so many chunks."""
-        target = self._nexus_target
+        target = next(target for target in self.targets if target.name == "nexus")
         body = {"model": "mock", "messages": [{"role": "user", "content": "Go on."}], "max_tokens": tokens}
         job = {"endpoint": CHAT, "body": body | {"stream": True, "mock_delay_us": 0}}
         headers = {"authorization": f"Bearer {target.key}"}

@@ -182,16 +182,18 @@ class NatsServer(EmbeddedServer):
         port: int = 0,
         max_file_store: int = 0,
         monitor_port: int = 0,
+        sync_always: bool = False,
         extra_config: str = "",
         ready_timeout_s: float = 20.0,
     ) -> None:
         """Describe the server. Sizes in bytes; `max_file_store` 0: by the disk's size; `monitor_port` 0: no HTTP.
 
-        `extra_config` is appended to the server's config file.
+        `sync_always`: what is confirmed survives a power cut too. `extra_config` is appended to the server's config file.
         """
         super().__init__(data_dir, port=port, ready_timeout_s=ready_timeout_s)
         self.max_file_store = max_file_store
         self.monitor_port = monitor_port
+        self.sync_always = sync_always
         self.extra_config = extra_config
 
     def _arguments(self) -> list[str]:
@@ -200,6 +202,7 @@ class NatsServer(EmbeddedServer):
         return ["--config", str(config)]
 
     def _config(self) -> str:
+        sync = "  sync_interval: always\n" if self.sync_always else ""
         monitor = f'http: "{HOST}:{self.monitor_port}"\n' if self.monitor_port else ""
         return (
             f"server_name: {json.dumps(self._identity)}\n"
@@ -210,6 +213,7 @@ class NatsServer(EmbeddedServer):
             f"  store_dir: {json.dumps(str(self.data_dir))}\n"
             f"  max_memory_store: {256 * MIB}\n"
             f"  max_file_store: {self.max_file_store or _file_store_limit(self.data_dir)}\n"
+            f"{sync}"
             "}\n"
             f"{self.extra_config}\n"
         )
