@@ -20,6 +20,8 @@ from cli.api import ApiClient
 from cli.errors import ConsoleError
 
 REFRESH_S = 1.0
+WIDE = 1000
+"""Columns, where lines are not to be folded."""
 COLOURS = {
     "ready": "green",
     "ok": "green",
@@ -123,7 +125,14 @@ def _print(seen: Any, render: Render, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(seen), flush=True)
     else:
-        Console().print(render(seen))
+        view = render(seen)
+        Console(width=_width(view)).print(view)
+
+
+def _width(view: RenderableType) -> int | None:
+    """None: the terminal's. Elsewhere, and where there are ids to be copied, a line stays one line."""
+    ids = isinstance(view, Table) and view.columns[0].no_wrap
+    return WIDE if ids or not sys.stdout.isatty() else None
 
 
 def _watch_lines(api: ApiClient, fetch: Fetch, render: Render, seen: Any, *, as_json: bool) -> Any:
@@ -201,9 +210,10 @@ def coloured(word: str) -> Text:
     return Text(word, style=COLOURS.get(word, ""))
 
 
-def new_table(*columns: str) -> Table:
-    """Columns without lines; wide cells are folded."""
+def new_table(*columns: str, ids: bool = False) -> Table:
+    """Columns without lines; wide cells are folded. `ids`: the first column's are not, since they are copied."""
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
     for column in columns:
         table.add_column(column, overflow="fold")
+    table.columns[0].no_wrap = ids
     return table

@@ -95,7 +95,7 @@ def render_letters(answer: dict[str, Any]) -> RenderableType:
     """One line a dead letter."""
     if not answer["data"]:
         return Text("There is no dead letter.")
-    table = new_table("job", "died", "endpoint", "model", "owner", "attempts", "error")
+    table = new_table("job", "died", "endpoint", "model", "owner", "attempts", "error", ids=True)
     for row in answer["data"]:
         table.add_row(
             Text(row["id"], no_wrap=True),

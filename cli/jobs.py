@@ -126,7 +126,7 @@ def render_jobs(answer: dict[str, Any]) -> RenderableType:
     """One line a job."""
     if not answer["data"]:
         return Text("No such job. Submit one: nexus submit ENDPOINT FILE")
-    table = new_table("job", "age", "endpoint", "model", "lane", "status", "")
+    table = new_table("job", "age", "endpoint", "model", "lane", "status", "", ids=True)
     for job in answer["data"]:
         table.add_row(
             Text(job["id"], no_wrap=True),

@@ -142,7 +142,7 @@ def render_keys(answer: dict[str, Any]) -> RenderableType:
     rows = answer["data"]
     if not rows:
         return Text("No key was created. Make one: nexus keys create NAME")
-    lines = new_table("id", "name", "owner", "key", "scopes", "queued", "running", "expires", "state")
+    lines = new_table("id", "name", "owner", "key", "scopes", "queued", "running", "expires", "state", ids=True)
     for row in rows:
         lines.add_row(
             Text(row["id"]),

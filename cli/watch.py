@@ -119,7 +119,7 @@ class Viewer:
         elif event.kind == "progress":
             self._advance(data)
         elif event.kind == "restarted":
-            self._restarted()
+            self._restarted(str(data.get("worker") or "a worker"))
         elif event.kind == "started":
             self._show(f"running on {data['worker']}" if data.get("worker") else "running")
         else:
@@ -160,10 +160,10 @@ class Viewer:
         else:
             self._show("answering")
 
-    def _restarted(self) -> None:
+    def _restarted(self, worker: str) -> None:
         void, self._said = self._said, False
         self.close()
-        self.note("begun anew by another worker" + (": what stands above is void" if void else ""))
+        self.note(f"begun anew, on {worker}" + (": what stands above is void" if void else ""))
         self._shown = ""
 
     def _advance(self, data: dict[str, Any]) -> None:
