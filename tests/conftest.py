@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import random
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
@@ -28,6 +29,11 @@ from cli.embedded.servers import EmbeddedServer, EtcdServer, NatsServer, RedisSe
 
 T = TypeVar("T")
 ServerType = TypeVar("ServerType", bound=EmbeddedServer)
+
+
+def pytest_configure() -> None:
+    """What chance decides is the same in every process of one run: xdist's workers inherit it."""
+    os.environ.setdefault("NEXUS_TEST_LUCK", str(random.SystemRandom().randrange(10**9)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
