@@ -20,7 +20,7 @@ from schemas.words import Word
 log = structlog.get_logger(__name__)
 
 AT_ONCE = 64
-HOLD_S = 30.0
+HOLD_S = 15.0
 AGAIN_S = 1.0
 DEFECT_AGAIN_S = 30.0
 

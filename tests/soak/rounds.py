@@ -28,7 +28,7 @@ ROUND_S = 75.0
 QUIET_S = 20.0
 """For the queue to be empty once every job has ended."""
 RECORDED_S = 60.0
-"""For every record to be in Redis: a word that a killed gateway held comes to another one after 30 s."""
+"""For every record to be in Redis: a word that a killed gateway held comes to another one after 15 s."""
 SETTINGS = {
     "ACK_WAIT_S": "2",
     "WORKER_LEASE_S": "2",
