@@ -98,6 +98,9 @@ class Store(Protocol):
     async def running(self, key: str) -> int:
         """Jobs of this API key in status IN_PROGRESS."""
 
+    async def waiting(self, key: str) -> int:
+        """Jobs of this API key in status QUEUED."""
+
     # Timers
 
     async def due(self, limit: int) -> list[Due]:

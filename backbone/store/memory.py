@@ -124,6 +124,11 @@ class MemoryStore:
         await self._current()
         return self._count(key, JobStatus.IN_PROGRESS)
 
+    async def waiting(self, key: str) -> int:
+        """See the base."""
+        await self._current()
+        return self._count(key, JobStatus.QUEUED)
+
     async def due(self, limit: int) -> list[Due]:
         """See the base."""
         await self._current()

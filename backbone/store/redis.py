@@ -137,6 +137,10 @@ class RedisStore:
         """See the base."""
         return int(await self.connection.run(self._count, [keys.running(key)], []))
 
+    async def waiting(self, key: str) -> int:
+        """See the base."""
+        return int(await self.connection.run(self._count, [keys.queued(key)], []))
+
     async def due(self, limit: int) -> list[Due]:
         """See the base."""
         members = await self.connection.run(self._due, [keys.TIMERS], [limit, _ms(RETRY_DUE_S), keys.JOB])

@@ -24,7 +24,12 @@ GO, GONE, STALE, WAIT, DEAD = AnswerKind.GO, AnswerKind.GONE, AnswerKind.STALE, 
 LEASE_SHARE = 0.9
 """Of ack_wait: a dead attempt's lease is over when NATS gives its job to the next worker."""
 LIMITED_S = 1.0
-"""How long a job is given back for whose key already has all the jobs running that it may have."""
+"""How long a job is given back at least for whose key already has all the jobs running that it may have."""
+MOST_LIMITED_S = 120.0
+ASKS_PER_S = 50.0
+"""How often the jobs of such a key ask, together, however many they are: what was given back comes before what is new, and
+would else keep workers from everybody else's jobs.
+"""
 FEW = 4
 """Events that are read at once: a job that begins has one."""
 
@@ -95,8 +100,7 @@ class Referee:
         if limit is None:
             self._later(self._record_start(ask, attempt))
         elif not await self._has_room(ask, attempt, limit):
-            await self._release(ask)
-            return Answer(kind=WAIT, delay_s=LIMITED_S)
+            return Answer(kind=WAIT, delay_s=await self._crowded_s(ask))
         return Answer(kind=GO, attempt=attempt)
 
     def _later(self, work: Coroutine[None, None, None]) -> None:
@@ -151,9 +155,12 @@ class Referee:
             return False
         return True
 
-    async def _release(self, ask: Ask) -> None:
+    async def _crowded_s(self, ask: Ask) -> float:
+        """The attempt does not begin. When its job may ask again: the later, the more jobs of its key do."""
+        waiting = 0
         with contextlib.suppress(Unavailable):
-            await self._store.release(ask.job, ask.token)
+            _, waiting = await asyncio.gather(self._store.release(ask.job, ask.token), self._store.waiting(ask.key))
+        return min(MOST_LIMITED_S, max(LIMITED_S, waiting / ASKS_PER_S))
 
     async def _record_start(self, ask: Ask, attempt: int, limit: int | None = None) -> None:
         """Raises LimitReached. What else goes wrong here, the terminal word makes good."""

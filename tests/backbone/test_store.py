@@ -282,18 +282,18 @@ class TestLimits:
         assert sum(isinstance(result, LimitReached) for result in results) == 40
         assert len(await store.page(owner)) == 10
 
-    async def test_running_jobs_are_counted_by_their_key(self, store, owner):
+    async def test_jobs_that_run_and_that_wait_are_counted_by_their_key(self, store, owner):
         jobs = [record(owner, key=owner) for _ in range(3)]
         for job in jobs:
             await store.create(job, ttl_s=60)
-        assert await store.running(owner) == 0
+        assert (await store.running(owner), await store.waiting(owner)) == (0, 3)
         for job in jobs:
             await store.move(owner, job.id, RUNNING)
             await store.move(owner, job.id, RUNNING, attempts=2)
-        assert await store.running(owner) == 3
+        assert (await store.running(owner), await store.waiting(owner)) == (3, 0)
         await store.move(owner, jobs[0].id, QUEUED)
         await store.move(owner, jobs[1].id, COMPLETED)
-        assert await store.running(owner) == 1
+        assert (await store.running(owner), await store.waiting(owner)) == (1, 1)
         await store.remove(owner, jobs[2].id)
         assert await store.running(owner) == 0
 
@@ -486,6 +486,7 @@ async def test_a_pretended_outage():
         store.remove("a", "b"),
         store.page("a"),
         store.running("a"),
+        store.waiting("a"),
         store.due(1),
         store.lease("a", "b", 1),
         store.release("a", "b"),

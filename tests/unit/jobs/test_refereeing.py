@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.call import MAX_STARTS
+from gateway.jobs.referee import ASKS_PER_S
 from schemas.durable import Answer, AnswerKind, Ask, encode_durable
 from schemas.errors import DRAINED, BackendFailed, Unavailable
 from schemas.events import EventKind, Progress, Started
@@ -184,6 +185,21 @@ class TestLimits:
         assert await desk.answer("a") is GO
         rig.clock.ahead += LEASE_S + 1
         assert await desk.answer("b") is GO
+
+    async def test_many_that_must_wait_ask_no_more_often_than_few(self, rig: Rig) -> None:
+        """Else workers would look at nothing but them, and other tenants' jobs would wait behind their questions."""
+        rig.max_running["k"] = 1
+        running, waiting = Desk(rig, await rig.submit(key="k"), "k"), Desk(rig, await rig.submit(key="k"), "k")
+        assert await running.answer("t") is GO
+        few = await waiting.ask(EventKind.STARTED, "t")
+        for _ in range(int(10 * ASKS_PER_S)):
+            await rig.submit(key="k")
+        many = await waiting.ask(EventKind.STARTED, "t")
+        assert few is not None
+        assert many is not None
+        assert (few.kind, many.kind) == (WAIT, WAIT)
+        assert few.delay_s < 2
+        assert many.delay_s >= 10
 
     async def test_who_must_wait_keeps_no_lease(self, rig: Rig) -> None:
         """The next to ask may be another one."""
