@@ -85,10 +85,11 @@ class Follower:
                     break
         word = decision.word
         if word.status is JobStatus.COMPLETED and not self._assembly.is_whole(word.token, word.events):
+            self._after = EventId(0, 0, 0)
             async for told in self._retold(word):
                 yield told
         end = self._end(decision)
-        if self._after < self._assembly.end_id():
+        if self._after != self._assembly.end_id():
             yield end
 
     async def _retold(self, word: Word) -> AsyncGenerator[JobEvent, None]:

@@ -172,6 +172,33 @@ def test_deliveries_that_nats_forgot_mix_nothing(stream: list[DurableFrame]) -> 
 
 
 @settings(max_examples=100, deadline=None)
+@given(streams(forgetful=True), st.data())
+def test_of_a_job_that_is_complete_the_attempt_that_ended_it_is_told(
+    stream: list[DurableFrame], data: st.DataObject
+) -> None:
+    """Whatever began beside it, and wherever its reader had stopped while it ran: his answer is that attempt's, or he hears
+    that it is not whole.
+    """
+    tokens = sorted({frame.token for frame in stream if frame.kind == EventKind.STARTED})
+    if not tokens:
+        return
+    winner = data.draw(st.sampled_from(tokens))
+    frames = {frame.seq: frame for frame in stream if frame.token == winner}
+    events = max(frames) + 1
+    early = feed(Assembly(), stream[: data.draw(st.integers(0, len(stream)))])
+    had = early[: data.draw(st.integers(0, len(early)))]
+    assembly = Assembly(had[-1].id if had else START, only=winner)
+    told = had + feed(assembly, stream)
+    if not assembly.is_whole(winner, events):  # it is told from its beginning
+        assembly = Assembly(only=winner, again=True)
+        told += feed(assembly, stream)
+    assert assembly.is_whole(winner, events) == (len(frames) == events)
+    if len(frames) == events:
+        shown = [frames[seq] for seq in sorted(frames) if frames[seq].kind in {EventKind.CHUNK, EventKind.BLOB}]
+        assert answer(told) == [frame.payload for frame in shown]
+
+
+@settings(max_examples=100, deadline=None)
 @given(streams(), st.data())
 def test_what_is_not_kept_any_more_is_never_left_out_in_silence(
     stream: list[DurableFrame], data: st.DataObject
