@@ -64,7 +64,7 @@ def events_stream(kept: Retention) -> Config:
 
 
 def words_stream(kept: Retention) -> Config:
-    """One message per subject, the first; where it is full, jobs cannot end, and nothing is forgotten."""
+    """One message per subject, the first. It takes nothing when it is full: `backbone.bus.room` sees to it."""
     return _stream(DONE_STREAM, f"{DONE}.>", kept, kept.jobs_s) | {
         "description": "Nexus: how durable jobs ended",
         "discard": "new",

@@ -3,7 +3,7 @@
 | what | where | kept |
 |---|---|---|
 | events | `NEXUS_EVENTS` on `nexus.events.<job>`; oldest are dropped first when it is full | `Retention.events_s` |
-| the terminal word | `NEXUS_DONE` on `nexus.done.<job>`: the first one wins | `Retention.jobs_s` |
+| the terminal word | `NEXUS_DONE` on `nexus.done.<job>`: the first one wins; before it is full, the oldest that are recorded are dropped | `Retention.jobs_s` |
 | dead letters | `NEXUS_DLQ` on `nexus.dlq.<capability>.<model>` | `Retention.dead_s` |
 | idempotency claims | key-value bucket `nexus-idempotency`, create-only | `Retention.claims_s` |
 | backlogs: work of the gateways themselves | `NEXUS_<NAME>` on `nexus.<name>.<id>`, work queues | until done |

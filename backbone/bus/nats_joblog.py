@@ -21,6 +21,7 @@ from backbone.bus.nats_backlog import Make, NatsBacklog
 from backbone.bus.places import Places
 from backbone.bus.questions import Questions
 from backbone.bus.refereeing import Answers, Referee
+from backbone.bus.room import Room
 from backbone.bus.stream_reading import Message, StreamReader
 from backbone.bus.subjects import (
     CLAIMS_STREAM,
@@ -70,13 +71,15 @@ class NatsJobLog:
         self._wire = Wire(url, f"{name}-log", on_reconnect=self._reconnected, keep_unsent=False)
         self._questions = Questions(self._wire)
         self._kept = retention
-        self._room = max_payload_room
+        self._payload_room = max_payload_room
         replicated = retention.replicas > 1
         self._events = StreamReader(self._questions, EVENTS_STREAM, replicated=replicated)
         self._words = StreamReader(self._questions, DONE_STREAM, replicated=replicated)
         self._claims = StreamReader(self._questions, CLAIMS_STREAM, replicated=replicated)
         self._dead = DeadLetters(self._questions, replicated=replicated)
         self._places = Places(self._questions, replicated=replicated)
+        self._room = Room(self._questions, retention.max_word_bytes, replicated=replicated)
+        self._keeping: asyncio.Task[None] | None = None
         self._backlogs: dict[str, NatsBacklog] = {}
         self._followers: set[Follower] = set()
         self._watches: dict[bytes, set[_Watch]] = {}
@@ -97,14 +100,16 @@ class NatsJobLog:
         self._made_at = await ensure_durables(self._wire.client, self._kept)
         await self._wire.subscribe(f"{ENDED}.*", self._on_ended)
         await self._wire.ping()  # from here on, no word is stored unheard
+        self._keeping = asyncio.create_task(self._room.keep())
 
     async def close(self) -> None:
         """Disconnect; whoever follows or takes gets Unavailable."""
         self._closed = True
-        if self._making is not None:
-            self._making.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._making
+        for task in (self._keeping, self._making):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         for answers in self._answers:
             await answers.close()
         for follower in list(self._followers):
@@ -144,9 +149,9 @@ class NatsJobLog:
 
     async def store(self, envelope: Envelope, body: bytes) -> int:
         """Publish to the jobs stream, which `NatsGatewayBus` makes."""
-        if len(body) > self._max_payload - self._room:
+        if len(body) > self._max_payload - self._payload_room:
             raise RequestTooLarge(
-                f"the request is larger than the {self._max_payload - self._room} bytes that NATS takes"
+                f"the request is larger than the {self._max_payload - self._payload_room} bytes that NATS takes"
             )
         subject = job_subject(envelope.capability, envelope.lane, envelope.model).encode()
         headers = message_id(f"{require_token(envelope.job)}.{envelope.run}")

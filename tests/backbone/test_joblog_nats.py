@@ -512,6 +512,30 @@ async def test_a_full_stream_of_words_is_unavailable_and_not_decided(world: Worl
     assert not await log.decide(word_on(job), b"x" * 50_000)
 
 
+async def test_the_oldest_recorded_words_make_room(world: World, eventually: Eventually) -> None:
+    """Jobs go on ending, however large their answers are: those that ended long ago lose theirs, and none that nobody has
+    recorded yet.
+    """
+    world.kept = Retention(max_event_bytes=MIB, max_word_bytes=MIB, max_dead_bytes=MIB)
+    log, payload = await world.gateway(), b"x" * 200_000
+    jobs = [new_job() for _ in range(10)]
+
+    async def decide(job: str) -> bool:
+        try:
+            return await log.decide(word_on(job), payload)
+        except Unavailable:
+            return False
+
+    assert all([await log.decide(word_on(job), payload) for job in jobs[:5]])
+    assert not await decide(jobs[5])
+    async with aclosing(log.words(at_once=100, hold_s=30)) as words:
+        for job in jobs[5:]:
+            await (await next_of(words)).done()
+            await eventually(lambda job=job: decide(job), timeout_s=20)
+        assert await log.decided(jobs[-1]) is not None
+        assert await log.decided(jobs[0]) is None
+
+
 async def test_the_referee_answers_many_and_is_stopped_with_its_gateway(world: World, eventually: Eventually) -> None:
     """A thousand questions at once are all answered, a bounded number at a time; a stopped gateway leaves none running."""
     log, worker = await world.gateway(), await world.worker()
