@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from backbone.bus.base import GatewayBus
 from backbone.bus.joblog import JobLog
+from gateway.jobs.beginning import began_as
 from gateway.jobs.records import word_by_us
 from schemas.control import Control, ControlOp
-from schemas.durable import QUEUED, decode_durable
 from schemas.errors import ErrorInfo
 from schemas.jobs import JobRecord, JobStatus
 from schemas.words import Word
@@ -44,8 +44,5 @@ class Ending:
 
     async def seq_of(self, record: JobRecord) -> int | None:
         """Where in the queue its first run was stored, by its first event."""
-        for event in await self._log.first(record.id, 1):
-            frame = decode_durable(event.data)
-            if frame.kind == QUEUED and frame.run == record.run:
-                return JobRecord.model_validate_json(frame.payload).seq
-        return None
+        began = await began_as(self._log, record.id)
+        return began.seq if began is not None and began.run == record.run else None

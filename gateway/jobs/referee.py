@@ -12,8 +12,9 @@ import structlog
 from backbone.bus.joblog import JobLog
 from backbone.store.base import IllegalMove, LimitReached, Store
 from gateway.call import MAX_STARTS
+from gateway.jobs.beginning import began_as
 from gateway.jobs.records import due_in, now
-from schemas.durable import QUEUED, Answer, AnswerKind, Ask, DurableFrame, decode_durable
+from schemas.durable import Answer, AnswerKind, Ask, DurableFrame, decode_durable
 from schemas.errors import DRAINED, BackendFailed, ErrorInfo, NexusError, Unavailable
 from schemas.events import EventKind
 from schemas.jobs import TERMINAL, JobRecord, JobStatus
@@ -189,15 +190,12 @@ class Referee:
         return due_in(record, JobStatus.IN_PROGRESS, self._silence_s)
 
     async def _rebuilt(self, ask: Ask) -> JobRecord | None:
-        """A record that was lost, from the first event."""
-        for event in await self._log.first(ask.job, 1):
-            frame = decode_durable(event.data)
-            if frame.kind == QUEUED:
-                record = JobRecord.model_validate_json(frame.payload)
-                due_s = due_in(record, JobStatus.QUEUED, self._silence_s)
-                await self._store.create(record, ttl_s=self._keep_s, due_s=due_s)
-                return record
-        return None
+        """A record that was lost."""
+        record = await began_as(self._log, ask.job)
+        if record is not None:
+            due_s = due_in(record, JobStatus.QUEUED, self._silence_s)
+            await self._store.create(record, ttl_s=self._keep_s, due_s=due_s)
+        return record
 
     # Does it still stand?
 

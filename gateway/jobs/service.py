@@ -13,12 +13,12 @@ from backbone.bus.blobs import Blobs
 from backbone.bus.joblog import DeadLetter, Decision, JobLog
 from backbone.store.base import IllegalMove, Store
 from gateway.jobs.base import JobEvent, JobNotFailed, JobNotFound, Result, ResultNotReady, Submission
+from gateway.jobs.beginning import began_as
 from gateway.jobs.ending import Ending
 from gateway.jobs.estimate import Estimator
 from gateway.jobs.following import Follower, parse_after
 from gateway.jobs.records import due_in, ended, first_record, now, record_of
 from gateway.jobs.submitting import Submitter
-from schemas.durable import QUEUED, decode_durable
 from schemas.errors import NexusError, NotFound
 from schemas.jobs import TERMINAL, Envelope, JobRecord, JobStatus, WebhookState
 from schemas.words import Word
@@ -72,12 +72,8 @@ class JobService:
         decision = await self._log.decided(job_id)
         if decision is not None:
             return record_of(decision.word, decision.stored_at) if decision.word.owner == owner else None
-        for event in await self._log.first(job_id, 1):
-            frame = decode_durable(event.data)
-            if frame.kind == QUEUED:
-                record = JobRecord.model_validate_json(frame.payload)
-                return record if record.owner == owner else None
-        return None
+        record = await began_as(self._log, job_id)
+        return record if record is not None and record.owner == owner else None
 
     async def wait(self, owner: str, job_id: str, seconds: float) -> JobRecord:
         """See the protocol."""

@@ -15,7 +15,7 @@ from backbone.store.base import IllegalMove, LimitReached, Store
 from gateway.dispatch import Dispatcher
 from gateway.jobs.base import Submission
 from gateway.jobs.ending import Ending
-from gateway.jobs.records import due_in, first_record, now, word_by_us
+from gateway.jobs.records import due_in, end_of, first_record, now, record_of, word_by_us
 from gateway.metrics import GatewayMetrics
 from schemas.durable import NO_TOKEN, QUEUED, encode_durable
 from schemas.errors import NexusError, RateLimited, Unavailable
@@ -56,7 +56,19 @@ class Submitter:
             existing = await self._store.get(record.owner, record.id)
             if existing is not None and await self.is_stored(record.id):
                 return existing
+        elif submission.job_id and not submission.batch and (ended := await self._ended(record.id)) is not None:
+            return ended
         return await self._enqueue(envelope, record, submission)
+
+    async def _ended(self, job_id: str) -> JobRecord | None:
+        """A job that was submitted before, and whose record was lost, may have ended: its new record says so."""
+        decision = await self._log.decided(job_id)
+        if decision is None:
+            return None
+        word = decision.word
+        with contextlib.suppress(IllegalMove):  # others have seen to it
+            await self._store.move(word.owner, job_id, word.status, **end_of(word, decision.stored_at))
+        return record_of(word, decision.stored_at)
 
     async def is_stored(self, job_id: str) -> bool:
         """Whether the job has been in the queue for certain."""

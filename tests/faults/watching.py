@@ -25,7 +25,7 @@ class Watched:
         self.id: str = record["id"]
         self.view = View()
         self.kinds: list[str] = []
-        """Without `job.`, in the order in which they came."""
+        """Without `job.`, in the order in which they came; without `queued`, which a quick worker's events may overtake."""
         self._cluster = cluster
         self._urls = urls
         self._task = asyncio.create_task(self._follow())
@@ -55,7 +55,8 @@ class Watched:
                     assert json.loads(told[2])["error"]["code"] == "unavailable", told
                     raise httpx.ReadError("away")
                 self.view.take(*told)
-                self.kinds.append(told[0].removeprefix("job."))
+                if told[0] != "job.queued":
+                    self.kinds.append(told[0].removeprefix("job."))
                 if told[0] in TERMINAL:
                     return
 

@@ -25,6 +25,7 @@ ANSWER_S = 45.0
 """With one that waits for the answer itself."""
 POLL_S = 5
 AGAIN_S = 0.1
+NEVER = 1_000_000
 OVER = {"completed", "failed", "cancelled", "expired"}
 
 
@@ -217,14 +218,14 @@ class Caller:
     async def _follow(self, view: View, *, hang_up: bool) -> None:
         while not view.end:
             try:
-                await self._connection(view, self._rng.choice([1, 3, 8, 0, 0]) if hang_up else 0)
+                await self._connection(view, self._rng.choice([1, 3, 8, NEVER, NEVER]) if hang_up else NEVER)
             except Outage:
                 await asyncio.sleep(AGAIN_S)
         if hang_up:
             self._moments.happened("ended")
 
     async def _connection(self, view: View, most: int) -> None:
-        """Follow on one connection, of which the caller has enough after `most` events (0: never)."""
+        """Follow on one connection, of which the caller has enough after `most` events."""
         headers = {"last-event-id": view.last} if view.last else {}
         frames, count = Frames(), 0
         async with self._asked("GET", f"/v1/jobs/{self.job}/events", headers=headers, read_s=20) as response:
@@ -242,7 +243,7 @@ class Caller:
                     raise Outage
                 view.take(*told)
                 count += 1
-                if most:
+                if view is self.view:
                     self._moments.happened(told[0].removeprefix("job."))
                 if told[0] in TERMINAL or count == most:
                     return
@@ -283,6 +284,8 @@ class Caller:
         for _ in range(2):
             if (again := await self._again(self._look))["status"] != status:
                 self.fault(f"{status}, and then {again['status']}")
+        if self.wanted.way in {Way.KEY, Way.KEY_SYNC} and (job := await self._again(self._submit_once)) != self.job:
+            self.fault(f"the Idempotency-Key of {self.job} has become {job}'s")
         await self._check_result(status)
         self._check_legal(status)
 

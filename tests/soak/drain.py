@@ -82,7 +82,8 @@ class Drain:
     async def run(self) -> None:
         """Fails by AssertionError."""
         cluster = self._cluster
-        await asyncio.gather(cluster.start_gateway(), cluster.start_gateway())
+        await cluster.start_gateway()
+        await cluster.start_gateway()
         await cluster.stop_workers(await cluster.start_worker("echo", WORKER_MODELS=MODEL))  # now the model is known
         self._say_memory("at first")
         seconds = await by_all(cluster.urls, iter(range(self._count)), self._submit)

@@ -43,7 +43,8 @@ SETTINGS = {
 async def chaos_cluster(folder: Path) -> AsyncIterator[Cluster]:
     """Two gateways and three workers, and a model that is known and served by nobody."""
     async with Cluster(folder, **SETTINGS) as cluster:
-        await asyncio.gather(cluster.start_gateway(), cluster.start_gateway())
+        await cluster.start_gateway()
+        await cluster.start_gateway()
         parked = await cluster.start_worker("echo", WORKER_MODELS=PARKED)
         await asyncio.gather(*(cluster.start_worker("echo", WORKER_MODELS=MODEL) for _ in range(WORKERS)))
         await cluster.stop_workers(parked)
@@ -57,6 +58,8 @@ class Rounds:
         self._cluster = cluster
         self._ended: dict[str, tuple[str, bool]] = {}
         """Of each job its status, and whether Redis was told to forget everything meanwhile."""
+        self._never_began: set[str] = set()
+        """Jobs that were cancelled before any start."""
         self.answered = 0
 
     async def play(self, seed: str) -> list[str]:
@@ -73,6 +76,8 @@ class Rounds:
             wrong += caller.faults
             if caller.record:
                 self._ended[caller.job] = (caller.record["status"], breaker.flushed)
+                if caller.view.end == "job.cancelled" and not caller.history.starts:
+                    self._never_began.add(caller.job)
         if breaker.flushed:
             self._ended = {job: (status, True) for job, (status, _) in self._ended.items()}
         self.answered += len(callers)
@@ -87,8 +92,8 @@ class Rounds:
         asking = [asyncio.create_task(_begin(caller, rng.uniform(0, 1.5))) for caller in callers]
         try:
             async with asyncio.timeout(ROUND_S):
-                await asyncio.gather(*asking)
-                await asyncio.gather(*breaking)
+                await _all_done(asking)
+                await _all_done(breaking)
                 await self._quiet()
         except TimeoutError:
             hanging = [
@@ -151,10 +156,20 @@ class Rounds:
         wrong = [] if answer.status_code == 200 else [f"the parked model is not served: {answer.text}"]
         while await queued(self._cluster):
             await asyncio.sleep(0.1)
-        ran = [line for line in self._cluster.attempts(name) if line["tokens"] or line["outcome"] == "completed"]
         await self._cluster.stop_workers(name)
-        mine = answer.json().get("id", "")
-        return wrong + [f"ran although it was cancelled: {line}" for line in ran if line["job"] not in mine]
+        return wrong + [
+            f"ran although it was cancelled: {line}"
+            for worker in self._cluster.workers
+            for line in self._cluster.attempts(worker)
+            if line["job"] in self._never_began and line["tokens"]
+        ]
+
+
+async def _all_done(tasks: list[asyncio.Task[None]]) -> None:
+    """Wait for all; cancelled, this leaves them as they are. Raises what any of them raised."""
+    await asyncio.wait(tasks)
+    for task in tasks:
+        task.result()
 
 
 async def _begin(caller: Caller, after_s: float) -> None:

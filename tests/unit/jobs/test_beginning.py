@@ -1,0 +1,36 @@
+"""A job whose record is lost is known by its first event, wherever among the others that came to be stored."""
+
+from __future__ import annotations
+
+import pytest
+
+from backbone.bus.memory import MemoryBroker
+from backbone.bus.memory_joblog import MemoryJobLog
+from gateway.jobs.beginning import began_as
+from schemas.durable import NO_TOKEN, QUEUED, encode_durable
+from schemas.events import EventKind
+from schemas.jobs import Capability, JobRecord
+
+JOB = "job_01a20f1b33c97ef68834fadc3c3648a7"
+RECORD = JobRecord(
+    id=JOB,
+    owner="o",
+    endpoint="/v1/chat/completions",
+    model="m",
+    capability=Capability.CHAT,
+    created_at=1,
+    seq=7,
+)
+
+
+@pytest.mark.parametrize("before", [0, 1, 20])
+async def test_a_quick_workers_events_may_come_first(before: int) -> None:
+    """A worker takes a job as soon as it is stored, and may be quicker than the gateway that says so."""
+    log = MemoryJobLog(MemoryBroker())
+    await log.start()
+    for seq in range(before):
+        kind = EventKind.STARTED if seq == 0 else EventKind.CHUNK
+        await log.say(JOB, encode_durable(kind.value, 1, 1, seq, "t", b"{}"))
+    assert await began_as(log, JOB) is None
+    await log.say(JOB, encode_durable(QUEUED, 1, 0, 0, NO_TOKEN, RECORD.model_dump_json().encode()))
+    assert await began_as(log, JOB) == RECORD
