@@ -160,7 +160,7 @@ LEGAL_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
     # Back to the queue: the worker died or drained, and another one will take the job.
     # To where it is: another attempt of the run begins, before anybody has put the record back.
     JobStatus.IN_PROGRESS: frozenset({JobStatus.QUEUED, JobStatus.IN_PROGRESS, *TERMINAL}),
-    # A retry is a new run of the same job.
+    # Only as a new run of the same job: a retry.
     JobStatus.FAILED: frozenset({JobStatus.QUEUED}),
     JobStatus.COMPLETED: frozenset(),
     JobStatus.CANCELLED: frozenset(),

@@ -4,8 +4,9 @@ Guarantees, for every implementation:
 - A record belongs to an owner: another owner's record does not exist.
 - `move` is atomic: of two racing moves from one status exactly one succeeds, and only moves in `LEGAL_MOVES` do. What the store
   counts (open jobs of a key, timers, the list of an owner's jobs) changes in the same step.
-- A move of an older run than the record's never succeeds (IllegalMove); one of a newer run goes by way of QUEUED, from every
-  status from which the job can run again, and begins without what the old run left behind (`records.OF_A_RUN`).
+- A move of an older run than the record's never succeeds (IllegalMove), nor one of its own run when that has ended; one of a
+  newer run goes by way of QUEUED, from every status from which the job can run again, and begins without what the old run left
+  behind (`records.OF_A_RUN`).
 - Each call ends within about two seconds: it raises Unavailable when the store is away, frozen or slow.
 """
 

@@ -20,7 +20,7 @@ def moved(record: JobRecord, to: JobStatus, changes: dict[str, Any]) -> JobRecor
     if run < record.run:
         raise IllegalMove(f"job {record.id} is in run {record.run}, not {run} any more")
     newer = run > record.run
-    if not (_runs_again(record, to) if newer else to in LEGAL_MOVES[record.status]):
+    if not (_runs_again(record, to) if newer else _goes_on(record, to)):
         raise IllegalMove(f"job {record.id} cannot go from {record.status} to {to} in run {run}")
     return _changed(record, (_FRESH if newer else {}) | changes | {"status": to})
 
@@ -38,6 +38,11 @@ def timed(record: JobRecord, due_s: DueS) -> float | None:
     if callable(due_s):
         due_s = due_s(record)
     return None if due_s is None or record.status in TERMINAL else max(0.0, due_s)
+
+
+def _goes_on(record: JobRecord, to: JobStatus) -> bool:
+    """Whether the record's own run may take it to `to`: what has ended in this run has ended."""
+    return record.status not in TERMINAL and to in LEGAL_MOVES[record.status]
 
 
 def _runs_again(record: JobRecord, to: JobStatus) -> bool:

@@ -129,7 +129,7 @@ class TestContract:
         for to in JobStatus:
             job = record(status=origin)
             await store.create(job, ttl_s=60)
-            if to in LEGAL_MOVES[origin]:
+            if to in LEGAL_MOVES[origin] and origin is not FAILED:  # which only a newer run takes anywhere
                 assert (await store.move("alice", job.id, to)).status is to
             else:
                 with pytest.raises(IllegalMove):

@@ -28,7 +28,7 @@ ENDS = {COMPLETED, FAILED, CANCELLED, EXPIRED}
 STEPS = {
     QUEUED: {RUNNING, *ENDS},
     RUNNING: {QUEUED, RUNNING, *ENDS},
-    FAILED: {QUEUED},
+    FAILED: set(),
     COMPLETED: set(),
     CANCELLED: set(),
     EXPIRED: set(),
@@ -110,7 +110,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(moves=MOVES)
     def moves(self, moves: list[tuple[str, JobStatus, int | None, float | None]]) -> None:
         """Jobs for which nothing is left to do make way for others first."""
-        for job in [job for job, model in self.jobs.items() if not STEPS[model.status]]:
+        for job in [job for job, model in self.jobs.items() if model.status in ENDS - {FAILED}]:
             self.begin_anew(job, self.jobs[job].key, None)
         for move in moves:
             self.move(*move)
