@@ -19,7 +19,7 @@ from gateway.links import KEPT, Links
 from gateway.wishes import Wish
 from schemas.durable import JobEventKind
 from schemas.errors import BackendFailed, DeadlineExceeded, ErrorInfo, InvalidRequest, NexusError
-from schemas.jobs import JobRecord, JobStatus, is_sse
+from schemas.jobs import Capability, JobRecord, JobStatus, is_sse
 
 T = TypeVar("T")
 
@@ -79,7 +79,7 @@ class Answers:
         blob, data = result.blob, result.data
         end = DONE if is_sse(result.content_type) else b""
         if blob is None:
-            if MARK in data and not end:
+            if result.word.capability is Capability.IMAGES and MARK in data and not end:
                 data = self._links.rewrite(data, result.word.owner, base)
             return Payload(result.content_type, len(data) + len(end), lambda: _pieces(data, end))
         return Payload(result.content_type, blob.size + len(end), lambda: self._from_blob(blob.name, end))

@@ -14,14 +14,14 @@ from gateway.bodies import LARGE, WEIGHT, Reader, Received
 from gateway.endpoint import Endpoint
 from gateway.http import LINE, Line, Receive, Reply, Scope, Send, request_id_of
 from gateway.idempotency import Idempotency
-from gateway.jobs.base import Jobs, Result, Submission
+from gateway.jobs.base import EventsExpired, Jobs, Result, Submission
 from gateway.links import base_url
 from gateway.parsing import CallerGone, parse, read_body
 from gateway.uploads import FileUploads
 from gateway.waiting import Waiting
 from gateway.wishes import Wish, wish_of
 from schemas.errors import ErrorInfo, InternalError, InvalidRequest, NexusError, Unavailable
-from schemas.jobs import JobRecord, Lane
+from schemas.jobs import TERMINAL, JobRecord, Lane
 from schemas.keys import Scope as KeyScope
 from schemas.submit import SubmitRequest
 
@@ -101,6 +101,8 @@ class Submissions:
 
     async def _soon(self, asked: Asked, record: JobRecord) -> Result | None:
         """How the job ended, if it has in the time that the caller waits. Raises CallerGone."""
+        if record.status in TERMINAL:
+            return await self._jobs.result(record.owner, record.id)
         outcome = self._jobs.outcome(record.owner, record.id, asked.wish.wait_s or 0.0)
         try:
             return await self._waiting.while_there(outcome, asked.scope, asked.receive)
@@ -113,8 +115,16 @@ class Submissions:
         """Answer as a synchronous request is answered."""
         content_type = asked.endpoint.stream_type(asked.received.request)
         if content_type is not None:
-            return await self._answers.relay(asked.reply, record, content_type, asked.line, ids=asked.wish.resume)
-        result = await self._answers.until_ended(record.owner, record.id)
+            try:
+                return await self._answers.relay(asked.reply, record, content_type, asked.line, ids=asked.wish.resume)
+            except EventsExpired:
+                if asked.reply.started:
+                    raise
+                # The answer is kept longer, and is all of them.
+        if record.status in TERMINAL:
+            result = await self._jobs.result(record.owner, record.id)
+        else:
+            result = await self._answers.until_ended(record.owner, record.id)
         return await self._answers.result(asked.reply, result, base_url(asked.scope), asked.line)
 
     # POST /v1/jobs

@@ -16,7 +16,7 @@ from gateway.jobs.shape import shape_json
 from schemas.durable import EventId, JobEventKind, decode_durable
 from schemas.errors import InvalidRequest
 from schemas.events import BlobRef
-from schemas.jobs import JobRecord, JobStatus
+from schemas.jobs import TERMINAL, JobRecord, JobStatus
 from schemas.words import Word
 
 log = structlog.get_logger(__name__)
@@ -73,6 +73,8 @@ class Follower:
                     decision = await self._decision()
                     if decision is not None:
                         break
+                    if self._record.status in TERMINAL:
+                        raise EventsExpired("how this job ended is not kept any more")
         if decision is None:
             return
         # Whatever the deciding attempt stored was there before its word: one more look finds all of it.

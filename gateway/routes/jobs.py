@@ -67,8 +67,16 @@ async def get_result(job_id: str, request: Request, parts: PartsDep, caller: Job
     if error is not None:
         raise NexusError.from_info(error)
     payload = parts.answers.payload(result, base_url(request.scope))
+    pieces = payload.pieces()
+    first = await anext(pieces, b"")  # what fails here can still be told
     headers = {"content-length": str(payload.size)}
-    return StreamingResponse(payload.pieces(), media_type=payload.content_type, headers=headers)
+    return StreamingResponse(_behind(first, pieces), media_type=payload.content_type, headers=headers)
+
+
+async def _behind(first: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in pieces:
+        yield piece
 
 
 @router.get("/v1/jobs/{job_id}/events")

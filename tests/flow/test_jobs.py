@@ -687,6 +687,45 @@ async def test_the_same_key_joins_a_stream(shared: Jobs, eventually: Eventually)
     assert third.lines == second.lines
 
 
+async def test_the_same_key_gets_its_stream_when_events_are_gone(shared: Jobs, cluster: Cluster) -> None:
+    """An answer is kept longer than the events that it came in: whoever comes again gets all of it."""
+    key = {"idempotency-key": "events-gone-" + shared.crew.model}
+    body = shared.chat("one two three", stream=True)
+    first = await shared.http.post(shared.urls[0] + CHAT, json=body, headers=key)
+    client = await nats.connect(cluster.nats.url)
+    try:
+        subject = f"nexus.events.{first.headers['x-nexus-job-id']}"
+        await client.jetstream().purge_stream("NEXUS_EVENTS", subject=subject)
+    finally:
+        await client.close()
+    again = await shared.http.post(shared.urls[1] + CHAT, json=body, headers=key)
+    assert (again.status_code, again.text) == (200, first.text)
+    assert again.headers["content-type"] == first.headers["content-type"]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_whoever_comes_when_the_result_is_gone_is_told(shared: Jobs, cluster: Cluster, stream: bool) -> None:
+    """Also where events are there still: nobody waits for an end that has been."""
+    key = {"idempotency-key": f"result-gone-{stream}-" + shared.crew.model}
+    body = shared.chat("one two three", stream=stream)
+    job = (await shared.http.post(shared.urls[0] + CHAT, json=body, headers=key)).headers["x-nexus-job-id"]
+    await shared.end(job)
+    client = await nats.connect(cluster.nats.url)
+    try:
+        await client.jetstream().purge_stream("NEXUS_DONE", subject=f"nexus.done.{job}")
+    finally:
+        await client.close()
+    for wish in ({}, {"prefer": "respond-async, wait=20"}):
+        again = await shared.http.post(shared.urls[1] + CHAT, json=body, headers=key | wish)
+        if stream and not wish:  # what is there of it comes, and no end that says that this is all
+            assert "events_expired" in again.text
+            assert "[DONE]" not in again.text
+        else:
+            assert (again.status_code, again.json()["error"]["code"]) == (404, "result_expired")
+    events = await shared.http.get(f"{shared.urls[1]}/v1/jobs/{job}/events")
+    assert "events_expired" in events.text
+
+
 async def test_a_submitted_job_has_its_key_too(shared: Jobs) -> None:
     """`POST /v1/jobs` with a key: the same job again; other metadata is another request; owners do not share keys."""
     body = {"endpoint": CHAT, "body": shared.chat(), "metadata": {"a": "1"}}
@@ -794,6 +833,19 @@ async def test_large_answers_and_uploads(shared: Jobs) -> None:
     job = await shared.submit(long)
     assert (await shared.end(job))["status"] == "completed"
     assert (await shared.text(job)).split() == long.split()
+
+
+async def test_a_large_answer_that_was_lost(shared: Jobs, cluster: Cluster) -> None:
+    """It is an error, and no answer that breaks off."""
+    job = await shared.submit("x", echo={"size": 3_000_000})
+    assert (await shared.end(job))["status"] == "completed"
+    client = await nats.connect(cluster.nats.url)
+    try:
+        await client.jetstream().purge_stream("OBJ_nexus-blobs")
+    finally:
+        await client.close()
+    answer = await shared.result(job)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "content_gone")
 
 
 async def test_no_defect_was_logged(cluster: Cluster) -> None:
