@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backbone.bus.base import GatewayBus
-from backbone.bus.joblog import JobLog
+from backbone.bus.joblog import Decision, JobLog
 from gateway.jobs.beginning import began_as
 from gateway.jobs.records import word_by_us
 from schemas.control import Control, ControlOp
@@ -41,6 +41,10 @@ class Ending:
                 return False
             await self._log.undecide(word.job, decision.seq)
         return True
+
+    async def decided(self, job: str) -> Decision | None:
+        """How it ended, if it has."""
+        return await self._log.decided(job)
 
     async def seq_of(self, record: JobRecord) -> int | None:
         """Where in the queue its first run was stored, by its first event."""

@@ -9,7 +9,7 @@ import structlog
 
 from backbone.store.base import Due, IllegalMove, Store
 from gateway.jobs.ending import Ending
-from gateway.jobs.records import due_in, now, waits_until
+from gateway.jobs.records import due_in, end_of, now, waits_until
 from schemas.errors import DeadlineExceeded, ErrorInfo, NexusError
 from schemas.jobs import TERMINAL, JobRecord, JobStatus
 
@@ -41,7 +41,7 @@ class Timers:
 
     async def _look(self, due: Due) -> None:
         record = await self._store.get(due.owner, due.job)
-        if record is None or record.status in TERMINAL:
+        if record is None or record.status in TERMINAL or await self._has_ended(record):
             return
         reason = self._over(record)
         if reason is not None:
@@ -51,6 +51,16 @@ class Timers:
         else:
             left = due_in(record, JobStatus.QUEUED, self._silence_s)
             await self._store.update(record.owner, record.id, due_s=left)
+
+    async def _has_ended(self, record: JobRecord) -> bool:
+        """Then its record says so: it may have been lost, and made anew by somebody who came too late."""
+        decision = await self._ending.decided(record.id)
+        if decision is None or decision.word.run < record.run:
+            return False
+        with contextlib.suppress(IllegalMove):  # recorded meanwhile
+            word = decision.word
+            await self._store.move(record.owner, record.id, word.status, **end_of(word, decision.stored_at))
+        return True
 
     async def _silent(self, record: JobRecord) -> None:
         """No sign of its worker: NATS gives it to the next one. Until that begins, the job waits."""
