@@ -200,8 +200,7 @@ class Referee:
     # Does it still stand?
 
     async def _still_stands(self, ask: Ask) -> Answer:
-        decision = await self._log.decided(ask.job)
-        if decision is not None and decision.word.run >= ask.run:
+        if await self._is_over(ask):
             return Answer(kind=GONE)
         try:
             if not await self._store.lease(ask.job, ask.token, self._lease_s):

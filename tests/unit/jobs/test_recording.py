@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from gateway.jobs.records import word_by_us
 from schemas.errors import Unavailable
-from schemas.jobs import JobRecord, JobStatus
+from schemas.jobs import JobRecord, JobStatus, Upload
 from schemas.words import Word
 from tests.unit.jobs.rig import OWNER, Rig
 
@@ -94,6 +95,18 @@ async def test_a_record_that_others_make_anew_meanwhile_is_ended_all_the_same(ri
     assert raced == [True]
 
 
+async def test_a_record_that_others_make_anew_too_late_is_put_right(rig: Rig) -> None:
+    """Somebody who began before the end finds no record, and makes one of a job that waits."""
+    record = await rig.jobs.get(OWNER, await rig.submit())
+    await rig.gateways[0].ending.end(record, JobStatus.CANCELLED)
+    await rig.ended(record.id)
+    await rig.store.remove(OWNER, record.id)
+    await rig.store.create(record, ttl_s=3600, due_s=30)
+    assert await rig.status(record.id) is JobStatus.CANCELLED
+    rig.clock.ahead += 31
+    await rig.until(record.id, JobStatus.CANCELLED)
+
+
 async def test_a_webhook_that_cannot_be_noted_now_is_noted_later(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the end is recorded once all the same."""
     gateway, tries = rig.gateways[0], []
@@ -133,6 +146,35 @@ async def test_what_came_with_a_request_goes_with_its_job(rig: Rig) -> None:
     await rig.eventually(lambda: gone not in rig.blobs.stored())
     assert kept in rig.blobs.stored()
     assert await rig.store.service_s("chat", "echo") == 0.5
+
+
+@pytest.mark.parametrize("status", [JobStatus.CANCELLED, JobStatus.EXPIRED])
+async def test_what_came_with_a_request_goes_also_where_no_worker_ends_it(rig: Rig, status: JobStatus) -> None:
+    """Whoever submits and cancels fills no room; files of the caller's own stay."""
+    writers = [rig.blobs.writer(ttl_s=3600) for _ in range(3)]
+    for writer in writers:
+        await writer.write(b"{}")
+    body, upload, own = [(await writer.close()).name for writer in writers]
+    submission = rig.submission()
+    submission.received.body_blob = body
+    submission.received.uploads = (
+        Upload(field="file", size=2, blob=upload),
+        Upload(field="file", size=2, blob=own, kept=True),
+    )
+    record = await rig.jobs.submit(submission)
+    await rig.gateways[0].ending.end(record, status)
+    await rig.eventually(lambda: list(rig.blobs.stored()) == [own])
+
+
+async def test_what_came_with_a_request_goes_also_where_its_end_was_recorded_before(rig: Rig) -> None:
+    """Redis went away between the record and the rest."""
+    writer = rig.blobs.writer(ttl_s=3600)
+    await writer.write(b"{}")
+    name = (await writer.close()).name
+    record = await rig.jobs.get(OWNER, await rig.submit())
+    await rig.store.move(OWNER, record.id, COMPLETED)
+    await rig.gateways[0].ending.decide(word_by_us(record, COMPLETED).model_copy(update={"uploads": (name,)}))
+    await rig.eventually(lambda: name not in rig.blobs.stored())
 
 
 async def test_a_word_on_an_older_run_changes_nothing(rig: Rig) -> None:

@@ -162,6 +162,16 @@ class TestLeave:
         recorded = await rig.jobs.get(OWNER, desk.job)
         assert (recorded.run, recorded.status) == (2, JobStatus.IN_PROGRESS)
 
+    async def test_a_late_word_on_an_old_run_is_out_of_the_way_by_the_next_heartbeat(
+        self, rig: Rig, desk: Desk
+    ) -> None:
+        """The new run's answer would be taken for a second end."""
+        record = await rig.jobs.get(OWNER, desk.job)
+        await desk.begins("new", run=2)
+        assert await rig.gateways[0].ending.end(record, JobStatus.FAILED)
+        assert await desk.ask(EventKind.BEAT, "new", run=2) == Answer(kind=GO)
+        assert desk.job not in rig.broker.records.words
+
 
 class TestLimits:
     async def test_of_a_keys_jobs_so_many_run(self, rig: Rig) -> None:

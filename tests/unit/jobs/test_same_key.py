@@ -108,6 +108,29 @@ class TestTheFirstDies:
         assert (await rig.ended(job)).status is JobStatus.COMPLETED
         assert rig.ran == [job]
 
+    async def test_behind_the_queue_without_hearing_of_it(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The message that is in the queue all the same has its body when it runs."""
+        gateway = rig.gateways[0]
+        store = gateway.log.store
+
+        async def unheard(*args: Any) -> int:
+            await store(*args)
+            raise Unavailable("NATS does not answer")
+
+        first = rig.submission(job_id="job_" + "a" * 32)
+        writer = rig.blobs.writer(ttl_s=60)
+        await writer.write(first.received.body)
+        first.received.body_blob, first.received.body = (await writer.close()).name, b""
+        first.received.blobs = [writer]
+        monkeypatch.setattr(gateway.log, "store", unheard)
+        with pytest.raises(Unavailable):
+            await rig.jobs.submit(first)
+        await first.received.discard()  # as its caller does then
+        monkeypatch.undo()
+        await rig.jobs.submit(rig.submission(job_id=first.job_id))
+        await rig.worker()
+        assert (await rig.ended(first.job_id)).status is JobStatus.COMPLETED
+
     async def test_between_record_and_queue(self, rig: Rig) -> None:
         """The record alone is no job."""
         gateway = rig.gateways[0]

@@ -197,6 +197,11 @@ class Life:
         if able:
             await step(self.chance.choice(able))
 
+    async def run_and_fail(self) -> None:
+        """All of it, as it mostly goes."""
+        for name in ("take", "begin", self.chance.choice(["fail", "dead"])):
+            await self.act(name)
+
     async def cancel(self) -> None:
         await self.gateway.jobs.cancel(OWNER, self.job)
 
@@ -223,6 +228,7 @@ class Life:
 
     async def lose_record(self) -> None:
         await self.rig.store.remove(OWNER, self.job)
+        self.seen.clear()  # a new one is made from what is known
 
     async def store_away(self) -> None:
         self.rig.store.available = not self.rig.store.available
@@ -280,7 +286,7 @@ class Life:
                     await one.end(JobStatus.COMPLETED)
             await self.quiet()
         for _ in range(3):
-            self.rig.clock.ahead += QUEUE_S + RETRY_DUE_S + 1
+            self.rig.clock.ahead += 86_400 + QUEUE_S + RETRY_DUE_S
             await self.look()
             await self.quiet()
 
@@ -312,9 +318,19 @@ class Life:
 
 ACTIONS = (
     "take", "begin", "beat", "return", "drain", "fail", "dead", "complete", "redeliver", "lease_ends", "cancel", "retry", "replay",
-    "broken_retry", "look", "much_time", "lose_record", "store_away", "die",
+    "run_and_fail", "broken_retry", "look", "much_time", "lose_record", "store_away", "die",
 )  # fmt: skip
-OFTEN = ("take", "begin", "take", "begin", "fail", "dead", "retry", "broken_retry", "redeliver", "lease_ends")
+OFTEN = (
+    "take",
+    "begin",
+    "run_and_fail",
+    "run_and_fail",
+    "run_and_fail",
+    "retry",
+    "broken_retry",
+    "redeliver",
+    "lease_ends",
+)
 steps = st.tuples(st.sampled_from(ACTIONS + OFTEN), st.integers(0, 12))
 
 
