@@ -124,6 +124,12 @@ class Envelope(BaseModel):
     batch: str = ""
     """The batch that the job is a line of."""
 
+    @property
+    def own_blobs(self) -> tuple[str, ...]:
+        """The blobs that came with the request, and go with the job."""
+        blobs = [self.body_blob, *(upload.blob for upload in self.uploads if not upload.kept)]
+        return tuple(blob for blob in blobs if blob)
+
     def encode(self, body: bytes) -> bytes:
         """The job message for this envelope and `body`, which inline uploads follow."""
         return b"".join((self.model_dump_json(exclude_defaults=True).encode(), b"\n", body))
@@ -234,6 +240,8 @@ class JobRecord(BaseModel):
     queue_s: float = 86_400.0
     """How long it may wait for a worker."""
     batch: str = ""
+    uploads: tuple[str, ...] = ()
+    """The blobs that came with the request, and go with the job: `Envelope.own_blobs`."""
     webhook: WebhookState | None = None
 
     @property

@@ -72,7 +72,6 @@ class Word(BaseModel):
 
 def word_on(envelope: Envelope, status: JobStatus, **fields: object) -> Word:
     """A word on the job of `envelope`, with what the envelope says about it."""
-    blobs = [envelope.body_blob, *(upload.blob for upload in envelope.uploads if not upload.kept)]
     return Word.model_validate(
         {
             "job": envelope.job,
@@ -90,7 +89,7 @@ def word_on(envelope: Envelope, status: JobStatus, **fields: object) -> Word:
             "webhook": envelope.webhook,
             "batch": envelope.batch,
             "stream": envelope.stream,
-            "uploads": tuple(blob for blob in blobs if blob),
+            "uploads": envelope.own_blobs,
             **fields,
         }
     )

@@ -67,6 +67,9 @@ class Recorder:
                 await item.done()
                 return
             await self._to_store(word, item.stored_at)
+            if word.status is not JobStatus.FAILED:  # which may be tried again
+                for name in word.uploads:
+                    self._blobs.remove(name)
             if word.webhook:
                 await self._enqueue(word)
             await item.done()
@@ -94,6 +97,3 @@ class Recorder:
         self._metrics.child(self._metrics.jobs_ended, word.capability.value, word.model, word.status.value).inc()
         if word.dead:
             self._metrics.child(self._metrics.dead_letters, word.capability.value, word.model).inc()
-        if word.status is not JobStatus.FAILED:  # which may be tried again
-            for name in word.uploads:
-                self._blobs.remove(name)

@@ -45,6 +45,7 @@ def first_record(envelope: Envelope, *, queue_s: float, expires_at: int | None) 
         stream=envelope.stream,
         queue_s=queue_s,
         batch=envelope.batch,
+        uploads=envelope.own_blobs,
         webhook=WebhookState(url=envelope.webhook) if envelope.webhook else None,
     )
 
@@ -81,6 +82,7 @@ def record_of(word: Word, at: int | None = None) -> JobRecord:
         request_id=word.request_id,
         stream=word.stream,
         batch=word.batch,
+        uploads=word.uploads,
         webhook=WebhookState(url=word.webhook) if word.webhook else None,
         **end_of(word, at),
     )
@@ -111,6 +113,7 @@ def word_by_us(record: JobRecord, status: JobStatus, error: ErrorInfo | None = N
         webhook=record.webhook.url if record.webhook is not None else "",
         batch=record.batch,
         stream=record.stream,
+        uploads=record.uploads,
         error=error,
     )
 

@@ -112,6 +112,8 @@ class Submitter:
         with contextlib.suppress(NexusError):
             if isinstance(error, Unavailable) and not submission.job_id:
                 await self._ending.decide(word_by_us(record, JobStatus.CANCELLED))
+            elif isinstance(error, Unavailable):
+                submission.received.blobs = []  # what is in the queue perhaps refers to them
         with contextlib.suppress(NexusError):
             await self._store.remove(record.owner, record.id)
 
