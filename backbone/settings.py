@@ -98,7 +98,7 @@ class GatewaySettings(CommonSettings):
     max_event_bytes: int = Field(default=2 * 1024**3, ge=1024 * 1024)
     """Bytes of jobs' events on NATS's disk; the oldest are dropped first."""
     max_result_bytes: int = Field(default=2 * 1024**3, ge=1024 * 1024)
-    """Bytes of small results on NATS's disk; beyond it no job can end. Large ones count towards `MAX_BLOB_BYTES`."""
+    """Bytes of results up to 512 KiB on NATS's disk; the oldest are dropped first. Larger ones count towards `MAX_BLOB_BYTES`."""
     max_file_bytes: int = Field(default=512 * 1024**2, gt=0)
     """Larger files are 413."""
     file_keep_s: float = Field(default=2_592_000.0, ge=3600)
