@@ -15,7 +15,7 @@ from tests.cluster import Cluster
 from tests.soak.moments import Moments
 from tests.soak.wanted import MODEL
 
-MEND_S = 40.0
+MEND_S = 90.0
 PARTS = ("worker", "worker", "gateway", "gateway", "nats", "redis")
 DEEDS = {
     "worker": ("kill", "kill", "kill", "freeze", "drain"),

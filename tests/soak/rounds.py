@@ -23,7 +23,7 @@ from tests.soak.wanted import MODEL, PARKED, draw
 
 JOBS = 24
 WORKERS = 3
-ROUND_S = 75.0
+ROUND_S = 110.0
 """A round takes five seconds or ten; after this it hangs."""
 QUIET_S = 20.0
 """For the queue to be empty once every job has ended."""
