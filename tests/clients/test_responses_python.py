@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from tests.backends.double_openai import OpenAIDouble
 from tests.cluster import KEY, Cluster
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(90)]
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(180)]
 
 WEATHER: Any = [
     {
@@ -33,7 +33,7 @@ ENDS = ("response.completed", "response.incomplete", "response.failed")
 
 
 def sdk(url: str, *, api_key: str = KEY, **options: Any) -> AsyncOpenAI:
-    return AsyncOpenAI(base_url=url + "/v1", api_key=api_key, **{"max_retries": 0, "timeout": 30, **options})
+    return AsyncOpenAI(base_url=url + "/v1", api_key=api_key, **{"max_retries": 0, "timeout": 80, **options})
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
