@@ -111,7 +111,7 @@ class TestWords:
     def test_a_gateway_says_of_a_job_what_a_worker_would(
         self, envelope: Envelope, status: JobStatus, error: Any
     ) -> None:
-        """Beside what only the attempt knows: the blobs that go with the job among it."""
+        """Beside what only the attempt knows; also which blobs go with the job."""
         record = first_record(envelope, queue_s=60, expires_at=None)
         word = word_by_us(record, status, error)
         assert word == word_on(envelope, status, error=error)
