@@ -17,6 +17,7 @@ from gateway.forms import Form, read_form
 from gateway.http import Headers
 from gateway.parsing import Receive, body_pieces, check, parse, read_body
 from gateway.remote_media import HINT, RemoteMedia
+from schemas.errors import RequestTooLarge
 from schemas.jobs import Capability, Upload
 
 LARGE = 1024 * 1024
@@ -65,16 +66,18 @@ class Reader:
             return await self._form(endpoint, headers, receive)
         if here:
             return await self._json(endpoint, headers, receive, here=True)
-        size = self.announced(headers)
-        if size <= LARGE:
-            return await self._json(endpoint, headers, receive, here=False)
-        async with self.budget.share(WEIGHT * size):
+        async with self.memory(headers, here=False):
             return await self._json(endpoint, headers, receive, here=False)
 
     async def of_value(self, endpoint: Endpoint, value: dict[str, Any], uploads: tuple[Upload, ...] = ()) -> Received:
-        """A request that came within something else: `value` is its JSON body, checked here. Raises InvalidRequest, Unavailable."""
+        """A request that came within something else, or was made of several: `value` is its JSON body, checked here.
+
+        Raises InvalidRequest, RequestTooLarge, Unavailable.
+        """
         request: Any = check(value, endpoint.schema)
         body = orjson.dumps(value)
+        if len(body) > self.max_bytes:
+            raise RequestTooLarge(f"the request is larger than the limit of {self.max_bytes} bytes")
         received = Received(request, body, uploads=uploads, body_size=len(body) if uploads else None)
         if endpoint.capability is Capability.CHAT and HINT in body:
             received.body = body = await self.media.inline(request, body)
@@ -82,9 +85,10 @@ class Reader:
             await self.refer(received)
         return received
 
-    def announced(self, headers: Headers) -> int:
-        """How large a body will be at most, by its headers."""
-        return _content_length(headers, self.max_bytes)
+    def memory(self, headers: Headers, *, here: bool) -> contextlib.AbstractAsyncContextManager[None]:
+        """Hold it as long as the JSON of such a body is in memory, parsed or not. `here`: as for `read`."""
+        size = _content_length(headers, self.max_bytes)
+        return contextlib.nullcontext() if here or size <= LARGE else self.budget.share(WEIGHT * size)
 
     def lasting(self, blob_ttl_s: float) -> Reader:
         """The same, for requests whose blobs must last that long."""

@@ -10,7 +10,7 @@ import structlog
 
 from gateway.answers import Answers
 from gateway.auth import Auth, Principal
-from gateway.bodies import LARGE, WEIGHT, Reader, Received
+from gateway.bodies import Reader, Received
 from gateway.endpoint import Endpoint
 from gateway.http import LINE, Line, Receive, Reply, Scope, Send, request_id_of
 from gateway.idempotency import Idempotency
@@ -158,16 +158,12 @@ class Submissions:
         principal.require(KeyScope.JOBS)
         principal.require(KeyScope.INFERENCE)
         wish = wish_of(headers)
-        request = await self._read(scope, receive)
-        endpoint = self._endpoints.get(request.endpoint)
-        if endpoint is None:
-            raise InvalidRequest(
-                f"'{request.endpoint}' takes no jobs; these do: {', '.join(sorted(self._endpoints))}", param="endpoint"
-            )
-        principal.require(endpoint.scope)
-        if request.webhook is not None:
-            self._check_url(request.webhook.url)
-        received = await self._received(principal, endpoint, request.body)
+        here = _is_here(scope)
+        async with self.reader.memory(headers, here=here):
+            request = await self._read(scope, receive, here=here)
+            endpoint = self._checked(principal, request)
+            received = await self._received(principal, endpoint, request.body)
+            request.body.clear()
         try:
             submission = Submission(
                 principal=principal,
@@ -191,18 +187,23 @@ class Submissions:
         reply.headers.append((b"x-nexus-job-id", record.id.encode()))
         await self._answers.accepted(reply, record, wish)
 
-    async def _read(self, scope: Scope, receive: Receive) -> SubmitRequest:
-        line, headers, reader = scope.get(LINE), scope["headers"], self.reader
-        here = line is not None and line.body_complete
-        if here:
-            return parse(
-                await read_body(headers, receive, reader.max_bytes, reader.timeout_s, here=True), SubmitRequest
+    async def _read(self, scope: Scope, receive: Receive, *, here: bool) -> SubmitRequest:
+        reader = self.reader
+        return parse(
+            await read_body(scope["headers"], receive, reader.max_bytes, reader.timeout_s, here=here), SubmitRequest
+        )
+
+    def _checked(self, principal: Principal, request: SubmitRequest) -> Endpoint:
+        """What it is for. Raises InvalidRequest, PermissionDenied."""
+        endpoint = self._endpoints.get(request.endpoint)
+        if endpoint is None:
+            raise InvalidRequest(
+                f"'{request.endpoint}' takes no jobs; these do: {', '.join(sorted(self._endpoints))}", param="endpoint"
             )
-        size = reader.announced(headers)
-        if size <= LARGE:
-            return parse(await read_body(headers, receive, reader.max_bytes, reader.timeout_s), SubmitRequest)
-        async with reader.budget.share(WEIGHT * size):
-            return parse(await read_body(headers, receive, reader.max_bytes, reader.timeout_s), SubmitRequest)
+        principal.require(endpoint.scope)
+        if request.webhook is not None:
+            self._check_url(request.webhook.url)
+        return endpoint
 
     async def _received(self, principal: Principal, endpoint: Endpoint, body: dict[str, Any]) -> Received:
         """Problems are named by their place in the whole request: `body.messages`."""
@@ -214,3 +215,8 @@ class Submissions:
         except InvalidRequest as error:
             info = error.info.model_copy(update={"param": f"body.{error.info.param}" if error.info.param else "body"})
             raise InvalidRequest(info=info) from None
+
+
+def _is_here(scope: Scope) -> bool:
+    line: Line | None = scope.get(LINE)
+    return line is not None and line.body_complete

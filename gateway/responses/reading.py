@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
+
 from fastapi import Request
 
-from gateway.bodies import LARGE, WEIGHT, Reader
+from gateway.bodies import Reader
 from gateway.http import LINE
 from gateway.parsing import CallerGone, parse, read_body
 from gateway.wishes import wish_of
@@ -12,22 +14,24 @@ from schemas.errors import InvalidRequest
 from schemas.openai.responses import ResponsesRequest
 
 
+def memory(request: Request, reader: Reader) -> AbstractAsyncContextManager[None]:
+    """Hold it as long as the request is in memory."""
+    return reader.memory(request.scope["headers"], here=_is_here(request))
+
+
 async def read(request: Request, reader: Reader) -> ResponsesRequest:
     """The body, checked. Raises InvalidRequest, RequestTooLarge, RequestTimeout."""
-    line, headers = request.scope.get(LINE), request.scope["headers"]
-    here = line is not None and line.body_complete
-    size = reader.announced(headers)
+    here, headers = _is_here(request), request.scope["headers"]
     try:
-        if here or size <= LARGE:
-            return parse(await _body(request, reader, here=here), ResponsesRequest)
-        async with reader.budget.share(WEIGHT * size):
-            return parse(await _body(request, reader, here=False), ResponsesRequest)
+        body = await read_body(headers, request.receive, reader.max_bytes, reader.timeout_s, here=here)
     except CallerGone:
         raise InvalidRequest("the request's body broke off") from None  # nobody hears it
+    return parse(body, ResponsesRequest)
 
 
-async def _body(request: Request, reader: Reader, *, here: bool) -> bytes:
-    return await read_body(request.scope["headers"], request.receive, reader.max_bytes, reader.timeout_s, here=here)
+def _is_here(request: Request) -> bool:
+    line = request.scope.get(LINE)
+    return line is not None and line.body_complete
 
 
 def key_of(request: Request) -> str:

@@ -12,7 +12,7 @@ from gateway.deps import InferenceCaller, PartsDep
 from gateway.http import request_id_of
 from gateway.json_body import documented
 from gateway.parsing import CallerGone
-from gateway.responses.reading import key_of, read
+from gateway.responses.reading import key_of, memory, read
 from gateway.responses.sending import CLOSED, EventStream, Opening, Report
 from schemas.errors import InvalidRequest, NexusError, Unavailable
 from schemas.keys import Scope
@@ -29,17 +29,20 @@ async def create_response(request: Request, parts: PartsDep, caller: InferenceCa
     responses = parts.responses
     report = Report(responses.metrics, request_id_of(request.scope))
     try:
-        asked = await read(request, parts.reader)
-        if asked.background:
-            caller.require(Scope.JOBS)
-        key = key_of(request)
-        # Not half a response: a caller who hangs up meanwhile has one, or has none.
-        made = await asyncio.shield(responses.create(caller, asked, request_id_of(request.scope), key))
+        async with memory(request, parts.reader):
+            asked = await read(request, parts.reader)
+            background, streamed = asked.background, asked.stream
+            if background:
+                caller.require(Scope.JOBS)
+            key = key_of(request)
+            # Not half a response: a caller who hangs up meanwhile has one, or has none.
+            made = await asyncio.shield(responses.create(caller, asked, request_id_of(request.scope), key))
+            del asked
         report.made = made
-        if asked.stream:
-            opening = Opening.AT_ONCE if asked.background else Opening.ANSWERED
+        if streamed:
+            opening = Opening.AT_ONCE if background else Opening.ANSWERED
             return EventStream(responses, made, opening, responses.pause_s, report)
-        if asked.background:
+        if background:
             answer = await responses.retrieve(caller.owner, made.id) if key else made.shell
         else:
             answer = await responses.open.while_there(responses.answer(made), request.scope, request.receive)

@@ -8,8 +8,9 @@ import json
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nats
 import redis.asyncio
@@ -29,6 +30,8 @@ QUIET_S = 20.0
 """For the queue to be empty once every job has ended."""
 RECORDED_S = 60.0
 """For every record to be in Redis: a word that a killed gateway held comes to another one after 15 s."""
+LEAVE_S = 2.5
+"""An attempt that was allowed to begin may do so a moment after the job was cancelled: as long as it holds the job, and some."""
 SETTINGS = {
     "ACK_WAIT_S": "2",
     "WORKER_LEASE_S": "2",
@@ -58,8 +61,6 @@ class Rounds:
         self._cluster = cluster
         self._ended: dict[str, tuple[str, bool]] = {}
         """Of each job its status, and whether Redis was told to forget everything meanwhile."""
-        self._never_began: set[str] = set()
-        """Jobs that were cancelled before any start."""
         self.answered = 0
 
     async def play(self, seed: str) -> list[str]:
@@ -76,8 +77,6 @@ class Rounds:
             wrong += caller.faults
             if caller.record:
                 self._ended[caller.job] = (caller.record["status"], breaker.flushed)
-                if caller.view.end == "job.cancelled" and not caller.history.starts:
-                    self._never_began.add(caller.job)
         if breaker.flushed:
             self._ended = {job: (status, True) for job, (status, _) in self._ended.items()}
         self.answered += len(callers)
@@ -146,7 +145,7 @@ class Rounds:
         return [
             f"{job}: {status}, but its word says {words.get(job)}"
             for job, (status, _) in self._ended.items()
-            if words.get(job) != status
+            if job not in words or words[job].status != status
         ]
 
     async def _parked(self) -> list[str]:
@@ -157,12 +156,21 @@ class Rounds:
         while await queued(self._cluster):
             await asyncio.sleep(0.1)
         await self._cluster.stop_workers(name)
+        words = await terminal_words(self._cluster)
         return wrong + [
             f"ran although it was cancelled: {line}"
             for worker in self._cluster.workers
             for line in self._cluster.attempts(worker)
-            if line["job"] in self._never_began and line["tokens"]
+            if line["tokens"] and _began_too_late(line, words.get(line["job"]))
         ]
+
+
+def _began_too_late(line: dict[str, Any], word: Ended | None) -> bool:
+    """Whether an attempt began when the job was cancelled already, and its leave to begin was not on its way."""
+    if word is None or word.status != "cancelled":
+        return False
+    began = datetime.fromisoformat(line["timestamp"]).timestamp() - line["seconds"]
+    return bool(began > word.at + LEAVE_S)
 
 
 async def _all_done(tasks: list[asyncio.Task[None]]) -> None:
@@ -196,17 +204,26 @@ async def stored_jobs(cluster: Cluster) -> set[str]:
         await connection.close()
 
 
-async def terminal_words(cluster: Cluster) -> dict[str, str]:
-    """The status in each word that NATS keeps, by job. A subject holds one word: a second one is an AssertionError."""
+class Ended(NamedTuple):
+    """A terminal word."""
+
+    status: str
+    at: float
+    """When NATS stored it, in Unix seconds."""
+
+
+async def terminal_words(cluster: Cluster) -> dict[str, Ended]:
+    """Every word that NATS keeps, by job. A subject holds one word: a second one is an AssertionError."""
     connection = await nats.connect(cluster.nats.url)
-    words: dict[str, str] = {}
+    words: dict[str, Ended] = {}
     try:
         reader = await connection.jetstream().subscribe("nexus.done.*", ordered_consumer=True)
         count = (await connection.jetstream().stream_info("NEXUS_DONE")).state.messages
         for _ in range(count):
-            word, _payload = Word.decode((await reader.next_msg(timeout=10)).data)
+            message = await reader.next_msg(timeout=10)
+            word, _payload = Word.decode(message.data)
             assert word.job not in words, f"two words on {word.job}"
-            words[word.job] = word.status.value
+            words[word.job] = Ended(word.status.value, message.metadata.timestamp.timestamp())
     finally:
         await connection.close()
     return words

@@ -7,13 +7,17 @@ import json
 from collections.abc import MutableMapping
 from typing import Any
 
+import orjson
 import pytest
 
 from backbone.bus.blobs import INLINE_LIMIT
 from backbone.bus.memory_blobs import MemoryBlobs
-from gateway.bodies import Budget, Reader
+from gateway.auth import Auth
+from gateway.bodies import LARGE, WEIGHT, Budget, Reader
+from gateway.http import REQUEST_ID
 from gateway.remote_media import RemoteMedia
 from gateway.routes import chat, transcriptions
+from gateway.submissions import Submissions
 from schemas.errors import InvalidRequest, RequestTooLarge
 from tests.unit.test_forms import TYPE, form, part
 
@@ -117,4 +121,62 @@ async def test_who_gives_up_waiting_takes_nothing_along() -> None:
 
 async def test_a_body_larger_than_the_budget_gets_all_of_it() -> None:
     async with asyncio.timeout(1), Budget(10).share(1000):
+        pass
+
+
+async def test_a_request_within_another_is_bounded_too() -> None:
+    """A conversation of many responses, each of which was small enough, may not be."""
+    message = {"role": "user", "content": "x" * 600}
+    with pytest.raises(RequestTooLarge):
+        await reader(MemoryBlobs(), max_bytes=1000).of_value(
+            chat.ENDPOINT, {"model": "m", "messages": [message, message]}
+        )
+
+
+async def test_a_submitted_job_counts_until_it_lies_elsewhere() -> None:
+    """However slowly large bodies are put away, no more of them are in memory than have room."""
+    blobs, total = StuckBlobs(), 64 * 1024 * 1024
+    budget = Budget(total)
+    bodies = Reader(blobs, total, 5.0, 60.0, budget, RemoteMedia(None, total))
+    unused: Any = None
+    submissions = Submissions(
+        unused, unused, unused, unused, bodies, Auth("key"), {chat.ENDPOINT.path: chat.ENDPOINT}, unused, unused
+    )
+    content = "x" * (2 * LARGE)
+    job = {"endpoint": chat.ENDPOINT.path, "body": {"model": "m", "messages": [{"role": "user", "content": content}]}}
+    data = orjson.dumps(job)
+    scope = {
+        "headers": [(b"authorization", b"Bearer key"), (b"content-length", b"%d" % len(data))],
+        REQUEST_ID: "req",
+    }
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": data, "more_body": False}
+
+    async def send(_message: Any) -> None:
+        pass
+
+    serving = asyncio.create_task(submissions.serve(scope, receive, send))
+    await blobs.writing.wait()
+    assert budget._left <= total - WEIGHT * len(data)
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+    assert budget._left == total
+
+
+class StuckBlobs(MemoryBlobs):
+    """Whoever writes waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writing = asyncio.Event()
+
+    def writer(self, **_options: Any) -> Any:
+        return self
+
+    async def write(self, _data: bytes) -> None:
+        self.writing.set()
+        await asyncio.Event().wait()
+
+    async def abort(self) -> None:
         pass
