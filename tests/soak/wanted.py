@@ -122,7 +122,7 @@ def _plain(rng: random.Random, label: str) -> tuple[str, dict[str, Any], Whole]:
 
     def whole(job: str, data: bytes) -> bool:
         answer = json.loads(data)
-        return answer["id"] == f"chatcmpl-{job}" and answer["choices"][0]["message"]["content"] == text
+        return bool(answer["id"] == f"chatcmpl-{job}" and answer["choices"][0]["message"]["content"] == text)
 
     return CHAT, chat(text, model=MODEL, echo=_pace(rng, 20)), whole
 
