@@ -122,7 +122,7 @@ class Viewer:
             self._restarted(str(data.get("worker") or "a worker"))
         elif event.kind == "started":
             self._show(f"running on {data['worker']}" if data.get("worker") else "running")
-        else:
+        elif not self._shown.startswith(event.kind):  # where it waits says more than that it does
             self._show(event.kind)
 
     def note(self, text: str) -> None:

@@ -20,7 +20,7 @@ from gateway.parsing import CallerGone, parse, read_body
 from gateway.uploads import FileUploads
 from gateway.waiting import Waiting
 from gateway.wishes import Wish, wish_of
-from schemas.errors import ErrorInfo, InternalError, InvalidRequest, NexusError, Unavailable
+from schemas.errors import ErrorInfo, InternalError, InvalidRequest, NexusError, NotFound, Unavailable
 from schemas.jobs import TERMINAL, JobRecord, Lane
 from schemas.keys import Scope as KeyScope
 from schemas.submit import SubmitRequest
@@ -133,8 +133,9 @@ class Submissions:
         """Answer one `POST /v1/jobs`. Never raises, but for cancellation."""
         reply = Reply(send, request_id_of(scope))
         info: ErrorInfo | None = None
+        job = ""
         try:
-            await self._submit(scope, receive, reply)
+            job = await self._submit(scope, receive, reply)
         except (CallerGone, OSError):
             return
         except NexusError as error:
@@ -149,10 +150,11 @@ class Submissions:
             request_id=reply.request_id,
             endpoint=PATH,
             status=reply.status,
-            **({"error": info.code or info.type} if info is not None else {}),
+            **({"error": info.code or info.type} if info is not None else {"job": job}),
         )
 
-    async def _submit(self, scope: Scope, receive: Receive, reply: Reply) -> None:
+    async def _submit(self, scope: Scope, receive: Receive, reply: Reply) -> str:
+        """The job's id."""
         headers = scope["headers"]
         principal = self._auth.check(headers)
         principal.require(KeyScope.JOBS)
@@ -181,11 +183,14 @@ class Submissions:
                     principal.owner, wish.key, f"{PATH} {endpoint.path}", received, about
                 )
             record = await self._jobs.submit(submission)
+        except (InvalidRequest, NotFound) as error:
+            raise _within_body(error) from None
         finally:
             if received.blobs:
                 await received.discard()
         reply.headers.append((b"x-nexus-job-id", record.id.encode()))
         await self._answers.accepted(reply, record, wish)
+        return record.id
 
     async def _read(self, scope: Scope, receive: Receive, *, here: bool) -> SubmitRequest:
         reader = self.reader
@@ -212,9 +217,14 @@ class Submissions:
                 fields, uploads = await self._uploads.take(principal.owner, endpoint, body)
                 return await self.reader.of_value(endpoint, fields, uploads)
             return await self.reader.of_value(endpoint, body)
-        except InvalidRequest as error:
-            info = error.info.model_copy(update={"param": f"body.{error.info.param}" if error.info.param else "body"})
-            raise InvalidRequest(info=info) from None
+        except (InvalidRequest, NotFound) as error:
+            raise _within_body(error) from None
+
+
+def _within_body(error: NexusError) -> NexusError:
+    """The same, with the place of what is wrong in the whole request."""
+    param = error.info.param
+    return NexusError.from_info(error.info.model_copy(update={"param": f"body.{param}" if param else "body"}))
 
 
 def _is_here(scope: Scope) -> bool:

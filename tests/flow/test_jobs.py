@@ -298,6 +298,7 @@ async def test_an_unknown_model_is_refused_at_once(cluster: Cluster) -> None:
     """404, and no job."""
     answer = await cluster.post("/v1/jobs", {"endpoint": CHAT, "body": chat(model="no-such-model")})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+    assert answer.json()["error"]["param"] == "body.model"
 
 
 async def test_a_long_poll_ends_with_the_job(shared: Jobs) -> None:
