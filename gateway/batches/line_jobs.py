@@ -13,7 +13,7 @@ from gateway.batches.tools import Tools
 from gateway.jobs.base import JobNotFound, Submission
 from schemas.batches import Batch
 from schemas.errors import ErrorInfo, NexusError, Unavailable
-from schemas.jobs import JobStatus, Lane
+from schemas.jobs import TERMINAL, JobStatus, Lane
 from schemas.words import Word
 
 AGAIN_S = 2.0
@@ -129,10 +129,14 @@ class LineJobs:
 
     async def end(self, job: str) -> JobStatus:
         """Wait until the job is decided; when the batch stops, decide it."""
+        looked = False
         while True:
             try:
                 async with self._tools.log.watch(job) as told:
                     while (decision := await self._tools.log.decided(job)) is None:
+                        if looked and (status := await self._recorded(job)) is not None:
+                            return status
+                        looked = True
                         if self._signals.stopped:
                             await self.cancel(job)
                         else:
@@ -140,6 +144,13 @@ class LineJobs:
                     return decision.word.status
             except Unavailable:
                 await asyncio.sleep(AGAIN_S)
+
+    async def _recorded(self, job: str) -> JobStatus | None:
+        """How it ended, where what it ended with is not kept any more."""
+        with suppress(JobNotFound):
+            record = await self._tools.jobs.get(self._batch.owner, job)
+            return record.status if record.status in TERMINAL else None
+        return None
 
     async def cancel(self, job: str) -> None:
         """Decide that it was cancelled, unless it is decided already. Raises Unavailable."""

@@ -85,6 +85,8 @@ class MadeUpJobs:
         self.runs: Counter[str] = Counter()
         self.cancelled: list[str] = []
         self.uploads: list[Upload] = []
+        self.forgotten: dict[str, JobRecord] = {}
+        """Records of jobs whose terminal words are not kept any more."""
         self._log = log
         self._blobs = blobs
 
@@ -125,7 +127,14 @@ class MadeUpJobs:
         data = decision.payload if decision.word.status is JobStatus.COMPLETED else b""
         return Result(decision.word, data, decision.word.blob, decision.word.content_type)
 
+    async def get(self, owner: str, job_id: str) -> JobRecord:
+        if job_id not in self.forgotten:
+            raise JobNotFound
+        return self.forgotten[job_id]
+
     async def cancel(self, owner: str, job_id: str) -> JobRecord:
+        if job_id in self.forgotten:
+            return self.forgotten[job_id]
         if job_id not in self.open:
             raise JobNotFound
         self.cancelled.append(job_id)

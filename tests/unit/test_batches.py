@@ -610,3 +610,20 @@ async def test_a_job_that_only_the_queue_knows_is_decided_too(desk: Desk) -> Non
     jobs = line_jobs.LineJobs(batch, desk.tools, line_jobs.Signals())
     await jobs.cancel(job_id(batch.id, 1))
     assert await jobs.decided(job_id(batch.id, 1)) is JobStatus.CANCELLED
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+async def test_a_job_whose_end_was_dropped_is_waited_for_no_longer(
+    desk: Desk, stopped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results of a batch that fill their room: its record still says how it ended."""
+    monkeypatch.setattr(line_jobs, "LOOK_S", 0.01)
+    batch, signals = await desk.create(line("a")), line_jobs.Signals()
+    job = job_id(batch.id, 1)
+    desk.jobs.forgotten[job] = JobRecord(
+        id=job, owner=batch.owner, endpoint=batch.endpoint, model="m", created_at=1, status=JobStatus.COMPLETED
+    )
+    if stopped:
+        signals.stop()
+    async with asyncio.timeout(10):
+        assert await line_jobs.LineJobs(batch, desk.tools, signals).end(job) is JobStatus.COMPLETED
