@@ -29,7 +29,7 @@ from schemas.errors import (
     QueueFull,
     Unavailable,
 )
-from schemas.jobs import JobStatus, Lane
+from schemas.jobs import JobRecord, JobStatus, Lane
 from schemas.keys import Scope
 from tests.conftest import Eventually
 from tests.unit.batch_desk import CHAT, OWNER, Answered, Desk, echoed, line
