@@ -26,6 +26,8 @@ T = TypeVar("T")
 STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 AHEAD = 256
 """Events that are read before they are taken."""
+AHEAD_BYTES = 1024 * 1024
+"""Of those: who reads slowly, or not at all, costs no more memory. One event may go beyond it."""
 LOOK_S = 300.0
 """How long one look at a job waits; then comes the next."""
 MARK = KEPT.encode()
@@ -118,7 +120,7 @@ class Answers:
         """
         stream = _Stream(reply, content_type, line, ids=ids)
         events = self._jobs.follow(record.owner, record.id)
-        async with aclosing(with_pauses(events, self._comment_after_s)) as paced:
+        async with aclosing(with_pauses(events, self._comment_after_s, event_size)) as paced:
             async for ready in paced:
                 if not ready:
                     await stream.comment(await self._position(record))
@@ -136,23 +138,45 @@ class Answers:
         return None
 
 
-async def with_pauses(events: AsyncGenerator[T, None], seconds: float) -> AsyncGenerator[list[T], None]:
-    """The events, as many at a time as are there; none of them whenever none has come for `seconds`. Closes `events`."""
+def event_size(event: JobEvent) -> int:
+    """Bytes, for `with_pauses`."""
+    return len(event.data)
+
+
+async def with_pauses(
+    events: AsyncGenerator[T, None], seconds: float, size: Callable[[T], int] = lambda _: 0
+) -> AsyncGenerator[list[T], None]:
+    """The events, as many at a time as are there; none of them whenever none has come for `seconds`. Closes `events`.
+
+    `size`: bytes of one.
+    """
     ready: asyncio.Queue[T] = asyncio.Queue(AHEAD)
+    held, room = 0, asyncio.Event()
 
     async def pump() -> None:
+        nonlocal held
         try:
             async for event in events:
+                held += size(event)
                 await ready.put(event)
+                while held > AHEAD_BYTES:
+                    room.clear()
+                    await room.wait()
         finally:
             await events.aclose()
+
+    def taken(some: list[T]) -> list[T]:
+        nonlocal held
+        held -= sum(map(size, some))
+        room.set()
+        return some
 
     pumping = asyncio.create_task(pump())
     coming: asyncio.Future[T] | None = None
     try:
         while True:
             if not ready.empty():
-                yield [ready.get_nowait() for _ in range(ready.qsize())]
+                yield taken([ready.get_nowait() for _ in range(ready.qsize())])
                 continue
             if pumping.done():
                 pumping.result()
@@ -160,7 +184,7 @@ async def with_pauses(events: AsyncGenerator[T, None], seconds: float) -> AsyncG
             coming = asyncio.ensure_future(ready.get())
             await asyncio.wait((coming, pumping), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
             if coming.done():
-                yield [coming.result()]
+                yield taken([coming.result()])
             else:
                 coming.cancel()
                 if not pumping.done():

@@ -12,7 +12,7 @@ import orjson
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
-from gateway.answers import error_of, with_pauses
+from gateway.answers import error_of, event_size, with_pauses
 from gateway.auth import Principal
 from gateway.deps import JobsCaller, Parts, PartsDep
 from gateway.endpoint import comment_frame
@@ -85,7 +85,7 @@ async def get_events(job_id: str, request: Request, parts: PartsDep, caller: Job
     after = request.headers.get("last-event-id", "")
     events = parts.jobs.follow(caller.owner, job_id, after)
     # What cannot be followed is an error and no stream.
-    paced = with_pauses(events, PAUSE_S)
+    paced = with_pauses(events, PAUSE_S, event_size)
     try:
         first: list[JobEvent] | None = await anext(paced, None)
     except BaseException:
