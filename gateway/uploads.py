@@ -9,6 +9,9 @@ from gateway.endpoint import Endpoint
 from schemas.errors import InvalidRequest
 from schemas.jobs import Upload
 
+MAX_FILES = 16
+"""Of one field: as many as OpenAI takes pictures for an edit."""
+
 
 class OwnFile(Protocol):
     """What is needed of an uploaded file."""
@@ -49,6 +52,8 @@ class FileUploads:
         for name in endpoint.files:
             given = body.get(name)
             ids = given if isinstance(given, list) else [given] if given is not None else []
+            if len(ids) > MAX_FILES:
+                raise InvalidRequest(f"'{name}' names more than {MAX_FILES} files", param=name)
             for file_id in ids:
                 if not isinstance(file_id, str):
                     raise InvalidRequest(f"'{name}' must be the id of an uploaded file (POST /v1/files)", param=name)

@@ -10,7 +10,7 @@ from hashlib import sha1
 from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError
 
 AT_ONCE = 2
 """Pipelines under way."""
@@ -69,7 +69,7 @@ class Pipeline:
             for asked in batch:
                 pipeline.execute_command(*asked.command)
             answers = await pipeline.execute(raise_on_error=False)
-        except (RedisError, OSError) as error:
+        except Exception as error:  # whoever asked translates it, or fails by it
             answers = [error] * len(batch)
         except asyncio.CancelledError:
             answers = [ConnectionError("the connection is closed")] * len(batch)
