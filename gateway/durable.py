@@ -76,7 +76,7 @@ class Durable:
             timeout_s=settings.webhook_timeout_s,
         )
         self._recorder = Recorder(
-            tools.log, tools.store, tools.blobs, tools.metrics, keep_s=keep_s, enqueue=self.webhooks.enqueue
+            tools.log, tools.store, tools.blobs, ending, tools.metrics, keep_s=keep_s, enqueue=self.webhooks.enqueue
         )
         self._timers = Timers(tools.store, ending, ack_wait_s=settings.ack_wait_s)
         self._referee = Referee(

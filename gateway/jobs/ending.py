@@ -23,13 +23,17 @@ class Ending:
         """End it, unless it has ended: False. Queued, it never runs; running, its worker is told to stop. Raises Unavailable."""
         if not await self.decide(word_by_us(record, status, error)):
             return False
-        seq = record.seq or await self.seq_of(record)
-        if seq is not None:
-            self._log.withdraw(seq)
+        await self.withdraw(record)
         if record.worker:
             control = Control(op=ControlOp.CANCEL, job=record.id, run=record.run)
             self._bus.control(record.worker, control.model_dump_json().encode())
         return True
+
+    async def withdraw(self, record: JobRecord) -> None:
+        """Take it out of the queue, whoever has it: it has ended. Raises Unavailable."""
+        seq = record.seq or await self.seq_of(record)
+        if seq is not None:
+            self._log.withdraw(seq)
 
     async def decide(self, word: Word, payload: bytes = b"") -> bool:
         """Store the word, past one of an older run that was left behind."""

@@ -11,6 +11,7 @@ import structlog
 from backbone.bus.blobs import Blobs
 from backbone.bus.joblog import Item, JobLog
 from backbone.store.base import IllegalMove, Store
+from gateway.jobs.ending import Ending
 from gateway.jobs.records import end_of, record_of
 from gateway.metrics import GatewayMetrics
 from schemas.errors import NexusError
@@ -31,12 +32,21 @@ class Recorder:
     """See the module's docstring."""
 
     def __init__(
-        self, jobs: JobLog, store: Store, blobs: Blobs, metrics: GatewayMetrics, *, keep_s: float, enqueue: Enqueue
+        self,
+        jobs: JobLog,
+        store: Store,
+        blobs: Blobs,
+        ending: Ending,
+        metrics: GatewayMetrics,
+        *,
+        keep_s: float,
+        enqueue: Enqueue,
     ) -> None:
         """`enqueue`: what a word with a webhook is given to; it raises Unavailable."""
         self._log = jobs
         self._store = store
         self._blobs = blobs
+        self._ending = ending
         self._metrics = metrics
         self._keep_s = keep_s
         self._enqueue = enqueue
@@ -70,6 +80,9 @@ class Recorder:
             if word.status is not JobStatus.FAILED:  # which may be tried again
                 for name in word.uploads:
                     self._blobs.remove(name)
+            if not word.token:
+                # Whoever said it may have died before it was out of the queue, where perhaps no worker ever takes it.
+                await self._ending.withdraw(await self._store.get(word.owner, word.job) or record_of(word))
             if word.webhook:
                 await self._enqueue(word)
             await item.done()

@@ -98,7 +98,9 @@ class Gateway:
         )
         estimator = Estimator(rig.store, lambda: self.registry.snapshot)
         self.jobs = JobService(self.log, rig.store, rig.blobs, submitter, self.ending, estimator, keep_s=KEEP_S)
-        self.recorder = Recorder(self.log, rig.store, rig.blobs, self.metrics, keep_s=KEEP_S, enqueue=self._enqueue)
+        self.recorder = Recorder(
+            self.log, rig.store, rig.blobs, self.ending, self.metrics, keep_s=KEEP_S, enqueue=self._enqueue
+        )
         self.timers = Timers(rig.store, self.ending, ack_wait_s=rig.ack_wait_s)
         self.referee = Referee(
             self.log, rig.store, ack_wait_s=rig.ack_wait_s, keep_s=KEEP_S, max_running=rig.max_running.get

@@ -177,6 +177,15 @@ async def test_what_came_with_a_request_goes_also_where_its_end_was_recorded_bef
     await rig.eventually(lambda: name not in rig.blobs.stored())
 
 
+@pytest.mark.parametrize("status", [JobStatus.CANCELLED, JobStatus.EXPIRED])
+async def test_a_job_that_was_ended_leaves_the_queue(rig: Rig, status: JobStatus) -> None:
+    """Also where the gateway that ended it died before it was out, and no worker is there to take it."""
+    record = await rig.jobs.get(OWNER, await rig.submit())
+    assert len(rig.broker.jobs) == 1
+    assert await rig.gateways[0].ending.decide(word_by_us(record, status))
+    await rig.eventually(lambda: not rig.broker.jobs)
+
+
 async def test_a_word_on_an_older_run_changes_nothing(rig: Rig) -> None:
     """It waited while the store was away, and the job was tried again meanwhile."""
     await rig.worker("failing")
