@@ -157,7 +157,8 @@ async def test_a_model_without_a_worker_waits_for_one(jobs: Jobs, eventually: Ev
     name = await jobs.crew.start()
     assert (await jobs.crew.ask().end()).status == 200
     await jobs.crew.cluster.post(f"/v1/workers/{name}/drain", None)
-    await eventually(lambda: _is_unavailable(jobs))
+    await eventually(lambda: _is_unlisted(jobs))
+    assert (await jobs.crew.ask().end()).status == 503
     job = await jobs.submit("later")
     assert (await jobs.get(job))["status"] == "queued"
     await jobs.crew.start()
@@ -165,8 +166,9 @@ async def test_a_model_without_a_worker_waits_for_one(jobs: Jobs, eventually: Ev
     assert await jobs.text(job) == "later"
 
 
-async def _is_unavailable(jobs: Jobs) -> bool:
-    return (await jobs.crew.cluster.post(CHAT, jobs.chat())).status_code == 503
+async def _is_unlisted(jobs: Jobs) -> bool:
+    models = (await jobs.crew.cluster.get("/v1/models")).json()["data"]
+    return jobs.crew.model not in {model["id"] for model in models}
 
 
 @pytest.mark.parametrize(
