@@ -20,10 +20,9 @@ import httpx
 import pytest
 
 from cli.local import local_models
-from cli.ports import free_port
 from cli.probe import CANDIDATES, Candidate
 from tests.backends.double_openai import OpenAIDouble
-from tests.cluster import ROOT
+from tests.cluster import ROOT, free_port
 from tests.conftest import run_sync
 
 NEXUS = [sys.executable, "-m", "cli.main"]
