@@ -1,7 +1,7 @@
 # Everything needs only make and python3 >= 3.11. What is installed goes into .venv, nowhere else.
 #
 #   make up            a whole Nexus on this machine; ARGS="--port 9000" passes flags to `nexus up`
-#   make test          all tests, three files at a time; ARGS="tests/unit -k lock" passes arguments to pytest, WORKERS=0 runs one after another
+#   make test          all tests, two files at a time; ARGS="tests/unit -k lock" passes arguments to pytest, WORKERS=0 runs one after another
 #   make check         lint, format, types, import rules
 #   make bench         benchmarks; ARGS passes arguments
 #   make soak          an hour of kills, 10,000 jobs, a batch of 50,000 lines; ARGS="rounds --seed 7" passes arguments
@@ -16,7 +16,7 @@ VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 ARGS ?=
 # Test files run at a time: most tests wait for processes.
-WORKERS ?= 3
+WORKERS ?= 2
 
 # The newest python3 on PATH that will do, unless PYTHON names one.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \

@@ -113,6 +113,7 @@ async def test_frozen_in_the_middle_of_a_stream(crew: Crew, cluster: Cluster, ev
     """A worker freezes in the middle of its answers: the stream ends in an error, the other is answered whole by one worker."""
     old = await crew.start(options=f"{OLD},first_delay_ms=0,delay_ms=250")
     stream, answer = crew.stream(), crew.ask()
+    await eventually(lambda: crew.runs(2))
     await eventually(lambda: len(stream.texts) >= 2)
     crew.freeze(old)
     await crew.start(options=NEW)

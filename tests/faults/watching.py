@@ -65,7 +65,7 @@ class Watched:
         done, _ = await asyncio.wait([self._task], timeout=timeout_s)
         assert done, f"{self.id}: no end within {timeout_s:g} s; so far {self.kinds}\n{self._cluster.logs()}"
         self._task.result()
-        assert self.view.faults == []
+        assert self.view.faults == [], f"{self.id}: {self.view.faults}"
         return self
 
     async def leave(self) -> None:

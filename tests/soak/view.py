@@ -53,6 +53,8 @@ class View:
         self.last = event_id
 
     def _start(self, kind: str, attempt: tuple[int, int], where: str) -> None:
+        if attempt[0] > self._run:  # the worker was quicker than the event that says that it is queued again
+            self._run, self._attempt, self.starts = attempt[0], None, 0
         if (kind == "job.started") != (self.starts == 0 and self._run == 1):
             self.faults.append(f"{where}: {self.starts} attempts before it")
         self._attempt, self._seq, self.chunks = attempt, 0, []
