@@ -104,7 +104,7 @@ async def body_of(backend: Backend, work: Task) -> tuple[JSON, Finish]:
     return json.loads(b"".join(chunk.data for chunk in chunks)), finish
 
 
-async def until_idle(rig: Rig, seconds: float = 2.0) -> None:
+async def until_idle(rig: Rig, seconds: float = 10.0) -> None:
     async with asyncio.timeout(seconds):
         while not await rig.idle():
             await asyncio.sleep(0.02)

@@ -226,6 +226,7 @@ async def test_a_key_that_is_used_again_after_redis_forgot(
     assert [(record["id"], record["status"]) for record in listed] == [(job.id, "completed")]
     await check_whole(job)
     await eventually(lambda: crew.idle())
+    await eventually(lambda: cluster.attempts(name))
     assert len(cluster.attempts(name)) == 1
 
 
@@ -267,6 +268,7 @@ async def test_redis_away_while_jobs_end(
     await eventually(lambda: all_in_redis(jobs, "completed"), timeout_s=45)
     for gateway in (0, 1):
         await eventually(lambda gateway=gateway: polled(cluster, gateway, jobs[0]))
+    await eventually(lambda: len(cluster.attempts(crew.names[0])) == 5)
     assert [attempt["outcome"] for attempt in cluster.attempts(crew.names[0])] == ["completed"] * 5
 
 
