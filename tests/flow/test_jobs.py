@@ -560,14 +560,20 @@ async def test_cancel_and_completion_race_to_one_end(shared: Jobs) -> None:
 async def test_a_timeout_ends_a_job_whatever_it_does(jobs: Jobs, eventually: Eventually) -> None:
     """Waiting or running: `expired`, with the reason; the backend is stopped."""
     name = await jobs.crew.start(WORKER_CONCURRENCY="1")
-    running = await jobs.submit(echo=FOREVER, job={"timeout": 2})
-    await eventually(lambda: jobs.crew.runs(1))
-    waiting = await jobs.submit(job={"timeout": 1})
-    for job in (waiting, running):
+
+    async def expires(job: str) -> None:
         ended = await jobs.end(job)
         assert ended["status"] == "expired"
         assert "timeout" in ended["error"]["message"]
         assert (await jobs.result(job)).status_code == 504
+
+    blocking = await jobs.submit(echo=FOREVER)
+    await eventually(lambda: jobs.crew.runs(1))
+    waiting = await jobs.submit(job={"timeout": 1})
+    await expires(waiting)
+    await jobs.action(blocking, "cancel")
+    running = await jobs.submit(echo=FOREVER, job={"timeout": 2})
+    await expires(running)
     after = await jobs.submit()
     assert (await jobs.end(after))["status"] == "completed"
     await eventually(jobs.crew.idle)
