@@ -41,8 +41,11 @@ class GatewaySettings(CommonSettings):
     """The bootstrap admin key. Without one, only keys that were created before work."""
     gateway_workers: int = Field(default=1, ge=1, le=64)
     """Gateway processes sharing the port."""
+    gateway_lame_duck_s: float = Field(default=5.0, ge=0)
+    """Seconds that a gateway which was told to stop goes on accepting requests, while `/readyz` says 503 and load balancers turn
+    away. 0 where there is none."""
     gateway_drain_s: float = Field(default=20.0, ge=0)
-    """Seconds that open requests get to finish on SIGTERM; what is left is answered with an error."""
+    """Seconds that open requests get to finish after that; what is left is answered with an error."""
     max_body_bytes: int = Field(default=32 * 1024 * 1024, gt=0)
     """Larger request bodies, uploads included, are 413."""
     max_buffered_bytes: int = Field(default=128 * 1024 * 1024, gt=0)

@@ -146,6 +146,7 @@ class Stack:
             "GATEWAY_PORT": str(port),
             "OBSERVABILITY_PORT": "0",
             "GATEWAY_BEARER_TOKEN": key,
+            "GATEWAY_LAME_DUCK_S": "0",
             "WORKER_BACKEND": "openai",
             "WORKER_BACKEND_URL": backend,
             "WORKER_CONCURRENCY": str(SLOTS),

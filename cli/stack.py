@@ -35,6 +35,12 @@ GATEWAY_DRAIN_S = 0.2
 GATEWAY_GRACE_S = 1.0
 LOCAL_GRACE_S = 0.3
 SERVER_GRACE_S = 0.7
+OPEN = {
+    f"{server}_{name}": ""
+    for server in ("NATS", "ETCD", "REDIS")
+    for name in ("USER", "PASSWORD", "PASSWORD_FILE", "CREDS_FILE", "TLS_CA", "TLS_CERT", "TLS_KEY", "INBOX_PREFIX")
+}
+"""The embedded servers want no credentials, whatever the environment or `.env` has for others."""
 READY_TIMEOUT_S = 60.0
 
 
@@ -200,6 +206,7 @@ class Stack:
             "OBSERVABILITY_PORT": str(self.options.observability_port),
             "GATEWAY_BEARER_TOKEN": self.options.key,
             "GATEWAY_WORKERS": str(self.options.gateways),
+            "GATEWAY_LAME_DUCK_S": "0",
             "GATEWAY_DRAIN_S": str(GATEWAY_DRAIN_S),
         }
         process = self._process(
@@ -269,7 +276,7 @@ class Stack:
     def _addresses(self) -> dict[str, str]:
         """Where the servers are, as far as they have started."""
         found = {"NATS_URL": self._nats, "ETCD_URL": self._etcd, "REDIS_URL": self._redis}
-        return {name: server.url for name, server in found.items() if server.port}
+        return OPEN | {name: server.url for name, server in found.items() if server.port}
 
     # What is there
 

@@ -23,6 +23,7 @@ from gateway.keys import KeyRing
 from gateway.links import Links
 from gateway.readiness import ReadinessCheck
 from gateway.responses.service import Responses
+from gateway.waiting import Waiting
 from schemas.keys import Scope
 
 
@@ -41,6 +42,7 @@ class Parts:
     jobs: Jobs
     answers: Answers
     documents: Documents
+    waiting: Waiting
     reader: Reader
     """For requests that become durable jobs: its blobs last as long as those."""
     files: Files

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import cast
 
 import structlog
 import uvicorn
@@ -20,9 +21,11 @@ import uvloop
 
 from backbone.logging import configure_logging
 from backbone.memory import settle
+from backbone.secret_files import Misconfigured
 from backbone.settings import GatewaySettings
-from gateway.protocol import http_protocol
-from gateway.wiring import running
+from gateway.leaving import Leaving
+from gateway.protocol import HttpProtocol, http_protocol
+from gateway.wiring import Running, running
 from schemas.errors import NexusError
 
 log = structlog.get_logger(__name__)
@@ -48,7 +51,7 @@ def run(settings: GatewaySettings) -> int:
         if settings.gateway_workers > 1:
             return _supervise(settings, listener)
         uvloop.run(_serve(settings, listener, 0))
-    except (NexusError, OSError) as error:
+    except (NexusError, OSError, Misconfigured) as error:
         log.error("gateway cannot start", error=error.info.message if isinstance(error, NexusError) else str(error))
         return 1
     return 0
@@ -76,11 +79,11 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _server(app: object, head_timeout_s: float, drain_s: float) -> _Server:
+def _server(app: object, head_timeout_s: float, leaving: Leaving, drain_s: float) -> _Server:
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         loop="none",
-        http=http_protocol(head_timeout_s),
+        http=http_protocol(head_timeout_s, leaving),
         ws="none",
         lifespan="off",
         access_log=False,
@@ -103,25 +106,64 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
         if INHERITED in os.environ:
             orphan = asyncio.create_task(_stop_when_orphaned(int(os.environ[SUPERVISOR])))
             stack.callback(orphan.cancel)
-        gate = await stack.enter_async_context(running(settings, gateway))
-        timeout, drain_s = settings.body_timeout_s, settings.gateway_drain_s
-        api = _server(gate.api, timeout, drain_s)
-        probes = _server(gate.probes, timeout, drain_s)
+        leaving = Leaving()
+        gate = await stack.enter_async_context(running(settings, gateway, leaving))
+        timeout = settings.body_timeout_s
+        api = _server(gate.api, timeout, leaving, settings.gateway_drain_s)
+        probes = _server(gate.probes, timeout, leaving, 0.0)
+        departure = Departure(api, gate, leaving, settings.gateway_lame_duck_s, settings.gateway_drain_s)
         loop = asyncio.get_running_loop()
-
-        def stop() -> None:
-            loop.call_later(drain_s, gate.end_waiting)
-            for server in (api, probes):
-                # A second signal does not wait for open streams.
-                server.force_exit = server.should_exit
-                server.should_exit = True
-
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop)
+            loop.add_signal_handler(number, departure.signalled)
         settle()
         port = listener.getsockname()[1]
         log.info("gateway up", url=f"http://{settings.gateway_host}:{port}", observability_port=side.getsockname()[1])
-        await asyncio.gather(api.serve(sockets=[listener]), probes.serve(sockets=[side]))
+        probing = asyncio.create_task(probes.serve(sockets=[side]))
+        try:
+            await api.serve(sockets=[listener])
+        finally:
+            # To the last, whoever asks how this gateway is hears it.
+            probes.should_exit = True
+            await probing
+
+
+class Departure:
+    """A gateway's way out: say so -> (lame duck) -> stop listening -> (drain) -> tell who still waits -> end.
+
+    Nobody is turned away before the load balancer had the time to see that `/readyz` says 503. A second signal stops
+    listening at once; a third does not wait for open answers.
+    """
+
+    def __init__(self, api: _Server, gate: Running, leaving: Leaving, lame_duck_s: float, drain_s: float) -> None:
+        self._api = api
+        self._gate = gate
+        self._leaving = leaving
+        self._lame_duck_s = lame_duck_s
+        self._drain_s = drain_s
+
+    def signalled(self) -> None:
+        """SIGTERM or SIGINT."""
+        if self._api.should_exit:
+            self._api.force_exit = True
+        elif self._leaving.begun or not self._lame_duck_s:
+            self._drain()
+        else:
+            self._leave()
+
+    def _leave(self) -> None:
+        log.info("leaving", lame_duck_s=self._lame_duck_s, drain_s=self._drain_s)
+        self._leaving.begin()
+        for connection in list(self._api.server_state.connections):
+            cast("HttpProtocol", connection).leave()
+        asyncio.get_running_loop().call_later(self._lame_duck_s, self._drain)
+
+    def _drain(self) -> None:
+        if self._api.should_exit:
+            return
+        self._leaving.begin()
+        self._gate.end_polls()
+        asyncio.get_running_loop().call_later(self._drain_s, self._gate.end_waiting)
+        self._api.should_exit = True
 
 
 async def _stop_when_orphaned(parent: int) -> None:
@@ -155,6 +197,9 @@ def _supervise(settings: GatewaySettings, listener: socket.socket) -> int:
         children[index] = start(index)
     status = 0
     while children:
+        if stopping:
+            # Whoever connects when the children have closed theirs is refused, and does not wait for nobody.
+            listener.close()
         for index, child in list(children.items()):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = child.wait(timeout=0.2)

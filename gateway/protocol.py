@@ -7,6 +7,8 @@
 - A caller who hangs up is heard, also with several requests under way on the connection.
 - A stream to an HTTP/1.0 client ends with the connection; that version does not know chunks.
 - A request's `Line` tells what ASGI does not, and writes tokens without it.
+- A gateway that is leaving tells each caller so in its answer's head, which then ends the connection. One whose head has gone out
+  is kept: the caller may be sending its next request already.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from backbone.ids import new_request_id
 from gateway.http import LINE, Send
+from gateway.leaving import Leaving
 from schemas.errors import HeadersTooLarge, InvalidRequest, NexusError, RequestTimeout
 
 log = structlog.get_logger(__name__)
@@ -38,8 +41,9 @@ UPGRADE_HEADERS = frozenset({b"connection", *UPGRADE_TOKENS})
 class HttpProtocol(HttpToolsProtocol):
     """See the module's docstring. One instance per connection."""
 
-    def __init__(self, *args: Any, head_timeout_s: float, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, head_timeout_s: float, leaving: Leaving, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._leaving = leaving
         self._head_timeout_s = head_timeout_s
         self._in_head = False
         self._head_size = 0
@@ -66,6 +70,12 @@ class HttpProtocol(HttpToolsProtocol):
                 line = cast("dict[str, Any]", cycle.scope).get(LINE)
                 if line is not None:
                     line.gone()
+
+    def leave(self) -> None:
+        """The gateway is leaving: this connection ends with the answer that is being made, if its head can still say so."""
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_started:
+            cycle.keep_alive = False
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -98,6 +108,8 @@ class HttpProtocol(HttpToolsProtocol):
         if cycle is None or cycle.scope is not self.scope:
             return
         cast("dict[str, Any]", self.scope)[LINE] = CycleLine(cycle)
+        if self._leaving.begun:
+            cycle.keep_alive = False
         if self.scope["http_version"] == "1.0":
             cycle.send = _without_chunks(cycle)  # type: ignore[method-assign,assignment]
 
@@ -237,9 +249,11 @@ class _Gathered:
         return getattr(self._transport, name)
 
 
-def http_protocol(head_timeout_s: float) -> type[asyncio.Protocol]:
+def http_protocol(head_timeout_s: float, leaving: Leaving) -> type[asyncio.Protocol]:
     """What uvicorn is to make for each connection."""
-    factory: Callable[..., asyncio.Protocol] = functools.partial(HttpProtocol, head_timeout_s=head_timeout_s)
+    factory: Callable[..., asyncio.Protocol] = functools.partial(
+        HttpProtocol, head_timeout_s=head_timeout_s, leaving=leaving
+    )
     return cast("type[asyncio.Protocol]", factory)
 
 

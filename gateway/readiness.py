@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from backbone.bus.base import GatewayBus
 from backbone.registry.base import Registry
 from backbone.store.base import Store
+from gateway.leaving import Leaving
 from schemas.errors import NexusError
 
 
@@ -24,16 +25,24 @@ class Part(BaseModel):
 
 
 class Readiness(BaseModel):
-    """`ready`; `degraded`: synchronous requests work, something else does not; `unavailable`: no request works."""
+    """`ready`; `degraded`: synchronous requests work, something else does not; `unavailable`: no request works; `leaving`: they
+    do, and soon will not.
+    """
 
     status: str
     parts: dict[str, Part]
+
+    @property
+    def ok(self) -> bool:
+        """Whether requests should come here."""
+        return self.status in {"ready", "degraded"}
 
 
 class ReadinessCheck:
     """Asks every part at once; each ends within about two seconds."""
 
-    def __init__(self, bus: GatewayBus, registry: Registry, store: Store) -> None:
+    def __init__(self, bus: GatewayBus, registry: Registry, store: Store, leaving: Leaving) -> None:
+        self._leaving = leaving
         self._registry = registry
         self._pings: dict[str, Callable[[], Awaitable[None]]] = {
             "nats": bus.ping,
@@ -43,6 +52,8 @@ class ReadinessCheck:
 
     async def check(self) -> Readiness:
         """Never raises."""
+        if self._leaving.begun:
+            return Readiness(status="leaving", parts={})
         answers = await asyncio.gather(*(self._ask(ping) for ping in self._pings.values()))
         parts = dict(zip(self._pings, answers, strict=True))
         snapshot = self._registry.snapshot is not None

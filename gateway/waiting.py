@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, TypeVar
 
 from gateway.http import LINE, Receive, Scope, hear_gone
@@ -52,6 +52,25 @@ class Waiting:
         finally:
             self._tasks.discard(task)
             unwatch()
+
+    async def until_ending(self, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        """The items, as far as they come before the end. Does not close them."""
+        while not self._ending:
+            task = asyncio.ensure_future(anext(items, None))
+            self._tasks.add(task)
+            try:
+                item = await task
+            except asyncio.CancelledError:
+                current = asyncio.current_task()
+                if current is not None and current.cancelling():
+                    task.cancel()
+                    raise
+                return
+            finally:
+                self._tasks.discard(task)
+            if item is None:
+                return
+            yield item
 
 
 def _cancel(task: asyncio.Future[Any]) -> None:

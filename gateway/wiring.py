@@ -38,6 +38,7 @@ from gateway.files import Files
 from gateway.idempotency import Idempotency
 from gateway.inference import Bounds, Inference
 from gateway.keys import KeyRing
+from gateway.leaving import Leaving
 from gateway.links import Links
 from gateway.metrics import GatewayMetrics
 from gateway.polls import Polls
@@ -69,15 +70,21 @@ class Running:
     """`/health`, `/readyz` and `/metrics` alone."""
     dispatcher: Dispatcher
     waiting: Waiting
+    polling: Waiting
+
+    def end_polls(self) -> None:
+        """Whoever waits for a job to end is told how it stands: a poll is repeated, elsewhere."""
+        self.polling.end()
 
     def end_waiting(self) -> None:
         """Whoever still waits for an answer is told that the gateway shuts down."""
         self.dispatcher.end_calls()
+        self.polling.end()
         self.waiting.end()
 
 
 @asynccontextmanager
-async def running(settings: GatewaySettings, gateway: str) -> AsyncIterator[Running]:
+async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> AsyncIterator[Running]:
     """A gateway, by the name that its connections have, until the end of the block. Raises Unavailable when it cannot start."""
     bus = NatsGatewayBus(
         settings.nats_url, gateway=gateway, ack_wait_s=settings.ack_wait_s, stream=_jobs_stream(settings)
@@ -97,7 +104,7 @@ async def running(settings: GatewaySettings, gateway: str) -> AsyncIterator[Runn
     reader = _reader(settings, blobs)
     lasting = reader.lasting(settings.job_queue_timeout_s + settings.job_keep_s)
     files = Files(documents, blobs, settings.max_file_bytes, settings.file_keep_s, settings.body_timeout_s)
-    waiting = Waiting()
+    waiting, polling = Waiting(), Waiting()
     answers = Answers(durable.jobs, blobs, links, settings.queue_comment_after_s)
     uploads = FileUploads(files.open)
     submissions = Submissions(
@@ -149,7 +156,7 @@ async def running(settings: GatewaySettings, gateway: str) -> AsyncIterator[Runn
         dispatcher=dispatcher,
         inference=inference,
         auth=auth,
-        readiness=ReadinessCheck(bus, registry, store),
+        readiness=ReadinessCheck(bus, registry, store, leaving),
         blobs=blobs,
         links=links,
         metrics=metrics.registry,
@@ -157,6 +164,7 @@ async def running(settings: GatewaySettings, gateway: str) -> AsyncIterator[Runn
         jobs=durable.jobs,
         answers=answers,
         documents=documents,
+        waiting=waiting,
         reader=lasting,
         files=files,
         batches=batches,
@@ -175,11 +183,12 @@ async def running(settings: GatewaySettings, gateway: str) -> AsyncIterator[Runn
                 ENDPOINTS,
                 settings.cors_origins,
                 submissions,
-                Polls(durable.jobs, waiting, auth),
+                Polls(durable.jobs, polling, auth),
             ),
             probes=Door(make_observability_app(parts), inference, [], settings.cors_origins),
             dispatcher=dispatcher,
             waiting=waiting,
+            polling=polling,
         )
 
 

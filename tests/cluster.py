@@ -192,6 +192,7 @@ class Cluster:
             "ETCD_URL": self.etcd.url,
             "REDIS_URL": self.redis.url,
             "GATEWAY_BEARER_TOKEN": KEY,
+            "GATEWAY_LAME_DUCK_S": "0",  # no load balancer turns away
             "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
             **self.settings,
             **settings,

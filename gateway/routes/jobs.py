@@ -103,7 +103,8 @@ async def _frames(
     async with aclosing(paced):
         yield b"".join(map(event_frame, first))
         try:
-            async for ready in paced:
+            # A caller whose stream just ends comes back behind its last event, to another gateway.
+            async for ready in parts.waiting.until_ending(paced):
                 yield b"".join(map(event_frame, ready)) or await _pause(parts, caller, job_id)
         except NexusError as error:
             yield b"event: error\ndata: %b\n\n" % orjson.dumps(error.info.body())

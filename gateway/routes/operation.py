@@ -24,9 +24,9 @@ async def health() -> dict[str, str]:
 
 @probes.get("/readyz")
 async def readyz(parts: PartsDep) -> JSONResponse:
-    """200 `ready` or `degraded`, 503 `unavailable`."""
+    """200 `ready` or `degraded`, 503 `unavailable` or `leaving`."""
     readiness = await parts.readiness.check()
-    return JSONResponse(readiness.model_dump(), status_code=503 if readiness.status == "unavailable" else 200)
+    return JSONResponse(readiness.model_dump(), status_code=200 if readiness.ok else 503)
 
 
 @probes.get("/metrics")

@@ -11,6 +11,7 @@ import uvicorn
 
 from gateway.http import LINE, Line, Reply
 from gateway.main import _Server
+from gateway.leaving import Leaving
 from gateway.protocol import http_protocol
 from tests.conftest import Eventually
 
@@ -26,7 +27,7 @@ async def serving(handler: Handler) -> AsyncIterator[int]:
         await handler(scope[LINE], Reply(send, "req_1"), receive)
 
     listener = await asyncio.get_running_loop().run_in_executor(None, _listener)
-    config = uvicorn.Config(app, http=http_protocol(5.0), lifespan="off", log_config=None, loop="none")  # type: ignore[arg-type]
+    config = uvicorn.Config(app, http=http_protocol(5.0, Leaving()), lifespan="off", log_config=None, loop="none")  # type: ignore[arg-type]
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
