@@ -18,9 +18,33 @@ class CommonSettings(BaseSettings):
     model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
 
     nats_url: str = "nats://127.0.0.1:4222"
+    nats_user: str = ""
+    nats_password: SecretStr | None = None
+    nats_password_file: str = ""
+    """Holds the password. Read at each connection: a changed one needs no restart."""
+    nats_creds_file: str = ""
+    """A user's JWT and seed, in the place of user and password."""
+    nats_tls_ca: str = ""
+    """PEM of the authority that NATS's certificate must come from. Set, or with `tls://`: never without TLS."""
+    nats_tls_cert: str = ""
+    nats_tls_key: str = ""
+    nats_inbox_prefix: str = ""
+    """Before all inboxes; empty: `_INBOX.<NATS_USER>`, or `_INBOX` without a user."""
     etcd_url: str = "http://127.0.0.1:2379"
     etcd_prefix: str = "/nexus/"
+    etcd_user: str = ""
+    etcd_password: SecretStr | None = None
+    etcd_password_file: str = ""
+    """Holds the password. Read at each login: a changed one needs no restart."""
+    etcd_tls_ca: str = ""
+    """PEM of the authority that etcd's certificate must come from, for `https` URLs; empty: the system's."""
+    etcd_tls_cert: str = ""
+    etcd_tls_key: str = ""
     redis_url: str = "redis://127.0.0.1:6379/0"
+    redis_password_file: str = ""
+    """Holds the password that REDIS_URL lacks. Read at each connection."""
+    redis_tls_ca: str = ""
+    """PEM of the authority that Redis's certificate must come from, for `rediss` URLs; empty: the system's."""
     log_format: Literal["json", "console"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_prompts: bool = False

@@ -10,14 +10,17 @@ from dataclasses import dataclass
 
 import structlog
 
+from backbone.bus.access import nats_access
 from backbone.bus.nats_blobs import NatsBlobs
 from backbone.bus.nats_gateway import NatsGatewayBus
 from backbone.bus.nats_joblog import NatsJobLog
 from backbone.bus.notices import NatsNotices
 from backbone.bus.streams import BucketConfig, JobsStream
 from backbone.egress import Egress
+from backbone.registry.access import etcd_access
 from backbone.registry.etcd import EtcdRegistry
 from backbone.settings import GatewaySettings
+from backbone.store.access import redis_access
 from backbone.store.redis import RedisStore
 from backbone.store.redis_documents import RedisDocuments
 from gateway.answers import Answers
@@ -85,20 +88,21 @@ class Running:
 
 @asynccontextmanager
 async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> AsyncIterator[Running]:
-    """A gateway, by the name that its connections have, until the end of the block. Raises Unavailable when it cannot start."""
-    bus = NatsGatewayBus(
-        settings.nats_url, gateway=gateway, ack_wait_s=settings.ack_wait_s, stream=_jobs_stream(settings)
-    )
-    registry = EtcdRegistry(settings.etcd_url, settings.etcd_prefix)
-    store = RedisStore(settings.redis_url)
+    """A gateway, by the name that its connections have, until the end of the block. Raises Unavailable when it cannot
+    start, and Misconfigured.
+    """
+    nats = nats_access(settings)
+    bus = NatsGatewayBus(nats, gateway=gateway, ack_wait_s=settings.ack_wait_s, stream=_jobs_stream(settings))
+    registry = EtcdRegistry(etcd_access(settings), settings.etcd_prefix)
+    store = RedisStore(redis_access(settings))
     documents = RedisDocuments(store)
     metrics = GatewayMetrics()
     dispatcher = _dispatcher(settings, bus, registry, metrics)
-    notices = NatsNotices(settings.nats_url, gateway)
+    notices = NatsNotices(nats, gateway)
     keys = KeyRing(documents, notices)
     auth, links = _auth(settings, keys)
-    blobs = NatsBlobs(settings.nats_url, f"{gateway}-blobs", create=_bucket(settings))
-    jobs_log = NatsJobLog(settings.nats_url, gateway, retention=retention(settings))
+    blobs = NatsBlobs(nats, f"{gateway}-blobs", create=_bucket(settings))
+    jobs_log = NatsJobLog(nats, gateway, retention=retention(settings))
     egress = _hooks_egress(settings)
     durable = Durable(settings, Tools(jobs_log, bus, blobs, store, registry, dispatcher, metrics, keys, egress, auth))
     reader = _reader(settings, blobs)

@@ -12,12 +12,15 @@ import structlog
 import uvloop
 from prometheus_client import start_http_server
 
+from backbone.bus.access import nats_access
 from backbone.bus.nats_blobs import NatsBlobs
 from backbone.bus.nats_worker import NatsWorkerBus
 from backbone.bus.nats_worker_log import NatsWorkerLog
 from backbone.logging import configure_logging
 from backbone.memory import settle
+from backbone.registry.access import etcd_access
 from backbone.registry.etcd import EtcdRegistry
+from backbone.secret_files import Misconfigured
 from backbone.settings import WorkerSettings
 from schemas.errors import NexusError
 from workers.backends.base import Backend, BackendConfig, make_backend
@@ -38,7 +41,7 @@ def run(settings: WorkerSettings) -> int:
     except NexusError as error:
         log.error("worker cannot start", error=error.info.message)
         return 2 if error.info.status in {400, 404} else 1
-    except _Misconfigured as error:
+    except Misconfigured as error:
         log.error("worker cannot start", error=str(error))
         return 2
     return 0
@@ -66,24 +69,21 @@ def backend_config(settings: WorkerSettings) -> BackendConfig:
     )
 
 
-class _Misconfigured(Exception):
-    """An adapter does not take these settings. The message is for the operator."""
-
-
 def _backend(settings: WorkerSettings) -> Backend:
     try:
         return make_backend(settings.worker_backend, backend_config(settings))
     except ValueError as error:
-        raise _Misconfigured(str(error)) from error
+        raise Misconfigured(str(error)) from error
 
 
 async def _main(settings: WorkerSettings) -> None:
     name = worker_id(settings)
     structlog.contextvars.bind_contextvars(worker=name)
     metrics = WorkerMetrics()
-    registry = EtcdRegistry(settings.etcd_url, settings.etcd_prefix, lease_s=settings.worker_lease_s)
-    blobs = NatsBlobs(settings.nats_url, f"{name}-blobs", create=None)
-    jobs = NatsWorkerLog(settings.nats_url, f"{name}-log")
+    nats = nats_access(settings)
+    registry = EtcdRegistry(etcd_access(settings), settings.etcd_prefix, lease_s=settings.worker_lease_s)
+    blobs = NatsBlobs(nats, f"{name}-blobs", create=None)
+    jobs = NatsWorkerLog(nats, f"{name}-log")
     worker = Worker(
         worker_id=name,
         host=settings.host,
@@ -97,7 +97,7 @@ async def _main(settings: WorkerSettings) -> None:
         health_interval_s=settings.worker_health_interval_s,
         drain_s=settings.worker_drain_s,
     )
-    bus = NatsWorkerBus(settings.nats_url, worker=name, ack_wait_s=settings.ack_wait_s, on_job=worker.on_job)
+    bus = NatsWorkerBus(nats, worker=name, ack_wait_s=settings.ack_wait_s, on_job=worker.on_job)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.drain)

@@ -11,6 +11,7 @@ import contextlib
 
 import structlog
 
+from backbone.bus.access import NatsAccess
 from backbone.bus.blob_reading import BlobReader
 from backbone.bus.blob_writing import MAX_UNDER_WAY, NatsBlobWriter, purges
 from backbone.bus.blobs import BlobInfo
@@ -26,9 +27,9 @@ log = structlog.get_logger(__name__)
 class NatsBlobs(BlobReader):
     """See backbone.bus.blobs.Blobs."""
 
-    def __init__(self, url: str, name: str, *, create: BucketConfig | None) -> None:
+    def __init__(self, server: NatsAccess | str, name: str, *, create: BucketConfig | None) -> None:
         """`create` makes the bucket, which is the gateways' part; None uses the one that is there."""
-        self._wire = Wire(url, f"{name}-blobs", on_reconnect=self._reconnected)
+        self._wire = Wire(server, f"{name}-blobs", on_reconnect=self._reconnected)
         super().__init__(Questions(self._wire))
         self._create = create
         self._room = asyncio.Semaphore(MAX_UNDER_WAY)

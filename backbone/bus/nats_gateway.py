@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import orjson
 import structlog
 
+from backbone.bus.access import NatsAccess
 from backbone.bus.base import Queue, QueueDepth, Sink
 from backbone.bus.status import parse_status
 from backbone.bus.streams import JobsStream, ensure_consumer, ensure_stream, holds_job, read_depths, request
@@ -51,9 +52,9 @@ class _Unacked:
 class NatsGatewayBus:
     """See backbone.bus.base.GatewayBus."""
 
-    def __init__(self, url: str, *, gateway: str, ack_wait_s: float, stream: JobsStream) -> None:
-        self._publisher = Wire(url, f"{gateway}-jobs", on_reconnect=self._reopen)
-        self._listener = Wire(url, f"{gateway}-replies", on_reconnect=self._look_for_lost)
+    def __init__(self, server: NatsAccess | str, *, gateway: str, ack_wait_s: float, stream: JobsStream) -> None:
+        self._publisher = Wire(server, f"{gateway}-jobs", on_reconnect=self._reopen)
+        self._listener = Wire(server, f"{gateway}-replies", on_reconnect=self._look_for_lost)
         self._prefix = f"{REPLY}.{gateway}."
         self._skip = len(self._prefix)
         self._void = f"{self._prefix}void".encode()

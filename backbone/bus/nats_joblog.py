@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from backbone.bus import deciding
+from backbone.bus.access import NatsAccess
 from backbone.bus.asking import Refused, message_id, put
 from backbone.bus.base import Queue
 from backbone.bus.dead_letters import DeadLetters
@@ -67,8 +68,10 @@ class _Watch:
 class NatsJobLog:
     """See backbone.bus.joblog.JobLog."""
 
-    def __init__(self, url: str, name: str, *, retention: Retention, max_payload_room: int = ENVELOPE_ROOM) -> None:
-        self._wire = Wire(url, f"{name}-log", on_reconnect=self._reconnected, keep_unsent=False)
+    def __init__(
+        self, server: NatsAccess | str, name: str, *, retention: Retention, max_payload_room: int = ENVELOPE_ROOM
+    ) -> None:
+        self._wire = Wire(server, f"{name}-log", on_reconnect=self._reconnected, keep_unsent=False)
         self._questions = Questions(self._wire)
         self._kept = retention
         self._payload_room = max_payload_room

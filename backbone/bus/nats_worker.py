@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import secrets
 import time
 from collections.abc import Callable
 
 import structlog
 
+from backbone.bus.access import NatsAccess
 from backbone.bus.base import Delivery, Queue
 from backbone.bus.status import parse_ack_subject, parse_status
 from backbone.bus.subjects import BELL, CONTROL, JOBS, JOBS_STREAM, consumer_name, encode_model, job_subject
@@ -91,8 +91,10 @@ class _Line:
 class NatsWorkerBus:
     """See backbone.bus.base.WorkerBus."""
 
-    def __init__(self, url: str, *, worker: str, ack_wait_s: float, on_job: Callable[[Delivery], None]) -> None:
-        self._wire = Wire(url, worker, on_reconnect=self._reconnected)
+    def __init__(
+        self, server: NatsAccess | str, *, worker: str, ack_wait_s: float, on_job: Callable[[Delivery], None]
+    ) -> None:
+        self._wire = Wire(server, worker, on_reconnect=self._reconnected)
         self.ack_wait_s = ack_wait_s
         self._on_job = on_job
         self._lines: dict[Queue, _Line] = {}
@@ -114,7 +116,7 @@ class NatsWorkerBus:
     async def start(self) -> None:
         """Connect and open the inboxes."""
         await self._wire.connect()
-        self._answers = f"_INBOX.{secrets.token_hex(12)}"
+        self._answers = self._wire.new_inbox()
         await self._wire.subscribe(f"{self._answers}.*", self._on_answer)
         await self._open_inbox()
         self._sweeper = asyncio.create_task(self._sweep())
@@ -137,7 +139,7 @@ class NatsWorkerBus:
         await self._wire.ping()
 
     async def _open_inbox(self) -> None:
-        self._inbox = f"_INBOX.{secrets.token_hex(12)}"
+        self._inbox = self._wire.new_inbox()
         self._inbox_sid = await self._wire.subscribe(f"{self._inbox}.*", self._on_pulled)
 
     async def _reconnected(self) -> None:

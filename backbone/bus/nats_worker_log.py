@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 
 from backbone.bus import deciding
+from backbone.bus.access import NatsAccess
 from backbone.bus.asking import is_unheard
 from backbone.bus.event_writing import NatsEventWriter
 from backbone.bus.questions import Questions, Reply
 from backbone.bus.subjects import ASK, require_token
 from backbone.bus.wire import Wire
-from backbone.ids import new_token
 from schemas.durable import Answer, Ask
 from schemas.errors import Unavailable
 from schemas.events import EventKind
@@ -26,12 +26,12 @@ SWEEP_S = 0.25
 class NatsWorkerLog:
     """See backbone.bus.joblog.WorkerLog."""
 
-    def __init__(self, url: str, name: str) -> None:
-        self._wire = Wire(url, f"{name}-log", on_reconnect=self._reconnected, keep_unsent=False)
+    def __init__(self, server: NatsAccess | str, name: str) -> None:
+        self._wire = Wire(server, f"{name}-log", on_reconnect=self._reconnected, keep_unsent=False)
         self._questions = Questions(self._wire)
         self._writers: dict[bytes, _Writer] = {}
         self._next = 0
-        self._prefix = f"_INBOX.{new_token()}."
+        self._prefix = f"{self._wire.new_inbox()}."
         self._sweeper: asyncio.Task[None] | None = None
 
     async def start(self) -> None:

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Protocol
 
+from backbone.bus.access import NatsAccess
 from backbone.bus.wire import Wire
 from schemas.errors import Unavailable
 
@@ -38,8 +39,8 @@ class Notices(Protocol):
 class NatsNotices:
     """See `Notices`."""
 
-    def __init__(self, url: str, name: str) -> None:
-        self._wire = Wire(url, f"{name}-notices", on_reconnect=self._reconnected)
+    def __init__(self, server: NatsAccess | str, name: str) -> None:
+        self._wire = Wire(server, f"{name}-notices", on_reconnect=self._reconnected)
         self._heard: list[Heard] = []
 
     async def start(self) -> None:

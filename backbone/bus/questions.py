@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from backbone.bus.status import Status, parse_status
 from backbone.bus.wire import Wire
-from backbone.ids import new_token
 from schemas.errors import Unavailable
 
 
@@ -50,7 +49,7 @@ class Questions:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
         self._open: dict[bytes, _Open] = {}
-        self._prefix = f"_INBOX.{new_token()}."
+        self._prefix = f"{wire.new_inbox()}."
         self._skip = len(self._prefix)
         self._next = 0
         self.closed = False

@@ -19,7 +19,6 @@ from backbone.bus.joblog import Item
 from backbone.bus.questions import Questions
 from backbone.bus.status import Status, parse_ack_subject, parse_status, stored_at
 from backbone.bus.wire import Wire
-from backbone.ids import new_token
 from schemas.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -162,7 +161,7 @@ class Taker:
         self._reopen, self._outstanding = False, 0
         if self._sid is not None:
             self._wire.drop(self._sid)
-        self._inbox = f"_INBOX.{new_token()}"
+        self._inbox = self._wire.new_inbox()
         self._sid = await self._wire.subscribe(f"{self._inbox}.*", self._on_message)
 
     def _send_pull(self, count: int) -> None:

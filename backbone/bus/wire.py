@@ -7,7 +7,7 @@ release changes one of them.
 
 Private names used: `Client._ps`, `._subs`, `._pending`, `._pending_data_size`, `._transport`, `._process_msg`,
 `._process_err`, `._process_ping`, `._process_pong`, `._process_info`, `._send_command`, `._flush_pending`,
-`._remove_sub`, and `Parser.parse` / `.reset`.
+`._process_op_err`, `._remove_sub`, `._connect_command`, `._server_info`, and `Parser.parse` / `.reset`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -23,6 +24,9 @@ import structlog
 from nats.aio.client import Client
 from nats.errors import ProtocolError
 
+from backbone.bus.access import NatsAccess
+from backbone.ids import new_token
+from backbone.secret_files import Misconfigured
 from schemas.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -36,6 +40,9 @@ BUSY_RATE = 4000
 """Messages a second above which writes are gathered for BUSY_TICK instead of one loop turn."""
 BUSY_TICK = 0.002
 MAX_LINE = 4096
+RECONNECT_S = 0.2
+REFUSED_S = 2.0
+"""Between two tries to connect to a server that does not let us in: it is not going to change its mind soon."""
 
 
 class Parser:
@@ -116,11 +123,30 @@ class Parser:
         elif line.startswith(b"PONG"):
             await self.client._process_pong()
         elif line.startswith(b"-ERR"):
-            await self.client._process_err(line[4:].strip().decode().lower())
+            await self._refused(line[4:].strip().decode().lower())
         elif line.startswith(b"INFO"):
             await self.client._process_info(json.loads(line[4:]))
         elif not line.startswith(b"+OK"):
             raise ProtocolError
+
+    async def _refused(self, text: str) -> None:
+        """nats-py would close for ever, but for what a user may not do; the server closes, and may let us in again."""
+        if "permissions violation" in text:
+            await self.client._process_err(text)
+        else:
+            await self.client._error_cb(nats.errors.Error(f"nats: {text}"))
+            await self.client._process_op_err(nats.errors.Error(f"nats: {text}"))
+
+
+class _Client(Client):
+    """nats-py takes a server's word that it has no TLS, and would then send the password in the open."""
+
+    secure = False
+
+    def _connect_command(self) -> bytes:
+        if self.secure and not self._server_info.get("tls_required"):
+            raise nats.errors.Error("nats: the server offers no TLS")
+        return super()._connect_command()
 
 
 class Wire:
@@ -128,7 +154,7 @@ class Wire:
 
     def __init__(
         self,
-        url: str,
+        server: NatsAccess | str,
         name: str,
         *,
         on_reconnect: Callable[[], Awaitable[None]] | None = None,
@@ -138,9 +164,10 @@ class Wire:
         repeats it, in its order.
         """
         self._keep_unsent = keep_unsent
-        self.url = url
+        self.access = server if isinstance(server, NatsAccess) else NatsAccess(server)
         self.name = name
-        self.client = Client()
+        self.client = _Client()
+        self.client.secure = self.access.secure
         self._raw: Any = self.client
         self._handlers: dict[int, Handler] = {}
         self._on_reconnect = on_reconnect
@@ -149,18 +176,27 @@ class Wire:
         self._window_count = 0
         self._busy = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._connecting = False
+        self._last_error: Exception | None = None
+        self._told: set[str] = set()
+        """Refusals that the log has already."""
 
     async def connect(self, timeout_s: float = 5.0) -> None:
-        """Connect, and from then on reconnect for ever. Raises Unavailable when the first connection fails."""
+        """Connect, and from then on reconnect for ever. Raises Unavailable when the first connection fails, at once where
+        the server does not let us in.
+        """
         self._loop = asyncio.get_running_loop()
         self._raw._ps = Parser(self.client, self._handlers)
+        self._connecting = True
         try:
             async with asyncio.timeout(timeout_s):
                 await self.client.connect(
-                    [part.strip() for part in self.url.split(",")],
+                    self.access.servers,
                     name=self.name,
+                    inbox_prefix=self.access.inbox,
+                    **self._credentials(),
                     max_reconnect_attempts=-1,
-                    reconnect_time_wait=0.2,  # type: ignore[arg-type]  # it is only slept on
+                    reconnect_time_wait=RECONNECT_S,  # type: ignore[arg-type]  # it is only slept on
                     connect_timeout=2,
                     ping_interval=5,
                     max_outstanding_pings=2,
@@ -173,10 +209,54 @@ class Wire:
         except (OSError, nats.errors.Error, TimeoutError) as error:
             with contextlib.suppress(Exception):
                 await self.client.close()
-            raise Unavailable(f"NATS does not answer at {self.url}: {error or type(error).__name__}") from error
+            raise Unavailable(self._why(error)) from error
+        finally:
+            self._connecting = False
+
+    def new_inbox(self) -> str:
+        """A name that nobody else has, below this process's prefix; what stands behind a dot after it is one's own."""
+        return f"{self.access.inbox}.{new_token()}"
+
+    def _credentials(self) -> dict[str, Any]:
+        access = self.access
+        found: dict[str, Any] = {"tls": access.tls} if access.tls is not None else {}
+        if access.creds_file:
+            found["user_credentials"] = access.creds_file
+        if access.password is not None:
+            found |= {"user": access.user, "password": self._password}
+        return found
+
+    def _password(self) -> str:
+        """Called for each connection."""
+        assert self.access.password is not None
+        try:
+            return self.access.password.read()
+        except Misconfigured as error:
+            raise nats.errors.Error(f"nats: {error}") from error
+
+    def _why(self, error: Exception) -> str:
+        """For the operator: what to do, where that is known."""
+        last = self._last_error or error
+        hint = _hint(last)
+        if hint is not None:
+            return f"NATS at {self.access.shown} {hint}"
+        text = str(error) or str(last) or type(error).__name__
+        return f"NATS does not answer at {self.access.shown}: {text}"
 
     async def _error(self, error: Exception) -> None:
-        log.debug("nats error", connection=self.name, error=f"{type(error).__name__}: {error}")
+        if not isinstance(error, TimeoutError) or self._last_error is None:
+            self._last_error = error
+        hint = _hint(error)
+        if hint is None:
+            log.debug("nats error", connection=self.name, error=f"{type(error).__name__}: {error}")
+            return
+        if self._connecting:
+            raise error
+        if "may not" not in hint:
+            self.client.options["reconnect_time_wait"] = REFUSED_S
+        if hint not in self._told:
+            self._told.add(hint)
+            log.error("nats refuses", connection=self.name, error=f"NATS at {self.access.shown} {hint}")
 
     async def _disconnected(self) -> None:
         if not self._keep_unsent:
@@ -186,6 +266,8 @@ class Wire:
 
     async def _reconnected(self) -> None:
         log.info("nats reconnected", connection=self.name)
+        self.client.options["reconnect_time_wait"] = RECONNECT_S
+        self._told.clear()
         if self._on_reconnect is not None:
             await self._on_reconnect()
 
@@ -299,3 +381,22 @@ class Wire:
         raw._pending = []
         raw._pending_data_size = 0
         transport.write(data)
+
+
+def _hint(error: Exception) -> str | None:
+    """What an error means that will not go away by itself; None for one that may."""
+    text = str(error)
+    if isinstance(error.__cause__, Misconfigured):
+        return f"cannot be asked: {error.__cause__}"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"has a certificate that is not believed ({error.verify_message}): check NATS_TLS_CA and the host's name"
+    if isinstance(error, ssl.SSLError):
+        return f"does not agree on TLS ({error.reason}): check NATS_TLS_CA, NATS_TLS_CERT and NATS_TLS_KEY"
+    lowered = text.lower()
+    if "offers no tls" in lowered:
+        return "offers no TLS, which these settings demand: nothing was sent"
+    if "authorization violation" in lowered or "authentication" in lowered:
+        return "refuses this user or its password: check NATS_USER and NATS_PASSWORD, or NATS_CREDS_FILE"
+    if "permissions violation" in lowered:
+        return f"says that this user may not do something ({text}): compare `nexus permissions`"
+    return None

@@ -38,6 +38,8 @@ class EtcdAnnouncement:
         self._key = keys.worker(presence.id)
         self._lease_s = lease_s
         self._presence = presence
+        self._told = ""
+        """Why the entry could not be written, as the log has it already."""
         self._lease = 0
         self._written: WorkerPresence | None = None
         self._catalogued: frozenset[ModelOffer] = frozenset()
@@ -105,8 +107,11 @@ class EtcdAnnouncement:
             except LeaseGone:
                 log.warning("registry.lease_lost", worker=self._presence.id)
                 self._lease, self._written = 0, None
-            except Unavailable:
+            except Unavailable as error:
                 self._recheck = True
+                if self._link.connected and self._told != (told := str(error)):  # an outage has its own line
+                    self._told = told
+                    log.error("registry.not_entered", worker=self._presence.id, error=told)
                 await asyncio.sleep(RETRY_S)
             except Exception:
                 log.exception("registry.announcement_failed", worker=self._presence.id)

@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from backbone.registry.access import EtcdAccess
 from backbone.registry.announcement import EtcdAnnouncement
 from backbone.registry.keys import Keys
-from backbone.registry.link import Change, Entry, EtcdLink, Tls, WatchEnded
+from backbone.registry.link import Change, Entry, EtcdLink, WatchEnded
 from backbone.registry.values import Reader
 from backbone.registry.view import View
 from schemas.errors import Unavailable
@@ -34,24 +35,25 @@ class EtcdRegistry:
 
     def __init__(
         self,
-        url: str,
+        server: EtcdAccess | str,
         prefix: str = "/nexus/",
         *,
         lease_s: int = 10,
         hold_s: float | None = None,
         resync_s: float = 60.0,
-        tls: Tls | None = None,
     ) -> None:
         """Describe a registry; nothing is opened yet.
 
-        `url`: `http(s)://host:port`, several separated by commas. `lease_s`: seconds after which a dead worker
+        `server`: a URL alone is an open etcd: `http(s)://host:port`, several separated by commas. `lease_s`: seconds after which a dead worker
         vanishes. `hold_s`: seconds for which workers that an outage hid stay in the snapshot after it; None: `lease_s`.
         """
         self._keys = Keys(prefix)
         self._read = Reader(self._keys)
         self._lease_s = lease_s
         self._resync_s = resync_s
-        self._link = EtcdLink(url, probe_key=self._keys.prefix, tls=tls)
+        access = server if isinstance(server, EtcdAccess) else EtcdAccess(server)
+        # A worker may read what it writes, and nothing else.
+        self._link = EtcdLink(access.url, probe_key=self._keys.workers, tls=access.tls, login=access.login)
         self._view = View(hold_s=lease_s if hold_s is None else hold_s)
         self._announcements: list[EtcdAnnouncement] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -59,6 +61,8 @@ class EtcdRegistry:
         self._revision = 0
         """Of etcd, at which `snapshot` was so."""
         self._moved = asyncio.Event()
+        self._told = ""
+        """Why etcd cannot be followed, as the log has it already."""
 
     @property
     def snapshot(self) -> Snapshot | None:
@@ -136,8 +140,11 @@ class EtcdRegistry:
                 log.info("registry.watch_ended", reason=str(ended))
                 outage = ended.outage
                 await asyncio.sleep(RETRY_S)
-            except Unavailable:
+            except Unavailable as error:
                 outage = True
+                if self._link.connected and self._told != (told := str(error)):  # an outage has its own line
+                    self._told = told
+                    log.error("registry.not_followed", error=told)
                 await asyncio.sleep(RETRY_S)
             except Exception:
                 log.exception("registry.watch_failed")

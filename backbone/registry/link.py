@@ -17,10 +17,13 @@ import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
 import structlog
 from etcd3aio import EtcdError, prefix_range_end
+from etcd3aio.auth import AuthService
 from etcd3aio.kv import KVService
 from etcd3aio.lease import LeaseService
 from etcd3aio.watch import WatchService
 
+from backbone.registry.access import Login, Tls
+from backbone.secret_files import Misconfigured
 from schemas.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -29,6 +32,12 @@ T = TypeVar("T")
 CALL_S = 1.0
 """Seconds that one call may take."""
 PROBE_EVERY_S = 1.0
+LOGIN_S = 3.0
+"""For one login: etcd hashes slowly on purpose, and logins wait for one another there."""
+LOGIN_AGAIN_S = 5.0
+"""After a refused login: each costs etcd's processor, and it is not going to change its mind soon."""
+TOKEN_OVER = ("invalid auth token", "revision of auth store is old", "user name is empty")
+"""What etcd says of calls whose token has expired, or lacks what was granted since."""
 DEFAULT_PORT = 2379
 CHANNEL_OPTIONS = [
     # Dead peers behind a silent network. etcd cuts off clients that ping more often than every 5 s.
@@ -48,13 +57,8 @@ class LeaseGone(Exception):
     """The lease has expired or was revoked."""
 
 
-@dataclass(frozen=True, slots=True)
-class Tls:
-    """PEM bytes for https endpoints. No `ca`: the system's roots."""
-
-    ca: bytes | None = None
-    key: bytes | None = None
-    cert: bytes | None = None
+class _TokenOver(Unavailable):
+    """etcd wants a login, or a newer one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +97,18 @@ class Endpoint:
     kv: KVService
     lease: LeaseService
     watch: WatchService
+    auth: AuthService
+
+    def use(self, token: str) -> None:
+        """Send this token with every call from now on."""
+        for service in (self.kv, self.lease, self.watch):
+            service.set_token(token)
 
 
 class EtcdLink:
     """Calls to etcd. Each ends within about `CALL_S` and raises Unavailable when etcd does not answer well."""
 
-    def __init__(self, url: str, *, probe_key: str, tls: Tls | None = None) -> None:
+    def __init__(self, url: str, *, probe_key: str, tls: Tls | None = None, login: Login | None = None) -> None:
         """`url`: `http(s)://host:port`, several separated by commas. Raises ValueError on another form.
 
         `probe_key` is read to see whether etcd answers; it need not exist.
@@ -106,6 +116,11 @@ class EtcdLink:
         self._probe_key = probe_key
         self._addresses = parse_endpoints(url)
         self._tls = tls or Tls()
+        self._login = login
+        self._token = ""
+        self._logging_in = asyncio.Lock()
+        self._refused: tuple[float, Unavailable] | None = None
+        """Until when, by the loop's clock, a login that was refused is not tried again, and what it raises."""
         self._endpoints: list[Endpoint] = []
         self._turn = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -230,15 +245,52 @@ class EtcdLink:
         return self._endpoints[self._turn % len(self._endpoints)]
 
     async def _call(self, call: Callable[[Endpoint], Awaitable[T]]) -> T:
-        """One call, bounded, its errors translated."""
-        endpoint = self._at
+        """One call, bounded, its errors translated; where the token has expired, once more with a new one."""
+        endpoint, token = self._at, self._token
+        if self._login is None:
+            return await self._translated(endpoint, call)
+        if not token:
+            token = await self._log_in(endpoint, "")
+        try:
+            return await self._translated(endpoint, call)
+        except _TokenOver:
+            await self._log_in(endpoint, token)
+            return await self._translated(endpoint, call)
+
+    async def _log_in(self, endpoint: Endpoint, old: str) -> str:
+        """A token in the place of `old`; one login at a time. Raises Unavailable."""
+        assert self._login is not None
+        async with self._logging_in:
+            if self._token != old:
+                return self._token
+            clock = asyncio.get_running_loop().time
+            if self._refused is not None and clock() < self._refused[0]:
+                raise self._refused[1]
+            try:
+                async with asyncio.timeout(LOGIN_S):
+                    answer = await endpoint.auth.authenticate(
+                        self._login.user, self._login.password.read(), timeout=LOGIN_S, max_attempts=1
+                    )
+            except (EtcdError, grpc.aio.AioRpcError, TimeoutError, Misconfigured) as error:
+                unavailable = Unavailable(f"etcd at {endpoint.address}: {_why_no_login(error)}")
+                if _is_refusal(error):
+                    self._refused = clock() + LOGIN_AGAIN_S, unavailable
+                raise unavailable from error
+            self._refused = None
+            self._token = answer.token
+            for one in self._endpoints:
+                one.use(self._token)
+            return self._token
+
+    async def _translated(self, endpoint: Endpoint, call: Callable[[Endpoint], Awaitable[T]]) -> T:
         try:
             async with asyncio.timeout(CALL_S):
                 return await call(endpoint)
         except (EtcdError, grpc.aio.AioRpcError, TimeoutError) as error:
             if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.NOT_FOUND:
                 raise LeaseGone from error  # what else could be missing: reads of absent keys are no errors
-            raise Unavailable(f"etcd at {endpoint.address} did not answer: {_reason(error)}") from error
+            kind = _TokenOver if _is_token_over(error) else Unavailable
+            raise kind(f"etcd at {endpoint.address} did not answer: {_reason(error)}") from error
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) and task.cancelling():
                 raise
@@ -294,7 +346,7 @@ def _open(address: str, secure: bool, tls: Tls) -> Endpoint:
     else:
         channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
     watch = WatchService(channel, reconnect_backoff_seconds=0.2, max_reconnect_backoff_seconds=1.0)
-    return Endpoint(address, channel, KVService(channel), LeaseService(channel), watch)
+    return Endpoint(address, channel, KVService(channel), LeaseService(channel), watch, AuthService(channel))
 
 
 async def _keep_alive(leases: LeaseService, lease: int) -> int:
@@ -327,6 +379,39 @@ def _change(event: Any) -> Change:
 def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return f"nothing within {CALL_S:g} s"
-    if isinstance(error, grpc.aio.AioRpcError):
-        return f"{error.code().name} {error.details()}"
-    return str(error)
+    text = f"{error.code().name} {error.details()}" if isinstance(error, grpc.aio.AioRpcError) else str(error)
+    return text + _hint(text.lower())
+
+
+def _hint(text: str) -> str:
+    """What to do about it, where that is known."""
+    if "handshake" in text or "certificate" in text or "peer name" in text:
+        return "; check ETCD_TLS_CA, and whether etcd's certificate names this host"
+    if "permission denied" in text:
+        return "; grant this user's role what deploy/etcd says"
+    if "user name is empty" in text:
+        return "; etcd wants a user: set ETCD_USER and ETCD_PASSWORD"
+    return ""
+
+
+def _is_token_over(error: BaseException) -> bool:
+    return any(text in str(_details(error)) for text in TOKEN_OVER)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    return "authentication failed" in _details(error) or "not enabled" in _details(error)
+
+
+def _details(error: BaseException) -> str:
+    return (error.details() or "") if isinstance(error, grpc.aio.AioRpcError) else str(error)
+
+
+def _why_no_login(error: BaseException) -> str:
+    text = _details(error)
+    if "authentication failed" in text:
+        return "refuses this user or its password: check ETCD_USER and ETCD_PASSWORD"
+    if "not enabled" in text:
+        return "has no users (authentication is not enabled): remove ETCD_USER, or enable it"
+    if isinstance(error, Misconfigured):
+        return f"cannot be asked: {error}"
+    return f"no login: {_reason(error)}"

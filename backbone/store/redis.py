@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from backbone.store import redis_keys as keys
 from backbone.store import redis_scripts as scripts
+from backbone.store.access import RedisAccess
 from backbone.store.base import NEWEST_COUNTS, RETRY_DUE_S, Due, DueS, LimitReached
 from backbone.store.records import moved, timed, updated
 from backbone.store.redis_connection import RedisConnection
@@ -37,12 +38,12 @@ class RedisStore:
     it, at once; then one is let through to try. A change that ended so may have been made all the same.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 1.5, rest_s: float = 1.0) -> None:
-        """Describe a store; nothing is opened yet. `url` as redis-py takes it: `redis://`, `rediss://`, `unix://`.
+    def __init__(self, server: RedisAccess | str, *, timeout_s: float = 1.5, rest_s: float = 1.0) -> None:
+        """Describe a store; nothing is opened yet. A URL as redis-py takes it: `redis://`, `rediss://`, `unix://`.
 
         Raises ValueError on another form.
         """
-        self.connection = RedisConnection(url, timeout_s=timeout_s, rest_s=rest_s)
+        self.connection = RedisConnection(server, timeout_s=timeout_s, rest_s=rest_s)
         """Also for `RedisDocuments`; closed with the store."""
         register = self.connection.script
         self._create = register(scripts.CREATE)

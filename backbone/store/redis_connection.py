@@ -14,11 +14,12 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from backbone.store.access import RedisAccess
 from backbone.store.breaker import Breaker
-from backbone.store.pipelining import Pipeline, Script
+from backbone.store.pipelining import Argument, Pipeline, Script
 from schemas.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -35,11 +36,13 @@ class RedisConnection:
     it, at once; then one is let through to try. A change that ended so may have been made all the same.
     """
 
-    def __init__(self, url: str, *, timeout_s: float, rest_s: float) -> None:
+    def __init__(self, server: RedisAccess | str, *, timeout_s: float, rest_s: float) -> None:
         """Describe a connection; nothing is opened yet. Raises ValueError on a URL that redis-py does not take."""
         self._timeout_s = timeout_s
         self._breaker = Breaker(rest_s)
-        self._redis = Redis(connection_pool=_pool(url, timeout_s))
+        self._redis = Redis(
+            connection_pool=_pool(server if isinstance(server, RedisAccess) else RedisAccess(server), timeout_s)
+        )
         self._pipeline = Pipeline(self._redis)
 
     async def start(self) -> None:
@@ -74,6 +77,10 @@ class RedisConnection:
         value: bytes | None = await self._pipeline.ask("GET", key)
         return value
 
+    async def ask(self, *command: Argument) -> Any:
+        """What one command answers. To be called within `call`."""
+        return await self._pipeline.ask(*command)
+
     async def run(self, script: Script, keys: list[str], args: list[str | bytes | int | float]) -> Any:
         """What the script returns. Raises Unavailable."""
         return await self.call(lambda: script(keys, args))
@@ -90,7 +97,7 @@ class RedisConnection:
             raise Unavailable(f"Redis did not answer within {self._timeout_s:g} s") from error
         except (RedisError, OSError) as error:
             self._breaker.answered()
-            raise Unavailable(f"Redis cannot be used: {error}") from error
+            raise Unavailable(f"Redis cannot be used: {_why(error)}") from error
         if not self._breaker.closed:
             log.info("redis.back")
         self._breaker.answered()
@@ -107,10 +114,26 @@ class _Pool(BlockingConnectionPool):
         await super().ensure_connection(connection)
 
 
-def _pool(url: str, timeout_s: float) -> BlockingConnectionPool:
+def _why(error: Exception) -> str:
+    """With what to do about it, where that is known."""
+    text = str(error)
+    if isinstance(error, AuthenticationError) or "NOAUTH" in text or "WRONGPASS" in text:
+        return f"{text}; check the user in REDIS_URL, and its password there or in REDIS_PASSWORD_FILE"
+    if isinstance(error, NoPermissionError):
+        return f"{text}; give the user the rights that deploy/redis says"
+    if "certificate" in text.lower() or "ssl" in text.lower():
+        return f"{text}; check REDIS_TLS_CA, and whether the certificate names this host"
+    return text
+
+
+def _pool(access: RedisAccess, timeout_s: float) -> BlockingConnectionPool:
     """Connections that give up in time and never retry by themselves: a retried `create` would deny its own success."""
+    more: dict[str, Any] = {"ssl_ca_certs": access.ca_file} if access.ca_file else {}
+    if access.credentials is not None:
+        more["credential_provider"] = access.credentials
     return _Pool.from_url(
-        url,
+        access.url,
+        **more,
         max_connections=CONNECTIONS,
         timeout=2 * timeout_s,  # the caller's own time-out comes first
         socket_timeout=timeout_s,

@@ -12,7 +12,8 @@ import pytest
 from backbone.registry.base import Registry
 from backbone.registry.etcd import EtcdRegistry
 from backbone.registry.keys import Keys
-from backbone.registry.link import EtcdLink, LeaseGone, Tls, WatchEnded, parse_endpoints
+from backbone.registry.access import EtcdAccess, Tls
+from backbone.registry.link import EtcdLink, LeaseGone, WatchEnded, parse_endpoints
 from backbone.registry.memory import MemoryHub, MemoryRegistry
 from backbone.registry.view import View
 from cli.embedded.binaries import ETCD
@@ -694,7 +695,7 @@ class TestFaults:
         try:
             certificate = store / "fixtures" / "client" / "cert.pem"
             await eventually(certificate.is_file)
-            registry = EtcdRegistry(url, etcd_prefix, lease_s=2, tls=Tls(ca=certificate.read_bytes()))
+            registry = EtcdRegistry(EtcdAccess(url, Tls(ca=certificate.read_bytes())), etcd_prefix, lease_s=2)
             await registry.start()
             await registry.announce(worker())
             await eventually(lambda: ids(registry) == {"w1"})

@@ -1,0 +1,54 @@
+"""How a gateway gets into Redis: who it is, and whom it believes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+from redis.credentials import CredentialProvider
+
+from backbone.secret_files import Misconfigured, Password, read_file
+from backbone.settings import CommonSettings
+
+
+@dataclass(frozen=True, slots=True)
+class RedisAccess:
+    """A URL alone says everything but for a password file and an authority."""
+
+    url: str
+    """As redis-py takes it: `redis://`, `rediss://`, `unix://`; user and password in it, or none."""
+    credentials: CredentialProvider | None = None
+    ca_file: str = ""
+
+
+class _FromFile(CredentialProvider):
+    """The password as it is in its file at each connection."""
+
+    def __init__(self, user: str, password: Password) -> None:
+        self._user = user
+        self._password = password
+
+    def get_credentials(self) -> tuple[str, str] | tuple[str]:
+        try:
+            password = self._password.read()
+        except Misconfigured as error:
+            raise OSError(str(error)) from error
+        return (self._user, password) if self._user else (password,)
+
+
+def redis_access(settings: CommonSettings) -> RedisAccess:
+    """What the settings say. Raises Misconfigured."""
+    parts = urlsplit(settings.redis_url)
+    ca = settings.redis_tls_ca
+    if ca:
+        if parts.scheme != "rediss":
+            raise Misconfigured("REDIS_TLS_CA is set, but REDIS_URL is not rediss://: nothing would be encrypted")
+        if b"CERTIFICATE-----" not in read_file("REDIS_TLS_CA", ca):
+            raise Misconfigured(f"REDIS_TLS_CA: {ca} holds no certificate in PEM form")
+    password = Password("REDIS_PASSWORD", None, settings.redis_password_file)
+    if not password:
+        return RedisAccess(settings.redis_url, ca_file=ca)
+    if parts.password:
+        raise Misconfigured("REDIS_URL holds a password and REDIS_PASSWORD_FILE is set: remove one")
+    bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return RedisAccess(bare, _FromFile(unquote(parts.username or ""), password), ca)
