@@ -10,7 +10,7 @@ Usage: list-services.sh [options] ETCD-URL
 
 Lists the HTTP services that are entered in etcd: name, base URL, metadata URL.
 
-  --json    one JSON list of the records, as they are
+  --json    one JSON list of objects: name, base_url, metadata_url (and state, with --check)
   --check   also ask each service for its metadata, and say whether it answers
   --help    this text
 
