@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import time
 from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import orjson
 from backbone.bus.blob_writing import digest_text
 from backbone.bus.blobs import BlobBroken, BlobGone, BlobInfo
 from backbone.bus.questions import Answer, Questions
-from backbone.bus.subjects import BLOBS_STREAM, blob_chunks, blob_meta, is_blob_name
+from backbone.bus.subjects import BLOBS_STREAM, blob_chunk, blob_meta, is_blob_name
 from schemas.errors import NexusError, Unavailable
 
 BATCH = 2
@@ -24,14 +25,14 @@ BATCH = 2
 PATIENCE_S = 10.0
 """For an answer, over a reconnect too: reading can be repeated."""
 AGAIN_S = 0.2
+LAG_S = 3.0
+"""For a replica to get what its leader has, where the leader may not be asked."""
+LAG_AGAIN_S = 0.1
 DIRECT_GET = f"$JS.API.DIRECT.GET.{BLOBS_STREAM}".encode()
 LEADER_GET = f"$JS.API.STREAM.MSG.GET.{BLOBS_STREAM}".encode()
 NO_MESSAGE = 10037
 NOT_FOUND = 404
 NO_RESPONDERS = 503
-
-Chunk = tuple[int, bytes]
-"""Sequence in the stream, and bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,43 +47,41 @@ class Meta:
 class BlobReader:
     """The reading half of backbone.bus.blobs.Blobs.
 
-    Any replica answers a direct get, and one of them may lag: what it does not have, the stream's leader is asked for.
+    Every message is asked for by its subject: whoever may do that, and no more, can read what it can name. Any replica
+    answers such a question, and one of them may lag: what it does not have, the stream's leader is asked for, where
+    that is allowed (it reads by sequence too, which is everything); else the replicas are asked again for a while.
     """
 
-    def __init__(self, questions: Questions) -> None:
+    def __init__(self, questions: Questions, *, may_ask_leader: bool) -> None:
         self._questions = questions
+        self._may_ask_leader = may_ask_leader
 
     async def meta(self, name: str) -> Meta | None:
         """What is known of a blob. Raises Unavailable and BlobBroken."""
         if not is_blob_name(name):
             return None
-        subject = blob_meta(name)
-        answer = (await self._ask(DIRECT_GET + b"." + subject.encode(), b""))[0]
-        if answer.status is None:
-            return _parse_meta(name, answer.data)
-        _require_not_found(answer)
-        message = await self._ask_leader({"last_by_subj": subject})
-        return _parse_meta(name, message[1]) if message else None
+        data = await self._get(blob_meta(name))
+        return _parse_meta(name, data) if data is not None else None
 
     async def read(self, name: str) -> AsyncGenerator[bytes, None]:
         """Fetch, check, give out."""
         meta = await self.meta(name)
         if meta is None:
             raise BlobGone
-        digest, size, left = sha256(), 0, meta.chunks
-        fetching = asyncio.create_task(self._fetch(name, 1, min(BATCH, left))) if left else None
+        digest, size, at, end = sha256(), 0, 0, meta.chunks
+        fetching = asyncio.create_task(self._fetch(name, range(at, min(at + BATCH, end)))) if end else None
         try:
             while fetching is not None:
                 chunks = deque(await fetching)
-                left -= len(chunks)
-                # Asked for when it is known where to go on: fetched while these are given out.
-                next_seq = chunks[-1][0] + 1
-                fetching = asyncio.create_task(self._fetch(name, next_seq, min(BATCH, left))) if left else None
+                at += len(chunks)
+                # Fetched while these are given out.
+                more = range(at, min(at + BATCH, end))
+                fetching = asyncio.create_task(self._fetch(name, more)) if more else None
                 while chunks:
-                    data = chunks.popleft()[1]
+                    data = chunks.popleft()
                     digest.update(data)
                     size += len(data)
-                    if not left and not chunks:
+                    if at == end and not chunks:
                         _check(meta, size, digest.digest())
                     yield data
             _check(meta, size, digest.digest())
@@ -92,36 +91,44 @@ class BlobReader:
                 with contextlib.suppress(asyncio.CancelledError, NexusError):
                     await fetching
 
-    async def _fetch(self, name: str, seq: int, count: int) -> list[Chunk]:
-        """Between one and `count` chunks, from sequence `seq` on. Raises BlobBroken when there is none."""
-        where = {"seq": seq, "next_by_subj": blob_chunks(name)}
-        answers = await self._ask(DIRECT_GET, orjson.dumps(where | {"batch": count}), many=True)
-        chunks = [(int(one.header(b"Nats-Sequence") or 0), one.data) for one in answers if one.status is None]
-        if chunks:
-            return chunks
-        _require_not_found(answers[-1])
-        chunk = await self._ask_leader(where)
-        if chunk is None:
+    async def _fetch(self, name: str, numbers: range) -> list[bytes]:
+        """These chunks. Raises BlobBroken when one is missing."""
+        chunks = await asyncio.gather(*(self._get(blob_chunk(name, number)) for number in numbers))
+        found = [chunk for chunk in chunks if chunk is not None]
+        if len(found) < len(chunks):
             raise BlobBroken
-        return [chunk]
+        return found
 
-    async def _ask_leader(self, what: dict[str, Any]) -> Chunk | None:
+    async def _get(self, subject: str) -> bytes | None:
+        """The message on a subject; None when there is none, or one that was erased. Raises Unavailable."""
+        until = time.monotonic() + LAG_S
+        while True:
+            answer = (await self._ask(DIRECT_GET + b"." + subject.encode(), b""))[0]
+            if answer.status is None:
+                return answer.data or None
+            _require_not_found(answer)
+            if self._may_ask_leader:
+                return await self._ask_leader({"last_by_subj": subject})
+            if time.monotonic() > until:
+                return None
+            await asyncio.sleep(LAG_AGAIN_S)
+
+    async def _ask_leader(self, what: dict[str, Any]) -> bytes | None:
         answer = orjson.loads((await self._ask(LEADER_GET, orjson.dumps(what)))[0].data)
         error = answer.get("error")
         if error is None:
-            message = answer["message"]
-            return message["seq"], base64.b64decode(message.get("data", ""))
+            return base64.b64decode(answer["message"].get("data", "")) or None
         if error.get("err_code") == NO_MESSAGE:
             return None
         raise Unavailable(f"NATS does not read a large payload: {error.get('description')}")
 
-    async def _ask(self, subject: bytes, body: bytes, *, many: bool = False) -> list[Answer]:
+    async def _ask(self, subject: bytes, body: bytes) -> list[Answer]:
         """Ask until there is an answer. Raises Unavailable after PATIENCE_S."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(PATIENCE_S):
                 while not self._questions.closed:
                     with contextlib.suppress(Unavailable):
-                        answers = await self._questions.ask(subject, body, many=many)
+                        answers = await self._questions.ask(subject, body)
                         if answers is not None and not _is_unheard(answers[0]):
                             return answers
                     await asyncio.sleep(AGAIN_S)

@@ -15,7 +15,7 @@ import orjson
 
 from backbone.bus.blobs import CHUNK, BlobInfo
 from backbone.bus.questions import Answer, Questions, Reply
-from backbone.bus.subjects import BLOBS, BLOBS_STREAM, blob_chunks, blob_meta
+from backbone.bus.subjects import BLOBS, BLOBS_STREAM, blob_chunk, blob_chunks, blob_meta, blob_nuid
 from backbone.ids import new_token
 from schemas.errors import Unavailable
 
@@ -31,12 +31,19 @@ MARGIN_S = 2
 """Chunks outlive the blob by this, so that it never exists without them."""
 FULL = frozenset({10002, 10023, 10047, 10077})
 """Codes of JetStream for: no room."""
+ERASE = b"NATS/1.0\r\nNats-Rollup: sub\r\nNats-TTL: 1s\r\n\r\n"
+"""With nothing behind it, in the place of a message: who may write a subject can empty it so, without the right to purge."""
 PURGE = f"$JS.API.STREAM.PURGE.{BLOBS_STREAM}".encode()
 
 
 def purges(name: str) -> list[tuple[bytes, bytes]]:
     """The calls, subject and body, that delete a blob."""
     return [(PURGE, orjson.dumps({"filter": subject})) for subject in (blob_meta(name), blob_chunks(name))]
+
+
+def erasures(name: str, chunks: int) -> list[bytes]:
+    """The subjects of a blob and of its parts, description first."""
+    return [blob_meta(name).encode(), *(blob_chunk(name, number).encode() for number in range(chunks))]
 
 
 def digest_text(digest: bytes) -> str:
@@ -48,7 +55,14 @@ class NatsBlobWriter:
     """See backbone.bus.blobs.BlobWriter."""
 
     def __init__(
-        self, questions: Questions, room: asyncio.Semaphore, ttl_s: float, content_type: str, owner: str
+        self,
+        questions: Questions,
+        room: asyncio.Semaphore,
+        ttl_s: float,
+        content_type: str,
+        owner: str,
+        *,
+        may_purge: bool,
     ) -> None:
         self.name = new_token()
         self._questions = questions
@@ -56,7 +70,7 @@ class NatsBlobWriter:
         self._ttl_s = max(1, math.ceil(ttl_s))
         self._content_type = content_type
         self._owner = owner
-        self._chunks = blob_chunks(self.name).encode()
+        self._may_purge = may_purge
         self._rest = bytearray()
         self._unconfirmed: deque[Reply] = deque()
         self._began = 0.0
@@ -100,7 +114,7 @@ class NatsBlobWriter:
         return self._info
 
     async def abort(self) -> None:
-        """Purge, after what is under way has arrived: NATS may do the one before the other."""
+        """Delete, after what is under way has arrived: NATS may do the one before the other."""
         self._rest = bytearray()
         if self._aborted or not self._began or not self._questions.connected:
             self._aborted = True
@@ -108,7 +122,11 @@ class NatsBlobWriter:
         self._aborted = True
         await _settle(list(self._unconfirmed))
         with contextlib.suppress(Unavailable):
-            await _settle([self._questions.ask(subject, body) for subject, body in purges(self.name)])
+            if self._may_purge:
+                await _settle([self._questions.ask(subject, body) for subject, body in purges(self.name)])
+            else:
+                subjects = erasures(self.name, self._count)
+                await _settle([self._questions.ask(subject, b"", headers=ERASE) for subject in subjects])
 
     def _require_open(self) -> None:
         if self._error is not None:
@@ -131,7 +149,7 @@ class NatsBlobWriter:
         self._digest.update(chunk)
         self._size += len(chunk)
         self._count += 1
-        await self._publish(self._chunks, chunk, self._ttl_s + MARGIN_S)
+        await self._publish(blob_chunk(self.name, self._count - 1).encode(), chunk, self._ttl_s + MARGIN_S)
 
     async def _publish(self, subject: bytes, payload: bytes | memoryview, ttl_s: int) -> None:
         try:
@@ -184,7 +202,7 @@ class NatsBlobWriter:
             {
                 "name": self.name,
                 "bucket": BLOBS,
-                "nuid": self.name,
+                "nuid": blob_nuid(self.name),
                 "size": self._size,
                 "chunks": self._count,
                 "digest": digest_text(self._digest.digest()),

@@ -1,7 +1,10 @@
 """Blobs in NATS's object store, over a connection of their own: a large transfer never holds up a reply.
 
 The layout is that of NATS's own clients (ADR-20), so that `nats object ls nexus-blobs` shows what is there. Every message
-carries its own lifetime. Reading takes no consumer: chunks are fetched by batched direct gets.
+carries its own lifetime. Reading takes no consumer: each message is fetched by its subject.
+
+A worker has the least of rights: it writes below the bucket's subjects, reads by exact subject, and empties a subject by
+writing over it. Gateways make the bucket, purge, and ask the stream's leader.
 """
 
 from __future__ import annotations
@@ -13,13 +16,13 @@ import structlog
 
 from backbone.bus.access import NatsAccess
 from backbone.bus.blob_reading import BlobReader
-from backbone.bus.blob_writing import MAX_UNDER_WAY, NatsBlobWriter, purges
+from backbone.bus.blob_writing import ERASE, MAX_UNDER_WAY, NatsBlobWriter, erasures, purges
 from backbone.bus.blobs import BlobInfo
 from backbone.bus.questions import Questions
 from backbone.bus.streams import BucketConfig, ensure_bucket
 from backbone.bus.subjects import is_blob_name
 from backbone.bus.wire import Wire
-from schemas.errors import Unavailable
+from schemas.errors import NexusError, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -28,12 +31,13 @@ class NatsBlobs(BlobReader):
     """See backbone.bus.blobs.Blobs."""
 
     def __init__(self, server: NatsAccess | str, name: str, *, create: BucketConfig | None) -> None:
-        """`create` makes the bucket, which is the gateways' part; None uses the one that is there."""
+        """`create` makes the bucket, which is the gateways' part; None, for workers, uses the one that is there."""
         self._wire = Wire(server, f"{name}-blobs", on_reconnect=self._reconnected)
-        super().__init__(Questions(self._wire))
+        super().__init__(Questions(self._wire), may_ask_leader=create is not None)
         self._create = create
         self._room = asyncio.Semaphore(MAX_UNDER_WAY)
         self._making: asyncio.Task[None] | None = None
+        self._erasing: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Connect, and make the bucket. Raises Unavailable, also for a server older than 2.11."""
@@ -44,10 +48,10 @@ class NatsBlobs(BlobReader):
 
     async def close(self) -> None:
         """Disconnect; whoever still reads or writes learns that."""
-        if self._making is not None:
-            self._making.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._making
+        tasks = [*self._erasing, *([self._making] if self._making else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await self._wire.close()
         self._questions.close()
 
@@ -79,7 +83,8 @@ class NatsBlobs(BlobReader):
         self, *, ttl_s: float, content_type: str = "application/octet-stream", owner: str = ""
     ) -> NatsBlobWriter:
         """Begin a blob."""
-        return NatsBlobWriter(self._questions, self._room, ttl_s, content_type, owner)
+        may_purge = self._create is not None
+        return NatsBlobWriter(self._questions, self._room, ttl_s, content_type, owner, may_purge=may_purge)
 
     async def info(self, name: str) -> BlobInfo | None:
         """Read its meta."""
@@ -87,8 +92,20 @@ class NatsBlobs(BlobReader):
         return meta.info if meta else None
 
     def remove(self, name: str) -> None:
-        """Purge its subjects; the answers go nowhere."""
-        if is_blob_name(name):
-            for subject, filter_ in purges(name):
-                with contextlib.suppress(Unavailable):
-                    self._wire.publish(subject, filter_, self._questions.void)
+        """Purge its subjects, the answers go nowhere; or erase them one by one."""
+        if not is_blob_name(name):
+            return
+        if self._create is None:
+            task = asyncio.create_task(self._erase(name))
+            self._erasing.add(task)
+            task.add_done_callback(self._erasing.discard)
+            return
+        for subject, filter_ in purges(name):
+            with contextlib.suppress(Unavailable):
+                self._wire.publish(subject, filter_, self._questions.void)
+
+    async def _erase(self, name: str) -> None:
+        with contextlib.suppress(NexusError):
+            meta = await self.meta(name)
+            for subject in erasures(name, meta.chunks) if meta else ():
+                self._questions.ask(subject, b"", headers=ERASE).cancel()

@@ -90,9 +90,19 @@ def is_blob_name(name: str) -> bool:
     return _BLOB_NAME.fullmatch(name) is not None
 
 
+def blob_chunk(name: str, number: int) -> str:
+    """Where one part of a blob is. Each has a subject of its own, so that a worker may read what it can name, and no more."""
+    return f"$O.{BLOBS}.C.{name}.{number}"
+
+
 def blob_chunks(name: str) -> str:
-    """Where the bytes of a blob are."""
-    return f"$O.{BLOBS}.C.{name}"
+    """All parts of a blob. Its description names them so, too: NATS's own clients read, and delete, what they find there."""
+    return f"$O.{BLOBS}.C.{blob_nuid(name)}"
+
+
+def blob_nuid(name: str) -> str:
+    """What stands for a blob in the subject of its parts."""
+    return f"{name}.*"
 
 
 def blob_meta(name: str) -> str:

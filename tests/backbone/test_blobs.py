@@ -20,7 +20,7 @@ from backbone.bus.memory_blobs import MemoryBlobs
 from backbone.bus.nats_blobs import NatsBlobs
 from backbone.bus.questions import Answer
 from backbone.bus.streams import BucketConfig, ensure_bucket, request
-from backbone.bus.subjects import BLOBS, BLOBS_STREAM, blob_chunks, blob_meta
+from backbone.bus.subjects import BLOBS, BLOBS_STREAM, blob_chunk, blob_chunks, blob_meta
 from backbone.bus.wire import Wire
 from cli.embedded.servers import NatsServer
 from schemas.errors import Unavailable
@@ -74,11 +74,11 @@ class World:
         found = await request(self.admin.client, f"STREAM.MSG.GET.{BLOBS_STREAM}", {"last_by_subj": blob_chunks(name)})
         await request(self.admin.client, f"STREAM.MSG.DELETE.{BLOBS_STREAM}", {"seq": found["message"]["seq"]})
 
-    async def add_chunk(self, name: str, data: bytes) -> None:
+    async def add_chunk(self, name: str, number: int, data: bytes) -> None:
         if self.url is None:
             self.memory.stored()[name].append(data)
             return
-        await self.admin.client.jetstream().publish(blob_chunks(name), data)
+        await self.admin.client.jetstream().publish(blob_chunk(name, number), data)
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +286,7 @@ async def test_a_changed_chunk_is_noticed(world: World) -> None:
     blobs = await world.side()
     info = await put(blobs, bytes(3 * CHUNK))
     await world.lose_last_chunk(info.name)
-    await world.add_chunk(info.name, b"\x01" * CHUNK)
+    await world.add_chunk(info.name, 2, b"\x01" * CHUNK)
     seen = 0
     with pytest.raises(BlobBroken):
         async for chunk in blobs.read(info.name):
@@ -355,14 +355,52 @@ async def test_what_a_lagging_replica_lacks_its_leader_has(real: World, monkeypa
     info = await put(blobs, data)
     ask = BlobReader._ask
 
-    async def lagging(self: BlobReader, subject: bytes, body: bytes, *, many: bool = False) -> list[Answer]:
+    async def lagging(self: BlobReader, subject: bytes, body: bytes) -> list[Answer]:
         if subject.startswith(DIRECT_GET):
             return [Answer(b"NATS/1.0 404 Message Not Found\r\n\r\n", b"")]
-        return await ask(self, subject, body, many=many)
+        return await ask(self, subject, body)
 
     monkeypatch.setattr(BlobReader, "_ask", lagging)
     assert await blobs.info(info.name) == info
     assert await get(blobs, info.name) == data
+
+
+async def test_a_worker_waits_for_a_lagging_replica(real: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may not ask the leader, so it asks again: what was just stored is found."""
+    gateway, worker = await real.side(), await real.side(create=False)
+    data = secrets.token_bytes(3 * CHUNK)
+    info = await put(gateway, data)
+    ask, missed = BlobReader._ask, set[bytes]()
+
+    async def lagging(self: BlobReader, subject: bytes, body: bytes) -> list[Answer]:
+        assert subject.startswith(DIRECT_GET + b"."), subject
+        if subject not in missed:
+            missed.add(subject)
+            return [Answer(b"NATS/1.0 404 Message Not Found\r\n\r\n", b"")]
+        return await ask(self, subject, body)
+
+    monkeypatch.setattr(BlobReader, "_ask", lagging)
+    assert await get(worker, info.name) == data
+    assert len(missed) == 4
+
+
+async def test_a_worker_erases_what_it_may_not_purge(real: World, eventually: Eventually) -> None:
+    """A worker's abort and removal free the room too, and disturb no other blob."""
+    gateway, worker = await real.side(), await real.side(create=False)
+    kept = await put(gateway, bytes(3 * CHUNK))
+    left = await real.messages()
+    writer = worker.writer(ttl_s=600)
+    await writer.write(bytes(9 * CHUNK))
+    await writer.abort()
+    gone = await put(worker, bytes(4 * CHUNK), ttl_s=600)
+    worker.remove(gone.name)
+
+    async def only_the_kept_one_is_left() -> bool:
+        return await real.messages() == left
+
+    await eventually(only_the_kept_one_is_left)
+    assert await gateway.info(gone.name) is None
+    assert await get(worker, kept.name) == bytes(3 * CHUNK)
 
 
 async def test_a_store_that_is_not_there_yet_is_unavailable(real: World) -> None:
