@@ -63,6 +63,8 @@ class GatewaySettings(CommonSettings):
     """`/metrics`, `/health` and `/readyz` without a key. The n-th process of `GATEWAY_WORKERS` takes this port + n."""
     gateway_bearer_token: SecretStr | None = None
     """The bootstrap admin key. Without one, only keys that were created before work."""
+    gateway_bearer_token_file: str = ""
+    """Holds the bootstrap key where `GATEWAY_BEARER_TOKEN` is not set; made, with a random key, where it is missing."""
     gateway_workers: int = Field(default=1, ge=1, le=64)
     """Gateway processes sharing the port."""
     gateway_lame_duck_s: float = Field(default=5.0, ge=0)

@@ -3,7 +3,7 @@
 | | looked for in this order |
 |---|---|
 | URL | `--url`, `NEXUS_URL`, the stack running on the data directory, `http://127.0.0.1:8800` |
-| key | `--key`, `NEXUS_API_KEY`, `GATEWAY_BEARER_TOKEN`, the stack running on the data directory (for its own URL only) |
+| key | `--key`, `NEXUS_API_KEY`, `GATEWAY_BEARER_TOKEN`, `GATEWAY_BEARER_TOKEN_FILE`, the running stack's, for its own URL |
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, NamedTuple, Self
 
@@ -23,6 +24,7 @@ from cli.datadir import DataDir
 from cli.errors import ConsoleError, Refused, Unreachable
 
 DEFAULT_URL = "http://127.0.0.1:8800"
+KEY_FILE_VARIABLE = "GATEWAY_BEARER_TOKEN_FILE"
 CONNECT_S = 3.0
 READ_S = 30.0
 STREAM_READ_S = 300.0
@@ -54,9 +56,18 @@ def find_target(url: str | None, key: str | None, data_dir: DataDir) -> Target:
     for name in ("NEXUS_API_KEY", "GATEWAY_BEARER_TOKEN"):
         if os.environ.get(name):
             return Target(chosen, os.environ[name], f"the environment variable {name}")
+    if kept := _kept_key():
+        return Target(chosen, kept, f"the file {os.environ[KEY_FILE_VARIABLE]}")
     if state and state.url == chosen:
         return Target(chosen, state.key, str(data_dir.state_file))
     return Target(chosen)
+
+
+def _kept_key() -> str:
+    """What a gateway beside this console, in the same container or environment, has for a key."""
+    with suppress(OSError, UnicodeDecodeError):
+        return Path(os.environ.get(KEY_FILE_VARIABLE) or os.devnull).read_text().strip()
+    return ""
 
 
 class ServerSentEvent(NamedTuple):

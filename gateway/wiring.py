@@ -32,6 +32,7 @@ from gateway.batches.runner import BatchRunner
 from gateway.batches.service import Batches, longest_window_s
 from gateway.batches.tools import Tools as BatchTools
 from gateway.bodies import Budget, Reader
+from gateway.bootstrap_key import bootstrap_key
 from gateway.call import MAX_STARTS
 from gateway.deps import Parts
 from gateway.dispatch import Dispatcher
@@ -234,7 +235,7 @@ def _limits(settings: GatewaySettings) -> Limits:
 
 
 def _auth(settings: GatewaySettings, keys: KeyRing) -> tuple[Auth, Links]:
-    token = settings.gateway_bearer_token.get_secret_value() if settings.gateway_bearer_token else ""
+    token = bootstrap_key(settings)
     if not token:
         log.warning("no bootstrap key: only keys that were created before work", setting="GATEWAY_BEARER_TOKEN")
     # Where gateways have no key in common, each can check only the URLs that it signed.

@@ -1,0 +1,87 @@
+"""The bootstrap key that a file keeps."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+from pydantic import SecretStr
+
+from backbone.secret_files import Misconfigured
+from backbone.settings import GatewaySettings
+from cli.api import find_target
+from cli.datadir import DataDir
+from gateway.bootstrap_key import bootstrap_key
+
+
+def settings(file: Path | str, key: str | None = None) -> GatewaySettings:
+    return GatewaySettings(
+        _env_file=None,  # type: ignore[call-arg]
+        gateway_bearer_token=None if key is None else SecretStr(key),
+        gateway_bearer_token_file=str(file),
+    )
+
+
+def test_missing_file_is_made_once(tmp_path: Path):
+    """The first start makes a key that only its owner can read; the next start has the same."""
+    file = tmp_path / "key"
+    key = bootstrap_key(settings(file))
+    assert key.startswith("nexus-")
+    assert len(key) > 30
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert bootstrap_key(settings(file)) == key
+    assert [path.name for path in tmp_path.iterdir()] == ["key"], "nothing else is left there"
+
+
+def test_gateways_that_start_at_once_have_one_key(tmp_path: Path):
+    """Whoever makes the file first, all read the same."""
+    for turn in range(20):
+        file, together = tmp_path / f"key{turn}", Barrier(8)
+
+        def start(file: Path = file, together: Barrier = together) -> str:
+            together.wait()
+            return bootstrap_key(settings(file))
+
+        with ThreadPoolExecutor(8) as pool:
+            keys = {each.result() for each in [pool.submit(start) for _ in range(8)]}
+        assert len(keys) == 1
+        assert keys == {file.read_text().strip()}
+
+
+def test_key_that_is_set_wins(tmp_path: Path):
+    """And no file is made."""
+    assert bootstrap_key(settings(tmp_path / "key", "mine")) == "mine"
+    assert not (tmp_path / "key").exists()
+
+
+def test_empty_key_counts_as_none(tmp_path: Path):
+    """`GATEWAY_BEARER_TOKEN=` in a file of settings sets no key."""
+    assert bootstrap_key(settings(tmp_path / "key", "")).startswith("nexus-")
+    assert bootstrap_key(settings("", "")) == ""
+
+
+@pytest.mark.parametrize("kept", ["", "\n"])
+def test_empty_file_is_refused(tmp_path: Path, kept: str):
+    """An empty key would be everybody's; the setting is named."""
+    (tmp_path / "key").write_text(kept)
+    with pytest.raises(Misconfigured, match=r"GATEWAY_BEARER_TOKEN_FILE.*is empty"):
+        bootstrap_key(settings(tmp_path / "key"))
+
+
+def test_file_that_cannot_be_made_is_named(tmp_path: Path):
+    """The operator learns which setting and which path."""
+    with pytest.raises(Misconfigured, match=r"GATEWAY_BEARER_TOKEN_FILE.*gone/key.*No such file"):
+        bootstrap_key(settings(tmp_path / "gone" / "key"))
+
+
+def test_console_beside_a_gateway_uses_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`docker compose exec gateway nexus status` needs no key."""
+    for name in ("NEXUS_API_KEY", "GATEWAY_BEARER_TOKEN", "NEXUS_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GATEWAY_BEARER_TOKEN_FILE", str(tmp_path / "key"))
+    assert find_target(None, None, DataDir(tmp_path)).key == ""
+    key = bootstrap_key(settings(tmp_path / "key"))
+    assert find_target(None, None, DataDir(tmp_path)).key == key
+    assert find_target(None, "given", DataDir(tmp_path)).key == "given"
