@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from backbone.version import VERSION
-from cli import aliases, chat, console, dlq, jobs, keys, processes, services, submit, up, watch
+from cli import aliases, backup, chat, console, dlq, jobs, keys, processes, services, submit, up, watch
 from cli.errors import ConsoleError
 
 app = typer.Typer(
@@ -44,6 +44,8 @@ app.command()(console.drain)
 app.command()(chat.chat)
 app.command()(submit.submit)
 app.command()(watch.watch)
+app.command()(backup.backup)
+app.command()(backup.restore)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(dlq.app, name="dlq")
 app.add_typer(aliases.app, name="aliases")

@@ -1,0 +1,305 @@
+"""Whole streams as JetStream hands them out and takes them back: its snapshots, and what was stored after one.
+
+A snapshot is JetStream's own archive, compressed, of a stream's messages and consumers; nobody else reads it. It comes in
+chunks, each confirmed before more than a few mebibytes are under way, and goes back the same way, so that memory does not
+grow with the stream. Sequences, times and the state of consumers are what they were.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable
+from typing import Any, NamedTuple
+
+import orjson
+
+from backbone.bus.access import NatsAccess
+from backbone.bus.asking import Refused, ask, put
+from backbone.bus.notices import NOTICE
+from backbone.bus.questions import Answer, Questions
+from backbone.bus.status import parse_status
+from backbone.bus.stream_reading import StreamReader
+from backbone.bus.streams import API, STREAM_NOT_FOUND
+from backbone.bus.subjects import (
+    BLOBS_STREAM,
+    CLAIMS_STREAM,
+    DEAD_STREAM,
+    DONE_STREAM,
+    EVENTS_STREAM,
+    JOBS_STREAM,
+    backlog_stream,
+)
+from backbone.bus.wire import Wire
+from schemas.errors import Unavailable
+
+HOOKS_STREAM = backlog_stream("hooks")
+BATCHES_STREAM = backlog_stream("batches")
+STREAMS = (
+    BLOBS_STREAM,
+    BATCHES_STREAM,
+    JOBS_STREAM,
+    DONE_STREAM,
+    DEAD_STREAM,
+    HOOKS_STREAM,
+    CLAIMS_STREAM,
+    EVENTS_STREAM,
+)
+"""All of Nexus's streams."""
+
+CHUNK = 256 * 1024
+"""Bytes of a chunk on its way back; below `max_payload` by far."""
+UNDER_WAY = 4 * 1024 * 1024
+"""Bytes that NATS may send unconfirmed."""
+SILENCE_S = 30.0
+"""A transfer in which nothing moves for so long has failed."""
+SETTLE_S = 600.0
+"""For NATS to make the stream from what it was given."""
+LISTENS_S = 0.5
+"""Who does not say within this that nobody listens, has somebody who does."""
+NO_RESPONDERS = 503
+BAD = 400
+GONE = frozenset({STREAM_NOT_FOUND, 10014})
+"""There is no such stream, or no such consumer."""
+ADDED = frozenset(
+    (b"nats-stream", b"nats-subject", b"nats-sequence", b"nats-time-stamp", b"nats-num-pending", b"nats-last-sequence")
+)
+"""Headers that NATS adds to what it reads out."""
+WITHIN = 64
+"""Messages of a tail that are stored at once."""
+
+Config = dict[str, Any]
+
+
+class Taken(NamedTuple):
+    """What a snapshot is of."""
+
+    config: Config
+    state: dict[str, Any]
+
+    @property
+    def last_seq(self) -> int:
+        """Of the last message that can be in it."""
+        return int(self.state["last_seq"])
+
+
+class Piece(NamedTuple):
+    """One stored message."""
+
+    subject: str
+    headers: bytes
+    """As they were stored, or none."""
+    data: bytes
+
+
+class Snapshots:
+    """One connection for taking and restoring snapshots, one at a time. All calls raise Unavailable, and Refused with
+    what JetStream says.
+    """
+
+    def __init__(self, server: NatsAccess | str, name: str = "backup") -> None:
+        self._wire = Wire(server, name, on_reconnect=self._reconnected)
+        self._questions = Questions(self._wire)
+        self._arrived: asyncio.Queue[tuple[bytes, bytes, bytes] | None] = asyncio.Queue()
+
+    async def start(self) -> None:
+        """Connect."""
+        await self._wire.connect()
+        await self._questions.start()
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._wire.close()
+        self._questions.close()
+
+    @property
+    def server_version(self) -> str:
+        """Of the server that this is connected to."""
+        version = self._wire.client.connected_server_version
+        return f"{version.major}.{version.minor}.{version.patch}"
+
+    async def _reconnected(self) -> None:
+        self._questions.forget_lost()
+        self._arrived.put_nowait(None)
+
+    # What is there
+
+    async def state(self, stream: str) -> dict[str, Any] | None:
+        """A stream's state; None: there is no such stream."""
+        try:
+            found: dict[str, Any] = (await self._call(f"STREAM.INFO.{stream}"))["state"]
+        except Refused as refusal:
+            if refusal.code in GONE:
+                return None
+            raise
+        return found
+
+    async def gateways_listen(self) -> bool:
+        """Whether gateways run: they hear notices. What this one says, look at the keys, changes nothing."""
+        try:
+            async with asyncio.timeout(LISTENS_S):
+                answers = await self._questions.ask(f"{NOTICE}.keys".encode(), b"")
+        except TimeoutError:
+            return True
+        return answers is None or _code(answers[0]) != NO_RESPONDERS
+
+    # Taking
+
+    async def take(self, stream: str, write: Callable[[bytes], object], *, consumers: bool = True) -> Taken | None:
+        """Give a snapshot to `write`, piece by piece; None: there is no such stream. Messages that are removed while it is
+        taken may be in it or not.
+        """
+        self._arrived = asyncio.Queue()
+        inbox = self._wire.new_inbox()
+        sid = await self._wire.subscribe(inbox, self._on_chunk)
+        wanted = {
+            "deliver_subject": inbox,
+            "no_consumers": not consumers,
+            "chunk_size": CHUNK,
+            "window_size": UNDER_WAY,
+        }
+        try:
+            said = await self._once(f"STREAM.SNAPSHOT.{stream}", wanted, SILENCE_S)
+            await self._receive(stream, write)
+        except Refused as refusal:
+            if refusal.code in GONE:
+                return None
+            raise
+        finally:
+            self._wire.drop(sid)
+        return Taken(said["config"], said["state"])
+
+    def _on_chunk(self, _subject: bytes, reply: bytes, headers: bytes, data: bytes) -> None:
+        self._arrived.put_nowait((reply, headers, data))
+
+    async def _receive(self, stream: str, write: Callable[[bytes], object]) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(SILENCE_S):
+                    chunk = await self._arrived.get()
+            except TimeoutError:
+                raise Unavailable(f"NATS sent nothing of {stream} for {SILENCE_S:g} s") from None
+            if chunk is None:
+                raise Unavailable(f"the connection to NATS was lost in the middle of {stream}")
+            reply, headers, data = chunk
+            if data:
+                write(data)
+                if reply:
+                    self._wire.publish(reply, b"")
+                continue
+            status = parse_status(headers) if headers else None
+            if status is not None and status.code >= BAD:
+                raise Unavailable(f"NATS gave up the snapshot of {stream}: {status.code} {status.text}")
+            return
+
+    async def tail(self, stream: str, after: int) -> AsyncGenerator[Piece, None]:
+        """What was stored behind the sequence `after`, and is still there."""
+        reader = StreamReader(self._questions, stream, replicated=True)
+        left: int | None = None
+        while left != 0:
+            found, left = await reader.batch(after + 1)
+            if not found:
+                return
+            for message in found:
+                yield Piece(message.subject, _own(message.headers), message.data)
+            after = found[-1].seq
+
+    # Restoring
+
+    async def restore(self, stream: str, taken: Taken, chunks: Iterable[bytes]) -> dict[str, Any]:
+        """Make the stream from a snapshot; its state. There must be none of that name. `taken.config` may differ from what
+        was taken, as in its number of replicas.
+        """
+        said = await self._once(f"STREAM.RESTORE.{stream}", {"config": taken.config, "state": taken.state}, SILENCE_S)
+        where = said["deliver_subject"].encode()
+        for chunk in chunks:
+            answer = await self._reply(where, chunk, SILENCE_S)
+            if answer.data:
+                _checked(answer)
+            if _code(answer) == NO_RESPONDERS:
+                raise Unavailable(f"NATS gave up restoring {stream}; its log says why")
+        _checked(await self._reply(where, b"", SETTLE_S))
+        state = await self.state(stream)
+        if state is None:
+            raise Unavailable(f"NATS has restored {stream}, and has lost it again")
+        return state
+
+    async def append(self, pieces: Iterable[Piece]) -> int:
+        """Store messages again, behind what is there; how many."""
+        count = 0
+        for batch in _batches(pieces, WITHIN):
+            await asyncio.gather(*(self._append(piece) for piece in batch))
+            count += len(batch)
+        return count
+
+    async def _append(self, piece: Piece) -> None:
+        await put(self._questions, piece.subject.encode(), piece.data, piece.headers)
+
+    async def drop_consumers_ahead(self, stream: str, last_seq: int) -> list[str]:
+        """Delete consumers that believe to have seen more than there is, and would not see what comes: servers before
+        2.15 read consumers after messages. Their names; gateways make them again.
+        """
+        listed = await self._call(f"CONSUMER.LIST.{stream}", {"offset": 0})
+        ahead = [one["name"] for one in listed["consumers"] or () if one["delivered"]["stream_seq"] > last_seq]
+        for name in ahead:
+            await self._call(f"CONSUMER.DELETE.{stream}.{name}")
+        return ahead
+
+    async def delete(self, stream: str) -> None:
+        """Delete a stream, if it is there."""
+        try:
+            await self._call(f"STREAM.DELETE.{stream}")
+        except Refused as refusal:
+            if refusal.code not in GONE:
+                raise
+
+    # Asking
+
+    async def _call(self, subject: str, body: Any = None) -> dict[str, Any]:
+        """A call that may be carried out twice."""
+        payload = b"" if body is None else orjson.dumps(body)
+        return _checked((await ask(self._questions, f"{API}.{subject}".encode(), payload))[0])
+
+    async def _once(self, subject: str, body: Any, timeout_s: float) -> dict[str, Any]:
+        return _checked(await self._reply(f"{API}.{subject}".encode(), orjson.dumps(body), timeout_s))
+
+    async def _reply(self, subject: bytes, payload: bytes, timeout_s: float) -> Answer:
+        try:
+            async with asyncio.timeout(timeout_s):
+                answers = await self._questions.ask(subject, payload)
+        except TimeoutError:
+            raise Unavailable(f"NATS did not answer within {timeout_s:g} s") from None
+        if answers is None:
+            raise Unavailable("the connection to NATS was lost")
+        return answers[0]
+
+
+def _checked(answer: Answer) -> dict[str, Any]:
+    if _code(answer) == NO_RESPONDERS:
+        raise Unavailable("NATS JetStream does not answer: is it enabled, and may this user ask it?")
+    said: dict[str, Any] = orjson.loads(answer.data)
+    if said.get("error") is not None:
+        raise Refused(said["error"])
+    return said
+
+
+def _code(answer: Answer) -> int | None:
+    status = answer.status
+    return None if status is None else status.code
+
+
+def _own(headers: bytes) -> bytes:
+    """Without those that NATS added."""
+    lines = headers.strip().split(b"\r\n")[1:]
+    own = [line for line in lines if line.partition(b":")[0].lower() not in ADDED]
+    return b"\r\n".join((b"NATS/1.0", *own, b"", b"")) if own else b""
+
+
+def _batches(pieces: Iterable[Piece], size: int) -> Iterable[list[Piece]]:
+    batch: list[Piece] = []
+    for piece in pieces:
+        batch.append(piece)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

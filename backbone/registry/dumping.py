@@ -1,0 +1,39 @@
+"""What is kept in etcd, as against what stands there under leases: aliases, service records, the catalogue of models."""
+
+from __future__ import annotations
+
+from backbone.registry.keys import Keys
+from backbone.registry.link import EtcdLink
+
+
+class RegistryDump:
+    """Reads and writes keys under one prefix, by what follows it. Raises Unavailable. The link is its owner's to open and close."""
+
+    def __init__(self, link: EtcdLink, prefix: str) -> None:
+        self._link = link
+        self._keys = Keys(prefix)
+
+    async def workers(self) -> list[str]:
+        """The keys of workers that are there."""
+        entries, _ = await self._link.listing(self._keys.workers)
+        return [entry.key.removeprefix(self._keys.workers) for entry in entries]
+
+    async def read(self) -> dict[str, bytes]:
+        """All keys without a lease, less the prefix."""
+        entries, _ = await self._link.listing(self._keys.prefix)
+        return {entry.key.removeprefix(self._keys.prefix): entry.value for entry in entries if not entry.lease}
+
+    async def operators_keys(self) -> list[str]:
+        """Aliases and service records; models are entered by whoever serves them."""
+        ours = (self._keys.aliases, self._keys.services)
+        return [key for key in await self.read() if f"{self._keys.prefix}{key}".startswith(ours)]
+
+    async def write(self, values: dict[str, bytes]) -> None:
+        """Enter keys, over those that are there."""
+        for key, value in values.items():
+            await self._link.put(self._keys.prefix + key, value)
+
+    async def clear(self) -> None:
+        """Delete aliases and service records."""
+        for key in await self.operators_keys():
+            await self._link.delete(self._keys.prefix + key)

@@ -1,0 +1,173 @@
+"""All that Nexus has in Redis, as lines of JSON, and back.
+
+Values, not Redis's own DUMP, which only a server of the same make and version takes back. What follows from the records is
+left out, and made anew from them: leases, which mean nothing to other servers; what is counted for a key; timers, which all
+run out at once, so that gateways look at each job that had not ended, and find the words that the records do not know yet.
+
+SCAN gives no moment in time. So what refers to others is read before them: batches before the files they made; and lists
+last, since what is not listed is not found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from collections.abc import AsyncGenerator, Iterable
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+
+from backbone.store import redis_keys as keys
+from backbone.store.redis import RedisStore
+from schemas.jobs import TERMINAL, JobRecord
+
+ALL = "nexus:*"
+BATCHES = b"nexus:doc:batch:"
+LISTS = (b"nexus:docs:", b"nexus:jobs:")
+MADE_ANEW = (b"nexus:lease:", keys.TIMERS.encode(), b"nexus:queued:", b"nexus:running:")
+SCAN = 500
+AT_ONCE = 64
+"""Values that are in memory at once; members of a list that are one line."""
+NEVER = -1
+"""What Redis says of a key that does not expire."""
+FOREVER_MS = 366 * 86_400_000
+
+Line = dict[str, Any]
+
+
+class RedisDump:
+    """Reads and writes through a store's connection. Raises Unavailable."""
+
+    def __init__(self, store: RedisStore) -> None:
+        self._connection = store.connection
+
+    async def holds(self) -> bool:
+        """Whether anything of Nexus is there."""
+        async for _ in self._names(ALL):
+            return True
+        return False
+
+    async def clear(self) -> None:
+        """Delete everything of Nexus."""
+        async for batch in self._names(ALL):
+            await self._ask("UNLINK", *batch)
+
+    # Reading
+
+    async def lines(self) -> AsyncGenerator[bytes, None]:
+        """One line a key, or several of a long list. What is written meanwhile may be in it or not."""
+        async for names in self._names(f"{BATCHES.decode()}*"):
+            async for line in self._lines_of(names):
+                yield line
+        late = (BATCHES, *LISTS, *MADE_ANEW)
+        async for names in self._names(ALL):
+            async for line in self._lines_of([name for name in names if not name.startswith(late)]):
+                yield line
+        for prefix in LISTS:
+            async for names in self._names(f"{prefix.decode()}*"):
+                async for line in self._lines_of(names):
+                    yield line
+
+    async def _names(self, pattern: str) -> AsyncGenerator[list[bytes], None]:
+        cursor: bytes | str = "0"
+        while True:
+            cursor, names = await self._ask("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN)
+            if names:
+                yield names
+            if int(cursor) == 0:
+                return
+
+    async def _lines_of(self, names: list[bytes]) -> AsyncGenerator[bytes, None]:
+        for start in range(0, len(names), AT_ONCE):
+            batch = names[start : start + AT_ONCE]
+            kinds = await asyncio.gather(*(self._ask("TYPE", name) for name in batch))
+            expiries = await asyncio.gather(*(self._ask("PEXPIRETIME", name) for name in batch))
+            strings = [name for name, kind in zip(batch, kinds, strict=True) if kind == b"string"]
+            values = await asyncio.gather(*(self._ask("GET", name) for name in strings))
+            found = dict(zip(strings, values, strict=True))
+            for name, kind, expires in zip(batch, kinds, expiries, strict=True):
+                head: Line = {"key": _text(name), "expires": None if expires == NEVER else expires}
+                if found.get(name) is not None:
+                    yield orjson.dumps(head | {"value": _text(found[name])})
+                elif kind == b"zset":
+                    async for members in self._members(name):
+                        yield orjson.dumps(head | {"members": members})
+                elif kind not in {b"string", b"none"}:
+                    dump = await self._ask("DUMP", name)
+                    if dump is not None:
+                        yield orjson.dumps(head | {"dump": base64.b64encode(dump).decode()})
+
+    async def _members(self, name: bytes) -> AsyncGenerator[list[Any], None]:
+        cursor: bytes | str = "0"
+        while True:
+            cursor, found = await self._ask("ZSCAN", name, cursor, "COUNT", SCAN)
+            if found:
+                yield [[_text(member), score] for member, score in found]
+            if int(cursor) == 0:
+                return
+
+    # Writing
+
+    async def load(self, lines: Iterable[bytes]) -> int:
+        """Write what `lines` gave, less what has expired meanwhile; how many lines that was. It may be done twice."""
+        now_ms, count = int(time.time() * 1000), 0
+        batch: list[asyncio.Task[None]] = []
+        for raw in lines:
+            line = orjson.loads(raw)
+            if line["expires"] is not None and line["expires"] <= now_ms:
+                continue
+            count += 1
+            batch.append(asyncio.create_task(self._write(line, now_ms)))
+            if len(batch) == AT_ONCE:
+                await asyncio.gather(*batch)
+                batch = []
+        await asyncio.gather(*batch)
+        return count
+
+    async def _write(self, line: Line, now_ms: int) -> None:
+        key, expires = _bytes(line["key"]), line["expires"]
+        if "value" in line:
+            value = _bytes(line["value"])
+            await self._ask("SET", key, value, *(() if expires is None else ("PXAT", expires)))
+            if key.startswith(keys.JOB.encode()):
+                await self._count(value, expires or now_ms + FOREVER_MS, now_ms)
+            return
+        if "members" in line:
+            flat = [part for member, score in line["members"] for part in (score, _bytes(member))]
+            await self._ask("ZADD", key, *flat)
+            if expires is not None:
+                await self._ask("PEXPIREAT", key, expires)
+            return
+        await self._ask("RESTORE", key, expires or 0, base64.b64decode(line["dump"]), "REPLACE", "ABSTTL")
+
+    async def _count(self, value: bytes, expires: int, now_ms: int) -> None:
+        """What stands beside the record of a job that has not ended."""
+        try:
+            record = JobRecord.model_validate_json(value)
+        except ValidationError:
+            return
+        if record.status in TERMINAL:
+            return
+        member, counted = keys.member(record.owner, record.id), keys.counted_in(record)
+        await self._ask("ZADD", keys.TIMERS, now_ms, member)
+        await self._ask("ZADD", counted, expires, member)
+        await self._ask("PEXPIREAT", counted, expires, "NX")
+        await self._ask("PEXPIREAT", counted, expires, "GT")
+
+    async def _ask(self, *command: str | bytes | float) -> Any:
+        return await self._connection.call(lambda: self._connection.ask(*command))
+
+
+def _text(raw: bytes) -> Any:
+    """Readable where it is text."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return {"b64": base64.b64encode(raw).decode()}
+
+
+def _bytes(text: Any) -> bytes:
+    return text.encode() if isinstance(text, str) else base64.b64decode(text["b64"])
+

@@ -1,0 +1,179 @@
+"""`nexus backup` and `nexus restore`: all that etcd, NATS and Redis hold of a Nexus, into a folder and back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Coroutine
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from cli import options
+from cli.backup_folder import Manifest, Tell, read_manifest, shown_size, verify
+from cli.errors import ConsoleError
+from cli.processes import EtcdUrl, NatsUrl, RedisUrl, read_settings, set_environment
+
+if TYPE_CHECKING:
+    from backbone.settings import CommonSettings
+    from cli.backup_restoring import Restored
+
+T = TypeVar("T")
+Only = Annotated[
+    str, typer.Option("--only", metavar="PARTS", help="Some of etcd, redis, streams, separated by commas; default all.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+INTERRUPTED = 130
+
+
+def backup(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make; it must not be there.")],
+    *,
+    check: Annotated[
+        bool, typer.Option("--verify", help="Take no backup: compare the files of the one in DIR with its manifest.")
+    ] = False,
+    only: Only = "",
+    nats_url: NatsUrl = None,
+    etcd_url: EtcdUrl = None,
+    redis_url: RedisUrl = None,
+    as_json: options.Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Save aliases, services, jobs, results, files, keys and all else into a folder, while everything goes on.
+
+    Settings are those of a gateway: NATS_URL, ETCD_URL, REDIS_URL and their credentials, from the environment or .env.
+    The folder holds prompts, answers and secrets in the open: keep it as safe as the servers themselves.
+    """
+    tell = _teller(as_json=as_json, quiet=quiet)
+    if check:
+        manifest = read_manifest(folder)
+        verify(folder, manifest.parts, tell)
+        _show(manifest, "whole", as_json=as_json, quiet=quiet)
+        return
+    from cli.backup_servers import chosen
+
+    kinds = chosen(only)
+    settings = _settings(nats_url, etcd_url, redis_url)
+    began = time.monotonic()
+    manifest = _run(_backup(settings, folder, kinds, tell), "nothing was kept")
+    _show(manifest, f"taken in {time.monotonic() - began:.1f} s", as_json=as_json, quiet=quiet)
+
+
+def restore(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `nexus backup` made.")],
+    *,
+    force: Annotated[
+        bool, typer.Option("--force", help="Delete what is there first: these servers' jobs, results and keys.")
+    ] = False,
+    replicas: Annotated[
+        int | None,
+        typer.Option("--replicas", min=1, max=5, help="Of the streams; default as they were. See STREAM_REPLICAS."),
+    ] = None,
+    only: Only = "",
+    nats_url: NatsUrl = None,
+    etcd_url: EtcdUrl = None,
+    redis_url: RedisUrl = None,
+    as_json: options.Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a backup into servers that hold nothing. Gateways and workers are stopped meanwhile, and started afterwards."""
+    from cli.backup_servers import chosen
+
+    tell = _teller(as_json=as_json, quiet=quiet)
+    kinds = chosen(only)
+    manifest = read_manifest(folder)
+    parts = [part for part in manifest.parts if part.kind in kinds]
+    if not parts:
+        raise ConsoleError(f"{folder} holds nothing of {', '.join(sorted(kinds))}")
+    verify(folder, parts, tell)
+    settings = _settings(nats_url, etcd_url, redis_url)
+    left = "the servers hold a part of the backup: restore it again, with --force"
+    restored = _run(_restore(settings, folder, manifest, kinds, force=force, replicas=replicas, tell=tell), left)
+    for warning in restored.warnings:
+        print(f"nexus: {warning}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(asdict(restored)))
+    elif not quiet:
+        print(f"Restored {folder}, as it was at {manifest.began_at}. Start gateways and workers now.")
+
+
+async def _backup(settings: CommonSettings, folder: Path, kinds: frozenset[str], tell: Tell) -> Manifest:
+    from cli.backup_servers import opened
+    from cli.backup_taking import Backup
+
+    async with opened(settings) as servers:
+        return await Backup(servers, kinds, tell).into(folder)
+
+
+async def _restore(
+    settings: CommonSettings,
+    folder: Path,
+    manifest: Manifest,
+    kinds: frozenset[str],
+    *,
+    force: bool,
+    replicas: int | None,
+    tell: Tell,
+) -> Restored:
+    from cli.backup_restoring import Restore
+    from cli.backup_servers import opened, told_plainly
+
+    async with opened(settings) as servers:
+        work = Restore(servers, folder, manifest, kinds, tell)
+        await work.check(force=force)
+        try:
+            with told_plainly():
+                return await work.run(replicas)
+        except ConsoleError as error:
+            raise ConsoleError(
+                f"{error}\nThe servers hold a part of the backup now. Mend the cause, and restore it again with --force."
+            ) from error
+
+
+def _run(work: Coroutine[Any, Any, T], left: str) -> T:
+    """To its end, or until SIGTERM or Ctrl-C, after which everything is cleared up."""
+
+    async def run() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
+    try:
+        return asyncio.run(run())
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        raise ConsoleError(f"interrupted; {left}", exit_code=INTERRUPTED) from None
+
+
+def _settings(nats_url: str | None, etcd_url: str | None, redis_url: str | None) -> CommonSettings:
+    from backbone.logging import configure_logging
+    from backbone.settings import CommonSettings
+
+    set_environment({"NATS_URL": nats_url, "ETCD_URL": etcd_url, "REDIS_URL": redis_url})
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    configure_logging("console", "error")
+    return read_settings(CommonSettings)
+
+
+def _teller(*, as_json: bool, quiet: bool) -> Tell:
+    def tell(line: str) -> None:
+        if not quiet:
+            print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+    return tell
+
+
+def _show(manifest: Manifest, how: str, *, as_json: bool, quiet: bool) -> None:
+    if as_json:
+        said = asdict(manifest)
+        for part in said["parts"]:
+            del part["about"]
+        print(json.dumps(said | {"bytes": manifest.size}))
+    elif not quiet:
+        print(f"{len(manifest.parts)} parts, {shown_size(manifest.size)}: {how}")

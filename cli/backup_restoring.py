@@ -1,0 +1,122 @@
+"""Restoring a backup into servers that hold nothing, while no gateway and no worker runs.
+
+Gateways do the rest when they start: they make the queues' consumers, look at each job that had not ended, and answer GONE
+for those whose word says that they had (docs/adr/0028).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from backbone.bus.snapshots import STREAMS, Piece, Taken
+from cli.backup_folder import Manifest, Part, Tell, chunks_of, lines_of, read_exactly
+from cli.backup_servers import Servers
+from cli.errors import ConsoleError
+
+
+@dataclass(slots=True)
+class Restored:
+    """What became of it."""
+
+    items: dict[str, int] = field(default_factory=dict)
+    """By part: keys, lines or messages that are there now."""
+    warnings: list[str] = field(default_factory=list)
+
+
+class Restore:
+    """One restore. Raises ConsoleError, NexusError and Refused."""
+
+    def __init__(self, servers: Servers, source: Path, manifest: Manifest, kinds: frozenset[str], tell: Tell) -> None:
+        self._servers = servers
+        self._source = source
+        self._parts = [part for part in manifest.parts if part.kind in kinds]
+        self._kinds = kinds
+        self._tell = tell
+        self.restored = Restored()
+
+    async def check(self, *, force: bool) -> None:
+        """Nobody runs, and nothing is there that `force` does not give up. Raises ConsoleError."""
+        if running := await self._running():
+            raise ConsoleError(
+                f"{' and '.join(running)} still there: stop all gateways and workers, and restore then. "
+                "Gateways would fill the streams while they are restored; workers that died are gone when their "
+                "leases are (WORKER_LEASE_S)."
+            )
+        if not force and (held := await self._held()):
+            raise ConsoleError(
+                "these servers hold data already: "
+                + ", ".join(held)
+                + "\nRestore into empty ones, or replace what is there with --force."
+            )
+
+    async def _running(self) -> list[str]:
+        found = []
+        if self._kinds & {"redis", "streams"}:
+            if await self._servers.streams.gateways_listen():
+                found.append("gateways are")
+            if workers := await self._servers.registry.workers():
+                found.append(f"{len(workers)} worker{'s are' if len(workers) > 1 else ' is'}")
+        return found
+
+    async def _held(self) -> list[str]:
+        held = []
+        if "etcd" in self._kinds and (keys := await self._servers.registry.operators_keys()):
+            held.append(f"etcd ({len(keys)} aliases and services)")
+        if "redis" in self._kinds and await self._servers.redis.holds():
+            held.append("Redis")
+        if "streams" in self._kinds:
+            for name in STREAMS:
+                state = await self._servers.streams.state(name)
+                if state is not None and state["messages"]:
+                    held.append(f"{name} ({state['messages']:,} messages)")
+        return held
+
+    async def run(self, replicas: int | None) -> Restored:
+        """Replace what is there."""
+        if "streams" in self._kinds:
+            for name in STREAMS:
+                await self._servers.streams.delete(name)
+        if "redis" in self._kinds:
+            await self._servers.redis.clear()
+        if "etcd" in self._kinds:
+            await self._servers.registry.clear()
+        for part in sorted(self._parts, key=lambda part: part.name.endswith("+")):
+            count = await self._one(part, replicas)
+            self.restored.items[part.name] = count
+            self._tell(f"{part.name:<22} {count:>9,} of {part.items:,} items")
+        return self.restored
+
+    async def _one(self, part: Part, replicas: int | None) -> int:
+        path = self._source / part.file
+        if part.name == "etcd":
+            values = dict(json.loads(line) for line in lines_of(path))
+            await self._servers.registry.write({key: text.encode("latin-1") for key, text in values.items()})
+            return len(values)
+        if part.name == "redis":
+            return await self._servers.redis.load(lines_of(path))
+        if part.name.endswith("+"):
+            return await self._servers.streams.append(_pieces(path))
+        return await self._stream(part, path, replicas)
+
+    async def _stream(self, part: Part, path: Path, replicas: int | None) -> int:
+        config = dict(part.about["config"])
+        if replicas is not None:
+            config["num_replicas"] = replicas
+        streams = self._servers.streams
+        state = await streams.restore(part.name, Taken(config, part.about["state"]), chunks_of(path))
+        ahead = await streams.drop_consumers_ahead(part.name, int(state["last_seq"]))
+        if ahead:
+            self.restored.warnings.append(
+                f"{part.name}: what {', '.join(ahead)} had done is not known for certain, and is done again"
+            )
+        return int(state["messages"])
+
+
+def _pieces(path: Path) -> Iterator[Piece]:
+    with path.open("rb") as file:
+        while line := file.readline():
+            subject, headers, data = json.loads(line)
+            yield Piece(subject, read_exactly(file, headers), read_exactly(file, data))

@@ -1,0 +1,75 @@
+"""The three servers as backups use them: opened together, by the settings that gateways read."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+from backbone.bus.access import nats_access
+from backbone.bus.asking import Refused
+from backbone.bus.snapshots import Snapshots
+from backbone.registry.access import etcd_access
+from backbone.registry.dumping import RegistryDump
+from backbone.registry.link import EtcdLink
+from backbone.secret_files import Misconfigured
+from backbone.settings import CommonSettings
+from backbone.store.access import redis_access
+from backbone.store.dumping import RedisDump
+from backbone.store.redis import RedisStore
+from cli.errors import ConsoleError
+from schemas.errors import NexusError
+
+ALL_KINDS = ("etcd", "redis", "streams")
+REDIS_S = 30.0
+"""For one command: more than gateways have, since nobody waits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """What is read and written."""
+
+    streams: Snapshots
+    redis: RedisDump
+    registry: RegistryDump
+
+
+@asynccontextmanager
+async def opened(settings: CommonSettings) -> AsyncIterator[Servers]:
+    """All three, which must answer. Raises ConsoleError."""
+    with told_plainly():
+        streams = Snapshots(nats_access(settings))
+        store = RedisStore(redis_access(settings), timeout_s=REDIS_S, rest_s=0)
+        etcd = etcd_access(settings)
+        link = EtcdLink(etcd.url, probe_key=settings.etcd_prefix, tls=etcd.tls, login=etcd.login)
+        try:
+            await streams.start()
+            await store.ping()
+            await link.open()
+            await link.ping()
+            yield Servers(streams, RedisDump(store), RegistryDump(link, settings.etcd_prefix))
+        finally:
+            await streams.close()
+            await store.close()
+            await link.close()
+
+
+@contextmanager
+def told_plainly() -> Iterator[None]:
+    """What the servers refuse, as a message for the user."""
+    try:
+        yield
+    except NexusError as error:
+        raise ConsoleError(error.info.message) from error
+    except Refused as error:
+        raise ConsoleError(f"NATS refuses: {error}") from error
+    except (Misconfigured, ValueError) as error:
+        raise ConsoleError(str(error)) from error
+
+
+def chosen(only: str) -> frozenset[str]:
+    """The kinds of parts that `--only` names; empty: all. Raises ConsoleError."""
+    kinds = frozenset(filter(None, (part.strip() for part in only.split(",")))) or frozenset(ALL_KINDS)
+    if unknown := kinds - set(ALL_KINDS):
+        raise ConsoleError(f"--only knows {', '.join(ALL_KINDS)}, not {', '.join(sorted(unknown))}", exit_code=2)
+    return kinds
