@@ -14,7 +14,6 @@ import json
 import os
 import random
 import socket
-import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -22,11 +21,10 @@ from typing import Any, Self
 
 import httpx
 
-from cli.embedded.process import ManagedProcess
-from cli.embedded.servers import EtcdServer, NatsServer, RedisServer
+from tests.servers import Process, Server, Source, local_environment
+from tests.servers import source as chosen
 
 KEY = "sk-test-key"
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def _ports() -> Iterator[int]:
@@ -151,17 +149,18 @@ class Recorded:
 
 
 class Cluster:
-    """NATS, etcd and Redis of its own, and any number of gateways and workers."""
+    """NATS, etcd and Redis of its own, and any number of gateways and workers, from wherever `--servers` says."""
 
-    def __init__(self, folder: Path, **settings: str) -> None:
+    def __init__(self, folder: Path, *, source: Source | None = None, **settings: str) -> None:
         self.folder = folder
         self.settings = settings
         """Environment variables for every gateway and worker."""
-        self.nats = NatsServer(folder / "nats")
-        self.etcd = EtcdServer(folder / "etcd")
-        self.redis = RedisServer(folder / "redis")
-        self.gateways: list[ManagedProcess] = []
-        self.workers: dict[str, ManagedProcess] = {}
+        self.source = source or chosen()
+        self.nats = self.source.nats(folder / "nats")
+        self.etcd = self.source.etcd(folder / "etcd")
+        self.redis = self.source.redis(folder / "redis")
+        self.gateways: list[Process] = []
+        self.workers: dict[str, Process] = {}
         self.urls: list[str] = []
         self.observability_url = ""
         self._recorded: list[Recorded] = []
@@ -180,30 +179,25 @@ class Cluster:
         for process in [*self.workers.values(), *self.gateways]:
             process.resume()
         await asyncio.gather(*(p.stop() for p in [*self.workers.values(), *self.gateways]))
-        for server in (self.nats, self.etcd, self.redis):
-            server.resume()
-        await asyncio.gather(self.nats.stop(), self.etcd.stop(), self.redis.stop())
+        await self.source.release(self.nats, self.etcd, self.redis)
 
     def environment(self, **settings: str) -> dict[str, str]:
-        """What a gateway or worker of this cluster is configured by."""
-        plain = {name: value for name, value in os.environ.items() if not name.startswith(("WORKER_", "GATEWAY_"))}
-        return plain | {
-            "NATS_URL": self.nats.url,
-            "ETCD_URL": self.etcd.url,
-            "REDIS_URL": self.redis.url,
-            "GATEWAY_BEARER_TOKEN": KEY,
-            "GATEWAY_LAME_DUCK_S": "0",  # no load balancer turns away
-            "PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))),
-            **self.settings,
-            **settings,
-        }
+        """What a process of this machine that belongs to this cluster is configured by."""
+        return local_environment({name: server.url for name, server in self._servers().items()} | self._with(settings))
+
+    def _servers(self) -> dict[str, Server]:
+        return {"NATS_URL": self.nats, "ETCD_URL": self.etcd, "REDIS_URL": self.redis}
+
+    def _with(self, settings: dict[str, str]) -> dict[str, str]:
+        # No load balancer has to turn away from a gateway that stops.
+        return {"GATEWAY_BEARER_TOKEN": KEY, "GATEWAY_LAME_DUCK_S": "0"} | self.settings | settings
 
     @property
     def url(self) -> str:
         """The first gateway's."""
         return self.urls[0]
 
-    async def start_gateway(self, **settings: str) -> ManagedProcess:
+    async def start_gateway(self, **settings: str) -> Process:
         """One more gateway, ready."""
         port, side = free_port(), free_port()
         settings = {"GATEWAY_PORT": str(port), "OBSERVABILITY_PORT": str(side)} | settings
@@ -215,13 +209,8 @@ class Cluster:
             except httpx.HTTPError:
                 return False
 
-        process = ManagedProcess(
-            f"gateway-{len(self.gateways)}",
-            [sys.executable, "-m", "gateway"],
-            log_file=self.folder / f"gateway-{len(self.gateways)}.log",
-            env=self.environment(**settings),
-            ready=ready,
-        )
+        name = f"gateway-{len(self.gateways)}"
+        process = self.source.part("gateway", name, self.folder, self._servers(), self._with(settings), ready)
         await process.start()
         self.gateways.append(process)
         self.urls.append(url)
@@ -233,12 +222,8 @@ class Cluster:
     ) -> str:
         """One more worker; with `wait`, seen `ready` by the first gateway. Returns its id."""
         name = name or f"w{len(self.workers) + 1}"
-        process = ManagedProcess(
-            name,
-            [sys.executable, "-m", "workers"],
-            log_file=self.folder / f"worker-{name}.log",
-            env=self.environment(WORKER_BACKEND=backend, WORKER_NAME=name, **settings),
-        )
+        settings = {"WORKER_BACKEND": backend, "WORKER_NAME": name} | settings
+        process = self.source.part("worker", name, self.folder, self._servers(), self._with(settings))
         await process.start()
         self.workers[name] = process
         if wait:
@@ -319,7 +304,7 @@ class Cluster:
         """The last lines of every process, for a failing test's message."""
         return "\n".join(f"--- {p.name}\n{p.tail(15)}" for p in [*self.gateways, *self.workers.values()])
 
-    def log_events(self, process: ManagedProcess) -> list[dict[str, Any]]:
+    def log_events(self, process: Process) -> list[dict[str, Any]]:
         """A process's JSON log lines."""
         lines = Path(process.log_file).read_text().splitlines() if process.log_file else []
         return [json.loads(line) for line in lines if line.startswith("{")]

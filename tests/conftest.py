@@ -25,19 +25,27 @@ from typing import Any, TypeVar
 import pytest
 
 from cli.embedded.binaries import BinaryMissing
-from cli.embedded.servers import EmbeddedServer, EtcdServer, NatsServer, RedisServer
+from tests.servers import Server, Source, Unusable, choose, source
 
 T = TypeVar("T")
-ServerType = TypeVar("ServerType", bound=EmbeddedServer)
 
 
-def pytest_configure() -> None:
-    """What chance decides is the same in every process of one run: xdist's workers inherit it."""
-    os.environ.setdefault("NEXUS_TEST_LUCK", str(random.SystemRandom().randrange(10**9)))
+SOURCES = ["embedded", "containers", "external"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--servers", choices=["embedded"], default="embedded", help="where NATS, etcd and Redis come from")
+    parser.addoption(
+        "--servers", choices=SOURCES, default="embedded", help="what NATS, etcd, Redis and Nexus's parts are"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What chance decides is the same in every process of one run: xdist's workers inherit it."""
+    os.environ.setdefault("NEXUS_TEST_LUCK", str(random.SystemRandom().randrange(10**9)))
+    try:
+        choose(config.getoption("--servers"))
+    except Unusable as error:
+        raise pytest.UsageError(str(error)) from error
 
 
 def run_sync(work: Coroutine[Any, Any, T]) -> T:
@@ -49,7 +57,7 @@ def run_sync(work: Coroutine[Any, Any, T]) -> T:
         loop.close()
 
 
-def running(server: ServerType) -> Iterator[ServerType]:
+def running(server: Server) -> Iterator[Server]:
     """Start `server` for a fixture, and stop it afterwards, whatever the test did to it."""
     try:
         run_sync(server.start())
@@ -58,7 +66,13 @@ def running(server: ServerType) -> Iterator[ServerType]:
     try:
         yield server
     finally:
-        run_sync(server.stop())
+        run_sync(source().release(server))
+
+
+@pytest.fixture(scope="session")
+def servers() -> Source:
+    """Where this run's servers come from: `--servers`."""
+    return source()
 
 
 @pytest.fixture(scope="session")
@@ -67,48 +81,48 @@ def servers_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def nats_server(servers_dir: Path) -> Iterator[NatsServer]:
-    yield from running(NatsServer(servers_dir / "nats"))
+def nats_server(servers: Source, servers_dir: Path) -> Iterator[Server]:
+    yield from running(servers.nats(servers_dir / "nats"))
 
 
 @pytest.fixture(scope="session")
-def etcd_server(servers_dir: Path) -> Iterator[EtcdServer]:
-    yield from running(EtcdServer(servers_dir / "etcd"))
+def etcd_server(servers: Source, servers_dir: Path) -> Iterator[Server]:
+    yield from running(servers.etcd(servers_dir / "etcd"))
 
 
 @pytest.fixture(scope="session")
-def redis_server(servers_dir: Path) -> Iterator[RedisServer]:
-    yield from running(RedisServer(servers_dir / "redis"))
+def redis_server(servers: Source, servers_dir: Path) -> Iterator[Server]:
+    yield from running(servers.redis(servers_dir / "redis"))
 
 
 @pytest.fixture(scope="session")
-def nats_url(nats_server: NatsServer) -> str:
+def nats_url(nats_server: Server) -> str:
     return nats_server.url
 
 
 @pytest.fixture(scope="session")
-def etcd_url(etcd_server: EtcdServer) -> str:
+def etcd_url(etcd_server: Server) -> str:
     return etcd_server.url
 
 
 @pytest.fixture(scope="session")
-def redis_url(redis_server: RedisServer) -> str:
+def redis_url(redis_server: Server) -> str:
     return redis_server.url
 
 
 @pytest.fixture
-def own_nats(tmp_path: Path) -> Iterator[NatsServer]:
-    yield from running(NatsServer(tmp_path / "nats"))
+def own_nats(servers: Source, tmp_path: Path) -> Iterator[Server]:
+    yield from running(servers.nats(tmp_path / "nats"))
 
 
 @pytest.fixture
-def own_etcd(tmp_path: Path) -> Iterator[EtcdServer]:
-    yield from running(EtcdServer(tmp_path / "etcd"))
+def own_etcd(servers: Source, tmp_path: Path) -> Iterator[Server]:
+    yield from running(servers.etcd(tmp_path / "etcd"))
 
 
 @pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
-    yield from running(RedisServer(tmp_path / "redis"))
+def own_redis(servers: Source, tmp_path: Path) -> Iterator[Server]:
+    yield from running(servers.redis(tmp_path / "redis"))
 
 
 @pytest.fixture

@@ -177,6 +177,10 @@ class ManagedProcess:
         self.kill()
         return await self.wait()
 
+    def terminate(self) -> None:
+        """SIGTERM, without waiting. Fine when it has ended."""
+        self._signal(signal.SIGTERM)
+
     def kill(self) -> None:
         """SIGKILL the child and all of its process group, without waiting. Fine when it has ended."""
         if self._popen is not None and self._popen.poll() is None:

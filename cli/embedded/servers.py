@@ -123,6 +123,15 @@ class EmbeddedServer(ABC):
         """SIGCONT: undo `pause`."""
         self.process.resume()
 
+    def wipe(self) -> None:
+        """Forget all data. Only while it does not run."""
+        shutil.rmtree(self._store, ignore_errors=True)
+
+    @property
+    @abstractmethod
+    def _store(self) -> Path:
+        """Where its data lies."""
+
     async def _launch(self, program: Path, *, keep_port: bool) -> None:
         """Start it; where a port is taken, try others for a while, or wait for the one that must be kept."""
         clock = asyncio.get_running_loop().time
@@ -196,6 +205,10 @@ class NatsServer(EmbeddedServer):
         self.sync_always = sync_always
         self.extra_config = extra_config
 
+    @property
+    def _store(self) -> Path:
+        return self.data_dir / "jetstream"
+
     def _arguments(self) -> list[str]:
         config = self.data_dir / "nats.conf"
         config.write_text(self._config())
@@ -238,7 +251,7 @@ class EtcdServer(EmbeddedServer):
         return self.data_dir / "data"
 
     def _prepare(self) -> None:
-        shutil.rmtree(self._store, ignore_errors=True)
+        self.wipe()
 
     def _arguments(self) -> list[str]:
         peer = f"http://{HOST}:{free_port()}"
@@ -279,6 +292,10 @@ class RedisServer(EmbeddedServer):
     def url(self) -> str:
         """Where clients connect: database 0."""
         return f"{super().url}/0"
+
+    @property
+    def _store(self) -> Path:
+        return self.data_dir / "appendonlydir"
 
     def _arguments(self) -> list[str]:
         return [

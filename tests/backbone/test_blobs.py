@@ -22,9 +22,9 @@ from backbone.bus.questions import Answer
 from backbone.bus.streams import BucketConfig, ensure_bucket, request
 from backbone.bus.subjects import BLOBS, BLOBS_STREAM, blob_chunk, blob_chunks, blob_meta
 from backbone.bus.wire import Wire
-from cli.embedded.servers import NatsServer
 from schemas.errors import Unavailable
 from tests.conftest import Eventually
+from tests.servers import Server, source
 
 MIB = 1024 * 1024
 
@@ -85,7 +85,7 @@ class World:
 def blobs_nats(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from tests.conftest import running
 
-    yield from running(NatsServer(tmp_path_factory.mktemp("blobs-nats")))
+    yield from running(source().nats(tmp_path_factory.mktemp("blobs-nats")))
 
 
 async def _world(url: str | None) -> AsyncIterator[World]:
@@ -107,7 +107,7 @@ async def world(store_url: str | None) -> AsyncIterator[World]:
 
 
 @pytest.fixture
-async def real(blobs_nats: NatsServer) -> AsyncIterator[World]:
+async def real(blobs_nats: Server) -> AsyncIterator[World]:
     async for made in _world(blobs_nats.url):
         yield made
 
@@ -441,7 +441,7 @@ async def test_the_end_of_the_connection_ends_what_is_under_way(real: World) -> 
 
 
 @pytest.fixture
-async def crashing(own_nats: NatsServer) -> AsyncIterator[NatsBlobs]:
+async def crashing(own_nats: Server) -> AsyncIterator[NatsBlobs]:
     made = NatsBlobs(own_nats.url, "test", create=BucketConfig(max_bytes=64 * MIB))
     await made.start()
     yield made
@@ -459,7 +459,7 @@ async def _finish(writer: BlobWriter, data: bytes) -> BlobInfo | None:
 
 
 async def test_chunks_under_way_in_a_crash_fail_the_writer(
-    crashing: NatsBlobs, own_nats: NatsServer, eventually: Eventually
+    crashing: NatsBlobs, own_nats: Server, eventually: Eventually
 ) -> None:
     """NATS dies with chunks unconfirmed: the writer fails, nothing can be read, and later writing works again."""
     data = secrets.token_bytes(4 * MIB)
@@ -477,7 +477,7 @@ async def test_chunks_under_way_in_a_crash_fail_the_writer(
     assert await get(crashing, info.name) == data
 
 
-async def test_a_blob_written_over_a_crash_is_whole_or_fails(crashing: NatsBlobs, own_nats: NatsServer) -> None:
+async def test_a_blob_written_over_a_crash_is_whole_or_fails(crashing: NatsBlobs, own_nats: Server) -> None:
     """NATS dies between two writes: the writer fails, or the blob is what was written."""
     data = secrets.token_bytes(4 * MIB)
     writers = [crashing.writer(ttl_s=60) for _ in range(5)]
@@ -490,7 +490,7 @@ async def test_a_blob_written_over_a_crash_is_whole_or_fails(crashing: NatsBlobs
             assert await get(crashing, info.name) == data
 
 
-async def test_reading_goes_on_after_a_crash(crashing: NatsBlobs, own_nats: NatsServer) -> None:
+async def test_reading_goes_on_after_a_crash(crashing: NatsBlobs, own_nats: Server) -> None:
     """NATS killed in the middle of reading and back soon: the reader notices nothing but a delay."""
     data = secrets.token_bytes(2 * MIB)
     info = await put(crashing, data)
@@ -503,7 +503,7 @@ async def test_reading_goes_on_after_a_crash(crashing: NatsBlobs, own_nats: Nats
 
 
 async def test_writing_without_nats_fails_at_once(
-    crashing: NatsBlobs, own_nats: NatsServer, eventually: Eventually
+    crashing: NatsBlobs, own_nats: Server, eventually: Eventually
 ) -> None:
     """While NATS is away a write is refused, and an abort does not raise."""
     writer = crashing.writer(ttl_s=60)

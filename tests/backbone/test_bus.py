@@ -15,11 +15,11 @@ from backbone.bus.memory import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from backbone.bus.nats_gateway import NatsGatewayBus
 from backbone.bus.nats_worker import NatsWorkerBus
 from backbone.bus.streams import JobsStream
-from cli.embedded.servers import NatsServer
 from schemas.errors import NexusError, QueueFull, RequestTooLarge
 from schemas.events import GO, GONE, EventKind, encode_frame
 from schemas.jobs import Capability, Envelope, Lane
 from tests.conftest import Eventually
+from tests.servers import source
 
 ACK_WAIT_S = 1.0
 MAX_PER_QUEUE = 5
@@ -118,7 +118,7 @@ class World:
 def bus_nats(tmp_path_factory: pytest.TempPathFactory) -> Any:
     from tests.conftest import running
 
-    yield from running(NatsServer(tmp_path_factory.mktemp("bus-nats")))
+    yield from running(source().nats(tmp_path_factory.mktemp("bus-nats")))
 
 
 @pytest.fixture(params=["memory", "nats"])

@@ -13,8 +13,8 @@ from backbone.store.documents import Documents
 from backbone.store.memory_documents import MemoryDocuments
 from backbone.store.redis import RedisStore
 from backbone.store.redis_documents import RedisDocuments
-from cli.embedded.servers import RedisServer
 from schemas.errors import Unavailable
+from tests.servers import Server
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -40,7 +40,7 @@ def owner() -> str:
 
 
 @pytest.fixture
-async def own_store(own_redis: RedisServer) -> AsyncIterator[RedisStore]:
+async def own_store(own_redis: Server) -> AsyncIterator[RedisStore]:
     store = RedisStore(own_redis.url, timeout_s=1.0, rest_s=0.3)
     yield store
     await store.close()

@@ -14,7 +14,6 @@ from backbone.bus.base import Queue
 from backbone.bus.joblog import Item, JobLog, WorkerLog
 from backbone.bus.memory import MemoryBroker
 from backbone.bus.memory_joblog import MemoryJobLog
-from cli.embedded.servers import NatsServer
 from schemas.durable import Answer, AnswerKind, Ask
 from schemas.errors import QueueFull, RequestTooLarge, Unavailable
 from schemas.events import EventKind
@@ -22,11 +21,12 @@ from schemas.jobs import Capability, Envelope, JobStatus, Lane
 from schemas.words import Word
 from tests.backbone.joblogs import MAX_PER_QUEUE, MIB, World, cancel, envelope, frames, new_job, next_of, read, word_on
 from tests.conftest import Eventually, running
+from tests.servers import Server, source
 
 
 @pytest.fixture(scope="module")
-def log_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
-    yield from running(NatsServer(tmp_path_factory.mktemp("joblog")))
+def log_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from running(source().nats(tmp_path_factory.mktemp("joblog")))
 
 
 @pytest.fixture(params=["memory", "nats"])

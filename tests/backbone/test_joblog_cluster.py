@@ -12,35 +12,27 @@ from pathlib import Path
 import pytest
 
 from backbone.bus.joblog import JobLog, Retention
-from cli.embedded.servers import HOST, NatsServer, free_port
 from schemas.durable import decode_durable, encode_durable
 from schemas.errors import Unavailable
 from schemas.jobs import JobStatus
 from tests.backbone.joblogs import MIB, World, envelope, new_job, word_on
 from tests.conftest import Eventually, running
+from tests.servers import Server, Source
 
 KEPT = Retention(max_event_bytes=256 * MIB, max_word_bytes=64 * MIB, max_dead_bytes=64 * MIB, replicas=3)
 
 
 @pytest.fixture
-def three_nats(tmp_path: Path) -> Iterator[list[NatsServer]]:
-    ports = [free_port() for _ in range(3)]
-    routes = ", ".join(f'"nats://{HOST}:{port}"' for port in ports)
-    servers = [
-        NatsServer(
-            tmp_path / f"nats-{n}",
-            extra_config=f'cluster {{ name: three, host: "{HOST}", port: {port}, routes: [{routes}] }}',
-        )
-        for n, port in enumerate(ports)
-    ]
+def three_nats(servers: Source, tmp_path: Path) -> Iterator[list[Server]]:
     with contextlib.ExitStack() as stack:
-        for server in servers:
+        yield [
             stack.enter_context(contextlib.contextmanager(running)(server))
-        yield servers
+            for server in servers.nats_cluster(tmp_path, 3)
+        ]
 
 
 @pytest.fixture
-async def world(three_nats: list[NatsServer], eventually: Eventually) -> AsyncIterator[World]:
+async def world(three_nats: list[Server], eventually: Eventually) -> AsyncIterator[World]:
     world = World(",".join(server.url for server in three_nats), KEPT)
 
     async def elected() -> bool:
@@ -54,7 +46,7 @@ async def world(three_nats: list[NatsServer], eventually: Eventually) -> AsyncIt
     await world.close()
 
 
-async def test_replicas_agree_and_one_may_die(world: World, three_nats: list[NatsServer]) -> None:
+async def test_replicas_agree_and_one_may_die(world: World, three_nats: list[Server]) -> None:
     """Words, claims and places are the same from every gateway; a server dies while jobs stream, and no event is lost."""
     logs = [await _gateway(world) for _ in range(3)]
     for _ in range(10):
@@ -86,7 +78,7 @@ async def _decide_at_once(logs: list[JobLog]) -> None:
     assert await logs[2].decide(word_on(job, run=2))
 
 
-async def _stream_while_one_dies(world: World, logs: list[JobLog], servers: list[NatsServer]) -> None:
+async def _stream_while_one_dies(world: World, logs: list[JobLog], servers: list[Server]) -> None:
     job, count = new_job(), 2000
     writer = (await world.worker()).writer(job)
     readers = [asyncio.create_task(_follow(log, job, count)) for log in logs]

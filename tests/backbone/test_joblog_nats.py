@@ -16,22 +16,22 @@ from backbone.bus.event_reading import MAX_TOLD
 from backbone.bus.joblog import Item, JobLog, Retention, StoredEvent
 from backbone.bus.nats_joblog import NatsJobLog
 from backbone.bus.nats_worker_log import NatsWorkerLog
-from backbone.bus.streams import request
+from backbone.bus.streams import ApiError, request
 from backbone.bus.subjects import DONE_STREAM, EVENTS_STREAM
 from backbone.bus.wire import Wire
-from cli.embedded.servers import NatsServer
 from schemas.durable import Answer, AnswerKind, Ask, decode_durable, encode_durable
 from schemas.errors import RequestTooLarge, Unavailable
 from schemas.events import EventKind
 from schemas.jobs import JobStatus
 from tests.backbone.joblogs import MIB, SMALL, World, cancel, envelope, frames, new_job, next_of, read, word_on
 from tests.conftest import Eventually
+from tests.servers import Server
 
 
 class Line:
     """A TCP line to a server, which can be cut, and can swallow what the server says."""
 
-    def __init__(self, server: NatsServer) -> None:
+    def __init__(self, server: Server) -> None:
         self._server = server
         self._listener: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
@@ -74,25 +74,25 @@ class Line:
 
 
 @pytest.fixture
-async def world(own_nats: NatsServer) -> AsyncIterator[World]:
+async def world(own_nats: Server) -> AsyncIterator[World]:
     world = World(own_nats.url)
     yield world
     await world.close()
 
 
 @pytest.fixture
-async def line(own_nats: NatsServer) -> AsyncIterator[Line]:
+async def line(own_nats: Server) -> AsyncIterator[Line]:
     line = Line(own_nats)
     yield line
     await line.close()
 
 
-async def crash(server: NatsServer) -> None:
+async def crash(server: Server) -> None:
     server.kill()
     await server.restart()
 
 
-async def forget_everything(server: NatsServer, url: str) -> None:
+async def forget_everything(server: Server, url: str) -> None:
     """Leave the server as one whose disk was lost."""
     admin = Wire(url, "admin")
     await admin.connect()
@@ -108,7 +108,7 @@ async def forget_everything(server: NatsServer, url: str) -> None:
 # Events
 
 
-async def test_events_survive_a_crash_of_nats_while_they_are_written(world: World, own_nats: NatsServer) -> None:
+async def test_events_survive_a_crash_of_nats_while_they_are_written(world: World, own_nats: Server) -> None:
     """NATS is killed while a job streams: its reader gets every event, in order, and once when copies are dropped."""
     log, job, count = await world.gateway(), new_job(), 2000
     writer = (await world.worker()).writer(job)
@@ -225,7 +225,7 @@ async def test_old_events_make_room_for_new_ones(world: World) -> None:
         assert await next_of(events) is None
 
 
-async def test_a_reader_goes_on_where_nats_lost_everything(world: World, own_nats: NatsServer) -> None:
+async def test_a_reader_goes_on_where_nats_lost_everything(world: World, own_nats: Server) -> None:
     """NATS comes back with an empty disk: streams are made again, and what is stored from then on is read."""
     log, worker, job = await world.gateway(), await world.worker(), new_job()
     async with aclosing(log.events(job)) as events, aclosing(log.words(at_once=2, hold_s=30)) as words:
@@ -262,7 +262,7 @@ async def test_an_event_too_large_for_nats_is_refused_before_it_is_sent(world: W
     await asyncio.wait_for(writer.settle(), 20)
 
 
-async def test_what_was_not_stored_is_said_when_a_writer_is_closed(world: World, own_nats: NatsServer) -> None:
+async def test_what_was_not_stored_is_said_when_a_writer_is_closed(world: World, own_nats: Server) -> None:
     """Nobody takes an attempt's events for stored when they were not."""
     writer = (await world.worker()).writer(new_job())
     own_nats.pause()
@@ -340,7 +340,7 @@ async def test_an_answer_that_never_comes_is_asked_for_again(world: World, line:
 # Outages
 
 
-async def test_a_short_outage_is_waited_out(world: World, own_nats: NatsServer) -> None:
+async def test_a_short_outage_is_waited_out(world: World, own_nats: Server) -> None:
     """NATS restarts: what is stored meanwhile is stored when it is back."""
     await world.open_queue()
     log, worker, jobs = await world.gateway(), await world.worker(), [new_job() for _ in range(3)]
@@ -360,7 +360,7 @@ async def test_a_short_outage_is_waited_out(world: World, own_nats: NatsServer) 
     assert await log.place(world.queue, results[3]) == 0
 
 
-async def test_a_long_outage_is_an_error(world: World, own_nats: NatsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_outage_is_an_error(world: World, own_nats: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """NATS stays away: every call ends, in the error that says so; questions are told at once that nobody hears."""
     monkeypatch.setattr("backbone.bus.asking.PATIENCE_S", 1.0)
     log, worker, job = await world.gateway(), await world.worker(), new_job()
@@ -407,7 +407,7 @@ async def test_a_watch_is_told_of_an_end_during_an_outage(world: World, line: Li
         assert await next_of(events) is None
 
 
-async def test_work_and_words_come_again_after_a_crash(world: World, own_nats: NatsServer) -> None:
+async def test_work_and_words_come_again_after_a_crash(world: World, own_nats: Server) -> None:
     """NATS crashes under the gateways that take work: all of it is done in the end, and they go on taking."""
     logs = [await world.gateway() for _ in range(2)]
     jobs, ids = {new_job() for _ in range(300)}, {secrets.token_hex(8) for _ in range(300)}
@@ -437,7 +437,7 @@ async def test_work_and_words_come_again_after_a_crash(world: World, own_nats: N
 
 
 async def test_taking_begins_before_there_is_anything_to_take_from(
-    world: World, own_nats: NatsServer, eventually: Eventually
+    world: World, own_nats: Server, eventually: Eventually
 ) -> None:
     """Somebody deletes the consumer: it is made again, and taking goes on; an idle taker asks rarely."""
     log = await world.gateway()
@@ -448,8 +448,12 @@ async def test_taking_begins_before_there_is_anything_to_take_from(
         await admin.connect()
 
         async def there() -> bool:
-            names = await request(admin.client, f"CONSUMER.NAMES.{DONE_STREAM}")
-            return bool(names["consumers"])
+            """With a pull that waits there: one that is still on its way when the consumer goes may be lost without a word."""
+            try:
+                consumer = await request(admin.client, f"CONSUMER.INFO.{DONE_STREAM}.recorder")
+            except ApiError:
+                return False
+            return bool(consumer["num_waiting"])
 
         await eventually(there)
         await request(admin.client, f"CONSUMER.DELETE.{DONE_STREAM}.recorder")
@@ -464,7 +468,7 @@ async def test_taking_begins_before_there_is_anything_to_take_from(
 # Streams
 
 
-async def test_streams_of_an_earlier_version_are_brought_up_to_date(world: World, own_nats: NatsServer) -> None:
+async def test_streams_of_an_earlier_version_are_brought_up_to_date(world: World, own_nats: Server) -> None:
     """A gateway with other settings changes what is kept and how long a taker may hold; it makes nothing anew."""
     log, job = await world.gateway(), new_job()
     await log.say(job, b"kept")
@@ -485,7 +489,7 @@ async def test_streams_of_an_earlier_version_are_brought_up_to_date(world: World
     await admin.close()
 
 
-async def test_claims_are_read_by_natss_own_clients(world: World, own_nats: NatsServer) -> None:
+async def test_claims_are_read_by_natss_own_clients(world: World, own_nats: Server) -> None:
     """`nats kv get nexus-idempotency` shows claims, and one that was deleted there can be made anew."""
     log = await world.gateway()
     assert await log.claim("key", b"job_1") == b"job_1"

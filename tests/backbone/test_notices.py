@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from backbone.bus.notices import MemoryNotices, NatsNotices, Notices
-from cli.embedded.servers import NatsServer
 from tests.conftest import Eventually
+from tests.servers import Server
 
 
 @pytest.fixture(params=["memory", "nats"])
@@ -47,7 +47,7 @@ async def test_everybody_hears(pair: tuple[Notices, Notices], eventually: Eventu
     await eventually(lambda: heard == ["pears"])
 
 
-async def test_without_nats_telling_does_not_fail(own_nats: NatsServer, eventually: Eventually) -> None:
+async def test_without_nats_telling_does_not_fail(own_nats: Server, eventually: Eventually) -> None:
     """After an outage every topic is heard: a notice may have been missed."""
     notices = NatsNotices(own_nats.url, "one")
     await notices.start()

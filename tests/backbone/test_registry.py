@@ -9,16 +9,16 @@ from urllib.parse import quote
 
 import pytest
 
+from backbone.registry.access import EtcdAccess, Tls
 from backbone.registry.base import Registry
 from backbone.registry.etcd import EtcdRegistry
 from backbone.registry.keys import Keys
-from backbone.registry.access import EtcdAccess, Tls
 from backbone.registry.link import EtcdLink, LeaseGone, WatchEnded, parse_endpoints
 from backbone.registry.memory import MemoryHub, MemoryRegistry
 from backbone.registry.view import View
 from cli.embedded.binaries import ETCD
 from cli.embedded.process import ManagedProcess
-from cli.embedded.servers import EtcdServer, free_port
+from cli.embedded.servers import free_port
 from schemas.errors import Unavailable
 from schemas.jobs import Capability
 from schemas.presence import (
@@ -30,6 +30,7 @@ from schemas.presence import (
     WorkerPresence,
     WorkerState,
 )
+from tests.servers import Server
 
 MakeRegistry = Callable[[], Registry]
 
@@ -87,7 +88,7 @@ async def cast(make_registry: MakeRegistry) -> AsyncIterator[Cast]:
 
 
 @pytest.fixture
-async def etcd_cast(own_etcd: EtcdServer, etcd_prefix: str) -> AsyncIterator[Cast]:
+async def etcd_cast(own_etcd: Server, etcd_prefix: str) -> AsyncIterator[Cast]:
     """Registries on an etcd that the test may break."""
     cast = Cast(lambda: EtcdRegistry(own_etcd.url, etcd_prefix, lease_s=2, hold_s=3))
     yield cast
@@ -95,7 +96,7 @@ async def etcd_cast(own_etcd: EtcdServer, etcd_prefix: str) -> AsyncIterator[Cas
 
 
 @pytest.fixture
-async def link(own_etcd: EtcdServer) -> AsyncIterator[EtcdLink]:
+async def link(own_etcd: Server) -> AsyncIterator[EtcdLink]:
     """A connection to the test's own etcd, to do things behind the registries' backs."""
     link = EtcdLink(own_etcd.url, probe_key="probe")
     await link.open()

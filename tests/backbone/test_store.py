@@ -14,9 +14,9 @@ from backbone.store.base import Due, IllegalMove, LimitReached, Store
 from backbone.store.breaker import Breaker
 from backbone.store.memory import MemoryStore
 from backbone.store.redis import RedisStore
-from cli.embedded.servers import RedisServer
 from schemas.errors import InternalError, Unavailable
 from schemas.jobs import LEGAL_MOVES, TERMINAL, JobRecord, JobStatus, Lane
+from tests.servers import Server
 
 QUEUED, RUNNING, COMPLETED, FAILED = (
     JobStatus.QUEUED,
@@ -52,7 +52,7 @@ async def store(unopened: Store) -> AsyncIterator[Store]:
 
 
 @pytest.fixture
-async def own_store(own_redis: RedisServer) -> AsyncIterator[RedisStore]:
+async def own_store(own_redis: Server) -> AsyncIterator[RedisStore]:
     store = RedisStore(own_redis.url, timeout_s=1.0, rest_s=0.3)
     await store.start()
     yield store

@@ -14,8 +14,8 @@ from nats.protocol.parser import Parser as TheirParser
 
 from backbone.bus.status import parse_ack_subject, parse_status
 from backbone.bus.wire import Parser, Wire
-from cli.embedded.servers import NatsServer
 from tests.conftest import Eventually
+from tests.servers import Server
 
 
 def test_private_names_are_where_we_use_them() -> None:
@@ -119,7 +119,7 @@ def test_ack_subjects_of_both_forms() -> None:
     assert parse_ack_subject(b"$JS.ACK.hub.acc.J.c.2.17.4.1795381762309910883.3.tok") == (2, 17, 3)
 
 
-async def test_publishing_continues_over_a_restart(own_nats: NatsServer, eventually: Eventually) -> None:
+async def test_publishing_continues_over_a_restart(own_nats: Server, eventually: Eventually) -> None:
     """What is written while the server is away is sent when it is back, and subscriptions are there again."""
     got: list[bytes] = []
     wire = Wire(own_nats.url, "test")
@@ -135,7 +135,7 @@ async def test_publishing_continues_over_a_restart(own_nats: NatsServer, eventua
     await wire.close()
 
 
-async def test_a_message_larger_than_the_read_buffer(own_nats: NatsServer, eventually: Eventually) -> None:
+async def test_a_message_larger_than_the_read_buffer(own_nats: Server, eventually: Eventually) -> None:
     """Messages of a megabyte arrive whole, through many reads."""
     got: list[bytes] = []
     wire = Wire(own_nats.url, "test")

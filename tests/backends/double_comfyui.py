@@ -15,6 +15,8 @@ from typing import Any, Self
 from aiohttp import WSMsgType, web
 from PIL import Image
 
+from tests.servers import here
+
 Graph = dict[str, dict[str, Any]]
 
 SAMPLERS = {"KSampler", "SamplerCustomAdvanced"}
@@ -100,7 +102,7 @@ class ComfyDouble:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{here()}:{self.port}"
 
     async def idle(self) -> bool:
         return self.running is None and not self.queue
@@ -135,7 +137,7 @@ class ComfyDouble:
         )
         self._runner = web.AppRunner(app, shutdown_timeout=0.01)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True)
+        site = web.TCPSite(self._runner, here(), self.port, reuse_address=True)
         await site.start()
         self.port = self._runner.addresses[0][1]
         self._worker = asyncio.create_task(self._work())

@@ -18,6 +18,8 @@ import socketio
 from aiohttp import web
 from PIL import Image
 
+from tests.servers import here
+
 JSON = dict[str, Any]
 
 LOADERS = {"main_model_loader", "sdxl_model_loader", "flux_model_loader"}
@@ -116,7 +118,7 @@ class InvokeAIDouble:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{here()}:{self.port}"
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -138,7 +140,7 @@ class InvokeAIDouble:
         app.add_routes(self._routes())
         self._runner = web.AppRunner(app, shutdown_timeout=0.01)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+        await web.TCPSite(self._runner, here(), self.port).start()
         self.port = self._runner.addresses[0][1]
         self._worker = asyncio.create_task(self._work())
 

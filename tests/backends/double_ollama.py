@@ -14,6 +14,8 @@ from typing import Any, Literal, Self
 
 from aiohttp import web
 
+from tests.servers import here
+
 JSON = dict[str, Any]
 
 CHAT, EMBED, VISION = "llama3.2:1b", "nomic-embed-text:latest", "llava:latest"
@@ -86,7 +88,7 @@ class OllamaDouble:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{here()}:{self.port}"
 
     def behave(self, **changes: Any) -> None:
         self.behaviour = replace(Behaviour(), **changes)
@@ -115,7 +117,7 @@ class OllamaDouble:
             app.router.add_post(f"/api/{name}", self._post(handler))
         self._runner = web.AppRunner(app, handler_cancellation=True, access_log=None, shutdown_timeout=0.0)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", self.port)
+        site = web.TCPSite(self._runner, here(), self.port)
         await site.start()
         self.port = self._runner.addresses[0][1]
 

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
+from tests.servers import here
+
 
 @dataclass
 class Behaviour:
@@ -82,7 +84,7 @@ class OpenAIDouble:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{here()}:{self.port}"
 
     @property
     def last(self) -> Seen:
@@ -100,7 +102,7 @@ class OpenAIDouble:
 
     async def start(self) -> None:
         """Listen; again on the same port after `kill`."""
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
+        self._server = await asyncio.start_server(self._connected, here(), self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def kill(self) -> None:

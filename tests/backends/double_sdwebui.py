@@ -12,6 +12,8 @@ from typing import Any, Self
 from aiohttp import web
 from PIL import Image
 
+from tests.servers import here
+
 
 @dataclass
 class Behaviour:
@@ -63,7 +65,7 @@ class SDWebUIDouble:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{here()}:{self.port}"
 
     async def idle(self) -> bool:
         return self.working == 0
@@ -94,7 +96,7 @@ class SDWebUIDouble:
         )
         self._runner = web.AppRunner(app, shutdown_timeout=0.01)
         await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
+        await web.TCPSite(self._runner, here(), self.port, reuse_address=True).start()
         self.port = self._runner.addresses[0][1]
 
     async def start_slowly(self) -> None:

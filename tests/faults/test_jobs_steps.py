@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from cli.embedded.process import ManagedProcess
 from tests.cluster import Cluster, Crew, chat
 from tests.conftest import Eventually
 from tests.faults.watching import CHAT, Desk, Watched, undecidable
+from tests.servers import Process
 from tests.soak.faults import flush
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -21,13 +21,13 @@ TEXT = "one two three four five six"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def second(cluster: Cluster) -> ManagedProcess:
+async def second(cluster: Cluster) -> Process:
     """One more gateway."""
     return await cluster.start_gateway()
 
 
 @pytest_asyncio.fixture(loop_scope="module")
-async def desk(cluster: Cluster, crew: Crew, second: ManagedProcess) -> AsyncIterator[Desk]:
+async def desk(cluster: Cluster, crew: Crew, second: Process) -> AsyncIterator[Desk]:
     desk = Desk(cluster, crew.model)
     yield desk
     await desk.close()

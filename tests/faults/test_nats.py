@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from collections.abc import AsyncIterator
 
 import pytest
@@ -103,7 +102,7 @@ async def test_nats_comes_back_without_its_data(cluster: Cluster, served: Crew, 
     await eventually(lambda: served.waits(1))
     cluster.nats.kill()
     await cluster.nats.process.wait()
-    shutil.rmtree(cluster.nats.data_dir / "jetstream")
+    cluster.nats.wipe()
     await cluster.nats.restart()
     await queued.end()
     assert queued.status == 502

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from cli.embedded.process import ManagedProcess
 from tests.cluster import Cluster, Crew, chat
 from tests.conftest import Eventually
+from tests.servers import Process
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 
@@ -47,7 +47,7 @@ async def rows(cluster: Cluster, url: str, file_id: str | None) -> list[dict[str
     return [json.loads(line) for line in content.text.splitlines()]
 
 
-def runner_of(cluster: Cluster, batch: str) -> ManagedProcess | None:
+def runner_of(cluster: Cluster, batch: str) -> Process | None:
     """The living gateway that has taken a batch last."""
     for gateway in cluster.gateways:
         taken = [event for event in cluster.log_events(gateway) if event.get("event") == "batch taken"]
@@ -56,7 +56,7 @@ def runner_of(cluster: Cluster, batch: str) -> ManagedProcess | None:
     return None
 
 
-def another(cluster: Cluster, gateway: ManagedProcess) -> str:
+def another(cluster: Cluster, gateway: Process) -> str:
     """The URL of a living gateway that is not this one."""
     return next(
         url for one, url in zip(cluster.gateways, cluster.urls, strict=True) if one is not gateway and one.running

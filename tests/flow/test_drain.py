@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 
 import pytest
 
@@ -19,18 +18,12 @@ async def gone(cluster: Cluster, name: str) -> bool:
     return name not in await cluster.listed()
 
 
-def terminate(cluster: Cluster, name: str) -> None:
-    pid = cluster.workers[name].pid
-    assert pid is not None
-    cluster.workers[name]._signal(signal.SIGTERM)
-
-
 async def test_sigterm(crew: Crew, cluster: Cluster, eventually: Eventually) -> None:
     """On SIGTERM a worker leaves the registry at once, finishes its stream, takes no more, and exits with 0."""
     name = await crew.start()
     stream = crew.stream(echo=TOKENS)
     await eventually(lambda: stream.texts)
-    terminate(cluster, name)
+    cluster.workers[name].terminate()
     await eventually(lambda: gone(cluster, name))
     assert not stream.ended, "it left the registry before its work was done"
     other = await crew.start()
@@ -65,7 +58,7 @@ async def test_time_runs_out(crew: Crew, cluster: Cluster, eventually: Eventuall
     await eventually(lambda: seen.texts)
     await eventually(lambda: crew.runs(3))
     await crew.start()
-    terminate(cluster, name)
+    cluster.workers[name].terminate()
     assert await asyncio.wait_for(cluster.workers[name].wait(), 30) == 0
     await asyncio.gather(*(answer.end() for answer in [*unseen, seen]))
     assert unseen[0].text == "hello there"

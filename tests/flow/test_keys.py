@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -55,7 +54,7 @@ async def redis_away(cluster: Cluster, eventually: Eventually, *, forget: bool =
         yield
     finally:
         if forget:
-            shutil.rmtree(cluster.redis.data_dir / "appendonlydir")
+            cluster.redis.wipe()
         await cluster.redis.start()
         for url in cluster.urls:
             await eventually(lambda url=url: _is_ready(cluster, url))

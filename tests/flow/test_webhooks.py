@@ -17,6 +17,7 @@ from gateway.auth import bootstrap_webhook_secret
 from tests.cluster import KEY, Cluster, Crew, chat
 from tests.conftest import Eventually
 from tests.flow.conftest import SETTINGS
+from tests.servers import here
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -26,11 +27,11 @@ RETRIES_S = "0.3,0.3,1,1,1,1,1,1,1"
 
 @pytest.fixture(scope="module")
 def cluster_settings() -> dict[str, str]:
-    """127.0.0.1 is where receivers are; nothing else on this machine may be told anything."""
+    """Nothing else than where the receivers are may be told anything on this machine."""
     return SETTINGS | {
         "WEBHOOK_RETRIES_S": RETRIES_S,
         "WEBHOOK_TIMEOUT_S": "1",
-        "WEBHOOK_PRIVATE_HOSTS": "127.0.0.1",
+        "WEBHOOK_PRIVATE_HOSTS": here(),
     }
 
 
@@ -82,8 +83,8 @@ ERROR = says("500 Internal Server Error")
 
 
 @asynccontextmanager
-async def receiving(*answers: bytes | None, host: str = "127.0.0.1") -> AsyncIterator[Receiver]:
-    receiver = Receiver()
+async def receiving(*answers: bytes | None, host: str = "") -> AsyncIterator[Receiver]:
+    receiver, host = Receiver(), host or here()
     receiver.answers = list(answers)
     server = await asyncio.start_server(receiver.serve, host, 0)
     receiver.url = f"http://{host}:{server.sockets[0].getsockname()[1]}/nexus?for=me"

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import redis.asyncio
 
-from cli.embedded.process import ManagedProcess, ProcessFailed
-from cli.embedded.servers import EmbeddedServer
+from cli.embedded.process import ProcessFailed
 from tests.cluster import Cluster
+from tests.servers import Process, Server
 from tests.soak.moments import Moments
 from tests.soak.wanted import MODEL
 
@@ -65,7 +65,7 @@ class Breaker:
         self._cluster = cluster
         self._rng = rng
         self._moments = moments
-        self._busy: set[ManagedProcess] = set()
+        self._busy: set[Process] = set()
         self.flushed = False
 
     async def run(self, fault: Fault) -> None:
@@ -81,7 +81,7 @@ class Breaker:
         else:
             await self._server(self._cluster.nats if fault.part == "nats" else self._cluster.redis, fault)
 
-    async def _server(self, server: EmbeddedServer, fault: Fault) -> None:
+    async def _server(self, server: Server, fault: Fault) -> None:
         if fault.deed == "freeze":
             server.pause()
             await asyncio.sleep(fault.hold_s)
@@ -104,7 +104,7 @@ class Breaker:
         if await self._hurt(gateway, fault):
             await mended(gateway.start)
 
-    async def _hurt(self, process: ManagedProcess, fault: Fault) -> bool:
+    async def _hurt(self, process: Process, fault: Fault) -> bool:
         """Whether it is dead now."""
         self._busy.add(process)
         if fault.deed == "freeze":
@@ -162,7 +162,7 @@ async def tail_attempts(cluster: Cluster, moments: Moments) -> None:
                 moments.happened("attempt")
 
 
-def _size(process: ManagedProcess) -> int:
+def _size(process: Process) -> int:
     with suppress(FileNotFoundError):
         return process.log_file.stat().st_size
     return 0

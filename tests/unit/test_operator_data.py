@@ -15,11 +15,11 @@ import pytest
 from backbone.registry.etcd import EtcdRegistry
 from backbone.registry.link import EtcdLink
 from cli.datadir import DataDir
-from cli.embedded.servers import EtcdServer
 from cli.errors import ConsoleError
 from cli.operator_data import OperatorData
 from schemas.errors import Unavailable
 from schemas.presence import Alias, ServiceRecord
+from tests.servers import Server
 
 KEPT = {
     "aliases": {"default-chat": {"targets": ["a", "größe"]}, "team/x": "a"},
@@ -37,7 +37,7 @@ def data(tmp_path: Path) -> DataDir:
 class Stack:
     """The part of `nexus up` that is looked at here, and a registry that sees what a gateway would."""
 
-    def __init__(self, data: DataDir, etcd: EtcdServer) -> None:
+    def __init__(self, data: DataDir, etcd: Server) -> None:
         self.data, self.etcd = data, etcd
         self.said: list[str] = []
         self.gateway = EtcdRegistry(etcd.url)
@@ -72,7 +72,7 @@ class Stack:
 
 
 @pytest.fixture
-def stack(data: DataDir, own_etcd: EtcdServer) -> Stack:
+def stack(data: DataDir, own_etcd: Server) -> Stack:
     return Stack(data, own_etcd)
 
 
