@@ -178,7 +178,7 @@ class WorkerSettings(CommonSettings):
     worker_health_interval_s: float = Field(default=5.0, gt=0)
     worker_observability_host: str = "127.0.0.1"
     worker_observability_port: int = Field(default=0, ge=0, le=65535)
-    """`/metrics` of the worker; 0: none."""
+    """`/metrics`, `/health` and `/readyz` of the worker; 0: none."""
 
     @property
     def host(self) -> str:

@@ -10,7 +10,6 @@ import signal
 
 import structlog
 import uvloop
-from prometheus_client import start_http_server
 
 from backbone.bus.access import nats_access
 from backbone.bus.nats_blobs import NatsBlobs
@@ -26,6 +25,7 @@ from schemas.errors import NexusError
 from workers.backends.base import Backend, BackendConfig, make_backend
 from workers.metrics import WorkerMetrics
 from workers.options import split_options
+from workers.probes import serve_probes
 from workers.worker import Worker
 
 log = structlog.get_logger(__name__)
@@ -101,11 +101,20 @@ async def _main(settings: WorkerSettings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.drain)
-    if settings.worker_observability_port:
-        start_http_server(settings.worker_observability_port, settings.worker_observability_host, metrics.registry)
+    _open_probes(settings, metrics, worker)
     settle()
     async with contextlib.AsyncExitStack() as stack:
         for part in (blobs, jobs):
             await part.start()
             stack.push_async_callback(part.close)
         await worker.run(bus)
+
+
+def _open_probes(settings: WorkerSettings, metrics: WorkerMetrics, worker: Worker) -> None:
+    host, port = settings.worker_observability_host, settings.worker_observability_port
+    if not port:
+        return
+    try:
+        serve_probes(host, port, metrics.registry, lambda: worker.standing)
+    except OSError as error:
+        raise Misconfigured(f"WORKER_OBSERVABILITY_PORT: cannot listen on {host}:{port}: {error.strerror}") from error

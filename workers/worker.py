@@ -124,6 +124,15 @@ class Worker:
             self._backend.services_changed(snapshot.services)
             self._changed.set()
 
+    @property
+    def standing(self) -> str:
+        """`ready`: takes jobs; `starting`; `disconnected` from NATS; `unhealthy`: its backend does not answer; `draining`."""
+        if self._draining.is_set():
+            return WorkerState.DRAINING.value
+        if self._bus is None or self._announcement is None:
+            return "starting"
+        return self._state.value if self._bus.connected else "disconnected"
+
     def drain(self) -> None:
         """Leave: registry first, then no new jobs, then finish those in hand. A second call ends those too."""
         if self._draining.is_set():
