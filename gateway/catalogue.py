@@ -6,6 +6,7 @@ away from a model. An alias stands for models only, never for another alias.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from schemas.errors import InvalidRequest, ModelNotFound, Unavailable
@@ -56,6 +57,10 @@ class Catalogue:
         self._models = known
         self._aliases = snapshot.aliases
         self._ready = True
+
+    def known(self) -> Collection[Model]:
+        """Models that are or were served here."""
+        return self._models.values()
 
     def live(self) -> list[Model]:
         """Models that can be used now, by name."""

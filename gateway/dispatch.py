@@ -99,7 +99,7 @@ class Dispatcher:
         received: Received,
     ) -> Call:
         """Submit a request. Raises ModelNotFound, InvalidRequest, Unavailable, RequestTooLarge; QueueFull comes later, on the call."""
-        model = self.catalogue.resolve(public_model, capability)
+        model = self._serving(public_model, capability)
         envelope = Envelope(
             job=new_job_id(),
             request_id=request_id,
@@ -121,6 +121,16 @@ class Dispatcher:
         self.bus.submit(envelope, received.body, call)
         self._calls.add(call)
         return call
+
+    def _serving(self, name: str, capability: Capability) -> str:
+        """The model that serves it now. Counts what is refused for want of a worker."""
+        try:
+            return self.catalogue.resolve(name, capability)
+        except Unavailable:
+            with contextlib.suppress(NexusError):
+                model = self.catalogue.resolve(name, capability, may_wait=True)
+                self._metrics.child(self._metrics.unserved, capability.value, model).inc()
+            raise
 
     def limits_of(self, capability: Capability) -> Limits:
         """How long the parts of such a job's life may take."""
@@ -199,6 +209,10 @@ class Dispatcher:
 
     async def _measure(self) -> None:
         while True:
+            for model in self.catalogue.known():
+                for capability in model.capabilities:
+                    # From 0 on: what first appears as 1 does not count as an increase.
+                    self._metrics.child(self._metrics.unserved, capability.value, model.name)
             with contextlib.suppress(Unavailable):
                 self._metrics.set_depths(await self.bus.depths())
             await asyncio.sleep(DEPTHS_S)

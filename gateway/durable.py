@@ -74,6 +74,7 @@ class Durable:
             tools.auth.webhook_secret,
             delays_s=settings.webhook_delays,
             timeout_s=settings.webhook_timeout_s,
+            count=lambda state: tools.metrics.child(tools.metrics.webhook_tries, state).inc(),
         )
         self._recorder = Recorder(
             tools.log, tools.store, tools.blobs, ending, tools.metrics, keep_s=keep_s, enqueue=self.webhooks.enqueue

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import HistogramMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from backbone.bus.base import QueueDepth
+from backbone.bus.base import QueueDepth, Storage
+from schemas.presence import Snapshot, WorkerState
 
 LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 TTFT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
+LAG = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 ITL = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 10)
 
 
@@ -45,6 +47,38 @@ class LeanHistogram(Collector):
                 buckets.append((bound, total))
             family.add_metric([model], buckets, sum_value=self._sums[model])
         yield family
+
+
+class Population(Collector):
+    """Who serves what, counted when somebody asks: the registry changes more often than metrics are read."""
+
+    def __init__(self, snapshot: Callable[[], Snapshot | None], registry: CollectorRegistry) -> None:
+        self._snapshot = snapshot
+        registry.register(self)
+
+    def describe(self) -> Iterable[Metric]:
+        """Nothing to be checked at registration: the names are known here."""
+        return ()
+
+    def collect(self) -> Iterable[Metric]:
+        """For prometheus_client."""
+        snapshot = self._snapshot() or Snapshot()
+        states = dict.fromkeys(WorkerState, 0)
+        serving = {(c.value, entry.name): 0 for entry in snapshot.models.values() for c in entry.capabilities}
+        for worker in snapshot.workers.values():
+            states[worker.state] += 1
+            for key in {(c.value, model.name) for model in worker.models for c in model.capabilities}:
+                serving[key] = serving.get(key, 0) + (worker.state is WorkerState.READY)
+        workers = GaugeMetricFamily("nexus_workers", "Workers in the registry.", labels=["state"])
+        for state, count in states.items():
+            workers.add_metric([state.value], count)
+        models = GaugeMetricFamily(
+            "nexus_model_workers", "Ready workers of a model that is or was served.", labels=["capability", "model"]
+        )
+        for labels, count in serving.items():
+            models.add_metric(labels, count)
+        yield workers
+        yield models
 
 
 class GatewayMetrics:
@@ -107,6 +141,35 @@ class GatewayMetrics:
             ["capability", "model"],
             registry=reg,
         )
+        self.unserved = Counter(
+            "nexus_unserved_requests_total",
+            "Synchronous requests refused because no worker serves the model now.",
+            ["capability", "model"],
+            registry=reg,
+        )
+        self.webhook_tries = Counter(
+            "nexus_webhook_tries_total",
+            "Tries at webhooks, by what became of them: delivered, pending (to be tried again), failed (given up).",
+            ["state"],
+            registry=reg,
+        )
+        self.part_up = Gauge("nexus_part_up", "Whether a part that this gateway needs answers.", ["part"], registry=reg)
+        self.stream_bytes = Gauge("nexus_stream_bytes", "Bytes in a stream of NATS.", ["stream"], registry=reg)
+        self.stream_max_bytes = Gauge(
+            "nexus_stream_max_bytes", "Bytes that it may hold, where that is bounded.", ["stream"], registry=reg
+        )
+        self.stream_messages = Gauge("nexus_stream_messages", "Messages in it.", ["stream"], registry=reg)
+        self.unrecorded = Gauge(
+            "nexus_unrecorded_ends", "Ends of durable jobs that no gateway has recorded yet.", registry=reg
+        )
+        self.loop_lag = Histogram(
+            "nexus_event_loop_lag_seconds",
+            "How much later than asked the event loop comes back to what waits, measured four times a second.",
+            registry=reg,
+            buckets=LAG,
+        )
+        for state in ("delivered", "pending", "failed"):
+            self.webhook_tries.labels(state)
         self._depth_labels: set[tuple[str, str, str]] = set()
         self._children: dict[tuple[Any, ...], Any] = {}
 
@@ -117,6 +180,15 @@ class GatewayMetrics:
         if child is None:
             child = self._children[key] = metric.labels(*labels)
         return child
+
+    def set_storage(self, storage: Storage) -> None:
+        """Show how full NATS's streams are."""
+        for room in storage.streams:
+            self.child(self.stream_bytes, room.stream).set(room.bytes)
+            self.child(self.stream_messages, room.stream).set(room.messages)
+            if room.max_bytes is not None:
+                self.child(self.stream_max_bytes, room.stream).set(room.max_bytes)
+        self.unrecorded.set(storage.unrecorded)
 
     def set_depths(self, depths: list[QueueDepth]) -> None:
         """Show the queues as they are; those that have emptied show 0."""

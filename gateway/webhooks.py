@@ -93,8 +93,11 @@ class Webhooks:
         delays_s: tuple[float, ...],
         timeout_s: float,
         clock: Callable[[], float] = time.time,
+        count: Callable[[State], None] = lambda _: None,
     ) -> None:
-        """`delays_s`: what lies between the tries, of which there is one more. `timeout_s`: what one try may take."""
+        """`delays_s`: what lies between the tries, of which there is one more. `timeout_s`: what one try may take.
+        `count`: told what became of each.
+        """
         self._backlog = backlog
         self._store = store
         self._poster = poster
@@ -103,6 +106,7 @@ class Webhooks:
         self._delays_s = delays_s
         self._hold_s = timeout_s + HOLD_S
         self._clock = clock
+        self._count = count
         self._tries: set[asyncio.Task[None]] = set()
 
     def check_url(self, url: str) -> None:
@@ -163,6 +167,7 @@ class Webhooks:
             return
         status, error = await self._send(hook)
         state = self._state(status, item.delivery)
+        self._count(state)
         note = Delivery(at=int(self._clock()), attempt=item.delivery, status=status, error=error)
         self._notes.add(Note(hook.owner, hook.job, hook.run, note, state))
         said = {"job": hook.job, "run": hook.run, "host": urlsplit(hook.url).netloc, "attempt": item.delivery}

@@ -54,6 +54,7 @@ from gateway.responses.service import Responses
 from gateway.routes import chat
 from gateway.submissions import Submissions
 from gateway.uploads import FileUploads
+from gateway.vitals import Vitals
 from gateway.waiting import Waiting
 from schemas.jobs import Limits
 from schemas.keys import Scope
@@ -157,11 +158,13 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
     )
     bounds = Bounds(settings.queue_comment_after_s, settings.log_prompts)
     inference = Inference(dispatcher, reader, blobs, links, auth, metrics, bounds, submissions)
+    readiness = ReadinessCheck(bus, registry, store, leaving)
+    vitals = Vitals(bus, registry, readiness, metrics)
     parts = Parts(
         dispatcher=dispatcher,
         inference=inference,
         auth=auth,
-        readiness=ReadinessCheck(bus, registry, store, leaving),
+        readiness=readiness,
         blobs=blobs,
         links=links,
         metrics=metrics.registry,
@@ -178,7 +181,7 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(egress.close)
         stack.push_async_callback(reader.media.close)
-        for part in (bus, blobs, registry, store, notices, keys, jobs_log, dispatcher, durable, batch_runner):
+        for part in (bus, blobs, registry, store, notices, keys, jobs_log, dispatcher, durable, batch_runner, vitals):
             stack.push_async_callback(part.close)
             await part.start()
         yield Running(

@@ -42,6 +42,27 @@ class QueueDepth:
     """With a worker."""
 
 
+@dataclass(frozen=True, slots=True)
+class StreamRoom:
+    """What a stream holds, and what it may."""
+
+    stream: str
+    messages: int
+    bytes: int
+    max_bytes: int | None
+    """None: as much as there is disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """How full the streams are."""
+
+    streams: tuple[StreamRoom, ...]
+    """Those that exist."""
+    unrecorded: int
+    """Ends of durable jobs that no gateway has recorded yet."""
+
+
 class Sink(Protocol):
     """Who waits for a submitted job."""
 
@@ -92,6 +113,9 @@ class GatewayBus(Protocol):
 
     async def depths(self) -> list[QueueDepth]:
         """Every queue with anything in it. Raises Unavailable."""
+
+    async def storage(self) -> Storage:
+        """How full the streams are. Raises Unavailable."""
 
     async def ping(self) -> None:
         """One active round trip to the jobs stream. Raises Unavailable."""

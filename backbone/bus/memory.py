@@ -8,9 +8,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from backbone.bus.base import Delivery, Queue, QueueDepth, Sink
+from backbone.bus.base import Delivery, Queue, QueueDepth, Sink, Storage, StreamRoom
 from backbone.bus.memory_records import MemoryRecords
-from backbone.bus.subjects import encode_model
+from backbone.bus.subjects import JOBS_STREAM, encode_model
 from schemas.errors import QueueFull, RequestTooLarge, Unavailable
 from schemas.events import GONE
 from schemas.jobs import Envelope
@@ -257,6 +257,12 @@ class MemoryGatewayBus:
         for job in self._broker.jobs.values():
             counts.setdefault(job.queue, [0, 0])[job.owner is not None] += 1
         return [QueueDepth(queue, waiting, running) for queue, (waiting, running) in counts.items()]
+
+    async def storage(self) -> Storage:
+        """Jobs are all there is."""
+        self._broker.require()
+        jobs = self._broker.jobs.values()
+        return Storage((StreamRoom(JOBS_STREAM, len(jobs), sum(len(job.message) for job in jobs), None),), 0)
 
     async def ping(self) -> None:
         """Whether the broker is there."""

@@ -14,8 +14,9 @@ import orjson
 import structlog
 
 from backbone.bus.access import NatsAccess
-from backbone.bus.base import Queue, QueueDepth, Sink
+from backbone.bus.base import Queue, QueueDepth, Sink, Storage
 from backbone.bus.status import parse_status
+from backbone.bus.storage import read_storage
 from backbone.bus.streams import JobsStream, ensure_consumer, ensure_stream, holds_job, read_depths, request
 from backbone.bus.subjects import CONTROL, JOBS_STREAM, REPLY, job_subject
 from backbone.bus.wire import Wire
@@ -248,6 +249,10 @@ class NatsGatewayBus:
     async def depths(self) -> list[QueueDepth]:
         """From the stream's state."""
         return await read_depths(self._publisher.client)
+
+    async def storage(self) -> Storage:
+        """From the streams' states."""
+        return await read_storage(self._publisher.client)
 
     async def ping(self) -> None:
         """Ask for the stream, and round-trip the reply connection."""

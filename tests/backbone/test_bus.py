@@ -412,3 +412,16 @@ async def test_depths_tell_waiting_from_running(world: World, eventually: Eventu
     await eventually(lambda: hand.jobs)
     depth = {d.queue: d for d in await gateway.depths()}[world.queue]
     assert (depth.waiting, depth.in_progress) == (2, 1)
+
+
+async def test_storage_tells_how_full_the_streams_are(world: World, eventually: Eventually) -> None:
+    """Jobs take room in their stream; a stream that does not exist is not told."""
+    gateway = await world.gateway()
+    before = {room.stream: room for room in (await gateway.storage()).streams}["NEXUS_JOBS"]
+    ears = [world.submit(gateway)[1] for _ in range(3)]
+    await eventually(lambda: all(ear.seq is not None for ear in ears))
+    storage = await gateway.storage()
+    after = {room.stream: room for room in storage.streams}["NEXUS_JOBS"]
+    assert after.messages == before.messages + 3
+    assert after.bytes > before.bytes
+    assert storage.unrecorded == 0
