@@ -9,44 +9,21 @@ async with Cluster(tmp_path) as cluster:
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
-import os
-import random
-import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
 import httpx
 
-from tests.servers import Process, Server, Source, local_environment
+from tests.ports import free_port
+from tests.servers import ROOT, Process, Server, Source, local_environment
 from tests.servers import source as chosen
 
+__all__ = ["KEY", "ROOT", "Cluster", "Crew", "Recorded", "chat", "data_lines", "free_port", "texts"]
+
 KEY = "sk-test-key"
-
-
-def _ports() -> Iterator[int]:
-    """Ports below those that the system gives out by itself, in a range of this process's own among those of one test run."""
-    place = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
-    first = 12_000 + 2_000 * place
-    offset = random.randrange(2_000)
-    # Several gateway processes take the ports behind the one they are given.
-    return (first + (offset + 8 * n) % 2_000 for n in itertools.count())
-
-
-_next_ports = _ports()
-
-
-def free_port() -> int:
-    """A port that was free a moment ago, and that no other test of this run is given."""
-    for port in _next_ports:
-        with socket.socket() as probe, suppress(OSError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("unreachable")
 
 
 def chat(content: str = "hello there", *, model: str = "echo", **fields: Any) -> dict[str, Any]:

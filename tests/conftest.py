@@ -48,6 +48,11 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from error
 
 
+def pytest_unconfigure() -> None:
+    """Whatever a test did, and however the run ended, nothing of it stays."""
+    source().close()
+
+
 def run_sync(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` on a loop of its own, leaving the loops of pytest-asyncio alone."""
     loop = asyncio.new_event_loop()

@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from cli.embedded.process import ManagedProcess
 from cli.embedded.servers import HOST, EtcdServer, NatsServer, RedisServer, free_port
@@ -91,6 +91,9 @@ class Source(Protocol):
     async def release(self, *servers: Server) -> None:
         """Let go of these, whatever was done to them."""
 
+    def close(self) -> None:
+        """The run is over: nothing that was started stays."""
+
 
 class EmbeddedSource:
     """Processes on 127.0.0.1."""
@@ -132,6 +135,9 @@ class EmbeddedSource:
                 server.resume()
         await asyncio.gather(*(server.stop() for server in servers))
 
+    def close(self) -> None:
+        """Children end with this process."""
+
 
 def local_part(
     kind: str,
@@ -167,16 +173,16 @@ class _Chosen:
     source: Source = EmbeddedSource()
 
 
-def choose(option: str, **options: Any) -> None:
+def choose(option: str) -> None:
     """What `--servers` says. Raises `Unusable` where that cannot be had."""
-    _Chosen.source = _source(option, **options)
+    _Chosen.source = _source(option)
 
 
-def _source(option: str, **options: Any) -> Source:
+def _source(option: str) -> Source:
     if option == "containers":
         from tests.containers.source import ContainerSource
 
-        return ContainerSource(**options)
+        return ContainerSource()
     if option == "external":
         from tests.external import ExternalSource
 

@@ -1,0 +1,1 @@
+"""Servers, gateways and workers in containers, and what only containers can suffer."""
