@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backbone.bus.snapshots import STREAMS, Piece, Taken
+from backbone.bus.subjects import EVENTS_STREAM, JOBS_STREAM
 from cli.backup_folder import Manifest, Part, Tell, chunks_of, lines_of, read_exactly
 from cli.backup_servers import Servers
 from cli.errors import ConsoleError
@@ -87,7 +88,16 @@ class Restore:
             count = await self._one(part, replicas)
             self.restored.items[part.name] = count
             self._tell(f"{part.name:<22} {count:>9,} of {part.items:,} items")
+        await self._forget_lost_jobs()
         return self.restored
+
+    async def _forget_lost_jobs(self) -> None:
+        jobs = next((part for part in self._parts if part.name == JOBS_STREAM), None)
+        if jobs is None or EVENTS_STREAM not in self.restored.items:
+            return
+        after, last = int(jobs.about["events_seq"]), int(jobs.about["state"]["last_seq"])
+        if lost := await self._servers.streams.forget_lost_jobs(after=after, last=last):
+            self._tell(f"{lost:,} jobs that were submitted while the backup was taken are not in it")
 
     async def _one(self, part: Part, replicas: int | None) -> int:
         path = self._source / part.file

@@ -16,7 +16,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 from backbone.bus.snapshots import BATCHES_STREAM, STREAMS, Piece
-from backbone.bus.subjects import BLOBS_STREAM, JOBS_STREAM
+from backbone.bus.subjects import BLOBS_STREAM, EVENTS_STREAM, JOBS_STREAM
 from backbone.version import VERSION
 from cli.backup_folder import Manifest, NewFolder, PartWriter, Tell, new_folder, now, write_manifest
 from cli.backup_servers import Servers
@@ -82,6 +82,7 @@ class Backup:
                 await self._stream(folder, name)
 
     async def _stream(self, folder: NewFolder, name: str) -> None:
+        about = {"events_seq": await self._events_seq()} if name == JOBS_STREAM else {}
         with folder.file(snapshot_file(name)) as writer:
             # Gateways make the queues' consumers; without them each job comes again at once, and none is forgotten.
             taken = await self._servers.streams.take(name, writer.write, consumers=name != JOBS_STREAM)
@@ -91,7 +92,12 @@ class Backup:
             return
         writer.items = int(taken.state["messages"])
         self._last[name] = taken.last_seq
-        folder.add(writer.part(name, config=taken.config, state=taken.state))
+        folder.add(writer.part(name, config=taken.config, state=taken.state, **about))
+
+    async def _events_seq(self) -> int:
+        """Events of jobs that come into the queue from now on are stored behind this."""
+        state = await self._servers.streams.state(EVENTS_STREAM)
+        return int(state["last_seq"]) if state is not None else 0
 
     async def _rest_of(self, folder: NewFolder, name: str) -> None:
         if name not in self._last:

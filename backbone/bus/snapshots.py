@@ -15,6 +15,7 @@ import orjson
 
 from backbone.bus.access import NatsAccess
 from backbone.bus.asking import Refused, ask, put
+from backbone.bus.lost_jobs import LostJobs
 from backbone.bus.notices import NOTICE
 from backbone.bus.questions import Answer, Questions
 from backbone.bus.status import parse_status
@@ -243,6 +244,10 @@ class Snapshots:
         for name in ahead:
             await self._call(f"CONSUMER.DELETE.{stream}.{name}")
         return ahead
+
+    async def forget_lost_jobs(self, *, after: int, last: int) -> int:
+        """See LostJobs."""
+        return await LostJobs(self._questions).forget(after=after, last=last)
 
     async def delete(self, stream: str) -> None:
         """Delete a stream, if it is there."""
