@@ -11,6 +11,7 @@ import os
 import re
 import socket
 import subprocess
+import threading
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -81,6 +82,7 @@ class Engine:
         self.run = os.environ.setdefault("NEXUS_TEST_RUN", uuid.uuid4().hex[:12])
         self._client = docker.from_env()
         self._network: Any = None
+        self._making = threading.Lock()
 
     @property
     def labels(self) -> dict[str, str]:
@@ -90,10 +92,11 @@ class Engine:
     @property
     def network(self) -> Any:
         """testcontainers' Network."""
-        if self._network is None:
-            from testcontainers.core.network import Network
+        with self._making:
+            if self._network is None:
+                from testcontainers.core.network import Network
 
-            self._network = Network(docker_network_kw={"labels": self.labels}).create()
+                self._network = Network(docker_network_kw={"labels": self.labels}).create()
         return self._network
 
     @property

@@ -37,10 +37,11 @@ class ContainerProcess:
         command: Sequence[str] | None = None,
         env: Mapping[str, str] | None = None,
         files: Mapping[str, str] | None = None,
+        tmpfs: Mapping[str, str] | None = None,
         ready: Callable[[], Awaitable[bool]] | None = None,
         **options: Any,
     ) -> None:
-        """`ports`: which of 127.0.0.1 leads to which inside. `files`: text by path, put in before the start."""
+        """`ports`: which of 127.0.0.1 leads to which inside. `files`: text by path, put in before the start. `options`: docker's own."""
         self.name = name
         self.log_file = log_file
         self.alias = alias
@@ -51,6 +52,7 @@ class ContainerProcess:
         self._ports = dict(ports)
         self._files = dict(files or {})
         self._ready = ready
+        self._tmpfs = dict(tmpfs or {})
         self._options = options
         self._made: Any = None
         self._log_start = 0
@@ -168,6 +170,7 @@ class ContainerProcess:
 
         made = DockerContainer(self._image, name=f"nx-tests-{self.alias}", env=self._env)
         made.with_network(self._engine.network).with_network_aliases(self.alias)
+        made.tmpfs = self._tmpfs
         made.ports = {f"{inner}/tcp": ("127.0.0.1", outer) for inner, outer in self._ports.items()}
         if self._command:
             made.with_command(self._command)
