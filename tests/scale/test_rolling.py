@@ -26,7 +26,7 @@ async def test_rolling_restart(cluster: Cluster, balancer: LoadBalancer) -> None
         await asyncio.gather(restart_gateways(cluster), restart_workers(cluster, balancer))
         await load.stop()
     finally:
-        await load.close()
+        await load.aclose()
     assert load.failed == []
     assert min(load.done[kind] for kind in ("sync", "stream", "large", "upload", "submit", "resume")) > 1
     assert load.resumed, "no stream outlasted a gateway's drain"

@@ -187,7 +187,7 @@ async def _begin(caller: Caller, after_s: float) -> None:
 
 async def queued(cluster: Cluster) -> int:
     """Messages in the queue of jobs."""
-    connection = await nats.connect(cluster.nats.url)
+    connection = await nats.connect(cluster.nats.url.split(","))
     try:
         return int((await connection.jetstream().stream_info("NEXUS_JOBS")).state.messages)
     finally:
@@ -196,7 +196,7 @@ async def queued(cluster: Cluster) -> int:
 
 async def stored_jobs(cluster: Cluster) -> set[str]:
     """Jobs of which any event is kept: those that were in the queue."""
-    connection = await nats.connect(cluster.nats.url)
+    connection = await nats.connect(cluster.nats.url.split(","))
     try:
         info = await connection.jetstream().stream_info("NEXUS_EVENTS", subjects_filter="nexus.events.*")
         return {subject.rpartition(".")[2] for subject in info.state.subjects or ()}
@@ -214,7 +214,7 @@ class Ended(NamedTuple):
 
 async def terminal_words(cluster: Cluster) -> dict[str, Ended]:
     """Every word that NATS keeps, by job. A subject holds one word: a second one is an AssertionError."""
-    connection = await nats.connect(cluster.nats.url)
+    connection = await nats.connect(cluster.nats.url.split(","))
     words: dict[str, Ended] = {}
     try:
         reader = await connection.jetstream().subscribe("nexus.done.*", ordered_consumer=True)
