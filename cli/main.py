@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from backbone.version import VERSION
-from cli import aliases, backup, chat, console, dlq, jobs, keys, processes, services, submit, up, watch
+from cli import aliases, backup, chat, console, dlq, jobs, keys, permissions, processes, services, submit, up, watch
 from cli.errors import ConsoleError
 
 app = typer.Typer(
@@ -51,6 +51,7 @@ app.add_typer(dlq.app, name="dlq")
 app.add_typer(aliases.app, name="aliases")
 app.add_typer(services.app, name="services")
 app.add_typer(keys.app, name="keys")
+app.add_typer(permissions.app, name="permissions")
 
 
 def main() -> None:

@@ -81,7 +81,9 @@ async def _main(settings: WorkerSettings) -> None:
     structlog.contextvars.bind_contextvars(worker=name)
     metrics = WorkerMetrics()
     nats = nats_access(settings)
-    registry = EtcdRegistry(etcd_access(settings), settings.etcd_prefix, lease_s=settings.worker_lease_s)
+    registry = EtcdRegistry(
+        etcd_access(settings), settings.etcd_prefix, lease_s=settings.worker_lease_s, services_only=True
+    )
     blobs = NatsBlobs(nats, f"{name}-blobs", create=None)
     jobs = NatsWorkerLog(nats, f"{name}-log")
     worker = Worker(

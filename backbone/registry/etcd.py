@@ -41,11 +41,13 @@ class EtcdRegistry:
         lease_s: int = 10,
         hold_s: float | None = None,
         resync_s: float = 60.0,
+        services_only: bool = False,
     ) -> None:
         """Describe a registry; nothing is opened yet.
 
         `server`: a URL alone is an open etcd: `http(s)://host:port`, several separated by commas. `lease_s`: seconds after which a dead worker
         vanishes. `hold_s`: seconds for which workers that an outage hid stay in the snapshot after it; None: `lease_s`.
+        `services_only`: follow the services alone, which is all that a worker may read of what others wrote.
         """
         self._keys = Keys(prefix)
         self._read = Reader(self._keys)
@@ -54,6 +56,7 @@ class EtcdRegistry:
         access = server if isinstance(server, EtcdAccess) else EtcdAccess(server)
         # A worker may read what it writes, and nothing else.
         self._link = EtcdLink(access.url, probe_key=self._keys.workers, tls=access.tls, login=access.login)
+        self._followed = self._keys.services if services_only else self._keys.prefix
         self._view = View(hold_s=lease_s if hold_s is None else hold_s)
         self._announcements: list[EtcdAnnouncement] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -153,9 +156,9 @@ class EtcdRegistry:
 
     async def _follow(self, *, after_outage: bool) -> None:
         """List, then take changes, until WatchEnded or Unavailable."""
-        entries, revision = await self._link.listing(self._keys.prefix)
+        entries, revision = await self._link.listing(self._followed)
         self._replace(entries, revision, after_outage=after_outage)
-        async with contextlib.aclosing(self._link.watch(self._keys.prefix, revision + 1)) as changes:
+        async with contextlib.aclosing(self._link.watch(self._followed, revision + 1)) as changes:
             async for batch in changes:
                 self._apply(batch)
 

@@ -339,12 +339,16 @@ def parse_endpoints(url: str) -> list[tuple[str, bool]]:
     return found
 
 
-def _open(address: str, secure: bool, tls: Tls) -> Endpoint:
+def open_channel(address: str, secure: bool, tls: Tls) -> grpc.aio.Channel:
+    """A channel to one endpoint; the caller closes it."""
     if secure:
         credentials = grpc.ssl_channel_credentials(tls.ca, tls.key, tls.cert)
-        channel = grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
-    else:
-        channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        return grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
+    return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+
+
+def _open(address: str, secure: bool, tls: Tls) -> Endpoint:
+    channel = open_channel(address, secure, tls)
     watch = WatchService(channel, reconnect_backoff_seconds=0.2, max_reconnect_backoff_seconds=1.0)
     return Endpoint(address, channel, KVService(channel), LeaseService(channel), watch, AuthService(channel))
 

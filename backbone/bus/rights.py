@@ -1,0 +1,147 @@
+"""What each role may do in NATS: the subjects it publishes to and subscribes to, and nothing beside them.
+
+Written down from what the code does; `tests/deploy/test_permissions.py` holds the two against each other. A wildcard of NATS
+stands for whole tokens: a worker's consumers, which are named `<capability>_<lane>_<model>`, are listed one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from backbone.bus.access import INBOX
+from backbone.bus.base import Queue
+from backbone.bus.notices import NOTICE
+from backbone.bus.subjects import (
+    ASK,
+    BELL,
+    BLOBS,
+    BLOBS_STREAM,
+    CLAIMS,
+    CLAIMS_STREAM,
+    CONTROL,
+    DEAD,
+    DEAD_STREAM,
+    DONE,
+    DONE_STREAM,
+    ENDED,
+    EVENTS,
+    EVENTS_STREAM,
+    JOBS,
+    JOBS_STREAM,
+    REPLY,
+    TOLD,
+    backlog_stream,
+    consumer_name,
+    dead_subject,
+    encode_model,
+)
+from schemas.jobs import LANES, Capability
+
+BACKLOGS = ("hooks", "batches")
+STREAMS = (
+    JOBS_STREAM,
+    EVENTS_STREAM,
+    DONE_STREAM,
+    DEAD_STREAM,
+    *(backlog_stream(name) for name in BACKLOGS),
+    CLAIMS_STREAM,
+    BLOBS_STREAM,
+)
+BLOB_MESSAGES = (f"$O.{BLOBS}.C.*.*", f"$O.{BLOBS}.M.*")
+OF_A_STREAM = ("CREATE", "UPDATE", "INFO", "PURGE", "MSG.GET", "MSG.DELETE")
+OF_A_CONSUMER = ("CONSUMER.DURABLE.CREATE", "CONSUMER.INFO", "CONSUMER.MSG.NEXT")
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """Subjects, wildcards included. What is not here is refused."""
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+
+
+def queues_of(models: Iterable[str], capabilities: Iterable[Capability]) -> list[Queue]:
+    """Every lane of these models and capabilities."""
+    wanted = list(capabilities)
+    return [Queue(capability, lane, model) for model in models for capability in wanted for lane in LANES]
+
+
+def worker_rights(inbox: str, *, workers: Iterable[str], queues: Iterable[Queue] | None) -> Rights:
+    """Of the processes called `workers` (`*`: by whatever name), which serve these queues. None: all queues."""
+    names = tuple(workers)
+    if queues is None:
+        taking: tuple[str, ...] = (f"$JS.API.CONSUMER.MSG.NEXT.{JOBS_STREAM}.*", f"$JS.ACK.{JOBS_STREAM}.>")
+        letters: tuple[str, ...] = (f"{DEAD}.*.*",)
+        bells: tuple[str, ...] = (f"{BELL}.*.*.*",)
+    else:
+        # What a worker does with its models (pull, load, unload) comes on a queue of its own.
+        own = queues_of((f"worker:{name}" for name in names if name != "*"), (Capability.MODELS,))
+        given = [*queues, *own]
+        consumers = [consumer_name(*queue) for queue in given]
+        taking = (
+            *(f"$JS.API.CONSUMER.MSG.NEXT.{JOBS_STREAM}.{consumer}" for consumer in consumers),
+            *(f"$JS.ACK.{JOBS_STREAM}.{consumer}.>" for consumer in consumers),
+        )
+        letters = _each(dead_subject(queue.capability, queue.model) for queue in given)
+        bells = _each(f"{BELL}.{queue.capability}.*.{encode_model(queue.model)}" for queue in given)
+    return Rights(
+        publish=(
+            *taking,
+            f"{REPLY}.*.*",
+            f"{ASK}.*",
+            f"{EVENTS}.*",
+            f"{DONE}.*",
+            *letters,
+            *BLOB_MESSAGES,
+            *(f"$JS.API.DIRECT.GET.{BLOBS_STREAM}.{subject}" for subject in BLOB_MESSAGES),
+        ),
+        subscribe=(f"{inbox}.>", *(f"{CONTROL}.{name}" for name in names), *bells),
+    )
+
+
+def gateway_rights(inbox: str) -> Rights:
+    """It owns the streams and their consumers. It deletes no stream."""
+    streams = (f"$JS.API.STREAM.{verb}.{stream}" for stream in STREAMS for verb in OF_A_STREAM)
+    reads = (f"$JS.API.DIRECT.GET.{stream}{rest}" for stream in STREAMS for rest in ("", ".>"))
+    consumers = (f"$JS.API.{verb}.{stream}.*" for stream in STREAMS for verb in OF_A_CONSUMER)
+    return Rights(
+        publish=(
+            f"{JOBS}.*.*.*",
+            f"{EVENTS}.*",
+            f"{DONE}.*",
+            f"{DEAD}.*.*",
+            f"{CONTROL}.*",
+            f"{NOTICE}.*",
+            *(f"nexus.{name}.*" for name in BACKLOGS),
+            f"$KV.{CLAIMS}.*",
+            *BLOB_MESSAGES,
+            f"{INBOX}.>",  # answers to workers
+            *streams,
+            *reads,
+            *consumers,
+            *(f"$JS.ACK.{stream}.>" for stream in STREAMS),
+        ),
+        subscribe=(f"{inbox}.>", f"{REPLY}.*.*", f"{ASK}.*", f"{TOLD}.*", f"{ENDED}.*", f"{NOTICE}.*"),
+    )
+
+
+def monitor_rights(inbox: str) -> Rights:
+    """It sees how full streams are and how far consumers have come, and no message."""
+    return Rights(
+        publish=(
+            "$JS.API.INFO",
+            "$JS.API.STREAM.NAMES",
+            "$JS.API.STREAM.LIST",
+            "$JS.API.STREAM.INFO.*",
+            "$JS.API.CONSUMER.NAMES.*",
+            "$JS.API.CONSUMER.LIST.*",
+            "$JS.API.CONSUMER.INFO.*.*",
+        ),
+        subscribe=(f"{inbox}.>",),
+    )
+
+
+def _each(subjects: Iterable[str]) -> tuple[str, ...]:
+    """Each once, in order."""
+    return tuple(dict.fromkeys(subjects))

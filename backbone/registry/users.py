@@ -1,0 +1,107 @@
+"""Users and roles of etcd: who may read and write which of Nexus's keys, and making it so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import grpc.aio  # type: ignore[import-untyped]
+from etcd3aio import EtcdError, prefix_range_end
+from etcd3aio.auth import AuthService, PermissionType
+
+from backbone.registry.access import EtcdAccess
+from backbone.registry.keys import Keys
+from backbone.registry.link import open_channel, parse_endpoints
+from schemas.errors import Unavailable
+
+ROOT = "root"
+GATEWAY = "gateway"
+WORKER = "worker"
+CALL_S = 10.0
+TRIES_S = 30.0
+"""For an etcd that is just starting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Over all keys that begin with `prefix`."""
+
+    prefix: str
+    kind: PermissionType
+
+
+def grants(prefix: str) -> dict[str, tuple[Grant, ...]]:
+    """By role, which is called as its user is."""
+    keys = Keys(prefix)
+    return {
+        GATEWAY: (
+            Grant(keys.prefix, PermissionType.READ),
+            Grant(keys.aliases, PermissionType.READWRITE),
+            Grant(keys.services, PermissionType.READWRITE),
+        ),
+        WORKER: (
+            Grant(keys.workers, PermissionType.READWRITE),
+            Grant(keys.models, PermissionType.READWRITE),
+            Grant(keys.services, PermissionType.READ),
+        ),
+    }
+
+
+async def make_users(access: EtcdAccess, prefix: str, passwords: Mapping[str, str]) -> bool:
+    """Bring users, passwords, roles and authentication to what they should be; False: authentication was on already.
+
+    `passwords` by user, root among them. Root's is what etcd has, where authentication is on. Raises Unavailable.
+    """
+    (address, secure), *_ = parse_endpoints(access.url)
+    channel = open_channel(address, secure, access.tls)
+    try:
+        auth = AuthService(channel)
+        enabled = await _until_it_answers(auth)
+        if enabled:
+            auth.set_token((await auth.authenticate(ROOT, passwords[ROOT], timeout=CALL_S)).token)
+        users = set((await auth.user_list(timeout=CALL_S)).users)
+        roles = set((await auth.role_list(timeout=CALL_S)).roles)
+        for user, password in passwords.items():
+            if user not in users:
+                await auth.user_add(user, password, timeout=CALL_S)
+            elif user != ROOT or not enabled:
+                await auth.user_change_password(user, password, timeout=CALL_S)
+        for role, wanted in {ROOT: (), **grants(prefix)}.items():
+            if role not in roles:
+                await auth.role_add(role, timeout=CALL_S)
+            await _grant(auth, role, wanted)
+            if role in passwords:
+                await auth.user_grant_role(role, role, timeout=CALL_S)
+        if not enabled:
+            await auth.auth_enable(timeout=CALL_S)
+        return not enabled
+    except (EtcdError, grpc.aio.AioRpcError, TimeoutError) as error:
+        text = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+        raise Unavailable(f"etcd at {address}: {text}") from error
+    finally:
+        await channel.close()
+
+
+async def _grant(auth: AuthService, role: str, wanted: tuple[Grant, ...]) -> None:
+    """These, and no others."""
+    there = (await auth.role_get(role, timeout=CALL_S)).perm
+    ranges = {(grant.prefix.encode(), prefix_range_end(grant.prefix)): grant for grant in wanted}
+    for one in there:
+        if role != ROOT and (bytes(one.key), bytes(one.range_end)) not in ranges:
+            await auth.role_revoke_permission(role, one.key, one.range_end, timeout=CALL_S)
+    for (key, end), grant in ranges.items():
+        await auth.role_grant_permission(role, key, end, perm_type=grant.kind, timeout=CALL_S)
+
+
+async def _until_it_answers(auth: AuthService) -> bool:
+    """Whether authentication is on."""
+    clock = asyncio.get_running_loop().time
+    until = clock() + TRIES_S
+    while True:
+        try:
+            return bool((await auth.auth_status(timeout=2.0, max_attempts=1)).enabled)
+        except (EtcdError, grpc.aio.AioRpcError, TimeoutError):
+            if clock() > until:
+                raise
+            await asyncio.sleep(0.3)

@@ -1,0 +1,168 @@
+"""`nexus permissions`: what to write into nats-server's configuration, so that each process may do its work and no more."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.errors import ConsoleError
+
+if TYPE_CHECKING:
+    from backbone.bus.rights import Rights
+    from schemas.jobs import Capability
+
+app = typer.Typer(
+    name="permissions",
+    help="NATS users with the least of rights, as blocks for nats-server's `users`. deploy/nats has whole configurations.",
+    no_args_is_help=True,
+)
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+User = Annotated[str, typer.Argument(help="The user's name, NATS_USER of the process: [A-Za-z0-9_-].")]
+HEAD = "# Made by `nexus permissions`; the code's own list, held by tests/deploy/test_permissions.py.\n"
+
+
+@app.command()
+def worker(
+    name: User,
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="A model that it serves; may be repeated.")
+    ] = None,
+    capability: Annotated[
+        list[str] | None, typer.Option("--capability", "-c", help="What it does with them. Default: everything.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All models and capabilities.")] = False,
+    worker_name: Annotated[
+        list[str] | None,
+        typer.Option("--worker", help="WORKER_NAME of a process with this user; may be repeated. Default: the user's."),
+    ] = None,
+    any_worker: Annotated[
+        bool, typer.Option("--any-worker", help="Processes without a WORKER_NAME, as under `--scale worker=4`.")
+    ] = False,
+) -> None:
+    """A worker: it takes from the queues it is given, and nothing else."""
+    from backbone.bus.rights import queues_of, worker_rights
+
+    names = ["*"] if any_worker else (worker_name or [name])
+    _check([name, *(one for one in names if one != "*")])
+    if every == bool(model):
+        raise typer.BadParameter("say which models it serves, with --model, or --all")
+    queues = None if every else queues_of(model or (), _capabilities(capability))
+    print(_block(name, worker_rights(_inbox(name), workers=names, queues=queues)))
+
+
+@app.command()
+def gateway(name: User = "gateway") -> None:
+    """A gateway: it owns the streams and their consumers, but deletes no stream."""
+    from backbone.bus.rights import gateway_rights
+
+    _check([name])
+    print(_block(name, gateway_rights(_inbox(name))))
+
+
+@app.command()
+def monitor(name: User = "monitor") -> None:
+    """A monitor: it sees depths and sizes, and no message."""
+    from backbone.bus.rights import monitor_rights
+
+    _check([name])
+    print(_block(name, monitor_rights(_inbox(name))))
+
+
+@app.command()
+def config() -> None:
+    """The roles as variables of nats-server's configuration: what deploy/nats/permissions.conf holds."""
+    print(permissions_conf(), end="")
+
+
+@app.command()
+def etcd(
+    root_password_file: Annotated[Path, typer.Option("--root-password-file", help="Holds the password of `root`.")],
+    gateway_password_file: Annotated[
+        Path, typer.Option("--gateway-password-file", help="Holds the password of `gateway`.")
+    ],
+    worker_password_file: Annotated[
+        Path, typer.Option("--worker-password-file", help="Holds the password of `worker`.")
+    ],
+) -> None:
+    """Make etcd's users and roles, and switch its authentication on. Run it again after a change: it repeats nothing.
+
+    Where etcd is, and whom it believes: ETCD_URL, ETCD_PREFIX, ETCD_TLS_CA, as for every process.
+    """
+    import asyncio
+
+    from backbone.registry.access import etcd_access
+    from backbone.registry.users import GATEWAY, ROOT, WORKER, grants, make_users
+    from backbone.secret_files import Misconfigured, read_secret
+    from backbone.settings import CommonSettings
+    from cli.processes import read_settings
+    from schemas.errors import Unavailable
+
+    settings = read_settings(CommonSettings)
+    files = {ROOT: root_password_file, GATEWAY: gateway_password_file, WORKER: worker_password_file}
+    try:
+        passwords = {user: read_secret(f"--{user}-password-file", str(file)) for user, file in files.items()}
+        access = etcd_access(
+            settings.model_copy(update={"etcd_user": "", "etcd_password": None, "etcd_password_file": ""})
+        )
+        switched_on = asyncio.run(make_users(access, settings.etcd_prefix, passwords))
+    except (Misconfigured, Unavailable) as error:
+        raise ConsoleError(str(error)) from error
+    for role, given in grants(settings.etcd_prefix).items():
+        print(f"{role}: " + ", ".join(f"{grant.kind.name.lower()} {grant.prefix}" for grant in given))
+    print("authentication switched on" if switched_on else "authentication was on")
+
+
+def permissions_conf() -> str:
+    """`NEXUS_GATEWAY`, `NEXUS_WORKER` (all queues) and `NEXUS_MONITOR`, for the users `gateway`, `worker` and `monitor`."""
+    from backbone.bus.rights import gateway_rights, monitor_rights, worker_rights
+
+    roles = {
+        "NEXUS_GATEWAY": gateway_rights(_inbox("gateway")),
+        "NEXUS_WORKER": worker_rights(_inbox("worker"), workers=("*",), queues=None),
+        "NEXUS_MONITOR": monitor_rights(_inbox("monitor")),
+    }
+    return HEAD + "".join(f"\n{role} = {_permissions(rights, '')}\n" for role, rights in roles.items())
+
+
+def password_variable(user: str) -> str:
+    """The variable, of the environment or the configuration, where nats-server finds the user's password."""
+    return f"NATS_{re.sub('[^A-Za-z0-9]', '_', user).upper()}_PASSWORD"
+
+
+def _inbox(user: str) -> str:
+    return f"_INBOX.{user}"
+
+
+def _capabilities(names: Iterable[str] | None) -> list[Capability]:
+    from schemas.jobs import Capability
+
+    known = {str(one): one for one in Capability}
+    wanted = list(names or (one for one in known if one != Capability.MODELS))
+    if unknown := [one for one in wanted if one not in known]:
+        raise typer.BadParameter(f"no capability is called {unknown[0]}; there are {', '.join(known)}")
+    return [known[one] for one in wanted]
+
+
+def _check(names: Iterable[str]) -> None:
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ConsoleError(f"'{name}' cannot be a name in NATS: use [A-Za-z0-9_-]")
+
+
+def _block(user: str, rights: Rights) -> str:
+    return f"{{\n  user: {json.dumps(user)}\n  password: ${password_variable(user)}\n  permissions: {_permissions(rights, '  ')}\n}}"
+
+
+def _permissions(rights: Rights, indent: str) -> str:
+    def allow(subjects: Iterable[str]) -> str:
+        lines = "".join(f"{indent}    {json.dumps(subject)}\n" for subject in subjects)
+        return f"{{ allow: [\n{lines}{indent}  ] }}"
+
+    publish, subscribe = allow(rights.publish), allow(rights.subscribe)
+    return f"{{\n{indent}  publish: {publish}\n{indent}  subscribe: {subscribe}\n{indent}}}"
