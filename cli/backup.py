@@ -30,6 +30,8 @@ Only = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 INTERRUPTED = 130
+HALF = 4
+"""Exit code of a restore that began and did not end: nothing should be started on these servers."""
 
 
 def backup(
@@ -132,7 +134,8 @@ async def _restore(
                 return await work.run(replicas)
         except ConsoleError as error:
             raise ConsoleError(
-                f"{error}\nThe servers hold a part of the backup now. Mend the cause, and restore it again with --force."
+                f"{error}\nThe servers hold a part of the backup now. Mend the cause, and restore it again with --force.",
+                exit_code=HALF,
             ) from error
 
 

@@ -1,0 +1,147 @@
+"""All of Redis and all that is kept in etcd, read out and written into other servers."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from backbone.registry.dumping import RegistryDump
+from backbone.registry.link import EtcdLink
+from backbone.store.dumping import RedisDump
+from backbone.store.redis import RedisStore
+from backbone.store.redis_documents import RedisDocuments
+from schemas.jobs import Capability, JobRecord, JobStatus
+from tests.servers import Server
+
+
+def record(job: str, owner: str = "an:owner", **fields: Any) -> JobRecord:
+    return JobRecord(
+        id=job,
+        owner=owner,
+        endpoint="/v1/chat/completions",
+        model="m",
+        capability=Capability.CHAT,
+        created_at=int(time.time()),
+        queue_s=60,
+        **fields,
+    )
+
+
+@pytest.fixture
+async def store(own_redis: Server) -> AsyncIterator[RedisStore]:
+    """A store of the test's own."""
+    store = RedisStore(own_redis.url, timeout_s=10, rest_s=0)
+    yield store
+    await store.close()
+
+
+async def anew(store: RedisStore, client: Redis) -> None:
+    """Read everything, delete it, and write it again."""
+    dump = RedisDump(store)
+    lines = [line async for line in dump.lines()]
+    await dump.clear()
+    assert await client.keys("nexus:*") == []
+    assert not await dump.holds()
+    await dump.load(lines)
+    await dump.load(lines)  # whoever was interrupted does it again
+
+
+async def test_documents_and_lists(store: RedisStore, own_redis: Server) -> None:
+    """They come back byte for byte, those without text too, listed as before, with the moment at which they end."""
+    documents = RedisDocuments(store)
+    values = {f"d{n}": (b"\xff\0" + bytes([n % 256]), 'ö "quoted"'.encode(), b"x" * 70_000)[n % 3] for n in range(1500)}
+    for name, value in values.items():
+        await documents.put("file", "an:owner", name, value, ttl_s=1000)
+    await documents.put("key", "", "kept", b"{}")
+    async with Redis.from_url(own_redis.url) as client:
+        await client.set("another:key", "stays")
+        ends = await client.pexpiretime("nexus:doc:file:an%3Aowner:d7")
+        await anew(store, client)
+        assert await client.pexpiretime("nexus:doc:file:an%3Aowner:d7") == ends
+        assert await client.pexpiretime("nexus:doc:key::kept") == -1
+        assert await client.pexpiretime("nexus:docs:key:") == -1
+        assert await client.get("another:key") == b"stays"
+    found: list[tuple[str, bytes]] = []
+    while page := await documents.page("file", "an:owner", after=found[-1][0] if found else "", limit=100):
+        found += page
+    assert dict(found) == values
+
+
+async def test_what_follows_from_records(store: RedisStore, own_redis: Server) -> None:
+    """Counts of keys are those of the records; whatever has not ended is due at once; leases are over."""
+    await store.create(record("waits", key="k"), ttl_s=1000, due_s=500)
+    await store.create(record("runs", key="k"), ttl_s=1000, due_s=500)
+    await store.create(record("ended", key="k"), ttl_s=1000, due_s=500)
+    await store.move("an:owner", "runs", JobStatus.IN_PROGRESS, due_s=500)
+    await store.move("an:owner", "ended", JobStatus.CANCELLED)
+    await store.lease("runs", "token", 500)
+    async with Redis.from_url(own_redis.url) as client:
+        await client.zadd("nexus:queued:k", {"an%3Aowner:ended": time.time() * 1000 + 9000})  # read between two steps
+        await anew(store, client)
+    assert (await store.waiting("k"), await store.running("k")) == (1, 1)
+    assert sorted(due.job for due in await store.due(10)) == ["runs", "waits"]
+    assert await store.lease("runs", "another", 1)
+    assert [one.id for one in await store.page("an:owner")] == ["waits", "runs", "ended"]
+
+
+async def test_what_has_ended_meanwhile(store: RedisStore, own_redis: Server) -> None:
+    """It stays away."""
+    documents = RedisDocuments(store)
+    await documents.put("file", "o", "short", b"1", ttl_s=0.3)
+    await documents.put("file", "o", "long", b"2", ttl_s=1000)
+    lines = [line async for line in RedisDump(store).lines()]
+    async with Redis.from_url(own_redis.url) as client:
+        while await client.exists("nexus:doc:file:o:short"):
+            pass
+        await RedisDump(store).clear()
+        await RedisDump(store).load(lines)
+    assert await documents.page("file", "o") == [("long", b"2")]
+
+
+async def test_types_that_nexus_does_not_use_yet(store: RedisStore, own_redis: Server) -> None:
+    """They come back too, on a server of the same make."""
+    async with Redis.from_url(own_redis.url) as client:
+        await client.hset("nexus:later", mapping={"a": "b"})
+        await anew(store, client)
+        assert await client.hgetall("nexus:later") == {b"a": b"b"}
+
+
+async def test_batches_before_files(store: RedisStore) -> None:
+    """Whoever names others is read before them, and lists come last."""
+    documents = RedisDocuments(store)
+    await documents.put("file", "o", "f", b"{}")
+    await documents.put("batch", "o", "b", b"{}")
+    await store.create(record("j", owner="o"), ttl_s=10)
+    keys = [line.split(b'"')[3] async for line in RedisDump(store).lines()]
+    assert keys[0] == b"nexus:doc:batch:o:b"
+    assert set(keys[1:3]) == {b"nexus:doc:file:o:f", b"nexus:job:o:j"}
+    assert set(keys[3:]) == {b"nexus:docs:file:o", b"nexus:docs:batch:o", b"nexus:jobs:o"}
+
+
+async def test_etcd(etcd_url: str) -> None:
+    """What has no lease comes back, under another prefix too; workers do not."""
+    old, new = (f"/old-{uuid.uuid4().hex}/", f"/new-{uuid.uuid4().hex}/")
+    link = EtcdLink(etcd_url, probe_key=old)
+    await link.open()
+    try:
+        await link.put(f"{old}aliases/org/model:tag", b'["a"]')
+        await link.put(f"{old}services/tts", b"\xff")
+        await link.put(f"{old}models/m", b"{}")
+        await link.put(f"{old}workers/w", b"{}", lease=await link.grant(60))
+        there = RegistryDump(link, old)
+        assert await there.workers() == ["w"]
+        values = await there.read()
+        assert values == {"aliases/org/model:tag": b'["a"]', "services/tts": b"\xff", "models/m": b"{}"}
+        copy = RegistryDump(link, new)
+        assert await copy.operators_keys() == []
+        await copy.write(values)
+        assert await copy.read() == values
+        await copy.clear()
+        assert await copy.read() == {"models/m": b"{}"}
+    finally:
+        await link.close()

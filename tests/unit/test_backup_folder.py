@@ -1,0 +1,141 @@
+"""Folders of backups: whole or not there, and refused where anything in them is not as it was written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cli import backup
+from cli.backup_folder import Manifest, lines_of, new_folder, read_manifest, write_manifest
+from cli.errors import ConsoleError
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """Two parts, one of them of lines."""
+    with new_folder(tmp_path / "saved", quiet) as folder:
+        with folder.lines("etcd.json.gz") as (writer, add):
+            add(b'["aliases/a", "b"]')
+        folder.add(writer.part("etcd"))
+        with folder.file("NEXUS_DONE.snapshot") as writer:
+            writer.write(b"abc" * 100_000)
+        folder.add(writer.part("NEXUS_DONE", config={"name": "NEXUS_DONE"}, state={"last_seq": 3}))
+        write_manifest(folder, Manifest("0.1.0", "then", "later", {}, tuple(folder.parts)))
+    return tmp_path / "saved"
+
+
+def verify(folder: Path) -> None:
+    backup.backup(folder, check=True, quiet=True)
+
+
+def test_a_whole_one(saved: Path) -> None:
+    """It is verified, comes back as it was, only its owner reads it, and nothing else is beside it."""
+    verify(saved)
+    manifest = read_manifest(saved)
+    part = manifest.part("NEXUS_DONE")
+    assert part is not None
+    assert (part.bytes, part.kind, part.about["state"]) == (300_000, "streams", {"last_seq": 3})
+    assert list(lines_of(saved / "etcd.json.gz")) == [b'["aliases/a", "b"]']
+    assert saved.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in saved.iterdir()} == {0o600}
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_one_that_fails(tmp_path: Path) -> None:
+    """Nothing is left."""
+    with (
+        pytest.raises(RuntimeError),
+        new_folder(tmp_path / "saved", quiet) as folder,
+        folder.lines("etcd.json.gz") as (_, add),
+    ):
+        add(b"{}")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_is_taken_meanwhile(tmp_path: Path) -> None:
+    """What somebody else put there stays."""
+    with pytest.raises(ConsoleError, match="made by somebody else"), new_folder(tmp_path / "saved", quiet):
+        (tmp_path / "saved").mkdir()
+    assert list(tmp_path.iterdir()) == [tmp_path / "saved"]
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def longer(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+@pytest.mark.parametrize("name", ["NEXUS_DONE.snapshot", "etcd.json.gz"])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (cut, "bytes in the place of"),
+        (longer, "bytes in the place of"),
+        (flip, "another SHA-256"),
+        (Path.unlink, "No such file"),
+    ],
+)
+def test_a_damaged_part(saved: Path, name: str, damage: Callable[[Path], Any], said: str) -> None:
+    """It is named, with what is wrong; a restore refuses it before it asks any server."""
+    damage(saved / name)
+    for command in (verify, lambda folder: backup.restore(folder, quiet=True)):
+        with pytest.raises(ConsoleError) as caught:
+            command(saved)
+        assert name in str(caught.value)
+        assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "said"),
+    [
+        (None, "never finished"),
+        (b"", "damaged"),
+        (b'{"format": "nexus-backup", "version": 1, "parts": [', "damaged"),
+        (b'{"format": "nexus-backup", "version": 1}', "damaged"),
+        (b'{"format": "another"}', "no manifest of a Nexus backup"),
+        (b"[]", "no manifest of a Nexus backup"),
+        (b'{"format": "nexus-backup", "version": 2, "nexus": "9.9"}', "use Nexus 9.9"),
+    ],
+)
+def test_a_manifest_that_is_none(saved: Path, manifest: bytes | None, said: str) -> None:
+    """It is refused, and says why."""
+    if manifest is None:
+        (saved / "manifest.json").unlink()
+    else:
+        (saved / "manifest.json").write_bytes(manifest)
+    with pytest.raises(ConsoleError, match=said):
+        backup.restore(saved, quiet=True)
+
+
+def test_a_part_elsewhere(saved: Path) -> None:
+    """A manifest names nothing outside of its folder."""
+    said = json.loads((saved / "manifest.json").read_text())
+    said["parts"][0]["file"] = "../../etc/passwd"
+    (saved / "manifest.json").write_text(json.dumps(said))
+    with pytest.raises(ConsoleError, match="no name of a part"):
+        verify(saved)
+
+
+def test_parts_that_do_not_exist(saved: Path) -> None:
+    """`--only` knows its words."""
+    with pytest.raises(ConsoleError, match="--only knows etcd, redis, streams, not postgres"):
+        backup.restore(saved, only="etcd,postgres", quiet=True)
+    with pytest.raises(ConsoleError, match="holds nothing of redis"):
+        backup.restore(saved, only="redis", quiet=True)
