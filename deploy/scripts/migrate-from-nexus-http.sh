@@ -528,10 +528,10 @@ there_is() {
   elif [[ -n "$gateway" ]]; then
     nx_json <"$NX_TMP/$1.there" | NX_ID="$(nx_json_string "$2")" awk -F '\t' -v kind="$1" '
       { split($1, part, "."); here = part[2] }
-      part[3] == "id" { mine = ($2 == ENVIRON["NX_ID"]) }
-      mine && kind == "aliases" && part[3] == "targets" { targets = targets (targets == "" ? "" : ",") $2 }
-      mine && kind == "services" && part[3] == "base_url" { print "{\"base_url\": " $2 "}" }
-      END { if (targets != "") print "[" targets "]" }'
+      part[3] == "id" && $2 == ENVIRON["NX_ID"] { mine = here }
+      kind == "aliases" && part[3] == "targets" { said[here] = said[here] (said[here] == "" ? "" : ",") $2 }
+      kind == "services" && part[3] == "base_url" { said[here] = "{\"base_url\": " $2 "}" }
+      END { if (mine != "") print (kind == "aliases" ? "[" said[mine] "]" : said[mine]) }'
   fi
 }
 

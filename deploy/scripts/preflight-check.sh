@@ -218,7 +218,7 @@ check_env() {
     return 0
   fi
   names="$(nx_env_names "$env_file")"
-  unknown="$(printf '%s\n' "$names" | grep -vE '^(COMPOSE|DOCKER|BUILDKIT)_' | grep -vxF "$(known_names)" | tr '\n' ' ' || true)"
+  unknown="$(printf '%s\n' "$names" | grep . | grep -vE '^(COMPOSE|DOCKER|BUILDKIT)_' | grep -vxF "$(known_names)" | tr '\n' ' ' || true)"
   old="$(printf '%s\n' "$names" | grep -cxE 'ETCD_ENABLED|ETCD_SEED_FROM_ENV|DEFAULT_BACKEND|ENABLE_GPU|IMAGES_BACKEND|ROUTER_ENABLE_POLICY|MEMORY_V2_ENABLED|OLLAMA_BASE_URL|VLLM_BASE_URL' || true)"
   repeated="$(sed -nE 's/^[[:space:]]*([A-Za-z_][A-Za-z0-9_]*)=.*$/\1/p' "$env_file" | sort | uniq -d | tr '\n' ' ')"
   if [[ "$old" -ge 2 ]]; then
