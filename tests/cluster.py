@@ -87,7 +87,7 @@ class Recorded:
         """Nothing more comes."""
         return self._task.done()
 
-    async def end(self, timeout_s: float = 30.0) -> Self:
+    async def end(self, timeout_s: float = 60.0) -> Self:
         """Wait for the end."""
         done, _ = await asyncio.wait([self._task], timeout=timeout_s)
         assert done, f"no end within {timeout_s:g} s; so far {self.status} {self.body[-500:]}"
@@ -207,7 +207,7 @@ class Cluster:
             await self.wait_for_worker(name)
         return name
 
-    async def wait_for_worker(self, name: str, state: str | None = "ready", timeout_s: float = 30.0) -> None:
+    async def wait_for_worker(self, name: str, state: str | None = "ready", timeout_s: float = 60.0) -> None:
         """Until the first gateway sees the worker in this state (None: not at all)."""
         deadline = asyncio.get_running_loop().time() + timeout_s
         while True:

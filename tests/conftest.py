@@ -139,7 +139,7 @@ class Eventually:
     """Poll a condition with a deadline: `value = await eventually(lambda: thing() or None)`."""
 
     async def __call__(
-        self, condition: Callable[[], T | Awaitable[T]], *, timeout_s: float = 20.0, what: str = ""
+        self, condition: Callable[[], T | Awaitable[T]], *, timeout_s: float = 40.0, what: str = ""
     ) -> T:
         deadline = asyncio.get_running_loop().time() + timeout_s
         while True:

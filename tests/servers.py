@@ -23,6 +23,8 @@ from cli.embedded.process import ManagedProcess
 from cli.embedded.servers import HOST, EtcdServer, NatsServer, RedisServer, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
+START_S = 60.0
+"""For a part to be ready on a busy machine."""
 MODULES = {"gateway": "gateway", "worker": "workers"}
 
 
@@ -154,6 +156,7 @@ def local_part(
         log_file=log_file(kind, name, folder),
         env=local_environment({setting: server.url for setting, server in servers.items()} | dict(settings)),
         ready=ready,
+        ready_timeout_s=START_S,
     )
 
 

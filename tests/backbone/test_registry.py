@@ -495,8 +495,8 @@ class TestFaults:
         seen: list[set[str]] = []
         gateway.subscribe(lambda snapshot: seen.append(set(snapshot.workers)))
         own_etcd.pause()
-        await eventually(lambda: not gateway.connected, timeout_s=6)
-        async with asyncio.timeout(5):
+        await eventually(lambda: not gateway.connected, timeout_s=20)
+        async with asyncio.timeout(20):
             with pytest.raises(Unavailable):
                 await gateway.ping()
         await asyncio.sleep(2.5)  # the lease's whole time
@@ -510,14 +510,14 @@ class TestFaults:
         registry = await etcd_cast.worker()
         announcement = await registry.announce(worker())
         own_etcd.pause()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await announcement.withdraw()
 
     async def test_close_with_a_frozen_etcd_returns(self, own_etcd, etcd_cast):
         gateway = await etcd_cast.gateway()
         await gateway.announce(worker())
         own_etcd.pause()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await gateway.close()
 
     async def test_a_lease_revoked_behind_the_workers_back(self, etcd_cast, link, etcd_prefix, eventually):
@@ -726,7 +726,7 @@ class TestFaults:
         await registry.announce(worker("w2"))
         await registry.close()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(20):
                 while asyncio.all_tasks() - before:
                     await asyncio.sleep(0.01)
         assert asyncio.all_tasks() == before

@@ -24,6 +24,8 @@ class Behaviour:
     """Instead of anything: the stream's bytes."""
     token_delay_s: float = 0.0
     first_delay_s: float = 0.0
+    hold: asyncio.Event | None = None
+    """Nothing is answered until it is set."""
     hang: Literal["", "before_head", "before", "mid"] = ""
     drop: Literal["", "before", "mid"] = ""
     done: bool = True
@@ -233,6 +235,8 @@ class OpenAIDouble:
         if behaviour.hang == "before":
             await asyncio.Event().wait()
         await asyncio.sleep(behaviour.first_delay_s)
+        if behaviour.hold is not None:
+            await behaviour.hold.wait()
         events = list(self._events(seen.path.endswith("/chat/completions"), body))
         for number, event in enumerate(events):
             if number == len(events) // 2:

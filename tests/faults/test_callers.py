@@ -20,7 +20,7 @@ from tests.conftest import Eventually
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 STOP_S = 2.0
-SLACK_S = 3.0
+SLACK_S = 15.0
 MIB = 1024 * 1024
 
 

@@ -15,20 +15,34 @@ from tests.faults.conftest import SETTINGS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-LIMITS = {
-    "FIRST_TOKEN_TIMEOUT_S": "1",
+LIMITS = {"MAX_QUEUED_PER_MODEL": "20"}  # with those that run
+IMPATIENT = {
+    "FIRST_TOKEN_TIMEOUT_S": "2",
     "IDLE_TIMEOUT_S": "1",
-    "QUEUE_TIMEOUT_S": "3",
-    "MAX_QUEUED_PER_MODEL": "20",  # with those that run
+    "QUEUE_TIMEOUT_S": "2",
+    "QUEUE_COMMENT_AFTER_S": "0.3",
 }
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
-    """A cluster with narrow limits."""
+    """A cluster with short queues."""
     async with Cluster(tmp_path_factory.mktemp("limits"), **SETTINGS, **LIMITS) as cluster:
         await cluster.start_gateway()
         yield cluster
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def impatient(cluster: Cluster) -> str:
+    """The URL of one more gateway, with short times: what should not run out of them asks the other one."""
+    await cluster.start_gateway(**IMPATIENT)
+    return cluster.urls[-1]
+
+
+async def serves(crew: Crew, url: str) -> bool:
+    """Whether the gateway there knows the crew's model."""
+    models = (await crew.cluster.http.get(url + "/v1/models")).json()["data"]
+    return any(entry["id"] == crew.model for entry in models)
 
 
 def code(answer: Recorded) -> tuple[int | None, str | None, str | None]:
@@ -37,14 +51,15 @@ def code(answer: Recorded) -> tuple[int | None, str | None, str | None]:
     return answer.status, error.get("type"), error.get("code")
 
 
-async def test_backend_hangs(crew: Crew, eventually: Eventually) -> None:
+async def test_backend_hangs(crew: Crew, impatient: str, eventually: Eventually) -> None:
     """A backend that falls silent before its first token is a 504; after it, the stream ends in an error frame."""
     await crew.start()
+    await eventually(lambda: serves(crew, impatient))
     whole, stream, midway, unseen = (
-        crew.ask(echo={"fail": "hang"}),
-        crew.stream(echo={"fail": "hang"}),
-        crew.stream(echo={"fail": "hang_mid", "tokens": 4}),
-        crew.ask(echo={"fail": "hang_mid", "tokens": 4}),
+        crew.ask(echo={"fail": "hang"}, url=impatient),
+        crew.stream(echo={"fail": "hang"}, url=impatient),
+        crew.stream(echo={"fail": "hang_mid", "tokens": 4}, url=impatient),
+        crew.ask(echo={"fail": "hang_mid", "tokens": 4}, url=impatient),
     )
     for answer in (whole, stream, unseen):
         await answer.end()
@@ -126,7 +141,7 @@ async def test_backend_down_and_back(crew: Crew, cluster: Cluster, eventually: E
 async def test_queue_full(crew: Crew, eventually: Eventually) -> None:
     """A full queue refuses with 429 `queue_full` and `Retry-After`, and takes requests again when there is room."""
     await crew.start(WORKER_CONCURRENCY="1")
-    running = crew.ask(echo={"fail": "hang_mid", "first_delay_ms": 800, "delay_ms": 800, "tokens": 400})
+    running = crew.ask(echo={"first_delay_ms": 60000})
     await eventually(lambda: crew.runs(1))
     waiting = [crew.ask(stream=bool(number % 2)) for number in range(19)]
     await eventually(lambda: crew.waits(19))
@@ -141,15 +156,15 @@ async def test_queue_full(crew: Crew, eventually: Eventually) -> None:
     assert (await crew.ask().end()).status == 200
 
 
-async def test_queued_for_too_long(crew: Crew, cluster: Cluster, eventually: Eventually) -> None:
+async def test_queued_for_too_long(crew: Crew, impatient: str, eventually: Eventually) -> None:
     """Who waits sees `: queued position=N` in the stream; who waits too long gets 504, or an error frame in a begun stream."""
     await crew.start(WORKER_CONCURRENCY="1")
-    running = crew.stream(echo={"first_delay_ms": 500, "delay_ms": 500, "tokens": 100})
+    await eventually(lambda: serves(crew, impatient))
+    running = crew.stream(echo={"first_delay_ms": 60000})
     await eventually(lambda: crew.runs(1))
-    await cluster.start_gateway(QUEUE_COMMENT_AFTER_S="0.3")
-    first = crew.stream(url=cluster.urls[-1])
+    first = crew.stream(url=impatient)
     await eventually(lambda: first.comments)
-    second = crew.ask()
+    second = crew.ask(url=impatient)
     await asyncio.gather(first.end(), second.end())
     assert first.comments[0] == ": queued position=0"
     assert first.status == 200

@@ -13,8 +13,8 @@ from tests.conftest import Eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-BACK_S = 10.0
-"""New requests work again this long after NATS is back."""
+BACK_S = 20.0
+"""New requests work again this long after NATS is back, on a busy machine."""
 CLEAR = {
     502: {"events_lost", "worker_lost"},
     503: {"unavailable"},

@@ -13,6 +13,8 @@ from tests.cluster import Cluster, Crew, Recorded
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(90)]
 
 WORDS = "one two three four five six"
+SLOW = "first_delay_ms=0,delay_ms=5000"
+"""A worker that is in the middle of its answer whenever one looks."""
 
 
 def events_of(recorded: Recorded) -> list[Any]:
@@ -24,7 +26,7 @@ def text_of(events: list[Any]) -> str:
 
 
 def ask(crew: Crew, **fields: Any) -> Recorded:
-    body = {"model": crew.model, "input": WORDS, "stream": True, "echo": {"delay_ms": 300}} | fields
+    body = {"model": crew.model, "input": WORDS, "stream": True} | fields
     return crew.cluster.record(body, path="/v1/responses")
 
 
@@ -36,11 +38,11 @@ async def half_seen(recorded: Recorded, eventually: Any) -> str:
 
 async def test_attempts_are_never_mixed(crew: Crew, eventually: Any) -> None:
     """Who watches hears that the answer is void; a resume from the middle of it is refused; the second answer is whole."""
-    first = await crew.start()
+    first = await crew.start(options=SLOW)
     recorded = ask(crew, background=True)
     response_id = await half_seen(recorded, eventually)
     crew.kill(first)
-    await crew.start()
+    await crew.start(options="delay_ms=200")
     await recorded.end()
     events = events_of(recorded)
     assert (events[-1]["type"], events[-1]["code"]) == ("error", "worker_lost")
@@ -60,7 +62,7 @@ async def test_attempts_are_never_mixed(crew: Crew, eventually: Any) -> None:
 async def test_a_death_before_the_first_word_is_not_seen(crew: Crew, eventually: Any) -> None:
     """A worker that dies before it said anything is a delay, streamed or not."""
     first = await crew.start(options="first_delay_ms=60000")
-    recorded = [ask(crew, stream=stream, echo={}) for stream in (True, False)]
+    recorded = [ask(crew, stream=stream) for stream in (True, False)]
     await eventually(lambda: crew.runs(2))
     crew.kill(first)
     await crew.start()
@@ -75,7 +77,7 @@ async def test_a_death_before_the_first_word_is_not_seen(crew: Crew, eventually:
 
 async def test_what_nobody_could_see_does_not_go_on(crew: Crew, eventually: Any) -> None:
     """An unstored stream that was broken off is cancelled: its second answer would be for nobody."""
-    first = await crew.start()
+    first = await crew.start(options=SLOW)
     recorded = ask(crew, store=False)
     await half_seen(recorded, eventually)
     crew.kill(first)
@@ -137,7 +139,7 @@ async def test_a_gateway_that_stops(cluster: Cluster, crew: Crew, eventually: An
 
 async def test_redis_dies_meanwhile(cluster: Cluster, crew: Crew, eventually: Any) -> None:
     """What runs is answered without Redis, streamed or not; new ones are refused with a 503 until it is back."""
-    await crew.start()
+    await crew.start(options="first_delay_ms=0,delay_ms=400")
     recorded = [ask(crew, stream=stream) for stream in (True, False)]
     await half_seen(recorded[0], eventually)
     await eventually(lambda: crew.runs(2))

@@ -216,34 +216,38 @@ async def test_a_redirect_to_what_only_the_gateway_can_reach(
 
 async def test_redis_away_between_two_tries(cluster: Cluster, submit: Submit, eventually: Eventually) -> None:
     """The next tries are made all the same, and the job shows them once Redis is back."""
-    async with receiving(ERROR, ERROR, OK) as receiver:
+    async with receiving(ERROR) as receiver:
         job = await submit(receiver.url)
         await eventually(lambda: receiver.got)
         cluster.redis.pause()
         try:
-            assert len(receiver.got) < 3
-            await eventually(lambda: len(receiver.got) == 3)
+            before = len(receiver.got)
+            await eventually(lambda: len(receiver.got) > before)
+            receiver.answers = [OK]
+            count = len(receiver.got) + 1
+            await eventually(lambda: len(receiver.got) == count)
         finally:
             cluster.redis.resume()
         webhook = await eventually(lambda: is_in(cluster, job, "delivered"))
-    assert [delivery["status"] for delivery in webhook["deliveries"]] == [500, 500, 204]
+    assert [delivery["status"] for delivery in webhook["deliveries"]] == [500] * (count - 1) + [204]
 
 
 async def test_a_gateway_killed_between_two_tries(cluster: Cluster, submit: Submit, eventually: Eventually) -> None:
     """Its successor makes the next one, of the same message, and counts on; so it is where NATS restarts too."""
-    async with receiving(ERROR, ERROR, ERROR, OK) as receiver:
+    async with receiving(ERROR) as receiver:
         job = await submit(receiver.url)
-        await eventually(lambda: len(receiver.got) == 2)
+        await eventually(lambda: len(receiver.got) >= 2)
         gateway = cluster.gateways[0]
         gateway.kill()
         await gateway.wait()
+        receiver.answers, before = [OK], len(receiver.got)
         cluster.nats.kill()
         await cluster.nats.process.wait()
         await cluster.nats.restart()
         await gateway.start()
         webhook = await eventually(lambda: told(cluster, job), timeout_s=60)
     attempts = [delivery["attempt"] for delivery in webhook["deliveries"]]
-    assert attempts[-1] >= 4
+    assert attempts[-1] > before
     assert attempts == sorted(set(attempts))
     assert len({message.body for message in receiver.got}) == 1
     assert {message.headers["webhook-id"] for message in receiver.got} == {f"evt_{job}_1"}

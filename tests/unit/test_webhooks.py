@@ -132,7 +132,7 @@ class Stage:
         """Enqueue, and have everything sent."""
         await self.webhooks.enqueue(word or make_word())
         async with self.running():
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 while not self.backlog.finished:
                     await asyncio.sleep(0)
 
@@ -369,7 +369,7 @@ async def test_an_earlier_run_says_nothing_about_a_later_one():
     await stage.store.remove("acme", JOB)
     await stage.webhooks.enqueue(make_word(run=2))
     async with stage.running():
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while len(stage.backlog.finished) < 2:
                 await asyncio.sleep(0)
 
@@ -381,7 +381,7 @@ async def test_a_defect_is_a_failed_try():
     assert len(stage.receiver.got) == 2
     await stage.backlog.put("odd", b"{")
     async with stage.running():
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while "odd" not in stage.backlog.finished:
                 await asyncio.sleep(0)
 
