@@ -114,8 +114,11 @@ async def ensure_durables(client: Client, kept: Retention) -> str:
     return str(told["created"])
 
 
-async def ensure_taker(client: Client, stream: str, consumer: str, hold_s: float, replicas: int) -> None:
-    """Make the consumer that all gateways take from, or bring it to this `hold_s`. Raises Unavailable."""
+async def ensure_taker(client: Client, stream: str, consumer: str, hold_s: float) -> None:
+    """Make the consumer that all gateways take from, or bring it to this `hold_s`. Raises Unavailable.
+
+    It has as many replicas as its stream, without saying so: a backup of three is restored into one.
+    """
     config = {
         "durable_name": consumer,
         "ack_policy": "explicit",
@@ -124,7 +127,7 @@ async def ensure_taker(client: Client, stream: str, consumer: str, hold_s: float
         "max_ack_pending": MAX_ACK_PENDING,
         "deliver_policy": "all",
         "replay_policy": "instant",
-        "num_replicas": replicas,
+        "num_replicas": 0,
     }
     try:
         await request(client, f"CONSUMER.DURABLE.CREATE.{stream}.{consumer}", {"stream_name": stream, "config": config})

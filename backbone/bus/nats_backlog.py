@@ -56,4 +56,4 @@ class NatsBacklog:
 
     async def _make_taker(self, hold_s: float) -> None:
         await self.make()
-        await ensure_taker(self._client, self._stream, GATEWAYS, hold_s, self._kept.replicas)
+        await ensure_taker(self._client, self._stream, GATEWAYS, hold_s)

@@ -290,7 +290,7 @@ class NatsJobLog:
         """One consumer for all gateways."""
 
         async def make(hold_s: float) -> None:
-            await ensure_taker(self._wire.client, DONE_STREAM, RECORDER, hold_s, self._kept.replicas)
+            await ensure_taker(self._wire.client, DONE_STREAM, RECORDER, hold_s)
 
         async with contextlib.aclosing(self._take(DONE_STREAM, RECORDER, make, at_once, hold_s)) as items:
             async for item in items:

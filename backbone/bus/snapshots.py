@@ -8,8 +8,8 @@ grow with the stream. Sequences, times and the state of consumers are what they 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 
@@ -55,6 +55,8 @@ SILENCE_S = 30.0
 """A transfer in which nothing moves for so long has failed."""
 SETTLE_S = 600.0
 """For NATS to make the stream from what it was given."""
+LOOK_S = 1.0
+"""How often a wait looks whether the connection stands."""
 LISTENS_S = 0.5
 """Who does not say within this that nobody listens, has somebody who does."""
 NO_RESPONDERS = 503
@@ -68,6 +70,7 @@ ADDED = frozenset(
 WITHIN = 64
 """Messages of a tail that are stored at once."""
 
+T = TypeVar("T")
 Config = dict[str, Any]
 
 
@@ -174,11 +177,7 @@ class Snapshots:
 
     async def _receive(self, stream: str, write: Callable[[bytes], object]) -> None:
         while True:
-            try:
-                async with asyncio.timeout(SILENCE_S):
-                    chunk = await self._arrived.get()
-            except TimeoutError:
-                raise Unavailable(f"NATS sent nothing of {stream} for {SILENCE_S:g} s") from None
+            chunk = await self._while_connected(self._arrived.get(), SILENCE_S)
             if chunk is None:
                 raise Unavailable(f"the connection to NATS was lost in the middle of {stream}")
             reply, headers, data = chunk
@@ -268,14 +267,25 @@ class Snapshots:
         return _checked(await self._reply(f"{API}.{subject}".encode(), orjson.dumps(body), timeout_s))
 
     async def _reply(self, subject: bytes, payload: bytes, timeout_s: float) -> Answer:
-        try:
-            async with asyncio.timeout(timeout_s):
-                answers = await self._questions.ask(subject, payload)
-        except TimeoutError:
-            raise Unavailable(f"NATS did not answer within {timeout_s:g} s") from None
+        answers = await self._while_connected(self._questions.ask(subject, payload), timeout_s)
         if answers is None:
             raise Unavailable("the connection to NATS was lost")
         return answers[0]
+
+    async def _while_connected(self, wanted: Awaitable[T], timeout_s: float) -> T:
+        """What comes within that time, unless the connection is lost: nothing goes on behind that."""
+        future = asyncio.ensure_future(wanted)
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        try:
+            while not future.done():
+                await asyncio.wait([future], timeout=LOOK_S)
+                if not future.done() and not self._wire.connected:
+                    raise Unavailable("the connection to NATS was lost")
+                if not future.done() and asyncio.get_running_loop().time() > deadline:
+                    raise Unavailable(f"NATS was silent for {timeout_s:g} s")
+            return future.result()
+        finally:
+            future.cancel()
 
 
 def _checked(answer: Answer) -> dict[str, Any]:

@@ -1,0 +1,230 @@
+"""Streams taken from one NATS and made again in another: the same messages, sequences and consumers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backbone.bus.asking import Refused
+from backbone.bus.joblog import JobLog
+from backbone.bus.notices import NatsNotices
+from backbone.bus.snapshots import Snapshots, Taken
+from backbone.bus.subjects import BLOBS_STREAM, CLAIMS_STREAM, DONE_STREAM, EVENTS_STREAM, JOBS_STREAM
+from schemas.durable import NO_TOKEN, QUEUED, encode_durable
+from schemas.errors import Unavailable
+from schemas.jobs import Capability, JobRecord, JobStatus
+from tests.backbone.joblogs import World, envelope, new_job, word_on
+from tests.conftest import Eventually, running
+from tests.servers import Server, source
+
+
+@asynccontextmanager
+async def snapshots(url: str) -> AsyncIterator[Snapshots]:
+    one = Snapshots(url)
+    await one.start()
+    try:
+        yield one
+    finally:
+        await one.close()
+
+
+@asynccontextmanager
+async def a_world(url: str) -> AsyncIterator[World]:
+    world = World(url)
+    await world.open_queue()
+    try:
+        yield world
+    finally:
+        await world.close()
+
+
+@pytest.fixture
+def other_nats(tmp_path: Path) -> Iterator[Server]:
+    """A second server of the test's own."""
+    yield from running(source().nats(tmp_path / "other"))
+
+
+async def take(url: str, *streams: str, consumers: bool = True) -> dict[str, tuple[Taken, list[bytes]]]:
+    found = {}
+    async with snapshots(url) as there:
+        for stream in streams:
+            chunks: list[bytes] = []
+            taken = await there.take(stream, chunks.append, consumers=consumers)
+            assert taken is not None
+            found[stream] = (taken, chunks)
+    return found
+
+
+async def bring(url: str, found: dict[str, tuple[Taken, list[bytes]]], **config: Any) -> None:
+    async with snapshots(url) as there:
+        for stream, (taken, chunks) in found.items():
+            state = await there.restore(stream, Taken(taken.config | config, taken.state), chunks)
+            assert (state["messages"], state["last_seq"]) == (taken.state["messages"], taken.state["last_seq"])
+
+
+async def words_of(log: JobLog, count: int) -> set[str]:
+    """The jobs of so many words that the recorder gets, which it confirms."""
+    found = set()
+    async with aclosing(log.words(at_once=64, hold_s=10)) as words:
+        async for item in words:
+            found.add(item.id)
+            await item.done()
+            if len(found) == count:
+                return found
+    raise AssertionError
+
+
+async def test_words_and_what_is_recorded_of_them(own_nats: Server, other_nats: Server) -> None:
+    """Words are the same, decided ones stay decided, and the recorder goes on where it was."""
+    jobs = [new_job() for _ in range(300)]
+    async with a_world(own_nats.url) as world:
+        log = await world.gateway()
+        for job in jobs[:200]:
+            await log.decide(word_on(job), b"a" * 3000)
+        recorded = await words_of(log, 200)
+        for job in jobs[200:]:
+            await log.decide(word_on(job), job.encode())
+        claim = await log.claim("name", b"first")
+    found = await take(own_nats.url, DONE_STREAM, CLAIMS_STREAM)
+    await bring(other_nats.url, found)
+    async with a_world(other_nats.url) as world:
+        log = await world.gateway()
+        decision = await log.decided(jobs[250])
+        assert decision is not None
+        assert (decision.payload, decision.seq) == (jobs[250].encode(), 251)
+        assert not await log.decide(word_on(jobs[0], JobStatus.FAILED))
+        assert await log.claim("name", b"second") == claim
+        assert not await words_of(log, 100) & recorded
+
+
+async def test_jobs_come_again_at_once(own_nats: Server, other_nats: Server) -> None:
+    """Without their consumers, jobs that a worker had when it was lost with all else need not wait for it to fall silent."""
+    async with a_world(own_nats.url) as world:
+        log = await world.gateway()
+        sent = [envelope(world) for _ in range(5)]
+        seqs = [await log.store(one, b"{}") for one in sent]
+        log.withdraw(seqs[4])
+        found = await take(own_nats.url, JOBS_STREAM, consumers=False)
+        queue = world.queue
+    await bring(other_nats.url, found)
+    world = World(other_nats.url)
+    world.queue = queue
+    await world.open_queue()
+    log = await world.gateway()
+    assert [await log.place(queue, seq) for seq in seqs[:4]] == [0, 1, 2, 3]
+    assert await log.store(envelope(world), b"{}") == 6
+    await world.close()
+
+
+async def test_what_was_stored_meanwhile(own_nats: Server, other_nats: Server) -> None:
+    """A tail holds what came behind the snapshot, headers and all, and is stored behind it."""
+    async with a_world(own_nats.url) as world:
+        log = await world.gateway()
+        await log.claim("early", b"1")
+        found = await take(own_nats.url, CLAIMS_STREAM)
+        for number in range(600):
+            await log.claim(f"late{number}", b"%d" % number * 1000)
+        async with snapshots(own_nats.url) as there:
+            tail = [piece async for piece in there.tail(CLAIMS_STREAM, found[CLAIMS_STREAM][0].last_seq)]
+    assert len(tail) == 600
+    assert b"Nats-Sequence" not in tail[0].headers
+    await bring(other_nats.url, found)
+    async with snapshots(other_nats.url) as there:
+        assert await there.append(tail) == 600
+    async with a_world(other_nats.url) as world:
+        log = await world.gateway()
+        assert await log.claim("early", b"?") == b"1"
+        assert await log.claim("late599", b"?") == b"599" * 1000
+
+
+async def test_events_of_jobs_that_are_not_there(own_nats: Server) -> None:
+    """They are forgotten, unless there is a word; of a job whose retry was lost, the earlier run stays."""
+    async with a_world(own_nats.url) as world:
+        log = await world.gateway()
+        jobs = [new_job() for _ in range(4)]
+        kept, lost, ended, again = jobs
+        for job, seq, run in ((kept, 10, 1), (lost, 11, 1), (ended, 12, 1), (again, 9, 1), (again, 13, 2)):
+            await log.say(job, queued(job, seq, run))
+        await log.say(lost, encode_durable("s", 1, 1, 0, "token", b"{}"))
+        await log.decide(word_on(ended))
+        async with snapshots(own_nats.url) as there:
+            assert await there.forget_lost_jobs(after=0, last=10) == 2
+        assert [len(await log.first(job, 10)) for job in (kept, lost, ended, again)] == [1, 0, 1, 1]
+
+
+def queued(job: str, seq: int, run: int) -> bytes:
+    record = JobRecord(
+        id=job,
+        owner="o",
+        endpoint="/e",
+        model="m",
+        capability=Capability.CHAT,
+        created_at=1,
+        run=run,
+        seq=seq,
+        queue_s=1,
+    )
+    return encode_durable(QUEUED, run, 0, 0, NO_TOKEN, record.model_dump_json().encode())
+
+
+async def test_a_stream_that_is_there(own_nats: Server) -> None:
+    """It is not replaced; one that is not there is None."""
+    async with a_world(own_nats.url) as world:
+        await world.gateway()
+        found = await take(own_nats.url, EVENTS_STREAM)
+        with pytest.raises(Refused, match="already"):
+            await bring(own_nats.url, found)
+        async with snapshots(own_nats.url) as there:
+            assert await there.take(BLOBS_STREAM, lambda _: None) is None
+            assert await there.state(BLOBS_STREAM) is None
+            await there.delete(BLOBS_STREAM)
+
+
+async def test_a_snapshot_that_was_cut(own_nats: Server, other_nats: Server) -> None:
+    """NATS refuses it."""
+    async with a_world(own_nats.url) as world:
+        log = await world.gateway()
+        for _ in range(50):
+            await log.decide(word_on(new_job()), b"a" * 3000)
+        found = await take(own_nats.url, DONE_STREAM)
+    taken, chunks = found[DONE_STREAM]
+    whole = b"".join(chunks)
+    with pytest.raises((Refused, Unavailable)):
+        await bring(other_nats.url, {DONE_STREAM: (taken, [whole[: len(whole) // 2]])})
+
+
+async def test_nats_dies_in_the_middle(own_nats: Server) -> None:
+    """Whoever takes a snapshot is told, soon."""
+    async with a_world(own_nats.url) as world:
+        log = await world.gateway()
+        await asyncio.gather(*(log.decide(word_on(new_job()), os.urandom(400_000)) for _ in range(40)))
+    async with snapshots(own_nats.url) as there:
+
+        def kill(_: bytes) -> None:
+            own_nats.kill()
+
+        async with asyncio.timeout(60):
+            with pytest.raises(Unavailable, match="lost"):
+                await there.take(DONE_STREAM, kill)
+
+
+async def test_gateways_are_heard(own_nats: Server, eventually: Eventually) -> None:
+    """Whether one listens for notices is known without a registry."""
+    async with snapshots(own_nats.url) as there:
+        assert not await there.gateways_listen()
+        gateway = NatsNotices(own_nats.url, "g")
+        await gateway.start()
+        await gateway.listen("keys", lambda: None)
+        assert await there.gateways_listen()
+        await gateway.close()
+        await eventually(lambda: _none(there))
+
+
+async def _none(there: Snapshots) -> bool:
+    return not await there.gateways_listen()
