@@ -52,17 +52,14 @@ class LeanHistogram(Collector):
 class Population(Collector):
     """Who serves what, counted when somebody asks: the registry changes more often than metrics are read."""
 
-    def __init__(self, snapshot: Callable[[], Snapshot | None], registry: CollectorRegistry) -> None:
-        self._snapshot = snapshot
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.snapshot: Callable[[], Snapshot | None] = lambda: None
+        """Where it is counted from."""
         registry.register(self)
-
-    def describe(self) -> Iterable[Metric]:
-        """Nothing to be checked at registration: the names are known here."""
-        return ()
 
     def collect(self) -> Iterable[Metric]:
         """For prometheus_client."""
-        snapshot = self._snapshot() or Snapshot()
+        snapshot = self.snapshot() or Snapshot()
         states = dict.fromkeys(WorkerState, 0)
         serving = {(c.value, entry.name): 0 for entry in snapshot.models.values() for c in entry.capabilities}
         for worker in snapshot.workers.values():
@@ -168,6 +165,7 @@ class GatewayMetrics:
             registry=reg,
             buckets=LAG,
         )
+        self.population = Population(reg)
         for state in ("delivered", "pending", "failed"):
             self.webhook_tries.labels(state)
         self._depth_labels: set[tuple[str, str, str]] = set()

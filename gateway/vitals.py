@@ -8,7 +8,7 @@ from time import monotonic
 
 from backbone.bus.base import GatewayBus
 from backbone.registry.base import Registry
-from gateway.metrics import GatewayMetrics, Population
+from gateway.metrics import GatewayMetrics
 from gateway.readiness import ReadinessCheck
 from schemas.errors import Unavailable
 
@@ -24,7 +24,7 @@ class Vitals:
         self._readiness = readiness
         self._metrics = metrics
         self._tasks: list[asyncio.Task[None]] = []
-        Population(lambda: registry.snapshot, metrics.registry)
+        metrics.population.snapshot = lambda: registry.snapshot
 
     async def start(self) -> None:
         """Begin. The parts that are looked at are up."""
