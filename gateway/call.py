@@ -170,7 +170,12 @@ class Call:
         self.error = error.info
         self.wake()
 
-    # What the bus says
+    # What the bus asks and says
+
+    @property
+    def waits(self) -> bool:
+        """Queued, as far as is known here."""
+        return self.state is State.QUEUED
 
     def stored(self, seq: int) -> None:
         """The PubAck."""

@@ -66,6 +66,10 @@ class Storage:
 class Sink(Protocol):
     """Who waits for a submitted job."""
 
+    @property
+    def waits(self) -> bool:
+        """No attempt is known that lives: the job is in its queue, on its way to the next worker, or lost."""
+
     def stored(self, seq: int) -> None:
         """The job is durable, under this sequence."""
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import orjson
 import structlog
@@ -32,6 +34,10 @@ REPEAT_S = 2.0
 GIVE_UP_S = 10.0
 SETTLE_S = 1.0
 """After a reconnect, for acknowledgements that workers have on their way."""
+LOOK_S = 5.0
+"""Between two looks at whether those who wait longest still wait for a job."""
+LOOK_AT = 4
+"""Jobs at the head of a queue that are looked for: workers take the oldest, so that what is lost is among them soon."""
 STREAM_FULL = 10077
 ENVELOPE_ROOM = 8192
 DELETE_SUBJECT = f"$JS.API.STREAM.MSG.DELETE.{JOBS_STREAM}".encode()
@@ -50,6 +56,14 @@ class _Unacked:
     sent: float
 
 
+class _Stored(NamedTuple):
+    """A job whose end has not been heard."""
+
+    seq: int
+    message_id: bytes
+    subject: bytes
+
+
 class NatsGatewayBus:
     """See backbone.bus.base.GatewayBus."""
 
@@ -63,12 +77,12 @@ class NatsGatewayBus:
         self._stream = stream
         self._sinks: dict[bytes, Sink] = {}
         self._unacked: dict[bytes, _Unacked] = {}
-        self._stored: dict[bytes, tuple[int, bytes]] = {}
-        """Sequence and message id of every job whose end has not been heard."""
+        self._stored: dict[bytes, _Stored] = {}
         self._queues: set[Queue] = set()
         self._sweeper: asyncio.Task[None] | None = None
         self._reopening: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:
@@ -79,10 +93,11 @@ class NatsGatewayBus:
         await ensure_stream(self._publisher.client, self._stream)
         await self._listener.subscribe(f"{self._prefix}*", self._on_reply)
         self._sweeper = asyncio.create_task(self._sweep())
+        self._watcher = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
         """Disconnect."""
-        for task in (self._sweeper, self._reopening, self._looking):
+        for task in (self._sweeper, self._watcher, self._reopening, self._looking):
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -126,11 +141,45 @@ class NatsGatewayBus:
     async def _end_lost(self) -> None:
         """Whose job is gone, but for what is on its way, waits for nothing: its last word fell into the gap."""
         await asyncio.sleep(SETTLE_S)
-        for token, (seq, message_id) in list(self._stored.items()):
-            if token in self._stored and not await self._is_there(seq, message_id):
-                sink = self._sinks.get(token)
-                if sink is not None:
-                    sink.refused(BackendFailed("the end of this answer was lost; try again", code="events_lost"))
+        for token, one in list(self._stored.items()):
+            if token in self._stored and not await self._is_there(one.seq, one.message_id):
+                self._tell_lost(token)
+
+    def _tell_lost(self, token: bytes) -> None:
+        sink = self._sinks.get(token)
+        if sink is not None:
+            sink.refused(BackendFailed("the end of this answer was lost; try again", code="events_lost"))
+
+    async def _watch(self) -> None:
+        """What a worker said can be lost though both connections stood: between two servers of a cluster, one of which froze."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            lines: dict[bytes, list[tuple[int, bytes]]] = {}
+            for token, one in self._stored.items():
+                if self._waits(token):
+                    lines.setdefault(one.subject, []).append((one.seq, token))
+            for line in lines.values():
+                await self._end_lost_of(token for _, token in sorted(line))
+
+    async def _end_lost_of(self, tokens: Iterator[bytes]) -> None:
+        """Oldest first, until some are found to be there."""
+        there = 0
+        for token in tokens:
+            one = self._stored.get(token)
+            if one is None or not self._waits(token):
+                continue
+            if await self._is_there(one.seq, one.message_id):
+                there += 1
+                if there == LOOK_AT:
+                    return
+                continue
+            await asyncio.sleep(SETTLE_S)
+            if self._waits(token):
+                self._tell_lost(token)
+
+    def _waits(self, token: bytes) -> bool:
+        sink = self._sinks.get(token)
+        return sink is not None and sink.waits
 
     async def _is_there(self, seq: int, message_id: bytes) -> bool:
         while True:
@@ -210,7 +259,7 @@ class NatsGatewayBus:
         ack = orjson.loads(data)
         error = ack.get("error")
         if error is None:
-            self._stored[token] = (ack["seq"], unacked.message_id)
+            self._stored[token] = _Stored(ack["seq"], unacked.message_id, unacked.subject)
             unacked.sink.stored(ack["seq"])
             return
         log.warning("job refused by jetstream", error=error)

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from backbone.bus import nats_gateway
 from backbone.bus.base import Delivery, GatewayBus, Queue, WorkerBus
 from backbone.bus.memory import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from backbone.bus.nats_gateway import NatsGatewayBus
 from backbone.bus.nats_worker import NatsWorkerBus
 from backbone.bus.streams import JobsStream
-from schemas.errors import NexusError, QueueFull, RequestTooLarge
+from schemas.errors import BackendFailed, NexusError, QueueFull, RequestTooLarge
 from schemas.events import GO, GONE, EventKind, encode_frame
 from schemas.jobs import Capability, Envelope, Lane
 from tests.conftest import Eventually
@@ -33,6 +34,7 @@ class Ear:
     error: NexusError | None = None
     frames: list[bytes] = field(default_factory=list)
     answer: bytes | None = GO
+    waits: bool = True
 
     def stored(self, seq: int) -> None:
         self.seq = seq
@@ -348,9 +350,14 @@ async def test_a_dead_gateway_is_noticed(world: World, eventually: Eventually) -
     reply = gateway.new_reply()
     await gateway.close()
     answers: list[bytes | None] = []
-    hand.bus.ask(reply, encode_frame(EventKind.STARTED, 1, 0), answers.append)
-    await eventually(lambda: answers)
-    assert answers == [None]
+
+    def asked() -> bool:
+        """Again and again: through a proxy, the bus hears a moment later that it is gone."""
+        hand.bus.ask(reply, encode_frame(EventKind.STARTED, 1, 0), answers.append)
+        return bool(answers)
+
+    await eventually(asked)
+    assert set(answers) == {None}
 
 
 async def test_the_bell_names_the_queue(world: World, eventually: Eventually) -> None:
@@ -425,3 +432,27 @@ async def test_storage_tells_how_full_the_streams_are(world: World, eventually: 
     assert after.messages == before.messages + 3
     assert after.bytes > before.bytes
     assert storage.unrecorded == 0
+
+
+async def test_who_waits_for_a_lost_job_is_told(
+    bus_nats: Any, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    """A job went unheard, as between two servers of which one froze: who waits for it learns that, and who waits for others does not."""
+    monkeypatch.setattr(nats_gateway, "LOOK_S", 0.1)
+    monkeypatch.setattr(nats_gateway, "SETTLE_S", 0.1)
+    world = World(bus_nats.url)
+    gateway, hand = await world.gateway(), await world.worker()
+    ears = [world.submit(gateway)[1] for _ in range(4)]
+    await eventually(lambda: all(ear.seq is not None for ear in ears))
+    ears[1].waits = False  # it runs, as far as its gateway knows
+    hand.pull(world.queue, batch=3)
+    await eventually(lambda: len(hand.jobs) == 3)
+    hand.jobs[0].extend()
+    for job in hand.jobs[1:]:
+        job.ack()
+    await eventually(lambda: ears[2].error is not None)
+    assert isinstance(ears[2].error, BackendFailed)
+    assert ears[2].error.info.code == "events_lost"
+    assert [ear.error for ear in (ears[0], ears[1], ears[3])] == [None] * 3
+    for bus in reversed(world.closing):
+        await bus.close()

@@ -18,6 +18,8 @@ QUEUES = [Queue(Capability.CHAT, lane, model) for model in ("a", "b") for lane i
 
 
 class Ear:
+    waits = True
+
     def stored(self, seq: int) -> None: ...
 
     def refused(self, error: Exception) -> None:
