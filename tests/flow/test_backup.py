@@ -17,7 +17,14 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from cli.backup_folder import read_manifest
+from backbone.registry.dumping import RegistryDump
+from backbone.registry.link import EtcdLink
+from backbone.settings import CommonSettings
+from cli.backup import _backup, _restore
+from cli.backup_folder import read_manifest, verify
+from cli.backup_servers import chosen
+from cli.errors import ConsoleError
+from tests.backbone.joblogs import World, new_job, word_on
 from tests.cluster import KEY, Cluster, chat
 from tests.conftest import Eventually
 from tests.flow.conftest import SETTINGS
@@ -31,7 +38,7 @@ ENDED = {"completed", "failed", "cancelled", "expired"}
 WORKS, WAITS, SLOW = "works", "waits", "slow"
 """Models: one with workers, one whose worker has gone, one whose jobs outlast the backup."""
 HOOKED = SETTINGS | {
-    "WEBHOOK_RETRIES_S": "1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1,1",
+    "WEBHOOK_RETRIES_S": ",".join(["1"] * 500),
     "WEBHOOK_PRIVATE_HOSTS": "127.0.0.1",
 }
 
@@ -53,6 +60,24 @@ class Nexus:
         )
         said, _ = await process.communicate()
         return process.returncode or 0, said.decode()
+
+    @property
+    def settings(self) -> CommonSettings:
+        cluster = self.cluster
+        return CommonSettings(nats_url=cluster.nats.url, etcd_url=cluster.etcd.url, redis_url=cluster.redis.url)
+
+    async def save(self, folder: Path) -> None:
+        """`nexus backup` without a process of its own."""
+        await _backup(self.settings, folder, chosen(""), print)
+
+    async def restore(self, folder: Path, *, force: bool = False, only: str = "") -> str:
+        """`nexus restore` without a process of its own; why it refused."""
+        manifest = read_manifest(folder)
+        try:
+            await _restore(self.settings, folder, manifest, chosen(only), force=force, replicas=None, tell=print)
+        except ConsoleError as error:
+            return str(error)
+        return ""
 
     async def start_all(self, *, slowly: bool) -> None:
         """A gateway, and workers for all models."""
@@ -141,11 +166,8 @@ async def fill(nexus: Nexus, receiver: Receiver) -> Kept:
     kept = Kept()
     cluster = nexus.cluster
     await cluster.http.put(f"{cluster.url}/v1/aliases/by-another-name", json={"targets": [WORKS]})
-    code, said = await nexus.run(
-        *("keys", "create", "alice", "--owner", "alice", "--json", "--url", cluster.url, "--key", KEY)
-    )
-    assert code == 0, said
-    kept.key = json.loads(said)["key"]
+    made = await cluster.post("/v1/keys", {"name": "alice", "owner": "alice"})
+    kept.key = made.json()["key"]
     kept.keys_job = await nexus.submit("hers", key=kept.key)
     finished = [await nexus.submit(f"text {number}") for number in range(20)]
     large = await nexus.submit("large", echo={"size": 700_000})
@@ -216,7 +238,7 @@ async def test_all_servers_lost_under_load_and_restored(
         assert code == 0, said
         stop.set()
         await asyncio.gather(*under_load)
-    assert (await Nexus(cluster).run("backup", "--verify", str(folder)))[0] == 0
+    verify(folder, read_manifest(folder).parts, print)
     assert [path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())].count(0o600) == len(
         list(folder.iterdir())
     )
@@ -304,10 +326,8 @@ async def old(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Nexus]:
 async def saved(old: Nexus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its backup."""
     folder = tmp_path_factory.mktemp("saved") / "backup"
-    code, said = await old.run("backup", str(folder), "--json")
-    assert code == 0, said
-    told = json.loads(said.splitlines()[-1])
-    assert {part["name"]: part["items"] for part in told["parts"]}["NEXUS_DONE"] == 5
+    await old.save(folder)
+    assert {part.name: part.items for part in read_manifest(folder).parts}["NEXUS_DONE"] == 5
     return folder
 
 
@@ -316,9 +336,8 @@ async def test_a_backup_replaces_nothing(old: Nexus, saved: Path, tmp_path: Path
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("precious")
     for there in (saved, tmp_path / "empty", tmp_path / "file"):
-        code, said = await old.run("backup", str(there))
-        assert code == 1
-        assert "is there already" in said
+        with pytest.raises(ConsoleError, match="is there already"):
+            await old.save(there)
     assert (tmp_path / "file").read_text() == "precious"
     assert list((tmp_path / "empty").iterdir()) == []
 
@@ -347,17 +366,14 @@ async def test_a_backup_that_is_interrupted(old: Nexus, tmp_path: Path, number: 
         assert process.returncode == -signal.SIGKILL
         assert [path.name.startswith(".backup.partial-") for path in left] == [True]
         assert (left[0] / "redis.jsonl.gz").exists()
-        code, said_then = await old.run("restore", str(left[0]))
-        assert code == 1
-        assert "never finished" in said_then
+        with pytest.raises(ConsoleError, match="never finished"):
+            await old.restore(left[0])
 
 
 async def test_a_restore_beside_running_gateways(old: Nexus, saved: Path) -> None:
     """It is refused, also with --force: gateways would make the streams meanwhile."""
-    for more in ((), ("--force",)):
-        code, said = await old.run("restore", str(saved), *more)
-        assert code == 1
-        assert "stop all gateways and workers" in said
+    for force in (False, True):
+        assert "stop all gateways and workers" in await old.restore(saved, force=force)
     assert (await old.get("/v1/aliases")).json()["data"]
 
 
@@ -365,28 +381,28 @@ async def test_a_restore_over_what_is_there(old: Nexus, saved: Path, tmp_path: P
     """It is refused, names what is there, and changes nothing; --force replaces it; --only takes a part."""
     async with Cluster(tmp_path, **SETTINGS) as cluster:
         nexus = Nexus(cluster)
-        gateway = await cluster.start_gateway()
-        worker = await nexus.worker(WORKS)
-        job = await nexus.submit("of the new one")
-        await nexus.end(job)
-        await cluster.workers[worker].stop(10)
-        await gateway.stop(10)
-        code, said = await nexus.run("restore", str(saved))
-        assert code == 1
-        assert "hold data already: Redis, NEXUS_DONE (1 messages), NEXUS_EVENTS" in said
-        assert (await nexus.run("restore", str(saved), "--only", "etcd"))[0] == 0
-        await gateway.start()
-        assert [alias["alias"] for alias in (await nexus.get("/v1/aliases")).json()["data"]] == ["old"]
-        assert (await nexus.get(f"/v1/jobs/{job}")).status_code == 200
-        await gateway.stop(10)
-        code, said = await nexus.run("restore", str(saved), "--force")
-        assert code == 0, said
-        await gateway.start()
+        world, job = World(cluster.nats.url), new_job()
+        await (await world.gateway()).decide(word_on(job, owner="default"))
+        await world.close()
+        refusal = await nexus.restore(saved)
+        assert "hold data already: NEXUS_DONE (1 messages)" in refusal
+        link = EtcdLink(cluster.etcd.url, probe_key="/nexus/")
+        await link.open()
+        assert await RegistryDump(link, "/nexus/").read() == {}
+        assert await nexus.restore(saved, only="etcd") == ""
+        assert await RegistryDump(link, "/nexus/").operators_keys() == ["aliases/old"]
+        await link.close()
+        assert await nexus.restore(saved, force=True) == ""
+        assert (
+            "hold data already: etcd (1 aliases and services), Redis, NEXUS_DONE (5 messages)"
+            in await nexus.restore(saved)
+        )
+        await cluster.start_gateway()
         assert (await nexus.get(f"/v1/jobs/{job}")).status_code == 404
         assert [one["status"] for one in await everything(nexus)] == ["completed"] * 5
 
 
-def test_names_and_times(saved: Path) -> None:
+async def test_names_and_times(saved: Path) -> None:
     """The manifest says what was taken in which order."""
     names = [part.name for part in read_manifest(saved).parts]
     order = ["OBJ_nexus-blobs", "NEXUS_BATCHES", "redis", "NEXUS_JOBS", "NEXUS_DONE", "NEXUS_HOOKS", "NEXUS_EVENTS"]
