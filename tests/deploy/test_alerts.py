@@ -195,6 +195,9 @@ async def test_alarms_and_dashboards_are_made_of_metrics_that_exist(tmp_path: Pa
         assert await said("nexus_unserved_requests_total", capability="chat", model="echo") == 0
         assert (await cluster.post("/v1/chat/completions", chat("hello"))).status_code == 503
         assert await said("nexus_unserved_requests_total", capability="chat", model="echo") == 1
+        waiting = await cluster.post("/v1/jobs", {"endpoint": "/v1/chat/completions", "body": chat("hello")})
+        assert waiting.status_code == 202, "a model without workers is still known: what wakes them is a job that waits"
+        await eventually(lambda: said("nexus_queue_depth", capability="chat", model="echo"), timeout_s=30)
         cluster.redis.kill()
 
         async def redis_is_told_away() -> bool:
