@@ -8,7 +8,7 @@
 | `etcd_prefix` | function | a key prefix that no other test uses |
 | `eventually` | function | `await eventually(condition)`: poll until it is true, and return its value |
 
-A server that cannot be had skips the test; where `CI` is set, it fails it.
+`--servers` says what these are: tests/servers.py. A server that cannot be had skips the test; where `CI` is set, it fails it.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """What chance decides is the same in every process of one run: xdist's workers inherit it."""
     os.environ.setdefault("NEXUS_TEST_LUCK", str(random.SystemRandom().randrange(10**9)))
+    if config.getoption("--servers") == "external" and config.getoption("numprocesses", None):
+        raise pytest.UsageError("--servers external: its servers serve one cluster at a time; make test WORKERS=0")
     try:
         choose(config.getoption("--servers"))
     except Unusable as error:
