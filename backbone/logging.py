@@ -98,4 +98,6 @@ def configure_logging(log_format: Literal["json", "console"], level: str) -> Non
         renderer if console else structlog.processors.JSONRenderer(lambda event, **_: _dumps(event).decode())
     )
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=formatter_renderer, foreign_pre_chain=shared))
+    # asyncio's remark on each TLS connection that its streams see end.
+    handler.addFilter(lambda record: "eof_received() has no effect" not in record.getMessage())
     logging.basicConfig(handlers=[handler], level=max(number, logging.WARNING), force=True)

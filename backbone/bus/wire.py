@@ -7,7 +7,8 @@ release changes one of them.
 
 Private names used: `Client._ps`, `._subs`, `._pending`, `._pending_data_size`, `._transport`, `._process_msg`,
 `._process_err`, `._process_ping`, `._process_pong`, `._process_info`, `._send_command`, `._flush_pending`,
-`._process_op_err`, `._remove_sub`, `._connect_command`, `._server_info`, and `Parser.parse` / `.reset`.
+`._process_op_err`, `._remove_sub`, `._connect_command`, `._server_info`, `._attempt_reconnect`, `TcpTransport._io_writer`,
+and `Parser.parse` / `.reset`.
 """
 
 from __future__ import annotations
@@ -139,9 +140,21 @@ class Parser:
 
 
 class _Client(Client):
-    """nats-py takes a server's word that it has no TLS, and would then send the password in the open."""
+    """nats-py takes a server's word that it has no TLS, and would then send the password in the open. And before it
+    connects again, it waits half a minute for a server that is gone to say goodbye in TLS.
+    """
 
     secure = False
+
+    def drop(self) -> None:
+        """Give up this connection without a word."""
+        writer = getattr(self._transport, "_io_writer", None)
+        if self.secure and writer is not None:
+            writer.transport.abort()
+
+    async def _attempt_reconnect(self) -> None:
+        self.drop()
+        await super()._attempt_reconnect()
 
     def _connect_command(self) -> bytes:
         if self.secure and not self._server_info.get("tls_required"):
@@ -207,8 +220,10 @@ class Wire:
                     reconnected_cb=self._reconnected,
                 )
         except (OSError, nats.errors.Error, TimeoutError) as error:
+            self.client.drop()
             with contextlib.suppress(Exception):
-                await self.client.close()
+                async with asyncio.timeout(1):  # after a failed handshake it would wait for ever
+                    await self.client.close()
             raise Unavailable(self._why(error)) from error
         finally:
             self._connecting = False
@@ -237,7 +252,7 @@ class Wire:
     def _why(self, error: Exception) -> str:
         """For the operator: what to do, where that is known."""
         last = self._last_error or error
-        hint = _hint(last)
+        hint = _hint(error) or _hint(last)
         if hint is not None:
             return f"NATS at {self.access.shown} {hint}"
         text = str(error) or str(last) or type(error).__name__
@@ -278,7 +293,7 @@ class Wire:
 
     async def close(self) -> None:
         """Send what is unsent, then disconnect."""
-        if self.client.is_closed:
+        if self.client.is_closed or self._loop is None:  # None: it was never tried
             return
         if self.connected:
             self._flush()

@@ -55,6 +55,8 @@ class ProductionNats(NatsServer):
     def _arguments(self) -> list[str]:
         for file in (DEPLOY / "nats").glob("*.conf"):
             text = file.read_text().replace('store_dir: "/data"', f"store_dir: {json.dumps(str(self.data_dir))}")
+            # Not by flags: a reload refuses a name that a flag gave.
+            text = text.replace("server_name: nexus-nats", f"server_name: {self._identity}")
             (self.data_dir / file.name).write_text(text)
         link = self.data_dir / "secrets"
         if not link.exists():
@@ -68,8 +70,6 @@ class ProductionNats(NatsServer):
             str(self.port),
             "-m",
             str(self.monitor_port),
-            "-n",
-            self._identity,
         ]
 
     def reload(self) -> None:
