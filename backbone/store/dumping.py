@@ -170,4 +170,3 @@ def _text(raw: bytes) -> Any:
 
 def _bytes(text: Any) -> bytes:
     return text.encode() if isinstance(text, str) else base64.b64decode(text["b64"])
-
