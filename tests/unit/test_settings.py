@@ -12,6 +12,8 @@ from pydantic import SecretStr
 from backbone.settings import GatewaySettings, WorkerSettings
 
 EXAMPLE = Path(__file__).parents[2] / ".env.example"
+COMPOSE = "# --- Docker Compose"
+"""From here on: variables of the compose files, which tests/deploy holds against those."""
 SETTING = re.compile(r"#([A-Z][A-Z0-9_]*)=(.*)")
 CLASSES = (GatewaySettings, WorkerSettings)
 
@@ -20,7 +22,7 @@ def documented() -> dict[str, tuple[str, str]]:
     """Per setting: its shown default, and the comment line above it."""
     found: dict[str, tuple[str, str]] = {}
     above = ""
-    for line in EXAMPLE.read_text().splitlines():
+    for line in EXAMPLE.read_text().partition(COMPOSE)[0].splitlines():
         match = SETTING.fullmatch(line)
         if match:
             assert match[1] not in found, f"{match[1]} stands twice"
