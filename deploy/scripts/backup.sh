@@ -60,7 +60,7 @@ fi
 
 nx_need docker 'Install Docker, or use --local.'
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-in_gateway() { docker compose ${files[@]+"${files[@]}"} run --rm -T --no-deps -v ./.runtime/backups:/backups gateway "$@"; }
+in_gateway() { docker compose ${files[@]+"${files[@]}"} run --rm -T --no-deps -v "$PWD/.runtime/backups:/backups" gateway "$@"; }
 docker compose ${files[@]+"${files[@]}"} run --rm -T --no-deps folders /runtime/backups >/dev/null
 in_gateway backup "/backups/$name" ${more[@]+"${more[@]}"} \
   || nx_die "$NX_FAILED" 'The backup failed; nothing was kept.' 'Are nats, etcd and redis up? docker compose ps'

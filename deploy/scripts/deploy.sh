@@ -20,7 +20,7 @@ replaced one after the other. Then verify-gateway.sh asks for everything; where 
   --scale NAME=N      so many of a service, such as gateway=3 or worker=2; may be repeated (default: as many as run)
   --pull              images come from a registry (NEXUS_IMAGE_PREFIX, NEXUS_VERSION); nothing is built
   --no-build          the images are here already
-  --backup FOLDER     first back up into it, with backup.sh
+  --backup            first back up all data, with backup.sh, into .runtime/backups
   --remote NAME       the git remote (default: origin)
   --url URL           where the gateway is reached (default: its published port on 127.0.0.1)
   --cacert FILE       authority of that URL's certificate
@@ -36,7 +36,7 @@ HELP
 
 # All of it is a function: git may replace this file while it runs, and bash reads as it goes.
 main() {
-  local root environment='' branch='' remote=origin backup='' url='' timeout_s=300 build=true pull=false verify=true dry=false gpu=false
+  local root environment='' branch='' remote=origin backup=false url='' timeout_s=300 build=true pull=false verify=true dry=false gpu=false
   local -a extra scales words tls
   extra=() scales=() words=() tls=()
   root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
@@ -48,12 +48,12 @@ main() {
       --no-build) build=false ;;
       --no-verify) verify=false ;;
       --dry-run) dry=true ;;
-      --file | --scale | --backup | --remote | --url | --timeout | --cacert)
+      --backup) backup=true ;;
+      --file | --scale | --remote | --url | --timeout | --cacert)
         nx_option_value "$1" $#
         case "$1" in
           --file) extra+=("$2") ;;
           --scale) scales+=("$2") ;;
-          --backup) backup="$2" ;;
           --remote) remote="$2" ;;
           --url) url="$2" ;;
           --timeout) timeout_s="$2" ;;
@@ -142,12 +142,15 @@ say_plan() {
   [[ "$pull" == false ]] || nx_say 'images would be pulled'
 }
 
+# With the compose files of what runs now.
 back_up() {
-  if [[ -n "$backup" ]]; then
-    nx_step "Backing up into $backup"
-    ./deploy/scripts/backup.sh "$backup" >&2 || nx_die "$NX_FAILED" 'The backup failed: nothing was deployed.'
+  local -a FILES
+  if [[ "$backup" == true ]]; then
+    set_files || exit "$NX_FAILED"
+    nx_step 'Backing up'
+    ./deploy/scripts/backup.sh "${FILES[@]}" >&2 || nx_die "$NX_FAILED" 'The backup failed: nothing was deployed.'
   elif [[ "$environment" == prod ]]; then
-    nx_warn 'Nothing is backed up first. --backup FOLDER does it: the way back puts programs back, not data.'
+    nx_warn 'Nothing is backed up first. --backup does it: the way back puts programs back, not data.'
   fi
 }
 
@@ -197,7 +200,8 @@ bring_up() {
 services_like() {
   local kind="$1" all once
   all="$(compose config --services)"
-  once="$(compose config --format json | nx_json | sed -nE 's/^services\.[^.]+\.depends_on\.([^.]+)\.condition\t"service_completed_successfully"$/\1/p' | sort -u)"
+  once="$(compose config --format json | nx_json \
+    | awk -F '\t' '$2 == "\"service_completed_successfully\"" { split($1, part, "."); print part[4] }' | sort -u)"
   all="$(printf '%s\n' "$all" | grep -vxF "${once:-.}")"
   case "$kind" in
     servers) printf '%s\n' "$all" | grep -vE 'worker|gateway|caddy|balancer' || true ;;

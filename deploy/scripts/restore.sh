@@ -59,7 +59,7 @@ fi
 nx_need docker 'Install Docker, or use --local.'
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 compose() { docker compose ${files[@]+"${files[@]}"} "$@"; }
-in_gateway() { compose run --rm -T --no-deps -v ./.runtime/backups:/backups gateway "$@"; }
+in_gateway() { compose run --rm -T --no-deps -v "$PWD/.runtime/backups:/backups" gateway "$@"; }
 
 in_gateway backup --verify --quiet "/backups/$name" || nx_die "$NX_FAILED" "$name cannot be restored." 'Nothing was changed.'
 stopped=()

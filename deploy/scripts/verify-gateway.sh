@@ -185,7 +185,8 @@ check_probe() {
   if [[ "$state" == ready ]]; then
     pass "$state"
   else
-    parts="$(nx_json <"$NX_TMP/body" | sed -nE 's/^parts\.([^.]*)\.error\t("..*")$/\1: \2/p' | tr '\n' ' ')"
+    parts="$(nx_json <"$NX_TMP/body" | awk -F '\t' '
+      $1 ~ /^parts\..*\.error$/ && $2 != "null" { split($1, part, "."); printf "%s: %s ", part[2], $2 }')"
     fail "$state: $parts"
   fi
 }
@@ -264,7 +265,7 @@ check_chat() {
 # Each frame must be JSON with a choice and no error, and [DONE] the last: a stream that only ends is a broken one.
 check_stream() {
   local last frames
-  sed -n 's/\r$//; s/^data: //p' "$NX_TMP/body" >"$NX_TMP/frames"
+  tr -d '\r' <"$NX_TMP/body" | sed -n 's/^data: //p' >"$NX_TMP/frames"
   last="$(tail -n 1 "$NX_TMP/frames")"
   frames="$(grep -c '"choices"' "$NX_TMP/frames" || true)"
   if grep -q '^{"error"' "$NX_TMP/frames"; then
