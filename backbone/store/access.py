@@ -35,6 +35,9 @@ class _FromFile(CredentialProvider):
             raise OSError(str(error)) from error
         return (self._user, password) if self._user else (password,)
 
+    async def get_credentials_async(self) -> tuple[str, str] | tuple[str]:
+        return self.get_credentials()
+
 
 def redis_access(settings: CommonSettings) -> RedisAccess:
     """What the settings say. Raises Misconfigured."""

@@ -139,7 +139,7 @@ class ProductionRedis(RedisServer):
     def _arguments(self) -> list[str]:
         lines = (DEPLOY / "redis" / "redis.conf").read_text().splitlines()
         text = "\n".join(line for line in lines if not line.startswith(("tls-", "port ")))
-        text = text.replace("/etc/redis/secrets", self.secrets.file("redis")).replace(
+        text = text.replace("/usr/local/etc/redis/secrets", self.secrets.file("redis")).replace(
             "dir /data", f"dir {self.data_dir}"
         )
         config = self.data_dir / "redis.conf"
