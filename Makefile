@@ -2,6 +2,7 @@
 #
 #   make up            a whole Nexus on this machine; ARGS="--port 9000" passes flags to `nexus up`
 #   make test          all tests, two files at a time; ARGS="tests/unit -k lock" passes arguments to pytest, WORKERS=0 runs one after another
+#   make test-containers  some of them on containers, by Docker; make test ARGS="--servers containers" runs all of them so
 #   make check         lint, format, types, import rules
 #   make bench         benchmarks; ARGS passes arguments
 #   make soak          an hour of kills, 10,000 jobs, a batch of 50,000 lines; ARGS="rounds --seed 7" passes arguments
@@ -9,7 +10,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up test check bench soak clean
+.PHONY: help up test test-containers check bench soak clean
 
 UV_VERSION := 0.13.9
 VENV := $(CURDIR)/.venv
@@ -29,13 +30,20 @@ UV := env -u VIRTUAL_ENV -u UV_PYTHON -u CONDA_PREFIX UV_PROJECT_ENVIRONMENT=$(V
 SYNC := $(UV) sync --frozen --inexact --quiet --no-python-downloads --python $(BIN)/python
 
 help:
-	@sed -n '3,8s/^# *//p' Makefile
+	@sed -n '3,9s/^# *//p' Makefile
 
 up: $(VENV)/.for-up
 	@exec $(BIN)/nexus up $(ARGS)
 
 test: $(VENV)/.for-test
 	@exec $(BIN)/python -m pytest $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist loadfile) $(ARGS)
+
+# The contracts of bus, registry and store, jobs on their way, and workers that die. The rest differs no more between containers and processes.
+CONTAINER_TESTS := tests/backbone/test_bus.py tests/backbone/test_registry.py tests/backbone/test_joblog.py tests/backbone/test_documents.py \
+	tests/flow/test_chat.py tests/flow/test_gateways.py tests/flow/test_drain.py tests/faults/test_worker_lost.py tests/faults/test_nats.py
+
+test-containers: $(VENV)/.for-test
+	@exec $(BIN)/python -m pytest $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist loadfile) --servers containers $(CONTAINER_TESTS) $(ARGS)
 
 check: $(VENV)/.for-test
 	$(BIN)/ruff check .
