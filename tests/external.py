@@ -74,6 +74,7 @@ class ExternalSource:
     """Three URLs. Gateways and workers are processes of this machine."""
 
     here = "127.0.0.1"
+    processes = True
 
     def __init__(self) -> None:
         """Raises Unusable where one is not given, not there, or holds what no test has left."""

@@ -73,6 +73,8 @@ class Source(Protocol):
 
     here: str
     """The address where gateways and workers reach what the test itself runs: doubles, receivers of webhooks."""
+    processes: bool
+    """Whether gateways and workers are processes of this machine."""
 
     def nats(self, folder: Path) -> Server: ...
     def etcd(self, folder: Path) -> Server: ...
@@ -101,6 +103,7 @@ class EmbeddedSource:
     """Processes on 127.0.0.1."""
 
     here = HOST
+    processes = True
 
     def nats(self, folder: Path) -> Server:
         return NatsServer(folder)

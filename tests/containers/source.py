@@ -102,6 +102,8 @@ class ContainerServer:
 class ContainerSource:
     """Containers in one network of their own."""
 
+    processes = False
+
     def __init__(self) -> None:
         """Raises Unusable where no engine answers."""
         self.engine = Engine()
