@@ -30,6 +30,7 @@ from tests.conftest import Eventually
 from tests.flow.conftest import SETTINGS
 from tests.flow.test_jobs import Event
 from tests.flow.test_webhooks import ERROR, OK, Receiver, receiving
+from tests.servers import here
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(240)]
 
@@ -39,7 +40,7 @@ WORKS, WAITS, SLOW = "works", "waits", "slow"
 """Models: one with workers, one whose worker has gone, one whose jobs outlast the backup."""
 HOOKED = SETTINGS | {
     "WEBHOOK_RETRIES_S": ",".join(["1"] * 500),
-    "WEBHOOK_PRIVATE_HOSTS": "127.0.0.1",
+    "WEBHOOK_PRIVATE_HOSTS": here(),
 }
 
 
