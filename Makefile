@@ -93,6 +93,6 @@ $(VENV)/.for-up: $(VENV)/.for-base
 	@touch $@
 
 $(VENV)/.for-test: $(VENV)/.for-up
-	@echo "==> Installing what tests and checks need (50 MB)"
+	@echo "==> Installing what tests and checks need (200 MB)"
 	@$(SYNC) --all-extras --all-groups
 	@touch $@

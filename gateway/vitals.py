@@ -6,11 +6,15 @@ import asyncio
 import contextlib
 from time import monotonic
 
+import structlog
+
 from backbone.bus.base import GatewayBus
 from backbone.registry.base import Registry
 from gateway.metrics import GatewayMetrics
 from gateway.readiness import ReadinessCheck
 from schemas.errors import Unavailable
+
+log = structlog.get_logger(__name__)
 
 LOOK_S = 5.0
 LAG_S = 0.25
@@ -40,10 +44,14 @@ class Vitals:
 
     async def _look(self) -> None:
         while True:
-            for name, part in (await self._readiness.check()).parts.items():
-                self._metrics.child(self._metrics.part_up, name).set(part.ok)
-            with contextlib.suppress(Unavailable):
+            try:
+                for name, part in (await self._readiness.check()).parts.items():
+                    self._metrics.child(self._metrics.part_up, name).set(part.ok)
                 self._metrics.set_storage(await self._bus.storage())
+            except Unavailable as error:
+                log.debug("how full streams are is not known", error=error.info.message)
+            except Exception:
+                log.exception("defect in looking after metrics")
             await asyncio.sleep(LOOK_S)
 
     async def _feel(self) -> None:

@@ -176,6 +176,12 @@ async def test_alarms_and_dashboards_are_made_of_metrics_that_exist(tmp_path: Pa
         async def said(name: str, **labels: str) -> float | None:
             return sample((await cluster.get("/metrics")).text, name, **labels)
 
+        async def until(value: float, name: str, **labels: str) -> None:
+            async def reached() -> bool:
+                return await said(name, **labels) == value
+
+            await eventually(reached, timeout_s=30)
+
         assert (await cluster.post("/v1/chat/completions", chat("hello"))).status_code == 200
         assert [text async for text in cluster.stream(chat("hello there"))][-1] == "[DONE]"
         refused = {"url": f"http://127.0.0.1:{free_port()}/"}
@@ -183,27 +189,23 @@ async def test_alarms_and_dashboards_are_made_of_metrics_that_exist(tmp_path: Pa
             "/v1/jobs", {"endpoint": "/v1/chat/completions", "body": chat("hello"), "webhook": refused}
         )
         assert job.status_code == 202, job.text
-        await eventually(lambda: said("nexus_webhook_tries_total", state="failed"), timeout_s=30)
+        await until(1, "nexus_webhook_tries_total", state="failed")
         await eventually(lambda: said("nexus_stream_max_bytes", stream="NEXUS_JOBS"), timeout_s=30)
+        await until(1, "nexus_part_up", part="redis")
         assert await said("nexus_workers", state="ready") == 1
         assert await said("nexus_model_workers", capability="chat", model="echo") == 1
-        assert await said("nexus_part_up", part="redis") == 1
         of_worker = (await cluster.http.get(worker_url)).text
         await cluster.stop_workers(worker)
         await cluster.wait_for_worker(worker, None)
         assert await said("nexus_model_workers", capability="chat", model="echo") == 0
-        assert await said("nexus_unserved_requests_total", capability="chat", model="echo") == 0
+        await until(0, "nexus_unserved_requests_total", capability="chat", model="echo")
         assert (await cluster.post("/v1/chat/completions", chat("hello"))).status_code == 503
         assert await said("nexus_unserved_requests_total", capability="chat", model="echo") == 1
         waiting = await cluster.post("/v1/jobs", {"endpoint": "/v1/chat/completions", "body": chat("hello")})
         assert waiting.status_code == 202, "a model without workers is still known: what wakes them is a job that waits"
-        await eventually(lambda: said("nexus_queue_depth", capability="chat", model="echo"), timeout_s=30)
+        await until(1, "nexus_queue_depth", capability="chat", lane="default", model="echo")
         cluster.redis.kill()
-
-        async def redis_is_told_away() -> bool:
-            return await said("nexus_part_up", part="redis") == 0
-
-        await eventually(redis_is_told_away, timeout_s=30)
+        await until(0, "nexus_part_up", part="redis")
         exported = (await cluster.get("/metrics")).text + of_worker
     known, labels = names_in(exported) | PROMETHEUS, labels_in(exported)
     for where, text in expressions():
