@@ -16,6 +16,7 @@ By default in docker compose: the gateway's image runs once beside the running s
 place, as root or as that user.
 
   --file FILE      a compose file, as docker compose's -f; may be repeated (default: as docker compose finds them)
+  --prod           with docker-compose.prod.yml, as its users that may do so: NATS's and Redis's `admin`, etcd's `root`
   --project NAME   as docker compose's -p
   --local          by the `nexus` of this machine, with NATS_URL, ETCD_URL and REDIS_URL from the environment or .env;
                    the folder lies in --dir
@@ -25,16 +26,21 @@ place, as root or as that user.
 Exit: 0 done · 1 it did not work, nothing was kept · 2 wrong use · 3 docker or nexus is missing
 
   backup.sh                                  every night, say by cron
-  backup.sh --file docker-compose.yml --file docker-compose.prod.yml
+  backup.sh --prod
   backup.sh --local --dir /mnt/backups -- --only redis
 HELP
 }
 
-files=() words=() more=() local_=false folder=./backups
+files=() identity=() words=() more=() local_=false folder=./backups
 while [[ $# -gt 0 ]]; do
   case "$1" in
     -h | --help) usage && exit 0 ;;
     --file | -f) nx_option_value "$1" $# && files+=(-f "$2") && shift 2 ;;
+    --prod)
+      files+=(-f docker-compose.yml -f docker-compose.prod.yml)
+      identity=(-e NATS_USER=admin -e ETCD_USER=root -e REDIS_URL=rediss://admin@redis:6379/0)
+      shift
+      ;;
     --project | -p) nx_option_value "$1" $# && files+=(-p "$2") && shift 2 ;;
     --local) local_=true && shift ;;
     --dir) nx_option_value "$1" $# && folder="$2" && shift 2 ;;
@@ -60,7 +66,8 @@ fi
 
 nx_need docker 'Install Docker, or use --local.'
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-in_gateway() { docker compose ${files[@]+"${files[@]}"} run --rm -T --no-deps -v "$PWD/.runtime/backups:/backups" gateway "$@"; }
+[[ ${#identity[@]} -eq 0 ]] || identity+=(-v "$PWD/.runtime/run/admin:/etc/nexus/secrets:ro")
+in_gateway() { docker compose ${files[@]+"${files[@]}"} run --rm -T --no-deps ${identity[@]+"${identity[@]}"} -v "$PWD/.runtime/backups:/backups" gateway "$@"; }
 docker compose ${files[@]+"${files[@]}"} run --rm -T --no-deps folders /runtime/backups >/dev/null
 in_gateway backup "/backups/$name" ${more[@]+"${more[@]}"} \
   || nx_die "$NX_FAILED" 'The backup failed; nothing was kept.' 'Are nats, etcd and redis up? docker compose ps'

@@ -14,6 +14,7 @@ and starts again what it stopped. Servers that hold data already are left alone,
 By default in docker compose, from ./.runtime/backups.
 
   --file FILE      a compose file, as docker compose's -f; may be repeated
+  --prod           with docker-compose.prod.yml, as its users that may do so: NATS's and Redis's `admin`, etcd's `root`
   --project NAME   as docker compose's -p
   --local          by the `nexus` of this machine, from --dir, with NATS_URL, ETCD_URL and REDIS_URL from the environment
                    or .env. Gateways and workers must have been stopped
@@ -30,11 +31,16 @@ Exit: 0 done · 1 it did not work · 2 wrong use · 3 docker or nexus is missing
 HELP
 }
 
-files=() words=() more=() local_=false folder=./backups
+files=() identity=() words=() more=() local_=false folder=./backups
 while [[ $# -gt 0 ]]; do
   case "$1" in
     -h | --help) usage && exit 0 ;;
     --file | -f) nx_option_value "$1" $# && files+=(-f "$2") && shift 2 ;;
+    --prod)
+      files+=(-f docker-compose.yml -f docker-compose.prod.yml)
+      identity=(-e NATS_USER=admin -e ETCD_USER=root -e REDIS_URL=rediss://admin@redis:6379/0)
+      shift
+      ;;
     --project | -p) nx_option_value "$1" $# && files+=(-p "$2") && shift 2 ;;
     --local) local_=true && shift ;;
     --dir) nx_option_value "$1" $# && folder="$2" && shift 2 ;;
@@ -58,8 +64,9 @@ fi
 
 nx_need docker 'Install Docker, or use --local.'
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+[[ ${#identity[@]} -eq 0 ]] || identity+=(-v "$PWD/.runtime/run/admin:/etc/nexus/secrets:ro")
 compose() { docker compose ${files[@]+"${files[@]}"} "$@"; }
-in_gateway() { compose run --rm -T --no-deps -v "$PWD/.runtime/backups:/backups" gateway "$@"; }
+in_gateway() { compose run --rm -T --no-deps ${identity[@]+"${identity[@]}"} -v "$PWD/.runtime/backups:/backups" gateway "$@"; }
 
 in_gateway backup --verify --quiet "/backups/$name" || nx_die "$NX_FAILED" "$name cannot be restored." 'Nothing was changed.'
 stopped=()

@@ -1,0 +1,66 @@
+"""A backup of servers as production has them: logged in, over TLS, as the users that may do it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from backbone.bus.access import nats_access
+from backbone.settings import CommonSettings
+from backbone.store.access import redis_access
+from backbone.store.redis import RedisStore
+from backbone.store.redis_documents import RedisDocuments
+from cli.backup import _backup, _restore
+from cli.backup_folder import read_manifest
+from cli.backup_servers import chosen
+from tests.backbone.joblogs import World, new_job, word_on
+from tests.cluster import Cluster
+from tests.deploy.production import ProductionSource, Secrets
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def admins(cluster: Cluster, secrets: Secrets) -> CommonSettings:
+    """The settings that backup.sh and restore.sh give with --prod."""
+    return CommonSettings(
+        nats_url=cluster.nats.url,
+        nats_user="admin",
+        nats_password_file=secrets.file("admin/nats-password"),
+        nats_tls_ca=secrets.file("admin/ca.crt"),
+        etcd_url=cluster.etcd.url,
+        etcd_user="root",
+        etcd_password_file=secrets.file("admin/etcd-password"),
+        etcd_tls_ca=secrets.file("admin/ca.crt"),
+        redis_url=cluster.redis.url.replace("gateway@", "admin@"),
+        redis_password_file=secrets.file("admin/redis-password"),
+    )
+
+
+async def test_production_is_saved_and_restored(tmp_path: Path) -> None:
+    """Words and documents come back in other servers with the same users."""
+    secrets = Secrets(tmp_path / "secrets")
+    await asyncio.to_thread(secrets.make)
+    job = new_job()
+    async with Cluster(tmp_path / "old", source=ProductionSource(secrets)) as cluster:
+        settings = admins(cluster, secrets)
+        world = World(nats_access(settings))
+        await (await world.gateway()).decide(word_on(job), b"the answer")
+        await world.close()
+        store = RedisStore(redis_access(settings))
+        await RedisDocuments(store).put("key", "", "k", b"{}")
+        await store.close()
+        await _backup(settings, tmp_path / "saved", chosen(""), print)
+    async with Cluster(tmp_path / "new", source=ProductionSource(secrets)) as cluster:
+        settings = admins(cluster, secrets)
+        folder = tmp_path / "saved"
+        await _restore(settings, folder, read_manifest(folder), chosen(""), force=False, replicas=None, tell=print)
+        world = World(nats_access(settings))
+        decision = await (await world.gateway()).decided(job)
+        assert decision is not None
+        assert decision.payload == b"the answer"
+        await world.close()
+        store = RedisStore(redis_access(settings))
+        assert await RedisDocuments(store).get("key", "", "k") == b"{}"
+        await store.close()
