@@ -3,7 +3,8 @@
 Two ways, by slots and queues (measured: DESIGN, section 7):
 
 - careful: few slots over many queues. The bell says where a job was stored; a free slot asks, without waiting, the
-  queue whose turn it is; a slow round over all queues finds what the bell does not tell (redeliveries).
+  queue whose turn it is; a slow round over all queues finds what the bell does not tell (redeliveries). Of many
+  idle workers, a few answer the bell (`Herd`).
 - wide: many slots over few queues. Every queue has a lingering pull open: a few jobs for quiet queues, up to half of
   the slots for a busy one, renewed when half used.
 """
@@ -16,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 
 from backbone.bus.base import Delivery, Queue, WorkerBus
+from workers.herd import Herd
 from workers.lanes import LaneBook
 
 WIDE_SLOTS_PER_QUEUE = 4
@@ -35,6 +37,7 @@ class Intake:
         self._slots = slots
         self._loaded = loaded
         self._book = LaneBook()
+        self._herd = Herd()
         self._queues: list[Queue] = []
         self._asked: dict[Queue, int] = {}
         self._asked_total = 0
@@ -100,6 +103,7 @@ class Intake:
             return False
         self.busy += 1
         self._hot[queue] = now
+        self._herd.found(queue)
         # Jobs that come again are not counted as pending, and a dead worker leaves several: look again at once.
         left = job.pending or int(job.delivery > 1)
         self._book.took(queue, left, now)
@@ -121,9 +125,12 @@ class Intake:
         return self._slots - self.busy - self._asked_total
 
     def _on_bell(self, queue: Queue) -> None:
-        self._book.rang(queue, self._loop.time())
         if self._free <= 0:
+            self._book.rang(queue, self._loop.time())
             return
+        if not self._herd.answers(queue):
+            return
+        self._book.rang(queue, self._loop.time())
         if self.busy:
             self._loop.call_later(BUSY_BELL_S * self.busy / self._slots, self._fill)
         else:
@@ -181,6 +188,7 @@ class Intake:
         self._asked_total -= unused
         if not self._wide:
             self._book.empty(queue)
+            self._herd.missed(queue)
         elif self._loop.time() - self._asked_at[queue] < RETRY_S:
             # An end at once means that the queue is not there yet; asking again at once would spin.
             self._not_before[queue] = self._loop.time() + RETRY_S
