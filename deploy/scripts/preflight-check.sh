@@ -286,19 +286,18 @@ check_gpu() {
 
 check_prod() {
   local folder certificate soon='' gone=''
-  for folder in secrets tls; do
-    if [[ ! -d "$root/.runtime/$folder" ]]; then
-      row fail "$folder" ".runtime/$folder is not there" 'deploy/scripts/make-secrets.sh makes it.'
-      return 0
-    fi
-  done
+  folder=secrets
+  if [[ ! -d "$root/.runtime/$folder" ]]; then
+    row fail "$folder" ".runtime/$folder is not there" 'deploy/scripts/make-secrets.sh makes it.'
+    return 0
+  fi
   while IFS= read -r certificate; do
     if ! openssl x509 -in "$certificate" -noout -checkend 0 >/dev/null 2>&1; then
       gone="$gone ${certificate##*/}"
     elif ! openssl x509 -in "$certificate" -noout -checkend 2592000 >/dev/null 2>&1; then
       soon="$soon ${certificate##*/}"
     fi
-  done < <(find "$root/.runtime/tls" -type f \( -name '*.crt' -o -name '*cert*.pem' -o -name 'ca.pem' \) 2>/dev/null)
+  done < <(find "$root/.runtime/$folder" -type f \( -name '*.crt' -o -name '*cert*.pem' -o -name 'ca.pem' \) 2>/dev/null)
   if [[ -n "$gone" ]]; then
     row fail tls "expired, or no certificate:$gone" 'deploy/scripts/make-secrets.sh makes new ones.'
   elif [[ -n "$soon" ]]; then
