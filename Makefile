@@ -38,9 +38,9 @@ up: $(VENV)/.for-up
 test: $(VENV)/.for-test
 	@exec $(BIN)/python -m pytest $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist loadfile) $(ARGS)
 
-# The contracts of bus, registry and store, jobs on their way, and workers that die. The rest differs no more between containers and processes.
+# The contracts of bus, registry and records, requests on their way, and workers that die: where containers may differ from processes.
 CONTAINER_TESTS := tests/backbone/test_bus.py tests/backbone/test_registry.py tests/backbone/test_joblog.py tests/backbone/test_documents.py \
-	tests/flow/test_chat.py tests/flow/test_gateways.py tests/flow/test_drain.py tests/faults/test_worker_lost.py tests/faults/test_nats.py
+	tests/flow/test_chat.py tests/flow/test_gateways.py tests/faults/test_worker_lost.py
 
 test-containers: $(VENV)/.for-test
 	@exec $(BIN)/python -m pytest $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist loadfile) --servers containers $(CONTAINER_TESTS) $(ARGS)
