@@ -30,6 +30,18 @@ from tests.servers import Server, Source, Unusable, choose, source
 T = TypeVar("T")
 
 
+LONGEST = (
+    "tests/flow/test_up.py",
+    "tests/faults/test_jobs_killed.py",
+    "tests/faults/",
+    "tests/scale/",
+    "tests/flow/",
+    "tests/deploy/",
+    "tests/backends/test_openai_",
+    "tests/backends/test_whisper.py",
+    "tests/clients/",
+)
+"""Files by how long they take, the longest first. The others take seconds."""
 SOURCES = ["embedded", "containers", "external"]
 
 
@@ -48,6 +60,15 @@ def pytest_configure(config: pytest.Config) -> None:
         choose(config.getoption("--servers"))
     except Unusable as error:
         raise pytest.UsageError(str(error)) from error
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long begins first, so that no worker of a run is left alone with it at the end."""
+    items.sort(key=lambda item: _place(item.nodeid))
+
+
+def _place(nodeid: str) -> int:
+    return next((place for place, start in enumerate(LONGEST) if nodeid.startswith(start)), len(LONGEST))
 
 
 def pytest_unconfigure() -> None:
