@@ -12,7 +12,7 @@ import orjson
 
 from backbone.bus.blobs import Blobs
 from gateway.endpoint import DONE, comment_frame, error_frame, progress_frame
-from gateway.http import Headers, Line, Reply
+from gateway.http import STREAM_HEADERS, Headers, Line, Reply
 from gateway.jobs.base import JobEvent, Jobs, Result
 from gateway.jobs.shape import shape
 from gateway.links import KEPT, Links
@@ -23,7 +23,6 @@ from schemas.jobs import Capability, JobRecord, JobStatus, is_sse
 
 T = TypeVar("T")
 
-STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 AHEAD = 256
 """Events that are read before they are taken."""
 AHEAD_BYTES = 1024 * 1024

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
 
@@ -85,14 +83,14 @@ class Durable:
             tools.store,
             ack_wait_s=settings.ack_wait_s,
             keep_s=keep_s,
-            max_running=lambda key_id: getattr(tools.keys.get(key_id), "max_running", None),
+            max_running=tools.keys.max_running,
         )
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self, *others: Coroutine[Any, Any, None]) -> None:
-        """Begin, together with `others`, which also run until `close`. The log is up."""
+    async def start(self) -> None:
+        """Begin what runs until `close`. The log is up."""
         await self._log.answer(self._referee)
-        for work in (self._recorder.run(), self._timers.run(), self.webhooks.run(), *others):
+        for work in (self._recorder.run(), self._timers.run(), self.webhooks.run()):
             task = asyncio.create_task(work)
             task.add_done_callback(_report)
             self._tasks.append(task)

@@ -11,11 +11,13 @@ from pydantic import BaseModel
 
 from gateway.catalogue import Catalogue
 from schemas.errors import ErrorInfo
-from schemas.jobs import Capability
+from schemas.jobs import Capability, Lane
 from schemas.keys import Scope
 
 DONE = b"data: [DONE]\n\n"
 SSE = b"text/event-stream; charset=utf-8"
+LANE_OF_TIER = {"priority": Lane.PRIORITY, "flex": Lane.FLEX}
+"""Every other `service_tier` is the default lane."""
 
 
 def sse_if_asked(request: Any) -> bytes | None:

@@ -8,8 +8,11 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import orjson
+import structlog
 
-from schemas.errors import ErrorInfo
+from schemas.errors import ErrorInfo, InternalError, NexusError
+
+log = structlog.get_logger(__name__)
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -17,6 +20,8 @@ Headers = list[tuple[bytes, bytes]]
 
 REQUEST_ID = "nexus.request_id"
 LINE = "nexus.line"
+STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+"""Of an answer that is passed on as it is made: nothing in between keeps it."""
 CLOSING = frozenset({408, 413})
 """Statuses after which the connection ends: the rest of the request's body is not read."""
 
@@ -25,6 +30,14 @@ def request_id_of(scope: Scope) -> str:
     """The id that the door gave this request."""
     value: str = scope[REQUEST_ID]
     return value
+
+
+def told_as(error: Exception, request_id: str) -> ErrorInfo:
+    """What the caller is told of an error that is being handled; one that is none of Nexus's own is a defect, and logged."""
+    if isinstance(error, NexusError):
+        return error.info
+    log.error("defect in the gateway", request_id=request_id, exc_info=error)
+    return InternalError(f"internal error; request id {request_id}").info
 
 
 class Line(Protocol):
@@ -48,6 +61,12 @@ class Line(Protocol):
 
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+
+def is_here(scope: Scope) -> bool:
+    """The whole body is here: reading it waits for nobody."""
+    line: Line | None = scope.get(LINE)
+    return line is not None and line.body_complete
 
 
 def hear_gone(line: Line | None, receive: Receive, gone: Callable[[], None]) -> Callable[[], None]:

@@ -19,23 +19,21 @@ from gateway.auth import Auth, Principal
 from gateway.bodies import Reader, Received
 from gateway.call import Call, State
 from gateway.dispatch import Dispatcher
-from gateway.endpoint import DONE, SSE, Endpoint, comment_frame, error_frame, progress_frame
-from gateway.http import LINE, Line, Receive, Reply, Scope, Send, hear_gone, request_id_of
+from gateway.endpoint import DONE, LANE_OF_TIER, SSE, Endpoint, comment_frame, error_frame, progress_frame
+from gateway.http import LINE, STREAM_HEADERS, Line, Receive, Reply, Scope, Send, hear_gone, request_id_of, told_as
 from gateway.links import Links, base_url
 from gateway.metrics import GatewayMetrics
 from gateway.open_requests import OpenRequests
 from gateway.parsing import CallerGone
 from gateway.submissions import Asked, Submissions
 from gateway.wishes import wish_of
-from schemas.errors import ErrorInfo, InternalError, NexusError
+from schemas.errors import ErrorInfo, NexusError
 from schemas.events import BlobRef, Done
 from schemas.jobs import Lane
 
 log = structlog.get_logger(__name__)
 
-LANE_OF_TIER = {"priority": Lane.PRIORITY, "flex": Lane.FLEX}
 COMMENT_EVERY_S = 10.0
-STREAM_HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 CLOSED = 499
 """In logs and metrics: the caller hung up."""
 
@@ -127,15 +125,10 @@ class _Request:
                 unwatch()
                 for ref in call.drop_refs():
                     self._side._blobs.remove(ref.name)
-        except CallerGone:
-            pass
-        except NexusError as error:
-            await self._refuse(error.info)
-        except OSError:
-            pass  # the caller hung up while we wrote
-        except Exception:
-            log.exception("defect in the gateway", request_id=self._reply.request_id)
-            await self._refuse(InternalError(f"internal error; request id {self._reply.request_id}").info)
+        except (CallerGone, OSError):
+            pass  # the caller hung up, perhaps while we wrote
+        except Exception as error:
+            await self._refuse(told_as(error, self._reply.request_id))
         finally:
             if self._counted is not None:
                 self._side._open.leave(self._counted)

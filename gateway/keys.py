@@ -122,6 +122,11 @@ class KeyRing:
         """What is known of a key, also when it was revoked or has expired."""
         return self._index.get(key_id)
 
+    def max_running(self, key_id: str) -> int | None:
+        """How many of a key's jobs may run at a time; None: any number, or there is no such key."""
+        key = self._index.get(key_id)
+        return key.max_running if key is not None else None
+
     def webhook_secret(self, key_id: str) -> str | None:
         """Also of a key that was revoked or has expired: its jobs are still told of."""
         key = self._index.get(key_id)

@@ -6,22 +6,19 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import orjson
-import structlog
 
 from gateway.auth import Auth
-from gateway.http import Receive, Reply, Scope, Send, request_id_of
+from gateway.http import Receive, Reply, Scope, Send, request_id_of, told_as
 from gateway.jobs.base import Jobs
 from gateway.jobs.shape import shape
 from gateway.parsing import CallerGone
 from gateway.waiting import Waiting
-from schemas.errors import ErrorInfo, InternalError, InvalidRequest, NexusError, Unavailable
+from gateway.wishes import MAX_WAIT_S
+from schemas.errors import ErrorInfo, InvalidRequest, Unavailable
 from schemas.jobs import JobRecord
 from schemas.keys import Scope as KeyScope
 
-log = structlog.get_logger(__name__)
-
 PREFIX = "/v1/jobs/"
-MAX_WAIT_S = 300.0
 
 
 def polled(path: str) -> str:
@@ -58,11 +55,8 @@ class Polls:
             await reply.whole(200, "application/json", orjson.dumps(await shown(self._jobs, record)))
         except (CallerGone, OSError):
             return
-        except NexusError as error:
-            info = error.info
-        except Exception:
-            log.exception("defect in the gateway", request_id=reply.request_id)
-            info = InternalError(f"internal error; request id {reply.request_id}").info
+        except Exception as error:
+            info = told_as(error, reply.request_id)
         if info is not None and not reply.started:
             await reply.error(info)
 

@@ -12,7 +12,7 @@ from gateway.answers import Answers
 from gateway.auth import Auth, Principal
 from gateway.bodies import Reader, Received
 from gateway.endpoint import Endpoint
-from gateway.http import LINE, Line, Receive, Reply, Scope, Send, request_id_of
+from gateway.http import Line, Receive, Reply, Scope, Send, is_here, request_id_of, told_as
 from gateway.idempotency import Idempotency
 from gateway.jobs.base import EventsExpired, Jobs, Result, Submission
 from gateway.links import base_url
@@ -20,7 +20,7 @@ from gateway.parsing import CallerGone, parse, read_body
 from gateway.uploads import FileUploads
 from gateway.waiting import Waiting
 from gateway.wishes import Wish, wish_of
-from schemas.errors import ErrorInfo, InternalError, InvalidRequest, NexusError, NotFound, Unavailable
+from schemas.errors import ErrorInfo, InvalidRequest, NexusError, NotFound, Unavailable
 from schemas.jobs import TERMINAL, JobRecord, Lane
 from schemas.keys import Scope as KeyScope
 from schemas.submit import SubmitRequest
@@ -138,11 +138,8 @@ class Submissions:
             job = await self._submit(scope, receive, reply)
         except (CallerGone, OSError):
             return
-        except NexusError as error:
-            info = error.info
-        except Exception:
-            log.exception("defect in the gateway", request_id=reply.request_id)
-            info = InternalError(f"internal error; request id {reply.request_id}").info
+        except Exception as error:
+            info = told_as(error, reply.request_id)
         if info is not None and not reply.started:
             await reply.error(info)
         log.info(
@@ -160,7 +157,7 @@ class Submissions:
         principal.require(KeyScope.JOBS)
         principal.require(KeyScope.INFERENCE)
         wish = wish_of(headers)
-        here = _is_here(scope)
+        here = is_here(scope)
         async with self.reader.memory(headers, here=here):
             request = await self._read(scope, receive, here=here)
             endpoint = self._checked(principal, request)
@@ -225,8 +222,3 @@ def _within_body(error: NexusError) -> NexusError:
     """The same, with the place of what is wrong in the whole request."""
     param = error.info.param
     return NexusError.from_info(error.info.model_copy(update={"param": f"body.{param}" if param else "body"}))
-
-
-def _is_here(scope: Scope) -> bool:
-    line: Line | None = scope.get(LINE)
-    return line is not None and line.body_complete

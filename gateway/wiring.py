@@ -112,12 +112,12 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
     files = Files(documents, blobs, settings.max_file_bytes, settings.file_keep_s, settings.body_timeout_s)
     waiting, polling = Waiting(), Waiting()
     answers = Answers(durable.jobs, blobs, links, settings.queue_comment_after_s)
-    uploads = FileUploads(files.open)
+    uploads, idempotency = FileUploads(files.open), Idempotency(jobs_log, blobs)
     submissions = Submissions(
         durable.jobs,
         answers,
         waiting,
-        Idempotency(jobs_log, blobs),
+        idempotency,
         lasting,
         auth,
         {endpoint.path: endpoint for endpoint in ENDPOINTS},
@@ -151,7 +151,7 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
         Shelf(documents, blobs, settings.response_keep_s),
         blobs,
         lasting,
-        Idempotency(jobs_log, blobs),
+        idempotency,
         chat.ENDPOINT,
         metrics,
         pause_s=settings.queue_comment_after_s,

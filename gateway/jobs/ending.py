@@ -31,7 +31,7 @@ class Ending:
 
     async def withdraw(self, record: JobRecord) -> None:
         """Take it out of the queue, whoever has it: it has ended. Raises Unavailable."""
-        seq = record.seq or await self.seq_of(record)
+        seq = await self.seq_of(record)
         if seq is not None:
             self._log.withdraw(seq)
 
@@ -51,6 +51,8 @@ class Ending:
         return await self._log.decided(job)
 
     async def seq_of(self, record: JobRecord) -> int | None:
-        """Where in the queue its first run was stored, by its first event."""
+        """Where in the queue it was stored: by its record, and of a first run by its first event."""
+        if record.seq:
+            return record.seq
         began = await began_as(self._log, record.id)
         return began.seq if began is not None and began.run == record.run else None

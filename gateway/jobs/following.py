@@ -17,7 +17,6 @@ from schemas.durable import EventId, JobEventKind, decode_durable
 from schemas.errors import InvalidRequest
 from schemas.events import BlobRef
 from schemas.jobs import TERMINAL, JobRecord, JobStatus
-from schemas.words import Word
 
 log = structlog.get_logger(__name__)
 
@@ -61,48 +60,53 @@ class Follower:
         ended_by = await self._decision() if self._record.status is JobStatus.COMPLETED else None
         if ended_by is not None and not self._every:
             self._assembly = Assembly(self._after, only=ended_by.word.token)
-        async with aclosing(self._log.events(self._record.id)) as stored:
-            async for event in stored:
-                pieces = self._settle() if event is None else self._feed(event)
-                for piece in pieces:
-                    yield await self._tell(piece)
-                if event is None:
-                    if not caught_up and ended_by is None:
-                        caught_up = True
-                        yield None
-                    decision = await self._decision()
-                    if decision is not None:
-                        break
-                    if self._record.status in TERMINAL:
-                        raise EventsExpired("how this job ended is not kept any more")
+        async with aclosing(self._read()) as told:
+            async for event in told:
+                if event is not None:
+                    yield event
+                    continue
+                if not caught_up and ended_by is None:
+                    caught_up = True
+                    yield None
+                decision = await self._decision()
+                if decision is not None:
+                    break
+                if self._record.status in TERMINAL:
+                    raise EventsExpired("how this job ended is not kept any more")
         if decision is None:
             return
         # Whatever the deciding attempt stored was there before its word: one more look finds all of it.
-        async with aclosing(self._log.events(self._record.id, self._seq)) as stored:
-            async for event in stored:
-                pieces = self._settle() if event is None else self._feed(event)
-                for piece in pieces:
-                    yield await self._tell(piece)
-                if event is None:
-                    break
+        async with aclosing(self._rest(self._seq)) as rest:
+            async for event in rest:
+                yield event
         word = decision.word
         if word.status is JobStatus.COMPLETED and not self._assembly.is_whole(word.token, word.events):
+            # The attempt that ended the job, from its beginning: another one had begun before its word was there.
             self._after = EventId(0, 0, 0)
-            async for told in self._retold(word):
-                yield told
+            self._assembly = Assembly(only=word.token, again=True)
+            async with aclosing(self._rest()) as rest:
+                async for event in rest:
+                    yield event
         end = self._end(decision)
         if self._after != self._assembly.end_id():
             yield end
 
-    async def _retold(self, word: Word) -> AsyncGenerator[JobEvent, None]:
-        """The attempt that ended the job, from its beginning: another one had begun before its word was there."""
-        self._assembly = Assembly(only=word.token, again=True)
-        async with aclosing(self._log.events(self._record.id)) as stored:
+    async def _read(self, behind: int = 0) -> AsyncGenerator[JobEvent | None, None]:
+        """What there is to tell of events stored behind a sequence; None: there are no more for now."""
+        async with aclosing(self._log.events(self._record.id, behind)) as stored:
             async for event in stored:
-                if event is None:
-                    break
-                for piece in self._feed(event):
+                for piece in self._assembly.settle() if event is None else self._feed(event):
                     yield await self._tell(piece)
+                if event is None:
+                    yield None
+
+    async def _rest(self, behind: int = 0) -> AsyncGenerator[JobEvent, None]:
+        """The same of those that are there."""
+        async with aclosing(self._read(behind)) as told:
+            async for event in told:
+                if event is None:
+                    return
+                yield event
 
     def _feed(self, event: StoredEvent) -> list[Piece]:
         self._seq = event.seq
@@ -111,9 +115,6 @@ class Follower:
         except ValueError:
             log.exception("malformed event", job=self._record.id)
             return []
-
-    def _settle(self) -> list[Piece]:
-        return self._assembly.settle()
 
     async def _decision(self) -> Decision | None:
         decision = await self._log.decided(self._record.id)

@@ -10,8 +10,6 @@ from schemas.errors import ErrorInfo
 from schemas.jobs import TERMINAL, Envelope, JobRecord, JobStatus, WebhookState
 from schemas.words import Word
 
-_EPOCH_MS_MAX = 1 << 48
-
 
 def now() -> int:
     """Unix seconds."""

@@ -140,7 +140,7 @@ class JobService:
             return None, None
         place = None
         if record.status is JobStatus.QUEUED:
-            seq = record.seq or await self._ending.seq_of(record)
+            seq = await self._ending.seq_of(record)
             if seq is not None:
                 place = await self._log.place(Queue(record.capability, record.service_tier, record.queue_name), seq)
         return place, await self._estimator.eta_s(record, place)
@@ -197,18 +197,10 @@ class JobService:
     async def _begin_run(self, record: JobRecord, envelope: Envelope) -> JobRecord:
         """The record of a new run. Raises JobNotFailed when somebody else was first."""
         again_s = None if record.expires_at is None else record.expires_at - record.created_at
-        changes: dict[str, Any] = {
+        changes: dict[str, Any] = {  # what says something about one run alone is reset with its number
             "run": envelope.run,
-            "attempts": 0,
-            "error": None,
-            "worker": None,
-            "usage": None,
-            "progress": None,
-            "started_at": None,
-            "finished_at": None,
             "queued_at": now(),
             "expires_at": None if again_s is None else now() + again_s,
-            "seq": None,
             "webhook": WebhookState(url=record.webhook.url) if record.webhook is not None else None,
         }
         due_s = due_in(record.model_copy(update={"expires_at": changes["expires_at"]}), JobStatus.QUEUED, 0.0)

@@ -13,6 +13,7 @@ from backbone.bus.joblog import JobLog
 from backbone.ids import new_job_id
 from backbone.store.base import IllegalMove, LimitReached, Store
 from gateway.dispatch import Dispatcher
+from gateway.endpoint import LANE_OF_TIER
 from gateway.jobs.base import Submission
 from gateway.jobs.ending import Ending
 from gateway.jobs.records import due_in, end_of, first_record, now, record_of, word_by_us
@@ -22,7 +23,6 @@ from schemas.errors import NexusError, RateLimited, Unavailable
 from schemas.jobs import Envelope, JobRecord, JobStatus, Lane
 
 EVENTS = "nexus.events."
-LANE_OF_TIER = {"priority": Lane.PRIORITY, "flex": Lane.FLEX}
 
 
 class Submitter:

@@ -10,16 +10,16 @@ from typing import Any
 import structlog
 from fastapi.responses import Response
 
-from gateway.answers import STREAM_HEADERS, with_pauses
+from gateway.answers import with_pauses
 from gateway.endpoint import SSE
-from gateway.http import Receive, Reply, Scope, Send, request_id_of
+from gateway.http import STREAM_HEADERS, Receive, Reply, Scope, Send, request_id_of, told_as
 from gateway.metrics import GatewayMetrics
 from gateway.parsing import CallerGone
 from gateway.responses.answering import Event
 from gateway.responses.kept import Made
 from gateway.responses.service import PATH, Responses
 from gateway.responses.watching import Watch
-from schemas.errors import ErrorInfo, InternalError, NexusError
+from schemas.errors import ErrorInfo, InternalError
 
 log = structlog.get_logger(__name__)
 
@@ -94,11 +94,8 @@ class EventStream(Response):
             status = reply.status
         except (CallerGone, OSError):
             await self._leave(stored=True)
-        except NexusError as failure:
-            error = failure.info
-        except Exception:
-            log.exception("defect in the gateway", request_id=reply.request_id)
-            error = InternalError(f"internal error; request id {reply.request_id}").info
+        except Exception as failure:
+            error = told_as(failure, reply.request_id)
         if error is not None and not sending.over:
             with suppress(OSError):
                 await sending.break_off(error)

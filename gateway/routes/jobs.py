@@ -16,6 +16,7 @@ from gateway.answers import error_of, event_size, with_pauses
 from gateway.auth import Principal
 from gateway.deps import JobsCaller, Parts, PartsDep
 from gateway.endpoint import comment_frame
+from gateway.http import STREAM_HEADERS
 from gateway.jobs.base import JobEvent
 from gateway.jobs.shape import shape
 from gateway.links import base_url
@@ -29,7 +30,6 @@ router = APIRouter(tags=["jobs"])
 PAUSE_S = 10.0
 """A stream of events without one for so long gets a comment, so that nothing in between takes it for dead."""
 SSE = "text/event-stream; charset=utf-8"
-STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 _METADATA = re.compile(r"metadata\[(.{1,64})\]")
 
@@ -93,8 +93,9 @@ async def get_events(job_id: str, request: Request, parts: PartsDep, caller: Job
         raise
     if first is None:
         return Response(status_code=204)  # a browser's EventSource takes this for the end
+    headers = {name.decode(): value.decode() for name, value in STREAM_HEADERS}
     frames = _frames(parts, caller, job_id, first, paced)
-    return StreamingResponse(frames, media_type=SSE, headers=STREAM_HEADERS)
+    return StreamingResponse(frames, media_type=SSE, headers=headers)
 
 
 async def _frames(
