@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import os
+import secrets as secrets_module
 import ssl
 import subprocess
 import sys
@@ -12,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import nkeys
 import pytest
 from pydantic import SecretStr
 
@@ -25,6 +29,7 @@ from backbone.secret_files import Misconfigured
 from backbone.settings import CommonSettings
 from backbone.store.access import redis_access
 from backbone.store.redis import RedisStore
+from cli.embedded.servers import NatsServer
 from schemas.errors import Unavailable
 from schemas.jobs import Capability
 from schemas.presence import Alias, ModelOffer, WorkerPresence, WorkerState
@@ -484,3 +489,76 @@ def test_a_process_says_it_in_one_line(module: str, secure_nats: ProductionNats,
     assert "check NATS_USER and NATS_PASSWORD" in said[0]
     assert "wr0ng-secret" not in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+# A user with a JWT
+
+
+def jwt(signer: Any, subject: str, kind: str, claims: dict[str, Any]) -> str:
+    """A token as `nsc` makes it."""
+
+    def part(value: dict[str, Any]) -> str:
+        return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
+
+    body = {
+        "jti": "1",
+        "iat": 1,
+        "iss": signer.public_key.decode(),
+        "sub": subject,
+        "name": kind,
+        "nats": {"type": kind, "version": 2} | claims,
+    }
+    head = f"{part({'typ': 'JWT', 'alg': 'ed25519-nkey'})}.{part(body)}"
+    return f"{head}.{base64.urlsafe_b64encode(signer.sign(head.encode())).rstrip(b'=').decode()}"
+
+
+def new_keys(prefix: int) -> Any:
+    return nkeys.from_seed(nkeys.encode_seed(secrets_module.token_bytes(32), prefix))
+
+
+async def test_nats_with_a_credentials_file(tmp_path: Path) -> None:
+    """A user's JWT and seed, as an operator's `nsc` writes them; its inboxes are as the setting says."""
+    operator, account, user = (
+        new_keys(prefix) for prefix in (nkeys.PREFIX_BYTE_OPERATOR, nkeys.PREFIX_BYTE_ACCOUNT, nkeys.PREFIX_BYTE_USER)
+    )
+    account_key, user_key = account.public_key.decode(), user.public_key.decode()
+    limits = {"subs": -1, "data": -1, "payload": -1}
+    of_account = {"limits": limits | {"conn": -1, "leaf": -1, "imports": -1, "exports": -1, "wildcards": True}}
+    of_user = limits | {"pub": {"allow": [">"]}, "sub": {"allow": ["_INBOX.jwt.>"]}}
+    config = (
+        f"operator: {jwt(operator, operator.public_key.decode(), 'operator', {})}\n"
+        "resolver: MEMORY\n"
+        f"resolver_preload: {{ {account_key}: {jwt(operator, account_key, 'account', of_account)} }}\n"
+    )
+    creds = tmp_path / "user.creds"
+    creds.write_text(
+        f"-----BEGIN NATS USER JWT-----\n{jwt(account, user_key, 'user', of_user)}\n------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{user.seed.decode()}\n------END USER NKEY SEED------\n"
+    )
+
+    class OperatorNats(NatsServer):
+        def _config(self) -> str:
+            return f'server_name: {self._identity}\nhost: "127.0.0.1"\nport: {self.port}\n{config}'
+
+        async def _answers(self) -> bool:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+            line = await reader.readline()
+            writer.close()
+            return line.startswith(b"INFO ")
+
+    server = OperatorNats(tmp_path / "nats")
+    await server.start()
+    try:
+        wire = Wire(
+            nats_access(settings(NATS_URL=server.url, NATS_CREDS_FILE=str(creds), NATS_INBOX_PREFIX="_INBOX.jwt")),
+            "test",
+        )
+        await wire.connect()
+        heard = asyncio.Event()
+        inbox = wire.new_inbox()
+        await wire.subscribe(inbox, lambda *_: heard.set())
+        wire.publish(inbox.encode(), b"x")
+        await asyncio.wait_for(heard.wait(), 10)
+        await wire.close()
+    finally:
+        await server.stop()
