@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -10,6 +9,7 @@ import pytest_asyncio
 
 from tests.cluster import Cluster
 from tests.scale.balancer import LoadBalancer
+from tests.soak.faults import mended
 
 SETTINGS = {
     "ACK_WAIT_S": "3",
@@ -25,7 +25,8 @@ SETTINGS = {
 async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
     """Two gateways with the default lame duck, and no worker. A test that breaks a part mends it."""
     async with Cluster(tmp_path_factory.mktemp("scale"), **SETTINGS) as cluster:
-        await asyncio.gather(*(cluster.start_gateway() for _ in range(2)))
+        for _ in range(2):
+            await mended(cluster.start_gateway)
         yield cluster
 
 

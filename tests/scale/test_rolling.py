@@ -6,10 +6,11 @@ import asyncio
 
 import pytest
 
-from cli.embedded.process import ManagedProcess
 from tests.cluster import Cluster
 from tests.scale.balancer import LoadBalancer
 from tests.scale.load import Load
+from tests.servers import Process
+from tests.soak.faults import mended
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -43,10 +44,10 @@ async def restart_workers(cluster: Cluster, balancer: LoadBalancer) -> None:
         await ready(cluster, balancer, name)
 
 
-async def restart(process: ManagedProcess) -> None:
+async def restart(process: Process) -> None:
     """As whoever supervises it does: SIGTERM, time to end, and the next one."""
     assert await process.stop(grace_s=40) == 0
-    await process.start()
+    await mended(process.start)
 
 
 async def ready(cluster: Cluster, balancer: LoadBalancer, name: str) -> None:
