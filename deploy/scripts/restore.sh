@@ -38,7 +38,11 @@ while [[ $# -gt 0 ]]; do
     --file | -f) nx_option_value "$1" $# && files+=(-f "$2") && shift 2 ;;
     --prod)
       files+=(-f docker-compose.yml -f docker-compose.prod.yml)
-      identity=(-e NATS_USER=admin -e ETCD_USER=root -e REDIS_URL=rediss://admin@redis:6379/0)
+      identity=(
+        -e NATS_USER=admin -e NATS_PASSWORD_FILE=/etc/nexus/admin/nats-password
+        -e ETCD_USER=root -e ETCD_PASSWORD_FILE=/etc/nexus/admin/etcd-password
+        -e REDIS_URL=rediss://admin@redis:6379/0 -e REDIS_PASSWORD_FILE=/etc/nexus/admin/redis-password
+      )
       shift
       ;;
     --project | -p) nx_option_value "$1" $# && files+=(-p "$2") && shift 2 ;;
@@ -64,7 +68,7 @@ fi
 
 nx_need docker 'Install Docker, or use --local.'
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-[[ ${#identity[@]} -eq 0 ]] || identity+=(-v "$PWD/.runtime/run/admin:/etc/nexus/secrets:ro")
+[[ ${#identity[@]} -eq 0 ]] || identity+=(-v "$PWD/.runtime/run/admin:/etc/nexus/admin:ro")
 compose() { docker compose ${files[@]+"${files[@]}"} "$@"; }
 in_gateway() { compose run --rm -T --no-deps ${identity[@]+"${identity[@]}"} -v "$PWD/.runtime/backups:/backups" gateway "$@"; }
 
