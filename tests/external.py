@@ -10,6 +10,7 @@ import asyncio
 import base64
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
@@ -23,9 +24,9 @@ from nats.js.errors import NotFoundError
 from tests.servers import Process, Server, Unusable, local_part
 
 URLS = {"nats": "NEXUS_TEST_NATS_URL", "etcd": "NEXUS_TEST_ETCD_URL", "redis": "NEXUS_TEST_REDIS_URL"}
-MARK = "nexus-tests"
-"""A bucket, key and entry that say: what lies here was left by tests."""
 ETCD_PREFIX = "/nexus"
+MARK = f"{ETCD_PREFIX}-tests"
+"""An entry of etcd while tests run: the URLs of servers on which all that lies was left by tests."""
 WAIT_S = 10
 
 
@@ -44,6 +45,8 @@ class ExternalServer:
     async def start(self) -> None:
         """Empty it."""
         await EMPTY[self.kind](self.url)
+        if self.kind == "etcd":
+            await _mark(self.url)
 
     async def stop(self, grace_s: float = 2.0) -> None:
         self._refuse()
@@ -75,6 +78,7 @@ class ExternalSource:
 
     here = "127.0.0.1"
     processes = True
+    borrowed = True
 
     def __init__(self) -> None:
         """Raises Unusable where one is not given, not there, or holds what no test has left."""
@@ -89,18 +93,19 @@ class ExternalSource:
         asyncio.run(self._check())
 
     async def _check(self) -> None:
+        found = {}
         for kind, url in self._urls.items():
             try:
                 async with asyncio.timeout(WAIT_S):
-                    found = await FOUND[kind](url)
+                    found[kind] = await FOUND[kind](url)
             except Exception as error:
                 raise Unusable(f"--servers external: no {kind} at {URLS[kind]}: {error!r}") from error
-            if found:
-                raise Unusable(
-                    f"--servers external: {kind} holds {found}; tests would delete it. Give them an empty one"
-                )
-        for kind, url in self._urls.items():
-            await EMPTY[kind](url)
+        if any(found.values()) and not await _marked(self._urls["etcd"]):
+            told = ", ".join(f"{kind} holds {what}" for kind, what in found.items() if what)
+            raise Unusable(f"--servers external: {told}; tests would delete it. Give them empty servers")
+        await _mark(self._urls["etcd"])
+        for kind in ("nats", "redis"):
+            await EMPTY[kind](self._urls[kind])
 
     def nats(self, folder: Path) -> Server:
         return ExternalServer("nats", self._urls["nats"], folder)
@@ -132,9 +137,9 @@ class ExternalSource:
         asyncio.run(self._leave())
 
     async def _leave(self) -> None:
-        """Empty, without our mark: as they were given."""
-        for kind, url in self._urls.items():
-            await EMPTY[kind](url, mark=False)
+        """Empty, as they were given; the mark goes last."""
+        for kind in ("nats", "redis", "etcd"):
+            await EMPTY[kind](self._urls[kind])
 
 
 # NATS: what is on it are streams; a key-value bucket is one.
@@ -144,38 +149,31 @@ async def _nats_found(url: str) -> str:
     client = await nats.connect(url, connect_timeout=3, allow_reconnect=False)
     try:
         names = [info.config.name for info in await client.jetstream().streams_info()]
-        return "" if f"KV_{MARK}" in names else ", ".join(sorted(map(str, names)))
+        return ", ".join(sorted(map(str, names)))
     finally:
         await client.close()
 
 
-async def _empty_nats(url: str, *, mark: bool = True) -> None:
+async def _empty_nats(url: str) -> None:
     client = await nats.connect(url, connect_timeout=3)
     try:
         stream = client.jetstream()
         for info in await stream.streams_info():
-            try:
-                if info.config.name != f"KV_{MARK}" or not mark:
-                    await stream.delete_stream(str(info.config.name))
-            except NotFoundError:
-                continue
-        if mark:
-            await stream.create_key_value(bucket=MARK)
+            with suppress(NotFoundError):
+                await stream.delete_stream(str(info.config.name))
     finally:
         await client.close()
 
 
 async def _redis_found(url: str) -> str:
     async with redis.asyncio.from_url(url) as client:
-        count = 0 if await client.exists(MARK) else await client.dbsize()
+        count = await client.dbsize()
         return f"{count} keys" if count else ""
 
 
-async def _empty_redis(url: str, *, mark: bool = True) -> None:
+async def _empty_redis(url: str) -> None:
     async with redis.asyncio.from_url(url) as client:
         await client.flushdb()
-        if mark:
-            await client.set(MARK, "1")
 
 
 # etcd: through its JSON gateway, as scripts do. Only keys below ETCD_PREFIX are ours.
@@ -197,18 +195,27 @@ def _below() -> dict[str, str]:
 
 
 async def _etcd_found(url: str) -> str:
-    marked = await _etcd(url, "range", key=f"{ETCD_PREFIX}-tests")
-    if int(marked.get("count", 0)):
-        return ""
     count = int((await _etcd(url, "range", **_below(), count_only=True)).get("count", 0))
     return f"{count} keys below {ETCD_PREFIX}" if count else ""
 
 
-async def _empty_etcd(url: str, *, mark: bool = True) -> None:
+async def _empty_etcd(url: str) -> None:
     await _etcd(url, "deleterange", **_below())
-    if mark:
-        await _etcd(url, "put", key=f"{ETCD_PREFIX}-tests", value="1")
+
+
+def _ours() -> str:
+    """These very servers: a mark that names others allows nothing."""
+    return " ".join(os.environ[name] for name in URLS.values())
+
+
+async def _mark(url: str) -> None:
+    await _etcd(url, "put", key=MARK, value=_ours())
+
+
+async def _marked(url: str) -> bool:
+    entries = (await _etcd(url, "range", key=MARK)).get("kvs", [])
+    return [base64.b64decode(entry["value"]).decode() for entry in entries] == [_ours()]
 
 
 FOUND: dict[str, Callable[[str], Awaitable[str]]] = {"nats": _nats_found, "etcd": _etcd_found, "redis": _redis_found}
-EMPTY: dict[str, Callable[..., Awaitable[None]]] = {"nats": _empty_nats, "etcd": _empty_etcd, "redis": _empty_redis}
+EMPTY: dict[str, Callable[[str], Awaitable[None]]] = {"nats": _empty_nats, "etcd": _empty_etcd, "redis": _empty_redis}

@@ -19,6 +19,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+import pytest
+
 from cli.embedded.process import ManagedProcess
 from cli.embedded.servers import HOST, EtcdServer, NatsServer, RedisServer, free_port
 
@@ -75,6 +77,8 @@ class Source(Protocol):
     """The address where gateways and workers reach what the test itself runs: doubles, receivers of webhooks."""
     processes: bool
     """Whether gateways and workers are processes of this machine."""
+    borrowed: bool
+    """Whether the servers are somebody else's: one of each kind, and not to be stopped."""
 
     def nats(self, folder: Path) -> Server: ...
     def etcd(self, folder: Path) -> Server: ...
@@ -104,6 +108,7 @@ class EmbeddedSource:
 
     here = HOST
     processes = True
+    borrowed = False
 
     def nats(self, folder: Path) -> Server:
         return NatsServer(folder)
@@ -204,6 +209,12 @@ def source() -> Source:
 def here() -> str:
     """The address at which a test binds what gateways and workers shall reach."""
     return _Chosen.source.here
+
+
+def skip_if_borrowed(why: str) -> None:
+    """For a test that would notice too late, in the middle, or needs two servers of a kind."""
+    if _Chosen.source.borrowed:
+        pytest.skip(f"{why}: not with --servers external")
 
 
 class Unusable(Exception):

@@ -21,7 +21,7 @@ from schemas.errors import Unavailable
 from schemas.jobs import Capability, JobRecord, JobStatus
 from tests.backbone.joblogs import World, envelope, new_job, word_on
 from tests.conftest import Eventually, running
-from tests.servers import Server, source
+from tests.servers import Server, skip_if_borrowed, source
 
 
 @asynccontextmanager
@@ -47,6 +47,7 @@ async def a_world(url: str) -> AsyncIterator[World]:
 @pytest.fixture
 def other_nats(tmp_path: Path) -> Iterator[Server]:
     """A second server of the test's own."""
+    skip_if_borrowed("needs two nats-servers")
     yield from running(source().nats(tmp_path / "other"))
 
 

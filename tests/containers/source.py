@@ -103,6 +103,7 @@ class ContainerSource:
     """Containers in one network of their own."""
 
     processes = False
+    borrowed = False
 
     def __init__(self) -> None:
         """Raises Unusable where no engine answers."""
