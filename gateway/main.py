@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import cast
 
@@ -32,6 +33,8 @@ log = structlog.get_logger(__name__)
 
 LAST_WORDS_S = 1.0
 """For open requests to be told that the gateway ends, after `GATEWAY_DRAIN_S`."""
+REST_S = 5.0
+"""Before a process that ended by itself, in an error, is started again."""
 INHERITED = "NEXUS_GATEWAY_SOCKET"
 INDEX = "NEXUS_GATEWAY_INDEX"
 SUPERVISOR = "NEXUS_GATEWAY_SUPERVISOR"
@@ -191,21 +194,31 @@ def _supervise(settings: GatewaySettings, listener: socket.socket) -> int:
                 child.send_signal(number)
 
     children: dict[int, subprocess.Popen[bytes]] = {}
+    resting: dict[int, float] = {}
+    """Those that could not even start, a wrong password perhaps: until when they wait before they try again."""
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     for index in range(settings.gateway_workers):
         children[index] = start(index)
     status = 0
-    while children:
+    while children or (resting and not stopping):
         if stopping:
             # Whoever connects when the children have closed theirs is refused, and does not wait for nobody.
             listener.close()
+        for index in [one for one, until in resting.items() if time.monotonic() > until and not stopping]:
+            del resting[index]
+            children[index] = start(index)
+        if not children:
+            time.sleep(0.2)
         for index, child in list(children.items()):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 code = child.wait(timeout=0.2)
                 del children[index]
                 if stopping:
                     status = max(status, abs(code))
+                elif code > 0:
+                    log.error("gateway process could not go on; starting another soon", index=index, code=code)
+                    resting[index] = time.monotonic() + REST_S
                 else:
                     log.error("gateway process died; starting another", index=index, code=code)
                     children[index] = start(index)
