@@ -20,7 +20,9 @@ from gateway.submissions import PATH as SUBMIT
 from workers.metrics import WorkerMetrics
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "bench" / "README.md"])
+PAGES = sorted(
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "bench" / "README.md", ROOT / "deploy" / "README.md"]
+)
 README = (ROOT / "README.md").read_text()
 OPERATIONS = (ROOT / "docs" / "OPERATIONS.md").read_text()
 
@@ -29,8 +31,13 @@ LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 METRIC = re.compile(r"\bnexus_(?!teller\b)[a-z_]+\b")  # the adapter that a page has for an example is none
 SUFFIXES = ("_bucket", "_sum", "_count")
 SETTING = re.compile(r"\b(?:[A-Z]+_)+[A-Z]+\b")
-NOT_SETTINGS = re.compile(r"NEXUS_\w+|ETCD_UNSAFE_NO_FSYNC|MAX_STARTS|BODY_LIMIT")
-"""Variables of the console and the embedded stack, of etcd itself, streams, and constants that a page names."""
+NOT_SETTINGS = re.compile(
+    r"NEXUS_\w+|ETCD_UNSAFE_NO_FSYNC|MAX_STARTS|BODY_LIMIT|TESTCONTAINERS_RYUK_DISABLED|GITHUB_TOKEN|NET_BIND_SERVICE"
+)
+"""Variables of the console and the embedded stack, of tools, streams, and constants that a page names."""
+COMPOSE = set(re.findall(r"^#([A-Z_0-9]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
+"""tests/unit/test_settings.py and tests/deploy/test_compose.py hold these against the processes and the compose files."""
+OLD = set(SETTING.findall((ROOT / "deploy" / "scripts" / "migrate-from-nexus-http.sh").read_text()))
 COMMAND = re.compile(r"(?:^|[`$ ])nexus ([a-z]+)\b", re.MULTILINE)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 ROUTE = re.compile(r"`(GET|POST|PUT|DELETE) (/[^`\s]*)`")
@@ -47,7 +54,9 @@ def metrics(registry: CollectorRegistry) -> set[str]:
 
 
 def settings() -> set[str]:
-    return {name.upper() for kind in (GatewaySettings, WorkerSettings) for name in kind.model_fields}
+    """The processes', those of the compose files alone, and the old Nexus's, which are carried over."""
+    ours = {name.upper() for kind in (GatewaySettings, WorkerSettings) for name in kind.model_fields}
+    return ours | COMPOSE | OLD
 
 
 def commands() -> dict[str, set[str]]:
