@@ -174,9 +174,9 @@ nx_json_text() {
     }'
 }
 
-# nx_json_get PATH: one value of the JSON on stdin, as text; empty where there is none.
+# nx_json_get PATH: one value of the JSON on stdin, as text; empty where there is none, or no JSON.
 nx_json_get() {
-  nx_json 2>/dev/null | NX_PATH="$1" LC_ALL=C awk -F '\t' '$1 == ENVIRON["NX_PATH"] { print $2 }' | nx_json_text
+  { nx_json || true; } | NX_PATH="$1" LC_ALL=C awk -F '\t' '$1 == ENVIRON["NX_PATH"] { print $2 }' | nx_json_text
 }
 
 # nx_json_string TEXT: the text as a JSON string.
@@ -254,7 +254,7 @@ nx_etcd_option() {
 # nx_etcd_post URL PATH JSON: the answer's body; status 1 with etcd's words on stderr.
 nx_etcd_post() {
   local -a options
-  local answer status
+  local answer status message
   options=(--silent --show-error --max-time 10 --connect-timeout 3 --request POST --write-out '\n%{http_code}')
   options+=(--header 'Content-Type: application/json')
   [[ -z "$NX_ETCD_CA" ]] || options+=(--cacert "$NX_ETCD_CA")
@@ -265,7 +265,8 @@ nx_etcd_post() {
   status="${answer##*$'\n'}"
   answer="${answer%$'\n'*}"
   if [[ "$status" != 200 ]]; then
-    nx_error "etcd at $1 answered $status: $(printf '%s' "$answer" | nx_json_get message || printf '%s' "$answer")"
+    message="$(printf '%s' "$answer" | nx_json_get message)"
+    nx_error "etcd at $1 answered $status: ${message:-$answer}"
     return 1
   fi
   printf '%s\n' "$answer"

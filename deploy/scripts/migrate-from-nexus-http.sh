@@ -507,7 +507,7 @@ escaped() {
 }
 
 call_gateway() {
-  local answer status
+  local answer status message
   answer="$(printf '%s' "${3:-}" | curl --silent --show-error --max-time 20 --request "$1" --write-out '\n%{http_code}' \
     --config <(nx_curl_header Authorization "Bearer $key") --header 'Content-Type: application/json' ${3:+--data-binary @-} "$gateway$2" 2>&1)" || {
     printf '%s' "$answer"
@@ -515,7 +515,8 @@ call_gateway() {
   }
   status="${answer##*$'\n'}" answer="${answer%$'\n'*}"
   if [[ "$status" != 2?? ]]; then
-    printf '%s' "$status: $(printf '%s' "$answer" | nx_json_get error.message || printf '%s' "$answer")"
+    message="$(printf '%s' "$answer" | nx_json_get error.message)"
+    printf '%s' "$status: ${message:-$answer}"
     return 1
   fi
   printf '%s\n' "$answer"
