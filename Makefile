@@ -3,6 +3,7 @@
 #   make up            a whole Nexus on this machine; ARGS="--port 9000" passes flags to `nexus up`
 #   make test          all tests, two files at a time; ARGS="tests/unit -k lock" passes arguments to pytest, WORKERS=0 runs one after another
 #   make test-containers  some of them on containers, by Docker; make test ARGS="--servers containers" runs all of them so
+#   make images        the images gateway, worker, tts and stt, their sizes, and their bills of materials in dist/
 #   make check         lint, format, types, import rules
 #   make bench         benchmarks; ARGS passes arguments
 #   make soak          an hour of kills, 10,000 jobs, a batch of 50,000 lines; ARGS="rounds --seed 7" passes arguments
@@ -10,7 +11,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up test test-containers check bench soak clean
+.PHONY: help up test test-containers images check bench soak clean
 
 UV_VERSION := 0.13.9
 VENV := $(CURDIR)/.venv
@@ -30,7 +31,7 @@ UV := env -u VIRTUAL_ENV -u UV_PYTHON -u CONDA_PREFIX UV_PROJECT_ENVIRONMENT=$(V
 SYNC := $(UV) sync --frozen --inexact --quiet --no-python-downloads --python $(BIN)/python
 
 help:
-	@sed -n '3,9s/^# *//p' Makefile
+	@sed -n '3,10s/^# *//p' Makefile
 
 up: $(VENV)/.for-up
 	@exec $(BIN)/nexus up $(ARGS)
@@ -44,6 +45,24 @@ CONTAINER_TESTS := tests/backbone/test_bus.py tests/backbone/test_registry.py te
 
 test-containers: $(VENV)/.for-test
 	@exec $(BIN)/python -m pytest $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist loadfile) --servers containers $(CONTAINER_TESTS) $(ARGS)
+
+IMAGES ?= gateway worker tts stt
+IMAGE_PREFIX := $(or $(NEXUS_IMAGE_PREFIX),nexus-)
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+REVISION := $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+
+# Ours is what is copied onto the base image.
+images:
+	@mkdir -p dist
+	@for image in $(IMAGES); do \
+		docker build --quiet --file deploy/Dockerfile --target $$image --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) \
+			--tag $(IMAGE_PREFIX)$$image:$(VERSION) . >/dev/null && \
+		docker run --rm --entrypoint cat $(IMAGE_PREFIX)$$image:$(VERSION) /usr/share/sbom/nexus.cdx.json >dist/$$image-$(VERSION).cdx.json && \
+		docker image inspect --format '{{index .RepoTags 0}} {{.Size}}' $(IMAGE_PREFIX)$$image:$(VERSION) | \
+			awk '{ printf "%-40s %5.0f MB", $$1, $$2 / 1e6 }' && \
+		docker history --format '{{.Size}} {{.CreatedBy}}' $(IMAGE_PREFIX)$$image:$(VERSION) | awk '/COPY/ && /nexus|project|sbom|probe/ { \
+			n = $$1 + 0; n *= $$1 ~ /GB/ ? 1000 : $$1 ~ /MB/ ? 1 : $$1 ~ /kB/ ? 0.001 : 0.000001; s += n } END { printf ", %.0f MB of it ours\n", s }' || exit 1; \
+	done
 
 check: $(VENV)/.for-test
 	$(BIN)/ruff check .
