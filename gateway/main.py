@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import structlog
@@ -80,6 +80,33 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Whoever has connected is heard: a listener that closes resets those whom nobody has accepted yet."""
+        spare = [listener.dup() for listener in sockets or ()]
+        for server in self.servers:
+            server.close()
+        last = [connection for listener in spare for connection in _accept_all(listener)]
+        loop = asyncio.get_running_loop()
+        for connection in last:
+            await loop.connect_accepted_socket(self._protocol, connection)
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        make = cast("Callable[..., asyncio.Protocol]", self.config.http_protocol_class)
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
+
+def _accept_all(listener: socket.socket) -> list[socket.socket]:
+    """Those who have connected, and nobody after them."""
+    listener.setblocking(False)
+    found = []
+    with listener, contextlib.suppress(OSError):  # nobody is left
+        while True:
+            connection, _ = listener.accept()
+            connection.setblocking(False)
+            found.append(connection)
+    return found
 
 
 def _server(app: object, head_timeout_s: float, leaving: Leaving, drain_s: float) -> _Server:

@@ -33,6 +33,8 @@ log = structlog.get_logger(__name__)
 
 MAX_HEAD = 64 * 1024
 """Bytes of request line and headers; what one read brings may exceed it once."""
+FIRST_WORD_S = 0.5
+"""For the first request on a connection that was made just before the gateway stopped listening."""
 MAX_PIPELINED = 16
 UPGRADE_TOKENS = frozenset({b"upgrade", b"http2-settings"})
 UPGRADE_HEADERS = frozenset({b"connection", *UPGRADE_TOKENS})
@@ -70,6 +72,17 @@ class HttpProtocol(HttpToolsProtocol):
                 line = cast("dict[str, Any]", cycle.scope).get(LINE)
                 if line is not None:
                     line.gone()
+
+    def shutdown(self) -> None:
+        """The server stops. Who has connected and said nothing yet is about to: it gets the time to."""
+        if self.cycle is None and not self.transport.is_closing():
+            self.loop.call_later(FIRST_WORD_S, self._shut_unless_asked)
+        else:
+            super().shutdown()
+
+    def _shut_unless_asked(self) -> None:
+        if not self.transport.is_closing():
+            super().shutdown()
 
     def leave(self) -> None:
         """The gateway is leaving: this connection ends with the answer that is being made, if its head can still say so."""
