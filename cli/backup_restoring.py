@@ -33,6 +33,7 @@ class Restore:
     def __init__(self, servers: Servers, source: Path, manifest: Manifest, kinds: frozenset[str], tell: Tell) -> None:
         self._servers = servers
         self._source = source
+        self._saved_nats = manifest.servers.get("nats", "0.0")
         self._parts = [part for part in manifest.parts if part.kind in kinds]
         self._kinds = kinds
         self._tell = tell
@@ -45,6 +46,12 @@ class Restore:
                 f"{' and '.join(running)} still there: stop all gateways and workers, and restore then. "
                 "Gateways would fill the streams while they are restored; workers that died are gone when their "
                 "leases are (WORKER_LEASE_S)."
+            )
+        here = self._servers.streams.server_version
+        if "streams" in self._kinds and _minor(here) < _minor(self._saved_nats):
+            raise ConsoleError(
+                f"this NATS is {here}, and the streams were saved from {self._saved_nats}: an older server does not "
+                "understand a newer one's snapshots"
             )
         if not force and (held := await self._held()):
             raise ConsoleError(
@@ -123,6 +130,10 @@ class Restore:
                 f"{part.name}: what {', '.join(ahead)} had done is not known for certain, and is done again"
             )
         return int(state["messages"])
+
+
+def _minor(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def _pieces(path: Path) -> Iterator[Piece]:

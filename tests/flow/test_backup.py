@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -387,6 +388,7 @@ async def test_a_restore_over_what_is_there(old: Nexus, saved: Path, tmp_path: P
         await world.close()
         refusal = await nexus.restore(saved)
         assert "hold data already: NEXUS_DONE (1 messages)" in refusal
+        assert "an older server does not understand" in await nexus.restore(of_later_nats(saved, tmp_path), force=True)
         link = EtcdLink(cluster.etcd.url, probe_key="/nexus/")
         await link.open()
         assert await RegistryDump(link, "/nexus/").read() == {}
@@ -401,6 +403,15 @@ async def test_a_restore_over_what_is_there(old: Nexus, saved: Path, tmp_path: P
         await cluster.start_gateway()
         assert (await nexus.get(f"/v1/jobs/{job}")).status_code == 404
         assert [one["status"] for one in await everything(nexus)] == ["completed"] * 5
+
+
+def of_later_nats(saved: Path, folder: Path) -> Path:
+    """The same backup, as if another NATS had given it."""
+    copy = Path(shutil.copytree(saved, folder / "later"))
+    said = json.loads((copy / "manifest.json").read_text())
+    said["servers"]["nats"] = "99.0.1"
+    (copy / "manifest.json").write_text(json.dumps(said))
+    return copy
 
 
 async def test_names_and_times(saved: Path) -> None:
