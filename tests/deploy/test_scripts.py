@@ -59,7 +59,7 @@ def test_a_script_explains_itself_and_how_it_ends(script: Path) -> None:
     assert said.code == DONE
     assert said.out.startswith("Usage: ")
     assert "--help" in said.out
-    assert re.search(r"^Exit|\bExit: ", said.out, re.M), "its exit codes are not documented"
+    assert re.search(r"^Exit|\bExit: ", said.out, re.MULTILINE), "its exit codes are not documented"
     assert not said.err
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -240,7 +241,7 @@ class Meddler(ThreadingHTTPServer):
 class Meddling(BaseHTTPRequestHandler):
     server: Meddler
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_request(self, *_: Any) -> None:
         pass
 
     def do_GET(self) -> None:
@@ -254,7 +255,7 @@ class Meddling(BaseHTTPRequestHandler):
         answer = httpx.request(self.command, self.server.gateway + self.path, content=sent, headers=headers, timeout=60)
         self._answer(answer.status_code, answer.headers.get("content-type", "text/plain"), answer.content)
 
-    do_POST = do_DELETE = do_GET
+    do_POST = do_DELETE = do_GET  # noqa: N815 -- so http.server calls them
 
     def _answer(self, status: int, kind: str, body: bytes) -> None:
         self.send_response(status)
@@ -453,7 +454,6 @@ async def test_aliases_and_services_carry_over_into_a_running_nexus(
         "backend_class": "pocket_tts",
     }
     ollama = {"name": "ollama-ai1", "base_url": "http://ai1:11434", "backend_class": "ollama", "hostname": "ai1"}
-    import base64
 
     def coded(text: str) -> str:
         return base64.b64encode(text.encode()).decode()
