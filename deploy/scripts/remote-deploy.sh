@@ -74,7 +74,7 @@ main() {
   exit "$one"
 }
 
-# quoted TEXT: within single quotes, for any shell.
-quoted() { printf "'%s'" "${1//\'/\'\\\'\'}"; }
+# quoted TEXT: within single quotes, for any shell. By sed, since bash 3.2 and later ones read quotes in ${…//…} differently.
+quoted() { printf "'%s'" "$(printf '%s' "$1" | sed "s/'/'\\\\''/g")"; }
 
 main "$@"
