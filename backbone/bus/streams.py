@@ -23,6 +23,8 @@ DUPLICATE_WINDOW_S = 30
 STREAM_NOT_FOUND = 10059
 NO_MESSAGE = 10037
 STREAM_NAME_IN_USE = 10058
+NO_ROOM = 10047
+"""Also said of a stream that is there: nats-server looks for room for a new one before it looks whether it is new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +126,9 @@ async def ensure(client: Client, config: dict[str, Any], needed: tuple[str, ...]
         try:
             answer = await request(client, f"STREAM.CREATE.{name}", config)
         except ApiError as error:
-            if error.code != STREAM_NAME_IN_USE:
+            if error.code not in {STREAM_NAME_IN_USE, NO_ROOM}:
                 raise
-            answer = await request(client, f"STREAM.UPDATE.{name}", config)
+            answer = await _update(client, config, error)
     except ApiError as error:
         raise Unavailable(f"NATS refuses the stream {name}: {error}") from error
     kept = answer["config"]
@@ -135,6 +137,14 @@ async def ensure(client: Client, config: dict[str, Any], needed: tuple[str, ...]
         if kept.get(key) != config[key]:
             raise Unavailable(f"this nats-server is too old: it did not take '{key}'. Nexus needs {version} or newer")
     return answer
+
+
+async def _update(client: Client, config: dict[str, Any], refused: ApiError) -> dict[str, Any]:
+    """Change a stream; `refused` is why it could not be made, for one that is not there."""
+    try:
+        return await request(client, f"STREAM.UPDATE.{config['name']}", config)
+    except ApiError as error:
+        raise (refused if error.code == STREAM_NOT_FOUND else error) from error
 
 
 async def ensure_consumer(client: Client, queue: Queue, ack_wait_s: float, replicas: int) -> None:

@@ -1,0 +1,45 @@
+"""A NATS whose disk has room for the streams, and not for much more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from backbone.bus.streams import BucketConfig, ensure_bucket
+from backbone.bus.wire import Wire
+from cli.embedded.servers import NatsServer
+from schemas.errors import Unavailable
+
+MB = 1024**2
+
+
+async def test_a_gateway_starts_again_where_only_its_own_streams_fit(tmp_path: Path) -> None:
+    """A stream that is there needs no room for a second one; one that cannot fit is refused, and says why."""
+    server = NatsServer(tmp_path, max_file_store=6 * MB)
+    await server.start()
+    wire = Wire(server.url, name="room")
+    await wire.connect()
+    try:
+        await ensure_bucket(wire.client, BucketConfig(max_bytes=4 * MB))
+        await ensure_bucket(wire.client, BucketConfig(max_bytes=4 * MB))
+        await ensure_bucket(wire.client, BucketConfig(max_bytes=5 * MB))
+        with pytest.raises(Unavailable, match="insufficient storage"):
+            await ensure_bucket(wire.client, BucketConfig(max_bytes=7 * MB))
+    finally:
+        await wire.close()
+        await server.stop()
+
+
+async def test_a_stream_for_which_there_is_no_room_says_so(tmp_path: Path) -> None:
+    """Not that it was not found."""
+    server = NatsServer(tmp_path, max_file_store=2 * MB)
+    await server.start()
+    wire = Wire(server.url, name="room")
+    await wire.connect()
+    try:
+        with pytest.raises(Unavailable, match="insufficient storage"):
+            await ensure_bucket(wire.client, BucketConfig(max_bytes=4 * MB))
+    finally:
+        await wire.close()
+        await server.stop()
