@@ -128,8 +128,8 @@ class JobLog(Protocol):
         there any more. Raises Unavailable.
         """
 
-    def withdraw(self, seq: int) -> None:
-        """Delete a stored job, whoever has it. Best effort."""
+    async def withdraw(self, seq: int, job: str, run: int) -> None:
+        """Delete a stored job, whoever has it; nothing where another one is stored there, as after a loss of data. Best effort."""
 
     # Events
 

@@ -100,9 +100,9 @@ class MemoryJobLog(_Side):
             return None
         return sum(one.seq < seq for one in self.broker.waiting.get(queue, ()))
 
-    def withdraw(self, seq: int) -> None:
+    async def withdraw(self, seq: int, job: str, run: int) -> None:
         """Forget it."""
-        if self.broker.available:
+        if self.broker.available and self.broker.seen.get(f"{job}.{run}") == seq:
             self.broker.forget(seq)
 
     # Events

@@ -24,6 +24,7 @@ from backbone.bus.questions import Questions
 from backbone.bus.refereeing import Answers, Referee
 from backbone.bus.room import Room
 from backbone.bus.stream_reading import Message, StreamReader
+from backbone.bus.streams import holds_job
 from backbone.bus.subjects import (
     CLAIMS_STREAM,
     DONE,
@@ -174,10 +175,11 @@ class NatsJobLog:
         """See Places."""
         return await self._places.before(queue, seq)
 
-    def withdraw(self, seq: int) -> None:
-        """Delete by sequence; the answer goes nowhere."""
+    async def withdraw(self, seq: int, job: str, run: int) -> None:
+        """Delete by sequence, after a look at what is there; the answer goes nowhere."""
         with contextlib.suppress(Unavailable):
-            self._wire.publish(DELETE_JOB, b'{"seq":%d,"no_erase":true}' % seq, self._questions.void)
+            if await holds_job(self._wire.client, seq, f"{job}.{run}".encode()):
+                self._wire.publish(DELETE_JOB, b'{"seq":%d,"no_erase":true}' % seq, self._questions.void)
 
     # Events
 

@@ -33,7 +33,7 @@ class Ending:
         """Take it out of the queue, whoever has it: it has ended. Raises Unavailable."""
         seq = await self.seq_of(record)
         if seq is not None:
-            self._log.withdraw(seq)
+            await self._log.withdraw(seq, record.id, record.run)
 
     async def decide(self, word: Word, payload: bytes = b"") -> bool:
         """Store the word, past one of an older run that was left behind."""
