@@ -17,6 +17,8 @@ from schemas.errors import Unavailable
 log = structlog.get_logger(__name__)
 
 AT_ONCE = 256
+LAST_ANSWERS_S = 1.0
+"""For the answers that are under way when a gateway ends."""
 MAX_WAITING = 10_000
 """Beyond this, questions are dropped: workers repeat them."""
 
@@ -40,9 +42,14 @@ class Answers:
             await self._wire.ping()
 
     async def close(self) -> None:
-        """Take no more, and end those under way."""
+        """Take no more, and answer those who have asked: a worker that is not answered asks again, but only after seconds."""
         if self._sid is not None:
-            self._wire.drop(self._sid)
+            sid, self._sid = self._sid, None
+            await self._wire.unsubscribe(sid)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_ANSWERS_S):
+                while self._running:
+                    await asyncio.wait(self._running)
         self._waiting.clear()
         running = list(self._running)
         for task in running:

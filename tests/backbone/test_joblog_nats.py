@@ -569,6 +569,30 @@ async def test_the_referee_answers_many_and_is_stopped_with_its_gateway(world: W
     assert at_once == 0
 
 
+async def test_who_has_asked_is_answered_by_a_gateway_that_ends(world: World, eventually: Eventually) -> None:
+    """A gateway that closes answers what it was asked before, so that no worker waits for nothing; then it hears no more."""
+    log, worker = await world.gateway(), await world.worker()
+    asked, go = asyncio.Event(), asyncio.Event()
+    answers: list[Answer | None] = []
+
+    async def referee(_ask: Ask) -> Answer | None:
+        asked.set()
+        await go.wait()
+        return Answer(kind=AnswerKind.GO)
+
+    await log.answer(referee)
+    ask = Ask(kind=EventKind.STARTED, job=new_job(), run=1, delivery=1, token="t", owner="o", worker="w")
+    worker.ask(ask, answers.append)
+    await asked.wait()
+    closing = asyncio.create_task(log.close())
+    await asyncio.sleep(0)
+    go.set()
+    await closing
+    await eventually(lambda: answers == [Answer(kind=AnswerKind.GO)])
+    worker.ask(ask, answers.append)
+    await eventually(lambda: answers[1:] == [None])
+
+
 def _quiet(_: JobLog) -> None:
     """Keeps the protocol honest: NatsJobLog is one."""
 
