@@ -153,10 +153,11 @@ class Cluster:
         for recorded in self._recorded:
             await recorded.hang_up()
         await self.http.aclose()
-        for process in [*self.workers.values(), *self.gateways]:
+        parts = [*self.workers.values(), *self.gateways]
+        for process in parts:
             process.resume()
-        await asyncio.gather(*(p.stop() for p in [*self.workers.values(), *self.gateways]))
-        await self.source.release(self.nats, self.etcd, self.redis)
+        await asyncio.gather(*(process.stop() for process in parts))
+        await self.source.release(*parts, self.nats, self.etcd, self.redis)
 
     def environment(self, **settings: str) -> dict[str, str]:
         """What a process of this machine that belongs to this cluster is configured by."""

@@ -130,8 +130,9 @@ class ExternalSource:
     ) -> Process:
         return local_part(kind, name, folder, servers, settings, ready)
 
-    async def release(self, *servers: Server) -> None:
-        """Whoever is next empties them."""
+    async def release(self, *parts: Server | Process) -> None:
+        """Whoever is next empties the servers."""
+        await asyncio.gather(*(part.stop() for part in parts if not isinstance(part, ExternalServer)))
 
     def close(self) -> None:
         asyncio.run(self._leave())

@@ -96,7 +96,7 @@ class Source(Protocol):
     ) -> Process:
         """A `gateway` or `worker`. `servers` by the setting that names them, as NATS_URL."""
 
-    async def release(self, *servers: Server) -> None:
+    async def release(self, *parts: Server | Process) -> None:
         """Let go of these, whatever was done to them."""
 
     def close(self) -> None:
@@ -139,11 +139,11 @@ class EmbeddedSource:
     ) -> Process:
         return local_part(kind, name, folder, servers, settings, ready)
 
-    async def release(self, *servers: Server) -> None:
-        for server in servers:
-            if server.running:
-                server.resume()
-        await asyncio.gather(*(server.stop() for server in servers))
+    async def release(self, *parts: Server | Process) -> None:
+        for part in parts:
+            if part.running:
+                part.resume()
+        await asyncio.gather(*(part.stop() for part in parts))
 
     def close(self) -> None:
         """Children end with this process."""

@@ -195,8 +195,8 @@ class ContainerSource:
             **HARDENED,
         )
 
-    async def release(self, *servers: Server) -> None:
-        await asyncio.gather(*(asyncio.to_thread(server.wipe) for server in servers))
+    async def release(self, *parts: Server | Process) -> None:
+        await asyncio.gather(*(asyncio.to_thread(getattr(part, "process", part).remove) for part in parts))
 
     def close(self) -> None:
         # xdist's first process outlives its workers, also those that were killed.
