@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster import free_port
 from tests.deploy.scripts import DONE, FAILED, MISSING, SCRIPTS, USAGE, Said, run
 from tests.servers import ROOT
 
@@ -165,10 +166,7 @@ def env(tmp_path: Path) -> Path:
 
 
 def free_ports() -> dict[str, str]:
-    with socket.socket() as one, socket.socket() as other:
-        one.bind(("127.0.0.1", 0))
-        other.bind(("127.0.0.1", 0))
-        return {"GATEWAY_PORT": str(one.getsockname()[1]), "OBSERVABILITY_PORT": str(other.getsockname()[1])}
+    return {"GATEWAY_PORT": str(free_port()), "OBSERVABILITY_PORT": str(free_port())}
 
 
 def test_a_host_with_python_and_make_is_ready_for_the_embedded_stack(env: Path) -> None:
