@@ -16,7 +16,8 @@ By default in docker compose: the gateway's image runs once beside the running s
 place, as root or as that user.
 
   --file FILE      a compose file, as docker compose's -f; may be repeated (default: as docker compose finds them)
-  --prod           with docker-compose.prod.yml, as its users that may do so: NATS's and Redis's `admin`, etcd's `root`
+  --prod           with docker-compose.prod.yml. With it, here or by --file, as its users that may do so: NATS's and
+                   Redis's `admin`, etcd's `root`
   --project NAME   as docker compose's -p
   --local          by the `nexus` of this machine, with NATS_URL, ETCD_URL and REDIS_URL from the environment or .env;
                    the folder lies in --dir
@@ -38,11 +39,6 @@ while [[ $# -gt 0 ]]; do
     --file | -f) nx_option_value "$1" $# && files+=(-f "$2") && shift 2 ;;
     --prod)
       files+=(-f docker-compose.yml -f docker-compose.prod.yml)
-      identity=(
-        -e NATS_USER=admin -e NATS_PASSWORD_FILE=/etc/nexus/admin/nats-password
-        -e ETCD_USER=root -e ETCD_PASSWORD_FILE=/etc/nexus/admin/etcd-password
-        -e REDIS_URL=rediss://admin@redis:6379/0 -e REDIS_PASSWORD_FILE=/etc/nexus/admin/redis-password
-      )
       shift
       ;;
     --project | -p) nx_option_value "$1" $# && files+=(-p "$2") && shift 2 ;;
@@ -70,7 +66,15 @@ fi
 
 nx_need docker 'Install Docker, or use --local.'
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-[[ ${#identity[@]} -eq 0 ]] || identity+=(-v "$PWD/.runtime/run/admin:/etc/nexus/admin:ro")
+# The production overlay among the files, wherever they were named: a gateway's own user may not do this.
+if docker compose ${files[@]+"${files[@]}"} config --services 2>/dev/null | grep -x etcd-users >/dev/null; then
+  identity=(
+    -e NATS_USER=admin -e NATS_PASSWORD_FILE=/etc/nexus/admin/nats-password
+    -e ETCD_USER=root -e ETCD_PASSWORD_FILE=/etc/nexus/admin/etcd-password
+    -e REDIS_URL=rediss://admin@redis:6379/0 -e REDIS_PASSWORD_FILE=/etc/nexus/admin/redis-password
+    -v "$PWD/.runtime/run/admin:/etc/nexus/admin:ro"
+  )
+fi
 in_gateway() { docker compose ${files[@]+"${files[@]}"} run --rm -T --no-deps ${identity[@]+"${identity[@]}"} -v "$PWD/.runtime/backups:/backups" gateway "$@"; }
 docker compose ${files[@]+"${files[@]}"} run --rm -T --no-deps folders /runtime/backups >/dev/null
 in_gateway backup "/backups/$name" ${more[@]+"${more[@]}"} \
