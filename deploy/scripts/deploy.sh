@@ -187,6 +187,9 @@ bring_up() {
   if [[ ${#servers[@]} -gt 0 ]]; then
     compose up --detach --wait --wait-timeout "$timeout_s" "${servers[@]}" >&2 || { show_trouble && return 1; }
   fi
+  for service in $(services_like steps); do
+    compose run --rm --no-deps -T "$service" >&2 </dev/null || { nx_error "$service failed." && return 1; }
+  done
   for service in $(services_like workers) $(services_like gateways); do
     replace "$service" || return 1
   done
@@ -196,15 +199,22 @@ bring_up() {
   verify_it
 }
 
-# services_like servers|workers|gateways|balancers. What only prepares others, and ends, starts as their dependency.
+# services_like servers|steps|workers|gateways|balancers. What only prepares others, and ends, starts as the dependency of
+# a server; steps are such that only workers and gateways wait for.
 services_like() {
-  local kind="$1" all once
+  local kind="$1" all waited once
   all="$(compose config --services)"
-  once="$(compose config --format json | nx_json \
-    | awk -F '\t' '$2 == "\"service_completed_successfully\"" { split($1, part, "."); print part[4] }' | sort -u)"
+  # A line WHO<TAB>WHAT for each that waits for another's end.
+  waited="$(compose config --format json | nx_json \
+    | awk -F '\t' '$2 == "\"service_completed_successfully\"" { split($1, part, "."); print part[2] "\t" part[4] }')"
+  once="$(printf '%s\n' "$waited" | cut -f2 | sort -u)"
   all="$(printf '%s\n' "$all" | grep -vxF "${once:-.}")"
   case "$kind" in
     servers) printf '%s\n' "$all" | grep -vE 'worker|gateway|caddy|balancer' || true ;;
+    steps)
+      waited="$(printf '%s\n' "$waited" | awk -F '\t' '$1 !~ /worker|gateway|caddy|balancer/ { print $2 }' | sort -u)"
+      printf '%s\n' "$once" | grep . | grep -vxF "${waited:-.}" || true
+      ;;
     workers) printf '%s\n' "$all" | grep worker || true ;;
     gateways) printf '%s\n' "$all" | grep gateway || true ;;
     balancers) printf '%s\n' "$all" | grep -E 'caddy|balancer' || true ;;
