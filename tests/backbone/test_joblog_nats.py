@@ -584,10 +584,8 @@ async def test_who_has_asked_is_answered_by_a_gateway_that_ends(world: World, ev
     ask = Ask(kind=EventKind.STARTED, job=new_job(), run=1, delivery=1, token="t", owner="o", worker="w")
     worker.ask(ask, answers.append)
     await asked.wait()
-    closing = asyncio.create_task(log.close())
-    await asyncio.sleep(0)
-    go.set()
-    await closing
+    asyncio.get_running_loop().call_later(0.2, go.set)
+    await log.close()
     await eventually(lambda: answers == [Answer(kind=AnswerKind.GO)])
     worker.ask(ask, answers.append)
     await eventually(lambda: answers[1:] == [None])
