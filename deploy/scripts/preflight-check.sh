@@ -142,7 +142,7 @@ check_port() {
     row fail "port" "$name=$port is no port" "Set $name to a number from 1 to 65535."
   elif ! listening "$port"; then
     row ok "port $port" "free ($name)"
-  elif [[ "$mode" == compose ]] && nx_has docker && (cd "$root" && docker compose port gateway 8800 2>/dev/null || true) | grep -q ":$port\$"; then
+  elif [[ "$mode" == compose ]] && nx_has docker && [[ -n "$(docker ps --quiet --filter "publish=$port" --filter "label=com.docker.compose.project.working_dir=$root" 2>/dev/null)" ]]; then
     row ok "port $port" 'this Nexus has it'
   else
     row fail "port $port" 'somebody else listens there' "See who: lsof -i :$port (or ss -ltnp). Or set $name in .env to another port."
@@ -285,6 +285,9 @@ check_gpu() {
 }
 
 check_prod() {
+  if [[ -z "$(setting NEXUS_BIND_ADDRESS '')" ]]; then
+    row fail address 'NEXUS_BIND_ADDRESS is not set' "In .env: this host's address in the network that it shares with the workers' hosts, or 127.0.0.1."
+  fi
   local folder certificate soon='' gone=''
   folder=secrets
   if [[ ! -d "$root/.runtime/$folder" ]]; then
