@@ -47,7 +47,8 @@ class Load:
         """What outages were answered with."""
         self.accepted: dict[str, str] = {}
         """Of each job that was accepted what must come out of it."""
-        self.resumed = 0
+        self.begun = self.resumed = 0
+        """Streams that can be resumed, and those among them that had to be."""
         self._ending = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._numbers = itertools.count(1)
@@ -69,6 +70,14 @@ class Load:
         for kind, count in callers.items():
             self._tasks += [asyncio.create_task(self._again(kind, kinds[kind])) for _ in range(count)]
 
+    async def begin_streams(self, count: int) -> None:
+        """So many streams that can be resumed, once; returns when all of them have begun."""
+        before = self.begun
+        self._tasks += [asyncio.create_task(self._once("resume", self._resume)) for _ in range(count)]
+        async with asyncio.timeout(PATIENCE_S):
+            while self.begun < before + count:
+                await asyncio.sleep(0.02)
+
     async def stop(self) -> None:
         """What is under way comes to its end."""
         self._ending.set()
@@ -83,15 +92,18 @@ class Load:
 
     async def _again(self, kind: str, ask: Callable[[str], Awaitable[None]]) -> None:
         while not self._ending.is_set():
-            text = f"{kind} number {next(self._numbers)} of many words"
-            try:
-                await ask(text)
-            except Wrong as error:
-                self.failed.append(f"{kind}: {error}")
-            except httpx.HTTPError as error:
-                self._outage(kind, repr(error))
-            else:
-                self.done[kind] += 1
+            await self._once(kind, ask)
+
+    async def _once(self, kind: str, ask: Callable[[str], Awaitable[None]]) -> None:
+        text = f"{kind} number {next(self._numbers)} of many words"
+        try:
+            await ask(text)
+        except Wrong as error:
+            self.failed.append(f"{kind}: {error}")
+        except httpx.HTTPError as error:
+            self._outage(kind, repr(error))
+        else:
+            self.done[kind] += 1
 
     def _outage(self, kind: str, what: str) -> None:
         if self.outages:
@@ -204,6 +216,7 @@ class Load:
                     self._require(response, 200)
                 job = response.headers["x-nexus-job-id"]
                 self.accepted[job] = ""
+                self.begun += 1
                 async for line in response.aiter_lines():
                     if line.startswith("id: "):
                         last = line[4:]
