@@ -29,6 +29,7 @@ HELP
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)"
 dir="$root/.runtime/secrets" days=825
 hosts=() workers=() rotate=()
+users=(nats-gateway nats-worker nats-monitor nats-admin nats-sys etcd-root etcd-gateway etcd-worker redis-gateway redis-admin)
 while [[ $# -gt 0 ]]; do
   case "$1" in
     -h | --help) usage && exit 0 ;;
@@ -50,6 +51,18 @@ for name in ${hosts[@]+"${hosts[@]}"}; do
   [[ "$name" =~ ^[A-Za-z0-9.:_-]+$ ]] || nx_usage_error "'$name' is no name and no address of a host."
 done
 nx_need openssl 'Install openssl.'
+
+# Users of workers who were made earlier are users still.
+for file in "$dir"/nats/workers/*.conf; do
+  name="$(basename "$file" .conf)"
+  [[ ! -s "$dir/worker-$name/nats-password" || " ${workers[*]-} " == *" $name "* ]] || workers+=("$name")
+done
+for name in ${rotate[@]+"${rotate[@]}"}; do
+  case " passwords certificates ${users[*]} ${workers[*]+${workers[*]/#/nats-}} " in
+    *" $name "*) ;;
+    *) nx_usage_error "--rotate knows passwords, certificates, ${users[*]}, and nats-NAME of a worker that has a user, not '$name'." ;;
+  esac
+done
 
 umask 077
 mkdir -p "$dir"
@@ -144,8 +157,12 @@ nats_users() {
       [[ -e "$file" ]] || continue
       name="$(basename "$file" .conf)"
       [[ -s "$dir/worker-$name/nats-password" ]] || nx_die "$NX_FAILED" "$file has no password." "Run: make-secrets.sh --worker $name"
-      # The one variable of the block is its password.
-      sed -E "s/\\\$NATS_[A-Z0-9_]+_PASSWORD/\"$(<"$dir/worker-$name/nats-password")\"/; s/^/  /" "$file"
+      # The one variable of the block is its password, which no list of processes shows.
+      NX_PASSWORD="$(<"$dir/worker-$name/nats-password")" awk '
+        match($0, /\$NATS_[A-Z0-9_]+_PASSWORD/) {
+          $0 = substr($0, 1, RSTART - 1) "\"" ENVIRON["NX_PASSWORD"] "\"" substr($0, RSTART + RLENGTH)
+        }
+        { print "  " $0 }' "$file"
     done
     printf ']\n'
   } | keep "$dir/nats/users.conf"

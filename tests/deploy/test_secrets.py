@@ -93,6 +93,21 @@ def test_one_password_is_rotated_alone(secrets: Secrets) -> None:
     assert secrets.text("worker/nats-password") in (secrets.folder / "nats/users.conf").read_text()
 
 
+def test_the_password_of_one_workers_user_is_rotated(secrets: Secrets) -> None:
+    """By its name, and with all others; a name that nobody has is no rotation that is believed to have been."""
+    worker_block(secrets.folder, "gpu1", "--model", "m")
+    secrets.make("--worker", "gpu1")
+    for what in ("nats-gpu1", "passwords"):
+        before = secrets.text("worker-gpu1/nats-password")
+        secrets.make("--rotate", what)
+        after = secrets.text("worker-gpu1/nats-password")
+        assert after != before
+        assert (secrets.folder / "nats/users.conf").read_text().count(f'"{after}"') == 1
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        secrets.make("--rotate", "nats-gpu2")
+    assert refused.value.returncode == 2
+
+
 def test_redis_gets_digests_alone(secrets: Secrets) -> None:
     """No password of Redis stands in its file of users."""
     password = secrets.text("gateway/redis-password")
