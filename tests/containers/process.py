@@ -92,10 +92,12 @@ class ContainerProcess:
     async def start(self) -> None:
         if self.running:
             return
+        starting = asyncio.create_task(asyncio.to_thread(self._start))
         try:
-            await asyncio.to_thread(self._start)
+            await asyncio.shield(starting)
             await self._wait_ready()
         except BaseException:
+            await asyncio.wait([starting])  # a thread goes on when its caller is cancelled
             self.kill()
             raise
 

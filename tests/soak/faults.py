@@ -94,7 +94,8 @@ class Breaker:
 
     async def _worker(self, fault: Fault) -> None:
         """A dead one is replaced by another one."""
-        live = [process for process in self._cluster.workers.values() if process.running and process not in self._busy]
+        while not (live := [one for one in self._cluster.workers.values() if one.running and one not in self._busy]):
+            await asyncio.sleep(0.05)  # the one that replaces the last is about to start
         worker = self._rng.choice(live)
         if await self._hurt(worker, fault):
             await mended(lambda: self._cluster.start_worker("echo", wait=False, WORKER_MODELS=MODEL))
