@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -380,7 +380,9 @@ async def test_a_restore_beside_running_gateways(old: Nexus, saved: Path) -> Non
 
 
 async def test_a_restore_over_what_is_there(old: Nexus, saved: Path, tmp_path: Path) -> None:
-    """It is refused, names what is there, and changes nothing; --force replaces it; --only takes a part."""
+    """It is refused, names what is there, and changes nothing; --force replaces it; --only takes a part. One that fails in its
+    middle, for whatever reason, says so.
+    """
     async with Cluster(tmp_path, **SETTINGS) as cluster:
         nexus = Nexus(cluster)
         world, job = World(cluster.nats.url), new_job()
@@ -395,6 +397,9 @@ async def test_a_restore_over_what_is_there(old: Nexus, saved: Path, tmp_path: P
         assert await nexus.restore(saved, only="etcd") == ""
         assert await RegistryDump(link, "/nexus/").operators_keys() == ["aliases/old"]
         await link.close()
+        assert "The servers hold a part of the backup" in await nexus.restore(
+            half_a_manifest(saved, tmp_path), force=True
+        )
         assert await nexus.restore(saved, force=True) == ""
         assert (
             "hold data already: etcd (1 aliases and services), Redis, NEXUS_DONE (5 messages)"
@@ -405,13 +410,25 @@ async def test_a_restore_over_what_is_there(old: Nexus, saved: Path, tmp_path: P
         assert [one["status"] for one in await everything(nexus)] == ["completed"] * 5
 
 
-def of_later_nats(saved: Path, folder: Path) -> Path:
-    """The same backup, as if another NATS had given it."""
-    copy = Path(shutil.copytree(saved, folder / "later"))
+def changed(saved: Path, copy: Path, change: Callable[[dict[str, Any]], None]) -> Path:
+    """The same backup with another manifest."""
+    shutil.copytree(saved, copy)
     said = json.loads((copy / "manifest.json").read_text())
-    said["servers"]["nats"] = "99.0.1"
+    change(said)
     (copy / "manifest.json").write_text(json.dumps(said))
     return copy
+
+
+def of_later_nats(saved: Path, folder: Path) -> Path:
+    """The same backup, as if another NATS had given it."""
+    return changed(saved, folder / "later", lambda said: said["servers"].update(nats="99.0.1"))
+
+
+def half_a_manifest(saved: Path, folder: Path) -> Path:
+    """The same backup, of which nobody knows how the last stream was configured."""
+    return changed(
+        saved, folder / "half", lambda said: next(p for p in reversed(said["parts"]) if p["about"])["about"].clear()
+    )
 
 
 async def test_names_and_times(saved: Path) -> None:
