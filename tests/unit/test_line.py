@@ -10,8 +10,8 @@ from typing import Any
 import uvicorn
 
 from gateway.http import LINE, Line, Reply
-from gateway.main import _Server
 from gateway.leaving import Leaving
+from gateway.main import _Server
 from gateway.protocol import http_protocol
 from tests.conftest import Eventually
 
