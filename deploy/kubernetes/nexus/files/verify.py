@@ -5,12 +5,13 @@ import os
 import sys
 import urllib.error
 import urllib.request
+from typing import Any
 
 URL, MODEL = os.environ["NEXUS_URL"], os.environ["NEXUS_MODEL"]
 HEADERS = {"authorization": f"Bearer {os.environ['NEXUS_KEY']}", "content-type": "application/json"}
 
 
-def call(path, body=None):
+def call(path: str, body: dict[str, Any] | None = None) -> Any:
     """The answer's JSON. Ends the test where there is none, and says why."""
     data = None if body is None else json.dumps(body).encode()
     try:
