@@ -65,7 +65,7 @@ async def make_users(access: EtcdAccess, prefix: str, passwords: Mapping[str, st
         for user, password in passwords.items():
             if user not in users:
                 await auth.user_add(user, password, timeout=CALL_S)
-            elif user != ROOT or not enabled:
+            elif not enabled or not await _lets_in(auth, user, password):
                 await auth.user_change_password(user, password, timeout=CALL_S)
         for role, wanted in {ROOT: (), **grants(prefix)}.items():
             if role not in roles:
@@ -84,14 +84,28 @@ async def make_users(access: EtcdAccess, prefix: str, passwords: Mapping[str, st
 
 
 async def _grant(auth: AuthService, role: str, wanted: tuple[Grant, ...]) -> None:
-    """These, and no others."""
-    there = (await auth.role_get(role, timeout=CALL_S)).perm
-    ranges = {(grant.prefix.encode(), prefix_range_end(grant.prefix)): grant for grant in wanted}
-    for one in there:
-        if role != ROOT and (bytes(one.key), bytes(one.range_end)) not in ranges:
-            await auth.role_revoke_permission(role, one.key, one.range_end, timeout=CALL_S)
-    for (key, end), grant in ranges.items():
-        await auth.role_grant_permission(role, key, end, perm_type=grant.kind, timeout=CALL_S)
+    """These, and no others. What is so already is not said again: each change makes every process log in anew."""
+    there = {
+        (bytes(one.key), bytes(one.range_end)): one.permType for one in (await auth.role_get(role, timeout=CALL_S)).perm
+    }
+    ranges = {(grant.prefix.encode(), prefix_range_end(grant.prefix)): grant.kind for grant in wanted}
+    for key, end in there:
+        if role != ROOT and (key, end) not in ranges:
+            await auth.role_revoke_permission(role, key, end, timeout=CALL_S)
+    for (key, end), kind in ranges.items():
+        if there.get((key, end)) != kind:
+            await auth.role_grant_permission(role, key, end, perm_type=kind, timeout=CALL_S)
+
+
+async def _lets_in(auth: AuthService, user: str, password: str) -> bool:
+    try:
+        await auth.authenticate(user, password, timeout=CALL_S, max_attempts=1)
+    except (EtcdError, grpc.aio.AioRpcError) as error:
+        text = (error.details() or "") if isinstance(error, grpc.aio.AioRpcError) else str(error)
+        if "authentication failed" not in text:
+            raise
+        return False
+    return True
 
 
 async def _until_it_answers(auth: AuthService) -> bool:

@@ -237,10 +237,21 @@ async def test_a_login_is_renewed_when_rights_change(secure_etcd: ProductionEtcd
     access = etcd_for(secure_etcd, worker_settings(secrets))
     async with link(access) as worker:
         await worker.put("/nexus/workers/x", b"1")
-        passwords = {"root": secrets.text("admin/etcd-password"), "worker": secrets.text("worker/etcd-password")}
-        assert await make_users(access, "/nexus/", passwords) is False
+        for prefix in ("/other/", "/nexus/"):
+            assert await make_users(access, prefix, secrets.etcd_passwords) is False
         await worker.put("/nexus/workers/x", b"2")
         await asyncio.gather(*(worker.get("/nexus/workers/x") for _ in range(20)))
+
+
+async def test_what_is_as_it_should_be_costs_nobody_a_login(secure_etcd: ProductionEtcd, secrets: Secrets) -> None:
+    """Users are made at each start of the compose project: a thousand workers that log in at once would lose their leases."""
+    access = etcd_for(secure_etcd, worker_settings(secrets))
+    async with link(access) as worker:
+        await worker.put("/nexus/workers/x", b"1")
+        token = worker._token
+        assert await make_users(access, "/nexus/", secrets.etcd_passwords) is False
+        await worker.put("/nexus/workers/x", b"2")
+        assert worker._token == token
 
 
 async def test_a_login_that_nobody_used_is_renewed(tmp_path: Path, secrets: Secrets) -> None:

@@ -37,6 +37,12 @@ class Secrets:
         """What is in one."""
         return (self.folder / name).read_text().strip()
 
+    @property
+    def etcd_passwords(self) -> dict[str, str]:
+        """By user of etcd."""
+        folders = {"root": "admin", "gateway": "gateway", "worker": "worker"}
+        return {user: self.text(f"{folder}/etcd-password") for user, folder in folders.items()}
+
     @cached_property
     def client_context(self) -> ssl.SSLContext:
         return ssl.create_default_context(cafile=self.file("ca/ca.crt"))
@@ -117,12 +123,7 @@ class ProductionEtcd(EtcdServer):
     async def start(self) -> None:
         await super().start()
         access = EtcdAccess(self.url, Tls(ca=(self.secrets.folder / "ca/ca.crt").read_bytes()))
-        passwords = {
-            "root": self.secrets.text("admin/etcd-password"),
-            "gateway": self.secrets.text("gateway/etcd-password"),
-            "worker": self.secrets.text("worker/etcd-password"),
-        }
-        await make_users(access, "/nexus/", passwords)
+        await make_users(access, "/nexus/", self.secrets.etcd_passwords)
 
 
 class ProductionRedis(RedisServer):
