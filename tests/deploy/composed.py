@@ -58,7 +58,9 @@ def _extended(said: dict[str, Json], path: Path) -> dict[str, Json]:
     where = said.pop("extends", None)
     if where is None:
         return said
-    file = path if isinstance(where, str) or "file" not in where else path.parent / where["file"]
+    file = (
+        path if isinstance(where, str) or "file" not in where else ROOT / where["file"]
+    )  # the project's folder, whichever file says it
     service = where if isinstance(where, str) else where["service"]
     return _merged(_extended(_read(file)["services"][service], file), said)
 

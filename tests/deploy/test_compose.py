@@ -25,6 +25,7 @@ STACKS = {
     "tls": (BASE, "docker-compose.scale.yml", "docker-compose.tls.yml"),
     "prod": (BASE, "docker-compose.prod.yml"),
     "dev": (BASE, "docker-compose.dev.yml"),
+    "cluster": (BASE, "deploy/cluster/docker-compose.yml"),
     "workers": (WORKERS,),
     "workers with GPUs": (WORKERS, "docker-compose.gpu.yml"),
 }
@@ -156,6 +157,18 @@ def test_there_is_time_to_end(name: str):
             assert grace > gateway["gateway_lame_duck_s"].default + gateway["gateway_drain_s"].default + 5
         elif service.startswith("worker"):
             assert grace > worker["worker_drain_s"].default + 5
+
+
+def test_everybody_knows_all_nodes_of_a_cluster():
+    """Gateways and the workers of each profile: none of them is lost with one node."""
+    services = stack(*STACKS["cluster"])
+    nexus = [said["environment"] for name, said in services.items() if name.startswith(("gateway", "worker"))]
+    assert len(nexus) == 2 + len(PROFILES)
+    for setting, part in (("NATS_URL", "nats"), ("ETCD_URL", "etcd")):
+        told = {said[setting] for said in nexus}
+        assert [[urlsplit(url).hostname for url in urls.split(",")] for urls in told] == [
+            [part, f"{part}-2", f"{part}-3"]
+        ]
 
 
 @pytest.mark.parametrize("base", [BASE, WORKERS])
