@@ -31,8 +31,8 @@ MARGIN_S = 2
 """Chunks outlive the blob by this, so that it never exists without them."""
 FULL = frozenset({10002, 10023, 10047, 10077})
 """Codes of JetStream for: no room."""
-ERASE = b"NATS/1.0\r\nNats-Rollup: sub\r\nNats-TTL: 1s\r\n\r\n"
-"""With nothing behind it, in the place of a message: who may write a subject can empty it so, without the right to purge."""
+ERASE = b"NATS/1.0\r\nNats-TTL: 1s\r\n\r\n"
+"""With nothing behind it, in the place of a message, for a subject holds one: who may write it can empty it, without the right to purge."""
 PURGE = f"$JS.API.STREAM.PURGE.{BLOBS_STREAM}".encode()
 
 

@@ -79,7 +79,9 @@ class BucketConfig:
             "max_bytes": self.max_bytes,
             "max_age": self.max_age_s * NANO,
             "num_replicas": self.replicas,
-            "allow_rollup_hdrs": True,
+            # Whoever may write there could empty all of it by one header: what is written over goes by this instead.
+            "max_msgs_per_subject": 1,
+            "allow_rollup_hdrs": False,
             "allow_direct": True,
             "allow_msg_ttl": True,
         }

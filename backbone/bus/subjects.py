@@ -96,7 +96,7 @@ def blob_chunk(name: str, number: int) -> str:
 
 
 def blob_chunks(name: str) -> str:
-    """All parts of a blob. Its description names them so, too: NATS's own clients read, and delete, what they find there."""
+    """All parts of a blob. Its description names them so, too: NATS's own clients read what they find there."""
     return f"$O.{BLOBS}.C.{blob_nuid(name)}"
 
 

@@ -351,6 +351,22 @@ async def test_the_same_client_may_do_its_work(intruder: tuple[Client, list[str]
     assert await _refusals(client, errors) == []
 
 
+@pytest.mark.parametrize("headers", [{"Nats-Rollup": "all"}, {"Nats-Rollup": "sub"}, {}])
+async def test_a_worker_cannot_empty_the_bucket(
+    world: World, intruder: tuple[Client, list[str]], headers: dict[str, str]
+) -> None:
+    """Whatever it writes where a blob may be: others' stay."""
+    other = await world.user("gpu2", "worker-gpu2/nats-password")
+    kept = "$O.nexus-blobs.M.a2VwdA=="
+    await other.request(kept, b"kept")
+    client, _ = intruder
+    for _ in range(2):
+        for subject in ("$O.nexus-blobs.M.*", "$O.nexus-blobs.C.*.*", "$O.nexus-blobs.M.mine"):
+            await client.request(subject, b"", headers=headers)
+    assert (await other.request(f"$JS.API.DIRECT.GET.OBJ_nexus-blobs.{kept}", b"")).data == b"kept"
+    await other.close()
+
+
 @pytest.mark.parametrize(
     "subject", ["$JS.API.STREAM.MSG.GET.NEXUS_DONE", "$JS.API.DIRECT.GET.NEXUS_JOBS", "nexus.jobs.chat.default.x", "x"]
 )
