@@ -14,40 +14,27 @@ from backbone.bus.base import Queue
 from backbone.bus.notices import NOTICE
 from backbone.bus.subjects import (
     ASK,
+    BACKLOGS,
     BELL,
     BLOBS,
     BLOBS_STREAM,
     CLAIMS,
-    CLAIMS_STREAM,
     CONTROL,
     DEAD,
-    DEAD_STREAM,
     DONE,
-    DONE_STREAM,
     ENDED,
     EVENTS,
-    EVENTS_STREAM,
     JOBS,
     JOBS_STREAM,
     REPLY,
+    STREAMS,
     TOLD,
-    backlog_stream,
     consumer_name,
     dead_subject,
     encode_model,
 )
 from schemas.jobs import LANES, Capability
 
-BACKLOGS = ("hooks", "batches")
-STREAMS = (
-    JOBS_STREAM,
-    EVENTS_STREAM,
-    DONE_STREAM,
-    DEAD_STREAM,
-    *(backlog_stream(name) for name in BACKLOGS),
-    CLAIMS_STREAM,
-    BLOBS_STREAM,
-)
 BLOB_MESSAGES = (f"$O.{BLOBS}.C.*.*", f"$O.{BLOBS}.M.*")
 OF_A_STREAM = ("CREATE", "UPDATE", "INFO", "PURGE", "MSG.GET", "MSG.DELETE")
 OF_A_CONSUMER = ("CONSUMER.DURABLE.CREATE", "CONSUMER.INFO", "CONSUMER.MSG.NEXT")

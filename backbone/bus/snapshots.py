@@ -20,7 +20,7 @@ from backbone.bus.notices import NOTICE
 from backbone.bus.questions import Answer, Questions
 from backbone.bus.status import parse_status
 from backbone.bus.stream_reading import StreamReader
-from backbone.bus.streams import API, STREAM_NOT_FOUND
+from backbone.bus.streams import API, CONSUMER_NOT_FOUND, STREAM_NOT_FOUND
 from backbone.bus.subjects import (
     BLOBS_STREAM,
     CLAIMS_STREAM,
@@ -45,7 +45,7 @@ STREAMS = (
     CLAIMS_STREAM,
     EVENTS_STREAM,
 )
-"""All of Nexus's streams."""
+"""All of Nexus's, in the order in which they are saved: see cli.backup_taking."""
 
 CHUNK = 256 * 1024
 """Bytes of a chunk on its way back; below `max_payload` by far."""
@@ -61,8 +61,7 @@ LISTENS_S = 0.5
 """Who does not say within this that nobody listens, has somebody who does."""
 NO_RESPONDERS = 503
 BAD = 400
-GONE = frozenset({STREAM_NOT_FOUND, 10014})
-"""There is no such stream, or no such consumer."""
+GONE = frozenset({STREAM_NOT_FOUND, CONSUMER_NOT_FOUND})
 ADDED = frozenset(
     (b"nats-stream", b"nats-subject", b"nats-sequence", b"nats-time-stamp", b"nats-num-pending", b"nats-last-sequence")
 )

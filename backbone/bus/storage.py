@@ -7,30 +7,9 @@ import asyncio
 from nats.aio.client import Client
 
 from backbone.bus.base import Storage, StreamRoom
-from backbone.bus.streams import STREAM_NOT_FOUND, ApiError, request
-from backbone.bus.subjects import (
-    BLOBS_STREAM,
-    CLAIMS_STREAM,
-    DEAD_STREAM,
-    DONE_STREAM,
-    EVENTS_STREAM,
-    JOBS_STREAM,
-    RECORDER,
-    backlog_stream,
-)
+from backbone.bus.streams import CONSUMER_NOT_FOUND, STREAM_NOT_FOUND, ApiError, request
+from backbone.bus.subjects import DONE_STREAM, RECORDER, STREAMS
 from schemas.errors import Unavailable
-
-CONSUMER_NOT_FOUND = 10014
-STREAMS = (
-    JOBS_STREAM,
-    EVENTS_STREAM,
-    DONE_STREAM,
-    DEAD_STREAM,
-    BLOBS_STREAM,
-    CLAIMS_STREAM,
-    backlog_stream("hooks"),
-    backlog_stream("batches"),
-)
 
 
 async def read_storage(client: Client) -> Storage:

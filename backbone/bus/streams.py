@@ -21,6 +21,7 @@ NANO = 1_000_000_000
 DUPLICATE_WINDOW_S = 30
 """A submit is repeated for at most 10 s; a longer window costs NATS memory for every job in it."""
 STREAM_NOT_FOUND = 10059
+CONSUMER_NOT_FOUND = 10014
 NO_MESSAGE = 10037
 STREAM_NAME_IN_USE = 10058
 NO_ROOM = 10047

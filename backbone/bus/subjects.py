@@ -142,3 +142,16 @@ def backlog_stream(name: str) -> str:
 def item_subject(name: str, item_id: str) -> str:
     """Where an item of a backlog is published."""
     return f"nexus.{name}.{require_token(item_id)}"
+
+
+BACKLOGS = ("hooks", "batches")
+STREAMS = (
+    JOBS_STREAM,
+    EVENTS_STREAM,
+    DONE_STREAM,
+    DEAD_STREAM,
+    *(backlog_stream(name) for name in BACKLOGS),
+    CLAIMS_STREAM,
+    BLOBS_STREAM,
+)
+"""All of Nexus's."""

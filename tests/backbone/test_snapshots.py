@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from backbone.bus import subjects
 from backbone.bus.asking import Refused
 from backbone.bus.joblog import JobLog
 from backbone.bus.notices import NatsNotices
-from backbone.bus.snapshots import Snapshots, Taken
+from backbone.bus.snapshots import STREAMS, Snapshots, Taken
 from backbone.bus.subjects import BLOBS_STREAM, CLAIMS_STREAM, DONE_STREAM, EVENTS_STREAM, JOBS_STREAM
 from schemas.durable import NO_TOKEN, QUEUED, encode_durable
 from schemas.errors import Unavailable
@@ -79,6 +80,11 @@ async def words_of(log: JobLog, count: int) -> set[str]:
             if len(found) == count:
                 return found
     raise AssertionError
+
+
+def test_every_stream_is_saved() -> None:
+    """None is forgotten when one is added."""
+    assert sorted(STREAMS) == sorted(subjects.STREAMS)
 
 
 async def test_words_and_what_is_recorded_of_them(own_nats: Server, other_nats: Server) -> None:
