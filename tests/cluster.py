@@ -202,9 +202,8 @@ class Cluster:
         name = name or f"w{len(self.workers) + 1}"
         settings = {"WORKER_BACKEND": backend, "WORKER_NAME": name} | settings
         process = self.source.part("worker", name, self.folder, self._servers(), self._with(settings))
-        self.workers[name] = (
-            process  # before it starts: another may be started meanwhile, and this one is ended whatever happens
-        )
+        # Before it starts: another may be started meanwhile, and this one is ended whatever happens.
+        self.workers[name] = process
         await process.start()
         if wait:
             await self.wait_for_worker(name)
