@@ -32,7 +32,7 @@ Exit: 0 done · 1 it did not work, nothing was kept · 2 wrong use · 3 docker o
 HELP
 }
 
-files=() identity=() words=() more=() local_=false folder=./backups
+files=() words=() more=() local_=false folder=./backups
 while [[ $# -gt 0 ]]; do
   case "$1" in
     -h | --help) usage && exit 0 ;;
@@ -66,16 +66,8 @@ fi
 
 nx_need docker 'Install Docker, or use --local.'
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-# The production overlay among the files, wherever they were named: a gateway's own user may not do this.
-if docker compose ${files[@]+"${files[@]}"} config --services 2>/dev/null | grep -x etcd-users >/dev/null; then
-  identity=(
-    -e NATS_USER=admin -e NATS_PASSWORD_FILE=/etc/nexus/admin/nats-password
-    -e ETCD_USER=root -e ETCD_PASSWORD_FILE=/etc/nexus/admin/etcd-password
-    -e REDIS_URL=rediss://admin@redis:6379/0 -e REDIS_PASSWORD_FILE=/etc/nexus/admin/redis-password
-    -v "$PWD/.runtime/run/admin:/etc/nexus/admin:ro"
-  )
-fi
-in_gateway() { docker compose ${files[@]+"${files[@]}"} run --rm -T --no-deps ${identity[@]+"${identity[@]}"} -v "$PWD/.runtime/backups:/backups" gateway "$@"; }
+nx_prod_identity ${files[@]+"${files[@]}"}
+in_gateway() { docker compose ${files[@]+"${files[@]}"} run --rm -T --no-deps ${NX_IDENTITY[@]+"${NX_IDENTITY[@]}"} -v "$PWD/.runtime/backups:/backups" gateway "$@"; }
 docker compose ${files[@]+"${files[@]}"} run --rm -T --no-deps folders /runtime/backups >/dev/null
 in_gateway backup "/backups/$name" ${more[@]+"${more[@]}"} \
   || nx_die "$NX_FAILED" 'The backup failed; nothing was kept.' 'Are nats, etcd and redis up? docker compose ps'

@@ -210,6 +210,22 @@ nx_wait_http() {
   done
 }
 
+# --- docker compose -----------------------------------------------------------------------------------------------------
+
+# nx_prod_identity [OPTION OF docker compose…]: in NX_IDENTITY, how `docker compose run` becomes production's users who may
+# read and write all data, which a gateway's own may not. Empty where production's overlay is not among the files.
+nx_prod_identity() {
+  NX_IDENTITY=()
+  docker compose ${@+"$@"} config --services 2>/dev/null | grep -x etcd-users >/dev/null || return 0
+  # shellcheck disable=SC2034  # for whoever calls this
+  NX_IDENTITY=(
+    -e NATS_USER=admin -e NATS_PASSWORD_FILE=/etc/nexus/admin/nats-password
+    -e ETCD_USER=root -e ETCD_PASSWORD_FILE=/etc/nexus/admin/etcd-password
+    -e REDIS_URL=rediss://admin@redis:6379/0 -e REDIS_PASSWORD_FILE=/etc/nexus/admin/redis-password
+    -v "$PWD/.runtime/run/admin:/etc/nexus/admin:ro"
+  )
+}
+
 # --- etcd ---------------------------------------------------------------------------------------------------------------
 
 nx_etcd_help() {

@@ -32,7 +32,7 @@ Exit: 0 done · 1 it did not work · 2 wrong use · 3 docker or nexus is missing
 HELP
 }
 
-files=() identity=() words=() more=() local_=false folder=./backups
+files=() words=() more=() local_=false folder=./backups
 while [[ $# -gt 0 ]]; do
   case "$1" in
     -h | --help) usage && exit 0 ;;
@@ -64,17 +64,9 @@ fi
 
 nx_need docker 'Install Docker, or use --local.'
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-# The production overlay among the files, wherever they were named: a gateway's own user may not do this.
-if docker compose ${files[@]+"${files[@]}"} config --services 2>/dev/null | grep -x etcd-users >/dev/null; then
-  identity=(
-    -e NATS_USER=admin -e NATS_PASSWORD_FILE=/etc/nexus/admin/nats-password
-    -e ETCD_USER=root -e ETCD_PASSWORD_FILE=/etc/nexus/admin/etcd-password
-    -e REDIS_URL=rediss://admin@redis:6379/0 -e REDIS_PASSWORD_FILE=/etc/nexus/admin/redis-password
-    -v "$PWD/.runtime/run/admin:/etc/nexus/admin:ro"
-  )
-fi
+nx_prod_identity ${files[@]+"${files[@]}"}
 compose() { docker compose ${files[@]+"${files[@]}"} "$@"; }
-in_gateway() { compose run --rm -T --no-deps ${identity[@]+"${identity[@]}"} -v "$PWD/.runtime/backups:/backups" gateway "$@"; }
+in_gateway() { compose run --rm -T --no-deps ${NX_IDENTITY[@]+"${NX_IDENTITY[@]}"} -v "$PWD/.runtime/backups:/backups" gateway "$@"; }
 
 in_gateway backup --verify --quiet "/backups/$name" || nx_die "$NX_FAILED" "$name cannot be restored." 'Nothing was changed.'
 stopped=()
