@@ -37,6 +37,8 @@ class Target:
     """Processes whose CPU time is charged, with their children."""
     gateway: list[int] = field(default_factory=list)
     """Processes whose memory is shown, with their children."""
+    parts: dict[str, list[int]] = field(default_factory=dict)
+    """What each part of those charged is."""
 
 
 # Accounts
@@ -157,7 +159,8 @@ class Stack:
         gateway = await self._process("gateway", ["gateway"], env, answers(port, "/readyz"))
         await self._parked(env, port, key)
         worker = await self._process("worker", ["workers"], env, answers(port, CHAT, key))
-        return Target(name, port, key, [*gateway, *worker, *_pids(nats), *_pids(redis)], gateway)
+        parts = {"gateway": gateway, "worker": worker, "nats": _pids(nats), "redis": _pids(redis)}
+        return Target(name, port, key, [pid for pids in parts.values() for pid in pids], gateway, parts)
 
     async def _parked(self, env: dict[str, str], port: int, key: str) -> None:
         """A model that was served once: jobs for it are accepted, and wait."""
@@ -226,12 +229,13 @@ def answers(port: int, path: str, key: str = "", model: str = "mock") -> Callabl
 async def measure(target: Target, load: dict[str, object]) -> dict[str, object]:
     """Run the load generator against `target`, and add what that cost: `cpu_us` per unit, `cpu_cores`, `gateway_mb`.
 
-    `others_cores` says how much of the machine went elsewhere meanwhile.
+    `parts_us` is the same by part; `others_cores` says how much of the machine went elsewhere meanwhile.
     """
     spec = load | {"port": target.port, "key": target.key}
     loop = asyncio.get_running_loop()
     peak = memory_mb(target.gateway)
     foreign, cpu, began = foreign_seconds(), cpu_seconds(target.charged), loop.time()
+    parts = {name: cpu_seconds(pids) for name, pids in target.parts.items()}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "bench.load", orjson.dumps(spec), stdout=asyncio.subprocess.PIPE, cwd=ROOT
     )
@@ -247,6 +251,10 @@ async def measure(target: Target, load: dict[str, object]) -> dict[str, object]:
     cpu, wall = cpu_seconds(target.charged) - cpu, loop.time() - began
     run["others_cores"] = round((foreign_seconds() - foreign) / wall, 2)
     run["cpu_us"] = round(cpu / run["units"] * 1e6, 1) if run["units"] else None
+    run["parts_us"] = {
+        name: round((cpu_seconds(pids) - parts[name]) / run["units"] * 1e6, 1) if run["units"] else None
+        for name, pids in target.parts.items()
+    }
     run["cpu_cores"] = round(cpu / wall, 2)
     run["gateway_mb"] = round(peak, 1) if target.gateway else None
     return run
