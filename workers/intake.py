@@ -4,7 +4,7 @@ Two ways, by slots and queues (measured: DESIGN, section 7):
 
 - careful: few slots over many queues. The bell says where a job was stored; a free slot asks, without waiting, the
   queue whose turn it is; a slow round over all queues finds what the bell does not tell (redeliveries). Of many
-  idle workers, a few answer the bell (`Herd`).
+  idle workers, a few answer the bell at once (`Herd`).
 - wide: many slots over few queues. Every queue has a lingering pull open: a few jobs for quiet queues, up to half of
   the slots for a busy one, renewed when half used.
 """
@@ -38,6 +38,7 @@ class Intake:
         self._loaded = loaded
         self._book = LaneBook()
         self._herd = Herd()
+        self._late: set[Queue] = set()
         self._queues: list[Queue] = []
         self._asked: dict[Queue, int] = {}
         self._asked_total = 0
@@ -129,11 +130,20 @@ class Intake:
             self._book.rang(queue, self._loop.time())
             return
         if not self._herd.answers(queue):
+            if queue not in self._late:
+                self._late.add(queue)
+                self._loop.call_later(self._herd.patience_s(queue), self._look_late, queue)
             return
         self._book.rang(queue, self._loop.time())
         if self.busy:
             self._loop.call_later(BUSY_BELL_S * self.busy / self._slots, self._fill)
         else:
+            self._fill()
+
+    def _look_late(self, queue: Queue) -> None:
+        self._late.discard(queue)
+        if queue in self._asked:
+            self._book.rang(queue, self._loop.time())
             self._fill()
 
     def _fill(self) -> None:

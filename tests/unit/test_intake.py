@@ -12,6 +12,7 @@ from backbone.bus.base import Delivery, Queue
 from backbone.bus.memory import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from schemas.jobs import LANES, Capability, Envelope
 from tests.conftest import Eventually
+from workers.herd import LEAST
 from workers.intake import Intake
 
 QUEUES = [Queue(Capability.CHAT, lane, model) for model in ("a", "b") for lane in LANES]
@@ -161,4 +162,20 @@ async def test_slots_and_queues_may_change_while_jobs_run(eventually: Eventually
     await desk.intake.serve(QUEUES, 3)
     await eventually(lambda: len(desk.done) == len(jobs))
     assert desk.refused == 0
+    await desk.intake.close()
+
+
+async def test_a_job_that_was_left_to_others_is_asked_for_a_little_later(
+    eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the slow round: who leaves a bell to nearer workers is there all the same when they are busy."""
+    monkeypatch.setattr("workers.intake.ROUND_S", 1000.0)
+    broker = MemoryBroker()
+    desk = Desk(broker, 1, 0.001)
+    await desk.start()
+    monkeypatch.setattr(desk.intake._herd, "_chances", dict.fromkeys(QUEUES, LEAST))
+    for count in range(1, 41):
+        monkeypatch.setitem(desk.intake._herd._chances, QUEUES[0], LEAST)
+        await submit(broker, QUEUES[:1])
+        await eventually(lambda count=count: len(desk.done) == count)
     await desk.intake.close()
