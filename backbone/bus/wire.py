@@ -308,6 +308,7 @@ class Wire:
             raise Unavailable("not connected to NATS")
         try:
             async with asyncio.timeout(timeout_s):
+                self._flush()  # nats-py's PING would overtake what is still to be written, a subscription for one
                 await self.client.flush(2)
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise Unavailable("NATS does not answer") from error
