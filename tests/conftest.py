@@ -17,6 +17,7 @@ import asyncio
 import inspect
 import os
 import random
+import signal
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
@@ -54,6 +55,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """What chance decides is the same in every process of one run: xdist's workers inherit it."""
     os.environ.setdefault("NEXUS_TEST_LUCK", str(random.SystemRandom().randrange(10**9)))
+    # What a shell's background or nohup ignores would be ignored by every process that a test starts, and signals.
+    for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, usual)
     if config.getoption("--servers") == "external" and config.getoption("numprocesses", None):
         raise pytest.UsageError("--servers external: its servers serve one cluster at a time; make test WORKERS=0")
     try:

@@ -46,7 +46,8 @@ class Somebody:
 
     async def run(self, **without: str) -> tuple[int, str]:
         urls = {"NATS": self.nats.url, "ETCD": self.etcd.url, "REDIS": self.redis.url}
-        environment = os.environ | {f"NEXUS_TEST_{name}_URL": url for name, url in urls.items()} | without
+        alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+        environment = alone | {f"NEXUS_TEST_{name}_URL": url for name, url in urls.items()} | without
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "pytest", "-rs", "--servers", "external", "-p", "tests.conftest"),
             *("-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), str(self.folder / "test_things.py")),
