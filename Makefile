@@ -1,7 +1,7 @@
 # Everything needs only make and python3 >= 3.11. What is installed goes into .venv, nowhere else.
 #
 #   make up            a whole Nexus on this machine; ARGS="--port 9000" passes flags to `nexus up`
-#   make test          all tests, two files at a time; ARGS="tests/unit -k lock" passes arguments to pytest, WORKERS=0 runs one after another
+#   make test          all tests, three files at a time; ARGS="tests/unit -k lock" passes arguments to pytest, WORKERS=0 runs one after another
 #   make test-containers  some of them on containers, by Docker; make test ARGS="--servers containers" runs all of them so
 #   make images        the images gateway, worker, tts and stt, their sizes, and their bills of materials in dist/
 #   make check         lint, format, types, import rules
@@ -18,7 +18,7 @@ VENV := $(CURDIR)/.venv
 BIN := $(VENV)/bin
 ARGS ?=
 # Test files run at a time: most tests wait for processes.
-WORKERS ?= 2
+WORKERS ?= 3
 
 # The newest python3 on PATH that will do, unless PYTHON names one.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
