@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -53,7 +54,7 @@ async def elsewhere(cluster: Cluster) -> AsyncIterator[AsyncOpenAI]:
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def stranger(cluster: Cluster) -> AsyncIterator[AsyncOpenAI]:
     """Another owner."""
-    made = (await cluster.post("/v1/keys", {"name": "stranger"})).json()
+    made = (await cluster.post("/v1/keys", {"name": f"stranger-{os.urandom(4).hex()}"})).json()
     async with sdk(cluster.url, api_key=made["key"]) as client:
         yield client
 
@@ -509,7 +510,9 @@ class TestBackground:
 
     async def test_it_needs_a_scope(self, cluster: Cluster) -> None:
         """A key without the scope `jobs` gets answers, but none in the background."""
-        made = (await cluster.post("/v1/keys", {"name": "plain", "scopes": ["inference"]})).json()
+        made = (
+            await cluster.post("/v1/keys", {"name": f"plain-{os.urandom(4).hex()}", "scopes": ["inference"]})
+        ).json()
         async with sdk(cluster.url, api_key=made["key"]) as plain:
             assert (await plain.responses.create(model="echo", input="hi")).output_text == "hi"
             with pytest.raises(openai.PermissionDeniedError):
