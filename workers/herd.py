@@ -14,11 +14,13 @@ from backbone.bus.base import Queue
 
 FALL = 0.8
 RISE = 2.44
-"""As many ask as keeps the two in balance: at most ln 2.44 ÷ -ln 0.8 + 1 = 5, and all of them where there are two or three."""
+"""As many ask as keeps the two in balance: at most ln 2.44 ÷ -ln 0.8 + 1 = 5, and of two or three that are equally near, all."""
 LEAST, MOST = 1 / 32, 8.0
-"""Above 1 a worker answers always, and needs several asks in vain before it does not: among few workers that never comes to it."""
+"""Above 1 a worker answers always, and needs several asks in vain before it does not: few that are equally near never come to it.
+Of more than some hundred idle workers, one in 32 asks."""
 LATE_S = 0.004
-"""How much later a worker asks that answers every second bell; the rarer it answers, the later, up to `LATE_S / LEAST`."""
+"""Over its chance, how much later a worker asks for a job that it left to the others: 8 ms where it answers every second bell,
+at most `LATE_S / LEAST`."""
 
 
 class Herd:
@@ -31,29 +33,32 @@ class Herd:
 
     def answers(self, queue: Queue) -> bool:
         """Whether to ask for the job that was stored there now."""
-        chance = self._chances.get(queue, MOST)
+        chance = self._chance(queue)
         answers = chance >= 1.0 or random.random() < chance
         (self._answered if answers else self._left).add(queue)
         return answers
 
     def patience_s(self, queue: Queue) -> float:
         """How long to leave a job there to the others."""
-        return LATE_S / min(1.0, self._chances.get(queue, MOST))
+        return LATE_S / min(1.0, self._chance(queue))
 
     def found(self, queue: Queue) -> None:
         """A job came from there."""
         if queue in self._left:  # and the others left it, too
-            self._set(queue, MOST / LEAST)
+            self._set(queue, MOST)
         elif queue in self._answered:
-            self._set(queue, RISE)
+            self._set(queue, self._chance(queue) * RISE)
 
     def missed(self, queue: Queue) -> None:
         """Nothing was there."""
         if queue in self._answered:
-            self._set(queue, FALL)
+            self._set(queue, self._chance(queue) * FALL)
         self._left.discard(queue)
 
-    def _set(self, queue: Queue, factor: float) -> None:
-        self._chances[queue] = min(MOST, max(LEAST, self._chances.get(queue, MOST) * factor))
+    def _chance(self, queue: Queue) -> float:
+        return self._chances.get(queue, MOST)
+
+    def _set(self, queue: Queue, chance: float) -> None:
+        self._chances[queue] = min(MOST, max(LEAST, chance))
         self._answered.discard(queue)
         self._left.discard(queue)
