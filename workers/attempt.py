@@ -1,6 +1,7 @@
 """One attempt at one job: ask whether the caller is there, run the backend, pass its output on, say how it ended.
 
-begun ──GO or no answer yet──► running ──Finish──────────► DONE, ack
+begun ──GO; or the job is──► running ──Finish──────────► DONE, ack
+  │     fresh: no answer yet     │ nobody listens, no GO ─► give back, to wait for GO next time
   │                              │ permanent error ──────► FAILED, ack
   │                              │ transient error ──────► RETURNED, give back   (only while nothing was shown)
   │                              │ time limit ───────────► FAILED, ack
@@ -28,15 +29,20 @@ from schemas.errors import DRAINED, DeadlineExceeded, ErrorInfo, NexusError, Una
 from schemas.events import GO, GONE, LOADING, MAX_PREVIEW, BlobRef, Done, EventKind, Progress, Started, encode_frame
 from schemas.jobs import Envelope
 from workers.backends.base import Backend, BackendError, Chunk, File, Finish, Output, Task, wrap_foreign
+from workers.gateway_health import GatewayHealth
 
 log = structlog.get_logger(__name__)
 
 MAX_FRAME = 256 * 1024
 """Payload bytes in one event; larger output travels in several."""
+GRANT_TRY_S = 0.8
+GRANT_TRIES = 4
+"""How often a gateway is asked about a job that has waited in its queue. One that says nothing at all is frozen or cut off, and
+may be back before its callers leave: the job begins then.
+"""
 ASK_AGAIN_S = 0.25
 ASK_TRIES = 10
 """A gateway that nobody hears for this many questions is gone; fewer, and it may only be reconnecting."""
-MAX_SILENT = 64
 ANSWER_TTL_S = 1800.0
 """For the gateway to pass on an answer that travels by reference; it removes it then."""
 KEPT = "nexus-blob:"
@@ -52,6 +58,7 @@ class Stop(StrEnum):
 
     GONE = "caller gone"
     STALE = "another delivery has begun"
+    UNHEARD = "nobody listens for its gateway"
     CANCELLED = "cancelled"
     LOST = "held longer than ack_wait"
     DRAINED = "worker drained"
@@ -71,8 +78,7 @@ class Identity:
 
     worker: str
     backend: str
-    silent: set[str] = field(default_factory=set, compare=False)
-    """Gateways that nobody has heard ASK_TRIES times: their next job is not worth as many."""
+    gateways: GatewayHealth = field(default_factory=GatewayHealth, compare=False)
 
     @cached_property
     def started(self) -> bytes:
@@ -119,6 +125,11 @@ class Attempt:
         self._ticket = 0
         self._asked = 0
         self._known = False
+        """The gateway has said GO."""
+        self._gateway = envelope.reply.rpartition(".")[0]
+        self._waiting: asyncio.Future[None] | None = None
+        """Done once the gateway has said GO, where the backend waits for that."""
+        self._grant_timer: asyncio.TimerHandle | None = None
         self.outcome = "running"
         self.error: ErrorInfo | None = None
         self._log = log.bind(
@@ -134,7 +145,11 @@ class Attempt:
         self._task = asyncio.current_task()
         try:
             if self._stop is None:
-                self._ask()
+                # A job that has waited may be one of a gateway that died meanwhile: its caller is gone, and it must not run.
+                if self.job.fresh and not self._who.gateways.is_doubtful(self._gateway):
+                    self._ask()
+                else:
+                    await self._start_grant()
                 await self._work()
         except asyncio.CancelledError:
             if self._stop is None:
@@ -143,6 +158,8 @@ class Attempt:
             self._failed(error)
         finally:
             self._bus.unask(self._ticket)
+            if self._grant_timer is not None:
+                self._grant_timer.cancel()
         if self._stop is not None:
             self._stopped(self._stop)
 
@@ -188,6 +205,23 @@ class Attempt:
         self._asked += 1
         self._put_question(encode_frame(EventKind.STARTED, self.job.delivery, 0, self._who.started))
 
+    async def _start_grant(self) -> None:
+        """Wait until the gateway says GO; whatever else it says stops the attempt."""
+        self._waiting = waiting = self._loop.create_future()
+        self._ask_until_granted(waiting, GRANT_TRIES)
+        await waiting
+        self._waiting = None
+        self.began = self.last_output = self._phase_began = monotonic()
+
+    def _ask_until_granted(self, waiting: asyncio.Future[None], tries: int) -> None:
+        if waiting.done():
+            return
+        if tries:
+            self._ask()
+            self._grant_timer = self._loop.call_later(GRANT_TRY_S, self._ask_until_granted, waiting, tries - 1)
+        else:
+            waiting.set_result(None)
+
     def _put_question(self, frame: bytes) -> None:
         self._bus.unask(self._ticket)
         try:
@@ -200,20 +234,24 @@ class Attempt:
             self._ask()
 
     def _answered(self, answer: bytes | None) -> None:
-        gateway, silent = self.envelope.reply.rpartition(".")[0], self._who.silent
+        gateways = self._who.gateways
         if answer is not None:
-            silent.discard(gateway)
-        if answer == GO:
+            gateways.answered(self._gateway)
+            if answer != GO:
+                self.stop(Stop.GONE if answer == GONE else Stop.STALE)
+                return
             self._known, self._asked = True, 0
-        elif answer is not None:
-            self.stop(Stop.GONE if answer == GONE else Stop.STALE)
-        elif self._asked < ASK_TRIES and gateway not in silent:
+            if self._waiting is not None and not self._waiting.done():
+                self._waiting.set_result(None)
+            return
+        gone = gateways.is_gone(self._gateway) or self._asked >= ASK_TRIES
+        gateways.doubt(self._gateway, gone=gone)
+        if gone:
+            self.stop(Stop.GONE)
+        elif self._known or self._waiting is not None:
             self._loop.call_later(ASK_AGAIN_S, self._ask_again)
         else:
-            if len(silent) >= MAX_SILENT:
-                silent.clear()
-            silent.add(gateway)
-            self.stop(Stop.GONE)
+            self.stop(Stop.UNHEARD)
 
     # The work
 
@@ -385,6 +423,9 @@ class Attempt:
         elif why in FORGET:
             self.job.ack()
             self.outcome = "cancelled"
+        elif why is Stop.UNHEARD:
+            self.job.give_back(ASK_AGAIN_S)
+            self.outcome = "returned"
         elif why is Stop.DRAINED:
             self._return(Unavailable("the worker was shut down; the job goes to another one", code=DRAINED), 0.0)
         elif why is Stop.FIRST_TOKEN:

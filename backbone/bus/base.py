@@ -22,6 +22,9 @@ from typing import NamedTuple, Protocol
 from schemas.errors import NexusError
 from schemas.jobs import Capability, Envelope, Lane
 
+FRESH_S = 0.005
+"""A job that is delivered within this has not waited for a slot."""
+
 
 class Queue(NamedTuple):
     """One line of jobs."""
@@ -134,6 +137,8 @@ class Delivery(Protocol):
     """1 for the first delivery of this message."""
     pending: int
     """Jobs left in the queue when this one was taken."""
+    fresh: bool
+    """It was stored within the last FRESH_S, and nobody has had it before. False where that is not known."""
 
     @property
     def owned(self) -> bool:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from backbone.bus.base import Delivery, Queue, QueueDepth, Sink, Storage, StreamRoom
+from backbone.bus.base import FRESH_S, Delivery, Queue, QueueDepth, Sink, Storage, StreamRoom
 from backbone.bus.memory_records import MemoryRecords
 from backbone.bus.subjects import JOBS_STREAM, encode_model
 from schemas.errors import QueueFull, RequestTooLarge, Unavailable
@@ -25,6 +25,8 @@ class _Job:
     seq: int
     queue: Queue
     message: bytes
+    stored_at: float
+    """By the loop's clock."""
     deliveries: int = 0
     owner: asyncio.TimerHandle | None = None
     """Fires when whoever has the job has held it for `ack_wait`."""
@@ -82,7 +84,7 @@ class MemoryBroker:
         if sum(job.queue == queue for job in self.jobs.values()) >= self.max_per_queue:
             raise QueueFull
         self.last_seq += 1
-        job = _Job(self.last_seq, queue, message)
+        job = _Job(self.last_seq, queue, message, asyncio.get_running_loop().time())
         self.jobs[job.seq] = job
         self.seen[message_id] = job.seq
         self.waiting.setdefault(queue, deque()).append(job)
@@ -149,6 +151,7 @@ class MemoryDelivery:
         self.message = job.message
         self.delivery = delivery
         self.pending = pending
+        self.fresh = delivery == 1 and asyncio.get_running_loop().time() - job.stored_at <= FRESH_S
         self._settled = False
 
     @property

@@ -15,8 +15,9 @@ from collections.abc import Callable
 import structlog
 
 from backbone.bus.access import NatsAccess
-from backbone.bus.base import Delivery, Queue
+from backbone.bus.base import FRESH_S, Delivery, Queue
 from backbone.bus.status import parse_ack_subject, parse_status
+from backbone.bus.store_clock import StoreClock
 from backbone.bus.subjects import BELL, CONTROL, JOBS, JOBS_STREAM, consumer_name, encode_model, job_subject
 from backbone.bus.wire import Wire
 from schemas.errors import Unavailable
@@ -31,15 +32,17 @@ LOST_PULL_S = 3.0
 class NatsDelivery:
     """See backbone.bus.base.Delivery."""
 
-    __slots__ = ("_ack_subject", "_bus", "_until", "delivery", "message", "pending", "queue")
+    __slots__ = ("_ack_subject", "_bus", "_until", "delivery", "fresh", "message", "pending", "queue")
 
     def __init__(self, bus: NatsWorkerBus, queue: Queue, message: bytes, ack_subject: bytes) -> None:
         self._bus = bus
         self._ack_subject = ack_subject
         self.queue = queue
         self.message = message
-        self.delivery, _, self.pending = parse_ack_subject(ack_subject)
-        self._until = bus.now() + bus.ack_wait_s
+        self.delivery, _, stored_ns, self.pending = parse_ack_subject(ack_subject)
+        now = bus.now()
+        self.fresh = bus.store_clock.age_s(stored_ns, now) <= FRESH_S and self.delivery == 1
+        self._until = now + bus.ack_wait_s
 
     @property
     def owned(self) -> bool:
@@ -96,6 +99,7 @@ class NatsWorkerBus:
     ) -> None:
         self._wire = Wire(server, worker, on_reconnect=self._reconnected)
         self.ack_wait_s = ack_wait_s
+        self.store_clock = StoreClock()
         self._on_job = on_job
         self._lines: dict[Queue, _Line] = {}
         self._by_subject: dict[bytes, _Line] = {}

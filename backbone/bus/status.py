@@ -33,6 +33,8 @@ class AckSubject(NamedTuple):
 
     delivery: int
     stream_seq: int
+    stored_ns: int
+    """When NATS stored the message, in nanoseconds since the epoch, by its own clock."""
     pending: int
 
 
@@ -40,10 +42,4 @@ def parse_ack_subject(subject: bytes) -> AckSubject:
     """`$JS.ACK.[domain.account.]stream.consumer.delivered.sseq.cseq.time.pending[.token]`. Raises ValueError."""
     tokens = subject.split(b".")
     base = 4 if len(tokens) == 9 else 6
-    return AckSubject(int(tokens[base]), int(tokens[base + 1]), int(tokens[base + 4]))
-
-
-def stored_at(ack_subject: bytes) -> int:
-    """When the message was stored, in Unix seconds by NATS's clock. Raises ValueError."""
-    tokens = ack_subject.split(b".")
-    return int(tokens[7 if len(tokens) == 9 else 9]) // 1_000_000_000
+    return AckSubject(int(tokens[base]), int(tokens[base + 1]), int(tokens[base + 3]), int(tokens[base + 4]))

@@ -17,7 +17,7 @@ import structlog
 from backbone.bus.asking import ask
 from backbone.bus.joblog import Item
 from backbone.bus.questions import Questions
-from backbone.bus.status import Status, parse_ack_subject, parse_status, stored_at
+from backbone.bus.status import Status, parse_ack_subject, parse_status
 from backbone.bus.wire import Wire
 from schemas.errors import Unavailable
 
@@ -44,8 +44,9 @@ class NatsItem:
         self._ack_subject = ack_subject
         self.id = item_id
         self.data = data
-        self.delivery = parse_ack_subject(ack_subject).delivery
-        self.stored_at = stored_at(ack_subject)
+        ack = parse_ack_subject(ack_subject)
+        self.delivery = ack.delivery
+        self.stored_at = ack.stored_ns // NANO
         self.until = time.monotonic() + taker.hold_s
 
     @property

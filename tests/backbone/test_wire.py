@@ -115,8 +115,8 @@ def test_status_lines() -> None:
 
 def test_ack_subjects_of_both_forms() -> None:
     """With and without a JetStream domain."""
-    assert parse_ack_subject(b"$JS.ACK.J.c.2.17.4.1795381762309910883.3") == (2, 17, 3)
-    assert parse_ack_subject(b"$JS.ACK.hub.acc.J.c.2.17.4.1795381762309910883.3.tok") == (2, 17, 3)
+    assert parse_ack_subject(b"$JS.ACK.J.c.2.17.4.1795381762309910883.3") == (2, 17, 1795381762309910883, 3)
+    assert parse_ack_subject(b"$JS.ACK.hub.acc.J.c.2.17.4.1795381762309910883.3.tok") == (2, 17, 1795381762309910883, 3)
 
 
 async def test_publishing_continues_over_a_restart(own_nats: Server, eventually: Eventually) -> None:

@@ -87,7 +87,7 @@ async def test_gone_while_running(
 async def test_gateway_killed_while_its_jobs_wait_and_run(
     crew: Crew, cluster: Cluster, double: OpenAIDouble, eventually: Eventually
 ) -> None:
-    """A gateway is killed: what it had running is stopped, what it had queued does not run to its end and leaves the queue."""
+    """A gateway is killed: what it had running is stopped; what it had queued leaves the queue, and never reaches the backend."""
     second = await cluster.start_gateway()
     worker = await on_double(crew, double)
     url = cluster.urls[-1]
@@ -102,8 +102,34 @@ async def test_gateway_killed_while_its_jobs_wait_and_run(
     await eventually(lambda: crew.idle(), what="the orphans have left the queue")
     behave(double, crew)
     assert (await crew.ask("served").end()).status == 200
+    assert len(asked := prompts(double)) == 2, asked
+    assert asked[1] == "served"
     await eventually(lambda: len(cluster.attempts(worker)) == 13)
     assert [attempt["outcome"] for attempt in cluster.attempts(worker)] == ["cancelled"] * 12 + ["completed"]
+
+
+async def test_gateway_killed_while_short_jobs_wait(
+    crew: Crew, cluster: Cluster, double: OpenAIDouble, eventually: Eventually
+) -> None:
+    """No queued request of a killed gateway reaches the backend, however quickly the one before it ended."""
+    second = await cluster.start_gateway()
+    await on_double(crew, double)
+    url = cluster.urls[-1]
+    await eventually(lambda: serves(cluster, url, crew.model))
+    before = len(prompts(double))
+    hold = asyncio.Event()
+    behave(double, crew, hold=hold)
+    orphans = [crew.ask(f"orphan {number}", url=url) for number in range(12)]
+    await eventually(lambda: crew.waits(11))
+    await eventually(lambda: len(prompts(double)) == before + 1)
+    second.kill()
+    for orphan in orphans:
+        assert (await orphan.end()).broken
+    hold.set()
+    behave(double, crew)
+    await eventually(lambda: crew.idle(), what="the orphans have left the queue")
+    assert (await crew.ask("served").end()).status == 200
+    assert prompts(double)[before + 1 :] == ["served"]
 
 
 async def serves(cluster: Cluster, url: str, model: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from backbone.bus.base import FRESH_S
 from backbone.bus.memory import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from backbone.bus.memory_blobs import MemoryBlobs
 from backbone.bus.memory_joblog import MemoryWorkerLog
@@ -230,3 +231,38 @@ async def test_a_body_that_is_gone_is_a_clear_end(rig: Rig, eventually: Eventual
     await call.wait_end()
     assert call.error is not None
     assert call.error.code == "content_gone"
+
+
+async def test_queued_jobs_of_a_gateway_that_died_reach_no_backend(rig: Rig, eventually: Eventually) -> None:
+    """What its callers had queued is acknowledged without a backend call, the first of them too; the next gateway is served."""
+    await eventually(lambda: rig.live() == ["m"])
+    rig.backend.go.clear()
+    running = [rig.call(), rig.call()]
+    await eventually(lambda: len(rig.backend.ran) == 2 and all(call.state is State.RUNNING for call in running))
+    for _ in range(5):
+        rig.call()
+    await eventually(lambda: len(rig.broker.jobs) == 7)
+    await asyncio.sleep(4 * FRESH_S)  # they have waited: there is nothing to await
+    await rig.dispatcher.bus.close()  # nobody listens for its replies any more
+    rig.backend.go.set()
+    await eventually(lambda: not rig.broker.jobs, timeout_s=20)
+    assert len(rig.backend.ran) == 2
+
+
+async def test_a_gateway_that_is_only_reconnecting_gets_its_answer(rig: Rig, eventually: Eventually) -> None:
+    """A fresh job begins at once; while nobody listens for its gateway the backend is stopped, and runs again when it is back."""
+    await eventually(lambda: rig.live() == ["m"])
+    first = rig.call()
+    await first.wait_end()  # the first message tells the worker nothing about its age
+    rig.backend.go.clear()
+    listeners = dict(rig.broker.listeners)
+    rig.broker.listeners.clear()
+    call = rig.call()
+    rig.broker.listeners.pop(call.envelope.reply, None)
+    await eventually(lambda: len(rig.backend.stopped) == 2, what="the backend has been stopped")
+    assert call.state is State.QUEUED
+    rig.broker.listeners.update(listeners)
+    rig.broker.listeners[call.envelope.reply] = call.heard
+    rig.backend.go.set()
+    await call.wait_end()
+    assert (call.error, call.take(), call.starts) == (None, b"answer of m", 1)
