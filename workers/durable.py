@@ -36,6 +36,10 @@ LEAVE_S = 10.0
 DECIDE_AGAIN_S = 0.5
 RETURN_S = 2.0
 """For the last events of an attempt that is given back to be stored."""
+FIRST_BEAT_S = 1.0
+"""An attempt asks once this soon whether its job still stands: a job that is cancelled while its start is being recorded has no
+worker yet that a gateway could tell.
+"""
 TELL_EVERY_S = 1.0
 """Progress between heartbeats is told at most this often."""
 MAX_KEPT = 768 * 1024
@@ -73,6 +77,8 @@ class DurableAttempt(Attempt):
         self._number = 1
         """Which attempt of its run this is."""
         self._begun = False
+        self._confirmed = False
+        """It has asked, FIRST_BEAT_S after it began, whether the job still stands."""
         self._running = False
         """Between GO and the end of the backend's work: the time limits hold."""
         self._pending: list[bytes] = []
@@ -109,13 +115,19 @@ class DurableAttempt(Attempt):
             super().watch(now)
         elif not self.job.owned:
             self.stop(Stop.LOST)
+        if self._running and not self._confirmed and now - self.began >= FIRST_BEAT_S:
+            self._confirmed = True
+            self._still_stands()
 
     def beat(self) -> None:
         """Keep the job, and ask whether it still stands."""
         self.job.extend()
         if self._running:
-            self._told_at = monotonic()
-            self._store.ask(self._question(EventKind.BEAT), self._heard_back)
+            self._still_stands()
+
+    def _still_stands(self) -> None:
+        self._told_at = monotonic()
+        self._store.ask(self._question(EventKind.BEAT), self._heard_back)
 
     # Leave to begin
 
@@ -253,8 +265,7 @@ class DurableAttempt(Attempt):
         super()._progress(progress)
         self._newest = progress
         if monotonic() - self._told_at >= TELL_EVERY_S:
-            self._told_at = monotonic()
-            self._store.ask(self._question(EventKind.BEAT), self._heard_back)
+            self._still_stands()
 
     async def _finished(self, finish: Finish) -> None:
         self._running = False

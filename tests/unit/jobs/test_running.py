@@ -398,3 +398,18 @@ class TestCancel:
         assert {job.queue for job in rig.broker.jobs.values()} == {
             Queue(Capability.CHAT, lane, "echo") for lane in Lane
         }
+
+
+class TestCancelledAtItsStart:
+    async def test_the_backend_stops_within_two_seconds(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Nobody could tell the worker, whose start was not recorded yet: it asks by itself, long before its first heartbeat."""
+        assert rig.ack_wait_s / 3 > 2
+        rig.gate.clear()
+        await rig.worker()
+        job = await rig.submit()
+        await rig.eventually(lambda: rig.running == 1)
+        monkeypatch.setattr(rig.gateways[0].dispatcher.bus, "control", lambda *_: None)
+        await rig.jobs.cancel(OWNER, job)
+        async with asyncio.timeout(2.0):
+            await rig.eventually(lambda: rig.stopped == [job])
+        assert (await rig.ended(job)).status is CANCELLED
