@@ -368,6 +368,8 @@ class Call:
             self._waiter.set_result(None)
 
     def _stop_worker(self) -> None:
+        if not self.worker:
+            return
         control = Control(op=ControlOp.CANCEL, job=self.envelope.job, run=self.envelope.run)
         self._bus.control(self.worker, control.model_dump_json().encode())
 

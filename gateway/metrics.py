@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from backbone.bus.base import QueueDepth, Storage
+from backbone.bus.refusals import KINDS
 from schemas.presence import Snapshot, WorkerState
 
 LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
@@ -76,6 +77,26 @@ class Population(Collector):
             models.add_metric(labels, count)
         yield workers
         yield models
+
+
+class RefusedNames(Collector):
+    """What the process's connections to NATS refused, by kind, read when metrics are."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.counts: Callable[[], Mapping[str, int]] = lambda: dict.fromkeys(KINDS, 0)
+        """Where it is counted."""
+        registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        """For prometheus_client."""
+        family = CounterMetricFamily(
+            "nexus_bus_refused",
+            "Messages and names from NATS and etcd that were dropped because a subject or a job cannot hold them.",
+            labels=["kind"],
+        )
+        for kind, count in self.counts().items():
+            family.add_metric([kind], count)
+        yield family
 
 
 class GatewayMetrics:
@@ -166,6 +187,7 @@ class GatewayMetrics:
             buckets=LAG,
         )
         self.population = Population(reg)
+        self.refused = RefusedNames(reg)
         for state in ("delivered", "pending", "failed"):
             self.webhook_tries.labels(state)
         self._depth_labels: set[tuple[str, str, str]] = set()

@@ -99,6 +99,7 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
     store = RedisStore(redis_access(settings))
     documents = RedisDocuments(store)
     metrics = GatewayMetrics()
+    metrics.refused.counts = lambda: nats.refusals.counts
     dispatcher = _dispatcher(settings, bus, registry, metrics)
     notices = NatsNotices(nats, gateway)
     keys = KeyRing(documents, notices)

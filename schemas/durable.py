@@ -26,6 +26,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from schemas.events import EventKind, Progress
+from schemas.names import Token
 
 QUEUED = "q"
 NO_TOKEN = "-"
@@ -71,14 +72,14 @@ class Ask(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     kind: EventKind
-    job: str
+    job: Token
     run: int
     delivery: int
     token: str
     owner: str
     key: str = ""
     """The id of the API key that the job counts against."""
-    worker: str
+    worker: Token
     backend: str = ""
     progress: Progress | None = None
     """The newest, without its preview."""

@@ -24,6 +24,7 @@ from typing import NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from schemas.jobs import Usage
+from schemas.names import Token
 
 
 class EventKind(StrEnum):
@@ -52,7 +53,7 @@ class Started(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    worker: str
+    worker: Token
     backend: str
 
 

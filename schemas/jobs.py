@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.names import Subject, Token
+
 
 class Capability(StrEnum):
     """What a model can be asked to do; the first token of a job's subject."""
@@ -85,7 +87,7 @@ class Envelope(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    job: str
+    job: Token
     """`job_` and 32 hex digits of a UUIDv7."""
     run: int = 1
     """Counts retries and replays of one job; NATS's own redeliveries are counted as deliveries."""
@@ -99,7 +101,7 @@ class Envelope(BaseModel):
     public_model: str
     """The name that the caller used and is answered with."""
     stream: bool = False
-    reply: str
+    reply: Subject
     """Subject for events; holds 128 random bits per run, so that nobody else can guess it."""
     owner: str = "default"
     limits: Limits = Limits()

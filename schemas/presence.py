@@ -7,6 +7,7 @@ from enum import StrEnum
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.jobs import Capability
+from schemas.names import Token
 
 
 class ModelOffer(BaseModel):
@@ -42,7 +43,7 @@ class WorkerPresence(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    id: str
+    id: Token
     backend: str
     """The adapter's name: `openai`, `echo`, …"""
     host: str

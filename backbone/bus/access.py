@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from backbone.bus.refusals import Refusals
 from backbone.secret_files import Misconfigured, Password, read_file
 from backbone.settings import CommonSettings
 
@@ -29,6 +30,8 @@ class NatsAccess:
     tls: ssl.SSLContext | None = None
     inbox: str = INBOX
     """Before every inbox of this process, so that its user may be kept out of all others."""
+    refusals: Refusals = field(default_factory=Refusals, compare=False)
+    """What the connections of this process refused."""
 
     @property
     def servers(self) -> list[str]:

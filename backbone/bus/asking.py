@@ -10,6 +10,7 @@ from typing import NamedTuple
 import orjson
 
 from backbone.bus.questions import Answer, Questions
+from backbone.bus.wire import id_headers
 from schemas.errors import RequestTooLarge, Unavailable
 
 PATIENCE_S = 10.0
@@ -52,8 +53,8 @@ class Stored(NamedTuple):
 
 
 def message_id(text: str) -> bytes:
-    """The headers that make JetStream store a message once per window."""
-    return b"NATS/1.0\r\nNats-Msg-Id: %b\r\n\r\n" % text.encode()
+    """The headers that make JetStream store a message once per window. Raises BadSubject."""
+    return id_headers(text.encode())
 
 
 async def ask(

@@ -116,7 +116,7 @@ class GatewayBus(Protocol):
         """Delete a stored job, if nobody has it yet. Best effort."""
 
     def control(self, worker: str, message: bytes) -> None:
-        """Say something to a worker (see schemas.control). Best effort."""
+        """Say something to a worker (see schemas.control). Best effort. A name that cannot be a worker's is refused."""
 
     async def depths(self) -> list[QueueDepth]:
         """Every queue with anything in it. Raises Unavailable."""

@@ -20,7 +20,7 @@ from backbone.bus.base import Queue, QueueDepth, Sink, Storage
 from backbone.bus.status import parse_status
 from backbone.bus.storage import read_storage
 from backbone.bus.streams import JobsStream, ensure_consumer, ensure_stream, holds_job, read_depths, request
-from backbone.bus.subjects import CONTROL, JOBS_STREAM, REPLY, job_subject
+from backbone.bus.subjects import CONTROL, JOBS_STREAM, REPLY, is_address, is_token, job_subject
 from backbone.bus.wire import Wire
 from backbone.ids import new_token
 from schemas.errors import BackendFailed, NexusError, QueueFull, RequestTooLarge, Unavailable
@@ -249,6 +249,9 @@ class NatsGatewayBus:
                 self._answer(answer_to, answer)
 
     def _answer(self, subject: bytes, answer: bytes) -> None:
+        if not is_address(subject):
+            self._listener.refusals.add("address", address=repr(subject[:100]))
+            return
         with contextlib.suppress(Unavailable):
             self._listener.publish(subject, answer)
 
@@ -291,7 +294,10 @@ class NatsGatewayBus:
             self._publisher.publish(DELETE_SUBJECT, b'{"seq":%d,"no_erase":true}' % seq, self._void)
 
     def control(self, worker: str, message: bytes) -> None:
-        """Core NATS: whoever is there hears it."""
+        """Core NATS: whoever is there hears it. A name that cannot be a worker's is refused."""
+        if not is_token(worker):
+            self._publisher.refusals.add("worker", worker=worker[:100])
+            return
         with contextlib.suppress(Unavailable):
             self._publisher.publish(f"{CONTROL}.{worker}".encode(), message)
 

@@ -61,17 +61,13 @@ class Questions:
         await self._wire.subscribe(f"{self._prefix}*", self._on_answer)
 
     def ask(self, subject: bytes, payload: bytes | memoryview, *, headers: bytes = b"", many: bool = False) -> Reply:
-        """Ask; with `many` the answer goes on until a message that is a status. Raises Unavailable when not connected."""
+        """Ask; with `many` the answer goes on until a message that is a status. Raises Unavailable when not connected, and BadSubject."""
         if not self.connected:
             raise Unavailable("the connection to NATS is lost; try again shortly")
         self._next += 1
         token = b"%d" % self._next
         address = self._prefix.encode() + token
-        if headers:
-            head = b"HPUB %b %b %d %d\r\n%b" % (subject, address, len(headers), len(headers) + len(payload), headers)
-        else:
-            head = b"PUB %b %b %d\r\n" % (subject, address, len(payload))
-        self._wire.write(b"".join((head, payload, b"\r\n")))
+        self._wire.publish(subject, payload, address, headers)
         reply: Reply = asyncio.get_running_loop().create_future()
         self._open[token] = _Open(reply, many, self._connection)
         reply.add_done_callback(lambda _: self._open.pop(token, None))

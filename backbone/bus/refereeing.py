@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from backbone.bus.subjects import ASK, GATEWAYS
+from backbone.bus.subjects import ASK, GATEWAYS, is_address
 from backbone.bus.wire import Wire
 from schemas.durable import Answer, Ask
 from schemas.errors import Unavailable
@@ -60,7 +60,10 @@ class Answers:
         try:
             ask = Ask.model_validate_json(data)
         except ValueError as error:
-            log.warning("a question about a job could not be read", error=str(error))
+            self._wire.refusals.add("question", error=str(error))
+            return
+        if reply and not is_address(reply):
+            self._wire.refusals.add("address", address=repr(reply[:100]), worker=ask.worker)
             return
         self._waiting.append((ask, reply))
         self._begin()

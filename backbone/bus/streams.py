@@ -197,13 +197,21 @@ async def read_depths(client: Client) -> list[QueueDepth]:
             subjects |= page
             if not page or len(subjects) >= info.get("total", 0):
                 break
-        return list(await asyncio.gather(*(_depth(client, s, n) for s, n in subjects.items())))
+        queues = {subject: queue for subject in subjects if (queue := _queue_of(subject)) is not None}
+        return list(await asyncio.gather(*(_depth(client, queue, subjects[s]) for s, queue in queues.items())))
     except ApiError as error:
         raise Unavailable(f"NATS: {error}") from error
 
 
-async def _depth(client: Client, subject: str, stored: int) -> QueueDepth:
-    queue = Queue(*parse_job_subject(subject))
+def _queue_of(subject: str) -> Queue | None:
+    """Return the queue of a job subject; None for a subject that no gateway made."""
+    try:
+        return Queue(*parse_job_subject(subject))
+    except ValueError:
+        return None
+
+
+async def _depth(client: Client, queue: Queue, stored: int) -> QueueDepth:
     running = 0
     with contextlib.suppress(ApiError):
         info = await request(client, f"CONSUMER.INFO.{JOBS_STREAM}.{consumer_name(*queue)}")

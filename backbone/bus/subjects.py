@@ -45,7 +45,42 @@ _ESCAPE = re.compile(r"_([0-9a-f]{2})")
 _BLOB_NAME = re.compile(r"[0-9a-f]{32}")
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 _BACKLOG = re.compile(r"[a-z]{1,32}")
+_WORD = r"[!-)+-\-/-=?-~]+"
+"""Printable ASCII without `.`, `*` and `>`."""
+_SUBJECT = re.compile(rf"{_WORD}(?:\.{_WORD})*".encode())
+_PATTERN = re.compile(rf"(?:(?:\*|{_WORD})\.)*(?:\*|>|{_WORD})".encode())
+_OWN = (b"nexus.", b"$")
+"""Before every subject that Nexus or NATS itself gives a meaning to."""
+_MAX_ADDRESS = 512
 _TAKEN = frozenset({"jobs", "bell", "reply", "control", "events", "told", "done", "ended", "dlq", "ask"})
+
+
+class BadSubject(ValueError):
+    """This cannot be a subject in NATS: nothing was sent."""
+
+
+def require_subject(subject: bytes) -> None:
+    """Check a subject to publish to, or an address for the answer. Raises BadSubject.
+
+    The subject becomes a word of a line of NATS's protocol: a blank in it, or the end of a line, would begin the next word or
+    the next command. Empty tokens and wildcards mean something else to a server than to the sender.
+    """
+    if _SUBJECT.fullmatch(subject) is None:
+        raise BadSubject(f"not a subject: {subject[:100]!r}")
+
+
+def require_pattern(subject: bytes) -> None:
+    """Check a subject to subscribe to, where whole tokens may be wildcards. Raises BadSubject."""
+    if _PATTERN.fullmatch(subject) is None:
+        raise BadSubject(f"not a subject to subscribe to: {subject[:100]!r}")
+
+
+def is_address(reply: bytes) -> bool:
+    """Report whether an answer may go to this subject, which the sender of a question chose.
+
+    A gateway may publish where a worker may not: an answer must not become an order to a worker or a call of JetStream.
+    """
+    return len(reply) <= _MAX_ADDRESS and not reply.startswith(_OWN) and _SUBJECT.fullmatch(reply) is not None
 
 
 @lru_cache(maxsize=4096)

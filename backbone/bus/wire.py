@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -26,11 +27,15 @@ from nats.aio.client import Client
 from nats.errors import ProtocolError
 
 from backbone.bus.access import NatsAccess
+from backbone.bus.refusals import Refusals
+from backbone.bus.subjects import BadSubject, require_pattern, require_subject
 from backbone.ids import new_token
 from backbone.secret_files import Misconfigured
 from schemas.errors import Unavailable
 
 log = structlog.get_logger(__name__)
+
+_MESSAGE_ID = re.compile(rb"[!-~]+")
 
 Handler = Callable[[bytes, bytes, bytes, bytes], None]
 """(subject, reply or b"", raw headers or b"", payload)"""
@@ -40,7 +45,8 @@ MAX_UNSENT = 64 * 1024 * 1024
 BUSY_RATE = 4000
 """Messages a second above which writes are gathered for BUSY_TICK instead of one loop turn."""
 BUSY_TICK = 0.002
-MAX_LINE = 4096
+MAX_LINE = 8192
+"""Twice what nats-server takes: it writes a longer line for a message than it got."""
 RECONNECT_S = 0.2
 REFUSED_S = 2.0
 """Between two tries to connect to a server that does not let us in: it is not going to change its mind soon."""
@@ -49,9 +55,10 @@ REFUSED_S = 2.0
 class Parser:
     """NATS's protocol, in place of nats-py's parser: our own subscriptions get their messages by a direct call."""
 
-    def __init__(self, client: Client, handlers: dict[int, Handler]) -> None:
+    def __init__(self, client: Client, handlers: dict[int, Handler], refusals: Refusals) -> None:
         self.client: Any = client
         self.handlers = handlers
+        self.refusals = refusals
         self.parts: list[bytes] = []
         self.size = 0
         self.needed = 0
@@ -91,7 +98,10 @@ class Parser:
                 reply = args[2] if len(args) == 4 else b""
                 handler = handlers.get(int(args[1]))
                 if handler is not None:
-                    handler(args[0], reply, b"", data[start:stop])
+                    try:
+                        handler(args[0], reply, b"", data[start:stop])
+                    except Exception as error:  # nats-py would stop reading, and say that it is connected
+                        self.refusals.add("message", subject=repr(args[0][:100]), error=repr(error))
                 else:
                     await self.client._process_msg(int(args[1]), args[0], reply, data[start:stop], None)
             elif op == 72:  # HMSG
@@ -106,7 +116,10 @@ class Parser:
                 reply = args[2] if len(args) == 5 else b""
                 handler = handlers.get(int(args[1]))
                 if handler is not None:
-                    handler(args[0], reply, data[start:body], data[body:stop])
+                    try:
+                        handler(args[0], reply, data[start:body], data[body:stop])
+                    except Exception as error:
+                        self.refusals.add("message", subject=repr(args[0][:100]), error=repr(error))
                 else:
                     await self.client._process_msg(int(args[1]), args[0], reply, data[body:stop], data[start:body])
             else:
@@ -141,7 +154,8 @@ class Parser:
 
 class _Client(Client):
     """nats-py takes a server's word that it has no TLS, and would then send the password in the open. And before it
-    connects again, it waits half a minute for a server that is gone to say goodbye in TLS.
+    connects again, it waits half a minute for a server that is gone to say goodbye in TLS. And it lets control characters,
+    wildcards and empty tokens into the subjects that it publishes to.
     """
 
     secure = False
@@ -155,6 +169,14 @@ class _Client(Client):
     async def _attempt_reconnect(self) -> None:
         self.drop()
         await super()._attempt_reconnect()
+
+    async def publish(
+        self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, Any] | None = None
+    ) -> None:
+        require_subject(subject.encode())
+        if reply:
+            require_subject(reply.encode())
+        await super().publish(subject, payload, reply, headers)
 
     def _connect_command(self) -> bytes:
         if self.secure and not self._server_info.get("tls_required"):
@@ -179,6 +201,7 @@ class Wire:
         self._keep_unsent = keep_unsent
         self.access = server if isinstance(server, NatsAccess) else NatsAccess(server)
         self.name = name
+        self.refusals = self.access.refusals
         self.client = _Client()
         self.client.secure = self.access.secure
         self._raw: Any = self.client
@@ -199,7 +222,7 @@ class Wire:
         the server does not let us in.
         """
         self._loop = asyncio.get_running_loop()
-        self._raw._ps = Parser(self.client, self._handlers)
+        self._raw._ps = Parser(self.client, self._handlers, self.refusals)
         self._connecting = True
         try:
             async with asyncio.timeout(timeout_s):
@@ -318,6 +341,7 @@ class Wire:
 
         With `group` each message goes to one subscriber of that group. Raises Unavailable after `close`.
         """
+        require_pattern(subject.encode())
         # nats-py numbers and re-sends the subscription; without a callback it starts no task for it.
         try:
             subscription: Any = await self.client.subscribe(subject, group)
@@ -341,23 +365,30 @@ class Wire:
         self._handlers.pop(sid, None)
         if self._raw._subs.pop(sid, None) is not None and not self.client.is_closed:
             with contextlib.suppress(Unavailable):
-                self.write(b"UNSUB %d\r\n" % sid)
+                self._write(b"UNSUB %d\r\n" % sid)
 
-    def publish(self, subject: bytes, payload: bytes, reply: bytes = b"") -> None:
-        """Queue a message for this loop turn's write. Raises Unavailable when too much is unsent."""
+    def publish(self, subject: bytes, payload: bytes | memoryview, reply: bytes = b"", headers: bytes = b"") -> None:
+        """Queue a message for this loop turn's write. Raises BadSubject, and Unavailable when too much is unsent.
+
+        `headers` are whole: from `NATS/1.0` to the empty line.
+        """
+        require_subject(subject)
         if reply:
-            self.write(b"PUB %b %b %d\r\n%b\r\n" % (subject, reply, len(payload), payload))
+            require_subject(reply)
+            subject = b"%b %b" % (subject, reply)
+        size = len(payload)
+        if headers:
+            head = b"HPUB %b %d %d\r\n%b" % (subject, len(headers), len(headers) + size, headers)
         else:
-            self.write(b"PUB %b %d\r\n%b\r\n" % (subject, len(payload), payload))
+            head = b"PUB %b %d\r\n" % (subject, size)
+        self._write(b"".join((head, payload, b"\r\n")))
 
     def publish_with_id(self, subject: bytes, payload: bytes, reply: bytes, message_id: bytes) -> None:
         """Like `publish`, with a `Nats-Msg-Id`: JetStream stores it once per window."""
-        head = b"NATS/1.0\r\nNats-Msg-Id: %b\r\n\r\n" % message_id
-        size = len(head)
-        self.write(b"HPUB %b %b %d %d\r\n%b%b\r\n" % (subject, reply, size, size + len(payload), head, payload))
+        self.publish(subject, payload, reply, id_headers(message_id))
 
-    def write(self, command: bytes) -> None:
-        """Queue raw protocol bytes."""
+    def _write(self, command: bytes) -> None:
+        """Queue raw protocol bytes, of which nothing was chosen by others without being checked."""
         raw = self._raw
         if raw._pending_data_size > MAX_UNSENT:
             raise Unavailable("NATS does not take messages fast enough")
@@ -397,6 +428,13 @@ class Wire:
         raw._pending = []
         raw._pending_data_size = 0
         transport.write(data)
+
+
+def id_headers(message_id: bytes) -> bytes:
+    """Return the headers that make JetStream store a message once per window. Raises BadSubject."""
+    if _MESSAGE_ID.fullmatch(message_id) is None:
+        raise BadSubject(f"not a message id: {message_id[:100]!r}")
+    return b"NATS/1.0\r\nNats-Msg-Id: %b\r\n\r\n" % message_id
 
 
 def _hint(error: Exception) -> str | None:

@@ -110,6 +110,7 @@ class Assembly:
         return self._told(JobEventKind.QUEUED, EventId(frame.run, 0, 0), frame.payload)
 
     def _started(self, frame: DurableFrame) -> list[Piece]:
+        started = Started.model_validate_json(frame.payload)
         seen = bool(self._token)
         elsewhere = self._only and self._after[:2] != (frame.run, frame.delivery)
         if elsewhere or (seen and (frame.run, frame.delivery) <= (self._run, self._delivery)):
@@ -120,7 +121,6 @@ class Assembly:
         self._begun = True
         self._adopt(frame.token, frame)
         self._next = 1
-        started = Started.model_validate_json(frame.payload)
         data = orjson.dumps({"worker": started.worker, "backend": started.backend})
         kind = JobEventKind.RESTARTED if again else JobEventKind.STARTED
         return [*self._told(kind, EventId(frame.run, frame.delivery, 0), data), *self._in_order()]

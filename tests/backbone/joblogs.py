@@ -89,7 +89,7 @@ def envelope(world: World, **fields: Any) -> Envelope:
         "lane": world.queue.lane,
         "model": world.queue.model,
         "public_model": world.queue.model,
-        "reply": "",
+        "reply": "nexus.events.x",
         "durable": True,
     }
     return Envelope(**(values | fields))

@@ -10,9 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.aio.client import Client
+from nats.errors import BadSubjectError
 from nats.protocol.parser import Parser as TheirParser
 
+from backbone.bus.refusals import Refusals
 from backbone.bus.status import parse_ack_subject, parse_status
+from backbone.bus.subjects import BadSubject
 from backbone.bus.wire import Parser, Wire
 from tests.conftest import Eventually
 from tests.servers import Server
@@ -91,7 +94,7 @@ OTHERS = [
 def test_any_split_of_the_bytes_reads_the_same(cuts: list[int]) -> None:
     """However the network cuts the stream, the same messages come out."""
     client, got = _Client(), []
-    parser = Parser(client, {1: lambda *message: got.append(message)})  # type: ignore[arg-type]
+    parser = Parser(client, {1: lambda *message: got.append(message)}, Refusals())  # type: ignore[arg-type]
     edges = [0, *sorted(cuts), len(WIRE)]
 
     async def feed() -> None:
@@ -101,6 +104,94 @@ def test_any_split_of_the_bytes_reads_the_same(cuts: list[int]) -> None:
     asyncio.run(feed())
     assert got == MESSAGES
     assert client.seen == OTHERS
+
+
+NAME = st.one_of(
+    st.binary(max_size=40),
+    st.text(st.characters(codec="utf-8"), max_size=40).map(str.encode),
+    st.lists(st.sampled_from([b"a", b"$JS", b".", b"*", b">", b" ", b"\r\n", b"\0", b"\x7f", b"\xff", b"PUB b 0"])).map(
+        b"".join
+    ),
+)
+
+
+def _line(written: list[bytes]) -> list[bytes]:
+    """Read one command as nats-server does: words that are divided by blanks, up to the first end of a line."""
+    line, _, rest = b"".join(written).partition(b"\r\n")
+    assert rest == b"payload\r\n", written
+    return line.split()
+
+
+@given(subject=NAME, reply=NAME, message_id=NAME)
+@settings(max_examples=500, deadline=None)
+def test_a_name_never_becomes_protocol(subject: bytes, reply: bytes, message_id: bytes) -> None:
+    """Whatever the subject and the reply are: nothing is written, or one command with exactly these words."""
+    wire = Wire("nats://127.0.0.1:1", "test")
+    wire._write = lambda command: written.append(command)  # type: ignore[method-assign]
+    written: list[bytes] = []
+    try:
+        wire.publish(subject, b"payload", reply)
+    except BadSubject:
+        assert written == []
+    else:
+        assert _line(written) == [b"PUB", subject, *([reply] if reply else []), b"7"]
+        for name in (subject, reply):
+            assert not any(byte <= 0x20 or byte >= 0x7F for byte in name)
+            assert not {b"*", b">"} & set(name.split(b"."))
+            assert b"" not in name.split(b".") or name == b""
+    written.clear()
+    try:
+        wire.publish_with_id(b"a.b", b"payload", b"c", message_id)
+    except BadSubject:
+        assert written == []
+    else:
+        head, _, body = b"".join(written).partition(b"\r\n\r\n")
+        assert body == b"payload\r\n"
+        assert head.split(b"\r\n")[1:] == [b"NATS/1.0", b"Nats-Msg-Id: " + message_id]
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a b", "a\r\nPUB b 0", "a..b", ".a", "a.", "a.*", "a.>", "a\x00", "a\x7f", "\u00e9"]
+)
+async def test_no_way_past_the_check(own_nats: Server, name: str) -> None:
+    """A subject that is none is refused on every way to the server, nats-py's own included; a correct one still passes."""
+    wire = Wire(own_nats.url, "test")
+    await wire.connect()
+    client = wire.client
+    for attempt in (client.publish(name, b"x"), client.request(name, b"x", timeout=1)):
+        with pytest.raises((BadSubject, BadSubjectError)):
+            await attempt
+    if name:
+        with pytest.raises((BadSubject, BadSubjectError)):
+            await client.publish("a", b"x", reply=name)
+        with pytest.raises(BadSubject):
+            wire.publish(b"a", b"x", name.encode())
+    if name not in {"a.*", "a.>"}:
+        with pytest.raises(BadSubject):
+            await wire.subscribe(name, lambda *_: None)
+    for subject in ("a.*", "a.>", ">", "*.b"):
+        await wire.subscribe(subject, lambda *_: None)
+    await wire.ping()
+    await wire.close()
+
+
+async def test_a_message_that_breaks_its_handler_is_dropped(own_nats: Server, eventually: Eventually) -> None:
+    """The connection goes on reading: the next message is handled, and the refusal is counted."""
+    got: list[bytes] = []
+
+    def handle(_subject: bytes, _reply: bytes, _headers: bytes, data: bytes) -> None:
+        if data == b"bad":
+            raise ValueError("this cannot be read")
+        got.append(data)
+
+    wire = Wire(own_nats.url, "test")
+    await wire.connect()
+    await wire.subscribe("a", handle)
+    for data in (b"bad", b"good", b"bad", b"again"):
+        wire.publish(b"a", data)
+    await eventually(lambda: got == [b"good", b"again"])
+    assert wire.refusals.counts["message"] == 2
+    await wire.close()
 
 
 def test_status_lines() -> None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 import typer
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry
 
 from backbone.settings import GatewaySettings, WorkerSettings
 from cli.main import app
@@ -47,7 +47,7 @@ def metrics(registry: CollectorRegistry) -> set[str]:
     """Names as Prometheus sees them."""
     collectors = cast("dict[Any, list[str]]", registry._collector_to_names)
     return {
-        f"{family.name}_total" if isinstance(collector, Counter) else family.name
+        f"{family.name}_total" if family.type == "counter" else family.name
         for collector in collectors
         for family in collector.collect()
     }
