@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -174,7 +174,10 @@ def render_workers(answer: dict[str, Any]) -> RenderableType:
     rows = answer["data"]
     if not rows:
         return Text("No worker is there. Start one: nexus worker --backend openai --url http://HOST:PORT")
-    table = new_table("worker", "backend", "host", "slots", "state", "models")
+    notes = {row["id"]: "\n".join(_notes(row)) for row in rows}
+    table = new_table(
+        "worker", "backend", "host", "slots", "state", "models", *(["notes"] if any(notes.values()) else [])
+    )
     for row in rows:
         table.add_row(
             Text(row["id"]),
@@ -183,8 +186,19 @@ def render_workers(answer: dict[str, Any]) -> RenderableType:
             f"{row.get('busy', 0)}/{row.get('slots', 0)}",
             coloured(row.get("state", "")),
             Text(", ".join(one["name"] for one in row.get("models", []) if one["capabilities"] != ["models"])),
+            *([Text(notes[row["id"]])] if any(notes.values()) else []),
         )
     return table
+
+
+def _notes(row: dict[str, Any]) -> Iterator[str]:
+    """What a worker's models lack, and until when that is taken for true."""
+    for one in row.get("limitations", ()):
+        yield f"{one['model']} lacks {one['feature']} (until {_clock(one['until'])})"
+
+
+def _clock(at: int) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(at))
 
 
 def render_queues(answer: dict[str, Any]) -> RenderableType:

@@ -38,6 +38,20 @@ class WorkerState(StrEnum):
     DRAINING = "draining"
 
 
+class Limitation(BaseModel):
+    """A feature that a model's server lacks, as a probe of the worker's own has shown."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    feature: str
+    """`stream`, `stream_options`, `encoding_format`, a format, …"""
+    since: int
+    """Unix seconds by the worker's clock, for people to read."""
+    until: int
+    """When the worker forgets it, and asks the server again."""
+
+
 class WorkerPresence(BaseModel):
     """The value of `<prefix>workers/<id>`, under a lease: it vanishes with the worker."""
 
@@ -54,6 +68,7 @@ class WorkerPresence(BaseModel):
     busy: int = 0
     models: tuple[ModelOffer, ...] = ()
     state: WorkerState = WorkerState.READY
+    limitations: tuple[Limitation, ...] = ()
 
 
 class CatalogueEntry(BaseModel):

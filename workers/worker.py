@@ -19,7 +19,7 @@ from backbone.version import VERSION
 from schemas.control import Control, ControlOp
 from schemas.errors import NexusError
 from schemas.jobs import LANES, Capability, Envelope
-from schemas.presence import ModelOffer, ServiceRecord, Snapshot, WorkerPresence, WorkerState
+from schemas.presence import Limitation, ModelOffer, ServiceRecord, Snapshot, WorkerPresence, WorkerState
 from workers.attempt import Attempt, Identity, Stop
 from workers.backends.base import Backend
 from workers.durable import DurableAttempt
@@ -32,6 +32,8 @@ WATCH_S = 0.25
 NO_SLOT_DELAY_S = 0.1
 BUSY_UPDATE_S = 5.0
 """How often the registry is told how busy we are; every gateway hears of each change."""
+MAX_LIMITATIONS = 100
+"""As many are shown in the registry."""
 HEALTH_LIMIT_S = 10.0
 """How long a backend may take to say how it is."""
 SILENT_TRIES = 3
@@ -78,6 +80,7 @@ class Worker:
         self._unnamed: set[str] = set()
         self._services: Mapping[str, ServiceRecord] = {}
         self._problems: tuple[str, ...] = ()
+        self._limitations: tuple[Limitation, ...] = ()
         self._slots = 1
         self._state = WorkerState.UNHEALTHY
         self._identity = Identity(worker_id, backend.name)
@@ -255,6 +258,7 @@ class Worker:
             busy=len(self._attempts),
             models=self._models,
             state=self._state,
+            limitations=self._limitations,
         )
         if self._announcement is None:
             self._announcement = await self._registry.announce(presence)
@@ -333,9 +337,10 @@ class Worker:
                 attempt.watch(now)
                 if beat:
                     attempt.beat()
-            busy = len(self._attempts)
-            if busy != announced and now >= next_update and self._announcement and self._state is WorkerState.READY:
-                announced, next_update = busy, now + BUSY_UPDATE_S
+            busy, limitations = len(self._attempts), self._backend.limitations()[:MAX_LIMITATIONS]
+            changed = busy != announced or limitations != self._limitations
+            if changed and now >= next_update and self._announcement and self._state is WorkerState.READY:
+                announced, next_update, self._limitations = busy, now + BUSY_UPDATE_S, limitations
                 await self._announce()
 
     def _on_control(self, message: bytes) -> None:

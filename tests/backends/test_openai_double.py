@@ -142,16 +142,11 @@ async def test_a_server_without_stream_options_is_remembered(double: OpenAIDoubl
     assert await text_of(backend) == TEXT
     assert await text_of(backend) == TEXT
     posts = [seen for seen in double.seen if seen.method == "POST"]
-    assert ["stream_options" in seen.json for seen in posts] == [True, False, False]
-
-
-async def test_stream_options_that_the_caller_got_wrong_are_the_callers(double: OpenAIDouble, backend: Backend) -> None:
-    double.behave(no_stream_options=True)
-    with pytest.raises(BackendRefused):
-        await collect(backend, stream(stream_options={"nonsense": 1}))
-    double.behave()
-    await text_of(backend)
-    assert double.last.json["stream_options"] == {"include_usage": True}
+    probes = [seen.json.get("max_tokens") == 1 for seen in posts]
+    assert probes == [False, True, True, False, False]
+    assert ["stream_options" in seen.json for seen in posts] == [True, True, False, False, False]
+    [known] = backend.limitations()
+    assert (known.model, known.feature) == ("double", "stream_options")
 
 
 # What passes through

@@ -281,7 +281,9 @@ async def test_a_service_that_refuses_our_fields_is_asked_without_them(services:
     double.behave(no_stream_options=True)
     assert await said(services, "talker") == "Hello there, world!"
     assert await said(services, "talker") == "Hello there, world!"
-    assert len(double.posted) == 3
+    probed = 2
+    assert len(double.posted) == 3 + probed
+    assert [known.feature for known in services.backend.limitations()] == ["stream_options"]
 
 
 async def test_every_kind_of_answer_passes(services: Services) -> None:

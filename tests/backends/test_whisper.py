@@ -306,9 +306,30 @@ async def test_a_format_that_the_server_lacks_is_converted_or_refused() -> None:
         assert chunks[0].data == b"Hello there.\n"
         chunks, _, _ = await outputs_of(backend, said(WAV, "tiny", response_format="srt"))
         assert b"00:00:02,000\nHello there." in chunks[0].data
-        assert [form["response_format"] for form in double.forms] == ["verbose_json", "json", "srt"]
+        asked = [form["response_format"] for form in double.forms]
+        assert asked == ["verbose_json", "verbose_json", "json", "json", "srt"]
+        assert [form["filename"] for form in double.forms][1:3] == ["tone.wav", "tone.wav"], "the probe is our own"
         with pytest.raises(BackendRefused, match="json or text"):
             await outputs_of(backend, said(WAV, "tiny", response_format="verbose_json"))
+
+
+async def test_a_file_that_is_refused_by_the_name_of_a_format_changes_nothing() -> None:
+    """The server's words about one caller's file hold `response_format`; a probe shows that it has the format."""
+
+    def no_noise(double: Double, form: dict[str, Any]) -> web.StreamResponse:
+        if form["sound"] == b"noise":
+            told = "no audio (response_format=verbose_json)"
+            return web.json_response({"error": {"message": told, "type": "invalid_request_error"}}, status=400)
+        return web.json_response({"text": "Hello.", "segments": [{"start": 0, "end": 1, "text": "Hello."}]})
+
+    async with running(Double(models=[{"id": "tiny"}], answer=no_noise)) as double, adapter(double.url) as backend:
+        for _ in range(2):
+            with pytest.raises(BackendRefused, match="no audio"):
+                await outputs_of(backend, said(b"noise", "tiny"))
+        chunks, _, _ = await outputs_of(backend, said(WAV, "tiny", response_format="srt"))
+        assert b"-->" in chunks[0].data
+        assert len(double.forms) == 4
+        assert backend.limitations() == ()
 
 
 @pytest.mark.parametrize(

@@ -84,3 +84,13 @@ def test_a_wrong_line_asks_nothing(gateway: Gateway, arguments: tuple[str, ...])
     """No target, options where they would be ignored, no such subcommand."""
     assert run(*arguments).exit_code == 2
     assert gateway.asked == []
+
+
+def test_workers_are_listed_with_what_their_models_lack(gateway: Gateway) -> None:
+    """A column of notes is there only where there is anything to note."""
+    limitation = {"model": "m", "feature": "stream", "since": 0, "until": 600}
+    row = {"id": "w1", "backend": "openai", "models": [{"name": "m", "capabilities": ["chat"]}], "state": "ready"}
+    gateway.answer = {"data": [row | {"limitations": [limitation]}]}
+    assert "m lacks stream (until " in run("workers").output
+    gateway.answer = {"data": [row]}
+    assert "notes" not in run("workers").output

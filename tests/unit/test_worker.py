@@ -18,7 +18,7 @@ from gateway.dispatch import Dispatcher
 from gateway.metrics import GatewayMetrics
 from schemas.events import Progress
 from schemas.jobs import Capability, Lane, Limits
-from schemas.presence import ModelOffer, WorkerState
+from schemas.presence import Limitation, ModelOffer, WorkerState
 from tests.conftest import Eventually
 from workers.backends.base import Backend, BackendConfig, BackendUnavailable, Chunk, Discovery, Finish, Output, Task
 from workers.metrics import WorkerMetrics
@@ -35,8 +35,12 @@ class Script(Backend):
         self.up = True
         self.ran: list[str] = []
         self.stopped: list[str] = []
+        self.lacking: tuple[Limitation, ...] = ()
         self.go = asyncio.Event()
         self.go.set()
+
+    def limitations(self) -> tuple[Limitation, ...]:
+        return self.lacking
 
     async def discover(self) -> Discovery:
         await self.health()
@@ -132,6 +136,17 @@ async def test_a_name_that_no_subject_can_hold_does_no_harm(rig: Rig, eventually
     call = rig.call("later")
     await call.wait_end()
     assert call.error is None
+
+
+async def test_what_models_lack_is_shown(rig: Rig, eventually: Eventually) -> None:
+    """In the registry, as long as it counts."""
+    await eventually(lambda: rig.live() == ["m"])
+
+    def shown() -> tuple[Limitation, ...] | None:
+        return rig.registry.snapshot.workers["w"].limitations if rig.registry.snapshot else None
+
+    rig.backend.lacking = (Limitation(model="m", feature="stream", since=1, until=601),)
+    await eventually(lambda: shown() == rig.backend.lacking)
 
 
 async def test_a_backend_that_is_down_takes_no_jobs(rig: Rig, eventually: Eventually) -> None:

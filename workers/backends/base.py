@@ -15,6 +15,7 @@ optional. What MUST hold:
   NOT return before that work has really ended: until then the slot stays taken.
 - Errors are `BackendError`s. Whatever else escapes is wrapped once, by the worker, as a 502.
 - Time limits are the worker's business. An adapter never waits on a clock.
+- What a server lacks is never learned from a caller's request, whose errors may hold the caller's words: see `limitations.py`.
 - One instance serves many tasks at once, all on one event loop.
 """
 
@@ -31,7 +32,7 @@ from typing import ClassVar
 from schemas.errors import BackendFailed, ErrorInfo, NexusError, NotFound
 from schemas.events import Progress
 from schemas.jobs import Capability, Usage
-from schemas.presence import ModelOffer, ServiceRecord
+from schemas.presence import Limitation, ModelOffer, ServiceRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +213,10 @@ class Backend(ABC):
 
     def services_changed(self, services: Mapping[str, ServiceRecord]) -> None:
         """The HTTP services that the registry holds have changed; `discover` is called soon after."""
+
+    def limitations(self) -> tuple[Limitation, ...]:
+        """What probes of the adapter's own have shown that its models lack, for the operator. Asked for often: cheap."""
+        return ()
 
     @abstractmethod
     async def discover(self) -> Discovery:

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import orjson
 
 from schemas.jobs import Capability
-from schemas.presence import ModelOffer
+from schemas.presence import Limitation, ModelOffer
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -32,14 +32,14 @@ from workers.backends.base import (
     Task,
 )
 from workers.backends.chunks import Answer, Collector, Relay, Wanted
-from workers.backends.openai_api import OWN_FIELDS, Api
+from workers.backends.openai_api import OWN_FIELDS, Api, is_json, json_of
 from workers.backends.openai_audio import speech, transcribe, voices_of
 from workers.backends.openai_images import draw
 from workers.backends.openai_models import Capabilities, Choice, is_option
+from workers.backends.openai_text import ANSWER_LIMIT, as_events, open_text
 from workers.backends.openai_vectors import embed, rerank
-from workers.backends.refusals import refusal, stream_error
-from workers.backends.requests import choices_wanted, json_object, stream_options, usage_wanted
-from workers.backends.sse import is_json_content_type
+from workers.backends.refusals import refusal
+from workers.backends.requests import choices_wanted, json_object, usage_wanted
 from workers.backends.wire import HttpClient, Response
 
 JSON = dict[str, Any]
@@ -57,7 +57,6 @@ MEDIA: dict[Capability, Callable[[Api, Task], AsyncGenerator[Output]]] = {
     Capability.RERANK: rerank,
 }
 OPTIONS = frozenset({"api_path"})
-OUR_OPTIONS = {"include_usage": True}
 
 
 @dataclass(slots=True)
@@ -86,8 +85,6 @@ class _Call:
         for name in OWN_FIELDS:
             body.pop(name, None)
         body["model"] = task.model
-        body["stream"] = True
-        body["stream_options"] = stream_options(body) | OUR_OPTIONS
         return cls(path, body, wanted)
 
 
@@ -118,13 +115,17 @@ class OpenAIBackend(Backend):
         self._client = HttpClient(url[: len(url) - len(own)], headers=headers)
         self._media = Api(self._client, self._api, self._refusal)
         self._choice = Choice(config.options)
-        self._stream_options = True
         self._served: frozenset[str] | None = None
         """Names of the models; None before the first `discover`."""
         self._created: dict[str, int] = {}
 
     async def close(self) -> None:
+        await self._media.limitations.close()
         await self._client.close()
+
+    def limitations(self) -> tuple[Limitation, ...]:
+        """What probes have shown that models lack."""
+        return self._media.limitations.found()
 
     # What the server has
 
@@ -142,6 +143,7 @@ class OpenAIBackend(Backend):
             created = known.get(name, {}).get("created")
             self._created.setdefault(name, created if isinstance(created, int) else 0)
         offers = await self._with_voices([self._offer(name, known.get(name, {}), props) for name in names], known)
+        self._media.voices = {offer.name: offer.voices[0] for offer in offers if offer.voices}
         self._served = frozenset(names)
         slots = props.get("total_slots")
         return Discovery(offers, slots if isinstance(slots, int) and slots > 0 else None)
@@ -254,9 +256,13 @@ class OpenAIBackend(Backend):
                     yield output
             return
         call = _Call.of(task)
-        response = await self._open(call)
+        response = await open_text(self._media, call.path, call.body, streams=task.stream)
         answer: Answer = Relay(call.wanted) if task.stream else Collector(call.wanted)
         try:
+            if is_json(response):
+                chunk = answer.feed(await self._in_one_piece(response))
+                if chunk is not None:
+                    yield chunk
             while not answer.done:
                 data = await response.read()
                 chunk = answer.feed(data or b"\n\n")  # the last event may lack its empty line
@@ -279,32 +285,16 @@ class OpenAIBackend(Backend):
         if self._served is not None and model not in self._served:
             raise ModelNotServed(f"the backend does not have the model {model!r}", param="model")
 
-    async def _open(self, call: _Call) -> Response:
-        """The response, as a stream. Raises BackendError for any other."""
-        if not self._stream_options:
-            call.body.pop("stream_options", None)
-        response = await self._client.request("POST", self._api + call.path, orjson.dumps(call.body))
-        if response.status == 200 and not is_json_content_type(response.headers.get("content-type", "")):
-            return response
-        body = await _whole(response)
-        # Only if the option is ours: what the caller gets wrong is not a property of the server.
-        if (
-            response.status in (400, 422)
-            and b"stream_options" in body
-            and call.body.get("stream_options") == OUR_OPTIONS
-        ):
-            self._stream_options = False
-            return await self._open(call)
-        raise self._refusal(response.status, response.headers, body)
+    async def _in_one_piece(self, response: Response) -> bytes:
+        """The events of an answer that is no stream, although one was asked for."""
+        data = await response.read_all(ANSWER_LIMIT)
+        return as_events(json_of(response, self._without_key(data)))
 
     def _refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
-        if self.config.api_key:
-            body = body.replace(self.config.api_key.encode(), b"***")
-        if status != 200:
-            return refusal(status, headers, body)
-        if b'"error"' in body:
-            return stream_error(orjson.loads(body))
-        return BackendError("the backend answered in one piece although a stream was asked for")
+        return refusal(status, headers, self._without_key(body))
+
+    def _without_key(self, body: bytes) -> bytes:
+        return body.replace(self.config.api_key.encode(), b"***") if self.config.api_key else body
 
 
 async def _whole(response: Response) -> bytes:

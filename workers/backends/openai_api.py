@@ -1,4 +1,4 @@
-"""An OpenAI-style server as its adapter's parts for media see it: one call, one answer."""
+"""An OpenAI-style server as the parts of its adapters see it: one call, one answer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 
 from workers.backends.base import BackendError
+from workers.backends.limitations import Limitations
 from workers.backends.multipart import Encoded
 from workers.backends.refusals import refusal
 from workers.backends.sse import EventTooLarge, SseSplitter, is_json_content_type
@@ -33,10 +34,12 @@ class Api:
     """Where its API lies: `/v1`."""
     refuse: Refuse = refusal
     """The error for an answer whose status is not 200."""
-    lacks: set[tuple[str, str]] = field(default_factory=set)
-    """What a model has refused: its name and a format or field."""
-    rerank: int | None = None
-    """Which of the known ways of reranking it has."""
+    limitations: Limitations = field(default_factory=Limitations)
+    """What its models lack, by probes."""
+    ways: dict[str, tuple[int, float]] = field(default_factory=dict)
+    """Which of the known ways of reranking each model has, and until when that counts."""
+    voices: dict[str, str] = field(default_factory=dict)
+    """A voice of each model whose voices the server lists."""
 
     async def post(self, path: str, body: JSON | Encoded, *, root: str | None = None) -> Response:
         """The answer, where its status is 200; whoever asked closes it. Raises BackendError for any other.
@@ -44,7 +47,7 @@ class Api:
         When this is cancelled while the server works on its answer, it ends only when that work has: few servers stop for
         a caller who hangs up. A second cancellation hangs up.
         """
-        response = await _finished(self._send((self.path if root is None else root) + path, body))
+        response = await _finished(self.send((self.path if root is None else root) + path, body))
         if response.status == 200:
             return response
         try:
@@ -62,7 +65,8 @@ class Api:
         finally:
             response.close()
 
-    async def _send(self, path: str, body: JSON | Encoded) -> Response:
+    async def send(self, path: str, body: JSON | Encoded) -> Response:
+        """The answer, whatever its status; `path` begins at the server's root."""
         if not isinstance(body, Encoded):
             return await self.client.request("POST", path, orjson.dumps(body))
         return await self.client.request(
@@ -116,9 +120,13 @@ def json_of(response: Response, data: bytes) -> Any:
 
 def is_about(error: BackendError, *words: str) -> bool:
     """Whether a refusal is about one of these fields or values."""
-    info = error.info
-    said = f"{info.param or ''} {info.message}".lower()
-    return info.status in (400, 422) and any(word in said for word in words)
+    return error.info.status in (400, 422) and names(error, *words)
+
+
+def names(error: BackendError, *words: str) -> bool:
+    """Whether an error names one of these fields or values, in lower case."""
+    said = f"{error.info.param or ''} {error.info.message}".lower()
+    return any(word in said for word in words)
 
 
 def is_json(response: Response) -> bool:

@@ -1,6 +1,7 @@
 """`/v1/audio/speech`, `/transcriptions` and `/translations` of an OpenAI-style server.
 
-Formats that a model refuses are remembered, and made of another one that it has.
+A format that a model lacks, as a probe of our own shows, is made of another one that it has. Without that proof, the caller gets
+the server's own refusal.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any, TypeVar
 
 import orjson
@@ -26,6 +28,7 @@ from workers.backends.openai_api import (
     is_json,
     json_of,
 )
+from workers.backends.openai_probes import STREAM, lacks_sound, lacks_transcript, lacks_transcript_stream
 from workers.backends.refusals import stream_error
 from workers.backends.speech import NO_SOUND, SpeechRequest, speak
 from workers.backends.sse import payloads
@@ -50,6 +53,7 @@ SOUNDS = ("wav", "flac", "mp3")
 TRANSCRIPTS: tuple[Format, ...] = ("verbose_json", "json", "text")
 MAGIC = ((b"RIFF", "wav"), (b"OggS", "opus"), (b"fLaC", "flac"), (b"ID3", "mp3"))
 MAGIC_SIZE = 4
+VOICE_LENGTH = 100
 Name = TypeVar("Name", bound=str)
 RATE = re.compile(r"rate\s*=\s*(\d+)")
 
@@ -78,21 +82,22 @@ async def speech(api: Api, task: Task) -> AsyncGenerator[Output]:
 async def _spoken(api: Api, task: Task, request: SpeechRequest) -> tuple[Response, str]:
     fields = fields_of(request.fields, task.model)
     fields.pop("stream_format", None)  # events are made here
+    voice = api.voices.get(task.model) or str(fields.get("voice") or "alloy")[:VOICE_LENGTH]
     refused: BackendRefused | None = None
     for codec in _untried(api, task.model, request.response_format, SOUNDS):
         try:
             return await api.post("/audio/speech", fields | {"response_format": codec}), codec
         except BackendRefused as error:
-            if not is_about(error, "format", codec):
+            probe = partial(lacks_sound, api, task.model, voice, codec, SOUNDS)
+            if not (is_about(error, "format", codec) and await api.limitations.confirm(task.model, codec, probe)):
                 raise
-            api.lacks.add((task.model, codec))
             refused = refused or error
     raise refused or BackendRefused(f"the backend has none of the formats {', '.join(SOUNDS)}", param="response_format")
 
 
 def _untried(api: Api, model: str, wanted: Name, others: tuple[Name, ...]) -> Iterator[Name]:
     for name in dict.fromkeys((wanted, *others)):
-        if (model, name) not in api.lacks:
+        if not api.limitations.lacks(model, name):
             yield name
 
 
@@ -160,20 +165,21 @@ async def transcribe(api: Api, task: Task) -> AsyncGenerator[Output]:
 
 async def _heard(api: Api, task: Task, request: TranscriptionRequest) -> tuple[Response, Format]:
     path = "/audio/translations" if request.what == "translate" else "/audio/transcriptions"
-    stream = task.stream and (task.model, "stream") not in api.lacks
+    limitations, model = api.limitations, task.model
+    stream = task.stream and not limitations.lacks(model, STREAM)
     refused: BackendRefused | None = None
     wanted: Format = "json" if task.stream else request.response_format
-    for form in _untried(api, task.model, wanted, TRANSCRIPTS):
+    for form in _untried(api, model, wanted, TRANSCRIPTS):
         fields = form_fields(_fields(task, request, form) | ({"stream": True} if stream else {}))
         try:
             return await api.post(path, encode(fields, [FilePart.of(request.file)])), form
         except BackendRefused as error:
-            if stream and is_about(error, "stream"):
-                api.lacks.add((task.model, "stream"))
+            streamless = partial(lacks_transcript_stream, api, path, model)
+            if stream and is_about(error, STREAM) and await limitations.confirm(model, STREAM, streamless):
                 return await _heard(api, task, request)
-            if not is_about(error, "format", form):
+            formless = partial(lacks_transcript, api, path, {"model": model}, form, TRANSCRIPTS)
+            if not (is_about(error, "format", form) and await limitations.confirm(model, form, formless)):
                 raise
-            api.lacks.add((task.model, form))
             refused = refused or error
     raise refused or BackendRefused("the backend has none of the formats that are known", param="response_format")
 

@@ -26,6 +26,8 @@ TAIL = 16
 GIVEN = re.compile(rb'"(b64_json|url)"\s*:\s*"[^"]')
 COMPLETED = (b'image_generation.completed"', b'image_edit.completed"')
 MAGIC = ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"RIFF", "image/webp"))
+LEFT_OUT = {"response_format": ("response_format",), "stream": ("stream", "partial_images")}
+"""What an image server may refuse, and what is left out then."""
 URL_SAFE = "/%:@!$&'()*+,;=~?"
 
 
@@ -48,24 +50,24 @@ async def draw(api: Api, task: Task) -> AsyncGenerator[Output]:
 
 
 async def _asked(api: Api, task: Task, request: ImageRequest) -> Response:
-    """Asks again without what the server does not know: `response_format` (OpenAI's own newer models) or `stream`."""
+    """The answer; where the server refuses one of these fields by name, that of the same request without it.
+
+    `response_format` is ours (OpenAI's newer models do not know it), and an answer in one piece serves a caller who streams as well.
+    Nothing is remembered: only a picture could prove that a model lacks them, and a probe must cost next to nothing.
+    """
     fields = fields_of(json_object(task.body), task.model) | {"response_format": "b64_json"}
     fields.pop("stream", None)
     fields |= {"stream": True} if task.stream else {}
-    for name, others in (("response_format", ()), ("stream", ("partial_images",))):
-        if (task.model, name) in api.lacks:
-            for one in (name, *others):
-                fields.pop(one, None)
-    try:
-        return await api.post("/images/edits" if request.edit else "/images/generations", _body(fields, request))
-    except BackendRefused as error:
-        lacked = next(
-            (name for name in ("response_format", "stream") if name in fields and is_about(error, name)), None
-        )
-        if lacked is None:
-            raise
-        api.lacks.add((task.model, lacked))
-    return await _asked(api, task, request)
+    path = "/images/edits" if request.edit else "/images/generations"
+    while True:
+        try:
+            return await api.post(path, _body(fields, request))
+        except BackendRefused as error:
+            named = next((name for name in LEFT_OUT if name in fields and is_about(error, name)), None)
+            if named is None:
+                raise
+            for name in LEFT_OUT[named]:
+                fields.pop(name, None)
 
 
 def _body(fields: JSON, request: ImageRequest) -> JSON | Encoded:

@@ -1,19 +1,23 @@
-"""`/v1/chat/completions` and `/v1/completions` of an OpenAI-style service.
+"""`/v1/chat/completions` and `/v1/completions` of an OpenAI-style server.
 
-A stream is asked for, also for a caller who does not want one: closing a stream stops the service's work, closing a plain
-call may not. Where the service has none, its answer in one piece is taken, and cut into events for a caller who streams.
+A stream is asked for, also for a caller who does not want one: closing a stream stops the server's work, closing a plain
+call may not. A server that refuses a stream is asked for an answer in one piece, which is cut into events for a caller who
+streams. Only a probe of our own proves that a model lacks a feature; without that proof, the fields that Nexus
+added are left out for this one request, and those that the caller sent are not.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from functools import partial
 from typing import Any
 
 import orjson
 
-from workers.backends.base import BackendError, BackendRefused, Output, Task
+from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, Output, Task
 from workers.backends.chunks import Answer, Collector, Relay, Wanted
-from workers.backends.openai_api import ERROR_LIMIT, JSON, Api, fields_of, is_about, is_json, json_of
+from workers.backends.openai_api import ERROR_LIMIT, JSON, Api, fields_of, is_json, json_of, names
+from workers.backends.openai_probes import STREAM, STREAM_OPTIONS, TOOL_STREAM, lacks_text_feature
 from workers.backends.refusals import stream_error
 from workers.backends.requests import choices_wanted, json_object, stream_options, usage_wanted
 from workers.backends.wire import Response
@@ -21,21 +25,24 @@ from workers.backends.wire import Response
 ANSWER_LIMIT = 64 * 1024 * 1024
 CHAT = "/v1/chat/completions"
 PATHS = {CHAT: "/chat/completions", "/v1/completions": "/completions"}
-STREAM = ("stream_options", "stream")
-"""Fields that are ours; a service that refuses one of them is asked without it."""
+OUR_OPTIONS = {"include_usage": True}
+FEATURES = (STREAM_OPTIONS, STREAM, TOOL_STREAM)
+TOOLS = ("tools", "functions")
+STREAMS = (STREAM, f"{STREAM} of completions")
+"""What a model lacks that streams no text at all."""
 
 
 async def complete(api: Api, task: Task) -> AsyncGenerator[Output]:
-    """The text, streamed or in one piece, whichever way the service gives it."""
+    """Yield the text, streamed or in one piece, whichever way the server gives it."""
     path = PATHS.get(task.endpoint)
     if path is None:
         raise BackendRefused(f"this backend does not serve {task.endpoint}")
     body = json_object(task.body)
     answer = _answer(task, body)
-    response = await _asked(api, path, fields_of(body, task.model))
+    response = await open_text(api, path, fields_of(body, task.model), streams=task.stream)
     try:
         if is_json(response):
-            chunk = answer.feed(_as_events(json_of(response, await response.read_all(ANSWER_LIMIT))))
+            chunk = answer.feed(as_events(json_of(response, await response.read_all(ANSWER_LIMIT))))
             if chunk is not None:
                 yield chunk
         while not answer.done:
@@ -68,40 +75,81 @@ def _answer(task: Task, body: JSON) -> Answer:
     return Relay(wanted) if task.stream else Collector(wanted)
 
 
-async def _asked(api: Api, path: str, body: JSON) -> Response:
-    """The answer, where its status is 200. What the service has refused of `STREAM` is left out the next time."""
-    model = body["model"]
-    fields = body | {"stream": True, "stream_options": stream_options(body) | {"include_usage": True}}
-    lacked = {name for name in STREAM if (model, name) in api.lacks}
-    if "stream" in lacked:
-        fields |= {"stream": False}
-    if lacked:
-        del fields["stream_options"]
-    try:
-        return await _sent(api, path, fields)
-    except BackendRefused as error:
-        ours = (name for name in STREAM if fields.get(name) and is_about(error, name))
-        refused = next(ours, None)
-        if refused is None or (refused == "stream_options" and stream_options(body)):
-            raise
-        api.lacks.add((model, refused))
-    return await _asked(api, path, body)
+async def open_text(api: Api, path: str, fields: JSON, *, streams: bool) -> Response:
+    """Return the answer, whose status is 200: a stream, or JSON where the server does not stream. Changes `fields`.
+
+    `streams`: the caller asked for a stream. Raises BackendError with the server's own words for any other answer.
+    """
+    theirs = stream_options(fields)
+    fields["stream"] = True
+    fields["stream_options"] = theirs | OUR_OPTIONS
+    _leave_out_known(api, path, fields)
+    ours = {STREAM_OPTIONS: not theirs, STREAM: not streams, TOOL_STREAM: not streams}
+    while True:
+        if not fields["stream"]:
+            return await api.post(path, fields)
+        response = await api.client.request("POST", api.path + path, orjson.dumps(fields))
+        if response.status == 200:
+            return response
+        error = await _error(api, response)
+        suspects = list(_suspects(fields, error))
+        feature = await _confirmed(api, path, fields["model"], suspects) or next(filter(ours.get, suspects), None)
+        if feature is None:
+            raise error
+        _leave_out(fields, feature)
 
 
-async def _sent(api: Api, path: str, fields: JSON) -> Response:
-    """Closing a stream's request stops it; a plain one is waited for."""
-    if not fields["stream"]:
-        return await api.post(path, fields)
-    response = await api.client.request("POST", api.path + path, orjson.dumps(fields))
-    if response.status == 200:
-        return response
+def _leave_out_known(api: Api, path: str, fields: JSON) -> None:
+    limitations, model = api.limitations, fields["model"]
+    if limitations.empty:
+        return
+    if limitations.lacks(model, STREAM_OPTIONS + _suffix(path)):
+        _leave_out(fields, STREAM_OPTIONS)
+    if limitations.lacks(model, STREAM + _suffix(path)) or (
+        limitations.lacks(model, TOOL_STREAM) and any(map(fields.get, TOOLS))
+    ):
+        _leave_out(fields, STREAM)
+
+
+def _leave_out(fields: JSON, feature: str) -> None:
+    fields.pop("stream_options", None)
+    if feature != STREAM_OPTIONS:
+        fields["stream"] = False
+
+
+def _suffix(path: str) -> str:
+    """What tells the features of `/v1/completions` from those of chat, where most servers are used."""
+    return "" if path == PATHS[CHAT] else " of completions"
+
+
+def _suspects(fields: JSON, error: BackendError) -> Iterator[str]:
+    """The features that an error may be about: the fields that carry them were sent, and it names them."""
+    if isinstance(error, BackendUnavailable) or not names(error, "stream"):
+        return
+    if "stream_options" in fields and names(error, "stream_options"):
+        yield STREAM_OPTIONS
+        return
+    yield STREAM
+    if any(map(fields.get, TOOLS)):
+        yield TOOL_STREAM
+
+
+async def _confirmed(api: Api, path: str, model: str, suspects: list[str]) -> str | None:
+    for feature in suspects:
+        name = feature if feature == TOOL_STREAM else feature + _suffix(path)
+        if await api.limitations.confirm(model, name, partial(lacks_text_feature, api, path, model, feature)):
+            return feature
+    return None
+
+
+async def _error(api: Api, response: Response) -> BackendError:
     try:
-        raise api.refuse(response.status, response.headers, await response.read_all(ERROR_LIMIT))
+        return api.refuse(response.status, response.headers, await response.read_all(ERROR_LIMIT))
     finally:
         response.close()
 
 
-def _as_events(answer: Any) -> bytes:
+def as_events(answer: Any) -> bytes:
     """An answer in one piece as the events of a stream."""
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or not choices:

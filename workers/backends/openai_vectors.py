@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator
+from functools import partial
+from time import monotonic
 from typing import Any
 
 import orjson
@@ -11,7 +13,9 @@ import orjson
 from schemas.jobs import Usage
 from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, ModelNotServed, Output, Task
 from workers.backends.embeddings import embeddings_body, read_vectors, wrapped
+from workers.backends.limitations import KNOWN_S
 from workers.backends.openai_api import JSON, Api, fields_of, is_about, json_of
+from workers.backends.openai_probes import lacks_encoding_format, reranks_as_tei
 from workers.backends.requests import json_object
 from workers.backends.rerank import RerankRequest, read_scores, rerank_body
 from workers.backends.wire import Response
@@ -23,8 +27,9 @@ INDEX = re.compile(rb'"index"\s*:\s*(\d+)')
 WAYS = ((None, "/rerank", False), ("", "/rerank", False), ("", "/rerank", True), ("", "/v2/rerank", False))
 """Root (None: the API's), path, and whether it is TEI's. llama.cpp, vLLM and Jina have the first, Infinity the second,
 Cohere the last."""
-TRIED_AGAIN = 1
-"""This way's path is also TEI's, who refuses the fields of the others."""
+USUAL = 1
+"""This way's path is also TEI's, which refuses the fields of the others."""
+FORM = "encoding_format"
 
 
 # Embeddings
@@ -43,15 +48,16 @@ async def embed(api: Api, task: Task) -> AsyncGenerator[Output]:
 
 
 async def _vectors(api: Api, fields: JSON, model: str) -> tuple[Response, bytes]:
-    if (model, "encoding_format") in api.lacks:
-        fields.pop("encoding_format", None)
+    if api.limitations.lacks(model, FORM):
+        fields.pop(FORM, None)
     try:
         return await api.whole("/embeddings", fields, ANSWER_LIMIT)
     except BackendRefused as error:
-        if "encoding_format" not in fields or not is_about(error, "encoding_format", "base64"):
+        if FORM not in fields or not is_about(error, FORM, "base64"):
             raise
-    api.lacks.add((model, "encoding_format"))
-    return await _vectors(api, fields, model)
+        if not await api.limitations.confirm(model, FORM, partial(lacks_encoding_format, api, model)):
+            raise
+    return await api.whole("/embeddings", {name: fields[name] for name in fields if name != FORM}, ANSWER_LIMIT)
 
 
 def _in_form(response: Response, data: bytes, body: JSON, form: str, model: str) -> tuple[bytes, Usage]:
@@ -126,27 +132,39 @@ async def rerank(api: Api, task: Task) -> AsyncGenerator[Output]:
 
 
 async def _scores(api: Api, request: RerankRequest, model: str) -> tuple[list[tuple[int, float]], int]:
+    way, until = api.ways.get(model, (None, 0.0))
     refused: BackendRefused | None = None
-    for way in range(len(WAYS)) if api.rerank is None else (api.rerank,):
-        root, path, is_tei = WAYS[way]
-        fields = _teis(request) if is_tei else _fields(request, model)
+    for one in range(len(WAYS)) if way is None or until < monotonic() else (way,):
         try:
-            response, answer = await api.whole(path, fields, ANSWER_LIMIT, root=root)
-            found = read_scores(json_of(response, answer))
+            found = await _ranked(api, request, model, one)
         except ModelNotServed:
             raise
         except BackendRefused as error:
             if refused is None or _no_such_way(refused):
                 refused = error
-            if not _no_such_way(error) and way != TRIED_AGAIN:
+            if one == USUAL and not _no_such_way(error) and await _is_teis(api, model):
+                refused = None
+            elif not _no_such_way(error):
                 break
         else:
-            api.rerank = way
+            api.ways[model] = (one, until if one == way and until > monotonic() else monotonic() + KNOWN_S)
             return found
     assert refused is not None
     if _no_such_way(refused):
-        api.rerank = None
+        api.ways.pop(model, None)
     raise refused
+
+
+async def _ranked(api: Api, request: RerankRequest, model: str, way: int) -> tuple[list[tuple[int, float]], int]:
+    root, path, is_tei = WAYS[way]
+    fields = _teis(request) if is_tei else _fields(request, model)
+    response, answer = await api.whole(path, fields, ANSWER_LIMIT, root=root)
+    return read_scores(json_of(response, answer))
+
+
+async def _is_teis(api: Api, model: str) -> bool:
+    """Whether the path that refused the usual fields is TEI's: a request that is wrong is refused there as well."""
+    return await api.limitations.confirm(model, "fields of Jina's rerank", partial(reranks_as_tei, api, model))
 
 
 def _fields(request: RerankRequest, model: str) -> JSON:

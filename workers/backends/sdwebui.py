@@ -15,6 +15,7 @@ import random
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, suppress
+from time import monotonic
 from typing import Any
 
 import orjson
@@ -43,6 +44,7 @@ from workers.backends.images import (
     preview_of,
     size_of,
 )
+from workers.backends.limitations import KNOWN_S
 from workers.backends.refusals import refusal
 from workers.backends.wire import HttpClient, Response
 
@@ -82,7 +84,7 @@ class SDWebUIBackend(Backend):
         self._titles: dict[str, str] | None = None
         """What the server calls each model; None before the first `discover`."""
         self._loaded = ""
-        self._tells_progress = True
+        self._no_progress_until = 0.0
         self._turn = asyncio.Lock()
 
     async def close(self) -> None:
@@ -197,12 +199,12 @@ class SDWebUIBackend(Backend):
 
     async def _progress(self) -> JSON:
         """What the server says of its work; nothing, where it says nothing."""
-        if not self._tells_progress:
+        if monotonic() < self._no_progress_until:
             return {}
         try:
             said = await self._ask("/progress")
         except BackendRefused:  # stable-diffusion.cpp has none
-            self._tells_progress = False
+            self._no_progress_until = monotonic() + KNOWN_S
             return {}
         except BackendError:  # the call itself will tell what is wrong
             return {}

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 
 from schemas.events import Progress
-from schemas.presence import ModelOffer, ServiceRecord
+from schemas.presence import Limitation, ModelOffer, ServiceRecord
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -57,6 +57,10 @@ class ServiceBackend(Backend):
     async def close(self) -> None:
         for place in (*self._places.values(), *self._retired):
             await place.close()
+
+    def limitations(self) -> tuple[Limitation, ...]:
+        """What probes have shown that models of any service lack."""
+        return tuple(one for place in self._places.values() for one in place.limitations)
 
     # What there is
 

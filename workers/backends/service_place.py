@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
 
 from schemas.jobs import Capability
-from schemas.presence import ServiceRecord
+from schemas.presence import Limitation, ServiceRecord
 from workers.backends.base import BackendError, BackendRefused, Output, Task
 from workers.backends.openai_api import Api
 from workers.backends.openai_audio import speech, transcribe
 from workers.backends.openai_images import draw
-from workers.backends.openai_text import complete
+from workers.backends.openai_text import STREAMS, complete
 from workers.backends.openai_vectors import embed, rerank
 from workers.backends.refusals import refusal
 from workers.backends.service_metadata import ENDPOINTS, Advert, endpoints_of, names_models, paths_of, read_advert
@@ -77,8 +77,14 @@ class Place:
 
     async def close(self) -> None:
         """End every connection."""
+        await self._api.limitations.close()
         await self._client.close()
         await self._documents.close()
+
+    @property
+    def limitations(self) -> tuple[Limitation, ...]:
+        """What probes have shown that its models lack."""
+        return self._api.limitations.found()
 
     @property
     def slots(self) -> int | None:
@@ -162,8 +168,8 @@ class Place:
                 f"{self._metadata_path} names no endpoint that Nexus knows; it must list some under 'endpoints'"
             )
         advert = read_advert(self.name, endpoints, documents, listed, guessed=guessed)
-        if not advert.streams:
-            self._api.lacks |= {(model.name, "stream") for model in advert.models}
+        self._api.limitations.declare(() if advert.streams else _streamless(advert))
+        self._api.voices = {model.name: model.voices[0] for model in advert.models if model.voices}
         return advert
 
     async def _metadata(self) -> list[JSON]:
@@ -208,3 +214,10 @@ class Place:
         if self._api_key:
             body = body.replace(self._api_key.encode(), b"***")
         return refusal(status, headers, body)
+
+
+def _streamless(advert: Advert) -> Iterator[tuple[str, str]]:
+    """The service streams no text and no transcript, by its own word."""
+    for model in advert.models:
+        for feature in STREAMS:
+            yield model.name, feature

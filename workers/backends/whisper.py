@@ -1,7 +1,7 @@
 """Speech-to-text servers: the OpenAI-like ones (speaches, faster-whisper servers) and whisper.cpp's.
 
 The server is asked for verbose_json whatever the caller wants, and the answer is converted: servers differ in which
-formats they speak. One that lacks verbose_json is asked for the caller's own format instead.
+formats they speak. One that lacks verbose_json, as a probe of our own shows, is asked for the caller's own format instead.
 
 Most of these servers work on when their caller hangs up. So a request is then read to its end, and its slot stays taken
 until the server is done with it; cancelling twice gives it up.
@@ -21,15 +21,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import orjson
 
 from schemas.events import Progress
 from schemas.jobs import Capability
-from schemas.presence import ModelOffer
+from schemas.presence import Limitation, ModelOffer
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -44,6 +45,8 @@ from workers.backends.base import (
     Task,
 )
 from workers.backends.multipart import FilePart, encode
+from workers.backends.openai_api import Api
+from workers.backends.openai_probes import lacks_transcript
 from workers.backends.refusals import refusal, stream_error
 from workers.backends.sse import SseSplitter, is_json_content_type, payloads
 from workers.backends.transcripts import (
@@ -68,6 +71,8 @@ NO = frozenset({"no", "false", "0", "off"})
 PATHS = {"transcribe": "/audio/transcriptions", "translate": "/audio/translations"}
 MISSING = frozenset({404, 405, 501})
 BODY_LIMIT = 32 * 1024 * 1024
+RICH: Format = "verbose_json"
+OTHERS: tuple[Format, ...] = ("json", "text")
 WHISPER_CPP = "whisper"
 """What whisper.cpp's model is called when nobody says: its server does not."""
 BAD_SOUND = re.compile(
@@ -90,7 +95,7 @@ class _Call:
     wanted: TranscriptionRequest
     path: str
     fields: list[tuple[str, str]] = field(default_factory=list)
-    asked: Format = "verbose_json"
+    asked: Format = RICH
     sent: bool = False
     """The whole form is with the server."""
 
@@ -126,11 +131,15 @@ class WhisperBackend(Backend):
         self._client = HttpClient(url.removesuffix(self._root), headers=headers)
         self._served: frozenset[str] | None = None
         """Names of the models; None before the first `discover`."""
-        self._plain: set[str] = set()
-        """Models that do not speak verbose_json."""
+        self._server = Api(self._client, self._root, self._refusal)
 
     async def close(self) -> None:
+        await self._server.limitations.close()
         await self._client.close()
+
+    def limitations(self) -> tuple[Limitation, ...]:
+        """The models that do not speak verbose_json, as probes have shown."""
+        return self._server.limitations.found()
 
     # What the server has
 
@@ -211,8 +220,8 @@ class WhisperBackend(Backend):
         for name in UNHEARD:
             if wanted.extra.get(name):
                 raise BackendRefused(f"this backend does not have {name}; leave it out", param=name)
-        asked: Format = "verbose_json"
-        if task.model in self._plain:
+        asked: Format = RICH
+        if self._server.limitations.lacks(task.model, RICH):
             asked = wanted.response_format if wanted.response_format in ("srt", "vtt") else "json"
         fields = self._whisper_cpp(wanted) if self._api == "whispercpp" else self._openai(wanted)
         for name, value in wanted.extra.items():
@@ -248,10 +257,16 @@ class WhisperBackend(Backend):
                     await work
         if status == 200:
             return parse(body, call.asked)
-        if call.asked == "verbose_json" and _is_about_the_format(status, body):
-            self._plain.add(call.wanted.model)
+        if call.asked == RICH and _is_about_the_format(status, body) and await self._lacks_rich(call):
             return await self._transcript(self._again(call))
         raise await self._failure(call, status, headers, body)
+
+    async def _lacks_rich(self, call: _Call) -> bool:
+        """Whether the model does not speak verbose_json: the file or the fields of this call may be what is wrong."""
+        model = call.wanted.model
+        fields: JSON = {} if self._api == "whispercpp" else {self._model_field: model}
+        probe = partial(lacks_transcript, self._server, call.path, fields, RICH, OTHERS, root="")
+        return await self._server.limitations.confirm(model, RICH, probe)
 
     async def _ask(self, call: _Call) -> tuple[int, dict[str, str], bytes]:
         response = await self._send(call)
@@ -307,7 +322,7 @@ class WhisperBackend(Backend):
             return BackendRefused(message or "the file is no sound that the backend can decode", param="file")
         return error
 
-    def _refusal(self, status: int, headers: dict[str, str], body: bytes) -> BackendError:
+    def _refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         if self.config.api_key:
             body = body.replace(self.config.api_key.encode(), b"***")
         return refusal(status, headers, body)

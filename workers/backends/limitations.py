@@ -1,0 +1,136 @@
+"""Features that a server lacks, learned only from probes of the worker's own.
+
+A caller's refused request proves nothing about the server: its error may repeat the caller's fields and texts. An adapter
+that suspects a missing feature calls `confirm` with a probe, a tiny and harmless request with and without the feature. What MUST hold:
+
+- A probe returns True only when the server refused the request with the feature and accepted it without.
+- One probe runs for a model and feature at a time; callers that suspect the same share its result.
+- A result counts for one model and feature, and expires: after `KNOWN_S`, or after `UNCLEAR_S` where the probe found nothing.
+- At most `MAX_PROBES` begin within `PROBE_WINDOW_S`. `confirm` returns False where no further probe may begin.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+from schemas.presence import Limitation
+from workers.backends.base import BackendError
+
+KNOWN_S = 600.0
+"""How long the result of a probe counts: a server may be updated."""
+UNCLEAR_S = 60.0
+"""The pause after a probe that proved nothing."""
+PROBE_TIMEOUT_S = 20.0
+MAX_PROBES = 30
+PROBE_WINDOW_S = 60.0
+
+Key = tuple[str, str]
+"""A model and a feature."""
+Probe = Callable[[], Awaitable[bool | None]]
+"""True: the feature is missing. False: it is there. None: the probe proved nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Finding:
+    """The result of one probe."""
+
+    lacks: bool
+    expires_at: float
+    shown: Limitation
+
+
+class Limitations:
+    """What the models of one server lack. One per connection to a server; close it with the adapter."""
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._findings: dict[Key, _Finding] = {}
+        self._declared: frozenset[Key] = frozenset()
+        self._probes: dict[Key, asyncio.Task[bool]] = {}
+        self._begun: deque[float] = deque()
+
+    def declare(self, lacking: Iterable[Key]) -> None:
+        """Replace what the server itself says that its models lack."""
+        self._declared = frozenset(lacking)
+
+    def lacks(self, model: str, feature: str) -> bool:
+        """Return whether the model is known to lack the feature now."""
+        if self.empty:
+            return False
+        return (model, feature) in self._declared or self._known((model, feature)) is True
+
+    async def confirm(self, model: str, feature: str, probe: Probe) -> bool:
+        """Return whether the model lacks the feature, by a result that still counts or by `probe`. Never raises BackendError.
+
+        A caller that is cancelled leaves the probe to the others; the probe ends within `PROBE_TIMEOUT_S`.
+        """
+        key = (model, feature)
+        if key in self._declared:
+            return True
+        known = self._known(key)
+        if known is not None:
+            return known
+        running = self._probes.get(key)
+        if running is None:
+            if not self._may_begin():
+                return False
+            running = self._probes[key] = asyncio.create_task(self._run(key, probe))
+        return await asyncio.shield(running)
+
+    def found(self) -> tuple[Limitation, ...]:
+        """Return the limitations that probes confirmed and that still count, for the operator."""
+        if not self._findings:
+            return ()
+        now = self._now()
+        counting = (one for _, one in sorted(self._findings.items()) if one.lacks and one.expires_at > now)
+        return tuple(one.shown for one in counting)
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is known to be missing, at the least cost."""
+        return not self._findings and not self._declared
+
+    async def close(self) -> None:
+        """End the probes that run."""
+        probes = list(self._probes.values())
+        for probe in probes:
+            probe.cancel()
+        await asyncio.gather(*probes, return_exceptions=True)
+
+    def _known(self, key: Key) -> bool | None:
+        finding = self._findings.get(key)
+        if finding is None:
+            return None
+        if finding.expires_at <= self._now():
+            del self._findings[key]
+            return None
+        return finding.lacks
+
+    def _may_begin(self) -> bool:
+        now = self._now()
+        while self._begun and self._begun[0] <= now - PROBE_WINDOW_S:
+            self._begun.popleft()
+        if len(self._begun) >= MAX_PROBES:
+            return False
+        self._begun.append(now)
+        # The rate bounds how many results count at once; those that expired unread go here.
+        self._findings = {key: one for key, one in self._findings.items() if one.expires_at > now}
+        return True
+
+    async def _run(self, key: Key, probe: Probe) -> bool:
+        lacks: bool | None = None
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                lacks = await probe()
+        except (BackendError, TimeoutError):
+            pass
+        finally:
+            del self._probes[key]
+        lasts_s, clock = UNCLEAR_S if lacks is None else KNOWN_S, int(time.time())
+        shown = Limitation(model=key[0], feature=key[1], since=clock, until=clock + int(lasts_s))
+        self._findings[key] = _Finding(lacks is True, self._now() + lasts_s, shown)
+        return lacks is True

@@ -1,0 +1,153 @@
+"""Tiny requests of the worker's own, which show whether an OpenAI-style server lacks a feature.
+
+Each is sent with the feature and, where the server refuses that, without it: one word of text and at most one token, one embedding
+of one letter, two letters of speech, half a second of a quiet tone. Nothing of a caller is in them but, for speech, the name
+of a voice where the server lists none. Pictures are never made for a probe.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterable
+from functools import cache
+
+from workers.backends.base import BackendError
+from workers.backends.multipart import FilePart, encode
+from workers.backends.openai_api import ERROR_LIMIT, JSON, Api, form_fields
+
+STREAM, STREAM_OPTIONS, TOOL_STREAM = "stream", "stream_options", "stream with tools"
+REFUSED = frozenset({400, 415, 422})
+FAILED = frozenset({500, 501})
+"""Some servers answer so for what they do not support; only an answer that names the feature counts."""
+TOOL = {
+    "type": "function",
+    "function": {"name": "noop", "description": "Do nothing.", "parameters": {"type": "object", "properties": {}}},
+}
+CHAT_PATH = "/chat/completions"
+TONE_S, TONE_RATE = 0.5, 16_000
+
+
+async def lacks_text_feature(api: Api, path: str, model: str, feature: str) -> bool | None:
+    """Ask for one token, with and without `STREAM`, `STREAM_OPTIONS` or `TOOL_STREAM`."""
+    plain: JSON = {"model": model, "max_tokens": 1}
+    plain |= {"messages": [{"role": "user", "content": "Hi"}]} if path == CHAT_PATH else {"prompt": "Hi"}
+    if feature == TOOL_STREAM:
+        plain["tools"] = [TOOL]
+    streamed = {"stream": True}
+    wanted = streamed | {"stream_options": {"include_usage": True}} if feature == STREAM_OPTIONS else streamed
+    without = streamed if feature == STREAM_OPTIONS else {"stream": False}
+    return await _differs(_text_sent(api, path, plain | wanted), _text_sent(api, path, plain | without))
+
+
+async def lacks_encoding_format(api: Api, model: str) -> bool | None:
+    """Embed one letter, with and without `encoding_format`."""
+    plain = {"model": model, "input": "a"}
+    return await _differs(
+        _Sent(api, "/embeddings", plain | {"encoding_format": "base64"}, "encoding_format"),
+        _Sent(api, "/embeddings", plain),
+    )
+
+
+async def lacks_sound(api: Api, model: str, voice: str, codec: str, others: Iterable[str]) -> bool | None:
+    """Speak two letters in the format `codec` and, where that is refused, in one of the others."""
+    plain = {"model": model, "input": "Hi", "voice": voice}
+    return await _differs(
+        _Sent(api, "/audio/speech", plain | {"response_format": codec}, codec),
+        *(_Sent(api, "/audio/speech", plain | {"response_format": other}) for other in others if other != codec),
+    )
+
+
+async def lacks_transcript(
+    api: Api, path: str, fields: JSON, form: str, others: Iterable[str], *, root: str | None = None
+) -> bool | None:
+    """Transcribe a quiet tone in the format `form` and, where that is refused, in one of the others. `fields` name the model."""
+    return await _differs(
+        _Sent(api, path, fields | {"response_format": form}, form, root=root, sound=True),
+        *(
+            _Sent(api, path, fields | {"response_format": other}, root=root, sound=True)
+            for other in others
+            if other != form
+        ),
+    )
+
+
+async def lacks_transcript_stream(api: Api, path: str, model: str) -> bool | None:
+    """Transcribe a quiet tone, streamed and in one piece."""
+    plain = {"model": model, "response_format": "json"}
+    return await _differs(
+        _Sent(api, path, plain | {"stream": True}, STREAM, sound=True), _Sent(api, path, plain, sound=True)
+    )
+
+
+async def reranks_as_tei(api: Api, model: str) -> bool | None:
+    """Return whether `/rerank` refuses Jina's fields and takes those of text-embeddings-inference."""
+    usual = {"model": model, "query": "a", "documents": ["a"], "top_n": 1}
+    return await _differs(
+        _Sent(api, "/rerank", usual, root=""),
+        _Sent(api, "/rerank", {"query": "a", "texts": ["a"], "truncate": False}, root=""),
+    )
+
+
+@cache
+def tone() -> bytes:
+    """Return half a second of a quiet tone, as a WAV file."""
+    count = int(TONE_S * TONE_RATE)
+    samples = struct.pack(f"<{count}h", *(int(800 * math.sin(0.17 * at)) for at in range(count)))
+    head = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + len(samples), b"WAVE", b"fmt ", 16, 1, 1, TONE_RATE,
+                       2 * TONE_RATE, 2, 16, b"data", len(samples))  # fmt: skip
+    return head + samples
+
+
+class _Sent:
+    """One request of a probe."""
+
+    def __init__(
+        self, api: Api, path: str, fields: JSON, feature: str = "", *, root: str | None = None, sound: bool = False
+    ) -> None:
+        self._sound = sound
+        self._api = api
+        self._path = (api.path if root is None else root) + path
+        self._fields = fields
+        self._feature = feature
+
+    async def accepted(self) -> bool | None:
+        """Whether the server takes it; None where its answer says neither. Raises BackendError."""
+        status, error = await self._send()
+        if status in REFUSED and b"max_completion_tokens" in error and "max_tokens" in self._fields:
+            self._fields["max_completion_tokens"] = self._fields.pop("max_tokens")  # OpenAI's models that think
+            status, error = await self._send()
+        if status == 200:
+            return True
+        named = status in FAILED and self._feature and self._feature.split()[0].encode() in error.lower()
+        return False if status in REFUSED or named else None
+
+    async def _send(self) -> tuple[int, bytes]:
+        if self._sound:
+            form = encode(form_fields(self._fields), [FilePart.holding("file", "tone.wav", "audio/wav", tone())])
+            response = await self._api.send(self._path, form)
+        else:
+            response = await self._api.send(self._path, self._fields)
+        try:
+            # The head of an answer tells enough; closing a stream ends the server's work.
+            return response.status, b"" if response.status == 200 else await response.read_all(ERROR_LIMIT)
+        finally:
+            response.close()
+
+
+def _text_sent(api: Api, path: str, fields: JSON) -> _Sent:
+    return _Sent(api, path, fields, STREAM)
+
+
+async def _differs(wanted: _Sent, *without: _Sent) -> bool | None:
+    """Whether the server refuses `wanted` and accepts one of the others."""
+    accepted = await wanted.accepted()
+    if accepted is not False:
+        return None if accepted is None else False
+    for other in without:
+        try:
+            if await other.accepted():
+                return True
+        except BackendError:
+            return None
+    return None
