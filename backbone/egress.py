@@ -15,10 +15,11 @@ import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import TYPE_CHECKING
 from urllib.parse import SplitResult, urljoin, urlsplit
 
+from backbone.public_addresses import Address, is_public
 from schemas.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ MAX_ANSWER_BYTES = 4096
 """Of the answer to a POST, which nobody wants."""
 ANSWER_S = 1.0
 NOT_PUBLIC = "the URL's host is not a public one"
-NAT64 = IPv6Network("64:ff9b::/96")
-Address = IPv4Address | IPv6Address
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
@@ -223,16 +222,3 @@ def _literal(host: str) -> Address | None:
     with contextlib.suppress(OSError):
         return IPv4Address(socket.inet_aton(host))
     return None
-
-
-def is_public(address: Address) -> bool:
-    """Whether the whole internet can reach this address, also where it wraps another one."""
-    if isinstance(address, IPv6Address):
-        inner = address.ipv4_mapped or address.sixtofour
-        if inner is None and address in NAT64:
-            inner = IPv4Address(int(address) & 0xFFFFFFFF)
-        if inner is not None:
-            return is_public(inner)
-        if address.teredo is not None:
-            return False
-    return address.is_global and not address.is_multicast and not address.is_reserved

@@ -16,9 +16,9 @@ from gateway.endpoint import Endpoint
 from gateway.forms import Form, read_form
 from gateway.http import Headers
 from gateway.parsing import Receive, body_pieces, check, parse, read_body
-from gateway.remote_media import HINT, RemoteMedia
+from gateway.remote_media import RemoteMedia
 from schemas.errors import RequestTooLarge
-from schemas.jobs import Capability, Upload
+from schemas.jobs import Upload
 
 LARGE = 1024 * 1024
 """Bytes above which a JSON body waits for its share of the memory."""
@@ -78,9 +78,8 @@ class Reader:
         body = orjson.dumps(value)
         if len(body) > self.max_bytes:
             raise RequestTooLarge(f"the request is larger than the limit of {self.max_bytes} bytes")
+        body = await self.media.inline(request, body)
         received = Received(request, body, uploads=uploads, body_size=len(body) if uploads else None)
-        if endpoint.capability is Capability.CHAT and HINT in body:
-            received.body = body = await self.media.inline(request, body)
         if len(body) > INLINE_LIMIT:
             await self.refer(received)
         return received
@@ -96,9 +95,9 @@ class Reader:
 
     async def _json(self, endpoint: Endpoint, headers: Headers, receive: Receive, *, here: bool) -> Received:
         body = await read_body(headers, receive, self.max_bytes, self.timeout_s, here=here)
-        received = Received(parse(body, endpoint.schema), body)
-        if endpoint.capability is Capability.CHAT and HINT in body:
-            received.body = body = await self.media.inline(received.request, body)
+        request: Any = parse(body, endpoint.schema)
+        body = await self.media.inline(request, body)
+        received = Received(request, body)
         if len(body) > INLINE_LIMIT:
             await self.refer(received)
         return received
@@ -123,10 +122,11 @@ class Reader:
         try:
             await read_form(content_type, pieces, endpoint.files, self._writer, form)
             received.request = check(form.fields, endpoint.schema)
+            body = orjson.dumps(received.request.model_dump(mode="json", exclude_unset=True))
+            body = await self.media.inline(received.request, body)
         except BaseException:
             await received.discard()
             raise
-        body = orjson.dumps(received.request.model_dump(mode="json", exclude_unset=True))
         received.uploads = tuple(form.uploads)
         received.body_size = len(body)
         received.body = b"".join((body, *form.inline))

@@ -1,22 +1,18 @@
-"""What chat messages show by URL: data URLs pass, remote ones are fetched here or refused, so that no backend fetches them."""
+"""Media that a request names by URL: data URLs pass, remote ones are fetched here or refused, so that no backend fetches them."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
-from typing import Any
 
 import orjson
+from pydantic import BaseModel
 
 from backbone.egress import Egress
+from gateway.media_places import MediaPlace, is_plain, media_places, searched
 from schemas.errors import InvalidRequest, NexusError, RequestTooLarge
-from schemas.openai.chat import ChatRequest
 
-KINDS = {"image_url": "image/", "audio_url": "audio/", "video_url": "video/"}
-"""Content parts that hold a URL, and the content types that may be there."""
-HINT = b'_url"'
-"""In every body that has such a part."""
 MAX_URLS = 16
+REMOTE = ("http://", "https://")
 
 
 class RemoteMedia:
@@ -31,14 +27,15 @@ class RemoteMedia:
         if self._egress is not None:
             await self._egress.close()
 
-    async def inline(self, request: ChatRequest, body: bytes) -> bytes:
-        """The body that goes on. Raises InvalidRequest naming the part, RequestTooLarge."""
-        remote = [place for place in _urls(request.model_dump()) if not place.url.startswith("data:")]
+    async def inline(self, request: BaseModel, body: bytes) -> bytes:
+        """Return the body that may reach a backend; `request` is the same, checked. Raises InvalidRequest naming the field, RequestTooLarge."""
+        if is_plain(request):
+            return body
+        remote = media_places(searched(request))
         if not remote:
             return body
         for place in remote:
-            if not place.url.lower().startswith(("http://", "https://")):
-                raise InvalidRequest(f"this must be a data URL or an http(s) URL: '{place.param}'", param=place.param)
+            _check(place)
         if self._egress is None:
             raise InvalidRequest(
                 f"remote URLs are not fetched here; send the content as a data URL: '{remote[0].param}' "
@@ -48,13 +45,15 @@ class RemoteMedia:
             )
         if len(remote) > MAX_URLS:
             raise InvalidRequest(f"more than {MAX_URLS} remote URLs", param=remote[MAX_URLS].param)
+        return await self._fetched(self._egress, body)
+
+    async def _fetched(self, egress: Egress, body: bytes) -> bytes:
         value = orjson.loads(body)
         left = self._max_bytes
-        for place in _urls(value):
-            if place.url.startswith("data:"):
-                continue
+        for place in media_places(value):
+            _check(place)
             try:
-                fetched = await self._egress.fetch(place.url, place.kind)
+                fetched = await egress.fetch(place.url, place.kind or "")
             except NexusError as error:
                 raise InvalidRequest(error.info.message, param=place.param, code=error.info.code) from error
             left -= len(fetched.data) * 4 // 3
@@ -64,35 +63,13 @@ class RemoteMedia:
         return orjson.dumps(value)
 
 
-class _Place:
-    """Where a URL stands in a request."""
-
-    def __init__(self, part: dict[str, Any], name: str, param: str) -> None:
-        self._part = part
-        self._name = name
-        self.kind = KINDS[name]
-        self.param = param
-
-    @property
-    def url(self) -> str:
-        """The URL; some clients leave out the object around it."""
-        held = self._part[self._name]
-        url = held.get("url") if isinstance(held, dict) else held
-        return url if isinstance(url, str) else ""
-
-    def replace(self, url: str) -> None:
-        """Put another one there."""
-        held = self._part[self._name]
-        if isinstance(held, dict):
-            held["url"] = url
-        else:
-            self._part[self._name] = url
-
-
-def _urls(request: dict[str, Any]) -> Iterator[_Place]:
-    for number, message in enumerate(request["messages"]):
-        content = message.get("content")
-        for at, part in enumerate(content if isinstance(content, list) else ()):
-            for name in KINDS:
-                if isinstance(part, dict) and part.get(name) is not None:
-                    yield _Place(part, name, f"messages.{number}.content.{at}.{name}")
+def _check(place: MediaPlace) -> None:
+    """Raise InvalidRequest for what is never fetched."""
+    if place.kind is None:
+        raise InvalidRequest(
+            f"'{place.param}' holds a URL or a path, and none reaches a backend; send the content as a data URL or in base64",
+            param=place.param,
+            code="url_refused",
+        )
+    if not place.url.lower().startswith(REMOTE):
+        raise InvalidRequest(f"this must be a data URL or an http(s) URL: '{place.param}'", param=place.param)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import pytest_asyncio
@@ -96,6 +98,66 @@ async def test_urls_are_refused_unless_allowed(cluster: Cluster, double: OpenAID
                 await ask(gateway, url)
     assert asked_of(double) == before
     assert web.asked == []
+
+
+def reached_by(name: str, url: str) -> dict[str, tuple[str, dict[str, str], Any]]:
+    """Every way to a chat backend: path, headers and body of a request whose part `name` names `url`."""
+    part = {"type": name, name: {"url": url, "data": url}}
+    body = {"model": "double", "messages": [{"role": "user", "content": [part]}]}
+    item = {"role": "user", "content": [{"type": "input_image", "image_url": url}]}
+    sound = {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": url, "format": "wav"}}]}
+    return {
+        "usual": ("/v1/chat/completions", {}, body),
+        "stream": ("/v1/chat/completions", {}, {**body, "stream": True}),
+        "later": ("/v1/chat/completions", {"prefer": "respond-async"}, body),
+        "once": ("/v1/chat/completions", {"idempotency-key": f"remote {name}"}, body),
+        "job": ("/v1/jobs", {}, {"endpoint": "/v1/chat/completions", "body": body}),
+        "picture": ("/v1/responses", {}, {"model": "double", "input": [item]}),
+        "sound": ("/v1/responses", {}, {"model": "double", "input": [sound]}),
+        "field": ("/v1/chat/completions", {}, {**message_of("hi"), name: {"url": url}}),
+        "legacy": ("/v1/completions", {}, {"model": "double", "prompt": "hi", name: {"url": url}}),
+    }
+
+
+def message_of(text: str) -> dict[str, Any]:
+    return {"model": "double", "messages": [{"role": "user", "content": text}]}
+
+
+@pytest.mark.parametrize("name", ["image_url", "input_audio", "input_video", "novelty"])
+async def test_no_url_reaches_a_backend_by_any_way(cluster: Cluster, double: OpenAIDouble, web: Web, name: str) -> None:
+    """Whatever a part is called, however it is escaped, and by whichever route it comes."""
+    double.behave()
+    before, asked = asked_of(double), len(web.asked)
+    escaped = "".join(f"\\u{ord(letter):04x}" for letter in name)
+    async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, timeout=30) as client:
+        for way, (path, headers, body) in reached_by(name, web.url + "/a.png").items():
+            plain = json.dumps(body)
+            for data in (plain, plain.replace(name, escaped), plain.replace("http:", "\\u0068ttp\\u003a")):
+                answer = await client.post(
+                    cluster.url + path, content=data, headers=headers | {"content-type": "application/json"}
+                )
+                assert answer.status_code == 400, (way, answer.text)
+                assert answer.json()["error"]["code"] in ("remote_media_disabled", "url_refused"), (way, answer.text)
+    assert (asked_of(double), len(web.asked)) == (before, asked)
+
+
+async def test_text_may_hold_any_url(cluster: Cluster, double: OpenAIDouble, web: Web) -> None:
+    """A message about a URL, tools, schemas and metadata that name some: all of it is text, and passes as it was sent."""
+    double.behave()
+    url = web.url + "/a.png"
+    schema = {"type": "object", "$id": url, "properties": {"link": {"$ref": url, "description": url}}}
+    parameters = {"name": "open", "description": url, "parameters": schema}
+    body = message_of(url) | {
+        "tools": [{"type": "function", "function": parameters}],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+        "metadata": {"source": url},
+        "user": url,
+        "stop": [url],
+    }
+    async with httpx.AsyncClient(headers={"authorization": f"Bearer {KEY}"}, timeout=30) as client:
+        answer = await client.post(cluster.url + "/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    assert {name: double.last.json[name] for name in body} == body
 
 
 async def test_a_url_becomes_data(double: OpenAIDouble, web: Web) -> None:

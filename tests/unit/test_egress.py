@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from ipaddress import ip_address
 
 import pytest
 
-from backbone.egress import Egress, FetchRefused, is_public
+from backbone.egress import Egress, FetchRefused
 
 
 class Site:
@@ -137,36 +136,6 @@ async def test_urls_that_are_none_of_ours_are_refused(url: str) -> None:
 async def test_other_spellings_of_this_machine_are_refused(url: str) -> None:
     with pytest.raises(FetchRefused):
         await Egress(max_bytes=1, timeout_s=5).fetch(url, "image/")
-
-
-@pytest.mark.parametrize(
-    ("address", "public"),
-    [
-        ("93.184.216.34", True),
-        ("2606:2800:220:1:248:1893:25c8:1946", True),
-        ("127.0.0.1", False),
-        ("10.1.2.3", False),
-        ("172.16.0.1", False),
-        ("192.168.1.1", False),
-        ("169.254.169.254", False),
-        ("100.64.0.1", False),
-        ("0.0.0.0", False),
-        ("224.0.0.1", False),
-        ("255.255.255.255", False),
-        ("::1", False),
-        ("fe80::1", False),
-        ("fd00::1", False),
-        ("ff02::1", False),
-        ("::ffff:192.168.0.1", False),
-        ("::ffff:93.184.216.34", True),
-        ("2002:c0a8:0101::1", False),
-        ("64:ff9b::10.0.0.1", False),
-        ("64:ff9b::93.184.216.34", True),
-        ("2001:0:53aa:64c:0:0:0:1", False),
-    ],
-)
-def test_what_is_public(address: str, public: bool) -> None:
-    assert is_public(ip_address(address)) is public
 
 
 async def test_a_post_carries_body_and_headers_and_gives_the_status(site: Site) -> None:
