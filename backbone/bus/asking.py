@@ -9,12 +9,17 @@ from typing import NamedTuple
 
 import orjson
 
+from backbone.bus.outage import nats_away
 from backbone.bus.questions import Answer, Questions
 from backbone.bus.wire import id_headers
 from schemas.errors import RequestTooLarge, Unavailable
 
 PATIENCE_S = 10.0
-"""How long a question is repeated."""
+"""How long a question is repeated while NATS is there: a stream whose leader is lost has a new one by then."""
+OUTAGE_S = 3.0
+"""How long a question is repeated that NATS's absence met under way. One that begins while NATS is known to be away is
+refused at once.
+"""
 TRY_S = 2.0
 """It is asked again after this; the connection can be up and the answer lost."""
 AGAIN_S = 0.1
@@ -67,10 +72,14 @@ async def ask(
     tries: int = 1000,
 ) -> list[Answer]:
     """Ask until there is an answer. It may be carried out more than once. Raises Unavailable after PATIENCE_S, or after
-    so many `tries` that were not answered though the connection stood.
+    so many `tries` that were not answered though the connection stood; at once where NATS is known to be away, and after
+    OUTAGE_S where that is learned meanwhile.
     """
+    if questions.away:
+        raise nats_away()
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + PATIENCE_S
+    began = loop.time()
+    deadline = began + PATIENCE_S
     while not questions.closed:
         try:
             reply = questions.ask(subject, payload, headers=headers, many=many)
@@ -82,10 +91,14 @@ async def ask(
             tries -= 1
         except Unavailable:
             pass  # not connected
+        if questions.away and loop.time() > began + OUTAGE_S:
+            raise nats_away()
         if not tries or loop.time() + AGAIN_S > deadline:
             break
         await asyncio.sleep(AGAIN_S)
-    raise Unavailable("NATS JetStream does not answer; try again shortly")
+    raise Unavailable(
+        "NATS JetStream does not answer: the stream has no leader, or its disk is too slow; retry shortly"
+    )
 
 
 async def put(

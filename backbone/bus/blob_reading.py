@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 
+from backbone.bus.asking import ask
 from backbone.bus.blob_writing import digest_text
 from backbone.bus.blobs import BlobBroken, BlobGone, BlobInfo
 from backbone.bus.questions import Answer, Questions
@@ -22,9 +23,6 @@ from schemas.errors import NexusError, Unavailable
 
 BATCH = 2
 """Chunks fetched at once. One batch is given out while the next one comes: a reader holds two."""
-PATIENCE_S = 10.0
-"""For an answer, over a reconnect too: reading can be repeated."""
-AGAIN_S = 0.2
 LAG_S = 3.0
 """For a replica to get what its leader has, where the leader may not be asked."""
 LAG_AGAIN_S = 0.1
@@ -32,7 +30,6 @@ DIRECT_GET = f"$JS.API.DIRECT.GET.{BLOBS_STREAM}".encode()
 LEADER_GET = f"$JS.API.STREAM.MSG.GET.{BLOBS_STREAM}".encode()
 NO_MESSAGE = 10037
 NOT_FOUND = 404
-NO_RESPONDERS = 503
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,21 +120,8 @@ class BlobReader:
         raise Unavailable(f"NATS does not read a large payload: {error.get('description')}")
 
     async def _ask(self, subject: bytes, body: bytes) -> list[Answer]:
-        """Ask until there is an answer. Raises Unavailable after PATIENCE_S."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(PATIENCE_S):
-                while not self._questions.closed:
-                    with contextlib.suppress(Unavailable):
-                        answers = await self._questions.ask(subject, body)
-                        if answers is not None and not _is_unheard(answers[0]):
-                            return answers
-                    await asyncio.sleep(AGAIN_S)
-        raise Unavailable("NATS does not answer for its store of large payloads; try again shortly")
-
-
-def _is_unheard(answer: Answer) -> bool:
-    status = answer.status
-    return status is not None and status.code == NO_RESPONDERS
+        """Ask until there is an answer, over a reconnect too: reading can be repeated. Raises Unavailable."""
+        return await ask(self._questions, subject, body)
 
 
 def _require_not_found(answer: Answer) -> None:

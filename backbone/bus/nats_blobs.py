@@ -32,7 +32,7 @@ class NatsBlobs(BlobReader):
 
     def __init__(self, server: NatsAccess | str, name: str, *, create: BucketConfig | None) -> None:
         """`create` makes the bucket, which is the gateways' part; None, for workers, uses the one that is there."""
-        self._wire = Wire(server, f"{name}-blobs", on_reconnect=self._reconnected)
+        self._wire = Wire(server, f"{name}-blobs", on_reconnect=self._reconnected, pulse=create is not None)
         super().__init__(Questions(self._wire), may_ask_leader=create is not None)
         self._create = create
         self._room = asyncio.Semaphore(MAX_UNDER_WAY)

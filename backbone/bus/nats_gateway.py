@@ -16,7 +16,9 @@ import orjson
 import structlog
 
 from backbone.bus.access import NatsAccess
+from backbone.bus.asking import OUTAGE_S
 from backbone.bus.base import Queue, QueueDepth, Sink, Storage
+from backbone.bus.outage import nats_away
 from backbone.bus.status import parse_status
 from backbone.bus.storage import read_storage
 from backbone.bus.streams import JobsStream, ensure_consumer, ensure_stream, holds_job, read_depths, request
@@ -32,6 +34,7 @@ log = structlog.get_logger(__name__)
 REPEAT_S = 2.0
 """An unacknowledged submit is repeated after this; its Msg-Id keeps it one job."""
 GIVE_UP_S = 10.0
+"""While NATS is there: a stream whose leader is lost has a new one by then. Where it is away, `OUTAGE_S` is enough."""
 SETTLE_S = 1.0
 """After a reconnect, for acknowledgements that workers have on their way."""
 LOOK_S = 5.0
@@ -68,8 +71,8 @@ class NatsGatewayBus:
     """See backbone.bus.base.GatewayBus."""
 
     def __init__(self, server: NatsAccess | str, *, gateway: str, ack_wait_s: float, stream: JobsStream) -> None:
-        self._publisher = Wire(server, f"{gateway}-jobs", on_reconnect=self._reopen)
-        self._listener = Wire(server, f"{gateway}-replies", on_reconnect=self._look_for_lost)
+        self._publisher = Wire(server, f"{gateway}-jobs", on_reconnect=self._reopen, pulse=True)
+        self._listener = Wire(server, f"{gateway}-replies", on_reconnect=self._look_for_lost, pulse=True)
         self._prefix = f"{REPLY}.{gateway}."
         self._skip = len(self._prefix)
         self._void = f"{self._prefix}void".encode()
@@ -109,6 +112,10 @@ class NatsGatewayBus:
     def connected(self) -> bool:
         """Both connections are up."""
         return self._publisher.connected and self._listener.connected
+
+    @property
+    def _away(self) -> bool:
+        return self._publisher.away or self._listener.away
 
     @property
     def max_message_bytes(self) -> int:
@@ -209,8 +216,8 @@ class NatsGatewayBus:
 
     def submit(self, envelope: Envelope, body: bytes, sink: Sink) -> None:
         """Publish; the PubAck comes to the reply subject and is checked there, without anybody waiting."""
-        if not self._listener.connected:
-            raise Unavailable("the gateway has lost its connection to NATS; try again shortly")
+        if not self._listener.connected or self._publisher.away:
+            raise nats_away()
         if len(body) > self.max_message_bytes:
             raise RequestTooLarge(f"the request is larger than the {self.max_message_bytes} bytes that NATS takes")
         assert self._loop is not None
@@ -280,7 +287,11 @@ class NatsGatewayBus:
             await asyncio.sleep(0.5)
             now = self._loop.time()
             for token, one in list(self._unacked.items()):
-                if now - one.since > GIVE_UP_S:
+                waited = now - one.since
+                if waited > OUTAGE_S and self._away:
+                    self._unacked.pop(token, None)
+                    one.sink.refused(nats_away())
+                elif waited > GIVE_UP_S:
                     self._unacked.pop(token, None)
                     one.sink.refused(Unavailable("the queue did not confirm the job in time; try again shortly"))
                 elif now - one.sent > REPEAT_S and self.connected:

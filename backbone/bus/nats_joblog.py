@@ -72,7 +72,7 @@ class NatsJobLog:
     def __init__(
         self, server: NatsAccess | str, name: str, *, retention: Retention, max_payload_room: int = ENVELOPE_ROOM
     ) -> None:
-        self._wire = Wire(server, f"{name}-log", on_reconnect=self._reconnected, keep_unsent=False)
+        self._wire = Wire(server, f"{name}-log", on_reconnect=self._reconnected, keep_unsent=False, pulse=True)
         self._questions = Questions(self._wire)
         self._kept = retention
         self._payload_room = max_payload_room

@@ -40,7 +40,7 @@ class NatsNotices:
     """See `Notices`."""
 
     def __init__(self, server: NatsAccess | str, name: str) -> None:
-        self._wire = Wire(server, f"{name}-notices", on_reconnect=self._reconnected)
+        self._wire = Wire(server, f"{name}-notices", on_reconnect=self._reconnected, pulse=True)
         self._heard: list[Heard] = []
 
     async def start(self) -> None:

@@ -6,9 +6,9 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from backbone.bus.outage import nats_away
 from backbone.bus.status import Status, parse_status
 from backbone.bus.wire import Wire
-from schemas.errors import Unavailable
 
 
 class Answer(NamedTuple):
@@ -53,6 +53,7 @@ class Questions:
         self._skip = len(self._prefix)
         self._next = 0
         self.closed = False
+        wire.on_lost.append(self._forget_all)
         self.void = f"{self._prefix}void".encode()
         """Where an answer goes that nobody waits for."""
 
@@ -63,7 +64,7 @@ class Questions:
     def ask(self, subject: bytes, payload: bytes | memoryview, *, headers: bytes = b"", many: bool = False) -> Reply:
         """Ask; with `many` the answer goes on until a message that is a status. Raises Unavailable when not connected, and BadSubject."""
         if not self.connected:
-            raise Unavailable("the connection to NATS is lost; try again shortly")
+            raise nats_away()
         self._next += 1
         token = b"%d" % self._next
         address = self._prefix.encode() + token
@@ -90,6 +91,17 @@ class Questions:
         one.answers.append(answer)
         if not one.many or answer.status is not None:
             one.reply.set_result(one.answers)
+
+    @property
+    def away(self) -> bool:
+        """Whether NATS is known to be away, so that to ask again is of no use for now."""
+        return self._wire.away
+
+    def _forget_all(self) -> None:
+        """The connection is lost: what was asked on it is never answered."""
+        for one in list(self._open.values()):
+            if not one.reply.done():
+                one.reply.set_result(None)
 
     def forget_lost(self) -> None:
         """After a reconnect: what was asked before it is never answered."""

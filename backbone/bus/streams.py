@@ -13,6 +13,7 @@ import orjson
 from nats.aio.client import Client
 
 from backbone.bus.base import Queue, QueueDepth
+from backbone.bus.outage import nats_away
 from backbone.bus.subjects import BELL, BLOBS, BLOBS_STREAM, JOBS, JOBS_STREAM, consumer_name, parse_job_subject
 from schemas.errors import Unavailable
 
@@ -97,7 +98,9 @@ class ApiError(Exception):
 
 
 async def request(client: Client, subject: str, body: Any = None, timeout_s: float = 2.0) -> dict[str, Any]:
-    """One call of the JetStream API. Raises Unavailable and ApiError."""
+    """One call of the JetStream API. Raises ApiError, and Unavailable: at once where there is no connection."""
+    if not client.is_connected:
+        raise nats_away()
     try:
         message = await client.request(
             f"{API}.{subject}", orjson.dumps(body) if body is not None else b"", timeout=timeout_s

@@ -7,8 +7,8 @@ release changes one of them.
 
 Private names used: `Client._ps`, `._subs`, `._pending`, `._pending_data_size`, `._transport`, `._process_msg`,
 `._process_err`, `._process_ping`, `._process_pong`, `._process_info`, `._send_command`, `._flush_pending`,
-`._process_op_err`, `._remove_sub`, `._connect_command`, `._server_info`, `._attempt_reconnect`, `TcpTransport._io_writer`,
-and `Parser.parse` / `.reset`.
+`._process_op_err`, `._remove_sub`, `._connect_command`, `._server_info`, `._attempt_reconnect`, `._pongs`, `._server_pool`,
+`TcpTransport._io_writer`, and `Parser.parse` / `.reset`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import re
 import ssl
 from collections.abc import Awaitable, Callable
@@ -27,6 +28,7 @@ from nats.aio.client import Client
 from nats.errors import ProtocolError
 
 from backbone.bus.access import NatsAccess
+from backbone.bus.pulse import Pulse
 from backbone.bus.refusals import Refusals
 from backbone.bus.subjects import BadSubject, require_pattern, require_subject
 from backbone.ids import new_token
@@ -48,6 +50,10 @@ BUSY_TICK = 0.002
 MAX_LINE = 8192
 """Twice what nats-server takes: it writes a longer line for a message than it got."""
 RECONNECT_S = 0.2
+AWAY_S = 2.0
+"""NATS counts as away when no server has taken the connection back for so long, or as soon as each one was tried."""
+CLUSTER_CONNECT_S = 1.0
+"""How long one server of several may take to accept a connection before the next one is tried."""
 REFUSED_S = 2.0
 """Between two tries to connect to a server that does not let us in: it is not going to change its mind soon."""
 
@@ -62,6 +68,8 @@ class Parser:
         self.parts: list[bytes] = []
         self.size = 0
         self.needed = 0
+        self.heard = False
+        """Something has arrived since `Wire.take_heard` was last called."""
 
     def reset(self) -> None:
         """Forget a half-read message: the connection is new."""
@@ -70,6 +78,7 @@ class Parser:
 
     async def parse(self, data: bytes = b"") -> None:  # noqa: PLR0915 - one flat loop: a call per message would show
         """Handle every whole message in what has arrived so far."""
+        self.heard = True
         if self.parts:
             self.parts.append(data)
             self.size += len(data)
@@ -154,8 +163,8 @@ class Parser:
 
 class _Client(Client):
     """nats-py takes a server's word that it has no TLS, and would then send the password in the open. And before it
-    connects again, it waits half a minute for a server that is gone to say goodbye in TLS. And it lets control characters,
-    wildcards and empty tokens into the subjects that it publishes to.
+    connects again, it waits for what is unsent to a server that is frozen, or half a minute for a goodbye in TLS. And it
+    lets control characters, wildcards and empty tokens into the subjects that it publishes to.
     """
 
     secure = False
@@ -163,7 +172,7 @@ class _Client(Client):
     def drop(self) -> None:
         """Give up this connection without a word."""
         writer = getattr(self._transport, "_io_writer", None)
-        if self.secure and writer is not None:
+        if writer is not None:
             writer.transport.abort()
 
     async def _attempt_reconnect(self) -> None:
@@ -194,10 +203,20 @@ class Wire:
         *,
         on_reconnect: Callable[[], Awaitable[None]] | None = None,
         keep_unsent: bool = True,
+        pulse: bool = False,
     ) -> None:
         """Without `keep_unsent`, what a lost connection had not sent is not sent on the next one: whoever wrote it
-        repeats it, in its order.
+        repeats it, in its order. With `pulse`, a server that no longer answers is given up within seconds.
         """
+        self._with_pulse = pulse
+        self._pulse: asyncio.Task[None] | None = None
+        self.on_lost: list[Callable[[], None]] = []
+        """Called when the connection is lost: what was asked on it is never answered."""
+        self._lost_at = math.inf
+        self._failed = 0
+        """Servers that did not take the connection back since it was lost."""
+        self._silent = False
+        """The connection was given up because its server did not answer."""
         self._keep_unsent = keep_unsent
         self.access = server if isinstance(server, NatsAccess) else NatsAccess(server)
         self.name = name
@@ -206,6 +225,7 @@ class Wire:
         self.client.secure = self.access.secure
         self._raw: Any = self.client
         self._handlers: dict[int, Handler] = {}
+        self._parser = Parser(self.client, self._handlers, self.refusals)
         self._on_reconnect = on_reconnect
         self._scheduled = False
         self._window_start = 0.0
@@ -222,7 +242,7 @@ class Wire:
         the server does not let us in.
         """
         self._loop = asyncio.get_running_loop()
-        self._raw._ps = Parser(self.client, self._handlers, self.refusals)
+        self._raw._ps = self._parser
         self._connecting = True
         try:
             async with asyncio.timeout(timeout_s):
@@ -250,6 +270,11 @@ class Wire:
             raise Unavailable(self._why(error)) from error
         finally:
             self._connecting = False
+        self._failed = 0
+        if len(self._raw._server_pool) > 1:
+            self.client.options["connect_timeout"] = CLUSTER_CONNECT_S
+        if self._with_pulse:
+            self._pulse = asyncio.create_task(Pulse(self, self._loop.time).run())
 
     def new_inbox(self) -> str:
         """A name that nobody else has, below this process's prefix; what stands behind a dot after it is one's own."""
@@ -284,6 +309,8 @@ class Wire:
     async def _error(self, error: Exception) -> None:
         if not isinstance(error, TimeoutError) or self._last_error is None:
             self._last_error = error
+        if self.client.is_reconnecting:
+            self._failed += 1
         hint = _hint(error)
         if hint is None:
             log.debug("nats error", connection=self.name, error=f"{type(error).__name__}: {error}")
@@ -297,13 +324,18 @@ class Wire:
             log.error("nats refuses", connection=self.name, error=f"NATS at {self.access.shown} {hint}")
 
     async def _disconnected(self) -> None:
+        assert self._loop is not None
+        self._lost_at, self._failed, self._silent = self._loop.time(), int(self._silent), False
         if not self._keep_unsent:
             self._raw._pending, self._raw._pending_data_size = [], 0
         if not self.client.is_closed:
             log.warning("nats disconnected", connection=self.name)
+        for lost in self.on_lost:
+            lost()
 
     async def _reconnected(self) -> None:
         log.info("nats reconnected", connection=self.name)
+        self._lost_at, self._failed = math.inf, 0
         self.client.options["reconnect_time_wait"] = RECONNECT_S
         self._told.clear()
         if self._on_reconnect is not None:
@@ -314,8 +346,40 @@ class Wire:
         """Whether the server can be talked to now."""
         return self.client.is_connected
 
+    @property
+    def away(self) -> bool:
+        """Whether NATS is known to be away: each of its servers was tried since the connection was lost, or none has taken
+        it back for `AWAY_S`. False while another server of a cluster may still take over.
+        """
+        if self.client.is_connected or self._loop is None:
+            return False
+        return self._failed >= len(self._raw._server_pool) or self._loop.time() - self._lost_at > AWAY_S
+
+    def take_heard(self) -> bool:
+        """See `backbone.bus.pulse.Connection`."""
+        heard, self._parser.heard = self._parser.heard, False
+        return heard
+
+    def send_ping(self) -> None:
+        """See `backbone.bus.pulse.Connection`. The answer is taken as any other arrival."""
+        raw = self._raw
+        transport = raw._transport._io_writer.transport
+        if not transport.is_closing():
+            raw._pongs.append(asyncio.get_running_loop().create_future())
+            transport.write(b"PING\r\n")
+
+    async def give_up(self) -> None:
+        """See `backbone.bus.pulse.Connection`."""
+        log.warning("nats.silent", connection=self.name)
+        self._silent = True
+        await self._raw._process_op_err(nats.errors.StaleConnectionError())
+
     async def close(self) -> None:
         """Send what is unsent, then disconnect."""
+        if self._pulse is not None:
+            self._pulse.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._pulse
         if self.client.is_closed or self._loop is None:  # None: it was never tried
             return
         if self.connected:

@@ -420,7 +420,7 @@ async def test_a_server_that_ignores_lifetimes_is_refused() -> None:
         return SimpleNamespace(data=json.dumps({"config": config}).encode())
 
     with pytest.raises(Unavailable, match=r"too old.*2\.11"):
-        await ensure_bucket(SimpleNamespace(request=answer), BucketConfig())  # type: ignore[arg-type]
+        await ensure_bucket(SimpleNamespace(request=answer, is_connected=True), BucketConfig())  # type: ignore[arg-type]
 
 
 async def test_the_end_of_the_connection_ends_what_is_under_way(real: World) -> None:

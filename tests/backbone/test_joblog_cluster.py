@@ -13,7 +13,7 @@ import pytest
 
 from backbone.bus.joblog import JobLog, Retention
 from schemas.durable import decode_durable, encode_durable
-from schemas.errors import Unavailable
+from schemas.errors import QueueFull, Unavailable
 from schemas.jobs import JobStatus
 from tests.backbone.joblogs import MIB, World, envelope, new_job, word_on
 from tests.conftest import Eventually, running
@@ -107,3 +107,35 @@ async def _follow(log: JobLog, job: str, count: int) -> list[int]:
                     if len(seqs) == count:
                         break
     return list(seqs)
+
+
+async def test_nothing_is_refused_while_one_of_three_dies(world: World, three_nats: list[Server]) -> None:
+    """Every server leads some stream: whichever dies, calls wait for the new leader and are answered, none is refused."""
+    logs = [await _gateway(world) for _ in range(3)]
+    loop = asyncio.get_running_loop()
+    refused: list[Unavailable] = []
+    done = [0] * len(logs)
+
+    async def load(index: int, until: float) -> None:
+        log = logs[index]
+        while loop.time() < until:
+            job, one = new_job(), envelope(world)
+            try:
+                await log.withdraw(await log.store(one, b"{}"), one.job, one.run)
+                await log.claim(secrets.token_hex(8), b"mine")
+                await log.decide(word_on(job))
+                await log.decided(job)
+            except QueueFull:
+                pass  # whoever withdrew while there was no leader has left its job there
+            except Unavailable as error:
+                refused.append(error)
+            done[index] += 1
+            await asyncio.sleep(0.02)
+
+    loading = [asyncio.create_task(load(n % 3, loop.time() + 8.0)) for n in range(6)]
+    while not all(done):
+        await asyncio.sleep(0.01)
+    three_nats[1].kill()
+    await asyncio.gather(*loading)
+    assert refused == []
+    assert all(count > 1 for count in done)

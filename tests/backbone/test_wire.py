@@ -26,10 +26,20 @@ def test_private_names_are_where_we_use_them() -> None:
     client = Client()
     for name, kind in {
         "_ps": TheirParser, "_subs": dict, "_pending": list, "_pending_data_size": int, "_max_pending_size": int,
+        "_pongs": list, "_server_pool": list,
     }.items():  # fmt: skip
         assert isinstance(getattr(client, name), kind), name
     assert hasattr(client, "_transport")
-    for name in ("_process_msg", "_process_err", "_process_ping", "_process_pong", "_process_info", "_send_command"):
+    for name in (
+        "_process_msg",
+        "_process_err",
+        "_process_ping",
+        "_process_pong",
+        "_process_info",
+        "_send_command",
+        "_process_op_err",
+        "_attempt_reconnect",
+    ):
         assert inspect.iscoroutinefunction(getattr(client, name)), name
     assert list(inspect.signature(client._process_msg).parameters) == ["sid", "subject", "reply", "data", "headers"]
     assert inspect.iscoroutinefunction(TheirParser.parse)
