@@ -75,7 +75,7 @@ class GatewaySettings(CommonSettings):
     max_body_bytes: int = Field(default=32 * 1024 * 1024, gt=0)
     """Larger request bodies, uploads included, are 413."""
     max_buffered_bytes: int = Field(default=128 * 1024 * 1024, gt=0)
-    """Memory that large JSON bodies share while they are read and checked, four times their size each; others wait."""
+    """Memory that request bodies share: half for bytes that have arrived, half for large JSON bodies while they are checked."""
     fetch_media: bool = False
     """Fetch the http(s) URLs of images in chat messages, from public addresses alone. Off: they are refused."""
     fetch_max_bytes: int = Field(default=20 * 1024 * 1024, gt=0)

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from backbone.version import VERSION
 from gateway.deps import Parts
 from gateway.endpoint import Endpoint
-from gateway.http import CLOSING, request_id_of
+from gateway.http import closes, request_id_of
 from gateway.routes import (
     aliases,
     batches,
@@ -183,6 +183,6 @@ def _answer_errors(app: FastAPI) -> None:
 
 def _json(info: ErrorInfo, headers: dict[str, str] | None = None) -> JSONResponse:
     extra = {"www-authenticate": "Bearer"} if info.status == 401 else {}
-    if info.status in CLOSING:
+    if closes(info):
         extra["connection"] = "close"
     return JSONResponse(info.body(), status_code=info.status, headers=info.headers() | extra | (headers or {}))

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections import deque
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
 
 from backbone.bus.blobs import INLINE_LIMIT, Blobs, BlobWriter
+from gateway.body_memory import BodyMemory, BodyShare
 from gateway.endpoint import Endpoint
 from gateway.forms import Form, read_form
 from gateway.http import Headers
-from gateway.parsing import Receive, body_pieces, check, parse, read_body
+from gateway.parsing import Receive, body_pieces, check, check_head, parse, read_body, read_here
 from gateway.remote_media import RemoteMedia
 from schemas.errors import RequestTooLarge
 from schemas.jobs import Upload
 
 LARGE = 1024 * 1024
-"""Bytes above which a JSON body waits for its share of the memory."""
+"""Bytes above which a JSON body takes part of the memory for checks."""
 WEIGHT = 4
-"""Times its size that a JSON body takes while it is read and checked."""
+"""Times its size that a JSON body takes while it is checked."""
 
 
 @dataclass(slots=True)
@@ -54,20 +51,31 @@ class Reader:
     max_bytes: int
     timeout_s: float
     blob_ttl_s: float
-    budget: Budget
+    memory: BodyMemory
     media: RemoteMedia
 
-    async def read(self, endpoint: Endpoint, headers: Headers, receive: Receive, *, here: bool) -> Received:
-        """Raises InvalidRequest, RequestTooLarge, RequestTimeout, Unavailable, CallerGone; nothing is stored then.
+    async def read(
+        self, endpoint: Endpoint, headers: Headers, receive: Receive, *, here: bool, key: str = ""
+    ) -> Received:
+        """Raises InvalidRequest, UnsupportedEncoding, RequestTooLarge, RequestTimeout, Unavailable, CallerGone; nothing is
+        stored then.
 
-        `here`: the body has arrived already.
+        `here`: the body has arrived already. `key`: whose memory it takes.
         """
         if endpoint.files:
-            return await self._form(endpoint, headers, receive)
-        if here:
-            return await self._json(endpoint, headers, receive, here=True)
-        async with self.memory(headers, here=False):
-            return await self._json(endpoint, headers, receive, here=False)
+            with self.memory.share(key) as share:
+                return await self._form(endpoint, headers, receive, share)
+        if here and not check_head(headers, self.max_bytes).encoding:
+            return await self._json(endpoint, await read_here(receive, self.max_bytes))
+        with self.memory.share(key) as share:
+            return await self._json(endpoint, await self.body(headers, receive, share, here=here))
+
+    async def body(self, headers: Headers, receive: Receive, share: BodyShare, *, here: bool) -> bytes:
+        """The whole body of a JSON request. Hold `share` as long as it is in memory, parsed or not. Raises as `read`."""
+        body = await read_body(headers, receive, self.max_bytes, self.timeout_s, here=here, share=share)
+        if len(body) > LARGE:
+            await share.check(WEIGHT * len(body))
+        return body
 
     async def of_value(self, endpoint: Endpoint, value: dict[str, Any], uploads: tuple[Upload, ...] = ()) -> Received:
         """A request that came within something else, or was made of several: `value` is its JSON body, checked here.
@@ -84,17 +92,11 @@ class Reader:
             await self.refer(received)
         return received
 
-    def memory(self, headers: Headers, *, here: bool) -> contextlib.AbstractAsyncContextManager[None]:
-        """Hold it as long as the JSON of such a body is in memory, parsed or not. `here`: as for `read`."""
-        size = _content_length(headers, self.max_bytes)
-        return contextlib.nullcontext() if here or size <= LARGE else self.budget.share(WEIGHT * size)
-
     def lasting(self, blob_ttl_s: float) -> Reader:
         """The same, for requests whose blobs must last that long."""
         return replace(self, blob_ttl_s=blob_ttl_s)
 
-    async def _json(self, endpoint: Endpoint, headers: Headers, receive: Receive, *, here: bool) -> Received:
-        body = await read_body(headers, receive, self.max_bytes, self.timeout_s, here=here)
+    async def _json(self, endpoint: Endpoint, body: bytes) -> Received:
         request: Any = parse(body, endpoint.schema)
         body = await self.media.inline(request, body)
         received = Received(request, body)
@@ -114,13 +116,13 @@ class Reader:
             await received.discard()
             raise
 
-    async def _form(self, endpoint: Endpoint, headers: Headers, receive: Receive) -> Received:
+    async def _form(self, endpoint: Endpoint, headers: Headers, receive: Receive, share: BodyShare) -> Received:
         content_type = next((value for name, value in headers if name == b"content-type"), b"")
         form = Form()
         received = Received(None, b"", blobs=form.blobs)
-        pieces = body_pieces(headers, receive, self.max_bytes, self.timeout_s)
+        pieces = body_pieces(headers, receive, self.max_bytes, self.timeout_s, share)
         try:
-            await read_form(content_type, pieces, endpoint.files, self._writer, form)
+            await read_form(content_type, pieces, endpoint.files, self._writer, form, share=share)
             received.request = check(form.fields, endpoint.schema)
             body = orjson.dumps(received.request.model_dump(mode="json", exclude_unset=True))
             body = await self.media.inline(received.request, body)
@@ -134,51 +136,3 @@ class Reader:
 
     def _writer(self) -> BlobWriter:
         return self.blobs.writer(ttl_s=self.blob_ttl_s)
-
-
-def _content_length(headers: Headers, unknown: int) -> int:
-    """What the caller says; for a chunked body the most that it may be. What is no number is refused on reading."""
-    value = next((value for name, value in headers if name == b"content-length"), b"")
-    return min(int(value), unknown) if value.isdigit() and len(value) < 20 else unknown
-
-
-class Budget:
-    """Bytes of memory that large bodies share, first come, first served."""
-
-    def __init__(self, total: int) -> None:
-        self._left = self._total = total
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
-
-    @contextlib.asynccontextmanager
-    async def share(self, size: int) -> AsyncIterator[None]:
-        """Wait until `size` bytes are free, and hold them inside."""
-        size = min(size, self._total)
-        await self._take(size)
-        try:
-            yield
-        finally:
-            self._give(size)
-
-    async def _take(self, size: int) -> None:
-        if not self._waiting and size <= self._left:
-            self._left -= size
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((size, turn))
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._give(size)
-            raise
-
-    def _give(self, size: int) -> None:
-        self._left += size
-        while self._waiting:
-            wanted, turn = self._waiting[0]
-            if not turn.cancelled():
-                if wanted > self._left:
-                    return
-                self._left -= wanted
-                turn.set_result(None)
-            self._waiting.popleft()

@@ -13,7 +13,7 @@ import structlog
 
 from backbone.ids import new_request_id
 from gateway.endpoint import Endpoint
-from gateway.http import CLOSING, REQUEST_ID, Headers, Receive, Reply, Scope, Send
+from gateway.http import CLOSE, CLOSING, REQUEST_ID, Headers, Receive, Reply, Scope, Send
 from gateway.inference import Inference
 from gateway.polls import Polls, polled
 from gateway.submissions import PATH as SUBMIT
@@ -64,8 +64,9 @@ class Door:
             nonlocal started, closing
             if message["type"] == "http.response.start":
                 started = True
-                closing = message["status"] in CLOSING
-                message["headers"] = [*message.get("headers", ()), *common]
+                status, headers = message["status"], message.get("headers", ())
+                closing = status in CLOSING or (status == 503 and CLOSE in headers)
+                message["headers"] = [*headers, *common]
             elif closing:
                 message["more_body"] = True
             await send(message)

@@ -12,6 +12,7 @@ from typing import Any
 from backbone.bus.blobs import Blobs, BlobWriter
 from backbone.ids import new_job_id
 from backbone.store.documents import Documents
+from gateway.body_memory import BodyMemory, BodyShare
 from gateway.forms import Form, read_form
 from gateway.http import Headers
 from gateway.pages import read_page
@@ -51,24 +52,29 @@ class Files:
     max_bytes: int
     keep_s: float
     """How long a file is kept at most."""
+    memory: BodyMemory
     timeout_s: float
     """For an upload's first bytes; the others get time at `parsing.SLOWEST`."""
 
-    async def upload(self, owner: str, headers: Headers, receive: Receive) -> FileRecord:
-        """Store what comes as a form; never whole in memory.
+    async def upload(self, owner: str, headers: Headers, receive: Receive, key: str = "") -> FileRecord:
+        """Store what comes as a form; never whole in memory. `key`: whose memory it takes meanwhile.
 
-        Raises InvalidRequest, RequestTooLarge, RequestTimeout, Unavailable; nothing is stored then.
+        Raises InvalidRequest, UnsupportedEncoding, RequestTooLarge, RequestTimeout, Unavailable; nothing is stored then.
         """
-        content_type = next((value for name, value in headers if name == b"content-type"), b"")
-        pieces = body_pieces(headers, receive, self.max_bytes + FORM_MARGIN, self.timeout_s)
         form = Form()
+        with self.memory.share(key) as share:
+            return await self._read(owner, headers, receive, form, share)
+
+    async def _read(self, owner: str, headers: Headers, receive: Receive, form: Form, share: BodyShare) -> FileRecord:
+        content_type = next((value for name, value in headers if name == b"content-type"), b"")
+        pieces = body_pieces(headers, receive, self.max_bytes + FORM_MARGIN, self.timeout_s, share)
 
         def writer() -> BlobWriter:
             # A lifetime that comes behind the file is not its bytes' any more, only its record's.
             return self.writer(owner, _lifetime(form.fields, self.keep_s))
 
         try:
-            await read_form(content_type, pieces, ("file",), writer, form, inline_limit=0)
+            await read_form(content_type, pieces, ("file",), writer, form, inline_limit=0, share=share)
             return await self._keep(owner, form)
         except BaseException as error:
             for blob in form.blobs:

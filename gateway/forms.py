@@ -9,7 +9,8 @@ from typing import Any
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from backbone.bus.blobs import INLINE_LIMIT, BlobWriter
+from backbone.bus.blobs import CHUNK, INLINE_LIMIT, BlobWriter
+from gateway.body_memory import BodyShare
 from schemas.errors import InvalidRequest
 from schemas.jobs import Upload
 
@@ -42,8 +43,10 @@ async def read_form(
     form: Form,
     *,
     inline_limit: int = INLINE_LIMIT,
+    share: BodyShare | None = None,
 ) -> None:
     """Fill `form` from a body of `content_type`. `files`: the fields that may hold files; beyond `inline_limit` bytes they are blobs.
+    `pieces` are charged to `share`, which is given back what is in memory no longer.
 
     Raises InvalidRequest, Unavailable, and whatever `pieces` raises; `form.blobs` then holds what was begun.
     """
@@ -58,8 +61,11 @@ async def read_form(
     try:
         parser = MultipartParser(boundary, reader.callbacks())  # type: ignore[arg-type]
         async for data in pieces:
+            before = reader.buffered
             parser.write(data)
             await reader.flush()
+            if share is not None:
+                share.remove(min(share.held, len(data) - (reader.buffered - before)))
         parser.finalize()
     except FormParserError as error:
         raise InvalidRequest(f"the request's body is not a valid multipart form: {error}") from error
@@ -152,6 +158,13 @@ class _Reader:
 
     def _on_end(self) -> None:
         self.ended = True
+
+    @property
+    def buffered(self) -> int:
+        """Bytes of the form that are in memory."""
+        part = self._part
+        writing = min(part.size, CHUNK) if part is not None and part.writer is not None else 0
+        return self._fields_size + self._inline_size + writing
 
     async def flush(self) -> None:
         """Put what came where it belongs."""

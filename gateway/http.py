@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import orjson
 import structlog
 
-from schemas.errors import ErrorInfo, InternalError, NexusError
+from schemas.errors import BodyMemoryFull, ErrorInfo, InternalError, NexusError
 
 log = structlog.get_logger(__name__)
 
@@ -22,8 +22,14 @@ REQUEST_ID = "nexus.request_id"
 LINE = "nexus.line"
 STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 """Of an answer that is passed on as it is made: nothing in between keeps it."""
+CLOSE = (b"connection", b"close")
 CLOSING = frozenset({408, 413})
 """Statuses after which the connection ends: the rest of the request's body is not read."""
+
+
+def closes(info: ErrorInfo) -> bool:
+    """Whether the connection ends with this error, because the rest of the request's body is not read."""
+    return info.status in CLOSING or info.code == BodyMemoryFull.code
 
 
 def request_id_of(scope: Scope) -> str:
@@ -123,8 +129,8 @@ class Reply:
     async def error(self, info: ErrorInfo) -> None:
         """Send OpenAI's error object."""
         headers = [(name.encode(), value.encode()) for name, value in info.headers().items()]
-        if info.status in CLOSING:
-            headers.append((b"connection", b"close"))
+        if closes(info):
+            headers.append(CLOSE)
         if info.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         await self.whole(info.status, "application/json", orjson.dumps(info.body()), headers)

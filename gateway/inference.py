@@ -146,7 +146,7 @@ class _Request:
         here = self._line is not None and self._line.body_complete
         wish = wish_of(headers)
         reader = side._reader if wish is None else side._submissions.reader
-        received = self._received = await reader.read(endpoint, headers, receive, here=here)
+        received = self._received = await reader.read(endpoint, headers, receive, here=here, key=principal.key_id)
         request = received.request
         if side._bounds.log_prompts:
             log.debug("prompt", request_id=self._reply.request_id, body=received.body.decode(errors="replace"))

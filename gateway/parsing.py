@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
-from typing import Any, TypeVar
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, NamedTuple, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from gateway.body_memory import BodyShare
+from gateway.content_coding import BodyDecoder
 from schemas.errors import InvalidRequest, NexusError, RequestTimeout, RequestTooLarge
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -22,41 +25,107 @@ SLOWEST = 64 * 1024
 """Bytes a second of the slowest upload that is waited for."""
 
 
+SMALL = 64 * 1024
+"""Bytes up to which a body whose length is announced is not charged: the server buffers as many of any connection."""
+
+
 class CallerGone(Exception):
     """The caller hung up."""
 
 
-async def read_body(
-    headers: Iterable[tuple[bytes, bytes]], receive: Receive, limit: int, timeout_s: float, *, here: bool = False
-) -> bytes:
-    """The whole body. Raises RequestTooLarge (without reading on), RequestTimeout, CallerGone.
+class Head(NamedTuple):
+    """What a request's head says of its body."""
 
-    `here`: it has arrived already, so that no time limit is needed.
+    encoding: bytes
+    """The Content-Encoding; empty: none."""
+    length: int
+    """Bytes before decoding; where the head does not say, the most that may come."""
+
+
+async def read_body(
+    headers: Iterable[tuple[bytes, bytes]],
+    receive: Receive,
+    limit: int,
+    timeout_s: float,
+    *,
+    here: bool = False,
+    share: BodyShare | None = None,
+) -> bytes:
+    """The whole body, decoded. Raises what `body_pieces` raises.
+
+    `here`: it has arrived already, so that no time limit is needed, and no memory unless it grows.
     """
-    if here:
-        _check_length(headers, limit)
-        return await _read(receive, limit)
-    parts = [part async for part in body_pieces(headers, receive, limit, timeout_s)]
+    head = check_head(headers, limit)
+    if here and not head.encoding:
+        return await read_here(receive, limit)
+    if head.encoding or (share is not None and head.length > SMALL):
+        pieces = _pieces(head.encoding, receive, limit, timeout_s, share)
+    else:
+        pieces = _arrivals(receive, limit, timeout_s, None)
+    parts = [part async for part in pieces]
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def body_pieces(
-    headers: Iterable[tuple[bytes, bytes]], receive: Receive, limit: int, timeout_s: float
-) -> AsyncIterator[bytes]:
-    """The body as it comes, with the errors of `read_body`.
+def body_pieces(
+    headers: Iterable[tuple[bytes, bytes]],
+    receive: Receive,
+    limit: int,
+    timeout_s: float,
+    share: BodyShare | None = None,
+) -> AsyncGenerator[bytes, None]:
+    """The body as it comes, decoded. What is yielded is charged to `share`; the taker gives back what it keeps no longer.
 
     The first bytes have `timeout_s`, and each that came gains time at `SLOWEST`. What the taker does between two pieces counts too.
+    Raises RequestTooLarge (without reading on), RequestTimeout, BodyMemoryFull, UnsupportedEncoding, InvalidRequest, CallerGone.
     """
-    _check_length(headers, limit)
+    return _pieces(check_head(headers, limit).encoding, receive, limit, timeout_s, share)
+
+
+async def _pieces(
+    encoding: bytes, receive: Receive, limit: int, timeout_s: float, share: BodyShare | None
+) -> AsyncGenerator[bytes, None]:
+    if encoding and (decoder := BodyDecoder(encoding, limit)).window:
+        async for piece in _decoded(decoder, _arrivals(receive, limit, timeout_s, share), share):
+            yield piece
+        return
+    async for data in _arrivals(receive, limit, timeout_s, share):
+        if share is not None:
+            await share.add(len(data))
+        yield data
+
+
+async def _decoded(
+    decoder: BodyDecoder, arrivals: AsyncIterator[bytes], share: BodyShare | None
+) -> AsyncGenerator[bytes, None]:
+    made = window = 0
+    async for data in arrivals:
+        for piece in decoder.feed(data):
+            made += len(piece)
+            if share is not None:
+                grown = min(made, decoder.window) - window
+                window += grown
+                await share.add(len(piece) + grown)
+            yield piece
+            await asyncio.sleep(0)  # decoding one piece may take long: others have their turn
+    decoder.finish()
+    if share is not None:
+        share.remove(window)
+
+
+async def _arrivals(
+    receive: Receive, limit: int, timeout_s: float, share: BodyShare | None
+) -> AsyncGenerator[bytes, None]:
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
     size, more = 0, True
     while more:
+        waited_s = share.waited_s if share is not None else 0.0
         try:
-            async with asyncio.timeout_at(deadline + size / SLOWEST):
-                message = await receive()
+            async with asyncio.timeout_at(deadline + size / SLOWEST + waited_s) as timer:
+                with share.reading(timer) if share is not None else contextlib.nullcontext():
+                    message = await receive()
         except TimeoutError as error:
-            raise RequestTimeout(
+            raise (share and share.timed_out()) or RequestTimeout(
                 f"the request's body did not arrive in time: {timeout_s:g} s, and a second more for each "
                 f"{SLOWEST} bytes of it"
             ) from error
@@ -71,17 +140,24 @@ async def body_pieces(
             yield part
 
 
-def _check_length(headers: Iterable[tuple[bytes, bytes]], limit: int) -> None:
+def check_head(headers: Iterable[tuple[bytes, bytes]], limit: int) -> Head:
+    """What the head says of the body. Raises RequestTooLarge where it announces too much."""
+    encoding, length = b"", limit
     for name, value in headers:
-        if name == b"content-length" and (len(value) > MAX_DIGITS or not value.isdigit() or int(value) > limit):
-            raise _too_large(limit)
+        if name == b"content-length":
+            if len(value) > MAX_DIGITS or not value.isdigit() or (length := int(value)) > limit:
+                raise _too_large(limit)
+        elif name == b"content-encoding":
+            encoding = encoding + b"," + value if encoding else value
+    return Head(encoding, length)
 
 
 def _too_large(limit: int) -> RequestTooLarge:
     return RequestTooLarge(f"the request's body is larger than the limit of {limit} bytes")
 
 
-async def _read(receive: Receive, limit: int) -> bytes:
+async def read_here(receive: Receive, limit: int) -> bytes:
+    """A body that has arrived already. Raises RequestTooLarge, CallerGone."""
     parts: list[bytes] = []
     size = 0
     while True:

@@ -16,7 +16,7 @@ from gateway.http import Line, Receive, Reply, Scope, Send, is_here, request_id_
 from gateway.idempotency import Idempotency
 from gateway.jobs.base import EventsExpired, Jobs, Result, Submission
 from gateway.links import base_url
-from gateway.parsing import CallerGone, parse, read_body
+from gateway.parsing import CallerGone, parse
 from gateway.uploads import FileUploads
 from gateway.waiting import Waiting
 from gateway.wishes import Wish, wish_of
@@ -158,8 +158,8 @@ class Submissions:
         principal.require(KeyScope.INFERENCE)
         wish = wish_of(headers)
         here = is_here(scope)
-        async with self.reader.memory(headers, here=here):
-            request = await self._read(scope, receive, here=here)
+        with self.reader.memory.share(principal.key_id) as share:
+            request = parse(await self.reader.body(headers, receive, share, here=here), SubmitRequest)
             endpoint = self._checked(principal, request)
             received = await self._received(principal, endpoint, request.body)
             request.body.clear()
@@ -188,12 +188,6 @@ class Submissions:
         reply.headers.append((b"x-nexus-job-id", record.id.encode()))
         await self._answers.accepted(reply, record, wish)
         return record.id
-
-    async def _read(self, scope: Scope, receive: Receive, *, here: bool) -> SubmitRequest:
-        reader = self.reader
-        return parse(
-            await read_body(scope["headers"], receive, reader.max_bytes, reader.timeout_s, here=here), SubmitRequest
-        )
 
     def _checked(self, principal: Principal, request: SubmitRequest) -> Endpoint:
         """What it is for. Raises InvalidRequest, PermissionDenied."""

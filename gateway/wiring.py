@@ -31,7 +31,8 @@ from gateway.batches.ledger import Ledger
 from gateway.batches.runner import BatchRunner
 from gateway.batches.service import Batches, longest_window_s
 from gateway.batches.tools import Tools as BatchTools
-from gateway.bodies import Budget, Reader
+from gateway.bodies import Reader
+from gateway.body_memory import BodyMemory
 from gateway.bootstrap_key import bootstrap_key
 from gateway.call import MAX_STARTS
 from gateway.deps import Parts
@@ -110,7 +111,9 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
     durable = Durable(settings, Tools(jobs_log, bus, blobs, store, registry, dispatcher, metrics, keys, egress, auth))
     reader = _reader(settings, blobs)
     lasting = reader.lasting(settings.job_queue_timeout_s + settings.job_keep_s)
-    files = Files(documents, blobs, settings.max_file_bytes, settings.file_keep_s, settings.body_timeout_s)
+    files = Files(
+        documents, blobs, settings.max_file_bytes, settings.file_keep_s, reader.memory, settings.body_timeout_s
+    )
     waiting, polling = Waiting(), Waiting()
     answers = Answers(durable.jobs, blobs, links, settings.queue_comment_after_s)
     uploads, idempotency = FileUploads(files.open), Idempotency(jobs_log, blobs)
@@ -272,6 +275,6 @@ def _reader(settings: GatewaySettings, blobs: NatsBlobs) -> Reader:
         settings.body_timeout_s,
         # As long as the job may live, with all the attempts it may take.
         MAX_STARTS * (limits.queue_s + limits.load_s + limits.total_s),
-        Budget(settings.max_buffered_bytes),
+        BodyMemory(settings.max_buffered_bytes, settings.max_body_bytes),
         RemoteMedia(egress, settings.max_body_bytes),
     )

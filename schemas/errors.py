@@ -8,11 +8,13 @@ NexusError
 ├── MethodNotAllowed    405
 ├── RequestTimeout      408  the body did not arrive in time
 ├── RequestTooLarge     413
+├── UnsupportedEncoding 415  the body's Content-Encoding is none that the gateway decodes
 ├── HeadersTooLarge     431
 ├── QueueFull           429
 ├── RateLimited         429  this key has as much under way as it may have
 ├── BackendFailed       502  an inference server dropped, answered nonsense, or failed
 ├── Unavailable         503  nobody can serve this now; later may work
+│   └── BodyMemoryFull  503  the request's body found no memory within the time limit
 ├── DeadlineExceeded    504  a time limit of Nexus ran out
 └── InternalError       500  a defect in Nexus
 """
@@ -25,6 +27,8 @@ from pydantic import BaseModel, ConfigDict
 
 DRAINED = "worker_drained"
 """Code of a job handed back by a worker that shuts down: it has not failed."""
+ACCEPTED_ENCODINGS = "gzip, deflate, zstd"
+"""Content-Encodings of request bodies that the gateway decodes."""
 
 
 class ErrorInfo(BaseModel):
@@ -53,6 +57,8 @@ class ErrorInfo(BaseModel):
             out["retry-after"] = str(max(1, round(self.retry_after_s)))
         if self.should_retry is not None:
             out["x-should-retry"] = "true" if self.should_retry else "false"
+        if self.status == 415:
+            out["accept-encoding"] = ACCEPTED_ENCODINGS
         return out
 
 
@@ -160,6 +166,14 @@ class RequestTooLarge(NexusError):
     code = "request_too_large"
 
 
+class UnsupportedEncoding(NexusError):
+    """The request's Content-Encoding is not supported."""
+
+    status = 415
+    type = "invalid_request_error"
+    code = "unsupported_content_encoding"
+
+
 class HeadersTooLarge(NexusError):
     """The request's headers are too large."""
 
@@ -201,6 +215,13 @@ class Unavailable(NexusError):
     type = "server_error"
     code = "unavailable"
     retry_after_s = 5.0
+
+
+class BodyMemoryFull(Unavailable):
+    """The gateway's memory for request bodies is in use by other requests; send this request again shortly."""
+
+    code = "body_memory_full"
+    retry_after_s = 2.0
 
 
 class DeadlineExceeded(NexusError):

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractAsyncContextManager
-
 from fastapi import Request
 
 from gateway.bodies import Reader
+from gateway.body_memory import BodyShare
 from gateway.http import is_here
-from gateway.parsing import CallerGone, parse, read_body
+from gateway.parsing import CallerGone, parse
 from gateway.wishes import wish_of
 from schemas.errors import InvalidRequest
 from schemas.openai.responses import ResponsesRequest
 
 
-def memory(request: Request, reader: Reader) -> AbstractAsyncContextManager[None]:
-    """Hold it as long as the request is in memory."""
-    return reader.memory(request.scope["headers"], here=is_here(request.scope))
-
-
-async def read(request: Request, reader: Reader) -> ResponsesRequest:
-    """The body, checked. Raises InvalidRequest, RequestTooLarge, RequestTimeout."""
-    here, headers = is_here(request.scope), request.scope["headers"]
+async def read(request: Request, reader: Reader, share: BodyShare) -> ResponsesRequest:
+    """The body, checked. Hold `share` as long as it is in memory. Raises as `Reader.read`, but for CallerGone."""
     try:
-        body = await read_body(headers, request.receive, reader.max_bytes, reader.timeout_s, here=here)
+        body = await reader.body(request.scope["headers"], request.receive, share, here=is_here(request.scope))
     except CallerGone:
         raise InvalidRequest("the request's body broke off") from None  # nobody hears it
     return parse(body, ResponsesRequest)

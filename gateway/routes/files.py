@@ -41,7 +41,8 @@ _FORM = {
 @router.post("/v1/files", openapi_extra=_FORM)
 async def upload_file(request: Request, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
     """Store a file, for `FILE_KEEP_S` seconds or as `expires_after` says."""
-    return (await parts.files.upload(caller.owner, request.scope["headers"], request.receive)).shown()
+    headers = request.scope["headers"]
+    return (await parts.files.upload(caller.owner, headers, request.receive, caller.key_id)).shown()
 
 
 @router.get("/v1/files")

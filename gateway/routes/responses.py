@@ -12,7 +12,7 @@ from gateway.deps import InferenceCaller, PartsDep
 from gateway.http import request_id_of
 from gateway.json_body import documented
 from gateway.parsing import CallerGone
-from gateway.responses.reading import key_of, memory, read
+from gateway.responses.reading import key_of, read
 from gateway.responses.sending import CLOSED, EventStream, Opening, Report
 from schemas.errors import InvalidRequest, NexusError, Unavailable
 from schemas.keys import Scope
@@ -29,8 +29,8 @@ async def create_response(request: Request, parts: PartsDep, caller: InferenceCa
     responses = parts.responses
     report = Report(responses.metrics, request_id_of(request.scope))
     try:
-        async with memory(request, parts.reader):
-            asked = await read(request, parts.reader)
+        with parts.reader.memory.share(caller.key_id) as share:
+            asked = await read(request, parts.reader, share)
             background, streamed = asked.background, asked.stream
             if background:
                 caller.require(Scope.JOBS)

@@ -23,7 +23,8 @@ from gateway.batches.ledger import Ledger
 from gateway.batches.runner import BatchRunner
 from gateway.batches.service import Batches
 from gateway.batches.tools import Tools
-from gateway.bodies import Budget, Reader
+from gateway.bodies import Reader
+from gateway.body_memory import BodyMemory
 from gateway.files import Files
 from gateway.jobs.base import JobNotFound, Jobs, Result, ResultNotReady, Submission
 from gateway.jobs.records import record_of
@@ -164,7 +165,7 @@ class Desk:
         self.log = MemoryJobLog(self.broker)
         self.blobs = MemoryBlobs()
         self.documents = MemoryDocuments()
-        self.files = Files(self.documents, self.blobs, 10_000_000, 86_400.0, 5.0)
+        self.files = Files(self.documents, self.blobs, 10_000_000, 86_400.0, BodyMemory(10_000_000), 5.0)
         self.jobs = MadeUpJobs(self.log, self.blobs)
         self.ledger = Ledger(self.documents, 86_400.0)
         self.backlog = self.log.backlog("batches")
@@ -179,7 +180,7 @@ class Desk:
             blobs=self.blobs,
             jobs=jobs,
             log=self.log,
-            reader=Reader(self.blobs, 2_000_000, 5.0, 60.0, Budget(10_000_000), RemoteMedia(None, 2_000_000)),
+            reader=Reader(self.blobs, 2_000_000, 5.0, 60.0, BodyMemory(10_000_000), RemoteMedia(None, 2_000_000)),
             kinds=kinds,
             window=window,
         )

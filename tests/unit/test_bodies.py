@@ -13,7 +13,8 @@ import pytest
 from backbone.bus.blobs import INLINE_LIMIT
 from backbone.bus.memory_blobs import MemoryBlobs
 from gateway.auth import Auth
-from gateway.bodies import LARGE, WEIGHT, Budget, Reader
+from gateway.bodies import LARGE, WEIGHT, Reader
+from gateway.body_memory import BodyMemory
 from gateway.http import REQUEST_ID
 from gateway.remote_media import RemoteMedia
 from gateway.routes import chat, transcriptions
@@ -23,7 +24,7 @@ from tests.unit.test_forms import TYPE, form, part
 
 
 def reader(blobs: MemoryBlobs, max_bytes: int = 10_000_000) -> Reader:
-    return Reader(blobs, max_bytes, 5.0, 60.0, Budget(max_bytes), RemoteMedia(None, max_bytes))
+    return Reader(blobs, max_bytes, 5.0, 60.0, BodyMemory(2 * max_bytes), RemoteMedia(None, max_bytes))
 
 
 def receive_of(body: bytes) -> Any:
@@ -85,45 +86,6 @@ async def test_an_upload_over_the_limit_is_refused() -> None:
         )
 
 
-async def test_the_budget_is_shared_first_come_first_served() -> None:
-    budget, order = Budget(10), []
-    gates = {name: asyncio.Event() for name in "abc"}
-
-    async def use(name: str, size: int) -> None:
-        async with budget.share(size):
-            order.append(name)
-            await gates[name].wait()
-
-    tasks = [asyncio.create_task(use(*one)) for one in (("a", 6), ("b", 8), ("c", 2))]
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert order == ["a"]  # c would fit, but b was first
-    gates["a"].set()
-    await tasks[0]
-    await asyncio.sleep(0)
-    assert order == ["a", "b", "c"]
-    gates["b"].set()
-    gates["c"].set()
-    await asyncio.gather(*tasks)
-
-
-async def test_who_gives_up_waiting_takes_nothing_along() -> None:
-    budget = Budget(10)
-    async with budget.share(10):
-        waiting = asyncio.create_task(budget.share(5).__aenter__())
-        await asyncio.sleep(0)
-        waiting.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-    async with asyncio.timeout(1), budget.share(10):
-        pass
-
-
-async def test_a_body_larger_than_the_budget_gets_all_of_it() -> None:
-    async with asyncio.timeout(1), Budget(10).share(1000):
-        pass
-
-
 async def test_a_request_within_another_is_bounded_too() -> None:
     """A conversation of many responses, each of which was small enough, may not be."""
     message = {"role": "user", "content": "x" * 600}
@@ -136,8 +98,8 @@ async def test_a_request_within_another_is_bounded_too() -> None:
 async def test_a_submitted_job_counts_until_it_lies_elsewhere() -> None:
     """However slowly large bodies are put away, no more of them are in memory than have room."""
     blobs, total = StuckBlobs(), 64 * 1024 * 1024
-    budget = Budget(total)
-    bodies = Reader(blobs, total, 5.0, 60.0, budget, RemoteMedia(None, total))
+    memory = BodyMemory(total)
+    bodies = Reader(blobs, total, 5.0, 60.0, memory, RemoteMedia(None, total))
     unused: Any = None
     submissions = Submissions(
         unused, unused, unused, unused, bodies, Auth("key"), {chat.ENDPOINT.path: chat.ENDPOINT}, unused, unused
@@ -158,10 +120,10 @@ async def test_a_submitted_job_counts_until_it_lies_elsewhere() -> None:
 
     serving = asyncio.create_task(submissions.serve(scope, receive, send))
     await blobs.writing.wait()
-    assert budget._left <= total - WEIGHT * len(data)
+    assert memory.used >= (WEIGHT + 1) * len(data)
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
-    assert budget._left == total
+    assert memory.used == 0
 
 
 class StuckBlobs(MemoryBlobs):

@@ -158,7 +158,7 @@ def anchors(page: str) -> set[str]:
 def test_every_dependency_has_an_owner_among_the_import_contracts() -> None:
     """A library that anybody may import ends up everywhere; pydantic alone may. nkeys is nats-py's to import, and nobody's here."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    wanted = {re.split(r"[^\w-]", line)[0].replace("_", "-").lower() for line in project["project"]["dependencies"]}
+    wanted = {re.split(r"[^\w.-]", line)[0].replace("_", "-").lower() for line in project["project"]["dependencies"]}
     modules: dict[str, set[str]] = {}
     for module, distributions in packages_distributions().items():
         for name in distributions:

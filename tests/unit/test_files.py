@@ -13,6 +13,7 @@ from backbone.bus.memory_blobs import MemoryBlobs
 from backbone.store.memory_documents import MemoryDocuments
 from gateway.app import make_app
 from gateway.auth import Auth, Principal
+from gateway.body_memory import BodyMemory
 from gateway.deps import Parts
 from gateway.files import MAX_NAME, FileNotFound, Files
 from schemas.errors import Unavailable
@@ -30,7 +31,7 @@ class Gateway:
         self.now = 0.0
         self.documents = MemoryDocuments(lambda: self.now)
         self.blobs = MemoryBlobs()
-        self.files = Files(self.documents, self.blobs, LIMIT, KEEP_S, 5.0)
+        self.files = Files(self.documents, self.blobs, LIMIT, KEEP_S, BodyMemory(10_000_000), 5.0)
         app = make_app(cast("Parts", SimpleNamespace(files=self.files, auth=Auth(KEY))))
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(app), base_url="http://test", headers={"authorization": f"Bearer {KEY}"}
