@@ -97,7 +97,8 @@ def test_unknown_fields_survive_in_both_forms() -> None:
     assert whole["choices"] == [{"index": 0, "text": "ab", "finish_reason": "stop", "stop_reason": 7, "logprobs": None}]
     relayed = run(Relay(wanted), stream, [])[0]
     assert b'"timings":{"ms":1}' in relayed
-    assert relayed.count(b'"system_fingerprint":"fp"') == 2
+    assert relayed.count(b'"system_fingerprint":"fp"') == 3
+    assert relayed.count(b'"stop_reason":7,"finish_reason":"stop"') == relayed.count(b'"stop_reason":7') == 1
 
 
 def test_choices_of_several_prompts_are_kept_apart_and_their_usage_is_added() -> None:
@@ -117,11 +118,206 @@ def test_choices_of_several_prompts_are_kept_apart_and_their_usage_is_added() ->
     assert (finish.usage.prompt_tokens, finish.usage.completion_tokens) == (4, 6)
 
 
-def test_what_comes_after_the_final_chunk_of_a_choice_is_dropped() -> None:
-    events = [*chat_events(["a"], False, "m"), *chat_events(["b"], False, "m")]
-    data, _, _ = run(Relay(Wanted(chat=True, model="m", fallback_id="f")), encoded(events, (",", ":"), False), [])
-    assert data.count(b'"finish_reason":"stop"') == 1
-    assert b'"b"' not in data
+CHAT = Wanted(chat=True, model="m", fallback_id="f")
+
+
+def relayed(events: list[Any] | bytes) -> list[Any]:
+    """What a streaming caller reads."""
+    stream = events if isinstance(events, bytes) else encoded(events, (",", ":"), ascii_only=False)
+    frames = run(Relay(CHAT), stream, [])[0].split(b"\n\n")[:-1]
+    return [json.loads(frame.removeprefix(b"data: ").decode()) for frame in frames]
+
+
+def collected(events: list[Any] | bytes) -> Any:
+    """The only choice that another caller reads."""
+    stream = events if isinstance(events, bytes) else encoded(events, (",", ":"), ascii_only=False)
+    return json.loads(run(Collector(CHAT), stream, [])[0].decode())["choices"][0]
+
+
+def accumulated(events: list[Any]) -> dict[str, Any]:
+    """What OpenAI's clients make of a stream: strings of one place are added up."""
+    into: dict[str, Any] = {"content": "", "role": "", "calls": {}}
+    for event in events:
+        delta = event["choices"][0]["delta"]
+        into["content"] += delta.get("content") or ""
+        into["role"] += delta.get("role") or ""
+        for call in delta.get("tool_calls") or ():
+            one = into["calls"].setdefault(call["index"], ["", "", ""])
+            function = call.get("function") or {}
+            for at, piece in enumerate((call.get("id"), function.get("name"), function.get("arguments"))):
+                one[at] += piece or ""
+    return into
+
+
+def delta_events(*deltas: dict[str, Any], reasons: dict[int, str] | None = None) -> list[Any]:
+    """Events with these deltas, and the `finish_reason` of some of them."""
+    reasons = {len(deltas): "stop"} if reasons is None else reasons
+    choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in (*deltas, {})]
+    for at, reason in reasons.items():
+        choices[at]["finish_reason"] = reason
+    return text_events(*choices)
+
+
+def tool(index: int | None = 0, id: str | None = "call_1", name: str | None = "find", arguments: Any = "") -> Any:  # noqa: A002
+    """One entry of `tool_calls`; None leaves a field out."""
+    function = {"name": name, "arguments": arguments}
+    call = {"index": index, "id": id, "function": {key: value for key, value in function.items() if value is not None}}
+    return {key: value for key, value in call.items() if value is not None}
+
+
+def calls(*each: Any) -> dict[str, Any]:
+    return {"tool_calls": list(each)}
+
+
+class TestTheEnd:
+    """Of an answer: after its last text, once, and with OpenAI's word."""
+
+    @pytest.mark.parametrize("reasons", [{0: "stop", 1: "stop", 2: "stop"}, {1: "stop"}, {0: "STOP", 2: "eos"}])
+    def test_a_reason_before_the_last_text_cuts_nothing(self, reasons: dict[int, str]) -> None:
+        events = delta_events({"content": "Red "}, {"content": "green "}, {"content": "blue"}, reasons=reasons)
+        streamed = relayed(events)
+        assert accumulated(streamed)["content"] == "Red green blue" == collected(events)["message"]["content"]
+        assert [event["choices"][0]["finish_reason"] for event in streamed] == [None, None, None, "stop"]
+
+    def test_a_second_answer_behind_the_first_is_its_continuation(self) -> None:
+        events = [*chat_events(["a"], False, "m"), *chat_events(["b"], False, "m")]
+        assert [event["choices"][0]["finish_reason"] for event in relayed(events)].count("stop") == 1
+        assert accumulated(relayed(events)) == {"content": "ab", "role": "assistant", "calls": {}}
+
+    def test_a_reason_ends_an_answer_without_done(self) -> None:
+        stream = encoded(delta_events({"content": "fine"}), (",", ":"), False).removesuffix(b"data: [DONE]\n\n")
+        assert relayed(stream)[-1]["choices"][0]["finish_reason"] == "stop"
+        assert collected(stream)["message"]["content"] == "fine"
+
+    def test_done_ends_an_answer_without_a_reason(self) -> None:
+        events = delta_events({"content": "fine"}, {"content": " too"}, reasons={})
+        assert relayed(events)[-1]["choices"][0]["finish_reason"] == "stop"
+        assert (collected(events)["message"]["content"], collected(events)["finish_reason"]) == ("fine too", "stop")
+
+    def test_neither_is_no_end(self) -> None:
+        stream = encoded(delta_events({"content": "fi"}, reasons={}), (",", ":"), False).removesuffix(
+            b"data: [DONE]\n\n"
+        )
+        for answer in (Relay(CHAT), Collector(CHAT)):
+            with pytest.raises(BackendError, match="before it was complete"):
+                run(answer, stream, [])
+
+    @pytest.mark.parametrize(
+        ("said", "reason"),
+        [("stop", "tool_calls"), ("tool_use", "tool_calls"), ("length", "length"), ("MAX_TOKENS", "length")],
+    )
+    def test_reasons_are_those_of_openai(self, said: str, reason: str) -> None:
+        events = delta_events(calls(tool(arguments="{}")), reasons={1: said})
+        assert relayed(events)[-1]["choices"][0]["finish_reason"] == reason == collected(events)["finish_reason"]
+
+
+class TestToolCalls:
+    """As OpenAI sends them, however a server does."""
+
+    @pytest.mark.parametrize(
+        ("deltas", "expected"),
+        [
+            ([calls(tool(id="a", arguments='{"q":1}')), calls(tool(id="b", name="g", arguments="{}"))], [("a", "find", '{"q":1}'), ("b", "g", "{}")]),
+            ([calls(tool(arguments='{"q":')), calls(tool(arguments='"tea"}'))], [("call_1", "find", '{"q":"tea"}')]),
+            ([calls(tool(arguments='{"q":')), calls(tool(id=None, name=None, arguments="1}"))], [("call_1", "find", '{"q":1}')]),
+            ([calls(tool(arguments='{"q":')), calls(tool(id="", name="", arguments="1}"))], [("call_1", "find", '{"q":1}')]),
+            ([calls(tool(arguments='{"q":')), calls(tool(id=None, arguments="1}"))], [("call_1", "find", '{"q":1}')]),
+            ([calls(tool(arguments={"q": "tea"}))], [("call_1", "find", '{"q":"tea"}')]),
+            ([calls(tool(arguments={"q": "tea"})), calls(tool(arguments={"q": "tea"}))], [("call_1", "find", '{"q":"tea"}')]),
+            ([calls(tool(arguments=None))], [("call_1", "find", "{}")]),
+            ([calls(tool(arguments=""))], [("call_1", "find", "{}")]),
+            ([calls(tool(name="fi")), calls(tool(id=None, name="nd")), calls(tool(id=None, name=None, arguments="{}"))], [("call_1", "find", "{}")]),
+            ([calls(tool(index=None, id=None, arguments="{}")), calls(tool(index=None, id=None, arguments='{"q":2}'))], [("*", "find", "{}"), ("*", "find", '{"q":2}')]),
+            ([calls(tool(id=None, arguments="{}")), calls(tool(id=None, name="g", arguments="{}"))], [("*", "find", "{}"), ("*", "g", "{}")]),
+            ([calls(tool(id="f", arguments="{}"), tool(index=1, id="f", arguments='{"q":2}'))], [("f", "find", "{}"), ("*", "find", '{"q":2}')]),
+            ([calls(tool(index=3, arguments="{}")), calls(tool(index=7, id="b", arguments="{}"))], [("call_1", "find", "{}"), ("b", "find", "{}")]),
+        ],
+    )  # fmt: skip
+    def test_each_way_to_send_them(self, deltas: list[Any], expected: list[tuple[str, str, str]]) -> None:
+        """`*` stands for an id that the server did not give, or gave twice."""
+        events = delta_events(*deltas)
+        streamed = accumulated(relayed(events))["calls"]
+        assert list(streamed) == list(range(len(expected)))
+        whole = [
+            (c["id"], c["function"]["name"], c["function"]["arguments"])
+            for c in collected(events)["message"]["tool_calls"]
+        ]
+        for got in ([tuple(one) for one in streamed.values()], whole):
+            assert len({one[0] for one in got}) == len(got)
+            assert all(one[0] for one in got)
+            assert [(a[0] if b[0] != "*" else "*", *a[1:]) for a, b in zip(got, expected, strict=True)] == expected
+
+    def test_no_call_has_a_first_delta_without_what_it_is(self) -> None:
+        first = relayed(delta_events(calls(tool(index=None, id=None))))[0]["choices"][0]["delta"]["tool_calls"][0]
+        assert first["id"].startswith("call_")
+        assert (first["index"], first["type"], first["function"]) == (0, "function", {"name": "find", "arguments": ""})
+
+    def test_calls_that_are_no_list_are_none(self) -> None:
+        events = delta_events({"content": "a", "tool_calls": {}}, {"content": "b", "tool_calls": [None, "x"]})
+        assert "tool_calls" not in collected(events)["message"]
+        assert accumulated(relayed(events)) == {"content": "ab", "role": "assistant", "calls": {}}
+
+
+def raw_event(text: bytes, name: bytes = b"content", reason: bytes = b"null") -> bytes:
+    piece = b'{"id":"a","created":5,"model":"m","choices":[{"index":0,"delta":{"%b":"%b"},"finish_reason":%b}]}'
+    return b"data: " + piece % (name, text, reason) + b"\n\n"
+
+
+class TestCharacters:
+    """Cut between two events: joined, or replaced; never broken, never an error."""
+
+    @pytest.mark.parametrize("before", [0, 1, 5])
+    @pytest.mark.parametrize("name", ["content", "reasoning_content"])
+    @pytest.mark.parametrize(
+        ("pieces", "text"),
+        [
+            ((rb"\ud83d", rb"\ude00"), "😀"),
+            ((rb"\uD83D", rb"\uDE00 x"), "😀 x"),
+            ((rb"\ud83d", rb"\udc80"), "💀"),
+            (("😀".encode()[:1], "😀".encode()[1:]), "😀"),
+            (("😀".encode()[:3], "😀".encode()[3:] + b" x"), "😀 x"),
+            (("é".encode()[:1], "é".encode()[1:] + rb"\ud83d", rb"\ude00"), "é😀"),
+            ((rb"\ud83d", b"x"), "\ufffdx"),
+            ((b"\xff", b"x"), "\ufffdx"),
+            ((rb"x\udc00", b"y"), "x\ufffdy"),
+        ],
+    )
+    def test_are_whole(self, pieces: tuple[bytes, ...], text: str, name: str, before: int) -> None:
+        stream = raw_event(b"", b"role") + b"".join(raw_event(b"%d" % at, name.encode()) for at in range(before))
+        stream += b"".join(raw_event(piece, name.encode()) for piece in pieces)
+        stream += raw_event(b"", reason=b'"stop"') + b"data: [DONE]\n\n"
+        expected = "".join(map(str, range(before))) + text
+        assert "".join(event["choices"][0]["delta"].get(name) or "" for event in relayed(stream)) == expected
+        assert collected(stream)["message"][name] == expected
+
+    def test_a_half_at_the_end_is_replaced(self) -> None:
+        stream = raw_event(b"a") + raw_event(b"b") + raw_event(rb"\ud83d") + b"data: [DONE]\n\n"
+        assert accumulated(relayed(stream))["content"] == "ab\ufffd" == collected(stream)["message"]["content"]
+
+
+@given(words, st.integers(0, 3), st.lists(st.integers(0, 5000)))
+def test_roles_in_every_delta_are_said_once(said: list[str], spaced: int, cuts: list[int]) -> None:
+    """On the slow path and the fast: clients add strings up."""
+    deltas = [{"role": "assistant", "content": word} for word in said]
+    form = (", ", ": ") if spaced % 2 else (",", ":")
+    data = run(Relay(CHAT), encoded(delta_events(*deltas), form, ascii_only=spaced > 1), cuts)[0]
+    events = [json.loads(frame.removeprefix(b"data: ")) for frame in data.split(b"\n\n")[:-1]]
+    assert accumulated(events) == {"content": "".join(said), "role": "assistant", "calls": {}}
+
+
+def test_usage_in_every_event_is_for_who_asked() -> None:
+    usage = [{"prompt_tokens": 3, "completion_tokens": n, "total_tokens": 3 + n} for n in (1, 2, 3)]
+    events = delta_events(*({"content": text} for text in "abc"))
+    for event, one in zip(events, [*usage, usage[-1]], strict=True):
+        event["usage"] = one
+    stream = encoded(events, (",", ":"), ascii_only=False)
+
+    def told(wanted: Wanted) -> list[Any]:
+        frames = run(Relay(wanted), stream, [])[0].split(b"\n\n")[:-1]
+        return [json.loads(frame.removeprefix(b"data: ")).get("usage") for frame in frames]
+
+    assert told(Wanted(True, "m", "f", include_usage=True)) == [None, None, None, None, usage[-1]]
+    assert told(Wanted(True, "m", "f", include_usage=True, continuous_usage=True))[:3] == usage
 
 
 def test_a_backend_without_id_and_created_gets_them() -> None:

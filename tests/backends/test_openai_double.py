@@ -224,7 +224,12 @@ async def test_an_endpoint_of_another_kind_is_refused(backend: Backend) -> None:
 @pytest.mark.parametrize("whole", [False, True], ids=["stream", "whole"])
 @pytest.mark.parametrize(
     "behaviour",
-    [{"drop": "before"}, {"drop": "mid"}, {"done": False}, {"finish": None}, {"drop": "mid", "chunked": False}],
+    [
+        {"drop": "before"},
+        {"drop": "mid"},
+        {"done": False, "finish": None},
+        {"drop": "mid", "chunked": False},
+    ],
     ids=str,
 )
 async def test_an_answer_that_does_not_end_properly_failed(
@@ -235,6 +240,19 @@ async def test_an_answer_that_does_not_end_properly_failed(
         await collect(backend, chat("double", stream=not whole))
     assert caught.value.transient
     assert caught.value.info.status == 502
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["stream", "whole"])
+@pytest.mark.parametrize("behaviour", [{"done": False}, {"finish": None}], ids=str)
+async def test_one_sign_of_the_end_is_enough(
+    double: OpenAIDouble, backend: Backend, behaviour: dict[str, Any], whole: bool
+) -> None:
+    """Some servers never write `[DONE]`, others no finish_reason: the answer is complete, and was paid for."""
+    double.behave(**behaviour)
+    chunks, finish = await collect(backend, chat("double", stream=not whole))
+    assert b'"finish_reason":"stop"' in b"".join(chunk.data for chunk in chunks)
+    assert finish is not None
+    assert len([seen for seen in double.seen if seen.method == "POST"]) == 1
 
 
 async def test_an_error_object_in_a_stream_is_an_error(double: OpenAIDouble, backend: Backend) -> None:

@@ -18,10 +18,12 @@ import orjson
 from pydantic import ValidationError
 
 from schemas.jobs import Usage
+from workers.backends import broken_text
 from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, Output
 from workers.backends.merging import combined_usage, finished_choice, merge
 from workers.backends.refusals import stream_error
 from workers.backends.sse import EventTooLarge, SseSplitter, payloads
+from workers.backends.tool_calls import ToolCalls
 
 JSON = dict[str, Any]
 
@@ -33,6 +35,23 @@ TEACHERS = 2
 UNFINISHED = (b'"finish_reason":null', b'"finish_reason": null')
 FINISHED = (b'"finish_reason":"', b'"finish_reason": "')
 TOOL_CALLS = b'"tool_calls"'
+ESCAPE = rb"\u"
+ROLE = b'"role"'
+ROLES = (b'"role":"assistant",', b'"role": "assistant", ')
+"""As servers write it that repeat it in every delta. A quote inside a string is escaped: these match structure alone."""
+REASONS = {
+    "complete": "stop",
+    "end_turn": "stop",
+    "eos": "stop",
+    "eos_token": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "model_length": "length",
+    "tool_call": "tool_calls",
+    "tool_use": "tool_calls",
+    "safety": "content_filter",
+}
+"""Other servers' words for OpenAI's `finish_reason`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +63,8 @@ class Wanted:
     """The name that the answer carries."""
     fallback_id: str
     include_usage: bool = False
+    continuous_usage: bool = False
+    """Each event carries the usage so far, as vLLM and SGLang can."""
     n: int = 1
     prompts: int = 1
 
@@ -57,19 +78,23 @@ class _Choice:
     """What has been seen of one choice."""
 
     begun: bool = False
-    finished: bool = False
-    calls: int = 0
+    reason: str | None = None
+    """The newest `finish_reason`: it is final once the stream has ended."""
+    calls: ToolCalls = field(default_factory=ToolCalls)
+    final: JSON = field(default_factory=dict)
+    """Fields of the final chunk beside the reason."""
 
 
 class Answer(ABC):
     """A server's answer as it arrives.
 
     What comes out of it holds, whatever the server does: `id`, `created`, `model` and `object` are constant; the first
-    delta of a choice has a role; `finish_reason` is there, null until exactly one final chunk a choice; tool calls have
-    an index; there is no usage but in its place; comments, pings and empty events are gone.
+    delta of a choice has a role, and no other; `finish_reason` is there, null until exactly one final chunk a choice, after
+    its last text; tool calls are as `ToolCalls` says; characters are whole; there is no usage but in its place; comments,
+    pings and empty events are gone.
 
     `feed` raises BackendError for an error object, an event that is not JSON, or one that is too large. `finish` raises
-    it when the end came without `[DONE]` or a choice has no `finish_reason`.
+    it when the stream ended with neither `[DONE]` nor a `finish_reason` for each choice.
     """
 
     def __init__(self, wanted: Wanted) -> None:
@@ -80,6 +105,7 @@ class Answer(ABC):
         self._constant: JSON = {}
         self._choices: dict[int, _Choice] = {}
         self._usages: list[JSON] = []
+        self._joiner = broken_text.TextJoiner()
         self._extras: JSON = {}
         self._tokens = 0
         self._pattern: _Pattern | None = None
@@ -147,9 +173,10 @@ class Answer(ABC):
 
     def _parsed(self, payload: bytes) -> Any:
         try:
-            return orjson.loads(payload)
-        except orjson.JSONDecodeError as error:
+            event, broken = broken_text.parse(payload)
+        except (ValueError, RecursionError) as error:
             raise BackendError(f"the backend sent an event that is not JSON: {error}", transient=True) from error
+        return self._joiner.repair(event) if broken or self._joiner.open else event
 
     def _understood(self, payload: bytes) -> JSON | None:
         """The event, made right; None when there is nothing in it for the caller."""
@@ -163,12 +190,15 @@ class Answer(ABC):
         usage = event.pop("usage", None)
         if isinstance(usage, dict):
             self._usages.append(usage)
+            if self.wanted.continuous_usage:
+                event["usage"] = usage
         choices = event.get("choices")
         if not isinstance(choices, list):
             return None
         self._make_constant(event)
         event["choices"] = [choice for choice in choices if isinstance(choice, dict) and self._make_right(choice)]
         if not event["choices"]:
+            event.pop("usage", None)
             self._extras |= event
             return None
         return event
@@ -182,66 +212,97 @@ class Answer(ABC):
                 "created": int(created if isinstance(created, int | float) else time.time()),
                 "model": self.wanted.model,
             }
+            if event.get("system_fingerprint") is not None:
+                self._constant["system_fingerprint"] = event["system_fingerprint"]
         event.update(self._constant)
 
     def _make_right(self, choice: JSON) -> bool:
-        """Mend one choice in place; False when it has ended before."""
+        """Repair one choice in place; False when it holds nothing for the caller before the end."""
         index = choice.get("index")
         if not isinstance(index, int):
             index = choice["index"] = 0
         state = self._choices.get(index)
         if state is None:
             state = self._choices[index] = _Choice()
-        if state.finished:
-            return False
-        reason = choice["finish_reason"] = choice.get("finish_reason") or None
-        state.finished = reason is not None
+        reason = _standard_reason(choice.get("finish_reason"))
+        choice["finish_reason"] = None
         if self.wanted.chat:
             self._make_delta_right(choice, state)
-            self._tokens += any(value for name, value in choice["delta"].items() if name != "role")
+            says = any(value for name, value in choice["delta"].items() if name != "role")
         else:
-            self._tokens += bool(choice.get("text"))
-        return True
+            says = bool(choice.get("text"))
+        self._tokens += says
+        if reason is not None:
+            state.reason = reason
+            self._keep_for_the_end(choice, state)
+        return says or state.reason is None
 
     def _make_delta_right(self, choice: JSON, state: _Choice) -> None:
         delta = choice.get("delta")
-        if not isinstance(delta, dict):
-            delta = choice["delta"] = {}
+        delta = {} if not isinstance(delta, dict) else delta
+        role = delta.pop("role", None)
         if not state.begun:
             state.begun = True
-            if not delta.get("role"):
-                choice["delta"] = delta = {"role": "assistant"} | {k: v for k, v in delta.items() if k != "role"}
-        calls = delta.get("tool_calls")
-        if calls:
-            for call in calls:
-                _give_index(call, state)
+            delta = {"role": role or "assistant"} | delta
+        choice["delta"] = delta
+        if "tool_calls" in delta:
+            calls = state.calls.repair(delta.pop("tool_calls"))
+            if calls:
+                delta["tool_calls"] = calls
+
+    def _keep_for_the_end(self, choice: JSON, state: _Choice) -> None:
+        """Move what belongs beside a `finish_reason` (`stop_reason`, …) to the final chunk."""
+        for name in [name for name in choice if name not in ("index", "delta", "text", "logprobs", "finish_reason")]:
+            state.final[name] = choice.pop(name)
+        if self.wanted.chat and "role" in choice["delta"]:
+            state.final["delta"] = {"role": choice["delta"]["role"]} if len(choice["delta"]) == 1 else {}
+
+    def _final_choices(self) -> Iterator[JSON]:
+        """The last choice of each index: the reason, and what is still missing."""
+        for index, state in sorted(self._choices.items()):
+            yield {"index": index, **self._last_piece(index, state), "finish_reason": state.reason}
+
+    def _last_piece(self, index: int, state: _Choice) -> JSON:
+        at = ("choices", index)
+        if not self.wanted.chat:
+            return {"text": self._joiner.rest((*at, "text")), **state.final}
+        delta: JSON = state.final.pop("delta", {})
+        if rest := self._joiner.rest((*at, "delta", "content")):
+            delta["content"] = rest
+        if calls := state.calls.missing_arguments():
+            delta["tool_calls"] = calls
+        return {"delta": delta, **state.final}
 
     @property
     def _ended(self) -> bool:
-        """Some choice has ended: what comes now is looked at in full."""
-        return any(choice.finished for choice in self._choices.values())
+        """A `finish_reason` has come: what comes now is looked at in full."""
+        return any(choice.reason is not None for choice in self._choices.values())
 
     def _take_tokens(self) -> int:
         tokens, self._tokens = self._tokens, 0
         return tokens
 
     def _check_end(self) -> None:
-        if not self.done:
+        """Decide on each choice's `finish_reason`. Raises BackendError where the answer is not complete."""
+        choices = self._choices.values()
+        if not self.done and not (choices and all(choice.reason is not None for choice in choices)):
             raise BackendError("the backend's stream ended before it was complete", transient=True)
-        if not self._choices or not all(choice.finished for choice in self._choices.values()):
-            raise BackendError("the backend's stream ended without a finish_reason", transient=True)
+        if not choices:
+            raise BackendError("the backend's stream ended without an answer", transient=True)
+        for choice in choices:
+            if choice.reason in (None, "stop"):
+                choice.reason = "tool_calls" if choice.calls else "stop"
 
     def _usage(self) -> JSON | None:
         return combined_usage(self._usages, self.wanted.n, self.wanted.choices)
 
 
-def _give_index(call: JSON, state: _Choice) -> None:
-    index = call.get("index")
-    if not isinstance(index, int):
-        # Without an index, a name or id is what tells a new call from more arguments for the last one.
-        new = bool(call.get("id") or (call.get("function") or {}).get("name")) or not state.calls
-        call["index"] = index = state.calls if new else state.calls - 1
-    state.calls = max(state.calls, index + 1)
+def _standard_reason(reason: Any) -> str | None:
+    """Return OpenAI's word for a `finish_reason`; None where it is missing."""
+    if not isinstance(reason, str) or not reason:
+        return None
+    lower = reason.lower()
+    return REASONS.get(lower, lower if lower in ("stop", "length", "tool_calls", "content_filter") else reason)
 
 
 def _no_calls(block: bytes) -> bool:
@@ -260,7 +321,7 @@ def _constant_bytes(event: JSON, include_usage: bool) -> bytes:
     """Everything but the choices, ready for `"choices":[…]}` to be put behind it."""
     rest = {name: value for name, value in event.items() if name != "choices"}
     if include_usage:
-        rest["usage"] = None
+        rest.setdefault("usage", None)
     return b"data: " + orjson.dumps(rest)[:-1] + b',"choices":['
 
 
@@ -310,19 +371,30 @@ class Relay(Answer):
         self._new_seam = b""
         self._as_it_is = False
         self._learning = LEARNING_ATTEMPTS
+        self._ended_out = False
         self._out: list[bytes] = []
 
     def finish(self) -> Iterator[Output]:
-        self._check_end()
-        usage = self._usage()
-        if self.wanted.include_usage and usage is not None:
-            last = {**self._extras, **self._constant, "choices": [], "usage": usage}
-            self._out.append(b"data: " + orjson.dumps(last) + b"\n\n")
+        self._say_end()
         if self._out:
             yield Chunk(b"".join(self._out), 0)
-        yield Finish(_finish_usage(usage), "text/event-stream")
+        yield Finish(_finish_usage(self._usage()), "text/event-stream")
+
+    def _say_end(self) -> None:
+        """Write the final chunks and the usage, once."""
+        if self._ended_out:
+            return
+        self._check_end()
+        self._ended_out = True
+        usage, final = self._usage(), {**self._extras, **self._constant}
+        head = _constant_bytes(final, self.wanted.include_usage)
+        self._out += [head + orjson.dumps(choice) + b"]}\n\n" for choice in self._final_choices()]
+        if self.wanted.include_usage and usage is not None:
+            self._out.append(b"data: " + orjson.dumps({**final, "choices": [], "usage": usage}) + b"\n\n")
 
     def _output(self) -> Chunk | None:
+        if self.done:
+            self._say_end()
         if not self._tokens:
             return None
         out, self._out = self._out, []
@@ -330,7 +402,7 @@ class Relay(Answer):
 
     def _plain(self, block: bytes) -> bool:
         pattern = self._pattern
-        if pattern is None or not pattern.fits(block):
+        if pattern is None or self._joiner.open or not pattern.fits(block):
             return False
         count, odd = divmod(block.count(b"\n"), 2)
         if (
@@ -338,8 +410,14 @@ class Relay(Answer):
             or (count > 1 and block.count(pattern.seam) != count - 1)
             or block.count(self._unfinished) != count
             or (TOOL_CALLS in block and not _no_calls(block))
+            or ((ESCAPE in block or not block.isascii()) and not broken_text.is_whole(block))
         ):
             return False
+        if ROLE in block:
+            for form in ROLES:
+                block = block.replace(form, b"")
+            if ROLE in block:
+                return False
         self._learning = LEARNING_ATTEMPTS
         self._tokens += count
         if not self._as_it_is:
@@ -363,6 +441,8 @@ class Relay(Answer):
         """Take from this event what surrounds `choices`, if that is beyond doubt."""
         pattern = self._pattern
         if pattern is not None and payload.startswith(pattern.head[6:]) and payload.endswith(pattern.tail[:-2]):
+            return
+        if not broken_text.is_whole(payload):
             return
         event = orjson.loads(payload)
         event["choices"] = []
@@ -394,6 +474,8 @@ class Collector(Answer):
         self._check_end()
         self._flush()
         wanted = self.wanted
+        for choice in self._final_choices():
+            self._add(choice)
         if len(self._merged) < wanted.choices:
             raise BackendRefused(
                 f"this backend does not support n > 1: it gave {len(self._merged)} of {wanted.choices} choices",
@@ -408,6 +490,11 @@ class Collector(Answer):
         yield Chunk(orjson.dumps(body), self._take_tokens())
         yield Finish(_finish_usage(usage))
 
+    def _add(self, choice: JSON) -> None:
+        merged = self._merged.setdefault(choice["index"], choice)
+        if merged is not choice:
+            merge(merged, choice)
+
     def _output(self) -> Chunk | None:
         now = time.monotonic()
         if self.done or not self._tokens or now - self._last_sign < SIGN_OF_LIFE_S:
@@ -421,7 +508,7 @@ class Collector(Answer):
         What then remains between their beginnings and ends holds no quote and no line end, or it is more than text.
         """
         pattern = self._pattern
-        if pattern is None or not pattern.fits(block):
+        if pattern is None or self._joiner.open or not pattern.fits(block):
             return False
         between = pattern.between(block)
         text = between.replace(pattern.seam, b"")
@@ -435,9 +522,13 @@ class Collector(Answer):
     def _flush(self) -> None:
         """Add the texts taken so far to the choice. Joined first: a character may be split over two events."""
         if self._texts:
-            text = self._parsed(b'"' + b"".join(self._texts) + b'"')
+            text = b'"' + b"".join(self._texts) + b'"'
             self._texts.clear()
-            merge(self._merged[0], {"delta": {"content": text}} if self.wanted.chat else {"text": text})
+            # As an event, whose places the halves of characters wait at.
+            event = b'{"choices":[{"index":0,%b}]}' % (
+                (b'"delta":{"content":%b}' if self.wanted.chat else b'"text":%b') % text
+            )
+            merge(self._merged[0], self._parsed(event)["choices"][0])
 
     def _slow(self, payload: bytes) -> None:
         self._flush()
@@ -445,11 +536,7 @@ class Collector(Answer):
         if event is None:
             return
         for choice in event["choices"]:
-            index = choice["index"]
-            if index in self._merged:
-                merge(self._merged[index], choice)
-            else:
-                self._merged[index] = choice
+            self._add(choice)
         self._top.update((name, value) for name, value in event.items() if value is not None and name != "choices")
         if self._ended:
             self._pattern = None
@@ -458,7 +545,7 @@ class Collector(Answer):
 
     def _learn(self, payload: bytes) -> None:
         """Take from this event what surrounds its text, if the text is all that it adds."""
-        if b'"role"' in payload:
+        if ROLE in payload or not broken_text.is_whole(payload):
             return
         event = orjson.loads(payload)
         target = _only_text(event, self.wanted.chat)

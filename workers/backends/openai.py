@@ -39,7 +39,7 @@ from workers.backends.openai_models import Capabilities, Choice, is_option
 from workers.backends.openai_text import ANSWER_LIMIT, as_events, open_text
 from workers.backends.openai_vectors import embed, rerank
 from workers.backends.refusals import refusal
-from workers.backends.requests import choices_wanted, json_object, usage_wanted
+from workers.backends.requests import choices_wanted, continuous_usage_wanted, json_object, usage_wanted
 from workers.backends.wire import HttpClient, Response
 
 JSON = dict[str, Any]
@@ -79,6 +79,7 @@ class _Call:
             model=task.public_model,
             fallback_id=task.job,
             include_usage=task.stream and usage_wanted(body),
+            continuous_usage=task.stream and continuous_usage_wanted(body),
             n=choices_wanted(body),
             prompts=_prompts(body.get("prompt")),
         )

@@ -19,7 +19,13 @@ from workers.backends.chunks import Answer, Collector, Relay, Wanted
 from workers.backends.openai_api import ERROR_LIMIT, JSON, Api, fields_of, is_json, json_of, names
 from workers.backends.openai_probes import STREAM, STREAM_OPTIONS, TOOL_STREAM, lacks_text_feature
 from workers.backends.refusals import stream_error
-from workers.backends.requests import choices_wanted, json_object, stream_options, usage_wanted
+from workers.backends.requests import (
+    choices_wanted,
+    continuous_usage_wanted,
+    json_object,
+    stream_options,
+    usage_wanted,
+)
 from workers.backends.wire import Response
 
 ANSWER_LIMIT = 64 * 1024 * 1024
@@ -69,6 +75,7 @@ def _answer(task: Task, body: JSON) -> Answer:
         model=task.public_model,
         fallback_id=task.job,
         include_usage=task.stream and usage_wanted(body),
+        continuous_usage=task.stream and continuous_usage_wanted(body),
         n=choices_wanted(body),
         prompts=len(prompt) if many and isinstance(prompt, list) else 1,
     )

@@ -37,3 +37,8 @@ def stream_options(body: JSON) -> JSON:
 def usage_wanted(body: JSON) -> bool:
     """Whether a stream is to end in a usage chunk."""
     return stream_options(body).get("include_usage") is True
+
+
+def continuous_usage_wanted(body: JSON) -> bool:
+    """Return whether each event of a stream is to carry the usage so far: vLLM's and SGLang's option."""
+    return usage_wanted(body) and stream_options(body).get("continuous_usage_stats") is True

@@ -1,0 +1,128 @@
+"""Tool calls of a streamed answer, made right: pure.
+
+Servers repeat ids and names in every delta, give two calls one index, leave out ids and indexes, and send arguments as objects,
+null or not at all. A caller gets what OpenAI sends: the first delta of a call has its index, id, type and name, each later one
+only more of its arguments, which are a string of JSON.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from secrets import token_hex
+from typing import Any
+
+import orjson
+
+JSON = dict[str, Any]
+IDENTITY = frozenset({"index", "id", "type", "function"})
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call, as the caller knows it."""
+
+    index: int
+    server_index: int | None
+    server_id: str
+    name: str
+    function: bool
+    arguments: list[str] = field(default_factory=list)
+
+    @property
+    def whole(self) -> bool:
+        """Whether its arguments are complete JSON."""
+        try:
+            orjson.loads("".join(self.arguments))
+        except orjson.JSONDecodeError:
+            return False
+        return True
+
+
+class ToolCalls:
+    """The calls of one choice."""
+
+    def __init__(self) -> None:
+        self._calls: list[_Call] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._calls)
+
+    def repair(self, deltas: Any) -> list[JSON]:
+        """Return what the caller gets for the `tool_calls` of one event."""
+        if not isinstance(deltas, list):
+            return []
+        repaired = (self._repair(delta) for delta in deltas if isinstance(delta, dict))
+        return [delta for delta in repaired if delta is not None]
+
+    def missing_arguments(self) -> list[JSON]:
+        """Return a last delta for each call that never had arguments: they are an empty object."""
+        return [
+            {"index": call.index, "function": {"arguments": "{}"}}
+            for call in self._calls
+            if call.function and not any(call.arguments)
+        ]
+
+    def _repair(self, delta: JSON) -> JSON | None:
+        function = delta.get("function")
+        if not isinstance(function, dict):
+            function = {name: delta.pop(name) for name in ("name", "arguments") if name in delta}
+        server_id, index = str(delta.get("id") or ""), delta.get("index")
+        index = index if isinstance(index, int) else None
+        name, arguments = str(function.get("name") or ""), _as_text(function.get("arguments"))
+        extras = {key: value for key, value in delta.items() if key not in IDENTITY}
+        more = {key: value for key, value in function.items() if key not in ("name", "arguments")}
+        call = self._find(index, server_id, name, arguments)
+        if call is None:
+            call = self._new(index, server_id, name, is_function=bool(function) or not extras)
+            own_id = call.server_id and not self._is_taken(call)
+            first: JSON = {
+                "index": call.index,
+                "id": call.server_id if own_id else f"call_{token_hex(12)}",
+                "type": delta.get("type") or "function",
+            }
+            if call.function:
+                first["function"] = {"name": name, "arguments": arguments, **more}
+            call.arguments.append(arguments)
+            return {**first, **extras}
+        rest: JSON = dict(more)
+        if name and name != call.name and not any(call.arguments):
+            call.name += name  # a name that comes in pieces
+            rest["name"] = name
+        if arguments and not (isinstance(function.get("arguments"), dict) and call.whole):
+            call.arguments.append(arguments)
+            rest["arguments"] = arguments
+        if not rest and not extras:
+            return None
+        return {"index": call.index, **({"function": rest} if rest else {}), **extras}
+
+    def _new(self, index: int | None, server_id: str, name: str, *, is_function: bool) -> _Call:
+        call = _Call(len(self._calls), index, server_id, name, is_function)
+        self._calls.append(call)
+        return call
+
+    def _is_taken(self, call: _Call) -> bool:
+        """Whether an earlier call has its id."""
+        return bool(call.server_id) and any(other.server_id == call.server_id for other in self._calls[: call.index])
+
+    def _find(self, index: int | None, server_id: str, name: str, arguments: str) -> _Call | None:
+        """Return the call that a delta goes on with; None: it begins one."""
+        if server_id:
+            for call in reversed(self._calls):
+                if call.server_id == server_id and (index in (None, call.server_index) or not name):
+                    return call
+        same = next((c for c in reversed(self._calls) if index is None or c.server_index == index), None)
+        if same is None:
+            return None
+        if server_id and (same.server_id or name):
+            return None
+        if not name:
+            return same
+        if index is None:
+            return same if name == same.name and any(same.arguments) and not same.whole else None
+        return None if arguments and same.whole else same
+
+
+def _as_text(arguments: Any) -> str:
+    if arguments is None:
+        return ""
+    return arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()
