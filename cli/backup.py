@@ -18,7 +18,8 @@ import typer
 from cli import options
 from cli.backup_folder import Manifest, Tell, read_manifest, shown_size, verify
 from cli.errors import ConsoleError
-from cli.processes import EtcdUrl, NatsUrl, RedisUrl, read_settings, set_environment
+from cli.processes import EtcdUrl, NatsUrl, RedisUrl, StackDir, read_settings, set_environment
+from cli.running_stack import join_running_stack
 
 if TYPE_CHECKING:
     from backbone.settings import CommonSettings
@@ -44,12 +45,14 @@ def backup(
     nats_url: NatsUrl = None,
     etcd_url: EtcdUrl = None,
     redis_url: RedisUrl = None,
+    data_dir: StackDir = None,
     as_json: options.Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Save aliases, services, jobs, results, files, keys and all else into a folder, while everything goes on.
 
-    Settings are those of a gateway: NATS_URL, ETCD_URL, REDIS_URL and their credentials, from the environment or .env.
+    Settings are those of a gateway: NATS_URL, ETCD_URL, REDIS_URL and their credentials, from the environment or .env;
+    without any, those of the `nexus up` that runs on the data directory.
     The folder holds prompts, answers and secrets in the open: keep it as safe as the servers themselves.
     """
     tell = _teller(as_json=as_json, quiet=quiet)
@@ -61,7 +64,9 @@ def backup(
     from cli.backup_servers import chosen
 
     kinds = chosen(only)
-    settings = _settings(nats_url, etcd_url, redis_url)
+    set_environment({"NATS_URL": nats_url, "ETCD_URL": etcd_url, "REDIS_URL": redis_url})
+    join_running_stack("gateway", data_dir)
+    settings = _settings()
     began = time.monotonic()
     manifest = _run(_backup(settings, folder, kinds, tell), "nothing was kept")
     _show(manifest, f"taken in {time.monotonic() - began:.1f} s", as_json=as_json, quiet=quiet)
@@ -94,7 +99,8 @@ def restore(
     if not parts:
         raise ConsoleError(f"{folder} holds nothing of {', '.join(sorted(kinds))}")
     verify(folder, parts, tell)
-    settings = _settings(nats_url, etcd_url, redis_url)
+    set_environment({"NATS_URL": nats_url, "ETCD_URL": etcd_url, "REDIS_URL": redis_url})
+    settings = _settings()
     left = "the servers hold a part of the backup: restore it again, with --force"
     restored = _run(_restore(settings, folder, manifest, kinds, force=force, replicas=replicas, tell=tell), left)
     for warning in restored.warnings:
@@ -155,11 +161,10 @@ def _run(work: Coroutine[Any, Any, T], left: str) -> T:
         raise ConsoleError(f"interrupted; {left}", exit_code=INTERRUPTED) from None
 
 
-def _settings(nats_url: str | None, etcd_url: str | None, redis_url: str | None) -> CommonSettings:
+def _settings() -> CommonSettings:
     from backbone.logging import configure_logging
     from backbone.settings import CommonSettings
 
-    set_environment({"NATS_URL": nats_url, "ETCD_URL": etcd_url, "REDIS_URL": redis_url})
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     configure_logging("console", "error")
     return read_settings(CommonSettings)

@@ -6,7 +6,9 @@
   state.json     0600: pid, URL, key and ports of the running stack; removed at its end
   key            0600: the bootstrap key, made once and kept
   operator.json  aliases and service records, kept from one start to the next
-  logs/          one file per part
+  secrets/       0700: passwords and certificates of the running stack's servers, made anew at each start
+  worker.env     0600: what another worker's shell reads to join the running stack; gateway.env: the same for a gateway
+  logs/          0700: one file per part
   nats/ etcd/ redis/
 ```
 """
@@ -17,14 +19,17 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from cli.errors import ConsoleError
+from cli.private_files import open_private, private_folder, write_private
 
 DATA_DIR_VARIABLE = "NEXUS_DATA_DIR"
 DEFAULT_DATA_DIR = Path(".nexus")
@@ -41,6 +46,8 @@ class StackState:
     """Of each part, by name."""
     pids: dict[str, int] = field(default_factory=dict)
     """Of each part's process, by name; rewritten when one is restarted."""
+    environments: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By role, `gateway` or `worker`: the variables by which another process of that role joins. No secrets, but their files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +68,13 @@ class DataDir:
         self.key_file = self.root / "key"
         self.operator_file = self.root / "operator.json"
         self.logs = self.root / "logs"
+        self.secrets = self.root / "secrets"
 
     def prepare(self) -> None:
         """Make the folders. Raises ConsoleError when that cannot be."""
         try:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.logs.mkdir(exist_ok=True)
+            private_folder(self.logs)
             (self.root / ".gitignore").write_text("*\n")
         except OSError as error:
             raise ConsoleError(f"cannot use {self.root} ({error.strerror}); choose another --data-dir") from error
@@ -77,14 +85,16 @@ class DataDir:
 
     def sub(self, name: str) -> Path:
         """A server's own folder."""
-        path = self.root / name
-        path.mkdir(mode=0o700, exist_ok=True)
-        return path
+        return private_folder(self.root / name)
+
+    def environment_file(self, role: str) -> Path:
+        """The file that a shell reads so that another process of this role joins the running stack."""
+        return self.root / f"{role}.env"
 
     @contextmanager
     def locked(self, url: str) -> Iterator[None]:
         """Hold the directory for one stack. Raises ConsoleError, naming pid and URL, when another one does."""
-        with self.lock_file.open("a+") as lock:
+        with open(self.lock_file, "a+", opener=open_private) as lock:
             if not _lock(lock.fileno()):
                 raise ConsoleError(self._already(self._holder()))
             lock.truncate(0)
@@ -120,13 +130,22 @@ class DataDir:
         return False
 
     def remember(self, state: StackState) -> None:
-        """Write `state.json` whole or not at all."""
-        _write_private(self.state_file, json.dumps(asdict(state), indent=2) + "\n")
+        """Write `state.json`, and a file of variables for each role, each whole or not at all."""
+        write_private(self.state_file, json.dumps(asdict(state), indent=2) + "\n")
+        for role, variables in state.environments.items():
+            write_private(self.environment_file(role), self._exports(role, variables), durable=False)
+
+    def _exports(self, role: str, variables: Mapping[str, str]) -> str:
+        joining = {**variables, DATA_DIR_VARIABLE: str(self.root)}
+        head = f"# For a {role} beside the running stack:  . {shlex.quote(str(self.environment_file(role)))}\n"
+        return head + "".join(f"export {name}={shlex.quote(value)}\n" for name, value in joining.items())
 
     def forget(self) -> None:
-        """Remove `state.json`."""
-        with suppress(OSError):
-            self.state_file.unlink()
+        """Remove `state.json`, and what lets others join."""
+        for file in (self.state_file, *map(self.environment_file, ("gateway", "worker"))):
+            with suppress(OSError):
+                file.unlink()
+        shutil.rmtree(self.secrets, ignore_errors=True)
 
     def running(self) -> StackState | None:
         """The stack that runs here, None when there is none (a file left by a killed one does not count)."""
@@ -148,7 +167,7 @@ class DataDir:
         if kept:
             return kept
         made = "nexus-" + secrets.token_urlsafe(24)
-        _write_private(self.key_file, made + "\n")
+        write_private(self.key_file, made + "\n")
         return made
 
     def operator_data(self) -> dict[str, dict[str, Any]]:
@@ -169,7 +188,7 @@ class DataDir:
 
     def keep_operator_data(self, data: dict[str, dict[str, Any]]) -> None:
         """Replace the file; after a crash it is the old one or the new one. Raises OSError."""
-        _write_private(self.operator_file, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+        write_private(self.operator_file, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -190,23 +209,6 @@ def _lock(fd: int) -> bool:
         else:
             return True
     return False
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Replace `path`, whole or not at all, by a file that only its owner can read."""
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    with suppress(FileNotFoundError):
-        fresh.unlink()
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def data_dir_from(option: Path | None) -> DataDir:

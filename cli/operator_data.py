@@ -15,7 +15,7 @@ from typing import Any
 
 from backbone.registry.keys import Keys
 from cli.datadir import DataDir
-from cli.embedded.etcd_api import EtcdApi, EtcdAway, Listing
+from cli.embedded.etcd_api import EtcdApi, EtcdAway, EtcdLogin, Listing
 
 SAVE_AFTER_S = 0.05
 """Changes in this time are written together."""
@@ -42,9 +42,9 @@ class OperatorData:
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    async def start(self, url: str) -> None:
+    async def start(self, url: str, login: EtcdLogin | None = None) -> None:
         """Fill the etcd at `url`, and follow it from now on."""
-        self._task = asyncio.create_task(self._follow_forever(url), name="operator-data")
+        self._task = asyncio.create_task(self._follow_forever(url, login), name="operator-data")
         try:
             async with asyncio.timeout(SEED_S):
                 await self._seeded.wait()
@@ -59,8 +59,8 @@ class OperatorData:
         self._save()
         self._cancel_timer()
 
-    async def _follow_forever(self, url: str) -> None:
-        etcd = EtcdApi(url, *self._range)
+    async def _follow_forever(self, url: str, login: EtcdLogin | None) -> None:
+        etcd = EtcdApi(url, *self._range, login)
         async with contextlib.aclosing(etcd):
             while True:
                 with contextlib.suppress(*EtcdAway):

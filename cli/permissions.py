@@ -97,7 +97,8 @@ def etcd(
     import asyncio
 
     from backbone.registry.access import etcd_access
-    from backbone.registry.users import GATEWAY, ROOT, WORKER, grants, make_users
+    from backbone.registry.grants import GATEWAY, ROOT, WORKER, grants
+    from backbone.registry.users import make_users
     from backbone.secret_files import Misconfigured, read_secret
     from backbone.settings import CommonSettings
     from cli.processes import read_settings
@@ -114,7 +115,7 @@ def etcd(
     except (Misconfigured, Unavailable) as error:
         raise ConsoleError(str(error)) from error
     for role, given in grants(settings.etcd_prefix).items():
-        print(f"{role}: " + ", ".join(f"{grant.kind.name.lower()} {grant.prefix}" for grant in given))
+        print(f"{role}: " + ", ".join(f"{grant.kind.lower()} {grant.prefix}" for grant in given))
     print("authentication switched on" if switched_on else "authentication was on")
 
 

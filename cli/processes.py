@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from cli.errors import ConsoleError
+from cli.running_stack import join_running_stack
 
 if TYPE_CHECKING:  # pydantic takes half a second: `nexus status` does without
     from pydantic_settings import BaseSettings
@@ -17,6 +19,13 @@ Settings = TypeVar("Settings", bound="BaseSettings")
 NatsUrl = Annotated[str | None, typer.Option("--nats-url", help="[NATS_URL] default nats://127.0.0.1:4222")]
 EtcdUrl = Annotated[str | None, typer.Option("--etcd-url", help="[ETCD_URL] default http://127.0.0.1:2379")]
 RedisUrl = Annotated[str | None, typer.Option("--redis-url", help="[REDIS_URL] default redis://127.0.0.1:6379/0")]
+StackDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        help="Of a running `nexus up`, to join it unless URLs name other servers. Default: NEXUS_DATA_DIR, else .nexus.",
+    ),
+]
 ObservabilityPort = Annotated[
     int | None,
     typer.Option(
@@ -54,6 +63,7 @@ def gateway(
     nats_url: NatsUrl = None,
     etcd_url: EtcdUrl = None,
     redis_url: RedisUrl = None,
+    data_dir: StackDir = None,
 ) -> None:
     """Run one gateway. Its admin key is the variable GATEWAY_BEARER_TOKEN; .env.example lists all settings."""
     set_environment(
@@ -67,6 +77,7 @@ def gateway(
             "REDIS_URL": redis_url,
         }
     )
+    join_running_stack("gateway", data_dir)
     from backbone.settings import GatewaySettings
     from gateway.main import run
 
@@ -106,6 +117,7 @@ def worker(
     observability_port: ObservabilityPort = None,
     nats_url: NatsUrl = None,
     etcd_url: EtcdUrl = None,
+    data_dir: StackDir = None,
 ) -> None:
     """Run one worker beside an inference server: it takes jobs for the models that the server has."""
     set_environment(
@@ -122,6 +134,7 @@ def worker(
             "ETCD_URL": etcd_url,
         }
     )
+    join_running_stack("worker", data_dir)
     from backbone.settings import WorkerSettings
     from workers.main import run
 

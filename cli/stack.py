@@ -17,8 +17,12 @@ from typing import Any
 import httpx
 
 from cli.datadir import DataDir, StackState
+from cli.embedded.credentials import NATS_USER, Credentials
+from cli.embedded.etcd_api import EtcdLogin
 from cli.embedded.process import ManagedProcess
-from cli.embedded.servers import EmbeddedServer, EtcdServer, NatsServer, RedisServer
+from cli.embedded.secured_etcd import SecuredEtcdServer
+from cli.embedded.servers import EmbeddedServer, NatsServer, RedisServer
+from cli.errors import ConsoleError
 from cli.local import LocalModel, local_models
 from cli.operator_data import OperatorData
 from cli.parts import Part, StartFailed
@@ -35,12 +39,13 @@ GATEWAY_DRAIN_S = 0.2
 GATEWAY_GRACE_S = 1.0
 LOCAL_GRACE_S = 0.3
 SERVER_GRACE_S = 0.7
-OPEN = {
+BLANK = {
     f"{server}_{name}": ""
     for server in ("NATS", "ETCD", "REDIS")
     for name in ("USER", "PASSWORD", "PASSWORD_FILE", "CREDS_FILE", "TLS_CA", "TLS_CERT", "TLS_KEY", "INBOX_PREFIX")
 }
-"""The embedded servers want no credentials, whatever the environment or `.env` has for others."""
+"""What the environment or `.env` has for other servers is none of the embedded ones'."""
+ROLES = ("gateway", "worker")
 READY_TIMEOUT_S = 60.0
 
 
@@ -96,9 +101,10 @@ class Stack:
         self.options = options
         self._data = data
         self._screen = screen
-        self._nats = NatsServer(data.sub("nats"))
-        self._etcd = EtcdServer(data.sub("etcd"))
-        self._redis = RedisServer(data.sub("redis"))
+        self._credentials = _make_credentials(data)
+        self._nats = NatsServer(data.sub("nats"), user=NATS_USER, password=self._credentials.password("nats"))
+        self._etcd = SecuredEtcdServer(data.sub("etcd"), self._credentials, prefix=options.etcd_prefix)
+        self._redis = RedisServer(data.sub("redis"), password=self._credentials.password("redis"))
         self._operator_data = OperatorData(data, options.etcd_prefix, screen.note)
         self._local_ports: dict[str, int] = {}
         self.titles: dict[str, str] = {}
@@ -123,8 +129,13 @@ class Stack:
         """The servers, then the gateway."""
         await _together(*(self._start_server(one) for one in self._all_servers()))
         self._servers_up.set()
-        await self._operator_data.start(self._etcd.url)
+        await self._operator_data.start(self._etcd.url, self._etcd_login())
         await self._start_gateway()
+
+    def _etcd_login(self) -> EtcdLogin:
+        """For aliases and services, which are a gateway's to write."""
+        made = self._credentials
+        return EtcdLogin("gateway", made.password("etcd-gateway"), made.client_context())
 
     async def _start_workers(self) -> None:
         """A worker for each backend found, and for each local model. Raises StackFailed when none comes up."""
@@ -180,7 +191,7 @@ class Stack:
             model.name,
             model.module,
             model.arguments(port),
-            {},
+            BLANK,
             ready=lambda: self._answers(url + model.ready_path),
             cwd=self._data.sub(model.name) if model.own_folder else None,
         )
@@ -208,7 +219,7 @@ class Stack:
             "GATEWAY_WORKERS": str(self.options.gateways),
             "GATEWAY_LAME_DUCK_S": "0",
             "GATEWAY_DRAIN_S": str(GATEWAY_DRAIN_S),
-        }
+        } | self._access("gateway")
         process = self._process(
             "gateway", "gateway", [], variables, ready=lambda: self._answers(f"{self.options.url}/readyz")
         )
@@ -229,7 +240,7 @@ class Stack:
             "WORKER_NAME": plan.name,
             "WORKER_DRAIN_S": str(WORKER_DRAIN_S),
             "WORKER_OBSERVABILITY_PORT": "0",
-        }
+        } | self._access("worker")
         process = self._process(
             f"worker-{plan.name}", "workers", [], variables, ready=lambda: self._is_registered(plan.name, process)
         )
@@ -267,16 +278,21 @@ class Stack:
             name,
             [sys.executable, "-P", "-m", module, *arguments],
             log_file=self._data.log(name),
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **self._addresses(), **variables},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **variables},
             ready=ready,
             ready_timeout_s=READY_TIMEOUT_S,
             cwd=cwd,
         )
 
-    def _addresses(self) -> dict[str, str]:
-        """Where the servers are, as far as they have started."""
-        found = {"NATS_URL": self._nats, "ETCD_URL": self._etcd, "REDIS_URL": self._redis}
-        return OPEN | {name: server.url for name, server in found.items() if server.port}
+    def _access(self, role: str) -> dict[str, str]:
+        """All that a process of this role needs to get into the servers, and nothing of the environment's own."""
+        return BLANK | self._joining(role)
+
+    def _joining(self, role: str) -> dict[str, str]:
+        """The variables by which a process of this role joins. The servers have started."""
+        urls = {"NATS_URL": self._nats.url, "ETCD_URL": self._etcd.url, "ETCD_PREFIX": self.options.etcd_prefix}
+        redis = {"REDIS_URL": self._redis.url} if role == "gateway" else {}
+        return urls | redis | self._credentials.settings(role)
 
     # What is there
 
@@ -310,7 +326,14 @@ class Stack:
         ports |= self._local_ports
         pids = {part.name: part.pid for part in self._parts() if part.pid is not None}
         self._data.remember(
-            StackState(pid=os.getpid(), url=self.options.url, key=self.options.key, ports=ports, pids=pids)
+            StackState(
+                pid=os.getpid(),
+                url=self.options.url,
+                key=self.options.key,
+                ports=ports,
+                pids=pids,
+                environments={role: self._joining(role) for role in ROLES},
+            )
         )
 
     # Going down
@@ -332,6 +355,17 @@ class Stack:
         """End all of it at once."""
         for part in self._parts():
             part.kill()
+
+
+def _make_credentials(data: DataDir) -> Credentials:
+    made = Credentials(data.secrets)
+    try:
+        made.make()
+    except OSError as error:
+        raise ConsoleError(f"cannot write {data.secrets} ({error.strerror}); choose another --data-dir") from error
+    except ImportError as error:
+        raise ConsoleError(f"{error}. Install what is missing with: pip install 'nexus[embedded]'") from error
+    return made
 
 
 def plan_for(found: Found) -> WorkerPlan:

@@ -1,51 +1,22 @@
-"""Users and roles of etcd: who may read and write which of Nexus's keys, and making it so."""
+"""Users and roles of etcd, made as `grants` has them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import grpc.aio  # type: ignore[import-untyped]
 from etcd3aio import EtcdError, prefix_range_end
 from etcd3aio.auth import AuthService, PermissionType
 
 from backbone.registry.access import EtcdAccess
-from backbone.registry.keys import Keys
+from backbone.registry.grants import ROOT, Grant, grants
 from backbone.registry.link import open_channel, parse_endpoints
 from schemas.errors import Unavailable
 
-ROOT = "root"
-GATEWAY = "gateway"
-WORKER = "worker"
 CALL_S = 10.0
 TRIES_S = 30.0
 """For an etcd that is just starting."""
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """Over all keys that begin with `prefix`."""
-
-    prefix: str
-    kind: PermissionType
-
-
-def grants(prefix: str) -> dict[str, tuple[Grant, ...]]:
-    """By role, which is called as its user is."""
-    keys = Keys(prefix)
-    return {
-        GATEWAY: (
-            Grant(keys.prefix, PermissionType.READ),
-            Grant(keys.aliases, PermissionType.READWRITE),
-            Grant(keys.services, PermissionType.READWRITE),
-        ),
-        WORKER: (
-            Grant(keys.workers, PermissionType.READWRITE),
-            Grant(keys.models, PermissionType.READWRITE),
-            Grant(keys.services, PermissionType.READ),
-        ),
-    }
 
 
 async def make_users(access: EtcdAccess, prefix: str, passwords: Mapping[str, str]) -> bool:
@@ -88,7 +59,7 @@ async def _grant(auth: AuthService, role: str, wanted: tuple[Grant, ...]) -> Non
     there = {
         (bytes(one.key), bytes(one.range_end)): one.permType for one in (await auth.role_get(role, timeout=CALL_S)).perm
     }
-    ranges = {(grant.prefix.encode(), prefix_range_end(grant.prefix)): grant.kind for grant in wanted}
+    ranges = {(grant.prefix.encode(), prefix_range_end(grant.prefix)): PermissionType[grant.kind] for grant in wanted}
     for key, end in there:
         if role != ROOT and (key, end) not in ranges:
             await auth.role_revoke_permission(role, key, end, timeout=CALL_S)

@@ -6,9 +6,10 @@ It has an HTTP client already; gRPC, which `backbone.registry` uses, would cost 
 from __future__ import annotations
 
 import json
+import ssl
 from base64 import b64decode, b64encode
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -37,11 +38,22 @@ class Changes:
     revision: int
 
 
+@dataclass(frozen=True, slots=True)
+class EtcdLogin:
+    """A user of an etcd with TLS."""
+
+    user: str
+    password: str = field(repr=False)
+    context: ssl.SSLContext = field(repr=False)
+
+
 class EtcdApi:
     """The keys from `first` up to, and without, `end`. Every call raises one of `EtcdAway`."""
 
-    def __init__(self, url: str, first: str, end: str) -> None:
-        self._http = httpx.AsyncClient(base_url=url, timeout=CALL_S, trust_env=False)
+    def __init__(self, url: str, first: str, end: str, login: EtcdLogin | None = None) -> None:
+        verify = login.context if login else True
+        self._http = httpx.AsyncClient(base_url=url, timeout=CALL_S, trust_env=False, verify=verify)
+        self._login = login
         self._range = {"key": _encode(first), "range_end": _encode(end)}
 
     async def aclose(self) -> None:
@@ -49,7 +61,8 @@ class EtcdApi:
         await self._http.aclose()
 
     async def listing(self) -> Listing:
-        """All keys now."""
+        """All keys now. Logs in anew: a token is good for five minutes after its last use."""
+        await self._log_in()
         answer = await self._call("/v3/kv/range", self._range)
         header = answer["header"]
         values = {_decode(kv["key"]): b64decode(kv.get("value", "")) for kv in answer.get("kvs", ())}
@@ -71,6 +84,13 @@ class EtcdApi:
                     return
                 if events := said.get("events"):
                     yield Changes(dict(map(_change, events)), int(said["header"]["revision"]))
+
+    async def _log_in(self) -> None:
+        if self._login is None:
+            return
+        self._http.headers.pop("authorization", None)
+        login = {"name": self._login.user, "password": self._login.password}
+        self._http.headers["authorization"] = (await self._call("/v3/auth/authenticate", login))["token"]
 
     async def _call(self, path: str, body: dict[str, Any]) -> Any:
         response = await self._http.post(path, json=body)

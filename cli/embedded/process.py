@@ -21,6 +21,8 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
+from cli.private_files import open_private
+
 LAUNCHER = """
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGKILL
@@ -123,7 +125,7 @@ class ManagedProcess:
         """Start the child without waiting. Raises OSError when the program cannot be run."""
         argv = bound_to_parent(self.argv)
         self._rotate_log()
-        with self.log_file.open("ab") as log:
+        with open(self.log_file, "ab", opener=open_private) as log:
             self._log_start = log.tell()
             self._killed = False
             self._popen = subprocess.Popen(

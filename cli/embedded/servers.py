@@ -24,6 +24,7 @@ from typing import ClassVar
 
 from cli.embedded import binaries
 from cli.embedded.process import ManagedProcess, ProcessFailed
+from cli.private_files import write_private
 
 HOST = "127.0.0.1"
 MIB = 1024 * 1024
@@ -193,17 +194,22 @@ class NatsServer(EmbeddedServer):
         monitor_port: int = 0,
         sync_always: bool = False,
         extra_config: str = "",
+        user: str = "",
+        password: str = "",
         ready_timeout_s: float = 20.0,
     ) -> None:
         """Describe the server. Sizes in bytes; `max_file_store` 0: by the disk's size; `monitor_port` 0: no HTTP.
 
         `sync_always`: what is confirmed survives a power cut too. `extra_config` is appended to the server's config file.
+        `user` and `password`: the only ones who are let in; empty: everybody is.
         """
         super().__init__(data_dir, port=port, ready_timeout_s=ready_timeout_s)
         self.max_file_store = max_file_store
         self.monitor_port = monitor_port
         self.sync_always = sync_always
         self.extra_config = extra_config
+        self._user = user
+        self._password = password
 
     @property
     def _store(self) -> Path:
@@ -211,12 +217,15 @@ class NatsServer(EmbeddedServer):
 
     def _arguments(self) -> list[str]:
         config = self.data_dir / "nats.conf"
-        config.write_text(self._config())
+        write_private(config, self._config(), durable=False)
         return ["--config", str(config)]
 
     def _config(self) -> str:
         sync = "  sync_interval: always\n" if self.sync_always else ""
         monitor = f'http: "{HOST}:{self.monitor_port}"\n' if self.monitor_port else ""
+        login = f"{{ user: {json.dumps(self._user)}, password: {json.dumps(self._password)} }}"
+        # A user of the global account, whose streams an open server has made before.
+        users = f"authorization {{ users: [{login}] }}\n" if self._user else ""
         return (
             f"server_name: {json.dumps(self._identity)}\n"
             f'host: "{HOST}"\n'
@@ -228,6 +237,7 @@ class NatsServer(EmbeddedServer):
             f"  max_file_store: {self.max_file_store or _file_store_limit(self.data_dir)}\n"
             f"{sync}"
             "}\n"
+            f"{users}"
             f"{self.extra_config}\n"
         )
 
@@ -254,12 +264,14 @@ class EtcdServer(EmbeddedServer):
         self.wipe()
 
     def _arguments(self) -> list[str]:
-        peer = f"http://{HOST}:{free_port()}"
+        peer = f"{self.scheme}://{HOST}:{free_port()}"
         return [
             *("--name", self._identity, "--data-dir", str(self._store)),
             *("--listen-client-urls", self.url, "--advertise-client-urls", self.url),
             *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
             *("--initial-cluster", f"{self._identity}={peer}", "--initial-cluster-state", "new"),
+            # Pages of a browser: no origin but its own may read answers (an empty list would allow all), no other name leads here.
+            *("--cors", self.url, "--host-whitelist", f"{HOST},localhost"),
         ]
 
     def _environment(self) -> dict[str, str]:
@@ -275,10 +287,12 @@ class EtcdServer(EmbeddedServer):
         }
 
     async def _answers(self) -> bool:
-        question = b"POST /v3/cluster/member/list HTTP/1.0\r\ncontent-length: 2\r\n\r\n{}"
+        question = b"POST /v3/cluster/member/list HTTP/1.0\r\nhost: localhost\r\ncontent-length: 2\r\n\r\n{}"
         if f'"name":"{self._identity}"'.encode() not in await _ask(self.port, question, whole=True):
             return False
-        return b'"health":"true"' in await _ask(self.port, b"GET /health HTTP/1.0\r\n\r\n", whole=True)
+        return b'"health":"true"' in await _ask(
+            self.port, b"GET /health HTTP/1.0\r\nhost: localhost\r\n\r\n", whole=True
+        )
 
 
 class RedisServer(EmbeddedServer):
@@ -287,6 +301,11 @@ class RedisServer(EmbeddedServer):
     name = "redis"
     binary = binaries.REDIS
     scheme = "redis"
+
+    def __init__(self, data_dir: Path, *, port: int = 0, password: str = "", ready_timeout_s: float = 20.0) -> None:
+        """Describe the server. `password`: what every connection must say first; empty: nothing."""
+        super().__init__(data_dir, port=port, ready_timeout_s=ready_timeout_s)
+        self._password = password
 
     @property
     def url(self) -> str:
@@ -298,14 +317,28 @@ class RedisServer(EmbeddedServer):
         return self.data_dir / "appendonlydir"
 
     def _arguments(self) -> list[str]:
-        return [
-            *("--bind", HOST, "--port", str(self.port), "--dir", str(self.data_dir), "--daemonize", "no"),
-            *("--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
-            *("--maxmemory-policy", "noeviction"),
-        ]
+        """All by a file: command lines can be read by every user of the machine."""
+        config = self.data_dir / "redis.conf"
+        write_private(config, self._config(), durable=False)
+        return [str(config)]
+
+    def _config(self) -> str:
+        password = f"requirepass {self._password}\n" if self._password else ""
+        return (
+            f"bind {HOST}\n"
+            f"port {self.port}\n"
+            f"dir {json.dumps(str(self.data_dir), ensure_ascii=False)}\n"
+            "daemonize no\n"
+            "appendonly yes\n"
+            "appendfsync everysec\n"
+            'save ""\n'
+            "maxmemory-policy noeviction\n"
+            f"{password}"
+        )
 
     async def _answers(self) -> bool:
-        reply = await _ask(self.port, b"INFO server\r\nQUIT\r\n", whole=True)
+        login = f"AUTH {self._password}\r\n" if self._password else ""
+        reply = await _ask(self.port, f"{login}INFO server\r\nQUIT\r\n".encode(), whole=True)
         return f"process_id:{self.pid}\r\n".encode() in reply
 
 

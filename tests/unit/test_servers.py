@@ -10,11 +10,15 @@ import socket
 import sys
 from pathlib import Path
 
+import httpx
+import nats
 import pytest
 
 from cli.embedded import binaries, servers
 from cli.embedded.binaries import BinaryMissing
+from cli.embedded.credentials import Credentials
 from cli.embedded.process import ManagedProcess, ProcessFailed
+from cli.embedded.secured_etcd import SecuredEtcdServer
 from cli.embedded.servers import EmbeddedServer, EtcdServer, NatsServer, RedisServer
 
 ALL = [NatsServer, EtcdServer, RedisServer]
@@ -296,3 +300,65 @@ class TestManagedProcess:
         with pytest.raises(FileNotFoundError):
             await child.start()
         assert await child.stop() is None
+
+
+class TestPasswords:
+    """Servers that were open keep their data when they get a password."""
+
+    async def test_nats_streams_are_there_for_its_user(self, tmp_path):
+        before = NatsServer(tmp_path / "nats")
+        await before.start()
+        client = await nats.connect(before.url)
+        await client.jetstream().add_stream(name="KEPT", subjects=["kept.>"])
+        await client.jetstream().publish("kept.1", b"of an open server")
+        await client.close()
+        await before.stop()
+        after = NatsServer(tmp_path / "nats", user="nexus", password="a$ecret")
+        await after.start()
+        try:
+            client = await nats.connect(after.url, user="nexus", password="a$ecret")
+            assert (await client.jetstream().get_msg("KEPT", 1)).data == b"of an open server"
+            await client.close()
+        finally:
+            await after.stop()
+
+    async def test_redis_keys_are_there_after_the_password(self, tmp_path):
+        before = RedisServer(tmp_path / "a folder" / "redis")
+        await before.start()
+        await redis_says(before, "SET key of-an-open-server")
+        await before.stop()
+        after = RedisServer(tmp_path / "a folder" / "redis", password="secret-1")
+        await after.start()
+        try:
+            assert b"NOAUTH" in await redis_says(after, "GET key")
+            assert b"of-an-open-server" in await redis_says(after, "AUTH secret-1\r\nGET key")
+            assert (after.data_dir / "redis.conf").stat().st_mode & 0o777 == 0o600
+        finally:
+            await after.stop()
+
+    async def test_an_etcd_that_lost_its_users_gets_them_again(self, tmp_path):
+        credentials = Credentials(tmp_path / "secrets")
+        credentials.make()
+        server = SecuredEtcdServer(tmp_path / "etcd", credentials)
+        await server.start()
+        try:
+            await server.restart()  # they are there
+            await server.stop()
+            server.wipe()
+            await server.restart()
+            context = credentials.client_context()
+            async with httpx.AsyncClient(base_url=server.url, verify=context, trust_env=False) as client:
+                answer = await client.post("/v3/kv/put", json={"key": "YQ==", "value": "YQ=="})
+                assert "user name is empty" in answer.text
+        finally:
+            await server.stop()
+
+
+async def test_etcd_allows_no_foreign_origin_and_no_foreign_host(own_etcd):
+    """An open one, too, is nothing for pages in a browser."""
+    async with httpx.AsyncClient(base_url=own_etcd.url, trust_env=False) as client:
+        body = {"key": "YQ=="}
+        answer = await client.post("/v3/kv/range", json=body, headers={"origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in answer.headers
+        refused = await client.post("/v3/kv/range", json=body, headers={"host": "evil.example"})
+        assert refused.status_code == 421

@@ -1,0 +1,59 @@
+"""Credentials of the stack that `nexus up` runs here, for commands that connect to its servers themselves."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from cli.datadir import data_dir_from
+
+if TYPE_CHECKING:
+    from backbone.settings import CommonSettings
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+SERVERS = ("NATS", "ETCD", "REDIS")
+
+
+def join_running_stack(role: str, data_dir: Path | None = None) -> bool:
+    """Set the variables by which a `gateway` or a `worker` joins the stack that runs on the data directory.
+
+    Returns whether that was done. Settings that name other servers, or other users, are left as they are: then nothing is set.
+    """
+    data = data_dir_from(data_dir)
+    state = data.running()
+    variables = state.environments.get(role) if state else None
+    if not variables or not _mean(variables):
+        return False
+    print(f"nexus: joining the stack that runs on {data.root}", file=sys.stderr)
+    os.environ.update(variables)
+    return True
+
+
+def _mean(variables: dict[str, str]) -> bool:
+    """Whether the settings as they are now, by the environment or `.env`, mean the servers of `variables`, or none."""
+    from backbone.settings import CommonSettings
+    from cli.processes import read_settings
+
+    settings = read_settings(CommonSettings)
+    return all(_means(settings, name, variables) for name in SERVERS) and not settings.nats_creds_file
+
+
+def _means(settings: CommonSettings, server: str, variables: dict[str, str]) -> bool:
+    url, user = f"{server}_URL", f"{server}_USER"
+    if url not in variables:
+        return True
+    said = getattr(settings, url.lower()) if url.lower() in settings.model_fields_set else ""
+    name = getattr(settings, user.lower(), "")
+    return (not said or _place(said) == _place(variables[url])) and name in ("", variables.get(user, ""))
+
+
+def _place(url: str) -> tuple[str, int | None]:
+    """Host and port; all names of this machine's loopback interface are one. The scheme says nothing about the place."""
+    try:
+        parts = urlsplit(url)
+        return ("127.0.0.1" if parts.hostname in LOOPBACK else parts.hostname or "", parts.port)
+    except ValueError:
+        return (url, None)
