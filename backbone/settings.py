@@ -110,6 +110,10 @@ class GatewaySettings(CommonSettings):
     """Per capability, lane and model, running jobs included; beyond it 429."""
     max_queue_bytes: int = Field(default=4 * 1024**3, ge=1024 * 1024)
     """Bytes of the jobs stream on NATS's disk; keep it below what the disk has free."""
+    max_queues: int = Field(default=12_000, ge=10)
+    """Queues at once, in NATS. One is made per capability, lane and model when it is first used; each takes about 50 KB of NATS's memory."""
+    queue_grace_s: float = Field(default=60.0, ge=1)
+    """An empty queue is freed when its model has had no live worker for this long."""
     stream_replicas: int = Field(default=1, ge=1, le=5)
     """Replicas of the streams in a NATS cluster."""
     job_keep_s: float = Field(default=604_800.0, ge=60)

@@ -14,7 +14,7 @@ from backbone.ids import new_job_id
 from backbone.registry.base import Registry
 from gateway.bodies import Received
 from gateway.call import Call, State
-from gateway.catalogue import Catalogue
+from gateway.catalogue import Catalogue, Model
 from gateway.metrics import GatewayMetrics
 from schemas.errors import NexusError, Unavailable
 from schemas.jobs import LANES, Capability, Envelope, Lane, Limits
@@ -30,7 +30,7 @@ NO_WORKER_S = 30.0
 
 
 class Dispatcher:
-    """Submits calls, watches their clocks, and keeps queues open for every model in the registry."""
+    """Submits calls, watches their clocks, and frees the queues of models that are gone."""
 
     def __init__(
         self,
@@ -43,6 +43,7 @@ class Dispatcher:
         media_timeout_s: float = 600.0,
         pull_timeout_s: float = 21_600.0,
         keep_s: float = 3600.0,
+        queue_grace_s: float = 60.0,
     ) -> None:
         self.bus = bus
         self.registry = registry
@@ -61,7 +62,7 @@ class Dispatcher:
         self._ack_wait_s = ack_wait_s
         self._calls: set[Call] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._changed = asyncio.Event()
+        self._queue_grace_s = queue_grace_s
         self._unsubscribe: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
@@ -69,7 +70,7 @@ class Dispatcher:
         self._unsubscribe = self.registry.subscribe(self._on_snapshot)
         if self.registry.snapshot is not None:
             self._on_snapshot(self.registry.snapshot)
-        for work in (self._check(), self._open_queues(), self._measure()):
+        for work in (self._check(), self._free_queues(), self._measure()):
             self._tasks.add(asyncio.create_task(work))
 
     async def close(self) -> None:
@@ -161,27 +162,30 @@ class Dispatcher:
 
     def _on_snapshot(self, snapshot: Snapshot) -> None:
         self.catalogue.load(snapshot)
-        self._changed.set()
 
-    async def _open_queues(self) -> None:
-        """Workers may not make consumers; the gateways make them as models appear, and again until it has worked."""
+    def listed(self) -> list[Model]:
+        """Return what callers may choose from, by name; without the models that have no queue where there is no room for one."""
+        models = self.catalogue.listed()
+        if not self.bus.queues_are_full:
+            return models
+        return [model for model in models if self._has_queue(model)]
+
+    def _has_queue(self, model: Model) -> bool:
+        name = model.resolves_to or model.name
+        queues = (Queue(capability, lane, name) for capability in model.live for lane in LANES)
+        return any(not self.bus.refuses(queue) for queue in queues)
+
+    async def _free_queues(self) -> None:
+        """Free the queues of models that no live worker serves. A later request makes them again."""
         while True:
-            await self._changed.wait()
-            self._changed.clear()
-            for model in self.catalogue.live():
-                for capability in model.live:
-                    for lane in LANES:
-                        await self._open(Queue(capability, lane, model.name))
-
-    async def _open(self, queue: Queue) -> None:
-        try:
-            await self.bus.open_queue(queue)
-        except Unavailable as error:
-            log.warning("queue not open yet", queue=queue, error=str(error))
-            await asyncio.sleep(1)
-            self._changed.set()
-        except NexusError as error:
-            log.warning("queue cannot be opened", queue=queue, error=str(error))
+            await asyncio.sleep(max(1.0, self._queue_grace_s / 4))
+            try:
+                if self.registry.snapshot is not None:
+                    await self.bus.free_queues(self._is_live, self._queue_grace_s)
+            except NexusError as error:
+                log.debug("queues not freed", error=error.info.message)
+            except Exception:
+                log.exception("defect in freeing queues")
 
     # Clocks
 
@@ -215,4 +219,5 @@ class Dispatcher:
                     self._metrics.child(self._metrics.unserved, capability.value, model.name)
             with contextlib.suppress(Unavailable):
                 self._metrics.set_depths(await self.bus.depths())
+                self._metrics.queues.set(self.bus.queue_count)
             await asyncio.sleep(DEPTHS_S)

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from backbone.bus.base import QueueDepth, Storage
+from backbone.bus.base import QueueChange, QueueDepth, Storage
 from backbone.bus.refusals import KINDS
 from schemas.presence import Snapshot, WorkerState
 
@@ -139,6 +139,13 @@ class GatewayMetrics:
         self.queue_running = Gauge(
             "nexus_queue_in_progress", "Jobs with a worker.", ["capability", "lane", "model"], registry=reg
         )
+        self.queues = Gauge("nexus_queues", "Queues that exist in NATS: consumers of the jobs stream.", registry=reg)
+        self.queue_changes = Counter(
+            "nexus_queue_changes_total",
+            "Queues that this gateway made, freed (the model is gone), restored (a job waited without one), or was refused.",
+            ["change"],
+            registry=reg,
+        )
         self.tokens = Counter("nexus_tokens_total", "Tokens, as backends count them.", ["kind", "model"], registry=reg)
         self.in_flight = Gauge("nexus_requests_in_flight", "Requests being answered.", registry=reg)
         self.attempts = Counter(
@@ -190,6 +197,8 @@ class GatewayMetrics:
         self.refused = RefusedNames(reg)
         for state in ("delivered", "pending", "failed"):
             self.webhook_tries.labels(state)
+        for change in QueueChange:
+            self.queue_changes.labels(change.value)
         self._depth_labels: set[tuple[str, str, str]] = set()
         self._children: dict[tuple[Any, ...], Any] = {}
 
@@ -200,6 +209,10 @@ class GatewayMetrics:
         if child is None:
             child = self._children[key] = metric.labels(*labels)
         return child
+
+    def count_queue(self, change: QueueChange) -> None:
+        """Count what happened to a queue."""
+        self.child(self.queue_changes, change.value).inc()
 
     def set_storage(self, storage: Storage) -> None:
         """Show how full NATS's streams are."""

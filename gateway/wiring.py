@@ -101,6 +101,7 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
     documents = RedisDocuments(store)
     metrics = GatewayMetrics()
     metrics.refused.counts = lambda: nats.refusals.counts
+    bus.on_queue(metrics.count_queue)
     dispatcher = _dispatcher(settings, bus, registry, metrics)
     notices = NatsNotices(nats, gateway)
     keys = KeyRing(documents, notices)
@@ -206,7 +207,11 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
 
 def _jobs_stream(settings: GatewaySettings) -> JobsStream:
     return JobsStream(
-        settings.max_queued_jobs, settings.max_queued_per_model, settings.max_queue_bytes, settings.stream_replicas
+        settings.max_queued_jobs,
+        settings.max_queued_per_model,
+        settings.max_queue_bytes,
+        settings.stream_replicas,
+        settings.max_queues,
     )
 
 
@@ -228,6 +233,7 @@ def _dispatcher(
         media_timeout_s=settings.media_timeout_s,
         pull_timeout_s=settings.pull_timeout_s,
         keep_s=settings.result_url_ttl_s,
+        queue_grace_s=settings.queue_grace_s,
     )
 
 

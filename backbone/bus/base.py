@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import NamedTuple, Protocol
 
 from schemas.errors import NexusError
@@ -32,6 +33,18 @@ class Queue(NamedTuple):
     capability: Capability
     lane: Lane
     model: str
+
+
+class QueueChange(StrEnum):
+    """What happens to a queue."""
+
+    MADE = "made"
+    FREED = "freed"
+    """Its model is gone, and it was empty."""
+    REFUSED = "refused"
+    """There is no room for one more."""
+    RESTORED = "restored"
+    """It held a job, and could not be pulled from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +114,33 @@ class GatewayBus(Protocol):
         """The largest job message."""
 
     async def open_queue(self, queue: Queue) -> None:
-        """Make the queue's consumer, if this process has not yet. Raises Unavailable."""
+        """Make the queue, where it is not there. Raises Unavailable, at once where there is no room for one more."""
+
+    async def free_queues(self, is_served: Callable[[Queue], bool], grace_s: float) -> int:
+        """Free the empty queues that `is_served` has denied for `grace_s`, and return how many. Raises Unavailable.
+
+        A job that is submitted meanwhile is served all the same: its queue is made again.
+        """
+
+    def refuses(self, queue: Queue) -> bool:
+        """Whether the queue is not there, and there is no room for one more."""
+
+    @property
+    def queues_are_full(self) -> bool:
+        """Whether there is no room for one more queue."""
+
+    @property
+    def queue_count(self) -> int:
+        """How many queues there are, as far as this process knows."""
 
     def new_reply(self) -> str:
         """An unguessable subject on which this process hears events."""
 
     def submit(self, envelope: Envelope, body: bytes, sink: Sink) -> None:
-        """Store a job; what comes on `envelope.reply` goes to `sink`. Raises Unavailable, RequestTooLarge."""
+        """Store a job; what comes on `envelope.reply` goes to `sink`. Raises Unavailable, RequestTooLarge.
+
+        The first job of a queue makes it; where that fails, `sink` is refused.
+        """
 
     def release(self, reply: str) -> None:
         """Stop listening for one job. Questions that still come on `reply` are answered GONE."""
@@ -167,11 +200,21 @@ class WorkerBus(Protocol):
     def connected(self) -> bool:
         """Whether there is a connection now."""
 
-    async def serve(self, queues: list[Queue], on_bell: Callable[[Queue], None] | None) -> None:
-        """Be ready to pull from these queues, replacing those of the last call. With `on_bell`, hear when a job is stored.
+    async def serve(
+        self,
+        queues: list[Queue],
+        on_bell: Callable[[Queue], None] | None,
+        on_again: Callable[[Queue], None] | None = None,
+    ) -> None:
+        """Be ready to pull from these queues, replacing those of the last call. Jobs go to the `on_job` given when the bus was made.
 
-        Jobs go to the `on_job` given when the bus was made.
+        `on_bell` hears when a job is stored; `on_again`, about once a second, of a queue that may hold a job nobody was woken for:
+        one that came again, or was stored while there was no queue. Both best effort. A queue need not exist: a pull there ends
+        at once, and a job makes it before it wakes anybody.
         """
+
+    async def hush(self, queue: Queue, *, quiet: bool) -> None:
+        """Hear nothing of this queue, or hear of it again; in effect for what is pulled afterwards."""
 
     def pull(self, queue: Queue, batch: int, wait_s: float, on_end: Callable[[Queue, int], None]) -> None:
         """Ask for up to `batch` jobs, which go to `on_job`; with `wait_s` 0 only for those waiting now.

@@ -53,6 +53,7 @@ class MemoryBroker:
     jobs: dict[int, _Job] = field(default_factory=dict)
     waiting: dict[Queue, deque[_Job]] = field(default_factory=dict)
     pulls: dict[Queue, deque[_Pull]] = field(default_factory=dict)
+    max_queues: int = 12_000
     open_queues: set[Queue] = field(default_factory=set)
     listeners: dict[str, Callable[[bytes], bytes | None]] = field(default_factory=dict)
     """Prefix of reply subjects, or control subject, to who hears it."""
@@ -92,6 +93,18 @@ class MemoryBroker:
             worker.ring(queue)
         self.serve_pulls(queue)
         return job.seq
+
+    def open_queue(self, queue: Queue) -> None:
+        """Make a queue where it is not there. Raises Unavailable where there are as many as there may be."""
+        encode_model(queue.model)
+        if queue not in self.open_queues and len(self.open_queues) >= self.max_queues:
+            raise Unavailable("this model has no queue, and there is no room for one more", code="no_queue")
+        self.open_queues.add(queue)
+        self.serve_pulls(queue)
+
+    def holds(self, queue: Queue) -> bool:
+        """Whether a job is in this queue, or comes from it and is in somebody's hands."""
+        return any(job.queue == queue for job in self.jobs.values())
 
     def serve_pulls(self, queue: Queue) -> None:
         """Hand waiting jobs to open pulls, in turn."""
@@ -187,6 +200,7 @@ class MemoryGatewayBus:
         self._broker = broker
         self._prefix = f"reply.{secrets.token_hex(4)}."
         self._sinks: dict[str, Sink] = {}
+        self._gone_since: dict[Queue, float] = {}
 
     async def start(self) -> None:
         """Listen."""
@@ -212,8 +226,31 @@ class MemoryGatewayBus:
     async def open_queue(self, queue: Queue) -> None:
         """Jobs of this queue may be pulled."""
         self._broker.require()
-        self._broker.open_queues.add(queue)
-        self._broker.serve_pulls(queue)
+        self._broker.open_queue(queue)
+
+    async def free_queues(self, is_served: Callable[[Queue], bool], grace_s: float) -> int:
+        """Forget queues."""
+        self._broker.require()
+        now, broker = asyncio.get_running_loop().time(), self._broker
+        gone = [queue for queue in broker.open_queues if not is_served(queue)]
+        self._gone_since = {queue: self._gone_since.get(queue, now) for queue in gone}
+        over = {queue for queue in gone if now - self._gone_since[queue] >= grace_s and not broker.holds(queue)}
+        broker.open_queues -= over
+        return len(over)
+
+    def refuses(self, queue: Queue) -> bool:
+        """Whether there is no room for it."""
+        return self.queues_are_full and queue not in self._broker.open_queues
+
+    @property
+    def queues_are_full(self) -> bool:
+        """Whether there is no room for one more."""
+        return self.queue_count >= self._broker.max_queues
+
+    @property
+    def queue_count(self) -> int:
+        """How many there are."""
+        return len(self._broker.open_queues)
 
     def new_reply(self) -> str:
         """A fresh address."""
@@ -232,8 +269,9 @@ class MemoryGatewayBus:
     def _store(self, envelope: Envelope, body: bytes, sink: Sink) -> None:
         queue = Queue(envelope.capability, envelope.lane, envelope.model)
         try:
+            self._broker.open_queue(queue)
             seq = self._broker.store(queue, envelope.encode(body), f"{envelope.job}.{envelope.run}")
-        except QueueFull as error:
+        except (QueueFull, Unavailable) as error:
             sink.refused(error)
             return
         sink.stored(seq)
@@ -279,7 +317,9 @@ class MemoryWorkerBus:
         self._broker = broker
         self.on_job = on_job
         self._queues: set[Queue] = set()
+        self._hushed: set[Queue] = set()
         self._on_bell: Callable[[Queue], None] | None = None
+        self._on_again: Callable[[Queue], None] | None = None
         self._questions: dict[int, Callable[[bytes | None], None]] = {}
         self._next = 0
         self._control: str | None = None
@@ -306,14 +346,24 @@ class MemoryWorkerBus:
         """Whether the broker is there."""
         self._broker.require()
 
-    async def serve(self, queues: list[Queue], on_bell: Callable[[Queue], None] | None) -> None:
+    async def serve(
+        self,
+        queues: list[Queue],
+        on_bell: Callable[[Queue], None] | None,
+        on_again: Callable[[Queue], None] | None = None,
+    ) -> None:
         """Pull from these."""
         self._queues = set(queues)
         self._on_bell = on_bell
+        self._on_again = on_again
+
+    async def hush(self, queue: Queue, *, quiet: bool) -> None:
+        """Be rung for it, or not."""
+        (self._hushed.add if quiet else self._hushed.discard)(queue)
 
     def ring(self, queue: Queue) -> None:
         """A job was stored."""
-        if self._on_bell is not None and queue in self._queues:
+        if self._on_bell is not None and queue in self._queues - self._hushed:
             asyncio.get_running_loop().call_soon(self._on_bell, queue)
 
     def pull(self, queue: Queue, batch: int, wait_s: float, on_end: Callable[[Queue, int], None]) -> None:

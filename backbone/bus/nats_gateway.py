@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 import structlog
 
 from backbone.bus.access import NatsAccess
 from backbone.bus.asking import OUTAGE_S
-from backbone.bus.base import Queue, QueueDepth, Sink, Storage
+from backbone.bus.base import Queue, QueueChange, QueueDepth, Sink, Storage
 from backbone.bus.outage import nats_away
+from backbone.bus.queue_consumers import QueueConsumers
 from backbone.bus.status import parse_status
 from backbone.bus.storage import read_storage
-from backbone.bus.streams import JobsStream, ensure_consumer, ensure_stream, holds_job, read_depths, request
-from backbone.bus.subjects import CONTROL, JOBS_STREAM, REPLY, is_address, is_token, job_subject
+from backbone.bus.streams import JobsStream, ensure_stream, holds_job, read_depths, request
+from backbone.bus.subjects import CONTROL, JOBS_STREAM, REPLY, is_address, is_token, job_subject, parse_job_subject
 from backbone.bus.wire import Wire
 from backbone.ids import new_token
 from schemas.errors import BackendFailed, NexusError, QueueFull, RequestTooLarge, Unavailable
@@ -76,12 +77,12 @@ class NatsGatewayBus:
         self._prefix = f"{REPLY}.{gateway}."
         self._skip = len(self._prefix)
         self._void = f"{self._prefix}void".encode()
-        self._ack_wait_s = ack_wait_s
         self._stream = stream
+        self._consumers = QueueConsumers(self._publisher, stream, ack_wait_s)
         self._sinks: dict[bytes, Sink] = {}
         self._unacked: dict[bytes, _Unacked] = {}
         self._stored: dict[bytes, _Stored] = {}
-        self._queues: set[Queue] = set()
+        self._openings: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.Task[None] | None = None
         self._reopening: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
@@ -94,13 +95,15 @@ class NatsGatewayBus:
         await self._publisher.connect()
         await self._listener.connect()
         await ensure_stream(self._publisher.client, self._stream)
+        await self._consumers.start()
         await self._listener.subscribe(f"{self._prefix}*", self._on_reply)
         self._sweeper = asyncio.create_task(self._sweep())
         self._watcher = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
         """Disconnect."""
-        for task in (self._sweeper, self._watcher, self._reopening, self._looking):
+        await self._consumers.close()
+        for task in (self._sweeper, self._watcher, self._reopening, self._looking, *self._openings):
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -132,8 +135,7 @@ class NatsGatewayBus:
         while True:
             try:
                 await ensure_stream(self._publisher.client, self._stream)
-                for queue in list(self._queues):
-                    await self._make_consumer(queue)
+                await self._consumers.reload()
                 return
             except Unavailable as error:
                 log.warning("streams not ready after reconnect", error=str(error))
@@ -201,14 +203,30 @@ class NatsGatewayBus:
                 return False
 
     async def open_queue(self, queue: Queue) -> None:
-        """Make the consumer, once; a reconnect makes all of them again."""
-        if queue in self._queues:
-            return
-        await self._make_consumer(queue)
-        self._queues.add(queue)
+        """Make the consumer."""
+        await self._consumers.make(queue)
 
-    async def _make_consumer(self, queue: Queue) -> None:
-        await ensure_consumer(self._publisher.client, queue, self._ack_wait_s, self._stream.replicas)
+    async def free_queues(self, is_served: Callable[[Queue], bool], grace_s: float) -> int:
+        """See QueueConsumers."""
+        return await self._consumers.free(is_served, grace_s)
+
+    def refuses(self, queue: Queue) -> bool:
+        """See QueueConsumers."""
+        return self._consumers.refuses(queue)
+
+    @property
+    def queues_are_full(self) -> bool:
+        """See QueueConsumers."""
+        return self._consumers.full
+
+    @property
+    def queue_count(self) -> int:
+        """The consumers."""
+        return len(self._consumers.existing)
+
+    def on_queue(self, changed: Callable[[QueueChange], None]) -> None:
+        """Call `changed` for each queue that this gateway makes, frees, restores, or is refused."""
+        self._consumers.on_change = changed
 
     def new_reply(self) -> str:
         """128 random bits below this gateway's prefix."""
@@ -226,10 +244,40 @@ class NatsGatewayBus:
         token = reply[self._skip :]
         subject = job_subject(envelope.capability, envelope.lane, envelope.model).encode()
         message_id = f"{envelope.job}.{envelope.run}".encode()
-        self._publisher.publish_with_id(subject, message, reply, message_id)
         now = self._loop.time()
-        self._sinks[token] = sink
-        self._unacked[token] = _Unacked(subject, message, reply, message_id, sink, now, now)
+        one = _Unacked(subject, message, reply, message_id, sink, now, now)
+        if subject in self._consumers.existing:
+            self._send(token, one)
+        else:
+            self._sinks[token] = sink
+            queue = Queue(envelope.capability, envelope.lane, envelope.model)
+            self._spawn(self._open_and_send(queue, token, one))
+
+    def _send(self, token: bytes, one: _Unacked) -> None:
+        self._publisher.publish_with_id(one.subject, one.message, one.reply, one.message_id)
+        self._sinks[token] = one.sink
+        self._unacked[token] = one
+
+    async def _open_and_send(self, queue: Queue, token: bytes, one: _Unacked) -> None:
+        """The first job of a queue makes it."""
+        try:
+            await self._consumers.make(queue)
+            if one.sink.waits:
+                self._send(token, one)
+            else:  # the caller has gone meanwhile
+                self.release(one.reply.decode())
+        except NexusError as error:
+            one.sink.refused(error)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._openings.add(task)
+        task.add_done_callback(self._openings.discard)
+
+    async def _reopen_queue(self, subject: bytes) -> None:
+        """The queue was freed while a job for it was on its way."""
+        with contextlib.suppress(NexusError):  # the next look at the queues repeats it
+            await self._consumers.serve(Queue(*parse_job_subject(subject.decode())))
 
     def release(self, reply: str) -> None:
         """Forget the sink."""
@@ -271,6 +319,8 @@ class NatsGatewayBus:
         if error is None:
             self._stored[token] = _Stored(ack["seq"], unacked.message_id, unacked.subject)
             unacked.sink.stored(ack["seq"])
+            if unacked.subject not in self._consumers.existing:
+                self._spawn(self._reopen_queue(unacked.subject))
             return
         log.warning("job refused by jetstream", error=error)
         refusal: NexusError
@@ -314,7 +364,7 @@ class NatsGatewayBus:
 
     async def depths(self) -> list[QueueDepth]:
         """From the stream's state."""
-        return await read_depths(self._publisher.client)
+        return await read_depths(self._publisher.client, self._consumers.missed)
 
     async def storage(self) -> Storage:
         """From the streams' states."""

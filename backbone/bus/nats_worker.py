@@ -16,9 +16,10 @@ import structlog
 
 from backbone.bus.access import NatsAccess
 from backbone.bus.base import FRESH_S, Delivery, Queue
+from backbone.bus.bells import Bells
 from backbone.bus.status import parse_ack_subject, parse_status
 from backbone.bus.store_clock import StoreClock
-from backbone.bus.subjects import BELL, CONTROL, JOBS, JOBS_STREAM, consumer_name, encode_model, job_subject
+from backbone.bus.subjects import CONTROL, JOBS_STREAM, consumer_name, job_subject
 from backbone.bus.wire import Wire
 from schemas.errors import Unavailable
 
@@ -107,7 +108,7 @@ class NatsWorkerBus:
         self._next_index = 0
         self._inbox = ""
         self._inbox_sid: int | None = None
-        self._bells: dict[str, int] = {}
+        self._bells = Bells(self._wire)
         self._questions: dict[int, Callable[[bytes | None], None]] = {}
         self._next_question = 0
         self._answers = ""
@@ -157,12 +158,19 @@ class NatsWorkerBus:
 
     # Pulling
 
-    async def serve(self, queues: list[Queue], on_bell: Callable[[Queue], None] | None) -> None:
+    async def serve(
+        self,
+        queues: list[Queue],
+        on_bell: Callable[[Queue], None] | None,
+        on_again: Callable[[Queue], None] | None = None,
+    ) -> None:
         """Open and close lines and bells, and the inbox again after `stop_pulling`."""
         if self._inbox_sid is None:
             await self._open_inbox()
-        for queue in [q for q in self._lines if q not in queues]:
+        wanted = set(queues)
+        for queue in [q for q in self._lines if q not in wanted]:
             line = self._lines.pop(queue)
+            self._by_index.pop(line.index, None)
             self._by_subject.pop(job_subject(*queue).encode(), None)
             if line.outstanding:
                 line.end(line.outstanding)
@@ -173,22 +181,11 @@ class NatsWorkerBus:
                 self._lines[queue] = line
                 self._by_index[line.index] = line
                 self._by_subject[job_subject(*queue).encode()] = line
-        await self._hang_bells(queues if on_bell else [], on_bell)
+        await self._bells.serve(queues, on_bell, on_again)
 
-    async def _hang_bells(self, queues: list[Queue], on_bell: Callable[[Queue], None] | None) -> None:
-        wanted = {f"{BELL}.{q.capability}.*.{encode_model(q.model)}" for q in queues}
-        for subject in [s for s in self._bells if s not in wanted]:
-            await self._wire.unsubscribe(self._bells.pop(subject))
-        if on_bell is None:
-            return
-
-        def ring(subject: bytes, _reply: bytes, _headers: bytes, _data: bytes) -> None:
-            line = self._by_subject.get(JOBS.encode() + subject[len(BELL) :])
-            if line is not None:
-                on_bell(line.queue)
-
-        for subject in wanted - self._bells.keys():
-            self._bells[subject] = await self._wire.subscribe(subject, ring)
+    async def hush(self, queue: Queue, *, quiet: bool) -> None:
+        """See Bells."""
+        await self._bells.hush(queue, quiet=quiet)
 
     def pull(self, queue: Queue, batch: int, wait_s: float, on_end: Callable[[Queue, int], None]) -> None:
         """Publish the pull request."""

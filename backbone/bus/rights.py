@@ -26,6 +26,7 @@ from backbone.bus.subjects import (
     EVENTS,
     JOBS,
     JOBS_STREAM,
+    QUEUE_FREED,
     REPLY,
     STREAMS,
     TOLD,
@@ -104,12 +105,23 @@ def gateway_rights(inbox: str) -> Rights:
             f"$KV.{CLAIMS}.*",
             *BLOB_MESSAGES,
             f"{INBOX}.>",  # answers to workers
+            f"{BELL}.*.*.*",  # a job comes again
             *streams,
             *reads,
             *consumers,
+            *(f"$JS.API.CONSUMER.{verb}.{JOBS_STREAM}" for verb in ("NAMES", "LIST")),
+            f"$JS.API.CONSUMER.DELETE.{JOBS_STREAM}.*",
             *(f"$JS.ACK.{stream}.>" for stream in STREAMS),
         ),
-        subscribe=(f"{inbox}.>", f"{REPLY}.*.*", f"{ASK}.*", f"{TOLD}.*", f"{ENDED}.*", f"{NOTICE}.*"),
+        subscribe=(
+            f"{inbox}.>",
+            f"{REPLY}.*.*",
+            f"{ASK}.*",
+            f"{TOLD}.*",
+            f"{ENDED}.*",
+            f"{NOTICE}.*",
+            f"{QUEUE_FREED}.*",
+        ),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ NO_MESSAGE = 10037
 STREAM_NAME_IN_USE = 10058
 NO_ROOM = 10047
 """Also said of a stream that is there: nats-server looks for room for a new one before it looks whether it is new."""
+FIXED_MAX_CONSUMERS = "can not change MaxConsumers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,8 @@ class JobsStream:
     max_per_queue: int = 10_000
     max_bytes: int = 4 * 1024**3
     replicas: int = 1
+    max_queues: int = 12_000
+    """nats-server takes its own default, 1,000 from 2.15 on, for a stream that does not say."""
 
     def config(self) -> dict[str, Any]:
         """The stream's configuration, in the JetStream API's terms."""
@@ -52,7 +55,7 @@ class JobsStream:
             "max_bytes": self.max_bytes,
             "max_age": 0,
             "max_msg_size": -1,
-            "max_consumers": -1,
+            "max_consumers": self.max_queues,
             "num_replicas": self.replicas,
             "duplicate_window": DUPLICATE_WINDOW_S * NANO,
             "republish": {"src": f"{JOBS}.>", "dest": f"{BELL}.>", "headers_only": True},
@@ -147,34 +150,18 @@ async def ensure(client: Client, config: dict[str, Any], needed: tuple[str, ...]
 
 async def _update(client: Client, config: dict[str, Any], refused: ApiError) -> dict[str, Any]:
     """Change a stream; `refused` is why it could not be made, for one that is not there."""
+    subject = f"STREAM.UPDATE.{config['name']}"
     try:
-        return await request(client, f"STREAM.UPDATE.{config['name']}", config)
+        try:
+            return await request(client, subject, config)
+        except ApiError as error:
+            if FIXED_MAX_CONSUMERS not in str(error):
+                raise
+            # Servers before 2.14 cannot change this bound. They know no default either, so that the old one may stay.
+            there = await request(client, f"STREAM.INFO.{config['name']}")
+            return await request(client, subject, config | {"max_consumers": there["config"]["max_consumers"]})
     except ApiError as error:
         raise (refused if error.code == STREAM_NOT_FOUND else error) from error
-
-
-async def ensure_consumer(client: Client, queue: Queue, ack_wait_s: float, replicas: int) -> None:
-    """Make a queue's durable consumer. Raises Unavailable."""
-    name = consumer_name(*queue)
-    config = {
-        "durable_name": name,
-        "filter_subject": f"{JOBS}.{queue.capability}.{queue.lane}.{name.split('_', 2)[2]}",
-        "ack_policy": "explicit",
-        "ack_wait": int(ack_wait_s * NANO),
-        # NATS would keep a message at `max_deliver` for ever, undeliverable: started attempts are counted by us.
-        "max_deliver": -1,
-        "max_ack_pending": 100_000,
-        "max_waiting": 20_000,
-        "deliver_policy": "all",
-        "replay_policy": "instant",
-        "num_replicas": replicas,
-    }
-    try:
-        await request(
-            client, f"CONSUMER.DURABLE.CREATE.{JOBS_STREAM}.{name}", {"stream_name": JOBS_STREAM, "config": config}
-        )
-    except ApiError as error:
-        raise Unavailable(f"NATS refuses the consumer {name}: {error}") from error
 
 
 async def holds_job(client: Client, seq: int, message_id: bytes) -> bool:
@@ -189,8 +176,8 @@ async def holds_job(client: Client, seq: int, message_id: bytes) -> bool:
     return b": %b\r\n" % message_id in headers
 
 
-async def read_depths(client: Client) -> list[QueueDepth]:
-    """Every queue that holds a job. Raises Unavailable."""
+async def read_depths(client: Client, on_missing: Callable[[Queue], None]) -> list[QueueDepth]:
+    """Every queue that holds a job; `on_missing` gets those that have no consumer. Raises Unavailable."""
     subjects: dict[str, int] = {}
     try:
         while True:
@@ -201,7 +188,8 @@ async def read_depths(client: Client) -> list[QueueDepth]:
             if not page or len(subjects) >= info.get("total", 0):
                 break
         queues = {subject: queue for subject in subjects if (queue := _queue_of(subject)) is not None}
-        return list(await asyncio.gather(*(_depth(client, queue, subjects[s]) for s, queue in queues.items())))
+        depths = (_depth(client, queue, subjects[s], on_missing) for s, queue in queues.items())
+        return list(await asyncio.gather(*depths))
     except ApiError as error:
         raise Unavailable(f"NATS: {error}") from error
 
@@ -214,9 +202,12 @@ def _queue_of(subject: str) -> Queue | None:
         return None
 
 
-async def _depth(client: Client, queue: Queue, stored: int) -> QueueDepth:
+async def _depth(client: Client, queue: Queue, stored: int, on_missing: Callable[[Queue], None]) -> QueueDepth:
     running = 0
-    with contextlib.suppress(ApiError):
+    try:
         info = await request(client, f"CONSUMER.INFO.{JOBS_STREAM}.{consumer_name(*queue)}")
         running = min(stored, info["num_ack_pending"])
+    except ApiError as error:
+        if error.code == CONSUMER_NOT_FOUND:
+            on_missing(queue)
     return QueueDepth(queue, stored - running, running)

@@ -12,6 +12,10 @@ from schemas.jobs import Capability, Lane
 JOBS_STREAM = "NEXUS_JOBS"
 JOBS = "nexus.jobs"
 BELL = "nexus.bell"
+RING_AGAIN = b"again"
+"""What a gateway says there of a queue that holds jobs: NATS does not wake anybody when a job comes again."""
+QUEUE_FREED = f"$JS.EVENT.ADVISORY.CONSUMER.DELETED.{JOBS_STREAM}"
+"""Where NATS says that a queue's consumer was deleted."""
 REPLY = "nexus.reply"
 CONTROL = "nexus.control"
 BLOBS = "nexus-blobs"
@@ -117,6 +121,12 @@ def consumer_name(capability: Capability, lane: Lane, model: str) -> str:
 def parse_job_subject(subject: str) -> tuple[Capability, Lane, str]:
     """Inverse of `job_subject` (bell subjects have the same tail). Raises ValueError."""
     capability, lane, token = subject.split(".")[2:]
+    return Capability(capability), Lane(lane), decode_model(token)
+
+
+def parse_consumer_name(name: str) -> tuple[Capability, Lane, str]:
+    """Inverse of `consumer_name`. Raises ValueError."""
+    capability, lane, token = name.split("_", 2)
     return Capability(capability), Lane(lane), decode_model(token)
 
 

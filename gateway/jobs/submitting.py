@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 
+from backbone.bus.base import Queue
 from backbone.bus.joblog import JobLog
 from backbone.ids import new_job_id
 from backbone.store.base import IllegalMove, LimitReached, Store
@@ -76,7 +77,8 @@ class Submitter:
 
     async def resubmit(self, envelope: Envelope, body: bytes, record: JobRecord) -> JobRecord:
         """Store the message of a new run, whose record is there already."""
-        seq = await self._log.store(envelope, body)
+        await self._open_queue(envelope)
+        seq = await self._store_message(envelope, body)
         record = record.model_copy(update={"seq": seq})
         self._log.mention(record.id, _queued(record))
         with contextlib.suppress(NexusError, IllegalMove):  # it is in the queue, or further already
@@ -96,7 +98,13 @@ class Submitter:
 
     async def _enqueue(self, envelope: Envelope, record: JobRecord, submission: Submission) -> JobRecord:
         try:
-            seq = await self._log.store(envelope, submission.received.body)
+            await self._open_queue(envelope)
+        except BaseException:
+            with contextlib.suppress(NexusError):  # nothing was stored: it ends as expired otherwise
+                await self._store.remove(record.owner, record.id)
+            raise
+        try:
+            seq = await self._store_message(envelope, submission.received.body)
         except BaseException as error:
             await self._take_back(record, submission, error)
             raise
@@ -106,6 +114,16 @@ class Submitter:
         # The job is in the queue, which is what was promised: nobody waits for its first event.
         self._log.mention(record.id, _queued(record))
         return record
+
+    async def _open_queue(self, envelope: Envelope) -> None:
+        """Raises Unavailable where the model has no queue, and there is no room for one more."""
+        await self._dispatcher.bus.open_queue(Queue(envelope.capability, envelope.lane, envelope.model))
+
+    async def _store_message(self, envelope: Envelope, body: bytes) -> int:
+        seq = await self._log.store(envelope, body)
+        with contextlib.suppress(NexusError):  # freed meanwhile; the gateways look for such jobs
+            await self._open_queue(envelope)
+        return seq
 
     async def _take_back(self, record: JobRecord, submission: Submission, error: BaseException) -> None:
         """Not accepted. What NATS may have stored all the same shall not run, unless it will be submitted again."""

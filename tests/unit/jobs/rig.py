@@ -191,9 +191,9 @@ class Rig:
         return worker
 
     async def open_queues(self) -> None:
-        """As they are once a worker was there."""
+        """The models are known, as they are once a worker was there."""
         await self.worker("first")
-        await self.eventually(lambda: len(self.broker.open_queues) >= 21)
+        await self.eventually(lambda: bool(self.gateways[0].dispatcher.catalogue.live()))
         await self.drain("first")
 
     async def drain(self, name: str = "w") -> None:
