@@ -1,4 +1,4 @@
-"""Can this gateway do its work? An active round trip to each part."""
+"""Can this gateway do its work? An active round trip to each part, and a write where it stores something."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from time import monotonic
 from pydantic import BaseModel
 
 from backbone.bus.base import GatewayBus
+from backbone.bus.storing import Storing
 from backbone.registry.base import Registry
 from backbone.store.base import Store
 from gateway.leaving import Leaving
 from schemas.errors import NexusError
+
+WRITES = ("nats", "redis")
+"""Parts that have to prove a write too, once they answer."""
 
 
 class Part(BaseModel):
@@ -41,13 +45,18 @@ class Readiness(BaseModel):
 class ReadinessCheck:
     """Asks every part at once; each ends within about two seconds."""
 
-    def __init__(self, bus: GatewayBus, registry: Registry, store: Store, leaving: Leaving) -> None:
+    def __init__(
+        self, bus: GatewayBus, registry: Registry, store: Store, leaving: Leaving, storing: Storing | None = None
+    ) -> None:
         self._leaving = leaving
+        self._storing = storing or Storing()
         self._registry = registry
         self._pings: dict[str, Callable[[], Awaitable[None]]] = {
             "nats": bus.ping,
+            "nats_write": self._nats_stores,
             "etcd": registry.ping,
             "redis": store.ping,
+            "redis_write": store.prove,
         }
 
     async def check(self) -> Readiness:
@@ -56,12 +65,19 @@ class ReadinessCheck:
             return Readiness(status="leaving", parts={})
         answers = await asyncio.gather(*(self._ask(ping) for ping in self._pings.values()))
         parts = dict(zip(self._pings, answers, strict=True))
+        for name in WRITES:
+            if not parts[name].ok:
+                del parts[f"{name}_write"]  # one trouble, not two
         snapshot = self._registry.snapshot is not None
         parts["registry"] = Part(ok=snapshot, error=None if snapshot else "no snapshot of the registry yet")
-        if not parts["nats"].ok or not snapshot:
+        if not (parts["nats"].ok and parts["nats_write"].ok and snapshot):
             return Readiness(status="unavailable", parts=parts)
         all_ok = all(part.ok for part in parts.values())
         return Readiness(status="ready" if all_ok else "degraded", parts=parts)
+
+    async def _nats_stores(self) -> None:
+        """What the last proof showed: it is repeated every few seconds, whoever asks."""
+        self._storing.require()
 
     async def _ask(self, ping: Callable[[], Awaitable[None]]) -> Part:
         began = monotonic()

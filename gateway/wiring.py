@@ -15,6 +15,7 @@ from backbone.bus.nats_blobs import NatsBlobs
 from backbone.bus.nats_gateway import NatsGatewayBus
 from backbone.bus.nats_joblog import NatsJobLog
 from backbone.bus.notices import NatsNotices
+from backbone.bus.storing import Storing
 from backbone.bus.streams import BucketConfig, JobsStream
 from backbone.egress import Egress
 from backbone.registry.access import etcd_access
@@ -94,8 +95,10 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
     """A gateway, by the name that its connections have, until the end of the block. Raises Unavailable when it cannot
     start, and Misconfigured.
     """
-    nats = nats_access(settings)
-    bus = NatsGatewayBus(nats, gateway=gateway, ack_wait_s=settings.ack_wait_s, stream=_jobs_stream(settings))
+    nats, storing = nats_access(settings), Storing()
+    bus = NatsGatewayBus(
+        nats, gateway=gateway, ack_wait_s=settings.ack_wait_s, stream=_jobs_stream(settings), storing=storing
+    )
     registry = EtcdRegistry(etcd_access(settings), settings.etcd_prefix)
     store = RedisStore(redis_access(settings))
     documents = RedisDocuments(store)
@@ -106,8 +109,8 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
     notices = NatsNotices(nats, gateway)
     keys = KeyRing(documents, notices)
     auth, links = _auth(settings, keys)
-    blobs = NatsBlobs(nats, f"{gateway}-blobs", create=_bucket(settings))
-    jobs_log = NatsJobLog(nats, gateway, retention=retention(settings))
+    blobs = NatsBlobs(nats, f"{gateway}-blobs", create=_bucket(settings), storing=storing)
+    jobs_log = NatsJobLog(nats, gateway, retention=retention(settings), storing=storing)
     egress = _hooks_egress(settings)
     durable = Durable(settings, Tools(jobs_log, bus, blobs, store, registry, dispatcher, metrics, keys, egress, auth))
     reader = _reader(settings, blobs)
@@ -163,7 +166,7 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
     )
     bounds = Bounds(settings.queue_comment_after_s, settings.log_prompts)
     inference = Inference(dispatcher, reader, blobs, links, auth, metrics, bounds, submissions)
-    readiness = ReadinessCheck(bus, registry, store, leaving)
+    readiness = ReadinessCheck(bus, registry, store, leaving, storing)
     vitals = Vitals(bus, registry, readiness, metrics)
     parts = Parts(
         dispatcher=dispatcher,

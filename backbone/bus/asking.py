@@ -104,10 +104,12 @@ async def ask(
 async def put(
     questions: Questions, subject: bytes, payload: bytes, headers: bytes = b"", *, max_payload: int = 0
 ) -> Stored:
-    """Store a message, under the same headers until NATS confirms it. Raises Refused, RequestTooLarge, Unavailable.
+    """Store a message, under the same headers until NATS confirms it. Raises Refused, RequestTooLarge, Unavailable: at once
+    where NATS is known to store nothing.
 
     What is over `max_payload` is not sent: NATS would close the connection.
     """
+    questions.require_storing()
     if max_payload and len(headers) + len(payload) > max_payload:
         raise RequestTooLarge(f"a message of {len(payload)} bytes is larger than the {max_payload} that NATS takes")
     answer = orjson.loads((await ask(questions, subject, payload, headers=headers))[0].data)

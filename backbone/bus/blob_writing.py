@@ -153,6 +153,10 @@ class NatsBlobWriter:
 
     async def _publish(self, subject: bytes, payload: bytes | memoryview, ttl_s: int) -> None:
         try:
+            self._questions.require_storing()
+        except Unavailable as error:
+            raise self._fail(str(error)) from error
+        try:
             async with asyncio.timeout(ACK_S):
                 await self._room.acquire()
         except TimeoutError:

@@ -19,6 +19,7 @@ from backbone.bus.blob_reading import BlobReader
 from backbone.bus.blob_writing import ERASE, MAX_UNDER_WAY, NatsBlobWriter, erasures, purges
 from backbone.bus.blobs import BlobInfo
 from backbone.bus.questions import Questions
+from backbone.bus.storing import Storing
 from backbone.bus.streams import BucketConfig, ensure_bucket
 from backbone.bus.subjects import is_blob_name
 from backbone.bus.wire import Wire
@@ -30,10 +31,14 @@ log = structlog.get_logger(__name__)
 class NatsBlobs(BlobReader):
     """See backbone.bus.blobs.Blobs."""
 
-    def __init__(self, server: NatsAccess | str, name: str, *, create: BucketConfig | None) -> None:
+    def __init__(
+        self, server: NatsAccess | str, name: str, *, create: BucketConfig | None, storing: Storing | None = None
+    ) -> None:
         """`create` makes the bucket, which is the gateways' part; None, for workers, uses the one that is there."""
         self._wire = Wire(server, f"{name}-blobs", on_reconnect=self._reconnected, pulse=create is not None)
         super().__init__(Questions(self._wire), may_ask_leader=create is not None)
+        if storing is not None:
+            self._questions.require_storing = storing.require
         self._create = create
         self._room = asyncio.Semaphore(MAX_UNDER_WAY)
         self._making: asyncio.Task[None] | None = None

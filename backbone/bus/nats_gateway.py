@@ -22,6 +22,7 @@ from backbone.bus.outage import nats_away
 from backbone.bus.queue_consumers import QueueConsumers
 from backbone.bus.status import parse_status
 from backbone.bus.storage import read_storage
+from backbone.bus.storing import Storing
 from backbone.bus.streams import JobsStream, ensure_stream, holds_job, read_depths, request
 from backbone.bus.subjects import CONTROL, JOBS_STREAM, REPLY, is_address, is_token, job_subject, parse_job_subject
 from backbone.bus.wire import Wire
@@ -71,7 +72,16 @@ class _Stored(NamedTuple):
 class NatsGatewayBus:
     """See backbone.bus.base.GatewayBus."""
 
-    def __init__(self, server: NatsAccess | str, *, gateway: str, ack_wait_s: float, stream: JobsStream) -> None:
+    def __init__(
+        self,
+        server: NatsAccess | str,
+        *,
+        gateway: str,
+        ack_wait_s: float,
+        stream: JobsStream,
+        storing: Storing | None = None,
+    ) -> None:
+        self._storing = storing or Storing()
         self._publisher = Wire(server, f"{gateway}-jobs", on_reconnect=self._reopen, pulse=True)
         self._listener = Wire(server, f"{gateway}-replies", on_reconnect=self._look_for_lost, pulse=True)
         self._prefix = f"{REPLY}.{gateway}."
@@ -236,6 +246,7 @@ class NatsGatewayBus:
         """Publish; the PubAck comes to the reply subject and is checked there, without anybody waiting."""
         if not self._listener.connected or self._publisher.away:
             raise nats_away()
+        self._storing.require()
         if len(body) > self.max_message_bytes:
             raise RequestTooLarge(f"the request is larger than the {self.max_message_bytes} bytes that NATS takes")
         assert self._loop is not None
@@ -343,6 +354,7 @@ class NatsGatewayBus:
                     one.sink.refused(nats_away())
                 elif waited > GIVE_UP_S:
                     self._unacked.pop(token, None)
+                    self._storing.doubt()
                     one.sink.refused(Unavailable("the queue did not confirm the job in time; try again shortly"))
                 elif now - one.sent > REPEAT_S and self.connected:
                     one.sent = now

@@ -23,6 +23,7 @@ from backbone.bus.places import Places
 from backbone.bus.questions import Questions
 from backbone.bus.refereeing import Answers, Referee
 from backbone.bus.room import Room
+from backbone.bus.storing import Storing, WriteProof
 from backbone.bus.stream_reading import Message, StreamReader
 from backbone.bus.streams import holds_job
 from backbone.bus.subjects import (
@@ -70,10 +71,20 @@ class NatsJobLog:
     """See backbone.bus.joblog.JobLog."""
 
     def __init__(
-        self, server: NatsAccess | str, name: str, *, retention: Retention, max_payload_room: int = ENVELOPE_ROOM
+        self,
+        server: NatsAccess | str,
+        name: str,
+        *,
+        retention: Retention,
+        max_payload_room: int = ENVELOPE_ROOM,
+        storing: Storing | None = None,
     ) -> None:
+        """`storing`: what this gateway's other connections know about it too; this one keeps it true."""
         self._wire = Wire(server, f"{name}-log", on_reconnect=self._reconnected, keep_unsent=False, pulse=True)
         self._questions = Questions(self._wire)
+        self._storing = storing or Storing()
+        self._questions.require_storing = self._storing.require
+        self._proving: asyncio.Task[None] | None = None
         self._kept = retention
         self._payload_room = max_payload_room
         replicated = retention.replicas > 1
@@ -105,11 +116,13 @@ class NatsJobLog:
         await self._wire.subscribe(f"{ENDED}.*", self._on_ended)
         await self._wire.ping()  # from here on, no word is stored unheard
         self._keeping = asyncio.create_task(self._room.keep())
+        proof = WriteProof(self._questions, self._storing, replicated=self._kept.replicas > 1)
+        self._proving = asyncio.create_task(proof.run())
 
     async def close(self) -> None:
         """Disconnect; whoever follows or takes gets Unavailable."""
         self._closed = True
-        for task in (self._keeping, self._making):
+        for task in (self._keeping, self._proving, self._making):
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -165,6 +178,10 @@ class NatsJobLog:
             if refusal.full:
                 raise QueueFull from refusal
             raise Unavailable(f"the queue does not take jobs: {refusal}") from refusal
+        except Unavailable:
+            if self._wire.connected:
+                self._storing.doubt()
+            raise
         return stored.seq
 
     @property

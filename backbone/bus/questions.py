@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -53,6 +54,8 @@ class Questions:
         self._skip = len(self._prefix)
         self._next = 0
         self.closed = False
+        self.require_storing: Callable[[], None] = lambda: None
+        """Raises Unavailable where NATS is known to store nothing; see `backbone.bus.storing`."""
         wire.on_lost.append(self._forget_all)
         self.void = f"{self._prefix}void".encode()
         """Where an answer goes that nobody waits for."""

@@ -54,6 +54,9 @@ class Store(Protocol):
     async def ping(self) -> None:
         """One active round trip. Raises Unavailable."""
 
+    async def prove(self) -> None:
+        """Write something small, which is gone again soon. Raises Unavailable, which says what hinders it."""
+
     async def create(
         self, record: JobRecord, *, ttl_s: float, due_s: float | None = None, max_queued: int | None = None
     ) -> bool:

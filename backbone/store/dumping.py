@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from backbone.store import redis_keys as keys
 from backbone.store.redis import RedisStore
+from backbone.store.redis_connection import PROBE
 from schemas.jobs import TERMINAL, JobRecord
 
 ALL = "nexus:*"
@@ -73,8 +74,8 @@ class RedisDump:
     async def _names(self, pattern: str) -> AsyncGenerator[list[bytes], None]:
         cursor: bytes | str = "0"
         while True:
-            cursor, names = await self._ask("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN)
-            if names:
+            cursor, found = await self._ask("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN)
+            if names := [name for name in found if name != PROBE.encode()]:
                 yield names
             if int(cursor) == 0:
                 return

@@ -48,6 +48,10 @@ class MemoryStore:
         if not self.available:
             raise Unavailable("the store is away")
 
+    async def prove(self) -> None:
+        """As `ping`."""
+        await self.ping()
+
     async def create(
         self, record: JobRecord, *, ttl_s: float, due_s: float | None = None, max_queued: int | None = None
     ) -> bool:

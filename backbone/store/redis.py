@@ -68,6 +68,10 @@ class RedisStore:
         """One active round trip, also while the breaker is open, which it closes when it succeeds. Raises Unavailable."""
         await self.connection.ping()
 
+    async def prove(self) -> None:
+        """See the base."""
+        await self.connection.prove()
+
     async def create(
         self, record: JobRecord, *, ttl_s: float, due_s: float | None = None, max_queued: int | None = None
     ) -> bool:

@@ -29,6 +29,10 @@ CONNECTIONS = 64
 """Per process; more calls at once wait for one, within their time."""
 
 
+PROBE = "nexus:write-probe"
+PROBE_MS = 1000
+
+
 class RedisConnection:
     """Calls that end in time.
 
@@ -61,6 +65,10 @@ class RedisConnection:
     async def ping(self) -> None:
         """One active round trip, also while the breaker is open, which it closes when it succeeds. Raises Unavailable."""
         await self._bounded(lambda: self._pipeline.ask("PING"))
+
+    async def prove(self) -> None:
+        """A write, which a server that is out of memory refuses while it answers PING. Raises Unavailable."""
+        await self._bounded(lambda: self._pipeline.ask("SET", PROBE, "1", "PX", PROBE_MS))
 
     async def call(self, call: Callable[[], Awaitable[T]]) -> T:
         """What `call` returns. Raises Unavailable."""
@@ -121,6 +129,10 @@ def _why(error: Exception) -> str:
         return f"{text}; check the user in REDIS_URL, and its password there or in REDIS_PASSWORD_FILE"
     if isinstance(error, NoPermissionError):
         return f"{text}; give the user the rights that deploy/redis says"
+    if text.startswith("OOM") or "maxmemory" in text:
+        return f"{text} It is full: give it more memory (maxmemory), or keep less (JOB_KEEP_S, FILE_KEEP_S)"
+    if text.startswith("MISCONF"):
+        return f"{text} Free space on its disk"
     if "certificate" in text.lower() or "ssl" in text.lower():
         return f"{text}; check REDIS_TLS_CA, and whether the certificate names this host"
     return text

@@ -1,0 +1,84 @@
+"""A gateway proves that NATS stores: on a real server, whose writes fail as on a full disk."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import AsyncIterator
+
+import pytest
+
+from backbone.bus import storing as module
+from backbone.bus.nats_gateway import NatsGatewayBus
+from backbone.bus.nats_joblog import NatsJobLog
+from backbone.bus.storing import Storing
+from backbone.bus.streams import JobsStream
+from schemas.errors import Unavailable
+from tests.backbone.joblogs import SMALL, new_job, word_on
+from tests.conftest import Eventually
+from tests.servers import Server, Source
+
+
+@pytest.fixture
+async def bus(own_nats: Server, storing: Storing) -> AsyncIterator[NatsGatewayBus]:
+    stream = JobsStream(max_jobs=100, max_bytes=64 * 1024 * 1024)
+    bus = NatsGatewayBus(own_nats.url, gateway="proof", ack_wait_s=5.0, stream=stream, storing=storing)
+    await bus.start()
+    yield bus
+    await bus.close()
+
+
+@pytest.fixture
+def storing() -> Storing:
+    return Storing()
+
+
+@pytest.fixture
+async def log(own_nats: Server, storing: Storing, bus: NatsGatewayBus) -> AsyncIterator[NatsJobLog]:
+    """Its proof runs as soon as somebody doubts."""
+    log = NatsJobLog(own_nats.url, "proof", retention=SMALL, storing=storing)
+    await log.start()
+    yield log
+    await log.close()
+
+
+async def test_a_doubted_queue_proves_itself_and_stays_empty(
+    log: NatsJobLog, bus: NatsGatewayBus, storing: Storing, eventually: Eventually
+) -> None:
+    """A job that was neither stored nor refused may have met a stream without a leader: nothing is refused for it."""
+    storing.doubt()
+    await eventually(lambda: not storing.doubted)
+    storing.require()
+
+    async def empty() -> bool:
+        return await bus.depths() == []
+
+    await eventually(empty)
+    assert await log.decide(word_on(new_job()))
+
+
+async def test_writes_that_fail_are_refused_at_once(
+    log: NatsJobLog, own_nats: Server, servers: Source, storing: Storing, eventually: Eventually,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Once the proofs have failed for a while; after a restart of the server with room, they succeed again."""
+    if not servers.processes:
+        pytest.skip("the limit is set on a process of this machine")
+    monkeypatch.setattr(module, "GRACE_S", 0.5)
+    assert own_nats.process.pid is not None
+    resource.prlimit(own_nats.process.pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+
+    async def refused() -> bool:
+        storing.changed.set()  # prove now
+        await asyncio.sleep(0.1)
+        return bool(storing.problem)
+
+    await eventually(refused)
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(Unavailable, match="restart nats-server"):
+        await log.decide(word_on(new_job()))
+    assert asyncio.get_running_loop().time() - began < 1.0
+    assert await log.decided(new_job()) is None  # what is there can be read
+    await own_nats.restart()
+    await eventually(lambda: not storing.problem)
+    assert await log.decide(word_on(new_job()))
