@@ -192,7 +192,9 @@ def render_workers(answer: dict[str, Any]) -> RenderableType:
 
 
 def _notes(row: dict[str, Any]) -> Iterator[str]:
-    """What a worker's models lack, and until when that is taken for true."""
+    """The models that a worker leaves alone for now, and what its models lack, as far as it knows."""
+    for one in row.get("pauses", ()):
+        yield f"{one['model']} paused until {_clock(one['until'])}: {one['reason']}"
     for one in row.get("limitations", ()):
         yield f"{one['model']} lacks {one['feature']} (until {_clock(one['until'])})"
 

@@ -21,7 +21,7 @@ import structlog
 from backbone.bus.base import GatewayBus, Queue
 from schemas.control import Control, ControlOp
 from schemas.errors import DRAINED, BackendFailed, DeadlineExceeded, ErrorInfo, NexusError, Unavailable
-from schemas.events import GO, GONE, LOADING, STALE, BlobRef, Done, EventKind, Progress, Started, decode_frame
+from schemas.events import GO, GONE, LOADING, STALE, BlobRef, Done, EventKind, Progress, Returned, Started, decode_frame
 from schemas.jobs import Envelope
 
 log = structlog.get_logger(__name__)
@@ -71,7 +71,7 @@ class Call:
         """Bytes of the current attempt have gone to the caller."""
         self.error: ErrorInfo | None = None
         self.returned: ErrorInfo | None = None
-        """Why the latest attempt gave the job back, while no other has begun; None after a drain, which is no failure."""
+        """Why the latest attempt gave the job back, while no other has begun; None where that is no failure."""
         self.direct: Callable[[bytes], bool] | None = None
         """Takes bytes for the caller past `take`, while the one who waits waits; False: it could not."""
         self.progress: bytes | None = None
@@ -289,13 +289,21 @@ class Call:
         if self.shown:
             self.fail(_lost_worker())
             return
-        info = ErrorInfo.model_validate_json(payload)
+        info = Returned.model_validate_json(payload)
+        self._forget_output()
         if info.code == DRAINED:
             self.starts -= 1
-        else:
+            self._wait_again()
+        elif info.counted:
             self.returned = info
-        self._forget_output()
-        self._wait_again()
+            self._wait_again()
+            if self.starts >= MAX_STARTS:
+                self.fail(NexusError.from_info(info))
+        else:
+            # The limit on waiting goes on: a server may ask to wait any number of times.
+            self.starts -= 1
+            self.began_at = self.began_at if self.starts else None
+            self.state = State.QUEUED
 
     # The clock
 

@@ -16,6 +16,7 @@ from gateway.bodies import Received
 from gateway.call import Call, State
 from gateway.catalogue import Catalogue, Model
 from gateway.metrics import GatewayMetrics
+from gateway.paused_models import PausedModels
 from schemas.errors import NexusError, Unavailable
 from schemas.jobs import LANES, Capability, Envelope, Lane, Limits
 from schemas.presence import Snapshot
@@ -48,6 +49,7 @@ class Dispatcher:
         self.bus = bus
         self.registry = registry
         self.catalogue = Catalogue()
+        self._paused = PausedModels()
         self._metrics = metrics
         self._limits = limits
         # Where there are no tokens, the first sign of life may be the whole answer.
@@ -101,6 +103,8 @@ class Dispatcher:
     ) -> Call:
         """Submit a request. Raises ModelNotFound, InvalidRequest, Unavailable, RequestTooLarge; QueueFull comes later, on the call."""
         model = self._serving(public_model, capability)
+        limits = self.limits_of(capability)
+        self._require_unpaused(model, limits.queue_s, monotonic())
         envelope = Envelope(
             job=new_job_id(),
             request_id=request_id,
@@ -112,7 +116,7 @@ class Dispatcher:
             stream=stream,
             reply=self.bus.new_reply(),
             owner=owner,
-            limits=self.limits_of(capability),
+            limits=limits,
             body_size=received.body_size,
             body_blob=received.body_blob,
             uploads=received.uploads,
@@ -132,6 +136,17 @@ class Dispatcher:
                 model = self.catalogue.resolve(name, capability, may_wait=True)
                 self._metrics.child(self._metrics.unserved, capability.value, model).inc()
             raise
+
+    def _require_unpaused(self, model: str, wait_s: float, now: float) -> None:
+        """Raises Unavailable where no worker takes a job of the model within `wait_s`, as its servers have asked to wait."""
+        resumes = self._paused.resumes_at(model)
+        if resumes is not None and resumes > now + wait_s:
+            raise Unavailable(
+                f"The server of the model '{model[:100]}' asked for a pause of {resumes - now:.0f} s, longer than this"
+                f" request may wait. Retry after it.",
+                code="backend_unavailable",
+                retry_after_s=resumes - now,
+            )
 
     def limits_of(self, capability: Capability) -> Limits:
         """How long the parts of such a job's life may take."""
@@ -162,6 +177,7 @@ class Dispatcher:
 
     def _on_snapshot(self, snapshot: Snapshot) -> None:
         self.catalogue.load(snapshot)
+        self._paused.load(snapshot)
 
     def listed(self) -> list[Model]:
         """Return what callers may choose from, by name; without the models that have no queue where there is no room for one."""
@@ -196,9 +212,20 @@ class Dispatcher:
             now = monotonic()
             for call in list(self._calls):
                 call.check(now)
-                if call.state is State.QUEUED and not self._is_live(call.queue):
-                    self._check_orphan(call, gone.setdefault(call.queue, now), now)
+                if call.state is State.QUEUED:
+                    if self._is_live(call.queue):
+                        self._check_paused(call, now)
+                    else:
+                        self._check_orphan(call, gone.setdefault(call.queue, now), now)
             gone = {queue: since for queue, since in gone.items() if not self._is_live(queue)}
+
+    def _check_paused(self, call: Call, now: float) -> None:
+        """A pause that outlasts what `call` may wait ends it now."""
+        left_s = call.queued_at + call.envelope.limits.queue_s - now
+        try:
+            self._require_unpaused(call.queue.model, left_s, now)
+        except Unavailable as error:
+            call.fail(error)
 
     def _check_orphan(self, call: Call, gone_since: float, now: float) -> None:
         """No worker serves what `call` waits for. One that restarts gets the time to; then the caller is told."""

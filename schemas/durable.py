@@ -13,7 +13,7 @@ missing may still come; when the job has ended and it has not, that is an error.
 | CHUNK | bytes of the answer: of a stream of server-sent events exactly one frame, `data: …` with its blank line |
 | BLOB | JSON `BlobRef`: the same, where it is too large for a message |
 | PROGRESS | JSON `Progress` |
-| RETURNED | JSON `ErrorInfo`: the job went back to the queue |
+| RETURNED | JSON `Returned`: the job went back to the queue |
 
 How a job ended is its terminal word (`schemas.words`), not an event.
 """
@@ -83,6 +83,8 @@ class Ask(BaseModel):
     backend: str = ""
     progress: Progress | None = None
     """The newest, without its preview."""
+    counted: bool = True
+    """Of RETURNED: the attempt counts as a failed one."""
 
 
 class AnswerKind(StrEnum):

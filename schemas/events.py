@@ -13,7 +13,7 @@ the job, `seq` counts the frames of one delivery from 0. A reader takes only the
 | BEAT     | empty: the attempt lives though it has nothing to say; a question like STARTED | repeats the last seq |
 | DONE     | JSON `Done`, newline, the last bytes for the caller (may be empty) | yes |
 | FAILED   | JSON `ErrorInfo`: final for this run | yes |
-| RETURNED | JSON `ErrorInfo`: the job went back to the queue; another attempt follows | yes |
+| RETURNED | JSON `Returned`: the job went back to the queue; another attempt follows | yes |
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from schemas.errors import ErrorInfo
 from schemas.jobs import Usage
 from schemas.names import Token
 
@@ -55,6 +56,13 @@ class Started(BaseModel):
 
     worker: Token
     backend: str
+
+
+class Returned(ErrorInfo):
+    """Why an attempt gave its job back."""
+
+    counted: bool = True
+    """The attempt counts as a failed one. False: the server saw nothing of the request, or asked to wait."""
 
 
 class BlobRef(BaseModel):

@@ -52,6 +52,20 @@ class Limitation(BaseModel):
     """When the worker forgets it, and asks the server again."""
 
 
+class Pause(BaseModel):
+    """A model whose jobs a worker leaves in their queues for now, since its server asked to wait."""
+
+    model_config = ConfigDict(frozen=True)
+
+    model: str
+    reason: str
+    """The server's words."""
+    seconds: float
+    """How long, from when this was written."""
+    until: int
+    """Unix seconds by the worker's clock, for people to read."""
+
+
 class WorkerPresence(BaseModel):
     """The value of `<prefix>workers/<id>`, under a lease: it vanishes with the worker."""
 
@@ -69,6 +83,7 @@ class WorkerPresence(BaseModel):
     models: tuple[ModelOffer, ...] = ()
     state: WorkerState = WorkerState.READY
     limitations: tuple[Limitation, ...] = ()
+    pauses: tuple[Pause, ...] = ()
 
 
 class CatalogueEntry(BaseModel):

@@ -3,7 +3,8 @@
 begun ──GO; or the job is──► running ──Finish──────────► DONE, ack
   │     fresh: no answer yet     │ nobody listens, no GO ─► give back, to wait for GO next time
   │                              │ permanent error ──────► FAILED, ack
-  │                              │ transient error ──────► RETURNED, give back   (only while nothing was shown)
+  │                              │ transient error ──────► RETURNED, give back   (only while nothing was shown; the gateway
+  │                              │                         ends the request after three that count)
   │                              │ time limit ───────────► FAILED, ack
   │                              │ cancelled, GONE, nobody there ──► ack
   │                              │ STALE, `ack_wait` lost ─────────► silence
@@ -26,9 +27,31 @@ import structlog
 from backbone.bus.base import Delivery, WorkerBus
 from backbone.bus.blobs import INLINE_LIMIT, Blobs, BlobWriter
 from schemas.errors import DRAINED, DeadlineExceeded, ErrorInfo, NexusError, Unavailable
-from schemas.events import GO, GONE, LOADING, MAX_PREVIEW, BlobRef, Done, EventKind, Progress, Started, encode_frame
+from schemas.events import (
+    GO,
+    GONE,
+    LOADING,
+    MAX_PREVIEW,
+    BlobRef,
+    Done,
+    EventKind,
+    Progress,
+    Returned,
+    Started,
+    encode_frame,
+)
 from schemas.jobs import Envelope
-from workers.backends.base import Backend, BackendError, Chunk, File, Finish, Output, Task, wrap_foreign
+from workers.backends.base import (
+    Backend,
+    BackendError,
+    BackendUnavailable,
+    Chunk,
+    File,
+    Finish,
+    Output,
+    Task,
+    wrap_foreign,
+)
 from workers.gateway_health import GatewayHealth
 
 log = structlog.get_logger(__name__)
@@ -48,7 +71,9 @@ ANSWER_TTL_S = 1800.0
 KEPT = "nexus-blob:"
 """Before the name of a blob that the caller gets by URL; the gateway knows which."""
 MAX_TRANSIENT = 3
-"""Deliveries after which a transient backend error is final."""
+"""Counted attempts after which a transient backend error is final; of a direct job its gateway counts them."""
+UNCOUNTED_S = 0.05
+"""The pause before another worker gets a job that this one's server has not begun."""
 CLOSE_S = 10.0
 """How long a cancelled backend call may take to end before its slot is freed anyway."""
 
@@ -132,6 +157,8 @@ class Attempt:
         self._grant_timer: asyncio.TimerHandle | None = None
         self.outcome = "running"
         self.error: ErrorInfo | None = None
+        self.failure: BackendError | None = None
+        """How the backend failed, where it did."""
         self._log = log.bind(
             request_id=envelope.request_id,
             job=envelope.job,
@@ -407,14 +434,24 @@ class Attempt:
         if wrapped is not error:
             self._log.warning("foreign exception from the adapter", exc_info=error)
         self.error = wrapped.info
+        if isinstance(wrapped, BackendError):
+            self.failure = wrapped
         return wrapped, wrapped.transient if isinstance(wrapped, BackendError) else isinstance(wrapped, Unavailable)
 
     def _failed(self, error: Exception) -> None:
         wrapped, transient = self._wrapped(error)
-        if transient and not self._shown and self.job.delivery < MAX_TRANSIENT:
-            self._return(wrapped, 0.2 * self.job.delivery)
-        else:
+        if not transient or self._shown:
             self._end(wrapped)
+        elif self._counts(wrapped):
+            self._return(wrapped, 0.2 * min(self.job.delivery, MAX_TRANSIENT))
+        else:
+            self._return(wrapped, UNCOUNTED_S, counted=False)
+
+    def _counts(self, error: NexusError) -> bool:
+        """Whether the attempt counts as a failed one: not where the server asked to wait, or saw nothing of the request."""
+        if not isinstance(error, BackendUnavailable) or self._tokens or self._alive:
+            return True
+        return error.pause_s is None and not error.unsent
 
     def _stopped(self, why: Stop) -> None:
         limits = self.envelope.limits
@@ -445,9 +482,9 @@ class Attempt:
         self.job.ack()
         self.outcome = "failed"
 
-    def _return(self, error: NexusError, delay_s: float) -> None:
+    def _return(self, error: NexusError, delay_s: float, *, counted: bool = True) -> None:
         self.error = error.info
-        self._next(EventKind.RETURNED, error.info.model_dump_json(exclude_none=True).encode())
+        self._next(EventKind.RETURNED, returned(error, counted=counted))
         self.job.give_back(delay_s)
         self.outcome = "returned"
 
@@ -472,6 +509,12 @@ class Attempt:
             self._log.warning("attempt", error=self.error.message, code=self.error.code, **fields)
         else:
             self._log.info("attempt", **fields)
+
+
+def returned(error: NexusError, *, counted: bool) -> bytes:
+    """What RETURNED says."""
+    info = error.info if counted else Returned(**error.info.model_dump(), counted=False)
+    return info.model_dump_json(exclude_none=True).encode()
 
 
 async def _one_piece(data: bytes) -> AsyncIterator[bytes]:

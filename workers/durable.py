@@ -2,7 +2,7 @@
 
 taken ──GO, or no gateway there──► running ──Finish────────────────► events stored ► COMPLETED word ► ack
   │ GONE ─────────► ack               │ permanent error, time limit ► FAILED word ► ack
-  │ WAIT ─────────► give back         │ transient error ────────────► RETURNED, give back; the third time
+  │ WAIT ─────────► give back         │ transient error ────────────► RETURNED, give back; the third that counts
   │ DEAD ─────────► dead letter,      │                               dead letter, FAILED word, ack
   │                 FAILED word, ack  │ cancelled, GONE ────────────► ack
   └ STALE ────────► silence           │ STALE, `ack_wait` lost ─────► silence
@@ -28,7 +28,17 @@ from schemas.errors import BackendFailed, ErrorInfo, NexusError, Unavailable
 from schemas.events import BlobRef, EventKind, Progress
 from schemas.jobs import Envelope, JobStatus, is_sse
 from schemas.words import Word, word_on
-from workers.attempt import ASK_AGAIN_S, ASK_TRIES, MAX_FRAME, MAX_TRANSIENT, Attempt, Identity, Stop
+from workers.attempt import (
+    ASK_AGAIN_S,
+    ASK_TRIES,
+    MAX_FRAME,
+    MAX_TRANSIENT,
+    UNCOUNTED_S,
+    Attempt,
+    Identity,
+    Stop,
+    returned,
+)
 from workers.backends.base import Backend, Chunk, Finish
 
 LEAVE_S = 10.0
@@ -87,6 +97,7 @@ class DurableAttempt(Attempt):
         self._told_at = 0.0
         self._failure: tuple[NexusError, bool] | None = None
         self._give_back: tuple[NexusError, float] | None = None
+        self._counted = True
 
     async def run(self) -> None:
         """Run to the end."""
@@ -192,6 +203,7 @@ class DurableAttempt(Attempt):
             worker=self._who.worker,
             backend=self._who.backend,
             progress=progress,
+            counted=self._counted,
         )
 
     def _heard_back(self, answer: Answer | None) -> None:
@@ -295,7 +307,9 @@ class DurableAttempt(Attempt):
 
     def _failed(self, error: Exception) -> None:
         wrapped, transient = self._wrapped(error)
-        if transient and self._number < MAX_TRANSIENT:
+        if transient and not self._counts(wrapped):
+            self._return(wrapped, UNCOUNTED_S, counted=False)
+        elif transient and self._number < MAX_TRANSIENT:
             self._return(wrapped, backoff_s(self._number))
         else:
             self._fail(wrapped, dead=transient)
@@ -307,8 +321,9 @@ class DurableAttempt(Attempt):
         self.error = error.info
         self._failure = (error, dead)
 
-    def _return(self, error: NexusError, delay_s: float) -> None:
+    def _return(self, error: NexusError, delay_s: float, *, counted: bool = True) -> None:
         self.error = error.info
+        self._counted = counted
         self._give_back = (error, delay_s)
 
     async def _conclude(self) -> None:
@@ -339,7 +354,7 @@ class DurableAttempt(Attempt):
 
     async def _conclude_returned(self, error: NexusError, delay_s: float) -> None:
         if self._begun:
-            self._next(EventKind.RETURNED, error.info.model_dump_json(exclude_none=True).encode())
+            self._next(EventKind.RETURNED, returned(error, counted=self._counted))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RETURN_S):
                     await self._events.settle()

@@ -45,6 +45,8 @@ class Intake:
         self._hot: dict[Queue, float] = {}
         self._asked_at: dict[Queue, float] = {}
         self._not_before: dict[Queue, float] = {}
+        self._paused: dict[str, float] = {}
+        """Models whose queues are left alone, and until when."""
         self._round: deque[Queue] = deque()
         self._wide = False
         self._open = False
@@ -78,6 +80,19 @@ class Intake:
         self._start_round()
         self._fill()
 
+    def pause_model(self, model: str, seconds: float) -> None:
+        """Ask for no job of the model for so long. Those that still come are given back."""
+        until = self._loop.time() + seconds
+        if until > self._paused.get(model, 0.0):
+            self._paused[model] = until
+            self._loop.call_at(until, self._resume, model)
+
+    def _resume(self, model: str) -> None:
+        if self._paused.get(model, 0.0) <= self._loop.time():
+            self._paused.pop(model, None)
+            self._start_round()
+            self._fill()
+
     def pause(self) -> None:
         """Ask for no more. Pulls already open may still bring jobs."""
         self._open = False
@@ -100,7 +115,7 @@ class Intake:
         if self._asked.get(queue, 0) > 0:
             self._asked[queue] -= 1
             self._asked_total -= 1
-        if not self._open or self.busy >= self._slots:
+        if not self._open or self.busy >= self._slots or queue.model in self._paused:
             return False
         self.busy += 1
         self._hot[queue] = now
@@ -159,11 +174,11 @@ class Intake:
         for queue in self._book.order(self._loaded(), now):
             if self._free <= 0:
                 return
-            if not self._asked[queue]:
+            if not self._asked[queue] and queue.model not in self._paused:
                 self._ask(queue, 1, 0.0)
         while self._round and self._free > 0:
             queue = self._round.popleft()
-            if queue in self._asked and not self._asked[queue]:
+            if queue in self._asked and not self._asked[queue] and queue.model not in self._paused:
                 self._ask(queue, 1, 0.0)
 
     def _fill_wide(self) -> None:
@@ -173,7 +188,7 @@ class Intake:
             free = self._free
             if free <= 0:
                 return
-            if now < self._not_before.get(queue, 0.0):
+            if now < self._not_before.get(queue, 0.0) or queue.model in self._paused:
                 continue
             target = self._target(queue, now)
             if self._asked[queue] * 2 <= target - (target == 1):

@@ -19,12 +19,13 @@ from backbone.version import VERSION
 from schemas.control import Control, ControlOp
 from schemas.errors import NexusError
 from schemas.jobs import LANES, Capability, Envelope
-from schemas.presence import Limitation, ModelOffer, ServiceRecord, Snapshot, WorkerPresence, WorkerState
+from schemas.presence import Limitation, ModelOffer, Pause, ServiceRecord, Snapshot, WorkerPresence, WorkerState
 from workers.attempt import Attempt, Identity, Stop
-from workers.backends.base import Backend
+from workers.backends.base import Backend, BackendError, BackendUnavailable, is_unreachable
 from workers.durable import DurableAttempt
 from workers.intake import Intake
 from workers.metrics import WorkerMetrics
+from workers.pauses import Pauses
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +34,11 @@ NO_SLOT_DELAY_S = 0.1
 BUSY_UPDATE_S = 5.0
 """How often the registry is told how busy we are; every gateway hears of each change."""
 MAX_LIMITATIONS = 100
-"""As many are shown in the registry."""
+"""As many limitations, and as many pauses, are shown in the registry."""
+PAUSES_UPDATE_S = 1.0
+"""How often the registry is told which models are paused."""
+LOSS_S = 1.0
+"""How often connections that break may stop intake until the backend has answered."""
 HEALTH_LIMIT_S = 10.0
 """How long a backend may take to say how it is."""
 SILENT_TRIES = 3
@@ -81,6 +86,9 @@ class Worker:
         self._services: Mapping[str, ServiceRecord] = {}
         self._problems: tuple[str, ...] = ()
         self._limitations: tuple[Limitation, ...] = ()
+        self._pauses = Pauses()
+        self._shown_pauses: tuple[Pause, ...] = ()
+        self._next_loss = 0.0
         self._slots = 1
         self._state = WorkerState.UNHEALTHY
         self._identity = Identity(worker_id, backend.name)
@@ -259,6 +267,7 @@ class Worker:
             models=self._models,
             state=self._state,
             limitations=self._limitations,
+            pauses=self._shown_pauses,
         )
         if self._announcement is None:
             self._announcement = await self._registry.announce(presence)
@@ -310,10 +319,38 @@ class Worker:
         finally:
             self._metrics.busy.dec()
             self._attempts.pop((env.job, env.run, attempt.job.delivery), None)
+            if attempt.failure is not None:
+                self._backend_failed(env.model, attempt.failure)
+            elif attempt.outcome == "completed":
+                self._pauses.succeeded(env.model)
             if self._intake is not None:
                 self._intake.done()
             # After the loop's turn that sends the last word: nobody waits for our bookkeeping.
             asyncio.get_running_loop().call_soon(self._account, attempt, monotonic())
+
+    def _backend_failed(self, model: str, error: BackendError) -> None:
+        """Leave the model's queue where its server asks to wait, and every queue where the server may be gone."""
+        if self._intake is None:
+            return
+        if isinstance(error, BackendUnavailable) and error.pause_s is not None:
+            wait_s = self._pauses.ask_to_wait(model, error.pause_s, error.info.message)
+            log.warning("worker.model_paused", worker=self.id, model=model, seconds=wait_s, error=error.info.message)
+            self._intake.pause_model(model, wait_s)
+        elif is_unreachable(error) and self._loses_server(error):
+            wait_s = self._pauses.lost_server()
+            log.warning("worker.backend_lost", worker=self.id, model=model, error=error.info.message)
+            self._intake.pause_model(model, wait_s)
+            if self._backend.one_server:
+                self._intake.pause()  # until the health check that follows at once
+            self._changed.set()
+
+    def _loses_server(self, error: BackendError) -> bool:
+        """A server that breaks connections and is well all the same costs its queues at most one check a second."""
+        now = monotonic()
+        if not (isinstance(error, BackendUnavailable) and error.unsent) and now < self._next_loss:
+            return False
+        self._next_loss = now + LOSS_S
+        return True
 
     def _account(self, attempt: Attempt, ended: float) -> None:
         env, metrics = attempt.envelope, self._metrics
@@ -326,7 +363,7 @@ class Worker:
     async def _watch(self) -> None:
         """Time limits, heartbeats, and the registry's view of how busy we are."""
         next_beat = monotonic() + self._beat_s
-        announced, next_update = 0, 0.0
+        announced, next_update, next_pauses = 0, 0.0, 0.0
         while True:
             await asyncio.sleep(min(WATCH_S, self._beat_s / 2))
             now = monotonic()
@@ -338,9 +375,12 @@ class Worker:
                 if beat:
                     attempt.beat()
             busy, limitations = len(self._attempts), self._backend.limitations()[:MAX_LIMITATIONS]
-            changed = busy != announced or limitations != self._limitations
-            if changed and now >= next_update and self._announcement and self._state is WorkerState.READY:
-                announced, next_update, self._limitations = busy, now + BUSY_UPDATE_S, limitations
+            pauses = self._pauses.shown()[:MAX_LIMITATIONS]
+            changed = now >= next_update and (busy != announced or limitations != self._limitations)
+            changed = changed or (now >= next_pauses and pauses != self._shown_pauses)
+            if changed and self._announcement and self._state is WorkerState.READY:
+                announced, next_update, next_pauses = busy, now + BUSY_UPDATE_S, now + PAUSES_UPDATE_S
+                self._limitations, self._shown_pauses = limitations, pauses
                 await self._announce()
 
     def _on_control(self, message: bytes) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 
@@ -16,7 +17,7 @@ from gateway.jobs.beginning import began_as
 from gateway.jobs.records import due_in, now
 from schemas.durable import Answer, AnswerKind, Ask, DurableFrame, decode_durable
 from schemas.errors import DRAINED, BackendFailed, ErrorInfo, NexusError, Unavailable
-from schemas.events import EventKind
+from schemas.events import EventKind, Returned
 from schemas.jobs import TERMINAL, JobRecord, JobStatus
 
 log = structlog.get_logger(__name__)
@@ -224,8 +225,11 @@ class Referee:
         await self._store.release(ask.job, ask.token)
         record = await self._store.get(ask.owner, ask.job)
         if record is not None and record.status is JobStatus.IN_PROGRESS and record.run == ask.run:
-            due_s = due_in(record, JobStatus.QUEUED, self._silence_s)
-            back = {"worker": None, "progress": None, "queued_at": now()}
+            back: dict[str, Any] = {"worker": None, "progress": None, "attempts": max(0, record.attempts - 1)}
+            due_s = due_in(record.model_copy(update={"status": JobStatus.QUEUED}), JobStatus.QUEUED, self._silence_s)
+            if ask.counted:
+                due_s = due_in(record, JobStatus.QUEUED, self._silence_s)
+                back = {"worker": None, "progress": None, "queued_at": now()}
             with contextlib.suppress(IllegalMove):  # it has ended meanwhile
                 await self._store.move(ask.owner, ask.job, JobStatus.QUEUED, due_s=due_s, **back)
 
@@ -243,7 +247,8 @@ def _count(frames: list[DurableFrame], run: int) -> Attempts:
             back.add(frame.token)
             if seen.open == frame.token:
                 seen.open = ""
-            if ErrorInfo.model_validate_json(frame.payload).code == DRAINED:
+            returned = Returned.model_validate_json(frame.payload)
+            if returned.code == DRAINED or not returned.counted:
                 seen.starts -= 1
     return seen
 

@@ -529,3 +529,22 @@ async def test_a_worker_may_serve_only_some_models(services: Services) -> None:
     await collect(backend, chat("m2"))
     assert double.last.headers["authorization"] == "Bearer secret"
     await backend.close()
+
+
+async def test_a_service_that_asks_to_wait_is_left_alone_for_that_model(services: Services) -> None:
+    """Another service that has the model is asked meanwhile; without one, the error says how long to wait."""
+    busy, well = await services.add("a-busy"), await services.add("b-well")
+    for double in (busy, well):
+        double.documents["/v1/metadata"]["models"] = ["m"]
+    await services.backend.discover()
+    busy.behave(status=503, error={"error": {"message": "busy"}}, headers={"retry-after": "30"})
+    for _ in range(3):
+        assert await said(services, "m") == "Hello there, world!"
+    assert (len(busy.posted), len(well.posted)) == (1, 3)
+    well.behave(status=503, error={"error": {"message": "Loading model"}})
+    for _ in range(2):
+        with pytest.raises(BackendUnavailable) as caught:
+            await said(services, "m")
+        assert caught.value.pause_s is not None
+        assert 1 < caught.value.pause_s <= 2
+    assert (len(busy.posted), len(well.posted)) == (1, 4)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.call import MAX_STARTS, MAX_UNREAD, SILENCE_GRACE_S, Call, State
 from schemas.errors import DRAINED, ErrorInfo, QueueFull
-from schemas.events import GO, GONE, STALE, Done, EventKind, Started, encode_frame
+from schemas.events import GO, GONE, STALE, Done, EventKind, Returned, Started, encode_frame
 from schemas.jobs import Capability, Envelope, Limits
 
 ACK_WAIT_S = 10.0
@@ -158,6 +158,42 @@ async def test_a_job_handed_back_waits_again_and_does_not_count() -> None:
         rig.hear(EventKind.RETURNED, delivery, 1, info)
         assert rig.call.state is State.QUEUED
     assert rig.call.starts == 0
+
+
+def back(*, counted: bool, retry_after_s: float | None = None) -> bytes:
+    info = ErrorInfo(status=503, type="t", code="backend_unavailable", message="busy", retry_after_s=retry_after_s)
+    return Returned(**info.model_dump(), counted=counted).model_dump_json(exclude_none=True).encode()
+
+
+async def test_the_third_attempt_that_fails_ends_the_request() -> None:
+    """With what the backend said."""
+    rig = Rig()
+    for delivery in (1, 2, 3):
+        assert rig.start(delivery) == GO
+        assert rig.code is None
+        rig.hear(EventKind.RETURNED, delivery, 1, back(counted=True))
+    assert rig.code == "backend_unavailable"
+    assert rig.start(4) == GONE
+
+
+async def test_attempts_that_do_not_count_are_as_many_as_the_limit_on_waiting_allows() -> None:
+    """They neither use up the tries nor begin the wait anew."""
+    rig = Rig(queue_s=100.0)
+    queued_at = rig.call.queued_at
+    for delivery in range(1, 50):
+        assert rig.start(delivery) == GO
+        rig.hear(EventKind.RETURNED, delivery, 1, back(counted=False, retry_after_s=2.0))
+    assert (rig.call.state, rig.call.starts, rig.call.queued_at, rig.call.began_at) == (
+        State.QUEUED,
+        0,
+        queued_at,
+        None,
+    )
+    assert rig.start(50) == GO
+    rig.hear(EventKind.RETURNED, 50, 1, back(counted=True))
+    assert (rig.code, rig.call.starts) == (None, 1)
+    rig.call.check(rig.call.queued_at + 101.0)
+    assert rig.code == "queue_timeout"
 
 
 async def test_a_job_that_kills_its_workers_is_poison() -> None:

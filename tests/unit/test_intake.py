@@ -179,3 +179,35 @@ async def test_a_job_that_was_left_to_others_is_asked_for_a_little_later(
         await submit(broker, QUEUES[:1])
         await eventually(lambda count=count: len(desk.done) == count)
     await desk.intake.close()
+
+
+@pytest.mark.parametrize("slots", [2, 64], ids=["careful", "wide"])
+async def test_a_paused_model_is_left_alone_and_the_others_go_on(slots: int, eventually: Eventually) -> None:
+    """Jobs of the model wait or go to another worker; once the pause is over, they are taken without a further bell."""
+    broker = MemoryBroker()
+    desk = Desk(broker, slots, 0.001)
+    await desk.start()
+    paused = QUEUES[0].model
+    others = [queue for queue in QUEUES if queue.model != paused]
+    mine = [queue for queue in QUEUES if queue.model == paused]
+    assert others
+    desk.intake.pause_model(paused, 0.6)
+    resumed = asyncio.get_running_loop().time() + 0.6
+    await submit(broker, [*mine, *others])
+    await eventually(lambda: len(desk.done) == len(others))
+    assert all(queue.model != paused for queue in desk.done)
+    await eventually(lambda: len(desk.done) == len(QUEUES))
+    assert asyncio.get_running_loop().time() >= resumed
+    await desk.intake.close()
+
+
+async def test_the_longer_of_two_pauses_counts() -> None:
+    broker = MemoryBroker()
+    desk = Desk(broker, 2, 0.001)
+    await desk.start()
+    desk.intake.pause_model(QUEUES[0].model, 30.0)
+    desk.intake.pause_model(QUEUES[0].model, 0.01)
+    await submit(broker, [QUEUES[0]])
+    await asyncio.sleep(0.1)
+    assert desk.done == []
+    await desk.intake.close()

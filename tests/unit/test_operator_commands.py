@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import httpx
@@ -90,7 +91,9 @@ def test_workers_are_listed_with_what_their_models_lack(gateway: Gateway) -> Non
     """A column of notes is there only where there is anything to note."""
     limitation = {"model": "m", "feature": "stream", "since": 0, "until": 600}
     row = {"id": "w1", "backend": "openai", "models": [{"name": "m", "capabilities": ["chat"]}], "state": "ready"}
-    gateway.answer = {"data": [row | {"limitations": [limitation]}]}
+    pause = {"model": "m", "reason": "busy", "seconds": 10.0, "until": 600}
+    gateway.answer = {"data": [row | {"limitations": [limitation], "pauses": [pause]}]}
     assert "m lacks stream (until " in run("workers").output
+    assert re.search(r"m paused until [\d:]+: busy", run("workers").output)
     gateway.answer = {"data": [row]}
     assert "notes" not in run("workers").output

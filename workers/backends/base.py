@@ -143,6 +143,8 @@ class BackendError(BackendFailed):
         )
         self.transient = transient
         """Another attempt, perhaps on another worker, may succeed."""
+        self.unanswered = False
+        """The connection broke before a byte of the answer: the server may be gone."""
 
 
 class BackendUnavailable(BackendError):
@@ -154,9 +156,19 @@ class BackendUnavailable(BackendError):
     retry_after_s = 5.0
 
     def __init__(
-        self, message: str | None = None, *, retry_after_s: float | None = None, info: ErrorInfo | None = None
+        self,
+        message: str | None = None,
+        *,
+        retry_after_s: float | None = None,
+        pause_s: float | None = None,
+        unsent: bool = False,
+        info: ErrorInfo | None = None,
     ) -> None:
         super().__init__(message, transient=True, retry_after_s=retry_after_s, info=info)
+        self.pause_s = pause_s
+        """The server itself asks to be left alone with this model for so long: `Retry-After`, or it loads the model."""
+        self.unsent = unsent
+        """No connection could be made: the server has seen nothing of the request."""
 
 
 class BackendRefused(BackendError):
@@ -174,6 +186,15 @@ class ModelNotServed(BackendRefused):
     code = "model_not_found"
 
 
+def is_unreachable(error: BaseException | None) -> bool:
+    """Return whether an error, or one that it was made from, says that the server may be gone."""
+    while isinstance(error, BackendError):
+        if error.unanswered or (isinstance(error, BackendUnavailable) and error.unsent):
+            return True
+        error = error.__cause__
+    return False
+
+
 def _nobody_listens() -> None:
     pass
 
@@ -185,6 +206,8 @@ class Backend(ABC):
     default_slots: ClassVar[int] = 4
     kinds: ClassVar[dict[str, type[Backend]]] = {}
 
+    one_server: ClassVar[bool] = True
+    """Whether all models go when one connection is refused; False: each may be on a server of its own."""
     manages_models: ClassVar[bool] = False
     """Whether it runs `/v1/models/pull`, `load` and `unload`, as tasks of the capability `models`."""
 

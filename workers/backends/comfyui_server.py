@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -39,6 +39,7 @@ PREVIEW, PREVIEW_WITH_METADATA = 1, 4
 """Kinds of binary events."""
 ENDS = frozenset({"execution_success", "execution_error", "execution_interrupted"})
 FOLDER = "nexus"
+NO_HEADERS: Mapping[str, str] = {}
 
 
 class Where(StrEnum):
@@ -114,7 +115,7 @@ class ComfyServer:
             raise InvalidGraph(_value("/prompt", 200, answer))
         if status >= 500 and status not in (502, 503, 504):
             raise BackendError(f"ComfyUI failed to check the workflow ({status}); its log says why")
-        prompt_id = _value("/prompt", status, answer).get("prompt_id")
+        prompt_id = _value("/prompt", status, answer, response.headers).get("prompt_id")
         if not isinstance(prompt_id, str):
             raise BackendError("ComfyUI took the workflow without saying under which id")
         return prompt_id
@@ -125,7 +126,7 @@ class ComfyServer:
         response = await self._client.request(
             "POST", "/upload/image", content_type=form.content_type, pieces=form.pieces(), length=form.length
         )
-        answer = _value("/upload/image", response.status, await _whole(response, BODY_LIMIT))
+        answer = _value("/upload/image", response.status, await _whole(response, BODY_LIMIT), response.headers)
         name = f"{answer['subfolder']}/{answer['name']}" if answer.get("subfolder") else str(answer["name"])
         return f"{name} [temp]" if temporary else name
 
@@ -259,9 +260,9 @@ def _binary_event(data: bytes) -> Event:
     return Event("")
 
 
-def _value(path: str, status: int, body: bytes) -> Any:
+def _value(path: str, status: int, body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> Any:
     if status != 200:
-        raise refusal(status, {}, body)
+        raise refusal(status, headers, body)
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:

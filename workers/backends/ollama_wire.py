@@ -9,7 +9,7 @@ import orjson
 
 from schemas.errors import ErrorInfo
 from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, ModelNotServed
-from workers.backends.refusals import refusal
+from workers.backends.refusals import LOADING_S, refusal
 from workers.backends.wire import HttpClient, Response
 
 JSON = dict[str, Any]
@@ -27,6 +27,8 @@ BAD_INPUT = re.compile(
     r"|cannot unmarshal|missing data required|unsupported type|invalid model name|invalid duration",
     re.IGNORECASE,
 )
+LOADING = re.compile(r"server loading model", re.IGNORECASE)
+"""Said with status 500 while a model is being loaded."""
 NO_MODEL = re.compile(r"model ['\"].*not found|manifest: file does not exist|model does not exist", re.IGNORECASE)
 
 
@@ -65,6 +67,8 @@ def line_error(text: str) -> BackendError:
 def answer_error(status: int, headers: dict[str, str], body: bytes) -> BackendError:
     """The error for an answer whose status is not 200."""
     error = refusal(status, headers, body)
+    if status == 500 and LOADING.search(error.info.message):
+        return BackendUnavailable(error.info.message, retry_after_s=LOADING_S, pause_s=LOADING_S)
     if status == CANCELLED:
         return BackendError(error.info.message, transient=True)
     if status == 400 or status >= 500:

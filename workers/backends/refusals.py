@@ -7,7 +7,7 @@
 | 404, 405 otherwise; 501 | BackendRefused: this server cannot do that |
 | 401, 403 | BackendError: the worker's key for the server is wrong; the server's words might quote it and are dropped |
 | 408, 502, 504, 5xx in general | BackendError, transient |
-| 429, 503 | BackendUnavailable, `Retry-After` kept |
+| 429, 503 | BackendUnavailable. With `Retry-After`, or where the model is being loaded, the worker leaves the model alone for so long |
 | 500 that complains about the request | BackendRefused: llama-server does that |
 """
 
@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import orjson
@@ -24,6 +26,12 @@ from schemas.errors import ErrorInfo
 from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, ModelNotServed
 
 MESSAGE_LIMIT = 2000
+MAX_WAIT_S = 3600.0
+MAX_ESTIMATE_S = 60.0
+LOADING_S = 2.0
+"""How long to leave a server alone that loads the model and does not say for how long."""
+LOADING = re.compile(r"\bloading\b|not (?:yet )?(?:loaded|ready)|starting up|warming up|initiali[sz]ing", re.IGNORECASE)
+"""llama.cpp's `Loading model`, Hugging Face's `Model … is currently loading`, LocalAI's and others' like."""
 KEPT_STATUSES = frozenset({413})
 # Said in a 500 by llama-server about requests that can never work.
 BAD_INPUT = re.compile(
@@ -44,6 +52,8 @@ class Complaint:
     code: str | None = None
     number: int = 0
     """`code`, where it is an HTTP status."""
+    estimated_s: float = 0.0
+    """How long a server that loads a model thinks that it will take."""
 
     @property
     def about_the_request(self) -> bool:
@@ -63,7 +73,7 @@ def read_complaint(value: Any) -> Complaint:
     if isinstance(value, dict):
         for key in ("error", "detail"):
             if value.get(key):
-                return read_complaint(value[key])
+                return replace(read_complaint(value[key]), estimated_s=_estimate(value.get("estimated_time")))
         return _from_object(value)
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return _from_validation(value[0])
@@ -84,6 +94,11 @@ def _from_object(value: dict[str, Any]) -> Complaint:
     )
 
 
+def _estimate(value: Any) -> float:
+    """`estimated_time`, as Hugging Face's servers say it."""
+    return min(float(value), MAX_ESTIMATE_S) if isinstance(value, int | float) and value > 0 else 0.0
+
+
 def _from_validation(value: dict[str, Any]) -> Complaint:
     """FastAPI's `{"loc": ["body", "messages"], "msg": "…"}`."""
     place = ".".join(str(part) for part in value.get("loc", ()) if part != "body")
@@ -98,7 +113,10 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> BackendErro
         return BackendError(f"the backend refused the worker's key ({status})", should_retry=False)
     if status in (429, 503):
         text = complaint.message or f"the backend is busy ({status})"
-        return BackendUnavailable(text, retry_after_s=retry_after(headers.get("retry-after")))
+        wait_s = retry_after(headers.get("retry-after"), headers.get("date"))
+        if wait_s is None and status == 503 and LOADING.search(text):
+            wait_s = complaint.estimated_s or LOADING_S
+        return BackendUnavailable(text, retry_after_s=wait_s, pause_s=wait_s)
     if status == 404:
         return _not_found(complaint)
     if status == 408 or status >= 500:
@@ -120,12 +138,29 @@ def stream_error(value: Any) -> BackendError:
     return BackendError(complaint.message or "the backend reported an error without saying which", transient=True)
 
 
-def retry_after(value: str | None) -> float | None:
-    """Seconds, where the header holds seconds."""
-    try:
-        return max(0.0, min(float(value or ""), 3600.0))
-    except ValueError:
+def retry_after(value: str | None, date: str | None = None) -> float | None:
+    """The seconds of a `Retry-After` header, which holds seconds or a date, between 0 and `MAX_WAIT_S`; None: it holds neither.
+
+    A date is compared with the answer's own `Date`, since the server's clock may differ.
+    """
+    if not value:
         return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        at, now = _moment(value), _moment(date) or datetime.now(UTC)
+        if at is None:
+            return None
+        seconds = (at - now).total_seconds()
+    return None if seconds != seconds else max(0.0, min(seconds, MAX_WAIT_S))  # noqa: PLR0124
+
+
+def _moment(text: str | None) -> datetime | None:
+    try:
+        at = parsedate_to_datetime(text or "")
+    except (ValueError, OverflowError):
+        return None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _read_body(body: bytes) -> Complaint:

@@ -13,7 +13,7 @@ import asyncio
 import base64
 import random
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, suppress
 from time import monotonic
 from typing import Any
@@ -252,7 +252,7 @@ class SDWebUIBackend(Backend):
         response = await self._client.request("POST", API + path, pieces=_pieces(data), length=len(data))
         status, answer = response.status, await _whole(response)
         if status != 200:
-            raise _failure(status, answer)
+            raise _failure(status, response.headers, answer)
         value = _loads(answer)
         if not isinstance(value, dict):
             raise BackendError("the backend's answer holds no pictures")
@@ -346,7 +346,7 @@ def _loads(body: bytes) -> Any:
         raise BackendError("the backend answered something that is not JSON") from error
 
 
-def _failure(status: int, body: bytes) -> BackendError:
+def _failure(status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
     """Errors of these servers: FastAPI's `detail`, or `{"error": class, "detail", "errors": text}` with status 500."""
     try:
         value = orjson.loads(body)
@@ -366,4 +366,4 @@ def _failure(status: int, body: bytes) -> BackendError:
         )
     if status == 404 and text and text != "Not Found":
         return BackendRefused(text)
-    return refusal(status, {}, body)
+    return refusal(status, headers, body)

@@ -38,6 +38,7 @@ class ServiceBackend(Backend):
 
     name = "service"
     follows_services = True
+    one_server = False
 
     def __init__(self, config: BackendConfig) -> None:
         """Raises ValueError for what this adapter does not have."""
@@ -148,7 +149,10 @@ class ServiceBackend(Backend):
                 if not error.transient:
                     raise
                 failed.add(place)
-                self.changed()  # it may be down: soon it is known
+                if isinstance(error, BackendUnavailable) and error.pause_s is not None:
+                    place.pause(task.model, error.pause_s)
+                else:
+                    self.changed()  # it may be down: soon it is known
                 if shown or not any(one.ready and one not in failed for one in self._having(task)):
                     raise
             finally:
@@ -172,6 +176,12 @@ class ServiceBackend(Backend):
         ready = [place for place in having if place.ready and place not in failed]
         if not ready:
             raise BackendUnavailable("; ".join(f"the service {one.name} is not ready: {one.problem}" for one in having))
+        willing = [place for place in ready if not place.waits_s(task.model)]
+        if not willing:
+            left_s = min(filter(None, (place.waits_s(task.model) for place in having)))
+            message = f"every service that has {task.model!r} asked to wait"
+            raise BackendUnavailable(message, retry_after_s=left_s, pause_s=left_s)
+        ready = willing
         able = [place for place in ready if place.serves(task.endpoint)] or ready
         return next((place for place in able if place.running < self._slots(place)), None)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -62,6 +63,7 @@ class Place:
         """Why it is not ready."""
         self.looked = False
         self._slow = 0
+        self._resumes: dict[str, float] = {}
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         url = record.base_url.rstrip("/")
         end = API_END.search(urlsplit(url).path)
@@ -93,6 +95,14 @@ class Place:
         if isinstance(said, int) and said > 0:
             return said
         return self.advert.concurrency if self.advert is not None else None
+
+    def pause(self, model: str, seconds: float) -> None:
+        """Leave it alone with this model for so long: it has asked to."""
+        self._resumes[model] = max(monotonic() + seconds, self._resumes.get(model, 0.0))
+
+    def waits_s(self, model: str) -> float:
+        """How long it is to be left alone with this model yet; 0: not at all."""
+        return max(0.0, self._resumes[model] - monotonic()) if model in self._resumes else 0.0
 
     def offers(self, model: str) -> bool:
         """Whether it has this model, ready or not."""

@@ -9,7 +9,7 @@ What it guarantees:
   that turns out to be dead before any byte of the response is replaced, once, by a new one.
 - `Response.close`, also by way of a cancelled `request`, closes the socket at once: that is what stops the server's work.
 - At most `UNREAD_LIMIT` bytes (and one read of the socket) wait unread; beyond that the server is made to wait.
-- Errors: `BackendUnavailable` when no connection can be made, `BackendError(transient=True)` when one breaks,
+- Errors: `BackendUnavailable` when no connection can be made (`unsent`, where nothing was sent before), `BackendError(transient=True)` when one breaks,
   `BackendError` for an answer that is not HTTP, is compressed, or redirects (redirects are never followed).
 
 There is no time limit here but for connecting; waiting is the worker's business.
@@ -239,7 +239,9 @@ class _Connection(asyncio.Protocol):
             response._end()
             return
         where = "in the middle of" if response.status else "before"
-        self._fail(BackendError(f"{self.client.origin} closed the connection {where} its answer", transient=True))
+        error = BackendError(f"{self.client.origin} closed the connection {where} its answer", transient=True)
+        error.unanswered = not response.status
+        self._fail(error)
 
     def _finish(self, response: Response) -> None:
         """The response is complete: hand it over, and keep the connection if both sides may."""
@@ -345,6 +347,7 @@ class HttpClient:
             except BackendError as error:
                 if not (connection.silent and error.transient):
                     raise
+                return await self._exchange(await self._connect_again(), message)
         return await self._exchange(await self._connect(), message)
 
     async def close(self) -> None:
@@ -409,11 +412,20 @@ class HttpClient:
                     lambda: _Connection(self), self._host, self._port, ssl=self._ssl
                 )
         except TimeoutError as error:
-            raise BackendUnavailable(f"no connection to {self.origin} within {CONNECT_TIMEOUT_S:g} s") from error
+            message = f"no connection to {self.origin} within {CONNECT_TIMEOUT_S:g} s"
+            raise BackendUnavailable(message, unsent=True) from error
         except OSError as error:
-            raise BackendUnavailable(f"no connection to {self.origin}: {error}") from error
+            raise BackendUnavailable(f"no connection to {self.origin}: {error}", unsent=True) from error
         self._open.add(connection)
         return connection
+
+    async def _connect_again(self) -> _Connection:
+        """A connection for a request that a kept one may have brought to the server before it broke."""
+        try:
+            return await self._connect()
+        except BackendUnavailable as error:
+            error.unsent, error.unanswered = False, True
+            raise
 
     def _keep(self, connection: _Connection) -> None:
         if self._closed or len(self._idle) >= MAX_IDLE:
