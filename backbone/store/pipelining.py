@@ -5,7 +5,8 @@ goes in one pipeline. Most of what redis-py takes for a single command is for th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from hashlib import sha1
 from typing import Any, NamedTuple
 
@@ -28,8 +29,10 @@ class _Asked(NamedTuple):
 class Pipeline:
     """Commands of this process. Of those that one caller awaits one after another, the order is kept; of others, it is not."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, bound: Callable[[], AbstractAsyncContextManager[None]]) -> None:
+        """`bound` ends a pipeline that is not answered, by TimeoutError."""
         self._redis = redis
+        self._bound = bound
         self._waiting: list[_Asked] = []
         self._under_way: set[asyncio.Task[None]] = set()
         self._scheduled = False
@@ -68,7 +71,8 @@ class Pipeline:
             pipeline = self._redis.pipeline(transaction=False)
             for asked in batch:
                 pipeline.execute_command(*asked.command)
-            answers = await pipeline.execute(raise_on_error=False)
+            async with self._bound():
+                answers = await pipeline.execute(raise_on_error=False)
         except Exception as error:  # whoever asked translates it, or fails by it
             answers = [error] * len(batch)
         except asyncio.CancelledError:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -17,6 +16,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from backbone.stalls import MAX_MORE_S, Stalls
 from backbone.store.access import RedisAccess
 from backbone.store.breaker import Breaker
 from backbone.store.pipelining import Argument, Pipeline, Script
@@ -37,7 +37,8 @@ class RedisConnection:
     """Calls that end in time.
 
     A call that Redis does not answer within `timeout_s` raises Unavailable, and so do all calls for `rest_s` after
-    it, at once; then one is let through to try. A change that ended so may have been made all the same.
+    it, at once; then one is let through to try. A change that ended so may have been made all the same. Seconds in which
+    this process stood still do not count: they say nothing about Redis.
     """
 
     def __init__(self, server: RedisAccess | str, *, timeout_s: float, rest_s: float) -> None:
@@ -47,7 +48,8 @@ class RedisConnection:
         self._redis = Redis(
             connection_pool=_pool(server if isinstance(server, RedisAccess) else RedisAccess(server), timeout_s)
         )
-        self._pipeline = Pipeline(self._redis)
+        self._stalls = Stalls()
+        self._pipeline = Pipeline(self._redis, lambda: self._stalls.timeout(timeout_s))
 
     async def start(self) -> None:
         """Try the connection, and log when there is none."""
@@ -96,7 +98,7 @@ class RedisConnection:
     async def _bounded(self, call: Callable[[], Awaitable[T]]) -> T:
         """One call within `timeout_s`, its errors translated, its outcome told to the breaker."""
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with self._stalls.timeout(self._timeout_s):
                 answer = await call()
         except (TimeoutError, RedisTimeoutError) as error:
             if self._breaker.closed:
@@ -147,9 +149,10 @@ def _pool(access: RedisAccess, timeout_s: float) -> BlockingConnectionPool:
         access.url,
         **more,
         max_connections=CONNECTIONS,
-        timeout=2 * timeout_s,  # the caller's own time-out comes first
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
+        # The caller's own time-out, and the pipeline's, come first: they know when this process stood still.
+        timeout=2 * timeout_s + MAX_MORE_S,
+        socket_timeout=2 * timeout_s + MAX_MORE_S,
+        socket_connect_timeout=2 * timeout_s + MAX_MORE_S,
         socket_keepalive=True,
         retry=Retry(NoBackoff(), 0),
         decode_responses=False,
