@@ -145,7 +145,8 @@ async def test_no_answer_at_all_is_a_transient_error(serve: Any, answer: bytes) 
     ("answer", "message"),
     [
         (b"SSH-2.0-OpenSSH_9\r\n\r\n", "not HTTP"),
-        (b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: 1\r\n\r\nx", "gzip"),
+        (b"HTTP/1.1 200 OK\r\ncontent-encoding: br\r\ncontent-length: 1\r\n\r\nx", "'br'"),
+        (b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip, br\r\ncontent-length: 1\r\n\r\nx", "'gzip, br'"),
         (b"HTTP/1.1 301 Moved\r\nlocation: https://b/\r\ncontent-length: 0\r\n\r\n", "https://b/"),
         (b"HTTP/1.1 101 Switching\r\nupgrade: x\r\nconnection: upgrade\r\n\r\n", "not HTTP"),
         (b"HTTP/1.1 200 OK\r\nx: " + b"y" * 300_000, "headers"),

@@ -10,7 +10,9 @@ What it guarantees:
 - `Response.close`, also by way of a cancelled `request`, closes the socket at once: that is what stops the server's work.
 - At most `UNREAD_LIMIT` bytes (and one read of the socket) wait unread; beyond that the server is made to wait.
 - Errors: `BackendUnavailable` when no connection can be made (`unsent`, where nothing was sent before), `BackendError(transient=True)` when one breaks,
-  `BackendError` for an answer that is not HTTP, is compressed, or redirects (redirects are never followed).
+  `BackendError` for an answer that is not HTTP, is compressed in a way that `content_coding` does not know, or redirects
+  (redirects are never followed).
+- A compressed answer, which nobody asks for, is decoded as it is read, within bounds.
 
 There is no time limit here but for connecting; waiting is the worker's business.
 """
@@ -28,6 +30,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from workers.backends.base import BackendError, BackendUnavailable
+from workers.backends.content_coding import AnswerDecoder
 
 CONNECT_TIMEOUT_S = 5.0
 GRACE_S = 1.0
@@ -43,7 +46,18 @@ REDIRECTS = frozenset({301, 302, 303, 307, 308})
 class Response:
     """One answer. Read it to the end (`read` returns b"") or `close` it."""
 
-    __slots__ = ("_connection", "_error", "_paused", "_pieces", "_unread", "_waiter", "ended", "headers", "status")
+    __slots__ = (
+        "_connection",
+        "_decoder",
+        "_error",
+        "_paused",
+        "_pieces",
+        "_unread",
+        "_waiter",
+        "ended",
+        "headers",
+        "status",
+    )
 
     def __init__(self, connection: _Connection) -> None:
         self.status = 0
@@ -56,9 +70,12 @@ class Response:
         self._paused = False
         self._error: BackendError | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._decoder: AnswerDecoder | None = None
 
     async def read(self) -> bytes:
         """All that has arrived, at least one byte; b"" at the end. Raises BackendError when the connection broke."""
+        if self._decoder is not None:
+            return await self._read_decoded(self._decoder)
         while not self._pieces:
             if self._error is not None:
                 raise self._error
@@ -74,6 +91,21 @@ class Response:
             if self._connection is not None:
                 self._connection.resume()
         return data
+
+    async def _read_decoded(self, decoder: AnswerDecoder) -> bytes:
+        await asyncio.sleep(0)  # a small answer may hold a large one: others get their turn between its slices
+        out = decoder.more()
+        self._decoder = None
+        try:
+            while not out:
+                data = await self.read()
+                if not data:
+                    decoder.finish()
+                    return b""
+                out = decoder.decode(data)
+        finally:
+            self._decoder = decoder
+        return out
 
     async def read_all(self, limit: int) -> bytes:
         """The whole body. Raises BackendError when it is larger than `limit` bytes."""
@@ -483,5 +515,6 @@ def _accept(response: Response, origin: str) -> None:
         raise BackendError(
             f"{origin} redirects to {response.headers.get('location', 'nowhere')}; give the backend's final URL"
         )
-    if response.headers.get("content-encoding", "identity") != "identity":
-        raise BackendError(f"{origin} answered in {response.headers['content-encoding']}, which was not asked for")
+    encoding = response.headers.get("content-encoding")
+    if encoding is not None and encoding.strip().lower() not in ("", "identity"):
+        response._decoder = AnswerDecoder(encoding, origin, whole=response.status == 200)
