@@ -100,6 +100,8 @@ start_compose() {
     key_place='.runtime/gateway/key (docker compose exec gateway cat /var/lib/nexus/key)'
     key_command="\$(docker compose exec -T gateway cat /var/lib/nexus/key)"
   fi
+  # The port of documentation and metrics is published by docker-compose.dev.yml alone.
+  docs_url=''
   stop_words='docker compose down (data stays in .runtime)'
 }
 
@@ -160,6 +162,7 @@ start_embedded() {
   else
     key_place='the variable GATEWAY_BEARER_TOKEN' key_command="\$GATEWAY_BEARER_TOKEN"
   fi
+  docs_url="$(sed -nE 's/^ *Docs +([^ ]+).*$/\1/p' "$EMBEDDED_LOG" | head -n 1)"
   stop_words="kill $pid (data stays in .nexus)"
 }
 
@@ -176,7 +179,9 @@ try_it() {
     part[3] == "capabilities" && $2 == "\"chat\"" { print id[part[2]]; exit }' | nx_json_text)"
   {
     printf '\nNexus is up.\n\n'
-    printf '  URL   %s/v1\n  Key   in %s\n  Docs  %s/docs\n  Stop  %s\n\n' "$url" "$key_place" "$url" "$stop_words"
+    printf '  URL   %s/v1\n  Key   in %s\n' "$url" "$key_place"
+    [[ -z "$docs_url" ]] || printf '  Docs  %s\n' "$docs_url"
+    printf '  Stop  %s\n\n' "$stop_words"
   } >&2
   if [[ -z "$model" ]]; then
     nx_say 'No model that chats is up yet. Add a worker: README.md, "Add workers".'

@@ -11,6 +11,8 @@ from typing import Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+PUBLIC_ROUTES = frozenset({"", "metrics", "docs", "readiness"})
+
 
 class CommonSettings(BaseSettings):
     """What every process of Nexus reads."""
@@ -60,7 +62,9 @@ class GatewaySettings(CommonSettings):
     gateway_port: int = Field(default=8800, ge=0, le=65535)
     observability_host: str = "127.0.0.1"
     observability_port: int = Field(default=8801, ge=0, le=65535)
-    """`/metrics`, `/health` and `/readyz` without a key. The n-th process of `GATEWAY_WORKERS` takes this port + n."""
+    """`/metrics`, `/docs`, `/health` and `/readyz` without a key. The n-th process of `GATEWAY_WORKERS` takes this port + n."""
+    public_routes: str = ""
+    """Comma-separated parts of the observability port that are on the API's port too: `metrics`, `docs`, `readiness` (details)."""
     gateway_bearer_token: SecretStr | None = None
     """The bootstrap admin key. Without one, only keys that were created before work."""
     gateway_bearer_token_file: str = ""
@@ -146,6 +150,19 @@ class GatewaySettings(CommonSettings):
     """Comma-separated `host` or `host:port` that webhooks may name although their addresses are private."""
     cors_origins: str = "*"
     """Comma-separated origins that browsers may call from."""
+
+    @property
+    def public_names(self) -> frozenset[str]:
+        """The names in `public_routes`."""
+        return frozenset(name.strip() for name in self.public_routes.split(",") if name.strip())
+
+    @field_validator("public_routes")
+    @classmethod
+    def _routes(cls, text: str) -> str:
+        for name in text.split(","):
+            if name.strip() not in PUBLIC_ROUTES:
+                raise ValueError(f"holds '{name.strip()}'; it may hold {', '.join(sorted(PUBLIC_ROUTES - {''}))}")
+        return text
 
     @property
     def webhook_delays(self) -> tuple[float, ...]:

@@ -147,8 +147,11 @@ LOOKS: dict[str, Callable[[httpx.AsyncClient, Candidate], Awaitable[Found | None
 
 async def _is_nexus(client: httpx.AsyncClient, url: str) -> bool:
     """Whether a gateway listens there: it would send its own jobs round in circles."""
+    async with client.stream("GET", f"{url}/readyz") as response:
+        if response.headers.get("x-request-id", "").startswith("req_"):
+            return True
     ready = await _get_json(client, f"{url}/readyz", any_status=True)
-    return isinstance(ready, dict) and isinstance(ready.get("parts"), dict)
+    return isinstance(ready, dict) and isinstance(ready.get("parts"), dict)  # an older gateway
 
 
 async def _get_json(client: httpx.AsyncClient, url: str, *, any_status: bool = False) -> Any:

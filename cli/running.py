@@ -98,7 +98,8 @@ def welcome(chosen: StackOptions, data: DataDir, workers: list[dict[str, Any]], 
         f"  Key     {chosen.key}",
         f"  Models  {', '.join(names) or 'none yet'}",
         f"  Logs    {data.logs}",
-        f"  Docs    {chosen.url}/docs",
+        f"  Docs    {chosen.observability_url}/docs",
+        f"  Metrics {chosen.observability_url}/metrics{_more_metrics(chosen)}",
         "",
         *_try_it(chosen, [model for model, _ in models]),
         "",
@@ -109,6 +110,12 @@ def welcome(chosen: StackOptions, data: DataDir, workers: list[dict[str, Any]], 
         "",
     ]
     return "\n".join(lines)
+
+
+def _more_metrics(chosen: StackOptions) -> str:
+    """Each gateway process counts for itself, on a port of its own."""
+    last = chosen.observability_port + chosen.gateways - 1
+    return f" (and on the ports up to {last}, one for each gateway)" if chosen.gateways > 1 else ""
 
 
 def _try_it(chosen: StackOptions, models: list[dict[str, Any]]) -> list[str]:

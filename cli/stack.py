@@ -72,6 +72,11 @@ class StackOptions:
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
         return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self.port}"
 
+    @property
+    def observability_url(self) -> str:
+        """Where this machine's programs read documentation, metrics and readiness."""
+        return f"http://127.0.0.1:{self.observability_port}"
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerPlan:

@@ -12,7 +12,7 @@ import orjson
 
 from backbone.bus.blobs import Blobs
 from gateway.endpoint import DONE, comment_frame, error_frame, progress_frame
-from gateway.http import STREAM_HEADERS, Headers, Line, Reply
+from gateway.http import NO_STORE, STREAM_HEADERS, Headers, Line, Reply
 from gateway.jobs.base import JobEvent, Jobs, Result
 from gateway.jobs.shape import shape
 from gateway.links import KEPT, Links
@@ -101,7 +101,7 @@ class Answers:
         payload = self.payload(result, base)
         pieces = payload.pieces()
         first = await anext(pieces, b"")  # what fails here can still be told
-        head = [(b"content-type", payload.content_type.encode()), (b"content-length", b"%d" % payload.size)]
+        head = [(b"content-type", payload.content_type.encode()), (b"content-length", b"%d" % payload.size), NO_STORE]
         with line.joined() if line is not None and len(first) == payload.size else nullcontext():
             await reply.start(200, head)
             await reply.more(first)

@@ -13,12 +13,14 @@ from backbone.version import VERSION
 from gateway.deps import Parts
 from gateway.endpoint import Endpoint
 from gateway.http import closes, request_id_of
+from gateway.openapi import ApiDocument
 from gateway.routes import (
     aliases,
     batches,
     chat,
     completions,
     dlq,
+    docs,
     embeddings,
     files,
     images,
@@ -52,7 +54,7 @@ ENDPOINTS: list[Endpoint] = [
     *model_jobs.ENDPOINTS,
 ]
 ROUTERS = [
-    operation.probes,
+    operation.health_router,
     operation.router,
     models.router,
     voices.router,
@@ -68,30 +70,49 @@ ROUTERS = [
 ]
 
 
-def make_app(parts: Parts) -> FastAPI:
-    """The API, for everything that is not a hot route; these are listed for `/docs` and answer 405 to other methods."""
-    app = FastAPI(
-        title="Nexus",
-        version=VERSION,
-        summary="One OpenAI-compatible door in front of every AI server a team owns.",
-        redirect_slashes=False,  # a redirected POST reads as an empty answer to many clients
-    )
+def make_app(parts: Parts, public: frozenset[str] = frozenset()) -> FastAPI:
+    """The API, for everything that is not a hot route; hot routes are listed for the document and answer 405 to other methods.
+
+    `public`: names of `PUBLIC_ROUTES`.
+    """
+    app = _bare_app("Nexus")
     app.state.parts = parts
     for router in ROUTERS:
         app.include_router(router)
+    app.include_router(operation.readiness if "readiness" in public else operation.public_readiness)
+    if "metrics" in public:
+        app.include_router(operation.metrics_router)
+    if "docs" in public:
+        app.include_router(docs.router)
     for endpoint in ENDPOINTS:
         _document(app, endpoint)
     _document_jobs(app)
     _answer_errors(app)
+    app.state.document = ApiDocument(app.openapi)
     return app
 
 
-def make_observability_app(parts: Parts) -> FastAPI:
-    """`/health`, `/readyz` and `/metrics` alone."""
-    app = FastAPI(title="Nexus observability", version=VERSION, docs_url=None, redoc_url=None, openapi_url=None)
+def make_observability_app(parts: Parts, api: FastAPI, public_url: str, port: int) -> FastAPI:
+    """What operators and their tools read: health, readiness, metrics, and the documentation of `api`, which is at `port`."""
+    app = _bare_app("Nexus observability")
     app.state.parts = parts
-    app.include_router(operation.probes)
+    app.state.document = ApiDocument(api.openapi, beside=app.openapi, public_url=public_url, port=port)
+    for router in (operation.health_router, operation.readiness, operation.metrics_router, docs.router):
+        app.include_router(router)
+    _answer_errors(app)
     return app
+
+
+def _bare_app(title: str) -> FastAPI:
+    return FastAPI(
+        title=title,
+        version=VERSION,
+        summary="One OpenAI-compatible door in front of every AI server a team owns.",
+        redirect_slashes=False,  # a redirected POST reads as an empty answer to many clients
+        docs_url=None,  # FastAPI's own page loads its scripts from elsewhere
+        redoc_url=None,
+        openapi_url=None,
+    )
 
 
 def _document_jobs(app: FastAPI) -> None:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import Depends, Request
-from prometheus_client import CollectorRegistry
 
 from backbone.bus.blobs import Blobs
 from backbone.store.documents import Documents
@@ -16,13 +15,15 @@ from gateway.auth import Auth, Principal
 from gateway.batches.service import Batches
 from gateway.bodies import Reader
 from gateway.dispatch import Dispatcher
+from gateway.exposition import Exposition
 from gateway.files import Files
 from gateway.inference import Inference
 from gateway.jobs.base import Jobs
 from gateway.keys import KeyRing
 from gateway.links import Links
-from gateway.readiness import ReadinessCheck
+from gateway.readiness import Readiness
 from gateway.responses.service import Responses
+from gateway.shared_result import SharedResult
 from gateway.waiting import Waiting
 from schemas.keys import Scope
 
@@ -34,10 +35,10 @@ class Parts:
     dispatcher: Dispatcher
     inference: Inference
     auth: Auth
-    readiness: ReadinessCheck
+    readiness: SharedResult[Readiness]
     blobs: Blobs
     links: Links
-    metrics: CollectorRegistry
+    exposition: Exposition
     keys: KeyRing
     jobs: Jobs
     answers: Answers

@@ -13,7 +13,7 @@ import structlog
 
 from backbone.ids import new_request_id
 from gateway.endpoint import Endpoint
-from gateway.http import CLOSE, CLOSING, REQUEST_ID, Headers, Receive, Reply, Scope, Send
+from gateway.http import CLOSE, CLOSING, NO_STORE, REQUEST_ID, Headers, Receive, Reply, Scope, Send
 from gateway.inference import Inference
 from gateway.polls import Polls, polled
 from gateway.submissions import PATH as SUBMIT
@@ -83,8 +83,16 @@ class Door:
         else:
             if scope["method"] == "HEAD":
                 scope = {**scope, "method": "GET"}  # the server leaves the body out
+
+            async def keep_out_of_caches(message: MutableMapping[str, Any]) -> None:
+                if message["type"] == "http.response.start":
+                    headers = message.get("headers", ())
+                    if not any(name == b"cache-control" for name, _ in headers):
+                        message["headers"] = [*headers, NO_STORE]
+                await reply(message)
+
             try:
-                await self._app(scope, receive, reply)
+                await self._app(scope, receive, keep_out_of_caches)
             except Exception:
                 log.exception("defect in a route", request_id=request_id, path=scope["path"])
                 if not started:

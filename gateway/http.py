@@ -20,8 +20,9 @@ Headers = list[tuple[bytes, bytes]]
 
 REQUEST_ID = "nexus.request_id"
 LINE = "nexus.line"
-STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache, no-store"), (b"x-accel-buffering", b"no")]
 """Of an answer that is passed on as it is made: nothing in between keeps it."""
+NO_STORE = (b"cache-control", b"no-store")
 CLOSE = (b"connection", b"close")
 CLOSING = frozenset({408, 413})
 """Statuses after which the connection ends: the rest of the request's body is not read."""
@@ -122,7 +123,9 @@ class Reply:
 
     async def whole(self, status: int, content_type: str, data: bytes, headers: Headers | None = None) -> None:
         """Send a complete response."""
-        head = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(data)), *(headers or ())]
+        head = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(data)), NO_STORE]
+        if headers:
+            head += headers
         await self.start(status, head)
         await self.last(data)
 

@@ -20,7 +20,19 @@ from gateway.bodies import Reader, Received
 from gateway.call import Call, State
 from gateway.dispatch import Dispatcher
 from gateway.endpoint import DONE, LANE_OF_TIER, SSE, Endpoint, comment_frame, error_frame, progress_frame
-from gateway.http import LINE, STREAM_HEADERS, Line, Receive, Reply, Scope, Send, hear_gone, request_id_of, told_as
+from gateway.http import (
+    LINE,
+    NO_STORE,
+    STREAM_HEADERS,
+    Line,
+    Receive,
+    Reply,
+    Scope,
+    Send,
+    hear_gone,
+    request_id_of,
+    told_as,
+)
 from gateway.links import Links, base_url
 from gateway.metrics import GatewayMetrics
 from gateway.open_requests import OpenRequests
@@ -194,7 +206,8 @@ class _Request:
         pieces = self._side._blobs.read(ref.name)
         first = await anext(pieces, b"")  # what fails here can still be told
         reply = self._reply
-        await reply.start(200, [(b"content-type", done.content_type.encode()), (b"content-length", b"%d" % ref.size)])
+        head = [(b"content-type", done.content_type.encode()), (b"content-length", b"%d" % ref.size), NO_STORE]
+        await reply.start(200, head)
         await reply.more(first)
         async for piece in pieces:
             await reply.more(piece)

@@ -26,6 +26,7 @@ from backbone.secret_files import Misconfigured
 from backbone.settings import GatewaySettings
 from gateway.leaving import Leaving
 from gateway.protocol import HttpProtocol, http_protocol
+from gateway.security_headers import add_security_headers
 from gateway.wiring import Running, running
 from schemas.errors import NexusError
 
@@ -110,6 +111,7 @@ def _accept_all(listener: socket.socket) -> list[socket.socket]:
 
 
 def _server(app: object, head_timeout_s: float, leaving: Leaving, drain_s: float) -> _Server:
+    add_security_headers()
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         loop="none",

@@ -40,6 +40,7 @@ from gateway.deps import Parts
 from gateway.dispatch import Dispatcher
 from gateway.door import App, Door
 from gateway.durable import Durable, Tools, retention
+from gateway.exposition import Exposition
 from gateway.files import Files
 from gateway.idempotency import Idempotency
 from gateway.inference import Bounds, Inference
@@ -54,6 +55,7 @@ from gateway.responses.kept import Shelf
 from gateway.responses.service import PATH as RESPONSES
 from gateway.responses.service import Responses
 from gateway.routes import chat
+from gateway.shared_result import SharedResult
 from gateway.submissions import Submissions
 from gateway.uploads import FileUploads
 from gateway.vitals import Vitals
@@ -74,7 +76,7 @@ class Running:
 
     api: App
     probes: App
-    """`/health`, `/readyz` and `/metrics` alone."""
+    """What is on the observability port."""
     dispatcher: Dispatcher
     waiting: Waiting
     polling: Waiting
@@ -172,10 +174,10 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
         dispatcher=dispatcher,
         inference=inference,
         auth=auth,
-        readiness=readiness,
+        readiness=SharedResult(readiness.check, 0.0),
         blobs=blobs,
         links=links,
-        metrics=metrics.registry,
+        exposition=Exposition(metrics.registry),
         keys=keys,
         jobs=durable.jobs,
         answers=answers,
@@ -192,16 +194,18 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
         for part in (bus, blobs, registry, store, notices, keys, jobs_log, dispatcher, durable, batch_runner, vitals):
             stack.push_async_callback(part.close)
             await part.start()
+        api = make_app(parts, settings.public_names)
+        side = make_observability_app(parts, api, settings.public_url, settings.gateway_port)
         yield Running(
             api=Door(
-                make_app(parts),
+                api,
                 inference,
                 ENDPOINTS,
                 settings.cors_origins,
                 submissions,
                 Polls(durable.jobs, polling, auth),
             ),
-            probes=Door(make_observability_app(parts), inference, [], settings.cors_origins),
+            probes=Door(side, inference, [], origins=""),  # pages of other origins have no business there
             dispatcher=dispatcher,
             waiting=waiting,
             polling=polling,

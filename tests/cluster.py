@@ -168,7 +168,8 @@ class Cluster:
 
     def _with(self, settings: dict[str, str]) -> dict[str, str]:
         # No load balancer has to turn away from a gateway that stops.
-        return {"GATEWAY_BEARER_TOKEN": KEY, "GATEWAY_LAME_DUCK_S": "0"} | self.settings | settings
+        common = {"GATEWAY_BEARER_TOKEN": KEY, "GATEWAY_LAME_DUCK_S": "0", "PUBLIC_ROUTES": "metrics,docs"}
+        return common | self.settings | settings
 
     @property
     def url(self) -> str:

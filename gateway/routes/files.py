@@ -76,7 +76,6 @@ async def get_content(file_id: str, parts: PartsDep, caller: JobsCaller) -> Stre
     headers = {
         "content-length": str(record.size),
         "content-disposition": f"attachment; filename*=UTF-8''{quote(record.filename, safe='')}",
-        "x-content-type-options": "nosniff",
     }
     return StreamingResponse(_from(first, pieces), media_type="application/octet-stream", headers=headers)
 

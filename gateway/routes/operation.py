@@ -4,35 +4,62 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from gateway.deps import AdminCaller, PartsDep
+from gateway.deps import AdminCaller, Parts, PartsDep
+from gateway.readiness import Readiness
 from schemas.control import Control, ControlOp
-from schemas.errors import NotFound
+from schemas.errors import NexusError, NotFound
+from schemas.keys import Scope
 
-probes = APIRouter(tags=["operation"])
+health_router = APIRouter(tags=["operation"])
+public_readiness = APIRouter(tags=["operation"])
+readiness = APIRouter(tags=["operation"])
+metrics_router = APIRouter(tags=["operation"])
 router = APIRouter(tags=["operation"])
 
 
-@probes.get("/health")
+@health_router.get("/health")
 async def health() -> dict[str, str]:
     """The process runs."""
     return {"status": "ok"}
 
 
-@probes.get("/readyz")
+@public_readiness.get("/readyz")
+async def public_readyz(request: Request, parts: PartsDep) -> JSONResponse:
+    """200 `ready` or 503 `unavailable`, for load balancers. An admin key gets what the observability port says."""
+    found = await parts.readiness.get()
+    if _is_admin(request, parts):
+        return _readiness(found)
+    return JSONResponse({"status": "ready" if found.ok else "unavailable"}, status_code=200 if found.ok else 503)
+
+
+@readiness.get("/readyz")
 async def readyz(parts: PartsDep) -> JSONResponse:
-    """200 `ready` or `degraded`, 503 `unavailable` or `leaving`."""
-    readiness = await parts.readiness.check()
-    return JSONResponse(readiness.model_dump(), status_code=200 if readiness.ok else 503)
+    """200 `ready` or `degraded`, 503 `unavailable` or `leaving`, with each part."""
+    return _readiness(await parts.readiness.get())
 
 
-@probes.get("/metrics")
+def _readiness(found: Readiness) -> JSONResponse:
+    return JSONResponse(found.model_dump(), status_code=200 if found.ok else 503)
+
+
+def _is_admin(request: Request, parts: Parts) -> bool:
+    headers = request.scope["headers"]
+    if not any(name == b"authorization" for name, _ in headers):
+        return False
+    try:
+        parts.auth.check(headers).require(Scope.ADMIN)
+    except NexusError:
+        return False
+    return True
+
+
+@metrics_router.get("/metrics")
 async def metrics(parts: PartsDep) -> Response:
-    """Prometheus's text format."""
-    return Response(generate_latest(parts.metrics), media_type=CONTENT_TYPE_LATEST)
+    """Prometheus's text format, at most a second old."""
+    return Response(await parts.exposition.text(), media_type=parts.exposition.content_type)
 
 
 @router.get("/v1/workers")

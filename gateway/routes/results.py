@@ -32,7 +32,6 @@ async def get_result(
     headers = {
         "content-length": str(info.size),
         "cache-control": "private, max-age=3600, immutable",
-        "x-content-type-options": "nosniff",
         "content-security-policy": "default-src 'none'; sandbox",
     }
     if not info.content_type.startswith(SHOWN):

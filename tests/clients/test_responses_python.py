@@ -169,7 +169,7 @@ class TestCreate:
         async with cluster.http.stream("POST", cluster.url + "/v1/responses", json=request) as response:
             body = (await response.aread()).decode()
         assert response.headers["content-type"].startswith("text/event-stream")
-        assert response.headers["cache-control"] == "no-cache"
+        assert response.headers["cache-control"] == "no-cache, no-store"
         assert response.headers["x-accel-buffering"] == "no"
         assert "content-length" not in response.headers
         assert response.headers["x-nexus-job-id"].startswith("job_")

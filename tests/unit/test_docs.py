@@ -16,6 +16,7 @@ from backbone.settings import GatewaySettings, WorkerSettings
 from cli.main import app
 from gateway.app import ENDPOINTS, ROUTERS
 from gateway.metrics import GatewayMetrics
+from gateway.routes import operation
 from gateway.submissions import PATH as SUBMIT
 from workers.metrics import WorkerMetrics
 
@@ -128,7 +129,7 @@ def test_every_command_is_in_the_readme() -> None:
 def test_the_readme_lists_every_route() -> None:
     """The table of routes is the one that is served."""
     served = {("POST", endpoint.path) for endpoint in ENDPOINTS} | {("POST", SUBMIT), ("GET", f"{SUBMIT}/{{id}}")}
-    for router in ROUTERS:
+    for router in (*ROUTERS, operation.public_readiness, operation.metrics_router):
         for route in cast("list[Any]", router.routes):
             path = re.sub(r"\{[^}]+\}", "{id}", route.path)
             served |= {(method, path) for method in route.methods if method != "HEAD"}

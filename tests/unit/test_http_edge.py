@@ -62,7 +62,8 @@ class TestReply:
         await Reply(wire.send, "req_1").error(info)
         assert wire.status == info.status
         assert json.loads(wire.body) == info.body()
-        expected = {"content-type": "application/json", "content-length": str(len(wire.body)), **headers}
+        length = {"content-length": str(len(wire.body)), "cache-control": "no-store"}
+        expected = {"content-type": "application/json", **length, **headers}
         assert wire.headers == expected
         assert wire.ended
 

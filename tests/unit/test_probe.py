@@ -145,6 +145,20 @@ async def test_nexus_is_left_alone():
             assert await find_backends([candidate]) == []
 
 
+async def test_a_gateway_is_known_by_its_request_ids():
+    """Its readiness says nothing of its parts on the port that everybody reaches."""
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        models = json.dumps(MODELS).encode()
+        writer.write(b"HTTP/1.1 200 OK\r\nx-request-id: req_1\r\nconnection: close\r\n")
+        writer.write(b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (len(models), models))
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    assert await find_backends([Candidate("x", "X", server.sockets[0].getsockname()[1])]) == []
+    server.close()
+
+
 async def test_silent_server_costs_no_more_than_the_timeout():
     """A port that accepts and never answers."""
     server = await asyncio.start_server(lambda *_: asyncio.sleep(30), "127.0.0.1", 0)

@@ -25,7 +25,7 @@ def call(path: str, body: dict[str, Any] | None = None) -> Any:
 
 ready = call("/readyz")
 print("readyz:", ready["status"])
-for part, state in ready["parts"].items():
+for part, state in ready.get("parts", {}).items():
     if not state["ok"]:
         print(f"  {part}: {state['error']}")
 models = [model["id"] for model in call("/v1/models")["data"]]

@@ -1,0 +1,71 @@
+"""Metrics as text: one making for all who ask, between which the loop goes on."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from prometheus_client import generate_latest
+
+from gateway.exposition import Exposition
+from gateway.metrics import GatewayMetrics
+from gateway.shared_result import SharedResult
+
+
+async def test_the_text_is_prometheus_own() -> None:
+    """Made metric by metric, it is what prometheus_client makes of all of them."""
+    metrics = GatewayMetrics()
+    for number in range(20):
+        metrics.child(metrics.requests, "/v1/x", f"model-{number}", 200).inc()
+        metrics.itl.observe(f"model-{number}", 0.01)
+    stable = [line for line in generate_latest(metrics.registry).splitlines() if not line.startswith(b"process_")]
+    assert [
+        line for line in (await Exposition(metrics.registry).text()).splitlines() if not line.startswith(b"process_")
+    ] == stable
+
+
+async def test_the_loop_goes_on_while_the_text_is_made() -> None:
+    """No scrape keeps streams waiting for all of the text."""
+    metrics, turns = GatewayMetrics(), 0
+    making = asyncio.create_task(Exposition(metrics.registry).text())
+    while not making.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert turns > len(list(metrics.registry.collect())) / 2
+
+
+async def test_all_who_ask_share_one_making() -> None:
+    """However many ask at once or soon after, it is made once; later it is made again."""
+    made, gate = 0, asyncio.Event()
+
+    async def make() -> int:
+        nonlocal made
+        made += 1
+        await gate.wait()
+        return made
+
+    shared = SharedResult(make, 60.0)
+    asking = [asyncio.create_task(shared.get()) for _ in range(10)]
+    await asyncio.sleep(0)
+    asking[0].cancel()  # who goes away takes nothing from the others
+    gate.set()
+    assert await asyncio.gather(*asking[1:]) == [1] * 9
+    assert await shared.get() == 1
+    fresh = SharedResult(make, 0.0)
+    assert (await fresh.get(), await fresh.get()) == (2, 3)
+
+
+async def test_a_failure_is_not_kept() -> None:
+    """After a failure the next one who asks has another try."""
+    fail = True
+
+    async def make() -> str:
+        if fail:
+            raise ValueError("no")
+        return "text"
+
+    shared = SharedResult(make, 60.0)
+    with pytest.raises(ValueError, match="no"):
+        await shared.get()
+    fail = False
+    assert await shared.get() == "text"
