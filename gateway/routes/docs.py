@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.resources import files
 from urllib.parse import urlsplit
 
+import fastapi_offline
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
@@ -73,7 +74,7 @@ def _document(request: Request) -> ApiDocument:
 
 
 def _asset(name: str) -> Response:
-    data = (files("fastapi_offline") / "static" / name).read_bytes()
+    data = (files(fastapi_offline) / "static" / name).read_bytes()
     return Response(data, media_type=ASSETS[name], headers=KEEP)
 
 
