@@ -43,9 +43,20 @@ def _add(messages: list[JSON], item: InputItem, param: str) -> None:
         if output is None:
             raise InvalidRequest(f"Field required: '{param}.output'", param=f"{param}.output")
         text = output if isinstance(output, str) else _all_text(output, f"{param}.output")
-        messages.append({"role": "tool", "tool_call_id": _needed(item.call_id, param, "call_id"), "content": text})
+        call_id = _needed(item.call_id, param, "call_id")
+        messages.insert(_place_of_result(messages, call_id), {"role": "tool", "tool_call_id": call_id, "content": text})
     elif kind != "reasoning":  # what a model thought before is not told to it again
         raise InvalidRequest(f"items of type '{kind[:100]}' are not understood here", param=f"{param}.type")
+
+
+def _place_of_result(messages: list[JSON], call_id: str) -> int:
+    """Return where the result of a call belongs: behind the message that calls, before whatever was said meanwhile."""
+    for place in range(len(messages), 0, -1):
+        if any(call["id"] == call_id for call in messages[place - 1].get("tool_calls", ())):
+            while place < len(messages) and messages[place]["role"] == "tool":
+                place += 1
+            return place
+    return len(messages)
 
 
 def _needed(value: str | None, param: str, name: str) -> str:

@@ -173,6 +173,24 @@ class TestItems:
             },
         ]
 
+    def test_results_follow_their_calls(self) -> None:
+        """Chat wants a tool's message behind the message that calls it; what was said between comes after."""
+
+        def call(name: str) -> Any:
+            return {"type": "function_call", "call_id": name, "name": "f", "arguments": "{}"}
+
+        def result(name: str) -> Any:
+            return {"type": "function_call_output", "call_id": name, "output": name}
+
+        def words(text: str) -> Any:
+            return {"role": "assistant", "content": text}
+
+        items = [call("a"), call("b"), words("wait"), result("a"), result("b"), call("c"), words("done?"), result("c")]
+        told = [message.get("tool_call_id") or message["content"] for message in said(*items)]
+        assert told == [None, "a", "b", "wait", "c", "done?"]
+        assert [one["id"] for one in said(*items)[3]["tool_calls"]] == ["c"]
+        assert said(result("unknown"))[0]["tool_call_id"] == "unknown"
+
     def test_content(self) -> None:
         """One text is a string, which every chat template takes; several parts stay parts; a refusal is what was said."""
         assert said({"role": "developer", "content": [{"type": "input_text", "text": "a"}]}) == [
