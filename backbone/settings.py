@@ -128,6 +128,10 @@ class GatewaySettings(CommonSettings):
     """Seconds that a job may wait for a worker before it expires; `QUEUE_TIMEOUT_S` is for callers who wait."""
     response_keep_s: float = Field(default=2_592_000.0, ge=60)
     """Responses that were retrieved once are kept this long; others as long as their jobs."""
+    responses_other_tools: Literal["ignore", "refuse"] = "ignore"
+    """Tools in `/v1/responses` that are no functions (`web_search`, `custom`, …), which nothing here runs: `ignore` leaves them
+    out, so that agents can begin; `refuse` is 400.
+    """
     idempotency_keep_s: float = Field(default=86_400.0, ge=60)
     """How long an Idempotency-Key is remembered."""
     dead_letters_keep_s: float = Field(default=2_592_000.0, ge=60)

@@ -165,6 +165,7 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
         chat.ENDPOINT,
         metrics,
         pause_s=settings.queue_comment_after_s,
+        refuse_other_tools=settings.responses_other_tools == "refuse",
     )
     bounds = Bounds(settings.queue_comment_after_s, settings.log_prompts)
     inference = Inference(dispatcher, reader, blobs, links, auth, metrics, bounds, submissions)

@@ -12,6 +12,8 @@ JSON = dict[str, Any]
 
 LOGPROBS = "message.output_text.logprobs"
 CHOICES = ("none", "auto", "required")
+ADDITIONAL_TOOLS = "additional_tools"
+"""An input item that brings tools along."""
 
 
 def refuse_unsupported(request: ResponsesRequest) -> None:
@@ -25,6 +27,25 @@ def refuse_unsupported(request: ResponsesRequest) -> None:
         )
     if request.background and not request.stored:
         raise InvalidRequest("a background response is stored: 'store' cannot be false", param="store")
+
+
+def without_other_tools(request: ResponsesRequest) -> ResponsesRequest:
+    """Return the request with its functions alone: other tools run at OpenAI, and a model can do without them.
+
+    Agents send them with every request. The response's `tools` says which ones the model was offered.
+    """
+    offered = list(request.tools or ())
+    items = request.input
+    if not isinstance(items, str):
+        for item in items:
+            if item.type == ADDITIONAL_TOOLS:
+                more = (item.model_extra or {}).get("tools")
+                offered += [tool for tool in more if isinstance(tool, dict)] if isinstance(more, list) else []
+        items = [item for item in items if item.type != ADDITIONAL_TOOLS]
+    tools = [tool for tool in offered if tool.get("type") == "function"]
+    if items == request.input and tools == (request.tools or []):
+        return request
+    return request.model_copy(update={"tools": tools, "input": items})
 
 
 def conversation(request: ResponsesRequest, earlier: list[JSON]) -> list[JSON]:

@@ -51,12 +51,14 @@ def _add(messages: list[JSON], item: InputItem, param: str) -> None:
 
 def _place_of_result(messages: list[JSON], call_id: str) -> int:
     """Return where the result of a call belongs: behind the message that calls, before whatever was said meanwhile."""
-    for place in range(len(messages), 0, -1):
-        if any(call["id"] == call_id for call in messages[place - 1].get("tool_calls", ())):
-            while place < len(messages) and messages[place]["role"] == "tool":
-                place += 1
-            return place
-    return len(messages)
+    place = len(messages)
+    while place and all(call["id"] != call_id for call in messages[place - 1].get("tool_calls", ())):
+        place -= 1
+    if not place:
+        return len(messages)
+    while place < len(messages) and messages[place]["role"] == "tool":
+        place += 1
+    return place
 
 
 def _needed(value: str | None, param: str, name: str) -> str:

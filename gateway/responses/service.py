@@ -20,9 +20,10 @@ from gateway.idempotency import Idempotency
 from gateway.jobs.base import JobNotFound, Jobs, Result, Submission
 from gateway.metrics import GatewayMetrics
 from gateway.responses.answering import Answering
-from gateway.responses.asking import chat_body, conversation, refuse_unsupported
+from gateway.responses.asking import chat_body, conversation, refuse_unsupported, without_other_tools
 from gateway.responses.items import listed, messages_of
 from gateway.responses.kept import Kept, Made, ResponseNotFound, Shelf
+from gateway.responses.references import References
 from gateway.responses.shape import STATUSES, shell, unanswered
 from gateway.responses.watching import Watch, ended_at
 from gateway.waiting import Waiting
@@ -60,6 +61,7 @@ class Responses:
         metrics: GatewayMetrics,
         *,
         pause_s: float,
+        refuse_other_tools: bool = False,
     ) -> None:
         """`reader`: its blobs last as long as a job may. `chat`: what responses become. `pause_s`: seconds of silence after
         which a stream says that it is still there.
@@ -73,6 +75,8 @@ class Responses:
         self._reader = reader
         self._idempotency = idempotency
         self._chat = chat
+        self._refuse_other_tools = refuse_other_tools
+        self._references = References(shelf, self._state)
 
     # Making one
 
@@ -82,7 +86,10 @@ class Responses:
         Raises InvalidRequest, NotFound, QueueFull, RateLimited, RequestTooLarge, IdempotencyMismatch.
         """
         refuse_unsupported(request)
+        if not self._refuse_other_tools:
+            request = without_other_tools(request)
         owner = principal.owner
+        request = await self._references.resolve(owner, request)
         messages = conversation(request, await self._earlier(owner, request.previous_response_id))
         received = await self._received(chat_body(request, messages))
         try:

@@ -579,7 +579,7 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("wrong", "param"),
         [
-            ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+            ({"tools": [{"type": "web_search"}], "tool_choice": {"type": "web_search"}}, "tool_choice.type"),
             ({"conversation": "conv_1"}, "conversation"),
             ({"prompt": {"id": "p"}}, "prompt"),
             ({"truncation": "auto"}, "truncation"),
@@ -588,7 +588,6 @@ class TestErrors:
             ({"tool_choice": {"type": "function", "name": "f"}}, "tool_choice.name"),
             ({"text": {"format": {"type": "grammar"}}}, "text.format.type"),
             ({"input": []}, "input"),
-            ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input.0.type"),
             (
                 {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]},
                 "input.0.content.0.type",

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.parsing import check
-from gateway.responses.asking import chat_body, conversation, refuse_unsupported
+from gateway.responses.asking import chat_body, conversation, refuse_unsupported, without_other_tools
 from gateway.responses.items import listed, messages_of
 from gateway.responses.shape import shell
 from schemas.errors import InvalidRequest
@@ -17,6 +17,7 @@ from schemas.openai.chat import ChatRequest
 from schemas.openai.responses import UNSUPPORTED, InputItem, ResponsesRequest
 
 FUNCTION: Any = {"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}, "strict": True}
+USER: Any = {"role": "user", "content": "hi"}
 OTHER: Any = {"type": "function", "name": "g"}
 
 
@@ -123,6 +124,31 @@ class TestTools:
         made = body(tools=[FUNCTION, OTHER], tool_choice=choice)
         assert [tool["function"]["name"] for tool in made["tools"]] == ["g"]
         assert made["tool_choice"] == "required"
+
+    @pytest.mark.parametrize(
+        "extra",
+        [
+            {"tools": [FUNCTION, {"type": "web_search"}]},
+            {"tools": [{"type": "custom", "name": "apply_patch", "format": {"type": "text"}}, FUNCTION]},
+            {"tools": [{"type": "namespace", "name": "n", "tools": []}, FUNCTION]},
+            {"tools": [], "input": [{"type": "additional_tools", "tools": [FUNCTION, {"type": "mcp"}, 7]}, USER]},
+            {"tools": [FUNCTION], "input": [{"type": "additional_tools", "tools": None}, USER]},
+        ],
+    )
+    def test_other_tools_are_left_out(self, extra: Any) -> None:
+        """An agent can begin: the model is offered what its caller runs, and the response says so."""
+        asked = without_other_tools(request(**{"input": [USER]} | extra))
+        made = chat_body(asked, conversation(asked, []))
+        assert [tool["function"]["name"] for tool in made["tools"]] == ["f"]
+        assert made["messages"] == [{"role": "user", "content": "hi"}]
+        assert [tool["name"] for tool in shell(asked, "job_" + "0" * 32, 1)["tools"]] == ["f"]
+
+    def test_a_choice_of_a_tool_that_was_left_out_is_refused(self) -> None:
+        """What the caller insisted on cannot be had: an answer without it would not be what was asked for."""
+        for choice in ("required", {"type": "web_search"}):
+            asked = without_other_tools(request(tools=[{"type": "web_search"}], tool_choice=choice))
+            with pytest.raises(InvalidRequest):
+                chat_body(asked, [])
 
     @pytest.mark.parametrize(
         ("wrong", "param"),
@@ -285,6 +311,7 @@ def test_any_request_is_understood_or_refused(fields: dict[str, Any], items: Any
     try:
         asked = request(**fields | ({"input": items} if items else {}))
         refuse_unsupported(asked)
+        asked = without_other_tools(asked)
         check(chat_body(asked, conversation(asked, [])), ChatRequest)
         shown = listed(asked.input, "resp_" + "0" * 32)
         assert all(isinstance(item["id"], str) for item in shown)

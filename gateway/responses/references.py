@@ -1,0 +1,60 @@
+"""Items of a conversation that a request names by their ids: `item_reference`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from backbone.bus.blobs import BlobGone
+from gateway.responses.kept import Kept, ResponseNotFound, Shelf
+from schemas.errors import NotFound
+from schemas.openai.responses import InputItem, ResponsesRequest
+
+JSON = dict[str, Any]
+
+REFERENCE = "item_reference"
+ITEM_ID = re.compile(r"[a-z]{1,16}_([0-9a-f]{32})_i?[0-9]{1,9}")
+"""An item's id holds that of its response; an `i` stands before the number of an input item."""
+
+
+class References:
+    """Look up the items that a stored response has, in its input or its output."""
+
+    def __init__(self, shelf: Shelf, state: Callable[[Kept], Awaitable[JSON]]) -> None:
+        """`state`: returns a stored response as it stands."""
+        self._shelf = shelf
+        self._state = state
+
+    async def resolve(self, owner: str, request: ResponsesRequest) -> ResponsesRequest:
+        """Return the request with the items themselves in place of references. Raises NotFound, Unavailable."""
+        if isinstance(request.input, str) or all(item.type != REFERENCE for item in request.input):
+            return request
+        known: dict[str, dict[str, JSON]] = {}
+        items = []
+        for number, item in enumerate(request.input):
+            items.append(item if item.type != REFERENCE else await self._item(owner, item.id or "", number, known))
+        return request.model_copy(update={"input": items})
+
+    async def _item(self, owner: str, item_id: str, number: int, known: dict[str, dict[str, JSON]]) -> InputItem:
+        match = ITEM_ID.fullmatch(item_id)
+        if match is not None:
+            response = f"resp_{match[1]}"
+            if response not in known:
+                known[response] = await self._items_of(owner, response)
+            if item_id in known[response]:
+                return InputItem.model_validate(known[response][item_id])
+        raise NotFound(
+            f"Item with id '{item_id[:100]}' not found. Only items of stored responses can be named; send the item itself.",
+            code="item_not_found",
+            param=f"input.{number}.id",
+        )
+
+    async def _items_of(self, owner: str, response: str) -> dict[str, JSON]:
+        try:
+            kept = await self._shelf.get(owner, response)
+            talk = await self._shelf.talk(kept)
+            output = (await self._state(kept))["output"]
+        except (ResponseNotFound, BlobGone):
+            return {}
+        return {str(item["id"]): item for item in (*talk["input"], *output)}

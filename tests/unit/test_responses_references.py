@@ -1,0 +1,78 @@
+"""Items that a request names in place of sending them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from backbone.bus.memory_blobs import MemoryBlobs
+from backbone.store.memory_documents import MemoryDocuments
+from gateway.parsing import check
+from gateway.responses.items import listed, messages_of
+from gateway.responses.kept import Kept, Shelf
+from gateway.responses.references import References
+from gateway.responses.shape import shell
+from schemas.errors import NotFound
+from schemas.openai.responses import ResponsesRequest
+
+pytestmark = pytest.mark.asyncio
+
+HEX = "a" * 32
+ANSWER: Any = {
+    "type": "message",
+    "id": f"msg_{HEX}_0",
+    "role": "assistant",
+    "content": [{"type": "output_text", "text": "My name is Ada."}],
+}
+
+
+def request(*items: Any) -> ResponsesRequest:
+    return check({"model": "m", "input": list(items)}, ResponsesRequest)
+
+
+def reference(name: str) -> Any:
+    return {"type": "item_reference", "id": name}
+
+
+@pytest.fixture
+async def references() -> References:
+    """Of one stored response, which has answered."""
+    shelf = Shelf(MemoryDocuments(lambda: 0.0), MemoryBlobs(), 100.0)
+    asked = request({"role": "user", "content": "Who are you?"})
+    head = shell(asked, f"job_{HEX}", 1)
+    await shelf.add("me", f"job_{HEX}", head, {"messages": [], "input": listed(asked.input, str(head["id"]))})
+
+    async def state(kept: Kept) -> Any:
+        return kept.shell | {"output": [ANSWER]}
+
+    return References(shelf, state)
+
+
+async def test_items_of_a_stored_response(references: References) -> None:
+    """Input and output, in their places between items that are sent."""
+    asked = request(reference(f"msg_{HEX}_i0"), reference(ANSWER["id"]), {"role": "user", "content": "Again?"})
+    resolved = await references.resolve("me", asked)
+    told = [message["content"] for message in messages_of(resolved.input)]
+    assert told == ["Who are you?", "My name is Ada.", "Again?"]
+
+
+@pytest.mark.parametrize(
+    "name", [f"msg_{HEX}_7", f"msg_{'b' * 32}_0", "msg_1", "", "x" * 5000, f"msg_{HEX}_0\n", "../a", f"MSG_{HEX}_0"]
+)
+async def test_unknown_items(references: References, name: str) -> None:
+    """404, with the place; what is no id never gets to the store."""
+    with pytest.raises(NotFound) as caught:
+        await references.resolve("me", request({"role": "user", "content": "x"}, reference(name)))
+    assert (caught.value.info.code, caught.value.info.param) == ("item_not_found", "input.1.id")
+
+
+async def test_items_of_another_owner(references: References) -> None:
+    """They are as unknown as those that never were."""
+    with pytest.raises(NotFound):
+        await references.resolve("you", request(reference(ANSWER["id"])))
+
+
+async def test_requests_without_references_stay_as_they_are(references: References) -> None:
+    asked = request({"role": "user", "content": "x"})
+    assert await references.resolve("me", asked) is asked
