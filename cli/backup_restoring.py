@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from backbone.bus.snapshots import STREAMS, Piece, Taken
-from backbone.bus.subjects import EVENTS_STREAM, JOBS_STREAM
+from backbone.bus.subjects import EVENTS_STREAM, JOBS_STREAM, SEALS_STREAM
 from cli.backup_folder import Manifest, Part, Tell, chunks_of, lines_of, read_exactly
 from cli.backup_servers import Servers
 from cli.errors import ConsoleError
@@ -78,7 +78,7 @@ class Restore:
         if "streams" in self._kinds:
             for name in STREAMS:
                 state = await self._servers.streams.state(name)
-                if state is not None and state["messages"]:
+                if name != SEALS_STREAM and state is not None and state["messages"]:  # which every gateway makes
                     held.append(f"{name} ({state['messages']:,} messages)")
         return held
 

@@ -178,6 +178,12 @@ class GatewayMetrics:
             ["state"],
             registry=reg,
         )
+        self.forgeries = Counter(
+            "nexus_forgeries_refused_total",
+            "What no gateway and no worker of the job can have written, by kind.",
+            ["kind"],
+            registry=reg,
+        )
         self.part_up = Gauge("nexus_part_up", "Whether a part that this gateway needs answers.", ["part"], registry=reg)
         self.stream_bytes = Gauge("nexus_stream_bytes", "Bytes in a stream of NATS.", ["stream"], registry=reg)
         self.stream_max_bytes = Gauge(

@@ -15,6 +15,7 @@ from backbone.bus.nats_blobs import NatsBlobs
 from backbone.bus.nats_gateway import NatsGatewayBus
 from backbone.bus.nats_joblog import NatsJobLog
 from backbone.bus.notices import NatsNotices
+from backbone.bus.sealed_joblog import SealedJobLog
 from backbone.bus.storing import Storing
 from backbone.bus.streams import BucketConfig, JobsStream
 from backbone.egress import Egress
@@ -44,6 +45,7 @@ from gateway.exposition import Exposition
 from gateway.files import Files
 from gateway.idempotency import Idempotency
 from gateway.inference import Bounds, Inference
+from gateway.jobs.refusals import Refusals
 from gateway.keys import KeyRing
 from gateway.leaving import Leaving
 from gateway.links import Links
@@ -112,7 +114,8 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
     keys = KeyRing(documents, notices)
     auth, links = _auth(settings, keys)
     blobs = NatsBlobs(nats, f"{gateway}-blobs", create=_bucket(settings), storing=storing)
-    jobs_log = NatsJobLog(nats, gateway, retention=retention(settings), storing=storing)
+    nats_log = NatsJobLog(nats, gateway, retention=retention(settings), storing=storing)
+    jobs_log = SealedJobLog(nats_log, Refusals(metrics).count)
     egress = _hooks_egress(settings)
     durable = Durable(settings, Tools(jobs_log, bus, blobs, store, registry, dispatcher, metrics, keys, egress, auth))
     reader = _reader(settings, blobs)

@@ -125,6 +125,12 @@ class Envelope(BaseModel):
     """The URL that is told of the job's end."""
     batch: str = ""
     """The batch that the job is a line of."""
+    ticket: str = ""
+    """Of a durable job: the key of its attempts' tokens. It and the seals are for gateways to check (`backbone.bus.seals`)."""
+    seal: str = ""
+    """Of a durable job: what its outcome must repeat."""
+    message_seal: str = ""
+    """Of a durable job: over all of its message."""
 
     @property
     def own_blobs(self) -> tuple[str, ...]:

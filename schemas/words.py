@@ -56,6 +56,8 @@ class Word(BaseModel):
     error: ErrorInfo | None = None
     dead: bool = False
     """It lies among the dead letters."""
+    seal: str = ""
+    """Of a worker's: the envelope's. Of a gateway's: over all of it (`backbone.bus.seals`)."""
 
     def encode(self, payload: bytes = b"") -> bytes:
         """The wire form."""
@@ -90,6 +92,7 @@ def word_on(envelope: Envelope, status: JobStatus, **fields: object) -> Word:
             "batch": envelope.batch,
             "stream": envelope.stream,
             "uploads": envelope.own_blobs,
+            "seal": envelope.seal,
             **fields,
         }
     )

@@ -22,7 +22,7 @@ from typing import Any
 from backbone.bus.base import Delivery, WorkerBus
 from backbone.bus.blobs import INLINE_LIMIT, Blobs
 from backbone.bus.joblog import WorkerLog
-from backbone.ids import new_token
+from backbone.bus.seals import attempt_token
 from schemas.durable import Answer, AnswerKind, Ask, encode_durable
 from schemas.errors import BackendFailed, ErrorInfo, NexusError, Unavailable
 from schemas.events import BlobRef, EventKind, Progress
@@ -82,7 +82,7 @@ class DurableAttempt(Attempt):
     ) -> None:
         super().__init__(bus, blobs, backend, who, job, envelope, body)
         self._store = log
-        self._token = new_token()[:12]
+        self._token = attempt_token(envelope.ticket)
         self._events = log.writer(envelope.job)
         self._number = 1
         """Which attempt of its run this is."""
@@ -376,7 +376,15 @@ class DurableAttempt(Attempt):
         )
 
     async def _decide(self, word: Word, payload: bytes) -> bool:
-        return bool(await self._until_stored(lambda: self._store.decide(word, payload)))
+        """Store the outcome. False: another one was first, and a gateway vouches for it: it may have been refused and removed."""
+        while not await self._until_stored(lambda: self._store.decide(word, payload)):
+            answer = await self._put(self._question(EventKind.BEAT))
+            if answer is not None and answer.kind is AnswerKind.GONE:
+                return False
+            if (answer is not None and answer.kind is AnswerKind.STALE) or not self.job.owned:
+                raise _Lost
+            await asyncio.sleep(DECIDE_AGAIN_S)
+        return True
 
     async def _until_stored(self, call: Any) -> Any:
         """Repeat what NATS does not confirm, as long as the job is ours."""

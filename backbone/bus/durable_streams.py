@@ -18,6 +18,8 @@ from backbone.bus.subjects import (
     ENDED,
     EVENTS,
     EVENTS_STREAM,
+    SEALS,
+    SEALS_STREAM,
     TOLD,
     backlog_stream,
 )
@@ -94,6 +96,17 @@ def claims_stream(kept: Retention) -> Config:
     }
 
 
+def seals_stream(kept: Retention) -> Config:
+    """A key-value bucket with the secret under which gateways seal: as old as what it seals, so that it does not grow too old."""
+    return _stream(SEALS_STREAM, f"$KV.{SEALS}.>", kept, 0) | {
+        "description": "Nexus: the secret by which gateways know their own",
+        "discard": "new",
+        "max_msgs_per_subject": 1,
+        "allow_rollup_hdrs": True,
+        "deny_delete": True,
+    }
+
+
 def backlog_config(name: str, kept: Retention) -> Config:
     """A work queue of the gateways' own."""
     return _stream(backlog_stream(name), f"nexus.{name}.*", kept, 0) | {
@@ -111,6 +124,7 @@ async def ensure_durables(client: Client, kept: Retention) -> str:
     await ensure(client, words_stream(kept), needed, DURABLES_NEED)
     await ensure(client, dead_stream(kept), ("allow_direct",), DURABLES_NEED)
     await ensure(client, claims_stream(kept), ("allow_direct", "max_msgs_per_subject"), DURABLES_NEED)
+    await ensure(client, seals_stream(kept), ("allow_direct", "max_msgs_per_subject"), DURABLES_NEED)
     return str(told["created"])
 
 

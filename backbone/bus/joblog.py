@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from backbone.bus.base import Queue
+from backbone.bus.seals import SealSecret
 from schemas.durable import Answer, Ask
 from schemas.jobs import Envelope
 from schemas.words import Word
@@ -108,6 +109,10 @@ class Backlog(Protocol):
 
 class JobLog(Protocol):
     """The gateway's side."""
+
+    @property
+    def seal_secret(self) -> SealSecret | None:
+        """The secret that gateways share, once `start` has read it."""
 
     async def start(self) -> None:
         """Connect, and make streams and buckets, also anew after a reconnect to a server without them. Raises Unavailable."""

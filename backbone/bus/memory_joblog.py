@@ -13,6 +13,7 @@ from backbone.bus.base import Queue
 from backbone.bus.joblog import DeadLetter, Decision, Item, StoredEvent
 from backbone.bus.memory import MAX_MESSAGE, MemoryBroker
 from backbone.bus.memory_records import Follower, Referee, Work, WorkQueue
+from backbone.bus.seals import SealSecret
 from backbone.bus.subjects import backlog_stream, encode_model, require_token
 from schemas.durable import Answer, Ask
 from schemas.errors import RequestTooLarge, Unavailable
@@ -80,6 +81,11 @@ class MemoryJobLog(_Side):
         for event in self._takers:
             event.set()
         await self.end_tasks()
+
+    @property
+    def seal_secret(self) -> SealSecret | None:
+        """The broker's."""
+        return self.broker.records.secret
 
     # The queue
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from backbone.bus.joblog import DeadLetter, Decision, StoredEvent
+from backbone.bus.seals import SECRET_BYTES, SealSecret
 from schemas.durable import Answer, Ask
 from schemas.words import Word
 
@@ -114,6 +116,7 @@ class MemoryRecords:
     by_job: dict[str, list[Follower]] = field(default_factory=dict)
     returning: list[Callable[[], None]] = field(default_factory=list)
     """Called when the broker is there again."""
+    secret: SealSecret = field(default_factory=lambda: SealSecret(os.urandom(SECRET_BYTES), int(time.time()) - 1))
     last_event: int = 0
     last_word: int = 0
     last_dead: int = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -23,8 +24,9 @@ from backbone.bus.places import Places
 from backbone.bus.questions import Questions
 from backbone.bus.refereeing import Answers, Referee
 from backbone.bus.room import Room
+from backbone.bus.seals import SECRET_BYTES, SealSecret
 from backbone.bus.storing import Storing, WriteProof
-from backbone.bus.stream_reading import Message, StreamReader
+from backbone.bus.stream_reading import StreamReader
 from backbone.bus.streams import holds_job
 from backbone.bus.subjects import (
     CLAIMS_STREAM,
@@ -35,6 +37,9 @@ from backbone.bus.subjects import (
     EVENTS_STREAM,
     JOBS_STREAM,
     RECORDER,
+    SEAL_SECRET,
+    SEALS,
+    SEALS_STREAM,
     claim_subject,
     is_token,
     job_subject,
@@ -91,6 +96,8 @@ class NatsJobLog:
         self._events = StreamReader(self._questions, EVENTS_STREAM, replicated=replicated)
         self._words = StreamReader(self._questions, DONE_STREAM, replicated=replicated)
         self._claims = StreamReader(self._questions, CLAIMS_STREAM, replicated=replicated)
+        self._secrets = StreamReader(self._questions, SEALS_STREAM, replicated=replicated)
+        self._secret: SealSecret | None = None
         self._dead = DeadLetters(self._questions, replicated=replicated)
         self._places = Places(self._questions, replicated=replicated)
         self._room = Room(self._questions, retention.max_word_bytes, replicated=replicated)
@@ -113,6 +120,7 @@ class NatsJobLog:
         await self._wire.connect()
         await self._questions.start()
         self._made_at = await ensure_durables(self._wire.client, self._kept)
+        await self._share_secret()
         await self._wire.subscribe(f"{ENDED}.*", self._on_ended)
         await self._wire.ping()  # from here on, no word is stored unheard
         self._keeping = asyncio.create_task(self._room.keep())
@@ -149,6 +157,7 @@ class NatsJobLog:
         while True:
             try:
                 made_at = await ensure_durables(self._wire.client, self._kept)
+                await self._share_secret()
                 for backlog in list(self._backlogs.values()):
                     await backlog.make()
                 break
@@ -161,6 +170,30 @@ class NatsJobLog:
         self._look_again()
         for taker in list(self._takers):
             taker.resume()
+
+    # The secret
+
+    @property
+    def seal_secret(self) -> SealSecret | None:
+        """See JobLog."""
+        return self._secret
+
+    async def _share_secret(self) -> None:
+        """Read the gateways' secret; the first gateway makes it, and one whose server has lost it stores it again."""
+        there = await self._secrets.leaders({"last_by_subj": SEAL_SECRET})
+        if there is None:
+            mine = self._secret.key if self._secret is not None else os.urandom(SECRET_BYTES)
+            try:
+                await put(self._questions, SEAL_SECRET.encode(), mine, CREATE_ONLY % 0, max_payload=self._max_payload)
+            except Refused as refusal:
+                if refusal.code not in WRONG_SEQUENCE:
+                    raise Unavailable(f"NATS does not store the gateways' secret: {refusal}") from refusal
+            there = await self._secrets.leaders({"last_by_subj": SEAL_SECRET})
+        if there is None or len(there.data) != SECRET_BYTES:
+            raise Unavailable(
+                f"the gateways' secret in the bucket '{SEALS}' is gone or damaged; restore it from a backup"
+            )
+        self._secret = SealSecret(there.data, there.stored_at)
 
     # The queue
 
@@ -250,7 +283,16 @@ class NatsJobLog:
     async def decided(self, job: str) -> Decision | None:
         """The last message on its subject, which is the only one."""
         message = await self._words.last(f"{DONE}.{job}") if is_token(job) else None
-        return _decision(message) if message else None
+        if message is None:
+            return None
+        try:
+            word, payload = Word.decode(message.data)
+        except ValueError:
+            # It would keep the subject for ever, and the job from ending.
+            log.warning("joblog.outcome_unreadable", job=job)
+            await self.undecide(job, message.seq)
+            return None
+        return Decision(word, payload, message.seq, message.stored_at)
 
     async def undecide(self, job: str, seq: int) -> None:
         """The leader says what is there: a replica may have an earlier word."""
@@ -389,8 +431,3 @@ class NatsJobLog:
             backlog = NatsBacklog(name, self._wire.client, self._questions, self._kept, self._take)
             self._backlogs[name] = backlog
         return backlog
-
-
-def _decision(message: Message) -> Decision:
-    word, payload = Word.decode(message.data)
-    return Decision(word, payload, message.seq, message.stored_at)

@@ -28,6 +28,7 @@ from backbone.bus.subjects import (
     JOBS_STREAM,
     QUEUE_FREED,
     REPLY,
+    SEAL_SECRET,
     STREAMS,
     TOLD,
     consumer_name,
@@ -103,6 +104,7 @@ def gateway_rights(inbox: str) -> Rights:
             f"{NOTICE}.*",
             *(f"nexus.{name}.*" for name in BACKLOGS),
             f"$KV.{CLAIMS}.*",
+            SEAL_SECRET,
             *BLOB_MESSAGES,
             f"{INBOX}.>",  # answers to workers
             f"{BELL}.*.*.*",  # a job comes again

@@ -28,6 +28,7 @@ from backbone.bus.subjects import (
     DONE_STREAM,
     EVENTS_STREAM,
     JOBS_STREAM,
+    SEALS_STREAM,
     backlog_stream,
 )
 from backbone.bus.wire import Wire
@@ -36,6 +37,7 @@ from schemas.errors import Unavailable
 HOOKS_STREAM = backlog_stream("hooks")
 BATCHES_STREAM = backlog_stream("batches")
 STREAMS = (
+    SEALS_STREAM,
     BLOBS_STREAM,
     BATCHES_STREAM,
     JOBS_STREAM,

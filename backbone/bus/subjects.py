@@ -40,6 +40,10 @@ GATEWAYS = "gateways"
 CLAIMS = "nexus-idempotency"
 CLAIMS_STREAM = f"KV_{CLAIMS}"
 """Bucket and stream of the idempotency claims; the layout is that of NATS's own clients and command line."""
+SEALS = "nexus-seals"
+SEALS_STREAM = f"KV_{SEALS}"
+"""Bucket and stream of the gateways' secret, which workers have no right to."""
+SEAL_SECRET = f"$KV.{SEALS}.secret"
 
 MAX_ENCODED = 200
 """Encoded model names are bounded: NATS keeps a folder per consumer, and file names end at 255 bytes."""
@@ -197,6 +201,7 @@ STREAMS = (
     DEAD_STREAM,
     *(backlog_stream(name) for name in BACKLOGS),
     CLAIMS_STREAM,
+    SEALS_STREAM,
     BLOBS_STREAM,
 )
 """All of Nexus's."""

@@ -19,7 +19,8 @@ async def rig(
 ) -> AsyncIterator[Rig]:
     """One gateway. `@pytest.mark.parametrize("rig", [{...}], indirect=True)` gives it other times."""
     wanted: dict[str, Any] = dict(getattr(request, "param", {}))
-    made = Rig(eventually, ack_wait_s=wanted.pop("ack_wait_s", 15.0), limits=Limits(**wanted))
+    ack_wait_s, sealed = wanted.pop("ack_wait_s", 15.0), wanted.pop("sealed", False)
+    made = Rig(eventually, ack_wait_s=ack_wait_s, limits=Limits(**wanted), sealed=sealed)
     monkeypatch.setattr(records, "time", made.clock)
     monkeypatch.setattr("gateway.jobs.timers.LOOK_S", 0.02)
     monkeypatch.setattr("gateway.jobs.recorder.AGAIN_S", 0.02)

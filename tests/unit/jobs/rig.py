@@ -11,9 +11,11 @@ from typing import Any
 
 import orjson
 
+from backbone.bus.joblog import JobLog
 from backbone.bus.memory import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from backbone.bus.memory_blobs import MemoryBlobs
 from backbone.bus.memory_joblog import MemoryJobLog, MemoryWorkerLog
+from backbone.bus.sealed_joblog import SealedJobLog
 from backbone.registry.memory import MemoryHub, MemoryRegistry
 from backbone.store.memory import MemoryStore
 from gateway.auth import Principal
@@ -25,6 +27,7 @@ from gateway.jobs.ending import Ending
 from gateway.jobs.estimate import Estimator
 from gateway.jobs.recorder import Recorder
 from gateway.jobs.referee import Referee
+from gateway.jobs.refusals import Refusals
 from gateway.jobs.service import JobService
 from gateway.jobs.submitting import Submitter
 from gateway.jobs.timers import Timers
@@ -88,7 +91,9 @@ class Gateway:
     """What one gateway does for durable jobs."""
 
     def __init__(self, rig: Rig) -> None:
-        self.log, self.metrics = MemoryJobLog(rig.broker), GatewayMetrics()
+        self.metrics = GatewayMetrics()
+        log = MemoryJobLog(rig.broker)
+        self.log: JobLog = SealedJobLog(log, Refusals(self.metrics).count) if rig.sealed else log
         self.registry = MemoryRegistry(rig.hub)
         bus = MemoryGatewayBus(rig.broker)
         self.dispatcher = Dispatcher(bus, self.registry, self.metrics, rig.limits, rig.ack_wait_s)
@@ -138,8 +143,10 @@ class Gateway:
 class Rig:
     """Everything, and what tests look at."""
 
-    def __init__(self, eventually: Eventually, *, ack_wait_s: float, limits: Limits) -> None:
+    def __init__(self, eventually: Eventually, *, ack_wait_s: float, limits: Limits, sealed: bool = False) -> None:
         self.eventually = eventually
+        self.sealed = sealed
+        """Gateways check seals. Off: tests say by hand what attempts would."""
         self.ack_wait_s, self.limits = ack_wait_s, limits
         self.clock = Clock()
         self.broker = MemoryBroker(ack_wait_s=ack_wait_s)

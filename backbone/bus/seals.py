@@ -1,0 +1,152 @@
+"""Seals: what only gateways can make, so that a worker proves what it was given and cannot invent what it was not.
+
+All are HMAC-SHA256 under one secret that gateways share and workers never see (the bucket `nexus-seals`; docs/adr/0033).
+
+| seal | stands in | proves |
+|---|---|---|
+| ticket | the envelope | nothing by itself: it is the key of attempt tokens, different for each job |
+| attempt token | events, and questions to the gateways | whoever wrote it has the job's envelope |
+| seal of a job | the envelope; a worker's outcome repeats it | a gateway submitted this run of this job, with this owner, key, webhook, model, … |
+| seal of an outcome | an outcome by a gateway: cancelled, expired, refused | a gateway wrote it as it is |
+| seal of a message | the envelope | envelope and body are as a gateway stored them: a failed job is tried again from what its worker sends back |
+| seal of a record, of an item | QUEUED events, backlogs | a gateway wrote it as it is |
+"""
+
+from __future__ import annotations
+
+import base64
+import hmac
+from dataclasses import dataclass
+
+import orjson
+
+from backbone.ids import new_token
+from schemas.durable import NO_TOKEN
+from schemas.jobs import Envelope, JobStatus
+from schemas.words import Word, word_on
+
+SECRET_BYTES = 32
+NONCE = 12
+"""Characters of an attempt token that tell attempts apart."""
+BY_GATEWAY = "g"
+BY_WORKER = "w"
+"""First letter of an outcome's seal: who vouches for what."""
+SAID_BY_WORKERS = frozenset({JobStatus.COMPLETED, JobStatus.FAILED})
+
+
+@dataclass(frozen=True, slots=True)
+class SealSecret:
+    """The secret, and since when it is in use."""
+
+    key: bytes
+    made_at: int
+    """Unix seconds, by NATS's clock: what was stored before is older than seals."""
+
+
+def attempt_token(ticket: str) -> str:
+    """Return a new name for an attempt at the job whose envelope holds `ticket`."""
+    nonce = new_token()[:NONCE]
+    return nonce + _mac(ticket.encode(), b"attempt", nonce.encode()) if ticket else nonce
+
+
+@dataclass(frozen=True, slots=True)
+class Seals:
+    """Makes and checks seals."""
+
+    key: bytes
+
+    # Jobs
+
+    def envelope(self, envelope: Envelope, body: bytes) -> Envelope:
+        """Return the envelope with its ticket and its seals, for this body."""
+        given = envelope.model_copy(
+            update={"ticket": self._ticket(envelope.job), "seal": self._job(_any_word(envelope)), "message_seal": ""}
+        )
+        return given.model_copy(update={"message_seal": self._message(given, body)})
+
+    def is_message(self, message: bytes, word: Word) -> bool:
+        """Return whether a job message is the one that a gateway stored for the job of `word`."""
+        try:
+            envelope, body = Envelope.decode(message)
+        except ValueError:
+            return False
+        bare = envelope.model_copy(update={"message_seal": ""})
+        # A retry that could not be queued ended with the message of the run before it.
+        same = envelope.job == word.job and envelope.run <= word.run
+        return same and _equal(self._message(bare, body), envelope.message_seal)
+
+    # Outcomes
+
+    def outcome(self, word: Word) -> Word:
+        """Return an outcome that a gateway vouches for."""
+        bare = word.model_copy(update={"seal": ""})
+        return bare.model_copy(update={"seal": self._outcome(bare)})
+
+    def is_outcome(self, word: Word) -> bool:
+        """Return whether a gateway wrote this outcome, or a worker that was given this run of this job as it stands here."""
+        if word.seal.startswith(BY_GATEWAY):
+            return _equal(self._outcome(word.model_copy(update={"seal": ""})), word.seal)
+        return word.status in SAID_BY_WORKERS and _equal(self._job(word), word.seal)
+
+    # Events
+
+    def is_attempt(self, job: str, token: str) -> bool:
+        """Return whether an attempt of this name is by a worker that was given the job."""
+        nonce, proof = token[:NONCE], token[NONCE:]
+        return bool(proof) and _equal(_mac(self._ticket(job).encode(), b"attempt", nonce.encode()), proof)
+
+    def record(self, job: str, payload: bytes) -> str:
+        """Return the token of a QUEUED event with this payload."""
+        return _mac(self.key, b"record", job.encode(), payload)
+
+    def is_record(self, job: str, payload: bytes, token: str) -> bool:
+        """Return whether a gateway wrote this QUEUED event."""
+        return token != NO_TOKEN and _equal(self.record(job, payload), token)
+
+    # Backlogs
+
+    def item(self, backlog: str, data: bytes) -> bytes:
+        """Return an item with its seal before it."""
+        return _mac(self.key, b"item", backlog.encode(), data).encode() + b"\n" + data
+
+    def open_item(self, backlog: str, sealed: bytes) -> bytes | None:
+        """Return the item; None: no gateway wrote it."""
+        seal, _, data = sealed.partition(b"\n")
+        return data if hmac.compare_digest(_mac(self.key, b"item", backlog.encode(), data).encode(), seal) else None
+
+    def _ticket(self, job: str) -> str:
+        return _mac(self.key, b"ticket", job.encode())
+
+    def _job(self, word: Word) -> str:
+        return BY_WORKER + _mac(self.key, b"job", _facts(word))
+
+    def _outcome(self, word: Word) -> str:
+        return BY_GATEWAY + _mac(self.key, b"outcome", word.model_dump_json(exclude_defaults=True).encode())
+
+    def _message(self, envelope: Envelope, body: bytes) -> str:
+        return _mac(self.key, b"message", envelope.model_dump_json(exclude_defaults=True).encode(), body)
+
+
+def _any_word(envelope: Envelope) -> Word:
+    return word_on(envelope, JobStatus.FAILED)
+
+
+def _facts(word: Word) -> bytes:
+    """What a worker cannot change: everything that an outcome says about its job, and not about its attempt."""
+    return orjson.dumps(
+        (
+            *(word.job, word.run, word.owner, word.endpoint, word.capability, word.lane, word.model, word.public_model),
+            *(word.request_id, word.metadata, word.key, word.webhook, word.batch, word.stream, word.uploads),
+        ),
+        option=orjson.OPT_SORT_KEYS,
+    )
+
+
+def _mac(key: bytes, purpose: bytes, *parts: bytes) -> str:
+    """128 bits; each part with its length, so that no two lists of parts are the same bytes."""
+    message = b"".join((purpose, *(b"\n%d\n%b" % (len(part), part) for part in parts)))
+    return base64.urlsafe_b64encode(hmac.digest(key, message, "sha256")[:18]).decode()
+
+
+def _equal(one: str, other: str) -> bool:
+    return hmac.compare_digest(one.encode(), other.encode())

@@ -1,0 +1,30 @@
+"""Count what was refused because its seal is wrong, and say so in the log, but not once for each."""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+
+from gateway.metrics import GatewayMetrics
+
+log = structlog.get_logger(__name__)
+
+LOG_INTERVAL_S = 60.0
+"""Between two lines about one kind."""
+
+
+class Refusals:
+    """What was refused at this gateway."""
+
+    def __init__(self, metrics: GatewayMetrics) -> None:
+        self._metrics = metrics
+        self._logged_at: dict[str, float] = {}
+
+    def count(self, kind: str, job: str) -> None:
+        """Count one. See `backbone.bus.sealed_joblog.OnRefused`."""
+        self._metrics.child(self._metrics.forgeries, kind).inc()
+        now = time.monotonic()
+        if now - self._logged_at.get(kind, -LOG_INTERVAL_S) >= LOG_INTERVAL_S:
+            self._logged_at[kind] = now
+            log.warning("seals.forgery_refused", kind=kind, job=job[:100])

@@ -1,0 +1,228 @@
+"""What workers cannot have said about durable jobs is refused, on memory and on a real nats-server alike."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from backbone.bus.joblog import WorkerLog
+from backbone.bus.sealed_joblog import SealedJobLog
+from backbone.bus.seals import SealSecret, attempt_token
+from schemas.durable import NO_TOKEN, QUEUED, Answer, AnswerKind, Ask, decode_durable, encode_durable
+from schemas.events import EventKind
+from schemas.jobs import Envelope, JobStatus
+from schemas.words import Word, word_on
+from tests.backbone.joblogs import World, envelope, next_of, read
+from tests.conftest import Eventually, running
+from tests.servers import Server, source
+
+COMPLETED, FAILED, CANCELLED = JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED
+
+
+@pytest.fixture(scope="module")
+def seal_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    yield from running(source().nats(tmp_path_factory.mktemp("seals")))
+
+
+class Desk:
+    """A gateway with seals, a worker, and whoever has a worker's rights and was given nothing."""
+
+    def __init__(self, world: World, log: SealedJobLog, worker: WorkerLog, refused: list[tuple[str, str]]) -> None:
+        self.world, self.log, self.worker, self.refused = world, log, worker, refused
+
+    async def given(self, **fields: Any) -> tuple[Envelope, bytes]:
+        """A job's envelope as a worker gets it, and its message."""
+        jobs: list[Any] = []
+        await self.log.store(envelope(self.world, **fields), b"{}")
+        bus = await self.world.hand(jobs)
+        bus.pull(self.world.queue, 1, 5.0, lambda *_: None)
+        async with asyncio.timeout(20):
+            while not jobs:
+                await asyncio.sleep(0.01)
+        jobs[0].ack()
+        return Envelope.decode(jobs[0].message)[0], jobs[0].message
+
+    async def forge(self, word: Word, payload: bytes = b"") -> None:
+        assert await self.worker.decide(word, payload)
+
+
+@pytest.fixture(params=["memory", "nats"])
+def seal_url(request: pytest.FixtureRequest) -> str | None:
+    return request.getfixturevalue("seal_nats").url if request.param == "nats" else None
+
+
+@pytest.fixture
+async def desk(seal_url: str | None) -> AsyncIterator[Desk]:
+    world, refused = World(seal_url), list[tuple[str, str]]()
+    await world.open_queue()
+    log = SealedJobLog(await world.gateway(), lambda kind, job: refused.append((kind, job)))
+    yield Desk(world, log, await world.worker(), refused)
+    await world.close()
+
+
+async def test_all_gateways_share_one_secret(desk: Desk) -> None:
+    """Whoever of them sealed something, all the others know it."""
+    others = await asyncio.gather(*(desk.world.gateway() for _ in range(5)))
+    secrets = [other.seal_secret for other in others]
+    assert secrets == [desk.log.seal_secret] * 5
+    assert isinstance(secrets[0], SealSecret)
+    assert len(secrets[0].key) == 32
+
+
+async def test_what_the_worker_of_a_job_says_ends_it(desk: Desk) -> None:
+    env, _ = await desk.given()
+    await desk.forge(word_on(env, COMPLETED, token="t"), b"answer")
+    decision = await desk.log.decided(env.job)
+    assert decision is not None
+    assert (decision.word.status, decision.payload, desk.refused) == (COMPLETED, b"answer", [])
+
+
+async def test_a_gateway_ends_a_job_past_a_forgery(desk: Desk) -> None:
+    env, _ = await desk.given()
+    await desk.forge(word_on(env, COMPLETED, owner="mallory"))
+    assert await desk.log.decide(word_on(env, CANCELLED))
+    decision = await desk.log.decided(env.job)
+    assert decision is not None
+    assert decision.word.status is CANCELLED
+    assert desk.refused == [("outcome", env.job)]
+
+
+FORGERIES: list[dict[str, Any]] = [
+    {"seal": ""}, {"owner": "mallory"}, {"key": "key_x"}, {"webhook": "https://evil.example/"}, {"model": "x"}, {"public_model": "x"},
+    {"endpoint": "/x"}, {"metadata": {"paid": "yes"}}, {"request_id": "x"}, {"run": 7}, {"batch": "b"}, {"uploads": ("f" * 32,)},
+    {"status": CANCELLED}, {"status": JobStatus.EXPIRED},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", FORGERIES, ids=lambda fields: "-".join(fields))
+async def test_a_forged_outcome_ends_nothing_and_makes_room_for_the_true_one(
+    desk: Desk, fields: dict[str, Any]
+) -> None:
+    env, _ = await desk.given()
+    await desk.forge(word_on(env, COMPLETED).model_copy(update=fields), b"forged")
+    assert await desk.log.decided(env.job) is None
+    assert desk.refused == [("outcome", env.job)]
+    await desk.forge(word_on(env, COMPLETED, token="t"), b"answer")
+    decision = await desk.log.decided(env.job)
+    assert decision is not None
+    assert decision.payload == b"answer"
+
+
+async def test_an_outcome_of_one_job_is_none_of_another(desk: Desk) -> None:
+    """Also where whoever forges it was given a job of his own."""
+    env, _ = await desk.given()
+    mine, _ = await desk.given()
+    await desk.forge(word_on(mine, COMPLETED).model_copy(update={"job": env.job}))
+    assert await desk.log.decided(env.job) is None
+
+
+async def test_the_recorder_gets_true_outcomes_only(desk: Desk, eventually: Eventually) -> None:
+    """A forged one is taken out of the way by itself, though nobody asks for it."""
+    forged, _ = await desk.given()
+    true, _ = await desk.given()
+    async with aclosing(desk.log.words(at_once=8, hold_s=30)) as words:
+        await desk.forge(word_on(forged, COMPLETED, owner="mallory"))
+        await desk.forge(word_on(true, COMPLETED))
+        item = await next_of(words)
+        while item.id != true.job:  # of other tests
+            await item.done()
+            item = await next_of(words)
+        await item.done()
+        assert ("outcome", forged.job) in desk.refused
+        await desk.forge(word_on(forged, COMPLETED), b"answer")
+        item = await next_of(words)
+        assert (item.id, Word.decode(item.data)[1]) == (forged.job, b"answer")
+
+
+async def test_events_are_those_of_attempts_that_were_given_the_job(desk: Desk) -> None:
+    env, _ = await desk.given()
+    other, _ = await desk.given()
+    token = attempt_token(env.ticket)
+    false = ["t", NO_TOKEN, token[:12], attempt_token(other.ticket), attempt_token("")]
+    record = encode_durable(QUEUED, 1, 0, 0, NO_TOKEN, b'{"owner":"mallory"}')
+    frames = [encode_durable("s", 1, 1, 0, one, b"{}") for one in false]
+    writer = desk.worker.writer(env.job)
+    for frame in (b"garbage", record, *frames, encode_durable("s", 1, 1, 0, token, b"{}"), *frames):
+        writer.say(frame)
+    await writer.settle()
+    desk.log.mention(env.job, encode_durable(QUEUED, 1, 0, 0, NO_TOKEN, b'{"owner":"o"}'))
+    async with aclosing(desk.log.events(env.job)) as events:
+        found = [decode_durable(data) for data in await read(events, 2)]
+    assert [(frame.kind, frame.payload) for frame in found] == [("s", b"{}"), ("q", b'{"owner":"o"}')]
+    assert [decode_durable(event.data).kind for event in await desk.log.first(env.job, 2)] == ["s", "q"]
+    assert {kind for kind, _ in desk.refused} == {"event"}
+    writer.close()
+
+
+async def test_a_question_is_answered_to_whoever_was_given_the_job(desk: Desk, eventually: Eventually) -> None:
+    env, _ = await desk.given()
+    heard: list[Answer | None] = []
+
+    async def referee(_ask: Ask) -> Answer:
+        return Answer(kind=AnswerKind.GO)
+
+    def ask(token: str) -> Ask:
+        return Ask(kind=EventKind.BEAT, job=env.job, run=1, delivery=1, token=token, owner="o", worker="w")
+
+    await desk.log.answer(referee)
+    desk.worker.ask(ask("stranger"), heard.append)
+    await eventually(lambda: ("question", env.job) in desk.refused)
+    desk.worker.ask(ask(attempt_token(env.ticket)), heard.append)
+    await eventually(lambda: Answer(kind=AnswerKind.GO) in heard)
+
+
+async def test_a_failed_job_is_tried_again_from_what_was_stored(desk: Desk) -> None:
+    """Not from what its worker makes of it."""
+    env, message = await desk.given()
+    await desk.forge(word_on(env, FAILED, error={"message": "m", "type": "t", "status": 500}), message)
+    decision = await desk.log.decided(env.job)
+    assert decision is not None
+    assert decision.payload == message
+    await desk.log.undecide(env.job, decision.seq)
+    changed = env.model_copy(update={"owner": "mallory"}).encode(b"{}")
+    await desk.forge(word_on(env, FAILED, error={"message": "m", "type": "t", "status": 500}), changed)
+    decision = await desk.log.decided(env.job)
+    assert decision is not None
+    assert decision.payload == b""
+    assert desk.refused == [("message", env.job)]
+
+
+async def test_a_dead_letter_is_of_a_job_that_was_given(desk: Desk) -> None:
+    env, message = await desk.given()
+    word = word_on(env, FAILED, dead=True, error={"message": "m", "type": "t", "status": 500})
+    await desk.worker.bury(word, message)
+    await desk.worker.bury(word.model_copy(update={"owner": "mallory", "run": 2}), message)
+    found = [letter.word.owner for letter in await desk.log.dead() if letter.word.job == env.job]
+    assert found == ["default"]
+    await desk.worker.bury(word.model_copy(update={"owner": "mallory", "run": 3}), message)
+    letter = await desk.log.dead_letter(env.job)
+    assert letter is not None
+    assert (letter.word.owner, letter.message) == ("default", message)
+
+
+async def test_an_item_that_no_gateway_put_there_is_dropped(desk: Desk) -> None:
+    raw, sealed = await desk.world.gateway(), desk.log.backlog("hooks")
+    await raw.backlog("hooks").put(f"forged-{id(desk)}", b'{"owner":"mallory"}')
+    await sealed.put(f"true-{id(desk)}", b'{"owner":"o"}')
+    async with aclosing(sealed.take(at_once=4, hold_s=30)) as items:
+        item = await next_of(items)
+        assert (item.id, item.data) == (f"true-{id(desk)}", b'{"owner":"o"}')
+        await item.done()
+    assert desk.refused == [("item", f"forged-{id(desk)}")]
+
+
+async def test_what_is_older_than_the_secret_is_believed(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results that were stored before there were seals are still there after an upgrade."""
+    env, _ = await desk.given()
+    secret = desk.log.seal_secret
+    assert secret is not None
+    await desk.forge(word_on(env, COMPLETED, seal=""), b"old answer")
+    later = SealSecret(secret.key, secret.made_at + 3600)
+    monkeypatch.setattr(type(desk.log), "_secret", property(lambda _: later))
+    decision = await desk.log.decided(env.job)
+    assert decision is not None
+    assert decision.payload == b"old answer"
