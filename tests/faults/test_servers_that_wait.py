@@ -183,6 +183,20 @@ async def test_a_server_that_has_just_died_costs_no_tries(crew: Crew, cluster: C
         assert len(returned) <= int(SETTINGS["WORKER_CONCURRENCY"]), "no more than were in its hands"
 
 
+async def test_a_server_that_dies_under_load_fails_nobody(crew: Crew, cluster: Cluster, eventually: Eventually) -> None:
+    """Whole answers under way at its death come from the other server, and so does everything that follows."""
+    async with Server(crew.model) as dying, Server(crew.model) as well:
+        for server in (dying, well):
+            server.listing(crew.model, token_delay_s=0.02)
+            await serve(crew, server, WORKER_HEALTH_INTERVAL_S="60")
+        answers = [crew.ask() for _ in range(300)]
+        await eventually(lambda: sum(answer.ended for answer in answers) >= 60)
+        await dying.kill()
+        await asyncio.gather(*(answer.end() for answer in answers))
+        failed = [(answer.status, answer.error) for answer in answers if answer.status != 200]
+        assert failed == []
+
+
 async def test_a_dead_server_without_another_one(crew: Crew, cluster: Cluster, eventually: Eventually) -> None:
     """Requests wait for it to come back, within their limits; a durable job, too."""
     async with Server(crew.model) as server:
