@@ -50,7 +50,7 @@ class Call:
 
     __slots__ = (
         "_abandoned", "_ack_wait_s", "_bus", "_loading_s", "_pieces", "_seq", "_size", "_waiter", "backend", "began_at", "delivery",
-        "direct", "done", "envelope", "error", "first_at", "last_sign", "loop", "progress", "queue", "queued_at", "returned", "seq", "shown", "starts", "state",
+        "direct", "done", "envelope", "error", "first_at", "held_back", "last_sign", "loop", "progress", "queue", "queued_at", "returned", "seq", "shown", "starts", "state",
         "submitted_at", "worker",
     )  # fmt: skip
 
@@ -72,6 +72,8 @@ class Call:
         self.error: ErrorInfo | None = None
         self.returned: ErrorInfo | None = None
         """Why the latest attempt gave the job back, while no other has begun; None where that is no failure."""
+        self.held_back: ErrorInfo | None = None
+        """Why the latest attempt, which does not count, gave the job back: no server could be asked, or it asked to wait."""
         self.direct: Callable[[bytes], bool] | None = None
         """Takes bytes for the caller past `take`, while the one who waits waits; False: it could not."""
         self.progress: bytes | None = None
@@ -261,7 +263,7 @@ class Call:
             return GONE
         self.worker, self.backend = started.worker, started.backend
         self._forget_output()
-        self.returned = None
+        self.returned = self.held_back = None
         self.delivery, self._seq = delivery, 0
         self.starts += 1
         self.state = State.RUNNING
@@ -301,6 +303,7 @@ class Call:
                 self.fail(NexusError.from_info(info))
         else:
             # The limit on waiting goes on: a server may ask to wait any number of times.
+            self.held_back = info
             self.starts -= 1
             self.began_at = self.began_at if self.starts else None
             self.state = State.QUEUED
@@ -311,7 +314,9 @@ class Call:
         """Called a few times a second: nothing waits without a bound."""
         limits = self.envelope.limits
         if self.state is State.QUEUED:
-            if now - self.queued_at > limits.queue_s:
+            if now - self.queued_at > limits.queue_s and self.held_back is not None:
+                self.fail(NexusError.from_info(self.held_back))
+            elif now - self.queued_at > limits.queue_s:
                 self.fail(
                     DeadlineExceeded(
                         f"no worker took the request within {limits.queue_s:g} s (queue limit)", code="queue_timeout"

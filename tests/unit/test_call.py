@@ -196,6 +196,22 @@ async def test_attempts_that_do_not_count_are_as_many_as_the_limit_on_waiting_al
     assert rig.code == "queue_timeout"
 
 
+async def test_a_limit_on_waiting_that_a_pause_uses_up_ends_in_the_servers_words() -> None:
+    """With `Retry-After`, and not as if no worker had taken the request."""
+    rig = Rig(queue_s=3.0)
+    assert rig.start(1) == GO
+    rig.hear(EventKind.RETURNED, 1, 1, back(counted=False, retry_after_s=2.0))
+    rig.call.check(rig.call.queued_at + 2.9)
+    assert rig.code is None
+    rig.call.check(rig.call.queued_at + 3.1)
+    assert rig.call.error is not None
+    assert (rig.call.error.status, rig.code, rig.call.error.headers()["retry-after"]) == (
+        503,
+        "backend_unavailable",
+        "2",
+    )
+
+
 async def test_a_job_that_kills_its_workers_is_poison() -> None:
     """After three started attempts without an end, a fourth is not begun."""
     rig = Rig()

@@ -171,11 +171,13 @@ class ServiceBackend(Backend):
         if not having:
             unknown = [place for place in self._places.values() if place.advert is None]
             if unknown and not self.config.models:
-                raise BackendUnavailable(f"no service that is ready has {task.model!r}; {'; '.join(self._problems())}")
+                message = f"no service that is ready has {task.model!r}; {'; '.join(self._problems())}"
+                raise BackendUnavailable(message, unsent=not failed)
             raise ModelNotServed(f"no service has the model {task.model!r}", param="model")
         ready = [place for place in having if place.ready and place not in failed]
         if not ready:
-            raise BackendUnavailable("; ".join(f"the service {one.name} is not ready: {one.problem}" for one in having))
+            message = "; ".join(f"the service {one.name} is not ready: {one.problem}" for one in having)
+            raise BackendUnavailable(message, unsent=not failed)
         willing = [place for place in ready if not place.waits_s(task.model)]
         if not willing:
             left_s = min(filter(None, (place.waits_s(task.model) for place in having)))
