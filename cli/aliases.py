@@ -24,12 +24,13 @@ def aliases(
     ctx: typer.Context,
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
 ) -> None:
     """The aliases, and the model that each stands for now."""
     if options.listing(ctx):
-        with options.client(url, key, data_dir) as api:
+        with options.client(url, key, data_dir, key_file) as api:
             show(api, fetch_list(PATH), render_aliases, as_json=as_json, watch=False)
 
 
@@ -39,11 +40,12 @@ def set_alias(
     targets: Annotated[list[str], typer.Argument(help="Models, in order of preference.")],
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
 ) -> None:
     """Make a name stand for models, or for other ones than before; requests follow at once."""
-    with options.client(url, key, data_dir) as api:
+    with options.client(url, key, data_dir, key_file) as api:
         answer = api.put(f"{PATH}/{quote(name, safe='')}", {"targets": targets})
     if as_json:
         print(json.dumps(answer))
@@ -56,11 +58,12 @@ def remove_alias(
     name: Name,
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
 ) -> None:
     """Remove an alias."""
-    with options.client(url, key, data_dir) as api:
+    with options.client(url, key, data_dir, key_file) as api:
         answer = api.delete(f"{PATH}/{quote(name, safe='')}")
     print(json.dumps(answer) if as_json else f"{name}: removed")
 

@@ -3,7 +3,7 @@
 | | looked for in this order |
 |---|---|
 | URL | `--url`, `NEXUS_URL`, the stack running on the data directory, `http://127.0.0.1:8800` |
-| key | `--key`, `NEXUS_API_KEY`, `GATEWAY_BEARER_TOKEN`, `GATEWAY_BEARER_TOKEN_FILE`, the running stack's, for its own URL |
+| key | `--key-file` or `--key`, `NEXUS_API_KEY`, `NEXUS_API_KEY_FILE`, `GATEWAY_BEARER_TOKEN`, `GATEWAY_BEARER_TOKEN_FILE`, the running stack's, for its own URL |
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from cli.errors import ConsoleError, Refused, Unreachable
 
 DEFAULT_URL = "http://127.0.0.1:8800"
 KEY_FILE_VARIABLE = "GATEWAY_BEARER_TOKEN_FILE"
+API_KEY_FILE_VARIABLE = "NEXUS_API_KEY_FILE"
 CONNECT_S = 3.0
 READ_S = 30.0
 STREAM_READ_S = 300.0
@@ -52,15 +53,25 @@ def find_target(url: str | None, key: str | None, data_dir: DataDir) -> Target:
     if "://" not in chosen:
         chosen = f"http://{chosen}"
     if key:
-        return Target(chosen, key, "--key")
-    for name in ("NEXUS_API_KEY", "GATEWAY_BEARER_TOKEN"):
-        if os.environ.get(name):
-            return Target(chosen, os.environ[name], f"the environment variable {name}")
+        return Target(chosen, key, "--key or --key-file")
+    if os.environ.get("NEXUS_API_KEY"):
+        return Target(chosen, os.environ["NEXUS_API_KEY"], "the environment variable NEXUS_API_KEY")
+    if file := os.environ.get(API_KEY_FILE_VARIABLE):
+        return Target(chosen, _named_key(file), f"the file {file}")
+    if os.environ.get("GATEWAY_BEARER_TOKEN"):
+        return Target(chosen, os.environ["GATEWAY_BEARER_TOKEN"], "the environment variable GATEWAY_BEARER_TOKEN")
     if kept := _kept_key():
         return Target(chosen, kept, f"the file {os.environ[KEY_FILE_VARIABLE]}")
     if state and state.url == chosen:
         return Target(chosen, state.key, str(data_dir.state_file))
     return Target(chosen)
+
+
+def _named_key(file: str) -> str:
+    try:
+        return Path(file).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConsoleError(f"{API_KEY_FILE_VARIABLE}: the key cannot be read from {file}") from error
 
 
 def _kept_key() -> str:
@@ -202,7 +213,7 @@ class ApiClient:
         if response.status_code == httpx.codes.UNAUTHORIZED:
             if not self.target.key:
                 return (
-                    f"{self.target.url} wants a key, and none was given: pass --key or set NEXUS_API_KEY "
+                    f"{self.target.url} wants a key, and none was given: pass --key-file or set NEXUS_API_KEY "
                     "(`nexus up` prints its key)."
                 )
             return f"{self.target.url} does not know the key from {self.target.key_source}: {said}"

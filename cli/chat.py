@@ -26,10 +26,11 @@ def chat(
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Show tokens as they come.")] = True,
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
 ) -> None:
     """Chat with a model: by turns, or once with --message or from a pipe."""
-    with options.client(url, key, data_dir) as api:
+    with options.client(url, key, data_dir, key_file) as api:
         name = model or first_chat_model(api)
         history: list[Message] = [{"role": "system", "content": system}] if system else []
         if message is None and not sys.stdin.isatty():

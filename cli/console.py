@@ -39,12 +39,13 @@ Render = Callable[[Any], RenderableType]
 def status(
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
     watch: options.Watch = False,
 ) -> None:
     """Is everything well: the parts, the workers, the queues."""
-    with options.client(url, key, data_dir) as api:
+    with options.client(url, key, data_dir, key_file) as api:
         seen = show(api, fetch_status, render_status, as_json=as_json, watch=watch)
     if seen["ready"].get("status") == "unavailable":
         raise typer.Exit(1)
@@ -53,24 +54,26 @@ def status(
 def workers(
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
     watch: options.Watch = False,
 ) -> None:
     """The workers, their slots and their models."""
-    with options.client(url, key, data_dir) as api:
+    with options.client(url, key, data_dir, key_file) as api:
         show(api, fetch_list("/v1/workers"), render_workers, as_json=as_json, watch=watch)
 
 
 def queues(
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
     watch: options.Watch = False,
 ) -> None:
     """How many jobs wait, and how many run, per model and lane."""
-    with options.client(url, key, data_dir) as api:
+    with options.client(url, key, data_dir, key_file) as api:
         show(api, fetch_list("/v1/queues"), render_queues, as_json=as_json, watch=watch)
 
 
@@ -78,11 +81,12 @@ def drain(
     worker: Annotated[str, typer.Argument(help="The worker's id, as `nexus workers` shows it.")],
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
 ) -> None:
     """Let a worker finish what it runs and take nothing new."""
-    with options.client(url, key, data_dir) as api:
+    with options.client(url, key, data_dir, key_file) as api:
         answer = api.post(f"/v1/workers/{quote(worker, safe='')}/drain")
     if as_json:
         print(json.dumps(answer))

@@ -25,12 +25,13 @@ def list_letters(
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="So many at most.")] = 50,
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
     watch: options.Watch = False,
 ) -> None:
     """The dead letters, newest first."""
-    with options.client(url, key, data_dir) as api:
+    with options.client(url, key, data_dir, key_file) as api:
         show(api, lambda api: fetch_letters(api, limit), render_letters, as_json=as_json, watch=watch)
 
 
@@ -39,11 +40,12 @@ def show_letter(
     job: Annotated[str, typer.Argument(help="The job's id.")],
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
 ) -> None:
     """One dead letter, with its request."""
-    with options.client(url, key, data_dir) as api:
+    with options.client(url, key, data_dir, key_file) as api:
         show(api, lambda api: api.get(_path(job)), render_job, as_json=as_json, watch=False)
 
 
@@ -53,13 +55,14 @@ def replay(
     everything: Annotated[bool, typer.Option("--all", help="All that lie there now.")] = False,
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
 ) -> None:
     """Run dead letters again, under their ids."""
     if bool(jobs) == everything:
         raise typer.BadParameter("name JOBs, or say --all")
-    with options.client(url, key, data_dir) as api:
+    with options.client(url, key, data_dir, key_file) as api:
         ids = jobs or [letter["id"] for letter in fetch_letters(api, None)["data"]]
         each(ids, lambda job: api.post(_path(job, "/replay")), as_json=as_json)
 
@@ -69,11 +72,12 @@ def delete(
     jobs: Ids,
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
 ) -> None:
     """Forget dead letters; their jobs stay failed."""
-    with options.client(url, key, data_dir) as api:
+    with options.client(url, key, data_dir, key_file) as api:
         each(jobs, lambda job: api.delete(_path(job)), as_json=as_json)
 
 

@@ -38,6 +38,7 @@ def list_jobs(
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
     watch: options.Watch = False,
@@ -50,7 +51,7 @@ def list_jobs(
     def fetch(api: ApiClient) -> dict[str, Any]:
         return fetch_pages(api, wanted, None if everything else limit)
 
-    with options.client(url, key, data_dir) as api:
+    with options.client(url, key, data_dir, key_file) as api:
         show(api, fetch, render_jobs, as_json=as_json, watch=watch)
 
 
@@ -59,12 +60,13 @@ def show_job(
     job: Annotated[str, typer.Argument(help="The job's id.")],
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
     watch: options.Watch = False,
 ) -> None:
     """One job, with what its webhook was told."""
-    with options.client(url, key, data_dir) as api:
+    with options.client(url, key, data_dir, key_file) as api:
         show(api, lambda api: api.get(path_of(job)), render_job, as_json=as_json, watch=watch)
 
 
@@ -73,11 +75,12 @@ def cancel(
     jobs: Ids,
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
 ) -> None:
     """End jobs: those that wait never run, those that run are stopped. One that has ended stays as it is."""
-    with options.client(url, key, data_dir) as api:
+    with options.client(url, key, data_dir, key_file) as api:
         each(jobs, lambda job: api.post(path_of(job, "/cancel")), as_json=as_json)
 
 
@@ -86,11 +89,12 @@ def retry(
     jobs: Ids,
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
 ) -> None:
     """Run failed jobs again."""
-    with options.client(url, key, data_dir) as api:
+    with options.client(url, key, data_dir, key_file) as api:
         each(jobs, lambda job: api.post(path_of(job, "/retry")), as_json=as_json)
 
 

@@ -39,23 +39,25 @@ def keys(
     ctx: typer.Context,
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
 ) -> None:
     """The keys that were created; `nexus keys list` is the same."""
     if options.listing(ctx):
-        list_keys(url, key, data_dir, as_json)
+        list_keys(url, key, key_file, data_dir, as_json)
 
 
 @app.command("list")
 def list_keys(
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
 ) -> None:
     """The keys that are not revoked. None is shown whole: only its last characters are."""
-    with options.client(url, key, data_dir) as api:
+    with options.client(url, key, data_dir, key_file) as api:
         show(api, fetch_list(PATH), render_keys, as_json=as_json, watch=False)
 
 
@@ -82,6 +84,7 @@ def create_key(
     ] = None,
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
 ) -> None:
@@ -95,7 +98,7 @@ def create_key(
         "expires_in": seconds(expires) if expires is not None else None,
     }
     body |= {field: value for field, value in wanted.items() if value is not None}
-    with options.client(url, key, data_dir) as api:
+    with options.client(url, key, data_dir, key_file) as api:
         answer = api.post(PATH, body)
     if as_json:
         print(json.dumps(answer))
@@ -111,11 +114,12 @@ def revoke_key(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `nexus keys list` shows it.")],
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
 ) -> None:
     """End a key for good, at every gateway."""
-    with options.client(url, key, data_dir) as api:
+    with options.client(url, key, data_dir, key_file) as api:
         answer = api.delete(f"{PATH}/{quote(key_id, safe='')}")
     print(json.dumps(answer) if as_json else f"{key_id}: revoked")
 
@@ -124,13 +128,16 @@ def revoke_key(
 def show_webhook_secret(
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
 ) -> None:
     """What the webhooks of the bootstrap key's jobs are signed with: it follows from that key, and no gateway is asked."""
-    token = find_target(url, key, data_dir_from(data_dir)).key
+    token = find_target(url, options.chosen_key(key, key_file), data_dir_from(data_dir)).key
     if not token:
-        raise ConsoleError("which key? Pass the bootstrap key as --key, or set GATEWAY_BEARER_TOKEN")
+        raise ConsoleError(
+            "which key? Name a file that holds the bootstrap key with --key-file, or set GATEWAY_BEARER_TOKEN"
+        )
     if is_created(token.encode()):
         raise ConsoleError("this key was created: its webhook secret was shown with it, and cannot be shown again")
     secret = bootstrap_webhook_secret(token)

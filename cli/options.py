@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from getpass import getpass
 from pathlib import Path
 from typing import Annotated
 
@@ -9,14 +11,41 @@ import typer
 
 from cli.api import ApiClient, find_target
 from cli.datadir import data_dir_from
+from cli.errors import ConsoleError
 
 Url = Annotated[
     str | None,
     typer.Option("--url", help="The gateway. Default: NEXUS_URL, else the running stack, else http://127.0.0.1:8800."),
 ]
+
+
+def warn_of_key(key: str | None) -> str | None:
+    """Say that a key on the command line is no secret on this machine."""
+    if key:
+        print(
+            "nexus: --key shows the key to everybody who can list this machine's processes; "
+            "use --key-file FILE or an environment variable",
+            file=sys.stderr,
+        )
+    return key
+
+
 Key = Annotated[
     str | None,
-    typer.Option("--key", help="The API key. Default: NEXUS_API_KEY, GATEWAY_BEARER_TOKEN, else the running stack's."),
+    typer.Option(
+        "--key",
+        callback=warn_of_key,
+        help="The API key, for all to see in process lists: better --key-file, or NEXUS_API_KEY.",
+    ),
+]
+KeyFile = Annotated[
+    str | None,
+    typer.Option(
+        "--key-file",
+        metavar="FILE",
+        help="Holds the API key; `-`: ask for it, or read it from standard input. "
+        "Default: NEXUS_API_KEY, NEXUS_API_KEY_FILE, GATEWAY_BEARER_TOKEN, else the running stack's.",
+    ),
 ]
 Data = Annotated[
     Path | None,
@@ -29,9 +58,31 @@ Metadata = Annotated[
 Watch = Annotated[bool, typer.Option("--watch", "-w", help="Keep the view up to date until Ctrl-C.")]
 
 
-def client(url: str | None, key: str | None, data_dir: Path | None) -> ApiClient:
+def client(url: str | None, key: str | None, data_dir: Path | None, key_file: str | None = None) -> ApiClient:
     """A client for the gateway that these options mean."""
-    return ApiClient(find_target(url, key, data_dir_from(data_dir)))
+    return ApiClient(find_target(url, chosen_key(key, key_file), data_dir_from(data_dir)))
+
+
+def chosen_key(key: str | None, key_file: str | None) -> str | None:
+    """Return the key that the options give; None: they give none. Raises ConsoleError."""
+    if key and key_file:
+        raise ConsoleError("--key and --key-file are both given: leave --key out")
+    return read_key(key_file) if key_file else key
+
+
+def read_key(file: str) -> str:
+    """Return the key in a file; of `-`, what is typed or comes on standard input. Raises ConsoleError."""
+    try:
+        if file == "-":
+            text = getpass("API key: ") if sys.stdin.isatty() else sys.stdin.readline()
+        else:
+            text = Path(file).read_text()
+    except (OSError, UnicodeDecodeError, EOFError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ConsoleError(f"--key-file: the key cannot be read from {file}: {reason}") from error
+    if not (key := text.strip()):
+        raise ConsoleError(f"--key-file: {'no key was given' if file == '-' else f'{file} is empty'}")
+    return key
 
 
 def pairs(texts: list[str] | None, option: str) -> list[tuple[str, str]]:

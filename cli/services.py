@@ -24,12 +24,13 @@ def services(
     ctx: typer.Context,
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
 ) -> None:
     """The services that are entered, and the state of each as the worker that serves it says."""
     if options.listing(ctx):
-        with options.client(url, key, data_dir) as api:
+        with options.client(url, key, data_dir, key_file) as api:
             show(api, fetch_list(PATH), render_services, as_json=as_json, watch=False)
 
 
@@ -42,11 +43,12 @@ def add_service(
     ] = "",
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
 ) -> None:
     """Enter a service; one that is there under this name has moved to this URL."""
-    with options.client(url, key, data_dir) as api:
+    with options.client(url, key, data_dir, key_file) as api:
         answer = api.put(f"{PATH}/{quote(name, safe='')}", {"base_url": base_url, "metadata_url": metadata_url})
     print(json.dumps(answer) if as_json else f"{name}: {answer['base_url']}")
 
@@ -56,11 +58,12 @@ def remove_service(
     name: Name,
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
 ) -> None:
     """Remove a service's record; the service itself is left alone."""
-    with options.client(url, key, data_dir) as api:
+    with options.client(url, key, data_dir, key_file) as api:
         answer = api.delete(f"{PATH}/{quote(name, safe='')}")
     print(json.dumps(answer) if as_json else f"{name}: removed")
 

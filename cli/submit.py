@@ -49,6 +49,7 @@ def submit(
     output: Output = None,
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
 ) -> None:
@@ -66,7 +67,7 @@ def submit(
     }
     about |= {"service_tier": tier, "timeout": timeout}
     about = {name: value for name, value in about.items() if value}
-    with options.client(url, key, data_dir) as api:
+    with options.client(url, key, data_dir, key_file) as api:
         job = _submit_form(api, path, body, files, about) if files else _submit(api, path, body, about)
         if stays:
             raise typer.Exit(follow(api, job["id"], output=output, as_json=as_json))

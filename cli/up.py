@@ -37,7 +37,19 @@ def up(
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     key: Annotated[
         str | None,
-        typer.Option("--key", help="The admin key. Default: GATEWAY_BEARER_TOKEN, else one made once and kept."),
+        typer.Option(
+            "--key",
+            callback=options.warn_of_key,
+            help="The admin key, for all to see in process lists: better --key-file, or GATEWAY_BEARER_TOKEN.",
+        ),
+    ] = None,
+    key_file: Annotated[
+        str | None,
+        typer.Option(
+            "--key-file",
+            metavar="FILE",
+            help="Holds the admin key; `-`: ask for it. Default: GATEWAY_BEARER_TOKEN, else one made once and kept.",
+        ),
     ] = None,
 ) -> None:
     """Start everything: NATS, etcd, Redis, gateway, workers for every backend found here. Ctrl-C stops all of it."""
@@ -54,7 +66,7 @@ def up(
         host=host,
         port=port or free_port(host),
         observability_port=observability_port or free_port(),
-        key=choose_key(key, token.get_secret_value() if token else "", data),
+        key=choose_key(options.chosen_key(key, key_file), token.get_secret_value() if token else "", data),
         gateways=gateways,
         local_models=local_models,
         discover=discover,
@@ -71,7 +83,7 @@ def up(
 
 
 def choose_key(flag: str | None, token: str, data: DataDir) -> str:
-    """The key by flag, else `token` from the settings, else the data directory's. Raises ConsoleError for a bad one."""
+    """The key by flag or file, else `token` from the settings, else the data directory's. Raises ConsoleError for a bad one."""
     key = flag or token or data.key()
     if not key.isascii() or not key.isprintable() or any(one in key for one in " \"'`$\\"):
         raise ConsoleError("the key must be printable ASCII without spaces, quotes, $ and backslashes")

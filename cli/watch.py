@@ -32,6 +32,7 @@ def watch(
     output: Output = None,
     url: options.Url = None,
     key: options.Key = None,
+    key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
 ) -> None:
@@ -39,7 +40,7 @@ def watch(
 
     Standard output has the result alone. With --json it has one line an event, and a last one with the result.
     """
-    with options.client(url, key, data_dir) as api:
+    with options.client(url, key, data_dir, key_file) as api:
         raise typer.Exit(follow(api, job, output=output, as_json=as_json))
 
 

@@ -28,6 +28,7 @@ from gateway.leaving import Leaving
 from gateway.protocol import HttpProtocol, http_protocol
 from gateway.security_headers import add_security_headers
 from gateway.wiring import Running, running
+from schemas.disclosure import INSIDE
 from schemas.errors import NexusError
 
 log = structlog.get_logger(__name__)
@@ -44,6 +45,7 @@ SUPERVISOR = "NEXUS_GATEWAY_SUPERVISOR"
 def run(settings: GatewaySettings) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit status: 1 when the gateway cannot start."""
     configure_logging(settings.log_format, settings.log_level)
+    INSIDE.add(settings.nats_url, settings.etcd_url, settings.redis_url, socket.gethostname())
     # What is wrong with a caller's form is told to the caller.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     try:

@@ -30,6 +30,7 @@ from gateway.jobs.records import record_of
 from gateway.jobs.shape import shape
 from gateway.webhook_notes import DeliveryNotes, Note, State
 from gateway.webhook_signature import BadSecret, signed
+from schemas.disclosure import INSIDE
 from schemas.errors import InvalidRequest, Unavailable
 from schemas.jobs import Delivery
 from schemas.words import Word
@@ -187,7 +188,7 @@ class Webhooks:
             headers = signed(secret, hook.id, int(self._clock()), body)
             return await self._poster.post(hook.url, body, {"content-type": "application/json", **headers}), None
         except (FetchRefused, BadSecret) as error:
-            return None, str(error)
+            return None, INSIDE.hide(str(error))
         except Exception:
             log.exception("defect in webhooks", job=hook.job)
             return None, "a defect in Nexus; the gateway's log has it"

@@ -25,6 +25,8 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from schemas.disclosure import INSIDE
+
 DRAINED = "worker_drained"
 """Code of a job handed back by a worker that shuts down: it has not failed."""
 ACCEPTED_ENCODINGS = "gzip, deflate, zstd"
@@ -46,9 +48,19 @@ class ErrorInfo(BaseModel):
     should_retry: bool | None = None
     """Becomes `x-should-retry`, which OpenAI's SDKs obey above their own rules."""
 
+    @property
+    def public_message(self) -> str:
+        """The message as callers may read it: without addresses, host names and paths of the inside."""
+        return INSIDE.hide(self.message)
+
     def body(self) -> dict[str, Any]:
-        """OpenAI's error object."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        """OpenAI's error object, as callers may read it."""
+        return {"error": {"message": self.public_message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def public(self) -> ErrorInfo:
+        """The same without addresses, host names and paths of the inside."""
+        message = self.public_message
+        return self if message == self.message else self.model_copy(update={"message": message})
 
     def headers(self) -> dict[str, str]:
         """The response headers that go with this error."""

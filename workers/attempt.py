@@ -433,6 +433,10 @@ class Attempt:
         wrapped = wrap_foreign(error)
         if wrapped is not error:
             self._log.warning("foreign exception from the adapter", exc_info=error)
+        public = wrapped.info.public()
+        if public is not wrapped.info:
+            self._log.warning("attempt.error_hidden", error=wrapped.info.message)
+            wrapped.info = public
         self.error = wrapped.info
         if isinstance(wrapped, BackendError):
             self.failure = wrapped

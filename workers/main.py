@@ -21,6 +21,7 @@ from backbone.registry.access import etcd_access
 from backbone.registry.etcd import EtcdRegistry
 from backbone.secret_files import Misconfigured
 from backbone.settings import WorkerSettings
+from schemas.disclosure import INSIDE
 from schemas.errors import NexusError
 from workers.backends.base import Backend, BackendConfig, make_backend
 from workers.metrics import WorkerMetrics
@@ -36,6 +37,7 @@ _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 def run(settings: WorkerSettings) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit status: 2 for settings that cannot work, 1 for a failed start."""
     configure_logging(settings.log_format, settings.log_level)
+    INSIDE.add(settings.worker_backend_url, settings.nats_url, settings.etcd_url, settings.host)
     try:
         uvloop.run(_main(settings))
     except NexusError as error:

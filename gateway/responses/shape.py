@@ -108,7 +108,7 @@ def failure(info: ErrorInfo | None) -> JSON:
         code = "rate_limit_exceeded"
     elif 400 <= info.status < 500:
         code = "invalid_prompt"
-    return {"code": code, "message": info.message}
+    return {"code": code, "message": info.public_message}
 
 
 def unanswered(shell: JSON, status: JobStatus, error: ErrorInfo | None) -> JSON:

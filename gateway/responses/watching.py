@@ -106,7 +106,7 @@ class Watch:
 
     def broken(self, info: ErrorInfo) -> Event:
         """The event that says why there are no more, while the response may go on."""
-        return self._answering.error(info.code, info.message)
+        return self._answering.error(info.code, info.public_message)
 
     async def _take(self, event: JobEvent) -> list[Event]:
         answering = self._answering

@@ -192,15 +192,15 @@ async def test_alarms_and_dashboards_are_made_of_metrics_that_exist(tmp_path: Pa
         await until(1, "nexus_webhook_tries_total", state="failed")
         await eventually(lambda: said("nexus_stream_max_bytes", stream="NEXUS_JOBS"), timeout_s=30)
         await until(1, "nexus_part_up", part="redis")
-        assert await said("nexus_workers", state="ready") == 1
-        assert await said("nexus_model_workers", capability="chat", model="echo") == 1
+        await until(1, "nexus_workers", state="ready")
+        await until(1, "nexus_model_workers", capability="chat", model="echo")
         of_worker = (await cluster.http.get(worker_url)).text
         await cluster.stop_workers(worker)
         await cluster.wait_for_worker(worker, None)
-        assert await said("nexus_model_workers", capability="chat", model="echo") == 0
+        await until(0, "nexus_model_workers", capability="chat", model="echo")
         await until(0, "nexus_unserved_requests_total", capability="chat", model="echo")
         assert (await cluster.post("/v1/chat/completions", chat("hello"))).status_code == 503
-        assert await said("nexus_unserved_requests_total", capability="chat", model="echo") == 1
+        await until(1, "nexus_unserved_requests_total", capability="chat", model="echo")
         waiting = await cluster.post("/v1/jobs", {"endpoint": "/v1/chat/completions", "body": chat("hello")})
         assert waiting.status_code == 202, "a model without workers is still known: what wakes them is a job that waits"
         await until(1, "nexus_queue_depth", capability="chat", lane="default", model="echo")

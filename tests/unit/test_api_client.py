@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from cli.api import DEFAULT_URL, ApiClient, Target, find_target
 from cli.datadir import DataDir, StackState
 from cli.errors import ConsoleError
+from cli.options import chosen_key, warn_of_key
 from cli.ports import free_port
 
 SECRET = "nexus-very-secret"
@@ -61,7 +63,35 @@ class TestTarget:
         monkeypatch.setenv("NEXUS_API_KEY", "mine")
         assert find_target(None, None, stack).key == "mine"
         target = find_target("http://other:1", "flag", stack)
-        assert (target.url, target.key, target.key_source) == ("http://other:1", "flag", "--key")
+        assert (target.url, target.key, target.key_source) == ("http://other:1", "flag", "--key or --key-file")
+
+    def test_keys_in_files(self, stack: DataDir, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        """A file named by option or variable holds the key; what cannot be read is said, and no other key is sent."""
+        (tmp_path / "key").write_text("filed\n")
+        assert chosen_key(None, str(tmp_path / "key")) == "filed"
+        monkeypatch.setenv("GATEWAY_BEARER_TOKEN", "admin")
+        monkeypatch.setenv("NEXUS_API_KEY_FILE", str(tmp_path / "key"))
+        assert find_target(None, None, stack).key == "filed"
+        monkeypatch.setattr("sys.stdin", io.StringIO("typed\n"))
+        assert chosen_key(None, "-") == "typed"
+        (tmp_path / "empty").write_text("\n")
+        for wrong in ("missing", "empty"):
+            with pytest.raises(ConsoleError, match=wrong):
+                chosen_key(None, str(tmp_path / wrong))
+        with pytest.raises(ConsoleError, match="leave --key out"):
+            chosen_key("a", str(tmp_path / "key"))
+        monkeypatch.setenv("NEXUS_API_KEY_FILE", str(tmp_path / "missing"))
+        with pytest.raises(ConsoleError, match="NEXUS_API_KEY_FILE"):
+            find_target(None, None, stack)
+
+    def test_a_key_on_the_command_line_is_warned_of(self, capsys: pytest.CaptureFixture[str]):
+        """On standard error, so that JSON stays JSON."""
+        assert warn_of_key("secret") == "secret"
+        assert warn_of_key(None) is None
+        said = capsys.readouterr()
+        assert "process" in said.err
+        assert "secret" not in said.err
+        assert said.out == ""
 
     def test_key_of_the_stack_goes_to_no_other_gateway(self, stack: DataDir):
         """A key is not sent to whatever --url names."""
