@@ -54,7 +54,7 @@ def test_a_date_without_the_answers_own_counts_from_now(value: str) -> None:
         (503, {}, b'{"error":"Model x is currently loading","estimated_time":1e9}', MAX_ESTIMATE_S),
         (503, {}, b'{"detail":"model not ready yet"}', LOADING_S),
         (503, {}, b'{"error":"server busy, please try again.  maximum pending requests exceeded"}', None),
-        (429, {}, b'{"error":{"message":"You exceeded your current quota","code":"insufficient_quota"}}', None),
+        (429, {}, b'{"error":{"message":"Rate limit reached","code":"rate_limit_exceeded"}}', None),
         (429, {"retry-after": "nonsense"}, b"", None),
     ],
 )

@@ -5,9 +5,12 @@
 | 400, 409, 413, 415, 422, other 4xx | BackendRefused, 400 (413 kept): the caller's request is wrong |
 | 404 about a model | ModelNotServed |
 | 404, 405 otherwise; 501 | BackendRefused: this server cannot do that |
+| any but 429 and 503, about more tokens than the model takes | BackendRefused, 400 `context_length_exceeded` |
+| 403 about the caller's input | BackendRefused, 400 `content_policy_violation` |
 | 401, 403 | BackendError: the worker's key for the server is wrong; the server's words might quote it and are dropped |
 | 408, 502, 504, 5xx in general | BackendError, transient |
-| 429, 503 | BackendUnavailable. With `Retry-After`, or where the model is being loaded, the worker leaves the model alone for so long |
+| 429 about a quota that is used up | BackendRefused, 429: no later try can pass |
+| 429, 503 | BackendUnavailable, 429 with the server's code, or 503. With `Retry-After`, or where the model is being loaded, the worker leaves the model alone for so long |
 | 500 that complains about the request | BackendRefused: llama-server does that |
 """
 
@@ -38,6 +41,23 @@ BAD_INPUT = re.compile(
     r"is not supported|not support|json\.exception|json schema|grammar|jinja|chat template|failed to parse|unrecognized",
     re.IGNORECASE,
 )
+TOO_LONG = re.compile(
+    r"maximum context length|maximum model length|context the overflows|tokens to keep from the initial prompt"
+    r"|context[ -](?:size|length|window)\b.{0,60}\b(?:exceed|overflow)"
+    r"|(?:exceed|longer than|larger than|too large for|too long for)\w*\b.{0,80}\b(?:context|model's maximum|max_model_len|max_seq_len)"
+    r"|(?:input|prompt|request|message)s?\b.{0,60}\btokens?\b.{0,60}\b(?:exceed|too large|too long|too many)"
+    r"|prompt is too long|input (?:is )?too long|too many (?:input )?tokens"
+    r"|tokens?`? \+ `?max_new_tokens|must have less than \d+ tokens|reduce the length of (?:the|your) (?:messages|prompt|input)",
+    re.IGNORECASE,
+)
+"""Servers' words for a prompt that does not fit: llama.cpp, vLLM, SGLang, TGI, TEI, Ollama, LM Studio, Mistral, Anthropic, Gemini, OpenAI."""
+FLAGGED = re.compile(
+    r"content[ _](?:policy|filter|management)|moderation|\bflagged\b|safety (?:system|policy|filter)|responsible ai",
+    re.IGNORECASE,
+)
+"""Servers' words for an input that they will not work on."""
+SPENT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "insufficient_credits"})
+"""Codes of a 429 that no later try can pass."""
 CODES = {"exceed_context_size_error": "context_length_exceeded"}
 """Servers' own words for what OpenAI has a code for."""
 
@@ -61,6 +81,16 @@ class Complaint:
         if self.type in ("invalid_request_error", "not_supported_error", *CODES) or self.type.startswith("BadRequest"):
             return True
         return 400 <= self.number < 500 or bool(BAD_INPUT.search(self.message))
+
+    @property
+    def too_long(self) -> bool:
+        """Whether it says that the request holds more tokens than the model takes."""
+        return self.code == "context_length_exceeded" or bool(TOO_LONG.search(self.message))
+
+    @property
+    def flagged(self) -> bool:
+        """Whether it says that the server will not work on this input."""
+        return any(bool(FLAGGED.search(text)) for text in (self.message, self.type, self.code or ""))
 
     @property
     def about_the_model(self) -> bool:
@@ -109,6 +139,12 @@ def _from_validation(value: dict[str, Any]) -> Complaint:
 def refusal(status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
     """The error for an answer whose status is not 200."""
     complaint = _read_body(body)
+    if status not in (401, 429, 503) and complaint.too_long:
+        return _refused(400, complaint, "context_length_exceeded")
+    if status == 403 and complaint.flagged:
+        return _refused(400, complaint, "content_policy_violation")
+    if status == 429 and (complaint.code in SPENT or complaint.type in SPENT):
+        return _refused(429, complaint, complaint.type)
     if status in (401, 403):
         return BackendError(f"the backend refused the worker's key ({status})", should_retry=False)
     if status in (429, 503):
@@ -116,7 +152,8 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> BackendErro
         wait_s = retry_after(headers.get("retry-after"), headers.get("date"))
         if wait_s is None and status == 503 and LOADING.search(text):
             wait_s = complaint.estimated_s or LOADING_S
-        return BackendUnavailable(text, retry_after_s=wait_s, pause_s=wait_s)
+        info = _rate_limit(text, complaint, wait_s) if status == 429 else None
+        return BackendUnavailable(text, retry_after_s=wait_s, pause_s=wait_s, info=info)
     if status == 404:
         return _not_found(complaint)
     if status == 408 or status >= 500:
@@ -131,6 +168,8 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> BackendErro
 def stream_error(value: Any) -> BackendError:
     """The error for an error object inside a stream that began with 200."""
     complaint = read_complaint(value)
+    if complaint.too_long:
+        return _refused(400, complaint, "context_length_exceeded")
     if complaint.number == 503:
         return BackendUnavailable(complaint.message or None)
     if complaint.about_the_request:
@@ -181,9 +220,25 @@ def _not_found(complaint: Complaint) -> BackendError:
     return _refused(404, Complaint("the backend has no such endpoint", code="unsupported_endpoint"))
 
 
-def _refused(status: int, complaint: Complaint) -> BackendError:
+def _refused(status: int, complaint: Complaint, code: str | None = None) -> BackendError:
+    """`code`: OpenAI's, where the server gives none."""
     message = complaint.message or f"the backend refused the request ({status})"
     info = ErrorInfo(
-        status=status, type="invalid_request_error", code=complaint.code, message=message, param=complaint.param
+        status=status,
+        type="invalid_request_error" if status != 429 else complaint.type or "rate_limit_error",
+        code=complaint.code or code or None,
+        message=message,
+        param=complaint.param,
+        should_retry=False if status == 429 else None,
     )
     return BackendRefused(message, info=info)
+
+
+def _rate_limit(message: str, complaint: Complaint, retry_after_s: float | None) -> ErrorInfo:
+    return ErrorInfo(
+        status=429,
+        type=complaint.type or "rate_limit_error",
+        code=complaint.code or "rate_limit_exceeded",
+        message=message,
+        retry_after_s=BackendUnavailable.retry_after_s if retry_after_s is None else retry_after_s,
+    )

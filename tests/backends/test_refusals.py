@@ -1,0 +1,105 @@
+"""What servers' error answers mean, in the words in which servers give them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import pytest
+
+from workers.backends.base import BackendError, BackendRefused, BackendUnavailable
+from workers.backends.refusals import refusal, stream_error
+
+TOO_LONG = [
+    (500, {"error": {"code": 500, "message": "Context size has been exceeded.", "type": "server_error"}}),
+    (400, {"error": {"code": 400, "message": "the request exceeds the available context size, try increasing it", "type": "exceed_context_size_error"}}),
+    (500, {"error": {"code": 500, "message": "input (2012 tokens) is too large to process. increase the physical batch size (current batch size: 512)"}}),
+    (400, {"object": "error", "message": "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens.", "type": "BadRequestError", "code": 400}),
+    (400, {"error": {"message": "The decoder prompt (length 9000) is longer than the maximum model length of 4096.", "type": "BadRequestError", "code": 400}}),
+    (400, {"object": "error", "message": "The input (70000 tokens) is longer than the model's context length (32768 tokens).", "type": "BadRequestError"}),
+    (400, {"object": "error", "message": "Requested token count exceeds the model's maximum context length of 32768 tokens.", "type": "BadRequestError"}),
+    (422, {"error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 4000 `inputs` tokens and 200 `max_new_tokens`", "error_type": "validation"}),
+    (413, {"error": "Input validation error: `inputs` must have less than 512 tokens. Given: 900", "error_type": "Validation"}),
+    (400, {"error": "the input length exceeds the context length"}),
+    (500, {"error": "Trying to keep the first 5000 tokens when context the overflows. However, the model is loaded with context length of only 4096 tokens"}),
+    (400, {"message": "Prompt contains 40000 tokens and 0 draft tokens, too large for model with 32768 maximum context length", "type": "invalid_request_error"}),
+    (400, {"type": "error", "error": {"type": "invalid_request_error", "message": "prompt is too long: 210000 tokens > 200000 maximum"}}),
+    (400, {"error": {"code": 400, "message": "The input token count (1100000) exceeds the maximum number of tokens allowed (1048576)."}}),
+    (400, {"error": {"message": "Please reduce the length of the messages or completion.", "type": "invalid_request_error", "code": "context_length_exceeded"}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "body"), TOO_LONG, ids=lambda value: str(value)[:60])
+def test_a_prompt_that_does_not_fit(status: int, body: Any) -> None:
+    """400 `context_length_exceeded` with the server's own words, and no other try."""
+    error = refusal(status, {}, orjson.dumps(body))
+    assert isinstance(error, BackendRefused)
+    assert not error.transient
+    assert (error.info.status, error.info.type, error.info.code) == (
+        400,
+        "invalid_request_error",
+        "context_length_exceeded",
+    )
+    assert error.info.message.lower() in orjson.dumps(body).decode().lower()
+    assert stream_error(body).info.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (500, "CUDA error: out of memory"),
+        (500, "unexpected token in the model file"),
+        (400, "max_tokens must be at least 1, got 0"),
+        (400, "image exceeds 5 MB maximum"),
+        (400, "Invalid token in tool call"),
+        (500, "request exceeded the time limit"),
+        (429, "Request too large for model: tokens per minute limit 6000, requested 7000; please reduce the length of your prompt"),
+    ],
+)  # fmt: skip
+def test_other_errors_are_not_about_the_context(status: int, message: str) -> None:
+    error = refusal(status, {}, orjson.dumps({"error": {"message": message}}))
+    assert error.info.code != "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        ({"message": "Your input was flagged by moderation", "code": "content_policy_violation"}, "content_policy_violation"),
+        ({"message": 'openai/gpt requires moderation on X. Your input was flagged for "violence"', "code": 403}, "content_policy_violation"),
+        ({"message": "The response was filtered due to Azure's content management policy.", "code": "content_filter"}, "content_filter"),
+    ],
+)  # fmt: skip
+def test_an_input_that_was_flagged(error: Any, code: str) -> None:
+    """It is the caller's input, not the worker's key, and the caller reads why."""
+    refused = refusal(403, {}, orjson.dumps({"error": error}))
+    assert (refused.info.status, refused.info.code, refused.info.message) == (400, code, error["message"])
+
+
+def test_any_other_403_is_the_key() -> None:
+    """Its words are dropped: they may quote the key."""
+    for message in ("Invalid key sk-1", "You have no access to this project", ""):
+        refused = refusal(403, {}, orjson.dumps({"error": {"message": message}}))
+        assert (refused.info.status, refused.info.message) == (502, "the backend refused the worker's key (403)")
+
+
+@pytest.mark.parametrize("field", ["type", "code"])
+def test_a_quota_that_is_used_up(field: str) -> None:
+    """429 with the server's code, and no other try of ours or the caller's."""
+    error = {"message": "You exceeded your current quota", field: "insufficient_quota"}
+    refused = refusal(429, {"retry-after": "5"}, orjson.dumps({"error": error}))
+    assert isinstance(refused, BackendRefused)
+    assert (refused.info.status, refused.info.code, refused.info.should_retry) == (429, "insufficient_quota", False)
+    assert refused.info.headers() == {"x-should-retry": "false"}
+
+
+def test_a_rate_limit_stays_one() -> None:
+    """429 with the server's code and time; the worker leaves the model alone meanwhile."""
+    error = {"message": "slow down", "type": "tokens", "code": "rate_limit_exceeded"}
+    limited = refusal(429, {"retry-after": "7"}, orjson.dumps({"error": error}))
+    assert isinstance(limited, BackendUnavailable)
+    assert (limited.transient, limited.pause_s) == (True, 7.0)
+    assert (limited.info.status, limited.info.type, limited.info.code) == (429, "tokens", "rate_limit_exceeded")
+    assert limited.info.headers() == {"retry-after": "7"}
+    bare: BackendError = refusal(429, {}, b"")
+    assert (bare.info.status, bare.info.type, bare.info.code) == (429, "rate_limit_error", "rate_limit_exceeded")
+    assert bare.info.retry_after_s == BackendUnavailable.retry_after_s
