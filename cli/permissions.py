@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,6 +16,7 @@ from cli.errors import ConsoleError
 
 if TYPE_CHECKING:
     from backbone.bus.rights import Rights
+    from backbone.registry.access import EtcdAccess
     from schemas.jobs import Capability
 
 app = typer.Typer(
@@ -92,14 +95,17 @@ def etcd(
 ) -> None:
     """Make etcd's users and roles, and switch its authentication on. Run it again after a change: it repeats nothing.
 
-    Where etcd is, and whom it believes: ETCD_URL, ETCD_PREFIX, ETCD_TLS_CA, as for every process.
+    Where etcd is, and whom it believes: ETCD_URL, ETCD_PREFIX, ETCD_TLS_CA, ETCD_TLS_CERT, as for every process.
     """
     import asyncio
 
-    from backbone.registry.access import etcd_access
+    from pydantic import SecretStr
+
+    from backbone.registry.access import Login, etcd_access
     from backbone.registry.grants import GATEWAY, ROOT, WORKER, grants
     from backbone.registry.users import make_users
-    from backbone.secret_files import Misconfigured, read_secret
+    from backbone.registry.version_check import ADVICE
+    from backbone.secret_files import Misconfigured, Password, read_secret
     from backbone.settings import CommonSettings
     from cli.processes import read_settings
     from schemas.errors import Unavailable
@@ -117,6 +123,25 @@ def etcd(
     for role, given in grants(settings.etcd_prefix).items():
         print(f"{role}: " + ", ".join(f"{grant.kind.lower()} {grant.prefix}" for grant in given))
     print("authentication switched on" if switched_on else "authentication was on")
+    root = Login(ROOT, Password("--root-password-file", SecretStr(passwords[ROOT]), ""))
+    if version := asyncio.run(_vulnerable_version(replace(access, login=root), settings.etcd_prefix)):
+        print(f"nexus: THESE ROLES DO NOT HOLD: etcd {version}: {ADVICE}", file=sys.stderr)
+
+
+async def _vulnerable_version(access: EtcdAccess, prefix: str) -> str:
+    """Return the version of etcd where its roles do not hold, else "". An etcd that does not say counts as sound."""
+    from backbone.registry.link import EtcdLink
+    from backbone.registry.version_check import vulnerable_version
+    from schemas.errors import Unavailable
+
+    link = EtcdLink(access.url, probe_key=prefix, tls=access.tls, login=access.login)
+    try:
+        await link.open()
+        return await vulnerable_version(link)
+    except Unavailable:
+        return ""
+    finally:
+        await link.close()
 
 
 def permissions_conf() -> str:

@@ -17,6 +17,7 @@ from backbone.registry.announcement import EtcdAnnouncement
 from backbone.registry.keys import Keys
 from backbone.registry.link import Change, Entry, EtcdLink, WatchEnded
 from backbone.registry.values import Reader
+from backbone.registry.version_check import VersionCheck
 from backbone.registry.view import View
 from schemas.errors import Unavailable
 from schemas.presence import Alias, ServiceRecord, Snapshot, WorkerPresence
@@ -56,6 +57,8 @@ class EtcdRegistry:
         access = server if isinstance(server, EtcdAccess) else EtcdAccess(server)
         # A worker may read what it writes, and nothing else.
         self._link = EtcdLink(access.url, probe_key=self._keys.workers, tls=access.tls, login=access.login)
+        # Roles protect gateways from workers: those who are protected look.
+        self._version_check = VersionCheck(self._link) if access.login and not services_only else None
         self._followed = self._keys.services if services_only else self._keys.prefix
         self._view = View(hold_s=lease_s if hold_s is None else hold_s)
         self._announcements: list[EtcdAnnouncement] = []
@@ -96,6 +99,8 @@ class EtcdRegistry:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self._version_check is not None:
+            await self._version_check.close()
         announcements, self._announcements = self._announcements, []
         await asyncio.gather(*(announcement.close() for announcement in announcements))
         await self._link.close()

@@ -20,6 +20,7 @@ from etcd3aio import EtcdError, prefix_range_end
 from etcd3aio.auth import AuthService
 from etcd3aio.kv import KVService
 from etcd3aio.lease import LeaseService
+from etcd3aio.maintenance import MaintenanceService
 from etcd3aio.watch import WatchService
 
 from backbone.registry.access import Login, Tls
@@ -98,10 +99,11 @@ class Endpoint:
     lease: LeaseService
     watch: WatchService
     auth: AuthService
+    maintenance: MaintenanceService
 
     def use(self, token: str) -> None:
         """Send this token with every call from now on."""
-        for service in (self.kv, self.lease, self.watch):
+        for service in (self.kv, self.lease, self.watch, self.maintenance):
             service.set_token(token)
 
 
@@ -156,6 +158,10 @@ class EtcdLink:
     async def ping(self) -> None:
         """One linearizable read, which a cluster without a quorum fails too. Raises Unavailable."""
         await self._call(lambda at: at.kv.get(self._probe_key, count_only=True, timeout=CALL_S, max_attempts=1))
+
+    async def version(self) -> str:
+        """Return the version of the etcd that answers now. Raises Unavailable."""
+        return str((await self._call(lambda at: at.maintenance.status(timeout=CALL_S, max_attempts=1))).version)
 
     async def get(self, key: str) -> Entry | None:
         """One key."""
@@ -290,7 +296,8 @@ class EtcdLink:
             if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.NOT_FOUND:
                 raise LeaseGone from error  # what else could be missing: reads of absent keys are no errors
             kind = _TokenOver if _is_token_over(error) else Unavailable
-            raise kind(f"etcd at {endpoint.address} did not answer: {_reason(error)}") from error
+            hint = _hint(_reason(error).lower(), logged_in=self._login is not None)
+            raise kind(f"etcd at {endpoint.address} did not answer: {_reason(error)}{hint}") from error
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) and task.cancelling():
                 raise
@@ -350,7 +357,8 @@ def open_channel(address: str, secure: bool, tls: Tls) -> grpc.aio.Channel:
 def _open(address: str, secure: bool, tls: Tls) -> Endpoint:
     channel = open_channel(address, secure, tls)
     watch = WatchService(channel, reconnect_backoff_seconds=0.2, max_reconnect_backoff_seconds=1.0)
-    return Endpoint(address, channel, KVService(channel), LeaseService(channel), watch, AuthService(channel))
+    auth, maintenance = AuthService(channel), MaintenanceService(channel)
+    return Endpoint(address, channel, KVService(channel), LeaseService(channel), watch, auth, maintenance)
 
 
 async def _keep_alive(leases: LeaseService, lease: int) -> int:
@@ -383,18 +391,19 @@ def _change(event: Any) -> Change:
 def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return f"nothing within {CALL_S:g} s"
-    text = f"{error.code().name} {error.details()}" if isinstance(error, grpc.aio.AioRpcError) else str(error)
-    return text + _hint(text.lower())
+    return f"{error.code().name} {error.details()}" if isinstance(error, grpc.aio.AioRpcError) else str(error)
 
 
-def _hint(text: str) -> str:
+def _hint(text: str, *, logged_in: bool) -> str:
     """What to do about it, where that is known."""
+    if "alert_bad_certificate" in text or "certificate_required" in text:
+        return "; etcd asks for a certificate: set ETCD_TLS_CERT and ETCD_TLS_KEY"
     if "handshake" in text or "certificate" in text or "peer name" in text:
         return "; check ETCD_TLS_CA, and whether etcd's certificate names this host"
+    if "user name is empty" in text or ("permission denied" in text and not logged_in):
+        return "; etcd wants a user: set ETCD_USER and ETCD_PASSWORD"
     if "permission denied" in text:
         return "; grant this user's role what deploy/etcd says"
-    if "user name is empty" in text:
-        return "; etcd wants a user: set ETCD_USER and ETCD_PASSWORD"
     return ""
 
 
@@ -418,4 +427,5 @@ def _why_no_login(error: BaseException) -> str:
         return "has no users (authentication is not enabled): remove ETCD_USER, or enable it"
     if isinstance(error, Misconfigured):
         return f"cannot be asked: {error}"
-    return f"no login: {_reason(error)}"
+    reason = _reason(error)
+    return f"no login: {reason}{_hint(reason.lower(), logged_in=True)}"

@@ -9,7 +9,7 @@ usage() {
 Usage: make-secrets.sh [options]
 
 Makes, below ./.runtime/secrets, what docker-compose.prod.yml mounts: a certificate authority, a certificate for each of
-NATS, etcd and Redis, and a password for each user of theirs. One folder for each process, with all that it needs and
+NATS, etcd and Redis, one for each process that connects to etcd, and a password for each user of theirs. One folder for each process, with all that it needs and
 nothing else: `worker` goes to the hosts of workers, `admin` is for people. Run it again whenever you like: what exists stays.
 
   --host NAME       a name or IP address by which workers on other hosts reach NATS and etcd; may be repeated. A name
@@ -140,6 +140,22 @@ certificate() {
   nx_ok "certificate of $service: $text"
 }
 
+# client_certificate FOLDER: what etcd asks of whoever connects. It names nobody: etcd takes a common name for the name of a user.
+client_certificate() {
+  local file="$dir/$1/etcd-client"
+  if [[ -s "$file.crt" && -s "$file.key" ]] && ! wants certificates && openssl verify -CAfile "$dir/ca/ca.crt" "$file.crt" >/dev/null 2>&1 &&
+    openssl x509 -in "$file.crt" -noout -checkend 1209600 >/dev/null; then
+    return 0
+  fi
+  mkdir -p "$dir/$1"
+  openssl ecparam -name prime256v1 -genkey -noout | keep "$file.key"
+  openssl req -new -sha256 -key "$file.key" -subj "/O=Nexus/OU=$1" -out "$NX_TMP/request"
+  printf 'extendedKeyUsage=clientAuth\nkeyUsage=critical,digitalSignature\nbasicConstraints=critical,CA:FALSE\n' >"$NX_TMP/extensions"
+  openssl x509 -req -sha256 -in "$NX_TMP/request" -CA "$dir/ca/ca.crt" -CAkey "$dir/ca/ca.key" -set_serial "0x$(openssl rand -hex 16)" \
+    -days "$days" -extfile "$NX_TMP/extensions" 2>/dev/null | keep "$file.crt"
+  nx_ok "client certificate of $1"
+}
+
 # NATS's users, with their passwords in the open: the file is nats-server's alone.
 # shellcheck disable=SC2016  # the dollars are nats-server's
 nats_users() {
@@ -186,6 +202,7 @@ certificate nats nats nats-1 nats-2 nats-3 localhost 127.0.0.1 ${hosts[@]+"${hos
 certificate etcd etcd etcd-1 etcd-2 etcd-3 localhost 127.0.0.1 ${hosts[@]+"${hosts[@]}"}
 certificate redis redis localhost 127.0.0.1
 for one in gateway worker monitor admin; do keep "$dir/$one/ca.crt" <"$dir/ca/ca.crt"; done
+for one in gateway worker admin; do client_certificate "$one"; done
 password nats-gateway gateway/nats-password
 password nats-worker worker/nats-password
 password nats-monitor monitor/nats-password
@@ -202,7 +219,11 @@ for one in ${workers[@]+"${workers[@]}"}; do
   keep "$dir/worker-$one/ca.crt" <"$dir/ca/ca.crt"
   password "nats-$one" "worker-$one/nats-password"
 done
-for file in "$dir"/worker-*/; do [[ ! -d "$file" ]] || keep "${file}etcd-password" <"$dir/worker/etcd-password"; done
+for file in "$dir"/worker-*/; do
+  [[ -d "$file" ]] || continue
+  keep "${file}etcd-password" <"$dir/worker/etcd-password"
+  client_certificate "$(basename "$file")"
+done
 nats_users
 redis_users
 nx_say "All there: $dir"

@@ -45,7 +45,19 @@ class Secrets:
 
     @cached_property
     def client_context(self) -> ssl.SSLContext:
+        """What anybody has who knows the authority."""
         return ssl.create_default_context(cafile=self.file("ca/ca.crt"))
+
+    def etcd_context(self, folder: str = "admin") -> ssl.SSLContext:
+        """With the certificate that etcd asks for, of one process's folder."""
+        context = ssl.create_default_context(cafile=self.file("ca/ca.crt"))
+        context.load_cert_chain(self.file(f"{folder}/etcd-client.crt"), self.file(f"{folder}/etcd-client.key"))
+        return context
+
+    def etcd_tls(self, folder: str = "admin") -> Tls:
+        """The same for Nexus's own client."""
+        names = ("ca.crt", "etcd-client.key", "etcd-client.crt")
+        return Tls(*((self.folder / folder / name).read_bytes() for name in names))
 
 
 class ProductionNats(NatsServer):
@@ -113,7 +125,7 @@ class ProductionEtcd(EtcdServer):
         return ["--config-file", str(config)]
 
     async def _answers(self) -> bool:
-        reader, writer = await asyncio.open_connection(HOST, self.port, ssl=self.secrets.client_context)
+        reader, writer = await asyncio.open_connection(HOST, self.port, ssl=self.secrets.etcd_context())
         try:
             writer.write(b"GET /health HTTP/1.0\r\n\r\n")
             return b'"health":"true"' in await reader.read()
@@ -122,7 +134,7 @@ class ProductionEtcd(EtcdServer):
 
     async def start(self) -> None:
         await super().start()
-        access = EtcdAccess(self.url, Tls(ca=(self.secrets.folder / "ca/ca.crt").read_bytes()))
+        access = EtcdAccess(self.url, self.secrets.etcd_tls())
         await make_users(access, "/nexus/", self.secrets.etcd_passwords)
 
 
@@ -181,6 +193,8 @@ def gateway_settings(secrets: Secrets) -> dict[str, str]:
         "ETCD_USER": "gateway",
         "ETCD_PASSWORD_FILE": secrets.file("gateway/etcd-password"),
         "ETCD_TLS_CA": secrets.file("gateway/ca.crt"),
+        "ETCD_TLS_CERT": secrets.file("gateway/etcd-client.crt"),
+        "ETCD_TLS_KEY": secrets.file("gateway/etcd-client.key"),
         "REDIS_PASSWORD_FILE": secrets.file("gateway/redis-password"),
     }
 
@@ -195,6 +209,8 @@ def worker_settings(secrets: Secrets, user: str = "worker") -> dict[str, str]:
         "ETCD_USER": "worker",
         "ETCD_PASSWORD_FILE": secrets.file(f"{folder}/etcd-password"),
         "ETCD_TLS_CA": secrets.file(f"{folder}/ca.crt"),
+        "ETCD_TLS_CERT": secrets.file(f"{folder}/etcd-client.crt"),
+        "ETCD_TLS_KEY": secrets.file(f"{folder}/etcd-client.key"),
     }
 
 

@@ -33,6 +33,8 @@ def admins(cluster: Cluster, secrets: Secrets) -> CommonSettings:
         etcd_user="root",
         etcd_password_file=secrets.file("admin/etcd-password"),
         etcd_tls_ca=secrets.file("admin/ca.crt"),
+        etcd_tls_cert=secrets.file("admin/etcd-client.crt"),
+        etcd_tls_key=secrets.file("admin/etcd-client.key"),
         redis_url=cluster.redis.url.replace("gateway@", "admin@"),
         redis_password_file=secrets.file("admin/redis-password"),
     )

@@ -56,6 +56,7 @@ class Workers(Stack):
             f"NATS_URL=tls://{home.address}:{home.nats_port}\nETCD_URL=https://{home.address}:{home.etcd_port}\n"
             "NATS_USER=worker\nNATS_PASSWORD_FILE=/etc/nexus/secrets/nats-password\nNATS_TLS_CA=/etc/nexus/secrets/ca.crt\n"
             "ETCD_USER=worker\nETCD_PASSWORD_FILE=/etc/nexus/secrets/etcd-password\nETCD_TLS_CA=/etc/nexus/secrets/ca.crt\n"
+            "ETCD_TLS_CERT=/etc/nexus/secrets/etcd-client.crt\nETCD_TLS_KEY=/etc/nexus/secrets/etcd-client.key\n"
             "WORKER_BACKEND=echo\nWORKER_MODELS=far\nWORKER_NAME=far\nACK_WAIT_S=3\n"
         )
 

@@ -51,7 +51,23 @@ def test_nobody_else_can_read_them(secrets: Secrets) -> None:
 def test_a_worker_gets_its_own_secrets_alone(secrets: Secrets) -> None:
     """Its folder goes to other hosts."""
     files = {file.name for file in (secrets.folder / "worker").iterdir()}
-    assert files == {"ca.crt", "nats-password", "etcd-password"}
+    assert files == {"ca.crt", "nats-password", "etcd-password", "etcd-client.crt", "etcd-client.key"}
+
+
+def test_a_clients_certificate_is_nobodys_name_and_no_servers(secrets: Secrets) -> None:
+    """etcd takes a common name for the name of a user who has logged in: none of these has one, and none may serve."""
+    secrets.make("--rotate", "certificates")
+    for folder in ("gateway", "worker", "admin"):
+        certificate = secrets.file(f"{folder}/etcd-client.crt")
+        command = ["openssl", "verify", "-purpose", "sslclient", "-CAfile", secrets.file("ca/ca.crt"), certificate]
+        subprocess.run(command, check=True, capture_output=True)
+        as_server = [word.replace("sslclient", "sslserver") for word in command]
+        assert subprocess.run(as_server, check=False, capture_output=True).returncode != 0
+        told = subprocess.run(
+            ["openssl", "x509", "-in", certificate, "-noout", "-subject"], check=True, capture_output=True, text=True
+        ).stdout
+        assert "CN" not in told
+        assert folder in told
 
 
 def test_certificates_are_for_servers_by_their_names(secrets: Secrets) -> None:
