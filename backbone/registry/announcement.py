@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from backbone.registry.keys import Keys
 from backbone.registry.link import EtcdLink, LeaseGone
-from backbone.registry.view import catalogue_entry, lasting
+from backbone.registry.view import catalogue_entry, joined_entry, lasting
 from schemas.errors import Unavailable
 from schemas.presence import CatalogueEntry, ModelOffer, WorkerPresence, WorkerState
 
@@ -22,7 +22,8 @@ RETRY_S = 0.3
 BUSY_WRITE_S = 0.25
 """At most one write in this time where only `busy` changed."""
 WITHDRAW_S = 1.5
-REPLACE_TRIES = 5
+EXCHANGE_TRIES = 10
+"""More than there are capabilities: each turn adds one that others have entered meanwhile, or is the last one."""
 
 
 class EtcdAnnouncement:
@@ -170,16 +171,25 @@ class EtcdAnnouncement:
         self._catalogued = offers
 
     async def _enter(self, offer: ModelOffer) -> None:
-        """Add what `offer` says to the model's catalogue entry, without losing what others add meanwhile."""
+        """Add what `offer` says to the model's catalogue entry, without losing what others add meanwhile.
+
+        A worker that wrote over an entry which it had not read learns so from etcd's answer, and writes the two joined.
+        """
         key = self._keys.model(offer.name)
-        for _ in range(REPLACE_TRIES):
-            found = await self._link.get(key)
-            old = found.value if found else None
-            known = _parse(old)
-            entry = catalogue_entry(offer, known)
-            if entry == known or await self._link.replace(key, old, entry.model_dump_json().encode()):
+        found = await self._link.get(key)
+        seen = found.value if found else None
+        known = _parse(seen)
+        entry = catalogue_entry(offer, known)
+        for _ in range(EXCHANGE_TRIES):
+            if entry == known:
                 return
-        raise Unavailable(f"the catalogue entry of {offer.name} changes too fast")
+            written = entry.model_dump_json().encode()
+            replaced = await self._link.exchange(key, written)
+            if replaced == seen:
+                return
+            seen, known, entry = written, entry, joined_entry(entry, _parse(replaced))
+        if entry != known:
+            raise Unavailable(f"the catalogue entry of {offer.name} changes too fast")
 
 
 def _only_busy_differs(old: WorkerPresence, new: WorkerPresence) -> bool:

@@ -185,12 +185,13 @@ class EtcdLink:
         response = await self._call(lambda at: at.kv.delete(key, timeout=CALL_S, max_attempts=1))
         return bool(response.deleted), int(response.header.revision)
 
-    async def replace(self, key: str, old: bytes | None, new: bytes) -> bool:
-        """Write one key if it still holds `old` (None: does not exist). False, and no change, otherwise."""
-        condition = KVService.txn_compare_version(key, 0) if old is None else KVService.txn_compare_value(key, old)
-        write = KVService.txn_op_put(key, new)
-        response = await self._call(lambda at: at.kv.txn([condition], [write], timeout=CALL_S, max_attempts=1))
-        return bool(response.succeeded)
+    async def exchange(self, key: str, value: bytes) -> bytes | None:
+        """Write one key, and return the value that it had until then; None: there was none.
+
+        No transaction: etcd is configured to refuse them all, since its roles did not hold within them (`version_check`).
+        """
+        response = await self._call(lambda at: at.kv.put(key, value, 0, True, timeout=CALL_S, max_attempts=1))
+        return bytes(response.prev_kv.value) if response.HasField("prev_kv") else None
 
     async def grant(self, ttl_s: int) -> int:
         """A new lease."""
@@ -396,8 +397,8 @@ def _reason(error: BaseException) -> str:
 
 def _hint(text: str, *, logged_in: bool) -> str:
     """What to do about it, where that is known."""
-    if "alert_bad_certificate" in text or "certificate_required" in text:
-        return "; etcd asks for a certificate: set ETCD_TLS_CERT and ETCD_TLS_KEY"
+    if "alert_bad_certificate" in text or "certificate_required" in text or "unwrap failed" in text:
+        return "; etcd asks for a certificate of its authority: set ETCD_TLS_CERT and ETCD_TLS_KEY"
     if "handshake" in text or "certificate" in text or "peer name" in text:
         return "; check ETCD_TLS_CA, and whether etcd's certificate names this host"
     if "user name is empty" in text or ("permission denied" in text and not logged_in):

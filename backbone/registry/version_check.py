@@ -1,4 +1,4 @@
-"""Whether the roles of an etcd hold: older versions let every user read and write all keys.
+"""Whether the roles of an etcd hold: in older versions users get past them.
 
 | advisory | lets | fixed in |
 |---|---|---|
@@ -6,6 +6,9 @@
 | GHSA-q8m4-xhhv-38mg | callers without a login list members, set alarms, grant leases, compact | 3.5.28, 3.6.9 |
 | CVE-2026-44283 | any user read by `prev_kv`, and attach leases, in a transaction | 3.5.30, 3.6.11 |
 | GHSA-xg4h-6gfc-h4m8 | whoever may read one key watch all keys behind it | 3.5.33, 3.6.14 |
+
+deploy/etcd closes the first and the third in every version, since it refuses transactions (`max-txn-ops: 0`), and the second
+to whoever has no certificate.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 FIXED = {(3, 5): 33, (3, 6): 14}
 """The first patch of each line in which roles hold; of later lines, every one; of earlier lines, none."""
-ADVICE = "in this version any user of etcd reads and writes all keys: upgrade etcd to 3.5.33, 3.6.14 or newer"
+ADVICE = "in this version users of etcd get past their permissions: upgrade etcd to 3.5.33, 3.6.14 or newer"
 DENIED = "permission denied"
 """What versions from 3.5.28 to 3.5.31, and from 3.6.9 to 3.6.11, say to users who ask for the version."""
 

@@ -158,3 +158,11 @@ def catalogue_entry(offer: ModelOffer, known: CatalogueEntry | None) -> Catalogu
             "created": known.created or offer.created,
         }
     )
+
+
+def joined_entry(entry: CatalogueEntry, other: CatalogueEntry | None) -> CatalogueEntry:
+    """Return `entry` with the capabilities of `other` as well."""
+    if other is None:
+        return entry
+    capabilities = tuple(sorted({*entry.capabilities, *other.capabilities}))
+    return entry.model_copy(update={"capabilities": capabilities, "created": other.created or entry.created})

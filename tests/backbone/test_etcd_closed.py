@@ -5,8 +5,11 @@ The wheel's etcd is 3.5.1. What is shown here of certificates needs no newer one
 
 from __future__ import annotations
 
+import re
 import ssl
+from base64 import b64encode
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -64,7 +67,7 @@ async def test_a_neighbour_on_the_network_gets_no_answer(
     with_theirs.load_cert_chain(strangers.file("worker/etcd-client.crt"), strangers.file("worker/etcd-client.key"))
     for context in (secrets.client_context, with_theirs):
         async with httpx.AsyncClient(base_url=etcd.url, verify=context, trust_env=False) as client:
-            with pytest.raises(httpx.TransportError):
+            with pytest.raises((httpx.TransportError, ssl.SSLError)):  # the second in the midst of TLS 1.3
                 await client.post(path, json={})
 
 
@@ -74,6 +77,31 @@ async def test_a_certificate_reads_no_key(etcd: ProductionEtcd, secrets: Secrets
         answer = await client.post("/v3/kv/range", json={"key": "Lw=="})
     assert answer.status_code == 400
     assert "user name is empty" in answer.text
+
+
+def b64(text: str) -> str:
+    return b64encode(text.encode()).decode()
+
+
+async def test_a_worker_gets_past_its_role_by_no_transaction(etcd: ProductionEtcd, secrets: Secrets) -> None:
+    """With all that a worker has, on an etcd whose roles do not hold within transactions: each of them is refused."""
+    alias = {"key": b64("/nexus/aliases/mine"), "value": b64('"mine"')}
+    everything = {"key": b64("\0"), "range_end": b64("\0")}
+    calls: list[Any] = [{"request_put": alias}, {"request_range": everything}, {"request_delete_range": everything}]
+    own = {"key": b64("/nexus/workers/mine"), "value": b64("{}")}
+    async with httpx.AsyncClient(base_url=etcd.url, verify=secrets.etcd_context("worker"), trust_env=False) as client:
+        login = {"name": "worker", "password": secrets.text("worker/etcd-password")}
+        client.headers["authorization"] = (await client.post("/v3/auth/authenticate", json=login)).json()["token"]
+        assert (await client.post("/v3/kv/put", json=own)).status_code == 200
+        for call in calls:
+            for transaction in ({"success": [call]}, {"success": [{"request_txn": {"success": [call]}}]}):
+                answer = await client.post("/v3/kv/txn", json=transaction)
+                assert answer.status_code in {400, 403}, answer.text
+                assert re.search("too many operations|permission denied", answer.text)
+        login["name"], login["password"] = "root", secrets.text("admin/etcd-password")
+        client.headers["authorization"] = (await client.post("/v3/auth/authenticate", json=login)).json()["token"]
+        kept = (await client.post("/v3/kv/range", json=everything)).json()["kvs"]
+        assert [one["key"] for one in kept] == [own["key"]]
 
 
 @pytest.mark.parametrize(
@@ -118,7 +146,7 @@ async def test_a_gateway_reports_an_etcd_whose_roles_do_not_hold(
             await registry.close()
     [line] = [line for line in logs if line["event"] == "registry.etcd_version_vulnerable"]
     assert line["log_level"] == "error"
-    assert line["version"] == "3.5.1"
+    assert line["version"].startswith("3.5.")
     assert "3.5.33" in line["advice"]
 
 
@@ -134,4 +162,4 @@ def test_the_command_that_makes_the_roles_says_that_they_do_not_hold(
     options = [f"--{user}-password-file={secrets.file(f'admin/{file}')}" for user, file in files.items()]
     done = CliRunner().invoke(app, ["permissions", "etcd", *options])
     assert done.exit_code == 0, done.output
-    assert "THESE ROLES DO NOT HOLD: etcd 3.5.1" in done.stderr
+    assert "THESE ROLES DO NOT HOLD: etcd 3.5." in done.stderr

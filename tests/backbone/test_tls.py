@@ -320,7 +320,10 @@ ETCD_REFUSED = {
     ),
     "no user": ({"ETCD_PASSWORD_FILE": "", "ETCD_USER": ""}, "set ETCD_USER and ETCD_PASSWORD"),
     "another authority": ({"ETCD_TLS_CA": "STRANGER"}, "check ETCD_TLS_CA"),
-    "no certificate": ({"ETCD_TLS_CERT": "", "ETCD_TLS_KEY": ""}, "set ETCD_TLS_CERT and ETCD_TLS_KEY"),
+    "no certificate": (
+        {"ETCD_TLS_CERT": "", "ETCD_TLS_KEY": ""},
+        "certificate of its authority: set ETCD_TLS_CERT and ETCD_TLS_KEY",
+    ),
 }
 
 

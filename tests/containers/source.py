@@ -152,6 +152,7 @@ class ContainerSource:
                 "--data-dir=/tmp/etcd",
                 "--listen-client-urls=http://0.0.0.0:2379",
                 "--advertise-client-urls=http://127.0.0.1:2379",
+                "--max-txn-ops=0",
                 "--log-level=error",
             ],
             answers=_etcd_answers,

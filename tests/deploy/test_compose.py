@@ -24,6 +24,7 @@ STACKS = {
     "scale": (BASE, "docker-compose.scale.yml"),
     "tls": (BASE, "docker-compose.scale.yml", "docker-compose.tls.yml"),
     "prod": (BASE, "docker-compose.prod.yml"),
+    "pinned": (BASE, "docker-compose.pinned.yml"),
     "dev": (BASE, "docker-compose.dev.yml"),
     "cluster": (BASE, "deploy/cluster/docker-compose.yml"),
     "workers": (WORKERS,),
@@ -61,8 +62,8 @@ def checks_itself(target: str) -> bool:
 def test_images_have_a_tag(name: str):
     """No `latest`, and none without a word on which."""
     for said in stack(*STACKS[name]).values():
-        assert re.fullmatch(r"[\w./-]+:[\w][\w.-]*", said["image"])
-        assert not said["image"].endswith(":latest")
+        assert re.fullmatch(r"[\w./-]+:[\w][\w.-]*(@sha256:[0-9a-f]{64})?", said["image"])
+        assert ":latest" not in said["image"]
 
 
 @pytest.mark.parametrize("name", STACKS)

@@ -169,7 +169,8 @@ def test_every_object_is_one_that_kubernetes_knows(rendered: Rendered, version: 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_etcd_is_what_kubernetes_knows(version: str) -> None:
-    for each in yaml.safe_load_all((CHART.parent / "etcd.yaml").read_text()):
+    secured = (CHART.parent / "etcd-secured.yaml").read_text()
+    for each in yaml.safe_load_all((CHART.parent / "etcd.yaml").read_text() + "---\n" + secured):
         check(each, version)
 
 
@@ -500,8 +501,9 @@ def test_what_is_wrong_is_said_before_anything_is_installed(number: int) -> None
 # --- etcd, which has no chart of its own that is kept well ---
 
 
-def test_etcds_members_know_each_other_and_their_probes() -> None:
-    objects = list(yaml.safe_load_all((CHART.parent / "etcd.yaml").read_text()))
+@pytest.mark.parametrize("name", ["etcd.yaml", "etcd-secured.yaml"])
+def test_etcds_members_know_each_other_and_their_probes(name: str) -> None:
+    objects = list(yaml.safe_load_all((CHART.parent / name).read_text()))
     [members] = [each for each in objects if each["kind"] == "StatefulSet"]
     [container] = members["spec"]["template"]["spec"]["containers"]
     headless = {
@@ -523,6 +525,22 @@ def test_etcds_members_know_each_other_and_their_probes() -> None:
             assert selects(selector if "matchLabels" in selector else {"matchLabels": selector}, labels)
     policy = charts.examples()["defaults"].one("NetworkPolicy", "nexus-etcd")
     assert selects(policy["spec"]["podSelector"], labels), "the chart's policy guards it"
+
+
+def test_the_secured_etcd_is_the_plain_one_with_certificates_of_all() -> None:
+    """The same image, volumes and limits; clients and peers alike show a certificate, and nothing but probes is without TLS."""
+    plain, secured = (
+        next(each for each in yaml.safe_load_all((CHART.parent / name).read_text()) if each["kind"] == "StatefulSet")
+        for name in ("etcd.yaml", "etcd-secured.yaml")
+    )
+    [before], [after] = (each["spec"]["template"]["spec"]["containers"] for each in (plain, secured))
+    assert {key for key in before if before[key] != after[key]} == {"args", "volumeMounts"}
+    added = set(after["args"]) - {arg.replace("http://", "https://") for arg in before["args"]}
+    assert {"--client-cert-auth", "--peer-client-cert-auth"} < added
+    assert [arg for arg in after["args"] if "http://" in arg] == ["--listen-metrics-urls=http://0.0.0.0:2381"]
+    [volume] = secured["spec"]["template"]["spec"]["volumes"]
+    files = {arg.rpartition("/")[2] for arg in after["args"] if "/etc/etcd/secrets/" in arg}
+    assert files == {"ca.crt", "etcd.crt", "etcd.key"}, f"what README puts into {volume['secret']['secretName']}"
 
 
 def test_the_verify_script_says_what_is_wrong() -> None:
