@@ -59,6 +59,11 @@ class Intake:
         """Whether lingering pulls are used."""
         return self._wide
 
+    @property
+    def is_open(self) -> bool:
+        """Whether jobs are asked for."""
+        return self._open
+
     async def serve(self, queues: list[Queue], slots: int | None = None) -> None:
         """Take jobs from these queues from now on, in place of the last ones; with `slots`, that many at once."""
         self._slots = slots or self._slots

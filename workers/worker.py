@@ -37,8 +37,8 @@ MAX_LIMITATIONS = 100
 """As many limitations, and as many pauses, are shown in the registry."""
 PAUSES_UPDATE_S = 1.0
 """How often the registry is told which models are paused."""
-LOSS_S = 1.0
-"""How often connections that break may stop intake until the backend has answered."""
+LOSS_S = 10.0
+"""How often a connection that breaks may stop intake until the backend has answered. One that is refused always does."""
 HEALTH_LIMIT_S = 10.0
 """How long a backend may take to say how it is."""
 SILENT_TRIES = 3
@@ -185,6 +185,7 @@ class Worker:
                         self._tell(discovery.problems)
                     else:
                         await self._backend.health()
+                        self._open_intake()
                 silent = 0
             except TimeoutError as error:
                 # A server at full load may be slow to say how it is.
@@ -194,7 +195,8 @@ class Worker:
             except Exception as error:
                 await self._unhealthy(error)
             # Soon while the backend is away, so that it serves again soon after it is back.
-            pause = self._health_interval_s if self._state is WorkerState.READY else min(1.0, self._health_interval_s)
+            well = self._state is WorkerState.READY and self._intake is not None and self._intake.is_open
+            pause = self._health_interval_s if well else min(1.0, self._health_interval_s)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._changed.wait()
@@ -219,7 +221,12 @@ class Worker:
         if self._state is not WorkerState.READY or changed:
             self._state = WorkerState.READY
             await self._announce()
-        self._intake.open()
+        self._open_intake()
+
+    def _open_intake(self) -> None:
+        """Take jobs, also again after a connection was lost: the backend is well."""
+        if self._intake is not None:
+            self._intake.open()
 
     def _tell(self, problems: tuple[str, ...]) -> None:
         """Each problem once, and that it is over."""
@@ -345,7 +352,7 @@ class Worker:
             self._changed.set()
 
     def _loses_server(self, error: BackendError) -> bool:
-        """A server that breaks connections and is well all the same costs its queues at most one check a second."""
+        """A request that makes a server break its connection does not keep a worker from its queues for long."""
         now = monotonic()
         if not (isinstance(error, BackendUnavailable) and error.unsent) and now < self._next_loss:
             return False

@@ -281,3 +281,54 @@ async def test_a_gateway_that_is_only_reconnecting_gets_its_answer(rig: Rig, eve
     rig.backend.go.set()
     await call.wait_end()
     assert (call.error, call.take(), call.starts) == (None, b"answer of m", 1)
+
+
+async def test_a_refused_connection_stops_intake_until_the_backend_answers(rig: Rig, eventually: Eventually) -> None:
+    """At once, whatever the health interval; the job that met it is taken again afterwards, and loses no try."""
+    await eventually(lambda: rig.live() == ["m"])
+    asked = 0
+
+    async def refused(task: Task) -> AsyncIterator[Output]:
+        rig.backend.ran.append(task.job)
+        rig.backend.up = False
+        raise BackendUnavailable("no connection", unsent=True)
+        yield Finish()
+
+    usual, rig.backend.run = rig.backend.run, refused  # type: ignore[method-assign]
+    call = rig.call()
+    await eventually(lambda: rig.state() is WorkerState.UNHEALTHY)
+    asked = len(rig.backend.ran)
+    assert asked == 1
+    assert (call.state, call.starts, call.error) == (State.QUEUED, 0, None)
+    rig.backend.run, rig.backend.up = usual, True  # type: ignore[method-assign]
+    await call.wait_end()
+    assert (call.error, call.take(), call.starts) == (None, b"answer of m", 1)
+
+
+async def test_a_backend_that_asks_to_wait_is_left_alone_and_that_is_shown(rig: Rig, eventually: Eventually) -> None:
+    """Its other models are served meanwhile."""
+    rig.backend.models = ["m", "n"]
+    await eventually(lambda: rig.live() == ["m", "n"])
+    usual = rig.backend.run
+
+    async def busy(task: Task) -> AsyncIterator[Output]:
+        if task.model == "m":
+            rig.backend.ran.append(task.job)
+            raise BackendUnavailable("busy", pause_s=60.0, retry_after_s=60.0)
+        async for output in usual(task):
+            yield output
+
+    rig.backend.run = busy  # type: ignore[method-assign]
+    call = rig.call()
+
+    def paused() -> list[str]:
+        snapshot = rig.registry.snapshot
+        return [pause.model for pause in snapshot.workers["w"].pauses] if snapshot else []
+
+    await eventually(lambda: paused() == ["m"])
+    other = rig.call("n")
+    await other.wait_end()
+    assert other.take() == b"answer of n"
+    assert len(rig.backend.ran) == 2
+    assert (call.state, call.starts, call.error) == (State.QUEUED, 0, None)
+    call.abandon()
