@@ -59,7 +59,7 @@ async def crew(first: int, count: int, models: int, slots: int) -> None:
     async def one(number: int) -> None:
         name = f"w{number}"
         registry = EtcdRegistry(etcd_access(settings), settings.etcd_prefix, lease_s=settings.worker_lease_s)
-        blobs, log = NatsBlobs(nats, f"{name}-blobs", create=None), NatsWorkerLog(nats, f"{name}-log")
+        blobs, log = NatsBlobs(nats, f"{name}-blobs", worker=name), NatsWorkerLog(nats, f"{name}-log")
         worker = Worker(
             worker_id=name,
             host="bench",

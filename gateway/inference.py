@@ -136,7 +136,7 @@ class _Request:
                 self._side._dispatcher.finish(call)
                 unwatch()
                 for ref in call.drop_refs():
-                    self._side._blobs.remove(ref.name)
+                    self._side._blobs.remove(ref.name, if_opened=True)
         except (CallerGone, OSError):
             pass  # the caller hung up, perhaps while we wrote
         except Exception as error:
@@ -272,7 +272,7 @@ class _Request:
             async for piece in self._side._blobs.read(ref.name):
                 await self._reply.more(piece)
         finally:
-            self._side._blobs.remove(ref.name)
+            self._side._blobs.remove(ref.name, if_opened=True)
 
     async def _first(self, call: Call) -> bool:
         """Wait for the first output. False when the call ended without any, and the caller was told so."""

@@ -86,7 +86,7 @@ async def _main(settings: WorkerSettings) -> None:
     registry = EtcdRegistry(
         etcd_access(settings), settings.etcd_prefix, lease_s=settings.worker_lease_s, services_only=True
     )
-    blobs = NatsBlobs(nats, f"{name}-blobs", create=None)
+    blobs = NatsBlobs(nats, f"{name}-blobs", worker=name)
     jobs = NatsWorkerLog(nats, f"{name}-log")
     worker = Worker(
         worker_id=name,

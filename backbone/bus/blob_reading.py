@@ -15,10 +15,10 @@ from typing import Any
 import orjson
 
 from backbone.bus.asking import ask
-from backbone.bus.blob_writing import digest_text
+from backbone.bus.blob_names import META, BadSeal, BlobName, BlobSeal
 from backbone.bus.blobs import BlobBroken, BlobGone, BlobInfo
 from backbone.bus.questions import Answer, Questions
-from backbone.bus.subjects import BLOBS_STREAM, blob_chunk, blob_meta, is_blob_name
+from backbone.bus.subjects import BLOBS_STREAM, blob_chunk, blob_meta
 from schemas.errors import NexusError, Unavailable
 
 BATCH = 2
@@ -37,8 +37,30 @@ class Meta:
     """What the store says about a blob."""
 
     info: BlobInfo
+    path: str
     chunks: int
-    digest: str
+    seal: BlobSeal | None
+    """None: the blob is not sealed, and has a digest."""
+    digest: str = ""
+
+    def open(self, number: int, data: bytes) -> bytes:
+        """Chunk `number` as it was written. Raises BlobBroken."""
+        if self.seal is None:
+            return data
+        try:
+            return self.seal.open(number, data)
+        except BadSeal as error:
+            raise BlobBroken from error
+
+    def check(self, size: int, digest: bytes) -> None:
+        """Raise BlobBroken where this is not all that was written."""
+        if size != self.info.size or (self.seal is None and digest_text(digest) != self.digest):
+            raise BlobBroken
+
+
+def digest_text(digest: bytes) -> str:
+    """A SHA-256 digest as the object store writes it."""
+    return f"SHA-256={base64.urlsafe_b64encode(digest).decode()}"
 
 
 class BlobReader:
@@ -55,10 +77,11 @@ class BlobReader:
 
     async def meta(self, name: str) -> Meta | None:
         """What is known of a blob. Raises Unavailable and BlobBroken."""
-        if not is_blob_name(name):
+        parsed = BlobName.parse(name)
+        if parsed is None:
             return None
-        data = await self._get(blob_meta(name))
-        return _parse_meta(name, data) if data is not None else None
+        data = await self._get(blob_meta(parsed.path))
+        return _parse_meta(name, parsed, data) if data is not None else None
 
     async def read(self, name: str) -> AsyncGenerator[bytes, None]:
         """Fetch, check, give out."""
@@ -66,35 +89,36 @@ class BlobReader:
         if meta is None:
             raise BlobGone
         digest, size, at, end = sha256(), 0, 0, meta.chunks
-        fetching = asyncio.create_task(self._fetch(name, range(at, min(at + BATCH, end)))) if end else None
+        fetching = asyncio.create_task(self._fetch(meta, range(at, min(at + BATCH, end)))) if end else None
         try:
             while fetching is not None:
                 chunks = deque(await fetching)
                 at += len(chunks)
                 # Fetched while these are given out.
                 more = range(at, min(at + BATCH, end))
-                fetching = asyncio.create_task(self._fetch(name, more)) if more else None
+                fetching = asyncio.create_task(self._fetch(meta, more)) if more else None
                 while chunks:
                     data = chunks.popleft()
-                    digest.update(data)
+                    if meta.seal is None:
+                        digest.update(data)
                     size += len(data)
                     if at == end and not chunks:
-                        _check(meta, size, digest.digest())
+                        meta.check(size, digest.digest())
                     yield data
-            _check(meta, size, digest.digest())
+            meta.check(size, digest.digest())
         finally:
             if fetching is not None:
                 fetching.cancel()
                 with contextlib.suppress(asyncio.CancelledError, NexusError):
                     await fetching
 
-    async def _fetch(self, name: str, numbers: range) -> list[bytes]:
-        """These chunks. Raises BlobBroken when one is missing."""
-        chunks = await asyncio.gather(*(self._get(blob_chunk(name, number)) for number in numbers))
+    async def _fetch(self, meta: Meta, numbers: range) -> list[bytes]:
+        """These chunks. Raises BlobBroken when one is missing, or is not what was written."""
+        chunks = await asyncio.gather(*(self._get(blob_chunk(meta.path, number)) for number in numbers))
         found = [chunk for chunk in chunks if chunk is not None]
         if len(found) < len(chunks):
             raise BlobBroken
-        return found
+        return [meta.open(number, chunk) for number, chunk in zip(numbers, found, strict=True)]
 
     async def _get(self, subject: str) -> bytes | None:
         """The message on a subject; None when there is none, or one that was erased. Raises Unavailable."""
@@ -130,22 +154,22 @@ def _require_not_found(answer: Answer) -> None:
         raise Unavailable(f"NATS does not read a large payload: {status}")
 
 
-def _check(meta: Meta, size: int, digest: bytes) -> None:
-    if size != meta.info.size or digest_text(digest) != meta.digest:
-        raise BlobBroken
-
-
-def _parse_meta(name: str, data: bytes) -> Meta | None:
+def _parse_meta(text: str, name: BlobName, data: bytes) -> Meta | None:
     try:
         found = orjson.loads(data)
         if found.get("deleted"):
             return None
-        info = BlobInfo(
-            name=name,
-            size=found["size"],
-            content_type=found["headers"]["Content-Type"][0],
-            owner=found["metadata"]["owner"],
-        )
-        return Meta(info, int(found["chunks"]), str(found["digest"]))
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        if name.key is None:
+            info = BlobInfo(
+                name=text,
+                size=found["size"],
+                content_type=found["headers"]["Content-Type"][0],
+                owner=found["metadata"]["owner"],
+            )
+            return Meta(info, name.path, int(found["chunks"]), None, str(found["digest"]))
+        seal = BlobSeal(name.key)
+        about = orjson.loads(seal.open(META, base64.b64decode(found["metadata"]["sealed"])))
+        chunks = int(about.pop("chunks"))
+        return Meta(BlobInfo(name=text, **about), name.path, chunks, seal)
+    except (BadSeal, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise BlobBroken from error

@@ -9,14 +9,13 @@ import math
 import time
 from collections import deque
 from datetime import UTC, datetime
-from hashlib import sha256
 
 import orjson
 
+from backbone.bus.blob_names import META, TAG_BYTES, BlobName, BlobSeal
 from backbone.bus.blobs import CHUNK, BlobInfo
 from backbone.bus.questions import Answer, Questions, Reply
 from backbone.bus.subjects import BLOBS, BLOBS_STREAM, blob_chunk, blob_chunks, blob_meta, blob_nuid
-from backbone.ids import new_token
 from schemas.errors import Unavailable
 
 WINDOW = 4
@@ -36,19 +35,20 @@ ERASE = b"NATS/1.0\r\nNats-TTL: 1s\r\n\r\n"
 PURGE = f"$JS.API.STREAM.PURGE.{BLOBS_STREAM}".encode()
 
 
-def purges(name: str) -> list[tuple[bytes, bytes]]:
+def purges(path: str) -> list[tuple[bytes, bytes]]:
     """The calls, subject and body, that delete a blob."""
-    return [(PURGE, orjson.dumps({"filter": subject})) for subject in (blob_meta(name), blob_chunks(name))]
+    return [(PURGE, orjson.dumps({"filter": subject})) for subject in (blob_meta(path), blob_chunks(path))]
 
 
-def erasures(name: str, chunks: int) -> list[bytes]:
+def erasures(path: str, chunks: int) -> list[bytes]:
     """The subjects of a blob and of its parts, description first."""
-    return [blob_meta(name).encode(), *(blob_chunk(name, number).encode() for number in range(chunks))]
+    return [blob_meta(path).encode(), *(blob_chunk(path, number).encode() for number in range(chunks))]
 
 
-def digest_text(digest: bytes) -> str:
-    """A SHA-256 digest as the object store writes it."""
-    return f"SHA-256={base64.urlsafe_b64encode(digest).decode()}"
+def sealed_info(seal: BlobSeal, info: BlobInfo, chunks: int) -> str:
+    """What the description says to those who have the key."""
+    about = {"size": info.size, "chunks": chunks, "content_type": info.content_type, "owner": info.owner}
+    return base64.b64encode(seal.seal(META, orjson.dumps(about))).decode()
 
 
 class NatsBlobWriter:
@@ -62,9 +62,14 @@ class NatsBlobWriter:
         content_type: str,
         owner: str,
         *,
+        writer: str,
         may_purge: bool,
     ) -> None:
-        self.name = new_token()
+        """`writer`: the worker that writes; empty: a gateway."""
+        name = BlobName.new(writer)
+        self.name = str(name)
+        self._path = name.path
+        self._seal = BlobSeal(name.key or b"")
         self._questions = questions
         self._room = room
         self._ttl_s = max(1, math.ceil(ttl_s))
@@ -74,7 +79,6 @@ class NatsBlobWriter:
         self._rest = bytearray()
         self._unconfirmed: deque[Reply] = deque()
         self._began = 0.0
-        self._digest = sha256()
         self._size = self._count = self._last_seq = 0
         self._error: Unavailable | None = None
         self._info: BlobInfo | None = None
@@ -108,10 +112,11 @@ class NatsBlobWriter:
         age = int(time.monotonic() - self._began)
         if age >= self._ttl_s:
             raise self._fail(f"writing took longer than the {self._ttl_s} s for which this was to be kept")
-        await self._publish(blob_meta(self.name).encode(), self._meta(), self._ttl_s - age)
+        info = BlobInfo(name=self.name, size=self._size, content_type=self._content_type, owner=self._owner)
+        await self._publish(blob_meta(self._path).encode(), self._meta(info), self._ttl_s - age)
         await self._confirm_one()
-        self._info = BlobInfo(name=self.name, size=self._size, content_type=self._content_type, owner=self._owner)
-        return self._info
+        self._info = info
+        return info
 
     async def abort(self) -> None:
         """Delete, after what is under way has arrived: NATS may do the one before the other."""
@@ -123,9 +128,9 @@ class NatsBlobWriter:
         await _settle(list(self._unconfirmed))
         with contextlib.suppress(Unavailable):
             if self._may_purge:
-                await _settle([self._questions.ask(subject, body) for subject, body in purges(self.name)])
+                await _settle([self._questions.ask(subject, body) for subject, body in purges(self._path)])
             else:
-                subjects = erasures(self.name, self._count)
+                subjects = erasures(self._path, self._count)
                 await _settle([self._questions.ask(subject, b"", headers=ERASE) for subject in subjects])
 
     def _require_open(self) -> None:
@@ -146,10 +151,10 @@ class NatsBlobWriter:
         while len(self._unconfirmed) >= WINDOW:
             await self._confirm_one()
         self._began = self._began or time.monotonic()
-        self._digest.update(chunk)
+        number, sealed = self._count, self._seal.seal(self._count, chunk)
         self._size += len(chunk)
         self._count += 1
-        await self._publish(blob_chunk(self.name, self._count - 1).encode(), chunk, self._ttl_s + MARGIN_S)
+        await self._publish(blob_chunk(self._path, number).encode(), sealed, self._ttl_s + MARGIN_S)
 
     async def _publish(self, subject: bytes, payload: bytes | memoryview, ttl_s: int) -> None:
         try:
@@ -201,19 +206,18 @@ class NatsBlobWriter:
             )
         raise self._fail(f"NATS does not store a large payload: {text}")
 
-    def _meta(self) -> bytes:
+    def _meta(self, info: BlobInfo) -> bytes:
+        """As the object store describes what it holds; what the blob is, is told to whoever has its key."""
         return orjson.dumps(
             {
-                "name": self.name,
+                "name": self._path.rpartition(".")[2],
                 "bucket": BLOBS,
-                "nuid": blob_nuid(self.name),
-                "size": self._size,
+                "nuid": blob_nuid(self._path),
+                "size": info.size + TAG_BYTES * self._count,
                 "chunks": self._count,
-                "digest": digest_text(self._digest.digest()),
                 "mtime": datetime.now(UTC).isoformat(),
-                "options": {"max_chunk_size": CHUNK},
-                "headers": {"Content-Type": [self._content_type]},
-                "metadata": {"owner": self._owner},
+                "options": {"max_chunk_size": CHUNK + TAG_BYTES},
+                "metadata": {"sealed": sealed_info(self._seal, info, self._count)},
             }
         )
 

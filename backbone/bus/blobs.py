@@ -4,7 +4,8 @@ Guarantees, for every implementation:
 - Nothing is whole in memory: a writer holds a few chunks, and waits for the store; a reader holds a few chunks, and
   fetches more only when they were taken.
 - A blob can be read only once its writer was closed; before that it does not exist. Its bytes are checked against their digest.
-- Names are unguessable (128 random bits). Whoever knows a name may read it.
+- Names are unguessable (128 random bits) and hold the key that opens the blob: who knows a name may read it, and nobody
+  else can, whatever else he can read. Only gateways write where gateways wrote; a worker, where it wrote itself.
 - A blob vanishes `ttl_s` after its first byte was written, whoever has died (give or take a few seconds); `remove` makes
   it vanish now. A writer that was aborted, or whose process died, leaves nothing behind after `ttl_s` either.
 """
@@ -75,5 +76,5 @@ class Blobs(Protocol):
         middle, and then at least the last chunk was not given out. Close it (`aclosing`) where it may not be read to its end.
         """
 
-    def remove(self, name: str) -> None:
-        """Delete it soon. Best effort; never raises."""
+    def remove(self, name: str, *, if_opened: bool = False) -> None:
+        """Delete it soon. Best effort; never raises. `if_opened`: only where the name's key opens it; of names that workers give."""

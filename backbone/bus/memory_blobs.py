@@ -90,9 +90,9 @@ class MemoryBlobs:
         if digest.digest() != blob.digest:
             raise BlobBroken
 
-    def remove(self, name: str) -> None:
-        """Forget it."""
-        if self.available:
+    def remove(self, name: str, *, if_opened: bool = False) -> None:
+        """Forget it: here a name is its key."""
+        if self.available and (not if_opened or name in self._blobs):
             self._blobs.pop(name, None)
 
 

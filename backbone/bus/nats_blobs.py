@@ -3,8 +3,8 @@
 The layout is that of NATS's own clients (ADR-20), so that `nats object ls nexus-blobs` shows what is there. Every message
 carries its own lifetime. Reading takes no consumer: each message is fetched by its subject.
 
-A worker has the least of rights: it writes below the bucket's subjects, reads by exact subject, and empties a subject by
-writing over it. Gateways make the bucket, purge, and ask the stream's leader.
+A worker has the least of rights: it writes below its own name, reads by exact subject, and empties a subject by writing over
+it. Gateways make the bucket, purge, and ask the stream's leader. What is stored is sealed (`backbone.bus.blob_names`).
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import contextlib
 import structlog
 
 from backbone.bus.access import NatsAccess
+from backbone.bus.blob_names import BlobName
 from backbone.bus.blob_reading import BlobReader
 from backbone.bus.blob_writing import ERASE, MAX_UNDER_WAY, NatsBlobWriter, erasures, purges
 from backbone.bus.blobs import BlobInfo
 from backbone.bus.questions import Questions
 from backbone.bus.storing import Storing
 from backbone.bus.streams import BucketConfig, ensure_bucket
-from backbone.bus.subjects import is_blob_name
+from backbone.bus.subjects import require_token
 from backbone.bus.wire import Wire
 from schemas.errors import NexusError, Unavailable
 
@@ -32,9 +33,18 @@ class NatsBlobs(BlobReader):
     """See backbone.bus.blobs.Blobs."""
 
     def __init__(
-        self, server: NatsAccess | str, name: str, *, create: BucketConfig | None, storing: Storing | None = None
+        self,
+        server: NatsAccess | str,
+        name: str,
+        *,
+        create: BucketConfig | None = None,
+        worker: str = "",
+        storing: Storing | None = None,
     ) -> None:
-        """`create` makes the bucket, which is the gateways' part; None, for workers, uses the one that is there."""
+        """`create` makes the bucket, which is the gateways' part. `worker`: the worker's name, below which it writes. Give one of them."""
+        if (create is None) is not bool(worker):
+            raise ValueError("blobs are a gateway's, which makes the bucket, or a worker's, which has a name")
+        self._worker = require_token(worker) if worker else ""
         self._wire = Wire(server, f"{name}-blobs", on_reconnect=self._reconnected, pulse=create is not None)
         super().__init__(Questions(self._wire), may_ask_leader=create is not None)
         if storing is not None:
@@ -89,28 +99,40 @@ class NatsBlobs(BlobReader):
     ) -> NatsBlobWriter:
         """Begin a blob."""
         may_purge = self._create is not None
-        return NatsBlobWriter(self._questions, self._room, ttl_s, content_type, owner, may_purge=may_purge)
+        return NatsBlobWriter(
+            self._questions, self._room, ttl_s, content_type, owner, writer=self._worker, may_purge=may_purge
+        )
 
     async def info(self, name: str) -> BlobInfo | None:
         """Read its meta."""
         meta = await self.meta(name)
         return meta.info if meta else None
 
-    def remove(self, name: str) -> None:
+    def remove(self, name: str, *, if_opened: bool = False) -> None:
         """Purge its subjects, the answers go nowhere; or erase them one by one."""
-        if not is_blob_name(name):
+        parsed = BlobName.parse(name)
+        if parsed is None:
             return
-        if self._create is None:
-            task = asyncio.create_task(self._erase(name))
-            self._erasing.add(task)
-            task.add_done_callback(self._erasing.discard)
+        if self._create is not None and not if_opened:
+            self._purge(parsed.path)
             return
-        for subject, filter_ in purges(name):
-            with contextlib.suppress(Unavailable):
-                self._wire.publish(subject, filter_, self._questions.void)
+        task = asyncio.create_task(self._remove_opened(name))
+        self._erasing.add(task)
+        task.add_done_callback(self._erasing.discard)
 
-    async def _erase(self, name: str) -> None:
+    async def _remove_opened(self, name: str) -> None:
+        """The key opens its description, or nothing is removed."""
         with contextlib.suppress(NexusError):
             meta = await self.meta(name)
-            for subject in erasures(name, meta.chunks) if meta else ():
+            if meta is None or meta.seal is None:
+                return
+            if self._create is not None:
+                self._purge(meta.path)
+                return
+            for subject in erasures(meta.path, meta.chunks):
                 self._questions.ask(subject, b"", headers=ERASE).cancel()
+
+    def _purge(self, path: str) -> None:
+        for subject, filter_ in purges(path):
+            with contextlib.suppress(Unavailable):
+                self._wire.publish(subject, filter_, self._questions.void)

@@ -37,7 +37,7 @@ from backbone.bus.subjects import (
 )
 from schemas.jobs import LANES, Capability
 
-BLOB_MESSAGES = (f"$O.{BLOBS}.C.*.*", f"$O.{BLOBS}.M.*")
+BLOBS_BY_GATEWAYS = (f"$O.{BLOBS}.C.*.*", f"$O.{BLOBS}.M.*")
 OF_A_STREAM = ("CREATE", "UPDATE", "INFO", "PURGE", "MSG.GET", "MSG.DELETE")
 OF_A_CONSUMER = ("CONSUMER.DURABLE.CREATE", "CONSUMER.INFO", "CONSUMER.MSG.NEXT")
 
@@ -54,6 +54,11 @@ def queues_of(models: Iterable[str], capabilities: Iterable[Capability]) -> list
     """Every lane of these models and capabilities."""
     wanted = list(capabilities)
     return [Queue(capability, lane, model) for model in models for capability in wanted for lane in LANES]
+
+
+def blobs_by(worker: str) -> tuple[str, ...]:
+    """What the worker of this name (`*`: any) writes: chunks, and descriptions."""
+    return (f"$O.{BLOBS}.C.{worker}.*.*", f"$O.{BLOBS}.M.{worker}.*")
 
 
 def worker_rights(inbox: str, *, workers: Iterable[str], queues: Iterable[Queue] | None) -> Rights:
@@ -74,6 +79,7 @@ def worker_rights(inbox: str, *, workers: Iterable[str], queues: Iterable[Queue]
         )
         letters = _each(dead_subject(queue.capability, queue.model) for queue in given)
         bells = _each(f"{BELL}.{queue.capability}.*.{encode_model(queue.model)}" for queue in given)
+    own_blobs = _each(subject for name in names for subject in blobs_by(name))
     return Rights(
         publish=(
             *taking,
@@ -82,8 +88,8 @@ def worker_rights(inbox: str, *, workers: Iterable[str], queues: Iterable[Queue]
             f"{EVENTS}.*",
             f"{DONE}.*",
             *letters,
-            *BLOB_MESSAGES,
-            *(f"$JS.API.DIRECT.GET.{BLOBS_STREAM}.{subject}" for subject in BLOB_MESSAGES),
+            *own_blobs,
+            *(f"$JS.API.DIRECT.GET.{BLOBS_STREAM}.{subject}" for subject in (*BLOBS_BY_GATEWAYS, *own_blobs)),
         ),
         subscribe=(f"{inbox}.>", *(f"{CONTROL}.{name}" for name in names), *bells),
     )
@@ -105,7 +111,7 @@ def gateway_rights(inbox: str) -> Rights:
             *(f"nexus.{name}.*" for name in BACKLOGS),
             f"$KV.{CLAIMS}.*",
             SEAL_SECRET,
-            *BLOB_MESSAGES,
+            *BLOBS_BY_GATEWAYS,
             f"{INBOX}.>",  # answers to workers
             f"{BELL}.*.*.*",  # a job comes again
             *streams,

@@ -134,29 +134,34 @@ def parse_consumer_name(name: str) -> tuple[Capability, Lane, str]:
     return Capability(capability), Lane(lane), decode_model(token)
 
 
-def is_blob_name(name: str) -> bool:
-    """Whether a blob may be called that: nothing else gets into a subject, where `>` would mean every blob."""
-    return _BLOB_NAME.fullmatch(name) is not None
+def is_blob_path(path: str) -> bool:
+    """Whether a blob may be there: nothing else gets into a subject, where `>` would mean every blob.
+
+    A gateway's is its name; a worker's is below the worker's own name, so that rights keep workers from each other's.
+    """
+    writer, dot, name = path.rpartition(".")
+    return _BLOB_NAME.fullmatch(name) is not None and (not dot or is_token(writer))
 
 
-def blob_chunk(name: str, number: int) -> str:
-    """Where one part of a blob is. Each has a subject of its own, so that a worker may read what it can name, and no more."""
-    return f"$O.{BLOBS}.C.{name}.{number}"
+def blob_chunk(path: str, number: int) -> str:
+    """Where one part of a blob is. Each has a subject of its own, so that a worker reads by subject, never by sequence."""
+    return f"$O.{BLOBS}.C.{path}.{number}"
 
 
-def blob_chunks(name: str) -> str:
-    """All parts of a blob. Its description names them so, too: NATS's own clients read what they find there."""
-    return f"$O.{BLOBS}.C.{blob_nuid(name)}"
+def blob_chunks(path: str) -> str:
+    """All parts of a blob. Its description names them so, too, for NATS's own clients."""
+    return f"$O.{BLOBS}.C.{blob_nuid(path)}"
 
 
-def blob_nuid(name: str) -> str:
+def blob_nuid(path: str) -> str:
     """What stands for a blob in the subject of its parts."""
-    return f"{name}.*"
+    return f"{path}.*"
 
 
-def blob_meta(name: str) -> str:
+def blob_meta(path: str) -> str:
     """Where a blob is described."""
-    return f"$O.{BLOBS}.M.{base64.urlsafe_b64encode(name.encode()).decode()}"
+    writer, dot, name = path.rpartition(".")
+    return f"$O.{BLOBS}.M.{writer}{dot}{base64.urlsafe_b64encode(name.encode()).decode()}"
 
 
 def is_token(name: str) -> bool:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import secrets
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any
 
 import nats
 import pytest
 
+from backbone.bus.blob_names import META, BadSeal, BlobName, BlobSeal
 from backbone.bus.blob_reading import DIRECT_GET, BlobReader
 from backbone.bus.blobs import CHUNK, BlobBroken, BlobGone, BlobInfo, Blobs, BlobWriter
 from backbone.bus.memory_blobs import MemoryBlobs
@@ -29,6 +32,13 @@ from tests.servers import Server, source
 MIB = 1024 * 1024
 
 
+def path_of(name: str) -> str:
+    """Where a blob is."""
+    parsed = BlobName.parse(name)
+    assert parsed is not None
+    return parsed.path
+
+
 class World:
     """One store, any number of sides, and a look at what it holds."""
 
@@ -42,7 +52,8 @@ class World:
         if self.url is None:
             self.memory.max_bytes = max_bytes
             return self.memory
-        made = NatsBlobs(self.url, "test", create=BucketConfig(max_bytes=max_bytes) if create else None)
+        bucket = BucketConfig(max_bytes=max_bytes) if create else None
+        made = NatsBlobs(self.url, "test", create=bucket, worker="" if create else "w1")
         self.closing.append(made)
         await made.start()
         return made
@@ -71,14 +82,16 @@ class World:
         if self.url is None:
             self.memory.stored()[name].pop()
             return
-        found = await request(self.admin.client, f"STREAM.MSG.GET.{BLOBS_STREAM}", {"last_by_subj": blob_chunks(name)})
+        found = await request(
+            self.admin.client, f"STREAM.MSG.GET.{BLOBS_STREAM}", {"last_by_subj": blob_chunks(path_of(name))}
+        )
         await request(self.admin.client, f"STREAM.MSG.DELETE.{BLOBS_STREAM}", {"seq": found["message"]["seq"]})
 
     async def add_chunk(self, name: str, number: int, data: bytes) -> None:
         if self.url is None:
             self.memory.stored()[name].append(data)
             return
-        await self.admin.client.jetstream().publish(blob_chunk(name, number), data)
+        await self.admin.client.jetstream().publish(blob_chunk(path_of(name), number), data)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +173,21 @@ def _name_of(writer: BlobWriter) -> str:
     return str(getattr(writer, "name"))  # noqa: B009 - not part of the seam
 
 
-@pytest.mark.parametrize("name", ["", "nothing", "0" * 32, ">", "*", "a.b", "*" * 32])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "nothing",
+        "0" * 32,
+        ">",
+        "*",
+        "a.b",
+        "*" * 32,
+        f"{'0' * 32}.{'A' * 43}",
+        f"w.{'0' * 32}.{'A' * 43}",
+        f"*.{'0' * 32}.{'A' * 43}",
+    ],
+)
 async def test_a_name_that_is_none_is_not_found(world: World, name: str) -> None:
     """Whatever was never written, and what is no name at all, is gone; and deleting it deletes nothing else."""
     blobs = await world.side()
@@ -333,19 +360,118 @@ async def test_many_transfers_hold_little(real: World) -> None:
     assert max(written, read) < 20 * MIB, (written / MIB, read / MIB)
 
 
-async def test_natss_own_client_reads_a_blob(real: World) -> None:
-    """The layout is the object store's: NATS's own tools list and read what is there."""
-    blobs = await real.side()
-    data = secrets.token_bytes(300_000)
-    info = await put(blobs, data)
+async def test_natss_own_client_lists_a_blob(real: World) -> None:
+    """The layout is the object store's: NATS's own tools list what is there, and say nothing of what it is."""
+    gateway, worker = await real.side(), await real.side(create=False)
+    infos = [await put(side, bytes(300_000)) for side in (gateway, worker)]
     client = await nats.connect(real.url)
     try:
         store = await client.jetstream().object_store(BLOBS)
-        found = await store.get(info.name)
-        assert found.data == data
-        assert [(one.name, one.size) for one in await store.list()] == [(info.name, 300_000)]
+        listed = await store.list()
+        assert [(one.name, one.chunks) for one in listed] == [
+            (path_of(info.name).rpartition(".")[2], 3) for info in infos
+        ]
+        assert "image/png" not in str(listed)
     finally:
         await client.close()
+
+
+async def test_what_is_stored_says_nothing_without_its_name(real: World) -> None:
+    """Whoever reads the store, by whatever subject, learns neither bytes nor whose they are; the name alone opens nothing."""
+    blobs = await real.side()
+    secret = b"TOP-SECRET-" * 30_000
+    writer = blobs.writer(ttl_s=60, content_type="text/secret", owner="alice")
+    await writer.write(secret)
+    name = (await writer.close()).name
+    direct = f"$JS.API.DIRECT.GET.{BLOBS_STREAM}.$O.{BLOBS}"
+    client = await nats.connect(real.url)
+    for subject in (f"{direct}.C.*.*", f"{direct}.M.*", f"{direct}.>", f"{direct}.C.{path_of(name)}.0"):
+        found = await client.request(subject, b"")
+        assert found.data
+        for word in (b"SECRET", b"secret", b"alice"):
+            assert word not in found.data
+    await client.close()
+    # Not by its name without the key, nor with another's key.
+    for other in (path_of(name), f"{path_of(name)}.{'A' * 43}"):
+        with pytest.raises(BlobBroken):
+            await get(blobs, other)
+    blobs.remove(f"{path_of(name)}.{'A' * 43}", if_opened=True)
+    blobs.remove(path_of(name), if_opened=True)
+    assert await get(blobs, name) == secret
+
+
+async def test_only_who_can_open_a_blob_has_it_removed_for_a_worker(real: World, eventually: Eventually) -> None:
+    """A worker names the blob of its answer: a name that it guessed or saw removes nothing."""
+    gateway, worker = await real.side(), await real.side(create=False)
+    info = await put(worker, b"answer")
+    gateway.remove(info.name, if_opened=True)
+    await eventually(real.is_empty)
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+async def test_a_chunk_in_the_place_of_another_is_noticed(real: World, number: int) -> None:
+    """Each is sealed under its number, and by the key of its own blob."""
+    blobs = await real.side()
+    infos = [await put(blobs, secrets.token_bytes(3 * CHUNK)) for _ in range(2)]
+    subject = f"$JS.API.DIRECT.GET.{BLOBS_STREAM}.{blob_chunk(path_of(infos[0].name), 1)}"
+    moved = (await real.admin.client.request(subject, b"")).data
+    target = infos[1] if number == 1 else infos[0]
+    await real.add_chunk(target.name, number, moved)
+    with pytest.raises(BlobBroken):
+        await get(blobs, target.name)
+
+
+async def test_a_blob_from_before_seals_is_read(real: World) -> None:
+    """Files that were stored by an earlier version are there as long as they were to be."""
+    blobs = await real.side()
+    name, data = "a" * 32, secrets.token_bytes(200_000)
+    client = await nats.connect(real.url)
+    jetstream = client.jetstream()
+    for number, start in enumerate(range(0, len(data), CHUNK)):
+        await jetstream.publish(blob_chunk(name, number), data[start : start + CHUNK])
+    meta = {
+        "name": name, "bucket": BLOBS, "nuid": f"{name}.*", "size": len(data), "chunks": 2,
+        "digest": f"SHA-256={base64.urlsafe_b64encode(sha256(data).digest()).decode()}",
+        "headers": {"Content-Type": ["text/plain"]}, "metadata": {"owner": "me"},
+    }  # fmt: skip
+    await jetstream.publish(blob_meta(name), json.dumps(meta).encode())
+    await client.close()
+    assert await get(blobs, name) == data
+    assert await blobs.info(name) == BlobInfo(name=name, size=len(data), content_type="text/plain", owner="me")
+
+
+def test_a_name_is_taken_apart_as_it_was_put_together() -> None:
+    for writer in ("", "gpu1", "host-echo-a1b2c3"):
+        name = BlobName.new(writer)
+        assert BlobName.parse(str(name)) == name
+        assert name.path.startswith(f"{writer}." if writer else "")
+    for other in (
+        "",
+        ".",
+        "a",
+        "a.b.c",
+        f"w.{'a' * 32}",
+        f"{'a' * 32}.short",
+        f"a b.{'a' * 32}.{'A' * 43}",
+        f">.{'a' * 32}.{'A' * 43}",
+    ):
+        parsed = BlobName.parse(other)
+        assert parsed is None or parsed.key is None
+
+
+def test_a_seal_opens_what_it_sealed_and_nothing_else() -> None:
+    one, other = BlobSeal(b"a" * 32), BlobSeal(b"b" * 32)
+    sealed = one.seal(0, b"data")
+    assert one.open(0, sealed) == b"data"
+    for seal, number, data in (
+        (one, 1, sealed),
+        (one, META, sealed),
+        (other, 0, sealed),
+        (one, 0, sealed[:-1]),
+        (one, 0, b""),
+    ):
+        with pytest.raises(BadSeal):
+            seal.open(number, data)
 
 
 async def test_what_a_lagging_replica_lacks_its_leader_has(real: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -519,3 +645,4 @@ async def test_writing_without_nats_fails_at_once(
 def test_the_description_has_its_standard_subject() -> None:
     """The object store finds descriptions by the encoded name."""
     assert blob_meta("a" * 32) == "$O.nexus-blobs.M.YWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWE="
+    assert blob_meta("gpu1." + "a" * 32) == "$O.nexus-blobs.M.gpu1.YWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWE="

@@ -238,6 +238,16 @@ PUBLISHING = {
     "read dead letters": ("$JS.API.STREAM.MSG.GET.NEXUS_DLQ", b'{"seq":1}'),
     "read blobs by sequence": ("$JS.API.DIRECT.GET.OBJ_nexus-blobs", b'{"seq":1,"next_by_subj":">"}'),
     "read blobs of the leader": ("$JS.API.STREAM.MSG.GET.OBJ_nexus-blobs", b'{"seq":1}'),
+    "write over a gateway's blob": ("$O.nexus-blobs.C.aaaa.0", b"x"),
+    "describe a gateway's blob": ("$O.nexus-blobs.M.aaaa", b"x"),
+    "write over another worker's blob": ("$O.nexus-blobs.C.gpu2.aaaa.0", b"x"),
+    "describe another worker's blob": ("$O.nexus-blobs.M.gpu2.aaaa", b"x"),
+    "write over every blob": ("$O.nexus-blobs.C.*.*.*", b"x"),
+    "read another worker's blob": ("$JS.API.DIRECT.GET.OBJ_nexus-blobs.$O.nexus-blobs.C.gpu2.aaaa.0", b""),
+    "read the description of another worker's blob": (
+        "$JS.API.DIRECT.GET.OBJ_nexus-blobs.$O.nexus-blobs.M.gpu2.aaaa",
+        b"",
+    ),
     "read claims": ("$JS.API.DIRECT.GET.KV_nexus-idempotency", b'{"seq":1}'),
     "read the gateways' secret": ("$JS.API.DIRECT.GET.KV_nexus-seals.$KV.nexus-seals.secret", b""),
     "read the gateways' secret by sequence": ("$JS.API.DIRECT.GET.KV_nexus-seals", b'{"seq":1}'),
@@ -346,7 +356,7 @@ async def test_forbidden_to_hear(intruder: tuple[Client, list[str]], what: str) 
 
 @pytest.mark.parametrize(
     "subject",
-    [f"$JS.API.CONSUMER.MSG.NEXT.NEXUS_JOBS.{CHAT}", "nexus.reply.x.y", "nexus.ask.x", "$O.nexus-blobs.C.x.0"],
+    [f"$JS.API.CONSUMER.MSG.NEXT.NEXUS_JOBS.{CHAT}", "nexus.reply.x.y", "nexus.ask.x", "$O.nexus-blobs.C.gpu1.x.0"],
 )
 async def test_the_same_client_may_do_its_work(intruder: tuple[Client, list[str]], subject: str) -> None:
     """So that the refusals above are not those of a broken client."""
@@ -359,13 +369,13 @@ async def test_the_same_client_may_do_its_work(intruder: tuple[Client, list[str]
 async def test_a_worker_cannot_empty_the_bucket(
     world: World, intruder: tuple[Client, list[str]], headers: dict[str, str]
 ) -> None:
-    """Whatever it writes where a blob may be: others' stay."""
+    """Whatever it writes where its own blobs may be: others' stay."""
     other = await world.user("gpu2", "worker-gpu2/nats-password")
-    kept = "$O.nexus-blobs.M.a2VwdA=="
+    kept = "$O.nexus-blobs.M.gpu2.a2VwdA=="
     await other.request(kept, b"kept")
     client, _ = intruder
     for _ in range(2):
-        for subject in ("$O.nexus-blobs.M.*", "$O.nexus-blobs.C.*.*", "$O.nexus-blobs.M.mine"):
+        for subject in ("$O.nexus-blobs.M.gpu1.*", "$O.nexus-blobs.C.gpu1.*.*", "$O.nexus-blobs.M.gpu1.mine"):
             await client.request(subject, b"", headers=headers)
     assert (await other.request(f"$JS.API.DIRECT.GET.OBJ_nexus-blobs.{kept}", b"")).data == b"kept"
     await other.close()
@@ -413,11 +423,17 @@ async def test_who_knows_a_jobs_id_can_end_it(world: World) -> None:
 
 
 async def test_a_wildcard_for_a_name_finds_the_newest_blob(world: World) -> None:
-    """nats-server takes a star in a published subject for a star in what is looked up."""
-    mine = await world.user("gpu1", "worker-gpu1/nats-password")
-    await mine.request("$O.nexus-blobs.M.c2VjcmV0", b"newest")
+    """nats-server takes a star in a published subject for a star in what is looked up: what is found there is sealed."""
+    secret = b"FILE-SECRET-" * 100_000
+    files, data = {"file": ("x.txt", secret, "text/plain")}, {"purpose": "user_data"}
+    uploaded = await world.cluster.http.post(world.cluster.url + "/v1/files", files=files, data=data)
     other = await world.user("gpu2", "worker-gpu2/nats-password")
-    found = await other.request("$JS.API.DIRECT.GET.OBJ_nexus-blobs.$O.nexus-blobs.M.*", b"")
-    assert found.data == b"newest"
-    for client in (mine, other):
-        await client.close()
+    for subject in ("C.*.*", "M.*"):
+        found = await other.request(f"$JS.API.DIRECT.GET.OBJ_nexus-blobs.$O.nexus-blobs.{subject}", b"")
+        assert found.data
+        assert b"SECRET" not in found.data
+        assert b"owner" not in found.data
+    content = await world.cluster.get(f"/v1/files/{uploaded.json()['id']}/content")
+    assert content.content == secret
+    await world.cluster.http.delete(world.cluster.url + f"/v1/files/{uploaded.json()['id']}")
+    await other.close()

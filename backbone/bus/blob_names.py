@@ -1,0 +1,80 @@
+"""Names of blobs: where a blob is, and the key that opens it.
+
+`<name>.<key>`, or `<worker>.<name>.<key>` of what a worker wrote: only that worker and gateways may write there. A name alone is of
+a blob that was stored before blobs were sealed.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+from dataclasses import dataclass
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from backbone.bus.subjects import is_blob_path
+from backbone.ids import new_token
+
+KEY_BYTES = 32
+TAG_BYTES = 16
+"""What sealing adds to each chunk."""
+META = (1 << 96) - 1
+"""The number under which the description is sealed; chunks count from 0."""
+_KEY = re.compile(r"[A-Za-z0-9_-]{43}")
+
+
+class BadSeal(Exception):
+    """These bytes are not what was written there."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlobName:
+    """A name, taken apart."""
+
+    path: str
+    """One or two tokens of a subject."""
+    key: bytes | None
+    """None: the blob is not sealed."""
+
+    @classmethod
+    def new(cls, writer: str = "") -> BlobName:
+        """Return an unguessable name, below that of the worker that writes."""
+        return cls(f"{writer}.{new_token()}" if writer else new_token(), os.urandom(KEY_BYTES))
+
+    @classmethod
+    def parse(cls, text: str) -> BlobName | None:
+        """Return what `text` names; None where it is no name."""
+        path, _, key = text.rpartition(".")
+        if not path:
+            return cls(text, None) if is_blob_path(text) else None
+        if not is_blob_path(path) or not _KEY.fullmatch(key):
+            return None
+        return cls(path, base64.urlsafe_b64decode(key + "="))
+
+    def __str__(self) -> str:
+        if self.key is None:
+            return self.path
+        return f"{self.path}.{base64.urlsafe_b64encode(self.key).decode().rstrip('=')}"
+
+
+class BlobSeal:
+    """Seals one blob (AES-256-GCM): each chunk under its number, so that none can be changed, moved, left out or read without the key.
+
+    The key is of this blob alone, so that a number is never used twice.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._cipher = AESGCM(key)
+
+    def seal(self, number: int, data: bytes | bytearray | memoryview) -> bytes:
+        """Return chunk `number`, sealed."""
+        return self._cipher.encrypt(number.to_bytes(12, "big"), data, None)
+
+    def open(self, number: int, sealed: bytes) -> bytes:
+        """Inverse of `seal`. Raises BadSeal."""
+        try:
+            return self._cipher.decrypt(number.to_bytes(12, "big"), sealed, None)
+        except InvalidTag as error:
+            raise BadSeal from error
