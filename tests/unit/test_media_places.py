@@ -10,16 +10,15 @@ import orjson
 import pytest
 
 from backbone.bus.memory_blobs import MemoryBlobs
-from gateway.bodies import Budget, Reader
+from gateway.bodies import Reader
 from gateway.endpoint import Endpoint
 from gateway.http import Headers
 from gateway.media_places import is_plain, media_places, searched
 from gateway.parsing import check, parse
-from gateway.remote_media import RemoteMedia
 from gateway.routes import chat, completions, embeddings, images, rerank, speech, transcriptions
 from schemas.errors import InvalidRequest
 from schemas.openai.chat import ChatRequest
-from tests.unit.test_bodies import receive_of
+from tests.unit.test_bodies import reader, receive_of
 from tests.unit.test_forms import TYPE, form, part
 
 U = "http://127.0.0.1/x"
@@ -242,7 +241,7 @@ def test_numbers_of_a_field_are_not_searched_one_by_one() -> None:
 
 
 def bodies() -> Reader:
-    return Reader(MemoryBlobs(), 10_000_000, 5.0, 60.0, Budget(10_000_000), RemoteMedia(None, 10_000_000))
+    return reader(MemoryBlobs())
 
 
 async def read(endpoint: Endpoint, body: bytes, headers: Headers = ()) -> Any:
