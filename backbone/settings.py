@@ -6,6 +6,7 @@ Every field here is documented in `.env.example`; a test holds the two against e
 from __future__ import annotations
 
 import socket
+from ipaddress import ip_network
 from typing import Literal
 
 from pydantic import Field, SecretStr, field_validator
@@ -76,6 +77,18 @@ class GatewaySettings(CommonSettings):
     away. 0 where there is none."""
     gateway_drain_s: float = Field(default=20.0, ge=0)
     """Seconds that open requests get to finish after that; what is left is answered with an error."""
+    max_connections: int = Field(default=8192, ge=1)
+    """Connections that a process may have open; more are answered 503 and closed."""
+    max_connections_per_address: int = Field(default=2048, ge=1)
+    """Of those, from one address, or from one /64 of IPv6. Does not bind `TRUSTED_PROXIES`."""
+    trusted_proxies: str = ""
+    """Comma-separated addresses and CIDR ranges of proxies and load balancers, whose `X-Forwarded-For` says where callers are."""
+    max_wrong_keys: int = Field(default=100, ge=1)
+    """Different wrong API keys from one address in a minute; beyond it they are 429 until the minute is over."""
+    write_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds without progress after which a connection whose caller does not read its answer is closed."""
+    max_unread_bytes: int = Field(default=128 * 1024 * 1024, ge=1024 * 1024)
+    """Memory that answers may take which callers have not read yet; beyond it, those are ended that hold most."""
     max_body_bytes: int = Field(default=32 * 1024 * 1024, gt=0)
     """Larger request bodies, uploads included, are 413."""
     max_buffered_bytes: int = Field(default=128 * 1024 * 1024, gt=0)
@@ -172,6 +185,14 @@ class GatewaySettings(CommonSettings):
     def webhook_delays(self) -> tuple[float, ...]:
         """Seconds between the tries."""
         return tuple(float(part) for part in self.webhook_retries_s.split(",") if part.strip())
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, text: str) -> str:
+        for part in text.split(","):
+            if part.strip():
+                ip_network(part.strip(), strict=False)
+        return text
 
     @field_validator("webhook_retries_s")
     @classmethod

@@ -25,8 +25,10 @@ T = TypeVar("T")
 
 AHEAD = 256
 """Events that are read before they are taken."""
-AHEAD_BYTES = 1024 * 1024
-"""Of those: who reads slowly, or not at all, costs no more memory. One event may go beyond it."""
+AHEAD_BYTES = 256 * 1024
+"""Of those: who reads slowly, or not at all, costs no more than twice that. One event may go beyond it."""
+HOLD_STEP = 16 * 1024
+"""Bytes by which they change before the connection is told."""
 LOOK_S = 300.0
 """How long one look at a job waits; then comes the next."""
 MARK = KEPT.encode()
@@ -119,7 +121,8 @@ class Answers:
         """
         stream = _Stream(reply, content_type, line, ids=ids)
         events = self._jobs.follow(record.owner, record.id)
-        async with aclosing(with_pauses(events, self._comment_after_s, event_size)) as paced:
+        hold = line.hold if line is not None else _nothing
+        async with aclosing(with_pauses(events, self._comment_after_s, event_size, hold)) as paced:
             async for ready in paced:
                 if not ready:
                     await stream.comment(await self._position(record))
@@ -142,31 +145,59 @@ def event_size(event: JobEvent) -> int:
     return len(event.data)
 
 
+def _nothing(_size: int) -> None:
+    pass
+
+
+class _Held:
+    """Bytes that were read ahead, and those that the taker has in hand."""
+
+    def __init__(self, hold: Callable[[int], None]) -> None:
+        self._hold = hold
+        self._told = 0
+        self.ahead = self.in_hand = 0
+
+    def tell(self) -> None:
+        """Tell the connection, if it is news."""
+        total = self.ahead + self.in_hand
+        if abs(total - self._told) >= HOLD_STEP:
+            self._told = total
+            self._hold(total)
+
+    def end(self) -> None:
+        if self._told:
+            self._hold(0)
+
+
 async def with_pauses(
-    events: AsyncGenerator[T, None], seconds: float, size: Callable[[T], int] = lambda _: 0
+    events: AsyncGenerator[T, None],
+    seconds: float,
+    size: Callable[[T], int] = lambda _: 0,
+    hold: Callable[[int], None] = _nothing,
 ) -> AsyncGenerator[list[T], None]:
     """The events, as many at a time as are there; none of them whenever none has come for `seconds`. Closes `events`.
 
-    `size`: bytes of one.
+    `size`: bytes of one. `hold` hears how many of them are stored here, see `gateway.http.Line.hold`.
     """
     ready: asyncio.Queue[T] = asyncio.Queue(AHEAD)
-    held, room = 0, asyncio.Event()
+    held, room = _Held(hold), asyncio.Event()
 
     async def pump() -> None:
-        nonlocal held
         try:
             async for event in events:
-                held += size(event)
+                held.ahead += size(event)
+                held.tell()
                 await ready.put(event)
-                while held > AHEAD_BYTES:
+                while held.ahead > AHEAD_BYTES:
                     room.clear()
                     await room.wait()
         finally:
             await events.aclose()
 
     def taken(some: list[T]) -> list[T]:
-        nonlocal held
-        held -= sum(map(size, some))
+        held.in_hand = sum(map(size, some))
+        held.ahead -= held.in_hand
+        held.tell()
         room.set()
         return some
 
@@ -174,9 +205,11 @@ async def with_pauses(
     coming: asyncio.Future[T] | None = None
     try:
         while True:
+            held.in_hand = 0
             if not ready.empty():
                 yield taken([ready.get_nowait() for _ in range(ready.qsize())])
                 continue
+            held.tell()
             if pumping.done():
                 pumping.result()
                 return
@@ -192,6 +225,7 @@ async def with_pauses(
         pumping.cancel()
         if coming is not None:
             coming.cancel()
+        held.end()
         await asyncio.gather(pumping, return_exceptions=True)
 
 

@@ -9,6 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from gateway.http import CALLER, Caller
+from gateway.http import Scope as HttpScope
+from gateway.key_guesses import KeyGuesses
 from schemas.errors import AuthenticationFailed, PermissionDenied
 from schemas.keys import ALL_SCOPES, Scope
 
@@ -54,16 +57,35 @@ class Keys(Protocol):
 class Auth:
     """Checks keys: the bootstrap key in constant time, all others by their hash. Waits for nothing."""
 
-    def __init__(self, token: str | None, keys: Keys | None = None) -> None:
+    def __init__(self, token: str | None, keys: Keys | None = None, guesses: KeyGuesses | None = None) -> None:
         self._token = token.encode() if token else None
         self._keys = keys
+        self._guesses = guesses
         secret = bootstrap_webhook_secret(token) if token else ""
         self._bootstrap = Principal(owner=BOOTSTRAP_OWNER, webhook_secret=secret)
 
-    def check(self, headers: Iterable[tuple[bytes, bytes]]) -> Principal:
-        """The caller behind `Authorization: Bearer KEY`. Raises AuthenticationFailed, which never repeats the key, and
-        Unavailable while keys that were created have never been read.
+    def check(self, scope: HttpScope) -> Principal:
+        """Return the caller behind `Authorization: Bearer KEY`.
+
+        Raises AuthenticationFailed, which never repeats the key; TooManyWrongKeys for an address that tries out keys; Unavailable
+        while keys that were created have never been read.
         """
+        key = self._key(scope["headers"])
+        caller: Caller | None = scope.get(CALLER)
+        guesses = self._guesses
+        if caller is None or guesses is None:
+            return self._find(key)
+        try:
+            principal = self._find(key)
+        except AuthenticationFailed:
+            guesses.wrong(caller.address, key)
+            raise
+        if not principal.key_id:
+            guesses.bootstrap(caller.address)
+        caller.owner = principal.owner
+        return principal
+
+    def _key(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
         if self._token is None and (self._keys is None or self._keys.empty):
             raise AuthenticationFailed("this gateway has no key configured: set GATEWAY_BEARER_TOKEN")
         given = b""
@@ -75,6 +97,9 @@ class Auth:
         key = key.strip()
         if not key or scheme.lower() != b"bearer":
             raise AuthenticationFailed
+        return key
+
+    def _find(self, key: bytes) -> Principal:
         if self._token is not None and hmac.compare_digest(key, self._token):
             return self._bootstrap
         if self._keys is None:

@@ -19,6 +19,7 @@ from typing import cast
 import structlog
 
 from backbone.bus.base import GatewayBus, Queue
+from gateway.unread import UnreadBudget
 from schemas.control import Control, ControlOp
 from schemas.errors import DRAINED, BackendFailed, DeadlineExceeded, ErrorInfo, NexusError, Unavailable
 from schemas.events import GO, GONE, LOADING, STALE, BlobRef, Done, EventKind, Progress, Returned, Started, decode_frame
@@ -30,6 +31,8 @@ MAX_STARTS = 3
 """Attempts that were started and lost before the job counts as poison."""
 MAX_UNREAD = 8 * 1024 * 1024
 """Bytes that may wait for a caller who reads too slowly."""
+REPORT_STEP = 16 * 1024
+"""Bytes by which what waits for a caller grows before it is reported to the process's `UnreadBudget`."""
 SILENCE_GRACE_S = 2.0
 
 _STARTED, _CHUNK, _BEAT = EventKind.STARTED.value, EventKind.CHUNK.value, EventKind.BEAT.value
@@ -49,13 +52,18 @@ class Call:
     """See the module's docstring. A bus Sink."""
 
     __slots__ = (
-        "_abandoned", "_ack_wait_s", "_bus", "_loading_s", "_pieces", "_seq", "_size", "_waiter", "backend", "began_at", "delivery",
+        "_abandoned", "_ack_wait_s", "_bus", "_loading_s", "_pieces", "_reported", "_seq", "_size", "_unread", "_waiter", "backend", "began_at", "delivery",
         "direct", "done", "envelope", "error", "first_at", "held_back", "last_sign", "loop", "progress", "queue", "queued_at", "returned", "seq", "shown", "starts", "state",
         "submitted_at", "worker",
     )  # fmt: skip
 
-    def __init__(self, bus: GatewayBus, envelope: Envelope, ack_wait_s: float) -> None:
+    def __init__(
+        self, bus: GatewayBus, envelope: Envelope, ack_wait_s: float, unread: UnreadBudget | None = None
+    ) -> None:
         self._bus = bus
+        self._unread = unread
+        self._reported = 0
+        """Of `_size`, what `_unread` knows."""
         self.envelope = envelope
         self.queue = Queue(envelope.capability, envelope.lane, envelope.model)
         self._ack_wait_s = ack_wait_s
@@ -124,6 +132,8 @@ class Call:
         first = pieces[0]
         if len(pieces) == 1 and not isinstance(first, BlobRef):
             self._pieces, self._size = [], 0
+            if self._reported:
+                self._report()
             return first
         here: list[bytes] = []
         for piece in pieces:
@@ -133,6 +143,8 @@ class Call:
         data = b"".join(here)
         self._pieces = pieces[len(here) :]
         self._size -= len(data)
+        if self._reported:
+            self._report()
         return data
 
     def take_ref(self) -> BlobRef | None:
@@ -145,7 +157,7 @@ class Call:
     def drop_refs(self) -> list[BlobRef]:
         """The references that nobody took."""
         refs = [piece for piece in self._pieces if isinstance(piece, BlobRef)]
-        self._pieces = []
+        self._drop_output()
         if self.done is not None and self.done.blob is not None:
             refs.append(self.done.blob)
         return refs
@@ -170,6 +182,19 @@ class Call:
             return
         self.abandon()
         self.error = error.info
+        self.wake()
+
+    @property
+    def owner(self) -> str:
+        """Who the bytes that wait for the caller count for."""
+        return self.envelope.owner
+
+    def shed(self) -> None:
+        """Drop what waits for the caller, who may hold the connection for long without reading, and end the stream."""
+        self._drop_output()
+        error = Unavailable("the caller reads this stream too slowly", code="slow_reader")
+        self.fail(error)
+        self.error = error.info  # also where the worker is done: what was dropped must not look complete
         self.wake()
 
     # What the bus asks and says
@@ -355,11 +380,12 @@ class Call:
         self._append(data)
         self._size += len(data)
         if self._size > MAX_UNREAD:
-            self._pieces, self._size = [], 0  # the caller may hold the connection for long without reading
             # Only a stream comes here: other answers of that size travel by reference.
-            self.fail(Unavailable("the caller reads this stream too slowly", code="slow_reader"))
+            self.shed()
         elif self.envelope.stream:
             self.wake()
+            if self._size - self._reported >= REPORT_STEP:
+                self._report()
 
     def _append(self, piece: bytes | BlobRef) -> None:
         if self.first_at is None:
@@ -368,9 +394,19 @@ class Call:
 
     def _forget_output(self) -> None:
         self.progress = None
-        self._pieces = []
-        self._size = 0
+        self._drop_output()
         self.first_at = None
+
+    def _drop_output(self) -> None:
+        self._pieces, self._size = [], 0
+        if self._reported:
+            self._report()
+
+    def _report(self) -> None:
+        """Let what waits for the caller count among all that waits. May `shed`."""
+        if self._unread is not None:
+            self._reported = self._size
+            self._unread.hold(self, self._size)
 
     def _end(self) -> None:
         self.state = State.ENDED

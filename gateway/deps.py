@@ -59,7 +59,7 @@ def get_parts(request: Request) -> Parts:
 
 def require_key(request: Request) -> Principal:
     """The caller. Raises AuthenticationFailed."""
-    return get_parts(request).auth.check(request.scope["headers"])
+    return get_parts(request).auth.check(request.scope)
 
 
 def _require(scope: Scope) -> Callable[[Request], Principal]:

@@ -17,6 +17,7 @@ from gateway.call import Call, State
 from gateway.catalogue import Catalogue, Model
 from gateway.metrics import GatewayMetrics
 from gateway.paused_models import PausedModels
+from gateway.unread import UnreadBudget
 from schemas.errors import NexusError, Unavailable
 from schemas.jobs import LANES, Capability, Envelope, Lane, Limits
 from schemas.presence import Snapshot
@@ -45,6 +46,7 @@ class Dispatcher:
         pull_timeout_s: float = 21_600.0,
         keep_s: float = 3600.0,
         queue_grace_s: float = 60.0,
+        unread: UnreadBudget | None = None,
     ) -> None:
         self.bus = bus
         self.registry = registry
@@ -61,6 +63,7 @@ class Dispatcher:
         )
         self._pull_limits = self._media_limits.model_copy(update={"total_s": max(limits.total_s, pull_timeout_s)})
         self._keep_s = keep_s
+        self._unread = unread
         self._ack_wait_s = ack_wait_s
         self._calls: set[Call] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -122,7 +125,7 @@ class Dispatcher:
             uploads=received.uploads,
             keep_s=self._keep_s,
         )
-        call = Call(self.bus, envelope, self._ack_wait_s)
+        call = Call(self.bus, envelope, self._ack_wait_s, self._unread)
         self.bus.submit(envelope, received.body, call)
         self._calls.add(call)
         return call

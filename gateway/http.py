@@ -20,6 +20,7 @@ Headers = list[tuple[bytes, bytes]]
 
 REQUEST_ID = "nexus.request_id"
 LINE = "nexus.line"
+CALLER = "nexus.caller"
 STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache, no-store"), (b"x-accel-buffering", b"no")]
 """Of an answer that is passed on as it is made: nothing in between keeps it."""
 NO_STORE = (b"cache-control", b"no-store")
@@ -47,6 +48,18 @@ def told_as(error: Exception, request_id: str) -> ErrorInfo:
     return InternalError(f"internal error; request id {request_id}").info
 
 
+class Caller:
+    """Where a request came from, at `scope[CALLER]`."""
+
+    __slots__ = ("address", "owner")
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        """Its address, or its network, where that counts as one."""
+        self.owner = ""
+        """Whose key it used last; empty: none, as far as is known."""
+
+
 class Line(Protocol):
     """What the HTTP server knows of one request beyond ASGI, at `scope[LINE]`; other servers leave it out."""
 
@@ -59,6 +72,9 @@ class Line(Protocol):
 
     def push(self, data: bytes) -> bool:
         """Write a piece of a streamed body now. False when it must go through `send`: nothing was written then."""
+
+    def hold(self, size: int) -> None:
+        """Let `size` bytes that are stored for the caller, beyond what was written, count as unread. May end the connection."""
 
     def cut(self) -> None:
         """End the connection after what was written, so that the caller sees that the answer is not complete."""

@@ -151,7 +151,7 @@ class _Request:
         """None: the caller wanted a durable job, and has been answered."""
         side = self._side
         headers = scope["headers"]
-        principal = side._auth.check(headers)
+        principal = side._auth.check(scope)
         endpoint, dispatcher = self._endpoint, side._dispatcher
         principal.require(endpoint.scope)
         self._counted = side._open.enter(principal)

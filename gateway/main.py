@@ -7,6 +7,7 @@ import contextlib
 import logging
 import math
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -24,9 +25,12 @@ from backbone.logging import configure_logging
 from backbone.memory import settle
 from backbone.secret_files import Misconfigured
 from backbone.settings import GatewaySettings
+from gateway.addresses import TrustedProxies
+from gateway.connections import ConnectionBounds, Connections
 from gateway.leaving import Leaving
 from gateway.protocol import HttpProtocol, http_protocol
 from gateway.security_headers import add_security_headers
+from gateway.unread import UnreadBudget
 from gateway.wiring import Running, running
 from schemas.disclosure import INSIDE
 from schemas.errors import NexusError
@@ -35,6 +39,12 @@ log = structlog.get_logger(__name__)
 
 LAST_WORDS_S = 1.0
 """For open requests to be told that the gateway ends, after `GATEWAY_DRAIN_S`."""
+MAX_UNSENT = 128 * 1024
+"""Bytes of an answer that the kernel takes before it can send them."""
+TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else 0x201)
+PROBE_BOUNDS = ConnectionBounds(most=128, most_per_address=128, max_stored=1024 * 1024)
+OTHER_FILES = 512
+"""Of the files that a process may have open, those that are no callers' connections; those being turned away among them."""
 REST_S = 5.0
 """Before a process that ended by itself, in an error, is started again."""
 INHERITED = "NEXUS_GATEWAY_SOCKET"
@@ -73,8 +83,38 @@ def _bind(host: str, port: int) -> socket.socket:
         raise OSError(
             f"cannot listen on {host}:{port}: {error.strerror}. Choose another one with GATEWAY_PORT"
         ) from error
+    _bound_kernel_buffers(listener)
     listener.listen(2048)
     return listener
+
+
+def _bound_kernel_buffers(listener: socket.socket) -> None:
+    """Let the kernel take no more for a caller who does not read than it has on its way; connections inherit it."""
+    with contextlib.suppress(AttributeError, OSError):
+        listener.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, MAX_UNSENT)
+
+
+def _connections(settings: GatewaySettings, unread: UnreadBudget) -> Connections:
+    """Raise the process's limit on open files as far as it goes, and keep the bound on connections below it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    most = settings.max_connections
+    if soft != resource.RLIM_INFINITY and most > soft - OTHER_FILES:
+        most = max(1, soft - OTHER_FILES)
+        log.warning(
+            "connections.bound_lowered",
+            max_connections=most,
+            wanted=settings.max_connections,
+            reason=f"the process may have {soft} files open; raise the limit (ulimit -n)",
+        )
+    bounds = ConnectionBounds(
+        most=most,
+        most_per_address=settings.max_connections_per_address,
+        write_timeout_s=settings.write_timeout_s,
+    )
+    return Connections(bounds, TrustedProxies(settings.trusted_proxies), unread)
 
 
 class _Server(uvicorn.Server):
@@ -112,18 +152,20 @@ def _accept_all(listener: socket.socket) -> list[socket.socket]:
     return found
 
 
-def _server(app: object, head_timeout_s: float, leaving: Leaving, drain_s: float) -> _Server:
+def _server(
+    app: object, head_timeout_s: float, leaving: Leaving, drain_s: float, connections: Connections | None = None
+) -> _Server:
     add_security_headers()
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         loop="none",
-        http=http_protocol(head_timeout_s, leaving),
+        http=http_protocol(head_timeout_s, leaving, connections if connections is not None else Connections()),
         ws="none",
         lifespan="off",
         access_log=False,
         log_config=None,
         server_header=False,
-        proxy_headers=False,  # nothing reads the caller's address
+        proxy_headers=False,  # `gateway.addresses` reads them
         # Without it uvicorn waits for open streams for ever.
         timeout_graceful_shutdown=math.ceil(drain_s + LAST_WORDS_S),
         timeout_keep_alive=75,
@@ -143,8 +185,12 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
         leaving = Leaving()
         gate = await stack.enter_async_context(running(settings, gateway, leaving))
         timeout = settings.body_timeout_s
-        api = _server(gate.api, timeout, leaving, settings.gateway_drain_s)
-        probes = _server(gate.probes, timeout, leaving, 0.0)
+        connections, probe_connections = _connections(settings, gate.unread), Connections(PROBE_BOUNDS)
+        gate.metrics.edge.connections = connections
+        for some in (connections, probe_connections):
+            stack.callback(asyncio.create_task(some.watch()).cancel)
+        api = _server(gate.api, timeout, leaving, settings.gateway_drain_s, connections)
+        probes = _server(gate.probes, timeout, leaving, 0.0, probe_connections)
         departure = Departure(api, gate, leaving, settings.gateway_lame_duck_s, settings.gateway_drain_s)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):

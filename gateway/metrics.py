@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from backbone.bus.base import QueueChange, QueueDepth, Storage
 from backbone.bus.refusals import KINDS
+from gateway.connections import Connections
 from schemas.presence import Snapshot, WorkerState
 
 LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
@@ -97,6 +98,35 @@ class RefusedNames(Collector):
         for kind, count in self.counts().items():
             family.add_metric([kind], count)
         yield family
+
+
+class Edge(Collector):
+    """What callers' connections take, counted when somebody asks."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.connections: Connections | None = None
+        """Where it is counted from."""
+        registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        """For prometheus_client."""
+        connections = self.connections or Connections()
+        unread = connections.unread
+        yield GaugeMetricFamily("nexus_connections", "Open connections.", value=len(connections))
+        yield CounterMetricFamily(
+            "nexus_connections_refused", "Connections beyond the bounds.", value=connections.refused
+        )
+        yield CounterMetricFamily(
+            "nexus_connections_stalled",
+            "Connections closed because their callers did not read.",
+            value=connections.stalled,
+        )
+        yield GaugeMetricFamily(
+            "nexus_unread_bytes", "Bytes of answers that callers have not read.", value=unread.total
+        )
+        yield CounterMetricFamily(
+            "nexus_unread_shed", "Answers ended because unread answers took all the memory they may.", value=unread.shed
+        )
 
 
 class GatewayMetrics:
@@ -201,6 +231,7 @@ class GatewayMetrics:
         )
         self.population = Population(reg)
         self.refused = RefusedNames(reg)
+        self.edge = Edge(reg)
         for state in ("delivered", "pending", "failed"):
             self.webhook_tries.labels(state)
         for change in QueueChange:

@@ -46,7 +46,7 @@ class Polls:
         reply = Reply(send, request_id_of(scope))
         info: ErrorInfo | None = None
         try:
-            caller = self._auth.check(scope["headers"])
+            caller = self._auth.check(scope)
             caller.require(KeyScope.JOBS)
             seconds = _wait_s(scope["query_string"])
             if seconds:

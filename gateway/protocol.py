@@ -1,77 +1,136 @@
-"""uvicorn's HTTP/1.1 protocol, with what it lacks.
+"""Read HTTP/1.1 on one connection, with the bounds that uvicorn's protocol lacks.
 
-- A request's head is bounded in size and in time, and a connection that says nothing is closed.
+- One request is read at a time. The bytes of requests pipelined behind it are stored unread, and beyond `MAX_AHEAD` the
+  socket is not read either. Each byte is looked at once, however many requests one read brings.
+- A request's head is bounded in bytes, headers and time, the framing of a chunked body (extensions, trailers) in bytes, and
+  what is left of a body that the answer did not wait for in bytes and time. Trailers are dropped: nothing reads them.
+- A connection that is idle, or that brings nothing but empty lines, is closed after the keep-alive timeout.
 - What is not HTTP is answered with OpenAI's error object and a request id; an answer in progress is never cut into.
 - An offer to upgrade (`curl --http2`, Java's HttpClient: `Upgrade: h2c`) is declined by answering over HTTP/1.1. uvicorn
   loses the body of such a request.
-- A caller who hangs up is heard, also with several requests under way on the connection.
+- A caller who hangs up is heard, unless more than `MAX_AHEAD` is pipelined.
 - A stream to an HTTP/1.0 client ends with the connection; that version does not know chunks.
 - A request's `Line` tells what ASGI does not, and writes tokens without it.
 - A gateway that is leaving tells each caller so in its answer's head, which then ends the connection. One whose head has gone out
   is kept: the caller may be sending its next request already.
+- Who connects, how long an unread answer is held, and how much memory unread answers take: `gateway.connections`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import httptools
 import orjson
 import structlog
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from backbone.ids import new_request_id
-from gateway.http import LINE, Send
+from gateway.addresses import group_of
+from gateway.connections import Connections, reset
+from gateway.http import CALLER, LINE, Caller
 from gateway.leaving import Leaving
-from schemas.errors import HeadersTooLarge, InvalidRequest, NexusError, RequestTimeout
+from gateway.line import CycleLine, without_chunks
+from schemas.errors import HeadersTooLarge, InvalidRequest, NexusError, RequestTimeout, Unavailable
 
 log = structlog.get_logger(__name__)
 
 MAX_HEAD = 64 * 1024
-"""Bytes of request line and headers; what one read brings may exceed it once."""
+"""Bytes of request line and headers."""
+MAX_HEADERS = 128
+MAX_FRAMING = 16 * 1024
+"""Bytes that a chunked body may take beyond its data and `CHUNK_ALLOWANCE` for each chunk: long extensions, trailers."""
+CHUNK_ALLOWANCE = 16
+MAX_AHEAD = 64 * 1024
+"""Bytes of pipelined requests that are stored before the socket is left unread; one read (256 KiB) may exceed it once."""
+SMALL_HEAD = 8 * 1024
+"""A head that is not complete keeps its place up to this size when heads take all the memory they may."""
+MAX_BLANK = 1024
+"""Bytes of empty lines between two requests."""
+MAX_UNWANTED = 32 * 1024 * 1024
+"""Bytes of a body that are read and dropped after its request has been answered."""
+LINGER_S = 1.0
+"""After a refusal, before the connection closes: closing at once, with bytes unread, could take the answer along."""
 FIRST_WORD_S = 0.5
 """For the first request on a connection that was made just before the gateway stopped listening."""
-MAX_PIPELINED = 16
 UPGRADE_TOKENS = frozenset({b"upgrade", b"http2-settings"})
 UPGRADE_HEADERS = frozenset({b"connection", *UPGRADE_TOKENS})
+HEAD_END = b"\r\n\r\n"
+"""Every head, and every chunked body, ends with it; httptools refuses bare line feeds."""
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """See the module's docstring. One instance per connection."""
+    """Serve one connection; the module's docstring lists the guarantees."""
 
-    def __init__(self, *args: Any, head_timeout_s: float, leaving: Leaving, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, head_timeout_s: float, leaving: Leaving, connections: Connections, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._leaving = leaving
         self._head_timeout_s = head_timeout_s
+        self._connections = connections
+        self._caller = Caller("")
+        self._peer = ""
+        self._proxied = False
+        self._deaf = False
+        """Nothing that comes is read any more."""
         self._in_head = False
+        self._in_chunks = False
         self._head_size = 0
         self._head_timer: asyncio.TimerHandle | None = None
-        self._earlier: list[RequestResponseCycle] = []
-        """Requests still to be answered before the newest one, which is all that uvicorn remembers."""
+        self._tail = b""
+        """The last bytes of an incomplete head or chunked body: `HEAD_END` may come in two reads."""
+        self._ahead = bytearray()
+        """What came behind a request that is being answered."""
+        self._held_ahead = 0
+        """Bytes that are stored for the caller elsewhere, as `Line.hold` was told."""
+        self._pipelined = False
+        """What is being read came before the last answer had gone."""
+        self._counted = 0
+        """Bytes of incomplete heads and pipelined requests that `_connections` counts for this connection."""
+        self._blank = 0
+        self._framed = False
+        """Whether it is known how the end of this body is found."""
+        self._body_size = 0
+        self._chunks = 0
+        self._framing = 0
+        self._unwanted = 0
+        self._error: NexusError | None = None
+        self._reading_on: asyncio.Handle | None = None
 
     # The connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = _Flow(transport)
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        self._peer = group_of(self.client[0] if self.client else "")
+        self._caller = Caller(self._peer)
+        self._proxied = self._peer in self._connections.trusted
+        error = self._connections.enter(self, self._peer)
+        if error is not None:
+            self._turn_away(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.leave(self, self._peer)
         self._unset_keepalive_if_required()
         self._stop_head_timer()
+        self._ahead.clear()
+        self._count(0)
+        if self._reading_on is not None:
+            self._reading_on.cancel()
         super().connection_lost(exc)
-        for cycle in self._earlier:
-            if not cycle.response_complete:
-                cycle.disconnected = True
-                cycle.message_event.set()
-        for cycle in (*self._earlier, self.cycle):
-            if cycle is not None and not cycle.response_complete:
-                line = cast("dict[str, Any]", cycle.scope).get(LINE)
-                if line is not None:
-                    line.gone()
+        self._held_ahead = 0
+        self._connections.unread.hold(self, 0)
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete:
+            line = cast("dict[str, Any]", cycle.scope).get(LINE)
+            if line is not None:
+                line.gone()
 
     def shutdown(self) -> None:
         """The server stops. Who has connected and said nothing yet is about to: it gets the time to."""
@@ -90,47 +149,265 @@ class HttpProtocol(HttpToolsProtocol):
         if cycle is not None and not cycle.response_started:
             cycle.keep_alive = False
 
+    def pause_writing(self) -> None:
+        """The transport's buffer is full."""
+        super().pause_writing()
+        self.hold_ahead(self._held_ahead)
+
+    def resume_writing(self) -> None:
+        """The transport's buffer has emptied."""
+        super().resume_writing()
+        self._connections.unread.hold(self, self._held_ahead)
+
+    def hold_ahead(self, size: int) -> None:
+        """See `gateway.http.Line.hold`."""
+        self._held_ahead = size
+        buffered = self.transport.get_write_buffer_size() if self.flow.write_paused else 0
+        self._connections.unread.hold(self, buffered + size)
+
+    @property
+    def owner(self) -> str:
+        """Who the unread bytes of this connection count for."""
+        return self._caller.owner or self._caller.address
+
+    def shed(self) -> None:
+        """Drop what the caller has not read. The connection ends with it."""
+        log.warning("connection.shed", owner=self.owner, unread=self.transport.get_write_buffer_size())
+        reset(self.transport)
+
+    # Reading
+
     def data_received(self, data: bytes) -> None:
-        self._unset_keepalive_if_required()
-        if self._in_head:
-            self._head_size += len(data)
+        """Read one request; store what is behind it until it has been answered."""
+        if self._deaf:
+            return
+        read = 0 if self._ahead else self._read(data)
+        if self._deaf:
+            return
+        if read < len(data):
+            self._store_ahead(data[read:])
+        elif self._in_head:
+            self._bound_head()
+
+    def _read(self, data: bytes | bytearray) -> int:
+        """Feed the parser until a request waits for its answer. Returns how much was read."""
+        start, end = 0, len(data)
+        while start < end and not self._is_answering():
+            stop = self._stop(data, start)
+            if self._deaf:
+                return end
+            start += self._feed(bytes(data) if stop - start == end else bytes(data[start:stop]))
+            if self._deaf:
+                return end
+        if self._in_head or self._in_chunks:
+            self._tail = (self._tail + bytes(data[max(0, start - 3) : start]))[-3:]
+        elif self._tail:
+            self._tail = b""
+        return start
+
+    def _is_answering(self) -> bool:
+        """Whether a request has come as a whole, and its answer has not gone as a whole."""
+        cycle = self.cycle
+        return cycle is not None and not cycle.response_complete and not cycle.more_body
+
+    def _in_sized_body(self) -> bool:
+        """Whether the next byte belongs to a body of known length."""
+        cycle = self.cycle
+        return cycle is not None and cycle.more_body and not self._in_head and not self._in_chunks
+
+    def _stop(self, data: bytes | bytearray, start: int) -> int:
+        """Return how far to feed the parser, so that it meets the end of one request at most. May refuse a head."""
+        if start == 0 and self._tail:
+            seam = (self._tail + data[:3]).find(HEAD_END)
+            if seam >= 0:
+                return seam + len(HEAD_END) - len(self._tail)
+        found = data.find(HEAD_END, start)
+        if self._in_sized_body():
+            if found < 0:
+                return len(data)
+            left = _content_length(self.cycle.scope["headers"]) - self._body_size
+            return min(len(data), start + max(1, left))
+        stop = len(data) if found < 0 else found + len(HEAD_END)
+        if self._in_chunks:
+            return stop
+        self._head_size += stop - start
+        if self._head_size > MAX_HEAD:
+            self._refuse(HeadersTooLarge(f"the request's line and headers are larger than {MAX_HEAD} bytes"))
+        # One end alone: behind this head there is its body, or the beginning of another head.
+        return stop if data.find(HEAD_END, stop) >= 0 else len(data)
+
+    def _feed(self, piece: bytes) -> int:
+        """Let the parser read. Returns how much of it was read."""
+        before, was_body = self.cycle, self.cycle is not None and self.cycle.more_body
+        body_size, self._chunks = self._body_size, 0
+        read = len(piece)
         try:
-            self.parser.feed_data(data)
+            self.parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
-            self._decline_upgrade(data[upgrade.args[0] :])
+            self._decline_upgrade()
+            return int(upgrade.args[0])
         except httptools.HttpParserError:
-            self._refuse(InvalidRequest("this is not a valid HTTP/1.1 request", code="invalid_http"))
+            error, self._error = self._error, None
+            self._refuse(error or InvalidRequest("this is not a valid HTTP/1.1 request", code="invalid_http"))
+            return read
+        data = self._body_size - (body_size if self.cycle is before else 0)
         if self._in_head:
+            self._head_size = self._head_size or max(1, read - data)
+        elif not self._is_answering():
+            if self.cycle is not None and self.cycle.more_body:
+                self._bound_body(read, data)
+            elif not was_body:
+                self._bound_blank(read)
+        return read
+
+    def _bound_blank(self, size: int) -> None:
+        """Between two requests a few empty lines are passed over."""
+        self._head_size = 0
+        self._blank += size
+        if self._blank > MAX_BLANK:
+            self._refuse(InvalidRequest("this is not a valid HTTP/1.1 request", code="invalid_http"))
+
+    def _bound_body(self, size: int, data: int) -> None:
+        """`size` bytes came of a body that is not complete, `data` of them its own."""
+        cycle = self.cycle
+        if not self._framed:
+            self._framed = True
+            self._in_chunks = _is_chunked(cycle.scope["headers"])
+            if self._in_chunks and cycle.scope["http_version"] != "1.1":
+                self._refuse(InvalidRequest("HTTP/1.0 knows no chunked bodies", code="invalid_http"))
+                return
+            size = 0  # its head was among them
+        if self._in_chunks:
+            self._framing = max(0, self._framing + size - data - CHUNK_ALLOWANCE * self._chunks)
+            if self._framing > MAX_FRAMING:
+                message = f"this body's chunk extensions or trailers are larger than {MAX_FRAMING} bytes"
+                self._refuse(InvalidRequest(message, code="invalid_http"))
+        if cycle.response_complete:
+            self._unwanted += size
+            if self._unwanted > MAX_UNWANTED:
+                self._close_late()
+
+    def _store_ahead(self, data: bytes) -> None:
+        """Store what belongs to later requests, and stop reading the socket beyond the bounds."""
+        self._stop_head_timer()
+        self._ahead += data
+        flow = cast("_Flow", self.flow)
+        if not self._count(len(self._ahead)) or len(self._ahead) > MAX_AHEAD:
+            flow.full = True
+            flow.pause_reading()
+
+    def _read_on(self) -> None:
+        """Read the next of the requests that came ahead of their turn."""
+        self._reading_on = None
+        if self._deaf or self.transport.is_closing():
+            return
+        ahead = self._ahead
+        self._pipelined = True
+        del ahead[: self._read(ahead)]
+        self._pipelined = False
+        flow = cast("_Flow", self.flow)
+        if len(ahead) <= MAX_AHEAD:
+            flow.full = False
+            flow.resume_reading()
+        self._count(len(ahead))
+        if self._in_head and not ahead:
+            self._bound_head()
+
+    def _count(self, size: int) -> bool:
+        """Let `size` bytes of this connection count among those that are stored. False: they are too many in all."""
+        connections = self._connections
+        connections.stored += size - self._counted
+        self._counted = size
+        return connections.stored <= connections.bounds.max_stored
+
+    # What the parser finds
+
+    def on_headers_complete(self) -> None:
+        """The head is complete: its request begins, unless it offers an upgrade."""
+        if len(self.headers) > MAX_HEADERS:
+            self._error = HeadersTooLarge(f"the request has more than {MAX_HEADERS} headers")
+            raise self._error
+        self._in_head = self._framed = False
+        self._stop_head_timer()
+        self._unset_keepalive_if_required()
+        if self._counted:
+            self._count(0)
+        if self._is_answering():
+            raise InvalidRequest  # never, as `_stop` sees each end; uvicorn would lose sight of the request that is answered
+        self._head_size = self._blank = self._body_size = self._framing = self._unwanted = 0
+        super().on_headers_complete()
+        cycle = self.cycle
+        if cycle is None or cycle.scope is not self.scope:
+            return
+        scope = cast("dict[str, Any]", self.scope)
+        if self._proxied:
+            self._caller = Caller(self._connections.trusted.caller(self._peer, self.headers))
+        scope[LINE], scope[CALLER] = CycleLine(cycle, self), self._caller
+        self.headers = []  # trailers, which come as headers do, are not this request's
+        if self._leaving.begun:
+            cycle.keep_alive = False
+        version = self.scope["http_version"]
+        if version != "1.1":
+            if version != "1.0":
+                raise InvalidRequest
+            cycle.send = without_chunks(cycle)  # type: ignore[method-assign,assignment]
+
+    def on_message_begin(self) -> None:
+        """A head begins."""
+        self._in_head = True
+        super().on_message_begin()
+
+    def on_chunk_header(self) -> None:
+        """A chunk begins."""
+        self._chunks += 1
+
+    def on_body(self, body: bytes) -> None:
+        """Some of the body has come."""
+        cycle = self.cycle
+        self._body_size += len(body)
+        if cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
+
+    def on_message_complete(self) -> None:
+        """The request has come as a whole. Of an offer to upgrade, only its head has, and the last request is complete."""
+        self._in_chunks = False
+        cycle = self.cycle
+        if cycle is not None:
+            cycle.more_body = False
+            cycle.message_event.set()
+
+    def on_response_complete(self) -> None:
+        """The answer has gone: read the next request, or what is left of this one's body."""
+        super().on_response_complete()
+        if self.transport.is_closing() or self._deaf:
+            return
+        cycle = self.cycle
+        if cycle.more_body:
+            if self.expect_100_continue and not self._body_size:
+                self._close_late()  # whether the body comes is for the caller to say: what comes next is ambiguous
+                return
+            self._unset_keepalive_if_required()
+            self.timeout_keep_alive_task = self.loop.call_later(self._head_timeout_s, self.timeout_keep_alive_handler)
+        elif self._ahead:
+            if self._reading_on is None:
+                self._reading_on = self.loop.call_soon(self._read_on)
+        elif self._in_head:
             self._bound_head()
 
     # The head
 
-    def on_message_begin(self) -> None:
-        self._in_head = True
-        self._head_size = 0
-        super().on_message_begin()
-
-    def on_headers_complete(self) -> None:
-        self._in_head = False
-        self._stop_head_timer()
-        previous = self.cycle
-        super().on_headers_complete()
-        cycle = self.cycle
-        if previous is not None and previous is not cycle and not previous.response_complete:
-            self._pipelined(previous)
-        if cycle is None or cycle.scope is not self.scope:
-            return
-        cast("dict[str, Any]", self.scope)[LINE] = CycleLine(cycle)
-        if self._leaving.begun:
-            cycle.keep_alive = False
-        if self.scope["http_version"] == "1.0":
-            cycle.send = _without_chunks(cycle)  # type: ignore[method-assign,assignment]
-
     def _bound_head(self) -> None:
-        if self._head_size > MAX_HEAD:
-            self._in_head = False
-            self._refuse(HeadersTooLarge(f"the request's line and headers are larger than {MAX_HEAD} bytes"))
-        elif self._head_timer is None:
+        """A head is not complete yet."""
+        if len(self.headers) > MAX_HEADERS:
+            self._refuse(HeadersTooLarge(f"the request has more than {MAX_HEADERS} headers"))
+        elif not self._count(self._head_size) and self._head_size > SMALL_HEAD:
+            message = "too many requests wait for the rest of their headers; send yours in one piece, or try again"
+            self._refuse(Unavailable(message))
+        elif self._head_timer is None and not self._is_answering():
             self._head_timer = self.loop.call_later(self._head_timeout_s, self._head_too_late)
 
     def _head_too_late(self) -> None:
@@ -142,20 +419,14 @@ class HttpProtocol(HttpToolsProtocol):
             self._head_timer.cancel()
             self._head_timer = None
 
-    def _pipelined(self, previous: RequestResponseCycle) -> None:
-        """A request came before the last one was answered. Reading goes on within reason: only a reader hears a hang-up."""
-        self._earlier = [*(cycle for cycle in self._earlier if not cycle.response_complete), previous]
-        if len(self._earlier) <= MAX_PIPELINED:
-            self.flow.resume_reading()
-
     # Upgrades
 
     def _should_upgrade(self) -> bool:
         """What uvicorn asks; true, so that it leaves the request alone and `_decline_upgrade` gets it."""
         return self._get_upgrade() is not None
 
-    def _decline_upgrade(self, rest: bytes) -> None:
-        """Read the request once more, without its offer; `rest` follows its head."""
+    def _decline_upgrade(self) -> None:
+        """Read the head once more, without its offer."""
         if self._get_upgrade() is None:  # CONNECT
             self._refuse(InvalidRequest("this is not a proxy", code="invalid_http"))
             return
@@ -164,18 +435,39 @@ class HttpProtocol(HttpToolsProtocol):
         options = {o.strip().lower() for n, v in self.headers if n == b"connection" for o in v.split(b",")}
         lines.append(b"connection: " + b", ".join(sorted(options - UPGRADE_TOKENS)))
         self.parser = httptools.HttpRequestParser(self)
-        self.data_received(b"\r\n".join(lines) + b"\r\n\r\n" + rest)
+        self._feed(b"\r\n".join(lines) + HEAD_END)
 
     # Refusals
 
     def _refuse(self, error: NexusError) -> None:
         """Answer and close. While an earlier request is being answered, only let that be the last one."""
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._deaf:
             return
+        self._deaf = True
+        self._stop_head_timer()
         cycle = self.cycle
-        if cycle is not None and not cycle.response_complete and (cycle.response_started or not cycle.more_body):
-            cycle.keep_alive = False
+        if cycle is not None and not cycle.response_complete:
+            if cycle.response_started or not cycle.more_body:
+                cycle.keep_alive = False
+                return
+            cycle.disconnected = True
+            cycle.message_event.set()
+        elif self._pipelined or (cycle is not None and cycle.more_body):
+            self._close_late()  # what was asked for in order has been answered
             return
+        self._answer(error)
+        self._close_late()
+
+    def _turn_away(self, error: NexusError) -> None:
+        """There are too many connections."""
+        self._deaf = True
+        if self._connections.may_linger:
+            self._answer(error)
+            self._close_late()
+        else:
+            self.transport.abort()
+
+    def _answer(self, error: NexusError) -> None:
         info, request_id = error.info, new_request_id()
         log.info("request refused", request_id=request_id, status=info.status, error=info.message)
         body = orjson.dumps(info.body())
@@ -187,102 +479,41 @@ class HttpProtocol(HttpToolsProtocol):
         }
         head = b"".join(f"{name}: {value}\r\n".encode() for name, value in (info.headers() | headers).items())
         self.transport.write(STATUS_LINE[info.status] + head + b"\r\n" + body)
-        self.transport.close()
+
+    def _close_late(self) -> None:
+        """Send no more, and close a moment later: closing with bytes unread could take the answer along."""
+        self._deaf = True
+        self._unset_keepalive_if_required()
+        self._ahead.clear()
+        self._count(0)
+        cast("_Flow", self.flow).full = False
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self.timeout_keep_alive_task = self.loop.call_later(LINGER_S, self.timeout_keep_alive_handler)
 
 
-class CycleLine:
-    """See `gateway.http.Line`. It skips ASGI for what is done once per token, and a task for what is heard once."""
+class _Flow(FlowControl):
+    """Leaves a socket unread while more is pipelined than may be stored, whoever asks for it to be read."""
 
-    __slots__ = ("_callback", "_cycle")
+    full = False
 
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
-        self._callback: Callable[[], None] | None = None
-
-    @property
-    def body_complete(self) -> bool:
-        return not self._cycle.more_body
-
-    def on_gone(self, callback: Callable[[], None] | None) -> None:
-        self._callback = callback
-        # A large body leaves reading paused, and only a reader hears a hang-up.
-        self._cycle.flow.resume_reading()
-        if self._cycle.disconnected:
-            self.gone()
-
-    def gone(self) -> None:
-        """The connection is lost."""
-        callback, self._callback = self._callback, None
-        if callback is not None:
-            callback()
-
-    def push(self, data: bytes) -> bool:
-        cycle = self._cycle
-        if cycle.flow.write_paused or cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding:
-            return False
-        cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-        return True
-
-    def cut(self) -> None:
-        self._cycle.disconnected = True
-        self._cycle.transport.close()
-
-    @contextlib.contextmanager
-    def joined(self) -> Iterator[None]:
-        cycle = self._cycle
-        transport, gathered = cycle.transport, _Gathered(cycle.transport)
-        cycle.transport = cast("asyncio.Transport", gathered)
-        try:
-            yield
-        finally:
-            cycle.transport = transport
-            gathered.flush()
+    def resume_reading(self) -> None:
+        if not self.full:
+            super().resume_reading()
 
 
-class _Gathered:
-    """A transport that keeps what is written until it is flushed or closed."""
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._parts: list[bytes] = []
-
-    def write(self, data: bytes) -> None:
-        self._parts.append(data)
-
-    def flush(self) -> None:
-        parts, self._parts = self._parts, []
-        if parts:
-            self._transport.write(b"".join(parts))
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
+def _content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """What httptools has checked."""
+    return next((int(value) for name, value in headers if name == b"content-length"), 0)
 
 
-def http_protocol(head_timeout_s: float, leaving: Leaving) -> type[asyncio.Protocol]:
+def _is_chunked(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(name == b"transfer-encoding" for name, _ in headers)
+
+
+def http_protocol(head_timeout_s: float, leaving: Leaving, connections: Connections) -> type[asyncio.Protocol]:
     """What uvicorn is to make for each connection."""
     factory: Callable[..., asyncio.Protocol] = functools.partial(
-        HttpProtocol, head_timeout_s=head_timeout_s, leaving=leaving
+        HttpProtocol, head_timeout_s=head_timeout_s, leaving=leaving, connections=connections
     )
     return cast("type[asyncio.Protocol]", factory)
-
-
-def _without_chunks(cycle: RequestResponseCycle) -> Send:
-    """`cycle.send`, where an answer without a Content-Length ends with its connection."""
-    send = cast("Send", cycle.send)
-    counted = False
-
-    async def send_plainly(message: MutableMapping[str, Any]) -> None:
-        nonlocal counted
-        if message["type"] == "http.response.start":
-            counted = any(name == b"content-length" for name, _ in message["headers"])
-            if not counted:
-                cycle.chunked_encoding = False
-        elif not counted:
-            cycle.expected_content_length = len(message.get("body", b""))
-        await send(message)
-
-    return send_plainly

@@ -153,7 +153,7 @@ class Submissions:
     async def _submit(self, scope: Scope, receive: Receive, reply: Reply) -> str:
         """The job's id."""
         headers = scope["headers"]
-        principal = self._auth.check(headers)
+        principal = self._auth.check(scope)
         principal.require(KeyScope.JOBS)
         principal.require(KeyScope.INFERENCE)
         wish = wish_of(headers)

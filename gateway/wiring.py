@@ -46,6 +46,7 @@ from gateway.files import Files
 from gateway.idempotency import Idempotency
 from gateway.inference import Bounds, Inference
 from gateway.jobs.refusals import Refusals
+from gateway.key_guesses import KeyGuesses
 from gateway.keys import KeyRing
 from gateway.leaving import Leaving
 from gateway.links import Links
@@ -59,6 +60,7 @@ from gateway.responses.service import Responses
 from gateway.routes import chat
 from gateway.shared_result import SharedResult
 from gateway.submissions import Submissions
+from gateway.unread import UnreadBudget
 from gateway.uploads import FileUploads
 from gateway.vitals import Vitals
 from gateway.waiting import Waiting
@@ -82,6 +84,8 @@ class Running:
     dispatcher: Dispatcher
     waiting: Waiting
     polling: Waiting
+    unread: UnreadBudget
+    metrics: GatewayMetrics
 
     def end_polls(self) -> None:
         """Whoever waits for a job to end is told how it stands: a poll is repeated, elsewhere."""
@@ -109,7 +113,8 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
     metrics = GatewayMetrics()
     metrics.refused.counts = lambda: nats.refusals.counts
     bus.on_queue(metrics.count_queue)
-    dispatcher = _dispatcher(settings, bus, registry, metrics)
+    unread = UnreadBudget(settings.max_unread_bytes)
+    dispatcher = _dispatcher(settings, bus, registry, metrics, unread)
     notices = NatsNotices(nats, gateway)
     keys = KeyRing(documents, notices)
     auth, links = _auth(settings, keys)
@@ -213,6 +218,8 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
             dispatcher=dispatcher,
             waiting=waiting,
             polling=polling,
+            unread=unread,
+            metrics=metrics,
         )
 
 
@@ -233,7 +240,11 @@ def _bucket(settings: GatewaySettings) -> BucketConfig:
 
 
 def _dispatcher(
-    settings: GatewaySettings, bus: NatsGatewayBus, registry: EtcdRegistry, metrics: GatewayMetrics
+    settings: GatewaySettings,
+    bus: NatsGatewayBus,
+    registry: EtcdRegistry,
+    metrics: GatewayMetrics,
+    unread: UnreadBudget,
 ) -> Dispatcher:
     return Dispatcher(
         bus,
@@ -245,6 +256,7 @@ def _dispatcher(
         pull_timeout_s=settings.pull_timeout_s,
         keep_s=settings.result_url_ttl_s,
         queue_grace_s=settings.queue_grace_s,
+        unread=unread,
     )
 
 
@@ -264,7 +276,8 @@ def _auth(settings: GatewaySettings, keys: KeyRing) -> tuple[Auth, Links]:
         log.warning("no bootstrap key: only keys that were created before work", setting="GATEWAY_BEARER_TOKEN")
     # Where gateways have no key in common, each can check only the URLs that it signed.
     signing = token or secrets.token_urlsafe(32)
-    return Auth(token, keys), Links(signing, settings.public_url, settings.result_url_ttl_s)
+    auth = Auth(token, keys, KeyGuesses(settings.max_wrong_keys))
+    return auth, Links(signing, settings.public_url, settings.result_url_ttl_s)
 
 
 def _hosts(text: str) -> frozenset[str]:

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 
 from gateway.answers import with_pauses
 from gateway.endpoint import SSE
-from gateway.http import STREAM_HEADERS, Receive, Reply, Scope, Send, request_id_of, told_as
+from gateway.http import LINE, STREAM_HEADERS, Line, Receive, Reply, Scope, Send, request_id_of, told_as
 from gateway.metrics import GatewayMetrics
 from gateway.parsing import CallerGone
 from gateway.responses.answering import Event
@@ -26,6 +26,8 @@ log = structlog.get_logger(__name__)
 CLOSED = 499
 """In logs and metrics: the caller hung up."""
 KEEP_ALIVE = b": keep-alive\n\n"
+EVENT_SIZE = 256
+"""Bytes of an event besides its text."""
 FIRST = frozenset({"response.created", "response.queued", "response.in_progress"})
 """Events that say nothing of the answer."""
 
@@ -90,7 +92,7 @@ class EventStream(Response):
         sending = _Sending(reply, self._responses.watch(self._made, self._after), self._opening)
         status, error = CLOSED, None
         try:
-            error = await self._responses.open.while_there(self._relay(sending), scope, receive)
+            error = await self._responses.open.while_there(self._relay(sending, scope.get(LINE)), scope, receive)
             status = reply.status
         except (CallerGone, OSError):
             await self._leave(stored=True)
@@ -105,9 +107,10 @@ class EventStream(Response):
         if self._report is not None:
             self._report.close(status, error)
 
-    async def _relay(self, sending: _Sending) -> ErrorInfo | None:
+    async def _relay(self, sending: _Sending, line: Line | None) -> ErrorInfo | None:
         """Returns the error that it ended in."""
-        async with aclosing(with_pauses(sending.watch.events(), self._pause_s)) as paced:
+        hold = line.hold if line is not None else lambda _size: None
+        async with aclosing(with_pauses(sending.watch.events(), self._pause_s, _size, hold)) as paced:
             async for ready in paced:
                 if not ready:
                     await sending.keep_alive()
@@ -120,6 +123,14 @@ class EventStream(Response):
         """Its caller hears no more of it. End what would be for nobody; with `stored`, also what could be retrieved."""
         if self._made.callers and (stored or self._made.kept is None):
             await self._responses.abandon(self._made)
+
+
+def _size(events: list[Event]) -> int:
+    """Bytes, roughly: pieces of text by their length, the few events that repeat all of it as they are sent."""
+    return sum(
+        len(delta) + EVENT_SIZE if isinstance(delta := event.body.get("delta"), str) else len(event.encode())
+        for event in events
+    )
 
 
 class _Sending:

@@ -16,7 +16,7 @@ from gateway.answers import error_of, event_size, with_pauses
 from gateway.auth import Principal
 from gateway.deps import JobsCaller, Parts, PartsDep
 from gateway.endpoint import comment_frame
-from gateway.http import STREAM_HEADERS
+from gateway.http import LINE, STREAM_HEADERS, Line
 from gateway.jobs.base import JobEvent
 from gateway.jobs.shape import shape
 from gateway.links import base_url
@@ -85,7 +85,8 @@ async def get_events(job_id: str, request: Request, parts: PartsDep, caller: Job
     after = request.headers.get("last-event-id", "")
     events = parts.jobs.follow(caller.owner, job_id, after)
     # What cannot be followed is an error and no stream.
-    paced = with_pauses(events, PAUSE_S, event_size)
+    line: Line | None = request.scope.get(LINE)
+    paced = with_pauses(events, PAUSE_S, event_size, line.hold if line is not None else lambda _size: None)
     try:
         first: list[JobEvent] | None = await anext(paced, None)
     except BaseException:

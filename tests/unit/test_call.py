@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.call import MAX_STARTS, MAX_UNREAD, SILENCE_GRACE_S, Call, State
+from gateway.unread import UnreadBudget
 from schemas.errors import DRAINED, ErrorInfo, QueueFull
 from schemas.events import GO, GONE, STALE, Done, EventKind, Returned, Started, encode_frame
 from schemas.jobs import Capability, Envelope, Limits
 
 ACK_WAIT_S = 10.0
+MIB = 1024 * 1024
 
 
 class Bus:
@@ -37,13 +39,13 @@ class Bus:
 class Rig:
     """A call, and the frames of its workers."""
 
-    def __init__(self, *, stream: bool = True, **limits: float) -> None:
+    def __init__(self, *, stream: bool = True, unread: UnreadBudget | None = None, **limits: float) -> None:
         self.bus = Bus()
         envelope = Envelope(
             job="job_1", request_id="req_1", endpoint="/", capability=Capability.CHAT, model="m", public_model="m",
             stream=stream, reply="reply", limits=Limits(**limits),
         )  # fmt: skip
-        self.call = Call(self.bus, envelope, ACK_WAIT_S)  # type: ignore[arg-type]
+        self.call = Call(self.bus, envelope, ACK_WAIT_S, unread)  # type: ignore[arg-type]
         self.shown = b""
 
     def hear(self, kind: EventKind, delivery: int, seq: int, payload: bytes = b"") -> bytes | None:
@@ -281,6 +283,26 @@ async def test_a_slow_reader_is_bounded() -> None:
     for seq in range(1, 12):
         rig.chunk(1, seq, b"x" * (MAX_UNREAD // 8))
     assert rig.code == "slow_reader"
+
+
+@pytest.mark.parametrize("done", [True, False])
+async def test_a_stream_that_is_shed_is_not_complete(*, done: bool) -> None:
+    """What waits for a caller counts among all that waits; where it is dropped, the stream ends in an error, the worker done or not."""
+    budget = UnreadBudget(MIB)
+    rig = Rig(unread=budget)
+    rig.start(1)
+    rig.chunk(1, 1, b"x" * (MIB // 2))
+    assert budget.total == MIB // 2
+    if done:
+        rig.done(1, 2)
+    other = Rig(unread=budget)
+    other.start(1)
+    other.chunk(1, 1, b"x" * (MIB // 2))
+    assert other.take()
+    assert budget.total == MIB // 2
+    rig.call.shed()
+    assert (rig.code, rig.take(), rig.call.state) == ("slow_reader", b"", State.ENDED)
+    assert budget.total == 0
 
 
 async def test_what_is_not_a_frame_changes_nothing() -> None:

@@ -49,7 +49,7 @@ class Gateway:
         self.auth = auth
 
     def check(self, key: str) -> Principal:
-        return self.auth.check([(b"authorization", f"Bearer {key}".encode())])
+        return self.auth.check({"headers": [(b"authorization", f"Bearer {key}".encode())]})
 
     def knows(self, key: str) -> bool:
         try:

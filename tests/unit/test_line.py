@@ -9,6 +9,7 @@ from typing import Any
 
 import uvicorn
 
+from gateway.connections import Connections
 from gateway.http import LINE, Line, Reply
 from gateway.leaving import Leaving
 from gateway.main import _Server
@@ -27,7 +28,8 @@ async def serving(handler: Handler) -> AsyncIterator[int]:
         await handler(scope[LINE], Reply(send, "req_1"), receive)
 
     listener = await asyncio.get_running_loop().run_in_executor(None, _listener)
-    config = uvicorn.Config(app, http=http_protocol(5.0, Leaving()), lifespan="off", log_config=None, loop="none")  # type: ignore[arg-type]
+    protocol = http_protocol(5.0, Leaving(), Connections())
+    config = uvicorn.Config(app, http=protocol, lifespan="off", log_config=None, loop="none")  # type: ignore[arg-type]
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:

@@ -1,0 +1,114 @@
+"""Write an answer past ASGI: pieces of a stream, and answers to clients that know no chunks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator, MutableMapping
+from typing import Any, Protocol, cast
+
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from gateway.http import Send
+
+
+class AheadHolder(Protocol):
+    """What is needed of an `HttpProtocol`."""
+
+    def hold_ahead(self, size: int) -> None:
+        """Count `size` bytes as unread, besides those in the transport's buffer."""
+
+
+class CycleLine:
+    """See `gateway.http.Line`. It skips ASGI for what is done once per token, and a task for what is heard once."""
+
+    __slots__ = ("_callback", "_cycle", "_holder")
+
+    def __init__(self, cycle: RequestResponseCycle, holder: AheadHolder) -> None:
+        self._cycle = cycle
+        self._holder = holder
+        self._callback: Callable[[], None] | None = None
+
+    @property
+    def body_complete(self) -> bool:
+        return not self._cycle.more_body
+
+    def on_gone(self, callback: Callable[[], None] | None) -> None:
+        self._callback = callback
+        # A large body leaves reading paused, and only a reader hears a hang-up.
+        self._cycle.flow.resume_reading()
+        if self._cycle.disconnected:
+            self.gone()
+
+    def gone(self) -> None:
+        """The connection is lost."""
+        callback, self._callback = self._callback, None
+        if callback is not None:
+            callback()
+
+    def push(self, data: bytes) -> bool:
+        cycle = self._cycle
+        if cycle.flow.write_paused or cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding:
+            return False
+        cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
+
+    def hold(self, size: int) -> None:
+        if not self._cycle.disconnected:
+            self._holder.hold_ahead(size)
+
+    def cut(self) -> None:
+        self._cycle.disconnected = True
+        self._cycle.transport.close()
+
+    @contextlib.contextmanager
+    def joined(self) -> Iterator[None]:
+        cycle = self._cycle
+        transport, gathered = cycle.transport, _Gathered(cycle.transport)
+        cycle.transport = cast("asyncio.Transport", gathered)
+        try:
+            yield
+        finally:
+            cycle.transport = transport
+            gathered.flush()
+
+
+class _Gathered:
+    """A transport that keeps what is written until it is flushed or closed."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self._parts.append(data)
+
+    def flush(self) -> None:
+        parts, self._parts = self._parts, []
+        if parts:
+            self._transport.write(b"".join(parts))
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+def without_chunks(cycle: RequestResponseCycle) -> Send:
+    """`cycle.send`, where an answer without a Content-Length ends with its connection."""
+    send = cast("Send", cycle.send)
+    counted = False
+
+    async def send_plainly(message: MutableMapping[str, Any]) -> None:
+        nonlocal counted
+        if message["type"] == "http.response.start":
+            counted = any(name == b"content-length" for name, _ in message["headers"])
+            if not counted:
+                cycle.chunked_encoding = False
+        elif not counted:
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    return send_plainly

@@ -1,0 +1,56 @@
+"""Bound the memory that unread answers take, over all callers of one process."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Protocol
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+
+class Holder(Protocol):
+    """Something that stores bytes until a caller reads them."""
+
+    @property
+    def owner(self) -> str:
+        """Who they count for: a key's owner; an address, where no key is known."""
+
+    def shed(self) -> None:
+        """Drop the bytes, and end the answer that they belong to."""
+
+
+class UnreadBudget:
+    """Bytes that wait for callers. Beyond the limit, answers of the owner that holds most are ended, its largest first."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held: dict[Holder, tuple[str, int]] = {}
+        self._by_owner: Counter[str] = Counter()
+        self.total = 0
+        """Bytes held now."""
+        self.shed = 0
+        """Answers that were ended since the start."""
+
+    def hold(self, holder: Holder, size: int) -> None:
+        """Record that `holder` stores `size` bytes from now on. May call `shed`, also of `holder` itself."""
+        self._record(holder, size)
+        while self.total > self._limit:
+            owner = max(self._by_owner, key=self._by_owner.__getitem__)
+            worst = max((h for h, (o, _) in self._held.items() if o == owner), key=lambda h: self._held[h][1])
+            self._record(worst, 0)
+            self.shed += 1
+            worst.shed()
+
+    def _record(self, holder: Holder, size: int) -> None:
+        owner, before = self._held.pop(holder, ("", 0))
+        if before:
+            self._by_owner[owner] -= before
+            if not self._by_owner[owner]:
+                del self._by_owner[owner]
+        if size > 0:
+            owner = holder.owner
+            self._held[holder] = (owner, size)
+            self._by_owner[owner] += size
+        self.total += max(0, size) - before
