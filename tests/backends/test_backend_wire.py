@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from workers.backends import wire
-from workers.backends.base import BackendError, BackendUnavailable
+from workers.backends.base import BackendError, BackendUnavailable, is_unreachable
 from workers.backends.wire import HttpClient
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -171,6 +171,49 @@ async def test_a_stale_connection_is_replaced_once(serve: Any) -> None:
         assert await response.read_all(10) == b"ok"
     assert server.connections == 2
     assert len(server.requests) == 3
+
+
+async def failure(client: HttpClient) -> tuple[bool, bool]:
+    """Whether the server can have seen nothing of the request, and whether it may be gone."""
+    with pytest.raises(BackendError) as caught:
+        response = await client.request("POST", "/", b"")
+        await response.read_all(100)
+    return isinstance(caught.value, BackendUnavailable) and caught.value.unsent, is_unreachable(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "gone"),
+    [(b"", True), (b"HTTP/1.1 200 OK\r\n", True), (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nok", False)],
+)
+async def test_a_connection_that_breaks_says_whether_the_server_may_be_gone(
+    serve: Any, answer: bytes, gone: bool
+) -> None:
+    """Before the answer's head; the server may have begun the request all the same."""
+    _, client = await serve(answer, close=True)
+    assert await failure(client) == (False, gone)
+
+
+async def test_a_refused_connection_and_an_unknown_name_have_sent_nothing(serve: Any) -> None:
+    server, client = await serve(OK)
+    await server.stop()
+    assert await failure(client) == (True, True)
+    unknown = HttpClient("http://no-such-host.invalid")
+    assert await failure(unknown) == (True, True)
+
+
+async def test_a_request_that_a_dying_server_may_have_seen_counts_as_sent(serve: Any) -> None:
+    """It went out on a kept connection, which broke; that the next one is refused does not take it back."""
+
+    async def dies(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(server.requests) == 2:
+            server._server.close()
+            writer.transport.abort()
+        writer.write(OK)
+
+    server, client = await serve(dies)
+    response = await client.request("POST", "/", b"")
+    assert await response.read_all(10) == b"ok"
+    assert await failure(client) == (False, True)
 
 
 async def test_a_new_connection_is_not_tried_twice(serve: Any) -> None:

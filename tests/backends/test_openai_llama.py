@@ -24,6 +24,9 @@ from tests.backends.contract import (
 from tests.backends.llama_server import LlamaServer
 from workers.backends.base import Backend, BackendConfig, BackendError, BackendRefused, BackendUnavailable, Output
 from workers.backends.openai import OpenAIBackend
+from workers.backends.openai_api import Api
+from workers.backends.openai_probes import STREAM, STREAM_OPTIONS, TOOL_STREAM, lacks_text_feature
+from workers.backends.wire import HttpClient
 
 MODEL = "smollm2"
 
@@ -150,3 +153,17 @@ async def until_healthy(backend: Backend) -> None:
                 return
             except BackendUnavailable:
                 await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("feature", [STREAM, STREAM_OPTIONS, TOOL_STREAM])
+@pytest.mark.parametrize("path", ["/chat/completions", "/completions"])
+async def test_probes_find_what_the_server_has(llama: LlamaServer, path: str, feature: str) -> None:
+    """And leave none of its slots at work."""
+    client = HttpClient(llama.url)
+    try:
+        assert await lacks_text_feature(Api(client, "/v1"), path, MODEL, feature) is False
+        async with asyncio.timeout(10):
+            while await busy_slots(llama):
+                await asyncio.sleep(0.05)
+    finally:
+        await client.close()

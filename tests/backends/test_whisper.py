@@ -29,7 +29,10 @@ from workers.backends.base import (
     Output,
     Task,
 )
+from workers.backends.openai_api import Api
+from workers.backends.openai_probes import lacks_transcript
 from workers.backends.whisper import WhisperBackend
+from workers.backends.wire import HttpClient
 
 LONG = 14
 """Times the paragraph: many windows of Whisper, and many seconds of work."""
@@ -387,3 +390,16 @@ async def test_what_these_servers_lack_is_refused(name: str) -> None:
 def test_options_that_make_no_sense_are_refused(options: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="whisper adapter"):
         WhisperBackend(BackendConfig(url="http://127.0.0.1:1", options=options))
+
+
+async def test_probes_find_what_a_real_server_has(server: WhisperServer) -> None:
+    """The tone is sound enough for it, in every format."""
+    client = HttpClient(server.url)
+    try:
+        for form in ("verbose_json", "json", "text"):
+            lacks = await lacks_transcript(
+                Api(client, "/v1"), "/audio/transcriptions", {"model": MODEL_NAME}, form, ("json", "text")
+            )
+            assert lacks is False
+    finally:
+        await client.close()
