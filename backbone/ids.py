@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
+
+from backbone.clock import now
 
 _BLOCK = 4096
 _pool = b""
@@ -29,9 +30,9 @@ os.register_at_fork(after_in_child=_forget_pool)
 
 
 def new_id(prefix: str) -> str:
-    """`prefix` and a UUIDv7 (RFC 9562) in hex: ids sort by the time they were made."""
+    """`prefix` and a UUIDv7 (RFC 9562) in hex: ids sort by the time they were made, by the clock of all gateways."""
     random = int.from_bytes(random_bytes(10), "big")
-    number = (time.time_ns() // 1_000_000) << 80 | 0x7 << 76 | (random >> 68) << 64 | 0x2 << 62 | random & (1 << 62) - 1
+    number = int(now() * 1000) << 80 | 0x7 << 76 | (random >> 68) << 64 | 0x2 << 62 | random & (1 << 62) - 1
     return f"{prefix}{number:032x}"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 import unicodedata
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 from backbone.bus.blobs import Blobs, BlobWriter
 from backbone.ids import new_job_id
 from backbone.store.documents import Documents
+from gateway import clock
 from gateway.body_memory import BodyMemory, BodyShare
 from gateway.forms import Form, read_form
 from gateway.http import Headers
@@ -127,7 +127,7 @@ class Files:
         file_id: str = "",
     ) -> FileRecord:
         """Make a written blob a file. One of this `file_id` that is there is replaced, and its bytes are removed."""
-        now = int(time.time())
+        now = int(clock.now())
         record = FileRecord(
             id=file_id or new_file_id(),
             filename=filename,

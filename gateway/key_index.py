@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from gateway import clock
 from gateway.auth import Principal
 from schemas.errors import AuthenticationFailed
 from schemas.keys import ApiKey
@@ -21,7 +21,7 @@ class _Entry(NamedTuple):
 class KeyIndex:
     """Holds revoked and expired keys too: their callers are told so, and what they left behind still has a secret."""
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, clock: Callable[[], float] = clock.now) -> None:
         self._clock = clock
         self._keys: dict[str, ApiKey] = {}
         self._by_hash: dict[bytes, _Entry] = {}

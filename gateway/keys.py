@@ -20,7 +20,6 @@ import base64
 import contextlib
 import hashlib
 import secrets
-import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -30,6 +29,7 @@ from pydantic import ValidationError
 from backbone.bus.notices import Notices
 from backbone.ids import new_id
 from backbone.store.documents import Documents
+from gateway import clock
 from gateway.auth import BOOTSTRAP_OWNER, PREFIX, Principal, is_created
 from gateway.key_index import KeyIndex
 from schemas.errors import AuthenticationFailed, InvalidRequest, NexusError, NotFound, Unavailable
@@ -72,7 +72,7 @@ class KeyRing:
         documents: Documents,
         notices: Notices,
         *,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = clock.now,
         reread_s: float = REREAD_S,
     ) -> None:
         """Both are opened and closed by whoever made them."""

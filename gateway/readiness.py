@@ -49,8 +49,15 @@ class ReadinessCheck:
     """Asks every part at once; each ends within about two seconds."""
 
     def __init__(
-        self, bus: GatewayBus, registry: Registry, store: Store, leaving: Leaving, storing: Storing | None = None
+        self,
+        bus: GatewayBus,
+        registry: Registry,
+        store: Store,
+        leaving: Leaving,
+        storing: Storing | None = None,
+        clock: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """`clock` raises Unavailable where this host's clock is off."""
         self._leaving = leaving
         self._storing = storing or Storing()
         self._stalls = Stalls()
@@ -62,6 +69,8 @@ class ReadinessCheck:
             "redis": store.ping,
             "redis_write": store.prove,
         }
+        if clock is not None:
+            self._pings["clock"] = clock
 
     async def check(self) -> Readiness:
         """Never raises."""

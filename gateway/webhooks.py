@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Protocol
@@ -26,6 +25,7 @@ from pydantic import BaseModel, ConfigDict
 from backbone.bus.joblog import Backlog, Item
 from backbone.egress import FetchRefused
 from backbone.store.base import Store
+from gateway import clock
 from gateway.jobs.records import record_of
 from gateway.jobs.shape import shape
 from gateway.webhook_notes import DeliveryNotes, Note, State
@@ -93,7 +93,7 @@ class Webhooks:
         *,
         delays_s: tuple[float, ...],
         timeout_s: float,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = clock.now,
         count: Callable[[State], None] = lambda _: None,
     ) -> None:
         """`delays_s`: what lies between the tries, of which there is one more. `timeout_s`: what one try may take.

@@ -37,6 +37,7 @@ from gateway.bodies import Reader
 from gateway.body_memory import BodyMemory
 from gateway.bootstrap_key import bootstrap_key
 from gateway.call import MAX_STARTS
+from gateway.clock import ClockKeeper
 from gateway.deps import Parts
 from gateway.dispatch import Dispatcher
 from gateway.door import App, Door
@@ -107,6 +108,7 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
     bus = NatsGatewayBus(
         nats, gateway=gateway, ack_wait_s=settings.ack_wait_s, stream=_jobs_stream(settings), storing=storing
     )
+    clock = ClockKeeper(bus.time_s)
     registry = EtcdRegistry(etcd_access(settings), settings.etcd_prefix)
     store = RedisStore(redis_access(settings))
     documents = RedisDocuments(store)
@@ -177,7 +179,7 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
     )
     bounds = Bounds(settings.queue_comment_after_s, settings.log_prompts)
     inference = Inference(dispatcher, reader, blobs, links, auth, metrics, bounds, submissions)
-    readiness = ReadinessCheck(bus, registry, store, leaving, storing)
+    readiness = ReadinessCheck(bus, registry, store, leaving, storing, clock.check)
     vitals = Vitals(bus, registry, readiness, metrics)
     parts = Parts(
         dispatcher=dispatcher,
@@ -200,7 +202,20 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(egress.close)
         stack.push_async_callback(reader.media.close)
-        for part in (bus, blobs, registry, store, notices, keys, jobs_log, dispatcher, durable, batch_runner, vitals):
+        for part in (
+            bus,
+            clock,
+            blobs,
+            registry,
+            store,
+            notices,
+            keys,
+            jobs_log,
+            dispatcher,
+            durable,
+            batch_runner,
+            vitals,
+        ):
             stack.push_async_callback(part.close)
             await part.start()
         api = make_app(parts, settings.public_names)

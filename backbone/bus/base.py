@@ -160,6 +160,9 @@ class GatewayBus(Protocol):
     async def ping(self) -> None:
         """One active round trip to the jobs stream. Raises Unavailable."""
 
+    async def time_s(self) -> float:
+        """The time of the server that stores the jobs, in Unix seconds. Raises Unavailable."""
+
 
 class Delivery(Protocol):
     """A job in a worker's hands."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from backbone.bus.base import FRESH_S, Delivery, Queue, QueueDepth, Sink, Storage, StreamRoom
 from backbone.bus.memory_records import MemoryRecords
 from backbone.bus.subjects import JOBS_STREAM, encode_model
+from backbone.clock import now
 from schemas.errors import QueueFull, RequestTooLarge, Unavailable
 from schemas.events import GONE
 from schemas.jobs import Envelope
@@ -298,6 +299,11 @@ class MemoryGatewayBus:
         for job in self._broker.jobs.values():
             counts.setdefault(job.queue, [0, 0])[job.owner is not None] += 1
         return [QueueDepth(queue, waiting, running) for queue, (waiting, running) in counts.items()]
+
+    async def time_s(self) -> float:
+        """This process's."""
+        self._broker.require()
+        return now()
 
     async def storage(self) -> Storage:
         """Jobs are all there is."""

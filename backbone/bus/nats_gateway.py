@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import orjson
@@ -23,7 +24,7 @@ from backbone.bus.queue_consumers import QueueConsumers
 from backbone.bus.status import parse_status
 from backbone.bus.storage import read_storage
 from backbone.bus.storing import Storing
-from backbone.bus.streams import JobsStream, ensure_stream, holds_job, read_depths, request
+from backbone.bus.streams import ApiError, JobsStream, ensure_stream, holds_job, read_depths, request
 from backbone.bus.subjects import CONTROL, JOBS_STREAM, REPLY, is_address, is_token, job_subject, parse_job_subject
 from backbone.bus.wire import Wire
 from backbone.ids import new_token
@@ -381,6 +382,14 @@ class NatsGatewayBus:
     async def storage(self) -> Storage:
         """From the streams' states."""
         return await read_storage(self._publisher.client)
+
+    async def time_s(self) -> float:
+        """What the leader of the jobs stream says beside its state."""
+        try:
+            info = await request(self._publisher.client, f"STREAM.INFO.{JOBS_STREAM}", timeout_s=1.0)
+        except ApiError as error:
+            raise Unavailable(f"NATS: {error}") from error
+        return datetime.fromisoformat(info["ts"]).timestamp()
 
     async def ping(self) -> None:
         """Ask for the stream, and round-trip the reply connection."""

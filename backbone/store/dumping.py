@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import time
 from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
@@ -113,7 +112,8 @@ class RedisDump:
 
     async def load(self, lines: Iterable[bytes]) -> int:
         """Write what `lines` gave, less what has expired meanwhile; how many lines that was. It may be done twice."""
-        now_ms, count = int(time.time() * 1000), 0
+        seconds, micros = await self._ask("TIME")
+        now_ms, count = int(seconds) * 1000 + int(micros) // 1000, 0
         batch: list[asyncio.Task[None]] = []
         for raw in lines:
             line = orjson.loads(raw)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from backbone.bus.blobs import BlobBroken, BlobGone
+from gateway import clock
 from gateway.answers import error_of
 from gateway.batches.line_jobs import LineJobs
 from gateway.batches.lines import Line, job_id, parse_line
@@ -69,7 +69,7 @@ class Finalizer:
         self._writer = LineWriter()
         self._output = OutputFile(tools.files, batch, batch.reserved[0], "output")
         self._errors = OutputFile(tools.files, batch, batch.reserved[1], "error")
-        self._over = batch.status is BatchStatus.CANCELLING or time.time() >= batch.expires_at
+        self._over = batch.status is BatchStatus.CANCELLING or clock.now() >= batch.expires_at
         """What has not ended will not."""
         self._expired = False
         self._tokens = Tokens()

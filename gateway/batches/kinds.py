@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import orjson
 
 from backbone.bus.blobs import Blobs
+from gateway import clock
 from gateway.answers import Payload
 from gateway.batches.output import MakePayload, whole
 from gateway.bodies import Reader, Received
@@ -97,7 +97,7 @@ class AsChat:
 
     def remembered(self, body: JSON, job: str) -> JSON:
         """The response before its answer."""
-        return shell(_response_request(body), job, int(time.time()))
+        return shell(_response_request(body), job, int(clock.now()))
 
     async def answer(self, remembered: JSON, result: Result, _base_url: str) -> Payload:
         """The response, from chat's frames."""
@@ -108,7 +108,7 @@ class AsChat:
         answering = Answering(remembered)
         answering.frames(data)
         answering.closed(usage.model_dump() if usage is not None else None)
-        return whole(orjson.dumps(answering.response(int(time.time()))))
+        return whole(orjson.dumps(answering.response(int(clock.now()))))
 
 
 def _response_request(body: JSON) -> ResponsesRequest:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import suppress
 from typing import Any
 
+from gateway import clock
 from gateway.auth import Principal
 from gateway.batches.lines import Line, Request, job_id, parse_line, request_ids
 from gateway.batches.tools import Tools
@@ -76,7 +76,7 @@ class LineJobs:
         self._tools = tools
         self._signals = signals
         self._kind = tools.kinds[batch.endpoint]
-        self._reader = tools.reader.lasting(max(0.0, batch.expires_at - time.time()) + MARGIN_S)
+        self._reader = tools.reader.lasting(max(0.0, batch.expires_at - clock.now()) + MARGIN_S)
         self._principal = Principal(
             owner=batch.owner, key_id=batch.key, max_queued=batch.max_queued, max_running=batch.max_running
         )
@@ -116,7 +116,7 @@ class LineJobs:
             request_ids(job)[1],
             lane=Lane.FLEX,
             metadata={"custom_id": request.custom_id},
-            timeout_s=max(0.0, self._batch.expires_at - time.time()) + FALLBACK_S,
+            timeout_s=max(0.0, self._batch.expires_at - clock.now()) + FALLBACK_S,
             job_id=job,
             shown_endpoint=self._batch.endpoint,
             batch=self._batch.id,

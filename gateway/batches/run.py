@@ -10,7 +10,6 @@ line again: what is decided costs a look, what is under way is waited for, and w
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from typing import Any
@@ -20,6 +19,7 @@ import structlog
 from backbone.bus.blobs import BlobBroken, BlobGone
 from backbone.bus.joblog import Item
 from backbone.ids import new_token
+from gateway import clock
 from gateway.batches.finalizing import Finalizer
 from gateway.batches.ledger import BatchNotFound
 from gateway.batches.line_jobs import AGAIN_S, LineJobs, Signals
@@ -92,7 +92,7 @@ class BatchRun:
     async def _tick(self) -> None:
         with suppress(Unavailable):
             await self._change(self._counted)
-        if self._batch.status is CANCELLING or time.time() >= self._batch.expires_at:
+        if self._batch.status is CANCELLING or clock.now() >= self._batch.expires_at:
             self._signals.stop()
 
     def _counted(self, batch: Batch) -> Batch:
@@ -282,4 +282,4 @@ def _failed(*errors: BatchError) -> Callable[[Batch], Batch]:
 
 
 def _now() -> int:
-    return int(time.time())
+    return int(clock.now())

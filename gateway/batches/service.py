@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection
 from typing import Any
 
 from backbone.bus.joblog import Backlog
 from backbone.ids import new_job_id
+from gateway import clock
 from gateway.auth import Principal
 from gateway.batches.ledger import Ledger
 from gateway.files import Files
@@ -54,7 +54,7 @@ class Batches:
                 f"a batch's input is a file with the purpose '{BATCH}'; this one's is '{file.purpose}'",
                 param="input_file_id",
             )
-        now = int(time.time())
+        now = int(clock.now())
         batch = Batch(
             id="batch_" + new_job_id().removeprefix("job_"),
             endpoint=request.endpoint,
@@ -109,7 +109,7 @@ class Batches:
 
 def _overdue(batch: Batch) -> Batch:
     """One that no gateway has ever taken: its maker died before it was in the line, which its caller was not told."""
-    now = int(time.time())
+    now = int(clock.now())
     if batch.runner or batch.ended or now < batch.expires_at + GRACE_S:
         return batch
     return batch.model_copy(update={"status": BatchStatus.EXPIRED, "expired_at": now})
@@ -120,7 +120,7 @@ def _cancelling(batch: Batch) -> Batch:
         return batch
     if batch.status in ENDED:
         raise InvalidRequest(f"this batch is {batch.status} and cannot be cancelled any more", code="batch_ended")
-    now = int(time.time())
+    now = int(clock.now())
     if not batch.runner:  # nothing of it has begun
         update: dict[str, Any] = {"status": BatchStatus.CANCELLED, "cancelling_at": now, "cancelled_at": now}
     else:
@@ -130,5 +130,5 @@ def _cancelling(batch: Batch) -> Batch:
 
 def _not_accepted(batch: Batch) -> Batch:
     error = BatchError(code="unavailable", message="This batch could not be queued; its caller was told so.")
-    update = {"status": BatchStatus.FAILED, "failed_at": int(time.time()), "errors": (error,)}
+    update = {"status": BatchStatus.FAILED, "failed_at": int(clock.now()), "errors": (error,)}
     return batch.model_copy(update=update)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from math import ceil
 from typing import Any
 
+from gateway import clock
 from schemas.errors import ErrorInfo
 from schemas.jobs import TERMINAL, Envelope, JobRecord, JobStatus, WebhookState
 from schemas.words import Word
 
 
 def now() -> int:
-    """Unix seconds."""
-    return int(time.time())
+    """Unix seconds, by the clock of all gateways."""
+    return int(clock.now())
 
 
 def made_at(job_id: str) -> int | None:

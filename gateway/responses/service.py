@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -12,6 +11,7 @@ import structlog
 
 from backbone.bus.blobs import BlobGone, Blobs
 from backbone.ids import new_job_id
+from gateway import clock
 from gateway.answers import error_of
 from gateway.auth import Principal
 from gateway.bodies import Reader, Received
@@ -128,7 +128,7 @@ class Responses:
     async def _keep(
         self, owner: str, job: str, request: ResponsesRequest, messages: list[JSON], *, joining: bool
     ) -> Made:
-        new = shell(request, job, int(time.time()))
+        new = shell(request, job, int(clock.now()))
         kept = None
         if request.stored:
             talk = {"messages": messages, "input": listed(request.input, str(new["id"]))}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from typing import Any
 
+from gateway import clock
 from gateway.answers import error_of
 from gateway.jobs.base import EventsExpired, JobEvent, JobNotFound, Jobs, Result
 from gateway.responses.answering import Answering, Event
@@ -34,7 +34,7 @@ async def ended_at(jobs: Jobs, owner: str, job: str) -> int:
     with suppress(NexusError):
         if (at := (await jobs.get(owner, job)).finished_at) is not None:
             return at
-    return int(time.time())
+    return int(clock.now())
 
 
 class Watch:

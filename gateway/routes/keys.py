@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from gateway import clock
 from gateway.deps import AdminCaller, PartsDep
 from gateway.json_body import check_name, documented, read_json
 from schemas.errors import InvalidRequest
@@ -61,7 +61,7 @@ async def create_key(request: Request, parts: PartsDep, _: AdminCaller) -> dict[
         scopes=body.scopes,
         max_queued=body.max_queued,
         max_running=body.max_running,
-        expires_at=body.end(time.time()),
+        expires_at=body.end(clock.now()),
     )
     return _shape(new.record) | {"key": new.key, "webhook_secret": new.record.webhook_secret}
 
@@ -86,7 +86,7 @@ async def revoke_key(key_id: str, parts: PartsDep, _: AdminCaller) -> dict[str, 
 
 
 def _shape(key: ApiKey) -> dict[str, Any]:
-    ended = key.expires_at is not None and key.expires_at <= time.time()
+    ended = key.expires_at is not None and key.expires_at <= clock.now()
     return {
         "id": key.id,
         "object": "api_key",

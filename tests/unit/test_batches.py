@@ -433,7 +433,7 @@ class TestEnds:
         """When its window ends, as OpenAI's."""
         made = await self.stuck(desk, eventually, window="1m")
         later = time.time() + 61
-        monkeypatch.setattr("time.time", lambda: later)
+        monkeypatch.setattr("gateway.clock.now", lambda: later)
         batch = await desk.ended(made)
         assert batch.status is BatchStatus.EXPIRED
         assert batch.expired_at is not None
@@ -467,7 +467,7 @@ class TestEnds:
         """Its maker was killed before it was in the line."""
         made = await desk.create(line("a"), window="1m")
         later = time.time() + 60 + GRACE_S + 1
-        monkeypatch.setattr("time.time", lambda: later)
+        monkeypatch.setattr("gateway.clock.now", lambda: later)
         assert (await desk.batch(made)).status is BatchStatus.EXPIRED
         await desk.gateway()
         assert (await desk.ended(made)).status is BatchStatus.EXPIRED

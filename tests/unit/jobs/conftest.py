@@ -21,7 +21,7 @@ async def rig(
     wanted: dict[str, Any] = dict(getattr(request, "param", {}))
     ack_wait_s, sealed = wanted.pop("ack_wait_s", 15.0), wanted.pop("sealed", False)
     made = Rig(eventually, ack_wait_s=ack_wait_s, limits=Limits(**wanted), sealed=sealed)
-    monkeypatch.setattr(records, "time", made.clock)
+    monkeypatch.setattr(records, "clock", made.clock)
     monkeypatch.setattr("gateway.jobs.timers.LOOK_S", 0.02)
     monkeypatch.setattr("gateway.jobs.recorder.AGAIN_S", 0.02)
     monkeypatch.setattr("gateway.jobs.referee.LIMITED_S", 0.05)

@@ -59,6 +59,10 @@ class Clock:
     def time(self) -> float:
         return time.time() + self.ahead
 
+    def now(self) -> float:
+        """As `gateway.clock` has it."""
+        return self.time()
+
     def monotonic(self) -> float:
         return time.monotonic() + self.ahead
 

@@ -344,7 +344,7 @@ def test_whatever_happens_each_run_ends_once_and_the_record_says_how(story: list
 async def live(story: list[tuple[str, int]], seed: int) -> None:
     life = Life(seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(records, "time", life.rig.clock)
+        patch.setattr(records, "clock", life.rig.clock)
         patch.setattr("gateway.jobs.recorder.AGAIN_S", 0.0)
         patch.setattr("gateway.jobs.recorder.HOLD_S", 0.02)
         patch.setattr("backbone.bus.memory_records.WINDOW_S", 0.0)
