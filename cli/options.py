@@ -21,10 +21,18 @@ Url = Annotated[
 
 def warn_of_key(key: str | None) -> str | None:
     """Say that a key on the command line is no secret on this machine."""
+    return _warn("--key", key, "--key-file FILE or an environment variable")
+
+
+def warn_of_backend_key(key: str | None) -> str | None:
+    """The same of an inference server's key."""
+    return _warn("--backend-key", key, "the variable WORKER_BACKEND_KEY")
+
+
+def _warn(option: str, key: str | None, instead: str) -> str | None:
     if key:
         print(
-            "nexus: --key shows the key to everybody who can list this machine's processes; "
-            "use --key-file FILE or an environment variable",
+            f"nexus: {option} shows the key to everybody who can list this machine's processes; use {instead}",
             file=sys.stderr,
         )
     return key

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from cli.errors import ConsoleError
+from cli.options import warn_of_backend_key
 from cli.running_stack import join_running_stack
 
 if TYPE_CHECKING:  # pydantic takes half a second: `nexus status` does without
@@ -106,7 +107,12 @@ def worker(
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="[WORKER_NAME] the worker's id; default: made up")] = None,
     backend_key: Annotated[
-        str | None, typer.Option("--backend-key", help="[WORKER_BACKEND_KEY] API key of the inference server")
+        str | None,
+        typer.Option(
+            "--backend-key",
+            callback=warn_of_backend_key,
+            help="[WORKER_BACKEND_KEY] API key of the inference server, for all to see in process lists: better the variable",
+        ),
     ] = None,
     option: Annotated[
         list[str] | None,

@@ -181,7 +181,7 @@ class _Request:
             owner=principal.owner,
             received=received,
         )
-        received.body = b""
+        received.body, received.request = b"", None  # nobody reads them again, and the answer may take long
         self._call = call
         self._reply.headers.append((b"x-nexus-job-id", call.envelope.job.encode()))
         return call
