@@ -38,7 +38,7 @@ class Gateway:
         self.registry = MemoryRegistry(self.hub)
         catalogue = Catalogue()
         self.registry.subscribe(catalogue.load)
-        dispatcher = SimpleNamespace(registry=self.registry, catalogue=catalogue)
+        dispatcher = SimpleNamespace(registry=self.registry, catalogue=catalogue, listed=catalogue.listed)
         app = make_app(cast("Parts", SimpleNamespace(dispatcher=dispatcher, auth=Auth(KEY))))
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(app), base_url="http://test", headers={"authorization": f"Bearer {KEY}"}
