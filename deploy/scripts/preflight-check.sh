@@ -284,7 +284,29 @@ check_gpu() {
   fi
 }
 
+# etcd's roles hold from 3.5.33 and 3.6.14 on (backbone/registry/version_check.py); the image is docker-compose.yml's, or another file's here.
+check_etcd_image() {
+  local image
+  image="$(sed -nE 's/^[[:space:]]*image:[[:space:]]*([^[:space:]#]*etcd:v[^[:space:]@#]*).*/\1/p' "$root/docker-compose.yml" | head -n 1)"
+  case "$(printf '%s' "${image##*:v}" | awk -F. '{ sound = $1 > 3 || $2 > 6 || ($2 == 6 && $3 + 0 >= 14) || ($2 == 5 && $3 + 0 >= 33); print sound ? "sound" : "old" }')" in
+    sound) row ok etcd "$image" ;;
+    *) row fail etcd "${image:-no image of etcd in docker-compose.yml}: users of etcd get past their roles" 'Take quay.io/coreos/etcd:v3.5.33, v3.6.14 or newer.' ;;
+  esac
+}
+
+# check_client_certificates: a folder that was made before etcd asked for certificates lacks them.
+check_client_certificates() {
+  local folder lacking=''
+  for folder in "$root/.runtime/secrets"/{gateway,worker,admin,worker-*}; do
+    [[ ! -d "$folder" || -s "$folder/etcd-client.crt" ]] || lacking="$lacking ${folder##*/}"
+  done
+  if [[ -n "$lacking" ]]; then
+    row fail certificates "etcd asks for a certificate, which these lack:$lacking" 'deploy/scripts/make-secrets.sh makes them; copy the folders of workers to their hosts again.'
+  fi
+}
+
 check_prod() {
+  check_etcd_image
   if [[ -z "$(setting NEXUS_BIND_ADDRESS '')" ]]; then
     row fail address 'NEXUS_BIND_ADDRESS is not set' "In .env: this host's address in the network that it shares with the workers' hosts, or 127.0.0.1."
   fi
@@ -294,6 +316,7 @@ check_prod() {
     row fail "$folder" ".runtime/$folder is not there" 'deploy/scripts/make-secrets.sh makes it.'
     return 0
   fi
+  check_client_certificates
   while IFS= read -r certificate; do
     if ! openssl x509 -in "$certificate" -noout -checkend 0 >/dev/null 2>&1; then
       gone="$gone ${certificate##*/}"

@@ -246,6 +246,40 @@ def test_a_gpu_that_is_asked_for_and_not_there_is_missed(env: Path) -> None:
     assert checks["gpu"]["status"] == "fail"
 
 
+@pytest.fixture
+def production(tmp_path: Path) -> Path:
+    """Another checkout, with secrets: what production's checks look at."""
+    folder = tmp_path / "checkout"
+    shutil.copytree(SCRIPTS, folder / "deploy" / "scripts")
+    shutil.copytree(ROOT / "deploy" / "nats", folder / "deploy" / "nats")
+    for file in (*ROOT.glob("docker-compose*.yml"), ROOT / ".env.example"):
+        shutil.copy(file, folder)
+    shutil.copy(ROOT / ".env.example", folder / ".env")
+    assert run(folder / "deploy" / "scripts" / "make-secrets.sh").code == DONE
+    return folder
+
+
+def production_checks(production: Path) -> dict[str, str]:
+    said = run(production / "deploy" / "scripts" / "preflight-check.sh", "--json", "--prod")
+    return {check["name"]: check["status"] for check in json.loads(said.out)["checks"]}
+
+
+def test_production_wants_an_etcd_whose_roles_hold(production: Path) -> None:
+    assert production_checks(production)["etcd"] == "ok"
+    compose = production / "docker-compose.yml"
+    for version in ("v3.5.16", "v3.6.0"):
+        compose.write_text(re.sub(r"etcd:v[\d.]+", f"etcd:{version}", compose.read_text()))
+        assert production_checks(production)["etcd"] == "fail"
+
+
+def test_secrets_of_an_earlier_version_lack_certificates(production: Path) -> None:
+    assert "certificates" not in production_checks(production)
+    (production / ".runtime" / "secrets" / "worker" / "etcd-client.crt").unlink()
+    assert production_checks(production)["certificates"] == "fail"
+    assert run(production / "deploy" / "scripts" / "make-secrets.sh").code == DONE
+    assert "certificates" not in production_checks(production)
+
+
 # --- install-host-deps.sh ---------------------------------------------------------------------------------------------------
 
 SYSTEMS = {
