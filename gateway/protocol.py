@@ -272,9 +272,11 @@ class HttpProtocol(HttpToolsProtocol):
         cycle = self.cycle
         if not self._framed:
             self._framed = True
-            self._in_chunks = _is_chunked(cycle.scope["headers"])
-            if self._in_chunks and cycle.scope["http_version"] != "1.1":
-                self._refuse(InvalidRequest("HTTP/1.0 knows no chunked bodies", code="invalid_http"))
+            coding = _transfer_coding(cycle.scope["headers"])
+            self._in_chunks = coding is not None
+            if coding is not None and (coding != b"chunked" or cycle.scope["http_version"] != "1.1"):
+                message = "the only transfer coding is 'chunked', and HTTP/1.0 has none; send a Content-Length"
+                self._refuse(InvalidRequest(message, code="invalid_http"))
                 return
             size = 0  # its head was among them
         if self._in_chunks:
@@ -507,8 +509,8 @@ def _content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
     return next((int(value) for name, value in headers if name == b"content-length"), 0)
 
 
-def _is_chunked(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    return any(name == b"transfer-encoding" for name, _ in headers)
+def _transfer_coding(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    return next((value.strip().lower() for name, value in headers if name == b"transfer-encoding"), None)
 
 
 def http_protocol(head_timeout_s: float, leaving: Leaving, connections: Connections) -> type[asyncio.Protocol]:

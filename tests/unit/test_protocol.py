@@ -367,11 +367,22 @@ class TestBodies:
             assert await caller.ends() == b""
             assert site.paths == ["/"]
 
-    async def test_http_1_0_knows_no_chunks(self) -> None:
-        """A chunked body of HTTP/1.0 could be read in two ways."""
+    @pytest.mark.parametrize(
+        ("old", "new"), [(b"1.1", b"1.0"), (b"chunked", b"gzip, chunked"), (b"chunked", b"identity")]
+    )
+    async def test_other_codings(self, old: bytes, new: bytes) -> None:
+        """A chunked body of HTTP/1.0 could be read in two ways, and one in another coding by nobody."""
         async with serving() as site, calling(site) as caller:
-            caller.send((self.CHUNKED % b"/body").replace(b"1.1", b"1.0") + b"1\r\na\r\n")
+            caller.send((self.CHUNKED % b"/body").replace(old, new) + b"1\r\na\r\n0\r\n\r\n")
             await caller.refused(400, "invalid_http")
+            assert site.bodies == []
+
+    @pytest.mark.parametrize("coding", [b"Chunked", b"chunked "])
+    async def test_chunked_however_it_is_written(self, coding: bytes) -> None:
+        """Case and blanks do not matter."""
+        async with serving() as site, calling(site) as caller:
+            caller.send((self.CHUNKED % b"/body").replace(b"chunked", coding) + b"1\r\na\r\n0\r\n\r\n")
+            assert (await caller.answer())[0] == 200
 
 
 REQUESTS = [
