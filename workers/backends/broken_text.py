@@ -1,4 +1,4 @@
-"""JSON whose characters are broken, as some servers send it: halves of surrogate pairs, and UTF-8 cut between two events. Pure.
+r"""JSON whose characters are broken, as some servers send it: halves of surrogate pairs, and UTF-8 cut between two events. Pure.
 
 A character may be cut anywhere between two events: between the UTF-16 halves of `"\ud83d\ude00"`, or between the bytes of its
 UTF-8 form. `parse` takes such an event as it is, `TextJoiner` joins what belongs together, and replaces what never becomes a
