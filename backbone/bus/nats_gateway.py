@@ -88,6 +88,9 @@ class NatsGatewayBus:
         self._prefix = f"{REPLY}.{gateway}."
         self._skip = len(self._prefix)
         self._void = f"{self._prefix}void".encode()
+        self._confirmation = f"{new_token()}-".encode()
+        """Before a job's token, in the address for JetStream's confirmation: no worker knows it, and can confirm in its place."""
+        self._confirmations = self._prefix.encode() + self._confirmation
         self._stream = stream
         self._consumers = QueueConsumers(self._publisher, stream, ack_wait_s)
         self._sinks: dict[bytes, Sink] = {}
@@ -244,7 +247,7 @@ class NatsGatewayBus:
         return self._prefix + new_token()
 
     def submit(self, envelope: Envelope, body: bytes, sink: Sink) -> None:
-        """Publish; the PubAck comes to the reply subject and is checked there, without anybody waiting."""
+        """Publish; the PubAck comes beside the replies and is checked there, without anybody waiting."""
         if not self._listener.connected or self._publisher.away:
             raise nats_away()
         self._storing.require()
@@ -266,7 +269,7 @@ class NatsGatewayBus:
             self._spawn(self._open_and_send(queue, token, one))
 
     def _send(self, token: bytes, one: _Unacked) -> None:
-        self._publisher.publish_with_id(one.subject, one.message, one.reply, one.message_id)
+        self._publisher.publish_with_id(one.subject, one.message, self._confirmations + token, one.message_id)
         self._sinks[token] = one.sink
         self._unacked[token] = one
 
@@ -300,20 +303,21 @@ class NatsGatewayBus:
 
     def _on_reply(self, subject: bytes, answer_to: bytes, headers: bytes, data: bytes) -> None:
         token = subject[self._skip :]
+        if token.startswith(self._confirmation):
+            if data:
+                self._on_puback(token[len(self._confirmation) :], data)
+            else:
+                # No responders: JetStream is not up yet. The submit is repeated by the sweeper.
+                log.debug("no responders", status=parse_status(headers))
+            return
         sink = self._sinks.get(token)
         if sink is None:
             if answer_to:
                 self._answer(answer_to, GONE)
             return
-        if data[:1] == b"{":
-            self._on_puback(token, data)
-        elif headers and not data:
-            # No responders: JetStream is not up yet. The submit is repeated by the sweeper.
-            log.debug("no responders", status=parse_status(headers))
-        else:
-            answer = sink.heard(data)
-            if answer is not None and answer_to:
-                self._answer(answer_to, answer)
+        answer = sink.heard(data)
+        if answer is not None and answer_to:
+            self._answer(answer_to, answer)
 
     def _answer(self, subject: bytes, answer: bytes) -> None:
         if not is_address(subject):
@@ -360,7 +364,8 @@ class NatsGatewayBus:
                 elif now - one.sent > REPEAT_S and self.connected:
                     one.sent = now
                     with contextlib.suppress(Unavailable):
-                        self._publisher.publish_with_id(one.subject, one.message, one.reply, one.message_id)
+                        address = self._confirmations + token
+                        self._publisher.publish_with_id(one.subject, one.message, address, one.message_id)
 
     def remove(self, seq: int) -> None:
         """Delete by sequence; the answer goes nowhere."""

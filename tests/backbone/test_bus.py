@@ -20,7 +20,7 @@ from schemas.errors import BackendFailed, NexusError, QueueFull, RequestTooLarge
 from schemas.events import GO, GONE, EventKind, encode_frame
 from schemas.jobs import Capability, Envelope, Lane
 from tests.conftest import Eventually
-from tests.servers import source
+from tests.servers import Server, source
 
 ACK_WAIT_S = 1.0
 MAX_PER_QUEUE = 5
@@ -146,6 +146,27 @@ async def test_a_job_arrives_as_it_was_sent(world: World, eventually: Eventually
     await eventually(lambda: hand.jobs)
     assert Envelope.decode(hand.jobs[0].message) == (envelope, body)
     assert (hand.jobs[0].delivery, hand.jobs[0].pending) == (1, 0)
+
+
+@pytest.mark.parametrize("forged", [b'{"seq":7}', b'{"error":{"err_code":10077}}', b"{}"])
+async def test_a_worker_cannot_confirm_a_job(bus_nats: Server, forged: bytes, eventually: Eventually) -> None:
+    """Who has a job knows where its events go, and not where JetStream confirms it: a sequence of its choice is not believed."""
+    world = World(bus_nats.url)
+    gateway, hand = await world.gateway(), await world.worker()
+    assert isinstance(gateway, NatsGatewayBus)
+    envelope, ear = world.submit(gateway)
+    gateway._on_reply(envelope.reply.encode(), b"", b"", forged)  # before JetStream's own, which comes in a later turn
+    assert (ear.seq, ear.error) == (None, None)
+    hand.bus.say(envelope.reply, forged)
+    await eventually(lambda: ear.frames == [forged, forged])
+    await eventually(lambda: ear.seq is not None)
+    hand.pull(world.queue)
+    await eventually(lambda: hand.jobs)
+    gateway.remove(ear.seq or 0)
+    hand.jobs[0].ack()
+    assert ear.error is None
+    for bus in reversed(world.closing):
+        await bus.close()
 
 
 async def test_jobs_keep_their_order(world: World, eventually: Eventually) -> None:
