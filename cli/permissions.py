@@ -15,13 +15,13 @@ import typer
 from cli.errors import ConsoleError
 
 if TYPE_CHECKING:
-    from backbone.bus.rights import Rights
+    from backbone.bus.rights import Exports, Rights
     from backbone.registry.access import EtcdAccess
     from schemas.jobs import Capability
 
 app = typer.Typer(
     name="permissions",
-    help="NATS users with the least of rights, as blocks for nats-server's `users`. deploy/nats has whole configurations.",
+    help="Accounts and users of NATS with the least of rights, as blocks for nats-server's configuration. deploy/nats has it whole.",
     no_args_is_help=True,
 )
 
@@ -48,20 +48,20 @@ def worker(
         bool, typer.Option("--any-worker", help="Processes without a WORKER_NAME, as under `--scale worker=4`.")
     ] = False,
 ) -> None:
-    """A worker: it takes from the queues it is given, and nothing else."""
-    from backbone.bus.rights import queues_of, worker_rights
+    """An account with one user, for a worker: it takes from the queues it is given, and nothing else. Goes into `accounts`."""
+    from backbone.bus.rights import queues_of, worker_account, worker_rights
 
     names = ["*"] if any_worker else (worker_name or [name])
     _check([name, *(one for one in names if one != "*")])
     if every == bool(model):
         raise typer.BadParameter("say which models it serves, with --model, or --all")
     queues = None if every else queues_of(model or (), _capabilities(capability))
-    print(_block(name, worker_rights(_inbox(name), workers=names, queues=queues)))
+    print(_account(worker_account(name), name, worker_rights(_inbox(name), workers=names, queues=queues)))
 
 
 @app.command()
 def gateway(name: User = "gateway") -> None:
-    """A gateway: it owns the streams and their consumers, but deletes no stream."""
+    """A gateway: it owns the streams and their consumers, but deletes no stream. Goes into `users` of the account NEXUS."""
     from backbone.bus.rights import gateway_rights
 
     _check([name])
@@ -70,16 +70,16 @@ def gateway(name: User = "gateway") -> None:
 
 @app.command()
 def monitor(name: User = "monitor") -> None:
-    """A monitor: it sees depths and sizes, and no message."""
+    """An account with one user, for a monitor: it sees depths and sizes, and no message. Goes into `accounts`."""
     from backbone.bus.rights import monitor_rights
 
     _check([name])
-    print(_block(name, monitor_rights(_inbox(name))))
+    print(_account(f"MONITOR-{name}", name, monitor_rights(_inbox(name))))
 
 
 @app.command()
 def config() -> None:
-    """The roles as variables of nats-server's configuration: what deploy/nats/permissions.conf holds."""
+    """The roles, and what accounts export and import, as variables of nats-server's configuration: deploy/nats/permissions.conf."""
     print(permissions_conf(), end="")
 
 
@@ -145,15 +145,20 @@ async def _vulnerable_version(access: EtcdAccess, prefix: str) -> str:
 
 
 def permissions_conf() -> str:
-    """`NEXUS_GATEWAY`, `NEXUS_WORKER` (all queues) and `NEXUS_MONITOR`, for the users `gateway`, `worker` and `monitor`."""
-    from backbone.bus.rights import gateway_rights, monitor_rights, worker_rights
+    """Return the rights of the users `gateway`, `worker` (all queues) and `monitor`, and what their accounts share."""
+    from backbone.bus.rights import exports, gateway_rights, monitor_rights, worker_rights
 
-    roles = {
-        "NEXUS_GATEWAY": gateway_rights(_inbox("gateway")),
-        "NEXUS_WORKER": worker_rights(_inbox("worker"), workers=("*",), queues=None),
-        "NEXUS_MONITOR": monitor_rights(_inbox("monitor")),
+    worker = worker_rights(_inbox("worker"), workers=("*",), queues=None)
+    monitor = monitor_rights(_inbox("monitor"))
+    variables = {
+        "NEXUS_EXPORTS": _exports(exports(), ""),
+        "NEXUS_GATEWAY": _permissions(gateway_rights(_inbox("gateway")), ""),
+        "NEXUS_WORKER": _permissions(worker, ""),
+        "NEXUS_WORKER_IMPORTS": _imports(worker, ""),
+        "NEXUS_MONITOR": _permissions(monitor, ""),
+        "NEXUS_MONITOR_IMPORTS": _imports(monitor, ""),
     }
-    return HEAD + "".join(f"\n{role} = {_permissions(rights, '')}\n" for role, rights in roles.items())
+    return HEAD + "".join(f"\n{name} = {value}\n" for name, value in variables.items())
 
 
 def password_variable(user: str) -> str:
@@ -181,8 +186,40 @@ def _check(names: Iterable[str]) -> None:
             raise ConsoleError(f"'{name}' cannot be a name in NATS: use [A-Za-z0-9_-]")
 
 
-def _block(user: str, rights: Rights) -> str:
-    return f"{{\n  user: {json.dumps(user)}\n  password: ${password_variable(user)}\n  permissions: {_permissions(rights, '  ')}\n}}"
+def _block(user: str, rights: Rights, indent: str = "") -> str:
+    fields = {
+        "user": json.dumps(user),
+        "password": f"${password_variable(user)}",
+        "permissions": _permissions(rights, f"{indent}  "),
+    }
+    return "{\n" + "".join(f"{indent}  {name}: {value}\n" for name, value in fields.items()) + f"{indent}}}"
+
+
+def _account(name: str, user: str, rights: Rights) -> str:
+    return f"{json.dumps(name)} {{\n  users: [ {_block(user, rights, '  ')} ]\n  imports: {_imports(rights, '  ')}\n}}"
+
+
+def _exports(exports: Exports, indent: str) -> str:
+    from backbone.bus.rights import ANSWER_S, PULL
+
+    def service(subject: str) -> str:
+        kind = "response_type: stream, " if subject.startswith(PULL) else ""
+        return f'{{ service: {json.dumps(subject)}, {kind}response_threshold: "{ANSWER_S}s" }}'
+
+    lines = [*map(service, exports.services), *(f"{{ stream: {json.dumps(one)} }}" for one in exports.streams)]
+    return _list(lines, indent)
+
+
+def _imports(rights: Rights, indent: str) -> str:
+    def imported(kind: str, subject: str) -> str:
+        return f"{{ {kind}: {{ account: NEXUS, subject: {json.dumps(subject)} }} }}"
+
+    services = [imported("service", subject) for subject in rights.services]
+    return _list([*services, *(imported("stream", subject) for subject in rights.streams)], indent)
+
+
+def _list(lines: Iterable[str], indent: str) -> str:
+    return "[\n" + "".join(f"{indent}  {line}\n" for line in lines) + f"{indent}]"
 
 
 def _permissions(rights: Rights, indent: str) -> str:

@@ -26,6 +26,7 @@ from schemas.errors import Unavailable
 log = structlog.get_logger(__name__)
 
 NANO = 1_000_000_000
+LEAVING_LOOK_S = 0.1
 LOST_PULL_S = 3.0
 """A pull this long past its expiry without a word was lost with its server."""
 
@@ -108,6 +109,8 @@ class NatsWorkerBus:
         self._next_index = 0
         self._inbox = ""
         self._inbox_sid: int | None = None
+        self._leaving_sid: int | None = None
+        """The inbox of pulls that may still bring jobs though nobody wants them: these go back at once."""
         self._bells = Bells(self._wire)
         self._questions: dict[int, Callable[[bytes | None], None]] = {}
         self._next_question = 0
@@ -127,7 +130,8 @@ class NatsWorkerBus:
         self._sweeper = asyncio.create_task(self._sweep())
 
     async def close(self) -> None:
-        """Flush and disconnect."""
+        """Wait for pulls that cannot be ended, then flush and disconnect."""
+        await self._outlast_pulls()
         if self._sweeper is not None:
             self._sweeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -165,6 +169,9 @@ class NatsWorkerBus:
         on_again: Callable[[Queue], None] | None = None,
     ) -> None:
         """Open and close lines and bells, and the inbox again after `stop_pulling`."""
+        if self._leaving_sid is not None:
+            self._wire.drop(self._leaving_sid)
+            self._leaving_sid = None
         if self._inbox_sid is None:
             await self._open_inbox()
         wanted = set(queues)
@@ -206,11 +213,11 @@ class NatsWorkerBus:
     def _on_pulled(self, subject: bytes, ack_subject: bytes, headers: bytes, data: bytes) -> None:
         if ack_subject.startswith(b"$JS.ACK."):
             line = self._by_subject.get(subject)
-            if line is None:
+            if line is not None and line.outstanding > 0:
+                line.outstanding -= 1
+            if line is None or self._leaving_sid is not None:
                 self.settle(ack_subject, b"-NAK")
                 return
-            if line.outstanding > 0:
-                line.outstanding -= 1
             self._on_job(NatsDelivery(self, line.queue, data, ack_subject))
             return
         line = self._by_index.get(int(subject[len(self._inbox) + 1 :]))
@@ -221,12 +228,34 @@ class NatsWorkerBus:
         line.end(unused)
 
     async def stop_pulling(self) -> None:
-        """Take the inbox away: the server drops pulls without interest, and what it had sent before comes first."""
-        if self._inbox_sid is not None:
-            sid, self._inbox_sid = self._inbox_sid, None
-            await self._wire.unsubscribe(sid)
+        """Take the inbox away: the server drops pulls without interest, and what it had sent before comes first.
+
+        In a cluster, the server that leads a consumer may not see that an inbox of another account is gone (ADR 0029): there
+        the inbox stays, and what comes goes back, until the pulls have ended or the bus is closed.
+        """
+        if self._inbox_sid is None:
+            return
+        sid, self._inbox_sid = self._inbox_sid, None
+        for line in self._lines.values():
+            line.on_end = None
+        if self._wire.clustered and any(line.outstanding for line in self._lines.values()):
+            with contextlib.suppress(Unavailable):
+                await self._wire.ping()
+            self._leaving_sid = sid
+            return
+        await self._wire.unsubscribe(sid)
         for line in self._lines.values():
             line.outstanding = 0
+
+    async def _outlast_pulls(self) -> None:
+        if self._leaving_sid is None:
+            return
+        open_lines = [line for line in self._lines.values() if line.outstanding]
+        until = max((line.expires_at for line in open_lines), default=0.0)
+        while self._wire.connected and self.now() < until and any(line.outstanding for line in open_lines):
+            await asyncio.sleep(LEAVING_LOOK_S)
+        sid, self._leaving_sid = self._leaving_sid, None
+        await self._wire.unsubscribe(sid)
 
     async def _sweep(self) -> None:
         while True:

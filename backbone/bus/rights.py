@@ -2,6 +2,11 @@
 
 Written down from what the code does; `tests/deploy/test_permissions.py` holds the two against each other. A wildcard of NATS
 stands for whole tokens: a worker's consumers, which are named `<capability>_<lane>_<model>`, are listed one by one.
+
+JetStream and the gateways live in the account NEXUS. JetStream sends its answers wherever a request wants them, with the
+server's rights: subject permissions alone do not contain a client that may call it. So each worker's user, and the monitor,
+has an account of its own, which imports the subjects of its role, and nothing else crosses. nats-server maps the address of an
+answer into NEXUS and back: whatever address a worker names, its answer ends in the worker's own account.
 """
 
 from __future__ import annotations
@@ -37,9 +42,21 @@ from backbone.bus.subjects import (
 )
 from schemas.jobs import LANES, Capability
 
+ANSWERS = "_R_"
+"""Before the subjects under which nats-server hides an address in another account."""
 BLOBS_BY_GATEWAYS = (f"$O.{BLOBS}.C.*.*", f"$O.{BLOBS}.M.*")
 OF_A_STREAM = ("CREATE", "UPDATE", "INFO", "PURGE", "MSG.GET", "MSG.DELETE")
 OF_A_CONSUMER = ("CONSUMER.DURABLE.CREATE", "CONSUMER.INFO", "CONSUMER.MSG.NEXT")
+
+
+PULL = f"$JS.API.CONSUMER.MSG.NEXT.{JOBS_STREAM}."
+"""Before the consumer, in a request for jobs: it alone is answered by more than one message."""
+ANSWER_S = 15
+"""How long nats-server keeps the way back for an answer after the request, or after the last message of the answer.
+
+Longer than a worker's longest pull (`workers.intake.LINGER_S`), or jobs would be lost on their way until `ack_wait`. Not much
+longer: each pull leaves a way back of 0.7 KB behind.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +65,24 @@ class Rights:
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """What an account of this role imports as services: its messages go to NEXUS, the answers come back."""
+        return self.publish
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """What it imports as streams: messages of NEXUS that it hears. Inboxes are within its own account."""
+        return tuple(subject for subject in self.subscribe if not subject.startswith(f"{INBOX}."))
+
+
+@dataclass(frozen=True, slots=True)
+class Exports:
+    """What the account NEXUS lets other accounts import. Which one imports what is the operator's configuration."""
+
+    services: tuple[str, ...]
+    streams: tuple[str, ...]
 
 
 def queues_of(models: Iterable[str], capabilities: Iterable[Capability]) -> list[Queue]:
@@ -59,6 +94,18 @@ def queues_of(models: Iterable[str], capabilities: Iterable[Capability]) -> list
 def blobs_by(worker: str) -> tuple[str, ...]:
     """What the worker of this name (`*`: any) writes: chunks, and descriptions."""
     return (f"$O.{BLOBS}.C.{worker}.*.*", f"$O.{BLOBS}.M.{worker}.*")
+
+
+def worker_account(user: str) -> str:
+    """Return the name of the account of a worker's user."""
+    return f"WORKER-{user}"
+
+
+def exports() -> Exports:
+    """Return what the accounts of all workers and of the monitor may import: the subjects of these roles."""
+    worker = worker_rights(INBOX, workers=("*",), queues=None)
+    monitor = monitor_rights(INBOX)
+    return Exports(_each((*worker.services, *monitor.services)), _each((*worker.streams, *monitor.streams)))
 
 
 def worker_rights(inbox: str, *, workers: Iterable[str], queues: Iterable[Queue] | None) -> Rights:
@@ -112,7 +159,8 @@ def gateway_rights(inbox: str) -> Rights:
             f"$KV.{CLAIMS}.*",
             SEAL_SECRET,
             *BLOBS_BY_GATEWAYS,
-            f"{INBOX}.>",  # answers to workers
+            f"{INBOX}.>",  # answers to workers in this account
+            f"{ANSWERS}.>",  # and to those in accounts of their own
             f"{BELL}.*.*.*",  # a job comes again
             *streams,
             *reads,

@@ -374,6 +374,11 @@ class Wire:
         self._silent = True
         await self._raw._process_op_err(nats.errors.StaleConnectionError())
 
+    @property
+    def clustered(self) -> bool:
+        """Whether the server is one of a cluster."""
+        return bool(self._raw._server_info.get("cluster"))
+
     async def close(self) -> None:
         """Send what is unsent, then disconnect."""
         if self._pulse is not None:

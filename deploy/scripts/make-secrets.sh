@@ -15,7 +15,7 @@ nothing else: `worker` goes to the hosts of workers, `admin` is for people. Run 
   --host NAME       a name or IP address by which workers on other hosts reach NATS and etcd; may be repeated. A name
                     that the certificates lack makes new ones
   --worker NAME     a NATS user and a folder `worker-NAME` of its own, for one worker. Its rights: those that
-                    `nexus permissions worker NAME …` printed into secrets/nats/workers/NAME.conf
+                    `nexus permissions worker NAME …` printed into secrets/nats/workers/NAME.conf, as an account of its own
   --rotate WHAT     make anew: `passwords`, `certificates` (by the same authority), or one user's password, such as
                     `nats-worker`, `etcd-gateway`, `redis-gateway`. What to restart then: docs/DEPLOYMENT.md
   --days N          how long certificates hold (default: 825; the authority ten years)
@@ -156,23 +156,31 @@ client_certificate() {
   nx_ok "client certificate of $1"
 }
 
-# NATS's users, with their passwords in the open: the file is nats-server's alone.
+# NATS's accounts and users, with their passwords in the open: the file is nats-server's alone.
 # shellcheck disable=SC2016  # the dollars are nats-server's
-nats_users() {
+nats_accounts() {
   local name
   {
     printf '# Made by deploy/scripts/make-secrets.sh from deploy/nats/permissions.conf: nats-server knows variables within one file.\n'
     cat "$root/deploy/nats/permissions.conf"
-    printf '\nusers: [\n'
-    printf '  { user: gateway, password: "%s", permissions: $NEXUS_GATEWAY }\n' "$(<"$dir/gateway/nats-password")"
-    printf '  { user: worker, password: "%s", permissions: $NEXUS_WORKER }\n' "$(<"$dir/worker/nats-password")"
-    printf '  { user: monitor, password: "%s", permissions: $NEXUS_MONITOR }\n' "$(<"$dir/monitor/nats-password")"
-    printf '  # For people: backup, restore, the `nats` command. It may do everything within this account.\n'
-    printf '  { user: admin, password: "%s" }\n' "$(<"$dir/admin/nats-password")"
+    printf '\naccounts {\n  NEXUS {\n    jetstream: enabled\n    exports: $NEXUS_EXPORTS\n    users: [\n'
+    printf '      { user: gateway, password: "%s", permissions: $NEXUS_GATEWAY }\n' "$(<"$dir/gateway/nats-password")"
+    printf '      # For people: backup, restore, the `nats` command. It may do everything within this account.\n'
+    printf '      { user: admin, password: "%s" }\n' "$(<"$dir/admin/nats-password")"
+    printf '    ]\n  }\n'
+    printf '  # For hosts that are trusted with every queue: processes with this user reach each other.\n'
+    printf '  WORKER {\n    users: [ { user: worker, password: "%s", permissions: $NEXUS_WORKER } ]\n    imports: $NEXUS_WORKER_IMPORTS\n  }\n' \
+      "$(<"$dir/worker/nats-password")"
+    printf '  MONITOR {\n    users: [ { user: monitor, password: "%s", permissions: $NEXUS_MONITOR } ]\n    imports: $NEXUS_MONITOR_IMPORTS\n  }\n' \
+      "$(<"$dir/monitor/nats-password")"
+    printf '  # `nats server report …` needs it; no process of Nexus does.\n'
+    printf '  SYS {\n    users: [ { user: sys, password: "%s" } ]\n  }\n' "$(<"$dir/admin/nats-sys-password")"
     for file in "$dir"/nats/workers/*.conf; do
       [[ -e "$file" ]] || continue
       name="$(basename "$file" .conf)"
       [[ -s "$dir/worker-$name/nats-password" ]] || nx_die "$NX_FAILED" "$file has no password." "Run: make-secrets.sh --worker $name"
+      grep -q 'account: NEXUS' "$file" || nx_die "$NX_FAILED" "$file has no account: it was made by an earlier Nexus." \
+        "Run \`nexus permissions worker $name …\` again, with the models of $name, into this file."
       # The one variable of the block is its password, which no list of processes shows.
       NX_PASSWORD="$(<"$dir/worker-$name/nats-password")" awk '
         match($0, /\$NATS_[A-Z0-9_]+_PASSWORD/) {
@@ -180,9 +188,11 @@ nats_users() {
         }
         { print "  " $0 }' "$file"
     done
-    printf ']\n'
-  } | keep "$dir/nats/users.conf"
-  printf 'users: [ { user: sys, password: "%s" } ]\n' "$(<"$dir/admin/nats-sys-password")" | keep "$dir/nats/sys.conf"
+    printf '}\n'
+  } >"$NX_TMP/accounts.conf"
+  keep "$dir/nats/accounts.conf" <"$NX_TMP/accounts.conf"
+  # Before workers had accounts, one account's users were here.
+  rm -f "$dir/nats/users.conf" "$dir/nats/sys.conf"
 }
 
 sha256() { openssl dgst -sha256 -r | cut -d ' ' -f 1; }
@@ -224,6 +234,6 @@ for file in "$dir"/worker-*/; do
   keep "${file}etcd-password" <"$dir/worker/etcd-password"
   client_certificate "$(basename "$file")"
 done
-nats_users
+nats_accounts
 redis_users
 nx_say "All there: $dir"

@@ -6,6 +6,7 @@ import asyncio
 import json
 import ssl
 import subprocess
+import time
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -91,8 +92,16 @@ class ProductionNats(NatsServer):
         ]
 
     def reload(self) -> None:
-        """As SIGHUP to the server: users and permissions are read again."""
-        subprocess.run([self.binary.find(), "--signal", f"reload={self.pid}"], check=True, capture_output=True)
+        """As SIGHUP to the server, twice: it reads users and permissions again, and connects a new account at the second."""
+        for _ in range(2):
+            before = self._reloads()
+            subprocess.run([self.binary.find(), "--signal", f"reload={self.pid}"], check=True, capture_output=True)
+            until = time.monotonic() + 20
+            while self._reloads() == before and time.monotonic() < until:
+                time.sleep(0.02)
+
+    def _reloads(self) -> int:
+        return self.log_file.read_text().count("Reloaded server configuration")
 
 
 class ProductionEtcd(EtcdServer):

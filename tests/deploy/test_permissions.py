@@ -6,85 +6,20 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import Any
 
-import nats
 import pytest
 import pytest_asyncio
 from nats.aio.client import Client
 
 from cli.permissions import permissions_conf
 from schemas.control import Control, ControlOp
-from tests.cluster import Cluster, chat
+from tests.cluster import chat
 from tests.conftest import Eventually
-from tests.deploy.production import (
-    DEPLOY,
-    ProductionNats,
-    ProductionSource,
-    Secrets,
-    gateway_settings,
-    log_lines,
-    worker_block,
-    worker_settings,
-)
+from tests.deploy.production import DEPLOY, log_lines, worker_settings
+from tests.deploy.secured import MODEL, OTHERS, World
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-SETTINGS = {"ACK_WAIT_S": "2", "WORKER_LEASE_S": "2", "WORKER_HEALTH_INTERVAL_S": "1"}
-MODEL = "org/model:8b"
-OTHERS = "another"
-VIOLATION = "Permissions Violation"
-
-
-@dataclass
-class World:
-    """A cluster of production's configuration: one gateway, worker `gpu1` for MODEL, worker `gpu2` for OTHERS."""
-
-    cluster: Cluster
-    secrets: Secrets
-
-    @property
-    def nats(self) -> ProductionNats:
-        assert isinstance(self.cluster.nats, ProductionNats)
-        return self.cluster.nats
-
-    async def user(self, name: str, password: str, errors: list[str] | None = None) -> Client:
-        """A stranger's client with a user's credentials."""
-
-        async def heard(error: Exception) -> None:
-            if errors is not None:
-                errors.append(str(error))
-
-        return await nats.connect(
-            self.nats.url,
-            user=name,
-            password=self.secrets.text(password),
-            tls=self.secrets.client_context,
-            inbox_prefix=f"_INBOX.{name}",
-            error_cb=heard,
-            allow_reconnect=False,
-        )
-
-    def violations(self) -> list[str]:
-        """What nats-server's log has of them."""
-        return [line for line in self.nats.log_file.read_text().splitlines() if "Violation" in line]
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def world(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[World]:
-    folder = tmp_path_factory.mktemp("production")
-    secrets = Secrets(folder / "secrets")
-    secrets.make()
-    worker_block(secrets.folder, "gpu1", "--model", MODEL)
-    worker_block(secrets.folder, "gpu2", "--model", OTHERS)
-    secrets.make("--worker", "gpu1", "--worker", "gpu2")
-    cluster = Cluster(folder, source=ProductionSource(secrets), **SETTINGS)
-    async with cluster:
-        await cluster.start_gateway(**gateway_settings(secrets))
-        for name, model in (("gpu1", MODEL), ("gpu2", OTHERS)):
-            await cluster.start_worker(name=name, WORKER_MODELS=model, **worker_settings(secrets, name))
-        yield World(cluster, secrets)
 
 
 @pytest.fixture(autouse=True)

@@ -99,14 +99,14 @@ def test_one_password_is_rotated_alone(secrets: Secrets) -> None:
     """Only its file, and where its server has it."""
     before = contents(secrets.folder)
     secrets.make("--rotate", "nats-worker")
-    assert changed(before, contents(secrets.folder)) == {"worker/nats-password", "nats/users.conf"}
+    assert changed(before, contents(secrets.folder)) == {"worker/nats-password", "nats/accounts.conf"}
     before = contents(secrets.folder)
     secrets.make("--rotate", "redis-gateway")
     assert changed(before, contents(secrets.folder)) == {"gateway/redis-password", "redis/users.acl"}
     before = contents(secrets.folder)
     secrets.make("--rotate", "passwords")
     assert "admin/etcd-password" not in changed(before, contents(secrets.folder))
-    assert secrets.text("worker/nats-password") in (secrets.folder / "nats/users.conf").read_text()
+    assert secrets.text("worker/nats-password") in (secrets.folder / "nats/accounts.conf").read_text()
 
 
 def test_the_password_of_one_workers_user_is_rotated(secrets: Secrets) -> None:
@@ -118,10 +118,32 @@ def test_the_password_of_one_workers_user_is_rotated(secrets: Secrets) -> None:
         secrets.make("--rotate", what)
         after = secrets.text("worker-gpu1/nats-password")
         assert after != before
-        assert (secrets.folder / "nats/users.conf").read_text().count(f'"{after}"') == 1
+        assert (secrets.folder / "nats/accounts.conf").read_text().count(f'"{after}"') == 1
     with pytest.raises(subprocess.CalledProcessError) as refused:
         secrets.make("--rotate", "nats-gpu2")
     assert refused.value.returncode == 2
+
+
+def test_a_worker_without_an_account_is_refused(secrets: Secrets) -> None:
+    """What an earlier `nexus permissions worker` printed was a user of the gateways' account: it is to be printed again."""
+    worker_block(secrets.folder, "gpu1", "--model", "m")
+    secrets.make("--worker", "gpu1")
+    accounts = (secrets.folder / "nats/accounts.conf").read_text()
+    assert '"WORKER-gpu1" {' in accounts
+    block = secrets.folder / "nats/workers/gpu1.conf"
+    block.write_text('{\n  user: "gpu1"\n  password: $NATS_GPU1_PASSWORD\n  permissions: {}\n}\n')
+    with pytest.raises(subprocess.CalledProcessError) as refused:
+        secrets.make()
+    assert b"nexus permissions worker gpu1" in refused.value.stderr
+    assert (secrets.folder / "nats/accounts.conf").read_text() == accounts
+
+
+def test_files_of_one_account_for_all_go(secrets: Secrets) -> None:
+    """An installation that comes from there has no passwords left in files that no server reads."""
+    for name in ("users.conf", "sys.conf"):
+        (secrets.folder / "nats" / name).write_text("users: []\n")
+    secrets.make()
+    assert not list((secrets.folder / "nats").glob("[us]*s*.conf"))
 
 
 def test_redis_gets_digests_alone(secrets: Secrets) -> None:

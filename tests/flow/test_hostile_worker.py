@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from urllib.parse import quote
@@ -47,9 +48,13 @@ class Thief:
         """The next job's envelope."""
         inbox = await self._client.subscribe(self._client.new_inbox())
         pull = f"$JS.API.CONSUMER.MSG.NEXT.NEXUS_JOBS.chat_default_{self._model}"
-        await self._client.publish(pull, b'{"batch":1,"expires":20000000000}', reply=inbox.subject)
-        message = await inbox.next_msg(timeout=20)
-        return dict(json.loads(message.data.partition(b"\n")[0]))
+        for _ in range(200):  # its first job makes a queue
+            await self._client.publish(pull, b'{"batch":1,"expires":20000000000}', reply=inbox.subject)
+            message = await inbox.next_msg(timeout=30)
+            if message.data:
+                return dict(json.loads(message.data.partition(b"\n")[0]))
+            await asyncio.sleep(0.05)
+        raise AssertionError("no job comes")
 
     async def say(self, reply: str, frame: bytes) -> None:
         """An event of the job, as a question."""
