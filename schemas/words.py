@@ -43,6 +43,8 @@ class Word(BaseModel):
     """Events that this attempt stored, STARTED included: a reader who has fewer waits for the others."""
     worker: str = ""
     attempts: int = 0
+    granted: bool = True
+    """A gateway let the attempt begin, and counted it. False: none answered; `attempts` is the worker's guess."""
     seconds: float | None = None
     """What the attempt took."""
     content_type: str = "application/json"

@@ -86,6 +86,8 @@ class DurableAttempt(Attempt):
         self._events = log.writer(envelope.job)
         self._number = 1
         """Which attempt of its run this is."""
+        self._granted = True
+        """A gateway let it begin; False: none answered."""
         self._begun = False
         self._confirmed = False
         """It has asked, FIRST_BEAT_S after it began, whether the job still stands."""
@@ -154,7 +156,7 @@ class DurableAttempt(Attempt):
                     tries += 1
                     await asyncio.sleep(ASK_AGAIN_S)
         self._log.warning("no gateway answers; beginning without leave")
-        self._number = self.job.delivery
+        self._number, self._granted = self.job.delivery, False
         self._begin()
         return True
 
@@ -371,6 +373,7 @@ class DurableAttempt(Attempt):
             events=self._seq + 1 if self._begun else 0,
             worker=self._who.worker,
             attempts=self._number,
+            granted=self._granted,
             seconds=round(monotonic() - self.began, 4),
             **fields,
         )

@@ -10,6 +10,7 @@ import structlog
 from backbone.bus.blobs import Blobs
 from backbone.bus.joblog import Decision, JobLog, StoredEvent
 from gateway.jobs.assembly import Assembly, Piece
+from gateway.jobs.attempts import counted
 from gateway.jobs.base import EventsExpired, JobEvent
 from gateway.jobs.records import ended
 from gateway.jobs.shape import shape_json
@@ -119,7 +120,9 @@ class Follower:
     async def _decision(self) -> Decision | None:
         decision = await self._log.decided(self._record.id)
         newest = max(self._record.run, self._assembly.run)
-        return decision if decision is not None and decision.word.run >= newest else None
+        if decision is None or decision.word.run < newest:
+            return None
+        return decision._replace(word=await counted(self._log, decision.word))
 
     async def _tell(self, piece: Piece) -> JobEvent:
         run, delivery, seq = piece.id

@@ -11,6 +11,7 @@ import structlog
 from backbone.bus.blobs import Blobs
 from backbone.bus.joblog import Item, JobLog
 from backbone.store.base import IllegalMove, Store
+from gateway.jobs.attempts import counted
 from gateway.jobs.ending import Ending
 from gateway.jobs.records import end_of, record_of
 from gateway.metrics import GatewayMetrics
@@ -76,6 +77,7 @@ class Recorder:
                 log.exception("malformed terminal word dropped", job=item.id)
                 await item.done()
                 return
+            word = await counted(self._log, word)
             await self._to_store(word, item.stored_at)
             if word.status is not JobStatus.FAILED:  # which may be tried again
                 for name in word.uploads:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -13,11 +12,12 @@ import structlog
 from backbone.bus.joblog import JobLog
 from backbone.store.base import IllegalMove, LimitReached, Store
 from gateway.call import MAX_STARTS
+from gateway.jobs.attempts import attempts_of
 from gateway.jobs.beginning import began_as
 from gateway.jobs.records import due_in, now
-from schemas.durable import Answer, AnswerKind, Ask, DurableFrame, decode_durable
-from schemas.errors import DRAINED, BackendFailed, ErrorInfo, NexusError, Unavailable
-from schemas.events import EventKind, Returned
+from schemas.durable import Answer, AnswerKind, Ask
+from schemas.errors import BackendFailed, ErrorInfo, NexusError, Unavailable
+from schemas.events import EventKind
 from schemas.jobs import TERMINAL, JobRecord, JobStatus
 
 log = structlog.get_logger(__name__)
@@ -32,18 +32,6 @@ ASKS_PER_S = 50.0
 """How often the jobs of such a key ask, together, however many they are: what was given back comes before what is new, and
 would else keep workers from everybody else's jobs.
 """
-FEW = 4
-"""Events that are read at once: a job that begins has one."""
-
-
-@dataclass(slots=True)
-class Attempts:
-    """What the events say about the attempts of one run."""
-
-    starts: int = 0
-    """Attempts begun, and not handed back by a worker that shut down."""
-    open: str = ""
-    """The token of the newest, if it has not been given back."""
 
 
 class Referee:
@@ -88,7 +76,9 @@ class Referee:
     # May I begin?
 
     async def _may_begin(self, ask: Ask) -> Answer:
-        over, seen, leased = await asyncio.gather(self._is_over(ask), self._attempts(ask), self._lease(ask))
+        over, seen, leased = await asyncio.gather(
+            self._is_over(ask), attempts_of(self._log, ask.job, ask.run), self._lease(ask)
+        )
         if over:
             return Answer(kind=GONE)
         if seen.open == ask.token:
@@ -120,28 +110,6 @@ class Referee:
             return True
         await self._log.undecide(ask.job, decision.seq)
         return False
-
-    async def _attempts(self, ask: Ask) -> Attempts:
-        events = await self._log.first(ask.job, FEW)
-        frames = [decode_durable(event.data) for event in events]
-        if len(events) == FEW:
-            frames = await self._all_frames(ask.job)
-        return _count(frames, ask.run)
-
-    async def _all_frames(self, job: str) -> list[DurableFrame]:
-        """What the stream holds now; only the frames that say something about attempts are kept."""
-        frames: list[DurableFrame] = []
-        events = self._log.events(job)
-        try:
-            async for event in events:
-                if event is None:
-                    break
-                frame = decode_durable(event.data)
-                if frame.kind in {EventKind.STARTED, EventKind.RETURNED}:
-                    frames.append(frame)
-        finally:
-            await events.aclose()
-        return frames
 
     async def _lease(self, ask: Ask) -> bool:
         try:
@@ -217,7 +185,9 @@ class Referee:
         if record is None:
             return
         if record.status is JobStatus.QUEUED:
-            await self._record_start(ask, max(1, record.attempts))
+            # No gateway heard it begin: what it stored counts.
+            seen = await attempts_of(self._log, ask.job, ask.run)
+            await self._record_start(ask, max(1, seen.starts))
         elif record.status not in TERMINAL and record.run == ask.run:
             await self._store.update(ask.owner, ask.job, due_s=self._running_due, **changes)
 
@@ -232,25 +202,6 @@ class Referee:
                 back = {"worker": None, "progress": None, "queued_at": now()}
             with contextlib.suppress(IllegalMove):  # it has ended meanwhile
                 await self._store.move(ask.owner, ask.job, JobStatus.QUEUED, due_s=due_s, **back)
-
-
-def _count(frames: list[DurableFrame], run: int) -> Attempts:
-    seen, tokens, back = Attempts(), set[str](), set[str]()
-    for frame in frames:
-        if frame.run != run:
-            continue
-        if frame.kind == EventKind.STARTED and frame.token not in tokens:
-            tokens.add(frame.token)
-            seen.starts += 1
-            seen.open = frame.token
-        elif frame.kind == EventKind.RETURNED and frame.token in tokens - back:
-            back.add(frame.token)
-            if seen.open == frame.token:
-                seen.open = ""
-            returned = Returned.model_validate_json(frame.payload)
-            if returned.code == DRAINED or not returned.counted:
-                seen.starts -= 1
-    return seen
 
 
 def _poison(starts: int) -> ErrorInfo:

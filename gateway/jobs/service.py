@@ -12,6 +12,7 @@ from backbone.bus.base import Queue
 from backbone.bus.blobs import Blobs
 from backbone.bus.joblog import DeadLetter, Decision, JobLog
 from backbone.store.base import IllegalMove, Store
+from gateway.jobs.attempts import counted
 from gateway.jobs.base import JobEvent, JobNotFailed, JobNotFound, Result, ResultNotReady, Submission
 from gateway.jobs.beginning import began_as
 from gateway.jobs.ending import Ending
@@ -64,14 +65,15 @@ class JobService:
         if record.status not in TERMINAL:
             decision = await self._log.decided(job_id)
             if decision is not None and decision.word.run >= record.run:
-                return ended(record, decision.word, decision.stored_at)
+                return ended(record, await counted(self._log, decision.word), decision.stored_at)
         return record
 
     async def _lost(self, owner: str, job_id: str) -> JobRecord | None:
         """The record of a job that Redis does not know (any more), from what NATS knows."""
         decision = await self._log.decided(job_id)
         if decision is not None:
-            return record_of(decision.word, decision.stored_at) if decision.word.owner == owner else None
+            word = await counted(self._log, decision.word)
+            return record_of(word, decision.stored_at) if word.owner == owner else None
         record = await began_as(self._log, job_id)
         return record if record is not None and record.owner == owner else None
 
@@ -84,7 +86,7 @@ class JobService:
                 return record
             decision = await self._log.decided(job_id)
             if decision is not None and decision.word.run >= record.run:
-                return ended(record, decision.word, decision.stored_at)
+                return ended(record, await counted(self._log, decision.word), decision.stored_at)
         return await self.get(owner, job_id)
 
     async def outcome(self, owner: str, job_id: str, seconds: float) -> Result | None:

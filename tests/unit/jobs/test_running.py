@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import orjson
 import pytest
@@ -242,6 +243,25 @@ class TestLostWorkers:
         await rig.gateway()
         assert (await rig.ended(job)).status is COMPLETED
         assert (await rig.events(job))[-1].kind is JobEventKind.COMPLETED
+
+    @pytest.mark.parametrize("rig", [SHORT], indirect=True)
+    async def test_attempts_without_a_gateway_are_counted_by_what_they_stored(self, rig: Rig) -> None:
+        """One is granted and lost, the next begins without leave, after more deliveries than attempts: two, to everybody."""
+        rig.gate.clear()
+        await rig.worker()
+        job = await rig.submit("a b c", stream=True)
+        await rig.until(job, RUNNING)
+        await rig.close_gateways()
+        await rig.worker_vanishes()
+        for stored in rig.broker.jobs.values():
+            stored.deliveries += 3  # given back before they began, or taken by workers that died at once
+        rig.gate.set()
+        await rig.worker("next")
+        await rig.eventually(lambda: job in rig.broker.records.words)
+        await rig.gateway()
+        assert (await rig.jobs.get(OWNER, job)).attempts == 2
+        assert (await rig.ended(job)).attempts == 2
+        assert json.loads((await rig.events(job))[-1].data)["attempts"] == 2
 
     async def test_nats_may_go_away_in_the_middle(self, rig: Rig) -> None:
         """What was said meanwhile is stored when it is back; the answer is whole."""

@@ -1,0 +1,78 @@
+"""Count a job's attempts by what they stored: also those that began while no gateway answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from backbone.bus.joblog import JobLog
+from schemas.durable import DurableFrame, decode_durable
+from schemas.errors import DRAINED
+from schemas.events import EventKind, Returned
+from schemas.words import Word
+
+FEW = 4
+"""Events that are read at once: a job that begins has one."""
+
+
+@dataclass(slots=True)
+class Attempts:
+    """What the events say about the attempts of one run."""
+
+    starts: int = 0
+    """Attempts begun, and not handed back by a worker that shut down."""
+    open: str = ""
+    """The token of the newest, if it has not been given back."""
+
+
+async def attempts_of(log: JobLog, job: str, run: int) -> Attempts:
+    """Return what the stored events say about one run. Raises Unavailable."""
+    events = await log.first(job, FEW)
+    frames = [decode_durable(event.data) for event in events]
+    if len(events) == FEW:
+        frames = await _all_frames(log, job)
+    return _count(frames, run)
+
+
+async def counted(log: JobLog, word: Word) -> Word:
+    """Return the word with the number of attempts that its run had. Only a word of an attempt that began without a start
+    grant does not know it. Raises Unavailable.
+    """
+    if word.granted or not word.token:
+        return word
+    seen = await attempts_of(log, word.job, word.run)
+    return word.model_copy(update={"attempts": seen.starts or word.attempts})
+
+
+async def _all_frames(log: JobLog, job: str) -> list[DurableFrame]:
+    """Return the frames that say something about attempts, of those that the stream holds now."""
+    frames: list[DurableFrame] = []
+    events = log.events(job)
+    try:
+        async for event in events:
+            if event is None:
+                break
+            frame = decode_durable(event.data)
+            if frame.kind in {EventKind.STARTED, EventKind.RETURNED}:
+                frames.append(frame)
+    finally:
+        await events.aclose()
+    return frames
+
+
+def _count(frames: list[DurableFrame], run: int) -> Attempts:
+    seen, tokens, back = Attempts(), set[str](), set[str]()
+    for frame in frames:
+        if frame.run != run:
+            continue
+        if frame.kind == EventKind.STARTED and frame.token not in tokens:
+            tokens.add(frame.token)
+            seen.starts += 1
+            seen.open = frame.token
+        elif frame.kind == EventKind.RETURNED and frame.token in tokens - back:
+            back.add(frame.token)
+            if seen.open == frame.token:
+                seen.open = ""
+            returned = Returned.model_validate_json(frame.payload)
+            if returned.code == DRAINED or not returned.counted:
+                seen.starts -= 1
+    return seen
