@@ -1,12 +1,14 @@
 """How free slots become jobs in hand. Jobs in hand and jobs asked for never exceed the slots.
 
-Two ways, by slots and queues (measured: DESIGN, section 7):
+Two ways to ask a queue, and each queue has its own (`workers.flow`):
 
-- careful: few slots over many queues. The bell says where a job was stored; a free slot asks, without waiting, the
-  queue whose turn it is; a slow round over all queues finds what the bell does not tell (redeliveries). Of many
-  idle workers, a few answer the bell at once (`Herd`).
-- wide: many slots over few queues. Every queue has a lingering pull open: a few jobs for quiet queues, up to half of
-  the slots for a busy one, renewed when half used.
+- cold: a wake-up notification says that a job was stored; a free slot asks, without waiting, the queue whose turn it is. Of many idle
+  workers, a few answer at once (`Herd`). A gateway says, about once a second, which queues hold a job that nobody was
+  woken for; beside that a slow round asks some queues, those that were used last more often.
+- hot: many jobs a second. A pull lingers there, for as many jobs as are likely to come in a moment, renewed when half used; the wake-up
+  notifications of this queue are hushed.
+
+No slot is idle beside a job that waits in a queue served here, for longer than a wake-up and LINGER_S.
 """
 
 from __future__ import annotations
@@ -14,16 +16,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from backbone.bus.base import Delivery, Queue, WorkerBus
+from workers.flow import LINGER_S, TICK_S, Flow, share_of
 from workers.herd import Herd
 from workers.lanes import LaneBook
 
-WIDE_SLOTS_PER_QUEUE = 4
-LINGER_S = 10.0
 ROUND_S = 0.8
-"""The slow round: a redelivered job waits at most this long for a free slot to find it."""
+"""The slow round: a redelivered job waits at most this long for a free slot to find it, where there are few queues."""
+ROUND_QUEUES = 48
+"""As many are asked in one round; of more, those that were used last, and the others in turn."""
+ROUND_RECENT = 32
 BUSY_BELL_S = 0.004
 """A worker with all but one slot busy answers the bell this much later than an idle one, which so gets the job."""
 RETRY_S = 0.25
@@ -40,24 +45,24 @@ class Intake:
         self._herd = Herd()
         self._late: set[Queue] = set()
         self._queues: list[Queue] = []
-        self._asked: dict[Queue, int] = {}
+        self._served: frozenset[Queue] = frozenset()
+        self._flows: dict[Queue, Flow] = {}
+        """Of the queues that were ever used."""
+        self._hot: set[Queue] = set()
+        self._active: set[Queue] = set()
+        """Those that got a job since the last tick."""
+        self._recent: dict[Queue, None] = {}
+        """Queues that got a job, the last one last."""
         self._asked_total = 0
-        self._hot: dict[Queue, float] = {}
-        self._asked_at: dict[Queue, float] = {}
-        self._not_before: dict[Queue, float] = {}
         self._paused: dict[str, float] = {}
         """Models whose queues are left alone, and until when."""
         self._round: deque[Queue] = deque()
-        self._wide = False
+        self._next_in_round = 0
         self._open = False
         self.busy = 0
         self._ticker: asyncio.Task[None] | None = None
+        self._changes: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
-
-    @property
-    def wide(self) -> bool:
-        """Whether lingering pulls are used."""
-        return self._wide
 
     @property
     def is_open(self) -> bool:
@@ -67,13 +72,16 @@ class Intake:
     async def serve(self, queues: list[Queue], slots: int | None = None) -> None:
         """Take jobs from these queues from now on, in place of the last ones; with `slots`, that many at once."""
         self._slots = slots or self._slots
-        self._queues = list(queues)
-        self._book.serve(queues)
-        self._asked = {queue: self._asked.get(queue, 0) for queue in queues}
-        self._wide = self._slots >= WIDE_SLOTS_PER_QUEUE * max(1, len(queues))
-        await self._bus.serve(queues, None if self._wide else self._on_bell)
-        self._asked_total = sum(self._asked.values())
+        if queues != self._queues:
+            self._queues, self._served = list(queues), frozenset(queues)
+            self._book.serve(queues)
+            self._flows = {queue: flow for queue, flow in self._flows.items() if queue in self._served}
+            self._recent = {queue: None for queue in self._recent if queue in self._served}
+            self._hot &= self._served
+            await self._bus.serve(queues, self._on_bell, self._on_again)
+            self._asked_total = sum(flow.asked for flow in self._flows.values())
         self._start_round()
+        self._fill()
 
     def open(self) -> None:
         """Begin, or go on, to ask for jobs."""
@@ -84,6 +92,10 @@ class Intake:
             self._ticker = asyncio.create_task(self._tick())
         self._start_round()
         self._fill()
+
+    def pause(self) -> None:
+        """Ask for no more. Pulls already open may still bring jobs."""
+        self._open = False
 
     def pause_model(self, model: str, seconds: float) -> None:
         """Ask for no job of the model for so long. Those that still come are given back."""
@@ -98,37 +110,39 @@ class Intake:
             self._start_round()
             self._fill()
 
-    def pause(self) -> None:
-        """Ask for no more. Pulls already open may still bring jobs."""
-        self._open = False
-
     async def close(self) -> None:
         """Ask for no more; every job that was on its way has arrived when this returns."""
         self._open = False
-        if self._ticker is not None:
-            self._ticker.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._ticker
-            self._ticker = None
+        for task in (self._ticker, *self._changes):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        self._ticker = None
         await self._bus.stop_pulling()
-        self._asked = dict.fromkeys(self._asked, 0)
-        self._asked_total = 0
+        self._flows.clear()
+        self._queues, self._asked_total = [], 0
 
     def arrived(self, job: Delivery) -> bool:
         """A job has come. False when there is no slot for it: the caller gives it back."""
         queue, now = job.queue, self._loop.time()
-        if self._asked.get(queue, 0) > 0:
-            self._asked[queue] -= 1
+        flow = self._flow(queue)
+        if flow.asked > 0:
+            flow.asked -= 1
             self._asked_total -= 1
-        if not self._open or self.busy >= self._slots or queue.model in self._paused:
-            return False
-        self.busy += 1
-        self._hot[queue] = now
-        self._herd.found(queue)
         # Jobs that come again are not counted as pending, and a dead worker leaves several: look again at once.
         left = job.pending or int(job.delivery > 1)
+        if not self._open or self.busy >= self._slots or queue.model in self._paused:
+            self._book.rang(queue, now)
+            return False
+        self.busy += 1
+        flow.arrived += 1
+        self._active.add(queue)
+        self._herd.found(queue)
         self._book.took(queue, left, now)
-        if self._wide or left:
+        if flow.hot and not self._book.waits:
+            self._renew(queue, flow, now)
+        elif flow.hot or left:
             self._fill()
         return True
 
@@ -136,16 +150,18 @@ class Intake:
         """A slot is free again."""
         self.busy -= 1
         # With many free, the pulls that are open are renewed as they are used up: there is nothing to decide here.
-        if not self._wide or self._free <= self._slots // 4:
+        if self._book.waits or self._round or (self._hot and self._free <= self._slots // 4):
             self._fill()
 
-    # Deciding
-
-    @property
-    def _free(self) -> int:
-        return self._slots - self.busy - self._asked_total
+    # Wake-up notifications
 
     def _on_bell(self, queue: Queue) -> None:
+        flow = self._flow(queue)
+        if flow.hot and flow.asked:
+            return  # the open pull brings it
+        flow.rang = flow.asked > 0
+        self._recent.pop(queue, None)
+        self._recent[queue] = None
         if self._free <= 0:
             self._book.rang(queue, self._loop.time())
             return
@@ -162,75 +178,154 @@ class Intake:
 
     def _look_late(self, queue: Queue) -> None:
         self._late.discard(queue)
-        if queue in self._asked:
-            self._book.rang(queue, self._loop.time())
+        self._book.rang(queue, self._loop.time())
+        self._fill()
+
+    def _on_again(self, queue: Queue) -> None:
+        """The queue may hold a job that nobody was woken for: no reason to hurry, nor to learn from a vain ask."""
+        flow = self._flow(queue)
+        if not flow.asked and self._loop.time() - flow.asked_at > RETRY_S and queue not in self._round:
+            self._round.append(queue)
             self._fill()
+
+    # Deciding
+
+    @property
+    def _free(self) -> int:
+        return self._slots - self.busy - self._asked_total
+
+    def _flow(self, queue: Queue) -> Flow:
+        flow = self._flows.get(queue)
+        if flow is None:
+            flow = Flow()
+            if queue in self._served:
+                self._flows[queue] = flow
+        return flow
 
     def _fill(self) -> None:
         if not self._open or self._free <= 0:
             return
-        if self._wide:
-            self._fill_wide()
-        else:
-            self._fill_careful()
-
-    def _fill_careful(self) -> None:
         now = self._loop.time()
-        for queue in self._book.order(self._loaded(), now):
+        if self._book.waits:
+            self._fill_waiting(now)
+        for queue in self._hot:
             if self._free <= 0:
                 return
-            if not self._asked[queue] and queue.model not in self._paused:
-                self._ask(queue, 1, 0.0)
+            self._renew(queue, self._flows[queue], now)
         while self._round and self._free > 0:
-            queue = self._round.popleft()
-            if queue in self._asked and not self._asked[queue] and queue.model not in self._paused:
-                self._ask(queue, 1, 0.0)
+            self._poll(self._round.popleft(), now)
 
-    def _fill_wide(self) -> None:
-        now = self._loop.time()
-        waiting = self._book.order(self._loaded(), now)
-        for queue in [*waiting, *(q for q in self._queues if q not in waiting)]:
+    def _fill_waiting(self, now: float) -> None:
+        """The queues that hold a job: in order, each its share of the slots, and the first at least one."""
+        order = self._book.order(self._loaded(), now)
+        if self._paused:
+            order = [queue for queue in order if queue.model not in self._paused]
+        for place, queue in enumerate(order):
             free = self._free
             if free <= 0:
                 return
-            if now < self._not_before.get(queue, 0.0) or queue.model in self._paused:
-                continue
-            target = self._target(queue, now)
-            if self._asked[queue] * 2 <= target - (target == 1):
-                self._ask(queue, min(free, target - self._asked[queue]), LINGER_S)
+            flow = self._flow(queue)
+            share = min(self._book.pending(queue), max(1, free // (len(order) - place)))
+            # A pull that lingers may be joined by another; one that does not says by its end that nothing is left.
+            if (not flow.asked or flow.lingers) and flow.asked < share:
+                self._ask(queue, flow, share - flow.asked, now)
 
-    def _target(self, queue: Queue, now: float) -> int:
-        hot = now - self._hot.get(queue, -LINGER_S) < LINGER_S / 2
-        return max(1, self._slots // 2 if hot else self._slots // (4 * len(self._queues)))
+    def _renew(self, queue: Queue, flow: Flow, now: float) -> None:
+        target = flow.target
+        if len(self._hot) > 1:  # one promise for each comes first
+            target = min(target, max(1, (self._slots - self.busy) // len(self._hot)))
+        if flow.asked * 2 <= target - (target == 1) and (flow.lingers or not flow.asked):
+            count = min(self._free, target - flow.asked)
+            if count > 0:
+                self._ask(queue, flow, count, now)
 
-    def _ask(self, queue: Queue, batch: int, wait_s: float) -> None:
-        self._asked[queue] += batch
-        self._asked_total += batch
-        self._asked_at[queue] = self._loop.time()
-        self._bus.pull(queue, batch, wait_s, self._ended)
+    def _poll(self, queue: Queue, now: float) -> None:
+        flow = self._flow(queue)
+        if queue in self._served and not flow.hot and not flow.asked:
+            self._ask(queue, flow, 1, now)
+
+    def _ask(self, queue: Queue, flow: Flow, count: int, now: float) -> None:
+        if queue.model in self._paused:
+            return
+        if not flow.asked:
+            flow.lingers, flow.rang = flow.hot, False
+        flow.asked += count
+        flow.asked_at = now
+        self._asked_total += count
+        self._bus.pull(queue, count, LINGER_S if flow.lingers else 0.0, self._ended)
 
     def _ended(self, queue: Queue, unused: int) -> None:
-        asked = self._asked.get(queue)
-        if asked is None:
+        flow = self._flows.get(queue)
+        if flow is None:
             return
-        unused = min(unused, asked)
-        self._asked[queue] -= unused
+        now = self._loop.time()
+        unused = min(unused, flow.asked)
+        flow.asked -= unused
         self._asked_total -= unused
-        if not self._wide:
-            self._book.empty(queue)
+        self._book.empty(queue)
+        if not flow.lingers:
             self._herd.missed(queue)
-        elif self._loop.time() - self._asked_at[queue] < RETRY_S:
-            # An end at once means that the queue is not there yet; asking again at once would spin.
-            self._not_before[queue] = self._loop.time() + RETRY_S
+            if flow.rang:
+                self._book.rang(queue, now)
+            flow.rang = False
+        elif not flow.asked:
+            # All that was promised ended in vain, or the queue is gone: to ask again at once would idle slots, or spin.
+            if flow.hot:
+                self._set_hot(queue, flow, hot=False)
+            else:
+                self._book.rang(queue, now)  # what came before the notifications did
         self._loop.call_soon(self._fill)
 
-    def _start_round(self) -> None:
-        if not self._wide:
-            order = {queue: i for i, queue in enumerate(self._book.order(self._loaded(), self._loop.time()))}
-            self._round = deque(sorted(self._queues, key=lambda q: order.get(q, len(order))))
+    # The clock
 
     async def _tick(self) -> None:
+        next_round = self._loop.time() + ROUND_S
         while True:
-            await asyncio.sleep(RETRY_S if self._wide else ROUND_S)
-            self._start_round()
+            await asyncio.sleep(TICK_S)
+            self._judge()
+            if self._loop.time() >= next_round:
+                next_round = self._loop.time() + ROUND_S
+                self._start_round()
             self._fill()
+
+    def _judge(self) -> None:
+        """Which queues are hot."""
+        active = self._active | self._hot
+        self._active = set()
+        share = share_of(self._slots, self.busy, max(len(active), len(self._book)))
+        for queue in active:
+            flow = self._flow(queue)
+            hot = flow.tick(share)
+            if hot is not flow.hot and queue in self._served:
+                self._set_hot(queue, flow, hot=hot)
+
+    def _set_hot(self, queue: Queue, flow: Flow, *, hot: bool) -> None:
+        flow.hot = hot
+        (self._hot.add if hot else self._hot.discard)(queue)
+        self._change(self._hush(queue, flow))
+
+    async def _hush(self, queue: Queue, flow: Flow) -> None:
+        """A hot queue needs no notifications. One that is cold again is asked once more when they come."""
+        await self._bus.hush(queue, quiet=flow.hot)
+        if not flow.hot:
+            self._book.rang(queue, self._loop.time())
+        self._fill()
+
+    def _change(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+
+    def _start_round(self) -> None:
+        """What waits comes first; then what was used last; then the others in turn."""
+        if len(self._queues) <= ROUND_QUEUES:
+            chosen = self._queues
+        else:
+            recent = [queue for queue, _ in zip(reversed(self._recent), range(ROUND_RECENT), strict=False)]
+            chosen = [*recent, *self._in_turn(ROUND_QUEUES - len(recent))]
+        self._round = deque(dict.fromkeys(chosen))
+
+    def _in_turn(self, count: int) -> list[Queue]:
+        start = self._next_in_round
+        self._next_in_round = (start + count) % len(self._queues)
+        return [self._queues[(start + number) % len(self._queues)] for number in range(count)]

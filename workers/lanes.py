@@ -10,6 +10,7 @@ Rules, in order:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from backbone.bus.base import Queue
@@ -31,33 +32,52 @@ class _Waiting:
 
 
 class LaneBook:
-    """What is known to wait, and whose turn it is."""
+    """What is known to wait, and whose turn it is. What it costs depends on the queues that hold a job, not on those served."""
 
     def __init__(self) -> None:
+        self._served: frozenset[Queue] = frozenset()
         self._waiting: dict[Queue, _Waiting] = {}
+        """Those with a backlog, and no others."""
 
-    def serve(self, queues: list[Queue]) -> None:
+    def __len__(self) -> int:
+        """How many queues are believed to hold a job."""
+        return len(self._waiting)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a job is believed to wait anywhere."""
+        return bool(self._waiting)
+
+    def serve(self, queues: Iterable[Queue]) -> None:
         """Know exactly these queues."""
-        self._waiting = {queue: self._waiting.get(queue, _Waiting()) for queue in queues}
+        self._served = frozenset(queues)
+        self._waiting = {queue: waiting for queue, waiting in self._waiting.items() if queue in self._served}
 
     def rang(self, queue: Queue, now: float) -> None:
         """A job was stored."""
-        self._set(queue, self.pending(queue) + 1, now)
+        if queue not in self._served:
+            return
+        waiting = self._waiting.get(queue)
+        if waiting is None:
+            self._waiting[queue] = _Waiting(1, now)
+        else:
+            waiting.pending += 1
 
     def empty(self, queue: Queue) -> None:
         """Nothing waits there."""
-        if queue in self._waiting:
-            self._waiting[queue] = _Waiting()
+        self._waiting.pop(queue, None)
 
     def took(self, queue: Queue, left: int, now: float) -> None:
         """A job was taken, and `left` remain behind it: the queues that would have come later were passed over."""
-        mine = self._waiting.get(queue)
-        if mine is None:
+        if queue not in self._served:
             return
+        if left:
+            self._waiting[queue] = _Waiting(left, now)
+        else:
+            self._waiting.pop(queue, None)
         for other, waiting in self._waiting.items():
-            if other != queue and waiting.pending:
+            if other != queue:
                 waiting.passed += 1
-        self._waiting[queue] = _Waiting(left, now, 0)
 
     def pending(self, queue: Queue) -> int:
         """Jobs believed to wait."""
@@ -74,12 +94,4 @@ class LaneBook:
                 return (0, waiting.since, 0, False, 0.0)
             return (1, 0.0, _RANK[queue.lane], queue.model not in loaded, waiting.since)
 
-        return [queue for queue, _ in sorted(((q, w) for q, w in self._waiting.items() if w.pending), key=key)]
-
-    def _set(self, queue: Queue, pending: int, now: float) -> None:
-        waiting = self._waiting.get(queue)
-        if waiting is None:
-            return
-        if not waiting.pending:
-            waiting.since, waiting.passed = now, 0
-        waiting.pending = pending
+        return [queue for queue, _ in sorted(self._waiting.items(), key=key)]

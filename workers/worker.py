@@ -217,7 +217,7 @@ class Worker:
             self._models, self._slots = models, slots
             queues = [Queue(c, lane, m.name) for m in models for c in m.capabilities for lane in LANES]
             await self._intake.serve(queues, slots)
-            log.info("serving", worker=self.id, models=[m.name for m in models], slots=slots, wide=self._intake.wide)
+            log.info("serving", worker=self.id, models=[m.name for m in models], slots=slots)
         if self._state is not WorkerState.READY or changed:
             self._state = WorkerState.READY
             await self._announce()

@@ -360,6 +360,7 @@ class MemoryWorkerBus:
     ) -> None:
         """Pull from these."""
         self._queues = set(queues)
+        self._hushed &= self._queues
         self._on_bell = on_bell
         self._on_again = on_again
 

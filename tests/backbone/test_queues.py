@@ -222,9 +222,14 @@ async def test_a_job_of_a_queue_that_was_just_freed_is_served(
     await eventually(lambda: ear.seq)
     if not heard:
         await gateway.depths()
-    await eventually(lambda: again)
-    worker.pull(queue("a"), 1, 2.0, lambda *_: None)
-    await eventually(lambda: jobs)
+
+    async def taken() -> bool:
+        if again:
+            again.clear()
+            worker.pull(queue("a"), 1, 0.5, lambda *_: None)
+        return bool(jobs)
+
+    await eventually(taken)
 
 
 async def test_jobs_that_came_without_a_queue_are_found(world: World, eventually: Eventually) -> None:

@@ -1,0 +1,116 @@
+"""Free slots become jobs in hand on a real nats-server, whose pulls, ends and notifications come when they come."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from typing import Any
+
+import pytest
+
+from backbone.bus.base import Delivery, Queue
+from backbone.bus.nats_gateway import NatsGatewayBus
+from backbone.bus.nats_worker import NatsWorkerBus
+from backbone.bus.streams import JobsStream
+from schemas.jobs import LANES, Capability, Envelope
+from tests.conftest import Eventually
+from tests.servers import source
+from workers.intake import Intake
+
+LISTED = 300
+USED = [Queue(Capability.CHAT, lane, f"m{number}") for number in range(4) for lane in LANES]
+
+
+class Ear:
+    waits = True
+
+    def stored(self, seq: int) -> None: ...
+
+    def refused(self, error: Exception) -> None:
+        raise error
+
+    def heard(self, _data: bytes) -> bytes | None: ...
+
+
+class Desk:
+    """A worker that works by the clock, and notes how long each job waited beside an idle slot."""
+
+    def __init__(self, url: str, slots: int) -> None:
+        self.bus = NatsWorkerBus(url, worker=secrets.token_hex(4), ack_wait_s=5.0, on_job=self.on_job)
+        self.intake = Intake(self.bus, slots, frozenset)
+        self.slots, self.busy, self.most, self.refused = slots, 0, 0, 0
+        self.idle_since = time.monotonic()
+        self.waits: list[float] = []
+        self.done: set[str] = set()
+
+    def on_job(self, job: Delivery) -> None:
+        if not self.intake.arrived(job):
+            self.refused += 1
+            job.give_back()
+            return
+        envelope, body = Envelope.decode(job.message)
+        sent, work_s = map(float, body.split())
+        self.waits.append(time.monotonic() - max(sent, self.idle_since))
+        self.busy += 1
+        self.most = max(self.most, self.busy)
+        asyncio.get_running_loop().call_later(work_s, self.finish, job, envelope.job)
+
+    def finish(self, job: Delivery, name: str) -> None:
+        job.ack()
+        if self.busy == self.slots:
+            self.idle_since = time.monotonic()
+        self.busy -= 1
+        self.done.add(name)
+        self.intake.done()
+
+
+@pytest.fixture(scope="module")
+def intake_nats(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from tests.conftest import running
+
+    yield from running(source().nats(tmp_path_factory.mktemp("intake-nats")))
+
+
+@pytest.mark.parametrize(("slots", "seed"), [(1, 1), (3, 2), (24, 3), (64, 4)])
+async def test_every_job_begins_when_there_is_a_slot(
+    intake_nats: Any, eventually: Eventually, slots: int, seed: int
+) -> None:
+    """Streams and bursts over lanes and models, of which most are only listed: no slot is exceeded, none is idle for long."""
+    chance = random.Random(seed)
+    stream = JobsStream(max_bytes=64 * 1024 * 1024)
+    gateway = NatsGatewayBus(intake_nats.url, gateway=secrets.token_hex(4), ack_wait_s=5.0, stream=stream)
+    await gateway.start()
+    desk = Desk(intake_nats.url, slots)
+    await desk.bus.start()
+    listed = [Queue(Capability.CHAT, lane, f"idle-{number}") for number in range(LISTED) for lane in LANES]
+    await desk.intake.serve([*USED, *listed])
+    desk.intake.open()
+    sent = 0
+
+    def submit(queue: Queue, work_s: float) -> None:
+        nonlocal sent
+        sent += 1
+        envelope = Envelope(
+            job=f"job_{secrets.token_hex(16)}", request_id="r", endpoint="/", capability=queue.capability,
+            lane=queue.lane, model=queue.model, public_model=queue.model, reply=gateway.new_reply(),
+        )  # fmt: skip
+        gateway.submit(envelope, b"%f %f" % (time.monotonic(), work_s), Ear())
+
+    fast = USED[1]
+    for _ in range(40):
+        for _ in range(chance.choice([1, 5, 10])):
+            submit(fast, 0.001)
+        if chance.random() < 0.3:
+            for _ in range(chance.choice([1, slots])):
+                submit(chance.choice(USED), 0.1)
+        await asyncio.sleep(0.03)
+    await eventually(lambda: len(desk.done) == sent)
+    assert desk.most <= slots
+    assert desk.refused == 0
+    # A wake-up and one poll, as promised for a redelivered job; the machine may be busy meanwhile.
+    assert max(desk.waits) < 1.0 + 0.8
+    await desk.intake.close()
+    await desk.bus.close()
+    await gateway.close()
