@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 
 import structlog
@@ -27,6 +28,8 @@ log = structlog.get_logger(__name__)
 FIRST_SNAPSHOT_S = 2.0
 """Seconds that `start` and `announce` wait for etcd before they leave the rest to the background."""
 RETRY_S = 0.3
+PUBLISH_REST = 9.0
+"""Publishing takes a tenth of the time at most, while many changes come: each costs as much as there are models and workers."""
 SEEN_S = 1.0
 """Seconds that a write waits for the watch to bring it."""
 
@@ -67,6 +70,10 @@ class EtcdRegistry:
         self._revision = 0
         """Of etcd, at which `snapshot` was so."""
         self._moved = asyncio.Event()
+        self._unpublished = 0
+        """The revision of the newest change that was taken."""
+        self._publishing: asyncio.TimerHandle | None = None
+        self._not_before = 0.0
         self._told = ""
         """Why etcd cannot be followed, as the log has it already."""
 
@@ -98,6 +105,9 @@ class EtcdRegistry:
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
+        if self._publishing is not None:
+            self._publishing.cancel()
+            self._publishing = None
         await asyncio.gather(*tasks, return_exceptions=True)
         if self._version_check is not None:
             await self._version_check.close()
@@ -184,12 +194,29 @@ class EtcdRegistry:
         self._first.set()
 
     def _apply(self, changes: Sequence[Change]) -> None:
+        """Take the changes now; publish them soon. A worker with 2,000 models makes as many changes, one by one."""
         for change in changes:
             self._apply_one(change)
-        self._publish(changes[-1].revision)
+        self._unpublished = changes[-1].revision
+        if self._publishing is None:
+            wait_s = self._not_before - time.monotonic()
+            if wait_s <= 0:
+                self._publish(self._unpublished)
+            else:
+                self._publishing = asyncio.get_running_loop().call_later(wait_s, self._publish_later)
+
+    def _publish_later(self) -> None:
+        self._publish(self._unpublished)
 
     def _publish(self, revision: int) -> None:
+        """Publish everything so far, and nothing more for a time in proportion to what it cost."""
+        if self._publishing is not None:
+            self._publishing.cancel()
+            self._publishing = None
+        began = time.monotonic()
         self._view.publish()
+        ended = time.monotonic()
+        self._not_before = ended + PUBLISH_REST * (ended - began)
         self._revision = revision
         self._moved.set()
         self._moved.clear()
