@@ -15,10 +15,12 @@ from backbone.egress import Egress
 from backbone.registry.base import Registry
 from backbone.settings import GatewaySettings
 from backbone.store.base import Store
+from backbone.store.documents import Documents
 from gateway.auth import Auth
 from gateway.dispatch import Dispatcher
 from gateway.jobs.ending import Ending
 from gateway.jobs.estimate import Estimator
+from gateway.jobs.rebuilding import Rebuilder
 from gateway.jobs.recorder import Recorder
 from gateway.jobs.referee import Referee
 from gateway.jobs.service import JobService
@@ -39,6 +41,7 @@ class Tools:
     bus: GatewayBus
     blobs: Blobs
     store: Store
+    documents: Documents
     registry: Registry
     dispatcher: Dispatcher
     metrics: GatewayMetrics
@@ -85,12 +88,13 @@ class Durable:
             keep_s=keep_s,
             max_running=tools.keys.max_running,
         )
+        self._rebuilder = Rebuilder(tools.log, tools.store, tools.documents, keep_s=keep_s)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Begin what runs until `close`. The log is up."""
         await self._log.answer(self._referee)
-        for work in (self._recorder.run(), self._timers.run(), self.webhooks.run()):
+        for work in (self._recorder.run(), self._timers.run(), self._rebuilder.run(), self.webhooks.run()):
             task = asyncio.create_task(work)
             task.add_done_callback(_report)
             self._tasks.append(task)

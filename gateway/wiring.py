@@ -124,7 +124,9 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
     nats_log = NatsJobLog(nats, gateway, retention=retention(settings), storing=storing)
     jobs_log = SealedJobLog(nats_log, Refusals(metrics).count)
     egress = _hooks_egress(settings)
-    durable = Durable(settings, Tools(jobs_log, bus, blobs, store, registry, dispatcher, metrics, keys, egress, auth))
+    durable = Durable(
+        settings, Tools(jobs_log, bus, blobs, store, documents, registry, dispatcher, metrics, keys, egress, auth)
+    )
     reader = _reader(settings, blobs)
     lasting = reader.lasting(settings.job_queue_timeout_s + settings.job_keep_s)
     files = Files(

@@ -160,6 +160,9 @@ class JobLog(Protocol):
     async def decided(self, job: str) -> Decision | None:
         """How it ended; None: it has not, or that is not kept any more. Raises Unavailable."""
 
+    async def known(self) -> list[str]:
+        """The jobs of which an event or a terminal word is kept, in the order of their ids. Raises Unavailable."""
+
     async def undecide(self, job: str, seq: int) -> None:
         """Take a word back, for a new run: only the one stored under `seq`. Idempotent. Raises Unavailable."""
 

@@ -174,6 +174,11 @@ class MemoryJobLog(_Side):
         self.require()
         return self.broker.records.words.get(job)
 
+    async def known(self) -> list[str]:
+        """From both."""
+        self.require()
+        return sorted({*self.broker.records.events, *self.broker.records.words})
+
     async def undecide(self, job: str, seq: int) -> None:
         """Forget the word."""
         self.require()

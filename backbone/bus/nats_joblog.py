@@ -294,6 +294,12 @@ class NatsJobLog:
             return None
         return Decision(word, payload, message.seq, message.stored_at)
 
+    async def known(self) -> list[str]:
+        """By the subjects of both streams."""
+        words, events = await asyncio.gather(self._words.subjects(f"{DONE}.>"), self._events.subjects(f"{EVENTS}.>"))
+        jobs = {subject.removeprefix(f"{DONE}.") for subject in words}
+        return sorted(jobs | {subject.removeprefix(f"{EVENTS}.") for subject in events})
+
     async def undecide(self, job: str, seq: int) -> None:
         """The leader says what is there: a replica may have an earlier word."""
         message = await self._words.leaders({"seq": seq})

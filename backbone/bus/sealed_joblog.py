@@ -220,6 +220,10 @@ class SealedJobLog:
 
     # Dead letters
 
+    async def known(self) -> list[str]:
+        """See JobLog. What is known of each is checked when it is read."""
+        return await self._inner.known()
+
     async def dead(self, *, before: int | None = None, limit: int = 100) -> list[DeadLetter]:
         """See JobLog."""
         found: list[DeadLetter] = []

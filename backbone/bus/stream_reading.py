@@ -122,6 +122,19 @@ class StreamReader:
         state: dict[str, Any] = answer["state"]
         return state
 
+    async def subjects(self, filter_: str) -> list[str]:
+        """Every subject below `filter_` that has a message. Raises Unavailable."""
+        found: list[str] = []
+        while True:
+            body = orjson.dumps({"subjects_filter": filter_, "offset": len(found)})
+            answer = orjson.loads((await ask(self._questions, self._info, body))[0].data)
+            if (error := answer.get("error")) is not None:
+                raise Unavailable(f"NATS: {Refused(error)}")
+            page = answer["state"].get("subjects") or {}
+            found += page
+            if not page or len(found) >= answer.get("total", 0):
+                return found
+
 
 def _message(answer: Answer) -> Message:
     return Message(

@@ -27,6 +27,8 @@ ALL = "nexus:*"
 BATCHES = b"nexus:doc:batch:"
 LISTS = (b"nexus:docs:", b"nexus:jobs:")
 MADE_ANEW = (b"nexus:lease:", keys.TIMERS.encode(), b"nexus:queued:", b"nexus:running:")
+NOT_DATA = (PROBE.encode(), b"nexus:doc:system:", b"nexus:docs:system:")
+"""What gateways note for themselves. Without it they look through what a restore has brought, and make what is missing."""
 SCAN = 500
 AT_ONCE = 64
 """Values that are in memory at once; members of a list that are one line."""
@@ -74,7 +76,7 @@ class RedisDump:
         cursor: bytes | str = "0"
         while True:
             cursor, found = await self._ask("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN)
-            if names := [name for name in found if name != PROBE.encode()]:
+            if names := [name for name in found if not name.startswith(NOT_DATA)]:
                 yield names
             if int(cursor) == 0:
                 return

@@ -209,6 +209,43 @@ async def test_redis_forgets_everything(cluster: Cluster, crew: Crew, desk: Desk
     assert {record["id"] for record in listed} == {job.id for job in jobs}
 
 
+REBUILT_S = 15.0
+"""Promised: as long after Redis has forgotten everything, the list holds what it held. 2 s until it is noticed, the rest for a busy machine."""
+
+
+async def test_the_list_of_jobs_after_redis_forgot(
+    cluster: Cluster, crew: Crew, desk: Desk, eventually: Eventually
+) -> None:
+    """FLUSHALL: those that had ended, in each way, and those that wait, are all listed again, as what they are."""
+    await crew.start(options="first_delay_ms=200")
+    ended = [await desk.submit() for _ in range(12)]
+    for job in ended:
+        await job.end()
+    await crew.stop()
+    waiting = [await desk.submit() for _ in range(6)]
+    cancelled = [await desk.submit() for _ in range(3)]
+    for job in cancelled:
+        await cluster.post(f"/v1/jobs/{job.id}/cancel", {})
+    await eventually(lambda: all_in_redis(cancelled, "cancelled"))
+    await eventually(lambda: all_in_redis(ended, "completed"))
+    statuses = {job.id: "completed" for job in ended} | {job.id: "queued" for job in waiting}
+    statuses |= {job.id: "cancelled" for job in cancelled}
+
+    async def listed(gateway: int) -> dict[str, str]:
+        answer = await cluster.http.get(cluster.urls[gateway] + f"/v1/jobs?limit=100&model={crew.model}")
+        return {job["id"]: job["status"] for job in answer.json()["data"]}
+
+    assert await listed(0) == statuses
+    await flush(cluster)
+
+    async def whole() -> bool:
+        return await listed(0) == await listed(1) == statuses
+
+    await eventually(whole, timeout_s=REBUILT_S)
+    for job in waiting:
+        await cluster.post(f"/v1/jobs/{job.id}/cancel", {})
+
+
 async def test_a_key_that_is_used_again_after_redis_forgot(
     cluster: Cluster, crew: Crew, desk: Desk, eventually: Eventually
 ) -> None:

@@ -1,0 +1,85 @@
+"""Make the records anew when Redis has lost its data: of every job of which NATS still knows something.
+
+Whoever polls one job is answered from NATS. A list of jobs is not: it is what Redis has. So a mark in Redis says that the
+records are whole. Where it is missing, one gateway goes through what NATS has, makes what is not there, and sets the mark.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from backbone.bus.joblog import JobLog
+from backbone.clock import now
+from backbone.ids import new_token
+from backbone.store.base import Store
+from backbone.store.documents import Documents
+from gateway.jobs.attempts import counted
+from gateway.jobs.beginning import began_as
+from gateway.jobs.records import due_in, ended, record_of
+from schemas.errors import NexusError
+from schemas.jobs import TERMINAL, JobRecord, JobStatus
+
+log = structlog.get_logger(__name__)
+
+LOOK_S = 2.0
+AT_ONCE = 32
+LEASE_S = 30.0
+"""For one batch: a gateway that dies meanwhile is replaced after it."""
+KIND, OWNER, MARK = "system", "nexus", "records-whole"
+LEASE = "rebuilding"
+
+
+class Rebuilder:
+    """All gateways look; one works."""
+
+    def __init__(self, jobs: JobLog, store: Store, documents: Documents, *, keep_s: float) -> None:
+        self._log = jobs
+        self._store = store
+        self._documents = documents
+        self._keep_s = keep_s
+        self._token = new_token()
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            try:
+                if await self._documents.get(KIND, OWNER, MARK) is None:
+                    await self._rebuild()
+            except NexusError as error:
+                log.debug("records.not_rebuilt", error=error.info.message)
+            except Exception:
+                log.exception("defect in rebuilding records")
+            await asyncio.sleep(LOOK_S)
+
+    async def _rebuild(self) -> None:
+        made = 0
+        jobs = await self._log.known()
+        for start in range(0, len(jobs), AT_ONCE):
+            if not await self._store.lease(LEASE, self._token, LEASE_S):
+                return  # another gateway is at it
+            made += sum(await asyncio.gather(*(self._make(job) for job in jobs[start : start + AT_ONCE])))
+        await self._documents.put(KIND, OWNER, MARK, b"{}")
+        await self._store.release(LEASE, self._token)
+        if made:
+            log.warning("records.rebuilt", jobs=made)
+
+    async def _make(self, job: str) -> bool:
+        """Make the record of one job, if it is missing. One that is there is newer than what is known here."""
+        record = await self._found(job)
+        if record is None:
+            return False
+        age_s = now() - (record.finished_at or record.created_at)
+        due_s = None if record.status in TERMINAL else due_in(record, JobStatus.QUEUED, 0.0)
+        return await self._store.create(record, ttl_s=max(1.0, self._keep_s - age_s), due_s=due_s)
+
+    async def _found(self, job: str) -> JobRecord | None:
+        """What NATS knows of it; None: nothing that could be shown."""
+        record, decision = await asyncio.gather(began_as(self._log, job), self._log.decided(job))
+        if decision is None:
+            return record
+        word = await counted(self._log, decision.word)
+        if record is None or record.owner != word.owner:
+            return record_of(word, decision.stored_at)
+        return ended(record, word, decision.stored_at)
