@@ -27,13 +27,15 @@ from schemas.events import GONE, EventKind
 from tests.cluster import chat
 from tests.deploy.production import ProductionNats, Secrets, worker_block
 from tests.deploy.secured import MODEL, OTHERS, World
-from workers.intake import LINGER_S
+from workers.flow import LINGER_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CONSUMER = "chat_default_org_2fmodel_3a8b"
 PULL = f"$JS.API.CONSUMER.MSG.NEXT.NEXUS_JOBS.{CONSUMER}"
 NO_WAIT = b'{"batch":1,"no_wait":true}'
+LONG_PULL_S = 10.0
+"""As long as workers of earlier versions pulled."""
 THIRD = "nexus.jobs.chat.default.third"
 BLOB = "$JS.API.DIRECT.GET.OBJ_nexus-blobs."
 DRAIN = Control(op=ControlOp.DRAIN).model_dump_json().encode()
@@ -273,9 +275,9 @@ async def _pull(client: Client, batch: int, seconds: float) -> Subscription:
 
 async def test_a_job_comes_at_the_end_of_a_long_pull(spy: Spy, third: Client) -> None:
     """nats-server keeps the way back for longer than a worker's pull lasts, and lets the worker acknowledge what came."""
-    assert LINGER_S + 2 < ANSWER_S
-    inbox = await _pull(third, 2, LINGER_S)
-    await asyncio.sleep(LINGER_S - 1)
+    assert LINGER_S < LONG_PULL_S < ANSWER_S
+    inbox = await _pull(third, 2, LONG_PULL_S)
+    await asyncio.sleep(LONG_PULL_S - 2)
     await spy.client.jetstream().publish(THIRD, b"late")
     job = await inbox.next_msg(timeout=5)
     assert (job.subject, job.data) == (THIRD, b"late")
