@@ -3,6 +3,7 @@
 #   make up            a whole Nexus on this machine; ARGS="--port 9000" passes flags to `nexus up`
 #   make test          all tests, three files at a time; ARGS="tests/unit -k lock" passes arguments to pytest, WORKERS=0 runs one after another
 #   make test-containers  some of them on containers, by Docker; make test ARGS="--servers containers" runs all of them so
+#   make attack        the attacks of docs/SECURITY.md, against a Nexus of this machine; ARGS passes arguments to pytest
 #   make images        the images gateway, worker, tts and stt, their sizes, and their bills of materials in dist/
 #   make check         lint, format, types, import rules
 #   make bench         benchmarks; ARGS passes arguments
@@ -11,7 +12,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up test test-containers images check bench soak clean
+.PHONY: help up test test-containers attack images check bench soak clean
 
 UV_VERSION := 0.13.9
 VENV := $(CURDIR)/.venv
@@ -31,7 +32,7 @@ UV := env -u VIRTUAL_ENV -u UV_PYTHON -u CONDA_PREFIX UV_PROJECT_ENVIRONMENT=$(V
 SYNC := $(UV) sync --frozen --inexact --quiet --no-python-downloads --python $(BIN)/python
 
 help:
-	@sed -n '3,10s/^# *//p' Makefile
+	@sed -n '3,11s/^# *//p' Makefile
 
 up: $(VENV)/.for-up
 	@exec $(BIN)/nexus up $(ARGS)
@@ -45,6 +46,9 @@ CONTAINER_TESTS := tests/backbone/test_bus.py tests/backbone/test_joblog.py test
 
 test-containers: $(VENV)/.for-test
 	@exec $(BIN)/python -m pytest $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist loadfile) --servers containers $(CONTAINER_TESTS) $(ARGS)
+
+attack: $(VENV)/.for-test
+	@exec $(BIN)/python -m pytest -m attack $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist loadfile --no-loadscope-reorder) $(ARGS)
 
 IMAGES ?= gateway worker tts stt
 IMAGE_PREFIX := $(or $(NEXUS_IMAGE_PREFIX),nexus-)

@@ -43,6 +43,35 @@ LONGEST = (
     "tests/clients/",
 )
 """Files by how long they take, the longest first. The others take seconds."""
+ATTACKS = (
+    "tests/backbone/test_etcd_closed.py",
+    "tests/backbone/test_sealed_joblog.py",
+    "tests/backends/test_limitations.py",
+    "tests/clients/test_bad_input.py",
+    "tests/clients/test_compressed.py",
+    "tests/clients/test_media_bad_input.py",
+    "tests/deploy/test_accounts.py",
+    "tests/deploy/test_permissions.py",
+    "tests/faults/test_readers.py",
+    "tests/faults/test_strangers.py",
+    "tests/flow/test_disclosure.py",
+    "tests/flow/test_edge.py",
+    "tests/flow/test_forged_outcomes.py",
+    "tests/flow/test_hostile_worker.py",
+    "tests/flow/test_route_walk.py",
+    "tests/flow/test_up_strangers.py",
+    "tests/unit/jobs/test_forgeries.py",
+    "tests/unit/test_body_memory.py",
+    "tests/unit/test_disclosure.py",
+    "tests/unit/test_egress.py",
+    "tests/unit/test_key_guesses.py",
+    "tests/unit/test_media_places.py",
+    "tests/unit/test_names.py",
+    "tests/unit/test_protocol.py",
+    "tests/unit/test_public_addresses.py",
+    "tests/unit/test_seals.py",
+)
+"""Files that hold what docs/SECURITY.md says: they get the marker `attack`."""
 SOURCES = ["embedded", "containers", "external"]
 
 
@@ -68,7 +97,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes long begins first, so that no worker of a run is left alone with it at the end."""
+    """Mark attacks. What takes long begins first, so that no worker of a run is left alone with it at the end."""
+    for item in items:
+        if item.nodeid.startswith(ATTACKS):
+            item.add_marker("attack")
     items.sort(key=lambda item: _place(item.nodeid))
 
 

@@ -18,6 +18,7 @@ from gateway.app import ENDPOINTS, ROUTERS
 from gateway.metrics import GatewayMetrics
 from gateway.routes import operation
 from gateway.submissions import PATH as SUBMIT
+from tests.conftest import ATTACKS
 from workers.metrics import WorkerMetrics
 
 ROOT = Path(__file__).parents[2]
@@ -167,3 +168,8 @@ def test_every_dependency_has_an_owner_among_the_import_contracts() -> None:
     contracts = project["tool"]["importlinter"]["contracts"]
     owned = {module for one in contracts for module in one.get("protected_modules", [])}
     assert {name for name in wanted if not modules[name] & owned} == {"pydantic", "nkeys"}
+
+
+def test_each_file_of_attacks_exists() -> None:
+    """A file that was moved would leave `make attack` without a word."""
+    assert [path for path in ATTACKS if not (ROOT / path).is_file()] == []
