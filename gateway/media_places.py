@@ -4,7 +4,7 @@
 |---|---|
 | `TEXT_FIELDS`, a message's own texts, the text of a part of a text type | text: it may hold any URL |
 | a part of a message's content, whatever its type, with everything in it | media: `data:` URLs and base64 only |
-| every other field | a string that as a whole is a URL is media |
+| a tool that the backend runs, every other field | a string that as a whole is a URL is media |
 
 The worker reads the body with the same parser and writes it again, so that escapes and repeated keys mean the same to both.
 """
@@ -27,14 +27,15 @@ TEXT_FIELDS = frozenset(
         *("user", "safety_identifier", "prompt_cache_key", "metadata", "stop", "tools", "tool_choice", "functions"),
         *("function_call", "response_format", "web_search_options", "logit_bias", "format", "json_schema", "grammar"),
         *("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs", "regex", "ebnf"),
-        *("chat_template", "chat_template_kwargs"),
+        *("chat_template", "chat_template_kwargs", "structural_tag", "bad_words", "stop_sequences", "stop_regex"),
     }
 )
 """Fields of requests that backends read as text, as a schema, or as the input of a template."""
 MESSAGE_TEXTS = frozenset(
     {
         *("role", "name", "tool_calls", "function_call", "tool_call_id", "refusal", "reasoning", "reasoning_content"),
-        *("reasoning_details", "thinking", "annotations"),
+        *("reasoning_details", "thinking", "thinking_blocks", "annotations", "citations", "search_results"),
+        *("id", "metadata", "extra_content", "provider_specific_fields"),
     }
 )
 """The same, of a message."""
@@ -44,22 +45,30 @@ PART_TEXTS: dict[str | None, frozenset[str]] = {
     "input_text": frozenset({"text"}),
     "output_text": frozenset({"text", "annotations"}),
     "refusal": frozenset({"refusal"}),
-    "thinking": frozenset({"thinking"}),
+    "thinking": frozenset({"thinking", "signature"}),
+    "redacted_thinking": frozenset({"data"}),
     "reasoning_text": frozenset({"text"}),
     "summary_text": frozenset({"text"}),
     "tool_use": frozenset({"input"}),
     "tool_result": frozenset({"content"}),
 }
 """By the type of a part of a message's content: its fields that are text, or a tool's JSON. A part of any other type has none."""
+JSON_TEXTS = frozenset({"annotations", "citations", "input"})
+"""Fields of `PART_TEXTS` that may hold more than a string."""
+CALLERS_TOOLS = frozenset({"function", "custom"})
+"""Types of tools that the caller runs. A backend runs those of other types (`mcp`), and opens their URLs."""
 INPUT_KINDS = ("modality", "input_type")
 """Fields of embeddings requests that say what `input` is: Infinity fetches the strings of another modality than text."""
-MEDIA_INPUT = frozenset({"image", "audio", "video"})
+MEDIA_INPUT = ("image", "audio", "video")
+SCHEMA_NAMES = frozenset({"$schema", "$id", "$ref"})
+"""Fields of a JSON schema that hold names, which may look like URLs."""
 
 HEAD = 64
 """Characters that every scheme fits into."""
 LONGEST_PATH = 4096
 """Linux opens no longer one."""
-BLANKS = "".join(map(chr, range(0x21)))
+BEFORE = re.compile(r"[^0-9A-Za-z/\\.~+]+")
+"""Blanks, quotes, `<` and marks that nobody sees: some servers drop them in front of an address."""
 INNER_BLANK = re.compile(r"[\t\r\n]")
 SCHEME = re.compile(rf"[Dd][Aa][Tt][Aa]:|[A-Za-z][A-Za-z0-9+.\-]{{0,{HEAD}}}:(?!\s|$)")
 PATH = re.compile(r"[/\\]|(?:\.{1,2}|~)[/\\]")
@@ -73,8 +82,8 @@ DATA_URL = re.compile(
     re.ASCII,
 )
 BASE64 = re.compile(r"[A-Za-z0-9+/]*")
-JPEG = "/9j/"
-"""How a JPEG begins in base64, which no path does."""
+JPEG = re.compile(r"/9j/[A-Za-z0-9+/\s]*={0,2}\s*")
+"""How a JPEG begins in base64, which no path does: without dots nothing leads out of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +115,9 @@ def is_plain(request: BaseModel) -> bool:
     fields = request.__dict__  # the declared ones; asking for one that is not declared is slow
     if fields.get("voice") is not None:
         return False
+    for tool in fields.get("tools") or ():
+        if not _is_callers(tool):
+            return False
     for message in fields.get("messages", ()):
         if message.content.__class__ is list:
             return False
@@ -122,6 +134,8 @@ def searched(request: BaseModel) -> JSON:
     for name in ("input", "voice"):
         value = declared.get(name)
         fields[name] = value.model_dump() if isinstance(value, BaseModel) else value
+    if tools := declared.get("tools"):
+        fields["tools"] = tools
     if messages := declared.get("messages"):
         fields["messages"] = [{**(one.model_extra or {}), "content": one.content} for one in messages]
     return fields
@@ -130,7 +144,9 @@ def searched(request: BaseModel) -> JSON:
 def media_places(fields: JSON) -> list[MediaPlace]:
     """Return every string of a request's body that a backend may open, in the body's order."""
     found: list[MediaPlace] = []
-    media_input = any(_names(fields.get(kind)) & MEDIA_INPUT for kind in INPUT_KINDS)
+    media_input = any(
+        media in name for kind in INPUT_KINDS for name in _names(fields.get(kind)) for media in MEDIA_INPUT
+    )
     for name, value in fields.items():
         if name == "messages" and isinstance(value, list):
             for number in range(len(value)):
@@ -139,6 +155,8 @@ def media_places(fields: JSON) -> list[MediaPlace]:
             _message(found, fields, name, name)
         elif name == "input" and media_input:
             _media(found, fields, name, name)
+        elif name == "tools" and isinstance(value, list):
+            _tools(found, value)
         elif name not in TEXT_FIELDS:
             _open(found, fields, name, name)
     return found
@@ -154,6 +172,17 @@ def is_locator(value: str) -> bool:
 
 def _names(value: Any) -> set[str]:
     return {one.lower() for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)}
+
+
+def _tools(found: list[MediaPlace], tools: list[Any]) -> None:
+    for number, tool in enumerate(tools):
+        if not (isinstance(tool, dict) and _is_callers(tool)):
+            _open(found, tools, number, f"tools.{number}")
+
+
+def _is_callers(tool: JSON) -> bool:
+    kind = tool.get("type")
+    return kind is None or (isinstance(kind, str) and kind in CALLERS_TOOLS)
 
 
 def _message(found: list[MediaPlace], holder: Any, key: Any, param: str) -> None:
@@ -188,7 +217,7 @@ def _part(found: list[MediaPlace], part: JSON, param: str) -> None:
             _media(found, part, name, f"{param}.{name}")
         elif name == "content" and not isinstance(value, str):
             _content(found, value, f"{param}.{name}")
-        elif name == "text" and not isinstance(value, str):
+        elif not isinstance(value, str) and name not in JSON_TEXTS:
             _media(found, part, name, f"{param}.{name}")
 
 
@@ -220,7 +249,7 @@ def _open(found: list[MediaPlace], holder: Any, key: Any, param: str) -> None:
             found.append(MediaPlace(holder, key, param, None))
     elif isinstance(value, dict):
         for name in value:
-            if not name.startswith("$"):  # `$schema`, `$id` and `$ref` of a JSON schema are names
+            if name not in SCHEMA_NAMES or not isinstance(value[name], str):
                 _open(found, value, name, f"{param}.{name}")
     elif isinstance(value, list):
         for number, one in enumerate(value):
@@ -237,13 +266,15 @@ def _place(holder: Any, key: Any, param: str) -> MediaPlace:
 
 def _is_base64(text: str) -> bool:
     """Return whether a text that begins like a path is base64: JPEG and MPEG sound begin with a slash."""
-    if text.startswith(JPEG):
+    jpeg = JPEG.match(text, 0, LONGEST_PATH)
+    if jpeg is not None and jpeg.end() == min(len(text), LONGEST_PATH):
         return True
     found = BASE64.match(text, 0, LONGEST_PATH)
     return found is not None and found.end() == LONGEST_PATH
 
 
 def _trimmed(value: str) -> str:
-    """Return `value` as URL parsers read it: without blanks before it, and without tabs and line breaks in its scheme."""
-    text = value.lstrip(BLANKS).lstrip() if value[:1] <= " " or not value[:1].isascii() else value
+    """Return `value` as URL parsers read it: without what is before it, and without tabs and line breaks in its scheme."""
+    before = BEFORE.match(value)
+    text = value[before.end() :] if before is not None else value
     return INNER_BLANK.sub("", text) if INNER_BLANK.search(text, 0, HEAD) else text

@@ -28,6 +28,7 @@ SPELLINGS = [
     *("ftp://x/", "gopher://x/", "s3://bucket/key", "gs://b/k", "hf://models/x", "jar:http://x!/", "//x.example/a.png"),
     *("\\\\x\\share", "/etc/passwd.png", "../secret.png", "./a.png", "~/a.png", "C:\\secret.png", "/etc/hosts", "///" * 400),
     *("data:", "data:@x/", "data://x.example/a", "data:http://x/", "data: image/png,x", "DATA:text/plain,x", "data:a b,c"),
+    *("<http://x/>", "<URL:http://x/>", '"http://x/"', "\ufeffhttp://x/", "\u200bhttp://x/", "\x7fhttp://x/", "/9j/../../etc/passwd"),
     *("//localhost/x", "unix:/run/x.sock", "http://x/ a", "rtsp://x/", "concat:/etc/passwd", "pipe:0", "javascript:x"),
 ]  # fmt: skip
 
@@ -81,6 +82,8 @@ NAMES = [
         {"type": "text", "text": "hi", "image_url": {"url": U}},
         {"type": "text", "text": {"url": U}},
         {"type": "text", "text": [U]},
+        {"type": "thinking", "thinking": {"url": U}},
+        {"type": "refusal", "refusal": {"type": "image_url", "image_url": {"url": U}}},
         {"type": ["text"], "text": U},
         {"type": "x", "text": U},
         {"image_url": U},
@@ -135,7 +138,7 @@ def test_escapes_are_read_before_anything_is_decided() -> None:
 async def test_an_address_in_a_field_of_the_backends_own_is_refused_at_every_endpoint(
     endpoint: Endpoint, body: dict[str, Any], name: str
 ) -> None:
-    for value in (U, "file:/etc/passwd", {"url": U}, [{"deep": [U]}]):
+    for value in (U, "file:/etc/passwd", "<http://x/>", {"url": U}, [{"deep": [U]}], {"$a": U}, {"$ref": {"url": U}}):
         wrong = {**body, name: value}
         for reading in (bodies().of_value(endpoint, wrong), read(endpoint, orjson.dumps(wrong))):
             with pytest.raises(InvalidRequest) as caught:
@@ -162,9 +165,18 @@ def test_a_voice_and_the_input_of_another_modality_may_be_media() -> None:
     assert found_in({**said, "voice": "alloy"}, speech.ENDPOINT.schema) == []
     embed = {"model": "m", "input": [U]}
     assert found_in(embed, embeddings.ENDPOINT.schema) == []
-    for kind in ("image", "Audio", ["video"]):
+    for kind in ("image", "Audio", ["video"], " image", "image_url"):
         assert found_in({**embed, "modality": kind}, embeddings.ENDPOINT.schema) == ["input.0"]
     assert found_in({**embed, "modality": "text"}, embeddings.ENDPOINT.schema) == []
+
+
+@pytest.mark.parametrize("kind", ["mcp", "web_search", "", ["function"]])
+async def test_a_tool_that_the_backend_runs_holds_no_address(kind: Any) -> None:
+    tools = [{"type": "function", "function": {"name": "f"}}, {"type": kind, "server_url": U}]
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": tools}
+    assert found_in(body) == ["tools.1.server_url"]
+    with pytest.raises(InvalidRequest):
+        await read(chat.ENDPOINT, orjson.dumps(body))
 
 
 def test_an_embeddings_request_with_messages_is_searched_like_chat() -> None:
@@ -192,6 +204,8 @@ SCHEMA = {
         message({"type": "text", "text": "Note: this", "cache_control": {"type": "ephemeral"}}),
         message({"type": "text", "text": "x", "annotations": [{"type": "url_citation", "url_citation": {"url": U}}]}),
         message({"type": "tool_use", "name": "open", "input": {"url": U}}),
+        message({"type": "thinking", "thinking": U, "signature": "/abc+"}, {"type": "redacted_thinking", "data": "/abc+"}),
+        message({"type": "image", "image": "/9j/4AAQSkZJRgABAQAAAQABAAD/\r\n4AAQSkZJRg=="}),
         message({"type": "tool_result", "content": U}),
         message({"type": "tool_result", "content": [{"type": "text", "text": U}]}),
         message({"type": "novelty", "content": "Note: this is text", "detail": "low"}),
@@ -208,6 +222,11 @@ SCHEMA = {
         {"model": "m", "messages": [{"role": "assistant", "content": None, "reasoning_content": U, "annotations": [{"url": U}],
             "tool_calls": [{"id": U, "type": "function", "function": {"name": "f", "arguments": json.dumps({"url": U})}}]},
             {"role": "tool", "tool_call_id": U, "content": U}]},
+        {"model": "m", "messages": [{"role": "assistant", "content": "x", "citations": [U], "search_results": [{"url": U}],
+            "thinking_blocks": [{"type": "thinking", "thinking": U, "signature": "/a"}], "metadata": {"source": U}, "id": "a:1",
+            "extra_content": {"google": {"thought_signature": "/abc"}}, "provider_specific_fields": {"citations": [U]}}],
+         "tools": [{"type": "custom", "custom": {"name": "f", "description": U}}, {"name": "f", "description": U}],
+         "bad_words": [U]},
         {"model": "m", "messages": [{"role": "user", "content": "hi"}], "user": U, "stop": [U], "metadata": {"a": U},
          "tools": [{"type": "function", "function": {"name": "f", "description": U, "parameters": SCHEMA}}],
          "tool_choice": {"type": "function", "function": {"name": U}}, "safety_identifier": U, "prompt_cache_key": U,
