@@ -14,6 +14,7 @@ from typing import Protocol
 import structlog
 
 from gateway.addresses import TrustedProxies
+from gateway.turns import Turns
 from gateway.unread import UnreadBudget
 from schemas.errors import NexusError, Unavailable
 
@@ -63,6 +64,7 @@ class Connections:
         self.bounds = bounds or ConnectionBounds()
         self.trusted = trusted or TrustedProxies()
         self.unread = unread or UnreadBudget(128 * 1024 * 1024)
+        self.turns = Turns()
         self.stored = 0
         """Bytes of incomplete heads and of pipelined requests."""
         self.refused = 0

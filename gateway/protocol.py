@@ -100,7 +100,6 @@ class HttpProtocol(HttpToolsProtocol):
         self._framing = 0
         self._unwanted = 0
         self._error: NexusError | None = None
-        self._reading_on: asyncio.Handle | None = None
 
     # The connection
 
@@ -121,8 +120,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._stop_head_timer()
         self._ahead.clear()
         self._count(0)
-        if self._reading_on is not None:
-            self._reading_on.cancel()
+        self._connections.turns.leave(self)
         super().connection_lost(exc)
         self._held_ahead = 0
         self._connections.unread.hold(self, 0)
@@ -298,9 +296,8 @@ class HttpProtocol(HttpToolsProtocol):
             flow.full = True
             flow.pause_reading()
 
-    def _read_on(self) -> None:
+    def read_on(self) -> None:
         """Read the next of the requests that came ahead of their turn."""
-        self._reading_on = None
         if self._deaf or self.transport.is_closing():
             return
         ahead = self._ahead
@@ -395,8 +392,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._unset_keepalive_if_required()
             self.timeout_keep_alive_task = self.loop.call_later(self._head_timeout_s, self.timeout_keep_alive_handler)
         elif self._ahead:
-            if self._reading_on is None:
-                self._reading_on = self.loop.call_soon(self._read_on)
+            self._connections.turns.wait(self)
         elif self._in_head:
             self._bound_head()
 

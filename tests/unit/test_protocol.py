@@ -23,6 +23,7 @@ from gateway.http import CALLER, Receive, Reply, Scope, Send
 from gateway.leaving import Leaving
 from gateway.main import _Server
 from gateway.protocol import MAX_AHEAD, MAX_FRAMING, MAX_HEADERS, HttpProtocol, http_protocol
+from gateway.turns import AT_ONCE
 from gateway.unread import UnreadBudget
 from tests.conftest import Eventually
 
@@ -196,6 +197,38 @@ class TestPipelining:
                 await eventually(lambda: site.paths == ["/slow"])
             await eventually(lambda: not site.protocols)
             assert len(site.connections) == 0
+
+    async def test_many_connections_take_turns(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """One round of the event loop begins few pipelined requests, however many connections have some; all are answered."""
+        begun: list[HttpProtocol] = []
+        most = 0
+        plain = HttpProtocol.read_on
+
+        def counted(protocol: HttpProtocol) -> None:
+            begun.append(protocol)
+            plain(protocol)
+
+        async def rounds() -> None:
+            nonlocal most
+            while True:
+                before = len(begun)
+                await asyncio.sleep(0)
+                most = max(most, len(begun) - before)
+
+        monkeypatch.setattr(HttpProtocol, "read_on", counted)
+        async with serving() as site:
+            callers = [await asyncio.open_connection("127.0.0.1", site.port) for _ in range(80)]
+            for _, writer in callers:
+                writer.write(get("/slow") + get("/a") * 50)
+            watching = asyncio.create_task(rounds())
+            site.gate.set()
+            for reader, writer in callers:
+                for _ in range(51):
+                    await Caller(reader, writer).answer()
+                writer.transport.abort()
+            watching.cancel()
+        assert len(begun) == 80 * 50
+        assert 1 < most <= AT_ONCE
 
     async def test_memory_for_all_is_bounded(self, eventually: Eventually) -> None:
         """What all connections pipeline together is bounded too: beyond it, sockets are left unread."""
