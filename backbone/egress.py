@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ MAX_REDIRECTS = 3
 MAX_ANSWER_BYTES = 4096
 """Of the answer to a POST, which nobody wants."""
 ANSWER_S = 1.0
+CONTENT_TYPE = re.compile(r"[\w.+\-]{1,64}/[\w.+\-]{1,128}", re.ASCII)
 NOT_PUBLIC = "the URL's host is not a public one"
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
@@ -118,7 +120,7 @@ class Egress:
         """The content, or where the server redirects to."""
         import httpx
 
-        response = await self._send("GET", url, {"accept": f"{kind}*"})
+        response = await self._send("GET", url, {"accept": f"{kind}*", "accept-encoding": "identity"})
         try:
             if response.status_code in REDIRECTS:
                 return str(response.headers.get("location", ""))
@@ -172,12 +174,17 @@ class Egress:
     async def _read(self, response: httpx.Response, kind: str) -> Fetched:
         if response.status_code != 200:
             raise FetchRefused(f"the URL answers {response.status_code}")
+        coding = response.headers.get("content-encoding", "identity").strip().lower()
+        if coding not in ("", "identity"):  # decoding a few bytes may make very many
+            raise FetchRefused(f"the URL's content is compressed ({coding[:40]}) although that was not asked for")
         content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type and not CONTENT_TYPE.fullmatch(content_type):
+            raise FetchRefused("the URL names no valid content type")
         if not content_type.startswith(kind):
             raise FetchRefused(f"the URL holds {content_type or 'something unnamed'}, not {kind}*")
         parts: list[bytes] = []
         size = 0
-        async for part in response.aiter_bytes():
+        async for part in response.aiter_raw():
             size += len(part)
             if size > self._max_bytes:
                 raise FetchRefused(f"the URL holds more than {self._max_bytes} bytes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import AsyncIterator
 
 import pytest
@@ -119,6 +120,20 @@ async def test_other_content_is_refused(site: Site) -> None:
     site.pages["/page"] = answer(b"<html>", "text/html")
     with pytest.raises(FetchRefused, match="text/html"):
         await egress(site, "pictures.example").fetch(site.url("/page"), "image/")
+
+
+@pytest.mark.parametrize("content_type", ["image/png,x", "image/", "image/a b", "image/<x>"])
+async def test_a_content_type_that_would_not_fit_a_data_url_is_refused(site: Site, content_type: str) -> None:
+    site.pages["/a.png"] = answer(b"PNG", content_type)
+    with pytest.raises(FetchRefused, match="no valid content type"):
+        await egress(site, "pictures.example").fetch(site.url("/a.png"), "image/")
+
+
+async def test_compressed_content_is_not_asked_for_and_not_read(site: Site) -> None:
+    site.pages["/bomb.png"] = answer(gzip.compress(b"x" * 10_000_000), extra="content-encoding: gzip\r\n")
+    with pytest.raises(FetchRefused, match="compressed"):
+        await egress(site, "pictures.example", max_bytes=100_000_000).fetch(site.url("/bomb.png"), "image/")
+    assert "accept-encoding: identity" in site.asked[0].lower()
 
 
 @pytest.mark.parametrize(
