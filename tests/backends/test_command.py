@@ -187,6 +187,16 @@ async def test_a_program_may_read_the_whole_request() -> None:
     assert json.loads(json.loads(chunks[-1].data)["choices"][0]["message"]["content"]) == json.loads(task.body)
 
 
+async def test_a_program_reads_no_repeated_keys() -> None:
+    """Programs differ in which of two they take; the gateway has checked the last."""
+    body = b'{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"hi","text":"ho"}]}],"seed":1,"seed":2}'
+    task = Task("job_1", "req_1", Capability.CHAT, "/v1/chat/completions", "program", "program", False, body)
+    chunks, _ = await collect(command("cat", capability="chat", input="json"), task)
+    read = json.loads(chunks[-1].data)["choices"][0]["message"]["content"]
+    assert (read.count('"seed"'), read.count('"text"')) == (1, 2)
+    assert json.loads(read) == json.loads(body)
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -376,7 +386,7 @@ async def test_instructions_reach_a_program_that_takes_them_and_are_refused_else
 async def test_a_program_that_reads_the_request_may_know_voices_of_its_own() -> None:
     task = say("x", voice="whoever")
     chunks, _ = await collect(command("cat", output="pcm:16000", input="json"), task)
-    assert b'"voice": "whoever"' in b"".join(chunk.data for chunk in chunks)
+    assert b'"voice":"whoever"' in b"".join(chunk.data for chunk in chunks)
     with pytest.raises(BackendRefused, match="one voice only"):
         await collect(command("cat", output="pcm:16000"), task)
 

@@ -171,7 +171,7 @@ class CommandBackend(Backend):
 
     async def _run(self, text: str, task: Task, values: dict[str, str]) -> AsyncGenerator[bytes]:
         command = [_filled(argument, values) for argument in self._command]
-        given = task.body if self._reads_json else b"" if "text" in self._places else text.encode()
+        given = self._given(text, task)
         if any("\0" in argument for argument in command):
             raise BackendRefused("the text holds a zero character, which this backend cannot take")
         try:
@@ -182,6 +182,12 @@ class CommandBackend(Backend):
             if error.errno == errno.E2BIG:
                 raise BackendRefused("the text is too long for this backend", param="input") from error
             raise BackendUnavailable(f"the program {command[0]!r} cannot be started: {error.strerror}") from error
+
+    def _given(self, text: str, task: Task) -> bytes:
+        """What the program reads. JSON is written anew: of repeated keys, some programs take another one than was checked."""
+        if self._reads_json:
+            return orjson.dumps(json_object(task.body))
+        return b"" if "text" in self._places else text.encode()
 
 
 def _filled(argument: str, values: dict[str, str]) -> str:
