@@ -4,7 +4,8 @@ Two ways to ask a queue, and each queue has its own (`workers.flow`):
 
 - cold: a wake-up notification says that a job was stored; a free slot asks, without waiting, the queue whose turn it is. Of many idle
   workers, a few answer at once (`Herd`). A gateway says, about once a second, which queues hold a job that nobody was
-  woken for; beside that a slow round asks some queues, those that were used last more often.
+  woken for: they get a turn now and then, also beside queues that always hold one. Beside that a slow round asks some queues, those
+  that were used last more often.
 - hot: many jobs a second. A pull lingers there, for as many jobs as are likely to come in a moment, renewed when half used; the wake-up
   notifications of this queue are hushed.
 
@@ -32,6 +33,10 @@ ROUND_RECENT = 32
 BUSY_BELL_S = 0.004
 """A worker with all but one slot busy answers the bell this much later than an idle one, which so gets the job."""
 RETRY_S = 0.25
+AGAIN_TURN_S = 0.25
+"""While other queues always hold a job, one of those that a gateway named is asked this often: a job that came back must not wait
+until the others are empty.
+"""
 
 
 class Intake:
@@ -58,6 +63,9 @@ class Intake:
         """Models whose queues are left alone, and until when."""
         self._round: deque[Queue] = deque()
         self._next_in_round = 0
+        self._again: dict[Queue, None] = {}
+        """Queues that may hold a job that nobody was woken for, in the order in which they were named."""
+        self._next_again = 0.0
         self._open = False
         self.busy = 0
         self._ticker: asyncio.Task[None] | None = None
@@ -77,6 +85,7 @@ class Intake:
             self._book.serve(queues)
             self._flows = {queue: flow for queue, flow in self._flows.items() if queue in self._served}
             self._recent = {queue: None for queue in self._recent if queue in self._served}
+            self._again = {queue: None for queue in self._again if queue in self._served}
             self._hot &= self._served
             await self._bus.serve(queues, self._on_bell, self._on_again)
             self._asked_total = sum(flow.asked for flow in self._flows.values())
@@ -150,7 +159,7 @@ class Intake:
         """A slot is free again."""
         self.busy -= 1
         # With many free, the pulls that are open are renewed as they are used up: there is nothing to decide here.
-        if self._book.waits or self._round or (self._hot and self._free <= self._slots // 4):
+        if self._book.waits or self._again or self._round or (self._hot and self._free <= self._slots // 4):
             self._fill()
 
     # Wake-up notifications
@@ -184,8 +193,8 @@ class Intake:
     def _on_again(self, queue: Queue) -> None:
         """The queue may hold a job that nobody was woken for: no reason to hurry, nor to learn from a vain ask."""
         flow = self._flow(queue)
-        if not flow.asked and self._loop.time() - flow.asked_at > RETRY_S and queue not in self._round:
-            self._round.append(queue)
+        if not flow.asked and self._loop.time() - flow.asked_at > RETRY_S and queue in self._served:
+            self._again[queue] = None
             self._fill()
 
     # Deciding
@@ -206,6 +215,8 @@ class Intake:
         if not self._open or self._free <= 0:
             return
         now = self._loop.time()
+        if self._again:
+            self._fill_again(now)
         if self._book.waits:
             self._fill_waiting(now)
         for queue in self._hot:
@@ -214,6 +225,14 @@ class Intake:
             self._renew(queue, self._flows[queue], now)
         while self._round and self._free > 0:
             self._poll(self._round.popleft(), now)
+
+    def _fill_again(self, now: float) -> None:
+        """The queues that a gateway named: all of them where nothing else waits, or else one, now and then."""
+        while self._again and self._free > 0 and (now >= self._next_again or not self._book.waits):
+            queue = next(iter(self._again))
+            del self._again[queue]
+            self._next_again = now + AGAIN_TURN_S
+            self._poll(queue, now)
 
     def _fill_waiting(self, now: float) -> None:
         """The queues that hold a job: in order, each its share of the slots, and the first at least one."""

@@ -46,7 +46,8 @@ EVICTED_AT_ONCE = 16
 EVICT_IDLE_S = 60.0
 """Where there is no room, a queue that is empty and was not used for this long makes room."""
 FULL_S = 10.0
-"""How long a refusal counts, where NATS does not say that there is room again."""
+"""Between two tries to make the queue that was refused, where NATS does not say earlier that there is room again: by then another
+one may be idle, or the limit a higher one."""
 RETRY_AFTER_S = 5.0
 
 
@@ -65,7 +66,9 @@ class QueueConsumers:
         self._gone_since: dict[Queue, float] = {}
         self._held: set[str] = set()
         """The subjects that held jobs at the last look."""
-        self._full_until = 0.0
+        self._refused: Queue | None = None
+        """The last queue that NATS refused to make; None: there is room, as far as is known."""
+        self._try_at = 0.0
         self._full_at = 0
         """How many consumers there were when NATS refused one."""
 
@@ -93,12 +96,12 @@ class QueueConsumers:
 
     def refuses(self, queue: Queue) -> bool:
         """Whether the queue has no consumer, and NATS has refused to make one more."""
-        return time.monotonic() < self._full_until and _subject(queue) not in self.existing
+        return self.full and _subject(queue) not in self.existing
 
     @property
     def full(self) -> bool:
         """Whether NATS has refused to make one more."""
-        return time.monotonic() < self._full_until
+        return self._refused is not None
 
     # Make
 
@@ -133,10 +136,11 @@ class QueueConsumers:
             self.on_change(QueueChange.REFUSED)
             if error.code != MAX_CONSUMERS:
                 raise Unavailable(f"NATS refuses the queue of the model '{queue.model}': {error}") from error
-            self._full_until = time.monotonic() + FULL_S
+            self._refused, self._try_at = queue, time.monotonic() + FULL_S
             self._full_at = await self._count()
             log.error("queue.refused", queue=queue, consumers=self._full_at, error=str(error))
             raise self._refusal() from error
+        self._refused = None
         self.existing.add(subject)
         self.on_change(QueueChange.MADE)
         log.info("queue.made", queue=queue)
@@ -232,6 +236,7 @@ class QueueConsumers:
             await asyncio.sleep(TEND_S)
             try:
                 await self._look()
+                await self._try_again()
             except (NexusError, ApiError) as error:
                 log.debug("queues not looked after", error=str(error))
             except Exception:
@@ -245,6 +250,14 @@ class QueueConsumers:
             if subject in before or subject.encode() not in self.existing:
                 with contextlib.suppress(ValueError, NexusError):  # the others must not suffer
                     await self.serve(Queue(*parse_job_subject(subject)))
+
+    async def _try_again(self) -> None:
+        """Make the queue that was refused, which also frees idle ones. Raises Unavailable where there is still no room."""
+        queue, now = self._refused, time.monotonic()
+        if queue is None or now < self._try_at:
+            return
+        self._try_at = now + FULL_S
+        await self._make(queue, _subject(queue))
 
     async def serve(self, queue: Queue) -> None:
         """Make the queue where it is missing, and tell the workers to look at it. Raises Unavailable."""
@@ -275,13 +288,12 @@ class QueueConsumers:
             found |= page
             if not page or len(found) >= info.get("total", 0):
                 break
-        if self.full:
-            count = info["state"].get("consumer_count", 0)
-            self._full_until = 0.0 if count < self._full_at else time.monotonic() + FULL_S
+        if info["state"].get("consumer_count", 0) < self._full_at:
+            self._refused = None
         return list(found)
 
     async def _count(self) -> int:
-        with contextlib.suppress(ApiError):
+        with contextlib.suppress(ApiError, Unavailable):
             return int((await self._request(f"STREAM.INFO.{JOBS_STREAM}"))["state"].get("consumer_count", 0))
         return 0
 

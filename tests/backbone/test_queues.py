@@ -165,6 +165,35 @@ async def test_an_idle_queue_makes_room(world: World, eventually: Eventually, mo
     assert await world.names() == {consumer_name(*one) for one in [*queues, queue("late")]}
 
 
+async def test_what_becomes_idle_later_makes_room(
+    world: World, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal does not last: as many queues as before may be there, and some of them unused by now."""
+    monkeypatch.setattr(queue_consumers, "FULL_S", 3.0)
+    gateway = await world.gateway()
+    await fill(gateway)
+    with pytest.raises(Unavailable):
+        await gateway.open_queue(queue("late"))
+    await request(world.admin.client, f"STREAM.PURGE.{JOBS_STREAM}", {})
+    monkeypatch.setattr(queue_consumers, "EVICT_IDLE_S", -1.0)
+    await eventually(lambda: not gateway.queues_are_full)
+    _, ear = submit(gateway, queue("late"))
+    await eventually(lambda: ear.seq)
+
+
+async def test_a_higher_limit_makes_room(world: World, eventually: Eventually, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An operator raises it; gateways that know of the refusal need no restart."""
+    monkeypatch.setattr(queue_consumers, "FULL_S", 3.0)
+    gateway = await world.gateway()
+    await fill(gateway)
+    with pytest.raises(Unavailable):
+        await gateway.open_queue(queue("late"))
+    await world.gateway(max_queues=ROOM + 1)
+    await eventually(lambda: not gateway.queues_are_full)
+    _, ear = submit(gateway, queue("late"))
+    await eventually(lambda: ear.seq)
+
+
 async def test_what_is_gone_and_empty_is_freed(world: World, eventually: Eventually) -> None:
     """After the grace time, and not before; never a queue with a job that waits or is in a worker's hands."""
     gateway = await world.gateway()

@@ -147,6 +147,31 @@ async def test_a_redelivered_job_is_found_without_the_bell(eventually: Eventuall
     await gateway.close()
 
 
+@pytest.mark.parametrize("slots", [1, 16])
+async def test_a_job_that_came_back_is_found_beside_a_backlog(slots: int, eventually: Eventually) -> None:
+    """A gateway says where it is; other queues that hold a job all the time do not keep the worker from looking there."""
+    broker = MemoryBroker(ack_wait_s=0.05)
+    await submit(broker, [QUEUES[2]])
+    dead: list[Delivery] = []
+    bus = MemoryWorkerBus(broker, dead.append)
+    await bus.start()
+    bus.pull(QUEUES[2], 1, 0.0, lambda *_: None)
+    await eventually(lambda: dead)
+    desk = Desk(broker, slots, 0.001 * slots)
+    await desk.start()
+    await submit(broker, [QUEUES[1]] * 3000)
+    await eventually(lambda: desk.done)
+    for number in range(100):
+        if QUEUES[2] in desk.done:
+            break
+        if number % 10 == 0:
+            desk.intake._on_again(QUEUES[2])
+        await asyncio.sleep(0.02)
+    assert QUEUES[2] in desk.done
+    assert len(desk.done) < 3000
+    await desk.intake.close()
+
+
 async def test_slots_and_queues_may_change_while_jobs_run(eventually: Eventually) -> None:
     """A backend that gains slots or models is used accordingly from then on, and nothing is lost."""
     broker = MemoryBroker()
