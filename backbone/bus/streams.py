@@ -104,16 +104,24 @@ async def request(client: Client, subject: str, body: Any = None, timeout_s: flo
     """One call of the JetStream API. Raises ApiError, and Unavailable: at once where there is no connection."""
     if not client.is_connected:
         raise nats_away()
+    cancelled = _cancellations()
     try:
         message = await client.request(
             f"{API}.{subject}", orjson.dumps(body) if body is not None else b"", timeout=timeout_s
         )
     except (nats.errors.Error, OSError, TimeoutError, asyncio.InvalidStateError) as error:
         raise Unavailable("NATS JetStream does not answer") from error
+    if _cancellations() > cancelled:
+        raise asyncio.CancelledError  # Python 3.11's `wait_for` drops it where the answer comes in the same moment
     answer: dict[str, Any] = orjson.loads(message.data)
     if "error" in answer:
         raise ApiError(answer["error"])
     return answer
+
+
+def _cancellations() -> int:
+    task = asyncio.current_task()
+    return task.cancelling() if task is not None else 0
 
 
 async def ensure_stream(client: Client, stream: JobsStream) -> None:
