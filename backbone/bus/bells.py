@@ -46,7 +46,9 @@ class Bells:
         """Do not hear of one queue, or hear of it again. In effect for what is written to the connection after it."""
         group = (queue.capability, queue.model)
         async with self._lock:
-            lanes = self._lanes.get(group, set())
+            lanes = self._lanes.get(group)
+            if lanes is None:
+                return  # it is not served any more, and must be heard once it is again
             hushed = self._hushed.setdefault(group, set())
             (hushed.add if quiet else hushed.discard)(queue.lane)
             await self._follow(group, lanes)

@@ -1,0 +1,31 @@
+"""What a worker hears of its queues, on a real nats-server."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Any
+
+from backbone.bus.base import Queue
+from backbone.bus.bells import Bells
+from backbone.bus.subjects import BELL
+from backbone.bus.wire import Wire
+from schemas.jobs import Capability, Lane
+from tests.conftest import Eventually
+
+QUEUE = Queue(Capability.CHAT, Lane.DEFAULT, secrets.token_hex(4))
+
+
+async def test_a_queue_that_is_hushed_after_it_was_dropped_is_heard_when_it_is_served_again(
+    own_nats: Any, eventually: Eventually
+) -> None:
+    """A model that goes just when its queue turns hot, and comes back, rings as every other one."""
+    wire, heard = Wire(own_nats.url, "bells"), list[Queue]()
+    await wire.connect()
+    bells = Bells(wire)
+    await bells.serve([QUEUE], heard.append, None)
+    await bells.serve([], heard.append, None)
+    await bells.hush(QUEUE, quiet=True)
+    await bells.serve([QUEUE], heard.append, None)
+    wire.publish(f"{BELL}.chat.default.{QUEUE.model}".encode(), b"")
+    await eventually(lambda: heard == [QUEUE])
+    await wire.close()
