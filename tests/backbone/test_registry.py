@@ -118,10 +118,10 @@ class TestContract:
 
     async def test_a_worker_is_seen_with_all_it_says(self, cast, eventually):
         gateway, registry = await cast.gateway(), await cast.worker()
-        presence = worker("gpu/1: a", offer("m", Capability.CHAT, Capability.EMBEDDINGS), slots=4, busy=1)
+        presence = worker("gpu-1_a", offer("m", Capability.CHAT, Capability.EMBEDDINGS), slots=4, busy=1)
         await registry.announce(presence)
         await eventually(lambda: ids(gateway))
-        assert gateway.snapshot.workers == {"gpu/1: a": presence}
+        assert gateway.snapshot.workers == {"gpu-1_a": presence}
 
     async def test_a_later_gateway_sees_it_in_its_first_snapshot(self, cast):
         await (await cast.worker()).announce(worker())

@@ -372,6 +372,11 @@ async def test_retries_that_are_used_up(cluster: Cluster, crew: Crew, desk: Desk
     await eventually(lambda: crew.idle())
 
 
+async def is_answered(job: Watched) -> bool:
+    """Whether the gateway has NATS back: until then, it refuses at once what it has to read there."""
+    return (await job.result()).json()["error"]["code"] != "unavailable"
+
+
 async def test_cancelled_before_it_began(cluster: Cluster, crew: Crew, desk: Desk, eventually: Eventually) -> None:
     """Jobs that are cancelled while they wait never run, also where NATS dies between their cancelling and their turn."""
     name = await crew.start(options="first_delay_ms=1500", WORKER_CONCURRENCY="1")
@@ -387,6 +392,7 @@ async def test_cancelled_before_it_began(cluster: Cluster, crew: Crew, desk: Des
         await job.end()
         assert job.kinds == ["cancelled"]
         assert (await job.record())["status"] == "cancelled"
+        await eventually(lambda job=job: is_answered(job))
         assert (await job.result()).json()["error"]["code"] == "job_cancelled"
     await running.end()
     assert running.view.end == "job.completed"
