@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from cli.datadir import data_dir_from
+from cli.errors import ConsoleError
 
 if TYPE_CHECKING:
     from backbone.settings import CommonSettings
@@ -20,16 +21,41 @@ SERVERS = ("NATS", "ETCD", "REDIS")
 def join_running_stack(role: str, data_dir: Path | None = None) -> bool:
     """Set the variables by which a `gateway` or a `worker` joins the stack that runs on the data directory.
 
-    Returns whether that was done. Settings that name other servers, or other users, are left as they are: then nothing is set.
+    Returns whether that was done. Settings that name other servers, or other users, are left as they are: then nothing is set,
+    and a line says so. Raises ConsoleError where `data_dir`, the flag, is all that names servers, and no stack runs there.
     """
     data = data_dir_from(data_dir)
     state = data.running()
     variables = state.environments.get(role) if state else None
-    if not variables or not _mean(variables):
+    if not variables:
+        _say_that_none_runs(data.root, named=data_dir is not None)
         return False
-    print(f"nexus: joining the stack that runs on {data.root}", file=sys.stderr)
+    if not _mean(variables):
+        _tell(f"not joining the stack that runs on {data.root}: NATS_URL, ETCD_URL or a user is set to another one's")
+        return False
+    _tell(f"joining the stack that runs on {data.root}")
     os.environ.update(variables)
     return True
+
+
+def _say_that_none_runs(folder: Path, *, named: bool) -> None:
+    """Unless settings name NATS: who set that means no stack of this machine."""
+    from backbone.settings import CommonSettings
+    from cli.processes import read_settings
+
+    if "nats_url" in read_settings(CommonSettings).model_fields_set:
+        return
+    if named:
+        raise ConsoleError(
+            f"no `nexus up` runs on {folder}; give the folder with the `key` and `logs` of one that runs"
+        )
+    _tell(
+        f"no `nexus up` runs on {folder}; trying NATS and etcd at their usual ports (or set --data-dir, or NATS_URL and ETCD_URL)"
+    )
+
+
+def _tell(text: str) -> None:
+    print(f"nexus: {text}", file=sys.stderr)
 
 
 def _mean(variables: dict[str, str]) -> bool:

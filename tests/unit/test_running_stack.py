@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.datadir import DataDir, StackState
+from cli.errors import ConsoleError
 from cli.running_stack import join_running_stack
 
 WORKER = {
@@ -68,9 +69,12 @@ def test_its_own_addresses_are_enough(data: DataDir) -> None:
     ],
     ids=str,
 )
-def test_other_servers_and_other_users_are_meant_as_they_are(data: DataDir, settings: dict[str, str]) -> None:
-    """Credentials go to nobody but the stack that they are for."""
+def test_other_servers_and_other_users_are_meant_as_they_are(
+    data: DataDir, settings: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Credentials go to nobody but the stack that they are for. A shell may still have those of an earlier start: a line says so."""
     assert not joins(data, **settings)
+    assert f"not joining the stack that runs on {data.root}" in capsys.readouterr().err
 
 
 def test_settings_of_a_file_count(data: DataDir) -> None:
@@ -79,8 +83,34 @@ def test_settings_of_a_file_count(data: DataDir) -> None:
     assert not joins(data)
 
 
-def test_without_a_running_stack_nothing_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder that a stack has left."""
-    monkeypatch.delenv("NEXUS_DATA_DIR", raising=False)
-    monkeypatch.chdir(tmp_path)
+def test_without_a_running_stack_nothing_is_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that a stack has left. Who is in the wrong one sees why the usual ports are tried."""
+    _nothing_set(tmp_path, monkeypatch)
     assert not join_running_stack("worker")
+    assert f"no `nexus up` runs on {tmp_path / '.nexus'}; trying NATS and etcd at" in capsys.readouterr().err
+
+
+def test_a_flag_that_names_no_running_stack_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The project's folder, say, in the place of its `.nexus`: another Nexus at the usual ports is not meant."""
+    _nothing_set(tmp_path, monkeypatch)
+    with pytest.raises(ConsoleError, match="no `nexus up` runs on"):
+        join_running_stack("worker", tmp_path)
+
+
+def test_settings_that_name_nats_need_no_stack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A GPU host has none, and no word about it."""
+    _nothing_set(tmp_path, monkeypatch)
+    monkeypatch.setenv("NATS_URL", "nats://10.0.0.5:4222")
+    assert not join_running_stack("worker")
+    assert not join_running_stack("worker", tmp_path)
+    assert capsys.readouterr().err == ""
+
+
+def _nothing_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NEXUS_DATA_DIR", "NATS_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(folder)
