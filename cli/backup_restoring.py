@@ -43,7 +43,7 @@ class Restore:
         """Nobody runs, and nothing is there that `force` does not give up. Raises ConsoleError."""
         if running := await self._running():
             raise ConsoleError(
-                f"{' and '.join(running)} still there: stop all gateways and workers, and restore then. "
+                f"still running: {' and '.join(running)}. Stop all gateways and workers, and restore then. "
                 "Gateways would fill the streams while they are restored; workers that died are gone when their "
                 "leases are (WORKER_LEASE_S)."
             )
@@ -64,9 +64,9 @@ class Restore:
         found = []
         if self._kinds & {"redis", "streams"}:
             if await self._servers.streams.gateways_listen():
-                found.append("gateways are")
+                found.append("gateways")
             if workers := await self._servers.registry.workers():
-                found.append(f"{len(workers)} worker{'s are' if len(workers) > 1 else ' is'}")
+                found.append(f"{len(workers)} worker{'s' if len(workers) > 1 else ''}")
         return found
 
     async def _held(self) -> list[str]:

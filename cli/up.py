@@ -23,12 +23,15 @@ def up(
     observability_port: Annotated[
         int,
         typer.Option(
-            "--observability-port", min=0, max=65535, help="Metrics and readiness without a key; 0: a free one."
+            "--observability-port",
+            min=0,
+            max=65535,
+            help="Metrics, documentation and readiness, without a key; 0: a free one.",
         ),
     ] = 8801,
     data_dir: options.Data = None,
     local_models: Annotated[
-        bool, typer.Option("--local-models/--no-local-models", help="Serve the small model that comes along.")
+        bool, typer.Option("--local-models/--no-local-models", help="Serve the small models that come along.")
     ] = True,
     discover: Annotated[
         bool, typer.Option("--discover/--no-discover", help="Look for inference servers that already run here.")

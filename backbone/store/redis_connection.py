@@ -126,15 +126,15 @@ class _Pool(BlockingConnectionPool):
 
 def _why(error: Exception) -> str:
     """With what to do about it, where that is known."""
-    text = str(error)
+    text = str(error).rstrip(".")
     if isinstance(error, AuthenticationError) or "NOAUTH" in text or "WRONGPASS" in text:
         return f"{text}; check the user in REDIS_URL, and its password there or in REDIS_PASSWORD_FILE"
     if isinstance(error, NoPermissionError):
         return f"{text}; give the user the rights that deploy/redis says"
     if text.startswith("OOM") or "maxmemory" in text:
-        return f"{text} It is full: give it more memory (maxmemory), or keep less (JOB_KEEP_S, FILE_KEEP_S)"
+        return f"{text}. It is full: give it more memory (maxmemory), or keep less (JOB_KEEP_S, FILE_KEEP_S)"
     if text.startswith("MISCONF"):
-        return f"{text} Free space on its disk"
+        return f"{text}. Free space on its disk"
     if "certificate" in text.lower() or "ssl" in text.lower():
         return f"{text}; check REDIS_TLS_CA, and whether the certificate names this host"
     return text
