@@ -33,10 +33,10 @@ REPLICATED_GRACE_S = 12.0
 """In a cluster: a stream whose leader is lost has a new one by then."""
 PAYLOAD = b"." * 4096
 """More than what is left of a page of the disk, which a full one may still take."""
-DELETE = f"$JS.API.STREAM.MSG.DELETE.{JOBS_STREAM}".encode()
+PURGE = f"$JS.API.STREAM.PURGE.{JOBS_STREAM}".encode()
 CLAIM = claim_subject("write-probe").encode()
 JOB = job_subject(Capability.MODELS, Lane.FLEX, "nexus:write-probe").encode()
-"""A queue that no worker takes from; the message is deleted at once."""
+"""A queue that no worker takes from. It is emptied at once, also of what a slow disk stored too late to be confirmed in time."""
 
 
 class Storing:
@@ -128,5 +128,5 @@ class WriteProof:
             return f"JetStream refuses it (error {error.get('err_code')}). Give its store more room"
         if subject == JOB:
             with contextlib.suppress(Unavailable):
-                self._questions.ask(DELETE, b'{"seq":%d,"no_erase":true}' % answer["seq"]).cancel()
+                self._questions.ask(PURGE, orjson.dumps({"filter": JOB.decode()})).cancel()
         return ""

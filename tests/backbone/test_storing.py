@@ -57,6 +57,20 @@ async def test_a_doubted_queue_proves_itself_and_stays_empty(
     assert await log.decide(word_on(new_job()))
 
 
+async def test_what_a_slow_disk_stored_too_late_is_removed(
+    log: NatsJobLog, bus: NatsGatewayBus, storing: Storing, eventually: Eventually
+) -> None:
+    """A proof that was not confirmed in time may have been stored all the same; nobody else would ever remove it."""
+    bus._publisher.publish(module.JOB, module.PAYLOAD)
+
+    async def holds(count: int) -> bool:
+        return sum(depth.waiting for depth in await bus.depths()) == count
+
+    await eventually(lambda: holds(1))
+    storing.doubt()
+    await eventually(lambda: holds(0))
+
+
 async def test_writes_that_fail_are_refused_at_once(
     log: NatsJobLog, own_nats: Server, servers: Source, storing: Storing, eventually: Eventually,
     monkeypatch: pytest.MonkeyPatch,
