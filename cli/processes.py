@@ -42,7 +42,10 @@ def read_settings(kind: type[Settings]) -> Settings:
     try:
         return kind()
     except ValidationError as error:
-        wrong = [f"  {'.'.join(map(str, one['loc'])).upper()}: {one['msg']}" for one in error.errors()]
+        wrong = [
+            f"  {'.'.join(map(str, one['loc'])).upper()}: {one['msg'].removeprefix('Value error, ')}"
+            for one in error.errors()
+        ]
         raise ConsoleError("these settings are wrong (environment or .env):\n" + "\n".join(wrong)) from error
 
 

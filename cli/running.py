@@ -77,13 +77,13 @@ async def served(stack: Stack) -> list[dict[str, Any]]:
     return []
 
 
-def command() -> str:
-    """How the user calls this program: `nexus` where that finds it, else its path."""
+def command(*, anywhere: bool = False) -> str:
+    """How the user calls this program: `nexus` where that finds it, else its path; from `anywhere`, or from this folder."""
     path = Path(sys.executable).parent / "nexus"
     if shutil.which("nexus") or not path.exists():
         return "nexus"
     here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    return str(path.relative_to(here) if path.is_relative_to(here) and not anywhere else path)
 
 
 def welcome(chosen: StackOptions, data: DataDir, workers: list[dict[str, Any]], titles: dict[str, str]) -> str:
@@ -104,7 +104,10 @@ def welcome(chosen: StackOptions, data: DataDir, workers: list[dict[str, Any]], 
         *_try_it(chosen, [model for model, _ in models]),
         "",
         "Join another worker, from any terminal of yours:",
-        f"  . {shlex.quote(str(data.environment_file('worker')))} && {command()} worker --backend KIND --url URL",
+        (
+            f"  . {shlex.quote(str(data.environment_file('worker')))} && "
+            f"{shlex.quote(command(anywhere=True))} worker --backend KIND --url URL"
+        ),
         "",
         f"Talk to it with `{command()} chat`, watch it with `{command()} status`. Ctrl-C stops everything.",
         "",

@@ -1,0 +1,33 @@
+"""How `nexus up` names itself in lines to paste, and wrong settings in errors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cli.errors import ConsoleError
+from cli.processes import read_settings
+from cli.running import command
+
+
+def test_a_line_for_any_terminal_works_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`.venv/bin/nexus` is for the folder of the checkout alone."""
+    program = Path(sys.executable).parent / "nexus"
+    monkeypatch.setenv("PATH", os.defpath)
+    monkeypatch.chdir(program.parent.parent)
+    assert command() == "bin/nexus"
+    said = subprocess.run([command(anywhere=True), "--version"], cwd=tmp_path, capture_output=True, check=True)
+    assert said.stdout
+
+
+def test_a_wrong_setting_is_named_without_the_words_of_a_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pydantic puts `Value error, ` before them."""
+    from backbone.settings import GatewaySettings
+
+    monkeypatch.setenv("PUBLIC_ROUTES", "nonsense")
+    with pytest.raises(ConsoleError, match="\n  PUBLIC_ROUTES: holds 'nonsense'; it may hold"):
+        read_settings(GatewaySettings)
