@@ -35,7 +35,18 @@ def join_running_stack(role: str, data_dir: Path | None = None) -> bool:
         return False
     _tell(f"joining the stack that runs on {data.root}")
     os.environ.update(variables)
+    if role == "gateway" and state:
+        _share_key(state.key)
     return True
+
+
+def _share_key(key: str) -> None:
+    """Let a further gateway take the admin key that `nexus up` printed, unless settings give it one of its own."""
+    from backbone.settings import GatewaySettings
+    from cli.processes import read_settings
+
+    if not read_settings(GatewaySettings).model_fields_set & {"gateway_bearer_token", "gateway_bearer_token_file"}:
+        os.environ["GATEWAY_BEARER_TOKEN"] = key
 
 
 def _say_that_none_runs(folder: Path, *, named: bool) -> None:

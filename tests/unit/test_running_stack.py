@@ -19,13 +19,16 @@ WORKER = {
     "NATS_PASSWORD_FILE": "/data/secrets/nats-password",
     "ETCD_USER": "worker",
 }
-STATE = StackState(pid=1, url="http://127.0.0.1:8800", key="x", environments={"worker": WORKER})
+KEYS = ("GATEWAY_BEARER_TOKEN", "GATEWAY_BEARER_TOKEN_FILE")
+STATE = StackState(
+    pid=1, url="http://127.0.0.1:8800", key="the-printed-key", environments={"worker": WORKER, "gateway": WORKER}
+)
 
 
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DataDir]:
     """A stack runs here, and nothing is set."""
-    for name in [*WORKER, "NATS_CREDS_FILE", "NEXUS_DATA_DIR", "REDIS_URL"]:
+    for name in [*WORKER, *KEYS, "NATS_CREDS_FILE", "NEXUS_DATA_DIR", "REDIS_URL"]:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     # What is set in a test is taken back after it.
@@ -48,6 +51,26 @@ def test_nothing_set_is_the_stack_of_this_folder(data: DataDir) -> None:
     """As `nexus status` finds it."""
     assert joins(data)
     assert os.environ["ETCD_URL"] == WORKER["ETCD_URL"]
+
+
+def test_a_gateway_takes_the_key_of_the_stack(data: DataDir) -> None:
+    """The one that `nexus up` printed opens every gateway beside it."""
+    assert join_running_stack("gateway")
+    assert os.environ["GATEWAY_BEARER_TOKEN"] == STATE.key
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_a_gateway_with_a_key_of_its_own_keeps_it(data: DataDir, name: str) -> None:
+    """By either setting."""
+    os.environ[name] = "another"
+    assert join_running_stack("gateway")
+    assert {os.environ.get(one) for one in KEYS} == {"another", None}
+
+
+def test_a_worker_gets_no_key(data: DataDir) -> None:
+    """It has no use for one."""
+    assert joins(data)
+    assert not os.environ.keys() & set(KEYS)
 
 
 def test_its_own_addresses_are_enough(data: DataDir) -> None:
