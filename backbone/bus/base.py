@@ -23,7 +23,7 @@ from typing import NamedTuple, Protocol
 from schemas.errors import NexusError
 from schemas.jobs import Capability, Envelope, Lane
 
-FRESH_S = 0.005
+FRESH_S = 0.02
 """A job that is delivered within this has not waited for a slot."""
 
 

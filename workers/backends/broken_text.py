@@ -12,8 +12,6 @@ import json
 import re
 from typing import Any, Final
 
-import orjson
-
 Path = tuple[str | int, ...]
 REPLACEMENT: Final = "�"
 _RAW: Final = 0x10FF00
@@ -24,13 +22,10 @@ _RAW_RUN = re.compile("[\U0010ff80-\U0010ffff]+")
 _BROKEN = re.compile("[\ud800-\udfff\U0010ff80-\U0010ffff]")
 
 
-def parse(payload: bytes) -> tuple[Any, bool]:
-    """Return the value, and whether its strings may hold broken characters. Raises ValueError for what is no JSON."""
-    try:
-        return orjson.loads(payload), False
-    except orjson.JSONDecodeError:
-        text = payload.decode("utf-8", "surrogateescape")
-        return json.loads(_SURROGATE.sub(lambda match: chr(_RAW + ord(match[0]) - 0xDC00), text)), True
+def parse(payload: bytes) -> Any:
+    """Return the value, whose strings may hold broken characters. Raises ValueError for what is no JSON."""
+    text = payload.decode("utf-8", "surrogateescape")
+    return json.loads(_SURROGATE.sub(lambda match: chr(_RAW + ord(match[0]) - 0xDC00), text))
 
 
 def is_whole(data: bytes) -> bool:

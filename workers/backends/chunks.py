@@ -52,6 +52,9 @@ REASONS = {
     "safety": "content_filter",
 }
 """Other servers' words for OpenAI's `finish_reason`."""
+OPENAI_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter"})
+USUAL_FIELDS = frozenset({"index", "delta", "text", "logprobs", "finish_reason"})
+"""Of a choice; what a server adds to them when it ends belongs into the final chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +83,8 @@ class _Choice:
     begun: bool = False
     reason: str | None = None
     """The newest `finish_reason`: it is final once the stream has ended."""
-    calls: ToolCalls = field(default_factory=ToolCalls)
-    final: JSON = field(default_factory=dict)
+    calls: ToolCalls | None = None
+    final: JSON | None = None
     """Fields of the final chunk beside the reason."""
 
 
@@ -173,10 +176,19 @@ class Answer(ABC):
 
     def _parsed(self, payload: bytes) -> Any:
         try:
-            event, broken = broken_text.parse(payload)
+            event = orjson.loads(payload)
+        except orjson.JSONDecodeError:
+            event = self._joiner.repair(self._parsed_broken(payload))
+        else:
+            if self._joiner.open:
+                event = self._joiner.repair(event)
+        return event
+
+    def _parsed_broken(self, payload: bytes) -> Any:
+        try:
+            return broken_text.parse(payload)
         except (ValueError, RecursionError) as error:
             raise BackendError(f"the backend sent an event that is not JSON: {error}", transient=True) from error
-        return self._joiner.repair(event) if broken or self._joiner.open else event
 
     def _understood(self, payload: bytes) -> JSON | None:
         """The event, made right; None when there is nothing in it for the caller."""
@@ -199,7 +211,7 @@ class Answer(ABC):
         event["choices"] = [choice for choice in choices if isinstance(choice, dict) and self._make_right(choice)]
         if not event["choices"]:
             event.pop("usage", None)
-            self._extras |= event
+            self._extras = self._extras | event if self._extras else event
             return None
         return event
 
@@ -224,54 +236,64 @@ class Answer(ABC):
         state = self._choices.get(index)
         if state is None:
             state = self._choices[index] = _Choice()
-        reason = _standard_reason(choice.get("finish_reason"))
-        choice["finish_reason"] = None
+        reason, choice["finish_reason"] = choice.get("finish_reason"), None
         if self.wanted.chat:
-            self._make_delta_right(choice, state)
-            says = any(value for name, value in choice["delta"].items() if name != "role")
+            delta = self._repaired_delta(choice, state)
+            says = any(delta.values())
         else:
             says = bool(choice.get("text"))
         self._tokens += says
-        if reason is not None:
+        if reason is not None and (reason := _standard_reason(reason)) is not None:
             state.reason = reason
+        if not says and state.reason is not None:
+            state.final = choice if state.final is None else {**choice, **state.final}
+            return False
+        if reason is not None:
             self._keep_for_the_end(choice, state)
-        return says or state.reason is None
-
-    def _make_delta_right(self, choice: JSON, state: _Choice) -> None:
-        delta = choice.get("delta")
-        delta = {} if not isinstance(delta, dict) else delta
-        role = delta.pop("role", None)
-        if not state.begun:
+        if self.wanted.chat and not state.begun:
             state.begun = True
-            delta = {"role": role or "assistant"} | delta
-        choice["delta"] = delta
+            choice["delta"] = {"role": "assistant", **choice["delta"]}
+        return True
+
+    def _repaired_delta(self, choice: JSON, state: _Choice) -> JSON:
+        """Repair the delta in place; its role is left out."""
+        delta = choice.get("delta")
+        if not isinstance(delta, dict):
+            delta = choice["delta"] = {}
+        delta.pop("role", None)
         if "tool_calls" in delta:
+            if state.calls is None:
+                state.calls = ToolCalls()
             calls = state.calls.repair(delta.pop("tool_calls"))
             if calls:
                 delta["tool_calls"] = calls
+        return delta
 
     def _keep_for_the_end(self, choice: JSON, state: _Choice) -> None:
-        """Move what belongs beside a `finish_reason` (`stop_reason`, …) to the final chunk."""
-        for name in [name for name in choice if name not in ("index", "delta", "text", "logprobs", "finish_reason")]:
-            state.final[name] = choice.pop(name)
-        if self.wanted.chat and "role" in choice["delta"]:
-            state.final["delta"] = {"role": choice["delta"]["role"]} if len(choice["delta"]) == 1 else {}
+        """Move what belongs beside a `finish_reason` (`stop_reason`, …) from a choice with text to the final one."""
+        others = {name: choice.pop(name) for name in choice.keys() - USUAL_FIELDS}
+        state.final = {"index": choice["index"], **(state.final or {}), **others}
 
     def _final_choices(self) -> Iterator[JSON]:
-        """The last choice of each index: the reason, and what is still missing."""
-        for index, state in sorted(self._choices.items()):
-            yield {"index": index, **self._last_piece(index, state), "finish_reason": state.reason}
+        """Return the last choice of each index: the reason, and what is still missing."""
+        chat = self.wanted.chat
+        for index, state in sorted(self._choices.items()) if len(self._choices) > 1 else self._choices.items():
+            final = state.final or {"index": index}
+            final["finish_reason"] = state.reason
+            if chat:
+                final["delta"] = self._final_delta(index, state, final.get("delta") or {})
+            else:
+                final["text"] = self._joiner.rest(("choices", index, "text"))
+            yield final
 
-    def _last_piece(self, index: int, state: _Choice) -> JSON:
-        at = ("choices", index)
-        if not self.wanted.chat:
-            return {"text": self._joiner.rest((*at, "text")), **state.final}
-        delta: JSON = state.final.pop("delta", {})
-        if rest := self._joiner.rest((*at, "delta", "content")):
+    def _final_delta(self, index: int, state: _Choice, delta: JSON) -> JSON:
+        if not state.begun:
+            delta = {"role": "assistant", **delta}
+        if self._joiner.open and (rest := self._joiner.rest(("choices", index, "delta", "content"))):
             delta["content"] = rest
-        if calls := state.calls.missing_arguments():
+        if state.calls is not None and (calls := state.calls.missing_arguments()):
             delta["tool_calls"] = calls
-        return {"delta": delta, **state.final}
+        return delta
 
     @property
     def _ended(self) -> bool:
@@ -301,8 +323,10 @@ def _standard_reason(reason: Any) -> str | None:
     """Return OpenAI's word for a `finish_reason`; None where it is missing."""
     if not isinstance(reason, str) or not reason:
         return None
+    if reason in OPENAI_REASONS:
+        return reason
     lower = reason.lower()
-    return REASONS.get(lower, lower if lower in ("stop", "length", "tool_calls", "content_filter") else reason)
+    return REASONS.get(lower, lower if lower in OPENAI_REASONS else reason)
 
 
 def _no_calls(block: bytes) -> bool:
@@ -524,11 +548,12 @@ class Collector(Answer):
         if self._texts:
             text = b'"' + b"".join(self._texts) + b'"'
             self._texts.clear()
-            # As an event, whose places the halves of characters wait at.
-            event = b'{"choices":[{"index":0,%b}]}' % (
-                (b'"delta":{"content":%b}' if self.wanted.chat else b'"text":%b') % text
-            )
-            merge(self._merged[0], self._parsed(event)["choices"][0])
+            # As an event, so that halves of characters find each other.
+            event = b'{"choices":[{%b}]}' % ((b'"delta":{"content":%b}' if self.wanted.chat else b'"text":%b') % text)
+            choice, into = self._parsed(event)["choices"][0], self._merged[0]
+            if self.wanted.chat:
+                choice, into = choice["delta"], into["delta"]
+            merge(into, choice)
 
     def _slow(self, payload: bytes) -> None:
         self._flush()
