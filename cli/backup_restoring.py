@@ -43,7 +43,7 @@ class Restore:
         """Nobody runs, and nothing is there that `force` does not give up. Raises ConsoleError."""
         if running := await self._running():
             raise ConsoleError(
-                f"still running: {' and '.join(running)}. Stop all gateways and workers, and restore then. "
+                f"still running: {' and '.join(running)}; stop all gateways and workers, and restore then. "
                 "Gateways would fill the streams while they are restored; workers that died are gone when their "
                 "leases are (WORKER_LEASE_S)."
             )
