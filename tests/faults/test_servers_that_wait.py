@@ -205,18 +205,23 @@ async def test_a_server_that_dies_under_load_fails_nobody(crew: Crew, cluster: C
 
 
 async def test_a_dead_server_without_another_one(crew: Crew, cluster: Cluster, eventually: Eventually) -> None:
-    """Requests wait for it to come back, within their limits; a durable job, too."""
+    """Requests wait for it to come back, within their limits; a durable job, too.
+
+    Both are in the queue before it dies, since the server asks to wait: once it is known to be dead, requests are refused.
+    """
     async with Server(crew.model) as server:
-        worker = await serve(crew, server)
+        worker = await serve(crew, server, WORKER_HEALTH_INTERVAL_S="60")
         assert (await crew.ask().end()).status == 200
-        await server.kill()
+        server.refuse_once(BUSY)
         answer = crew.ask()
+        await eventually(lambda: len(server.came[crew.model]) == 2)
         body = {"endpoint": "/v1/chat/completions", "body": chat(model=crew.model)}
         job = (await cluster.post("/v1/jobs", body)).json()
-        await cluster.wait_for_worker(worker, "unhealthy", timeout_s=5 + SLACK_S)
+        await server.kill()
+        await cluster.wait_for_worker(worker, "unhealthy", timeout_s=WAITS_S["busy"] + 5 + SLACK_S)
         assert not answer.ended
         await server.start()
-        assert (await answer.end()).status == 200
+        assert ((await answer.end()).status, answer.broken) == (200, None)
         done = (await cluster.get(f"/v1/jobs/{job['id']}?wait=60")).json()
         assert (done["status"], done["attempts"]) == ("completed", 1), done
 
