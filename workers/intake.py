@@ -59,8 +59,8 @@ class Intake:
         self._recent: dict[Queue, None] = {}
         """Queues that got a job, the last one last."""
         self._asked_total = 0
-        self._paused: dict[str, float] = {}
-        """Models whose queues are left alone, and until when."""
+        self._paused: dict[str, tuple[float, asyncio.TimerHandle]] = {}
+        """Models whose queues are left alone, until when, and what ends it."""
         self._round: deque[Queue] = deque()
         self._next_in_round = 0
         self._again: dict[Queue, None] = {}
@@ -109,19 +109,24 @@ class Intake:
     def pause_model(self, model: str, seconds: float) -> None:
         """Ask for no job of the model for so long. Those that still come are given back."""
         until = self._loop.time() + seconds
-        if until > self._paused.get(model, 0.0):
-            self._paused[model] = until
-            self._loop.call_at(until, self._resume, model)
+        if model in self._paused:
+            before, timer = self._paused[model]
+            if before >= until:
+                return
+            timer.cancel()
+        self._paused[model] = until, self._loop.call_at(until, self._resume, model)
 
     def _resume(self, model: str) -> None:
-        if self._paused.get(model, 0.0) <= self._loop.time():
-            self._paused.pop(model, None)
-            self._start_round()
-            self._fill()
+        # The timer alone says when: by a loop whose clock counts milliseconds, it comes a moment before its time.
+        del self._paused[model]
+        self._start_round()
+        self._fill()
 
     async def close(self) -> None:
         """Ask for no more; every job that was on its way has arrived when this returns."""
         self._open = False
+        for _, timer in self._paused.values():
+            timer.cancel()
         for task in (self._ticker, *self._changes):
             if task is not None:
                 task.cancel()

@@ -7,6 +7,7 @@ import random
 import secrets
 
 import pytest
+import uvloop
 
 from backbone.bus.base import Delivery, Queue
 from backbone.bus.memory import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
@@ -235,3 +236,20 @@ async def test_the_longer_of_two_pauses_counts() -> None:
     await asyncio.sleep(0.1)
     assert desk.done == []
     await desk.intake.close()
+
+
+def test_every_pause_ends_by_the_clock_of_uvloop() -> None:
+    """It counts milliseconds: seldom is it exactly as late as was asked for when a timer fires."""
+
+    async def pause() -> set[str]:
+        intake = Intake(MemoryWorkerBus(MemoryBroker(), lambda _: None), 2, frozenset)
+        for number in range(500):
+            intake.pause_model(f"m{number}", 0.01 + number / 2500)
+            await asyncio.sleep(0)
+        intake.pause_model("m0", 0.2)
+        intake.pause_model("m0", 0.1)
+        assert "m0" in intake._paused
+        await asyncio.sleep(0.5)
+        return set(intake._paused)
+
+    assert uvloop.run(pause()) == set()
