@@ -86,7 +86,7 @@ class Follower:
         self._require_open()
         found, left = await self._reader.batch(self._last + 1, f"{EVENTS}.{self._job}")
         self._exhausted = left == 0 and bool(found)
-        return [StoredEvent(message.seq, message.data) for message in found]
+        return [StoredEvent(message.seq, message.data, message.stored_at) for message in found]
 
     def _next_told(self) -> StoredEvent | None:
         """The next one, if it is the next one; else `_look` is set, or there is nothing."""

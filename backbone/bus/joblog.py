@@ -51,6 +51,8 @@ class StoredEvent(NamedTuple):
     """In the stream of events: grows with time, not by one."""
     data: bytes
     """See `schemas.durable`."""
+    stored_at: int | None = None
+    """Unix seconds, by NATS's clock; None where it came as it was stored."""
 
 
 class Decision(NamedTuple):

@@ -146,7 +146,7 @@ class MemoryRecords:
     def say(self, job: str, frame: bytes) -> None:
         """Keep an event."""
         self.last_event += 1
-        self.events.setdefault(job, []).append(StoredEvent(self.last_event, frame))
+        self.events.setdefault(job, []).append(StoredEvent(self.last_event, frame, int(time.time())))
         for follower in self.by_job.get(job, []):
             follower.wake.set()
 

@@ -255,7 +255,7 @@ class NatsJobLog:
         while is_token(job) and len(events) < count and left != 0:
             after = events[-1].seq if events else 0
             found, left = await self._events.batch(after + 1, f"{EVENTS}.{job}", count - len(events))
-            events += [StoredEvent(message.seq, message.data) for message in found]
+            events += [StoredEvent(message.seq, message.data, message.stored_at) for message in found]
         return events
 
     async def events(self, job: str, after: int = 0) -> AsyncGenerator[StoredEvent | None, None]:

@@ -4,7 +4,8 @@ It stands before another `JobLog`, in memory or on NATS, and has the same guaran
 - An outcome, an event, a question, a dead letter or an item of a backlog is given out only if its seal proves where it
   came from (`backbone.bus.seals`); anything else is reported to `on_refused`.
 - The subject of a refused outcome is freed, so that the true one can be stored.
-- What was stored before seals were introduced here, by NATS's clock, is believed as it is.
+- What was stored before seals were introduced here, by NATS's clock, is believed as it is; and so is what is said about a job
+  whose first event was stored then, where it agrees with that event: jobs that were queued over an upgrade run and end.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from contextlib import AbstractAsyncContextManager
 
 from backbone.bus.base import Queue
 from backbone.bus.joblog import Backlog, DeadLetter, Decision, Item, JobLog, StoredEvent
-from backbone.bus.seals import Seals, SealSecret
+from backbone.bus.seals import SAID_BY_WORKERS, Seals, SealSecret
 from schemas.durable import QUEUED, Answer, Ask, decode_durable, encode_durable
 from schemas.errors import Unavailable
-from schemas.jobs import Envelope
+from schemas.jobs import Envelope, JobRecord
 from schemas.words import Word
 
+FIRST_EVENTS = 32
+"""A quick worker's events may be stored before the one that says that its job is queued."""
 MAX_LOOK = 4096
 """Events that are looked at for a few that are sealed."""
 DECIDE_TRIES = 10
@@ -38,6 +41,8 @@ class SealedJobLog:
         self._inner = inner
         self._on_refused = on_refused
         self._known: set[tuple[str, str]] = set()
+        self._older: dict[str, JobRecord | None] = {}
+        """Jobs whose seals were missing: as they were submitted, if that was before there were seals."""
         self._seals: Seals | None = None
 
     @property
@@ -52,7 +57,7 @@ class SealedJobLog:
         """Under the secret as it is now. Raises Unavailable before `start`."""
         key = self._secret.key
         if self._seals is None or self._seals.key != key:
-            self._seals, self._known = Seals(key), set()
+            self._seals, self._known, self._older = Seals(key), set(), {}
         return self._seals
 
     @property
@@ -104,7 +109,7 @@ class SealedJobLog:
         look = count
         while True:
             found = await self._inner.first(job, look)
-            believed = [event for event in found if self._is_event(job, event.data)]
+            believed = [event for event in found if await self._is_event(job, event)]
             if len(believed) >= count or len(found) < look or look >= MAX_LOOK:
                 return believed[:count]
             look = min(4 * look, MAX_LOOK)
@@ -113,21 +118,58 @@ class SealedJobLog:
         """See JobLog."""
         async with contextlib.aclosing(self._inner.events(job, after)) as events:
             async for event in events:
-                if event is None or self._is_event(job, event.data):
+                if event is None or await self._is_event(job, event):
                     yield event
 
-    def _is_event(self, job: str, data: bytes) -> bool:
+    async def _is_event(self, job: str, event: StoredEvent) -> bool:
         try:
-            frame = decode_durable(data)
+            frame = decode_durable(event.data)
             if frame.kind == QUEUED:
-                believed = self.seals.is_record(job, frame.payload, frame.token)
+                believed = self.seals.is_record(job, frame.payload, frame.token) or self._is_old(event.stored_at)
             else:
-                believed = self._is_attempt(job, frame.token)
+                believed = self._is_attempt(job, frame.token) or await self._older_job(job) is not None
         except ValueError:
             believed = False
         if not believed:
             self._on_refused("event", job)
         return believed
+
+    def _is_old(self, stored_at: int | None) -> bool:
+        return stored_at is not None and stored_at < self._secret.made_at
+
+    async def _older_job(self, job: str) -> JobRecord | None:
+        """Return the job as it was submitted, if that was before there were seals; None for any other."""
+        if job not in self._older:
+            if len(self._older) >= MAX_KNOWN:
+                self._older.clear()
+            self._older[job] = await self._submitted_before_seals(job)
+        return self._older[job]
+
+    async def _submitted_before_seals(self, job: str) -> JobRecord | None:
+        for event in await self._inner.first(job, FIRST_EVENTS):
+            with contextlib.suppress(ValueError):
+                frame = decode_durable(event.data)
+                if frame.kind == QUEUED and self._is_old(event.stored_at):
+                    return JobRecord.model_validate_json(frame.payload)
+        return None
+
+    async def _is_of_older_job(self, word: Word) -> bool:
+        """Whether a worker's outcome is of a job that is older than seals, and agrees with how that was submitted."""
+        if word.status not in SAID_BY_WORKERS:
+            return False
+        record = await self._older_job(word.job)
+        if record is None:
+            return False
+        webhook = record.webhook.url if record.webhook is not None else ""
+        submitted = (
+            *(record.owner, record.endpoint, record.capability, record.service_tier, record.queue_name, record.model),
+            *(record.request_id, record.metadata, record.key, webhook, record.batch, record.stream, record.uploads),
+        )
+        said = (
+            *(word.owner, word.endpoint, word.capability, word.lane, word.model, word.public_model),
+            *(word.request_id, word.metadata, word.key, word.webhook, word.batch, word.stream, word.uploads),
+        )
+        return submitted == said
 
     def _is_attempt(self, job: str, token: str) -> bool:
         seals = self.seals
@@ -157,19 +199,20 @@ class SealedJobLog:
         decision = await self._inner.decided(job)
         if decision is None:
             return None
-        if decision.word.job == job and self._is_outcome(decision.word, decision.stored_at):
+        if decision.word.job == job and await self._is_outcome(decision.word, decision.stored_at):
             return decision._replace(payload=self._request(decision.word, decision.payload, decision.stored_at))
         self._on_refused("outcome", job)
         await self._inner.undecide(job, decision.seq)
         return None
 
-    def _is_outcome(self, word: Word, stored_at: int) -> bool:
-        return self.seals.is_outcome(word) or stored_at < self._secret.made_at
+    async def _is_outcome(self, word: Word, stored_at: int) -> bool:
+        return self.seals.is_outcome(word) or self._is_old(stored_at) or await self._is_of_older_job(word)
 
     def _request(self, word: Word, payload: bytes, stored_at: int) -> bytes:
         """Return the job message with which a failed job can be tried again; nothing where it is not the one that was stored."""
         is_answer = word.error is None
-        if is_answer or not payload or stored_at < self._secret.made_at or self.seals.is_message(payload, word):
+        older = self._is_old(stored_at) or self._older.get(word.job) is not None
+        if is_answer or not payload or older or self.seals.is_message(payload, word):
             return payload
         self._on_refused("message", word.job)
         return b""
@@ -186,17 +229,17 @@ class SealedJobLog:
         """See JobLog."""
         async with contextlib.aclosing(self._inner.words(at_once=at_once, hold_s=hold_s)) as items:
             async for item in items:
-                if self._is_believed(item):
+                if await self._is_believed(item):
                     yield item
                 else:
                     await self._drop_outcome(item)
 
-    def _is_believed(self, item: Item) -> bool:
+    async def _is_believed(self, item: Item) -> bool:
         try:
             word, _ = Word.decode(item.data)
         except ValueError:
             return False
-        return word.job == item.id and self._is_outcome(word, item.stored_at)
+        return word.job == item.id and await self._is_outcome(word, item.stored_at)
 
     async def _drop_outcome(self, item: Item) -> None:
         try:
@@ -211,7 +254,7 @@ class SealedJobLog:
         """See JobLog."""
 
         async def answered(ask: Ask) -> Answer | None:
-            if self._is_attempt(ask.job, ask.token):
+            if self._is_attempt(ask.job, ask.token) or await self._older_job(ask.job) is not None:
                 return await referee(ask)
             self._on_refused("question", ask.job)
             return None
@@ -245,7 +288,7 @@ class SealedJobLog:
         return None
 
     async def _letter(self, letter: DeadLetter) -> DeadLetter | None:
-        if self._is_outcome(letter.word, letter.stored_at):
+        if await self._is_outcome(letter.word, letter.stored_at):
             return letter._replace(message=self._request(letter.word, letter.message, letter.stored_at))
         self._on_refused("dead_letter", letter.word.job)
         await self._inner.unbury(letter.seq)
@@ -272,7 +315,7 @@ class SealedJobLog:
         data = self.seals.open_item(backlog, item.data)
         if data is not None:
             return data
-        if item.stored_at < self._secret.made_at:
+        if self._is_old(item.stored_at):
             return item.data
         self._on_refused("item", item.id)
         return None

@@ -12,6 +12,7 @@ import pytest
 from backbone.bus.joblog import WorkerLog
 from backbone.bus.sealed_joblog import SealedJobLog
 from backbone.bus.seals import SealSecret, attempt_token
+from gateway.jobs.records import first_record
 from schemas.durable import NO_TOKEN, QUEUED, Answer, AnswerKind, Ask, decode_durable, encode_durable
 from schemas.events import EventKind
 from schemas.jobs import Envelope, JobStatus
@@ -213,6 +214,68 @@ async def test_an_item_that_no_gateway_put_there_is_dropped(desk: Desk) -> None:
         assert (item.id, item.data) == (f"true-{id(desk)}", b'{"owner":"o"}')
         await item.done()
     assert desk.refused == [("item", f"forged-{id(desk)}")]
+
+
+async def submitted_before(desk: Desk, monkeypatch: pytest.MonkeyPatch, env: Envelope) -> None:
+    """Let the job's first event be older than the secret, and what comes now younger."""
+    record = first_record(env, queue_s=60.0, expires_at=None)
+    await desk.log.say(env.job, encode_durable(QUEUED, env.run, 0, 0, NO_TOKEN, record.model_dump_json().encode()))
+    [event] = await desk.log.first(env.job, 1)
+    secret = desk.log.seal_secret
+    assert secret is not None
+    assert event.stored_at is not None
+    later = SealSecret(b"another secret, of thirty-two b.", event.stored_at + 1)
+    monkeypatch.setattr(type(desk.log), "_secret", property(lambda _: later))
+    await asyncio.sleep(2.1)  # stamps are whole seconds: there is nothing to await
+
+
+async def test_a_job_that_was_queued_before_there_were_seals_ends(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its worker has no seal to repeat: the job's own first event says what may be believed. It can be tried again, too."""
+    env, message = await desk.given(ticket="", seal="", message_seal="")
+    await submitted_before(desk, monkeypatch, env)
+    token = attempt_token("")
+    for number, kind in enumerate((EventKind.STARTED, EventKind.CHUNK)):
+        await desk.log.say(env.job, encode_durable(kind.value, env.run, 1, number, token, b"{}"))
+    assert [decode_durable(event.data).kind for event in await desk.log.first(env.job, 9)] == [QUEUED, "s", "c"]
+    await desk.forge(
+        word_on(env, FAILED, seal="", token=token, error={"message": "m", "type": "t", "status": 500}), message
+    )
+    decision = await desk.log.decided(env.job)
+    assert decision is not None
+    assert decision.payload == message
+    assert desk.refused == []
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"owner": "mallory"},
+        {"key": "key_x"},
+        {"webhook": "http://x.example/"},
+        {"metadata": {"paid": "1"}},
+        {"model": "x"},
+    ],
+)
+async def test_what_disagrees_with_the_first_event_is_refused(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, lie: dict[str, Any]
+) -> None:
+    """Also of a job that is older than seals; and so is a cancel, which only gateways say."""
+    env, _ = await desk.given()
+    await submitted_before(desk, monkeypatch, env)
+    for word in (word_on(env, COMPLETED, seal="").model_copy(update=lie), word_on(env, CANCELLED, seal="")):
+        await desk.forge(word)
+        assert await desk.log.decided(env.job) is None
+    assert [kind for kind, _ in desk.refused] == ["outcome"] * 2
+
+
+async def test_a_job_that_never_was_is_not_older(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its id says of its age."""
+    env, _ = await desk.given()
+    await submitted_before(desk, monkeypatch, env)
+    other = env.model_copy(update={"job": "job_" + "0" * 12 + "7" + "0" * 19})
+    await desk.forge(word_on(other, COMPLETED, seal=""))
+    assert await desk.log.decided(other.job) is None
+    assert desk.refused == [("outcome", other.job)]
 
 
 async def test_what_is_older_than_the_secret_is_believed(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
