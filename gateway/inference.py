@@ -227,13 +227,13 @@ class _Request:
         if not await self._first(call):
             return
         reply, observe = self._reply, self._side._metrics.itl.observe
-        model, last = call.envelope.model, monotonic()
+        model, last, between_events = call.envelope.model, monotonic(), True
 
-        def passed_on() -> None:
-            nonlocal last
+        def passed_on(data: bytes) -> None:
+            nonlocal last, between_events
             now = monotonic()
             observe(model, now - last)
-            last = now
+            last, between_events = now, data.endswith(b"\n\n")
 
         if self._line is not None:
             push = self._line.push
@@ -241,7 +241,7 @@ class _Request:
             def direct(data: bytes) -> bool:
                 if not push(data):
                     return False
-                passed_on()
+                passed_on(data)
                 return True
 
             call.direct = direct
@@ -250,14 +250,13 @@ class _Request:
             data = call.take()
             if data:
                 await reply.more(data)
-                passed_on()
+                passed_on(data)
             elif (ref := call.take_ref()) is not None:
-                await self._pass_on(ref)
-                passed_on()
+                passed_on(await self._pass_on(ref))
             elif call.state is State.ENDED:
                 break
             else:
-                if call.progress is not progress:
+                if call.progress is not progress and between_events:  # a large event comes in several pieces
                     progress = call.progress
                     await self._comment(call)
                 await call.wait()
@@ -267,12 +266,15 @@ class _Request:
         elif call.done is not None:
             await reply.last(DONE if self._type is SSE else b"")
 
-    async def _pass_on(self, ref: BlobRef) -> None:
+    async def _pass_on(self, ref: BlobRef) -> bytes:
+        """Write the blob; return its last piece."""
+        piece = b""
         try:
             async for piece in self._side._blobs.read(ref.name):
                 await self._reply.more(piece)
         finally:
             self._side._blobs.remove(ref.name, if_opened=True)
+        return piece
 
     async def _first(self, call: Call) -> bool:
         """Wait for the first output. False when the call ended without any, and the caller was told so."""

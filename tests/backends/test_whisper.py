@@ -320,7 +320,7 @@ async def test_a_file_that_is_refused_by_the_name_of_a_format_changes_nothing() 
     """The server's words about one caller's file hold `response_format`; a probe shows that it has the format."""
 
     def no_noise(double: Double, form: dict[str, Any]) -> web.StreamResponse:
-        if form["sound"] == b"noise":
+        if double.forms[-1]["sound"] == b"noise":
             told = "no audio (response_format=verbose_json)"
             return web.json_response({"error": {"message": told, "type": "invalid_request_error"}}, status=400)
         return web.json_response({"text": "Hello.", "segments": [{"start": 0, "end": 1, "text": "Hello."}]})

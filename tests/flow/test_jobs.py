@@ -764,7 +764,10 @@ async def test_a_failed_job_is_tried_again(shared: Jobs, eventually: Eventually)
     assert (failed["status"], failed["attempts"], failed["run"]) == ("failed", 1, 1)
     assert (await shared.crew.cluster.get(f"/v1/dlq/{job}")).status_code == 404
     again = await asyncio.gather(*(shared.action(job, "retry") for _ in range(4)))
-    assert sorted(answer.status_code for answer in again) == [202, 400, 400, 400]
+    # One of them begins the new run; another that finds it half begun makes it whole, and is told the same.
+    assert {answer.status_code for answer in again} <= {202, 400}
+    runs = {answer.json()["run"] for answer in again if answer.status_code == 202}
+    assert runs == {2}
     done = await shared.end(job)
     assert (done["status"], done["run"], done["error"]) == ("completed", 2, None)
     assert await shared.text(job) == "hello there"
