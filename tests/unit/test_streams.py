@@ -1,0 +1,66 @@
+"""What is written between the pieces of a streamed answer."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from gateway.call import State
+from gateway.inference import _Request
+
+
+class Pieces:
+    """A call whose pieces come one by one, with news of progress before each of them."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self._pieces, self._here = list(pieces), list[bytes]()
+        self.envelope, self.error, self.done = SimpleNamespace(model="m"), None, object()
+        self.state, self.progress, self.direct = State.RUNNING, b"0", None
+
+    def take(self) -> bytes:
+        return self._here.pop() if self._here else b""
+
+    def take_ref(self) -> None:
+        return None
+
+    async def wait(self) -> None:
+        if self._pieces:
+            self._here.append(self._pieces.pop(0))
+            self.progress = b"%d" % len(self._pieces)
+        else:
+            self.state = State.ENDED
+
+
+class Writes:
+    """A reply that keeps what is written."""
+
+    def __init__(self) -> None:
+        self.out = b""
+
+    async def more(self, data: bytes) -> None:
+        self.out += data
+
+    last = more
+
+
+async def test_progress_never_cuts_an_event() -> None:
+    """A large event comes in several pieces: news of progress waits for its end."""
+
+    class Request(_Request):
+        async def _first(self, call: Any) -> bool:
+            return True
+
+        async def _comment(self, call: Any) -> None:
+            await self._reply.more(b": progress\n\n")
+
+    request: Any = object.__new__(Request)
+    request._reply, request._line, request._type = Writes(), None, "application/json"
+    request._side = SimpleNamespace(_metrics=SimpleNamespace(itl=SimpleNamespace(observe=lambda *_: None)))
+    await request._stream(Pieces(b"data: one\n\n", b'data: {"b64":"', b"AAAA", b'"}\n\n', b"data: two\n\n"))
+    events = request._reply.out.split(b"\n\n")
+    assert [event for event in events if event and event != b": progress"] == [
+        b"data: one",
+        b'data: {"b64":"AAAA"}',
+        b"data: two",
+    ]
+    assert b": progress" in events
