@@ -247,20 +247,29 @@ class Cluster:
         self._recorded.append(recorded)
         return recorded
 
+    async def _queues(self) -> list[dict[str, Any]] | None:
+        """The queues as the first gateway lists them; None while it has no NATS, which counts as -1 jobs."""
+        answer = await self.get("/v1/queues")
+        return None if answer.status_code == 503 else answer.json()["data"]
+
     async def in_progress(self, model: str) -> int:
         """Jobs of `model` that are with a worker."""
-        queues = (await self.get("/v1/queues")).json()["data"]
-        return sum(queue["in_progress"] for queue in queues if queue["model"] == model)
+        queues = await self._queues()
+        return -1 if queues is None else sum(queue["in_progress"] for queue in queues if queue["model"] == model)
 
     async def waiting(self, model: str) -> int:
         """Jobs of `model` that wait for a worker."""
-        queues = (await self.get("/v1/queues")).json()["data"]
-        return sum(queue["depth"] for queue in queues if queue["model"] == model)
+        queues = await self._queues()
+        return -1 if queues is None else sum(queue["depth"] for queue in queues if queue["model"] == model)
 
     async def stored(self, model: str) -> int:
         """Jobs of `model` that the queue holds, waiting or not."""
-        queues = (await self.get("/v1/queues")).json()["data"]
-        return sum(queue["depth"] + queue["in_progress"] for queue in queues if queue["model"] == model)
+        queues = await self._queues()
+        return (
+            -1
+            if queues is None
+            else sum(queue["depth"] + queue["in_progress"] for queue in queues if queue["model"] == model)
+        )
 
     async def listed(self) -> dict[str, str]:
         """The workers that the first gateway knows, and their states."""
