@@ -255,6 +255,7 @@ class KeyRing:
             self._raw[key_id] = raw
         elif known is not None and known.revoked_at is not None and key.revoked_at is None:
             await self._mark_revoked(known)
+            self._notices.tell(TOPIC)
         else:
             self._take(key, raw)
 
@@ -268,7 +269,11 @@ class KeyRing:
                 self._raw.pop(key_id, None)
                 self._index.drop(key_id)
             else:
-                returned += await self._documents.add(KIND, "", key_id, self._raw[key_id], ttl_s=ttl_s)
+                ours = self._raw[key_id]
+                if await self._documents.add(KIND, "", key_id, ours, ttl_s=ttl_s):
+                    returned += 1
+                elif (theirs := await self._documents.get(KIND, "", key_id)) not in (None, ours):
+                    await self._learn(key_id, theirs)  # another gateway was first, which may not know of a revocation
         if returned:
             log.warning("keys were lost by the store and written back", keys=returned)
 

@@ -264,6 +264,25 @@ class TestTheStoreLosesItsData:
         assert not dull.knows(new.key)
         assert not knowing.knows(new.key)
 
+    async def test_who_knows_of_a_revocation_is_believed_whoever_writes_first(self, fleet: Fleet) -> None:
+        """Both give a key back to an empty store: one reads it while it is empty, the other writes in between."""
+        late, knows = await fleet.gateway(reread_s=3600), await fleet.gateway(reread_s=3600)
+        new = await late.create()
+        await knows.ring.refresh()
+        fleet.notices.available = False
+        await knows.ring.revoke(new.record.id)
+        fleet.flush()
+        read = knows.ring._read
+
+        async def then_the_other_writes() -> dict[str, bytes]:
+            found = await read()
+            await late.ring.refresh()
+            return found
+
+        knows.ring._read = then_the_other_writes  # type: ignore[method-assign]
+        await knows.ring.refresh()
+        assert not (await fleet.gateway()).knows(new.key)
+
     async def test_who_was_cut_off_for_long_forgets(self, fleet: Fleet) -> None:
         """What has left the store meanwhile may have been revoked: it is not brought back."""
         gateway = await fleet.gateway(reread_s=3600)
