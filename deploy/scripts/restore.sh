@@ -57,7 +57,7 @@ case "$name" in
 esac
 
 if [[ "$local_" == true ]]; then
-  nx_need nexus 'Install Nexus (pip install nexus), or leave --local out where docker compose runs it.'
+  nx_need nexus 'Put the .venv/bin of a checkout on PATH, or install a release (pip install nexus-inference-gateway), or leave --local out where docker compose runs it.'
   nexus restore "$folder/$name" ${more[@]+"${more[@]}"} || exit "$NX_FAILED"
   exit 0
 fi

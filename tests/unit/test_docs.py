@@ -30,7 +30,7 @@ OPERATIONS = (ROOT / "docs" / "OPERATIONS.md").read_text()
 
 CODE = re.compile(r"`([^`\n]+)`|```.*?\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
-METRIC = re.compile(r"\bnexus_(?!teller\b)[a-z_]+\b")  # the adapter that a page has for an example is none
+METRIC = re.compile(r"\bnexus_(?!teller\b|inference_gateway\b)[a-z_]+\b")  # an adapter of an example, and our wheel
 SUFFIXES = ("_bucket", "_sum", "_count")
 SETTING = re.compile(r"\b(?:[A-Z]+_)+[A-Z]+\b")
 NOT_SETTINGS = re.compile(

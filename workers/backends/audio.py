@@ -1,6 +1,6 @@
 """Sound from one form into another: what servers make into what callers ask for, and uploads into samples.
 
-Samples are 16-bit little-endian integers, channels interleaved. Coding needs PyAV (`pip install 'nexus[audio]'`); WAV and
+Samples are 16-bit little-endian integers, channels interleaved. Coding needs PyAV (the extra `audio`); WAV and
 PCM as the server makes them do without it.
 """
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from tempfile import SpooledTemporaryFile
 from typing import Any, TypeVar
 
+from schemas.installation import install_hint
 from workers.backends.base import BackendError, BackendRefused
 
 T = TypeVar("T")
@@ -97,7 +98,7 @@ def require_possible(codec: str, source: SoundFormat, speed: float) -> None:
         return
     raise BackendRefused(
         f"this worker can only make {' or '.join(possible)} at speed 1 of what its backend gives; "
-        "its operator can add the rest with: pip install 'nexus[audio]'",
+        f"its operator can add the rest with: {install_hint('audio')}",
         param="speed" if codec in possible else "response_format",
     )
 
@@ -379,7 +380,7 @@ async def decode(data: bytes, *, rate: int = HEARING_RATE) -> Sound:
     """Any audio file as mono samples at `rate`. Raises BackendRefused when it is none, is corrupt, or lasts too long."""
     if not has_codecs():
         raise BackendRefused(
-            "this worker cannot convert audio; its operator can with: pip install 'nexus[audio]'", param="file"
+            f"this worker cannot convert audio; its operator can add that with: {install_hint('audio')}", param="file"
         )
     stopped = threading.Event()
     return await to_its_end(asyncio.to_thread(_decode, data, rate, stopped), stopped.set)

@@ -14,6 +14,7 @@ from uuid import uuid4
 
 import orjson
 
+from schemas.installation import install_hint
 from workers.backends.base import BackendError, BackendRefused, BackendUnavailable
 from workers.backends.images import authorization
 from workers.backends.multipart import FilePart, encode
@@ -170,7 +171,9 @@ class ComfyServer:
         try:
             import aiohttp
         except ImportError as error:
-            raise BackendError("ComfyUI needs aiohttp beside the worker: pip install 'nexus[images]'") from error
+            raise BackendError(
+                f"ComfyUI needs aiohttp beside the worker; its operator can add it with: {install_hint('images')}"
+            ) from error
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0)
         async with aiohttp.ClientSession(headers=self._headers, timeout=timeout) as session:
             listener = Listener(session, self._url)

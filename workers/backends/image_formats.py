@@ -1,4 +1,4 @@
-"""Pictures from one format into another, off the event loop. Needs Pillow: `pip install 'nexus[images]'`."""
+"""Pictures from one format into another, off the event loop. Needs Pillow: the extra `images`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from schemas.events import MAX_PREVIEW
+from schemas.installation import install_hint
 from workers.backends.base import BackendError, BackendRefused
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ async def _apart(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.to_thread(work, *args, **kwargs)
     except ImportError as error:
         text = (
-            "this picture needs converting, and Pillow is not installed beside the worker: pip install 'nexus[images]'"
+            "this picture needs converting, and Pillow is not installed beside the worker; its operator can add it with: "
+            f"{install_hint('images')}"
         )
         raise BackendError(text) from error
     except BackendError:
