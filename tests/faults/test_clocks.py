@@ -128,7 +128,8 @@ async def test_receivers_take_webhooks_of_either(cluster: Cluster, crew: Crew, e
             jobs += [
                 (await submit(cluster, turn % 2, crew.model, webhook={"url": got.url}))["id"] for turn in range(20)
             ]
-            await eventually(lambda: told_by(RIGHT) + told_by(WRONG) >= len(jobs))
+            made = len(jobs)
+            await eventually(lambda made=made: told_by(RIGHT) + told_by(WRONG) >= made)
         hooks = [message.verified(bootstrap_webhook_secret(KEY)) for message in got.got]
         assert {hook["data"]["id"] for hook in hooks} == set(jobs)
         for message in got.got:
