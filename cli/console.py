@@ -196,7 +196,8 @@ def render_workers(answer: dict[str, Any]) -> RenderableType:
 
 
 def _notes(row: dict[str, Any]) -> Iterator[str]:
-    """The models that a worker leaves alone for now, and what its models lack, as far as it knows."""
+    """What keeps a worker or a model from serving, the models that it leaves alone for now, and what its models lack."""
+    yield from row.get("problems", ())
     for one in row.get("pauses", ()):
         yield f"{one['model']} paused until {_clock(one['until'])}: {one['reason']}"
     for one in row.get("limitations", ()):

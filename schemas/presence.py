@@ -84,6 +84,8 @@ class WorkerPresence(BaseModel):
     state: WorkerState = WorkerState.READY
     limitations: tuple[Limitation, ...] = ()
     pauses: tuple[Pause, ...] = ()
+    problems: tuple[str, ...] = ()
+    """Why the worker is unhealthy, or what a ready one does not serve: sentences for the operator."""
 
 
 class CatalogueEntry(BaseModel):

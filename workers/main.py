@@ -119,6 +119,6 @@ def _open_probes(settings: WorkerSettings, metrics: WorkerMetrics, worker: Worke
     if not port:
         return
     try:
-        serve_probes(host, port, metrics.registry, lambda: worker.standing)
+        serve_probes(host, port, metrics.registry, lambda: worker.standing, lambda: worker.problems)
     except OSError as error:
         raise Misconfigured(f"WORKER_OBSERVABILITY_PORT: cannot listen on {host}:{port}: {error.strerror}") from error

@@ -21,7 +21,7 @@ from schemas.errors import NexusError
 from schemas.jobs import LANES, Capability, Envelope
 from schemas.presence import Limitation, ModelOffer, Pause, ServiceRecord, Snapshot, WorkerPresence, WorkerState
 from workers.attempt import Attempt, Identity, Stop
-from workers.backends.base import Backend, BackendError, BackendUnavailable, is_unreachable
+from workers.backends.base import Backend, BackendError, BackendUnavailable, Requirement, is_unreachable
 from workers.durable import DurableAttempt
 from workers.intake import Intake
 from workers.metrics import WorkerMetrics
@@ -34,7 +34,11 @@ NO_SLOT_DELAY_S = 0.1
 BUSY_UPDATE_S = 5.0
 """How often the registry is told how busy we are; every gateway hears of each change."""
 MAX_LIMITATIONS = 100
-"""As many limitations, and as many pauses, are shown in the registry."""
+"""As many limitations, as many pauses, and as many problems are shown in the registry."""
+MAX_PROBLEM = 1000
+"""Characters of a problem that are shown."""
+TROUBLE_LOG_S = 30.0
+"""How often another reason for being unhealthy is logged."""
 PAUSES_UPDATE_S = 1.0
 """How often the registry is told which models are paused."""
 LOSS_S = 10.0
@@ -85,6 +89,8 @@ class Worker:
         self._unnamed: set[str] = set()
         self._services: Mapping[str, ServiceRecord] = {}
         self._problems: tuple[str, ...] = ()
+        self._shown_problems: tuple[str, ...] = ()
+        self._next_trouble = 0.0
         self._limitations: tuple[Limitation, ...] = ()
         self._pauses = Pauses()
         self._shown_pauses: tuple[Pause, ...] = ()
@@ -136,6 +142,11 @@ class Worker:
             self._changed.set()
 
     @property
+    def problems(self) -> tuple[str, ...]:
+        """Why the worker is unhealthy, or what a ready one does not serve."""
+        return self._problems
+
+    @property
     def standing(self) -> str:
         """`ready`: takes jobs; `starting`; `disconnected` from NATS; `unhealthy`: its backend does not answer; `draining`."""
         if self._draining.is_set():
@@ -179,10 +190,11 @@ class Worker:
                     changed = self._changed.is_set()
                     if self._state is not WorkerState.READY or changed or monotonic() >= next_discovery:
                         self._changed.clear()
+                        missing = await asyncio.to_thread(missing_requirements, self._backend)
                         discovery = await self._backend.discover()
                         next_discovery = monotonic() + DISCOVER_INTERVALS * self._health_interval_s
+                        self._tell(discovery.problems + optional_problems(missing, discovery.models))
                         await self._serve(discovery.models, discovery.slots)
-                        self._tell(discovery.problems)
                     else:
                         await self._backend.health()
                         self._open_intake()
@@ -218,7 +230,7 @@ class Worker:
             queues = [Queue(c, lane, m.name) for m in models for c in m.capabilities for lane in LANES]
             await self._intake.serve(queues, slots)
             log.info("serving", worker=self.id, models=[m.name for m in models], slots=slots)
-        if self._state is not WorkerState.READY or changed:
+        if self._state is not WorkerState.READY or changed or self._problems != self._shown_problems:
             self._state = WorkerState.READY
             await self._announce()
         self._open_intake()
@@ -229,11 +241,12 @@ class Worker:
             self._intake.open()
 
     def _tell(self, problems: tuple[str, ...]) -> None:
-        """Each problem once, and that it is over."""
+        """Log each problem once, and that all are over."""
+        problems = shown(problems)
         for problem in problems:
             if problem not in self._problems:
                 log.warning("not served", worker=self.id, problem=problem)
-        if self._problems and not problems:
+        if self._problems and not problems and self._state is WorkerState.READY:
             log.info("all served", worker=self.id)
         self._problems = problems
 
@@ -254,11 +267,16 @@ class Worker:
             message = f"the backend did not say how it is within {HEALTH_LIMIT_S:g} s"
         else:
             message = error.info.message if isinstance(error, NexusError) else f"{type(error).__name__}: {error}"
-        if self._state is WorkerState.READY or self._announcement is None:
+        problems, now = shown((message,)), monotonic()
+        newly = self._state is WorkerState.READY or self._announcement is None
+        another = problems != self._problems and now >= self._next_trouble
+        if newly or another:
             log.warning("backend not usable", worker=self.id, backend=self._backend.name, error=message)
+            self._next_trouble = now + TROUBLE_LOG_S
         if self._intake is not None:
             self._intake.pause()
-        if self._state is not WorkerState.UNHEALTHY or self._announcement is None:
+        self._problems = problems
+        if newly or another:
             self._state = WorkerState.UNHEALTHY
             await self._announce()
 
@@ -275,7 +293,9 @@ class Worker:
             state=self._state,
             limitations=self._limitations,
             pauses=self._shown_pauses,
+            problems=self._problems,
         )
+        self._shown_problems = self._problems
         if self._announcement is None:
             self._announcement = await self._registry.announce(presence)
         else:
@@ -402,3 +422,26 @@ class Worker:
         for (job, run, _), attempt in list(self._attempts.items()):
             if (job, run) == (control.job, control.run):
                 attempt.stop(Stop.CANCELLED)
+
+
+class RequirementMissing(BackendUnavailable):
+    """The worker's machine lacks something that its adapter needs."""
+
+
+def missing_requirements(backend: Backend) -> list[tuple[Requirement, str]]:
+    """Return the optional requirements that are missing, each with its problem. Raises RequirementMissing for the others."""
+    found = [(one, problem) for one in backend.requirements() if (problem := one.problem()) is not None]
+    if required := [problem for one, problem in found if not one.optional]:
+        raise RequirementMissing(f"The {backend.name} adapter cannot work yet. {' '.join(required)}")
+    return found
+
+
+def optional_problems(missing: list[tuple[Requirement, str]], models: tuple[ModelOffer, ...]) -> tuple[str, ...]:
+    """Return the problems of the requirements that matter to these models."""
+    served = {capability for model in models for capability in model.capabilities}
+    return tuple(problem for one, problem in missing if not one.capabilities or served & set(one.capabilities))
+
+
+def shown(problems: tuple[str, ...]) -> tuple[str, ...]:
+    """Return as much of the problems as the registry holds."""
+    return tuple(problem[:MAX_PROBLEM] for problem in problems[:MAX_LIMITATIONS])

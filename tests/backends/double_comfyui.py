@@ -53,6 +53,9 @@ class Behaviour:
     status: bool = True
     """Older servers say nothing of it in their history."""
     previews: bool = False
+    tells_classes: bool = True
+    """Older servers say nothing of a single class of nodes."""
+    new_nodes: bool = False
 
 
 @dataclass
@@ -78,6 +81,8 @@ class ComfyDouble:
 
     def __init__(self) -> None:
         self.checkpoints = ["sd15.safetensors", "sdxl.safetensors"]
+        self.custom_classes: set[str] = set()
+        self.asked_classes: list[str] = []
         self.behaviour = Behaviour()
         self.port = 0
         self.submitted: list[Graph] = []
@@ -133,6 +138,7 @@ class ComfyDouble:
                 web.get("/view", self._view),
                 web.post("/upload/image", self._upload),
                 web.get("/models/checkpoints", self._get_checkpoints),
+                web.get("/object_info/{kind}", self._get_class),
             ]
         )
         self._runner = web.AppRunner(app, shutdown_timeout=0.01)
@@ -193,6 +199,23 @@ class ComfyDouble:
     async def _get_checkpoints(self, _: web.Request) -> web.Response:
         return web.json_response(self.checkpoints)
 
+    async def _get_class(self, request: web.Request) -> web.Response:
+        kind = request.match_info["kind"]
+        self.asked_classes.append(kind)
+        if not self.behaviour.tells_classes:
+            return web.Response(status=404)
+        if kind not in REQUIRED and kind not in OTHERS and kind not in self.custom_classes:
+            return web.json_response({})
+        required: dict[str, Any] = {name: ["STRING", {}] for name in REQUIRED.get(kind, ())}
+        if "ckpt_name" in required:
+            # The two forms in which ComfyUI lists values, by whether a node is of its newer kind.
+            new = ["COMBO", {"multiselect": False, "options": self.checkpoints}]
+            required["ckpt_name"] = new if self.behaviour.new_nodes else [self.checkpoints, {"tooltip": "a model"}]
+        if kind == "LoadImage":
+            required["image"] = [sorted(self.uploads), {"image_upload": True}]
+        info = {"input": {"required": required}, "name": kind, "output_node": kind in OUTPUTS}
+        return web.json_response({kind: info})
+
     async def _post_prompt(self, request: web.Request) -> web.Response:
         body = await request.json()
         error, node_errors = self._faults(body["prompt"])
@@ -245,7 +268,7 @@ class ComfyDouble:
 
     def _faults(self, graph: Graph) -> tuple[dict[str, Any] | None, dict[str, Any]]:
         for key, node in graph.items():
-            if node["class_type"] not in REQUIRED and node["class_type"] not in OTHERS:
+            if node["class_type"] not in {*REQUIRED, *OTHERS, *self.custom_classes}:
                 text = f"Cannot execute because node {node['class_type']} does not exist."
                 return _error("invalid_prompt", text, f"Node ID '#{key}'"), {}
         if not any(node["class_type"] in OUTPUTS for node in graph.values()):

@@ -19,6 +19,7 @@ from workers.backends.base import (
     BackendConfig,
     BackendError,
     BackendRefused,
+    BackendUnavailable,
     Chunk,
     Finish,
     ModelNotServed,
@@ -394,7 +395,11 @@ async def test_a_value_that_comfyui_refuses_is_named(double: ComfyDouble, backen
         await outputs_of(backend, task())
 
 
-async def test_a_workflow_that_this_comfyui_cannot_run(served: Callable[..., ComfyUIBackend]) -> None:
+async def test_a_workflow_that_this_comfyui_cannot_run(
+    double: ComfyDouble, served: Callable[..., ComfyUIBackend]
+) -> None:
+    """Where ComfyUI does not say which classes of nodes it has, the request shows it."""
+    double.behave(tells_classes=False)
     graph = workflow()
     graph["8"]["class_type"] = "SomeCustomNode"
     with pytest.raises(BackendRefused, match="SomeCustomNode does not exist"):
@@ -442,3 +447,121 @@ async def test_a_model_named_but_absent_is_said_at_once(double: ComfyDouble) -> 
 
 async def _true(value: bool) -> bool:
     return value
+
+
+# What keeps a workflow from being served
+
+
+@pytest.fixture
+async def folder(double: ComfyDouble, tmp_path: Path) -> AsyncIterator[tuple[Path, ComfyUIBackend]]:
+    """A folder with a workflow that works, and a backend on it."""
+    (tmp_path / "good.json").write_text(json.dumps(workflow()))
+    backend = ComfyUIBackend(BackendConfig(url=double.url, options={"workflows": str(tmp_path)}))
+    yield tmp_path, backend
+    await backend.close()
+
+
+async def found(backend: ComfyUIBackend) -> tuple[list[str], tuple[str, ...]]:
+    discovery = await backend.discover()
+    return [model.name for model in discovery.models], discovery.problems
+
+
+@pytest.mark.parametrize("new_nodes", [False, True], ids=["list", "combo"])
+async def test_a_missing_checkpoint_is_named_until_it_is_there(
+    new_nodes: bool, double: ComfyDouble, folder: tuple[Path, ComfyUIBackend]
+) -> None:
+    """The other workflows are served; the file is noticed without a restart of anything."""
+    path, backend = folder
+    double.behave(new_nodes=new_nodes)
+    graph = workflow()
+    graph["4"]["inputs"]["ckpt_name"] = "sdxl_v2.safetensors"
+    (path / "wants.json").write_text(json.dumps(graph))
+    names, [problem] = await found(backend)
+    assert names == ["good"]
+    assert problem == (
+        "The workflow 'wants' is not served: ComfyUI lacks the file sdxl_v2.safetensors (ckpt_name of CheckpointLoaderSimple, "
+        "node 4); it has sdxl.safetensors, sd15.safetensors."
+    )
+    with pytest.raises(BackendUnavailable, match="sdxl_v2"):
+        await outputs_of(backend, task("wants"))
+    double.checkpoints.append("sdxl_v2.safetensors")
+    assert await found(backend) == (["good", "wants"], ())
+    double.checkpoints.remove(CHECKPOINT)
+    names, [problem] = await found(backend)
+    assert names == ["wants"]
+    assert CHECKPOINT in problem
+
+
+async def test_a_missing_class_of_nodes_is_named_until_it_is_there(
+    double: ComfyDouble, folder: tuple[Path, ComfyUIBackend]
+) -> None:
+    path, backend = folder
+    graph = workflow()
+    graph["8"]["class_type"] = "SomeCustomNode"
+    (path / "custom.json").write_text(json.dumps(graph))
+    names, [problem] = await found(backend)
+    assert names == ["good"]
+    assert "'custom' is not served: ComfyUI lacks the node class SomeCustomNode (node 8); install" in problem
+    double.custom_classes.add("SomeCustomNode")
+    assert await found(backend) == (["custom", "good"], ())
+
+
+async def test_a_node_that_no_output_needs_does_not_count(
+    double: ComfyDouble, served: Callable[..., ComfyUIBackend]
+) -> None:
+    """ComfyUI does not run it either."""
+    graph = workflow()
+    graph["44"] = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "gone.safetensors"}}
+    assert await found(served(graph)) == (["mine"], ())
+
+
+async def test_nothing_that_can_run_is_an_error_that_says_why(
+    double: ComfyDouble, backend: ComfyUIBackend, served: Callable[..., ComfyUIBackend]
+) -> None:
+    """A worker is not ready then."""
+    double.checkpoints.clear()
+    with pytest.raises(BackendError, match="ComfyUI has no checkpoint"):
+        await backend.discover()
+    with pytest.raises(BackendError, match=r"lacks the file sd15\.safetensors .*; it has none"):
+        await served(workflow()).discover()
+
+
+async def test_files_of_workflows_come_break_and_go(folder: tuple[Path, ComfyUIBackend]) -> None:
+    """One that is no workflow does not take the others with it; nothing is started again."""
+    path, backend = folder
+    (path / "broken.json").write_text("{no workflow")
+    names, [problem] = await found(backend)
+    assert names == ["good"]
+    assert "broken.json: it cannot be read" in problem
+    (path / "broken.json").write_text(json.dumps(workflow()))
+    assert await found(backend) == (["broken", "good"], ())
+    (path / "good.json").unlink()
+    assert await found(backend) == (["broken"], ())
+    (path / "broken.json").unlink()
+    with pytest.raises(BackendError, match="no workflow"):
+        await backend.discover()
+
+
+async def test_one_configured_model_that_is_missing_leaves_the_others(double: ComfyDouble) -> None:
+    backend = ComfyUIBackend(BackendConfig(url=double.url, models=("x", CHECKPOINT)))
+    names, [problem] = await found(backend)
+    assert names == [CHECKPOINT]
+    assert "There is no x; the checkpoints are" in problem
+    await backend.close()
+
+
+async def test_classes_are_asked_for_once_unless_they_list_files(
+    double: ComfyDouble, folder: tuple[Path, ComfyUIBackend]
+) -> None:
+    """A server is not asked thirty things every few seconds; after an outage it is, as it may have other nodes."""
+    _, backend = folder
+    await backend.discover()
+    double.asked_classes.clear()
+    await backend.discover()
+    assert double.asked_classes == ["CheckpointLoaderSimple"]
+    await double.kill()
+    with pytest.raises(BackendUnavailable):
+        await backend.health()
+    await double.start()
+    await backend.discover()
+    assert "KSampler" in double.asked_classes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 import pytest
 
@@ -20,7 +21,17 @@ from schemas.events import Progress
 from schemas.jobs import Capability, Lane, Limits
 from schemas.presence import Limitation, ModelOffer, WorkerState
 from tests.conftest import Eventually
-from workers.backends.base import Backend, BackendConfig, BackendUnavailable, Chunk, Discovery, Finish, Output, Task
+from workers.backends.base import (
+    Backend,
+    BackendConfig,
+    BackendUnavailable,
+    Chunk,
+    Discovery,
+    Finish,
+    Output,
+    Requirement,
+    Task,
+)
 from workers.metrics import WorkerMetrics
 from workers.worker import Worker
 
@@ -36,15 +47,21 @@ class Script(Backend):
         self.ran: list[str] = []
         self.stopped: list[str] = []
         self.lacking: tuple[Limitation, ...] = ()
+        self.needs: tuple[Requirement, ...] = ()
+        self.problems: tuple[str, ...] = ()
         self.go = asyncio.Event()
         self.go.set()
+
+    def requirements(self) -> tuple[Requirement, ...]:
+        return self.needs
 
     def limitations(self) -> tuple[Limitation, ...]:
         return self.lacking
 
     async def discover(self) -> Discovery:
         await self.health()
-        return Discovery(tuple(ModelOffer(name=n, capabilities=(Capability.CHAT,)) for n in self.models), self.slots)
+        offers = tuple(ModelOffer(name=n, capabilities=(Capability.CHAT,)) for n in self.models)
+        return Discovery(offers, self.slots, self.problems)
 
     async def health(self) -> None:
         if not self.up:
@@ -89,6 +106,11 @@ class Rig:
 
     def live(self) -> list[str]:
         return [model.name for model in self.dispatcher.catalogue.live()]
+
+    def problems(self) -> tuple[str, ...]:
+        snapshot = self.registry.snapshot
+        worker = snapshot.workers.get("w") if snapshot else None
+        return worker.problems if worker else ()
 
     def state(self) -> WorkerState | None:
         snapshot = self.registry.snapshot
@@ -332,3 +354,66 @@ async def test_a_backend_that_asks_to_wait_is_left_alone_and_that_is_shown(rig: 
     assert len(rig.backend.ran) == 2
     assert (call.state, call.starts, call.error) == (State.QUEUED, 0, None)
     call.abandon()
+
+
+@dataclass
+class Need:
+    """Something that is missing until the test says otherwise."""
+
+    optional: bool = False
+    capabilities: tuple[Capability, ...] = ()
+    missing: bool = True
+
+    def problem(self) -> str | None:
+        return "The thing is not there. Install it." if self.missing else None
+
+
+async def test_without_what_its_adapter_needs_a_worker_is_not_ready(eventually: Eventually) -> None:
+    """It says why, in the registry and at its probes; once it is installed, it serves by itself."""
+    rig = Rig()
+    need = Need()
+    rig.backend.needs = (need,)
+    await rig.start()
+    await eventually(lambda: rig.state() is WorkerState.UNHEALTHY)
+    sentence = "The script adapter cannot work yet. The thing is not there. Install it."
+    assert rig.problems() == rig.worker.problems == (sentence.replace("script", rig.backend.name),)
+    assert rig.live() == []
+    assert rig.worker.standing == "unhealthy"
+    need.missing = False
+    await eventually(lambda: rig.live() == ["m"])
+    await eventually(lambda: rig.problems() == ())
+    assert rig.worker.problems == ()
+    need.missing = True
+    rig.backend.changed()
+    await eventually(lambda: rig.state() is WorkerState.UNHEALTHY)
+    assert rig.live() == []
+    rig.worker.drain()
+    assert rig.life is not None
+    await rig.life
+    await rig.dispatcher.close()
+
+
+async def test_what_only_some_models_need_is_told_beside_them(rig: Rig, eventually: Eventually) -> None:
+    """The worker is ready; a need that concerns none of its models is not mentioned."""
+    await eventually(lambda: rig.live() == ["m"])
+    rig.backend.needs = (Need(optional=True, capabilities=(Capability.SPEECH,)),)
+    rig.backend.problems = ("The model 'x' is not served: it lacks a part.",)
+    rig.backend.changed()
+    await eventually(lambda: rig.problems() == rig.backend.problems)
+    rig.backend.needs = (Need(optional=True, capabilities=(Capability.CHAT,)),)
+    rig.backend.changed()
+    await eventually(lambda: len(rig.problems()) == 2)
+    assert rig.state() is WorkerState.READY
+    assert rig.worker.standing == "ready"
+    rig.backend.needs = rig.backend.problems = ()
+    rig.backend.changed()
+    await eventually(lambda: rig.problems() == ())
+
+
+async def test_a_backend_that_is_away_is_told_in_the_registry(rig: Rig, eventually: Eventually) -> None:
+    """As the reason for which the worker is unhealthy."""
+    await eventually(lambda: rig.live() == ["m"])
+    rig.backend.up = False
+    await eventually(lambda: rig.problems() == ("down",))
+    rig.backend.up = True
+    await eventually(lambda: rig.live() == ["m"] and rig.problems() == ())

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from http.client import HTTPConnection
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -35,17 +36,26 @@ class Side:
 
     def __init__(self, rig: Rig) -> None:
         self.registry = CollectorRegistry()
-        self.server = probes.serve_probes("127.0.0.1", 0, self.registry, lambda: rig.worker.standing)
+        self.server = probes.serve_probes(
+            "127.0.0.1", 0, self.registry, lambda: rig.worker.standing, lambda: rig.worker.problems
+        )
 
     async def get(self, path: str) -> Asked:
         return await asyncio.to_thread(self.get_now, path)
 
     def get_now(self, path: str) -> Asked:
+        status, answer = self.ask(path)
+        return status, answer["status"]
+
+    def read(self, path: str) -> dict[str, Any]:
+        return self.ask(path)[1]
+
+    def ask(self, path: str) -> tuple[int, dict[str, Any]]:
         connection = HTTPConnection("127.0.0.1", self.server.server_port, timeout=10)
         try:
             connection.request("GET", path)
             response = connection.getresponse()
-            return response.status, json.loads(response.read())["status"]
+            return response.status, json.loads(response.read())
         finally:
             connection.close()
 
@@ -83,3 +93,16 @@ async def test_a_stuck_worker_is_not_healthy(rig: Rig, side: Side, monkeypatch: 
     assert await asked == (503, "stuck")
     monkeypatch.undo()
     assert await side.get("/health") == (200, "ok")
+
+
+async def test_readiness_says_what_is_wrong(rig: Rig, side: Side, eventually: Eventually) -> None:
+    """In sentences, beside the state."""
+    rig.backend.up = False
+    await rig.start()
+    await eventually(lambda: rig.state() is WorkerState.UNHEALTHY)
+    assert await side.get("/readyz") == (503, "unhealthy")
+    assert await asyncio.to_thread(side.read, "/readyz") == {"status": "unhealthy", "problems": ["down"]}
+    assert await asyncio.to_thread(side.read, "/health") == {"status": "ok"}
+    rig.backend.up = True
+    await eventually(lambda: rig.worker.standing == "ready")
+    assert await asyncio.to_thread(side.read, "/readyz") == {"status": "ready"}

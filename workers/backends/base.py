@@ -13,6 +13,8 @@ optional. What MUST hold:
   long answer would look like silence.
 - Closing the iterator (`aclose()`, also by cancelling the task that awaits it) MUST stop the server's work, or MUST
   NOT return before that work has really ended: until then the slot stays taken.
+- What `run` needs of the machine, such as a library, is in `requirements()`: the worker is not ready without it. A model that
+  the server lists but cannot run is not in `discover()`'s models but in its `problems`.
 - Errors are `BackendError`s. Whatever else escapes is wrapped once, by the worker, as a 502.
 - Time limits are the worker's business. An adapter never waits on a clock.
 - What a server lacks is never learned from a caller's request, whose errors may hold the caller's words: see `limitations.py`.
@@ -27,7 +29,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pkgutil import iter_modules
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 from schemas.errors import BackendFailed, ErrorInfo, NexusError, NotFound
 from schemas.events import Progress
@@ -121,7 +123,22 @@ class Discovery:
     slots: int | None = None
     """How many requests it runs at once, where it says."""
     problems: tuple[str, ...] = ()
-    """What is not served, and why, for the worker's log."""
+    """What is not served, and why, for the operator: in the worker's log, its `/readyz` and the registry."""
+
+
+class Requirement(Protocol):
+    """Something that an adapter needs of the worker's machine; `requirements.py` has libraries and programs."""
+
+    @property
+    def optional(self) -> bool:
+        """Whether the worker is ready without it."""
+
+    @property
+    def capabilities(self) -> tuple[Capability, ...]:
+        """The capabilities whose models it matters to; empty: all."""
+
+    def problem(self) -> str | None:
+        """Return what is missing and the command that installs it, or None. May block for as long as an import takes."""
 
 
 class BackendError(BackendFailed):
@@ -230,6 +247,10 @@ class Backend(ABC):
 
     async def close(self) -> None:
         """Close everything. No task runs any more."""
+
+    def requirements(self) -> tuple[Requirement, ...]:
+        """Return what the adapter needs of the worker's machine: without it the worker is not ready, and says what to install."""
+        return ()
 
     follows_services: ClassVar[bool] = False
     """Whether `services_changed` is to be called."""

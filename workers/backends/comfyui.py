@@ -1,7 +1,8 @@
 """ComfyUI: an operator's own workflows as models.
 
 Options: `workflows=DIR` (each `NAME.json` in it is a model called NAME) or `workflow=FILE`; how their slots are named says
-`comfyui_workflows`. Without either, each checkpoint that ComfyUI has is a model with a plain workflow of our own.
+`comfyui_workflows`. Without either, each checkpoint that ComfyUI has is a model with a plain workflow of our own. A workflow that
+this ComfyUI cannot run, for want of a node or of a model's file, is not served but reported: `comfyui_checks`.
 
 ComfyUI works on one prompt at a time and queues the others; what it says over its websocket is only news, its queue and history
 decide. A field of the request for which a workflow has no slot is refused.
@@ -12,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from contextlib import aclosing, suppress
 from typing import Any
 
 from schemas.events import Progress
@@ -29,13 +30,16 @@ from workers.backends.base import (
     File,
     ModelNotServed,
     Output,
+    Requirement,
     Task,
 )
+from workers.backends.comfyui_checks import classes_of, lists_files, problem_of
 from workers.backends.comfyui_plans import Plan, check, checkpoint_workflow, field_of, plans
-from workers.backends.comfyui_server import ComfyServer, Event, InvalidGraph, Listener, Look, Where
-from workers.backends.comfyui_workflows import Workflow, load_workflows, sampler_nodes
+from workers.backends.comfyui_server import ComfyServer, Event, InvalidGraph, Listener, Look, NotJudged, Where
+from workers.backends.comfyui_workflows import Workflow, WorkflowFiles, sampler_nodes
 from workers.backends.images import ImageRequest, Picture, answer, preview_of
 from workers.backends.multipart import FilePart
+from workers.backends.requirements import PILLOW, Library
 
 JSON = dict[str, Any]
 
@@ -44,6 +48,8 @@ OUT_OF_MEMORY = re.compile(r"out ?of ?memory", re.IGNORECASE)
 NO_PICTURE = re.compile(r"UnidentifiedImageError|cannot identify image", re.IGNORECASE)
 LOADERS = frozenset({"LoadImage", "LoadImageMask"})
 """Nodes that can load what was uploaded as temporary."""
+MAX_ASKED = 4
+"""Questions about node classes at a time."""
 SUFFIXES = {"image/jpeg": ".jpg", "image/webp": ".webp"}
 
 
@@ -59,33 +65,83 @@ class ComfyUIBackend(Backend):
         unknown = config.options.keys() - OPTIONS
         if unknown:
             raise ValueError(f"the comfyui adapter has no option {', '.join(sorted(unknown))}")
-        self._workflows = load_workflows(config.options.get("workflows", ""), config.options.get("workflow", ""))
+        self._files = WorkflowFiles(config.options.get("workflows", ""), config.options.get("workflow", ""))
+        self._workflows: dict[str, Workflow] = {}
+        """Those that are served."""
+        self._lacking: dict[str, str] = {}
+        """What ComfyUI lacks for each of the others."""
+        self._classes: dict[str, JSON | None] = {}
+        """What ComfyUI said of node classes; forgotten when it does not answer, since it may come back with others."""
         self._server = ComfyServer(config.url, config.api_key)
         self._served: frozenset[str] | None = None
 
     async def close(self) -> None:
         await self._server.close()
 
+    def requirements(self) -> tuple[Requirement, ...]:
+        """Pillow, and aiohttp for ComfyUI's websocket."""
+        return (Library("aiohttp", "aiohttp", "ComfyUI's websocket", "images"), PILLOW)
+
     async def discover(self) -> Discovery:
-        """The workflows, or without any the checkpoints; all, or those of `config.models`."""
-        if self._workflows:
-            await self.health()
-            names = tuple(self._workflows)
-        else:
-            names = tuple(str(name) for name in await self._server.ask("/models/checkpoints"))
-        missing = [name for name in self.config.models if name not in names]
-        if missing:
-            what = "workflows" if self._workflows else "checkpoints"
-            raise BackendError(f"there is no {', '.join(missing)}; the {what} are {', '.join(names) or 'none'}")
-        served = self.config.models or names
+        """The workflows that ComfyUI can run, or without any the checkpoints; all, or those of `config.models`.
+
+        Raises BackendError when nothing of it can be served.
+        """
+        await self.health()
+        names, problems = await self._usable() if self._files else (await self._checkpoints(), [])
+        served = tuple(name for name in self.config.models or names if name in names)
+        known = {*names, *self._files.workflows}
+        kind = "workflow" if self._files else "checkpoint"
+        problems += [
+            f"There is no {name}; the {kind}s are {', '.join(sorted(known)) or 'none'}."
+            for name in self.config.models
+            if name not in known
+        ]
+        if not served:
+            raise BackendError(" ".join(problems) or _nothing_to_serve(self._files))
         self._served = frozenset(served)
-        return Discovery(tuple(ModelOffer(name=name, capabilities=(Capability.IMAGES,)) for name in served), slots=1)
+        offers = tuple(ModelOffer(name=name, capabilities=(Capability.IMAGES,)) for name in served)
+        return Discovery(offers, slots=1, problems=tuple(problems))
+
+    async def _usable(self) -> tuple[tuple[str, ...], list[str]]:
+        """The workflows that can run, and what keeps the others from it."""
+        self._files.refresh()
+        workflows = self._files.workflows
+        problems = list(self._files.problems)
+        classes = await self._known_classes(workflows.values())
+        found = {name: problem_of(workflow, classes) for name, workflow in workflows.items()}
+        self._lacking = {name: problem for name, problem in found.items() if problem is not None}
+        self._workflows = {name: workflows[name] for name, problem in found.items() if problem is None}
+        wanted = self.config.models or tuple(workflows)
+        problems += [problem for name, problem in self._lacking.items() if name in wanted]
+        return tuple(self._workflows), problems
+
+    async def _known_classes(self, workflows: Iterable[Workflow]) -> dict[str, JSON | None]:
+        """What ComfyUI says of the workflows' classes; asked again of those that it lacked, or that list files."""
+        wanted = sorted({kind for workflow in workflows for kind in classes_of(workflow)})
+        stale = [kind for kind in wanted if not (info := self._classes.get(kind)) or lists_files(info)]
+        turn = asyncio.Semaphore(MAX_ASKED)
+
+        async def ask(kind: str) -> None:
+            async with turn:
+                self._classes.pop(kind, None)
+                with suppress(NotJudged):
+                    self._classes[kind] = await self._server.node_class(kind)
+
+        for outcome in await asyncio.gather(*map(ask, stale), return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
+        return self._classes
+
+    async def _checkpoints(self) -> tuple[str, ...]:
+        return tuple(str(name) for name in await self._server.ask("/models/checkpoints"))
 
     async def health(self) -> None:
         """`GET /prompt`, which says how long the queue is."""
         try:
             await self._server.ask("/prompt")
         except BackendError as error:
+            self._classes = {}
             raise BackendUnavailable(str(error)) from error
 
     async def run(self, task: Task) -> AsyncIterator[Output]:
@@ -93,6 +149,8 @@ class ComfyUIBackend(Backend):
         if self._served is None:
             await self.discover()
         if task.model not in (self._served or ()):
+            if task.model in self._files.workflows:
+                raise BackendUnavailable(self._lacking.get(task.model, f"The workflow {task.model!r} is not served."))
             raise ModelNotServed(f"there is no workflow or checkpoint called {task.model!r}", param="model")
         request = ImageRequest.of(task)
         workflow = self._workflows.get(task.model) or checkpoint_workflow(task.model, request)
@@ -227,6 +285,15 @@ class _News:
         kind = "image/png" if picture.startswith(b"\x89PNG") else "image/jpeg"
         shown = self._last.model_copy(update={"preview": await preview_of(picture, kind)})
         return [shown, Picture(picture, kind, final=False, index=self._number)]
+
+
+def _nothing_to_serve(files: WorkflowFiles) -> str:
+    if files:
+        return "There is no workflow (NAME.json) left to serve; put one into the folder of the option workflows."
+    return (
+        "ComfyUI has no checkpoint, and the worker no workflow. Put a checkpoint into ComfyUI's models/checkpoints, or start the "
+        "worker with --option workflows=DIR."
+    )
 
 
 def _saved(workflow: Workflow, entry: JSON) -> list[JSON]:

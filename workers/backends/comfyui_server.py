@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 from uuid import uuid4
 
 import orjson
@@ -96,6 +96,20 @@ class ComfyServer:
         except BackendError as error:
             raise (BackendUnavailable(str(error)) if error.transient else error) from error
         return _value(path, status, body)
+
+    async def node_class(self, kind: str) -> JSON | None:
+        """What the server says of a class of nodes; None: it lacks it. Raises NotJudged where it does not say."""
+        if "/" in kind or "%" in kind:  # names that a proxy may take for something else
+            raise NotJudged(kind)
+        try:
+            answer = await self.ask(f"/object_info/{quote(kind)}")
+        except BackendUnavailable:
+            raise
+        except BackendError as error:
+            raise NotJudged(kind) from error
+        if not isinstance(answer, dict) or not isinstance(answer.get(kind, {}), dict):
+            raise NotJudged(kind)
+        return answer.get(kind)
 
     async def tell(self, path: str, value: JSON) -> None:
         """`POST path`, where the answer holds nothing."""
@@ -222,6 +236,10 @@ class Listener:
         await self._socket.close()
         await self.connect()
         return None
+
+
+class NotJudged(Exception):
+    """The server does not say whether it has a class of nodes."""
 
 
 class InvalidGraph(BackendRefused):

@@ -22,6 +22,7 @@ from typing import Any
 
 JSON = dict[str, Any]
 Graph = dict[str, JSON]
+Stamp = tuple[tuple[int, int, int] | None, ...]
 
 TITLE = re.compile(r"nexus:(\w+)(?:\.(\w+))?")
 ALIASES = {
@@ -72,16 +73,68 @@ class Workflow:
         return self.graph[target.node]["inputs"].get(target.input)
 
 
-def load_workflows(folder: str, file: str) -> dict[str, Workflow]:
-    """The workflows of `folder` (each `NAME.json` in it) and `file`, by name. Raises ValueError, naming the file at fault."""
-    paths = [Path(file)] if file else []
-    if folder:
-        if not Path(folder).is_dir():
+class WorkflowFiles:
+    """The workflows of a folder (each `NAME.json` in it) and of a file, read again when they change.
+
+    A file that is no workflow is a problem of its own; the others are served. Raises ValueError, naming the files at fault, when the
+    folder is missing or there is nothing to serve at the start.
+    """
+
+    def __init__(self, folder: str, file: str) -> None:
+        self._folder = folder
+        self._file = file
+        self._read: dict[Path, tuple[Stamp, Workflow | ValueError]] = {}
+        self.workflows: dict[str, Workflow] = {}
+        self.problems: tuple[str, ...] = ()
+        if folder and not Path(folder).is_dir():
             raise ValueError(f"workflows={folder}: there is no such folder")
-        paths += sorted(path for path in Path(folder).glob("*.json") if not path.name.endswith(".slots.json"))
-        if not paths:
-            raise ValueError(f"workflows={folder}: there is no workflow (NAME.json) in it")
-    return {path.stem: load_workflow(path) for path in paths}
+        self.refresh()
+        if (folder or file) and not self.workflows:
+            raise ValueError(
+                "; ".join(self.problems[:3]) or f"workflows={folder}: there is no workflow (NAME.json) in it"
+            )
+
+    def __bool__(self) -> bool:
+        """Whether the operator has named any."""
+        return bool(self._folder or self._file)
+
+    def refresh(self) -> None:
+        """Read what is new or has changed since the last time."""
+        read: dict[Path, tuple[Stamp, Workflow | ValueError]] = {}
+        for path in self._paths():
+            stamp = _stamp(path)
+            before = self._read.get(path)
+            read[path] = before if before is not None and before[0] == stamp else (stamp, _loaded(path))
+        self._read = read
+        found = [loaded for _, loaded in read.values()]
+        self.workflows = {one.name: one for one in found if isinstance(one, Workflow)}
+        self.problems = tuple(str(one) for one in found if isinstance(one, ValueError))
+
+    def _paths(self) -> list[Path]:
+        paths = [Path(self._file)] if self._file else []
+        if self._folder:
+            paths += sorted(path for path in Path(self._folder).glob("*.json") if not path.name.endswith(".slots.json"))
+        return paths
+
+
+def _loaded(path: Path) -> Workflow | ValueError:
+    try:
+        return load_workflow(path)
+    except ValueError as error:
+        return error
+
+
+def _stamp(path: Path) -> Stamp:
+    """What changes when a workflow or the file beside it does."""
+    stamps: list[tuple[int, int, int] | None] = []
+    for one in (path, path.with_name(f"{path.stem}.slots.json")):
+        try:
+            status = one.stat()
+        except OSError:
+            stamps.append(None)
+        else:
+            stamps.append((status.st_mtime_ns, status.st_size, status.st_ino))
+    return tuple(stamps)
 
 
 def load_workflow(path: Path) -> Workflow:

@@ -26,7 +26,6 @@ import codecs
 import errno
 import re
 import shlex
-import shutil
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from pathlib import PurePath
@@ -45,11 +44,13 @@ from workers.backends.base import (
     Discovery,
     ModelNotServed,
     Output,
+    Requirement,
     Task,
 )
 from workers.backends.chunks import Answer, Collector, Relay, Wanted
 from workers.backends.programs import running
 from workers.backends.requests import JSON, choices_wanted, json_object
+from workers.backends.requirements import SOUND_CODECS, Program
 from workers.backends.speech import SpeechRequest, chosen_voice, named_voices, speak
 
 OPTIONS = frozenset({"command", "capability", "output", "voices", "rate", "input"})
@@ -88,7 +89,12 @@ class CommandBackend(Backend):
             raise ValueError("{voice} in the command needs the option voices: the names that may stand there")
         self._rate = float(options.get("rate", "175"))
         self._reads_json = _one_of("input", options.get("input", "text"), ("text", "json")) == "json"
+        self._program = Program(self._command[0], "correct the option command")
         self._models = config.models or (PurePath(self._command[0]).name,)
+
+    def requirements(self) -> tuple[Requirement, ...]:
+        """The program, and for speech the codecs."""
+        return (self._program, SOUND_CODECS)
 
     async def discover(self) -> Discovery:
         await self.health()
@@ -99,10 +105,8 @@ class CommandBackend(Backend):
 
     async def health(self) -> None:
         """Whether the program is there."""
-        if shutil.which(self._command[0]) is None:
-            raise BackendUnavailable(
-                f"there is no program {self._command[0]!r} here; install it, or mend the option command"
-            )
+        if (problem := self._program.problem()) is not None:
+            raise BackendUnavailable(problem)
 
     async def run(self, task: Task) -> AsyncGenerator[Output]:
         """One run of the program."""

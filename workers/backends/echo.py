@@ -60,10 +60,12 @@ from workers.backends.base import (
     Finish,
     ModelNotServed,
     Output,
+    Requirement,
     Task,
 )
 from workers.backends.echo_media import EMBEDDING_LENGTH, MEDIA, answer
 from workers.backends.requests import choices_wanted, json_object, usage_wanted
+from workers.backends.requirements import OPTIONAL_PILLOW, SOUND_CODECS
 
 JSON = dict[str, Any]
 
@@ -109,6 +111,10 @@ class EchoBackend(Backend):
         self._plain = Script.model_validate(self.script.model_dump(exclude={"slots", "down"}))
         self._models = config.models or ("echo",)
         self._attempts: OrderedDict[str, int] = OrderedDict()
+
+    def requirements(self) -> tuple[Requirement, ...]:
+        """The libraries that convert its sounds and pictures."""
+        return (SOUND_CODECS, OPTIONAL_PILLOW)
 
     async def discover(self) -> Discovery:
         await self.health()

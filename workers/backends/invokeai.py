@@ -29,6 +29,7 @@ from workers.backends.base import (
     File,
     ModelNotServed,
     Output,
+    Requirement,
     Task,
 )
 from workers.backends.images import ImageRequest, Picture, answer, edit_area
@@ -36,8 +37,10 @@ from workers.backends.invokeai_api import Api
 from workers.backends.invokeai_events import listening
 from workers.backends.invokeai_graphs import FLUX, MAX_SEED, Graph, Model, Wanted, graph_for, size_for
 from workers.backends.invokeai_queue import Batch
+from workers.backends.requirements import PILLOW, Library
 
 OPTIONS = frozenset({"keep_images"})
+NO_MODELS = "InvokeAI has no model that Nexus can serve. Install a main model (Stable Diffusion 1.x, 2.x, SDXL or FLUX.1) with its Model Manager."
 HONOURED = ("size", "seed", "steps", "guidance")
 
 
@@ -60,15 +63,19 @@ class InvokeAIBackend(Backend):
         self._api = Api(config.url, config.api_key)
         self._installed: tuple[Model, ...] = ()
         self._served: dict[str, Model] | None = None
-        """By the name under which they are offered; None before the first `discover`."""
+        """By their names, also those that lack a part; None before the first `discover`."""
 
     async def close(self) -> None:
         await self._api.close()
 
+    def requirements(self) -> tuple[Requirement, ...]:
+        """Pillow for masks and formats; Socket.IO is only for previews and percentages."""
+        return (PILLOW, Library("socketio", "python-socketio", "previews and percentages", "images", optional=True))
+
     async def discover(self) -> Discovery:
         """The main models that there is a graph for, or those of `config.models`. Of two with one name, the second goes by its key.
 
-        Raises BackendError when a configured model is not there.
+        A FLUX model whose other parts are missing is a problem. Raises BackendError when there is no model to serve.
         """
         try:
             records = await self._api.models()
@@ -80,11 +87,28 @@ class InvokeAIBackend(Backend):
             if model.served:
                 served[model.key if model.name in served else model.name] = model
         missing = [name for name in self.config.models if name not in served]
-        if missing:
-            raise BackendError(f"InvokeAI lacks {', '.join(missing)}; it has {', '.join(served) or 'no such models'}")
-        self._served = {name: served[name] for name in self.config.models or served}
-        offers = tuple(ModelOffer(name=name, capabilities=(Capability.IMAGES,)) for name in self._served)
-        return Discovery(offers, slots=1)
+        problems = (
+            [f"InvokeAI lacks {', '.join(missing)}; it has {', '.join(served) or 'no such models'}"] if missing else []
+        )
+        self._served = {name: served[name] for name in self.config.models or served if name in served}
+        faults = {name: self._fault(model) for name, model in self._served.items()}
+        problems += [
+            f"The model {name!r} is not served: {fault}" for name, fault in faults.items() if fault is not None
+        ]
+        usable = [name for name, fault in faults.items() if fault is None]
+        if not usable:
+            raise BackendError(". ".join(problems) or NO_MODELS)
+        offers = tuple(ModelOffer(name=name, capabilities=(Capability.IMAGES,)) for name in usable)
+        return Discovery(offers, slots=1, problems=tuple(problems))
+
+    def _fault(self, model: Model) -> str | None:
+        """What keeps InvokeAI from running an installed model."""
+        try:
+            width, height = model.side
+            graph_for(model, Wanted("", width=width, height=height), self._installed)
+        except BackendRefused as error:
+            return str(error)
+        return None
 
     async def health(self) -> None:
         """`GET /api/v1/app/version`."""

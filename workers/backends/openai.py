@@ -29,6 +29,7 @@ from workers.backends.base import (
     Discovery,
     ModelNotServed,
     Output,
+    Requirement,
     Task,
 )
 from workers.backends.chunks import Answer, Collector, Relay, Wanted
@@ -40,6 +41,7 @@ from workers.backends.openai_text import ANSWER_LIMIT, as_events, open_text
 from workers.backends.openai_vectors import embed, rerank
 from workers.backends.refusals import refusal
 from workers.backends.requests import choices_wanted, continuous_usage_wanted, json_object, usage_wanted
+from workers.backends.requirements import OPTIONAL_PILLOW, SOUND_CODECS
 from workers.backends.wire import HttpClient, Response
 
 JSON = dict[str, Any]
@@ -129,6 +131,10 @@ class OpenAIBackend(Backend):
         return self._media.limitations.found()
 
     # What the server has
+
+    def requirements(self) -> tuple[Requirement, ...]:
+        """The libraries that convert sounds and pictures, for servers that make any."""
+        return (SOUND_CODECS, OPTIONAL_PILLOW)
 
     async def discover(self) -> Discovery:
         """Every model the server lists, or those of `config.models`, for chat and completions.

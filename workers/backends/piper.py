@@ -34,10 +34,12 @@ from workers.backends.base import (
     Discovery,
     ModelNotServed,
     Output,
+    Requirement,
     Task,
 )
 from workers.backends.refusals import refusal
 from workers.backends.requests import JSON
+from workers.backends.requirements import SOUND_CODECS
 from workers.backends.sentences import sentences
 from workers.backends.speech import SpeechRequest, chosen_voice, named_voices, speak
 from workers.backends.wire import HttpClient
@@ -82,6 +84,10 @@ class PiperBackend(Backend):
         await self._client.close()
 
     # What the server has
+
+    def requirements(self) -> tuple[Requirement, ...]:
+        """PyAV, for all formats but WAV and PCM."""
+        return (SOUND_CODECS,)
 
     async def discover(self) -> Discovery:
         """One model with the server's voices, the default one first."""

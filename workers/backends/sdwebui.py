@@ -32,6 +32,7 @@ from workers.backends.base import (
     Discovery,
     ModelNotServed,
     Output,
+    Requirement,
     Task,
 )
 from workers.backends.images import (
@@ -46,12 +47,14 @@ from workers.backends.images import (
 )
 from workers.backends.limitations import KNOWN_S
 from workers.backends.refusals import refusal
+from workers.backends.requirements import PILLOW
 from workers.backends.wire import HttpClient, Response
 
 JSON = dict[str, Any]
 
 API = "/sdapi/v1"
 OPTIONS = frozenset({"steps", "size"})
+NO_CHECKPOINTS = "The WebUI has no checkpoint. Put one into its models/Stable-diffusion folder."
 SIZE = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 FRESH_SEEDS = 2**32
 """As many as these servers choose from."""
@@ -90,22 +93,30 @@ class SDWebUIBackend(Backend):
     async def close(self) -> None:
         await self._client.close()
 
+    def requirements(self) -> tuple[Requirement, ...]:
+        """Pillow, for the sizes and masks of edits."""
+        return (PILLOW,)
+
     async def discover(self) -> Discovery:
-        """Every checkpoint, or those of `config.models`."""
+        """Every checkpoint, or those of `config.models`. Raises BackendError when there is none to serve."""
         listed = await self._ask("/sd-models")
         if not isinstance(listed, list):
             raise BackendError("this is no stable-diffusion-webui: its list of models is none")
         titles = {str(model.get("model_name") or model["title"]): str(model["title"]) for model in listed}
         missing = [name for name in self.config.models if name not in titles]
-        if missing:
-            raise BackendError(f"the backend lacks {', '.join(missing)}; it has {', '.join(titles) or 'no models'}")
+        problems = (
+            [f"the backend lacks {', '.join(missing)}; it has {', '.join(titles) or 'no models'}"] if missing else []
+        )
+        served = {name: titles[name] for name in self.config.models or titles if name in titles}
+        if not served:
+            raise BackendError(problems[0] if problems else NO_CHECKPOINTS)
         self._loaded = await self._loaded_title()
-        self._titles = {name: titles[name] for name in self.config.models or titles}
+        self._titles = served
         offers = (
             ModelOffer(name=name, capabilities=(Capability.IMAGES,), loaded=self._holds(title))
             for name, title in self._titles.items()
         )
-        return Discovery(tuple(offers), slots=1)
+        return Discovery(tuple(offers), slots=1, problems=tuple(problems))
 
     async def health(self) -> None:
         """`GET /sdapi/v1/sd-models`, which all these servers have."""
@@ -241,7 +252,9 @@ class SDWebUIBackend(Backend):
         except BackendError as error:
             raise (BackendUnavailable(str(error)) if error.transient else error) from error
         if status == 404:
-            raise BackendRefused(f"the backend has no {API}{path}; stable-diffusion-webui needs --api")
+            raise BackendRefused(
+                f"The backend has no {API}{path}: start stable-diffusion-webui or Forge with --api, or correct the worker's --url."
+            )
         if status != 200:
             raise refusal(status, {}, body)
         return _loads(body)

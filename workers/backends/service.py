@@ -25,8 +25,10 @@ from workers.backends.base import (
     Discovery,
     ModelNotServed,
     Output,
+    Requirement,
     Task,
 )
+from workers.backends.requirements import OPTIONAL_PILLOW, SOUND_CODECS
 from workers.backends.service_place import Place
 
 QUEUED_S = 5.0
@@ -82,6 +84,10 @@ class ServiceBackend(Backend):
                 self._wrong[name] = f"its record is wrong: {error}"
         self._records = dict(services)
         self._wake()
+
+    def requirements(self) -> tuple[Requirement, ...]:
+        """The libraries that convert sounds and pictures, for services that make any."""
+        return (SOUND_CODECS, OPTIONAL_PILLOW)
 
     async def discover(self) -> Discovery:
         """The models of every service that is ready. Raises BackendUnavailable when there are services and none is."""
