@@ -67,8 +67,12 @@ class Egress:
         timeout_s: float,
         private_hosts: frozenset[str] = frozenset(),
         resolve: Resolve = resolve,
+        setting: str = "",
     ) -> None:
-        """Describe the bounds. `private_hosts`: `host` or `host:port` that may be fetched whatever their addresses are."""
+        """Describe the bounds. `private_hosts`: `host` or `host:port` that may be fetched whatever their addresses are;
+        `setting`: where an operator says so, for messages.
+        """
+        self._not_public = f"{NOT_PUBLIC}; an operator may allow it: host:port in {setting}" if setting else NOT_PUBLIC
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
         self._private_hosts = private_hosts
@@ -114,7 +118,7 @@ class Egress:
             return
         address = _literal(host)
         if host == "localhost" or host.endswith(".localhost") or (address is not None and not is_public(address)):
-            raise FetchRefused(NOT_PUBLIC)
+            raise FetchRefused(self._not_public)
 
     async def _get(self, url: str, kind: str) -> Fetched | str:
         """The content, or where the server redirects to."""
@@ -201,7 +205,7 @@ class Egress:
         if not addresses:
             raise FetchRefused("the URL's host has no address")
         if not {host, f"{host}:{port}"} & self._private_hosts and not all(map(is_public, addresses)):
-            raise FetchRefused(NOT_PUBLIC)
+            raise FetchRefused(self._not_public)
         return addresses[0]
 
 

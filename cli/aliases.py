@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -44,13 +45,15 @@ def set_alias(
     data_dir: options.Data = None,
     as_json: options.Json = False,
 ) -> None:
-    """Make a name stand for models, or for other ones than before; requests follow at once."""
+    """Make a name stand for models, or for other ones than before; requests follow at once. A target that is no model's name is a warning."""
     with options.client(url, key, data_dir, key_file) as api:
         answer = api.put(f"{PATH}/{quote(name, safe='')}", {"targets": targets})
     if as_json:
         print(json.dumps(answer))
     else:
         print(f"{name}: {', '.join(answer['targets'])} (now: {answer['resolves_to'] or 'none of them serves'})")
+        for warning in answer.get("warnings", ()):
+            print(f"nexus: warning: {warning}", file=sys.stderr)
 
 
 @app.command("remove")

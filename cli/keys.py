@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -23,6 +24,7 @@ from schemas.keys import Scope
 app = typer.Typer(help="API keys for people and programs.")
 
 PATH = "/v1/keys"
+ID_PREFIX = "key_"
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
@@ -111,7 +113,9 @@ def create_key(
 
 @app.command("revoke")
 def revoke_key(
-    key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `nexus keys list` shows it.")],
+    key_id: Annotated[
+        str, typer.Argument(metavar="ID|NAME", help="The key's id, or its name where no other key has it.")
+    ],
     url: options.Url = None,
     key: options.Key = None,
     key_file: options.KeyFile = None,
@@ -120,8 +124,30 @@ def revoke_key(
 ) -> None:
     """End a key for good, at every gateway."""
     with options.client(url, key, data_dir, key_file) as api:
-        answer = api.delete(f"{PATH}/{quote(key_id, safe='')}")
-    print(json.dumps(answer) if as_json else f"{key_id}: revoked")
+        found = _meant(key_id, api.get(PATH)["data"])
+        answer = api.delete(f"{PATH}/{quote(found['id'], safe='')}")
+    print(json.dumps(answer) if as_json else _revoked(found))
+
+
+def _revoked(key: dict[str, Any]) -> str:
+    return f"{key['id']} ({key['name']}): revoked" if key["name"] else f"{key['id']}: revoked"
+
+
+def _meant(wanted: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The key of that id, or the only one of that name. Raises ConsoleError."""
+    found = [row for row in rows if row["id"] == wanted] or [row for row in rows if row["name"] == wanted]
+    if not found and wanted.startswith(ID_PREFIX):
+        return {"id": wanted, "name": ""}  # the gateway knows what became of it
+    if not found:
+        near = get_close_matches(wanted, [row["name"] for row in rows], n=1)
+        meant = f" Did you mean '{near[0]}'?" if near else ""
+        raise ConsoleError(
+            f"no key has the id or name '{wanted}'.{meant} `nexus keys list` shows those that there are."
+        )
+    if len(found) > 1:
+        which = "".join(f"\n  {row['id']}  owner {row['owner']}, …{row['hint']}" for row in found)
+        raise ConsoleError(f"{len(found)} keys are called '{wanted}'; revoke one by its id:{which}")
+    return found[0]
 
 
 @app.command("webhook-secret")

@@ -8,7 +8,22 @@ from typing import Annotated
 import typer
 
 from backbone.version import VERSION
-from cli import aliases, backup, chat, console, dlq, jobs, keys, permissions, processes, services, submit, up, watch
+from cli import (
+    aliases,
+    backup,
+    chat,
+    console,
+    dlq,
+    jobs,
+    keys,
+    models,
+    permissions,
+    processes,
+    services,
+    submit,
+    up,
+    watch,
+)
 from cli.errors import ConsoleError
 
 app = typer.Typer(
@@ -40,6 +55,8 @@ app.command()(processes.worker)
 app.command()(console.status)
 app.command()(console.workers)
 app.command()(console.queues)
+app.command()(models.models)
+app.command()(models.pull)
 app.command()(console.drain)
 app.command()(chat.chat)
 app.command()(submit.submit)

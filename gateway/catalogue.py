@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from gateway.suggestions import Suggestions, did_you_mean
 from schemas.errors import InvalidRequest, ModelNotFound, Unavailable
 from schemas.jobs import Capability
 from schemas.presence import Alias, CatalogueEntry, ModelOffer, Snapshot, WorkerState
@@ -42,6 +43,7 @@ class Catalogue:
         self._models: dict[str, Model] = {}
         self._aliases: dict[str, Alias] = {}
         self._ready = False
+        self._suggestions = Suggestions()
 
     @property
     def ready(self) -> bool:
@@ -57,6 +59,8 @@ class Catalogue:
         self._models = known
         self._aliases = snapshot.aliases
         self._ready = True
+        usable = (name for name, model in known.items() if model.live - MANAGEMENT)
+        self._suggestions.load((*usable, *(name for name in snapshot.aliases if name not in known)))
 
     def known(self) -> Collection[Model]:
         """Models that are or were served here."""
@@ -117,9 +121,18 @@ class Catalogue:
             return self._resolve_alias(alias, capability, may_wait=may_wait)
         if not self._ready:
             raise Unavailable("the gateway does not know yet which models there are; try again shortly")
-        raise ModelNotFound(
-            f"The model '{_short(name)}' does not exist. GET /v1/models lists those that do.", param="model"
+        raise self.not_found(name)
+
+    def not_found(self, name: str) -> ModelNotFound:
+        """Return the error for a model that nobody knows, with the name that may have been meant."""
+        return ModelNotFound(
+            f"The model '{_short(name)}' does not exist.{self.suggestion(name)} GET /v1/models lists those that do.",
+            param="model",
         )
+
+    def suggestion(self, name: str) -> str:
+        """Return a sentence with the model or alias that is most like `name`, and a space before it; empty: none is."""
+        return did_you_mean(self._suggestions.nearest(name))
 
     def _resolve_alias(self, alias: Alias, capability: Capability, *, may_wait: bool) -> str:
         targets = self._targets(alias)
@@ -134,7 +147,8 @@ class Catalogue:
             raise Unavailable(f"No model of the {said} has a live worker right now; try again shortly.")
         if targets:
             raise _unsupported(said, capability)
-        raise ModelNotFound(f"No model of the {said} exists. GET /v1/models lists those that do.", param="model")
+        meant = self.suggestion(alias.targets[0])
+        raise ModelNotFound(f"No model of the {said} exists.{meant} GET /v1/models lists those that do.", param="model")
 
     def _targets(self, alias: Alias) -> list[Model]:
         """The models that it names, as far as they are known; another alias is not followed."""

@@ -303,7 +303,10 @@ def _hosts(text: str) -> frozenset[str]:
 
 def _hooks_egress(settings: GatewaySettings) -> Egress:
     return Egress(
-        max_bytes=0, timeout_s=settings.webhook_timeout_s, private_hosts=_hosts(settings.webhook_private_hosts)
+        max_bytes=0,
+        timeout_s=settings.webhook_timeout_s,
+        private_hosts=_hosts(settings.webhook_private_hosts),
+        setting="WEBHOOK_PRIVATE_HOSTS",
     )
 
 
@@ -314,6 +317,7 @@ def _reader(settings: GatewaySettings, blobs: NatsBlobs) -> Reader:
             max_bytes=settings.fetch_max_bytes,
             timeout_s=settings.fetch_timeout_s,
             private_hosts=_hosts(settings.fetch_private_hosts),
+            setting="FETCH_PRIVATE_HOSTS",
         )
     limits = _limits(settings)
     return Reader(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -35,14 +36,16 @@ async def list_aliases(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
 
 @router.put("/v1/aliases/{alias:path}", openapi_extra=documented(Targets))
 async def put_alias(alias: str, request: Request, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
-    """Enter an alias, or replace the one of that name. Body: `{"targets": ["first", "else this", …]}`."""
+    """Enter an alias, or replace the one of that name. Body: `{"targets": ["first", "else this", …]}`. `warnings` of the answer names
+    targets that no model has for a name.
+    """
     body = await read_json(request, Targets)
     targets = tuple(dict.fromkeys(check_name(one, "a target", "targets") for one in body.targets))
     wanted = Alias(name=check_name(alias, "an alias", "alias"), targets=targets)
     catalogue = parts.dispatcher.catalogue
     _refuse_useless(wanted, catalogue)
     await parts.dispatcher.registry.put_alias(wanted)
-    return _shape(wanted, catalogue)
+    return _shape(wanted, catalogue) | {"warnings": list(_doubts(wanted, catalogue))}
 
 
 @router.delete("/v1/aliases/{alias:path}")
@@ -65,6 +68,13 @@ def _refuse_useless(alias: Alias, catalogue: Catalogue) -> None:
             raise InvalidRequest(f"'{target}' is an alias itself; name the models it stands for", param="targets")
     if users := catalogue.aliases_naming(name):
         raise InvalidRequest(f"'{name}' is a target of the alias '{users[0]}', so it must be a model", param="alias")
+
+
+def _doubts(alias: Alias, catalogue: Catalogue) -> Iterator[str]:
+    """What may be a mistake: an alias may be entered before its models come, so that nothing of it is refused."""
+    for target in alias.targets:
+        if not catalogue.is_model(target):
+            yield f"No model called '{target}' is or was served here.{catalogue.suggestion(target)}"
 
 
 def _shape(alias: Alias, catalogue: Catalogue) -> dict[str, Any]:

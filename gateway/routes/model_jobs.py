@@ -22,7 +22,10 @@ def choose_worker(request: ModelJobRequest, catalogue: Catalogue, capability: Ca
         return PREFIX + request.worker
     choices = ", ".join(name.removeprefix(PREFIX) for name in offers)
     if not choices:
-        raise InvalidRequest("no live worker manages models", param="worker")
+        raise InvalidRequest(
+            "no live worker manages models. One whose backend is `ollama` does: nexus worker --backend ollama --url URL",
+            param="worker",
+        )
     if request.worker is None:
         raise InvalidRequest(f"say which worker is to do it; these can: {choices}", param="worker")
     raise InvalidRequest(f"no live worker of that name manages models; these do: {choices}", param="worker")

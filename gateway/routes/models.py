@@ -8,7 +8,6 @@ from fastapi import APIRouter
 
 from gateway.catalogue import Model
 from gateway.deps import Caller, PartsDep
-from schemas.errors import ModelNotFound
 
 router = APIRouter(tags=["models"])
 
@@ -37,7 +36,5 @@ async def get_model(model_id: str, parts: PartsDep, _: Caller) -> dict[str, Any]
     """One model or alias. Ids may hold `:` and `/`, raw or percent-encoded."""
     model = parts.dispatcher.catalogue.get(model_id)
     if model is None:
-        raise ModelNotFound(
-            f"The model '{model_id[:100]}' does not exist. GET /v1/models lists those that do.", param="model"
-        )
+        raise parts.dispatcher.catalogue.not_found(model_id)
     return _shape(model)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+import re
+import signal
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
 from tests.backends.double_ollama import CHAT, EMBED, OllamaDouble
-from tests.cluster import Cluster, Crew
+from tests.cluster import KEY, ROOT, Cluster, Crew
 from tests.conftest import Eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -77,3 +83,88 @@ async def test_text_and_embeddings_beside_it(cluster: Cluster, worker: str) -> N
     assert [len(item["embedding"]) for item in answer["data"]] == [64, 64]
     answer = (await cluster.post("/v1/completions", {"model": CHAT, "prompt": "Once"})).json()
     assert answer["choices"][0]["text"] == "Hello there, world!"
+
+
+class Shell:
+    """Runs `nexus` against the cluster."""
+
+    def __init__(self, cluster: Cluster, key: str = KEY) -> None:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("NEXUS_", "GATEWAY_"))}
+        self._env = kept | {"NEXUS_URL": cluster.url, "NEXUS_API_KEY": key, "COLUMNS": "200"}
+
+    async def start(self, *arguments: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "cli.main", *arguments), cwd=ROOT, env=self._env, stdout=PIPE, stderr=PIPE
+        )
+
+    async def run(self, *arguments: str) -> tuple[int | None, str, str]:
+        """Exit code, standard output, standard error."""
+        process = await self.start(*arguments)
+        out, err = await process.communicate()
+        return process.returncode, out.decode(), err.decode()
+
+
+async def test_the_console_pulls_and_lists(
+    cluster: Cluster, ollama: OllamaDouble, worker: str, eventually: Eventually
+) -> None:
+    """With progress on standard error; then the model is listed, with its worker."""
+    ollama.behave(delay_s=0.01)
+    shell = Shell(cluster)
+    name = "gemma3:1b"
+    code, out, err = await shell.run("pull", name, "--worker", worker)
+    assert (code, out) == (0, f"{name}: pulled\n"), err
+    assert "%" in err
+    await eventually(lambda: listed_with(cluster, name))
+    _, table, _ = await shell.run("models")
+    lines = {line.split()[0]: line for line in table.splitlines()}
+    assert lines["model"].split() == ["model", "capabilities", "state", "workers", "context"]
+    assert worker in lines[name]
+    assert " ready " in lines[name]
+    _, rows, _ = await shell.run("models", "--json")
+    found = {row["id"]: row for row in json.loads(rows)["data"]}
+    assert found[name]["workers"] == [worker]
+    assert not [one for one in found if one.startswith("worker:")]
+
+
+async def test_a_pull_goes_on_without_the_console(
+    cluster: Cluster, ollama: OllamaDouble, worker: str, eventually: Eventually
+) -> None:
+    """Ctrl-C ends the watching alone, and says how to watch it again."""
+    ollama.behave(delay_s=0.3)
+    shell = Shell(cluster)
+    process = await shell.start("pull", "phi3:mini", "--worker", worker)
+    assert process.stderr is not None
+    seen = b""
+    while b"%" not in seen:
+        line = await process.stderr.readline()
+        assert line, seen
+        seen += line
+    process.send_signal(signal.SIGINT)
+    _, err = await process.communicate()
+    assert process.returncode == 130
+    job = re.search(r"the pull goes on\. To watch it: nexus watch (job_\w+)", err.decode())
+    assert job is not None, err
+    await eventually(lambda: listed_with(cluster, "phi3:mini"))
+    record = (await cluster.get(f"/v1/jobs/{job[1]}?wait=10")).json()
+    assert record["status"] == "completed"
+
+
+async def test_a_pull_that_cannot_be_is_one_sentence(cluster: Cluster, worker: str) -> None:
+    """An unknown worker, a model that exists nowhere, a key that may not."""
+    shell = Shell(cluster)
+    code, _, err = await shell.run("pull", NEW, "--worker", "nobody")
+    assert code == 1
+    assert worker in err
+    code, _, err = await shell.run("pull", "no-such-model", "--worker", worker)
+    assert code == 1
+    assert "no-such-model" in err
+    made = (await cluster.post("/v1/keys", {"name": "plain"})).json()
+    plain = Shell(cluster, made["key"])
+    code, _, err = await plain.run("pull", NEW, "--worker", worker)
+    assert code == 1
+    assert "admin" in err
+    code, out, err = await plain.run("models")
+    assert code == 0, err
+    assert CHAT in out
+    for text in (err, out):
+        assert "Traceback" not in text

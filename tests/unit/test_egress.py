@@ -222,6 +222,16 @@ async def test_odd_characters_are_refused(site: Site, url: str) -> None:
         await egress(site, "pictures.example", "pictures.example").fetch(url, "image/")
 
 
+@pytest.mark.parametrize("setting", ["WEBHOOK_PRIVATE_HOSTS", "FETCH_PRIVATE_HOSTS"])
+async def test_a_refusal_names_the_setting_that_allows_it(site: Site, setting: str) -> None:
+    """Of the first check, and of the one that looks the name up."""
+    fetcher = Egress(max_bytes=1, timeout_s=5, resolve=egress(site)._resolve, setting=setting)
+    with pytest.raises(FetchRefused, match=f"host:port in {setting}"):
+        fetcher.check("http://127.0.0.1/x")
+    with pytest.raises(FetchRefused, match=f"host:port in {setting}"):
+        await fetcher.post(site.url("/a.png"), b"{}", {})
+
+
 def test_an_allowed_private_host_passes_the_first_check() -> None:
     fetcher = Egress(max_bytes=1, timeout_s=1, private_hosts=frozenset({"127.0.0.1:81", "localhost"}))
     fetcher.check("http://127.0.0.1:81/x")

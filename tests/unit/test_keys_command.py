@@ -115,11 +115,27 @@ def test_keys_are_listed(gateway: Gateway, command: tuple[str, ...]) -> None:
 
 
 def test_a_key_is_revoked(gateway: Gateway) -> None:
-    """By its id, whatever is in it."""
-    gateway.answer = {"id": "key_1", "object": "api_key", "deleted": True}
-    assert run("keys", "revoke", "key_1").stdout == "key_1: revoked\n"
-    assert json.loads(run("keys", "revoke", "a/b", "--json").stdout) == gateway.answer
-    assert [path for _, path, _ in gateway.asked] == ["/v1/keys/key_1", "/v1/keys/a%2Fb"]
+    """By its id, or by its name; an id that is not listed is the gateway's to judge."""
+    gateway.answer = {"data": [ROW, ROW | {"id": "key_2", "name": "key_1"}, ROW | {"id": "key_3", "name": "bob/ci"}]}
+    assert run("keys", "revoke", "key_1").stdout == "key_1 (alice): revoked\n"
+    assert run("keys", "revoke", "alice").stdout == "key_1 (alice): revoked\n"
+    assert run("keys", "revoke", "bob/ci").stdout == "key_3 (bob/ci): revoked\n"
+    assert run("keys", "revoke", "key_9/x").stdout == "key_9/x: revoked\n"
+    assert json.loads(run("keys", "revoke", "alice", "--json").stdout) == gateway.answer
+    revoked = [path for method, path, _ in gateway.asked if method == "DELETE"]
+    assert revoked == [f"/v1/keys/{one}" for one in ("key_1", "key_1", "key_3", "key_9%2Fx", "key_1")]
+
+
+def test_a_name_that_does_not_say_which_key_revokes_none(gateway: Gateway) -> None:
+    """Several of that name are listed with their ids; one that nobody has is answered with the one that is like it."""
+    gateway.answer = {"data": [ROW, ROW | {"id": "key_2", "owner": "other"}]}
+    for name, said in (
+        ("alice", r"2 keys .*\n  key_1  owner team.*\n  key_2  owner other"),
+        ("alcie", "Did you mean 'alice'"),
+    ):
+        with pytest.raises(ConsoleError, match=said):
+            CliRunner().invoke(app, ("keys", "revoke", name), catch_exceptions=False)
+    assert {method for method, _, _ in gateway.asked} == {"GET"}
 
 
 def test_the_bootstrap_keys_webhook_secret(gateway: Gateway) -> None:

@@ -65,6 +65,14 @@ def test_an_alias_is_set_and_removed(gateway: Gateway) -> None:
     assert gateway.asked == [put, put, ("DELETE", "/v1/aliases/team%2Fchat", None)]
 
 
+def test_a_doubtful_target_is_a_warning_on_standard_error(gateway: Gateway) -> None:
+    """Scripts that read what is printed go on."""
+    gateway.answer = ALIAS | {"warnings": ["No model called 'a' is or was served here. Did you mean 'b'?"]}
+    result = run("aliases", "set", "team/chat", "a", "b")
+    assert (result.exit_code, result.stdout) == (0, "team/chat: a, b (now: b)\n")
+    assert result.stderr == "nexus: warning: No model called 'a' is or was served here. Did you mean 'b'?\n"
+
+
 def test_services_are_listed_added_and_removed(gateway: Gateway) -> None:
     """The same for services."""
     gateway.answer = {"object": "list", "data": [SERVICE]}

@@ -79,7 +79,10 @@ class TestAliases:
             "targets": ["away", "smollm2"],
             "resolves_to": "smollm2",
         }
-        assert await gateway.set("org%2Fchat:big", "away", "smollm2", "away") == (200, shape)
+        assert await gateway.set("org%2Fchat:big", "away", "smollm2", "away") == (
+            200,
+            shape | {"warnings": ["No model called 'away' is or was served here."]},
+        )
         assert await gateway.ask("GET", "/v1/aliases") == (200, {"object": "list", "data": [shape]})
         assert await gateway.listed() == ["llama3.1:8b", "org/chat:big", "smollm2"]
         status, model = await gateway.ask("GET", "/v1/models/org/chat:big")
@@ -90,6 +93,13 @@ class TestAliases:
             {"id": "org/chat:big", "object": "alias", "deleted": True},
         )
         assert await gateway.listed() == ["llama3.1:8b", "smollm2"]
+
+    async def test_a_target_that_no_model_has_for_a_name_is_a_warning(self, gateway: Gateway) -> None:
+        """With the model that may be meant. It is entered all the same: models come later."""
+        status, answer = await gateway.set("tts-1", "smolm2", "smollm2")
+        assert (status, answer["targets"]) == (200, ["smolm2", "smollm2"])
+        assert answer["warnings"] == ["No model called 'smolm2' is or was served here. Did you mean 'smollm2'?"]
+        assert (await gateway.set("tts-1", "smollm2"))[1]["warnings"] == []
 
     async def test_set_again_replaces(self, gateway: Gateway) -> None:
         """At run time, from one model to another."""
