@@ -2,6 +2,9 @@
 
 A model has precedence over an alias of the same name, also while it has no live worker: an alias never takes requests
 away from a model. An alias stands for models only, never for another alias.
+
+A name without a tag is `:latest`, as with Ollama: `llama3` finds `llama3:latest` where no model or alias has exactly the name that was
+asked for, or none that is live; and the other way round. So both forms share one queue, and one entry in the list.
 """
 
 from __future__ import annotations
@@ -12,8 +15,10 @@ from dataclasses import dataclass
 from gateway.suggestions import Suggestions, did_you_mean
 from schemas.errors import InvalidRequest, ModelNotFound, Unavailable
 from schemas.jobs import Capability
-from schemas.presence import Alias, CatalogueEntry, ModelOffer, Snapshot, WorkerState
+from schemas.presence import Alias, CatalogueEntry, ModelOffer, Snapshot, WorkerPresence, WorkerState
 
+LATEST = ":latest"
+LOADED, LOADING, COLD = "loaded", "loading", "cold"
 MANAGEMENT = frozenset({Capability.MODELS})
 
 
@@ -28,8 +33,11 @@ class Model:
     owned_by: str = "nexus"
     created: int = 0
     context_length: int | None = None
+    """The smallest of the workers that serve it."""
     voices: tuple[str, ...] = ()
     embedding_length: int | None = None
+    loads: tuple[tuple[str, str], ...] = ()
+    """Ready workers whose servers say so, each with LOADED, LOADING or COLD."""
     alias_for: tuple[str, ...] = ()
     """Of an alias: its targets."""
     resolves_to: str | None = None
@@ -55,7 +63,7 @@ class Catalogue:
         known = {entry.name: _remembered(entry) for entry in snapshot.models.values()}
         for worker in snapshot.workers.values():
             for offer in worker.models:
-                known[offer.name] = _joined(offer, worker.state is WorkerState.READY, known.get(offer.name))
+                known[offer.name] = _joined(offer, worker, known.get(offer.name))
         self._models = known
         self._aliases = snapshot.aliases
         self._ready = True
@@ -78,10 +86,19 @@ class Catalogue:
 
     def get(self, name: str) -> Model | None:
         """What callers may ask about: a model that is or was served here, or an alias for one."""
-        model = self._models.get(name)
-        if model is None and name in self._aliases:
+        model = self._find(name)
+        if name in self._aliases and name not in self._models:
             model = self._as_model(self._aliases[name])
         return model if model is not None and model.capabilities - MANAGEMENT else None
+
+    def _find(self, name: str) -> Model | None:
+        """Return the model of this name, or of its other form with or without `:latest`; one that is live goes before one that is not."""
+        model = self._models.get(name)
+        if model is None or not model.live:
+            other = self._models.get(other_form(name))
+            if other is not None and (model is None or other.live):
+                return other
+        return model
 
     def is_model(self, name: str) -> bool:
         """Whether this is the name of a model that is or was served here."""
@@ -109,10 +126,10 @@ class Catalogue:
 
         Raises ModelNotFound, InvalidRequest, Unavailable.
         """
-        model = self._models.get(name)
+        model = None if name in self._aliases and name not in self._models else self._find(name)
         if model is not None:
             if capability in model.live or (may_wait and capability in model.capabilities):
-                return name
+                return model.name
             if capability in model.capabilities:
                 raise Unavailable(f"The model '{_short(name)}' has no live worker right now; try again shortly.")
             raise _unsupported(f"model '{_short(name)}'", capability)
@@ -152,7 +169,7 @@ class Catalogue:
 
     def _targets(self, alias: Alias) -> list[Model]:
         """The models that it names, as far as they are known; another alias is not followed."""
-        return [self._models[name] for name in alias.targets if name in self._models]
+        return [model for model in map(self._find, alias.targets) if model is not None]
 
     def _as_model(self, alias: Alias) -> Model:
         """An alias as callers see it: it can do what any of its targets can."""
@@ -166,6 +183,7 @@ class Catalogue:
             context_length=shown.context_length if shown else None,
             voices=shown.voices if shown else (),
             embedding_length=shown.embedding_length if shown else None,
+            loads=shown.loads if shown else (),
             alias_for=alias.targets,
             resolves_to=shown.name if shown else None,
         )
@@ -189,8 +207,14 @@ def _remembered(entry: CatalogueEntry) -> Model:
     return Model(entry.name, frozenset(entry.capabilities), frozenset(), entry.owned_by, entry.created)
 
 
-def _joined(offer: ModelOffer, ready: bool, known: Model | None) -> Model:
+def other_form(name: str) -> str:
+    """Return the other name of the same model: `llama3` for `llama3:latest`, and the other way round."""
+    return name.removesuffix(LATEST) if name.endswith(LATEST) else name + LATEST
+
+
+def _joined(offer: ModelOffer, worker: WorkerPresence, known: Model | None) -> Model:
     """What is known of a model after one more worker offers it."""
+    ready = worker.state is WorkerState.READY
     old = known or Model(offer.name, frozenset(), frozenset())
     offered = frozenset(offer.capabilities)
     return Model(
@@ -199,10 +223,17 @@ def _joined(offer: ModelOffer, ready: bool, known: Model | None) -> Model:
         old.live | offered if ready else old.live,
         offer.owned_by,
         offer.created or old.created,
-        offer.context_length or old.context_length,
+        min((length for length in (offer.context_length, old.context_length) if length), default=None),
         tuple(dict.fromkeys((*old.voices, *offer.voices))),
         offer.embedding_length or old.embedding_length,
+        (*old.loads, (worker.id, _load_state(offer))) if ready and offer.loaded is not None else old.loads,
     )
+
+
+def _load_state(offer: ModelOffer) -> str:
+    if offer.loaded:
+        return LOADED
+    return LOADING if offer.loading else COLD
 
 
 def _unsupported(what: str, capability: Capability) -> InvalidRequest:

@@ -19,7 +19,10 @@ class ModelOffer(BaseModel):
     capabilities: tuple[Capability, ...]
     loaded: bool | None = None
     """Whether the backend holds it in memory now; None where the backend does not say."""
+    loading: bool = False
+    """Whether the backend is loading it now."""
     context_length: int | None = None
+    """Tokens that a request may use: as the model is loaded, where the backend says."""
     owned_by: str = "nexus"
     created: int = 0
     """Unix seconds, where the backend says; 0 where it does not."""

@@ -6,8 +6,11 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from gateway.catalogue import Model
+from gateway.catalogue import COLD, LOADED, LOADING, Model
 from gateway.deps import Caller, PartsDep
+
+STATES = (LOADED, LOADING, COLD)
+"""The best one first: a model that any worker holds is loaded."""
 
 router = APIRouter(tags=["models"])
 
@@ -20,6 +23,9 @@ def _shape(model: Model) -> dict[str, Any]:
         shape["embedding_length"] = model.embedding_length
     if model.voices:
         shape["voices"] = list(model.voices)
+    if model.loads:
+        states = dict(model.loads)
+        shape |= {"state": next(state for state in STATES if state in states.values()), "workers": states}
     if model.alias_for:
         shape |= {"alias_for": list(model.alias_for), "resolves_to": model.resolves_to}
     return shape | {"capabilities": sorted(model.capabilities)}
@@ -33,7 +39,7 @@ async def list_models(parts: PartsDep, _: Caller) -> dict[str, Any]:
 
 @router.get("/v1/models/{model_id:path}")
 async def get_model(model_id: str, parts: PartsDep, _: Caller) -> dict[str, Any]:
-    """One model or alias. Ids may hold `:` and `/`, raw or percent-encoded."""
+    """One model or alias. Ids may hold `:` and `/`, raw or percent-encoded; one without a tag is `:latest`."""
     model = parts.dispatcher.catalogue.get(model_id)
     if model is None:
         raise parts.dispatcher.catalogue.not_found(model_id)

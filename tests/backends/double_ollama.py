@@ -1,4 +1,8 @@
-"""A protocol-true double of Ollama's native API, with faults on request. It counts what it is doing."""
+"""A protocol-true double of Ollama's native API, with faults on request. It counts what it is doing.
+
+It schedules as Ollama's `server/sched.go` does: a request for a loaded model goes ahead at once; others wait in one line, and the first of it has
+a model unloaded where there is no room, once nobody uses that model any more.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,8 @@ from tests.servers import here
 JSON = dict[str, Any]
 
 CHAT, EMBED, VISION = "llama3.2:1b", "nomic-embed-text:latest", "llava:latest"
+SERVER_CONTEXT = 4096
+"""`OLLAMA_CONTEXT_LENGTH`."""
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
 STAMP = "2025-05-10T08:06:48.639712648-07:00"
 
@@ -31,6 +37,8 @@ class Model:
     family: str = "llama"
     context_length: int = 8192
     embedding_length: int = 64
+    num_ctx: int | None = None
+    """The Modelfile's."""
     remote_host: str = ""
 
 
@@ -57,7 +65,8 @@ class Behaviour:
     delay_s: float = 0.0
     """Before each line, and each embedding."""
     loads: asyncio.Event | None = None
-    """A load ends when this is set; None: at once."""
+    """A load ends when this is set; None: after `load_s`."""
+    load_s: float = 0.0
     fault: Literal["", "error_line", "no_done", "die", "hang", "nonsense", "no_newline"] = ""
     """In the middle of a stream."""
     error: str = "an error was encountered while running the model: CUDA error"
@@ -71,7 +80,9 @@ class Behaviour:
 class OllamaDouble:
     """`async with OllamaDouble() as double`: `double.url`; `double.behave(...)` sets how it answers from now on."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_loaded: int | None = None) -> None:
+        """`max_loaded`: `OLLAMA_MAX_LOADED_MODELS`; None: all that it has."""
+        self.max_loaded = max_loaded
         self.behaviour = Behaviour()
         self.models = dict(MODELS)
         self.loaded: dict[str, JSON] = {}
@@ -79,11 +90,15 @@ class OllamaDouble:
         self.seen: list[tuple[str, JSON]] = []
         """Paths and bodies of POST requests."""
         self.counts: Counter[str] = Counter()
-        """Begun loads, as `load`; loads given up, as `given up`; requests by path."""
+        """Begun loads, as `load`; loads given up, as `given up`; models that gave way, as `evicted`; prompts cut, as `cut`; requests by path."""
         self.running = 0
         """Loads, answers and pulls under way."""
         self.port = 0
-        self._locks: dict[str, asyncio.Lock] = {}
+        self._line = asyncio.Lock()
+        self._users: Counter[str] = Counter()
+        self._being_loaded: set[str] = set()
+        self._moved = asyncio.Event()
+        """Set, and replaced, whenever one of those changes."""
         self._runner: web.AppRunner | None = None
 
     @property
@@ -131,6 +146,9 @@ class OllamaDouble:
                 connection.transport.abort()
         await runner.cleanup()
         self.loaded.clear()
+        self._line = asyncio.Lock()
+        self._users.clear()
+        self._being_loaded.clear()
 
     # What it has
 
@@ -141,8 +159,9 @@ class OllamaDouble:
         return web.json_response({"models": [self._entry(name) for name in self.models]})
 
     async def _ps(self, _: web.Request) -> web.Response:
-        more = {"expires_at": STAMP, "size_vram": 0, "context_length": 4096}
-        return web.json_response({"models": [self._entry(name) | more for name in self.loaded]})
+        more = {"expires_at": STAMP, "size_vram": 0}
+        entries = [self._entry(name) | more | {"context_length": self._context(name)} for name in self.loaded]
+        return web.json_response({"models": entries})
 
     async def _openai_models(self, _: web.Request) -> web.Response:
         names = [{"id": name, "object": "model", "created": 1746889608, "owned_by": "library"} for name in self.models]
@@ -163,6 +182,10 @@ class OllamaDouble:
             f"{model.family}.embedding_length": model.embedding_length,
         }
         told = {} if self.behaviour.old else {"capabilities": list(model.capabilities)}
+        if model.num_ctx:
+            told |= {
+                "parameters": f'stop                           "<|eot_id|>"\nnum_ctx                        {model.num_ctx}'
+            }
         return web.json_response({"modelfile": "", "template": "{{ .Prompt }}", "model_info": info} | told)
 
     # Requests
@@ -211,11 +234,12 @@ class OllamaDouble:
             return web.json_response(_line(body, response="", done=True, done_reason="unload"))
         if "completion" not in self.models[name].capabilities:
             raise _Refused(400, f'"{name}" does not support generate')
-        await self._schedule(name, body)
-        if not body.get("prompt"):
-            return web.json_response(_line(body, response="", done=True, done_reason="load"))
-        pieces = [{"response": "", "thinking": thought} for thought in self.behaviour.thoughts]
-        return await self._stream(request, body, [*pieces, *({"response": word} for word in self.behaviour.words)])
+        async with self._runner_of(name, body):
+            if not body.get("prompt"):
+                return web.json_response(_line(body, response="", done=True, done_reason="load"))
+            self._fit(name, body, body["prompt"])
+            pieces = [{"response": "", "thinking": thought} for thought in self.behaviour.thoughts]
+            return await self._stream(request, body, [*pieces, *({"response": word} for word in self.behaviour.words)])
 
     async def _chat(self, request: web.Request, body: JSON) -> web.StreamResponse:
         name = self._existing(body)
@@ -230,7 +254,11 @@ class OllamaDouble:
             raise _Refused(400, f"registry.ollama.ai/library/{name} does not support tools")
         if body.get("think") and "thinking" not in able:
             raise _Refused(400, f'"{name}" does not support thinking')
-        await self._schedule(name, body)
+        async with self._runner_of(name, body):
+            self._fit(name, body, " ".join(str(message.get("content") or "") for message in body["messages"]))
+            return await self._answer(request, body)
+
+    async def _answer(self, request: web.Request, body: JSON) -> web.StreamResponse:
         behaviour = self.behaviour
         messages: list[JSON] = [{"content": "", "thinking": thought} for thought in behaviour.thoughts]
         messages += [{"content": "", "tool_calls": [call]} for call in behaviour.calls if body.get("tools")]
@@ -244,11 +272,16 @@ class OllamaDouble:
 
     async def _embed(self, _: web.Request, body: JSON) -> web.StreamResponse:
         name = self._existing(body)
-        await self._schedule(name, body)
+        async with self._runner_of(name, body):
+            return await self._vectors(name, body)
+
+    async def _vectors(self, name: str, body: JSON) -> web.StreamResponse:
         given = body.get("input")
         texts = [given] if isinstance(given, str) else given or []
         if not all(isinstance(text, str) for text in texts):
             raise _Refused(400, "invalid input type")
+        for text in texts:
+            self._fit(name, body, text, "the input length exceeds the context length")
         size = self.models[name].embedding_length
         if body.get("dimensions") and not self.behaviour.old:
             size = min(size, body["dimensions"])
@@ -284,24 +317,96 @@ class OllamaDouble:
 
     # Work
 
-    async def _schedule(self, name: str, body: JSON) -> None:
+    def _context(self, name: str) -> int:
+        model = self.models[name]
+        wanted = self.loaded.get(name, {}).get("num_ctx") or model.num_ctx or SERVER_CONTEXT
+        return int(min(wanted, model.context_length))
+
+    def _fit(self, name: str, body: JSON, text: str, words: str = "") -> None:
+        """A prompt is cut to the context, or refused where the caller says so; a word is a token here."""
+        tokens, context = len(text.split()), self._context(name)
+        if tokens <= context or self.models[name].remote_host:
+            return
+        if body.get("truncate", True):
+            self.counts["cut"] += 1
+            return
+        raise _Refused(
+            400,
+            words
+            or f"request ({tokens} tokens) exceeds the available context size ({context} tokens), try increasing it",
+        )
+
+    @contextlib.asynccontextmanager
+    async def _runner_of(self, name: str, body: JSON) -> AsyncIterator[None]:
         """Have the model loaded with the request's own `num_ctx`. While it is being loaded, `/api/ps` shows it already."""
         options = body.get("options") or {}
         if not isinstance(options.get("seed", 0), int):
             raise _Refused(500, 'option "seed" must be of type integer')
+        if self.models[name].remote_host:
+            yield
+            return
         need = {key: value for key, value in options.items() if key in ("num_ctx", "num_gpu")}
-        async with self._locks.setdefault(name, asyncio.Lock()):
-            if self.loaded.get(name) == need or self.models[name].remote_host:
-                return
-            self.loaded[name] = need
-            self.counts["load"] += 1
-            try:
-                if self.behaviour.loads is not None:
-                    await self.behaviour.loads.wait()
-            except asyncio.CancelledError:
-                del self.loaded[name]
-                self.counts["given up"] += 1
-                raise
+        while not await self._use(name, need):
+            async with self._line:  # in the order in which they came
+                if self.loaded.get(name) == need:
+                    continue
+                await self._make_room(name)
+                self._begin_load(name, need)
+            await self._load(name)
+            break
+        try:
+            yield
+        finally:
+            self._leave(name, body.get("keep_alive"))
+
+    async def _use(self, name: str, need: JSON) -> bool:
+        """Use the model, if it is loaded. One that is being loaded is waited for."""
+        while self.loaded.get(name) == need:
+            if name not in self._being_loaded:
+                self._users[name] += 1
+                return True
+            await self._moved.wait()
+        return False
+
+    async def _make_room(self, name: str) -> None:
+        while name in self.loaded or (self.max_loaded and len(self.loaded) >= self.max_loaded):
+            idle = [one for one in self.loaded if not self._users[one]]
+            victim = name if name in self.loaded else next(iter(idle or self.loaded))
+            while self._users[victim] and victim in self.loaded:
+                await self._moved.wait()
+            if self.loaded.pop(victim, None) is not None:
+                self.counts["evicted"] += 1
+
+    def _begin_load(self, name: str, need: JSON) -> None:
+        self.loaded[name] = need
+        self._being_loaded.add(name)
+        self._users[name] += 1
+        self.counts["load"] += 1
+        self._move()
+
+    async def _load(self, name: str) -> None:
+        try:
+            if self.behaviour.loads is not None:
+                await self.behaviour.loads.wait()
+            await asyncio.sleep(self.behaviour.load_s)
+        except asyncio.CancelledError:
+            self.loaded.pop(name, None)
+            self._users[name] -= 1
+            self.counts["given up"] += 1
+            raise
+        finally:
+            self._being_loaded.discard(name)
+            self._move()
+
+    def _leave(self, name: str, keep_alive: Any) -> None:
+        self._users[name] -= 1
+        if keep_alive == 0 and not self._users[name]:
+            self.loaded.pop(name, None)
+        self._move()
+
+    def _move(self) -> None:
+        self._moved.set()
+        self._moved = asyncio.Event()
 
     async def _stream(self, request: web.Request, body: JSON, pieces: list[JSON]) -> web.StreamResponse:
         assert body.get("stream", True)

@@ -93,7 +93,7 @@ class TestText(Contract):
         async def idle() -> bool:
             return ollama.running == 0
 
-        return Rig(backend, CHAT, idle, {"max_tokens": 2000}, context_length=8192)
+        return Rig(backend, CHAT, idle, {"max_tokens": 2000}, context_length=4096)
 
 
 class OllamaAdapter(AdapterContract):
@@ -153,8 +153,24 @@ async def test_says_what_each_model_can_do(ollama: OllamaDouble, backend: Backen
     assert (offers[CHAT].loaded, offers[CHAT].context_length, offers[CHAT].embedding_length) == (False, 8192, None)
     assert offers[CHAT].created == 1746889608
     assert offers[EMBED].capabilities == (Capability.EMBEDDINGS,)
-    assert (offers[EMBED].loaded, offers[EMBED].context_length, offers[EMBED].embedding_length) == (True, 2048, 64)
+    assert (offers[EMBED].loaded, offers[EMBED].embedding_length) == (True, 64)
     assert offers["tiny:latest"].loaded is None
+
+
+async def test_the_context_is_the_one_that_the_model_is_loaded_with(ollama: OllamaDouble, backend: Backend) -> None:
+    """Not the one that it was trained for: a Modelfile says another one, or the server when it has loaded the model."""
+    ollama.models["small:latest"] = Model(num_ctx=512)
+    ollama.loaded = {}
+
+    async def contexts() -> dict[str, int | None]:
+        return {offer.name: offer.context_length for offer in (await backend.discover()).models}
+
+    assert await contexts() == {CHAT: 8192, EMBED: 2048, VISION: 8192, "small:latest": 512}
+    await outputs_of(backend, chat(CHAT))
+    await outputs_of(backend, chat("small", options={"num_ctx": 256}))
+    assert await contexts() == {CHAT: 4096, EMBED: 2048, VISION: 8192, "small:latest": 256}
+    ollama.loaded = {}
+    assert (await contexts())[CHAT] == 4096, "the server will load it so again"
 
 
 async def test_asks_about_a_model_once(ollama: OllamaDouble, backend: Backend) -> None:
@@ -171,9 +187,9 @@ async def test_an_old_server_tells_no_capabilities(ollama: OllamaDouble, backend
 
 
 async def test_serves_only_the_configured_models_that_are_there(ollama: OllamaDouble) -> None:
-    """A tag may be left out; what is not there can still be pulled."""
+    """A tag may be left out, and is offered all the same; what is not there can still be pulled."""
     backend = make_backend("ollama", BackendConfig(url=ollama.url, models=("llava", "not-yet-pulled")))
-    assert [offer.name for offer in (await backend.discover()).models] == ["llava"]
+    assert [offer.name for offer in (await backend.discover()).models] == ["llava:latest"]
     body, _ = await body_of(backend, chat("llava"))
     assert body["choices"][0]["message"]["content"] == TEXT
     with pytest.raises(ModelNotServed):
@@ -306,7 +322,27 @@ async def test_the_harmless_forms_of_those_are_passed_over(ollama: OllamaDouble,
     body = await sent(
         backend, ollama, n=1, logit_bias={}, parallel_tool_calls=True, tools=[WEATHER], tool_choice="none", store=True
     )
-    assert set(body) == {"model", "messages", "stream", "options"}
+    assert set(body) == {"model", "messages", "stream", "options", "truncate"}
+
+
+LONG = [{"role": "user", "content": "word " * 5000}]
+
+
+@pytest.mark.parametrize("streamed", [True, False], ids=["stream", "whole"])
+async def test_a_prompt_that_is_too_long_is_refused(backend: Backend, streamed: bool) -> None:
+    """Ollama would cut it, and answer 200."""
+    for work in (
+        chat(CHAT, stream=streamed, messages=LONG),
+        completion(CHAT, stream=streamed, prompt="word " * 5000),
+        embedding("word " * 5000),
+    ):
+        error = await refused(backend, work)
+        assert error.info.code == "context_length_exceeded"
+
+
+async def test_a_caller_may_have_a_prompt_cut(ollama: OllamaDouble, backend: Backend) -> None:
+    await collect(backend, chat(CHAT, messages=LONG, truncate=True))
+    assert ollama.bodies("/api/chat")[-1]["truncate"] is True
 
 
 # What comes back
@@ -533,14 +569,35 @@ async def test_loading_is_a_phase_of_its_own(ollama: OllamaDouble, backend: Back
     _, progress, _ = await outputs_of(backend, work)
     assert [one.phase for one in progress] == ["load", "run"]
     assert ollama.counts["load"] == 1
-    assert heard == [None]
+    assert len(ollama.seen) - ollama.counts["/api/show"] == 1, (
+        "a load in a call of its own may be evicted before the next"
+    )
+    assert len(heard) == 2, "it is being loaded, and it is loaded"
 
 
-async def test_keep_alive_zero_unloads_only_after_the_answer(ollama: OllamaDouble, backend: Backend) -> None:
+async def test_says_what_is_being_loaded(ollama: OllamaDouble, backend: Backend) -> None:
+    ollama.loaded.clear()
+    gate = asyncio.Event()
+    ollama.behave(loads=gate)
+
+    async def state() -> tuple[bool | None, bool]:
+        offers = {offer.name: offer for offer in (await backend.discover()).models}
+        return offers[CHAT].loaded, offers[CHAT].loading
+
+    assert await state() == (False, False)
+    running = asyncio.create_task(outputs_of(backend, stream()))
+    await begun(ollama)
+    assert await state() == (False, True)
+    gate.set()
+    await running
+    assert await state() == (True, False)
+
+
+async def test_keep_alive_zero_unloads_after_the_answer(ollama: OllamaDouble, backend: Backend) -> None:
     ollama.loaded.clear()
     await outputs_of(backend, stream(keep_alive=0))
-    assert "keep_alive" not in ollama.bodies("/api/generate")[0]
     assert ollama.bodies("/api/chat")[0]["keep_alive"] == 0
+    assert await backend.resident() == frozenset()
 
 
 async def test_a_model_that_runs_elsewhere_is_never_loaded(ollama: OllamaDouble, backend: Backend) -> None:

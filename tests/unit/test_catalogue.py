@@ -208,6 +208,63 @@ class TestAliases:
         assert made.resolve(made.default(Capability.CHAT), Capability.CHAT) == "b"
 
 
+class TestNamesWithoutATag:
+    def test_a_bare_name_is_latest(self) -> None:
+        """It goes to the same queue, and the list has one entry for both."""
+        made = catalogue(worker("w", offer("llama3:latest"), offer("org/llama3:8b")))
+        assert made.resolve("llama3", Capability.CHAT) == "llama3:latest"
+        assert made.resolve("llama3:latest", Capability.CHAT) == "llama3:latest"
+        assert [model.name for model in made.listed()] == ["llama3:latest", "org/llama3:8b"]
+        found = made.get("llama3")
+        assert found is not None
+        assert found.name == "llama3:latest"
+        with pytest.raises(ModelNotFound):
+            made.resolve("org/llama3", Capability.CHAT)
+
+    def test_latest_is_the_bare_name(self) -> None:
+        """A server that lists models without tags serves what a client of Ollama asks for."""
+        assert catalogue(worker("w", offer("llama3"))).resolve("llama3:latest", Capability.CHAT) == "llama3"
+
+    def test_two_servers_that_offer_both_names_get_what_is_asked_for(self) -> None:
+        """Exactly the name that was asked for goes first."""
+        made = catalogue(worker("v", offer("llama3")), worker("o", offer("llama3:latest")))
+        assert made.resolve("llama3", Capability.CHAT) == "llama3"
+        assert made.resolve("llama3:latest", Capability.CHAT) == "llama3:latest"
+
+    def test_a_live_model_goes_before_one_that_is_gone(self) -> None:
+        """A worker that offered the bare name has been replaced by one that offers the other."""
+        gone = CatalogueEntry(name="llama3", capabilities=CHAT)
+        made = catalogue(worker("w", offer("llama3:latest")), known=(gone,))
+        assert made.resolve("llama3", Capability.CHAT) == "llama3:latest"
+        alone = catalogue(known=(gone,))
+        assert alone.resolve("llama3:latest", Capability.CHAT, may_wait=True) == "llama3"
+        with pytest.raises(Unavailable):
+            alone.resolve("llama3:latest", Capability.CHAT)
+
+    def test_aliases_have_both_forms_as_targets_and_go_before_the_other_form(self) -> None:
+        made = catalogue(worker("w", offer("llama3:latest"), offer("m")), aliases={"x": ("llama3",), "llama3": ("m",)})
+        assert made.resolve("x", Capability.CHAT) == "llama3:latest"
+        assert made.resolve("llama3", Capability.CHAT) == "m", "an operator's own word"
+        shown = made.get("llama3")
+        assert shown is not None
+        assert shown.resolves_to == "m"
+
+
+def test_which_workers_hold_a_model_is_known() -> None:
+    """Of those that are ready and whose servers say so; the smallest context counts, as any of them may get a request."""
+    made = catalogue(
+        worker("a", offer("m", loaded=False, context_length=8192)),
+        worker("b", offer("m", loaded=False, loading=True, context_length=4096)),
+        worker("c", offer("m", loaded=True, context_length=6144)),
+        worker("d", offer("m", loaded=True), state=WorkerState.DRAINING),
+        worker("e", offer("m")),
+    )
+    model = made.get("m")
+    assert model is not None
+    assert model.loads == (("a", "cold"), ("b", "loading"), ("c", "loaded"))
+    assert model.context_length == 4096
+
+
 def test_what_only_manages_models_is_not_listed() -> None:
     """Nor known by its name; its queue is open all the same."""
     made = catalogue(worker("w", offer("m"), offer("worker:w", (Capability.MODELS,))), aliases={"x": ("worker:w",)})

@@ -262,6 +262,13 @@ class Backend(ABC):
         """What probes of the adapter's own have shown that its models lack, for the operator. Asked for often: cheap."""
         return ()
 
+    async def resident(self) -> frozenset[str] | None:
+        """Return the names of the models that the server holds in memory or is loading now; None: it does not say.
+
+        Cheap: while a model is being loaded, the worker asks several times a second. Raises `BackendError`.
+        """
+        return None
+
     @abstractmethod
     async def discover(self) -> Discovery:
         """What the server can serve now."""

@@ -1,9 +1,12 @@
 """Ollama, by its native API: chat, text completions and embeddings, and its models pulled, loaded and unloaded.
 
-Loading a model is a phase of its own: when `/api/ps` does not hold the model, it is loaded first, and the worker's
-limit for loading applies until that is done. Text completions go through the model's template, as in Ollama's own
-`/v1/completions`; `raw: true` keeps it away. Ollama does not say how many requests it runs at once: give the worker
-`OLLAMA_NUM_PARALLEL` slots, times the models that fit in memory. With more, requests wait in Ollama instead of the queue.
+A request loads its model itself: a load in a call of its own may be evicted before the request runs. When `/api/ps` does not
+list the model, the worker's limit for loading applies until Ollama answers. Models have their full names here: `llama3` is
+`llama3:latest`. A prompt that is too long for the context is refused, never cut, unless the caller sends `truncate: true`.
+
+Text completions go through the model's template, as in Ollama's own `/v1/completions`; `raw: true` keeps it away. Ollama does
+not say how many requests it runs at once: give the worker `OLLAMA_NUM_PARALLEL` slots, times the models that fit in memory. With
+more, requests wait in Ollama instead of the queue.
 
 Options: `keep_alive`, how long a model stays loaded after a request that does not say (`10m`, `-1`; default: the server's).
 """
@@ -11,11 +14,12 @@ Options: `keep_alive`, how long a model stays loaded after a request that does n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from typing import Any, TypeVar
 
 from schemas.events import Progress
 from schemas.jobs import Capability, Usage
+from schemas.presence import ModelOffer
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -37,11 +41,12 @@ from workers.backends.ollama_catalogue import (
     full_name,
     listed_models,
     listed_name,
+    loaded_contexts,
     model_of,
     version_of,
 )
 from workers.backends.ollama_jobs import LOAD, PULL, ModelJob, Pulled
-from workers.backends.ollama_requests import chat_request, embed_requests, generate_request, load_request
+from workers.backends.ollama_requests import chat_request, embed_requests, generate_request, unloads
 from workers.backends.ollama_wire import JSON, LineSplitter, OllamaClient
 from workers.backends.requests import json_object, usage_wanted
 
@@ -55,6 +60,8 @@ LOADING, RUNNING = Progress(phase="load"), Progress(phase="run")
 EMBED_BATCH = 256
 """Texts in one call: between two, a sign of life."""
 LOGPROBS_SINCE = (0, 12, 11)
+
+T = TypeVar("T")
 
 
 class OllamaBackend(Backend):
@@ -76,7 +83,11 @@ class OllamaBackend(Backend):
         self._details: dict[str, Details] = {}
         """By digest."""
         self._loading: Counter[str] = Counter()
-        """Loads under way: `/api/ps` shows a model as soon as its loading begins."""
+        """Requests that load their model: `/api/ps` shows it as soon as its loading begins."""
+        self._contexts: dict[str, int] = {}
+        """The context with which each model was loaded last, as far as the server says."""
+        self._leaving: set[str] = set()
+        """Models that the server unloads after the request that runs, since its caller wants that."""
 
     async def close(self) -> None:
         await self._client.close()
@@ -89,7 +100,7 @@ class OllamaBackend(Backend):
         A configured model that is not there is no failure: it can be pulled.
         """
         listed = {listed_name(entry): entry for entry in listed_models(await self._client.get("/api/tags"))}
-        names = {full_name(name): name for name in self.config.models} or {name: name for name in listed}
+        names = {full_name(name): None for name in self.config.models} or dict.fromkeys(listed)
         loaded = await self._loaded()
         models: dict[str, Model] = {}
         for name in names:
@@ -99,15 +110,25 @@ class OllamaBackend(Backend):
         digests = {_digest(entry) for entry in listed.values()}
         self._details = {digest: details for digest, details in self._details.items() if digest in digests}
         self._models = models
-        offers = [model.offer(names[name], name in loaded) for name, model in models.items() if model.capabilities]
-        return Discovery(tuple(offers))
+        return Discovery(tuple(self._offer(model, loaded) for model in models.values() if model.capabilities))
+
+    def _offer(self, model: Model, loaded: frozenset[str]) -> ModelOffer:
+        name = model.name
+        loading = self._loading[name] > 0
+        return model.offer(loaded=name in loaded, loading=loading, loaded_context=self._contexts.get(name))
 
     async def health(self) -> None:
         """`GET /api/version`."""
         await self._client.get("/api/version")
 
+    async def resident(self) -> frozenset[str]:
+        """Return the models that `/api/ps` lists, without those that leave after the request that runs."""
+        return await self._loaded() - self._leaving
+
     async def _loaded(self) -> frozenset[str]:
-        return frozenset(listed_name(entry) for entry in listed_models(await self._client.get("/api/ps")))
+        contexts = loaded_contexts(await self._client.get("/api/ps"))
+        self._contexts |= {name: context for name, context in contexts.items() if context}
+        return frozenset(contexts)
 
     async def _shown(self, entry: JSON) -> Details | None:
         """The model's details; None when the server cannot show it: deleted meanwhile, or broken."""
@@ -145,10 +166,9 @@ class OllamaBackend(Backend):
         if chat and body.get("logprobs"):
             await self._require_logprobs()
         request = self._completed(chat_request(body, model.details) if chat else generate_request(body), model)
-        if await self._must_load(model):
+        loads = await self._must_load(model)
+        if loads:
             yield LOADING
-            await self._load(model, load_request(request))
-            yield RUNNING
         wanted = Wanted(
             chat=chat,
             model=task.public_model,
@@ -157,8 +177,11 @@ class OllamaBackend(Backend):
         )
         answer: Answer = Relay(wanted) if task.stream else Collector(wanted)
         lines, events = LineSplitter(), Events(chat)
-        response = await self._client.stream("/api/chat" if chat else "/api/generate", request)
+        sending = self._client.stream("/api/chat" if chat else "/api/generate", request)
+        response = await self._loading_by(model, sending) if loads else await sending
         try:
+            if loads:
+                yield RUNNING
             while not answer.done:
                 data = await response.read()
                 chunk = answer.feed(events.of(lines.feed(data)))
@@ -183,14 +206,17 @@ class OllamaBackend(Backend):
         if form not in ("float", "base64"):
             raise BackendRefused("encoding_format must be float or base64", param="encoding_format")
         requests = [self._completed(request, model) for request in embed_requests(body, EMBED_BATCH)]
-        if await self._must_load(model):
+        loads = await self._must_load(model)
+        if loads:
             yield LOADING
-            await self._load(model, load_request(requests[0]))
-            yield RUNNING
         vectors: list[list[float]] = []
         tokens = 0
         for request in requests:
-            answer = await self._client.post("/api/embed", request)
+            sending = self._client.post("/api/embed", request)
+            answer = await self._loading_by(model, sending) if loads else await sending
+            if loads:
+                loads = False
+                yield RUNNING
             vectors += _vectors(answer, request)
             tokens += int(answer.get("prompt_eval_count") or 0)
             yield Chunk(b"", len(request["input"]))
@@ -208,8 +234,11 @@ class OllamaBackend(Backend):
         return model, json_object(task.body)
 
     def _completed(self, request: JSON, model: Model) -> JSON:
+        """Add what every request says. Ollama would cut a prompt that is too long, and answer 200, unless told not to."""
         if self._keep_alive is not None:
             request.setdefault("keep_alive", self._keep_alive)
+        request.setdefault("truncate", False)
+        (self._leaving.add if unloads(request.get("keep_alive")) else self._leaving.discard)(model.name)
         return request | {"model": model.name}
 
     async def _require_logprobs(self) -> None:
@@ -223,19 +252,25 @@ class OllamaBackend(Backend):
     async def _must_load(self, model: Model) -> bool:
         return not model.remote and (self._loading[model.name] > 0 or model.name not in await self._loaded())
 
-    async def _load(self, model: Model, request: JSON) -> None:
+    async def _load(self, model: Model, keep_alive: Any) -> None:
         """Return when the server holds the model. Cancelled, the server gives the load up."""
         # Without a prompt, and for a model that only embeds without an input, Ollama does no more than load.
         embeds = Capability.CHAT not in model.capabilities
+        path = "/api/embed" if embeds else "/api/generate"
         nothing: JSON = {"input": []} if embeds else {"prompt": ""}
+        self._leaving.discard(model.name)
+        request = {"model": model.name, "keep_alive": keep_alive, **nothing}
+        await self._loading_by(model, self._client.post(path, request))
+
+    async def _loading_by(self, model: Model, sending: Awaitable[T]) -> T:
+        """Return the first answer of a request that loads the model."""
         self._loading[model.name] += 1
+        self.changed()
         try:
-            await self._client.post(
-                "/api/embed" if embeds else "/api/generate", request | nothing | {"model": model.name}
-            )
+            return await sending
         finally:
             self._loading[model.name] -= 1
-        self.changed()
+            self.changed()
 
     async def _pull(self, task: Task) -> AsyncGenerator[Output, None]:
         """Ends in `success`. Given up, the server keeps what it has, and goes on from there the next time."""
@@ -267,7 +302,7 @@ class OllamaBackend(Backend):
         model = await self._find(job.model)
         if job.endpoint == LOAD:
             yield LOADING
-            await self._load(model, {"keep_alive": -1 if job.keep_alive is None else job.keep_alive})
+            await self._load(model, -1 if job.keep_alive is None else job.keep_alive)
         else:
             await self._client.post("/api/generate", {"model": model.name, "prompt": "", "keep_alive": 0})
             self.changed()

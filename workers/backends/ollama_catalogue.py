@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,6 +13,7 @@ from schemas.presence import ModelOffer
 JSON = dict[str, Any]
 
 COMPLETION, EMBEDDING, VISION = "completion", "embedding", "vision"
+NUM_CTX = re.compile(r"^\s*num_ctx\s+(\d{1,9})\s*$", re.MULTILINE)
 SERVED = {COMPLETION: (Capability.CHAT, Capability.COMPLETIONS), EMBEDDING: (Capability.EMBEDDINGS,)}
 
 
@@ -29,6 +31,9 @@ class Details:
     told: bool = True
     """False: an old server, which does not say; `capabilities` is then a guess."""
     context_length: int | None = None
+    """As the model was trained."""
+    configured_context: int | None = None
+    """The Modelfile's `num_ctx`."""
     embedding_length: int | None = None
 
     @classmethod
@@ -42,8 +47,9 @@ class Details:
         return cls(
             frozenset(str(word) for word in told) if isinstance(told, list) else frozenset(guess),
             isinstance(told, list),
-            _length(info, family, "context_length"),
-            _length(info, family, "embedding_length"),
+            context_length=_length(info, family, "context_length"),
+            configured_context=_num_ctx(shown.get("parameters")),
+            embedding_length=_length(info, family, "embedding_length"),
         )
 
     def lacks(self, capability: str) -> bool:
@@ -52,8 +58,22 @@ class Details:
 
 
 def _length(info: JSON, family: str, name: str) -> int | None:
-    value = info.get(f"{family}.{name}")
+    return _positive(info.get(f"{family}.{name}"))
+
+
+def _positive(value: Any) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
+
+
+def _num_ctx(parameters: Any) -> int | None:
+    """Return the `num_ctx` of the Modelfile's parameters, which Ollama shows as lines of a name and a value."""
+    found = NUM_CTX.search(parameters) if isinstance(parameters, str) else None
+    return _positive(int(found.group(1))) if found else None
+
+
+def loaded_contexts(answer: JSON) -> dict[str, int | None]:
+    """Return the models that `/api/ps` lists, with the context each was loaded with; None before Ollama 0.9.7."""
+    return {listed_name(entry): _positive(entry.get("context_length")) for entry in listed_models(answer)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +92,15 @@ class Model:
         """What it serves here."""
         return tuple(ours for word, served in SERVED.items() if word in self.details.capabilities for ours in served)
 
-    def offer(self, name: str, loaded: bool) -> ModelOffer:
-        """As the registry shows it, under `name`."""
-        capabilities = self.capabilities
+    def offer(self, *, loaded: bool, loading: bool, loaded_context: int | None) -> ModelOffer:
+        """Return the model as the registry shows it. `loaded_context`: the context with which it is or was loaded last."""
+        capabilities, details = self.capabilities, self.details
         return ModelOffer(
-            name=name,
+            name=self.name,
             capabilities=capabilities,
-            loaded=None if self.remote else loaded,
-            context_length=self.details.context_length,
+            loaded=None if self.remote else loaded and not loading,
+            loading=loading,
+            context_length=loaded_context or details.configured_context or details.context_length,
             owned_by="ollama",
             created=self.created,
             embedding_length=self.details.embedding_length if Capability.EMBEDDINGS in capabilities else None,

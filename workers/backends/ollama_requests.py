@@ -73,14 +73,6 @@ def embed_requests(body: JSON, batch: int) -> list[JSON]:
     return [request | {"input": texts[at : at + batch]} for at in range(0, len(texts), batch)]
 
 
-def load_request(request: JSON) -> JSON:
-    """What loads the model so that `request` finds it loaded: the same options, or Ollama would load it once more."""
-    load: JSON = {name: request[name] for name in ("options", "keep_alive") if name in request}
-    if unloads(load.get("keep_alive")):
-        del load["keep_alive"]  # with that, it would not be loaded but unloaded
-    return load
-
-
 def unloads(keep_alive: Any) -> bool:
     """Whether it means that the model is not to stay."""
     if isinstance(keep_alive, str):

@@ -222,6 +222,8 @@ class OpenAIBackend(Backend):
             return wanted
         names = tuple(str(model["id"]) for model in listed)
         known = {name for model in listed for name in _names(model)}
+        # A name without a tag is `:latest` where the server is an Ollama.
+        wanted = tuple(f"{name}:latest" if name not in known and f"{name}:latest" in known else name for name in wanted)
         missing = [name for name in wanted if name not in known]
         if missing:
             raise BackendError(f"the backend lacks {', '.join(missing)}; it has {', '.join(names) or 'no models'}")
