@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
-from rich.console import RenderableType
-from rich.text import Text
 
 from cli import options
-from cli.console import fetch_list, new_table, show
+from cli.console import fetch_list, show
+
+if TYPE_CHECKING:
+    from cli.tables import RenderableType
 
 app = typer.Typer(help="Names that stand for the first of several models that is live.")
 
@@ -73,6 +74,8 @@ def remove_alias(
 
 def render_aliases(answer: dict[str, Any]) -> RenderableType:
     """One line an alias."""
+    from cli.tables import Text, new_table
+
     rows = answer["data"]
     if not rows:
         return Text("There is no alias. Make one: nexus aliases set NAME MODEL [MODEL…]")

@@ -10,23 +10,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
-import httpx
-
+from cli import http_client
 from cli.datadir import DataDir
 from cli.errors import ConsoleError, Refused, Unreachable
 
 DEFAULT_URL = "http://127.0.0.1:8800"
 KEY_FILE_VARIABLE = "GATEWAY_BEARER_TOKEN_FILE"
 API_KEY_FILE_VARIABLE = "NEXUS_API_KEY_FILE"
-CONNECT_S = 3.0
 READ_S = 30.0
 STREAM_READ_S = 300.0
 """Between two bytes of a stream: a queued request is told its position far more often than that."""
@@ -92,16 +90,9 @@ class ServerSentEvent(NamedTuple):
 class ApiClient:
     """HTTP calls to one gateway. Whatever goes wrong is a ConsoleError that says what to do."""
 
-    def __init__(self, target: Target, transport: httpx.BaseTransport | None = None) -> None:
+    def __init__(self, target: Target) -> None:
         self.target = target
-        headers = {"authorization": f"Bearer {target.key}"} if target.key else {}
-        self._http = httpx.Client(
-            base_url=target.url,
-            headers=headers,
-            timeout=httpx.Timeout(READ_S, connect=CONNECT_S),
-            trust_env=not _is_loopback(target.url),
-            transport=transport,
-        )
+        self._http = http_client.HttpClient(target.url, {"authorization": f"Bearer {target.key}"} if target.key else {})
 
     def __enter__(self) -> Self:
         return self
@@ -109,7 +100,7 @@ class ApiClient:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._http.close()
+        """Each request has closed its own connection."""
 
     def get(self, path: str, *, accept: tuple[int, ...] = (), read_s: float = READ_S) -> Any:
         """The JSON at `path`; statuses in `accept` count as success."""
@@ -119,14 +110,11 @@ class ApiClient:
         """The JSON answer to `body`."""
         return self._call("POST", path, body, read_s=STREAM_READ_S)
 
-    def post_form(
-        self, path: str, fields: Mapping[str, Any], files: list[tuple[str, tuple[str, IO[bytes]]]], **headers: str
-    ) -> Any:
+    def post_form(self, path: str, fields: Mapping[str, Any], files: http_client.Files, **headers: str) -> Any:
         """The JSON answer to a form; files are read as they are sent."""
-        with self._translated():
-            timeout = httpx.Timeout(STREAM_READ_S, connect=CONNECT_S)
-            response = self._http.post(path, data=dict(fields), files=files, headers=headers, timeout=timeout)
-            return self._answer(response)
+        body, described = http_client.form(fields, files)
+        with self._answer("POST", path, body=body, headers={**headers, **described}, read_s=STREAM_READ_S) as response:
+            return _json(response, self.target.url)
 
     def put(self, path: str, body: dict[str, Any]) -> Any:
         """The JSON answer to `body`."""
@@ -145,26 +133,13 @@ class ApiClient:
         accept: tuple[int, ...] = (),
         read_s: float = READ_S,
     ) -> Any:
-        with self._translated():
-            timeout = httpx.Timeout(read_s, connect=CONNECT_S)
-            return self._answer(self._http.request(method, path, json=body, timeout=timeout), accept)
-
-    def _answer(self, response: httpx.Response, accept: tuple[int, ...] = ()) -> Any:
-        if response.status_code not in accept:
-            self._check(response)
-        return _json(response, self.target.url)
-
-    def _check(self, response: httpx.Response) -> None:
-        """Raises Refused for an error status."""
-        if not response.is_success:
-            response.read()
-            raise Refused(self._refusal(response), status=response.status_code, code=_error_code(response))
+        sent = None if body is None else json.dumps(body).encode()
+        with self._answer(method, path, body=sent, accept=accept, read_s=read_s) as response:
+            return _json(response, self.target.url)
 
     def stream(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any]]:
         """The `data:` frames of a stream, until `[DONE]`. A stream that ends without it is an error."""
-        timeout = httpx.Timeout(STREAM_READ_S, connect=CONNECT_S)
-        with self._translated(), self._http.stream("POST", path, json=body, timeout=timeout) as response:
-            self._check(response)
+        with self._answer("POST", path, body=json.dumps(body).encode(), read_s=STREAM_READ_S) as response:
             for line in _lines(response):
                 if line.startswith("data:"):
                     data = line[5:].strip()
@@ -176,72 +151,93 @@ class ApiClient:
     def events(self, path: str, after: str = "") -> Generator[ServerSentEvent]:
         """The events of a stream behind the one with id `after`, until it ends or breaks off."""
         headers = {"accept": "text/event-stream"} | ({"last-event-id": after} if after else {})
-        timeout = httpx.Timeout(EVENTS_READ_S, connect=CONNECT_S)
-        with self._translated(), self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
-            self._check(response)
+        with self._answer("GET", path, headers=headers, read_s=EVENTS_READ_S) as response:
             yield from _events(_lines(response))
 
     @contextmanager
-    def download(self, path: str) -> Iterator[httpx.Response]:
+    def download(self, path: str) -> Iterator[http_client.Response]:
         """What is at `path`, to be read as it comes."""
-        timeout = httpx.Timeout(STREAM_READ_S, connect=CONNECT_S)
-        with self._translated(), self._http.stream("GET", path, timeout=timeout) as response:
-            self._check(response)
+        with self._answer("GET", path, read_s=STREAM_READ_S) as response:
             yield response
 
     @contextmanager
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        *,
+        read_s: float,
+        body: bytes | Iterable[bytes] | None = None,
+        headers: Mapping[str, str] | None = None,
+        accept: tuple[int, ...] = (),
+    ) -> Iterator[http_client.Response]:
+        """Send a request, and give its answer unless that is an error, which is a ConsoleError."""
+        kind = {"content-type": "application/json"} if isinstance(body, bytes) else {}
+        with self._translated():
+            response = self._http.send(method, path, read_s=read_s, body=body, headers={**kind, **(headers or {})})
+            with closing(response):
+                if not 200 <= response.status < 300 and response.status not in accept:
+                    raise Refused(self._refusal(response), status=response.status, code=_error_code(response))
+                yield response
+
+    @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Turn httpx's exceptions into words."""
+        """Turn exceptions of HTTP into words."""
         url = self.target.url
         try:
             yield
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+        except http_client.UntrustedCertificate as error:
+            raise ConsoleError(
+                f"{url} has a certificate that this machine does not trust ({error}). "
+                "Name the file of its authority with SSL_CERT_FILE."
+            ) from error
+        except http_client.NoConnection as error:
             raise Unreachable(
                 f"no gateway answers at {url}: is it up? Start one with `nexus up`, "
                 "or name another with --url or NEXUS_URL."
             ) from error
-        except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise ConsoleError(f"{url} is not a URL like {DEFAULT_URL}") from error
-        except httpx.TimeoutException as error:
+        except http_client.InvalidUrl as error:
+            raise ConsoleError(f"{url} is not a URL like {DEFAULT_URL}: {error}") from error
+        except http_client.TimedOut as error:
             raise Unreachable(f"the gateway at {url} did not answer in time") from error
-        except httpx.HTTPError as error:
-            raise Unreachable(f"the connection to {url} broke: {error or type(error).__name__}") from error
+        except http_client.HttpError as error:
+            raise Unreachable(f"the connection to {url} broke: {error}") from error
 
-    def _refusal(self, response: httpx.Response) -> str:
+    def _refusal(self, response: http_client.Response) -> str:
         """What an error status means to the user."""
         said = error_message(response)
-        if response.status_code == httpx.codes.UNAUTHORIZED:
+        if response.status == HTTPStatus.UNAUTHORIZED:
             if not self.target.key:
                 return (
                     f"{self.target.url} wants a key, and none was given: pass --key-file or set NEXUS_API_KEY "
                     "(`nexus up` prints its key)."
                 )
             return f"{self.target.url} does not know the key from {self.target.key_source}: {said}"
-        if response.status_code == httpx.codes.FORBIDDEN:
+        if response.status == HTTPStatus.FORBIDDEN:
             return f"the key from {self.target.key_source or 'nowhere'} may not do that: {said}"
         request_id = response.headers.get("x-request-id")
-        return f"{said} (status {response.status_code}{f', request {request_id}' if request_id else ''})"
+        return f"{said} (status {response.status}{f', request {request_id}' if request_id else ''})"
 
 
-def error_message(response: httpx.Response) -> str:
+def error_message(response: http_client.Response) -> str:
     """The message of OpenAI's error object, or the beginning of whatever came instead."""
     try:
         return str(response.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        return response.text[:200].strip() or response.reason_phrase or "no reason given"
+        return response.read().decode(errors="replace")[:200].strip() or response.reason or "no reason given"
 
 
-def _error_code(response: httpx.Response) -> str:
+def _error_code(response: http_client.Response) -> str:
     try:
         return str(response.json()["error"]["code"] or "")
     except (ValueError, KeyError, TypeError):
         return ""
 
 
-def _lines(response: httpx.Response) -> Iterator[str]:
-    """Lines as server-sent events have them: httpx's also end at characters like U+2028, which JSON may hold."""
+def _lines(response: http_client.Response) -> Iterator[str]:
+    """Lines as server-sent events have them: str.splitlines also ends at characters like U+2028, which JSON may hold."""
     left = b""
-    for part in response.iter_bytes():
+    for part in response.parts():
         *whole, left = (left + part).split(b"\n")
         for line in whole:
             yield line.removesuffix(b"\r").decode(errors="replace")
@@ -264,7 +260,7 @@ def _events(lines: Iterator[str]) -> Iterator[ServerSentEvent]:
             found[name] = value.removeprefix(" ")
 
 
-def _json(response: httpx.Response, url: str) -> Any:
+def _json(response: http_client.Response, url: str) -> Any:
     try:
         return response.json()
     except ValueError as error:
@@ -281,12 +277,3 @@ def _frame(data: str) -> dict[str, Any]:
     if frame.get("error"):
         raise ConsoleError(str(frame["error"].get("message", frame["error"])))
     return frame
-
-
-def _is_loopback(url: str) -> bool:
-    """Whether a proxy from the environment has no business between us and `url`."""
-    try:
-        host = httpx.URL(url).host
-        return host == "localhost" or ip_address(host).is_loopback
-    except (ValueError, httpx.InvalidURL):
-        return False

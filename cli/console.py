@@ -6,34 +6,23 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
 
 from cli import options
 from cli.api import ApiClient
 from cli.errors import ConsoleError
 
+if TYPE_CHECKING:
+    from cli.tables import RenderableType
+
 REFRESH_S = 1.0
 WIDE = 1000
 """Columns, where lines are not to be folded."""
-COLOURS = {
-    "ready": "green",
-    "ok": "green",
-    "degraded": "yellow",
-    "draining": "yellow",
-    "unhealthy": "red",
-    "unavailable": "red",
-    "down": "red",
-}
-
 Fetch = Callable[[ApiClient], Any]
-Render = Callable[[Any], RenderableType]
+Render = Callable[[Any], "RenderableType"]
 
 
 def status(
@@ -129,12 +118,16 @@ def _print(seen: Any, render: Render, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(seen), flush=True)
     else:
+        from cli.tables import Console
+
         view = render(seen)
         Console(width=_width(view)).print(view)
 
 
 def _width(view: RenderableType) -> int | None:
     """None: the terminal's. Elsewhere, and where there are ids to be copied, a line stays one line."""
+    from cli.tables import Table
+
     ids = isinstance(view, Table) and view.columns[0].no_wrap
     return WIDE if ids or not sys.stdout.isatty() else None
 
@@ -149,6 +142,8 @@ def _watch_lines(api: ApiClient, fetch: Fetch, render: Render, seen: Any, *, as_
 
 def _watch_live(api: ApiClient, fetch: Fetch, render: Render, seen: Any) -> Any:
     """For a terminal: one view, kept fresh. An outage is shown, and ends by itself."""
+    from cli.tables import Live, Text
+
     with Live(render(seen), auto_refresh=False, screen=False) as live:
         while True:
             time.sleep(REFRESH_S)
@@ -161,6 +156,8 @@ def _watch_live(api: ApiClient, fetch: Fetch, render: Render, seen: Any) -> Any:
 
 def render_status(seen: dict[str, Any]) -> RenderableType:
     """The whole picture on one screen."""
+    from cli.tables import Group, Text, coloured, new_table
+
     ready = seen["ready"]
     head = Text.assemble(("Nexus ", "bold"), seen["url"], "  ", coloured(ready["status"]))
     parts = new_table("part", "state", "ms", "")
@@ -175,6 +172,8 @@ def render_status(seen: dict[str, Any]) -> RenderableType:
 
 def render_workers(answer: dict[str, Any]) -> RenderableType:
     """One line a worker."""
+    from cli.tables import Text, coloured, new_table
+
     rows = answer["data"]
     if not rows:
         return Text("No worker is there. Start one: nexus worker --backend openai --url http://HOST:PORT")
@@ -210,6 +209,8 @@ def _clock(at: int) -> str:
 
 def render_queues(answer: dict[str, Any]) -> RenderableType:
     """One line a queue."""
+    from cli.tables import Text, new_table
+
     rows = answer["data"]
     if not rows:
         return Text("All queues are empty: no job waits or runs.")
@@ -223,18 +224,4 @@ def render_queues(answer: dict[str, Any]) -> RenderableType:
             str(row["depth"]),
             "-" if running is None else str(running),
         )
-    return table
-
-
-def coloured(word: str) -> Text:
-    """A state in its colour."""
-    return Text(word, style=COLOURS.get(word, ""))
-
-
-def new_table(*columns: str, ids: bool = False) -> Table:
-    """Columns without lines; wide cells are folded. `ids`: the first column's are not, since they are copied."""
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    table.columns[0].no_wrap = ids
     return table

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
-from rich.console import RenderableType
-from rich.text import Text
 
 from cli import options
 from cli.api import ApiClient
-from cli.console import new_table, show
+from cli.console import show
 from cli.jobs import Ids, ago, each, render_job
+
+if TYPE_CHECKING:
+    from cli.tables import RenderableType
 
 app = typer.Typer(help="Dead letters: jobs that killed their workers or used up their retries.", no_args_is_help=True)
 
@@ -97,6 +98,8 @@ def fetch_letters(api: ApiClient, limit: int | None) -> dict[str, Any]:
 
 def render_letters(answer: dict[str, Any]) -> RenderableType:
     """One line a dead letter."""
+    from cli.tables import Text, new_table
+
     if not answer["data"]:
         return Text("There is no dead letter.")
     table = new_table("job", "died", "endpoint", "model", "owner", "attempts", "error", ids=True)

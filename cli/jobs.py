@@ -6,19 +6,19 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlencode
 
 import typer
-from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from cli import options
 from cli.api import ApiClient
-from cli.console import new_table, show
+from cli.console import show
 from cli.errors import ConsoleError
 from cli.following import path_of
+
+if TYPE_CHECKING:
+    from cli.tables import RenderableType
 
 app = typer.Typer(help="Jobs: requests that go on without their callers.", no_args_is_help=True)
 
@@ -128,6 +128,8 @@ def fetch_pages(api: ApiClient, query: dict[str, str], limit: int | None) -> dic
 
 def render_jobs(answer: dict[str, Any]) -> RenderableType:
     """One line a job."""
+    from cli.tables import Text, new_table
+
     if not answer["data"]:
         return Text("No such job. Submit one: nexus submit ENDPOINT FILE")
     table = new_table("job", "age", "endpoint", "model", "lane", "status", "", ids=True)
@@ -157,6 +159,8 @@ def _news(job: dict[str, Any]) -> str:
 
 def render_job(job: dict[str, Any]) -> RenderableType:
     """A line for each thing that is known."""
+    from cli.tables import Table, Text
+
     table = Table.grid(padding=(0, 3, 0, 0))
     for name, value in job.items():
         if name == "object" or value is None or value in ({}, []):

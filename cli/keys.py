@@ -6,26 +6,34 @@ import json
 import re
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from typing import Annotated, Any
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
-from rich.console import RenderableType
-from rich.text import Text
 
 from cli import options
 from cli.api import find_target
-from cli.console import coloured, fetch_list, new_table, show
+from cli.console import fetch_list, show
 from cli.datadir import data_dir_from
 from cli.errors import ConsoleError
-from gateway.auth import bootstrap_webhook_secret, is_created
-from schemas.keys import Scope
+
+if TYPE_CHECKING:
+    from cli.tables import RenderableType
 
 app = typer.Typer(help="API keys for people and programs.")
 
 PATH = "/v1/keys"
 ID_PREFIX = "key_"
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+
+
+class Scope(StrEnum):
+    """What a key is for. The same as schemas.keys.Scope, which needs pydantic; a test compares them."""
+
+    INFERENCE = "inference"
+    JOBS = "jobs"
+    ADMIN = "admin"
 
 
 def seconds(text: str) -> int:
@@ -159,6 +167,8 @@ def show_webhook_secret(
     as_json: options.Json = False,
 ) -> None:
     """What the webhooks of the bootstrap key's jobs are signed with: it follows from that key, and no gateway is asked."""
+    from gateway.auth import bootstrap_webhook_secret, is_created
+
     token = find_target(url, options.chosen_key(key, key_file), data_dir_from(data_dir)).key
     if not token:
         raise ConsoleError(
@@ -172,6 +182,8 @@ def show_webhook_secret(
 
 def render_keys(answer: dict[str, Any]) -> RenderableType:
     """One line a key."""
+    from cli.tables import Text, coloured, new_table
+
     rows = answer["data"]
     if not rows:
         return Text("No key was created. Make one: nexus keys create NAME")

@@ -12,10 +12,11 @@ import typer
 
 from cli import options
 from cli.api import ApiClient
+from cli.console import show
 from cli.errors import Refused
 
 if TYPE_CHECKING:  # drawing tables takes time to import: `nexus --version` does without
-    from rich.console import RenderableType
+    from cli.tables import RenderableType
 
 INTERRUPTED = 130
 PULL = "/v1/models/pull"
@@ -30,8 +31,6 @@ def models(
     watch: options.Watch = False,
 ) -> None:
     """The models and aliases, what each can do, and which workers serve it."""
-    from cli.console import show
-
     with options.client(url, key, data_dir, key_file) as api:
         show(api, fetch_models, render_models, as_json=as_json, watch=watch)
 
@@ -141,9 +140,7 @@ def _state(row: dict[str, Any], offers: _Offers) -> str:
 
 def render_models(answer: dict[str, Any]) -> RenderableType:
     """One line a model."""
-    from rich.text import Text
-
-    from cli.console import coloured, new_table
+    from cli.tables import Text, coloured, new_table
 
     rows = answer["data"]
     if not rows:

@@ -6,11 +6,12 @@ import base64
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import closing
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import httpx
-
+from cli import http_client
 from cli.api import ApiClient
 from cli.errors import ConsoleError
 from cli.following import path_of
@@ -29,6 +30,7 @@ SUFFIXES = {
 MAGIC = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"RIFF": ".webp", b"GIF8": ".gif"}
 JSON = "application/json"
 EVENTS = "text/event-stream"
+PICTURE_READ_S = 30.0
 
 
 class Outcome(NamedTuple):
@@ -49,7 +51,7 @@ def fetch_result(api: ApiClient, job: str, output: Path | None, *, show: bool = 
     with api.download(path_of(job, "/result")) as response:
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in (JSON, EVENTS) and not kind.startswith("text/"):
-            return Outcome([_save(response.iter_bytes(), output or Path(job + SUFFIXES.get(kind, ".bin")))])
+            return Outcome([_save(response.parts(), output or Path(job + SUFFIXES.get(kind, ".bin")))])
         body = response.read()
     values = _frames(body) if kind == EVENTS else [json.loads(body)] if kind == JSON else []
     if pictures := [picture for value in values for picture in _pictures(api, value)]:
@@ -115,10 +117,14 @@ def _sound(value: Any) -> bytes:
 def _picture_at(api: ApiClient, url: str) -> bytes:
     """By its signed URL, which wants no key: none is sent, whatever host it names."""
     try:
-        response = httpx.get(httpx.URL(api.target.url).join(url), timeout=30.0).raise_for_status()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        server, path = http_client.join(api.target.url, url)
+        with closing(http_client.HttpClient(server).send("GET", path, read_s=PICTURE_READ_S)) as response:
+            body = response.read()
+    except http_client.HttpError as error:
         raise ConsoleError(f"the picture at {url} cannot be had: {error}") from error
-    return response.content
+    if response.status != HTTPStatus.OK:
+        raise ConsoleError(f"the picture at {url} cannot be had: status {response.status} {response.reason}")
+    return body
 
 
 def _text(kind: str, body: bytes) -> str:

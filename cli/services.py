@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
-from rich.console import RenderableType
-from rich.text import Text
 
 from cli import options
-from cli.console import coloured, fetch_list, new_table, show
+from cli.console import fetch_list, show
+
+if TYPE_CHECKING:
+    from cli.tables import RenderableType
 
 app = typer.Typer(help="HTTP services that are served without knowing of Nexus.")
 
@@ -70,6 +71,8 @@ def remove_service(
 
 def render_services(answer: dict[str, Any]) -> RenderableType:
     """One line a service."""
+    from cli.tables import Text, coloured, new_table
+
     rows = answer["data"]
     if not rows:
         return Text("No service is entered. Enter one: nexus services add NAME http://HOST:PORT")

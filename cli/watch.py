@@ -6,16 +6,17 @@ import json
 import sys
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from cli import options
 from cli.api import ApiClient
 from cli.following import ENDS, Follower, JobEvent
 from cli.results import fetch_result, report, said
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 Output = Annotated[
     Path | None,
@@ -90,6 +91,8 @@ class Viewer:
     """Shows a job to a person: its text on standard output, all else on standard error."""
 
     def __init__(self, *, live_text: bool, out: TextIO | None = None) -> None:
+        from rich.console import Console
+
         self.end = ""
         """How the job ended."""
         self.said_all = False
@@ -98,7 +101,7 @@ class Viewer:
         self._out = out or sys.stdout
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
         self._progress: Progress | None = None
-        self._task = TaskID(0)
+        self._task: TaskID | None = None
         self._shown = ""
         self._mid_line = False
         self._said = False
@@ -184,7 +187,9 @@ class Viewer:
                 self._shown = line
                 self._console.print(line, markup=False)
             return
-        if self._progress is None:
+        if self._progress is None or self._task is None:
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
             columns = (
                 TextColumn("{task.description}", markup=False),
                 BarColumn(),

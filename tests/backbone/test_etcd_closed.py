@@ -20,7 +20,7 @@ from backbone.registry.access import etcd_access
 from backbone.registry.etcd import EtcdRegistry
 from backbone.registry.version_check import is_vulnerable
 from backbone.settings import CommonSettings
-from cli.main import app
+from cli.app import app
 from tests.conftest import Eventually, running
 from tests.deploy.production import ProductionEtcd, Secrets, gateway_settings
 

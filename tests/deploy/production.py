@@ -227,7 +227,7 @@ def worker_block(folder: Path, name: str, *options: str) -> None:
     """What `nexus permissions worker` prints, where make-secrets.sh finds it."""
     from typer.testing import CliRunner
 
-    from cli.main import app
+    from cli.app import app
 
     result = CliRunner().invoke(app, ["permissions", "worker", name, *options])
     assert result.exit_code == 0, result.output

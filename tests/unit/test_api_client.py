@@ -15,6 +15,7 @@ from cli.datadir import DataDir, StackState
 from cli.errors import ConsoleError
 from cli.options import chosen_key, warn_of_key
 from cli.ports import free_port
+from tests.unit.gateway_double import serve
 
 SECRET = "nexus-very-secret"
 
@@ -41,7 +42,7 @@ def stack(data: DataDir):
 
 
 def client(answer: Callable[[httpx.Request], httpx.Response], key: str = SECRET) -> ApiClient:
-    return ApiClient(Target("http://gw", key, "the environment variable X"), httpx.MockTransport(answer))
+    return ApiClient(Target(serve(answer), key, "the environment variable X"))
 
 
 class TestTarget:

@@ -11,6 +11,7 @@ import pytest
 from cli import chat
 from cli.api import ApiClient, Target
 from cli.errors import ConsoleError
+from tests.unit.gateway_double import serve
 
 WORKERS = {
     "data": [
@@ -21,7 +22,7 @@ WORKERS = {
 
 
 def api(answer: Callable[[httpx.Request], httpx.Response]) -> ApiClient:
-    return ApiClient(Target("http://gw", "k"), httpx.MockTransport(answer))
+    return ApiClient(Target(serve(answer), "k"))
 
 
 def routes(**answers: httpx.Response) -> Callable[[httpx.Request], httpx.Response]:

@@ -13,7 +13,7 @@ import typer
 from prometheus_client import CollectorRegistry
 
 from backbone.settings import GatewaySettings, WorkerSettings
-from cli.main import app
+from cli.app import app
 from gateway.app import ENDPOINTS, ROUTERS
 from gateway.metrics import GatewayMetrics
 from gateway.routes import operation

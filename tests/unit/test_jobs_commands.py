@@ -13,7 +13,8 @@ from typer.testing import CliRunner, Result
 
 from cli import options
 from cli.api import ApiClient, Target
-from cli.main import app
+from cli.app import app
+from tests.unit.gateway_double import serve
 
 Answer = Callable[[httpx.Request], Any]
 
@@ -38,9 +39,7 @@ class Gateway:
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Gateway:
     monkeypatch.setenv("COLUMNS", "200")
     gateway = Gateway()
-    monkeypatch.setattr(
-        options, "client", lambda *_: ApiClient(Target("http://gw", "sk"), httpx.MockTransport(gateway))
-    )
+    monkeypatch.setattr(options, "client", lambda *_: ApiClient(Target(serve(gateway), "sk")))
     return gateway
 
 

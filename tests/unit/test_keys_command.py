@@ -11,10 +11,12 @@ from typer.testing import CliRunner, Result
 
 from cli import options
 from cli.api import ApiClient, Target
+from cli.app import app
 from cli.errors import ConsoleError
-from cli.keys import seconds
-from cli.main import app
+from cli.keys import Scope, seconds
 from gateway.auth import Auth
+from schemas import keys
+from tests.unit.gateway_double import serve
 
 ROW = {
     "id": "key_1",
@@ -48,9 +50,7 @@ class Gateway:
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Gateway:
     gateway = Gateway()
-    monkeypatch.setattr(
-        options, "client", lambda *_: ApiClient(Target("http://gw", "sk"), httpx.MockTransport(gateway))
-    )
+    monkeypatch.setattr(options, "client", lambda *_: ApiClient(Target(serve(gateway), "sk")))
     return gateway
 
 
@@ -172,3 +172,8 @@ def test_a_wrong_line_asks_nothing(gateway: Gateway, arguments: tuple[str, ...])
     """It says what is wrong with it."""
     assert run("keys", *arguments).exit_code == 2
     assert gateway.asked == []
+
+
+def test_scopes_are_those_of_the_gateway() -> None:
+    """The console has them on its own, so that its help needs no pydantic."""
+    assert [(one.name, one.value) for one in Scope] == [(one.name, one.value) for one in keys.Scope]

@@ -12,7 +12,8 @@ from typer.testing import CliRunner, Result
 
 from cli import options
 from cli.api import ApiClient, Target
-from cli.main import app
+from cli.app import app
+from tests.unit.gateway_double import serve
 
 
 class Gateway:
@@ -31,9 +32,7 @@ class Gateway:
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Gateway:
     gateway = Gateway()
-    monkeypatch.setattr(
-        options, "client", lambda *_: ApiClient(Target("http://gw", "sk"), httpx.MockTransport(gateway))
-    )
+    monkeypatch.setattr(options, "client", lambda *_: ApiClient(Target(serve(gateway), "sk")))
     return gateway
 
 

@@ -14,9 +14,10 @@ from typer.testing import CliRunner, Result
 
 from cli import options
 from cli.api import ApiClient, Target
+from cli.app import app
 from cli.errors import ConsoleError
-from cli.main import app
 from cli.submit import endpoint_path
+from tests.unit.gateway_double import serve
 
 JOB = {"id": "job_1", "object": "job", "status": "queued"}
 
@@ -46,9 +47,7 @@ class Gateway:
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Gateway:
     gateway = Gateway()
-    monkeypatch.setattr(
-        options, "client", lambda *_: ApiClient(Target("http://gw", "sk"), httpx.MockTransport(gateway))
-    )
+    monkeypatch.setattr(options, "client", lambda *_: ApiClient(Target(serve(gateway), "sk")))
     return gateway
 
 
