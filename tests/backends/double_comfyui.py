@@ -56,6 +56,16 @@ class Behaviour:
     tells_classes: bool = True
     """Older servers say nothing of a single class of nodes."""
     new_nodes: bool = False
+    answer_s: float = 0.0
+    """How long it takes to say how its queue is, as a server does whose interpreter is busy sampling."""
+    forgets: int = 0
+    """So many interrupts are forgotten."""
+    never_uploads: bool = False
+    """Uploads are read, and not answered."""
+    never_shows: bool = False
+    """Pictures are asked for, and not sent."""
+    never_takes: bool = False
+    """Prompts are read, and not answered for long: they are checked."""
 
 
 @dataclass
@@ -83,12 +93,24 @@ class ComfyDouble:
         self.checkpoints = ["sd15.safetensors", "sdxl.safetensors"]
         self.custom_classes: set[str] = set()
         self.asked_classes: list[str] = []
+        self.version = "0.3.75"
+        """Before 0.3.60 an interrupt ends whatever runs."""
         self.behaviour = Behaviour()
         self.port = 0
         self.submitted: list[Graph] = []
         self.extras: list[dict[str, Any]] = []
         self.uploads: dict[str, bytes] = {}
         self.interrupts: list[Any] = []
+        self.interrupted: list[str] = []
+        """What interrupts have ended."""
+        self.stopped = asyncio.Event()
+        """Somebody has asked for an end: an interrupt, or a deletion from the queue."""
+        self.uploading, self.showing, self.taking = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        """Such a request has come."""
+        self.left = asyncio.Event()
+        """A request that was not answered has been given up."""
+        self.hold = asyncio.Event()
+        """Ends `never_takes`."""
         self.deleted: list[str] = []
         self.sockets_made = 0
         self._runner: web.AppRunner | None = None
@@ -104,6 +126,9 @@ class ComfyDouble:
         self._sockets: dict[str, web.WebSocketResponse] = {}
         self._wake = asyncio.Event()
         self._interrupt = False
+        self._other: Prompt | None = None
+        self._other_over = asyncio.Event()
+        self.steps_made = 0
 
     @property
     def url(self) -> str:
@@ -130,6 +155,7 @@ class ComfyDouble:
             [
                 web.get("/ws", self._socket),
                 web.get("/prompt", self._queue_info),
+                web.get("/system_stats", self._get_stats),
                 web.post("/prompt", self._post_prompt),
                 web.get("/queue", self._get_queue),
                 web.post("/queue", self._post_queue),
@@ -141,7 +167,7 @@ class ComfyDouble:
                 web.get("/object_info/{kind}", self._get_class),
             ]
         )
-        self._runner = web.AppRunner(app, shutdown_timeout=0.01)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.01, handler_cancellation=True)
         await self._runner.setup()
         site = web.TCPSite(self._runner, here(), self.port, reuse_address=True)
         await site.start()
@@ -172,6 +198,16 @@ class ComfyDouble:
         self._runner = None
         self.running, self.queue = None, []
 
+    def enqueue_another(self) -> None:
+        """Somebody else's prompt, which runs until `end_another`."""
+        self._other = Prompt(0, "another", {}, {"client_id": None})
+        self.queue.append(self._other)
+        self._wake.set()
+
+    def end_another(self) -> None:
+        """End it."""
+        self._other_over.set()
+
     # Routes
 
     async def _socket(self, request: web.Request) -> web.StreamResponse:
@@ -192,6 +228,10 @@ class ComfyDouble:
 
     def _info(self) -> dict[str, Any]:
         return {"exec_info": {"queue_remaining": len(self.queue) + (self.running is not None)}}
+
+    async def _get_stats(self, _: web.Request) -> web.Response:
+        system = {"comfyui_version": self.version} if self.version else {}
+        return web.json_response({"system": system, "devices": []})
 
     async def _queue_info(self, _: web.Request) -> web.Response:
         return web.json_response(self._info())
@@ -218,6 +258,9 @@ class ComfyDouble:
 
     async def _post_prompt(self, request: web.Request) -> web.Response:
         body = await request.json()
+        if self.behaviour.never_takes:
+            self.taking.set()
+            await self.hold.wait()
         error, node_errors = self._faults(body["prompt"])
         if error:
             return web.json_response({"error": error, "node_errors": node_errors}, status=400)
@@ -230,10 +273,19 @@ class ComfyDouble:
         return web.json_response({"prompt_id": prompt.id, "number": prompt.number, "node_errors": {}})
 
     async def _get_queue(self, _: web.Request) -> web.Response:
+        await asyncio.sleep(self.behaviour.answer_s)
         running = [self.running.item()] if self.running else []
         return web.json_response({"queue_running": running, "queue_pending": [one.item() for one in self.queue]})
 
+    async def _never(self, begun: asyncio.Event) -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.left.set()
+
     async def _post_queue(self, request: web.Request) -> web.Response:
+        self.stopped.set()
         for prompt_id in (await request.json()).get("delete", ()):
             self.deleted += [one.id for one in self.queue if one.id == prompt_id]
             self.queue = [one for one in self.queue if one.id != prompt_id]
@@ -243,7 +295,12 @@ class ComfyDouble:
     async def _post_interrupt(self, request: web.Request) -> web.Response:
         prompt_id = (await request.json()).get("prompt_id")
         self.interrupts.append(prompt_id)
-        if self.running is not None and prompt_id in (None, self.running.id):
+        self.stopped.set()
+        if len(self.interrupts) <= self.behaviour.forgets:
+            return web.Response()
+        targeted = self.version and tuple(map(int, self.version.split("."))) >= (0, 3, 60)
+        if self.running is not None and (not targeted or prompt_id in (None, self.running.id)):
+            self.interrupted.append(self.running.id)
             self._interrupt = True
         return web.Response()
 
@@ -252,6 +309,8 @@ class ComfyDouble:
         return web.json_response({prompt_id: self.history[prompt_id]} if prompt_id in self.history else {})
 
     async def _view(self, request: web.Request) -> web.Response:
+        if self.behaviour.never_shows:
+            await self._never(self.showing)
         data = self.files.get(request.query["filename"])
         return web.Response(body=data, content_type="image/png") if data else web.Response(status=404)
 
@@ -262,6 +321,8 @@ class ComfyDouble:
         subfolder, kind = str(form.get("subfolder", "")), str(form.get("type", "input"))
         name = f"{subfolder}/{file.filename}" + (" [temp]" if kind == "temp" else "")
         self.uploads[name] = file.file.read()
+        if self.behaviour.never_uploads:
+            await self._never(self.uploading)
         return web.json_response({"name": file.filename, "subfolder": subfolder, "type": kind})
 
     # Validation
@@ -311,6 +372,8 @@ class ComfyDouble:
             self.running = prompt = self.queue.pop(0)
             self._interrupt = False
             await self._moved()
+            if prompt is self._other:
+                await self._other_over.wait()
             outputs = await self._execute(prompt)
             failed = any(kind in ("execution_error", "execution_interrupted") for kind, _ in prompt.messages)
             status = {"status_str": "error" if failed else "success", "completed": not failed}
@@ -352,6 +415,7 @@ class ComfyDouble:
         steps = _steps(prompt.graph, node)
         for step in range(1, steps + 1):
             await self._pause(behaviour.step_s)
+            self.steps_made += 1
             if step == behaviour.drop_socket_at:
                 for socket in list(self._sockets.values()):
                     self._cut(socket)

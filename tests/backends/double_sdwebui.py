@@ -24,6 +24,8 @@ class Behaviour:
     """How long another checkpoint takes to load."""
     begin_s: float = 0.0
     """From the request to the start of the work, which forgets interrupts."""
+    answer_s: float = 0.0
+    """How long it takes to say how far it is."""
     error: tuple[int, Any] | None = None
     """Status and body of a failure after the last step."""
     previews: bool = False
@@ -50,6 +52,8 @@ class SDWebUIDouble:
         self.port = 0
         self.calls: list[dict[str, Any]] = []
         self.interrupts = 0
+        self.stopped = asyncio.Event()
+        """It was interrupted."""
         self.looked = asyncio.Event()
         """Somebody asked how far it is."""
         self._runner: web.AppRunner | None = None
@@ -139,11 +143,13 @@ class SDWebUIDouble:
 
     async def _interrupt(self, _: web.Request) -> web.Response:
         self.interrupts += 1
+        self.stopped.set()
         self._interrupted = True
         return web.json_response({})
 
     async def _progress(self, _: web.Request) -> web.Response:
         self.looked.set()
+        await asyncio.sleep(self.behaviour.answer_s)
         state = {"sampling_step": self._step, "sampling_steps": self._steps, "job_count": int(self._task is not None)}
         if self._task is None:
             return web.json_response({"progress": 0, "eta_relative": 0, "state": state, "current_image": None})

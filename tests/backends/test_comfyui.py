@@ -323,7 +323,10 @@ async def test_a_stream_shows_as_many_previews_as_are_wanted(double: ComfyDouble
     assert double.extras[-1]["preview_method"] == "auto"
 
 
-async def test_what_waits_in_comfyui_is_queued(double: ComfyDouble, backend: ComfyUIBackend) -> None:
+@pytest.mark.parametrize("version", ["0.3.40", "0.3.75", ""])
+async def test_what_waits_in_comfyui_is_queued(version: str, double: ComfyDouble, backend: ComfyUIBackend) -> None:
+    """Given up, it is taken from the queue; what another caller runs is never interrupted, whatever the server's interrupts end."""
+    double.version = version
     double.behave(step_s=0.01)
     first = asyncio.create_task(outputs_of(backend, task(size="16x16", steps=1000)))
     await eventually(lambda: _true(double.running is not None), 10)
@@ -333,7 +336,8 @@ async def test_what_waits_in_comfyui_is_queued(double: ComfyDouble, backend: Com
         assert (output.phase, output.message) == ("queued", "1 before it in ComfyUI")
         break
     await waiting.aclose()  # type: ignore[attr-defined]
-    assert (len(double.deleted), double.interrupts) == (1, [])
+    assert (len(double.deleted), double.interrupted) == (1, [])
+    assert not double.interrupts or version == "0.3.75"
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
     assert await double.idle()
@@ -565,3 +569,43 @@ async def test_classes_are_asked_for_once_unless_they_list_files(
     await double.start()
     await backend.discover()
     assert "KSampler" in double.asked_classes
+
+
+async def test_an_end_that_nobody_waits_for_comes_all_the_same(double: ComfyDouble, backend: ComfyUIBackend) -> None:
+    """A caller is told off twice where the server takes long to end: the slot is free then, and the work ends later."""
+    double.behave(load_s=0.5)
+    await backend.discover()
+    work = asyncio.create_task(outputs_of(backend, task(size="16x16", steps=1000)))
+    await eventually(lambda: _true(double.running is not None), 10)
+    double.stopped.clear()
+    work.cancel()
+    await asyncio.wait_for(double.stopped.wait(), 2)
+    assert not work.done()
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
+    assert not await double.idle()
+    await eventually(double.idle, 5)
+
+
+async def test_an_interrupt_that_comes_too_early_is_said_again(double: ComfyDouble, backend: ComfyUIBackend) -> None:
+    """ComfyUI forgets those that come before it begins with a prompt."""
+    double.behave(step_s=0.05, forgets=3)
+    await backend.discover()
+    work = asyncio.create_task(outputs_of(backend, task(size="16x16", steps=1000)))
+    await eventually(lambda: _true(double.steps_made > 1), 10)
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
+    assert await double.idle()
+    assert len(double.interrupts) > 3
+
+
+async def test_a_caller_who_leaves_while_a_picture_is_uploaded_leaves_nothing(
+    double: ComfyDouble, backend: ComfyUIBackend
+) -> None:
+    double.behave(never_uploads=True)
+    work = asyncio.create_task(outputs_of(backend, task(files=(file_of("image", png(8, 8)),))))
+    await asyncio.wait_for(double.uploading.wait(), 10)
+    work.cancel()
+    await asyncio.gather(work, return_exceptions=True)
+    await asyncio.wait_for(double.left.wait(), 2)
+    assert not double.submitted

@@ -266,3 +266,19 @@ async def test_a_server_with_a_password(double: SDWebUIDouble) -> None:
 
 async def _not(condition: Any) -> bool:
     return not await condition
+
+
+async def test_a_server_that_is_slow_to_say_what_it_is_at_is_interrupted_at_once(
+    double: SDWebUIDouble, backend: SDWebUIBackend
+) -> None:
+    """It has said so a moment ago."""
+    double.behave(step_s=0.02)
+    output = cast("AsyncGenerator[Output]", backend.run(task(size="64x48", steps=1000)))
+    async for piece in output:
+        if isinstance(piece, Progress) and piece.fraction:
+            break
+    double.behave(step_s=0.02, answer_s=4.0)
+    closing = asyncio.create_task(output.aclose())  # type: ignore[arg-type]
+    await asyncio.wait_for(double.stopped.wait(), 2)
+    await closing
+    assert await double.idle()

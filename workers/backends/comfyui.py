@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -73,9 +73,14 @@ class ComfyUIBackend(Backend):
         self._classes: dict[str, JSON | None] = {}
         """What ComfyUI said of node classes; forgotten when it does not answer, since it may come back with others."""
         self._server = ComfyServer(config.url, config.api_key)
+        self._endings: set[asyncio.Task[None]] = set()
+        """What is being stopped in ComfyUI."""
         self._served: frozenset[str] | None = None
 
     async def close(self) -> None:
+        for task in list(self._endings):
+            task.cancel()
+        await asyncio.gather(*self._endings, return_exceptions=True)
         await self._server.close()
 
     def requirements(self) -> tuple[Requirement, ...]:
@@ -88,6 +93,8 @@ class ComfyUIBackend(Backend):
         Raises BackendError when nothing of it can be served.
         """
         await self.health()
+        if not self._classes:
+            await self._server.learn_version()
         names, problems = await self._usable() if self._files else (await self._checkpoints(), [])
         served = tuple(name for name in self.config.models or names if name in names)
         known = {*names, *self._files.workflows}
@@ -202,7 +209,7 @@ class ComfyUIBackend(Backend):
         try:
             while (look := await self._server.look(prompt_id)).where in (Where.QUEUED, Where.RUNNING):
                 yield news.seen(look)
-                while (event := await listener.next()) is not None and not event.ends(prompt_id):
+                while (event := await listener.next()) is not None and not news.ends(event, prompt_id):
                     if event.kind == "status" and look.where is Where.QUEUED:
                         break  # the queue has moved
                     for item in await news.heard(event, prompt_id):
@@ -210,7 +217,7 @@ class ComfyUIBackend(Backend):
             over = True
         finally:
             if not over:
-                await self._server.stop(prompt_id)
+                await self._end(self._server.stop(prompt_id, running=news.running))
         if look.where is Where.GONE:
             raise BackendError("ComfyUI forgot the work: it was taken from its queue, or restarted", transient=True)
         _check_status(look.entry)
@@ -222,13 +229,22 @@ class ComfyUIBackend(Backend):
         try:
             return await asyncio.shield(submission)
         except asyncio.CancelledError:
-            if not submission.cancelled():
-                await asyncio.wait({submission})
-                if submission.exception() is None:
-                    await self._server.stop(submission.result())
+            await self._end(self._withdraw(submission))
             raise
         except InvalidGraph as error:
             raise _about_the_request(error, news.workflow) from error
+
+    async def _withdraw(self, submission: asyncio.Future[str]) -> None:
+        """Take back what is being queued: its id is known once ComfyUI has checked it."""
+        with suppress(BackendError):
+            await self._server.stop(await submission, running=False)
+
+    async def _end(self, ending: Coroutine[Any, Any, None]) -> None:
+        """Wait for an end. A caller who does not wait so long does not keep it from coming."""
+        task = asyncio.create_task(ending)
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+        await asyncio.shield(task)
 
 
 class _News:
@@ -241,12 +257,22 @@ class _News:
         self._samplers = sampler_nodes(workflow.graph)
         self._sampled: set[str] = set()
         self._last = Progress(fraction=number / runs if number else None)
+        self.running = False
+        """ComfyUI is at it, as far as was said."""
 
     def seen(self, look: Look) -> Progress:
         """What the queue says."""
+        self.running = look.where is Where.RUNNING
         if look.where is Where.QUEUED:
             return Progress(phase="queued", message=f"{look.before} before it in ComfyUI")
         return self._last
+
+    def ends(self, event: Event, prompt_id: str) -> bool:
+        """Whether an event says that the prompt is over."""
+        own = event.data.get("prompt_id") == prompt_id
+        over = own and event.ends(prompt_id)
+        self.running = not over if own else self.running
+        return over
 
     async def heard(self, event: Event, prompt_id: str) -> list[Progress | Picture]:
         """What an event says; nothing, where it is another prompt's or says nothing new."""

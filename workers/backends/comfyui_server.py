@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import struct
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -36,6 +37,9 @@ STOP_POLL_S = 0.1
 STOP_TRIES = 5
 """Questions without an answer after which a server is taken for dead."""
 HEARTBEAT_S = 30.0
+VERSION = re.compile(r"v?(\d+)\.(\d+)\.(\d+)")
+TARGETS_SINCE = (0, 3, 60)
+"""The first version that surely heeds an interrupt's `prompt_id` (September 2025)."""
 PREVIEW, PREVIEW_WITH_METADATA = 1, 4
 """Kinds of binary events."""
 ENDS = frozenset({"execution_success", "execution_error", "execution_interrupted"})
@@ -85,6 +89,8 @@ class ComfyServer:
         self._headers = authorization(api_key)
         self._url = url.rstrip("/")
         self._client = HttpClient(url, headers=self._headers)
+        self.targets_interrupts = False
+        """An interrupt ends the named prompt only, whatever the server is at."""
 
     async def close(self) -> None:
         await self._client.close()
@@ -110,12 +116,6 @@ class ComfyServer:
         if not isinstance(answer, dict) or not isinstance(answer.get(kind, {}), dict):
             raise NotJudged(kind)
         return answer.get(kind)
-
-    async def tell(self, path: str, value: JSON) -> None:
-        """`POST path`, where the answer holds nothing."""
-        status, body = await self._exchange("POST", path, orjson.dumps(value))
-        if status != 200:
-            raise refusal(status, {}, body)
 
     async def submit(self, graph: JSON, client_id: str, *, previews: bool) -> str:
         """Queue a graph. Returns its prompt's id. Raises InvalidGraph."""
@@ -166,18 +166,49 @@ class ComfyServer:
         entry = (await self.ask(f"/history/{prompt_id}")).get(prompt_id)
         return Look(Where.DONE, entry=entry) if entry else Look(Where.GONE)
 
-    async def stop(self, prompt_id: str) -> None:
-        """Take a prompt out of the queue, or interrupt it; return when it has ended, or when the server does not answer."""
-        for _ in range(STOP_TRIES):
-            with suppress(BackendError):
-                while (where := (await self.look(prompt_id)).where) in (Where.QUEUED, Where.RUNNING):
-                    if where is Where.QUEUED:
-                        await self.tell("/queue", {"delete": [prompt_id]})
-                    else:
-                        await self.tell("/interrupt", {"prompt_id": prompt_id})
-                    await asyncio.sleep(STOP_POLL_S)
+    async def learn_version(self) -> None:
+        """Ask which ComfyUI it is. Raises BackendUnavailable when there is no answer."""
+        self.targets_interrupts = False
+        try:
+            answer = await self.ask("/system_stats")
+        except BackendUnavailable:
+            raise
+        except BackendError:
+            return
+        system = answer.get("system") if isinstance(answer, dict) else None
+        version = str(system.get("comfyui_version") or "") if isinstance(system, dict) else ""
+        match = VERSION.match(version)
+        self.targets_interrupts = match is not None and tuple(map(int, match.groups())) >= TARGETS_SINCE
+
+    async def stop(self, prompt_id: str, *, running: bool) -> None:
+        """Take a prompt out of the queue and interrupt it; return when it has ended, or when the server does not answer.
+
+        Both are asked for at once, before the queue is looked at: a server that samples may take seconds to say how it is. An older
+        one interrupts whatever it is at, so it is asked only while it is known to be at this prompt: `running`, then what looks say.
+        """
+        silent = 0
+        while silent < STOP_TRIES:
+            calls = [self._urge("/queue", {"delete": [prompt_id]})]
+            if running or self.targets_interrupts:
+                calls.append(self._urge("/interrupt", {"prompt_id": prompt_id}))
+            looked, *_ = await asyncio.gather(self._where(prompt_id), *calls)
+            if looked in (Where.DONE, Where.GONE):
                 return
+            silent = silent + 1 if looked is None else 0
+            running = looked is Where.RUNNING
             await asyncio.sleep(STOP_POLL_S)
+
+    async def _urge(self, path: str, value: JSON) -> None:
+        """Ask for an end. The answer says little: whether it has come, the queue says."""
+        with suppress(BackendError):
+            await self._exchange("POST", path, orjson.dumps(value))
+
+    async def _where(self, prompt_id: str) -> Where | None:
+        """Where a prompt stands; None when the server does not say."""
+        try:
+            return (await self.look(prompt_id)).where
+        except BackendError:
+            return None
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[Listener]:

@@ -88,6 +88,8 @@ class SDWebUIBackend(Backend):
         """What the server calls each model; None before the first `discover`."""
         self._loaded = ""
         self._no_progress_until = 0.0
+        self._current = ""
+        """The task that the server was at when it last said."""
         self._turn = asyncio.Lock()
 
     async def close(self) -> None:
@@ -192,6 +194,7 @@ class SDWebUIBackend(Backend):
         said = await self._progress()
         state = said.get("state") or {}
         current = said.get("current_task")
+        self._current = str(current or "")
         if current and current != body["force_task_id"]:
             yield Progress(phase="queued")
             return
@@ -222,11 +225,15 @@ class SDWebUIBackend(Backend):
         return said if isinstance(said, dict) else {}
 
     async def _stop(self, call: asyncio.Future[JSON], task_id: str) -> None:
-        """Interrupt a call, and return when it has ended. What another caller runs meanwhile is left alone."""
+        """Interrupt a call, and return when it has ended. What another caller runs meanwhile is left alone.
+
+        A call that the server was at a moment ago is interrupted without asking: it may take seconds to say what it is at.
+        """
         status = 0
         while not call.done() and status != 404:
             with suppress(BackendError):
-                if (await self._progress()).get("current_task") in (None, task_id):
+                known, self._current = self._current == task_id, ""
+                if known or (await self._progress()).get("current_task") in (None, task_id):
                     status, _ = await self._exchange("POST", f"{API}/interrupt", b"{}")
             await asyncio.wait({call}, timeout=INTERRUPT_S)
         await asyncio.wait({call})  # stable-diffusion.cpp cannot be interrupted
