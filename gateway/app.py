@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -39,7 +37,6 @@ from gateway.routes import (
 )
 from gateway.submissions import PATH as SUBMIT
 from schemas.errors import ErrorInfo, InternalError, InvalidRequest, MethodNotAllowed, NexusError, NotFound
-from schemas.submit import SubmitRequest
 
 ENDPOINTS: list[Endpoint] = [
     chat.ENDPOINT,
@@ -84,9 +81,7 @@ def make_app(parts: Parts, public: frozenset[str] = frozenset()) -> FastAPI:
         app.include_router(operation.metrics_router)
     if "docs" in public:
         app.include_router(docs.router)
-    for endpoint in ENDPOINTS:
-        _document(app, endpoint)
-    _document_jobs(app)
+    _list_hot_routes(app)
     _answer_errors(app)
     app.state.document = ApiDocument(app.openapi)
     return app
@@ -107,7 +102,7 @@ def _bare_app(title: str) -> FastAPI:
     return FastAPI(
         title=title,
         version=VERSION,
-        summary="One OpenAI-compatible door in front of every AI server a team owns.",
+        summary="One OpenAI-compatible gateway in front of every AI server a team owns.",
         redirect_slashes=False,  # a redirected POST reads as an empty answer to many clients
         docs_url=None,  # FastAPI's own page loads its scripts from elsewhere
         redoc_url=None,
@@ -115,62 +110,16 @@ def _bare_app(title: str) -> FastAPI:
     )
 
 
-def _document_jobs(app: FastAPI) -> None:
-    schema = SubmitRequest.model_json_schema(ref_template="#/components/schemas/{model}")
-    _add_definitions(app, schema.pop("$defs", {}))
-    body = {"required": True, "content": {"application/json": {"schema": schema}}}
-    wait = {"name": "wait", "in": "query", "schema": {"type": "number"}, "description": "Seconds to wait for its end."}
-    job = {"name": "job_id", "in": "path", "required": True, "schema": {"type": "string"}}
-    _document_route(app, SUBMIT, "POST", "Submit a job", {"requestBody": body}, status_code=202)
-    _document_route(app, SUBMIT + "/{job_id}", "GET", "A job as it stands", {"parameters": [job, wait]})
-
-
-def _document_route(
-    app: FastAPI, path: str, method: str, summary: str, extra: dict[str, Any], *, status_code: int = 200
-) -> None:
-    app.add_api_route(
-        path,
-        served_by_the_door,
-        methods=[method],
-        tags=["jobs"],
-        status_code=status_code,
-        summary=summary,
-        openapi_extra=extra,
-    )
-
-
 async def served_by_the_door(request: Request) -> Response:
-    """FastAPI knows such a route for the documentation, and for its other methods."""
+    """Stand for a route of the door: FastAPI lists it, and refuses its other methods."""
     raise InternalError(f"{request.url.path} was not served by the door")
 
 
-def _document(app: FastAPI, endpoint: Endpoint) -> None:
-    """The door serves this route."""
-    schema = endpoint.schema.model_json_schema(ref_template="#/components/schemas/{model}")
-    definitions = schema.pop("$defs", {})
-    for name in endpoint.files:
-        schema["properties"][name] = {"type": "string", "format": "binary"}
-    media_type = "multipart/form-data" if endpoint.files else "application/json"
-    app.add_api_route(
-        endpoint.path,
-        served_by_the_door,
-        methods=["POST"],
-        tags=["inference"],
-        summary=f"{endpoint.capability.value.capitalize()} (OpenAI)",
-        openapi_extra={"requestBody": {"required": True, "content": {media_type: {"schema": schema}}}},
-    )
-    _add_definitions(app, definitions)
-
-
-def _add_definitions(app: FastAPI, definitions: dict[str, Any]) -> None:
-    plain = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = plain()
-        document.setdefault("components", {}).setdefault("schemas", {}).update(definitions)
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]
+def _list_hot_routes(app: FastAPI) -> None:
+    """Let FastAPI know of the routes that the door serves."""
+    hot = [*((endpoint.path, "POST") for endpoint in ENDPOINTS), (SUBMIT, "POST"), (SUBMIT + "/{job_id}", "GET")]
+    for path, method in hot:
+        app.add_api_route(path, served_by_the_door, methods=[method], tags=["inference"])
 
 
 def _answer_errors(app: FastAPI) -> None:

@@ -12,7 +12,7 @@ from gateway.body_memory import BodyMemory, BodyShare
 from gateway.endpoint import Endpoint
 from gateway.forms import Form, read_form
 from gateway.http import Headers
-from gateway.parsing import Receive, body_pieces, check, check_head, parse, read_body, read_here
+from gateway.parsing import Receive, body_pieces, check, check_head, parse_sent, read_body, read_here
 from gateway.remote_media import RemoteMedia
 from schemas.errors import RequestTooLarge
 from schemas.jobs import Upload
@@ -97,7 +97,8 @@ class Reader:
         return replace(self, blob_ttl_s=blob_ttl_s)
 
     async def _json(self, endpoint: Endpoint, body: bytes) -> Received:
-        request: Any = parse(body, endpoint.schema)
+        request: Any
+        request, body = parse_sent(body, endpoint.schema)
         body = await self.media.inline(request, body)
         received = Received(request, body)
         if len(body) > INLINE_LIMIT:

@@ -41,11 +41,14 @@ class Door:
         origins: str,
         submissions: Submissions | None = None,
         polls: Polls | None = None,
+        methods: Callable[[str], bytes] = lambda _path: b"",
     ) -> None:
+        """`methods`: returns the value of `Allow` for a path; empty: nothing is there."""
         self._app = app
         self._inference = inference
         self._submissions = submissions
         self._polls = polls
+        self._methods = methods
         self._hot = {endpoint.path: endpoint for endpoint in endpoints}
         self._any_origin = origins.strip() == "*"
         self._origins = frozenset(o.strip().encode() for o in origins.split(",") if o.strip())
@@ -124,7 +127,7 @@ class Door:
             (b"access-control-allow-methods", ALLOWED_METHODS),
             (b"access-control-allow-headers", wanted),
             (b"access-control-max-age", b"86400"),
-            (b"allow", ALLOWED_METHODS),
+            (b"allow", self._methods(scope["path"]) or ALLOWED_METHODS),
         ]
         await reply.start(204, headers)
         await reply.last()

@@ -21,6 +21,8 @@ T = TypeVar("T", bound=BaseModel)
 
 MAX_DEPTH = 100
 MAX_DIGITS = 20
+LARGEST = 2.0**63
+"""Above this, a number with a decimal point is no integer of anybody's."""
 SLOWEST = 64 * 1024
 """Bytes a second of the slowest upload that is waited for."""
 
@@ -175,6 +177,21 @@ async def read_here(receive: Receive, limit: int) -> bytes:
 
 def parse(body: bytes, schema: type[T]) -> T:
     """The body as `schema`. Raises InvalidRequest, with `param` where a field is wrong."""
+    return parse_sent(body, schema)[0]
+
+
+def parse_sent(body: bytes, schema: type[T]) -> tuple[T, bytes]:
+    """Return the body as `schema`, and the body to send on: its integers are written as such. Raises as `parse`."""
+    value = _object(body)
+    try:
+        return schema.model_validate(value), body
+    except ValidationError as error:
+        if not _made_whole(error, value):
+            raise _first_problem(error, value) from error
+    return check(value, schema), orjson.dumps(value)
+
+
+def _object(body: bytes) -> dict[str, Any]:
     if not body:
         raise InvalidRequest("the request has no body; send a JSON object")
     try:
@@ -185,7 +202,7 @@ def parse(body: bytes, schema: type[T]) -> T:
         raise InvalidRequest("the request's body must be a JSON object")
     if body.count(b"{") + body.count(b"[") > MAX_DEPTH and too_deep(value):
         raise InvalidRequest(f"the request's body is nested deeper than {MAX_DEPTH} levels")
-    return check(value, schema)
+    return value
 
 
 def check(value: dict[str, Any], schema: type[T]) -> T:
@@ -193,7 +210,27 @@ def check(value: dict[str, Any], schema: type[T]) -> T:
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        raise _first_problem(error, value) from error
+        if not _made_whole(error, value):
+            raise _first_problem(error, value) from error
+    return check(value, schema)
+
+
+def _made_whole(error: ValidationError, body: Any) -> bool:
+    """Write `86.0` as `86` where an integer is wanted: JSON Schema does not tell them apart. False: there was none."""
+    found = False
+    for problem in error.errors(include_url=False, include_context=False):
+        number = problem["input"]
+        if problem["type"] != "int_type" or not isinstance(number, float):
+            continue
+        if not number.is_integer() or abs(number) >= LARGEST:
+            continue
+        *outer, last = _steps(problem, body)
+        holder = body
+        for step in outer:
+            holder = holder[step]
+        holder[last] = int(number)
+        found = True
+    return found
 
 
 def too_deep(value: Any) -> bool:
@@ -225,14 +262,19 @@ def _first_problem(error: ValidationError, body: Any) -> NexusError:
 
 def _place(problem: ErrorDetails, body: Any) -> tuple[str, ...]:
     """Where in the body: pydantic's place without the branches of unions (`prompt.list[int].0`) that it holds."""
-    place: list[str] = []
+    place = [str(step) for step in _steps(problem, body)]
+    if problem["type"] == "missing":
+        place.append(str(problem["loc"][-1]))
+    return tuple(place)
+
+
+def _steps(problem: ErrorDetails, body: Any) -> list[str | int]:
+    steps: list[str | int] = []
     for part in problem["loc"]:
         if body is problem["input"]:
             break
         inside = part in body if isinstance(body, dict) else isinstance(body, list) and isinstance(part, int)
         if inside:
             body = body[part]
-            place.append(str(part))
-    if problem["type"] == "missing":
-        place.append(str(problem["loc"][-1]))
-    return tuple(place)
+            steps.append(part)
+    return steps

@@ -52,6 +52,7 @@ from gateway.keys import KeyRing
 from gateway.leaving import Leaving
 from gateway.links import Links
 from gateway.metrics import GatewayMetrics
+from gateway.path_methods import PathMethods
 from gateway.polls import Polls
 from gateway.readiness import ReadinessCheck
 from gateway.remote_media import RemoteMedia
@@ -230,8 +231,11 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
                 settings.cors_origins,
                 submissions,
                 Polls(durable.jobs, polling, auth),
+                PathMethods(api.routes).of,
             ),
-            probes=Door(side, inference, [], origins=""),  # pages of other origins have no business there
+            probes=Door(
+                side, inference, [], origins="", methods=PathMethods(side.routes).of
+            ),  # pages of other origins have no business there
             dispatcher=dispatcher,
             waiting=waiting,
             polling=polling,

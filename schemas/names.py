@@ -10,3 +10,8 @@ Token = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,200}$")]
 """One token of a subject: the name of a worker, the id of a job."""
 Subject = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$", max_length=500)]
 """A whole subject without wildcards."""
+_INVISIBLE = r"\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb\ufffe\uffff"
+"""Controls, and what changes the direction of text or is not seen."""
+_BLANK = r"\x20\xa0\u1680\u2000-\u200a\u202f\u205f\u3000"
+DISPLAY_NAME = f"^[^{_INVISIBLE}{_BLANK}]([^{_INVISIBLE}]*[^{_INVISIBLE}{_BLANK}])?$"
+"""A name that people read on a terminal: visible characters, and blanks within."""

@@ -10,12 +10,16 @@ Metadata = dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_l
 """As OpenAI has it: at most 16 pairs."""
 
 
+PUBLIC_URL = r"^https?://([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,20}(:[1-9][0-9]{1,3})?(/[!-~]*)?$"
+"""The usual form of such a URL, for the documentation alone: others are taken too, such as one with an address."""
+
+
 class WebhookWish(BaseModel):
     """Whom to tell of the job's end."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    url: Annotated[str, Field(min_length=1, max_length=2048)]
+    url: Annotated[str, Field(min_length=1, max_length=2048, json_schema_extra={"pattern": PUBLIC_URL})]
 
 
 class SubmitRequest(BaseModel):

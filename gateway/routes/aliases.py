@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.catalogue import Catalogue
 from gateway.deps import AdminCaller, PartsDep
-from gateway.json_body import check_name, documented, read_json
+from gateway.json_body import Name, check_name, read_json
 from schemas.errors import InvalidRequest, NotFound
 from schemas.presence import Alias
 
@@ -22,7 +22,7 @@ class Targets(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    targets: list[str] = Field(min_length=1, max_length=100)
+    targets: list[Name] = Field(min_length=1, max_length=100)
     """Models, in order of preference."""
 
 
@@ -34,7 +34,7 @@ async def list_aliases(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
     return {"object": "list", "data": [_shape(alias, parts.dispatcher.catalogue) for alias in aliases]}
 
 
-@router.put("/v1/aliases/{alias:path}", openapi_extra=documented(Targets))
+@router.put("/v1/aliases/{alias:path}")
 async def put_alias(alias: str, request: Request, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
     """Enter an alias, or replace the one of that name. Body: `{"targets": ["first", "else this", …]}`. `warnings` of the answer names
     targets that no model has for a name.

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 
 from gateway.deps import JobsCaller, PartsDep
-from gateway.json_body import documented, read_json
+from gateway.json_body import read_json
 from gateway.links import base_url
 from gateway.pages import as_list
 from schemas.batches import BatchRequest
@@ -18,7 +18,7 @@ MOST = 100
 USUAL = 20
 
 
-@router.post("/v1/batches", openapi_extra=documented(BatchRequest))
+@router.post("/v1/batches")
 async def create_batch(request: Request, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
     """Run the requests of a file, each as a job in the lane flex, within `completion_window`."""
     body = await read_json(request, BatchRequest)

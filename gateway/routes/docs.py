@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import fastapi_offline
 from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, Response
 
 from gateway.openapi import ApiDocument
 
@@ -63,9 +63,9 @@ async def styles() -> Response:
 
 
 @router.get("/openapi.json")
-async def document(request: Request) -> JSONResponse:
-    """The OpenAPI document."""
-    return JSONResponse(_document(request).of(request.scope))
+async def document(request: Request) -> Response:
+    """Return the OpenAPI document."""
+    return Response(await _document(request).of(request.scope), media_type="application/json")
 
 
 def _document(request: Request) -> ApiDocument:

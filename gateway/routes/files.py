@@ -12,33 +12,13 @@ from fastapi.responses import StreamingResponse
 
 from gateway.deps import JobsCaller, PartsDep
 from gateway.pages import as_list
-from schemas.files import UPLOAD_PURPOSES
 
 router = APIRouter(tags=["files"])
 
 MOST = 10_000
-_FORM = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file", "purpose"],
-                    "properties": {
-                        "file": {"type": "string", "format": "binary"},
-                        "purpose": {"type": "string", "enum": list(UPLOAD_PURPOSES)},
-                        "expires_after[anchor]": {"type": "string", "enum": ["created_at"]},
-                        "expires_after[seconds]": {"type": "integer", "minimum": 3600, "maximum": 2_592_000},
-                    },
-                }
-            }
-        },
-    }
-}
 
 
-@router.post("/v1/files", openapi_extra=_FORM)
+@router.post("/v1/files")
 async def upload_file(request: Request, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
     """Store a file, for `FILE_KEEP_S` seconds or as `expires_after` says."""
     headers = request.scope["headers"]

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway import clock
 from gateway.deps import AdminCaller, PartsDep
-from gateway.json_body import check_name, documented, read_json
+from gateway.json_body import Name, check_name, read_json
 from schemas.errors import InvalidRequest
 from schemas.keys import ApiKey, Scope
 
@@ -28,8 +28,8 @@ class NewKey(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    name: str
-    owner: str | None = None
+    name: Name
+    owner: Name | None = None
     """Whom its jobs, files, batches and responses belong to; keys of one owner share them. Left out: the name, as an owner
     of its own."""
     scopes: list[Scope] = Field(default=[Scope.INFERENCE, Scope.JOBS], min_length=1)
@@ -51,7 +51,7 @@ class NewKey(BaseModel):
         return math.ceil(now + self.expires_in) if self.expires_in is not None else self.expires_at
 
 
-@router.post("/v1/keys", status_code=201, openapi_extra=documented(NewKey))
+@router.post("/v1/keys", status_code=201)
 async def create_key(request: Request, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
     """Make a key. `key` and `webhook_secret` are in this answer and in no other."""
     body = await read_json(request, NewKey)

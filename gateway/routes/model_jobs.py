@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.catalogue import Catalogue
 from gateway.endpoint import Endpoint
-from schemas.errors import InvalidRequest
+from schemas.errors import InvalidRequest, NotFound
 from schemas.jobs import Capability
 from schemas.keys import Scope
 from schemas.models import ModelJobRequest
@@ -14,7 +14,7 @@ PREFIX = "worker:"
 
 
 def choose_worker(request: ModelJobRequest, catalogue: Catalogue, capability: Capability) -> str:
-    """The offer of the worker that the request names, or of the only one there is. Raises InvalidRequest."""
+    """The offer of the worker that the request names, or of the only one there is. Raises InvalidRequest, NotFound."""
     offers = [model.name for model in catalogue.live() if capability in model.live and model.name.startswith(PREFIX)]
     if request.worker is None and len(offers) == 1:
         return offers[0]
@@ -22,13 +22,16 @@ def choose_worker(request: ModelJobRequest, catalogue: Catalogue, capability: Ca
         return PREFIX + request.worker
     choices = ", ".join(name.removeprefix(PREFIX) for name in offers)
     if not choices:
-        raise InvalidRequest(
+        raise NotFound(
             "no live worker manages models. One whose backend is `ollama` does: nexus worker --backend ollama --url URL",
             param="worker",
+            code="worker_not_found",
         )
     if request.worker is None:
         raise InvalidRequest(f"say which worker is to do it; these can: {choices}", param="worker")
-    raise InvalidRequest(f"no live worker of that name manages models; these do: {choices}", param="worker")
+    raise NotFound(
+        f"no live worker of that name manages models; these do: {choices}", param="worker", code="worker_not_found"
+    )
 
 
 ENDPOINTS = tuple(

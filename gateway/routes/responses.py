@@ -10,20 +10,18 @@ from fastapi.responses import JSONResponse, Response
 
 from gateway.deps import InferenceCaller, PartsDep
 from gateway.http import request_id_of
-from gateway.json_body import documented
 from gateway.parsing import CallerGone
 from gateway.responses.reading import key_of, read
 from gateway.responses.sending import CLOSED, EventStream, Opening, Report
 from schemas.errors import InvalidRequest, NexusError, Unavailable
 from schemas.keys import Scope
-from schemas.openai.responses import ResponsesRequest
 
 router = APIRouter(tags=["responses"])
 
 JSON = dict[str, Any]
 
 
-@router.post("/v1/responses", openapi_extra=documented(ResponsesRequest))
+@router.post("/v1/responses")
 async def create_response(request: Request, parts: PartsDep, caller: InferenceCaller) -> Response:
     """The answer to `input`; with `stream` its events; with `background` what it begins as, at once."""
     responses = parts.responses
@@ -71,8 +69,6 @@ async def get_response(
     """A response as it stands; with `stream` its events, those after `starting_after`, and those to come."""
     responses = parts.responses
     if not stream:
-        if starting_after is not None:
-            raise InvalidRequest("'starting_after' goes with 'stream=true'", param="starting_after")
         return JSONResponse(await responses.retrieve(caller.owner, response_id))
     made = await responses.made(caller.owner, response_id)
     after = -1 if starting_after is None else starting_after

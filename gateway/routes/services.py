@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, WithJsonSchema, field_validator
 from pydantic_core import PydanticCustomError
 
 from gateway.deps import AdminCaller, PartsDep
-from gateway.json_body import check_name, documented, read_json
+from gateway.json_body import check_name, read_json
 from schemas.errors import InvalidRequest, NotFound
 from schemas.presence import ServiceRecord, Snapshot, WorkerState
 
 router = APIRouter(tags=["operation"])
 
+HTTP_URL = r"^https?://[A-Za-z0-9]([A-Za-z0-9.-]{0,250}[A-Za-z0-9])?(:[1-9][0-9]{1,3})?(/[!-~]*)?$"
+"""The usual form of a URL, for the documentation alone: others are taken too, such as an address in brackets."""
 BACKEND = "service"
 """The adapter that serves what is recorded here."""
 
@@ -25,16 +27,19 @@ class Record(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    name: str | None = None
-    base_url: str
-    metadata_url: str = ""
+    name: Annotated[str | None, WithJsonSchema({"type": "null"})] = None
+    """The name in the path, which may be left out here."""
+    base_url: Annotated[str, Field(json_schema_extra={"pattern": HTTP_URL})]
+    """Where the service listens."""
+    metadata_url: Annotated[str, Field(json_schema_extra={"pattern": f"^$|{HTTP_URL}"})] = ""
+    """Where it describes itself; empty: `<base_url>/v1/metadata`."""
 
     @field_validator("base_url", "metadata_url")
     @classmethod
     def _is_http(cls, url: str, field: ValidationInfo) -> str:
         left_out = not url and field.field_name == "metadata_url"
         if not left_out and not _is_http_url(url):
-            raise PydanticCustomError("url", "must be a URL like http://host:port")
+            raise PydanticCustomError("url", "must be an http or https URL with a host")
         return url
 
 
@@ -46,7 +51,7 @@ async def list_services(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
     return {"object": "list", "data": [_shape(record, snapshot) for record in records]}
 
 
-@router.put("/v1/services/{name:path}", openapi_extra=documented(Record))
+@router.put("/v1/services/{name:path}")
 async def put_service(name: str, request: Request, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
     """Enter a service, or replace its record: a service that has moved is served at its new place."""
     body = await read_json(request, Record)

@@ -33,7 +33,7 @@ class ImageRequestBase(BaseModel):
     output_format: Literal["png", "jpeg", "webp"] | None = None
     stream: bool | None = None
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
-    seed: Annotated[int, Field(ge=-1, lt=2**64)] | None = None
+    seed: Annotated[int, Field(ge=-1, le=2**64 - 1)] | None = None
     """Ours, as are `negative_prompt`, `steps` and `guidance`. -1: any."""
     service_tier: Tier | None = None
 

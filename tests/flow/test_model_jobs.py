@@ -70,9 +70,9 @@ async def test_a_model_is_loaded_and_unloaded(cluster: Cluster, ollama: OllamaDo
 
 
 async def test_what_cannot_be_done_is_said(cluster: Cluster, worker: str) -> None:
-    """An unknown worker is a 400 that names those there are; a model that exists nowhere is a 404."""
+    """An unknown worker is a 404 that names those there are; a model that exists nowhere is a 404."""
     answer = await cluster.post("/v1/models/pull", {"model": NEW, "worker": "nobody"})
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "worker")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (404, "worker")
     assert worker in answer.json()["error"]["message"]
     answer = await cluster.post("/v1/models/pull", {"model": "no-such-model", "worker": worker})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")

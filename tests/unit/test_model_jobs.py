@@ -10,7 +10,7 @@ from gateway.app import ENDPOINTS
 from gateway.catalogue import Catalogue
 from gateway.parsing import check
 from gateway.routes.model_jobs import choose_worker
-from schemas.errors import InvalidRequest
+from schemas.errors import InvalidRequest, NexusError, NotFound
 from schemas.jobs import Capability
 from schemas.models import ModelJobRequest
 from schemas.presence import ModelOffer, Snapshot, WorkerPresence, WorkerState
@@ -48,15 +48,15 @@ def test_of_several_the_named_one_is_chosen() -> None:
     assert choose(managing("gpu1", "gpu2"), worker="gpu2") == "worker:gpu2"
 
 
-@pytest.mark.parametrize("worker", [None, "gpu3", "plain"])
-def test_otherwise_the_choices_are_named(worker: str | None) -> None:
-    with pytest.raises(InvalidRequest, match="gpu1, gpu2") as caught:
+@pytest.mark.parametrize(("worker", "status"), [(None, 400), ("gpu3", 404), ("plain", 404)])
+def test_otherwise_the_choices_are_named(worker: str | None, status: int) -> None:
+    with pytest.raises(NexusError, match="gpu1, gpu2") as caught:
         choose(managing("gpu1", "gpu2"), worker=worker)
-    assert caught.value.info.param == "worker"
+    assert (caught.value.info.param, caught.value.info.status) == ("worker", status)
 
 
 def test_a_worker_that_is_not_ready_is_no_choice() -> None:
-    with pytest.raises(InvalidRequest, match="no live worker manages models"):
+    with pytest.raises(NotFound, match="no live worker manages models"):
         choose(managing("gpu1", state=WorkerState.UNHEALTHY))
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.parsing import MAX_DEPTH, CallerGone, parse, read_body
+from gateway.parsing import MAX_DEPTH, CallerGone, parse, parse_sent, read_body
 from schemas.errors import InvalidRequest, RequestTimeout, RequestTooLarge
 from schemas.openai.chat import ChatRequest
 from schemas.openai.completions import CompletionRequest
@@ -182,3 +182,21 @@ class TestParsing:
         except InvalidRequest as error:
             param = error.info.param
             assert param is None or param.split(".")[0] == field
+
+
+class TestWholeNumbers:
+    def test_an_integer_with_a_point(self) -> None:
+        """86.0 is an integer, as in JSON Schema, and travels as 86; 86.5, "86" and true are none."""
+        sent = {"model": "m", "prompt": [[1.0, 2]], "n": 3.0, "temperature": 1.0, "mine": 5.0}
+        request, body = parse_sent(json.dumps(sent).encode(), CompletionRequest)
+        assert (request.n, request.prompt) == (3, [[1, 2]])
+        assert body == b'{"model":"m","prompt":[[1,2]],"n":3,"temperature":1.0,"mine":5.0}'
+        for wrong in (86.5, "86", True, 1e300, 0.0):
+            with pytest.raises(InvalidRequest) as caught:
+                parse_sent(json.dumps(sent | {"n": wrong}).encode(), CompletionRequest)
+            assert caught.value.info.param == "n"
+
+    def test_a_body_without_travels_as_it_came(self) -> None:
+        """Nothing is written anew that need not be."""
+        sent = b'{ "model": "m", "prompt": "x", "n": 3 }'
+        assert parse_sent(sent, CompletionRequest)[1] is sent

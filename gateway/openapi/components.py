@@ -1,0 +1,85 @@
+"""Make the document's schemas from pydantic models, with their attributes' docstrings as descriptions."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import itertools
+import textwrap
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue, models_json_schema
+from pydantic_core import core_schema
+
+JSON = dict[str, Any]
+REF = "#/components/schemas/"
+
+
+class DescribedSchema(GenerateJsonSchema):
+    """Adds what attributes' docstrings say. Read here, and not when a model is made: that would cost every start."""
+
+    def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
+        """Return a model's JSON schema."""
+        made = super().model_schema(schema)
+        texts = attribute_docstrings(schema["cls"])
+        for name, field in made.get("properties", {}).items():
+            field.pop("title", None)  # "Finish Reason" says no more than `finish_reason`
+            if name in texts:
+                field.setdefault("description", texts[name])
+        return made
+
+
+def component_schemas(models: Iterable[type[BaseModel]]) -> JSON:
+    """Return the schemas of `models`, and of all that they refer to, by name."""
+    wanted = list(dict.fromkeys(models))
+    _, document = models_json_schema(
+        [(model, "validation") for model in wanted],
+        ref_template=REF + "{model}",
+        schema_generator=DescribedSchema,
+    )
+    schemas: JSON = document.get("$defs", {})
+    names = {name: _short(name) for name in schemas}
+    return {names[name]: _renamed(schema, names) for name, schema in sorted(schemas.items())}
+
+
+def attribute_docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """Return the text below each attribute of a model and its bases."""
+    found: dict[str, str] = {}
+    for owner in reversed(model.__mro__):
+        if issubclass(owner, BaseModel) and owner is not BaseModel:
+            found |= _own_docstrings(owner)
+    return found
+
+
+def _own_docstrings(owner: type[BaseModel]) -> dict[str, str]:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
+    except (OSError, TypeError, SyntaxError):  # without sources
+        return {}
+    body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
+    found = {}
+    for field, text in itertools.pairwise(body):
+        if not (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)):
+            continue
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str):
+            found[field.target.id] = inspect.cleandoc(text.value.value)
+    return found
+
+
+def _short(name: str) -> str:
+    """`schemas__openai__chat__StreamOptions`, which pydantic makes of a name that several models have: `ChatStreamOptions`."""
+    parts = name.split("__")
+    return name if len(parts) == 1 else "".join(part[:1].upper() + part[1:] for part in parts[-2:])
+
+
+def _renamed(value: Any, names: dict[str, str]) -> Any:
+    if isinstance(value, list):
+        return [_renamed(item, names) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: REF + names[item.removeprefix(REF)] if key == "$ref" else _renamed(item, names)
+        for key, item in value.items()
+    }
