@@ -34,8 +34,10 @@ from gateway.routes import (
     speech,
     transcriptions,
     voices,
+    welcome,
 )
 from gateway.submissions import PATH as SUBMIT
+from gateway.welcome import Welcome
 from schemas.errors import ErrorInfo, InternalError, InvalidRequest, MethodNotAllowed, NexusError, NotFound
 
 ENDPOINTS: list[Endpoint] = [
@@ -51,6 +53,7 @@ ENDPOINTS: list[Endpoint] = [
     *model_jobs.ENDPOINTS,
 ]
 ROUTERS = [
+    welcome.router,
     operation.health_router,
     operation.router,
     models.router,
@@ -67,13 +70,16 @@ ROUTERS = [
 ]
 
 
-def make_app(parts: Parts, public: frozenset[str] = frozenset()) -> FastAPI:
+def make_app(
+    parts: Parts, public: frozenset[str] = frozenset(), *, public_url: str = "", observability_port: int = 0
+) -> FastAPI:
     """The API, for everything that is not a hot route; hot routes are listed for the document and answer 405 to other methods.
 
-    `public`: names of `PUBLIC_ROUTES`.
+    `public`: names of `PUBLIC_ROUTES`. `observability_port`: where readers on this machine find the documentation; 0: nowhere.
     """
     app = _bare_app("Nexus")
     app.state.parts = parts
+    app.state.welcome = Welcome(public_url, "docs" in public, observability_port)
     for router in ROUTERS:
         app.include_router(router)
     app.include_router(operation.readiness if "readiness" in public else operation.public_readiness)

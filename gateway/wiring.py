@@ -221,7 +221,12 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
         ):
             stack.push_async_callback(part.close)
             await part.start()
-        api = make_app(parts, settings.public_names)
+        api = make_app(
+            parts,
+            settings.public_names,
+            public_url=settings.public_url,
+            observability_port=settings.observability_port,
+        )
         side = make_observability_app(parts, api, settings.public_url, settings.gateway_port)
         yield Running(
             api=Door(

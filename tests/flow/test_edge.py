@@ -31,7 +31,7 @@ async def stranger() -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def test_strangers_see_no_more_than_that_it_runs(cluster: Cluster, stranger: httpx.AsyncClient) -> None:
-    """At the API's port there are two short probes, and nothing else without a key."""
+    """At the API's port there are two short probes and a page, and nothing else without a key."""
     for path in OPERATORS:
         assert (await stranger.get(cluster.url + path)).status_code == 404, path
         assert (await cluster.get(path)).status_code == 404, path
@@ -40,6 +40,26 @@ async def test_strangers_see_no_more_than_that_it_runs(cluster: Cluster, strange
     assert (await stranger.get(cluster.url + "/health")).json() == {"status": "ok"}
     wrong = await stranger.get(cluster.url + "/readyz", headers={"authorization": "Bearer nexus-wrong"})
     assert (wrong.status_code, wrong.json()) == (200, {"status": "ready"})
+
+
+async def test_the_page_at_the_root(cluster: Cluster, stranger: httpx.AsyncClient) -> None:
+    """A page for browsers and JSON for programs, without a key and without a word on versions or parts; HEAD works."""
+    page = await stranger.get(cluster.url + "/")
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert f"{cluster.url}/v1/chat/completions" in page.text
+    assert "is ready for requests" in page.text
+    assert page.headers["content-security-policy"].startswith("default-src 'none'")
+    assert page.headers["cache-control"] == "no-store"
+    assert cluster.observability_url in page.text
+    head = await stranger.head(cluster.url + "/")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == page.headers["content-length"]
+    program = await stranger.get(cluster.url + "/", headers={"accept": "application/json"})
+    assert program.json() == {"name": "nexus", "status": "ready", "base_url": f"{cluster.url}/v1"}
+    hostile = await stranger.get(cluster.url + "/", headers={"host": "<b>evil</b>"})
+    assert "evil" not in hostile.text
+    posted = await stranger.post(cluster.url + "/")
+    assert (posted.status_code, posted.json()["error"]["type"]) == (405, "invalid_request_error")
 
 
 async def test_an_admin_key_opens_the_details(cluster: Cluster, stranger: httpx.AsyncClient) -> None:

@@ -46,6 +46,7 @@ PUBLIC, ANY = Need(None), Need(())
 INFERENCE, JOBS, ADMIN = (Need((scope,)) for scope in (Scope.INFERENCE, Scope.JOBS, Scope.ADMIN))
 
 ROUTES = {
+    "GET /": PUBLIC,
     "GET /health": PUBLIC,
     "GET /readyz": PUBLIC,
     "GET /metrics": PUBLIC,

@@ -1,0 +1,24 @@
+"""`/`: a page that says what this is, and how to call it."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+
+from gateway.deps import PartsDep
+from gateway.welcome import POLICY, Welcome, wants_json
+
+router = APIRouter(include_in_schema=False)
+
+HEADERS = {"cache-control": "no-store", "vary": "accept"}
+
+
+@router.api_route("/", methods=["GET", "HEAD"])
+async def welcome(request: Request, parts: PartsDep) -> Response:
+    """A page for people; JSON for programs that ask for it. `/readyz` is for probes: this is 200 in every state."""
+    found: Welcome = request.app.state.welcome
+    ready = (await parts.readiness.get()).ok
+    if wants_json(request.scope["headers"]):
+        return JSONResponse(found.summary(request.scope, ready=ready), headers=HEADERS)
+    page = found.page(request.scope, ready=ready)
+    return HTMLResponse(page, headers={**HEADERS, "content-security-policy": POLICY})
