@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
+import orjson
 import pytest
 
 from schemas.jobs import Capability
@@ -330,6 +332,28 @@ async def test_a_ranking_that_is_refused_changes_no_others_way(server: Quirky) -
         await collect(backend, work(Capability.RERANK, query="bad"))
     await collect(backend, work(Capability.RERANK))
     assert "documents" in server.last.json
+    await backend.close()
+
+
+@pytest.mark.parametrize("capability", [Capability.RERANK, Capability.EMBEDDINGS])
+async def test_an_input_that_is_too_long_reaches_the_server_once(server: Quirky, capability: Capability) -> None:
+    """No other way, no field left out and no probe makes the input smaller."""
+    backend = make_backend("openai", BackendConfig(url=server.url))
+    server.media.rerank = "/rerank"
+    # It names a field, and has the words of the path that TEI shares with others.
+    server.quirk = lambda path, _body: (
+        (413, {"error": "`inputs` must have less than 512 tokens. Given: 700, base64", "type": "Validation"})
+        if path in ("/rerank", "/v1/embeddings")
+        else None
+    )
+    task = work(capability)
+    body = {**orjson.loads(task.body), "encoding_format": "base64"}
+    task = replace(task, body=orjson.dumps(body))
+    with pytest.raises(BackendRefused) as caught:
+        await collect(backend, task)
+    assert (caught.value.info.status, caught.value.info.code) == (400, "context_length_exceeded")
+    posts = [seen for seen in server.seen if seen.method == "POST" and seen.path != "/v1/rerank"]
+    assert len(posts) == 1
     await backend.close()
 
 

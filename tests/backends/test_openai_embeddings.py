@@ -117,3 +117,14 @@ async def test_a_llama_server_without_them_says_so(llama: LlamaServer, capabilit
 def cosine(one: list[float], other: list[float]) -> float:
     dot = sum(a * b for a, b in zip(one, other, strict=True))
     return float(dot / (sum(a * a for a in one) * sum(b * b for b in other)) ** 0.5)
+
+
+async def test_a_text_that_is_too_long_for_llama_server_is_the_callers_to_shorten() -> None:
+    """llama-server answers 500; the caller gets 400 `context_length_exceeded` with its words, and nothing is repeated."""
+    with embedding_servers.llama() as url:
+        backend = make_backend("openai", BackendConfig(url=url))
+        with pytest.raises(BackendRefused) as caught:
+            await outputs_of(backend, embed("smollm2-embed", input=["word " * 3000]))
+        await backend.close()
+    assert (caught.value.info.status, caught.value.info.code) == (400, "context_length_exceeded")
+    assert not caught.value.transient

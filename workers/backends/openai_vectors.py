@@ -16,6 +16,7 @@ from workers.backends.embeddings import embeddings_body, read_vectors, wrapped
 from workers.backends.limitations import KNOWN_S
 from workers.backends.openai_api import JSON, Api, fields_of, is_about, json_of
 from workers.backends.openai_probes import lacks_encoding_format, reranks_as_tei
+from workers.backends.refusals import CONTEXT_LENGTH_EXCEEDED
 from workers.backends.requests import json_object
 from workers.backends.rerank import RerankRequest, read_scores, rerank_body
 from workers.backends.wire import Response
@@ -53,7 +54,8 @@ async def _vectors(api: Api, fields: JSON, model: str) -> tuple[Response, bytes]
     try:
         return await api.whole("/embeddings", fields, ANSWER_LIMIT)
     except BackendRefused as error:
-        if FORM not in fields or not is_about(error, FORM, "base64"):
+        too_long = error.info.code == CONTEXT_LENGTH_EXCEEDED
+        if too_long or FORM not in fields or not is_about(error, FORM, "base64"):
             raise
         if not await api.limitations.confirm(model, FORM, partial(lacks_encoding_format, api, model)):
             raise
@@ -140,6 +142,8 @@ async def _scores(api: Api, request: RerankRequest, model: str) -> tuple[list[tu
         except ModelNotServed:
             raise
         except BackendRefused as error:
+            if error.info.code == CONTEXT_LENGTH_EXCEEDED:
+                raise  # no other way makes the input smaller
             if refused is None or _no_such_way(refused):
                 refused = error
             if one == USUAL and not _no_such_way(error) and await _is_teis(api, model):

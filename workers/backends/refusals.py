@@ -43,6 +43,10 @@ BAD_INPUT = re.compile(
 )
 TOO_LONG = re.compile(
     r"maximum context length|maximum model length|context the overflows|tokens to keep from the initial prompt"
+    r"|maximum (?:input|sequence) length|range of input length|ContextWindowExceeded|too large to process|physical batch size"
+    r"|(?:prompt|input)s?\b.{0,60}\btoo (?:long|large) to fit|max(?:imum)? allowed tokens per"
+    r"|(?:can ?not|must not|may not|should not) exceed \d+ tokens|exceeds? (?:the )?(?:max(?:imum)?|limit)\b[^.]{0,60}\btokens"
+    r"|requested \d+ tokens, max \d+ tokens"
     r"|context[ -](?:size|length|window)\b.{0,60}\b(?:exceed|overflow)"
     r"|(?:exceed|longer than|larger than|too large for|too long for)\w*\b.{0,80}\b(?:context|model's maximum|max_model_len|max_seq_len)"
     r"|(?:input|prompt|request|message)s?\b.{0,60}\btokens?\b.{0,60}\b(?:exceed|too large|too long|too many)"
@@ -50,7 +54,12 @@ TOO_LONG = re.compile(
     r"|tokens?`? \+ `?max_new_tokens|must have less than \d+ tokens|reduce the length of (?:the|your) (?:messages|prompt|input)",
     re.IGNORECASE,
 )
-"""Servers' words for a prompt that does not fit: llama.cpp, vLLM, SGLang, TGI, TEI, Ollama, LM Studio, Mistral, Anthropic, Gemini, OpenAI."""
+"""Servers' words for an input that does not fit: llama.cpp, vLLM, SGLang, TGI, TEI, Ollama, LM Studio, Mistral, Jina, Voyage, Anthropic, Gemini, OpenAI."""
+STRING_TOO_LONG = frozenset({"string_too_long", "value_error.any_str.max_length"})
+"""What pydantic 2 and 1 call a text that is too long: Infinity bounds characters."""
+INPUTS = ("input", "inputs", "prompt", "query", "documents", "texts")
+"""Fields that hold what a model reads."""
+CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 FLAGGED = re.compile(
     r"content[ _](?:policy|filter|management)|moderation|\bflagged\b|safety (?:system|policy|filter)|responsible ai",
     re.IGNORECASE,
@@ -58,7 +67,7 @@ FLAGGED = re.compile(
 """Servers' words for an input that they will not work on."""
 SPENT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "insufficient_credits"})
 """Codes of a 429 that no later try can pass."""
-CODES = {"exceed_context_size_error": "context_length_exceeded"}
+CODES = {"exceed_context_size_error": CONTEXT_LENGTH_EXCEEDED}
 """Servers' own words for what OpenAI has a code for."""
 
 
@@ -85,7 +94,7 @@ class Complaint:
     @property
     def too_long(self) -> bool:
         """Whether it says that the request holds more tokens than the model takes."""
-        return self.code == "context_length_exceeded" or bool(TOO_LONG.search(self.message))
+        return self.code == CONTEXT_LENGTH_EXCEEDED or bool(TOO_LONG.search(self.message))
 
     @property
     def flagged(self) -> bool:
@@ -111,6 +120,8 @@ def read_complaint(value: Any) -> Complaint:
 
 
 def _from_object(value: dict[str, Any]) -> Complaint:
+    if isinstance(value.get("message"), dict | list):  # Mistral: FastAPI's validation error inside its own
+        return read_complaint(value["message"])
     code = value.get("code")
     number = code if isinstance(code, int) else int(code) if isinstance(code, str) and code.isdecimal() else 0
     kind = str(value.get("type") or "")
@@ -133,14 +144,16 @@ def _from_validation(value: dict[str, Any]) -> Complaint:
     """FastAPI's `{"loc": ["body", "messages"], "msg": "…"}`."""
     place = ".".join(str(part) for part in value.get("loc", ()) if part != "body")
     text = str(value.get("msg") or "")[:MESSAGE_LIMIT]
-    return Complaint(f"{place}: {text}" if place else text, "invalid_request_error", place or None)
+    too_long = str(value.get("type")) in STRING_TOO_LONG and place.split(".", 1)[0] in INPUTS
+    code = CONTEXT_LENGTH_EXCEEDED if too_long else None
+    return Complaint(f"{place}: {text}" if place else text, "invalid_request_error", place or None, code)
 
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
     """The error for an answer whose status is not 200."""
     complaint = _read_body(body)
     if status not in (401, 429, 503) and complaint.too_long:
-        return _refused(400, complaint, "context_length_exceeded")
+        return _refused(400, complaint, CONTEXT_LENGTH_EXCEEDED)
     if status == 403 and complaint.flagged:
         return _refused(400, complaint, "content_policy_violation")
     if status == 429 and (complaint.code in SPENT or complaint.type in SPENT):
@@ -169,7 +182,7 @@ def stream_error(value: Any) -> BackendError:
     """The error for an error object inside a stream that began with 200."""
     complaint = read_complaint(value)
     if complaint.too_long:
-        return _refused(400, complaint, "context_length_exceeded")
+        return _refused(400, complaint, CONTEXT_LENGTH_EXCEEDED)
     if complaint.number == 503:
         return BackendUnavailable(complaint.message or None)
     if complaint.about_the_request:
