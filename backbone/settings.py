@@ -211,6 +211,8 @@ class WorkerSettings(CommonSettings):
     """API key for the backend, where it wants one."""
     worker_backend_options: str = ""
     """What the adapter alone understands, as `NAME=value,NAME=value`. One that holds a comma stands in double quotes."""
+    worker_unsupported_parameters: Literal["adapt", "refuse"] = "adapt"
+    """Parameters that a model's server lacks: `adapt` takes the nearest equivalent and names it in `x-nexus-adapted`, `refuse` is 400."""
     worker_models: str = ""
     """Comma-separated; empty: all that the backend serves."""
     worker_concurrency: int = Field(default=0, ge=0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import quote
 
 import typer
@@ -45,10 +45,19 @@ def set_alias(
     key_file: options.KeyFile = None,
     data_dir: options.Data = None,
     as_json: options.Json = False,
+    unsupported_parameters: Annotated[
+        Literal["refuse", "adapt"] | None,
+        typer.Option(
+            help="For parameters that a model's server lacks: refuse them, or adapt them. Default: as the worker does."
+        ),
+    ] = None,
 ) -> None:
     """Make a name stand for models, or for other ones than before; requests follow at once. A target that is no model's name is a warning."""
     with options.client(url, key, data_dir, key_file) as api:
-        answer = api.put(f"{PATH}/{quote(name, safe='')}", {"targets": targets})
+        body: dict[str, Any] = {"targets": targets}
+        if unsupported_parameters is not None:
+            body["unsupported_parameters"] = unsupported_parameters
+        answer = api.put(f"{PATH}/{quote(name, safe='')}", body)
     if as_json:
         print(json.dumps(answer))
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
@@ -123,6 +123,13 @@ def worker(
             "--option", "-o", metavar="NAME=VALUE", help="[WORKER_BACKEND_OPTIONS] for the adapter; may be repeated"
         ),
     ] = None,
+    unsupported_parameters: Annotated[
+        Literal["adapt", "refuse"] | None,
+        typer.Option(
+            help="[WORKER_UNSUPPORTED_PARAMETERS] for parameters that a model's server lacks: the nearest equivalent, named"
+            " in x-nexus-adapted, or 400"
+        ),
+    ] = None,
     observability_port: ObservabilityPort = None,
     nats_url: NatsUrl = None,
     etcd_url: EtcdUrl = None,
@@ -138,6 +145,7 @@ def worker(
             "WORKER_NAME": name,
             "WORKER_BACKEND_KEY": backend_key,
             "WORKER_BACKEND_OPTIONS": _joined(option) if option else None,
+            "WORKER_UNSUPPORTED_PARAMETERS": unsupported_parameters,
             "WORKER_OBSERVABILITY_PORT": observability_port,
             "NATS_URL": nats_url,
             "ETCD_URL": etcd_url,

@@ -11,14 +11,15 @@ from typing import TypeVar
 import orjson
 
 from backbone.bus.blobs import Blobs
-from gateway.endpoint import DONE, comment_frame, error_frame, progress_frame
-from gateway.http import NO_STORE, STREAM_HEADERS, Headers, Line, Reply
+from gateway.endpoint import DONE, adapted_frame, comment_frame, error_frame, progress_frame
+from gateway.http import NO_STORE, STREAM_HEADERS, Headers, Line, Reply, adapted_header
 from gateway.jobs.base import JobEvent, Jobs, Result
 from gateway.jobs.shape import shape
 from gateway.links import KEPT, Links
 from gateway.wishes import Wish
 from schemas.durable import JobEventKind
 from schemas.errors import BackendFailed, DeadlineExceeded, ErrorInfo, InvalidRequest, NexusError
+from schemas.events import AdaptedParameters
 from schemas.jobs import Capability, JobRecord, JobStatus, is_sse
 
 T = TypeVar("T")
@@ -104,6 +105,7 @@ class Answers:
         pieces = payload.pieces()
         first = await anext(pieces, b"")  # what fails here can still be told
         head = [(b"content-type", payload.content_type.encode()), (b"content-length", b"%d" % payload.size), NO_STORE]
+        head += adapted_header(result.word.adapted)
         with line.joined() if line is not None and len(first) == payload.size else nullcontext():
             await reply.start(200, head)
             await reply.more(first)
@@ -239,12 +241,17 @@ class _Stream:
         self._line = line
         self._ids = ids and self._sse
         self._shown = False
+        self._adapted: tuple[str, ...] = ()
 
     async def tell(self, event: JobEvent) -> ErrorInfo | None:
         if event.kind is JobEventKind.CHUNK:
             await self._begin()
             self._shown = True
             await self._reply.more(b"id: %b\n%b" % (event.id.encode(), event.data) if self._ids else event.data)
+        elif event.kind is JobEventKind.ADAPTED:
+            self._adapted = AdaptedParameters.model_validate_json(event.data).parameters
+            if self._reply.started and self._sse:
+                await self._reply.more(adapted_frame(self._adapted))
         elif event.kind is JobEventKind.PROGRESS and self._sse:
             await self._begin()
             await self._reply.more(progress_frame(event.data))
@@ -276,7 +283,8 @@ class _Stream:
 
     async def _begin(self) -> None:
         if not self._reply.started:
-            await self._reply.start(200, [(b"content-type", self._type), *STREAM_HEADERS])
+            head = [(b"content-type", self._type), *STREAM_HEADERS, *adapted_header(self._adapted)]
+            await self._reply.start(200, head)
 
 
 async def _pieces(data: bytes, end: bytes) -> AsyncIterator[bytes]:

@@ -22,7 +22,20 @@ from backbone.bus.base import GatewayBus, Queue
 from gateway.unread import UnreadBudget
 from schemas.control import Control, ControlOp
 from schemas.errors import DRAINED, BackendFailed, DeadlineExceeded, ErrorInfo, NexusError, Unavailable
-from schemas.events import GO, GONE, LOADING, STALE, BlobRef, Done, EventKind, Progress, Returned, Started, decode_frame
+from schemas.events import (
+    GO,
+    GONE,
+    LOADING,
+    STALE,
+    AdaptedParameters,
+    BlobRef,
+    Done,
+    EventKind,
+    Progress,
+    Returned,
+    Started,
+    decode_frame,
+)
 from schemas.jobs import Envelope
 
 log = structlog.get_logger(__name__)
@@ -37,7 +50,7 @@ SILENCE_GRACE_S = 2.0
 
 _STARTED, _CHUNK, _BEAT = EventKind.STARTED.value, EventKind.CHUNK.value, EventKind.BEAT.value
 _DONE, _FAILED, _RETURNED = EventKind.DONE.value, EventKind.FAILED.value, EventKind.RETURNED.value
-_BLOB, _PROGRESS = EventKind.BLOB.value, EventKind.PROGRESS.value
+_BLOB, _PROGRESS, _ADAPTED = EventKind.BLOB.value, EventKind.PROGRESS.value, EventKind.ADAPTED.value
 
 
 class State(Enum):
@@ -52,7 +65,7 @@ class Call:
     """See the module's docstring. A bus Sink."""
 
     __slots__ = (
-        "_abandoned", "_ack_wait_s", "_bus", "_loading_s", "_pieces", "_reported", "_seq", "_size", "_unread", "_waiter", "backend", "began_at", "delivery",
+        "_abandoned", "_ack_wait_s", "_bus", "_loading_s", "_pieces", "_reported", "_seq", "_size", "_unread", "_waiter", "adapted", "backend", "began_at", "delivery",
         "direct", "done", "envelope", "error", "first_at", "held_back", "last_sign", "loop", "progress", "queue", "queued_at", "returned", "seq", "shown", "starts", "state",
         "submitted_at", "worker",
     )  # fmt: skip
@@ -86,6 +99,8 @@ class Call:
         """Takes bytes for the caller past `take`, while the one who waits waits; False: it could not."""
         self.progress: bytes | None = None
         """The newest `schemas.events.Progress` of this attempt, as JSON."""
+        self.adapted: tuple[str, ...] = ()
+        """Parameters of the request that this attempt's worker replaced by their nearest equivalent."""
         self.done: Done | None = None
         self.seq: int | None = None
         """The job's sequence in the stream, once stored."""
@@ -265,6 +280,8 @@ class Call:
             self.wake()
         elif kind == _RETURNED:
             self._on_returned(payload)
+        elif kind == _ADAPTED:
+            self.adapted = AdaptedParameters.model_validate_json(payload).parameters
         return None
 
     def _on_started(self, delivery: int, payload: bytes) -> bytes:
@@ -394,6 +411,7 @@ class Call:
 
     def _forget_output(self) -> None:
         self.progress = None
+        self.adapted = ()
         self._drop_output()
         self.first_at = None
 

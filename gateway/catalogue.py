@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Literal
 
 from gateway.suggestions import Suggestions, did_you_mean
 from schemas.errors import InvalidRequest, ModelNotFound, Unavailable
@@ -50,6 +51,7 @@ class Catalogue:
     def __init__(self) -> None:
         self._models: dict[str, Model] = {}
         self._aliases: dict[str, Alias] = {}
+        self._unsupported: dict[str, Literal["refuse", "adapt"]] = {}
         self._ready = False
         self._suggestions = Suggestions()
 
@@ -66,6 +68,8 @@ class Catalogue:
                 known[offer.name] = _joined(offer, worker, known.get(offer.name))
         self._models = known
         self._aliases = snapshot.aliases
+        said = ((name, alias.unsupported_parameters) for name, alias in self._aliases.items() if name not in known)
+        self._unsupported = {name: policy for name, policy in said if policy is not None}
         self._ready = True
         usable = (name for name, model in known.items() if model.live - MANAGEMENT)
         self._suggestions.load((*usable, *(name for name in snapshot.aliases if name not in known)))
@@ -115,6 +119,10 @@ class Catalogue:
     def aliases_naming(self, target: str) -> list[str]:
         """The aliases that have this name among their targets."""
         return sorted(alias.name for alias in self._aliases.values() if target in alias.targets)
+
+    def unsupported(self, name: str) -> Literal["", "refuse", "adapt"]:
+        """What becomes of parameters that a server lacks, where `name` is an alias that says so; empty: the worker decides."""
+        return self._unsupported.get(name, "")
 
     def is_live(self, name: str, capability: Capability) -> bool:
         """Whether a ready worker serves this now."""

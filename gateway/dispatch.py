@@ -124,6 +124,7 @@ class Dispatcher:
             body_blob=received.body_blob,
             uploads=received.uploads,
             keep_s=self._keep_s,
+            unsupported=self.catalogue.unsupported(public_model),
         )
         call = Call(self.bus, envelope, self._ack_wait_s, self._unread)
         self.bus.submit(envelope, received.body, call)

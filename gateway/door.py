@@ -27,7 +27,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 ALLOWED_METHODS = b"GET, POST, PUT, DELETE, OPTIONS"
 LINGER_S = 1.0
 """Closing at once while the caller still sends its body would reset the connection, and could take the answer along."""
-EXPOSED = b"x-request-id, x-nexus-job-id, retry-after, x-should-retry, location, preference-applied"
+EXPOSED = b"x-request-id, x-nexus-job-id, x-nexus-adapted, retry-after, x-should-retry, location, preference-applied"
 
 
 class Door:

@@ -66,6 +66,11 @@ def comment_frame(position: int) -> bytes:
     return b": queued position=%d\n\n" % position
 
 
+def adapted_frame(parameters: tuple[str, ...]) -> bytes:
+    """Return the comment that names what was replaced in a request, for a stream whose head has left already."""
+    return b": x-nexus-adapted: %b\n\n" % ", ".join(parameters).encode()
+
+
 def progress_frame(progress: bytes) -> bytes:
     """How far the backend is, as a comment: `progress` is `schemas.events.Progress` as JSON, told without its preview."""
     told = orjson.loads(progress)

@@ -24,6 +24,8 @@ CALLER = "nexus.caller"
 STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache, no-store"), (b"x-accel-buffering", b"no")]
 """Of an answer that is passed on as it is made: nothing in between keeps it."""
 NO_STORE = (b"cache-control", b"no-store")
+ADAPTED = b"x-nexus-adapted"
+"""Names the parameters of the request that were replaced by their nearest equivalent."""
 CLOSE = (b"connection", b"close")
 CLOSING = frozenset({408, 413})
 """Statuses after which the connection ends: the rest of the request's body is not read."""
@@ -32,6 +34,11 @@ CLOSING = frozenset({408, 413})
 def closes(info: ErrorInfo) -> bool:
     """Whether the connection ends with this error, because the rest of the request's body is not read."""
     return info.status in CLOSING or info.code == BodyMemoryFull.code
+
+
+def adapted_header(parameters: tuple[str, ...]) -> Headers:
+    """Return the header that names what was replaced; none where nothing was."""
+    return [(ADAPTED, ", ".join(parameters).encode())] if parameters else []
 
 
 def request_id_of(scope: Scope) -> str:

@@ -19,7 +19,16 @@ from gateway.auth import Auth, Principal
 from gateway.bodies import Reader, Received
 from gateway.call import Call, State
 from gateway.dispatch import Dispatcher
-from gateway.endpoint import DONE, LANE_OF_TIER, SSE, Endpoint, comment_frame, error_frame, progress_frame
+from gateway.endpoint import (
+    DONE,
+    LANE_OF_TIER,
+    SSE,
+    Endpoint,
+    adapted_frame,
+    comment_frame,
+    error_frame,
+    progress_frame,
+)
 from gateway.http import (
     LINE,
     NO_STORE,
@@ -29,6 +38,7 @@ from gateway.http import (
     Reply,
     Scope,
     Send,
+    adapted_header,
     hear_gone,
     request_id_of,
     told_as,
@@ -192,6 +202,8 @@ class _Request:
             await self._refuse(call.error)
         elif call.done is not None:
             self._status = 200
+            if call.adapted:
+                self._reply.headers += adapted_header(call.adapted)
             if call.done.blob is not None:
                 await self._by_reference(call.done, call.done.blob)
                 return
@@ -293,7 +305,7 @@ class _Request:
                 return False
             if call.done is None:
                 return False
-        await self._begin_stream()
+        await self._begin_stream(call.adapted)
         data = call.take()
         if data:
             await self._reply.more(data)
@@ -313,10 +325,14 @@ class _Request:
             await self._begin_stream()
             await self._reply.more(frame)
 
-    async def _begin_stream(self) -> None:
+    async def _begin_stream(self, adapted: tuple[str, ...] = ()) -> None:
         self._status = 200
         if not self._reply.started:
+            if adapted:
+                self._reply.headers += adapted_header(adapted)
             await self._reply.start(200, [(b"content-type", self._type or SSE), *STREAM_HEADERS])
+        elif adapted and self._type is SSE:
+            await self._reply.more(adapted_frame(adapted))  # the head went out while the request was waiting
 
     async def _break_off(self, info: ErrorInfo) -> None:
         """End a stream that began well. What is no stream of events is cut off: a clean end would read as success."""

@@ -13,6 +13,7 @@ missing may still come; when the job has ended and it has not, that is an error.
 | CHUNK | bytes of the answer: of a stream of server-sent events exactly one frame, `data: …` with its blank line |
 | BLOB | JSON `BlobRef`: the same, where it is too large for a message |
 | PROGRESS | JSON `Progress` |
+| ADAPTED | JSON `AdaptedParameters` |
 | RETURNED | JSON `Returned`: the job went back to the queue |
 
 How a job ended is its terminal word (`schemas.words`), not an event.
@@ -123,6 +124,7 @@ class JobEventKind(StrEnum):
     STARTED = "job.started"
     RESTARTED = "job.restarted"
     PROGRESS = "job.progress"
+    ADAPTED = "job.adapted"
     CHUNK = "job.chunk"
     COMPLETED = "job.completed"
     FAILED = "job.failed"

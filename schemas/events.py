@@ -11,6 +11,7 @@ the job, `seq` counts the frames of one delivery from 0. A reader takes only the
 | BLOB     | JSON `BlobRef`: more bytes for the caller, in the place of a CHUNK too large to be one | yes |
 | PROGRESS | JSON `Progress`: how far the backend is | yes |
 | BEAT     | empty: the attempt lives though it has nothing to say; a question like STARTED | repeats the last seq |
+| ADAPTED  | JSON `AdaptedParameters`: what of the request was replaced by its nearest equivalent; before the first bytes of a stream | yes |
 | DONE     | JSON `Done`, newline, the last bytes for the caller (may be empty) | yes |
 | FAILED   | JSON `ErrorInfo`: final for this run | yes |
 | RETURNED | JSON `Returned`: the job went back to the queue; another attempt follows | yes |
@@ -19,9 +20,9 @@ the job, `seq` counts the frames of one delivery from 0. A reader takes only the
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from schemas.errors import ErrorInfo
 from schemas.jobs import Usage
@@ -35,6 +36,7 @@ class EventKind(StrEnum):
     CHUNK = "c"
     BLOB = "r"
     PROGRESS = "p"
+    ADAPTED = "a"
     BEAT = "h"
     DONE = "d"
     FAILED = "f"
@@ -63,6 +65,15 @@ class Returned(ErrorInfo):
 
     counted: bool = True
     """The attempt counts as a failed one. False: the server saw nothing of the request, or asked to wait."""
+
+
+class AdaptedParameters(BaseModel):
+    """Parameters of a request that the worker replaced by their nearest equivalent. A later one replaces an earlier one."""
+
+    model_config = ConfigDict(frozen=True)
+
+    parameters: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,40}$")], ...] = Field(max_length=40)
+    """They go into a header: a worker may name fields, and nothing else."""
 
 
 class BlobRef(BaseModel):

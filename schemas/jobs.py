@@ -125,6 +125,8 @@ class Envelope(BaseModel):
     """The endpoint that the caller used, where it is not `endpoint`: `/v1/responses` travels as chat."""
     key: str = ""
     """The id of the API key that the job counts against."""
+    unsupported: Literal["", "refuse", "adapt"] = ""
+    """What becomes of parameters that the server lacks, where the alias says so; empty: as the worker does."""
     webhook: str = ""
     """The URL that is told of the job's end."""
     batch: str = ""
@@ -243,6 +245,8 @@ class JobRecord(BaseModel):
     progress: float | None = None
     worker: str | None = None
     usage: dict[str, Any] | None = None
+    adapted: tuple[str, ...] = ()
+    """Parameters that were replaced by their nearest equivalent."""
     error: dict[str, Any] | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
     key: str = ""

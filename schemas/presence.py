@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -110,6 +111,8 @@ class Alias(BaseModel):
     name: str
     targets: tuple[str, ...] = Field(min_length=1)
     """Models, in order of preference."""
+    unsupported_parameters: Literal["refuse", "adapt"] | None = None
+    """What becomes of parameters that a model's server lacks; None: as the worker does."""
 
 
 class ServiceRecord(BaseModel):

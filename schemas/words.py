@@ -6,7 +6,9 @@ is small enough to travel so; where it failed, the job message itself, so that i
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from schemas.errors import ErrorInfo
 from schemas.events import BlobRef
@@ -49,6 +51,8 @@ class Word(BaseModel):
     """What the attempt took."""
     content_type: str = "application/json"
     usage: Usage | None = None
+    adapted: tuple[Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,40}$")], ...] = ()
+    """Parameters of the request that were replaced by their nearest equivalent."""
     size: int = 0
     """Bytes of the answer."""
     blob: BlobRef | None = None

@@ -32,6 +32,7 @@ from schemas.events import (
     GONE,
     LOADING,
     MAX_PREVIEW,
+    AdaptedParameters,
     BlobRef,
     Done,
     EventKind,
@@ -42,6 +43,7 @@ from schemas.events import (
 )
 from schemas.jobs import Envelope
 from workers.backends.base import (
+    Adapted,
     Backend,
     BackendError,
     BackendUnavailable,
@@ -104,6 +106,8 @@ class Identity:
     worker: str
     backend: str
     gateways: GatewayHealth = field(default_factory=GatewayHealth, compare=False)
+    adapts: bool = True
+    """What its server lacks is replaced by the nearest equivalent, where the job's alias does not say; False: refused."""
 
     @cached_property
     def started(self) -> bytes:
@@ -156,6 +160,8 @@ class Attempt:
         """Done once the gateway has said GO, where the backend waits for that."""
         self._grant_timer: asyncio.TimerHandle | None = None
         self.outcome = "running"
+        self.adapted: tuple[str, ...] = ()
+        """Parameters of the request that were replaced by their nearest equivalent."""
         self.error: ErrorInfo | None = None
         self.failure: BackendError | None = None
         """How the backend failed, where it did."""
@@ -291,6 +297,8 @@ class Attempt:
                         await self._spill()
                 elif isinstance(piece, Progress):
                     self._progress(piece)
+                elif isinstance(piece, Adapted):
+                    self._adapt(piece)
                 else:
                     await self._finished(piece)
                     break
@@ -318,6 +326,7 @@ class Attempt:
             body,
             files,
             self._keep,
+            self._who.adapts if not env.unsupported else env.unsupported == "adapt",
         )
 
     def _files(self, body: bytes) -> tuple[tuple[File, ...], bytes]:
@@ -387,6 +396,12 @@ class Attempt:
         if progress.preview is not None and len(progress.preview) > MAX_PREVIEW:
             progress = progress.model_copy(update={"preview": None})
         self._next(EventKind.PROGRESS, progress.model_dump_json(exclude_none=True).encode())
+
+    def _adapt(self, adapted: Adapted) -> None:
+        """Tell the caller which parameters were replaced."""
+        self.adapted = adapted.parameters
+        payload = AdaptedParameters(parameters=adapted.parameters).model_dump_json().encode()
+        self._next(EventKind.ADAPTED, payload)
 
     async def _spill(self) -> None:
         """Move what is held to a blob. Of a stream, that is one piece; otherwise the answer so far."""

@@ -295,6 +295,7 @@ class DurableAttempt(Attempt):
             JobStatus.COMPLETED,
             content_type=env.stream_type if env.stream else finish.content_type,
             usage=finish.usage,
+            adapted=self.adapted,
             size=size,
             blob=ref,
         )

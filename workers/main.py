@@ -100,6 +100,7 @@ async def _main(settings: WorkerSettings) -> None:
         slots=settings.worker_concurrency,
         health_interval_s=settings.worker_health_interval_s,
         drain_s=settings.worker_drain_s,
+        adapts=settings.worker_unsupported_parameters == "adapt",
     )
     bus = NatsWorkerBus(nats, worker=name, ack_wait_s=settings.ack_wait_s, on_job=worker.on_job)
     loop = asyncio.get_running_loop()

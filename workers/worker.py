@@ -67,7 +67,9 @@ class Worker:
         slots: int = 0,
         health_interval_s: float = 5.0,
         drain_s: float = 25.0,
+        adapts: bool = True,
     ) -> None:
+        """`adapts`: parameters that the server lacks are replaced by their nearest equivalent, not refused."""
         self.id = worker_id
         self._host = host
         self._backend = backend
@@ -97,7 +99,7 @@ class Worker:
         self._next_loss = 0.0
         self._slots = 1
         self._state = WorkerState.UNHEALTHY
-        self._identity = Identity(worker_id, backend.name)
+        self._identity = Identity(worker_id, backend.name, adapts=adapts)
         self._draining = asyncio.Event()
         self._changed = asyncio.Event()
         backend.changed = self._changed.set

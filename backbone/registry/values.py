@@ -54,11 +54,15 @@ class Reader:
             _malformed(key, f'{error}; an alias is {{"targets": ["model", …]}}, a list or a string, in JSON')
             return None
         targets = said.get("targets") if isinstance(said, dict) else said
+        unsupported = said.get("unsupported_parameters") if isinstance(said, dict) else None
+        if unsupported not in (None, "refuse", "adapt"):
+            _malformed(key, "an alias's unsupported_parameters is 'refuse' or 'adapt'; it counts as not given")
+            unsupported = None
         targets = [targets] if isinstance(targets, str) else targets
         if not isinstance(targets, list) or not targets or not all(isinstance(one, str) and one for one in targets):
             _malformed(key, "an alias needs a list of models as its targets")
             return None
-        return Alias(name=name, targets=tuple(dict.fromkeys(targets)))
+        return Alias(name=name, targets=tuple(dict.fromkeys(targets)), unsupported_parameters=unsupported)
 
     def service(self, key: str, value: bytes | None) -> ServiceRecord | None:
         """A service record; fields that we do not know are kept."""

@@ -9,7 +9,9 @@ from schemas.jobs import LEGAL_MOVES, TERMINAL, JobRecord, JobStatus
 
 FIXED = frozenset({"id", "owner", "status", "created_at"})
 """Fields that no `changes` may touch."""
-OF_A_RUN = frozenset({"attempts", "seq", "started_at", "finished_at", "progress", "worker", "usage", "error"})
+OF_A_RUN = frozenset(
+    {"attempts", "seq", "started_at", "finished_at", "progress", "worker", "usage", "adapted", "error"}
+)
 """Fields that say something about one run: a newer one begins with their defaults."""
 _FRESH = {name: JobRecord.model_fields[name].get_default() for name in OF_A_RUN}
 

@@ -152,6 +152,8 @@ class Assembly:
             return []
         if frame.kind == EventKind.PROGRESS:
             return [Piece(JobEventKind.PROGRESS, where, frame.payload)]
+        if frame.kind == EventKind.ADAPTED:
+            return [Piece(JobEventKind.ADAPTED, where, frame.payload)]
         if frame.kind in {EventKind.CHUNK, EventKind.BLOB}:
             return [Piece(JobEventKind.CHUNK, where, frame.payload, frame.kind == EventKind.BLOB)]
         return []

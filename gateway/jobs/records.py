@@ -57,6 +57,7 @@ def end_of(word: Word, at: int | None = None) -> dict[str, Any]:
         "progress": 1.0 if word.status is JobStatus.COMPLETED else None,
         "usage": word.usage.model_dump() if word.usage is not None else None,
         "error": word.error.body()["error"] if word.error is not None else None,
+        **({"adapted": word.adapted} if word.adapted else {}),
         **({"worker": word.worker, "attempts": word.attempts} if word.worker else {}),
         **({"started_at": ceil(at - word.seconds)} if word.seconds is not None else {}),
     }

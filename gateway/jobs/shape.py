@@ -34,6 +34,8 @@ def shape(record: JobRecord, *, position: int | None = None, eta_s: float | None
         "result_url": f"/v1/jobs/{record.id}/result",
         "events_url": f"/v1/jobs/{record.id}/events",
     }
+    if record.adapted:
+        out["adapted"] = list(record.adapted)
     if record.webhook is not None:
         out["webhook"] = record.webhook.model_dump(mode="json")
     if record.batch:

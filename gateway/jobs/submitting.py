@@ -163,6 +163,7 @@ class Submitter:
             stream_type=(stream_type or b"").decode(),
             shown_endpoint=submission.shown_endpoint,
             key=principal.key_id,
+            unsupported=dispatcher.catalogue.unsupported(public_model),
             webhook=submission.webhook,
             batch=submission.batch,
         )

@@ -13,6 +13,10 @@ HEADERS: dict[str, JSON] = {
         "description": "The id of the job that answers the request.",
         "schema": {"type": "string"},
     },
+    "x-nexus-adapted": {
+        "description": "Parameters of the request that the model's server lacks and that were replaced by their nearest equivalent.",
+        "schema": {"type": "string", "pattern": "^[a-z_]+(, [a-z_]+)*$"},
+    },
     "Retry-After": {
         "description": "Seconds after which a retry makes sense.",
         "schema": {"type": "integer", "minimum": 1},

@@ -12,7 +12,7 @@ from fastapi.responses import Response
 
 from gateway.answers import with_pauses
 from gateway.endpoint import SSE
-from gateway.http import LINE, STREAM_HEADERS, Line, Receive, Reply, Scope, Send, request_id_of, told_as
+from gateway.http import LINE, STREAM_HEADERS, Line, Receive, Reply, Scope, Send, adapted_header, request_id_of, told_as
 from gateway.metrics import GatewayMetrics
 from gateway.parsing import CallerGone
 from gateway.responses.answering import Event
@@ -187,7 +187,8 @@ class _Sending:
 
     async def _flush(self) -> None:
         if not self._reply.started:
-            await self._reply.start(200, [(b"content-type", SSE), *STREAM_HEADERS])
+            adapted = adapted_header(self.watch.adapted)
+            await self._reply.start(200, [(b"content-type", SSE), *STREAM_HEADERS, *adapted])
         data = b"".join(event.encode() for event in self._waiting)
         self._waiting.clear()
         if data:

@@ -166,14 +166,17 @@ class Responses:
 
     # Its answer
 
-    async def answer(self, made: Made) -> JSON:
-        """The final response, once its job has ended. Raises what the job ended with, unless it was cancelled."""
+    async def answer(self, made: Made) -> tuple[JSON, tuple[str, ...]]:
+        """The final response, once its job has ended, and the parameters that were adapted.
+
+        Raises what the job ended with, unless it was cancelled.
+        """
         result = await self._ended(made)
         final = await self._finished(made, await self._final(made.owner, made.job, made.shell, result))
         error = error_of(result)
         if error is not None and final["status"] != "cancelled":
             raise NexusError.from_info(error)
-        return final
+        return final, result.word.adapted
 
     async def _ended(self, made: Made) -> Result:
         """What was accepted goes on while Redis or NATS is away for a while; so does waiting for it."""

@@ -14,6 +14,7 @@ from gateway.responses.kept import Made
 from gateway.responses.shape import unanswered
 from schemas.durable import JobEventKind
 from schemas.errors import ErrorInfo, InvalidRequest, NexusError, NotFound
+from schemas.events import AdaptedParameters
 from schemas.jobs import JobStatus
 from schemas.words import Word
 
@@ -60,6 +61,8 @@ class Watch:
         self._held: list[Event] | None = []
         """What an attempt said that may be void by now; None: from now on every event is new."""
         self._over = False
+        self.adapted: tuple[str, ...] = ()
+        """Parameters of the request that were replaced by their nearest equivalent."""
         self.broke_off = False
         """The response goes on, but not here."""
         self.error: ErrorInfo | None = None
@@ -114,6 +117,8 @@ class Watch:
             return await self._end(event.word)
         if event.kind is JobEventKind.CHUNK:
             return self._tell(answering.frames(event.data))
+        if event.kind is JobEventKind.ADAPTED:
+            self.adapted = AdaptedParameters.model_validate_json(event.data).parameters
         if event.kind is JobEventKind.STARTED:
             return self._tell(answering.started())
         if event.kind in (JobEventKind.RESTARTED, JobEventKind.QUEUED):

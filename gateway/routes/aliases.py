@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
@@ -24,6 +24,8 @@ class Targets(BaseModel):
 
     targets: list[Name] = Field(min_length=1, max_length=100)
     """Models, in order of preference."""
+    unsupported_parameters: Literal["refuse", "adapt"] | None = None
+    """What becomes of parameters that a model's server lacks; null: as its worker does."""
 
 
 @router.get("/v1/aliases")
@@ -41,7 +43,11 @@ async def put_alias(alias: str, request: Request, parts: PartsDep, _: AdminCalle
     """
     body = await read_json(request, Targets)
     targets = tuple(dict.fromkeys(check_name(one, "a target", "targets") for one in body.targets))
-    wanted = Alias(name=check_name(alias, "an alias", "alias"), targets=targets)
+    wanted = Alias(
+        name=check_name(alias, "an alias", "alias"),
+        targets=targets,
+        unsupported_parameters=body.unsupported_parameters,
+    )
     catalogue = parts.dispatcher.catalogue
     _refuse_useless(wanted, catalogue)
     await parts.dispatcher.registry.put_alias(wanted)
@@ -83,4 +89,5 @@ def _shape(alias: Alias, catalogue: Catalogue) -> dict[str, Any]:
         "object": "alias",
         "targets": list(alias.targets),
         "resolves_to": catalogue.stands_for(alias),
+        **({"unsupported_parameters": policy} if (policy := alias.unsupported_parameters) else {}),
     }

@@ -16,7 +16,7 @@ from gateway.answers import error_of, event_size, with_pauses
 from gateway.auth import Principal
 from gateway.deps import JobsCaller, Parts, PartsDep
 from gateway.endpoint import comment_frame
-from gateway.http import LINE, STREAM_HEADERS, Line
+from gateway.http import LINE, STREAM_HEADERS, Line, adapted_header
 from gateway.jobs.base import JobEvent
 from gateway.jobs.shape import shape
 from gateway.links import base_url
@@ -70,6 +70,7 @@ async def get_result(job_id: str, request: Request, parts: PartsDep, caller: Job
     pieces = payload.pieces()
     first = await anext(pieces, b"")  # what fails here can still be told
     headers = {"content-length": str(payload.size)}
+    headers |= {name.decode(): value.decode() for name, value in adapted_header(result.word.adapted)}
     return StreamingResponse(_behind(first, pieces), media_type=payload.content_type, headers=headers)
 
 

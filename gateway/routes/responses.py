@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from gateway.deps import InferenceCaller, PartsDep
-from gateway.http import request_id_of
+from gateway.http import adapted_header, request_id_of
 from gateway.parsing import CallerGone
 from gateway.responses.reading import key_of, read
 from gateway.responses.sending import CLOSED, EventStream, Opening, Report
@@ -40,10 +40,11 @@ async def create_response(request: Request, parts: PartsDep, caller: InferenceCa
         if streamed:
             opening = Opening.AT_ONCE if background else Opening.ANSWERED
             return EventStream(responses, made, opening, responses.pause_s, report)
+        adapted: tuple[str, ...] = ()
         if background:
             answer = await responses.retrieve(caller.owner, made.id) if key else made.shell
         else:
-            answer = await responses.open.while_there(responses.answer(made), request.scope, request.receive)
+            answer, adapted = await responses.open.while_there(responses.answer(made), request.scope, request.receive)
     except NexusError as error:
         report.close(error.info.status, error.info)
         if isinstance(error, Unavailable) and report.made is not None and report.made.callers:
@@ -55,7 +56,8 @@ async def create_response(request: Request, parts: PartsDep, caller: InferenceCa
             await responses.abandon(report.made)
         return Response(status_code=CLOSED)
     report.close(200)
-    return JSONResponse(answer, headers={"x-nexus-job-id": made.job})
+    headers = {name.decode(): value.decode() for name, value in adapted_header(adapted)}
+    return JSONResponse(answer, headers={"x-nexus-job-id": made.job} | headers)
 
 
 @router.get("/v1/responses/{response_id}")

@@ -93,6 +93,8 @@ class Task:
     """JSON. Of a multipart form, its fields, without the files."""
     files: tuple[File, ...] = ()
     keep: Keep = _keeps_nothing
+    adapt: bool = True
+    """What the server lacks is replaced by the nearest equivalent; False: refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +114,17 @@ class Finish:
     content_type: str = "application/json"
 
 
-Output = Chunk | Progress | Finish
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """Parameters of the request that were replaced by their nearest equivalent, for the caller to read.
+
+    A later one replaces an earlier one. It comes before the first bytes of a stream.
+    """
+
+    parameters: tuple[str, ...]
+
+
+Output = Chunk | Progress | Finish | Adapted
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,8 @@ class Wanted:
     """Each event carries the usage so far, as vLLM and SGLang can."""
     n: int = 1
     prompts: int = 1
+    single_call: bool = False
+    """At most one tool call a choice: `parallel_tool_calls` is false."""
 
     @property
     def choices(self) -> int:
@@ -263,7 +265,7 @@ class Answer(ABC):
         delta.pop("role", None)
         if "tool_calls" in delta:
             if state.calls is None:
-                state.calls = ToolCalls()
+                state.calls = ToolCalls(1 if self.wanted.single_call else None)
             calls = state.calls.repair(delta.pop("tool_calls"))
             if calls:
                 delta["tool_calls"] = calls
@@ -317,6 +319,10 @@ class Answer(ABC):
 
     def _usage(self) -> JSON | None:
         return combined_usage(self._usages, self.wanted.n, self.wanted.choices)
+
+
+def _too_few(given: int, wanted: int) -> BackendRefused:
+    return BackendRefused(f"this backend does not support n > 1: it gave {given} of {wanted} choices", param="n")
 
 
 def _standard_reason(reason: Any) -> str | None:
@@ -409,6 +415,8 @@ class Relay(Answer):
         if self._ended_out:
             return
         self._check_end()
+        if len(self._choices) < self.wanted.choices:
+            raise _too_few(len(self._choices), self.wanted.choices)
         self._ended_out = True
         usage, final = self._usage(), {**self._extras, **self._constant}
         head = _constant_bytes(final, self.wanted.include_usage)
@@ -501,10 +509,7 @@ class Collector(Answer):
         for choice in self._final_choices():
             self._add(choice)
         if len(self._merged) < wanted.choices:
-            raise BackendRefused(
-                f"this backend does not support n > 1: it gave {len(self._merged)} of {wanted.choices} choices",
-                param="n",
-            )
+            raise _too_few(len(self._merged), wanted.choices)
         usage = self._usage()
         body = {**self._extras, **self._top, **self._constant}
         body["object"] = "chat.completion" if wanted.chat else "text_completion"

@@ -15,11 +15,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 from schemas.events import Progress
 from schemas.jobs import Capability, Usage
 from schemas.presence import ModelOffer
+from workers.backends.adaptations import WATCHED, Plan, plan_of
+from workers.backends.adapted_text import carry_out
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -46,7 +49,14 @@ from workers.backends.ollama_catalogue import (
     version_of,
 )
 from workers.backends.ollama_jobs import LOAD, PULL, ModelJob, Pulled
-from workers.backends.ollama_requests import chat_request, embed_requests, generate_request, unloads
+from workers.backends.ollama_requests import (
+    LACKS,
+    LACKS_IN_COMPLETIONS,
+    chat_request,
+    embed_requests,
+    generate_request,
+    unloads,
+)
 from workers.backends.ollama_wire import JSON, LineSplitter, OllamaClient
 from workers.backends.requests import json_object, usage_wanted
 
@@ -159,10 +169,18 @@ class OllamaBackend(Backend):
             return self._pull(task) if task.endpoint == PULL else self._keep(task)
         return self._embed(task) if task.capability is Capability.EMBEDDINGS else self._write(task)
 
-    async def _write(self, task: Task) -> AsyncGenerator[Output, None]:
-        """Chat and text completions."""
+    async def _write(self, task: Task, planned: Plan | None = None) -> AsyncGenerator[Output, None]:
+        """Chat and text completions. `planned`: the plan that this request is one of."""
         model, body = await self._accept(task)
         chat = task.capability is Capability.CHAT
+        if planned is None and not WATCHED.isdisjoint(body):
+            lacks = LACKS if chat else LACKS_IN_COMPLETIONS
+            plan = plan_of(body, lacks, model=task.public_model, adapt=task.adapt, chat=chat)
+            if plan is not None:
+                async with aclosing(carry_out(task, plan, self._write)) as outputs:
+                    async for output in outputs:
+                        yield output
+                return
         if chat and body.get("logprobs"):
             await self._require_logprobs()
         request = self._completed(chat_request(body, model.details) if chat else generate_request(body), model)
@@ -174,6 +192,7 @@ class OllamaBackend(Backend):
             model=task.public_model,
             fallback_id=task.job,
             include_usage=task.stream and usage_wanted(body),
+            single_call=body.get("parallel_tool_calls") is False,
         )
         answer: Answer = Relay(wanted) if task.stream else Collector(wanted)
         lines, events = LineSplitter(), Events(chat)

@@ -1,4 +1,4 @@
-"""OpenAI's requests as Ollama's: pure. What Ollama cannot do and would change the answer is refused, by name."""
+"""OpenAI's requests as Ollama's: pure. What Ollama cannot do and would change the answer is refused by name, or adapted before."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from workers.backends.ollama_catalogue import VISION, Details
 
 JSON = dict[str, Any]
 
+LACKS = frozenset({"n", "best_of", "logit_bias", "parallel_tool_calls", "tool_choice", "verbosity", "store"})
+"""Parameters that Ollama does not have: `adaptations` sees to them before a request is made here."""
+LACKS_IN_COMPLETIONS = LACKS | {"logprobs"}
 OPTIONS = ("temperature", "top_p", "top_k", "min_p", "seed", "presence_penalty", "frequency_penalty", "repeat_penalty")
 """Called the same on both sides."""
 OWN = ("keep_alive", "think", "truncate", "shift")
@@ -20,13 +23,8 @@ OWN_GENERATE = ("suffix", "raw", "system", "template")
 EFFORTS: dict[str, bool | str] = {
     "none": False, "minimal": "low", "low": "low", "medium": "medium", "high": "high", "max": "max",
 }  # fmt: skip
-ONE_CHOICE = "Ollama gives one choice a request; send several requests"
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
-    "n": ((1,), ONE_CHOICE),
-    "best_of": ((1,), ONE_CHOICE),
-    "logit_bias": (({},), "Ollama has no logit_bias"),
     "echo": ((False,), "Ollama does not repeat the prompt; send echo=false"),
-    "parallel_tool_calls": ((True,), "Ollama cannot keep a model from calling several tools at once"),
     "functions": (([],), "functions are not supported; use tools"),
     "function_call": (("none", "auto"), "functions are not supported; use tools and tool_choice"),
     "modalities": ((["text"],), "Ollama answers in text only"),
@@ -54,8 +52,6 @@ def chat_request(body: JSON, details: Details) -> JSON:
 
 def generate_request(body: JSON) -> JSON:
     """For `/api/generate`, without the model. Raises BackendRefused."""
-    if body.get("logprobs") is not None:
-        raise BackendRefused("Ollama gives logprobs for chat only: /v1/chat/completions", param="logprobs")
     request = _common(body) | {name: body[name] for name in OWN_GENERATE if body.get(name) is not None}
     request["prompt"] = _prompt(body.get("prompt"))
     return request
@@ -153,10 +149,6 @@ def _tools(body: JSON) -> list[JSON]:
     tools, choice = body.get("tools") or [], body.get("tool_choice")
     if choice == "none":
         return []
-    if choice not in (None, "auto"):
-        raise BackendRefused(
-            "Ollama lets the model choose its tools: tool_choice must be auto or none", param="tool_choice"
-        )
     for tool in tools:
         if not isinstance(tool, dict) or tool.get("type") != "function":
             raise BackendRefused("Ollama's models call tools of the type function only", param="tools")

@@ -4,7 +4,8 @@ For text the server is always asked for a stream, also for a caller who does not
 server's work, closing a plain call may not. Where there is nothing to stream, closing waits for the server's answer.
 
 Options: `api_path`, where the API lies below the URL (default: the URL's own end where it looks like `/v1`, else `/v1`);
-`capabilities` and `capabilities.PATTERN`, what the models serve, as openai_models.py says.
+`capabilities` and `capabilities.PATTERN`, what the models serve, as openai_models.py says; `lacks`, parameters that the
+server does not honor (`n+logit_bias+parallel_tool_calls+tool_choice`), beside those that probes find.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import orjson
 
 from schemas.jobs import Capability
 from schemas.presence import Limitation, ModelOffer
+from workers.backends.adaptations import PARALLEL, WATCHED, Plan
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -36,6 +38,7 @@ from workers.backends.chunks import Answer, Collector, Relay, Wanted
 from workers.backends.openai_api import OWN_FIELDS, Api, is_json, json_of
 from workers.backends.openai_audio import speech, transcribe, voices_of
 from workers.backends.openai_images import draw
+from workers.backends.openai_lacks import carried_out, lacks_option, plan_after, text_plan
 from workers.backends.openai_models import Capabilities, Choice, is_option
 from workers.backends.openai_text import ANSWER_LIMIT, as_events, open_text
 from workers.backends.openai_vectors import embed, rerank
@@ -58,7 +61,7 @@ MEDIA: dict[Capability, Callable[[Api, Task], AsyncGenerator[Output]]] = {
     Capability.TRANSCRIPTIONS: transcribe,
     Capability.RERANK: rerank,
 }
-OPTIONS = frozenset({"api_path"})
+OPTIONS = frozenset({"api_path", "lacks"})
 
 
 @dataclass(slots=True)
@@ -84,6 +87,7 @@ class _Call:
             continuous_usage=task.stream and continuous_usage_wanted(body),
             n=choices_wanted(body),
             prompts=_prompts(body.get("prompt")),
+            single_call=body.get(PARALLEL) is False,
         )
         for name in OWN_FIELDS:
             body.pop(name, None)
@@ -118,6 +122,7 @@ class OpenAIBackend(Backend):
         self._client = HttpClient(url[: len(url) - len(own)], headers=headers)
         self._media = Api(self._client, self._api, self._refusal)
         self._choice = Choice(config.options)
+        self._lacks = lacks_option(config.options.get("lacks", ""))
         self._served: frozenset[str] | None = None
         """Names of the models; None before the first `discover`."""
         self._created: dict[str, int] = {}
@@ -255,8 +260,8 @@ class OpenAIBackend(Backend):
 
     # Work
 
-    async def run(self, task: Task) -> AsyncIterator[Output]:
-        """Text is asked for here, all else in the modules for it."""
+    async def run(self, task: Task, planned: Plan | None = None) -> AsyncIterator[Output]:
+        """Text is asked for here, all else in the modules for it. `planned`: the plan that this request is one of."""
         await self._require(task.model)
         media = MEDIA.get(task.capability)
         if media is not None:
@@ -265,7 +270,24 @@ class OpenAIBackend(Backend):
                     yield output
             return
         call = _Call.of(task)
-        response = await open_text(self._media, call.path, call.body, streams=task.stream)
+        watched = planned is None and not WATCHED.isdisjoint(call.body)
+        plan = await text_plan(self._media, call.path, task, call.body, self._lacks) if watched else None
+        if planned is not None:
+            for name in planned.unsent:
+                call.body.pop(name, None)
+        if plan is None:
+            try:
+                response = await open_text(self._media, call.path, call.body, streams=task.stream)
+            except BackendRefused as error:
+                plan = await plan_after(self._media, call.path, task, error, self._lacks) if watched else None
+                if plan is None:
+                    raise
+        if plan is not None:
+            served = carried_out(self._media, call.path, task, plan, self.run, self._lacks)
+            async with aclosing(served) as outputs:
+                async for output in outputs:
+                    yield output
+            return
         answer: Answer = Relay(call.wanted) if task.stream else Collector(call.wanted)
         try:
             if is_json(response):

@@ -12,6 +12,8 @@ import struct
 from collections.abc import Iterable
 from functools import cache
 
+import orjson
+
 from workers.backends.base import BackendError
 from workers.backends.multipart import FilePart, encode
 from workers.backends.openai_api import ERROR_LIMIT, JSON, Api, form_fields
@@ -25,6 +27,15 @@ TOOL = {
     "function": {"name": "noop", "description": "Do nothing.", "parameters": {"type": "object", "properties": {}}},
 }
 CHAT_PATH = "/chat/completions"
+PARAMETER_VALUES: JSON = {
+    "n": 2,
+    "best_of": 2,
+    "logit_bias": {"1": 0},
+    "parallel_tool_calls": False,
+    "tool_choice": {"type": "function", "function": {"name": "noop"}},
+    "verbosity": "medium",
+    "store": False,
+}
 TONE_S, TONE_RATE = 0.5, 16_000
 
 
@@ -38,6 +49,20 @@ async def lacks_text_feature(api: Api, path: str, model: str, feature: str) -> b
     wanted = streamed | {"stream_options": {"include_usage": True}} if feature == STREAM_OPTIONS else streamed
     without = streamed if feature == STREAM_OPTIONS else {"stream": False}
     return await _differs(_text_sent(api, path, plain | wanted), _text_sent(api, path, plain | without))
+
+
+async def lacks_parameter(api: Api, path: str, model: str, name: str) -> bool | None:
+    """Ask for one token with and without a parameter of text; with `n`, see whether two choices come."""
+    plain: JSON = {"model": model, "max_tokens": 1}
+    plain |= {"messages": [{"role": "user", "content": "Hi"}]} if path == CHAT_PATH else {"prompt": "Hi"}
+    if name in ("tool_choice", "parallel_tool_calls"):
+        plain["tools"] = [TOOL]
+    wanted = _Sent(api, path, plain | {name: PARAMETER_VALUES[name]}, name)
+    if name == "n":
+        choices = await wanted.choices()
+        if choices is not None:
+            return choices < 2
+    return await _differs(wanted, _Sent(api, path, dict(plain)))
 
 
 async def lacks_encoding_format(api: Api, model: str) -> bool | None:
@@ -121,6 +146,18 @@ class _Sent:
             return True
         named = status in FAILED and self._feature and self._feature.split()[0].encode() in error.lower()
         return False if status in REFUSED or named else None
+
+    async def choices(self) -> int | None:
+        """How many choices the server's answer in one piece holds; None where there is no such answer. Raises BackendError."""
+        response = await self._api.send(self._path, self._fields)
+        try:
+            answer = orjson.loads(await response.read_all(ERROR_LIMIT)) if response.status == 200 else None
+        except orjson.JSONDecodeError:
+            return None
+        finally:
+            response.close()
+        found = answer.get("choices") if isinstance(answer, dict) else None
+        return len(found) if isinstance(found, list) and found else None
 
     async def _send(self) -> tuple[int, bytes]:
         if self._sound:

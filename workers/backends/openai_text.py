@@ -9,14 +9,17 @@ added are left out for this one request, and those that the caller sent are not.
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
 import orjson
 
+from workers.backends.adaptations import PARALLEL, WATCHED, Plan
 from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, Output, Task
 from workers.backends.chunks import Answer, Collector, Relay, Wanted
 from workers.backends.openai_api import ERROR_LIMIT, JSON, Api, fields_of, is_json, json_of, names
+from workers.backends.openai_lacks import carried_out, plan_after, text_plan
 from workers.backends.openai_probes import STREAM, STREAM_OPTIONS, TOOL_STREAM, lacks_text_feature
 from workers.backends.refusals import stream_error
 from workers.backends.requests import (
@@ -38,14 +41,31 @@ STREAMS = (STREAM, f"{STREAM} of completions")
 """What a model lacks that streams no text at all."""
 
 
-async def complete(api: Api, task: Task) -> AsyncGenerator[Output]:
-    """Yield the text, streamed or in one piece, whichever way the server gives it."""
+async def complete(api: Api, task: Task, planned: Plan | None = None) -> AsyncGenerator[Output]:
+    """Yield the text, streamed or in one piece, whichever way the server gives it. `planned`: the plan that it is one of."""
     path = PATHS.get(task.endpoint)
     if path is None:
         raise BackendRefused(f"this backend does not serve {task.endpoint}")
     body = json_object(task.body)
     answer = _answer(task, body)
-    response = await open_text(api, path, fields_of(body, task.model), streams=task.stream)
+    fields = fields_of(body, task.model)
+    watched = planned is None and not WATCHED.isdisjoint(body)
+    plan = await text_plan(api, path, task, body) if watched else None
+    if planned is not None:
+        for name in planned.unsent:
+            fields.pop(name, None)
+    if plan is None:
+        try:
+            response = await open_text(api, path, fields, streams=task.stream)
+        except BackendRefused as error:
+            plan = await plan_after(api, path, task, error) if watched else None
+            if plan is None:
+                raise
+    if plan is not None:
+        async with aclosing(carried_out(api, path, task, plan, partial(complete, api))) as outputs:
+            async for output in outputs:
+                yield output
+        return
     try:
         if is_json(response):
             chunk = answer.feed(as_events(json_of(response, await response.read_all(ANSWER_LIMIT))))
@@ -78,6 +98,7 @@ def _answer(task: Task, body: JSON) -> Answer:
         continuous_usage=task.stream and continuous_usage_wanted(body),
         n=choices_wanted(body),
         prompts=len(prompt) if many and isinstance(prompt, list) else 1,
+        single_call=body.get(PARALLEL) is False,
     )
     return Relay(wanted) if task.stream else Collector(wanted)
 

@@ -39,10 +39,11 @@ class _Call:
 
 
 class ToolCalls:
-    """The calls of one choice."""
+    """The calls of one choice; those beyond the first `limit` are dropped."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int | None = None) -> None:
         self._calls: list[_Call] = []
+        self._limit = limit
 
     def __bool__(self) -> bool:
         return bool(self._calls)
@@ -52,14 +53,17 @@ class ToolCalls:
         if not isinstance(deltas, list):
             return []
         repaired = (self._repair(delta) for delta in deltas if isinstance(delta, dict))
-        return [delta for delta in repaired if delta is not None]
+        return [delta for delta in repaired if delta is not None and self._passes(delta["index"])]
+
+    def _passes(self, index: int) -> bool:
+        return self._limit is None or index < self._limit
 
     def missing_arguments(self) -> list[JSON]:
         """Return a last delta for each call that never had arguments: they are an empty object."""
         return [
             {"index": call.index, "function": {"arguments": "{}"}}
             for call in self._calls
-            if call.function and not any(call.arguments)
+            if call.function and not any(call.arguments) and self._passes(call.index)
         ]
 
     def _repair(self, delta: JSON) -> JSON | None:

@@ -46,7 +46,10 @@ JOB_ID = identifier("job_", "The id of a job, from its `id` or `x-nexus-job-id`.
 def inferred(shape: Schema | None, description: str, others: Mapping[str, Any] | None = None) -> dict[int, Answer]:
     """Return the answers of a route whose requests become jobs."""
     content: dict[str, Schema] = {JSON_TYPE: shape} if shape is not None else {}
-    return {200: Answer(description, content | dict(others or {}), ("x-nexus-job-id",)), 202: ACCEPTED}
+    return {
+        200: Answer(description, content | dict(others or {}), ("x-nexus-job-id", "x-nexus-adapted")),
+        202: ACCEPTED,
+    }
 
 
 STREAM: dict[str, Schema] = {

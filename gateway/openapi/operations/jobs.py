@@ -55,7 +55,7 @@ ID = {"job_id": JOB_ID}
 MISSING = {404: "There is no such job, it is not kept any more, or it belongs to another owner."}
 EVENTS = EVENT | {
     "description": "One server-sent event, called `job.queued`, `job.started`, `job.restarted`, `job.chunk`, "
-    "`job.progress`, and last `job.completed`, `job.failed`, `job.cancelled` or `job.expired`."
+    "`job.adapted`, `job.progress`, and last `job.completed`, `job.failed`, `job.cancelled` or `job.expired`."
 }
 LETTER = {"job_id": JOB_ID}
 NO_LETTER = {404: "This job has no dead letter."}

@@ -43,7 +43,9 @@ OPERATIONS = {
         },
         answers={
             200: Answer(
-                "The response; with `stream: true` its events.", {JSON_TYPE: Response} | STREAM, ("x-nexus-job-id",)
+                "The response; with `stream: true` its events.",
+                {JSON_TYPE: Response} | STREAM,
+                ("x-nexus-job-id", "x-nexus-adapted"),
             )
         },
         errors={404: "There is no such model, or no such earlier response or item."},

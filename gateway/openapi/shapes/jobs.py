@@ -46,6 +46,8 @@ class Job(BaseModel):
     metadata: dict[str, str]
     result_url: str
     events_url: str
+    adapted: list[str] | None = None
+    """Parameters that were replaced by their nearest equivalent."""
     webhook: WebhookState | None = None
     batch: str | None = None
     """The batch that it belongs to."""

@@ -77,6 +77,8 @@ class ModelAlias(BaseModel):
     """Models, in order of preference."""
     resolves_to: str | None
     """The model that answers now; null where none is live."""
+    unsupported_parameters: Literal["refuse", "adapt"] | None = None
+    """What becomes of parameters that a model's server lacks; missing: as its worker does."""
 
 
 class AliasList(BaseModel):

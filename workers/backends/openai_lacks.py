@@ -1,0 +1,90 @@
+"""Which parameters of text requests an OpenAI-style server lacks, and the plan for a request that has them.
+
+The operator names them (`lacks`), or a probe of the worker's own finds them. Before the first request with `n` above 1 the worker
+asks for two choices of one token: many servers ignore `n`, and a stream shows that only at its end. For the others a refusal that
+names the parameter raises the suspicion. A tool call that `tool_choice` requires is looked for in the answer itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from functools import partial
+
+from workers.backends.adaptations import PARALLEL, TOOL_CHOICE, N, Plan, asks, plan_of
+from workers.backends.adapted_text import Ask, carry_out
+from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, Chunk, Output, Task
+from workers.backends.openai_api import JSON, Api, names
+from workers.backends.openai_probes import CHAT_PATH, lacks_parameter
+from workers.backends.requests import choices_wanted, json_object
+
+PARAMETERS = frozenset({N, "best_of", "logit_bias", PARALLEL, TOOL_CHOICE, "verbosity", "store"})
+
+
+def lacks_option(text: str) -> frozenset[str]:
+    """Return the parameters that the option `lacks` names. Raises ValueError for others."""
+    found = frozenset(part.strip() for part in text.split("+") if part.strip())
+    unknown = ", ".join(sorted(found - PARAMETERS))
+    if unknown:
+        raise ValueError(f"the option lacks knows no {unknown}; it may name {', '.join(sorted(PARAMETERS))}")
+    return found
+
+
+async def text_plan(api: Api, path: str, task: Task, body: JSON, declared: frozenset[str] = frozenset()) -> Plan | None:
+    """Return the plan for a request, by what is known of the model; None where the server can be asked as it is."""
+    if choices_wanted(body) > 1 and N not in declared:
+        await _confirmed(api, path, task.model, N)
+    return _plan(api, path, task, declared)
+
+
+async def plan_after(
+    api: Api, path: str, task: Task, error: BackendError, declared: frozenset[str] = frozenset()
+) -> Plan | None:
+    """Return the plan for a request that the server refused, where a probe shows that it lacks what the error names."""
+    if isinstance(error, BackendUnavailable):
+        return None
+    body = json_object(task.body)
+    suspects = [name for name in PARAMETERS if name != N and asks(body, name) and names(error, name)]
+    found = [name for name in suspects if await _confirmed(api, path, task.model, name)]
+    return _plan(api, path, task, declared) if found else None
+
+
+async def carried_out(
+    api: Api, path: str, task: Task, plan: Plan, ask: Ask, declared: frozenset[str] = frozenset()
+) -> AsyncGenerator[Output]:
+    """Serve a task by its plan; where the server refuses that and a probe shows why, by the plan that follows."""
+    shown = False
+    try:
+        async with aclosing(carry_out(task, plan, ask)) as outputs:
+            async for output in outputs:
+                shown = shown or (isinstance(output, Chunk) and bool(output.data))
+                yield output
+        return
+    except BackendRefused as error:
+        following = None if shown else await plan_after(api, path, task, error, declared)
+        if following is None or following == plan:
+            raise
+    async with aclosing(carry_out(task, following, ask)) as outputs:
+        async for output in outputs:
+            yield output
+
+
+def _plan(api: Api, path: str, task: Task, declared: frozenset[str]) -> Plan | None:
+    lacks = declared | frozenset(_known(api, path, task.model))
+    chat = path == CHAT_PATH
+    return plan_of(json_object(task.body), lacks, model=task.public_model, adapt=task.adapt, chat=chat)
+
+
+def _known(api: Api, path: str, model: str) -> Iterator[str]:
+    for name in PARAMETERS:
+        if api.limitations.lacks(model, _feature(name, path)):
+            yield name
+
+
+async def _confirmed(api: Api, path: str, model: str, name: str) -> bool:
+    probe = partial(lacks_parameter, api, path, model, name)
+    return await api.limitations.confirm(model, _feature(name, path), probe)
+
+
+def _feature(name: str, path: str) -> str:
+    return name if path == CHAT_PATH else f"{name} of completions"
