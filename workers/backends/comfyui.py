@@ -1,7 +1,7 @@
 """ComfyUI: an operator's own workflows as models.
 
 Options: `workflows=DIR` (each `NAME.json` in it is a model called NAME) or `workflow=FILE`; how their slots are named says
-`comfyui_workflows`. Without either, each checkpoint that ComfyUI has is a model with a plain workflow of our own. A workflow that
+`comfyui_workflows`. `keep_metadata=true` leaves in pictures what ComfyUI writes into them: the whole workflow. Without a workflow, each checkpoint that ComfyUI has is a model with a plain workflow of our own. A workflow that
 this ComfyUI cannot run, for want of a node or of a model's file, is not served but reported: `comfyui_checks`.
 
 ComfyUI works on one prompt at a time and queues the others; what it says over its websocket is only news, its queue and history
@@ -37,13 +37,13 @@ from workers.backends.comfyui_checks import classes_of, lists_files, problem_of
 from workers.backends.comfyui_plans import Plan, check, checkpoint_workflow, field_of, plans
 from workers.backends.comfyui_server import ComfyServer, Event, InvalidGraph, Listener, Look, NotJudged, Where
 from workers.backends.comfyui_workflows import Workflow, WorkflowFiles, sampler_nodes
-from workers.backends.images import ImageRequest, Picture, answer, preview_of
+from workers.backends.images import KEEP_METADATA, ImageRequest, Picture, answer, keeps_metadata, preview_of
 from workers.backends.multipart import FilePart
 from workers.backends.requirements import PILLOW, Library
 
 JSON = dict[str, Any]
 
-OPTIONS = frozenset({"workflow", "workflows"})
+OPTIONS = frozenset({"workflow", "workflows", KEEP_METADATA})
 OUT_OF_MEMORY = re.compile(r"out ?of ?memory", re.IGNORECASE)
 NO_PICTURE = re.compile(r"UnidentifiedImageError|cannot identify image", re.IGNORECASE)
 LOADERS = frozenset({"LoadImage", "LoadImageMask"})
@@ -65,6 +65,7 @@ class ComfyUIBackend(Backend):
         unknown = config.options.keys() - OPTIONS
         if unknown:
             raise ValueError(f"the comfyui adapter has no option {', '.join(sorted(unknown))}")
+        self._keep_metadata = keeps_metadata(config.options)
         self._files = WorkflowFiles(config.options.get("workflows", ""), config.options.get("workflow", ""))
         self._workflows: dict[str, Workflow] = {}
         """Those that are served."""
@@ -162,7 +163,8 @@ class ComfyUIBackend(Backend):
         request = ImageRequest.of(task)
         workflow = self._workflows.get(task.model) or checkpoint_workflow(task.model, request)
         check(workflow, request)
-        async with aclosing(answer(task, request, self._pictures(task, request, workflow))) as outputs:
+        made = answer(task, request, self._pictures(task, request, workflow), keep_metadata=self._keep_metadata)
+        async with aclosing(made) as outputs:
             async for output in outputs:
                 yield output
 

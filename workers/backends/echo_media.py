@@ -135,7 +135,7 @@ def _vector(text: str, length: int) -> array[float]:
 def _images(task: Task, pace: Pace) -> AsyncIterator[Output]:
     request = ImageRequest.of(task)
     request.allow(*IMAGE_FIELDS)
-    return images_answer(task, request, _pictures(request, pace))
+    return images_answer(task, request, _pictures(request, pace), keep_metadata=True)
 
 
 async def _pictures(request: ImageRequest, pace: Pace) -> AsyncIterator[Progress | Picture]:

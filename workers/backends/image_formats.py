@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from schemas.events import MAX_PREVIEW
 from schemas.installation import install_hint
 from workers.backends.base import BackendError, BackendRefused
+from workers.backends.picture_metadata import without_metadata
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -21,20 +22,29 @@ T = TypeVar("T")
 PREVIEW_SIDES = (512, 256, 128)
 """Pixels of a preview's longer side, tried in this order until it is small enough."""
 DEFAULT_QUALITY = 95
+COLORED = ("RGB", "RGBA", "RGBX", "P")
+"""Pillow's modes whose color profile is one of RGB, as that of what is made of them."""
 
 
 def content_type_of(data: bytes) -> str:
-    """What a picture is, by its first bytes; PNG where they say nothing."""
+    """What a picture is, by its first bytes; empty where they say nothing that is known here."""
     if data.startswith(b"\xff\xd8\xff"):
         return "image/jpeg"
     if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
         return "image/webp"
-    return "image/gif" if data.startswith(b"GIF8") else "image/png"
+    if data.startswith(b"\x89PNG"):
+        return "image/png"
+    return "image/gif" if data.startswith(b"GIF8") else ""
 
 
 async def converted(data: bytes, output_format: str, quality: int | None = None) -> bytes:
     """The picture as `png`, `jpeg` or `webp`. Raises BackendError when `data` is no picture."""
     return await _apart(_converted, data, output_format, quality)
+
+
+async def cleaned(data: bytes) -> bytes:
+    """The picture without its metadata, but for how it is to be shown; its pixels are not touched. See `picture_metadata`."""
+    return await _apart(without_metadata, data)
 
 
 async def size_of(data: bytes) -> tuple[int, int] | None:
@@ -47,10 +57,11 @@ async def size_of(data: bytes) -> tuple[int, int] | None:
 
 async def preview_of(data: bytes, content_type: str) -> str | None:
     """`data` as the data URL of a `Progress.preview`, made smaller where it must be; None where it cannot be."""
-    url = _data_url(data, content_type)
-    if len(url) <= MAX_PREVIEW:
-        return url
     try:
+        if len(data) <= MAX_PREVIEW:
+            url = _data_url(await cleaned(data), content_type)
+            if len(url) <= MAX_PREVIEW:
+                return url
         return await _apart(_small, data)
     except BackendError:
         return None
@@ -86,17 +97,20 @@ async def _apart(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 def _converted(data: bytes, output_format: str, quality: int | None) -> bytes:
-    from PIL import Image
+    """Nothing of the metadata comes along; the orientation becomes that of the pixels, and a color profile stays."""
+    from PIL import Image, ImageOps
 
     with Image.open(BytesIO(data)) as image:
         out = BytesIO()
+        profile = image.info.get("icc_profile") if image.mode in COLORED else None
+        upright = ImageOps.exif_transpose(image)
         if output_format == "png":
-            image.save(out, "PNG")
-        elif output_format == "webp":
-            image.save(out, "WEBP", quality=DEFAULT_QUALITY if quality is None else quality)
+            upright.save(out, "PNG", icc_profile=profile)
         else:
-            _opaque(image).save(out, "JPEG", quality=DEFAULT_QUALITY if quality is None else quality)
-        return out.getvalue()
+            quality = DEFAULT_QUALITY if quality is None else quality
+            picture = upright if output_format == "webp" else _opaque(upright)
+            picture.save(out, output_format.upper(), quality=quality, icc_profile=profile)
+        return without_metadata(out.getvalue())
 
 
 def _opaque(image: Image) -> Image:

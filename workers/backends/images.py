@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, cast
@@ -23,18 +23,20 @@ import orjson
 
 from schemas.events import Progress
 from workers.backends.base import BackendError, Chunk, Finish, Output, Task
-from workers.backends.image_formats import content_type_of, converted, edit_area, preview_of, size_of
+from workers.backends.image_formats import cleaned, content_type_of, converted, edit_area, preview_of, size_of
 from workers.backends.image_requests import EDITS, GENERATIONS, ImageRequest
 
 __all__ = [
     "EDITS",
     "GENERATIONS",
+    "KEEP_METADATA",
     "ImageRequest",
     "Picture",
     "answer",
     "authorization",
     "content_type_of",
     "edit_area",
+    "keeps_metadata",
     "preview_of",
     "size_of",
 ]
@@ -42,6 +44,8 @@ __all__ = [
 PIECE = 192 * 1024
 """Bytes of a picture that make one piece of 256 KiB in base64; divisible by three, so that the pieces join."""
 CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+KEEP_METADATA = "keep_metadata"
+"""The option of image adapters that leaves in pictures what their server writes into them."""
 NO_USAGE = {
     "input_tokens": 0,
     "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
@@ -57,13 +61,21 @@ class Picture:
 
     data: bytes
     content_type: str = ""
-    """Empty: what its first bytes say."""
+    """What counts where its first bytes say nothing."""
     seed: int | None = None
     final: bool = True
     """False: a preview, of which streams show as many as the caller asked for."""
     index: int = 0
     """Which of the request's `n`."""
     revised_prompt: str | None = None
+
+
+def keeps_metadata(options: Mapping[str, str]) -> bool:
+    """Return whether the operator wants metadata kept. Raises ValueError for anything but `true` and `false`."""
+    keep = options.get(KEEP_METADATA, "false").lower()
+    if keep not in ("true", "false"):
+        raise ValueError(f"the option {KEEP_METADATA} is true or false")
+    return keep == "true"
 
 
 def authorization(api_key: str) -> dict[str, str]:
@@ -76,14 +88,16 @@ def authorization(api_key: str) -> dict[str, str]:
 
 
 async def answer(
-    task: Task, request: ImageRequest, pictures: AsyncIterator[Progress | Picture]
+    task: Task, request: ImageRequest, pictures: AsyncIterator[Progress | Picture], *, keep_metadata: bool = False
 ) -> AsyncGenerator[Output]:
     """`pictures` as OpenAI answers: one JSON body, or events for a caller who streams; then `Finish`.
+
+    Unless `keep_metadata`, pictures go out without what their server wrote into them: workflows, prompts, parameters.
 
     Bytes are at most one picture's, and go out in pieces of 256 KiB. Previews that are not wanted are dropped. Raises
     BackendError when fewer than `n` pictures came.
     """
-    form = _Stream(request) if task.stream else _Body(task, request)
+    form = _Stream(request, keep_metadata) if task.stream else _Body(task, request, keep_metadata)
     made = 0
     async with aclosing(cast("AsyncGenerator[Progress | Picture]", pictures)):
         async for item in pictures:
@@ -105,8 +119,9 @@ async def answer(
 
 
 class _Form(ABC):
-    def __init__(self, request: ImageRequest) -> None:
+    def __init__(self, request: ImageRequest, keep_metadata: bool) -> None:
         self.request = request
+        self.keep_metadata = keep_metadata
         self.created = int(time.time())
         self.content_type = CONTENT_TYPES[request.output_format]
 
@@ -128,9 +143,9 @@ class _Form(ABC):
     async def converted(self, picture: Picture) -> bytes:
         """The picture's bytes in the format that was asked for."""
         request = self.request
-        content_type = picture.content_type or content_type_of(picture.data)
+        content_type = content_type_of(picture.data) or picture.content_type
         if content_type == self.content_type and request.output_compression in (None, 100):
-            return picture.data
+            return picture.data if self.keep_metadata else await cleaned(picture.data)
         return await converted(picture.data, request.output_format, request.output_compression)
 
     async def size(self, data: bytes) -> str:
@@ -141,8 +156,8 @@ class _Form(ABC):
 class _Body(_Form):
     """`{"created", "data": [{"b64_json" or "url", "seed", "revised_prompt"}], "output_format", "size"}`."""
 
-    def __init__(self, task: Task, request: ImageRequest) -> None:
-        super().__init__(request)
+    def __init__(self, task: Task, request: ImageRequest, keep_metadata: bool) -> None:
+        super().__init__(request, keep_metadata)
         self._task = task
         self._size: str | None = None
 
@@ -170,8 +185,8 @@ class _Stream(_Form):
     Previews are spread over the work: the first of two comes after a third of it, where the backend says how far it is.
     """
 
-    def __init__(self, request: ImageRequest) -> None:
-        super().__init__(request)
+    def __init__(self, request: ImageRequest, keep_metadata: bool) -> None:
+        super().__init__(request, keep_metadata)
         self._kind = "image_edit" if request.edit else "image_generation"
         self._shown = 0
         self._fraction: float | None = None

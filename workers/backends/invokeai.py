@@ -4,8 +4,8 @@ A request becomes a graph for the model's architecture, and one item of InvokeAI
 is; where it says nothing, the queue is asked. InvokeAI's galleries stay as they are: what is made for Nexus is deleted there once it is
 fetched, uploads included.
 
-Options: `keep_images=true` leaves the results in InvokeAI's gallery. The API key, where one is configured, is a token of InvokeAI's
-multi-user mode.
+Options: `keep_images=true` leaves the results in InvokeAI's gallery; `keep_metadata=true` leaves in pictures what InvokeAI writes into
+them. The API key, where one is configured, is a token of InvokeAI's multi-user mode.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from workers.backends.base import (
     Requirement,
     Task,
 )
-from workers.backends.images import ImageRequest, Picture, answer, edit_area
+from workers.backends.images import KEEP_METADATA, ImageRequest, Picture, answer, edit_area, keeps_metadata
 from workers.backends.invokeai_api import Api
 from workers.backends.invokeai_events import listening
 from workers.backends.invokeai_graphs import FLUX, MAX_SEED, Graph, Model, Wanted, graph_for, size_for
 from workers.backends.invokeai_queue import Batch
 from workers.backends.requirements import PILLOW, Library
 
-OPTIONS = frozenset({"keep_images"})
+OPTIONS = frozenset({"keep_images", KEEP_METADATA})
 NO_MODELS = "InvokeAI has no model that Nexus can serve. Install a main model (Stable Diffusion 1.x, 2.x, SDXL or FLUX.1) with its Model Manager."
 HONOURED = ("size", "seed", "steps", "guidance")
 
@@ -55,10 +55,13 @@ class InvokeAIBackend(Backend):
         super().__init__(config)
         unknown = config.options.keys() - OPTIONS
         if unknown:
-            raise ValueError(f"the invokeai adapter has no option {', '.join(sorted(unknown))}; it has keep_images")
+            raise ValueError(
+                f"the invokeai adapter has no option {', '.join(sorted(unknown))}; it has keep_images and keep_metadata"
+            )
         keep = config.options.get("keep_images", "false").lower()
         if keep not in ("true", "false"):
             raise ValueError("keep_images is true or false")
+        self._keep_metadata = keeps_metadata(config.options)
         self._keep = keep == "true"
         self._api = Api(config.url, config.api_key)
         self._installed: tuple[Model, ...] = ()
@@ -122,7 +125,8 @@ class InvokeAIBackend(Backend):
         model = await self._model(task.model)
         request = ImageRequest.of(task)
         _check(request, model)
-        async with aclosing(answer(task, request, self._pictures(request, model))) as outputs:
+        made = answer(task, request, self._pictures(request, model), keep_metadata=self._keep_metadata)
+        async with aclosing(made) as outputs:
             async for output in outputs:
                 yield output
 

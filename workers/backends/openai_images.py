@@ -114,7 +114,7 @@ async def _events(response: Response) -> AsyncGenerator[Output]:
 
 
 def _made(api: Api, task: Task, request: ImageRequest, response: Response, head: bytes) -> AsyncGenerator[Output]:
-    return answer(task, request, _pictures(api, response, head))
+    return answer(task, request, _pictures(api, response, head), keep_metadata=True)
 
 
 async def _pictures(api: Api, response: Response, head: bytes) -> AsyncIterator[Picture]:

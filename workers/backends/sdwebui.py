@@ -4,7 +4,8 @@ A checkpoint is a model. Several pictures are several calls, one after the other
 there as soon as it is made, and its seed is known. While a call runs, `progress` is asked for how far it is, where there is such a
 thing; a call that is given up is interrupted, and waited for: these servers do not notice that a caller has gone.
 
-Options: `steps` and `size`, which are taken where a caller says nothing. The key may be `USER:PASSWORD` (`--api-auth`).
+Options: `steps` and `size`, which are taken where a caller says nothing; `keep_metadata=true` leaves in pictures what the server writes
+into them. The key may be `USER:PASSWORD` (`--api-auth`).
 """
 
 from __future__ import annotations
@@ -36,12 +37,14 @@ from workers.backends.base import (
     Task,
 )
 from workers.backends.images import (
+    KEEP_METADATA,
     ImageRequest,
     Picture,
     answer,
     authorization,
     content_type_of,
     edit_area,
+    keeps_metadata,
     preview_of,
     size_of,
 )
@@ -53,7 +56,7 @@ from workers.backends.wire import HttpClient, Response
 JSON = dict[str, Any]
 
 API = "/sdapi/v1"
-OPTIONS = frozenset({"steps", "size"})
+OPTIONS = frozenset({"steps", "size", KEEP_METADATA})
 NO_CHECKPOINTS = "The WebUI has no checkpoint. Put one into its models/Stable-diffusion folder."
 SIZE = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 FRESH_SEEDS = 2**32
@@ -82,6 +85,7 @@ class SDWebUIBackend(Backend):
         unknown = config.options.keys() - OPTIONS
         if unknown:
             raise ValueError(f"the sdwebui adapter has no option {', '.join(sorted(unknown))}")
+        self._keep_metadata = keeps_metadata(config.options)
         self._defaults = _defaults(config.options)
         self._client = HttpClient(config.url, headers=authorization(config.api_key))
         self._titles: dict[str, str] | None = None
@@ -138,7 +142,8 @@ class SDWebUIBackend(Backend):
         request.allow(*(CAN_EDIT if request.edit else CAN))
         if request.seed is not None and request.seed + request.n > MAX_SEED:
             raise BackendRefused(f"these servers take seeds up to {MAX_SEED}", param="seed")
-        async with aclosing(answer(task, request, self._pictures(task, request, title))) as outputs:
+        made = answer(task, request, self._pictures(task, request, title), keep_metadata=self._keep_metadata)
+        async with aclosing(made) as outputs:
             async for output in outputs:
                 yield output
 
@@ -206,7 +211,7 @@ class SDWebUIBackend(Backend):
         self._loaded = title
         fraction = min(1.0, (number + float(said.get("progress") or 0)) / request.n)
         preview = _decoded(said.get("current_image"))
-        shown = await preview_of(preview, content_type_of(preview)) if preview else None
+        shown = await preview_of(preview, content_type_of(preview) or "image/png") if preview else None
         yield Progress(fraction=fraction, step=step, steps=steps, preview=shown)
         if preview:
             yield Picture(preview, final=False, index=number)
