@@ -40,6 +40,8 @@ class Target:
     key: str = field(default="", repr=False)
     key_source: str = ""
     """Where the key is from, for messages: the key itself is never shown."""
+    searched: str = field(default="", compare=False)
+    """The data directory on which no stack runs, where the URL is the default for want of one."""
 
 
 def find_target(url: str | None, key: str | None, data_dir: DataDir) -> Target:
@@ -62,7 +64,7 @@ def find_target(url: str | None, key: str | None, data_dir: DataDir) -> Target:
         return Target(chosen, kept, f"the file {os.environ[KEY_FILE_VARIABLE]}")
     if state and state.url == chosen:
         return Target(chosen, state.key, str(data_dir.state_file))
-    return Target(chosen)
+    return Target(chosen, searched="" if state else str(data_dir.root))
 
 
 def _named_key(file: str) -> str:
@@ -193,8 +195,8 @@ class ApiClient:
             ) from error
         except http_client.NoConnection as error:
             raise Unreachable(
-                f"no gateway answers at {url}: is it up? Start one with `nexus up`, "
-                "or name another with --url or NEXUS_URL."
+                f"no gateway answers at {url}{self._searched()}. Is it up? Start one with `nexus up`, "
+                "or name another with --url or NEXUS_URL, or the folder of a `nexus up` with --data-dir."
             ) from error
         except http_client.InvalidUrl as error:
             raise ConsoleError(f"{url} is not a URL like {DEFAULT_URL}: {error}") from error
@@ -203,14 +205,17 @@ class ApiClient:
         except http_client.HttpError as error:
             raise Unreachable(f"the connection to {url} broke: {error}") from error
 
+    def _searched(self) -> str:
+        return f", and no `nexus up` runs on {self.target.searched}" if self.target.searched else ""
+
     def _refusal(self, response: http_client.Response) -> str:
         """What an error status means to the user."""
         said = error_message(response)
         if response.status == HTTPStatus.UNAUTHORIZED:
             if not self.target.key:
                 return (
-                    f"{self.target.url} wants a key, and none was given: pass --key-file or set NEXUS_API_KEY "
-                    "(`nexus up` prints its key)."
+                    f"{self.target.url} wants a key, and none was given{self._searched()}: pass --key-file, set "
+                    "NEXUS_API_KEY (`nexus up` prints its key), or name the folder of `nexus up` with --data-dir."
                 )
             return f"{self.target.url} does not know the key from {self.target.key_source}: {said}"
         if response.status == HTTPStatus.FORBIDDEN:

@@ -3,8 +3,10 @@
 ```
 .nexus/
   lock           held (flock) for as long as a stack runs here; says its pid and URL
+  children.lock  held by its servers and their guard too: after a kill, until the last of them has ended
   state.json     0600: pid, URL, key and ports of the running stack; removed at its end
   key            0600: the bootstrap key, made once and kept
+  ports.json     the ports of the parts, kept from one start to the next
   operator.json  aliases and service records, kept from one start to the next
   secrets/       0700: passwords and certificates of the running stack's servers, made anew at each start
   worker.env     0600: what another worker's shell reads to join the running stack; gateway.env: the same for a gateway
@@ -22,7 +24,7 @@ import secrets
 import shlex
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -30,9 +32,12 @@ from typing import Any
 
 from cli.errors import ConsoleError
 from cli.private_files import open_private, private_folder, write_private
+from cli.process_identity import process_identity
 
 DATA_DIR_VARIABLE = "NEXUS_DATA_DIR"
 DEFAULT_DATA_DIR = Path(".nexus")
+CHILDREN_PATIENCE_S = 10.0
+"""How long a start waits for the processes of a killed stack: they are ended within 4 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,8 @@ class StackState:
     """Of each part, by name."""
     pids: dict[str, int] = field(default_factory=dict)
     """Of each part's process, by name; rewritten when one is restarted."""
+    start_id: str = ""
+    """Another one at each start of the stack."""
     environments: dict[str, dict[str, str]] = field(default_factory=dict)
     """By role, `gateway` or `worker`: the variables by which another process of that role joins. No secrets, but their files."""
 
@@ -56,6 +63,8 @@ class Holder:
 
     pid: int = 0
     url: str = ""
+    identity: str = ""
+    """Tells the process from a later one with the same pid."""
 
 
 class DataDir:
@@ -65,6 +74,8 @@ class DataDir:
         self.root = root.absolute()
         self.lock_file = self.root / "lock"
         self.state_file = self.root / "state.json"
+        self.children_file = self.root / "children.lock"
+        self.ports_file = self.root / "ports.json"
         self.key_file = self.root / "key"
         self.operator_file = self.root / "operator.json"
         self.logs = self.root / "logs"
@@ -96,23 +107,47 @@ class DataDir:
         """Hold the directory for one stack. Raises ConsoleError, naming pid and URL, when another one does."""
         with open(self.lock_file, "a+", opener=open_private) as lock:
             if not _lock(lock.fileno()):
-                raise ConsoleError(self._already(self._holder()))
+                raise ConsoleError(self.already())
+            self.forget()  # what a killed one has left means nobody
             lock.truncate(0)
-            json.dump(asdict(Holder(pid=os.getpid(), url=url)), lock)
+            json.dump(asdict(Holder(os.getpid(), url, process_identity(os.getpid()))), lock)
             lock.flush()
             try:
                 yield
             finally:
                 self.forget()
 
-    def _already(self, holder: Holder) -> str:
+    @contextmanager
+    def children_locked(self, tell: Callable[[str], None]) -> Iterator[int]:
+        """A descriptor to be inherited by processes that must have ended before the next stack starts here.
+
+        Waits for those of an earlier stack that was killed. Raises ConsoleError where they do not end.
+        """
+        with open(self.children_file, "a", opener=open_private) as lock:
+            deadline = time.monotonic() + CHILDREN_PATIENCE_S
+            told = False
+            while not _lock(lock.fileno()):
+                if time.monotonic() > deadline:
+                    raise ConsoleError(
+                        f"processes of an earlier `nexus up` still use {self.root}: end them (their folder is in "
+                        f"their command lines: `pgrep -f {shlex.quote(str(self.root))}`), and try again"
+                    )
+                if not told:
+                    tell("Waiting for the processes of an earlier, killed `nexus up` to end…")
+                    told = True
+            yield lock.fileno()
+
+    def already(self) -> str:
+        """Say who runs here, and what to do."""
+        holder = self.holder()
         where = f" at {holder.url}" if holder.url else ""
         return (
             f"Nexus already runs on {self.root}: pid {holder.pid or 'unknown'}{where}\n"
-            f"Stop it with Ctrl-C in its terminal (or: kill {holder.pid or 'PID'}), or choose another --data-dir."
+            "Stop it with `nexus down`, or with Ctrl-C in its terminal; or choose another --data-dir."
         )
 
-    def _holder(self) -> Holder:
+    def holder(self) -> Holder:
+        """Return what the lock's file says of the process that holds it, or held it last."""
         try:
             return Holder(**_read_json(self.lock_file))
         except (OSError, ValueError, TypeError):
@@ -155,6 +190,19 @@ class DataDir:
             return StackState(**_read_json(self.state_file))
         except (OSError, ValueError, TypeError):
             return None
+
+    def ports(self) -> dict[str, int]:
+        """The ports of the last start, by part."""
+        try:
+            read = _read_json(self.ports_file)
+        except (OSError, ValueError, TypeError):
+            return {}
+        return {name: port for name, port in read.items() if isinstance(port, int) and 0 < port <= 65535}
+
+    def keep_ports(self, ports: Mapping[str, int]) -> None:
+        """Write them for the next start."""
+        if self.ports() != dict(ports):
+            write_private(self.ports_file, json.dumps(dict(ports), indent=2) + "\n", durable=False)
 
     def key(self) -> str:
         """The kept key; made at the first call."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
@@ -14,6 +15,8 @@ from cli.running_stack import join_running_stack
 
 if TYPE_CHECKING:  # pydantic takes half a second: `nexus status` does without
     from pydantic_settings import BaseSettings
+
+    from cli.rejoining import Joined
 
 Settings = TypeVar("Settings", bound="BaseSettings")
 
@@ -81,13 +84,13 @@ def gateway(
             "REDIS_URL": redis_url,
         }
     )
-    join_running_stack("gateway", data_dir)
+    joined = join_running_stack("gateway", data_dir)
     from backbone.settings import GatewaySettings
     from gateway.main import run
 
     settings = read_settings(GatewaySettings)
 
-    raise typer.Exit(run(settings))
+    raise typer.Exit(run_joined(joined, lambda: run(settings)))
 
 
 def worker(
@@ -151,14 +154,25 @@ def worker(
             "ETCD_URL": etcd_url,
         }
     )
-    join_running_stack("worker", data_dir)
+    joined = join_running_stack("worker", data_dir)
     from backbone.settings import WorkerSettings
     from workers.main import run
 
     settings = read_settings(WorkerSettings)
     check_kind(settings.worker_backend)
 
-    raise typer.Exit(run(settings))
+    raise typer.Exit(run_joined(joined, lambda: run(settings)))
+
+
+def run_joined(joined: Joined | None, run: Callable[[], int]) -> int:
+    """Run the process, and follow the stack that it has joined through restarts. Returns the exit status."""
+    if joined is None:
+        return run()
+    joined.follow()
+    code = run()
+    if code:  # it may have begun while the stack went
+        joined.rejoin_if_restarted()
+    return code
 
 
 def check_kind(kind: str) -> None:

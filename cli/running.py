@@ -23,10 +23,10 @@ SENTENCE = "The quick brown fox jumps over the lazy dog."
 SOUND = "hello.wav"
 
 
-async def run_stack(chosen: StackOptions, data: DataDir, screen: Screen) -> int:
+async def run_stack(chosen: StackOptions, data: DataDir, screen: Screen, children_lock: int) -> int:
     """Bring the stack up, keep it until a signal, take it down. Returns the exit code."""
     asked = asyncio.Event()
-    stack = Stack(chosen, data, screen)
+    stack = Stack(chosen, data, screen, children_lock)
     on_signals(asked, stack)
     screen.open()
     starting = asyncio.create_task(stack.start())

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from cli.datadir import data_dir_from
 from cli.errors import ConsoleError
+from cli.rejoining import Joined, joined, wait_for_stack
 
 if TYPE_CHECKING:
     from backbone.settings import CommonSettings
@@ -18,26 +19,27 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 SERVERS = ("NATS", "ETCD", "REDIS")
 
 
-def join_running_stack(role: str, data_dir: Path | None = None) -> bool:
+def join_running_stack(role: str, data_dir: Path | None = None) -> Joined | None:
     """Set the variables by which a `gateway` or a `worker` joins the stack that runs on the data directory.
 
-    Returns whether that was done. Settings that name other servers, or other users, are left as they are: then nothing is set,
+    Returns what was joined, None where nothing was set: settings that name other servers, or other users, are left as they are,
     and a line says so. Raises ConsoleError where `data_dir`, the flag, is all that names servers, and no stack runs there.
     """
     data = data_dir_from(data_dir)
-    state = data.running()
+    state = wait_for_stack(data)
     variables = state.environments.get(role) if state else None
-    if not variables:
+    if not state or not variables:
         _say_that_none_runs(data.root, named=data_dir is not None)
-        return False
+        return None
     if not _mean(variables):
         _tell(f"not joining the stack that runs on {data.root}: NATS_URL, ETCD_URL or a user is set to another one's")
-        return False
+        return None
     _tell(f"joining the stack that runs on {data.root}")
+    found = joined(data, state, variables)
     os.environ.update(variables)
-    if role == "gateway" and state:
+    if role == "gateway":
         _share_key(state.key)
-    return True
+    return found
 
 
 def _share_key(key: str) -> None:

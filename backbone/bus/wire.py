@@ -391,7 +391,9 @@ class Wire:
             self._flush()
             with contextlib.suppress(Exception):
                 await self.client.flush(1)
-        with contextlib.suppress(OSError):  # the server died, and what was unsent with it
+        with contextlib.suppress(
+            OSError, RuntimeError
+        ):  # the server died, and what was unsent with it; uvloop's for that
             await self.client.close()
 
     async def ping(self, timeout_s: float = 1.0) -> None:

@@ -2,8 +2,8 @@
 
 Guarantees:
 - A child is a session of its own: a terminal's Ctrl-C reaches only the parent, which stops its children in order.
-- A child dies with the thread that started it, a SIGKILL of the parent included (Linux; elsewhere only `stop` and
-  `kill` end it). Start children from the main thread.
+- A child dies with the thread that started it, a SIGKILL of the parent included: at once by the kernel (Linux), and with
+  its whole group by a guard (everywhere), which see: `guard`. Start children from the main thread.
 - Nothing here is bound to an event loop: a process started on one loop can be stopped on another.
 
 States: not started -> (start) -> running -> (exit by itself, stop, kill) -> ended -> (start) -> running …
@@ -21,14 +21,15 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
+from cli.embedded.guard import GUARD
 from cli.private_files import open_private
 
 LAUNCHER = """
 import ctypes, os, sys
-ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG, SIGKILL
+ctypes.CDLL(None).prctl(1, int(sys.argv[2]), 0, 0, 0)  # PR_SET_PDEATHSIG
 if os.getppid() != int(sys.argv[1]):  # the parent died before that
     os._exit(1)
-os.execv(sys.argv[2], sys.argv[2:])
+os.execv(sys.argv[3], sys.argv[3:])
 """
 LOG_LIMIT = 10 * 1024 * 1024
 """Bytes of log above which the next start moves it aside to `<log>.1`."""
@@ -42,8 +43,8 @@ class ProcessFailed(Exception):
     """A child process died at its start, or was not ready in time. The message ends with the tail of its log."""
 
 
-def bound_to_parent(argv: Sequence[str]) -> list[str]:
-    """`argv` in a launcher that has the kernel kill the program when the thread that started it ends (Linux).
+def bound_to_parent(argv: Sequence[str], death_signal: signal.Signals = signal.SIGKILL) -> list[str]:
+    """`argv` in a launcher that has the kernel signal the program when the thread that started it ends (Linux).
 
     The launcher is replaced by the program. Doing the same between fork and exec would be unsafe beside threads.
     Raises FileNotFoundError when there is no such program.
@@ -53,7 +54,7 @@ def bound_to_parent(argv: Sequence[str]) -> list[str]:
         raise FileNotFoundError(f"there is no program {argv[0]}")
     if not sys.platform.startswith("linux"):
         return [program, *argv[1:]]
-    return [sys.executable, "-I", "-S", "-c", LAUNCHER, str(os.getpid()), program, *argv[1:]]
+    return [sys.executable, "-I", "-S", "-c", LAUNCHER, str(os.getpid()), str(int(death_signal)), program, *argv[1:]]
 
 
 class ManagedProcess:
@@ -69,11 +70,14 @@ class ManagedProcess:
         cwd: Path | None = None,
         ready: Callable[[], Awaitable[bool]] | None = None,
         ready_timeout_s: float = 20.0,
+        death_signal: signal.Signals = signal.SIGKILL,
+        pass_fds: tuple[int, ...] = (),
     ) -> None:
         """Describe a child; nothing runs yet.
 
         `log_file` takes its stdout and stderr, appended. `env` is its whole environment; None: ours. `ready` says
         whether the child serves; OSError and TimeoutError from it count as no. Without it a spawned child is ready.
+        `death_signal` is what it gets when this process is killed; SIGKILL follows 3 s later. It inherits `pass_fds`.
         """
         self.name = name
         self.argv = [str(part) for part in argv]
@@ -82,9 +86,12 @@ class ManagedProcess:
         self.log_file = log_file
         self._ready = ready
         self._ready_timeout_s = ready_timeout_s
+        self._death_signal = death_signal
+        self._pass_fds = pass_fds
         self._popen: subprocess.Popen[bytes] | None = None
         self._log_start = 0
         self._killed = False
+        self._guarded = False
 
     @property
     def pid(self) -> int | None:
@@ -94,7 +101,7 @@ class ManagedProcess:
     @property
     def running(self) -> bool:
         """Whether the child lives now, and has not been killed a moment ago."""
-        return not self._killed and self._popen is not None and self._popen.poll() is None
+        return not self._killed and self._popen is not None and self.poll() is None
 
     @property
     def exit_code(self) -> int | None:
@@ -103,7 +110,12 @@ class ManagedProcess:
 
     def poll(self) -> int | None:
         """The exit code, without waiting."""
-        return self._popen.poll() if self._popen else None
+        if self._popen is None:
+            return None
+        code = self._popen.poll()
+        if code is not None:
+            self._unguard()
+        return code
 
     async def start(self) -> None:
         """Spawn the child and wait until it is ready. Does nothing when it runs.
@@ -123,7 +135,7 @@ class ManagedProcess:
 
     def spawn(self) -> None:
         """Start the child without waiting. Raises OSError when the program cannot be run."""
-        argv = bound_to_parent(self.argv)
+        argv = bound_to_parent(self.argv, self._death_signal)
         self._rotate_log()
         with open(self.log_file, "ab", opener=open_private) as log:
             self._log_start = log.tell()
@@ -136,7 +148,10 @@ class ManagedProcess:
                 env=None if self.env is None else dict(self.env),
                 cwd=self.cwd,
                 start_new_session=True,
+                pass_fds=self._pass_fds,
             )
+        GUARD.add(self._popen.pid, self._death_signal, self._pass_fds)
+        self._guarded = True
 
     async def wait_ready(self) -> None:
         """Return once the child is ready; at once when nothing tells that. Raises ProcessFailed."""
@@ -160,6 +175,8 @@ class ManagedProcess:
             raise RuntimeError(f"{self.name} was never started")
         while (code := popen.poll()) is None:
             await _exit_of(popen.pid)
+        if popen is self._popen:
+            self._unguard()
         return code
 
     async def stop(self, grace_s: float = 2.0) -> int | None:
@@ -235,6 +252,13 @@ class ManagedProcess:
         if self._popen is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._popen.wait(timeout=2.0)
+                self._unguard()
+
+    def _unguard(self) -> None:
+        """It has ended: its pid may be another process's soon. What it has left behind is swept by its owner."""
+        if self._guarded and self._popen is not None:
+            self._guarded = False
+            GUARD.remove(self._popen.pid)
 
     def _rotate_log(self) -> None:
         self.log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

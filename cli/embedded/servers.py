@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import uuid
 from abc import ABC, abstractmethod
@@ -52,6 +53,10 @@ class EmbeddedServer(ABC):
         self.data_dir = Path(data_dir).absolute()
         self.port = port
         self._port_given = port != 0
+        self.preferred_port = 0
+        """Tried first where no port is given; 0: none."""
+        self.pass_fds: tuple[int, ...] = ()
+        """Inherited by the process."""
         self._ready_timeout_s = ready_timeout_s
         self._process: ManagedProcess | None = None
         self._identity = f"nexus-{uuid.uuid4().hex[:8]}"
@@ -139,7 +144,7 @@ class EmbeddedServer(ABC):
         deadline = clock() + PORT_PATIENCE_S
         while True:
             if not keep_port:
-                self.port = free_port()
+                self.port, self.preferred_port = self.preferred_port or free_port(), 0
             try:
                 await self._new_process(program).start()
             except ProcessFailed as error:
@@ -157,6 +162,8 @@ class EmbeddedServer(ABC):
             cwd=self.data_dir,
             ready=self._answers,
             ready_timeout_s=self._ready_timeout_s,
+            death_signal=signal.SIGTERM,  # a killed parent costs no data: each writes what it has confirmed
+            pass_fds=self.pass_fds,
         )
         return self._process
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from cli.embedded.llama import find_model
+from cli.embedded.process import bound_to_parent
 
 START_S = 60.0
 LLAMA = """
@@ -35,7 +36,7 @@ threading.Event().wait()
 def running(command: list[str], port: int) -> Iterator[str]:
     """The URL of a server, once it answers on `/health`."""
     url = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(bound_to_parent(command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + START_S
         while time.monotonic() < end and process.poll() is None:

@@ -21,6 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from cli.embedded.process import bound_to_parent
+
 START_S = 60.0
 VOICE = "en_US-joe-medium"
 
@@ -50,7 +52,9 @@ class PiperProcess:
         voice = voice_file()
         command = [sys.executable, "-m", "piper.http_server", "-m", str(voice), "--data-dir", str(voice.parent)]
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/")
+        self._process = subprocess.Popen(
+            bound_to_parent(command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/"
+        )
 
     def wait(self) -> None:
         """Return when it serves."""

@@ -19,6 +19,7 @@ from typing import Any, Self
 import httpx
 import pytest
 
+from cli.embedded.process import bound_to_parent
 from cli.local import local_models
 from cli.probe import CANDIDATES, Candidate
 from tests.backends.double_openai import OpenAIDouble
@@ -29,8 +30,8 @@ NEXUS = [sys.executable, "-m", "cli.main"]
 UP_S = 100.0
 """Generous: CI's two cores also run other things."""
 DOWN_S = 20.0
-LEAK_S = 10.0
-"""How long the kernel may take to end the children of a killed parent."""
+LEAK_S = 5.0
+"""Within which the children of a killed parent have ended."""
 PARTS = {"nats", "etcd", "redis", "gateway", "worker-echo", "worker-services"}
 OURS = ("GATEWAY_", "WORKER_", "NEXUS_", "NATS_", "ETCD_", "REDIS_", "OBSERVABILITY_", "LOG_", "ACK_WAIT")
 
@@ -95,20 +96,22 @@ class Up:
         self.port = free_port()
         self.observability_port = free_port()
         self.output = data.with_name(f"{data.name}.out")
-        self._flags = flags if discover else (*flags, "--no-discover")
-        self._environment = environment
+        self.flags = flags if discover else (*flags, "--no-discover")
+        self.environment = environment
+        self.port_flags = True
         self._family: set[int] = set()
 
     async def __aenter__(self) -> Self:
-        command = [*NEXUS, "up", "--data-dir", str(self.data), "--port", str(self.port)]
-        command += ["--observability-port", str(self.observability_port), *self._flags]
+        command = [*NEXUS, "up", "--data-dir", str(self.data), *self.flags]
+        if self.port_flags:
+            command += ["--port", str(self.port), "--observability-port", str(self.observability_port)]
         with self.output.open("w") as out:
             self.process = subprocess.Popen(
-                command,
+                bound_to_parent(command),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
-                env=clean_environment(**self._environment),
+                env=clean_environment(**self.environment),
                 cwd=self.data.parent,
                 start_new_session=True,
             )
@@ -209,9 +212,9 @@ class Up:
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout
 
-    async def command(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
+    async def command(self, *arguments: str, stdin_text: str = "", **environment: str) -> tuple[int, str, str]:
         """Another `nexus` command beside it: exit code, stdout, stderr."""
-        return await asyncio.to_thread(run_nexus, self.data, *arguments, **environment)
+        return await asyncio.to_thread(run_nexus, self.data, *arguments, stdin=stdin_text, **environment)
 
 
 def run_nexus(data: Path, *arguments: str, stdin: str = "", **environment: str) -> tuple[int, str, str]:

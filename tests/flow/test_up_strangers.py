@@ -23,6 +23,7 @@ from nats.errors import Error as NatsError
 
 from backbone.registry.access import Tls
 from backbone.registry.link import open_channel
+from cli.embedded.process import bound_to_parent
 from tests.conftest import run_sync
 from tests.flow.test_up import NEXUS, Up, clean_environment
 
@@ -181,7 +182,7 @@ async def test_another_worker_joins(up: Up, tmp_path: Path, how: str) -> None:
     assert str(up.data / "worker.env") in up.said
     command, environment = joining(up, how)
     with (tmp_path / "worker.log").open("w") as log:
-        worker = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log)
+        worker = subprocess.Popen(bound_to_parent(command), env=environment, cwd=tmp_path, stdout=log, stderr=log)
     try:
         deadline = asyncio.get_running_loop().time() + 60
         while f"by-{how}" not in (workers := (await up.command("workers", "--json"))[1]):

@@ -26,6 +26,7 @@ from typing import Any
 
 import pytest
 
+from cli.embedded.process import bound_to_parent
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, outputs_of
 from tests.backends.image_tasks import answer_of, events_of, file_of, image_of, image_task, picture_bytes
@@ -116,7 +117,10 @@ class RealComfyUI:
             ]
             with (self.base / "log").open("ab") as log:
                 self._process = subprocess.Popen(
-                    [PYTHON, "main.py", "--cpu", "--disable-api-nodes", *where], cwd=SOURCE, stdout=log, stderr=log
+                    bound_to_parent([PYTHON, "main.py", "--cpu", "--disable-api-nodes", *where]),
+                    cwd=SOURCE,
+                    stdout=log,
+                    stderr=log,
                 )
 
     def wait(self) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from cli.datadir import DataDir, StackState
 from cli.errors import ConsoleError
+from cli.process_identity import process_identity
 
 HOLD = """
 import sys
@@ -132,7 +133,8 @@ def test_unusable_directory_is_a_clear_error(tmp_path: Path):
 def test_lock_says_who_we_are(data: DataDir):
     """For a human who looks into the file."""
     with data.locked(STATE.url):
-        assert json.loads(data.lock_file.read_text()) == {"pid": os.getpid(), "url": STATE.url}
+        wanted = {"pid": os.getpid(), "url": STATE.url, "identity": process_identity(os.getpid())}
+        assert json.loads(data.lock_file.read_text()) == wanted
 
 
 def test_key_is_not_in_the_repr():

@@ -42,7 +42,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DataDir]:
 
 def joins(data: DataDir, **settings: str) -> bool:
     os.environ.update(settings)
-    joined = join_running_stack("worker")
+    joined = join_running_stack("worker") is not None
     assert joined == (os.environ.get("NATS_PASSWORD_FILE") == WORKER["NATS_PASSWORD_FILE"])
     return joined
 

@@ -1,0 +1,166 @@
+"""What outlives a restart of `nexus up`: its ports, and workers that somebody has started by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from cli.embedded.process import bound_to_parent
+from tests.flow.test_up import NEXUS, Up, clean_environment, eventually_true
+
+pytestmark = pytest.mark.timeout(240)
+
+KEPT = ("nats", "etcd", "redis")
+
+
+class Worker:
+    """`nexus worker`, as one starts it in a second terminal."""
+
+    def __init__(self, folder: Path, data: Path, *, by_file: bool) -> None:
+        self.log = folder / "worker.log"
+        command = [*NEXUS, "worker", "--backend", "echo", "--model", "joined", "--name", "by-hand"]
+        environment = clean_environment()
+        if by_file:
+            command = ["sh", "-c", f'. {data}/worker.env && exec "$@"', "sh", *command]
+        else:
+            environment["NEXUS_DATA_DIR"] = str(data)
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                bound_to_parent(command), env=environment, cwd=folder, stdout=log, stderr=log
+            )
+
+    def end(self) -> int:
+        self.process.terminate()
+        return self.process.wait(30)
+
+
+@pytest.fixture
+async def up(tmp_path: Path) -> AsyncIterator[Up]:
+    async with Up(tmp_path / "nexus", "--no-local-models") as up:
+        yield await up.is_up()
+
+
+async def serves(up: Up, worker: Worker) -> None:
+    """The worker answers, and is the process that it was."""
+    assert await up.chat_again("joined", "joined", within_s=60) == "joined"
+    assert worker.process.poll() is None, worker.log.read_text()
+
+
+@pytest.mark.parametrize("by_file", [False, True], ids=["data_dir", "worker_env"])
+async def test_a_worker_by_hand_serves_after_restarts(tmp_path: Path, up: Up, by_file: bool) -> None:
+    """In order, by a kill, and on other ports because somebody else has taken the old ones. Nobody touches the worker."""
+    worker = Worker(tmp_path, up.data, by_file=by_file)
+    try:
+        await serves(up, worker)
+        ports = up.state()["ports"]
+        up.process.send_signal(signal.SIGTERM)
+        await up.ended_well()
+        async with Up(up.data, "--no-local-models") as second:
+            await second.is_up()
+            assert [second.state()["ports"][name] for name in KEPT] == [ports[name] for name in KEPT]
+            await serves(second, worker)
+            second.process.kill()
+            second.process.wait()
+            async with Up(up.data, "--no-local-models") as third:
+                await third.is_up()
+                await serves(third, worker)
+                third.process.send_signal(signal.SIGTERM)
+                assert await third.ended() == 0
+        with socket.socket() as thief:
+            thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            thief.bind(("127.0.0.1", ports["nats"]))
+            thief.listen()
+            async with Up(up.data, "--no-local-models") as fourth:
+                await fourth.is_up()
+                assert f"Port {ports['nats']}, which NATS had before, is in use by " in fourth.said
+                assert fourth.state()["ports"]["nats"] != ports["nats"]
+                await serves(fourth, worker)
+    finally:
+        code = worker.end()
+    assert code == 0, worker.log.read_text()
+
+
+async def test_a_worker_by_hand_ends_while_its_stack_is_away(tmp_path: Path, up: Up) -> None:
+    """In order, and without a traceback."""
+    worker = Worker(tmp_path, up.data, by_file=False)
+    try:
+        await serves(up, worker)
+        up.process.send_signal(signal.SIGTERM)
+        await up.ended_well()
+        await eventually_true(lambda: "nats disconnected" in worker.log.read_text(), "it has noticed")
+    finally:
+        code = await asyncio.to_thread(worker.end)
+    said = worker.log.read_text()
+    assert (code, "Traceback" in said) == (0, False), said
+
+
+async def test_ports_by_the_environment_and_by_env_file(tmp_path: Path) -> None:
+    """As any gateway takes them. A flag beats the environment, which beats `.env`."""
+    (tmp_path / ".env").write_text("GATEWAY_PORT=1\nOBSERVABILITY_PORT=2\nGATEWAY_WORKERS=2\n")
+    up = Up(tmp_path / "nexus", "--no-local-models", OBSERVABILITY_PORT="1")
+    up.port_flags = False
+    up.environment["GATEWAY_PORT"] = str(up.port)
+    up.flags += ("--observability-port", str(up.observability_port))
+    async with up:
+        await up.is_up()
+        ports = up.state()["ports"]
+        assert (ports["gateway"], ports["observability"]) == (up.port, up.observability_port)
+        assert "2 gateways" in up.said
+        assert await up.chat("hello") == "hello"
+        code, _, error = await up.command("up", "--data-dir", str(tmp_path / "other"), GATEWAY_PORT=str(up.port))
+        assert code == 1
+        assert f"port {up.port} on 127.0.0.1 is in use by another Nexus gateway (pid " in error
+        assert "--port or GATEWAY_PORT" in error
+
+
+async def test_every_command_finds_the_stack_of_its_folder(tmp_path: Path, up: Up) -> None:
+    """Without flags, where `.nexus` is in the folder itself."""
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / ".nexus").symlink_to(up.data)
+    commands = [
+        *(["status"], ["workers"], ["queues"], ["aliases"], ["services"], ["keys", "list"], ["jobs", "list"]),
+        *(["dlq", "list"], ["chat", "-m", "hi"], ["backup", str(tmp_path / "backup")]),
+    ]
+    for command in commands:
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [*NEXUS, *command],
+            cwd=here,
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, (command, done.stderr)
+    assert json.loads((here / ".nexus" / "ports.json").read_text()).keys() >= set(KEPT)
+
+
+async def test_commands_without_a_stack_say_where_they_looked(tmp_path: Path, up: Up) -> None:
+    """The folder, and what to do; also where a gateway is at the URL and only its key is missing."""
+    for command in (["status"], ["jobs", "list"], ["keys", "list"], ["dlq", "list"], ["chat", "-m", "x"]):
+        for url, said in (("http://127.0.0.1:1", "no gateway answers at"), (up.url, "wants a key")):
+            if said == "wants a key" and command == ["status"]:
+                continue  # readiness needs none
+            done = await asyncio.to_thread(
+                subprocess.run,
+                [*NEXUS, *command, "--url", url],
+                cwd=tmp_path,
+                env=clean_environment(),
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            assert done.returncode == 1
+            assert said in done.stderr
+            assert f"no `nexus up` runs on {tmp_path / '.nexus'}" in done.stderr
+            assert "--data-dir" in done.stderr
