@@ -11,6 +11,9 @@ from typer.core import TyperGroup
 
 COMMANDS = {
     "up": ("cli.up:up", "Start everything on this machine: servers, gateway, workers."),
+    "down": ("cli.down:down", "Stop what `nexus up` runs."),
+    "logs": ("cli.logs:logs", "Show the logs of what `nexus up` runs."),
+    "env": ("cli.environment:env", "Print variables by which OpenAI's SDKs find the running gateway."),
     "gateway": ("cli.processes:gateway", "Run one gateway."),
     "worker": ("cli.processes:worker", "Run one worker beside an inference server."),
     "status": ("cli.console:status", "Show the parts, the workers and the queues."),

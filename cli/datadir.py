@@ -137,6 +137,14 @@ class DataDir:
                     told = True
             yield lock.fileno()
 
+    def wait_for_children(self) -> bool:
+        """Return whether the last stack's processes have ended, after a while at the latest."""
+        deadline = time.monotonic() + CHILDREN_PATIENCE_S
+        with open(self.children_file, "a", opener=open_private) as lock:
+            while not (ended := _lock(lock.fileno())) and time.monotonic() < deadline:
+                pass  # it takes its time
+        return ended
+
     def already(self) -> str:
         """Say who runs here, and what to do."""
         holder = self.holder()

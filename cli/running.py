@@ -14,9 +14,11 @@ from typing import Any
 
 import httpx
 
-from cli.datadir import DataDir
+from cli.datadir import DataDir, data_dir_from
+from cli.environment import exports
 from cli.screen import Screen
 from cli.stack import Stack, StackFailed, StackOptions
+from cli.up_detached import is_detached, tell_ready
 
 QUESTION = "What is gravity?"
 SENTENCE = "The quick brown fox jumps over the lazy dog."
@@ -37,7 +39,7 @@ async def run_stack(chosen: StackOptions, data: DataDir, screen: Screen, childre
         if starting.done():
             starting.result()
             screen.close()
-            screen.say(welcome(chosen, data, await served(stack), stack.titles))
+            _greet(screen, chosen, welcome(chosen, data, await served(stack), stack.titles, detached=is_detached()))
             await waiting
         screen.close()
         screen.say("Stopping…")
@@ -53,6 +55,15 @@ async def run_stack(chosen: StackOptions, data: DataDir, screen: Screen, childre
     if code == 0:
         screen.say("Stopped.")
     return code
+
+
+def _greet(screen: Screen, chosen: StackOptions, text: str) -> None:
+    """Say how to use it. A log holds no key: the detached stack's goes to the command that has started it."""
+    if is_detached():
+        tell_ready(text)
+        screen.note(f"Nexus is up at {chosen.url}")
+    else:
+        screen.say(text)
 
 
 def on_signals(asked: asyncio.Event, stack: Stack) -> None:
@@ -86,8 +97,14 @@ def command(*, anywhere: bool = False) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) and not anywhere else path)
 
 
-def welcome(chosen: StackOptions, data: DataDir, workers: list[dict[str, Any]], titles: dict[str, str]) -> str:
+def welcome(
+    chosen: StackOptions, data: DataDir, workers: list[dict[str, Any]], titles: dict[str, str], *, detached: bool
+) -> str:
     """What a user needs to begin, with a line to paste. `titles` says in words what each worker is."""
+    nexus, where = command(), _where(data)
+    ends = "Ctrl-C stops everything."
+    if detached:
+        ends = f"Read its logs with `{nexus} logs -f{where}`.\n`{nexus} down{where}` stops everything."
     models = [(model, titles.get(worker["id"], worker["id"])) for worker in workers for model in worker["models"]]
     names = list(dict.fromkeys(f"{model['name']} ({title})" for model, title in models))
     lines = [
@@ -101,6 +118,10 @@ def welcome(chosen: StackOptions, data: DataDir, workers: list[dict[str, Any]], 
         f"  Docs    {chosen.observability_url}/docs",
         f"  Metrics {chosen.observability_url}/metrics{_more_metrics(chosen)}",
         "",
+        "For OpenAI's SDKs, and most programs that use them:",
+        "",
+        exports(chosen.url, chosen.key),
+        "",
         *_try_it(chosen, [model for model, _ in models]),
         "",
         "Join another worker, from any terminal of yours:",
@@ -109,10 +130,15 @@ def welcome(chosen: StackOptions, data: DataDir, workers: list[dict[str, Any]], 
             f"{shlex.quote(command(anywhere=True))} worker --backend KIND --url URL"
         ),
         "",
-        f"Talk to it with `{command()} chat`, watch it with `{command()} status`. Ctrl-C stops everything.",
+        f"Talk to it with `{nexus} chat{where}`, watch it with `{nexus} status{where}`. {ends}",
         "",
     ]
     return "\n".join(lines)
+
+
+def _where(data: DataDir) -> str:
+    """The flag that other commands need here to find the data directory, if any."""
+    return "" if data_dir_from(None).root == data.root else f" --data-dir {shlex.quote(str(data.root))}"
 
 
 def _more_metrics(chosen: StackOptions) -> str:

@@ -15,6 +15,7 @@ from cli.datadir import DataDir, data_dir_from
 from cli.errors import ConsoleError
 from cli.ports import PortWish, check_ports, free_port
 from cli.processes import read_settings
+from cli.up_detached import ignore_hangup, is_detached, start_detached
 
 if TYPE_CHECKING:
     from cli.stack import StackOptions
@@ -52,6 +53,12 @@ def up(
         str | None,
         typer.Option("--host", help="[GATEWAY_HOST] address to listen on; 0.0.0.0 for all; default 127.0.0.1"),
     ] = None,
+    detach: Annotated[
+        bool,
+        typer.Option(
+            "--detach", "-d", help="Return when it is up; `nexus down` stops it, `nexus logs` shows its logs."
+        ),
+    ] = False,
     key: Annotated[
         str | None,
         typer.Option(
@@ -69,12 +76,17 @@ def up(
         ),
     ] = None,
 ) -> None:
-    """Start everything: NATS, etcd, Redis, gateway, workers for every backend found here. Ctrl-C stops all of it."""
+    """Start everything: NATS, etcd, Redis, gateway, workers for every backend found here. Ctrl-C stops all of it.
+
+    Settings of the environment or .env, in brackets below, are beaten by flags.
+    """
     from backbone.settings import GatewaySettings
     from cli.running import run_stack
     from cli.screen import Screen
     from cli.stack import StackOptions
 
+    if is_detached():
+        ignore_hangup()
     settings = read_settings(GatewaySettings)
     token = settings.gateway_bearer_token
     data = data_dir_from(data_dir)
@@ -94,9 +106,22 @@ def up(
     )
     with data.locked(chosen.url), data.children_locked(print) as children_lock:
         check_ports(*port_wishes(chosen, settings.observability_host))
-        code = asyncio.run(run_stack(chosen, data, Screen(), children_lock))
+        if not detach:
+            code = asyncio.run(run_stack(chosen, data, Screen(), children_lock))
+    if detach:
+        code = start_detached(arguments_for(chosen, data), chosen.key, data)
     _leave_quietly()
     raise typer.Exit(code)
+
+
+def arguments_for(chosen: StackOptions, data: DataDir) -> list[str]:
+    """The command line by which a process of its own does what was chosen here. The key comes another way."""
+    return [
+        *("--data-dir", str(data.root), "--host", chosen.host, "--port", str(chosen.port)),
+        *("--observability-port", str(chosen.observability_port), "--gateways", str(chosen.gateways)),
+        "--local-models" if chosen.local_models else "--no-local-models",
+        "--discover" if chosen.discover else "--no-discover",
+    ]
 
 
 def port_wishes(chosen: StackOptions, observability_host: str) -> tuple[PortWish, PortWish]:

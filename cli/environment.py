@@ -1,0 +1,31 @@
+"""`nexus env`: the variables that OpenAI's SDKs and most programs for them read, for a shell to take over."""
+
+from __future__ import annotations
+
+import shlex
+
+from cli import options
+from cli.api import find_target
+from cli.datadir import data_dir_from
+from cli.errors import ConsoleError
+
+
+def env(
+    url: options.Url = None,
+    key: options.Key = None,
+    key_file: options.KeyFile = None,
+    data_dir: options.Data = None,
+) -> None:
+    """Print OPENAI_BASE_URL and OPENAI_API_KEY of the running stack for a shell: eval "$(nexus env)"."""
+    target = find_target(url, options.chosen_key(key, key_file), data_dir_from(data_dir))
+    if not target.key:
+        raise ConsoleError(
+            f"there is no key for {target.url}: no `nexus up` runs on {data_dir_from(data_dir).root}. "
+            "Start one, give the --data-dir of one that runs, or set NEXUS_URL and NEXUS_API_KEY"
+        )
+    print(exports(target.url, target.key))
+
+
+def exports(url: str, key: str) -> str:
+    """Return one line for any POSIX shell."""
+    return f"export OPENAI_BASE_URL={shlex.quote(url + '/v1')} OPENAI_API_KEY={shlex.quote(key)}"
