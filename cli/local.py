@@ -40,6 +40,8 @@ class LocalModel:
     """One can talk to it."""
     own_folder: bool = False
     """It offers what lies where it runs."""
+    required: bool = False
+    """The stack does not come up without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +53,9 @@ class NotInstalled:
     """How to get it."""
 
 
-def local_models() -> tuple[list[LocalModel], list[NotInstalled]]:
-    """What is installed, and what is not."""
-    looked = [_chat(), _speech(), _transcription(), _embeddings()]
+def local_models(*, chat: bool = True) -> tuple[list[LocalModel], list[NotInstalled]]:
+    """What is installed, and what is not. `chat`: with the model to talk to."""
+    looked = [*([_chat()] if chat else []), _speech(), _transcription(), _embeddings()]
     return (
         [one for one in looked if isinstance(one, LocalModel)],
         [one for one in looked if isinstance(one, NotInstalled)],

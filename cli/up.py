@@ -13,6 +13,7 @@ import typer
 from cli import options
 from cli.datadir import DataDir, data_dir_from
 from cli.errors import ConsoleError
+from cli.own_models import MIN_CONTEXT, OwnModel, own_models
 from cli.ports import PortWish, check_ports, free_port
 from cli.processes import read_settings
 from cli.up_detached import ignore_hangup, is_detached, start_detached
@@ -37,9 +38,29 @@ def up(
         ),
     ] = None,
     data_dir: options.Data = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="[NAME=]FILE",
+            help="Serve this GGUF file, by llama.cpp; may be repeated. It takes the place of the small chat model.",
+        ),
+    ] = None,
+    context: Annotated[
+        int | None,
+        typer.Option(
+            "--context",
+            min=MIN_CONTEXT,
+            help="Tokens of a request to the models of --model, answer included; default 4096",
+        ),
+    ] = None,
     local_models: Annotated[
-        bool, typer.Option("--local-models/--no-local-models", help="Serve the small models that come along.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--local-models/--no-local-models", help="Serve the small models that come along: all of them, or none."
+        ),
+    ] = None,
     discover: Annotated[
         bool, typer.Option("--discover/--no-discover", help="Look for inference servers that already run here.")
     ] = True,
@@ -91,6 +112,7 @@ def up(
     token = settings.gateway_bearer_token
     data = data_dir_from(data_dir)
     data.prepare()
+    own, default_chat = chosen_models(model, context, local_models=local_models)
     host = host if host is not None else settings.gateway_host
     port = port if port is not None else settings.gateway_port
     side = observability_port if observability_port is not None else settings.observability_port
@@ -100,7 +122,10 @@ def up(
         observability_port=side or free_port(),
         key=choose_key(options.chosen_key(key, key_file), token.get_secret_value() if token else "", data),
         gateways=gateways or settings.gateway_workers,
-        local_models=local_models,
+        local_models=local_models is not False,
+        default_chat=default_chat,
+        own_models=tuple(own),
+        context=context,
         discover=discover,
         etcd_prefix=settings.etcd_prefix,
     )
@@ -119,9 +144,26 @@ def arguments_for(chosen: StackOptions, data: DataDir) -> list[str]:
     return [
         *("--data-dir", str(data.root), "--host", chosen.host, "--port", str(chosen.port)),
         *("--observability-port", str(chosen.observability_port), "--gateways", str(chosen.gateways)),
-        "--local-models" if chosen.local_models else "--no-local-models",
+        *(flag for one in chosen.own_models for flag in ("--model", one.flag)),
+        *(("--context", str(chosen.context)) if chosen.context else ()),
+        *local_flags(chosen),
         "--discover" if chosen.discover else "--no-discover",
     ]
+
+
+def chosen_models(
+    wanted: list[str] | None, context: int | None, *, local_models: bool | None
+) -> tuple[list[OwnModel], bool]:
+    """The user's own models, and whether the small chat model is served too. Raises ConsoleError."""
+    own = own_models(wanted or [], context, default_chat=local_models is True)
+    return own, local_models is True or all(one.file.embeds for one in own)
+
+
+def local_flags(chosen: StackOptions) -> tuple[str, ...]:
+    """The flag that says which of the small models are served; none: the usual ones."""
+    if not chosen.local_models:
+        return ("--no-local-models",)
+    return ("--local-models",) if chosen.default_chat else ()
 
 
 def port_wishes(chosen: StackOptions, observability_host: str) -> tuple[PortWish, PortWish]:

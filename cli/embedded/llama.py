@@ -42,10 +42,19 @@ class LlamaOptions:
     """Slots: requests at once. Each has `ctx / parallel` tokens."""
     threads: int = 0
     """0: one per core, four at most."""
+    embeddings: bool = False
+    """It makes embeddings alone."""
+    pooling: str = ""
+    """`mean`: an embedding is the mean of its tokens'; empty: as the file says."""
 
 
 class LlamaFailed(Exception):
     """The llama.cpp server did not start."""
+
+
+def is_installed() -> bool:
+    """Return whether llama.cpp is there, whatever models are."""
+    return find_spec("xllamacpp") is not None
 
 
 def find_model() -> Path | None:
@@ -68,6 +77,8 @@ def parse(argv: list[str]) -> LlamaOptions:
     parser.add_argument("--ctx", type=int, default=8192, help="tokens of context over all slots")
     parser.add_argument("--parallel", type=int, default=2, help="requests at once")
     parser.add_argument("--threads", type=int, default=0, help="0: one per core, four at most")
+    parser.add_argument("--embeddings", action="store_true", help="serve embeddings alone")
+    parser.add_argument("--pooling", choices=["mean"], default="", help="where the file says nothing")
     return LlamaOptions(**vars(parser.parse_args(argv)))
 
 
@@ -86,6 +97,11 @@ def start(options: LlamaOptions) -> object:
     params.port = options.port
     params.n_ctx = options.ctx
     params.n_parallel = options.parallel
+    if options.embeddings:
+        params.embedding = True
+        params.n_batch = params.n_ubatch = options.ctx // options.parallel  # a text is read in one piece
+    if options.pooling:
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     params.n_threads_http = 2 * options.parallel + 8  # a stream holds one until it ends, queued or not
     threads = options.threads or min(4, os.cpu_count() or 2)
     params.cpuparams.n_threads = threads

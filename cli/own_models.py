@@ -1,0 +1,130 @@
+"""`nexus up --model FILE.gguf`: models of one's own, each on a llama.cpp server like the one that comes along."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from cli.embedded import embeddings, llama
+from cli.embedded.gguf import ModelFile, NotAModel, read_model
+from cli.errors import ConsoleError
+from cli.local import SPEECH_MODEL, LocalModel
+from schemas.installation import install_hint
+
+DEFAULT_CONTEXT = 4096
+MIN_CONTEXT = 128
+SLOTS = ((8192, 4), (32_768, 2))
+"""Requests at once, up to so many tokens each; one beyond: memory grows with both."""
+TAKEN = frozenset({SPEECH_MODEL, embeddings.MODEL_NAME, "whisper-tiny.en"})
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
+
+
+@dataclass(frozen=True, slots=True)
+class OwnModel:
+    """A file, and the name under which it is served."""
+
+    name: str
+    file: ModelFile
+    context: int
+    """Tokens of each request, answer included."""
+
+    @property
+    def slots(self) -> int:
+        """Return how many requests it serves at once."""
+        return next((slots for most, slots in SLOTS if self.context <= most), 1)
+
+    @property
+    def flag(self) -> str:
+        """Return what `--model` says for it, in any folder."""
+        return f"{self.name}={self.file.path.absolute()}"
+
+    @property
+    def note(self) -> str:
+        """Return what its user should know; empty: nothing."""
+        if self.file.embeds or self.file.has_chat_template:
+            return ""
+        return (
+            f"{self.file.path.name} holds no chat template: chats are put to {self.name} as ChatML, which it may not have "
+            "learned. /v1/completions needs none."
+        )
+
+
+def own_models(wanted: list[str], context: int | None, *, default_chat: bool) -> list[OwnModel]:
+    """Read the files that `--model` names, as FILE or NAME=FILE. Raises ConsoleError, saying what is wrong with which."""
+    if wanted and not llama.is_installed():
+        raise ConsoleError(
+            f"--model needs llama.cpp, which is not installed. To install it: {install_hint(llama.EXTRA)}"
+        )
+    if context is not None and not wanted:
+        raise ConsoleError("--context is for the models of --model, and none is given", exit_code=2)
+    found: dict[str, OwnModel] = {}
+    taken = TAKEN | ({llama.MODEL_NAME} if default_chat else set())
+    for one in wanted:
+        model = _own_model(one, context)
+        if model.name in taken or model.name in found:
+            raise ConsoleError(
+                f"--model {one}: there is another model called {model.name}; choose a name: NAME={model.file.path}"
+            )
+        found[model.name] = model
+    return list(found.values())
+
+
+def _own_model(wanted: str, context: int | None) -> OwnModel:
+    name, path = _split(wanted)
+    try:
+        file = read_model(path)
+    except NotAModel as error:
+        raise ConsoleError(f"--model: {error}") from error
+    if name and not _NAME.fullmatch(name):
+        raise ConsoleError(
+            f"--model: {name!r} is no name for a model; use letters, digits and . _ : / @ + -", exit_code=2
+        )
+    most = file.context or context or DEFAULT_CONTEXT
+    if context is not None and context > most:
+        raise ConsoleError(
+            f"--context {context}: {path.name} was made for {most} tokens at most; choose so many or fewer"
+        )
+    return OwnModel(name or _name_of(file), file, context or min(DEFAULT_CONTEXT, most))
+
+
+def _split(wanted: str) -> tuple[str, Path]:
+    """A file whose own name holds `=` is that file."""
+    name, equals, path = wanted.partition("=")
+    if not equals or Path(wanted).is_file():
+        return "", Path(wanted).expanduser()
+    return name, Path(path).expanduser()
+
+
+def _name_of(file: ModelFile) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", file.name).strip("-.")[:128] or "model"
+
+
+def served(models: list[OwnModel]) -> list[LocalModel]:
+    """Return the server and the worker for each."""
+    workers: list[str] = []
+    for one in models:
+        token = re.sub(r"[^A-Za-z0-9_-]", "-", one.name)[:48]
+        workers.append(f"{token}-{len(workers) + 1}" if token in workers else token)
+    return [_served(one, worker) for one, worker in zip(models, workers, strict=True)]
+
+
+def _served(model: OwnModel, worker: str) -> LocalModel:
+    fixed = ["--model", str(model.file.path.absolute()), "--alias", model.name]
+    fixed += ["--ctx", str(model.context * model.slots), "--parallel", str(model.slots)]
+    fixed += ["--embeddings"] if model.file.embeds else []
+    fixed += ["--pooling", "mean"] if model.file.embeds and not model.file.pools else []
+    return LocalModel(
+        name=f"llama-{worker}",
+        title=f"llama.cpp, {model.name}",
+        module="cli.embedded.llama",
+        arguments=lambda port: [*fixed, "--port", str(port)],
+        ready_path="/health",
+        worker=worker,
+        worker_title="llama.cpp",
+        backend="openai",
+        slots=model.slots,
+        options={"capabilities": "embeddings"} if model.file.embeds else {},
+        chat=not model.file.embeds,
+        required=True,
+    )

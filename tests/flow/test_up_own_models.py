@@ -1,0 +1,69 @@
+"""`nexus up --model FILE.gguf`, with real weights on a real llama.cpp server."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import struct
+from pathlib import Path
+
+import pytest
+
+from cli.embedded.llama import find_model
+from tests.flow.test_up import Up
+
+pytestmark = pytest.mark.timeout(240)
+
+
+@pytest.fixture
+def weights() -> Path:
+    path = find_model()
+    if path is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("the local-chat extra is not installed")
+    return path
+
+
+def as_embedder(weights: Path, target: Path) -> Path:
+    """The same weights, in a file that says that a text's embedding is the mean of its tokens'."""
+    said = weights.read_bytes()
+    key = b"llama.pooling_type"
+    entry = struct.pack("<Q", len(key)) + key + struct.pack("<II", 4, 1)
+    version, tensors, count = struct.unpack("<IQQ", said[4:24])
+    # A longer head moves the tensors, whose place is counted from its aligned end: the padding takes it up, or grows by 32.
+    padding = struct.pack("<Q", 5) + b"x.pad" + struct.pack("<IQ", 8, 0)
+    fill = -(len(entry) + len(padding)) % 32
+    padding = struct.pack("<Q", 5) + b"x.pad" + struct.pack("<IQ", 8, fill) + b"x" * fill
+    target.write_bytes(b"GGUF" + struct.pack("<IQQ", version, tensors, count + 2) + entry + padding + said[24:])
+    return target
+
+
+async def test_ones_own_models_are_served(tmp_path: Path, weights: Path) -> None:
+    """Under their names; the small chat model makes way, and nothing has to be guessed about embeddings."""
+    mine = shutil.copy(weights, tmp_path / "My Model.Q4.gguf")
+    embedder = as_embedder(weights, tmp_path / "embedder.gguf")
+    flags = ["--model", str(mine), "--model", f"vectors={embedder}", "--context", "1024", "--no-local-models"]
+    async with Up(tmp_path / "nexus", *flags) as up:
+        await up.is_up()
+        code, said, _ = await up.command("models", "--json")
+        assert code == 0
+        models = {one["id"]: one["capabilities"] for one in json.loads(said)["data"]}
+        assert models.keys() == {"My-Model.Q4", "vectors"}
+        assert "chat" in models["My-Model.Q4"]
+        assert models["vectors"] == ["embeddings"]
+        chat, embeddings = await up.answers_to_its_lines()
+        assert json.loads(chat)["choices"][0]["message"]["content"]
+        assert len(json.loads(embeddings)["data"][0]["embedding"]) == 576
+        up.process.send_signal(signal.SIGINT)
+        assert await up.ended() == 0
+
+
+async def test_a_model_that_does_not_load_fails_the_start(tmp_path: Path, weights: Path) -> None:
+    """Its head is whole, the rest is missing: llama.cpp's own words, and nothing left."""
+    with weights.open("rb") as whole:
+        (tmp_path / "cut.gguf").write_bytes(whole.read(4_000_000))
+    async with Up(tmp_path / "nexus", "--model", str(tmp_path / "cut.gguf"), "--no-local-models") as up:
+        await up.says("Nexus did not come up")
+        assert await up.ended() == 1
+        assert "corrupted or incomplete" in up.said
