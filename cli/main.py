@@ -14,13 +14,15 @@ def main() -> None:
 
         print(f"nexus {VERSION}")
         return
-    from cli.app import app
-
     try:
+        from cli.app import app
+
         app()
     except ConsoleError as error:
         print(f"nexus: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

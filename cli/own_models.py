@@ -13,7 +13,6 @@ from cli.local import SPEECH_MODEL, LocalModel
 from schemas.installation import install_hint
 
 DEFAULT_CONTEXT = 4096
-MIN_CONTEXT = 128
 SLOTS = ((8192, 4), (32_768, 2))
 """Requests at once, up to so many tokens each; one beyond: memory grows with both."""
 TAKEN = frozenset({SPEECH_MODEL, embeddings.MODEL_NAME, "whisper-tiny.en"})

@@ -9,6 +9,7 @@ import shlex
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,9 @@ SOUND = "hello.wav"
 async def run_stack(chosen: StackOptions, data: DataDir, screen: Screen, children_lock: int) -> int:
     """Bring the stack up, keep it until a signal, take it down. Returns the exit code."""
     asked = asyncio.Event()
+    force = on_signals(asked)
     stack = Stack(chosen, data, screen, children_lock)
-    on_signals(asked, stack)
+    force.append(stack.kill)
     screen.open()
     starting = asyncio.create_task(stack.start())
     waiting = asyncio.create_task(asked.wait())
@@ -66,19 +68,22 @@ def _greet(screen: Screen, chosen: StackOptions, text: str) -> None:
         screen.say(text)
 
 
-def on_signals(asked: asyncio.Event, stack: Stack) -> None:
-    """The first Ctrl-C, SIGTERM or lost terminal asks for the end; a second one forces it."""
+def on_signals(asked: asyncio.Event) -> list[Callable[[], None]]:
+    """The first Ctrl-C, SIGTERM or lost terminal asks for the end; a second one forces it, by what the returned list holds then."""
     loop = asyncio.get_running_loop()
+    force: list[Callable[[], None]] = []
 
     def ask() -> None:
         if asked.is_set():
-            stack.kill()
+            for kill in force:
+                kill()
         asked.set()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
             continue  # nohup: the terminal may go
         loop.add_signal_handler(number, ask)
+    return force
 
 
 async def served(stack: Stack) -> list[dict[str, Any]]:

@@ -13,12 +13,12 @@ import typer
 from cli import options
 from cli.datadir import DataDir, data_dir_from
 from cli.errors import ConsoleError
-from cli.own_models import MIN_CONTEXT, OwnModel, own_models
 from cli.ports import PortWish, check_ports, free_port
 from cli.processes import read_settings
 from cli.up_detached import ignore_hangup, is_detached, start_detached
 
 if TYPE_CHECKING:
+    from cli.own_models import OwnModel
     from cli.stack import StackOptions
 
 
@@ -51,7 +51,7 @@ def up(
         int | None,
         typer.Option(
             "--context",
-            min=MIN_CONTEXT,
+            min=128,
             help="Tokens of a request to the models of --model, answer included; default 4096",
         ),
     ] = None,
@@ -155,6 +155,8 @@ def chosen_models(
     wanted: list[str] | None, context: int | None, *, local_models: bool | None
 ) -> tuple[list[OwnModel], bool]:
     """The user's own models, and whether the small chat model is served too. Raises ConsoleError."""
+    from cli.own_models import own_models
+
     own = own_models(wanted or [], context, default_chat=local_models is True)
     return own, local_models is True or all(one.file.embeds for one in own)
 

@@ -212,9 +212,9 @@ class Up:
         assert (done.returncode, done.stderr) == (0, "")
         return done.stdout
 
-    async def command(self, *arguments: str, stdin_text: str = "", **environment: str) -> tuple[int, str, str]:
+    async def command(self, *arguments: str, **environment: str) -> tuple[int, str, str]:
         """Another `nexus` command beside it: exit code, stdout, stderr."""
-        return await asyncio.to_thread(run_nexus, self.data, *arguments, stdin=stdin_text, **environment)
+        return await asyncio.to_thread(run_nexus, self.data, *arguments, **environment)
 
 
 def run_nexus(data: Path, *arguments: str, stdin: str = "", **environment: str) -> tuple[int, str, str]:
@@ -514,6 +514,6 @@ async def test_what_is_not_installed_is_offered(tmp_path: Path):
     async with Up(tmp_path / "nexus", PYTHONPATH=f"{hidden}{os.pathsep}{ROOT}") as up:
         await up.is_up()
         for what in ("chat", "speech", "transcription", "embeddings"):
-            assert re.search(rf"^No local model for {what}\. To install it: .*nexus\[local-", up.said, re.MULTILINE)
+            assert re.search(rf"^No local model for {what}\. To install it: .*\[local-", up.said, re.MULTILINE)
         assert set(up.state()["pids"]) == PARTS
         assert await up.chat("hello") == "hello"

@@ -73,7 +73,7 @@ async def test_killed_stack_leaves_no_process(tmp_path: Path, paused: tuple[str,
     data = tmp_path / "nexus"
     async with Up(data, "--no-local-models", "--gateways", "2") as up:
         await up.is_up()
-        code, job, error = await up.command("submit", "chat", "-", stdin_text=JOB)
+        code, job, error = await up.command("submit", "chat", "-", stdin=JOB)
         assert code == 0, error
         for part in paused:
             os.kill(up.state()["pids"][part], signal.SIGSTOP)
