@@ -103,7 +103,7 @@ class TestContract(AdapterContract):
         def check(chunks: list[Chunk], finish: Finish) -> None:
             answer = answer_of(chunks)
             assert [image_of(picture).size for picture in answer["data"]] == [(64, 48)]
-            assert (answer["size"], answer["output_format"]) == ("64x48", "png")
+            assert answer["output_format"] == "png"
             assert finish.content_type == "application/json"
 
         return AdapterRig(
@@ -176,7 +176,7 @@ async def test_a_sidecar_names_the_slots_and_the_defaults(
     }
     backend = served(workflow(), slots)
     chunks, _, _ = await outputs_of(backend, task("mine", sampler="heun"))
-    assert answer_of(chunks)["size"] == "32x64"
+    assert image_of(answer_of(chunks)["data"][0]).size == (32, 64)
     graph = double.submitted[-1]
     assert (graph["6"]["inputs"]["text"], graph["7"]["inputs"]["text"]) == ("a cat", "a cat")
     assert (graph["3"]["inputs"]["sampler_name"], graph["3"]["inputs"]["steps"]) == ("heun", 2)
@@ -318,7 +318,7 @@ async def test_a_stream_shows_as_many_previews_as_are_wanted(double: ComfyDouble
     chunks, _, finish = await outputs_of(backend, task(size="16x16", steps=9, stream=True, partial_images=2))
     events = events_of(chunks)
     assert [name for name, _ in events] == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]
-    assert [data["size"] for _, data in events] == ["8x8", "8x8", "16x16"]
+    assert [image_of(data).size for _, data in events] == [(8, 8), (8, 8), (16, 16)]
     assert finish.content_type == "text/event-stream"
     assert double.extras[-1]["preview_method"] == "auto"
 

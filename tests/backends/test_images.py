@@ -155,7 +155,7 @@ async def test_an_answer_has_openais_shape_and_goes_out_in_pieces() -> None:
     answer = answer_of(chunks)
     assert [base64.b64decode(picture["b64_json"]) for picture in answer["data"]] == [big, PNG]
     assert (answer["data"][0]["seed"], answer["data"][1]["revised_prompt"]) == (4, 'a "cat"')
-    assert (answer["size"], answer["output_format"]) == ("800x800", "png")
+    assert (answer["output_format"], answer.keys() & {"size", "quality", "background"}) == ("png", set())
     assert ImagesResponse.model_validate(answer).created > 0
     assert finish.content_type == "application/json"
 
@@ -214,7 +214,8 @@ async def test_a_stream_has_openais_events(edit: bool) -> None:
         else (ImageGenPartialImageEvent, ImageGenCompletedEvent)
     )
     assert partials.model_validate(partial).partial_image_index == 0
-    assert ends.model_validate(completed).size == "40x30"
+    assert ends.model_validate(completed).size == "auto"
+    assert image_of(completed).size == (40, 30)
     assert image_of(completed).format == image_of(partial).format == "WEBP"
     assert finish.content_type == "text/event-stream"
 
@@ -225,7 +226,7 @@ async def test_previews_are_spread_over_the_work() -> None:
         items += [Progress(fraction=step / 10), Picture(picture_bytes((step, 1)), final=False)]
     work = image_task("m", stream=True, partial_images=3)
     chunks, _, _ = await outputs(work, *items, Picture(PNG))
-    assert [data["size"] for _, data in events_of(chunks)] == ["3x1", "5x1", "8x1", "40x30"]
+    assert [image_of(data).size for _, data in events_of(chunks)] == [(3, 1), (5, 1), (8, 1), (40, 30)]
 
 
 async def test_fewer_pictures_than_asked_for_is_a_failure() -> None:
@@ -256,9 +257,10 @@ async def test_closing_the_answer_closes_what_makes_the_pictures() -> None:
 async def test_without_pillow_only_what_needs_converting_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
     chunks, _, _ = await outputs(image_task("m", size="40x30"), Picture(PNG))
-    assert answer_of(chunks)["size"] == "40x30"
-    with pytest.raises(BackendError, match=r"its operator can add it with: .*images"):
+    assert "size" not in answer_of(chunks)
+    with pytest.raises(BackendRefused, match="the model makes png") as caught:
         await outputs(image_task("m", output_format="jpeg"), Picture(PNG))
+    assert (caught.value.info.status, caught.value.info.param) == (400, "output_format")
 
 
 # Formats

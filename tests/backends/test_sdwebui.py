@@ -120,7 +120,7 @@ async def test_everything_asked_for_reaches_the_server(double: SDWebUIDouble, ba
 async def test_what_is_not_asked_for_is_the_operators_choice(double: SDWebUIDouble) -> None:
     backend = SDWebUIBackend(BackendConfig(url=double.url, options={"steps": "2", "size": "32x40"}))
     chunks, _, _ = await outputs_of(backend, task())
-    assert answer_of(chunks)["size"] == "32x40"
+    assert image_of(answer_of(chunks)["data"][0]).size == (32, 40)
     assert double.calls[0]["steps"] == 2
     await backend.close()
     with pytest.raises(ValueError, match="sampler"):
@@ -169,7 +169,7 @@ async def test_it_says_how_far_it_is_and_shows_it(double: SDWebUIDouble, backend
     assert all(one.preview and one.preview.startswith("data:image/png;base64,") for one in progress if one.step)
     events = events_of(chunks)
     assert [name for name, _ in events] == ["image_generation.partial_image", "image_generation.completed"]
-    assert [data["size"] for _, data in events] == ["16x16", "64x48"]
+    assert [image_of(data).size for _, data in events] == [(16, 16), (64, 48)]
 
 
 async def test_an_interrupt_that_comes_too_early_is_said_again(double: SDWebUIDouble, backend: SDWebUIBackend) -> None:

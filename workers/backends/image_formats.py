@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
+
+class ConverterMissing(BackendError):
+    """Pillow is not installed beside the worker."""
+
+
 PREVIEW_SIDES = (512, 256, 128)
 """Pixels of a preview's longer side, tried in this order until it is small enough."""
 DEFAULT_QUALITY = 95
@@ -38,8 +43,16 @@ def content_type_of(data: bytes) -> str:
 
 
 async def converted(data: bytes, output_format: str, quality: int | None = None) -> bytes:
-    """The picture as `png`, `jpeg` or `webp`. Raises BackendError when `data` is no picture."""
-    return await _apart(_converted, data, output_format, quality)
+    """The picture as `png`, `jpeg` or `webp`. Raises BackendError when `data` is no picture, BackendRefused without Pillow."""
+    try:
+        return await _apart(_converted, data, output_format, quality)
+    except ConverterMissing as error:
+        made = content_type_of(data).removeprefix("image/") or "another format"
+        raise BackendRefused(
+            f"the model makes {made}, and {error.info.message}. Ask for output_format '{made}', or leave it out",
+            param="output_format",
+            code="unsupported_parameter",
+        ) from error
 
 
 async def cleaned(data: bytes) -> bytes:
@@ -74,7 +87,7 @@ async def edit_area(mask: bytes, field: str = "mask") -> bytes:
     """
     try:
         return await _apart(_edit_area, mask, field)
-    except BackendRefused:
+    except (BackendRefused, ConverterMissing):
         raise
     except BackendError as error:
         raise BackendRefused(f"{field} is not a picture that can be read", param=field) from error
@@ -89,7 +102,7 @@ async def _apart(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
             "this picture needs converting, and Pillow is not installed beside the worker; its operator can add it with: "
             f"{install_hint('images')}"
         )
-        raise BackendError(text) from error
+        raise ConverterMissing(text) from error
     except BackendError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly everything: ValueError, SyntaxError, struct.error, …

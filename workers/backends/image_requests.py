@@ -61,6 +61,8 @@ class ImageRequest:
     guidance: float | None = None
     strength: float | None = None
     output_format: OutputFormat = "png"
+    format_given: bool = False
+    """The caller named the format; otherwise an adapter may give its server's own."""
     output_compression: int | None = None
     """0 to 100, as OpenAI counts it: 100 is the best quality."""
     response_format: Literal["b64_json", "url"] = "b64_json"
@@ -94,6 +96,7 @@ class ImageRequest:
             guidance=fields.guidance(),
             strength=fields.number("strength", 0, 1),
             output_format=cast("OutputFormat", fields.choice("output_format", ("png", "jpeg", "webp"))),
+            format_given=bool(fields.body.get("output_format")),
             output_compression=fields.integer("output_compression", 0, 100),
             response_format=cast("Literal['b64_json', 'url']", fields.choice("response_format", ("b64_json", "url"))),
             stream=task.stream,

@@ -14,16 +14,23 @@ from __future__ import annotations
 import base64
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, MutableMapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import orjson
 
 from schemas.events import Progress
-from workers.backends.base import BackendError, Chunk, Finish, Output, Task
-from workers.backends.image_formats import cleaned, content_type_of, converted, edit_area, preview_of, size_of
+from workers.backends.base import Adapted, BackendError, Chunk, Finish, Output, Task
+from workers.backends.image_formats import (
+    cleaned,
+    content_type_of,
+    converted,
+    edit_area,
+    preview_of,
+    size_of,
+)
 from workers.backends.image_requests import EDITS, GENERATIONS, ImageRequest
 
 __all__ = [
@@ -46,6 +53,15 @@ PIECE = 192 * 1024
 CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 KEEP_METADATA = "keep_metadata"
 """The option of image adapters that leaves in pictures what their server writes into them."""
+FORMATS = {content_type: name for name, content_type in CONTENT_TYPES.items()}
+WORDS = {
+    "size": frozenset({"1024x1024", "1024x1536", "1536x1024"}),
+    "quality": frozenset({"low", "medium", "high"}),
+    "background": frozenset({"transparent", "opaque"}),
+}
+"""What OpenAI's answers say of pictures; strict clients refuse any other word."""
+OURS = frozenset({"created", "data", "size", "quality", "background", "output_format"})
+"""Fields of an answer that say something about its pictures, or hold them."""
 NO_USAGE = {
     "input_tokens": 0,
     "input_tokens_details": {"image_tokens": 0, "text_tokens": 0},
@@ -68,6 +84,10 @@ class Picture:
     index: int = 0
     """Which of the request's `n`."""
     revised_prompt: str | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Other fields of its server's, which go with it."""
+    as_asked: bool = False
+    """Its server was asked for the format and the compression: one of that format, or any where the caller named none, stays as it is."""
 
 
 def keeps_metadata(options: Mapping[str, str]) -> bool:
@@ -88,21 +108,33 @@ def authorization(api_key: str) -> dict[str, str]:
 
 
 async def answer(
-    task: Task, request: ImageRequest, pictures: AsyncIterator[Progress | Picture], *, keep_metadata: bool = False
+    task: Task,
+    request: ImageRequest,
+    pictures: AsyncIterator[Progress | Adapted | Picture],
+    said: MutableMapping[str, Any] | None = None,
+    *,
+    keep_metadata: bool = False,
 ) -> AsyncGenerator[Output]:
     """`pictures` as OpenAI answers: one JSON body, or events for a caller who streams; then `Finish`.
 
     Unless `keep_metadata`, pictures go out without what their server wrote into them: workflows, prompts, parameters.
 
     Bytes are at most one picture's, and go out in pieces of 256 KiB. Previews that are not wanted are dropped. Raises
-    BackendError when fewer than `n` pictures came.
+    BackendError when fewer than `n` pictures came. `said`: what the server's answer says beside the pictures, once they have come; what is
+    not in OpenAI's words is left out.
     """
-    form = _Stream(request, keep_metadata) if task.stream else _Body(task, request, keep_metadata)
+    form = (
+        _Stream(request, keep_metadata)
+        if task.stream
+        else _Body(task, request, keep_metadata, {} if said is None else said)
+    )
     made = 0
-    async with aclosing(cast("AsyncGenerator[Progress | Picture]", pictures)):
+    async with aclosing(cast("AsyncGenerator[Progress | Adapted | Picture]", pictures)):
         async for item in pictures:
             if isinstance(item, Progress):
                 form.note(item)
+                yield item
+            elif isinstance(item, Adapted):
                 yield item
             elif item.final:
                 made += 1
@@ -140,43 +172,65 @@ class _Form(ABC):
     def end(self) -> Iterator[Chunk]:
         return iter(())
 
-    async def converted(self, picture: Picture) -> bytes:
-        """The picture's bytes in the format that was asked for."""
-        request = self.request
-        content_type = content_type_of(picture.data) or picture.content_type
+    async def converted(self, picture: Picture) -> tuple[bytes, str]:
+        """The picture's bytes in the format that was asked for, and their content type."""
+        request, data = self.request, picture.data
+        content_type = content_type_of(data) or picture.content_type or "image/png"
+        if picture.as_asked and (not request.format_given or content_type == self.content_type):
+            return data, content_type
         if content_type == self.content_type and request.output_compression in (None, 100):
-            return picture.data if self.keep_metadata else await cleaned(picture.data)
-        return await converted(picture.data, request.output_format, request.output_compression)
+            return data if self.keep_metadata else await cleaned(data), content_type
+        return await converted(data, request.output_format, request.output_compression), self.content_type
 
-    async def size(self, data: bytes) -> str:
-        size = await size_of(data)
-        return f"{size[0]}x{size[1]}" if size else self.request.size or "auto"
+
+def openais_words(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of `size`, `quality` and `background` that are in OpenAI's words."""
+    return {name: fields[name] for name, words in WORDS.items() if fields.get(name) in words}
+
+
+async def size_text(data: bytes) -> str | None:
+    """Return the size of a picture as `WIDTHxHEIGHT`; None where it cannot be told."""
+    size = await size_of(data)
+    return f"{size[0]}x{size[1]}" if size else None
 
 
 class _Body(_Form):
-    """`{"created", "data": [{"b64_json" or "url", "seed", "revised_prompt"}], "output_format", "size"}`."""
+    """`{"created", "data": [{"b64_json" or "url", "seed", "revised_prompt"}], "output_format", "size", …}`."""
 
-    def __init__(self, task: Task, request: ImageRequest, keep_metadata: bool) -> None:
+    def __init__(self, task: Task, request: ImageRequest, keep_metadata: bool, said: Mapping[str, Any]) -> None:
         super().__init__(request, keep_metadata)
         self._task = task
-        self._size: str | None = None
+        self._said = said
+        self._begun = False
+        self._sizes: set[str | None] = set()
+        self._types: set[str] = set()
 
     async def picture(self, picture: Picture) -> AsyncIterator[Chunk]:
-        data = await self.converted(picture)
-        lead = b"," if self._size else b'{"created":%d,"data":[' % self.created
-        self._size = self._size or await self.size(data)
-        more: dict[str, Any] = {"seed": picture.seed, "revised_prompt": picture.revised_prompt}
+        data, content_type = await self.converted(picture)
+        created = self._said.get("created")
+        lead = b"," if self._begun else b'{"created":%d,"data":[' % (created if type(created) is int else self.created)
+        self._begun = True
+        self._sizes.add(await size_text(data))
+        self._types.add(content_type)
+        more: dict[str, Any] = {**picture.more, "seed": picture.seed, "revised_prompt": picture.revised_prompt}
         more = {name: value for name, value in more.items() if value is not None}
         if self.request.response_format == "url":
-            url = await self._task.keep(data, self.content_type)
+            url = await self._task.keep(data, content_type)
             yield Chunk(lead + orjson.dumps({"url": url, **more}))
             return
         for piece in _with_base64(lead, data, more):
             yield piece
 
     def end(self) -> Iterator[Chunk]:
-        tail = {"output_format": self.request.output_format, "size": self._size}
-        yield Chunk(b"]," + orjson.dumps(tail)[1:], 0)
+        rest = {name: value for name, value in self._said.items() if name not in OURS and value is not None}
+        one_size = self._sizes.copy().pop() if len(self._sizes) == 1 else None
+        one_type = self._types.copy().pop() if len(self._types) == 1 else ""
+        if one_type in FORMATS:
+            rest["output_format"] = FORMATS[one_type]
+        words = openais_words({**self._said, "size": one_size})
+        if one_type == "image/jpeg" and "background" in words:
+            words["background"] = "opaque"
+        yield Chunk(b"]," + orjson.dumps(rest | words)[1:] if rest or words else b"]}", 0)
 
 
 class _Stream(_Form):
@@ -211,18 +265,28 @@ class _Stream(_Form):
             yield piece
 
     async def _event(self, kind: str, picture: Picture, more: dict[str, Any]) -> Iterator[Chunk]:
-        data = await self.converted(picture)
-        name = f"{self._kind}.{kind}"
-        fields = {
-            "type": name,
-            "background": self.request.extra.get("background", "auto"),
-            "created_at": int(time.time()),
-            "output_format": self.request.output_format,
-            "quality": self.request.extra.get("quality", "auto"),
-            "size": await self.size(data),
-            **more,
-        }
-        return _with_base64(f"event: {name}\ndata: ".encode(), data, fields, b"\n\n")
+        data, content_type = await self.converted(picture)
+        fields = await event_fields(f"{self._kind}.{kind}", data, content_type, {**self.request.extra, **picture.more})
+        return event_of(data, {**fields, **more})
+
+
+async def event_fields(name: str, data: bytes, content_type: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of an event about a picture: those that OpenAI's events must have, true or `auto`."""
+    words = openais_words({**said, "size": await size_text(data)})
+    return {
+        "type": name,
+        "background": "auto",
+        "created_at": int(time.time()),
+        "output_format": FORMATS.get(content_type, "png"),
+        "quality": "auto",
+        "size": "auto",
+        **words,
+    }
+
+
+def event_of(data: bytes, fields: Mapping[str, Any]) -> Iterator[Chunk]:
+    """Return a picture as one server-sent event, in pieces."""
+    return _with_base64(f"event: {fields['type']}\ndata: ".encode(), data, dict(fields), b"\n\n")
 
 
 def _with_base64(lead: bytes, data: bytes, more: dict[str, Any], tail: bytes = b"") -> Iterator[Chunk]:

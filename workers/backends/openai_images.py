@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
-from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, Output, Task
-from workers.backends.images import ImageRequest, Picture, answer
+import orjson
+
+from workers.backends.base import Adapted, BackendError, BackendRefused, Chunk, Finish, Output, Task
+from workers.backends.image_formats import content_type_of, converted
+from workers.backends.images import CONTENT_TYPES, ImageRequest, Picture, answer, event_fields, event_of, size_text
 from workers.backends.multipart import Encoded, FilePart, encode
 from workers.backends.openai_api import JSON, Api, events_of, fields_of, form_fields, is_about, is_events, json_of
 from workers.backends.refusals import stream_error
@@ -19,55 +24,218 @@ from workers.backends.wire import Response
 
 ANSWER_LIMIT = 256 * 1024 * 1024
 PICTURE_LIMIT = 64 * 1024 * 1024
-HEAD = 64 * 1024
-"""Bytes within which an answer says how it gives its first picture."""
-TAIL = 16
-"""Bytes of the end that are looked at."""
-GIVEN = re.compile(rb'"(b64_json|url)"\s*:\s*"[^"]')
-COMPLETED = (b'image_generation.completed"', b'image_edit.completed"')
-MAGIC = ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"RIFF", "image/webp"))
-LEFT_OUT = {"response_format": ("response_format",), "stream": ("stream", "partial_images")}
+ABOUT_N = re.compile(r"['\"`]n['\"`]|\bn\s*(?:=|>|must|should|may)", re.IGNORECASE)
+"""Words of a refusal that is about `n`: OpenAI's are "You must provide n=1 for this model"."""
+CODE = "unsupported_parameter"
+REFUSED = {
+    "n": ("its server makes fewer pictures a request", "Send several requests"),
+    "size": ("its server made a picture of another size", "Leave size out"),
+}
+LEFT_OUT = {
+    "response_format": ("response_format",),
+    "output_format": ("output_format", "output_compression"),
+    "output_compression": ("output_format", "output_compression"),
+    "stream": ("stream", "partial_images"),
+}
 """What an image server may refuse, and what is left out then."""
 URL_SAFE = "/%:@!$&'()*+,;=~?"
 
 
 async def draw(api: Api, task: Task) -> AsyncGenerator[Output]:
-    """Pictures as the server gives them where the caller wants them so; in base64 they pass by piece by piece."""
+    """Pictures in the format and the number that the caller wants, however many the server makes at a time."""
     request = ImageRequest.of(task)
-    response = await _asked(api, task, request)
-    try:
-        if task.stream and is_events(response):
-            outputs = _events(response)
-        elif task.stream or request.response_format == "url":
-            outputs = _made(api, task, request, response, b"")
-        else:
-            outputs = _relayed(api, task, request, response)
-        async with aclosing(outputs):
-            async for output in outputs:
+    drawing = _Drawing(api, task, request)
+    outputs = (
+        drawing.stream() if task.stream else answer(task, request, drawing.pictures(), drawing.said, keep_metadata=True)
+    )
+    async with aclosing(outputs):
+        async for output in outputs:
+            yield output
+
+
+class _Drawing:
+    """One task, and the requests that it takes."""
+
+    def __init__(self, api: Api, task: Task, request: ImageRequest) -> None:
+        self._api = api
+        self._task = task
+        self._request = request
+        self._left_out: set[str] = set()
+        self._alone = False
+        """The server makes one picture a request."""
+        self._made = 0
+        self._adapted: set[str] = set()
+        self.said: JSON = {}
+        """What the answers say beside their pictures; usage added up."""
+
+    async def pictures(self) -> AsyncGenerator[Adapted | Picture]:
+        """As many as the caller wants: a server that gives fewer is asked for the rest."""
+        wanted = self._request.n
+        while self._made < wanted:
+            response = await self._asked(1 if self._alone else wanted - self._made)
+            try:
+                found = json_of(response, await response.read_all(ANSWER_LIMIT))
+            finally:
+                response.close()
+            items = self._items(found)
+            for item in items[: wanted - self._made]:
+                picture = await self._picture(item)
+                yield picture
+                if self._wrong_size(await size_text(picture.data)):
+                    yield self._adapt("size")
+                item.clear()  # a picture that was passed on need not be held
+                self._made += 1
+            if self._made < wanted:
+                yield self._adapt("n")
+
+    async def stream(self) -> AsyncGenerator[Output]:
+        """Events as the server makes them, with true fields; a server without events is asked for pictures."""
+        wanted = self._request.n
+        if wanted > 1:
+            # How many a stream holds shows at its end, and by then its head has left.
+            yield self._adapt("n")
+            self._alone = True
+        while self._made < wanted:
+            response = await self._asked(1)
+            try:
+                outputs = self._events(response) if is_events(response) else self._as_events(response)
+                async with aclosing(outputs):
+                    async for output in outputs:
+                        yield output
+            finally:
+                response.close()
+            self._made += 1
+        yield Finish(content_type="text/event-stream")
+
+    def _adapt(self, name: str) -> Adapted:
+        """Raises BackendRefused where the policy does."""
+        if not self._task.adapt:
+            why, instead = REFUSED[name]
+            message = f"The model '{self._task.public_model[:100]}' cannot honor '{name}': {why}. {instead}."
+            raise BackendRefused(message, param=name, code=CODE)
+        self._adapted.add(name)
+        return Adapted(tuple(sorted(self._adapted)))
+
+    def _wrong_size(self, size: str | None) -> bool:
+        wanted = self._request.size
+        return "size" not in self._adapted and None not in (wanted, size) and size != wanted
+
+    async def _asked(self, n: int) -> Response:
+        """The answer; where the server refuses one of these fields by name, that of the same request without it.
+
+        `response_format` is ours (OpenAI's newer models do not know it), an answer in one piece serves a caller who streams as
+        well, and any format can be made here. Nothing is remembered: only a picture could prove that a model lacks them, and a
+        probe must cost next to nothing.
+        """
+        task, request = self._task, self._request
+        fields = fields_of(json_object(task.body), task.model) | {"response_format": "b64_json"}
+        fields.pop("stream", None)
+        fields |= {"stream": True} if task.stream else {}
+        if request.n > 1:
+            fields["n"] = n
+        if self._made and request.seed is not None:
+            fields["seed"] = request.seed_of(self._made)
+        for name in self._left_out:
+            fields.pop(name, None)
+        path = "/images/edits" if request.edit else "/images/generations"
+        while True:
+            try:
+                return await self._api.post(path, _body(fields, request))
+            except BackendRefused as error:
+                if fields.get("n", 1) != 1 and _is_about_n(error) and task.adapt:
+                    self._alone, fields["n"] = True, 1
+                    continue
+                named = next((name for name in LEFT_OUT if name in fields and is_about(error, name)), None)
+                if named is None:
+                    raise
+                self._left_out |= set(LEFT_OUT[named])
+                for name in LEFT_OUT[named]:
+                    fields.pop(name, None)
+
+    def _items(self, found: Any) -> list[JSON]:
+        items = found.get("data") if isinstance(found, dict) else None
+        if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
+            if isinstance(found, dict) and found.get("error"):
+                raise stream_error(found)
+            raise BackendError("the backend's answer holds no pictures")
+        rest = {name: value for name, value in found.items() if name != "data"}
+        usage, more = self.said.get("usage"), rest.get("usage")
+        self.said |= rest
+        if isinstance(usage, dict) and isinstance(more, dict):
+            self.said["usage"] = _sum(usage, more)
+        return items
+
+    async def _picture(self, item: JSON) -> Picture:
+        data = await _picture(self._api, item)
+        prompt = item.get("revised_prompt")
+        return Picture(
+            data,
+            index=self._made,
+            revised_prompt=prompt if isinstance(prompt, str) else None,
+            more={name: value for name, value in item.items() if name not in ("b64_json", "url", "revised_prompt")},
+            as_asked="output_format" not in self._left_out,
+        )
+
+    async def _as_events(self, response: Response) -> AsyncGenerator[Output]:
+        """The finished picture of an answer that is no stream."""
+        items = self._items(json_of(response, await response.read_all(ANSWER_LIMIT)))
+        picture = await self._picture(items[0])
+
+        async def one() -> AsyncIterator[Picture]:
+            yield picture
+
+        async for output in answer(self._task, replace(self._request, n=1), one(), keep_metadata=True):
+            if not isinstance(output, Finish):
                 yield output
-    finally:
-        response.close()
+
+    async def _events(self, response: Response) -> AsyncGenerator[Output]:
+        completed = False
+        async for block in events_of(response, PICTURE_LIMIT * 2):
+            for payload in payloads(block):
+                if payload == b"[DONE]":
+                    continue
+                event = json_of(response, payload)
+                if isinstance(event, dict) and event.get("error"):
+                    raise stream_error(event)
+                completed = completed or str(event.get("type")).endswith(".completed")
+                for chunk in await self._event(event):
+                    yield chunk
+        if not completed:
+            raise BackendError("the backend's stream ended before a picture was complete", transient=True)
+
+    async def _event(self, event: JSON) -> Iterable[Chunk]:
+        """One event of the server's, with fields that are true of its picture."""
+        name, coded = str(event.get("type") or "message"), event.pop("b64_json", None)
+        if not isinstance(coded, str):
+            return [Chunk(b"event: %b\ndata: %b\n\n" % (name.encode(), orjson.dumps(event)))]
+        data = await _picture(self._api, {"b64_json": coded})
+        content_type = content_type_of(data) or "image/png"
+        wanted = CONTENT_TYPES[self._request.output_format]
+        if self._request.format_given and content_type != wanted:
+            data = await converted(data, self._request.output_format, self._request.output_compression)
+            content_type = wanted
+        fields = await event_fields(name, data, content_type, event)
+        created = event.get("created_at")
+        return event_of(data, event | fields | ({"created_at": created} if isinstance(created, int) else {}))
 
 
-async def _asked(api: Api, task: Task, request: ImageRequest) -> Response:
-    """The answer; where the server refuses one of these fields by name, that of the same request without it.
+def _is_about_n(error: BackendRefused) -> bool:
+    return error.info.status in (400, 422) and (
+        error.info.param == "n" or ABOUT_N.search(error.info.message) is not None
+    )
 
-    `response_format` is ours (OpenAI's newer models do not know it), and an answer in one piece serves a caller who streams as well.
-    Nothing is remembered: only a picture could prove that a model lacks them, and a probe must cost next to nothing.
-    """
-    fields = fields_of(json_object(task.body), task.model) | {"response_format": "b64_json"}
-    fields.pop("stream", None)
-    fields |= {"stream": True} if task.stream else {}
-    path = "/images/edits" if request.edit else "/images/generations"
-    while True:
-        try:
-            return await api.post(path, _body(fields, request))
-        except BackendRefused as error:
-            named = next((name for name in LEFT_OUT if name in fields and is_about(error, name)), None)
-            if named is None:
-                raise
-            for name in LEFT_OUT[named]:
-                fields.pop(name, None)
+
+def _sum(one: JSON, other: JSON) -> JSON:
+    total = dict(one)
+    for name, value in other.items():
+        old = total.get(name)
+        if isinstance(value, dict) and isinstance(old, dict):
+            total[name] = _sum(old, value)
+        elif isinstance(value, int) and isinstance(old, int):
+            total[name] = old + value
+        else:
+            total[name] = value
+    return total
 
 
 def _body(fields: JSON, request: ImageRequest) -> JSON | Encoded:
@@ -78,58 +246,6 @@ def _body(fields: JSON, request: ImageRequest) -> JSON | Encoded:
     if request.mask is not None:
         parts.append(FilePart.of(request.mask))
     return encode(form_fields(fields), parts)
-
-
-async def _relayed(api: Api, task: Task, request: ImageRequest, response: Response) -> AsyncGenerator[Output]:
-    head = b""
-    while (given := GIVEN.search(head)) is None and len(head) < HEAD and (data := await response.read()):
-        head += data
-    if given is None or given[1] != b"b64_json":
-        async with aclosing(_made(api, task, request, response, head)) as outputs:
-            async for output in outputs:
-                yield output
-        return
-    last = head
-    yield Chunk(head)
-    while data := await response.read():
-        last = last[-TAIL:] + data[-TAIL:]
-        yield Chunk(data, 0)
-    if not last.rstrip().endswith(b"}"):
-        raise BackendError("the backend's answer was cut short", transient=True)
-    yield Finish()
-
-
-async def _events(response: Response) -> AsyncGenerator[Output]:
-    completed = False
-    async for block in events_of(response, PICTURE_LIMIT * 2):
-        for payload in payloads(block):
-            completed = completed or any(word in payload for word in COMPLETED)
-            if payload.startswith(b"{") and b'"error"' in payload:
-                raise stream_error(json_of(response, payload))
-        events = [event for event in block.split(b"\n\n") if event and not event.startswith((b"data: [DONE]", b":"))]
-        yield Chunk(b"".join(event + b"\n\n" for event in events), len(events))
-    if not completed:
-        raise BackendError("the backend's stream ended before a picture was complete", transient=True)
-    yield Finish(content_type="text/event-stream")
-
-
-def _made(api: Api, task: Task, request: ImageRequest, response: Response, head: bytes) -> AsyncGenerator[Output]:
-    return answer(task, request, _pictures(api, response, head), keep_metadata=True)
-
-
-async def _pictures(api: Api, response: Response, head: bytes) -> AsyncIterator[Picture]:
-    found = json_of(response, head + await response.read_all(ANSWER_LIMIT))
-    items = found.get("data") if isinstance(found, dict) else None
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        if isinstance(found, dict) and found.get("error"):
-            raise stream_error(found)
-        raise BackendError("the backend's answer holds no pictures")
-    for index, item in enumerate(items):
-        data = await _picture(api, item)
-        kind = next((kind for magic, kind in MAGIC if data.startswith(magic)), "image/png")
-        said = item.get("revised_prompt")
-        yield Picture(data, kind, index=index, revised_prompt=said if isinstance(said, str) else None)
-        item.clear()  # a picture that was passed on need not be held
 
 
 async def _picture(api: Api, item: JSON) -> bytes:
