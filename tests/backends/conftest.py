@@ -38,6 +38,6 @@ def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Workers run on uvloop, whose transports behave a little differently. The tests here run on both loops."""
-    if "test_openai_llama" in item.nodeid:  # takes long enough once
+    if any(name in item.nodeid for name in ("test_openai_llama", "test_shapes")):  # take long enough once
         return {"uvloop": uvloop.new_event_loop}
     return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}

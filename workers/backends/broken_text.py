@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import re
 from typing import Any, Final
 
 Path = tuple[str | int, ...]
 REPLACEMENT: Final = "�"
+UNLIKELY: Final = -9999.0
+"""OpenAI's number for a token that cannot be: JSON has no infinity, and Python's servers write it all the same."""
 _RAW: Final = 0x10FF00
 """A byte that is no UTF-8 travels through the JSON parser as this private character, plus the byte."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -42,9 +45,11 @@ def is_whole(data: bytes) -> bool:
 
 
 class TextJoiner:
-    """Join characters that were cut between two strings of the same place in an answer."""
+    """Join characters that were cut between two strings of the same place in an answer; and replace what is no number."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, last: bool = False) -> None:
+        """`last`: nothing follows the value that comes, so that halves are replaced at once."""
+        self._last = last
         self.open: dict[Path, str] = {}
         """The first half of a character, by the place whose next string begins with the second."""
 
@@ -56,6 +61,8 @@ class TextJoiner:
             return {_SURROGATE.sub(REPLACEMENT, key): self.repair(one, (*path, key)) for key, one in value.items()}
         if isinstance(value, list):
             return [self.repair(one, (*path, _place(one, number))) for number, one in enumerate(value)]
+        if isinstance(value, float) and not math.isfinite(value):
+            return UNLIKELY if "logprobs" in path else None
         return value
 
     def rest(self, path: Path) -> str:
@@ -68,7 +75,9 @@ class TextJoiner:
             return text
         text = _PAIR.sub(lambda match: match[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
         rest = ""
-        if "\ud800" <= text[-1:] <= "\udbff":
+        if self._last:
+            pass
+        elif "\ud800" <= text[-1:] <= "\udbff":
             text, rest = text[:-1], text[-1]
         elif (run := _RAW_RUN.search(text, max(0, len(text) - 3))) is not None and run.end() == len(text):
             decoder = codecs.getincrementaldecoder("utf-8")("replace")

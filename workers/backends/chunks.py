@@ -8,11 +8,12 @@ alone, so a pattern that holds either can only match structure, never what the m
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from pydantic import ValidationError
@@ -20,10 +21,13 @@ from pydantic import ValidationError
 from schemas.jobs import Usage
 from workers.backends import broken_text
 from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, Output
-from workers.backends.merging import combined_usage, finished_choice, merge
-from workers.backends.refusals import stream_error
-from workers.backends.sse import EventTooLarge, SseSplitter, payloads
+from workers.backends.choices import calls_of, repair_function_call, take_delta, take_text
+from workers.backends.finish_reasons import is_failure, standard_reason
+from workers.backends.merging import combined_usage, finished_choice, merge, merge_choice
+from workers.backends.refusals import is_complaint, stream_error
+from workers.backends.sse import FIELDS, EventTooLarge, SseSplitter, is_done, liberal_payloads
 from workers.backends.tool_calls import ToolCalls
+from workers.backends.usages import take_usage
 
 JSON = dict[str, Any]
 
@@ -34,27 +38,22 @@ TEACHERS = 2
 """Events within which a server's form shows: the first has a role, the second only text."""
 UNFINISHED = (b'"finish_reason":null', b'"finish_reason": null')
 FINISHED = (b'"finish_reason":"', b'"finish_reason": "')
-TOOL_CALLS = b'"tool_calls"'
+CALLS = (b'"tool_calls"', b'"function_call"')
+CALL = b"_call"
+NO_NUMBERS = (b"NaN", b"Infinity")
+"""Python's servers write them, JSON has none."""
 ESCAPE = rb"\u"
 ROLE = b'"role"'
-ROLES = (b'"role":"assistant",', b'"role": "assistant", ')
+ROLES = (b'"role":"assistant",', b'"role": "assistant", ', b',"role":"assistant"', b', "role": "assistant"')
 """As servers write it that repeat it in every delta. A quote inside a string is escaped: these match structure alone."""
-REASONS = {
-    "complete": "stop",
-    "end_turn": "stop",
-    "eos": "stop",
-    "eos_token": "stop",
-    "stop_sequence": "stop",
-    "max_tokens": "length",
-    "model_length": "length",
-    "tool_call": "tool_calls",
-    "tool_use": "tool_calls",
-    "safety": "content_filter",
-}
-"""Other servers' words for OpenAI's `finish_reason`."""
-OPENAI_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter"})
+INDEXES = (b'"index":0', b'"index": 0')
 USUAL_FIELDS = frozenset({"index", "delta", "text", "logprobs", "finish_reason"})
 """Of a choice; what a server adds to them when it ends belongs into the final chunk."""
+UNUSUAL_FIELDS = frozenset({"message", "error", "usage"})
+"""Of a choice, which must be parsed."""
+MILLISECONDS = 100_000_000_000
+"""`created` above this is none in seconds."""
+PINGS = frozenset({b"ping", b"pong", b"heartbeat", b"keep-alive", b"keepalive"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +71,11 @@ class Wanted:
     prompts: int = 1
     single_call: bool = False
     """At most one tool call a choice: `parallel_tool_calls` is false."""
+    legacy_functions: bool = False
+    """The caller sent `functions`, and reads `function_call`."""
+    stream: bool = False
+    whole_calls: bool = False
+    """The server sends a tool call in one piece."""
 
     @property
     def choices(self) -> int:
@@ -86,6 +90,8 @@ class _Choice:
     reason: str | None = None
     """The newest `finish_reason`: it is final once the stream has ended."""
     calls: ToolCalls | None = None
+    function: str | None = None
+    """The name of its `function_call`, OpenAI's older form."""
     final: JSON | None = None
     """Fields of the final chunk beside the reason."""
 
@@ -106,7 +112,7 @@ class Answer(ABC):
         self.wanted = wanted
         self.done = False
         """`[DONE]` has been read."""
-        self._splitter = SseSplitter()
+        self._splitter = SseSplitter(single_lines=True)
         self._constant: JSON = {}
         self._choices: dict[int, _Choice] = {}
         self._usages: list[JSON] = []
@@ -127,6 +133,42 @@ class Answer(ABC):
             self._mixed(block)
         return self._output()
 
+    def whole(self, data: bytes, *, cut_short: bool = False) -> Chunk | None:
+        """Take an answer that was read to its end: JSON, JSON by the line, or a stream after all.
+
+        Raises BackendError, transient where `cut_short` says that the end of the data may be missing.
+        """
+        text = data.strip()
+        if text.startswith(FIELDS):
+            return self.feed(data + b"\n\n")
+        body, mark, tail = text.rpartition(b"data:")
+        if mark and is_done(tail):  # behind JSON that is no event
+            text = body.strip()
+        lines = text.split(b"\n")
+        if len(lines) > 1 and all(map(_is_object, filter(None, map(bytes.strip, lines)))):
+            for line in filter(None, map(bytes.strip, lines)):
+                self._slow(line)
+        else:
+            self._take_whole(text, cut_short)
+        self.done = True
+        return self._output()
+
+    def _take_whole(self, text: bytes, cut_short: bool) -> None:
+        try:
+            answer = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            try:
+                answer = broken_text.TextJoiner(last=True).repair(broken_text.parse(text))
+            except (ValueError, RecursionError) as error:
+                raise BackendError("the backend's answer is not JSON", transient=cut_short) from error
+        answer = _unwrapped(answer)
+        if is_complaint(answer):
+            raise stream_error(answer)
+        choices = answer.get("choices") if isinstance(answer, dict) else None
+        if not isinstance(choices, list) or not choices:
+            raise BackendError("the backend's answer has no choices")
+        self._take(text, answer)
+
     @abstractmethod
     def finish(self) -> Iterator[Output]:
         """What is left to say at the end of the stream. Raises BackendError when that was no proper end."""
@@ -136,8 +178,8 @@ class Answer(ABC):
         """Take `block`, if every event in it is one that needs no parsing."""
 
     @abstractmethod
-    def _slow(self, payload: bytes) -> None:
-        """Take one event by parsing it."""
+    def _take(self, payload: bytes, event: Any) -> None:
+        """Take one event, which was parsed."""
 
     @abstractmethod
     def _output(self) -> Chunk | None:
@@ -169,12 +211,24 @@ class Answer(ABC):
     def _one_by_one(self, block: bytes) -> None:
         if self.done:
             return
-        for payload in payloads(block):
-            if payload == b"[DONE]":
+        for payload in liberal_payloads(block):
+            if is_done(payload):
                 self.done = True
                 return
             if not self._plain(b"data: " + payload + b"\n\n"):
                 self._slow(payload)
+
+    def _slow(self, payload: bytes) -> None:
+        """Take one event by parsing it."""
+        try:
+            event = self._parsed(payload)
+        except BackendError:
+            if _is_noise(payload):
+                return
+            if payload.lower().startswith(b"error"):
+                raise stream_error(payload.decode("utf-8", "replace")) from None
+            raise
+        self._take(payload, event)
 
     def _parsed(self, payload: bytes) -> Any:
         try:
@@ -192,49 +246,54 @@ class Answer(ABC):
         except (ValueError, RecursionError) as error:
             raise BackendError(f"the backend sent an event that is not JSON: {error}", transient=True) from error
 
-    def _understood(self, payload: bytes) -> JSON | None:
+    def _understood(self, event: Any) -> JSON | None:
         """The event, made right; None when there is nothing in it for the caller."""
-        event = self._parsed(payload)
-        if event is None:
-            return None  # llama.cpp begins the answer to a list of prompts so
-        if not isinstance(event, dict):
-            raise BackendError("the backend sent an event that is not an object")
-        if event.get("error") or event.get("object") == "error":
-            raise stream_error(event)
-        usage = event.pop("usage", None)
-        if isinstance(usage, dict):
-            self._usages.append(usage)
-            if self.wanted.continuous_usage:
-                event["usage"] = usage
-        choices = event.get("choices")
+        choices = event.get("choices") if isinstance(event, dict) else None
+        if not isinstance(choices, list) or "error" in event:
+            event = _without_complaint(_unwrapped(event))
+            choices = event.get("choices")
+        if "usage" in event or "x_groq" in event:
+            self._count(event, take_usage(event))
         if not isinstance(choices, list):
             return None
-        self._make_constant(event)
-        event["choices"] = [choice for choice in choices if isinstance(choice, dict) and self._make_right(choice)]
-        if not event["choices"]:
+        if choices:
+            self._make_constant(event)
+        alone = len(choices) == self.wanted.choices == 1
+        event["choices"] = choices = [
+            one for one in choices if isinstance(one, dict) and self._make_right(one, event, alone=alone)
+        ]
+        if not choices:
             event.pop("usage", None)
             self._extras = self._extras | event if self._extras else event
             return None
-        return event
+        return cast("JSON", event)
+
+    def _count(self, event: JSON, usage: JSON | None) -> None:
+        if usage is not None:
+            self._usages.append(usage)
+            if self.wanted.continuous_usage:
+                event["usage"] = usage
 
     def _make_constant(self, event: JSON) -> None:
         if not self._constant:
-            created = event.get("created")
             self._constant = {
-                "id": event.get("id") or self.wanted.fallback_id,
+                "id": str(event.get("id") or self.wanted.fallback_id),
                 "object": "chat.completion.chunk" if self.wanted.chat else "text_completion",
-                "created": int(created if isinstance(created, int | float) else time.time()),
+                "created": _seconds(event.get("created")),
                 "model": self.wanted.model,
             }
             if event.get("system_fingerprint") is not None:
                 self._constant["system_fingerprint"] = event["system_fingerprint"]
         event.update(self._constant)
 
-    def _make_right(self, choice: JSON) -> bool:
-        """Repair one choice in place; False when it holds nothing for the caller before the end."""
-        index = choice.get("index")
-        if not isinstance(index, int):
-            index = choice["index"] = 0
+    def _make_right(self, choice: JSON, event: JSON, *, alone: bool) -> bool:
+        """Repair a choice in place; False when it holds nothing for the caller before the end. `alone`: it is the only one ever."""
+        index = 0 if alone else choice.get("index")  # some count their events there
+        if not isinstance(index, int) or index < 0:
+            index = 0
+        choice["index"] = index
+        if "usage" in choice:
+            self._count(event, take_usage(choice))
         state = self._choices.get(index)
         if state is None:
             state = self._choices[index] = _Choice()
@@ -243,9 +302,11 @@ class Answer(ABC):
             delta = self._repaired_delta(choice, state)
             says = any(delta.values())
         else:
-            says = bool(choice.get("text"))
+            says = bool(take_text(choice))
         self._tokens += says
-        if reason is not None and (reason := _standard_reason(reason)) is not None:
+        if reason is not None and (reason := standard_reason(reason)) is not None:
+            if is_failure(reason) or choice.get("error"):
+                raise _broken_off(choice, reason)
             state.reason = reason
         if not says and state.reason is not None:
             state.final = choice if state.final is None else {**choice, **state.final}
@@ -259,16 +320,17 @@ class Answer(ABC):
 
     def _repaired_delta(self, choice: JSON, state: _Choice) -> JSON:
         """Repair the delta in place; its role is left out."""
-        delta = choice.get("delta")
-        if not isinstance(delta, dict):
-            delta = choice["delta"] = {}
-        delta.pop("role", None)
-        if "tool_calls" in delta:
-            if state.calls is None:
-                state.calls = ToolCalls(1 if self.wanted.single_call else None)
-            calls = state.calls.repair(delta.pop("tool_calls"))
-            if calls:
-                delta["tool_calls"] = calls
+        delta = take_delta(choice)
+        if "tool_calls" in delta or "function_call" in delta:
+            calls = calls_of(delta, legacy=self.wanted.legacy_functions)
+            if "function_call" in delta:
+                state.function = repair_function_call(delta, state.function or "")
+            elif calls:
+                if state.calls is None:
+                    state.calls = ToolCalls(1 if self.wanted.single_call else None, come_whole=self.wanted.whole_calls)
+                repaired = state.calls.repair(calls)
+                if repaired:
+                    delta["tool_calls"] = repaired
         return delta
 
     def _keep_for_the_end(self, choice: JSON, state: _Choice) -> None:
@@ -314,8 +376,7 @@ class Answer(ABC):
         if not choices:
             raise BackendError("the backend's stream ended without an answer", transient=True)
         for choice in choices:
-            if choice.reason in (None, "stop"):
-                choice.reason = "tool_calls" if choice.calls else "stop"
+            choice.reason = _final_reason(choice)
 
     def _usage(self) -> JSON | None:
         return combined_usage(self._usages, self.wanted.n, self.wanted.choices)
@@ -325,19 +386,69 @@ def _too_few(given: int, wanted: int) -> BackendRefused:
     return BackendRefused(f"this backend does not support n > 1: it gave {given} of {wanted} choices", param="n")
 
 
-def _standard_reason(reason: Any) -> str | None:
-    """Return OpenAI's word for a `finish_reason`; None where it is missing."""
-    if not isinstance(reason, str) or not reason:
-        return None
-    if reason in OPENAI_REASONS:
-        return reason
-    lower = reason.lower()
-    return REASONS.get(lower, lower if lower in OPENAI_REASONS else reason)
+def _final_reason(choice: _Choice) -> str:
+    """Return the `finish_reason`; calls decide it where a server says `stop`, or the older form's word for the newer one."""
+    reason = choice.reason or "stop"
+    if choice.function is not None:
+        return "function_call" if reason in ("stop", "tool_calls") else reason
+    if choice.calls:
+        return "tool_calls" if reason in ("stop", "function_call") else reason
+    return "stop" if reason == "function_call" else reason
+
+
+def _broken_off(choice: JSON, reason: str) -> BackendError:
+    error = choice.get("error")
+    if error:
+        return stream_error({"error": error})
+    return BackendError(f"the backend broke the answer off: {reason}", transient=True)
+
+
+def _unwrapped(event: Any) -> Any:
+    """Return what some gateways put into `data`, and Gemini into a list of one."""
+    if isinstance(event, list) and len(event) == 1:
+        event = event[0]
+    if isinstance(event, dict) and "choices" not in event:
+        inner = event.get("data")
+        if isinstance(inner, dict) and "choices" in inner:
+            return inner
+    return event
+
+
+def _without_complaint(event: Any) -> JSON:
+    """Return an event that is an object. Raises BackendError for an error."""
+    if not event:
+        return {}  # llama.cpp begins the answer to a list of prompts with null
+    if is_complaint(event):
+        raise stream_error(event)
+    if not isinstance(event, dict):
+        raise BackendError("the backend sent an event that is not an object")
+    return event
+
+
+def _seconds(created: Any) -> int:
+    """Return a time in whole seconds, now where a server gives none."""
+    if isinstance(created, str) and created.strip().isdecimal():
+        created = int(created)
+    if not isinstance(created, int | float) or not math.isfinite(created) or created <= 0:
+        return int(time.time())
+    return int(created / 1000 if created > MILLISECONDS else created)
+
+
+def _is_noise(payload: bytes) -> bool:
+    """Whether an event that is not JSON only keeps the connection alive."""
+    return payload.startswith(b":") or payload.strip().lower() in PINGS
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(orjson.loads(line), dict)
+    except orjson.JSONDecodeError:
+        return False
 
 
 def _no_calls(block: bytes) -> bool:
-    """Whether every `tool_calls` in it is null."""
-    return block.count(TOOL_CALLS) == sum(block.count(TOOL_CALLS + form) for form in (b":null", b": null"))
+    """Whether every `tool_calls` and `function_call` in it is null."""
+    return all(block.count(name) == sum(block.count(name + form) for form in (b":null", b": null")) for name in CALLS)
 
 
 def _finish_usage(usage: JSON | None) -> Usage | None:
@@ -397,6 +508,11 @@ class Relay(Answer):
     def __init__(self, wanted: Wanted) -> None:
         super().__init__(wanted)
         self._unfinished = b""
+        self._index = b""
+        self._wide = False
+        """The pattern ends before a choice does: what follows its text differs from event to event, as `logprobs` do."""
+        self._learnt = False
+        self._new_tail = b""
         self._new_head = b""
         self._new_seam = b""
         self._as_it_is = False
@@ -440,26 +556,33 @@ class Relay(Answer):
         if (
             odd
             or (count > 1 and block.count(pattern.seam) != count - 1)
-            or block.count(self._unfinished) != count
-            or (TOOL_CALLS in block and not _no_calls(block))
+            or (self._wide and not self._is_sound(block, count))
+            or (CALL in block and not _no_calls(block))
             or ((ESCAPE in block or not block.isascii()) and not broken_text.is_whole(block))
         ):
             return False
+        if not self._as_it_is:
+            middle = pattern.between(block).replace(pattern.seam, self._new_seam)
+            block = b"".join((self._new_head, middle, self._new_tail))
         if ROLE in block:
-            for form in ROLES:
-                block = block.replace(form, b"")
+            block = _without_role(block)
             if ROLE in block:
                 return False
         self._learning = LEARNING_ATTEMPTS
         self._tokens += count
-        if not self._as_it_is:
-            middle = pattern.between(block).replace(pattern.seam, self._new_seam)
-            block = b"".join((self._new_head, middle, b"]}\n\n"))
         self._out.append(block)
         return True
 
-    def _slow(self, payload: bytes) -> None:
-        event = self._understood(payload)
+    def _is_sound(self, block: bytes, count: int) -> bool:
+        """Whether what follows the texts of `count` events, which the pattern does not hold, needs no repair."""
+        return (
+            block.count(self._unfinished) == count
+            and (not self._index or block.count(self._index) == count)
+            and not any(word in block for word in NO_NUMBERS)
+        )
+
+    def _take(self, payload: bytes, event: Any) -> None:
+        event = self._understood(event)
         if event is None:
             return
         head = _constant_bytes(event, self.wanted.include_usage)
@@ -470,25 +593,39 @@ class Relay(Answer):
         self._out.append(head + orjson.dumps(event["choices"])[1:-1] + b"]}\n\n")
 
     def _learn(self, payload: bytes, new_head: bytes) -> None:
-        """Take from this event what surrounds `choices`, if that is beyond doubt."""
+        """Take from this event what surrounds its text and what follows, if that is beyond doubt."""
         pattern = self._pattern
         if pattern is not None and payload.startswith(pattern.head[6:]) and payload.endswith(pattern.tail[:-2]):
             return
-        if not broken_text.is_whole(payload):
-            return
-        event = orjson.loads(payload)
-        event["choices"] = []
-        start = payload.find(b"[", payload.find(b'"choices"')) + 1
-        end = payload.rfind(b"]")
+        event = _learnable(payload)
         unfinished = next((form for form in UNFINISHED if form in payload), b"")
-        if not unfinished or not _same(payload, start, end, event):
+        if event is None or not unfinished:
+            return
+        choice, event["choices"] = event["choices"][0], []
+        begin = payload.find(b"[", payload.find(b'"choices"')) + 1
+        end = payload.rfind(b"]")
+        written = payload[begin:end]
+        front, back = _around_text(written, choice, self.wanted.chat)
+        if not front or not _same(payload, begin, end, event):
+            return
+        self._wide = not _is_steady(choice, self.wanted.chat)
+        if self._wide:
+            back = b""
+        plain_front, plain_back = _without_role(front), _without_role(back)
+        if ROLE in plain_front or ROLE in plain_back:
             return
         self._learning -= 1
+        if not self._learnt:  # the first event has a role, and most servers never repeat it
+            front, back = plain_front, plain_back
+        self._learnt = True
         self._unfinished = unfinished
-        self._pattern = pattern = _Pattern(b"data: " + payload[:start], payload[end:] + b"\n\n")
-        self._new_head = new_head
-        self._new_seam = b"]}\n\n" + new_head
-        self._as_it_is = event == orjson.loads(new_head[6:] + b"]}")
+        self._index = b"" if b'"index"' in front else next((one for one in INDEXES if one in written), b"")
+        head, tail = payload[:begin] + front, back + payload[end:]
+        self._pattern = _Pattern(b"data: " + head, tail + b"\n\n")
+        self._new_head = new_head + plain_front
+        self._new_tail = plain_back + b"]}\n\n"
+        self._new_seam = self._new_tail + self._new_head
+        self._as_it_is = self._new_head[6:] == head and self._new_tail[:-2] == tail
 
 
 class Collector(Answer):
@@ -522,7 +659,7 @@ class Collector(Answer):
     def _add(self, choice: JSON) -> None:
         merged = self._merged.setdefault(choice["index"], choice)
         if merged is not choice:
-            merge(merged, choice)
+            merge_choice(merged, choice)
 
     def _output(self) -> Chunk | None:
         now = time.monotonic()
@@ -560,9 +697,9 @@ class Collector(Answer):
                 choice, into = choice["delta"], into["delta"]
             merge(into, choice)
 
-    def _slow(self, payload: bytes) -> None:
+    def _take(self, payload: bytes, event: Any) -> None:
         self._flush()
-        event = self._understood(payload)
+        event = self._understood(event)
         if event is None:
             return
         for choice in event["choices"]:
@@ -575,9 +712,9 @@ class Collector(Answer):
 
     def _learn(self, payload: bytes) -> None:
         """Take from this event what surrounds its text, if the text is all that it adds."""
-        if ROLE in payload or not broken_text.is_whole(payload):
+        event = None if ROLE in payload else _learnable(payload)
+        if event is None:
             return
-        event = orjson.loads(payload)
         target = _only_text(event, self.wanted.chat)
         name = "content" if self.wanted.chat else "text"
         if target is None or not target[name]:
@@ -588,6 +725,49 @@ class Collector(Answer):
         if _same(payload, start, end, event):
             self._learning -= 1
             self._pattern = _Pattern(b"data: " + payload[:start], payload[end:] + b"\n\n")
+
+
+def _learnable(payload: bytes) -> JSON | None:
+    """Return an event with one usual choice, of which a pattern may be learnt."""
+    if not broken_text.is_whole(payload):
+        return None
+    try:
+        event = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return None
+    choices = event.get("choices") if isinstance(event, dict) else None
+    if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
+        return None
+    choice = choices[0]
+    return event if choice.get("index", 0) == 0 and not choice.keys() & UNUSUAL_FIELDS else None
+
+
+def _around_text(written: bytes, choice: JSON, chat: bool) -> tuple[bytes, bytes]:
+    """Return how a choice is written up to its first text, and after it, with the quotes; nothing where that is not beyond doubt."""
+    target = choice.get("delta") if chat else choice
+    if not isinstance(target, dict):
+        return b"", b""
+    name = next((k for k, v in target.items() if isinstance(v, str) and k != "role"), "") if chat else "text"
+    if not isinstance(target.get(name), str):
+        return b"", b""
+    at = written.find(b'"%b"' % name.encode())
+    start = written.find(b'"', at + len(name) + 2) + 1
+    end = written.find(b'"', start)
+    target[name] = ""
+    return (written[:start], written[end:]) if _same(written, start, end, choice) else (b"", b"")
+
+
+def _is_steady(choice: JSON, chat: bool) -> bool:
+    """Whether nothing but its text, which is empty now, sets a choice apart from the next."""
+    delta = choice["delta"].items() if chat else ()
+    values = [v for k, v in (*choice.items(), *delta) if k not in ("delta", "role")]
+    return all(not value for value in values)
+
+
+def _without_role(text: bytes) -> bytes:
+    for form in ROLES:
+        text = text.replace(form, b"")
+    return text
 
 
 def _only_text(event: JSON, chat: bool) -> JSON | None:

@@ -4,10 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+from workers.backends.usages import final_usage
+
 JSON = dict[str, Any]
 
 WHOLE = frozenset({"role", "type", "id", "object", "model", "finish_reason"})
 """Strings that come complete: when a server repeats one, it is not to be doubled."""
+
+
+TEXTS = frozenset({"content", "text", "arguments", "input", "refusal", "transcript", "data", "thinking", "summary"})
+"""Strings that come in pieces, which may be equal. So do all whose names begin with `reasoning`; of others, an equal one is a repetition."""
+GROWING = frozenset({"delta", "text", "logprobs"})
+"""Parts of a choice that come in pieces."""
+
+
+def merge_choice(into: JSON, piece: JSON) -> None:
+    """Add a later piece of the same choice: what it says grows; of anything else, the last that is not null counts."""
+    for name, value in piece.items():
+        if name in GROWING:
+            merge(into, {name: value})
+        elif value is not None:
+            into[name] = value
 
 
 def merge(into: JSON, piece: JSON) -> None:
@@ -21,7 +38,7 @@ def merge(into: JSON, piece: JSON) -> None:
             if value is not None or name not in into:
                 into[name] = value
         elif isinstance(old, str) and isinstance(value, str):
-            into[name] = value if name in WHOLE or (name == "name" and old == value) else old + value
+            into[name] = value if name in WHOLE or (old == value and not _is_text(name)) else old + value
         elif isinstance(old, dict) and isinstance(value, dict):
             merge(old, value)
         elif isinstance(old, list) and isinstance(value, list):
@@ -30,10 +47,18 @@ def merge(into: JSON, piece: JSON) -> None:
             into[name] = value
 
 
+def _is_text(name: str) -> bool:
+    return name in TEXTS or name.startswith("reasoning")
+
+
 def _merge_lists(into: list[Any], piece: list[Any]) -> None:
     for item in piece:
         index = item.get("index") if isinstance(item, dict) else None
-        twin = None if index is None else next((old for old in into if old.get("index") == index), None)
+        twin = (
+            None
+            if index is None
+            else next((old for old in into if isinstance(old, dict) and old.get("index") == index), None)
+        )
         if twin is None:
             into.append(item)
         else:
@@ -73,7 +98,7 @@ def combined_usage(usages: list[JSON], n: int, choices: int) -> JSON | None:
     if not usages:
         return None
     if choices == 1 or len(usages) != choices:
-        return usages[-1]
+        return final_usage(usages)
     prompt = sum(int(usage.get("prompt_tokens") or 0) for usage in usages) // n
     completion = sum(int(usage.get("completion_tokens") or 0) for usage in usages)
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

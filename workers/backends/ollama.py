@@ -193,6 +193,7 @@ class OllamaBackend(Backend):
             fallback_id=task.job,
             include_usage=task.stream and usage_wanted(body),
             single_call=body.get("parallel_tool_calls") is False,
+            whole_calls=True,
         )
         answer: Answer = Relay(wanted) if task.stream else Collector(wanted)
         lines, events = LineSplitter(), Events(chat)

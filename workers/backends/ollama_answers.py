@@ -41,14 +41,19 @@ class Events:
 
     def _chat_piece(self, line: JSON) -> JSON | None:
         """What a line adds to the answer; None when that is nothing."""
-        message = line.get("message") or {}
+        message = line.get("message")
+        if not isinstance(message, dict):
+            message = {}
         delta: JSON = {}
         if message.get("thinking"):
             delta["reasoning_content"] = message["thinking"]
         if message.get("content"):
             delta["content"] = message["content"]
         if message.get("tool_calls"):
-            delta["tool_calls"] = [self._call(call) for call in message["tool_calls"]]
+            calls = message["tool_calls"]
+            delta["tool_calls"] = [
+                self._call(call) for call in (calls if isinstance(calls, list) else [calls]) if isinstance(call, dict)
+            ]
         logprobs = line.get("logprobs")
         if logprobs:
             return {"delta": delta, "logprobs": {"content": [_logprob(one) for one in logprobs], "refusal": None}}
@@ -56,9 +61,13 @@ class Events:
 
     def _call(self, call: JSON) -> JSON:
         """Ollama sends a call whole; its own index may start again in each line."""
-        function = call.get("function") or {}
+        function = call.get("function")
+        if not isinstance(function, dict):
+            function = call
         index, self._calls = self._calls, self._calls + 1
-        arguments = orjson.dumps(function.get("arguments") or {}).decode()
+        arguments = function.get("arguments") or {}
+        if not isinstance(arguments, str):  # servers that only speak Ollama's language send OpenAI's string
+            arguments = orjson.dumps(arguments).decode()
         return {
             "index": index,
             "id": call.get("id") or f"call_{token_hex(4)}",

@@ -8,8 +8,10 @@ from typing import Any
 import orjson
 
 from schemas.errors import ErrorInfo
+from workers.backends import broken_text
 from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, ModelNotServed
-from workers.backends.refusals import LOADING_S, refusal
+from workers.backends.refusals import LOADING_S, read_complaint, refusal
+from workers.backends.sse import BYTE_ORDER_MARK, is_done
 from workers.backends.wire import HttpClient, Response
 
 JSON = dict[str, Any]
@@ -33,30 +35,67 @@ NO_MODEL = re.compile(r"model ['\"].*not found|manifest: file does not exist|mod
 
 
 class LineSplitter:
-    """Cuts a byte stream into JSON objects, one a line. Raises BackendError for a line that is an error, or is none."""
+    """Cuts a byte stream into JSON objects, one a line. Raises BackendError for a line that is an error, or is none.
+
+    Characters that were cut between two lines are joined.
+    """
 
     def __init__(self) -> None:
         self._rest = b""
+        self._joiner = broken_text.TextJoiner()
 
     def feed(self, data: bytes) -> list[JSON]:
         r"""The lines that `data` completes; b"" is the end, which completes a last one without `\n`."""
         *whole, self._rest = (self._rest + data).split(b"\n") if data else (self._rest, b"")
         if len(self._rest) > LINE_LIMIT:
             raise BackendError(f"the backend sent a line of more than {LINE_LIMIT} bytes")
-        return [read_line(line) for line in whole if line]
+        return [read_line(line, self._joiner) for line in whole if line.strip()]
 
 
-def read_line(line: bytes) -> JSON:
-    """One object. Raises BackendError when it is an error."""
+def read_line(line: bytes, joiner: broken_text.TextJoiner | None = None) -> JSON:
+    """One object, whose characters are whole. Raises BackendError when it is an error."""
+    line = line.removeprefix(BYTE_ORDER_MARK).strip()
+    if line.startswith(b"data:"):  # from behind a proxy that makes events of lines
+        line = line[5:].strip()
     try:
         value = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        raise BackendError(f"the backend sent a line that is not JSON: {error}", transient=True) from error
+    except orjson.JSONDecodeError:
+        value = _joined(_read_broken(line), joiner or broken_text.TextJoiner())
+    else:
+        if joiner is not None and joiner.open:
+            value = _joined(value, joiner)
     if not isinstance(value, dict):
         raise BackendError("the backend sent a line that is not an object")
     if value.get("error"):
-        raise line_error(str(value["error"]))
+        raise line_error(read_complaint(value).message or "the backend reported an error without saying which")
     return value
+
+
+def _read_broken(line: bytes) -> Any:
+    if is_done(line):
+        return {}
+    try:
+        return broken_text.parse(line)
+    except (ValueError, RecursionError) as error:
+        raise BackendError(f"the backend sent a line that is not JSON: {error}", transient=True) from error
+
+
+def _joined(value: Any, joiner: broken_text.TextJoiner) -> Any:
+    """Return the line with whole characters; the last one says what stands for a half that never became one."""
+    value = joiner.repair(value)
+    if isinstance(value, dict) and value.get("done"):
+        for path in [path for path in joiner.open if all(isinstance(key, str) for key in path)]:
+            _add_text(value, path, joiner.rest(path))
+    return value
+
+
+def _add_text(line: JSON, path: broken_text.Path, text: str) -> None:
+    holder = line
+    for key in path[:-1]:
+        inner = holder.get(str(key))
+        holder = inner if isinstance(inner, dict) else holder.setdefault(str(key), {})
+    name = str(path[-1])
+    holder[name] = f"{holder.get(name) or ''}{text}"
 
 
 def line_error(text: str) -> BackendError:

@@ -21,7 +21,7 @@ import orjson
 
 from schemas.jobs import Capability
 from schemas.presence import Limitation, ModelOffer
-from workers.backends.adaptations import PARALLEL, WATCHED, Plan
+from workers.backends.adaptations import WATCHED, Plan
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -34,16 +34,16 @@ from workers.backends.base import (
     Requirement,
     Task,
 )
-from workers.backends.chunks import Answer, Collector, Relay, Wanted
-from workers.backends.openai_api import OWN_FIELDS, Api, is_json, json_of
+from workers.backends.chunks import Wanted
+from workers.backends.openai_api import OWN_FIELDS, Api
 from workers.backends.openai_audio import speech, transcribe, voices_of
 from workers.backends.openai_images import draw
 from workers.backends.openai_lacks import carried_out, lacks_option, plan_after, text_plan
 from workers.backends.openai_models import Capabilities, Choice, is_option
-from workers.backends.openai_text import ANSWER_LIMIT, as_events, open_text
+from workers.backends.openai_text import begin, new_answer, open_text, wanted_of
 from workers.backends.openai_vectors import embed, rerank
 from workers.backends.refusals import refusal
-from workers.backends.requests import choices_wanted, continuous_usage_wanted, json_object, usage_wanted
+from workers.backends.requests import json_object
 from workers.backends.requirements import OPTIONAL_PILLOW, SOUND_CODECS
 from workers.backends.wire import HttpClient, Response
 
@@ -79,27 +79,11 @@ class _Call:
         if path is None:
             raise BackendRefused(f"this backend does not serve {task.endpoint}")
         body = json_object(task.body)
-        wanted = Wanted(
-            chat=task.endpoint == CHAT,
-            model=task.public_model,
-            fallback_id=task.job,
-            include_usage=task.stream and usage_wanted(body),
-            continuous_usage=task.stream and continuous_usage_wanted(body),
-            n=choices_wanted(body),
-            prompts=_prompts(body.get("prompt")),
-            single_call=body.get(PARALLEL) is False,
-        )
+        wanted = wanted_of(task, body)
         for name in OWN_FIELDS:
             body.pop(name, None)
         body["model"] = task.model
         return cls(path, body, wanted)
-
-
-def _prompts(prompt: Any) -> int:
-    """How many prompts a completion request holds; token ids are one."""
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
-        return len(prompt)
-    return 1
 
 
 class OpenAIBackend(Backend):
@@ -288,12 +272,11 @@ class OpenAIBackend(Backend):
                 async for output in outputs:
                     yield output
             return
-        answer: Answer = Relay(call.wanted) if task.stream else Collector(call.wanted)
+        answer = new_answer(call.wanted)
         try:
-            if is_json(response):
-                chunk = answer.feed(await self._in_one_piece(response))
-                if chunk is not None:
-                    yield chunk
+            chunk = await begin(response, answer, self._without_key)
+            if chunk is not None:
+                yield chunk
             while not answer.done:
                 data = await response.read()
                 chunk = answer.feed(data or b"\n\n")  # the last event may lack its empty line
@@ -315,11 +298,6 @@ class OpenAIBackend(Backend):
             await self.discover()
         if self._served is not None and model not in self._served:
             raise ModelNotServed(f"the backend does not have the model {model!r}", param="model")
-
-    async def _in_one_piece(self, response: Response) -> bytes:
-        """The events of an answer that is no stream, although one was asked for."""
-        data = await response.read_all(ANSWER_LIMIT)
-        return as_events(json_of(response, self._without_key(data)))
 
     def _refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         return refusal(status, headers, self._without_key(body))

@@ -8,20 +8,18 @@ added are left out for this one request, and those that the caller sent are not.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from functools import partial
-from typing import Any
 
 import orjson
 
 from workers.backends.adaptations import PARALLEL, WATCHED, Plan
-from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, Output, Task
+from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, Chunk, Output, Task
 from workers.backends.chunks import Answer, Collector, Relay, Wanted
-from workers.backends.openai_api import ERROR_LIMIT, JSON, Api, fields_of, is_json, json_of, names
+from workers.backends.openai_api import ERROR_LIMIT, JSON, Api, fields_of, is_json, names
 from workers.backends.openai_lacks import carried_out, plan_after, text_plan
 from workers.backends.openai_probes import STREAM, STREAM_OPTIONS, TOOL_STREAM, lacks_text_feature
-from workers.backends.refusals import stream_error
 from workers.backends.requests import (
     choices_wanted,
     continuous_usage_wanted,
@@ -29,9 +27,11 @@ from workers.backends.requests import (
     stream_options,
     usage_wanted,
 )
-from workers.backends.wire import Response
+from workers.backends.sse import BYTE_ORDER_MARK, FIELDS
+from workers.backends.wire import Response, until_close
 
 ANSWER_LIMIT = 64 * 1024 * 1024
+BLANK = b" \t\r\n" + BYTE_ORDER_MARK
 CHAT = "/v1/chat/completions"
 PATHS = {CHAT: "/chat/completions", "/v1/completions": "/completions"}
 OUR_OPTIONS = {"include_usage": True}
@@ -47,7 +47,7 @@ async def complete(api: Api, task: Task, planned: Plan | None = None) -> AsyncGe
     if path is None:
         raise BackendRefused(f"this backend does not serve {task.endpoint}")
     body = json_object(task.body)
-    answer = _answer(task, body)
+    answer = new_answer(wanted_of(task, body))
     fields = fields_of(body, task.model)
     watched = planned is None and not WATCHED.isdisjoint(body)
     plan = await text_plan(api, path, task, body) if watched else None
@@ -67,10 +67,9 @@ async def complete(api: Api, task: Task, planned: Plan | None = None) -> AsyncGe
                 yield output
         return
     try:
-        if is_json(response):
-            chunk = answer.feed(as_events(json_of(response, await response.read_all(ANSWER_LIMIT))))
-            if chunk is not None:
-                yield chunk
+        chunk = await begin(response, answer)
+        if chunk is not None:
+            yield chunk
         while not answer.done:
             data = await response.read()
             chunk = answer.feed(data or b"\n\n")  # the last event may lack its empty line
@@ -87,10 +86,11 @@ async def complete(api: Api, task: Task, planned: Plan | None = None) -> AsyncGe
             response.close()
 
 
-def _answer(task: Task, body: JSON) -> Answer:
+def wanted_of(task: Task, body: JSON) -> Wanted:
+    """Return what shapes the answer to a request for text."""
     prompt = body.get("prompt")
     many = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
-    wanted = Wanted(
+    return Wanted(
         chat=task.endpoint == CHAT,
         model=task.public_model,
         fallback_id=task.job,
@@ -99,8 +99,38 @@ def _answer(task: Task, body: JSON) -> Answer:
         n=choices_wanted(body),
         prompts=len(prompt) if many and isinstance(prompt, list) else 1,
         single_call=body.get(PARALLEL) is False,
+        legacy_functions=bool(body.get("functions")) and not body.get("tools"),
+        stream=task.stream,
     )
-    return Relay(wanted) if task.stream else Collector(wanted)
+
+
+def new_answer(wanted: Wanted) -> Answer:
+    """Return the reader of an answer for this caller."""
+    return Relay(wanted) if wanted.stream else Collector(wanted)
+
+
+async def begin(response: Response, answer: Answer, clean: Callable[[bytes], bytes] | None = None) -> Chunk | None:
+    """Give `answer` the beginning of a response; all of it, where it is no stream, whatever its content type says.
+
+    `clean` changes what came in one piece. Raises BackendError, also for a web page, which a wrong URL gives.
+    """
+    data = await response.read()
+    if data.startswith(b"data:") and not is_json(response):
+        return answer.feed(data)
+    while data and not (start := data.lstrip(BLANK)):
+        more = await response.read()
+        if not more:
+            break
+        data += more
+    start = data.lstrip(BLANK)
+    if start.startswith(b"<"):
+        raise BackendError(
+            f"the backend answered with a web page in place of text; check the worker's URL ({response.headers.get('content-type', 'no content type')})"
+        )
+    if not data or not (start.startswith((b"{", b"[")) or (is_json(response) and not start.startswith(FIELDS))):
+        return answer.feed(data or b"\n\n")
+    data += await response.read_all(ANSWER_LIMIT)
+    return answer.whole(clean(data) if clean is not None else data, cut_short=until_close(response.headers))
 
 
 async def open_text(api: Api, path: str, fields: JSON, *, streams: bool) -> Response:
@@ -175,18 +205,3 @@ async def _error(api: Api, response: Response) -> BackendError:
         return api.refuse(response.status, response.headers, await response.read_all(ERROR_LIMIT))
     finally:
         response.close()
-
-
-def as_events(answer: Any) -> bytes:
-    """An answer in one piece as the events of a stream."""
-    choices = answer.get("choices") if isinstance(answer, dict) else None
-    if not isinstance(choices, list) or not choices:
-        if isinstance(answer, dict) and answer.get("error"):
-            raise stream_error(answer)
-        raise BackendError("the backend's answer has no choices")
-    for choice in choices:
-        if isinstance(choice, dict):
-            choice["finish_reason"] = choice.get("finish_reason") or "stop"
-            if "message" in choice:
-                choice["delta"] = choice.pop("message")
-    return b"data: %b\n\ndata: [DONE]\n\n" % orjson.dumps(answer)

@@ -8,9 +8,10 @@
 | any but 429 and 503, about more tokens than the model takes | BackendRefused, 400 `context_length_exceeded` |
 | 403 about the caller's input | BackendRefused, 400 `content_policy_violation` |
 | 401, 403 | BackendError: the worker's key for the server is wrong; the server's words might quote it and are dropped |
-| 408, 502, 504, 5xx in general | BackendError, transient |
-| 429 about a quota that is used up | BackendRefused, 429: no later try can pass |
-| 429, 503 | BackendUnavailable, 429 with the server's code, or 503. With `Retry-After`, or where the model is being loaded, the worker leaves the model alone for so long |
+| 400 with the code `model_not_found` | ModelNotServed |
+| 408, 424, 425, 499, 502, 504, 5xx in general | BackendError, transient |
+| 402, or 429 about a quota that is used up | BackendRefused, 429: no later try can pass |
+| 429, 503, 529 | BackendUnavailable, 429 with the server's code, or 503. With `Retry-After`, or where the model is being loaded, the worker leaves the model alone for so long |
 | 500 that complains about the request | BackendRefused: llama-server does that |
 """
 
@@ -26,6 +27,7 @@ from typing import Any
 import orjson
 
 from schemas.errors import ErrorInfo
+from workers.backends import text_refusals
 from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, ModelNotServed
 
 MESSAGE_LIMIT = 2000
@@ -65,8 +67,30 @@ FLAGGED = re.compile(
     re.IGNORECASE,
 )
 """Servers' words for an input that they will not work on."""
-SPENT = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "insufficient_credits"})
+SPENT = frozenset({
+    "insufficient_quota", "billing_hard_limit_reached", "billing_not_active", "insufficient_credits",
+    "insufficient_balance", "insufficient_balance_error",
+})  # fmt: skip
 """Codes of a 429 that no later try can pass."""
+MODEL_CODES = frozenset({"model_not_found", "DeploymentNotFound"})
+"""Codes that say that the model does not exist: OpenAI's and Azure's."""
+BUSY_STATUSES = frozenset({429, 503, 529})
+PASSING_STATUSES = frozenset({408, 424, 425, 499})
+"""Below 500, and no fault of the request: TGI's 424 for a generation that failed, a proxy's 499."""
+ERROR_FIELDS = ("error", "detail", "errors", "base_resp")
+MESSAGE_FIELDS = ("message", "msg", "error_message", "error_msg", "status_msg", "details", "description")
+NUMBER_FIELDS = (
+    "code",
+    "status_code",
+    "statusCode",
+    "status",
+    "error_code",
+    "http_status",
+    "http_status_code",
+    "http_code",
+)
+SIGNS = ("detail", "errors", "error_message", "error_msg", "error_code")
+"""Fields that only an error has."""
 CODES = {"exceed_context_size_error": CONTEXT_LENGTH_EXCEEDED}
 """Servers' own words for what OpenAI has a code for."""
 
@@ -83,6 +107,8 @@ class Complaint:
     """`code`, where it is an HTTP status."""
     estimated_s: float = 0.0
     """How long a server that loads a model thinks that it will take."""
+    retry_s: float | None = None
+    """How long to wait, where the object itself says so."""
 
     @property
     def about_the_request(self) -> bool:
@@ -94,28 +120,56 @@ class Complaint:
     @property
     def too_long(self) -> bool:
         """Whether it says that the request holds more tokens than the model takes."""
-        return self.code == CONTEXT_LENGTH_EXCEEDED or bool(TOO_LONG.search(self.message))
+        if self.code == CONTEXT_LENGTH_EXCEEDED:
+            return True
+        said = bool(TOO_LONG.search(self.message)) or text_refusals.is_too_long(self.message)
+        return said and not text_refusals.is_throttled(self.message)
 
     @property
     def flagged(self) -> bool:
         """Whether it says that the server will not work on this input."""
-        return any(bool(FLAGGED.search(text)) for text in (self.message, self.type, self.code or ""))
+        words = (self.message, self.type, self.code or "")
+        return any(bool(FLAGGED.search(text) or text_refusals.FLAGGED.search(text)) for text in words)
 
     @property
     def about_the_model(self) -> bool:
         """Whether it says that the model does not exist."""
-        return self.code == "model_not_found" or self.param == "model" or "model" in self.message.lower()
+        return self.code in MODEL_CODES or self.param == "model" or "model" in self.message.lower()
+
+
+def is_complaint(value: Any) -> bool:
+    """Return whether what came with status 200, in a stream or in one piece, is an error."""
+    if isinstance(value, list):
+        return any(isinstance(one, dict) and is_complaint(one) for one in value)
+    if not isinstance(value, dict):
+        return False
+    if value.get("error") or value.get("object") == "error" or value.get("type") == "error":
+        return True
+    if isinstance(value.get("choices"), list):
+        return False
+    result = value.get("base_resp")
+    if isinstance(result, dict) and result.get("status_code"):
+        return True
+    if any(value.get(name) for name in SIGNS) or value.get("success") is False:
+        return True
+    said = any(isinstance(value.get(name), str) and value[name] for name in MESSAGE_FIELDS)
+    return said and (_number(value) >= 400 or isinstance(value.get("code"), str))
 
 
 def read_complaint(value: Any) -> Complaint:
-    """`{"error": {…}}`, `{"error": "…"}`, `{"detail": …}` (FastAPI), `{"object": "error", …}` (older vLLM), or the inner object."""
+    """`{"error": {…}}`, `{"error": "…"}`, `{"detail": …}` (FastAPI), `{"object": "error", …}` (older vLLM), or the inner object.
+
+    Also `[{"error": {…}}]` (Gemini), `{"base_resp": {…}}` (MiniMax), `{"error_code": …, "error_msg": …}` (Baidu).
+    """
     if isinstance(value, dict):
-        for key in ("error", "detail"):
-            if value.get(key):
-                return replace(read_complaint(value[key]), estimated_s=_estimate(value.get("estimated_time")))
+        for key in ERROR_FIELDS:
+            if value.get(key) and not (key == "detail" and value.get("message")):
+                inner = read_complaint(value[key])
+                number = inner.number or _number(value)
+                return replace(inner, number=number, estimated_s=_estimate(value.get("estimated_time")))
         return _from_object(value)
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return _from_validation(value[0])
+        return _from_validation(value[0]) if "msg" in value[0] else read_complaint(value[0])
     return Complaint(str(value)[:MESSAGE_LIMIT]) if value else Complaint()
 
 
@@ -123,16 +177,40 @@ def _from_object(value: dict[str, Any]) -> Complaint:
     if isinstance(value.get("message"), dict | list):  # Mistral: FastAPI's validation error inside its own
         return read_complaint(value["message"])
     code = value.get("code")
-    number = code if isinstance(code, int) else int(code) if isinstance(code, str) and code.isdecimal() else 0
+    number = _number(value)
     kind = str(value.get("type") or "")
     param = value.get("param")
+    message = next(
+        (value[name] for name in MESSAGE_FIELDS if value.get(name) and not isinstance(value[name], list)), ""
+    )
     return Complaint(
-        message=str(value.get("message") or "")[:MESSAGE_LIMIT],
+        message=str(message)[:MESSAGE_LIMIT],
         type=kind,
         param=param if isinstance(param, str) else None,
-        code=CODES.get(kind) or (code if isinstance(code, str) and not number else None),
+        code=CODES.get(kind) or (code if isinstance(code, str) and code and not code.isdecimal() else None),
         number=number,
+        retry_s=_retry_info(value.get("details")),
     )
+
+
+def _number(value: dict[str, Any]) -> int:
+    """An error object's number, be it an HTTP status or one of the server's own; 0: it has none."""
+    for name in NUMBER_FIELDS:
+        number = value.get(name)
+        if isinstance(number, str) and number.isdecimal() and len(number) < 10:
+            number = int(number)
+        if isinstance(number, int) and number:
+            return number
+    return 0
+
+
+def _retry_info(details: Any) -> float | None:
+    """Google's `{"@type": "…RetryInfo", "retryDelay": "17s"}`."""
+    for one in details if isinstance(details, list) else ():
+        delay = one.get("retryDelay") if isinstance(one, dict) else None
+        if isinstance(delay, str):
+            return retry_after(delay.removesuffix("s"))
+    return None
 
 
 def _estimate(value: Any) -> float:
@@ -151,25 +229,41 @@ def _from_validation(value: dict[str, Any]) -> Complaint:
 
 def refusal(status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
     """The error for an answer whose status is not 200."""
-    complaint = _read_body(body)
-    if status not in (401, 429, 503) and complaint.too_long:
+    return _judged(status, headers, _read_body(body))
+
+
+def stream_error(value: Any) -> BackendError:
+    """The error for an error object inside a stream that began with 200, or in place of an answer with that status."""
+    complaint = read_complaint(value)
+    if complaint.too_long:
         return _refused(400, complaint, CONTEXT_LENGTH_EXCEEDED)
-    if status == 403 and complaint.flagged:
+    status = complaint.number if 400 <= complaint.number < 600 else 0
+    status = status or text_refusals.status_of(complaint.type, complaint.code or "")
+    if complaint.flagged and status < 500:
         return _refused(400, complaint, "content_policy_violation")
-    if status == 429 and (complaint.code in SPENT or complaint.type in SPENT):
-        return _refused(429, complaint, complaint.type)
+    if status == 404 and not complaint.about_the_model:
+        status = 400
+    if status in (0, 500) and complaint.about_the_request:
+        status = 400
+    if not complaint.message:
+        complaint = replace(complaint, message="the backend reported an error without saying which")
+    return _judged(status or 500, {}, complaint)
+
+
+def _judged(status: int, headers: Mapping[str, str], complaint: Complaint) -> BackendError:
+    if status not in (401, 402, *BUSY_STATUSES) and complaint.too_long:
+        return _refused(400, complaint, CONTEXT_LENGTH_EXCEEDED)
+    if status in (400, 403) and complaint.flagged:
+        return _refused(400, complaint, "content_policy_violation")
+    if status == 402 or (status == 429 and (complaint.code in SPENT or complaint.type in SPENT)):
+        return _refused(429, complaint, complaint.type if complaint.type in SPENT else "insufficient_quota")
     if status in (401, 403):
         return BackendError(f"the backend refused the worker's key ({status})", should_retry=False)
-    if status in (429, 503):
-        text = complaint.message or f"the backend is busy ({status})"
-        wait_s = retry_after(headers.get("retry-after"), headers.get("date"))
-        if wait_s is None and status == 503 and LOADING.search(text):
-            wait_s = complaint.estimated_s or LOADING_S
-        info = _rate_limit(text, complaint, wait_s) if status == 429 else None
-        return BackendUnavailable(text, retry_after_s=wait_s, pause_s=wait_s, info=info)
-    if status == 404:
+    if status in BUSY_STATUSES:
+        return _busy(status, headers, complaint)
+    if status == 404 or (status == 400 and complaint.code in MODEL_CODES):
         return _not_found(complaint)
-    if status == 408 or status >= 500:
+    if status in PASSING_STATUSES or status >= 500:
         if status == 501 or (status == 500 and complaint.about_the_request):
             return _refused(400, complaint)
         return BackendError(_words(status, complaint), transient=True)
@@ -178,16 +272,22 @@ def refusal(status: int, headers: Mapping[str, str], body: bytes) -> BackendErro
     return BackendError(f"the backend answered {status}")
 
 
-def stream_error(value: Any) -> BackendError:
-    """The error for an error object inside a stream that began with 200."""
-    complaint = read_complaint(value)
-    if complaint.too_long:
-        return _refused(400, complaint, CONTEXT_LENGTH_EXCEEDED)
-    if complaint.number == 503:
-        return BackendUnavailable(complaint.message or None)
-    if complaint.about_the_request:
-        return _refused(400, complaint)
-    return BackendError(complaint.message or "the backend reported an error without saying which", transient=True)
+def _busy(status: int, headers: Mapping[str, str], complaint: Complaint) -> BackendUnavailable:
+    text = complaint.message or f"the backend is busy ({status})"
+    wait_s = _wait_s(headers, complaint)
+    if wait_s is None and status == 503 and LOADING.search(text):
+        wait_s = complaint.estimated_s or LOADING_S
+    info = _rate_limit(text, complaint, wait_s) if status == 429 else None
+    return BackendUnavailable(text, retry_after_s=wait_s, pause_s=wait_s, info=info)
+
+
+def _wait_s(headers: Mapping[str, str], complaint: Complaint) -> float | None:
+    """How long the server asks to wait: `retry-after-ms` (Azure), `Retry-After`, or the error object itself."""
+    milliseconds = retry_after(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000
+    wait_s = retry_after(headers.get("retry-after"), headers.get("date"))
+    return complaint.retry_s if wait_s is None else wait_s
 
 
 def retry_after(value: str | None, date: str | None = None) -> float | None:

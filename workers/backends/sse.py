@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import orjson
+
 EVENT_LIMIT = 16 * 1024 * 1024
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+FIELDS = (b"data:", b"event:", b"id:", b"retry:", b"error:", b":")
+LONGEST_DONE = 12
 
 
 class EventTooLarge(ValueError):
@@ -18,8 +23,11 @@ class EventTooLarge(ValueError):
 class SseSplitter:
     """Cuts a byte stream behind complete events. How the bytes arrive makes no difference to the events."""
 
-    def __init__(self, limit: int = EVENT_LIMIT) -> None:
+    def __init__(self, limit: int = EVENT_LIMIT, *, single_lines: bool = False) -> None:
+        """`single_lines`: lines of data with whole JSON each are events of their own, without an empty line between them."""
         self._limit = limit
+        self._single_lines = single_lines
+        self._at_start = True
         self._rest = b""
         self._after_cr = False
 
@@ -30,6 +38,8 @@ class SseSplitter:
         """
         if not data:
             return b""
+        if self._at_start:
+            data = self._without_mark(data)
         if self._after_cr or b"\r" in data:
             data = self._line_feeds(data)
         rest = self._rest
@@ -37,11 +47,32 @@ class SseSplitter:
         if rest:
             data = rest + data
         end = data.rfind(b"\n\n", seen)
+        if end < 0 and self._single_lines and data.find(b"\ndata:", max(0, seen - 6)) >= 0:
+            return self._cut_lines(data)
         cut = end + 2 if end >= 0 else 0
         self._rest = data[cut:]
         if len(self._rest) > self._limit:
             raise EventTooLarge(f"an event is larger than {self._limit} bytes")
         return data[:cut]
+
+    def _without_mark(self, data: bytes) -> bytes:
+        """Leave out a byte order mark, which may stand before the first event."""
+        data, self._rest = self._rest + data, b""
+        if len(data) < len(BYTE_ORDER_MARK) and BYTE_ORDER_MARK.startswith(data):
+            self._rest = data
+            return b""
+        self._at_start = False
+        return data.removeprefix(BYTE_ORDER_MARK)
+
+    def _cut_lines(self, data: bytes) -> bytes:
+        """Return the lines that are events of their own; all waits where a line is not."""
+        *lines, rest = data.split(b"\n")
+        if not all(map(_is_event, lines)):
+            rest, lines = data, []
+        self._rest = rest
+        if len(rest) > self._limit:
+            raise EventTooLarge(f"an event is larger than {self._limit} bytes")
+        return b"".join(line + b"\n\n" for line in lines if line)
 
     def _line_feeds(self, data: bytes) -> bytes:
         r"""A `\r` is a line end at once; a `\n` that follows it belongs to it, also in the next read."""
@@ -64,6 +95,65 @@ def payloads(block: bytes) -> Iterator[bytes]:
             payload = b"\n".join([_value(line) for line in lines if line.startswith((b"data:", b"error:"))])
         if payload:
             yield payload
+
+
+def liberal_payloads(block: bytes) -> Iterator[bytes]:
+    """As `payloads`, from servers that do not keep to the form: what else can only be meant as an event is one.
+
+    JSON without `data:`, or on the line after it; several lines of whole JSON without an empty line between them; and
+    `event: error`, whose data becomes an `error` object.
+    """
+    for event in block.split(b"\n\n"):
+        if event.startswith(b"data: ") and b"\n" not in event:
+            if len(event) > len(b"data: "):
+                yield event[6:]
+        elif event:
+            yield from _liberal(event.split(b"\n"))
+
+
+def is_done(payload: bytes) -> bool:
+    """Return whether an event is the end mark, however it is written."""
+    return len(payload) <= LONGEST_DONE and payload.strip(b" \t\"'").upper() == b"[DONE]"
+
+
+def _liberal(lines: list[bytes]) -> Iterator[bytes]:
+    values = [_value(line) for line in lines if line.startswith((b"data:", b"error:"))]
+    if not any(values):
+        values = [b"\n".join(line for line in lines if not line.startswith(FIELDS)).strip()]
+        if not values[0].startswith((b"{", b"[")):
+            return
+    if len(values) > 1 and all(_is_json(value) or is_done(value) for value in values):
+        yield from values
+        return
+    payload = b"\n".join(values)
+    if any(line.replace(b" ", b"") == b"event:error" for line in lines):
+        payload = _as_error(payload)
+    if payload:
+        yield payload
+
+
+def _as_error(payload: bytes) -> bytes:
+    try:
+        said = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        said = payload.decode("utf-8", "replace")
+    return payload if isinstance(said, dict) and said.get("error") else orjson.dumps({"error": said})
+
+
+def _is_event(line: bytes) -> bool:
+    """Whether a line says all of an event, or nothing."""
+    if line.startswith(b"data:"):
+        value = _value(line)
+        return _is_json(value) or is_done(value)
+    return not line or line.startswith(b":")
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def _value(line: bytes) -> bytes:

@@ -14,6 +14,8 @@ from typing import Any
 import orjson
 
 JSON = dict[str, Any]
+NO_ARGUMENTS = frozenset({"{}", "null", "None"})
+"""In a call's first delta: what these stand for may still come, and is said at the end where it does not."""
 IDENTITY = frozenset({"index", "id", "type", "function"})
 
 
@@ -27,21 +29,27 @@ class _Call:
     name: str
     function: bool
     arguments: list[str] = field(default_factory=list)
+    withheld: bool = False
+    """Its first delta had an empty object."""
 
     @property
     def whole(self) -> bool:
         """Whether its arguments are complete JSON."""
-        try:
-            orjson.loads("".join(self.arguments))
-        except orjson.JSONDecodeError:
-            return False
-        return True
+        return self.withheld or _object_of("".join(self.arguments)) is not _INVALID
+
+    @property
+    def complete(self) -> bool:
+        """Whether its arguments are an object that has ended; at the least cost where they are not."""
+        last = next((piece.rstrip() for piece in reversed(self.arguments) if piece.strip()), "")
+        return last.endswith("}") and self.whole
 
 
 class ToolCalls:
     """The calls of one choice; those beyond the first `limit` are dropped."""
 
-    def __init__(self, limit: int | None = None) -> None:
+    def __init__(self, limit: int | None = None, *, come_whole: bool = False) -> None:
+        """`come_whole`: this server sends all of a call at once. From others, an empty object may be no more than a beginning."""
+        self._come_whole = come_whole
         self._calls: list[_Call] = []
         self._limit = limit
 
@@ -70,14 +78,21 @@ class ToolCalls:
         function = delta.get("function")
         if not isinstance(function, dict):
             function = {name: delta.pop(name) for name in ("name", "arguments") if name in delta}
-        server_id, index = str(delta.get("id") or ""), delta.get("index")
-        index = index if isinstance(index, int) else None
+        server_id, index = str(delta.get("id") or ""), _number(delta.get("index"))
         name, arguments = str(function.get("name") or ""), _as_text(function.get("arguments"))
         extras = {key: value for key, value in delta.items() if key not in IDENTITY}
         more = {key: value for key, value in function.items() if key not in ("name", "arguments")}
         call = self._find(index, server_id, name, arguments)
+        if call is not None and arguments and call.complete:
+            if _is_another(call, arguments):  # under the index of the call before it
+                name, call = name or call.name, None
+            else:
+                arguments = ""  # said again, or a brace too many
         if call is None:
+            withheld = not self._come_whole and arguments.strip() in NO_ARGUMENTS
+            arguments = "" if withheld else arguments
             call = self._new(index, server_id, name, is_function=bool(function) or not extras)
+            call.withheld = withheld
             own_id = call.server_id and not self._is_taken(call)
             first: JSON = {
                 "index": call.index,
@@ -90,9 +105,12 @@ class ToolCalls:
             return {**first, **extras}
         rest: JSON = dict(more)
         if name and name != call.name and not any(call.arguments):
-            call.name += name  # a name that comes in pieces
+            # A name that comes in pieces, or as far as it has come.
+            name = name.removeprefix(call.name) or name
+            call.name += name
             rest["name"] = name
-        if arguments and not (isinstance(function.get("arguments"), dict) and call.whole):
+        if arguments:
+            call.withheld = False
             call.arguments.append(arguments)
             rest["arguments"] = arguments
         if not rest and not extras:
@@ -124,6 +142,28 @@ class ToolCalls:
         if index is None:
             return same if name == same.name and any(same.arguments) and not same.whole else None
         return None if arguments and same.whole else same
+
+
+_INVALID = object()
+
+
+def _object_of(text: str) -> Any:
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return _INVALID
+
+
+def _is_another(call: _Call, arguments: str) -> bool:
+    """Whether arguments that follow complete ones are those of one more call."""
+    value = _object_of(arguments)
+    return isinstance(value, dict) and value != _object_of("".join(call.arguments))
+
+
+def _number(index: Any) -> int | None:
+    if isinstance(index, str) and index.isdecimal():
+        return int(index)
+    return int(index) if isinstance(index, int | float) and index >= 0 else None
 
 
 def _as_text(arguments: Any) -> str:

@@ -1,0 +1,71 @@
+"""docs/COMPATIBILITY.md, of what the recorded shapes say: `python -m tests.backends.compatibility` writes it anew."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+
+from tests.backends.shape_corpus import Shape, shapes
+
+PAGE = Path(__file__).parents[2] / "docs" / "COMPATIBILITY.md"
+INTRODUCTION = """\
+# Compatibility
+
+Servers of text, in which version, with which quirks, and what Nexus does with them. The lists below are made of the recorded shapes in
+`tests/backends/shapes`, and a test compares them: `python -m tests.backends.compatibility` writes this page.
+
+## What is tested
+
+Each shape is a server's answer as people saw it in public, shortened: status, headers and body, byte by byte. `tests/backends/test_shapes.py`
+replays it over HTTP to the adapter that speaks its wire (`openai` and `service`, or `ollama`), to a caller who streams and one who does not; the
+bytes come at once, event by event, one by one, and cut within characters and line ends. What must come is written by hand beside each: the text, thoughts, calls with ids, one final
+reason, usage, one id and time; or OpenAI's error.
+
+| run | servers |
+|---|---|
+| for real, by the test suite | llama.cpp's `llama-server` (the version that `nexus up` installs) |
+| for real, by hand, behind an earlier Nexus; versions were not written down | Ollama, vLLM, LiteLLM |
+| recorded: shapes from public reports, replayed | all in the lists below |
+
+A version is that of the report; later ones may be better, and the same shape is still understood. How to add one: record the body, put it into a file of
+`tests/backends/shapes` with its source, write down what callers must get, run the test.
+
+## What callers get
+
+See [what is repaired in text](OPENAI_SERVERS.md#what-is-repaired-in-text) and [what an error becomes](OPENAI_SERVERS.md#what-a-servers-error-becomes).
+"""
+
+
+def page() -> str:
+    """Return the page."""
+    parts = [INTRODUCTION]
+    ordered = sorted(shapes(), key=lambda shape: (shape.adapter != "openai", str(shape.entry["server"]).lower()))
+    for server, group in groupby(ordered, key=lambda shape: str(shape.entry["server"])):
+        rows = "\n".join(map(_row, group))
+        parts.append(f"## {server}\n\n| version | quirk | callers get | seen |\n|---|---|---|---|\n{rows}\n")
+    return "\n".join(parts)
+
+
+def _row(shape: Shape) -> str:
+    entry = shape.entry
+    seen = ", ".join(f"[{number}]({url})" for number, url in enumerate(entry["seen"], 1)) or "by its form"
+    return f"| {entry['version'] or 'any'} | {_safe(str(entry['quirk']))} | {_outcome(shape)} | {seen} |"
+
+
+def _outcome(shape: Shape) -> str:
+    want = shape.entry["want"]
+    error = want.get("error")
+    if error is not None:
+        code = f" `{error['code']}`" if error.get("code") else ""
+        return f"{error['status']}{code}"
+    calls = len(want.get("tool_calls", ()))
+    said = f"{calls} tool call{'s' if calls > 1 else ''}" if calls else "the answer"
+    return f"{said}, `{want['finish_reason']}`"
+
+
+def _safe(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "`<").replace(">", ">`")
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

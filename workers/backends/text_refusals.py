@@ -1,0 +1,59 @@
+"""Words in which servers of text refuse a request, beside those of `refusals`: pure.
+
+Each is a server's own, as found in public reports; tests/backends/shapes holds them with their sources.
+"""
+
+from __future__ import annotations
+
+import re
+
+TOO_LONG = re.compile(
+    r"maximum prompt length is \d"  # xAI
+    r"|maximum (?:allowed )?input length|maximum supported sequence length"  # OpenRouter, TensorRT-LLM, FriendliAI
+    r"|exceed\w* (?:the )?model token limit|token limit exceeded"  # Kimi
+    r"|context[_ ]window[_ ]exceeded|context window ?exceed"  # z.ai, LiteLLM
+    r"|range of input length should be"  # Qwen
+    r"|prompt ?超长|(?:输入|上下文|内容)\w{0,6}(?:超限|超过|超出)"  # z.ai and others in China
+    r"|prompt\b.{0,60}\btoo long to fit"  # vLLM
+    r"|model's context length is only"  # vLLM
+    r"|exceeds? (?:the )?max(?:imum)? (?:number of )?(?:tokens|length|context)"
+    r"|greater than (?:the )?(?:max_seq_len|max_model_len|context)"
+    r"|conversation is too long|input or output tokens must be reduced",  # Writer, Bedrock
+    re.IGNORECASE,
+)
+THROTTLED = re.compile(
+    r"throttl|rate.?limit|too many requests|per (?:minute|hour|day)|please wait|\bquota\b", re.IGNORECASE
+)
+"""Of tokens too, but of those in some time."""
+FLAGGED = re.compile(
+    r"inappropriate content|content exists risk|usage (?:guidelines|policies)|safety_check|data_inspection|不安全|敏感"
+    r"|content safety|prohibited content",
+    re.IGNORECASE,
+)
+"""DeepSeek, Qwen, xAI, z.ai, OpenAI: the input is one that they will not work on."""
+STATUSES = (
+    (429, re.compile(r"rate.?limit|too.?many.?requests|throttl|resource.?exhausted")),
+    (402, re.compile(r"insufficient.?(?:quota|credits?|balance|funds)|billing|payment.?required")),
+    (503, re.compile(r"overloaded|unavailable|no.?capacity|engine.?busy")),
+    (401, re.compile(r"authentication|unauthorized|permission.?(?:denied|error)|invalid.?api.?key")),
+    (404, re.compile(r"not.?found|model_does_not_exist")),
+    (504, re.compile(r"timeout|timed.?out")),
+    (400, re.compile(r"invalid.?request|bad.?request|validation|invalid.?(?:argument|parameter|value)")),
+)
+"""What an error object's type or code says where it came without a status, inside a stream."""
+
+
+def is_too_long(message: str) -> bool:
+    """Return whether a server's words say that the request holds more tokens than the model takes."""
+    return bool(TOO_LONG.search(message))
+
+
+def is_throttled(message: str) -> bool:
+    """Return whether a server's words are about how much was sent in some time."""
+    return bool(THROTTLED.search(message))
+
+
+def status_of(*words: str) -> int:
+    """Return the HTTP status that an error's type or code stands for; 0: it says nothing."""
+    text = " ".join(words).lower()
+    return next((status for status, meant in STATUSES if meant.search(text)), 0)
