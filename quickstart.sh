@@ -17,7 +17,7 @@ request. It never changes an .env that is there, but for a key where a first sta
   --no-build    --compose: use the images that are there
   --profile P   --compose: also this profile of docker-compose.yml, such as ollama; may be repeated
   --up "FLAGS"  --embedded: flags for `nexus up`, such as "--no-local-models --port 9000"
-  --timeout S   seconds to wait until it is ready (default: 300; --embedded: 1800, since the first start downloads)
+  --timeout S   seconds to wait until it is ready (default: 300)
   --help        this text
 
 Exit: 0 it answers · 1 it does not, and why · 2 wrong use · 3 something is missing here
@@ -136,11 +136,13 @@ start_embedded() {
   else
     nx_need make 'Debian, Ubuntu: sudo apt install make python3-venv'
     (umask 077 && mkdir -p .nexus)
-    nx_step 'Starting it in the background with make up (the first time it downloads about 530 MB)'
+    nx_step 'Installing it (the first time about 530 MB are downloaded; Ctrl-C, and starting again, lose nothing)'
+    make install >&2 || nx_die "$NX_FAILED" 'Nexus could not be installed.' 'The reason is above. Run ./quickstart.sh again: it goes on where it stopped.'
+    nx_step 'Starting it in the background with make up'
     nohup make up ARGS="$up_flags" >"$EMBEDDED_LOG" 2>&1 </dev/null &
     pid="$!"
     printf '%s\n' "$pid" >.nexus/quickstart.pid
-    until=$((SECONDS + ${timeout_s:-1800}))
+    until=$((SECONDS + ${timeout_s:-300}))
     until runs_embedded; do
       if ! kill -0 "$pid" 2>/dev/null; then
         tail -n 15 "$EMBEDDED_LOG" >&2
@@ -148,7 +150,7 @@ start_embedded() {
       fi
       if [[ "$SECONDS" -ge "$until" ]]; then
         tail -n 15 "$EMBEDDED_LOG" >&2
-        nx_die "$NX_FAILED" "Nexus is not up after ${timeout_s:-1800} s." "It goes on in the background: $EMBEDDED_LOG; to end it: kill $pid"
+        nx_die "$NX_FAILED" "Nexus is not up after ${timeout_s:-300} s." "It goes on in the background: $EMBEDDED_LOG; to end it: kill $pid"
       fi
       sleep 1
     done
