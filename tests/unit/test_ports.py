@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
+from contextlib import ExitStack
 
 import pytest
 
 from cli.errors import ConsoleError
-from cli.ports import PortWish, check_ports, free_port
+from cli.ports import PortWish, check_ports, free_port, is_free
 
 HOST = "127.0.0.1"
 
@@ -37,10 +38,18 @@ def test_taken_port_is_named_with_its_flag(taken: int, flag: str):
     assert flag in str(caught.value)
 
 
-def test_every_port_of_a_range_is_looked_at(taken: int):
+def test_every_port_of_a_range_is_looked_at():
     """The second gateway's observability port counts too."""
-    with pytest.raises(ConsoleError, match=str(taken)):
-        check_ports(PortWish("--observability-port", HOST, taken - 1, 2))
+    with ExitStack() as stack:
+        while True:
+            listener = stack.enter_context(socket.socket())
+            listener.bind((HOST, 0))
+            listener.listen()
+            taken = listener.getsockname()[1]
+            if is_free(taken - 1):
+                break
+        with pytest.raises(ConsoleError, match=str(taken)):
+            check_ports(PortWish("--observability-port", HOST, taken - 1, 2))
 
 
 def test_listener_on_all_addresses_counts():
