@@ -224,6 +224,8 @@ class WorkerSettings(CommonSettings):
     worker_drain_s: float = Field(default=25.0, ge=0)
     """Seconds that running jobs get to finish on SIGTERM; what is left is handed back to the queue."""
     worker_health_interval_s: float = Field(default=5.0, gt=0)
+    worker_swap_patience_s: float = Field(default=10.0, ge=0)
+    """Where a server cannot hold all its models at once: seconds that the jobs of one model may go on while a job of another one waits."""
     worker_observability_host: str = "127.0.0.1"
     worker_observability_port: int = Field(default=0, ge=0, le=65535)
     """`/metrics`, `/health` and `/readyz` of the worker; 0: none."""

@@ -173,6 +173,11 @@ class Attempt:
             model=envelope.model,
         )
 
+    @property
+    def answers(self) -> bool:
+        """Whether the backend has begun to answer: the model is loaded."""
+        return not self._loading and (self._tokens > 0 or self._alive)
+
     async def run(self) -> None:
         """Run to the end; never raises."""
         self._task = asyncio.current_task()

@@ -9,7 +9,9 @@ Two ways to ask a queue, and each queue has its own (`workers.flow`):
 - hot: many jobs a second. A pull lingers there, for as many jobs as are likely to come in a moment, renewed when half used; the wake-up
   notifications of this queue are hushed.
 
-No slot is idle beside a job that waits in a queue served here, for longer than a wake-up and LINGER_S.
+No slot is idle beside a job that waits in a queue served here, for longer than a wake-up and LINGER_S; unless its server cannot hold the
+job's model beside those in use (`workers.model_turns`). A queue whose model has waited long enough is asked for one job all the same: by its
+age, that shows whether another worker serves the queue, or the models in use here have to give way. The job goes back meanwhile.
 """
 
 from __future__ import annotations
@@ -20,10 +22,16 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import structlog
+
 from backbone.bus.base import Delivery, Queue, WorkerBus
+from schemas.jobs import Lane
 from workers.flow import LINGER_S, TICK_S, Flow, share_of
 from workers.herd import Herd
-from workers.lanes import LaneBook
+from workers.lanes import RANK, LaneBook
+from workers.model_turns import ModelTurns
+
+log = structlog.get_logger(__name__)
 
 ROUND_S = 0.8
 """The slow round: a redelivered job waits at most this long for a free slot to find it, where there are few queues."""
@@ -32,6 +40,10 @@ ROUND_QUEUES = 48
 ROUND_RECENT = 32
 BUSY_BELL_S = 0.004
 """A worker with all but one slot busy answers the bell this much later than an idle one, which so gets the job."""
+COLD_BELL_S, COLD_BELL_MAX_S = 0.05, 1.0
+"""A job whose model would have to be loaded is left so long to a worker that has it loaded; twice as long each time that one has taken it."""
+SERVED_ELSEWHERE = 0.5
+"""The oldest job of a queue that nobody else serves is older than this part of the time for which the queue has had jobs."""
 RETRY_S = 0.25
 AGAIN_TURN_S = 0.25
 """While other queues always hold a job, one of those that a gateway named is asked this often: a job that came back must not wait
@@ -44,6 +56,13 @@ class Intake:
 
     def __init__(self, bus: WorkerBus, slots: int, loaded: Callable[[], frozenset[str]]) -> None:
         self._bus = bus
+        self._turns: ModelTurns | None = None
+        """Of a server that may be unable to hold all its models at once."""
+        self._cold_bell_s: dict[Queue, float] = {}
+        self._cold_asked: set[Queue] = set()
+        """Queues that are asked after that time."""
+        self._scouted: Queue | None = None
+        """A queue that was asked though its model does not fit now."""
         self._slots = slots
         self._loaded = loaded
         self._book = LaneBook()
@@ -76,6 +95,10 @@ class Intake:
     def is_open(self) -> bool:
         """Whether jobs are asked for."""
         return self._open
+
+    def take_turns(self, turns: ModelTurns | None) -> None:
+        """From now on, let `turns` decide which models get jobs; None: all may at any time."""
+        self._turns = turns
 
     async def serve(self, queues: list[Queue], slots: int | None = None) -> None:
         """Take jobs from these queues from now on, in place of the last ones; with `slots`, that many at once."""
@@ -144,10 +167,18 @@ class Intake:
         if flow.asked > 0:
             flow.asked -= 1
             self._asked_total -= 1
+            if self._turns is not None and not self._turns.free:
+                self._unask(queue, 1)
         # Jobs that come again are not counted as pending, and a dead worker leaves several: look again at once.
         left = job.pending or int(job.delivery > 1)
         if not self._open or self.busy >= self._slots or queue.model in self._paused:
             self._book.rang(queue, now)
+            return False
+        turns = self._turns
+        if turns is None or (turns.free and queue.model in turns.resident):
+            pass
+        elif not self._begin(turns, job, now):
+            job.give_back()  # at once: another worker may have its model loaded
             return False
         self.busy += 1
         flow.arrived += 1
@@ -160,12 +191,18 @@ class Intake:
             self._fill()
         return True
 
-    def done(self) -> None:
-        """A slot is free again."""
+    def done(self, model: str = "") -> None:
+        """A slot is free again; `model` is what its job was for."""
         self.busy -= 1
+        if self._turns is not None and not self._turns.free:
+            self._turns.leave(model)
         # With many free, the pulls that are open are renewed as they are used up: there is nothing to decide here.
         if self._book.waits or self._again or self._round or (self._hot and self._free <= self._slots // 4):
             self._fill()
+
+    def refill(self) -> None:
+        """Ask for jobs that may be taken now, since the server has loaded a model."""
+        self._fill()
 
     # Wake-up notifications
 
@@ -179,10 +216,14 @@ class Intake:
         if self._free <= 0:
             self._book.rang(queue, self._loop.time())
             return
-        if not self._herd.answers(queue):
+        cold = self._turns is not None and self._turns.is_cold(queue.model)
+        if not self._herd.answers(queue) or cold:
             if queue not in self._late:
                 self._late.add(queue)
-                self._loop.call_later(self._herd.patience_s(queue), self._look_late, queue)
+                patience = self._herd.patience_s(queue)
+                self._loop.call_later(
+                    max(patience, self._cold_wait(queue)) if cold else patience, self._look_late, queue
+                )
             return
         self._book.rang(queue, self._loop.time())
         if self.busy:
@@ -244,6 +285,8 @@ class Intake:
         order = self._book.order(self._loaded(), now)
         if self._paused:
             order = [queue for queue in order if queue.model not in self._paused]
+        if self._turns is not None and not self._turns.free:
+            order = self._whose_turn(self._turns, order, now)
         for place, queue in enumerate(order):
             free = self._free
             if free <= 0:
@@ -266,11 +309,21 @@ class Intake:
     def _poll(self, queue: Queue, now: float) -> None:
         flow = self._flow(queue)
         if queue in self._served and not flow.hot and not flow.asked:
-            self._ask(queue, flow, 1, now)
+            if self._turns is None or self._turns.admits(queue.model, self._wanted()):
+                self._ask(queue, flow, 1, now)
+            elif self._book.since(queue) is None:
+                self._book.rang(queue, now)  # it may hold a job: its turn will come
 
     def _ask(self, queue: Queue, flow: Flow, count: int, now: float) -> None:
         if queue.model in self._paused:
             return
+        if self._turns is not None and not self._turns.free:
+            if not self._turns.admits(queue.model, self._wanted()):
+                return
+            self._turns.ask(queue.model, count)
+        self._pull(queue, flow, count, now)
+
+    def _pull(self, queue: Queue, flow: Flow, count: int, now: float) -> None:
         if not flow.asked:
             flow.lingers, flow.rang = flow.hot, False
         flow.asked += count
@@ -287,6 +340,13 @@ class Intake:
         flow.asked -= unused
         self._asked_total -= unused
         self._book.empty(queue)
+        if self._turns is not None:
+            self._unask(queue, unused)
+            if queue in self._cold_asked and queue not in self._late:
+                self._cold_asked.discard(queue)
+                self._cold_bell_s[queue] = min(2 * self._cold_bell_s.get(queue, COLD_BELL_S), COLD_BELL_MAX_S)
+            if queue.model == self._turns.next and queue.model not in self._wanted():
+                self._turns.withdraw(queue.model)
         if not flow.lingers:
             self._herd.missed(queue)
             if flow.rang:
@@ -300,6 +360,89 @@ class Intake:
                 self._book.rang(queue, now)  # what came before the notifications did
         self._loop.call_soon(self._fill)
 
+    # Turns of models
+
+    def _wanted(self) -> frozenset[str]:
+        """The models of which jobs are believed to wait."""
+        if self._turns is None or self._turns.free:
+            return frozenset()
+        return self._book.models - self._paused.keys()
+
+    def _whose_turn(self, turns: ModelTurns, order: list[Queue], now: float) -> list[Queue]:
+        """Leave out the queues whose models do not fit now. One that has waited long enough is asked for one job all the same."""
+        wanted = self._wanted()
+        if self._scouted is not None and not self._flow(self._scouted).asked:
+            self._scouted = None
+        admitted = [queue for queue in order if turns.admits(queue.model, wanted)]
+        if self._scouted is None and len(admitted) < len(order):
+            for queue in order:
+                if queue not in admitted and self._is_due(turns, queue, wanted, now):
+                    flow = self._flow(queue)
+                    if not flow.asked:
+                        self._scouted = queue
+                        self._pull(queue, flow, 1, now)
+                        break
+        return admitted
+
+    def _is_due(self, turns: ModelTurns, queue: Queue, wanted: frozenset[str], now: float) -> bool:
+        since = self._book.since(queue)
+        if since is None or now - since < turns.patience_s(self._standing(queue)):
+            return False
+        return turns.may_claim(queue.model, wanted, now)
+
+    def _standing(self, queue: Queue) -> int:
+        """Below 0 where no job of another model waits in a lane as high, above 0 where one waits in a higher lane."""
+        others = (RANK[lane] for lane, model in self._book.waiting_lanes() if model != queue.model)
+        return RANK[queue.lane] - min(others, default=RANK[Lane.DEFAULT])
+
+    def _cold_wait(self, queue: Queue) -> float:
+        """How long to leave a job there to a worker that has its model loaded."""
+        self._cold_asked.add(queue)
+        return self._cold_bell_s.get(queue, COLD_BELL_S)
+
+    def _has_waited(self, job: Delivery) -> bool:
+        """Return whether no worker that has the job's model loaded was there to take it; otherwise look again later."""
+        queue = job.queue
+        left_s = self._cold_wait(queue) - job.age_s
+        if left_s > BUSY_BELL_S:
+            self._book.empty(queue)
+            if queue not in self._late:
+                self._late.add(queue)
+                self._loop.call_later(left_s, self._look_late, queue)
+            return False
+        self._cold_asked.discard(queue)
+        self._cold_bell_s.pop(queue, None)
+        return True
+
+    def _unask(self, queue: Queue, count: int) -> None:
+        """Jobs that were asked for have come, or will not."""
+        assert self._turns is not None
+        if queue == self._scouted:
+            self._scouted = None
+        else:
+            self._turns.leave(queue.model, count)
+
+    def _begin(self, turns: ModelTurns, job: Delivery, now: float) -> bool:
+        """A job has come: it begins, unless its model does not fit now. Then it goes back, and the others may have to give way."""
+        queue, model = job.queue, job.queue.model
+        wanted = self._wanted()
+        if turns.admits(model, wanted):
+            if turns.is_cold(model) and not self._has_waited(job):
+                return False
+            turns.ask(model)
+            turns.begin(model, now)
+            return True
+        self._book.rang(queue, now)
+        since = self._book.since(queue)
+        if since is not None and turns.may_claim(model, wanted, now):
+            if job.age_s >= SERVED_ELSEWHERE * (now - since) and self._is_due(turns, queue, wanted, now):
+                turns.claim(model, wanted)
+                log.info("worker.model_turn", model=model, waited_s=round(now - since, 1))
+                self._loop.call_soon(self._fill)
+            else:
+                self._book.restart(queue, now - job.age_s)
+        return False
+
     # The clock
 
     async def _tick(self) -> None:
@@ -307,6 +450,9 @@ class Intake:
         while True:
             await asyncio.sleep(TICK_S)
             self._judge()
+            if self._turns is not None and not self.busy and not self._asked_total:
+                self._scouted = None
+                self._turns.empty_hands()  # what was asked of a queue that is not served any more was not counted back
             if self._loop.time() >= next_round:
                 next_round = self._loop.time() + ROUND_S
                 self._start_round()

@@ -14,12 +14,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from backbone.bus.base import Queue
-from schemas.jobs import LANES
+from schemas.jobs import LANES, Lane
 
 AGED_JOBS = 8
 AGED_S = 30.0
 
-_RANK = {lane: rank for rank, lane in enumerate(LANES)}
+RANK = {lane: rank for rank, lane in enumerate(LANES)}
+"""0 is the highest lane."""
 
 
 @dataclass(slots=True)
@@ -79,6 +80,26 @@ class LaneBook:
             if other != queue:
                 waiting.passed += 1
 
+    @property
+    def models(self) -> frozenset[str]:
+        """The models of which a job is believed to wait."""
+        return frozenset(queue.model for queue in self._waiting)
+
+    def waiting_lanes(self) -> list[tuple[Lane, str]]:
+        """Return the lane and the model of each queue that is believed to hold a job."""
+        return [(queue.lane, queue.model) for queue in self._waiting]
+
+    def since(self, queue: Queue) -> float | None:
+        """Return since when a job is believed to wait there; None: none is."""
+        waiting = self._waiting.get(queue)
+        return waiting.since if waiting else None
+
+    def restart(self, queue: Queue, since: float) -> None:
+        """The oldest job there has waited since then."""
+        waiting = self._waiting.get(queue)
+        if waiting is not None:
+            waiting.since = since
+
     def pending(self, queue: Queue) -> int:
         """Jobs believed to wait."""
         waiting = self._waiting.get(queue)
@@ -92,6 +113,6 @@ class LaneBook:
             aged = waiting.passed >= AGED_JOBS or now - waiting.since >= AGED_S
             if aged:
                 return (0, waiting.since, 0, False, 0.0)
-            return (1, 0.0, _RANK[queue.lane], queue.model not in loaded, waiting.since)
+            return (1, 0.0, RANK[queue.lane], queue.model not in loaded, waiting.since)
 
         return [queue for queue, _ in sorted(self._waiting.items(), key=key)]

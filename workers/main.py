@@ -99,6 +99,7 @@ async def _main(settings: WorkerSettings) -> None:
         ack_wait_s=settings.ack_wait_s,
         slots=settings.worker_concurrency,
         health_interval_s=settings.worker_health_interval_s,
+        swap_patience_s=settings.worker_swap_patience_s,
         drain_s=settings.worker_drain_s,
         adapts=settings.worker_unsupported_parameters == "adapt",
     )

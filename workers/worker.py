@@ -25,6 +25,7 @@ from workers.backends.base import Backend, BackendError, BackendUnavailable, Req
 from workers.durable import DurableAttempt
 from workers.intake import Intake
 from workers.metrics import WorkerMetrics
+from workers.model_turns import ModelTurns
 from workers.pauses import Pauses
 
 log = structlog.get_logger(__name__)
@@ -45,6 +46,8 @@ LOSS_S = 10.0
 """How often a connection that breaks may stop intake until the backend has answered. One that is refused always does."""
 HEALTH_LIMIT_S = 10.0
 """How long a backend may take to say how it is."""
+LOAD_LOOK_S, LOAD_LOOK_MAX_S = 0.02, 0.5
+"""How often the server is asked what it holds while it loads a model: often at first, when that shows whether the model fits."""
 SILENT_TRIES = 3
 DISCOVER_INTERVALS = 3
 """Health checks for each discovery: a new model is served within that many intervals."""
@@ -66,6 +69,7 @@ class Worker:
         ack_wait_s: float,
         slots: int = 0,
         health_interval_s: float = 5.0,
+        swap_patience_s: float = 10.0,
         drain_s: float = 25.0,
         adapts: bool = True,
     ) -> None:
@@ -81,6 +85,10 @@ class Worker:
         self._wanted_slots = slots
         self._health_interval_s = health_interval_s
         self._drain_s = drain_s
+        # Only a server that says what it holds can be seen to swap.
+        says = type(backend).resident is not Backend.resident
+        self._turns = ModelTurns(swap_patience_s) if says else None
+        self._load_began = asyncio.Event()
         self._bus: WorkerBus | None = None
         self._intake: Intake | None = None
         self._announcement: Announcement | None = None
@@ -114,13 +122,16 @@ class Worker:
         await self._start_registry()
         await bus.listen(self.id, self._on_control)
         watcher = asyncio.create_task(self._watch())
-        health = asyncio.create_task(self._keep_healthy())
+        tasks = [asyncio.create_task(self._keep_healthy())]
+        if self._turns is not None:
+            tasks.append(asyncio.create_task(self._follow_loads(self._turns)))
         try:
             await self._draining.wait()
         finally:
-            health.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await health
+            for task in tasks:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
             await self._leave()
             watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -193,7 +204,9 @@ class Worker:
                     if self._state is not WorkerState.READY or changed or monotonic() >= next_discovery:
                         self._changed.clear()
                         missing = await asyncio.to_thread(missing_requirements, self._backend)
+                        loads_before = self._turns.loads_begun if self._turns is not None else 0
                         discovery = await self._backend.discover()
+                        self._learn(discovery.models, loads_before)
                         next_discovery = monotonic() + DISCOVER_INTERVALS * self._health_interval_s
                         self._tell(discovery.problems + optional_problems(missing, discovery.models))
                         await self._serve(discovery.models, discovery.slots)
@@ -227,6 +240,7 @@ class Worker:
         self._metrics.slots.set(slots)
         if self._intake is None:
             self._intake = Intake(self._bus, slots, self._loaded)
+        self._intake.take_turns(self._turns if self._turns is not None and self._turns.needed else None)
         if changed:
             self._models, self._slots = models, slots
             queues = [Queue(c, lane, m.name) for m in models for c in m.capabilities for lane in LANES]
@@ -303,8 +317,48 @@ class Worker:
         else:
             await self._announcement.update(presence)
 
+    def _learn(self, models: tuple[ModelOffer, ...], loads_before: int) -> None:
+        """Tell the turns which models the server may load and unload, and those that it holds, unless a load has begun meanwhile."""
+        if self._turns is None:
+            return
+        swappable = frozenset(model.name for model in models if model.loaded is not None or model.loading)
+        resident = frozenset(model.name for model in models if model.loaded or model.loading)
+        self._turns.serve(swappable, resident if self._turns.loads_begun == loads_before else None)
+
+    async def _follow_loads(self, turns: ModelTurns) -> None:
+        """While the server loads a model for a job, see which models it holds: that shows whether they fit beside each other."""
+        while True:
+            await self._load_began.wait()
+            self._load_began.clear()
+            pause = LOAD_LOOK_S
+            while turns.loading:
+                loaded = {model for model in turns.loading if self._is_loaded(model)}
+                resident = await self._resident()
+                if turns.saw(turns.resident if resident is None else resident, loaded, monotonic()):
+                    self._changed.set()
+                if self._intake is not None:
+                    self._intake.refill()
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LOAD_LOOK_MAX_S)
+
+    async def _resident(self) -> frozenset[str] | None:
+        """Return the models that the server holds; None where it does not say now."""
+        try:
+            async with asyncio.timeout(HEALTH_LIMIT_S):
+                return await self._backend.resident()
+        except (BackendError, TimeoutError) as error:
+            log.debug("worker.resident_models_unknown", worker=self.id, error=str(error))
+            return None
+
+    def _is_loaded(self, model: str) -> bool:
+        """Return whether a load is over: a job of the model has begun to answer, or none is left."""
+        attempts = [attempt for attempt in self._attempts.values() if attempt.envelope.model == model]
+        return not attempts or any(attempt.answers for attempt in attempts)
+
     def _loaded(self) -> frozenset[str]:
         """What the backend holds in memory; where it does not say, what it ran last."""
+        if self._turns is not None and self._turns.resident:
+            return self._turns.resident
         said = frozenset(m.name for m in self._models if m.loaded)
         if said or any(m.loaded is False for m in self._models):
             return said
@@ -323,11 +377,13 @@ class Worker:
             # It can never run, and nobody can be told: the envelope holds the address.
             log.error("malformed job dropped", queue=job.queue, error=str(error))
             job.ack()
-            self._intake.done()
+            self._intake.done(job.queue.model)
             return
         assert self._bus is not None
         if job.delivery > 1:
             self._metrics.redeliveries.labels(envelope.capability, envelope.model).inc()
+        if self._turns is not None and self._turns.loading:
+            self._load_began.set()
         attempt = self._attempt(self._bus, job, envelope, body)
         self._attempts[(envelope.job, envelope.run, job.delivery)] = attempt
         self._last_model = envelope.model
@@ -341,7 +397,7 @@ class Worker:
         return Attempt(bus, self._blobs, self._backend, self._identity, job, envelope, body)
 
     async def _run(self, attempt: Attempt) -> None:
-        env = attempt.envelope
+        env, job_model = attempt.envelope, attempt.job.queue.model
         self._metrics.busy.inc()
         try:
             await attempt.run()
@@ -353,7 +409,7 @@ class Worker:
             elif attempt.outcome == "completed":
                 self._pauses.succeeded(env.model)
             if self._intake is not None:
-                self._intake.done()
+                self._intake.done(job_model)
             # After the loop's turn that sends the last word: nobody waits for our bookkeeping.
             asyncio.get_running_loop().call_soon(self._account, attempt, monotonic())
 

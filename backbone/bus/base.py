@@ -173,6 +173,8 @@ class Delivery(Protocol):
     """1 for the first delivery of this message."""
     pending: int
     """Jobs left in the queue when this one was taken."""
+    age_s: float
+    """How long ago it was stored, at most, as far as is known."""
     fresh: bool
     """It was stored within the last FRESH_S, and nobody has had it before. False where that is not known."""
 

@@ -165,7 +165,8 @@ class MemoryDelivery:
         self.message = job.message
         self.delivery = delivery
         self.pending = pending
-        self.fresh = delivery == 1 and asyncio.get_running_loop().time() - job.stored_at <= FRESH_S
+        self.age_s = asyncio.get_running_loop().time() - job.stored_at
+        self.fresh = delivery == 1 and self.age_s <= FRESH_S
         self._settled = False
 
     @property

@@ -34,7 +34,7 @@ LOST_PULL_S = 3.0
 class NatsDelivery:
     """See backbone.bus.base.Delivery."""
 
-    __slots__ = ("_ack_subject", "_bus", "_until", "delivery", "fresh", "message", "pending", "queue")
+    __slots__ = ("_ack_subject", "_bus", "_until", "age_s", "delivery", "fresh", "message", "pending", "queue")
 
     def __init__(self, bus: NatsWorkerBus, queue: Queue, message: bytes, ack_subject: bytes) -> None:
         self._bus = bus
@@ -43,7 +43,8 @@ class NatsDelivery:
         self.message = message
         self.delivery, _, stored_ns, self.pending = parse_ack_subject(ack_subject)
         now = bus.now()
-        self.fresh = bus.store_clock.age_s(stored_ns, now) <= FRESH_S and self.delivery == 1
+        self.age_s = bus.store_clock.age_s(stored_ns, now)
+        self.fresh = self.age_s <= FRESH_S and self.delivery == 1
         self._until = now + bus.ack_wait_s
 
     @property

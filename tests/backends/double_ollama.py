@@ -67,6 +67,8 @@ class Behaviour:
     loads: asyncio.Event | None = None
     """A load ends when this is set; None: after `load_s`."""
     load_s: float = 0.0
+    discovery_s: float = 0.0
+    """Ollama looks at the memory of its GPUs before a load begins: so long, the model is not listed yet."""
     fault: Literal["", "error_line", "no_done", "die", "hang", "nonsense", "no_newline"] = ""
     """In the middle of a stream."""
     error: str = "an error was encountered while running the model: CUDA error"
@@ -350,6 +352,7 @@ class OllamaDouble:
             async with self._line:  # in the order in which they came
                 if self.loaded.get(name) == need:
                     continue
+                await asyncio.sleep(self.behaviour.discovery_s)
                 await self._make_room(name)
                 self._begin_load(name, need)
             await self._load(name)

@@ -119,7 +119,7 @@ async def test_the_console_pulls_and_lists(
     lines = {line.split()[0]: line for line in table.splitlines()}
     assert lines["model"].split() == ["model", "capabilities", "state", "workers", "context"]
     assert worker in lines[name]
-    assert " ready " in lines[name]
+    assert " cold " in lines[name], "it is pulled, and not loaded yet"
     _, rows, _ = await shell.run("models", "--json")
     found = {row["id"]: row for row in json.loads(rows)["data"]}
     assert found[name]["workers"] == [worker]

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
+from schemas.events import Progress
 from schemas.jobs import Capability
 from schemas.presence import Limitation, ModelOffer
 from workers.backends.adaptations import WATCHED, Plan
@@ -39,6 +40,7 @@ from workers.backends.openai_api import OWN_FIELDS, Api
 from workers.backends.openai_audio import speech, transcribe, voices_of
 from workers.backends.openai_images import draw
 from workers.backends.openai_lacks import carried_out, lacks_option, plan_after, text_plan
+from workers.backends.openai_memory import LOADED, LOADING, is_llama_swap, resident, state_of, with_states
 from workers.backends.openai_models import Capabilities, Choice, is_option
 from workers.backends.openai_text import begin, new_answer, open_text, wanted_of
 from workers.backends.openai_vectors import embed, rerank
@@ -110,6 +112,8 @@ class OpenAIBackend(Backend):
         self._served: frozenset[str] | None = None
         """Names of the models; None before the first `discover`."""
         self._created: dict[str, int] = {}
+        self._resident: frozenset[str] | None = None
+        """The models in the server's memory when it was last asked; None: it does not say."""
 
     async def close(self) -> None:
         await self._media.limitations.close()
@@ -132,6 +136,7 @@ class OpenAIBackend(Backend):
         """
         listed = await self._listed()
         props = await self._props() if any(_is_llama_cpp(model) for model in listed or ()) else {}
+        self._resident = resident(listed or ())
         names = self._wanted_names(listed)
         known = {name: model for model in listed or () for name in _names(model)}
         for name in names:
@@ -144,6 +149,12 @@ class OpenAIBackend(Backend):
         slots = props.get("total_slots")
         return Discovery(offers, slots if isinstance(slots, int) and slots > 0 else None)
 
+    async def resident(self) -> frozenset[str] | None:
+        """Return what llama.cpp's router and llama-swap hold; None of other servers."""
+        if self._resident is not None:
+            self._resident = resident(await self._listed() or ())
+        return self._resident
+
     async def health(self) -> None:
         """`GET /health` where there is one, else `GET /v1/models`."""
         status, body = await self._ask("/health")
@@ -153,12 +164,13 @@ class OpenAIBackend(Backend):
             raise BackendUnavailable(refusal(status, {}, body).info.message)
 
     def _offer(self, name: str, model: JSON, props: JSON) -> ModelOffer:
-        status = model.get("status")
+        state = state_of(model)
         capabilities = self._choice.of(name, model)
         return ModelOffer(
             name=name,
             capabilities=capabilities,
-            loaded=status.get("value") == "loaded" if isinstance(status, dict) else None,
+            loaded=None if state is None else state in LOADED,
+            loading=state in LOADING,
             context_length=_context_length(model, props),
             owned_by=str(model.get("owned_by") or "nexus"),
             created=self._created[name],
@@ -188,9 +200,15 @@ class OpenAIBackend(Backend):
             raise self._refusal(status, {}, body)
         try:
             models = orjson.loads(body)["data"]
-            return [model for model in models if isinstance(model, dict) and model.get("id")]
+            models = [model for model in models if isinstance(model, dict) and model.get("id")]
+            return with_states(models, await self._running()) if is_llama_swap(models) else models
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             raise BackendError("the backend's list of models is none") from error
+
+    async def _running(self) -> Any:
+        """Return what llama-swap says of its processes."""
+        status, body = await self._get("/running")
+        return orjson.loads(body) if status == 200 else {}
 
     async def _told(self) -> list[JSON] | None:
         """What a server with one model and no list says of itself: text-embeddings-inference does."""
@@ -259,6 +277,9 @@ class OpenAIBackend(Backend):
         if planned is not None:
             for name in planned.unsent:
                 call.body.pop(name, None)
+        loads = self._resident is not None and task.model not in self._resident
+        if loads:
+            yield Progress(phase="load")
         if plan is None:
             try:
                 response = await open_text(self._media, call.path, call.body, streams=task.stream)
@@ -274,6 +295,8 @@ class OpenAIBackend(Backend):
             return
         answer = new_answer(call.wanted)
         try:
+            if loads:
+                yield Progress(phase="run")
             chunk = await begin(response, answer, self._without_key)
             if chunk is not None:
                 yield chunk

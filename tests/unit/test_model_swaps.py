@@ -1,0 +1,237 @@
+"""A worker of a server that cannot hold all its models: jobs of one model go together, and no model waits for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+
+from backbone.bus.memory import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
+from backbone.bus.memory_blobs import MemoryBlobs
+from backbone.bus.memory_joblog import MemoryWorkerLog
+from backbone.registry.memory import MemoryHub, MemoryRegistry
+from gateway.bodies import Received
+from gateway.call import Call
+from gateway.dispatch import Dispatcher
+from gateway.metrics import GatewayMetrics
+from schemas.jobs import Capability, Lane, Limits
+from tests.backends.double_ollama import Model, OllamaDouble
+from workers.backends.base import Backend, BackendConfig, make_backend
+from workers.metrics import WorkerMetrics
+from workers.worker import Worker
+
+MODELS = ("alpha:latest", "beta:latest", "gamma:latest")
+WORDS = ("one", " two")
+
+
+class Rig:
+    """A gateway's dispatcher and workers, each with an Ollama of its own."""
+
+    def __init__(self) -> None:
+        self.broker, self.hub = MemoryBroker(), MemoryHub()
+        self.registry = MemoryRegistry(self.hub)
+        self.dispatcher = Dispatcher(MemoryGatewayBus(self.broker), self.registry, GatewayMetrics(), Limits(), 15.0)
+        self.ended: list[str] = []
+        """The models of the jobs that have ended, in order."""
+        self._lives: list[tuple[Worker, asyncio.Task[None]]] = []
+
+    async def start(self) -> None:
+        await self.dispatcher.bus.start()
+        await self.registry.start()
+        await self.dispatcher.start()
+
+    async def close(self) -> None:
+        for worker, life in self._lives:
+            worker.drain()
+            await life
+        await self.dispatcher.close()
+
+    def add(self, server: OllamaDouble, slots: int = 4, patience_s: float = 10.0) -> None:
+        self.add_backend(make_backend("ollama", BackendConfig(url=server.url)), slots, patience_s)
+
+    def add_backend(self, backend: Backend, slots: int = 4, patience_s: float = 10.0) -> None:
+        worker = Worker(
+            worker_id=f"w{len(self._lives)}", host="h", backend=backend,
+            blobs=MemoryBlobs(), log=MemoryWorkerLog(self.broker), registry=MemoryRegistry(self.hub),
+            metrics=WorkerMetrics(), ack_wait_s=15.0, slots=slots, health_interval_s=0.5, drain_s=0.2, swap_patience_s=patience_s,
+        )  # fmt: skip
+        life = asyncio.create_task(worker.run(MemoryWorkerBus(self.broker, worker.on_job)))
+        self._lives.append((worker, life))
+
+    async def ready(self) -> None:
+        async with asyncio.timeout(10):
+            while not self.dispatcher.catalogue.live() or any(w.standing != "ready" for w, _ in self._lives):
+                await asyncio.sleep(0.005)
+
+    async def run(self, model: str, lane: Lane = Lane.DEFAULT) -> None:
+        """One request, to its end."""
+        call = self._call(model, lane)
+        async with asyncio.timeout(60):
+            await call.wait_end()
+        assert call.error is None
+        answer = json.loads(call.take())
+        assert answer["choices"][0]["message"]["content"] == "".join(WORDS)
+        self.ended.append(model)
+        self.dispatcher.finish(call)
+
+    async def run_all(self, models: Iterable[str], callers: int) -> None:
+        """Requests in this order, of so many callers."""
+        waiting = iter(list(models))
+
+        async def caller() -> None:
+            for model in waiting:
+                await self.run(model)
+
+        await asyncio.gather(*(caller() for _ in range(callers)))
+
+    def _call(self, model: str, lane: Lane) -> Call:
+        body = json.dumps(
+            {"model": model, "messages": [{"role": "user", "content": "count"}], "max_tokens": 4}
+        ).encode()
+        return self.dispatcher.call(
+            request_id="req", endpoint="/v1/chat/completions", capability=Capability.CHAT, lane=lane, public_model=model,
+            stream=False, owner="o", received=Received(None, body),
+        )  # fmt: skip
+
+
+@asynccontextmanager
+async def swapping(count: int = 2, max_loaded: int | None = 1, **behaviour: float) -> AsyncIterator[OllamaDouble]:
+    """An Ollama with so many models that holds `max_loaded` at once."""
+    async with OllamaDouble(max_loaded) as server:
+        server.models = {name: Model() for name in MODELS[:count]}
+        server.behave(**{"words": WORDS, "load_s": 0.05, "delay_s": 0.005, "discovery_s": 0.01, **behaviour})
+        yield server
+
+
+@pytest.fixture
+async def rig() -> AsyncIterator[Rig]:
+    made = Rig()
+    await made.start()
+    yield made
+    await made.close()
+
+
+def interleaved(count: int, models: int = 2) -> list[str]:
+    return list(itertools.islice(itertools.cycle(MODELS[:models]), count))
+
+
+async def loads_alone(requests: Iterable[str], callers: int, *, count: int = 2, max_loaded: int | None = 1) -> int:
+    """How many loads the server pays for these requests of so many callers at once, by itself."""
+    waiting = iter(requests)
+    async with swapping(count, max_loaded) as server, aiohttp.ClientSession() as http:
+
+        async def caller() -> None:
+            for model in waiting:
+                body = {"model": model, "messages": [{"role": "user", "content": "count"}]}
+                async with http.post(f"{server.url}/api/chat", json=body) as answer:
+                    assert answer.status == 200
+                    await answer.read()
+
+        await asyncio.gather(*(caller() for _ in range(callers)))
+        return server.counts["load"]
+
+
+@pytest.mark.parametrize("callers", [2, 4, 40])
+async def test_forty_interleaved_requests_cost_no_more_loads_than_the_server_alone(rig: Rig, callers: int) -> None:
+    """Far fewer where many wait: the jobs of one model go together."""
+    alone = await loads_alone(interleaved(40), callers)
+    async with swapping() as server:
+        rig.add(server)
+        await rig.ready()
+        await rig.run_all(interleaved(40), callers)
+        assert server.counts["load"] <= alone
+        if callers == 40:
+            assert server.counts["load"] <= 9
+        await rig.close()
+
+
+async def test_two_workers_on_two_servers_cost_no_more_loads_than_one_server(rig: Rig) -> None:
+    alone = await loads_alone(interleaved(40), 8)
+    async with swapping() as one, swapping() as other:
+        for server in (one, other):
+            rig.add(server)
+        await rig.ready()
+        await rig.run_all(interleaved(40), 8)
+        assert one.counts["load"] + other.counts["load"] <= alone
+        assert one.counts["/api/chat"] + other.counts["/api/chat"] == 40
+        await rig.close()
+
+
+async def test_a_model_that_another_worker_serves_is_left_to_it(rig: Rig) -> None:
+    """However long jobs of it have been coming: each worker keeps the model that it has loaded."""
+    async with swapping(delay_s=0.02) as one, swapping(delay_s=0.02) as other:
+        for server, model in ((one, MODELS[0]), (other, MODELS[1])):
+            server.loaded = {model: {}}
+            rig.add(server, slots=2, patience_s=0.3)
+        await rig.ready()
+        await asyncio.gather(*(rig.run_all([model] * 60, 2) for model in MODELS[:2]))
+        assert one.counts["load"] + other.counts["load"] <= 2
+        await rig.close()
+
+
+async def test_a_model_waits_no_longer_than_the_patience(rig: Rig) -> None:
+    """Jobs of the other model come without end: it gives way, and the one that waits is served."""
+    async with swapping() as server:
+        rig.add(server, patience_s=0.3)
+        await rig.ready()
+        await rig.run_all(interleaved(6), 6)  # the worker sees that the server swaps
+        stop = asyncio.Event()
+
+        async def callers() -> None:
+            while not stop.is_set():
+                await rig.run(MODELS[0])
+
+        endless = [asyncio.create_task(callers()) for _ in range(8)]
+        for _ in range(3):
+            async with asyncio.timeout(5):  # many times the patience, a load, and the jobs in hand
+                await rig.run(MODELS[1])
+        stop.set()
+        await asyncio.gather(*endless)
+        await rig.close()
+
+
+async def test_a_higher_lane_does_not_wait_for_the_patience(rig: Rig) -> None:
+    async with swapping() as server:
+        rig.add(server, patience_s=60)
+        await rig.ready()
+        await rig.run_all(interleaved(6), 6)
+        default = [asyncio.create_task(rig.run(MODELS[0])) for _ in range(400)]
+        await rig.run(MODELS[1], Lane.PRIORITY)
+        assert sum(not task.done() for task in default) > 40, "it waited for the jobs of the default lane"
+        await asyncio.gather(*default)
+        await rig.close()
+
+
+async def test_a_server_that_holds_all_its_models_runs_them_at_once(rig: Rig) -> None:
+    """The worker sees that they fit: every slot is busy, whatever its model."""
+    async with swapping(max_loaded=None, load_s=0.01) as server:
+        rig.add(server)
+        await rig.ready()
+        await rig.run_all(interleaved(8), 8)
+        assert server.counts["load"] == 2
+        server.behave(words=WORDS, delay_s=0.5)
+        calls = [asyncio.create_task(rig.run(model)) for model in interleaved(4)]
+        async with asyncio.timeout(10):
+            while server.running < 4:
+                await asyncio.sleep(0.005)
+        await asyncio.gather(*calls)
+        await rig.close()
+
+
+async def test_models_that_fit_beside_each_other_stay_beside_each_other(rig: Rig) -> None:
+    """Two of three are held at once: the worker does not take them for one at a time."""
+    alone = await loads_alone(interleaved(60, 3), 12, count=3, max_loaded=2)
+    async with swapping(count=3, max_loaded=2) as server:
+        rig.add(server)
+        await rig.ready()
+        await rig.run_all(interleaved(60, 3), 12)
+        assert server.counts["load"] <= alone
+        before = server.counts["load"]
+        await rig.run_all([next(iter(server.loaded)), list(server.loaded)[1]] * 10, 4)
+        assert server.counts["load"] == before
+        await rig.close()

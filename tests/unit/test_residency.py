@@ -1,0 +1,191 @@
+"""What is learned about a server's memory, and which models get jobs."""
+
+from __future__ import annotations
+
+import pytest
+
+from workers.lanes import AGED_S
+from workers.model_turns import URGENT_S, ModelTurns
+from workers.residency import MAX_SETS, Residency
+
+A, B, C = "a", "b", "c"
+
+
+def models(*names: str) -> frozenset[str]:
+    return frozenset(names)
+
+
+class TestResidency:
+    def test_nothing_is_known_at_first(self) -> None:
+        fresh = Residency()
+        assert fresh.fits(models()) is True
+        assert fresh.fits(models(A)) is True
+        assert fresh.fits(models(A, B)) is None
+
+    def test_sets_that_were_seen(self) -> None:
+        seen = Residency()
+        seen.seen_together(models(A, B))
+        seen.seen_apart(models(A, B, C))
+        assert seen.fits(models(A, B)) is True
+        assert seen.fits(models(A, B, C)) is False
+
+    def test_sets_that_were_not_tried_are_judged_by_their_size(self) -> None:
+        seen = Residency()
+        seen.seen_apart(models(A, B))
+        assert seen.fits(models(B, C)) is False
+        seen.seen_together(models(A, C))
+        assert seen.fits(models(B, C)) is True
+        assert seen.fits(models(A, B)) is False, "one that was tried is not"
+
+    def test_what_was_seen_last_counts(self) -> None:
+        seen = Residency()
+        seen.seen_apart(models(A, B))
+        seen.seen_together(models(A, B))
+        assert seen.fits(models(A, B)) is True
+        seen.seen_apart(models(A, B))
+        assert seen.fits(models(A, B)) is False
+
+    def test_it_remembers_a_bounded_number(self) -> None:
+        seen = Residency()
+        for number in range(3 * MAX_SETS):
+            seen.seen_apart(models(A, str(number)))
+            seen.seen_together(models(B, str(number)))
+        assert max(len(seen._apart), len(seen._together)) <= MAX_SETS
+
+
+def turns(*, apart: bool | None = True) -> ModelTurns:
+    """Of a server with two models, of which A is loaded."""
+    made = ModelTurns(10.0)
+    made.serve(models(A, B), models(A))
+    if apart is not None:
+        load(made, B, 1.0, models(B) if apart else models(A, B))
+        if apart:
+            load(made, A, 2.0, models(A))
+    return made
+
+
+def load(made: ModelTurns, model: str, at: float, after: frozenset[str]) -> None:
+    """A job loads the model, which takes half a second, and ends."""
+    made.ask(model)
+    made.begin(model, at)
+    made.saw(after, {model}, at + 0.5)
+    made.leave(model)
+
+
+class TestTurns:
+    def test_a_model_beside_the_one_in_use_waits(self) -> None:
+        made = turns()
+        made.ask(A)
+        assert made.admits(A, {A, B})
+        assert not made.admits(B, {A, B})
+        made.leave(A)
+        assert not made.admits(B, {A, B}), "the group goes on while jobs of it wait"
+        assert made.admits(B, {B})
+
+    def test_models_that_fit_do_not_wait(self) -> None:
+        made = turns(apart=False)
+        assert made.free
+        made.ask(A)
+        assert made.admits(B, {A, B})
+
+    def test_a_first_try_holds_the_others_until_it_shows(self) -> None:
+        made = turns(apart=None)
+        made.ask(A)
+        assert made.admits(B, {A, B})
+        made.ask(B)
+        made.begin(B, 1.0)
+        assert not made.admits(A, {A, B})
+        made.saw(models(A), (), 1.1)
+        assert not made.admits(A, {A, B})
+        made.saw(models(A, B), (), 1.2)  # B is being loaded, and A is still there
+        assert made.admits(A, {A, B})
+        assert made.free
+
+    def test_only_one_more_model_is_tried_at_a_time(self) -> None:
+        made = ModelTurns(10.0)
+        made.serve(models(A, B, C), models())
+        made.ask(A)
+        made.begin(A, 0.0)
+        assert not made.admits(B, {B, C})
+        made.saw(models(A), {A}, 1.0)
+        assert made.admits(B, {B, C})
+
+    def test_jobs_that_got_in_each_others_way_end_first(self) -> None:
+        """Both are in hand, and do not fit: neither gets more."""
+        made = turns()
+        made.ask(A)
+        made.ask(B)
+        assert not made.admits(A, {A, B})
+        assert not made.admits(B, {A, B})
+        made.leave(A)
+        assert made.admits(B, {A, B})
+
+    def test_a_claim_makes_the_others_give_way(self) -> None:
+        made = turns()
+        made.ask(A)
+        made.claim(B, {A, B})
+        assert not made.admits(A, {A, B})
+        assert not made.admits(B, {A, B})
+        made.leave(A)
+        assert made.admits(B, {A, B})
+        assert not made.admits(A, {A, B})
+        made.ask(B)
+        made.begin(B, 20.0)
+        assert made.next is None
+        assert not made.admits(A, {A, B}), "it is B's turn now"
+
+    def test_a_claim_for_nothing_is_withdrawn(self) -> None:
+        made = turns()
+        made.claim(B, {A, B})
+        made.withdraw(B)
+        assert made.admits(A, {A, B})
+
+    def test_as_few_as_possible_give_way(self) -> None:
+        """Two of three fit: the one that has had its turn for longest stays out of it."""
+        made = ModelTurns(10.0)
+        made.serve(models(A, B, C), models(A, B))
+        load(made, C, 1.0, models(B, C))
+        load(made, A, 3.0, models(A, C))
+        for model in (A, C):
+            made.ask(model)
+        made.claim(B, {A, B, C})
+        assert made.admits(A, {A, B, C})
+        assert not made.admits(C, {A, B, C})
+        made.leave(C)
+        assert made.admits(B, {A, B, C})
+
+    def test_a_turn_lasts_as_long_as_its_load_took(self) -> None:
+        made = turns()
+        made.ask(A)
+        assert not made.may_claim(B, {A, B}, 2.9)  # loaded from 2.0 to 2.5
+        assert made.may_claim(B, {A, B}, 3.0)
+
+    def test_how_long_a_job_waits(self) -> None:
+        made = turns()
+        assert [made.patience_s(standing) for standing in (-1, 0, 1)] == [URGENT_S, 10.0, AGED_S]
+
+    def test_models_that_the_server_does_not_load_are_no_matter(self) -> None:
+        """A remote one, or the queue for pulls."""
+        made = turns()
+        made.ask(A)
+        made.ask("remote")
+        made.begin("remote", 5.0)
+        assert made.admits("remote", {A, B})
+        assert made.loading == {}.keys()
+
+    def test_a_load_that_fails_teaches_nothing(self) -> None:
+        made = turns(apart=None)
+        made.ask(A)
+        made.ask(B)
+        made.begin(B, 1.0)
+        made.saw(models(A), {B}, 2.0)
+        assert made.admits(A, {A})
+        made.leave(B)
+        assert made.admits(B, {B})
+
+    @pytest.mark.parametrize("answer", [models(), models(A)])
+    def test_a_server_with_one_model_needs_no_turns(self, answer: frozenset[str]) -> None:
+        made = ModelTurns(10.0)
+        made.serve(models(A), answer)
+        assert not made.needed
+        assert made.free
