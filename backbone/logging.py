@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line on standard output, or coloured text for a person."""
+"""Structured logs on standard output: sentences on a terminal, else one JSON object a line."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import orjson
 import structlog
+
+from backbone.terminal import TerminalRenderer, is_terminal
 
 GATHER_S = 0.1
 """Lines below `warning` are written together after this long: a write for each line would cost more than the line."""
@@ -71,20 +73,23 @@ def _dumps(event: Any, **_: Any) -> bytes:
     return orjson.dumps(event, default=str)
 
 
-def configure_logging(log_format: Literal["json", "console"], level: str) -> None:
-    """Set up structlog, and send what libraries log through `logging` the same way. Called once, at the edge."""
+def configure_logging(log_format: Literal["auto", "json", "console"], level: str) -> None:
+    """Set up structlog, and send what libraries log through `logging` the same way. Called once, at the edge.
+
+    `auto`: `console` where a person reads, else `json`.
+    """
+    console = log_format == "console" or (log_format == "auto" and is_terminal())
     number = getattr(logging, level.upper())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
+        if console
+        else structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
     ]
-    console = log_format == "console"
     renderer: structlog.typing.Processor = (
-        structlog.dev.ConsoleRenderer(colors=sys.stdout.isatty())
-        if console
-        else structlog.processors.JSONRenderer(_dumps)
+        TerminalRenderer(colors=is_terminal()) if console else structlog.processors.JSONRenderer(_dumps)
     )
     output = None if console else GatheredOutput()
     structlog.configure(

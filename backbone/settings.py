@@ -48,7 +48,8 @@ class CommonSettings(BaseSettings):
     """Holds the password that REDIS_URL lacks. Read at each connection."""
     redis_tls_ca: str = ""
     """PEM of the authority that Redis's certificate must come from, for `rediss` URLs; empty: the system's."""
-    log_format: Literal["json", "console"] = "json"
+    log_format: Literal["auto", "json", "console"] = "auto"
+    """`auto`: `console` where standard output is a terminal, else `json`."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_prompts: bool = False
     """Log request bodies at debug level. Off: prompts are nobody's business but their owner's."""

@@ -7,8 +7,8 @@ import random
 import socket
 from dataclasses import dataclass
 
+from backbone.port_holders import port_holder
 from cli.errors import ConsoleError
-from cli.port_holders import port_holder
 
 STABLE_PORTS = range(28_000, 32_768)
 """Below what Linux and macOS take for outgoing connections."""

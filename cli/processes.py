@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
@@ -14,11 +14,10 @@ from cli.options import warn_of_backend_key
 from cli.running_stack import join_running_stack
 
 if TYPE_CHECKING:  # pydantic takes half a second: `nexus status` does without
-    from pydantic_settings import BaseSettings
-
+    from backbone.settings import CommonSettings
     from cli.rejoining import Joined
 
-Settings = TypeVar("Settings", bound="BaseSettings")
+Settings = TypeVar("Settings", bound="CommonSettings")
 
 NatsUrl = Annotated[str | None, typer.Option("--nats-url", help="[NATS_URL] default nats://127.0.0.1:4222")]
 EtcdUrl = Annotated[str | None, typer.Option("--etcd-url", help="[ETCD_URL] default http://127.0.0.1:2379")]
@@ -38,25 +37,28 @@ ObservabilityPort = Annotated[
 ]
 
 
-def read_settings(kind: type[Settings]) -> Settings:
-    """Settings from the environment. Raises ConsoleError, naming each variable that is wrong."""
-    from pydantic import ValidationError
+def read_settings(kind: type[Settings], flags: Collection[str] = ()) -> Settings:
+    """Settings from the environment and `.env`. `flags`: variables that this command's flags have set.
+
+    Raises ConsoleError, naming each variable that is wrong.
+    """
+    from backbone.secret_files import Misconfigured
+    from backbone.setting_errors import read_settings as read
 
     try:
-        return kind()
-    except ValidationError as error:
-        wrong = [
-            f"  {'.'.join(map(str, one['loc'])).upper()}: {one['msg'].removeprefix('Value error, ')}"
-            for one in error.errors()
-        ]
-        raise ConsoleError("these settings are wrong (environment or .env):\n" + "\n".join(wrong)) from error
+        return read(kind, flags)
+    except Misconfigured as error:
+        raise ConsoleError(str(error), exit_code=2) from None
 
 
-def set_environment(values: dict[str, object | None]) -> None:
-    """Make flags into variables, so that processes started below see them too. None: the flag was not given."""
-    for name, value in values.items():
-        if value is not None:
-            os.environ[name] = str(value)
+def set_environment(values: dict[str, object | None]) -> set[str]:
+    """Make flags into variables, so that processes started below see them too. None: the flag was not given.
+
+    Returns the variables that were set.
+    """
+    given = {name: str(value) for name, value in values.items() if value is not None}
+    os.environ.update(given)
+    return set(given)
 
 
 def gateway(
@@ -73,7 +75,7 @@ def gateway(
     data_dir: StackDir = None,
 ) -> None:
     """Run one gateway. Its admin key is the variable GATEWAY_BEARER_TOKEN; .env.example lists all settings."""
-    set_environment(
+    flags = set_environment(
         {
             "GATEWAY_HOST": host,
             "GATEWAY_PORT": port,
@@ -84,12 +86,13 @@ def gateway(
             "REDIS_URL": redis_url,
         }
     )
-    joined = join_running_stack("gateway", data_dir)
     from backbone.settings import GatewaySettings
+
+    read_settings(GatewaySettings, flags)  # all that is wrong at once, before any of it is used
+    joined = join_running_stack("gateway", data_dir)
     from gateway.main import run
 
-    settings = read_settings(GatewaySettings)
-
+    settings = read_settings(GatewaySettings, flags)
     raise typer.Exit(run_joined(joined, lambda: run(settings)))
 
 
@@ -139,7 +142,7 @@ def worker(
     data_dir: StackDir = None,
 ) -> None:
     """Run one worker beside an inference server: it takes jobs for the models that the server has."""
-    set_environment(
+    flags = set_environment(
         {
             "WORKER_BACKEND": backend,
             "WORKER_BACKEND_URL": url,
@@ -154,13 +157,13 @@ def worker(
             "ETCD_URL": etcd_url,
         }
     )
-    joined = join_running_stack("worker", data_dir)
     from backbone.settings import WorkerSettings
+
+    check_kind(read_settings(WorkerSettings, flags).worker_backend)  # all that is wrong, before any of it is used
+    joined = join_running_stack("worker", data_dir)
     from workers.main import run
 
-    settings = read_settings(WorkerSettings)
-    check_kind(settings.worker_backend)
-
+    settings = read_settings(WorkerSettings, flags)
     raise typer.Exit(run_joined(joined, lambda: run(settings)))
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 
+from backbone.port_holders import port_holder
 from cli.datadir import DataDir, StackState
 from cli.embedded.credentials import NATS_USER, Credentials
 from cli.embedded.etcd_api import EtcdLogin
@@ -28,7 +29,6 @@ from cli.local import LocalModel, local_models
 from cli.operator_data import OperatorData
 from cli.own_models import OwnModel, served
 from cli.parts import Part, StartFailed
-from cli.port_holders import port_holder
 from cli.ports import is_free, stable_port
 from cli.probe import Found, find_backends
 from cli.screen import Screen

@@ -2,7 +2,6 @@
 
 import sys
 
-from backbone.settings import GatewaySettings
-from gateway.main import run
+from gateway.main import main
 
-sys.exit(run(GatewaySettings()))
+sys.exit(main())

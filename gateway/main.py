@@ -21,10 +21,13 @@ import structlog
 import uvicorn
 import uvloop
 
+from backbone.listening import why_not_listening
 from backbone.logging import configure_logging
 from backbone.memory import settle
 from backbone.secret_files import Misconfigured
+from backbone.setting_errors import read_settings
 from backbone.settings import GatewaySettings
+from backbone.startup import fail
 from gateway.addresses import TrustedProxies
 from gateway.connections import ConnectionBounds, Connections
 from gateway.leaving import Leaving
@@ -37,6 +40,7 @@ from schemas.errors import NexusError
 
 log = structlog.get_logger(__name__)
 
+CANNOT_START = "gateway cannot start"
 LAST_WORDS_S = 1.0
 """For open requests to be told that the gateway ends, after `GATEWAY_DRAIN_S`."""
 MAX_UNSENT = 128 * 1024
@@ -52,8 +56,17 @@ INDEX = "NEXUS_GATEWAY_INDEX"
 SUPERVISOR = "NEXUS_GATEWAY_SUPERVISOR"
 
 
+def main() -> int:
+    """Run a gateway that environment variables configure. Returns the exit status."""
+    try:
+        settings = read_settings(GatewaySettings)
+    except Misconfigured as error:
+        return fail(CANNOT_START, error)
+    return run(settings)
+
+
 def run(settings: GatewaySettings) -> int:
-    """Run until SIGTERM or SIGINT. Returns the exit status: 1 when the gateway cannot start."""
+    """Run until SIGTERM or SIGINT. Returns the exit status: 2 for settings that cannot work, 1 for another failed start."""
     configure_logging(settings.log_format, settings.log_level)
     INSIDE.add(settings.nats_url, settings.etcd_url, settings.redis_url, socket.gethostname())
     # What is wrong with a caller's form is told to the caller.
@@ -63,26 +76,28 @@ def run(settings: GatewaySettings) -> int:
             listener = socket.socket(fileno=int(os.environ[INHERITED]))
             uvloop.run(_serve(settings, listener, int(os.environ[INDEX])))
             return 0
-        listener = _bind(settings.gateway_host, settings.gateway_port)
+        listener = _bind(settings.gateway_host, settings.gateway_port, "GATEWAY")
         if settings.gateway_workers > 1:
             return _supervise(settings, listener)
         uvloop.run(_serve(settings, listener, 0))
     except (NexusError, OSError, Misconfigured) as error:
-        log.error("gateway cannot start", error=error.info.message if isinstance(error, NexusError) else str(error))
-        return 1
+        return fail(CANNOT_START, error)
     return 0
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int, setting: str) -> socket.socket:
+    """Listen there. `setting`: what comes before _HOST and _PORT. Raises Misconfigured."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
     except OSError as error:
-        raise OSError(
-            f"cannot listen on {host}:{port}: {error.strerror}. Choose another one with GATEWAY_PORT"
-        ) from error
+        flag = "--port" if setting == "GATEWAY" else "--observability-port"
+        why = why_not_listening(
+            error, host, port, port_setting=f"{setting}_PORT ({flag})", host_setting=f"{setting}_HOST"
+        )
+        raise Misconfigured(why) from error
     _bound_kernel_buffers(listener)
     listener.listen(2048)
     return listener
@@ -177,7 +192,8 @@ def _server(
 async def _serve(settings: GatewaySettings, listener: socket.socket, index: int) -> None:
     gateway = secrets.token_hex(6)
     structlog.contextvars.bind_contextvars(gateway=gateway)
-    side = _bind(settings.observability_host, settings.observability_port + index if settings.observability_port else 0)
+    side_port = settings.observability_port + index if settings.observability_port else 0
+    side = _bind(settings.observability_host, side_port, "OBSERVABILITY")
     async with contextlib.AsyncExitStack() as stack:
         if INHERITED in os.environ:
             orphan = asyncio.create_task(_stop_when_orphaned(int(os.environ[SUPERVISOR])))

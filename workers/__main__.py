@@ -2,7 +2,6 @@
 
 import sys
 
-from backbone.settings import WorkerSettings
-from workers.main import run
+from workers.main import main
 
-sys.exit(run(WorkerSettings()))
+sys.exit(main())

@@ -15,12 +15,15 @@ from backbone.bus.access import nats_access
 from backbone.bus.nats_blobs import NatsBlobs
 from backbone.bus.nats_worker import NatsWorkerBus
 from backbone.bus.nats_worker_log import NatsWorkerLog
+from backbone.listening import why_not_listening
 from backbone.logging import configure_logging
 from backbone.memory import settle
 from backbone.registry.access import etcd_access
 from backbone.registry.etcd import EtcdRegistry
 from backbone.secret_files import Misconfigured
+from backbone.setting_errors import read_settings
 from backbone.settings import WorkerSettings
+from backbone.startup import fail
 from schemas.disclosure import INSIDE
 from schemas.errors import NexusError
 from workers.backends.base import Backend, BackendConfig, make_backend
@@ -31,7 +34,17 @@ from workers.worker import Worker
 
 log = structlog.get_logger(__name__)
 
+CANNOT_START = "worker cannot start"
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def main() -> int:
+    """Run a worker that environment variables configure. Returns the exit status."""
+    try:
+        settings = read_settings(WorkerSettings)
+    except Misconfigured as error:
+        return fail(CANNOT_START, error)
+    return run(settings)
 
 
 def run(settings: WorkerSettings) -> int:
@@ -40,12 +53,8 @@ def run(settings: WorkerSettings) -> int:
     INSIDE.add(settings.worker_backend_url, settings.nats_url, settings.etcd_url, settings.host)
     try:
         uvloop.run(_main(settings))
-    except NexusError as error:
-        log.error("worker cannot start", error=error.info.message)
-        return 2 if error.info.status in {400, 404} else 1
-    except Misconfigured as error:
-        log.error("worker cannot start", error=str(error))
-        return 2
+    except (NexusError, OSError, Misconfigured) as error:
+        return fail(CANNOT_START, error)
     return 0
 
 
@@ -75,7 +84,16 @@ def _backend(settings: WorkerSettings) -> Backend:
     try:
         return make_backend(settings.worker_backend, backend_config(settings))
     except ValueError as error:
-        raise Misconfigured(str(error)) from error
+        raise Misconfigured(_what_to_set(str(error), settings)) from error
+
+
+def _what_to_set(complaint: str, settings: WorkerSettings) -> str:
+    """An adapter's complaint about its configuration, with the setting that it is about."""
+    if "URL" not in complaint:
+        return f"the backend '{settings.worker_backend}' cannot be set up: {complaint}. See WORKER_BACKEND_OPTIONS (--option)."
+    given = settings.worker_backend_url.rpartition("@")[2]  # without a password
+    is_now = f"is '{given}'" if given else "is not set"
+    return f"WORKER_BACKEND_URL (--url) {is_now}, and the backend '{settings.worker_backend}' needs it: {complaint}."
 
 
 async def _main(settings: WorkerSettings) -> None:
@@ -123,4 +141,11 @@ def _open_probes(settings: WorkerSettings, metrics: WorkerMetrics, worker: Worke
     try:
         serve_probes(host, port, metrics.registry, lambda: worker.standing, lambda: worker.problems)
     except OSError as error:
-        raise Misconfigured(f"WORKER_OBSERVABILITY_PORT: cannot listen on {host}:{port}: {error.strerror}") from error
+        why = why_not_listening(
+            error,
+            host,
+            port,
+            port_setting="WORKER_OBSERVABILITY_PORT (--observability-port)",
+            host_setting="WORKER_OBSERVABILITY_HOST",
+        )
+        raise Misconfigured(why) from error

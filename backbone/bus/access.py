@@ -13,6 +13,7 @@ from backbone.secret_files import Misconfigured, Password, read_file
 from backbone.settings import CommonSettings
 
 INBOX = "_INBOX"
+SCHEMES = frozenset({"nats", "tls", "ws", "wss"})
 _TOKEN = re.compile(r"[A-Za-z0-9_-]+")
 _INBOX = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
@@ -59,6 +60,7 @@ def nats_access(settings: CommonSettings) -> NatsAccess:
         raise Misconfigured("NATS_CREDS_FILE and NATS_USER are both set: remove one")
     if creds:
         read_file("NATS_CREDS_FILE", creds)
+    _check_urls(settings.nats_url)
     return NatsAccess(
         url=settings.nats_url,
         user=user,
@@ -67,6 +69,23 @@ def nats_access(settings: CommonSettings) -> NatsAccess:
         tls=_tls(settings),
         inbox=_inbox(settings.nats_inbox_prefix, user),
     )
+
+
+def _check_urls(text: str) -> None:
+    """Raises Misconfigured for what can be no address of NATS; without repeating it, since it may hold a password."""
+    urls = [part.strip() for part in text.split(",") if part.strip()]
+    for url in urls:
+        try:
+            parts = urlsplit(url if "://" in url else f"nats://{url}")
+            valid = parts.scheme in SCHEMES and bool(parts.hostname) and " " not in url and parts.port != 0
+        except ValueError:
+            valid = False
+        if not valid:
+            urls = []
+    if not urls:
+        raise Misconfigured(
+            "NATS_URL (--nats-url) must look like nats://host:4222 or tls://host:4222, several separated by commas"
+        )
 
 
 def _inbox(wanted: str, user: str) -> str:

@@ -303,8 +303,7 @@ class Wire:
         hint = _hint(error) or _hint(last)
         if hint is not None:
             return f"NATS at {self.access.shown} {hint}"
-        text = str(error) or str(last) or type(error).__name__
-        return f"NATS does not answer at {self.access.shown}: {text}"
+        return f"NATS does not answer at {self.access.shown}: {_in_words(error, last)}"
 
     async def _error(self, error: Exception) -> None:
         if not isinstance(error, TimeoutError) or self._last_error is None:
@@ -506,6 +505,17 @@ def id_headers(message_id: bytes) -> bytes:
     if _MESSAGE_ID.fullmatch(message_id) is None:
         raise BadSubject(f"not a message id: {message_id[:100]!r}")
     return b"NATS/1.0\r\nNats-Msg-Id: %b\r\n\r\n" % message_id
+
+
+def _in_words(error: Exception, last: Exception) -> str:
+    """Why a connection failed that may succeed later, and what to look at."""
+    refused = next((one for one in (error, last) if isinstance(one, OSError) and one.strerror), None)
+    if refused is not None:
+        advice = "Is it running? NATS_URL (--nats-url) says where it is; `nexus up` starts a whole stack"
+        return f"{refused.strerror}. {advice}"
+    if isinstance(error, TimeoutError) and isinstance(last, TimeoutError):
+        return "nothing that speaks NATS's protocol answers there; check NATS_URL (--nats-url)"
+    return str(error) or str(last) or type(error).__name__
 
 
 def _hint(error: Exception) -> str | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from backbone.secret_files import Misconfigured, Password, read_file
 from backbone.settings import CommonSettings
+
+DEFAULT_PORT = 2379
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,10 @@ def etcd_access(settings: CommonSettings) -> EtcdAccess:
     password = Password("ETCD_PASSWORD", settings.etcd_password, settings.etcd_password_file)
     if bool(settings.etcd_user) != bool(password):
         raise Misconfigured("ETCD_USER and ETCD_PASSWORD (or ETCD_PASSWORD_FILE) go together: set both or neither")
+    try:
+        parse_endpoints(settings.etcd_url)
+    except ValueError as error:
+        raise Misconfigured(f"ETCD_URL (--etcd-url) cannot be used: {error}") from None
     ca, cert, key = settings.etcd_tls_ca, settings.etcd_tls_cert, settings.etcd_tls_key
     if bool(cert) != bool(key):
         raise Misconfigured("ETCD_TLS_CERT and ETCD_TLS_KEY go together: set both or neither")
@@ -60,3 +67,17 @@ def _pem(setting: str, path: str, what: bytes) -> bytes | None:
     if what + b"-----" not in data:
         raise Misconfigured(f"{setting}: {path} holds no {what.decode().lower()} in PEM form")
     return data
+
+
+def parse_endpoints(url: str) -> list[tuple[str, bool]]:
+    """`http://a:2379,https://b` -> [("a:2379", False), ("b:2379", True)]. Raises ValueError."""
+    found = []
+    for part in filter(None, (part.strip() for part in url.split(","))):
+        parts = urlsplit(part if "://" in part else f"http://{part}")
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username:
+            raise ValueError("an etcd URL is http(s)://host:port, several separated by commas")
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        found.append((f"{host}:{parts.port or DEFAULT_PORT}", parts.scheme == "https"))
+    if not found:
+        raise ValueError("the etcd URL is empty")
+    return found

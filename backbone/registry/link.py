@@ -11,7 +11,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import grpc  # type: ignore[import-untyped]
 import grpc.aio  # type: ignore[import-untyped]
@@ -23,7 +22,7 @@ from etcd3aio.lease import LeaseService
 from etcd3aio.maintenance import MaintenanceService
 from etcd3aio.watch import WatchService
 
-from backbone.registry.access import Login, Tls
+from backbone.registry.access import Login, Tls, parse_endpoints
 from backbone.secret_files import Misconfigured
 from schemas.errors import Unavailable
 
@@ -39,7 +38,6 @@ LOGIN_AGAIN_S = 5.0
 """After a refused login: each costs etcd's processor, and it is not going to change its mind soon."""
 TOKEN_OVER = ("invalid auth token", "revision of auth store is old", "user name is empty")
 """What etcd says of calls whose token has expired, or lacks what was granted since."""
-DEFAULT_PORT = 2379
 CHANNEL_OPTIONS = [
     # Dead peers behind a silent network. etcd cuts off clients that ping more often than every 5 s.
     ("grpc.keepalive_time_ms", 10_000),
@@ -279,7 +277,7 @@ class EtcdLink:
                         self._login.user, self._login.password.read(), timeout=LOGIN_S, max_attempts=1
                     )
             except (EtcdError, grpc.aio.AioRpcError, TimeoutError, Misconfigured) as error:
-                unavailable = Unavailable(f"etcd at {endpoint.address}: {_why_no_login(error)}")
+                unavailable = Unavailable(f"etcd at {endpoint.address} {_why_no_login(error)}")
                 if _is_refusal(error):
                     self._refused = clock() + LOGIN_AGAIN_S, unavailable
                 raise unavailable from error
@@ -297,8 +295,8 @@ class EtcdLink:
             if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.NOT_FOUND:
                 raise LeaseGone from error  # what else could be missing: reads of absent keys are no errors
             kind = _TokenOver if _is_token_over(error) else Unavailable
-            hint = _hint(_reason(error).lower(), logged_in=self._login is not None)
-            raise kind(f"etcd at {endpoint.address} did not answer: {_reason(error)}{hint}") from error
+            words = _in_words(error, logged_in=self._login is not None)
+            raise kind(f"etcd at {endpoint.address} did not answer: {words}") from error
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) and task.cancelling():
                 raise
@@ -331,20 +329,6 @@ class EtcdLink:
         self.connected = True
         for callback in list(self._recovered):
             callback()
-
-
-def parse_endpoints(url: str) -> list[tuple[str, bool]]:
-    """`http://a:2379,https://b` -> [("a:2379", False), ("b:2379", True)]. Raises ValueError."""
-    found = []
-    for part in filter(None, (part.strip() for part in url.split(","))):
-        parts = urlsplit(part if "://" in part else f"http://{part}")
-        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username:
-            raise ValueError("an etcd URL is http(s)://host:port, several separated by commas")
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-        found.append((f"{host}:{parts.port or DEFAULT_PORT}", parts.scheme == "https"))
-    if not found:
-        raise ValueError("the etcd URL is empty")
-    return found
 
 
 def open_channel(address: str, secure: bool, tls: Tls) -> grpc.aio.Channel:
@@ -395,6 +379,25 @@ def _reason(error: BaseException) -> str:
     return f"{error.code().name} {error.details()}" if isinstance(error, grpc.aio.AioRpcError) else str(error)
 
 
+REASONS = {
+    "Connection refused": "nobody listens there (connection refused). Is etcd running? ETCD_URL (--etcd-url) says where it is",
+    "Failed parsing HTTP/2": "what listens there does not speak etcd's protocol; check ETCD_URL",
+    "Socket closed": "it closed the connection, as a server does that wants https; check ETCD_URL",
+    "DNS resolution failed": "there is no host of that name; check ETCD_URL",
+    "CERTIFICATE_VERIFY_FAILED": "its certificate is not believed",
+    "ALERT_BAD_CERTIFICATE": "it asks this process for a certificate",
+    "CERTIFICATE_REQUIRED": "it asks this process for a certificate",
+}
+"""What gRPC's texts mean, by a part of each."""
+
+
+def _in_words(error: BaseException, *, logged_in: bool) -> str:
+    """An error for an operator: what gRPC says of itself and its attempts is left out where it is known what it means."""
+    reason = _reason(error)
+    words = next((words for part, words in REASONS.items() if part in reason), reason)
+    return words + _hint(reason.lower(), logged_in=logged_in)
+
+
 def _hint(text: str, *, logged_in: bool) -> str:
     """What to do about it, where that is known."""
     if "alert_bad_certificate" in text or "certificate_required" in text or "unwrap failed" in text:
@@ -428,5 +431,4 @@ def _why_no_login(error: BaseException) -> str:
         return "has no users (authentication is not enabled): remove ETCD_USER, or enable it"
     if isinstance(error, Misconfigured):
         return f"cannot be asked: {error}"
-    reason = _reason(error)
-    return f"no login: {reason}{_hint(reason.lower(), logged_in=True)}"
+    return f"did not answer: {_in_words(error, logged_in=True)}"

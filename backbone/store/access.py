@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from redis.credentials import CredentialProvider
 
 from backbone.secret_files import Misconfigured, Password, read_file
 from backbone.settings import CommonSettings
+
+SCHEMES = frozenset({"redis", "rediss", "unix"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +41,25 @@ class _FromFile(CredentialProvider):
         return self.get_credentials()
 
 
+def _parsed(url: str) -> SplitResult:
+    """Raises Misconfigured for what redis-py does not take; without repeating it, since it may hold a password."""
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in SCHEMES and (parts.scheme == "unix" or parts.port != 0)
+        if parts.scheme != "unix":
+            valid = valid and parts.path.strip("/").isdecimal() | (parts.path.strip("/") == "")
+    except ValueError:
+        valid = False
+    if not valid:
+        raise Misconfigured(
+            "REDIS_URL (--redis-url) must look like redis://host:6379/0, rediss://user:password@host:6379/0 or unix:///path"
+        )
+    return parts
+
+
 def redis_access(settings: CommonSettings) -> RedisAccess:
     """What the settings say. Raises Misconfigured."""
-    parts = urlsplit(settings.redis_url)
+    parts = _parsed(settings.redis_url)
     ca = settings.redis_tls_ca
     if ca:
         if parts.scheme != "rediss":

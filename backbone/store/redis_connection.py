@@ -127,6 +127,10 @@ class _Pool(BlockingConnectionPool):
 def _why(error: Exception) -> str:
     """With what to do about it, where that is known."""
     text = str(error).rstrip(".")
+    if "Connection refused" in text or "Name or service not known" in text:
+        return f"{text}. Is it running? REDIS_URL (--redis-url) says where it is"
+    if text.startswith("Protocol Error"):
+        return "what listens there does not speak Redis's protocol; check REDIS_URL (--redis-url)"
     if isinstance(error, AuthenticationError) or "NOAUTH" in text or "WRONGPASS" in text:
         return f"{text}; check the user in REDIS_URL, and its password there or in REDIS_PASSWORD_FILE"
     if isinstance(error, NoPermissionError):

@@ -9,11 +9,11 @@ from urllib.parse import quote
 
 import pytest
 
-from backbone.registry.access import EtcdAccess, Tls
+from backbone.registry.access import EtcdAccess, Tls, parse_endpoints
 from backbone.registry.base import Registry
 from backbone.registry.etcd import EtcdRegistry
 from backbone.registry.keys import Keys
-from backbone.registry.link import EtcdLink, LeaseGone, WatchEnded, parse_endpoints
+from backbone.registry.link import EtcdLink, LeaseGone, WatchEnded
 from backbone.registry.memory import MemoryHub, MemoryRegistry
 from backbone.registry.view import View
 from cli.embedded.binaries import ETCD

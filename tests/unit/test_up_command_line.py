@@ -29,5 +29,7 @@ def test_a_wrong_setting_is_named_without_the_words_of_a_library(monkeypatch: py
     from backbone.settings import GatewaySettings
 
     monkeypatch.setenv("PUBLIC_ROUTES", "nonsense")
-    with pytest.raises(ConsoleError, match="\n  PUBLIC_ROUTES: holds 'nonsense'; it may hold"):
+    with pytest.raises(
+        ConsoleError, match=r"^PUBLIC_ROUTES \(in the environment\) is wrong: holds 'nonsense'; it may hold"
+    ):
         read_settings(GatewaySettings)

@@ -447,7 +447,9 @@ class HttpClient:
             message = f"no connection to {self.origin} within {CONNECT_TIMEOUT_S:g} s"
             raise BackendUnavailable(message, unsent=True) from error
         except OSError as error:
-            raise BackendUnavailable(f"no connection to {self.origin}: {error}", unsent=True) from error
+            raise BackendUnavailable(
+                f"no connection to {self.origin}: {error.strerror or error}", unsent=True
+            ) from error
         self._open.add(connection)
         return connection
 

@@ -1,0 +1,21 @@
+"""Why a port cannot be listened on, in words for the person who chose it."""
+
+from __future__ import annotations
+
+import errno
+
+from backbone.port_holders import port_holder
+
+
+def why_not_listening(error: OSError, host: str, port: int, *, port_setting: str, host_setting: str) -> str:
+    """Return what is wrong with an address, and which setting to change."""
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"port {port} on {host} is in use by {port_holder(port)}. "
+            f"Choose another port with {port_setting}, or stop that program."
+        )
+    if error.errno == errno.EACCES:
+        return f"port {port} is reserved for the administrator. Choose one above 1023 with {port_setting}."
+    if error.errno == errno.EADDRNOTAVAIL or error.errno is None or error.errno < 0:  # below 0: of getaddrinfo
+        return f"this machine has no address {host}. Choose another one with {host_setting}."
+    return f"cannot listen on {host}:{port}: {error.strerror}. See {port_setting} and {host_setting}."

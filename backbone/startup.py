@@ -1,0 +1,49 @@
+"""The last words of a process that cannot start: a sentence for a person, a log line for a collector of logs."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import structlog
+
+from backbone.logging import configure_logging
+from backbone.secret_files import Misconfigured
+from backbone.terminal import is_terminal
+from schemas.errors import NexusError
+
+SETTINGS_WRONG = 2
+"""Exit code: the settings cannot work, however often it is tried."""
+NEEDS_AWAY = 1
+"""Exit code: something that the process needs is away or refuses it; another try may succeed."""
+
+log = structlog.get_logger(__name__)
+
+
+def fail(event: str, error: Exception) -> int:
+    """Say why the process cannot start, and return its exit code. Logging may not be configured yet."""
+    message = message_of(error)
+    if is_terminal():
+        sys.stderr.write(f"nexus: {message}\n")
+        sys.stderr.flush()
+    else:
+        if not structlog.is_configured():
+            configure_logging("console" if os.environ.get("LOG_FORMAT") == "console" else "auto", "info")
+        log.error(event, error=message)
+    return code_of(error)
+
+
+def message_of(error: Exception) -> str:
+    """Return what is wrong, in words."""
+    if isinstance(error, NexusError):
+        return error.info.message
+    if isinstance(error, OSError) and error.strerror and error.errno is not None:
+        place = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{place}"
+    return str(error) or type(error).__name__
+
+
+def code_of(error: Exception) -> int:
+    """Return the exit code that an error of the start means."""
+    wrong = isinstance(error, Misconfigured) or (isinstance(error, NexusError) and error.info.status in (400, 404))
+    return SETTINGS_WRONG if wrong else NEEDS_AWAY

@@ -1,0 +1,97 @@
+"""Log lines for a person at a terminal: the time of day, a sentence, and what is wrong in color.
+
+Each event that somebody meets who starts a process by hand has a sentence here; others show their key and fields.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+SENTENCES = {
+    "gateway up": "The gateway is up: {url}/v1 (metrics, documentation and health on port {observability_port}).",
+    "no bootstrap key: only keys that were created before work": (
+        "No {setting} is set: only API keys that were created before work. Set it, or GATEWAY_BEARER_TOKEN_FILE."
+    ),
+    "made a bootstrap key": "A new admin key is in {file}.",
+    "leaving": "Leaving: new requests are taken for {lame_duck_s:g} s more. Press Ctrl-C again to stop sooner.",
+    "gateway process could not go on; starting another soon": "Gateway process {index} could not go on (exit code {code}); another one starts in 5 s.",
+    "gateway process died; starting another": "Gateway process {index} died (exit code {code}); another one starts now.",
+    "connections.bound_lowered": "MAX_CONNECTIONS is lowered to {max_connections}: {reason}.",
+    "serving": "Serving {models} with {slots} slots.",
+    "all served": "Everything that was not served is served now.",
+    "not served": "Not served: {problem}.",
+    "model not served": "The model '{model}' is not served: {error}.",
+    "backend not usable": "The inference server cannot be used: {error}. It is tried again every few seconds.",
+    "worker.model_paused": "The model '{model}' rests for {seconds:g} s: {error}.",
+    "worker.backend_lost": "The inference server is lost: {error}.",
+    "draining": "Stopping: {running} running jobs get their time to finish.",
+    "drained": "Stopped.",
+    "nats disconnected": "The connection to NATS is lost; trying again until it is back.",
+    "nats reconnected": "NATS is back.",
+    "nats refuses": "{error}.",
+    "nats.silent": "NATS has gone silent; trying its next server.",
+    "nats.stores_nothing": "NATS stores nothing: {error}.",
+    "nats.stores_again": "NATS stores again.",
+    "etcd.away": "{error}. Trying again until it answers; until then nobody finds new workers.",
+    "registry.etcd_version_vulnerable": "etcd is {version}: {advice}.",
+    "etcd.back": "etcd answers.",
+    "registry.not_entered": "The worker cannot be entered in etcd: {error}.",
+    "registry.not_followed": "The registry cannot be read: {error}.",
+    "registry.lease_lost": "The worker's entry in etcd was lost; it is entered again.",
+    "registry.same_name_twice": "Another worker has the same name: give each a --name (WORKER_NAME) of its own.",
+    "redis.away": "{error}. Jobs, API keys and files are unavailable until it is back.",
+    "redis.frozen": "Redis does not answer within {timeout_s:g} s.",
+    "redis.back": "Redis is back.",
+}
+"""By event. A field in braces is the event's; the first letter is a capital one, the end a full stop."""
+NOISE = frozenset({"timestamp", "level", "event", "exception", "worker", "gateway", "connection"})
+"""Fields that are not worth a word on a terminal where one process runs."""
+COLORS = {"warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}
+PLAIN = "\x1b[0m"
+
+
+def is_terminal() -> bool:
+    """Whether a person reads what this process prints."""
+    return sys.stdout.isatty()
+
+
+class TerminalRenderer:
+    """The last of structlog's processors."""
+
+    def __init__(self, *, colors: bool) -> None:
+        self._colors = colors
+
+    def __call__(self, _logger: object, _method: str, event: MutableMapping[str, Any]) -> str:
+        level, text = str(event.get("level", "info")), sentence(event)
+        mark = f"{level}: " if level in COLORS and not self._colors else ""
+        if self._colors and level in COLORS:
+            text = f"{COLORS[level]}{text}{PLAIN}"
+        trace = f"\n{event['exception']}" if event.get("exception") else ""
+        return f"{event.get('timestamp', '')}  {mark}{text}{trace}"
+
+
+def sentence(event: Mapping[str, Any]) -> str:
+    """Return an event in words; one without a sentence as its key and fields."""
+    key = str(event.get("event", ""))
+    if key in SENTENCES:
+        try:
+            return _tidy(SENTENCES[key].format_map({name: _said(value) for name, value in event.items()}))
+        except (KeyError, ValueError, TypeError):
+            pass  # the event has other fields than it had: show all of them
+    fields = [f"{name}={_said(value)}" for name, value in event.items() if name not in NOISE and value is not None]
+    return "  ".join((key, *fields))
+
+
+def _said(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "nothing"
+    return value
+
+
+def _tidy(text: str) -> str:
+    """One full stop where a message brings its own, and a capital letter, but for names that have none."""
+    for twice in ("..", "?.", "!."):
+        text = text.replace(twice, twice[0])
+    return text if text.startswith("etcd") else text[:1].upper() + text[1:]
