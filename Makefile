@@ -8,12 +8,13 @@
 #   make images        the images gateway, worker, tts and stt, their sizes, and their bills of materials in dist/
 #   make check         lint, format, types, import rules
 #   make bench         benchmarks; ARGS passes arguments
+#   make fuzz          calls every route as the OpenAPI document says, for some minutes; ARGS="--seed 7" passes arguments to schemathesis
 #   make soak          an hour of kills, 10,000 jobs, a batch of 50,000 lines; ARGS="rounds --seed 7" passes arguments
 #   make clean         remove .venv and caches; .nexus (your data) stays
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up install test test-containers attack images check bench soak clean
+.PHONY: help up install test test-containers attack images check bench fuzz soak clean
 
 UV_VERSION := 0.13.9
 VENV := $(CURDIR)/.venv
@@ -36,7 +37,7 @@ INSTALL := $(BIN)/python deploy/install.py
 STEPS := $(if $(filter-out up install,$(MAKECMDGOALS)),4,3)
 
 help:
-	@sed -n '3,12s/^# *//p' Makefile
+	@sed -n '3,13s/^# *//p' Makefile
 
 up: $(VENV)/.for-up
 	@exec $(BIN)/nexus up $(ARGS)
@@ -82,6 +83,9 @@ check: $(VENV)/.for-test
 
 bench: $(VENV)/.for-test
 	@exec $(BIN)/python -m bench $(ARGS)
+
+fuzz: $(VENV)/.for-test
+	@exec $(BIN)/python -m tests.clients.openapi_fuzz $(ARGS)
 
 soak: $(VENV)/.for-test
 	@exec $(BIN)/python -m tests.soak $(ARGS)

@@ -34,6 +34,7 @@ T = TypeVar("T")
 LONGEST = (
     "tests/flow/test_up.py",
     "tests/faults/test_jobs_killed.py",
+    "tests/clients/test_openapi_contract.py",
     "tests/faults/",
     "tests/scale/",
     "tests/flow/",

@@ -121,11 +121,14 @@ def _form(operation: Operation) -> JSON:
         schema["properties"] = {name: _plain(field) for name, field in schema["properties"].items()}
         assert REF not in str(schema["properties"]), "a form's field refers to another schema"
         schema.pop("title", None)
-    for field in schema["properties"].values():
+    for name, field in schema["properties"].items():
         if field.get("default", ...) is None:
             del field["default"]
+        if "pattern" in field and name not in schema.get("required", []):
+            field["pattern"] = f"^$|{field['pattern']}"
     files = {
-        name: {"type": "string", "format": "binary", "description": text} for name, text in operation.files.items()
+        name: {"type": "string", "format": "binary", "minLength": 1, "description": text}
+        for name, text in operation.files.items()
     }
     schema["properties"] = files | schema["properties"]
     schema["required"] = [next(iter(files)), *schema.get("required", [])]

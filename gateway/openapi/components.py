@@ -41,7 +41,10 @@ def component_schemas(models: Iterable[type[BaseModel]]) -> JSON:
     )
     schemas: JSON = document.get("$defs", {})
     names = {name: _short(name) for name in schemas}
-    return {names[name]: _renamed(schema, names) for name, schema in sorted(schemas.items())}
+    return {
+        names[name]: _renamed(schema, names) | {"title": names[name]}  # generators call classes by titles
+        for name, schema in sorted(schemas.items())
+    }
 
 
 def attribute_docstrings(model: type[BaseModel]) -> dict[str, str]:

@@ -4,9 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 Tier = Literal["auto", "default", "priority", "flex", "scale", "standard_only"]
+
+
+def _never(value: bool) -> bool:
+    if value:
+        raise PydanticCustomError("not_streamed", "Input should be False: there is nothing to stream")
+    return value
+
+
+NeverStreamed = Annotated[bool, AfterValidator(_never), WithJsonSchema({"type": "boolean", "const": False})]
+"""`stream` where there is nothing to stream. `Literal[False]` would take 0."""
+
+
+TokenId = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Message(BaseModel):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from schemas.openai.chat import TextRequest
+from schemas.openai.chat import TextRequest, TokenId
 
 
 class CompletionRequest(TextRequest):
     """A text completion request. `prompt` may be text, texts, token ids, or lists of token ids."""
 
-    prompt: str | list[str] | list[int] | list[list[int]] | None = None
+    prompt: str | list[str] | list[TokenId] | list[list[TokenId]] | None = None

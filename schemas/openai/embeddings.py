@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.openai.chat import Tier
+from schemas.openai.chat import NeverStreamed, Tier, TokenId
 
 Text = Annotated[str, Field(min_length=1)]
-Tokens = Annotated[list[int], Field(min_length=1)]
+Tokens = Annotated[list[TokenId], Field(min_length=1)]
 
 
 class EmbeddingsRequest(BaseModel):
@@ -24,5 +24,5 @@ class EmbeddingsRequest(BaseModel):
     dimensions: Annotated[int, Field(ge=1)] | None = None
     user: str | None = None
     service_tier: Tier | None = None
-    stream: Literal[False] | None = None
+    stream: NeverStreamed | None = None
     """There is nothing to stream."""

@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from schemas.openai.chat import Tier
 from schemas.openai.form import FormRequest
 
-SIZE = re.compile(r"auto|[1-9]\d*x[1-9]\d*")
+SIZE = re.compile(r"auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
 
 
 def _size(value: str) -> str:
@@ -27,7 +27,9 @@ class ImageRequestBase(BaseModel):
     """None: the default for images; OpenAI's SDKs let it be left out."""
     prompt: Annotated[str, Field(min_length=1, max_length=32_000)]
     n: Annotated[int, Field(ge=1, le=10)] | None = None
-    size: Annotated[str, AfterValidator(_size)] | None = None
+    size: Annotated[str, AfterValidator(_size), Field(json_schema_extra={"pattern": f"^({SIZE.pattern})$"})] | None = (
+        None
+    )
     """`auto` or `WIDTHxHEIGHT`."""
     response_format: Literal["b64_json", "url"] | None = None
     output_format: Literal["png", "jpeg", "webp"] | None = None

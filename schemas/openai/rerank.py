@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.openai.chat import Tier
+from schemas.openai.chat import NeverStreamed, Tier
 
 
 class Document(BaseModel):
@@ -30,5 +30,5 @@ class RerankRequest(BaseModel):
     return_documents: bool | None = None
     """None: no, only their indexes."""
     service_tier: Tier | None = None
-    stream: Literal[False] | None = None
+    stream: NeverStreamed | None = None
     """There is nothing to stream."""

@@ -69,6 +69,13 @@ def test_every_reference_leads_somewhere(document: JSON) -> None:
     assert {name for name in there - named if "securitySchemes" not in name} == set()
 
 
+def test_names_of_schemas_are_their_own(document: JSON) -> None:
+    """Generators name a class by its title: two of one title, and one of them is missing."""
+    for name, schema in document["components"]["schemas"].items():
+        assert re.fullmatch(r"[A-Z][A-Za-z]+", name)
+        assert schema["title"] == name
+
+
 def test_every_route_is_described(operations: dict[str, JSON]) -> None:
     """A route without words of its own, or words without a route, are noticed here."""
     assert set(operations) == set(OPERATIONS)

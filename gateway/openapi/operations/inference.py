@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from pydantic import Field, create_model
-
 from gateway.openapi.operation import Operation
 from gateway.openapi.operations.common import MODEL, PREFERENCES, STREAM, inferred
 from gateway.openapi.shapes.text import ChatCompletion, EmbeddingList, Ranking, TextCompletion
@@ -14,16 +10,6 @@ from schemas.openai.completions import CompletionRequest
 from schemas.openai.embeddings import EmbeddingsRequest
 from schemas.openai.rerank import RerankRequest
 
-FIELDS: dict[str, Any] = {
-    "prompt": (
-        str | list[str] | list[int] | list[list[int]],
-        Field(description="A text, texts, token ids, or lists of token ids."),
-    )
-}
-DOCUMENTED_COMPLETION = create_model(
-    "CompletionRequest", __base__=CompletionRequest, __doc__="A prompt to continue.", **FIELDS
-)
-"""With what inference servers ask for beyond the fields' types."""
 HELLO = {"role": "user", "content": "Say hello in one sentence."}
 
 OPERATIONS = {
@@ -59,7 +45,7 @@ OPERATIONS = {
         works=True,
         summary="Complete a text (legacy)",
         description="Continue a prompt. The prompt is a text, several texts, or token ids.",
-        body=DOCUMENTED_COMPLETION,
+        body=CompletionRequest,
         examples={"A text": {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 20}},
         answers=inferred(
             TextCompletion, "The continuation: one JSON object, or with `stream: true` events of the same kind.", STREAM

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, create_model
+from pydantic import BaseModel, Field, create_model
 
 from gateway.openapi.operation import BINARY, EVENT, JSON_TYPE, SSE_TYPE, TEXT, Answer, Operation, answer
 from gateway.openapi.operations.common import JOB_ID, MODEL, PAGE
-from gateway.openapi.operations.inference import DOCUMENTED_COMPLETION, HELLO
+from gateway.openapi.operations.inference import HELLO
 from gateway.openapi.shapes.jobs import DeadLetter, DeadLetterDeleted, DeadLetterList, Job, JobList
+from gateway.uploads import MAX_FILES
 from schemas.models import ModelJobRequest
 from schemas.openai.chat import ChatRequest
+from schemas.openai.completions import CompletionRequest
 from schemas.openai.embeddings import EmbeddingsRequest
 from schemas.openai.images import ImageEditRequest, ImageGenerationRequest
 from schemas.openai.rerank import RerankRequest
@@ -19,18 +21,21 @@ from schemas.openai.speech import CONTENT_TYPES, SpeechRequest
 from schemas.openai.transcriptions import TranscriptionRequest
 from schemas.submit import SubmitRequest
 
+FileIds = str | Annotated[list[str], Field(min_length=1, max_length=MAX_FILES)]
+"""The id of an uploaded file, or several."""
+
 
 class ImageEditBody(ImageEditRequest):
     """The fields of the form; in the place of files, ids of uploaded files."""
 
-    image: str | list[str]
-    mask: str | list[str] | None = None
+    image: FileIds
+    mask: FileIds | None = None
 
 
 class TranscriptionBody(TranscriptionRequest):
     """The fields of the form; in the place of the file, the id of an uploaded file."""
 
-    file: str | list[str]
+    file: FileIds
 
 
 def _job_of(name: str, body: type[BaseModel], *endpoints: str) -> type[BaseModel]:
@@ -40,7 +45,7 @@ def _job_of(name: str, body: type[BaseModel], *endpoints: str) -> type[BaseModel
 
 SUBMISSIONS = (
     _job_of("ChatCompletionJob", ChatRequest, "/v1/chat/completions"),
-    _job_of("CompletionJob", DOCUMENTED_COMPLETION, "/v1/completions"),
+    _job_of("CompletionJob", CompletionRequest, "/v1/completions"),
     _job_of("EmbeddingJob", EmbeddingsRequest, "/v1/embeddings"),
     _job_of("ImageJob", ImageGenerationRequest, "/v1/images/generations"),
     _job_of("SpeechJob", SpeechRequest, "/v1/audio/speech"),
