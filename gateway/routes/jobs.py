@@ -22,7 +22,7 @@ from gateway.jobs.shape import shape
 from gateway.links import base_url
 from gateway.polls import shown
 from schemas.durable import JobEventKind
-from schemas.errors import NexusError
+from schemas.errors import InvalidRequest, NexusError
 from schemas.jobs import JobStatus
 
 router = APIRouter(tags=["jobs"])
@@ -31,7 +31,7 @@ PAUSE_S = 10.0
 """A stream of events without one for so long gets a comment, so that nothing in between takes it for dead."""
 SSE = "text/event-stream; charset=utf-8"
 
-_METADATA = re.compile(r"metadata\[(.{1,64})\]")
+_METADATA = re.compile(r"metadata\[(.{1,64})\]", re.DOTALL)
 
 
 @router.get("/v1/jobs")
@@ -45,8 +45,7 @@ async def list_jobs(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
 ) -> dict[str, Any]:
     """The caller's jobs, newest first; also by `metadata[name]=value`. The next page is behind `last_id`."""
-    matches = ((_METADATA.fullmatch(name), value) for name, value in request.query_params.multi_items())
-    metadata = {match[1]: value for match, value in matches if match is not None}
+    metadata = _metadata(request.query_params.multi_items())
     records, has_more = await parts.jobs.page(
         caller.owner, status=status, model=model, metadata=metadata, after=after, limit=limit
     )
@@ -57,6 +56,20 @@ async def list_jobs(
         "last_id": records[-1].id if records else None,
         "has_more": has_more,
     }
+
+
+def _metadata(parameters: list[tuple[str, str]]) -> dict[str, str]:
+    """Raises InvalidRequest: a filter that is ignored would list what nobody asked for."""
+    found = {}
+    for name, value in parameters:
+        if name == "metadata" or name.startswith("metadata["):
+            match = _METADATA.fullmatch(name)
+            if match is None:
+                raise InvalidRequest(
+                    "metadata is asked for as metadata[NAME]=VALUE; a name has 1 to 64 characters", param="metadata"
+                )
+            found[match[1]] = value
+    return found
 
 
 @router.get("/v1/jobs/{job_id}/result")

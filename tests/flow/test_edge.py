@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import re
+import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import httpx
 import pytest
 import pytest_asyncio
 
+from gateway.openapi.operations import OPERATIONS
 from gateway.security_headers import HEADERS
 from tests.cluster import KEY, Cluster, chat
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SECURITY = {name.decode(): value.decode() for name, value in HEADERS}
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 OPERATORS = ("/metrics", "/docs", "/docs/page.js", "/docs/swagger-ui-bundle.js", "/openapi.json", "/redoc")
 
 
@@ -99,6 +104,23 @@ async def test_the_documentation_needs_nobody_else(cluster: Cluster, stranger: h
     document = (await stranger.get(side + "/openapi.json")).json()
     assert document["servers"] == [{"url": cluster.url}]
     assert document["paths"]["/metrics"]["get"]["servers"] == [{"url": "/"}]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
+async def test_the_documentation_is_drawn_without_internet(cluster: Cluster, tmp_path: Path) -> None:
+    """A browser that finds no other host shows every route, and asks for a key."""
+    assert BROWSER is not None
+    process = await asyncio.create_subprocess_exec(
+        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}", "--virtual-time-budget=20000",
+        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--dump-dom", cluster.observability_url + "/docs",
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    async with asyncio.timeout(60):
+        page = (await process.communicate())[0].decode()
+    assert "Authorize" in page
+    for operation in OPERATIONS.values():
+        assert f'id="operations-{operation.tag}-{operation.id}"' in page
+        assert operation.summary in html.unescape(page)
 
 
 async def test_the_document_says_what_the_gateway_does(cluster: Cluster, stranger: httpx.AsyncClient) -> None:

@@ -93,12 +93,23 @@ OPERATIONS = {
         tag="jobs",
         scope="jobs",
         summary="List jobs",
-        description="Return the caller's jobs, the newest first. `metadata[NAME]=VALUE` returns those with this metadata alone.",
+        description="Return the caller's jobs, the newest first.",
         answers=answer(JobList, "A page of jobs."),
         parameters=PAGE
         | {
             "status": {"description": "Return jobs in this state alone."},
             "model": {"description": "Return jobs of this model alone."},
+            "metadata": {
+                "in": "query",
+                "style": "deepObject",
+                "explode": True,
+                "description": "`metadata[NAME]=VALUE`: return jobs with this metadata alone.",
+                "schema": {
+                    "type": "object",
+                    "propertyNames": {"minLength": 1, "maxLength": 64},
+                    "additionalProperties": {"type": "string"},
+                },
+            },
         },
     ),
     "GET /v1/jobs/{job_id}": Operation(
