@@ -343,6 +343,10 @@ class Answer(ABC):
         chat = self.wanted.chat
         for index, state in sorted(self._choices.items()) if len(self._choices) > 1 else self._choices.items():
             final = state.final or {"index": index}
+            if state.calls is not None and (calls := state.calls.rest()):
+                role = {} if state.begun else {"role": "assistant"}
+                state.begun = True
+                yield {"index": index, "delta": {**role, "tool_calls": calls}, "finish_reason": None}
             final["finish_reason"] = state.reason
             if chat:
                 final["delta"] = self._final_delta(index, state, final.get("delta") or {})

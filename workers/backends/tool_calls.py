@@ -52,6 +52,8 @@ class ToolCalls:
         self._come_whole = come_whole
         self._calls: list[_Call] = []
         self._limit = limit
+        self._withheld: JSON | None = None
+        """The first delta of the last call, whose arguments are an empty object, or are still to come."""
 
     def __bool__(self) -> bool:
         return bool(self._calls)
@@ -60,21 +62,32 @@ class ToolCalls:
         """Return what the caller gets for the `tool_calls` of one event."""
         if not isinstance(deltas, list):
             return []
-        repaired = (self._repair(delta) for delta in deltas if isinstance(delta, dict))
-        return [delta for delta in repaired if delta is not None and self._passes(delta["index"])]
+        return self._passing([one for delta in deltas if isinstance(delta, dict) for one in self._repair(delta)])
 
-    def _passes(self, index: int) -> bool:
-        return self._limit is None or index < self._limit
+    def rest(self) -> list[JSON]:
+        """Return the call that was withheld to the end."""
+        return self._passing(self._release("{}"))
 
     def missing_arguments(self) -> list[JSON]:
         """Return a last delta for each call that never had arguments: they are an empty object."""
-        return [
-            {"index": call.index, "function": {"arguments": "{}"}}
-            for call in self._calls
-            if call.function and not any(call.arguments) and self._passes(call.index)
-        ]
+        calls = [call for call in self._calls if call.function and not any(call.arguments)]
+        return self._passing([{"index": call.index, "function": {"arguments": "{}"}} for call in calls])
 
-    def _repair(self, delta: JSON) -> JSON | None:
+    def _passing(self, deltas: list[JSON]) -> list[JSON]:
+        return deltas if self._limit is None else [delta for delta in deltas if delta["index"] < self._limit]
+
+    def _release(self, arguments: str) -> list[JSON]:
+        """Return the withheld delta, with these arguments."""
+        delta, self._withheld = self._withheld, None
+        if delta is None:
+            return []
+        call = self._calls[delta["index"]]
+        call.withheld = False
+        call.arguments.append(arguments)
+        delta["function"]["arguments"] = arguments
+        return [delta]
+
+    def _repair(self, delta: JSON) -> list[JSON]:
         function = delta.get("function")
         if not isinstance(function, dict):
             function = {name: delta.pop(name) for name in ("name", "arguments") if name in delta}
@@ -88,34 +101,45 @@ class ToolCalls:
                 name, call = name or call.name, None
             else:
                 arguments = ""  # said again, or a brace too many
-        if call is None:
-            withheld = not self._come_whole and arguments.strip() in NO_ARGUMENTS
-            arguments = "" if withheld else arguments
-            call = self._new(index, server_id, name, is_function=bool(function) or not extras)
-            call.withheld = withheld
-            own_id = call.server_id and not self._is_taken(call)
-            first: JSON = {
-                "index": call.index,
-                "id": call.server_id if own_id else f"call_{token_hex(12)}",
-                "type": delta.get("type") or "function",
-            }
-            if call.function:
-                first["function"] = {"name": name, "arguments": arguments, **more}
-            call.arguments.append(arguments)
-            return {**first, **extras}
+        if call is not None:
+            return self._continue(call, name, arguments, more, extras)
+        released = self._release("{}")
+        call = self._new(index, server_id, name, is_function=bool(function) or not extras)
+        own_id = call.server_id and not self._is_taken(call)
+        first: JSON = {
+            "index": call.index,
+            "id": call.server_id if own_id else f"call_{token_hex(12)}",
+            "type": delta.get("type") or "function",
+        }
+        if call.function:
+            first["function"] = {"name": name, "arguments": arguments, **more}
+        first |= extras
+        if call.function and not self._come_whole and arguments.strip() in NO_ARGUMENTS:
+            call.withheld, self._withheld = True, first
+            return released
+        call.arguments.append(arguments)
+        return [*released, first]
+
+    def _continue(self, call: _Call, name: str, arguments: str, more: JSON, extras: JSON) -> list[JSON]:
         rest: JSON = dict(more)
-        if name and name != call.name and not any(call.arguments):
+        if name and name != call.name and not any(call.arguments) and not call.withheld:
             # A name that comes in pieces, or as far as it has come.
             name = name.removeprefix(call.name) or name
             call.name += name
             rest["name"] = name
+        if call.withheld and arguments.strip() in NO_ARGUMENTS:
+            arguments = ""
         if arguments:
-            call.withheld = False
-            call.arguments.append(arguments)
             rest["arguments"] = arguments
         if not rest and not extras:
-            return None
-        return {"index": call.index, **({"function": rest} if rest else {}), **extras}
+            return []
+        if call.withheld:
+            (first,) = self._release(arguments or "{}")
+            first["function"] |= rest
+            return [first | extras]
+        if arguments:
+            call.arguments.append(arguments)
+        return [{"index": call.index, **({"function": rest} if rest else {}), **extras}]
 
     def _new(self, index: int | None, server_id: str, name: str, *, is_function: bool) -> _Call:
         call = _Call(len(self._calls), index, server_id, name, is_function)
