@@ -221,7 +221,7 @@ async def test_a_second_choice_that_fails_fails_the_answer(ollama: OllamaDouble,
         (completion, {"logprobs": 1}),
         (completion, {"logit_bias": {"1": -100}}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 async def test_what_has_no_equivalent_is_left_out_and_named(backend: Backend, make: Any, fields: JSON) -> None:
     _, adapted, _ = await said(backend, make(CHAT, **fields))
