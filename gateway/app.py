@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -40,6 +42,8 @@ from gateway.submissions import PATH as SUBMIT
 from gateway.welcome import Welcome
 from schemas.errors import ErrorInfo, InternalError, InvalidRequest, MethodNotAllowed, NexusError, NotFound
 
+NO_RESPONSE = re.compile(r"/v1/responses/(?!resp_)[^/]+")
+"""Where OpenAI has other endpoints (`input_tokens`, `compact`): no id of a response is like these."""
 ENDPOINTS: list[Endpoint] = [
     chat.ENDPOINT,
     completions.ENDPOINT,
@@ -137,7 +141,7 @@ def _answer_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def framework(request: Request, error: HTTPException) -> Response:
-        if error.status_code == 404:
+        if error.status_code == 404 or NO_RESPONSE.fullmatch(request.url.path):
             return _json(NotFound(f"there is nothing at {request.method} {request.url.path[:200]}").info)
         if error.status_code == 405:
             info = MethodNotAllowed(f"{request.url.path[:200]} does not take {request.method}").info

@@ -14,6 +14,11 @@ LOGPROBS = "message.output_text.logprobs"
 CHOICES = ("none", "auto", "required")
 ADDITIONAL_TOOLS = "additional_tools"
 """An input item that brings tools along."""
+ELSEWHERE = frozenset({
+    "web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call", "mcp_call", "mcp_list_tools",
+    "mcp_approval_request", "mcp_approval_response", "tool_search_call", "tool_search_output", "ghost_snapshot",
+})  # fmt: skip
+"""Items of tools that OpenAI runs, in a conversation that was begun there; and Codex's own notes."""
 
 
 def refuse_unsupported(request: ResponsesRequest) -> None:
@@ -41,7 +46,7 @@ def without_other_tools(request: ResponsesRequest) -> ResponsesRequest:
             if item.type == ADDITIONAL_TOOLS:
                 more = (item.model_extra or {}).get("tools")
                 offered += [tool for tool in more if isinstance(tool, dict)] if isinstance(more, list) else []
-        items = [item for item in items if item.type != ADDITIONAL_TOOLS]
+        items = [item for item in items if item.type != ADDITIONAL_TOOLS and item.type not in ELSEWHERE]
     tools = [tool for tool in offered if tool.get("type") == "function"]
     if items == request.input and tools == (request.tools or []):
         return request

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import orjson
+
 from schemas.errors import InvalidRequest
 from schemas.openai.responses import InputItem
 
@@ -13,6 +15,17 @@ JSON = dict[str, Any]
 ROLES = ("user", "assistant", "system", "developer")
 TEXTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 """Parts that are text, and the field that holds it."""
+CALLS = {
+    "function_call": "arguments",
+    "custom_tool_call": "input",
+    "local_shell_call": "action",
+    "shell_call": "action",
+    "apply_patch_call": "operation",
+}
+"""Calls of tools that the caller runs, and the field that holds what they are called with."""
+OUTPUTS = frozenset(f"{kind}_output" for kind in CALLS)
+IMAGE_NOTE = "Image from the result of the call "
+"""Begins a message that shows what a function returned: a tool's own message holds text alone."""
 
 
 def messages_of(items: str | Iterable[InputItem], param: str = "input") -> list[JSON]:
@@ -29,24 +42,64 @@ def _add(messages: list[JSON], item: InputItem, param: str) -> None:
     kind = item.type or "message"
     if kind == "message":
         messages.append(_message(item, param))
-    elif kind == "function_call":
-        call = {
-            "id": _needed(item.call_id, param, "call_id"),
-            "type": "function",
-            "function": {"name": _needed(item.name, param, "name"), "arguments": item.arguments or ""},
-        }
+    elif kind in CALLS:
         if not messages or messages[-1]["role"] != "assistant":
             messages.append({"role": "assistant", "content": None})
-        messages[-1].setdefault("tool_calls", []).append(call)
-    elif kind == "function_call_output":
-        output = item.output
-        if output is None:
-            raise InvalidRequest(f"Field required: '{param}.output'", param=f"{param}.output")
-        text = output if isinstance(output, str) else _all_text(output, f"{param}.output")
-        call_id = _needed(item.call_id, param, "call_id")
-        messages.insert(_place_of_result(messages, call_id), {"role": "tool", "tool_call_id": call_id, "content": text})
+        messages[-1].setdefault("tool_calls", []).append(_call(item, kind, param))
+    elif kind in OUTPUTS:
+        _add_result(messages, item, param)
     elif kind != "reasoning":  # what a model thought before is not told to it again
         raise InvalidRequest(f"items of type '{kind[:100]}' are not understood here", param=f"{param}.type")
+
+
+def _call(item: InputItem, kind: str, param: str) -> JSON:
+    """A call, as chat writes it. What is not called with JSON becomes JSON: chat has no other calls."""
+    call_id = _needed(item.call_id or (item.id if kind != "function_call" else None), param, "call_id")
+    if kind == "function_call":
+        return _function(call_id, _needed(item.name, param, "name"), item.arguments or "")
+    given = (item.model_extra or {}).get(CALLS[kind])
+    arguments = given if isinstance(given, dict) else {CALLS[kind]: given}
+    return _function(call_id, item.name or kind.removesuffix("_call"), orjson.dumps(arguments).decode())
+
+
+def _function(call_id: str, name: str, arguments: str) -> JSON:
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _add_result(messages: list[JSON], item: InputItem, param: str) -> None:
+    """Add what a tool returned behind its call; pictures among it follow in a message of the user."""
+    output, place = item.output, f"{param}.output"
+    if output is None:
+        raise InvalidRequest(f"Field required: '{place}'", param=place)
+    call_id = _needed(item.call_id or (item.id if item.type != "function_call_output" else None), param, "call_id")
+    images: list[JSON] = []
+    if isinstance(output, dict):
+        text = output["content"] if isinstance(output.get("content"), str) else orjson.dumps(output).decode()
+    elif isinstance(output, str):
+        text = output
+    else:
+        images = [_image(part, f"{place}.{n}") for n, part in enumerate(output) if part.get("type") == "input_image"]
+        text = _result_text([part for part in output if part.get("type") != "input_image"], place)
+    at = _place_of_result(messages, call_id)
+    messages.insert(at, {"role": "tool", "tool_call_id": call_id, "content": text or ("(an image)" if images else "")})
+    if images:
+        note = {"type": "text", "text": f"{IMAGE_NOTE}{call_id}:"}
+        while at < len(messages) and (messages[at]["role"] == "tool" or _shows_images(messages[at])):
+            at += 1
+        messages.insert(at, {"role": "user", "content": [note, *images]})
+
+
+def _result_text(parts: list[JSON], param: str) -> str:
+    """The text of a result's parts; a shell's are `stdout` and `stderr`."""
+    if parts and all("type" not in part and ("stdout" in part or "stderr" in part) for part in parts):
+        return "\n".join(f"{part.get('stdout') or ''}{part.get('stderr') or ''}" for part in parts)
+    return _all_text(parts, param)
+
+
+def _shows_images(message: JSON) -> bool:
+    content = message.get("content")
+    first = content[0] if message["role"] == "user" and isinstance(content, list) and content else {}
+    return str(first.get("text") or "").startswith(IMAGE_NOTE)
 
 
 def _place_of_result(messages: list[JSON], call_id: str) -> int:
@@ -80,6 +133,8 @@ def _message(item: InputItem, param: str) -> JSON:
     if role == "assistant":
         return {"role": role, "content": _all_text(content, place)}
     parts = [_part(part, f"{place}.{number}") for number, part in enumerate(content)]
+    if not parts:
+        return {"role": role, "content": ""}
     if len(parts) == 1 and parts[0]["type"] == "text":
         return {"role": role, "content": parts[0]["text"]}  # which every chat template takes
     return {"role": role, "content": parts}
@@ -120,6 +175,8 @@ def _part(part: JSON, param: str) -> JSON:
 
 def _image(part: JSON, param: str) -> JSON:
     url = part.get("image_url")
+    if isinstance(url, dict):  # as chat writes it
+        url = url.get("url")
     if not isinstance(url, str):
         raise InvalidRequest(
             "an image is sent by its URL, a data URL perhaps; files are not looked up for it",
@@ -138,7 +195,14 @@ def listed(items: str | Iterable[InputItem], response: str) -> list[JSON]:
     return [_shown(item, f"{response.removeprefix('resp_')}_i{number}") for number, item in enumerate(items)]
 
 
-PREFIXES = {"message": "msg", "function_call": "fc", "function_call_output": "fco", "reasoning": "rs"}
+PREFIXES = {
+    "message": "msg",
+    "function_call": "fc",
+    "function_call_output": "fco",
+    "custom_tool_call": "ctc",
+    "custom_tool_call_output": "ctco",
+    "reasoning": "rs",
+}
 
 
 def _shown(item: InputItem, suffix: str) -> JSON:
@@ -146,7 +210,7 @@ def _shown(item: InputItem, suffix: str) -> JSON:
     shown = item.model_dump(exclude_unset=True)
     if kind == "message" and isinstance(item.content, str):
         shown["content"] = [_as_part(item.content, item.role)]
-    shown |= {"id": item.id or f"{PREFIXES[kind]}_{suffix}", "type": kind}
+    shown |= {"id": item.id or f"{PREFIXES.get(kind, 'item')}_{suffix}", "type": kind}
     if kind != "reasoning":
         shown["status"] = item.status or "completed"
     return shown

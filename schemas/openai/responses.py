@@ -53,7 +53,7 @@ class InputItem(_Strict):
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
-    output: str | list[dict[str, Any]] | None = None
+    output: str | list[dict[str, Any]] | dict[str, Any] | None = None
 
 
 class TextConfig(_Strict):
@@ -107,6 +107,7 @@ class ResponsesRequest(_Strict):
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     prompt_cache_options: dict[str, Any] | None = None
+    client_metadata: dict[str, Any] | None = None
     max_tool_calls: Annotated[int, Field(ge=1)] | None = None
 
     @property

@@ -18,7 +18,8 @@ Servers of text, in which version, with which quirks, and what Nexus does with t
 
 Each shape is a server's answer as people saw it in public, shortened: status, headers and body, byte by byte. `tests/backends/test_shapes.py`
 replays it over HTTP to the adapter that speaks its wire (`openai` and `service`, or `ollama`), to a caller who streams and one who does not; the
-bytes come at once, event by event, one by one, and cut within characters and line ends. What must come is written by hand beside each: the text, thoughts, calls with ids, one final
+bytes come at once, event by event, one by one, and cut within characters and line ends. `tests/flow/test_shapes.py` plays them
+through a whole Nexus: chat, text completions and responses. What must come is written by hand beside each: the text, thoughts, calls with ids, one final
 reason, usage, one id and time; or OpenAI's error.
 
 | run | servers |

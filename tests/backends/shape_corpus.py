@@ -124,8 +124,16 @@ def shapes() -> tuple[Shape, ...]:
     return tuple(found)
 
 
+@cache
+def _by_id() -> dict[str, Shape]:
+    return {shape.id: shape for shape in shapes()}
+
+
 class ShapeServer:
-    """`async with ShapeServer() as server`: answers each POST with `server.shape`, cut as `server.how` says."""
+    """`async with ShapeServer() as server`: answers each POST with `server.shape`, cut as `server.how` says.
+
+    Without a shape, a request's `user` names the one that answers it.
+    """
 
     def __init__(self) -> None:
         self.shape: Shape | None = None
@@ -177,10 +185,9 @@ class ShapeServer:
                 [json.dumps(document).encode()],
             )
             return
-        assert self.shape is not None
         self.requests.append(json.loads(body))
-        status = int(self.shape.entry.get("status", 200))
-        await _send(writer, status, self.shape.headers, self.shape.cut(self.how))
+        shape = self.shape or _by_id()[self.requests[-1]["user"]]
+        await _send(writer, int(shape.entry.get("status", 200)), shape.headers, shape.cut(self.how))
 
 
 async def _send(writer: asyncio.StreamWriter, status: int, headers: dict[str, str], pieces: list[bytes]) -> None:

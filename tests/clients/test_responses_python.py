@@ -309,6 +309,109 @@ class TestTools:
         assert told == {"max_tokens": 9, "top_p": 0.5, "user": "u1", "top_k": 3, "seed": 7, "stream": True}
 
 
+class TestCodex:
+    """What Codex's CLI sends, as its source has it: the first turn, and one after its tools have run."""
+
+    TOOLS: Any = [
+        {"type": "function", "name": "shell", "description": "Runs a command", "strict": False, "parameters": {"type": "object", "properties": {"command": {"type": "array", "items": {"type": "string"}}}, "required": ["command"], "additionalProperties": False}},
+        {"type": "local_shell"},
+        {"type": "web_search", "external_web_access": False},
+        {"type": "custom", "name": "apply_patch", "description": "Edits files", "format": {"type": "grammar", "syntax": "lark", "definition": "start: begin"}},
+        {"type": "image_generation", "output_format": "png"},
+        {"type": "namespace", "name": "mcp", "tools": []},
+    ]  # fmt: skip
+    USER: Any = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "list the files"}]}
+
+    def request(self, *items: Any) -> dict[str, Any]:
+        return {
+            "model": "double",
+            "instructions": "You are Codex, a coding agent.",
+            "input": [{"type": "message", "role": "developer", "content": [{"type": "input_text", "text": "<sandbox>"}]}, self.USER, *items],
+            "tools": self.TOOLS,
+            "tool_choice": "auto",
+            "parallel_tool_calls": True,
+            "reasoning": {"effort": "medium", "summary": "auto"},
+            "store": False,
+            "stream": True,
+            "include": ["reasoning.encrypted_content"],
+            "prompt_cache_key": "0199a213-81a0-7800-8aa0-bbcd1f4e0000",
+            "text": {"verbosity": "low"},
+            "extra_body": {"client_metadata": {"x-codex-installation-id": "1"}},
+        }  # fmt: skip
+
+    async def test_the_first_turn(self, client: AsyncOpenAI, double: OpenAIDouble) -> None:
+        """It begins: the model is offered the one tool that Codex runs by a function, and calls it."""
+        function = {"name": "shell", "arguments": '{"command":["ls"]}'}
+        double.behave(deltas=({"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": function}]},))
+        events = await collect(await client.responses.create(**self.request()))
+        (call,) = events[-1].response.output
+        assert (events[-1].type, call.type, call.name, call.call_id) == (
+            "response.completed",
+            "function_call",
+            "shell",
+            "c1",
+        )
+        sent = double.last.json
+        assert [tool["function"]["name"] for tool in sent["tools"]] == ["shell"]
+        assert [message["role"] for message in sent["messages"]] == ["system", "developer", "user"]
+        assert not sent.keys() & {"client_metadata", "prompt_cache_key", "include", "store"}
+
+    async def test_a_later_turn(self, client: AsyncOpenAI, double: OpenAIDouble) -> None:
+        """Thoughts without content, calls of every kind, text between a call and its output, and a picture as an output."""
+        double.behave()
+        items = [
+            {"type": "reasoning", "summary": [{"type": "summary_text", "text": "hm"}], "content": None, "encrypted_content": "gAAA"},
+            {"type": "function_call", "name": "shell", "arguments": "{}", "call_id": "c1"},
+            {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Running."}]},
+            {"type": "function_call_output", "call_id": "c1", "output": '{"output":"a.txt","metadata":{"exit_code":0}}'},
+            {"type": "custom_tool_call", "status": "completed", "call_id": "c2", "name": "apply_patch", "input": "*** Begin Patch"},
+            {"type": "custom_tool_call_output", "call_id": "c2", "output": "Success"},
+            {"type": "local_shell_call", "call_id": "c3", "status": "completed", "action": {"type": "exec", "command": ["ls"], "timeout_ms": None}},
+            {"type": "function_call_output", "call_id": "c3", "output": "b.txt"},
+            {"type": "web_search_call", "status": "completed", "action": {"type": "search", "query": "x"}},
+            {"type": "function_call", "name": "view_image", "arguments": "{}", "call_id": "c4"},
+            {"type": "function_call_output", "call_id": "c4", "output": [{"type": "input_image", "image_url": "data:image/png;base64,AAAA"}]},
+        ]  # fmt: skip
+        events = await collect(await client.responses.create(**self.request(*items)))
+        assert events[-1].response.output_text == "Hello there, world!"
+        messages = double.last.json["messages"]
+        told = [
+            (one["role"], one.get("tool_call_id") or [call["id"] for call in one.get("tool_calls") or ()])
+            for one in messages
+        ]
+        assert told[3:] == [
+            ("assistant", ["c1"]), ("tool", "c1"), ("assistant", ["c2"]), ("tool", "c2"),
+            ("assistant", ["c3"]), ("tool", "c3"), ("assistant", ["c4"]), ("tool", "c4"), ("user", []),
+        ]  # fmt: skip
+        assert messages[5]["content"] == "Running."
+        assert messages[-1]["content"][1]["image_url"]["url"] == "data:image/png;base64,AAAA"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "", 405, "method_not_allowed"),
+        ("PUT", "", 405, "method_not_allowed"),
+        ("PATCH", "/resp_1", 405, "method_not_allowed"),
+        ("POST", "/resp_1", 405, "method_not_allowed"),
+        ("GET", "/resp_1/cancel", 405, "method_not_allowed"),
+        ("POST", "/resp_1/input_items", 405, "method_not_allowed"),
+        ("GET", "/resp_1/output_items", 404, "not_found"),
+        ("POST", "/resp_1/anything/else", 404, "not_found"),
+        ("POST", "/input_tokens", 404, "not_found"),
+        ("POST", "/compact", 404, "not_found"),
+        ("POST", "/", 404, "not_found"),
+        ("GET", "/resp_1", 404, "response_not_found"),
+        ("POST", "/resp_1/cancel", 404, "response_not_found"),
+    ],
+)
+async def test_paths_below_responses(cluster: Cluster, method: str, path: str, status: int, code: str) -> None:
+    """What is not there is 404, what is there but not with this method 405; both with OpenAI's error object."""
+    answer = await cluster.http.request(method, f"{cluster.url}/v1/responses{path}", json={})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
 class TestConversation:
     async def test_two_turns(self, client: AsyncOpenAI, elsewhere: AsyncOpenAI, double: OpenAIDouble) -> None:
         """`previous_response_id` brings the conversation along, through any gateway; instructions are not carried over."""

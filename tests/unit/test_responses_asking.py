@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -73,7 +74,10 @@ class TestBody:
             ({"top_logprobs": 3}, {"logprobs": True, "top_logprobs": 3}),
             ({"include": ["reasoning.encrypted_content"]}, {}),
             ({"metadata": {"a": "b"}, "store": False, "background": False, "truncation": "disabled"}, {}),
-            ({"safety_identifier": "s", "prompt_cache_key": "k", "max_tool_calls": 2}, {}),
+            (
+                {"safety_identifier": "s", "prompt_cache_key": "k", "client_metadata": {"a": "b"}, "max_tool_calls": 2},
+                {},
+            ),
             ({"stream": True, "stream_options": {"include_obfuscation": True}}, {}),
             ({"top_k": 5, "echo": {"tokens": 3}}, {"top_k": 5, "echo": {"tokens": 3}}),
         ],
@@ -217,6 +221,59 @@ class TestItems:
         assert [one["id"] for one in said(*items)[3]["tool_calls"]] == ["c"]
         assert said(result("unknown"))[0]["tool_call_id"] == "unknown"
 
+    def test_calls_that_are_no_functions(self) -> None:
+        """What a caller's other tools were called with becomes JSON, which is all that chat's calls hold."""
+        calls = [
+            ({"type": "custom_tool_call", "call_id": "a", "name": "apply_patch", "input": "*** Begin"}, "apply_patch", {"input": "*** Begin"}),
+            ({"type": "local_shell_call", "id": "lsh", "action": {"type": "exec", "command": ["ls"]}}, "local_shell", {"type": "exec", "command": ["ls"]}),
+            ({"type": "shell_call", "call_id": "s", "action": {"commands": ["ls"]}}, "shell", {"commands": ["ls"]}),
+        ]  # fmt: skip
+        for item, name, arguments in calls:
+            (call,) = said(item)[0]["tool_calls"]
+            assert call["id"] == item.get("call_id", item.get("id"))
+            assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == (name, arguments)
+
+    @pytest.mark.parametrize(
+        ("item", "text"),
+        [
+            ({"type": "custom_tool_call_output", "output": "done"}, "done"),
+            ({"type": "custom_tool_call_output", "output": [{"type": "input_text", "text": "done"}]}, "done"),
+            ({"type": "local_shell_call_output", "output": '{"exit": 0}'}, '{"exit": 0}'),
+            ({"type": "shell_call_output", "output": [{"stdout": "a", "stderr": "b"}, {"stdout": "c"}]}, "ab\nc"),
+            ({"type": "function_call_output", "output": {"content": "it failed", "success": False}}, "it failed"),
+            ({"type": "function_call_output", "output": []}, ""),
+        ],
+    )
+    def test_results(self, item: Any, text: str) -> None:
+        assert said(item | {"call_id": "c"}) == [{"role": "tool", "tool_call_id": "c", "content": text}]
+
+    def test_pictures_of_functions(self) -> None:
+        """A tool's message is text: its pictures follow the results, in the order of the calls."""
+
+        def call(name: str) -> Any:
+            return {"type": "function_call", "call_id": name, "name": "f", "arguments": "{}"}
+
+        def shot(name: str) -> Any:
+            parts = [{"type": "input_text", "text": name}, {"type": "input_image", "image_url": f"data:{name}"}]
+            return {"type": "function_call_output", "call_id": name, "output": parts}
+
+        told = said(call("a"), call("b"), shot("a"), {"role": "assistant", "content": "wait"}, shot("b"))
+        assert [(one["role"], one.get("tool_call_id")) for one in told] == [
+            ("assistant", None), ("tool", "a"), ("tool", "b"), ("user", None), ("user", None), ("assistant", None),
+        ]  # fmt: skip
+        assert [one["content"] for one in told[1:3]] == ["a", "b"]
+        assert [one["content"][1]["image_url"]["url"] for one in told[3:5]] == ["data:a", "data:b"]
+        only = said(
+            {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_image", "image_url": "data:x"}]}
+        )
+        assert (only[0]["content"], only[1]["content"][1]["type"]) == ("(an image)", "image_url")
+
+    def test_items_of_tools_that_openai_runs_are_left_out(self) -> None:
+        """A conversation that was begun there goes on here; with `RESPONSES_OTHER_TOOLS=refuse` they are refused by name."""
+        items = [USER, {"type": "web_search_call", "id": "w", "status": "completed"}, {"type": "ghost_snapshot"}]
+        asked = without_other_tools(request(input=items))
+        assert conversation(asked, []) == [USER]
+
     def test_content(self) -> None:
         """One text is a string, which every chat template takes; several parts stay parts; a refusal is what was said."""
         assert said({"role": "developer", "content": [{"type": "input_text", "text": "a"}]}) == [
@@ -239,6 +296,7 @@ class TestItems:
         ("item", "param"),
         [
             ({"type": "web_search_call", "id": "w"}, "input.0.type"),
+            ({"type": "compaction", "encrypted_content": "x"}, "input.0.type"),
             ({"content": "x"}, "input.0.role"),
             ({"role": "tool", "content": "x"}, "input.0.role"),
             ({"role": "user"}, "input.0.content"),
@@ -251,8 +309,14 @@ class TestItems:
             ({"type": "function_call_output", "call_id": "c"}, "input.0.output"),
             (
                 {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_image"}]},
+                "input.0.output.0.image_url",
+            ),
+            (
+                {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_file", "file_id": "f"}]},
                 "input.0.output.0.type",
             ),
+            ({"type": "custom_tool_call", "name": "f", "input": "x"}, "input.0.call_id"),
+            ({"type": "custom_tool_call_output", "call_id": "c"}, "input.0.output"),
         ],
     )
     def test_refusals(self, item: Any, param: str) -> None:
