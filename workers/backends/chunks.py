@@ -626,6 +626,8 @@ class Relay(Answer):
         self._index = b"" if b'"index"' in front else next((one for one in INDEXES if one in written), b"")
         head, tail = payload[:begin] + front, back + payload[end:]
         self._pattern = _Pattern(b"data: " + head, tail + b"\n\n")
+        if "index" not in choice:
+            plain_front = b'{"index":0,' + plain_front.partition(b"{")[2]
         self._new_head = new_head + plain_front
         self._new_tail = plain_back + b"]}\n\n"
         self._new_seam = self._new_tail + self._new_head
