@@ -15,8 +15,6 @@ import pytest_asyncio
 from tests.soak.faults import DEEDS, STEPS, draw_faults
 from tests.soak.rounds import Rounds, chaos_cluster
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
-
 CHOSEN = ("2", "5", "9", "12", "36", "44", "97", "114", "135", "186", "253")
 """Among them, everything is done that can be done to each part, and something at each step."""
 DRAWN = ("1", "3", "4", "6", "7", "8", "10", "11")
@@ -36,6 +34,7 @@ def test_the_rounds_leave_nothing_out() -> None:
     assert {fault.step for fault in faults} == set(STEPS)
 
 
+@pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_round(rounds: Rounds, seed: str) -> None:
     """Every job that was accepted ends once, whole, and as each of its witnesses says; nothing is left in the queue."""

@@ -145,6 +145,7 @@ async def test_every_form_of_a_transcript(client: openai.AsyncOpenAI, names: dic
     assert is_heard(done.text)
 
 
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # the SDK's word on translations
 async def test_what_cannot_be_heard_is_the_callers_fault(
     client: openai.AsyncOpenAI, names: dict[str, str], sound: bytes
 ) -> None:
