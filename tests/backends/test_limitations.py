@@ -18,6 +18,7 @@ from tests.backends.double_openai import Seen, _send
 from tests.backends.double_service import whole_chat
 from tests.backends.test_openai_media import UPLOAD, file, work
 from workers.backends import limitations as module
+from workers.backends import openai_probes as module_of
 from workers.backends.base import Backend, BackendConfig, BackendError, BackendRefused, make_backend
 from workers.backends.limitations import KNOWN_S, MAX_PROBES, PROBE_WINDOW_S, UNCLEAR_S, Limitations
 
@@ -36,7 +37,7 @@ class Quirky(MediaDouble):
 
     async def _get(self, path: str, writer: asyncio.StreamWriter) -> bool:
         if path == "/v1/metadata":
-            endpoints = ["/v1/chat/completions", "/v1/audio/transcriptions"]
+            endpoints = ["/v1/chat/completions", "/v1/completions", "/v1/audio/transcriptions"]
             return await _send(writer, 200, {"name": "svc", "endpoints": endpoints, "models": ["one", "two"]})
         return await super()._get(path, writer)
 
@@ -355,6 +356,95 @@ async def test_an_input_that_is_too_long_reaches_the_server_once(server: Quirky,
     posts = [seen for seen in server.seen if seen.method == "POST" and seen.path != "/v1/rerank"]
     assert len(posts) == 1
     await backend.close()
+
+
+# Usage
+
+COUNTED = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
+
+
+def counting(server: Quirky, shape: str) -> None:
+    """Let the server count where `shape` says."""
+
+    def quirk(path: str, body: dict[str, Any]) -> Answer:
+        if not path.endswith("completions"):
+            return None
+        is_chat = path.endswith("chat/completions")
+        base = {
+            "id": "x-1",
+            "object": "chat.completion.chunk" if is_chat else "text_completion",
+            "created": 1,
+            "model": "m",
+        }
+        if not body.get("stream"):
+            content: dict[str, Any] = (
+                {"message": {"role": "assistant", "content": "one two"}} if is_chat else {"text": "one two"}
+            )
+            return 200, base | {"choices": [{"index": 0, "finish_reason": "stop", **content}], "usage": COUNTED}
+        pieces: list[dict[str, Any]] = [{"content": "one "}, {"content": "two"}, {}]
+        events: list[dict[str, Any]] = []
+        for at, delta in enumerate(pieces):
+            content = {"delta": delta} if is_chat else {"text": delta.get("content", "")}
+            last = at == len(pieces) - 1
+            choice = {"index": 0, **content, "finish_reason": "stop" if last else None}
+            counted = shape == "every chunk" or (last and shape == "last chunk")
+            events.append(base | {"choices": [choice]} | ({"usage": COUNTED} if counted else {}))
+        if shape == "no choices":
+            events.append(base | {"choices": [], "usage": COUNTED})
+        elif shape == "choices left out":
+            events.append(base | {"usage": COUNTED})
+        elif shape == "choices null":
+            events.append(base | {"choices": None, "usage": COUNTED})
+        server.behave(
+            models=server.behaviour.models,
+            raw=b"".join(b"data: %b\n\n" % orjson.dumps(event) for event in events) + b"data: [DONE]\n\n",
+        )
+        return None
+
+    server.quirk = quirk
+
+
+SHAPES = ("last chunk", "no choices", "choices left out", "choices null", "every chunk")
+
+
+@pytest.mark.parametrize("make", [chat, completion], ids=["chat", "completion"])
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_usage_is_kept_wherever_a_stream_has_it(server: Quirky, backend: Backend, make: Any, shape: str) -> None:
+    counting(server, shape)
+    body, finish = await body_of(backend, make("one"))
+    assert body["usage"] == COUNTED
+    assert finish.usage is not None
+    chunks, _ = await collect(backend, make("one", stream=True, stream_options={"include_usage": True}))
+    found = events(chunks)
+    assert found[-1]["usage"] == COUNTED
+    assert (found[-1]["choices"], [event["usage"] for event in found[:-1]]) == ([], [None] * (len(found) - 1))
+    chunks, _ = await collect(backend, make("one", stream=True))
+    assert not any(event.get("usage") for event in events(chunks))
+
+
+async def test_a_completion_has_usage_also_where_streams_have_none(server: Quirky, backend: Backend) -> None:
+    """The first one, too: a probe shows it before."""
+    counting(server, "nowhere")
+    for probes in (3, 0):
+        server.seen.clear()
+        body, finish = await body_of(backend, completion("one"))
+        assert (body["usage"], body["choices"][0]["text"]) == (COUNTED, "one two")
+        assert finish.usage is not None
+        assert [sent["stream"] for sent in server.posts] == [True, False, False][3 - probes :] + [False] * (not probes)
+    chunks, _ = await collect(backend, completion("one", stream=True))
+    assert len(events(chunks)) > 2, "a caller who streams gets a stream"
+
+
+async def test_a_chat_has_usage_once_that_is_known(server: Quirky, backend: Backend) -> None:
+    """An answer without it makes the worker look; nobody waits for that."""
+    counting(server, "nowhere")
+    await body_of(backend, chat("one"))
+    async with asyncio.timeout(5):
+        while not any(one.feature == module_of.STREAM_USAGE for one in backend.limitations()):
+            await asyncio.sleep(0.005)
+    assert (await body_of(backend, chat("one")))[0]["usage"] == COUNTED
+    chunks, _ = await collect(backend, chat("one", stream=True))
+    assert len(events(chunks)) > 2
 
 
 # The mechanism

@@ -62,6 +62,7 @@ def _answer(task: Task, plan: Plan) -> Answer:
         include_usage=task.stream and usage_wanted(body),
         n=plan.requests,
         prompts=len(prompt) if many and isinstance(prompt, list) else 1,
+        stream=task.stream,
     )
     return Relay(wanted) if task.stream else Collector(wanted)
 

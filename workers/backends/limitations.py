@@ -81,6 +81,12 @@ class Limitations:
             running = self._probes[key] = asyncio.create_task(self._run(key, probe))
         return await asyncio.shield(running)
 
+    def suspect(self, model: str, feature: str, probe: Probe) -> None:
+        """Let `probe` run without waiting for it, unless a result counts or it runs already."""
+        key = (model, feature)
+        if key not in self._declared and self._known(key) is None and key not in self._probes and self._may_begin():
+            self._probes[key] = asyncio.create_task(self._run(key, probe))
+
     def found(self) -> tuple[Limitation, ...]:
         """Return the limitations that probes confirmed and that still count, for the operator."""
         if not self._findings:

@@ -42,7 +42,7 @@ from workers.backends.openai_images import draw
 from workers.backends.openai_lacks import carried_out, lacks_option, plan_after, text_plan
 from workers.backends.openai_memory import LOADED, LOADING, is_llama_swap, resident, state_of, with_states
 from workers.backends.openai_models import Capabilities, Choice, is_option
-from workers.backends.openai_text import begin, new_answer, open_text, wanted_of
+from workers.backends.openai_text import begin, new_answer, note_usage, open_text, wanted_of
 from workers.backends.openai_vectors import embed, rerank
 from workers.backends.refusals import refusal
 from workers.backends.requests import json_object
@@ -308,6 +308,7 @@ class OpenAIBackend(Backend):
                 if not data:
                     break
             for output in answer.finish():
+                note_usage(self._media, call.path, task, output)
                 yield output
         finally:
             if answer.done:

@@ -8,6 +8,7 @@ of a voice where the server lists none. Pictures are never made for a probe.
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Iterable
 from functools import cache
@@ -19,6 +20,8 @@ from workers.backends.multipart import FilePart, encode
 from workers.backends.openai_api import ERROR_LIMIT, JSON, Api, form_fields
 
 STREAM, STREAM_OPTIONS, TOOL_STREAM = "stream", "stream_options", "stream with tools"
+STREAM_USAGE = "usage in streams"
+USAGE = re.compile(rb'"usage"\s*:\s*\{')
 REFUSED = frozenset({400, 415, 422})
 FAILED = frozenset({500, 501})
 """Some servers answer so for what they do not support; only an answer that names the feature counts."""
@@ -49,6 +52,27 @@ async def lacks_text_feature(api: Api, path: str, model: str, feature: str) -> b
     wanted = streamed | {"stream_options": {"include_usage": True}} if feature == STREAM_OPTIONS else streamed
     without = streamed if feature == STREAM_OPTIONS else {"stream": False}
     return await _differs(_text_sent(api, path, plain | wanted), _text_sent(api, path, plain | without))
+
+
+async def lacks_stream_usage(api: Api, path: str, model: str) -> bool | None:
+    """Ask for one token, streamed and in one piece: whether only the second answer says how many there were."""
+    plain: JSON = {"model": model, "max_tokens": 1}
+    plain |= {"messages": [{"role": "user", "content": "Hi"}]} if path == CHAT_PATH else {"prompt": "Hi"}
+    streamed = await _counts(api, path, plain | {"stream": True, "stream_options": {"include_usage": True}})
+    if streamed is None:
+        streamed = await _counts(api, path, plain | {"stream": True})
+    if streamed is not False:
+        return None if streamed is None else False
+    return await _counts(api, path, plain | {"stream": False})
+
+
+async def _counts(api: Api, path: str, fields: JSON) -> bool | None:
+    """Whether the answer holds usage; None where there is no answer. Raises BackendError."""
+    response = await api.send(api.path + path, fields)
+    try:
+        return USAGE.search(await response.read_all(ERROR_LIMIT)) is not None if response.status == 200 else None
+    finally:
+        response.close()
 
 
 async def lacks_parameter(api: Api, path: str, model: str, name: str) -> bool | None:

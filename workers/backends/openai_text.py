@@ -15,11 +15,19 @@ from functools import partial
 import orjson
 
 from workers.backends.adaptations import PARALLEL, WATCHED, Plan
-from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, Chunk, Output, Task
+from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, Chunk, Finish, Output, Task
 from workers.backends.chunks import Answer, Collector, Relay, Wanted
+from workers.backends.limitations import Probe
 from workers.backends.openai_api import ERROR_LIMIT, JSON, Api, fields_of, is_json, names
 from workers.backends.openai_lacks import carried_out, plan_after, text_plan
-from workers.backends.openai_probes import STREAM, STREAM_OPTIONS, TOOL_STREAM, lacks_text_feature
+from workers.backends.openai_probes import (
+    STREAM,
+    STREAM_OPTIONS,
+    STREAM_USAGE,
+    TOOL_STREAM,
+    lacks_stream_usage,
+    lacks_text_feature,
+)
 from workers.backends.requests import (
     choices_wanted,
     continuous_usage_wanted,
@@ -78,6 +86,7 @@ async def complete(api: Api, task: Task, planned: Plan | None = None) -> AsyncGe
             if not data:
                 break
         for output in answer.finish():
+            note_usage(api, path, task, output)
             yield output
     finally:
         if answer.done:
@@ -138,10 +147,17 @@ async def open_text(api: Api, path: str, fields: JSON, *, streams: bool) -> Resp
 
     `streams`: the caller asked for a stream. Raises BackendError with the server's own words for any other answer.
     """
+    if not streams and path != PATHS[CHAT]:
+        # Callers of the older endpoint count on usage, and some servers count in answers in one piece alone.
+        await api.limitations.confirm(
+            fields["model"], STREAM_USAGE + _suffix(path), _usage_probe(api, path, fields["model"])
+        )
     theirs = stream_options(fields)
     fields["stream"] = True
     fields["stream_options"] = theirs | OUR_OPTIONS
     _leave_out_known(api, path, fields)
+    if not streams and api.limitations.lacks(fields["model"], STREAM_USAGE + _suffix(path)):
+        _leave_out(fields, STREAM)
     ours = {STREAM_OPTIONS: not theirs, STREAM: not streams, TOOL_STREAM: not streams}
     while True:
         if not fields["stream"]:
@@ -155,6 +171,16 @@ async def open_text(api: Api, path: str, fields: JSON, *, streams: bool) -> Resp
         if feature is None:
             raise error
         _leave_out(fields, feature)
+
+
+def note_usage(api: Api, path: str, task: Task, output: Output) -> None:
+    """Let a probe see whether the model counts in answers in one piece alone, where one that was streamed for us has no usage."""
+    if not task.stream and isinstance(output, Finish) and output.usage is None:
+        api.limitations.suspect(task.model, STREAM_USAGE + _suffix(path), _usage_probe(api, path, task.model))
+
+
+def _usage_probe(api: Api, path: str, model: str) -> Probe:
+    return partial(lacks_stream_usage, api, path, model)
 
 
 def _leave_out_known(api: Api, path: str, fields: JSON) -> None:
