@@ -124,8 +124,9 @@ class Dispatcher:
             body_blob=received.body_blob,
             uploads=received.uploads,
             keep_s=self._keep_s,
-            unsupported=self.catalogue.unsupported(public_model),
         )
+        if policy := self.catalogue.unsupported(public_model):  # as a field of every envelope it would cost 2 µs
+            envelope = envelope.model_copy(update={"unsupported": policy})
         call = Call(self.bus, envelope, self._ack_wait_s, self._unread)
         self.bus.submit(envelope, received.body, call)
         self._calls.add(call)

@@ -22,7 +22,15 @@ from tests.backends.contract import (
     events,
 )
 from tests.backends.llama_server import LlamaServer
-from workers.backends.base import Backend, BackendConfig, BackendError, BackendRefused, BackendUnavailable, Output
+from workers.backends.base import (
+    Backend,
+    BackendConfig,
+    BackendError,
+    BackendRefused,
+    BackendUnavailable,
+    Chunk,
+    Output,
+)
 from workers.backends.openai import OpenAIBackend
 from workers.backends.openai_api import Api
 from workers.backends.openai_probes import STREAM, STREAM_OPTIONS, TOOL_STREAM, lacks_text_feature
@@ -167,3 +175,19 @@ async def test_probes_find_what_the_server_has(llama: LlamaServer, path: str, fe
                 await asyncio.sleep(0.05)
     finally:
         await client.close()
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}], ids=str)
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_forced_tool_is_called(backend: Backend, stream: bool, choice: Any) -> None:
+    """By a model that is far too small to choose it by itself."""
+    parameters = {"type": "object", "properties": {"hot": {"type": "boolean"}}, "required": ["hot"]}
+    names = ["weather"] if choice == "required" else ["time", "weather"]
+    tools = [{"type": "function", "function": {"name": name, "parameters": parameters}} for name in names]
+    work = chat(MODEL, stream=stream, tools=tools, tool_choice=choice, max_tokens=200)
+    data = b"".join([output.data async for output in backend.run(work) if isinstance(output, Chunk)])
+    found = [json.loads(frame[6:]) for frame in data.split(b"\n\n")[:-1]] if stream else [json.loads(data)]
+    parts = [one.get("delta") or one.get("message") or {} for event in found for one in event["choices"]]
+    calls = [call["function"] for part in parts for call in part.get("tool_calls") or ()]
+    assert [call["name"] for call in calls if call.get("name")] == ["weather"]
+    assert isinstance(json.loads("".join(call.get("arguments") or "" for call in calls))["hot"], bool)
