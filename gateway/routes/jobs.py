@@ -66,7 +66,7 @@ def _metadata(parameters: list[tuple[str, str]]) -> dict[str, str]:
             match = _METADATA.fullmatch(name)
             if match is None:
                 raise InvalidRequest(
-                    "metadata is asked for as metadata[NAME]=VALUE; a name has 1 to 64 characters", param="metadata"
+                    "metadata is asked for as metadata[NAME]=VALUE; a name has 1 to 64 characters", param=name[:100]
                 )
             found[match[1]] = value
     return found
