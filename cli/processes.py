@@ -93,7 +93,7 @@ def gateway(
     from gateway.main import run
 
     settings = read_settings(GatewaySettings, flags)
-    raise typer.Exit(run_joined(joined, lambda: run(settings)))
+    raise typer.Exit(run_joined(joined, lambda: run(settings), has_children=settings.gateway_workers > 1))
 
 
 def worker(
@@ -167,27 +167,27 @@ def worker(
     raise typer.Exit(run_joined(joined, lambda: run(settings)))
 
 
-def run_joined(joined: Joined | None, run: Callable[[], int]) -> int:
+def run_joined(joined: Joined | None, run: Callable[[], int], *, has_children: bool = False) -> int:
     """Run the process, and follow the stack that it has joined through restarts. Returns the exit status."""
     if joined is None:
         return run()
-    joined.follow()
+    joined.follow(has_children=has_children)
     code = run()
-    if code:  # it may have begun while the stack went
+    if code or has_children:  # it may have begun while the stack went
         joined.rejoin_if_restarted()
     return code
 
 
 def check_kind(kind: str) -> None:
     """Raise ConsoleError, naming the kinds there are, when `kind` is none of them."""
-    from workers.backends.base import backend_kinds, unknown_kind
+    from workers.backends.base import backend_kinds
 
     try:
         kinds = backend_kinds()
     except ImportError as error:
         raise ConsoleError(str(error), exit_code=2) from error
     if kind not in kinds:
-        raise ConsoleError(unknown_kind(kind, kinds), exit_code=2)
+        raise ConsoleError(f"there is no backend called {kind!r}; there are: {', '.join(sorted(kinds))}", exit_code=2)
 
 
 def _joined(options: list[str]) -> str:

@@ -7,12 +7,14 @@ same pid, terminal and arguments. Whoever started it notices nothing.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn
 
 from cli.datadir import DataDir, StackState
@@ -30,24 +32,36 @@ class Joined:
     start_id: str
     environment: Mapping[str, str]
 
-    def follow(self) -> None:
-        """From now on rejoin the stack when it has been started again. Returns at once."""
-        threading.Thread(target=self._watch, name="rejoin", daemon=True).start()
+    def follow(self, *, has_children: bool) -> None:
+        """From now on rejoin the stack when it has been started again. Returns at once.
+
+        `has_children`: a SIGTERM ends this process's own work and children, and then it calls `rejoin_if_restarted`.
+        """
+        watch = partial(self._watch, self._end_children if has_children else self._rejoin)
+        threading.Thread(target=watch, name="rejoin", daemon=True).start()
 
     def rejoin_if_restarted(self) -> None:
         """Does not return where another start of the stack runs."""
-        state = self.data.running()
-        if state is not None and state.start_id != self.start_id:
+        if self._is_restarted():
             self._rejoin()
 
-    def _watch(self) -> None:
+    def _watch(self, leave: Callable[[], object]) -> None:
         seen = self._stamp()
         while True:
             time.sleep(POLL_INTERVAL_S)
             stamp = self._stamp()
-            if stamp != seen:
-                self.rejoin_if_restarted()
-                seen = stamp
+            if stamp != seen and self._is_restarted():
+                leave()
+                return
+            seen = stamp
+
+    def _is_restarted(self) -> bool:
+        state = self.data.running()
+        return state is not None and state.start_id != self.start_id
+
+    def _end_children(self) -> None:
+        """Children would keep the port that the next ones want."""
+        os.kill(os.getpid(), signal.SIGTERM)
 
     def _stamp(self) -> tuple[int, int]:
         with suppress(OSError):
@@ -58,15 +72,6 @@ class Joined:
     def _rejoin(self) -> NoReturn:
         print(f"nexus: the stack on {self.data.root} has been started again; joining it", file=sys.stderr, flush=True)
         os.execve(sys.executable, sys.orig_argv, {**self.environment, REJOIN_VARIABLE: "1"})  # noqa: S606 - its own program
-
-
-def joined(data: DataDir, state: StackState, variables: Mapping[str, str]) -> Joined:
-    """Describe what this process joins with `variables`, before they are set.
-
-    A shell may have set the same ones from `worker.env`: they are the start's, and not the next one's.
-    """
-    environment = {name: value for name, value in os.environ.items() if variables.get(name) != value}
-    return Joined(data, state.start_id, environment)
 
 
 def wait_for_stack(data: DataDir) -> StackState | None:

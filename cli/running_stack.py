@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from cli.datadir import data_dir_from
 from cli.errors import ConsoleError
-from cli.rejoining import Joined, joined, wait_for_stack
+from cli.rejoining import Joined, wait_for_stack
 
 if TYPE_CHECKING:
     from backbone.settings import CommonSettings
@@ -35,11 +35,20 @@ def join_running_stack(role: str, data_dir: Path | None = None) -> Joined | None
         _tell(f"not joining the stack that runs on {data.root}: NATS_URL, ETCD_URL or a user is set to another one's")
         return None
     _tell(f"joining the stack that runs on {data.root}")
-    found = joined(data, state, variables)
+    found = Joined(data, state.start_id, _environment_without(variables))
     os.environ.update(variables)
     if role == "gateway":
         _share_key(state.key)
     return found
+
+
+def _environment_without(variables: dict[str, str]) -> dict[str, str]:
+    """This process's environment without what means the joined start alone: a shell may have it from `worker.env`."""
+    return {name: value for name, value in os.environ.items() if not _is_same(name, value, variables.get(name))}
+
+
+def _is_same(name: str, value: str, joined: str | None) -> bool:
+    return value == joined or (name.endswith("_URL") and joined is not None and _place(value) == _place(joined))
 
 
 def _share_key(key: str) -> None:

@@ -68,6 +68,7 @@ class StackOptions:
     port: int
     observability_port: int
     key: str = field(repr=False)
+    observability_host: str = "127.0.0.1"
     gateways: int = 1
     local_models: bool = True
     """The small ones that come along."""
@@ -82,13 +83,17 @@ class StackOptions:
     @property
     def url(self) -> str:
         """Where this machine's programs reach the gateway."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104 - compared, not bound
-        return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{self.port}"
+        return _url(self.host, self.port)
 
     @property
     def observability_url(self) -> str:
         """Where this machine's programs read documentation, metrics and readiness."""
-        return f"http://127.0.0.1:{self.observability_port}"
+        return _url(self.observability_host, self.observability_port)
+
+
+def _url(host: str, port: int) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - compared, not bound
+    return f"http://{f'[{host}]' if ':' in host and not host.startswith('[') else host}:{port}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from cli.processes import read_settings
 from cli.up_detached import ignore_hangup, is_detached, start_detached
 
 if TYPE_CHECKING:
+    from backbone.settings import GatewaySettings
     from cli.own_models import OwnModel
     from cli.stack import StackOptions
 
@@ -109,7 +110,6 @@ def up(
     if is_detached():
         ignore_hangup()
     settings = read_settings(GatewaySettings)
-    token = settings.gateway_bearer_token
     data = data_dir_from(data_dir)
     data.prepare()
     own, default_chat = chosen_models(model, context, local_models=local_models)
@@ -119,8 +119,9 @@ def up(
     chosen = StackOptions(
         host=host,
         port=port or free_port(host),
+        observability_host=settings.observability_host,
         observability_port=side or free_port(),
-        key=choose_key(options.chosen_key(key, key_file), token.get_secret_value() if token else "", data),
+        key=choose_key(options.chosen_key(key, key_file) or key_by_settings(settings), data),
         gateways=gateways or settings.gateway_workers,
         local_models=local_models is not False,
         default_chat=default_chat,
@@ -130,7 +131,7 @@ def up(
         etcd_prefix=settings.etcd_prefix,
     )
     with data.locked(chosen.url), data.children_locked(print) as children_lock:
-        check_ports(*port_wishes(chosen, settings.observability_host))
+        check_ports(*port_wishes(chosen))
         if not detach:
             code = asyncio.run(run_stack(chosen, data, Screen(), children_lock))
     if detach:
@@ -168,13 +169,13 @@ def local_flags(chosen: StackOptions) -> tuple[str, ...]:
     return ("--local-models",) if chosen.default_chat else ()
 
 
-def port_wishes(chosen: StackOptions, observability_host: str) -> tuple[PortWish, PortWish]:
+def port_wishes(chosen: StackOptions) -> tuple[PortWish, PortWish]:
     """The ports that callers reach, with how to choose others."""
     return (
         PortWish("--port", chosen.host, chosen.port, variable="GATEWAY_PORT"),
         PortWish(
             "--observability-port",
-            observability_host,
+            chosen.observability_host,
             chosen.observability_port,
             chosen.gateways,
             variable="OBSERVABILITY_PORT",
@@ -182,9 +183,20 @@ def port_wishes(chosen: StackOptions, observability_host: str) -> tuple[PortWish
     )
 
 
-def choose_key(flag: str | None, token: str, data: DataDir) -> str:
-    """The key by flag or file, else `token` from the settings, else the data directory's. Raises ConsoleError for a bad one."""
-    key = flag or token or data.key()
+def key_by_settings(settings: GatewaySettings) -> str:
+    """Return what GATEWAY_BEARER_TOKEN or the file in GATEWAY_BEARER_TOKEN_FILE says; empty: nothing. Raises ConsoleError."""
+    from backbone.secret_files import Misconfigured
+    from gateway.bootstrap_key import bootstrap_key
+
+    try:
+        return bootstrap_key(settings)
+    except Misconfigured as error:
+        raise ConsoleError(str(error)) from error
+
+
+def choose_key(given: str, data: DataDir) -> str:
+    """Return the key that was given, else the data directory's. Raises ConsoleError for a bad one."""
+    key = given or data.key()
     if not key.isascii() or not key.isprintable() or any(one in key for one in " \"'`$\\"):
         raise ConsoleError("the key must be printable ASCII without spaces, quotes, $ and backslashes")
     return key

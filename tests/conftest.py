@@ -18,6 +18,8 @@ import inspect
 import os
 import random
 import signal
+import threading
+import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
@@ -82,8 +84,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+PARENT_INTERVAL_S = 0.2
+
+
+def end_with_parent() -> None:
+    """Kill this process soon after its parent's end: one of xdist goes on with its test where the run is killed."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_INTERVAL_S)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="end with parent", daemon=True).start()
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """What chance decides is the same in every process of one run: xdist's workers inherit it."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        end_with_parent()
     os.environ.setdefault("NEXUS_TEST_LUCK", str(random.SystemRandom().randrange(10**9)))
     # What a shell's background or nohup ignores would be ignored by every process that a test starts, and signals.
     for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

@@ -415,7 +415,9 @@ async def test_killed_parts_are_brought_back(up: Up):
 async def test_key_and_aliases_survive_a_restart(tmp_path: Path):
     """The same key at the second start, unless another one is given; and what operators have entered."""
     keys = []
-    for given in ({}, {}, {"GATEWAY_BEARER_TOKEN": "my-own-key"}):
+    (tmp_path / "key").write_text("my-filed-key\n")
+    filed = {"GATEWAY_BEARER_TOKEN_FILE": str(tmp_path / "key")}
+    for given in ({}, {}, {"GATEWAY_BEARER_TOKEN": "my-own-key"}, filed):
         async with Up(tmp_path / "nexus", "--no-local-models", **given) as up:
             await up.is_up()
             keys.append(up.state()["key"])
@@ -428,7 +430,7 @@ async def test_key_and_aliases_survive_a_restart(tmp_path: Path):
             up.process.send_signal(signal.SIGTERM)
             assert await up.ended() == 0
     assert keys[0] == keys[1]
-    assert keys[2] == "my-own-key"
+    assert keys[2:] == ["my-own-key", "my-filed-key"]
 
 
 async def test_failed_start_shows_the_log_and_leaves_nothing(tmp_path: Path):

@@ -105,11 +105,12 @@ async def test_killed_stack_comes_up_again_at_once(tmp_path: Path) -> None:
             assert await second.ended() == 0
 
 
-async def test_killed_test_run_leaves_no_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("several", [(), ("-n", "2")], ids=["alone", "xdist"])
+async def test_killed_test_run_leaves_no_process(tmp_path: Path, several: tuple[str, ...]) -> None:
     """Its servers, gateways and workers, and the `nexus up` that a test has started."""
     (tmp_path / "test_hanging.py").write_text(HANGS.replace("FOLDER", repr(str(tmp_path))))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider"]
-    command += ["-c", str(ROOT / "pyproject.toml"), "--basetemp", str(tmp_path / "base"), str(tmp_path)]
+    command += ["-c", str(ROOT / "pyproject.toml"), "--basetemp", str(tmp_path / "base"), *several, str(tmp_path)]
     environment = {name: value for name, value in local_environment({}).items() if not name.startswith("PYTEST_XDIST")}
     with (tmp_path / "out").open("w") as out:
         run = subprocess.Popen(bound_to_parent(command), cwd=ROOT, env=environment, stdout=out, stderr=out)

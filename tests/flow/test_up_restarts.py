@@ -7,12 +7,16 @@ import json
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
 from cli.embedded.process import bound_to_parent
+from tests.cluster import free_port
 from tests.flow.test_up import NEXUS, Up, clean_environment, eventually_true
 
 pytestmark = pytest.mark.timeout(240)
@@ -99,6 +103,45 @@ async def test_a_worker_by_hand_ends_while_its_stack_is_away(tmp_path: Path, up:
         code = await asyncio.to_thread(worker.end)
     said = worker.log.read_text()
     assert (code, "Traceback" in said) == (0, False), said
+
+
+@pytest.mark.parametrize("count", [1, 2])
+async def test_a_gateway_by_hand_serves_after_a_restart(tmp_path: Path, up: Up, count: int) -> None:
+    """On its own port, with the same key; processes that share the port make room for the next ones."""
+    port, side = free_port(), free_port()
+    log = tmp_path / "gateway.log"
+    command = [*NEXUS, "gateway", "--port", str(port), "--observability-port", str(side), "--gateways", str(count)]
+    with log.open("w") as out:
+        environment = clean_environment(NEXUS_DATA_DIR=str(up.data), GATEWAY_LAME_DUCK_S="0", GATEWAY_DRAIN_S="0")
+        gateway = subprocess.Popen(bound_to_parent(command), env=environment, cwd=tmp_path, stdout=out, stderr=out)
+    try:
+        await answers(up, port)
+        up.process.kill()
+        up.process.wait()
+        async with Up(up.data, "--no-local-models") as second:
+            await second.is_up()
+            await eventually_true(lambda: "has been started again; joining it" in log.read_text(), "it has noticed")
+            await answers(second, port)
+            assert gateway.poll() is None, log.read_text()
+    finally:
+        gateway.terminate()
+        # 15: a process of it that was still starting
+        assert await asyncio.to_thread(gateway.wait, 30) in (0, 15)
+
+
+async def answers(up: Up, port: int, within_s: float = 60.0) -> None:
+    """The gateway at `port` answers with the stack's worker and key."""
+    headers = {"authorization": f"Bearer {up.state()['key']}"}
+    body = {"model": "echo", "messages": [{"role": "user", "content": "hello"}]}
+    deadline = time.monotonic() + within_s
+    async with httpx.AsyncClient(trust_env=False, timeout=20, headers=headers) as http:
+        while True:
+            with suppress(httpx.HTTPError):
+                answer = await http.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=body)
+                if answer.status_code == 200:
+                    return
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
 
 
 async def test_ports_by_the_environment_and_by_env_file(tmp_path: Path) -> None:
