@@ -13,6 +13,7 @@ models get no jobs until the server shows the new one: in a moment where there i
 from __future__ import annotations
 
 from collections.abc import Collection
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from workers.lanes import AGED_S
@@ -40,7 +41,7 @@ class ModelTurns:
         self._residency = Residency()
         self._swappable: Models = NONE
         self.free = True
-        """Every model may get jobs at any time: the server holds all of them. Jobs in hand are not counted meanwhile."""
+        """No model was seen to give way, and none is being loaded: those that are loaded get jobs at any time, uncounted."""
         self.resident: Models = NONE
         """The models that the server holds, as far as is known."""
         self._in_hand: dict[str, int] = {}
@@ -79,9 +80,9 @@ class ModelTurns:
 
     def admits(self, model: str, wanted: Collection[str]) -> bool:
         """Return whether a job of the model may be taken now. `wanted`: the models of which jobs wait."""
-        if self.free or model not in self._swappable:
+        if model not in self._swappable:
             return True
-        hand = frozenset(self._in_hand)
+        hand = self._loads.keys() | self._in_hand.keys()
         if self._next is not None:
             if model == self._next:
                 return not hand & self._giving_way
@@ -140,8 +141,9 @@ class ModelTurns:
             return
         self._loads[model] = _Load(now, self.resident)
         self.loads_begun += 1
-        if not self.free and self._fits(self.resident.union(self._in_hand, (model,))) is None:
+        if self._fits(self.resident.union(self._in_hand, (model,))) is None:
             self._trial = model
+        self._judge()
         self.resident = frozenset(one for one in self.resident if self._fits(frozenset((one, model))) is not False)
         self.resident |= {model}
 
@@ -192,18 +194,19 @@ class ModelTurns:
 
     # The rest
 
-    def _fits(self, models: Models) -> bool | None:
-        return self._residency.fits(models)
+    def _fits(self, models: AbstractSet[str]) -> bool | None:
+        return self._residency.fits(frozenset(models))
 
     def _rivals(self, model: str, wanted: Collection[str]) -> Models:
-        return (self.resident.intersection(wanted) | self._in_hand.keys()) - {model}
+        return (self.resident.intersection(wanted) | self._in_hand.keys() | self._loads.keys()) - {model}
 
     def _end_trial(self, model: str) -> None:
         if self._trial == model:
             self._trial = None
 
     def _judge(self) -> None:
-        self.free = self._fits(self._swappable) is True
+        limited = self._residency.knows_limit and self._fits(self._swappable) is not True
+        self.free = not limited and not self._loads
         if self.free:
             self._in_hand.clear()
             self._trial, self._next, self._giving_way = None, None, NONE

@@ -19,6 +19,11 @@ class Residency:
         self._together: dict[Models, None] = {}
         self._apart: dict[Models, None] = {}
 
+    @property
+    def knows_limit(self) -> bool:
+        """Whether a model was ever seen to give way, and that still counts."""
+        return bool(self._apart)
+
     def fits(self, models: Models) -> bool | None:
         """Return whether the server holds these at once; None where nothing was seen that tells.
 

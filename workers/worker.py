@@ -46,7 +46,7 @@ LOSS_S = 10.0
 """How often a connection that breaks may stop intake until the backend has answered. One that is refused always does."""
 HEALTH_LIMIT_S = 10.0
 """How long a backend may take to say how it is."""
-LOAD_LOOK_S, LOAD_LOOK_MAX_S = 0.02, 0.5
+LOAD_LOOK_S, LOAD_LOOK_MAX_S = 0.02, 0.25
 """How often the server is asked what it holds while it loads a model: often at first, when that shows whether the model fits."""
 SILENT_TRIES = 3
 DISCOVER_INTERVALS = 3
@@ -346,7 +346,7 @@ class Worker:
         try:
             async with asyncio.timeout(HEALTH_LIMIT_S):
                 return await self._backend.resident()
-        except (BackendError, TimeoutError) as error:
+        except Exception as error:  # whatever an adapter raises: loads must be followed on
             log.debug("worker.resident_models_unknown", worker=self.id, error=str(error))
             return None
 

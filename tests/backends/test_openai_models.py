@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
+from schemas.events import Progress
 from schemas.jobs import Capability
+from tests.backends.contract import chat
+from tests.backends.double_openai import OpenAIDouble
+from tests.backends.double_router import RouterDouble
 from workers.backends.base import BackendConfig
 from workers.backends.openai import OpenAIBackend
 from workers.backends.openai_models import TEXT, Choice
@@ -87,3 +91,40 @@ def test_the_operators_word_counts_first(both: str) -> None:
 def test_an_option_that_makes_no_sense_is_an_error(options: dict[str, str]) -> None:
     with pytest.raises(ValueError, match=r"capability|no option"):
         OpenAIBackend(BackendConfig(url="http://localhost", options=options))
+
+
+@pytest.mark.parametrize("kind", ["llamacpp", "llama-swap"])
+async def test_servers_that_load_models_say_which_they_hold(kind: Literal["llamacpp", "llama-swap"]) -> None:
+    """llama.cpp's router in its list, llama-swap beside it; what runs at a peer of llama-swap is not its to load."""
+    async with RouterDouble(("a", "b", "c"), 2, kind) as router:
+        router.states = {"a": "loaded", "b": "loading"}
+        backend = OpenAIBackend(BackendConfig(url=router.url))
+        offers = {offer.name: offer for offer in (await backend.discover()).models}
+        states = {name: (offer.loaded, offer.loading) for name, offer in offers.items()}
+        ours = {"a": (True, False), "b": (False, True), "c": (False, False)}
+        assert states == ours | ({"peer/big": (None, False)} if kind == "llama-swap" else {})
+        assert await backend.resident() == {"a", "b"}
+        router.states = {"c": "loaded"}
+        assert await backend.resident() == {"c"}
+        if kind == "llamacpp":
+            assert offers["a"].context_length == 512, "as it is loaded"
+        await backend.close()
+
+
+async def test_a_model_that_is_not_loaded_gets_the_time_to_load() -> None:
+    async with RouterDouble(("a", "b"), 1) as router:
+        router.states = {"a": "loaded"}
+        backend = OpenAIBackend(BackendConfig(url=router.url))
+        await backend.discover()
+        for name, phases in (("b", ["load", "run"]), ("a", [])):
+            outputs = [output async for output in backend.run(chat(name))]
+            assert [one.phase for one in outputs if isinstance(one, Progress)] == phases
+        await backend.close()
+
+
+async def test_other_servers_say_nothing_of_memory() -> None:
+    async with OpenAIDouble() as server:
+        backend = OpenAIBackend(BackendConfig(url=server.url))
+        await backend.discover()
+        assert await backend.resident() is None
+        await backend.close()

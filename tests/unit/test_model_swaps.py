@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from typing import Literal
 
 import aiohttp
 import pytest
@@ -21,6 +22,7 @@ from gateway.dispatch import Dispatcher
 from gateway.metrics import GatewayMetrics
 from schemas.jobs import Capability, Lane, Limits
 from tests.backends.double_ollama import Model, OllamaDouble
+from tests.backends.double_router import RouterDouble
 from workers.backends.base import Backend, BackendConfig, make_backend
 from workers.metrics import WorkerMetrics
 from workers.worker import Worker
@@ -88,6 +90,13 @@ class Rig:
                 await self.run(model)
 
         await asyncio.gather(*(caller() for _ in range(callers)))
+
+    async def holds(self, server: OllamaDouble, model: str) -> None:
+        """Return when the server holds the model, and has run jobs of it."""
+        before = self.ended.count(model)
+        async with asyncio.timeout(20):
+            while model not in server.loaded or self.ended.count(model) < before + 8:
+                await asyncio.sleep(0.005)
 
     def _call(self, model: str, lane: Lane) -> Call:
         body = json.dumps(
@@ -186,9 +195,10 @@ async def test_a_model_waits_no_longer_than_the_patience(rig: Rig) -> None:
             while not stop.is_set():
                 await rig.run(MODELS[0])
 
-        endless = [asyncio.create_task(callers()) for _ in range(8)]
+        endless = [asyncio.create_task(callers()) for _ in range(24)]  # so that jobs of it always wait
         for _ in range(3):
-            async with asyncio.timeout(5):  # many times the patience, a load, and the jobs in hand
+            await rig.holds(server, MODELS[0])
+            async with asyncio.timeout(15):  # many times the patience, a load, and the jobs in hand
                 await rig.run(MODELS[1])
         stop.set()
         await asyncio.gather(*endless)
@@ -196,11 +206,12 @@ async def test_a_model_waits_no_longer_than_the_patience(rig: Rig) -> None:
 
 
 async def test_a_higher_lane_does_not_wait_for_the_patience(rig: Rig) -> None:
-    async with swapping() as server:
+    async with swapping(delay_s=0.03) as server:
         rig.add(server, patience_s=60)
         await rig.ready()
         await rig.run_all(interleaved(6), 6)
-        default = [asyncio.create_task(rig.run(MODELS[0])) for _ in range(400)]
+        default = [asyncio.create_task(rig.run(MODELS[0])) for _ in range(240)]
+        await rig.holds(server, MODELS[0])
         await rig.run(MODELS[1], Lane.PRIORITY)
         assert sum(not task.done() for task in default) > 40, "it waited for the jobs of the default lane"
         await asyncio.gather(*default)
@@ -234,4 +245,26 @@ async def test_models_that_fit_beside_each_other_stay_beside_each_other(rig: Rig
         before = server.counts["load"]
         await rig.run_all([next(iter(server.loaded)), list(server.loaded)[1]] * 10, 4)
         assert server.counts["load"] == before
+        await rig.close()
+
+
+@pytest.mark.parametrize("kind", ["llamacpp", "llama-swap"])
+async def test_routers_before_llama_cpp_swap_no_more_often_either(
+    rig: Rig, kind: Literal["llamacpp", "llama-swap"]
+) -> None:
+    """By what each of them says of its models."""
+    async with RouterDouble(MODELS[:2], 1, kind) as router:
+        rig.add_backend(make_backend("openai", BackendConfig(url=router.url)))
+        await rig.ready()
+        await rig.run_all(interleaved(40), 40)
+        assert router.loads <= 9
+        await rig.close()
+
+
+async def test_a_router_with_room_for_all_runs_them_at_once(rig: Rig) -> None:
+    async with RouterDouble(MODELS[:2], 2) as router:
+        rig.add_backend(make_backend("openai", BackendConfig(url=router.url)))
+        await rig.ready()
+        await rig.run_all(interleaved(40), 8)
+        assert router.loads == 2
         await rig.close()

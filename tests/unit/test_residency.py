@@ -99,6 +99,7 @@ class TestTurns:
         assert not made.admits(A, {A, B})
         made.saw(models(A, B), (), 1.2)  # B is being loaded, and A is still there
         assert made.admits(A, {A, B})
+        made.saw(models(A, B), {B}, 2.0)
         assert made.free
 
     def test_only_one_more_model_is_tried_at_a_time(self) -> None:
