@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, WithJsonSchema, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from gateway.deps import AdminCaller, PartsDep
@@ -27,7 +27,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    name: Annotated[str | None, WithJsonSchema({"type": "null"})] = None
+    name: str | None = None
     """The name in the path, which may be left out here."""
     base_url: Annotated[str, Field(json_schema_extra={"pattern": HTTP_URL})]
     """Where the service listens."""

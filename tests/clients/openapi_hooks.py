@@ -26,6 +26,7 @@ NO_SCHEMA_SAYS = {
     r"^say either expires_in or expires_at|^expires_at lies in the past": "depends on another field, and on the clock",
     r"^only a failed job can be tried again": "depends on the job",
     r"^Cannot cancel a synchronous response": "depends on the response",
+    r"^the name in the body is not the one in the path": "depends on the path",
     r"^this batch is \w+ and cannot be cancelled": "depends on the batch",
     r"^a batch's input is a file with the purpose": "depends on the file",
     r"is no item of this response": "depends on the response",
