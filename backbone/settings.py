@@ -12,6 +12,8 @@ from typing import Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from schemas.hops import MAX_HOPS
+
 PUBLIC_ROUTES = frozenset({"", "metrics", "docs", "readiness"})
 
 
@@ -73,6 +75,8 @@ class GatewaySettings(CommonSettings):
     """Holds the bootstrap key where `GATEWAY_BEARER_TOKEN` is not set; made, with a random key, where it is missing."""
     gateway_workers: int = Field(default=1, ge=1, le=64)
     """Gateway processes sharing the port."""
+    gateway_max_hops: int = Field(default=0, ge=0, le=MAX_HOPS)
+    """Through how many other Nexus gateways a request may come; 0 refuses the requests of Nexus's workers."""
     gateway_lame_duck_s: float = Field(default=5.0, ge=0)
     """Seconds that a gateway which was told to stop goes on accepting requests, while `/readyz` says 503 and load balancers turn
     away. 0 where there is none."""

@@ -103,6 +103,7 @@ class Dispatcher:
         stream: bool,
         owner: str,
         received: Received,
+        hops: int = 0,
     ) -> Call:
         """Submit a request. Raises ModelNotFound, InvalidRequest, Unavailable, RequestTooLarge; QueueFull comes later, on the call."""
         model = self._serving(public_model, capability)
@@ -119,6 +120,7 @@ class Dispatcher:
             stream=stream,
             reply=self.bus.new_reply(),
             owner=owner,
+            hops=hops,
             limits=limits,
             body_size=received.body_size,
             body_blob=received.body_blob,

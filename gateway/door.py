@@ -13,18 +13,20 @@ import structlog
 
 from backbone.ids import new_request_id
 from gateway.endpoint import Endpoint
-from gateway.http import CLOSE, CLOSING, NO_STORE, REQUEST_ID, Headers, Receive, Reply, Scope, Send
+from gateway.http import CLOSE, CLOSING, HOPS, NO_STORE, REQUEST_ID, Headers, Receive, Reply, Scope, Send
 from gateway.inference import Inference
 from gateway.polls import Polls, polled
 from gateway.submissions import PATH as SUBMIT
 from gateway.submissions import Submissions
-from schemas.errors import InternalError
+from schemas.errors import InternalError, RequestLoop
+from schemas.hops import HOPS_HEADER, hops_of
 
 log = structlog.get_logger(__name__)
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 ALLOWED_METHODS = b"GET, POST, PUT, DELETE, OPTIONS"
+HOPS_NAME = HOPS_HEADER.encode()
 LINGER_S = 1.0
 """Closing at once while the caller still sends its body would reset the connection, and could take the answer along."""
 EXPOSED = b"x-request-id, x-nexus-job-id, x-nexus-adapted, retry-after, x-should-retry, location, preference-applied"
@@ -42,14 +44,16 @@ class Door:
         submissions: Submissions | None = None,
         polls: Polls | None = None,
         methods: Callable[[str], bytes] = lambda _path: b"",
+        max_hops: int = 0,
     ) -> None:
-        """`methods`: returns the value of `Allow` for a path; empty: nothing is there."""
+        """`max_hops`: through how many gateways a request may have come. `methods`: returns the value of `Allow` for a path; empty: nothing is there."""
         self._app = app
         self._inference = inference
         self._submissions = submissions
         self._polls = polls
         self._methods = methods
         self._hot = {endpoint.path: endpoint for endpoint in endpoints}
+        self._max_hops = max_hops
         self._any_origin = origins.strip() == "*"
         self._origins = frozenset(o.strip().encode() for o in origins.split(",") if o.strip())
 
@@ -60,7 +64,8 @@ class Door:
             return
         request_id = new_request_id()
         scope[REQUEST_ID] = request_id
-        common = [(b"x-request-id", request_id.encode()), *self._cors(scope["headers"])]
+        origin, hops = _origin_and_hops(scope["headers"])
+        common = [(b"x-request-id", request_id.encode()), *self._cors(origin)]
         started = closing = False
 
         async def reply(message: MutableMapping[str, Any]) -> None:
@@ -75,7 +80,9 @@ class Door:
             await send(message)
 
         endpoint = self._hot.get(scope["path"])
-        if endpoint is not None and scope["method"] == "POST":
+        if hops is not None and not self._passes(scope, hops):
+            await Reply(reply, request_id).error(RequestLoop().info)
+        elif endpoint is not None and scope["method"] == "POST":
             await self._inference.serve(endpoint, scope, receive, reply)
         elif self._submissions is not None and scope["path"] == SUBMIT and scope["method"] == "POST":
             await self._submissions.serve(scope, receive, reply)
@@ -104,8 +111,12 @@ class Door:
             await asyncio.sleep(LINGER_S)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    def _cors(self, headers: Headers) -> Headers:
-        origin = next((value for name, value in headers if name == b"origin"), None)
+    def _passes(self, scope: Scope, value: bytes) -> bool:
+        """Note through how many gateways a request has come; whether those are few enough."""
+        hops = scope[HOPS] = hops_of(value)
+        return hops <= self._max_hops
+
+    def _cors(self, origin: bytes | None) -> Headers:
         if origin is None:
             return []
         if self._any_origin:
@@ -131,3 +142,14 @@ class Door:
         ]
         await reply.start(204, headers)
         await reply.last()
+
+
+def _origin_and_hops(headers: Headers) -> tuple[bytes | None, bytes | None]:
+    """What a request says of the page that it comes from, and of the gateways: in one pass, for each request pays for it."""
+    origin = hops = None
+    for name, value in headers:
+        if name == b"origin":
+            origin = value
+        elif name == HOPS_NAME:
+            hops = value
+    return origin, hops

@@ -21,6 +21,7 @@ Headers = list[tuple[bytes, bytes]]
 REQUEST_ID = "nexus.request_id"
 LINE = "nexus.line"
 CALLER = "nexus.caller"
+HOPS = "nexus.hops"
 STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache, no-store"), (b"x-accel-buffering", b"no")]
 """Of an answer that is passed on as it is made: nothing in between keeps it."""
 NO_STORE = (b"cache-control", b"no-store")

@@ -30,6 +30,7 @@ from gateway.endpoint import (
     progress_frame,
 )
 from gateway.http import (
+    HOPS,
     LINE,
     NO_STORE,
     STREAM_HEADERS,
@@ -190,6 +191,7 @@ class _Request:
             stream=self._type is not None,
             owner=principal.owner,
             received=received,
+            hops=scope.get(HOPS, 0),
         )
         received.body, received.request = b"", None  # nobody reads them again, and the answer may take long
         self._call = call

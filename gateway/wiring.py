@@ -237,9 +237,15 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
                 submissions,
                 Polls(durable.jobs, polling, auth),
                 PathMethods(api.routes).of,
+                settings.gateway_max_hops,
             ),
             probes=Door(
-                side, inference, [], origins="", methods=PathMethods(side.routes).of
+                side,
+                inference,
+                [],
+                origins="",
+                methods=PathMethods(side.routes).of,
+                max_hops=settings.gateway_max_hops,
             ),  # pages of other origins have no business there
             dispatcher=dispatcher,
             waiting=waiting,

@@ -15,6 +15,7 @@ NexusError
 ├── BackendFailed       502  an inference server dropped, answered nonsense, or failed
 ├── Unavailable         503  nobody can serve this now; later may work
 │   └── BodyMemoryFull  503  the request's body found no memory within the time limit
+├── RequestLoop         508  it came through more Nexus gateways than this one allows
 ├── DeadlineExceeded    504  a time limit of Nexus ran out
 └── InternalError       500  a defect in Nexus
 """
@@ -26,6 +27,7 @@ from typing import Any, ClassVar
 from pydantic import BaseModel, ConfigDict
 
 from schemas.disclosure import INSIDE
+from schemas.hops import HOPS_HEADER, LOOP_STATUS
 
 DRAINED = "worker_drained"
 """Code of a job handed back by a worker that shuts down: it has not failed."""
@@ -71,6 +73,8 @@ class ErrorInfo(BaseModel):
             out["x-should-retry"] = "true" if self.should_retry else "false"
         if self.status == 415:
             out["accept-encoding"] = ACCEPTED_ENCODINGS
+        if self.status == LOOP_STATUS:
+            out[HOPS_HEADER] = "refused"
         return out
 
 
@@ -234,6 +238,15 @@ class BodyMemoryFull(Unavailable):
 
     code = "body_memory_full"
     retry_after_s = 2.0
+
+
+class RequestLoop(NexusError):
+    """The request comes from a worker of a Nexus, whose jobs would go round in circles. Give that worker the URL of the inference server itself; for a Nexus behind another one, set GATEWAY_MAX_HOPS on this one."""
+
+    status = 508
+    type = "invalid_request_error"
+    code = "request_loop"
+    should_retry = False
 
 
 class DeadlineExceeded(NexusError):

@@ -108,6 +108,8 @@ class Envelope(BaseModel):
     reply: Subject
     """Subject for events; holds 128 random bits per run, so that nobody else can guess it."""
     owner: str = "default"
+    hops: int = 0
+    """Through how many gateways the request had come before this one."""
     limits: Limits = Limits()
     metadata: dict[str, str] = Field(default_factory=dict)
     body_size: int | None = None

@@ -54,6 +54,7 @@ from workers.backends.base import (
     Task,
     wrap_foreign,
 )
+from workers.backends.wire import HOPS
 from workers.gateway_health import GatewayHealth
 
 log = structlog.get_logger(__name__)
@@ -181,6 +182,8 @@ class Attempt:
     async def run(self) -> None:
         """Run to the end; never raises."""
         self._task = asyncio.current_task()
+        if self.envelope.hops:
+            HOPS.set(self.envelope.hops)
         try:
             if self._stop is None:
                 # A job that has waited may be one of a gateway that died meanwhile: its caller is gone, and it must not run.

@@ -17,6 +17,10 @@ HEADERS: dict[str, JSON] = {
         "description": "Parameters of the request that the model's server lacks and that were replaced by their nearest equivalent.",
         "schema": {"type": "string", "pattern": "^[a-z_]+(, [a-z_]+)*$"},
     },
+    "x-nexus-hops": {
+        "description": "`refused`: too many gateways. Workers of Nexus send it with their number.",
+        "schema": {"type": "string", "const": "refused"},
+    },
     "Retry-After": {
         "description": "Seconds after which a retry makes sense.",
         "schema": {"type": "integer", "minimum": 1},
@@ -62,6 +66,7 @@ OPTIONAL_ERROR_HEADERS = {
     502: ("x-should-retry",),
     503: ("x-should-retry",),
     504: ("x-should-retry",),
+    508: ("x-should-retry", "x-nexus-hops"),
 }
 
 PUBLIC = {500: "A defect in Nexus. The request id helps to find it in the logs."}
@@ -83,6 +88,7 @@ WORK = {
     429: "The queue of the model is full, or the key has as much under way as it may have. `Retry-After` says when to retry.",
     502: "The inference server failed.",
     504: "A time limit ran out.",
+    508: "The request came from a worker of a Nexus, through more gateways than `GATEWAY_MAX_HOPS` allows: it would go round in circles.",
 }
 ANY_REFUSAL = {
     "4XX": "Another refusal: an `Idempotency-Key` that was used with another request, or a status of the inference server's own."

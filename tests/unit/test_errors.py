@@ -29,7 +29,7 @@ def test_every_error_is_openais_object(kind: type[NexusError]) -> None:
     assert set(body["error"]) == {"message", "type", "param", "code"}
     assert body["error"]["message"] == str(error)
     assert str(error).strip()
-    assert 400 <= error.info.status <= 504
+    assert 400 <= error.info.status <= 508
     assert kind.__doc__
 
 
@@ -50,6 +50,7 @@ def test_the_drawn_tree_is_the_real_one() -> None:
         (errors.QueueFull(retry_after_s=0.01), {"retry-after": "1"}),
         (errors.Unavailable(retry_after_s=12.4, should_retry=True), {"retry-after": "12", "x-should-retry": "true"}),
         (errors.DeadlineExceeded(), {"x-should-retry": "false"}),
+        (errors.RequestLoop(), {"x-should-retry": "false", "x-nexus-hops": "refused"}),
         (errors.InvalidRequest(), {}),
     ],
 )

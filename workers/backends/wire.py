@@ -11,7 +11,7 @@ What it guarantees:
 - At most `UNREAD_LIMIT` bytes (and one read of the socket) wait unread; beyond that the server is made to wait.
 - Errors: `BackendUnavailable` when no connection can be made (`unsent`, where nothing was sent before), `BackendError(transient=True)` when one breaks,
   `BackendError` for an answer that is not HTTP, is compressed in a way that `content_coding` does not know, or redirects
-  (redirects are never followed).
+  (redirects are never followed), or that a Nexus gateway refuses since the request comes from a Nexus.
 - A compressed answer, which nobody asks for, is decoded as it is read, within bounds.
 
 There is no time limit here but for connecting; waiting is the worker's business.
@@ -24,11 +24,14 @@ import contextlib
 import socket
 import ssl
 from collections.abc import AsyncIterator, Mapping
+from contextvars import ContextVar
 from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
 
+from schemas.errors import RequestLoop
+from schemas.hops import HOPS_HEADER, LOOP_STATUS
 from workers.backends.base import BackendError, BackendUnavailable
 from workers.backends.content_coding import AnswerDecoder
 
@@ -40,6 +43,8 @@ UNREAD_LIMIT = 256 * 1024
 HEAD_LIMIT = 64 * 1024
 QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 """Linux only."""
+HOPS: ContextVar[int] = ContextVar("hops", default=0)
+"""Through how many gateways the job that a task works on had come before this Nexus's."""
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
@@ -346,7 +351,8 @@ class HttpClient:
         self.prefix = parts.path.rstrip("/")
         self.origin = f"{parts.scheme}://{parts.netloc}"
         self._fixed = _head(
-            {"host": parts.netloc, "user-agent": "nexus", "accept-encoding": "identity"} | (headers or {})
+            {"host": parts.netloc, "user-agent": "nexus", "accept-encoding": "identity", HOPS_HEADER: "1"}
+            | (headers or {})
         )
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
@@ -390,17 +396,22 @@ class HttpClient:
         self._idle.clear()
 
     def _message(self, method: str, path: str, body: bytes | None, content_type: str, extra: str) -> bytes:
-        head = f"{method} {self.prefix}{path} HTTP/1.1\r\n{self._fixed}{extra}"
+        head = f"{method} {self.prefix}{path} HTTP/1.1\r\n{self._fixed_head()}{extra}"
         if body is None:
             return f"{head}\r\n".encode("latin-1")
         head = f"{head}content-type: {content_type}\r\ncontent-length: {len(body)}\r\n\r\n"
         return head.encode("latin-1") + body
 
+    def _fixed_head(self) -> str:
+        """The headers of every request; of one that came through other gateways, with their number."""
+        hops = HOPS.get()
+        return self._fixed.replace(f"{HOPS_HEADER}: 1\r\n", f"{HOPS_HEADER}: {hops + 1}\r\n") if hops else self._fixed
+
     async def _upload(
         self, method: str, path: str, content_type: str, extra: str, pieces: AsyncIterator[bytes], length: int | None
     ) -> Response:
         framing = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
-        head = f"{method} {self.prefix}{path} HTTP/1.1\r\n{self._fixed}{extra}content-type: {content_type}\r\n{framing}\r\n\r\n"
+        head = f"{method} {self.prefix}{path} HTTP/1.1\r\n{self._fixed_head()}{extra}content-type: {content_type}\r\n{framing}\r\n\r\n"
         try:
             connection = await self._connect()
             response = connection.send(head.encode("latin-1"))
@@ -513,6 +524,12 @@ def until_close(headers: dict[str, str]) -> bool:
 
 def _accept(response: Response, origin: str) -> None:
     """Refuse what this client does not speak. Raises BackendError."""
+    if response.status == LOOP_STATUS and HOPS_HEADER in response.headers:
+        message = (
+            f"{origin} is a Nexus gateway, and this worker belongs to a Nexus: its jobs would go round in circles. Give the worker the"
+            " URL of the inference server itself; for a Nexus behind another one, set GATEWAY_MAX_HOPS there."
+        )
+        raise BackendError(info=RequestLoop(message).info)
     if response.status in REDIRECTS:
         raise BackendError(
             f"{origin} redirects to {response.headers.get('location', 'nowhere')}; give the backend's final URL"
