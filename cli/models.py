@@ -96,18 +96,22 @@ def fetch_models(api: ApiClient) -> dict[str, Any]:
     except Refused as error:
         if error.status not in (401, 403):
             raise
-        return {"object": "list", "data": [row | {"state": _state(row, []), "workers": None} for row in rows.values()]}
+        return {"object": "list", "data": [_row(row, [], list(row.get("workers", ()))) for row in rows.values()]}
     serving = _serving(workers)
     for name, offers in serving.items():
         rows.setdefault(name, _away(name, offers))
     data = [
-        row | {"state": _state(row, serving[name]), "workers": [worker["id"] for worker, _ in serving[name]]}
-        for name, row in sorted(rows.items())
+        _row(row, serving[name], [worker["id"] for worker, _ in serving[name]]) for name, row in sorted(rows.items())
     ]
     return {"object": "list", "data": data}
 
 
 _Offers = list[tuple[dict[str, Any], dict[str, Any]]]
+
+
+def _row(row: dict[str, Any], offers: _Offers, workers: list[str]) -> dict[str, Any]:
+    """A model as this command shows it: `workers` by id, and in `loads` what each worker's server holds of it, where known."""
+    return row | {"state": _state(row, offers), "workers": workers, "loads": row.get("workers") or {}}
 
 
 def _serving(workers: list[dict[str, Any]]) -> defaultdict[str, _Offers]:
@@ -147,12 +151,12 @@ def render_models(answer: dict[str, Any]) -> RenderableType:
         return Text("No model is served. Start a worker: nexus worker --backend openai --url http://HOST:PORT")
     table = new_table("model", "capabilities", "state", "workers", "context", ids=True)
     for row in rows:
-        workers = row["workers"]
+        workers = [f"{one} ({row['loads'][one]})" if one in row["loads"] else one for one in row["workers"]]
         table.add_row(
             Text(row["id"]),
             Text(", ".join(row.get("capabilities", ()))),
             coloured(row["state"]),
-            Text("-" if not workers else ", ".join(workers)),
+            Text(", ".join(workers) or "-"),
             str(row.get("context_length") or "-"),
         )
     return table

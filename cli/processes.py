@@ -180,14 +180,14 @@ def run_joined(joined: Joined | None, run: Callable[[], int], *, has_children: b
 
 def check_kind(kind: str) -> None:
     """Raise ConsoleError, naming the kinds there are, when `kind` is none of them."""
-    from workers.backends.base import backend_kinds
+    from workers.backends.base import backend_kinds, unknown_kind
 
     try:
         kinds = backend_kinds()
     except ImportError as error:
         raise ConsoleError(str(error), exit_code=2) from error
     if kind not in kinds:
-        raise ConsoleError(f"there is no backend called {kind!r}; there are: {', '.join(sorted(kinds))}", exit_code=2)
+        raise ConsoleError(unknown_kind(kind, kinds), exit_code=2)
 
 
 def _joined(options: list[str]) -> str:

@@ -11,6 +11,8 @@ __all__ = ["Console", "Group", "Live", "RenderableType", "Table", "Text", "colou
 
 COLOURS = {
     "ready": "green",
+    "loaded": "green",
+    "loading": "yellow",
     "ok": "green",
     "degraded": "yellow",
     "draining": "yellow",

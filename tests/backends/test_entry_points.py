@@ -96,7 +96,7 @@ def test_an_unknown_kind_names_those_of_packages_too(teller: Path) -> None:
     code, out = run(teller, "cli.main", "worker", "--backend", "storyteller")
     assert code == 2
     assert "there is no backend called 'storyteller'" in out
-    assert re.search(r"there are: .*echo, .*teller", out)
+    assert re.search(r"(?i)there are: .*echo, .*teller", out)
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ CASES = [
         )
     ),
     # The backend
-    Case("no such backend", WORKER, {"WORKER_BACKEND": "olama"}, (r"^nexus: there is no backend called 'olama'",), 2),
+    Case("no such backend", WORKER, {"WORKER_BACKEND": "olama"}, (r"called 'olama'\. Did you mean 'ollama'\?",), 2),
     Case("the same by a flag", f"{NEXUS_WORKER} -b olama", {}, (r"there is no backend called 'olama'.* ollama",), 2),
     Case(
         "a backend without its URL",

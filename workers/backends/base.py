@@ -24,8 +24,9 @@ optional. What MUST hold:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pkgutil import iter_modules
@@ -330,11 +331,18 @@ def _load(entry: EntryPoint, origin: str) -> None:
         raise ImportError(f"{where} has the name of one of Nexus's own")
 
 
+def unknown_kind(kind: str, kinds: Iterable[str]) -> str:
+    """Return the message for a kind that there is not, with the one that may be meant."""
+    near = get_close_matches(kind, kinds, n=1)
+    meant = f". Did you mean {near[0]!r}? There are" if near else "; there are"
+    return f"there is no backend called {kind!r}{meant}: {', '.join(sorted(kinds))}"
+
+
 def make_backend(kind: str, config: BackendConfig) -> Backend:
     """The adapter called `kind`. Raises NotFound, naming the ones there are."""
     kinds = backend_kinds()
     if kind not in kinds:
-        raise NotFound(f"there is no backend called {kind!r}; there are: {', '.join(sorted(kinds))}")
+        raise NotFound(unknown_kind(kind, kinds))
     return kinds[kind](config)
 
 
