@@ -138,6 +138,8 @@ class Intake:
                 return
             timer.cancel()
         self._paused[model] = until, self._loop.call_at(until, self._resume, model)
+        if self._turns is not None:
+            self._turns.withdraw(model)
 
     def _resume(self, model: str) -> None:
         # The timer alone says when: by a loop whose clock counts milliseconds, it comes a moment before its time.

@@ -44,6 +44,8 @@ class ModelTurns:
         """No model was seen to give way, and none is being loaded: those that are loaded get jobs at any time, uncounted."""
         self.resident: Models = NONE
         """The models that the server holds, as far as is known."""
+        self._reported: Models = NONE
+        """Those that the server named last; while it loads a model, `resident` is what that leads to."""
         self._in_hand: dict[str, int] = {}
         """Jobs that run here or were asked for, by model."""
         self._loads: dict[str, _Load] = {}
@@ -71,8 +73,11 @@ class ModelTurns:
         self._swappable = swappable
         if not self.needed:
             self._loads.clear()
+        self._in_hand = {model: count for model, count in self._in_hand.items() if model in swappable}
+        if self._next is not None and self._next not in swappable:
+            self.withdraw(self._next)
         if resident is not None and not self._loads:
-            self.resident = resident
+            self.resident = self._reported = resident
             self._residency.seen_together(resident)
         self._judge()
 
@@ -160,7 +165,7 @@ class ModelTurns:
         self._giving_way = giving_way
 
     def withdraw(self, model: str) -> None:
-        """No job of the model waits any more."""
+        """No job of the model is to be taken for now: the others need not give way."""
         if model == self._next:
             self._next, self._giving_way = None, NONE
 
@@ -169,9 +174,11 @@ class ModelTurns:
         """The model that the others give way to."""
         return self._next
 
-    def saw(self, resident: Models, loaded: Collection[str], now: float) -> bool:
-        """Learn from what the server holds now; `loaded`: models whose load has ended. Return whether anything has changed."""
-        changed = resident != self.resident
+    def saw(self, resident: Models | None, loaded: Collection[str], now: float) -> bool:
+        """Learn from what the server holds now, where it says so; `loaded`: models whose load has ended. Return whether anything has changed."""
+        if resident is None:
+            return self._end_loads(loaded)
+        changed, self._reported = resident != self._reported, resident
         for model, load in list(self._loads.items()):
             there = model in resident
             if there and load.before <= resident:
@@ -199,6 +206,15 @@ class ModelTurns:
 
     def _rivals(self, model: str, wanted: Collection[str]) -> Models:
         return (self.resident.intersection(wanted) | self._in_hand.keys() | self._loads.keys()) - {model}
+
+    def _end_loads(self, models: Collection[str]) -> bool:
+        """Forget these loads, of which nothing can be learned. Return whether there was one."""
+        ended = self._loads.keys() & set(models)
+        for model in ended:
+            del self._loads[model]
+            self._end_trial(model)
+        self._judge()
+        return bool(ended)
 
     def _end_trial(self, model: str) -> None:
         if self._trial == model:

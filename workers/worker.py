@@ -89,6 +89,8 @@ class Worker:
         says = type(backend).resident is not Backend.resident
         self._turns = ModelTurns(swap_patience_s) if says else None
         self._load_began = asyncio.Event()
+        self._answered: set[str] = set()
+        """Models of which a job has been completed since their load began."""
         self._bus: WorkerBus | None = None
         self._intake: Intake | None = None
         self._announcement: Announcement | None = None
@@ -330,12 +332,13 @@ class Worker:
         while True:
             await self._load_began.wait()
             self._load_began.clear()
+            self._answered.clear()
             pause = LOAD_LOOK_S
             while turns.loading:
                 loaded = {model for model in turns.loading if self._is_loaded(model)}
-                resident = await self._resident()
-                if turns.saw(turns.resident if resident is None else resident, loaded, monotonic()):
+                if turns.saw(await self._resident(), loaded, monotonic()):
                     self._changed.set()
+                self._answered -= loaded
                 if self._intake is not None:
                     self._intake.refill()
                 await asyncio.sleep(pause)
@@ -351,7 +354,9 @@ class Worker:
             return None
 
     def _is_loaded(self, model: str) -> bool:
-        """Return whether a load is over: a job of the model has begun to answer, or none is left."""
+        """Return whether a load is over: a job of the model has begun to answer, or has ended well, or none is left."""
+        if model in self._answered:
+            return True
         attempts = [attempt for attempt in self._attempts.values() if attempt.envelope.model == model]
         return not attempts or any(attempt.answers for attempt in attempts)
 
@@ -371,6 +376,8 @@ class Worker:
         if self._intake is None or not self._intake.arrived(job):
             job.give_back(NO_SLOT_DELAY_S)
             return
+        if self._turns is not None and self._turns.loading:
+            self._load_began.set()
         try:
             envelope, body = Envelope.decode(job.message)
         except ValueError as error:
@@ -382,8 +389,6 @@ class Worker:
         assert self._bus is not None
         if job.delivery > 1:
             self._metrics.redeliveries.labels(envelope.capability, envelope.model).inc()
-        if self._turns is not None and self._turns.loading:
-            self._load_began.set()
         attempt = self._attempt(self._bus, job, envelope, body)
         self._attempts[(envelope.job, envelope.run, job.delivery)] = attempt
         self._last_model = envelope.model
@@ -408,6 +413,8 @@ class Worker:
                 self._backend_failed(env.model, attempt.failure)
             elif attempt.outcome == "completed":
                 self._pauses.succeeded(env.model)
+                if self._turns is not None and self._turns.loading:
+                    self._answered.add(env.model)
             if self._intake is not None:
                 self._intake.done(job_model)
             # After the loop's turn that sends the last word: nobody waits for our bookkeeping.

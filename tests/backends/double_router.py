@@ -26,6 +26,8 @@ class RouterDouble:
     ) -> None:
         self.models, self.max_loaded, self.kind = models, max_loaded, kind
         self.load_s = 0.05
+        self.whole_after_s: float | None = None
+        """Answers come in one piece, so long after a job began; None: they are streamed."""
         self.states: dict[str, str] = {}
         """`loading` or `loaded`; the most recently used model is the last one."""
         self.loads = 0
@@ -117,6 +119,11 @@ class RouterDouble:
         del self.states[victim]
 
     async def _answer(self, request: web.Request, name: str) -> web.StreamResponse:
+        if self.whole_after_s is not None:
+            await asyncio.sleep(self.whole_after_s)
+            message = {"role": "assistant", "content": "one two"}
+            choice = {"index": 0, "message": message, "finish_reason": "stop"}
+            return web.json_response({"id": "c", "object": "chat.completion", "model": name, "choices": [choice]})
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
         await response.prepare(request)
         for word, reason in (("one", None), (" two", None), (None, "stop")):

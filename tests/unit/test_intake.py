@@ -15,6 +15,7 @@ from schemas.jobs import LANES, Capability, Envelope
 from tests.conftest import Eventually
 from workers.herd import LEAST
 from workers.intake import Intake
+from workers.model_turns import ModelTurns
 
 QUEUES = [Queue(Capability.CHAT, lane, model) for model in ("a", "b") for lane in LANES]
 
@@ -235,6 +236,27 @@ async def test_the_longer_of_two_pauses_counts() -> None:
     await submit(broker, [QUEUES[0]])
     await asyncio.sleep(0.1)
     assert desk.done == []
+    await desk.intake.close()
+
+
+async def test_the_others_do_not_give_way_to_a_model_that_is_paused(eventually: Eventually) -> None:
+    """Its server asks to be left alone with it: nothing is idle meanwhile."""
+    broker, turns = MemoryBroker(), ModelTurns(10.0)
+    desk = Desk(broker, 2, 0.001)
+    mine, others = QUEUES[0], QUEUES[-1]
+    models = frozenset((mine.model, others.model))
+    turns.serve(models, frozenset((others.model,)))
+    turns.begin(mine.model, 0.0)
+    turns.saw(frozenset((mine.model,)), {mine.model}, 1.0)
+    turns.begin(others.model, 2.0)
+    turns.saw(frozenset((others.model,)), {others.model}, 3.0)  # they do not fit beside each other
+    desk.intake.take_turns(turns)
+    turns.ask(others.model)
+    turns.claim(mine.model, models)
+    await desk.start()
+    desk.intake.pause_model(mine.model, 60.0)
+    await submit(broker, [others])
+    await eventually(lambda: desk.done == [others])
     await desk.intake.close()
 
 

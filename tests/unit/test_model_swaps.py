@@ -268,3 +268,25 @@ async def test_a_router_with_room_for_all_runs_them_at_once(rig: Rig) -> None:
         await rig.run_all(interleaved(40), 8)
         assert router.loads == 2
         await rig.close()
+
+
+async def test_a_model_gets_its_turn_beside_answers_in_one_piece(rig: Rig) -> None:
+    """Jobs that overlap, none of which shows anything before its end: they do not look like one load without end."""
+    async with RouterDouble(MODELS[:2], 1) as router:
+        router.whole_after_s = 0.1
+        rig.add_backend(make_backend("openai", BackendConfig(url=router.url)), patience_s=0.5)
+        await rig.ready()
+        stop = asyncio.Event()
+
+        async def callers(number: int) -> None:
+            await asyncio.sleep(0.023 * number)
+            while not stop.is_set():
+                await rig.run(MODELS[0])
+
+        endless = [asyncio.create_task(callers(number)) for number in range(8)]
+        await asyncio.sleep(1)
+        async with asyncio.timeout(10):
+            await rig.run(MODELS[1])
+        stop.set()
+        await asyncio.gather(*endless)
+        await rig.close()

@@ -184,6 +184,44 @@ class TestTurns:
         made.leave(B)
         assert made.admits(B, {B})
 
+    def test_a_load_that_nobody_could_watch_teaches_nothing(self) -> None:
+        """The server did not say what it holds; the load ends all the same."""
+        made = turns(apart=None)
+        made.ask(B)
+        made.begin(B, 1.0)
+        assert not made.saw(None, (), 1.5)
+        assert not made.admits(A, {A}), "B is still on trial"
+        assert made.saw(None, {B}, 2.0)
+        assert not made.loading
+        assert made.admits(A, {A})
+        made.serve(models(A, B), models(B))
+        assert made._fits(models(A, B)) is None
+
+    def test_a_claim_of_a_model_that_is_removed_ends(self) -> None:
+        made = turns()
+        made.serve(models(A, B, C), models(A))
+        made.ask(A)
+        made.claim(B, {A, B})
+        made.leave(A)
+        assert not made.admits(A, {A, B})
+        made.serve(models(A, C), models(A))
+        assert made.admits(A, {A})
+
+    def test_jobs_in_hand_of_a_model_that_is_removed_do_not_count(self) -> None:
+        """What was asked of its queue is not counted back."""
+        made = turns()
+        made.serve(models(A, B, C), models(A))
+        made.ask(A)
+        made.serve(models(B, C), models())
+        assert made.admits(B, {B})
+
+    def test_a_server_that_says_the_same_twice_has_not_changed(self) -> None:
+        made = turns(apart=None)
+        made.ask(B)
+        made.begin(B, 1.0)
+        assert made.saw(models(B), (), 1.1)
+        assert not made.saw(models(B), (), 1.2)
+
     @pytest.mark.parametrize("answer", [models(), models(A)])
     def test_a_server_with_one_model_needs_no_turns(self, answer: frozenset[str]) -> None:
         made = ModelTurns(10.0)
