@@ -135,7 +135,8 @@ class FunctionCall(_Base):
     def add(self, call_id: str, name: str, arguments: str) -> list[Told]:
         """More of it. Nothing is told before its name is known."""
         self._call_id = self._call_id or call_id
-        self._name = self._name or name
+        if name != self._name:  # it may come in pieces
+            self._name += name
         if self._shown or not self._name:
             if arguments:
                 self._arguments.append(arguments)

@@ -27,7 +27,7 @@ class Behaviour:
     hold: asyncio.Event | None = None
     """Nothing is answered until it is set."""
     hang: Literal["", "before_head", "before", "mid"] = ""
-    drop: Literal["", "before", "mid"] = ""
+    drop: Literal["", "before", "mid", "end"] = ""
     done: bool = True
     error_in_stream: dict[str, Any] | None = None
     status: int = 200
@@ -217,6 +217,9 @@ class OpenAIDouble:
                 await writer.drain()
                 if behaviour.dribble:
                     await asyncio.sleep(0)
+        if behaviour.drop == "end":
+            writer.close()
+            return False
         if behaviour.drop == "mid":
             writer.transport.abort()
             return False

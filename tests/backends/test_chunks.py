@@ -202,6 +202,28 @@ class TestTheEnd:
             with pytest.raises(BackendError, match="before it was complete"):
                 run(answer, stream, [])
 
+    @pytest.mark.parametrize("torn", [b'data: {"id":"c1","choi', b"data: [DO", b"dat"])
+    @pytest.mark.parametrize("kind", [Relay, Collector])
+    def test_an_event_cut_off_behind_a_complete_answer_is_nothing(self, kind: type[Answer], torn: bytes) -> None:
+        answer = kind(CHAT)
+        stream = encoded(delta_events({"content": "fine"}), (",", ":"), False).removesuffix(b"data: [DONE]\n\n")
+        outputs = [answer.feed(stream + torn), answer.end(), *answer.finish()]
+        data = b"".join(output.data for output in outputs if isinstance(output, Chunk))
+        assert answer.settled
+        assert data.count(b'"finish_reason":"stop"') == 1
+        assert b"fine" in data
+
+    @pytest.mark.parametrize("kind", [Relay, Collector])
+    def test_an_event_cut_off_behind_text_is_an_error(self, kind: type[Answer]) -> None:
+        """Some servers put a reason into every event: the one beside the last text says nothing."""
+        answer = kind(CHAT)
+        events = delta_events({"content": "fi"}, {"content": "ne"}, reasons={0: "stop", 1: "stop"})[:-1]
+        stream = b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in events)
+        answer.feed(stream + b'data: {"id":"c1","choi')
+        assert not answer.settled
+        with pytest.raises(BackendError, match="not JSON"):
+            answer.end()
+
     @pytest.mark.parametrize(
         ("said", "reason"),
         [("stop", "tool_calls"), ("tool_use", "tool_calls"), ("length", "length"), ("MAX_TOKENS", "length")],
@@ -222,6 +244,9 @@ class TestToolCalls:
             ([calls(tool(arguments='{"q":')), calls(tool(id=None, name=None, arguments="1}"))], [("call_1", "find", '{"q":1}')]),
             ([calls(tool(arguments='{"q":')), calls(tool(id="", name="", arguments="1}"))], [("call_1", "find", '{"q":1}')]),
             ([calls(tool(arguments='{"q":')), calls(tool(id=None, arguments="1}"))], [("call_1", "find", '{"q":1}')]),
+            ([calls(tool(id="a")), calls(tool(id="b", name=None, arguments='{"q":')), calls(tool(id="c", name="", arguments="1}"))], [("a", "find", '{"q":1}')]),
+            ([calls(tool(id="a", arguments='{"q":1}')), calls(tool(id="b", name=None, arguments='{"q":2}'))], [("a", "find", '{"q":1}'), ("b", "find", '{"q":2}')]),
+            ([calls(tool(arguments=" "))], [("call_1", "find", " {}")]),
             ([calls(tool(arguments={"q": "tea"}))], [("call_1", "find", '{"q":"tea"}')]),
             ([calls(tool(arguments={"q": "tea"})), calls(tool(arguments={"q": "tea"}))], [("call_1", "find", '{"q":"tea"}')]),
             ([calls(tool(arguments=None))], [("call_1", "find", "{}")]),
@@ -293,6 +318,25 @@ class TestCharacters:
     def test_a_half_at_the_end_is_replaced(self) -> None:
         stream = raw_event(b"a") + raw_event(b"b") + raw_event(rb"\ud83d") + b"data: [DONE]\n\n"
         assert accumulated(relayed(stream))["content"] == "ab\ufffd" == collected(stream)["message"]["content"]
+
+    def test_a_half_at_the_end_of_thoughts_is_replaced(self) -> None:
+        stream = raw_event(rb"a\ud83d", b"reasoning_content") + raw_event(b"b") + b"data: [DONE]\n\n"
+        assert collected(stream)["message"]["reasoning_content"] == "a\ufffd"
+        thoughts = [event["choices"][0]["delta"].get("reasoning_content") or "" for event in relayed(stream)]
+        assert "".join(thoughts) == "a\ufffd"
+
+    @pytest.mark.parametrize("first", [rb"\ud83d", "😀".encode()[:2]])
+    def test_a_half_in_an_event_of_another_form_joins_what_follows(self, first: bytes) -> None:
+        """What was taken unparsed lies before it."""
+        second = rb"\ude00" if first == rb"\ud83d" else "😀".encode()[2:]
+        other = raw_event(first).replace(b'"delta"', b' "delta"')
+        stream = raw_event(b"", b"role") + raw_event(b"a") * 4 + other + raw_event(second) + raw_event(b"b")
+        stream += b"data: [DONE]\n\n"
+        assert accumulated(relayed(stream))["content"] == "aaaa😀b" == collected(stream)["message"]["content"]
+
+    def test_control_characters_are_those_of_the_text(self) -> None:
+        stream = raw_event(b"a\tb") + raw_event(b"", reason=b'"stop"') + b"data: [DONE]\n\n"
+        assert accumulated(relayed(stream))["content"] == "a\tb" == collected(stream)["message"]["content"]
 
 
 @given(words, st.integers(0, 3), st.lists(st.integers(0, 5000)))

@@ -243,11 +243,11 @@ async def test_an_answer_that_does_not_end_properly_failed(
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["stream", "whole"])
-@pytest.mark.parametrize("behaviour", [{"done": False}, {"finish": None}], ids=str)
+@pytest.mark.parametrize("behaviour", [{"done": False}, {"finish": None}, {"done": False, "drop": "end"}], ids=str)
 async def test_one_sign_of_the_end_is_enough(
     double: OpenAIDouble, backend: Backend, behaviour: dict[str, Any], whole: bool
 ) -> None:
-    """Some servers never write `[DONE]`, others no finish_reason: the answer is complete, and was paid for."""
+    """Some servers never write `[DONE]`, others no finish_reason, or close without an end: the answer is complete, and was paid for."""
     double.behave(**behaviour)
     chunks, finish = await collect(backend, chat("double", stream=not whole))
     assert b'"finish_reason":"stop"' in b"".join(chunk.data for chunk in chunks)

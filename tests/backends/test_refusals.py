@@ -33,7 +33,11 @@ TOO_LONG = [
     (500, {"message": "Encountered an error in forwardAsync function: Input length (9000) exceeds maximum input length (8192)"}),
     (422, {"detail": "The total number of tokens (prompt + max_tokens) 5000 is greater than max_seq_len 4096"}),
     (400, {"error": {"message": "<400> InternalError.Algo.InvalidParameter: Range of input length should be [1, 30720]"}}),
+    (413, {"error": {"message": "Request body too large for gpt-4o model. Max size: 8000 tokens.", "code": "tokens_limit_reached"}}),
+    (400, {"errors": [{"code": "invalid_input_argument", "message": "the number of input tokens 5000 cannot exceed the total tokens limit 4096 for this model"}]}),
+    (400, {"error": {"message": "This model's maximum context length is 4096 tokens.", "type": "invalid_request_error", "code": "invalid_value"}}),
     # Embedders and rerankers.
+    (400, {"error": "Input length 9000 exceeds maximum allowed token size 512", "type": "invalid_request_error"}),
     (500, {"error": {"code": 500, "message": "input is too large to process. increase the physical batch size", "type": "server_error"}}),
     (500, {"error": {"code": 500, "message": "input (700 tokens) is larger than the max context size (512 tokens). skipping", "type": "server_error"}}),
     (400, {"object": "error", "message": "This model's maximum context length is 512 tokens. However, you requested 700 tokens in the input for embedding generation. Please reduce the length of the input.", "type": "BadRequestError", "param": None, "code": 400}),

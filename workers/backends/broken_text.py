@@ -28,7 +28,8 @@ _BROKEN = re.compile("[\ud800-\udfff\U0010ff80-\U0010ffff]")
 def parse(payload: bytes) -> Any:
     """Return the value, whose strings may hold broken characters. Raises ValueError for what is no JSON."""
     text = payload.decode("utf-8", "surrogateescape")
-    return json.loads(_SURROGATE.sub(lambda match: chr(_RAW + ord(match[0]) - 0xDC00), text))
+    text = _SURROGATE.sub(lambda match: chr(_RAW + ord(match[0]) - 0xDC00), text)
+    return json.loads(text, strict=False)  # control characters, as servers send them that write JSON by hand
 
 
 def is_whole(data: bytes) -> bool:
@@ -68,6 +69,11 @@ class TextJoiner:
     def rest(self, path: Path) -> str:
         """Return what stands for a half that no second half followed: U+FFFD, or nothing."""
         return REPLACEMENT if self.open.pop(path, "") else ""
+
+    def halves(self, place: Path) -> dict[str, str]:
+        """Return what stands for the halves that no second half followed, by the names of the texts in `place`."""
+        names = [str(path[-1]) for path in self.open if path[:-1] == place]
+        return {name: self.rest((*place, name)) for name in names}
 
     def _join(self, path: Path, text: str) -> str:
         text = self.open.pop(path, "") + text

@@ -89,6 +89,8 @@ class _Choice:
     begun: bool = False
     reason: str | None = None
     """The newest `finish_reason`: it is final once the stream has ended."""
+    settled: bool = False
+    """It came without text, and no text has come since."""
     calls: ToolCalls | None = None
     function: str | None = None
     """The name of its `function_call`, OpenAI's older form."""
@@ -120,6 +122,7 @@ class Answer(ABC):
         self._extras: JSON = {}
         self._tokens = 0
         self._pattern: _Pattern | None = None
+        self._at_end = False
 
     def feed(self, data: bytes) -> Chunk | None:
         """Take what has arrived; return what the caller gets for it, if anything."""
@@ -132,6 +135,20 @@ class Answer(ABC):
         if not self._plain(block):
             self._mixed(block)
         return self._output()
+
+    def end(self) -> Chunk | None:
+        """Take the end of the stream: its last event may lack its empty line, or be cut off where the answer is complete without it."""
+        self._at_end = True
+        return self.feed(b"\n\n")
+
+    @property
+    def settled(self) -> bool:
+        """Whether the answer is complete, also where the connection breaks now.
+
+        Not by a `finish_reason` beside text: some servers put one into every event.
+        """
+        choices = self._choices.values()
+        return len(choices) >= self.wanted.choices and all(choice.settled for choice in choices)
 
     def whole(self, data: bytes, *, cut_short: bool = False) -> Chunk | None:
         """Take an answer that was read to its end: JSON, JSON by the line, or a stream after all.
@@ -223,7 +240,7 @@ class Answer(ABC):
         try:
             event = self._parsed(payload)
         except BackendError:
-            if _is_noise(payload):
+            if _is_noise(payload) or (self._at_end and self.settled):
                 return
             if payload.lower().startswith(b"error"):
                 raise stream_error(payload.decode("utf-8", "replace")) from None
@@ -308,6 +325,9 @@ class Answer(ABC):
             if is_failure(reason) or choice.get("error"):
                 raise _broken_off(choice, reason)
             state.reason = reason
+            state.settled = not says
+        elif says:
+            state.settled = False
         if not says and state.reason is not None:
             state.final = choice if state.final is None else {**choice, **state.final}
             return False
@@ -357,8 +377,8 @@ class Answer(ABC):
     def _final_delta(self, index: int, state: _Choice, delta: JSON) -> JSON:
         if not state.begun:
             delta = {"role": "assistant", **delta}
-        if self._joiner.open and (rest := self._joiner.rest(("choices", index, "delta", "content"))):
-            delta["content"] = rest
+        if self._joiner.open:
+            delta |= self._joiner.halves(("choices", index, "delta"))
         if state.calls is not None and (calls := state.calls.missing_arguments()):
             delta["tool_calls"] = calls
         return delta
@@ -703,8 +723,11 @@ class Collector(Answer):
                 choice, into = choice["delta"], into["delta"]
             merge(into, choice)
 
+    def _slow(self, payload: bytes) -> None:
+        self._flush()  # before it: this event may end with half a character, or begin with one
+        super()._slow(payload)
+
     def _take(self, payload: bytes, event: Any) -> None:
-        self._flush()
         event = self._understood(event)
         if event is None:
             return

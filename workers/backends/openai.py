@@ -42,7 +42,7 @@ from workers.backends.openai_images import draw
 from workers.backends.openai_lacks import carried_out, lacks_option, plan_after, text_plan
 from workers.backends.openai_memory import LOADED, LOADING, is_llama_swap, resident, state_of, with_states
 from workers.backends.openai_models import Capabilities, Choice, is_option
-from workers.backends.openai_text import begin, new_answer, note_usage, open_text, wanted_of
+from workers.backends.openai_text import begin, new_answer, note_usage, open_text, read_on, wanted_of
 from workers.backends.openai_vectors import embed, rerank
 from workers.backends.refusals import refusal
 from workers.backends.requests import json_object
@@ -301,8 +301,8 @@ class OpenAIBackend(Backend):
             if chunk is not None:
                 yield chunk
             while not answer.done:
-                data = await response.read()
-                chunk = answer.feed(data or b"\n\n")  # the last event may lack its empty line
+                data = await read_on(response, answer)
+                chunk = answer.feed(data) if data else answer.end()
                 if chunk is not None:
                     yield chunk
                 if not data:

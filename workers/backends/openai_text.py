@@ -79,8 +79,8 @@ async def complete(api: Api, task: Task, planned: Plan | None = None) -> AsyncGe
         if chunk is not None:
             yield chunk
         while not answer.done:
-            data = await response.read()
-            chunk = answer.feed(data or b"\n\n")  # the last event may lack its empty line
+            data = await read_on(response, answer)
+            chunk = answer.feed(data) if data else answer.end()
             if chunk is not None:
                 yield chunk
             if not data:
@@ -137,9 +137,19 @@ async def begin(response: Response, answer: Answer, clean: Callable[[bytes], byt
             f"the backend answered with a web page in place of text; check the worker's URL ({response.headers.get('content-type', 'no content type')})"
         )
     if not data or not (start.startswith((b"{", b"[")) or (is_json(response) and not start.startswith(FIELDS))):
-        return answer.feed(data or b"\n\n")
+        return answer.feed(data) if data else answer.end()
     data += await response.read_all(ANSWER_LIMIT)
     return answer.whole(clean(data) if clean is not None else data, cut_short=until_close(response.headers))
+
+
+async def read_on(response: Response, answer: Answer) -> bytes:
+    """Return what comes next, b"" at the end. A connection that breaks behind a complete answer has ended it."""
+    try:
+        return await response.read()
+    except BackendError:
+        if not answer.settled:
+            raise
+        return b""
 
 
 async def open_text(api: Api, path: str, fields: JSON, *, streams: bool) -> Response:

@@ -91,7 +91,7 @@ NUMBER_FIELDS = (
 )
 SIGNS = ("detail", "errors", "error_message", "error_msg", "error_code")
 """Fields that only an error has."""
-CODES = {"exceed_context_size_error": CONTEXT_LENGTH_EXCEEDED}
+CODES = {"exceed_context_size_error": CONTEXT_LENGTH_EXCEEDED, "tokens_limit_reached": CONTEXT_LENGTH_EXCEEDED}
 """Servers' own words for what OpenAI has a code for."""
 
 
@@ -187,7 +187,9 @@ def _from_object(value: dict[str, Any]) -> Complaint:
         message=str(message)[:MESSAGE_LIMIT],
         type=kind,
         param=param if isinstance(param, str) else None,
-        code=CODES.get(kind) or (code if isinstance(code, str) and code and not code.isdecimal() else None),
+        code=CODES.get(kind)
+        or CODES.get(str(code))
+        or (code if isinstance(code, str) and code and not code.isdecimal() else None),
         number=number,
         retry_s=_retry_info(value.get("details")),
     )
@@ -236,7 +238,7 @@ def stream_error(value: Any) -> BackendError:
     """The error for an error object inside a stream that began with 200, or in place of an answer with that status."""
     complaint = read_complaint(value)
     if complaint.too_long:
-        return _refused(400, complaint, CONTEXT_LENGTH_EXCEEDED)
+        return _refused(400, replace(complaint, code=CONTEXT_LENGTH_EXCEEDED))
     status = complaint.number if 400 <= complaint.number < 600 else 0
     status = status or text_refusals.status_of(complaint.type, complaint.code or "")
     if complaint.flagged and status < 500:
@@ -252,7 +254,7 @@ def stream_error(value: Any) -> BackendError:
 
 def _judged(status: int, headers: Mapping[str, str], complaint: Complaint) -> BackendError:
     if status not in (401, 402, *BUSY_STATUSES) and complaint.too_long:
-        return _refused(400, complaint, CONTEXT_LENGTH_EXCEEDED)
+        return _refused(400, replace(complaint, code=CONTEXT_LENGTH_EXCEEDED))
     if status in (400, 403) and complaint.flagged:
         return _refused(400, complaint, "content_policy_violation")
     if status == 402 or (status == 429 and (complaint.code in SPENT or complaint.type in SPENT)):

@@ -16,6 +16,8 @@ TOO_LONG = re.compile(
     r"|prompt ?超长|(?:输入|上下文|内容)\w{0,6}(?:超限|超过|超出)"  # z.ai and others in China
     r"|prompt\b.{0,60}\btoo long to fit"  # vLLM
     r"|model's context length is only"  # vLLM
+    r"|exceeds maximum allowed token size"  # NVIDIA NIM
+    r"|number of input tokens \d+ cannot exceed"  # watsonx
     r"|exceeds? (?:the )?max(?:imum)? (?:number of )?(?:tokens|context)"
     r"|\b(?:prompt|input|sequence|conversation)\b.{0,40}\bexceeds? (?:the )?max(?:imum)? length"
     r"|greater than (?:the )?(?:max_seq_len|max_model_len|context)"

@@ -70,7 +70,7 @@ class ToolCalls:
 
     def missing_arguments(self) -> list[JSON]:
         """Return a last delta for each call that never had arguments: they are an empty object."""
-        calls = [call for call in self._calls if call.function and not any(call.arguments)]
+        calls = [call for call in self._calls if call.function and not any(map(str.strip, call.arguments))]
         return self._passing([{"index": call.index, "function": {"arguments": "{}"}} for call in calls])
 
     def _passing(self, deltas: list[JSON]) -> list[JSON]:
@@ -95,7 +95,7 @@ class ToolCalls:
         name, arguments = str(function.get("name") or ""), _as_text(function.get("arguments"))
         extras = {key: value for key, value in delta.items() if key not in IDENTITY}
         more = {key: value for key, value in function.items() if key not in ("name", "arguments")}
-        call = self._find(index, server_id, name, arguments)
+        call = self._find(index, server_id, name, arguments, is_function=bool(function))
         if call is not None and arguments and call.complete:
             if _is_another(call, arguments):  # under the index of the call before it
                 name, call = name or call.name, None
@@ -150,7 +150,7 @@ class ToolCalls:
         """Whether an earlier call has its id."""
         return bool(call.server_id) and any(other.server_id == call.server_id for other in self._calls[: call.index])
 
-    def _find(self, index: int | None, server_id: str, name: str, arguments: str) -> _Call | None:
+    def _find(self, index: int | None, server_id: str, name: str, arguments: str, *, is_function: bool) -> _Call | None:
         """Return the call that a delta goes on with; None: it begins one."""
         if server_id:
             for call in reversed(self._calls):
@@ -159,8 +159,8 @@ class ToolCalls:
         same = next((c for c in reversed(self._calls) if index is None or c.server_index == index), None)
         if same is None:
             return None
-        if server_id and (same.server_id or name):
-            return None
+        if server_id and (name or (same.server_id and not is_function)):
+            return None  # a function without a name is none: some servers make up an id for each delta
         if not name:
             return same
         if index is None:
