@@ -12,7 +12,7 @@ Checks this host, makes .env from .env.example where there is none, starts Nexus
 request. It never changes an .env that is there, but for a key where a first start has none. Repeat it at will.
 
   --compose     in containers (default where Docker answers)
-  --embedded    without Docker: `make up`, in the background (default elsewhere)
+  --embedded    without Docker: `nexus up -d`, in the background (default elsewhere); `.venv/bin/nexus down` stops it
   --yes         ask nothing
   --no-build    --compose: use the images that are there
   --profile P   --compose: also this profile of docker-compose.yml, such as ollama; may be repeated
@@ -44,11 +44,12 @@ main() {
   done
   cd "$root"
   choose_mode
+  [[ "$mode" == compose ]] || embedded_folder
   if [[ "$mode" == compose ]] || ! runs_embedded; then
     [[ "$mode" == compose ]] || embedded_ports
     nx_step "Checking this host (deploy/scripts/preflight-check.sh --$mode)"
     ./deploy/scripts/preflight-check.sh "--$mode" >&2 \
-      || nx_die "$NX_FAILED" 'This host is not ready.' 'Mend what failed above, then run ./quickstart.sh again.'
+      || nx_die "$NX_FAILED" 'This host is not ready.' 'Fix what failed above, then run ./quickstart.sh again.'
   fi
   if [[ ! -f .env ]]; then
     (umask 077 && cp .env.example .env)
@@ -120,52 +121,54 @@ embedded_ports() {
   export GATEWAY_PORT="${GATEWAY_PORT:-8800}" OBSERVABILITY_PORT="${OBSERVABILITY_PORT:-8801}"
 }
 
-EMBEDDED_LOG=.nexus/quickstart.log
-
-# Whether an earlier quickstart's Nexus still runs; its process id in `pid`.
-runs_embedded() {
-  [[ -s .nexus/quickstart.pid ]] || return 1
-  pid="$(cat .nexus/quickstart.pid)"
-  kill -0 "$pid" 2>/dev/null && grep -q '^Nexus is up' "$EMBEDDED_LOG" 2>/dev/null
+# The folder of `nexus up`: its flag goes before the variable. Every `nexus` below finds it by the variable.
+embedded_folder() {
+  local word before=''
+  for word in $up_flags; do
+    [[ "$before" != --data-dir ]] || NEXUS_DATA_DIR="$word"
+    [[ "$word" != --data-dir=* ]] || NEXUS_DATA_DIR="${word#*=}"
+    before="$word"
+  done
+  export NEXUS_DATA_DIR="${NEXUS_DATA_DIR:-.nexus}"
 }
 
+# Whether a `nexus up` runs there, whoever started it; its address in `url`, its key in `key`.
+runs_embedded() {
+  local said
+  [[ -x .venv/bin/nexus ]] || return 1
+  said="$(env -u NEXUS_URL -u NEXUS_API_KEY -u NEXUS_API_KEY_FILE -u GATEWAY_BEARER_TOKEN -u GATEWAY_BEARER_TOKEN_FILE \
+    .venv/bin/nexus env 2>/dev/null)" || return 1
+  url="$(eval "$said" && printf '%s' "${OPENAI_BASE_URL%/v1}")"
+  key="$(eval "$said" && printf '%s' "$OPENAI_API_KEY")"
+}
+
+# What `nexus up -d` says from `Nexus is up` on holds the key, and stays out of terminals and logs.
 start_embedded() {
-  local pid='' until
+  local folder_flag=''
+  [[ "$NEXUS_DATA_DIR" == .nexus ]] || folder_flag=" --data-dir $NEXUS_DATA_DIR"
+  stop_words=".venv/bin/nexus down$folder_flag (data stays in $NEXUS_DATA_DIR)"
+  docs_url=''
   if runs_embedded; then
-    nx_ok "it runs already, as process $pid"
+    nx_ok "it runs already, at $url"
   else
     nx_need make 'Debian, Ubuntu: sudo apt install make python3-venv'
-    (umask 077 && mkdir -p .nexus)
     nx_step 'Installing it (the first time about 530 MB are downloaded; Ctrl-C, and starting again, lose nothing)'
     make install >&2 || nx_die "$NX_FAILED" 'Nexus could not be installed.' 'The reason is above. Run ./quickstart.sh again: it goes on where it stopped.'
-    nx_step 'Starting it in the background with make up'
-    nohup make up ARGS="$up_flags" >"$EMBEDDED_LOG" 2>&1 </dev/null &
-    pid="$!"
-    printf '%s\n' "$pid" >.nexus/quickstart.pid
-    until=$((SECONDS + ${timeout_s:-300}))
-    until runs_embedded; do
-      if ! kill -0 "$pid" 2>/dev/null; then
-        tail -n 15 "$EMBEDDED_LOG" >&2
-        nx_die "$NX_FAILED" 'make up ended.' "Above are its last lines; all of them: $EMBEDDED_LOG"
-      fi
-      if [[ "$SECONDS" -ge "$until" ]]; then
-        tail -n 15 "$EMBEDDED_LOG" >&2
-        nx_die "$NX_FAILED" "Nexus is not up after ${timeout_s:-300} s." "It goes on in the background: $EMBEDDED_LOG; to end it: kill $pid"
-      fi
-      sleep 1
-    done
+    nx_step 'Starting it in the background with nexus up -d'
+    # shellcheck disable=SC2086 # flags are words
+    .venv/bin/nexus up -d $up_flags | sed '/^Nexus is up/,$d' >&2 \
+      || nx_die "$NX_FAILED" 'nexus up ended.' "The reason is above; all logs: .venv/bin/nexus logs$folder_flag"
+    runs_embedded || nx_die "$NX_FAILED" 'Nexus ended right after its start.' "See: .venv/bin/nexus logs$folder_flag"
+    [[ "$OBSERVABILITY_PORT" == 0 ]] || docs_url="http://127.0.0.1:$OBSERVABILITY_PORT/docs"
   fi
-  url="$(sed -nE 's|^ *URL +(.*)/v1 *$|\1|p' "$EMBEDDED_LOG" | head -n 1)"
-  key="$(sed -nE 's/^ *Key +([^ ]+).*$/\1/p' "$EMBEDDED_LOG" | head -n 1)"
-  if [[ -s .nexus/key && "$(cat .nexus/key)" == "$key" ]]; then
-    key_place='.nexus/key' key_command="\$(cat .nexus/key)"
-  elif [[ -n "$(nx_env_get .env GATEWAY_BEARER_TOKEN)" ]]; then
+  if [[ -s "$NEXUS_DATA_DIR/key" && "$(cat "$NEXUS_DATA_DIR/key")" == "$key" ]]; then
+    key_place="$NEXUS_DATA_DIR/key" key_command="\$(cat $NEXUS_DATA_DIR/key)"
+  elif [[ "$(nx_env_get .env GATEWAY_BEARER_TOKEN)" == "$key" ]]; then
     key_place='GATEWAY_BEARER_TOKEN in .env' key_command="\$(sed -n 's/^GATEWAY_BEARER_TOKEN=//p' .env)"
   else
-    key_place='the variable GATEWAY_BEARER_TOKEN' key_command="\$GATEWAY_BEARER_TOKEN"
+    key_place="what .venv/bin/nexus env$folder_flag prints"
+    key_command="\$(eval \"\$(.venv/bin/nexus env$folder_flag)\" && echo \"\$OPENAI_API_KEY\")"
   fi
-  docs_url="$(sed -nE 's/^ *Docs +([^ ]+).*$/\1/p' "$EMBEDDED_LOG" | head -n 1)"
-  stop_words="kill $pid (data stays in .nexus)"
 }
 
 try_it() {
