@@ -131,7 +131,7 @@ def render_jobs(answer: dict[str, Any]) -> RenderableType:
     from cli.tables import Text, new_table
 
     if not answer["data"]:
-        return Text("No such job. Submit one: nexus submit ENDPOINT FILE")
+        return Text("There are no jobs to list. Submit one: nexus submit ENDPOINT FILE")
     table = new_table("job", "age", "endpoint", "model", "lane", "status", "", ids=True)
     for job in answer["data"]:
         table.add_row(

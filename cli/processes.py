@@ -173,7 +173,9 @@ def run_joined(joined: Joined | None, run: Callable[[], int], *, has_children: b
         return run()
     joined.follow(has_children=has_children)
     code = run()
-    if code or has_children:  # it may have begun while the stack went
+    if code:  # it may have begun while the stack ended, and with it passwords and certificates
+        joined.rejoin_if_ended()
+    if has_children:
         joined.rejoin_if_restarted()
     return code
 

@@ -41,8 +41,16 @@ class Joined:
         threading.Thread(target=watch, name="rejoin", daemon=True).start()
 
     def rejoin_if_restarted(self) -> None:
-        """Does not return where another start of the stack runs."""
+        """Rejoin, and do not return, where another start of the stack runs."""
         if self._is_restarted():
+            self._rejoin()
+
+    def rejoin_if_ended(self) -> None:
+        """Rejoin, and do not return, where the joined start has ended: the next one is waited for."""
+        state = self.data.running()
+        if state is None:
+            self._run_again("has ended; waiting for its next start")
+        if state.start_id != self.start_id:
             self._rejoin()
 
     def _watch(self, leave: Callable[[], object]) -> None:
@@ -70,7 +78,10 @@ class Joined:
         return 0, 0
 
     def _rejoin(self) -> NoReturn:
-        print(f"nexus: the stack on {self.data.root} has been started again; joining it", file=sys.stderr, flush=True)
+        self._run_again("has been started again; joining it")
+
+    def _run_again(self, why: str) -> NoReturn:
+        print(f"nexus: the stack on {self.data.root} {why}", file=sys.stderr, flush=True)
         os.execve(sys.executable, sys.orig_argv, {**self.environment, REJOIN_VARIABLE: "1"})  # noqa: S606 - its own program
 
 

@@ -14,6 +14,7 @@ from gateway.deps import Parts
 from gateway.endpoint import Endpoint
 from gateway.http import closes, request_id_of
 from gateway.openapi import ApiDocument
+from gateway.path_hints import path_hint
 from gateway.routes import (
     aliases,
     batches,
@@ -142,10 +143,13 @@ def _answer_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def framework(request: Request, error: HTTPException) -> Response:
         if error.status_code == 404 or NO_RESPONSE.fullmatch(request.url.path):
-            return _json(NotFound(f"there is nothing at {request.method} {request.url.path[:200]}").info)
+            path = request.url.path
+            return _json(NotFound(f"there is nothing at {request.method} {path[:200]}{path_hint(path)}").info)
         if error.status_code == 405:
-            info = MethodNotAllowed(f"{request.url.path[:200]} does not take {request.method}").info
-            return _json(info, dict(error.headers or {}))
+            headers = dict(error.headers or {})
+            takes = f"; it takes {headers['Allow']}" if headers.get("Allow") else ""
+            info = MethodNotAllowed(f"{request.url.path[:200]} does not take {request.method}{takes}").info
+            return _json(info, headers)
         return _json(
             ErrorInfo(status=error.status_code, type="invalid_request_error", code=None, message=str(error.detail))
         )
@@ -154,7 +158,8 @@ def _answer_errors(app: FastAPI) -> None:
     async def invalid(_request: Request, error: RequestValidationError) -> Response:
         problem = error.errors()[0]
         param = ".".join(str(part) for part in problem["loc"][1:]) or None
-        return _json(InvalidRequest(problem["msg"], param=param).info)
+        where = f": '{param}'" if param else ""
+        return _json(InvalidRequest(f"{problem['msg']}{where}", param=param).info)
 
     @app.exception_handler(Exception)
     async def defect(request: Request, _error: Exception) -> Response:

@@ -19,6 +19,10 @@ BOOTSTRAP_OWNER = "default"
 PREFIX = "nexus-"
 """Of keys that are created."""
 LENGTH = len(PREFIX) + 43
+UNKNOWN_KEY = (
+    "The API key is not valid: this gateway has no such key. "
+    "Check that it is copied whole, or ask the operator of this gateway for one."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,7 @@ class Auth:
         if self._token is not None and hmac.compare_digest(key, self._token):
             return self._bootstrap
         if self._keys is None:
-            raise AuthenticationFailed("the API key is not valid")
+            raise AuthenticationFailed(UNKNOWN_KEY)
         return self._keys.find(key)
 
     def webhook_secret(self, key_id: str) -> str | None:

@@ -30,7 +30,7 @@ from backbone.bus.notices import Notices
 from backbone.ids import new_id
 from backbone.store.documents import Documents
 from gateway import clock
-from gateway.auth import BOOTSTRAP_OWNER, PREFIX, Principal, is_created
+from gateway.auth import BOOTSTRAP_OWNER, PREFIX, UNKNOWN_KEY, Principal, is_created
 from gateway.key_index import KeyIndex
 from schemas.errors import AuthenticationFailed, InvalidRequest, NexusError, NotFound, Unavailable
 from schemas.keys import ApiKey, Scope
@@ -116,7 +116,7 @@ class KeyRing:
             return principal
         if not self._loaded and is_created(key):
             raise Unavailable("the API keys cannot be read yet; try again shortly", retry_after_s=2.0)
-        raise AuthenticationFailed("the API key is not valid")
+        raise AuthenticationFailed(UNKNOWN_KEY)
 
     def get(self, key_id: str) -> ApiKey | None:
         """What is known of a key, also when it was revoked or has expired."""

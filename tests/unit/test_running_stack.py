@@ -10,6 +10,8 @@ import pytest
 
 from cli.datadir import DataDir, StackState
 from cli.errors import ConsoleError
+from cli.processes import run_joined
+from cli.rejoining import REJOIN_VARIABLE, Joined
 from cli.running_stack import join_running_stack
 
 WORKER = {
@@ -137,3 +139,46 @@ def _nothing_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("NEXUS_DATA_DIR", "NATS_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(folder)
+
+
+class Replaced(Exception):
+    """This process would run its own command line once more, with this environment."""
+
+
+@pytest.fixture
+def joined(data: DataDir, monkeypatch: pytest.MonkeyPatch) -> Joined:
+    """A process that has joined the stack, and has not begun."""
+
+    def replace(_program: str, _arguments: list[str], environment: dict[str, str]) -> None:
+        raise Replaced(environment.get(REJOIN_VARIABLE))
+
+    monkeypatch.setattr(os, "execve", replace)
+    found = join_running_stack("worker")
+    assert found
+    return found
+
+
+def test_a_process_that_cannot_begin_while_its_stack_ends_waits_for_the_next(data: DataDir, joined: Joined) -> None:
+    """Its password's file goes with the stack."""
+
+    def run() -> int:
+        data.forget()
+        return 2
+
+    with pytest.raises(Replaced, match="1"):
+        run_joined(joined, run)
+
+
+def test_a_process_that_cannot_begin_ends_while_its_stack_runs(joined: Joined) -> None:
+    """What is wrong is its own."""
+    assert run_joined(joined, lambda: 2) == 2
+
+
+def test_a_process_that_was_told_to_end_does_not_wait(data: DataDir, joined: Joined) -> None:
+    """By Ctrl-C, say, after its stack."""
+
+    def run() -> int:
+        data.forget()
+        return 0
+
+    assert run_joined(joined, run) == 0
