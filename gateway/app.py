@@ -15,6 +15,7 @@ from gateway.endpoint import Endpoint
 from gateway.http import closes, request_id_of
 from gateway.openapi import ApiDocument
 from gateway.path_hints import path_hint
+from gateway.path_methods import PathMethods
 from gateway.routes import (
     aliases,
     batches,
@@ -135,6 +136,7 @@ def _list_hot_routes(app: FastAPI) -> None:
 
 def _answer_errors(app: FastAPI) -> None:
     """Every error of ours and of the framework, as OpenAI's object."""
+    methods = PathMethods(app.routes)  # the framework names those of one route, where a path may have several
 
     @app.exception_handler(NexusError)
     async def ours(_request: Request, error: NexusError) -> Response:
@@ -146,10 +148,10 @@ def _answer_errors(app: FastAPI) -> None:
             path = request.url.path
             return _json(NotFound(f"there is nothing at {request.method} {path[:200]}{path_hint(path)}").info)
         if error.status_code == 405:
-            headers = dict(error.headers or {})
-            takes = f"; it takes {headers['Allow']}" if headers.get("Allow") else ""
-            info = MethodNotAllowed(f"{request.url.path[:200]} does not take {request.method}{takes}").info
-            return _json(info, headers)
+            path = request.url.path
+            takes = ", ".join(sorted(methods.declared(path)))
+            info = MethodNotAllowed(f"{path[:200]} does not take {request.method}; it takes {takes}").info
+            return _json(info, {**(error.headers or {}), "Allow": takes})
         return _json(
             ErrorInfo(status=error.status_code, type="invalid_request_error", code=None, message=str(error.detail))
         )

@@ -20,11 +20,16 @@ class PathMethods:
             else:
                 self._exact.setdefault(route.path, set()).update(route.methods)
 
-    def of(self, path: str) -> bytes:
-        """Return the value of `Allow`; empty: nothing is there."""
+    def declared(self, path: str) -> set[str]:
+        """Return the methods of the routes at `path`, without HEAD and OPTIONS, which are implied."""
         methods = self._exact.get(path)
         if methods is None:
             methods = set().union(*(methods for pattern, methods in self._patterns if pattern.match(path)))
+        return methods
+
+    def of(self, path: str) -> bytes:
+        """Return the value of `Allow`; empty: nothing is there."""
+        methods = self.declared(path)
         if not methods:
             return b""
         if "GET" in methods:

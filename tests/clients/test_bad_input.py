@@ -549,6 +549,23 @@ class TestRoutes:
         check_error(answer, 405, "method_not_allowed")
         assert answer.headers["allow"] == "POST"
 
+    async def test_405_names_all_methods_of_the_path(self, cluster: Cluster) -> None:
+        """Also where several routes share it."""
+        answer = await cluster.http.delete(cluster.url + "/v1/jobs")
+        error = check_error(answer, 405, "method_not_allowed")
+        assert answer.headers["allow"] == "GET, POST"
+        assert error["message"].endswith("it takes GET, POST")
+
+    async def test_a_base_url_without_its_prefix(self, cluster: Cluster) -> None:
+        """The most usual mistake of a first hour is answered with what to do."""
+        answer = await cluster.http.post(cluster.url + "/chat/completions", json={})
+        assert "must end in /v1" in check_error(answer, 404, "not_found")["message"]
+
+    async def test_a_wrong_value_of_a_query_is_named(self, cluster: Cluster) -> None:
+        """The message alone says which one."""
+        answer = await cluster.http.get(cluster.url + "/v1/jobs?status=bogus")
+        assert check_error(answer, 400)["message"].endswith("'status'")
+
     async def test_head_is_get_without_a_body(self, cluster: Cluster) -> None:
         """HEAD works where GET does: monitors use it."""
         for path in ("/health", "/readyz", "/v1/models"):
