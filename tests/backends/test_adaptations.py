@@ -377,6 +377,47 @@ async def test_a_parameter_that_is_refused_by_name_is_adapted(
     assert (adapted, any(name in body for body in server.posts)) == ((name,), False)
 
 
+@both
+@pytest.mark.parametrize("adapt", [False, True])
+@pytest.mark.parametrize(
+    "field",
+    [{"parallel_tool_calls": True, "tools": [WEATHER]}, {"logit_bias": {}}, {"store": False}, {"verbosity": "medium"}],
+    ids=str,
+)  # fmt: skip
+async def test_a_strict_server_does_not_see_what_asks_for_nothing(
+    server: Partial, worker: Backend, stream: bool, adapt: bool, field: JSON
+) -> None:
+    server.refuses = set(field) - {"tools"}
+    for posts in (4, 1):  # refused, two of a probe, and without it; then known
+        server.seen.clear()
+        answer, adapted, _ = await said(worker, replace(chat("one", stream, **field), adapt=adapt))
+        assert (answer["choices"][0]["message"]["content"], adapted) == ("Hello", ())
+        assert len(server.posts) == posts
+
+
+async def test_no_tools_are_offered_where_none_may_be_called(server: Partial, worker: Backend) -> None:
+    server.refuses = {"tool_choice"}
+    fields: JSON = {"tools": [WEATHER], "tool_choice": "none"}
+    work = chat("one", **fields)
+    answer, adapted, _ = await said(worker, work)
+    assert (answer["choices"][0]["message"]["content"], adapted) == ("Hello", ())
+    assert not server.posts[-1].keys() & {"tools", "tool_choice"}
+
+
+async def test_tools_of_other_types_are_the_business_of_a_server_with_tool_choice(
+    server: Partial, worker: Backend
+) -> None:
+    custom: JSON = {"type": "custom", "custom": {"name": "sh"}}
+    await said(worker, chat("one", tools=[custom], tool_choice=custom))
+    assert server.posts[-1]["tool_choice"] == custom
+
+
+@pytest.mark.parametrize("choice", ["auto!", "", 7, True])
+async def test_a_tool_choice_that_is_none_is_refused(backend: Backend, choice: Any) -> None:
+    with pytest.raises(BackendRefused, match="tool_choice is 'none', 'auto', 'required'"):
+        await said(backend, chat(CHAT, tools=[WEATHER], tool_choice=choice))
+
+
 async def test_a_refusal_that_names_a_parameter_proves_nothing(server: Partial, worker: Backend) -> None:
     usual = server.quirk
     server.quirk = lambda path, body: (

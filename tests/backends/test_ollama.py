@@ -30,6 +30,7 @@ from workers.backends.base import (
     Task,
     make_backend,
 )
+from workers.backends.ollama_wire import LineSplitter
 
 TEXT = "Hello there, world!"
 EMBEDDINGS = "/v1/embeddings"
@@ -650,3 +651,15 @@ async def test_a_load_that_fails_says_why(ollama: OllamaDouble, backend: Backend
     with pytest.raises(BackendError, match="more system memory") as caught:
         await outputs_of(backend, stream())
     assert caught.value.transient
+
+
+def test_half_a_character_in_a_call_is_replaced_in_it() -> None:
+    """Calls come whole: the next line's call has the same place, and another text."""
+
+    def line(name: str, text: str) -> bytes:
+        call = b'{"function":{"name":"%b","arguments":{"q":"%b"}}}' % (name.encode(), text.encode())
+        return b'{"message":{"content":"","tool_calls":[%b]},"done":false}\n' % call
+
+    found = LineSplitter().feed(line("find", r"a\ud83d") + line("look", "b"))
+    calls = [one["message"]["tool_calls"][0]["function"] for one in found]
+    assert [call["arguments"] for call in calls] == [{"q": "a\ufffd"}, {"q": "b"}]

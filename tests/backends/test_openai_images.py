@@ -30,6 +30,8 @@ class Painter(Quirky):
         self.makes = "PNG"
         self.size = (1024, 1024)
         self.more: JSON = {}
+        self.written = "{}"
+        """How it writes base64."""
         self.refuses_n = ""
         self.quirk = self._painted
 
@@ -47,7 +49,7 @@ class Painter(Quirky):
         count = min(self.most, int(body.get("n") or 1))
         usage = {"input_tokens": 1, "output_tokens": count, "total_tokens": 1 + count}
         usage |= {"input_tokens_details": {"image_tokens": 0, "text_tokens": 1}}
-        data = [{"b64_json": coded, "revised_prompt": "p", "mood": 7}] * count
+        data = [{"b64_json": self.written.format(coded), "revised_prompt": "p", "mood": 7}] * count
         return 200, {"created": 7, "data": data, "usage": usage, **self.more}
 
     @property
@@ -85,6 +87,14 @@ async def test_as_many_pictures_as_asked_for(painter: Painter, backend: Backend,
     assert answer["usage"]["output_tokens"] == 5 if words else 2 + 2 + 1
     assert [body["seed"] for body in painter.asked[-2:]] == ([6, 7] if words else [5, 7])
     ImagesResponse.model_validate(answer)
+
+
+@pytest.mark.parametrize("written", ["data:image/png;base64,{}", "{}\n", " {}\r\n"])
+async def test_base64_however_it_is_written(painter: Painter, backend: Backend, written: str) -> None:
+    painter.written = written
+    chunks, _ = await drawn(backend, image_task("sdxl"))
+    data = base64.b64decode(answer_of(chunks)["data"][0]["b64_json"], validate=True)
+    assert Image.open(BytesIO(data)).format == "PNG"
 
 
 async def test_the_other_policy_refuses(painter: Painter, backend: Backend) -> None:

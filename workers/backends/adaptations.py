@@ -67,18 +67,23 @@ class Plan:
     """Parameters of `body` that the server must not see: the adapter sees to them."""
 
 
-def plan_of(body: JSON, lacks: Collection[str], *, model: str, adapt: bool, chat: bool) -> Plan | None:
+def plan_of(
+    body: JSON, lacks: Collection[str], *, model: str, adapt: bool, chat: bool, strict: bool = False
+) -> Plan | None:
     """Return how to serve `body` on a server that lacks these parameters; None where there is nothing to adapt or to check.
 
-    Raises BackendRefused for what the policy refuses, and for what makes no sense.
+    `strict`: it refuses them also where they ask for nothing; they are left out, and nothing is adapted. Raises BackendRefused for what the policy refuses, and for what makes no sense.
     """
     asked = [name for name in INSTEAD if name in lacks and asks(body, name)]
     if asked and not adapt:
         raise refused(asked[0], model)
-    tools, forced = _chosen_tools(body) if chat and body.get(TOOL_CHOICE) is not None else ([], False)
-    if not asked and not forced:
+    idle = [name for name in INSTEAD if name in lacks and is_idle(body, name)] if strict else []
+    tools, forced = _chosen_tools(body) if chat and _is_chosen(body, lacks) else ([], False)
+    if not asked and not forced and not idle:
         return None
-    new = dict(body)
+    new = {name: value for name, value in body.items() if name not in idle}
+    if TOOL_CHOICE in idle and body[TOOL_CHOICE] == "none":
+        new.pop("tools", None)
     requests = 1
     for name in asked:
         if name == N:
@@ -86,6 +91,10 @@ def plan_of(body: JSON, lacks: Collection[str], *, model: str, adapt: bool, chat
         elif name in DROPPED:
             del new[name]
         elif name == TOOL_CHOICE:
+            if not forced and not isinstance(new[TOOL_CHOICE], dict):
+                raise BackendRefused(
+                    "tool_choice is 'none', 'auto', 'required', or an object that names functions", param=TOOL_CHOICE
+                )
             del new[TOOL_CHOICE]
             new["tools"] = tools
     fallback = _constrained(new, tools) if forced and adapt else None
@@ -107,11 +116,18 @@ def refused(name: str, model: str) -> BackendRefused:
 def asks(body: JSON, name: str) -> bool:
     """Return whether a request asks for something by this parameter."""
     value = body.get(name)
-    if value is None or value in HARMLESS.get(name, ()):
+    if value is None or is_idle(body, name):
         return False
     if name == "logprobs":
         return value is not False
     return name not in (PARALLEL, TOOL_CHOICE) or bool(body.get("tools"))
+
+
+def is_idle(body: JSON, name: str) -> bool:
+    """Return whether a parameter was sent with a value that asks for nothing, in a request in which it may stand."""
+    if body.get(name) is None:
+        return name in body
+    return body[name] in HARMLESS.get(name, ()) and (name not in (PARALLEL, TOOL_CHOICE) or bool(body.get("tools")))
 
 
 def _bounded(n: Any, model: str) -> int:
@@ -123,12 +139,19 @@ def _bounded(n: Any, model: str) -> int:
     return n
 
 
+def _is_chosen(body: JSON, lacks: Collection[str]) -> bool:
+    """Whether tool_choice is seen to here. Tools of other types are the server's business, where it has tool_choice."""
+    given = body.get("tools")
+    others = isinstance(given, list) and any(isinstance(tool, dict) and not _name(tool) for tool in given)
+    return body.get(TOOL_CHOICE) is not None and (TOOL_CHOICE in lacks or not others)
+
+
 def _chosen_tools(body: JSON) -> tuple[list[JSON], bool]:
     """The tools that `tool_choice` leaves, and whether one of them must be called."""
     given = body.get("tools")
     tools = [tool for tool in given if isinstance(tool, dict)] if isinstance(given, list) else []
     choice = body[TOOL_CHOICE]
-    if choice == "required":
+    if choice in ("required", "any"):  # Mistral's word for it
         return _functions(tools), bool(tools)
     if not isinstance(choice, dict):
         return tools, False

@@ -48,9 +48,10 @@ def is_whole(data: bytes) -> bool:
 class TextJoiner:
     """Join characters that were cut between two strings of the same place in an answer; and replace what is no number."""
 
-    def __init__(self, *, last: bool = False) -> None:
-        """`last`: nothing follows the value that comes, so that halves are replaced at once."""
+    def __init__(self, *, last: bool = False, lists: bool = True) -> None:
+        """`last`: nothing follows the value that comes, so that halves are replaced at once. `lists`: what lists hold goes on, too."""
         self._last = last
+        self._lists = lists
         self.open: dict[Path, str] = {}
         """The first half of a character, by the place whose next string begins with the second."""
 
@@ -81,7 +82,7 @@ class TextJoiner:
             return text
         text = _PAIR.sub(lambda match: match[0].encode("utf-16", "surrogatepass").decode("utf-16"), text)
         rest = ""
-        if self._last:
+        if self._last or not (self._lists or all(isinstance(key, str) for key in path)):
             pass
         elif "\ud800" <= text[-1:] <= "\udbff":
             text, rest = text[:-1], text[-1]

@@ -42,7 +42,7 @@ class LineSplitter:
 
     def __init__(self) -> None:
         self._rest = b""
-        self._joiner = broken_text.TextJoiner()
+        self._joiner = broken_text.TextJoiner(lists=False)  # tool calls come whole, one line after another
 
     def feed(self, data: bytes) -> list[JSON]:
         r"""The lines that `data` completes; b"" is the end, which completes a last one without `\n`."""

@@ -253,14 +253,19 @@ async def _picture(api: Api, item: JSON) -> bytes:
     if not coded and isinstance(url, str) and not url.startswith("data:"):
         return await _fetched(api, url)
     if not isinstance(coded, str) and isinstance(url, str):
-        coded = url.partition(",")[2]
+        coded = url
     try:
-        data = base64.b64decode(coded or "", validate=True)
-    except (ValueError, TypeError) as error:
+        data = base64.b64decode(_bare(coded or ""), validate=True)
+    except (AttributeError, ValueError) as error:
         raise BackendError("the backend's picture is not base64") from error
     if not data:
         raise BackendError("the backend's answer holds no picture")
     return data
+
+
+def _bare(coded: str) -> str:
+    """The base64 alone, which some servers write as a data URL, or in lines."""
+    return "".join((coded.partition(",")[2] if coded.startswith("data:") else coded).split())
 
 
 async def _fetched(api: Api, url: str) -> bytes:

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from functools import partial
 
-from workers.backends.adaptations import PARALLEL, TOOL_CHOICE, N, Plan, asks, plan_of
+from workers.backends.adaptations import PARALLEL, TOOL_CHOICE, N, Plan, asks, is_idle, plan_of
 from workers.backends.adapted_text import Ask, carry_out
 from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, Chunk, Output, Task
 from workers.backends.openai_api import JSON, Api, names
@@ -44,7 +44,8 @@ async def plan_after(
     if isinstance(error, BackendUnavailable):
         return None
     body = json_object(task.body)
-    suspects = [name for name in PARAMETERS if name != N and asks(body, name) and names(error, name)]
+    sent = [name for name in PARAMETERS if name != N and (asks(body, name) or is_idle(body, name))]
+    suspects = [name for name in sent if names(error, name)]
     found = [name for name in suspects if await _confirmed(api, path, task.model, name)]
     return _plan(api, path, task, declared) if found else None
 
@@ -72,7 +73,7 @@ async def carried_out(
 def _plan(api: Api, path: str, task: Task, declared: frozenset[str]) -> Plan | None:
     lacks = declared | frozenset(_known(api, path, task.model))
     chat = path == CHAT_PATH
-    return plan_of(json_object(task.body), lacks, model=task.public_model, adapt=task.adapt, chat=chat)
+    return plan_of(json_object(task.body), lacks, model=task.public_model, adapt=task.adapt, chat=chat, strict=True)
 
 
 def _known(api: Api, path: str, model: str) -> Iterator[str]:
