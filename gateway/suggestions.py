@@ -45,6 +45,7 @@ class Suggestions:
 
     def nearest(self, name: str) -> str | None:
         """Return the name that is most like this one; None: none is, or too many were looked for just now."""
+        name = name[:COMPARED]
         if name in self._remembered:
             return self._remembered[name]
         if not self._may_look():

@@ -431,8 +431,8 @@ class Intake:
         if turns.admits(model, wanted):
             if turns.is_cold(model) and not self._has_waited(job):
                 return False
-            turns.ask(model)
             turns.begin(model, now)
+            turns.ask(model)  # a job that begins the first load counts too
             return True
         self._book.rang(queue, now)
         since = self._book.since(queue)

@@ -415,6 +415,23 @@ def test_calls_are_merged_by_index_and_names_are_not_doubled() -> None:
     assert [(call["id"], call["function"]["arguments"]) for call in message["tool_calls"]] == [("a", ""), ("b", "{}")]
 
 
+@pytest.mark.parametrize("n", [1, 3])
+def test_usage_in_every_event_is_not_held(n: int) -> None:
+    """The last that counts is the answer's, whatever came before; a long answer does not grow by it."""
+    answer = Relay(Wanted(True, "m", "job", include_usage=True, n=n, stream=True))
+    counts = [*range(1, 500), 0]
+    for number, count in enumerate(counts):
+        usage = {"prompt_tokens": count and 2, "completion_tokens": count, "total_tokens": count and count + 2}
+        choice = {"index": number % n, "delta": {"content": "a"}, "finish_reason": None}
+        answer.feed(b"data: %b\n\n" % json.dumps({"choices": [choice], "usage": usage}).encode())
+    assert len(answer._usages) <= n + 1
+    answer.feed(b"data: [DONE]\n\n")
+    *_, finish = answer.finish()
+    assert isinstance(finish, Finish)
+    assert finish.usage is not None
+    assert finish.usage.completion_tokens == 499
+
+
 def test_usage_of_a_server_that_counts_on_is_its_last_word() -> None:
     counting = [{"prompt_tokens": 2, "completion_tokens": n, "total_tokens": 2 + n} for n in range(5)]
     assert combined_usage(counting, 2, 2) == counting[-1]

@@ -239,6 +239,21 @@ async def test_the_longer_of_two_pauses_counts() -> None:
     await desk.intake.close()
 
 
+async def test_the_job_of_the_first_load_counts_as_in_hand(eventually: Eventually) -> None:
+    """Its load shows that the models do not fit beside each other: the other one waits until it has ended."""
+    broker, turns = MemoryBroker(), ModelTurns(10.0)
+    desk = Desk(broker, 2, 60.0)
+    mine, others = QUEUES[0], QUEUES[-1]
+    turns.serve(frozenset((mine.model, others.model)), frozenset((others.model,)))
+    desk.intake.take_turns(turns)
+    await desk.start()
+    await submit(broker, [mine])
+    await eventually(lambda: desk.now == 1)
+    turns.saw(frozenset((mine.model,)), {mine.model}, 1.0)
+    assert not turns.admits(others.model, frozenset((others.model,)))
+    await desk.intake.close()
+
+
 async def test_the_others_do_not_give_way_to_a_model_that_is_paused(eventually: Eventually) -> None:
     """Its server asks to be left alone with it: nothing is idle meanwhile."""
     broker, turns = MemoryBroker(), ModelTurns(10.0)

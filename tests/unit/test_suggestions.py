@@ -7,7 +7,7 @@ from time import process_time
 
 import pytest
 
-from gateway.suggestions import BURST, RATE, Suggestions, did_you_mean
+from gateway.suggestions import BURST, COMPARED, RATE, Suggestions, did_you_mean
 from schemas.errors import ModelNotFound
 from schemas.jobs import Capability
 from schemas.presence import WorkerState
@@ -107,3 +107,11 @@ class TestInTheCatalogue:
             made.resolve("team_chat", Capability.CHAT)
         with pytest.raises(ModelNotFound, match=r"for 'joe'\) exists\. Did you mean 'piper-joe'"):
             made.resolve("tts-1", Capability.SPEECH)
+
+
+def test_a_long_name_is_not_remembered_whole() -> None:
+    """A path may hold some thousand letters."""
+    made = suggestions(*MODELS)
+    for number in range(10):
+        made.nearest("smolm2" + "x" * 10_000 + str(number))
+    assert [len(name) for name in made._remembered] == [COMPARED]

@@ -27,7 +27,7 @@ from workers.backends.merging import combined_usage, finished_choice, merge, mer
 from workers.backends.refusals import is_complaint, stream_error
 from workers.backends.sse import FIELDS, EventTooLarge, SseSplitter, is_done, liberal_payloads
 from workers.backends.tool_calls import ToolCalls
-from workers.backends.usages import take_usage
+from workers.backends.usages import final_usage, take_usage
 
 JSON = dict[str, Any]
 
@@ -288,6 +288,10 @@ class Answer(ABC):
     def _count(self, event: JSON, usage: JSON | None) -> None:
         if usage is not None:
             self._usages.append(usage)
+            if (
+                len(self._usages) > self.wanted.choices + 1
+            ):  # one in each event: of these, the last that counts is enough
+                self._usages[:2] = [final_usage(self._usages[:2])]
             if self.wanted.continuous_usage:
                 event["usage"] = usage
 
