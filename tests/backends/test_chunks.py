@@ -194,6 +194,32 @@ class TestTheEnd:
         assert relayed(events)[-1]["choices"][0]["finish_reason"] == "stop"
         assert (collected(events)["message"]["content"], collected(events)["finish_reason"]) == ("fine too", "stop")
 
+    def test_a_whole_message_behind_the_deltas_is_not_said_again(self) -> None:
+        """MiniMax's last chunk."""
+        events = delta_events({"reasoning_content": "hm"}, *[{"content": word} for word in "abcde"], reasons={})
+        message = {"role": "assistant", "content": "abcde", "reasoning_content": "hm", "refusal": "no"}
+        del events[-1]["choices"][0]["delta"]
+        events[-1]["choices"][0] |= {"message": message, "finish_reason": "stop"}
+        assert accumulated(relayed(events))["content"] == "abcde" == collected(events)["message"]["content"]
+        whole = collected(events)["message"]
+        assert (whole["reasoning_content"], whole["refusal"]) == ("hm", "no")
+
+    def test_messages_in_place_of_deltas_are_pieces(self) -> None:
+        events = text_events(*({"index": 0, "message": {"content": word}} for word in "aab"))
+        assert accumulated(relayed(events))["content"] == "aab" == collected(events)["message"]["content"]
+
+    @pytest.mark.parametrize("nothing", [b"data:  \n\n", b"data: \t\n\n", b"data:\n\n"])
+    def test_blank_events_are_nothing(self, nothing: bytes) -> None:
+        stream = nothing + encoded(delta_events({"content": "fine"}), (",", ":"), False)
+        assert accumulated(relayed(stream))["content"] == "fine" == collected(stream)["message"]["content"]
+
+    @pytest.mark.parametrize("empty", [None, {}, ""])
+    def test_an_empty_error_is_none(self, empty: Any) -> None:
+        """OpenAI's client for JavaScript throws at `{}`."""
+        events = [event | {"error": empty} for event in delta_events({"content": "a"}, {"content": "b"})]
+        assert not any("error" in event for event in relayed(events))
+        assert collected(events)["message"]["content"] == "ab"
+
     def test_neither_is_no_end(self) -> None:
         stream = encoded(delta_events({"content": "fi"}, reasons={}), (",", ":"), False).removesuffix(
             b"data: [DONE]\n\n"

@@ -106,6 +106,25 @@ def test_an_input_that_was_flagged(error: Any, code: str) -> None:
     assert (refused.info.status, refused.info.code, refused.info.message) == (400, code, error["message"])
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"statusCode": 400, "error": "Bad Request", "message": "body/messages must be an array"},
+        {
+            "timestamp": 1,
+            "status": 400,
+            "error": "Bad Request",
+            "message": "body/messages must be an array",
+            "path": "/v1",
+        },
+        {"error": "body/messages must be an array", "message": "Bad Request"},
+    ],
+)
+def test_the_longer_of_two_words_is_told(body: Any) -> None:
+    """Spring's and Nest's servers put the status's name into `error`."""
+    assert refusal(400, {}, orjson.dumps(body)).info.message == "body/messages must be an array"
+
+
 def test_any_other_403_is_the_key() -> None:
     """Its words are dropped: they may quote the key."""
     for message in ("Invalid key sk-1", "You have no access to this project", ""):

@@ -91,6 +91,8 @@ class _Choice:
     """The newest `finish_reason`: it is final once the stream has ended."""
     settled: bool = False
     """It came without text, and no text has come since."""
+    said: set[str] = field(default_factory=set)
+    """The texts of its deltas that were not empty."""
     calls: ToolCalls | None = None
     function: str | None = None
     """The name of its `function_call`, OpenAI's older form."""
@@ -268,6 +270,7 @@ class Answer(ABC):
         choices = event.get("choices") if isinstance(event, dict) else None
         if not isinstance(choices, list) or "error" in event:
             event = _without_complaint(_unwrapped(event))
+            event.pop("error", None)  # empty, and some clients throw at an empty object
             choices = event.get("choices")
         if "usage" in event or "x_groq" in event:
             self._count(event, take_usage(event))
@@ -320,8 +323,13 @@ class Answer(ABC):
             state = self._choices[index] = _Choice()
         reason, choice["finish_reason"] = choice.get("finish_reason"), None
         if self.wanted.chat:
+            in_pieces = "delta" in choice
+            if reason and state.said and not in_pieces and isinstance(choice.get("message"), dict):
+                _leave_out_said(choice["message"], state.said)
             delta = self._repaired_delta(choice, state)
             says = any(delta.values())
+            if says and in_pieces:
+                state.said.update(name for name, value in delta.items() if value)
         else:
             says = bool(take_text(choice))
         self._tokens += says
@@ -431,6 +439,12 @@ def _broken_off(choice: JSON, reason: str) -> BackendError:
     return BackendError(f"the backend broke the answer off: {reason}", transient=True)
 
 
+def _leave_out_said(message: JSON, said: set[str]) -> None:
+    """Take out of a whole message, which MiniMax sends behind the deltas, the texts that these have said."""
+    for name in [name for name, value in message.items() if name in said and isinstance(value, str)]:
+        del message[name]
+
+
 def _unwrapped(event: Any) -> Any:
     """Return what some gateways put into `data`, and Gemini into a list of one."""
     if isinstance(event, list) and len(event) == 1:
@@ -464,7 +478,7 @@ def _seconds(created: Any) -> int:
 
 def _is_noise(payload: bytes) -> bool:
     """Whether an event that is not JSON only keeps the connection alive."""
-    return payload.startswith(b":") or payload.strip().lower() in PINGS
+    return payload.startswith(b":") or not payload.strip() or payload.strip().lower() in PINGS
 
 
 def _is_object(line: bytes) -> bool:

@@ -102,7 +102,11 @@ def _as_it_came(data: bytes, form: str, count: int) -> tuple[JSON, bytes] | None
         first = orjson.loads(items[1 : items.find(b"}") + 1])["embedding"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return None
-    in_form = isinstance(first, str) if form == "base64" else isinstance(first, list) and isinstance(first[0], float)
+    in_form = (
+        isinstance(first, str)
+        if form == "base64"
+        else bool(first) and isinstance(first, list) and isinstance(first[0], float)
+    )
     in_order = [int(index) for index in INDEX.findall(items)] == list(range(count))
     if not in_form or not in_order or items.count(b"{") != count or "data" not in rest or rest["data"] is not None:
         return None

@@ -163,7 +163,7 @@ def read_complaint(value: Any) -> Complaint:
     """
     if isinstance(value, dict):
         for key in ERROR_FIELDS:
-            if value.get(key) and not (key == "detail" and value.get("message")):
+            if value.get(key) and not _says_less(value, key):
                 inner = read_complaint(value[key])
                 number = inner.number or _number(value)
                 return replace(inner, number=number, estimated_s=_estimate(value.get("estimated_time")))
@@ -171,6 +171,14 @@ def read_complaint(value: Any) -> Complaint:
     if isinstance(value, list) and value and isinstance(value[0], dict):
         return _from_validation(value[0]) if "msg" in value[0] else read_complaint(value[0])
     return Complaint(str(value)[:MESSAGE_LIMIT]) if value else Complaint()
+
+
+def _says_less(value: dict[str, Any], key: str) -> bool:
+    """Whether `message` beside it has the words: Spring's and Nest's `{"status": 400, "error": "Bad Request", "message": "…"}`."""
+    said, message = value[key], value.get("message")
+    if key == "detail":
+        return bool(message)
+    return isinstance(said, str) and isinstance(message, str) and len(message) > len(said)
 
 
 def _from_object(value: dict[str, Any]) -> Complaint:
