@@ -42,6 +42,7 @@ async def test_round(rounds: Rounds, seed: str) -> None:
     assert wrong == [], "\n".join(wrong)
 
 
+@pytest.mark.asyncio(loop_scope="module")
 async def test_afterwards(rounds: Rounds) -> None:
     """All records are in Redis and say what the words say; what was cancelled before it began has never run."""
     assert rounds.answered == len(SEEDS) * 24
