@@ -39,7 +39,7 @@ class Record(BaseModel):
     def _is_http(cls, url: str, field: ValidationInfo) -> str:
         left_out = not url and field.field_name == "metadata_url"
         if not left_out and not _is_http_url(url):
-            raise PydanticCustomError("url", "must be an http or https URL with a host")
+            raise PydanticCustomError("url", "must be an http:// or https:// URL, with a host in it")
         return url
 
 

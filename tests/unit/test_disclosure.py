@@ -9,7 +9,9 @@ import ssl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from gateway.routes.services import Record
 from schemas.disclosure import ADDRESS, PATH, Disclosure
 from schemas.errors import ErrorInfo
 from tests.servers import free_port
@@ -190,3 +192,11 @@ async def test_no_adapter_tells_where_its_server_is(kind: str, trouble: str) -> 
     assert shown
     for text in shown:
         assert not re.search(rf"127\.0\.0\.1|gpu-1|internal(?! address)|localhost|{closed}|{port}|8123", text), text
+
+
+def test_the_refusal_of_a_service_names_its_field() -> None:
+    """The name of a field behind the word `host` was taken for a host."""
+    with pytest.raises(ValidationError) as refused:
+        Record.model_validate({"base_url": "ftp://tts"})
+    text = f"{refused.value.errors()[0]['msg']}: 'base_url'"
+    assert Disclosure().hide(text) == text
