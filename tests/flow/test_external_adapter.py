@@ -25,7 +25,9 @@ async def test_a_worker_serves_by_an_adapter_that_a_package_brings(cluster: Clus
     exec(compile(TEST, "docs/ADAPTERS.md", "exec"), example)
     async with asynccontextmanager(example["double"].__wrapped__)() as double:
         path = os.pathsep.join((str(ROOT), str(tmp_path)))
-        await cluster.start_worker("teller", name="teller", PYTHONPATH=path, WORKER_BACKEND_URL=f"http://127.0.0.1:{double.port}")
+        await cluster.start_worker(
+            "teller", name="teller", PYTHONPATH=path, WORKER_BACKEND_URL=f"http://127.0.0.1:{double.port}"
+        )
         answer = await cluster.post("/v1/chat/completions", chat("a story", model="story"))
         assert answer.json()["choices"][0]["message"]["content"] == "Once upon a time "
         await cluster.stop_workers("teller")
