@@ -204,6 +204,20 @@ class TestTheEnd:
         whole = collected(events)["message"]
         assert (whole["reasoning_content"], whole["refusal"]) == ("hm", "no")
 
+    @pytest.mark.parametrize("words", ["", "a", "abc"])
+    @pytest.mark.parametrize("separators", [(",", ":"), (", ", ": ")])
+    def test_a_whole_message_behind_a_role_is_the_answer(self, words: str, separators: tuple[str, str]) -> None:
+        """Said once, whether its texts came before it, unparsed, or did not."""
+        events = delta_events({"role": "assistant", "content": ""}, *[{"content": word} for word in words], reasons={})
+        del events[-1]["choices"][0]["delta"]
+        message = {"role": "assistant", "content": words or "all"}
+        events[-1]["choices"][0] |= {"message": message, "finish_reason": "stop"}
+        stream = encoded(events, separators, False)
+        one_by_one = [len(stream[: at + 2]) for at in range(len(stream)) if stream[at : at + 2] == b"\n\n"]
+        frames = run(Relay(CHAT), stream, one_by_one)[0].split(b"\n\n")[:-1]
+        assert accumulated([json.loads(frame[6:]) for frame in frames])["content"] == (words or "all")
+        assert accumulated(relayed(stream))["content"] == (words or "all") == collected(stream)["message"]["content"]
+
     def test_messages_in_place_of_deltas_are_pieces(self) -> None:
         events = text_events(*({"index": 0, "message": {"content": word}} for word in "aab"))
         assert accumulated(relayed(events))["content"] == "aab" == collected(events)["message"]["content"]

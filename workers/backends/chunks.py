@@ -200,6 +200,10 @@ class Answer(ABC):
     def _take(self, payload: bytes, event: Any) -> None:
         """Take one event, which was parsed."""
 
+    def _passed_on(self) -> set[str]:
+        """The names of texts that were taken unparsed, beside those that events said which were parsed."""
+        return set()
+
     @abstractmethod
     def _output(self) -> Chunk | None:
         """What the caller gets for what was taken since the last time."""
@@ -324,8 +328,8 @@ class Answer(ABC):
         reason, choice["finish_reason"] = choice.get("finish_reason"), None
         if self.wanted.chat:
             in_pieces = "delta" in choice
-            if reason and state.said and not in_pieces and isinstance(choice.get("message"), dict):
-                _leave_out_said(choice["message"], state.said)
+            if reason and not in_pieces and isinstance(choice.get("message"), dict):
+                _leave_out_said(choice["message"], state.said | self._passed_on())
             delta = self._repaired_delta(choice, state)
             says = any(delta.values())
             if says and in_pieces:
@@ -551,6 +555,8 @@ class Relay(Answer):
         super().__init__(wanted)
         self._unfinished = b""
         self._index = b""
+        self._name = ""
+        """What the pattern's text is called."""
         self._wide = False
         """The pattern ends before a choice does: what follows its text differs from event to event, as `logprobs` do."""
         self._learnt = False
@@ -623,6 +629,10 @@ class Relay(Answer):
             and not any(word in block for word in NO_NUMBERS)
         )
 
+    def _passed_on(self) -> set[str]:
+        passed = self._pattern is not None and self._learning == LEARNING_ATTEMPTS  # reset by each run of plain events
+        return {self._name} if passed else set()
+
     def _take(self, payload: bytes, event: Any) -> None:
         event = self._understood(event)
         if event is None:
@@ -648,6 +658,7 @@ class Relay(Answer):
         end = payload.rfind(b"]")
         written = payload[begin:end]
         front, back = _around_text(written, choice, self.wanted.chat)
+        self._name = front.rpartition(b'"')[0].rpartition(b'":')[0].rpartition(b'"')[2].decode()
         if not front or not _same(payload, begin, end, event):
             return
         self._wide = not _is_steady(choice, self.wanted.chat)
