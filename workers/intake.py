@@ -75,6 +75,8 @@ class Intake:
         self._hot: set[Queue] = set()
         self._active: set[Queue] = set()
         """Those that got a job since the last tick."""
+        self._heard: set[Queue] = set()
+        """Those of which a notification came since then."""
         self._recent: dict[Queue, None] = {}
         """Queues that got a job, the last one last."""
         self._asked_total = 0
@@ -184,6 +186,7 @@ class Intake:
             return False
         self.busy += 1
         flow.arrived += 1
+        flow.vain = 0
         self._active.add(queue)
         self._herd.found(queue)
         self._book.took(queue, left, now)
@@ -215,10 +218,13 @@ class Intake:
         flow.rang = flow.asked > 0
         self._recent.pop(queue, None)
         self._recent[queue] = None
+        cold = self._turns is not None and self._turns.is_cold(queue.model)
+        if not cold:
+            flow.heard += 1
+            self._heard.add(queue)
         if self._free <= 0:
             self._book.rang(queue, self._loop.time())
             return
-        cold = self._turns is not None and self._turns.is_cold(queue.model)
         if not self._herd.answers(queue) or cold:
             if queue not in self._late:
                 self._late.add(queue)
@@ -356,6 +362,7 @@ class Intake:
             flow.rang = False
         elif not flow.asked:
             # All that was promised ended in vain, or the queue is gone: to ask again at once would idle slots, or spin.
+            flow.ran_out()
             if flow.hot:
                 self._set_hot(queue, flow, hot=False)
             else:
@@ -463,9 +470,10 @@ class Intake:
     def _judge(self) -> None:
         """Which queues are hot."""
         active = self._active | self._hot
-        self._active = set()
         share = share_of(self._slots, self.busy, max(len(active), len(self._book)))
-        for queue in active:
+        ticking = active | self._heard
+        self._active, self._heard = set(), set()
+        for queue in ticking:
             flow = self._flow(queue)
             hot = flow.tick(share)
             if hot is not flow.hot and queue in self._served:

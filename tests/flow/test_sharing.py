@@ -39,7 +39,7 @@ async def shares(crew: Crew, eventually: Eventually, total: int) -> list[int]:
     return counts()
 
 
-@pytest.mark.parametrize(("slots", "least"), [(2, 40), (32, 10)], ids=["careful", "wide"])
+@pytest.mark.parametrize(("slots", "least"), [(2, 40), (32, 20)], ids=["careful", "wide"])
 async def test_three_workers_share_a_model(crew: Crew, eventually: Eventually, slots: int, least: int) -> None:
     """Three workers of one model each take a part: with few slots a fair one; with more than callers, none goes without."""
     await crew.start_all("delay_ms=10", "delay_ms=10", "delay_ms=10", WORKER_CONCURRENCY=str(slots))
