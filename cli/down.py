@@ -15,6 +15,8 @@ from cli.process_identity import process_identity, send_signal
 
 PATIENCE_S = 15.0
 """A stack ends within 5 s, by force where need be; on a busy machine it gets more."""
+LAST_S = 1.0
+"""For so long at most, the end of the process itself is waited for once everything of it has ended."""
 LOOK_S = 0.05
 
 
@@ -39,6 +41,7 @@ def down(data_dir: options.Data = None) -> None:
 
 def _end(data: DataDir) -> bool:
     """Ask, and force it where that takes too long. Returns whether nothing of it is left."""
+    holder = data.holder()
     for number in (signal.SIGTERM, signal.SIGKILL):
         if number is signal.SIGKILL:
             print("It does not end in order; killing it.", file=sys.stderr)
@@ -46,6 +49,9 @@ def _end(data: DataDir) -> bool:
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             if not data.is_held():
+                last = time.monotonic() + LAST_S
+                while process_identity(holder.pid) == holder.identity != "" and time.monotonic() < last:
+                    time.sleep(LOOK_S)
                 return data.wait_for_children()
             time.sleep(LOOK_S)
     return False

@@ -357,8 +357,8 @@ class TestModels:
         assert (await cluster.http.delete(alias)).status_code == 200
 
     async def test_a_worker_that_manages_no_models(self, client: AsyncOpenAI) -> None:
-        """Where no server can pull models, asking for it is a BadRequestError that says so."""
-        with pytest.raises(openai.BadRequestError, match="manages models") as caught:
+        """Where no server can pull models, asking for it is a NotFoundError that says so."""
+        with pytest.raises(openai.NotFoundError, match="manages models") as caught:
             await client.post("/models/pull", cast_to=object, body={"model": "x"})
         assert caught.value.param == "worker"
 

@@ -771,10 +771,9 @@ class TestErrors:
             await http.post(url, content=b"{"),
             await http.post(url, json=[]),
             await http.get(url + "/resp_" + "0" * 32, params={"stream": "true", "starting_after": "-1"}),
-            await http.get(url + "/resp_" + "0" * 32, params={"starting_after": "1"}),
             await http.get(url + "/resp_" + "0" * 32 + "/input_items", params={"limit": "0"}),
         ]
-        assert [answer.status_code for answer in answers] == [400] * 6
+        assert [answer.status_code for answer in answers] == [400] * 5
         assert all(answer.json()["error"]["type"] == "invalid_request_error" for answer in answers)
         assert (await http.get(url)).status_code == 405
         assert (await http.get(url + "/nonsense")).status_code == 404

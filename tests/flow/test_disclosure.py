@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -68,11 +69,12 @@ async def test_a_server_that_is_away_is_not_named(cluster: Cluster) -> None:
     async with OpenAIDouble() as server:
         worker = await cluster.start_worker("openai", WORKER_BACKEND_URL=server.url, WORKER_HEALTH_INTERVAL_S="60")
         address = server.url.removeprefix("http://")
-    seen = [
-        (await cluster.post("/v1/chat/completions", chat(model=MODEL))).text,
-        *data_lines((await cluster.post("/v1/chat/completions", chat(model=MODEL, stream=True))).text),
-        json.dumps((await failed_job(cluster))["error"]),
-    ]
+    whole, streamed, job = await asyncio.gather(
+        cluster.post("/v1/chat/completions", chat(model=MODEL)),
+        cluster.post("/v1/chat/completions", chat(model=MODEL, stream=True)),
+        failed_job(cluster),
+    )
+    seen = [whole.text, *data_lines(streamed.text), json.dumps(job["error"])]
     for text in seen:
         assert address not in text
         assert "127.0.0.1" not in text
