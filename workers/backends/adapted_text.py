@@ -13,8 +13,8 @@ import orjson
 from schemas.jobs import Usage
 from workers.backends.adaptations import CODE, TOOL_CHOICE, Plan, refused
 from workers.backends.base import Adapted, BackendError, Chunk, Finish, Output, Task
-from workers.backends.chunks import Answer, Collector, Relay, Wanted
-from workers.backends.requests import JSON, usage_wanted
+from workers.backends.chunks import Wanted, new_answer
+from workers.backends.requests import JSON, prompt_count, usage_wanted
 from workers.backends.sse import payloads
 
 MAX_HELD = 4 * 1024 * 1024
@@ -34,7 +34,7 @@ async def carry_out(task: Task, plan: Plan, ask: Ask) -> AsyncGenerator[Output]:
             async for output in outputs:
                 yield output
         return
-    answer = _answer(task, plan)
+    answer = new_answer(_wanted(task, plan))
     used = _Total()
     for number in range(plan.requests):
         async with aclosing(_Choice(task, plan, number, ask, used).outputs()) as outputs:
@@ -51,20 +51,16 @@ async def carry_out(task: Task, plan: Plan, ask: Ask) -> AsyncGenerator[Output]:
         yield output
 
 
-def _answer(task: Task, plan: Plan) -> Answer:
-    body = plan.body
-    prompt = body.get("prompt")
-    many = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
-    wanted = Wanted(
+def _wanted(task: Task, plan: Plan) -> Wanted:
+    return Wanted(
         chat=task.endpoint == CHAT,
         model=task.public_model,
         fallback_id=task.job,
-        include_usage=task.stream and usage_wanted(body),
+        include_usage=task.stream and usage_wanted(plan.body),
         n=plan.requests,
-        prompts=len(prompt) if many and isinstance(prompt, list) else 1,
+        prompts=prompt_count(plan.body),
         stream=task.stream,
     )
-    return Relay(wanted) if task.stream else Collector(wanted)
 
 
 async def _asked(task: Task, plan: Plan, ask: Ask) -> AsyncGenerator[Output]:

@@ -839,3 +839,8 @@ def _only_text(event: JSON, chat: bool) -> JSON | None:
         return None
     others = [v for k, v in target.items() if k != name] + [v for k, v in choice.items() if k not in ("delta", name)]
     return target if all(value is None or value == 0 for value in others) else None
+
+
+def new_answer(wanted: Wanted) -> Answer:
+    """Return the reader of an answer for this caller."""
+    return Relay(wanted) if wanted.stream else Collector(wanted)

@@ -47,7 +47,7 @@ from workers.backends.base import (
     Requirement,
     Task,
 )
-from workers.backends.chunks import Answer, Collector, Relay, Wanted
+from workers.backends.chunks import Wanted, new_answer
 from workers.backends.programs import running
 from workers.backends.requests import JSON, choices_wanted, json_object
 from workers.backends.requirements import SOUND_CODECS, Program
@@ -148,8 +148,8 @@ class CommandBackend(Backend):
         chat = self._capability is Capability.CHAT
         text = _last_message(body) if chat else _prompt(body)
         self._require_known(body)
-        wanted = Wanted(chat=chat, model=task.public_model, fallback_id=task.job)
-        answer: Answer = Relay(wanted) if task.stream else Collector(wanted)
+        wanted = Wanted(chat=chat, model=task.public_model, fallback_id=task.job, stream=task.stream)
+        answer = new_answer(wanted)
         async with aclosing(self._run(text, task, {"text": text, "model": task.model})) as written:
             async for event in _events(written, chat):
                 chunk = answer.feed(event)

@@ -35,7 +35,7 @@ from workers.backends.base import (
     Output,
     Task,
 )
-from workers.backends.chunks import Answer, Collector, Relay, Wanted
+from workers.backends.chunks import Wanted, new_answer
 from workers.backends.embeddings import embeddings_body
 from workers.backends.ollama_answers import Events
 from workers.backends.ollama_catalogue import (
@@ -194,8 +194,9 @@ class OllamaBackend(Backend):
             include_usage=task.stream and usage_wanted(body),
             single_call=body.get("parallel_tool_calls") is False,
             whole_calls=True,
+            stream=task.stream,
         )
-        answer: Answer = Relay(wanted) if task.stream else Collector(wanted)
+        answer = new_answer(wanted)
         lines, events = LineSplitter(), Events(chat)
         sending = self._client.stream("/api/chat" if chat else "/api/generate", request)
         response = await self._loading_by(model, sending) if loads else await sending

@@ -35,14 +35,14 @@ from workers.backends.base import (
     Requirement,
     Task,
 )
-from workers.backends.chunks import Wanted
+from workers.backends.chunks import Wanted, new_answer
 from workers.backends.openai_api import OWN_FIELDS, Api
 from workers.backends.openai_audio import speech, transcribe, voices_of
 from workers.backends.openai_images import draw
 from workers.backends.openai_lacks import carried_out, lacks_option, plan_after, text_plan
 from workers.backends.openai_memory import LOADED, LOADING, is_llama_swap, resident, state_of, with_states
 from workers.backends.openai_models import Capabilities, Choice, is_option
-from workers.backends.openai_text import begin, new_answer, note_usage, open_text, read_on, wanted_of
+from workers.backends.openai_text import begin, note_usage, open_text, read_on, wanted_of
 from workers.backends.openai_vectors import embed, rerank
 from workers.backends.refusals import refusal
 from workers.backends.requests import json_object

@@ -16,7 +16,7 @@ import orjson
 
 from workers.backends.adaptations import PARALLEL, WATCHED, Plan
 from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, Chunk, Finish, Output, Task
-from workers.backends.chunks import Answer, Collector, Relay, Wanted
+from workers.backends.chunks import Answer, Wanted, new_answer
 from workers.backends.limitations import Probe
 from workers.backends.openai_api import ERROR_LIMIT, JSON, Api, fields_of, is_json, names
 from workers.backends.openai_lacks import carried_out, plan_after, text_plan
@@ -32,6 +32,7 @@ from workers.backends.requests import (
     choices_wanted,
     continuous_usage_wanted,
     json_object,
+    prompt_count,
     stream_options,
     usage_wanted,
 )
@@ -97,8 +98,6 @@ async def complete(api: Api, task: Task, planned: Plan | None = None) -> AsyncGe
 
 def wanted_of(task: Task, body: JSON) -> Wanted:
     """Return what shapes the answer to a request for text."""
-    prompt = body.get("prompt")
-    many = isinstance(prompt, list) and prompt and not isinstance(prompt[0], int)
     return Wanted(
         chat=task.endpoint == CHAT,
         model=task.public_model,
@@ -106,16 +105,11 @@ def wanted_of(task: Task, body: JSON) -> Wanted:
         include_usage=task.stream and usage_wanted(body),
         continuous_usage=task.stream and continuous_usage_wanted(body),
         n=choices_wanted(body),
-        prompts=len(prompt) if many and isinstance(prompt, list) else 1,
+        prompts=prompt_count(body),
         single_call=body.get(PARALLEL) is False,
         legacy_functions=bool(body.get("functions")) and not body.get("tools"),
         stream=task.stream,
     )
-
-
-def new_answer(wanted: Wanted) -> Answer:
-    """Return the reader of an answer for this caller."""
-    return Relay(wanted) if wanted.stream else Collector(wanted)
 
 
 async def begin(response: Response, answer: Answer, clean: Callable[[bytes], bytes] | None = None) -> Chunk | None:

@@ -28,6 +28,12 @@ def choices_wanted(body: JSON) -> int:
     return n if isinstance(n, int) and n > 0 else 1
 
 
+def prompt_count(body: JSON) -> int:
+    """Return how many prompts a text completion has; a list of token ids is one."""
+    prompt = body.get("prompt")
+    return len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
+
+
 def stream_options(body: JSON) -> JSON:
     """The caller's `stream_options`, empty where there are none."""
     options = body.get("stream_options")
