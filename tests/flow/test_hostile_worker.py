@@ -120,7 +120,7 @@ async def test_an_answer_that_cannot_be_read_ends_no_task(cluster: Cluster, thie
     assert (await cluster.post("/v1/chat/completions", chat("hi", model="theirs"))).status_code == 200
 
 
-async def test_answers_go_to_inboxes_only(cluster: Cluster, thief: Thief) -> None:
+async def test_answers_go_to_inboxes_only(cluster: Cluster, thief: Thief, eventually: Eventually) -> None:
     """A question whose answer would be an order to a worker, or a call of JetStream, is not answered."""
     request = cluster.record(chat("anything", model="mine"))
     reply = (await thief.take())["reply"]
@@ -134,6 +134,8 @@ async def test_answers_go_to_inboxes_only(cluster: Cluster, thief: Thief) -> Non
     assert [subject for subject, _ in thief.heard] == []
     await thief.say(reply, b"c 1 7\nx")
     await request.end(20)
+    # Its worker is told to stop, and the next test hears that if this one does not.
+    await eventually(lambda: [subject for subject, _ in thief.heard] == ["nexus.control.somebody"])
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
