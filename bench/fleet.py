@@ -29,10 +29,10 @@ SETTLE_S = 6.0
 
 async def crew(first: int, count: int, models: int, slots: int) -> None:
     """`count` workers in this process, until it is ended."""
-    from backbone.bus.access import nats_access
-    from backbone.bus.nats_blobs import NatsBlobs
-    from backbone.bus.nats_worker import NatsWorkerBus
-    from backbone.bus.nats_worker_log import NatsWorkerLog
+    from backbone.bus.nats.auth import nats_access
+    from backbone.bus.nats.objects.store import NatsBlobs
+    from backbone.bus.nats.worker_bus import NatsWorkerBus
+    from backbone.bus.nats.worker_log import NatsWorkerLog
     from backbone.registry.access import etcd_access
     from backbone.registry.etcd import EtcdRegistry
     from backbone.settings import WorkerSettings

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backbone.bus.snapshots import STREAMS, Piece, Taken
+from backbone.bus.nats.backup import STREAMS, Piece, Taken
 from backbone.bus.subjects import EVENTS_STREAM, JOBS_STREAM, SEALS_STREAM
 from cli.backup_folder import Manifest, Part, Tell, chunks_of, lines_of, read_exactly
 from cli.backup_servers import Servers

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
-from backbone.bus.access import nats_access
-from backbone.bus.asking import Refused
-from backbone.bus.snapshots import Snapshots
+from backbone.bus.nats.auth import nats_access
+from backbone.bus.nats.backup import Snapshots
+from backbone.bus.nats.requests import Refused
 from backbone.registry.access import etcd_access
 from backbone.registry.dumping import RegistryDump
 from backbone.registry.link import EtcdLink

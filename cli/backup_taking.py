@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 
-from backbone.bus.snapshots import BATCHES_STREAM, STREAMS, Piece
+from backbone.bus.nats.backup import BATCHES_STREAM, STREAMS, Piece
 from backbone.bus.subjects import BLOBS_STREAM, EVENTS_STREAM, JOBS_STREAM
 from backbone.version import VERSION
 from cli.backup_folder import Manifest, NewFolder, PartWriter, Tell, new_folder, now, write_manifest

@@ -15,7 +15,7 @@ import typer
 from cli.errors import ConsoleError
 
 if TYPE_CHECKING:
-    from backbone.bus.rights import Exports, Rights
+    from backbone.bus.nats.permissions import Exports, Rights
     from backbone.registry.access import EtcdAccess
     from schemas.jobs import Capability
 
@@ -49,7 +49,7 @@ def worker(
     ] = False,
 ) -> None:
     """An account with one user, for a worker: it takes from the queues it is given, and nothing else. Goes into `accounts`."""
-    from backbone.bus.rights import queues_of, worker_account, worker_rights
+    from backbone.bus.nats.permissions import queues_of, worker_account, worker_rights
 
     names = ["*"] if any_worker else (worker_name or [name])
     _check([name, *(one for one in names if one != "*")])
@@ -62,7 +62,7 @@ def worker(
 @app.command()
 def gateway(name: User = "gateway") -> None:
     """A gateway: it owns the streams and their consumers, but deletes no stream. Goes into `users` of the account NEXUS."""
-    from backbone.bus.rights import gateway_rights
+    from backbone.bus.nats.permissions import gateway_rights
 
     _check([name])
     print(_block(name, gateway_rights(_inbox(name))))
@@ -71,7 +71,7 @@ def gateway(name: User = "gateway") -> None:
 @app.command()
 def monitor(name: User = "monitor") -> None:
     """An account with one user, for a monitor: it sees depths and sizes, and no message. Goes into `accounts`."""
-    from backbone.bus.rights import monitor_rights
+    from backbone.bus.nats.permissions import monitor_rights
 
     _check([name])
     print(_account(f"MONITOR-{name}", name, monitor_rights(_inbox(name))))
@@ -146,7 +146,7 @@ async def _vulnerable_version(access: EtcdAccess, prefix: str) -> str:
 
 def permissions_conf() -> str:
     """Return the rights of the users `gateway`, `worker` (all queues) and `monitor`, and what their accounts share."""
-    from backbone.bus.rights import exports, gateway_rights, monitor_rights, worker_rights
+    from backbone.bus.nats.permissions import exports, gateway_rights, monitor_rights, worker_rights
 
     worker = worker_rights(_inbox("worker"), workers=("*",), queues=None)
     monitor = monitor_rights(_inbox("monitor"))
@@ -200,7 +200,7 @@ def _account(name: str, user: str, rights: Rights) -> str:
 
 
 def _exports(exports: Exports, indent: str) -> str:
-    from backbone.bus.rights import ANSWER_S, PULL
+    from backbone.bus.nats.permissions import ANSWER_S, PULL
 
     def service(subject: str) -> str:
         kind = "response_type: stream, " if subject.startswith(PULL) else ""

@@ -18,7 +18,7 @@ from typing import cast
 
 import structlog
 
-from backbone.bus.base import GatewayBus, Queue
+from backbone.bus.bus import GatewayBus, Queue
 from gateway.unread import UnreadBudget
 from schemas.control import Control, ControlOp
 from schemas.errors import DRAINED, BackendFailed, DeadlineExceeded, ErrorInfo, NexusError, Unavailable

@@ -9,7 +9,7 @@ from time import monotonic
 
 import structlog
 
-from backbone.bus.base import GatewayBus, Queue
+from backbone.bus.bus import GatewayBus, Queue
 from backbone.ids import new_job_id
 from backbone.registry.base import Registry
 from gateway.bodies import Received

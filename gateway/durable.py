@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from backbone.bus.base import GatewayBus
 from backbone.bus.blobs import Blobs
-from backbone.bus.joblog import JobLog, Retention
+from backbone.bus.bus import GatewayBus
+from backbone.bus.job_log import JobLog, Retention
 from backbone.egress import Egress
 from backbone.registry.base import Registry
 from backbone.settings import GatewaySettings

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from backbone.bus.blobs import Blobs
-from backbone.bus.joblog import JobLog
+from backbone.bus.job_log import JobLog
 from backbone.ids import new_job_id
 from gateway.bodies import Received
 from schemas.errors import NexusError

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import structlog
 from pydantic import ValidationError
 
-from backbone.bus.notices import Notices
+from backbone.bus.nats.broadcast import Notices
 from backbone.ids import new_id
 from backbone.store.documents import Documents
 from gateway import clock

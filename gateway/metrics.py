@@ -10,8 +10,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from backbone.bus.base import QueueChange, QueueDepth, Storage
-from backbone.bus.refusals import KINDS
+from backbone.bus.bus import QueueChange, QueueDepth, Storage
+from backbone.bus.refusal_counter import KINDS
 from gateway.connections import Connections
 from schemas.presence import Snapshot, WorkerState
 

@@ -8,8 +8,8 @@ from time import monotonic
 
 from pydantic import BaseModel
 
-from backbone.bus.base import GatewayBus
-from backbone.bus.storing import Storing
+from backbone.bus.bus import GatewayBus
+from backbone.bus.nats.write_probe import Storing
 from backbone.registry.base import Registry
 from backbone.stalls import Stalls
 from backbone.store.base import Store

@@ -8,7 +8,7 @@ from time import monotonic
 
 import structlog
 
-from backbone.bus.base import GatewayBus
+from backbone.bus.bus import GatewayBus
 from backbone.registry.base import Registry
 from gateway.metrics import GatewayMetrics
 from gateway.readiness import ReadinessCheck

@@ -22,7 +22,7 @@ import orjson
 import structlog
 from pydantic import BaseModel, ConfigDict
 
-from backbone.bus.joblog import Backlog, Item
+from backbone.bus.job_log import Backlog, Item
 from backbone.egress import FetchRefused
 from backbone.store.base import Store
 from gateway import clock

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 
 import structlog
 
-from backbone.bus.access import nats_access
-from backbone.bus.nats_blobs import NatsBlobs
-from backbone.bus.nats_gateway import NatsGatewayBus
-from backbone.bus.nats_joblog import NatsJobLog
-from backbone.bus.notices import NatsNotices
-from backbone.bus.sealed_joblog import SealedJobLog
-from backbone.bus.storing import Storing
-from backbone.bus.streams import BucketConfig, JobsStream
+from backbone.bus.nats.auth import nats_access
+from backbone.bus.nats.broadcast import NatsNotices
+from backbone.bus.nats.gateway_bus import NatsGatewayBus
+from backbone.bus.nats.jetstream import BucketConfig, JobsStream
+from backbone.bus.nats.job_log import NatsJobLog
+from backbone.bus.nats.objects.store import NatsBlobs
+from backbone.bus.nats.write_probe import Storing
+from backbone.bus.sealed_job_log import SealedJobLog
 from backbone.egress import Egress
 from backbone.registry.access import etcd_access
 from backbone.registry.etcd import EtcdRegistry

@@ -24,8 +24,8 @@ from typing import cast
 
 import structlog
 
-from backbone.bus.base import Delivery, WorkerBus
 from backbone.bus.blobs import INLINE_LIMIT, Blobs, BlobWriter
+from backbone.bus.bus import Delivery, WorkerBus
 from schemas.errors import DRAINED, DeadlineExceeded, ErrorInfo, NexusError, Unavailable
 from schemas.events import (
     GO,

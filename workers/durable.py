@@ -19,9 +19,9 @@ import contextlib
 from time import monotonic
 from typing import Any
 
-from backbone.bus.base import Delivery, WorkerBus
 from backbone.bus.blobs import INLINE_LIMIT, Blobs
-from backbone.bus.joblog import WorkerLog
+from backbone.bus.bus import Delivery, WorkerBus
+from backbone.bus.job_log import WorkerLog
 from backbone.bus.seals import attempt_token
 from schemas.durable import Answer, AnswerKind, Ask, encode_durable
 from schemas.errors import BackendFailed, ErrorInfo, NexusError, Unavailable

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 
-from backbone.bus.base import Queue
+from backbone.bus.bus import Queue
 
 FALL = 0.8
 RISE = 2.44

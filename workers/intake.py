@@ -24,7 +24,7 @@ from typing import Any
 
 import structlog
 
-from backbone.bus.base import Delivery, Queue, WorkerBus
+from backbone.bus.bus import Delivery, Queue, WorkerBus
 from schemas.jobs import Lane
 from workers.flow import LINGER_S, TICK_S, Flow, share_of
 from workers.herd import Herd

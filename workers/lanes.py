@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from backbone.bus.base import Queue
+from backbone.bus.bus import Queue
 from schemas.jobs import LANES, Lane
 
 AGED_JOBS = 8

@@ -11,10 +11,10 @@ import signal
 import structlog
 import uvloop
 
-from backbone.bus.access import nats_access
-from backbone.bus.nats_blobs import NatsBlobs
-from backbone.bus.nats_worker import NatsWorkerBus
-from backbone.bus.nats_worker_log import NatsWorkerLog
+from backbone.bus.nats.auth import nats_access
+from backbone.bus.nats.objects.store import NatsBlobs
+from backbone.bus.nats.worker_bus import NatsWorkerBus
+from backbone.bus.nats.worker_log import NatsWorkerLog
 from backbone.listening import why_not_listening
 from backbone.logging import configure_logging
 from backbone.memory import settle

@@ -10,9 +10,9 @@ from time import monotonic
 
 import structlog
 
-from backbone.bus.base import Delivery, Queue, WorkerBus
 from backbone.bus.blobs import Blobs
-from backbone.bus.joblog import WorkerLog
+from backbone.bus.bus import Delivery, Queue, WorkerBus
+from backbone.bus.job_log import WorkerLog
 from backbone.bus.subjects import encode_model
 from backbone.registry.base import Announcement, Registry
 from backbone.version import VERSION

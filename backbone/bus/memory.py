@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from backbone.bus.base import FRESH_S, Delivery, Queue, QueueDepth, Sink, Storage, StreamRoom
+from backbone.bus.bus import FRESH_S, Delivery, Queue, QueueDepth, Sink, Storage, StreamRoom
 from backbone.bus.memory_records import MemoryRecords
 from backbone.bus.subjects import JOBS_STREAM, encode_model
 from backbone.clock import now
@@ -156,7 +156,7 @@ class MemoryBroker:
 
 
 class MemoryDelivery:
-    """See backbone.bus.base.Delivery."""
+    """See backbone.bus.bus.Delivery."""
 
     def __init__(self, broker: MemoryBroker, job: _Job, delivery: int, pending: int) -> None:
         self._broker = broker
@@ -196,7 +196,7 @@ class MemoryDelivery:
 
 
 class MemoryGatewayBus:
-    """See backbone.bus.base.GatewayBus."""
+    """See backbone.bus.bus.GatewayBus."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
@@ -318,7 +318,7 @@ class MemoryGatewayBus:
 
 
 class MemoryWorkerBus:
-    """See backbone.bus.base.WorkerBus."""
+    """See backbone.bus.bus.WorkerBus."""
 
     def __init__(self, broker: MemoryBroker, on_job: Callable[[Delivery], None]) -> None:
         self._broker = broker

@@ -9,8 +9,8 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 
-from backbone.bus.base import Queue
-from backbone.bus.joblog import DeadLetter, Decision, Item, StoredEvent
+from backbone.bus.bus import Queue
+from backbone.bus.job_log import DeadLetter, Decision, Item, StoredEvent
 from backbone.bus.memory import MAX_MESSAGE, MemoryBroker
 from backbone.bus.memory_records import Follower, Referee, Work, WorkQueue
 from backbone.bus.seals import SealSecret
@@ -62,7 +62,7 @@ class _Side:
 
 
 class MemoryJobLog(_Side):
-    """See backbone.bus.joblog.JobLog."""
+    """See backbone.bus.job_log.JobLog."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         super().__init__(broker)
@@ -280,7 +280,7 @@ class MemoryJobLog(_Side):
 
 
 class MemoryItem:
-    """See backbone.bus.joblog.Item."""
+    """See backbone.bus.job_log.Item."""
 
     def __init__(
         self, require: Callable[[], None], queue: WorkQueue, work: Work, hold_s: float, wake: asyncio.Event
@@ -328,7 +328,7 @@ class MemoryItem:
 
 
 class MemoryBacklog:
-    """See backbone.bus.joblog.Backlog."""
+    """See backbone.bus.job_log.Backlog."""
 
     def __init__(self, log: MemoryJobLog, queue: WorkQueue) -> None:
         self._log = log
@@ -345,7 +345,7 @@ class MemoryBacklog:
 
 
 class MemoryWorkerLog(_Side):
-    """See backbone.bus.joblog.WorkerLog."""
+    """See backbone.bus.job_log.WorkerLog."""
 
     async def close(self) -> None:
         """No more is stored."""
@@ -384,7 +384,7 @@ class MemoryWorkerLog(_Side):
 
 
 class MemoryEventWriter:
-    """See backbone.bus.joblog.EventWriter. What is said while the broker is away is stored when it is back."""
+    """See backbone.bus.job_log.EventWriter. What is said while the broker is away is stored when it is back."""
 
     def __init__(self, log: MemoryWorkerLog, job: str) -> None:
         self._log = log

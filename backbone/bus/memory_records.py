@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from backbone.bus.joblog import DeadLetter, Decision, StoredEvent
+from backbone.bus.job_log import DeadLetter, Decision, StoredEvent
 from backbone.bus.seals import SECRET_BYTES, SealSecret
 from schemas.durable import Answer, Ask
 from schemas.words import Word

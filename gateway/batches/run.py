@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from backbone.bus.blobs import BlobBroken, BlobGone
-from backbone.bus.joblog import Item
+from backbone.bus.job_log import Item
 from backbone.ids import new_token
 from gateway import clock
 from gateway.batches.finalizing import Finalizer

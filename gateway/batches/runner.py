@@ -7,7 +7,7 @@ from contextlib import aclosing, suppress
 
 import structlog
 
-from backbone.bus.joblog import Backlog, Item
+from backbone.bus.job_log import Backlog, Item
 from gateway.batches.run import BatchRun, Superseded
 from gateway.batches.tools import Tools
 from schemas.batches import BatchError

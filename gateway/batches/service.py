@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from backbone.bus.joblog import Backlog
+from backbone.bus.job_log import Backlog
 from backbone.ids import new_job_id
 from gateway import clock
 from gateway.auth import Principal

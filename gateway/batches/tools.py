@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from backbone.bus.blobs import Blobs
-from backbone.bus.joblog import JobLog
+from backbone.bus.job_log import JobLog
 from gateway.batches.kinds import Kind
 from gateway.batches.ledger import Ledger
 from gateway.bodies import Reader

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from backbone.bus.joblog import JobLog
+from backbone.bus.job_log import JobLog
 from schemas.durable import DurableFrame, decode_durable
 from schemas.errors import DRAINED
 from schemas.events import EventKind, Returned

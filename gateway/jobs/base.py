@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from backbone.bus.joblog import DeadLetter
+from backbone.bus.job_log import DeadLetter
 from gateway.auth import Principal
 from gateway.bodies import Received
 from gateway.endpoint import Endpoint

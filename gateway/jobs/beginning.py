@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backbone.bus.joblog import JobLog
+from backbone.bus.job_log import JobLog
 from schemas.durable import QUEUED, decode_durable
 from schemas.jobs import JobRecord
 

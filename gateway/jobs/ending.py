@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from backbone.bus.base import GatewayBus
-from backbone.bus.joblog import Decision, JobLog
+from backbone.bus.bus import GatewayBus
+from backbone.bus.job_log import Decision, JobLog
 from gateway.jobs.beginning import began_as
 from gateway.jobs.records import word_by_us
 from schemas.control import Control, ControlOp

@@ -8,7 +8,7 @@ from contextlib import aclosing
 import structlog
 
 from backbone.bus.blobs import Blobs
-from backbone.bus.joblog import Decision, JobLog, StoredEvent
+from backbone.bus.job_log import Decision, JobLog, StoredEvent
 from gateway.jobs.assembly import Assembly, Piece
 from gateway.jobs.attempts import counted
 from gateway.jobs.base import EventsExpired, JobEvent

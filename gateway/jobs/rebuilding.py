@@ -10,7 +10,7 @@ import asyncio
 
 import structlog
 
-from backbone.bus.joblog import JobLog
+from backbone.bus.job_log import JobLog
 from backbone.clock import now
 from backbone.ids import new_token
 from backbone.store.base import Store

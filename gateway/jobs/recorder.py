@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from backbone.bus.blobs import Blobs
-from backbone.bus.joblog import Item, JobLog
+from backbone.bus.job_log import Item, JobLog
 from backbone.store.base import IllegalMove, Store
 from gateway.jobs.attempts import counted
 from gateway.jobs.ending import Ending

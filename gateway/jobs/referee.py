@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from backbone.bus.joblog import JobLog
+from backbone.bus.job_log import JobLog
 from backbone.store.base import IllegalMove, LimitReached, Store
 from gateway.call import MAX_STARTS
 from gateway.jobs.attempts import attempts_of

@@ -22,7 +22,7 @@ class Refusals:
         self._logged_at: dict[str, float] = {}
 
     def count(self, kind: str, job: str) -> None:
-        """Count one. See `backbone.bus.sealed_joblog.OnRefused`."""
+        """Count one. See `backbone.bus.sealed_job_log.OnRefused`."""
         self._metrics.child(self._metrics.forgeries, kind).inc()
         now = time.monotonic()
         if now - self._logged_at.get(kind, -LOG_INTERVAL_S) >= LOG_INTERVAL_S:

@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from backbone.bus.base import Queue
 from backbone.bus.blobs import Blobs
-from backbone.bus.joblog import DeadLetter, Decision, JobLog
+from backbone.bus.bus import Queue
+from backbone.bus.job_log import DeadLetter, Decision, JobLog
 from backbone.store.base import IllegalMove, Store
 from gateway.jobs.attempts import counted
 from gateway.jobs.base import JobEvent, JobNotFailed, JobNotFound, Result, ResultNotReady, Submission

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 
-from backbone.bus.base import Queue
-from backbone.bus.joblog import JobLog
+from backbone.bus.bus import Queue
+from backbone.bus.job_log import JobLog
 from backbone.ids import new_job_id
 from backbone.store.base import IllegalMove, LimitReached, Store
 from gateway.dispatch import Dispatcher

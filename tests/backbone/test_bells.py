@@ -5,10 +5,10 @@ from __future__ import annotations
 import secrets
 from typing import Any
 
-from backbone.bus.base import Queue
-from backbone.bus.bells import Bells
+from backbone.bus.bus import Queue
+from backbone.bus.nats.connection import Wire
+from backbone.bus.nats.wakeups import Bells
 from backbone.bus.subjects import BELL
-from backbone.bus.wire import Wire
 from schemas.jobs import Capability, Lane
 from tests.conftest import Eventually
 

@@ -17,14 +17,14 @@ import nats
 import pytest
 
 from backbone.bus.blob_names import META, BadSeal, BlobName, BlobSeal
-from backbone.bus.blob_reading import DIRECT_GET, BlobReader
 from backbone.bus.blobs import CHUNK, BlobBroken, BlobGone, BlobInfo, Blobs, BlobWriter
 from backbone.bus.memory_blobs import MemoryBlobs
-from backbone.bus.nats_blobs import NatsBlobs
-from backbone.bus.questions import Answer
-from backbone.bus.streams import BucketConfig, ensure_bucket, request
+from backbone.bus.nats.connection import Wire
+from backbone.bus.nats.jetstream import BucketConfig, ensure_bucket, request
+from backbone.bus.nats.objects.reader import DIRECT_GET, BlobReader
+from backbone.bus.nats.objects.store import NatsBlobs
+from backbone.bus.nats.request_inbox import Answer
 from backbone.bus.subjects import BLOBS, BLOBS_STREAM, blob_chunk, blob_chunks, blob_meta
-from backbone.bus.wire import Wire
 from schemas.errors import Unavailable
 from tests.conftest import Eventually
 from tests.servers import Server, source

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from backbone.bus import nats_gateway
-from backbone.bus.base import Delivery, GatewayBus, Queue, WorkerBus
+from backbone.bus.bus import Delivery, GatewayBus, Queue, WorkerBus
 from backbone.bus.memory import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
-from backbone.bus.nats_gateway import NatsGatewayBus
-from backbone.bus.nats_worker import NatsWorkerBus
-from backbone.bus.streams import JobsStream
+from backbone.bus.nats import gateway_bus
+from backbone.bus.nats.gateway_bus import NatsGatewayBus
+from backbone.bus.nats.jetstream import JobsStream
+from backbone.bus.nats.worker_bus import NatsWorkerBus
 from schemas.errors import BackendFailed, NexusError, QueueFull, RequestTooLarge
 from schemas.events import GO, GONE, EventKind, encode_frame
 from schemas.jobs import Capability, Envelope, Lane
@@ -459,8 +459,8 @@ async def test_who_waits_for_a_lost_job_is_told(
     bus_nats: Any, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     """A job went unheard, as between two servers of which one froze: who waits for it learns that, and who waits for others does not."""
-    monkeypatch.setattr(nats_gateway, "LOOK_S", 0.1)
-    monkeypatch.setattr(nats_gateway, "SETTLE_S", 0.1)
+    monkeypatch.setattr(gateway_bus, "LOOK_S", 0.1)
+    monkeypatch.setattr(gateway_bus, "SETTLE_S", 0.1)
     world = World(bus_nats.url)
     gateway, hand = await world.gateway(), await world.worker()
     ears = [world.submit(gateway)[1] for _ in range(4)]

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from backbone.bus.base import Delivery, Queue
-from backbone.bus.nats_gateway import NatsGatewayBus
-from backbone.bus.nats_worker import NatsWorkerBus
-from backbone.bus.streams import JobsStream
+from backbone.bus.bus import Delivery, Queue
+from backbone.bus.nats.gateway_bus import NatsGatewayBus
+from backbone.bus.nats.jetstream import JobsStream
+from backbone.bus.nats.worker_bus import NatsWorkerBus
 from schemas.jobs import LANES, Capability, Envelope
 from tests.conftest import Eventually
 from tests.servers import source

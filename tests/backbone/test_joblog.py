@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from backbone.bus.base import Queue
-from backbone.bus.joblog import Item, JobLog, WorkerLog
+from backbone.bus.bus import Queue
+from backbone.bus.job_log import Item, JobLog, WorkerLog
 from backbone.bus.memory import MemoryBroker
 from backbone.bus.memory_joblog import MemoryJobLog
 from schemas.durable import Answer, AnswerKind, Ask

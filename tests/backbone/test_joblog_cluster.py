@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from backbone.bus.joblog import JobLog, Retention
+from backbone.bus.job_log import JobLog, Retention
 from schemas.durable import decode_durable, encode_durable
 from schemas.errors import QueueFull, Unavailable
 from schemas.jobs import JobStatus

@@ -12,13 +12,13 @@ from typing import Any
 import nats
 import pytest
 
-from backbone.bus.event_reading import MAX_TOLD
-from backbone.bus.joblog import Item, JobLog, Retention, StoredEvent
-from backbone.bus.nats_joblog import NatsJobLog
-from backbone.bus.nats_worker_log import NatsWorkerLog
-from backbone.bus.streams import ApiError, request
+from backbone.bus.job_log import Item, JobLog, Retention, StoredEvent
+from backbone.bus.nats.connection import Wire
+from backbone.bus.nats.event_reader import MAX_TOLD
+from backbone.bus.nats.jetstream import ApiError, request
+from backbone.bus.nats.job_log import NatsJobLog
+from backbone.bus.nats.worker_log import NatsWorkerLog
 from backbone.bus.subjects import DONE_STREAM, EVENTS_STREAM
-from backbone.bus.wire import Wire
 from schemas.durable import Answer, AnswerKind, Ask, decode_durable, encode_durable
 from schemas.errors import RequestTooLarge, Unavailable
 from schemas.events import EventKind
@@ -363,7 +363,7 @@ async def test_a_short_outage_is_waited_out(world: World, own_nats: Server) -> N
 
 async def test_a_long_outage_is_an_error(world: World, own_nats: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """NATS stays away: every call ends, in the error that says so; questions are told at once that nobody hears."""
-    monkeypatch.setattr("backbone.bus.asking.PATIENCE_S", 1.0)
+    monkeypatch.setattr("backbone.bus.nats.requests.PATIENCE_S", 1.0)
     log, worker, job = await world.gateway(), await world.worker(), new_job()
     own_nats.kill()
     calls = (log.decided(job), log.decide(word_on(job)), log.say(job, b""), log.first(job, 1), log.dead())

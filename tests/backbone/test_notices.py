@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from backbone.bus.notices import MemoryNotices, NatsNotices, Notices
+from backbone.bus.nats.broadcast import MemoryNotices, NatsNotices, Notices
 from tests.conftest import Eventually
 from tests.servers import Server
 

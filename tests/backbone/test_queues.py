@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from backbone.bus import queue_consumers
-from backbone.bus.base import Delivery, Queue, QueueChange
-from backbone.bus.nats_gateway import NatsGatewayBus
-from backbone.bus.nats_worker import NatsWorkerBus
-from backbone.bus.streams import JobsStream, request
+from backbone.bus.bus import Delivery, Queue, QueueChange
+from backbone.bus.nats import queue_consumers
+from backbone.bus.nats.connection import Wire
+from backbone.bus.nats.gateway_bus import NatsGatewayBus
+from backbone.bus.nats.jetstream import JobsStream, request
+from backbone.bus.nats.worker_bus import NatsWorkerBus
 from backbone.bus.subjects import JOBS_STREAM, consumer_name
-from backbone.bus.wire import Wire
 from schemas.errors import InvalidRequest, NexusError, Unavailable
 from schemas.jobs import LANES, Capability, Envelope, Lane
 from tests.conftest import Eventually

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from backbone.bus.streams import BucketConfig, ensure_bucket
-from backbone.bus.wire import Wire
+from backbone.bus.nats.connection import Wire
+from backbone.bus.nats.jetstream import BucketConfig, ensure_bucket
 from cli.embedded.servers import NatsServer
 from schemas.errors import Unavailable
 

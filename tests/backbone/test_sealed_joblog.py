@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from backbone.bus.joblog import WorkerLog
-from backbone.bus.sealed_joblog import SealedJobLog
+from backbone.bus.job_log import WorkerLog
+from backbone.bus.sealed_job_log import SealedJobLog
 from backbone.bus.seals import SealSecret, attempt_token
 from gateway.jobs.records import first_record
 from schemas.durable import NO_TOKEN, QUEUED, Answer, AnswerKind, Ask, decode_durable, encode_durable

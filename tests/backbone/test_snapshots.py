@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from backbone.bus import subjects
-from backbone.bus.asking import Refused
-from backbone.bus.joblog import JobLog
-from backbone.bus.notices import NatsNotices
-from backbone.bus.snapshots import STREAMS, Snapshots, Taken
+from backbone.bus.job_log import JobLog
+from backbone.bus.nats.backup import STREAMS, Snapshots, Taken
+from backbone.bus.nats.broadcast import NatsNotices
+from backbone.bus.nats.requests import Refused
 from backbone.bus.subjects import BLOBS_STREAM, CLAIMS_STREAM, DONE_STREAM, EVENTS_STREAM, JOBS_STREAM
 from schemas.durable import NO_TOKEN, QUEUED, encode_durable
 from schemas.errors import Unavailable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from backbone.bus.joblog import JobLog, Retention
+from backbone.bus.job_log import JobLog, Retention
 from backbone.bus.subjects import DONE_STREAM
 from schemas.errors import Unavailable
 from tests.backbone.joblogs import MIB, World, new_job, word_on

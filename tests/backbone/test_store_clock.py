@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backbone.bus.store_clock import DRIFT, StoreClock
+from backbone.bus.nats.store_clock import DRIFT, StoreClock
 
 SECOND = 1_000_000_000
 

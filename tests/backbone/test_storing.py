@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from backbone.bus import storing as module
-from backbone.bus.nats_gateway import NatsGatewayBus
-from backbone.bus.nats_joblog import NatsJobLog
-from backbone.bus.storing import Storing
-from backbone.bus.streams import JobsStream
+from backbone.bus.nats import write_probe as module
+from backbone.bus.nats.gateway_bus import NatsGatewayBus
+from backbone.bus.nats.jetstream import JobsStream
+from backbone.bus.nats.job_log import NatsJobLog
+from backbone.bus.nats.write_probe import Storing
 from schemas.errors import Unavailable
 from tests.backbone.joblogs import SMALL, new_job, word_on
 from tests.conftest import Eventually

@@ -19,8 +19,8 @@ import nkeys
 import pytest
 from pydantic import SecretStr
 
-from backbone.bus.access import NatsAccess, nats_access
-from backbone.bus.wire import Wire
+from backbone.bus.nats.auth import NatsAccess, nats_access
+from backbone.bus.nats.connection import Wire
 from backbone.registry.access import EtcdAccess, etcd_access
 from backbone.registry.etcd import EtcdRegistry
 from backbone.registry.link import EtcdLink

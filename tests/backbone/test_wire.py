@@ -13,10 +13,10 @@ from nats.aio.client import Client
 from nats.errors import BadSubjectError
 from nats.protocol.parser import Parser as TheirParser
 
-from backbone.bus.refusals import Refusals
-from backbone.bus.status import parse_ack_subject, parse_status
+from backbone.bus.nats.connection import Parser, Wire
+from backbone.bus.nats.headers import parse_ack_subject, parse_status
+from backbone.bus.refusal_counter import Refusals
 from backbone.bus.subjects import BadSubject
-from backbone.bus.wire import Parser, Wire
 from tests.conftest import Eventually
 from tests.servers import Server
 

@@ -20,7 +20,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
-from backbone.bus.rights import ANSWER_S
+from backbone.bus.nats.permissions import ANSWER_S
 from schemas.control import Control, ControlOp
 from schemas.durable import Ask
 from schemas.events import GONE, EventKind

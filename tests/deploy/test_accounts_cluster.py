@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from backbone.bus.access import NatsAccess
-from backbone.bus.base import Delivery, Queue
-from backbone.bus.nats_gateway import NatsGatewayBus
-from backbone.bus.nats_worker import NatsWorkerBus
-from backbone.bus.streams import JobsStream, request
+from backbone.bus.bus import Delivery, Queue
+from backbone.bus.nats.auth import NatsAccess
+from backbone.bus.nats.gateway_bus import NatsGatewayBus
+from backbone.bus.nats.jetstream import JobsStream, request
+from backbone.bus.nats.worker_bus import NatsWorkerBus
 from backbone.ids import new_job_id
 from backbone.secret_files import Password
 from schemas.errors import NexusError, Unavailable

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from backbone.bus.access import nats_access
+from backbone.bus.nats.auth import nats_access
 from backbone.settings import CommonSettings
 from backbone.store.access import redis_access
 from backbone.store.redis import RedisStore

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 import pytest_asyncio
 
-from backbone.bus.base import FRESH_S
+from backbone.bus.bus import FRESH_S
 from tests.backends.double_openai import OpenAIDouble
 from tests.cluster import KEY, Cluster, Crew, chat
 from tests.conftest import Eventually

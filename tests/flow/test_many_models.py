@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from backbone.bus.streams import request
+from backbone.bus.nats.connection import Wire
+from backbone.bus.nats.jetstream import request
 from backbone.bus.subjects import JOBS_STREAM
-from backbone.bus.wire import Wire
 from tests.cluster import Cluster, Crew, chat
 from tests.conftest import Eventually
 from tests.flow.conftest import SETTINGS

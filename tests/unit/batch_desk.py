@@ -11,7 +11,7 @@ from typing import Any, cast
 import orjson
 
 from backbone.bus.blobs import INLINE_LIMIT
-from backbone.bus.joblog import JobLog
+from backbone.bus.job_log import JobLog
 from backbone.bus.memory import MemoryBroker
 from backbone.bus.memory_blobs import MemoryBlobs
 from backbone.bus.memory_joblog import MemoryJobLog

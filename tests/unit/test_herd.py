@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from backbone.bus.base import Queue
+from backbone.bus.bus import Queue
 from schemas.jobs import Capability, Lane
 from workers.herd import LATE_S, LEAST, Herd
 

@@ -9,7 +9,7 @@ import secrets
 import pytest
 import uvloop
 
-from backbone.bus.base import Delivery, Queue
+from backbone.bus.bus import Delivery, Queue
 from backbone.bus.memory import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from schemas.jobs import LANES, Capability, Envelope
 from tests.conftest import Eventually

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from backbone.bus.base import Delivery, Queue
+from backbone.bus.bus import Delivery, Queue
 from backbone.bus.memory import MemoryBroker, MemoryWorkerBus
 from schemas.jobs import LANES, Capability, Lane
 from tests.virtual_time import run

@@ -10,7 +10,7 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from backbone.bus.notices import MemoryNotices
+from backbone.bus.nats.broadcast import MemoryNotices
 from backbone.store.memory_documents import MemoryDocuments
 from gateway.app import make_app
 from gateway.auth import Auth

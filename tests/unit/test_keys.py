@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from backbone.bus.notices import MemoryNotices
+from backbone.bus.nats.broadcast import MemoryNotices
 from backbone.store.memory_documents import MemoryDocuments
 from gateway.auth import Auth, Principal
 from gateway.keys import KEPT_S, KIND, TRUSTED_S, KeyNotFound, KeyRing, NewKey

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backbone.bus.base import Queue
+from backbone.bus.bus import Queue
 from schemas.jobs import Capability, Lane
 from workers.lanes import AGED_JOBS, AGED_S, LaneBook
 

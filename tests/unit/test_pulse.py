@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backbone.bus.pulse import LATE_S, MAX_MISSED, Pulse
+from backbone.bus.nats.liveness import LATE_S, MAX_MISSED, Pulse
 
 
 class Connection:

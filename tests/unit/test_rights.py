@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from backbone.bus.rights import (
+from backbone.bus.nats.permissions import (
     ANSWER_S,
     PULL,
     Rights,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from backbone.bus.streams import request
+from backbone.bus.nats.jetstream import request
 
 
 class Server:

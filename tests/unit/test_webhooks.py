@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from backbone.bus.joblog import Item
+from backbone.bus.job_log import Item
 from backbone.egress import Egress, FetchRefused
 from backbone.settings import GatewaySettings
 from backbone.store.memory import MemoryStore

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from backbone.bus.base import FRESH_S
+from backbone.bus.bus import FRESH_S
 from backbone.bus.memory import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from backbone.bus.memory_blobs import MemoryBlobs
 from backbone.bus.memory_joblog import MemoryWorkerLog

@@ -11,11 +11,11 @@ from typing import Any
 
 import orjson
 
-from backbone.bus.joblog import JobLog
+from backbone.bus.job_log import JobLog
 from backbone.bus.memory import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from backbone.bus.memory_blobs import MemoryBlobs
 from backbone.bus.memory_joblog import MemoryJobLog, MemoryWorkerLog
-from backbone.bus.sealed_joblog import SealedJobLog
+from backbone.bus.sealed_job_log import SealedJobLog
 from backbone.registry.memory import MemoryHub, MemoryRegistry
 from backbone.store.memory import MemoryStore
 from gateway.auth import Principal

@@ -8,7 +8,7 @@ import json
 import orjson
 import pytest
 
-from backbone.bus.base import Queue
+from backbone.bus.bus import Queue
 from schemas.durable import JobEventKind
 from schemas.errors import ModelNotFound, RateLimited
 from schemas.jobs import Capability, Envelope, JobStatus, Lane

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backbone.bus.base import Queue
+from backbone.bus.bus import Queue
 from backbone.bus.memory import MemoryDelivery
 from backbone.bus.memory_joblog import MemoryWorkerLog
 from backbone.store.base import RETRY_DUE_S

@@ -1,0 +1,129 @@
+"""How one process gets into NATS: addresses, who it is, and whom it believes."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from backbone.bus.refusal_counter import Refusals
+from backbone.secret_files import Misconfigured, Password, read_file
+from backbone.settings import CommonSettings
+
+INBOX = "_INBOX"
+SCHEMES = frozenset({"nats", "tls", "ws", "wss"})
+_TOKEN = re.compile(r"[A-Za-z0-9_-]+")
+_INBOX = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+
+
+@dataclass(frozen=True, slots=True)
+class NatsAccess:
+    """For every connection of a process. A URL alone is an open server without TLS."""
+
+    url: str
+    """`nats://` or `tls://`, with user and password where these are not given; several separated by commas."""
+    user: str = ""
+    password: Password | None = None
+    creds_file: str = ""
+    """A user's JWT and seed, as `nsc` writes them."""
+    tls: ssl.SSLContext | None = None
+    inbox: str = INBOX
+    """Before every inbox of this process, so that its user may be kept out of all others."""
+    refusals: Refusals = field(default_factory=Refusals, compare=False)
+    """What the connections of this process refused."""
+
+    @property
+    def servers(self) -> list[str]:
+        """The URLs one by one."""
+        return [part.strip() for part in self.url.split(",") if part.strip()]
+
+    @property
+    def secure(self) -> bool:
+        """Whether a connection without TLS is refused."""
+        return self.tls is not None
+
+    @property
+    def shown(self) -> str:
+        """The URLs without what is secret in them."""
+        return ",".join(_without_password(server) for server in self.servers)
+
+
+def nats_access(settings: CommonSettings) -> NatsAccess:
+    """What the settings say. Raises Misconfigured."""
+    password = Password("NATS_PASSWORD", settings.nats_password, settings.nats_password_file)
+    user, creds = settings.nats_user, settings.nats_creds_file
+    if bool(user) != bool(password):
+        raise Misconfigured("NATS_USER and NATS_PASSWORD (or NATS_PASSWORD_FILE) go together: set both or neither")
+    if creds and user:
+        raise Misconfigured("NATS_CREDS_FILE and NATS_USER are both set: remove one")
+    if creds:
+        read_file("NATS_CREDS_FILE", creds)
+    _check_urls(settings.nats_url)
+    return NatsAccess(
+        url=settings.nats_url,
+        user=user,
+        password=password or None,
+        creds_file=creds,
+        tls=_tls(settings),
+        inbox=_inbox(settings.nats_inbox_prefix, user),
+    )
+
+
+def _check_urls(text: str) -> None:
+    """Raises Misconfigured for what can be no address of NATS; without repeating it, since it may hold a password."""
+    urls = [part.strip() for part in text.split(",") if part.strip()]
+    for url in urls:
+        try:
+            parts = urlsplit(url if "://" in url else f"nats://{url}")
+            valid = parts.scheme in SCHEMES and bool(parts.hostname) and " " not in url and parts.port != 0
+        except ValueError:
+            valid = False
+        if not valid:
+            urls = []
+    if not urls:
+        raise Misconfigured(
+            "NATS_URL (--nats-url) must look like nats://host:4222 or tls://host:4222, several separated by commas"
+        )
+
+
+def _inbox(wanted: str, user: str) -> str:
+    """What the setting says, else one of the user's own, as `nexus permissions` grants it."""
+    inbox = wanted or (f"{INBOX}.{user}" if _TOKEN.fullmatch(user) else INBOX)
+    if not _INBOX.fullmatch(inbox):
+        raise Misconfigured("NATS_INBOX_PREFIX is one or more words of [A-Za-z0-9_-] with dots between them")
+    return inbox
+
+
+def _tls(settings: CommonSettings) -> ssl.SSLContext | None:
+    ca, cert, key = settings.nats_tls_ca, settings.nats_tls_cert, settings.nats_tls_key
+    wanted = any(part.strip().startswith("tls://") for part in settings.nats_url.split(","))
+    if not (ca or cert or key or wanted):
+        return None
+    return client_context("NATS", ca, cert, key)
+
+
+def client_context(name: str, ca: str, cert: str, key: str) -> ssl.SSLContext:
+    """A TLS context that believes `ca`, or the system's authorities, and shows `cert`. Raises Misconfigured."""
+    if bool(cert) != bool(key):
+        raise Misconfigured(f"{name}_TLS_CERT and {name}_TLS_KEY go together: set both or neither")
+    for setting, path in ((f"{name}_TLS_CA", ca), (f"{name}_TLS_CERT", cert), (f"{name}_TLS_KEY", key)):
+        if path:
+            read_file(setting, path)
+    try:
+        context = ssl.create_default_context(cafile=Path(ca) if ca else None)
+    except ssl.SSLError as error:
+        raise Misconfigured(f"{name}_TLS_CA: {ca} holds no certificate in PEM form") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if cert:
+        try:
+            context.load_cert_chain(cert, key)
+        except ssl.SSLError as error:
+            raise Misconfigured(f"{name}_TLS_CERT and {name}_TLS_KEY are not a certificate and its key") from error
+    return context
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url if "://" in url else f"nats://{url}")
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

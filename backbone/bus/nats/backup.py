@@ -1,0 +1,373 @@
+"""Whole streams as JetStream hands them out and takes them back: its snapshots, and what was stored after one.
+
+A snapshot is JetStream's own archive, compressed, of a stream's messages and consumers; nobody else reads it. It comes in
+chunks, each confirmed before more than a few mebibytes are under way, and goes back the same way, so that memory does not
+grow with the stream. Sequences, times and the state of consumers are what they were.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
+
+import orjson
+
+from backbone.bus.nats.auth import NatsAccess
+from backbone.bus.nats.broadcast import NOTICE
+from backbone.bus.nats.connection import Wire
+from backbone.bus.nats.headers import parse_status
+from backbone.bus.nats.jetstream import API, CONSUMER_NOT_FOUND, STREAM_NOT_FOUND
+from backbone.bus.nats.request_inbox import Answer, Questions
+from backbone.bus.nats.requests import Refused, ask, put
+from backbone.bus.nats.stream_reader import Message, StreamReader
+from backbone.bus.subjects import (
+    BLOBS_STREAM,
+    CLAIMS_STREAM,
+    DEAD_STREAM,
+    DONE,
+    DONE_STREAM,
+    EVENTS,
+    EVENTS_STREAM,
+    JOBS_STREAM,
+    SEALS_STREAM,
+    backlog_stream,
+)
+from schemas.durable import QUEUED, decode_durable
+from schemas.errors import Unavailable
+from schemas.jobs import JobRecord
+
+HOOKS_STREAM = backlog_stream("hooks")
+BATCHES_STREAM = backlog_stream("batches")
+STREAMS = (
+    SEALS_STREAM,
+    BLOBS_STREAM,
+    BATCHES_STREAM,
+    JOBS_STREAM,
+    DONE_STREAM,
+    DEAD_STREAM,
+    HOOKS_STREAM,
+    CLAIMS_STREAM,
+    EVENTS_STREAM,
+)
+"""All of Nexus's, in the order in which they are saved: see cli.backup_taking."""
+
+CHUNK = 256 * 1024
+"""Bytes of a chunk on its way back; below `max_payload` by far."""
+UNDER_WAY = 4 * 1024 * 1024
+"""Bytes that NATS may send unconfirmed."""
+SILENCE_S = 30.0
+"""A transfer in which nothing moves for so long has failed."""
+SETTLE_S = 600.0
+"""For NATS to make the stream from what it was given."""
+LOOK_S = 1.0
+"""How often a wait looks whether the connection stands."""
+LISTENS_S = 0.5
+"""Who does not say within this that nobody listens, has somebody who does."""
+NO_RESPONDERS = 503
+BAD = 400
+GONE = frozenset({STREAM_NOT_FOUND, CONSUMER_NOT_FOUND})
+ADDED = frozenset(
+    (b"nats-stream", b"nats-subject", b"nats-sequence", b"nats-time-stamp", b"nats-num-pending", b"nats-last-sequence")
+)
+"""Headers that NATS adds to what it reads out."""
+WITHIN = 64
+"""Messages of a tail that are stored at once."""
+
+T = TypeVar("T")
+Config = dict[str, Any]
+
+
+class Taken(NamedTuple):
+    """What a snapshot is of."""
+
+    config: Config
+    state: dict[str, Any]
+
+    @property
+    def last_seq(self) -> int:
+        """Of the last message that can be in it."""
+        return int(self.state["last_seq"])
+
+
+class Piece(NamedTuple):
+    """One stored message."""
+
+    subject: str
+    headers: bytes
+    """As they were stored, or none."""
+    data: bytes
+
+
+class Snapshots:
+    """One connection for taking and restoring snapshots, one at a time. All calls raise Unavailable, and Refused with
+    what JetStream says.
+    """
+
+    def __init__(self, server: NatsAccess | str, name: str = "backup") -> None:
+        self._wire = Wire(server, name, on_reconnect=self._reconnected)
+        self._questions = Questions(self._wire)
+        self._arrived: asyncio.Queue[tuple[bytes, bytes, bytes] | None] = asyncio.Queue()
+
+    async def start(self) -> None:
+        """Connect."""
+        await self._wire.connect()
+        await self._questions.start()
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._wire.close()
+        self._questions.close()
+
+    @property
+    def server_version(self) -> str:
+        """Of the server that this is connected to."""
+        version = self._wire.client.connected_server_version
+        return f"{version.major}.{version.minor}.{version.patch}"
+
+    async def _reconnected(self) -> None:
+        self._questions.forget_lost()
+        self._arrived.put_nowait(None)
+
+    # What is there
+
+    async def state(self, stream: str) -> dict[str, Any] | None:
+        """A stream's state; None: there is no such stream."""
+        try:
+            found: dict[str, Any] = (await self._call(f"STREAM.INFO.{stream}"))["state"]
+        except Refused as refusal:
+            if refusal.code in GONE:
+                return None
+            raise
+        return found
+
+    async def gateways_listen(self) -> bool:
+        """Whether gateways run: they hear notices. What this one says, look at the keys, changes nothing."""
+        try:
+            async with asyncio.timeout(LISTENS_S):
+                answers = await self._questions.ask(f"{NOTICE}.keys".encode(), b"")
+        except TimeoutError:
+            return True
+        return answers is None or _code(answers[0]) != NO_RESPONDERS
+
+    # Taking
+
+    async def take(self, stream: str, write: Callable[[bytes], object], *, consumers: bool = True) -> Taken | None:
+        """Give a snapshot to `write`, piece by piece; None: there is no such stream. Messages that are removed while it is
+        taken may be in it or not.
+        """
+        self._arrived = asyncio.Queue()
+        inbox = self._wire.new_inbox()
+        sid = await self._wire.subscribe(inbox, self._on_chunk)
+        wanted = {
+            "deliver_subject": inbox,
+            "no_consumers": not consumers,
+            "chunk_size": CHUNK,
+            "window_size": UNDER_WAY,
+        }
+        try:
+            said = await self._once(f"STREAM.SNAPSHOT.{stream}", wanted, SILENCE_S)
+            await self._receive(stream, write)
+        except Refused as refusal:
+            if refusal.code in GONE:
+                return None
+            raise
+        finally:
+            self._wire.drop(sid)
+        return Taken(said["config"], said["state"])
+
+    def _on_chunk(self, _subject: bytes, reply: bytes, headers: bytes, data: bytes) -> None:
+        self._arrived.put_nowait((reply, headers, data))
+
+    async def _receive(self, stream: str, write: Callable[[bytes], object]) -> None:
+        while True:
+            chunk = await self._while_connected(self._arrived.get(), SILENCE_S)
+            if chunk is None:
+                raise Unavailable(f"the connection to NATS was lost in the middle of {stream}")
+            reply, headers, data = chunk
+            if data:
+                write(data)
+                if reply:
+                    self._wire.publish(reply, b"")
+                continue
+            status = parse_status(headers) if headers else None
+            if status is not None and status.code >= BAD:
+                raise Unavailable(f"NATS gave up the snapshot of {stream}: {status.code} {status.text}")
+            return
+
+    async def tail(self, stream: str, after: int) -> AsyncGenerator[Piece, None]:
+        """What was stored behind the sequence `after`, and is still there."""
+        reader = StreamReader(self._questions, stream, replicated=True)
+        left: int | None = None
+        while left != 0:
+            found, left = await reader.batch(after + 1)
+            if not found:
+                return
+            for message in found:
+                yield Piece(message.subject, _own(message.headers), message.data)
+            after = found[-1].seq
+
+    # Restoring
+
+    async def restore(self, stream: str, taken: Taken, chunks: Iterable[bytes]) -> dict[str, Any]:
+        """Make the stream from a snapshot; its state. There must be none of that name. `taken.config` may differ from what
+        was taken, as in its number of replicas.
+        """
+        said = await self._once(f"STREAM.RESTORE.{stream}", {"config": taken.config, "state": taken.state}, SILENCE_S)
+        where = said["deliver_subject"].encode()
+        for chunk in chunks:
+            answer = await self._reply(where, chunk, SILENCE_S)
+            if answer.data:
+                _checked(answer)
+            if _code(answer) == NO_RESPONDERS:
+                raise Unavailable(f"NATS gave up restoring {stream}; its log says why")
+        _checked(await self._reply(where, b"", SETTLE_S))
+        state = await self.state(stream)
+        if state is None:
+            raise Unavailable(f"NATS has restored {stream}, and has lost it again")
+        return state
+
+    async def append(self, pieces: Iterable[Piece]) -> int:
+        """Store messages again, behind what is there; how many."""
+        count = 0
+        for batch in _batches(pieces, WITHIN):
+            await asyncio.gather(*(self._append(piece) for piece in batch))
+            count += len(batch)
+        return count
+
+    async def _append(self, piece: Piece) -> None:
+        await put(self._questions, piece.subject.encode(), piece.data, piece.headers)
+
+    async def drop_consumers_ahead(self, stream: str, last_seq: int) -> list[str]:
+        """Delete consumers that believe to have seen more than there is, and would not see what comes: servers before
+        2.15 read consumers after messages. Their names; gateways make them again.
+        """
+        listed = await self._call(f"CONSUMER.LIST.{stream}", {"offset": 0})
+        ahead = [one["name"] for one in listed["consumers"] or () if one["delivered"]["stream_seq"] > last_seq]
+        for name in ahead:
+            await self._call(f"CONSUMER.DELETE.{stream}.{name}")
+        return ahead
+
+    async def forget_lost_jobs(self, *, after: int, last: int) -> int:
+        """See LostJobs."""
+        return await LostJobs(self._questions).forget(after=after, last=last)
+
+    async def delete(self, stream: str) -> None:
+        """Delete a stream, if it is there."""
+        try:
+            await self._call(f"STREAM.DELETE.{stream}")
+        except Refused as refusal:
+            if refusal.code not in GONE:
+                raise
+
+    # Asking
+
+    async def _call(self, subject: str, body: Any = None) -> dict[str, Any]:
+        """A call that may be carried out twice."""
+        payload = b"" if body is None else orjson.dumps(body)
+        return _checked((await ask(self._questions, f"{API}.{subject}".encode(), payload))[0])
+
+    async def _once(self, subject: str, body: Any, timeout_s: float) -> dict[str, Any]:
+        return _checked(await self._reply(f"{API}.{subject}".encode(), orjson.dumps(body), timeout_s))
+
+    async def _reply(self, subject: bytes, payload: bytes, timeout_s: float) -> Answer:
+        answers = await self._while_connected(self._questions.ask(subject, payload), timeout_s)
+        if answers is None:
+            raise Unavailable("the connection to NATS was lost")
+        return answers[0]
+
+    async def _while_connected(self, wanted: Awaitable[T], timeout_s: float) -> T:
+        """What comes within that time, unless the connection is lost: nothing goes on behind that."""
+        future = asyncio.ensure_future(wanted)
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        try:
+            while not future.done():
+                await asyncio.wait([future], timeout=LOOK_S)
+                if not future.done() and not self._wire.connected:
+                    raise Unavailable("the connection to NATS was lost")
+                if not future.done() and asyncio.get_running_loop().time() > deadline:
+                    raise Unavailable(f"NATS was silent for {timeout_s:g} s")
+            return future.result()
+        finally:
+            future.cancel()
+
+
+def _checked(answer: Answer) -> dict[str, Any]:
+    if _code(answer) == NO_RESPONDERS:
+        raise Unavailable("NATS JetStream does not answer: is it enabled, and may this user ask it?")
+    said: dict[str, Any] = orjson.loads(answer.data)
+    if said.get("error") is not None:
+        raise Refused(said["error"])
+    return said
+
+
+def _code(answer: Answer) -> int | None:
+    status = answer.status
+    return None if status is None else status.code
+
+
+def _own(headers: bytes) -> bytes:
+    """Without those that NATS added."""
+    lines = headers.strip().split(b"\r\n")[1:]
+    own = [line for line in lines if line.partition(b":")[0].lower() not in ADDED]
+    return b"\r\n".join((b"NATS/1.0", *own, b"", b"")) if own else b""
+
+
+def _batches(pieces: Iterable[Piece], size: int) -> Iterable[list[Piece]]:
+    batch: list[Piece] = []
+    for piece in pieces:
+        batch.append(piece)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+PURGE = f"{API}.STREAM.PURGE.{EVENTS_STREAM}".encode()
+
+
+class LostJobs:
+    """Raises Unavailable."""
+
+    def __init__(self, questions: Questions) -> None:
+        self._questions = questions
+        self._events = StreamReader(questions, EVENTS_STREAM, replicated=True)
+        self._words = StreamReader(questions, DONE_STREAM, replicated=True)
+
+    async def forget(self, *, after: int, last: int) -> int:
+        """Delete the events of jobs that were put into the queue behind its sequence `last`, and have no word. They were
+        stored behind the events' sequence `after`. How many jobs that were.
+        """
+        count, left = 0, None
+        while left != 0:
+            found, left = await self._events.batch(after + 1)
+            if not found:
+                break
+            for message in found:
+                count += await self._forget_one(message, last)
+            after = found[-1].seq
+        return count
+
+    async def _forget_one(self, message: Message, last: int) -> bool:
+        job = message.subject.removeprefix(f"{EVENTS}.")
+        run = _queued_behind(message, last)
+        if not run or await self._words.last(f"{DONE}.{job}") is not None:
+            return False
+        if run > 1:  # a retry that was lost: the runs before it have been
+            await self._events.delete(message.seq)
+        else:
+            await ask(self._questions, PURGE, orjson.dumps({"filter": message.subject}))
+        return True
+
+
+def _queued_behind(message: Message, last: int) -> int:
+    """The run that an event says to be in the queue behind `last`; 0: it says no such thing."""
+    try:
+        frame = decode_durable(message.data)
+        if frame.kind != QUEUED:
+            return 0
+        seq = JobRecord.model_validate_json(frame.payload).seq
+    except ValueError:
+        return 0
+    return frame.run if seq is not None and seq > last else 0

@@ -1,0 +1,537 @@
+"""The hot path of one NATS connection, on top of nats-py.
+
+nats-py connects, authenticates, keeps subscriptions over reconnects and pings. Its message handling costs 11 µs a
+message through an iterator and 4 through a callback; with the parser replaced and one write per turn of the loop it
+costs 1. This is the only file that touches nats-py's private names; `tests/backbone/test_wire.py` fails when a
+release changes one of them.
+
+Private names used: `Client._ps`, `._subs`, `._pending`, `._pending_data_size`, `._transport`, `._process_msg`,
+`._process_err`, `._process_ping`, `._process_pong`, `._process_info`, `._send_command`, `._flush_pending`,
+`._process_op_err`, `._remove_sub`, `._connect_command`, `._server_info`, `._attempt_reconnect`, `._pongs`, `._server_pool`,
+`TcpTransport._io_writer`, and `Parser.parse` / `.reset`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+import re
+import ssl
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import nats
+import structlog
+from nats.aio.client import Client
+from nats.errors import ProtocolError
+
+from backbone.bus.nats.auth import NatsAccess
+from backbone.bus.nats.liveness import Pulse
+from backbone.bus.refusal_counter import Refusals
+from backbone.bus.subjects import BadSubject, require_pattern, require_subject
+from backbone.ids import new_token
+from backbone.secret_files import Misconfigured
+from schemas.errors import Unavailable
+
+log = structlog.get_logger(__name__)
+
+_MESSAGE_ID = re.compile(rb"[!-~]+")
+
+Handler = Callable[[bytes, bytes, bytes, bytes], None]
+"""(subject, reply or b"", raw headers or b"", payload)"""
+
+MAX_UNSENT = 64 * 1024 * 1024
+"""Bytes that may wait for the server, connected or not, before writing is refused."""
+BUSY_RATE = 4000
+"""Messages a second above which writes are gathered for BUSY_TICK instead of one loop turn."""
+BUSY_TICK = 0.002
+MAX_LINE = 8192
+"""Twice what nats-server takes: it writes a longer line for a message than it got."""
+RECONNECT_S = 0.2
+AWAY_S = 2.0
+"""NATS counts as away when no server has taken the connection back for so long, or as soon as each one was tried."""
+CLUSTER_CONNECT_S = 1.0
+"""How long one server of several may take to accept a connection before the next one is tried."""
+REFUSED_S = 2.0
+"""Between two tries to connect to a server that does not let us in: it is not going to change its mind soon."""
+
+
+class Parser:
+    """NATS's protocol, in place of nats-py's parser: our own subscriptions get their messages by a direct call."""
+
+    def __init__(self, client: Client, handlers: dict[int, Handler], refusals: Refusals) -> None:
+        self.client: Any = client
+        self.handlers = handlers
+        self.refusals = refusals
+        self.parts: list[bytes] = []
+        self.size = 0
+        self.needed = 0
+        self.heard = False
+        """Something has arrived since `Wire.take_heard` was last called."""
+
+    def reset(self) -> None:
+        """Forget a half-read message: the connection is new."""
+        self.parts = []
+        self.size = self.needed = 0
+
+    async def parse(self, data: bytes = b"") -> None:  # noqa: PLR0915 - one flat loop: a call per message would show
+        """Handle every whole message in what has arrived so far."""
+        self.heard = True
+        if self.parts:
+            self.parts.append(data)
+            self.size += len(data)
+            if self.size < self.needed:
+                return
+            data = b"".join(self.parts)
+            self.parts = []
+        handlers = self.handlers
+        pos, end = 0, len(data)
+        self.needed = 0
+        while pos < end:
+            eol = data.find(b"\r\n", pos)
+            if eol < 0:
+                if end - pos > MAX_LINE:
+                    raise ProtocolError
+                break
+            op = data[pos]
+            if op == 77:  # MSG
+                args = data[pos + 4 : eol].split(b" ")
+                start = eol + 2
+                stop = start + int(args[-1])
+                if stop + 2 > end:
+                    self.needed = stop + 2 - pos
+                    break
+                pos = stop + 2
+                reply = args[2] if len(args) == 4 else b""
+                handler = handlers.get(int(args[1]))
+                if handler is not None:
+                    try:
+                        handler(args[0], reply, b"", data[start:stop])
+                    except Exception as error:  # nats-py would stop reading, and say that it is connected
+                        self.refusals.add("message", subject=repr(args[0][:100]), error=repr(error))
+                else:
+                    await self.client._process_msg(int(args[1]), args[0], reply, data[start:stop], None)
+            elif op == 72:  # HMSG
+                args = data[pos + 5 : eol].split(b" ")
+                start = eol + 2
+                body = start + int(args[-2])
+                stop = start + int(args[-1])
+                if stop + 2 > end:
+                    self.needed = stop + 2 - pos
+                    break
+                pos = stop + 2
+                reply = args[2] if len(args) == 5 else b""
+                handler = handlers.get(int(args[1]))
+                if handler is not None:
+                    try:
+                        handler(args[0], reply, data[start:body], data[body:stop])
+                    except Exception as error:
+                        self.refusals.add("message", subject=repr(args[0][:100]), error=repr(error))
+                else:
+                    await self.client._process_msg(int(args[1]), args[0], reply, data[body:stop], data[start:body])
+            else:
+                line = data[pos:eol]
+                pos = eol + 2
+                await self._control(line)
+        if pos < end:
+            rest = data[pos:]
+            self.parts = [rest]
+            self.size = len(rest)
+
+    async def _control(self, line: bytes) -> None:
+        if line.startswith(b"PING"):
+            await self.client._process_ping()
+        elif line.startswith(b"PONG"):
+            await self.client._process_pong()
+        elif line.startswith(b"-ERR"):
+            await self._refused(line[4:].strip().decode().lower())
+        elif line.startswith(b"INFO"):
+            await self.client._process_info(json.loads(line[4:]))
+        elif not line.startswith(b"+OK"):
+            raise ProtocolError
+
+    async def _refused(self, text: str) -> None:
+        """nats-py would close for ever, but for what a user may not do; the server closes, and may let us in again."""
+        if "permissions violation" in text:
+            await self.client._process_err(text)
+        else:
+            await self.client._error_cb(nats.errors.Error(f"nats: {text}"))
+            await self.client._process_op_err(nats.errors.Error(f"nats: {text}"))
+
+
+class _Client(Client):
+    """nats-py takes a server's word that it has no TLS, and would then send the password in the open. And before it
+    connects again, it waits for what is unsent to a server that is frozen, or half a minute for a goodbye in TLS. And it
+    lets control characters, wildcards and empty tokens into the subjects that it publishes to.
+    """
+
+    secure = False
+
+    def drop(self) -> None:
+        """Give up this connection without a word."""
+        writer = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
+
+    async def _attempt_reconnect(self) -> None:
+        self.drop()
+        await super()._attempt_reconnect()
+
+    async def publish(
+        self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, Any] | None = None
+    ) -> None:
+        require_subject(subject.encode())
+        if reply:
+            require_subject(reply.encode())
+        await super().publish(subject, payload, reply, headers)
+
+    def _connect_command(self) -> bytes:
+        if self.secure and not self._server_info.get("tls_required"):
+            raise nats.errors.Error("nats: the server offers no TLS")
+        return super()._connect_command()
+
+
+class Wire:
+    """One connection: raw subscriptions, and writes joined per loop turn."""
+
+    def __init__(
+        self,
+        server: NatsAccess | str,
+        name: str,
+        *,
+        on_reconnect: Callable[[], Awaitable[None]] | None = None,
+        keep_unsent: bool = True,
+        pulse: bool = False,
+    ) -> None:
+        """Without `keep_unsent`, what a lost connection had not sent is not sent on the next one: whoever wrote it
+        repeats it, in its order. With `pulse`, a server that no longer answers is given up within seconds.
+        """
+        self._with_pulse = pulse
+        self._pulse: asyncio.Task[None] | None = None
+        self.on_lost: list[Callable[[], None]] = []
+        """Called when the connection is lost: what was asked on it is never answered."""
+        self._lost_at = math.inf
+        self._failed = 0
+        """Servers that did not take the connection back since it was lost."""
+        self._silent = False
+        """The connection was given up because its server did not answer."""
+        self._keep_unsent = keep_unsent
+        self.access = server if isinstance(server, NatsAccess) else NatsAccess(server)
+        self.name = name
+        self.refusals = self.access.refusals
+        self.client = _Client()
+        self.client.secure = self.access.secure
+        self._raw: Any = self.client
+        self._handlers: dict[int, Handler] = {}
+        self._parser = Parser(self.client, self._handlers, self.refusals)
+        self._on_reconnect = on_reconnect
+        self._scheduled = False
+        self._window_start = 0.0
+        self._window_count = 0
+        self._busy = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._connecting = False
+        self._last_error: Exception | None = None
+        self._told: set[str] = set()
+        """Refusals that the log has already."""
+
+    async def connect(self, timeout_s: float = 5.0) -> None:
+        """Connect, and from then on reconnect for ever. Raises Unavailable when the first connection fails, at once where
+        the server does not let us in.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._raw._ps = self._parser
+        self._connecting = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.client.connect(
+                    self.access.servers,
+                    name=self.name,
+                    inbox_prefix=self.access.inbox,
+                    **self._credentials(),
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=RECONNECT_S,  # type: ignore[arg-type]  # it is only slept on
+                    connect_timeout=2,
+                    ping_interval=5,
+                    max_outstanding_pings=2,
+                    allow_reconnect=True,
+                    pending_size=MAX_UNSENT,
+                    error_cb=self._error,
+                    disconnected_cb=self._disconnected,
+                    reconnected_cb=self._reconnected,
+                )
+        except (OSError, nats.errors.Error, TimeoutError) as error:
+            self.client.drop()
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(1):  # after a failed handshake it would wait for ever
+                    await self.client.close()
+            raise Unavailable(self._why(error)) from error
+        finally:
+            self._connecting = False
+        self._failed = 0
+        if len(self._raw._server_pool) > 1:
+            self.client.options["connect_timeout"] = CLUSTER_CONNECT_S
+        if self._with_pulse:
+            self._pulse = asyncio.create_task(Pulse(self, self._loop.time).run())
+
+    def new_inbox(self) -> str:
+        """A name that nobody else has, below this process's prefix; what stands behind a dot after it is one's own."""
+        return f"{self.access.inbox}.{new_token()}"
+
+    def _credentials(self) -> dict[str, Any]:
+        access = self.access
+        found: dict[str, Any] = {"tls": access.tls} if access.tls is not None else {}
+        if access.creds_file:
+            found["user_credentials"] = access.creds_file
+        if access.password is not None:
+            found |= {"user": access.user, "password": self._password}
+        return found
+
+    def _password(self) -> str:
+        """Called for each connection."""
+        assert self.access.password is not None
+        try:
+            return self.access.password.read()
+        except Misconfigured as error:
+            raise nats.errors.Error(f"nats: {error}") from error
+
+    def _why(self, error: Exception) -> str:
+        """For the operator: what to do, where that is known."""
+        last = self._last_error or error
+        hint = _hint(error) or _hint(last)
+        if hint is not None:
+            return f"NATS at {self.access.shown} {hint}"
+        return f"NATS does not answer at {self.access.shown}: {_in_words(error, last)}"
+
+    async def _error(self, error: Exception) -> None:
+        if not isinstance(error, TimeoutError) or self._last_error is None:
+            self._last_error = error
+        if self.client.is_reconnecting:
+            self._failed += 1
+        hint = _hint(error)
+        if hint is None:
+            log.debug("nats error", connection=self.name, error=f"{type(error).__name__}: {error}")
+            return
+        if self._connecting:
+            raise error
+        if "may not" not in hint:
+            self.client.options["reconnect_time_wait"] = REFUSED_S
+        if hint not in self._told:
+            self._told.add(hint)
+            log.error("nats refuses", connection=self.name, error=f"NATS at {self.access.shown} {hint}")
+
+    async def _disconnected(self) -> None:
+        assert self._loop is not None
+        self._lost_at, self._failed, self._silent = self._loop.time(), int(self._silent), False
+        if not self._keep_unsent:
+            self._raw._pending, self._raw._pending_data_size = [], 0
+        if not self.client.is_closed:
+            log.warning("nats disconnected", connection=self.name)
+        for lost in self.on_lost:
+            lost()
+
+    async def _reconnected(self) -> None:
+        log.info("nats reconnected", connection=self.name)
+        self._lost_at, self._failed = math.inf, 0
+        self.client.options["reconnect_time_wait"] = RECONNECT_S
+        self._told.clear()
+        if self._on_reconnect is not None:
+            await self._on_reconnect()
+
+    @property
+    def connected(self) -> bool:
+        """Whether the server can be talked to now."""
+        return self.client.is_connected
+
+    @property
+    def away(self) -> bool:
+        """Whether NATS is known to be away: each of its servers was tried since the connection was lost, or none has taken
+        it back for `AWAY_S`. False while another server of a cluster may still take over.
+        """
+        if self.client.is_connected or self._loop is None:
+            return False
+        return self._failed >= len(self._raw._server_pool) or self._loop.time() - self._lost_at > AWAY_S
+
+    def take_heard(self) -> bool:
+        """See `backbone.bus.nats.liveness.Connection`."""
+        heard, self._parser.heard = self._parser.heard, False
+        return heard
+
+    def send_ping(self) -> None:
+        """See `backbone.bus.nats.liveness.Connection`. The answer is taken as any other arrival."""
+        raw = self._raw
+        transport = raw._transport._io_writer.transport
+        if not transport.is_closing():
+            raw._pongs.append(asyncio.get_running_loop().create_future())
+            transport.write(b"PING\r\n")
+
+    async def give_up(self) -> None:
+        """See `backbone.bus.nats.liveness.Connection`."""
+        log.warning("nats.silent", connection=self.name)
+        self._silent = True
+        await self._raw._process_op_err(nats.errors.StaleConnectionError())
+
+    @property
+    def clustered(self) -> bool:
+        """Whether the server is one of a cluster."""
+        return bool(self._raw._server_info.get("cluster"))
+
+    async def close(self) -> None:
+        """Send what is unsent, then disconnect."""
+        if self._pulse is not None:
+            self._pulse.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._pulse
+        if self.client.is_closed or self._loop is None:  # None: it was never tried
+            return
+        if self.connected:
+            self._flush()
+            with contextlib.suppress(Exception):
+                await self.client.flush(1)
+        with contextlib.suppress(
+            OSError, RuntimeError
+        ):  # the server died, and what was unsent with it; uvloop's for that
+            await self.client.close()
+
+    async def ping(self, timeout_s: float = 1.0) -> None:
+        """A round trip to the server. Raises Unavailable."""
+        if not self.connected:
+            raise Unavailable("not connected to NATS")
+        try:
+            async with asyncio.timeout(timeout_s):
+                self._flush()  # nats-py's PING would overtake what is still to be written, a subscription for one
+                await self.client.flush(2)
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            raise Unavailable("NATS does not answer") from error
+
+    async def subscribe(self, subject: str, handler: Handler, *, group: str = "") -> int:
+        """Call `handler` for each message on `subject`; kept over reconnects. Returns the subscription's id.
+
+        With `group` each message goes to one subscriber of that group. Raises Unavailable after `close`.
+        """
+        require_pattern(subject.encode())
+        # nats-py numbers and re-sends the subscription; without a callback it starts no task for it.
+        try:
+            subscription: Any = await self.client.subscribe(subject, group)
+        except nats.errors.Error as error:
+            raise Unavailable("the connection to NATS is closed") from error
+        self._handlers[subscription._id] = handler
+        return int(subscription._id)
+
+    async def unsubscribe(self, sid: int) -> None:
+        """End a subscription. Messages the server had already sent reach the handler before this returns."""
+        await self._raw._send_command(b"UNSUB %d\r\n" % sid)
+        self._flush()
+        self._raw._subs.pop(sid, None)
+        if self.connected:
+            with contextlib.suppress(Exception):
+                await self.client.flush(2)
+        self._handlers.pop(sid, None)
+
+    def drop(self, sid: int) -> None:
+        """End a subscription now: what is still on its way goes nowhere. Idempotent."""
+        self._handlers.pop(sid, None)
+        if self._raw._subs.pop(sid, None) is not None and not self.client.is_closed:
+            with contextlib.suppress(Unavailable):
+                self._write(b"UNSUB %d\r\n" % sid)
+
+    def publish(self, subject: bytes, payload: bytes | memoryview, reply: bytes = b"", headers: bytes = b"") -> None:
+        """Queue a message for this loop turn's write. Raises BadSubject, and Unavailable when too much is unsent.
+
+        `headers` are whole: from `NATS/1.0` to the empty line.
+        """
+        require_subject(subject)
+        if reply:
+            require_subject(reply)
+            subject = b"%b %b" % (subject, reply)
+        size = len(payload)
+        if headers:
+            head = b"HPUB %b %d %d\r\n%b" % (subject, len(headers), len(headers) + size, headers)
+        else:
+            head = b"PUB %b %d\r\n" % (subject, size)
+        self._write(b"".join((head, payload, b"\r\n")))
+
+    def publish_with_id(self, subject: bytes, payload: bytes, reply: bytes, message_id: bytes) -> None:
+        """Like `publish`, with a `Nats-Msg-Id`: JetStream stores it once per window."""
+        self.publish(subject, payload, reply, id_headers(message_id))
+
+    def _write(self, command: bytes) -> None:
+        """Queue raw protocol bytes, of which nothing was chosen by others without being checked."""
+        raw = self._raw
+        if raw._pending_data_size > MAX_UNSENT:
+            raise Unavailable("NATS does not take messages fast enough")
+        raw._pending.append(command)
+        raw._pending_data_size += len(command)
+        self._window_count += 1
+        if self._scheduled:
+            return
+        self._scheduled = True
+        loop = self._loop
+        assert loop is not None
+        if self._busy:
+            loop.call_later(BUSY_TICK, self._flush)
+        else:
+            loop.call_soon(self._flush)
+        now = loop.time()
+        if now - self._window_start > 0.1:
+            self._busy = self._window_count > BUSY_RATE * (now - self._window_start)
+            self._window_start, self._window_count = now, 0
+
+    def _flush(self) -> None:
+        """Write everything queued, in one call. While disconnected it stays queued; nats-py sends it on reconnect."""
+        self._scheduled = False
+        raw = self._raw
+        if not raw._pending or not raw.is_connected:
+            return
+        transport = raw._transport._io_writer.transport
+        if transport.is_closing():
+            return
+        if transport.get_write_buffer_size() > MAX_UNSENT:
+            # The server reads nothing: keep the count up, so that `write` refuses.
+            self._scheduled = True
+            assert self._loop is not None
+            self._loop.call_later(0.05, self._flush)
+            return
+        data = b"".join(raw._pending)
+        raw._pending = []
+        raw._pending_data_size = 0
+        transport.write(data)
+
+
+def id_headers(message_id: bytes) -> bytes:
+    """Return the headers that make JetStream store a message once per window. Raises BadSubject."""
+    if _MESSAGE_ID.fullmatch(message_id) is None:
+        raise BadSubject(f"not a message id: {message_id[:100]!r}")
+    return b"NATS/1.0\r\nNats-Msg-Id: %b\r\n\r\n" % message_id
+
+
+def _in_words(error: Exception, last: Exception) -> str:
+    """Why a connection failed that may succeed later, and what to look at."""
+    refused = next((one for one in (error, last) if isinstance(one, OSError) and one.strerror), None)
+    if refused is not None:
+        advice = "Is it running? NATS_URL (--nats-url) says where it is; `nexus up` starts a whole stack"
+        return f"{refused.strerror}. {advice}"
+    if isinstance(error, TimeoutError) and isinstance(last, TimeoutError):
+        return "nothing that speaks NATS's protocol answers there; check NATS_URL (--nats-url)"
+    return str(error) or str(last) or type(error).__name__
+
+
+def _hint(error: Exception) -> str | None:
+    """What an error means that will not go away by itself; None for one that may."""
+    text = str(error)
+    if isinstance(error.__cause__, Misconfigured):
+        return f"cannot be asked: {error.__cause__}"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"has a certificate that is not believed ({error.verify_message}): check NATS_TLS_CA and the host's name"
+    if isinstance(error, ssl.SSLError):
+        return f"does not agree on TLS ({error.reason}): check NATS_TLS_CA, NATS_TLS_CERT and NATS_TLS_KEY"
+    lowered = text.lower()
+    if "offers no tls" in lowered:
+        return "offers no TLS, which these settings demand: nothing was sent"
+    if "authorization violation" in lowered or "authentication" in lowered:
+        return "refuses this user or its password: check NATS_USER and NATS_PASSWORD, or NATS_CREDS_FILE"
+    if "permissions violation" in lowered:
+        return f"says that this user may not do something ({text}): compare `nexus permissions`"
+    return None

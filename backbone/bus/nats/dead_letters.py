@@ -1,0 +1,82 @@
+"""Reading dead letters, newest first."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator
+
+import structlog
+
+from backbone.bus.job_log import DeadLetter
+from backbone.bus.nats.request_inbox import Questions
+from backbone.bus.nats.stream_reader import Message, StreamReader
+from backbone.bus.subjects import DEAD_STREAM
+from schemas.words import Word
+
+log = structlog.get_logger(__name__)
+
+AT_ONCE = 16
+"""So many are in memory while one is looked for."""
+MAX_WIDTH = 1 << 20
+
+
+class DeadLetters:
+    """The stream of dead letters, of which any may have been deleted."""
+
+    def __init__(self, questions: Questions, *, replicated: bool) -> None:
+        self._reader = StreamReader(questions, DEAD_STREAM, replicated=replicated)
+
+    async def newest(self, before: int | None, limit: int) -> list[DeadLetter]:
+        """At most `limit`. Raises Unavailable."""
+        letters: list[DeadLetter] = []
+        if limit > 0:
+            async with contextlib.aclosing(self._backwards(before)) as messages:
+                async for message in messages:
+                    letter = _letter(message)
+                    if letter is not None:
+                        letters.append(letter)
+                    if len(letters) == limit:
+                        break
+        return letters
+
+    async def of(self, job: str) -> DeadLetter | None:
+        """Looks at every letter, until it is there. Raises Unavailable."""
+        async with contextlib.aclosing(self._backwards(None)) as messages:
+            async for message in messages:
+                id_ = (message.header(b"Nats-Msg-Id") or b"").decode()
+                if id_.rpartition(".")[0] == job:
+                    return _letter(message)
+        return None
+
+    async def remove(self, seq: int) -> bool:
+        """Delete one. Raises Unavailable."""
+        return await self._reader.delete(seq)
+
+    async def _backwards(self, before: int | None) -> AsyncGenerator[Message, None]:
+        """Reading goes forward only: windows of sequences, as wide as holds few enough messages."""
+        state = await self._reader.state()
+        first, high = state["first_seq"], state["last_seq"]
+        if before is not None:
+            high = min(high, before - 1)
+        width = AT_ONCE
+        while high >= max(first, 1):
+            low = max(first, high - width + 1)
+            found, left = await self._reader.batch(low, None, AT_ONCE)
+            if found and found[-1].seq < high and left != 0:
+                width = max(1, width // 2)
+                continue
+            inside = [message for message in found if message.seq <= high]
+            for message in reversed(inside):
+                yield message
+            high = low - 1
+            if len(inside) <= AT_ONCE // 2:
+                width = min(2 * width, MAX_WIDTH)
+
+
+def _letter(message: Message) -> DeadLetter | None:
+    try:
+        word, job_message = Word.decode(message.data)
+    except ValueError as error:
+        log.warning("a dead letter could not be read", seq=message.seq, error=str(error))
+        return None
+    return DeadLetter(message.seq, word, job_message, message.stored_at)

@@ -1,0 +1,155 @@
+"""Storing the events of an attempt: in order, over outages, without a task or a future for each."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from typing import NamedTuple
+
+from backbone.bus.nats.connection import Wire
+from backbone.bus.subjects import EVENTS, require_token
+from schemas.errors import RequestTooLarge, Unavailable
+
+CROWD = 1000
+CROWD_BYTES = 4 * 1024 * 1024
+SILENCE_S = 5.0
+"""Everything unconfirmed is sent again when NATS has confirmed nothing for this long."""
+STORED = b'{"stream":'
+"""A confirmation begins with it; what JetStream refuses begins with its error."""
+
+
+class _Unconfirmed(NamedTuple):
+    number: int
+    frame: bytes
+
+
+class NatsEventWriter:
+    """See backbone.bus.job_log.EventWriter.
+
+    Each event is published with its own reply address, where JetStream confirms it. Whenever one was not, all that are
+    unconfirmed are sent again, in their order, and nothing new before them: only what was on its way when NATS refused an
+    event can be stored before it.
+    """
+
+    def __init__(self, wire: Wire, job: str, address: bytes) -> None:
+        self._wire = wire
+        self._subject = f"{EVENTS}.{require_token(job)}".encode()
+        self._address = address
+        self._unconfirmed: deque[_Unconfirmed] = deque()
+        self._confirmed: set[int] = set()
+        """Those confirmed while an earlier one is not."""
+        self._next = 0
+        self._bytes = 0
+        self._round = 0
+        """Counts the times that everything was sent again."""
+        self._broken = False
+        self._heard_at = 0.0
+        self._settled: list[asyncio.Future[None]] = []
+        self._lost = False
+        self.closed = False
+
+    def say(self, frame: bytes) -> None:
+        """Publish at once, or with the next round. Raises RequestTooLarge."""
+        if self.closed:
+            self._lost = True
+            return
+        if len(frame) > self._wire.client.max_payload > 0:
+            raise RequestTooLarge(f"an event of {len(frame)} bytes is larger than NATS takes")
+        if not self._unconfirmed:
+            self._heard_at = time.monotonic()
+        one = _Unconfirmed(self._next, frame)
+        self._next += 1
+        self._unconfirmed.append(one)
+        self._bytes += len(frame)
+        if not self._broken:
+            self._send(one)
+
+    def _send(self, one: _Unconfirmed) -> None:
+        if not self._wire.connected:
+            self._broken = True
+            return
+        try:
+            self._wire.publish(self._subject, one.frame, b"%b.%d.%d" % (self._address, self._round, one.number))
+        except Unavailable:
+            self._broken = True
+
+    def confirmed(self, round_: int, index: int, data: bytes) -> None:
+        """NATS answered one of ours: whichever round it was, what is stored is stored."""
+        if not data.startswith(STORED):
+            self._broken = self._broken or round_ == self._round
+            return
+        unconfirmed = self._unconfirmed
+        if not unconfirmed or index < unconfirmed[0].number:
+            return
+        self._heard_at = time.monotonic()
+        if index > unconfirmed[0].number:
+            self._confirmed.add(index)
+            return
+        self._forget_first()
+        while unconfirmed and unconfirmed[0].number in self._confirmed:
+            self._confirmed.discard(unconfirmed[0].number)
+            self._forget_first()
+        if not unconfirmed:
+            self._tell_settled(None)
+
+    def _forget_first(self) -> None:
+        self._bytes -= len(self._unconfirmed.popleft().frame)
+
+    def _tell_settled(self, error: Unavailable | None) -> None:
+        waiting, self._settled = self._settled, []
+        for future in waiting:
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+    def sweep(self, now: float) -> None:
+        """Send everything again, where something went wrong."""
+        if self._unconfirmed and (self._broken or now - self._heard_at > SILENCE_S):
+            self.send_again()
+
+    def send_again(self) -> None:
+        """Begin a round: all that is unconfirmed, in order."""
+        self._round += 1
+        self._broken = False
+        self._heard_at = time.monotonic()
+        for one in self._unconfirmed:
+            if self._broken:
+                return
+            self._send(one)
+
+    @property
+    def crowded(self) -> bool:
+        """Counted in events and in bytes."""
+        return len(self._unconfirmed) >= CROWD or self._bytes >= CROWD_BYTES
+
+    async def settle(self) -> None:
+        """Wait for the last confirmation."""
+        if self._lost:
+            raise _closed()
+        if not self._unconfirmed:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._settled.append(future)
+        try:
+            await future
+        finally:
+            with contextlib.suppress(ValueError):
+                self._settled.remove(future)
+
+    def close(self) -> None:
+        """Forget; whoever settles is told."""
+        self.closed = True
+        self._lost = self._lost or bool(self._unconfirmed)
+        self._unconfirmed.clear()
+        self._confirmed.clear()
+        self._bytes = 0
+        self._tell_settled(_closed())
+
+
+def _closed() -> Unavailable:
+    return Unavailable("events of this attempt were not stored before it was closed")

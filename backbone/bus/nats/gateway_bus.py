@@ -1,0 +1,416 @@
+"""The gateway's side of the bus on NATS JetStream.
+
+Two connections: one publishes and asks, one hears replies, so that a burst on one never delays the other. All replies
+of a process, and the PubAcks of its jobs, come on one wildcard subscription `nexus.reply.<gateway>.*`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import orjson
+import structlog
+
+from backbone.bus.bus import Queue, QueueChange, QueueDepth, Sink, Storage
+from backbone.bus.nats.auth import NatsAccess
+from backbone.bus.nats.connection import Wire
+from backbone.bus.nats.headers import parse_status
+from backbone.bus.nats.jetstream import (
+    ApiError,
+    JobsStream,
+    ensure_stream,
+    holds_job,
+    read_depths,
+    read_storage,
+    request,
+)
+from backbone.bus.nats.queue_consumers import QueueConsumers
+from backbone.bus.nats.requests import OUTAGE_S
+from backbone.bus.nats.write_probe import Storing
+from backbone.bus.outage import nats_away
+from backbone.bus.subjects import CONTROL, JOBS_STREAM, REPLY, is_address, is_token, job_subject, parse_job_subject
+from backbone.ids import new_token
+from schemas.errors import BackendFailed, NexusError, QueueFull, RequestTooLarge, Unavailable
+from schemas.events import GONE
+from schemas.jobs import Envelope
+
+log = structlog.get_logger(__name__)
+
+REPEAT_S = 2.0
+"""An unacknowledged submit is repeated after this; its Msg-Id keeps it one job."""
+GIVE_UP_S = 10.0
+"""While NATS is there: a stream whose leader is lost has a new one by then. Where it is away, `OUTAGE_S` is enough."""
+SETTLE_S = 1.0
+"""After a reconnect, for acknowledgements that workers have on their way."""
+LOOK_S = 5.0
+"""Between two looks at whether those who wait longest still wait for a job."""
+LOOK_AT = 4
+"""Jobs at the head of a queue that are looked for: workers take the oldest, so that what is lost is among them soon."""
+STREAM_FULL = 10077
+ENVELOPE_ROOM = 8192
+DELETE_SUBJECT = f"$JS.API.STREAM.MSG.DELETE.{JOBS_STREAM}".encode()
+
+
+@dataclass(slots=True)
+class _Unacked:
+    """A submit whose PubAck has not come."""
+
+    subject: bytes
+    message: bytes
+    reply: bytes
+    message_id: bytes
+    sink: Sink
+    since: float
+    sent: float
+
+
+class _Stored(NamedTuple):
+    """A job whose end has not been heard."""
+
+    seq: int
+    message_id: bytes
+    subject: bytes
+
+
+class NatsGatewayBus:
+    """See backbone.bus.bus.GatewayBus."""
+
+    def __init__(
+        self,
+        server: NatsAccess | str,
+        *,
+        gateway: str,
+        ack_wait_s: float,
+        stream: JobsStream,
+        storing: Storing | None = None,
+    ) -> None:
+        self._storing = storing or Storing()
+        self._publisher = Wire(server, f"{gateway}-jobs", on_reconnect=self._reopen, pulse=True)
+        self._listener = Wire(server, f"{gateway}-replies", on_reconnect=self._look_for_lost, pulse=True)
+        self._prefix = f"{REPLY}.{gateway}."
+        self._skip = len(self._prefix)
+        self._void = f"{self._prefix}void".encode()
+        self._confirmation = f"{new_token()}-".encode()
+        """Before a job's token, in the address for JetStream's confirmation: no worker knows it, and can confirm in its place."""
+        self._confirmations = self._prefix.encode() + self._confirmation
+        self._stream = stream
+        self._consumers = QueueConsumers(self._publisher, stream, ack_wait_s)
+        self._sinks: dict[bytes, Sink] = {}
+        self._unacked: dict[bytes, _Unacked] = {}
+        self._stored: dict[bytes, _Stored] = {}
+        self._openings: set[asyncio.Task[None]] = set()
+        self._sweeper: asyncio.Task[None] | None = None
+        self._reopening: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def start(self) -> None:
+        """Connect, make the stream, listen."""
+        self._loop = asyncio.get_running_loop()
+        await self._publisher.connect()
+        await self._listener.connect()
+        await ensure_stream(self._publisher.client, self._stream)
+        await self._consumers.start()
+        await self._listener.subscribe(f"{self._prefix}*", self._on_reply)
+        self._sweeper = asyncio.create_task(self._sweep())
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._consumers.close()
+        for task in (self._sweeper, self._watcher, self._reopening, self._looking, *self._openings):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        await self._publisher.close()
+        await self._listener.close()
+
+    @property
+    def connected(self) -> bool:
+        """Both connections are up."""
+        return self._publisher.connected and self._listener.connected
+
+    @property
+    def _away(self) -> bool:
+        return self._publisher.away or self._listener.away
+
+    @property
+    def max_message_bytes(self) -> int:
+        """What the server takes, less room for the envelope."""
+        return self._publisher.client.max_payload - ENVELOPE_ROOM
+
+    async def _reopen(self) -> None:
+        """After a reconnect: the server may have lost its memory."""
+        if self._reopening is not None and not self._reopening.done():
+            self._reopening.cancel()
+        self._reopening = asyncio.create_task(self._reopen_all())
+
+    async def _reopen_all(self) -> None:
+        while True:
+            try:
+                await ensure_stream(self._publisher.client, self._stream)
+                await self._consumers.reload()
+                return
+            except Unavailable as error:
+                log.warning("streams not ready after reconnect", error=str(error))
+                await asyncio.sleep(0.5)
+
+    async def _look_for_lost(self) -> None:
+        """After a reconnect of the listener: what was said meanwhile has not been heard."""
+        if self._looking is not None and not self._looking.done():
+            self._looking.cancel()
+        self._looking = asyncio.create_task(self._end_lost())
+
+    async def _end_lost(self) -> None:
+        """Whose job is gone, but for what is on its way, waits for nothing: its last word fell into the gap."""
+        await asyncio.sleep(SETTLE_S)
+        for token, one in list(self._stored.items()):
+            if token in self._stored and not await self._is_there(one.seq, one.message_id):
+                self._tell_lost(token)
+
+    def _tell_lost(self, token: bytes) -> None:
+        sink = self._sinks.get(token)
+        if sink is not None:
+            sink.refused(BackendFailed("the end of this answer was lost; try again", code="events_lost"))
+
+    async def _watch(self) -> None:
+        """What a worker said can be lost though both connections stood: between two servers of a cluster, one of which froze."""
+        while True:
+            await asyncio.sleep(LOOK_S)
+            lines: dict[bytes, list[tuple[int, bytes]]] = {}
+            for token, one in self._stored.items():
+                if self._waits(token):
+                    lines.setdefault(one.subject, []).append((one.seq, token))
+            for line in lines.values():
+                await self._end_lost_of(token for _, token in sorted(line))
+
+    async def _end_lost_of(self, tokens: Iterator[bytes]) -> None:
+        """Oldest first, until some are found to be there."""
+        there = 0
+        for token in tokens:
+            one = self._stored.get(token)
+            if one is None or not self._waits(token):
+                continue
+            if await self._is_there(one.seq, one.message_id):
+                there += 1
+                if there == LOOK_AT:
+                    return
+                continue
+            await asyncio.sleep(SETTLE_S)
+            if self._waits(token):
+                self._tell_lost(token)
+
+    def _waits(self, token: bytes) -> bool:
+        sink = self._sinks.get(token)
+        return sink is not None and sink.waits
+
+    async def _is_there(self, seq: int, message_id: bytes) -> bool:
+        while True:
+            try:
+                if await holds_job(self._publisher.client, seq, message_id):
+                    return True
+                # What was said before the job went has reached us when this returns.
+                await self._listener.ping(5.0)
+            except Unavailable:
+                await asyncio.sleep(0.5)
+            else:
+                return False
+
+    async def open_queue(self, queue: Queue) -> None:
+        """Make the consumer."""
+        await self._consumers.make(queue)
+
+    async def free_queues(self, is_served: Callable[[Queue], bool], grace_s: float) -> int:
+        """See QueueConsumers."""
+        return await self._consumers.free(is_served, grace_s)
+
+    def refuses(self, queue: Queue) -> bool:
+        """See QueueConsumers."""
+        return self._consumers.refuses(queue)
+
+    @property
+    def queues_are_full(self) -> bool:
+        """See QueueConsumers."""
+        return self._consumers.full
+
+    @property
+    def queue_count(self) -> int:
+        """The consumers."""
+        return len(self._consumers.existing)
+
+    def on_queue(self, changed: Callable[[QueueChange], None]) -> None:
+        """Call `changed` for each queue that this gateway makes, frees, restores, or is refused."""
+        self._consumers.on_change = changed
+
+    def new_reply(self) -> str:
+        """128 random bits below this gateway's prefix."""
+        return self._prefix + new_token()
+
+    def submit(self, envelope: Envelope, body: bytes, sink: Sink) -> None:
+        """Publish; the PubAck comes beside the replies and is checked there, without anybody waiting."""
+        if not self._listener.connected or self._publisher.away:
+            raise nats_away()
+        self._storing.require()
+        if len(body) > self.max_message_bytes:
+            raise RequestTooLarge(f"the request is larger than the {self.max_message_bytes} bytes that NATS takes")
+        assert self._loop is not None
+        message = envelope.encode(body)
+        reply = envelope.reply.encode()
+        token = reply[self._skip :]
+        subject = job_subject(envelope.capability, envelope.lane, envelope.model).encode()
+        message_id = f"{envelope.job}.{envelope.run}".encode()
+        now = self._loop.time()
+        one = _Unacked(subject, message, reply, message_id, sink, now, now)
+        if subject in self._consumers.existing:
+            self._send(token, one)
+        else:
+            self._sinks[token] = sink
+            queue = Queue(envelope.capability, envelope.lane, envelope.model)
+            self._spawn(self._open_and_send(queue, token, one))
+
+    def _send(self, token: bytes, one: _Unacked) -> None:
+        self._publisher.publish_with_id(one.subject, one.message, self._confirmations + token, one.message_id)
+        self._sinks[token] = one.sink
+        self._unacked[token] = one
+
+    async def _open_and_send(self, queue: Queue, token: bytes, one: _Unacked) -> None:
+        """The first job of a queue makes it."""
+        try:
+            await self._consumers.make(queue)
+            if one.sink.waits:
+                self._send(token, one)
+            else:  # the caller has gone meanwhile
+                self.release(one.reply.decode())
+        except NexusError as error:
+            one.sink.refused(error)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._openings.add(task)
+        task.add_done_callback(self._openings.discard)
+
+    async def _reopen_queue(self, subject: bytes) -> None:
+        """The queue was freed while a job for it was on its way."""
+        with contextlib.suppress(NexusError):  # the next look at the queues repeats it
+            await self._consumers.serve(Queue(*parse_job_subject(subject.decode())))
+
+    def release(self, reply: str) -> None:
+        """Forget the sink."""
+        token = reply[self._skip :].encode()
+        self._sinks.pop(token, None)
+        self._unacked.pop(token, None)
+        self._stored.pop(token, None)
+
+    def _on_reply(self, subject: bytes, answer_to: bytes, headers: bytes, data: bytes) -> None:
+        token = subject[self._skip :]
+        if token.startswith(self._confirmation):
+            if data:
+                self._on_puback(token[len(self._confirmation) :], data)
+            else:
+                # No responders: JetStream is not up yet. The submit is repeated by the sweeper.
+                log.debug("no responders", status=parse_status(headers))
+            return
+        sink = self._sinks.get(token)
+        if sink is None:
+            if answer_to:
+                self._answer(answer_to, GONE)
+            return
+        answer = sink.heard(data)
+        if answer is not None and answer_to:
+            self._answer(answer_to, answer)
+
+    def _answer(self, subject: bytes, answer: bytes) -> None:
+        if not is_address(subject):
+            self._listener.refusals.add("address", address=repr(subject[:100]))
+            return
+        with contextlib.suppress(Unavailable):
+            self._listener.publish(subject, answer)
+
+    def _on_puback(self, token: bytes, data: bytes) -> None:
+        unacked = self._unacked.pop(token, None)
+        if unacked is None:
+            return
+        ack = orjson.loads(data)
+        error = ack.get("error")
+        if error is None:
+            self._stored[token] = _Stored(ack["seq"], unacked.message_id, unacked.subject)
+            unacked.sink.stored(ack["seq"])
+            if unacked.subject not in self._consumers.existing:
+                self._spawn(self._reopen_queue(unacked.subject))
+            return
+        log.warning("job refused by jetstream", error=error)
+        refusal: NexusError
+        if error.get("err_code") == STREAM_FULL:
+            refusal = QueueFull()
+        else:
+            refusal = Unavailable(f"the queue does not take jobs: {error.get('description')}")
+        unacked.sink.refused(refusal)
+
+    async def _sweep(self) -> None:
+        """Repeat submits without a PubAck, and give up on old ones."""
+        assert self._loop is not None
+        while True:
+            await asyncio.sleep(0.5)
+            now = self._loop.time()
+            for token, one in list(self._unacked.items()):
+                waited = now - one.since
+                if waited > OUTAGE_S and self._away:
+                    self._unacked.pop(token, None)
+                    one.sink.refused(nats_away())
+                elif waited > GIVE_UP_S:
+                    self._unacked.pop(token, None)
+                    self._storing.doubt()
+                    one.sink.refused(Unavailable("the queue did not confirm the job in time; try again shortly"))
+                elif now - one.sent > REPEAT_S and self.connected:
+                    one.sent = now
+                    with contextlib.suppress(Unavailable):
+                        address = self._confirmations + token
+                        self._publisher.publish_with_id(one.subject, one.message, address, one.message_id)
+
+    def remove(self, seq: int) -> None:
+        """Delete by sequence; the answer goes nowhere."""
+        with contextlib.suppress(Unavailable):
+            self._publisher.publish(DELETE_SUBJECT, b'{"seq":%d,"no_erase":true}' % seq, self._void)
+
+    def control(self, worker: str, message: bytes) -> None:
+        """Core NATS: whoever is there hears it. A name that cannot be a worker's is refused."""
+        if not is_token(worker):
+            self._publisher.refusals.add("worker", worker=worker[:100])
+            return
+        with contextlib.suppress(Unavailable):
+            self._publisher.publish(f"{CONTROL}.{worker}".encode(), message)
+
+    async def depths(self) -> list[QueueDepth]:
+        """From the stream's state."""
+        return await read_depths(self._publisher.client, self._consumers.missed)
+
+    async def storage(self) -> Storage:
+        """From the streams' states."""
+        return await read_storage(self._publisher.client)
+
+    async def time_s(self) -> float:
+        """What the leader of the jobs stream says beside its state."""
+        try:
+            info = await request(self._publisher.client, f"STREAM.INFO.{JOBS_STREAM}", timeout_s=1.0)
+        except ApiError as error:
+            raise Unavailable(f"NATS: {error}") from error
+        return datetime.fromisoformat(info["ts"]).timestamp()
+
+    async def ping(self) -> None:
+        """Ask for the stream, and round-trip the reply connection."""
+        if not self.connected:
+            raise Unavailable("not connected to NATS")
+        try:
+            await request(self._publisher.client, f"STREAM.INFO.{JOBS_STREAM}", timeout_s=1.0)
+        except Unavailable:
+            raise
+        except Exception as error:
+            raise Unavailable(f"the jobs stream is not usable: {error}") from error
+        await self._listener.ping()

@@ -1,0 +1,438 @@
+"""The gateway's side of durable jobs on NATS JetStream, over a connection of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import structlog
+
+from backbone.bus.bus import Queue
+from backbone.bus.job_log import DeadLetter, Decision, Item, Retention, StoredEvent
+from backbone.bus.nats import outcomes
+from backbone.bus.nats.auth import NatsAccess
+from backbone.bus.nats.connection import Wire
+from backbone.bus.nats.dead_letters import DeadLetters
+from backbone.bus.nats.event_reader import Follower
+from backbone.bus.nats.jetstream import holds_job
+from backbone.bus.nats.outcomes import Room
+from backbone.bus.nats.pull_consumer import Taker
+from backbone.bus.nats.request_inbox import Questions
+from backbone.bus.nats.requests import Refused, message_id, put
+from backbone.bus.nats.rpc_server import Answers, Referee
+from backbone.bus.nats.stream_configs import ensure_durables, ensure_taker
+from backbone.bus.nats.stream_reader import Places, StreamReader
+from backbone.bus.nats.work_queue import Make, NatsBacklog
+from backbone.bus.nats.write_probe import Storing, WriteProof
+from backbone.bus.seals import SECRET_BYTES, SealSecret
+from backbone.bus.subjects import (
+    CLAIMS_STREAM,
+    DONE,
+    DONE_STREAM,
+    ENDED,
+    EVENTS,
+    EVENTS_STREAM,
+    JOBS_STREAM,
+    RECORDER,
+    SEAL_SECRET,
+    SEALS,
+    SEALS_STREAM,
+    claim_subject,
+    is_token,
+    job_subject,
+    require_token,
+)
+from schemas.errors import QueueFull, RequestTooLarge, Unavailable
+from schemas.jobs import Envelope
+from schemas.words import Word
+
+log = structlog.get_logger(__name__)
+
+ENVELOPE_ROOM = 8192
+"""What a job message may have beside the request's body, of what NATS takes."""
+WRONG_SEQUENCE = frozenset({10071, 10164})
+"""Something is there already; the second one is said of streams with several replicas."""
+CREATE_ONLY = b"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: %d\r\n\r\n"
+DELETE_JOB = f"$JS.API.STREAM.MSG.DELETE.{JOBS_STREAM}".encode()
+REMAKE_S = 0.5
+CLAIM_AGAIN_S = 0.01
+
+
+@dataclass(eq=False, slots=True)
+class _Watch:
+    """Somebody who waits for a job's terminal word."""
+
+    told: asyncio.Event = field(default_factory=asyncio.Event)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """There is something to look at."""
+
+
+class NatsJobLog:
+    """See backbone.bus.job_log.JobLog."""
+
+    def __init__(
+        self,
+        server: NatsAccess | str,
+        name: str,
+        *,
+        retention: Retention,
+        max_payload_room: int = ENVELOPE_ROOM,
+        storing: Storing | None = None,
+    ) -> None:
+        """`storing`: what this gateway's other connections know about it too; this one keeps it true."""
+        self._wire = Wire(server, f"{name}-log", on_reconnect=self._reconnected, keep_unsent=False, pulse=True)
+        self._questions = Questions(self._wire)
+        self._storing = storing or Storing()
+        self._questions.require_storing = self._storing.require
+        self._proving: asyncio.Task[None] | None = None
+        self._kept = retention
+        self._payload_room = max_payload_room
+        replicated = retention.replicas > 1
+        self._events = StreamReader(self._questions, EVENTS_STREAM, replicated=replicated)
+        self._words = StreamReader(self._questions, DONE_STREAM, replicated=replicated)
+        self._claims = StreamReader(self._questions, CLAIMS_STREAM, replicated=replicated)
+        self._secrets = StreamReader(self._questions, SEALS_STREAM, replicated=replicated)
+        self._secret: SealSecret | None = None
+        self._dead = DeadLetters(self._questions, replicated=replicated)
+        self._places = Places(self._questions, replicated=replicated)
+        self._room = Room(self._questions, retention.max_word_bytes, replicated=replicated)
+        self._keeping: asyncio.Task[None] | None = None
+        self._backlogs: dict[str, NatsBacklog] = {}
+        self._followers: set[Follower] = set()
+        self._watches: dict[bytes, set[_Watch]] = {}
+        """By the subject on which NATS tells that a word is stored."""
+        self._takers: set[Taker] = set()
+        self._answers: list[Answers] = []
+        self._made_at = ""
+        """When NATS made the stream of events: another time means that it has lost everything."""
+        self._making: asyncio.Task[None] | None = None
+        self._closed = False
+
+    # Connection
+
+    async def start(self) -> None:
+        """Connect, and make the streams and the bucket."""
+        await self._wire.connect()
+        await self._questions.start()
+        self._made_at = await ensure_durables(self._wire.client, self._kept)
+        await self._share_secret()
+        await self._wire.subscribe(f"{ENDED}.*", self._on_ended)
+        await self._wire.ping()  # from here on, no word is stored unheard
+        self._keeping = asyncio.create_task(self._room.keep())
+        proof = WriteProof(self._questions, self._storing, replicated=self._kept.replicas > 1)
+        self._proving = asyncio.create_task(proof.run())
+
+    async def close(self) -> None:
+        """Disconnect; whoever follows or takes gets Unavailable."""
+        self._closed = True
+        for task in (self._keeping, self._proving, self._making):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        for answers in self._answers:
+            await answers.close()
+        for follower in list(self._followers):
+            follower.close()
+        for taker in list(self._takers):
+            taker.close()
+        await self._wire.close()
+        self._questions.close()
+        self._look_again()
+
+    async def _reconnected(self) -> None:
+        self._questions.forget_lost()
+        if self._making is not None:
+            self._making.cancel()
+        if not self._closed:
+            self._making = asyncio.create_task(self._make_again())
+
+    async def _make_again(self) -> None:
+        """After a reconnect: the server may have lost its memory. Then whoever listens looks for what it has missed."""
+        while True:
+            try:
+                made_at = await ensure_durables(self._wire.client, self._kept)
+                await self._share_secret()
+                for backlog in list(self._backlogs.values()):
+                    await backlog.make()
+                break
+            except Unavailable as error:
+                log.warning("streams of durable jobs not ready after reconnect", error=str(error))
+                await asyncio.sleep(REMAKE_S)
+        anew, self._made_at = made_at != self._made_at, made_at
+        for follower in list(self._followers):
+            follower.resume(anew)
+        self._look_again()
+        for taker in list(self._takers):
+            taker.resume()
+
+    # The secret
+
+    @property
+    def seal_secret(self) -> SealSecret | None:
+        """See JobLog."""
+        return self._secret
+
+    async def _share_secret(self) -> None:
+        """Read the gateways' secret; the first gateway makes it, and one whose server has lost it stores it again."""
+        there = await self._secrets.leaders({"last_by_subj": SEAL_SECRET})
+        if there is None:
+            mine = self._secret.key if self._secret is not None else os.urandom(SECRET_BYTES)
+            try:
+                await put(self._questions, SEAL_SECRET.encode(), mine, CREATE_ONLY % 0, max_payload=self._max_payload)
+            except Refused as refusal:
+                if refusal.code not in WRONG_SEQUENCE:
+                    raise Unavailable(f"NATS does not store the gateways' secret: {refusal}") from refusal
+            there = await self._secrets.leaders({"last_by_subj": SEAL_SECRET})
+        if there is None or len(there.data) != SECRET_BYTES:
+            raise Unavailable(
+                f"the gateways' secret in the bucket '{SEALS}' is gone or damaged; restore it from a backup"
+            )
+        self._secret = SealSecret(there.data, there.stored_at)
+
+    # The queue
+
+    async def store(self, envelope: Envelope, body: bytes) -> int:
+        """Publish to the jobs stream, which `NatsGatewayBus` makes."""
+        if len(body) > self._max_payload - self._payload_room:
+            raise RequestTooLarge(
+                f"the request is larger than the {self._max_payload - self._payload_room} bytes that NATS takes"
+            )
+        subject = job_subject(envelope.capability, envelope.lane, envelope.model).encode()
+        headers = message_id(f"{require_token(envelope.job)}.{envelope.run}")
+        try:
+            stored = await put(self._questions, subject, envelope.encode(body), headers, max_payload=self._max_payload)
+        except Refused as refusal:
+            if refusal.full:
+                raise QueueFull from refusal
+            raise Unavailable(f"the queue does not take jobs: {refusal}") from refusal
+        except Unavailable:
+            if self._wire.connected:
+                self._storing.doubt()
+            raise
+        return stored.seq
+
+    @property
+    def _max_payload(self) -> int:
+        return self._wire.client.max_payload
+
+    async def place(self, queue: Queue, seq: int) -> int | None:
+        """See Places."""
+        return await self._places.before(queue, seq)
+
+    async def withdraw(self, seq: int, job: str, run: int) -> None:
+        """Delete by sequence, after a look at what is there; the answer goes nowhere."""
+        with contextlib.suppress(Unavailable):
+            if await holds_job(self._wire.client, seq, f"{job}.{run}".encode()):
+                self._wire.publish(DELETE_JOB, b'{"seq":%d,"no_erase":true}' % seq, self._questions.void)
+
+    # Events
+
+    async def say(self, job: str, frame: bytes) -> None:
+        """Publish; a copy may be stored where a confirmation was lost, as a worker's events."""
+        subject = f"{EVENTS}.{require_token(job)}".encode()
+        try:
+            await put(self._questions, subject, frame, max_payload=self._max_payload)
+        except Refused as refusal:
+            raise Unavailable(f"NATS does not store an event: {refusal}") from refusal
+
+    def mention(self, job: str, frame: bytes) -> None:
+        """Publish, and ask for no confirmation."""
+        if len(frame) > self._max_payload:
+            return  # NATS would close the connection
+        with contextlib.suppress(Unavailable):
+            self._wire.publish(f"{EVENTS}.{require_token(job)}".encode(), frame)
+
+    async def first(self, job: str, count: int) -> list[StoredEvent]:
+        """Batches, until there are enough."""
+        events: list[StoredEvent] = []
+        left: int | None = None
+        while is_token(job) and len(events) < count and left != 0:
+            after = events[-1].seq if events else 0
+            found, left = await self._events.batch(after + 1, f"{EVENTS}.{job}", count - len(events))
+            events += [StoredEvent(message.seq, message.data, message.stored_at) for message in found]
+        return events
+
+    async def events(self, job: str, after: int = 0) -> AsyncGenerator[StoredEvent | None, None]:
+        """See Follower."""
+        self._require_open()
+        follower = Follower(self._wire, self._events, require_token(job), after)
+        self._followers.add(follower)
+        try:
+            async with contextlib.aclosing(follower.events()) as events:
+                async for event in events:
+                    yield event
+        finally:
+            self._followers.discard(follower)
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise Unavailable("the connection to NATS is closed")
+
+    # Terminal words
+
+    async def decide(self, word: Word, payload: bytes = b"") -> bool:
+        """See backbone.bus.nats.outcomes."""
+        return await outcomes.decide(self._questions, word, payload, self._max_payload)
+
+    async def decided(self, job: str) -> Decision | None:
+        """The last message on its subject, which is the only one."""
+        message = await self._words.last(f"{DONE}.{job}") if is_token(job) else None
+        if message is None:
+            return None
+        try:
+            word, payload = Word.decode(message.data)
+        except ValueError:
+            # It would keep the subject for ever, and the job from ending.
+            log.warning("joblog.outcome_unreadable", job=job)
+            await self.undecide(job, message.seq)
+            return None
+        return Decision(word, payload, message.seq, message.stored_at)
+
+    async def known(self) -> list[str]:
+        """By the subjects of both streams."""
+        words, events = await asyncio.gather(self._words.subjects(f"{DONE}.>"), self._events.subjects(f"{EVENTS}.>"))
+        jobs = {subject.removeprefix(f"{DONE}.") for subject in words}
+        return sorted(jobs | {subject.removeprefix(f"{EVENTS}.") for subject in events})
+
+    async def undecide(self, job: str, seq: int) -> None:
+        """The leader says what is there: a replica may have an earlier word."""
+        message = await self._words.leaders({"seq": seq})
+        if message is not None and message.subject == f"{DONE}.{job}":
+            await self._words.delete(seq)
+
+    @asynccontextmanager
+    async def watch(self, job: str) -> AsyncIterator[Callable[[float], Awaitable[bool]]]:
+        """Hear what NATS says when a word is stored; after a reconnect, look for one."""
+        subject = f"{ENDED}.{require_token(job)}".encode()
+        watch = _Watch()
+        self._watches.setdefault(subject, set()).add(watch)
+        if not self._wire.connected:
+            watch.changed.set()  # who knows since when NATS tells us
+
+        async def look() -> None:
+            watch.changed.clear()
+            try:
+                if await self.decided(job) is not None:
+                    watch.told.set()
+            except BaseException as error:
+                watch.changed.set()  # it has not been looked at yet
+                if not isinstance(error, Unavailable):
+                    raise
+
+        async def wait(seconds: float) -> bool:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    while not watch.told.is_set():
+                        await watch.changed.wait()
+                        self._require_open()
+                        if not watch.told.is_set():
+                            await look()
+            return watch.told.is_set()
+
+        try:
+            yield wait
+        finally:
+            mine = self._watches[subject]
+            mine.discard(watch)
+            if not mine:
+                del self._watches[subject]
+
+    def _on_ended(self, subject: bytes, _reply: bytes, _headers: bytes, _data: bytes) -> None:
+        for watch in self._watches.get(subject, ()):
+            watch.told.set()
+            watch.changed.set()
+
+    def _look_again(self) -> None:
+        for watches in self._watches.values():
+            for watch in watches:
+                watch.changed.set()
+
+    async def words(self, *, at_once: int, hold_s: float) -> AsyncGenerator[Item, None]:
+        """One consumer for all gateways."""
+
+        async def make(hold_s: float) -> None:
+            await ensure_taker(self._wire.client, DONE_STREAM, RECORDER, hold_s)
+
+        async with contextlib.aclosing(self._take(DONE_STREAM, RECORDER, make, at_once, hold_s)) as items:
+            async for item in items:
+                yield item
+
+    async def _take(
+        self, stream: str, consumer: str, make: Make, at_once: int, hold_s: float
+    ) -> AsyncGenerator[Item, None]:
+        self._require_open()
+        taker = Taker(
+            self._wire,
+            self._questions,
+            stream=stream,
+            consumer=consumer,
+            make=make,
+            at_once=at_once,
+            hold_s=hold_s,
+        )
+        self._takers.add(taker)
+        try:
+            async with contextlib.aclosing(taker.items()) as items:
+                async for item in items:
+                    yield item
+        finally:
+            self._takers.discard(taker)
+
+    # Questions of workers
+
+    async def answer(self, referee: Referee) -> None:
+        """See Answers."""
+        answers = Answers(self._wire, referee)
+        await answers.start()
+        self._answers.append(answers)
+
+    # Dead letters
+
+    async def dead(self, *, before: int | None = None, limit: int = 100) -> list[DeadLetter]:
+        """See DeadLetters."""
+        return await self._dead.newest(before, limit)
+
+    async def dead_letter(self, job: str) -> DeadLetter | None:
+        """See DeadLetters."""
+        return await self._dead.of(job)
+
+    async def unbury(self, seq: int) -> bool:
+        """By sequence."""
+        return await self._dead.remove(seq)
+
+    # Claims
+
+    async def claim(self, name: str, value: bytes) -> bytes:
+        """A publish that NATS takes only where nothing is there, or what is there says that it was deleted."""
+        subject, expected = claim_subject(name), 0
+        while True:
+            try:
+                await put(
+                    self._questions, subject.encode(), value, CREATE_ONLY % expected, max_payload=self._max_payload
+                )
+            except Refused as refusal:
+                if refusal.code not in WRONG_SEQUENCE:
+                    raise Unavailable(f"NATS does not store a claim: {refusal}") from refusal
+            else:
+                return value
+            there = await self._claims.last(subject)
+            if there is not None and there.header(b"KV-Operation") is None:
+                return there.data
+            # Deleted by hand, or grown too old; or a replica has still to store what the others agreed on.
+            expected = there.seq if there is not None else 0
+            await asyncio.sleep(CLAIM_AGAIN_S)
+
+    # Backlogs
+
+    def backlog(self, name: str) -> NatsBacklog:
+        """One per name; its stream is made when it is first used."""
+        backlog = self._backlogs.get(name)
+        if backlog is None:
+            backlog = NatsBacklog(name, self._wire.client, self._questions, self._kept, self._take)
+            self._backlogs[name] = backlog
+        return backlog

@@ -1,0 +1,175 @@
+"""Reading a blob from NATS."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import orjson
+
+from backbone.bus.blob_names import META, BadSeal, BlobName, BlobSeal
+from backbone.bus.blobs import BlobBroken, BlobGone, BlobInfo
+from backbone.bus.nats.request_inbox import Answer, Questions
+from backbone.bus.nats.requests import ask
+from backbone.bus.subjects import BLOBS_STREAM, blob_chunk, blob_meta
+from schemas.errors import NexusError, Unavailable
+
+BATCH = 2
+"""Chunks fetched at once. One batch is given out while the next one comes: a reader holds two."""
+LAG_S = 3.0
+"""For a replica to get what its leader has, where the leader may not be asked."""
+LAG_AGAIN_S = 0.1
+DIRECT_GET = f"$JS.API.DIRECT.GET.{BLOBS_STREAM}".encode()
+LEADER_GET = f"$JS.API.STREAM.MSG.GET.{BLOBS_STREAM}".encode()
+NO_MESSAGE = 10037
+NOT_FOUND = 404
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """What the store says about a blob."""
+
+    info: BlobInfo
+    path: str
+    chunks: int
+    seal: BlobSeal | None
+    """None: the blob is not sealed, and has a digest."""
+    digest: str = ""
+
+    def open(self, number: int, data: bytes) -> bytes:
+        """Chunk `number` as it was written. Raises BlobBroken."""
+        if self.seal is None:
+            return data
+        try:
+            return self.seal.open(number, data)
+        except BadSeal as error:
+            raise BlobBroken from error
+
+    def check(self, size: int, digest: bytes) -> None:
+        """Raise BlobBroken where this is not all that was written."""
+        if size != self.info.size or (self.seal is None and digest_text(digest) != self.digest):
+            raise BlobBroken
+
+
+def digest_text(digest: bytes) -> str:
+    """A SHA-256 digest as the object store writes it."""
+    return f"SHA-256={base64.urlsafe_b64encode(digest).decode()}"
+
+
+class BlobReader:
+    """The reading half of backbone.bus.blobs.Blobs.
+
+    Every message is asked for by its subject: whoever may do that, and no more, can read what it can name. Any replica
+    answers such a question, and one of them may lag: what it does not have, the stream's leader is asked for, where
+    that is allowed (it reads by sequence too, which is everything); else the replicas are asked again for a while.
+    """
+
+    def __init__(self, questions: Questions, *, may_ask_leader: bool) -> None:
+        self._questions = questions
+        self._may_ask_leader = may_ask_leader
+
+    async def meta(self, name: str) -> Meta | None:
+        """What is known of a blob. Raises Unavailable and BlobBroken."""
+        parsed = BlobName.parse(name)
+        if parsed is None:
+            return None
+        data = await self._get(blob_meta(parsed.path))
+        return _parse_meta(name, parsed, data) if data is not None else None
+
+    async def read(self, name: str) -> AsyncGenerator[bytes, None]:
+        """Fetch, check, give out."""
+        meta = await self.meta(name)
+        if meta is None:
+            raise BlobGone
+        digest, size, at, end = sha256(), 0, 0, meta.chunks
+        fetching = asyncio.create_task(self._fetch(meta, range(at, min(at + BATCH, end)))) if end else None
+        try:
+            while fetching is not None:
+                chunks = deque(await fetching)
+                at += len(chunks)
+                # Fetched while these are given out.
+                more = range(at, min(at + BATCH, end))
+                fetching = asyncio.create_task(self._fetch(meta, more)) if more else None
+                while chunks:
+                    data = chunks.popleft()
+                    if meta.seal is None:
+                        digest.update(data)
+                    size += len(data)
+                    if at == end and not chunks:
+                        meta.check(size, digest.digest())
+                    yield data
+            meta.check(size, digest.digest())
+        finally:
+            if fetching is not None:
+                fetching.cancel()
+                with contextlib.suppress(asyncio.CancelledError, NexusError):
+                    await fetching
+
+    async def _fetch(self, meta: Meta, numbers: range) -> list[bytes]:
+        """These chunks. Raises BlobBroken when one is missing, or is not what was written."""
+        chunks = await asyncio.gather(*(self._get(blob_chunk(meta.path, number)) for number in numbers))
+        found = [chunk for chunk in chunks if chunk is not None]
+        if len(found) < len(chunks):
+            raise BlobBroken
+        return [meta.open(number, chunk) for number, chunk in zip(numbers, found, strict=True)]
+
+    async def _get(self, subject: str) -> bytes | None:
+        """The message on a subject; None when there is none, or one that was erased. Raises Unavailable."""
+        until = time.monotonic() + LAG_S
+        while True:
+            answer = (await self._ask(DIRECT_GET + b"." + subject.encode(), b""))[0]
+            if answer.status is None:
+                return answer.data or None
+            _require_not_found(answer)
+            if self._may_ask_leader:
+                return await self._ask_leader({"last_by_subj": subject})
+            if time.monotonic() > until:
+                return None
+            await asyncio.sleep(LAG_AGAIN_S)
+
+    async def _ask_leader(self, what: dict[str, Any]) -> bytes | None:
+        answer = orjson.loads((await self._ask(LEADER_GET, orjson.dumps(what)))[0].data)
+        error = answer.get("error")
+        if error is None:
+            return base64.b64decode(answer["message"].get("data", "")) or None
+        if error.get("err_code") == NO_MESSAGE:
+            return None
+        raise Unavailable(f"NATS does not read a large payload: {error.get('description')}")
+
+    async def _ask(self, subject: bytes, body: bytes) -> list[Answer]:
+        """Ask until there is an answer, over a reconnect too: reading can be repeated. Raises Unavailable."""
+        return await ask(self._questions, subject, body)
+
+
+def _require_not_found(answer: Answer) -> None:
+    status = answer.status
+    if status is None or status.code not in {NOT_FOUND, 204}:
+        raise Unavailable(f"NATS does not read a large payload: {status}")
+
+
+def _parse_meta(text: str, name: BlobName, data: bytes) -> Meta | None:
+    try:
+        found = orjson.loads(data)
+        if found.get("deleted"):
+            return None
+        if name.key is None:
+            info = BlobInfo(
+                name=text,
+                size=found["size"],
+                content_type=found["headers"]["Content-Type"][0],
+                owner=found["metadata"]["owner"],
+            )
+            return Meta(info, name.path, int(found["chunks"]), None, str(found["digest"]))
+        seal = BlobSeal(name.key)
+        about = orjson.loads(seal.open(META, base64.b64decode(found["metadata"]["sealed"])))
+        chunks = int(about.pop("chunks"))
+        return Meta(BlobInfo(name=text, **about), name.path, chunks, seal)
+    except (BadSeal, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise BlobBroken from error

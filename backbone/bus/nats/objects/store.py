@@ -1,0 +1,138 @@
+"""Blobs in NATS's object store, over a connection of their own: a large transfer never holds up a reply.
+
+The layout is that of NATS's own clients (ADR-20), so that `nats object ls nexus-blobs` shows what is there. Every message
+carries its own lifetime. Reading takes no consumer: each message is fetched by its subject.
+
+A worker has the least of rights: it writes below its own name, reads by exact subject, and empties a subject by writing over
+it. Gateways make the bucket, purge, and ask the stream's leader. What is stored is sealed (`backbone.bus.blob_names`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import structlog
+
+from backbone.bus.blob_names import BlobName
+from backbone.bus.blobs import BlobInfo
+from backbone.bus.nats.auth import NatsAccess
+from backbone.bus.nats.connection import Wire
+from backbone.bus.nats.jetstream import BucketConfig, ensure_bucket
+from backbone.bus.nats.objects.reader import BlobReader
+from backbone.bus.nats.objects.writer import ERASE, MAX_UNDER_WAY, NatsBlobWriter, erasures, purges
+from backbone.bus.nats.request_inbox import Questions
+from backbone.bus.nats.write_probe import Storing
+from backbone.bus.subjects import require_token
+from schemas.errors import NexusError, Unavailable
+
+log = structlog.get_logger(__name__)
+
+
+class NatsBlobs(BlobReader):
+    """See backbone.bus.blobs.Blobs."""
+
+    def __init__(
+        self,
+        server: NatsAccess | str,
+        name: str,
+        *,
+        create: BucketConfig | None = None,
+        worker: str = "",
+        storing: Storing | None = None,
+    ) -> None:
+        """`create` makes the bucket, which is the gateways' part. `worker`: the worker's name, below which it writes. Give one of them."""
+        if (create is None) is not bool(worker):
+            raise ValueError("blobs are a gateway's, which makes the bucket, or a worker's, which has a name")
+        self._worker = require_token(worker) if worker else ""
+        self._wire = Wire(server, f"{name}-blobs", on_reconnect=self._reconnected, pulse=create is not None)
+        super().__init__(Questions(self._wire), may_ask_leader=create is not None)
+        if storing is not None:
+            self._questions.require_storing = storing.require
+        self._create = create
+        self._room = asyncio.Semaphore(MAX_UNDER_WAY)
+        self._making: asyncio.Task[None] | None = None
+        self._erasing: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Connect, and make the bucket. Raises Unavailable, also for a server older than 2.11."""
+        await self._wire.connect()
+        await self._questions.start()
+        if self._create is not None:
+            await ensure_bucket(self._wire.client, self._create)
+
+    async def close(self) -> None:
+        """Disconnect; whoever still reads or writes learns that."""
+        tasks = [*self._erasing, *([self._making] if self._making else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._wire.close()
+        self._questions.close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether NATS can be talked to now."""
+        return self._wire.connected
+
+    async def _reconnected(self) -> None:
+        self._questions.forget_lost()
+        if self._create is None:
+            return
+        if self._making is not None:
+            self._making.cancel()
+        self._making = asyncio.create_task(self._make_bucket(self._create))
+
+    async def _make_bucket(self, bucket: BucketConfig) -> None:
+        """After a reconnect: the server may have lost its memory."""
+        while True:
+            try:
+                await ensure_bucket(self._wire.client, bucket)
+            except Unavailable as error:
+                log.warning("store of blobs not ready after reconnect", error=str(error))
+                await asyncio.sleep(0.5)
+            else:
+                return
+
+    def writer(
+        self, *, ttl_s: float, content_type: str = "application/octet-stream", owner: str = ""
+    ) -> NatsBlobWriter:
+        """Begin a blob."""
+        may_purge = self._create is not None
+        return NatsBlobWriter(
+            self._questions, self._room, ttl_s, content_type, owner, writer=self._worker, may_purge=may_purge
+        )
+
+    async def info(self, name: str) -> BlobInfo | None:
+        """Read its meta."""
+        meta = await self.meta(name)
+        return meta.info if meta else None
+
+    def remove(self, name: str, *, if_opened: bool = False) -> None:
+        """Purge its subjects, the answers go nowhere; or erase them one by one."""
+        parsed = BlobName.parse(name)
+        if parsed is None:
+            return
+        if self._create is not None and not if_opened:
+            self._purge(parsed.path)
+            return
+        task = asyncio.create_task(self._remove_opened(name))
+        self._erasing.add(task)
+        task.add_done_callback(self._erasing.discard)
+
+    async def _remove_opened(self, name: str) -> None:
+        """The key opens its description, or nothing is removed."""
+        with contextlib.suppress(NexusError):
+            meta = await self.meta(name)
+            if meta is None or meta.seal is None:
+                return
+            if self._create is not None:
+                self._purge(meta.path)
+                return
+            for subject in erasures(meta.path, meta.chunks):
+                self._questions.ask(subject, b"", headers=ERASE).cancel()
+
+    def _purge(self, path: str) -> None:
+        for subject, filter_ in purges(path):
+            with contextlib.suppress(Unavailable):
+                self._wire.publish(subject, filter_, self._questions.void)

@@ -1,0 +1,230 @@
+"""Writing a blob to NATS."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import math
+import time
+from collections import deque
+from datetime import UTC, datetime
+
+import orjson
+
+from backbone.bus.blob_names import META, TAG_BYTES, BlobName, BlobSeal
+from backbone.bus.blobs import CHUNK, BlobInfo
+from backbone.bus.nats.request_inbox import Answer, Questions, Reply
+from backbone.bus.subjects import BLOBS, BLOBS_STREAM, blob_chunk, blob_chunks, blob_meta, blob_nuid
+from schemas.errors import Unavailable
+
+WINDOW = 4
+"""Unconfirmed chunks of one writer."""
+MAX_UNDER_WAY = 32
+"""Unconfirmed chunks of all writers of one connection."""
+ACK_S = 10.0
+"""NATS confirms a chunk within this, or the writer fails."""
+SETTLE_S = 2.0
+"""For what an abort waits for at each step; what it leaves, its lifetime ends."""
+MARGIN_S = 2
+"""Chunks outlive the blob by this, so that it never exists without them."""
+FULL = frozenset({10002, 10023, 10047, 10077})
+"""Codes of JetStream for: no room."""
+ERASE = b"NATS/1.0\r\nNats-TTL: 1s\r\n\r\n"
+"""With nothing behind it, in the place of a message, for a subject holds one: who may write it can empty it, without the right to purge."""
+PURGE = f"$JS.API.STREAM.PURGE.{BLOBS_STREAM}".encode()
+
+
+def purges(path: str) -> list[tuple[bytes, bytes]]:
+    """The calls, subject and body, that delete a blob."""
+    return [(PURGE, orjson.dumps({"filter": subject})) for subject in (blob_meta(path), blob_chunks(path))]
+
+
+def erasures(path: str, chunks: int) -> list[bytes]:
+    """The subjects of a blob and of its parts, description first."""
+    return [blob_meta(path).encode(), *(blob_chunk(path, number).encode() for number in range(chunks))]
+
+
+def sealed_info(seal: BlobSeal, info: BlobInfo, chunks: int) -> str:
+    """What the description says to those who have the key."""
+    about = {"size": info.size, "chunks": chunks, "content_type": info.content_type, "owner": info.owner}
+    return base64.b64encode(seal.seal(META, orjson.dumps(about))).decode()
+
+
+class NatsBlobWriter:
+    """See backbone.bus.blobs.BlobWriter."""
+
+    def __init__(
+        self,
+        questions: Questions,
+        room: asyncio.Semaphore,
+        ttl_s: float,
+        content_type: str,
+        owner: str,
+        *,
+        writer: str,
+        may_purge: bool,
+    ) -> None:
+        """`writer`: the worker that writes; empty: a gateway."""
+        name = BlobName.new(writer)
+        self.name = str(name)
+        self._path = name.path
+        self._seal = BlobSeal(name.key or b"")
+        self._questions = questions
+        self._room = room
+        self._ttl_s = max(1, math.ceil(ttl_s))
+        self._content_type = content_type
+        self._owner = owner
+        self._may_purge = may_purge
+        self._rest = bytearray()
+        self._unconfirmed: deque[Reply] = deque()
+        self._began = 0.0
+        self._size = self._count = self._last_seq = 0
+        self._error: Unavailable | None = None
+        self._info: BlobInfo | None = None
+        self._aborted = False
+
+    async def write(self, data: bytes) -> None:
+        """Send whole chunks, keep the rest."""
+        self._require_open()
+        view = memoryview(data)
+        while view:
+            if not self._rest and len(view) >= CHUNK:
+                chunk, view = view[:CHUNK], view[CHUNK:]
+                await self._send(chunk)
+                continue
+            room = CHUNK - len(self._rest)
+            self._rest += view[:room]
+            view = view[room:]
+            if len(self._rest) == CHUNK:
+                await self._send_rest()
+
+    async def close(self) -> BlobInfo:
+        """Send what is left; the meta goes last, once every chunk is confirmed."""
+        if self._info is not None:
+            return self._info
+        self._require_open()
+        if self._rest:
+            await self._send_rest()
+        while self._unconfirmed:
+            await self._confirm_one()
+        self._began = self._began or time.monotonic()
+        age = int(time.monotonic() - self._began)
+        if age >= self._ttl_s:
+            raise self._fail(f"writing took longer than the {self._ttl_s} s for which this was to be kept")
+        info = BlobInfo(name=self.name, size=self._size, content_type=self._content_type, owner=self._owner)
+        await self._publish(blob_meta(self._path).encode(), self._meta(info), self._ttl_s - age)
+        await self._confirm_one()
+        self._info = info
+        return info
+
+    async def abort(self) -> None:
+        """Delete, after what is under way has arrived: NATS may do the one before the other."""
+        self._rest = bytearray()
+        if self._aborted or not self._began or not self._questions.connected:
+            self._aborted = True
+            return
+        self._aborted = True
+        await _settle(list(self._unconfirmed))
+        with contextlib.suppress(Unavailable):
+            if self._may_purge:
+                await _settle([self._questions.ask(subject, body) for subject, body in purges(self._path)])
+            else:
+                subjects = erasures(self._path, self._count)
+                await _settle([self._questions.ask(subject, b"", headers=ERASE) for subject in subjects])
+
+    def _require_open(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._info is not None or self._aborted:
+            raise RuntimeError("this blob was closed or aborted")
+
+    def _fail(self, message: str) -> Unavailable:
+        self._error = Unavailable(message)
+        return self._error
+
+    async def _send_rest(self) -> None:
+        chunk, self._rest = memoryview(self._rest), bytearray()
+        await self._send(chunk)
+
+    async def _send(self, chunk: memoryview) -> None:
+        while len(self._unconfirmed) >= WINDOW:
+            await self._confirm_one()
+        self._began = self._began or time.monotonic()
+        number, sealed = self._count, self._seal.seal(self._count, chunk)
+        self._size += len(chunk)
+        self._count += 1
+        await self._publish(blob_chunk(self._path, number).encode(), sealed, self._ttl_s + MARGIN_S)
+
+    async def _publish(self, subject: bytes, payload: bytes | memoryview, ttl_s: int) -> None:
+        try:
+            self._questions.require_storing()
+        except Unavailable as error:
+            raise self._fail(str(error)) from error
+        try:
+            async with asyncio.timeout(ACK_S):
+                await self._room.acquire()
+        except TimeoutError:
+            raise self._fail("NATS does not store large payloads fast enough; try again shortly") from None
+        try:
+            reply = self._questions.ask(subject, payload, headers=b"NATS/1.0\r\nNats-TTL: %ds\r\n\r\n" % ttl_s)
+        except Unavailable as error:
+            self._room.release()
+            raise self._fail(str(error)) from error
+        reply.add_done_callback(lambda _: self._room.release())
+        self._unconfirmed.append(reply)
+
+    async def _confirm_one(self) -> None:
+        """Wait for the oldest confirmation. It is left under way when this is cancelled, for `abort` to wait for."""
+        reply = self._unconfirmed[0]
+        await asyncio.wait((reply,), timeout=ACK_S)
+        if not reply.done():
+            reply.cancel()
+            raise self._fail(f"NATS did not confirm a large payload within {ACK_S:g} s; try again shortly")
+        self._unconfirmed.popleft()
+        answers = reply.result()
+        if answers is None:
+            raise self._fail("the connection to NATS was lost while a large payload was stored; try again shortly")
+        seq = self._stored_as(answers[0])
+        if seq <= self._last_seq:
+            # What an old connection still held was read after what the new one brought.
+            raise self._fail("NATS stored the parts of a large payload out of order; try again shortly")
+        self._last_seq = seq
+
+    def _stored_as(self, answer: Answer) -> int:
+        if answer.status is not None:
+            raise self._fail("NATS has no store for large payloads yet: gateways make it when they start")
+        ack = orjson.loads(answer.data)
+        error = ack.get("error")
+        if error is None:
+            return int(ack["seq"])
+        text = error.get("description")
+        if error.get("err_code") in FULL:
+            raise self._fail(
+                f"the store for large payloads is full ({text}). It empties as results are fetched or their time ends: "
+                "try again later, or give it more room (MAX_BLOB_BYTES)"
+            )
+        raise self._fail(f"NATS does not store a large payload: {text}")
+
+    def _meta(self, info: BlobInfo) -> bytes:
+        """As the object store describes what it holds; what the blob is, is told to whoever has its key."""
+        return orjson.dumps(
+            {
+                "name": self._path.rpartition(".")[2],
+                "bucket": BLOBS,
+                "nuid": blob_nuid(self._path),
+                "size": info.size + TAG_BYTES * self._count,
+                "chunks": self._count,
+                "mtime": datetime.now(UTC).isoformat(),
+                "options": {"max_chunk_size": CHUNK + TAG_BYTES},
+                "metadata": {"sealed": sealed_info(self._seal, info, self._count)},
+            }
+        )
+
+
+async def _settle(replies: list[Reply]) -> None:
+    """Wait until they are answered, for a while, and forget those that are not."""
+    if replies:
+        await asyncio.wait(replies, timeout=SETTLE_S)
+        for reply in replies:
+            reply.cancel()

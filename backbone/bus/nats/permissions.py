@@ -1,0 +1,202 @@
+"""What each role may do in NATS: the subjects it publishes to and subscribes to, and nothing beside them.
+
+Written down from what the code does; `tests/deploy/test_permissions.py` holds the two against each other. A wildcard of NATS
+stands for whole tokens: a worker's consumers, which are named `<capability>_<lane>_<model>`, are listed one by one.
+
+JetStream and the gateways live in the account NEXUS. JetStream sends its answers wherever a request wants them, with the
+server's rights: subject permissions alone do not contain a client that may call it. So each worker's user, and the monitor,
+has an account of its own, which imports the subjects of its role, and nothing else crosses. nats-server maps the address of an
+answer into NEXUS and back: whatever address a worker names, its answer ends in the worker's own account.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from backbone.bus.bus import Queue
+from backbone.bus.nats.auth import INBOX
+from backbone.bus.nats.broadcast import NOTICE
+from backbone.bus.subjects import (
+    ASK,
+    BACKLOGS,
+    BELL,
+    BLOBS,
+    BLOBS_STREAM,
+    CLAIMS,
+    CONTROL,
+    DEAD,
+    DONE,
+    ENDED,
+    EVENTS,
+    JOBS,
+    JOBS_STREAM,
+    QUEUE_FREED,
+    REPLY,
+    SEAL_SECRET,
+    STREAMS,
+    TOLD,
+    consumer_name,
+    dead_subject,
+    encode_model,
+)
+from schemas.jobs import LANES, Capability
+
+ANSWERS = "_R_"
+"""Before the subjects under which nats-server hides an address in another account."""
+BLOBS_BY_GATEWAYS = (f"$O.{BLOBS}.C.*.*", f"$O.{BLOBS}.M.*")
+OF_A_STREAM = ("CREATE", "UPDATE", "INFO", "PURGE", "MSG.GET", "MSG.DELETE")
+OF_A_CONSUMER = ("CONSUMER.DURABLE.CREATE", "CONSUMER.INFO", "CONSUMER.MSG.NEXT")
+
+
+PULL = f"$JS.API.CONSUMER.MSG.NEXT.{JOBS_STREAM}."
+"""Before the consumer, in a request for jobs: it alone is answered by more than one message."""
+ANSWER_S = 15
+"""How long nats-server keeps the way back for an answer after the request, or after the last message of the answer.
+
+Longer than a worker's longest pull (`workers.flow.LINGER_S`; 10 s in earlier versions), or jobs would be lost on their way until
+`ack_wait`, and than a slow disk takes to confirm. Not much longer: each pull leaves a way back of 0.7 KB behind.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """Subjects, wildcards included. What is not here is refused."""
+
+    publish: tuple[str, ...]
+    subscribe: tuple[str, ...]
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """What an account of this role imports as services: its messages go to NEXUS, the answers come back."""
+        return self.publish
+
+    @property
+    def streams(self) -> tuple[str, ...]:
+        """What it imports as streams: messages of NEXUS that it hears. Inboxes are within its own account."""
+        return tuple(subject for subject in self.subscribe if not subject.startswith(f"{INBOX}."))
+
+
+@dataclass(frozen=True, slots=True)
+class Exports:
+    """What the account NEXUS lets other accounts import. Which one imports what is the operator's configuration."""
+
+    services: tuple[str, ...]
+    streams: tuple[str, ...]
+
+
+def queues_of(models: Iterable[str], capabilities: Iterable[Capability]) -> list[Queue]:
+    """Every lane of these models and capabilities."""
+    wanted = list(capabilities)
+    return [Queue(capability, lane, model) for model in models for capability in wanted for lane in LANES]
+
+
+def blobs_by(worker: str) -> tuple[str, ...]:
+    """What the worker of this name (`*`: any) writes: chunks, and descriptions."""
+    return (f"$O.{BLOBS}.C.{worker}.*.*", f"$O.{BLOBS}.M.{worker}.*")
+
+
+def worker_account(user: str) -> str:
+    """Return the name of the account of a worker's user."""
+    return f"WORKER-{user}"
+
+
+def exports() -> Exports:
+    """Return what the accounts of all workers and of the monitor may import: the subjects of these roles."""
+    worker = worker_rights(INBOX, workers=("*",), queues=None)
+    monitor = monitor_rights(INBOX)
+    return Exports(_each((*worker.services, *monitor.services)), _each((*worker.streams, *monitor.streams)))
+
+
+def worker_rights(inbox: str, *, workers: Iterable[str], queues: Iterable[Queue] | None) -> Rights:
+    """Of the processes called `workers` (`*`: by whatever name), which serve these queues. None: all queues."""
+    names = tuple(workers)
+    if queues is None:
+        taking: tuple[str, ...] = (f"$JS.API.CONSUMER.MSG.NEXT.{JOBS_STREAM}.*", f"$JS.ACK.{JOBS_STREAM}.>")
+        letters: tuple[str, ...] = (f"{DEAD}.*.*",)
+        bells: tuple[str, ...] = (f"{BELL}.*.*.*",)
+    else:
+        # What a worker does with its models (pull, load, unload) comes on a queue of its own.
+        own = queues_of((f"worker:{name}" for name in names if name != "*"), (Capability.MODELS,))
+        given = [*queues, *own]
+        consumers = [consumer_name(*queue) for queue in given]
+        taking = (
+            *(f"$JS.API.CONSUMER.MSG.NEXT.{JOBS_STREAM}.{consumer}" for consumer in consumers),
+            *(f"$JS.ACK.{JOBS_STREAM}.{consumer}.>" for consumer in consumers),
+        )
+        letters = _each(dead_subject(queue.capability, queue.model) for queue in given)
+        bells = _each(f"{BELL}.{queue.capability}.*.{encode_model(queue.model)}" for queue in given)
+    own_blobs = _each(subject for name in names for subject in blobs_by(name))
+    return Rights(
+        publish=(
+            *taking,
+            f"{REPLY}.*.*",
+            f"{ASK}.*",
+            f"{EVENTS}.*",
+            f"{DONE}.*",
+            *letters,
+            *own_blobs,
+            *(f"$JS.API.DIRECT.GET.{BLOBS_STREAM}.{subject}" for subject in (*BLOBS_BY_GATEWAYS, *own_blobs)),
+        ),
+        subscribe=(f"{inbox}.>", *(f"{CONTROL}.{name}" for name in names), *bells),
+    )
+
+
+def gateway_rights(inbox: str) -> Rights:
+    """It owns the streams and their consumers. It deletes no stream."""
+    streams = (f"$JS.API.STREAM.{verb}.{stream}" for stream in STREAMS for verb in OF_A_STREAM)
+    reads = (f"$JS.API.DIRECT.GET.{stream}{rest}" for stream in STREAMS for rest in ("", ".>"))
+    consumers = (f"$JS.API.{verb}.{stream}.*" for stream in STREAMS for verb in OF_A_CONSUMER)
+    return Rights(
+        publish=(
+            f"{JOBS}.*.*.*",
+            f"{EVENTS}.*",
+            f"{DONE}.*",
+            f"{DEAD}.*.*",
+            f"{CONTROL}.*",
+            f"{NOTICE}.*",
+            *(f"nexus.{name}.*" for name in BACKLOGS),
+            f"$KV.{CLAIMS}.*",
+            SEAL_SECRET,
+            *BLOBS_BY_GATEWAYS,
+            f"{INBOX}.>",  # answers to workers in this account
+            f"{ANSWERS}.>",  # and to those in accounts of their own
+            f"{BELL}.*.*.*",  # a job comes again
+            *streams,
+            *reads,
+            *consumers,
+            *(f"$JS.API.CONSUMER.{verb}.{JOBS_STREAM}" for verb in ("NAMES", "LIST")),
+            f"$JS.API.CONSUMER.DELETE.{JOBS_STREAM}.*",
+            *(f"$JS.ACK.{stream}.>" for stream in STREAMS),
+        ),
+        subscribe=(
+            f"{inbox}.>",
+            f"{REPLY}.*.*",
+            f"{ASK}.*",
+            f"{TOLD}.*",
+            f"{ENDED}.*",
+            f"{NOTICE}.*",
+            f"{QUEUE_FREED}.*",
+        ),
+    )
+
+
+def monitor_rights(inbox: str) -> Rights:
+    """It sees how full streams are and how far consumers have come, and no message."""
+    return Rights(
+        publish=(
+            "$JS.API.INFO",
+            "$JS.API.STREAM.NAMES",
+            "$JS.API.STREAM.LIST",
+            "$JS.API.STREAM.INFO.*",
+            "$JS.API.CONSUMER.NAMES.*",
+            "$JS.API.CONSUMER.LIST.*",
+            "$JS.API.CONSUMER.INFO.*.*",
+        ),
+        subscribe=(f"{inbox}.>",),
+    )
+
+
+def _each(subjects: Iterable[str]) -> tuple[str, ...]:
+    """Each once, in order."""
+    return tuple(dict.fromkeys(subjects))

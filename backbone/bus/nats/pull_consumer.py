@@ -1,0 +1,245 @@
+"""Taking messages from a consumer that all gateways share: raw pulls on an inbox of our own, one open at a time.
+
+A pulled message does not say which pull brought it, and a pull that nobody reads any more swallows messages until their
+time is up: so there is never more than one, for the places that are free, and whatever comes too many goes back at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+import structlog
+
+from backbone.bus.job_log import Item
+from backbone.bus.nats.connection import Wire
+from backbone.bus.nats.headers import Status, parse_ack_subject, parse_status
+from backbone.bus.nats.request_inbox import Questions
+from backbone.bus.nats.requests import ask
+from schemas.errors import Unavailable
+
+log = structlog.get_logger(__name__)
+
+NANO = 1_000_000_000
+PULL_S = 20.0
+LOST_PULL_S = 3.0
+"""A pull this long past its expiry without a word was lost with its server."""
+PAUSE_S = 0.5
+"""Before the next try, where a pull ended at once or the consumer could not be made."""
+TICK_S = 1.0
+IDLE_HEARTBEAT = 100
+EXPIRED = 408
+
+
+class NatsItem:
+    """See backbone.bus.job_log.Item."""
+
+    __slots__ = ("_ack_subject", "_taker", "data", "delivery", "id", "stored_at", "until")
+
+    def __init__(self, taker: Taker, item_id: str, data: bytes, ack_subject: bytes) -> None:
+        self._taker = taker
+        self._ack_subject = ack_subject
+        self.id = item_id
+        self.data = data
+        ack = parse_ack_subject(ack_subject)
+        self.delivery = ack.delivery
+        self.stored_at = ack.stored_ns // NANO
+        self.until = time.monotonic() + taker.hold_s
+
+    @property
+    def _held(self) -> bool:
+        return time.monotonic() < self.until
+
+    async def done(self) -> None:
+        """An acknowledgement that NATS acknowledges. It counts also when the time is up: what is done is done."""
+        await self._taker.confirm(self._ack_subject)
+        self._taker.let_go(self)
+
+    def again(self, delay_s: float) -> None:
+        """A negative acknowledgement; when the time is up it is somebody else's already."""
+        if self._held:
+            word = b'-NAK {"delay":%d}' % int(delay_s * NANO) if delay_s > 0 else b"-NAK"
+            self._taker.publish(self._ack_subject, word)
+        self.until = 0.0
+        self._taker.let_go(self)
+
+    def hold(self) -> None:
+        """`in_progress`."""
+        if self._held:
+            self.until = time.monotonic() + self._taker.hold_s
+            self._taker.publish(self._ack_subject, b"+WPI")
+
+
+class Taker:
+    """One taker of one consumer."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        questions: Questions,
+        *,
+        stream: str,
+        consumer: str,
+        make: Callable[[float], Awaitable[None]],
+        at_once: int,
+        hold_s: float,
+    ) -> None:
+        """`make(hold_s)` makes the consumer, and what it needs."""
+        self._wire = wire
+        self._questions = questions
+        self._api = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}".encode()
+        self._name = f"{stream}/{consumer}"
+        self._make = make
+        self._at_once = at_once
+        self.hold_s = hold_s
+        self._inbox = ""
+        self._sid: int | None = None
+        self._made = False
+        self._reopen = True
+        self._ready: deque[NatsItem] = deque()
+        self._unsettled: set[NatsItem] = set()
+        self._outstanding = 0
+        """What the open pull may still bring."""
+        self._pull = 0
+        self._pulled_at = 0.0
+        self._not_before = 0.0
+        self._closed = self._shut = False
+        self._wake = asyncio.Event()
+
+    async def items(self) -> AsyncGenerator[Item, None]:
+        """See backbone.bus.job_log.Backlog.take."""
+        try:
+            while True:
+                if self._closed:
+                    raise Unavailable("the connection to NATS is closed")
+                self._wake.clear()
+                item = self._first_ready()
+                if item is not None:
+                    yield item
+                    continue
+                await self._see_to_pull()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(TICK_S):
+                        await self._wake.wait()
+        finally:
+            await self._end()
+
+    def _first_ready(self) -> NatsItem | None:
+        """What waited here for too long is somebody else's."""
+        while self._ready:
+            item = self._ready.popleft()
+            if time.monotonic() < item.until:
+                return item
+            self._unsettled.discard(item)
+        return None
+
+    async def _see_to_pull(self) -> None:
+        """Have a pull open, where there is room for what it brings."""
+        now = time.monotonic()
+        if self._outstanding and now > self._pulled_at + PULL_S + LOST_PULL_S:
+            self._outstanding = 0
+        if not self._wire.connected or now < self._not_before or (self._outstanding and not self._reopen):
+            return
+        if self._reopen:
+            await self._open_inbox()
+        if not self._made:
+            try:
+                await self._make(self.hold_s)
+            except Unavailable as error:
+                log.warning("nothing can be taken yet", consumer=self._name, error=str(error))
+                self._not_before = time.monotonic() + PAUSE_S
+                return
+            self._made = True
+        free = self._at_once - self._count_unsettled()
+        if free > 0:
+            self._send_pull(free)
+
+    async def _open_inbox(self) -> None:
+        """A new one after each reconnect, which keeps away what a cluster still holds for the old one."""
+        self._reopen, self._outstanding = False, 0
+        if self._sid is not None:
+            self._wire.drop(self._sid)
+        self._inbox = self._wire.new_inbox()
+        self._sid = await self._wire.subscribe(f"{self._inbox}.*", self._on_message)
+
+    def _send_pull(self, count: int) -> None:
+        self._pull += 1
+        self._outstanding, self._pulled_at = count, time.monotonic()
+        request = b'{"batch":%d,"expires":%d}' % (count, int(PULL_S * NANO))
+        try:
+            self._wire.publish(self._api, request, f"{self._inbox}.{self._pull}".encode())
+        except Unavailable:
+            self._outstanding, self._not_before = 0, self._pulled_at + PAUSE_S
+
+    def _count_unsettled(self) -> int:
+        now = time.monotonic()
+        for item in [one for one in self._unsettled if one.until <= now]:
+            self._unsettled.discard(item)
+        return len(self._unsettled)
+
+    def _on_message(self, subject: bytes, ack_subject: bytes, headers: bytes, data: bytes) -> None:
+        if not ack_subject.startswith(b"$JS.ACK."):
+            status = parse_status(headers)
+            number = int(subject[len(self._inbox) + 1 :])
+            if status is not None and status.code != IDLE_HEARTBEAT and number == self._pull:
+                self._on_end(status)
+            return
+        if self._outstanding:
+            self._outstanding -= 1
+        if self._shut or self._count_unsettled() >= self._at_once:
+            self.publish(ack_subject, b"-NAK")
+            return
+        item_id = subject.rpartition(b".")[2].decode()
+        item = NatsItem(self, item_id, data, ack_subject)
+        self._unsettled.add(item)
+        self._ready.append(item)
+        self._wake.set()
+
+    def _on_end(self, status: Status) -> None:
+        """The pull is over. Unless it has just expired, the consumer may be gone."""
+        now = time.monotonic()
+        self._outstanding = 0
+        if status.code != EXPIRED:
+            self._made = False
+        if status.code != EXPIRED or now < self._pulled_at + PAUSE_S:
+            self._not_before = now + PAUSE_S
+            asyncio.get_running_loop().call_later(PAUSE_S, self._wake.set)
+        self._wake.set()
+
+    def let_go(self, item: NatsItem) -> None:
+        """It is settled: there is room for another one."""
+        self._unsettled.discard(item)
+        self._wake.set()
+
+    def publish(self, ack_subject: bytes, word: bytes) -> None:
+        """Say something about an item; best effort."""
+        with contextlib.suppress(Unavailable):
+            self._wire.publish(ack_subject, word)
+
+    async def confirm(self, ack_subject: bytes) -> None:
+        """Acknowledge until NATS has heard it. Raises Unavailable, soon where a crash made NATS forget the delivery: it
+        does not answer then, and the item comes again.
+        """
+        await ask(self._questions, ack_subject, b"+ACK", tries=1)
+
+    def resume(self) -> None:
+        """After a reconnect: the pull died with the connection, and perhaps the consumer with the server."""
+        self._reopen, self._made = True, False
+        self._wake.set()
+
+    def close(self) -> None:
+        """The taker gets Unavailable."""
+        self._closed = True
+        self._wake.set()
+
+    async def _end(self) -> None:
+        """Give back what was not given out, and what is still on its way."""
+        self._shut = True
+        while self._ready:
+            self._ready.popleft().again(0)
+        if self._sid is not None:
+            sid, self._sid = self._sid, None
+            await self._wire.unsubscribe(sid)

@@ -1,0 +1,118 @@
+"""Questions to NATS over one inbox: no subscription and no task for each, as nats-py's `request` needs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from backbone.bus.nats.connection import Wire
+from backbone.bus.nats.headers import Status, parse_status
+from backbone.bus.outage import nats_away
+
+
+class Answer(NamedTuple):
+    """One message of an answer, as it came."""
+
+    headers: bytes
+    data: bytes
+
+    @property
+    def status(self) -> Status | None:
+        """The status, where that is all the message is."""
+        return parse_status(self.headers) if self.headers and not self.data else None
+
+    def header(self, name: bytes) -> bytes | None:
+        """A header's value."""
+        _, found, rest = self.headers.partition(b"\r\n" + name + b": ")
+        return rest.partition(b"\r\n")[0] if found else None
+
+
+Reply = asyncio.Future[list[Answer] | None]
+"""The messages of an answer, in order; None: the connection was lost before it was whole. Cancel it to forget it."""
+
+
+@dataclass(slots=True)
+class _Open:
+    """A question without its answer."""
+
+    reply: Reply
+    many: bool
+    connection: int
+    """Which one of the reconnected connections it went out on."""
+    answers: list[Answer] = field(default_factory=list)
+
+
+class Questions:
+    """What was asked on one connection, and is not answered yet."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+        self._open: dict[bytes, _Open] = {}
+        self._prefix = f"{wire.new_inbox()}."
+        self._skip = len(self._prefix)
+        self._next = 0
+        self.closed = False
+        self.require_storing: Callable[[], None] = lambda: None
+        """Raises Unavailable where NATS is known to store nothing; see `backbone.bus.nats.write_probe`."""
+        wire.on_lost.append(self._forget_all)
+        self.void = f"{self._prefix}void".encode()
+        """Where an answer goes that nobody waits for."""
+
+    async def start(self) -> None:
+        """Listen; once, after the first connection."""
+        await self._wire.subscribe(f"{self._prefix}*", self._on_answer)
+
+    def ask(self, subject: bytes, payload: bytes | memoryview, *, headers: bytes = b"", many: bool = False) -> Reply:
+        """Ask; with `many` the answer goes on until a message that is a status. Raises Unavailable when not connected, and BadSubject."""
+        if not self.connected:
+            raise nats_away()
+        self._next += 1
+        token = b"%d" % self._next
+        address = self._prefix.encode() + token
+        self._wire.publish(subject, payload, address, headers)
+        reply: Reply = asyncio.get_running_loop().create_future()
+        self._open[token] = _Open(reply, many, self._connection)
+        reply.add_done_callback(lambda _: self._open.pop(token, None))
+        return reply
+
+    @property
+    def connected(self) -> bool:
+        """Whether anything can be asked now."""
+        return self._wire.connected
+
+    @property
+    def _connection(self) -> int:
+        return self._wire.client.stats["reconnects"]
+
+    def _on_answer(self, subject: bytes, _reply: bytes, headers: bytes, data: bytes) -> None:
+        one = self._open.get(subject[self._skip :])
+        if one is None or one.reply.done():
+            return
+        answer = Answer(headers, data)
+        one.answers.append(answer)
+        if not one.many or answer.status is not None:
+            one.reply.set_result(one.answers)
+
+    @property
+    def away(self) -> bool:
+        """Whether NATS is known to be away, so that to ask again is of no use for now."""
+        return self._wire.away
+
+    def _forget_all(self) -> None:
+        """The connection is lost: what was asked on it is never answered."""
+        for one in list(self._open.values()):
+            if not one.reply.done():
+                one.reply.set_result(None)
+
+    def forget_lost(self) -> None:
+        """After a reconnect: what was asked before it is never answered."""
+        for one in list(self._open.values()):
+            if not one.reply.done() and (self.closed or one.connection != self._connection):
+                one.reply.set_result(None)
+
+    def close(self) -> None:
+        """Nothing will be answered any more."""
+        self.closed = True
+        self.forget_lost()

@@ -1,0 +1,87 @@
+"""Answering what workers ask, in turn with the other gateways."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from backbone.bus.nats.connection import Wire
+from backbone.bus.subjects import ASK, GATEWAYS, is_address
+from schemas.durable import Answer, Ask
+from schemas.errors import Unavailable
+
+log = structlog.get_logger(__name__)
+
+AT_ONCE = 256
+LAST_ANSWERS_S = 1.0
+"""For the answers that are under way when a gateway ends."""
+MAX_WAITING = 10_000
+"""Beyond this, questions are dropped: workers repeat them."""
+
+Referee = Callable[[Ask], Awaitable[Answer | None]]
+
+
+class Answers:
+    """The questions of workers that this gateway got."""
+
+    def __init__(self, wire: Wire, referee: Referee) -> None:
+        self._wire = wire
+        self._referee = referee
+        self._running: set[asyncio.Task[None]] = set()
+        self._waiting: deque[tuple[Ask, bytes]] = deque(maxlen=MAX_WAITING)
+        self._sid: int | None = None
+
+    async def start(self) -> None:
+        """Share in answering from now on, or from the next connection on. Raises Unavailable after `Wire.close`."""
+        self._sid = await self._wire.subscribe(f"{ASK}.*", self._on_ask, group=GATEWAYS)
+        with contextlib.suppress(Unavailable):
+            await self._wire.ping()
+
+    async def close(self) -> None:
+        """Take no more, and answer those who have asked: a worker that is not answered asks again, but only after seconds."""
+        if self._sid is not None:
+            sid, self._sid = self._sid, None
+            await self._wire.unsubscribe(sid)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_ANSWERS_S):
+                while self._running:
+                    await asyncio.wait(self._running)
+        self._waiting.clear()
+        running = list(self._running)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    def _on_ask(self, _subject: bytes, reply: bytes, _headers: bytes, data: bytes) -> None:
+        try:
+            ask = Ask.model_validate_json(data)
+        except ValueError as error:
+            self._wire.refusals.add("question", error=str(error))
+            return
+        if reply and not is_address(reply):
+            self._wire.refusals.add("address", address=repr(reply[:100]), worker=ask.worker)
+            return
+        self._waiting.append((ask, reply))
+        self._begin()
+
+    def _begin(self) -> None:
+        while self._waiting and len(self._running) < AT_ONCE:
+            task = asyncio.create_task(self._answer(*self._waiting.popleft()))
+            self._running.add(task)
+            task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the referee failed", exc_info=error)
+        self._begin()
+
+    async def _answer(self, ask: Ask, reply: bytes) -> None:
+        answer = await self._referee(ask)
+        if answer is not None and reply:
+            with contextlib.suppress(Unavailable):
+                self._wire.publish(reply, answer.model_dump_json(exclude_defaults=True).encode())

@@ -1,0 +1,154 @@
+"""The streams and consumers of durable jobs, and making them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nats.aio.client import Client
+
+from backbone.bus.job_log import Retention
+from backbone.bus.nats.jetstream import NANO, ApiError, ensure, request
+from backbone.bus.subjects import (
+    CLAIMS,
+    CLAIMS_STREAM,
+    DEAD,
+    DEAD_STREAM,
+    DONE,
+    DONE_STREAM,
+    ENDED,
+    EVENTS,
+    EVENTS_STREAM,
+    SEALS,
+    SEALS_STREAM,
+    TOLD,
+    backlog_stream,
+)
+from schemas.errors import Unavailable
+
+WINDOW_S = 120
+"""Within this, a message id is stored once."""
+EVENTS_WINDOW_S = 1
+"""Events carry no message id: whoever reads them drops copies."""
+MAX_ITEMS = 1_000_000
+MAX_ACK_PENDING = 100_000
+DURABLES_NEED = "2.10"
+
+Config = dict[str, Any]
+
+
+def _stream(name: str, subjects: str, kept: Retention, max_age_s: float, window_s: float = WINDOW_S) -> Config:
+    window = min(window_s, max_age_s) if max_age_s else window_s
+    return {
+        "name": name,
+        "subjects": [subjects],
+        "retention": "limits",
+        "storage": "file",
+        "discard": "old",
+        "max_age": int(max_age_s * NANO),
+        "max_bytes": -1,
+        "max_msgs": -1,
+        "max_msgs_per_subject": -1,
+        "max_msg_size": -1,
+        "max_consumers": -1,
+        "num_replicas": kept.replicas,
+        "duplicate_window": int(window * NANO),
+        "allow_direct": True,
+    }
+
+
+def events_stream(kept: Retention) -> Config:
+    """The oldest events make room for new ones; each is repeated, whole, to whoever follows its job."""
+    return _stream(EVENTS_STREAM, f"{EVENTS}.>", kept, kept.events_s, EVENTS_WINDOW_S) | {
+        "description": "Nexus: events of durable jobs",
+        "max_bytes": kept.max_event_bytes,
+        "republish": {"src": f"{EVENTS}.>", "dest": f"{TOLD}.>"},
+    }
+
+
+def words_stream(kept: Retention) -> Config:
+    """One message per subject, the first. It takes nothing when it is full: `backbone.bus.nats.outcomes` sees to it."""
+    return _stream(DONE_STREAM, f"{DONE}.>", kept, kept.jobs_s) | {
+        "description": "Nexus: how durable jobs ended",
+        "discard": "new",
+        "discard_new_per_subject": True,
+        "max_msgs_per_subject": 1,
+        "max_bytes": kept.max_word_bytes,
+        "republish": {"src": f"{DONE}.>", "dest": f"{ENDED}.>", "headers_only": True},
+    }
+
+
+def dead_stream(kept: Retention) -> Config:
+    """Dead letters; the oldest make room."""
+    return _stream(DEAD_STREAM, f"{DEAD}.>", kept, kept.dead_s) | {
+        "description": "Nexus: jobs that failed for good, to be looked at",
+        "max_bytes": kept.max_dead_bytes,
+    }
+
+
+def claims_stream(kept: Retention) -> Config:
+    """A key-value bucket, as NATS's own clients make it."""
+    return _stream(CLAIMS_STREAM, f"$KV.{CLAIMS}.>", kept, kept.claims_s) | {
+        "description": "Nexus: which job an idempotency key belongs to",
+        "discard": "new",
+        "max_msgs_per_subject": 1,
+        "allow_rollup_hdrs": True,
+        "deny_delete": True,
+    }
+
+
+def seals_stream(kept: Retention) -> Config:
+    """A key-value bucket with the secret under which gateways seal: as old as what it seals, so that it does not grow too old."""
+    return _stream(SEALS_STREAM, f"$KV.{SEALS}.>", kept, 0) | {
+        "description": "Nexus: the secret by which gateways know their own",
+        "discard": "new",
+        "max_msgs_per_subject": 1,
+        "allow_rollup_hdrs": True,
+        "deny_delete": True,
+    }
+
+
+def backlog_config(name: str, kept: Retention) -> Config:
+    """A work queue of the gateways' own."""
+    return _stream(backlog_stream(name), f"nexus.{name}.*", kept, 0) | {
+        "description": f"Nexus: work of the gateways: {name}",
+        "retention": "workqueue",
+        "discard": "new",
+        "max_msgs": MAX_ITEMS,
+    }
+
+
+async def ensure_durables(client: Client, kept: Retention) -> str:
+    """Make everything but the backlogs; when the stream of events was made first, by NATS's clock. Raises Unavailable."""
+    told = await ensure(client, events_stream(kept), ("republish", "allow_direct"), DURABLES_NEED)
+    needed = ("republish", "discard_new_per_subject", "max_msgs_per_subject", "allow_direct")
+    await ensure(client, words_stream(kept), needed, DURABLES_NEED)
+    await ensure(client, dead_stream(kept), ("allow_direct",), DURABLES_NEED)
+    await ensure(client, claims_stream(kept), ("allow_direct", "max_msgs_per_subject"), DURABLES_NEED)
+    await ensure(client, seals_stream(kept), ("allow_direct", "max_msgs_per_subject"), DURABLES_NEED)
+    return str(told["created"])
+
+
+async def ensure_taker(client: Client, stream: str, consumer: str, hold_s: float) -> None:
+    """Make the consumer that all gateways take from, or bring it to this `hold_s`. Raises Unavailable.
+
+    It has as many replicas as its stream, without saying so: a backup of three is restored into one.
+    """
+    config = {
+        "durable_name": consumer,
+        "ack_policy": "explicit",
+        "ack_wait": int(hold_s * NANO),
+        "max_deliver": -1,
+        "max_ack_pending": MAX_ACK_PENDING,
+        "deliver_policy": "all",
+        "replay_policy": "instant",
+        "num_replicas": 0,
+    }
+    try:
+        await request(client, f"CONSUMER.DURABLE.CREATE.{stream}.{consumer}", {"stream_name": stream, "config": config})
+    except ApiError as error:
+        raise Unavailable(f"NATS refuses the consumer {consumer} of {stream}: {error}") from error
+
+
+async def ensure_backlog(client: Client, name: str, kept: Retention) -> None:
+    """Make a backlog's stream. Raises Unavailable."""
+    await ensure(client, backlog_config(name, kept), (), DURABLES_NEED)

@@ -1,0 +1,59 @@
+"""A backlog of the gateways' own work on NATS: a work queue with one consumer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+
+from nats.aio.client import Client
+
+from backbone.bus.job_log import Item, Retention
+from backbone.bus.nats.request_inbox import Questions
+from backbone.bus.nats.requests import Refused, message_id, put
+from backbone.bus.nats.stream_configs import ensure_backlog, ensure_taker
+from backbone.bus.subjects import GATEWAYS, backlog_stream, item_subject
+from schemas.errors import Unavailable
+
+Make = Callable[[float], Awaitable[None]]
+Take = Callable[[str, str, Make, int, float], AsyncGenerator[Item, None]]
+"""(stream, consumer, what makes it, at_once, hold_s)"""
+
+
+class NatsBacklog:
+    """See backbone.bus.job_log.Backlog. Its stream is made when it is first used, and after each reconnect."""
+
+    def __init__(self, name: str, client: Client, questions: Questions, kept: Retention, take: Take) -> None:
+        """`take` takes from a consumer. Raises ValueError for a name that cannot be one."""
+        self.name = name
+        self._stream = backlog_stream(name)
+        self._client = client
+        self._questions = questions
+        self._kept = kept
+        self._take = take
+        self._made = False
+
+    async def make(self) -> None:
+        """Make the stream. Raises Unavailable."""
+        await ensure_backlog(self._client, self.name, self._kept)
+        self._made = True
+
+    async def put(self, item_id: str, data: bytes) -> None:
+        """Publish; its id is the message id."""
+        subject = item_subject(self.name, item_id).encode()
+        if not self._made:
+            await self.make()
+        try:
+            await put(self._questions, subject, data, message_id(item_id), max_payload=self._client.max_payload)
+        except Refused as refusal:
+            raise Unavailable(f"the backlog {self.name} does not take more work: {refusal}") from refusal
+
+    async def take(self, *, at_once: int, hold_s: float) -> AsyncGenerator[Item, None]:
+        """One consumer for all gateways."""
+        items = self._take(self._stream, GATEWAYS, self._make_taker, at_once, hold_s)
+        async with contextlib.aclosing(items):
+            async for item in items:
+                yield item
+
+    async def _make_taker(self, hold_s: float) -> None:
+        await self.make()
+        await ensure_taker(self._client, self._stream, GATEWAYS, hold_s)

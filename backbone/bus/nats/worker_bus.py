@@ -1,0 +1,304 @@
+"""The worker's side of the bus on NATS JetStream.
+
+Raw pulls on an inbox of our own: nats-py's `fetch` leaves a live pull behind when it is cancelled, and the next job
+goes there to die until `ack_wait`. Here every job that arrives reaches `on_job`, and counts are kept per queue:
+NATS says with which subject a job came, but not on which pull.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+
+import structlog
+
+from backbone.bus.bus import FRESH_S, Delivery, Queue
+from backbone.bus.nats.auth import NatsAccess
+from backbone.bus.nats.connection import Wire
+from backbone.bus.nats.headers import parse_ack_subject, parse_status
+from backbone.bus.nats.store_clock import StoreClock
+from backbone.bus.nats.wakeups import Bells
+from backbone.bus.subjects import CONTROL, JOBS_STREAM, consumer_name, job_subject
+from schemas.errors import Unavailable
+
+log = structlog.get_logger(__name__)
+
+NANO = 1_000_000_000
+LEAVING_LOOK_S = 0.1
+LOST_PULL_S = 3.0
+"""A pull this long past its expiry without a word was lost with its server."""
+
+
+class NatsDelivery:
+    """See backbone.bus.bus.Delivery."""
+
+    __slots__ = ("_ack_subject", "_bus", "_until", "age_s", "delivery", "fresh", "message", "pending", "queue")
+
+    def __init__(self, bus: NatsWorkerBus, queue: Queue, message: bytes, ack_subject: bytes) -> None:
+        self._bus = bus
+        self._ack_subject = ack_subject
+        self.queue = queue
+        self.message = message
+        self.delivery, _, stored_ns, self.pending = parse_ack_subject(ack_subject)
+        now = bus.now()
+        self.age_s = bus.store_clock.age_s(stored_ns, now)
+        self.fresh = self.age_s <= FRESH_S and self.delivery == 1
+        self._until = now + bus.ack_wait_s
+
+    @property
+    def owned(self) -> bool:
+        """By our own monotonic clock, which runs on while the process is frozen."""
+        return self._bus.now() < self._until
+
+    def _settle(self, word: bytes) -> None:
+        # After `ack_wait` the message is somebody else's, and the word would hit that run.
+        if self.owned:
+            self._bus.settle(self._ack_subject, word)
+        self._until = 0.0
+
+    def ack(self) -> None:
+        """Not awaited: if it is lost, the job is delivered again and the gateway answers GONE."""
+        self._settle(b"+ACK")
+
+    def give_back(self, delay_s: float = 0.0) -> None:
+        """A negative acknowledgement."""
+        self._settle(b'-NAK {"delay":%d}' % int(delay_s * NANO) if delay_s else b"-NAK")
+
+    def extend(self) -> None:
+        """`in_progress`."""
+        if self.owned:
+            self._until = self._bus.now() + self._bus.ack_wait_s
+            self._bus.settle(self._ack_subject, b"+WPI")
+
+
+class _Line:
+    """One queue that this worker pulls from."""
+
+    __slots__ = ("api", "batch", "expires_at", "index", "on_end", "outstanding", "queue")
+
+    def __init__(self, queue: Queue, index: int) -> None:
+        self.queue = queue
+        self.index = index
+        self.api = f"$JS.API.CONSUMER.MSG.NEXT.{JOBS_STREAM}.{consumer_name(*queue)}".encode()
+        self.outstanding = 0
+        self.expires_at = 0.0
+        self.on_end: Callable[[Queue, int], None] | None = None
+
+    def end(self, unused: int) -> None:
+        """`unused` jobs of the outstanding ones will not come."""
+        unused = min(unused, self.outstanding)
+        self.outstanding -= unused
+        if self.on_end is not None:
+            self.on_end(self.queue, unused)
+
+
+class NatsWorkerBus:
+    """See backbone.bus.bus.WorkerBus."""
+
+    def __init__(
+        self, server: NatsAccess | str, *, worker: str, ack_wait_s: float, on_job: Callable[[Delivery], None]
+    ) -> None:
+        self._wire = Wire(server, worker, on_reconnect=self._reconnected)
+        self.ack_wait_s = ack_wait_s
+        self.store_clock = StoreClock()
+        self._on_job = on_job
+        self._lines: dict[Queue, _Line] = {}
+        self._by_subject: dict[bytes, _Line] = {}
+        self._by_index: dict[int, _Line] = {}
+        self._next_index = 0
+        self._inbox = ""
+        self._inbox_sid: int | None = None
+        self._leaving_sid: int | None = None
+        """The inbox of pulls that may still bring jobs though nobody wants them: these go back at once."""
+        self._bells = Bells(self._wire)
+        self._questions: dict[int, Callable[[bytes | None], None]] = {}
+        self._next_question = 0
+        self._answers = ""
+        self._sweeper: asyncio.Task[None] | None = None
+
+    def now(self) -> float:
+        """Monotonic seconds. Not the loop's: its clock stands still during a turn, and a frozen process thaws in one."""
+        return time.monotonic()
+
+    async def start(self) -> None:
+        """Connect and open the inboxes."""
+        await self._wire.connect()
+        self._answers = self._wire.new_inbox()
+        await self._wire.subscribe(f"{self._answers}.*", self._on_answer)
+        await self._open_inbox()
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    async def close(self) -> None:
+        """Wait for pulls that cannot be ended, then flush and disconnect."""
+        await self._outlast_pulls()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeper
+        await self._wire.close()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection now."""
+        return self._wire.connected
+
+    async def ping(self) -> None:
+        """A round trip to the server."""
+        await self._wire.ping()
+
+    async def _open_inbox(self) -> None:
+        self._inbox = self._wire.new_inbox()
+        self._inbox_sid = await self._wire.subscribe(f"{self._inbox}.*", self._on_pulled)
+
+    async def _reconnected(self) -> None:
+        """Pulls died with the connection. A new inbox keeps what a cluster still holds for the old one away."""
+        if self._inbox_sid is not None:
+            await self._wire.unsubscribe(self._inbox_sid)
+            await self._open_inbox()
+        for line in self._lines.values():
+            if line.outstanding:
+                line.end(line.outstanding)
+
+    # Pulling
+
+    async def serve(
+        self,
+        queues: list[Queue],
+        on_bell: Callable[[Queue], None] | None,
+        on_again: Callable[[Queue], None] | None = None,
+    ) -> None:
+        """Open and close lines and bells, and the inbox again after `stop_pulling`."""
+        if self._leaving_sid is not None:
+            self._wire.drop(self._leaving_sid)
+            self._leaving_sid = None
+        if self._inbox_sid is None:
+            await self._open_inbox()
+        wanted = set(queues)
+        for queue in [q for q in self._lines if q not in wanted]:
+            line = self._lines.pop(queue)
+            self._by_index.pop(line.index, None)
+            self._by_subject.pop(job_subject(*queue).encode(), None)
+            if line.outstanding:
+                line.end(line.outstanding)
+        for queue in queues:
+            if queue not in self._lines:
+                self._next_index += 1
+                line = _Line(queue, self._next_index)
+                self._lines[queue] = line
+                self._by_index[line.index] = line
+                self._by_subject[job_subject(*queue).encode()] = line
+        await self._bells.serve(queues, on_bell, on_again)
+
+    async def hush(self, queue: Queue, *, quiet: bool) -> None:
+        """See Bells."""
+        await self._bells.hush(queue, quiet=quiet)
+
+    def pull(self, queue: Queue, batch: int, wait_s: float, on_end: Callable[[Queue, int], None]) -> None:
+        """Publish the pull request."""
+        line = self._lines[queue]
+        line.on_end = on_end
+        request = (
+            b'{"batch":%d,"expires":%d}' % (batch, int(wait_s * NANO))
+            if wait_s
+            else b'{"batch":%d,"no_wait":true}' % batch
+        )
+        line.outstanding += batch
+        line.expires_at = self.now() + wait_s + LOST_PULL_S
+        try:
+            self._wire.publish(line.api, request, f"{self._inbox}.{line.index}".encode())
+        except Unavailable:
+            line.end(batch)
+
+    def _on_pulled(self, subject: bytes, ack_subject: bytes, headers: bytes, data: bytes) -> None:
+        if ack_subject.startswith(b"$JS.ACK."):
+            line = self._by_subject.get(subject)
+            if line is not None and line.outstanding > 0:
+                line.outstanding -= 1
+            if line is None or self._leaving_sid is not None:
+                self.settle(ack_subject, b"-NAK")
+                return
+            self._on_job(NatsDelivery(self, line.queue, data, ack_subject))
+            return
+        line = self._by_index.get(int(subject[len(self._inbox) + 1 :]))
+        status = parse_status(headers)
+        if line is None or status is None or status.code == 100:
+            return
+        unused = line.outstanding if status.unused is None else status.unused
+        line.end(unused)
+
+    async def stop_pulling(self) -> None:
+        """Take the inbox away: the server drops pulls without interest, and what it had sent before comes first.
+
+        In a cluster, the server that leads a consumer may not see that an inbox of another account is gone (ADR 0029): there
+        the inbox stays, and what comes goes back, until the pulls have ended or the bus is closed.
+        """
+        if self._inbox_sid is None:
+            return
+        sid, self._inbox_sid = self._inbox_sid, None
+        for line in self._lines.values():
+            line.on_end = None
+        if self._wire.clustered and any(line.outstanding for line in self._lines.values()):
+            with contextlib.suppress(Unavailable):
+                await self._wire.ping()
+            self._leaving_sid = sid
+            return
+        await self._wire.unsubscribe(sid)
+        for line in self._lines.values():
+            line.outstanding = 0
+
+    async def _outlast_pulls(self) -> None:
+        if self._leaving_sid is None:
+            return
+        open_lines = [line for line in self._lines.values() if line.outstanding]
+        until = max((line.expires_at for line in open_lines), default=0.0)
+        while self._wire.connected and self.now() < until and any(line.outstanding for line in open_lines):
+            await asyncio.sleep(LEAVING_LOOK_S)
+        sid, self._leaving_sid = self._leaving_sid, None
+        await self._wire.unsubscribe(sid)
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            now = self.now()
+            for line in list(self._lines.values()):
+                if line.outstanding and now > line.expires_at:
+                    line.end(line.outstanding)
+
+    def settle(self, ack_subject: bytes, word: bytes) -> None:
+        """Send an acknowledgement."""
+        with contextlib.suppress(Unavailable):
+            self._wire.publish(ack_subject, word)
+
+    # Events
+
+    def say(self, reply: str, frame: bytes) -> None:
+        """Publish an event."""
+        self._wire.publish(reply.encode(), frame)
+
+    def ask(self, reply: str, frame: bytes, on_answer: Callable[[bytes | None], None]) -> int:
+        """Publish an event with a reply subject of ours."""
+        self._next_question += 1
+        ticket = self._next_question
+        self._questions[ticket] = on_answer
+        self._wire.publish(reply.encode(), frame, f"{self._answers}.{ticket}".encode())
+        return ticket
+
+    def unask(self, ticket: int) -> None:
+        """Forget a question."""
+        self._questions.pop(ticket, None)
+
+    def _on_answer(self, subject: bytes, _reply: bytes, headers: bytes, data: bytes) -> None:
+        on_answer = self._questions.pop(int(subject[len(self._answers) + 1 :]), None)
+        if on_answer is not None:
+            # No responders: an empty message with status 503.
+            on_answer(None if headers and not data else data)
+
+    async def listen(self, worker: str, on_control: Callable[[bytes], None]) -> None:
+        """Subscribe to this worker's control subject."""
+
+        def heard(_subject: bytes, _reply: bytes, _headers: bytes, data: bytes) -> None:
+            on_control(data)
+
+        await self._wire.subscribe(f"{CONTROL}.{worker}", heard)

@@ -1,0 +1,137 @@
+"""The worker's side of durable jobs on NATS, over a connection of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+
+from backbone.bus.nats import outcomes
+from backbone.bus.nats.auth import NatsAccess
+from backbone.bus.nats.connection import Wire
+from backbone.bus.nats.event_writer import NatsEventWriter
+from backbone.bus.nats.request_inbox import Questions, Reply
+from backbone.bus.nats.requests import is_unheard
+from backbone.bus.subjects import ASK, require_token
+from schemas.durable import Answer, Ask
+from schemas.errors import Unavailable
+from schemas.events import EventKind
+from schemas.words import Word
+
+ANSWER_S = 5.0
+SWEEP_S = 0.25
+
+
+class NatsWorkerLog:
+    """See backbone.bus.job_log.WorkerLog."""
+
+    def __init__(self, server: NatsAccess | str, name: str) -> None:
+        self._wire = Wire(server, f"{name}-log", on_reconnect=self._reconnected, keep_unsent=False)
+        self._questions = Questions(self._wire)
+        self._writers: dict[bytes, _Writer] = {}
+        self._next = 0
+        self._prefix = f"{self._wire.new_inbox()}."
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Connect, and listen for what confirms events."""
+        await self._wire.connect()
+        await self._questions.start()
+        await self._wire.subscribe(f"{self._prefix}>", self._on_confirmed)
+        self._sweeper = asyncio.create_task(self._sweep())
+
+    async def close(self) -> None:
+        """Send what is unsent, and disconnect."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sweeper
+        await self._wire.close()
+        self._questions.close()
+        for writer in list(self._writers.values()):
+            writer.close()
+
+    async def _reconnected(self) -> None:
+        self._questions.forget_lost()
+        for writer in list(self._writers.values()):
+            writer.send_again()
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            now = time.monotonic()
+            for writer in list(self._writers.values()):
+                writer.sweep(now)
+
+    # Events
+
+    def writer(self, job: str) -> NatsEventWriter:
+        """One per attempt; close it."""
+        self._next += 1
+        token = b"%d" % self._next
+        writer = _Writer(self._wire, job, self._prefix.encode() + token, lambda: self._writers.pop(token, None))
+        self._writers[token] = writer
+        return writer
+
+    def _on_confirmed(self, subject: bytes, _reply: bytes, _headers: bytes, data: bytes) -> None:
+        token, round_, index = subject[len(self._prefix) :].split(b".")
+        writer = self._writers.get(token)
+        if writer is not None:
+            writer.confirmed(int(round_), int(index), data)
+
+    # Questions
+
+    def ask(self, ask: Ask, on_answer: Callable[[Answer | None], None]) -> None:
+        """One message to the queue group of the gateways."""
+        subject = f"{ASK}.{require_token(ask.job)}".encode()
+        payload = ask.model_dump_json(exclude_defaults=True).encode()
+        try:
+            if ask.kind is EventKind.RETURNED:
+                self._wire.publish(subject, payload)
+                return
+            reply = self._questions.ask(subject, payload)
+        except Unavailable:
+            if ask.kind is not EventKind.RETURNED:
+                asyncio.get_running_loop().call_soon(on_answer, None)
+            return
+        timer = asyncio.get_running_loop().call_later(ANSWER_S, reply.cancel)
+
+        def answered(reply: Reply) -> None:
+            timer.cancel()
+            on_answer(_answer(reply))
+
+        reply.add_done_callback(answered)
+
+    # What is confirmed
+
+    async def decide(self, word: Word, payload: bytes) -> bool:
+        """See backbone.bus.nats.outcomes."""
+        return await outcomes.decide(self._questions, word, payload, self._wire.client.max_payload)
+
+    async def bury(self, word: Word, message: bytes) -> None:
+        """See backbone.bus.nats.outcomes."""
+        await outcomes.bury(self._questions, word, message, self._wire.client.max_payload)
+
+
+class _Writer(NatsEventWriter):
+    """A writer that its log forgets when it is closed."""
+
+    def __init__(self, wire: Wire, job: str, address: bytes, on_close: Callable[[], object]) -> None:
+        super().__init__(wire, job, address)
+        self._on_close = on_close
+
+    def close(self) -> None:
+        """Forget, and be forgotten."""
+        super().close()
+        self._on_close()
+
+
+def _answer(reply: Reply) -> Answer | None:
+    answers = None if reply.cancelled() else reply.result()
+    if not answers or is_unheard(answers[0]):
+        return None
+    try:
+        return Answer.model_validate_json(answers[0].data)
+    except ValueError:
+        return None

@@ -1,0 +1,132 @@
+"""Prove that NATS stores what it is given: reading, and a round trip, work on a server whose disk is full.
+
+nats-server does not answer a write that its disk refuses, and does not take up a stream again whose write has failed
+before it is restarted (seen with 2.15). So a gateway writes a small message every few seconds, and refuses at once what
+NATS would leave unanswered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Callable
+
+import orjson
+import structlog
+
+from backbone.bus.nats.request_inbox import Questions
+from backbone.bus.subjects import JOBS_STREAM, claim_subject, job_subject
+from schemas.errors import Unavailable
+from schemas.jobs import Capability, Lane
+
+log = structlog.get_logger(__name__)
+
+PROVE_S = 5.0
+"""Between two proofs."""
+AGAIN_S = 1.0
+"""Between two proofs while they fail."""
+ANSWER_S = 2.0
+GRACE_S = 5.0
+"""NATS counts as not storing when proofs have failed for so long: a busy disk is no full one."""
+REPLICATED_GRACE_S = 12.0
+"""In a cluster: a stream whose leader is lost has a new one by then."""
+PAYLOAD = b"." * 4096
+"""More than what is left of a page of the disk, which a full one may still take."""
+PURGE = f"$JS.API.STREAM.PURGE.{JOBS_STREAM}".encode()
+CLAIM = claim_subject("write-probe").encode()
+JOB = job_subject(Capability.MODELS, Lane.FLEX, "nexus:write-probe").encode()
+"""A queue that no worker takes from. It is emptied at once, also of what a slow disk stored too late to be confirmed in time."""
+
+
+class Storing:
+    """What a gateway knows about whether NATS stores. All its connections share one."""
+
+    def __init__(self) -> None:
+        self.problem = ""
+        """What to tell callers and operators; empty: NATS stores."""
+        self.doubted = False
+        """A job was neither stored nor refused, though NATS answered: the jobs stream has to prove itself too."""
+        self.changed = asyncio.Event()
+
+    def require(self) -> None:
+        """Raise Unavailable where a write would wait for nothing."""
+        if self.problem:
+            raise Unavailable(self.problem, retry_after_s=PROVE_S)
+
+    def doubt(self) -> None:
+        """Have the jobs stream prove itself, now."""
+        self.doubted = True
+        self.changed.set()
+
+
+class WriteProof:
+    """Writes now and then, and tells `Storing` what came of it."""
+
+    def __init__(
+        self, questions: Questions, storing: Storing, *, replicated: bool, clock: Callable[[], float] | None = None
+    ) -> None:
+        """`clock`: monotonic seconds."""
+        self._questions = questions
+        self._storing = storing
+        self._grace_s = REPLICATED_GRACE_S if replicated else GRACE_S
+        self._clock = clock or asyncio.get_running_loop().time
+        self._failing_since: float | None = None
+
+    async def run(self) -> None:
+        """Prove until cancelled."""
+        while True:
+            try:
+                await self.prove()
+            except Exception:
+                log.exception("defect in the proof of writes")
+            waiting = self._failing_since is not None
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(AGAIN_S if waiting else PROVE_S):
+                    await self._storing.changed.wait()
+            self._storing.changed.clear()
+
+    async def prove(self) -> None:
+        """Write once. Nothing is concluded while there is no connection: that is another trouble."""
+        problem = await self._write(CLAIM)
+        if not problem and self._storing.doubted:
+            problem = await self._write(JOB)
+            self._storing.doubted = bool(problem)
+        if self._questions.connected:
+            self._conclude(problem)
+
+    def _conclude(self, problem: str) -> None:
+        if not problem:
+            if self._storing.problem:
+                log.info("nats.stores_again")
+            self._failing_since, self._storing.problem = None, ""
+            return
+        now = self._clock()
+        self._failing_since = self._failing_since if self._failing_since is not None else now
+        if now - self._failing_since < self._grace_s:
+            return
+        if not self._storing.problem:
+            log.error("nats.stores_nothing", error=problem)
+        self._storing.problem = f"NATS stores nothing: {problem}"
+
+    async def _write(self, subject: bytes) -> str:
+        """What went wrong; empty: it was stored."""
+        headers = b"NATS/1.0\r\nNats-Msg-Id: probe-%b\r\n\r\n" % secrets.token_hex(8).encode()
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                answers = await self._questions.ask(subject, PAYLOAD, headers=headers)
+        except (TimeoutError, Unavailable):
+            answers = None
+        if answers is None or not answers[0].data:
+            return (
+                f"no answer to a write within {ANSWER_S:g} s. Its disk may be full or failing: "
+                "free space there, then restart nats-server"
+            )
+        answer = orjson.loads(answers[0].data)
+        if (error := answer.get("error")) is not None:
+            # Some descriptions name files of the server's: they are for its log.
+            return f"JetStream refuses it (error {error.get('err_code')}). Give its store more room"
+        if subject == JOB:
+            with contextlib.suppress(Unavailable):
+                self._questions.ask(PURGE, orjson.dumps({"filter": JOB.decode()})).cancel()
+        return ""

@@ -1,0 +1,348 @@
+"""The gateway's side of durable jobs with seals: what workers cannot have said is refused, counted, and out of the way.
+
+It stands before another `JobLog`, in memory or on NATS, and has the same guarantees. Beside them:
+- An outcome, an event, a question, a dead letter or an item of a backlog is given out only if its seal proves where it
+  came from (`backbone.bus.seals`); anything else is reported to `on_refused`.
+- The subject of a refused outcome is freed, so that the true one can be stored.
+- What was stored before seals were introduced here, by NATS's clock, is believed as it is; and so is what is said about a job
+  whose first event was stored then, where it agrees with that event: jobs that were queued over an upgrade run and end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+
+from backbone.bus.bus import Queue
+from backbone.bus.job_log import Backlog, DeadLetter, Decision, Item, JobLog, StoredEvent
+from backbone.bus.seals import SAID_BY_WORKERS, Seals, SealSecret
+from schemas.durable import QUEUED, Answer, Ask, decode_durable, encode_durable
+from schemas.errors import Unavailable
+from schemas.jobs import Envelope, JobRecord
+from schemas.words import Word
+
+FIRST_EVENTS = 32
+"""A quick worker's events may be stored before the one that says that its job is queued."""
+MAX_LOOK = 4096
+"""Events that are looked at for a few that are sealed."""
+DECIDE_TRIES = 10
+MAX_KNOWN = 10_000
+"""Attempts whose tokens were checked, in memory."""
+
+OnRefused = Callable[[str, str], None]
+"""(kind, job): `outcome`, `event`, `question`, `dead_letter`, `message` or `item` was refused."""
+
+
+class SealedJobLog:
+    """See the module's docstring."""
+
+    def __init__(self, inner: JobLog, on_refused: OnRefused) -> None:
+        self._inner = inner
+        self._on_refused = on_refused
+        self._known: set[tuple[str, str]] = set()
+        self._older: dict[str, JobRecord | None] = {}
+        """Jobs whose seals were missing: as they were submitted, if that was before there were seals."""
+        self._seals: Seals | None = None
+
+    @property
+    def _secret(self) -> SealSecret:
+        secret = self._inner.seal_secret
+        if secret is None:
+            raise Unavailable("NATS has not given the gateways' secret yet; try again shortly")
+        return secret
+
+    @property
+    def seals(self) -> Seals:
+        """Under the secret as it is now. Raises Unavailable before `start`."""
+        key = self._secret.key
+        if self._seals is None or self._seals.key != key:
+            self._seals, self._known, self._older = Seals(key), set(), {}
+        return self._seals
+
+    @property
+    def seal_secret(self) -> SealSecret | None:
+        """See JobLog."""
+        return self._inner.seal_secret
+
+    async def start(self) -> None:
+        """See JobLog."""
+        await self._inner.start()
+
+    async def close(self) -> None:
+        """See JobLog."""
+        await self._inner.close()
+
+    # The queue
+
+    async def store(self, envelope: Envelope, body: bytes) -> int:
+        """See JobLog. The stored envelope has a ticket and seals."""
+        return await self._inner.store(self.seals.envelope(envelope, body), body)
+
+    async def place(self, queue: Queue, seq: int) -> int | None:
+        """See JobLog."""
+        return await self._inner.place(queue, seq)
+
+    async def withdraw(self, seq: int, job: str, run: int) -> None:
+        """See JobLog."""
+        await self._inner.withdraw(seq, job, run)
+
+    # Events
+
+    async def say(self, job: str, frame: bytes) -> None:
+        """See JobLog."""
+        await self._inner.say(job, self._sealed(job, frame))
+
+    def mention(self, job: str, frame: bytes) -> None:
+        """See JobLog."""
+        with contextlib.suppress(Unavailable):
+            self._inner.mention(job, self._sealed(job, frame))
+
+    def _sealed(self, job: str, frame: bytes) -> bytes:
+        kind, run, delivery, seq, _, payload = decode_durable(frame)
+        if kind != QUEUED:
+            return frame
+        return encode_durable(kind, run, delivery, seq, self.seals.record(job, payload), payload)
+
+    async def first(self, job: str, count: int) -> list[StoredEvent]:
+        """See JobLog."""
+        look = count
+        while True:
+            found = await self._inner.first(job, look)
+            believed = [event for event in found if await self._is_event(job, event)]
+            if len(believed) >= count or len(found) < look or look >= MAX_LOOK:
+                return believed[:count]
+            look = min(4 * look, MAX_LOOK)
+
+    async def events(self, job: str, after: int = 0) -> AsyncGenerator[StoredEvent | None, None]:
+        """See JobLog."""
+        async with contextlib.aclosing(self._inner.events(job, after)) as events:
+            async for event in events:
+                if event is None or await self._is_event(job, event):
+                    yield event
+
+    async def _is_event(self, job: str, event: StoredEvent) -> bool:
+        try:
+            frame = decode_durable(event.data)
+            if frame.kind == QUEUED:
+                believed = self.seals.is_record(job, frame.payload, frame.token) or self._is_old(event.stored_at)
+            else:
+                believed = self._is_attempt(job, frame.token) or await self._older_job(job) is not None
+        except ValueError:
+            believed = False
+        if not believed:
+            self._on_refused("event", job)
+        return believed
+
+    def _is_old(self, stored_at: int | None) -> bool:
+        return stored_at is not None and stored_at < self._secret.made_at
+
+    async def _older_job(self, job: str) -> JobRecord | None:
+        """Return the job as it was submitted, if that was before there were seals; None for any other."""
+        if job not in self._older:
+            if len(self._older) >= MAX_KNOWN:
+                self._older.clear()
+            self._older[job] = await self._submitted_before_seals(job)
+        return self._older[job]
+
+    async def _submitted_before_seals(self, job: str) -> JobRecord | None:
+        for event in await self._inner.first(job, FIRST_EVENTS):
+            with contextlib.suppress(ValueError):
+                frame = decode_durable(event.data)
+                if frame.kind == QUEUED and self._is_old(event.stored_at):
+                    return JobRecord.model_validate_json(frame.payload)
+        return None
+
+    async def _is_of_older_job(self, word: Word) -> bool:
+        """Whether a worker's outcome is of a job that is older than seals, and agrees with how that was submitted."""
+        if word.status not in SAID_BY_WORKERS:
+            return False
+        record = await self._older_job(word.job)
+        if record is None:
+            return False
+        webhook = record.webhook.url if record.webhook is not None else ""
+        submitted = (
+            *(record.owner, record.endpoint, record.capability, record.service_tier, record.queue_name, record.model),
+            *(record.request_id, record.metadata, record.key, webhook, record.batch, record.stream, record.uploads),
+        )
+        said = (
+            *(word.owner, word.endpoint, word.capability, word.lane, word.model, word.public_model),
+            *(word.request_id, word.metadata, word.key, word.webhook, word.batch, word.stream, word.uploads),
+        )
+        return submitted == said
+
+    def _is_attempt(self, job: str, token: str) -> bool:
+        seals = self.seals
+        if (job, token) in self._known:
+            return True
+        if not seals.is_attempt(job, token):
+            return False
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        self._known.add((job, token))
+        return True
+
+    # Outcomes
+
+    async def decide(self, word: Word, payload: bytes = b"") -> bool:
+        """See JobLog."""
+        sealed = self.seals.outcome(word)
+        for _ in range(DECIDE_TRIES):
+            if await self._inner.decide(sealed, payload):
+                return True
+            if await self.decided(word.job) is not None:
+                return False
+        raise Unavailable("the end of this job cannot be stored for now; try again shortly")
+
+    async def decided(self, job: str) -> Decision | None:
+        """See JobLog."""
+        decision = await self._inner.decided(job)
+        if decision is None:
+            return None
+        if decision.word.job == job and await self._is_outcome(decision.word, decision.stored_at):
+            return decision._replace(payload=self._request(decision.word, decision.payload, decision.stored_at))
+        self._on_refused("outcome", job)
+        await self._inner.undecide(job, decision.seq)
+        return None
+
+    async def _is_outcome(self, word: Word, stored_at: int) -> bool:
+        return self.seals.is_outcome(word) or self._is_old(stored_at) or await self._is_of_older_job(word)
+
+    def _request(self, word: Word, payload: bytes, stored_at: int) -> bytes:
+        """Return the job message with which a failed job can be tried again; nothing where it is not the one that was stored."""
+        is_answer = word.error is None
+        older = self._is_old(stored_at) or self._older.get(word.job) is not None
+        if is_answer or not payload or older or self.seals.is_message(payload, word):
+            return payload
+        self._on_refused("message", word.job)
+        return b""
+
+    async def undecide(self, job: str, seq: int) -> None:
+        """See JobLog."""
+        await self._inner.undecide(job, seq)
+
+    def watch(self, job: str) -> AbstractAsyncContextManager[Callable[[float], Awaitable[bool]]]:
+        """See JobLog. A refused outcome may end a wait too early."""
+        return self._inner.watch(job)
+
+    async def words(self, *, at_once: int, hold_s: float) -> AsyncGenerator[Item, None]:
+        """See JobLog."""
+        async with contextlib.aclosing(self._inner.words(at_once=at_once, hold_s=hold_s)) as items:
+            async for item in items:
+                if await self._is_believed(item):
+                    yield item
+                else:
+                    await self._drop_outcome(item)
+
+    async def _is_believed(self, item: Item) -> bool:
+        try:
+            word, _ = Word.decode(item.data)
+        except ValueError:
+            return False
+        return word.job == item.id and await self._is_outcome(word, item.stored_at)
+
+    async def _drop_outcome(self, item: Item) -> None:
+        try:
+            await self.decided(item.id)
+            await item.done()
+        except Unavailable:
+            item.again(1.0)
+
+    # Questions of workers
+
+    async def answer(self, referee: Callable[[Ask], Awaitable[Answer | None]]) -> None:
+        """See JobLog."""
+
+        async def answered(ask: Ask) -> Answer | None:
+            if self._is_attempt(ask.job, ask.token) or await self._older_job(ask.job) is not None:
+                return await referee(ask)
+            self._on_refused("question", ask.job)
+            return None
+
+        await self._inner.answer(answered)
+
+    # Dead letters
+
+    async def known(self) -> list[str]:
+        """See JobLog. What is known of each is checked when it is read."""
+        return await self._inner.known()
+
+    async def dead(self, *, before: int | None = None, limit: int = 100) -> list[DeadLetter]:
+        """See JobLog."""
+        found: list[DeadLetter] = []
+        while len(found) < limit:
+            letters = await self._inner.dead(before=before, limit=limit - len(found))
+            if not letters:
+                break
+            before = letters[-1].seq
+            found += [checked for letter in letters if (checked := await self._letter(letter)) is not None]
+        return found
+
+    async def dead_letter(self, job: str) -> DeadLetter | None:
+        """See JobLog."""
+        while (letter := await self._inner.dead_letter(job)) is not None:
+            checked = await self._letter(letter)
+            if checked is not None and checked.word.job == job:
+                return checked
+            await self._inner.unbury(letter.seq)
+        return None
+
+    async def _letter(self, letter: DeadLetter) -> DeadLetter | None:
+        if await self._is_outcome(letter.word, letter.stored_at):
+            return letter._replace(message=self._request(letter.word, letter.message, letter.stored_at))
+        self._on_refused("dead_letter", letter.word.job)
+        await self._inner.unbury(letter.seq)
+        return None
+
+    async def unbury(self, seq: int) -> bool:
+        """See JobLog."""
+        return await self._inner.unbury(seq)
+
+    # Claims
+
+    async def claim(self, name: str, value: bytes) -> bytes:
+        """See JobLog."""
+        return await self._inner.claim(name, value)
+
+    # Backlogs
+
+    def backlog(self, name: str) -> Backlog:
+        """See JobLog."""
+        return SealedBacklog(name, self._inner.backlog(name), self)
+
+    def open_item(self, backlog: str, item: Item) -> bytes | None:
+        """Return what a gateway put there; None: no gateway did."""
+        data = self.seals.open_item(backlog, item.data)
+        if data is not None:
+            return data
+        if self._is_old(item.stored_at):
+            return item.data
+        self._on_refused("item", item.id)
+        return None
+
+
+class SealedBacklog:
+    """A backlog whose items only gateways can have put there."""
+
+    def __init__(self, name: str, inner: Backlog, log: SealedJobLog) -> None:
+        self._name = name
+        self._inner = inner
+        self._log = log
+
+    async def put(self, item_id: str, data: bytes) -> None:
+        """See Backlog."""
+        await self._inner.put(item_id, self._log.seals.item(self._name, data))
+
+    async def take(self, *, at_once: int, hold_s: float) -> AsyncGenerator[Item, None]:
+        """See Backlog."""
+        async with contextlib.aclosing(self._inner.take(at_once=at_once, hold_s=hold_s)) as items:
+            async for item in items:
+                data = self._log.open_item(self._name, item)
+                if data is not None:
+                    item.data = data
+                    yield item
+                    continue
+                try:
+                    await item.done()
+                except Unavailable:
+                    item.again(1.0)
