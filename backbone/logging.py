@@ -12,7 +12,7 @@ from typing import Any, Literal
 import orjson
 import structlog
 
-from backbone.terminal import TerminalRenderer, is_terminal
+from backbone.terminal_log import TerminalRenderer, is_terminal
 
 GATHER_S = 0.1
 """Lines below `warning` are written together after this long: a write for each line would cost more than the line."""

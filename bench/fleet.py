@@ -33,7 +33,7 @@ async def crew(first: int, count: int, models: int, slots: int) -> None:
     from backbone.bus.nats.objects.store import NatsBlobs
     from backbone.bus.nats.worker_bus import NatsWorkerBus
     from backbone.bus.nats.worker_log import NatsWorkerLog
-    from backbone.registry.access import etcd_access
+    from backbone.registry.auth import etcd_access
     from backbone.registry.etcd import EtcdRegistry
     from backbone.settings import WorkerSettings
     from schemas.jobs import Capability

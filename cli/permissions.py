@@ -16,7 +16,7 @@ from cli.errors import ConsoleError
 
 if TYPE_CHECKING:
     from backbone.bus.nats.permissions import Exports, Rights
-    from backbone.registry.access import EtcdAccess
+    from backbone.registry.auth import EtcdAccess
     from schemas.jobs import Capability
 
 app = typer.Typer(
@@ -101,8 +101,8 @@ def etcd(
 
     from pydantic import SecretStr
 
-    from backbone.registry.access import Login, etcd_access
-    from backbone.registry.grants import GATEWAY, ROOT, WORKER, grants
+    from backbone.registry.auth import Login, etcd_access
+    from backbone.registry.permissions import GATEWAY, ROOT, WORKER, grants
     from backbone.registry.users import make_users
     from backbone.registry.version_check import ADVICE
     from backbone.secret_files import Misconfigured, Password, read_secret
@@ -130,7 +130,7 @@ def etcd(
 
 async def _vulnerable_version(access: EtcdAccess, prefix: str) -> str:
     """Return the version of etcd where its roles do not hold, else "". An etcd that does not say counts as sound."""
-    from backbone.registry.link import EtcdLink
+    from backbone.registry.etcd_client import EtcdLink
     from backbone.registry.version_check import vulnerable_version
     from schemas.errors import Unavailable
 

@@ -11,7 +11,7 @@ import structlog
 
 from backbone.bus.bus import GatewayBus, Queue
 from backbone.ids import new_job_id
-from backbone.registry.base import Registry
+from backbone.registry.registry import Registry
 from gateway.bodies import Received
 from gateway.call import Call, State
 from gateway.catalogue import Catalogue, Model

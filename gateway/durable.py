@@ -11,11 +11,11 @@ import structlog
 from backbone.bus.blobs import Blobs
 from backbone.bus.bus import GatewayBus
 from backbone.bus.job_log import JobLog, Retention
-from backbone.egress import Egress
-from backbone.registry.base import Registry
+from backbone.registry.registry import Registry
 from backbone.settings import GatewaySettings
-from backbone.store.base import Store
+from backbone.ssrf_guard import Egress
 from backbone.store.documents import Documents
+from backbone.store.store import Store
 from gateway.auth import Auth
 from gateway.dispatch import Dispatcher
 from gateway.jobs.ending import Ending

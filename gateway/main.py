@@ -21,13 +21,13 @@ import structlog
 import uvicorn
 import uvloop
 
-from backbone.listening import why_not_listening
+from backbone.gc_tuning import settle
+from backbone.listen_errors import why_not_listening
 from backbone.logging import configure_logging
-from backbone.memory import settle
 from backbone.secret_files import Misconfigured
 from backbone.setting_errors import read_settings
 from backbone.settings import GatewaySettings
-from backbone.startup import fail
+from backbone.startup_errors import fail
 from gateway.addresses import TrustedProxies
 from gateway.connections import ConnectionBounds, Connections
 from gateway.leaving import Leaving

@@ -10,9 +10,9 @@ from pydantic import BaseModel
 
 from backbone.bus.bus import GatewayBus
 from backbone.bus.nats.write_probe import Storing
-from backbone.registry.base import Registry
+from backbone.registry.registry import Registry
 from backbone.stalls import Stalls
-from backbone.store.base import Store
+from backbone.store.store import Store
 from gateway.leaving import Leaving
 from schemas.errors import NexusError
 

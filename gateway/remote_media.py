@@ -7,7 +7,7 @@ import base64
 import orjson
 from pydantic import BaseModel
 
-from backbone.egress import Egress
+from backbone.ssrf_guard import Egress
 from gateway.media_places import MediaPlace, is_plain, media_places, searched
 from schemas.errors import InvalidRequest, NexusError, RequestTooLarge
 

@@ -9,7 +9,7 @@ from time import monotonic
 import structlog
 
 from backbone.bus.bus import GatewayBus
-from backbone.registry.base import Registry
+from backbone.registry.registry import Registry
 from gateway.metrics import GatewayMetrics
 from gateway.readiness import ReadinessCheck
 from schemas.errors import Unavailable

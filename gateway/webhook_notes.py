@@ -10,7 +10,7 @@ from typing import Literal
 
 import structlog
 
-from backbone.store.base import Store
+from backbone.store.store import Store
 from schemas.errors import Unavailable
 from schemas.jobs import Delivery, WebhookState
 

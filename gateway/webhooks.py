@@ -23,8 +23,8 @@ import structlog
 from pydantic import BaseModel, ConfigDict
 
 from backbone.bus.job_log import Backlog, Item
-from backbone.egress import FetchRefused
-from backbone.store.base import Store
+from backbone.ssrf_guard import FetchRefused
+from backbone.store.store import Store
 from gateway import clock
 from gateway.jobs.records import record_of
 from gateway.jobs.shape import shape
@@ -54,7 +54,7 @@ Secrets = Callable[[str], str | None]
 
 
 class Poster(Protocol):
-    """What of `backbone.egress.Egress` is needed."""
+    """What of `backbone.ssrf_guard.Egress` is needed."""
 
     def check(self, url: str) -> None:
         """Raises FetchRefused for what can never work."""

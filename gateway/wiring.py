@@ -18,11 +18,11 @@ from backbone.bus.nats.job_log import NatsJobLog
 from backbone.bus.nats.objects.store import NatsBlobs
 from backbone.bus.nats.write_probe import Storing
 from backbone.bus.sealed_job_log import SealedJobLog
-from backbone.egress import Egress
-from backbone.registry.access import etcd_access
+from backbone.registry.auth import etcd_access
 from backbone.registry.etcd import EtcdRegistry
 from backbone.settings import GatewaySettings
-from backbone.store.access import redis_access
+from backbone.ssrf_guard import Egress
+from backbone.store.auth import redis_access
 from backbone.store.redis import RedisStore
 from backbone.store.redis_documents import RedisDocuments
 from gateway.answers import Answers

@@ -15,15 +15,15 @@ from backbone.bus.nats.auth import nats_access
 from backbone.bus.nats.objects.store import NatsBlobs
 from backbone.bus.nats.worker_bus import NatsWorkerBus
 from backbone.bus.nats.worker_log import NatsWorkerLog
-from backbone.listening import why_not_listening
+from backbone.gc_tuning import settle
+from backbone.listen_errors import why_not_listening
 from backbone.logging import configure_logging
-from backbone.memory import settle
-from backbone.registry.access import etcd_access
+from backbone.registry.auth import etcd_access
 from backbone.registry.etcd import EtcdRegistry
 from backbone.secret_files import Misconfigured
 from backbone.setting_errors import read_settings
 from backbone.settings import WorkerSettings
-from backbone.startup import fail
+from backbone.startup_errors import fail
 from schemas.disclosure import INSIDE
 from schemas.errors import NexusError
 from workers.backends.base import Backend, BackendConfig, make_backend

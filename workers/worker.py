@@ -14,7 +14,7 @@ from backbone.bus.blobs import Blobs
 from backbone.bus.bus import Delivery, Queue, WorkerBus
 from backbone.bus.job_log import WorkerLog
 from backbone.bus.subjects import encode_model
-from backbone.registry.base import Announcement, Registry
+from backbone.registry.registry import Announcement, Registry
 from backbone.version import VERSION
 from schemas.control import Control, ControlOp
 from schemas.errors import NexusError

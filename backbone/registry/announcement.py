@@ -9,9 +9,9 @@ from time import monotonic
 import structlog
 from pydantic import ValidationError
 
+from backbone.registry.etcd_client import EtcdLink, LeaseGone
 from backbone.registry.keys import Keys
-from backbone.registry.link import EtcdLink, LeaseGone
-from backbone.registry.view import catalogue_entry, joined_entry, lasting
+from backbone.registry.snapshot import catalogue_entry, joined_entry, lasting
 from schemas.errors import Unavailable
 from schemas.presence import CatalogueEntry, ModelOffer, WorkerPresence, WorkerState
 
@@ -27,7 +27,7 @@ EXCHANGE_TRIES = 10
 
 
 class EtcdAnnouncement:
-    """See `backbone.registry.base.Announcement`. Its lease is granted, renewed and replaced by one task.
+    """See `backbone.registry.registry.Announcement`. Its lease is granted, renewed and replaced by one task.
 
     Every third of the lease, the lease is renewed and the entry is looked at: gone, or somebody else's, it is written
     again. When etcd comes back after an outage that happens at once.

@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
-from backbone.registry.access import EtcdAccess
 from backbone.registry.announcement import EtcdAnnouncement
+from backbone.registry.auth import EtcdAccess
+from backbone.registry.etcd_client import Change, Entry, EtcdLink, WatchEnded
 from backbone.registry.keys import Keys
-from backbone.registry.link import Change, Entry, EtcdLink, WatchEnded
+from backbone.registry.snapshot import View
 from backbone.registry.values import Reader
 from backbone.registry.version_check import VersionCheck
-from backbone.registry.view import View
 from schemas.errors import Unavailable
 from schemas.presence import Alias, ServiceRecord, Snapshot, WorkerPresence
 
@@ -35,7 +35,7 @@ SEEN_S = 1.0
 
 
 class EtcdRegistry:
-    """See `backbone.registry.base`."""
+    """See `backbone.registry.registry`."""
 
     def __init__(
         self,

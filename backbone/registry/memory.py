@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from backbone.registry.view import View, catalogue_entry, lasting
+from backbone.registry.snapshot import View, catalogue_entry, lasting
 from schemas.errors import Unavailable
 from schemas.presence import Alias, CatalogueEntry, ServiceRecord, Snapshot, WorkerPresence
 
@@ -64,7 +64,7 @@ class MemoryAnnouncement:
 
 
 class MemoryRegistry:
-    """See `backbone.registry.base`."""
+    """See `backbone.registry.registry`."""
 
     def __init__(self, hub: MemoryHub | None = None) -> None:
         """Join `hub`; None: a hub of its own."""

@@ -9,9 +9,9 @@ import grpc.aio  # type: ignore[import-untyped]
 from etcd3aio import EtcdError, prefix_range_end
 from etcd3aio.auth import AuthService, PermissionType
 
-from backbone.registry.access import EtcdAccess, parse_endpoints
-from backbone.registry.grants import ROOT, Grant, grants
-from backbone.registry.link import open_channel
+from backbone.registry.auth import EtcdAccess, parse_endpoints
+from backbone.registry.etcd_client import open_channel
+from backbone.registry.permissions import ROOT, Grant, grants
 from schemas.errors import Unavailable
 
 CALL_S = 10.0

@@ -19,7 +19,7 @@ from contextlib import suppress
 
 import structlog
 
-from backbone.registry.link import EtcdLink
+from backbone.registry.etcd_client import EtcdLink
 from schemas.errors import Unavailable
 
 log = structlog.get_logger(__name__)

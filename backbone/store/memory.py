@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from backbone.store.base import NEWEST_COUNTS, RETRY_DUE_S, Due, DueS, LimitReached
-from backbone.store.records import moved, timed, updated
+from backbone.store.record_changes import moved, timed, updated
+from backbone.store.store import NEWEST_COUNTS, RETRY_DUE_S, Due, DueS, LimitReached
 from schemas.errors import Unavailable
 from schemas.jobs import JobRecord, JobStatus
 
@@ -19,7 +19,7 @@ class _Lease(NamedTuple):
 
 
 class MemoryStore:
-    """See `backbone.store.base`. Gateways of one process share one instance.
+    """See `backbone.store.store`. Gateways of one process share one instance.
 
     No method waits between its first look and its last change: that makes each one atomic.
     """

@@ -10,11 +10,11 @@ from pydantic import ValidationError
 
 from backbone.store import redis_keys as keys
 from backbone.store import redis_scripts as scripts
-from backbone.store.access import RedisAccess
-from backbone.store.base import NEWEST_COUNTS, RETRY_DUE_S, Due, DueS, LimitReached
-from backbone.store.records import moved, timed, updated
+from backbone.store.auth import RedisAccess
+from backbone.store.record_changes import moved, timed, updated
 from backbone.store.redis_connection import RedisConnection
 from backbone.store.redis_pages import Pages
+from backbone.store.store import NEWEST_COUNTS, RETRY_DUE_S, Due, DueS, LimitReached
 from schemas.errors import InternalError, Unavailable
 from schemas.jobs import JobRecord, JobStatus
 
@@ -32,7 +32,7 @@ SERVICE_KEEP_S = 7 * 86_400
 
 
 class RedisStore:
-    """See `backbone.store.base`.
+    """See `backbone.store.store`.
 
     A call that Redis does not answer within `timeout_s` raises Unavailable, and so do all calls for `rest_s` after
     it, at once; then one is let through to try. A change that ended so may have been made all the same.

@@ -17,9 +17,9 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from backbone.stalls import MAX_MORE_S, Stalls
-from backbone.store.access import RedisAccess
+from backbone.store.auth import RedisAccess
 from backbone.store.breaker import Breaker
-from backbone.store.pipelining import Argument, Pipeline, Script
+from backbone.store.pipeline import Argument, Pipeline, Script
 from schemas.errors import Unavailable
 
 log = structlog.get_logger(__name__)

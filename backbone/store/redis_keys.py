@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from urllib.parse import quote, unquote
 
-from backbone.store.base import Due
+from backbone.store.store import Due
 from schemas.jobs import JobRecord, JobStatus
 
 JOB = "nexus:job:"

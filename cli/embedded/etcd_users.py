@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from backbone.registry.grants import grants
+from backbone.registry.permissions import grants
 from cli.embedded.process import ProcessFailed
 
 CALL_S = 5.0

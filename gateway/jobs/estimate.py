@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from backbone.store.base import Store
+from backbone.store.store import Store
 from gateway.jobs.records import now
 from schemas.jobs import JobRecord, JobStatus
 from schemas.presence import Snapshot, WorkerState

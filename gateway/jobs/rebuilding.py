@@ -13,8 +13,8 @@ import structlog
 from backbone.bus.job_log import JobLog
 from backbone.clock import now
 from backbone.ids import new_token
-from backbone.store.base import Store
 from backbone.store.documents import Documents
+from backbone.store.store import Store
 from gateway.jobs.attempts import counted
 from gateway.jobs.beginning import began_as
 from gateway.jobs.records import due_in, ended, record_of

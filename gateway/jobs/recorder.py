@@ -10,7 +10,7 @@ import structlog
 
 from backbone.bus.blobs import Blobs
 from backbone.bus.job_log import Item, JobLog
-from backbone.store.base import IllegalMove, Store
+from backbone.store.store import IllegalMove, Store
 from gateway.jobs.attempts import counted
 from gateway.jobs.ending import Ending
 from gateway.jobs.records import end_of, record_of

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from backbone.bus.job_log import JobLog
-from backbone.store.base import IllegalMove, LimitReached, Store
+from backbone.store.store import IllegalMove, LimitReached, Store
 from gateway.call import MAX_STARTS
 from gateway.jobs.attempts import attempts_of
 from gateway.jobs.beginning import began_as

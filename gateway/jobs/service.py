@@ -11,7 +11,7 @@ from typing import Any
 from backbone.bus.blobs import Blobs
 from backbone.bus.bus import Queue
 from backbone.bus.job_log import DeadLetter, Decision, JobLog
-from backbone.store.base import IllegalMove, Store
+from backbone.store.store import IllegalMove, Store
 from gateway.jobs.attempts import counted
 from gateway.jobs.base import JobEvent, JobNotFailed, JobNotFound, Result, ResultNotReady, Submission
 from gateway.jobs.beginning import began_as

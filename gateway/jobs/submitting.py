@@ -12,7 +12,7 @@ import contextlib
 from backbone.bus.bus import Queue
 from backbone.bus.job_log import JobLog
 from backbone.ids import new_job_id
-from backbone.store.base import IllegalMove, LimitReached, Store
+from backbone.store.store import IllegalMove, LimitReached, Store
 from gateway.dispatch import Dispatcher
 from gateway.endpoint import LANE_OF_TIER
 from gateway.jobs.base import Submission

@@ -7,7 +7,7 @@ import contextlib
 
 import structlog
 
-from backbone.store.base import Due, IllegalMove, Store
+from backbone.store.store import Due, IllegalMove, Store
 from gateway.jobs.ending import Ending
 from gateway.jobs.records import due_in, end_of, now, waits_until
 from schemas.errors import DeadlineExceeded, ErrorInfo, NexusError

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from backbone.registry.dumping import RegistryDump
-from backbone.registry.link import EtcdLink
-from backbone.store.dumping import RedisDump
+from backbone.registry.backup import RegistryDump
+from backbone.registry.etcd_client import EtcdLink
+from backbone.store.backup import RedisDump
 from backbone.store.redis import RedisStore
 from backbone.store.redis_documents import RedisDocuments
 from schemas.jobs import Capability, JobRecord, JobStatus

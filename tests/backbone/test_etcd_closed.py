@@ -16,7 +16,7 @@ import pytest
 import structlog.testing
 from typer.testing import CliRunner
 
-from backbone.registry.access import etcd_access
+from backbone.registry.auth import etcd_access
 from backbone.registry.etcd import EtcdRegistry
 from backbone.registry.version_check import is_vulnerable
 from backbone.settings import CommonSettings

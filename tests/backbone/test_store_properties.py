@@ -1,6 +1,6 @@
 """The store beside a plain model of it: whatever is done in whatever order, both say the same.
 
-The model is written from the promises in `backbone.store.base`, and shares no code with the stores.
+The model is written from the promises in `backbone.store.store`, and shares no code with the stores.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from backbone.store.base import IllegalMove, LimitReached, Store
 from backbone.store.memory import MemoryStore
 from backbone.store.redis import RedisStore
+from backbone.store.store import IllegalMove, LimitReached, Store
 from schemas.jobs import JobRecord, JobStatus
 
 T = TypeVar("T")

@@ -21,13 +21,13 @@ from pydantic import SecretStr
 
 from backbone.bus.nats.auth import NatsAccess, nats_access
 from backbone.bus.nats.connection import Wire
-from backbone.registry.access import EtcdAccess, etcd_access
+from backbone.registry.auth import EtcdAccess, etcd_access
 from backbone.registry.etcd import EtcdRegistry
-from backbone.registry.link import EtcdLink
+from backbone.registry.etcd_client import EtcdLink
 from backbone.registry.users import make_users
 from backbone.secret_files import Misconfigured
 from backbone.settings import CommonSettings
-from backbone.store.access import redis_access
+from backbone.store.auth import redis_access
 from backbone.store.redis import RedisStore
 from cli.embedded.servers import NatsServer
 from schemas.errors import Unavailable

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
-from backbone.registry.access import EtcdAccess, Tls
+from backbone.registry.auth import EtcdAccess, Tls
 from backbone.registry.users import make_users
 from cli.embedded.servers import HOST, EtcdServer, NatsServer, RedisServer, free_port
 from tests.servers import ROOT, EmbeddedSource, Server

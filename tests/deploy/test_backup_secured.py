@@ -9,7 +9,7 @@ import pytest
 
 from backbone.bus.nats.auth import nats_access
 from backbone.settings import CommonSettings
-from backbone.store.access import redis_access
+from backbone.store.auth import redis_access
 from backbone.store.redis import RedisStore
 from backbone.store.redis_documents import RedisDocuments
 from cli.backup import _backup, _restore

@@ -7,7 +7,7 @@ import json
 import httpx
 import pytest
 
-from backbone.registry.link import EtcdLink
+from backbone.registry.etcd_client import EtcdLink
 from tests.cluster import Cluster, Crew, Recorded
 from tests.conftest import Eventually
 

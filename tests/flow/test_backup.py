@@ -18,8 +18,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from backbone.registry.dumping import RegistryDump
-from backbone.registry.link import EtcdLink
+from backbone.registry.backup import RegistryDump
+from backbone.registry.etcd_client import EtcdLink
 from backbone.settings import CommonSettings
 from cli.backup import _backup, _restore
 from cli.backup_folder import read_manifest, verify

@@ -13,7 +13,7 @@ import pytest_asyncio
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from backbone.registry.link import EtcdLink
+from backbone.registry.etcd_client import EtcdLink
 from schemas.control import Control, ControlOp
 from schemas.jobs import Capability
 from schemas.presence import ModelOffer, WorkerPresence

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from backbone.terminal import SENTENCES
+from backbone.terminal_log import SENTENCES
 from cli.embedded.servers import EtcdServer, NatsServer, RedisServer
 from tests.backends.double_openai import OpenAIDouble
 from tests.conftest import running

@@ -21,8 +21,8 @@ from etcd3aio.lease import LeaseService
 from etcd3aio.maintenance import MaintenanceService
 from nats.errors import Error as NatsError
 
-from backbone.registry.access import Tls
-from backbone.registry.link import open_channel
+from backbone.registry.auth import Tls
+from backbone.registry.etcd_client import open_channel
 from cli.embedded.process import bound_to_parent
 from tests.conftest import run_sync
 from tests.flow.test_up import NEXUS, Up, clean_environment

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from backbone.egress import Egress, FetchRefused
+from backbone.ssrf_guard import Egress, FetchRefused
 
 
 class Site:

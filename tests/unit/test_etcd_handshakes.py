@@ -11,8 +11,8 @@ from cli.embedded.certificates import make_certificates
 
 CALL = """
 import asyncio, sys
-from backbone.registry.access import Tls
-from backbone.registry.link import open_channel
+from backbone.registry.auth import Tls
+from backbone.registry.etcd_client import open_channel
 
 async def main():
     with open(sys.argv[2], "rb") as authority:

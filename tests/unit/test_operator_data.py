@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from backbone.registry.etcd import EtcdRegistry
-from backbone.registry.link import EtcdLink
+from backbone.registry.etcd_client import EtcdLink
 from cli.datadir import DataDir
 from cli.errors import ConsoleError
 from cli.operator_data import OperatorData

@@ -7,8 +7,8 @@ import time
 import pytest
 
 from backbone.registry.etcd import EtcdRegistry
+from backbone.registry.etcd_client import Change
 from backbone.registry.keys import Keys
-from backbone.registry.link import Change
 from schemas.jobs import Capability
 from schemas.presence import CatalogueEntry, Snapshot
 from tests.conftest import Eventually

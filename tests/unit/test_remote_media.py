@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from backbone.egress import Egress, Fetched, FetchRefused
+from backbone.ssrf_guard import Egress, Fetched, FetchRefused
 from gateway.parsing import parse
 from gateway.remote_media import RemoteMedia
 from schemas.errors import InvalidRequest, RequestTooLarge

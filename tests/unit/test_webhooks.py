@@ -14,8 +14,8 @@ import pytest
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from backbone.bus.job_log import Item
-from backbone.egress import Egress, FetchRefused
 from backbone.settings import GatewaySettings
+from backbone.ssrf_guard import Egress, FetchRefused
 from backbone.store.memory import MemoryStore
 from gateway.webhook_notes import SHOWN
 from gateway.webhook_signature import BadSecret, signed

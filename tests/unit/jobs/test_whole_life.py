@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from backbone.bus.bus import Queue
 from backbone.bus.memory import MemoryDelivery
 from backbone.bus.memory_joblog import MemoryWorkerLog
-from backbone.store.base import RETRY_DUE_S
+from backbone.store.store import RETRY_DUE_S
 from gateway.jobs import records
 from schemas.durable import AnswerKind, Ask, encode_durable
 from schemas.errors import DRAINED, BackendFailed, ErrorInfo, NexusError, Unavailable

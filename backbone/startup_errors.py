@@ -9,7 +9,7 @@ import structlog
 
 from backbone.logging import configure_logging
 from backbone.secret_files import Misconfigured
-from backbone.terminal import is_terminal
+from backbone.terminal_log import is_terminal
 from schemas.errors import NexusError
 
 SETTINGS_WRONG = 2

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from backbone.registry.etcd_client import EtcdLink
 from backbone.registry.keys import Keys
-from backbone.registry.link import EtcdLink
 
 
 class RegistryDump:

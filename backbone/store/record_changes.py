@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from backbone.store.base import DueS, IllegalMove
+from backbone.store.store import DueS, IllegalMove
 from schemas.jobs import LEGAL_MOVES, TERMINAL, JobRecord, JobStatus
 
 FIXED = frozenset({"id", "owner", "status", "created_at"})

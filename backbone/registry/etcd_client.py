@@ -22,7 +22,7 @@ from etcd3aio.lease import LeaseService
 from etcd3aio.maintenance import MaintenanceService
 from etcd3aio.watch import WatchService
 
-from backbone.registry.access import Login, Tls, parse_endpoints
+from backbone.registry.auth import Login, Tls, parse_endpoints
 from backbone.secret_files import Misconfigured
 from schemas.errors import Unavailable
 
