@@ -8,13 +8,13 @@ from typing import Any
 
 from backbone.bus.bus import Queue
 from backbone.bus.job_log import JobLog, Retention, WorkerLog
-from backbone.bus.memory import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
-from backbone.bus.memory_joblog import MemoryJobLog, MemoryWorkerLog
 from backbone.bus.nats.gateway_bus import NatsGatewayBus
 from backbone.bus.nats.jetstream import JobsStream
 from backbone.bus.nats.job_log import NatsJobLog
 from backbone.bus.nats.worker_bus import NatsWorkerBus
 from backbone.bus.nats.worker_log import NatsWorkerLog
+from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
+from backbone.testing.job_log import MemoryJobLog, MemoryWorkerLog
 from schemas.jobs import Capability, Envelope, JobStatus, Lane
 from schemas.words import Word
 

@@ -18,13 +18,13 @@ import pytest
 
 from backbone.bus.blob_names import META, BadSeal, BlobName, BlobSeal
 from backbone.bus.blobs import CHUNK, BlobBroken, BlobGone, BlobInfo, Blobs, BlobWriter
-from backbone.bus.memory_blobs import MemoryBlobs
 from backbone.bus.nats.connection import Wire
 from backbone.bus.nats.jetstream import BucketConfig, ensure_bucket, request
 from backbone.bus.nats.objects.reader import DIRECT_GET, BlobReader
 from backbone.bus.nats.objects.store import NatsBlobs
 from backbone.bus.nats.request_inbox import Answer
 from backbone.bus.subjects import BLOBS, BLOBS_STREAM, blob_chunk, blob_chunks, blob_meta
+from backbone.testing.blobs import MemoryBlobs
 from schemas.errors import Unavailable
 from tests.conftest import Eventually
 from tests.servers import Server, source

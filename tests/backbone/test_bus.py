@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from backbone.bus.bus import Delivery, GatewayBus, Queue, WorkerBus
-from backbone.bus.memory import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from backbone.bus.nats import gateway_bus
 from backbone.bus.nats.gateway_bus import NatsGatewayBus
 from backbone.bus.nats.jetstream import JobsStream
 from backbone.bus.nats.worker_bus import NatsWorkerBus
+from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from schemas.errors import BackendFailed, NexusError, QueueFull, RequestTooLarge
 from schemas.events import GO, GONE, EventKind, encode_frame
 from schemas.jobs import Capability, Envelope, Lane

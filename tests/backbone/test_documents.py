@@ -10,9 +10,9 @@ import pytest
 from redis.asyncio import Redis
 
 from backbone.store.documents import Documents
-from backbone.store.memory_documents import MemoryDocuments
 from backbone.store.redis import RedisStore
 from backbone.store.redis_documents import RedisDocuments
+from backbone.testing.documents import MemoryDocuments
 from schemas.errors import Unavailable
 from tests.servers import Server
 

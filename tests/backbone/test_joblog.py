@@ -12,8 +12,8 @@ import pytest
 
 from backbone.bus.bus import Queue
 from backbone.bus.job_log import Item, JobLog, WorkerLog
-from backbone.bus.memory import MemoryBroker
-from backbone.bus.memory_joblog import MemoryJobLog
+from backbone.testing.bus import MemoryBroker
+from backbone.testing.job_log import MemoryJobLog
 from schemas.durable import Answer, AnswerKind, Ask
 from schemas.errors import QueueFull, RequestTooLarge, Unavailable
 from schemas.events import EventKind

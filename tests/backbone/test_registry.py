@@ -13,9 +13,9 @@ from backbone.registry.auth import EtcdAccess, Tls, parse_endpoints
 from backbone.registry.etcd import EtcdRegistry
 from backbone.registry.etcd_client import EtcdLink, LeaseGone, WatchEnded
 from backbone.registry.keys import Keys
-from backbone.registry.memory import MemoryHub, MemoryRegistry
 from backbone.registry.registry import Registry
 from backbone.registry.snapshot import View
+from backbone.testing.registry import MemoryHub, MemoryRegistry
 from cli.embedded.binaries import ETCD
 from cli.embedded.process import ManagedProcess
 from cli.embedded.servers import free_port

@@ -11,9 +11,9 @@ import pytest
 from redis.asyncio import Redis
 
 from backbone.store.breaker import Breaker
-from backbone.store.memory import MemoryStore
 from backbone.store.redis import RedisStore
 from backbone.store.store import Due, IllegalMove, LimitReached, Store
+from backbone.testing.store import MemoryStore
 from schemas.errors import InternalError, Unavailable
 from schemas.jobs import LEGAL_MOVES, TERMINAL, JobRecord, JobStatus, Lane
 from tests.servers import Server

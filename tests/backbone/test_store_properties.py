@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from backbone.store.memory import MemoryStore
 from backbone.store.redis import RedisStore
 from backbone.store.store import IllegalMove, LimitReached, Store
+from backbone.testing.store import MemoryStore
 from schemas.jobs import JobRecord, JobStatus
 
 T = TypeVar("T")

@@ -12,10 +12,10 @@ import orjson
 
 from backbone.bus.blobs import INLINE_LIMIT
 from backbone.bus.job_log import JobLog
-from backbone.bus.memory import MemoryBroker
-from backbone.bus.memory_blobs import MemoryBlobs
-from backbone.bus.memory_joblog import MemoryJobLog
-from backbone.store.memory_documents import MemoryDocuments
+from backbone.testing.blobs import MemoryBlobs
+from backbone.testing.bus import MemoryBroker
+from backbone.testing.documents import MemoryDocuments
+from backbone.testing.job_log import MemoryJobLog
 from gateway.answers import Answers
 from gateway.auth import Principal
 from gateway.batches.kinds import Direct, Kind

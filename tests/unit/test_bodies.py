@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from backbone.bus.blobs import INLINE_LIMIT
-from backbone.bus.memory_blobs import MemoryBlobs
+from backbone.testing.blobs import MemoryBlobs
 from gateway.auth import Auth
 from gateway.bodies import LARGE, WEIGHT, Reader
 from gateway.body_memory import BodyMemory

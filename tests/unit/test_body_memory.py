@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backbone.bus.memory_blobs import MemoryBlobs
+from backbone.testing.blobs import MemoryBlobs
 from gateway.body_memory import MAX_WAIT_S, BodyMemory
 from gateway.forms import Form, read_form
 from gateway.parsing import CallerGone, body_pieces, read_body

@@ -6,9 +6,9 @@ from contextlib import aclosing
 
 import pytest
 
-from backbone.bus.memory import MemoryBroker
-from backbone.bus.memory_blobs import MemoryBlobs
-from backbone.bus.memory_joblog import MemoryJobLog
+from backbone.testing.blobs import MemoryBlobs
+from backbone.testing.bus import MemoryBroker
+from backbone.testing.job_log import MemoryJobLog
 from gateway.jobs.base import EventsExpired, JobEvent
 from gateway.jobs.following import Follower
 from gateway.jobs.records import record_of

@@ -9,8 +9,8 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from backbone.bus.memory_blobs import MemoryBlobs
-from backbone.store.memory_documents import MemoryDocuments
+from backbone.testing.blobs import MemoryBlobs
+from backbone.testing.documents import MemoryDocuments
 from gateway.app import make_app
 from gateway.auth import Auth, Principal
 from gateway.body_memory import BodyMemory

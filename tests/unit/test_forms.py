@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backbone.bus.blobs import INLINE_LIMIT
-from backbone.bus.memory_blobs import MemoryBlobs
+from backbone.testing.blobs import MemoryBlobs
 from gateway.forms import MAX_PARTS, Form, read_form
 from schemas.errors import InvalidRequest
 

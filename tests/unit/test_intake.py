@@ -10,7 +10,7 @@ import pytest
 import uvloop
 
 from backbone.bus.bus import Delivery, Queue
-from backbone.bus.memory import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
+from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from schemas.jobs import LANES, Capability, Envelope
 from tests.conftest import Eventually
 from workers.herd import LEAST

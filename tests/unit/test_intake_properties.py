@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from backbone.bus.bus import Delivery, Queue
-from backbone.bus.memory import MemoryBroker, MemoryWorkerBus
+from backbone.testing.bus import MemoryBroker, MemoryWorkerBus
 from schemas.jobs import LANES, Capability, Lane
 from tests.virtual_time import run
 from workers.flow import LINGER_S

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backbone.ids import new_job_id
-from backbone.store.memory import MemoryStore
+from backbone.testing.store import MemoryStore
 from gateway.jobs import records
 from gateway.jobs.base import JobEvent
 from gateway.jobs.estimate import Estimator

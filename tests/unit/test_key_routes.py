@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from backbone.bus.nats.broadcast import MemoryNotices
-from backbone.store.memory_documents import MemoryDocuments
+from backbone.testing.documents import MemoryDocuments
 from gateway.app import make_app
 from gateway.auth import Auth
 from gateway.deps import Parts

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from backbone.bus.nats.broadcast import MemoryNotices
-from backbone.store.memory_documents import MemoryDocuments
+from backbone.testing.documents import MemoryDocuments
 from gateway.auth import Auth, Principal
 from gateway.keys import KEPT_S, KIND, TRUSTED_S, KeyNotFound, KeyRing, NewKey
 from gateway.open_requests import OpenRequests

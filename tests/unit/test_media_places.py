@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from backbone.bus.memory_blobs import MemoryBlobs
+from backbone.testing.blobs import MemoryBlobs
 from gateway.bodies import Reader
 from gateway.endpoint import Endpoint
 from gateway.http import Headers

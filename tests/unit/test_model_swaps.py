@@ -12,10 +12,10 @@ from typing import Literal
 import aiohttp
 import pytest
 
-from backbone.bus.memory import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
-from backbone.bus.memory_blobs import MemoryBlobs
-from backbone.bus.memory_joblog import MemoryWorkerLog
-from backbone.registry.memory import MemoryHub, MemoryRegistry
+from backbone.testing.blobs import MemoryBlobs
+from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
+from backbone.testing.job_log import MemoryWorkerLog
+from backbone.testing.registry import MemoryHub, MemoryRegistry
 from gateway.bodies import Received
 from gateway.call import Call
 from gateway.dispatch import Dispatcher

@@ -9,7 +9,7 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from backbone.registry.memory import MemoryHub, MemoryRegistry
+from backbone.testing.registry import MemoryHub, MemoryRegistry
 from gateway.app import make_app
 from gateway.auth import Auth
 from gateway.catalogue import Catalogue

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from backbone.bus.blobs import INLINE_LIMIT, BlobGone
-from backbone.bus.memory_blobs import MemoryBlobs
-from backbone.store.memory_documents import MemoryDocuments
+from backbone.testing.blobs import MemoryBlobs
+from backbone.testing.documents import MemoryDocuments
 from gateway.jobs.base import JobNotFound
 from gateway.parsing import check
 from gateway.responses.kept import Kept, ResponseNotFound, Shelf

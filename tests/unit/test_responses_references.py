@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from backbone.bus.memory_blobs import MemoryBlobs
-from backbone.store.memory_documents import MemoryDocuments
+from backbone.testing.blobs import MemoryBlobs
+from backbone.testing.documents import MemoryDocuments
 from gateway.parsing import check
 from gateway.responses.items import listed, messages_of
 from gateway.responses.kept import Kept, Shelf

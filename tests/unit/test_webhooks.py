@@ -16,7 +16,7 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 from backbone.bus.job_log import Item
 from backbone.settings import GatewaySettings
 from backbone.ssrf_guard import Egress, FetchRefused
-from backbone.store.memory import MemoryStore
+from backbone.testing.store import MemoryStore
 from gateway.webhook_notes import SHOWN
 from gateway.webhook_signature import BadSecret, signed
 from gateway.webhooks import AT_ONCE, JITTER, Webhooks

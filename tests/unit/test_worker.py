@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import pytest
 
 from backbone.bus.bus import FRESH_S
-from backbone.bus.memory import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
-from backbone.bus.memory_blobs import MemoryBlobs
-from backbone.bus.memory_joblog import MemoryWorkerLog
-from backbone.registry.memory import MemoryHub, MemoryRegistry
+from backbone.testing.blobs import MemoryBlobs
+from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
+from backbone.testing.job_log import MemoryWorkerLog
+from backbone.testing.registry import MemoryHub, MemoryRegistry
 from gateway.bodies import Received
 from gateway.call import Call, State
 from gateway.dispatch import Dispatcher

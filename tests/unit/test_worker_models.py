@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from backbone.bus.memory import MemoryBroker, MemoryWorkerBus
-from backbone.bus.memory_blobs import MemoryBlobs
-from backbone.bus.memory_joblog import MemoryWorkerLog
-from backbone.registry.memory import MemoryHub, MemoryRegistry
+from backbone.testing.blobs import MemoryBlobs
+from backbone.testing.bus import MemoryBroker, MemoryWorkerBus
+from backbone.testing.job_log import MemoryWorkerLog
+from backbone.testing.registry import MemoryHub, MemoryRegistry
 from schemas.jobs import Capability
 from schemas.presence import ModelOffer
 from tests.conftest import Eventually

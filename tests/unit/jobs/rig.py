@@ -12,12 +12,12 @@ from typing import Any
 import orjson
 
 from backbone.bus.job_log import JobLog
-from backbone.bus.memory import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
-from backbone.bus.memory_blobs import MemoryBlobs
-from backbone.bus.memory_joblog import MemoryJobLog, MemoryWorkerLog
 from backbone.bus.sealed_job_log import SealedJobLog
-from backbone.registry.memory import MemoryHub, MemoryRegistry
-from backbone.store.memory import MemoryStore
+from backbone.testing.blobs import MemoryBlobs
+from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
+from backbone.testing.job_log import MemoryJobLog, MemoryWorkerLog
+from backbone.testing.registry import MemoryHub, MemoryRegistry
+from backbone.testing.store import MemoryStore
 from gateway.auth import Principal
 from gateway.bodies import Received
 from gateway.dispatch import Dispatcher

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from backbone.bus.memory import MemoryBroker
-from backbone.bus.memory_joblog import MemoryJobLog
+from backbone.testing.bus import MemoryBroker
+from backbone.testing.job_log import MemoryJobLog
 from gateway.jobs.beginning import began_as
 from schemas.durable import NO_TOKEN, QUEUED, encode_durable
 from schemas.events import EventKind

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from backbone.bus.memory_joblog import MemoryWorkerLog
+from backbone.testing.job_log import MemoryWorkerLog
 from schemas.durable import encode_durable
 from schemas.events import EventKind, Started
 from schemas.jobs import Capability, JobStatus

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backbone.bus.bus import Queue
-from backbone.bus.memory import MemoryDelivery
-from backbone.bus.memory_joblog import MemoryWorkerLog
 from backbone.store.store import RETRY_DUE_S
+from backbone.testing.bus import MemoryDelivery
+from backbone.testing.job_log import MemoryWorkerLog
 from gateway.jobs import records
 from schemas.durable import AnswerKind, Ask, encode_durable
 from schemas.errors import DRAINED, BackendFailed, ErrorInfo, NexusError, Unavailable
@@ -347,7 +347,7 @@ async def live(story: list[tuple[str, int]], seed: int) -> None:
         patch.setattr(records, "clock", life.rig.clock)
         patch.setattr("gateway.jobs.recorder.AGAIN_S", 0.0)
         patch.setattr("gateway.jobs.recorder.HOLD_S", 0.02)
-        patch.setattr("backbone.bus.memory_records.WINDOW_S", 0.0)
+        patch.setattr("backbone.testing.streams.WINDOW_S", 0.0)
         decide = type(life.rig.broker.records).decide
         await life.start()
         try:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from backbone.bus.bus import FRESH_S, Delivery, Queue, QueueDepth, Sink, Storage, StreamRoom
-from backbone.bus.memory_records import MemoryRecords
 from backbone.bus.subjects import JOBS_STREAM, encode_model
 from backbone.clock import now
+from backbone.testing.streams import MemoryRecords
 from schemas.errors import QueueFull, RequestTooLarge, Unavailable
 from schemas.events import GONE
 from schemas.jobs import Envelope

@@ -11,10 +11,10 @@ from contextlib import asynccontextmanager
 
 from backbone.bus.bus import Queue
 from backbone.bus.job_log import DeadLetter, Decision, Item, StoredEvent
-from backbone.bus.memory import MAX_MESSAGE, MemoryBroker
-from backbone.bus.memory_records import Follower, Referee, Work, WorkQueue
 from backbone.bus.seals import SealSecret
 from backbone.bus.subjects import backlog_stream, encode_model, require_token
+from backbone.testing.bus import MAX_MESSAGE, MemoryBroker
+from backbone.testing.streams import Follower, Referee, Work, WorkQueue
 from schemas.durable import Answer, Ask
 from schemas.errors import RequestTooLarge, Unavailable
 from schemas.events import EventKind
