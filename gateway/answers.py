@@ -12,11 +12,11 @@ import orjson
 
 from backbone.bus.blobs import Blobs
 from gateway.endpoint import DONE, adapted_frame, comment_frame, error_frame, progress_frame
-from gateway.http import NO_STORE, STREAM_HEADERS, Headers, Line, Reply, adapted_header
+from gateway.http.asgi import NO_STORE, STREAM_HEADERS, Headers, Line, Reply, adapted_header
+from gateway.http.preferences import Wish
 from gateway.jobs.base import JobEvent, Jobs, Result
 from gateway.jobs.shape import shape
 from gateway.links import KEPT, Links
-from gateway.wishes import Wish
 from schemas.durable import JobEventKind
 from schemas.errors import BackendFailed, DeadlineExceeded, ErrorInfo, InvalidRequest, NexusError
 from schemas.events import AdaptedParameters
@@ -179,7 +179,7 @@ async def with_pauses(
 ) -> AsyncGenerator[list[T], None]:
     """The events, as many at a time as are there; none of them whenever none has come for `seconds`. Closes `events`.
 
-    `size`: bytes of one. `hold` hears how many of them are stored here, see `gateway.http.Line.hold`.
+    `size`: bytes of one. `hold` hears how many of them are stored here, see `gateway.http.asgi.Line.hold`.
     """
     ready: asyncio.Queue[T] = asyncio.Queue(AHEAD)
     held, room = _Held(hold), asyncio.Event()

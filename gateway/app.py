@@ -12,10 +12,10 @@ from starlette.exceptions import HTTPException
 from backbone.version import VERSION
 from gateway.deps import Parts
 from gateway.endpoint import Endpoint
-from gateway.http import closes, request_id_of
+from gateway.http.asgi import closes, request_id_of
+from gateway.http.path_hints import path_hint
+from gateway.http.path_methods import PathMethods
 from gateway.openapi import ApiDocument
-from gateway.path_hints import path_hint
-from gateway.path_methods import PathMethods
 from gateway.routes import (
     aliases,
     batches,

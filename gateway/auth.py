@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway.http import CALLER, Caller
-from gateway.http import Scope as HttpScope
+from gateway.http.asgi import CALLER, Caller
+from gateway.http.asgi import Scope as HttpScope
 from gateway.key_guesses import KeyGuesses
 from schemas.errors import AuthenticationFailed, PermissionDenied
 from schemas.keys import ALL_SCOPES, Scope

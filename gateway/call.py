@@ -19,7 +19,7 @@ from typing import cast
 import structlog
 
 from backbone.bus.bus import GatewayBus, Queue
-from gateway.unread import UnreadBudget
+from gateway.http.unread_budget import UnreadBudget
 from schemas.control import Control, ControlOp
 from schemas.errors import DRAINED, BackendFailed, DeadlineExceeded, ErrorInfo, NexusError, Unavailable
 from schemas.events import (

@@ -13,10 +13,11 @@ from backbone.store.documents import Documents
 from gateway.answers import Answers
 from gateway.auth import Auth, Principal
 from gateway.batches.service import Batches
-from gateway.bodies import Reader
 from gateway.dispatch import Dispatcher
 from gateway.exposition import Exposition
 from gateway.files import Files
+from gateway.http.disconnect import Waiting
+from gateway.http.inference_body import Reader
 from gateway.inference import Inference
 from gateway.jobs.base import Jobs
 from gateway.keys import KeyRing
@@ -24,7 +25,6 @@ from gateway.links import Links
 from gateway.readiness import Readiness
 from gateway.responses.service import Responses
 from gateway.shared_result import SharedResult
-from gateway.waiting import Waiting
 from schemas.keys import Scope
 
 

@@ -13,7 +13,7 @@ import structlog
 
 from backbone.ids import new_request_id
 from gateway.endpoint import Endpoint
-from gateway.http import CLOSE, CLOSING, HOPS, NO_STORE, REQUEST_ID, Headers, Receive, Reply, Scope, Send
+from gateway.http.asgi import CLOSE, CLOSING, HOPS, NO_STORE, REQUEST_ID, Headers, Receive, Reply, Scope, Send
 from gateway.inference import Inference
 from gateway.polls import Polls, polled
 from gateway.submissions import PATH as SUBMIT

@@ -12,11 +12,11 @@ from backbone.bus.blobs import Blobs, BlobWriter
 from backbone.ids import new_job_id
 from backbone.store.documents import Documents
 from gateway import clock
-from gateway.body_memory import BodyMemory, BodyShare
-from gateway.forms import Form, read_form
-from gateway.http import Headers
+from gateway.http.asgi import Headers
+from gateway.http.body_memory import BodyMemory, BodyShare
+from gateway.http.multipart import Form, read_form
+from gateway.http.request_body import CallerGone, Receive, body_pieces, check
 from gateway.pages import read_page
-from gateway.parsing import CallerGone, Receive, body_pieces, check
 from schemas.errors import InvalidRequest, NotFound, RequestTooLarge
 from schemas.files import UPLOAD_PURPOSES, ExpiresAfter, FileRecord, UploadFields
 from schemas.jobs import Upload

@@ -15,7 +15,7 @@ import orjson
 from backbone.bus.blobs import Blobs
 from backbone.bus.job_log import JobLog
 from backbone.ids import new_job_id
-from gateway.bodies import Received
+from gateway.http.inference_body import Received
 from schemas.errors import NexusError
 
 

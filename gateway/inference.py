@@ -16,7 +16,6 @@ import structlog
 
 from backbone.bus.blobs import Blobs
 from gateway.auth import Auth, Principal
-from gateway.bodies import Reader, Received
 from gateway.call import Call, State
 from gateway.dispatch import Dispatcher
 from gateway.endpoint import (
@@ -29,7 +28,7 @@ from gateway.endpoint import (
     error_frame,
     progress_frame,
 )
-from gateway.http import (
+from gateway.http.asgi import (
     HOPS,
     LINE,
     NO_STORE,
@@ -44,12 +43,13 @@ from gateway.http import (
     request_id_of,
     told_as,
 )
+from gateway.http.inference_body import Reader, Received
+from gateway.http.preferences import wish_of
+from gateway.http.request_body import CallerGone
 from gateway.links import Links, base_url
 from gateway.metrics import GatewayMetrics
 from gateway.open_requests import OpenRequests
-from gateway.parsing import CallerGone
 from gateway.submissions import Asked, Submissions
-from gateway.wishes import wish_of
 from schemas.errors import ErrorInfo, NexusError
 from schemas.events import BlobRef, Done
 from schemas.jobs import Lane

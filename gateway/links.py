@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 import orjson
 
 from gateway import clock
-from gateway.http import Headers, Scope
+from gateway.http.asgi import Headers, Scope
 from schemas.errors import NotFound
 
 KEPT = "nexus-blob:"

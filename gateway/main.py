@@ -28,12 +28,12 @@ from backbone.secret_files import Misconfigured
 from backbone.setting_errors import read_settings
 from backbone.settings import GatewaySettings
 from backbone.startup_errors import fail
-from gateway.addresses import TrustedProxies
-from gateway.connections import ConnectionBounds, Connections
+from gateway.http.client_addresses import TrustedProxies
+from gateway.http.connection import HttpProtocol, http_protocol
+from gateway.http.connection_limits import ConnectionBounds, Connections
+from gateway.http.security_headers import add_security_headers
+from gateway.http.unread_budget import UnreadBudget
 from gateway.leaving import Leaving
-from gateway.protocol import HttpProtocol, http_protocol
-from gateway.security_headers import add_security_headers
-from gateway.unread import UnreadBudget
 from gateway.wiring import Running, running
 from schemas.disclosure import INSIDE
 from schemas.errors import NexusError
@@ -180,7 +180,7 @@ def _server(
         access_log=False,
         log_config=None,
         server_header=False,
-        proxy_headers=False,  # `gateway.addresses` reads them
+        proxy_headers=False,  # `gateway.http.client_addresses` reads them
         # Without it uvicorn waits for open streams for ever.
         timeout_graceful_shutdown=math.ceil(drain_s + LAST_WORDS_S),
         timeout_keep_alive=75,

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from backbone.bus.bus import QueueChange, QueueDepth, Storage
 from backbone.bus.refusal_counter import KINDS
-from gateway.connections import Connections
+from gateway.http.connection_limits import Connections
 from schemas.presence import Snapshot, WorkerState
 
 LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)

@@ -8,12 +8,12 @@ from urllib.parse import parse_qs
 import orjson
 
 from gateway.auth import Auth
-from gateway.http import Receive, Reply, Scope, Send, request_id_of, told_as
+from gateway.http.asgi import Receive, Reply, Scope, Send, request_id_of, told_as
+from gateway.http.disconnect import Waiting
+from gateway.http.preferences import MAX_WAIT_S
+from gateway.http.request_body import CallerGone
 from gateway.jobs.base import Jobs
 from gateway.jobs.shape import shape
-from gateway.parsing import CallerGone
-from gateway.waiting import Waiting
-from gateway.wishes import MAX_WAIT_S
 from schemas.errors import ErrorInfo, InvalidRequest, Unavailable
 from schemas.jobs import JobRecord
 from schemas.keys import Scope as KeyScope

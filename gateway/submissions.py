@@ -10,16 +10,16 @@ import structlog
 
 from gateway.answers import Answers
 from gateway.auth import Auth, Principal
-from gateway.bodies import Reader, Received
 from gateway.endpoint import Endpoint
-from gateway.http import Line, Receive, Reply, Scope, Send, is_here, request_id_of, told_as
+from gateway.http.asgi import Line, Receive, Reply, Scope, Send, is_here, request_id_of, told_as
+from gateway.http.disconnect import Waiting
+from gateway.http.inference_body import Reader, Received
+from gateway.http.preferences import Wish, wish_of
+from gateway.http.request_body import CallerGone, parse
 from gateway.idempotency import Idempotency
 from gateway.jobs.base import EventsExpired, Jobs, Result, Submission
 from gateway.links import base_url
-from gateway.parsing import CallerGone, parse
 from gateway.uploads import FileUploads
-from gateway.waiting import Waiting
-from gateway.wishes import Wish, wish_of
 from schemas.errors import ErrorInfo, InvalidRequest, NexusError, NotFound, Unavailable
 from schemas.jobs import TERMINAL, JobRecord, Lane
 from schemas.keys import Scope as KeyScope

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from urllib.parse import urlsplit
 
-from gateway.http import Headers, Scope
+from gateway.http.asgi import Headers, Scope
 from gateway.links import base_url
 
 DEFAULT_BASE = "http://localhost:8800"

@@ -33,8 +33,6 @@ from gateway.batches.ledger import Ledger
 from gateway.batches.runner import BatchRunner
 from gateway.batches.service import Batches, longest_window_s
 from gateway.batches.tools import Tools as BatchTools
-from gateway.bodies import Reader
-from gateway.body_memory import BodyMemory
 from gateway.bootstrap_key import bootstrap_key
 from gateway.call import MAX_STARTS
 from gateway.clock import ClockKeeper
@@ -44,6 +42,12 @@ from gateway.door import App, Door
 from gateway.durable import Durable, Tools, retention
 from gateway.exposition import Exposition
 from gateway.files import Files
+from gateway.http.body_memory import BodyMemory
+from gateway.http.disconnect import Waiting
+from gateway.http.inference_body import Reader
+from gateway.http.path_methods import PathMethods
+from gateway.http.remote_media import RemoteMedia
+from gateway.http.unread_budget import UnreadBudget
 from gateway.idempotency import Idempotency
 from gateway.inference import Bounds, Inference
 from gateway.jobs.refusals import Refusals
@@ -52,20 +56,16 @@ from gateway.keys import KeyRing
 from gateway.leaving import Leaving
 from gateway.links import Links
 from gateway.metrics import GatewayMetrics
-from gateway.path_methods import PathMethods
 from gateway.polls import Polls
 from gateway.readiness import ReadinessCheck
-from gateway.remote_media import RemoteMedia
 from gateway.responses.kept import Shelf
 from gateway.responses.service import PATH as RESPONSES
 from gateway.responses.service import Responses
 from gateway.routes import chat
 from gateway.shared_result import SharedResult
 from gateway.submissions import Submissions
-from gateway.unread import UnreadBudget
 from gateway.uploads import FileUploads
 from gateway.vitals import Vitals
-from gateway.waiting import Waiting
 from schemas.jobs import Limits
 from schemas.keys import Scope
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from gateway.parsing import MAX_DEPTH, too_deep
+from gateway.http.request_body import MAX_DEPTH, too_deep
 from schemas.batches import BatchError
 
 BOM = b"\xef\xbb\xbf"

@@ -10,8 +10,8 @@ from backbone.bus.blobs import Blobs
 from backbone.bus.job_log import JobLog
 from gateway.batches.kinds import Kind
 from gateway.batches.ledger import Ledger
-from gateway.bodies import Reader
 from gateway.files import Files
+from gateway.http.inference_body import Reader
 from gateway.jobs.base import Jobs
 
 

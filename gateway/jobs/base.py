@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 
 from backbone.bus.job_log import DeadLetter
 from gateway.auth import Principal
-from gateway.bodies import Received
 from gateway.endpoint import Endpoint
+from gateway.http.inference_body import Received
 from schemas.durable import JobEventKind
 from schemas.errors import ErrorInfo, InvalidRequest, NexusError, NotFound
 from schemas.events import BlobRef

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-from gateway.http import Scope
+from gateway.http.asgi import Scope
 from gateway.links import base_url
 
 JSON = dict[str, Any]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fastapi import Request
 
-from gateway.bodies import Reader
-from gateway.body_memory import BodyShare
-from gateway.http import is_here
-from gateway.parsing import CallerGone, parse
-from gateway.wishes import wish_of
+from gateway.http.asgi import is_here
+from gateway.http.body_memory import BodyShare
+from gateway.http.inference_body import Reader
+from gateway.http.preferences import wish_of
+from gateway.http.request_body import CallerGone, parse
 from schemas.errors import InvalidRequest
 from schemas.openai.responses import ResponsesRequest
 

@@ -12,9 +12,20 @@ from fastapi.responses import Response
 
 from gateway.answers import with_pauses
 from gateway.endpoint import SSE
-from gateway.http import LINE, STREAM_HEADERS, Line, Receive, Reply, Scope, Send, adapted_header, request_id_of, told_as
+from gateway.http.asgi import (
+    LINE,
+    STREAM_HEADERS,
+    Line,
+    Receive,
+    Reply,
+    Scope,
+    Send,
+    adapted_header,
+    request_id_of,
+    told_as,
+)
+from gateway.http.request_body import CallerGone
 from gateway.metrics import GatewayMetrics
-from gateway.parsing import CallerGone
 from gateway.responses.answering import Event
 from gateway.responses.kept import Made
 from gateway.responses.service import PATH, Responses

@@ -14,8 +14,9 @@ from backbone.ids import new_job_id
 from gateway import clock
 from gateway.answers import error_of
 from gateway.auth import Principal
-from gateway.bodies import Reader, Received
 from gateway.endpoint import Endpoint
+from gateway.http.disconnect import Waiting
+from gateway.http.inference_body import Reader, Received
 from gateway.idempotency import Idempotency
 from gateway.jobs.base import JobNotFound, Jobs, Result, Submission
 from gateway.metrics import GatewayMetrics
@@ -26,7 +27,6 @@ from gateway.responses.kept import Kept, Made, ResponseNotFound, Shelf
 from gateway.responses.references import References
 from gateway.responses.shape import STATUSES, shell, unanswered
 from gateway.responses.watching import Watch, ended_at
-from gateway.waiting import Waiting
 from schemas.errors import InvalidRequest, NexusError, NotFound, Unavailable
 from schemas.jobs import TERMINAL, JobStatus
 from schemas.openai.responses import InputItem, ResponsesRequest

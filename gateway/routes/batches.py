@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 
 from gateway.deps import JobsCaller, PartsDep
-from gateway.json_body import read_json
+from gateway.http.request_body import read_json
 from gateway.links import base_url
 from gateway.pages import as_list
 from schemas.batches import BatchRequest

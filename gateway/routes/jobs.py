@@ -16,7 +16,7 @@ from gateway.answers import error_of, event_size, with_pauses
 from gateway.auth import Principal
 from gateway.deps import JobsCaller, Parts, PartsDep
 from gateway.endpoint import comment_frame
-from gateway.http import LINE, STREAM_HEADERS, Line, adapted_header
+from gateway.http.asgi import LINE, STREAM_HEADERS, Line, adapted_header
 from gateway.jobs.base import JobEvent
 from gateway.jobs.shape import shape
 from gateway.links import base_url

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway import clock
 from gateway.deps import AdminCaller, PartsDep
-from gateway.json_body import Name, check_name, read_json
+from gateway.http.request_body import Name, check_name, read_json
 from schemas.errors import InvalidRequest
 from schemas.keys import ApiKey, Scope
 

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from gateway.deps import InferenceCaller, PartsDep
-from gateway.http import adapted_header, request_id_of
-from gateway.parsing import CallerGone
+from gateway.http.asgi import adapted_header, request_id_of
+from gateway.http.request_body import CallerGone
 from gateway.responses.reading import key_of, read
 from gateway.responses.sending import CLOSED, EventStream, Opening, Report
 from schemas.errors import InvalidRequest, NexusError, Unavailable

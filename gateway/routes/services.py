@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from pydantic_core import PydanticCustomError
 
 from gateway.deps import AdminCaller, PartsDep
-from gateway.json_body import check_name, read_json
+from gateway.http.request_body import check_name, read_json
 from schemas.errors import InvalidRequest, NotFound
 from schemas.presence import ServiceRecord, Snapshot, WorkerState
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from gateway.http.security_headers import HEADERS
 from gateway.openapi.operations import OPERATIONS
-from gateway.security_headers import HEADERS
 from tests.cluster import KEY, Cluster, chat
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

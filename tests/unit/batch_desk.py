@@ -23,13 +23,13 @@ from gateway.batches.ledger import Ledger
 from gateway.batches.runner import BatchRunner
 from gateway.batches.service import Batches
 from gateway.batches.tools import Tools
-from gateway.bodies import Reader
-from gateway.body_memory import BodyMemory
 from gateway.files import Files
+from gateway.http.body_memory import BodyMemory
+from gateway.http.inference_body import Reader
+from gateway.http.remote_media import RemoteMedia
 from gateway.jobs.base import JobNotFound, Jobs, Result, ResultNotReady, Submission
 from gateway.jobs.records import record_of
 from gateway.links import Links
-from gateway.remote_media import RemoteMedia
 from gateway.routes import chat, embeddings, speech, transcriptions
 from gateway.uploads import FileUploads
 from schemas.batches import Batch, BatchRequest, BatchStatus, Counts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.addresses import TrustedProxies, group_of
+from gateway.http.client_addresses import TrustedProxies, group_of
 
 
 @pytest.mark.parametrize(

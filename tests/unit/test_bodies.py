@@ -13,10 +13,10 @@ import pytest
 from backbone.bus.blobs import INLINE_LIMIT
 from backbone.testing.blobs import MemoryBlobs
 from gateway.auth import Auth
-from gateway.bodies import LARGE, WEIGHT, Reader
-from gateway.body_memory import BodyMemory
-from gateway.http import REQUEST_ID
-from gateway.remote_media import RemoteMedia
+from gateway.http.asgi import REQUEST_ID
+from gateway.http.body_memory import BodyMemory
+from gateway.http.inference_body import LARGE, WEIGHT, Reader
+from gateway.http.remote_media import RemoteMedia
 from gateway.routes import chat, transcriptions
 from gateway.submissions import Submissions
 from schemas.errors import InvalidRequest, RequestTooLarge

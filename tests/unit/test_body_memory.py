@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backbone.testing.blobs import MemoryBlobs
-from gateway.body_memory import MAX_WAIT_S, BodyMemory
-from gateway.forms import Form, read_form
-from gateway.parsing import CallerGone, body_pieces, read_body
+from gateway.http.body_memory import MAX_WAIT_S, BodyMemory
+from gateway.http.multipart import Form, read_form
+from gateway.http.request_body import CallerGone, body_pieces, read_body
 from schemas.errors import BodyMemoryFull, NexusError, RequestTimeout
 from tests.unit.test_forms import TYPE, form, part
 

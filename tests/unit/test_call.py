@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.call import MAX_STARTS, MAX_UNREAD, SILENCE_GRACE_S, Call, State
-from gateway.unread import UnreadBudget
+from gateway.http.unread_budget import UnreadBudget
 from schemas.errors import DRAINED, ErrorInfo, QueueFull
 from schemas.events import GO, GONE, STALE, Done, EventKind, Returned, Started, encode_frame
 from schemas.jobs import Capability, Envelope, Limits

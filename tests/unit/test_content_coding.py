@@ -13,11 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.body_memory import BodyMemory
-from gateway.content_coding import FREE_OUTPUT, MAX_MEMBERS, MAX_RATIO, WINDOW, BodyDecoder
-from gateway.http import Headers
-from gateway.json_body import MAX_BYTES
-from gateway.parsing import read_body
+from gateway.http.asgi import Headers
+from gateway.http.body_memory import BodyMemory
+from gateway.http.content_coding import FREE_OUTPUT, MAX_MEMBERS, MAX_RATIO, WINDOW, BodyDecoder
+from gateway.http.request_body import MAX_BYTES, read_body
 from schemas.errors import InvalidRequest, NexusError, RequestTooLarge, UnsupportedEncoding
 
 if sys.version_info >= (3, 14):

@@ -13,9 +13,9 @@ from backbone.testing.blobs import MemoryBlobs
 from backbone.testing.documents import MemoryDocuments
 from gateway.app import make_app
 from gateway.auth import Auth, Principal
-from gateway.body_memory import BodyMemory
 from gateway.deps import Parts
 from gateway.files import MAX_NAME, FileNotFound, Files
+from gateway.http.body_memory import BodyMemory
 from schemas.errors import Unavailable
 from schemas.files import UPLOAD_PURPOSES, FileRecord
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from backbone.bus.blobs import INLINE_LIMIT
 from backbone.testing.blobs import MemoryBlobs
-from gateway.forms import MAX_PARTS, Form, read_form
+from gateway.http.multipart import MAX_PARTS, Form, read_form
 from schemas.errors import InvalidRequest
 
 TYPE = b"multipart/form-data; boundary=XX"

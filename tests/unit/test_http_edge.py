@@ -11,7 +11,7 @@ import pytest
 from gateway import door as door_module
 from gateway.door import Door
 from gateway.endpoint import Endpoint
-from gateway.http import Reply, Send
+from gateway.http.asgi import Reply, Send
 from gateway.inference import Inference
 from schemas.errors import AuthenticationFailed, ErrorInfo, InvalidRequest, QueueFull, RequestTooLarge
 from schemas.jobs import Capability

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.auth import Auth, Principal
-from gateway.http import CALLER, Caller
+from gateway.http.asgi import CALLER, Caller
 from gateway.key_guesses import MAX_ADDRESSES, WINDOW_S, KeyGuesses, TooManyWrongKeys
 from schemas.errors import AuthenticationFailed
 

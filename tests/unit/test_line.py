@@ -9,11 +9,11 @@ from typing import Any
 
 import uvicorn
 
-from gateway.connections import Connections
-from gateway.http import LINE, Line, Reply
+from gateway.http.asgi import LINE, Line, Reply
+from gateway.http.connection import http_protocol
+from gateway.http.connection_limits import Connections
 from gateway.leaving import Leaving
 from gateway.main import _Server
-from gateway.protocol import http_protocol
 from tests.conftest import Eventually
 
 Handler = Callable[[Line, Reply, Any], Awaitable[None]]

@@ -10,11 +10,11 @@ import orjson
 import pytest
 
 from backbone.testing.blobs import MemoryBlobs
-from gateway.bodies import Reader
 from gateway.endpoint import Endpoint
-from gateway.http import Headers
-from gateway.media_places import is_plain, media_places, searched
-from gateway.parsing import check, parse
+from gateway.http.asgi import Headers
+from gateway.http.inference_body import Reader
+from gateway.http.media_fields import is_plain, media_places, searched
+from gateway.http.request_body import check, parse
 from gateway.routes import chat, completions, embeddings, images, rerank, speech, transcriptions
 from schemas.errors import InvalidRequest
 from schemas.openai.chat import ChatRequest

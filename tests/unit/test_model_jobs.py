@@ -8,7 +8,7 @@ import pytest
 
 from gateway.app import ENDPOINTS
 from gateway.catalogue import Catalogue
-from gateway.parsing import check
+from gateway.http.request_body import check
 from gateway.routes.model_jobs import choose_worker
 from schemas.errors import InvalidRequest, NexusError, NotFound
 from schemas.jobs import Capability

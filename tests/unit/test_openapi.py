@@ -13,11 +13,11 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from backbone.settings import PUBLIC_ROUTES
 from gateway.app import ENDPOINTS, make_app
 from gateway.deps import Parts
+from gateway.http.path_methods import PathMethods
 from gateway.openapi.completion import complete
 from gateway.openapi.operation import SSE_TYPE
 from gateway.openapi.operations import OPERATIONS, TAGS
 from gateway.openapi.operations.batches import ENDPOINTS as BATCH_ENDPOINTS
-from gateway.path_methods import PathMethods
 from schemas.jobs import Capability
 
 JSON = dict[str, Any]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.parsing import MAX_DEPTH, CallerGone, parse, parse_sent, read_body
+from gateway.http.request_body import MAX_DEPTH, CallerGone, parse, parse_sent, read_body
 from schemas.errors import InvalidRequest, RequestTimeout, RequestTooLarge
 from schemas.openai.chat import ChatRequest
 from schemas.openai.completions import CompletionRequest

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from backbone.ssrf_guard import Egress, Fetched, FetchRefused
-from gateway.parsing import parse
-from gateway.remote_media import RemoteMedia
+from gateway.http.remote_media import RemoteMedia
+from gateway.http.request_body import parse
 from schemas.errors import InvalidRequest, RequestTooLarge
 from schemas.openai.chat import ChatRequest
 

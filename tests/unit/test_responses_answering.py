@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from gateway.parsing import check
+from gateway.http.request_body import check
 from gateway.responses.answering import Answering, Event
 from gateway.responses.shape import failure, shell, unanswered
 from schemas.errors import BackendFailed, ErrorInfo, InvalidRequest, QueueFull

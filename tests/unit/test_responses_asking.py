@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.parsing import check
+from gateway.http.request_body import check
 from gateway.responses.asking import chat_body, conversation, refuse_unsupported, without_other_tools
 from gateway.responses.items import listed, messages_of
 from gateway.responses.shape import shell

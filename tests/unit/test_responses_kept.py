@@ -9,12 +9,12 @@ import pytest
 from backbone.bus.blobs import INLINE_LIMIT, BlobGone
 from backbone.testing.blobs import MemoryBlobs
 from backbone.testing.documents import MemoryDocuments
+from gateway.http.disconnect import Waiting
+from gateway.http.request_body import check
 from gateway.jobs.base import JobNotFound
-from gateway.parsing import check
 from gateway.responses.kept import Kept, ResponseNotFound, Shelf
 from gateway.responses.service import Responses
 from gateway.responses.shape import shell
-from gateway.waiting import Waiting
 from schemas.errors import Unavailable
 from schemas.openai.responses import ResponsesRequest
 

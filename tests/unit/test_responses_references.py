@@ -8,7 +8,7 @@ import pytest
 
 from backbone.testing.blobs import MemoryBlobs
 from backbone.testing.documents import MemoryDocuments
-from gateway.parsing import check
+from gateway.http.request_body import check
 from gateway.responses.items import listed, messages_of
 from gateway.responses.kept import Kept, Shelf
 from gateway.responses.references import References

@@ -9,8 +9,8 @@ from typing import Any
 import orjson
 import pytest
 
+from gateway.http.request_body import check
 from gateway.jobs.base import EventsExpired, JobEvent, JobNotFound, Result
-from gateway.parsing import check
 from gateway.responses.answering import Event
 from gateway.responses.kept import Document, Kept, Made
 from gateway.responses.shape import shell

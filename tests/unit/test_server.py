@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 
-from gateway.http import Receive, Reply, Scope, Send
+from gateway.http.asgi import Receive, Reply, Scope, Send
 from gateway.leaving import Leaving
 from gateway.main import _server
 

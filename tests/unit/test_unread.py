@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.unread import UnreadBudget
+from gateway.http.unread_budget import UnreadBudget
 
 
 class Stored:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.wishes import MAX_KEY, MAX_WAIT_S, Wish, wish_of
+from gateway.http.preferences import MAX_KEY, MAX_WAIT_S, Wish, wish_of
 from schemas.errors import InvalidRequest
 
 

@@ -19,9 +19,10 @@ from backbone.testing.job_log import MemoryJobLog, MemoryWorkerLog
 from backbone.testing.registry import MemoryHub, MemoryRegistry
 from backbone.testing.store import MemoryStore
 from gateway.auth import Principal
-from gateway.bodies import Received
 from gateway.dispatch import Dispatcher
 from gateway.endpoint import Endpoint
+from gateway.http.inference_body import Received
+from gateway.http.request_body import parse
 from gateway.jobs.base import JobEvent, Submission
 from gateway.jobs.ending import Ending
 from gateway.jobs.estimate import Estimator
@@ -32,7 +33,6 @@ from gateway.jobs.service import JobService
 from gateway.jobs.submitting import Submitter
 from gateway.jobs.timers import Timers
 from gateway.metrics import GatewayMetrics
-from gateway.parsing import parse
 from gateway.routes import chat
 from schemas.durable import DurableFrame, decode_durable
 from schemas.jobs import Capability, JobRecord, JobStatus, Limits

@@ -8,12 +8,12 @@ from typing import Any
 import orjson
 
 from backbone.bus.blobs import INLINE_LIMIT, Blobs, BlobWriter
-from gateway.body_memory import BodyMemory, BodyShare
 from gateway.endpoint import Endpoint
-from gateway.forms import Form, read_form
-from gateway.http import Headers
-from gateway.parsing import Receive, body_pieces, check, check_head, parse_sent, read_body, read_here
-from gateway.remote_media import RemoteMedia
+from gateway.http.asgi import Headers
+from gateway.http.body_memory import BodyMemory, BodyShare
+from gateway.http.multipart import Form, read_form
+from gateway.http.remote_media import RemoteMedia
+from gateway.http.request_body import Receive, body_pieces, check, check_head, parse_sent, read_body, read_here
 from schemas.errors import RequestTooLarge
 from schemas.jobs import Upload
 

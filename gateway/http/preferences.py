@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from gateway.http import Headers
+from gateway.http.asgi import Headers
 from schemas.errors import InvalidRequest
 
 PREFER, KEY, RESUME = b"prefer", b"idempotency-key", b"x-nexus-resume"

@@ -10,7 +10,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from backbone.bus.blobs import CHUNK, INLINE_LIMIT, BlobWriter
-from gateway.body_memory import BodyShare
+from gateway.http.body_memory import BodyShare
 from schemas.errors import InvalidRequest
 from schemas.jobs import Upload
 

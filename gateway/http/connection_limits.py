@@ -13,9 +13,9 @@ from typing import Protocol
 
 import structlog
 
-from gateway.addresses import TrustedProxies
-from gateway.turns import Turns
-from gateway.unread import UnreadBudget
+from gateway.http.client_addresses import TrustedProxies
+from gateway.http.pipelining import Turns
+from gateway.http.unread_budget import UnreadBudget
 from schemas.errors import NexusError, Unavailable
 
 log = structlog.get_logger(__name__)

@@ -13,7 +13,7 @@
 - A request's `Line` tells what ASGI does not, and writes tokens without it.
 - A gateway that is leaving tells each caller so in its answer's head, which then ends the connection. One whose head has gone out
   is kept: the caller may be sending its next request already.
-- Who connects, how long an unread answer is held, and how much memory unread answers take: `gateway.connections`.
+- Who connects, how long an unread answer is held, and how much memory unread answers take: `gateway.http.connection_limits`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from backbone.ids import new_request_id
-from gateway.addresses import group_of
-from gateway.connections import Connections, reset
-from gateway.http import CALLER, LINE, Caller
+from gateway.http.asgi import CALLER, LINE, Caller
+from gateway.http.client_addresses import group_of
+from gateway.http.connection_limits import Connections, reset
+from gateway.http.response_writer import CycleLine, without_chunks
 from gateway.leaving import Leaving
-from gateway.line import CycleLine, without_chunks
 from schemas.errors import HeadersTooLarge, InvalidRequest, NexusError, RequestTimeout, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -158,7 +158,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._connections.unread.hold(self, self._held_ahead)
 
     def hold_ahead(self, size: int) -> None:
-        """See `gateway.http.Line.hold`."""
+        """See `gateway.http.asgi.Line.hold`."""
         self._held_ahead = size
         buffered = self.transport.get_write_buffer_size() if self.flow.write_paused else 0
         self._connections.unread.hold(self, buffered + size)

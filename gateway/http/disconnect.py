@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, TypeVar
 
-from gateway.http import LINE, Receive, Scope, hear_gone
-from gateway.parsing import CallerGone
+from gateway.http.asgi import LINE, Receive, Scope, hear_gone
+from gateway.http.request_body import CallerGone
 from schemas.errors import Unavailable
 
 T = TypeVar("T")

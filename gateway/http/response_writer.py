@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from gateway.http import Send
+from gateway.http.asgi import Send
 
 
 class AheadHolder(Protocol):
@@ -20,7 +20,7 @@ class AheadHolder(Protocol):
 
 
 class CycleLine:
-    """See `gateway.http.Line`. It skips ASGI for what is done once per token, and a task for what is heard once."""
+    """See `gateway.http.asgi.Line`. It skips ASGI for what is done once per token, and a task for what is heard once."""
 
     __slots__ = ("_callback", "_cycle", "_holder")
 

@@ -8,7 +8,7 @@ import orjson
 from pydantic import BaseModel
 
 from backbone.ssrf_guard import Egress
-from gateway.media_places import MediaPlace, is_plain, media_places, searched
+from gateway.http.media_fields import MediaPlace, is_plain, media_places, searched
 from schemas.errors import InvalidRequest, NexusError, RequestTooLarge
 
 MAX_URLS = 16
