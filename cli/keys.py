@@ -167,7 +167,7 @@ def show_webhook_secret(
     as_json: options.Json = False,
 ) -> None:
     """What the webhooks of the bootstrap key's jobs are signed with: it follows from that key, and no gateway is asked."""
-    from gateway.auth import bootstrap_webhook_secret, is_created
+    from gateway.auth.authenticator import bootstrap_webhook_secret, is_created
 
     token = find_target(url, options.chosen_key(key, key_file), data_dir_from(data_dir)).key
     if not token:

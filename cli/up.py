@@ -186,7 +186,7 @@ def port_wishes(chosen: StackOptions) -> tuple[PortWish, PortWish]:
 def key_by_settings(settings: GatewaySettings) -> str:
     """Return what GATEWAY_BEARER_TOKEN or the file in GATEWAY_BEARER_TOKEN_FILE says; empty: nothing. Raises ConsoleError."""
     from backbone.secret_files import Misconfigured
-    from gateway.bootstrap_key import bootstrap_key
+    from gateway.auth.bootstrap_key import bootstrap_key
 
     try:
         return bootstrap_key(settings)

@@ -11,7 +11,8 @@ from fastapi import Depends, Request
 from backbone.bus.blobs import Blobs
 from backbone.store.documents import Documents
 from gateway.answers import Answers
-from gateway.auth import Auth, Principal
+from gateway.auth.authenticator import Auth, Principal
+from gateway.auth.key_store import KeyRing
 from gateway.batches.service import Batches
 from gateway.dispatch import Dispatcher
 from gateway.exposition import Exposition
@@ -20,7 +21,6 @@ from gateway.http.disconnect import Waiting
 from gateway.http.inference_body import Reader
 from gateway.inference import Inference
 from gateway.jobs.base import Jobs
-from gateway.keys import KeyRing
 from gateway.links import Links
 from gateway.readiness import Readiness
 from gateway.responses.service import Responses

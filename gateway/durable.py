@@ -16,7 +16,8 @@ from backbone.settings import GatewaySettings
 from backbone.ssrf_guard import Egress
 from backbone.store.documents import Documents
 from backbone.store.store import Store
-from gateway.auth import Auth
+from gateway.auth.authenticator import Auth
+from gateway.auth.key_store import KeyRing
 from gateway.dispatch import Dispatcher
 from gateway.jobs.ending import Ending
 from gateway.jobs.estimate import Estimator
@@ -26,7 +27,6 @@ from gateway.jobs.referee import Referee
 from gateway.jobs.service import JobService
 from gateway.jobs.submitting import Submitter
 from gateway.jobs.timers import Timers
-from gateway.keys import KeyRing
 from gateway.metrics import GatewayMetrics
 from gateway.webhooks import BACKLOG, Webhooks
 

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from backbone.bus.blobs import Blobs
-from gateway.auth import Auth, Principal
+from gateway.auth.authenticator import Auth, OpenRequests, Principal
 from gateway.call import Call, State
 from gateway.dispatch import Dispatcher
 from gateway.endpoint import (
@@ -48,7 +48,6 @@ from gateway.http.preferences import wish_of
 from gateway.http.request_body import CallerGone
 from gateway.links import Links, base_url
 from gateway.metrics import GatewayMetrics
-from gateway.open_requests import OpenRequests
 from gateway.submissions import Asked, Submissions
 from schemas.errors import ErrorInfo, NexusError
 from schemas.events import BlobRef, Done

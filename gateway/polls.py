@@ -7,7 +7,7 @@ from urllib.parse import parse_qs
 
 import orjson
 
-from gateway.auth import Auth
+from gateway.auth.authenticator import Auth
 from gateway.http.asgi import Receive, Reply, Scope, Send, request_id_of, told_as
 from gateway.http.disconnect import Waiting
 from gateway.http.preferences import MAX_WAIT_S

@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 
 from gateway.answers import Answers
-from gateway.auth import Auth, Principal
+from gateway.auth.authenticator import Auth, Principal
 from gateway.endpoint import Endpoint
 from gateway.http.asgi import Line, Receive, Reply, Scope, Send, is_here, request_id_of, told_as
 from gateway.http.disconnect import Waiting

@@ -27,13 +27,15 @@ from backbone.store.redis import RedisStore
 from backbone.store.redis_documents import RedisDocuments
 from gateway.answers import Answers
 from gateway.app import ENDPOINTS, make_app, make_observability_app
-from gateway.auth import Auth
+from gateway.auth.authenticator import Auth
+from gateway.auth.bootstrap_key import bootstrap_key
+from gateway.auth.guess_limiter import KeyGuesses
+from gateway.auth.key_store import KeyRing
 from gateway.batches.kinds import AsChat, Direct, Kind
 from gateway.batches.ledger import Ledger
 from gateway.batches.runner import BatchRunner
 from gateway.batches.service import Batches, longest_window_s
 from gateway.batches.tools import Tools as BatchTools
-from gateway.bootstrap_key import bootstrap_key
 from gateway.call import MAX_STARTS
 from gateway.clock import ClockKeeper
 from gateway.deps import Parts
@@ -51,8 +53,6 @@ from gateway.http.unread_budget import UnreadBudget
 from gateway.idempotency import Idempotency
 from gateway.inference import Bounds, Inference
 from gateway.jobs.refusals import Refusals
-from gateway.key_guesses import KeyGuesses
-from gateway.keys import KeyRing
 from gateway.leaving import Leaving
 from gateway.links import Links
 from gateway.metrics import GatewayMetrics

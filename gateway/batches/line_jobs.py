@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from gateway import clock
-from gateway.auth import Principal
+from gateway.auth.authenticator import Principal
 from gateway.batches.lines import Line, Request, job_id, parse_line, request_ids
 from gateway.batches.tools import Tools
 from gateway.jobs.base import JobNotFound, Submission

@@ -8,7 +8,7 @@ from typing import Any
 from backbone.bus.job_log import Backlog
 from backbone.ids import new_job_id
 from gateway import clock
-from gateway.auth import Principal
+from gateway.auth.authenticator import Principal
 from gateway.batches.ledger import Ledger
 from gateway.files import Files
 from schemas.batches import ENDED, Batch, BatchError, BatchRequest, BatchStatus, window_seconds

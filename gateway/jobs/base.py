@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from backbone.bus.job_log import DeadLetter
-from gateway.auth import Principal
+from gateway.auth.authenticator import Principal
 from gateway.endpoint import Endpoint
 from gateway.http.inference_body import Received
 from schemas.durable import JobEventKind

@@ -13,7 +13,7 @@ from backbone.bus.blobs import BlobGone, Blobs
 from backbone.ids import new_job_id
 from gateway import clock
 from gateway.answers import error_of
-from gateway.auth import Principal
+from gateway.auth.authenticator import Principal
 from gateway.endpoint import Endpoint
 from gateway.http.disconnect import Waiting
 from gateway.http.inference_body import Reader, Received

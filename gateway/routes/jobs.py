@@ -13,7 +13,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from gateway.answers import error_of, event_size, with_pauses
-from gateway.auth import Principal
+from gateway.auth.authenticator import Principal
 from gateway.deps import JobsCaller, Parts, PartsDep
 from gateway.endpoint import comment_frame
 from gateway.http.asgi import LINE, STREAM_HEADERS, Line, adapted_header

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from gateway.auth import bootstrap_webhook_secret
+from gateway.auth.authenticator import bootstrap_webhook_secret
 from tests.cluster import KEY, ROOT, Cluster, Crew, chat
 from tests.conftest import Eventually
 from tests.crews import crew

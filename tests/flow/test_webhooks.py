@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 from standardwebhooks.webhooks import Webhook
 
-from gateway.auth import bootstrap_webhook_secret
+from gateway.auth.authenticator import bootstrap_webhook_secret
 from tests.cluster import KEY, Cluster, Crew, chat
 from tests.conftest import Eventually
 from tests.flow.conftest import SETTINGS

@@ -17,7 +17,7 @@ from backbone.testing.bus import MemoryBroker
 from backbone.testing.documents import MemoryDocuments
 from backbone.testing.job_log import MemoryJobLog
 from gateway.answers import Answers
-from gateway.auth import Principal
+from gateway.auth.authenticator import Principal
 from gateway.batches.kinds import Direct, Kind
 from gateway.batches.ledger import Ledger
 from gateway.batches.runner import BatchRunner

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.auth import Auth
+from gateway.auth.authenticator import Auth
 from schemas.errors import AuthenticationFailed
 
 KEY = "sk-a-key"

@@ -13,7 +13,7 @@ import orjson
 import pytest
 
 from backbone.bus.blobs import INLINE_LIMIT
-from gateway.auth import Principal
+from gateway.auth.authenticator import Principal
 from gateway.batches import line_jobs, run, runner
 from gateway.batches.ledger import BatchNotFound
 from gateway.batches.lines import job_id

@@ -12,7 +12,7 @@ import pytest
 
 from backbone.bus.blobs import INLINE_LIMIT
 from backbone.testing.blobs import MemoryBlobs
-from gateway.auth import Auth
+from gateway.auth.authenticator import Auth
 from gateway.http.asgi import REQUEST_ID
 from gateway.http.body_memory import BodyMemory
 from gateway.http.inference_body import LARGE, WEIGHT, Reader

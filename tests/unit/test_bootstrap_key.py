@@ -13,7 +13,7 @@ from backbone.secret_files import Misconfigured
 from backbone.settings import GatewaySettings
 from cli.api import find_target
 from cli.datadir import DataDir
-from gateway.bootstrap_key import bootstrap_key
+from gateway.auth.bootstrap_key import bootstrap_key
 
 
 def settings(file: Path | str, key: str | None = None) -> GatewaySettings:

@@ -12,7 +12,7 @@ import pytest
 from backbone.testing.blobs import MemoryBlobs
 from backbone.testing.documents import MemoryDocuments
 from gateway.app import make_app
-from gateway.auth import Auth, Principal
+from gateway.auth.authenticator import Auth, Principal
 from gateway.deps import Parts
 from gateway.files import MAX_NAME, FileNotFound, Files
 from gateway.http.body_memory import BodyMemory

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.auth import Auth, Principal
+from gateway.auth.authenticator import Auth, Principal
+from gateway.auth.guess_limiter import MAX_ADDRESSES, WINDOW_S, KeyGuesses, TooManyWrongKeys
 from gateway.http.asgi import CALLER, Caller
-from gateway.key_guesses import MAX_ADDRESSES, WINDOW_S, KeyGuesses, TooManyWrongKeys
 from schemas.errors import AuthenticationFailed
 
 KEY = "bootstrap"

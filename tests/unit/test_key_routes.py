@@ -13,9 +13,9 @@ import pytest
 from backbone.bus.nats.broadcast import MemoryNotices
 from backbone.testing.documents import MemoryDocuments
 from gateway.app import make_app
-from gateway.auth import Auth
+from gateway.auth.authenticator import Auth
+from gateway.auth.key_store import KeyRing
 from gateway.deps import Parts
-from gateway.keys import KeyRing
 
 TOKEN = "sk-test"
 BEARER = {"authorization": f"Bearer {TOKEN}"}

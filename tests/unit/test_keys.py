@@ -11,9 +11,8 @@ import pytest
 
 from backbone.bus.nats.broadcast import MemoryNotices
 from backbone.testing.documents import MemoryDocuments
-from gateway.auth import Auth, Principal
-from gateway.keys import KEPT_S, KIND, TRUSTED_S, KeyNotFound, KeyRing, NewKey
-from gateway.open_requests import OpenRequests
+from gateway.auth.authenticator import Auth, OpenRequests, Principal
+from gateway.auth.key_store import KEPT_S, KIND, TRUSTED_S, KeyNotFound, KeyRing, NewKey
 from schemas.errors import AuthenticationFailed, InvalidRequest, NexusError, PermissionDenied, RateLimited, Unavailable
 from schemas.keys import Scope
 from tests.conftest import Eventually
@@ -323,7 +322,7 @@ class TestManyGateways:
 
     async def test_more_keys_than_a_page(self, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
         """All are read."""
-        monkeypatch.setattr("gateway.keys.PAGE", 3)
+        monkeypatch.setattr("gateway.auth.key_store.PAGE", 3)
         one = await fleet.gateway()
         made = [await one.create(f"k{n}") for n in range(10)]
         other = await fleet.gateway()
@@ -332,7 +331,7 @@ class TestManyGateways:
 
     async def test_too_many_keys(self, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
         """Every gateway holds them all in memory, so there is a bound; what is revoked does not count."""
-        monkeypatch.setattr("gateway.keys.MAX_KEYS", 2)
+        monkeypatch.setattr("gateway.auth.key_store.MAX_KEYS", 2)
         gateway = await fleet.gateway()
         first = await gateway.create("a")
         await gateway.create("b")

@@ -14,7 +14,7 @@ from cli.api import ApiClient, Target
 from cli.app import app
 from cli.errors import ConsoleError
 from cli.keys import Scope, seconds
-from gateway.auth import Auth
+from gateway.auth.authenticator import Auth
 from schemas import keys
 from tests.unit.gateway_double import serve
 

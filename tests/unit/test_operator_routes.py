@@ -11,7 +11,7 @@ import pytest
 
 from backbone.testing.registry import MemoryHub, MemoryRegistry
 from gateway.app import make_app
-from gateway.auth import Auth
+from gateway.auth.authenticator import Auth
 from gateway.catalogue import Catalogue
 from gateway.deps import Parts
 from schemas.jobs import Capability

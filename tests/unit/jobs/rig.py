@@ -18,7 +18,7 @@ from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from backbone.testing.job_log import MemoryJobLog, MemoryWorkerLog
 from backbone.testing.registry import MemoryHub, MemoryRegistry
 from backbone.testing.store import MemoryStore
-from gateway.auth import Principal
+from gateway.auth.authenticator import Principal
 from gateway.dispatch import Dispatcher
 from gateway.endpoint import Endpoint
 from gateway.http.inference_body import Received

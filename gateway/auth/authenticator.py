@@ -5,14 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
+from gateway.auth.guess_limiter import KeyGuesses
 from gateway.http.asgi import CALLER, Caller
 from gateway.http.asgi import Scope as HttpScope
-from gateway.key_guesses import KeyGuesses
-from schemas.errors import AuthenticationFailed, PermissionDenied
+from schemas.errors import AuthenticationFailed, PermissionDenied, RateLimited
 from schemas.keys import ALL_SCOPES, Scope
 
 BOOTSTRAP_OWNER = "default"
@@ -126,3 +127,30 @@ def bootstrap_webhook_secret(token: str) -> str:
     """The bootstrap key's: made from the key, so that every gateway has the same, and useless for finding the key."""
     digest = hmac.new(token.encode(), b"nexus webhook secret", hashlib.sha256).digest()
     return "whsec_" + base64.b64encode(digest).decode()
+
+
+class OpenRequests:
+    """Counts nothing for keys without limits: a key is bounded where it has both a `max_queued` and a `max_running`."""
+
+    def __init__(self) -> None:
+        self._open: Counter[str] = Counter()
+
+    def enter(self, principal: Principal) -> Principal | None:
+        """One more. Returns what `leave` must be given when it has ended; None: it is not counted. Raises RateLimited."""
+        if principal.max_queued is None or principal.max_running is None:
+            return None
+        most = principal.max_queued + principal.max_running
+        if self._open[principal.key_id] >= most:
+            raise RateLimited(
+                f"this API key has {most} requests open, as many as it may have; try again when one ended"
+            )
+        self._open[principal.key_id] += 1
+        return principal
+
+    def leave(self, principal: Principal) -> None:
+        """One less."""
+        left = self._open[principal.key_id] - 1
+        if left > 0:
+            self._open[principal.key_id] = left
+        else:
+            del self._open[principal.key_id]

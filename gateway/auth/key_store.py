@@ -30,8 +30,7 @@ from backbone.bus.nats.broadcast import Notices
 from backbone.ids import new_id
 from backbone.store.documents import Documents
 from gateway import clock
-from gateway.auth import BOOTSTRAP_OWNER, PREFIX, UNKNOWN_KEY, Principal, is_created
-from gateway.key_index import KeyIndex
+from gateway.auth.authenticator import BOOTSTRAP_OWNER, PREFIX, UNKNOWN_KEY, Principal, is_created
 from schemas.errors import AuthenticationFailed, InvalidRequest, NexusError, NotFound, Unavailable
 from schemas.keys import ApiKey, Scope
 
@@ -102,7 +101,7 @@ class KeyRing:
             self._follower.cancel()
             await asyncio.gather(self._follower, return_exceptions=True)
 
-    # What a request asks; see `gateway.auth.Keys`
+    # What a request asks; see `gateway.auth.authenticator.Keys`
 
     @property
     def empty(self) -> bool:
@@ -303,3 +302,57 @@ def _parse(key_id: str, raw: bytes) -> ApiKey | None:
         problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
     log.warning("a key in the store cannot be read; it counts as absent", key=key_id, error=problem)
     return None
+
+
+class _Entry(NamedTuple):
+    principal: Principal
+    expires_at: int | None
+    revoked: bool
+
+
+class KeyIndex:
+    """Holds revoked and expired keys too: their callers are told so, and what they left behind still has a secret."""
+
+    def __init__(self, clock: Callable[[], float] = clock.now) -> None:
+        self._clock = clock
+        self._keys: dict[str, ApiKey] = {}
+        self._by_hash: dict[bytes, _Entry] = {}
+
+    def put(self, key: ApiKey) -> None:
+        """Enter a key, or replace the one of its id."""
+        self._keys[key.id] = key
+        principal = Principal(
+            owner=key.owner,
+            key_id=key.id,
+            name=key.name,
+            scopes=key.scopes,
+            max_queued=key.max_queued,
+            max_running=key.max_running,
+            webhook_secret=key.webhook_secret,
+        )
+        self._by_hash[bytes.fromhex(key.hash)] = _Entry(principal, key.expires_at, key.revoked_at is not None)
+
+    def drop(self, key_id: str) -> None:
+        """Forget a key."""
+        key = self._keys.pop(key_id, None)
+        if key is not None:
+            self._by_hash.pop(bytes.fromhex(key.hash), None)
+
+    def get(self, key_id: str) -> ApiKey | None:
+        """The key of this id, also when it is revoked or has expired."""
+        return self._keys.get(key_id)
+
+    def all(self) -> list[ApiKey]:
+        """Every key, revoked ones too, the newest first."""
+        return sorted(self._keys.values(), key=lambda key: key.id, reverse=True)
+
+    def find(self, key: bytes) -> Principal | None:
+        """Whose key this is; None: nobody's. Raises AuthenticationFailed for one that is revoked or has expired."""
+        entry = self._by_hash.get(hashlib.sha256(key).digest())
+        if entry is None:
+            return None
+        if entry.revoked:
+            raise AuthenticationFailed("this API key was revoked")
+        if entry.expires_at is not None and entry.expires_at <= self._clock():
+            raise AuthenticationFailed("this API key has expired")
+        return entry.principal
