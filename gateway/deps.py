@@ -19,12 +19,12 @@ from gateway.exposition import Exposition
 from gateway.files import Files
 from gateway.http.disconnect import Waiting
 from gateway.http.inference_body import Reader
-from gateway.inference import Inference
 from gateway.jobs.base import Jobs
 from gateway.links import Links
 from gateway.readiness import Readiness
 from gateway.responses.service import Responses
 from gateway.shared_result import SharedResult
+from gateway.sync.handler import Inference
 from schemas.keys import Scope
 
 

@@ -12,12 +12,12 @@ import structlog
 from backbone.bus.bus import GatewayBus, Queue
 from backbone.ids import new_job_id
 from backbone.registry.registry import Registry
-from gateway.call import Call, State
 from gateway.catalogue import Catalogue, Model
 from gateway.http.inference_body import Received
 from gateway.http.unread_budget import UnreadBudget
 from gateway.metrics import GatewayMetrics
 from gateway.paused_models import PausedModels
+from gateway.sync.request_state import Call, State
 from schemas.errors import NexusError, Unavailable
 from schemas.jobs import LANES, Capability, Envelope, Lane, Limits
 from schemas.presence import Snapshot

@@ -36,7 +36,6 @@ from gateway.batches.ledger import Ledger
 from gateway.batches.runner import BatchRunner
 from gateway.batches.service import Batches, longest_window_s
 from gateway.batches.tools import Tools as BatchTools
-from gateway.call import MAX_STARTS
 from gateway.clock import ClockKeeper
 from gateway.deps import Parts
 from gateway.dispatch import Dispatcher
@@ -51,7 +50,6 @@ from gateway.http.path_methods import PathMethods
 from gateway.http.remote_media import RemoteMedia
 from gateway.http.unread_budget import UnreadBudget
 from gateway.idempotency import Idempotency
-from gateway.inference import Bounds, Inference
 from gateway.jobs.refusals import Refusals
 from gateway.leaving import Leaving
 from gateway.links import Links
@@ -64,6 +62,8 @@ from gateway.responses.service import Responses
 from gateway.routes import chat
 from gateway.shared_result import SharedResult
 from gateway.submissions import Submissions
+from gateway.sync.handler import Bounds, Inference
+from gateway.sync.request_state import MAX_STARTS
 from gateway.uploads import FileUploads
 from gateway.vitals import Vitals
 from schemas.jobs import Limits

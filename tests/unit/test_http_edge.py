@@ -12,7 +12,7 @@ from gateway import door as door_module
 from gateway.door import Door
 from gateway.endpoint import Endpoint
 from gateway.http.asgi import Reply, Send
-from gateway.inference import Inference
+from gateway.sync.handler import Inference
 from schemas.errors import AuthenticationFailed, ErrorInfo, InvalidRequest, QueueFull, RequestTooLarge
 from schemas.jobs import Capability
 from schemas.openai.chat import ChatRequest

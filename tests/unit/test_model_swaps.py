@@ -16,10 +16,10 @@ from backbone.testing.blobs import MemoryBlobs
 from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from backbone.testing.job_log import MemoryWorkerLog
 from backbone.testing.registry import MemoryHub, MemoryRegistry
-from gateway.call import Call
 from gateway.dispatch import Dispatcher
 from gateway.http.inference_body import Received
 from gateway.metrics import GatewayMetrics
+from gateway.sync.request_state import Call
 from schemas.jobs import Capability, Lane, Limits
 from tests.backends.double_ollama import Model, OllamaDouble
 from tests.backends.double_router import RouterDouble

@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from gateway.call import State
-from gateway.inference import _Request
+from gateway.sync.handler import _Request
+from gateway.sync.request_state import State
 
 
 class Pieces:

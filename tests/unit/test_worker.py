@@ -13,10 +13,10 @@ from backbone.testing.blobs import MemoryBlobs
 from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from backbone.testing.job_log import MemoryWorkerLog
 from backbone.testing.registry import MemoryHub, MemoryRegistry
-from gateway.call import Call, State
 from gateway.dispatch import Dispatcher
 from gateway.http.inference_body import Received
 from gateway.metrics import GatewayMetrics
+from gateway.sync.request_state import Call, State
 from schemas.events import Progress
 from schemas.jobs import Capability, Lane, Limits
 from schemas.presence import Limitation, ModelOffer, WorkerState

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.call import MAX_STARTS
 from gateway.jobs.referee import ASKS_PER_S
+from gateway.sync.request_state import MAX_STARTS
 from schemas.durable import Answer, AnswerKind, Ask, encode_durable
 from schemas.errors import DRAINED, BackendFailed, Unavailable
 from schemas.events import EventKind, Progress, Started

@@ -16,7 +16,6 @@ import structlog
 
 from backbone.bus.blobs import Blobs
 from gateway.auth.authenticator import Auth, OpenRequests, Principal
-from gateway.call import Call, State
 from gateway.dispatch import Dispatcher
 from gateway.endpoint import (
     DONE,
@@ -49,6 +48,7 @@ from gateway.http.request_body import CallerGone
 from gateway.links import Links, base_url
 from gateway.metrics import GatewayMetrics
 from gateway.submissions import Asked, Submissions
+from gateway.sync.request_state import Call, State
 from schemas.errors import ErrorInfo, NexusError
 from schemas.events import BlobRef, Done
 from schemas.jobs import Lane
