@@ -15,6 +15,7 @@ from gateway.endpoint import Endpoint
 from gateway.http.asgi import closes, request_id_of
 from gateway.http.path_hints import path_hint
 from gateway.http.path_methods import PathMethods
+from gateway.jobs.http_handler import PATH as SUBMIT
 from gateway.openapi import ApiDocument
 from gateway.routes import (
     aliases,
@@ -40,7 +41,6 @@ from gateway.routes import (
     voices,
     welcome,
 )
-from gateway.submissions import PATH as SUBMIT
 from gateway.welcome import Welcome
 from schemas.errors import ErrorInfo, InternalError, InvalidRequest, MethodNotAllowed, NexusError, NotFound
 

@@ -10,7 +10,6 @@ from fastapi import Depends, Request
 
 from backbone.bus.blobs import Blobs
 from backbone.store.documents import Documents
-from gateway.answers import Answers
 from gateway.auth.authenticator import Auth, Principal
 from gateway.auth.key_store import KeyRing
 from gateway.batches.service import Batches
@@ -19,7 +18,8 @@ from gateway.exposition import Exposition
 from gateway.files import Files
 from gateway.http.disconnect import Waiting
 from gateway.http.inference_body import Reader
-from gateway.jobs.base import Jobs
+from gateway.jobs.api import Jobs
+from gateway.jobs.http_response import Answers
 from gateway.links import Links
 from gateway.readiness import Readiness
 from gateway.responses.service import Responses

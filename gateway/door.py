@@ -14,9 +14,8 @@ import structlog
 from backbone.ids import new_request_id
 from gateway.endpoint import Endpoint
 from gateway.http.asgi import CLOSE, CLOSING, HOPS, NO_STORE, REQUEST_ID, Headers, Receive, Reply, Scope, Send
-from gateway.polls import Polls, polled
-from gateway.submissions import PATH as SUBMIT
-from gateway.submissions import Submissions
+from gateway.jobs.http_handler import PATH as SUBMIT
+from gateway.jobs.http_handler import Polls, Submissions, polled
 from gateway.sync.handler import Inference
 from schemas.errors import InternalError, RequestLoop
 from schemas.hops import HOPS_HEADER, hops_of

@@ -26,8 +26,7 @@ from backbone.bus.job_log import Backlog, Item
 from backbone.ssrf_guard import FetchRefused
 from backbone.store.store import Store
 from gateway import clock
-from gateway.jobs.records import record_of
-from gateway.jobs.shape import shape
+from gateway.jobs.records import record_of, shape
 from gateway.webhook_notes import DeliveryNotes, Note, State
 from gateway.webhook_signature import BadSecret, signed
 from schemas.disclosure import INSIDE

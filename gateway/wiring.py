@@ -25,7 +25,6 @@ from backbone.ssrf_guard import Egress
 from backbone.store.auth import redis_access
 from backbone.store.redis import RedisStore
 from backbone.store.redis_documents import RedisDocuments
-from gateway.answers import Answers
 from gateway.app import ENDPOINTS, make_app, make_observability_app
 from gateway.auth.authenticator import Auth
 from gateway.auth.bootstrap_key import bootstrap_key
@@ -40,7 +39,6 @@ from gateway.clock import ClockKeeper
 from gateway.deps import Parts
 from gateway.dispatch import Dispatcher
 from gateway.door import App, Door
-from gateway.durable import Durable, Tools, retention
 from gateway.exposition import Exposition
 from gateway.files import Files
 from gateway.http.body_memory import BodyMemory
@@ -49,19 +47,20 @@ from gateway.http.inference_body import Reader
 from gateway.http.path_methods import PathMethods
 from gateway.http.remote_media import RemoteMedia
 from gateway.http.unread_budget import UnreadBudget
-from gateway.idempotency import Idempotency
-from gateway.jobs.refusals import Refusals
+from gateway.jobs.components import Durable, Tools, retention
+from gateway.jobs.http_handler import Polls, Submissions
+from gateway.jobs.http_response import Answers
+from gateway.jobs.idempotency import Idempotency
+from gateway.jobs.seal_refusals import Refusals
 from gateway.leaving import Leaving
 from gateway.links import Links
 from gateway.metrics import GatewayMetrics
-from gateway.polls import Polls
 from gateway.readiness import ReadinessCheck
 from gateway.responses.kept import Shelf
 from gateway.responses.service import PATH as RESPONSES
 from gateway.responses.service import Responses
 from gateway.routes import chat
 from gateway.shared_result import SharedResult
-from gateway.submissions import Submissions
 from gateway.sync.handler import Bounds, Inference
 from gateway.sync.request_state import MAX_STARTS
 from gateway.uploads import FileUploads

@@ -9,13 +9,13 @@ from typing import Any
 
 from backbone.bus.blobs import BlobBroken, BlobGone
 from gateway import clock
-from gateway.answers import error_of
 from gateway.batches.line_jobs import LineJobs
 from gateway.batches.lines import Line, job_id, parse_line
 from gateway.batches.ordered import in_order
 from gateway.batches.output import LineWriter, OutputFile, check_blob
 from gateway.batches.tools import Tools
-from gateway.jobs.base import JobNotFound, Result, ResultNotReady
+from gateway.jobs.api import JobNotFound, Result, ResultNotReady
+from gateway.jobs.http_response import error_of
 from schemas.batches import Batch, BatchStatus, Counts, Tokens
 from schemas.errors import BackendFailed, NotFound
 from schemas.jobs import JobStatus

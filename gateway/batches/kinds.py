@@ -9,12 +9,12 @@ import orjson
 
 from backbone.bus.blobs import Blobs
 from gateway import clock
-from gateway.answers import Payload
 from gateway.batches.output import MakePayload, whole
 from gateway.endpoint import SSE, Endpoint
 from gateway.http.inference_body import Reader, Received
 from gateway.http.request_body import check
-from gateway.jobs.base import Result
+from gateway.jobs.api import Result
+from gateway.jobs.http_response import Payload
 from gateway.responses.answering import Answering
 from gateway.responses.asking import chat_body, conversation, refuse_unsupported
 from gateway.responses.shape import shell

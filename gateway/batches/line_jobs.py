@@ -10,7 +10,7 @@ from gateway import clock
 from gateway.auth.authenticator import Principal
 from gateway.batches.lines import Line, Request, job_id, parse_line, request_ids
 from gateway.batches.tools import Tools
-from gateway.jobs.base import JobNotFound, Submission
+from gateway.jobs.api import JobNotFound, Submission
 from schemas.batches import Batch
 from schemas.errors import ErrorInfo, NexusError, Unavailable
 from schemas.jobs import TERMINAL, JobStatus, Lane

@@ -15,10 +15,10 @@ from contextlib import aclosing
 import orjson
 
 from backbone.bus.blobs import INLINE_LIMIT, Blobs, BlobWriter
-from gateway.answers import Payload
 from gateway.batches.lines import request_ids
 from gateway.files import Files
-from gateway.jobs.base import Result
+from gateway.jobs.api import Result
+from gateway.jobs.http_response import Payload
 from schemas.batches import Batch
 from schemas.errors import ErrorInfo
 from schemas.files import BATCH_OUTPUT

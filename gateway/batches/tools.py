@@ -12,7 +12,7 @@ from gateway.batches.kinds import Kind
 from gateway.batches.ledger import Ledger
 from gateway.files import Files
 from gateway.http.inference_body import Reader
-from gateway.jobs.base import Jobs
+from gateway.jobs.api import Jobs
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Durable jobs as the routes use them. See `gateway.jobs.base.Jobs` for what is guaranteed."""
+"""Durable jobs as the routes use them. See `gateway.jobs.api.Jobs` for what is guaranteed."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from backbone.bus.blobs import Blobs
 from backbone.bus.bus import Queue
 from backbone.bus.job_log import DeadLetter, Decision, JobLog
 from backbone.store.store import IllegalMove, Store
+from gateway.jobs.api import JobEvent, JobNotFailed, JobNotFound, Result, ResultNotReady, Submission
 from gateway.jobs.attempts import counted
-from gateway.jobs.base import JobEvent, JobNotFailed, JobNotFound, Result, ResultNotReady, Submission
-from gateway.jobs.beginning import began_as
-from gateway.jobs.ending import Ending
-from gateway.jobs.estimate import Estimator
-from gateway.jobs.following import Follower, parse_after
+from gateway.jobs.estimator import Estimator
+from gateway.jobs.event_stream import Follower, parse_after
 from gateway.jobs.records import due_in, ended, first_record, now, record_of
-from gateway.jobs.submitting import Submitter
+from gateway.jobs.submitter import Submitter
+from gateway.jobs.terminator import Ending, began_as
 from schemas.errors import NexusError, NotFound
 from schemas.jobs import TERMINAL, Envelope, JobRecord, JobStatus, WebhookState
 from schemas.words import Word
@@ -31,7 +30,7 @@ MAX_SCANNED = 20_000
 
 
 class JobService:
-    """See `gateway.jobs.base.Jobs`."""
+    """See `gateway.jobs.api.Jobs`."""
 
     def __init__(
         self,

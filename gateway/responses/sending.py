@@ -10,7 +10,6 @@ from typing import Any
 import structlog
 from fastapi.responses import Response
 
-from gateway.answers import with_pauses
 from gateway.endpoint import SSE
 from gateway.http.asgi import (
     LINE,
@@ -25,6 +24,7 @@ from gateway.http.asgi import (
     told_as,
 )
 from gateway.http.request_body import CallerGone
+from gateway.jobs.http_response import with_pauses
 from gateway.metrics import GatewayMetrics
 from gateway.responses.answering import Event
 from gateway.responses.kept import Made

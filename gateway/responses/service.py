@@ -12,13 +12,13 @@ import structlog
 from backbone.bus.blobs import BlobGone, Blobs
 from backbone.ids import new_job_id
 from gateway import clock
-from gateway.answers import error_of
 from gateway.auth.authenticator import Principal
 from gateway.endpoint import Endpoint
 from gateway.http.disconnect import Waiting
 from gateway.http.inference_body import Reader, Received
-from gateway.idempotency import Idempotency
-from gateway.jobs.base import JobNotFound, Jobs, Result, Submission
+from gateway.jobs.api import JobNotFound, Jobs, Result, Submission
+from gateway.jobs.http_response import error_of
+from gateway.jobs.idempotency import Idempotency
 from gateway.metrics import GatewayMetrics
 from gateway.responses.answering import Answering
 from gateway.responses.asking import chat_body, conversation, refuse_unsupported, without_other_tools

@@ -7,8 +7,8 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from gateway import clock
-from gateway.answers import error_of
-from gateway.jobs.base import EventsExpired, JobEvent, JobNotFound, Jobs, Result
+from gateway.jobs.api import EventsExpired, JobEvent, JobNotFound, Jobs, Result
+from gateway.jobs.http_response import error_of
 from gateway.responses.answering import Answering, Event
 from gateway.responses.kept import Made
 from gateway.responses.shape import unanswered

@@ -8,8 +8,8 @@ import orjson
 from fastapi import APIRouter, Query
 
 from gateway.deps import AdminCaller, PartsDep
-from gateway.jobs.base import DeadLetter
-from gateway.jobs.shape import shape
+from gateway.jobs.api import DeadLetter
+from gateway.jobs.records import shape
 from schemas.jobs import Envelope
 
 router = APIRouter(tags=["operation"])

@@ -1,4 +1,4 @@
-"""`/v1/jobs`: list, watch, cancel, retry. `POST /v1/jobs` is served by `gateway.submissions`, one job by `gateway.polls`."""
+"""`/v1/jobs`: list, watch, cancel, retry. `POST /v1/jobs` is served by `gateway.jobs.http_handler`, one job by `gateway.jobs.http_handler`."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import orjson
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
-from gateway.answers import error_of, event_size, with_pauses
 from gateway.auth.authenticator import Principal
 from gateway.deps import JobsCaller, Parts, PartsDep
 from gateway.endpoint import comment_frame
 from gateway.http.asgi import LINE, STREAM_HEADERS, Line, adapted_header
-from gateway.jobs.base import JobEvent
-from gateway.jobs.shape import shape
+from gateway.jobs.api import JobEvent
+from gateway.jobs.http_handler import shown
+from gateway.jobs.http_response import error_of, event_size, with_pauses
+from gateway.jobs.records import shape
 from gateway.links import base_url
-from gateway.polls import shown
 from schemas.durable import JobEventKind
 from schemas.errors import InvalidRequest, NexusError
 from schemas.jobs import JobStatus

@@ -45,9 +45,9 @@ from gateway.http.asgi import (
 from gateway.http.inference_body import Reader, Received
 from gateway.http.preferences import wish_of
 from gateway.http.request_body import CallerGone
+from gateway.jobs.http_handler import Asked, Submissions
 from gateway.links import Links, base_url
 from gateway.metrics import GatewayMetrics
-from gateway.submissions import Asked, Submissions
 from gateway.sync.request_state import Call, State
 from schemas.errors import ErrorInfo, NexusError
 from schemas.events import BlobRef, Done

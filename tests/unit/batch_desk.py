@@ -16,7 +16,6 @@ from backbone.testing.blobs import MemoryBlobs
 from backbone.testing.bus import MemoryBroker
 from backbone.testing.documents import MemoryDocuments
 from backbone.testing.job_log import MemoryJobLog
-from gateway.answers import Answers
 from gateway.auth.authenticator import Principal
 from gateway.batches.kinds import Direct, Kind
 from gateway.batches.ledger import Ledger
@@ -27,7 +26,8 @@ from gateway.files import Files
 from gateway.http.body_memory import BodyMemory
 from gateway.http.inference_body import Reader
 from gateway.http.remote_media import RemoteMedia
-from gateway.jobs.base import JobNotFound, Jobs, Result, ResultNotReady, Submission
+from gateway.jobs.api import JobNotFound, Jobs, Result, ResultNotReady, Submission
+from gateway.jobs.http_response import Answers
 from gateway.jobs.records import record_of
 from gateway.links import Links
 from gateway.routes import chat, embeddings, speech, transcriptions
@@ -74,7 +74,7 @@ def echoed(body: dict[str, Any]) -> End:
 
 
 class MadeUpJobs:
-    """As much of `gateway.jobs.base.Jobs` as batches use. A job ends on submission, as `ends` says, or when it is told to."""
+    """As much of `gateway.jobs.api.Jobs` as batches use. A job ends on submission, as `ends` says, or when it is told to."""
 
     def __init__(self, log: JobLog, blobs: MemoryBlobs) -> None:
         self.ends: Callable[[dict[str, Any]], End] = echoed

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.jobs.assembly import MAX_EARLY, START, Assembly, Piece
-from gateway.jobs.base import EventsExpired
+from gateway.jobs.api import EventsExpired
+from gateway.jobs.event_stream import MAX_EARLY, START, Assembly, Piece
 from schemas.durable import NO_TOKEN, QUEUED, DurableFrame, EventId, JobEventKind
 from schemas.errors import Unavailable
 from schemas.events import EventKind, Started

@@ -17,8 +17,8 @@ from gateway.http.asgi import REQUEST_ID
 from gateway.http.body_memory import BodyMemory
 from gateway.http.inference_body import LARGE, WEIGHT, Reader
 from gateway.http.remote_media import RemoteMedia
+from gateway.jobs.http_handler import Submissions
 from gateway.routes import chat, transcriptions
-from gateway.submissions import Submissions
 from schemas.errors import InvalidRequest, RequestTooLarge
 from tests.unit.test_forms import TYPE, form, part
 

@@ -9,8 +9,8 @@ import pytest
 from backbone.testing.blobs import MemoryBlobs
 from backbone.testing.bus import MemoryBroker
 from backbone.testing.job_log import MemoryJobLog
-from gateway.jobs.base import EventsExpired, JobEvent
-from gateway.jobs.following import Follower
+from gateway.jobs.api import EventsExpired, JobEvent
+from gateway.jobs.event_stream import Follower
 from gateway.jobs.records import record_of
 from schemas.durable import NO_TOKEN, QUEUED, encode_durable
 from schemas.events import EventKind, Started

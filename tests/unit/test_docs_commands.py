@@ -16,8 +16,8 @@ from typer.core import TyperGroup
 
 from cli.app import app
 from gateway.app import ENDPOINTS, ROUTERS
+from gateway.jobs.http_handler import PATH as SUBMIT
 from gateway.routes import operation
-from gateway.submissions import PATH as SUBMIT
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from backbone.ids import new_job_id
 from backbone.testing.store import MemoryStore
 from gateway.jobs import records
-from gateway.jobs.base import JobEvent
-from gateway.jobs.estimate import Estimator
+from gateway.jobs.api import JobEvent
+from gateway.jobs.estimator import Estimator
 from gateway.jobs.records import due_in, end_of, ended, first_record, made_at, record_of, waits_until, word_by_us
 from gateway.routes.jobs import event_frame
 from schemas.durable import DurableFrame, EventId, JobEventKind, decode_durable, encode_durable
@@ -61,7 +61,7 @@ envelopes = st.builds(
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is `AT`."""
     monkeypatch.setattr(records, "now", lambda: AT)
-    monkeypatch.setattr("gateway.jobs.estimate.now", lambda: AT)
+    monkeypatch.setattr("gateway.jobs.estimator.now", lambda: AT)
 
 
 def job(**fields: Any) -> JobRecord:

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from gateway.answers import AHEAD, AHEAD_BYTES, event_size, with_pauses
-from gateway.jobs.base import JobEvent
+from gateway.jobs.api import JobEvent
+from gateway.jobs.http_response import AHEAD, AHEAD_BYTES, event_size, with_pauses
 from schemas.durable import JobEventKind
 
 PIECE = 64 * 1024

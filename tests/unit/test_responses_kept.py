@@ -11,7 +11,7 @@ from backbone.testing.blobs import MemoryBlobs
 from backbone.testing.documents import MemoryDocuments
 from gateway.http.disconnect import Waiting
 from gateway.http.request_body import check
-from gateway.jobs.base import JobNotFound
+from gateway.jobs.api import JobNotFound
 from gateway.responses.kept import Kept, ResponseNotFound, Shelf
 from gateway.responses.service import Responses
 from gateway.responses.shape import shell

@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from gateway.http.request_body import check
-from gateway.jobs.base import EventsExpired, JobEvent, JobNotFound, Result
+from gateway.jobs.api import EventsExpired, JobEvent, JobNotFound, Result
 from gateway.responses.answering import Event
 from gateway.responses.kept import Document, Kept, Made
 from gateway.responses.shape import shell

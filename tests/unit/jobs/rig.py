@@ -23,15 +23,15 @@ from gateway.dispatch import Dispatcher
 from gateway.endpoint import Endpoint
 from gateway.http.inference_body import Received
 from gateway.http.request_body import parse
-from gateway.jobs.base import JobEvent, Submission
-from gateway.jobs.ending import Ending
-from gateway.jobs.estimate import Estimator
-from gateway.jobs.recorder import Recorder
-from gateway.jobs.referee import Referee
-from gateway.jobs.refusals import Refusals
+from gateway.jobs.api import JobEvent, Submission
+from gateway.jobs.attempt_gate import Referee
+from gateway.jobs.estimator import Estimator
+from gateway.jobs.expiry import Timers
+from gateway.jobs.outcome_recorder import Recorder
+from gateway.jobs.seal_refusals import Refusals
 from gateway.jobs.service import JobService
-from gateway.jobs.submitting import Submitter
-from gateway.jobs.timers import Timers
+from gateway.jobs.submitter import Submitter
+from gateway.jobs.terminator import Ending
 from gateway.metrics import GatewayMetrics
 from gateway.routes import chat
 from schemas.durable import DurableFrame, decode_durable

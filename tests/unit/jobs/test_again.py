@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.jobs.base import JobNotFailed
+from gateway.jobs.api import JobNotFailed
 from schemas.durable import JobEventKind
 from schemas.errors import NotFound, QueueFull, Unavailable
 from schemas.jobs import Envelope, JobRecord, JobStatus

@@ -6,7 +6,7 @@ import pytest
 
 from backbone.testing.bus import MemoryBroker
 from backbone.testing.job_log import MemoryJobLog
-from gateway.jobs.beginning import began_as
+from gateway.jobs.terminator import began_as
 from schemas.durable import NO_TOKEN, QUEUED, encode_durable
 from schemas.events import EventKind
 from schemas.jobs import Capability, JobRecord

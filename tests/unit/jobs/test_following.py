@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gateway.jobs.base import EventsExpired, JobNotFound
+from gateway.jobs.api import EventsExpired, JobNotFound
 from schemas.durable import JobEventKind, encode_durable
 from schemas.errors import InvalidRequest
 from schemas.events import EventKind, Started

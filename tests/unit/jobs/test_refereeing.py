@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.jobs.referee import ASKS_PER_S
+from gateway.jobs.attempt_gate import ASKS_PER_S
 from gateway.sync.request_state import MAX_STARTS
 from schemas.durable import Answer, AnswerKind, Ask, encode_durable
 from schemas.errors import DRAINED, BackendFailed, Unavailable

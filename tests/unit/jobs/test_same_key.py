@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from gateway.idempotency import Idempotency, IdempotencyMismatch
-from gateway.jobs.base import Submission
+from gateway.jobs.api import Submission
+from gateway.jobs.idempotency import Idempotency, IdempotencyMismatch
 from gateway.routes import completions
 from schemas.errors import QueueFull, Unavailable
 from schemas.jobs import JobRecord, JobStatus, Upload
@@ -141,7 +141,7 @@ class TestTheFirstDies:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(gateway.log, "store", die)
             patch.setattr(rig.store, "remove", die)
-            patch.setattr("gateway.jobs.submitting.Submitter._take_back", die)
+            patch.setattr("gateway.jobs.submitter.Submitter._take_back", die)
             await submit(rig, gateway, "k")
         assert rig.queued == 0
         record = await submit(rig, gateway, "k")

@@ -345,8 +345,8 @@ async def live(story: list[tuple[str, int]], seed: int) -> None:
     life = Life(seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "clock", life.rig.clock)
-        patch.setattr("gateway.jobs.recorder.AGAIN_S", 0.0)
-        patch.setattr("gateway.jobs.recorder.HOLD_S", 0.02)
+        patch.setattr("gateway.jobs.outcome_recorder.AGAIN_S", 0.0)
+        patch.setattr("gateway.jobs.outcome_recorder.HOLD_S", 0.02)
         patch.setattr("backbone.testing.streams.WINDOW_S", 0.0)
         decide = type(life.rig.broker.records).decide
         await life.start()

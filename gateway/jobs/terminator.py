@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from backbone.bus.bus import GatewayBus
 from backbone.bus.job_log import Decision, JobLog
-from gateway.jobs.beginning import began_as
 from gateway.jobs.records import word_by_us
 from schemas.control import Control, ControlOp
+from schemas.durable import QUEUED, decode_durable
 from schemas.errors import ErrorInfo
 from schemas.jobs import JobRecord, JobStatus
 from schemas.words import Word
@@ -56,3 +56,16 @@ class Ending:
             return record.seq
         began = await began_as(self._log, record.id)
         return began.seq if began is not None and began.run == record.run else None
+
+
+LOOK_AT = 32
+"""QUEUED is said when the job is in the queue already: a quick worker's first events may be stored before it."""
+
+
+async def began_as(log: JobLog, job_id: str) -> JobRecord | None:
+    """The record of its first run; None: it is not kept any more. Raises Unavailable."""
+    for event in await log.first(job_id, LOOK_AT):
+        frame = decode_durable(event.data)
+        if frame.kind == QUEUED:
+            return JobRecord.model_validate_json(frame.payload)
+    return None

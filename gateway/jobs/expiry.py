@@ -8,8 +8,8 @@ import contextlib
 import structlog
 
 from backbone.store.store import Due, IllegalMove, Store
-from gateway.jobs.ending import Ending
 from gateway.jobs.records import due_in, end_of, now, waits_until
+from gateway.jobs.terminator import Ending
 from schemas.errors import DeadlineExceeded, ErrorInfo, NexusError
 from schemas.jobs import TERMINAL, JobRecord, JobStatus
 

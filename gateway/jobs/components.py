@@ -19,14 +19,14 @@ from backbone.store.store import Store
 from gateway.auth.authenticator import Auth
 from gateway.auth.key_store import KeyRing
 from gateway.dispatch import Dispatcher
-from gateway.jobs.ending import Ending
-from gateway.jobs.estimate import Estimator
-from gateway.jobs.rebuilding import Rebuilder
-from gateway.jobs.recorder import Recorder
-from gateway.jobs.referee import Referee
+from gateway.jobs.attempt_gate import Referee
+from gateway.jobs.estimator import Estimator
+from gateway.jobs.expiry import Timers
+from gateway.jobs.outcome_recorder import Recorder
+from gateway.jobs.record_recovery import Rebuilder
 from gateway.jobs.service import JobService
-from gateway.jobs.submitting import Submitter
-from gateway.jobs.timers import Timers
+from gateway.jobs.submitter import Submitter
+from gateway.jobs.terminator import Ending
 from gateway.metrics import GatewayMetrics
 from gateway.webhooks import BACKLOG, Webhooks
 

@@ -12,8 +12,8 @@ from backbone.bus.blobs import Blobs
 from backbone.bus.job_log import Item, JobLog
 from backbone.store.store import IllegalMove, Store
 from gateway.jobs.attempts import counted
-from gateway.jobs.ending import Ending
 from gateway.jobs.records import end_of, record_of
+from gateway.jobs.terminator import Ending
 from gateway.metrics import GatewayMetrics
 from schemas.errors import NexusError
 from schemas.jobs import JobStatus

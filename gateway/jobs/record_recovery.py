@@ -16,8 +16,8 @@ from backbone.ids import new_token
 from backbone.store.documents import Documents
 from backbone.store.store import Store
 from gateway.jobs.attempts import counted
-from gateway.jobs.beginning import began_as
 from gateway.jobs.records import due_in, ended, record_of
+from gateway.jobs.terminator import began_as
 from schemas.errors import NexusError
 from schemas.jobs import TERMINAL, JobRecord, JobStatus
 

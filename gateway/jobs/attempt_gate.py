@@ -12,8 +12,8 @@ import structlog
 from backbone.bus.job_log import JobLog
 from backbone.store.store import IllegalMove, LimitReached, Store
 from gateway.jobs.attempts import attempts_of
-from gateway.jobs.beginning import began_as
 from gateway.jobs.records import due_in, now
+from gateway.jobs.terminator import began_as
 from gateway.sync.request_state import MAX_STARTS
 from schemas.durable import Answer, AnswerKind, Ask
 from schemas.errors import BackendFailed, ErrorInfo, NexusError, Unavailable

@@ -15,9 +15,9 @@ from backbone.ids import new_job_id
 from backbone.store.store import IllegalMove, LimitReached, Store
 from gateway.dispatch import Dispatcher
 from gateway.endpoint import LANE_OF_TIER
-from gateway.jobs.base import Submission
-from gateway.jobs.ending import Ending
+from gateway.jobs.api import Submission
 from gateway.jobs.records import due_in, end_of, first_record, now, record_of, word_by_us
+from gateway.jobs.terminator import Ending
 from gateway.metrics import GatewayMetrics
 from schemas.durable import NO_TOKEN, QUEUED, encode_durable
 from schemas.errors import NexusError, RateLimited, Unavailable
@@ -49,7 +49,7 @@ class Submitter:
         self._queue_s = queue_s
 
     async def submit(self, submission: Submission) -> JobRecord:
-        """See `gateway.jobs.base.Jobs.submit`."""
+        """See `gateway.jobs.api.Jobs.submit`."""
         envelope = self._envelope(submission)
         expires_at = None if submission.timeout_s is None else now() + max(1, round(submission.timeout_s))
         record = first_record(envelope, queue_s=self._limit_on_waiting(submission), expires_at=expires_at)

@@ -1,7 +1,7 @@
 """One `Idempotency-Key`, one job: whoever comes second joins it, or gets its answer.
 
 A claim names the job before that is stored; who finds a claim submits the same job again, which is harmless (see
-`gateway.jobs.submitting`). So the death of the first one between claim and job leaves nothing behind.
+`gateway.jobs.submitter`). So the death of the first one between claim and job leaves nothing behind.
 """
 
 from __future__ import annotations
