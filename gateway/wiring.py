@@ -30,11 +30,11 @@ from gateway.auth.authenticator import Auth
 from gateway.auth.bootstrap_key import bootstrap_key
 from gateway.auth.guess_limiter import KeyGuesses
 from gateway.auth.key_store import KeyRing
-from gateway.batches.kinds import AsChat, Direct, Kind
-from gateway.batches.ledger import Ledger
-from gateway.batches.runner import BatchRunner
+from gateway.batches.line_jobs import Tools as BatchTools
+from gateway.batches.line_types import AsChat, Direct, Kind
+from gateway.batches.repository import Ledger
+from gateway.batches.scheduler import BatchRunner
 from gateway.batches.service import Batches, longest_window_s
-from gateway.batches.tools import Tools as BatchTools
 from gateway.clock import ClockKeeper
 from gateway.deps import Parts
 from gateway.dispatch import Dispatcher
@@ -56,7 +56,7 @@ from gateway.leaving import Leaving
 from gateway.links import Links
 from gateway.metrics import GatewayMetrics
 from gateway.readiness import ReadinessCheck
-from gateway.responses.kept import Shelf
+from gateway.responses.repository import Shelf
 from gateway.responses.service import PATH as RESPONSES
 from gateway.responses.service import Responses
 from gateway.routes import chat

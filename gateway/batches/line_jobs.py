@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
+from backbone.bus.blobs import Blobs
+from backbone.bus.job_log import JobLog
 from gateway import clock
 from gateway.auth.authenticator import Principal
-from gateway.batches.lines import Line, Request, job_id, parse_line, request_ids
-from gateway.batches.tools import Tools
-from gateway.jobs.api import JobNotFound, Submission
+from gateway.batches.input_file import Line, Request, job_id, parse_line, request_ids
+from gateway.batches.line_types import Kind
+from gateway.batches.repository import Ledger
+from gateway.files import Files
+from gateway.http.inference_body import Reader
+from gateway.jobs.api import JobNotFound, Jobs, Submission
 from schemas.batches import Batch
 from schemas.errors import ErrorInfo, NexusError, Unavailable
 from schemas.jobs import TERMINAL, JobStatus, Lane
@@ -191,3 +198,21 @@ class LineJobs:
             request_id=request_ids(job)[1],
             batch=self._batch.id,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """The gateway's parts, and the bounds that its batches share."""
+
+    ledger: Ledger
+    files: Files
+    blobs: Blobs
+    jobs: Jobs
+    log: JobLog
+    reader: Reader
+    kinds: Mapping[str, Kind]
+    """By the endpoint's path, as the batch and its lines name it."""
+    window: int
+    """Lines of one batch that are jobs at once."""
+    large: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    """One large line at a time is in memory."""

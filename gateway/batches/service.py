@@ -1,4 +1,4 @@
-"""Batches as the routes use them: made, looked at, listed, cancelled. They are run by `gateway.batches.runner`."""
+"""Batches as the routes use them: made, looked at, listed, cancelled. They are run by `gateway.batches.scheduler`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from backbone.bus.job_log import Backlog
 from backbone.ids import new_job_id
 from gateway import clock
 from gateway.auth.authenticator import Principal
-from gateway.batches.ledger import Ledger
+from gateway.batches.repository import Ledger
 from gateway.files import Files
 from schemas.batches import ENDED, Batch, BatchError, BatchRequest, BatchStatus, window_seconds
 from schemas.errors import InvalidRequest, Unavailable

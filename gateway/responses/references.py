@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from backbone.bus.blobs import BlobGone
-from gateway.responses.kept import Kept, ResponseNotFound, Shelf
+from gateway.responses.repository import Kept, ResponseNotFound, Shelf
 from schemas.errors import NotFound
 from schemas.openai.responses import InputItem, ResponsesRequest
 

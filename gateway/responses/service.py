@@ -20,13 +20,13 @@ from gateway.jobs.api import JobNotFound, Jobs, Result, Submission
 from gateway.jobs.http_response import error_of
 from gateway.jobs.idempotency import Idempotency
 from gateway.metrics import GatewayMetrics
-from gateway.responses.answering import Answering
-from gateway.responses.asking import chat_body, conversation, refuse_unsupported, without_other_tools
-from gateway.responses.items import listed, messages_of
-from gateway.responses.kept import Kept, Made, ResponseNotFound, Shelf
+from gateway.responses.event_stream import Watch, ended_at
+from gateway.responses.from_chat import Answering
+from gateway.responses.input_items import listed, messages_of
 from gateway.responses.references import References
-from gateway.responses.shape import STATUSES, shell, unanswered
-from gateway.responses.watching import Watch, ended_at
+from gateway.responses.repository import Kept, Made, ResponseNotFound, Shelf
+from gateway.responses.resource import STATUSES, shell, unanswered
+from gateway.responses.to_chat import chat_body, conversation, refuse_unsupported, without_other_tools
 from schemas.errors import InvalidRequest, NexusError, NotFound, Unavailable
 from schemas.jobs import TERMINAL, JobStatus
 from schemas.openai.responses import InputItem, ResponsesRequest

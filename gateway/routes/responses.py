@@ -11,8 +11,8 @@ from fastapi.responses import JSONResponse, Response
 from gateway.deps import InferenceCaller, PartsDep
 from gateway.http.asgi import adapted_header, request_id_of
 from gateway.http.request_body import CallerGone
-from gateway.responses.reading import key_of, read
-from gateway.responses.sending import CLOSED, EventStream, Opening, Report
+from gateway.responses.http_response import CLOSED, EventStream, Opening, Report
+from gateway.responses.request import key_of, read
 from schemas.errors import InvalidRequest, NexusError, Unavailable
 from schemas.keys import Scope
 

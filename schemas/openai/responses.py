@@ -1,4 +1,4 @@
-"""`/v1/responses`: what may be asked for. The translation onto chat is `gateway.responses.asking`.
+"""`/v1/responses`: what may be asked for. The translation onto chat is `gateway.responses.to_chat`.
 
 What Nexus cannot do is refused by name, since leaving it out would change the answer. Fields that OpenAI does not know reach
 the backend untouched, as with chat.

@@ -17,11 +17,11 @@ from backbone.testing.bus import MemoryBroker
 from backbone.testing.documents import MemoryDocuments
 from backbone.testing.job_log import MemoryJobLog
 from gateway.auth.authenticator import Principal
-from gateway.batches.kinds import Direct, Kind
-from gateway.batches.ledger import Ledger
-from gateway.batches.runner import BatchRunner
+from gateway.batches.line_jobs import Tools
+from gateway.batches.line_types import Direct, Kind
+from gateway.batches.repository import Ledger
+from gateway.batches.scheduler import BatchRunner
 from gateway.batches.service import Batches
-from gateway.batches.tools import Tools
 from gateway.files import Files
 from gateway.http.body_memory import BodyMemory
 from gateway.http.inference_body import Reader

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backbone.ids import new_job_id
-from gateway.batches.lines import BadLine, Line, LineTooLong, job_id, parse_line, split_lines
-from gateway.batches.validation import Findings, validate
+from gateway.batches.input_file import BadLine, Findings, Line, LineTooLong, job_id, parse_line, split_lines, validate
 from schemas.batches import MAX_ERRORS, MAX_REQUESTS, window_seconds
 
 CHAT = "/v1/chat/completions"

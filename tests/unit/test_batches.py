@@ -14,9 +14,9 @@ import pytest
 
 from backbone.bus.blobs import INLINE_LIMIT
 from gateway.auth.authenticator import Principal
-from gateway.batches import line_jobs, run, runner
-from gateway.batches.ledger import BatchNotFound
-from gateway.batches.lines import job_id
+from gateway.batches import executor, line_jobs, scheduler
+from gateway.batches.input_file import job_id
+from gateway.batches.repository import BatchNotFound
 from gateway.batches.service import GRACE_S, longest_window_s
 from gateway.files import FileNotFound
 from schemas.batches import Batch, BatchRequest, BatchStatus, Counts
@@ -37,7 +37,7 @@ from tests.unit.batch_desk import CHAT, OWNER, Answered, Desk, echoed, line
 
 @pytest.fixture
 async def desk(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
-    for module, name in ((run, "TICK_S"), (run, "AGAIN_S"), (line_jobs, "AGAIN_S"), (runner, "AGAIN_S")):
+    for module, name in ((executor, "TICK_S"), (executor, "AGAIN_S"), (line_jobs, "AGAIN_S"), (scheduler, "AGAIN_S")):
         monkeypatch.setattr(module, name, 0.02)
     desk = Desk()
     yield desk
@@ -450,13 +450,13 @@ class TestEnds:
 
     async def test_cancelled_while_it_is_validated(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
         """The same."""
-        validate = run.validate
+        validate = executor.validate
 
         async def cancelled_meanwhile(*given: Any) -> Any:
             assert (await desk.batches.cancel(OWNER, made.id)).status is BatchStatus.CANCELLING
             return await validate(*given)
 
-        monkeypatch.setattr(run, "validate", cancelled_meanwhile)
+        monkeypatch.setattr(executor, "validate", cancelled_meanwhile)
         made = await desk.create(line("a"))
         await desk.gateway()
         batch = await desk.ended(made)
@@ -479,7 +479,7 @@ class TestEnds:
         """That one waits for room in the queue, this one for its turn to be in memory."""
         desk.jobs.refusals = [QueueFull("full")] * 10_000
         await desk.gateway()
-        large = [line(f"r{number}", padding="x" * run.LARGE) for number in range(2)]
+        large = [line(f"r{number}", padding="x" * executor.LARGE) for number in range(2)]
         await desk.create(*large)
         await eventually(desk.tools.large.locked)
         made = await desk.create(*large)
@@ -510,7 +510,7 @@ class TestEnds:
 class TestTakingOver:
     @pytest.fixture(autouse=True)
     def short_holds(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(runner, "HOLD_S", 0.2)
+        monkeypatch.setattr(scheduler, "HOLD_S", 0.2)
 
     async def test_lines_that_are_done_are_not_run_again(self, desk: Desk, eventually: Eventually) -> None:
         """The next gateway finds what is decided, waits for what runs, and begins the rest."""
@@ -591,8 +591,8 @@ class TestTakingOver:
 
     async def test_a_defect_ends_a_batch_in_the_end(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
         """It is tried again, and not for ever."""
-        monkeypatch.setattr(runner, "DEFECT_AGAIN_S", 0.01)
-        monkeypatch.setattr(runner, "MAX_DEFECTS", 3)
+        monkeypatch.setattr(scheduler, "DEFECT_AGAIN_S", 0.01)
+        monkeypatch.setattr(scheduler, "MAX_DEFECTS", 3)
 
         def broken(_body: dict[str, Any]) -> Any:
             raise RuntimeError("a defect")

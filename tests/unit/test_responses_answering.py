@@ -13,8 +13,8 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from gateway.http.request_body import check
-from gateway.responses.answering import Answering, Event
-from gateway.responses.shape import failure, shell, unanswered
+from gateway.responses.from_chat import Answering, Event
+from gateway.responses.resource import failure, shell, unanswered
 from schemas.errors import BackendFailed, ErrorInfo, InvalidRequest, QueueFull
 from schemas.jobs import JobStatus
 from schemas.openai.responses import ResponsesRequest

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.http.request_body import check
-from gateway.responses.asking import chat_body, conversation, refuse_unsupported, without_other_tools
-from gateway.responses.items import listed, messages_of
-from gateway.responses.shape import shell
+from gateway.responses.input_items import listed, messages_of
+from gateway.responses.resource import shell
+from gateway.responses.to_chat import chat_body, conversation, refuse_unsupported, without_other_tools
 from schemas.errors import InvalidRequest
 from schemas.openai.chat import ChatRequest
 from schemas.openai.responses import UNSUPPORTED, InputItem, ResponsesRequest

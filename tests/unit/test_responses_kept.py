@@ -12,9 +12,9 @@ from backbone.testing.documents import MemoryDocuments
 from gateway.http.disconnect import Waiting
 from gateway.http.request_body import check
 from gateway.jobs.api import JobNotFound
-from gateway.responses.kept import Kept, ResponseNotFound, Shelf
+from gateway.responses.repository import Kept, ResponseNotFound, Shelf
+from gateway.responses.resource import shell
 from gateway.responses.service import Responses
-from gateway.responses.shape import shell
 from schemas.errors import Unavailable
 from schemas.openai.responses import ResponsesRequest
 

@@ -9,10 +9,10 @@ import pytest
 from backbone.testing.blobs import MemoryBlobs
 from backbone.testing.documents import MemoryDocuments
 from gateway.http.request_body import check
-from gateway.responses.items import listed, messages_of
-from gateway.responses.kept import Kept, Shelf
+from gateway.responses.input_items import listed, messages_of
 from gateway.responses.references import References
-from gateway.responses.shape import shell
+from gateway.responses.repository import Kept, Shelf
+from gateway.responses.resource import shell
 from schemas.errors import NotFound
 from schemas.openai.responses import ResponsesRequest
 

@@ -11,10 +11,10 @@ import pytest
 
 from gateway.http.request_body import check
 from gateway.jobs.api import EventsExpired, JobEvent, JobNotFound, Result
-from gateway.responses.answering import Event
-from gateway.responses.kept import Document, Kept, Made
-from gateway.responses.shape import shell
-from gateway.responses.watching import ResponseRestarted, Watch
+from gateway.responses.event_stream import ResponseRestarted, Watch
+from gateway.responses.from_chat import Event
+from gateway.responses.repository import Document, Kept, Made
+from gateway.responses.resource import shell
 from schemas.durable import JobEventKind
 from schemas.errors import BackendFailed
 from schemas.jobs import Capability, JobStatus

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.responses.items import messages_of
+from gateway.responses.input_items import messages_of
 from schemas.errors import InvalidRequest
 from schemas.openai.responses import UNSUPPORTED, ResponsesRequest
 

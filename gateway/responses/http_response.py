@@ -26,10 +26,10 @@ from gateway.http.asgi import (
 from gateway.http.request_body import CallerGone
 from gateway.jobs.http_response import with_pauses
 from gateway.metrics import GatewayMetrics
-from gateway.responses.answering import Event
-from gateway.responses.kept import Made
+from gateway.responses.event_stream import Watch
+from gateway.responses.from_chat import Event
+from gateway.responses.repository import Made
 from gateway.responses.service import PATH, Responses
-from gateway.responses.watching import Watch
 from schemas.errors import ErrorInfo, InternalError
 
 log = structlog.get_logger(__name__)

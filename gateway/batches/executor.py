@@ -20,12 +20,10 @@ from backbone.bus.blobs import BlobBroken, BlobGone
 from backbone.bus.job_log import Item
 from backbone.ids import new_token
 from gateway import clock
-from gateway.batches.finalizing import Finalizer
-from gateway.batches.ledger import BatchNotFound
-from gateway.batches.line_jobs import AGAIN_S, LineJobs, Signals
-from gateway.batches.lines import Line, job_id, split_lines
-from gateway.batches.tools import Tools
-from gateway.batches.validation import validate
+from gateway.batches.finalizer import Finalizer
+from gateway.batches.input_file import Line, job_id, split_lines, validate
+from gateway.batches.line_jobs import AGAIN_S, LineJobs, Signals, Tools
+from gateway.batches.repository import BatchNotFound
 from gateway.files import new_file_id
 from schemas.batches import Batch, BatchError, BatchStatus, Counts
 from schemas.errors import Unavailable

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import aclosing
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from backbone.bus.blobs import BlobBroken, BlobGone
 from gateway import clock
-from gateway.batches.line_jobs import LineJobs
-from gateway.batches.lines import Line, job_id, parse_line
-from gateway.batches.ordered import in_order
-from gateway.batches.output import LineWriter, OutputFile, check_blob
-from gateway.batches.tools import Tools
+from gateway.batches.input_file import Line, job_id, parse_line
+from gateway.batches.line_jobs import LineJobs, Tools
+from gateway.batches.output_file import LineWriter, OutputFile, check_blob
 from gateway.jobs.api import JobNotFound, Result, ResultNotReady
 from gateway.jobs.http_response import error_of
 from schemas.batches import Batch, BatchStatus, Counts, Tokens
@@ -169,3 +169,26 @@ def _plus(tokens: Tokens, result: Result) -> Tokens:
 def _detail(details: Any, name: str) -> int:
     value = details.get(name) if isinstance(details, dict) else None
     return value if isinstance(value, int) else 0
+
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+async def in_order(
+    things: AsyncIterator[T], work: Callable[[T], Awaitable[R]], at_once: int
+) -> AsyncGenerator[R, None]:
+    """What `work` makes of each thing, at most `at_once` ahead of whoever takes it. Raises what `things` and `work` raise."""
+    under_way: deque[asyncio.Future[R]] = deque()
+    try:
+        async for thing in things:
+            under_way.append(asyncio.ensure_future(work(thing)))
+            if len(under_way) >= at_once:
+                yield await under_way.popleft()
+        while under_way:
+            yield await under_way.popleft()
+    finally:
+        for future in under_way:
+            future.cancel()
+            with suppress(asyncio.CancelledError, Exception):
+                await future

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from gateway.responses.parts import FunctionCall, Item, Spoken, Told
-from gateway.responses.shape import usage
+from gateway.responses.output_items import FunctionCall, Item, Spoken, Told
+from gateway.responses.resource import usage
 from schemas.errors import BackendFailed
 
 JSON = dict[str, Any]

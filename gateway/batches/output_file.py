@@ -15,7 +15,7 @@ from contextlib import aclosing
 import orjson
 
 from backbone.bus.blobs import INLINE_LIMIT, Blobs, BlobWriter
-from gateway.batches.lines import request_ids
+from gateway.batches.input_file import request_ids
 from gateway.files import Files
 from gateway.jobs.api import Result
 from gateway.jobs.http_response import Payload

@@ -9,9 +9,9 @@ from typing import Any
 from gateway import clock
 from gateway.jobs.api import EventsExpired, JobEvent, JobNotFound, Jobs, Result
 from gateway.jobs.http_response import error_of
-from gateway.responses.answering import Answering, Event
-from gateway.responses.kept import Made
-from gateway.responses.shape import unanswered
+from gateway.responses.from_chat import Answering, Event
+from gateway.responses.repository import Made
+from gateway.responses.resource import unanswered
 from schemas.durable import JobEventKind
 from schemas.errors import ErrorInfo, InvalidRequest, NexusError, NotFound
 from schemas.events import AdaptedParameters

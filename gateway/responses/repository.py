@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from backbone.bus.blobs import INLINE_LIMIT, BlobGone, Blobs
 from backbone.store.documents import Documents
-from gateway.responses.shape import response_id
+from gateway.responses.resource import response_id
 from schemas.errors import NotFound
 
 JSON = dict[str, Any]

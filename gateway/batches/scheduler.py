@@ -8,8 +8,8 @@ from contextlib import aclosing, suppress
 import structlog
 
 from backbone.bus.job_log import Backlog, Item
-from gateway.batches.run import BatchRun, Superseded
-from gateway.batches.tools import Tools
+from gateway.batches.executor import BatchRun, Superseded
+from gateway.batches.line_jobs import Tools
 from schemas.batches import BatchError
 from schemas.errors import NexusError
 
