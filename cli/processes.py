@@ -90,7 +90,7 @@ def gateway(
 
     read_settings(GatewaySettings, flags)  # all that is wrong at once, before any of it is used
     joined = join_running_stack("gateway", data_dir)
-    from gateway.main import run
+    from gateway.server import run
 
     settings = read_settings(GatewaySettings, flags)
     raise typer.Exit(run_joined(joined, lambda: run(settings), has_children=settings.gateway_workers > 1))

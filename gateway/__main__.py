@@ -2,6 +2,6 @@
 
 import sys
 
-from gateway.main import main
+from gateway.server import main
 
 sys.exit(main())

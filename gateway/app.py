@@ -10,28 +10,30 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from backbone.version import VERSION
-from gateway.deps import Parts
-from gateway.endpoint import Endpoint
+from gateway.dependencies import Parts
+from gateway.endpoints import Endpoint
 from gateway.http.asgi import closes, request_id_of
 from gateway.http.path_hints import path_hint
 from gateway.http.path_methods import PathMethods
 from gateway.jobs.http_handler import PATH as SUBMIT
+from gateway.landing_page import Welcome
 from gateway.openapi import ApiDocument
 from gateway.routes import (
     aliases,
     batches,
     chat,
     completions,
-    dlq,
+    dead_letters,
     docs,
     embeddings,
     files,
     images,
     jobs,
     keys,
+    landing_page,
     model_jobs,
     models,
-    operation,
+    operations,
     rerank,
     responses,
     results,
@@ -39,9 +41,7 @@ from gateway.routes import (
     speech,
     transcriptions,
     voices,
-    welcome,
 )
-from gateway.welcome import Welcome
 from schemas.errors import ErrorInfo, InternalError, InvalidRequest, MethodNotAllowed, NexusError, NotFound
 
 NO_RESPONSE = re.compile(r"/v1/responses/(?!resp_)[^/]+")
@@ -59,16 +59,16 @@ ENDPOINTS: list[Endpoint] = [
     *model_jobs.ENDPOINTS,
 ]
 ROUTERS = [
-    welcome.router,
-    operation.health_router,
-    operation.router,
+    landing_page.router,
+    operations.health_router,
+    operations.router,
     models.router,
     voices.router,
     aliases.router,
     services.router,
     keys.router,
     jobs.router,
-    dlq.router,
+    dead_letters.router,
     files.router,
     batches.router,
     responses.router,
@@ -88,9 +88,9 @@ def make_app(
     app.state.welcome = Welcome(public_url, "docs" in public, observability_port)
     for router in ROUTERS:
         app.include_router(router)
-    app.include_router(operation.readiness if "readiness" in public else operation.public_readiness)
+    app.include_router(operations.readiness if "readiness" in public else operations.public_readiness)
     if "metrics" in public:
-        app.include_router(operation.metrics_router)
+        app.include_router(operations.metrics_router)
     if "docs" in public:
         app.include_router(docs.router)
     _list_hot_routes(app)
@@ -104,7 +104,7 @@ def make_observability_app(parts: Parts, api: FastAPI, public_url: str, port: in
     app = _bare_app("Nexus observability")
     app.state.parts = parts
     app.state.document = ApiDocument(api.openapi, beside=app.openapi, public_url=public_url, port=port)
-    for router in (operation.health_router, operation.readiness, operation.metrics_router, docs.router):
+    for router in (operations.health_router, operations.readiness, operations.metrics_router, docs.router):
         app.include_router(router)
     _answer_errors(app)
     return app

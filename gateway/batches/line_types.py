@@ -10,7 +10,8 @@ import orjson
 from backbone.bus.blobs import Blobs
 from gateway import clock
 from gateway.batches.output_file import MakePayload, whole
-from gateway.endpoint import SSE, Endpoint
+from gateway.endpoints import SSE, Endpoint
+from gateway.files import FileUploads
 from gateway.http.inference_body import Reader, Received
 from gateway.http.request_body import check
 from gateway.jobs.api import Result
@@ -18,7 +19,6 @@ from gateway.jobs.http_response import Payload
 from gateway.responses.from_chat import Answering
 from gateway.responses.resource import shell
 from gateway.responses.to_chat import chat_body, conversation, refuse_unsupported
-from gateway.uploads import FileUploads
 from schemas.errors import InvalidRequest
 from schemas.openai.responses import ResponsesRequest
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from backbone.store.documents import Documents
-from gateway.pages import read_page
+from gateway.pagination import read_page
 from schemas.batches import Batch
 from schemas.errors import NotFound
 

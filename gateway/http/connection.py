@@ -30,11 +30,11 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from backbone.ids import new_request_id
+from gateway.health import Leaving
 from gateway.http.asgi import CALLER, LINE, Caller
 from gateway.http.client_addresses import group_of
 from gateway.http.connection_limits import Connections, reset
 from gateway.http.response_writer import CycleLine, without_chunks
-from gateway.leaving import Leaving
 from schemas.errors import HeadersTooLarge, InvalidRequest, NexusError, RequestTimeout, Unavailable
 
 log = structlog.get_logger(__name__)

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from backbone.bus.blobs import INLINE_LIMIT, Blobs, BlobWriter
-from gateway.endpoint import Endpoint
+from gateway.endpoints import Endpoint
 from gateway.http.asgi import Headers
 from gateway.http.body_memory import BodyMemory, BodyShare
 from gateway.http.multipart import Form, read_form

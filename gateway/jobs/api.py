@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from backbone.bus.job_log import DeadLetter
 from gateway.auth.authenticator import Principal
-from gateway.endpoint import Endpoint
+from gateway.endpoints import Endpoint
 from gateway.http.inference_body import Received
 from schemas.durable import JobEventKind
 from schemas.errors import ErrorInfo, InvalidRequest, NexusError, NotFound

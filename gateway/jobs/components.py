@@ -18,7 +18,7 @@ from backbone.store.documents import Documents
 from backbone.store.store import Store
 from gateway.auth.authenticator import Auth
 from gateway.auth.key_store import KeyRing
-from gateway.dispatch import Dispatcher
+from gateway.dispatcher import Dispatcher
 from gateway.jobs.attempt_gate import Referee
 from gateway.jobs.estimator import Estimator
 from gateway.jobs.expiry import Timers
@@ -28,7 +28,7 @@ from gateway.jobs.service import JobService
 from gateway.jobs.submitter import Submitter
 from gateway.jobs.terminator import Ending
 from gateway.metrics import GatewayMetrics
-from gateway.webhooks import BACKLOG, Webhooks
+from gateway.webhooks.sender import BACKLOG, Webhooks
 
 log = structlog.get_logger(__name__)
 

@@ -11,7 +11,8 @@ import orjson
 import structlog
 
 from gateway.auth.authenticator import Auth, Principal
-from gateway.endpoint import Endpoint
+from gateway.endpoints import Endpoint
+from gateway.files import FileUploads
 from gateway.http.asgi import Line, Receive, Reply, Scope, Send, is_here, request_id_of, told_as
 from gateway.http.disconnect import Waiting
 from gateway.http.inference_body import Reader, Received
@@ -21,8 +22,7 @@ from gateway.jobs.api import EventsExpired, Jobs, Result, Submission
 from gateway.jobs.http_response import Answers
 from gateway.jobs.idempotency import Idempotency
 from gateway.jobs.records import shape
-from gateway.links import base_url
-from gateway.uploads import FileUploads
+from gateway.signed_urls import base_url
 from schemas.errors import ErrorInfo, InvalidRequest, NexusError, NotFound, Unavailable
 from schemas.jobs import TERMINAL, JobRecord, Lane
 from schemas.keys import Scope as KeyScope

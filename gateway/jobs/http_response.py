@@ -11,12 +11,12 @@ from typing import TypeVar
 import orjson
 
 from backbone.bus.blobs import Blobs
-from gateway.endpoint import DONE, adapted_frame, comment_frame, error_frame, progress_frame
+from gateway.endpoints import DONE, adapted_frame, comment_frame, error_frame, progress_frame
 from gateway.http.asgi import NO_STORE, STREAM_HEADERS, Headers, Line, Reply, adapted_header
 from gateway.http.preferences import Wish
 from gateway.jobs.api import JobEvent, Jobs, Result
 from gateway.jobs.records import shape
-from gateway.links import KEPT, Links
+from gateway.signed_urls import KEPT, Links
 from schemas.durable import JobEventKind
 from schemas.errors import BackendFailed, DeadlineExceeded, ErrorInfo, InvalidRequest, NexusError
 from schemas.events import AdaptedParameters

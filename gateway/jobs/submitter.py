@@ -13,8 +13,8 @@ from backbone.bus.bus import Queue
 from backbone.bus.job_log import JobLog
 from backbone.ids import new_job_id
 from backbone.store.store import IllegalMove, LimitReached, Store
-from gateway.dispatch import Dispatcher
-from gateway.endpoint import LANE_OF_TIER
+from gateway.dispatcher import Dispatcher
+from gateway.endpoints import LANE_OF_TIER
 from gateway.jobs.api import Submission
 from gateway.jobs.records import due_in, end_of, first_record, now, record_of, word_by_us
 from gateway.jobs.terminator import Ending

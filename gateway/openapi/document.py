@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 
 from gateway.http.asgi import Scope
-from gateway.links import base_url
+from gateway.signed_urls import base_url
 
 JSON = dict[str, Any]
 HOST = re.compile(r"(https?://(?:[A-Za-z0-9.-]+|\[[0-9a-fA-F:.]+\]))(?::\d+)?")

@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 from fastapi.responses import Response
 
-from gateway.endpoint import SSE
+from gateway.endpoints import SSE
 from gateway.http.asgi import (
     LINE,
     STREAM_HEADERS,

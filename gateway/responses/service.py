@@ -13,7 +13,7 @@ from backbone.bus.blobs import BlobGone, Blobs
 from backbone.ids import new_job_id
 from gateway import clock
 from gateway.auth.authenticator import Principal
-from gateway.endpoint import Endpoint
+from gateway.endpoints import Endpoint
 from gateway.http.disconnect import Waiting
 from gateway.http.inference_body import Reader, Received
 from gateway.jobs.api import JobNotFound, Jobs, Result, Submission

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from gateway.catalogue import Catalogue
-from gateway.deps import AdminCaller, PartsDep
+from gateway.dependencies import AdminCaller, PartsDep
 from gateway.http.request_body import Name, check_name, read_json
+from gateway.model_catalog import Catalogue
 from schemas.errors import InvalidRequest, NotFound
 from schemas.presence import Alias
 

@@ -6,10 +6,10 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
-from gateway.deps import JobsCaller, PartsDep
+from gateway.dependencies import JobsCaller, PartsDep
 from gateway.http.request_body import read_json
-from gateway.links import base_url
-from gateway.pages import as_list
+from gateway.pagination import as_list
+from gateway.signed_urls import base_url
 from schemas.batches import BatchRequest
 
 router = APIRouter(tags=["batches"])

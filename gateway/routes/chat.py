@@ -1,6 +1,6 @@
 """`POST /v1/chat/completions`."""
 
-from gateway.endpoint import Endpoint
+from gateway.endpoints import Endpoint
 from schemas.jobs import Capability
 from schemas.openai.chat import ChatRequest
 

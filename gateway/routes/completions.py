@@ -1,6 +1,6 @@
 """`POST /v1/completions` (legacy)."""
 
-from gateway.endpoint import Endpoint
+from gateway.endpoints import Endpoint
 from schemas.jobs import Capability
 from schemas.openai.completions import CompletionRequest
 

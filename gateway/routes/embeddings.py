@@ -1,6 +1,6 @@
 """`POST /v1/embeddings`."""
 
-from gateway.endpoint import Endpoint, never_streamed
+from gateway.endpoints import Endpoint, never_streamed
 from schemas.jobs import Capability
 from schemas.openai.embeddings import EmbeddingsRequest
 

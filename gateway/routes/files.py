@@ -10,8 +10,8 @@ from urllib.parse import quote
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
-from gateway.deps import JobsCaller, PartsDep
-from gateway.pages import as_list
+from gateway.dependencies import JobsCaller, PartsDep
+from gateway.pagination import as_list
 
 router = APIRouter(tags=["files"])
 

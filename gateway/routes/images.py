@@ -1,6 +1,6 @@
 """`POST /v1/images/generations` and `POST /v1/images/edits`."""
 
-from gateway.endpoint import Endpoint
+from gateway.endpoints import Endpoint
 from schemas.jobs import Capability
 from schemas.openai.images import ImageEditRequest, ImageGenerationRequest
 

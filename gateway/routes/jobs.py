@@ -13,14 +13,14 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
 from gateway.auth.authenticator import Principal
-from gateway.deps import JobsCaller, Parts, PartsDep
-from gateway.endpoint import comment_frame
+from gateway.dependencies import JobsCaller, Parts, PartsDep
+from gateway.endpoints import comment_frame
 from gateway.http.asgi import LINE, STREAM_HEADERS, Line, adapted_header
 from gateway.jobs.api import JobEvent
 from gateway.jobs.http_handler import shown
 from gateway.jobs.http_response import error_of, event_size, with_pauses
 from gateway.jobs.records import shape
-from gateway.links import base_url
+from gateway.signed_urls import base_url
 from schemas.durable import JobEventKind
 from schemas.errors import InvalidRequest, NexusError
 from schemas.jobs import JobStatus

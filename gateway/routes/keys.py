@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from gateway import clock
-from gateway.deps import AdminCaller, PartsDep
+from gateway.dependencies import AdminCaller, PartsDep
 from gateway.http.request_body import Name, check_name, read_json
 from schemas.errors import InvalidRequest
 from schemas.keys import ApiKey, Scope

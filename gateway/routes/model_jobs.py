@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gateway.catalogue import Catalogue
-from gateway.endpoint import Endpoint
+from gateway.endpoints import Endpoint
+from gateway.model_catalog import Catalogue
 from schemas.errors import InvalidRequest, NotFound
 from schemas.jobs import Capability
 from schemas.keys import Scope

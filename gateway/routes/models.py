@@ -6,8 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from gateway.catalogue import COLD, LOADED, LOADING, Model
-from gateway.deps import Caller, PartsDep
+from gateway.dependencies import Caller, PartsDep
+from gateway.model_catalog import COLD, LOADED, LOADING, Model
 
 STATES = (LOADED, LOADING, COLD)
 """The best one first: a model that any worker holds is loaded."""

@@ -1,6 +1,6 @@
 """`POST /v1/rerank`, in the shape of Jina and Cohere."""
 
-from gateway.endpoint import Endpoint, never_streamed
+from gateway.endpoints import Endpoint, never_streamed
 from schemas.jobs import Capability
 from schemas.openai.rerank import RerankRequest
 

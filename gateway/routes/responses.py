@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from gateway.deps import InferenceCaller, PartsDep
+from gateway.dependencies import InferenceCaller, PartsDep
 from gateway.http.asgi import adapted_header, request_id_of
 from gateway.http.request_body import CallerGone
 from gateway.responses.http_response import CLOSED, EventStream, Opening, Report

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 
-from gateway.deps import PartsDep
+from gateway.dependencies import PartsDep
 from schemas.errors import NotFound
 
 router = APIRouter(tags=["results"])

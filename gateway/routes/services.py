@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from gateway.deps import AdminCaller, PartsDep
+from gateway.dependencies import AdminCaller, PartsDep
 from gateway.http.request_body import check_name, read_json
 from schemas.errors import InvalidRequest, NotFound
 from schemas.presence import ServiceRecord, Snapshot, WorkerState

@@ -1,6 +1,6 @@
 """`POST /v1/audio/speech`."""
 
-from gateway.endpoint import SSE, Endpoint
+from gateway.endpoints import SSE, Endpoint
 from schemas.jobs import Capability
 from schemas.openai.speech import CONTENT_TYPES, SpeechRequest
 

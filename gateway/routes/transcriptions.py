@@ -1,6 +1,6 @@
 """`POST /v1/audio/transcriptions` and `POST /v1/audio/translations`."""
 
-from gateway.endpoint import Endpoint, never_streamed
+from gateway.endpoints import Endpoint, never_streamed
 from schemas.jobs import Capability
 from schemas.openai.transcriptions import TranscriptionRequest, TranslationRequest
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from gateway.catalogue import Model
-from gateway.deps import Caller, PartsDep
+from gateway.dependencies import Caller, PartsDep
+from gateway.model_catalog import Model
 from schemas.jobs import Capability
 
 router = APIRouter(tags=["models"])

@@ -16,8 +16,8 @@ import structlog
 
 from backbone.bus.blobs import Blobs
 from gateway.auth.authenticator import Auth, OpenRequests, Principal
-from gateway.dispatch import Dispatcher
-from gateway.endpoint import (
+from gateway.dispatcher import Dispatcher
+from gateway.endpoints import (
     DONE,
     LANE_OF_TIER,
     SSE,
@@ -46,8 +46,8 @@ from gateway.http.inference_body import Reader, Received
 from gateway.http.preferences import wish_of
 from gateway.http.request_body import CallerGone
 from gateway.jobs.http_handler import Asked, Submissions
-from gateway.links import Links, base_url
 from gateway.metrics import GatewayMetrics
+from gateway.signed_urls import Links, base_url
 from gateway.sync.request_state import Call, State
 from schemas.errors import ErrorInfo, NexusError
 from schemas.events import BlobRef, Done

@@ -19,7 +19,7 @@ import pytest_asyncio
 
 from backbone.settings import PUBLIC_ROUTES
 from gateway.app import ENDPOINTS, make_app
-from gateway.deps import Parts
+from gateway.dependencies import Parts
 from gateway.jobs.http_handler import PATH as SUBMIT
 from schemas.keys import Scope
 from tests.cluster import KEY, Cluster, chat

@@ -22,16 +22,15 @@ from gateway.batches.line_types import Direct, Kind
 from gateway.batches.repository import Ledger
 from gateway.batches.scheduler import BatchRunner
 from gateway.batches.service import Batches
-from gateway.files import Files
+from gateway.files import Files, FileUploads
 from gateway.http.body_memory import BodyMemory
 from gateway.http.inference_body import Reader
 from gateway.http.remote_media import RemoteMedia
 from gateway.jobs.api import JobNotFound, Jobs, Result, ResultNotReady, Submission
 from gateway.jobs.http_response import Answers
 from gateway.jobs.records import record_of
-from gateway.links import Links
 from gateway.routes import chat, embeddings, speech, transcriptions
-from gateway.uploads import FileUploads
+from gateway.signed_urls import Links
 from schemas.batches import Batch, BatchRequest, BatchStatus, Counts
 from schemas.errors import ErrorInfo, NexusError, Unavailable
 from schemas.events import BlobRef

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.catalogue import Catalogue
+from gateway.model_catalog import Catalogue
 from schemas.errors import InvalidRequest, ModelNotFound, Unavailable
 from schemas.jobs import Capability
 from schemas.presence import Alias, CatalogueEntry, ModelOffer, Snapshot, WorkerPresence, WorkerState

@@ -17,7 +17,7 @@ from cli.app import app
 from gateway.app import ENDPOINTS, ROUTERS
 from gateway.jobs.http_handler import PATH as SUBMIT
 from gateway.metrics import GatewayMetrics
-from gateway.routes import operation
+from gateway.routes import operations
 from tests.conftest import ATTACKS
 from workers.metrics import WorkerMetrics
 
@@ -130,7 +130,7 @@ def test_every_command_is_in_the_readme() -> None:
 def test_the_readme_lists_every_route() -> None:
     """The table of routes is the one that is served."""
     served = {("POST", endpoint.path) for endpoint in ENDPOINTS} | {("POST", SUBMIT), ("GET", f"{SUBMIT}/{{id}}")}
-    for router in (*ROUTERS, operation.public_readiness, operation.metrics_router):
+    for router in (*ROUTERS, operations.public_readiness, operations.metrics_router):
         for route in cast("list[Any]", router.routes):
             path = re.sub(r"\{[^}]+\}", "{id}", route.path)
             served |= {(method, path) for method in route.methods if method != "HEAD"}

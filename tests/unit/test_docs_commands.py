@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from cli.app import app
 from gateway.app import ENDPOINTS, ROUTERS
 from gateway.jobs.http_handler import PATH as SUBMIT
-from gateway.routes import operation
+from gateway.routes import operations
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -167,7 +167,7 @@ def test_every_file_that_is_named_exists(page: Path) -> None:
 def served() -> list[re.Pattern[str]]:
     """A pattern for each route; anything may stand in the place of an id."""
     routes = {("POST", endpoint.path) for endpoint in ENDPOINTS} | {("POST", SUBMIT), ("GET", f"{SUBMIT}/{{id}}")}
-    for router in (*ROUTERS, operation.public_readiness, operation.metrics_router):
+    for router in (*ROUTERS, operations.public_readiness, operations.metrics_router):
         routes |= {(method, route.path) for route in cast("list[Any]", router.routes) for method in route.methods}
     routes |= {("GET", "/docs"), ("GET", "/openapi.json")}
     return [

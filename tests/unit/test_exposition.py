@@ -7,9 +7,9 @@ import asyncio
 import pytest
 from prometheus_client import generate_latest
 
-from gateway.exposition import Exposition
+from gateway.cached_result import SharedResult
 from gateway.metrics import GatewayMetrics
-from gateway.shared_result import SharedResult
+from gateway.metrics_text import Exposition
 
 
 async def test_the_text_is_prometheus_own() -> None:

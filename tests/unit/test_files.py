@@ -13,7 +13,7 @@ from backbone.testing.blobs import MemoryBlobs
 from backbone.testing.documents import MemoryDocuments
 from gateway.app import make_app
 from gateway.auth.authenticator import Auth, Principal
-from gateway.deps import Parts
+from gateway.dependencies import Parts
 from gateway.files import MAX_NAME, FileNotFound, Files
 from gateway.http.body_memory import BodyMemory
 from schemas.errors import Unavailable

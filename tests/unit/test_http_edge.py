@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from gateway import door as door_module
-from gateway.door import Door
-from gateway.endpoint import Endpoint
+from gateway import asgi_app as door_module
+from gateway.asgi_app import Door
+from gateway.endpoints import Endpoint
 from gateway.http.asgi import Reply, Send
 from gateway.sync.handler import Inference
 from schemas.errors import AuthenticationFailed, ErrorInfo, InvalidRequest, QueueFull, RequestTooLarge

@@ -15,7 +15,7 @@ from backbone.testing.documents import MemoryDocuments
 from gateway.app import make_app
 from gateway.auth.authenticator import Auth
 from gateway.auth.key_store import KeyRing
-from gateway.deps import Parts
+from gateway.dependencies import Parts
 
 TOKEN = "sk-test"
 BEARER = {"authorization": f"Bearer {TOKEN}"}

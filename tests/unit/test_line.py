@@ -9,11 +9,11 @@ from typing import Any
 
 import uvicorn
 
+from gateway.health import Leaving
 from gateway.http.asgi import LINE, Line, Reply
 from gateway.http.connection import http_protocol
 from gateway.http.connection_limits import Connections
-from gateway.leaving import Leaving
-from gateway.main import _Server
+from gateway.server import _Server
 from tests.conftest import Eventually
 
 Handler = Callable[[Line, Reply, Any], Awaitable[None]]

@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from gateway.links import Links, base_url
+from gateway.signed_urls import Links, base_url
 from schemas.errors import NotFound
 
 KEY = "sk-key"

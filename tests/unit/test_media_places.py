@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from backbone.testing.blobs import MemoryBlobs
-from gateway.endpoint import Endpoint
+from gateway.endpoints import Endpoint
 from gateway.http.asgi import Headers
 from gateway.http.inference_body import Reader
 from gateway.http.media_fields import is_plain, media_places, searched

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from gateway.app import ENDPOINTS
-from gateway.catalogue import Catalogue
 from gateway.http.request_body import check
+from gateway.model_catalog import Catalogue
 from gateway.routes.model_jobs import choose_worker
 from schemas.errors import InvalidRequest, NexusError, NotFound
 from schemas.jobs import Capability

@@ -16,7 +16,7 @@ from backbone.testing.blobs import MemoryBlobs
 from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from backbone.testing.job_log import MemoryWorkerLog
 from backbone.testing.registry import MemoryHub, MemoryRegistry
-from gateway.dispatch import Dispatcher
+from gateway.dispatcher import Dispatcher
 from gateway.http.inference_body import Received
 from gateway.metrics import GatewayMetrics
 from gateway.sync.request_state import Call

@@ -12,7 +12,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from backbone.settings import PUBLIC_ROUTES
 from gateway.app import ENDPOINTS, make_app
-from gateway.deps import Parts
+from gateway.dependencies import Parts
 from gateway.http.path_methods import PathMethods
 from gateway.openapi.completion import complete
 from gateway.openapi.operation import SSE_TYPE

@@ -12,8 +12,8 @@ import pytest
 from backbone.testing.registry import MemoryHub, MemoryRegistry
 from gateway.app import make_app
 from gateway.auth.authenticator import Auth
-from gateway.catalogue import Catalogue
-from gateway.deps import Parts
+from gateway.dependencies import Parts
+from gateway.model_catalog import Catalogue
 from schemas.jobs import Capability
 from schemas.presence import ModelOffer, WorkerPresence, WorkerState
 

@@ -17,14 +17,14 @@ import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.health import Leaving
 from gateway.http.asgi import CALLER, Receive, Reply, Scope, Send
 from gateway.http.client_addresses import TrustedProxies
 from gateway.http.connection import MAX_AHEAD, MAX_FRAMING, MAX_HEADERS, HttpProtocol, http_protocol
 from gateway.http.connection_limits import ConnectionBounds, Connections
 from gateway.http.pipelining import AT_ONCE
 from gateway.http.unread_budget import UnreadBudget
-from gateway.leaving import Leaving
-from gateway.main import _Server
+from gateway.server import _Server
 from tests.conftest import Eventually
 
 READ = 256 * 1024

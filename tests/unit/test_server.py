@@ -6,9 +6,9 @@ import asyncio
 import contextlib
 import socket
 
+from gateway.health import Leaving
 from gateway.http.asgi import Receive, Reply, Scope, Send
-from gateway.leaving import Leaving
-from gateway.main import _server
+from gateway.server import _server
 
 QUESTION = b"GET / HTTP/1.1\r\nhost: nexus\r\n\r\n"
 

@@ -7,7 +7,7 @@ from time import process_time
 
 import pytest
 
-from gateway.suggestions import BURST, COMPARED, RATE, Suggestions, did_you_mean
+from gateway.model_suggestions import BURST, COMPARED, RATE, Suggestions, did_you_mean
 from schemas.errors import ModelNotFound
 from schemas.jobs import Capability
 from schemas.presence import WorkerState

@@ -17,9 +17,9 @@ from backbone.bus.job_log import Item
 from backbone.settings import GatewaySettings
 from backbone.ssrf_guard import Egress, FetchRefused
 from backbone.testing.store import MemoryStore
-from gateway.webhook_notes import SHOWN
-from gateway.webhook_signature import BadSecret, signed
-from gateway.webhooks import AT_ONCE, JITTER, Webhooks
+from gateway.webhooks.delivery_notes import SHOWN
+from gateway.webhooks.sender import AT_ONCE, JITTER, Webhooks
+from gateway.webhooks.signature import BadSecret, signed
 from schemas.errors import InvalidRequest, Unavailable
 from schemas.jobs import Capability, JobRecord, JobStatus, WebhookState
 from schemas.words import Word
@@ -341,7 +341,7 @@ async def test_a_gateway_that_stops_hands_its_tries_back(eventually: Eventually)
 
 async def test_redis_away_delays_no_delivery(eventually: Eventually, monkeypatch: pytest.MonkeyPatch):
     """Messages are sent as ever; what the job says about them follows when Redis is back."""
-    monkeypatch.setattr("gateway.webhook_notes.RETRY_S", 0.01)
+    monkeypatch.setattr("gateway.webhooks.delivery_notes.RETRY_S", 0.01)
     stage = Stage(500, 200)
     await store_record(stage)
     await stage.webhooks.enqueue(make_word())

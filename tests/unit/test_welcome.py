@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.welcome import DEFAULT_BASE, POLICY, Welcome, wants_json
+from gateway.landing_page import DEFAULT_BASE, POLICY, Welcome, wants_json
 
 
 def scope(host: str | None = "gw.example:8800", *, client: str = "203.0.113.9", scheme: str = "http") -> dict[str, Any]:

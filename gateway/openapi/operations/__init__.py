@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.openapi.operation import Operation
-from gateway.openapi.operations import batches, inference, jobs, media, models, operation, responses
+from gateway.openapi.operations import batches, inference, jobs, media, models, operators, responses
 
 DESCRIPTION = """\
 Nexus is one OpenAI-compatible gateway in front of many AI servers, with a durable queue behind it.
@@ -33,5 +33,5 @@ OPERATIONS: dict[str, Operation] = (
     | jobs.OPERATIONS
     | batches.OPERATIONS
     | models.OPERATIONS
-    | operation.OPERATIONS
+    | operators.OPERATIONS
 )

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, create_model
 
+from gateway.files import MAX_FILES
 from gateway.openapi.operation import BINARY, EVENT, JSON_TYPE, SSE_TYPE, TEXT, Answer, Operation, answer
 from gateway.openapi.operations.common import JOB_ID, MODEL, PAGE
 from gateway.openapi.operations.inference import HELLO
 from gateway.openapi.shapes.jobs import DeadLetter, DeadLetterDeleted, DeadLetterList, Job, JobList
-from gateway.uploads import MAX_FILES
 from schemas.models import ModelJobRequest
 from schemas.openai.chat import ChatRequest
 from schemas.openai.completions import CompletionRequest

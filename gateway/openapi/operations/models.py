@@ -5,7 +5,7 @@ from __future__ import annotations
 from gateway.openapi.operation import Operation, answer
 from gateway.openapi.operations.common import MODEL, PREFERENCES, STREAM, inferred
 from gateway.openapi.shapes.media import ModelJobDone
-from gateway.openapi.shapes.operation import Model, ModelList, SpeechModelList, VoiceList
+from gateway.openapi.shapes.operators import Model, ModelList, SpeechModelList, VoiceList
 from schemas.models import ModelJobRequest
 
 

@@ -19,8 +19,8 @@ from backbone.testing.job_log import MemoryJobLog, MemoryWorkerLog
 from backbone.testing.registry import MemoryHub, MemoryRegistry
 from backbone.testing.store import MemoryStore
 from gateway.auth.authenticator import Principal
-from gateway.dispatch import Dispatcher
-from gateway.endpoint import Endpoint
+from gateway.dispatcher import Dispatcher
+from gateway.endpoints import Endpoint
 from gateway.http.inference_body import Received
 from gateway.http.request_body import parse
 from gateway.jobs.api import JobEvent, Submission

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel
 
-from gateway.catalogue import Catalogue
+from gateway.model_catalog import Catalogue
 from schemas.errors import ErrorInfo
 from schemas.jobs import Capability, Lane
 from schemas.keys import Scope

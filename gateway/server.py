@@ -28,13 +28,13 @@ from backbone.secret_files import Misconfigured
 from backbone.setting_errors import read_settings
 from backbone.settings import GatewaySettings
 from backbone.startup_errors import fail
+from gateway.container import Running, running
+from gateway.health import Leaving
 from gateway.http.client_addresses import TrustedProxies
 from gateway.http.connection import HttpProtocol, http_protocol
 from gateway.http.connection_limits import ConnectionBounds, Connections
 from gateway.http.security_headers import add_security_headers
 from gateway.http.unread_budget import UnreadBudget
-from gateway.leaving import Leaving
-from gateway.wiring import Running, running
 from schemas.disclosure import INSIDE
 from schemas.errors import NexusError
 

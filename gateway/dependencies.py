@@ -13,17 +13,17 @@ from backbone.store.documents import Documents
 from gateway.auth.authenticator import Auth, Principal
 from gateway.auth.key_store import KeyRing
 from gateway.batches.service import Batches
-from gateway.dispatch import Dispatcher
-from gateway.exposition import Exposition
+from gateway.cached_result import SharedResult
+from gateway.dispatcher import Dispatcher
 from gateway.files import Files
+from gateway.health import Readiness
 from gateway.http.disconnect import Waiting
 from gateway.http.inference_body import Reader
 from gateway.jobs.api import Jobs
 from gateway.jobs.http_response import Answers
-from gateway.links import Links
-from gateway.readiness import Readiness
+from gateway.metrics_text import Exposition
 from gateway.responses.service import Responses
-from gateway.shared_result import SharedResult
+from gateway.signed_urls import Links
 from gateway.sync.handler import Inference
 from schemas.keys import Scope
 

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from backbone.ids import new_request_id
-from gateway.endpoint import Endpoint
+from gateway.endpoints import Endpoint
 from gateway.http.asgi import CLOSE, CLOSING, HOPS, NO_STORE, REQUEST_ID, Headers, Receive, Reply, Scope, Send
 from gateway.jobs.http_handler import PATH as SUBMIT
 from gateway.jobs.http_handler import Polls, Submissions, polled

@@ -10,7 +10,7 @@ from html import escape
 from urllib.parse import urlsplit
 
 from gateway.http.asgi import Headers, Scope
-from gateway.links import base_url
+from gateway.signed_urls import base_url
 
 DEFAULT_BASE = "http://localhost:8800"
 """Shown where the request does not say how the gateway was reached."""

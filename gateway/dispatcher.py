@@ -12,10 +12,10 @@ import structlog
 from backbone.bus.bus import GatewayBus, Queue
 from backbone.ids import new_job_id
 from backbone.registry.registry import Registry
-from gateway.catalogue import Catalogue, Model
 from gateway.http.inference_body import Received
 from gateway.http.unread_budget import UnreadBudget
 from gateway.metrics import GatewayMetrics
+from gateway.model_catalog import Catalogue, Model
 from gateway.paused_models import PausedModels
 from gateway.sync.request_state import Call, State
 from schemas.errors import NexusError, Unavailable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.openapi.operation import JSON, JSON_TYPE, TEXT, Answer, Operation, answer
 from gateway.openapi.operations.common import MODEL, identifier
-from gateway.openapi.shapes.operation import (
+from gateway.openapi.shapes.operators import (
     AliasDeleted,
     AliasList,
     CreatedKey,

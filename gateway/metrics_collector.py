@@ -10,8 +10,8 @@ import structlog
 
 from backbone.bus.bus import GatewayBus
 from backbone.registry.registry import Registry
+from gateway.health import ReadinessCheck
 from gateway.metrics import GatewayMetrics
-from gateway.readiness import ReadinessCheck
 from schemas.errors import Unavailable
 
 log = structlog.get_logger(__name__)

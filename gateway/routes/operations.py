@@ -7,8 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from gateway.deps import AdminCaller, Parts, PartsDep
-from gateway.readiness import Readiness
+from gateway.dependencies import AdminCaller, Parts, PartsDep
+from gateway.health import Readiness
 from schemas.control import Control, ControlOp
 from schemas.errors import NexusError, NotFound
 from schemas.keys import Scope

@@ -26,6 +26,7 @@ from backbone.store.auth import redis_access
 from backbone.store.redis import RedisStore
 from backbone.store.redis_documents import RedisDocuments
 from gateway.app import ENDPOINTS, make_app, make_observability_app
+from gateway.asgi_app import App, Door
 from gateway.auth.authenticator import Auth
 from gateway.auth.bootstrap_key import bootstrap_key
 from gateway.auth.guess_limiter import KeyGuesses
@@ -35,12 +36,12 @@ from gateway.batches.line_types import AsChat, Direct, Kind
 from gateway.batches.repository import Ledger
 from gateway.batches.scheduler import BatchRunner
 from gateway.batches.service import Batches, longest_window_s
+from gateway.cached_result import SharedResult
 from gateway.clock import ClockKeeper
-from gateway.deps import Parts
-from gateway.dispatch import Dispatcher
-from gateway.door import App, Door
-from gateway.exposition import Exposition
-from gateway.files import Files
+from gateway.dependencies import Parts
+from gateway.dispatcher import Dispatcher
+from gateway.files import Files, FileUploads
+from gateway.health import Leaving, ReadinessCheck
 from gateway.http.body_memory import BodyMemory
 from gateway.http.disconnect import Waiting
 from gateway.http.inference_body import Reader
@@ -52,19 +53,16 @@ from gateway.jobs.http_handler import Polls, Submissions
 from gateway.jobs.http_response import Answers
 from gateway.jobs.idempotency import Idempotency
 from gateway.jobs.seal_refusals import Refusals
-from gateway.leaving import Leaving
-from gateway.links import Links
 from gateway.metrics import GatewayMetrics
-from gateway.readiness import ReadinessCheck
+from gateway.metrics_collector import Vitals
+from gateway.metrics_text import Exposition
 from gateway.responses.repository import Shelf
 from gateway.responses.service import PATH as RESPONSES
 from gateway.responses.service import Responses
 from gateway.routes import chat
-from gateway.shared_result import SharedResult
+from gateway.signed_urls import Links
 from gateway.sync.handler import Bounds, Inference
 from gateway.sync.request_state import MAX_STARTS
-from gateway.uploads import FileUploads
-from gateway.vitals import Vitals
 from schemas.jobs import Limits
 from schemas.keys import Scope
 

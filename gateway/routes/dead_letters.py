@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, Query
 
-from gateway.deps import AdminCaller, PartsDep
+from gateway.dependencies import AdminCaller, PartsDep
 from gateway.jobs.api import DeadLetter
 from gateway.jobs.records import shape
 from schemas.jobs import Envelope

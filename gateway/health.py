@@ -13,7 +13,6 @@ from backbone.bus.nats.write_probe import Storing
 from backbone.registry.registry import Registry
 from backbone.stalls import Stalls
 from backbone.store.store import Store
-from gateway.leaving import Leaving
 from schemas.errors import NexusError
 
 STALL_S = 0.25
@@ -110,3 +109,14 @@ class ReadinessCheck:
         except TimeoutError:
             return Part(ok=False, error="no answer within 2.5 s")
         return Part(ok=True, ms=round((monotonic() - began) * 1000, 2))
+
+
+class Leaving:
+    """Not yet, or for good. Readiness says so, and connections are not kept for another request."""
+
+    def __init__(self) -> None:
+        self.begun = False
+
+    def begin(self) -> None:
+        """From now on. Idempotent."""
+        self.begun = True

@@ -27,8 +27,8 @@ from backbone.ssrf_guard import FetchRefused
 from backbone.store.store import Store
 from gateway import clock
 from gateway.jobs.records import record_of, shape
-from gateway.webhook_notes import DeliveryNotes, Note, State
-from gateway.webhook_signature import BadSecret, signed
+from gateway.webhooks.delivery_notes import DeliveryNotes, Note, State
+from gateway.webhooks.signature import BadSecret, signed
 from schemas.disclosure import INSIDE
 from schemas.errors import InvalidRequest, Unavailable
 from schemas.jobs import Delivery

@@ -9,7 +9,7 @@ from typing import cast
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
-from gateway.shared_result import SharedResult
+from gateway.cached_result import SharedResult
 
 MAX_AGE_S = 1.0
 """Scrapes within a second of each other get the same text."""

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from gateway.suggestions import Suggestions, did_you_mean
+from gateway.model_suggestions import Suggestions, did_you_mean
 from schemas.errors import InvalidRequest, ModelNotFound, Unavailable
 from schemas.jobs import Capability
 from schemas.presence import Alias, CatalogueEntry, ModelOffer, Snapshot, WorkerPresence, WorkerState

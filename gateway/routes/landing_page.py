@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
-from gateway.deps import PartsDep
-from gateway.welcome import POLICY, Welcome, wants_json
+from gateway.dependencies import PartsDep
+from gateway.landing_page import POLICY, Welcome, wants_json
 
 router = APIRouter(include_in_schema=False)
 
