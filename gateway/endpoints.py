@@ -72,7 +72,7 @@ def adapted_frame(parameters: tuple[str, ...]) -> bytes:
 
 
 def progress_frame(progress: bytes) -> bytes:
-    """How far the backend is, as a comment: `progress` is `schemas.events.Progress` as JSON, told without its preview."""
+    """How far the backend is, as a comment: `progress` is `schemas.frames.Progress` as JSON, told without its preview."""
     told = orjson.loads(progress)
     told.pop("preview", None)
     return b": progress %b\n\n" % orjson.dumps(told)

@@ -27,7 +27,7 @@ import structlog
 from backbone.bus.blobs import INLINE_LIMIT, Blobs, BlobWriter
 from backbone.bus.bus import Delivery, WorkerBus
 from schemas.errors import DRAINED, DeadlineExceeded, ErrorInfo, NexusError, Unavailable
-from schemas.events import (
+from schemas.frames import (
     GO,
     GONE,
     LOADING,

@@ -23,11 +23,11 @@ from backbone.bus.blobs import INLINE_LIMIT, Blobs
 from backbone.bus.bus import Delivery, WorkerBus
 from backbone.bus.job_log import WorkerLog
 from backbone.bus.seals import attempt_token
-from schemas.durable import Answer, AnswerKind, Ask, encode_durable
 from schemas.errors import BackendFailed, ErrorInfo, NexusError, Unavailable
-from schemas.events import BlobRef, EventKind, Progress
+from schemas.frames import BlobRef, EventKind, Progress
+from schemas.job_events import Answer, AnswerKind, Ask, encode_durable
 from schemas.jobs import Envelope, JobStatus, is_sse
-from schemas.words import Word, word_on
+from schemas.outcome import Word, word_on
 from workers.attempt import (
     ASK_AGAIN_S,
     ASK_TRIES,

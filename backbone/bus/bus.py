@@ -93,7 +93,7 @@ class Sink(Protocol):
         """The job could not be stored, or was lost: no event of it will come any more."""
 
     def heard(self, data: bytes) -> bytes | None:
-        """An event frame (see schemas.events). What is returned, if anything, answers a frame sent as a question."""
+        """An event frame (see schemas.frames). What is returned, if anything, answers a frame sent as a question."""
 
 
 class GatewayBus(Protocol):

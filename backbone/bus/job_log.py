@@ -25,9 +25,9 @@ from typing import NamedTuple, Protocol
 
 from backbone.bus.bus import Queue
 from backbone.bus.seals import SealSecret
-from schemas.durable import Answer, Ask
+from schemas.job_events import Answer, Ask
 from schemas.jobs import Envelope
-from schemas.words import Word
+from schemas.outcome import Word
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class StoredEvent(NamedTuple):
     seq: int
     """In the stream of events: grows with time, not by one."""
     data: bytes
-    """See `schemas.durable`."""
+    """See `schemas.job_events`."""
     stored_at: int | None = None
     """Unix seconds, by NATS's clock; None where it came as it was stored."""
 

@@ -17,10 +17,10 @@ from contextlib import AbstractAsyncContextManager
 from backbone.bus.bus import Queue
 from backbone.bus.job_log import Backlog, DeadLetter, Decision, Item, JobLog, StoredEvent
 from backbone.bus.seals import SAID_BY_WORKERS, Seals, SealSecret
-from schemas.durable import QUEUED, Answer, Ask, decode_durable, encode_durable
 from schemas.errors import Unavailable
+from schemas.job_events import QUEUED, Answer, Ask, decode_durable, encode_durable
 from schemas.jobs import Envelope, JobRecord
-from schemas.words import Word
+from schemas.outcome import Word
 
 FIRST_EVENTS = 32
 """A quick worker's events may be stored before the one that says that its job is queued."""

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import orjson
 
 from backbone.ids import new_token
-from schemas.durable import NO_TOKEN
+from schemas.job_events import NO_TOKEN
 from schemas.jobs import Envelope, JobStatus
-from schemas.words import Word, word_on
+from schemas.outcome import Word, word_on
 
 SECRET_BYTES = 32
 NONCE = 12

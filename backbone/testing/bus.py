@@ -13,7 +13,7 @@ from backbone.bus.subjects import JOBS_STREAM, encode_model
 from backbone.clock import now
 from backbone.testing.streams import MemoryRecords
 from schemas.errors import QueueFull, RequestTooLarge, Unavailable
-from schemas.events import GONE
+from schemas.frames import GONE
 from schemas.jobs import Envelope
 
 MAX_MESSAGE = 8 * 1024 * 1024

@@ -15,11 +15,11 @@ from backbone.bus.seals import SealSecret
 from backbone.bus.subjects import backlog_stream, encode_model, require_token
 from backbone.testing.bus import MAX_MESSAGE, MemoryBroker
 from backbone.testing.streams import Follower, Referee, Work, WorkQueue
-from schemas.durable import Answer, Ask
 from schemas.errors import RequestTooLarge, Unavailable
-from schemas.events import EventKind
+from schemas.frames import EventKind
+from schemas.job_events import Answer, Ask
 from schemas.jobs import Envelope
-from schemas.words import Word
+from schemas.outcome import Word
 
 CROWD = 1000
 CROWD_BYTES = 4 * 1024 * 1024

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from backbone.bus.job_log import DeadLetter, Decision, StoredEvent
 from backbone.bus.seals import SECRET_BYTES, SealSecret
-from schemas.durable import Answer, Ask
-from schemas.words import Word
+from schemas.job_events import Answer, Ask
+from schemas.outcome import Word
 
 Referee = Callable[[Ask], Awaitable[Answer | None]]
 

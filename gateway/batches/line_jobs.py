@@ -21,7 +21,7 @@ from gateway.jobs.api import JobNotFound, Jobs, Submission
 from schemas.batches import Batch
 from schemas.errors import ErrorInfo, NexusError, Unavailable
 from schemas.jobs import TERMINAL, JobStatus, Lane
-from schemas.words import Word
+from schemas.outcome import Word
 
 AGAIN_S = 2.0
 """After what is away, or full, for now."""

@@ -22,7 +22,7 @@ from gateway.jobs.http_response import Payload
 from schemas.batches import Batch
 from schemas.errors import ErrorInfo
 from schemas.files import BATCH_OUTPUT
-from schemas.words import Word
+from schemas.outcome import Word
 
 MakePayload = Callable[[Result, str], Payload]
 TO_SPACES = bytes.maketrans(b"\r\n", b"  ")

@@ -10,11 +10,11 @@ from backbone.bus.job_log import DeadLetter
 from gateway.auth.authenticator import Principal
 from gateway.endpoints import Endpoint
 from gateway.http.inference_body import Received
-from schemas.durable import JobEventKind
 from schemas.errors import ErrorInfo, InvalidRequest, NexusError, NotFound
-from schemas.events import BlobRef
+from schemas.frames import BlobRef
+from schemas.job_events import JobEventKind
 from schemas.jobs import JobRecord, JobStatus, Lane
-from schemas.words import Word
+from schemas.outcome import Word
 
 
 class JobNotFound(NotFound):

@@ -15,9 +15,9 @@ from gateway.jobs.attempts import attempts_of
 from gateway.jobs.records import due_in, now
 from gateway.jobs.terminator import began_as
 from gateway.sync.request_state import MAX_STARTS
-from schemas.durable import Answer, AnswerKind, Ask
 from schemas.errors import BackendFailed, ErrorInfo, NexusError, Unavailable
-from schemas.events import EventKind
+from schemas.frames import EventKind
+from schemas.job_events import Answer, AnswerKind, Ask
 from schemas.jobs import TERMINAL, JobRecord, JobStatus
 
 log = structlog.get_logger(__name__)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from backbone.bus.job_log import JobLog
-from schemas.durable import DurableFrame, decode_durable
 from schemas.errors import DRAINED
-from schemas.events import EventKind, Returned
-from schemas.words import Word
+from schemas.frames import EventKind, Returned
+from schemas.job_events import DurableFrame, decode_durable
+from schemas.outcome import Word
 
 FEW = 4
 """Events that are read at once: a job that begins has one."""

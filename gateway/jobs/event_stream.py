@@ -14,9 +14,9 @@ from backbone.bus.job_log import Decision, JobLog, StoredEvent
 from gateway.jobs.api import EventsExpired, JobEvent
 from gateway.jobs.attempts import counted
 from gateway.jobs.records import ended, shape_json
-from schemas.durable import QUEUED, DurableFrame, EventId, JobEventKind, decode_durable
 from schemas.errors import InvalidRequest
-from schemas.events import BlobRef, EventKind, Started
+from schemas.frames import BlobRef, EventKind, Started
+from schemas.job_events import QUEUED, DurableFrame, EventId, JobEventKind, decode_durable
 from schemas.jobs import TERMINAL, JobRecord, JobStatus
 
 log = structlog.get_logger(__name__)

@@ -26,7 +26,7 @@ from gateway.signed_urls import base_url
 from schemas.errors import ErrorInfo, InvalidRequest, NexusError, NotFound, Unavailable
 from schemas.jobs import TERMINAL, JobRecord, Lane
 from schemas.keys import Scope as KeyScope
-from schemas.submit import SubmitRequest
+from schemas.submission import SubmitRequest
 
 log = structlog.get_logger(__name__)
 

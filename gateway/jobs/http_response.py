@@ -17,9 +17,9 @@ from gateway.http.preferences import Wish
 from gateway.jobs.api import JobEvent, Jobs, Result
 from gateway.jobs.records import shape
 from gateway.signed_urls import KEPT, Links
-from schemas.durable import JobEventKind
 from schemas.errors import BackendFailed, DeadlineExceeded, ErrorInfo, InvalidRequest, NexusError
-from schemas.events import AdaptedParameters
+from schemas.frames import AdaptedParameters
+from schemas.job_events import JobEventKind
 from schemas.jobs import Capability, JobRecord, JobStatus, is_sse
 
 T = TypeVar("T")

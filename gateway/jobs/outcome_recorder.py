@@ -17,7 +17,7 @@ from gateway.jobs.terminator import Ending
 from gateway.metrics import GatewayMetrics
 from schemas.errors import NexusError
 from schemas.jobs import JobStatus
-from schemas.words import Word
+from schemas.outcome import Word
 
 log = structlog.get_logger(__name__)
 

@@ -10,7 +10,7 @@ import orjson
 from gateway import clock
 from schemas.errors import ErrorInfo
 from schemas.jobs import TERMINAL, Envelope, JobRecord, JobStatus, WebhookState
-from schemas.words import Word
+from schemas.outcome import Word
 
 
 def now() -> int:

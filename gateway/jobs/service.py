@@ -21,7 +21,7 @@ from gateway.jobs.submitter import Submitter
 from gateway.jobs.terminator import Ending, began_as
 from schemas.errors import NexusError, NotFound
 from schemas.jobs import TERMINAL, Envelope, JobRecord, JobStatus, WebhookState
-from schemas.words import Word
+from schemas.outcome import Word
 
 JOB_ID = re.compile(r"job_[0-9a-f]{32}")
 PAGE = 200

@@ -19,8 +19,8 @@ from gateway.jobs.api import Submission
 from gateway.jobs.records import due_in, end_of, first_record, now, record_of, word_by_us
 from gateway.jobs.terminator import Ending
 from gateway.metrics import GatewayMetrics
-from schemas.durable import NO_TOKEN, QUEUED, encode_durable
 from schemas.errors import NexusError, RateLimited, Unavailable
+from schemas.job_events import NO_TOKEN, QUEUED, encode_durable
 from schemas.jobs import Envelope, JobRecord, JobStatus, Lane
 
 EVENTS = "nexus.events."

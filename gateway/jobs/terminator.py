@@ -6,10 +6,10 @@ from backbone.bus.bus import GatewayBus
 from backbone.bus.job_log import Decision, JobLog
 from gateway.jobs.records import word_by_us
 from schemas.control import Control, ControlOp
-from schemas.durable import QUEUED, decode_durable
 from schemas.errors import ErrorInfo
+from schemas.job_events import QUEUED, decode_durable
 from schemas.jobs import JobRecord, JobStatus
-from schemas.words import Word
+from schemas.outcome import Word
 
 
 class Ending:

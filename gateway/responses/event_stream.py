@@ -12,11 +12,11 @@ from gateway.jobs.http_response import error_of
 from gateway.responses.from_chat import Answering, Event
 from gateway.responses.repository import Made
 from gateway.responses.resource import unanswered
-from schemas.durable import JobEventKind
 from schemas.errors import ErrorInfo, InvalidRequest, NexusError, NotFound
-from schemas.events import AdaptedParameters
+from schemas.frames import AdaptedParameters
+from schemas.job_events import JobEventKind
 from schemas.jobs import JobStatus
-from schemas.words import Word
+from schemas.outcome import Word
 
 JSON = dict[str, Any]
 

@@ -21,8 +21,8 @@ from gateway.jobs.http_handler import shown
 from gateway.jobs.http_response import error_of, event_size, with_pauses
 from gateway.jobs.records import shape
 from gateway.signed_urls import base_url
-from schemas.durable import JobEventKind
 from schemas.errors import InvalidRequest, NexusError
+from schemas.job_events import JobEventKind
 from schemas.jobs import JobStatus
 
 router = APIRouter(tags=["jobs"])

@@ -7,7 +7,7 @@ from gateway.model_catalog import Catalogue
 from schemas.errors import InvalidRequest, NotFound
 from schemas.jobs import Capability
 from schemas.keys import Scope
-from schemas.models import ModelJobRequest
+from schemas.model_jobs import ModelJobRequest
 
 PREFIX = "worker:"
 """Under this and its id, a worker that manages models offers to do so."""

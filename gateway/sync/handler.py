@@ -50,7 +50,7 @@ from gateway.metrics import GatewayMetrics
 from gateway.signed_urls import Links, base_url
 from gateway.sync.request_state import Call, State
 from schemas.errors import ErrorInfo, NexusError
-from schemas.events import BlobRef, Done
+from schemas.frames import BlobRef, Done
 from schemas.jobs import Lane
 
 log = structlog.get_logger(__name__)

@@ -22,7 +22,7 @@ from backbone.bus.bus import GatewayBus, Queue
 from gateway.http.unread_budget import UnreadBudget
 from schemas.control import Control, ControlOp
 from schemas.errors import DRAINED, BackendFailed, DeadlineExceeded, ErrorInfo, NexusError, Unavailable
-from schemas.events import (
+from schemas.frames import (
     GO,
     GONE,
     LOADING,
@@ -98,7 +98,7 @@ class Call:
         self.direct: Callable[[bytes], bool] | None = None
         """Takes bytes for the caller past `take`, while the one who waits waits; False: it could not."""
         self.progress: bytes | None = None
-        """The newest `schemas.events.Progress` of this attempt, as JSON."""
+        """The newest `schemas.frames.Progress` of this attempt, as JSON."""
         self.adapted: tuple[str, ...] = ()
         """Parameters of the request that this attempt's worker replaced by their nearest equivalent."""
         self.done: Done | None = None

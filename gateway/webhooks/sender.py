@@ -32,7 +32,7 @@ from gateway.webhooks.signature import BadSecret, signed
 from schemas.disclosure import INSIDE
 from schemas.errors import InvalidRequest, Unavailable
 from schemas.jobs import Delivery
-from schemas.words import Word
+from schemas.outcome import Word
 
 log = structlog.get_logger(__name__)
 

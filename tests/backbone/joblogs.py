@@ -16,7 +16,7 @@ from backbone.bus.nats.worker_log import NatsWorkerLog
 from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from backbone.testing.job_log import MemoryJobLog, MemoryWorkerLog
 from schemas.jobs import Capability, Envelope, JobStatus, Lane
-from schemas.words import Word
+from schemas.outcome import Word
 
 ACK_WAIT_S = 30.0
 MAX_PER_QUEUE = 20

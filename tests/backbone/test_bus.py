@@ -17,7 +17,7 @@ from backbone.bus.nats.jetstream import JobsStream
 from backbone.bus.nats.worker_bus import NatsWorkerBus
 from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from schemas.errors import BackendFailed, NexusError, QueueFull, RequestTooLarge
-from schemas.events import GO, GONE, EventKind, encode_frame
+from schemas.frames import GO, GONE, EventKind, encode_frame
 from schemas.jobs import Capability, Envelope, Lane
 from tests.conftest import Eventually
 from tests.servers import Server, source

@@ -14,11 +14,11 @@ from backbone.bus.bus import Queue
 from backbone.bus.job_log import Item, JobLog, WorkerLog
 from backbone.testing.bus import MemoryBroker
 from backbone.testing.job_log import MemoryJobLog
-from schemas.durable import Answer, AnswerKind, Ask
 from schemas.errors import QueueFull, RequestTooLarge, Unavailable
-from schemas.events import EventKind
+from schemas.frames import EventKind
+from schemas.job_events import Answer, AnswerKind, Ask
 from schemas.jobs import Capability, Envelope, JobStatus, Lane
-from schemas.words import Word
+from schemas.outcome import Word
 from tests.backbone.joblogs import MAX_PER_QUEUE, MIB, World, cancel, envelope, frames, new_job, next_of, read, word_on
 from tests.conftest import Eventually, running
 from tests.servers import Server, source

@@ -19,9 +19,9 @@ from backbone.bus.nats.jetstream import ApiError, request
 from backbone.bus.nats.job_log import NatsJobLog
 from backbone.bus.nats.worker_log import NatsWorkerLog
 from backbone.bus.subjects import DONE_STREAM, EVENTS_STREAM
-from schemas.durable import Answer, AnswerKind, Ask, decode_durable, encode_durable
 from schemas.errors import RequestTooLarge, Unavailable
-from schemas.events import EventKind
+from schemas.frames import EventKind
+from schemas.job_events import Answer, AnswerKind, Ask, decode_durable, encode_durable
 from schemas.jobs import JobStatus
 from tests.backbone.joblogs import MIB, SMALL, World, cancel, envelope, frames, new_job, next_of, read, word_on
 from tests.conftest import Eventually

@@ -13,10 +13,10 @@ from backbone.bus.job_log import WorkerLog
 from backbone.bus.sealed_job_log import SealedJobLog
 from backbone.bus.seals import SealSecret, attempt_token
 from gateway.jobs.records import first_record
-from schemas.durable import NO_TOKEN, QUEUED, Answer, AnswerKind, Ask, decode_durable, encode_durable
-from schemas.events import EventKind
+from schemas.frames import EventKind
+from schemas.job_events import NO_TOKEN, QUEUED, Answer, AnswerKind, Ask, decode_durable, encode_durable
 from schemas.jobs import Envelope, JobStatus
-from schemas.words import Word, word_on
+from schemas.outcome import Word, word_on
 from tests.backbone.joblogs import World, envelope, next_of, read
 from tests.conftest import Eventually, running
 from tests.servers import Server, source

@@ -17,8 +17,8 @@ from backbone.bus.nats.backup import STREAMS, Snapshots, Taken
 from backbone.bus.nats.broadcast import NatsNotices
 from backbone.bus.nats.requests import Refused
 from backbone.bus.subjects import BLOBS_STREAM, CLAIMS_STREAM, DONE_STREAM, EVENTS_STREAM, JOBS_STREAM
-from schemas.durable import NO_TOKEN, QUEUED, encode_durable
 from schemas.errors import Unavailable
+from schemas.job_events import NO_TOKEN, QUEUED, encode_durable
 from schemas.jobs import Capability, JobRecord, JobStatus
 from tests.backbone.joblogs import World, envelope, new_job, word_on
 from tests.conftest import Eventually, running

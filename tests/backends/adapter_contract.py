@@ -12,7 +12,7 @@ from typing import cast
 
 import pytest
 
-from schemas.events import Progress
+from schemas.frames import Progress
 from schemas.jobs import Capability
 from workers.backends.base import (
     Backend,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from schemas.events import Progress
+from schemas.frames import Progress
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, eventually, outputs_of
 from tests.backends.double_comfyui import ComfyDouble, png

@@ -21,7 +21,7 @@ from openai.types import (
 from PIL import Image
 from pydantic import ValidationError
 
-from schemas.events import MAX_PREVIEW, Progress
+from schemas.frames import MAX_PREVIEW, Progress
 from schemas.openai.images import ImageEditRequest, ImageGenerationRequest
 from tests.backends.image_tasks import answer_of, events_of, file_of, image_of, image_task, picture_bytes
 from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, Output, Task

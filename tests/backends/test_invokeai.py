@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from schemas.events import Progress
+from schemas.frames import Progress
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, eventually, outputs_of
 from tests.backends.double_invokeai import InvokeAIDouble, jpeg, png

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from schemas.events import Progress
+from schemas.frames import Progress
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, outputs_of
 from tests.backends.contract import Contract, Rig, body_of, chat, check_stream, collect, completion, events, task

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from schemas.events import Progress
+from schemas.frames import Progress
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import outputs_of
 from tests.backends.contract import events

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from schemas.events import Progress
+from schemas.frames import Progress
 from schemas.jobs import Capability
 from tests.backends.contract import chat
 from tests.backends.double_openai import OpenAIDouble

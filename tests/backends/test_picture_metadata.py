@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
-from schemas.events import Progress
+from schemas.frames import Progress
 from tests.backends.adapter_contract import outputs_of
 from tests.backends.double_comfyui import ComfyDouble
 from tests.backends.double_invokeai import InvokeAIDouble

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from schemas.errors import NexusError
-from schemas.events import Progress
+from schemas.frames import Progress
 from schemas.jobs import Capability
 from schemas.presence import ServiceRecord
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, eventually

@@ -12,7 +12,7 @@ import schemathesis
 from schemathesis.core.failures import Failure
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from schemas.submit import PUBLIC_URL
+from schemas.submission import PUBLIC_URL
 from tests.clients.openapi_fuzz import WORKER
 
 THERE: dict[str, str] = json.loads(os.environ.get("NEXUS_FUZZ_IDS", "{}"))

@@ -22,8 +22,8 @@ from nats.aio.subscription import Subscription
 
 from backbone.bus.nats.permissions import ANSWER_S
 from schemas.control import Control, ControlOp
-from schemas.durable import Ask
-from schemas.events import GONE, EventKind
+from schemas.frames import GONE, EventKind
+from schemas.job_events import Ask
 from tests.cluster import chat
 from tests.deploy.production import ProductionNats, Secrets, worker_block
 from tests.deploy.secured import MODEL, OTHERS, World

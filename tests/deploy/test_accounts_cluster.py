@@ -18,7 +18,7 @@ from backbone.bus.nats.worker_bus import NatsWorkerBus
 from backbone.ids import new_job_id
 from backbone.secret_files import Password
 from schemas.errors import NexusError, Unavailable
-from schemas.events import GO, EventKind, encode_frame
+from schemas.frames import GO, EventKind, encode_frame
 from schemas.jobs import Capability, Envelope, Lane
 from tests.conftest import Eventually
 from tests.deploy.production import Secrets, worker_block

@@ -13,7 +13,7 @@ import pytest_asyncio
 from nats.aio.client import Client
 
 from backbone.ids import new_job_id
-from schemas.durable import encode_durable
+from schemas.job_events import encode_durable
 from tests.cluster import Cluster, Crew, chat
 from tests.conftest import Eventually
 

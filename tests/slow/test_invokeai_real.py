@@ -36,7 +36,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from schemas.events import Progress
+from schemas.frames import Progress
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig
 from workers.backends.base import BackendConfig, BackendError, BackendRefused, Chunk, File, Finish, ModelNotServed, Task

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import nats
 import redis.asyncio
 
-from schemas.words import Word
+from schemas.outcome import Word
 from tests.cluster import Cluster, chat
 from tests.soak.caller import OVER, Caller
 from tests.soak.faults import Breaker, Fault, draw_faults, mended, tail_attempts

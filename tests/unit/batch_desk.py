@@ -33,10 +33,10 @@ from gateway.routes import chat, embeddings, speech, transcriptions
 from gateway.signed_urls import Links
 from schemas.batches import Batch, BatchRequest, BatchStatus, Counts
 from schemas.errors import ErrorInfo, NexusError, Unavailable
-from schemas.events import BlobRef
 from schemas.files import FileRecord
+from schemas.frames import BlobRef
 from schemas.jobs import JobRecord, JobStatus, Upload, Usage
-from schemas.words import Word
+from schemas.outcome import Word
 
 OWNER = "alice"
 CHAT = chat.ENDPOINT.path

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from gateway.jobs.api import EventsExpired
 from gateway.jobs.event_stream import MAX_EARLY, START, Assembly, Piece
-from schemas.durable import NO_TOKEN, QUEUED, DurableFrame, EventId, JobEventKind
 from schemas.errors import Unavailable
-from schemas.events import EventKind, Started
+from schemas.frames import EventKind, Started
+from schemas.job_events import NO_TOKEN, QUEUED, DurableFrame, EventId, JobEventKind
 
 BEGINS = {JobEventKind.STARTED, JobEventKind.RESTARTED}
 BACK = Unavailable("given back").info.model_dump_json().encode()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from gateway.http.unread_budget import UnreadBudget
 from gateway.sync.request_state import MAX_STARTS, MAX_UNREAD, SILENCE_GRACE_S, Call, State
 from schemas.errors import DRAINED, ErrorInfo, QueueFull
-from schemas.events import GO, GONE, STALE, Done, EventKind, Returned, Started, encode_frame
+from schemas.frames import GO, GONE, STALE, Done, EventKind, Returned, Started, encode_frame
 from schemas.jobs import Capability, Envelope, Limits
 
 ACK_WAIT_S = 10.0

@@ -12,10 +12,10 @@ from backbone.testing.job_log import MemoryJobLog
 from gateway.jobs.api import EventsExpired, JobEvent
 from gateway.jobs.event_stream import Follower
 from gateway.jobs.records import record_of
-from schemas.durable import NO_TOKEN, QUEUED, encode_durable
-from schemas.events import EventKind, Started
+from schemas.frames import EventKind, Started
+from schemas.job_events import NO_TOKEN, QUEUED, encode_durable
 from schemas.jobs import Capability, JobStatus
-from schemas.words import Word
+from schemas.outcome import Word
 
 JOB = "job_01a20f1b33c97ef68834fadc3c3648a7"
 STARTED = Started(worker="w", backend="echo").model_dump_json().encode()

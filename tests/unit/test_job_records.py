@@ -17,12 +17,12 @@ from gateway.jobs.api import JobEvent
 from gateway.jobs.estimator import Estimator
 from gateway.jobs.records import due_in, end_of, ended, first_record, made_at, record_of, waits_until, word_by_us
 from gateway.routes.jobs import event_frame
-from schemas.durable import DurableFrame, EventId, JobEventKind, decode_durable, encode_durable
 from schemas.errors import BackendFailed, DeadlineExceeded
-from schemas.events import BlobRef
+from schemas.frames import BlobRef
+from schemas.job_events import DurableFrame, EventId, JobEventKind, decode_durable, encode_durable
 from schemas.jobs import TERMINAL, Capability, Envelope, JobRecord, JobStatus, Lane, Upload, Usage, WebhookState
+from schemas.outcome import Word, word_on
 from schemas.presence import ModelOffer, Snapshot, WorkerPresence, WorkerState
-from schemas.words import Word, word_on
 
 AT = 1_800_000_000
 QUEUED, RUNNING = JobStatus.QUEUED, JobStatus.IN_PROGRESS

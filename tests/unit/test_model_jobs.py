@@ -12,7 +12,7 @@ from gateway.model_catalog import Catalogue
 from gateway.routes.model_jobs import choose_worker
 from schemas.errors import InvalidRequest, NexusError, NotFound
 from schemas.jobs import Capability
-from schemas.models import ModelJobRequest
+from schemas.model_jobs import ModelJobRequest
 from schemas.presence import ModelOffer, Snapshot, WorkerPresence, WorkerState
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from backbone.bus.subjects import BadSubject, is_address, item_subject, job_subject, require_pattern, require_subject
-from schemas.durable import Ask
 from schemas.errors import InvalidRequest
-from schemas.events import EventKind, Started
+from schemas.frames import EventKind, Started
+from schemas.job_events import Ask
 from schemas.jobs import Capability, Envelope, Lane
 from schemas.presence import WorkerPresence
 

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from gateway.jobs.api import JobEvent
 from gateway.jobs.http_response import AHEAD, AHEAD_BYTES, event_size, with_pauses
-from schemas.durable import JobEventKind
+from schemas.job_events import JobEventKind
 
 PIECE = 64 * 1024
 

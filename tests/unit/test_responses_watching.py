@@ -15,11 +15,11 @@ from gateway.responses.event_stream import ResponseRestarted, Watch
 from gateway.responses.from_chat import Event
 from gateway.responses.repository import Document, Kept, Made
 from gateway.responses.resource import shell
-from schemas.durable import JobEventKind
 from schemas.errors import BackendFailed
+from schemas.job_events import JobEventKind
 from schemas.jobs import Capability, JobStatus
 from schemas.openai.responses import ResponsesRequest
-from schemas.words import Word
+from schemas.outcome import Word
 
 pytestmark = pytest.mark.asyncio
 

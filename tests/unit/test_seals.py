@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from backbone.bus.seals import Seals, attempt_token
 from schemas.errors import ErrorInfo
-from schemas.events import BlobRef
+from schemas.frames import BlobRef
 from schemas.jobs import Capability, Envelope, JobStatus, Lane, Upload, Usage
-from schemas.words import Word, word_on
+from schemas.outcome import Word, word_on
 
 SEALS, OTHERS = Seals(b"a" * 32), Seals(b"b" * 32)
 JOB = "job_" + "1" * 32

@@ -22,7 +22,7 @@ from gateway.webhooks.sender import AT_ONCE, JITTER, Webhooks
 from gateway.webhooks.signature import BadSecret, signed
 from schemas.errors import InvalidRequest, Unavailable
 from schemas.jobs import Capability, JobRecord, JobStatus, WebhookState
-from schemas.words import Word
+from schemas.outcome import Word
 from tests.conftest import Eventually
 
 SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"

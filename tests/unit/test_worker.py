@@ -17,7 +17,7 @@ from gateway.dispatcher import Dispatcher
 from gateway.http.inference_body import Received
 from gateway.metrics import GatewayMetrics
 from gateway.sync.request_state import Call, State
-from schemas.events import Progress
+from schemas.frames import Progress
 from schemas.jobs import Capability, Lane, Limits
 from schemas.presence import Limitation, ModelOffer, WorkerState
 from tests.conftest import Eventually

@@ -33,7 +33,7 @@ from pkgutil import iter_modules
 from typing import ClassVar, Protocol
 
 from schemas.errors import BackendFailed, ErrorInfo, NexusError, NotFound
-from schemas.events import Progress
+from schemas.frames import Progress
 from schemas.jobs import Capability, Usage
 from schemas.presence import Limitation, ModelOffer, ServiceRecord
 

@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, 
 from contextlib import aclosing, suppress
 from typing import Any
 
-from schemas.events import Progress
+from schemas.frames import Progress
 from schemas.jobs import Capability
 from schemas.presence import ModelOffer
 from workers.backends.base import (

@@ -22,7 +22,7 @@ from contextlib import aclosing
 from functools import lru_cache
 from typing import Any, Protocol, cast
 
-from schemas.events import Progress
+from schemas.frames import Progress
 from schemas.jobs import Capability, Usage
 from workers.backends.audio import SoundFormat
 from workers.backends.base import BackendRefused, Chunk, Finish, Output, Task

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from io import BytesIO
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from schemas.events import MAX_PREVIEW
+from schemas.frames import MAX_PREVIEW
 from schemas.installation import install_hint
 from workers.backends.base import BackendError, BackendRefused
 from workers.backends.picture_metadata import without_metadata

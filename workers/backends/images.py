@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import orjson
 
-from schemas.events import Progress
+from schemas.frames import Progress
 from workers.backends.base import Adapted, BackendError, Chunk, Finish, Output, Task
 from workers.backends.image_formats import (
     cleaned,

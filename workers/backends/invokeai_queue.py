@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
 
-from schemas.events import MAX_PREVIEW, Progress
+from schemas.frames import MAX_PREVIEW, Progress
 from workers.backends.base import BackendError, BackendRefused, ModelNotServed
 from workers.backends.images import Picture
 from workers.backends.invokeai_api import Api

@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from schemas.events import Progress
+from schemas.frames import Progress
 from schemas.jobs import Capability, Usage
 from schemas.presence import ModelOffer
 from workers.backends.adaptations import WATCHED, Plan, plan_of

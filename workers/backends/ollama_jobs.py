@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from schemas.events import Progress
+from schemas.frames import Progress
 from workers.backends.base import BackendRefused, Chunk, Finish, Output, Task
 from workers.backends.ollama_requests import unloads
 from workers.backends.requests import json_object

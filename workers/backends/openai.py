@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from schemas.events import Progress
+from schemas.frames import Progress
 from schemas.jobs import Capability
 from schemas.presence import Limitation, ModelOffer
 from workers.backends.adaptations import WATCHED, Plan

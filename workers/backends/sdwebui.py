@@ -21,7 +21,7 @@ from typing import Any
 
 import orjson
 
-from schemas.events import Progress
+from schemas.frames import Progress
 from schemas.jobs import Capability
 from schemas.presence import ModelOffer
 from workers.backends.base import (

@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 
-from schemas.events import Progress
+from schemas.frames import Progress
 from schemas.presence import Limitation, ModelOffer, ServiceRecord
 from workers.backends.base import (
     Backend,

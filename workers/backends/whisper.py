@@ -28,7 +28,7 @@ from typing import Any
 
 import orjson
 
-from schemas.events import Progress
+from schemas.frames import Progress
 from schemas.jobs import Capability
 from schemas.presence import Limitation, ModelOffer
 from workers.backends.base import (

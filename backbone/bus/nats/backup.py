@@ -33,8 +33,8 @@ from backbone.bus.subjects import (
     SEALS_STREAM,
     backlog_stream,
 )
-from schemas.durable import QUEUED, decode_durable
 from schemas.errors import Unavailable
+from schemas.job_events import QUEUED, decode_durable
 from schemas.jobs import JobRecord
 
 HOOKS_STREAM = backlog_stream("hooks")

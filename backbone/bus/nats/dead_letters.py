@@ -11,7 +11,7 @@ from backbone.bus.job_log import DeadLetter
 from backbone.bus.nats.request_inbox import Questions
 from backbone.bus.nats.stream_reader import Message, StreamReader
 from backbone.bus.subjects import DEAD_STREAM
-from schemas.words import Word
+from schemas.outcome import Word
 
 log = structlog.get_logger(__name__)
 

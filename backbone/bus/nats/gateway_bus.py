@@ -36,7 +36,7 @@ from backbone.bus.outage import nats_away
 from backbone.bus.subjects import CONTROL, JOBS_STREAM, REPLY, is_address, is_token, job_subject, parse_job_subject
 from backbone.ids import new_token
 from schemas.errors import BackendFailed, NexusError, QueueFull, RequestTooLarge, Unavailable
-from schemas.events import GONE
+from schemas.frames import GONE
 from schemas.jobs import Envelope
 
 log = structlog.get_logger(__name__)

@@ -48,7 +48,7 @@ from backbone.bus.subjects import (
 )
 from schemas.errors import QueueFull, RequestTooLarge, Unavailable
 from schemas.jobs import Envelope
-from schemas.words import Word
+from schemas.outcome import Word
 
 log = structlog.get_logger(__name__)
 

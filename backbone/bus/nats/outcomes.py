@@ -13,7 +13,7 @@ from backbone.bus.nats.stream_reader import StreamReader
 from backbone.bus.subjects import DONE, DONE_STREAM, RECORDER, dead_subject, require_token
 from backbone.ids import new_token
 from schemas.errors import Unavailable
-from schemas.words import Word
+from schemas.outcome import Word
 
 
 async def decide(questions: Questions, word: Word, payload: bytes, max_payload: int) -> bool:

@@ -11,8 +11,8 @@ import structlog
 
 from backbone.bus.nats.connection import Wire
 from backbone.bus.subjects import ASK, GATEWAYS, is_address
-from schemas.durable import Answer, Ask
 from schemas.errors import Unavailable
+from schemas.job_events import Answer, Ask
 
 log = structlog.get_logger(__name__)
 

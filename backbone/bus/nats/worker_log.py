@@ -14,10 +14,10 @@ from backbone.bus.nats.event_writer import NatsEventWriter
 from backbone.bus.nats.request_inbox import Questions, Reply
 from backbone.bus.nats.requests import is_unheard
 from backbone.bus.subjects import ASK, require_token
-from schemas.durable import Answer, Ask
 from schemas.errors import Unavailable
-from schemas.events import EventKind
-from schemas.words import Word
+from schemas.frames import EventKind
+from schemas.job_events import Answer, Ask
+from schemas.outcome import Word
 
 ANSWER_S = 5.0
 SWEEP_S = 0.25

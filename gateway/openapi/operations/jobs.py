@@ -11,7 +11,7 @@ from gateway.openapi.operation import BINARY, EVENT, JSON_TYPE, SSE_TYPE, TEXT, 
 from gateway.openapi.operations.common import JOB_ID, MODEL, PAGE
 from gateway.openapi.operations.inference import HELLO
 from gateway.openapi.shapes.jobs import DeadLetter, DeadLetterDeleted, DeadLetterList, Job, JobList
-from schemas.models import ModelJobRequest
+from schemas.model_jobs import ModelJobRequest
 from schemas.openai.chat import ChatRequest
 from schemas.openai.completions import CompletionRequest
 from schemas.openai.embeddings import EmbeddingsRequest
@@ -19,7 +19,7 @@ from schemas.openai.images import ImageEditRequest, ImageGenerationRequest
 from schemas.openai.rerank import RerankRequest
 from schemas.openai.speech import CONTENT_TYPES, SpeechRequest
 from schemas.openai.transcriptions import TranscriptionRequest
-from schemas.submit import SubmitRequest
+from schemas.submission import SubmitRequest
 
 FileIds = str | Annotated[list[str], Field(min_length=1, max_length=MAX_FILES)]
 """The id of an uploaded file, or several."""

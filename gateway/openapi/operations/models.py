@@ -6,7 +6,7 @@ from gateway.openapi.operation import Operation, answer
 from gateway.openapi.operations.common import MODEL, PREFERENCES, STREAM, inferred
 from gateway.openapi.shapes.media import ModelJobDone
 from gateway.openapi.shapes.operators import Model, ModelList, SpeechModelList, VoiceList
-from schemas.models import ModelJobRequest
+from schemas.model_jobs import ModelJobRequest
 
 
 def _job(verb: str, summary: str, description: str) -> Operation:

@@ -34,10 +34,10 @@ from gateway.jobs.submitter import Submitter
 from gateway.jobs.terminator import Ending
 from gateway.metrics import GatewayMetrics
 from gateway.routes import chat
-from schemas.durable import DurableFrame, decode_durable
+from schemas.job_events import DurableFrame, decode_durable
 from schemas.jobs import Capability, JobRecord, JobStatus, Limits
+from schemas.outcome import Word
 from schemas.presence import CatalogueEntry
-from schemas.words import Word
 from tests.conftest import Eventually
 from workers.backends.base import BackendConfig, Output, Task
 from workers.backends.echo import EchoBackend

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from gateway.jobs.api import JobNotFailed
-from schemas.durable import JobEventKind
 from schemas.errors import NotFound, QueueFull, Unavailable
+from schemas.job_events import JobEventKind
 from schemas.jobs import Envelope, JobRecord, JobStatus
 from tests.unit.jobs.rig import OWNER, QUEUE_S, Rig
 

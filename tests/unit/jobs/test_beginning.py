@@ -7,8 +7,8 @@ import pytest
 from backbone.testing.bus import MemoryBroker
 from backbone.testing.job_log import MemoryJobLog
 from gateway.jobs.terminator import began_as
-from schemas.durable import NO_TOKEN, QUEUED, encode_durable
-from schemas.events import EventKind
+from schemas.frames import EventKind
+from schemas.job_events import NO_TOKEN, QUEUED, encode_durable
 from schemas.jobs import Capability, JobRecord
 
 JOB = "job_01a20f1b33c97ef68834fadc3c3648a7"

@@ -7,11 +7,11 @@ import asyncio
 import pytest
 
 from gateway.jobs.api import EventsExpired, JobNotFound
-from schemas.durable import JobEventKind, encode_durable
 from schemas.errors import InvalidRequest
-from schemas.events import EventKind, Started
+from schemas.frames import EventKind, Started
+from schemas.job_events import JobEventKind, encode_durable
 from schemas.jobs import JobStatus
-from schemas.words import Word
+from schemas.outcome import Word
 from tests.unit.jobs.rig import OWNER, Rig
 
 STARTED, RESTARTED, CHUNK, COMPLETED = (

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from backbone.testing.job_log import MemoryWorkerLog
-from schemas.durable import encode_durable
-from schemas.events import EventKind, Started
+from schemas.frames import EventKind, Started
+from schemas.job_events import encode_durable
 from schemas.jobs import Capability, JobStatus
-from schemas.words import Word
+from schemas.outcome import Word
 from tests.unit.jobs.rig import OWNER, Rig
 
 pytestmark = pytest.mark.parametrize("rig", [{"sealed": True}], indirect=True)

@@ -9,7 +9,7 @@ import pytest
 from gateway.jobs.records import word_by_us
 from schemas.errors import Unavailable
 from schemas.jobs import JobRecord, JobStatus, Upload
-from schemas.words import Word
+from schemas.outcome import Word
 from tests.unit.jobs.rig import OWNER, Rig
 
 COMPLETED, FAILED = JobStatus.COMPLETED, JobStatus.FAILED

@@ -6,9 +6,9 @@ import pytest
 
 from gateway.jobs.attempt_gate import ASKS_PER_S
 from gateway.sync.request_state import MAX_STARTS
-from schemas.durable import Answer, AnswerKind, Ask, encode_durable
 from schemas.errors import DRAINED, BackendFailed, Unavailable
-from schemas.events import EventKind, Progress, Started
+from schemas.frames import EventKind, Progress, Started
+from schemas.job_events import Answer, AnswerKind, Ask, encode_durable
 from schemas.jobs import JobStatus
 from tests.unit.jobs.rig import OWNER, Rig
 

@@ -9,8 +9,8 @@ import orjson
 import pytest
 
 from backbone.bus.bus import Queue
-from schemas.durable import JobEventKind
 from schemas.errors import ModelNotFound, RateLimited
+from schemas.job_events import JobEventKind
 from schemas.jobs import Capability, Envelope, JobStatus, Lane
 from tests.unit.jobs.rig import OWNER, QUEUE_S, Rig
 

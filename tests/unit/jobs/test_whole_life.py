@@ -18,11 +18,11 @@ from backbone.store.store import RETRY_DUE_S
 from backbone.testing.bus import MemoryDelivery
 from backbone.testing.job_log import MemoryWorkerLog
 from gateway.jobs import records
-from schemas.durable import AnswerKind, Ask, encode_durable
 from schemas.errors import DRAINED, BackendFailed, ErrorInfo, NexusError, Unavailable
-from schemas.events import EventKind, Started
+from schemas.frames import EventKind, Started
+from schemas.job_events import AnswerKind, Ask, encode_durable
 from schemas.jobs import TERMINAL, Capability, Envelope, JobRecord, JobStatus, Lane, Limits
-from schemas.words import Word, word_on
+from schemas.outcome import Word, word_on
 from tests.conftest import Eventually
 from tests.unit.jobs.rig import OWNER, QUEUE_S, Rig
 

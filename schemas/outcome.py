@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from schemas.errors import ErrorInfo
-from schemas.events import BlobRef
+from schemas.frames import BlobRef
 from schemas.jobs import Capability, Envelope, JobStatus, Lane, Usage
 
 

@@ -16,7 +16,7 @@ missing may still come; when the job has ended and it has not, that is an error.
 | ADAPTED | JSON `AdaptedParameters` |
 | RETURNED | JSON `Returned`: the job went back to the queue |
 
-How a job ended is its terminal word (`schemas.words`), not an event.
+How a job ended is its terminal word (`schemas.outcome`), not an event.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from schemas.events import EventKind, Progress
+from schemas.frames import EventKind, Progress
 from schemas.names import Token
 
 QUEUED = "q"
