@@ -194,7 +194,7 @@ def check_kind(kind: str) -> None:
 
 def _joined(options: list[str]) -> str:
     """`--option` values as one variable. Raises ConsoleError for one that is none."""
-    from workers.options import join_options
+    from workers.backend_options import join_options
 
     for one in options:
         if "=" not in one.strip("="):

@@ -26,10 +26,10 @@ from backbone.settings import WorkerSettings
 from backbone.startup_errors import fail
 from schemas.disclosure import INSIDE
 from schemas.errors import NexusError
+from workers.backend_options import split_options
 from workers.backends.base import Backend, BackendConfig, make_backend
+from workers.health_server import serve_probes
 from workers.metrics import WorkerMetrics
-from workers.options import split_options
-from workers.probes import serve_probes
 from workers.worker import Worker
 
 log = structlog.get_logger(__name__)

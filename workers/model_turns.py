@@ -16,7 +16,7 @@ from collections.abc import Collection
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from workers.lanes import AGED_S
+from workers.queue_selector import AGED_S
 from workers.residency import Models, Residency
 
 URGENT_S = 1.0

@@ -20,13 +20,13 @@ from schemas.control import Control, ControlOp
 from schemas.errors import NexusError
 from schemas.jobs import LANES, Capability, Envelope
 from schemas.presence import Limitation, ModelOffer, Pause, ServiceRecord, Snapshot, WorkerPresence, WorkerState
-from workers.attempt import Attempt, Identity, Stop
 from workers.backends.base import Backend, BackendError, BackendUnavailable, Requirement, is_unreachable
-from workers.durable import DurableAttempt
-from workers.intake import Intake
+from workers.durable_attempt import DurableAttempt
 from workers.metrics import WorkerMetrics
+from workers.model_pauses import Pauses
 from workers.model_turns import ModelTurns
-from workers.pauses import Pauses
+from workers.puller import Intake
+from workers.sync_attempt import Attempt, Identity, Stop
 
 log = structlog.get_logger(__name__)
 

@@ -17,7 +17,7 @@ from backbone.bus.nats.worker_bus import NatsWorkerBus
 from schemas.jobs import LANES, Capability, Envelope
 from tests.conftest import Eventually
 from tests.servers import source
-from workers.intake import Intake
+from workers.puller import Intake
 
 LISTED = 300
 USED = [Queue(Capability.CHAT, lane, f"m{number}") for number in range(4) for lane in LANES]

@@ -27,7 +27,7 @@ from schemas.job_events import Ask
 from tests.cluster import chat
 from tests.deploy.production import ProductionNats, Secrets, worker_block
 from tests.deploy.secured import MODEL, OTHERS, World
-from workers.flow import LINGER_S
+from workers.demand import LINGER_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -22,9 +22,9 @@ from backbone.settings import GatewaySettings, WorkerSettings
 from tests.cluster import ROOT
 from tests.deploy import charts
 from tests.deploy.charts import CHART, EXAMPLES, Object, Refused, Rendered, containers, environment, pods, selects
+from workers.backend_options import split_options
 from workers.backends.base import make_backend
 from workers.main import backend_config
-from workers.options import split_options
 
 VERSIONS = ["1.33", "1.37"]
 """The chart's `kubeVersion`, and the newest whose schemas are there."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.flow import HOT_RATE, MAX_DEAF_TICKS, TICK_S, Flow
+from workers.demand import HOT_RATE, MAX_DEAF_TICKS, TICK_S, Flow
 
 MANY = int(HOT_RATE * TICK_S)
 SHARE = 16

@@ -8,7 +8,7 @@ import pytest
 
 from backbone.bus.bus import Queue
 from schemas.jobs import Capability, Lane
-from workers.herd import LATE_S, LEAST, Herd
+from workers.pull_backoff import LATE_S, LEAST, Herd
 
 QUEUE = Queue(Capability.CHAT, Lane.DEFAULT, "a")
 OTHER = QUEUE._replace(model="b")

@@ -13,9 +13,9 @@ from backbone.bus.bus import Delivery, Queue
 from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from schemas.jobs import LANES, Capability, Envelope
 from tests.conftest import Eventually
-from workers.herd import LEAST
-from workers.intake import Intake
 from workers.model_turns import ModelTurns
+from workers.pull_backoff import LEAST
+from workers.puller import Intake
 
 QUEUES = [Queue(Capability.CHAT, lane, model) for model in ("a", "b") for lane in LANES]
 
@@ -195,7 +195,7 @@ async def test_a_job_that_was_left_to_others_is_asked_for_a_little_later(
     eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the slow round: who leaves a bell to nearer workers is there all the same when they are busy."""
-    monkeypatch.setattr("workers.intake.ROUND_S", 1000.0)
+    monkeypatch.setattr("workers.puller.ROUND_S", 1000.0)
     broker = MemoryBroker()
     desk = Desk(broker, 1, 0.001)
     await desk.start()

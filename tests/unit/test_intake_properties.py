@@ -15,9 +15,9 @@ from backbone.bus.bus import Delivery, Queue
 from backbone.testing.bus import MemoryBroker, MemoryWorkerBus
 from schemas.jobs import LANES, Capability, Lane
 from tests.virtual_time import run
-from workers.flow import LINGER_S
-from workers.herd import LATE_S, LEAST
-from workers.intake import Intake
+from workers.demand import LINGER_S
+from workers.pull_backoff import LATE_S, LEAST
+from workers.puller import Intake
 
 RTT_S = 0.001
 SAMPLE_S = 0.02

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from backbone.bus.bus import Queue
 from schemas.jobs import Capability, Lane
-from workers.lanes import AGED_JOBS, AGED_S, LaneBook
+from workers.queue_selector import AGED_JOBS, AGED_S, LaneBook
 
 HIGH, MID, LOW = (Queue(Capability.CHAT, lane, "a") for lane in (Lane.PRIORITY, Lane.DEFAULT, Lane.FLEX))
 OTHER = Queue(Capability.CHAT, Lane.DEFAULT, "b")

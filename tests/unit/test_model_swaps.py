@@ -173,7 +173,7 @@ async def test_two_workers_on_two_servers_cost_no_more_loads_than_one_server(rig
 
 async def test_a_model_that_another_worker_serves_is_left_to_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """However long jobs of it have been coming: each worker keeps the model that it has loaded."""
-    monkeypatch.setattr("workers.intake.COLD_BELL_S", 1.0)  # on a busy machine 50 ms look as if nobody served it
+    monkeypatch.setattr("workers.puller.COLD_BELL_S", 1.0)  # on a busy machine 50 ms look as if nobody served it
     async with swapping(delay_s=0.02) as one, swapping(delay_s=0.02) as other:
         for server, model in ((one, MODELS[0]), (other, MODELS[1])):
             server.loaded = {model: {}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.options import join_options, split_options
+from workers.backend_options import join_options, split_options
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from workers.lanes import AGED_S
 from workers.model_turns import URGENT_S, ModelTurns
+from workers.queue_selector import AGED_S
 from workers.residency import MAX_SETS, Residency
 
 A, B, C = "a", "b", "c"

@@ -16,7 +16,7 @@ from backbone.bus.nats.permissions import (
     worker_rights,
 )
 from schemas.jobs import Capability
-from workers.flow import LINGER_S
+from workers.demand import LINGER_S
 
 ONE = worker_rights("_INBOX.gpu1", workers=("gpu1",), queues=queues_of(["org/model:8b"], [Capability.CHAT]))
 ALL = worker_rights("_INBOX.worker", workers=("*",), queues=None)

@@ -15,7 +15,7 @@ from schemas.presence import ModelOffer, Pause, Snapshot, WorkerPresence, Worker
 from workers.backends.base import BackendError, BackendUnavailable, is_unreachable
 from workers.backends.ollama_wire import answer_error
 from workers.backends.refusals import LOADING_S, MAX_ESTIMATE_S, MAX_WAIT_S, refusal, retry_after
-from workers.pauses import LONGEST_ABSENCE_S, LONGEST_FLOOR_S, MAX_PAUSE_S, MIN_PAUSE_S, PATIENCE, Pauses
+from workers.model_pauses import LONGEST_ABSENCE_S, LONGEST_FLOOR_S, MAX_PAUSE_S, MIN_PAUSE_S, PATIENCE, Pauses
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

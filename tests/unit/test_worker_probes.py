@@ -15,7 +15,7 @@ from prometheus_client import CollectorRegistry
 from schemas.presence import WorkerState
 from tests.conftest import Eventually
 from tests.unit.test_worker import Rig
-from workers import probes
+from workers import health_server
 
 Asked = tuple[int, str]
 
@@ -36,7 +36,7 @@ class Side:
 
     def __init__(self, rig: Rig) -> None:
         self.registry = CollectorRegistry()
-        self.server = probes.serve_probes(
+        self.server = health_server.serve_probes(
             "127.0.0.1", 0, self.registry, lambda: rig.worker.standing, lambda: rig.worker.problems
         )
 
@@ -87,7 +87,7 @@ async def test_ready_from_its_first_job_to_its_last(rig: Rig, side: Side, eventu
 
 async def test_a_stuck_worker_is_not_healthy(rig: Rig, side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
     """A loop that takes no turn cannot beat for its jobs either: the process is of no use."""
-    monkeypatch.setattr(probes, "TURN_S", 0.05)
+    monkeypatch.setattr(health_server, "TURN_S", 0.05)
     asked = asyncio.get_running_loop().run_in_executor(None, side.get_now, "/health")
     time.sleep(0.5)
     assert await asked == (503, "stuck")

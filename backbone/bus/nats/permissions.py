@@ -54,7 +54,7 @@ PULL = f"$JS.API.CONSUMER.MSG.NEXT.{JOBS_STREAM}."
 ANSWER_S = 15
 """How long nats-server keeps the way back for an answer after the request, or after the last message of the answer.
 
-Longer than a worker's longest pull (`workers.flow.LINGER_S`; 10 s in earlier versions), or jobs would be lost on their way until
+Longer than a worker's longest pull (`workers.demand.LINGER_S`; 10 s in earlier versions), or jobs would be lost on their way until
 `ack_wait`, and than a slow disk takes to confirm. Not much longer: each pull leaves a way back of 0.7 KB behind.
 """
 

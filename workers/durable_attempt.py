@@ -28,7 +28,8 @@ from schemas.frames import BlobRef, EventKind, Progress
 from schemas.job_events import Answer, AnswerKind, Ask, encode_durable
 from schemas.jobs import Envelope, JobStatus, is_sse
 from schemas.outcome import Word, word_on
-from workers.attempt import (
+from workers.backends.base import Backend, Chunk, Finish
+from workers.sync_attempt import (
     ASK_AGAIN_S,
     ASK_TRIES,
     MAX_FRAME,
@@ -39,7 +40,6 @@ from workers.attempt import (
     Stop,
     returned,
 )
-from workers.backends.base import Backend, Chunk, Finish
 
 LEAVE_S = 10.0
 """For the gateways to give leave; without their word, an attempt begins after this."""

@@ -1,6 +1,6 @@
 """How free slots become jobs in hand. Jobs in hand and jobs asked for never exceed the slots.
 
-Two ways to ask a queue, and each queue has its own (`workers.flow`):
+Two ways to ask a queue, and each queue has its own (`workers.demand`):
 
 - cold: a wake-up notification says that a job was stored; a free slot asks, without waiting, the queue whose turn it is. Of many idle
   workers, a few answer at once (`Herd`). A gateway says, about once a second, which queues hold a job that nobody was
@@ -26,10 +26,10 @@ import structlog
 
 from backbone.bus.bus import Delivery, Queue, WorkerBus
 from schemas.jobs import Lane
-from workers.flow import LINGER_S, TICK_S, Flow, share_of
-from workers.herd import Herd
-from workers.lanes import RANK, LaneBook
+from workers.demand import LINGER_S, TICK_S, Flow, share_of
 from workers.model_turns import ModelTurns
+from workers.pull_backoff import Herd
+from workers.queue_selector import RANK, LaneBook
 
 log = structlog.get_logger(__name__)
 
