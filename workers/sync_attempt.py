@@ -42,6 +42,7 @@ from schemas.frames import (
     encode_frame,
 )
 from schemas.jobs import Envelope
+from workers.adapter_kit.http_client import HOPS
 from workers.backends.base import (
     Adapted,
     Backend,
@@ -54,7 +55,6 @@ from workers.backends.base import (
     Task,
     wrap_foreign,
 )
-from workers.backends.wire import HOPS
 from workers.gateway_health import GatewayHealth
 
 log = structlog.get_logger(__name__)

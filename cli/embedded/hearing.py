@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.openai.transcriptions import TranslationRequest
-from workers.backends.transcripts import Segment, Transcript, What, Word
+from workers.adapter_kit.audio.transcripts import Segment, Transcript, What, Word
 
 LOOK_S = 0.2
 """How often one that waits for its turn looks whether its caller is still there."""

@@ -36,8 +36,7 @@ from pydantic import ValidationError
 
 from cli.embedded.hearing import Recogniser, Refused
 from schemas.openai.transcriptions import TranscriptionRequest, TranslationRequest
-from workers.backends.base import BackendRefused
-from workers.backends.transcripts import (
+from workers.adapter_kit.audio.transcripts import (
     ENDPOINTS,
     Format,
     Transcript,
@@ -46,6 +45,7 @@ from workers.backends.transcripts import (
     segment_json,
     verbose,
 )
+from workers.backends.base import BackendRefused
 
 MODEL_NAME = "whisper-tiny.en"
 """The name under which the shipped weights are served."""

@@ -14,7 +14,7 @@ from schemas.presence import ServiceRecord
 from tests.backends.contract import chat, completion
 from tests.backends.double_ollama import CHAT, OllamaDouble
 from tests.backends.test_limitations import Quirky, refused
-from workers.backends.adaptations import HARMLESS, INSTEAD, MAX_CHOICES
+from workers.adapter_kit.text.adaptations import HARMLESS, INSTEAD, MAX_CHOICES
 from workers.backends.base import (
     Adapted,
     Backend,

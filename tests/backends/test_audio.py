@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from schemas.installation import install_hint
-from workers.backends.audio import (
+from workers.adapter_kit.audio.codecs import (
     HELD,
     UNKNOWN_SIZE,
     Encoder,
@@ -224,7 +224,7 @@ async def test_a_playlist_cannot_open_files_of_the_worker(tmp_path: Path) -> Non
 
 async def test_an_upload_that_lasts_for_days_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Silence costs nothing to send; its samples would fill the memory."""
-    monkeypatch.setattr("workers.backends.audio.DECODED_LIMIT", 64_000)
+    monkeypatch.setattr("workers.adapter_kit.audio.codecs.DECODED_LIMIT", 64_000)
     with pytest.raises(BackendRefused, match="lasts longer"):
         await decode(b"".join(encoded("flac", bytes(RATE * 2 * 10))))
 

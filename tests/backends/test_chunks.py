@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workers.adapter_kit.text.chunk_merge import combined_usage, finished_choice, merge
+from workers.adapter_kit.text.completion_stream import Answer, Collector, Relay, Wanted
 from workers.backends.base import BackendError, Chunk, Finish
-from workers.backends.chunks import Answer, Collector, Relay, Wanted
-from workers.backends.merging import combined_usage, finished_choice, merge
 
 words = st.lists(
     st.text(max_size=8) | st.sampled_from(['"', "\\", "\n\n", 'a"finish_reason":"stop"', "é😀"]), max_size=12

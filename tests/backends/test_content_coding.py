@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from tests.backends.contract import body_of, chat, check_stream, collect, events
 from tests.backends.double_openai import OpenAIDouble
-from workers.backends import content_coding
+from workers.adapter_kit import content_coding
+from workers.adapter_kit.content_coding import FREE_OUTPUT, MAX_RATIO, SLICE, AnswerDecoder
+from workers.adapter_kit.http_client import HttpClient
 from workers.backends.base import BackendConfig, BackendError, BackendUnavailable, make_backend
-from workers.backends.content_coding import FREE_OUTPUT, MAX_RATIO, SLICE, AnswerDecoder
-from workers.backends.wire import HttpClient
 
 if sys.version_info >= (3, 14):
     from compression import zstd

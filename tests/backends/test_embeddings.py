@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from workers.adapter_kit.embeddings import embeddings_body, read_vectors
 from workers.backends.base import BackendError
-from workers.backends.embeddings import embeddings_body, read_vectors
 
 VECTORS = [[0.5, -0.25, 1.0], [0.0, 3.0, -2.0]]
 

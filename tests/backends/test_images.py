@@ -24,8 +24,16 @@ from pydantic import ValidationError
 from schemas.frames import MAX_PREVIEW, Progress
 from schemas.openai.images import ImageEditRequest, ImageGenerationRequest
 from tests.backends.image_tasks import answer_of, events_of, file_of, image_of, image_task, picture_bytes
+from workers.adapter_kit.images.responses import (
+    ImageRequest,
+    Picture,
+    answer,
+    authorization,
+    edit_area,
+    preview_of,
+    size_of,
+)
 from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, Output, Task
-from workers.backends.images import ImageRequest, Picture, answer, authorization, edit_area, preview_of, size_of
 
 PNG = picture_bytes((40, 30))
 

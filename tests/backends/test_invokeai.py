@@ -17,6 +17,7 @@ from schemas.frames import Progress
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, eventually, outputs_of
 from tests.backends.double_invokeai import InvokeAIDouble, jpeg, png
+from workers.adapter_kit.images.responses import EDITS, GENERATIONS
 from workers.backends.base import (
     BackendConfig,
     BackendError,
@@ -28,7 +29,6 @@ from workers.backends.base import (
     ModelNotServed,
     Task,
 )
-from workers.backends.images import EDITS, GENERATIONS
 from workers.backends.invokeai import InvokeAIBackend
 
 JSON = dict[str, Any]

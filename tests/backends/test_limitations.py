@@ -17,10 +17,10 @@ from tests.backends.double_media import MODELS, MediaDouble
 from tests.backends.double_openai import Seen, _send
 from tests.backends.double_service import whole_chat
 from tests.backends.test_openai_media import UPLOAD, file, work
-from workers.backends import limitations as module
+from workers.adapter_kit import limitations as module
+from workers.adapter_kit.limitations import KNOWN_S, MAX_PROBES, PROBE_WINDOW_S, UNCLEAR_S, Limitations
 from workers.backends import openai_probes as module_of
 from workers.backends.base import Backend, BackendConfig, BackendError, BackendRefused, make_backend
-from workers.backends.limitations import KNOWN_S, MAX_PROBES, PROBE_WINDOW_S, UNCLEAR_S, Limitations
 
 TEXT = "Hello there, world!"
 Answer = tuple[int, Any] | None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from python_multipart import parse_form
 
-from workers.backends.multipart import Encoded, FilePart, encode
+from workers.adapter_kit.multipart import Encoded, FilePart, encode
 
 
 async def body_of(form: Encoded) -> bytes:

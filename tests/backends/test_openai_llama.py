@@ -22,6 +22,7 @@ from tests.backends.contract import (
     events,
 )
 from tests.backends.llama_server import LlamaServer
+from workers.adapter_kit.http_client import HttpClient
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -34,7 +35,6 @@ from workers.backends.base import (
 from workers.backends.openai import OpenAIBackend
 from workers.backends.openai_api import Api
 from workers.backends.openai_probes import STREAM, STREAM_OPTIONS, TOOL_STREAM, lacks_text_feature
-from workers.backends.wire import HttpClient
 
 MODEL = "smollm2"
 

@@ -14,7 +14,7 @@ import pytest
 from tests.backends.contract import chat
 from tests.backends.double_ollama import CHAT, OllamaDouble
 from tests.backends.test_adaptations import NAMED, WEATHER, Partial, said
-from workers.backends.adaptations import INSTEAD
+from workers.adapter_kit.text.adaptations import INSTEAD
 from workers.backends.base import Backend, BackendConfig, BackendRefused, make_backend
 from workers.backends.ollama_requests import LACKS
 from workers.backends.openai_lacks import PARAMETERS

@@ -22,10 +22,10 @@ from tests.backends.double_comfyui import ComfyDouble
 from tests.backends.double_invokeai import InvokeAIDouble
 from tests.backends.double_sdwebui import SDWebUIDouble
 from tests.backends.image_tasks import answer_of, events_of, image_task
+from workers.adapter_kit.images.formats import cleaned, content_type_of, converted
+from workers.adapter_kit.images.metadata import TooManyParts, orientation_of, without_metadata
+from workers.adapter_kit.images.responses import ImageRequest, Picture, answer, keeps_metadata
 from workers.backends.base import BackendConfig, BackendError, Chunk, make_backend
-from workers.backends.image_formats import cleaned, content_type_of, converted
-from workers.backends.images import ImageRequest, Picture, answer, keeps_metadata
-from workers.backends.picture_metadata import TooManyParts, orientation_of, without_metadata
 
 SECRET = "operators-own-workflow"
 WORKFLOW = json.dumps({"6": {"class_type": "CLIPTextEncode", "inputs": {"text": SECRET}}})

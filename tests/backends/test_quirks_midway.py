@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from workers.adapter_kit.text.completion_stream import Answer, Collector, Relay, Wanted
 from workers.backends.base import Chunk
-from workers.backends.chunks import Answer, Collector, Relay, Wanted
 
 
 def choice(text: str) -> bytes:

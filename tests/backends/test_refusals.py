@@ -7,8 +7,8 @@ from typing import Any
 import orjson
 import pytest
 
+from workers.adapter_kit.error_mapping import refusal, stream_error
 from workers.backends.base import BackendError, BackendRefused, BackendUnavailable
-from workers.backends.refusals import refusal, stream_error
 
 TOO_LONG = [
     (500, {"error": {"code": 500, "message": "Context size has been exceeded.", "type": "server_error"}}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.backends.sentences import LONGEST, sentences
+from workers.adapter_kit.audio.sentence_splitter import LONGEST, sentences
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,9 @@ import pytest
 
 from schemas.jobs import Capability
 from tests.backends.test_audio import encoded, tone
-from workers.backends.audio import SoundFormat, decode, wav_header
+from workers.adapter_kit.audio.codecs import SoundFormat, decode, wav_header
+from workers.adapter_kit.audio.speech import SpeechRequest, speak
 from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, Output, Task
-from workers.backends.speech import SpeechRequest, speak
 
 pytest.importorskip("av")
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.backends.sse import EventTooLarge, SseSplitter, payloads
+from workers.adapter_kit.sse import EventTooLarge, SseSplitter, payloads
 
 pieces = st.sampled_from(
     [

@@ -16,8 +16,7 @@ from openai.types.audio.transcription_stream_event import (
 from schemas.jobs import Capability
 from schemas.openai.transcriptions import TranscriptionRequest as TranscriptionForm
 from schemas.openai.transcriptions import TranslationRequest as TranslationForm
-from workers.backends.base import BackendError, BackendRefused, File, Task
-from workers.backends.transcripts import (
+from workers.adapter_kit.audio.transcripts import (
     Format,
     Segment,
     Transcript,
@@ -29,6 +28,7 @@ from workers.backends.transcripts import (
     parse,
     render,
 )
+from workers.backends.base import BackendError, BackendRefused, File, Task
 
 SPOKEN = Transcript(
     "Fish & chips. That was <all> --> of it.",

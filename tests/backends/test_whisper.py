@@ -17,6 +17,7 @@ from cli.embedded.whisper import MODEL_NAME
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, eventually, outputs_of
 from tests.backends.whisper_server import PARAGRAPH, SENTENCE, WhisperServer, repeated, spoken
+from workers.adapter_kit.http_client import HttpClient
 from workers.backends.base import (
     BackendConfig,
     BackendError,
@@ -32,7 +33,6 @@ from workers.backends.base import (
 from workers.backends.openai_api import Api
 from workers.backends.openai_probes import lacks_transcript
 from workers.backends.whisper import WhisperBackend
-from workers.backends.wire import HttpClient
 
 LONG = 14
 """Times the paragraph: many windows of Whisper, and many seconds of work."""

@@ -39,8 +39,8 @@ from PIL import Image
 from schemas.frames import Progress
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig
+from workers.adapter_kit.images.responses import EDITS, GENERATIONS, Picture
 from workers.backends.base import BackendConfig, BackendError, BackendRefused, Chunk, File, Finish, ModelNotServed, Task
-from workers.backends.images import EDITS, GENERATIONS, Picture
 from workers.backends.invokeai import InvokeAIBackend
 from workers.backends.invokeai_graphs import Graph, Model, Wanted, graph_for
 

@@ -9,7 +9,7 @@ import pytest
 
 from cli.embedded.hearing import BLOCK_S, RATE, Refused, blocks, longer
 from cli.embedded.whisper import read_fields, read_form
-from workers.backends.transcripts import Transcript, Word
+from workers.adapter_kit.audio.transcripts import Transcript, Word
 
 numpy = pytest.importorskip("numpy")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from schemas.jobs import Capability
-from workers.backends import requirements
+from workers.adapter_kit import requirements
+from workers.adapter_kit.requirements import OPTIONAL_PILLOW, PILLOW, SOUND_CODECS, Library, Program
 from workers.backends.base import BackendConfig, backend_kinds, make_backend
-from workers.backends.requirements import OPTIONAL_PILLOW, PILLOW, SOUND_CODECS, Library, Program
 
 ROOT = Path(__file__).parents[2]
 LAZY = {"av", "PIL", "aiohttp", "socketio"}

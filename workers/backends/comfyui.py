@@ -20,6 +20,16 @@ from typing import Any
 from schemas.frames import Progress
 from schemas.jobs import Capability
 from schemas.presence import ModelOffer
+from workers.adapter_kit.images.responses import (
+    KEEP_METADATA,
+    ImageRequest,
+    Picture,
+    answer,
+    keeps_metadata,
+    preview_of,
+)
+from workers.adapter_kit.multipart import FilePart
+from workers.adapter_kit.requirements import PILLOW, Library
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -37,9 +47,6 @@ from workers.backends.comfyui_checks import classes_of, lists_files, problem_of
 from workers.backends.comfyui_plans import Plan, check, checkpoint_workflow, field_of, plans
 from workers.backends.comfyui_server import ComfyServer, Event, InvalidGraph, Listener, Look, NotJudged, Where
 from workers.backends.comfyui_workflows import Workflow, WorkflowFiles, sampler_nodes
-from workers.backends.images import KEEP_METADATA, ImageRequest, Picture, answer, keeps_metadata, preview_of
-from workers.backends.multipart import FilePart
-from workers.backends.requirements import PILLOW, Library
 
 JSON = dict[str, Any]
 

@@ -16,11 +16,11 @@ from uuid import uuid4
 import orjson
 
 from schemas.installation import install_hint
+from workers.adapter_kit.error_mapping import refusal
+from workers.adapter_kit.http_client import HttpClient, Response
+from workers.adapter_kit.images.responses import authorization
+from workers.adapter_kit.multipart import FilePart, encode
 from workers.backends.base import BackendError, BackendRefused, BackendUnavailable
-from workers.backends.images import authorization
-from workers.backends.multipart import FilePart, encode
-from workers.backends.refusals import refusal
-from workers.backends.wire import HttpClient, Response
 
 if TYPE_CHECKING:
     import aiohttp

@@ -35,7 +35,12 @@ import orjson
 
 from schemas.jobs import Capability
 from schemas.presence import ModelOffer
-from workers.backends.audio import SoundFormat
+from workers.adapter_kit.audio.codecs import SoundFormat
+from workers.adapter_kit.audio.speech import SpeechRequest, chosen_voice, named_voices, speak
+from workers.adapter_kit.child_process import running
+from workers.adapter_kit.request_fields import JSON, choices_wanted, json_object
+from workers.adapter_kit.requirements import SOUND_CODECS, Program
+from workers.adapter_kit.text.completion_stream import Wanted, new_answer
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -47,11 +52,6 @@ from workers.backends.base import (
     Requirement,
     Task,
 )
-from workers.backends.chunks import Wanted, new_answer
-from workers.backends.programs import running
-from workers.backends.requests import JSON, choices_wanted, json_object
-from workers.backends.requirements import SOUND_CODECS, Program
-from workers.backends.speech import SpeechRequest, chosen_voice, named_voices, speak
 
 OPTIONS = frozenset({"command", "capability", "output", "voices", "rate", "input"})
 ENDPOINTS = {

@@ -49,6 +49,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.jobs import Capability, Usage
 from schemas.presence import ModelOffer
+from workers.adapter_kit.request_fields import choices_wanted, json_object, usage_wanted
+from workers.adapter_kit.requirements import OPTIONAL_PILLOW, SOUND_CODECS
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -64,8 +66,6 @@ from workers.backends.base import (
     Task,
 )
 from workers.backends.echo_media import EMBEDDING_LENGTH, MEDIA, answer
-from workers.backends.requests import choices_wanted, json_object, usage_wanted
-from workers.backends.requirements import OPTIONAL_PILLOW, SOUND_CODECS
 
 JSON = dict[str, Any]
 

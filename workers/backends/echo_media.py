@@ -24,15 +24,9 @@ from typing import Any, Protocol, cast
 
 from schemas.frames import Progress
 from schemas.jobs import Capability, Usage
-from workers.backends.audio import SoundFormat
-from workers.backends.base import BackendRefused, Chunk, Finish, Output, Task
-from workers.backends.embeddings import embeddings_body
-from workers.backends.images import ImageRequest, Picture
-from workers.backends.images import answer as images_answer
-from workers.backends.requests import json_object
-from workers.backends.rerank import RerankRequest, rerank_body
-from workers.backends.speech import SpeechRequest, speak
-from workers.backends.transcripts import (
+from workers.adapter_kit.audio.codecs import SoundFormat
+from workers.adapter_kit.audio.speech import SpeechRequest, speak
+from workers.adapter_kit.audio.transcripts import (
     Segment,
     Transcript,
     TranscriptionRequest,
@@ -41,6 +35,12 @@ from workers.backends.transcripts import (
     done_frame,
     render,
 )
+from workers.adapter_kit.embeddings import embeddings_body
+from workers.adapter_kit.images.responses import ImageRequest, Picture
+from workers.adapter_kit.images.responses import answer as images_answer
+from workers.adapter_kit.request_fields import json_object
+from workers.adapter_kit.rerank import RerankRequest, rerank_body
+from workers.backends.base import BackendRefused, Chunk, Finish, Output, Task
 
 JSON = dict[str, Any]
 

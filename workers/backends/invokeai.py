@@ -19,6 +19,8 @@ from dataclasses import replace
 from schemas.frames import Progress
 from schemas.jobs import Capability
 from schemas.presence import ModelOffer
+from workers.adapter_kit.images.responses import KEEP_METADATA, ImageRequest, Picture, answer, edit_area, keeps_metadata
+from workers.adapter_kit.requirements import PILLOW, Library
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -32,12 +34,10 @@ from workers.backends.base import (
     Requirement,
     Task,
 )
-from workers.backends.images import KEEP_METADATA, ImageRequest, Picture, answer, edit_area, keeps_metadata
 from workers.backends.invokeai_api import Api
 from workers.backends.invokeai_events import listening
 from workers.backends.invokeai_graphs import FLUX, MAX_SEED, Graph, Model, Wanted, graph_for, size_for
 from workers.backends.invokeai_queue import Batch
-from workers.backends.requirements import PILLOW, Library
 
 OPTIONS = frozenset({"keep_images", KEEP_METADATA})
 NO_MODELS = "InvokeAI has no model that Nexus can serve. Install a main model (Stable Diffusion 1.x, 2.x, SDXL or FLUX.1) with its Model Manager."

@@ -8,10 +8,10 @@ from urllib.parse import quote
 
 import orjson
 
+from workers.adapter_kit.error_mapping import refusal
+from workers.adapter_kit.http_client import HttpClient, Response
+from workers.adapter_kit.multipart import FilePart, encode
 from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, File
-from workers.backends.multipart import FilePart, encode
-from workers.backends.refusals import refusal
-from workers.backends.wire import HttpClient, Response
 
 JSON = dict[str, Any]
 

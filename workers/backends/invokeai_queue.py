@@ -19,8 +19,8 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from schemas.frames import MAX_PREVIEW, Progress
+from workers.adapter_kit.images.responses import Picture
 from workers.backends.base import BackendError, BackendRefused, ModelNotServed
-from workers.backends.images import Picture
 from workers.backends.invokeai_api import Api
 from workers.backends.invokeai_events import Listener
 from workers.backends.invokeai_graphs import Graph

@@ -21,8 +21,11 @@ from typing import Any, TypeVar
 from schemas.frames import Progress
 from schemas.jobs import Capability, Usage
 from schemas.presence import ModelOffer
-from workers.backends.adaptations import WATCHED, Plan, plan_of
-from workers.backends.adapted_text import carry_out
+from workers.adapter_kit.embeddings import embeddings_body
+from workers.adapter_kit.request_fields import json_object, usage_wanted
+from workers.adapter_kit.text.adaptations import WATCHED, Plan, plan_of
+from workers.adapter_kit.text.adapted_text import carry_out
+from workers.adapter_kit.text.completion_stream import Wanted, new_answer
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -35,8 +38,6 @@ from workers.backends.base import (
     Output,
     Task,
 )
-from workers.backends.chunks import Wanted, new_answer
-from workers.backends.embeddings import embeddings_body
 from workers.backends.ollama_answers import Events
 from workers.backends.ollama_catalogue import (
     Details,
@@ -58,7 +59,6 @@ from workers.backends.ollama_requests import (
     unloads,
 )
 from workers.backends.ollama_wire import JSON, LineSplitter, OllamaClient
-from workers.backends.requests import json_object, usage_wanted
 
 CAPABILITIES = {
     "/v1/chat/completions": Capability.CHAT,

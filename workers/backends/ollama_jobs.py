@@ -8,9 +8,9 @@ from typing import Any
 import orjson
 
 from schemas.frames import Progress
+from workers.adapter_kit.request_fields import json_object
 from workers.backends.base import BackendRefused, Chunk, Finish, Output, Task
 from workers.backends.ollama_requests import unloads
-from workers.backends.requests import json_object
 
 JSON = dict[str, Any]
 

@@ -8,11 +8,11 @@ from typing import Any
 import orjson
 
 from schemas.errors import ErrorInfo
-from workers.backends import broken_text
+from workers.adapter_kit.error_mapping import LOADING_S, read_complaint, refusal
+from workers.adapter_kit.http_client import HttpClient, Response
+from workers.adapter_kit.sse import BYTE_ORDER_MARK, is_done
+from workers.adapter_kit.text import unicode_repair
 from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, ModelNotServed
-from workers.backends.refusals import LOADING_S, read_complaint, refusal
-from workers.backends.sse import BYTE_ORDER_MARK, is_done
-from workers.backends.wire import HttpClient, Response
 
 JSON = dict[str, Any]
 
@@ -42,7 +42,7 @@ class LineSplitter:
 
     def __init__(self) -> None:
         self._rest = b""
-        self._joiner = broken_text.TextJoiner(lists=False)  # tool calls come whole, one line after another
+        self._joiner = unicode_repair.TextJoiner(lists=False)  # tool calls come whole, one line after another
 
     def feed(self, data: bytes) -> list[JSON]:
         r"""The lines that `data` completes; b"" is the end, which completes a last one without `\n`."""
@@ -52,7 +52,7 @@ class LineSplitter:
         return [read_line(line, self._joiner) for line in whole if line.strip()]
 
 
-def read_line(line: bytes, joiner: broken_text.TextJoiner | None = None) -> JSON:
+def read_line(line: bytes, joiner: unicode_repair.TextJoiner | None = None) -> JSON:
     """One object, whose characters are whole. Raises BackendError when it is an error."""
     line = line.removeprefix(BYTE_ORDER_MARK).strip()
     if line.startswith(b"data:"):  # from behind a proxy that makes events of lines
@@ -60,7 +60,7 @@ def read_line(line: bytes, joiner: broken_text.TextJoiner | None = None) -> JSON
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError:
-        value = _joined(_read_broken(line), joiner or broken_text.TextJoiner())
+        value = _joined(_read_broken(line), joiner or unicode_repair.TextJoiner())
     else:
         if joiner is not None and joiner.open:
             value = _joined(value, joiner)
@@ -75,12 +75,12 @@ def _read_broken(line: bytes) -> Any:
     if is_done(line):
         return {}
     try:
-        return broken_text.parse(line)
+        return unicode_repair.parse(line)
     except (ValueError, RecursionError) as error:
         raise BackendError(f"the backend sent a line that is not JSON: {error}", transient=True) from error
 
 
-def _joined(value: Any, joiner: broken_text.TextJoiner) -> Any:
+def _joined(value: Any, joiner: unicode_repair.TextJoiner) -> Any:
     """Return the line with whole characters; the last one says what stands for a half that never became one."""
     value = joiner.repair(value)
     if isinstance(value, dict) and value.get("done"):
@@ -89,7 +89,7 @@ def _joined(value: Any, joiner: broken_text.TextJoiner) -> Any:
     return value
 
 
-def _add_text(line: JSON, path: broken_text.Path, text: str) -> None:
+def _add_text(line: JSON, path: unicode_repair.Path, text: str) -> None:
     holder = line
     for key in path[:-1]:
         inner = holder.get(str(key))

@@ -22,7 +22,12 @@ import orjson
 from schemas.frames import Progress
 from schemas.jobs import Capability
 from schemas.presence import Limitation, ModelOffer
-from workers.backends.adaptations import WATCHED, Plan
+from workers.adapter_kit.error_mapping import refusal
+from workers.adapter_kit.http_client import HttpClient, Response
+from workers.adapter_kit.request_fields import json_object
+from workers.adapter_kit.requirements import OPTIONAL_PILLOW, SOUND_CODECS
+from workers.adapter_kit.text.adaptations import WATCHED, Plan
+from workers.adapter_kit.text.completion_stream import Wanted, new_answer
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -35,7 +40,6 @@ from workers.backends.base import (
     Requirement,
     Task,
 )
-from workers.backends.chunks import Wanted, new_answer
 from workers.backends.openai_api import OWN_FIELDS, Api
 from workers.backends.openai_audio import speech, transcribe, voices_of
 from workers.backends.openai_images import draw
@@ -44,10 +48,6 @@ from workers.backends.openai_memory import LOADED, LOADING, is_llama_swap, resid
 from workers.backends.openai_models import Capabilities, Choice, is_option
 from workers.backends.openai_text import begin, note_usage, open_text, read_on, wanted_of
 from workers.backends.openai_vectors import embed, rerank
-from workers.backends.refusals import refusal
-from workers.backends.requests import json_object
-from workers.backends.requirements import OPTIONAL_PILLOW, SOUND_CODECS
-from workers.backends.wire import HttpClient, Response
 
 JSON = dict[str, Any]
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import orjson
 
+from workers.adapter_kit.error_mapping import refusal
+from workers.adapter_kit.http_client import HttpClient, Response, until_close
+from workers.adapter_kit.limitations import Limitations
+from workers.adapter_kit.multipart import Encoded
+from workers.adapter_kit.sse import EventTooLarge, SseSplitter, is_json_content_type
 from workers.backends.base import BackendError
-from workers.backends.limitations import Limitations
-from workers.backends.multipart import Encoded
-from workers.backends.refusals import refusal
-from workers.backends.sse import EventTooLarge, SseSplitter, is_json_content_type
-from workers.backends.wire import HttpClient, Response, until_close
 
 JSON = dict[str, Any]
 

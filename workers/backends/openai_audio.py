@@ -14,9 +14,25 @@ from typing import Any, TypeVar
 
 import orjson
 
-from workers.backends.audio import PCM_RATE, SoundFormat
+from workers.adapter_kit.audio.codecs import PCM_RATE, SoundFormat
+from workers.adapter_kit.audio.speech import NO_SOUND, SpeechRequest, speak
+from workers.adapter_kit.audio.transcripts import (
+    PLAIN,
+    Format,
+    Transcript,
+    TranscriptionRequest,
+    delta_frame,
+    deltas,
+    done_frame,
+    from_json,
+    parse,
+    render,
+)
+from workers.adapter_kit.error_mapping import stream_error
+from workers.adapter_kit.http_client import Response
+from workers.adapter_kit.multipart import FilePart, encode
+from workers.adapter_kit.sse import payloads
 from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, Output, Task
-from workers.backends.multipart import FilePart, encode
 from workers.backends.openai_api import (
     JSON,
     Api,
@@ -29,22 +45,6 @@ from workers.backends.openai_api import (
     json_of,
 )
 from workers.backends.openai_probes import STREAM, lacks_sound, lacks_transcript, lacks_transcript_stream
-from workers.backends.refusals import stream_error
-from workers.backends.speech import NO_SOUND, SpeechRequest, speak
-from workers.backends.sse import payloads
-from workers.backends.transcripts import (
-    PLAIN,
-    Format,
-    Transcript,
-    TranscriptionRequest,
-    delta_frame,
-    deltas,
-    done_frame,
-    from_json,
-    parse,
-    render,
-)
-from workers.backends.wire import Response
 
 TRANSCRIPT_LIMIT = 64 * 1024 * 1024
 EVENT_LIMIT = 4 * 1024 * 1024

@@ -12,15 +12,23 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import orjson
 
+from workers.adapter_kit.error_mapping import stream_error
+from workers.adapter_kit.http_client import Response
+from workers.adapter_kit.images.formats import content_type_of, converted
+from workers.adapter_kit.images.responses import (
+    CONTENT_TYPES,
+    ImageRequest,
+    Picture,
+    answer,
+    event_fields,
+    event_of,
+    size_text,
+)
+from workers.adapter_kit.multipart import Encoded, FilePart, encode
+from workers.adapter_kit.request_fields import json_object
+from workers.adapter_kit.sse import payloads
 from workers.backends.base import Adapted, BackendError, BackendRefused, Chunk, Finish, Output, Task
-from workers.backends.image_formats import content_type_of, converted
-from workers.backends.images import CONTENT_TYPES, ImageRequest, Picture, answer, event_fields, event_of, size_text
-from workers.backends.multipart import Encoded, FilePart, encode
 from workers.backends.openai_api import JSON, Api, events_of, fields_of, form_fields, is_about, is_events, json_of
-from workers.backends.refusals import stream_error
-from workers.backends.requests import json_object
-from workers.backends.sse import payloads
-from workers.backends.wire import Response
 
 ANSWER_LIMIT = 256 * 1024 * 1024
 PICTURE_LIMIT = 64 * 1024 * 1024

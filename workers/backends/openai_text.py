@@ -14,10 +14,20 @@ from functools import partial
 
 import orjson
 
-from workers.backends.adaptations import PARALLEL, WATCHED, Plan
+from workers.adapter_kit.http_client import Response, until_close
+from workers.adapter_kit.limitations import Probe
+from workers.adapter_kit.request_fields import (
+    choices_wanted,
+    continuous_usage_wanted,
+    json_object,
+    prompt_count,
+    stream_options,
+    usage_wanted,
+)
+from workers.adapter_kit.sse import BYTE_ORDER_MARK, FIELDS
+from workers.adapter_kit.text.adaptations import PARALLEL, WATCHED, Plan
+from workers.adapter_kit.text.completion_stream import Answer, Wanted, new_answer
 from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, Chunk, Finish, Output, Task
-from workers.backends.chunks import Answer, Wanted, new_answer
-from workers.backends.limitations import Probe
 from workers.backends.openai_api import ERROR_LIMIT, JSON, Api, fields_of, is_json, names
 from workers.backends.openai_lacks import carried_out, plan_after, text_plan
 from workers.backends.openai_probes import (
@@ -28,16 +38,6 @@ from workers.backends.openai_probes import (
     lacks_stream_usage,
     lacks_text_feature,
 )
-from workers.backends.requests import (
-    choices_wanted,
-    continuous_usage_wanted,
-    json_object,
-    prompt_count,
-    stream_options,
-    usage_wanted,
-)
-from workers.backends.sse import BYTE_ORDER_MARK, FIELDS
-from workers.backends.wire import Response, until_close
 
 ANSWER_LIMIT = 64 * 1024 * 1024
 BLANK = b" \t\r\n" + BYTE_ORDER_MARK

@@ -11,15 +11,15 @@ from typing import Any
 import orjson
 
 from schemas.jobs import Usage
+from workers.adapter_kit.embeddings import embeddings_body, read_vectors, wrapped
+from workers.adapter_kit.error_mapping import CONTEXT_LENGTH_EXCEEDED
+from workers.adapter_kit.http_client import Response
+from workers.adapter_kit.limitations import KNOWN_S
+from workers.adapter_kit.request_fields import json_object
+from workers.adapter_kit.rerank import RerankRequest, read_scores, rerank_body
 from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, ModelNotServed, Output, Task
-from workers.backends.embeddings import embeddings_body, read_vectors, wrapped
-from workers.backends.limitations import KNOWN_S
 from workers.backends.openai_api import JSON, Api, fields_of, is_about, json_of
 from workers.backends.openai_probes import lacks_encoding_format, reranks_as_tei
-from workers.backends.refusals import CONTEXT_LENGTH_EXCEEDED
-from workers.backends.requests import json_object
-from workers.backends.rerank import RerankRequest, read_scores, rerank_body
-from workers.backends.wire import Response
 
 ANSWER_LIMIT = 256 * 1024 * 1024
 """2,048 texts with 3,072 numbers each are half of it."""

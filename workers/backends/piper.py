@@ -24,7 +24,13 @@ import orjson
 
 from schemas.jobs import Capability
 from schemas.presence import ModelOffer
-from workers.backends.audio import WIDTH, SoundFormat, WavReader, to_its_end
+from workers.adapter_kit.audio.codecs import WIDTH, SoundFormat, WavReader, to_its_end
+from workers.adapter_kit.audio.sentence_splitter import sentences
+from workers.adapter_kit.audio.speech import SpeechRequest, chosen_voice, named_voices, speak
+from workers.adapter_kit.error_mapping import refusal
+from workers.adapter_kit.http_client import HttpClient
+from workers.adapter_kit.request_fields import JSON
+from workers.adapter_kit.requirements import SOUND_CODECS
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -37,12 +43,6 @@ from workers.backends.base import (
     Requirement,
     Task,
 )
-from workers.backends.refusals import refusal
-from workers.backends.requests import JSON
-from workers.backends.requirements import SOUND_CODECS
-from workers.backends.sentences import sentences
-from workers.backends.speech import SpeechRequest, chosen_voice, named_voices, speak
-from workers.backends.wire import HttpClient
 
 OPTIONS = frozenset({"model_name", "voices", "strict_voices", "sentence_silence"})
 LISTED_LIMIT = 64 * 1024 * 1024

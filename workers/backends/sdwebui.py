@@ -24,6 +24,22 @@ import orjson
 from schemas.frames import Progress
 from schemas.jobs import Capability
 from schemas.presence import ModelOffer
+from workers.adapter_kit.error_mapping import refusal
+from workers.adapter_kit.http_client import HttpClient, Response
+from workers.adapter_kit.images.responses import (
+    KEEP_METADATA,
+    ImageRequest,
+    Picture,
+    answer,
+    authorization,
+    content_type_of,
+    edit_area,
+    keeps_metadata,
+    preview_of,
+    size_of,
+)
+from workers.adapter_kit.limitations import KNOWN_S
+from workers.adapter_kit.requirements import PILLOW
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -36,22 +52,6 @@ from workers.backends.base import (
     Requirement,
     Task,
 )
-from workers.backends.images import (
-    KEEP_METADATA,
-    ImageRequest,
-    Picture,
-    answer,
-    authorization,
-    content_type_of,
-    edit_area,
-    keeps_metadata,
-    preview_of,
-    size_of,
-)
-from workers.backends.limitations import KNOWN_S
-from workers.backends.refusals import refusal
-from workers.backends.requirements import PILLOW
-from workers.backends.wire import HttpClient, Response
 
 JSON = dict[str, Any]
 

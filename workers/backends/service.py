@@ -16,6 +16,7 @@ from contextlib import aclosing, contextmanager
 
 from schemas.frames import Progress
 from schemas.presence import Limitation, ModelOffer, ServiceRecord
+from workers.adapter_kit.requirements import OPTIONAL_PILLOW, SOUND_CODECS
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -28,7 +29,6 @@ from workers.backends.base import (
     Requirement,
     Task,
 )
-from workers.backends.requirements import OPTIONAL_PILLOW, SOUND_CODECS
 from workers.backends.service_place import Place
 
 QUEUED_S = 5.0

@@ -31,6 +31,21 @@ import orjson
 from schemas.frames import Progress
 from schemas.jobs import Capability
 from schemas.presence import Limitation, ModelOffer
+from workers.adapter_kit.audio.transcripts import (
+    Format,
+    Transcript,
+    TranscriptionRequest,
+    delta_frame,
+    deltas,
+    done_frame,
+    from_json,
+    parse,
+    render,
+)
+from workers.adapter_kit.error_mapping import refusal, stream_error
+from workers.adapter_kit.http_client import HttpClient, Response
+from workers.adapter_kit.multipart import FilePart, encode
+from workers.adapter_kit.sse import SseSplitter, is_json_content_type, payloads
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -44,23 +59,8 @@ from workers.backends.base import (
     Output,
     Task,
 )
-from workers.backends.multipart import FilePart, encode
 from workers.backends.openai_api import Api
 from workers.backends.openai_probes import lacks_transcript
-from workers.backends.refusals import refusal, stream_error
-from workers.backends.sse import SseSplitter, is_json_content_type, payloads
-from workers.backends.transcripts import (
-    Format,
-    Transcript,
-    TranscriptionRequest,
-    delta_frame,
-    deltas,
-    done_frame,
-    from_json,
-    parse,
-    render,
-)
-from workers.backends.wire import HttpClient, Response
 
 JSON = dict[str, Any]
 

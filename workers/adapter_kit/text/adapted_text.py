@@ -11,11 +11,11 @@ from typing import cast
 import orjson
 
 from schemas.jobs import Usage
-from workers.backends.adaptations import CODE, TOOL_CHOICE, Plan, refused
+from workers.adapter_kit.request_fields import JSON, prompt_count, usage_wanted
+from workers.adapter_kit.sse import payloads
+from workers.adapter_kit.text.adaptations import CODE, TOOL_CHOICE, Plan, refused
+from workers.adapter_kit.text.completion_stream import Wanted, new_answer
 from workers.backends.base import Adapted, BackendError, Chunk, Finish, Output, Task
-from workers.backends.chunks import Wanted, new_answer
-from workers.backends.requests import JSON, prompt_count, usage_wanted
-from workers.backends.sse import payloads
 
 MAX_HELD = 4 * 1024 * 1024
 """Bytes of an answer that may come before the tool call that it must hold."""

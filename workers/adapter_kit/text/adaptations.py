@@ -14,8 +14,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from workers.adapter_kit.request_fields import JSON
 from workers.backends.base import BackendRefused
-from workers.backends.requests import JSON
 
 MAX_CHOICES = 16
 """Choices that are made by requests of their own, one after another."""

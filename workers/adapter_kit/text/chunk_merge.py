@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from workers.backends.usages import final_usage
+from workers.adapter_kit.text.token_usage import final_usage
 
 JSON = dict[str, Any]
 

@@ -32,8 +32,8 @@ import httptools
 
 from schemas.errors import RequestLoop
 from schemas.hops import HOPS_HEADER, LOOP_STATUS
+from workers.adapter_kit.content_coding import AnswerDecoder
 from workers.backends.base import BackendError, BackendUnavailable
-from workers.backends.content_coding import AnswerDecoder
 
 CONNECT_TIMEOUT_S = 5.0
 GRACE_S = 1.0

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
+from workers.adapter_kit.request_fields import json_object
 from workers.backends.base import BackendRefused, File, Task
-from workers.backends.requests import json_object
 
 GENERATIONS = "/v1/images/generations"
 EDITS = "/v1/images/edits"

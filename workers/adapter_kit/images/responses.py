@@ -22,8 +22,7 @@ from typing import Any, cast
 import orjson
 
 from schemas.frames import Progress
-from workers.backends.base import Adapted, BackendError, Chunk, Finish, Output, Task
-from workers.backends.image_formats import (
+from workers.adapter_kit.images.formats import (
     cleaned,
     content_type_of,
     converted,
@@ -31,7 +30,8 @@ from workers.backends.image_formats import (
     preview_of,
     size_of,
 )
-from workers.backends.image_requests import EDITS, GENERATIONS, ImageRequest
+from workers.adapter_kit.images.requests import EDITS, GENERATIONS, ImageRequest
+from workers.backends.base import Adapted, BackendError, Chunk, Finish, Output, Task
 
 __all__ = [
     "EDITS",

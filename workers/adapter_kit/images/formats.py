@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from schemas.frames import MAX_PREVIEW
 from schemas.installation import install_hint
+from workers.adapter_kit.images.metadata import without_metadata
 from workers.backends.base import BackendError, BackendRefused
-from workers.backends.picture_metadata import without_metadata
 
 if TYPE_CHECKING:
     from PIL.Image import Image

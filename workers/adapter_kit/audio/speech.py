@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from schemas.openai.speech import CONTENT_TYPES, VoiceId
 from schemas.openai.speech import SpeechRequest as Fields
-from workers.backends.audio import (
+from workers.adapter_kit.audio.codecs import (
     PCM_RATE,
     Encoder,
     SoundFormat,
@@ -30,8 +30,8 @@ from workers.backends.audio import (
     require_possible,
     to_its_end,
 )
+from workers.adapter_kit.request_fields import JSON, json_object
 from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, Output, Task
-from workers.backends.requests import JSON, json_object
 
 ENDPOINT = "/v1/audio/speech"
 PIECE = 64 * 1024

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from schemas.openai.rerank import Document
 from schemas.openai.rerank import RerankRequest as Fields
+from workers.adapter_kit.request_fields import JSON, json_object
 from workers.backends.base import BackendError, BackendRefused, Task
-from workers.backends.requests import JSON, json_object
 
 ENDPOINT = "/v1/rerank"
 WRONG = "the backend's answer is no ranking"

@@ -19,15 +19,15 @@ import orjson
 from pydantic import ValidationError
 
 from schemas.jobs import Usage
-from workers.backends import broken_text
+from workers.adapter_kit.error_mapping import is_complaint, stream_error
+from workers.adapter_kit.sse import FIELDS, EventTooLarge, SseSplitter, is_done, liberal_payloads
+from workers.adapter_kit.text import unicode_repair
+from workers.adapter_kit.text.choices import calls_of, repair_function_call, take_delta, take_text
+from workers.adapter_kit.text.chunk_merge import combined_usage, finished_choice, merge, merge_choice
+from workers.adapter_kit.text.finish_reasons import is_failure, standard_reason
+from workers.adapter_kit.text.token_usage import final_usage, take_usage
+from workers.adapter_kit.text.tool_calls import ToolCalls
 from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, Output
-from workers.backends.choices import calls_of, repair_function_call, take_delta, take_text
-from workers.backends.finish_reasons import is_failure, standard_reason
-from workers.backends.merging import combined_usage, finished_choice, merge, merge_choice
-from workers.backends.refusals import is_complaint, stream_error
-from workers.backends.sse import FIELDS, EventTooLarge, SseSplitter, is_done, liberal_payloads
-from workers.backends.tool_calls import ToolCalls
-from workers.backends.usages import final_usage, take_usage
 
 JSON = dict[str, Any]
 
@@ -120,7 +120,7 @@ class Answer(ABC):
         self._constant: JSON = {}
         self._choices: dict[int, _Choice] = {}
         self._usages: list[JSON] = []
-        self._joiner = broken_text.TextJoiner()
+        self._joiner = unicode_repair.TextJoiner()
         self._extras: JSON = {}
         self._tokens = 0
         self._pattern: _Pattern | None = None
@@ -177,7 +177,7 @@ class Answer(ABC):
             answer = orjson.loads(text)
         except orjson.JSONDecodeError:
             try:
-                answer = broken_text.TextJoiner(last=True).repair(broken_text.parse(text))
+                answer = unicode_repair.TextJoiner(last=True).repair(unicode_repair.parse(text))
             except (ValueError, RecursionError) as error:
                 raise BackendError("the backend's answer is not JSON", transient=cut_short) from error
         answer = _unwrapped(answer)
@@ -265,7 +265,7 @@ class Answer(ABC):
 
     def _parsed_broken(self, payload: bytes) -> Any:
         try:
-            return broken_text.parse(payload)
+            return unicode_repair.parse(payload)
         except (ValueError, RecursionError) as error:
             raise BackendError(f"the backend sent an event that is not JSON: {error}", transient=True) from error
 
@@ -606,7 +606,7 @@ class Relay(Answer):
             or (count > 1 and block.count(pattern.seam) != count - 1)
             or (self._wide and not self._is_sound(block, count))
             or (CALL in block and not _no_calls(block))
-            or ((ESCAPE in block or not block.isascii()) and not broken_text.is_whole(block))
+            or ((ESCAPE in block or not block.isascii()) and not unicode_repair.is_whole(block))
         ):
             return False
         if not self._as_it_is:
@@ -787,7 +787,7 @@ class Collector(Answer):
 
 def _learnable(payload: bytes) -> JSON | None:
     """Return an event with one usual choice, of which a pattern may be learnt."""
-    if not broken_text.is_whole(payload):
+    if not unicode_repair.is_whole(payload):
         return None
     try:
         event = orjson.loads(payload)

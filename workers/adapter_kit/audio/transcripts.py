@@ -16,8 +16,8 @@ from typing import Any, Literal, get_args
 
 import orjson
 
+from workers.adapter_kit.request_fields import json_object
 from workers.backends.base import BackendError, BackendRefused, File, Task
-from workers.backends.requests import json_object
 
 JSON = dict[str, Any]
 Format = Literal["json", "text", "srt", "verbose_json", "vtt"]

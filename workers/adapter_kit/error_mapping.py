@@ -27,7 +27,7 @@ from typing import Any
 import orjson
 
 from schemas.errors import ErrorInfo
-from workers.backends import text_refusals
+from workers.adapter_kit import error_texts
 from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, ModelNotServed
 
 MESSAGE_LIMIT = 2000
@@ -122,14 +122,14 @@ class Complaint:
         """Whether it says that the request holds more tokens than the model takes."""
         if self.code == CONTEXT_LENGTH_EXCEEDED:
             return True
-        said = bool(TOO_LONG.search(self.message)) or text_refusals.is_too_long(self.message)
-        return said and not text_refusals.is_throttled(self.message)
+        said = bool(TOO_LONG.search(self.message)) or error_texts.is_too_long(self.message)
+        return said and not error_texts.is_throttled(self.message)
 
     @property
     def flagged(self) -> bool:
         """Whether it says that the server will not work on this input."""
         words = (self.message, self.type, self.code or "")
-        return any(bool(FLAGGED.search(text) or text_refusals.FLAGGED.search(text)) for text in words)
+        return any(bool(FLAGGED.search(text) or error_texts.FLAGGED.search(text)) for text in words)
 
     @property
     def about_the_model(self) -> bool:
@@ -248,7 +248,7 @@ def stream_error(value: Any) -> BackendError:
     if complaint.too_long:
         return _refused(400, replace(complaint, code=CONTEXT_LENGTH_EXCEEDED))
     status = complaint.number if 400 <= complaint.number < 600 else 0
-    status = status or text_refusals.status_of(complaint.type, complaint.code or "")
+    status = status or error_texts.status_of(complaint.type, complaint.code or "")
     if complaint.flagged and status < 500:
         return _refused(400, complaint, "content_policy_violation")
     if status == 404 and not complaint.about_the_model:
