@@ -38,7 +38,7 @@ async def crew(first: int, count: int, models: int, slots: int) -> None:
     from backbone.settings import WorkerSettings
     from schemas.jobs import Capability
     from workers.backends.base import BackendConfig, Discovery
-    from workers.backends.echo import EchoBackend
+    from workers.backends.echo.adapter import EchoBackend
     from workers.metrics import WorkerMetrics
     from workers.worker import Worker
 

@@ -26,7 +26,7 @@ from workers.backends.base import (
     Task,
     make_backend,
 )
-from workers.backends.comfyui import ComfyUIBackend
+from workers.backends.comfyui.adapter import ComfyUIBackend
 
 CHECKPOINT = "sd15.safetensors"
 
@@ -362,7 +362,7 @@ async def test_news_may_be_lost_the_work_is_not(
 async def test_silence_on_the_websocket_is_no_end(
     double: ComfyDouble, backend: ComfyUIBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.backends.comfyui_server.LOOK_S", 0.05)
+    monkeypatch.setattr("workers.backends.comfyui.client.LOOK_S", 0.05)
     double.behave(silent=True, step_s=0.03)
     chunks, progress, _ = await outputs_of(backend, task(size="16x16", steps=4))
     assert len(answer_of(chunks)["data"]) == 1

@@ -19,7 +19,7 @@ from workers.backends.base import (
     Finish,
     make_backend,
 )
-from workers.backends.echo import EchoBackend
+from workers.backends.echo.adapter import EchoBackend
 
 
 def echo(**options: str) -> EchoBackend:

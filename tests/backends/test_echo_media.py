@@ -20,7 +20,7 @@ from PIL import Image
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, outputs_of
 from workers.backends.base import Backend, BackendConfig, BackendError, BackendRefused, Chunk, File, Finish, Task
-from workers.backends.echo import EchoBackend
+from workers.backends.echo.adapter import EchoBackend
 
 PATHS = {
     Capability.EMBEDDINGS: "/v1/embeddings",

@@ -19,7 +19,7 @@ from tests.backends.double_service import whole_chat
 from tests.backends.test_openai_media import UPLOAD, file, work
 from workers.adapter_kit import limitations as module
 from workers.adapter_kit.limitations import KNOWN_S, MAX_PROBES, PROBE_WINDOW_S, UNCLEAR_S, Limitations
-from workers.backends import openai_probes as module_of
+from workers.adapter_kit.openai import feature_probes as module_of
 from workers.backends.base import Backend, BackendConfig, BackendError, BackendRefused, make_backend
 
 TEXT = "Hello there, world!"

@@ -30,7 +30,7 @@ from workers.backends.base import (
     Task,
     make_backend,
 )
-from workers.backends.ollama_wire import LineSplitter
+from workers.backends.ollama.client import LineSplitter
 
 TEXT = "Hello there, world!"
 EMBEDDINGS = "/v1/embeddings"
@@ -431,7 +431,7 @@ async def test_prompts_that_are_not_one_text_are_refused(backend: Backend, promp
 async def test_embeddings_keep_their_order_over_batches(
     ollama: OllamaDouble, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.backends.ollama.EMBED_BATCH", 3)
+    monkeypatch.setattr("workers.backends.ollama.adapter.EMBED_BATCH", 3)
     texts = [f"text {number}" for number in range(8)]
     body = await embedded(backend, embedding(texts))
     assert [item["index"] for item in body["data"]] == list(range(8))

@@ -23,6 +23,8 @@ from tests.backends.contract import (
 )
 from tests.backends.llama_server import LlamaServer
 from workers.adapter_kit.http_client import HttpClient
+from workers.adapter_kit.openai.client import Api
+from workers.adapter_kit.openai.feature_probes import STREAM, STREAM_OPTIONS, TOOL_STREAM, lacks_text_feature
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -33,8 +35,6 @@ from workers.backends.base import (
     Output,
 )
 from workers.backends.openai import OpenAIBackend
-from workers.backends.openai_api import Api
-from workers.backends.openai_probes import STREAM, STREAM_OPTIONS, TOOL_STREAM, lacks_text_feature
 
 MODEL = "smollm2"
 

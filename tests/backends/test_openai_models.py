@@ -11,9 +11,9 @@ from schemas.jobs import Capability
 from tests.backends.contract import chat
 from tests.backends.double_openai import OpenAIDouble
 from tests.backends.double_router import RouterDouble
+from workers.adapter_kit.openai.capabilities import TEXT, Choice
 from workers.backends.base import BackendConfig
 from workers.backends.openai import OpenAIBackend
-from workers.backends.openai_models import TEXT, Choice
 
 EMBEDDINGS, IMAGES, SPEECH, TRANSCRIPTIONS, RERANK = (
     (Capability.EMBEDDINGS,),

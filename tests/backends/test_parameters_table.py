@@ -14,10 +14,10 @@ import pytest
 from tests.backends.contract import chat
 from tests.backends.double_ollama import CHAT, OllamaDouble
 from tests.backends.test_adaptations import NAMED, WEATHER, Partial, said
+from workers.adapter_kit.openai.unsupported_parameters import PARAMETERS
 from workers.adapter_kit.text.adaptations import INSTEAD
 from workers.backends.base import Backend, BackendConfig, BackendRefused, make_backend
-from workers.backends.ollama_requests import LACKS
-from workers.backends.openai_lacks import PARAMETERS
+from workers.backends.ollama.requests import LACKS
 
 PAGE = Path(__file__).parents[2] / "docs" / "PARAMETERS.md"
 ROW = re.compile(r"^\| `(\w+)` \| ([\w ]+) \| ([\w ]+) \| ([\w ]+) \| (.*)\|$", re.MULTILINE)

@@ -18,6 +18,8 @@ from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, eventually, outputs_of
 from tests.backends.whisper_server import PARAGRAPH, SENTENCE, WhisperServer, repeated, spoken
 from workers.adapter_kit.http_client import HttpClient
+from workers.adapter_kit.openai.client import Api
+from workers.adapter_kit.openai.feature_probes import lacks_transcript
 from workers.backends.base import (
     BackendConfig,
     BackendError,
@@ -30,8 +32,6 @@ from workers.backends.base import (
     Output,
     Task,
 )
-from workers.backends.openai_api import Api
-from workers.backends.openai_probes import lacks_transcript
 from workers.backends.whisper import WhisperBackend
 
 LONG = 14

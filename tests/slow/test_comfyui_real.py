@@ -31,7 +31,7 @@ from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, outputs_of
 from tests.backends.image_tasks import answer_of, events_of, file_of, image_of, image_task, picture_bytes
 from workers.backends.base import BackendConfig, BackendError, BackendRefused, Chunk, Finish
-from workers.backends.comfyui import ComfyUIBackend
+from workers.backends.comfyui.adapter import ComfyUIBackend
 
 SOURCE = os.environ.get("NEXUS_COMFYUI_DIR", "")
 PYTHON = os.environ.get("NEXUS_COMFYUI_PYTHON", "python3")

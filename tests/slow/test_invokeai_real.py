@@ -41,8 +41,8 @@ from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig
 from workers.adapter_kit.images.responses import EDITS, GENERATIONS, Picture
 from workers.backends.base import BackendConfig, BackendError, BackendRefused, Chunk, File, Finish, ModelNotServed, Task
-from workers.backends.invokeai import InvokeAIBackend
-from workers.backends.invokeai_graphs import Graph, Model, Wanted, graph_for
+from workers.backends.invokeai.adapter import InvokeAIBackend
+from workers.backends.invokeai.graphs import Graph, Model, Wanted, graph_for
 
 URL = os.environ.get("NEXUS_INVOKEAI_URL", "")
 MODELS = [name for name in os.environ.get("NEXUS_INVOKEAI_MODELS", "").split(",") if name]

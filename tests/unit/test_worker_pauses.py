@@ -14,7 +14,7 @@ from schemas.jobs import Capability
 from schemas.presence import ModelOffer, Pause, Snapshot, WorkerPresence, WorkerState
 from workers.adapter_kit.error_mapping import LOADING_S, MAX_ESTIMATE_S, MAX_WAIT_S, refusal, retry_after
 from workers.backends.base import BackendError, BackendUnavailable, is_unreachable
-from workers.backends.ollama_wire import answer_error
+from workers.backends.ollama.client import answer_error
 from workers.model_pauses import LONGEST_ABSENCE_S, LONGEST_FLOOR_S, MAX_PAUSE_S, MIN_PAUSE_S, PATIENCE, Pauses
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

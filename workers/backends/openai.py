@@ -24,6 +24,14 @@ from schemas.jobs import Capability
 from schemas.presence import Limitation, ModelOffer
 from workers.adapter_kit.error_mapping import refusal
 from workers.adapter_kit.http_client import HttpClient, Response
+from workers.adapter_kit.openai.audio import speech, transcribe, voices_of
+from workers.adapter_kit.openai.capabilities import Capabilities, Choice, is_option
+from workers.adapter_kit.openai.client import OWN_FIELDS, Api
+from workers.adapter_kit.openai.embeddings import embed, rerank
+from workers.adapter_kit.openai.images import draw
+from workers.adapter_kit.openai.loaded_models import LOADED, LOADING, is_llama_swap, resident, state_of, with_states
+from workers.adapter_kit.openai.text import begin, note_usage, open_text, read_on, wanted_of
+from workers.adapter_kit.openai.unsupported_parameters import carried_out, lacks_option, plan_after, text_plan
 from workers.adapter_kit.request_fields import json_object
 from workers.adapter_kit.requirements import OPTIONAL_PILLOW, SOUND_CODECS
 from workers.adapter_kit.text.adaptations import WATCHED, Plan
@@ -40,14 +48,6 @@ from workers.backends.base import (
     Requirement,
     Task,
 )
-from workers.backends.openai_api import OWN_FIELDS, Api
-from workers.backends.openai_audio import speech, transcribe, voices_of
-from workers.backends.openai_images import draw
-from workers.backends.openai_lacks import carried_out, lacks_option, plan_after, text_plan
-from workers.backends.openai_memory import LOADED, LOADING, is_llama_swap, resident, state_of, with_states
-from workers.backends.openai_models import Capabilities, Choice, is_option
-from workers.backends.openai_text import begin, note_usage, open_text, read_on, wanted_of
-from workers.backends.openai_vectors import embed, rerank
 
 JSON = dict[str, Any]
 

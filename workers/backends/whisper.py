@@ -45,6 +45,8 @@ from workers.adapter_kit.audio.transcripts import (
 from workers.adapter_kit.error_mapping import refusal, stream_error
 from workers.adapter_kit.http_client import HttpClient, Response
 from workers.adapter_kit.multipart import FilePart, encode
+from workers.adapter_kit.openai.client import Api
+from workers.adapter_kit.openai.feature_probes import lacks_transcript
 from workers.adapter_kit.sse import SseSplitter, is_json_content_type, payloads
 from workers.backends.base import (
     Backend,
@@ -59,8 +61,6 @@ from workers.backends.base import (
     Output,
     Task,
 )
-from workers.backends.openai_api import Api
-from workers.backends.openai_probes import lacks_transcript
 
 JSON = dict[str, Any]
 

@@ -40,7 +40,7 @@ from schemas.outcome import Word
 from schemas.presence import CatalogueEntry
 from tests.conftest import Eventually
 from workers.backends.base import BackendConfig, Output, Task
-from workers.backends.echo import EchoBackend
+from workers.backends.echo.adapter import EchoBackend
 from workers.metrics import WorkerMetrics
 from workers.worker import Worker
 

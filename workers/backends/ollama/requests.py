@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from workers.backends.base import BackendRefused
-from workers.backends.ollama_catalogue import VISION, Details
+from workers.backends.ollama.models import VISION, Details
 
 JSON = dict[str, Any]
 

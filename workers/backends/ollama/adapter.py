@@ -38,8 +38,9 @@ from workers.backends.base import (
     Output,
     Task,
 )
-from workers.backends.ollama_answers import Events
-from workers.backends.ollama_catalogue import (
+from workers.backends.ollama.client import JSON, LineSplitter, OllamaClient
+from workers.backends.ollama.model_management import LOAD, PULL, ModelJob, Pulled
+from workers.backends.ollama.models import (
     Details,
     Model,
     full_name,
@@ -49,8 +50,7 @@ from workers.backends.ollama_catalogue import (
     model_of,
     version_of,
 )
-from workers.backends.ollama_jobs import LOAD, PULL, ModelJob, Pulled
-from workers.backends.ollama_requests import (
+from workers.backends.ollama.requests import (
     LACKS,
     LACKS_IN_COMPLETIONS,
     chat_request,
@@ -58,7 +58,7 @@ from workers.backends.ollama_requests import (
     generate_request,
     unloads,
 )
-from workers.backends.ollama_wire import JSON, LineSplitter, OllamaClient
+from workers.backends.ollama.responses import Events
 
 CAPABILITIES = {
     "/v1/chat/completions": Capability.CHAT,

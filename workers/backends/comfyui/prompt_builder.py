@@ -11,7 +11,7 @@ import orjson
 
 from workers.adapter_kit.images.responses import ImageRequest
 from workers.backends.base import BackendRefused
-from workers.backends.comfyui_workflows import Graph, Target, Workflow
+from workers.backends.comfyui.workflows import Graph, Target, Workflow
 
 FIELDS = {"negative": "negative_prompt", "width": "size", "height": "size", "image": "edit"}
 """What a slot is called in a request, where that differs."""

@@ -16,8 +16,8 @@ from functools import cache
 import orjson
 
 from workers.adapter_kit.multipart import FilePart, encode
+from workers.adapter_kit.openai.client import ERROR_LIMIT, JSON, Api, form_fields
 from workers.backends.base import BackendError
-from workers.backends.openai_api import ERROR_LIMIT, JSON, Api, form_fields
 
 STREAM, STREAM_OPTIONS, TOOL_STREAM = "stream", "stream_options", "stream with tools"
 STREAM_USAGE = "usage in streams"

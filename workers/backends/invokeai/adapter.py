@@ -34,10 +34,10 @@ from workers.backends.base import (
     Requirement,
     Task,
 )
-from workers.backends.invokeai_api import Api
-from workers.backends.invokeai_events import listening
-from workers.backends.invokeai_graphs import FLUX, MAX_SEED, Graph, Model, Wanted, graph_for, size_for
-from workers.backends.invokeai_queue import Batch
+from workers.backends.invokeai.client import Api
+from workers.backends.invokeai.events import listening
+from workers.backends.invokeai.graphs import FLUX, MAX_SEED, Graph, Model, Wanted, graph_for, size_for
+from workers.backends.invokeai.queue import Batch
 
 OPTIONS = frozenset({"keep_images", KEEP_METADATA})
 NO_MODELS = "InvokeAI has no model that Nexus can serve. Install a main model (Stable Diffusion 1.x, 2.x, SDXL or FLUX.1) with its Model Manager."

@@ -43,10 +43,10 @@ from workers.backends.base import (
     Requirement,
     Task,
 )
-from workers.backends.comfyui_checks import classes_of, lists_files, problem_of
-from workers.backends.comfyui_plans import Plan, check, checkpoint_workflow, field_of, plans
-from workers.backends.comfyui_server import ComfyServer, Event, InvalidGraph, Listener, Look, NotJudged, Where
-from workers.backends.comfyui_workflows import Workflow, WorkflowFiles, sampler_nodes
+from workers.backends.comfyui.client import ComfyServer, Event, InvalidGraph, Listener, Look, NotJudged, Where
+from workers.backends.comfyui.node_checks import classes_of, lists_files, problem_of
+from workers.backends.comfyui.prompt_builder import Plan, check, checkpoint_workflow, field_of, plans
+from workers.backends.comfyui.workflows import Workflow, WorkflowFiles, sampler_nodes
 
 JSON = dict[str, Any]
 

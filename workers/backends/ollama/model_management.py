@@ -10,7 +10,7 @@ import orjson
 from schemas.frames import Progress
 from workers.adapter_kit.request_fields import json_object
 from workers.backends.base import BackendRefused, Chunk, Finish, Output, Task
-from workers.backends.ollama_requests import unloads
+from workers.backends.ollama.requests import unloads
 
 JSON = dict[str, Any]
 

@@ -65,7 +65,7 @@ from workers.backends.base import (
     Requirement,
     Task,
 )
-from workers.backends.echo_media import EMBEDDING_LENGTH, MEDIA, answer
+from workers.backends.echo.media import EMBEDDING_LENGTH, MEDIA, answer
 
 JSON = dict[str, Any]
 

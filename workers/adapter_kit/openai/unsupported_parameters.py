@@ -11,12 +11,12 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from functools import partial
 
+from workers.adapter_kit.openai.client import JSON, Api, names
+from workers.adapter_kit.openai.feature_probes import CHAT_PATH, lacks_parameter
 from workers.adapter_kit.request_fields import choices_wanted, json_object
 from workers.adapter_kit.text.adaptations import PARALLEL, TOOL_CHOICE, N, Plan, asks, is_idle, plan_of
 from workers.adapter_kit.text.adapted_text import Ask, carry_out
 from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, Chunk, Output, Task
-from workers.backends.openai_api import JSON, Api, names
-from workers.backends.openai_probes import CHAT_PATH, lacks_parameter
 
 PARAMETERS = frozenset({N, "best_of", "logit_bias", PARALLEL, TOOL_CHOICE, "verbosity", "store"})
 

@@ -18,13 +18,13 @@ from schemas.jobs import Capability
 from schemas.presence import Limitation, ServiceRecord
 from workers.adapter_kit.error_mapping import refusal
 from workers.adapter_kit.http_client import HttpClient
+from workers.adapter_kit.openai.audio import speech, transcribe
+from workers.adapter_kit.openai.client import Api
+from workers.adapter_kit.openai.embeddings import embed, rerank
+from workers.adapter_kit.openai.images import draw
+from workers.adapter_kit.openai.text import STREAMS, complete
 from workers.backends.base import BackendError, BackendRefused, Output, Task
-from workers.backends.openai_api import Api
-from workers.backends.openai_audio import speech, transcribe
-from workers.backends.openai_images import draw
-from workers.backends.openai_text import STREAMS, complete
-from workers.backends.openai_vectors import embed, rerank
-from workers.backends.service_metadata import ENDPOINTS, Advert, endpoints_of, names_models, paths_of, read_advert
+from workers.backends.service.metadata import ENDPOINTS, Advert, endpoints_of, names_models, paths_of, read_advert
 
 JSON = dict[str, Any]
 

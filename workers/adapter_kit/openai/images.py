@@ -25,10 +25,10 @@ from workers.adapter_kit.images.responses import (
     size_text,
 )
 from workers.adapter_kit.multipart import Encoded, FilePart, encode
+from workers.adapter_kit.openai.client import JSON, Api, events_of, fields_of, form_fields, is_about, is_events, json_of
 from workers.adapter_kit.request_fields import json_object
 from workers.adapter_kit.sse import payloads
 from workers.backends.base import Adapted, BackendError, BackendRefused, Chunk, Finish, Output, Task
-from workers.backends.openai_api import JSON, Api, events_of, fields_of, form_fields, is_about, is_events, json_of
 
 ANSWER_LIMIT = 256 * 1024 * 1024
 PICTURE_LIMIT = 64 * 1024 * 1024

@@ -31,9 +31,7 @@ from workers.adapter_kit.audio.transcripts import (
 from workers.adapter_kit.error_mapping import stream_error
 from workers.adapter_kit.http_client import Response
 from workers.adapter_kit.multipart import FilePart, encode
-from workers.adapter_kit.sse import payloads
-from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, Output, Task
-from workers.backends.openai_api import (
+from workers.adapter_kit.openai.client import (
     JSON,
     Api,
     events_of,
@@ -44,7 +42,9 @@ from workers.backends.openai_api import (
     is_json,
     json_of,
 )
-from workers.backends.openai_probes import STREAM, lacks_sound, lacks_transcript, lacks_transcript_stream
+from workers.adapter_kit.openai.feature_probes import STREAM, lacks_sound, lacks_transcript, lacks_transcript_stream
+from workers.adapter_kit.sse import payloads
+from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, Output, Task
 
 TRANSCRIPT_LIMIT = 64 * 1024 * 1024
 EVENT_LIMIT = 4 * 1024 * 1024

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from schemas.jobs import Capability
 from schemas.presence import ModelOffer
-from workers.backends.openai_audio import voices_of
-from workers.backends.openai_models import TEXT, Choice
+from workers.adapter_kit.openai.audio import voices_of
+from workers.adapter_kit.openai.capabilities import TEXT, Choice
 
 JSON = dict[str, Any]
 

@@ -21,9 +21,9 @@ from typing import Any
 from schemas.frames import MAX_PREVIEW, Progress
 from workers.adapter_kit.images.responses import Picture
 from workers.backends.base import BackendError, BackendRefused, ModelNotServed
-from workers.backends.invokeai_api import Api
-from workers.backends.invokeai_events import Listener
-from workers.backends.invokeai_graphs import Graph
+from workers.backends.invokeai.client import Api
+from workers.backends.invokeai.events import Listener
+from workers.backends.invokeai.graphs import Graph
 
 JSON = dict[str, Any]
 

@@ -16,6 +16,16 @@ import orjson
 
 from workers.adapter_kit.http_client import Response, until_close
 from workers.adapter_kit.limitations import Probe
+from workers.adapter_kit.openai.client import ERROR_LIMIT, JSON, Api, fields_of, is_json, names
+from workers.adapter_kit.openai.feature_probes import (
+    STREAM,
+    STREAM_OPTIONS,
+    STREAM_USAGE,
+    TOOL_STREAM,
+    lacks_stream_usage,
+    lacks_text_feature,
+)
+from workers.adapter_kit.openai.unsupported_parameters import carried_out, plan_after, text_plan
 from workers.adapter_kit.request_fields import (
     choices_wanted,
     continuous_usage_wanted,
@@ -28,16 +38,6 @@ from workers.adapter_kit.sse import BYTE_ORDER_MARK, FIELDS
 from workers.adapter_kit.text.adaptations import PARALLEL, WATCHED, Plan
 from workers.adapter_kit.text.completion_stream import Answer, Wanted, new_answer
 from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, Chunk, Finish, Output, Task
-from workers.backends.openai_api import ERROR_LIMIT, JSON, Api, fields_of, is_json, names
-from workers.backends.openai_lacks import carried_out, plan_after, text_plan
-from workers.backends.openai_probes import (
-    STREAM,
-    STREAM_OPTIONS,
-    STREAM_USAGE,
-    TOOL_STREAM,
-    lacks_stream_usage,
-    lacks_text_feature,
-)
 
 ANSWER_LIMIT = 64 * 1024 * 1024
 BLANK = b" \t\r\n" + BYTE_ORDER_MARK

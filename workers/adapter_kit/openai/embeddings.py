@@ -15,11 +15,11 @@ from workers.adapter_kit.embeddings import embeddings_body, read_vectors, wrappe
 from workers.adapter_kit.error_mapping import CONTEXT_LENGTH_EXCEEDED
 from workers.adapter_kit.http_client import Response
 from workers.adapter_kit.limitations import KNOWN_S
+from workers.adapter_kit.openai.client import JSON, Api, fields_of, is_about, json_of
+from workers.adapter_kit.openai.feature_probes import lacks_encoding_format, reranks_as_tei
 from workers.adapter_kit.request_fields import json_object
 from workers.adapter_kit.rerank import RerankRequest, read_scores, rerank_body
 from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, ModelNotServed, Output, Task
-from workers.backends.openai_api import JSON, Api, fields_of, is_about, json_of
-from workers.backends.openai_probes import lacks_encoding_format, reranks_as_tei
 
 ANSWER_LIMIT = 256 * 1024 * 1024
 """2,048 texts with 3,072 numbers each are half of it."""

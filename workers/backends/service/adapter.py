@@ -29,7 +29,7 @@ from workers.backends.base import (
     Requirement,
     Task,
 )
-from workers.backends.service_place import Place
+from workers.backends.service.instance import Place
 
 QUEUED_S = 5.0
 """How often a request that waits for a slot says so."""

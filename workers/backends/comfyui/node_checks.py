@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from workers.backends.comfyui_workflows import Target, Workflow
+from workers.backends.comfyui.workflows import Target, Workflow
 
 JSON = dict[str, Any]
 Classes = Mapping[str, JSON | None]
