@@ -19,8 +19,8 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from cli import http_client
-from cli.datadir import DataDir
 from cli.errors import ConsoleError, Refused, Unreachable
+from cli.stack.data_dir import DataDir
 
 DEFAULT_URL = "http://127.0.0.1:8800"
 KEY_FILE_VARIABLE = "GATEWAY_BEARER_TOKEN_FILE"

@@ -10,9 +10,9 @@ import typer
 from typer.core import TyperGroup
 
 COMMANDS = {
-    "up": ("cli.up:up", "Start everything on this machine: servers, gateway, workers."),
-    "down": ("cli.down:down", "Stop what `nexus up` runs."),
-    "logs": ("cli.logs:logs", "Show the logs of what `nexus up` runs."),
+    "up": ("cli.stack.up:up", "Start everything on this machine: servers, gateway, workers."),
+    "down": ("cli.stack.down:down", "Stop what `nexus up` runs."),
+    "logs": ("cli.stack.logs:logs", "Show the logs of what `nexus up` runs."),
     "env": ("cli.environment:env", "Print variables by which OpenAI's SDKs find the running gateway."),
     "gateway": ("cli.processes:gateway", "Run one gateway."),
     "worker": ("cli.processes:worker", "Run one worker beside an inference server."),

@@ -19,7 +19,7 @@ from cli import options
 from cli.backup_folder import Manifest, Tell, read_manifest, shown_size, verify
 from cli.errors import ConsoleError
 from cli.processes import EtcdUrl, NatsUrl, RedisUrl, StackDir, read_settings, set_environment
-from cli.running_stack import join_running_stack
+from cli.stack.credentials import join_running_stack
 
 if TYPE_CHECKING:
     from backbone.settings import CommonSettings

@@ -6,8 +6,8 @@ import shlex
 
 from cli import options
 from cli.api import find_target
-from cli.datadir import data_dir_from
 from cli.errors import ConsoleError
+from cli.stack.data_dir import data_dir_from
 
 
 def env(

@@ -15,8 +15,8 @@ import typer
 from cli import options
 from cli.api import find_target
 from cli.console import fetch_list, show
-from cli.datadir import data_dir_from
 from cli.errors import ConsoleError
+from cli.stack.data_dir import data_dir_from
 
 if TYPE_CHECKING:
     from cli.tables import RenderableType

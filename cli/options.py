@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from cli.api import ApiClient, find_target
-from cli.datadir import data_dir_from
 from cli.errors import ConsoleError
+from cli.stack.data_dir import data_dir_from
 
 Url = Annotated[
     str | None,

@@ -11,11 +11,11 @@ import typer
 
 from cli.errors import ConsoleError
 from cli.options import warn_of_backend_key
-from cli.running_stack import join_running_stack
+from cli.stack.credentials import join_running_stack
 
 if TYPE_CHECKING:  # pydantic takes half a second: `nexus status` does without
     from backbone.settings import CommonSettings
-    from cli.rejoining import Joined
+    from cli.stack.rejoin import Joined
 
 Settings = TypeVar("Settings", bound="CommonSettings")
 

@@ -20,7 +20,7 @@ import pytest_asyncio
 
 from cli.embedded.process import ManagedProcess
 from cli.embedded.servers import free_port
-from cli.local import LocalModel, local_models
+from cli.stack.bundled_models import LocalModel, local_models
 from tests.cluster import KEY, Cluster
 from tests.servers import source
 

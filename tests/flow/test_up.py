@@ -20,8 +20,8 @@ import httpx
 import pytest
 
 from cli.embedded.process import bound_to_parent
-from cli.local import local_models
-from cli.probe import CANDIDATES, Candidate
+from cli.stack.bundled_models import local_models
+from cli.stack.discovery import CANDIDATES, Candidate
 from tests.backends.double_openai import OpenAIDouble
 from tests.cluster import ROOT, free_port
 from tests.conftest import run_sync

@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from cli.api import DEFAULT_URL, ApiClient, Target, find_target
-from cli.datadir import DataDir, StackState
 from cli.errors import ConsoleError
 from cli.options import chosen_key, warn_of_key
-from cli.ports import free_port
+from cli.stack.data_dir import DataDir, StackState
+from cli.stack.ports import free_port
 from tests.unit.gateway_double import serve
 
 SECRET = "nexus-very-secret"

@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from backbone.secret_files import Misconfigured
 from backbone.settings import GatewaySettings
 from cli.api import find_target
-from cli.datadir import DataDir
+from cli.stack.data_dir import DataDir
 from gateway.auth.bootstrap_key import bootstrap_key
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from cli.datadir import DataDir, StackState
 from cli.errors import ConsoleError
-from cli.process_identity import process_identity
+from cli.stack.data_dir import DataDir, StackState
+from cli.stack.process_identity import process_identity
 
 HOLD = """
 import sys
 from pathlib import Path
-from cli.datadir import DataDir
+from cli.stack.data_dir import DataDir
 data = DataDir(Path(sys.argv[1]))
 with data.locked("http://127.0.0.1:1234"):
     print("held", flush=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cli.embedded.process import bound_to_parent
-from cli.process_identity import process_identity
+from cli.stack.process_identity import process_identity
 
 PARENT = """
 import signal, subprocess, sys, time

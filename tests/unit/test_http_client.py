@@ -28,7 +28,7 @@ from cli.http_client import (
     is_loopback,
     join,
 )
-from cli.ports import free_port
+from cli.stack.ports import free_port
 from tests.unit.gateway_double import serve
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cli.ports import free_port
+from cli.stack.ports import free_port
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "install.py"
 NOWHERE = f"http://127.0.0.1:{free_port()}/simple/"

@@ -14,9 +14,9 @@ import pytest
 
 from backbone.registry.etcd import EtcdRegistry
 from backbone.registry.etcd_client import EtcdLink
-from cli.datadir import DataDir
 from cli.errors import ConsoleError
-from cli.operator_data import OperatorData
+from cli.stack.data_dir import DataDir
+from cli.stack.etcd_seed import OperatorData
 from schemas.errors import Unavailable
 from schemas.presence import Alias, ServiceRecord
 from tests.servers import Server
@@ -144,7 +144,7 @@ async def test_an_etcd_that_kept_its_data_has_the_last_word(stack: Stack, eventu
 
 async def test_an_etcd_that_is_away_holds_nothing_up(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is said; what is kept stays kept."""
-    monkeypatch.setattr("cli.operator_data.SEED_S", 0.3)
+    monkeypatch.setattr("cli.stack.etcd_seed.SEED_S", 0.3)
     stack.data.keep_operator_data(KEPT)
     stack.etcd.kill()
     operator_data = OperatorData(stack.data, "/nexus/", stack.said.append)
@@ -158,7 +158,7 @@ async def test_a_file_that_cannot_be_written_is_said_and_tried_again(
     stack: Stack, eventually: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with a full disk."""
-    monkeypatch.setattr("cli.operator_data.SAVE_AGAIN_S", 0.05)
+    monkeypatch.setattr("cli.stack.etcd_seed.SAVE_AGAIN_S", 0.05)
     write, full = stack.data.keep_operator_data, [True]
 
     def keep(data: dict[str, dict[str, Any]]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from cli.embedded.gguf import NotAModel, read_model
 from cli.embedded.llama import MODEL_NAME, find_model, is_installed
 from cli.errors import ConsoleError
-from cli.own_models import OwnModel, own_models, served
+from cli.stack.own_models import OwnModel, own_models, served
 
 needs_llama = pytest.mark.skipif(not is_installed(), reason="the local-chat extra is not installed")
 CHAT = {"general.architecture": "llama", "llama.context_length": 8192, "tokenizer.chat_template": "{{ messages }}"}

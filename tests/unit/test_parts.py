@@ -12,7 +12,7 @@ from typing import Self
 import pytest
 
 from cli.embedded.process import ManagedProcess, ProcessFailed
-from cli.parts import Part, how_it_ended
+from cli.stack.component import Part, how_it_ended
 
 SLEEPER = "import time; time.sleep(60)"
 STUBBORN = """

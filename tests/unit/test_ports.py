@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from cli.errors import ConsoleError
-from cli.ports import PortWish, check_ports, free_port, is_free
+from cli.stack.ports import PortWish, check_ports, free_port, is_free
 
 HOST = "127.0.0.1"
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from cli.ports import free_port
-from cli.probe import CANDIDATES, LOOKS, Candidate, Found, find_backends, model_names
-from cli.stack import plan_for
+from cli.stack.discovery import CANDIDATES, LOOKS, Candidate, Found, find_backends, model_names
+from cli.stack.ports import free_port
+from cli.stack.stack import plan_for
 from workers.backends.base import backend_kinds
 
 MODELS = {"object": "list", "data": [{"id": "llama3.2:1b", "object": "model", "created": 1, "owned_by": "library"}]}

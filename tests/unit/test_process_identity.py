@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from backbone.port_holders import port_holder
-from cli.process_identity import _by_ps, process_identity, send_signal
+from cli.stack.process_identity import _by_ps, process_identity, send_signal
 from tests.ports import free_port
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from cli.datadir import DataDir, StackState
 from cli.errors import ConsoleError
 from cli.processes import run_joined
-from cli.rejoining import REJOIN_VARIABLE, Joined
-from cli.running_stack import join_running_stack
+from cli.stack.credentials import join_running_stack
+from cli.stack.data_dir import DataDir, StackState
+from cli.stack.rejoin import REJOIN_VARIABLE, Joined
 
 WORKER = {
     "NATS_URL": "nats://127.0.0.1:14222",

@@ -11,7 +11,7 @@ import pytest
 
 from cli.errors import ConsoleError
 from cli.processes import read_settings
-from cli.running import command
+from cli.stack.runner import command
 
 
 def test_a_line_for_any_terminal_works_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

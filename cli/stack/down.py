@@ -9,9 +9,9 @@ import time
 import typer
 
 from cli import options
-from cli.datadir import DataDir, data_dir_from
 from cli.errors import ConsoleError
-from cli.process_identity import process_identity, send_signal
+from cli.stack.data_dir import DataDir, data_dir_from
+from cli.stack.process_identity import process_identity, send_signal
 
 PATIENCE_S = 15.0
 """A stack ends within 5 s, by force where need be; on a busy machine it gets more."""

@@ -10,8 +10,8 @@ from typing import Annotated, BinaryIO
 import typer
 
 from cli import options
-from cli.datadir import DataDir, data_dir_from
 from cli.errors import ConsoleError
+from cli.stack.data_dir import DataDir, data_dir_from
 
 FOLLOW_INTERVAL_S = 0.2
 TAIL_BLOCK = 64 * 1024

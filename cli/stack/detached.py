@@ -11,9 +11,9 @@ from pathlib import Path
 from select import select
 from typing import BinaryIO
 
-from cli.datadir import DataDir
 from cli.embedded.process import LOG_LIMIT
 from cli.private_files import open_private
+from cli.stack.data_dir import DataDir
 
 READY_VARIABLE = "NEXUS_UP_READY_FD"
 """The descriptor into which a detached stack writes how to use it, once it is up; its end without a word: it is not."""

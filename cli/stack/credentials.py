@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from cli.datadir import data_dir_from
 from cli.errors import ConsoleError
-from cli.rejoining import Joined, wait_for_stack
+from cli.stack.data_dir import data_dir_from
+from cli.stack.rejoin import Joined, wait_for_stack
 
 if TYPE_CHECKING:
     from backbone.settings import CommonSettings

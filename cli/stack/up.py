@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli import options
-from cli.datadir import DataDir, data_dir_from
 from cli.errors import ConsoleError
-from cli.ports import PortWish, check_ports, free_port
 from cli.processes import read_settings
-from cli.up_detached import ignore_hangup, is_detached, start_detached
+from cli.stack.data_dir import DataDir, data_dir_from
+from cli.stack.detached import ignore_hangup, is_detached, start_detached
+from cli.stack.ports import PortWish, check_ports, free_port
 
 if TYPE_CHECKING:
     from backbone.settings import GatewaySettings
-    from cli.own_models import OwnModel
-    from cli.stack import StackOptions
+    from cli.stack.own_models import OwnModel
+    from cli.stack.stack import StackOptions
 
 
 def up(
@@ -103,9 +103,9 @@ def up(
     Settings of the environment or .env, in brackets below, are beaten by flags.
     """
     from backbone.settings import GatewaySettings
-    from cli.running import run_stack
-    from cli.screen import Screen
-    from cli.stack import StackOptions
+    from cli.stack.display import Screen
+    from cli.stack.runner import run_stack
+    from cli.stack.stack import StackOptions
 
     if is_detached():
         ignore_hangup()
@@ -156,7 +156,7 @@ def chosen_models(
     wanted: list[str] | None, context: int | None, *, local_models: bool | None
 ) -> tuple[list[OwnModel], bool]:
     """The user's own models, and whether the small chat model is served too. Raises ConsoleError."""
-    from cli.own_models import own_models
+    from cli.stack.own_models import own_models
 
     own = own_models(wanted or [], context, default_chat=local_models is True)
     return own, local_models is True or all(one.file.embeds for one in own)

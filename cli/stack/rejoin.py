@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NoReturn
 
-from cli.datadir import DataDir, StackState
+from cli.stack.data_dir import DataDir, StackState
 
 POLL_INTERVAL_S = 0.5
 REJOIN_VARIABLE = "NEXUS_REJOIN"

@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from backbone.registry.keys import Keys
-from cli.datadir import DataDir
 from cli.embedded.etcd_api import EtcdApi, EtcdAway, EtcdLogin, Listing
+from cli.stack.data_dir import DataDir
 
 SAVE_AFTER_S = 0.05
 """Changes in this time are written together."""

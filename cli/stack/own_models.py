@@ -9,7 +9,7 @@ from pathlib import Path
 from cli.embedded import embeddings, llama
 from cli.embedded.gguf import ModelFile, NotAModel, read_model
 from cli.errors import ConsoleError
-from cli.local import SPEECH_MODEL, LocalModel
+from cli.stack.bundled_models import SPEECH_MODEL, LocalModel
 from schemas.installation import install_hint
 
 DEFAULT_CONTEXT = 4096

@@ -32,7 +32,7 @@ from typing import Any
 
 from cli.errors import ConsoleError
 from cli.private_files import open_private, private_folder, write_private
-from cli.process_identity import process_identity
+from cli.stack.process_identity import process_identity
 
 DATA_DIR_VARIABLE = "NEXUS_DATA_DIR"
 DEFAULT_DATA_DIR = Path(".nexus")

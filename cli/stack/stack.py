@@ -18,20 +18,20 @@ from typing import Any
 import httpx
 
 from backbone.port_holders import port_holder
-from cli.datadir import DataDir, StackState
 from cli.embedded.credentials import NATS_USER, Credentials
 from cli.embedded.etcd_api import EtcdLogin
 from cli.embedded.process import ManagedProcess
 from cli.embedded.secured_etcd import SecuredEtcdServer
 from cli.embedded.servers import EmbeddedServer, NatsServer, RedisServer
 from cli.errors import ConsoleError
-from cli.local import LocalModel, local_models
-from cli.operator_data import OperatorData
-from cli.own_models import OwnModel, served
-from cli.parts import Part, StartFailed
-from cli.ports import is_free, stable_port
-from cli.probe import Found, find_backends
-from cli.screen import Screen
+from cli.stack.bundled_models import LocalModel, local_models
+from cli.stack.component import Part, StartFailed
+from cli.stack.data_dir import DataDir, StackState
+from cli.stack.discovery import Found, find_backends
+from cli.stack.display import Screen
+from cli.stack.etcd_seed import OperatorData
+from cli.stack.own_models import OwnModel, served
+from cli.stack.ports import is_free, stable_port
 from schemas.installation import install_hint
 
 STOP_S = 4.7

@@ -15,11 +15,11 @@ from typing import Any
 
 import httpx
 
-from cli.datadir import DataDir, data_dir_from
 from cli.environment import exports
-from cli.screen import Screen
-from cli.stack import Stack, StackFailed, StackOptions
-from cli.up_detached import is_detached, tell_ready
+from cli.stack.data_dir import DataDir, data_dir_from
+from cli.stack.detached import is_detached, tell_ready
+from cli.stack.display import Screen
+from cli.stack.stack import Stack, StackFailed, StackOptions
 
 QUESTION = "What is gravity?"
 SENTENCE = "The quick brown fox jumps over the lazy dog."
