@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from cli import options
-from cli.api import ApiClient
 from cli.errors import ConsoleError
+from cli.gateway_client import ApiClient
 
 PATH = "/v1/chat/completions"
 HELP = "Ctrl-C stops an answer, Ctrl-D ends the chat, /clear forgets what was said."

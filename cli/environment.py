@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 
 from cli import options
-from cli.api import find_target
 from cli.errors import ConsoleError
+from cli.gateway_client import find_target
 from cli.stack.data_dir import data_dir_from
 
 

@@ -12,10 +12,10 @@ from urllib.parse import urlencode
 import typer
 
 from cli import options
-from cli.api import ApiClient
-from cli.console import show
 from cli.errors import ConsoleError
-from cli.following import path_of
+from cli.gateway_client import ApiClient
+from cli.job_follower import path_of
+from cli.operations import show
 
 if TYPE_CHECKING:
     from cli.tables import RenderableType

@@ -13,9 +13,9 @@ from urllib.parse import quote
 import typer
 
 from cli import options
-from cli.api import find_target
-from cli.console import fetch_list, show
 from cli.errors import ConsoleError
+from cli.gateway_client import find_target
+from cli.operations import fetch_list, show
 from cli.stack.data_dir import data_dir_from
 
 if TYPE_CHECKING:

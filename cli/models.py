@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import options
-from cli.api import ApiClient
-from cli.console import show
 from cli.errors import Refused
+from cli.gateway_client import ApiClient
+from cli.operations import show
 
 if TYPE_CHECKING:  # drawing tables takes time to import: `nexus --version` does without
     from cli.tables import RenderableType
@@ -62,7 +62,7 @@ def pull(
 
 def _follow(api: ApiClient, job: str, model: str, *, as_json: bool) -> int:
     """Show the pull's progress to its end; the exit code."""
-    from cli.following import Follower
+    from cli.job_follower import Follower
     from cli.watch import Viewer, follow
 
     if as_json:

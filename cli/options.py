@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from cli.api import ApiClient, find_target
 from cli.errors import ConsoleError
+from cli.gateway_client import ApiClient, find_target
 from cli.stack.data_dir import data_dir_from
 
 Url = Annotated[

@@ -107,7 +107,7 @@ def etcd(
     from backbone.registry.version_check import ADVICE
     from backbone.secret_files import Misconfigured, Password, read_secret
     from backbone.settings import CommonSettings
-    from cli.processes import read_settings
+    from cli.serve import read_settings
     from schemas.errors import Unavailable
 
     settings = read_settings(CommonSettings)

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import typer
 
 from cli import options
-from cli.console import fetch_list, show
+from cli.operations import fetch_list, show
 
 if TYPE_CHECKING:
     from cli.tables import RenderableType

@@ -11,8 +11,8 @@ from typing import IO, Annotated, Any
 import typer
 
 from cli import options
-from cli.api import ApiClient
 from cli.errors import ConsoleError
+from cli.gateway_client import ApiClient
 from cli.watch import Output, follow
 
 SHORT = {

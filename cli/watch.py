@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from cli import options
-from cli.api import ApiClient
-from cli.following import ENDS, Follower, JobEvent
-from cli.results import fetch_result, report, said
+from cli.gateway_client import ApiClient
+from cli.job_follower import ENDS, Follower, JobEvent
+from cli.job_output import fetch_result, report, said
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-from cli.embedded.guard import GUARD
+from cli.embedded.orphan_guard import GUARD
 from cli.private_files import open_private
 
 LAUNCHER = """

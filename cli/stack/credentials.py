@@ -54,7 +54,7 @@ def _is_same(name: str, value: str, joined: str | None) -> bool:
 def _share_key(key: str) -> None:
     """Let a further gateway take the admin key that `nexus up` printed, unless settings give it one of its own."""
     from backbone.settings import GatewaySettings
-    from cli.processes import read_settings
+    from cli.serve import read_settings
 
     if not read_settings(GatewaySettings).model_fields_set & {"gateway_bearer_token", "gateway_bearer_token_file"}:
         os.environ["GATEWAY_BEARER_TOKEN"] = key
@@ -63,7 +63,7 @@ def _share_key(key: str) -> None:
 def _say_that_none_runs(folder: Path, *, named: bool) -> None:
     """Unless settings name NATS: who set that means no stack of this machine."""
     from backbone.settings import CommonSettings
-    from cli.processes import read_settings
+    from cli.serve import read_settings
 
     if "nats_url" in read_settings(CommonSettings).model_fields_set:
         return
@@ -83,7 +83,7 @@ def _tell(text: str) -> None:
 def _mean(variables: dict[str, str]) -> bool:
     """Whether the settings as they are now, by the environment or `.env`, mean the servers of `variables`, or none."""
     from backbone.settings import CommonSettings
-    from cli.processes import read_settings
+    from cli.serve import read_settings
 
     settings = read_settings(CommonSettings)
     return all(_means(settings, name, variables) for name in SERVERS) and not settings.nats_creds_file

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from cli.embedded import embeddings, llama
+from cli.embedded import embeddings_server, llama_server
 from cli.embedded.gguf import ModelFile, NotAModel, read_model
 from cli.errors import ConsoleError
 from cli.stack.bundled_models import SPEECH_MODEL, LocalModel
@@ -15,7 +15,7 @@ from schemas.installation import install_hint
 DEFAULT_CONTEXT = 4096
 SLOTS = ((8192, 4), (32_768, 2))
 """Requests at once, up to so many tokens each; one beyond: memory grows with both."""
-TAKEN = frozenset({SPEECH_MODEL, embeddings.MODEL_NAME, "whisper-tiny.en"})
+TAKEN = frozenset({SPEECH_MODEL, embeddings_server.MODEL_NAME, "whisper-tiny.en"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
 
 
@@ -51,14 +51,14 @@ class OwnModel:
 
 def own_models(wanted: list[str], context: int | None, *, default_chat: bool) -> list[OwnModel]:
     """Read the files that `--model` names, as FILE or NAME=FILE. Raises ConsoleError, saying what is wrong with which."""
-    if wanted and not llama.is_installed():
+    if wanted and not llama_server.is_installed():
         raise ConsoleError(
-            f"--model needs llama.cpp, which is not installed. To install it: {install_hint(llama.EXTRA)}"
+            f"--model needs llama.cpp, which is not installed. To install it: {install_hint(llama_server.EXTRA)}"
         )
     if context is not None and not wanted:
         raise ConsoleError("--context is for the models of --model, and none is given", exit_code=2)
     found: dict[str, OwnModel] = {}
-    taken = TAKEN | ({llama.MODEL_NAME} if default_chat else set())
+    taken = TAKEN | ({llama_server.MODEL_NAME} if default_chat else set())
     for one in wanted:
         model = _own_model(one, context)
         if model.name in taken or model.name in found:
@@ -116,7 +116,7 @@ def _served(model: OwnModel, worker: str) -> LocalModel:
     return LocalModel(
         name=f"llama-{worker}",
         title=f"llama.cpp, {model.name}",
-        module="cli.embedded.llama",
+        module="cli.embedded.llama_server",
         arguments=lambda port: [*fixed, "--port", str(port)],
         ready_path="/health",
         worker=worker,

@@ -12,7 +12,7 @@ import typer
 
 from cli import options
 from cli.errors import ConsoleError
-from cli.processes import read_settings
+from cli.serve import read_settings
 from cli.stack.data_dir import DataDir, data_dir_from
 from cli.stack.detached import ignore_hangup, is_detached, start_detached
 from cli.stack.ports import PortWish, check_ports, free_port

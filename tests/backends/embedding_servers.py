@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.embedded.llama import find_model
+from cli.embedded.llama_server import find_model
 from cli.embedded.process import bound_to_parent
 
 START_S = 60.0

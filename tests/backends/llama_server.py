@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.embedded.llama import find_model
+from cli.embedded.llama_server import find_model
 from cli.embedded.process import bound_to_parent
 
 START_S = 60.0
@@ -32,7 +32,7 @@ class LlamaServer:
             if os.environ.get("CI"):
                 pytest.fail(message)
             pytest.skip(message)
-        command = [sys.executable, "-m", "cli.embedded.llama", "--model", str(model), "--port", str(port)]
+        command = [sys.executable, "-m", "cli.embedded.llama_server", "--model", str(model), "--port", str(port)]
         command += ["--alias", "smollm2", "--ctx", "4096", "--parallel", "2"]
         self.process = subprocess.Popen(bound_to_parent(command), cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from openai.types.audio import TranscriptionVerbose
 
-from cli.embedded.whisper import MODEL_NAME
+from cli.embedded.whisper_server import MODEL_NAME
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, eventually, outputs_of
 from tests.backends.whisper_server import PARAGRAPH, SENTENCE, WhisperServer, repeated, spoken

@@ -12,10 +12,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cli.embedded import speech
+from cli.embedded import piper_server
 from cli.embedded.process import ManagedProcess
 from cli.embedded.servers import free_port
-from cli.embedded.whisper import MODEL_NAME, find_model
+from cli.embedded.whisper_server import MODEL_NAME, find_model
 
 SENTENCE = "The quick brown fox jumps over the lazy dog."
 PARAGRAPH = (
@@ -38,7 +38,7 @@ def skip_or_fail(extra: str) -> None:
 
 def spoken(text: str, folder: Path) -> bytes:
     """A WAV in which Piper says it."""
-    voice = speech.find_voice()
+    voice = piper_server.find_voice()
     if voice is None:
         skip_or_fail("local-speech")
     path = folder / "spoken.wav"
@@ -59,7 +59,7 @@ def repeated(sound: bytes, times: int) -> bytes:
 
 
 class WhisperServer:
-    """`python -m cli.embedded.whisper` with the shipped weights."""
+    """`python -m cli.embedded.whisper_server` with the shipped weights."""
 
     def __init__(self, folder: Path) -> None:
         model = find_model()
@@ -69,7 +69,7 @@ class WhisperServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self.process = ManagedProcess(
             "whisper",
-            [sys.executable, "-m", "cli.embedded.whisper", "--model", str(model), "--port", str(self.port)],
+            [sys.executable, "-m", "cli.embedded.whisper_server", "--model", str(model), "--port", str(self.port)],
             log_file=folder / "whisper.log",
             ready=self.answers,
             ready_timeout_s=START_S,

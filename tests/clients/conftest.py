@@ -21,7 +21,7 @@ import pytest
 import pytest_asyncio
 
 from cli.embedded.binaries import BinaryMissing
-from cli.embedded.llama import find_model
+from cli.embedded.llama_server import find_model
 from cli.embedded.process import ManagedProcess
 from tests.backends.double_openai import OpenAIDouble
 from tests.cluster import ROOT, Cluster, free_port
@@ -84,7 +84,7 @@ async def smollm2(cluster: Cluster) -> AsyncIterator[str]:
     command: list[str | Path] = [
         sys.executable,
         "-m",
-        "cli.embedded.llama",
+        "cli.embedded.llama_server",
         "--model",
         model,
         "--port",

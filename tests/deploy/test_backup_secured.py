@@ -12,9 +12,9 @@ from backbone.settings import CommonSettings
 from backbone.store.auth import redis_access
 from backbone.store.redis import RedisStore
 from backbone.store.redis_documents import RedisDocuments
-from cli.backup import _backup, _restore
-from cli.backup_folder import read_manifest
-from cli.backup_servers import chosen
+from cli.backup.archive import read_manifest
+from cli.backup.command import _backup, _restore
+from cli.backup.connections import chosen
 from tests.backbone.joblogs import World, new_job, word_on
 from tests.cluster import Cluster
 from tests.deploy.production import ProductionSource, Secrets

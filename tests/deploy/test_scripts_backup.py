@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.backup_folder import read_manifest
+from cli.backup.archive import read_manifest
 from tests.servers import ROOT
 
 SCRIPTS = ROOT / "deploy" / "scripts"

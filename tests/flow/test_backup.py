@@ -21,9 +21,9 @@ import pytest_asyncio
 from backbone.registry.backup import RegistryDump
 from backbone.registry.etcd_client import EtcdLink
 from backbone.settings import CommonSettings
-from cli.backup import _backup, _restore
-from cli.backup_folder import read_manifest, verify
-from cli.backup_servers import chosen
+from cli.backup.archive import read_manifest, verify
+from cli.backup.command import _backup, _restore
+from cli.backup.connections import chosen
 from cli.errors import ConsoleError
 from tests.backbone.joblogs import World, new_job, word_on
 from tests.cluster import KEY, Cluster, chat

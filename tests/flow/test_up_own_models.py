@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.embedded.llama import find_model
+from cli.embedded.llama_server import find_model
 from tests.flow.test_up import Up
 
 pytestmark = pytest.mark.timeout(240)

@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cli.api import DEFAULT_URL, ApiClient, Target, find_target
 from cli.errors import ConsoleError
+from cli.gateway_client import DEFAULT_URL, ApiClient, Target, find_target
 from cli.options import chosen_key, warn_of_key
 from cli.stack.data_dir import DataDir, StackState
 from cli.stack.ports import free_port

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cli import backup
-from cli.backup_folder import Manifest, lines_of, new_folder, read_manifest, write_manifest
+from cli.backup import command
+from cli.backup.archive import Manifest, lines_of, new_folder, read_manifest, write_manifest
 from cli.errors import ConsoleError
 
 
@@ -33,7 +33,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def verify(folder: Path) -> None:
-    backup.backup(folder, check=True, quiet=True)
+    command.backup(folder, check=True, quiet=True)
 
 
 def test_a_whole_one(saved: Path) -> None:
@@ -95,7 +95,7 @@ def longer(path: Path) -> None:
 def test_a_damaged_part(saved: Path, name: str, damage: Callable[[Path], Any], said: str) -> None:
     """It is named, with what is wrong; a restore refuses it before it asks any server."""
     damage(saved / name)
-    for command in (verify, lambda folder: backup.restore(folder, quiet=True)):
+    for command in (verify, lambda folder: command.restore(folder, quiet=True)):
         with pytest.raises(ConsoleError) as caught:
             command(saved)
         assert name in str(caught.value)
@@ -121,7 +121,7 @@ def test_a_manifest_that_is_none(saved: Path, manifest: bytes | None, said: str)
     else:
         (saved / "manifest.json").write_bytes(manifest)
     with pytest.raises(ConsoleError, match=said):
-        backup.restore(saved, quiet=True)
+        command.restore(saved, quiet=True)
 
 
 def test_a_part_elsewhere(saved: Path) -> None:
@@ -136,6 +136,6 @@ def test_a_part_elsewhere(saved: Path) -> None:
 def test_parts_that_do_not_exist(saved: Path) -> None:
     """`--only` knows its words."""
     with pytest.raises(ConsoleError, match="--only knows etcd, redis, streams, not postgres"):
-        backup.restore(saved, only="etcd,postgres", quiet=True)
+        command.restore(saved, only="etcd,postgres", quiet=True)
     with pytest.raises(ConsoleError, match="holds nothing of redis"):
-        backup.restore(saved, only="redis", quiet=True)
+        command.restore(saved, only="redis", quiet=True)

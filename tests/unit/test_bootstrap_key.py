@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from backbone.secret_files import Misconfigured
 from backbone.settings import GatewaySettings
-from cli.api import find_target
+from cli.gateway_client import find_target
 from cli.stack.data_dir import DataDir
 from gateway.auth.bootstrap_key import bootstrap_key
 

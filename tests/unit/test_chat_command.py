@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from cli import chat
-from cli.api import ApiClient, Target
 from cli.errors import ConsoleError
+from cli.gateway_client import ApiClient, Target
 from tests.unit.gateway_double import serve
 
 WORKERS = {

@@ -16,7 +16,7 @@ from cli.stack.process_identity import process_identity
 
 PARENT = """
 import signal, subprocess, sys, time
-from cli.embedded.guard import GUARD
+from cli.embedded.orphan_guard import GUARD
 quick = "import time; print(1, flush=True); time.sleep(600)"
 polite = "import signal, sys, time; signal.signal(15, lambda *_: (open(sys.argv[1], 'w').close(), sys.exit())); print(1, flush=True); time.sleep(600)"
 deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cli.embedded.hearing import BLOCK_S, RATE, Refused, blocks, longer
-from cli.embedded.whisper import read_fields, read_form
+from cli.embedded.whisper_engine import BLOCK_S, RATE, Refused, blocks, longer
+from cli.embedded.whisper_server import read_fields, read_form
 from workers.adapter_kit.audio.transcripts import Transcript, Word
 
 numpy = pytest.importorskip("numpy")

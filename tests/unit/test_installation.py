@@ -56,9 +56,9 @@ def test_every_hint_names_this_project_and_an_extra_that_it_has() -> None:
 
 
 def test_every_local_model_names_an_extra_that_brings_it() -> None:
-    from cli.embedded import embeddings, llama, speech, whisper
+    from cli.embedded import embeddings_server, llama_server, piper_server, whisper_server
 
-    assert {module.EXTRA for module in (embeddings, llama, speech, whisper)} < EXTRAS
+    assert {module.EXTRA for module in (embeddings_server, llama_server, piper_server, whisper_server)} < EXTRAS
 
 
 def test_the_name_is_the_projects() -> None:

@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli import options
-from cli.api import ApiClient, Target
 from cli.app import app
 from cli.errors import ConsoleError
+from cli.gateway_client import ApiClient, Target
 from cli.keys import Scope, seconds
 from gateway.auth.authenticator import Auth
 from schemas import keys

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli import options
-from cli.api import ApiClient, Target
 from cli.app import app
+from cli.gateway_client import ApiClient, Target
 from tests.unit.gateway_double import serve
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cli.embedded.gguf import NotAModel, read_model
-from cli.embedded.llama import MODEL_NAME, find_model, is_installed
+from cli.embedded.llama_server import MODEL_NAME, find_model, is_installed
 from cli.errors import ConsoleError
 from cli.stack.own_models import OwnModel, own_models, served
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.errors import ConsoleError
-from cli.processes import run_joined
+from cli.serve import run_joined
 from cli.stack.credentials import join_running_stack
 from cli.stack.data_dir import DataDir, StackState
 from cli.stack.rejoin import REJOIN_VARIABLE, Joined

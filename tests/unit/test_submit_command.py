@@ -13,9 +13,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from cli import options
-from cli.api import ApiClient, Target
 from cli.app import app
 from cli.errors import ConsoleError
+from cli.gateway_client import ApiClient, Target
 from cli.submit import endpoint_path
 from tests.unit.gateway_double import serve
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cli.errors import ConsoleError
-from cli.processes import read_settings
+from cli.serve import read_settings
 from cli.stack.runner import command
 
 

@@ -13,11 +13,11 @@ import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
-from cli import following, options
-from cli.api import ApiClient, Target
+from cli import job_follower, options
 from cli.app import app
 from cli.errors import ConsoleError
-from cli.following import Follower, JobEvent
+from cli.gateway_client import ApiClient, Target
+from cli.job_follower import Follower, JobEvent
 from cli.watch import Viewer
 from tests.unit.gateway_double import serve
 
@@ -87,7 +87,7 @@ class Gateway:
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gateway:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(following, "PAUSES_S", (0.0,))
+    monkeypatch.setattr(job_follower, "PAUSES_S", (0.0,))
     gateway = Gateway()
     monkeypatch.setattr(options, "client", lambda *_: api(gateway))
     return gateway
@@ -368,7 +368,7 @@ class TestOutages:
 
     def test_one_that_lasts(self, gateway: Gateway, monkeypatch: pytest.MonkeyPatch):
         """Ends the watching."""
-        monkeypatch.setattr(following, "PATIENCE_S", -1.0)
+        monkeypatch.setattr(job_follower, "PATIENCE_S", -1.0)
         gateway.looks = [httpx.ConnectError("refused")]
         assert "the connection to" in str(watch().exception)
 

@@ -50,7 +50,7 @@ STREAMS = (
     CLAIMS_STREAM,
     EVENTS_STREAM,
 )
-"""All of Nexus's, in the order in which they are saved: see cli.backup_taking."""
+"""All of Nexus's, in the order in which they are saved: see cli.backup.create."""
 
 CHUNK = 256 * 1024
 """Bytes of a chunk on its way back; below `max_payload` by far."""

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from cli import options
-from cli.backup_folder import Manifest, Tell, read_manifest, shown_size, verify
+from cli.backup.archive import Manifest, Tell, read_manifest, shown_size, verify
 from cli.errors import ConsoleError
-from cli.processes import EtcdUrl, NatsUrl, RedisUrl, StackDir, read_settings, set_environment
+from cli.serve import EtcdUrl, NatsUrl, RedisUrl, StackDir, read_settings, set_environment
 from cli.stack.credentials import join_running_stack
 
 if TYPE_CHECKING:
     from backbone.settings import CommonSettings
-    from cli.backup_restoring import Restored
+    from cli.backup.restore import Restored
 
 T = TypeVar("T")
 Only = Annotated[
@@ -61,7 +61,7 @@ def backup(
         verify(folder, manifest.parts, tell)
         _show(manifest, "whole", as_json=as_json, quiet=quiet)
         return
-    from cli.backup_servers import chosen
+    from cli.backup.connections import chosen
 
     kinds = chosen(only)
     set_environment({"NATS_URL": nats_url, "ETCD_URL": etcd_url, "REDIS_URL": redis_url})
@@ -90,7 +90,7 @@ def restore(
     quiet: Quiet = False,
 ) -> None:
     """Write a backup into servers that hold nothing. Gateways and workers are stopped meanwhile, and started afterwards."""
-    from cli.backup_servers import chosen
+    from cli.backup.connections import chosen
 
     tell = _teller(as_json=as_json, quiet=quiet)
     kinds = chosen(only)
@@ -112,8 +112,8 @@ def restore(
 
 
 async def _backup(settings: CommonSettings, folder: Path, kinds: frozenset[str], tell: Tell) -> Manifest:
-    from cli.backup_servers import opened
-    from cli.backup_taking import Backup
+    from cli.backup.connections import opened
+    from cli.backup.create import Backup
 
     async with opened(settings) as servers:
         return await Backup(servers, kinds, tell).into(folder)
@@ -129,8 +129,8 @@ async def _restore(
     replicas: int | None,
     tell: Tell,
 ) -> Restored:
-    from cli.backup_restoring import Restore
-    from cli.backup_servers import opened, told_plainly
+    from cli.backup.connections import opened, told_plainly
+    from cli.backup.restore import Restore
 
     async with opened(settings) as servers:
         work = Restore(servers, folder, manifest, kinds, tell)

@@ -18,8 +18,8 @@ from pathlib import Path
 from backbone.bus.nats.backup import BATCHES_STREAM, STREAMS, Piece
 from backbone.bus.subjects import BLOBS_STREAM, EVENTS_STREAM, JOBS_STREAM
 from backbone.version import VERSION
-from cli.backup_folder import Manifest, NewFolder, PartWriter, Tell, new_folder, now, write_manifest
-from cli.backup_servers import Servers
+from cli.backup.archive import Manifest, NewFolder, PartWriter, Tell, new_folder, now, write_manifest
+from cli.backup.connections import Servers
 
 ETCD_FILE = "etcd.json.gz"
 REDIS_FILE = "redis.jsonl.gz"

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cli import http_client
-from cli.api import ApiClient
 from cli.errors import ConsoleError
-from cli.following import path_of
+from cli.gateway_client import ApiClient
+from cli.job_follower import path_of
 
 SUFFIXES = {
     "audio/mpeg": ".mp3",

@@ -1,4 +1,4 @@
-"""A real llama.cpp server as a process of its own: `python -m cli.embedded.llama --model PATH --port N`.
+"""A real llama.cpp server as a process of its own: `python -m cli.embedded.llama_server --model PATH --port N`.
 
 It speaks llama-server's HTTP API (`/v1/*`, `/health`, `/slots`, `/metrics`) and serves nothing before the model is
 loaded. Exit code: 0 after SIGTERM or SIGINT, 1 when the model cannot be loaded or the port is taken, 2 on wrong
@@ -69,7 +69,7 @@ def find_model() -> Path | None:
 
 def parse(argv: list[str]) -> LlamaOptions:
     """Options from the command line; exits with 2 when they make no sense."""
-    parser = argparse.ArgumentParser(prog="python -m cli.embedded.llama", description="Serve one GGUF model.")
+    parser = argparse.ArgumentParser(prog="python -m cli.embedded.llama_server", description="Serve one GGUF model.")
     parser.add_argument("--model", type=Path, required=True, help="the GGUF file")
     parser.add_argument("--port", type=int, required=True, help="0: any free port; it is printed")
     parser.add_argument("--alias", default="", help="the model's name in /v1/models; default: the file's name")

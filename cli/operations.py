@@ -12,8 +12,8 @@ from urllib.parse import quote
 import typer
 
 from cli import options
-from cli.api import ApiClient
 from cli.errors import ConsoleError
+from cli.gateway_client import ApiClient
 
 if TYPE_CHECKING:
     from cli.tables import RenderableType

@@ -1,4 +1,4 @@
-"""Speech to text as a process of its own: `python -m cli.embedded.whisper --model DIR --port N`.
+"""Speech to text as a process of its own: `python -m cli.embedded.whisper_server --model DIR --port N`.
 
 faster-whisper behind a small part of OpenAI's API: `POST /v1/audio/transcriptions` and `/translations` in all formats
 and as a stream, `GET /v1/models`, `GET /health`. It serves nothing before the model is loaded.
@@ -34,7 +34,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cli.embedded.hearing import Recogniser, Refused
+from cli.embedded.whisper_engine import Recogniser, Refused
 from schemas.openai.transcriptions import TranscriptionRequest, TranslationRequest
 from workers.adapter_kit.audio.transcripts import (
     ENDPOINTS,
@@ -282,7 +282,9 @@ def header(name: str, value: str) -> Message:
 
 def parse(argv: list[str]) -> WhisperOptions:
     """Options from the command line; exits with 2 when they make no sense."""
-    parser = argparse.ArgumentParser(prog="python -m cli.embedded.whisper", description="Serve one Whisper model.")
+    parser = argparse.ArgumentParser(
+        prog="python -m cli.embedded.whisper_server", description="Serve one Whisper model."
+    )
     parser.add_argument("--model", type=Path, required=True, help="the folder with model.bin")
     parser.add_argument("--port", type=int, required=True, help="0: any free port; it is printed")
     parser.add_argument("--name", default=MODEL_NAME, help="the model's name in /v1/models")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from cli.api import ApiClient, ServerSentEvent
 from cli.errors import ConsoleError, Refused, Unreachable
+from cli.gateway_client import ApiClient, ServerSentEvent
 
 ENDS = frozenset({"completed", "failed", "cancelled", "expired"})
 PATIENCE_S = 300.0

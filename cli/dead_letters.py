@@ -8,9 +8,9 @@ from urllib.parse import quote
 import typer
 
 from cli import options
-from cli.api import ApiClient
-from cli.console import show
+from cli.gateway_client import ApiClient
 from cli.jobs import Ids, ago, each, render_job
+from cli.operations import show
 
 if TYPE_CHECKING:
     from cli.tables import RenderableType

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from backbone.bus.nats.backup import STREAMS, Piece, Taken
 from backbone.bus.subjects import EVENTS_STREAM, JOBS_STREAM, SEALS_STREAM
-from cli.backup_folder import Manifest, Part, Tell, chunks_of, lines_of, read_exactly
-from cli.backup_servers import Servers
+from cli.backup.archive import Manifest, Part, Tell, chunks_of, lines_of, read_exactly
+from cli.backup.connections import Servers
 from cli.errors import ConsoleError
 
 
