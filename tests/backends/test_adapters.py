@@ -62,9 +62,10 @@ def test_our_own_exceptions_stay_as_they_are() -> None:
 
 
 def test_every_adapter_is_held_apart_from_the_others() -> None:
-    """The import contract names them one by one."""
+    """The import contract holds whatever stands in the adapters' folder, so that a new adapter needs no word in it."""
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     contracts = project["tool"]["importlinter"]["contracts"]
-    [held] = [set(one["modules"]) for one in contracts if one["type"] == "independence"]
-    ours = {kind.__module__ for kind in backend_kinds().values() if kind.__module__.startswith("workers.backends.")}
-    assert held == ours
+    [held] = [one["modules"] for one in contracts if one["type"] == "independence"]
+    assert held == ["workers.backends.*"]
+    ours = {kind.__module__ for kind in backend_kinds().values() if kind.__module__.startswith("workers.")}
+    assert {module.rsplit(".", module.count(".") - 1)[0] for module in ours} == {"workers.backends"}

@@ -95,9 +95,9 @@ def longer(path: Path) -> None:
 def test_a_damaged_part(saved: Path, name: str, damage: Callable[[Path], Any], said: str) -> None:
     """It is named, with what is wrong; a restore refuses it before it asks any server."""
     damage(saved / name)
-    for command in (verify, lambda folder: command.restore(folder, quiet=True)):
+    for read in (verify, lambda folder: command.restore(folder, quiet=True)):
         with pytest.raises(ConsoleError) as caught:
-            command(saved)
+            read(saved)
         assert name in str(caught.value)
         assert said in str(caught.value)
 

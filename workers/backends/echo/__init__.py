@@ -1,0 +1,3 @@
+"""The adapter `echo`; `adapter.py` says what it does."""
+
+from workers.backends.echo.adapter import EchoBackend as EchoBackend
