@@ -14,7 +14,7 @@ import pytest
 from backbone.settings import GatewaySettings, WorkerSettings
 from tests.deploy.composed import Json, stack, top, variables
 from tests.servers import ROOT
-from tests.unit.test_settings import COMPOSE, EXAMPLE, SETTING, defaults
+from tests.unit.backbone.test_settings import COMPOSE, EXAMPLE, SETTING, defaults
 from workers.backends.base import backend_kinds
 
 BASE, WORKERS, COMMON = "docker-compose.yml", "docker-compose.worker.yml", "deploy/compose/common.yml"

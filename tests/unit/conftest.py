@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.unit import gateway_double
+from tests.unit.cli import gateway_double
 
 
 @pytest.fixture(autouse=True)

@@ -38,7 +38,7 @@ NOT_SETTINGS = re.compile(
 )
 """Variables of the console and the embedded stack, of tools, streams, and constants that a page names."""
 COMPOSE = set(re.findall(r"^#([A-Z_0-9]+)=", (ROOT / ".env.example").read_text(), re.MULTILINE))
-"""tests/unit/test_settings.py and tests/deploy/test_compose.py hold these against the processes and the compose files."""
+"""tests/unit/backbone/test_settings.py and tests/deploy/test_compose.py hold these against the processes and the compose files."""
 OLD = set(SETTING.findall((ROOT / "deploy" / "scripts" / "migrate-from-nexus-http.sh").read_text()))
 COMMAND = re.compile(r"(?:^|[`$ ])nexus ([a-z]+)\b", re.MULTILINE)
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]+")

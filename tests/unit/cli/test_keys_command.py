@@ -1,0 +1,179 @@
+"""`nexus keys`, on a gateway that is not there."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from typer.testing import CliRunner, Result
+
+from cli import options
+from cli.app import app
+from cli.errors import ConsoleError
+from cli.gateway_client import ApiClient, Target
+from cli.keys import Scope, seconds
+from gateway.auth.authenticator import Auth
+from schemas import keys
+from tests.unit.cli.gateway_double import serve
+
+ROW = {
+    "id": "key_1",
+    "object": "api_key",
+    "name": "alice",
+    "owner": "team",
+    "scopes": ["inference", "jobs"],
+    "max_queued": 5,
+    "max_running": None,
+    "created_at": 1_800_000_000,
+    "expires_at": 1_900_000_000,
+    "status": "active",
+    "hint": "abcd",
+}
+MADE = ROW | {"key": "nexus-secret", "webhook_secret": "whsec_x"}
+
+
+class Gateway:
+    """Notes what it is asked, and answers what it is told to."""
+
+    def __init__(self) -> None:
+        self.answer: dict[str, Any] = {}
+        self.asked: list[tuple[str, str, Any]] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content) if request.content else None
+        self.asked.append((request.method, request.url.raw_path.decode(), body))
+        return httpx.Response(200, json=self.answer)
+
+
+@pytest.fixture
+def gateway(monkeypatch: pytest.MonkeyPatch) -> Gateway:
+    gateway = Gateway()
+    monkeypatch.setattr(options, "client", lambda *_: ApiClient(Target(serve(gateway), "sk")))
+    return gateway
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, arguments)
+
+
+def test_a_key_is_made_and_printed_once(gateway: Gateway) -> None:
+    """With a line that says so; or the whole answer as JSON."""
+    gateway.answer = MADE
+    out = run("keys", "create", "alice").stdout
+    assert out.count("nexus-secret") == 1
+    assert "whsec_x" in out
+    assert "cannot be shown again" in out
+    assert json.loads(run("keys", "create", "alice", "--json").stdout) == MADE
+    assert gateway.asked == [("POST", "/v1/keys", {"name": "alice"})] * 2
+
+
+def test_every_wish_is_passed_on(gateway: Gateway) -> None:
+    """Owner, several scopes, limits, and the time until it ends."""
+    gateway.answer = MADE
+    line = "keys create ci --owner team --scope inference --scope admin --max-queued 0 --max-running 2 --expires 30d"
+    assert run(*line.split()).exit_code == 0
+    assert gateway.asked == [
+        (
+            "POST",
+            "/v1/keys",
+            {
+                "name": "ci",
+                "owner": "team",
+                "scopes": ["inference", "admin"],
+                "max_queued": 0,
+                "max_running": 2,
+                "expires_in": 30 * 86_400,
+            },
+        )
+    ]
+
+
+@pytest.mark.parametrize("command", [("keys",), ("keys", "list")])
+def test_keys_are_listed(gateway: Gateway, command: tuple[str, ...]) -> None:
+    """One line each, without the key; or the answer as JSON."""
+    gateway.answer = {"object": "list", "data": [ROW, ROW | {"id": "key_2", "expires_at": None, "status": "expired"}]}
+    lines = [line.split() for line in run(*command).stdout.splitlines()]
+    assert lines[1] == [
+        "key_1",
+        "alice",
+        "team",
+        "…abcd",
+        "inference,",
+        "jobs",
+        "5",
+        "-",
+        "2030-03-17",
+        "17:46Z",
+        "active",
+    ]
+    assert lines[2] == ["key_2", "alice", "team", "…abcd", "inference,", "jobs", "5", "-", "never", "expired"]
+    assert json.loads(run(*command, "--json").stdout) == gateway.answer
+    gateway.answer["data"] = []
+    assert "nexus keys create" in run(*command).stdout
+
+
+def test_a_key_is_revoked(gateway: Gateway) -> None:
+    """By its id, or by its name; an id that is not listed is the gateway's to judge."""
+    gateway.answer = {"data": [ROW, ROW | {"id": "key_2", "name": "key_1"}, ROW | {"id": "key_3", "name": "bob/ci"}]}
+    assert run("keys", "revoke", "key_1").stdout == "key_1 (alice): revoked\n"
+    assert run("keys", "revoke", "alice").stdout == "key_1 (alice): revoked\n"
+    assert run("keys", "revoke", "bob/ci").stdout == "key_3 (bob/ci): revoked\n"
+    assert run("keys", "revoke", "key_9/x").stdout == "key_9/x: revoked\n"
+    assert json.loads(run("keys", "revoke", "alice", "--json").stdout) == gateway.answer
+    revoked = [path for method, path, _ in gateway.asked if method == "DELETE"]
+    assert revoked == [f"/v1/keys/{one}" for one in ("key_1", "key_1", "key_3", "key_9%2Fx", "key_1")]
+
+
+def test_a_name_that_does_not_say_which_key_revokes_none(gateway: Gateway) -> None:
+    """Several of that name are listed with their ids; one that nobody has is answered with the one that is like it."""
+    gateway.answer = {"data": [ROW, ROW | {"id": "key_2", "owner": "other"}]}
+    for name, said in (
+        ("alice", r"2 keys .*\n  key_1  owner team.*\n  key_2  owner other"),
+        ("alcie", "Did you mean 'alice'"),
+    ):
+        with pytest.raises(ConsoleError, match=said):
+            CliRunner().invoke(app, ("keys", "revoke", name), catch_exceptions=False)
+    assert {method for method, _, _ in gateway.asked} == {"GET"}
+
+
+def test_the_bootstrap_keys_webhook_secret(gateway: Gateway) -> None:
+    """Made from the key alone, as gateways make it; of a created key it cannot be."""
+    secret = Auth("sk-boot").webhook_secret("")
+    assert run("keys", "webhook-secret", "--key", "sk-boot").stdout == f"{secret}\n"
+    assert json.loads(run("keys", "webhook-secret", "--key", "sk-boot", "--json").stdout) == {"webhook_secret": secret}
+    with pytest.raises(ConsoleError, match="was created"):
+        CliRunner().invoke(app, ("keys", "webhook-secret", "--key", "nexus-" + "x" * 43), catch_exceptions=False)
+    assert gateway.asked == []
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("90s", 90), ("45m", 2700), ("12H", 43_200), ("30d", 2_592_000), (" 2w", 1_209_600)]
+)
+def test_times(text: str, value: int) -> None:
+    """With a unit."""
+    assert seconds(text) == value
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("create",),
+        ("create", "x", "--scope", "root"),
+        ("create", "x", "--max-running", "0"),
+        *(("create", "x", "--expires", text) for text in ("30", "d", "0d", "-1d", "1y", "1.5h", "")),
+        ("revoke",),
+        ("--json", "revoke", "x"),
+        ("frobnicate",),
+    ],
+)
+def test_a_wrong_line_asks_nothing(gateway: Gateway, arguments: tuple[str, ...]) -> None:
+    """It says what is wrong with it."""
+    assert run("keys", *arguments).exit_code == 2
+    assert gateway.asked == []
+
+
+def test_scopes_are_those_of_the_gateway() -> None:
+    """The console has them on its own, so that its help needs no pydantic."""
+    assert [(one.name, one.value) for one in Scope] == [(one.name, one.value) for one in keys.Scope]

@@ -1,0 +1,144 @@
+"""Bodies within bounds: memory that large ones share, and nothing left of those that are refused."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import MutableMapping
+from typing import Any
+
+import orjson
+import pytest
+
+from backbone.bus.blobs import INLINE_LIMIT
+from backbone.testing.blobs import MemoryBlobs
+from gateway.auth.authenticator import Auth
+from gateway.http.asgi import REQUEST_ID
+from gateway.http.body_memory import BodyMemory
+from gateway.http.inference_body import LARGE, WEIGHT, Reader
+from gateway.http.remote_media import RemoteMedia
+from gateway.jobs.http_handler import Submissions
+from gateway.routes import chat, transcriptions
+from schemas.errors import InvalidRequest, RequestTooLarge
+from tests.unit.gateway.http.test_multipart import TYPE, form, part
+
+
+def reader(blobs: MemoryBlobs, max_bytes: int = 10_000_000) -> Reader:
+    return Reader(blobs, max_bytes, 5.0, 60.0, BodyMemory(2 * max_bytes), RemoteMedia(None, max_bytes))
+
+
+def receive_of(body: bytes) -> Any:
+    async def receive() -> MutableMapping[str, Any]:
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return receive
+
+
+def chat_body(size: int) -> bytes:
+    return json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * size}]}).encode()
+
+
+async def test_a_large_body_goes_by_reference_and_is_removed_after_it() -> None:
+    blobs, body = MemoryBlobs(), chat_body(INLINE_LIMIT + 1)
+    received = await reader(blobs).read(chat.ENDPOINT, [], receive_of(body), here=True)
+    assert received.body == b""
+    assert received.body_blob is not None
+    assert b"".join([piece async for piece in blobs.read(received.body_blob)]) == body
+    await received.discard()
+    assert await blobs.info(received.body_blob) is None
+
+
+async def test_a_small_body_travels_as_it_came() -> None:
+    body = chat_body(10)
+    received = await reader(MemoryBlobs()).read(chat.ENDPOINT, [], receive_of(body), here=True)
+    assert (received.body, received.body_blob, received.blobs) == (body, None, [])
+
+
+async def test_a_form_becomes_typed_json_and_its_files() -> None:
+    body = form(
+        part("file", b"sound", "a.wav", "audio/wav"), part("model", b"w"), part("temperature", b"0.5"),
+        part("timestamp_granularities[]", b"word"), part("vendor", b"1"),
+    )  # fmt: skip
+    received = await reader(MemoryBlobs()).read(
+        transcriptions.TRANSCRIPTIONS, [(b"content-type", TYPE)], receive_of(body), here=True
+    )
+    assert received.body_size is not None
+    assert json.loads(received.body[: received.body_size]) == {
+        "model": "w", "temperature": 0.5, "timestamp_granularities": ["word"], "vendor": "1",
+    }  # fmt: skip
+    assert received.body[received.body_size :] == b"sound"
+
+
+async def test_a_form_that_is_refused_leaves_nothing() -> None:
+    blobs = MemoryBlobs()
+    body = form(part("file", b"x" * (INLINE_LIMIT + 1), "a.wav"), part("model", b"w"), part("temperature", b"hot"))
+    with pytest.raises(InvalidRequest) as caught:
+        await reader(blobs).read(transcriptions.TRANSCRIPTIONS, [(b"content-type", TYPE)], receive_of(body), here=True)
+    assert caught.value.info.param == "temperature"
+    assert not blobs.stored()
+
+
+async def test_an_upload_over_the_limit_is_refused() -> None:
+    body = form(part("file", b"x" * 2000, "a.wav"), part("model", b"w"))
+    with pytest.raises(RequestTooLarge):
+        await reader(MemoryBlobs(), 1000).read(
+            transcriptions.TRANSCRIPTIONS, [(b"content-type", TYPE)], receive_of(body), here=True
+        )
+
+
+async def test_a_request_within_another_is_bounded_too() -> None:
+    """A conversation of many responses, each of which was small enough, may not be."""
+    message = {"role": "user", "content": "x" * 600}
+    with pytest.raises(RequestTooLarge):
+        await reader(MemoryBlobs(), max_bytes=1000).of_value(
+            chat.ENDPOINT, {"model": "m", "messages": [message, message]}
+        )
+
+
+async def test_a_submitted_job_counts_until_it_lies_elsewhere() -> None:
+    """However slowly large bodies are put away, no more of them are in memory than have room."""
+    blobs, total = StuckBlobs(), 64 * 1024 * 1024
+    memory = BodyMemory(total)
+    bodies = Reader(blobs, total, 5.0, 60.0, memory, RemoteMedia(None, total))
+    unused: Any = None
+    submissions = Submissions(
+        unused, unused, unused, unused, bodies, Auth("key"), {chat.ENDPOINT.path: chat.ENDPOINT}, unused, unused
+    )
+    content = "x" * (2 * LARGE)
+    job = {"endpoint": chat.ENDPOINT.path, "body": {"model": "m", "messages": [{"role": "user", "content": content}]}}
+    data = orjson.dumps(job)
+    scope = {
+        "headers": [(b"authorization", b"Bearer key"), (b"content-length", b"%d" % len(data))],
+        REQUEST_ID: "req",
+    }
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": data, "more_body": False}
+
+    async def send(_message: Any) -> None:
+        pass
+
+    serving = asyncio.create_task(submissions.serve(scope, receive, send))
+    await blobs.writing.wait()
+    assert memory.used >= (WEIGHT + 1) * len(data)
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+    assert memory.used == 0
+
+
+class StuckBlobs(MemoryBlobs):
+    """Whoever writes waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writing = asyncio.Event()
+
+    def writer(self, **_options: Any) -> Any:
+        return self
+
+    async def write(self, _data: bytes) -> None:
+        self.writing.set()
+        await asyncio.Event().wait()
+
+    async def abort(self) -> None:
+        pass

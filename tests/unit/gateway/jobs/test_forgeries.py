@@ -1,0 +1,109 @@
+"""A worker that lies about jobs which it was not given: they end as if it had said nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from backbone.testing.job_log import MemoryWorkerLog
+from schemas.frames import EventKind, Started
+from schemas.job_events import encode_durable
+from schemas.jobs import Capability, JobStatus
+from schemas.outcome import Word
+from tests.unit.gateway.jobs.rig import OWNER, Rig
+
+pytestmark = pytest.mark.parametrize("rig", [{"sealed": True}], indirect=True)
+HOOK = "https://hooks.example/"
+
+
+def forged(job: str) -> Word:
+    return Word(
+        job=job, status=JobStatus.COMPLETED, owner=OWNER, endpoint="/v1/chat/completions", capability=Capability.CHAT,
+        model="echo", public_model="echo", webhook=HOOK, token="t", worker="evil", attempts=1,
+    )  # fmt: skip
+
+
+async def liar(rig: Rig) -> MemoryWorkerLog:
+    log = MemoryWorkerLog(rig.broker)
+    await log.start()
+    return log
+
+
+async def test_a_job_that_never_was_is_none(rig: Rig) -> None:
+    """It is in no list, has no result, and nobody is told of its end."""
+    job = "job_01a20f1b33c97ef68834fadc3c3648a7"
+    assert await (await liar(rig)).decide(forged(job), b"forged")
+    await rig.eventually(lambda: job not in rig.broker.records.words)
+    assert await rig.store.get(OWNER, job) is None
+    assert rig.hooks == []
+    assert rig.gateways[0].counted("forgeries_refused") >= 1
+    await rig.eventually(lambda: not rig.broker.records.recorder.items)
+
+
+async def test_a_job_ends_by_its_own_worker_though_another_one_was_first(rig: Rig) -> None:
+    """Whenever the forged outcome comes: before its job is taken, or while it runs, again and again."""
+    log = await liar(rig)
+    job = await rig.submit(webhook=HOOK)
+    await log.decide(forged(job), b"forged")
+    rig.gate.clear()
+    await rig.worker()
+    await rig.until(job, JobStatus.IN_PROGRESS)
+    await rig.eventually(lambda: job not in rig.broker.records.words)
+    await log.decide(forged(job), b"forged")
+    rig.gate.set()
+    record = await rig.ended(job)
+    assert (record.status, record.worker) == (JobStatus.COMPLETED, "w")
+    assert b"hello" in (await rig.jobs.result(OWNER, job)).data
+    await rig.eventually(lambda: len(rig.hooks) == 1)
+    assert rig.hooks[0].worker == "w"
+
+
+async def test_the_worker_waits_until_a_forged_outcome_is_out_of_its_way(rig: Rig) -> None:
+    """No gateway has looked at it when the answer is there: the job is not given up for it."""
+    await rig.open_queues()
+    await rig.worker()
+    rig.gate.clear()
+    job = await rig.submit()
+    await rig.until(job, JobStatus.IN_PROGRESS)
+    await rig.close_gateways()
+    await (await liar(rig)).decide(forged(job), b"forged")
+    rig.gate.set()
+    await rig.eventually(lambda: rig.made == 2)  # the answer, and its end
+    assert rig.broker.records.words[job].word.worker == "evil"
+    await rig.gateway()
+    assert (await rig.ended(job)).worker == "w"
+
+
+async def test_a_cancel_counts_past_a_forged_outcome(rig: Rig) -> None:
+    job = await rig.submit()
+    await (await liar(rig)).decide(forged(job), b"forged")
+    assert (await rig.jobs.cancel(OWNER, job)).status is JobStatus.CANCELLED
+
+
+async def test_forged_events_are_not_told_and_kill_no_job(rig: Rig) -> None:
+    """Three attempts that began and were lost would make it a dead letter."""
+    log = await liar(rig)
+    job = await rig.submit(stream=True)
+    writer = log.writer(job)
+    started = Started(worker="evil", backend="b").model_dump_json().encode()
+    for number in range(5):
+        writer.say(encode_durable(EventKind.STARTED.value, 1, number + 1, 0, f"evil{number}", started))
+        writer.say(encode_durable(EventKind.CHUNK.value, 1, number + 1, 1, f"evil{number}", b"data: forged\n\n"))
+    await writer.settle()
+    await rig.worker()
+    assert (await rig.ended(job)).status is JobStatus.COMPLETED
+    events = await rig.events(job)
+    assert not [event for event in events if b"forged" in event.data or b"evil" in event.data]
+    assert [event.kind for event in events].count("job.started") == 1
+
+
+async def test_a_record_that_redis_lost_is_that_of_the_gateway(rig: Rig) -> None:
+    """Not what somebody else says it began as."""
+    job = await rig.submit(metadata={"order": "1"})
+    record = await rig.jobs.get(OWNER, job)
+    lie = record.model_copy(update={"owner": "mallory", "webhook": None}).model_dump_json().encode()
+    stored = rig.broker.records.events[job]
+    rig.broker.records.events[job] = []
+    rig.broker.records.say(job, encode_durable("q", 1, 0, 0, "-", lie))
+    rig.broker.records.events[job] += stored
+    await rig.store.remove(OWNER, job)
+    assert (await rig.jobs.get(OWNER, job)).metadata == {"order": "1"}

@@ -1,0 +1,210 @@
+"""How ends come into records: once, whatever goes away in between, and whoever makes records anew meanwhile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.jobs.records import word_by_us
+from schemas.errors import Unavailable
+from schemas.jobs import JobRecord, JobStatus, Upload
+from schemas.outcome import Word
+from tests.unit.gateway.jobs.rig import OWNER, Rig
+
+COMPLETED, FAILED = JobStatus.COMPLETED, JobStatus.FAILED
+HOOK = "https://example.com/hook"
+
+
+async def test_a_word_is_recorded_once(rig: Rig) -> None:
+    """By one of many gateways; its webhook is told of once."""
+    others = [await rig.gateway() for _ in range(3)]
+    await rig.worker()
+    jobs = [await rig.submit(webhook=HOOK) for _ in range(20)]
+    for job in jobs:
+        assert (await rig.ended(job)).status is COMPLETED
+    await rig.eventually(lambda: len(rig.hooks) == len(jobs))
+    assert sorted(word.job for word in rig.hooks) == sorted(jobs)
+    assert sum(gateway.counted("jobs_ended") for gateway in rig.gateways) == len(jobs)
+    assert len(others) == 3
+    assert rig.broker.records.recorder.items == set()
+
+
+async def test_while_the_store_is_away_words_wait(rig: Rig) -> None:
+    """Jobs run and end; whoever asks for a result gets it; the records follow."""
+    await rig.worker()
+    rig.gate.clear()
+    jobs = [await rig.submit(webhook=HOOK) for _ in range(3)]
+    await rig.eventually(lambda: len(rig.ran) == 3)
+    rig.store.available = False
+    rig.gate.set()
+    await rig.eventually(lambda: len(rig.broker.records.words) == 3)
+    assert await rig.text(jobs[0]) == "hello you"
+    with pytest.raises(Unavailable):
+        await rig.jobs.get(OWNER, jobs[0])
+    assert rig.hooks == []
+    rig.store.available = True
+    for job in jobs:
+        assert (await rig.ended(job)).status is COMPLETED
+    await rig.eventually(lambda: len(rig.hooks) == 3)
+
+
+async def test_a_job_has_ended_before_that_is_recorded(rig: Rig) -> None:
+    """Whoever asks for it is told, though the record is not there yet."""
+    record = await rig.jobs.get(OWNER, await rig.submit())
+    for gateway in rig.gateways:
+        for task in gateway._tasks:
+            task.cancel()
+    await rig.gateways[0].ending.end(record, JobStatus.CANCELLED)
+    stored = await rig.store.get(OWNER, record.id)
+    assert stored is not None
+    assert stored.status is JobStatus.QUEUED
+    assert await rig.status(record.id) is JobStatus.CANCELLED
+    assert (await rig.jobs.wait(OWNER, record.id, 60)).status is JobStatus.CANCELLED
+
+
+async def test_a_record_that_was_lost_is_rebuilt(rig: Rig) -> None:
+    """At the latest by the end of its job."""
+    await rig.worker()
+    rig.gate.clear()
+    job = await rig.submit(metadata={"a": "b"}, key="k")
+    before = await rig.until(job, JobStatus.IN_PROGRESS)
+    await rig.store.remove(OWNER, job)
+    assert (await rig.jobs.get(OWNER, job)).created_at == before.created_at
+    rig.gate.set()
+    record = await rig.ended(job)
+    assert (record.status, record.metadata, record.key, record.worker) == (COMPLETED, {"a": "b"}, "k", "w")
+    assert abs(record.created_at - before.created_at) <= 1
+
+
+async def test_a_record_that_others_make_anew_meanwhile_is_ended_all_the_same(rig: Rig) -> None:
+    """Between the recorder's look and its own making of the record."""
+    record = await rig.jobs.get(OWNER, await rig.submit())
+    await rig.store.remove(OWNER, record.id)
+    create, raced = rig.store.create, []
+
+    async def late(new: JobRecord, **kwargs: Any) -> bool:
+        if not raced:
+            raced.append(await create(record, ttl_s=60, due_s=60))
+        return await create(new, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rig.store, "create", late)
+        await rig.gateways[0].ending.end(record, JobStatus.CANCELLED)
+        assert (await rig.ended(record.id)).status is JobStatus.CANCELLED
+    assert raced == [True]
+
+
+async def test_a_record_that_others_make_anew_too_late_is_put_right(rig: Rig) -> None:
+    """Somebody who began before the end finds no record, and makes one of a job that waits."""
+    record = await rig.jobs.get(OWNER, await rig.submit())
+    await rig.gateways[0].ending.end(record, JobStatus.CANCELLED)
+    await rig.ended(record.id)
+    await rig.store.remove(OWNER, record.id)
+    await rig.store.create(record, ttl_s=3600, due_s=30)
+    assert await rig.status(record.id) is JobStatus.CANCELLED
+    rig.clock.ahead += 31
+    await rig.until(record.id, JobStatus.CANCELLED)
+
+
+async def test_a_webhook_that_cannot_be_noted_now_is_noted_later(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the end is recorded once all the same."""
+    gateway, tries = rig.gateways[0], []
+
+    async def enqueue(word: Word) -> None:
+        tries.append(word.job)
+        if len(tries) < 3:
+            raise Unavailable
+
+    monkeypatch.setattr(gateway.recorder, "_enqueue", enqueue)
+    await rig.worker()
+    job = await rig.submit(webhook=HOOK)
+    await rig.eventually(lambda: len(tries) == 3)
+    await rig.eventually(lambda: not rig.broker.records.recorder.items)
+    assert tries == [job] * 3
+    assert gateway.counted("jobs_ended") == 1
+
+
+async def test_what_came_with_a_request_goes_with_its_job(rig: Rig) -> None:
+    """Not while it may be tried again."""
+
+    async def blob() -> str:
+        writer = rig.blobs.writer(ttl_s=3600)
+        await writer.write(b"{}")
+        return (await writer.close()).name
+
+    kept, gone = await blob(), await blob()
+    ended = {}
+    for name, status in ((kept, FAILED), (gone, COMPLETED)):
+        record = await rig.jobs.get(OWNER, await rig.submit())
+        word = Word(
+            job=record.id, status=status, owner=OWNER, endpoint="/", capability=record.capability, model="echo",
+            public_model="echo", uploads=(name,), token="t", seconds=0.5,
+        )  # fmt: skip
+        assert await rig.gateways[0].log.decide(word)
+        ended[name] = await rig.ended(record.id)
+    await rig.eventually(lambda: gone not in rig.blobs.stored())
+    assert kept in rig.blobs.stored()
+    assert await rig.store.service_s("chat", "echo") == 0.5
+
+
+@pytest.mark.parametrize("status", [JobStatus.CANCELLED, JobStatus.EXPIRED])
+async def test_what_came_with_a_request_goes_also_where_no_worker_ends_it(rig: Rig, status: JobStatus) -> None:
+    """Whoever submits and cancels fills no room; files of the caller's own stay."""
+    writers = [rig.blobs.writer(ttl_s=3600) for _ in range(3)]
+    for writer in writers:
+        await writer.write(b"{}")
+    body, upload, own = [(await writer.close()).name for writer in writers]
+    submission = rig.submission()
+    submission.received.body_blob = body
+    submission.received.uploads = (
+        Upload(field="file", size=2, blob=upload),
+        Upload(field="file", size=2, blob=own, kept=True),
+    )
+    record = await rig.jobs.submit(submission)
+    await rig.gateways[0].ending.end(record, status)
+    await rig.eventually(lambda: list(rig.blobs.stored()) == [own])
+
+
+async def test_what_came_with_a_request_goes_also_where_its_end_was_recorded_before(rig: Rig) -> None:
+    """Redis went away between the record and the rest."""
+    writer = rig.blobs.writer(ttl_s=3600)
+    await writer.write(b"{}")
+    name = (await writer.close()).name
+    record = await rig.jobs.get(OWNER, await rig.submit())
+    await rig.store.move(OWNER, record.id, COMPLETED)
+    await rig.gateways[0].ending.decide(word_by_us(record, COMPLETED).model_copy(update={"uploads": (name,)}))
+    await rig.eventually(lambda: name not in rig.blobs.stored())
+
+
+@pytest.mark.parametrize("status", [JobStatus.CANCELLED, JobStatus.EXPIRED])
+async def test_a_job_that_was_ended_leaves_the_queue(rig: Rig, status: JobStatus) -> None:
+    """Also where the gateway that ended it died before it was out, and no worker is there to take it."""
+    record = await rig.jobs.get(OWNER, await rig.submit())
+    assert len(rig.broker.jobs) == 1
+    assert await rig.gateways[0].ending.decide(word_by_us(record, status))
+    await rig.eventually(lambda: not rig.broker.jobs)
+
+
+async def test_a_word_on_an_older_run_changes_nothing(rig: Rig) -> None:
+    """It waited while the store was away, and the job was tried again meanwhile."""
+    await rig.worker("failing")
+    job = await rig.submit(echo={"fail": "error", "fail_times": 1})
+    await rig.until(job, FAILED)
+    old = rig.broker.records.words[job]
+    rig.gate.clear()
+    await rig.jobs.retry(OWNER, job)
+    rig.broker.records.recorder.add(job, old.word.encode(old.payload))
+    await rig.eventually(lambda: not rig.broker.records.recorder.items)
+    assert await rig.status(job) in {JobStatus.QUEUED, JobStatus.IN_PROGRESS}
+    rig.gate.set()
+    await rig.until(job, COMPLETED)
+
+
+async def test_a_word_that_nobody_understands_is_dropped(rig: Rig) -> None:
+    """It does not keep the others from being recorded."""
+    for data in (b"", b"{}\n", b"\xff\xff"):
+        rig.broker.records.recorder.add("job_odd", data)
+    await rig.eventually(lambda: not rig.broker.records.recorder.items)
+    await rig.worker()
+    assert (await rig.ended(await rig.submit())).status is COMPLETED

@@ -1,0 +1,261 @@
+"""What workers are answered when they ask: from what is stored alone, so that any gateway says the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.jobs.attempt_gate import ASKS_PER_S
+from gateway.sync.request_state import MAX_STARTS
+from schemas.errors import DRAINED, BackendFailed, Unavailable
+from schemas.frames import EventKind, Progress, Started
+from schemas.job_events import Answer, AnswerKind, Ask, encode_durable
+from schemas.jobs import JobStatus
+from tests.unit.gateway.jobs.rig import OWNER, Rig
+
+GO, GONE, STALE, WAIT, DEAD = AnswerKind.GO, AnswerKind.GONE, AnswerKind.STALE, AnswerKind.WAIT, AnswerKind.DEAD
+LEASE_S = 13.5
+TRANSIENT, DRAIN = BackendFailed("x").info, Unavailable("drained", code=DRAINED).info
+
+
+class Desk:
+    """Workers that ask about one job, and store what they would."""
+
+    def __init__(self, rig: Rig, job: str, key: str = "") -> None:
+        self.rig, self.job, self.key = rig, job, key
+        self.asked = 0
+
+    async def ask(
+        self, kind: EventKind, token: str, *, run: int = 1, progress: Progress | None = None
+    ) -> Answer | None:
+        """Of one gateway, then of the next."""
+        gateways = self.rig.gateways
+        self.asked += 1
+        ask = Ask(
+            kind=kind, job=self.job, run=run, delivery=1, token=token, owner=OWNER, worker=f"w-{token}", key=self.key, progress=progress
+        )  # fmt: skip
+        answer = await gateways[self.asked % len(gateways)].referee(ask)
+        for gateway in gateways:
+            await gateway.referee.close()
+        return answer
+
+    async def begins(self, token: str, *, run: int = 1) -> int:
+        """It asks, is let begin, and says so. Which attempt it is."""
+        answer = await self.ask(EventKind.STARTED, token, run=run)
+        assert answer is not None
+        assert answer.kind is GO
+        await self.say(EventKind.STARTED, 0, token, Started(worker=token, backend="b").model_dump_json().encode(), run)
+        return answer.attempt
+
+    async def gives_back(self, token: str, *, drained: bool = False, run: int = 1) -> None:
+        info = DRAIN if drained else TRANSIENT
+        await self.say(EventKind.RETURNED, 1, token, info.model_dump_json().encode(), run)
+        assert await self.ask(EventKind.RETURNED, token, run=run) is None
+
+    async def say(self, kind: EventKind, seq: int, token: str, payload: bytes = b"", run: int = 1) -> None:
+        await self.rig.gateways[0].log.say(self.job, encode_durable(kind.value, run, 1, seq, token, payload))
+
+    async def answer(self, token: str, *, run: int = 1) -> AnswerKind:
+        answer = await self.ask(EventKind.STARTED, token, run=run)
+        assert answer is not None
+        return answer.kind
+
+
+@pytest.fixture
+async def desk(rig: Rig) -> Desk:
+    await rig.gateway()
+    return Desk(rig, await rig.submit())
+
+
+class TestLeave:
+    async def test_the_first_is_let_begin(self, rig: Rig, desk: Desk) -> None:
+        """And is the record's worker."""
+        assert await desk.begins("a") == 1
+        record = await rig.jobs.get(OWNER, desk.job)
+        assert (record.status, record.worker, record.attempts) == (JobStatus.IN_PROGRESS, "w-a", 1)
+
+    async def test_an_answer_that_was_lost_is_given_again(self, desk: Desk) -> None:
+        """Whether the worker had said meanwhile that it begins, or not."""
+        assert (await desk.answer("a"), await desk.answer("a")) == (GO, GO)
+        assert await desk.begins("a") == 1
+        again = await desk.ask(EventKind.STARTED, "a")
+        assert again == Answer(kind=GO, attempt=1)
+
+    async def test_only_one_attempt_runs_at_a_time(self, rig: Rig, desk: Desk) -> None:
+        """The next one waits until nothing was heard of the first for long enough."""
+        await desk.begins("a")
+        rig.clock.ahead += LEASE_S - 1
+        answer = await desk.ask(EventKind.STARTED, "b")
+        assert answer is not None
+        assert answer.kind is WAIT
+        assert 0 < answer.delay_s < LEASE_S
+        assert await desk.ask(EventKind.BEAT, "a") == Answer(kind=GO)
+        rig.clock.ahead += LEASE_S - 1
+        assert await desk.answer("b") is WAIT
+        rig.clock.ahead += 2
+        assert await desk.begins("b") == 2
+        assert await desk.ask(EventKind.BEAT, "a") == Answer(kind=STALE)
+        assert await desk.ask(EventKind.BEAT, "b") == Answer(kind=GO)
+
+    async def test_what_is_given_back_is_free_at_once(self, rig: Rig, desk: Desk) -> None:
+        await desk.begins("a")
+        await desk.gives_back("a")
+        assert (await rig.jobs.get(OWNER, desk.job)).status is JobStatus.QUEUED
+        assert await desk.begins("b") == 2
+
+    async def test_after_so_many_starts_it_is_poison(self, rig: Rig, desk: Desk) -> None:
+        for number in range(1, MAX_STARTS + 1):
+            assert await desk.begins(f"t{number}") == number
+            rig.clock.ahead += LEASE_S + 1
+        answer = await desk.ask(EventKind.STARTED, "last")
+        assert answer is not None
+        assert (answer.kind, answer.attempt) == (DEAD, MAX_STARTS)
+        assert (answer.error or {})["code"] == "worker_lost"
+
+    async def test_who_was_shut_down_does_not_count(self, desk: Desk) -> None:
+        for number in range(2 * MAX_STARTS):
+            assert await desk.begins(f"t{number}") == 1
+            await desk.gives_back(f"t{number}", drained=True)
+
+    async def test_what_never_began_takes_no_start_back(self, rig: Rig, desk: Desk) -> None:
+        """Shut down while it waited for leave; told twice, or for another: the starts that were, were."""
+        for number in range(1, MAX_STARTS + 1):
+            assert await desk.begins(f"t{number}") == number
+            await desk.gives_back(f"never{number}", drained=True)
+            rig.clock.ahead += LEASE_S + 1
+        assert await desk.answer("last") is DEAD
+
+    async def test_copies_count_once(self, rig: Rig, desk: Desk) -> None:
+        await desk.begins("a")
+        await desk.begins("a")
+        await desk.gives_back("a", drained=True)
+        await desk.gives_back("a", drained=True)
+        assert await desk.begins("b") == 1
+
+    async def test_a_long_answer_hides_no_starts(self, rig: Rig, desk: Desk) -> None:
+        """All of the events are looked at, not only the first."""
+        for number in range(1, MAX_STARTS + 1):
+            await desk.begins(f"t{number}")
+            for seq in range(1, 10):
+                await desk.say(EventKind.CHUNK, seq, f"t{number}", b"x")
+            rig.clock.ahead += LEASE_S + 1
+        assert await desk.answer("last") is DEAD
+
+    @pytest.mark.parametrize("status", [JobStatus.CANCELLED, JobStatus.EXPIRED])
+    async def test_what_is_decided_is_gone(self, rig: Rig, desk: Desk, status: JobStatus) -> None:
+        """For who asks to begin, and for who runs it."""
+        await desk.begins("a")
+        assert await rig.gateways[0].ending.end(await rig.jobs.get(OWNER, desk.job), status)
+        assert await desk.ask(EventKind.BEAT, "a") == Answer(kind=GONE)
+        assert await desk.answer("b") is GONE
+
+    async def test_a_new_run_counts_from_one(self, rig: Rig, desk: Desk) -> None:
+        """The word on the old run, left behind by a retry, is no obstacle; for the old run's workers it still holds."""
+        for number in range(MAX_STARTS):
+            await desk.begins(f"t{number}")
+            rig.clock.ahead += LEASE_S + 1
+        record = await rig.jobs.get(OWNER, desk.job)
+        assert await rig.gateways[0].ending.end(record, JobStatus.FAILED)
+        assert await desk.answer("old") is GONE
+        rig.clock.ahead += LEASE_S + 1
+        assert await desk.begins("new", run=2) == 1
+        assert desk.job not in rig.broker.records.words
+        recorded = await rig.jobs.get(OWNER, desk.job)
+        assert (recorded.run, recorded.status) == (2, JobStatus.IN_PROGRESS)
+
+    async def test_a_late_word_on_an_old_run_is_out_of_the_way_by_the_next_heartbeat(
+        self, rig: Rig, desk: Desk
+    ) -> None:
+        """The new run's answer would be taken for a second end."""
+        record = await rig.jobs.get(OWNER, desk.job)
+        await desk.begins("new", run=2)
+        assert await rig.gateways[0].ending.end(record, JobStatus.FAILED)
+        assert await desk.ask(EventKind.BEAT, "new", run=2) == Answer(kind=GO)
+        assert desk.job not in rig.broker.records.words
+
+
+class TestLimits:
+    async def test_of_a_keys_jobs_so_many_run(self, rig: Rig) -> None:
+        """Also where they ask at once, of several gateways."""
+        await rig.gateway()
+        rig.max_running["k"] = 2
+        desks = [Desk(rig, await rig.submit(key="k"), "k") for _ in range(6)]
+        for at, desk in enumerate(desks):
+            desk.asked = at
+        answers = [await desk.answer("t") for desk in desks]
+        assert sorted(answers) == sorted([GO] * 2 + [WAIT] * 4)
+        first = desks[answers.index(GO)]
+        await first.gives_back("t")
+        assert [await desk.answer("t") for desk in desks if desk is not first].count(GO) == 2
+
+    async def test_who_was_let_begin_already_is_not_in_his_own_way(self, rig: Rig) -> None:
+        """His answer was lost, or his predecessor was."""
+        rig.max_running["k"] = 1
+        desk = Desk(rig, await rig.submit(key="k"), "k")
+        assert await desk.answer("a") is GO
+        assert await desk.answer("a") is GO
+        rig.clock.ahead += LEASE_S + 1
+        assert await desk.answer("b") is GO
+
+    async def test_many_that_must_wait_ask_no_more_often_than_few(self, rig: Rig) -> None:
+        """Else workers would look at nothing but them, and other tenants' jobs would wait behind their questions."""
+        rig.max_running["k"] = 1
+        running, waiting = Desk(rig, await rig.submit(key="k"), "k"), Desk(rig, await rig.submit(key="k"), "k")
+        assert await running.answer("t") is GO
+        few = await waiting.ask(EventKind.STARTED, "t")
+        for _ in range(int(10 * ASKS_PER_S)):
+            await rig.submit(key="k")
+        many = await waiting.ask(EventKind.STARTED, "t")
+        assert few is not None
+        assert many is not None
+        assert (few.kind, many.kind) == (WAIT, WAIT)
+        assert few.delay_s < 2
+        assert many.delay_s >= 10
+
+    async def test_who_must_wait_keeps_no_lease(self, rig: Rig) -> None:
+        """The next to ask may be another one."""
+        rig.max_running["k"] = 1
+        first, second = Desk(rig, await rig.submit(key="k"), "k"), Desk(rig, await rig.submit(key="k"), "k")
+        assert await first.answer("a") is GO
+        assert await second.answer("b") is WAIT
+        await first.gives_back("a")
+        assert await second.answer("c") is GO
+
+
+class TestOutages:
+    async def test_without_the_store_jobs_go_on(self, rig: Rig, desk: Desk) -> None:
+        """Leave is given by what NATS knows."""
+        rig.store.available = False
+        assert await desk.begins("a") == 1
+        assert await desk.ask(EventKind.BEAT, "a") == Answer(kind=GO)
+        assert await desk.ask(EventKind.RETURNED, "a") is None
+        rig.store.available = True
+        assert (await rig.jobs.get(OWNER, desk.job)).status is JobStatus.QUEUED
+
+    async def test_a_start_that_was_not_recorded_is_by_the_next_heartbeat(self, rig: Rig, desk: Desk) -> None:
+        rig.store.available = False
+        await desk.begins("a")
+        rig.store.available = True
+        await desk.ask(EventKind.BEAT, "a", progress=Progress(fraction=0.5))
+        record = await rig.until(desk.job, JobStatus.IN_PROGRESS)
+        assert (record.worker, record.attempts) == ("w-a", 1)
+        await desk.ask(EventKind.BEAT, "a", progress=Progress(fraction=0.5))
+        assert (await rig.jobs.get(OWNER, desk.job)).progress == 0.5
+
+    async def test_without_nats_nothing_is_answered(self, rig: Rig, desk: Desk) -> None:
+        """The worker asks again."""
+        rig.broker.available = False
+        assert await desk.ask(EventKind.STARTED, "a") is None
+        assert await desk.ask(EventKind.BEAT, "a") is None
+
+    @pytest.mark.parametrize("kind", [EventKind.STARTED, EventKind.BEAT])
+    async def test_a_record_that_was_lost_is_made_anew(self, rig: Rig, desk: Desk, kind: EventKind) -> None:
+        """From the job's first event: the limits on its time hold again."""
+        before = await rig.jobs.get(OWNER, desk.job)
+        if kind is EventKind.BEAT:
+            await desk.begins("a")
+        await rig.store.remove(OWNER, desk.job)
+        await desk.ask(kind, "a")
+        record = await rig.until(desk.job, JobStatus.IN_PROGRESS)
+        assert (record.created_at, record.queue_s, record.worker) == (before.created_at, before.queue_s, "w-a")
+        rig.clock.ahead += 3 * rig.ack_wait_s + 1
+        await rig.until(desk.job, JobStatus.QUEUED)

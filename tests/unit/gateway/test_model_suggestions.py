@@ -1,0 +1,117 @@
+"""Which model a caller may have meant."""
+
+from __future__ import annotations
+
+import random
+from time import process_time
+
+import pytest
+
+from gateway.model_suggestions import BURST, COMPARED, RATE, Suggestions, did_you_mean
+from schemas.errors import ModelNotFound
+from schemas.jobs import Capability
+from schemas.presence import WorkerState
+from tests.unit.gateway.test_model_catalog import catalogue, offer, worker
+
+MODELS = ("smollm2", "piper-joe", "whisper-tiny.en", "multilingual-e5-small-q4", "org/Qwen2.5-7B-Instruct")
+
+
+def suggestions(*names: str) -> Suggestions:
+    made = Suggestions()
+    made.load(names)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("smolm2", "smollm2"),
+        ("SmolLM2", "smollm2"),
+        ("smollm2:latest", "smollm2"),
+        ("joe", "piper-joe"),
+        ("whisper", "whisper-tiny.en"),
+        ("e5-small", "multilingual-e5-small-q4"),
+        ("qwen2.5-7b-instruct", "org/Qwen2.5-7B-Instruct"),
+        ("org/Qwen2.5-7B-Intsruct", "org/Qwen2.5-7B-Instruct"),
+        ("gpt-4o", None),
+        ("", None),
+        ("q" * 256, None),
+        ("\x00\ud800", None),
+    ],
+)
+def test_what_is_alike_is_meant(name: str, meant: str | None) -> None:
+    """Typing errors, case, parts of names; nothing is better than a name that has little in common."""
+    assert suggestions(*MODELS).nearest(name) == meant
+
+
+def test_without_models_nothing_is_meant() -> None:
+    assert suggestions().nearest("smollm2") is None
+    assert did_you_mean(None) == ""
+
+
+def test_new_names_count_at_once() -> None:
+    """What was said of a name is forgotten when there are other models."""
+    made = suggestions("llama3")
+    assert made.nearest("smolm2") is None
+    made.load(("llama3", "smollm2"))
+    assert made.nearest("smolm2") == "smollm2"
+    made.load(("llama3",))
+    assert made.nearest("smolm2") is None
+
+
+def test_a_flood_of_unknown_names_does_little_work() -> None:
+    """Beyond the rate nothing is looked for, but what was found before is remembered."""
+    now = 0.0
+    made = Suggestions(clock=lambda: now)
+    made.load(MODELS)
+    found = [made.nearest(f"smollm{number}") for number in range(3, 1000)]
+    assert found.count("smollm2") == BURST
+    assert made.nearest("smollm3") == "smollm2"
+    now = 1.0
+    assert [made.nearest(f"smolm{number}") for number in range(1000)].count("smollm2") == min(BURST, RATE)
+
+
+def test_the_names_of_two_thousand_models_take_two_milliseconds() -> None:
+    """Of CPU, the best of several, for the slowest kind of names: all alike."""
+    rng = random.Random(1)
+    families = ("llama3.1", "qwen2.5", "mistral-small", "deepseek-r1-distill")
+    made = suggestions(*(f"org{n % 60}/{rng.choice(families)}-{rng.randrange(400)}b-q{n}" for n in range(2000)))
+    times = []
+    for number in range(20):
+        began = process_time()
+        assert made.nearest(f"org7/qwen2.5-{number}b") is not None
+        times.append(process_time() - began)
+    assert min(times) <= 0.002
+
+
+class TestInTheCatalogue:
+    """Where callers see it."""
+
+    def test_an_unknown_model_is_refused_with_the_name_that_was_meant(self) -> None:
+        made = catalogue(worker("w", offer("smollm2"), offer("worker:w", (Capability.MODELS,))))
+        with pytest.raises(ModelNotFound, match=r"'smolm2' does not exist\. Did you mean 'smollm2'"):
+            made.resolve("smolm2", Capability.CHAT)
+        with pytest.raises(ModelNotFound) as caught:
+            made.resolve("worker:x", Capability.CHAT)
+        assert "Did you mean" not in caught.value.info.message, "workers are no models"
+
+    def test_what_nobody_can_use_now_is_not_suggested(self) -> None:
+        made = catalogue(worker("w", offer("smollm2"), state=WorkerState.DRAINING))
+        with pytest.raises(ModelNotFound) as caught:
+            made.resolve("smolm2", Capability.CHAT)
+        assert "Did you mean" not in caught.value.info.message
+
+    def test_an_alias_may_be_meant_and_may_name_what_is_not_there(self) -> None:
+        made = catalogue(worker("w", offer("piper-joe")), aliases={"team-chat": ("piper-joe",), "tts-1": ("joe",)})
+        with pytest.raises(ModelNotFound, match="Did you mean 'team-chat'"):
+            made.resolve("team_chat", Capability.CHAT)
+        with pytest.raises(ModelNotFound, match=r"for 'joe'\) exists\. Did you mean 'piper-joe'"):
+            made.resolve("tts-1", Capability.SPEECH)
+
+
+def test_a_long_name_is_not_remembered_whole() -> None:
+    """A path may hold some thousand letters."""
+    made = suggestions(*MODELS)
+    for number in range(10):
+        made.nearest("smolm2" + "x" * 10_000 + str(number))
+    assert [len(name) for name in made._remembered] == [COMPARED]
