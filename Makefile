@@ -48,7 +48,7 @@ test: $(VENV)/.for-test
 	@exec $(BIN)/python -m pytest $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --dist loadfile --no-loadscope-reorder) $(ARGS)
 
 # The contracts of bus, registry and records, requests on their way, and workers that die: where containers may differ from processes.
-CONTAINER_TESTS := tests/backbone/test_bus.py tests/backbone/test_joblog.py tests/backbone/test_documents.py \
+CONTAINER_TESTS := tests/backbone/test_bus.py tests/backbone/test_job_log.py tests/backbone/test_documents.py \
 	tests/flow/test_chat.py tests/flow/test_gateways.py tests/faults/test_worker_lost.py
 
 test-containers: $(VENV)/.for-test

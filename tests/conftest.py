@@ -48,7 +48,7 @@ LONGEST = (
 """Files by how long they take, the longest first. The others take seconds."""
 ATTACKS = (
     "tests/backbone/test_etcd_closed.py",
-    "tests/backbone/test_sealed_joblog.py",
+    "tests/backbone/test_sealed_job_log.py",
     "tests/backends/test_limitations.py",
     "tests/clients/test_bad_input.py",
     "tests/clients/test_compressed.py",

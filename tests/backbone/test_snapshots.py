@@ -20,7 +20,7 @@ from backbone.bus.subjects import BLOBS_STREAM, CLAIMS_STREAM, DONE_STREAM, EVEN
 from schemas.errors import Unavailable
 from schemas.job_events import NO_TOKEN, QUEUED, encode_durable
 from schemas.jobs import Capability, JobRecord, JobStatus
-from tests.backbone.joblogs import World, envelope, new_job, word_on
+from tests.backbone.job_logs import World, envelope, new_job, word_on
 from tests.conftest import Eventually, running
 from tests.servers import Server, skip_if_borrowed, source
 

@@ -8,8 +8,8 @@ import contextlib
 from backbone.bus.job_log import JobLog, Retention
 from backbone.bus.subjects import DONE_STREAM
 from schemas.errors import Unavailable
-from tests.backbone.joblogs import MIB, World, new_job, word_on
-from tests.backbone.test_joblog_cluster import three_nats
+from tests.backbone.job_logs import MIB, World, new_job, word_on
+from tests.backbone.test_job_log_cluster import three_nats
 from tests.backbone.test_snapshots import bring, snapshots, take, words_of
 from tests.conftest import Eventually
 from tests.servers import Server

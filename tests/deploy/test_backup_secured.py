@@ -15,7 +15,7 @@ from backbone.store.redis_documents import RedisDocuments
 from cli.backup.archive import read_manifest
 from cli.backup.command import _backup, _restore
 from cli.backup.connections import chosen
-from tests.backbone.joblogs import World, new_job, word_on
+from tests.backbone.job_logs import World, new_job, word_on
 from tests.cluster import Cluster
 from tests.deploy.production import ProductionSource, Secrets
 

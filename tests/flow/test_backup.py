@@ -25,7 +25,7 @@ from cli.backup.archive import read_manifest, verify
 from cli.backup.command import _backup, _restore
 from cli.backup.connections import chosen
 from cli.errors import ConsoleError
-from tests.backbone.joblogs import World, new_job, word_on
+from tests.backbone.job_logs import World, new_job, word_on
 from tests.cluster import KEY, Cluster, chat
 from tests.conftest import Eventually
 from tests.flow.conftest import SETTINGS

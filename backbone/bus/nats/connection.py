@@ -2,7 +2,7 @@
 
 nats-py connects, authenticates, keeps subscriptions over reconnects and pings. Its message handling costs 11 µs a
 message through an iterator and 4 through a callback; with the parser replaced and one write per turn of the loop it
-costs 1. This is the only file that touches nats-py's private names; `tests/backbone/test_wire.py` fails when a
+costs 1. This is the only file that touches nats-py's private names; `tests/backbone/test_connection.py` fails when a
 release changes one of them.
 
 Private names used: `Client._ps`, `._subs`, `._pending`, `._pending_data_size`, `._transport`, `._process_msg`,

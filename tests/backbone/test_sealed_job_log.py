@@ -17,7 +17,7 @@ from schemas.frames import EventKind
 from schemas.job_events import NO_TOKEN, QUEUED, Answer, AnswerKind, Ask, decode_durable, encode_durable
 from schemas.jobs import Envelope, JobStatus
 from schemas.outcome import Word, word_on
-from tests.backbone.joblogs import World, envelope, next_of, read
+from tests.backbone.job_logs import World, envelope, next_of, read
 from tests.conftest import Eventually, running
 from tests.servers import Server, source
 

@@ -23,7 +23,7 @@ from schemas.errors import RequestTooLarge, Unavailable
 from schemas.frames import EventKind
 from schemas.job_events import Answer, AnswerKind, Ask, decode_durable, encode_durable
 from schemas.jobs import JobStatus
-from tests.backbone.joblogs import MIB, SMALL, World, cancel, envelope, frames, new_job, next_of, read, word_on
+from tests.backbone.job_logs import MIB, SMALL, World, cancel, envelope, frames, new_job, next_of, read, word_on
 from tests.conftest import Eventually
 from tests.servers import Server, skip_if_borrowed
 

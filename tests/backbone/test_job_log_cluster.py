@@ -15,7 +15,7 @@ from backbone.bus.job_log import JobLog, Retention
 from schemas.errors import QueueFull, Unavailable
 from schemas.job_events import decode_durable, encode_durable
 from schemas.jobs import JobStatus
-from tests.backbone.joblogs import MIB, World, envelope, new_job, word_on
+from tests.backbone.job_logs import MIB, World, envelope, new_job, word_on
 from tests.conftest import Eventually, running
 from tests.servers import Server, Source
 

@@ -19,7 +19,7 @@ from schemas.frames import EventKind
 from schemas.job_events import Answer, AnswerKind, Ask
 from schemas.jobs import Capability, Envelope, JobStatus, Lane
 from schemas.outcome import Word
-from tests.backbone.joblogs import MAX_PER_QUEUE, MIB, World, cancel, envelope, frames, new_job, next_of, read, word_on
+from tests.backbone.job_logs import MAX_PER_QUEUE, MIB, World, cancel, envelope, frames, new_job, next_of, read, word_on
 from tests.conftest import Eventually, running
 from tests.servers import Server, source
 

@@ -14,7 +14,7 @@ from backbone.bus.nats.jetstream import JobsStream
 from backbone.bus.nats.job_log import NatsJobLog
 from backbone.bus.nats.write_probe import Storing
 from schemas.errors import Unavailable
-from tests.backbone.joblogs import SMALL, new_job, word_on
+from tests.backbone.job_logs import SMALL, new_job, word_on
 from tests.conftest import Eventually
 from tests.servers import Server, Source
 
