@@ -49,7 +49,7 @@ LONGEST = (
 ATTACKS = (
     "tests/backbone/test_etcd_closed.py",
     "tests/backbone/test_sealed_job_log.py",
-    "tests/backends/test_limitations.py",
+    "tests/backends/kit/test_limitations.py",
     "tests/clients/test_bad_input.py",
     "tests/clients/test_compressed.py",
     "tests/clients/test_media_bad_input.py",

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import pytest
 import uvloop
 
-from tests.backends.double_openai import OpenAIDouble
+from tests.backends.doubles.openai import OpenAIDouble
 from tests.backends.llama_server import LlamaServer, running_llama
 
 

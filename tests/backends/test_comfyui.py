@@ -13,7 +13,7 @@ import pytest
 from schemas.frames import Progress
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, eventually, outputs_of
-from tests.backends.double_comfyui import ComfyDouble, png
+from tests.backends.doubles.comfyui import ComfyDouble, png
 from tests.backends.image_tasks import answer_of, events_of, file_of, image_of, image_task
 from workers.backends.base import (
     BackendConfig,

@@ -20,7 +20,7 @@ import pytest
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, eventually, outputs_of
 from tests.backends.contract import chat, check_stream, collect, completion, events
-from tests.backends.test_speech import speech
+from tests.backends.kit.test_speech import speech
 from workers.adapter_kit.audio.codecs import decode, has_codecs
 from workers.backends.base import (
     BackendConfig,

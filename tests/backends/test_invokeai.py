@@ -16,7 +16,7 @@ from PIL import Image
 from schemas.frames import Progress
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, eventually, outputs_of
-from tests.backends.double_invokeai import InvokeAIDouble, jpeg, png
+from tests.backends.doubles.invokeai import InvokeAIDouble, jpeg, png
 from workers.adapter_kit.images.responses import EDITS, GENERATIONS
 from workers.backends.base import (
     BackendConfig,

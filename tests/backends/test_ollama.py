@@ -17,7 +17,7 @@ from schemas.frames import Progress
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, outputs_of
 from tests.backends.contract import Contract, Rig, body_of, chat, check_stream, collect, completion, events, task
-from tests.backends.double_ollama import BUSY, CHAT, EMBED, VISION, Model, OllamaDouble, vector
+from tests.backends.doubles.ollama import BUSY, CHAT, EMBED, VISION, Model, OllamaDouble, vector
 from workers.backends.base import (
     Backend,
     BackendConfig,

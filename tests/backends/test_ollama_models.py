@@ -13,7 +13,7 @@ from schemas.frames import Progress
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import outputs_of
 from tests.backends.contract import events
-from tests.backends.double_ollama import CHAT, EMBED, OllamaDouble
+from tests.backends.doubles.ollama import CHAT, EMBED, OllamaDouble
 from workers.backends.base import (
     Backend,
     BackendConfig,

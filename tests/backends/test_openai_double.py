@@ -20,7 +20,7 @@ from tests.backends.contract import (
     events,
     task,
 )
-from tests.backends.double_openai import OpenAIDouble
+from tests.backends.doubles.openai import OpenAIDouble
 from workers.backends.base import (
     Backend,
     BackendConfig,

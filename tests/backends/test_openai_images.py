@@ -14,7 +14,7 @@ from openai.types import ImageGenCompletedEvent, ImagesResponse
 from PIL import Image
 
 from tests.backends.image_tasks import answer_of, events_of, image_of, image_task
-from tests.backends.test_limitations import Answer, Quirky, refused
+from tests.backends.kit.test_limitations import Answer, Quirky, refused
 from workers.backends.base import Adapted, Backend, BackendConfig, BackendRefused, Chunk, Finish, Task, make_backend
 
 JSON = dict[str, Any]

@@ -16,7 +16,7 @@ import pytest
 
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, eventually, outputs_of
-from tests.backends.double_media import LENGTH, MediaDouble, png, sound_of, vector, wav
+from tests.backends.doubles.media import LENGTH, MediaDouble, png, sound_of, vector, wav
 from workers.backends.base import (
     Backend,
     BackendConfig,

@@ -12,8 +12,8 @@ import orjson
 import pytest
 
 from tests.backends.contract import chat
-from tests.backends.double_ollama import CHAT, OllamaDouble
-from tests.backends.test_adaptations import NAMED, WEATHER, Partial, said
+from tests.backends.doubles.ollama import CHAT, OllamaDouble
+from tests.backends.kit.test_adaptations import NAMED, WEATHER, Partial, said
 from workers.adapter_kit.openai.unsupported_parameters import PARAMETERS
 from workers.adapter_kit.text.adaptations import INSTEAD
 from workers.backends.base import Backend, BackendConfig, BackendRefused, make_backend

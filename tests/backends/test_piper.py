@@ -13,8 +13,8 @@ import pytest
 
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, eventually, outputs_of
+from tests.backends.kit.test_speech import speech
 from tests.backends.piper_server import VOICE, PiperProcess, PiperServer, running_piper, watched
-from tests.backends.test_speech import speech
 from workers.backends.base import (
     BackendConfig,
     BackendError,

@@ -14,7 +14,7 @@ from PIL import Image
 from schemas.frames import Progress
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, eventually, outputs_of
-from tests.backends.double_sdwebui import SDWebUIDouble, png
+from tests.backends.doubles.sdwebui import SDWebUIDouble, png
 from tests.backends.image_tasks import answer_of, events_of, file_of, image_of, image_task, picture_bytes
 from workers.backends.base import (
     BackendConfig,

@@ -18,7 +18,7 @@ from schemas.jobs import Capability
 from schemas.presence import ServiceRecord
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, eventually
 from tests.backends.contract import Contract, Rig, body_of, chat, check_stream, collect, events, task
-from tests.backends.double_service import CHAT, ServiceDouble, embedding, form_of, picture, whole_chat
+from tests.backends.doubles.service import CHAT, ServiceDouble, embedding, form_of, picture, whole_chat
 from workers.backends.base import (
     BackendConfig,
     BackendError,

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 from openai import AsyncOpenAI
 
-from tests.backends.double_ollama import CHAT, OllamaDouble
+from tests.backends.doubles.ollama import CHAT, OllamaDouble
 from tests.cluster import KEY, Cluster
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(60)]

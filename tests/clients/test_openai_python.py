@@ -13,7 +13,7 @@ import pytest_asyncio
 from openai import AsyncOpenAI, OpenAI
 from openai.types.chat import ChatCompletionChunk
 
-from tests.backends.double_openai import OpenAIDouble
+from tests.backends.doubles.openai import OpenAIDouble
 from tests.cluster import KEY, Cluster
 
 QUEUE = 4

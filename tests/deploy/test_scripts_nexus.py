@@ -15,7 +15,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from tests.backends.double_service import ServiceDouble
+from tests.backends.doubles.service import ServiceDouble
 from tests.cluster import KEY, Cluster, chat
 from tests.conftest import Eventually
 from tests.deploy.scripts import DONE, FAILED, MISSING, USAGE, run, run_beside

@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from backbone.bus.bus import FRESH_S
-from tests.backends.double_openai import OpenAIDouble
+from tests.backends.doubles.openai import OpenAIDouble
 from tests.cluster import KEY, Cluster, Crew, chat
 from tests.conftest import Eventually
 

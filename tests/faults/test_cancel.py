@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.backends.double_openai import OpenAIDouble
+from tests.backends.doubles.openai import OpenAIDouble
 from tests.cluster import Cluster, Crew, chat
 from tests.conftest import Eventually
 from tests.faults.test_callers import STOP_S, behave, on_double

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.backends.double_comfyui import ComfyDouble
+from tests.backends.doubles.comfyui import ComfyDouble
 from tests.cluster import Cluster, Crew
 from tests.conftest import Eventually
 from tests.faults.test_callers import STOP_S

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.backends.double_openai import OpenAIDouble
+from tests.backends.doubles.openai import OpenAIDouble
 from tests.cluster import Cluster, Crew, Recorded
 from tests.conftest import Eventually
 from tests.faults.conftest import SETTINGS

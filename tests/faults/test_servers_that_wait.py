@@ -11,7 +11,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from tests.backends.double_openai import OpenAIDouble, Seen, _send
+from tests.backends.doubles.openai import OpenAIDouble, Seen, _send
 from tests.cluster import Cluster, Crew, chat
 from tests.conftest import Eventually
 from tests.faults.conftest import SETTINGS

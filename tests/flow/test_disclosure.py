@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.backends.double_openai import OpenAIDouble
+from tests.backends.doubles.openai import OpenAIDouble
 from tests.cluster import Cluster, chat, data_lines
 from tests.conftest import Eventually
 

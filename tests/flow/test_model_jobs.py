@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.backends.double_ollama import CHAT, EMBED, OllamaDouble
+from tests.backends.doubles.ollama import CHAT, EMBED, OllamaDouble
 from tests.cluster import KEY, ROOT, Cluster, Crew
 from tests.conftest import Eventually
 

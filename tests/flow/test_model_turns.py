@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.backends.double_ollama import Model, OllamaDouble
+from tests.backends.doubles.ollama import Model, OllamaDouble
 from tests.cluster import Cluster, Crew
 from tests.conftest import Eventually
 

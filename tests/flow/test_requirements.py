@@ -9,7 +9,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from tests.backends.double_comfyui import ComfyDouble
+from tests.backends.doubles.comfyui import ComfyDouble
 from tests.cluster import Cluster, Crew, free_port
 from tests.conftest import Eventually
 

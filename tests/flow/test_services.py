@@ -12,7 +12,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from tests.backends.double_service import ServiceDouble, embedding
+from tests.backends.doubles.service import ServiceDouble, embedding
 from tests.cluster import Cluster, chat
 from tests.conftest import Eventually
 

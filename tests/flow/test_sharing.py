@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.backends.double_openai import OpenAIDouble
+from tests.backends.doubles.openai import OpenAIDouble
 from tests.cluster import Cluster, Crew, Recorded
 from tests.conftest import Eventually
 

@@ -21,7 +21,7 @@ import pytest_asyncio
 
 from backbone.terminal_log import SENTENCES
 from cli.embedded.servers import EtcdServer, NatsServer, RedisServer
-from tests.backends.double_openai import OpenAIDouble
+from tests.backends.doubles.openai import OpenAIDouble
 from tests.conftest import running
 from tests.deploy.production import (
     ProductionEtcd,

@@ -22,7 +22,7 @@ import pytest
 from cli.embedded.process import bound_to_parent
 from cli.stack.bundled_models import local_models
 from cli.stack.discovery import CANDIDATES, Candidate
-from tests.backends.double_openai import OpenAIDouble
+from tests.backends.doubles.openai import OpenAIDouble
 from tests.cluster import ROOT, free_port
 from tests.conftest import run_sync
 

@@ -21,8 +21,8 @@ from gateway.http.inference_body import Received
 from gateway.metrics import GatewayMetrics
 from gateway.sync.request_state import Call
 from schemas.jobs import Capability, Lane, Limits
-from tests.backends.double_ollama import Model, OllamaDouble
-from tests.backends.double_router import RouterDouble
+from tests.backends.doubles.ollama import Model, OllamaDouble
+from tests.backends.doubles.router import RouterDouble
 from workers.backends.base import Backend, BackendConfig, make_backend
 from workers.metrics import WorkerMetrics
 from workers.worker import Worker

@@ -13,9 +13,9 @@ import pytest
 from schemas.jobs import Capability
 from schemas.presence import ServiceRecord
 from tests.backends.contract import body_of, chat, check_stream, collect, completion, events
-from tests.backends.double_media import MODELS, MediaDouble
-from tests.backends.double_openai import Seen, _send
-from tests.backends.double_service import whole_chat
+from tests.backends.doubles.media import MODELS, MediaDouble
+from tests.backends.doubles.openai import Seen, _send
+from tests.backends.doubles.service import whole_chat
 from tests.backends.test_openai_media import UPLOAD, file, work
 from workers.adapter_kit import limitations as module
 from workers.adapter_kit.limitations import KNOWN_S, MAX_PROBES, PROBE_WINDOW_S, UNCLEAR_S, Limitations
@@ -247,7 +247,7 @@ async def test_a_garbage_upload_ends_nobodys_transcription(server: Quirky, monke
 
     def transcription(seen: Seen, body: dict[str, Any]) -> Any:
         if b"garbage" in seen.body:
-            from tests.backends.double_media import Refused
+            from tests.backends.doubles.media import Refused
 
             raise Refused(OPENAIS_WORDS, "file")
         return usual(seen, body)

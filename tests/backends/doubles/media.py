@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from python_multipart import parse_form
 
-from tests.backends.double_openai import OpenAIDouble, Seen
+from tests.backends.doubles.openai import OpenAIDouble, Seen
 
 LENGTH = 4
 """Numbers in an embedding."""

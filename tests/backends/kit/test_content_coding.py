@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.backends.contract import body_of, chat, check_stream, collect, events
-from tests.backends.double_openai import OpenAIDouble
+from tests.backends.doubles.openai import OpenAIDouble
 from workers.adapter_kit import content_coding
 from workers.adapter_kit.content_coding import FREE_OUTPUT, MAX_RATIO, SLICE, AnswerDecoder
 from workers.adapter_kit.http_client import HttpClient

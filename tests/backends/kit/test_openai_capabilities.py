@@ -9,8 +9,8 @@ import pytest
 from schemas.frames import Progress
 from schemas.jobs import Capability
 from tests.backends.contract import chat
-from tests.backends.double_openai import OpenAIDouble
-from tests.backends.double_router import RouterDouble
+from tests.backends.doubles.openai import OpenAIDouble
+from tests.backends.doubles.router import RouterDouble
 from workers.adapter_kit.openai.capabilities import TEXT, Choice
 from workers.backends.base import BackendConfig
 from workers.backends.openai import OpenAIBackend

@@ -12,8 +12,8 @@ import pytest
 
 from schemas.presence import ServiceRecord
 from tests.backends.contract import chat, completion
-from tests.backends.double_ollama import CHAT, OllamaDouble
-from tests.backends.test_limitations import Quirky, refused
+from tests.backends.doubles.ollama import CHAT, OllamaDouble
+from tests.backends.kit.test_limitations import Quirky, refused
 from workers.adapter_kit.text.adaptations import HARMLESS, INSTEAD, MAX_CHOICES
 from workers.backends.base import (
     Adapted,

@@ -7,7 +7,7 @@ import base64
 from collections.abc import AsyncIterator
 from typing import Any
 
-from tests.backends.double_openai import OpenAIDouble, Seen, _send
+from tests.backends.doubles.openai import OpenAIDouble, Seen, _send
 
 CHAT = "/v1/chat/completions"
 TEXT = (CHAT, "/v1/completions")

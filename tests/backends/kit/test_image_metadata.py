@@ -18,9 +18,9 @@ from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from schemas.frames import Progress
 from tests.backends.adapter_contract import outputs_of
-from tests.backends.double_comfyui import ComfyDouble
-from tests.backends.double_invokeai import InvokeAIDouble
-from tests.backends.double_sdwebui import SDWebUIDouble
+from tests.backends.doubles.comfyui import ComfyDouble
+from tests.backends.doubles.invokeai import InvokeAIDouble
+from tests.backends.doubles.sdwebui import SDWebUIDouble
 from tests.backends.image_tasks import answer_of, events_of, image_task
 from workers.adapter_kit.images.formats import cleaned, content_type_of, converted
 from workers.adapter_kit.images.metadata import TooManyParts, orientation_of, without_metadata
@@ -273,9 +273,9 @@ async def test_no_adapter_passes_on_what_its_server_writes(
     kind: str, keep: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Unless its operator says so."""
-    import tests.backends.double_comfyui as comfyui
-    import tests.backends.double_invokeai as invokeai
-    import tests.backends.double_sdwebui as sdwebui
+    import tests.backends.doubles.comfyui as comfyui
+    import tests.backends.doubles.invokeai as invokeai
+    import tests.backends.doubles.sdwebui as sdwebui
 
     for module in (comfyui, invokeai, sdwebui):
         monkeypatch.setattr(module, "png", lambda *_, **__: picture("PNG"))

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from schemas.jobs import Capability
-from tests.backends.test_audio import encoded, tone
+from tests.backends.kit.test_audio_codecs import encoded, tone
 from workers.adapter_kit.audio.codecs import SoundFormat, decode, wav_header
 from workers.adapter_kit.audio.speech import SpeechRequest, speak
 from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, Output, Task
