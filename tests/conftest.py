@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 LONGEST = (
-    "tests/flow/test_up.py",
+    "tests/stack/test_up.py",
     "tests/faults/test_jobs_killed.py",
     "tests/clients/test_openapi_contract.py",
     "tests/faults/",
@@ -62,7 +62,7 @@ ATTACKS = (
     "tests/flow/test_forged_outcomes.py",
     "tests/flow/test_hostile_worker.py",
     "tests/flow/test_route_walk.py",
-    "tests/flow/test_up_strangers.py",
+    "tests/stack/test_strangers.py",
     "tests/unit/gateway/jobs/test_forgeries.py",
     "tests/unit/gateway/http/test_body_memory.py",
     "tests/unit/gateway/test_disclosure.py",

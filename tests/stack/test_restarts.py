@@ -17,7 +17,7 @@ import pytest
 
 from cli.embedded.process import bound_to_parent
 from tests.cluster import free_port
-from tests.flow.test_up import NEXUS, Up, clean_environment, eventually_true
+from tests.stack.test_up import NEXUS, Up, clean_environment, eventually_true
 
 pytestmark = pytest.mark.timeout(240)
 

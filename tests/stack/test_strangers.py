@@ -25,7 +25,7 @@ from backbone.registry.auth import Tls
 from backbone.registry.etcd_client import open_channel
 from cli.embedded.process import bound_to_parent
 from tests.conftest import run_sync
-from tests.flow.test_up import NEXUS, Up, clean_environment
+from tests.stack.test_up import NEXUS, Up, clean_environment
 
 pytestmark = pytest.mark.timeout(180)
 

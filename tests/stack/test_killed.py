@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from cli.embedded.process import bound_to_parent
-from tests.flow.test_up import DOWN_S, UP_S, Up, eventually_true
 from tests.servers import ROOT, local_environment
+from tests.stack.test_up import DOWN_S, UP_S, Up, eventually_true
 
 pytestmark = [
     pytest.mark.timeout(180),
@@ -26,7 +26,7 @@ LEFT_S = 5.0
 HANGS = """
 import asyncio, pathlib, sys
 from tests.cluster import Cluster
-from tests.flow.test_up import Up
+from tests.stack.test_up import Up
 
 async def test_hangs(tmp_path):
     async with Cluster(tmp_path) as cluster, Up(tmp_path / "nexus", "--no-local-models", "--gateways", "2") as up:

@@ -15,8 +15,8 @@ import pytest
 
 from cli.embedded.process import bound_to_parent
 from tests.cluster import free_port
-from tests.flow.test_up import NEXUS, UP_S, clean_environment
-from tests.flow.test_up_killed import none_left
+from tests.stack.test_killed import none_left
+from tests.stack.test_up import NEXUS, UP_S, clean_environment
 
 pytestmark = [
     pytest.mark.timeout(180),

@@ -23,8 +23,8 @@ from cli.embedded.process import bound_to_parent
 from cli.stack.data_dir import DataDir
 from cli.stack.process_identity import process_identity
 from tests.cluster import free_port
-from tests.flow.test_up import NEXUS, UP_S, clean_environment, eventually_true, run_nexus
-from tests.flow.test_up_killed import none_left, processes_of
+from tests.stack.test_killed import none_left, processes_of
+from tests.stack.test_up import NEXUS, UP_S, clean_environment, eventually_true, run_nexus
 
 pytestmark = [
     pytest.mark.timeout(240),

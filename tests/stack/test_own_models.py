@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cli.embedded.llama_server import find_model
-from tests.flow.test_up import Up
+from tests.stack.test_up import Up
 
 pytestmark = pytest.mark.timeout(240)
 
