@@ -11,7 +11,7 @@ from pydantic import SecretStr
 
 from backbone.settings import GatewaySettings, WorkerSettings
 
-EXAMPLE = Path(__file__).parents[2] / ".env.example"
+EXAMPLE = Path(__file__).parents[3] / ".env.example"
 COMPOSE = "# --- Docker Compose"
 """From here on: variables of the compose files, which tests/deploy holds against those."""
 SETTING = re.compile(r"#([A-Z][A-Z0-9_]*)=(.*)")

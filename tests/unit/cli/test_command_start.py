@@ -13,7 +13,7 @@ import pytest
 from cli.app import COMMANDS
 from tests.unit.cli.gateway_double import serve
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HEAVY = {
     *("pydantic", "pydantic_settings", "fastapi", "starlette", "uvicorn", "httpx", "asyncio", "nats", "redis", "grpc"),
     *(

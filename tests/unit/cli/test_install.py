@@ -16,7 +16,7 @@ import pytest
 
 from cli.stack.ports import free_port
 
-SCRIPT = Path(__file__).parents[2] / "deploy" / "install.py"
+SCRIPT = Path(__file__).parents[3] / "deploy" / "install.py"
 NOWHERE = f"http://127.0.0.1:{free_port()}/simple/"
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from schemas.installation import DISTRIBUTION, install_hint
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = set(PROJECT["optional-dependencies"])
 KINDS = {".py", ".md", ".sh", ".toml", ".yml", ".yaml", ".example", ".lock", ".txt"}

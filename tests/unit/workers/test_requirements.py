@@ -14,7 +14,7 @@ from workers.adapter_kit import requirements
 from workers.adapter_kit.requirements import OPTIONAL_PILLOW, PILLOW, SOUND_CODECS, Library, Program
 from workers.backends.base import BackendConfig, backend_kinds, make_backend
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LAZY = {"av", "PIL", "aiohttp", "socketio"}
 """What adapters import where they use it, since not every worker has it."""
 HELPERS = {"audio": "av", "image_formats": "PIL", "comfyui_server": "aiohttp", "invokeai_events": "socketio"}
