@@ -4,7 +4,7 @@
 #   make install       what make up needs, without starting it; `make up` calls it by itself
 #   make test          all tests, three files at a time; ARGS="tests/unit -k lock" passes arguments to pytest, WORKERS=0 runs one after another
 #   make test-containers  some of them on containers, by Docker; make test ARGS="--servers containers" runs all of them so
-#   make attack        the attacks of docs/SECURITY.md, against a Nexus of this machine; ARGS passes arguments to pytest
+#   make attack        the attacks of docs/explanation/security.md, against a Nexus of this machine; ARGS passes arguments to pytest
 #   make images        the images gateway, worker, tts and stt, their sizes, and their bills of materials in dist/
 #   make check         lint, format, types, import rules
 #   make bench         benchmarks; ARGS passes arguments

@@ -74,7 +74,7 @@ ATTACKS = (
     "tests/unit/backbone/test_public_addresses.py",
     "tests/unit/backbone/test_seals.py",
 )
-"""Files that hold what docs/SECURITY.md says: they get the marker `attack`."""
+"""Files that hold what docs/explanation/security.md says: they get the marker `attack`."""
 SOURCES = ["embedded", "containers", "external"]
 
 

@@ -17,7 +17,7 @@ nothing else: `worker` goes to the hosts of workers, `admin` is for people. Run 
   --worker NAME     a NATS user and a folder `worker-NAME` of its own, for one worker. Its rights: those that
                     `nexus permissions worker NAME …` printed into secrets/nats/workers/NAME.conf, as an account of its own
   --rotate WHAT     make anew: `passwords`, `certificates` (by the same authority), or one user's password, such as
-                    `nats-worker`, `etcd-gateway`, `redis-gateway`. What to restart then: docs/OPERATIONS.md
+                    `nats-worker`, `etcd-gateway`, `redis-gateway`. What to restart then: docs/how-to/operations.md
   --days N          how long certificates hold (default: 825; the authority ten years)
   --dir DIR         where (default: .runtime/secrets at the repository's root)
   --help            this text

@@ -182,7 +182,7 @@ carry_setting() {
 why_left() {
   case "$1" in
     GATEWAY_TOKEN_POLICIES*) echo 'scopes, limits and expiry belong to each key: nexus keys create --help' ;;
-    GATEWAY_TLS_*) echo 'the gateway speaks HTTP: put TLS in front, docs/DEPLOYMENT.md' ;;
+    GATEWAY_TLS_*) echo 'the gateway speaks HTTP: put TLS in front, docs/how-to/deployment.md' ;;
     IP_ALLOWLIST* | TRUST_PROXY_CIDRS | UI_IP_ALLOWLIST* | UI_TRUST_PROXY*) echo 'addresses are a matter of the firewall or the load balancer in front' ;;
     UI_* | USER_*) echo 'there is no web interface, and there are no accounts but API keys' ;;
     TELEGRAM_*) echo 'a bot is a client now: it needs the gateway and a key' ;;

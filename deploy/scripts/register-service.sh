@@ -10,7 +10,7 @@ Usage: register-service.sh [options] NAME BASE-URL ETCD-URL
        register-service.sh [options] --remove NAME ETCD-URL
 
 Enters the HTTP service NAME, which listens at BASE-URL, into etcd; a worker of the kind `service` then serves it
-(docs/SERVICE_API.md). A name that is there already is moved to the new URL. Repeating it changes nothing.
+(docs/reference/service-api.md). A name that is there already is moved to the new URL. Repeating it changes nothing.
 
   --metadata-url URL   where the service says what it serves (default: BASE-URL/v1/metadata)
   --check              ask the service for its metadata first, and refuse one that does not answer

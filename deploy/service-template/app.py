@@ -1,7 +1,7 @@
 """A service for Nexus: text in, text out, by a model of your own. Copy this folder, and replace `Model`.
 
 Nexus asks `/readyz` and `/v1/metadata`, offers what they say under the names in `models`, and passes requests on. The
-rest of the contract is in Nexus's docs/SERVICE_API.md. Settings are environment variables: `SERVICE_NAME`,
+rest of the contract is in Nexus's docs/reference/service-api.md. Settings are environment variables: `SERVICE_NAME`,
 `MODEL_NAME`, `CONCURRENCY`.
 """
 

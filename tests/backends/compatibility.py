@@ -1,4 +1,4 @@
-"""docs/COMPATIBILITY.md, of what the recorded shapes say: `python -m tests.backends.compatibility` writes it anew."""
+"""docs/reference/compatibility.md, of what the recorded shapes say: `python -m tests.backends.compatibility` writes it anew."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.backends.shape_corpus import Shape, shapes
 
-PAGE = Path(__file__).parents[2] / "docs" / "COMPATIBILITY.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "compatibility.md"
 INTRODUCTION = """\
 # Compatibility
 
@@ -33,7 +33,7 @@ A version is that of the report; later ones may be better, and the same shape is
 
 ## What callers get
 
-See [what is repaired in text](OPENAI_SERVERS.md#what-is-repaired-in-text) and [what an error becomes](OPENAI_SERVERS.md#what-a-servers-error-becomes).
+See [what is repaired in text](../how-to/openai-servers.md#what-is-repaired-in-text) and [what an error becomes](../how-to/openai-servers.md#what-a-servers-error-becomes).
 """
 
 

@@ -1,4 +1,4 @@
-"""Adapters that installed packages bring, by the example in docs/ADAPTERS.md."""
+"""Adapters that installed packages bring, by the example in docs/how-to/adapters.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOCUMENT = (ROOT / "docs" / "ADAPTERS.md").read_text()
+DOCUMENT = (ROOT / "docs" / "how-to" / "adapters.md").read_text()
 
 
 def example(kind: str, holding: str) -> str:

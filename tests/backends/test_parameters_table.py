@@ -1,4 +1,4 @@
-"""`docs/PARAMETERS.md` is true: each row, on each adapter of text, under both policies."""
+"""`docs/reference/parameters.md` is true: each row, on each adapter of text, under both policies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from workers.adapter_kit.text.adaptations import INSTEAD
 from workers.backends.base import Backend, BackendConfig, BackendRefused, make_backend
 from workers.backends.ollama.requests import LACKS
 
-PAGE = Path(__file__).parents[2] / "docs" / "PARAMETERS.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "parameters.md"
 ROW = re.compile(r"^\| `(\w+)` \| ([\w ]+) \| ([\w ]+) \| ([\w ]+) \| (.*)\|$", re.MULTILINE)
 ROWS = {name: (ollama, openai, echo) for name, ollama, openai, echo, _ in ROW.findall(PAGE.read_text())}
 EXAMPLES: dict[str, Any] = {

@@ -348,7 +348,7 @@ async def test_a_forbidden_name_is_told_once(world: World) -> None:
     assert world.secrets.text("worker-gpu2/nats-password") not in process.log_file.read_text()
 
 
-# What NATS's permissions cannot hold: here so that a server which can is noticed. docs/DEPLOYMENT.md says what mitigates each.
+# What NATS's permissions cannot hold: here so that a server which can is noticed. docs/how-to/deployment.md says what mitigates each.
 
 
 async def test_who_knows_a_jobs_id_can_end_it(world: World) -> None:

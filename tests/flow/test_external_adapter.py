@@ -1,4 +1,4 @@
-"""A worker whose adapter comes from an installed package: the example in docs/ADAPTERS.md, asked through a gateway."""
+"""A worker whose adapter comes from an installed package: the example in docs/how-to/adapters.md, asked through a gateway."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def test_a_worker_serves_by_an_adapter_that_a_package_brings(cluster: Clus
         pytest.skip("the package is installed on this machine, not in the worker's image")
     install(tmp_path, "nexus-teller", PROJECT["project"]["entry-points"]["nexus.backends"], nexus_teller=MODULE)
     example: dict[str, Any] = {}
-    exec(compile(TEST, "docs/ADAPTERS.md", "exec"), example)
+    exec(compile(TEST, "docs/how-to/adapters.md", "exec"), example)
     async with asynccontextmanager(example["double"].__wrapped__)() as double:
         path = os.pathsep.join((str(ROOT), str(tmp_path)))
         await cluster.start_worker(

@@ -26,7 +26,7 @@ PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "bench" / "README.md", ROOT / "deploy" / "README.md"]
 )
 README = (ROOT / "README.md").read_text()
-OPERATIONS = (ROOT / "docs" / "OPERATIONS.md").read_text()
+OPERATIONS = (ROOT / "docs" / "how-to" / "operations.md").read_text()
 
 CODE = re.compile(r"`([^`\n]+)`|```.*?\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
@@ -86,7 +86,7 @@ def section(page: str, title: str) -> str:
     ("title", "registry"), [("Gateway", GatewayMetrics().registry), ("Worker", WorkerMetrics().registry)]
 )
 def test_every_metric_is_described_and_every_described_one_exists(title: str, registry: CollectorRegistry) -> None:
-    """The tables in docs/OPERATIONS.md and the code name the same metrics."""
+    """The tables in docs/how-to/operations.md and the code name the same metrics."""
     assert set(METRIC.findall(section(OPERATIONS, title))) == metrics(registry)
 
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     [
         *(page for page in ROOT.glob("*.md") if page.name != "CHANGELOG.md"),
-        *(ROOT / "docs").glob("*.md"),
+        *(page for page in (ROOT / "docs").rglob("*.md") if page.parent.name != "adr"),
         *(ROOT / "deploy").rglob("*.md"),
         *(ROOT / "bench").glob("*.md"),
         *(ROOT / "tests").rglob("*.md"),
@@ -40,9 +40,9 @@ FILE = re.compile(
 )
 
 EXAMPLES = {"workers/backends/teller.py", "tests/backends/test_teller.py"}
-"""Files that docs/ADAPTERS.md has its reader make."""
+"""Files that docs/how-to/adapters.md has its reader make."""
 OF_SERVICES = {"GET /v1/metadata", "GET /v1/descriptor"}
-"""Routes of services that describe themselves: docs/SERVICE_API.md."""
+"""Routes of services that describe themselves: docs/reference/service-api.md."""
 
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 

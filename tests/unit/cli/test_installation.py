@@ -24,7 +24,7 @@ REQUIREMENT = re.compile(r"(?<![\w./-])(nexus[a-z.-]*)\[([\w, -]+)\]")
 INSTALL = re.compile(r"(?:pip|uv add|uvx|pipx)\s+(?:install\s+)(?:-\S+\s+)*['\"]?(nexus[\w.-]*)")
 CALL = re.compile(r"install_hint\(\s*['\"]([\w-]+)['\"]")
 OWN = {DISTRIBUTION, "nexus-teller"}
-"""Ours, and the package that docs/ADAPTERS.md has for an example."""
+"""Ours, and the package that docs/how-to/adapters.md has for an example."""
 
 
 def texts() -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ An adapter says what a model's server lacks; the policy is the worker's or the a
 - refuse: 400 `unsupported_parameter` with the parameter, the model and what to do;
 - adapt: the nearest equivalent, named to the caller in `x-nexus-adapted`. Nothing is ignored without a word.
 
-`docs/PARAMETERS.md` has the table, and a test holds it against this module.
+`docs/reference/parameters.md` has the table, and a test holds it against this module.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Anybody's HTTP services: those that the registry names under `services/`, all by one worker.
 
-Each is asked whether it is ready (`/readyz`) and what it offers (`/v1/metadata`); docs/SERVICE_API.md says what it must
+Each is asked whether it is ready (`/readyz`) and what it offers (`/v1/metadata`); docs/reference/service-api.md says what it must
 answer. Their models together are what this adapter serves. Of two services with one model, the first by name that is ready
 is asked; where it fails before anything has come, the other one is.
 
