@@ -182,14 +182,14 @@ def run_joined(joined: Joined | None, run: Callable[[], int], *, has_children: b
 
 def check_kind(kind: str) -> None:
     """Raise ConsoleError, naming the kinds there are, when `kind` is none of them."""
-    from workers.backends.base import backend_kinds, unknown_kind
+    from workers.backends.base import load_adapters, unknown_adapter_message
 
     try:
-        kinds = backend_kinds()
+        kinds = load_adapters()
     except ImportError as error:
         raise ConsoleError(str(error), exit_code=2) from error
     if kind not in kinds:
-        raise ConsoleError(unknown_kind(kind, kinds), exit_code=2)
+        raise ConsoleError(unknown_adapter_message(kind, kinds), exit_code=2)
 
 
 def _joined(options: list[str]) -> str:

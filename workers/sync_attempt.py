@@ -44,16 +44,16 @@ from schemas.frames import (
 from schemas.jobs import Envelope
 from workers.adapter_kit.http_client import HOPS
 from workers.backends.base import (
-    Adapted,
+    Adaptation,
     Backend,
     BackendError,
     BackendUnavailable,
     Chunk,
-    File,
     Finish,
     Output,
     Task,
-    wrap_foreign,
+    UploadedFile,
+    wrap_exception,
 )
 from workers.gateway_health import GatewayHealth
 
@@ -305,7 +305,7 @@ class Attempt:
                         await self._spill()
                 elif isinstance(piece, Progress):
                     self._progress(piece)
-                elif isinstance(piece, Adapted):
+                elif isinstance(piece, Adaptation):
                     self._adapt(piece)
                 else:
                     await self._finished(piece)
@@ -318,7 +318,7 @@ class Attempt:
     async def _read_task(self) -> Task:
         """What the adapter gets; a body that travels by reference is read here, uploads when the adapter reads them."""
         env, body = self.envelope, self._body
-        files: tuple[File, ...] = ()
+        files: tuple[UploadedFile, ...] = ()
         if env.uploads:
             files, body = self._files(body)
         if env.body_blob is not None:
@@ -337,9 +337,9 @@ class Attempt:
             self._who.adapts if not env.unsupported else env.unsupported == "adapt",
         )
 
-    def _files(self, body: bytes) -> tuple[tuple[File, ...], bytes]:
+    def _files(self, body: bytes) -> tuple[tuple[UploadedFile, ...], bytes]:
         """The uploads, and what is left of `body` without those that travel inline."""
-        files: list[File] = []
+        files: list[UploadedFile] = []
         at = start = len(body) if self.envelope.body_size is None else self.envelope.body_size
         for upload in self.envelope.uploads:
             pieces: Callable[[], AsyncIterator[bytes]]
@@ -348,7 +348,7 @@ class Attempt:
             else:
                 pieces = partial(_one_piece, body[at : at + upload.size])
                 at += upload.size
-            files.append(File(upload.field, upload.filename, upload.content_type, upload.size, pieces))
+            files.append(UploadedFile(upload.field, upload.filename, upload.content_type, upload.size, pieces))
         return tuple(files), body[:start]
 
     async def _keep(self, data: bytes, content_type: str) -> str:
@@ -405,7 +405,7 @@ class Attempt:
             progress = progress.model_copy(update={"preview": None})
         self._next(EventKind.PROGRESS, progress.model_dump_json(exclude_none=True).encode())
 
-    def _adapt(self, adapted: Adapted) -> None:
+    def _adapt(self, adapted: Adaptation) -> None:
         """Tell the caller which parameters were replaced."""
         self.adapted = adapted.parameters
         payload = AdaptedParameters(parameters=adapted.parameters).model_dump_json().encode()
@@ -453,7 +453,7 @@ class Attempt:
 
     def _wrapped(self, error: Exception) -> tuple[NexusError, bool]:
         """The error as it travels, and whether another attempt may succeed."""
-        wrapped = wrap_foreign(error)
+        wrapped = wrap_exception(error)
         if wrapped is not error:
             self._log.warning("foreign exception from the adapter", exc_info=error)
         public = wrapped.info.public()

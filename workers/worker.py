@@ -86,7 +86,7 @@ class Worker:
         self._health_interval_s = health_interval_s
         self._drain_s = drain_s
         # Only a server that says what it holds can be seen to swap.
-        says = type(backend).resident is not Backend.resident
+        says = type(backend).resident_models is not Backend.resident_models
         self._turns = ModelTurns(swap_patience_s) if says else None
         self._load_began = asyncio.Event()
         self._answered: set[str] = set()
@@ -112,7 +112,7 @@ class Worker:
         self._identity = Identity(worker_id, backend.name, adapts=adapts)
         self._draining = asyncio.Event()
         self._changed = asyncio.Event()
-        backend.changed = self._changed.set
+        backend.notify_changed = self._changed.set
 
     # Life
 
@@ -348,7 +348,7 @@ class Worker:
         """Return the models that the server holds; None where it does not say now."""
         try:
             async with asyncio.timeout(HEALTH_LIMIT_S):
-                return await self._backend.resident()
+                return await self._backend.resident_models()
         except Exception as error:  # whatever an adapter raises: loads must be followed on
             log.debug("worker.resident_models_unknown", worker=self.id, error=str(error))
             return None
@@ -432,7 +432,7 @@ class Worker:
             wait_s = self._pauses.lost_server()
             log.warning("worker.backend_lost", worker=self.id, model=model, error=error.info.message)
             self._intake.pause_model(model, wait_s)
-            if self._backend.one_server:
+            if self._backend.single_server:
                 self._intake.pause()  # until the health check that follows at once
             self._changed.set()
 

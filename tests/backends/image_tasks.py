@@ -11,20 +11,20 @@ from typing import Any
 from PIL import Image
 
 from schemas.jobs import Capability
-from workers.backends.base import Chunk, File, Task
+from workers.backends.base import Chunk, Task, UploadedFile
 
 
-def image_task(model: str, *, files: tuple[File, ...] = (), stream: bool = False, **fields: Any) -> Task:
+def image_task(model: str, *, files: tuple[UploadedFile, ...] = (), stream: bool = False, **fields: Any) -> Task:
     path = "/v1/images/edits" if files else "/v1/images/generations"
     body = {"model": model, "prompt": "a cat", **fields}
     return Task("job_1", "req_1", Capability.IMAGES, path, model, model, stream, json.dumps(body).encode(), files)
 
 
-def file_of(field: str, data: bytes) -> File:
+def file_of(field: str, data: bytes) -> UploadedFile:
     async def pieces() -> AsyncIterator[bytes]:
         yield data
 
-    return File(field, f"{field}.png", "image/png", len(data), pieces)
+    return UploadedFile(field, f"{field}.png", "image/png", len(data), pieces)
 
 
 def answer_of(chunks: list[Chunk]) -> dict[str, Any]:

@@ -13,26 +13,26 @@ from workers.backends.base import (
     BackendConfig,
     BackendError,
     BackendUnavailable,
-    backend_kinds,
+    load_adapters,
     make_backend,
-    wrap_foreign,
+    wrap_exception,
 )
 
 
 def test_every_adapter_in_the_folder_is_found() -> None:
-    assert {"echo", "openai"} <= set(backend_kinds())
+    assert {"echo", "openai"} <= set(load_adapters())
 
 
 def test_two_adapters_of_one_name_are_refused() -> None:
-    backend_kinds()
+    load_adapters()
     with pytest.raises(TypeError, match="echo"):
         type("Second", (Backend,), {"name": "echo"})
 
 
 def test_a_class_without_a_name_is_no_adapter() -> None:
-    before = set(Backend.kinds)
+    before = set(Backend.adapters)
     type("Helper", (Backend,), {})
-    assert set(Backend.kinds) == before
+    assert set(Backend.adapters) == before
 
 
 def test_an_adapter_that_does_not_import_is_an_error() -> None:
@@ -40,7 +40,7 @@ def test_an_adapter_that_does_not_import_is_an_error() -> None:
         raise ImportError(name)
 
     with pytest.raises(ImportError):
-        backend_kinds(broken)
+        load_adapters(broken)
 
 
 def test_an_unknown_kind_names_the_known_ones() -> None:
@@ -49,7 +49,7 @@ def test_an_unknown_kind_names_the_known_ones() -> None:
 
 
 def test_a_foreign_exception_becomes_a_502_that_names_it() -> None:
-    wrapped = wrap_foreign(KeyError("x"))
+    wrapped = wrap_exception(KeyError("x"))
     assert isinstance(wrapped, BackendError)
     assert wrapped.info.status == 502
     assert "KeyError" in wrapped.info.message
@@ -58,7 +58,7 @@ def test_a_foreign_exception_becomes_a_502_that_names_it() -> None:
 
 def test_our_own_exceptions_stay_as_they_are() -> None:
     for error in (InvalidRequest("x"), BackendUnavailable("y")):
-        assert wrap_foreign(error) is error
+        assert wrap_exception(error) is error
 
 
 def test_every_adapter_is_held_apart_from_the_others() -> None:
@@ -67,5 +67,5 @@ def test_every_adapter_is_held_apart_from_the_others() -> None:
     contracts = project["tool"]["importlinter"]["contracts"]
     [held] = [one["modules"] for one in contracts if one["type"] == "independence"]
     assert held == ["workers.backends.*"]
-    ours = {kind.__module__ for kind in backend_kinds().values() if kind.__module__.startswith("workers.")}
+    ours = {kind.__module__ for kind in load_adapters().values() if kind.__module__.startswith("workers.")}
     assert {module.rsplit(".", module.count(".") - 1)[0] for module in ours} == {"workers.backends"}

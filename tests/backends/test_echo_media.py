@@ -19,7 +19,16 @@ from PIL import Image
 
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, outputs_of
-from workers.backends.base import Backend, BackendConfig, BackendError, BackendRefused, Chunk, File, Finish, Task
+from workers.backends.base import (
+    Backend,
+    BackendConfig,
+    BackendError,
+    BackendRefused,
+    Chunk,
+    Finish,
+    Task,
+    UploadedFile,
+)
 from workers.backends.echo.adapter import EchoBackend
 
 PATHS = {
@@ -53,7 +62,11 @@ async def sound() -> AsyncIterator[bytes]:
 
 def work(capability: Capability, stream: bool = False, **fields: Any) -> Task:
     body = json.dumps({"model": "echo", **BODIES[capability], **fields}).encode()
-    files = (File("file", "a.wav", "audio/wav", len(SOUND), sound),) if capability is Capability.TRANSCRIPTIONS else ()
+    files = (
+        (UploadedFile("file", "a.wav", "audio/wav", len(SOUND), sound),)
+        if capability is Capability.TRANSCRIPTIONS
+        else ()
+    )
     return Task("job_1", "req_1", capability, PATHS[capability], "echo", "alias", stream, body, files)
 
 
@@ -151,11 +164,11 @@ async def test_pictures_show_how_they_come_about() -> None:
 async def test_pictures_by_url_are_kept() -> None:
     kept: list[tuple[bytes, str]] = []
 
-    async def keep(data: bytes, content_type: str) -> str:
+    async def store_file(data: bytes, content_type: str) -> str:
         kept.append((data, content_type))
         return f"kept-{len(kept)}"
 
-    answer = await json_of(replace(work(Capability.IMAGES, response_format="url"), keep=keep))
+    answer = await json_of(replace(work(Capability.IMAGES, response_format="url"), store_file=store_file))
     assert [item["url"] for item in answer["data"]] == ["kept-1", "kept-2"]
     assert {content_type for _, content_type in kept} == {"image/png"}
 

@@ -24,10 +24,10 @@ from workers.backends.base import (
     BackendRefused,
     BackendUnavailable,
     Chunk,
-    File,
     Finish,
     ModelNotServed,
     Task,
+    UploadedFile,
 )
 from workers.backends.invokeai.adapter import InvokeAIBackend
 
@@ -47,24 +47,24 @@ async def backend(invoke: InvokeAIDouble) -> AsyncIterator[InvokeAIBackend]:
     await backend.close()
 
 
-def task(model: str = "dream", stream: bool = False, files: tuple[File, ...] = (), **fields: Any) -> Task:
+def task(model: str = "dream", stream: bool = False, files: tuple[UploadedFile, ...] = (), **fields: Any) -> Task:
     body = {"model": model, "prompt": "a lighthouse", "seed": 7, "steps": 3, "size": "64x64"} | fields
     endpoint = EDITS if files else GENERATIONS
     return Task("job_1", "req_1", Capability.IMAGES, endpoint, model, model, stream, json.dumps(body).encode(), files)
 
 
-def file(field: str, data: bytes, content_type: str = "image/png") -> File:
+def file(field: str, data: bytes, content_type: str = "image/png") -> UploadedFile:
     async def pieces() -> AsyncIterator[bytes]:
         yield data
 
-    return File(field, f"{field}.png", content_type, len(data), pieces)
+    return UploadedFile(field, f"{field}.png", content_type, len(data), pieces)
 
 
-def image(width: int = 64, height: int = 64) -> File:
+def image(width: int = 64, height: int = 64) -> UploadedFile:
     return file("image", png(width, height, 1))
 
 
-def mask() -> File:
+def mask() -> UploadedFile:
     out = io.BytesIO()
     Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(out, "PNG")
     return file("mask", out.getvalue())

@@ -17,7 +17,7 @@ from schemas.frames import Progress
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, outputs_of
 from tests.backends.contract import Contract, Rig, body_of, chat, check_stream, collect, completion, events, task
-from tests.backends.doubles.ollama import BUSY, CHAT, EMBED, VISION, Model, OllamaDouble, vector
+from tests.backends.doubles.ollama import BUSY, CHAT, EMBED, VISION, OllamaDouble, StoredModel, vector
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -147,7 +147,7 @@ class TestEmbeddings(OllamaAdapter):
 
 
 async def test_says_what_each_model_can_do(ollama: OllamaDouble, backend: Backend) -> None:
-    ollama.models["tiny:latest"] = Model(("completion",), remote_host="https://ollama.com:443")
+    ollama.models["tiny:latest"] = StoredModel(("completion",), remote_host="https://ollama.com:443")
     ollama.loaded = {EMBED: {}}
     offers = {offer.name: offer for offer in (await backend.discover()).models}
     assert offers[CHAT].capabilities == (Capability.CHAT, Capability.COMPLETIONS)
@@ -160,7 +160,7 @@ async def test_says_what_each_model_can_do(ollama: OllamaDouble, backend: Backen
 
 async def test_the_context_is_the_one_that_the_model_is_loaded_with(ollama: OllamaDouble, backend: Backend) -> None:
     """Not the one that it was trained for: a Modelfile says another one, or the server when it has loaded the model."""
-    ollama.models["small:latest"] = Model(num_ctx=512)
+    ollama.models["small:latest"] = StoredModel(num_ctx=512)
     ollama.loaded = {}
 
     async def contexts() -> dict[str, int | None]:
@@ -563,7 +563,7 @@ async def test_loading_is_a_phase_of_its_own(ollama: OllamaDouble, backend: Back
     """And the request does not make the server load once more."""
     ollama.loaded.clear()
     heard: list[None] = []
-    backend.changed = lambda: heard.append(None)
+    backend.notify_changed = lambda: heard.append(None)
     _, progress, _ = await outputs_of(backend, work)
     assert [one.phase for one in progress] == ["load", "run"]
     assert ollama.counts["load"] == 1
@@ -595,11 +595,11 @@ async def test_keep_alive_zero_unloads_after_the_answer(ollama: OllamaDouble, ba
     ollama.loaded.clear()
     await outputs_of(backend, stream(keep_alive=0))
     assert ollama.bodies("/api/chat")[0]["keep_alive"] == 0
-    assert await backend.resident() == frozenset()
+    assert await backend.resident_models() == frozenset()
 
 
 async def test_a_model_that_runs_elsewhere_is_never_loaded(ollama: OllamaDouble, backend: Backend) -> None:
-    ollama.models["big:cloud"] = Model(remote_host="https://ollama.com:443")
+    ollama.models["big:cloud"] = StoredModel(remote_host="https://ollama.com:443")
     _, progress, _ = await outputs_of(backend, chat("big:cloud"))
     assert progress == []
 

@@ -47,7 +47,7 @@ async def backend(ollama: OllamaDouble) -> AsyncIterator[Backend]:
 def heard(backend: Backend) -> list[str]:
     """Gains an item whenever the adapter says that what it serves has changed."""
     calls: list[str] = []
-    backend.changed = lambda: calls.append("changed")
+    backend.notify_changed = lambda: calls.append("changed")
     return calls
 
 

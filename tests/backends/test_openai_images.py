@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.backends.image_tasks import answer_of, events_of, image_of, image_task
 from tests.backends.kit.test_limitations import Answer, Quirky, refused
-from workers.backends.base import Adapted, Backend, BackendConfig, BackendRefused, Chunk, Finish, Task, make_backend
+from workers.backends.base import Adaptation, Backend, BackendConfig, BackendRefused, Chunk, Finish, Task, make_backend
 
 JSON = dict[str, Any]
 SIZES = Literal["1024x1024", "1024x1536", "1536x1024"]
@@ -73,7 +73,7 @@ async def backend(painter: Painter) -> AsyncIterator[Backend]:
 async def drawn(backend: Backend, task: Task) -> tuple[list[Chunk], tuple[str, ...]]:
     outputs = [output async for output in backend.run(task)]
     assert isinstance(outputs[-1], Finish)
-    adapted = [one.parameters for one in outputs if isinstance(one, Adapted)]
+    adapted = [one.parameters for one in outputs if isinstance(one, Adaptation)]
     return [one for one in outputs if isinstance(one, Chunk)], adapted[-1] if adapted else ()
 
 
@@ -139,12 +139,12 @@ async def test_who_names_no_format_gets_the_servers(painter: Painter, backend: B
 async def test_urls_are_of_the_format_too(painter: Painter, backend: Backend) -> None:
     kept: list[tuple[bytes, str]] = []
 
-    async def keep(data: bytes, content_type: str) -> str:
+    async def store_file(data: bytes, content_type: str) -> str:
         kept.append((data[:4], content_type))
         return "kept"
 
     task = image_task("sdxl", output_format="webp", response_format="url")
-    answer = answer_of((await drawn(backend, replace(task, keep=keep)))[0])
+    answer = answer_of((await drawn(backend, replace(task, store_file=store_file)))[0])
     assert (kept, answer["data"][0]["url"]) == ([(b"RIFF", "image/webp")], "kept")
 
 

@@ -23,9 +23,9 @@ from workers.backends.base import (
     BackendError,
     BackendRefused,
     Chunk,
-    File,
     Finish,
     Task,
+    UploadedFile,
     make_backend,
 )
 
@@ -55,12 +55,12 @@ BAD: dict[Capability, dict[str, Any]] = {
 UPLOAD = bytes(range(256)) * 4000
 
 
-def file(field: str, data: bytes = UPLOAD, name: str = "a b.wav") -> File:
+def file(field: str, data: bytes = UPLOAD, name: str = "a b.wav") -> UploadedFile:
     async def pieces() -> AsyncIterator[bytes]:
         for at in range(0, len(data), 65536):
             yield data[at : at + 65536]
 
-    return File(field, name, "audio/wav", len(data), pieces)
+    return UploadedFile(field, name, "audio/wav", len(data), pieces)
 
 
 def work(capability: Capability, stream: bool = False, **fields: Any) -> Task:
@@ -310,12 +310,12 @@ async def test_a_caller_who_wants_urls_gets_kept_pictures(server: MediaDouble, b
     server.media.pictures = given
     kept: list[bytes] = []
 
-    async def keep(data: bytes, content_type: str) -> str:
+    async def store_file(data: bytes, content_type: str) -> str:
         assert content_type == "image/png"
         kept.append(data)
         return f"kept-{len(kept)}"
 
-    answer = await json_of(backend, replace(work(Capability.IMAGES, n=2, response_format="url"), keep=keep))
+    answer = await json_of(backend, replace(work(Capability.IMAGES, n=2, response_format="url"), store_file=store_file))
     assert [item["url"] for item in answer["data"]] == ["kept-1", "kept-2"]
     assert kept == [png()] * 2
 

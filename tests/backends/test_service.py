@@ -25,13 +25,13 @@ from workers.backends.base import (
     BackendRefused,
     BackendUnavailable,
     Chunk,
-    File,
     Finish,
     ModelNotServed,
     Task,
+    UploadedFile,
 )
 from workers.backends.service.adapter import ServiceBackend
-from workers.backends.service.metadata import ENDPOINTS, endpoints_of, read_advert
+from workers.backends.service.metadata import ENDPOINTS, endpoints_in, parse_metadata
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"x" * 3000
 SPEECH, EMBEDDINGS, IMAGES = "/v1/audio/speech", "/v1/embeddings", "/v1/images/generations"
@@ -50,7 +50,7 @@ class Services:
         self.backend = ServiceBackend(BackendConfig())
         self.records: dict[str, ServiceRecord] = {}
         self.changes = 0
-        self.backend.changed = self._changed
+        self.backend.notify_changed = self._changed
 
     def _changed(self) -> None:
         self.changes += 1
@@ -83,7 +83,9 @@ async def services() -> AsyncIterator[Services]:
         yield made
 
 
-def a_task(endpoint: str, model: str, *, files: tuple[File, ...] = (), stream: bool = False, **fields: Any) -> Task:
+def a_task(
+    endpoint: str, model: str, *, files: tuple[UploadedFile, ...] = (), stream: bool = False, **fields: Any
+) -> Task:
     body = json.dumps({"model": model, **fields}).encode()
     return Task("job_1", "req_1", ENDPOINTS[endpoint], endpoint, model, "public", stream, body, files)
 
@@ -246,12 +248,12 @@ async def test_endpoints_that_nexus_does_not_know_offer_nothing(services: Servic
     ],
 )
 def test_endpoints_are_read_however_they_are_written(document: dict[str, Any], expected: set[str]) -> None:
-    assert endpoints_of(document) == expected
+    assert endpoints_in(document) == expected
 
 
 def test_a_model_serves_what_it_says_or_is_known_for_else_all() -> None:
     models = ["my-own", "nomic-embed-text", {"id": "mixed", "capabilities": ["chat"]}, {"name": "named"}, {}, 7]
-    advert = read_advert("s", frozenset({CHAT, EMBEDDINGS}), [{"models": models}], None)
+    advert = parse_metadata("s", frozenset({CHAT, EMBEDDINGS}), [{"models": models}], None)
     both = (Capability.CHAT, Capability.EMBEDDINGS)
     assert {one.name: one.capabilities for one in advert.models} == {
         "my-own": both, "nomic-embed-text": (Capability.EMBEDDINGS,), "mixed": (Capability.CHAT,), "named": both
@@ -313,7 +315,7 @@ async def test_every_kind_of_answer_passes(services: Services) -> None:
         yield sound.getvalue()[:100]
         yield sound.getvalue()[100:]
 
-    file = File("file", "a.wav", "audio/wav", len(sound.getvalue()), pieces)
+    file = UploadedFile("file", "a.wav", "audio/wav", len(sound.getvalue()), pieces)
     work = a_task(TRANSCRIPTIONS, "all", files=(file,), language="en")
     body, _ = await body_of(services.backend, work)
     assert body["text"] == "hello world"

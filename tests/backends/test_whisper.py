@@ -26,11 +26,11 @@ from workers.backends.base import (
     BackendRefused,
     BackendUnavailable,
     Chunk,
-    File,
     Finish,
     ModelNotServed,
     Output,
     Task,
+    UploadedFile,
 )
 from workers.backends.whisper import WhisperBackend
 
@@ -74,7 +74,7 @@ def said(
             yield sound[at : at + 65536]
 
     body = json.dumps({"model": model} | fields).encode()
-    files = (File("file", "a.wav", "audio/wav", len(sound), pieces),)
+    files = (UploadedFile("file", "a.wav", "audio/wav", len(sound), pieces),)
     endpoint = f"/v1/audio/{what}"
     return Task("job_1", "req_1", Capability.TRANSCRIPTIONS, endpoint, model, model, stream, body, files)
 

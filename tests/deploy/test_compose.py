@@ -15,7 +15,7 @@ from backbone.settings import GatewaySettings, WorkerSettings
 from tests.deploy.composed import Json, stack, top, variables
 from tests.servers import ROOT
 from tests.unit.backbone.test_settings import COMPOSE, EXAMPLE, SETTING, defaults
-from workers.backends.base import backend_kinds
+from workers.backends.base import load_adapters
 
 BASE, WORKERS, COMMON = "docker-compose.yml", "docker-compose.worker.yml", "deploy/compose/common.yml"
 STACKS = {
@@ -180,7 +180,7 @@ def test_each_server_has_its_worker(base: str, profile: str):
     server, worker = sorted(inside, key=lambda name: name.startswith("worker-"))
     assert worker == f"worker-{server}"
     environment = inside[worker]["environment"]
-    assert environment["WORKER_BACKEND"] in backend_kinds()
+    assert environment["WORKER_BACKEND"] in load_adapters()
     assert urlsplit(environment["WORKER_BACKEND_URL"]).hostname == server
     assert inside[worker]["depends_on"][server] == {"condition": "service_healthy"}
     assert set(inside[server]["networks"]) & set(inside[worker]["networks"])

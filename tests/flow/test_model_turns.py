@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from tests.backends.doubles.ollama import Model, OllamaDouble
+from tests.backends.doubles.ollama import OllamaDouble, StoredModel
 from tests.cluster import Cluster, Crew
 from tests.conftest import Eventually
 
@@ -22,10 +22,10 @@ ALONE = 21
 """Loads that Ollama pays alone for 40 requests that alternate between two models, by measurement."""
 
 
-def two_models() -> dict[str, Model]:
+def two_models() -> dict[str, StoredModel]:
     """Models with names of their own: other tests use the same gateway."""
     name = uuid.uuid4().hex[:8]
-    return {f"{name}-{number}:latest": Model() for number in range(2)}
+    return {f"{name}-{number}:latest": StoredModel() for number in range(2)}
 
 
 @pytest_asyncio.fixture(loop_scope="module")

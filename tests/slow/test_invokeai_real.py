@@ -40,9 +40,18 @@ from schemas.frames import Progress
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig
 from workers.adapter_kit.images.responses import EDITS, GENERATIONS, Picture
-from workers.backends.base import BackendConfig, BackendError, BackendRefused, Chunk, File, Finish, ModelNotServed, Task
+from workers.backends.base import (
+    BackendConfig,
+    BackendError,
+    BackendRefused,
+    Chunk,
+    Finish,
+    ModelNotServed,
+    Task,
+    UploadedFile,
+)
 from workers.backends.invokeai.adapter import InvokeAIBackend
-from workers.backends.invokeai.graphs import Graph, Model, Wanted, graph_for
+from workers.backends.invokeai.graphs import Graph, ImageSpec, InstalledModel, graph_for
 
 URL = os.environ.get("NEXUS_INVOKEAI_URL", "")
 MODELS = [name for name in os.environ.get("NEXUS_INVOKEAI_MODELS", "").split(",") if name]
@@ -76,7 +85,7 @@ def slow() -> Graph:
     return graph
 
 
-def task(model: str, stream: bool = False, files: tuple[File, ...] = (), **fields: Any) -> Task:
+def task(model: str, stream: bool = False, files: tuple[UploadedFile, ...] = (), **fields: Any) -> Task:
     body = {"model": model, "prompt": "a lighthouse", "seed": 7, "steps": 4} | fields
     return Task(
         "job_1",
@@ -91,14 +100,14 @@ def task(model: str, stream: bool = False, files: tuple[File, ...] = (), **field
     )
 
 
-def file(field: str, image: Image.Image) -> File:
+def file(field: str, image: Image.Image) -> UploadedFile:
     out = io.BytesIO()
     image.save(out, "PNG")
 
     async def pieces() -> AsyncIterator[bytes]:
         yield out.getvalue()
 
-    return File(field, f"{field}.png", "image/png", len(out.getvalue()), pieces)
+    return UploadedFile(field, f"{field}.png", "image/png", len(out.getvalue()), pieces)
 
 
 def opened(data: bytes) -> Image.Image:
@@ -189,12 +198,12 @@ async def test_graphs_for_models_that_are_not_there_pass_its_checks(
 ) -> None:
     """InvokeAI checks nodes, fields and edges when a graph comes; that a model is missing it sees only later."""
     installed = [
-        Model("flux-key", "", name, base, "main"),
-        Model("t5-key", "", "t5", "any", "t5_encoder"),
-        Model("clip-key", "", "clip", "any", "clip_embed"),
-        Model("vae-key", "", "vae", "flux", "vae"),
+        InstalledModel("flux-key", "", name, base, "main"),
+        InstalledModel("t5-key", "", "t5", "any", "t5_encoder"),
+        InstalledModel("clip-key", "", "clip", "any", "clip_embed"),
+        InstalledModel("vae-key", "", "vae", "flux", "vae"),
     ]
-    graph = graph_for(installed[0], Wanted("a lighthouse", 64, 64, **parts), installed)
+    graph = graph_for(installed[0], ImageSpec("a lighthouse", 64, 64, **parts), installed)
     with pytest.raises(BackendError, match=r"flux-key|Image record not found"):
         await _drain(backend, graph, [1])
 

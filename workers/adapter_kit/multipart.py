@@ -6,7 +6,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 
-from workers.backends.base import File
+from workers.backends.base import UploadedFile
 
 ANY_TYPE = "application/octet-stream"
 # As browsers write names; a backslash would be taken for an escape by some and not by others.
@@ -24,7 +24,7 @@ class FilePart:
     pieces: Callable[[], AsyncIterator[bytes]]
 
     @classmethod
-    def of(cls, file: File, field: str | None = None) -> FilePart:
+    def of(cls, file: UploadedFile, field: str | None = None) -> FilePart:
         """A caller's file, under another name where the server has another one for it."""
         return cls(field or file.field, file.filename, file.content_type, file.size, file.pieces)
 

@@ -51,7 +51,7 @@ class BackendConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class File:
+class UploadedFile:
     """A file that came with a request."""
 
     field: str
@@ -68,11 +68,11 @@ class File:
         return b"".join([piece async for piece in self.pieces()])
 
 
-Keep = Callable[[bytes, str], Awaitable[str]]
+StoreFile = Callable[[bytes, str], Awaitable[str]]
 """Keeps bytes of a content type for the caller to fetch. Returns what the answer must hold in the place of their URL."""
 
 
-async def _keeps_nothing(_data: bytes, _content_type: str) -> str:
+async def _refuse_files(_data: bytes, _content_type: str) -> str:
     raise BackendRefused("this worker cannot keep files; ask for b64_json", param="response_format")
 
 
@@ -92,8 +92,8 @@ class Task:
     """The caller takes the answer in pieces, as they are made: SSE frames, or for speech the sound itself."""
     body: bytes
     """JSON. Of a multipart form, its fields, without the files."""
-    files: tuple[File, ...] = ()
-    keep: Keep = _keeps_nothing
+    files: tuple[UploadedFile, ...] = ()
+    store_file: StoreFile = _refuse_files
     adapt: bool = True
     """What the server lacks is replaced by the nearest equivalent; False: refused."""
 
@@ -116,7 +116,7 @@ class Finish:
 
 
 @dataclass(frozen=True, slots=True)
-class Adapted:
+class Adaptation:
     """Parameters of the request that were replaced by their nearest equivalent, for the caller to read.
 
     A later one replaces an earlier one. It comes before the first bytes of a stream.
@@ -125,7 +125,7 @@ class Adapted:
     parameters: tuple[str, ...]
 
 
-Output = Chunk | Progress | Finish | Adapted
+Output = Chunk | Progress | Finish | Adaptation
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +225,7 @@ def is_unreachable(error: BaseException | None) -> bool:
     return False
 
 
-def _nobody_listens() -> None:
+def _ignore_change() -> None:
     pass
 
 
@@ -234,16 +234,16 @@ class Backend(ABC):
 
     name: ClassVar[str] = ""
     default_slots: ClassVar[int] = 4
-    kinds: ClassVar[dict[str, type[Backend]]] = {}
+    adapters: ClassVar[dict[str, type[Backend]]] = {}
 
-    one_server: ClassVar[bool] = True
+    single_server: ClassVar[bool] = True
     """Whether all models go when one connection is refused; False: each may be on a server of its own."""
     manages_models: ClassVar[bool] = False
     """Whether it runs `/v1/models/pull`, `load` and `unload`, as tasks of the capability `models`."""
 
     def __init__(self, config: BackendConfig) -> None:
         self.config = config
-        self.changed: Callable[[], None] = _nobody_listens
+        self.notify_changed: Callable[[], None] = _ignore_change
         """To be called when what the server serves has changed: `discover` follows at once. The worker sets it."""
 
     def __init_subclass__(cls) -> None:
@@ -251,9 +251,11 @@ class Backend(ABC):
         name = cls.__dict__.get("name")
         if not name:
             return
-        if name in Backend.kinds:
-            raise TypeError(f"two adapters are called {name!r}: {Backend.kinds[name].__module__} and {cls.__module__}")
-        Backend.kinds[name] = cls
+        if name in Backend.adapters:
+            raise TypeError(
+                f"two adapters are called {name!r}: {Backend.adapters[name].__module__} and {cls.__module__}"
+            )
+        Backend.adapters[name] = cls
 
     async def start(self) -> None:
         """Open what `run` needs. MUST NOT require the server to be up."""
@@ -275,7 +277,7 @@ class Backend(ABC):
         """What probes of the adapter's own have shown that its models lack, for the operator. Asked for often: cheap."""
         return ()
 
-    async def resident(self) -> frozenset[str] | None:
+    async def resident_models(self) -> frozenset[str] | None:
         """Return the names of the models that the server holds in memory or is loading now; None: it does not say.
 
         Cheap: while a model is being loaded, the worker asks several times a second. Raises `BackendError`.
@@ -298,7 +300,7 @@ class Backend(ABC):
 ENTRY_POINTS = "nexus.backends"
 
 
-def backend_kinds(importer: Callable[[str], object] = import_module) -> dict[str, type[Backend]]:
+def load_adapters(importer: Callable[[str], object] = import_module) -> dict[str, type[Backend]]:
     """Every adapter, by name: those in this folder, and those that installed packages bring as entry points.
 
     An adapter that does not import is an error, not a silence. Raises ImportError.
@@ -315,7 +317,7 @@ def backend_kinds(importer: Callable[[str], object] = import_module) -> dict[str
                 f"two packages bring an adapter called {entry.name!r}: {brought[entry.name]} and {origin}"
             )
         _load(entry, origin)
-    return dict(Backend.kinds)
+    return dict(Backend.adapters)
 
 
 def _load(entry: EntryPoint, origin: str) -> None:
@@ -324,14 +326,14 @@ def _load(entry: EntryPoint, origin: str) -> None:
         entry.load()
     except Exception as error:
         raise ImportError(f"{where} does not import: {type(error).__name__}: {error}") from error
-    kind = Backend.kinds.get(entry.name)
+    kind = Backend.adapters.get(entry.name)
     if kind is None:
         raise ImportError(f"{where} is not there: {entry.value} holds no Backend of that name")
     if kind.__module__.startswith(f"{__name__.rpartition('.')[0]}."):
         raise ImportError(f"{where} has the name of one of Nexus's own")
 
 
-def unknown_kind(kind: str, kinds: Iterable[str]) -> str:
+def unknown_adapter_message(kind: str, kinds: Iterable[str]) -> str:
     """Return the message for a kind that there is not, with the one that may be meant."""
     near = get_close_matches(kind, kinds, n=1)
     meant = f". Did you mean {near[0]!r}? There are" if near else "; there are"
@@ -340,13 +342,13 @@ def unknown_kind(kind: str, kinds: Iterable[str]) -> str:
 
 def make_backend(kind: str, config: BackendConfig) -> Backend:
     """The adapter called `kind`. Raises NotFound, naming the ones there are."""
-    kinds = backend_kinds()
+    kinds = load_adapters()
     if kind not in kinds:
-        raise NotFound(unknown_kind(kind, kinds))
+        raise NotFound(unknown_adapter_message(kind, kinds))
     return kinds[kind](config)
 
 
-def wrap_foreign(error: Exception) -> NexusError:
+def wrap_exception(error: Exception) -> NexusError:
     """The one place where an adapter's foreign exception becomes one of ours."""
     if isinstance(error, NexusError):
         return error

@@ -149,7 +149,7 @@ class OpenAIBackend(Backend):
         slots = props.get("total_slots")
         return Discovery(offers, slots if isinstance(slots, int) and slots > 0 else None)
 
-    async def resident(self) -> frozenset[str] | None:
+    async def resident_models(self) -> frozenset[str] | None:
         """Return what llama.cpp's router and llama-swap hold; None of other servers."""
         if self._resident is not None:
             self._resident = resident(await self._listed() or ())

@@ -30,7 +30,7 @@ STAMP = "2025-05-10T08:06:48.639712648-07:00"
 
 
 @dataclass(frozen=True)
-class Model:
+class StoredModel:
     """A model on its disk."""
 
     capabilities: tuple[str, ...] = ("completion",)
@@ -43,9 +43,9 @@ class Model:
 
 
 MODELS = {
-    CHAT: Model(("completion", "tools", "thinking")),
-    EMBED: Model(("embedding",), "nomic-bert", 2048),
-    VISION: Model(("completion", "vision")),
+    CHAT: StoredModel(("completion", "tools", "thinking")),
+    EMBED: StoredModel(("embedding",), "nomic-bert", 2048),
+    VISION: StoredModel(("completion", "vision")),
 }
 LAYERS = {"sha256:aa11": 4000, "sha256:bb22": 600}
 """What every model is made of, when it is pulled."""
@@ -312,7 +312,7 @@ class OllamaDouble:
                 return
             for status in ("verifying sha256 digest", "writing manifest"):
                 yield {"status": status}
-            self.models[name if ":" in name else f"{name}:latest"] = Model()
+            self.models[name if ":" in name else f"{name}:latest"] = StoredModel()
             yield {"status": "success"}
 
         return await _send_lines(request, lines())

@@ -16,7 +16,7 @@ from tests.backends.doubles.ollama import CHAT, OllamaDouble
 from tests.backends.kit.test_limitations import Quirky, refused
 from workers.adapter_kit.text.adaptations import HARMLESS, INSTEAD, MAX_CHOICES
 from workers.backends.base import (
-    Adapted,
+    Adaptation,
     Backend,
     BackendConfig,
     BackendError,
@@ -63,7 +63,7 @@ async def said(backend: Backend, work: Task) -> tuple[JSON, tuple[str, ...], Fin
     names: tuple[str, ...] = ()
     first = next(at for at, one in enumerate(outputs) if isinstance(one, Chunk) and one.data)
     for at, one in enumerate(outputs):
-        if isinstance(one, Adapted):
+        if isinstance(one, Adaptation):
             assert at < first or not work.stream, "a stream's head has left by then"
             names = one.parameters
     data = b"".join(one.data for one in outputs if isinstance(one, Chunk))

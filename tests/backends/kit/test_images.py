@@ -193,11 +193,11 @@ async def test_a_jpeg_has_white_behind_what_is_transparent_and_the_quality_asked
 async def test_urls_are_what_the_worker_keeps() -> None:
     kept: list[tuple[bytes, str]] = []
 
-    async def keep(data: bytes, content_type: str) -> str:
+    async def store_file(data: bytes, content_type: str) -> str:
         kept.append((data, content_type))
         return f"kept:{len(kept)}"
 
-    work = replace(image_task("m", response_format="url", output_format="webp", n=2), keep=keep)
+    work = replace(image_task("m", response_format="url", output_format="webp", n=2), store_file=store_file)
     chunks, _, _ = await outputs(work, Picture(PNG), Picture(PNG, seed=3))
     assert answer_of(chunks)["data"] == [{"url": "kept:1"}, {"url": "kept:2", "seed": 3}]
     assert [content_type for _, content_type in kept] == ["image/webp"] * 2

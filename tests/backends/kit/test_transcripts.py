@@ -28,7 +28,7 @@ from workers.adapter_kit.audio.transcripts import (
     parse,
     render,
 )
-from workers.backends.base import BackendError, BackendRefused, File, Task
+from workers.backends.base import BackendError, BackendRefused, Task, UploadedFile
 
 SPOKEN = Transcript(
     "Fish & chips. That was <all> --> of it.",
@@ -64,12 +64,12 @@ async def nothing() -> AsyncIterator[bytes]:
     yield b""
 
 
-FILE = File("file", "a.wav", "audio/wav", 0, nothing)
+FILE = UploadedFile("file", "a.wav", "audio/wav", 0, nothing)
 
 
 def asked(
     endpoint: str = "/v1/audio/transcriptions",
-    files: tuple[File, ...] = (FILE,),
+    files: tuple[UploadedFile, ...] = (FILE,),
     *,
     stream: bool = False,
     **fields: Any,

@@ -15,7 +15,7 @@ from gateway.routes.services import Record
 from schemas.disclosure import ADDRESS, PATH, Disclosure
 from schemas.errors import ErrorInfo
 from tests.servers import free_port
-from workers.backends.base import BackendConfig, backend_kinds, make_backend, wrap_foreign
+from workers.backends.base import BackendConfig, load_adapters, make_backend, wrap_exception
 
 INSIDES = [
     "http://10.1.2.3:8000/v1/chat/completions",
@@ -158,7 +158,7 @@ def test_errors_hide_it_at_the_edge() -> None:
     assert plain.public() is plain
 
 
-WITH_SERVER = sorted(set(backend_kinds()) - {"echo", "command", "service"})
+WITH_SERVER = sorted(set(load_adapters()) - {"echo", "command", "service"})
 
 
 @pytest.mark.parametrize("kind", WITH_SERVER)
@@ -186,7 +186,7 @@ async def test_no_adapter_tells_where_its_server_is(kind: str, trouble: str) -> 
             async with asyncio.timeout(10):
                 await ask()
         except (Exception, ssl.SSLError) as error:
-            shown.append(wrap_foreign(error).info.body()["error"]["message"])
+            shown.append(wrap_exception(error).info.body()["error"]["message"])
     server.close()
     await backend.close()
     assert shown

@@ -21,7 +21,7 @@ from gateway.http.inference_body import Received
 from gateway.metrics import GatewayMetrics
 from gateway.sync.request_state import Call
 from schemas.jobs import Capability, Lane, Limits
-from tests.backends.doubles.ollama import Model, OllamaDouble
+from tests.backends.doubles.ollama import OllamaDouble, StoredModel
 from tests.backends.doubles.router import RouterDouble
 from workers.backends.base import Backend, BackendConfig, make_backend
 from workers.metrics import WorkerMetrics
@@ -112,7 +112,7 @@ class Rig:
 async def swapping(count: int = 2, max_loaded: int | None = 1, **behaviour: float) -> AsyncIterator[OllamaDouble]:
     """An Ollama with so many models that holds `max_loaded` at once."""
     async with OllamaDouble(max_loaded) as server:
-        server.models = {name: Model() for name in MODELS[:count]}
+        server.models = {name: StoredModel() for name in MODELS[:count]}
         server.behave(**{"words": WORDS, "load_s": 0.05, "delay_s": 0.005, "discovery_s": 0.01, **behaviour})
         yield server
 

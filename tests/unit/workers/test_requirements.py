@@ -12,7 +12,7 @@ import pytest
 from schemas.jobs import Capability
 from workers.adapter_kit import requirements
 from workers.adapter_kit.requirements import OPTIONAL_PILLOW, PILLOW, SOUND_CODECS, Library, Program
-from workers.backends.base import BackendConfig, backend_kinds, make_backend
+from workers.backends.base import BackendConfig, load_adapters, make_backend
 
 ROOT = Path(__file__).parents[3]
 LAZY = {"av", "PIL", "aiohttp", "socketio"}
@@ -63,7 +63,7 @@ def test_every_adapter_says_what_it_needs(kind: str, options: dict[str, str], mo
     backend = make_backend(kind, BackendConfig(url="" if kind == "service" else "http://127.0.0.1:1", options=options))
     found = {one.module for one in backend.requirements() if isinstance(one, Library)}
     assert found == modules
-    assert set(backend_kinds()) <= {*("comfyui", "invokeai", "sdwebui", "piper", "openai", "service"),
+    assert set(load_adapters()) <= {*("comfyui", "invokeai", "sdwebui", "piper", "openai", "service"),
                                     *("echo", "command", "ollama", "whisper")}  # fmt: skip
 
 

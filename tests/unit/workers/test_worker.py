@@ -384,7 +384,7 @@ async def test_without_what_its_adapter_needs_a_worker_is_not_ready(eventually: 
     await eventually(lambda: rig.problems() == ())
     assert rig.worker.problems == ()
     need.missing = True
-    rig.backend.changed()
+    rig.backend.notify_changed()
     await eventually(lambda: rig.state() is WorkerState.UNHEALTHY)
     assert rig.live() == []
     rig.worker.drain()
@@ -398,15 +398,15 @@ async def test_what_only_some_models_need_is_told_beside_them(rig: Rig, eventual
     await eventually(lambda: rig.live() == ["m"])
     rig.backend.needs = (Need(optional=True, capabilities=(Capability.SPEECH,)),)
     rig.backend.problems = ("The model 'x' is not served: it lacks a part.",)
-    rig.backend.changed()
+    rig.backend.notify_changed()
     await eventually(lambda: rig.problems() == rig.backend.problems)
     rig.backend.needs = (Need(optional=True, capabilities=(Capability.CHAT,)),)
-    rig.backend.changed()
+    rig.backend.notify_changed()
     await eventually(lambda: len(rig.problems()) == 2)
     assert rig.state() is WorkerState.READY
     assert rig.worker.standing == "ready"
     rig.backend.needs = rig.backend.problems = ()
-    rig.backend.changed()
+    rig.backend.notify_changed()
     await eventually(lambda: rig.problems() == ())
 
 

@@ -69,7 +69,7 @@ async def test_a_worker_that_manages_models_is_offered_as_such(
     """Also while its server has none."""
     await eventually(lambda: offered(hub) == ["old", MANAGES.name])
     shelf.models = []
-    shelf.changed()
+    shelf.notify_changed()
     await eventually(lambda: offered(hub) == [MANAGES.name])
     assert hub.workers["w"].models == (MANAGES,)
 
@@ -80,5 +80,5 @@ async def test_a_change_that_the_backend_knows_of_is_offered_at_once(
     """Not only at the next look."""
     await eventually(lambda: "old" in offered(hub))
     shelf.models = ["old", "new"]
-    shelf.changed()
+    shelf.notify_changed()
     await eventually(lambda: "new" in offered(hub))

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import orjson
 
 from workers.adapter_kit.request_fields import json_object
-from workers.backends.base import BackendError, BackendRefused, File, Task
+from workers.backends.base import BackendError, BackendRefused, Task, UploadedFile
 
 JSON = dict[str, Any]
 Format = Literal["json", "text", "srt", "verbose_json", "vtt"]
@@ -93,7 +93,7 @@ class TranscriptionRequest:
     """A caller's request for a transcription or a translation."""
 
     what: What
-    file: File
+    file: UploadedFile
     model: str
     stream: bool = False
     response_format: Format = "json"

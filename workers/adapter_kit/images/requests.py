@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 from workers.adapter_kit.request_fields import json_object
-from workers.backends.base import BackendRefused, File, Task
+from workers.backends.base import BackendRefused, Task, UploadedFile
 
 GENERATIONS = "/v1/images/generations"
 EDITS = "/v1/images/edits"
@@ -70,9 +70,9 @@ class ImageRequest:
     stream: bool = False
     partial_images: int = 0
     edit: bool = False
-    images: tuple[File, ...] = ()
+    images: tuple[UploadedFile, ...] = ()
     """Of an edit, at least one."""
-    mask: File | None = None
+    mask: UploadedFile | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Fields that are none of the above and that may change the picture: `background`, `quality`, `sampler`, …"""
 
@@ -239,7 +239,7 @@ def _number(text: str) -> int | float | None:
     return None
 
 
-def _files(files: tuple[File, ...], *, edit: bool) -> tuple[tuple[File, ...], File | None]:
+def _files(files: tuple[UploadedFile, ...], *, edit: bool) -> tuple[tuple[UploadedFile, ...], UploadedFile | None]:
     images = tuple(file for file in files if file.field == "image")
     masks = [file for file in files if file.field == "mask"]
     other = next((file.field for file in files if file.field not in ("image", "mask")), None)

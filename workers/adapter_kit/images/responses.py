@@ -31,7 +31,7 @@ from workers.adapter_kit.images.formats import (
     size_of,
 )
 from workers.adapter_kit.images.requests import EDITS, GENERATIONS, ImageRequest
-from workers.backends.base import Adapted, BackendError, Chunk, Finish, Output, Task
+from workers.backends.base import Adaptation, BackendError, Chunk, Finish, Output, Task
 
 __all__ = [
     "EDITS",
@@ -110,7 +110,7 @@ def authorization(api_key: str) -> dict[str, str]:
 async def answer(
     task: Task,
     request: ImageRequest,
-    pictures: AsyncIterator[Progress | Adapted | Picture],
+    pictures: AsyncIterator[Progress | Adaptation | Picture],
     said: MutableMapping[str, Any] | None = None,
     *,
     keep_metadata: bool = False,
@@ -129,12 +129,12 @@ async def answer(
         else _Body(task, request, keep_metadata, {} if said is None else said)
     )
     made = 0
-    async with aclosing(cast("AsyncGenerator[Progress | Adapted | Picture]", pictures)):
+    async with aclosing(cast("AsyncGenerator[Progress | Adaptation | Picture]", pictures)):
         async for item in pictures:
             if isinstance(item, Progress):
                 form.note(item)
                 yield item
-            elif isinstance(item, Adapted):
+            elif isinstance(item, Adaptation):
                 yield item
             elif item.final:
                 made += 1
@@ -215,7 +215,7 @@ class _Body(_Form):
         more: dict[str, Any] = {**picture.more, "seed": picture.seed, "revised_prompt": picture.revised_prompt}
         more = {name: value for name, value in more.items() if value is not None}
         if self.request.response_format == "url":
-            url = await self._task.keep(data, content_type)
+            url = await self._task.store_file(data, content_type)
             yield Chunk(lead + orjson.dumps({"url": url, **more}))
             return
         for piece in _with_base64(lead, data, more):

@@ -28,7 +28,7 @@ from workers.adapter_kit.multipart import Encoded, FilePart, encode
 from workers.adapter_kit.openai.client import JSON, Api, events_of, fields_of, form_fields, is_about, is_events, json_of
 from workers.adapter_kit.request_fields import json_object
 from workers.adapter_kit.sse import payloads
-from workers.backends.base import Adapted, BackendError, BackendRefused, Chunk, Finish, Output, Task
+from workers.backends.base import Adaptation, BackendError, BackendRefused, Chunk, Finish, Output, Task
 
 ANSWER_LIMIT = 256 * 1024 * 1024
 PICTURE_LIMIT = 64 * 1024 * 1024
@@ -76,7 +76,7 @@ class _Drawing:
         self.said: JSON = {}
         """What the answers say beside their pictures; usage added up."""
 
-    async def pictures(self) -> AsyncGenerator[Adapted | Picture]:
+    async def pictures(self) -> AsyncGenerator[Adaptation | Picture]:
         """As many as the caller wants: a server that gives fewer is asked for the rest."""
         wanted = self._request.n
         while self._made < wanted:
@@ -115,14 +115,14 @@ class _Drawing:
             self._made += 1
         yield Finish(content_type="text/event-stream")
 
-    def _adapt(self, name: str) -> Adapted:
+    def _adapt(self, name: str) -> Adaptation:
         """Raises BackendRefused where the policy does."""
         if not self._task.adapt:
             why, instead = REFUSED[name]
             message = f"The model '{self._task.public_model[:100]}' cannot honor '{name}': {why}. {instead}."
             raise BackendRefused(message, param=name, code=CODE)
         self._adapted.add(name)
-        return Adapted(tuple(sorted(self._adapted)))
+        return Adaptation(tuple(sorted(self._adapted)))
 
     def _wrong_size(self, size: str | None) -> bool:
         wanted = self._request.size

@@ -15,7 +15,7 @@ from workers.adapter_kit.request_fields import JSON, prompt_count, usage_wanted
 from workers.adapter_kit.sse import payloads
 from workers.adapter_kit.text.adaptations import CODE, TOOL_CHOICE, Plan, refused
 from workers.adapter_kit.text.completion_stream import Wanted, new_answer
-from workers.backends.base import Adapted, BackendError, Chunk, Finish, Output, Task
+from workers.backends.base import Adaptation, BackendError, Chunk, Finish, Output, Task
 
 MAX_HELD = 4 * 1024 * 1024
 """Bytes of an answer that may come before the tool call that it must hold."""
@@ -28,7 +28,7 @@ Ask = Callable[[Task, Plan], AsyncIterator[Output]]
 async def carry_out(task: Task, plan: Plan, ask: Ask) -> AsyncGenerator[Output]:
     """Serve a task by its plan. An async generator; closing it closes what runs."""
     if plan.adapted:
-        yield Adapted(plan.adapted)
+        yield Adaptation(plan.adapted)
     if plan.requests == 1 and not plan.forced:
         async with aclosing(_asked(replace(task, body=orjson.dumps(plan.body)), plan, ask)) as outputs:
             async for output in outputs:
@@ -126,7 +126,7 @@ class _Choice:
             return
         if self._plan.fallback is None:
             raise refused(TOOL_CHOICE, self._task.public_model)
-        yield Adapted(tuple(dict.fromkeys((*self._plan.adapted, TOOL_CHOICE))))
+        yield Adaptation(tuple(dict.fromkeys((*self._plan.adapted, TOOL_CHOICE))))
         async with aclosing(self._constrained(self._plan.fallback)) as outputs:
             async for output in outputs:
                 yield output

@@ -37,15 +37,23 @@ from workers.backends.base import (
     BackendRefused,
     BackendUnavailable,
     Discovery,
-    File,
     ModelNotServed,
     Output,
     Requirement,
     Task,
+    UploadedFile,
 )
-from workers.backends.comfyui.client import ComfyServer, Event, InvalidGraph, Listener, Look, NotJudged, Where
+from workers.backends.comfyui.client import (
+    ComfyUIClient,
+    ComfyUIEvent,
+    ComfyUIListener,
+    InvalidGraph,
+    NodeClassUnavailable,
+    PromptState,
+    PromptStatus,
+)
 from workers.backends.comfyui.node_checks import classes_of, lists_files, problem_of
-from workers.backends.comfyui.prompt_builder import Plan, check, checkpoint_workflow, field_of, plans
+from workers.backends.comfyui.prompt_builder import PromptPlan, check, checkpoint_workflow, field_of, plans
 from workers.backends.comfyui.workflows import Workflow, WorkflowFiles, sampler_nodes
 
 JSON = dict[str, Any]
@@ -80,7 +88,7 @@ class ComfyUIBackend(Backend):
         """What ComfyUI lacks for each of the others."""
         self._classes: dict[str, JSON | None] = {}
         """What ComfyUI said of node classes; forgotten when it does not answer, since it may come back with others."""
-        self._server = ComfyServer(config.url, config.api_key)
+        self._server = ComfyUIClient(config.url, config.api_key)
         self._endings: set[asyncio.Task[None]] = set()
         """What is being stopped in ComfyUI."""
         self._served: frozenset[str] | None = None
@@ -140,7 +148,7 @@ class ComfyUIBackend(Backend):
         async def ask(kind: str) -> None:
             async with turn:
                 self._classes.pop(kind, None)
-                with suppress(NotJudged):
+                with suppress(NodeClassUnavailable):
                     self._classes[kind] = await self._server.node_class(kind)
 
         for outcome in await asyncio.gather(*map(ask, stale), return_exceptions=True):
@@ -183,7 +191,7 @@ class ComfyUIBackend(Backend):
         async with self._server.listening() as listener:
             runs = plans(workflow, request, files, random.getrandbits(32))
             for number, plan in enumerate(runs):
-                news = _News(workflow, number, len(runs), request.partial_images > 0)
+                news = _RunProgress(workflow, number, len(runs), request.partial_images > 0)
                 async with aclosing(self._run(plan, listener, news)) as items:
                     async for item in items:
                         if isinstance(item, Picture | Progress):
@@ -199,7 +207,10 @@ class ComfyUIBackend(Backend):
 
     async def _uploaded(self, task: Task, request: ImageRequest, workflow: Workflow) -> dict[str, str]:
         """The request's files, and the names under which ComfyUI knows them."""
-        files: dict[str, File | None] = {"image": request.images[0] if request.images else None, "mask": request.mask}
+        files: dict[str, UploadedFile | None] = {
+            "image": request.images[0] if request.images else None,
+            "mask": request.mask,
+        }
         names: dict[str, str] = {}
         for slot, file in files.items():
             targets = workflow.slots.get(slot, ())
@@ -211,15 +222,17 @@ class ComfyUIBackend(Backend):
             names[slot] = await self._server.upload(part, temporary=temporary)
         return names
 
-    async def _run(self, plan: Plan, listener: Listener, news: _News) -> AsyncGenerator[Progress | Picture | JSON]:
+    async def _run(
+        self, plan: PromptPlan, listener: ComfyUIListener, news: _RunProgress
+    ) -> AsyncGenerator[Progress | Picture | JSON]:
         """Run a graph: how far it is, and in the end what its history says. Closed before that, it is stopped."""
         prompt_id = await self._submitted(plan, listener.client_id, news)
         over = False
         try:
-            while (look := await self._server.look(prompt_id)).where in (Where.QUEUED, Where.RUNNING):
+            while (look := await self._server.look(prompt_id)).where in (PromptState.QUEUED, PromptState.RUNNING):
                 yield news.seen(look)
                 while (event := await listener.next()) is not None and not news.ends(event, prompt_id):
-                    if event.kind == "status" and look.where is Where.QUEUED:
+                    if event.kind == "status" and look.where is PromptState.QUEUED:
                         break  # the queue has moved
                     for item in await news.heard(event, prompt_id):
                         yield item
@@ -227,12 +240,12 @@ class ComfyUIBackend(Backend):
         finally:
             if not over:
                 await self._end(self._server.stop(prompt_id, running=news.running))
-        if look.where is Where.GONE:
+        if look.where is PromptState.GONE:
             raise BackendError("ComfyUI forgot the work: it was taken from its queue, or restarted", transient=True)
         _check_status(look.entry)
         yield look.entry
 
-    async def _submitted(self, plan: Plan, client_id: str, news: _News) -> str:
+    async def _submitted(self, plan: PromptPlan, client_id: str, news: _RunProgress) -> str:
         """Queue it. A caller who leaves meanwhile leaves nothing in the queue."""
         submission = asyncio.ensure_future(self._server.submit(plan.graph, client_id, previews=news.previews))
         try:
@@ -256,7 +269,7 @@ class ComfyUIBackend(Backend):
         await asyncio.shield(task)
 
 
-class _News:
+class _RunProgress:
     """How far a run is, from what ComfyUI says."""
 
     def __init__(self, workflow: Workflow, number: int, runs: int, previews: bool) -> None:
@@ -269,21 +282,21 @@ class _News:
         self.running = False
         """ComfyUI is at it, as far as was said."""
 
-    def seen(self, look: Look) -> Progress:
+    def seen(self, look: PromptStatus) -> Progress:
         """What the queue says."""
-        self.running = look.where is Where.RUNNING
-        if look.where is Where.QUEUED:
+        self.running = look.where is PromptState.RUNNING
+        if look.where is PromptState.QUEUED:
             return Progress(phase="queued", message=f"{look.before} before it in ComfyUI")
         return self._last
 
-    def ends(self, event: Event, prompt_id: str) -> bool:
+    def ends(self, event: ComfyUIEvent, prompt_id: str) -> bool:
         """Whether an event says that the prompt is over."""
         own = event.data.get("prompt_id") == prompt_id
         over = own and event.ends(prompt_id)
         self.running = not over if own else self.running
         return over
 
-    async def heard(self, event: Event, prompt_id: str) -> list[Progress | Picture]:
+    async def heard(self, event: ComfyUIEvent, prompt_id: str) -> list[Progress | Picture]:
         """What an event says; nothing, where it is another prompt's or says nothing new."""
         if event.kind == "preview":
             return await self._preview(event.picture)

@@ -47,7 +47,7 @@ FOLDER = "nexus"
 NO_HEADERS: Mapping[str, str] = {}
 
 
-class Where(StrEnum):
+class PromptState(StrEnum):
     """Where a prompt stands."""
 
     QUEUED = "queued"
@@ -58,10 +58,10 @@ class Where(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class PromptStatus:
     """What the queue and the history say of a prompt."""
 
-    where: Where
+    where: PromptState
     before: int = 0
     """Prompts that come first."""
     entry: JSON = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class ComfyUIEvent:
     """Something ComfyUI said unasked. A preview has a picture."""
 
     kind: str
@@ -82,7 +82,7 @@ class Event:
         return over and self.data.get("prompt_id") == prompt_id
 
 
-class ComfyServer:
+class ComfyUIClient:
     """One ComfyUI."""
 
     def __init__(self, url: str, api_key: str) -> None:
@@ -104,17 +104,17 @@ class ComfyServer:
         return _value(path, status, body)
 
     async def node_class(self, kind: str) -> JSON | None:
-        """What the server says of a class of nodes; None: it lacks it. Raises NotJudged where it does not say."""
+        """What the server says of a class of nodes; None: it lacks it. Raises NodeClassUnavailable where it does not say."""
         if "/" in kind or "%" in kind:  # names that a proxy may take for something else
-            raise NotJudged(kind)
+            raise NodeClassUnavailable(kind)
         try:
             answer = await self.ask(f"/object_info/{quote(kind)}")
         except BackendUnavailable:
             raise
         except BackendError as error:
-            raise NotJudged(kind) from error
+            raise NodeClassUnavailable(kind) from error
         if not isinstance(answer, dict) or not isinstance(answer.get(kind, {}), dict):
-            raise NotJudged(kind)
+            raise NodeClassUnavailable(kind)
         return answer.get(kind)
 
     async def submit(self, graph: JSON, client_id: str, *, previews: bool) -> str:
@@ -154,17 +154,17 @@ class ComfyServer:
             raise BackendError(f"ComfyUI no longer has the picture {query['filename']} ({response.status})")
         return data
 
-    async def look(self, prompt_id: str) -> Look:
+    async def look(self, prompt_id: str) -> PromptStatus:
         """Where a prompt stands. The queue comes first: what leaves it is in the history."""
         queue = await self.ask("/queue")
         if any(item[1] == prompt_id for item in queue.get("queue_running", ())):
-            return Look(Where.RUNNING)
+            return PromptStatus(PromptState.RUNNING)
         waiting = {item[1]: item[0] for item in queue.get("queue_pending", ())}
         if prompt_id in waiting:
             before = sum(number < waiting[prompt_id] for number in waiting.values())
-            return Look(Where.QUEUED, before + len(queue.get("queue_running", ())))
+            return PromptStatus(PromptState.QUEUED, before + len(queue.get("queue_running", ())))
         entry = (await self.ask(f"/history/{prompt_id}")).get(prompt_id)
-        return Look(Where.DONE, entry=entry) if entry else Look(Where.GONE)
+        return PromptStatus(PromptState.DONE, entry=entry) if entry else PromptStatus(PromptState.GONE)
 
     async def learn_version(self) -> None:
         """Ask which ComfyUI it is. Raises BackendUnavailable when there is no answer."""
@@ -192,10 +192,10 @@ class ComfyServer:
             if running or self.targets_interrupts:
                 calls.append(self._urge("/interrupt", {"prompt_id": prompt_id}))
             looked, *_ = await asyncio.gather(self._where(prompt_id), *calls)
-            if looked in (Where.DONE, Where.GONE):
+            if looked in (PromptState.DONE, PromptState.GONE):
                 return
             silent = silent + 1 if looked is None else 0
-            running = looked is Where.RUNNING
+            running = looked is PromptState.RUNNING
             await asyncio.sleep(STOP_POLL_S)
 
     async def _urge(self, path: str, value: JSON) -> None:
@@ -203,7 +203,7 @@ class ComfyServer:
         with suppress(BackendError):
             await self._exchange("POST", path, orjson.dumps(value))
 
-    async def _where(self, prompt_id: str) -> Where | None:
+    async def _where(self, prompt_id: str) -> PromptState | None:
         """Where a prompt stands; None when the server does not say."""
         try:
             return (await self.look(prompt_id)).where
@@ -211,7 +211,7 @@ class ComfyServer:
             return None
 
     @asynccontextmanager
-    async def listening(self) -> AsyncIterator[Listener]:
+    async def listening(self) -> AsyncIterator[ComfyUIListener]:
         """A websocket for the events of the prompts that are submitted with its `client_id`."""
         try:
             import aiohttp
@@ -221,7 +221,7 @@ class ComfyServer:
             ) from error
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=5.0)
         async with aiohttp.ClientSession(headers=self._headers, timeout=timeout) as session:
-            listener = Listener(session, self._url)
+            listener = ComfyUIListener(session, self._url)
             await listener.connect()
             yield listener
 
@@ -230,7 +230,7 @@ class ComfyServer:
         return response.status, await _whole(response, BODY_LIMIT)
 
 
-class Listener:
+class ComfyUIListener:
     """ComfyUI's events. A websocket that breaks is connected again; meanwhile there are only looks."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str) -> None:
@@ -248,7 +248,7 @@ class Listener:
         except (aiohttp.ClientError, OSError, TimeoutError):
             self._socket = None
 
-    async def next(self) -> Event | None:
+    async def next(self) -> ComfyUIEvent | None:
         """The next event; None when it is time to look how the prompt stands."""
         import aiohttp
 
@@ -269,7 +269,7 @@ class Listener:
         return None
 
 
-class NotJudged(Exception):
+class NodeClassUnavailable(Exception):
     """The server does not say whether it has a class of nodes."""
 
 
@@ -292,24 +292,24 @@ class InvalidGraph(BackendRefused):
         super().__init__(f"ComfyUI refused the workflow: {where or said}")
 
 
-def _event(text: str) -> Event:
+def _event(text: str) -> ComfyUIEvent:
     try:
         value = orjson.loads(text)
-        return Event(str(value["type"]), value.get("data") or {})
+        return ComfyUIEvent(str(value["type"]), value.get("data") or {})
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-        return Event("")
+        return ComfyUIEvent("")
 
 
-def _binary_event(data: bytes) -> Event:
+def _binary_event(data: bytes) -> ComfyUIEvent:
     """A preview: its kind, then either the picture's type or the length of its metadata, then the picture."""
     if len(data) < 8:
-        return Event("")
+        return ComfyUIEvent("")
     kind, number = struct.unpack(">II", data[:8])
     if kind == PREVIEW:
-        return Event("preview", picture=data[8:])
+        return ComfyUIEvent("preview", picture=data[8:])
     if kind == PREVIEW_WITH_METADATA:
-        return Event("preview", picture=data[8 + number :])
-    return Event("")
+        return ComfyUIEvent("preview", picture=data[8 + number :])
+    return ComfyUIEvent("")
 
 
 def _value(path: str, status: int, body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> Any:

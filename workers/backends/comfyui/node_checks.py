@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from workers.backends.comfyui.workflows import Target, Workflow
+from workers.backends.comfyui.workflows import NodeInput, Workflow
 
 JSON = dict[str, Any]
 Classes = Mapping[str, JSON | None]
@@ -62,7 +62,7 @@ def _missing_files(workflow: Workflow, classes: Classes) -> Iterator[str]:
     for key in _reachable(workflow, classes):
         node = workflow.graph[key]
         for name, value in node["inputs"].items():
-            if not isinstance(value, str) or not value.lower().endswith(MODEL_FILES) or Target(key, name) in filled:
+            if not isinstance(value, str) or not value.lower().endswith(MODEL_FILES) or NodeInput(key, name) in filled:
                 continue
             choices = _choices(classes.get(str(node["class_type"])), name)
             if choices is not None and value not in choices:

@@ -11,7 +11,7 @@ import orjson
 
 from workers.adapter_kit.images.responses import ImageRequest
 from workers.backends.base import BackendRefused
-from workers.backends.comfyui.workflows import Graph, Target, Workflow
+from workers.backends.comfyui.workflows import Graph, NodeInput, Workflow
 
 FIELDS = {"negative": "negative_prompt", "width": "size", "height": "size", "image": "edit"}
 """What a slot is called in a request, where that differs."""
@@ -19,7 +19,7 @@ OWN = frozenset({"prompt", "n", "output"})
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PromptPlan:
     """One run of a graph."""
 
     graph: Graph
@@ -42,7 +42,7 @@ def check(workflow: Workflow, request: ImageRequest) -> None:
     _extras(workflow, request)
 
 
-def plans(workflow: Workflow, request: ImageRequest, files: Mapping[str, str], fresh_seed: int) -> list[Plan]:
+def plans(workflow: Workflow, request: ImageRequest, files: Mapping[str, str], fresh_seed: int) -> list[PromptPlan]:
     """The runs that make `request.n` pictures: one with a batch where there is a slot for it, else one for each, seeds counting up.
 
     `files` are the names under which ComfyUI knows `image` and `mask`. `fresh_seed` is taken where the caller gives none, since
@@ -54,12 +54,12 @@ def plans(workflow: Workflow, request: ImageRequest, files: Mapping[str, str], f
     seeds = [seed] if batch else [(seed + number) % 2**64 for number in range(request.n)]
     values["n"] = request.n
     known = "seed" in workflow.slots
-    return [Plan(_filled(workflow, values | {"seed": one}), one if known else None) for one in seeds]
+    return [PromptPlan(_filled(workflow, values | {"seed": one}), one if known else None) for one in seeds]
 
 
 def field_of(workflow: Workflow, node: str, name: str) -> str | None:
     """The request's field that goes to an input; None where none does."""
-    slot = next((slot for slot, targets in workflow.slots.items() if Target(node, name) in targets), None)
+    slot = next((slot for slot, targets in workflow.slots.items() if NodeInput(node, name) in targets), None)
     return {"negative": "negative_prompt", "width": "size", "height": "size"}.get(slot, slot) if slot else None
 
 
@@ -140,13 +140,13 @@ def checkpoint_workflow(checkpoint: str, request: ImageRequest) -> Workflow:
         "picture": _node("VAEDecode", samples=["sampler", 0], vae=["model", 2]),
         "output": _node("PreviewImage", images=["picture", 0]),  # not SaveImage: what is temporary is cleaned up
     }
-    slots: dict[str, tuple[Target, ...]] = {
-        "prompt": (Target("prompt", "text"),),
-        "negative": (Target("negative", "text"),),
-        "seed": (Target("sampler", "seed"),),
-        "steps": (Target("sampler", "steps"),),
-        "guidance": (Target("sampler", "cfg"),),
-        "output": (Target("output", ""),),
+    slots: dict[str, tuple[NodeInput, ...]] = {
+        "prompt": (NodeInput("prompt", "text"),),
+        "negative": (NodeInput("negative", "text"),),
+        "seed": (NodeInput("sampler", "seed"),),
+        "steps": (NodeInput("sampler", "steps"),),
+        "guidance": (NodeInput("sampler", "cfg"),),
+        "output": (NodeInput("output", ""),),
     }
     defaults: dict[str, Any] = {}
     if request.edit:
@@ -154,29 +154,29 @@ def checkpoint_workflow(checkpoint: str, request: ImageRequest) -> Workflow:
         defaults["strength"] = 1.0 if request.mask else 0.75
     else:
         graph["latent"] = _node("EmptyLatentImage", width=side, height=side, batch_size=1)
-        slots |= {name: (Target("latent", name),) for name in ("width", "height")}
-        slots["n"] = (Target("latent", "batch_size"),)
+        slots |= {name: (NodeInput("latent", name),) for name in ("width", "height")}
+        slots["n"] = (NodeInput("latent", "batch_size"),)
     return Workflow(checkpoint, graph, slots, defaults)
 
 
-def _from_picture(graph: Graph, slots: dict[str, tuple[Target, ...]], request: ImageRequest) -> None:
+def _from_picture(graph: Graph, slots: dict[str, tuple[NodeInput, ...]], request: ImageRequest) -> None:
     graph["image"] = _node("LoadImage", image="")
     graph["latent"] = _node("VAEEncode", pixels=["image", 0], vae=["model", 2])
-    slots["image"] = (Target("image", "image"),)
-    slots["strength"] = (Target("sampler", "denoise"),)
+    slots["image"] = (NodeInput("image", "image"),)
+    slots["strength"] = (NodeInput("sampler", "denoise"),)
     if request.width is not None:
         graph["scaled"] = _node(
             "ImageScale", image=["image", 0], upscale_method="lanczos", width=512, height=512, crop="center"
         )
         graph["latent"]["inputs"]["pixels"] = ["scaled", 0]
-        slots |= {name: (Target("scaled", name),) for name in ("width", "height")}
+        slots |= {name: (NodeInput("scaled", name),) for name in ("width", "height")}
     if request.mask is not None:
         graph["mask"] = _node(
             "LoadImageMask", image="", channel="alpha"
         )  # its alpha channel comes inverted, as OpenAI's
         graph["masked"] = _node("SetLatentNoiseMask", samples=["latent", 0], mask=["mask", 0])
         graph["sampler"]["inputs"]["latent_image"] = ["masked", 0]
-        slots["mask"] = (Target("mask", "image"),)
+        slots["mask"] = (NodeInput("mask", "image"),)
 
 
 def _node(kind: str, **inputs: Any) -> dict[str, Any]:

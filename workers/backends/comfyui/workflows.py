@@ -51,7 +51,7 @@ USUAL_INPUTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class NodeInput:
     """One input of one node."""
 
     node: str
@@ -64,11 +64,11 @@ class Workflow:
 
     name: str
     graph: Graph
-    slots: Mapping[str, tuple[Target, ...]]
+    slots: Mapping[str, tuple[NodeInput, ...]]
     """A slot may have several targets: they all get its value."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
-    def literal(self, target: Target) -> Any:
+    def literal(self, target: NodeInput) -> Any:
         """What the template holds at `target`."""
         return self.graph[target.node]["inputs"].get(target.input)
 
@@ -190,8 +190,8 @@ def _slot_names(name: str) -> tuple[str, ...]:
     return ("width", "height") if name == "size" else (ALIASES.get(name, name),)
 
 
-def _named(graph: Graph, sidecar: JSON) -> dict[str, tuple[Target, ...]]:
-    slots: dict[str, tuple[Target, ...]] = {}
+def _named(graph: Graph, sidecar: JSON) -> dict[str, tuple[NodeInput, ...]]:
+    slots: dict[str, tuple[NodeInput, ...]] = {}
     for key, value in sidecar.items():
         for place in value if isinstance(value, list) else [value]:
             if not isinstance(place, dict) or "node" not in place:
@@ -201,8 +201,8 @@ def _named(graph: Graph, sidecar: JSON) -> dict[str, tuple[Target, ...]]:
     return slots
 
 
-def _titled(graph: Graph) -> dict[str, tuple[Target, ...]]:
-    slots: dict[str, tuple[Target, ...]] = {}
+def _titled(graph: Graph) -> dict[str, tuple[NodeInput, ...]]:
+    slots: dict[str, tuple[NodeInput, ...]] = {}
     for node, content in graph.items():
         for key, given in TITLE.findall(str((content.get("_meta") or {}).get("title", ""))):
             for name in _slot_names(key):
@@ -210,18 +210,18 @@ def _titled(graph: Graph) -> dict[str, tuple[Target, ...]]:
     return slots
 
 
-def _targets(graph: Graph, name: str, node: str, given: str | None) -> tuple[Target, ...]:
+def _targets(graph: Graph, name: str, node: str, given: str | None) -> tuple[NodeInput, ...]:
     if node not in graph:
         raise ValueError(f"the slot {name} names the node {node}, which is not there")
     inputs = graph[node]["inputs"]
     if given is not None:
         if given not in inputs:
             raise ValueError(f"the slot {name} names the input {given}; node {node} has {', '.join(inputs) or 'none'}")
-        return (Target(node, given),)
+        return (NodeInput(node, given),)
     found = _usual(name, inputs)
     if found is None:
         raise ValueError(f"which input of node {node} is {name}? Say nexus:{name}.INPUT; it has {', '.join(inputs)}")
-    return tuple(Target(node, one) for one in found) or (Target(node, ""),)
+    return tuple(NodeInput(node, one) for one in found) or (NodeInput(node, ""),)
 
 
 def _usual(name: str, inputs: JSON) -> tuple[str, ...] | None:
@@ -232,9 +232,9 @@ def _usual(name: str, inputs: JSON) -> tuple[str, ...] | None:
 # By the links alone
 
 
-def detected(graph: Graph) -> dict[str, tuple[Target, ...]]:
+def detected(graph: Graph) -> dict[str, tuple[NodeInput, ...]]:
     """The slots that can be told from how the samplers are linked. What is doubtful is left out."""
-    slots: dict[str, list[Target]] = {}
+    slots: dict[str, list[NodeInput]] = {}
     samplers = sampler_nodes(graph)
     for sampler in samplers:
         prompts = _texts(graph, _conditioning(graph, sampler, "positive"))
@@ -287,15 +287,15 @@ def _conditioning(graph: Graph, sampler: str, which: str) -> tuple[str, int] | N
     return _link(inputs.get(which))
 
 
-def _texts(graph: Graph, link: tuple[str, int] | None) -> list[Target]:
-    targets: list[Target] = []
+def _texts(graph: Graph, link: tuple[str, int] | None) -> list[NodeInput]:
+    targets: list[NodeInput] = []
     for node in _upstream(graph, link):
         literal = {name: value for name, value in graph[node]["inputs"].items() if isinstance(value, str)}
-        targets += [Target(node, name) for name in _usual("prompt", literal) or ()]
+        targets += [NodeInput(node, name) for name in _usual("prompt", literal) or ()]
     return targets
 
 
-def _literals(graph: Graph, node: str, names: tuple[str, ...], via: str = "") -> list[Target]:
+def _literals(graph: Graph, node: str, names: tuple[str, ...], via: str = "") -> list[NodeInput]:
     """The number that a node takes under one of `names`, directly, from a node that holds it, or over the link `via`."""
     inputs = graph[node]["inputs"]
     for name in names:
@@ -303,27 +303,27 @@ def _literals(graph: Graph, node: str, names: tuple[str, ...], via: str = "") ->
         if link is not None and link[0] in graph:
             return _literals(graph, link[0], ("value", "seed", "int", "number"))
         if _is_number(inputs.get(name)):
-            return [Target(node, name)]
+            return [NodeInput(node, name)]
     link = _link(inputs.get(via))
     return _literals(graph, link[0], names) if link is not None and link[0] in graph else []
 
 
-def _latent(graph: Graph, sampler: str, slots: dict[str, list[Target]]) -> None:
+def _latent(graph: Graph, sampler: str, slots: dict[str, list[NodeInput]]) -> None:
     """What the sampler starts from: an empty latent of some size, or a picture."""
     for node in _upstream(graph, _link(graph[sampler]["inputs"]["latent_image"])):
         kind = str(graph[node]["class_type"])
         if kind == "LoadImage":
-            slots.setdefault("image", []).append(Target(node, "image"))
+            slots.setdefault("image", []).append(NodeInput(node, "image"))
         elif "Latent" in kind and "Empty" in kind:
             for name, names in (("width", ("width",)), ("height", ("height",)), ("n", ("batch_size",))):
                 slots.setdefault(name, []).extend(_literals(graph, node, names))
 
 
-def _guidance(graph: Graph, sampler: str) -> list[Target]:
+def _guidance(graph: Graph, sampler: str) -> list[NodeInput]:
     """FLUX's own guidance where there is one: beside it, `cfg` must stay what it is."""
     for node in _upstream(graph, _conditioning(graph, sampler, "positive")):
         if _is_number(graph[node]["inputs"].get("guidance")):
-            return [Target(node, "guidance")]
+            return [NodeInput(node, "guidance")]
     return _literals(graph, sampler, ("cfg",), via="guider")
 
 

@@ -78,7 +78,7 @@ BREATH = 64
 Fail = Literal["", "before", "mid", "refuse", "unavailable", "error", "crash", "drop", "hang", "hang_mid"]
 
 
-class Script(BaseModel):
+class EchoOptions(BaseModel):
     """How to behave. See the module's docstring."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -92,7 +92,7 @@ class Script(BaseModel):
     fail_times: int = Field(0, ge=0)
 
 
-class ServerScript(Script):
+class EchoServerOptions(EchoOptions):
     """What can be said only of the whole worker."""
 
     slots: int = Field(4, ge=1)
@@ -107,8 +107,8 @@ class EchoBackend(Backend):
     def __init__(self, config: BackendConfig) -> None:
         """Raises ValueError when an option is unknown or makes no sense."""
         super().__init__(config)
-        self.script = ServerScript.model_validate(config.options)
-        self._plain = Script.model_validate(self.script.model_dump(exclude={"slots", "down"}))
+        self.script = EchoServerOptions.model_validate(config.options)
+        self._plain = EchoOptions.model_validate(self.script.model_dump(exclude={"slots", "down"}))
         self._models = config.models or ("echo",)
         self._attempts: OrderedDict[str, int] = OrderedDict()
 
@@ -149,20 +149,20 @@ class EchoBackend(Backend):
             async for piece in output:
                 yield piece
 
-    def _script(self, body: JSON) -> Script:
+    def _script(self, body: JSON) -> EchoOptions:
         wanted = body.get("echo")
         if isinstance(wanted, str) and wanted.startswith("{"):
             wanted = json_object(wanted.encode())
         if not isinstance(wanted, dict):
             return self._plain  # OpenAI's own `echo` is a boolean
         try:
-            return Script.model_validate(self._plain.model_dump(exclude_unset=True) | wanted)
+            return EchoOptions.model_validate(self._plain.model_dump(exclude_unset=True) | wanted)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False)[0]
             place = ".".join(str(part) for part in ("echo", *first["loc"]))
             raise BackendRefused(f"{place}: {first['msg']}", param=place) from error
 
-    def _fail(self, job: str, script: Script) -> Fail:
+    def _fail(self, job: str, script: EchoOptions) -> Fail:
         """How this attempt fails, if it does."""
         if not script.fail or not script.fail_times:
             return script.fail
@@ -186,9 +186,9 @@ async def _fail_now(fail: Fail) -> None:
     raise BackendError("echo was told to fail (error)")
 
 
-async def _said_again(task: Task, body: JSON, script: Script, fail: Fail) -> AsyncGenerator[Output]:
+async def _said_again(task: Task, body: JSON, script: EchoOptions, fail: Fail) -> AsyncGenerator[Output]:
     """Chat and text completions."""
-    told = _Answer(task, body, script)
+    told = _EchoAnswer(task, body, script)
     cut = max(1, told.total // 2) if fail else None
     async for chunk in _paced(told.stream() if task.stream else told.whole(), script, cut):
         yield chunk
@@ -202,14 +202,14 @@ async def _said_again(task: Task, body: JSON, script: Script, fail: Fail) -> Asy
     yield Finish(told.usage, "text/event-stream" if task.stream else "application/json")
 
 
-class _Cut(Exception):
+class _CutShort(Exception):
     """Half of the answer is enough."""
 
 
-class _Pace:
+class _EchoPacer:
     """The script's pace, for what is no text."""
 
-    def __init__(self, script: Script, fail: Fail) -> None:
+    def __init__(self, script: EchoOptions, fail: Fail) -> None:
         self.tokens = script.tokens
         self.size = script.size
         self._delay = script.delay_ms / 1000
@@ -218,10 +218,10 @@ class _Pace:
         self._steps = 0
 
     async def step(self, total: int) -> None:
-        """Wait before the next of `total` tokens. Raises _Cut, or what the script says, after half of them."""
+        """Wait before the next of `total` tokens. Raises _CutShort, or what the script says, after half of them."""
         if self._fail and self._steps >= max(1, total // 2):
             if self._fail == "drop":
-                raise _Cut
+                raise _CutShort
             await _fail_now(self._fail)
         self._steps += 1
         if self._wait:
@@ -229,9 +229,9 @@ class _Pace:
         self._wait = self._delay
 
 
-async def _made(task: Task, script: Script, fail: Fail) -> AsyncGenerator[Output]:
-    with suppress(_Cut):
-        async with aclosing(answer(task, _Pace(script, fail))) as outputs:
+async def _made(task: Task, script: EchoOptions, fail: Fail) -> AsyncGenerator[Output]:
+    with suppress(_CutShort):
+        async with aclosing(answer(task, _EchoPacer(script, fail))) as outputs:
             async for output in outputs:
                 if fail and isinstance(output, Finish):  # there was but one token
                     if fail == "drop":
@@ -240,7 +240,7 @@ async def _made(task: Task, script: Script, fail: Fail) -> AsyncGenerator[Output
                 yield output
 
 
-async def _paced(pieces: Iterator[Chunk], script: Script, cut: int | None) -> AsyncIterator[Chunk]:
+async def _paced(pieces: Iterator[Chunk], script: EchoOptions, cut: int | None) -> AsyncIterator[Chunk]:
     """`pieces` at the script's pace, no more than `cut` tokens of them."""
     delay = script.delay_ms / 1000
     wait = delay if script.first_delay_ms is None else script.first_delay_ms / 1000
@@ -257,10 +257,10 @@ async def _paced(pieces: Iterator[Chunk], script: Script, cut: int | None) -> As
         yield piece
 
 
-class _Answer:
+class _EchoAnswer:
     """The answer to one request, as frames or as one body. What is constant is encoded once."""
 
-    def __init__(self, task: Task, body: JSON, script: Script) -> None:
+    def __init__(self, task: Task, body: JSON, script: EchoOptions) -> None:
         self._chat = task.endpoint == CHAT
         self._stream = task.stream
         self._batch = script.batch
@@ -373,7 +373,7 @@ def _text(content: Any) -> str:
     return "".join(str(part.get("text") or "") for part in parts if isinstance(part, dict))
 
 
-def _words(text: str, script: Script, limit: int | None) -> tuple[list[str], str]:
+def _words(text: str, script: EchoOptions, limit: int | None) -> tuple[list[str], str]:
     """The tokens of the answer, and why it ends. Each but the last ends in the space that follows it."""
     words = text.split(" ")
     wanted = len(words) if script.tokens is None else script.tokens

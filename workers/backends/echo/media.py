@@ -74,7 +74,7 @@ IMAGE_FIELDS = (
 )
 
 
-class Pace(Protocol):
+class Pacer(Protocol):
     """How the script wants it."""
 
     tokens: int | None
@@ -84,7 +84,7 @@ class Pace(Protocol):
         """Wait before the next of `total` tokens; or end it here, by an exception."""
 
 
-async def answer(task: Task, pace: Pace) -> AsyncGenerator[Output]:
+async def answer(task: Task, pace: Pacer) -> AsyncGenerator[Output]:
     """The output for a task that is no chat."""
     make = _ANSWERS.get(task.capability)
     if make is None:
@@ -94,7 +94,7 @@ async def answer(task: Task, pace: Pace) -> AsyncGenerator[Output]:
             yield output
 
 
-async def _embeddings(task: Task, pace: Pace) -> AsyncGenerator[Output]:
+async def _embeddings(task: Task, pace: Pacer) -> AsyncGenerator[Output]:
     body = json_object(task.body)
     texts = _inputs(body.get("input"))
     length = EMBEDDING_LENGTH if body.get("dimensions") is None else body["dimensions"]
@@ -132,13 +132,13 @@ def _vector(text: str, length: int) -> array[float]:
     return array("f", [number / (norm or 1.0) for number in numbers])
 
 
-def _images(task: Task, pace: Pace) -> AsyncIterator[Output]:
+def _images(task: Task, pace: Pacer) -> AsyncIterator[Output]:
     request = ImageRequest.of(task)
     request.allow(*IMAGE_FIELDS)
     return images_answer(task, request, _pictures(request, pace), keep_metadata=True)
 
 
-async def _pictures(request: ImageRequest, pace: Pace) -> AsyncIterator[Progress | Picture]:
+async def _pictures(request: ImageRequest, pace: Pacer) -> AsyncIterator[Progress | Picture]:
     steps = pace.tokens or STEPS
     total = steps * request.n
     width, height = request.width or SIDE, request.height or SIDE
@@ -176,12 +176,12 @@ def _part(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def _speech(task: Task, pace: Pace) -> AsyncIterator[Output]:
+def _speech(task: Task, pace: Pacer) -> AsyncIterator[Output]:
     request = SpeechRequest.of(task)
     return speak(task, request, _tone(request, pace), SoundFormat("pcm", RATE, 1))
 
 
-async def _tone(request: SpeechRequest, pace: Pace) -> AsyncGenerator[bytes]:
+async def _tone(request: SpeechRequest, pace: Pacer) -> AsyncGenerator[bytes]:
     samples = int(len(request.input) * CHARACTER_S * RATE / request.speed)
     size = pace.size or samples * 2
     pieces = pace.tokens or len(request.input.split())
@@ -194,7 +194,7 @@ async def _tone(request: SpeechRequest, pace: Pace) -> AsyncGenerator[bytes]:
         at = end
 
 
-async def _transcriptions(task: Task, pace: Pace) -> AsyncGenerator[Output]:
+async def _transcriptions(task: Task, pace: Pacer) -> AsyncGenerator[Output]:
     request = TranscriptionRequest.of(task)
     size, digest = 0, hashlib.sha256()
     async for piece in request.file.pieces():
@@ -222,7 +222,7 @@ def _transcript(text: str) -> Transcript:
     return Transcript(text, "english", end, (Segment(text, 0.0, end),), words)
 
 
-async def _rerank(task: Task, pace: Pace) -> AsyncGenerator[Output]:
+async def _rerank(task: Task, pace: Pacer) -> AsyncGenerator[Output]:
     request = RerankRequest.of(task)
     for _ in request.texts:
         await pace.step(len(request.texts))
@@ -238,7 +238,7 @@ def _overlap(one: set[str], other: set[str]) -> float:
     return len(one & other) / len(one | other or {""})
 
 
-_ANSWERS: dict[Capability, Callable[[Task, Pace], AsyncIterator[Output]]] = {
+_ANSWERS: dict[Capability, Callable[[Task, Pacer], AsyncIterator[Output]]] = {
     Capability.EMBEDDINGS: _embeddings,
     Capability.IMAGES: _images,
     Capability.SPEECH: _speech,

@@ -28,16 +28,16 @@ from workers.backends.base import (
     BackendRefused,
     BackendUnavailable,
     Discovery,
-    File,
     ModelNotServed,
     Output,
     Requirement,
     Task,
+    UploadedFile,
 )
-from workers.backends.invokeai.client import Api
+from workers.backends.invokeai.client import InvokeAIClient
 from workers.backends.invokeai.events import listening
-from workers.backends.invokeai.graphs import FLUX, MAX_SEED, Graph, Model, Wanted, graph_for, size_for
-from workers.backends.invokeai.queue import Batch
+from workers.backends.invokeai.graphs import FLUX, MAX_SEED, Graph, ImageSpec, InstalledModel, graph_for, size_for
+from workers.backends.invokeai.queue import QueuedBatch
 
 OPTIONS = frozenset({"keep_images", KEEP_METADATA})
 NO_MODELS = "InvokeAI has no model that Nexus can serve. Install a main model (Stable Diffusion 1.x, 2.x, SDXL or FLUX.1) with its Model Manager."
@@ -63,9 +63,9 @@ class InvokeAIBackend(Backend):
             raise ValueError("keep_images is true or false")
         self._keep_metadata = keeps_metadata(config.options)
         self._keep = keep == "true"
-        self._api = Api(config.url, config.api_key)
-        self._installed: tuple[Model, ...] = ()
-        self._served: dict[str, Model] | None = None
+        self._api = InvokeAIClient(config.url, config.api_key)
+        self._installed: tuple[InstalledModel, ...] = ()
+        self._served: dict[str, InstalledModel] | None = None
         """By their names, also those that lack a part; None before the first `discover`."""
 
     async def close(self) -> None:
@@ -84,8 +84,8 @@ class InvokeAIBackend(Backend):
             records = await self._api.models()
         except BackendError as error:
             raise _away(error) from error
-        self._installed = tuple(Model.of(record) for record in records)
-        served: dict[str, Model] = {}
+        self._installed = tuple(InstalledModel.of(record) for record in records)
+        served: dict[str, InstalledModel] = {}
         for model in self._installed:
             if model.served:
                 served[model.key if model.name in served else model.name] = model
@@ -104,11 +104,11 @@ class InvokeAIBackend(Backend):
         offers = tuple(ModelOffer(name=name, capabilities=(Capability.IMAGES,)) for name in usable)
         return Discovery(offers, slots=1, problems=tuple(problems))
 
-    def _fault(self, model: Model) -> str | None:
+    def _fault(self, model: InstalledModel) -> str | None:
         """What keeps InvokeAI from running an installed model."""
         try:
             width, height = model.side
-            graph_for(model, Wanted("", width=width, height=height), self._installed)
+            graph_for(model, ImageSpec("", width=width, height=height), self._installed)
         except BackendRefused as error:
             return str(error)
         return None
@@ -134,12 +134,12 @@ class InvokeAIBackend(Backend):
         """One picture per seed, by any graph. Closing this stops InvokeAI, and returns when it has stopped."""
         name = uuid.uuid4().hex
         async with listening(self.config.url, self.config.api_key, name) as listener:
-            batch = Batch(name, self._api, listener, graph, seeds, keep=self._keep)
+            batch = QueuedBatch(name, self._api, listener, graph, seeds, keep=self._keep)
             async with aclosing(batch.outputs()) as outputs:
                 async for output in outputs:
                     yield output
 
-    async def _model(self, name: str) -> Model:
+    async def _model(self, name: str) -> InstalledModel:
         """InvokeAI would accept any key, and fail later."""
         if self._served is None:
             await self.discover()
@@ -148,7 +148,7 @@ class InvokeAIBackend(Backend):
             raise ModelNotServed(f"InvokeAI does not have the model {name!r}", param="model")
         return model
 
-    async def _pictures(self, request: ImageRequest, model: Model) -> AsyncGenerator[Progress | Picture]:
+    async def _pictures(self, request: ImageRequest, model: InstalledModel) -> AsyncGenerator[Progress | Picture]:
         uploads: list[str] = []
         try:
             graph = graph_for(model, await self._wanted(request, model, uploads), self._installed)
@@ -159,11 +159,11 @@ class InvokeAIBackend(Backend):
             with suppress(BackendError):
                 await self._api.discard(uploads)
 
-    async def _wanted(self, request: ImageRequest, model: Model, uploads: list[str]) -> Wanted:
+    async def _wanted(self, request: ImageRequest, model: InstalledModel, uploads: list[str]) -> ImageSpec:
         """What the graph is to make. Names of what is uploaded are added to `uploads`."""
         asked = (request.width, request.height) if request.width and request.height else None
         width, height = size_for(model, asked, None)
-        wanted = Wanted(
+        wanted = ImageSpec(
             prompt=request.prompt,
             negative_prompt=request.negative_prompt or "",
             width=width,
@@ -189,7 +189,7 @@ def _away(error: BackendError) -> BackendError:
     return BackendUnavailable(str(error)) if error.transient else error
 
 
-def _check(request: ImageRequest, model: Model) -> None:
+def _check(request: ImageRequest, model: InstalledModel) -> None:
     """Refuse what the model's graph cannot honour."""
     honoured = [*HONOURED, "edit"]
     if request.edit and not model.kontext:
@@ -210,11 +210,11 @@ def _seeds(request: ImageRequest) -> list[int]:
     return [(first + index) % (MAX_SEED + 1) for index in range(request.n)]
 
 
-async def _area(mask: File) -> File:
+async def _area(mask: UploadedFile) -> UploadedFile:
     """The mask as InvokeAI's graph wants it."""
     data = await edit_area(await mask.read())
 
     async def pieces() -> AsyncIterator[bytes]:
         yield data
 
-    return File("mask", "mask.png", "image/png", len(data), pieces)
+    return UploadedFile("mask", "mask.png", "image/png", len(data), pieces)

@@ -11,7 +11,7 @@ import orjson
 from workers.adapter_kit.error_mapping import refusal
 from workers.adapter_kit.http_client import HttpClient, Response
 from workers.adapter_kit.multipart import FilePart, encode
-from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, File
+from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, UploadedFile
 
 JSON = dict[str, Any]
 
@@ -21,7 +21,7 @@ JSON_LIMIT = 64 * 1024 * 1024
 PICTURE_LIMIT = 256 * 1024 * 1024
 
 
-class Api:
+class InvokeAIClient:
     """One server. Raises BackendError for whatever it refuses or fails at."""
 
     def __init__(self, url: str, token: str) -> None:
@@ -41,7 +41,7 @@ class Api:
             raise BackendError("InvokeAI's list of models is none; is this an InvokeAI 6 server?")
         return models
 
-    async def upload(self, file: File) -> tuple[str, tuple[int, int]]:
+    async def upload(self, file: UploadedFile) -> tuple[str, tuple[int, int]]:
         """The picture's name there, and its width and height. InvokeAI reads PNG, JPEG, WebP and more, whatever the type says."""
         kind = file.content_type if file.content_type.startswith("image/") else "image/png"
         form = encode((), [FilePart("file", file.filename, kind, file.size, file.pieces)])

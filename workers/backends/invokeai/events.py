@@ -19,7 +19,7 @@ EVENTS = (PROGRESS, "queue_item_status_changed")
 CONNECT_TIMEOUT_S = 5
 
 
-class Listener:
+class InvokeAIListener:
     """What was said about one batch: the newest progress, and that a state changed. So nothing piles up."""
 
     def __init__(self, batch: str) -> None:
@@ -65,9 +65,9 @@ class Listener:
 
 
 @asynccontextmanager
-async def listening(url: str, token: str, batch: str) -> AsyncIterator[Listener]:
+async def listening(url: str, token: str, batch: str) -> AsyncIterator[InvokeAIListener]:
     """A listener, subscribed before this is entered, so that it misses nothing. Never raises for want of a connection."""
-    listener = Listener(batch)
+    listener = InvokeAIListener(batch)
     async with AsyncExitStack() as stack:
         try:
             await _subscribe(stack, listener, url, token)
@@ -76,7 +76,7 @@ async def listening(url: str, token: str, batch: str) -> AsyncIterator[Listener]
         yield listener
 
 
-async def _subscribe(stack: AsyncExitStack, listener: Listener, url: str, token: str) -> None:
+async def _subscribe(stack: AsyncExitStack, listener: InvokeAIListener, url: str, token: str) -> None:
     import aiohttp
     import socketio
 
@@ -98,14 +98,14 @@ async def _subscribe(stack: AsyncExitStack, listener: Listener, url: str, token:
     listener.live = True
 
 
-def _handler(listener: Listener, event: str) -> Any:
+def _handler(listener: InvokeAIListener, event: str) -> Any:
     async def heard(data: JSON) -> None:
         listener.hear(event, data)
 
     return heard
 
 
-def _farewell(listener: Listener) -> Any:
+def _farewell(listener: InvokeAIListener) -> Any:
     async def gone(*_why: Any) -> None:
         listener.lose()
 

@@ -32,7 +32,7 @@ FLUX_STRENGTH_EXPONENT = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class InstalledModel:
     """A model as InvokeAI lists it."""
 
     key: str
@@ -46,7 +46,7 @@ class Model:
     """The operator's own: `steps`, `cfg_scale`, `guidance`, `scheduler`, `width`, `height`."""
 
     @classmethod
-    def of(cls, record: JSON) -> Model:
+    def of(cls, record: JSON) -> InstalledModel:
         names = ("key", "hash", "name", "base", "type", "variant", "format")
         return cls(
             **{name: str(record.get(name) or "") for name in names}, defaults=record.get("default_settings") or {}
@@ -79,7 +79,7 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ImageSpec:
     """What a picture is to be. None: as the model's defaults have it."""
 
     prompt: str
@@ -131,7 +131,7 @@ def _end(end: str) -> JSON:
     return {"node_id": node, "field": name}
 
 
-def size_for(model: Model, wanted: tuple[int, int] | None, picture: tuple[int, int] | None) -> tuple[int, int]:
+def size_for(model: InstalledModel, wanted: tuple[int, int] | None, picture: tuple[int, int] | None) -> tuple[int, int]:
     """Width and height: what is wanted, else those of the picture to edit, else the model's.
 
     A picture of more pixels than the model makes at once is made smaller. Raises BackendRefused when the model cannot make what is
@@ -152,14 +152,14 @@ def size_for(model: Model, wanted: tuple[int, int] | None, picture: tuple[int, i
     return max(int(width * scale) // step * step, LEAST_SIDE), max(int(height * scale) // step * step, LEAST_SIDE)
 
 
-def graph_for(model: Model, wanted: Wanted, installed: Sequence[Model]) -> Graph:
+def graph_for(model: InstalledModel, wanted: ImageSpec, installed: Sequence[InstalledModel]) -> Graph:
     """The graph. Raises BackendRefused, naming what is missing, when FLUX lacks a part."""
     if model.base == FLUX:
         return _flux(model, wanted, installed)
     return _stable_diffusion(model, wanted)
 
 
-def _stable_diffusion(model: Model, wanted: Wanted) -> Graph:
+def _stable_diffusion(model: InstalledModel, wanted: ImageSpec) -> Graph:
     graph = Graph("decode", ("noise", "seed"))
     if model.base == "sdxl":
         _sdxl_prompts(graph, model, wanted)
@@ -190,21 +190,21 @@ def _stable_diffusion(model: Model, wanted: Wanted) -> Graph:
     return graph
 
 
-def _sd_prompts(graph: Graph, model: Model, wanted: Wanted) -> None:
+def _sd_prompts(graph: Graph, model: InstalledModel, wanted: ImageSpec) -> None:
     graph.add("loader", "main_model_loader", cached=True, model=model.field())
     for node, prompt in (("positive", wanted.prompt), ("negative", wanted.negative_prompt)):
         graph.add(node, "compel", cached=True, prompt=prompt)
         graph.link(("loader.clip", f"{node}.clip"))
 
 
-def _sdxl_prompts(graph: Graph, model: Model, wanted: Wanted) -> None:
+def _sdxl_prompts(graph: Graph, model: InstalledModel, wanted: ImageSpec) -> None:
     graph.add("loader", "sdxl_model_loader", cached=True, model=model.field())
     for node, prompt in (("positive", wanted.prompt), ("negative", wanted.negative_prompt)):
         graph.add(node, "sdxl_compel_prompt", cached=True, prompt=prompt, style=prompt)
         graph.link(("loader.clip", f"{node}.clip"), ("loader.clip2", f"{node}.clip2"))
 
 
-def _flux(model: Model, wanted: Wanted, installed: Sequence[Model]) -> Graph:
+def _flux(model: InstalledModel, wanted: ImageSpec, installed: Sequence[InstalledModel]) -> Graph:
     graph = Graph("decode", ("denoise", "seed"))
     schnell = model.variant == "schnell"
     graph.add("loader", "flux_model_loader", cached=True, model=model.field(), **_flux_parts(model, installed))
@@ -236,9 +236,9 @@ def _flux(model: Model, wanted: Wanted, installed: Sequence[Model]) -> Graph:
     return graph
 
 
-def _flux_parts(model: Model, installed: Sequence[Model]) -> JSON:
+def _flux_parts(model: InstalledModel, installed: Sequence[InstalledModel]) -> JSON:
     """What a FLUX model does not bring itself: text encoders and VAE. Of several, the first by name."""
-    kinds: dict[str, tuple[str, Callable[[Model], bool]]] = {
+    kinds: dict[str, tuple[str, Callable[[InstalledModel], bool]]] = {
         "t5_encoder_model": ("a T5 encoder", lambda part: part.type == "t5_encoder"),
         "clip_embed_model": (
             "CLIP-L (clip_embed)",
@@ -264,7 +264,7 @@ def _flux_parts(model: Model, installed: Sequence[Model]) -> JSON:
     )
 
 
-def _begin_with(graph: Graph, wanted: Wanted, start: Callable[[float], float]) -> None:
+def _begin_with(graph: Graph, wanted: ImageSpec, start: Callable[[float], float]) -> None:
     """From a picture, which `encode` takes, rather than from noise alone; with a mask, only that part of it changes."""
     size: JSON = {"width": wanted.width, "height": wanted.height}
     graph.add("picture", "img_resize", image={"image_name": wanted.image}, **size)

@@ -21,8 +21,8 @@ from typing import Any
 from schemas.frames import MAX_PREVIEW, Progress
 from workers.adapter_kit.images.responses import Picture
 from workers.backends.base import BackendError, BackendRefused, ModelNotServed
-from workers.backends.invokeai.client import Api
-from workers.backends.invokeai.events import Listener
+from workers.backends.invokeai.client import InvokeAIClient
+from workers.backends.invokeai.events import InvokeAIListener
 from workers.backends.invokeai.graphs import Graph
 
 JSON = dict[str, Any]
@@ -38,11 +38,18 @@ UNKNOWN_MODEL = ("unknown model", "unknownmodel", "modelnotfound")
 REFUSED = frozenset({"NodeInputError", "ValidationError", "RequestValidationError"})
 
 
-class Batch:
+class QueuedBatch:
     """One picture per seed, by one graph."""
 
     def __init__(
-        self, name: str, api: Api, listener: Listener, graph: Graph, seeds: Sequence[int], *, keep: bool
+        self,
+        name: str,
+        api: InvokeAIClient,
+        listener: InvokeAIListener,
+        graph: Graph,
+        seeds: Sequence[int],
+        *,
+        keep: bool,
     ) -> None:
         self._name = name
         self._api = api

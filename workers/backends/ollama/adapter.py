@@ -39,10 +39,10 @@ from workers.backends.base import (
     Task,
 )
 from workers.backends.ollama.client import JSON, LineSplitter, OllamaClient
-from workers.backends.ollama.model_management import LOAD, PULL, ModelJob, Pulled
+from workers.backends.ollama.model_management import LOAD, PULL, ModelJob, PullProgress
 from workers.backends.ollama.models import (
-    Details,
-    Model,
+    ModelDetails,
+    OllamaModel,
     full_name,
     listed_models,
     listed_name,
@@ -58,7 +58,7 @@ from workers.backends.ollama.requests import (
     generate_request,
     unloads,
 )
-from workers.backends.ollama.responses import Events
+from workers.backends.ollama.responses import OllamaEventConverter
 
 CAPABILITIES = {
     "/v1/chat/completions": Capability.CHAT,
@@ -88,9 +88,9 @@ class OllamaBackend(Backend):
             raise ValueError(f"the ollama adapter has no option {', '.join(sorted(unknown))}")
         self._keep_alive = _duration(config.options.get("keep_alive"))
         self._client = OllamaClient(config.url, config.api_key)
-        self._models: dict[str, Model] | None = None
+        self._models: dict[str, OllamaModel] | None = None
         """What may be asked for, by full name; None before the first `discover`."""
-        self._details: dict[str, Details] = {}
+        self._details: dict[str, ModelDetails] = {}
         """By digest."""
         self._loading: Counter[str] = Counter()
         """Requests that load their model: `/api/ps` shows it as soon as its loading begins."""
@@ -112,7 +112,7 @@ class OllamaBackend(Backend):
         listed = {listed_name(entry): entry for entry in listed_models(await self._client.get("/api/tags"))}
         names = {full_name(name): None for name in self.config.models} or dict.fromkeys(listed)
         loaded = await self._loaded()
-        models: dict[str, Model] = {}
+        models: dict[str, OllamaModel] = {}
         for name in names:
             details = await self._shown(listed[name]) if name in listed else None
             if details is not None:
@@ -122,7 +122,7 @@ class OllamaBackend(Backend):
         self._models = models
         return Discovery(tuple(self._offer(model, loaded) for model in models.values() if model.capabilities))
 
-    def _offer(self, model: Model, loaded: frozenset[str]) -> ModelOffer:
+    def _offer(self, model: OllamaModel, loaded: frozenset[str]) -> ModelOffer:
         name = model.name
         loading = self._loading[name] > 0
         return model.offer(loaded=name in loaded, loading=loading, loaded_context=self._contexts.get(name))
@@ -131,7 +131,7 @@ class OllamaBackend(Backend):
         """`GET /api/version`."""
         await self._client.get("/api/version")
 
-    async def resident(self) -> frozenset[str]:
+    async def resident_models(self) -> frozenset[str]:
         """Return the models that `/api/ps` lists, without those that leave after the request that runs."""
         return await self._loaded() - self._leaving
 
@@ -140,7 +140,7 @@ class OllamaBackend(Backend):
         self._contexts |= {name: context for name, context in contexts.items() if context}
         return frozenset(contexts)
 
-    async def _shown(self, entry: JSON) -> Details | None:
+    async def _shown(self, entry: JSON) -> ModelDetails | None:
         """The model's details; None when the server cannot show it: deleted meanwhile, or broken."""
         digest = _digest(entry)
         if digest not in self._details:
@@ -150,10 +150,10 @@ class OllamaBackend(Backend):
                 if error.info.status == 503:
                     raise
                 return None
-            self._details[digest] = Details.of(shown)
+            self._details[digest] = ModelDetails.of(shown)
         return self._details[digest]
 
-    async def _find(self, name: str) -> Model:
+    async def _find(self, name: str) -> OllamaModel:
         if self._models is None:
             await self.discover()
         model = (self._models or {}).get(full_name(name))
@@ -197,7 +197,7 @@ class OllamaBackend(Backend):
             stream=task.stream,
         )
         answer = new_answer(wanted)
-        lines, events = LineSplitter(), Events(chat)
+        lines, events = LineSplitter(), OllamaEventConverter(chat)
         sending = self._client.stream("/api/chat" if chat else "/api/generate", request)
         response = await self._loading_by(model, sending) if loads else await sending
         try:
@@ -245,7 +245,7 @@ class OllamaBackend(Backend):
         yield Chunk(body_out, 0)
         yield Finish(Usage(prompt_tokens=tokens, total_tokens=tokens))
 
-    async def _accept(self, task: Task) -> tuple[Model, JSON]:
+    async def _accept(self, task: Task) -> tuple[OllamaModel, JSON]:
         """The model and the body. Raises BackendRefused when the task is none for this server."""
         if CAPABILITIES.get(task.endpoint) is not task.capability:
             raise BackendRefused(f"this backend does not serve {task.endpoint}")
@@ -254,7 +254,7 @@ class OllamaBackend(Backend):
             raise BackendRefused(f"the model {model.name!r} does not serve {task.capability}", param="model")
         return model, json_object(task.body)
 
-    def _completed(self, request: JSON, model: Model) -> JSON:
+    def _completed(self, request: JSON, model: OllamaModel) -> JSON:
         """Add what every request says. Ollama would cut a prompt that is too long, and answer 200, unless told not to."""
         if self._keep_alive is not None:
             request.setdefault("keep_alive", self._keep_alive)
@@ -270,10 +270,10 @@ class OllamaBackend(Backend):
 
     # Models
 
-    async def _must_load(self, model: Model) -> bool:
+    async def _must_load(self, model: OllamaModel) -> bool:
         return not model.remote and (self._loading[model.name] > 0 or model.name not in await self._loaded())
 
-    async def _load(self, model: Model, keep_alive: Any) -> None:
+    async def _load(self, model: OllamaModel, keep_alive: Any) -> None:
         """Return when the server holds the model. Cancelled, the server gives the load up."""
         # Without a prompt, and for a model that only embeds without an input, Ollama does no more than load.
         embeds = Capability.CHAT not in model.capabilities
@@ -283,20 +283,20 @@ class OllamaBackend(Backend):
         request = {"model": model.name, "keep_alive": keep_alive, **nothing}
         await self._loading_by(model, self._client.post(path, request))
 
-    async def _loading_by(self, model: Model, sending: Awaitable[T]) -> T:
+    async def _loading_by(self, model: OllamaModel, sending: Awaitable[T]) -> T:
         """Return the first answer of a request that loads the model."""
         self._loading[model.name] += 1
-        self.changed()
+        self.notify_changed()
         try:
             return await sending
         finally:
             self._loading[model.name] -= 1
-            self.changed()
+            self.notify_changed()
 
     async def _pull(self, task: Task) -> AsyncGenerator[Output, None]:
         """Ends in `success`. Given up, the server keeps what it has, and goes on from there the next time."""
         job = ModelJob.of(task)
-        lines, pulled = LineSplitter(), Pulled()
+        lines, pulled = LineSplitter(), PullProgress()
         response = await self._client.stream("/api/pull", {"model": job.model, "stream": True})
         try:
             while not pulled.done:
@@ -312,7 +312,7 @@ class OllamaBackend(Backend):
             response.close()
         if not pulled.done:
             raise BackendError("the pull ended before it was complete", transient=True)
-        self.changed()
+        self.notify_changed()
         for output in job.end():
             yield output
 
@@ -326,7 +326,7 @@ class OllamaBackend(Backend):
             await self._load(model, -1 if job.keep_alive is None else job.keep_alive)
         else:
             await self._client.post("/api/generate", {"model": model.name, "prompt": "", "keep_alive": 0})
-            self.changed()
+            self.notify_changed()
         for output in job.end():
             yield output
 

@@ -56,7 +56,7 @@ class ModelJob:
         return {"object": OBJECTS[self.endpoint], "model": self.model, **fields}
 
 
-class Pulled:
+class PullProgress:
     """How far a pull is, over all its layers; it never goes back, though a layer's size shows only when its turn comes."""
 
     def __init__(self) -> None:

@@ -23,7 +23,7 @@ def full_name(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Details:
+class ModelDetails:
     """What `/api/show` says of a model; the same as long as its digest is."""
 
     capabilities: frozenset[str] = frozenset()
@@ -37,7 +37,7 @@ class Details:
     embedding_length: int | None = None
 
     @classmethod
-    def of(cls, shown: JSON) -> Details:
+    def of(cls, shown: JSON) -> ModelDetails:
         """From an answer of `/api/show`."""
         info = shown.get("model_info")
         info = info if isinstance(info, dict) else {}
@@ -77,12 +77,12 @@ def loaded_contexts(answer: JSON) -> dict[str, int | None]:
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class OllamaModel:
     """One model of the server."""
 
     name: str
     """The server's name for it, with its tag."""
-    details: Details
+    details: ModelDetails
     remote: bool
     """It runs elsewhere: this server only passes requests on."""
     created: int
@@ -122,9 +122,9 @@ def _name(entry: JSON) -> str:
     return str(entry.get("name") or entry.get("model") or "")
 
 
-def model_of(entry: JSON, details: Details) -> Model:
+def model_of(entry: JSON, details: ModelDetails) -> OllamaModel:
     """From an entry of `/api/tags`."""
-    return Model(listed_name(entry), details, bool(entry.get("remote_host")), _unix(entry.get("modified_at")))
+    return OllamaModel(listed_name(entry), details, bool(entry.get("remote_host")), _unix(entry.get("modified_at")))
 
 
 def _unix(time: Any) -> int:

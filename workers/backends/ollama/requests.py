@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from workers.backends.base import BackendRefused
-from workers.backends.ollama.models import VISION, Details
+from workers.backends.ollama.models import VISION, ModelDetails
 
 JSON = dict[str, Any]
 
@@ -36,7 +36,7 @@ BASE64_IMAGE = re.compile(r"data:image/[\w.+-]+(?:;[^;,]*)*;base64,")
 ZERO = re.compile(r"0+(ns|us|ms|s|m|h)?")
 
 
-def chat_request(body: JSON, details: Details) -> JSON:
+def chat_request(body: JSON, details: ModelDetails) -> JSON:
     """For `/api/chat`, without the model. Raises BackendRefused."""
     request = _common(body)
     request["messages"] = _messages(body.get("messages"), details)
@@ -158,14 +158,14 @@ def _tools(body: JSON) -> list[JSON]:
 # Messages
 
 
-def _messages(messages: Any, details: Details) -> list[JSON]:
+def _messages(messages: Any, details: ModelDetails) -> list[JSON]:
     if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
         raise BackendRefused("messages must be a list of at least one message", param="messages")
     called: dict[str, str] = {}
     return [_message(one, f"messages.{number}", called, details) for number, one in enumerate(messages)]
 
 
-def _message(message: JSON, where: str, called: dict[str, str], details: Details) -> JSON:
+def _message(message: JSON, where: str, called: dict[str, str], details: ModelDetails) -> JSON:
     """One message. `called` collects the names of the tools that were called, by the id of the call."""
     role = "system" if message.get("role") == "developer" else message.get("role")
     text, images = _content(message.get("content"), f"{where}.content")

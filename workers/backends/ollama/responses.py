@@ -13,7 +13,7 @@ REASONS = {"length": "length"}
 """What else Ollama says (`stop`, `load`, nothing) is `stop` for OpenAI."""
 
 
-class Events:
+class OllamaEventConverter:
     """The events of one answer, line by line."""
 
     def __init__(self, chat: bool) -> None:

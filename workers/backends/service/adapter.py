@@ -29,7 +29,7 @@ from workers.backends.base import (
     Requirement,
     Task,
 )
-from workers.backends.service.instance import Place
+from workers.backends.service.instance import ServiceInstance
 
 QUEUED_S = 5.0
 """How often a request that waits for a slot says so."""
@@ -40,7 +40,7 @@ class ServiceBackend(Backend):
 
     name = "service"
     follows_services = True
-    one_server = False
+    single_server = False
 
     def __init__(self, config: BackendConfig) -> None:
         """Raises ValueError for what this adapter does not have."""
@@ -49,11 +49,11 @@ class ServiceBackend(Backend):
             raise ValueError(f"the service adapter has no option {', '.join(sorted(config.options))}")
         if config.url:
             raise ValueError("the service adapter takes no URL: services are entered by `nexus services add`")
-        self._places: dict[str, Place] = {}
+        self._places: dict[str, ServiceInstance] = {}
         self._wrong: dict[str, str] = {}
         """Records that cannot be used, and why."""
         self._records: Mapping[str, ServiceRecord] = {}
-        self._retired: list[Place] = []
+        self._retired: list[ServiceInstance] = []
         self._waiting: dict[asyncio.Event, None] = {}
         """Requests that wait for a slot, in their order."""
 
@@ -79,7 +79,7 @@ class ServiceBackend(Backend):
             if name in self._places or name in self._wrong:
                 continue
             try:
-                self._places[name] = Place(name, record, self.config.api_key)
+                self._places[name] = ServiceInstance(name, record, self.config.api_key)
             except ValueError as error:
                 self._wrong[name] = f"its record is wrong: {error}"
         self._records = dict(services)
@@ -107,10 +107,10 @@ class ServiceBackend(Backend):
         before = self._ready()
         await asyncio.gather(*(place.check() for place in self._places.values()))
         if self._ready() != before:
-            self.changed()
+            self.notify_changed()
         self._require_any()
 
-    def _ready(self) -> list[Place]:
+    def _ready(self) -> list[ServiceInstance]:
         return [place for _, place in sorted(self._places.items()) if place.ready]
 
     def _problems(self) -> tuple[str, ...]:
@@ -121,7 +121,7 @@ class ServiceBackend(Backend):
         if self._records and not self._ready():
             raise BackendUnavailable(f"no service is ready; {'; '.join(self._problems())}")
 
-    def _slots(self, place: Place) -> int:
+    def _slots(self, place: ServiceInstance) -> int:
         return place.slots or self.default_slots
 
     async def _sweep(self) -> None:
@@ -137,7 +137,7 @@ class ServiceBackend(Backend):
         """By the first place that has the model, is ready and has a slot; by the next one where that fails at once."""
         new = [place for place in self._places.values() if not place.looked]
         await asyncio.gather(*(place.look() for place in new))
-        failed: set[Place] = set()
+        failed: set[ServiceInstance] = set()
         while True:
             with self._turn() as turn:
                 while (place := self._free(task, failed)) is None:
@@ -158,20 +158,20 @@ class ServiceBackend(Backend):
                 if isinstance(error, BackendUnavailable) and error.pause_s is not None:
                     place.pause(task.model, error.pause_s)
                 else:
-                    self.changed()  # it may be down: soon it is known
+                    self.notify_changed()  # it may be down: soon it is known
                 if shown or not any(one.ready and one not in failed for one in self._having(task)):
                     raise
             finally:
                 place.running -= 1
                 self._wake()
 
-    def _having(self, task: Task) -> list[Place]:
+    def _having(self, task: Task) -> list[ServiceInstance]:
         """The places that have the model, in the order in which they are asked."""
         if self.config.models and task.model not in self.config.models:
             return []
         return [place for _, place in sorted(self._places.items()) if place.offers(task.model)]
 
-    def _free(self, task: Task, failed: set[Place]) -> Place | None:
+    def _free(self, task: Task, failed: set[ServiceInstance]) -> ServiceInstance | None:
         """Where to ask now; None while every place is busy. Raises BackendError when there is no place to ask."""
         having = self._having(task)
         if not having:

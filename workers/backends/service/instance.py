@@ -24,7 +24,14 @@ from workers.adapter_kit.openai.embeddings import embed, rerank
 from workers.adapter_kit.openai.images import draw
 from workers.adapter_kit.openai.text import STREAMS, complete
 from workers.backends.base import BackendError, BackendRefused, Output, Task
-from workers.backends.service.metadata import ENDPOINTS, Advert, endpoints_of, names_models, paths_of, read_advert
+from workers.backends.service.metadata import (
+    ENDPOINTS,
+    ServiceMetadata,
+    endpoints_in,
+    names_models,
+    parse_metadata,
+    paths_of,
+)
 
 JSON = dict[str, Any]
 
@@ -48,7 +55,7 @@ CALLS: Mapping[Capability, Callable[[Api, Task], AsyncGenerator[Output]]] = {
 }
 
 
-class Place:
+class ServiceInstance:
     """Where a record says that its service is. Another record means another place."""
 
     def __init__(self, name: str, record: ServiceRecord, api_key: str) -> None:
@@ -57,7 +64,7 @@ class Place:
         self.record = record
         self.running = 0
         self.ready = False
-        self.advert: Advert | None = None
+        self.advert: ServiceMetadata | None = None
         """None as long as it has never been ready."""
         self.problem = "not looked at yet"
         """Why it is not ready."""
@@ -158,14 +165,14 @@ class Place:
             if self.advert is None:
                 raise
 
-    async def _read(self) -> Advert:
+    async def _read(self) -> ServiceMetadata:
         """Metadata; where that lacks what is needed, the descriptor, OpenAPI's document, and the list of models."""
         documents = await self._metadata()
-        endpoints = frozenset[str]().union(*map(endpoints_of, documents))
+        endpoints = frozenset[str]().union(*map(endpoints_in, documents))
         if not endpoints:
             descriptor = await self._document(self._client, f"{self._api.path}/descriptor")
             documents += [descriptor] if descriptor is not None else []
-            endpoints = endpoints_of(descriptor or {})
+            endpoints = endpoints_in(descriptor or {})
         guessed = not endpoints and not any("endpoints" in one for one in documents)
         if guessed:
             openapi = await self._document(self._client, "/openapi.json", OPENAPI_LIMIT)
@@ -177,7 +184,7 @@ class Place:
             raise BackendError(
                 f"{self._metadata_path} names no endpoint that Nexus knows; it must list some under 'endpoints'"
             )
-        advert = read_advert(self.name, endpoints, documents, listed, guessed=guessed)
+        advert = parse_metadata(self.name, endpoints, documents, listed, guessed=guessed)
         self._api.limitations.declare(() if advert.streams else _streamless(advert))
         self._api.voices = {model.name: model.voices[0] for model in advert.models if model.voices}
         return advert
@@ -226,7 +233,7 @@ class Place:
         return refusal(status, headers, body)
 
 
-def _streamless(advert: Advert) -> Iterator[tuple[str, str]]:
+def _streamless(advert: ServiceMetadata) -> Iterator[tuple[str, str]]:
     """The service streams no text and no transcript, by its own word."""
     for model in advert.models:
         for feature in STREAMS:

@@ -55,7 +55,7 @@ SIZES = ("embedding_length", "dimensions")
 
 
 @dataclass(frozen=True, slots=True)
-class Advert:
+class ServiceMetadata:
     """What a service offers."""
 
     endpoints: frozenset[str]
@@ -67,7 +67,7 @@ class Advert:
     """False: it has said that it does not."""
 
 
-def endpoints_of(document: JSON) -> frozenset[str]:
+def endpoints_in(document: JSON) -> frozenset[str]:
     """The paths of `ENDPOINTS` that a document names, by its endpoints or else by its capabilities."""
     found = frozenset(path for path in map(_known, _paths(document.get("endpoints"))) if path)
     return found or frozenset(WORDS[word] for word in _words(document) if word in WORDS)
@@ -85,9 +85,9 @@ def names_models(document: JSON) -> bool:
     return bool(_objects(document.get("models")) or _choices(document))
 
 
-def read_advert(
+def parse_metadata(
     service: str, endpoints: frozenset[str], documents: Iterable[JSON], listed: object, *, guessed: bool = False
-) -> Advert:
+) -> ServiceMetadata:
     """Everything put together. Models: those of a document, else those `listed`, else one called as the service.
 
     A model serves what it says; what its name is well known for; else everything that the service does. `guessed`: what
@@ -102,7 +102,7 @@ def read_advert(
     said = whole.get("capabilities")
     limits = said if isinstance(said, dict) else {}
     concurrency = (source.get(key) for source in (whole, limits) for key in ("concurrency", "max_concurrency"))
-    return Advert(
+    return ServiceMetadata(
         endpoints,
         tuple(
             _offer(service, model, _served(model, capabilities, guessed=guessed), whole)

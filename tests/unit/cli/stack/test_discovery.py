@@ -16,7 +16,7 @@ import pytest
 from cli.stack.discovery import CANDIDATES, LOOKS, Candidate, Found, find_backends, model_names
 from cli.stack.ports import free_port
 from cli.stack.stack import plan_for
-from workers.backends.base import backend_kinds
+from workers.backends.base import load_adapters
 
 MODELS = {"object": "list", "data": [{"id": "llama3.2:1b", "object": "model", "created": 1, "owned_by": "library"}]}
 Answer = tuple[int, str, bytes]
@@ -133,7 +133,7 @@ async def test_servers_with_apis_of_their_own_are_known_by_them(kind: str, path:
 def test_every_kind_has_an_adapter():
     """Which a worker can run."""
     assert {candidate.kind for candidate in CANDIDATES} == set(LOOKS)
-    assert set(LOOKS) <= set(backend_kinds())
+    assert set(LOOKS) <= set(load_adapters())
     assert len({candidate.name for candidate in CANDIDATES}) == len(CANDIDATES)
 
 
