@@ -15,7 +15,7 @@ from backbone.ids import new_request_id
 from gateway.endpoints import Endpoint
 from gateway.http.asgi import CLOSE, CLOSING, HOPS, NO_STORE, REQUEST_ID, Headers, Receive, Reply, Scope, Send
 from gateway.jobs.http_handler import PATH as SUBMIT
-from gateway.jobs.http_handler import Polls, Submissions, polled
+from gateway.jobs.http_handler import DurableRequestHandler, JobPollHandler, polled_job_id
 from gateway.sync.handler import Inference
 from schemas.errors import InternalError, RequestLoop
 from schemas.hops import HOPS_HEADER, hops_of
@@ -40,15 +40,15 @@ class Door:
         inference: Inference,
         endpoints: list[Endpoint],
         origins: str,
-        submissions: Submissions | None = None,
-        polls: Polls | None = None,
+        durable_handler: DurableRequestHandler | None = None,
+        polls: JobPollHandler | None = None,
         methods: Callable[[str], bytes] = lambda _path: b"",
         max_hops: int = 0,
     ) -> None:
         """`max_hops`: through how many gateways a request may have come. `methods`: returns the value of `Allow` for a path; empty: nothing is there."""
         self._app = app
         self._inference = inference
-        self._submissions = submissions
+        self._durable_handler = durable_handler
         self._polls = polls
         self._methods = methods
         self._hot = {endpoint.path: endpoint for endpoint in endpoints}
@@ -83,9 +83,9 @@ class Door:
             await Reply(reply, request_id).error(RequestLoop().info)
         elif endpoint is not None and scope["method"] == "POST":
             await self._inference.serve(endpoint, scope, receive, reply)
-        elif self._submissions is not None and scope["path"] == SUBMIT and scope["method"] == "POST":
-            await self._submissions.serve(scope, receive, reply)
-        elif self._polls is not None and scope["method"] in {"GET", "HEAD"} and (job := polled(scope["path"])):
+        elif self._durable_handler is not None and scope["path"] == SUBMIT and scope["method"] == "POST":
+            await self._durable_handler.serve(scope, receive, reply)
+        elif self._polls is not None and scope["method"] in {"GET", "HEAD"} and (job := polled_job_id(scope["path"])):
             await self._polls.serve(job, scope, receive, reply)
         elif scope["method"] == "OPTIONS":
             await self._preflight(scope, Reply(reply, request_id))

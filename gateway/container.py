@@ -31,11 +31,11 @@ from gateway.auth.authenticator import Auth
 from gateway.auth.bootstrap_key import bootstrap_key
 from gateway.auth.guess_limiter import KeyGuesses
 from gateway.auth.key_store import KeyRing
-from gateway.batches.line_jobs import Tools as BatchTools
-from gateway.batches.line_types import AsChat, Direct, Kind
-from gateway.batches.repository import Ledger
-from gateway.batches.scheduler import BatchRunner
-from gateway.batches.service import Batches, longest_window_s
+from gateway.batches.line_jobs import BatchDependencies
+from gateway.batches.line_types import EndpointLine, LineType, ResponsesLine
+from gateway.batches.repository import BatchRepository
+from gateway.batches.scheduler import BatchScheduler
+from gateway.batches.service import BatchService, longest_window_s
 from gateway.cached_result import SharedResult
 from gateway.clock import ClockKeeper
 from gateway.dependencies import Parts
@@ -48,17 +48,17 @@ from gateway.http.inference_body import Reader
 from gateway.http.path_methods import PathMethods
 from gateway.http.remote_media import RemoteMedia
 from gateway.http.unread_budget import UnreadBudget
-from gateway.jobs.components import Durable, Tools, retention
-from gateway.jobs.http_handler import Polls, Submissions
-from gateway.jobs.http_response import Answers
+from gateway.jobs.http_handler import DurableRequestHandler, JobPollHandler
+from gateway.jobs.http_response import JobResponder
 from gateway.jobs.idempotency import Idempotency
-from gateway.jobs.seal_refusals import Refusals
+from gateway.jobs.runtime import JobDependencies, JobRuntime, retention
+from gateway.jobs.seal_refusals import SealRefusalCounter
 from gateway.metrics import GatewayMetrics
 from gateway.metrics_collector import Vitals
 from gateway.metrics_text import Exposition
-from gateway.responses.repository import Shelf
+from gateway.responses.repository import ResponseRepository
 from gateway.responses.service import PATH as RESPONSES
-from gateway.responses.service import Responses
+from gateway.responses.service import ResponseService
 from gateway.routes import chat
 from gateway.signed_urls import Links
 from gateway.sync.handler import Bounds, Inference
@@ -120,10 +120,11 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
     auth, links = _auth(settings, keys)
     blobs = NatsBlobs(nats, f"{gateway}-blobs", create=_bucket(settings), storing=storing)
     nats_log = NatsJobLog(nats, gateway, retention=retention(settings), storing=storing)
-    jobs_log = SealedJobLog(nats_log, Refusals(metrics).count)
+    jobs_log = SealedJobLog(nats_log, SealRefusalCounter(metrics).count)
     egress = _hooks_egress(settings)
-    durable = Durable(
-        settings, Tools(jobs_log, bus, blobs, store, documents, registry, dispatcher, metrics, keys, egress, auth)
+    job_runtime = JobRuntime(
+        settings,
+        JobDependencies(jobs_log, bus, blobs, store, documents, registry, dispatcher, metrics, keys, egress, auth),
     )
     reader = _reader(settings, blobs)
     lasting = reader.lasting(settings.job_queue_timeout_s + settings.job_keep_s)
@@ -131,44 +132,46 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
         documents, blobs, settings.max_file_bytes, settings.file_keep_s, reader.memory, settings.body_timeout_s
     )
     waiting, polling = Waiting(), Waiting()
-    answers = Answers(durable.jobs, blobs, links, settings.queue_comment_after_s)
+    job_responder = JobResponder(job_runtime.jobs, blobs, links, settings.queue_comment_after_s)
     uploads, idempotency = FileUploads(files.open), Idempotency(jobs_log, blobs)
-    submissions = Submissions(
-        durable.jobs,
-        answers,
+    durable_handler = DurableRequestHandler(
+        job_runtime.jobs,
+        job_responder,
         waiting,
         idempotency,
         lasting,
         auth,
         {endpoint.path: endpoint for endpoint in ENDPOINTS},
         uploads,
-        durable.webhooks.check_url,
+        job_runtime.webhooks.check_url,
     )
-    backlog, ledger = jobs_log.backlog(BATCHES), Ledger(documents, settings.file_keep_s)
-    kinds: dict[str, Kind] = {
-        endpoint.path: Direct(endpoint, uploads, answers.payload)
+    backlog, batch_repository = jobs_log.backlog(BATCHES), BatchRepository(documents, settings.file_keep_s)
+    line_types: dict[str, LineType] = {
+        endpoint.path: EndpointLine(endpoint, uploads, job_responder.payload)
         for endpoint in ENDPOINTS
         if endpoint.scope is Scope.INFERENCE
     }
-    kinds[RESPONSES] = AsChat(chat.ENDPOINT, blobs)
-    batches = Batches(ledger, files, backlog, kinds, longest_s=longest_window_s(settings.job_keep_s))
-    batch_runner = BatchRunner(
+    line_types[RESPONSES] = ResponsesLine(chat.ENDPOINT, blobs)
+    batches = BatchService(
+        batch_repository, files, backlog, line_types, longest_s=longest_window_s(settings.job_keep_s)
+    )
+    batch_scheduler = BatchScheduler(
         backlog,
-        BatchTools(
-            ledger=ledger,
+        BatchDependencies(
+            repository=batch_repository,
             files=files,
             blobs=blobs,
-            jobs=durable.jobs,
+            jobs=job_runtime.jobs,
             log=jobs_log,
             reader=reader,
-            kinds=kinds,
+            line_types=line_types,
             window=settings.batch_window,
         ),
     )
-    responses = Responses(
-        durable.jobs,
+    responses = ResponseService(
+        job_runtime.jobs,
         waiting,
-        Shelf(documents, blobs, settings.response_keep_s),
+        ResponseRepository(documents, blobs, settings.response_keep_s),
         blobs,
         lasting,
         idempotency,
@@ -178,7 +181,7 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
         refuse_other_tools=settings.responses_other_tools == "refuse",
     )
     bounds = Bounds(settings.queue_comment_after_s, settings.log_prompts)
-    inference = Inference(dispatcher, reader, blobs, links, auth, metrics, bounds, submissions)
+    inference = Inference(dispatcher, reader, blobs, links, auth, metrics, bounds, durable_handler)
     readiness = ReadinessCheck(bus, registry, store, leaving, storing, clock.check)
     vitals = Vitals(bus, registry, readiness, metrics)
     parts = Parts(
@@ -190,8 +193,8 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
         links=links,
         exposition=Exposition(metrics.registry),
         keys=keys,
-        jobs=durable.jobs,
-        answers=answers,
+        jobs=job_runtime.jobs,
+        job_responder=job_responder,
         documents=documents,
         waiting=waiting,
         reader=lasting,
@@ -212,8 +215,8 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
             keys,
             jobs_log,
             dispatcher,
-            durable,
-            batch_runner,
+            job_runtime,
+            batch_scheduler,
             vitals,
         ):
             stack.push_async_callback(part.close)
@@ -231,8 +234,8 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
                 inference,
                 ENDPOINTS,
                 settings.cors_origins,
-                submissions,
-                Polls(durable.jobs, polling, auth),
+                durable_handler,
+                JobPollHandler(job_runtime.jobs, polling, auth),
                 PathMethods(api.routes).of,
                 settings.gateway_max_hops,
             ),

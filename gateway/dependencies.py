@@ -12,7 +12,7 @@ from backbone.bus.blobs import Blobs
 from backbone.store.documents import Documents
 from gateway.auth.authenticator import Auth, Principal
 from gateway.auth.key_store import KeyRing
-from gateway.batches.service import Batches
+from gateway.batches.service import BatchService
 from gateway.cached_result import SharedResult
 from gateway.dispatcher import Dispatcher
 from gateway.files import Files
@@ -20,9 +20,9 @@ from gateway.health import Readiness
 from gateway.http.disconnect import Waiting
 from gateway.http.inference_body import Reader
 from gateway.jobs.api import Jobs
-from gateway.jobs.http_response import Answers
+from gateway.jobs.http_response import JobResponder
 from gateway.metrics_text import Exposition
-from gateway.responses.service import Responses
+from gateway.responses.service import ResponseService
 from gateway.signed_urls import Links
 from gateway.sync.handler import Inference
 from schemas.keys import Scope
@@ -41,14 +41,14 @@ class Parts:
     exposition: Exposition
     keys: KeyRing
     jobs: Jobs
-    answers: Answers
+    job_responder: JobResponder
     documents: Documents
     waiting: Waiting
     reader: Reader
     """For requests that become durable jobs: its blobs last as long as those."""
     files: Files
-    batches: Batches
-    responses: Responses
+    batches: BatchService
+    responses: ResponseService
 
 
 def get_parts(request: Request) -> Parts:

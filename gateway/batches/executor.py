@@ -21,8 +21,8 @@ from backbone.bus.job_log import Item
 from backbone.ids import new_token
 from gateway import clock
 from gateway.batches.finalizer import Finalizer
-from gateway.batches.input_file import Line, job_id, split_lines, validate
-from gateway.batches.line_jobs import AGAIN_S, LineJobs, Signals, Tools
+from gateway.batches.input_file import InputLine, job_id, split_lines, validate
+from gateway.batches.line_jobs import AGAIN_S, BatchDependencies, BatchSignals, LineJobRunner
 from gateway.batches.repository import BatchNotFound
 from gateway.files import new_file_id
 from schemas.batches import Batch, BatchError, BatchStatus, Counts
@@ -49,21 +49,21 @@ class Superseded(Exception):
     """Another gateway runs the batch now."""
 
 
-class BatchRun:
+class BatchExecutor:
     """See the module's docstring."""
 
-    def __init__(self, tools: Tools, item: Item) -> None:
+    def __init__(self, tools: BatchDependencies, item: Item) -> None:
         self._tools = tools
         self._item = item
         self._token = new_token()
         self._again = item.delivery > 1
-        self._signals = Signals()
+        self._signals = BatchSignals()
         self._window = asyncio.Semaphore(tools.window)
         self._submitting = asyncio.Semaphore(SUBMITTERS)
         self._completed = self._failed = 0
         self._gone = False
         self._batch = Batch.model_validate_json(item.data)
-        self._jobs = LineJobs(self._batch, tools, self._signals)
+        self._jobs = LineJobRunner(self._batch, tools, self._signals)
 
     async def go(self) -> Batch:
         """Run it to its end, in which nothing is left to be done. Raises Superseded, and Unavailable: begin again then."""
@@ -113,12 +113,12 @@ class BatchRun:
                 raise Superseded
             return change(batch)
 
-        ledger, owner, batch_id = self._tools.ledger, self._batch.owner, self._batch.id
+        repository, owner, batch_id = self._tools.repository, self._batch.owner, self._batch.id
         try:
-            self._batch = await ledger.change(owner, batch_id, ours)
+            self._batch = await repository.change(owner, batch_id, ours)
         except BatchNotFound:
-            await ledger.add(self._batch)
-            self._batch = await ledger.change(owner, batch_id, ours)
+            await repository.add(self._batch)
+            self._batch = await repository.change(owner, batch_id, ours)
 
     # Phases
 
@@ -175,7 +175,7 @@ class BatchRun:
 
     # Lines
 
-    async def _lines(self) -> AsyncGenerator[Line, None]:
+    async def _lines(self) -> AsyncGenerator[InputLine, None]:
         """The input's lines, over outages. Raises BlobGone, BlobBroken, and LineTooLong where it was not validated."""
         read = 0
         while True:
@@ -230,7 +230,7 @@ class BatchRun:
             room.leave()
         return not self._signals.stopped
 
-    async def _line(self, line: Line, room: _Room) -> None:
+    async def _line(self, line: InputLine, room: _Room) -> None:
         job = job_id(self._batch.id, line.number)
         status = await self._jobs.decided(job) if self._again else None
         begun = status is not None or await self._jobs.begin(line)

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from backbone.bus.blobs import BlobBroken, BlobGone
 from gateway import clock
-from gateway.batches.input_file import Line, job_id, parse_line
-from gateway.batches.line_jobs import LineJobs, Tools
+from gateway.batches.input_file import InputLine, job_id, parse_line
+from gateway.batches.line_jobs import BatchDependencies, LineJobRunner
 from gateway.batches.output_file import LineWriter, OutputFile, check_blob
 from gateway.jobs.api import JobNotFound, Result, ResultNotReady
 from gateway.jobs.http_response import error_of
@@ -59,13 +59,13 @@ class _Ended:
 class Finalizer:
     """Of one batch, whose lines are not being submitted any more."""
 
-    def __init__(self, batch: Batch, tools: Tools, jobs: LineJobs) -> None:
+    def __init__(self, batch: Batch, tools: BatchDependencies, jobs: LineJobRunner) -> None:
         """`batch` has its files' ids reserved."""
         assert batch.reserved is not None
         self._batch = batch
         self._tools = tools
         self._jobs = jobs
-        self._kind = tools.kinds[batch.endpoint]
+        self._kind = tools.line_types[batch.endpoint]
         self._writer = LineWriter()
         self._output = OutputFile(tools.files, batch, batch.reserved[0], "output")
         self._errors = OutputFile(tools.files, batch, batch.reserved[1], "error")
@@ -74,7 +74,7 @@ class Finalizer:
         self._expired = False
         self._tokens = Tokens()
 
-    async def write(self, lines: AsyncIterator[Line]) -> Finished:
+    async def write(self, lines: AsyncIterator[InputLine]) -> Finished:
         """Write both files, and make them visible. Raises what `lines` raises, and Unavailable; then it was for nothing."""
         try:
             async with aclosing(in_order(lines, self._end_of, AHEAD)) as ends:
@@ -94,7 +94,7 @@ class Finalizer:
             return BatchStatus.CANCELLED
         return BatchStatus.EXPIRED if self._expired else BatchStatus.COMPLETED
 
-    async def _end_of(self, line: Line) -> _Ended:
+    async def _end_of(self, line: InputLine) -> _Ended:
         request, job = parse_line(line.data, self._batch.endpoint), job_id(self._batch.id, line.number)
         del line
         try:

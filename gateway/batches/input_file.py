@@ -17,7 +17,7 @@ BOM = b"\xef\xbb\xbf"
 MAX_CUSTOM_ID = 512
 
 
-class Line(NamedTuple):
+class InputLine(NamedTuple):
     """A line that is not blank."""
 
     number: int
@@ -33,7 +33,7 @@ class LineTooLong(Exception):
         self.number = number
 
 
-async def split_lines(pieces: AsyncGenerator[bytes, None], longest: int) -> AsyncGenerator[Line, None]:
+async def split_lines(pieces: AsyncGenerator[bytes, None], longest: int) -> AsyncGenerator[InputLine, None]:
     """Lines in order. Closes `pieces`. Raises LineTooLong, and what `pieces` raises; holds one line and one piece."""
     rest, number = bytearray(), 0
     async with aclosing(pieces):
@@ -45,12 +45,12 @@ async def split_lines(pieces: AsyncGenerator[bytes, None], longest: int) -> Asyn
                 number += 1
                 _check_length(rest, longest, number)
                 if line := _stripped(rest, number):
-                    yield Line(number, line)
+                    yield InputLine(number, line)
                 rest = bytearray()
             rest += piece[begin:] if begin else piece
             _check_length(rest, longest, number + 1)
     if line := _stripped(rest, number + 1):
-        yield Line(number + 1, line)
+        yield InputLine(number + 1, line)
 
 
 def _check_length(line: bytearray, longest: int, number: int) -> None:
@@ -71,7 +71,7 @@ class Request:
     body: dict[str, Any]
 
 
-class BadLine(Exception):
+class InvalidLine(Exception):
     """A line is not a request of this batch."""
 
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
@@ -86,27 +86,29 @@ class BadLine(Exception):
 
 
 def parse_line(data: bytes, endpoint: str) -> Request:
-    """What a line asks for. Raises BadLine."""
+    """What a line asks for. Raises InvalidLine."""
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        raise BadLine("invalid_json_line", f"This line is not parseable as valid JSON: {error}") from error
+        raise InvalidLine("invalid_json_line", f"This line is not parseable as valid JSON: {error}") from error
     if not isinstance(value, dict):
-        raise BadLine("invalid_json_line", "This line is no JSON object.")
+        raise InvalidLine("invalid_json_line", "This line is no JSON object.")
     if data.count(b"{") + data.count(b"[") > MAX_DEPTH and too_deep(value):
-        raise BadLine("invalid_json_line", f"This line is nested deeper than {MAX_DEPTH} levels.")
+        raise InvalidLine("invalid_json_line", f"This line is nested deeper than {MAX_DEPTH} levels.")
     for name in ("custom_id", "method", "url", "body"):
         if value.get(name) is None:
-            raise BadLine("missing_required_parameter", f"This line lacks '{name}'.", name)
+            raise InvalidLine("missing_required_parameter", f"This line lacks '{name}'.", name)
     custom_id, body = value["custom_id"], value["body"]
     if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_CUSTOM_ID:
-        raise BadLine("invalid_custom_id", f"'custom_id' is a text of 1 to {MAX_CUSTOM_ID} characters.", "custom_id")
+        raise InvalidLine(
+            "invalid_custom_id", f"'custom_id' is a text of 1 to {MAX_CUSTOM_ID} characters.", "custom_id"
+        )
     if value["method"] != "POST":
-        raise BadLine("invalid_method", "'method' must be 'POST'.", "method")
+        raise InvalidLine("invalid_method", "'method' must be 'POST'.", "method")
     if value["url"] != endpoint:
-        raise BadLine("invalid_url", f"'url' must be the endpoint of the batch, '{endpoint}'.", "url")
+        raise InvalidLine("invalid_url", f"'url' must be the endpoint of the batch, '{endpoint}'.", "url")
     if not isinstance(body, dict):
-        raise BadLine("invalid_body", "'body' must be a JSON object.", "body")
+        raise InvalidLine("invalid_body", "'body' must be a JSON object.", "body")
     return Request(custom_id, body)
 
 
@@ -124,7 +126,7 @@ def request_ids(job: str) -> tuple[str, str]:
     return f"batch_req_{number}", f"req_{sha256(number.encode()).hexdigest()[:24]}"
 
 
-async def behind(lines: AsyncIterator[Line], number: int) -> AsyncIterator[Line]:
+async def behind(lines: AsyncIterator[InputLine], number: int) -> AsyncIterator[InputLine]:
     """The lines that come after line `number`."""
     async for line in lines:
         if line.number > number:
@@ -132,7 +134,7 @@ async def behind(lines: AsyncIterator[Line], number: int) -> AsyncIterator[Line]
 
 
 @dataclass(slots=True)
-class Findings:
+class ValidationReport:
     """What was found."""
 
     total: int = 0
@@ -143,9 +145,9 @@ class Findings:
     """Any: the batch has failed. At most `MAX_ERRORS`."""
 
 
-async def validate(lines: AsyncIterator[Line], endpoint: str) -> Findings:
+async def validate(lines: AsyncIterator[InputLine], endpoint: str) -> ValidationReport:
     """Look at every line, or at so many that no more can be told. Raises what `lines` raises, but for LineTooLong."""
-    found = Findings()
+    found = ValidationReport()
     seen: set[bytes] = set()
     try:
         async for line in lines:
@@ -155,7 +157,7 @@ async def validate(lines: AsyncIterator[Line], endpoint: str) -> Findings:
                 break
             try:
                 _look(line, endpoint, seen, found)
-            except BadLine as error:
+            except InvalidLine as error:
                 found.errors.append(error.at(line.number))
             if len(found.errors) == MAX_ERRORS:
                 break
@@ -168,11 +170,11 @@ async def validate(lines: AsyncIterator[Line], endpoint: str) -> Findings:
     return found
 
 
-def _look(line: Line, endpoint: str, seen: set[bytes], found: Findings) -> None:
+def _look(line: InputLine, endpoint: str, seen: set[bytes], found: ValidationReport) -> None:
     request = parse_line(line.data, endpoint)
     mark = blake2b(request.custom_id.encode(), digest_size=8).digest()
     if mark in seen:
-        raise BadLine(
+        raise InvalidLine(
             "duplicate_custom_id", f"The custom_id '{request.custom_id[:100]}' stands in an earlier line.", "custom_id"
         )
     seen.add(mark)

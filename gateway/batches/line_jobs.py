@@ -12,9 +12,9 @@ from backbone.bus.blobs import Blobs
 from backbone.bus.job_log import JobLog
 from gateway import clock
 from gateway.auth.authenticator import Principal
-from gateway.batches.input_file import Line, Request, job_id, parse_line, request_ids
-from gateway.batches.line_types import Kind
-from gateway.batches.repository import Ledger
+from gateway.batches.input_file import InputLine, Request, job_id, parse_line, request_ids
+from gateway.batches.line_types import LineType
+from gateway.batches.repository import BatchRepository
 from gateway.files import Files
 from gateway.http.inference_body import Reader
 from gateway.jobs.api import JobNotFound, Jobs, Submission
@@ -35,7 +35,7 @@ PASSING = frozenset({429, 503})
 """Statuses of refusals that do not last."""
 
 
-class Signals:
+class BatchSignals:
     """What a batch's lines wait for together."""
 
     def __init__(self) -> None:
@@ -75,14 +75,14 @@ class Signals:
                 await work
 
 
-class LineJobs:
+class LineJobRunner:
     """Of one batch."""
 
-    def __init__(self, batch: Batch, tools: Tools, signals: Signals) -> None:
+    def __init__(self, batch: Batch, tools: BatchDependencies, signals: BatchSignals) -> None:
         self._batch = batch
         self._tools = tools
         self._signals = signals
-        self._kind = tools.kinds[batch.endpoint]
+        self._kind = tools.line_types[batch.endpoint]
         self._reader = tools.reader.lasting(max(0.0, batch.expires_at - clock.now()) + MARGIN_S)
         self._principal = Principal(
             owner=batch.owner, key_id=batch.key, max_queued=batch.max_queued, max_running=batch.max_running
@@ -98,7 +98,7 @@ class LineJobs:
             else:
                 return decision.word.status if decision is not None else None
 
-    async def begin(self, line: Line) -> bool:
+    async def begin(self, line: InputLine) -> bool:
         """Submit a line's job, or end it at once where its request is wrong. False: the batch stops, and it was not submitted."""
         job = job_id(self._batch.id, line.number)
         request = parse_line(line.data, self._batch.endpoint)
@@ -201,16 +201,16 @@ class LineJobs:
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class BatchDependencies:
     """The gateway's parts, and the bounds that its batches share."""
 
-    ledger: Ledger
+    repository: BatchRepository
     files: Files
     blobs: Blobs
     jobs: Jobs
     log: JobLog
     reader: Reader
-    kinds: Mapping[str, Kind]
+    line_types: Mapping[str, LineType]
     """By the endpoint's path, as the batch and its lines name it."""
     window: int
     """Lines of one batch that are jobs at once."""

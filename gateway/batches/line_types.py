@@ -16,7 +16,7 @@ from gateway.http.inference_body import Reader, Received
 from gateway.http.request_body import check
 from gateway.jobs.api import Result
 from gateway.jobs.http_response import Payload
-from gateway.responses.from_chat import Answering
+from gateway.responses.from_chat import ResponseBuilder
 from gateway.responses.resource import shell
 from gateway.responses.to_chat import chat_body, conversation, refuse_unsupported
 from schemas.errors import InvalidRequest
@@ -25,7 +25,7 @@ from schemas.openai.responses import ResponsesRequest
 JSON = dict[str, Any]
 
 
-class Kind(Protocol):
+class LineType(Protocol):
     """One of them."""
 
     @property
@@ -49,7 +49,7 @@ def refuse_stream(body: JSON) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Direct:
+class EndpointLine:
     """Requests for an inference endpoint. Where it takes a form, the body names uploaded files by id."""
 
     endpoint: Endpoint
@@ -78,7 +78,7 @@ class Direct:
 
 
 @dataclass(frozen=True, slots=True)
-class AsChat:
+class ResponsesLine:
     """Requests for responses. Each stands alone, and its response is in the output alone: it is not stored."""
 
     endpoint: Endpoint
@@ -105,7 +105,7 @@ class AsChat:
         if result.blob is not None:
             data = b"".join([piece async for piece in self.blobs.read(result.blob.name)])
         usage = result.word.usage
-        answering = Answering(remembered)
+        answering = ResponseBuilder(remembered)
         answering.frames(data)
         answering.closed(usage.model_dump() if usage is not None else None)
         return whole(orjson.dumps(answering.response(int(clock.now()))))

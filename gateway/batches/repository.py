@@ -18,7 +18,7 @@ class BatchNotFound(NotFound):
     code = "batch_not_found"
 
 
-class Ledger:
+class BatchRepository:
     """Every call raises Unavailable while the store is away."""
 
     def __init__(self, documents: Documents, keep_s: float) -> None:

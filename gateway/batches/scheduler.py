@@ -8,8 +8,8 @@ from contextlib import aclosing, suppress
 import structlog
 
 from backbone.bus.job_log import Backlog, Item
-from gateway.batches.executor import BatchRun, Superseded
-from gateway.batches.line_jobs import Tools
+from gateway.batches.executor import BatchExecutor, Superseded
+from gateway.batches.line_jobs import BatchDependencies
 from schemas.batches import BatchError
 from schemas.errors import NexusError
 
@@ -25,10 +25,10 @@ MAX_DEFECTS = 10
 """A batch that has come so often, and still fails by a defect of ours, has failed."""
 
 
-class BatchRunner:
+class BatchScheduler:
     """See the module's docstring."""
 
-    def __init__(self, backlog: Backlog, tools: Tools) -> None:
+    def __init__(self, backlog: Backlog, tools: BatchDependencies) -> None:
         self._backlog = backlog
         self._tools = tools
         self._tasks: set[asyncio.Task[None]] = set()
@@ -60,7 +60,7 @@ class BatchRunner:
 
     async def _run(self, item: Item) -> None:
         try:
-            run = BatchRun(self._tools, item)
+            run = BatchExecutor(self._tools, item)
         except KeyError as error:
             log.warning("a batch for an endpoint that is not known here", batch=item.id, endpoint=str(error))
             item.again(DEFECT_AGAIN_S)
@@ -87,7 +87,7 @@ class BatchRunner:
             log.exception("defect in a batch", batch=item.id)
             await self._after_defect(run, item)
 
-    async def _after_defect(self, run: BatchRun, item: Item) -> None:
+    async def _after_defect(self, run: BatchExecutor, item: Item) -> None:
         if item.delivery < MAX_DEFECTS:
             item.again(DEFECT_AGAIN_S)
             return

@@ -9,7 +9,7 @@ from backbone.bus.job_log import Backlog
 from backbone.ids import new_job_id
 from gateway import clock
 from gateway.auth.authenticator import Principal
-from gateway.batches.repository import Ledger
+from gateway.batches.repository import BatchRepository
 from gateway.files import Files
 from schemas.batches import ENDED, Batch, BatchError, BatchRequest, BatchStatus, window_seconds
 from schemas.errors import InvalidRequest, Unavailable
@@ -26,14 +26,20 @@ def longest_window_s(keep_s: float) -> float:
     return keep_s - min(3600.0, keep_s / 10)
 
 
-class Batches:
+class BatchService:
     """Every call raises Unavailable where what it needs is away."""
 
     def __init__(
-        self, ledger: Ledger, files: Files, backlog: Backlog, endpoints: Collection[str], *, longest_s: float
+        self,
+        repository: BatchRepository,
+        files: Files,
+        backlog: Backlog,
+        endpoints: Collection[str],
+        *,
+        longest_s: float,
     ) -> None:
         """`endpoints`: the paths that a batch may be for. `longest_s`: the longest window, within which results are kept."""
-        self._ledger = ledger
+        self._repository = repository
         self._files = files
         self._backlog = backlog
         self._endpoints = endpoints
@@ -85,26 +91,26 @@ class Batches:
         return seconds
 
     async def _enqueue(self, batch: Batch) -> None:
-        await self._ledger.add(batch)
+        await self._repository.add(batch)
         try:
             await self._backlog.put(batch.id, batch.model_dump_json(exclude_defaults=True).encode())
         except Unavailable:
             # It may be there all the same. Whoever takes it finds that its caller was told otherwise.
-            await self._ledger.change(batch.owner, batch.id, _not_accepted)
+            await self._repository.change(batch.owner, batch.id, _not_accepted)
             raise
 
     async def get(self, owner: str, batch_id: str) -> Batch:
         """Raises BatchNotFound."""
-        batch = await self._ledger.get(owner, batch_id)
-        return await self._ledger.change(owner, batch_id, _overdue) if _overdue(batch) is not batch else batch
+        batch = await self._repository.get(owner, batch_id)
+        return await self._repository.change(owner, batch_id, _overdue) if _overdue(batch) is not batch else batch
 
     async def page(self, owner: str, *, after: str, limit: int) -> tuple[list[Batch], bool]:
         """Up to `limit` batches behind the id `after`, newest first; whether there are more."""
-        return await self._ledger.page(owner, after=after, limit=limit)
+        return await self._repository.page(owner, after=after, limit=limit)
 
     async def cancel(self, owner: str, batch_id: str) -> Batch:
         """End a batch early. Idempotent. Raises BatchNotFound, and InvalidRequest when it ended otherwise."""
-        return await self._ledger.change(owner, batch_id, _cancelling)
+        return await self._repository.change(owner, batch_id, _cancelling)
 
 
 def _overdue(batch: Batch) -> Batch:

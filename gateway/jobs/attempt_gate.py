@@ -11,9 +11,9 @@ import structlog
 
 from backbone.bus.job_log import JobLog
 from backbone.store.store import IllegalMove, LimitReached, Store
-from gateway.jobs.attempts import attempts_of
-from gateway.jobs.records import due_in, now
-from gateway.jobs.terminator import began_as
+from gateway.jobs.attempts import count_attempts
+from gateway.jobs.records import now, seconds_until_due
+from gateway.jobs.terminator import first_event_record
 from gateway.sync.request_state import MAX_STARTS
 from schemas.errors import BackendFailed, ErrorInfo, NexusError, Unavailable
 from schemas.frames import EventKind
@@ -34,7 +34,7 @@ would else keep workers from everybody else's jobs.
 """
 
 
-class Referee:
+class AttemptGate:
     """Call it with what a worker asks."""
 
     def __init__(
@@ -77,7 +77,7 @@ class Referee:
 
     async def _may_begin(self, ask: Ask) -> Answer:
         over, seen, leased = await asyncio.gather(
-            self._is_over(ask), attempts_of(self._log, ask.job, ask.run), self._lease(ask)
+            self._is_over(ask), count_attempts(self._log, ask.job, ask.run), self._lease(ask)
         )
         if over:
             return Answer(kind=GONE)
@@ -156,13 +156,13 @@ class Referee:
         return record is not None
 
     def _running_due(self, record: JobRecord) -> float:
-        return due_in(record, JobStatus.IN_PROGRESS, self._silence_s)
+        return seconds_until_due(record, JobStatus.IN_PROGRESS, self._silence_s)
 
     async def _rebuilt(self, ask: Ask) -> JobRecord | None:
         """A record that was lost."""
-        record = await began_as(self._log, ask.job)
+        record = await first_event_record(self._log, ask.job)
         if record is not None:
-            due_s = due_in(record, JobStatus.QUEUED, self._silence_s)
+            due_s = seconds_until_due(record, JobStatus.QUEUED, self._silence_s)
             await self._store.create(record, ttl_s=self._keep_s, due_s=due_s)
         return record
 
@@ -186,7 +186,7 @@ class Referee:
             return
         if record.status is JobStatus.QUEUED:
             # No gateway heard it begin: what it stored counts.
-            seen = await attempts_of(self._log, ask.job, ask.run)
+            seen = await count_attempts(self._log, ask.job, ask.run)
             await self._record_start(ask, max(1, seen.starts))
         elif record.status not in TERMINAL and record.run == ask.run:
             await self._store.update(ask.owner, ask.job, due_s=self._running_due, **changes)
@@ -196,9 +196,11 @@ class Referee:
         record = await self._store.get(ask.owner, ask.job)
         if record is not None and record.status is JobStatus.IN_PROGRESS and record.run == ask.run:
             back: dict[str, Any] = {"worker": None, "progress": None, "attempts": max(0, record.attempts - 1)}
-            due_s = due_in(record.model_copy(update={"status": JobStatus.QUEUED}), JobStatus.QUEUED, self._silence_s)
+            due_s = seconds_until_due(
+                record.model_copy(update={"status": JobStatus.QUEUED}), JobStatus.QUEUED, self._silence_s
+            )
             if ask.counted:
-                due_s = due_in(record, JobStatus.QUEUED, self._silence_s)
+                due_s = seconds_until_due(record, JobStatus.QUEUED, self._silence_s)
                 back = {"worker": None, "progress": None, "queued_at": now()}
             with contextlib.suppress(IllegalMove):  # it has ended meanwhile
                 await self._store.move(ask.owner, ask.job, JobStatus.QUEUED, due_s=due_s, **back)

@@ -15,7 +15,7 @@ FEW = 4
 
 
 @dataclass(slots=True)
-class Attempts:
+class AttemptCount:
     """What the events say about the attempts of one run."""
 
     starts: int = 0
@@ -24,7 +24,7 @@ class Attempts:
     """The token of the newest, if it has not been given back."""
 
 
-async def attempts_of(log: JobLog, job: str, run: int) -> Attempts:
+async def count_attempts(log: JobLog, job: str, run: int) -> AttemptCount:
     """Return what the stored events say about one run. Raises Unavailable."""
     events = await log.first(job, FEW)
     frames = [decode_durable(event.data) for event in events]
@@ -33,13 +33,13 @@ async def attempts_of(log: JobLog, job: str, run: int) -> Attempts:
     return _count(frames, run)
 
 
-async def counted(log: JobLog, word: Word) -> Word:
+async def with_attempt_count(log: JobLog, word: Word) -> Word:
     """Return the word with the number of attempts that its run had. Only a word of an attempt that began without a start
     grant does not know it. Raises Unavailable.
     """
     if word.granted or not word.token:
         return word
-    seen = await attempts_of(log, word.job, word.run)
+    seen = await count_attempts(log, word.job, word.run)
     return word.model_copy(update={"attempts": seen.starts or word.attempts})
 
 
@@ -59,8 +59,8 @@ async def _all_frames(log: JobLog, job: str) -> list[DurableFrame]:
     return frames
 
 
-def _count(frames: list[DurableFrame], run: int) -> Attempts:
-    seen, tokens, back = Attempts(), set[str](), set[str]()
+def _count(frames: list[DurableFrame], run: int) -> AttemptCount:
+    seen, tokens, back = AttemptCount(), set[str](), set[str]()
     for frame in frames:
         if frame.run != run:
             continue

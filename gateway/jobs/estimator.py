@@ -10,7 +10,7 @@ from schemas.jobs import JobRecord, JobStatus
 from schemas.presence import Snapshot, WorkerState
 
 
-class Estimator:
+class EtaEstimator:
     """See the module's docstring."""
 
     def __init__(self, store: Store, snapshot: Callable[[], Snapshot | None]) -> None:

@@ -12,8 +12,8 @@ import structlog
 from backbone.bus.blobs import Blobs
 from backbone.bus.job_log import Decision, JobLog, StoredEvent
 from gateway.jobs.api import EventsExpired, JobEvent
-from gateway.jobs.attempts import counted
-from gateway.jobs.records import ended, shape_json
+from gateway.jobs.attempts import with_attempt_count
+from gateway.jobs.records import ended, job_json
 from schemas.errors import InvalidRequest
 from schemas.frames import BlobRef, EventKind, Started
 from schemas.job_events import QUEUED, DurableFrame, EventId, JobEventKind, decode_durable
@@ -41,7 +41,7 @@ def parse_after(text: str) -> EventId:
         ) from None
 
 
-class Follower:
+class JobEventStream:
     """One caller's view of one job's events."""
 
     def __init__(self, jobs: JobLog, blobs: Blobs, record: JobRecord, after: str, *, every: bool = False) -> None:
@@ -51,7 +51,7 @@ class Follower:
         self._blobs = blobs
         self._record = record
         self._after = parse_after(after)
-        self._assembly = Assembly(self._after)
+        self._assembly = EventAssembler(self._after)
         self._seq = 0
         """Of the newest stored event that was read."""
 
@@ -60,7 +60,7 @@ class Follower:
         decision, caught_up = None, False
         ended_by = await self._decision() if self._record.status is JobStatus.COMPLETED else None
         if ended_by is not None and not self._every:
-            self._assembly = Assembly(self._after, only=ended_by.word.token)
+            self._assembly = EventAssembler(self._after, only=ended_by.word.token)
         async with aclosing(self._read()) as told:
             async for event in told:
                 if event is not None:
@@ -84,7 +84,7 @@ class Follower:
         if word.status is JobStatus.COMPLETED and not self._assembly.is_whole(word.token, word.events):
             # The attempt that ended the job, from its beginning: another one had begun before its word was there.
             self._after = EventId(0, 0, 0)
-            self._assembly = Assembly(only=word.token, again=True)
+            self._assembly = EventAssembler(only=word.token, again=True)
             async with aclosing(self._rest()) as rest:
                 async for event in rest:
                     yield event
@@ -109,7 +109,7 @@ class Follower:
                     return
                 yield event
 
-    def _feed(self, event: StoredEvent) -> list[Piece]:
+    def _feed(self, event: StoredEvent) -> list[AssembledEvent]:
         self._seq = event.seq
         try:
             return self._assembly.feed(decode_durable(event.data))
@@ -122,16 +122,16 @@ class Follower:
         newest = max(self._record.run, self._assembly.run)
         if decision is None or decision.word.run < newest:
             return None
-        return decision._replace(word=await counted(self._log, decision.word))
+        return decision._replace(word=await with_attempt_count(self._log, decision.word))
 
-    async def _tell(self, piece: Piece) -> JobEvent:
+    async def _tell(self, piece: AssembledEvent) -> JobEvent:
         run, delivery, seq = piece.id
         data = piece.data
         if piece.by_ref:
             name = BlobRef.model_validate_json(data).name
             data = b"".join([part async for part in self._blobs.read(name)])
         elif piece.kind is JobEventKind.QUEUED:
-            data = shape_json(JobRecord.model_validate_json(data))
+            data = job_json(JobRecord.model_validate_json(data))
         return JobEvent(piece.kind, f"{run}-{delivery}-{seq}", data)
 
     def _end(self, decision: Decision) -> JobEvent:
@@ -139,7 +139,7 @@ class Follower:
         if word.status is JobStatus.COMPLETED and not self._assembly.is_whole(word.token, word.events):
             raise EventsExpired("some events of this job are not kept any more; its result is, at …/result")
         run, delivery, seq = self._assembly.end_id()
-        data = shape_json(ended(self._record, word, decision.stored_at))
+        data = job_json(ended(self._record, word, decision.stored_at))
         return JobEvent(TERMINAL_EVENT[word.status], f"{run}-{delivery}-{seq}", data, word)
 
 
@@ -149,7 +149,7 @@ MAX_EARLY = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class AssembledEvent:
     """An event to be told. CHUNK: `data` is the chunk, or where `by_ref` a BlobRef's JSON."""
 
     kind: JobEventKind
@@ -158,7 +158,7 @@ class Piece:
     by_ref: bool = False
 
 
-class Assembly:
+class EventAssembler:
     """Feed it every frame of a job in the order in which they are stored."""
 
     def __init__(self, after: EventId = START, *, only: str = "", again: bool = False) -> None:
@@ -184,7 +184,7 @@ class Assembly:
         """The newest run seen."""
         return self._run
 
-    def feed(self, frame: DurableFrame) -> list[Piece]:
+    def feed(self, frame: DurableFrame) -> list[AssembledEvent]:
         """What this frame brings to be told; nothing for copies and for attempts that have been replaced."""
         if frame.kind == QUEUED:
             return self._queued(frame)
@@ -213,7 +213,7 @@ class Assembly:
         ambiguous = resumed and EventId(self._run, self._delivery, 0) in self._same
         return self._token == token and self._next >= events and not ambiguous
 
-    def settle(self) -> list[Piece]:
+    def settle(self) -> list[AssembledEvent]:
         """Everything that is kept has been fed. Raises EventsExpired when something before it is not kept any more.
 
         Where the caller has had what is missing, it goes on from there.
@@ -234,7 +234,7 @@ class Assembly:
         """The id of the terminal event."""
         return EventId(max(1, self._run), self._delivery, self._next)
 
-    def _queued(self, frame: DurableFrame) -> list[Piece]:
+    def _queued(self, frame: DurableFrame) -> list[AssembledEvent]:
         first = frame.run > self._run or not self._begun
         self._begun = True
         if not first or (self._only and self._again):
@@ -242,7 +242,7 @@ class Assembly:
         self._run, self._delivery, self._next = frame.run, 0, 1
         return self._told(JobEventKind.QUEUED, EventId(frame.run, 0, 0), frame.payload)
 
-    def _started(self, frame: DurableFrame) -> list[Piece]:
+    def _started(self, frame: DurableFrame) -> list[AssembledEvent]:
         started = Started.model_validate_json(frame.payload)
         seen = bool(self._token)
         elsewhere = self._only and self._after[:2] != (frame.run, frame.delivery)
@@ -263,7 +263,7 @@ class Assembly:
             self._past.add(self._token)
         self._token, self._run, self._delivery = token, frame.run, frame.delivery
 
-    def _take(self, frame: DurableFrame) -> list[Piece]:
+    def _take(self, frame: DurableFrame) -> list[AssembledEvent]:
         if frame.seq < self._next:
             return []
         waiting = self._early.setdefault(frame.token, {})
@@ -271,25 +271,25 @@ class Assembly:
             waiting[frame.seq] = frame
         return self._in_order()
 
-    def _in_order(self) -> list[Piece]:
+    def _in_order(self) -> list[AssembledEvent]:
         waiting = self._early.get(self._token, {})
-        out: list[Piece] = []
+        out: list[AssembledEvent] = []
         while (frame := waiting.pop(self._next, None)) is not None:
             self._next += 1
             out += self._piece(frame)
         return out
 
-    def _piece(self, frame: DurableFrame) -> list[Piece]:
+    def _piece(self, frame: DurableFrame) -> list[AssembledEvent]:
         where = EventId(frame.run, frame.delivery, frame.seq)
         if where <= self._after:
             return []
         if frame.kind == EventKind.PROGRESS:
-            return [Piece(JobEventKind.PROGRESS, where, frame.payload)]
+            return [AssembledEvent(JobEventKind.PROGRESS, where, frame.payload)]
         if frame.kind == EventKind.ADAPTED:
-            return [Piece(JobEventKind.ADAPTED, where, frame.payload)]
+            return [AssembledEvent(JobEventKind.ADAPTED, where, frame.payload)]
         if frame.kind in {EventKind.CHUNK, EventKind.BLOB}:
-            return [Piece(JobEventKind.CHUNK, where, frame.payload, frame.kind == EventKind.BLOB)]
+            return [AssembledEvent(JobEventKind.CHUNK, where, frame.payload, frame.kind == EventKind.BLOB)]
         return []
 
-    def _told(self, kind: JobEventKind, where: EventId, data: bytes) -> list[Piece]:
-        return [Piece(kind, where, data)] if where > self._after else []
+    def _told(self, kind: JobEventKind, where: EventId, data: bytes) -> list[AssembledEvent]:
+        return [AssembledEvent(kind, where, data)] if where > self._after else []

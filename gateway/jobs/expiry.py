@@ -8,8 +8,8 @@ import contextlib
 import structlog
 
 from backbone.store.store import Due, IllegalMove, Store
-from gateway.jobs.records import due_in, end_of, now, waits_until
-from gateway.jobs.terminator import Ending
+from gateway.jobs.records import now, outcome_fields, queue_deadline, seconds_until_due
+from gateway.jobs.terminator import JobTerminator
 from schemas.errors import DeadlineExceeded, ErrorInfo, NexusError
 from schemas.jobs import TERMINAL, JobRecord, JobStatus
 
@@ -19,10 +19,10 @@ LOOK_S = 0.5
 AT_ONCE = 100
 
 
-class Timers:
+class ExpiryWatcher:
     """All gateways look; each due job is one gateway's."""
 
-    def __init__(self, store: Store, ending: Ending, *, ack_wait_s: float) -> None:
+    def __init__(self, store: Store, ending: JobTerminator, *, ack_wait_s: float) -> None:
         self._store = store
         self._ending = ending
         self._silence_s = 3 * ack_wait_s
@@ -49,7 +49,7 @@ class Timers:
         elif record.status is JobStatus.IN_PROGRESS:
             await self._silent(record)
         else:
-            left = due_in(record, JobStatus.QUEUED, self._silence_s)
+            left = seconds_until_due(record, JobStatus.QUEUED, self._silence_s)
             await self._store.update(record.owner, record.id, due_s=left)
 
     async def _has_ended(self, record: JobRecord) -> bool:
@@ -59,12 +59,12 @@ class Timers:
             return False
         with contextlib.suppress(IllegalMove):  # recorded meanwhile
             word = decision.word
-            await self._store.move(record.owner, record.id, word.status, **end_of(word, decision.stored_at))
+            await self._store.move(record.owner, record.id, word.status, **outcome_fields(word, decision.stored_at))
         return True
 
     async def _silent(self, record: JobRecord) -> None:
         """No sign of its worker: NATS gives it to the next one. Until that begins, the job waits."""
-        due_s = due_in(record, JobStatus.QUEUED, self._silence_s)
+        due_s = seconds_until_due(record, JobStatus.QUEUED, self._silence_s)
         back = {"worker": None, "progress": None, "run": record.run, "queued_at": now()}
         with contextlib.suppress(IllegalMove):  # it has ended meanwhile
             await self._store.move(record.owner, record.id, JobStatus.QUEUED, due_s=due_s, **back)
@@ -74,7 +74,7 @@ class Timers:
         if record.expires_at is not None and at >= record.expires_at:
             seconds = record.expires_at - record.created_at
             return DeadlineExceeded(f"the job had not ended {seconds:g} s after it was submitted (its timeout)").info
-        if record.status is JobStatus.QUEUED and at >= waits_until(record):
+        if record.status is JobStatus.QUEUED and at >= queue_deadline(record):
             return DeadlineExceeded(
                 f"no worker took the job within {record.queue_s:g} s (queue limit)", code="queue_timeout"
             ).info

@@ -19,7 +19,7 @@ from gateway.http.inference_body import Reader, Received
 from gateway.http.preferences import MAX_WAIT_S, Wish, wish_of
 from gateway.http.request_body import CallerGone, parse
 from gateway.jobs.api import EventsExpired, Jobs, Result, Submission
-from gateway.jobs.http_response import Answers
+from gateway.jobs.http_response import JobResponder
 from gateway.jobs.idempotency import Idempotency
 from gateway.jobs.records import shape
 from gateway.signed_urls import base_url
@@ -34,7 +34,7 @@ PATH = "/v1/jobs"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class DurableRequest:
     """An inference request that is to become a durable job."""
 
     principal: Principal
@@ -47,13 +47,13 @@ class Asked:
     line: Line | None
 
 
-class Submissions:
+class DurableRequestHandler:
     """See the module's docstring."""
 
     def __init__(
         self,
         jobs: Jobs,
-        answers: Answers,
+        answers: JobResponder,
         waiting: Waiting,
         idempotency: Idempotency,
         reader: Reader,
@@ -75,7 +75,7 @@ class Submissions:
 
     # Wishes
 
-    async def answer(self, asked: Asked) -> ErrorInfo | None:
+    async def answer(self, asked: DurableRequest) -> ErrorInfo | None:
         """Answer one request; what it submits goes on whoever hangs up. Returns the error it was answered with.
 
         Raises NexusError, and CallerGone.
@@ -102,7 +102,7 @@ class Submissions:
             return await self._answers.result(reply, result, base_url(asked.scope), asked.line)
         return await self._waiting.while_there(self._as_usual(asked, record), asked.scope, asked.receive)
 
-    async def _soon(self, asked: Asked, record: JobRecord) -> Result | None:
+    async def _soon(self, asked: DurableRequest, record: JobRecord) -> Result | None:
         """How the job ended, if it has in the time that the caller waits. Raises CallerGone."""
         if record.status in TERMINAL:
             return await self._jobs.result(record.owner, record.id)
@@ -114,7 +114,7 @@ class Submissions:
                 raise
             return None
 
-    async def _as_usual(self, asked: Asked, record: JobRecord) -> ErrorInfo | None:
+    async def _as_usual(self, asked: DurableRequest, record: JobRecord) -> ErrorInfo | None:
         """Answer as a synchronous request is answered."""
         content_type = asked.endpoint.stream_type(asked.received.request)
         if content_type is not None:
@@ -224,7 +224,7 @@ def _within_body(error: NexusError) -> NexusError:
 PREFIX = "/v1/jobs/"
 
 
-def polled(path: str) -> str:
+def polled_job_id(path: str) -> str:
     """The id of the job that a GET of `path` is about; empty: it is about something else."""
     rest = path.removeprefix(PREFIX) if path.startswith(PREFIX) else ""
     return "" if "/" in rest else rest
@@ -236,7 +236,7 @@ async def shown(jobs: Jobs, record: JobRecord) -> dict[str, Any]:
     return shape(record, position=position, eta_s=eta_s)
 
 
-class Polls:
+class JobPollHandler:
     """See the module's docstring."""
 
     def __init__(self, jobs: Jobs, waiting: Waiting, auth: Auth) -> None:

@@ -56,7 +56,7 @@ class Payload:
     pieces: Callable[[], AsyncIterator[bytes]]
 
 
-class Answers:
+class JobResponder:
     """What is sent to callers about durable jobs."""
 
     def __init__(self, jobs: Jobs, blobs: Blobs, links: Links, comment_after_s: float) -> None:
@@ -124,7 +124,7 @@ class Answers:
         stream = _Stream(reply, content_type, line, ids=ids)
         events = self._jobs.follow(record.owner, record.id)
         hold = line.hold if line is not None else _nothing
-        async with aclosing(with_pauses(events, self._comment_after_s, event_size, hold)) as paced:
+        async with aclosing(read_ahead(events, self._comment_after_s, event_size, hold)) as paced:
             async for ready in paced:
                 if not ready:
                     await stream.comment(await self._position(record))
@@ -143,7 +143,7 @@ class Answers:
 
 
 def event_size(event: JobEvent) -> int:
-    """Bytes, for `with_pauses`."""
+    """Bytes, for `read_ahead`."""
     return len(event.data)
 
 
@@ -171,7 +171,7 @@ class _Held:
             self._hold(0)
 
 
-async def with_pauses(
+async def read_ahead(
     events: AsyncGenerator[T, None],
     seconds: float,
     size: Callable[[T], int] = lambda _: 0,

@@ -11,9 +11,9 @@ import structlog
 from backbone.bus.blobs import Blobs
 from backbone.bus.job_log import Item, JobLog
 from backbone.store.store import IllegalMove, Store
-from gateway.jobs.attempts import counted
-from gateway.jobs.records import end_of, record_of
-from gateway.jobs.terminator import Ending
+from gateway.jobs.attempts import with_attempt_count
+from gateway.jobs.records import outcome_fields, record_from_outcome
+from gateway.jobs.terminator import JobTerminator
 from gateway.metrics import GatewayMetrics
 from schemas.errors import NexusError
 from schemas.jobs import JobStatus
@@ -29,7 +29,7 @@ DEFECT_AGAIN_S = 30.0
 Enqueue = Callable[[Word], Awaitable[None]]
 
 
-class Recorder:
+class OutcomeRecorder:
     """See the module's docstring."""
 
     def __init__(
@@ -37,7 +37,7 @@ class Recorder:
         jobs: JobLog,
         store: Store,
         blobs: Blobs,
-        ending: Ending,
+        ending: JobTerminator,
         metrics: GatewayMetrics,
         *,
         keep_s: float,
@@ -77,14 +77,14 @@ class Recorder:
                 log.exception("malformed terminal word dropped", job=item.id)
                 await item.done()
                 return
-            word = await counted(self._log, word)
+            word = await with_attempt_count(self._log, word)
             await self._to_store(word, item.stored_at)
             if word.status is not JobStatus.FAILED:  # which may be tried again
                 for name in word.uploads:
                     self._blobs.remove(name)
             if not word.token:
                 # Whoever said it may have died before it was out of the queue, where perhaps no worker ever takes it.
-                await self._ending.withdraw(await self._store.get(word.owner, word.job) or record_of(word))
+                await self._ending.withdraw(await self._store.get(word.owner, word.job) or record_from_outcome(word))
             if word.webhook:
                 await self._enqueue(word)
             await item.done()
@@ -98,8 +98,8 @@ class Recorder:
     async def _to_store(self, word: Word, at: int) -> None:
         try:
             # A record that was lost may be made anew by others meanwhile, as of a job that has not ended.
-            while await self._store.move(word.owner, word.job, word.status, **end_of(word, at)) is None:
-                if await self._store.create(record_of(word, at), ttl_s=self._keep_s):
+            while await self._store.move(word.owner, word.job, word.status, **outcome_fields(word, at)) is None:
+                if await self._store.create(record_from_outcome(word, at), ttl_s=self._keep_s):
                     break
         except IllegalMove:
             return  # recorded before, or an older run's

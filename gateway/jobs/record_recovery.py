@@ -15,9 +15,9 @@ from backbone.clock import now
 from backbone.ids import new_token
 from backbone.store.documents import Documents
 from backbone.store.store import Store
-from gateway.jobs.attempts import counted
-from gateway.jobs.records import due_in, ended, record_of
-from gateway.jobs.terminator import began_as
+from gateway.jobs.attempts import with_attempt_count
+from gateway.jobs.records import ended, record_from_outcome, seconds_until_due
+from gateway.jobs.terminator import first_event_record
 from schemas.errors import NexusError
 from schemas.jobs import TERMINAL, JobRecord, JobStatus
 
@@ -31,7 +31,7 @@ KIND, OWNER, MARK = "system", "nexus", "records-whole"
 LEASE = "rebuilding"
 
 
-class Rebuilder:
+class RecordRecovery:
     """All gateways look; one works."""
 
     def __init__(self, jobs: JobLog, store: Store, documents: Documents, *, keep_s: float) -> None:
@@ -71,15 +71,15 @@ class Rebuilder:
         if record is None:
             return False
         age_s = now() - (record.finished_at or record.created_at)
-        due_s = None if record.status in TERMINAL else due_in(record, JobStatus.QUEUED, 0.0)
+        due_s = None if record.status in TERMINAL else seconds_until_due(record, JobStatus.QUEUED, 0.0)
         return await self._store.create(record, ttl_s=max(1.0, self._keep_s - age_s), due_s=due_s)
 
     async def _found(self, job: str) -> JobRecord | None:
         """What NATS knows of it; None: nothing that could be shown."""
-        record, decision = await asyncio.gather(began_as(self._log, job), self._log.decided(job))
+        record, decision = await asyncio.gather(first_event_record(self._log, job), self._log.decided(job))
         if decision is None:
             return record
-        word = await counted(self._log, decision.word)
+        word = await with_attempt_count(self._log, decision.word)
         if record is None or record.owner != word.owner:
-            return record_of(word, decision.stored_at)
+            return record_from_outcome(word, decision.stored_at)
         return ended(record, word, decision.stored_at)

@@ -18,7 +18,7 @@ def now() -> int:
     return int(clock.now())
 
 
-def made_at(job_id: str) -> int | None:
+def id_created_at(job_id: str) -> int | None:
     """When an id was made, in Unix seconds: ids are UUIDv7. None for ids that follow from something else."""
     number = int(job_id.removeprefix("job_"), 16)
     if number >> 76 & 0xF != 7 or number >> 62 & 0x3 != 2:
@@ -26,7 +26,7 @@ def made_at(job_id: str) -> int | None:
     return (number >> 80) // 1000
 
 
-def first_record(envelope: Envelope, *, queue_s: float, expires_at: int | None) -> JobRecord:
+def new_record(envelope: Envelope, *, queue_s: float, expires_at: int | None) -> JobRecord:
     """What a job's record begins as."""
     return JobRecord(
         id=envelope.job,
@@ -50,7 +50,7 @@ def first_record(envelope: Envelope, *, queue_s: float, expires_at: int | None) 
     )
 
 
-def end_of(word: Word, at: int | None = None) -> dict[str, Any]:
+def outcome_fields(word: Word, at: int | None = None) -> dict[str, Any]:
     """What a terminal word that was stored `at` (None: just now) changes in a record, beside its status."""
     at = now() if at is None else at
     return {
@@ -65,7 +65,7 @@ def end_of(word: Word, at: int | None = None) -> dict[str, Any]:
     }
 
 
-def record_of(word: Word, at: int | None = None) -> JobRecord:
+def record_from_outcome(word: Word, at: int | None = None) -> JobRecord:
     """The record of a job that is known by its terminal word alone."""
     at = now() if at is None else at
     return JobRecord(
@@ -77,7 +77,7 @@ def record_of(word: Word, at: int | None = None) -> JobRecord:
         queue_model=word.model,
         service_tier=word.lane,
         status=word.status,
-        created_at=made_at(word.job) or at,
+        created_at=id_created_at(word.job) or at,
         metadata=word.metadata,
         key=word.key,
         request_id=word.request_id,
@@ -85,7 +85,7 @@ def record_of(word: Word, at: int | None = None) -> JobRecord:
         batch=word.batch,
         uploads=word.uploads,
         webhook=WebhookState(url=word.webhook) if word.webhook else None,
-        **end_of(word, at),
+        **outcome_fields(word, at),
     )
 
 
@@ -93,10 +93,10 @@ def ended(record: JobRecord, word: Word, at: int | None = None) -> JobRecord:
     """The record as it will stand once the word is recorded."""
     if record.status in TERMINAL:
         return record
-    return record.model_copy(update={"status": word.status, **end_of(word, at)})
+    return record.model_copy(update={"status": word.status, **outcome_fields(word, at)})
 
 
-def word_by_us(record: JobRecord, status: JobStatus, error: ErrorInfo | None = None) -> Word:
+def gateway_outcome(record: JobRecord, status: JobStatus, error: ErrorInfo | None = None) -> Word:
     """A terminal word that no attempt says: cancelled, expired."""
     return Word(
         job=record.id,
@@ -119,12 +119,12 @@ def word_by_us(record: JobRecord, status: JobStatus, error: ErrorInfo | None = N
     )
 
 
-def waits_until(record: JobRecord) -> float:
+def queue_deadline(record: JobRecord) -> float:
     """When a waiting job has waited too long, in Unix seconds."""
     return (record.queued_at or record.created_at) + record.queue_s
 
 
-def due_in(record: JobRecord, status: JobStatus, silence_s: float) -> float:
+def seconds_until_due(record: JobRecord, status: JobStatus, silence_s: float) -> float:
     """Seconds until somebody should look at the job again, which is then in `status`.
 
     Waiting: until its time to wait is over, which begins anew where it did not wait before. Running: until `silence_s`
@@ -134,7 +134,7 @@ def due_in(record: JobRecord, status: JobStatus, silence_s: float) -> float:
     if status is not JobStatus.QUEUED:
         seconds = silence_s
     else:
-        seconds = waits_until(record) - at if record.status is JobStatus.QUEUED else record.queue_s
+        seconds = queue_deadline(record) - at if record.status is JobStatus.QUEUED else record.queue_s
     if record.expires_at is not None:
         seconds = min(seconds, record.expires_at - at)
     return max(0.0, seconds)
@@ -174,6 +174,6 @@ def shape(record: JobRecord, *, position: int | None = None, eta_s: float | None
     return out
 
 
-def shape_json(record: JobRecord) -> bytes:
+def job_json(record: JobRecord) -> bytes:
     """The same, as JSON."""
     return orjson.dumps(shape(record))

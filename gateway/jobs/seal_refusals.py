@@ -14,7 +14,7 @@ LOG_INTERVAL_S = 60.0
 """Between two lines about one kind."""
 
 
-class Refusals:
+class SealRefusalCounter:
     """What was refused at this gateway."""
 
     def __init__(self, metrics: GatewayMetrics) -> None:

@@ -13,12 +13,12 @@ from backbone.bus.bus import Queue
 from backbone.bus.job_log import DeadLetter, Decision, JobLog
 from backbone.store.store import IllegalMove, Store
 from gateway.jobs.api import JobEvent, JobNotFailed, JobNotFound, Result, ResultNotReady, Submission
-from gateway.jobs.attempts import counted
-from gateway.jobs.estimator import Estimator
-from gateway.jobs.event_stream import Follower, parse_after
-from gateway.jobs.records import due_in, ended, first_record, now, record_of
-from gateway.jobs.submitter import Submitter
-from gateway.jobs.terminator import Ending, began_as
+from gateway.jobs.attempts import with_attempt_count
+from gateway.jobs.estimator import EtaEstimator
+from gateway.jobs.event_stream import JobEventStream, parse_after
+from gateway.jobs.records import ended, new_record, now, record_from_outcome, seconds_until_due
+from gateway.jobs.submitter import JobSubmitter
+from gateway.jobs.terminator import JobTerminator, first_event_record
 from schemas.errors import NexusError, NotFound
 from schemas.jobs import TERMINAL, Envelope, JobRecord, JobStatus, WebhookState
 from schemas.outcome import Word
@@ -37,9 +37,9 @@ class JobService:
         jobs: JobLog,
         store: Store,
         blobs: Blobs,
-        submitter: Submitter,
-        ending: Ending,
-        estimator: Estimator,
+        submitter: JobSubmitter,
+        ending: JobTerminator,
+        estimator: EtaEstimator,
         *,
         keep_s: float,
     ) -> None:
@@ -64,16 +64,16 @@ class JobService:
         if record.status not in TERMINAL:
             decision = await self._log.decided(job_id)
             if decision is not None and decision.word.run >= record.run:
-                return ended(record, await counted(self._log, decision.word), decision.stored_at)
+                return ended(record, await with_attempt_count(self._log, decision.word), decision.stored_at)
         return record
 
     async def _lost(self, owner: str, job_id: str) -> JobRecord | None:
         """The record of a job that Redis does not know (any more), from what NATS knows."""
         decision = await self._log.decided(job_id)
         if decision is not None:
-            word = await counted(self._log, decision.word)
-            return record_of(word, decision.stored_at) if word.owner == owner else None
-        record = await began_as(self._log, job_id)
+            word = await with_attempt_count(self._log, decision.word)
+            return record_from_outcome(word, decision.stored_at) if word.owner == owner else None
+        record = await first_event_record(self._log, job_id)
         return record if record is not None and record.owner == owner else None
 
     async def wait(self, owner: str, job_id: str, seconds: float) -> JobRecord:
@@ -85,7 +85,7 @@ class JobService:
                 return record
             decision = await self._log.decided(job_id)
             if decision is not None and decision.word.run >= record.run:
-                return ended(record, await counted(self._log, decision.word), decision.stored_at)
+                return ended(record, await with_attempt_count(self._log, decision.word), decision.stored_at)
         return await self.get(owner, job_id)
 
     async def outcome(self, owner: str, job_id: str, seconds: float) -> Result | None:
@@ -116,7 +116,7 @@ class JobService:
         """See the protocol."""
         parse_after(after)
         record = await self.get(owner, job_id)
-        async with aclosing(Follower(self._log, self._blobs, record, after).events()) as events:
+        async with aclosing(JobEventStream(self._log, self._blobs, record, after).events()) as events:
             async for event in events:
                 if event is not None:
                     yield event
@@ -124,7 +124,7 @@ class JobService:
     async def watch(self, owner: str, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
         """See the protocol."""
         record = await self.get(owner, job_id)
-        async with aclosing(Follower(self._log, self._blobs, record, "", every=True).events()) as events:
+        async with aclosing(JobEventStream(self._log, self._blobs, record, "", every=True).events()) as events:
             async for event in events:
                 yield event
 
@@ -204,13 +204,15 @@ class JobService:
             "expires_at": None if again_s is None else now() + again_s,
             "webhook": WebhookState(url=record.webhook.url) if record.webhook is not None else None,
         }
-        due_s = due_in(record.model_copy(update={"expires_at": changes["expires_at"]}), JobStatus.QUEUED, 0.0)
+        due_s = seconds_until_due(
+            record.model_copy(update={"expires_at": changes["expires_at"]}), JobStatus.QUEUED, 0.0
+        )
         try:
             new = await self._store.move(record.owner, record.id, JobStatus.QUEUED, due_s=due_s, **changes)
         except IllegalMove:
             raise JobNotFailed("this job is being tried again already") from None
         if new is None:
-            new = first_record(envelope, queue_s=record.queue_s, expires_at=None)
+            new = new_record(envelope, queue_s=record.queue_s, expires_at=None)
             await self._store.create(new, ttl_s=self._keep_s, due_s=due_s)
         return new
 
@@ -231,7 +233,7 @@ class JobService:
     async def replay(self, job_id: str) -> JobRecord:
         """A new run of a dead letter's job, which then is none any more. Raises NotFound, JobNotFailed."""
         letter = await self.dead_letter(job_id)
-        record = await self.get_or(letter.word.owner, job_id, record_of(letter.word, letter.stored_at))
+        record = await self.get_or(letter.word.owner, job_id, record_from_outcome(letter.word, letter.stored_at))
         decision = await self._log.decided(job_id)
         _check_failed(record, decision)
         if not letter.message:

@@ -16,8 +16,15 @@ from backbone.store.store import IllegalMove, LimitReached, Store
 from gateway.dispatcher import Dispatcher
 from gateway.endpoints import LANE_OF_TIER
 from gateway.jobs.api import Submission
-from gateway.jobs.records import due_in, end_of, first_record, now, record_of, word_by_us
-from gateway.jobs.terminator import Ending
+from gateway.jobs.records import (
+    gateway_outcome,
+    new_record,
+    now,
+    outcome_fields,
+    record_from_outcome,
+    seconds_until_due,
+)
+from gateway.jobs.terminator import JobTerminator
 from gateway.metrics import GatewayMetrics
 from schemas.errors import NexusError, RateLimited, Unavailable
 from schemas.job_events import NO_TOKEN, QUEUED, encode_durable
@@ -26,14 +33,14 @@ from schemas.jobs import Envelope, JobRecord, JobStatus, Lane
 EVENTS = "nexus.events."
 
 
-class Submitter:
+class JobSubmitter:
     """See the module's docstring."""
 
     def __init__(
         self,
         jobs: JobLog,
         store: Store,
-        ending: Ending,
+        ending: JobTerminator,
         dispatcher: Dispatcher,
         metrics: GatewayMetrics,
         *,
@@ -52,7 +59,7 @@ class Submitter:
         """See `gateway.jobs.api.Jobs.submit`."""
         envelope = self._envelope(submission)
         expires_at = None if submission.timeout_s is None else now() + max(1, round(submission.timeout_s))
-        record = first_record(envelope, queue_s=self._limit_on_waiting(submission), expires_at=expires_at)
+        record = new_record(envelope, queue_s=self._limit_on_waiting(submission), expires_at=expires_at)
         if not await self._create(record, submission):
             existing = await self._store.get(record.owner, record.id)
             if existing is not None and await self.is_stored(record.id):
@@ -68,8 +75,8 @@ class Submitter:
             return None
         word = decision.word
         with contextlib.suppress(IllegalMove):  # others have seen to it
-            await self._store.move(word.owner, job_id, word.status, **end_of(word, decision.stored_at))
-        return record_of(word, decision.stored_at)
+            await self._store.move(word.owner, job_id, word.status, **outcome_fields(word, decision.stored_at))
+        return record_from_outcome(word, decision.stored_at)
 
     async def is_stored(self, job_id: str) -> bool:
         """Whether the job has been in the queue for certain."""
@@ -86,7 +93,7 @@ class Submitter:
         return record
 
     async def _create(self, record: JobRecord, submission: Submission) -> bool:
-        due_s = due_in(record, JobStatus.QUEUED, 0.0)
+        due_s = seconds_until_due(record, JobStatus.QUEUED, 0.0)
         limit = submission.principal.max_queued
         try:
             return await self._store.create(record, ttl_s=self._keep_s, due_s=due_s, max_queued=limit)
@@ -129,7 +136,7 @@ class Submitter:
         """Not accepted. What NATS may have stored all the same shall not run, unless it will be submitted again."""
         with contextlib.suppress(NexusError):
             if isinstance(error, Unavailable) and not submission.job_id:
-                await self._ending.decide(word_by_us(record, JobStatus.CANCELLED))
+                await self._ending.decide(gateway_outcome(record, JobStatus.CANCELLED))
             elif isinstance(error, Unavailable):
                 submission.received.blobs = []  # what is in the queue perhaps refers to them
         with contextlib.suppress(NexusError):

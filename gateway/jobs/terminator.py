@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from backbone.bus.bus import GatewayBus
 from backbone.bus.job_log import Decision, JobLog
-from gateway.jobs.records import word_by_us
+from gateway.jobs.records import gateway_outcome
 from schemas.control import Control, ControlOp
 from schemas.errors import ErrorInfo
 from schemas.job_events import QUEUED, decode_durable
@@ -12,7 +12,7 @@ from schemas.jobs import JobRecord, JobStatus
 from schemas.outcome import Word
 
 
-class Ending:
+class JobTerminator:
     """See the module's docstring."""
 
     def __init__(self, jobs: JobLog, bus: GatewayBus) -> None:
@@ -21,7 +21,7 @@ class Ending:
 
     async def end(self, record: JobRecord, status: JobStatus, error: ErrorInfo | None = None) -> bool:
         """End it, unless it has ended: False. Queued, it never runs; running, its worker is told to stop. Raises Unavailable."""
-        if not await self.decide(word_by_us(record, status, error)):
+        if not await self.decide(gateway_outcome(record, status, error)):
             return False
         await self.withdraw(record)
         if record.worker:
@@ -54,7 +54,7 @@ class Ending:
         """Where in the queue it was stored: by its record, and of a first run by its first event."""
         if record.seq:
             return record.seq
-        began = await began_as(self._log, record.id)
+        began = await first_event_record(self._log, record.id)
         return began.seq if began is not None and began.run == record.run else None
 
 
@@ -62,7 +62,7 @@ LOOK_AT = 32
 """QUEUED is said when the job is in the queue already: a quick worker's first events may be stored before it."""
 
 
-async def began_as(log: JobLog, job_id: str) -> JobRecord | None:
+async def first_event_record(log: JobLog, job_id: str) -> JobRecord | None:
     """The record of its first run; None: it is not kept any more. Raises Unavailable."""
     for event in await log.first(job_id, LOOK_AT):
         frame = decode_durable(event.data)

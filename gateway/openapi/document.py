@@ -50,7 +50,7 @@ class ApiDocument:
 
     def _made(self) -> tuple[bytes, bytes]:
         """The document's head, and all that follows its servers."""
-        from gateway.openapi.completion import complete  # with every model of an answer: not before it is needed
+        from gateway.openapi.enrichment import complete  # with every model of an answer: not before it is needed
 
         document = complete(self._make())
         if self._beside is not None:

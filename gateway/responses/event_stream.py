@@ -9,8 +9,8 @@ from typing import Any
 from gateway import clock
 from gateway.jobs.api import EventsExpired, JobEvent, JobNotFound, Jobs, Result
 from gateway.jobs.http_response import error_of
-from gateway.responses.from_chat import Answering, Event
-from gateway.responses.repository import Made
+from gateway.responses.from_chat import ResponseBuilder, ResponseEvent
+from gateway.responses.repository import CreatedResponse
 from gateway.responses.resource import unanswered
 from schemas.errors import ErrorInfo, InvalidRequest, NexusError, NotFound
 from schemas.frames import AdaptedParameters
@@ -38,16 +38,16 @@ async def ended_at(jobs: Jobs, owner: str, job: str) -> int:
     return int(clock.now())
 
 
-class Watch:
+class ResponseEventStream:
     """One caller's view of one response."""
 
     def __init__(
         self,
         jobs: Jobs,
-        made: Made,
+        made: CreatedResponse,
         after: int,
-        finished: Callable[[Made, JSON], Awaitable[JSON]],
-        look_up: Callable[[Made], Awaitable[tuple[Result, bytes]]],
+        finished: Callable[[CreatedResponse, JSON], Awaitable[JSON]],
+        look_up: Callable[[CreatedResponse], Awaitable[tuple[Result, bytes]]],
     ) -> None:
         """`after`: the caller has had the events up to this number. `finished` keeps the final response, and returns the one
         that is kept. `look_up`: how the job ended, and its answer; raises NotFound.
@@ -57,8 +57,8 @@ class Watch:
         self._after = after
         self._finished = finished
         self._look_up = look_up
-        self._answering = Answering(made.shell)
-        self._held: list[Event] | None = []
+        self._answering = ResponseBuilder(made.shell)
+        self._held: list[ResponseEvent] | None = []
         """What an attempt said that may be void by now; None: from now on every event is new."""
         self._over = False
         self.adapted: tuple[str, ...] = ()
@@ -68,7 +68,7 @@ class Watch:
         self.error: ErrorInfo | None = None
         """Why there is no answer, once the events have ended."""
 
-    async def events(self) -> AsyncGenerator[list[Event], None]:
+    async def events(self) -> AsyncGenerator[list[ResponseEvent], None]:
         """The first events; then all others that are kept, perhaps none; then those to come, some at a time.
 
         Before the kept ones, raises ResponseRestarted where the caller has events of an attempt that was given up,
@@ -90,7 +90,7 @@ class Watch:
                 raise
             yield await self._retold()
 
-    async def _retold(self) -> list[Event]:
+    async def _retold(self) -> list[ResponseEvent]:
         """All from the job's answer, which is kept longer than its events."""
         try:
             result, data = await self._look_up(self._made)
@@ -99,7 +99,7 @@ class Watch:
         word = result.word
         if word.status is not JobStatus.COMPLETED:
             raise EventsExpired(EXPIRED)
-        fresh = Answering(self._made.shell)
+        fresh = ResponseBuilder(self._made.shell)
         fresh.created()
         if self._after > fresh.next_number and (word.delivery > 1 or word.run > 1):
             raise ResponseRestarted  # perhaps; what was said by then is not known any more
@@ -107,11 +107,11 @@ class Watch:
         events = [*fresh.started(), *fresh.frames(data)]
         return [*self._wanted(events), *await self._end(word)]
 
-    def broken(self, info: ErrorInfo) -> Event:
+    def broken(self, info: ErrorInfo) -> ResponseEvent:
         """The event that says why there are no more, while the response may go on."""
         return self._answering.error(info.code, info.public_message)
 
-    async def _take(self, event: JobEvent) -> list[Event]:
+    async def _take(self, event: JobEvent) -> list[ResponseEvent]:
         answering = self._answering
         if event.word is not None:
             return await self._end(event.word)
@@ -125,14 +125,14 @@ class Watch:
             return self._restart(event.kind)
         return []
 
-    def _restart(self, kind: JobEventKind) -> list[Event]:
+    def _restart(self, kind: JobEventKind) -> list[ResponseEvent]:
         """Another attempt begins, or another run: what the last one said is void."""
         if self._answering.shown:
             if self._held is None:
                 self._over = self.broke_off = True
                 advice = "send the request again" if self._made.kept is None else "retrieve the response again"
                 return self._tell([self._answering.error("worker_lost", RESTARTED + advice)])
-            fresh = Answering(self._made.shell)
+            fresh = ResponseBuilder(self._made.shell)
             fresh.created()
             if self._after > fresh.next_number:
                 raise ResponseRestarted
@@ -141,7 +141,7 @@ class Watch:
             self._held = [event for event in self._held if event.number < fresh.next_number]
         return self._tell(self._answering.started()) if kind is JobEventKind.RESTARTED else []
 
-    async def _end(self, word: Word) -> list[Event]:
+    async def _end(self, word: Word) -> list[ResponseEvent]:
         self._over = True
         answering, made = self._answering, self._made
         held, self._held = self._held or [], None
@@ -154,12 +154,12 @@ class Watch:
         final = await self._finished(made, final)
         return [*held, *self._wanted([*events, answering.last(final)])]
 
-    def _tell(self, events: list[Event]) -> list[Event]:
+    def _tell(self, events: list[ResponseEvent]) -> list[ResponseEvent]:
         wanted = self._wanted(events)
         if self._held is None:
             return wanted
         self._held += wanted
         return []
 
-    def _wanted(self, events: list[Event]) -> list[Event]:
+    def _wanted(self, events: list[ResponseEvent]) -> list[ResponseEvent]:
         return [event for event in events if event.number > self._after]

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from gateway.responses.output_items import FunctionCall, Item, Spoken, Told
+from gateway.responses.output_items import FunctionCallItem, ItemEvent, OutputItem, TextItem
 from gateway.responses.resource import usage
 from schemas.errors import BackendFailed
 
@@ -21,7 +21,7 @@ INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """Reasons of chat for an end that is none, in the words of responses."""
 
 
-class Event(NamedTuple):
+class ResponseEvent(NamedTuple):
     """One event of a response."""
 
     number: int
@@ -38,7 +38,7 @@ class Event(NamedTuple):
         return b"event: %b\ndata: %b\n\n" % (self.kind.encode(), orjson.dumps(self.body))
 
 
-class Answering:
+class ResponseBuilder:
     """One attempt at an answer, from its first event to its last."""
 
     def __init__(self, shell: JSON) -> None:
@@ -46,9 +46,9 @@ class Answering:
         self._hex = str(shell["id"]).removeprefix("resp_")
         self._next = 0
         self._begun = False
-        self._items: list[Item] = []
-        self._speaking: Spoken | None = None
-        self._calls: dict[int, FunctionCall] = {}
+        self._items: list[OutputItem] = []
+        self._speaking: TextItem | None = None
+        self._calls: dict[int, FunctionCallItem] = {}
         self._finish: str | None = None
         self._usage: JSON | None = None
 
@@ -62,31 +62,31 @@ class Answering:
         """There are events that belong to this attempt alone."""
         return bool(self._items)
 
-    def created(self) -> list[Event]:
+    def created(self) -> list[ResponseEvent]:
         """The first events, the same for every attempt."""
         events = [self._event("response.created", response=self._shell)]
         if self._shell["background"]:
             events.append(self._event("response.queued", response=self._shell))
         return events
 
-    def started(self) -> list[Event]:
+    def started(self) -> list[ResponseEvent]:
         """A worker has begun; once, also the same for every attempt."""
         if self._begun:
             return []
         self._begun = True
         return [self._event("response.in_progress", response=self._shell | {"status": "in_progress"})]
 
-    def frames(self, data: bytes) -> list[Event]:
+    def frames(self, data: bytes) -> list[ResponseEvent]:
         """What chat's frames say. Raises BackendFailed where they are none."""
-        told: list[Told] = []
+        told: list[ItemEvent] = []
         for chunk in _payloads(data):
             told += self._chunk(chunk)
         return [*self.started(), *self._number(told)] if told else []
 
-    def closed(self, counted: JSON | None = None) -> list[Event]:
+    def closed(self, counted: JSON | None = None) -> list[ResponseEvent]:
         """The job is complete: the ends of all items. `counted` is the job's usage, where the frames held none."""
         events = self.started()
-        told: list[Told] = []
+        told: list[ItemEvent] = []
         if not self._items:
             told += self._say("output_text", "", [])
         for item in self._items:
@@ -102,19 +102,19 @@ class Answering:
             return final | {"status": "incomplete", "incomplete_details": {"reason": INCOMPLETE[str(self._finish)]}}
         return final | {"status": "completed", "completed_at": completed_at}
 
-    def last(self, final: JSON) -> Event:
+    def last(self, final: JSON) -> ResponseEvent:
         """The event that ends the stream."""
         status = final["status"]
         return self._event(f"response.{status if status in ('completed', 'incomplete') else 'failed'}", response=final)
 
-    def error(self, code: str | None, message: str) -> Event:
+    def error(self, code: str | None, message: str) -> ResponseEvent:
         """The event that breaks the stream off, while the response itself may go on."""
         return self._event("error", code=code, message=message, param=None)
 
-    def _chunk(self, chunk: JSON) -> list[Told]:
+    def _chunk(self, chunk: JSON) -> list[ItemEvent]:
         if isinstance(chunk.get("usage"), dict):
             self._usage = chunk["usage"]
-        told: list[Told] = []
+        told: list[ItemEvent] = []
         for choice in chunk.get("choices") or ():
             if choice.get("index", 0) != 0:
                 continue
@@ -122,8 +122,8 @@ class Answering:
             self._finish = choice.get("finish_reason") or self._finish
         return told
 
-    def _delta(self, delta: JSON, logprobs: list[JSON]) -> list[Told]:
-        told: list[Told] = []
+    def _delta(self, delta: JSON, logprobs: list[JSON]) -> list[ItemEvent]:
+        told: list[ItemEvent] = []
         if text := delta.get("reasoning_content") or delta.get("reasoning"):
             told += self._say("reasoning_text", str(text), [])
         if text := delta.get("content"):
@@ -134,22 +134,22 @@ class Answering:
             told += self._call(call)
         return told
 
-    def _say(self, kind: str, text: str, logprobs: list[JSON]) -> list[Told]:
-        told: list[Told] = []
+    def _say(self, kind: str, text: str, logprobs: list[JSON]) -> list[ItemEvent]:
+        told: list[ItemEvent] = []
         reasoning = kind == "reasoning_text"
         if self._speaking is None or self._speaking.reasoning is not reasoning:
             told += self._stop_speaking()
-            self._speaking = Spoken(len(self._items), self._hex, reasoning=reasoning)
+            self._speaking = TextItem(len(self._items), self._hex, reasoning=reasoning)
             self._items.append(self._speaking)
             told += self._speaking.open()
         return told + self._speaking.add(kind, text, logprobs)
 
-    def _stop_speaking(self) -> list[Told]:
+    def _stop_speaking(self) -> list[ItemEvent]:
         told = self._speaking.close("completed") if self._speaking is not None else []
         self._speaking = None
         return told
 
-    def _call(self, call: JSON) -> list[Told]:
+    def _call(self, call: JSON) -> list[ItemEvent]:
         """Calls stay open to the end: pieces of several of them may come in turns."""
         told = self._stop_speaking()
         function = call.get("function") or {}
@@ -157,18 +157,18 @@ class Answering:
         if not isinstance(index, int):
             index = len(self._calls) if call.get("id") else max(len(self._calls) - 1, 0)
         if index not in self._calls:
-            self._calls[index] = FunctionCall(len(self._items), self._hex)
+            self._calls[index] = FunctionCallItem(len(self._items), self._hex)
             self._items.append(self._calls[index])
         pieces = (call.get("id"), function.get("name"), function.get("arguments"))
         return told + self._calls[index].add(*(str(piece or "") for piece in pieces))
 
-    def _number(self, told: Iterable[Told]) -> list[Event]:
+    def _number(self, told: Iterable[ItemEvent]) -> list[ResponseEvent]:
         return [self._event(kind, **fields) for kind, fields in told]
 
-    def _event(self, kind: str, **fields: Any) -> Event:
+    def _event(self, kind: str, **fields: Any) -> ResponseEvent:
         number = self._next
         self._next += 1
-        return Event(number, {"type": kind, "sequence_number": number, **fields})
+        return ResponseEvent(number, {"type": kind, "sequence_number": number, **fields})
 
 
 def _payloads(data: bytes) -> Iterator[JSON]:

@@ -24,12 +24,12 @@ from gateway.http.asgi import (
     told_as,
 )
 from gateway.http.request_body import CallerGone
-from gateway.jobs.http_response import with_pauses
+from gateway.jobs.http_response import read_ahead
 from gateway.metrics import GatewayMetrics
-from gateway.responses.event_stream import Watch
-from gateway.responses.from_chat import Event
-from gateway.responses.repository import Made
-from gateway.responses.service import PATH, Responses
+from gateway.responses.event_stream import ResponseEventStream
+from gateway.responses.from_chat import ResponseEvent
+from gateway.responses.repository import CreatedResponse
+from gateway.responses.service import PATH, ResponseService
 from schemas.errors import ErrorInfo, InternalError
 
 log = structlog.get_logger(__name__)
@@ -43,7 +43,7 @@ FIRST = frozenset({"response.created", "response.queued", "response.in_progress"
 """Events that say nothing of the answer."""
 
 
-class Opening(Enum):
+class StreamStart(Enum):
     """When a stream begins: until then, an error is an HTTP status."""
 
     AT_ONCE = "at once"
@@ -54,14 +54,14 @@ class Opening(Enum):
     """Once there is something of the answer."""
 
 
-class Report:
+class RequestReport:
     """The log line and the count of one request."""
 
     def __init__(self, metrics: GatewayMetrics, request_id: str) -> None:
         self._metrics = metrics
         self._request_id = request_id
         self._began = monotonic()
-        self.made: Made | None = None
+        self.made: CreatedResponse | None = None
 
     def close(self, status: int, error: ErrorInfo | None = None) -> None:
         """It has been answered."""
@@ -82,11 +82,17 @@ class Report:
         )
 
 
-class EventStream(Response):
+class ResponseStreamReply(Response):
     """A response's events, each sent as it comes. There is no `[DONE]`: the last event says that it is the last."""
 
     def __init__(
-        self, responses: Responses, made: Made, opening: Opening, pause_s: float, report: Report | None, after: int = -1
+        self,
+        responses: ResponseService,
+        made: CreatedResponse,
+        opening: StreamStart,
+        pause_s: float,
+        report: RequestReport | None,
+        after: int = -1,
     ) -> None:
         self._responses = responses
         self._made = made
@@ -121,7 +127,7 @@ class EventStream(Response):
     async def _relay(self, sending: _Sending, line: Line | None) -> ErrorInfo | None:
         """Returns the error that it ended in."""
         hold = line.hold if line is not None else lambda _size: None
-        async with aclosing(with_pauses(sending.watch.events(), self._pause_s, _size, hold)) as paced:
+        async with aclosing(read_ahead(sending.watch.events(), self._pause_s, _size, hold)) as paced:
             async for ready in paced:
                 if not ready:
                     await sending.keep_alive()
@@ -136,7 +142,7 @@ class EventStream(Response):
             await self._responses.abandon(self._made)
 
 
-def _size(events: list[Event]) -> int:
+def _size(events: list[ResponseEvent]) -> int:
     """Bytes, roughly: pieces of text by their length, the few events that repeat all of it as they are sent."""
     return sum(
         len(delta) + EVENT_SIZE if isinstance(delta := event.body.get("delta"), str) else len(event.encode())
@@ -147,16 +153,16 @@ def _size(events: list[Event]) -> int:
 class _Sending:
     """What of a stream has been sent."""
 
-    def __init__(self, reply: Reply, watch: Watch, opening: Opening) -> None:
+    def __init__(self, reply: Reply, watch: ResponseEventStream, opening: StreamStart) -> None:
         self._reply = reply
         self.watch = watch
         self._opening = opening
         self._batches = 0
         self.over = False
         """The caller has been told the end."""
-        self._waiting: list[Event] = []
+        self._waiting: list[ResponseEvent] = []
 
-    async def take(self, ready: list[list[Event]]) -> bool:
+    async def take(self, ready: list[list[ResponseEvent]]) -> bool:
         """Send what has come, if it is time. True: the caller was answered with an error instead."""
         self._waiting += [event for events in ready for event in events]
         self._batches += len(ready)
@@ -165,13 +171,13 @@ class _Sending:
             await self._reply.error(self.watch.error or InternalError().info)
             return True
         answered = any(event.kind not in FIRST for event in self._waiting)
-        known = self._opening is Opening.KNOWN and self._batches > 1
-        if self._reply.started or answered or known or self._opening is Opening.AT_ONCE:
+        known = self._opening is StreamStart.KNOWN and self._batches > 1
+        if self._reply.started or answered or known or self._opening is StreamStart.AT_ONCE:
             await self._flush()
         return False
 
     def _fails_unseen(self) -> bool:
-        if self._reply.started or self._opening is not Opening.ANSWERED or self.watch.error is None:
+        if self._reply.started or self._opening is not StreamStart.ANSWERED or self.watch.error is None:
             return False
         last = self._waiting[-1] if self._waiting else None
         return last is not None and last.kind == "response.failed" and last.body["response"]["status"] == "failed"

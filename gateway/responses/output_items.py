@@ -8,13 +8,13 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 JSON = dict[str, Any]
-Told = tuple[str, JSON]
+ItemEvent = tuple[str, JSON]
 
 
-class Item(Protocol):
+class OutputItem(Protocol):
     """An output item in the making."""
 
-    def close(self, status: str) -> list[Told]:
+    def close(self, status: str) -> list[ItemEvent]:
         """The end of it: `completed` or `incomplete`. Idempotent."""
 
     def shape(self) -> JSON:
@@ -27,10 +27,10 @@ class _Base:
         self.id = item_id
         self.status = "in_progress"
 
-    def event(self, kind: str, **fields: Any) -> Told:
+    def event(self, kind: str, **fields: Any) -> ItemEvent:
         return kind, {"item_id": self.id, "output_index": self.index, **fields}
 
-    def frame(self, kind: str, shape: JSON) -> Told:
+    def frame(self, kind: str, shape: JSON) -> ItemEvent:
         return kind, {"output_index": self.index, "item": shape}
 
 
@@ -52,19 +52,19 @@ class _Part:
         "reasoning_text": ("response.reasoning_text", "text"),
     }
 
-    def _event(self, kind: str, **fields: Any) -> Told:
+    def _event(self, kind: str, **fields: Any) -> ItemEvent:
         return self._item.event(kind, content_index=self._index, **fields)
 
-    def open(self) -> list[Told]:
+    def open(self) -> list[ItemEvent]:
         return [self._event("response.content_part.added", part=self.shape())]
 
-    def add(self, text: str, logprobs: list[JSON]) -> list[Told]:
+    def add(self, text: str, logprobs: list[JSON]) -> list[ItemEvent]:
         self._pieces.append(text)
         self._logprobs += logprobs
         fields = {"logprobs": logprobs} if self.kind == "output_text" else {}
         return [self._event(self.NAMES[self.kind][0] + ".delta", delta=text, **fields)]
 
-    def close(self) -> list[Told]:
+    def close(self) -> list[ItemEvent]:
         if self._done:
             return []
         self._done = True
@@ -84,7 +84,7 @@ class _Part:
         return shape
 
 
-class Spoken(_Base):
+class TextItem(_Base):
     """A message, or what a model thinks before it: content in parts, one of which grows at a time."""
 
     def __init__(self, index: int, hex_id: str, *, reasoning: bool) -> None:
@@ -92,13 +92,13 @@ class Spoken(_Base):
         self.reasoning = reasoning
         self._parts: list[_Part] = []
 
-    def open(self) -> list[Told]:
+    def open(self) -> list[ItemEvent]:
         """It is there, and empty."""
         return [self.frame("response.output_item.added", self.shape())]
 
-    def add(self, kind: str, text: str, logprobs: list[JSON]) -> list[Told]:
+    def add(self, kind: str, text: str, logprobs: list[JSON]) -> list[ItemEvent]:
         """More text of this kind of part."""
-        told: list[Told] = []
+        told: list[ItemEvent] = []
         if not self._parts or self._parts[-1].kind != kind:
             if self._parts:
                 told += self._parts[-1].close()
@@ -108,7 +108,7 @@ class Spoken(_Base):
             told += self._parts[-1].add(text, logprobs)
         return told
 
-    def close(self, status: str) -> list[Told]:
+    def close(self, status: str) -> list[ItemEvent]:
         if self.status != "in_progress":
             return []
         told = self._parts[-1].close() if self._parts else []
@@ -122,7 +122,7 @@ class Spoken(_Base):
         return {"id": self.id, "type": "message", "status": self.status, "role": "assistant", "content": content}
 
 
-class FunctionCall(_Base):
+class FunctionCallItem(_Base):
     """A call of one of the caller's functions. Its arguments may come in many pieces."""
 
     def __init__(self, index: int, hex_id: str) -> None:
@@ -132,7 +132,7 @@ class FunctionCall(_Base):
         self._arguments: list[str] = []
         self._shown = False
 
-    def add(self, call_id: str, name: str, arguments: str) -> list[Told]:
+    def add(self, call_id: str, name: str, arguments: str) -> list[ItemEvent]:
         """More of it. Nothing is told before its name is known."""
         self._call_id = self._call_id or call_id
         if name != self._name:  # it may come in pieces
@@ -149,19 +149,19 @@ class FunctionCall(_Base):
             told += self._delta(arguments)
         return told
 
-    def _open(self) -> list[Told]:
+    def _open(self) -> list[ItemEvent]:
         self._shown = True
         self._call_id = self._call_id or self.id.replace("fc_", "call_")
         self._arguments = []
         return [self.frame("response.output_item.added", self.shape())]
 
-    def _delta(self, arguments: str) -> list[Told]:
+    def _delta(self, arguments: str) -> list[ItemEvent]:
         return [self.event("response.function_call_arguments.delta", delta=arguments)]
 
-    def close(self, status: str) -> list[Told]:
+    def close(self, status: str) -> list[ItemEvent]:
         if self.status != "in_progress":
             return []
-        told: list[Told] = []
+        told: list[ItemEvent] = []
         if not self._shown:
             earlier = "".join(self._arguments)
             told += self._open()

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from backbone.bus.blobs import BlobGone
-from gateway.responses.repository import Kept, ResponseNotFound, Shelf
+from gateway.responses.repository import ResponseNotFound, ResponseRepository, StoredResponse
 from schemas.errors import NotFound
 from schemas.openai.responses import InputItem, ResponsesRequest
 
@@ -18,10 +18,10 @@ ITEM_ID = re.compile(r"[a-z]{1,16}_([0-9a-f]{32})_i?[0-9]{1,9}")
 """An item's id holds that of its response; an `i` stands before the number of an input item."""
 
 
-class References:
+class ItemReferences:
     """Look up the items that a stored response has, in its input or its output."""
 
-    def __init__(self, shelf: Shelf, state: Callable[[Kept], Awaitable[JSON]]) -> None:
+    def __init__(self, shelf: ResponseRepository, state: Callable[[StoredResponse], Awaitable[JSON]]) -> None:
         """`state`: returns a stored response as it stands."""
         self._shelf = shelf
         self._state = state

@@ -30,7 +30,7 @@ class ResponseNotFound(NotFound):
     code = "response_not_found"
 
 
-class Document(BaseModel):
+class ResponseDocument(BaseModel):
     """A response as it is stored; of each two fields one is set."""
 
     model_config = ConfigDict(frozen=True)
@@ -48,13 +48,13 @@ class Document(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredResponse:
     """A response that is kept."""
 
     owner: str
     raw: bytes
     """The document, byte for byte."""
-    document: Document
+    document: ResponseDocument
     shell: JSON
     final: JSON | None
     """The response, once its job has ended and somebody has seen it."""
@@ -71,13 +71,13 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Made:
+class CreatedResponse:
     """A response whose job has been submitted."""
 
     owner: str
     job: str
     shell: JSON
-    kept: Kept | None
+    kept: StoredResponse | None
     """None: it cannot be retrieved."""
     callers: bool
     """It belongs to its caller's connection: nobody else waits for it, and it ends with it."""
@@ -88,7 +88,7 @@ class Made:
         return str(self.shell["id"])
 
 
-class Shelf:
+class ResponseRepository:
     """All that are kept."""
 
     def __init__(self, documents: Documents, blobs: Blobs, keep_s: float) -> None:
@@ -96,11 +96,11 @@ class Shelf:
         self._blobs = blobs
         self._keep_s = keep_s
 
-    async def add(self, owner: str, job: str, shell: JSON, talk: JSON) -> Kept:
+    async def add(self, owner: str, job: str, shell: JSON, talk: JSON) -> StoredResponse:
         """Keep a new response; what is there already under its id stays. Raises Unavailable."""
         head = {"shell": shell, "final": None}
         head_inline, head_blob = await self._put_away(head)
-        document = Document(job=job, head=head_inline, head_blob=head_blob)
+        document = ResponseDocument(job=job, head=head_inline, head_blob=head_blob)
         try:
             talk_inline, talk_blob = await self._put_away(talk)
             document = document.model_copy(update={"talk": talk_inline, "talk_blob": talk_blob})
@@ -112,9 +112,9 @@ class Shelf:
         if not added:
             self._forget(document.blobs)
             return await self.get(owner, response_id(job))
-        return Kept(owner, raw, document, shell, None)
+        return StoredResponse(owner, raw, document, shell, None)
 
-    async def get(self, owner: str, which: str) -> Kept:
+    async def get(self, owner: str, which: str) -> StoredResponse:
         """Raises ResponseNotFound, Unavailable."""
         try:
             return await self._get(owner, which)
@@ -125,19 +125,19 @@ class Shelf:
         except BlobGone:
             raise ResponseNotFound(f"Response with id '{which}' is not kept any more.") from None
 
-    async def _get(self, owner: str, which: str) -> Kept:
+    async def _get(self, owner: str, which: str) -> StoredResponse:
         raw = await self._documents.get(KIND, owner, which) if RESPONSE_ID.fullmatch(which) else None
         if raw is None:
             raise ResponseNotFound(f"Response with id '{which[:100]}' not found.")
-        document = Document.model_validate_json(raw)
+        document = ResponseDocument.model_validate_json(raw)
         head = await self._look_up(document.head, document.head_blob)
-        return Kept(owner, raw, document, head["shell"], head["final"])
+        return StoredResponse(owner, raw, document, head["shell"], head["final"])
 
-    async def talk(self, kept: Kept) -> JSON:
+    async def talk(self, kept: StoredResponse) -> JSON:
         """The conversation: `messages` so far, and `input` as it came. Raises BlobGone, Unavailable."""
         return await self._look_up(kept.document.talk, kept.document.talk_blob)
 
-    async def finish(self, kept: Kept, final: JSON) -> JSON:
+    async def finish(self, kept: StoredResponse, final: JSON) -> JSON:
         """Keep the final response; the first one wins, but for a failed one. Returns the one that is kept. Raises Unavailable."""
         inline, blob = await self._put_away({"shell": kept.shell, "final": final})
         document = kept.document.model_copy(update={"head": inline, "head_blob": blob})
@@ -153,7 +153,7 @@ class Shelf:
         self._forget([kept.document.head_blob])
         return final
 
-    async def remove(self, kept: Kept) -> bool:
+    async def remove(self, kept: StoredResponse) -> bool:
         """Forget it. False: somebody else did. Raises Unavailable."""
         self._forget(kept.document.blobs)
         return await self._documents.remove(KIND, kept.owner, kept.id)
@@ -183,5 +183,5 @@ class Shelf:
                 self._blobs.remove(name)
 
 
-def _encode(document: Document) -> bytes:
+def _encode(document: ResponseDocument) -> bytes:
     return orjson.dumps(document.model_dump(exclude_none=True))

@@ -20,11 +20,11 @@ from gateway.jobs.api import JobNotFound, Jobs, Result, Submission
 from gateway.jobs.http_response import error_of
 from gateway.jobs.idempotency import Idempotency
 from gateway.metrics import GatewayMetrics
-from gateway.responses.event_stream import Watch, ended_at
-from gateway.responses.from_chat import Answering
+from gateway.responses.event_stream import ResponseEventStream, ended_at
+from gateway.responses.from_chat import ResponseBuilder
 from gateway.responses.input_items import listed, messages_of
-from gateway.responses.references import References
-from gateway.responses.repository import Kept, Made, ResponseNotFound, Shelf
+from gateway.responses.references import ItemReferences
+from gateway.responses.repository import CreatedResponse, ResponseNotFound, ResponseRepository, StoredResponse
 from gateway.responses.resource import STATUSES, shell, unanswered
 from gateway.responses.to_chat import chat_body, conversation, refuse_unsupported, without_other_tools
 from schemas.errors import InvalidRequest, NexusError, NotFound, Unavailable
@@ -46,14 +46,14 @@ CHAT_PLACES = {"messages": "input", "max_tokens": "max_output_tokens"}
 """What the caller calls what chat calls so."""
 
 
-class Responses:
+class ResponseService:
     """See the module's docstring. Every call raises Unavailable where what it needs is away."""
 
     def __init__(
         self,
         jobs: Jobs,
         waiting: Waiting,
-        shelf: Shelf,
+        shelf: ResponseRepository,
         blobs: Blobs,
         reader: Reader,
         idempotency: Idempotency,
@@ -76,11 +76,13 @@ class Responses:
         self._idempotency = idempotency
         self._chat = chat
         self._refuse_other_tools = refuse_other_tools
-        self._references = References(shelf, self._state)
+        self._references = ItemReferences(shelf, self._state)
 
     # Making one
 
-    async def create(self, principal: Principal, request: ResponsesRequest, request_id: str, key: str = "") -> Made:
+    async def create(
+        self, principal: Principal, request: ResponsesRequest, request_id: str, key: str = ""
+    ) -> CreatedResponse:
         """Submit its job. With a `key` of idempotency that was used before, join what it made.
 
         Raises InvalidRequest, NotFound, QueueFull, RateLimited, RequestTooLarge, IdempotencyMismatch.
@@ -127,16 +129,16 @@ class Responses:
 
     async def _keep(
         self, owner: str, job: str, request: ResponsesRequest, messages: list[JSON], *, joining: bool
-    ) -> Made:
+    ) -> CreatedResponse:
         new = shell(request, job, int(clock.now()))
         kept = None
         if request.stored:
             talk = {"messages": messages, "input": listed(request.input, str(new["id"]))}
             kept = await self._shelf.add(owner, job, new, talk)
         callers = not (request.background or joining)
-        return Made(owner, job, kept.shell if kept is not None else new, kept, callers)
+        return CreatedResponse(owner, job, kept.shell if kept is not None else new, kept, callers)
 
-    async def _forget(self, kept: Kept) -> None:
+    async def _forget(self, kept: StoredResponse) -> None:
         try:
             await self._shelf.remove(kept)
         except Unavailable:
@@ -166,7 +168,7 @@ class Responses:
 
     # Its answer
 
-    async def answer(self, made: Made) -> tuple[JSON, tuple[str, ...]]:
+    async def answer(self, made: CreatedResponse) -> tuple[JSON, tuple[str, ...]]:
         """The final response, once its job has ended, and the parameters that were adapted.
 
         Raises what the job ended with, unless it was cancelled.
@@ -178,7 +180,7 @@ class Responses:
             raise NexusError.from_info(error)
         return final, result.word.adapted
 
-    async def _ended(self, made: Made) -> Result:
+    async def _ended(self, made: CreatedResponse) -> Result:
         """What was accepted goes on while Redis or NATS is away for a while; so does waiting for it."""
         loop = asyncio.get_running_loop()
         lost_at = None
@@ -194,11 +196,11 @@ class Responses:
                     raise
                 await asyncio.sleep(1)
 
-    def watch(self, made: Made, after: int = -1) -> Watch:
+    def watch(self, made: CreatedResponse, after: int = -1) -> ResponseEventStream:
         """Its events with numbers above `after`."""
-        return Watch(self._jobs, made, after, self._finished, self._look_up)
+        return ResponseEventStream(self._jobs, made, after, self._finished, self._look_up)
 
-    async def abandon(self, made: Made) -> None:
+    async def abandon(self, made: CreatedResponse) -> None:
         """Its caller has hung up. Best effort."""
         try:
             await self._jobs.cancel(made.owner, made.job)
@@ -210,7 +212,7 @@ class Responses:
         if word.status is not JobStatus.COMPLETED:
             return unanswered(began_as, word.status, error_of(result))
         data = await self._data(result)
-        answering = Answering(began_as)
+        answering = ResponseBuilder(began_as)
         for some in _portions(data):
             answering.frames(some)
             await asyncio.sleep(0)  # others get their turn
@@ -223,11 +225,11 @@ class Responses:
             return result.data
         return b"".join([piece async for piece in self._blobs.read(result.blob.name)])
 
-    async def _look_up(self, made: Made) -> tuple[Result, bytes]:
+    async def _look_up(self, made: CreatedResponse) -> tuple[Result, bytes]:
         result = await self._jobs.result(made.owner, made.job)
         return result, await self._data(result)
 
-    async def _finished(self, made: Made, final: JSON) -> JSON:
+    async def _finished(self, made: CreatedResponse, final: JSON) -> JSON:
         """Keep the final response beyond its job's life. Returns what everybody will see."""
         if made.kept is None:
             return final
@@ -243,7 +245,7 @@ class Responses:
         """As it stands. Raises ResponseNotFound."""
         return await self._state(await self._shelf.get(owner, which))
 
-    async def made(self, owner: str, which: str) -> Made:
+    async def made(self, owner: str, which: str) -> CreatedResponse:
         """One that was made before. Raises ResponseNotFound."""
         return _made(await self._shelf.get(owner, which))
 
@@ -276,7 +278,7 @@ class Responses:
             raise _lost(kept) from None
         return items
 
-    async def _state(self, kept: Kept) -> JSON:
+    async def _state(self, kept: StoredResponse) -> JSON:
         if kept.final is not None and kept.final["status"] != "failed":
             return kept.final
         try:
@@ -302,9 +304,9 @@ def _portions(data: bytes) -> Iterator[bytes]:
         at = end
 
 
-def _made(kept: Kept) -> Made:
-    return Made(kept.owner, kept.job, kept.shell, kept, callers=False)
+def _made(kept: StoredResponse) -> CreatedResponse:
+    return CreatedResponse(kept.owner, kept.job, kept.shell, kept, callers=False)
 
 
-def _lost(kept: Kept) -> ResponseNotFound:
+def _lost(kept: StoredResponse) -> ResponseNotFound:
     return ResponseNotFound(f"The answer of '{kept.id}' is not kept any more.")

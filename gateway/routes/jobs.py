@@ -18,7 +18,7 @@ from gateway.endpoints import comment_frame
 from gateway.http.asgi import LINE, STREAM_HEADERS, Line, adapted_header
 from gateway.jobs.api import JobEvent
 from gateway.jobs.http_handler import shown
-from gateway.jobs.http_response import error_of, event_size, with_pauses
+from gateway.jobs.http_response import error_of, event_size, read_ahead
 from gateway.jobs.records import shape
 from gateway.signed_urls import base_url
 from schemas.errors import InvalidRequest, NexusError
@@ -79,7 +79,7 @@ async def get_result(job_id: str, request: Request, parts: PartsDep, caller: Job
     error = error_of(result)
     if error is not None:
         raise NexusError.from_info(error)
-    payload = parts.answers.payload(result, base_url(request.scope))
+    payload = parts.job_responder.payload(result, base_url(request.scope))
     pieces = payload.pieces()
     first = await anext(pieces, b"")  # what fails here can still be told
     headers = {"content-length": str(payload.size)}
@@ -100,7 +100,7 @@ async def get_events(job_id: str, request: Request, parts: PartsDep, caller: Job
     events = parts.jobs.follow(caller.owner, job_id, after)
     # What cannot be followed is an error and no stream.
     line: Line | None = request.scope.get(LINE)
-    paced = with_pauses(events, PAUSE_S, event_size, line.hold if line is not None else lambda _size: None)
+    paced = read_ahead(events, PAUSE_S, event_size, line.hold if line is not None else lambda _size: None)
     try:
         first: list[JobEvent] | None = await anext(paced, None)
     except BaseException:

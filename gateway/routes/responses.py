@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from gateway.dependencies import InferenceCaller, PartsDep
 from gateway.http.asgi import adapted_header, request_id_of
 from gateway.http.request_body import CallerGone
-from gateway.responses.http_response import CLOSED, EventStream, Opening, Report
+from gateway.responses.http_response import CLOSED, RequestReport, ResponseStreamReply, StreamStart
 from gateway.responses.request import key_of, read
 from schemas.errors import InvalidRequest, NexusError, Unavailable
 from schemas.keys import Scope
@@ -25,7 +25,7 @@ JSON = dict[str, Any]
 async def create_response(request: Request, parts: PartsDep, caller: InferenceCaller) -> Response:
     """The answer to `input`; with `stream` its events; with `background` what it begins as, at once."""
     responses = parts.responses
-    report = Report(responses.metrics, request_id_of(request.scope))
+    report = RequestReport(responses.metrics, request_id_of(request.scope))
     try:
         with parts.reader.memory.share(caller.key_id) as share:
             asked = await read(request, parts.reader, share)
@@ -38,8 +38,8 @@ async def create_response(request: Request, parts: PartsDep, caller: InferenceCa
             del asked
         report.made = made
         if streamed:
-            opening = Opening.AT_ONCE if background else Opening.ANSWERED
-            return EventStream(responses, made, opening, responses.pause_s, report)
+            opening = StreamStart.AT_ONCE if background else StreamStart.ANSWERED
+            return ResponseStreamReply(responses, made, opening, responses.pause_s, report)
         adapted: tuple[str, ...] = ()
         if background:
             answer = await responses.retrieve(caller.owner, made.id) if key else made.shell
@@ -74,7 +74,7 @@ async def get_response(
         return JSONResponse(await responses.retrieve(caller.owner, response_id))
     made = await responses.made(caller.owner, response_id)
     after = -1 if starting_after is None else starting_after
-    return EventStream(responses, made, Opening.KNOWN, responses.pause_s, None, after)
+    return ResponseStreamReply(responses, made, StreamStart.KNOWN, responses.pause_s, None, after)
 
 
 @router.post("/v1/responses/{response_id}/cancel")

@@ -45,7 +45,7 @@ from gateway.http.asgi import (
 from gateway.http.inference_body import Reader, Received
 from gateway.http.preferences import wish_of
 from gateway.http.request_body import CallerGone
-from gateway.jobs.http_handler import Asked, Submissions
+from gateway.jobs.http_handler import DurableRequest, DurableRequestHandler
 from gateway.metrics import GatewayMetrics
 from gateway.signed_urls import Links, base_url
 from gateway.sync.request_state import Call, State
@@ -80,7 +80,7 @@ class Inference:
         auth: Auth,
         metrics: GatewayMetrics,
         bounds: Bounds,
-        submissions: Submissions,
+        durable_handler: DurableRequestHandler,
     ) -> None:
         self._dispatcher = dispatcher
         self._reader = reader
@@ -89,7 +89,7 @@ class Inference:
         self._auth = auth
         self._metrics = metrics
         self._bounds = bounds
-        self._submissions = submissions
+        self._durable_handler = durable_handler
         self._open = OpenRequests()
 
     async def serve(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
@@ -167,15 +167,15 @@ class _Request:
         self._counted = side._open.enter(principal)
         here = self._line is not None and self._line.body_complete
         wish = wish_of(headers)
-        reader = side._reader if wish is None else side._submissions.reader
+        reader = side._reader if wish is None else side._durable_handler.reader
         received = self._received = await reader.read(endpoint, headers, receive, here=here, key=principal.key_id)
         request = received.request
         if side._bounds.log_prompts:
             log.debug("prompt", request_id=self._reply.request_id, body=received.body.decode(errors="replace"))
         self._type = endpoint.stream_type(request)
         if wish is not None:
-            self._error = await side._submissions.answer(
-                Asked(principal, endpoint, received, wish, scope, receive, self._reply, self._line)
+            self._error = await side._durable_handler.answer(
+                DurableRequest(principal, endpoint, received, wish, scope, receive, self._reply, self._line)
             )
             self._status = self._reply.status or CLOSED
             return None

@@ -26,9 +26,9 @@ from backbone.bus.job_log import Backlog, Item
 from backbone.ssrf_guard import FetchRefused
 from backbone.store.store import Store
 from gateway import clock
-from gateway.jobs.records import record_of, shape
-from gateway.webhooks.delivery_notes import DeliveryNotes, Note, State
-from gateway.webhooks.signature import BadSecret, signed
+from gateway.jobs.records import record_from_outcome, shape
+from gateway.webhooks.delivery_recorder import DeliveryRecorder, Note, State
+from gateway.webhooks.signature import InvalidWebhookSecret, signature_headers
 from schemas.disclosure import INSIDE
 from schemas.errors import InvalidRequest, Unavailable
 from schemas.jobs import Delivery
@@ -62,7 +62,7 @@ class Poster(Protocol):
         """The status of the answer. Raises FetchRefused when there was none."""
 
 
-class Hook(BaseModel):
+class WebhookMessage(BaseModel):
     """One message, as it waits in the backlog."""
 
     model_config = ConfigDict(frozen=True)
@@ -80,7 +80,7 @@ class Hook(BaseModel):
         return f"evt_{self.job}_{self.run}"
 
 
-class Webhooks:
+class WebhookSender:
     """See the module's docstring. All gateways share the backlog; each runs one of these."""
 
     def __init__(
@@ -101,7 +101,7 @@ class Webhooks:
         self._backlog = backlog
         self._store = store
         self._poster = poster
-        self._notes = DeliveryNotes(store)
+        self._notes = DeliveryRecorder(store)
         self._secret_of = secret_of
         self._delays_s = delays_s
         self._hold_s = timeout_s + HOLD_S
@@ -127,10 +127,12 @@ class Webhooks:
             return
         record = await self._store.get(word.owner, word.job)
         if record is None or record.run != word.run or record.status is not word.status:
-            record = record_of(word, int(self._clock()))
+            record = record_from_outcome(word, int(self._clock()))
         moment = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         body = orjson.dumps({"type": f"job.{word.status.value}", "timestamp": moment, "data": shape(record)})
-        hook = Hook(owner=word.owner, job=word.job, run=word.run, key=word.key, url=word.webhook, body=body.decode())
+        hook = WebhookMessage(
+            owner=word.owner, job=word.job, run=word.run, key=word.key, url=word.webhook, body=body.decode()
+        )
         await self._backlog.put(f"{word.job}-{word.run}", hook.model_dump_json().encode())
 
     async def run(self) -> None:
@@ -160,7 +162,7 @@ class Webhooks:
     async def _try(self, item: Item) -> None:
         """One try: send, settle, note."""
         try:
-            hook = Hook.model_validate_json(item.data)
+            hook = WebhookMessage.model_validate_json(item.data)
         except ValueError:
             log.error("webhook not readable; dropped", item=item.id)
             await item.done()
@@ -177,16 +179,16 @@ class Webhooks:
         else:
             await item.done()
 
-    async def _send(self, hook: Hook) -> tuple[int | None, str | None]:
+    async def _send(self, hook: WebhookMessage) -> tuple[int | None, str | None]:
         """What the receiver answered, or why it did not."""
         body = hook.body.encode()
         secret = self._secret_of(hook.key)
         if secret is None:
             return None, "the API key that submitted the job is not there to sign with"
         try:
-            headers = signed(secret, hook.id, int(self._clock()), body)
+            headers = signature_headers(secret, hook.id, int(self._clock()), body)
             return await self._poster.post(hook.url, body, {"content-type": "application/json", **headers}), None
-        except (FetchRefused, BadSecret) as error:
+        except (FetchRefused, InvalidWebhookSecret) as error:
             return None, INSIDE.hide(str(error))
         except Exception:
             log.exception("defect in webhooks", job=hook.job)

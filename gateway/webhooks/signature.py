@@ -9,12 +9,12 @@ import hmac
 PREFIX = "whsec_"
 
 
-class BadSecret(ValueError):
+class InvalidWebhookSecret(ValueError):
     """This is no secret for signing webhooks."""
 
 
-def signed(secret: str, hook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
-    """The headers that let a receiver who knows `secret` (`whsec_` and base64) check the rest. Raises BadSecret.
+def signature_headers(secret: str, hook_id: str, timestamp: int, body: bytes) -> dict[str, str]:
+    """The headers that let a receiver who knows `secret` (`whsec_` and base64) check the rest. Raises InvalidWebhookSecret.
 
     `hook_id` stays the same over all tries at one message; `timestamp` (Unix seconds) is that of the try.
     """
@@ -30,7 +30,7 @@ def _key(secret: str) -> bytes:
     try:
         key = base64.b64decode(secret.removeprefix(PREFIX), validate=True)
     except ValueError as error:
-        raise BadSecret(BadSecret.__doc__) from error
+        raise InvalidWebhookSecret(InvalidWebhookSecret.__doc__) from error
     if not key:
-        raise BadSecret(BadSecret.__doc__)
+        raise InvalidWebhookSecret(InvalidWebhookSecret.__doc__)
     return key

@@ -12,7 +12,7 @@ import pytest
 from backbone.bus.job_log import WorkerLog
 from backbone.bus.sealed_job_log import SealedJobLog
 from backbone.bus.seals import SealSecret, attempt_token
-from gateway.jobs.records import first_record
+from gateway.jobs.records import new_record
 from schemas.frames import EventKind
 from schemas.job_events import NO_TOKEN, QUEUED, Answer, AnswerKind, Ask, decode_durable, encode_durable
 from schemas.jobs import Envelope, JobStatus
@@ -218,7 +218,7 @@ async def test_an_item_that_no_gateway_put_there_is_dropped(desk: Desk) -> None:
 
 async def submitted_before(desk: Desk, monkeypatch: pytest.MonkeyPatch, env: Envelope) -> None:
     """Let the job's first event be older than the secret, and what comes now younger."""
-    record = first_record(env, queue_s=60.0, expires_at=None)
+    record = new_record(env, queue_s=60.0, expires_at=None)
     await desk.log.say(env.job, encode_durable(QUEUED, env.run, 0, 0, NO_TOKEN, record.model_dump_json().encode()))
     [event] = await desk.log.first(env.job, 1)
     secret = desk.log.seal_secret

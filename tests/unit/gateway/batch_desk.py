@@ -17,18 +17,18 @@ from backbone.testing.bus import MemoryBroker
 from backbone.testing.documents import MemoryDocuments
 from backbone.testing.job_log import MemoryJobLog
 from gateway.auth.authenticator import Principal
-from gateway.batches.line_jobs import Tools
-from gateway.batches.line_types import Direct, Kind
-from gateway.batches.repository import Ledger
-from gateway.batches.scheduler import BatchRunner
-from gateway.batches.service import Batches
+from gateway.batches.line_jobs import BatchDependencies
+from gateway.batches.line_types import EndpointLine, LineType
+from gateway.batches.repository import BatchRepository
+from gateway.batches.scheduler import BatchScheduler
+from gateway.batches.service import BatchService
 from gateway.files import Files, FileUploads
 from gateway.http.body_memory import BodyMemory
 from gateway.http.inference_body import Reader
 from gateway.http.remote_media import RemoteMedia
 from gateway.jobs.api import JobNotFound, Jobs, Result, ResultNotReady, Submission
-from gateway.jobs.http_response import Answers
-from gateway.jobs.records import record_of
+from gateway.jobs.http_response import JobResponder
+from gateway.jobs.records import record_from_outcome
 from gateway.routes import chat, embeddings, speech, transcriptions
 from gateway.signed_urls import Links
 from schemas.batches import Batch, BatchRequest, BatchStatus, Counts
@@ -96,14 +96,14 @@ class MadeUpJobs:
         self.submitted.append(submission)
         word = self._word(submission, JobStatus.COMPLETED)
         if submission.job_id in self.open or await self._log.decided(submission.job_id) is not None:
-            return record_of(word)
+            return record_from_outcome(word)
         self.runs[submission.job_id] += 1
         self.uploads += submission.received.uploads
         end = self.ends(orjson.loads(submission.received.body))
         self.open[submission.job_id] = submission
         if end is not None:
             await self.finish(submission.job_id, end)
-        return record_of(word)
+        return record_from_outcome(word)
 
     async def finish(self, job: str, end: Answered | ErrorInfo) -> None:
         submission = self.open.pop(job)
@@ -140,7 +140,7 @@ class MadeUpJobs:
         self.cancelled.append(job_id)
         word = self._word(self.open.pop(job_id), JobStatus.CANCELLED)
         await self._log.decide(word)
-        return record_of(word)
+        return record_from_outcome(word)
 
     def _word(self, submission: Submission, status: JobStatus) -> Word:
         return Word(
@@ -166,27 +166,32 @@ class Desk:
         self.documents = MemoryDocuments()
         self.files = Files(self.documents, self.blobs, 10_000_000, 86_400.0, BodyMemory(10_000_000), 5.0)
         self.jobs = MadeUpJobs(self.log, self.blobs)
-        self.ledger = Ledger(self.documents, 86_400.0)
+        self.repository = BatchRepository(self.documents, 86_400.0)
         self.backlog = self.log.backlog("batches")
-        self.batches = Batches(self.ledger, self.files, self.backlog, ENDPOINTS, longest_s=86_400.0)
-        self.runners: list[BatchRunner] = []
+        self.batches = BatchService(self.repository, self.files, self.backlog, ENDPOINTS, longest_s=86_400.0)
+        self.runners: list[BatchScheduler] = []
         jobs = cast("Jobs", self.jobs)
-        uploads, payload = FileUploads(self.files.open), Answers(jobs, self.blobs, Links("k", "", 60), 10.0).payload
-        kinds: dict[str, Kind] = {path: Direct(endpoint, uploads, payload) for path, endpoint in ENDPOINTS.items()}
-        self.tools = Tools(
-            ledger=self.ledger,
+        uploads, payload = (
+            FileUploads(self.files.open),
+            JobResponder(jobs, self.blobs, Links("k", "", 60), 10.0).payload,
+        )
+        line_types: dict[str, LineType] = {
+            path: EndpointLine(endpoint, uploads, payload) for path, endpoint in ENDPOINTS.items()
+        }
+        self.tools = BatchDependencies(
+            repository=self.repository,
             files=self.files,
             blobs=self.blobs,
             jobs=jobs,
             log=self.log,
             reader=Reader(self.blobs, 2_000_000, 5.0, 60.0, BodyMemory(10_000_000), RemoteMedia(None, 2_000_000)),
-            kinds=kinds,
+            line_types=line_types,
             window=window,
         )
 
-    async def gateway(self) -> BatchRunner:
+    async def gateway(self) -> BatchScheduler:
         """One more that runs batches."""
-        runner = BatchRunner(self.backlog, self.tools)
+        runner = BatchScheduler(self.backlog, self.tools)
         await runner.start()
         self.runners.append(runner)
         return runner

@@ -12,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backbone.ids import new_job_id
-from gateway.batches.input_file import BadLine, Findings, Line, LineTooLong, job_id, parse_line, split_lines, validate
+from gateway.batches.input_file import (
+    InputLine,
+    InvalidLine,
+    LineTooLong,
+    ValidationReport,
+    job_id,
+    parse_line,
+    split_lines,
+    validate,
+)
 from schemas.batches import MAX_ERRORS, MAX_REQUESTS, window_seconds
 
 CHAT = "/v1/chat/completions"
@@ -29,11 +38,11 @@ async def pieces(data: bytes, step: int = 65_536) -> AsyncGenerator[bytes, None]
         yield data[at : at + step]
 
 
-async def lines(data: bytes, step: int = 65_536, longest: int = LONGEST) -> list[Line]:
+async def lines(data: bytes, step: int = 65_536, longest: int = LONGEST) -> list[InputLine]:
     return [one async for one in split_lines(pieces(data, step), longest)]
 
 
-async def looked_at(*rows: bytes) -> Findings:
+async def looked_at(*rows: bytes) -> ValidationReport:
     return await validate(split_lines(pieces(b"\n".join(rows)), LONGEST), CHAT)
 
 
@@ -42,14 +51,14 @@ class TestSplitting:
     @given(st.lists(st.sampled_from([b"", b"a", b"bb" * 40, b" ", b"c\r", b"\xef\xbb\xbfd"])), st.integers(1, 50))
     async def test_pieces_of_any_size_give_the_same_lines(self, rows: list[bytes], step: int) -> None:
         """Blank lines count and are left out; line ends of any system."""
-        wanted = [Line(number, row.strip()) for number, row in enumerate(rows, 1) if row.strip()]
+        wanted = [InputLine(number, row.strip()) for number, row in enumerate(rows, 1) if row.strip()]
         if rows and rows[0].startswith(b"\xef"):
-            wanted[0] = Line(1, b"d")
+            wanted[0] = InputLine(1, b"d")
         assert await lines(b"\n".join(rows), step) == wanted
 
     async def test_the_last_line_needs_no_end(self) -> None:
         """With or without."""
-        assert await lines(b"a\nb") == await lines(b"a\nb\n") == [Line(1, b"a"), Line(2, b"b")]
+        assert await lines(b"a\nb") == await lines(b"a\nb\n") == [InputLine(1, b"a"), InputLine(2, b"b")]
 
     @pytest.mark.parametrize("step", [7, 100_000])
     async def test_a_line_without_end_is_not_held(self, step: int) -> None:
@@ -90,7 +99,7 @@ class TestParsing:
     )
     def test_what_is_wrong_is_named(self, data: bytes, code: str, param: str | None) -> None:
         """By code and field."""
-        with pytest.raises(BadLine) as raised:
+        with pytest.raises(InvalidLine) as raised:
             parse_line(data, CHAT)
         assert (raised.value.code, raised.value.param) == (code, param)
 

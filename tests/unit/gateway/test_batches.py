@@ -540,7 +540,7 @@ class TestTakingOver:
         def taken(batch: Batch) -> Batch:
             return batch.model_copy(update={"runner": "another"})
 
-        await desk.ledger.change(OWNER, made.id, taken)
+        await desk.repository.change(OWNER, made.id, taken)
         await eventually(lambda: not desk.runners[0]._tasks)
         now = await desk.batch(made)
         assert (now.runner, now.status, stale.runner != "another") == ("another", BatchStatus.IN_PROGRESS, True)
@@ -564,7 +564,7 @@ class TestTakingOver:
         self, desk: Desk, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """Killed between its files and its last word: there is one file of each kind, and no bytes of another."""
-        change, broken = desk.ledger.change, False
+        change, broken = desk.repository.change, False
 
         async def break_once(owner: str, batch_id: str, wanted: Any) -> Batch:
             nonlocal broken
@@ -579,7 +579,7 @@ class TestTakingOver:
 
             return await change(owner, batch_id, checked)
 
-        monkeypatch.setattr(desk.ledger, "change", break_once)
+        monkeypatch.setattr(desk.repository, "change", break_once)
         await desk.gateway()
         batch = await desk.ended(await desk.create(line("a"), line("b", messages=3)))
         assert broken
@@ -607,7 +607,7 @@ class TestTakingOver:
 async def test_a_job_that_only_the_queue_knows_is_decided_too(desk: Desk) -> None:
     """Cancelled, so that it never runs."""
     batch = await desk.create(line("a"))
-    jobs = line_jobs.LineJobs(batch, desk.tools, line_jobs.Signals())
+    jobs = line_jobs.LineJobRunner(batch, desk.tools, line_jobs.BatchSignals())
     await jobs.cancel(job_id(batch.id, 1))
     assert await jobs.decided(job_id(batch.id, 1)) is JobStatus.CANCELLED
 
@@ -618,7 +618,7 @@ async def test_a_job_whose_end_was_dropped_is_waited_for_no_longer(
 ) -> None:
     """Results of a batch that fill their room: its record still says how it ended."""
     monkeypatch.setattr(line_jobs, "LOOK_S", 0.01)
-    batch, signals = await desk.create(line("a")), line_jobs.Signals()
+    batch, signals = await desk.create(line("a")), line_jobs.BatchSignals()
     job = job_id(batch.id, 1)
     desk.jobs.forgotten[job] = JobRecord(
         id=job, owner=batch.owner, endpoint=batch.endpoint, model="m", created_at=1, status=JobStatus.COMPLETED
@@ -626,4 +626,4 @@ async def test_a_job_whose_end_was_dropped_is_waited_for_no_longer(
     if stopped:
         signals.stop()
     async with asyncio.timeout(10):
-        assert await line_jobs.LineJobs(batch, desk.tools, signals).end(job) is JobStatus.COMPLETED
+        assert await line_jobs.LineJobRunner(batch, desk.tools, signals).end(job) is JobStatus.COMPLETED

@@ -10,8 +10,8 @@ from backbone.testing.blobs import MemoryBlobs
 from backbone.testing.bus import MemoryBroker
 from backbone.testing.job_log import MemoryJobLog
 from gateway.jobs.api import EventsExpired, JobEvent
-from gateway.jobs.event_stream import Follower
-from gateway.jobs.records import record_of
+from gateway.jobs.event_stream import JobEventStream
+from gateway.jobs.records import record_from_outcome
 from schemas.frames import EventKind, Started
 from schemas.job_events import NO_TOKEN, QUEUED, encode_durable
 from schemas.jobs import Capability, JobStatus
@@ -31,7 +31,7 @@ WORD = Word(
     delivery=1,
     events=4,
 )
-RECORD = record_of(WORD)
+RECORD = record_from_outcome(WORD)
 QUEUED_RECORD = RECORD.model_copy(update={"status": JobStatus.QUEUED, "finished_at": None})
 WHOLE = ["first.1", "first.2", "first.3"]
 
@@ -72,7 +72,7 @@ async def log() -> MemoryJobLog:
 
 async def follow(log: MemoryJobLog, told: Told, *, most: int = 100, before_end: bool = False) -> Told:
     record = QUEUED_RECORD if before_end else RECORD
-    async with aclosing(Follower(log, MemoryBlobs(), record, told.last).events()) as events:
+    async with aclosing(JobEventStream(log, MemoryBlobs(), record, told.last).events()) as events:
         async for event in events:
             if event is None:
                 if before_end:

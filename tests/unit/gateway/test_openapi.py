@@ -14,7 +14,7 @@ from backbone.settings import PUBLIC_ROUTES
 from gateway.app import ENDPOINTS, make_app
 from gateway.dependencies import Parts
 from gateway.http.path_methods import PathMethods
-from gateway.openapi.completion import complete
+from gateway.openapi.enrichment import complete
 from gateway.openapi.operation import SSE_TYPE
 from gateway.openapi.operations import OPERATIONS, TAGS
 from gateway.openapi.operations.batches import ENDPOINTS as BATCH_ENDPOINTS

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from gateway.jobs.api import JobEvent
-from gateway.jobs.http_response import AHEAD, AHEAD_BYTES, event_size, with_pauses
+from gateway.jobs.http_response import AHEAD, AHEAD_BYTES, event_size, read_ahead
 from schemas.job_events import JobEventKind
 
 PIECE = 64 * 1024
@@ -29,7 +29,7 @@ class Source:
 async def test_who_reads_nothing_costs_little_memory() -> None:
     """However large the events are that wait for it; then it gets all of them."""
     source, ids = Source(200), []
-    async with aclosing(with_pauses(source.events(), 60, event_size)) as paced:
+    async with aclosing(read_ahead(source.events(), 60, event_size)) as paced:
         ids += [event.id for event in await anext(paced)]
         for _ in range(1000):
             await asyncio.sleep(0)
@@ -42,7 +42,7 @@ async def test_who_reads_nothing_costs_little_memory() -> None:
 async def test_an_event_larger_than_that_comes_all_the_same() -> None:
     """One at a time."""
     source, count = Source(5, 2 * AHEAD_BYTES), 0
-    async with asyncio.timeout(10), aclosing(with_pauses(source.events(), 60, event_size)) as paced:
+    async with asyncio.timeout(10), aclosing(read_ahead(source.events(), 60, event_size)) as paced:
         async for ready in paced:
             count += len(ready)
     assert count == 5
@@ -50,7 +50,7 @@ async def test_an_event_larger_than_that_comes_all_the_same() -> None:
 
 async def test_small_events_are_bounded_by_their_number() -> None:
     source = Source(10 * AHEAD, 1)
-    async with aclosing(with_pauses(source.events(), 60, event_size)) as paced:
+    async with aclosing(read_ahead(source.events(), 60, event_size)) as paced:
         await anext(paced)
         for _ in range(10_000):
             await asyncio.sleep(0)

@@ -17,9 +17,9 @@ from backbone.bus.job_log import Item
 from backbone.settings import GatewaySettings
 from backbone.ssrf_guard import Egress, FetchRefused
 from backbone.testing.store import MemoryStore
-from gateway.webhooks.delivery_notes import SHOWN
-from gateway.webhooks.sender import AT_ONCE, JITTER, Webhooks
-from gateway.webhooks.signature import BadSecret, signed
+from gateway.webhooks.delivery_recorder import SHOWN
+from gateway.webhooks.sender import AT_ONCE, JITTER, WebhookSender
+from gateway.webhooks.signature import InvalidWebhookSecret, signature_headers
 from schemas.errors import InvalidRequest, Unavailable
 from schemas.jobs import Capability, JobRecord, JobStatus, WebhookState
 from schemas.outcome import Word
@@ -110,17 +110,17 @@ class Stage:
         self.asked: list[str] = []
         self.webhooks = self.gateway(secret)
 
-    def gateway(self, secret: str | None = SECRET) -> Webhooks:
+    def gateway(self, secret: str | None = SECRET) -> WebhookSender:
         def secret_of(key: str) -> str | None:
             self.asked.append(key)
             return secret
 
-        return Webhooks(
+        return WebhookSender(
             self.backlog, self.store, self.receiver, secret_of, delays_s=DELAYS_S, timeout_s=15, clock=self.clock
         )
 
     @asynccontextmanager
-    async def running(self, webhooks: Webhooks | None = None) -> AsyncIterator[None]:
+    async def running(self, webhooks: WebhookSender | None = None) -> AsyncIterator[None]:
         task = asyncio.create_task((webhooks or self.webhooks).run())
         try:
             yield
@@ -218,7 +218,7 @@ async def test_the_message_tells_of_its_own_run(fields: dict[str, Any] | None):
 def test_a_changed_message_is_found_out(change: str):
     """Whatever somebody on the way changes."""
     body = b'{"type":"job.completed"}'
-    headers = signed(SECRET, "evt_1", int(time.time()), body)
+    headers = signature_headers(SECRET, "evt_1", int(time.time()), body)
     if change == "body":
         body = body.replace(b"completed", b"failed")
     else:
@@ -230,8 +230,8 @@ def test_a_changed_message_is_found_out(change: str):
 @pytest.mark.parametrize("secret", ["", "whsec_", "whsec_%%%", "whsec_é"])
 def test_no_secret_signs_nothing(secret: str):
     """An empty or broken secret is an error: nobody could tell the signature from a forged one."""
-    with pytest.raises(BadSecret):
-        signed(secret, "evt_1", 1, b"{}")
+    with pytest.raises(InvalidWebhookSecret):
+        signature_headers(secret, "evt_1", 1, b"{}")
 
 
 async def test_tries_follow_the_schedule_and_then_end():
@@ -341,7 +341,7 @@ async def test_a_gateway_that_stops_hands_its_tries_back(eventually: Eventually)
 
 async def test_redis_away_delays_no_delivery(eventually: Eventually, monkeypatch: pytest.MonkeyPatch):
     """Messages are sent as ever; what the job says about them follows when Redis is back."""
-    monkeypatch.setattr("gateway.webhooks.delivery_notes.RETRY_S", 0.01)
+    monkeypatch.setattr("gateway.webhooks.delivery_recorder.RETRY_S", 0.01)
     stage = Stage(500, 200)
     await store_record(stage)
     await stage.webhooks.enqueue(make_word())

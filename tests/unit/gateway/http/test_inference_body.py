@@ -17,7 +17,7 @@ from gateway.http.asgi import REQUEST_ID
 from gateway.http.body_memory import BodyMemory
 from gateway.http.inference_body import LARGE, WEIGHT, Reader
 from gateway.http.remote_media import RemoteMedia
-from gateway.jobs.http_handler import Submissions
+from gateway.jobs.http_handler import DurableRequestHandler
 from gateway.routes import chat, transcriptions
 from schemas.errors import InvalidRequest, RequestTooLarge
 from tests.unit.gateway.http.test_multipart import TYPE, form, part
@@ -101,7 +101,7 @@ async def test_a_submitted_job_counts_until_it_lies_elsewhere() -> None:
     memory = BodyMemory(total)
     bodies = Reader(blobs, total, 5.0, 60.0, memory, RemoteMedia(None, total))
     unused: Any = None
-    submissions = Submissions(
+    submissions = DurableRequestHandler(
         unused, unused, unused, unused, bodies, Auth("key"), {chat.ENDPOINT.path: chat.ENDPOINT}, unused, unused
     )
     content = "x" * (2 * LARGE)

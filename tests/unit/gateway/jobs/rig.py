@@ -24,14 +24,14 @@ from gateway.endpoints import Endpoint
 from gateway.http.inference_body import Received
 from gateway.http.request_body import parse
 from gateway.jobs.api import JobEvent, Submission
-from gateway.jobs.attempt_gate import Referee
-from gateway.jobs.estimator import Estimator
-from gateway.jobs.expiry import Timers
-from gateway.jobs.outcome_recorder import Recorder
-from gateway.jobs.seal_refusals import Refusals
+from gateway.jobs.attempt_gate import AttemptGate
+from gateway.jobs.estimator import EtaEstimator
+from gateway.jobs.expiry import ExpiryWatcher
+from gateway.jobs.outcome_recorder import OutcomeRecorder
+from gateway.jobs.seal_refusals import SealRefusalCounter
 from gateway.jobs.service import JobService
-from gateway.jobs.submitter import Submitter
-from gateway.jobs.terminator import Ending
+from gateway.jobs.submitter import JobSubmitter
+from gateway.jobs.terminator import JobTerminator
 from gateway.metrics import GatewayMetrics
 from gateway.routes import chat
 from schemas.job_events import DurableFrame, decode_durable
@@ -97,21 +97,21 @@ class Gateway:
     def __init__(self, rig: Rig) -> None:
         self.metrics = GatewayMetrics()
         log = MemoryJobLog(rig.broker)
-        self.log: JobLog = SealedJobLog(log, Refusals(self.metrics).count) if rig.sealed else log
+        self.log: JobLog = SealedJobLog(log, SealRefusalCounter(self.metrics).count) if rig.sealed else log
         self.registry = MemoryRegistry(rig.hub)
         bus = MemoryGatewayBus(rig.broker)
         self.dispatcher = Dispatcher(bus, self.registry, self.metrics, rig.limits, rig.ack_wait_s)
-        self.ending = Ending(self.log, bus)
-        submitter = Submitter(
+        self.ending = JobTerminator(self.log, bus)
+        submitter = JobSubmitter(
             self.log, rig.store, self.ending, self.dispatcher, self.metrics, keep_s=KEEP_S, queue_s=QUEUE_S
         )
-        estimator = Estimator(rig.store, lambda: self.registry.snapshot)
+        estimator = EtaEstimator(rig.store, lambda: self.registry.snapshot)
         self.jobs = JobService(self.log, rig.store, rig.blobs, submitter, self.ending, estimator, keep_s=KEEP_S)
-        self.recorder = Recorder(
+        self.recorder = OutcomeRecorder(
             self.log, rig.store, rig.blobs, self.ending, self.metrics, keep_s=KEEP_S, enqueue=self._enqueue
         )
-        self.timers = Timers(rig.store, self.ending, ack_wait_s=rig.ack_wait_s)
-        self.referee = Referee(
+        self.timers = ExpiryWatcher(rig.store, self.ending, ack_wait_s=rig.ack_wait_s)
+        self.referee = AttemptGate(
             self.log, rig.store, ack_wait_s=rig.ack_wait_s, keep_s=KEEP_S, max_running=rig.max_running.get
         )
         self.hooks = rig.hooks

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.jobs.api import EventsExpired
-from gateway.jobs.event_stream import MAX_EARLY, START, Assembly, Piece
+from gateway.jobs.event_stream import MAX_EARLY, START, AssembledEvent, EventAssembler
 from schemas.errors import Unavailable
 from schemas.frames import EventKind, Started
 from schemas.job_events import NO_TOKEN, QUEUED, DurableFrame, EventId, JobEventKind
@@ -46,17 +46,17 @@ def queued(run: int = 1) -> DurableFrame:
     return DurableFrame(QUEUED, run, 0, 0, NO_TOKEN, b"record %d" % run)
 
 
-def read(stream: list[DurableFrame], after: EventId = START) -> tuple[list[Piece], Assembly]:
+def read(stream: list[DurableFrame], after: EventId = START) -> tuple[list[AssembledEvent], EventAssembler]:
     """All that a caller is told who has had everything up to `after`. Raises EventsExpired."""
-    assembly = Assembly(after)
+    assembly = EventAssembler(after)
     return [*feed(assembly, stream), *assembly.settle()], assembly
 
 
-def feed(assembly: Assembly, stream: list[DurableFrame]) -> list[Piece]:
+def feed(assembly: EventAssembler, stream: list[DurableFrame]) -> list[AssembledEvent]:
     return [piece for frame in stream for piece in assembly.feed(frame)]
 
 
-def answer(pieces: list[Piece]) -> list[bytes]:
+def answer(pieces: list[AssembledEvent]) -> list[bytes]:
     """What the caller holds in the end: what came of an attempt is void when the next one begins."""
     held: list[bytes] = []
     for piece in pieces:
@@ -156,7 +156,7 @@ def test_who_stops_anywhere_and_resumes_gets_the_rest(stream: list[DurableFrame]
 def test_who_stops_while_the_job_goes_on_gets_the_rest(stream: list[DurableFrame], data: st.DataObject) -> None:
     """The first part was read when less was stored."""
     early = stream[: data.draw(st.integers(0, len(stream)))]
-    had = feed(Assembly(), early)
+    had = feed(EventAssembler(), early)
     rest, _ = read(stream, had[-1].id if had else START)
     assert had + rest == read(stream)[0]
 
@@ -185,12 +185,12 @@ def test_of_a_job_that_is_complete_the_attempt_that_ended_it_is_told(
     winner = data.draw(st.sampled_from(tokens))
     frames = {frame.seq: frame for frame in stream if frame.token == winner}
     events = max(frames) + 1
-    early = feed(Assembly(), stream[: data.draw(st.integers(0, len(stream)))])
+    early = feed(EventAssembler(), stream[: data.draw(st.integers(0, len(stream)))])
     had = early[: data.draw(st.integers(0, len(early)))]
-    assembly = Assembly(had[-1].id if had else START, only=winner)
+    assembly = EventAssembler(had[-1].id if had else START, only=winner)
     told = had + feed(assembly, stream)
     if not assembly.is_whole(winner, events):  # it is told from its beginning
-        assembly = Assembly(only=winner, again=True)
+        assembly = EventAssembler(only=winner, again=True)
         told += feed(assembly, stream)
     assert assembly.is_whole(winner, events) == (len(frames) == events)
     if len(frames) == events:
@@ -270,7 +270,7 @@ def test_a_first_event_that_comes_late_is_not_told() -> None:
 def test_an_answer_with_a_gap_is_not_whole() -> None:
     """Nothing behind the gap is told, whatever comes, until what is missing has come."""
     start, one, two, three = attempt("a", 3).frames()
-    assembly = Assembly()
+    assembly = EventAssembler()
     assert [piece.data for piece in feed(assembly, [queued(), start, one, three])][2:] == [b"a.1"]
     assert not assembly.is_whole("a", 4)
     assert [piece.data for piece in assembly.feed(two)] == [b"a.2", b"a.3"]
@@ -281,7 +281,7 @@ def test_an_answer_with_a_gap_is_not_whole() -> None:
 def test_a_gap_before_very_many_frames_is_closed_all_the_same() -> None:
     """What waits has a bound; the one that it waits for has not."""
     start, one, *rest = attempt("a", MAX_EARLY + 10).frames()
-    assembly = Assembly()
+    assembly = EventAssembler()
     feed(assembly, [start, *rest])
     assert len(assembly.feed(one)) == MAX_EARLY + 1
 

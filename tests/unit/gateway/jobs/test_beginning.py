@@ -6,7 +6,7 @@ import pytest
 
 from backbone.testing.bus import MemoryBroker
 from backbone.testing.job_log import MemoryJobLog
-from gateway.jobs.terminator import began_as
+from gateway.jobs.terminator import first_event_record
 from schemas.frames import EventKind
 from schemas.job_events import NO_TOKEN, QUEUED, encode_durable
 from schemas.jobs import Capability, JobRecord
@@ -31,6 +31,6 @@ async def test_a_quick_workers_events_may_come_first(before: int) -> None:
     for seq in range(before):
         kind = EventKind.STARTED if seq == 0 else EventKind.CHUNK
         await log.say(JOB, encode_durable(kind.value, 1, 1, seq, "t", b"{}"))
-    assert await began_as(log, JOB) is None
+    assert await first_event_record(log, JOB) is None
     await log.say(JOB, encode_durable(QUEUED, 1, 0, 0, NO_TOKEN, RECORD.model_dump_json().encode()))
-    assert await began_as(log, JOB) == RECORD
+    assert await first_event_record(log, JOB) == RECORD

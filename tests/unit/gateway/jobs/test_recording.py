@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.jobs.records import word_by_us
+from gateway.jobs.records import gateway_outcome
 from schemas.errors import Unavailable
 from schemas.jobs import JobRecord, JobStatus, Upload
 from schemas.outcome import Word
@@ -173,7 +173,7 @@ async def test_what_came_with_a_request_goes_also_where_its_end_was_recorded_bef
     name = (await writer.close()).name
     record = await rig.jobs.get(OWNER, await rig.submit())
     await rig.store.move(OWNER, record.id, COMPLETED)
-    await rig.gateways[0].ending.decide(word_by_us(record, COMPLETED).model_copy(update={"uploads": (name,)}))
+    await rig.gateways[0].ending.decide(gateway_outcome(record, COMPLETED).model_copy(update={"uploads": (name,)}))
     await rig.eventually(lambda: name not in rig.blobs.stored())
 
 
@@ -182,7 +182,7 @@ async def test_a_job_that_was_ended_leaves_the_queue(rig: Rig, status: JobStatus
     """Also where the gateway that ended it died before it was out, and no worker is there to take it."""
     record = await rig.jobs.get(OWNER, await rig.submit())
     assert len(rig.broker.jobs) == 1
-    assert await rig.gateways[0].ending.decide(word_by_us(record, status))
+    assert await rig.gateways[0].ending.decide(gateway_outcome(record, status))
     await rig.eventually(lambda: not rig.broker.jobs)
 
 

@@ -14,8 +14,17 @@ from backbone.ids import new_job_id
 from backbone.testing.store import MemoryStore
 from gateway.jobs import records
 from gateway.jobs.api import JobEvent
-from gateway.jobs.estimator import Estimator
-from gateway.jobs.records import due_in, end_of, ended, first_record, made_at, record_of, waits_until, word_by_us
+from gateway.jobs.estimator import EtaEstimator
+from gateway.jobs.records import (
+    ended,
+    gateway_outcome,
+    id_created_at,
+    new_record,
+    outcome_fields,
+    queue_deadline,
+    record_from_outcome,
+    seconds_until_due,
+)
 from gateway.routes.jobs import event_frame
 from schemas.errors import BackendFailed, DeadlineExceeded
 from schemas.frames import BlobRef
@@ -97,10 +106,10 @@ class TestWords:
     @given(envelopes)
     def test_a_record_that_was_lost_is_rebuilt_from_the_word(self, envelope: Envelope) -> None:
         """As far as a caller can see, it is the record that was lost."""
-        first = first_record(envelope, queue_s=60, expires_at=None)
+        first = new_record(envelope, queue_s=60, expires_at=None)
         word = word_on(envelope, JobStatus.COMPLETED, token="t", worker="w", attempts=2, usage=Usage(total_tokens=3))
-        rebuilt, recorded = record_of(word), ended(first, word)
-        made = made_at(envelope.job)
+        rebuilt, recorded = record_from_outcome(word), ended(first, word)
+        made = id_created_at(envelope.job)
         assert made is not None
         assert abs(made - time.time()) < 60
         assert rebuilt == recorded.model_copy(update={"created_at": made, "queue_s": rebuilt.queue_s})
@@ -112,27 +121,27 @@ class TestWords:
         self, envelope: Envelope, status: JobStatus, error: Any
     ) -> None:
         """Beside what only the attempt knows; also which blobs go with the job."""
-        record = first_record(envelope, queue_s=60, expires_at=None)
-        word = word_by_us(record, status, error)
+        record = new_record(envelope, queue_s=60, expires_at=None)
+        word = gateway_outcome(record, status, error)
         assert word == word_on(envelope, status, error=error)
 
 
 class TestRecords:
     def test_an_end_that_no_worker_made_leaves_what_is_known_of_it(self) -> None:
         running = job(status=RUNNING, worker="w", attempts=2, progress=0.5, started_at=AT - 5)
-        after = ended(running, word_by_us(running, JobStatus.CANCELLED))
+        after = ended(running, gateway_outcome(running, JobStatus.CANCELLED))
         assert (after.status, after.worker, after.attempts, after.progress) == (JobStatus.CANCELLED, "w", 2, None)
         assert after.finished_at == AT
 
     def test_a_record_that_has_ended_stays_as_it_is(self) -> None:
         """Whatever word is held against it."""
         done = job(status=JobStatus.COMPLETED, finished_at=AT - 50)
-        assert ended(done, word_by_us(done, JobStatus.CANCELLED)) == done
+        assert ended(done, gateway_outcome(done, JobStatus.CANCELLED)) == done
 
     def test_an_error_is_recorded_as_callers_see_it(self) -> None:
         """OpenAI's object, without what is only for headers."""
         error = DeadlineExceeded("too late", retry_after_s=4).info
-        assert end_of(word_by_us(job(), JobStatus.EXPIRED, error))["error"] == {
+        assert outcome_fields(gateway_outcome(job(), JobStatus.EXPIRED, error))["error"] == {
             "message": "too late", "type": "timeout_error", "param": None, "code": "timeout",
         }  # fmt: skip
 
@@ -141,16 +150,16 @@ class TestRecords:
             job="job_" + "0" * 32, request_id="r", endpoint="/", capability=Capability.CHAT, model="m", public_model="m",
             reply="x", webhook="https://example.com",
         )  # fmt: skip
-        assert first_record(envelope, queue_s=1, expires_at=None).webhook == WebhookState(url="https://example.com")
+        assert new_record(envelope, queue_s=1, expires_at=None).webhook == WebhookState(url="https://example.com")
 
     @pytest.mark.parametrize("number", [0, (1 << 128) - 1, 0x4 << 76 | 0x2 << 62, 0x7 << 76])
     def test_an_id_that_was_not_made_by_a_clock_has_no_time(self, number: int) -> None:
         """As of jobs whose id follows from something else."""
-        assert made_at(f"job_{number:032x}") is None
+        assert id_created_at(f"job_{number:032x}") is None
 
     def test_the_time_to_wait_begins_anew_when_a_job_comes_back(self) -> None:
-        assert waits_until(job(queue_s=60)) == AT - 40
-        assert waits_until(job(queue_s=60, queued_at=AT - 10)) == AT + 50
+        assert queue_deadline(job(queue_s=60)) == AT - 40
+        assert queue_deadline(job(queue_s=60, queued_at=AT - 10)) == AT + 50
 
     @pytest.mark.parametrize(
         ("record", "to", "seconds"),
@@ -168,7 +177,7 @@ class TestRecords:
         ],
     )
     def test_when_somebody_should_look_again(self, record: JobRecord, to: JobStatus, seconds: float) -> None:
-        assert due_in(record, to, 45) == seconds
+        assert seconds_until_due(record, to, 45) == seconds
 
 
 class TestEvents:
@@ -255,7 +264,7 @@ class TestEstimates:
 
     @pytest.fixture
     def eta(self, store: MemoryStore, outlook: Outlook) -> Any:
-        return Estimator(store, lambda: outlook.snapshot).eta_s
+        return EtaEstimator(store, lambda: outlook.snapshot).eta_s
 
     @pytest.mark.parametrize(("place", "seconds"), [(0, 20.0), (1, 20.0), (2, 30.0), (7, 50.0)])
     async def test_of_a_job_that_waits(self, eta: Any, outlook: Outlook, place: int, seconds: float) -> None:

@@ -11,9 +11,9 @@ import pytest
 
 from gateway.http.request_body import check
 from gateway.jobs.api import EventsExpired, JobEvent, JobNotFound, Result
-from gateway.responses.event_stream import ResponseRestarted, Watch
-from gateway.responses.from_chat import Event
-from gateway.responses.repository import Document, Kept, Made
+from gateway.responses.event_stream import ResponseEventStream, ResponseRestarted
+from gateway.responses.from_chat import ResponseEvent
+from gateway.responses.repository import CreatedResponse, ResponseDocument, StoredResponse
 from gateway.responses.resource import shell
 from schemas.errors import BackendFailed
 from schemas.job_events import JobEventKind
@@ -70,31 +70,31 @@ def end(status: JobStatus = JobStatus.COMPLETED, **fields: Any) -> JobEvent:
     return told(JobEventKind.COMPLETED, word=word)
 
 
-def made(*, stored: bool = True, **fields: Any) -> Made:
+def made(*, stored: bool = True, **fields: Any) -> CreatedResponse:
     began_as = shell(check({"model": "m", "input": "hi"} | fields, ResponsesRequest), JOB, 1_800_000_000)
-    kept = Kept("me", b"", Document(job=JOB), began_as, None) if stored else None
-    return Made("me", JOB, began_as, kept, callers=not stored)
+    kept = StoredResponse("me", b"", ResponseDocument(job=JOB), began_as, None) if stored else None
+    return CreatedResponse("me", JOB, began_as, kept, callers=not stored)
 
 
-async def finished(_: Made, final: dict[str, Any]) -> dict[str, Any]:
+async def finished(_: CreatedResponse, final: dict[str, Any]) -> dict[str, Any]:
     return final | {"completed_at": 7}
 
 
-async def no_answer(_: Made) -> Any:
+async def no_answer(_: CreatedResponse) -> Any:
     raise JobNotFound
 
 
 def watch(
     *events: JobEvent | None, after: int = -1, stored: bool = True, look_up: Any = no_answer, **fields: Any
-) -> Watch:
-    return Watch(ToldJobs(*events), made(stored=stored, **fields), after, finished, look_up)  # type: ignore[arg-type]
+) -> ResponseEventStream:
+    return ResponseEventStream(ToldJobs(*events), made(stored=stored, **fields), after, finished, look_up)  # type: ignore[arg-type]
 
 
-async def seen(watching: Watch) -> list[Event]:
+async def seen(watching: ResponseEventStream) -> list[ResponseEvent]:
     return [event async for some in watching.events() for event in some]
 
 
-def text(events: list[Event]) -> str:
+def text(events: list[ResponseEvent]) -> str:
     return "".join(event.body["delta"] for event in events if "delta" in event.body)
 
 
@@ -190,7 +190,7 @@ async def test_kept_events_come_before_what_is_new() -> None:
                 yield event
             await more.wait()
 
-    events = Watch(Waiting(*FIRST, NOW), made(), -1, finished, no_answer).events()  # type: ignore[arg-type]
+    events = ResponseEventStream(Waiting(*FIRST, NOW), made(), -1, finished, no_answer).events()  # type: ignore[arg-type]
     assert [event.kind for event in await anext(events)] == ["response.created"]
     assert text(await anext(events)) == "a b "
     await events.aclose()
@@ -203,7 +203,7 @@ async def test_when_events_are_not_kept_any_more() -> None:
     frames = b"".join(event.data for event in whole if event.kind is JobEventKind.CHUNK)
 
     def kept(**fields: Any) -> Any:
-        async def look_up(_: Made) -> Any:
+        async def look_up(_: CreatedResponse) -> Any:
             word = end(**fields).word
             assert word is not None
             return Result(word, b"", None, ""), frames

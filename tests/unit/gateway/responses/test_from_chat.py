@@ -13,7 +13,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
 from gateway.http.request_body import check
-from gateway.responses.from_chat import Answering, Event
+from gateway.responses.from_chat import ResponseBuilder, ResponseEvent
 from gateway.responses.resource import failure, shell, unanswered
 from schemas.errors import BackendFailed, ErrorInfo, InvalidRequest, QueueFull
 from schemas.jobs import JobStatus
@@ -57,8 +57,8 @@ def called(index: int, **pieces: Any) -> bytes:
     return frame({"tool_calls": [call]})
 
 
-def answer(frames: Iterable[bytes], **fields: Any) -> tuple[list[Event], dict[str, Any]]:
-    answering = Answering(began_as(**fields))
+def answer(frames: Iterable[bytes], **fields: Any) -> tuple[list[ResponseEvent], dict[str, Any]]:
+    answering = ResponseBuilder(began_as(**fields))
     events = [*answering.created(), *answering.started()]
     for one in frames:
         events += answering.frames(one)
@@ -74,7 +74,7 @@ def answer(frames: Iterable[bytes], **fields: Any) -> tuple[list[Event], dict[st
     return events, final
 
 
-def kinds(events: list[Event]) -> list[str]:
+def kinds(events: list[ResponseEvent]) -> list[str]:
     return [event.kind.removeprefix("response.") for event in events]
 
 
@@ -113,7 +113,7 @@ class TestText:
             "total_tokens": 12,
         }
         assert answer([frame({"content": "a"}, finish="stop")])[1]["usage"] is None
-        answering = Answering(began_as())
+        answering = ResponseBuilder(began_as())
         answering.frames(frame({"content": "a"}, finish="stop"))
         answering.closed({"prompt_tokens": 1, "completion_tokens": 2})
         assert answering.response(1)["usage"]["total_tokens"] == 3
@@ -195,7 +195,7 @@ class TestText:
 
     def test_what_is_no_stream(self) -> None:
         """Comments and `[DONE]` are passed over; nonsense is the server's error."""
-        answering = Answering(began_as())
+        answering = ResponseBuilder(began_as())
         assert answering.frames(b": ping\n\ndata: [DONE]\n\n") == []
         assert kinds(answering.frames(b": ping\n" + frame({"content": "a"}) + frame({"content": "b"}))) == [
             "in_progress",
@@ -339,7 +339,7 @@ class TestWithoutAnswer:
         assert (final["status"], final["output"]) == ("failed", [])
         assert final["error"] == {"code": "server_error", "message": "out of memory"}
         Response.model_validate(final)
-        answering = Answering(began_as())
+        answering = ResponseBuilder(began_as())
         answering.created()
         assert answering.last(final).kind == "response.failed"
         assert failure(InvalidRequest("x").info)["code"] == "invalid_prompt"

@@ -10,8 +10,8 @@ from backbone.testing.blobs import MemoryBlobs
 from backbone.testing.documents import MemoryDocuments
 from gateway.http.request_body import check
 from gateway.responses.input_items import listed, messages_of
-from gateway.responses.references import References
-from gateway.responses.repository import Kept, Shelf
+from gateway.responses.references import ItemReferences
+from gateway.responses.repository import ResponseRepository, StoredResponse
 from gateway.responses.resource import shell
 from schemas.errors import NotFound
 from schemas.openai.responses import ResponsesRequest
@@ -36,20 +36,20 @@ def reference(name: str) -> Any:
 
 
 @pytest.fixture
-async def references() -> References:
+async def references() -> ItemReferences:
     """Of one stored response, which has answered."""
-    shelf = Shelf(MemoryDocuments(lambda: 0.0), MemoryBlobs(), 100.0)
+    shelf = ResponseRepository(MemoryDocuments(lambda: 0.0), MemoryBlobs(), 100.0)
     asked = request({"role": "user", "content": "Who are you?"})
     head = shell(asked, f"job_{HEX}", 1)
     await shelf.add("me", f"job_{HEX}", head, {"messages": [], "input": listed(asked.input, str(head["id"]))})
 
-    async def state(kept: Kept) -> Any:
+    async def state(kept: StoredResponse) -> Any:
         return kept.shell | {"output": [ANSWER]}
 
-    return References(shelf, state)
+    return ItemReferences(shelf, state)
 
 
-async def test_items_of_a_stored_response(references: References) -> None:
+async def test_items_of_a_stored_response(references: ItemReferences) -> None:
     """Input and output, in their places between items that are sent."""
     asked = request(reference(f"msg_{HEX}_i0"), reference(ANSWER["id"]), {"role": "user", "content": "Again?"})
     resolved = await references.resolve("me", asked)
@@ -60,19 +60,19 @@ async def test_items_of_a_stored_response(references: References) -> None:
 @pytest.mark.parametrize(
     "name", [f"msg_{HEX}_7", f"msg_{'b' * 32}_0", "msg_1", "", "x" * 5000, f"msg_{HEX}_0\n", "../a", f"MSG_{HEX}_0"]
 )
-async def test_unknown_items(references: References, name: str) -> None:
+async def test_unknown_items(references: ItemReferences, name: str) -> None:
     """404, with the place; what is no id never gets to the store."""
     with pytest.raises(NotFound) as caught:
         await references.resolve("me", request({"role": "user", "content": "x"}, reference(name)))
     assert (caught.value.info.code, caught.value.info.param) == ("item_not_found", "input.1.id")
 
 
-async def test_items_of_another_owner(references: References) -> None:
+async def test_items_of_another_owner(references: ItemReferences) -> None:
     """They are as unknown as those that never were."""
     with pytest.raises(NotFound):
         await references.resolve("you", request(reference(ANSWER["id"])))
 
 
-async def test_requests_without_references_stay_as_they_are(references: References) -> None:
+async def test_requests_without_references_stay_as_they_are(references: ItemReferences) -> None:
     asked = request({"role": "user", "content": "x"})
     assert await references.resolve("me", asked) is asked

@@ -12,9 +12,9 @@ from backbone.testing.documents import MemoryDocuments
 from gateway.http.disconnect import Waiting
 from gateway.http.request_body import check
 from gateway.jobs.api import JobNotFound
-from gateway.responses.repository import Kept, ResponseNotFound, Shelf
+from gateway.responses.repository import ResponseNotFound, ResponseRepository, StoredResponse
 from gateway.responses.resource import shell
-from gateway.responses.service import Responses
+from gateway.responses.service import ResponseService
 from schemas.errors import Unavailable
 from schemas.openai.responses import ResponsesRequest
 
@@ -32,9 +32,9 @@ class Bench:
         self.now = 0.0
         self.documents = MemoryDocuments(lambda: self.now)
         self.blobs = MemoryBlobs()
-        self.shelf = Shelf(self.documents, self.blobs, 100.0)
+        self.shelf = ResponseRepository(self.documents, self.blobs, 100.0)
 
-    async def add(self, text: str = "hi", *, talk: str = "hi", **fields: Any) -> Kept:
+    async def add(self, text: str = "hi", *, talk: str = "hi", **fields: Any) -> StoredResponse:
         asked = check({"model": "m", "input": "hi", "instructions": text} | fields, ResponsesRequest)
         return await self.shelf.add("me", JOB, shell(asked, JOB, 1), {"messages": [talk], "input": []})
 
@@ -44,7 +44,7 @@ def bench() -> Bench:
     return Bench()
 
 
-def final_of(kept: Kept, status: str = "completed", **fields: Any) -> dict[str, Any]:
+def final_of(kept: StoredResponse, status: str = "completed", **fields: Any) -> dict[str, Any]:
     return kept.shell | {"status": status} | fields
 
 
@@ -144,7 +144,7 @@ async def test_it_outlives_its_job(bench: Bench) -> None:
         async def get(self, owner: str, job_id: str) -> Any:
             raise JobNotFound
 
-    responses = Responses(
+    responses = ResponseService(
         NoJobs(), Waiting(), bench.shelf, bench.blobs, None, None, None, None, pause_s=1.0,  # type: ignore[arg-type]
     )  # fmt: skip
     kept = await bench.add()

@@ -36,7 +36,7 @@ class Note:
     state: State
 
 
-class DeliveryNotes:
+class DeliveryRecorder:
     """Notes in the order in which they came; while the store is away they wait, in memory."""
 
     def __init__(self, store: Store) -> None:

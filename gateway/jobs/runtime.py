@@ -19,22 +19,22 @@ from backbone.store.store import Store
 from gateway.auth.authenticator import Auth
 from gateway.auth.key_store import KeyRing
 from gateway.dispatcher import Dispatcher
-from gateway.jobs.attempt_gate import Referee
-from gateway.jobs.estimator import Estimator
-from gateway.jobs.expiry import Timers
-from gateway.jobs.outcome_recorder import Recorder
-from gateway.jobs.record_recovery import Rebuilder
+from gateway.jobs.attempt_gate import AttemptGate
+from gateway.jobs.estimator import EtaEstimator
+from gateway.jobs.expiry import ExpiryWatcher
+from gateway.jobs.outcome_recorder import OutcomeRecorder
+from gateway.jobs.record_recovery import RecordRecovery
 from gateway.jobs.service import JobService
-from gateway.jobs.submitter import Submitter
-from gateway.jobs.terminator import Ending
+from gateway.jobs.submitter import JobSubmitter
+from gateway.jobs.terminator import JobTerminator
 from gateway.metrics import GatewayMetrics
-from gateway.webhooks.sender import BACKLOG, Webhooks
+from gateway.webhooks.sender import BACKLOG, WebhookSender
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Tools:
+class JobDependencies:
     """What all of it works with."""
 
     log: JobLog
@@ -50,13 +50,13 @@ class Tools:
     auth: Auth
 
 
-class Durable:
+class JobRuntime:
     """The jobs service, and the work that goes on by itself: recording, timing, telling, answering workers."""
 
-    def __init__(self, settings: GatewaySettings, tools: Tools) -> None:
+    def __init__(self, settings: GatewaySettings, tools: JobDependencies) -> None:
         self._log = tools.log
-        ending = Ending(tools.log, tools.bus)
-        submitter = Submitter(
+        ending = JobTerminator(tools.log, tools.bus)
+        submitter = JobSubmitter(
             tools.log,
             tools.store,
             ending,
@@ -65,10 +65,10 @@ class Durable:
             keep_s=settings.job_keep_s,
             queue_s=settings.job_queue_timeout_s,
         )
-        estimator = Estimator(tools.store, lambda: tools.registry.snapshot)
+        estimator = EtaEstimator(tools.store, lambda: tools.registry.snapshot)
         keep_s = settings.job_keep_s
         self.jobs = JobService(tools.log, tools.store, tools.blobs, submitter, ending, estimator, keep_s=keep_s)
-        self.webhooks = Webhooks(
+        self.webhooks = WebhookSender(
             tools.log.backlog(BACKLOG),
             tools.store,
             tools.egress,
@@ -77,18 +77,18 @@ class Durable:
             timeout_s=settings.webhook_timeout_s,
             count=lambda state: tools.metrics.child(tools.metrics.webhook_tries, state).inc(),
         )
-        self._recorder = Recorder(
+        self._recorder = OutcomeRecorder(
             tools.log, tools.store, tools.blobs, ending, tools.metrics, keep_s=keep_s, enqueue=self.webhooks.enqueue
         )
-        self._timers = Timers(tools.store, ending, ack_wait_s=settings.ack_wait_s)
-        self._referee = Referee(
+        self._timers = ExpiryWatcher(tools.store, ending, ack_wait_s=settings.ack_wait_s)
+        self._referee = AttemptGate(
             tools.log,
             tools.store,
             ack_wait_s=settings.ack_wait_s,
             keep_s=keep_s,
             max_running=tools.keys.max_running,
         )
-        self._rebuilder = Rebuilder(tools.log, tools.store, tools.documents, keep_s=keep_s)
+        self._rebuilder = RecordRecovery(tools.log, tools.store, tools.documents, keep_s=keep_s)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
