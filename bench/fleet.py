@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 
 from bench.stack import ROOT, Target, answers, cpu_seconds, measure, memory_mb
-from cli.embedded.process import ManagedProcess
+from cli.embedded.managed_process import ManagedProcess
 from cli.embedded.servers import EtcdServer, NatsServer, RedisServer, free_port
 
 PER_PROCESS = 100

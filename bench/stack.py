@@ -15,7 +15,7 @@ from typing import Self
 import httpx
 import orjson
 
-from cli.embedded.process import ManagedProcess, bound_to_parent
+from cli.embedded.managed_process import ManagedProcess, bind_to_parent
 from cli.embedded.servers import EmbeddedServer, EtcdServer, NatsServer, RedisServer, free_port
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -237,7 +237,7 @@ async def measure(target: Target, load: dict[str, object]) -> dict[str, object]:
     foreign, cpu, began = foreign_seconds(), cpu_seconds(target.charged), loop.time()
     parts = {name: cpu_seconds(pids) for name, pids in target.parts.items()}
     process = await asyncio.create_subprocess_exec(
-        *bound_to_parent([sys.executable, "-m", "bench.load"]),
+        *bind_to_parent([sys.executable, "-m", "bench.load"]),
         orjson.dumps(spec),
         stdout=asyncio.subprocess.PIPE,
         cwd=ROOT,

@@ -37,8 +37,8 @@ COMMANDS = {
 """Each command in the order of `nexus --help`: where it is, a function or a `typer.Typer`, and what it does."""
 
 
-class Commands(MutableMapping[str, Any]):
-    """Commands by name, each imported and built at its first use."""
+class LazyCommands(MutableMapping[str, Any]):
+    """LazyCommands by name, each imported and built at its first use."""
 
     def __init__(self) -> None:
         self._places = {name: place for name, (place, _) in COMMANDS.items()}
@@ -85,7 +85,7 @@ class LazyGroup(TyperGroup):
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        self.commands = Commands()
+        self.commands = LazyCommands()
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
         """Return the names without importing anything."""

@@ -11,11 +11,11 @@ class ConsoleError(Exception):
         self.exit_code = exit_code
 
 
-class Unreachable(ConsoleError):
+class GatewayUnreachable(ConsoleError):
     """The gateway does not answer, or the connection broke: later it may work."""
 
 
-class Refused(ConsoleError):
+class GatewayError(ConsoleError):
     """The gateway answered with an error. `status` is HTTP's, `code` the error object's."""
 
     def __init__(self, message: str, *, status: int, code: str = "") -> None:

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from cli import http_client
-from cli.errors import ConsoleError, Refused, Unreachable
+from cli.errors import ConsoleError, GatewayError, GatewayUnreachable
 from cli.stack.data_dir import DataDir
 
 DEFAULT_URL = "http://127.0.0.1:8800"
@@ -33,7 +33,7 @@ EVENTS_READ_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class GatewayTarget:
     """A gateway, and the key for it."""
 
     url: str
@@ -44,7 +44,7 @@ class Target:
     """The data directory on which no stack runs, where the URL is the default for want of one."""
 
 
-def find_target(url: str | None, key: str | None, data_dir: DataDir) -> Target:
+def find_target(url: str | None, key: str | None, data_dir: DataDir) -> GatewayTarget:
     """The gateway that the user means."""
     state = data_dir.running()
     chosen = (
@@ -53,18 +53,20 @@ def find_target(url: str | None, key: str | None, data_dir: DataDir) -> Target:
     if "://" not in chosen:
         chosen = f"http://{chosen}"
     if key:
-        return Target(chosen, key, "--key or --key-file")
+        return GatewayTarget(chosen, key, "--key or --key-file")
     if os.environ.get("NEXUS_API_KEY"):
-        return Target(chosen, os.environ["NEXUS_API_KEY"], "the environment variable NEXUS_API_KEY")
+        return GatewayTarget(chosen, os.environ["NEXUS_API_KEY"], "the environment variable NEXUS_API_KEY")
     if file := os.environ.get(API_KEY_FILE_VARIABLE):
-        return Target(chosen, _named_key(file), f"the file {file}")
+        return GatewayTarget(chosen, _named_key(file), f"the file {file}")
     if os.environ.get("GATEWAY_BEARER_TOKEN"):
-        return Target(chosen, os.environ["GATEWAY_BEARER_TOKEN"], "the environment variable GATEWAY_BEARER_TOKEN")
+        return GatewayTarget(
+            chosen, os.environ["GATEWAY_BEARER_TOKEN"], "the environment variable GATEWAY_BEARER_TOKEN"
+        )
     if kept := _kept_key():
-        return Target(chosen, kept, f"the file {os.environ[KEY_FILE_VARIABLE]}")
+        return GatewayTarget(chosen, kept, f"the file {os.environ[KEY_FILE_VARIABLE]}")
     if state and state.url == chosen:
-        return Target(chosen, state.key, str(data_dir.state_file))
-    return Target(chosen, searched="" if state else str(data_dir.root))
+        return GatewayTarget(chosen, state.key, str(data_dir.state_file))
+    return GatewayTarget(chosen, searched="" if state else str(data_dir.root))
 
 
 def _named_key(file: str) -> str:
@@ -92,9 +94,11 @@ class ServerSentEvent(NamedTuple):
 class ApiClient:
     """HTTP calls to one gateway. Whatever goes wrong is a ConsoleError that says what to do."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: GatewayTarget) -> None:
         self.target = target
-        self._http = http_client.HttpClient(target.url, {"authorization": f"Bearer {target.key}"} if target.key else {})
+        self._http = http_client.ConsoleHttpClient(
+            target.url, {"authorization": f"Bearer {target.key}"} if target.key else {}
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -179,7 +183,7 @@ class ApiClient:
             response = self._http.send(method, path, read_s=read_s, body=body, headers={**kind, **(headers or {})})
             with closing(response):
                 if not 200 <= response.status < 300 and response.status not in accept:
-                    raise Refused(self._refusal(response), status=response.status, code=_error_code(response))
+                    raise GatewayError(self._refusal(response), status=response.status, code=_error_code(response))
                 yield response
 
     @contextmanager
@@ -194,16 +198,16 @@ class ApiClient:
                 "Name the file of its authority with SSL_CERT_FILE."
             ) from error
         except http_client.NoConnection as error:
-            raise Unreachable(
+            raise GatewayUnreachable(
                 f"no gateway answers at {url}{self._searched()}. Is it up? Start one with `nexus up`, "
                 "or name another with --url or NEXUS_URL, or the folder of a `nexus up` with --data-dir."
             ) from error
         except http_client.InvalidUrl as error:
             raise ConsoleError(f"{url} is not a URL like {DEFAULT_URL}: {error}") from error
         except http_client.TimedOut as error:
-            raise Unreachable(f"the gateway at {url} did not answer in time") from error
+            raise GatewayUnreachable(f"the gateway at {url} did not answer in time") from error
         except http_client.HttpError as error:
-            raise Unreachable(f"the connection to {url} broke: {error}") from error
+            raise GatewayUnreachable(f"the connection to {url} broke: {error}") from error
 
     def _searched(self) -> str:
         return f", and no `nexus up` runs on {self.target.searched}" if self.target.searched else ""

@@ -93,7 +93,7 @@ class Response:
         self._connection.close()
 
 
-class HttpClient:
+class ConsoleHttpClient:
     """Requests to one server, each on a connection of its own."""
 
     def __init__(self, base_url: str, headers: Mapping[str, str] | None = None) -> None:

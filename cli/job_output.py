@@ -33,7 +33,7 @@ EVENTS = "text/event-stream"
 PICTURE_READ_S = 30.0
 
 
-class Outcome(NamedTuple):
+class SavedResult(NamedTuple):
     """Where a result is now."""
 
     files: list[Path]
@@ -42,7 +42,7 @@ class Outcome(NamedTuple):
     """Where nothing was: the result, as JSON has it, or text."""
 
 
-def fetch_result(api: ApiClient, job: str, output: Path | None, *, show: bool = True) -> Outcome:
+def fetch_result(api: ApiClient, job: str, output: Path | None, *, show: bool = True) -> SavedResult:
     """Save or print the result of a completed job.
 
     With `output` everything goes there; else sound and pictures go into files named after the job, and the rest is
@@ -51,18 +51,18 @@ def fetch_result(api: ApiClient, job: str, output: Path | None, *, show: bool = 
     with api.download(path_of(job, "/result")) as response:
         kind = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind not in (JSON, EVENTS) and not kind.startswith("text/"):
-            return Outcome([_save(response.parts(), output or Path(job + SUFFIXES.get(kind, ".bin")))])
+            return SavedResult([_save(response.parts(), output or Path(job + SUFFIXES.get(kind, ".bin")))])
         body = response.read()
     values = _frames(body) if kind == EVENTS else [json.loads(body)] if kind == JSON else []
     if pictures := [picture for value in values for picture in _pictures(api, value)]:
-        return Outcome(_save_pictures(pictures, output or Path(job)))
+        return SavedResult(_save_pictures(pictures, output or Path(job)))
     if sound := b"".join(_sound(value) for value in values):
-        return Outcome([_save(iter([sound]), output or Path(job + ".bin"))])
+        return SavedResult([_save(iter([sound]), output or Path(job + ".bin"))])
     if output is not None:
-        return Outcome([_save(iter([body]), output)])
+        return SavedResult([_save(iter([body]), output)])
     if show:
         print(_text(kind, body), flush=True)
-    return Outcome([], json.loads(body) if kind == JSON else body.decode(errors="replace"))
+    return SavedResult([], json.loads(body) if kind == JSON else body.decode(errors="replace"))
 
 
 def _save(parts: Iterator[bytes], path: Path) -> Path:
@@ -118,7 +118,7 @@ def _picture_at(api: ApiClient, url: str) -> bytes:
     """By its signed URL, which wants no key: none is sent, whatever host it names."""
     try:
         server, path = http_client.join(api.target.url, url)
-        with closing(http_client.HttpClient(server).send("GET", path, read_s=PICTURE_READ_S)) as response:
+        with closing(http_client.ConsoleHttpClient(server).send("GET", path, read_s=PICTURE_READ_S)) as response:
             body = response.read()
     except http_client.HttpError as error:
         raise ConsoleError(f"the picture at {url} cannot be had: {error}") from error
@@ -131,10 +131,10 @@ def _text(kind: str, body: bytes) -> str:
     """What a person wants to read of an answer: what was said; of anything else, the JSON as it is."""
     text = body.decode(errors="replace")
     if kind == EVENTS:
-        return "".join(map(said, _frames(body)))
+        return "".join(map(text_of, _frames(body)))
     if kind == JSON:
         value = json.loads(text)
-        return said(value) or (str(value["text"]) if _is_transcript(value) else text)
+        return text_of(value) or (str(value["text"]) if _is_transcript(value) else text)
     return text.removesuffix("\n")
 
 
@@ -142,7 +142,7 @@ def _is_transcript(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("text"), str)
 
 
-def said(value: Any) -> str:
+def text_of(value: Any) -> str:
     """The text in an answer, or in one event of one, of those endpoints that say something; empty: it has none."""
     if not isinstance(value, dict):
         return ""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Jobs: requests that go on without their callers.", no_args_is_help=True)
 
 PAGE = 100
-COLOURS = {"completed": "green", "in_progress": "cyan", "failed": "red", "expired": "red", "cancelled": "yellow"}
+STATE_STYLES = {"completed": "green", "in_progress": "cyan", "failed": "red", "expired": "red", "cancelled": "yellow"}
 Ids = Annotated[list[str], typer.Argument(metavar="JOB…", help="Ids of jobs.")]
 
 
@@ -140,7 +140,7 @@ def render_jobs(answer: dict[str, Any]) -> RenderableType:
             job["endpoint"],
             Text(job["model"]),
             job["service_tier"],
-            Text(job["status"], style=COLOURS.get(job["status"], "")),
+            Text(job["status"], style=STATE_STYLES.get(job["status"], "")),
             Text(_news(job)),
         )
     return table

@@ -28,7 +28,7 @@ ID_PREFIX = "key_"
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
-class Scope(StrEnum):
+class KeyScopeOption(StrEnum):
     """What a key is for. The same as schemas.keys.Scope, which needs pydantic; a test compares them."""
 
     INFERENCE = "inference"
@@ -81,7 +81,8 @@ def create_key(
         ),
     ] = None,
     scope: Annotated[
-        list[Scope] | None, typer.Option("--scope", help="What it is for; repeat it. Default: inference and jobs.")
+        list[KeyScopeOption] | None,
+        typer.Option("--scope", help="What it is for; repeat it. Default: inference and jobs."),
     ] = None,
     max_queued: Annotated[
         int | None, typer.Option("--max-queued", min=0, help="Jobs that may wait at once. Default: no limit.")
@@ -182,7 +183,7 @@ def show_webhook_secret(
 
 def render_keys(answer: dict[str, Any]) -> RenderableType:
     """One line a key."""
-    from cli.tables import Text, coloured, new_table
+    from cli.tables import Text, new_table, styled_state
 
     rows = answer["data"]
     if not rows:
@@ -200,7 +201,7 @@ def render_keys(answer: dict[str, Any]) -> RenderableType:
             "never"
             if row["expires_at"] is None
             else f"{datetime.fromtimestamp(row['expires_at'], UTC):%Y-%m-%d %H:%MZ}",
-            coloured(row["status"]),
+            styled_state(row["status"]),
         )
     return lines
 

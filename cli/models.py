@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli import options
-from cli.errors import Refused
+from cli.errors import GatewayError
 from cli.gateway_client import ApiClient
 from cli.operations import show
 
 if TYPE_CHECKING:  # drawing tables takes time to import: `nexus --version` does without
     from cli.tables import RenderableType
 
-INTERRUPTED = 130
+INTERRUPTED_EXIT_CODE = 130
 PULL = "/v1/models/pull"
 
 
@@ -62,13 +62,13 @@ def pull(
 
 def _follow(api: ApiClient, job: str, model: str, *, as_json: bool) -> int:
     """Show the pull's progress to its end; the exit code."""
-    from cli.job_follower import Follower
-    from cli.watch import Viewer, follow
+    from cli.job_follower import JobFollower
+    from cli.watch import JobViewer, follow
 
     if as_json:
         return follow(api, job, as_json=True)
-    viewer = Viewer(live_text=False)
-    follower = Follower(api, job, viewer.note)
+    viewer = JobViewer(live_text=False)
+    follower = JobFollower(api, job, viewer.note)
     try:
         for found in follower.queued(follower.look()):
             viewer.waiting(found)
@@ -78,7 +78,7 @@ def _follow(api: ApiClient, job: str, model: str, *, as_json: bool) -> int:
     except KeyboardInterrupt:
         viewer.close()
         print(f"the pull goes on. To watch it: nexus watch {job}; to end it: nexus jobs cancel {job}", file=sys.stderr)
-        return INTERRUPTED
+        return INTERRUPTED_EXIT_CODE
     finally:
         viewer.close()
     if viewer.end != "completed":
@@ -93,7 +93,7 @@ def fetch_models(api: ApiClient) -> dict[str, Any]:
     rows = {row["id"]: row for row in api.get("/v1/models")["data"]}
     try:
         workers = api.get("/v1/workers")["data"]
-    except Refused as error:
+    except GatewayError as error:
         if error.status not in (401, 403):
             raise
         return {"object": "list", "data": [_row(row, [], list(row.get("workers", ()))) for row in rows.values()]}
@@ -144,7 +144,7 @@ def _state(row: dict[str, Any], offers: _Offers) -> str:
 
 def render_models(answer: dict[str, Any]) -> RenderableType:
     """One line a model."""
-    from cli.tables import Text, coloured, new_table
+    from cli.tables import Text, new_table, styled_state
 
     rows = answer["data"]
     if not rows:
@@ -155,7 +155,7 @@ def render_models(answer: dict[str, Any]) -> RenderableType:
         table.add_row(
             Text(row["id"]),
             Text(", ".join(row.get("capabilities", ()))),
-            coloured(row["state"]),
+            styled_state(row["state"]),
             Text(", ".join(workers) or "-"),
             str(row.get("context_length") or "-"),
         )

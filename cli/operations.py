@@ -156,14 +156,16 @@ def _watch_live(api: ApiClient, fetch: Fetch, render: Render, seen: Any) -> Any:
 
 def render_status(seen: dict[str, Any]) -> RenderableType:
     """The whole picture on one screen."""
-    from cli.tables import Group, Text, coloured, new_table
+    from cli.tables import Group, Text, new_table, styled_state
 
     ready = seen["ready"]
-    head = Text.assemble(("Nexus ", "bold"), seen["url"], "  ", coloured(ready["status"]))
+    head = Text.assemble(("Nexus ", "bold"), seen["url"], "  ", styled_state(ready["status"]))
     parts = new_table("part", "state", "ms", "")
     for name, part in ready.get("parts", {}).items():
         milliseconds = f"{part['ms']:.1f}" if isinstance(part.get("ms"), int | float) else "-"
-        parts.add_row(name, coloured("ok" if part.get("ok") else "down"), milliseconds, Text(part.get("error") or ""))
+        parts.add_row(
+            name, styled_state("ok" if part.get("ok") else "down"), milliseconds, Text(part.get("error") or "")
+        )
     out: list[RenderableType] = [head, parts]
     if ready["status"] != "unavailable":
         out += [Text(), render_workers({"data": seen["workers"]}), Text(), render_queues({"data": seen["queues"]})]
@@ -172,7 +174,7 @@ def render_status(seen: dict[str, Any]) -> RenderableType:
 
 def render_workers(answer: dict[str, Any]) -> RenderableType:
     """One line a worker."""
-    from cli.tables import Text, coloured, new_table
+    from cli.tables import Text, new_table, styled_state
 
     rows = answer["data"]
     if not rows:
@@ -187,7 +189,7 @@ def render_workers(answer: dict[str, Any]) -> RenderableType:
             Text(row["backend"]),
             Text(f"{row.get('host', '')}:{row.get('pid', '')}"),
             f"{row.get('busy', 0)}/{row.get('slots', 0)}",
-            coloured(row.get("state", "")),
+            styled_state(row.get("state", "")),
             Text(", ".join(one["name"] for one in row.get("models", []) if one["capabilities"] != ["models"])),
             *([Text(notes[row["id"]])] if any(notes.values()) else []),
         )

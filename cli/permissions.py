@@ -80,7 +80,7 @@ def monitor(name: User = "monitor") -> None:
 @app.command()
 def config() -> None:
     """The roles, and what accounts export and import, as variables of nats-server's configuration: deploy/nats/permissions.conf."""
-    print(permissions_conf(), end="")
+    print(render_permissions_conf(), end="")
 
 
 @app.command()
@@ -144,7 +144,7 @@ async def _vulnerable_version(access: EtcdAccess, prefix: str) -> str:
         await link.close()
 
 
-def permissions_conf() -> str:
+def render_permissions_conf() -> str:
     """Return the rights of the users `gateway`, `worker` (all queues) and `monitor`, and what their accounts share."""
     from backbone.bus.nats.permissions import exports, gateway_rights, monitor_rights, worker_rights
 

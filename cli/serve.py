@@ -15,7 +15,7 @@ from cli.stack.credentials import join_running_stack
 
 if TYPE_CHECKING:  # pydantic takes half a second: `nexus status` does without
     from backbone.settings import CommonSettings
-    from cli.stack.rejoin import Joined
+    from cli.stack.rejoin import StackMembership
 
 Settings = TypeVar("Settings", bound="CommonSettings")
 
@@ -167,7 +167,7 @@ def worker(
     raise typer.Exit(run_joined(joined, lambda: run(settings)))
 
 
-def run_joined(joined: Joined | None, run: Callable[[], int], *, has_children: bool = False) -> int:
+def run_joined(joined: StackMembership | None, run: Callable[[], int], *, has_children: bool = False) -> int:
     """Run the process, and follow the stack that it has joined through restarts. Returns the exit status."""
     if joined is None:
         return run()

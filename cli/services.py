@@ -71,12 +71,12 @@ def remove_service(
 
 def render_services(answer: dict[str, Any]) -> RenderableType:
     """One line a service."""
-    from cli.tables import Text, coloured, new_table
+    from cli.tables import Text, new_table, styled_state
 
     rows = answer["data"]
     if not rows:
         return Text("No service is entered. Enter one: nexus services add NAME http://HOST:PORT")
     lines = new_table("service", "URL", "state")
     for row in rows:
-        lines.add_row(Text(row["id"]), Text(row["base_url"]), coloured(row["state"] or "not served"))
+        lines.add_row(Text(row["id"]), Text(row["base_url"]), styled_state(row["state"] or "not served"))
     return lines

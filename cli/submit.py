@@ -41,7 +41,7 @@ def submit(
     model: Annotated[str | None, typer.Option("--model", "-m", help="The model, whatever FILE says.")] = None,
     metadata: options.Metadata = None,
     tier: Annotated[str | None, typer.Option("--tier", help="The lane: priority, default or flex.")] = None,
-    webhook: Annotated[str | None, typer.Option("--webhook", help="The URL to tell of the job's end.")] = None,
+    webhook: Annotated[str | None, typer.Option("--webhook", help="The URL to notify of the job's end.")] = None,
     timeout: Annotated[
         float | None, typer.Option("--timeout", help="Seconds after which the job expires, whatever it does.")
     ] = None,

@@ -7,9 +7,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Console", "Group", "Live", "RenderableType", "Table", "Text", "coloured", "new_table"]
+__all__ = ["Console", "Group", "Live", "RenderableType", "Table", "Text", "new_table", "styled_state"]
 
-COLOURS = {
+STATE_STYLES = {
     "ready": "green",
     "loaded": "green",
     "loading": "yellow",
@@ -22,9 +22,9 @@ COLOURS = {
 }
 
 
-def coloured(word: str) -> Text:
+def styled_state(word: str) -> Text:
     """A state in its colour."""
-    return Text(word, style=COLOURS.get(word, ""))
+    return Text(word, style=STATE_STYLES.get(word, ""))
 
 
 def new_table(*columns: str, ids: bool = False) -> Table:

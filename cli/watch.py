@@ -12,8 +12,8 @@ import typer
 
 from cli import options
 from cli.gateway_client import ApiClient
-from cli.job_follower import ENDS, Follower, JobEvent
-from cli.job_output import fetch_result, report, said
+from cli.job_follower import ENDS, FollowedJobEvent, JobFollower
+from cli.job_output import fetch_result, report, text_of
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -25,7 +25,7 @@ Output = Annotated[
     ),
 ]
 NAMES = {"load": "loading the model", "queued": "waiting within the backend", "run": "running"}
-INTERRUPTED = 130
+INTERRUPTED_EXIT_CODE = 130
 
 
 def watch(
@@ -51,12 +51,12 @@ def follow(api: ApiClient, job: str, *, output: Path | None = None, as_json: boo
         return _follow_as_json(api, job, output) if as_json else _follow(api, job, output)
     except KeyboardInterrupt:
         print(f"\nwatching stopped, the job goes on. To watch it again: nexus watch {job}", file=sys.stderr)
-        return INTERRUPTED
+        return INTERRUPTED_EXIT_CODE
 
 
 def _follow_as_json(api: ApiClient, job: str, output: Path | None) -> int:
     kind = ""
-    follower = Follower(api, job, lambda text: print(text, file=sys.stderr))
+    follower = JobFollower(api, job, lambda text: print(text, file=sys.stderr))
     with closing(follower.events()) as events:
         for event in events:
             kind = event.kind
@@ -71,8 +71,8 @@ def _follow_as_json(api: ApiClient, job: str, output: Path | None) -> int:
 
 def _follow(api: ApiClient, job: str, output: Path | None) -> int:
     # A pipe gets the text at the end: what was written there could not be taken back when an attempt fails.
-    viewer = Viewer(live_text=sys.stdout.isatty() and output is None)
-    follower = Follower(api, job, viewer.note)
+    viewer = JobViewer(live_text=sys.stdout.isatty() and output is None)
+    follower = JobFollower(api, job, viewer.note)
     try:
         for found in follower.queued(follower.look()):
             viewer.waiting(found)
@@ -87,7 +87,7 @@ def _follow(api: ApiClient, job: str, output: Path | None) -> int:
     return 0
 
 
-class Viewer:
+class JobViewer:
     """Shows a job to a person: its text on standard output, all else on standard error."""
 
     def __init__(self, *, live_text: bool, out: TextIO | None = None) -> None:
@@ -113,13 +113,13 @@ class Viewer:
         text = "queued" if position is None else f"queued, {position} before it"
         self._show(text + (f", about {_duration(eta)} to go" if eta is not None else ""))
 
-    def see(self, event: JobEvent) -> None:
+    def see(self, event: FollowedJobEvent) -> None:
         """One event."""
         data = event.data if isinstance(event.data, dict) else {}
         if event.kind in ENDS:
             self._ended(event, data)
         elif event.kind == "chunk":
-            self._say(said(data))
+            self._say(text_of(data))
         elif event.kind == "progress":
             self._advance(data)
         elif event.kind == "restarted":
@@ -144,7 +144,7 @@ class Viewer:
             progress.stop()
         self._end_line()
 
-    def _ended(self, event: JobEvent, data: dict[str, Any]) -> None:
+    def _ended(self, event: FollowedJobEvent, data: dict[str, Any]) -> None:
         self.end = event.kind
         self.said_all = self._said and bool(event.id)  # without an id, events were missing before it
         self.close()

@@ -21,7 +21,7 @@ from typing import Protocol
 
 import pytest
 
-from cli.embedded.process import ManagedProcess
+from cli.embedded.managed_process import ManagedProcess
 from cli.embedded.servers import HOST, EtcdServer, NatsServer, RedisServer, free_port
 
 ROOT = Path(__file__).resolve().parent.parent

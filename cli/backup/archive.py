@@ -24,15 +24,15 @@ from cli.errors import ConsoleError
 FORMAT = "nexus-backup"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-READ = 256 * 1024
-TELL_EVERY = 256 * 1024 * 1024
+READ_CHUNK_BYTES = 256 * 1024
+REPORT_EVERY_BYTES = 256 * 1024 * 1024
 _FILE = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BackupPart:
     """One file."""
 
     name: str
@@ -54,18 +54,18 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Manifest:
+class BackupManifest:
     """What the folder holds. `parts` are in the order in which they were taken."""
 
     nexus: str
     began_at: str
     ended_at: str
     servers: dict[str, str]
-    parts: tuple[Part, ...]
+    parts: tuple[BackupPart, ...]
     format: str = FORMAT
     version: int = FORMAT_VERSION
 
-    def part(self, name: str) -> Part | None:
+    def part(self, name: str) -> BackupPart | None:
         """By its name."""
         return next((part for part in self.parts if part.name == name), None)
 
@@ -78,12 +78,12 @@ class Manifest:
 class PartWriter:
     """One file as it is written; its size and digest."""
 
-    def __init__(self, path: Path, tell: Tell) -> None:
+    def __init__(self, path: Path, notify: Notify) -> None:
         self.size = 0
         self.items = 0
         self.began_at = now()
         self._path = path
-        self._tell = tell
+        self._notify = notify
         self._digest = sha256()
         self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
@@ -92,8 +92,8 @@ class PartWriter:
         self._file.write(data)
         self._digest.update(data)
         before, self.size = self.size, self.size + len(data)
-        if before // TELL_EVERY != self.size // TELL_EVERY:
-            self._tell(f"  {self._path.name}: {shown_size(self.size)} so far")
+        if before // REPORT_EVERY_BYTES != self.size // REPORT_EVERY_BYTES:
+            self._notify(f"  {self._path.name}: {format_size(self.size)} so far")
         return len(data)
 
     def flush(self) -> None:
@@ -106,23 +106,25 @@ class PartWriter:
             os.fsync(self._file.fileno())
             self._file.close()
 
-    def part(self, name: str, **about: Any) -> Part:
+    def part(self, name: str, **about: Any) -> BackupPart:
         """What the manifest says of it."""
-        return Part(name, self._path.name, self.size, self._digest.hexdigest(), self.items, self.began_at, now(), about)
+        return BackupPart(
+            name, self._path.name, self.size, self._digest.hexdigest(), self.items, self.began_at, now(), about
+        )
 
 
-class NewFolder:
+class BackupFolder:
     """A folder on its way."""
 
-    def __init__(self, path: Path, tell: Tell) -> None:
+    def __init__(self, path: Path, notify: Notify) -> None:
         self.path = path
-        self.parts: list[Part] = []
-        self._tell = tell
+        self.parts: list[BackupPart] = []
+        self._notify = notify
 
     @contextmanager
     def file(self, name: str) -> Iterator[PartWriter]:
         """A new file in it."""
-        writer = PartWriter(self.path / name, self._tell)
+        writer = PartWriter(self.path / name, self._notify)
         try:
             yield writer
         finally:
@@ -139,14 +141,14 @@ class NewFolder:
 
             yield writer, add
 
-    def add(self, part: Part) -> None:
+    def add(self, part: BackupPart) -> None:
         """It is whole."""
         self.parts.append(part)
-        self._tell(f"{part.name:<22} {shown_size(part.bytes):>10}  {part.items:>9,} items")
+        self._notify(f"{part.name:<22} {format_size(part.bytes):>10}  {part.items:>9,} items")
 
 
 @contextmanager
-def new_folder(target: Path, tell: Tell) -> Iterator[NewFolder]:
+def create_folder(target: Path, notify: Notify) -> Iterator[BackupFolder]:
     """A folder that is there once `finish` was called and this has ended well; otherwise nothing is. Raises ConsoleError."""
     target = target.absolute()
     fresh = target.with_name(f".{target.name}.partial-{os.getpid()}")
@@ -158,7 +160,7 @@ def new_folder(target: Path, tell: Tell) -> Iterator[NewFolder]:
     except OSError as error:
         raise ConsoleError(f"cannot write to {target.parent}: {error.strerror}") from error
     try:
-        folder = NewFolder(fresh, tell)
+        folder = BackupFolder(fresh, notify)
         yield folder
         _sync(fresh)
         if os.path.lexists(target):  # a rename would replace an empty folder
@@ -172,13 +174,13 @@ def new_folder(target: Path, tell: Tell) -> Iterator[NewFolder]:
             shutil.rmtree(fresh)
 
 
-def write_manifest(folder: NewFolder, manifest: Manifest) -> None:
+def write_manifest(folder: BackupFolder, manifest: BackupManifest) -> None:
     """The last file."""
     with folder.file(MANIFEST) as writer:
         writer.write(json.dumps(asdict(manifest), indent=1).encode() + b"\n")
 
 
-def read_manifest(source: Path) -> Manifest:
+def read_manifest(source: Path) -> BackupManifest:
     """What a folder says that it holds. Raises ConsoleError."""
     path = source / MANIFEST
     try:
@@ -197,7 +199,7 @@ def read_manifest(source: Path) -> Manifest:
             f"use Nexus {said.get('nexus')}, which wrote it"
         )
     try:
-        manifest = Manifest(**{**said, "parts": tuple(Part(**part) for part in said["parts"])})
+        manifest = BackupManifest(**{**said, "parts": tuple(BackupPart(**part) for part in said["parts"])})
     except (TypeError, KeyError) as error:
         raise ConsoleError(f"{path} is damaged: {error}") from error
     for part in manifest.parts:
@@ -206,22 +208,22 @@ def read_manifest(source: Path) -> Manifest:
     return manifest
 
 
-def verify(source: Path, parts: Iterable[Part], tell: Tell) -> None:
+def verify(source: Path, parts: Iterable[BackupPart], notify: Notify) -> None:
     """Compare files with what the manifest says. Raises ConsoleError, naming everything that is wrong."""
     wrong = []
     for part in parts:
         problem = _problem(source / part.file, part)
-        tell(f"{part.name:<22} {problem or 'ok'}")
+        notify(f"{part.name:<22} {problem or 'ok'}")
         if problem:
             wrong.append(f"  {part.file}: {problem}")
     if wrong:
         raise ConsoleError(f"{source} is damaged, and nothing was restored from it:\n" + "\n".join(wrong))
 
 
-def _problem(path: Path, part: Part) -> str:
+def _problem(path: Path, part: BackupPart) -> str:
     digest, size = sha256(), 0
     try:
-        for chunk in chunks_of(path):
+        for chunk in read_chunks(path):
             digest.update(chunk)
             size += len(chunk)
     except OSError as error:
@@ -231,14 +233,14 @@ def _problem(path: Path, part: Part) -> str:
     return "" if digest.hexdigest() == part.sha256 else "another SHA-256 than the manifest's"
 
 
-def chunks_of(path: Path, size: int = READ) -> Iterator[bytes]:
+def read_chunks(path: Path, size: int = READ_CHUNK_BYTES) -> Iterator[bytes]:
     """A file's bytes, a piece at a time."""
     with path.open("rb") as file:
         while chunk := file.read(size):
             yield chunk
 
 
-def lines_of(path: Path) -> Iterator[bytes]:
+def read_lines(path: Path) -> Iterator[bytes]:
     """The lines of a compressed file."""
     with gzip.open(path, "rb") as file:
         for line in file:
@@ -258,7 +260,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def shown_size(size: int) -> str:
+def format_size(size: int) -> str:
     """For people."""
     value = float(size)
     for unit in ("B", "KB", "MB"):

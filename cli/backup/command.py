@@ -16,22 +16,22 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from cli import options
-from cli.backup.archive import Manifest, Tell, read_manifest, shown_size, verify
+from cli.backup.archive import BackupManifest, Notify, format_size, read_manifest, verify
 from cli.errors import ConsoleError
 from cli.serve import EtcdUrl, NatsUrl, RedisUrl, StackDir, read_settings, set_environment
 from cli.stack.credentials import join_running_stack
 
 if TYPE_CHECKING:
     from backbone.settings import CommonSettings
-    from cli.backup.restore import Restored
+    from cli.backup.restore import RestoreResult
 
 T = TypeVar("T")
 Only = Annotated[
     str, typer.Option("--only", metavar="PARTS", help="Some of etcd, redis, streams, separated by commas; default all.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
-INTERRUPTED = 130
-HALF = 4
+INTERRUPTED_EXIT_CODE = 130
+PARTIAL_RESTORE_EXIT_CODE = 4
 """Exit code of a restore that began and did not end: nothing should be started on these servers."""
 
 
@@ -55,20 +55,20 @@ def backup(
     without any, those of the `nexus up` that runs on the data directory.
     The folder holds prompts, answers and secrets in the open: keep it as safe as the servers themselves.
     """
-    tell = _teller(as_json=as_json, quiet=quiet)
+    notify = _make_notify(as_json=as_json, quiet=quiet)
     if check:
         manifest = read_manifest(folder)
-        verify(folder, manifest.parts, tell)
+        verify(folder, manifest.parts, notify)
         _show(manifest, "whole", as_json=as_json, quiet=quiet)
         return
-    from cli.backup.connections import chosen
+    from cli.backup.connections import parse_kinds
 
-    kinds = chosen(only)
+    kinds = parse_kinds(only)
     set_environment({"NATS_URL": nats_url, "ETCD_URL": etcd_url, "REDIS_URL": redis_url})
     join_running_stack("gateway", data_dir)
     settings = _settings()
     began = time.monotonic()
-    manifest = _run(_backup(settings, folder, kinds, tell), "nothing was kept")
+    manifest = _run(_backup(settings, folder, kinds, notify), "nothing was kept")
     _show(manifest, f"taken in {time.monotonic() - began:.1f} s", as_json=as_json, quiet=quiet)
 
 
@@ -90,59 +90,59 @@ def restore(
     quiet: Quiet = False,
 ) -> None:
     """Write a backup into servers that hold nothing. Gateways and workers are stopped meanwhile, and started afterwards."""
-    from cli.backup.connections import chosen
+    from cli.backup.connections import parse_kinds
 
-    tell = _teller(as_json=as_json, quiet=quiet)
-    kinds = chosen(only)
+    notify = _make_notify(as_json=as_json, quiet=quiet)
+    kinds = parse_kinds(only)
     manifest = read_manifest(folder)
     parts = [part for part in manifest.parts if part.kind in kinds]
     if not parts:
         raise ConsoleError(f"{folder} holds nothing of {', '.join(sorted(kinds))}")
-    verify(folder, parts, tell)
+    verify(folder, parts, notify)
     set_environment({"NATS_URL": nats_url, "ETCD_URL": etcd_url, "REDIS_URL": redis_url})
     settings = _settings()
     left = "the servers hold a part of the backup: restore it again, with --force"
-    restored = _run(_restore(settings, folder, manifest, kinds, force=force, replicas=replicas, tell=tell), left)
+    restored = _run(_restore(settings, folder, manifest, kinds, force=force, replicas=replicas, notify=notify), left)
     for warning in restored.warnings:
         print(f"nexus: {warning}", file=sys.stderr)
     if as_json:
         print(json.dumps(asdict(restored)))
     elif not quiet:
-        print(f"Restored {folder}, as it was at {manifest.began_at}. Start gateways and workers now.")
+        print(f"RestoreResult {folder}, as it was at {manifest.began_at}. Start gateways and workers now.")
 
 
-async def _backup(settings: CommonSettings, folder: Path, kinds: frozenset[str], tell: Tell) -> Manifest:
-    from cli.backup.connections import opened
-    from cli.backup.create import Backup
+async def _backup(settings: CommonSettings, folder: Path, kinds: frozenset[str], notify: Notify) -> BackupManifest:
+    from cli.backup.connections import open_servers
+    from cli.backup.create import BackupCreator
 
-    async with opened(settings) as servers:
-        return await Backup(servers, kinds, tell).into(folder)
+    async with open_servers(settings) as servers:
+        return await BackupCreator(servers, kinds, notify).into(folder)
 
 
 async def _restore(
     settings: CommonSettings,
     folder: Path,
-    manifest: Manifest,
+    manifest: BackupManifest,
     kinds: frozenset[str],
     *,
     force: bool,
     replicas: int | None,
-    tell: Tell,
-) -> Restored:
-    from cli.backup.connections import opened, told_plainly
-    from cli.backup.restore import Restore
+    notify: Notify,
+) -> RestoreResult:
+    from cli.backup.connections import open_servers, translate_errors
+    from cli.backup.restore import BackupRestorer
 
-    async with opened(settings) as servers:
-        work = Restore(servers, folder, manifest, kinds, tell)
+    async with open_servers(settings) as servers:
+        work = BackupRestorer(servers, folder, manifest, kinds, notify)
         await work.check(force=force)
         try:
-            with told_plainly():
+            with translate_errors():
                 return await work.run(replicas)
         except Exception as error:  # a defect, too, must not pass for a restore that changed nothing
             said = error if isinstance(error, ConsoleError) else repr(error)
             raise ConsoleError(
                 f"{said}\nThe servers hold a part of the backup now. Mend the cause, and restore it again with --force.",
-                exit_code=HALF,
+                exit_code=PARTIAL_RESTORE_EXIT_CODE,
             ) from error
 
 
@@ -158,7 +158,7 @@ def _run(work: Coroutine[Any, Any, T], left: str) -> T:
     try:
         return asyncio.run(run())
     except (KeyboardInterrupt, asyncio.CancelledError):
-        raise ConsoleError(f"interrupted; {left}", exit_code=INTERRUPTED) from None
+        raise ConsoleError(f"interrupted; {left}", exit_code=INTERRUPTED_EXIT_CODE) from None
 
 
 def _settings() -> CommonSettings:
@@ -170,19 +170,19 @@ def _settings() -> CommonSettings:
     return read_settings(CommonSettings)
 
 
-def _teller(*, as_json: bool, quiet: bool) -> Tell:
-    def tell(line: str) -> None:
+def _make_notify(*, as_json: bool, quiet: bool) -> Notify:
+    def notify(line: str) -> None:
         if not quiet:
             print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
 
-    return tell
+    return notify
 
 
-def _show(manifest: Manifest, how: str, *, as_json: bool, quiet: bool) -> None:
+def _show(manifest: BackupManifest, how: str, *, as_json: bool, quiet: bool) -> None:
     if as_json:
         said = asdict(manifest)
         for part in said["parts"]:
             del part["about"]
         print(json.dumps(said | {"bytes": manifest.size}))
     elif not quiet:
-        print(f"{len(manifest.parts)} parts, {shown_size(manifest.size)}: {how}")
+        print(f"{len(manifest.parts)} parts, {format_size(manifest.size)}: {how}")

@@ -21,12 +21,12 @@ from cli.errors import ConsoleError
 from schemas.errors import NexusError
 
 ALL_KINDS = ("etcd", "redis", "streams")
-REDIS_S = 30.0
+REDIS_TIMEOUT_S = 30.0
 """For one command: more than gateways have, since nobody waits."""
 
 
 @dataclass(frozen=True, slots=True)
-class Servers:
+class BackupServers:
     """What is read and written."""
 
     streams: Snapshots
@@ -35,11 +35,11 @@ class Servers:
 
 
 @asynccontextmanager
-async def opened(settings: CommonSettings) -> AsyncIterator[Servers]:
+async def open_servers(settings: CommonSettings) -> AsyncIterator[BackupServers]:
     """All three, which must answer. Raises ConsoleError."""
-    with told_plainly():
+    with translate_errors():
         streams = Snapshots(nats_access(settings))
-        store = RedisStore(redis_access(settings), timeout_s=REDIS_S, rest_s=0)
+        store = RedisStore(redis_access(settings), timeout_s=REDIS_TIMEOUT_S, rest_s=0)
         etcd = etcd_access(settings)
         link = EtcdLink(etcd.url, probe_key=settings.etcd_prefix, tls=etcd.tls, login=etcd.login)
         try:
@@ -47,7 +47,7 @@ async def opened(settings: CommonSettings) -> AsyncIterator[Servers]:
             await store.ping()
             await link.open()
             await link.ping()
-            yield Servers(streams, RedisDump(store), RegistryDump(link, settings.etcd_prefix))
+            yield BackupServers(streams, RedisDump(store), RegistryDump(link, settings.etcd_prefix))
         finally:
             await streams.close()
             await store.close()
@@ -55,7 +55,7 @@ async def opened(settings: CommonSettings) -> AsyncIterator[Servers]:
 
 
 @contextmanager
-def told_plainly() -> Iterator[None]:
+def translate_errors() -> Iterator[None]:
     """What the servers refuse, as a message for the user."""
     try:
         yield
@@ -67,7 +67,7 @@ def told_plainly() -> Iterator[None]:
         raise ConsoleError(str(error)) from error
 
 
-def chosen(only: str) -> frozenset[str]:
+def parse_kinds(only: str) -> frozenset[str]:
     """The kinds of parts that `--only` names; empty: all. Raises ConsoleError."""
     kinds = frozenset(filter(None, (part.strip() for part in only.split(",")))) or frozenset(ALL_KINDS)
     if unknown := kinds - set(ALL_KINDS):

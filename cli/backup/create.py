@@ -18,8 +18,8 @@ from pathlib import Path
 from backbone.bus.nats.backup import BATCHES_STREAM, STREAMS, Piece
 from backbone.bus.subjects import BLOBS_STREAM, EVENTS_STREAM, JOBS_STREAM
 from backbone.version import VERSION
-from cli.backup.archive import Manifest, NewFolder, PartWriter, Tell, new_folder, now, write_manifest
-from cli.backup.connections import Servers
+from cli.backup.archive import BackupFolder, BackupManifest, Notify, PartWriter, create_folder, now, write_manifest
+from cli.backup.connections import BackupServers
 
 ETCD_FILE = "etcd.json.gz"
 REDIS_FILE = "redis.jsonl.gz"
@@ -35,19 +35,19 @@ def tail_file(stream: str) -> str:
     return f"{stream}.tail"
 
 
-class Backup:
+class BackupCreator:
     """One backup on its way into its folder. Raises ConsoleError, NexusError and Refused."""
 
-    def __init__(self, servers: Servers, kinds: frozenset[str], tell: Tell) -> None:
+    def __init__(self, servers: BackupServers, kinds: frozenset[str], notify: Notify) -> None:
         self._servers = servers
         self._kinds = kinds
-        self._tell = tell
+        self._notify = notify
         self._last: dict[str, int] = {}
 
-    async def into(self, target: Path) -> Manifest:
+    async def into(self, target: Path) -> BackupManifest:
         """Take it."""
         began_at = now()
-        with new_folder(target, self._tell) as folder:
+        with create_folder(target, self._notify) as folder:
             if "etcd" in self._kinds:
                 await self._etcd(folder)
             early, late = STREAMS[: STREAMS.index(JOBS_STREAM)], STREAMS[STREAMS.index(JOBS_STREAM) :]
@@ -58,37 +58,37 @@ class Backup:
             await self._streams(folder, late)
             await self._rest_of(folder, BLOBS_STREAM)
             servers = {"nats": self._servers.streams.server_version}
-            manifest = Manifest(VERSION, began_at, now(), servers, tuple(folder.parts))
+            manifest = BackupManifest(VERSION, began_at, now(), servers, tuple(folder.parts))
             write_manifest(folder, manifest)
         return manifest
 
-    async def _etcd(self, folder: NewFolder) -> None:
+    async def _etcd(self, folder: BackupFolder) -> None:
         values = await self._servers.registry.read()
         with folder.lines(ETCD_FILE) as (writer, add):
             for key, value in sorted(values.items()):
                 add(json.dumps([key, value.decode("latin-1")]).encode())
         folder.add(writer.part("etcd"))
 
-    async def _redis(self, folder: NewFolder) -> None:
+    async def _redis(self, folder: BackupFolder) -> None:
         with folder.lines(REDIS_FILE) as (writer, add):
             async with aclosing(self._servers.redis.lines()) as lines:
                 async for line in lines:
                     add(line)
         folder.add(writer.part("redis"))
 
-    async def _streams(self, folder: NewFolder, names: tuple[str, ...]) -> None:
+    async def _streams(self, folder: BackupFolder, names: tuple[str, ...]) -> None:
         if "streams" in self._kinds:
             for name in names:
                 await self._stream(folder, name)
 
-    async def _stream(self, folder: NewFolder, name: str) -> None:
+    async def _stream(self, folder: BackupFolder, name: str) -> None:
         about = {"events_seq": await self._events_seq()} if name == JOBS_STREAM else {}
         with folder.file(snapshot_file(name)) as writer:
             # Gateways make the queues' consumers; without them each job comes again at once, and none is forgotten.
             taken = await self._servers.streams.take(name, writer.write, consumers=name != JOBS_STREAM)
         if taken is None:
             (folder.path / snapshot_file(name)).unlink()
-            self._tell(f"{name:<22} not there")
+            self._notify(f"{name:<22} not there")
             return
         writer.items = int(taken.state["messages"])
         self._last[name] = taken.last_seq
@@ -99,7 +99,7 @@ class Backup:
         state = await self._servers.streams.state(EVENTS_STREAM)
         return int(state["last_seq"]) if state is not None else 0
 
-    async def _rest_of(self, folder: NewFolder, name: str) -> None:
+    async def _rest_of(self, folder: BackupFolder, name: str) -> None:
         if name not in self._last:
             return
         with folder.file(tail_file(name)) as writer:

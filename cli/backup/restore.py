@@ -13,13 +13,13 @@ from pathlib import Path
 
 from backbone.bus.nats.backup import STREAMS, Piece, Taken
 from backbone.bus.subjects import EVENTS_STREAM, JOBS_STREAM, SEALS_STREAM
-from cli.backup.archive import Manifest, Part, Tell, chunks_of, lines_of, read_exactly
-from cli.backup.connections import Servers
+from cli.backup.archive import BackupManifest, BackupPart, Notify, read_chunks, read_exactly, read_lines
+from cli.backup.connections import BackupServers
 from cli.errors import ConsoleError
 
 
 @dataclass(slots=True)
-class Restored:
+class RestoreResult:
     """What became of it."""
 
     items: dict[str, int] = field(default_factory=dict)
@@ -27,17 +27,19 @@ class Restored:
     warnings: list[str] = field(default_factory=list)
 
 
-class Restore:
+class BackupRestorer:
     """One restore. Raises ConsoleError, NexusError and Refused."""
 
-    def __init__(self, servers: Servers, source: Path, manifest: Manifest, kinds: frozenset[str], tell: Tell) -> None:
+    def __init__(
+        self, servers: BackupServers, source: Path, manifest: BackupManifest, kinds: frozenset[str], notify: Notify
+    ) -> None:
         self._servers = servers
         self._source = source
         self._saved_nats = manifest.servers.get("nats", "0.0")
         self._parts = [part for part in manifest.parts if part.kind in kinds]
         self._kinds = kinds
-        self._tell = tell
-        self.restored = Restored()
+        self._notify = notify
+        self.restored = RestoreResult()
 
     async def check(self, *, force: bool) -> None:
         """Nobody runs, and nothing is there that `force` does not give up. Raises ConsoleError."""
@@ -82,7 +84,7 @@ class Restore:
                     held.append(f"{name} ({state['messages']:,} messages)")
         return held
 
-    async def run(self, replicas: int | None) -> Restored:
+    async def run(self, replicas: int | None) -> RestoreResult:
         """Replace what is there."""
         if "streams" in self._kinds:
             for name in STREAMS:
@@ -94,7 +96,7 @@ class Restore:
         for part in sorted(self._parts, key=lambda part: part.name.endswith("+")):
             count = await self._one(part, replicas)
             self.restored.items[part.name] = count
-            self._tell(f"{part.name:<22} {count:>9,} of {part.items:,} items")
+            self._notify(f"{part.name:<22} {count:>9,} of {part.items:,} items")
         await self._forget_lost_jobs()
         return self.restored
 
@@ -104,26 +106,26 @@ class Restore:
             return
         after, last = int(jobs.about["events_seq"]), int(jobs.about["state"]["last_seq"])
         if lost := await self._servers.streams.forget_lost_jobs(after=after, last=last):
-            self._tell(f"{lost:,} jobs that were submitted while the backup was taken are not in it")
+            self._notify(f"{lost:,} jobs that were submitted while the backup was taken are not in it")
 
-    async def _one(self, part: Part, replicas: int | None) -> int:
+    async def _one(self, part: BackupPart, replicas: int | None) -> int:
         path = self._source / part.file
         if part.name == "etcd":
-            values = dict(json.loads(line) for line in lines_of(path))
+            values = dict(json.loads(line) for line in read_lines(path))
             await self._servers.registry.write({key: text.encode("latin-1") for key, text in values.items()})
             return len(values)
         if part.name == "redis":
-            return await self._servers.redis.load(lines_of(path))
+            return await self._servers.redis.load(read_lines(path))
         if part.name.endswith("+"):
             return await self._servers.streams.append(_pieces(path))
         return await self._stream(part, path, replicas)
 
-    async def _stream(self, part: Part, path: Path, replicas: int | None) -> int:
+    async def _stream(self, part: BackupPart, path: Path, replicas: int | None) -> int:
         config = dict(part.about["config"])
         if replicas is not None:
             config["num_replicas"] = replicas
         streams = self._servers.streams
-        state = await streams.restore(part.name, Taken(config, part.about["state"]), chunks_of(path))
+        state = await streams.restore(part.name, Taken(config, part.about["state"]), read_chunks(path))
         ahead = await streams.drop_consumers_ahead(part.name, int(state["last_seq"]))
         if ahead:
             self.restored.warnings.append(

@@ -1,4 +1,4 @@
-"""Credentials of an embedded stack: passwords and certificates that each start makes anew, in a folder of their owner's.
+"""StackCredentials of an embedded stack: passwords and certificates that each start makes anew, in a folder of their owner's.
 
 Processes are given the names of these files, never what is in them: command lines and logs hold no secret.
 """
@@ -20,7 +20,7 @@ SERVER, CLIENT = "etcd", "etcd-client"
 PASSWORD_BYTES = 24
 
 
-class Credentials:
+class StackCredentials:
     """Paths and contents of the files in one folder. `make` comes first."""
 
     def __init__(self, folder: Path) -> None:

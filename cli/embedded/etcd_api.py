@@ -16,12 +16,12 @@ import httpx
 
 CALL_S = 2.0
 
-EtcdAway = (httpx.HTTPError, ValueError, KeyError)
+ETCD_ERRORS = (httpx.HTTPError, ValueError, KeyError)
 """What calls raise when etcd does not answer, or not as it should."""
 
 
 @dataclass(frozen=True, slots=True)
-class Listing:
+class KeyListing:
     """The keys of a range at one moment."""
 
     values: dict[str, bytes]
@@ -31,7 +31,7 @@ class Listing:
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
+class KeyChanges:
     """What happened to keys of a range; None: gone."""
 
     values: dict[str, bytes | None]
@@ -48,7 +48,7 @@ class EtcdLogin:
 
 
 class EtcdApi:
-    """The keys from `first` up to, and without, `end`. Every call raises one of `EtcdAway`."""
+    """The keys from `first` up to, and without, `end`. Every call raises one of `ETCD_ERRORS`."""
 
     def __init__(self, url: str, first: str, end: str, login: EtcdLogin | None = None) -> None:
         verify = login.context if login else True
@@ -60,20 +60,20 @@ class EtcdApi:
         """Drop the connections."""
         await self._http.aclose()
 
-    async def listing(self) -> Listing:
+    async def listing(self) -> KeyListing:
         """All keys now. Logs in anew: a token is good for five minutes after its last use."""
         await self._log_in()
         answer = await self._call("/v3/kv/range", self._range)
         header = answer["header"]
         values = {_decode(kv["key"]): b64decode(kv.get("value", "")) for kv in answer.get("kvs", ())}
-        return Listing(values, header["cluster_id"], int(header["revision"]))
+        return KeyListing(values, header["cluster_id"], int(header["revision"]))
 
     async def put(self, key: str, value: bytes) -> None:
         """Write one key."""
         await self._call("/v3/kv/put", {"key": _encode(key), "value": b64encode(value).decode()})
 
-    async def watch(self, revision: int) -> AsyncGenerator[Changes, None]:
-        """Changes from `revision` on, until etcd ends it: list again then."""
+    async def watch(self, revision: int) -> AsyncGenerator[KeyChanges, None]:
+        """Yield the changes from `revision` on, until etcd ends it: list again then."""
         request = {"create_request": {**self._range, "start_revision": revision}}
         timeout = httpx.Timeout(CALL_S, read=None)
         async with self._http.stream("POST", "/v3/watch", json=request, timeout=timeout) as response:
@@ -83,7 +83,7 @@ class EtcdApi:
                 if said.get("canceled"):
                     return
                 if events := said.get("events"):
-                    yield Changes(dict(map(_change, events)), int(said["header"]["revision"]))
+                    yield KeyChanges(dict(map(_change, events)), int(said["header"]["revision"]))
 
     async def _log_in(self) -> None:
         if self._login is None:

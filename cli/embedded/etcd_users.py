@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from backbone.registry.permissions import grants
-from cli.embedded.process import ProcessFailed
+from cli.embedded.managed_process import ProcessStartError
 
 CALL_S = 5.0
 NO_LOGIN = "user name is empty"
@@ -20,7 +20,7 @@ NO_LOGIN = "user name is empty"
 async def make_users(url: str, context: ssl.SSLContext, passwords: Mapping[str, str], prefix: str) -> None:
     """Make users, their roles and grants, and switch authentication on; does nothing where it is on.
 
-    `passwords` by user, root among them; roles are called as their users are. Raises ProcessFailed.
+    `passwords` by user, root among them; roles are called as their users are. Raises ProcessStartError.
     """
     async with httpx.AsyncClient(base_url=url, verify=context, trust_env=False, timeout=CALL_S) as http:
         try:
@@ -34,7 +34,7 @@ async def make_users(url: str, context: ssl.SSLContext, passwords: Mapping[str, 
                 await _call(http, "user/grant", user=user, role=user)
             await _call(http, "enable")
         except httpx.HTTPError as error:
-            raise ProcessFailed(f"etcd does not take its users: {error}") from error
+            raise ProcessStartError(f"etcd does not take its users: {error}") from error
 
 
 async def _is_on(http: httpx.AsyncClient) -> bool:
@@ -48,7 +48,7 @@ async def _is_on(http: httpx.AsyncClient) -> bool:
 async def _call(http: httpx.AsyncClient, what: str, **body: Any) -> None:
     answer = await http.post(f"/v3/auth/{what}", json=body)
     if answer.is_error and "already exists" not in answer.text:  # a start that was cut short
-        raise ProcessFailed(f"etcd does not take its users: auth/{what}: {answer.text[:200]}")
+        raise ProcessStartError(f"etcd does not take its users: auth/{what}: {answer.text[:200]}")
 
 
 def _permission(kind: str, prefix: str) -> dict[str, str]:

@@ -41,12 +41,12 @@ RANK = 4
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 
 
-class NotAModel(Exception):
+class InvalidModelFile(Exception):
     """The file cannot be served. The message is for the user, and says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFile:
+class GgufModel:
     """A GGUF with a model of its own."""
 
     path: Path
@@ -67,15 +67,15 @@ class ModelFile:
         return part.group(1) if part else stem
 
 
-def read_model(path: Path) -> ModelFile:
-    """Read the head of a file. Raises NotAModel."""
+def read_model(path: Path) -> GgufModel:
+    """Read the head of a file. Raises InvalidModelFile."""
     try:
         with path.open("rb") as file:
             said = dict(_entries(path, file))
     except OSError as error:
-        raise NotAModel(f"{path}: {_why(error)}") from error
+        raise InvalidModelFile(f"{path}: {_why(error)}") from error
     except (struct.error, EOFError, UnicodeDecodeError) as error:
-        raise NotAModel(f"{path} is broken: it ends before its head does; download it again") from error
+        raise InvalidModelFile(f"{path} is broken: it ends before its head does; download it again") from error
     return _model(path, said)
 
 
@@ -87,26 +87,26 @@ def _why(error: OSError) -> str:
     return str(error.strerror or error)
 
 
-def _model(path: Path, said: dict[str, Any]) -> ModelFile:
+def _model(path: Path, said: dict[str, Any]) -> GgufModel:
     architecture = str(said.get("general.architecture", ""))
     kind = str(said.get("general.type", "model"))
     if not architecture:
-        raise NotAModel(f"{path} does not say its architecture: it holds no model")
+        raise InvalidModelFile(f"{path} does not say its architecture: it holds no model")
     if kind == "adapter":
-        raise NotAModel(f"{path} is a LoRA adapter, not a model; merge it into its model first")
+        raise InvalidModelFile(f"{path} is a LoRA adapter, not a model; merge it into its model first")
     if kind in {"mmproj", "imatrix"} or architecture == "clip":
-        raise NotAModel(
+        raise InvalidModelFile(
             f"{path} is the {kind if kind != 'model' else 'mmproj'} of a model, not a model; name the model's own file"
         )
     _check_parts(path)
     pooling = said.get(f"{architecture}.pooling_type")
     if pooling == RANK:
-        raise NotAModel(
+        raise InvalidModelFile(
             f"{path} is a reranker, which `nexus up` does not serve; run llama-server --reranking, and a worker beside it"
         )
     context = said.get(f"{architecture}.context_length", 0)
     embeds = architecture in EMBEDDING_ARCHITECTURES or bool(pooling)
-    return ModelFile(
+    return GgufModel(
         path=path,
         architecture=architecture,
         context=context if isinstance(context, int) else 0,
@@ -117,35 +117,37 @@ def _model(path: Path, said: dict[str, Any]) -> ModelFile:
 
 
 def _check_parts(path: Path) -> None:
-    """Raise NotAModel unless `path` is whole, or the first part of a model whose others are beside it."""
+    """Raise InvalidModelFile unless `path` is whole, or the first part of a model whose others are beside it."""
     part = _SHARD.fullmatch(path.name.removesuffix(".gguf"))
     if part is None:
         return
     base, number, count = part.group(1), int(part.group(2)), int(part.group(3))
     if number != 1:
-        raise NotAModel(f"{path} is part {number} of {count}; name the first one, {base}-00001-of-{count:05}.gguf")
+        raise InvalidModelFile(
+            f"{path} is part {number} of {count}; name the first one, {base}-00001-of-{count:05}.gguf"
+        )
     missing = [
         name for n in range(2, count + 1) if not path.with_name(name := f"{base}-{n:05}-of-{count:05}.gguf").is_file()
     ]
     if missing:
-        raise NotAModel(f"{path} is the first of {count} parts, and there is no {missing[0]} beside it")
+        raise InvalidModelFile(f"{path} is the first of {count} parts, and there is no {missing[0]} beside it")
 
 
 def _entries(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
     """The keys and values of the head; of arrays only that they are there."""
     if (magic := file.read(4)) != MAGIC:
         what = "empty" if not magic else "not a GGUF file"
-        raise NotAModel(
+        raise InvalidModelFile(
             f"{path} is {what}; llama.cpp serves models in files that end in .gguf, made by its converter or downloaded"
         )
     (version,) = _take(file, "I")
     if version not in VERSIONS:
-        raise NotAModel(
+        raise InvalidModelFile(
             f"{path} is a GGUF of version {version}, which llama.cpp does not read any more; convert or download it again"
         )
     _, count = _take(file, "QQ")
     if count > MAX_ENTRIES:
-        raise NotAModel(f"{path} is broken: it claims {count} entries in its head; download it again")
+        raise InvalidModelFile(f"{path} is broken: it claims {count} entries in its head; download it again")
     for _ in range(count):
         key = _string(file, MAX_KEY_BYTES)
         (kind,) = _take(file, "I")

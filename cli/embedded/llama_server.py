@@ -48,7 +48,7 @@ class LlamaOptions:
     """`mean`: an embedding is the mean of its tokens'; empty: as the file says."""
 
 
-class LlamaFailed(Exception):
+class LlamaStartError(Exception):
     """The llama.cpp server did not start."""
 
 
@@ -83,13 +83,13 @@ def parse(argv: list[str]) -> LlamaOptions:
 
 
 def start(options: LlamaOptions) -> object:
-    """Load the model and listen. Keep the returned server alive. Raises LlamaFailed."""
+    """Load the model and listen. Keep the returned server alive. Raises LlamaStartError."""
     if not options.model.is_file():
-        raise LlamaFailed(f"there is no model file {options.model}")
+        raise LlamaStartError(f"there is no model file {options.model}")
     try:
         import xllamacpp
     except ImportError as error:
-        raise LlamaFailed(f"llama.cpp is not installed ({error}); {install_hint(EXTRA)}") from error
+        raise LlamaStartError(f"llama.cpp is not installed ({error}); {install_hint(EXTRA)}") from error
     params = xllamacpp.CommonParams()
     params.model.path = str(options.model)
     params.model_alias = {options.alias or options.model.stem}
@@ -115,7 +115,7 @@ def start(options: LlamaOptions) -> object:
     try:
         return xllamacpp.Server(params)
     except RuntimeError as error:
-        raise LlamaFailed(f"could not serve {options.model} on port {options.port}: {error}") from error
+        raise LlamaStartError(f"could not serve {options.model} on port {options.port}: {error}") from error
 
 
 def wait_for_signal() -> None:
@@ -135,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # loading happens outside Python: only the default action works there
     try:
         server = start(options)
-    except LlamaFailed as error:
+    except LlamaStartError as error:
         print(f"llama: {error}", file=sys.stderr, flush=True)
         return 1
     address = getattr(server, "listening_address", "")

@@ -51,7 +51,7 @@ for pid in left:
 """
 
 
-class Guard:
+class OrphanGuard:
     """The guard of one parent process. It is started with its first child."""
 
     def __init__(self) -> None:
@@ -87,5 +87,5 @@ def _start(pass_fds: tuple[int, ...]) -> subprocess.Popen[bytes]:
     )
 
 
-GUARD = Guard()
+ORPHAN_GUARD = OrphanGuard()
 """This process's own. Nothing runs before the first child."""

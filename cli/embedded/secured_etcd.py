@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from cli.embedded.credentials import ETCD_USERS, SERVER, Credentials
+from cli.embedded.credentials import ETCD_USERS, SERVER, StackCredentials
 from cli.embedded.etcd_users import make_users
 from cli.embedded.servers import HOST, EtcdServer
 
@@ -21,7 +21,7 @@ class SecuredEtcdServer(EtcdServer):
 
     scheme = "https"
 
-    def __init__(self, data_dir: Path, credentials: Credentials, *, prefix: str = "/nexus/") -> None:
+    def __init__(self, data_dir: Path, credentials: StackCredentials, *, prefix: str = "/nexus/") -> None:
         """Describe the server. `credentials` are made before its start; roles are for the keys under `prefix`."""
         super().__init__(data_dir)
         self._credentials = credentials

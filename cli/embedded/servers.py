@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from cli.embedded import binaries
-from cli.embedded.process import ManagedProcess, ProcessFailed
+from cli.embedded.managed_process import ManagedProcess, ProcessStartError
 from cli.private_files import write_private
 
 HOST = "127.0.0.1"
@@ -94,7 +94,7 @@ class EmbeddedServer(ABC):
     async def start(self) -> None:
         """Start the server and wait until it answers. Does nothing when it runs.
 
-        Raises BinaryMissing, or ProcessFailed with the tail of its log; nothing is left running then.
+        Raises BinaryMissing, or ProcessStartError with the tail of its log; nothing is left running then.
         """
         if self.running:
             return
@@ -147,7 +147,7 @@ class EmbeddedServer(ABC):
                 self.port, self.preferred_port = self.preferred_port or free_port(), 0
             try:
                 await self._new_process(program).start()
-            except ProcessFailed as error:
+            except ProcessStartError as error:
                 if clock() > deadline or not _port_was_taken(error):
                     raise
             else:
@@ -366,7 +366,7 @@ async def _ask(port: int, question: bytes, *, whole: bool = False) -> bytes:
             await writer.wait_closed()
 
 
-def _port_was_taken(error: ProcessFailed) -> bool:
+def _port_was_taken(error: ProcessStartError) -> bool:
     return "already in use" in str(error).lower()
 
 

@@ -27,7 +27,7 @@ Look = Callable[[], None]
 """Raises where nobody waits for the work any more."""
 
 
-class Refused(Exception):
+class TranscriptionRejected(Exception):
     """The request is wrong: an HTTP status and OpenAI's error object."""
 
     def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
@@ -36,7 +36,7 @@ class Refused(Exception):
         self.body = {"error": {"message": message, "type": "invalid_request_error", "param": param, "code": code}}
 
 
-class Watched:
+class CancellableModel:
     """ctranslate2's model; `look` is called before each of its steps, and may raise to end the work."""
 
     def __init__(self, model: Any) -> None:
@@ -48,7 +48,7 @@ class Watched:
         return getattr(self._model, name)
 
 
-class Recogniser:
+class SpeechRecognizer:
     """The model, used by one thread at a time. Raises RuntimeError or ValueError when it cannot be loaded."""
 
     def __init__(self, model: Path, name: str, threads: int = 0) -> None:
@@ -63,7 +63,7 @@ class Recogniser:
         threads = threads or min(4, os.cpu_count() or 2)
         self._model = WhisperModel(str(model), device="cpu", compute_type="int8", cpu_threads=threads)
         self._multilingual = bool(self._model.model.is_multilingual)
-        self._steps = Watched(self._model.model)
+        self._steps = CancellableModel(self._model.model)
         self._model.model = self._steps
 
     @contextmanager
@@ -78,22 +78,22 @@ class Recogniser:
                 self.busy -= 1
 
     def check(self, wanted: TranslationRequest, what: What) -> None:
-        """Raises Refused when this model cannot do that."""
+        """Raises TranscriptionRejected when this model cannot do that."""
         if wanted.model != self.name:
             message = f"there is no model {wanted.model!r}; there is {self.name}"
-            raise Refused(message, status=404, param="model", code="model_not_found")
+            raise TranscriptionRejected(message, status=404, param="model", code="model_not_found")
         if wanted.response_format == "diarized_json":
-            raise Refused("this model cannot tell speakers apart", param="response_format")
+            raise TranscriptionRejected("this model cannot tell speakers apart", param="response_format")
         if self._multilingual:
             return
         if what == "translate":
-            raise Refused(f"{self.name} knows only English, and cannot translate", param="model")
+            raise TranscriptionRejected(f"{self.name} knows only English, and cannot translate", param="model")
         language = getattr(wanted, "language", None)
         if language and language.lower() not in ENGLISH:
-            raise Refused(f"{self.name} knows only English", param="language")
+            raise TranscriptionRejected(f"{self.name} knows only English", param="language")
 
     def hear(self, sound: bytes, wanted: TranslationRequest, what: What, look: Look) -> Generator[Transcript]:
-        """The transcript as it grows, first without any text. Raises Refused for bad sound, and what `look` raises."""
+        """The transcript as it grows, first without any text. Raises TranscriptionRejected for bad sound, and what `look` raises."""
         samples = decoded(sound)
         while not self._turn.acquire(timeout=LOOK_S):
             look()
@@ -127,7 +127,7 @@ class Recogniser:
                 **chosen,
             )
         except ValueError as error:  # a language that there is not
-            raise Refused(str(error), param="language") from error
+            raise TranscriptionRejected(str(error), param="language") from error
         return iter(phrases), str(info.language)
 
 
@@ -137,15 +137,15 @@ def wants_words(wanted: TranslationRequest) -> bool:
 
 
 def decoded(sound: bytes) -> Any:
-    """The samples. Raises Refused when FFmpeg can make nothing of it."""
+    """The samples. Raises TranscriptionRejected when FFmpeg can make nothing of it."""
     from faster_whisper import decode_audio
 
     try:
         samples = decode_audio(io.BytesIO(sound), sampling_rate=RATE)
     except Exception as error:  # FFmpeg's are of many kinds, and all of them are about the file
-        raise Refused(f"the file is no sound that can be decoded: {error}", param="file") from error
+        raise TranscriptionRejected(f"the file is no sound that can be decoded: {error}", param="file") from error
     if not len(samples):
-        raise Refused("the file holds no sound", param="file")
+        raise TranscriptionRejected("the file holds no sound", param="file")
     return samples
 
 

@@ -34,7 +34,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cli.embedded.whisper_engine import Recogniser, Refused
+from cli.embedded.whisper_engine import SpeechRecognizer, TranscriptionRejected
 from schemas.openai.transcriptions import TranscriptionRequest, TranslationRequest
 from workers.adapter_kit.audio.transcripts import (
     ENDPOINTS,
@@ -79,18 +79,18 @@ def find_model() -> Path | None:
 # HTTP
 
 
-class HungUp(Exception):
+class ClientDisconnected(Exception):
     """The caller is gone."""
 
 
-class Caller:
+class ClientConnection:
     """Who asked, and whether they still listen."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._connection = connection
 
     def check(self) -> None:
-        """Raises HungUp when the connection has been closed."""
+        """Raises ClientDisconnected when the connection has been closed."""
         readable, _, _ = select.select([self._connection], [], [], 0)
         if not readable:
             return
@@ -98,38 +98,38 @@ class Caller:
             if self._connection.recv(1, socket.MSG_PEEK):
                 return
         except OSError as error:
-            raise HungUp from error
-        raise HungUp
+            raise ClientDisconnected from error
+        raise ClientDisconnected
 
 
-class Handler(BaseHTTPRequestHandler):
+class WhisperHandler(BaseHTTPRequestHandler):
     """One connection."""
 
     protocol_version = "HTTP/1.1"
-    recogniser: Recogniser
+    recognizer: SpeechRecognizer
     disable_nagle_algorithm = True
 
     def do_GET(self) -> None:
         """Health and models."""
-        name = self.recogniser.name
+        name = self.recognizer.name
         if self.path == "/health":
-            self._json({"status": "ok", "busy": self.recogniser.busy})
+            self._json({"status": "ok", "busy": self.recognizer.busy})
         elif self.path == "/v1/models":
             model = {"id": name, "object": "model", "created": 0, "owned_by": "openai"}
             self._json({"object": "list", "data": [model]})
         else:
-            self._json(Refused(f"there is no {self.path}", status=404).body, 404)
+            self._json(TranscriptionRejected(f"there is no {self.path}", status=404).body, 404)
 
     def do_POST(self) -> None:
         """A transcription or a translation."""
-        with self.recogniser.occupied():
+        with self.recognizer.occupied():
             try:
                 self._hear()
-            except Refused as error:
+            except TranscriptionRejected as error:
                 self._json(error.body, error.status)
             except BackendRefused as error:
                 self._json(error.info.body(), error.info.status)
-            except (HungUp, ConnectionError):
+            except (ClientDisconnected, ConnectionError):
                 self.close_connection = True
             except Exception as error:
                 self.close_connection = True
@@ -140,10 +140,10 @@ class Handler(BaseHTTPRequestHandler):
         fields, sound = self._form()
         what = ENDPOINTS.get(self.path)
         if what is None:
-            raise Refused(f"there is no {self.path}", status=404)
+            raise TranscriptionRejected(f"there is no {self.path}", status=404)
         wanted = read_fields(fields, what)
-        self.recogniser.check(wanted, what)
-        with closing(self.recogniser.hear(sound, wanted, what, Caller(self.connection).check)) as growing:
+        self.recognizer.check(wanted, what)
+        with closing(self.recognizer.hear(sound, wanted, what, ClientConnection(self.connection).check)) as growing:
             if getattr(wanted, "stream", None):
                 self._stream(growing, what)
                 return
@@ -161,7 +161,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             for told in growing:
                 self._event(delta_event(told))
-        except (HungUp, ConnectionError):
+        except (ClientDisconnected, ConnectionError):
             raise
         except Exception as error:
             self.log_error("%r", error)
@@ -171,18 +171,18 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"0\r\n\r\n")
 
     def _form(self) -> tuple[dict[str, Any], bytes]:
-        """The form's fields and its file. Raises Refused."""
+        """The form's fields and its file. Raises TranscriptionRejected."""
         try:
             size = int(self.headers["content-length"])
         except (TypeError, ValueError):
             self.close_connection = True
-            raise Refused("a content-length is needed", status=411) from None
+            raise TranscriptionRejected("a content-length is needed", status=411) from None
         if size > MOST_BYTES:
             self.close_connection = True
-            raise Refused(f"at most {MOST_BYTES} bytes", status=413)
+            raise TranscriptionRejected(f"at most {MOST_BYTES} bytes", status=413)
         body = self.rfile.read(size)
         if len(body) < size:
-            raise HungUp
+            raise ClientDisconnected
         return read_form(self.headers.get("content-type", ""), body)
 
     def _event(self, event: dict[str, Any]) -> None:
@@ -229,20 +229,22 @@ def as_format(wanted: TranslationRequest) -> Format:
 
 
 def read_fields(fields: dict[str, Any], what: What) -> TranslationRequest:
-    """The form's fields as values. Raises Refused."""
+    """The form's fields as values. Raises TranscriptionRejected."""
     kind = TranscriptionRequest if what == "transcribe" else TranslationRequest
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
-        raise Refused(str(first["msg"]), param=".".join(str(part) for part in first["loc"]) or None) from error
+        raise TranscriptionRejected(
+            str(first["msg"]), param=".".join(str(part) for part in first["loc"]) or None
+        ) from error
 
 
 def read_form(content_type: str, body: bytes) -> tuple[dict[str, Any], bytes]:
-    """A multipart form's fields, those that repeat as lists, and its file. Raises Refused."""
+    """A multipart form's fields, those that repeat as lists, and its file. Raises TranscriptionRejected."""
     boundary = header("content-type", content_type).get_param("boundary")
     if not isinstance(boundary, str):
-        raise Refused("a multipart form is needed")
+        raise TranscriptionRejected("a multipart form is needed")
     fields: dict[str, Any] = {}
     sound: bytes | None = None
     for part in (b"\r\n" + body).split(b"\r\n--" + boundary.encode())[1:]:
@@ -257,7 +259,7 @@ def read_form(content_type: str, body: bytes) -> tuple[dict[str, Any], bytes]:
         else:
             fields[name] = content.decode("utf-8", "replace")
     if sound is None:
-        raise Refused("the form holds no file", param="file")
+        raise TranscriptionRejected("the form holds no file", param="file")
     return fields, sound
 
 
@@ -293,7 +295,7 @@ def parse(argv: list[str]) -> WhisperOptions:
     return WhisperOptions(**vars(parser.parse_args(argv)))
 
 
-class Server(ThreadingHTTPServer):
+class WhisperHttpServer(ThreadingHTTPServer):
     """Threads that end with the process."""
 
     daemon_threads = True
@@ -307,8 +309,8 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, lambda *_: os._exit(0))  # what still runs has nothing to save
     os.environ["HF_HUB_OFFLINE"] = "1"  # the weights are here
     try:
-        Handler.recogniser = Recogniser(options.model, options.name, options.threads)
-        server = Server((options.host, options.port), Handler)
+        WhisperHandler.recognizer = SpeechRecognizer(options.model, options.name, options.threads)
+        server = WhisperHttpServer((options.host, options.port), WhisperHandler)
     except (ImportError, OSError, RuntimeError, ValueError) as error:
         print(f"whisper: could not serve {options.model} on port {options.port}: {error}", file=sys.stderr, flush=True)
         return 1

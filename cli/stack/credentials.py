@@ -1,4 +1,4 @@
-"""Credentials of the stack that `nexus up` runs here, for commands that connect to its servers themselves."""
+"""StackCredentials of the stack that `nexus up` runs here, for commands that connect to its servers themselves."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from cli.errors import ConsoleError
 from cli.stack.data_dir import data_dir_from
-from cli.stack.rejoin import Joined, wait_for_stack
+from cli.stack.rejoin import StackMembership, wait_for_stack
 
 if TYPE_CHECKING:
     from backbone.settings import CommonSettings
@@ -19,7 +19,7 @@ LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 SERVERS = ("NATS", "ETCD", "REDIS")
 
 
-def join_running_stack(role: str, data_dir: Path | None = None) -> Joined | None:
+def join_running_stack(role: str, data_dir: Path | None = None) -> StackMembership | None:
     """Set the variables by which a `gateway` or a `worker` joins the stack that runs on the data directory.
 
     Returns what was joined, None where nothing was set: settings that name other servers, or other users, are left as they are,
@@ -32,10 +32,10 @@ def join_running_stack(role: str, data_dir: Path | None = None) -> Joined | None
         _say_that_none_runs(data.root, named=data_dir is not None)
         return None
     if not _mean(variables):
-        _tell(f"not joining the stack that runs on {data.root}: NATS_URL, ETCD_URL or a user is set to another one's")
+        _notify(f"not joining the stack that runs on {data.root}: NATS_URL, ETCD_URL or a user is set to another one's")
         return None
-    _tell(f"joining the stack that runs on {data.root}")
-    found = Joined(data, state.start_id, _environment_without(variables))
+    _notify(f"joining the stack that runs on {data.root}")
+    found = StackMembership(data, state.start_id, _environment_without(variables))
     os.environ.update(variables)
     if role == "gateway":
         _share_key(state.key)
@@ -71,12 +71,12 @@ def _say_that_none_runs(folder: Path, *, named: bool) -> None:
         raise ConsoleError(
             f"no `nexus up` runs on {folder}; give the folder with the `key` and `logs` of one that runs"
         )
-    _tell(
+    _notify(
         f"no `nexus up` runs on {folder}; trying NATS and etcd at their usual ports (or set --data-dir, or NATS_URL and ETCD_URL)"
     )
 
 
-def _tell(text: str) -> None:
+def _notify(text: str) -> None:
     print(f"nexus: {text}", file=sys.stderr)
 
 

@@ -58,7 +58,7 @@ class StackState:
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class LockHolder:
     """Who holds the lock."""
 
     pid: int = 0
@@ -110,7 +110,7 @@ class DataDir:
                 raise ConsoleError(self.already())
             self.forget()  # what a killed one has left means nobody
             lock.truncate(0)
-            json.dump(asdict(Holder(os.getpid(), url, process_identity(os.getpid()))), lock)
+            json.dump(asdict(LockHolder(os.getpid(), url, process_identity(os.getpid()))), lock)
             lock.flush()
             try:
                 yield
@@ -118,7 +118,7 @@ class DataDir:
                 self.forget()
 
     @contextmanager
-    def children_locked(self, tell: Callable[[str], None]) -> Iterator[int]:
+    def children_locked(self, notify: Callable[[str], None]) -> Iterator[int]:
         """A descriptor to be inherited by processes that must have ended before the next stack starts here.
 
         Waits for those of an earlier stack that was killed. Raises ConsoleError where they do not end.
@@ -133,7 +133,7 @@ class DataDir:
                         f"their command lines: `pgrep -f {shlex.quote(str(self.root))}`), and try again"
                     )
                 if not told:
-                    tell("Waiting for the processes of an earlier, killed `nexus up` to end…")
+                    notify("Waiting for the processes of an earlier, killed `nexus up` to end…")
                     told = True
             yield lock.fileno()
 
@@ -154,12 +154,12 @@ class DataDir:
             "Stop it with `nexus down`, or with Ctrl-C in its terminal; or choose another --data-dir."
         )
 
-    def holder(self) -> Holder:
+    def holder(self) -> LockHolder:
         """Return what the lock's file says of the process that holds it, or held it last."""
         try:
-            return Holder(**_read_json(self.lock_file))
+            return LockHolder(**_read_json(self.lock_file))
         except (OSError, ValueError, TypeError):
-            return Holder()
+            return LockHolder()
 
     def is_held(self) -> bool:
         """Whether a stack runs here now."""

@@ -11,14 +11,14 @@ from pathlib import Path
 from select import select
 from typing import BinaryIO
 
-from cli.embedded.process import LOG_LIMIT
+from cli.embedded.managed_process import LOG_LIMIT
 from cli.private_files import open_private
 from cli.stack.data_dir import DataDir
 
 READY_VARIABLE = "NEXUS_UP_READY_FD"
 """The descriptor into which a detached stack writes how to use it, once it is up; its end without a word: it is not."""
 LOOK_S = 0.1
-INTERRUPTED = 130
+INTERRUPTED_EXIT_CODE = 130
 
 
 def start_detached(arguments: list[str], key: str, data: DataDir) -> int:
@@ -47,10 +47,10 @@ def start_detached(arguments: list[str], key: str, data: DataDir) -> int:
             process.stdin.close()
     with log.open("rb") as said:
         said.seek(start)
-        return _watch(process, reader, Said(said))
+        return _watch(process, reader, LogRelay(said))
 
 
-class Said:
+class LogRelay:
     """What the stack has written since the last look, passed on to our own output."""
 
     def __init__(self, log: BinaryIO) -> None:
@@ -62,7 +62,7 @@ class Said:
         sys.stdout.buffer.flush()
 
 
-def _watch(process: subprocess.Popen[bytes], reader: int, said: Said) -> int:
+def _watch(process: subprocess.Popen[bytes], reader: int, said: LogRelay) -> int:
     interrupted = False
     while True:
         try:
@@ -75,7 +75,7 @@ def _watch(process: subprocess.Popen[bytes], reader: int, said: Said) -> int:
             if welcome:
                 sys.stdout.write(welcome)
                 return 0
-            return INTERRUPTED if interrupted else code or 1
+            return INTERRUPTED_EXIT_CODE if interrupted else code or 1
         except KeyboardInterrupt:
             interrupted = True
             process.send_signal(signal.SIGINT)

@@ -30,7 +30,7 @@ OPENAI = "openai"
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class BackendCandidate:
     """A place where a kind of server usually listens."""
 
     name: str
@@ -38,7 +38,7 @@ class Candidate:
     title: str
     port: int
     kind: str = OPENAI
-    """Which of `LOOKS` knows it."""
+    """Which of `PROBES` knows it."""
     host: str = "127.0.0.1"
 
     @property
@@ -48,52 +48,54 @@ class Candidate:
 
 
 CANDIDATES = (
-    Candidate("ollama", "Ollama", 11434),
-    Candidate("vllm", "vLLM", 8000),
-    Candidate("llama-cpp", "llama.cpp", 8080),
-    Candidate("lm-studio", "LM Studio", 1234),
-    Candidate("comfyui", "ComfyUI", 8188, "comfyui"),
-    Candidate("invokeai", "InvokeAI", 9090, "invokeai"),
-    Candidate("sdwebui", "Stable Diffusion WebUI", 7860, "sdwebui"),
-    Candidate("piper", "Piper", 5000, "piper"),
-    Candidate("whisper-cpp", "whisper.cpp", 8080, "whisper"),
-    Candidate("whisper-cpp-8081", "whisper.cpp", 8081, "whisper"),
+    BackendCandidate("ollama", "Ollama", 11434),
+    BackendCandidate("vllm", "vLLM", 8000),
+    BackendCandidate("llama-cpp", "llama.cpp", 8080),
+    BackendCandidate("lm-studio", "LM Studio", 1234),
+    BackendCandidate("comfyui", "ComfyUI", 8188, "comfyui"),
+    BackendCandidate("invokeai", "InvokeAI", 9090, "invokeai"),
+    BackendCandidate("sdwebui", "Stable Diffusion WebUI", 7860, "sdwebui"),
+    BackendCandidate("piper", "Piper", 5000, "piper"),
+    BackendCandidate("whisper-cpp", "whisper.cpp", 8080, "whisper"),
+    BackendCandidate("whisper-cpp-8081", "whisper.cpp", 8081, "whisper"),
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class DiscoveredBackend:
     """A server that answered."""
 
-    candidate: Candidate
+    candidate: BackendCandidate
     models: tuple[str, ...] = field(default=())
     backend: str = OPENAI
     """The adapter that serves it."""
 
 
-async def find_backends(candidates: Sequence[Candidate] = CANDIDATES, timeout_s: float = TIMEOUT_S) -> list[Found]:
+async def find_backends(
+    candidates: Sequence[BackendCandidate] = CANDIDATES, timeout_s: float = TIMEOUT_S
+) -> list[DiscoveredBackend]:
     """The candidates that are inference servers. Never raises for what a server does; takes `timeout_s` at most."""
     async with httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=timeout_s) as client:
         found = await asyncio.gather(*(_probe(client, candidate, timeout_s) for candidate in candidates))
     return [one for one in found if one is not None]
 
 
-async def _probe(client: httpx.AsyncClient, candidate: Candidate, timeout_s: float) -> Found | None:
+async def _probe(client: httpx.AsyncClient, candidate: BackendCandidate, timeout_s: float) -> DiscoveredBackend | None:
     try:
         async with asyncio.timeout(timeout_s):
-            return await LOOKS[candidate.kind](client, candidate)
+            return await PROBES[candidate.kind](client, candidate)
     except (httpx.HTTPError, TimeoutError):
         return None
 
 
-async def _openai(client: httpx.AsyncClient, candidate: Candidate) -> Found | None:
+async def _openai(client: httpx.AsyncClient, candidate: BackendCandidate) -> DiscoveredBackend | None:
     models = model_names(await _get_json(client, f"{candidate.url}/v1/models"))
     if models is None or await _is_nexus(client, candidate.url):
         return None
-    return Found(candidate, models, await _adapter(client, candidate))
+    return DiscoveredBackend(candidate, models, await _adapter(client, candidate))
 
 
-async def _adapter(client: httpx.AsyncClient, candidate: Candidate) -> str:
+async def _adapter(client: httpx.AsyncClient, candidate: BackendCandidate) -> str:
     """All speak OpenAI's API; Ollama's own says more, and manages its models."""
     if candidate.name != "ollama":
         return OPENAI
@@ -101,41 +103,43 @@ async def _adapter(client: httpx.AsyncClient, candidate: Candidate) -> str:
     return "ollama" if isinstance(version, dict) and "version" in version else OPENAI
 
 
-async def _comfyui(client: httpx.AsyncClient, candidate: Candidate) -> Found | None:
+async def _comfyui(client: httpx.AsyncClient, candidate: BackendCandidate) -> DiscoveredBackend | None:
     stats = await _get_json(client, f"{candidate.url}/system_stats")
     is_one = (
         isinstance(stats, dict) and isinstance(stats.get("system"), dict) and isinstance(stats.get("devices"), list)
     )
-    return Found(candidate, backend="comfyui") if is_one else None
+    return DiscoveredBackend(candidate, backend="comfyui") if is_one else None
 
 
-async def _invokeai(client: httpx.AsyncClient, candidate: Candidate) -> Found | None:
+async def _invokeai(client: httpx.AsyncClient, candidate: BackendCandidate) -> DiscoveredBackend | None:
     version = await _get_json(client, f"{candidate.url}/api/v1/app/version")
     is_one = isinstance(version, dict) and isinstance(version.get("version"), str)
-    return Found(candidate, backend="invokeai") if is_one else None
+    return DiscoveredBackend(candidate, backend="invokeai") if is_one else None
 
 
-async def _sdwebui(client: httpx.AsyncClient, candidate: Candidate) -> Found | None:
+async def _sdwebui(client: httpx.AsyncClient, candidate: BackendCandidate) -> DiscoveredBackend | None:
     models = await _get_json(client, f"{candidate.url}/sdapi/v1/sd-models")
     if not isinstance(models, list) or not all(isinstance(one, dict) and "model_name" in one for one in models):
         return None
-    return Found(candidate, tuple(str(one["model_name"]) for one in models), "sdwebui")
+    return DiscoveredBackend(candidate, tuple(str(one["model_name"]) for one in models), "sdwebui")
 
 
-async def _piper(client: httpx.AsyncClient, candidate: Candidate) -> Found | None:
+async def _piper(client: httpx.AsyncClient, candidate: BackendCandidate) -> DiscoveredBackend | None:
     voices = await _get_json(client, f"{candidate.url}/voices")
     if not isinstance(voices, dict) or not voices:
         return None
     is_one = all(isinstance(voice, dict) and "phoneme_id_map" in voice for voice in voices.values())
-    return Found(candidate, backend="piper") if is_one else None
+    return DiscoveredBackend(candidate, backend="piper") if is_one else None
 
 
-async def _whisper_cpp(client: httpx.AsyncClient, candidate: Candidate) -> Found | None:
+async def _whisper_cpp(client: httpx.AsyncClient, candidate: BackendCandidate) -> DiscoveredBackend | None:
     page = await _get(client, f"{candidate.url}/")
-    return Found(candidate, backend="whisper") if page is not None and b"whisper.cpp" in page.lower() else None
+    return (
+        DiscoveredBackend(candidate, backend="whisper") if page is not None and b"whisper.cpp" in page.lower() else None
+    )
 
 
-LOOKS: dict[str, Callable[[httpx.AsyncClient, Candidate], Awaitable[Found | None]]] = {
+PROBES: dict[str, Callable[[httpx.AsyncClient, BackendCandidate], Awaitable[DiscoveredBackend | None]]] = {
     OPENAI: _openai,
     "comfyui": _comfyui,
     "invokeai": _invokeai,

@@ -19,7 +19,7 @@ NAME_WIDTH = 28
 
 
 @dataclass(slots=True)
-class Row:
+class ProgressRow:
     """One part on its way up."""
 
     title: str
@@ -36,13 +36,13 @@ class Row:
         self.took = f"{time.monotonic() - self.began:.1f} s"
 
 
-class Screen:
+class StackDisplay:
     """Progress of the start, then news."""
 
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = out or sys.stdout
         self._console = Console(file=self._out, highlight=False, soft_wrap=True)
-        self._rows: dict[str, Row] = {}
+        self._rows: dict[str, ProgressRow] = {}
         self._live: Live | None = None
         if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=10)
@@ -61,7 +61,7 @@ class Screen:
 
     def begin(self, name: str, title: str) -> None:
         """A part is being started."""
-        self._rows[name] = Row(title)
+        self._rows[name] = ProgressRow(title)
 
     def up(self, name: str, detail: str = "") -> None:
         """It is ready."""

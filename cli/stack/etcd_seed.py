@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from backbone.registry.keys import Keys
-from cli.embedded.etcd_api import EtcdApi, EtcdAway, EtcdLogin, Listing
+from cli.embedded.etcd_api import ETCD_ERRORS, EtcdApi, EtcdLogin, KeyListing
 from cli.stack.data_dir import DataDir
 
 SAVE_AFTER_S = 0.05
@@ -24,12 +24,12 @@ RETRY_S = 0.2
 SEED_S = 5.0
 
 
-class OperatorData:
+class EtcdSeeder:
     """Keeps the file and etcd the same. Raises ConsoleError at once when the file cannot be read."""
 
-    def __init__(self, data: DataDir, prefix: str, tell: Callable[[str], None]) -> None:
+    def __init__(self, data: DataDir, prefix: str, notify: Callable[[str], None]) -> None:
         self._data = data
-        self._tell = tell
+        self._notify = notify
         keys = Keys(prefix)
         self._kinds = {"aliases": keys.aliases, "services": keys.services}
         # In the order of keys the two are neighbours but for the catalogue of models; workers, who write often, are not.
@@ -49,7 +49,7 @@ class OperatorData:
             async with asyncio.timeout(SEED_S):
                 await self._seeded.wait()
         except TimeoutError:
-            self._tell("etcd does not take the aliases and services yet; they follow when it does")
+            self._notify("etcd does not take the aliases and services yet; they follow when it does")
 
     async def stop(self) -> None:
         """Follow no more, and write what is not yet written."""
@@ -63,7 +63,7 @@ class OperatorData:
         etcd = EtcdApi(url, *self._range, login)
         async with contextlib.aclosing(etcd):
             while True:
-                with contextlib.suppress(*EtcdAway):
+                with contextlib.suppress(*ETCD_ERRORS):
                     await self._follow(etcd)
                 await asyncio.sleep(RETRY_S)
 
@@ -79,7 +79,7 @@ class OperatorData:
                 self._revision = changes.revision
                 self._save_soon()
 
-    async def _agree(self, etcd: EtcdApi, found: Listing) -> None:
+    async def _agree(self, etcd: EtcdApi, found: KeyListing) -> None:
         """Bring what is kept and what was found together."""
         lost_nothing = found.store == self._store and found.revision >= self._revision
         missing = {} if lost_nothing else {key: v for key, v in self._kept.items() if key not in found.values}
@@ -126,7 +126,7 @@ class OperatorData:
         try:
             self._data.keep_operator_data(self._by_kind())
         except OSError as error:
-            self._tell(f"aliases and services cannot be written to {self._data.operator_file}: {error.strerror}")
+            self._notify(f"aliases and services cannot be written to {self._data.operator_file}: {error.strerror}")
             self._save_soon(SAVE_AGAIN_S)
         else:
             self._saved = dict(self._kept)

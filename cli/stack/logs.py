@@ -30,7 +30,7 @@ def logs(
     data = data_dir_from(data_dir)
     files = _files(data, part)
     width = max(map(len, files)) if part is None else 0
-    opened = {name: Tail(path, f"{name:<{width}} | " if width else "") for name, path in files.items()}
+    opened = {name: LogTail(path, f"{name:<{width}} | " if width else "") for name, path in files.items()}
     try:
         for one in opened.values():
             one.show_last(lines)
@@ -38,7 +38,7 @@ def logs(
             time.sleep(FOLLOW_INTERVAL_S)
             if part is None:
                 for name, path in _files(data, None).items():
-                    opened.setdefault(name, Tail(path, f"{name:<{width}} | "))
+                    opened.setdefault(name, LogTail(path, f"{name:<{width}} | "))
             for one in opened.values():
                 one.show_new()
     except KeyboardInterrupt:
@@ -59,7 +59,7 @@ def _files(data: DataDir, part: str | None) -> dict[str, Path]:
     return {part: found[part]}
 
 
-class Tail:
+class LogTail:
     """One log, shown from somewhere on. A file that is moved aside, or made new, is followed."""
 
     def __init__(self, path: Path, prefix: str) -> None:

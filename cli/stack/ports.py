@@ -15,7 +15,7 @@ STABLE_PORTS = range(28_000, 32_768)
 
 
 @dataclass(frozen=True, slots=True)
-class PortWish:
+class RequestedPort:
     """A port that somebody asked for by `flag`, or by the `variable`, and `count - 1` more right above it."""
 
     flag: str
@@ -60,7 +60,7 @@ def is_free(port: int) -> bool:
     return True
 
 
-def check_ports(*wishes: PortWish) -> None:
+def check_ports(*wishes: RequestedPort) -> None:
     """Raise ConsoleError, naming the port and the flag to change, unless all of them can be listened on."""
     taken: dict[int, str] = {}
     for wish in wishes:

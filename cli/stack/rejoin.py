@@ -25,7 +25,7 @@ REJOIN_VARIABLE = "NEXUS_REJOIN"
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
+class StackMembership:
     """The start of a stack that this process has joined, and the environment that it was started with."""
 
     data: DataDir

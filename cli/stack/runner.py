@@ -18,15 +18,15 @@ import httpx
 from cli.environment import exports
 from cli.stack.data_dir import DataDir, data_dir_from
 from cli.stack.detached import is_detached, tell_ready
-from cli.stack.display import Screen
-from cli.stack.stack import Stack, StackFailed, StackOptions
+from cli.stack.display import StackDisplay
+from cli.stack.stack import Stack, StackOptions, StackStartError
 
 QUESTION = "What is gravity?"
 SENTENCE = "The quick brown fox jumps over the lazy dog."
 SOUND = "hello.wav"
 
 
-async def run_stack(chosen: StackOptions, data: DataDir, screen: Screen, children_lock: int) -> int:
+async def run_stack(chosen: StackOptions, data: DataDir, screen: StackDisplay, children_lock: int) -> int:
     """Bring the stack up, keep it until a signal, take it down. Returns the exit code."""
     asked = asyncio.Event()
     force = on_signals(asked)
@@ -45,7 +45,7 @@ async def run_stack(chosen: StackOptions, data: DataDir, screen: Screen, childre
             await waiting
         screen.close()
         screen.say("Stopping…")
-    except StackFailed as error:
+    except StackStartError as error:
         screen.close()
         screen.say(f"{error}\nNexus did not come up. All logs: {data.logs}")
         code = 1
@@ -59,7 +59,7 @@ async def run_stack(chosen: StackOptions, data: DataDir, screen: Screen, childre
     return code
 
 
-def _greet(screen: Screen, chosen: StackOptions, text: str) -> None:
+def _greet(screen: StackDisplay, chosen: StackOptions, text: str) -> None:
     """Say how to use it. A log holds no key: the detached stack's goes to the command that has started it."""
     if is_detached():
         tell_ready(text)

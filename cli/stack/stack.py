@@ -18,20 +18,20 @@ from typing import Any
 import httpx
 
 from backbone.port_holders import port_holder
-from cli.embedded.credentials import NATS_USER, Credentials
+from cli.embedded.credentials import NATS_USER, StackCredentials
 from cli.embedded.etcd_api import EtcdLogin
-from cli.embedded.process import ManagedProcess
+from cli.embedded.managed_process import ManagedProcess
 from cli.embedded.secured_etcd import SecuredEtcdServer
 from cli.embedded.servers import EmbeddedServer, NatsServer, RedisServer
 from cli.errors import ConsoleError
-from cli.stack.bundled_models import LocalModel, local_models
-from cli.stack.component import Part, StartFailed
+from cli.stack.bundled_models import LocalModel, find_local_models
+from cli.stack.component import START_ERRORS, Component
 from cli.stack.data_dir import DataDir, StackState
-from cli.stack.discovery import Found, find_backends
-from cli.stack.display import Screen
-from cli.stack.etcd_seed import OperatorData
-from cli.stack.own_models import OwnModel, served
+from cli.stack.discovery import DiscoveredBackend, find_backends
+from cli.stack.display import StackDisplay
+from cli.stack.etcd_seed import EtcdSeeder
 from cli.stack.ports import is_free, stable_port
+from cli.stack.user_models import UserModel, served
 from schemas.installation import install_hint
 
 STOP_S = 4.7
@@ -56,7 +56,7 @@ ROLES = ("gateway", "worker")
 READY_TIMEOUT_S = 60.0
 
 
-class StackFailed(Exception):
+class StackStartError(Exception):
     """The stack cannot come up. The message is for the user."""
 
 
@@ -74,7 +74,7 @@ class StackOptions:
     """The small ones that come along."""
     default_chat: bool = True
     """The one to talk to among them."""
-    own_models: tuple[OwnModel, ...] = ()
+    user_models: tuple[UserModel, ...] = ()
     context: int | None = None
     """As given for these."""
     discover: bool = True
@@ -120,7 +120,7 @@ SERVICES = WorkerPlan("services", "service", "services that are entered by `nexu
 class Stack:
     """All parts together. Start it once; `stop` always, also after a start that failed half way."""
 
-    def __init__(self, options: StackOptions, data: DataDir, screen: Screen, children_lock: int) -> None:
+    def __init__(self, options: StackOptions, data: DataDir, screen: StackDisplay, children_lock: int) -> None:
         """Describe the stack; nothing runs yet. Its processes inherit the descriptor `children_lock`."""
         self.options = options
         self._pass_fds = (children_lock,)
@@ -132,21 +132,21 @@ class Stack:
         self._nats = NatsServer(data.sub("nats"), user=NATS_USER, password=self._credentials.password("nats"))
         self._etcd = SecuredEtcdServer(data.sub("etcd"), self._credentials, prefix=options.etcd_prefix)
         self._redis = RedisServer(data.sub("redis"), password=self._credentials.password("redis"))
-        self._operator_data = OperatorData(data, options.etcd_prefix, screen.note)
+        self._operator_data = EtcdSeeder(data, options.etcd_prefix, screen.note)
         self._local_ports: dict[str, int] = {}
         self.titles: dict[str, str] = {}
         """What each worker stands for, by its id."""
         self._servers_up = asyncio.Event()
-        self._servers: list[Part] = []
-        self._local: list[Part] = []
-        self._gateway: list[Part] = []
-        self._workers: list[Part] = []
+        self._servers: list[Component] = []
+        self._local: list[Component] = []
+        self._gateway: list[Component] = []
+        self._workers: list[Component] = []
         self._http = httpx.AsyncClient(trust_env=False, timeout=2.0)
 
     # Coming up
 
     async def start(self) -> None:
-        """Return when everything serves. Raises StackFailed."""
+        """Return when everything serves. Raises StackStartError."""
         await _together(self._start_core(), self._start_workers())
         self._remember()
         for part in self._parts():
@@ -165,16 +165,16 @@ class Stack:
         return EtcdLogin("gateway", made.password("etcd-gateway"), made.client_context())
 
     async def _start_workers(self) -> None:
-        """A worker for each backend found, and for each local model. Raises StackFailed when none comes up."""
+        """A worker for each backend found, and for each local model. Raises StackStartError when none comes up."""
         starts = [self._start_found(), *(self._start_local(model) for model in self._local_models())]
         starts.append(
-            self._start_planned(SERVICES, *(() if self.options.local_models or self.options.own_models else (ECHO,)))
+            self._start_planned(SERVICES, *(() if self.options.local_models or self.options.user_models else (ECHO,)))
         )
         up = [plan for plans in await _together(*starts) for plan in plans if plan is not SERVICES]
         if self.options.local_models and not any(plan.chat for plan in up):
             up += await self._start_planned(ECHO)
         if not up:
-            raise StackFailed("no worker came up")
+            raise StackStartError("no worker came up")
 
     async def _start_planned(self, *plans: WorkerPlan) -> list[WorkerPlan]:
         """Those whose worker came up."""
@@ -188,7 +188,7 @@ class Stack:
     async def _start_server(self, server: EmbeddedServer) -> None:
         server.preferred_port = self._port_for(server.name, TITLES[server.name])
         server.pass_fds = self._pass_fds
-        part = Part(
+        part = Component(
             server.name,
             TITLES[server.name],
             process=lambda: server.process if server.pid else None,
@@ -218,18 +218,18 @@ class Stack:
 
     def _local_models(self) -> list[LocalModel]:
         """The user's own, and of those that come along the installed ones, if any are wanted; the others are offered."""
-        for note in (one.note for one in self.options.own_models if one.note):
+        for note in (one.note for one in self.options.user_models if one.note):
             self._screen.say(note)
-        own = served(list(self.options.own_models))
+        own = served(list(self.options.user_models))
         if not self.options.local_models:
             return own
-        installed, missing = local_models(chat=self.options.default_chat)
+        installed, missing = find_local_models(chat=self.options.default_chat)
         for one in missing:
             self._screen.say(f"No local model for {one.what}. To install it: {one.hint}")
         return own + installed
 
     async def _start_local(self, model: LocalModel) -> list[WorkerPlan]:
-        """Serve a model. Empty when that fails: the others are served without it. Raises StackFailed for one's own."""
+        """Serve a model. Empty when that fails: the others are served without it. Raises StackStartError for one's own."""
         port = self._local_ports[model.name] = self._port_for(model.name, model.title)
         url = f"http://127.0.0.1:{port}"
         process = self._process(
@@ -240,11 +240,11 @@ class Stack:
             ready=lambda: self._answers(url + model.ready_path),
             cwd=self._data.sub(model.name) if model.own_folder else None,
         )
-        part = Part.of(process, model.title, grace_s=LOCAL_GRACE_S)
+        part = Component.of(process, model.title, grace_s=LOCAL_GRACE_S)
         self._local.append(part)
         try:
             await self._bring_up(part, url)
-        except StackFailed as error:
+        except StackStartError as error:
             if model.required:
                 raise
             self._screen.say(str(error))
@@ -271,7 +271,7 @@ class Stack:
             "gateway", "gateway", [], variables, ready=lambda: self._answers(f"{self.options.url}/readyz")
         )
         count = self.options.gateways
-        part = Part.of(process, "gateway" if count == 1 else f"{count} gateways", grace_s=GATEWAY_GRACE_S)
+        part = Component.of(process, "gateway" if count == 1 else f"{count} gateways", grace_s=GATEWAY_GRACE_S)
         self._gateway.append(part)
         await self._bring_up(part, self.options.url)
 
@@ -291,24 +291,24 @@ class Stack:
         process = self._process(
             f"worker-{plan.name}", "workers", [], variables, ready=lambda: self._is_registered(plan.name, process)
         )
-        part = Part.of(process, f"worker {plan.name}", grace_s=WORKER_GRACE_S, retires=True)
+        part = Component.of(process, f"worker {plan.name}", grace_s=WORKER_GRACE_S, retires=True)
         self._workers.append(part)
         self.titles[plan.name] = plan.title
         try:
             await self._bring_up(part, f"{plan.title}  {plan.url}".rstrip())
-        except StackFailed as error:
+        except StackStartError as error:
             self._screen.say(str(error))
             return False
         return True
 
-    async def _bring_up(self, part: Part, detail: str | Callable[[], str]) -> None:
-        """Start a part in sight of the user. Raises StackFailed with the end of its log."""
+    async def _bring_up(self, part: Component, detail: str | Callable[[], str]) -> None:
+        """Start a part in sight of the user. Raises StackStartError with the end of its log."""
         self._screen.begin(part.name, part.title)
         try:
             await part.start()
-        except StartFailed as error:
+        except START_ERRORS as error:
             self._screen.failed(part.name, "")
-            raise StackFailed(f"{part.title} could not be started: {error}") from error
+            raise StackStartError(f"{part.title} could not be started: {error}") from error
         self._screen.up(part.name, detail() if callable(detail) else detail)
 
     def _process(
@@ -365,7 +365,7 @@ class Stack:
         except httpx.HTTPError:
             return False
 
-    def _parts(self) -> list[Part]:
+    def _parts(self) -> list[Component]:
         return [*self._servers, *self._local, *self._gateway, *self._workers]
 
     def _remember(self) -> None:
@@ -409,8 +409,8 @@ class Stack:
             part.kill()
 
 
-def _make_credentials(data: DataDir) -> Credentials:
-    made = Credentials(data.secrets)
+def _make_credentials(data: DataDir) -> StackCredentials:
+    made = StackCredentials(data.secrets)
     try:
         made.make()
     except OSError as error:
@@ -420,7 +420,7 @@ def _make_credentials(data: DataDir) -> Credentials:
     return made
 
 
-def plan_for(found: Found) -> WorkerPlan:
+def plan_for(found: DiscoveredBackend) -> WorkerPlan:
     """The worker for a server that already runs here."""
     return WorkerPlan(
         found.candidate.name, found.backend, found.candidate.title, found.candidate.url, chat=found.backend in CHATTY

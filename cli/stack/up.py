@@ -15,12 +15,12 @@ from cli.errors import ConsoleError
 from cli.serve import read_settings
 from cli.stack.data_dir import DataDir, data_dir_from
 from cli.stack.detached import ignore_hangup, is_detached, start_detached
-from cli.stack.ports import PortWish, check_ports, free_port
+from cli.stack.ports import RequestedPort, check_ports, free_port
 
 if TYPE_CHECKING:
     from backbone.settings import GatewaySettings
-    from cli.stack.own_models import OwnModel
     from cli.stack.stack import StackOptions
+    from cli.stack.user_models import UserModel
 
 
 def up(
@@ -103,7 +103,7 @@ def up(
     Settings of the environment or .env, in brackets below, are beaten by flags.
     """
     from backbone.settings import GatewaySettings
-    from cli.stack.display import Screen
+    from cli.stack.display import StackDisplay
     from cli.stack.runner import run_stack
     from cli.stack.stack import StackOptions
 
@@ -125,7 +125,7 @@ def up(
         gateways=gateways or settings.gateway_workers,
         local_models=local_models is not False,
         default_chat=default_chat,
-        own_models=tuple(own),
+        user_models=tuple(own),
         context=context,
         discover=discover,
         etcd_prefix=settings.etcd_prefix,
@@ -133,7 +133,7 @@ def up(
     with data.locked(chosen.url), data.children_locked(print) as children_lock:
         check_ports(*port_wishes(chosen))
         if not detach:
-            code = asyncio.run(run_stack(chosen, data, Screen(), children_lock))
+            code = asyncio.run(run_stack(chosen, data, StackDisplay(), children_lock))
     if detach:
         code = start_detached(arguments_for(chosen, data), chosen.key, data)
     _leave_quietly()
@@ -145,7 +145,7 @@ def arguments_for(chosen: StackOptions, data: DataDir) -> list[str]:
     return [
         *("--data-dir", str(data.root), "--host", chosen.host, "--port", str(chosen.port)),
         *("--observability-port", str(chosen.observability_port), "--gateways", str(chosen.gateways)),
-        *(flag for one in chosen.own_models for flag in ("--model", one.flag)),
+        *(flag for one in chosen.user_models for flag in ("--model", one.flag)),
         *(("--context", str(chosen.context)) if chosen.context else ()),
         *local_flags(chosen),
         "--discover" if chosen.discover else "--no-discover",
@@ -154,11 +154,11 @@ def arguments_for(chosen: StackOptions, data: DataDir) -> list[str]:
 
 def chosen_models(
     wanted: list[str] | None, context: int | None, *, local_models: bool | None
-) -> tuple[list[OwnModel], bool]:
+) -> tuple[list[UserModel], bool]:
     """The user's own models, and whether the small chat model is served too. Raises ConsoleError."""
-    from cli.stack.own_models import own_models
+    from cli.stack.user_models import user_models
 
-    own = own_models(wanted or [], context, default_chat=local_models is True)
+    own = user_models(wanted or [], context, default_chat=local_models is True)
     return own, local_models is True or all(one.file.embeds for one in own)
 
 
@@ -169,11 +169,11 @@ def local_flags(chosen: StackOptions) -> tuple[str, ...]:
     return ("--local-models",) if chosen.default_chat else ()
 
 
-def port_wishes(chosen: StackOptions) -> tuple[PortWish, PortWish]:
+def port_wishes(chosen: StackOptions) -> tuple[RequestedPort, RequestedPort]:
     """The ports that callers reach, with how to choose others."""
     return (
-        PortWish("--port", chosen.host, chosen.port, variable="GATEWAY_PORT"),
-        PortWish(
+        RequestedPort("--port", chosen.host, chosen.port, variable="GATEWAY_PORT"),
+        RequestedPort(
             "--observability-port",
             chosen.observability_host,
             chosen.observability_port,

@@ -17,7 +17,7 @@ from backbone.registry.registry import Registry
 from backbone.registry.snapshot import View
 from backbone.testing.registry import MemoryHub, MemoryRegistry
 from cli.embedded.binaries import ETCD
-from cli.embedded.process import ManagedProcess
+from cli.embedded.managed_process import ManagedProcess
 from cli.embedded.servers import free_port
 from schemas.errors import Unavailable
 from schemas.jobs import Capability

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cli.embedded.llama_server import find_model
-from cli.embedded.process import bound_to_parent
+from cli.embedded.managed_process import bind_to_parent
 
 START_S = 60.0
 LLAMA = """
@@ -36,7 +36,7 @@ threading.Event().wait()
 def running(command: list[str], port: int) -> Iterator[str]:
     """The URL of a server, once it answers on `/health`."""
     url = f"http://127.0.0.1:{port}"
-    process = subprocess.Popen(bound_to_parent(command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(bind_to_parent(command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         end = time.monotonic() + START_S
         while time.monotonic() < end and process.poll() is None:

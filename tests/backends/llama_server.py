@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cli.embedded.llama_server import find_model
-from cli.embedded.process import bound_to_parent
+from cli.embedded.managed_process import bind_to_parent
 
 START_S = 60.0
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ class LlamaServer:
             pytest.skip(message)
         command = [sys.executable, "-m", "cli.embedded.llama_server", "--model", str(model), "--port", str(port)]
         command += ["--alias", "smollm2", "--ctx", "4096", "--parallel", "2"]
-        self.process = subprocess.Popen(bound_to_parent(command), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(bind_to_parent(command), cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         self.url = line.rpartition(" ")[2].strip()

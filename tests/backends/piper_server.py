@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.embedded.process import bound_to_parent
+from cli.embedded.managed_process import bind_to_parent
 
 START_S = 60.0
 VOICE = "en_US-joe-medium"
@@ -53,7 +53,7 @@ class PiperProcess:
         command = [sys.executable, "-m", "piper.http_server", "-m", str(voice), "--data-dir", str(voice.parent)]
         command += ["--host", "127.0.0.1", "--port", str(self.port)]
         self._process = subprocess.Popen(
-            bound_to_parent(command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/"
+            bind_to_parent(command), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/"
         )
 
     def wait(self) -> None:

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from cli.embedded import piper_server
-from cli.embedded.process import ManagedProcess
+from cli.embedded.managed_process import ManagedProcess
 from cli.embedded.servers import free_port
 from cli.embedded.whisper_server import MODEL_NAME, find_model
 

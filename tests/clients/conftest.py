@@ -22,7 +22,7 @@ import pytest_asyncio
 
 from cli.embedded.binaries import BinaryMissing
 from cli.embedded.llama_server import find_model
-from cli.embedded.process import ManagedProcess
+from cli.embedded.managed_process import ManagedProcess
 from tests.backends.doubles.openai import OpenAIDouble
 from tests.cluster import ROOT, Cluster, free_port
 

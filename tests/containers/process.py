@@ -12,7 +12,7 @@ from typing import Any
 
 from docker.errors import APIError, NotFound
 
-from cli.embedded.process import PROBE_S, TAIL_BYTES, ProcessFailed
+from cli.embedded.managed_process import LOG_TAIL_BYTES, PROBE_TIMEOUT_S, ProcessStartError
 from tests.containers.engine import Engine
 
 POLL_S = 0.03
@@ -155,7 +155,7 @@ class ContainerProcess:
     def tail(self, lines: int = 20) -> str:
         try:
             with self.log_file.open("rb") as log:
-                log.seek(max(self._log_start, log.seek(0, 2) - TAIL_BYTES))
+                log.seek(max(self._log_start, log.seek(0, 2) - LOG_TAIL_BYTES))
                 return "\n".join(log.read().decode(errors="replace").splitlines()[-lines:])
         except FileNotFoundError:
             return ""
@@ -202,14 +202,14 @@ class ContainerProcess:
         deadline = loop.time() + READY_S
         while not await self._says_ready(self._ready):
             if not await asyncio.to_thread(lambda: self.running):
-                raise ProcessFailed(f"{self.name} ended with {self.exit_code} while starting:\n{self.tail()}")
+                raise ProcessStartError(f"{self.name} ended with {self.exit_code} while starting:\n{self.tail()}")
             if loop.time() > deadline:
-                raise ProcessFailed(f"{self.name} was not ready within {READY_S:g} s:\n{self.tail()}")
+                raise ProcessStartError(f"{self.name} was not ready within {READY_S:g} s:\n{self.tail()}")
             await asyncio.sleep(POLL_S)
 
     async def _says_ready(self, ready: Callable[[], Awaitable[bool]]) -> bool:
         try:
-            async with asyncio.timeout(PROBE_S):
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
                 return await ready()
         except OSError:
             return False

@@ -13,7 +13,7 @@ from pathlib import Path
 import docker
 import pytest
 
-from cli.embedded.process import bound_to_parent
+from cli.embedded.managed_process import bind_to_parent
 from tests.conftest import Eventually
 from tests.containers.engine import RUN_LABEL, Engine, require_engine
 from tests.servers import ROOT
@@ -38,7 +38,7 @@ class Run:
 
     async def start(self) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
-            *bound_to_parent([sys.executable, "-m", "pytest", "-q", "--servers", "containers", "-p", "tests.conftest"]),
+            *bind_to_parent([sys.executable, "-m", "pytest", "-q", "--servers", "containers", "-p", "tests.conftest"]),
             *("-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), str(self._file)),
             cwd=ROOT,
             env=os.environ | {"NEXUS_TEST_RUN": self.id, "PYTHONPATH": str(ROOT)},

@@ -14,7 +14,7 @@ from backbone.store.redis import RedisStore
 from backbone.store.redis_documents import RedisDocuments
 from cli.backup.archive import read_manifest
 from cli.backup.command import _backup, _restore
-from cli.backup.connections import chosen
+from cli.backup.connections import parse_kinds
 from tests.backbone.job_logs import World, new_job, word_on
 from tests.cluster import Cluster
 from tests.deploy.production import ProductionSource, Secrets
@@ -53,11 +53,13 @@ async def test_production_is_saved_and_restored(tmp_path: Path) -> None:
         store = RedisStore(redis_access(settings))
         await RedisDocuments(store).put("key", "", "k", b"{}")
         await store.close()
-        await _backup(settings, tmp_path / "saved", chosen(""), print)
+        await _backup(settings, tmp_path / "saved", parse_kinds(""), print)
     async with Cluster(tmp_path / "new", source=ProductionSource(secrets)) as cluster:
         settings = admins(cluster, secrets)
         folder = tmp_path / "saved"
-        await _restore(settings, folder, read_manifest(folder), chosen(""), force=False, replicas=None, tell=print)
+        await _restore(
+            settings, folder, read_manifest(folder), parse_kinds(""), force=False, replicas=None, notify=print
+        )
         world = World(nats_access(settings))
         decision = await (await world.gateway()).decided(job)
         assert decision is not None

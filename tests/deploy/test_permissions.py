@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from nats.aio.client import Client
 
-from cli.permissions import permissions_conf
+from cli.permissions import render_permissions_conf
 from schemas.control import Control, ControlOp
 from tests.cluster import chat
 from tests.conftest import Eventually
@@ -35,7 +35,7 @@ async def no_violations(world: World, request: pytest.FixtureRequest) -> AsyncIt
 
 async def test_the_committed_roles_are_the_codes() -> None:
     """deploy/nats/permissions.conf is what `nexus permissions config` prints."""
-    assert (DEPLOY / "nats" / "permissions.conf").read_text() == permissions_conf()
+    assert (DEPLOY / "nats" / "permissions.conf").read_text() == render_permissions_conf()
 
 
 async def test_chat_is_served(world: World) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cli.embedded.process import ManagedProcess
+from cli.embedded.managed_process import ManagedProcess
 from tests.cluster import KEY, ROOT, Cluster, chat, free_port, texts
 from tests.conftest import Eventually
 

@@ -23,7 +23,7 @@ from backbone.registry.etcd_client import EtcdLink
 from backbone.settings import CommonSettings
 from cli.backup.archive import read_manifest, verify
 from cli.backup.command import _backup, _restore
-from cli.backup.connections import chosen
+from cli.backup.connections import parse_kinds
 from cli.errors import ConsoleError
 from tests.backbone.job_logs import World, new_job, word_on
 from tests.cluster import KEY, Cluster, chat
@@ -70,13 +70,13 @@ class Nexus:
 
     async def save(self, folder: Path) -> None:
         """`nexus backup` without a process of its own."""
-        await _backup(self.settings, folder, chosen(""), print)
+        await _backup(self.settings, folder, parse_kinds(""), print)
 
     async def restore(self, folder: Path, *, force: bool = False, only: str = "") -> str:
         """`nexus restore` without a process of its own; why it refused."""
         manifest = read_manifest(folder)
         try:
-            await _restore(self.settings, folder, manifest, chosen(only), force=force, replicas=None, tell=print)
+            await _restore(self.settings, folder, manifest, parse_kinds(only), force=force, replicas=None, notify=print)
         except ConsoleError as error:
             return str(error)
         return ""

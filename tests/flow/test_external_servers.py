@@ -11,7 +11,7 @@ import nats
 import pytest
 from redis.asyncio import Redis
 
-from cli.embedded.process import bound_to_parent
+from cli.embedded.managed_process import bind_to_parent
 from cli.embedded.servers import EtcdServer, NatsServer, RedisServer
 from tests.servers import ROOT
 
@@ -50,7 +50,7 @@ class Somebody:
         alone = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
         environment = alone | {f"NEXUS_TEST_{name}_URL": url for name, url in urls.items()} | without
         process = await asyncio.create_subprocess_exec(
-            *bound_to_parent([sys.executable, "-m", "pytest", "-rs", "--servers", "external", "-p", "tests.conftest"]),
+            *bind_to_parent([sys.executable, "-m", "pytest", "-rs", "--servers", "external", "-p", "tests.conftest"]),
             *("-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml"), str(self.folder / "test_things.py")),
             cwd=ROOT,
             env=environment | {"PYTHONPATH": str(ROOT)},

@@ -18,9 +18,9 @@ import openai
 import pytest
 import pytest_asyncio
 
-from cli.embedded.process import ManagedProcess
+from cli.embedded.managed_process import ManagedProcess
 from cli.embedded.servers import free_port
-from cli.stack.bundled_models import LocalModel, local_models
+from cli.stack.bundled_models import LocalModel, find_local_models
 from tests.cluster import KEY, Cluster
 from tests.servers import source
 
@@ -36,7 +36,7 @@ async def names(cluster: Cluster) -> AsyncIterator[dict[str, str]]:
     """The models by what they do, each with its server and its worker."""
     if not source().processes:
         pytest.skip("the models' servers listen for this machine alone")
-    installed, missing = local_models()
+    installed, missing = find_local_models()
     lacking = [one.hint for one in missing if one.what != "chat"]
     if lacking:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"not installed: {lacking}")

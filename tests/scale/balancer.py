@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cli.embedded.process import ManagedProcess
+from cli.embedded.managed_process import ManagedProcess
 from tests.cluster import free_port
 
 CADDYFILE = Path(__file__).resolve().parents[2] / "deploy" / "caddy" / "Caddyfile"

@@ -26,7 +26,7 @@ from typing import Any
 
 import pytest
 
-from cli.embedded.process import bound_to_parent
+from cli.embedded.managed_process import bind_to_parent
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, outputs_of
 from tests.backends.image_tasks import answer_of, events_of, file_of, image_of, image_task, picture_bytes
@@ -117,7 +117,7 @@ class RealComfyUI:
             ]
             with (self.base / "log").open("ab") as log:
                 self._process = subprocess.Popen(
-                    bound_to_parent([PYTHON, "main.py", "--cpu", "--disable-api-nodes", *where]),
+                    bind_to_parent([PYTHON, "main.py", "--cpu", "--disable-api-nodes", *where]),
                     cwd=SOURCE,
                     stdout=log,
                     stderr=log,

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from cli.embedded.process import ManagedProcess
+from cli.embedded.managed_process import ManagedProcess
 from tests.cluster import Cluster
 
 CHAT = "/v1/chat/completions"

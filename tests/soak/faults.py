@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import redis.asyncio
 
-from cli.embedded.process import ProcessFailed
+from cli.embedded.managed_process import ProcessStartError
 from tests.cluster import Cluster
 from tests.servers import Process, Server
 from tests.soak.moments import Moments
@@ -137,7 +137,7 @@ async def mended(start: object) -> None:
     while True:
         try:
             await start()  # type: ignore[operator]
-        except ProcessFailed:
+        except ProcessStartError:
             if loop.time() > deadline:
                 raise
             await asyncio.sleep(0.2)

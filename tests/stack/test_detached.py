@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cli.embedded.process import bound_to_parent
+from cli.embedded.managed_process import bind_to_parent
 from cli.stack.data_dir import DataDir
 from cli.stack.process_identity import process_identity
 from tests.cluster import free_port
@@ -97,7 +97,7 @@ async def test_it_survives_its_terminal(detached: Detached, tmp_path: Path) -> N
     """The terminal hangs up; the stack answers."""
     master, slave = pty.openpty()
     shell = subprocess.Popen(
-        bound_to_parent(["sh", "-c", shlex.join([*NEXUS, "up", "-d", *detached.flags]) + "; echo returned; sleep 600"]),
+        bind_to_parent(["sh", "-c", shlex.join([*NEXUS, "up", "-d", *detached.flags]) + "; echo returned; sleep 600"]),
         stdin=slave,
         stdout=slave,
         stderr=slave,
@@ -137,7 +137,7 @@ async def test_ctrl_c_before_it_is_up_stops_it(detached: Detached, tmp_path: Pat
     """The command has not returned yet: what it was starting ends too."""
     with (tmp_path / "out").open("w") as out:
         process = subprocess.Popen(
-            bound_to_parent([*NEXUS, "up", "-d", *detached.flags]),
+            bind_to_parent([*NEXUS, "up", "-d", *detached.flags]),
             stdout=out,
             stderr=out,
             env=clean_environment(NEXUS_DATA_DIR=str(detached.data)),
@@ -172,7 +172,7 @@ async def test_down_is_not_misled(detached: Detached, paused: bool) -> None:
 
 async def test_a_pid_that_is_somebody_elses_is_left_alone(detached: Detached) -> None:
     """After a reboot, say: the files name a pid that another program has now."""
-    stranger = subprocess.Popen(bound_to_parent(["sleep", "600"]))
+    stranger = subprocess.Popen(bind_to_parent(["sleep", "600"]))
     try:
         data = DataDir(detached.data)
         data.prepare()
@@ -196,7 +196,7 @@ async def test_logs_follow(detached: Detached, tmp_path: Path) -> None:
     data.log("part").write_text("".join(f"line {n}\n" for n in range(100)) + "unfinished")
     with (tmp_path / "out").open("w") as out:
         process = subprocess.Popen(
-            bound_to_parent([*NEXUS, "logs", "-f", "-n", "2", "part"]),
+            bind_to_parent([*NEXUS, "logs", "-f", "-n", "2", "part"]),
             stdout=out,
             stderr=out,
             env=clean_environment(NEXUS_DATA_DIR=str(detached.data)),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.embedded.process import bound_to_parent
+from cli.embedded.managed_process import bind_to_parent
 from tests.servers import ROOT, local_environment
 from tests.stack.test_up import DOWN_S, UP_S, Up, eventually_true
 
@@ -113,7 +113,7 @@ async def test_killed_test_run_leaves_no_process(tmp_path: Path, several: tuple[
     command += ["-c", str(ROOT / "pyproject.toml"), "--basetemp", str(tmp_path / "base"), *several, str(tmp_path)]
     environment = {name: value for name, value in local_environment({}).items() if not name.startswith("PYTEST_XDIST")}
     with (tmp_path / "out").open("w") as out:
-        run = subprocess.Popen(bound_to_parent(command), cwd=ROOT, env=environment, stdout=out, stderr=out)
+        run = subprocess.Popen(bind_to_parent(command), cwd=ROOT, env=environment, stdout=out, stderr=out)
     try:
         await eventually_true(
             lambda: (tmp_path / "up").exists() or run.poll() is not None, "the test's stack is up", within_s=UP_S

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from cli.embedded.process import bound_to_parent
+from cli.embedded.managed_process import bind_to_parent
 from tests.cluster import free_port
 from tests.stack.test_up import NEXUS, Up, clean_environment, eventually_true
 
@@ -37,7 +37,7 @@ class Worker:
             environment["NEXUS_DATA_DIR"] = str(data)
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                bound_to_parent(command), env=environment, cwd=folder, stdout=log, stderr=log
+                bind_to_parent(command), env=environment, cwd=folder, stdout=log, stderr=log
             )
 
     def end(self) -> int:
@@ -113,7 +113,7 @@ async def test_a_gateway_by_hand_serves_after_a_restart(tmp_path: Path, up: Up, 
     command = [*NEXUS, "gateway", "--port", str(port), "--observability-port", str(side), "--gateways", str(count)]
     with log.open("w") as out:
         environment = clean_environment(NEXUS_DATA_DIR=str(up.data), GATEWAY_LAME_DUCK_S="0", GATEWAY_DRAIN_S="0")
-        gateway = subprocess.Popen(bound_to_parent(command), env=environment, cwd=tmp_path, stdout=out, stderr=out)
+        gateway = subprocess.Popen(bind_to_parent(command), env=environment, cwd=tmp_path, stdout=out, stderr=out)
     try:
         await answers(up, port)
         up.process.kill()

@@ -23,7 +23,7 @@ from nats.errors import Error as NatsError
 
 from backbone.registry.auth import Tls
 from backbone.registry.etcd_client import open_channel
-from cli.embedded.process import bound_to_parent
+from cli.embedded.managed_process import bind_to_parent
 from tests.conftest import run_sync
 from tests.stack.test_up import NEXUS, Up, clean_environment
 
@@ -182,7 +182,7 @@ async def test_another_worker_joins(up: Up, tmp_path: Path, how: str) -> None:
     assert str(up.data / "worker.env") in up.said
     command, environment = joining(up, how)
     with (tmp_path / "worker.log").open("w") as log:
-        worker = subprocess.Popen(bound_to_parent(command), env=environment, cwd=tmp_path, stdout=log, stderr=log)
+        worker = subprocess.Popen(bind_to_parent(command), env=environment, cwd=tmp_path, stdout=log, stderr=log)
     try:
         deadline = asyncio.get_running_loop().time() + 60
         while f"by-{how}" not in (workers := (await up.command("workers", "--json"))[1]):

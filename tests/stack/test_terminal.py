@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.embedded.process import bound_to_parent
+from cli.embedded.managed_process import bind_to_parent
 from tests.cluster import free_port
 from tests.stack.test_killed import none_left
 from tests.stack.test_up import NEXUS, UP_S, clean_environment
@@ -36,7 +36,7 @@ class Terminal:
         # The session's first terminal becomes the one that controls it; a signal may not be ignored from the start.
         script = "import os, signal, sys; os.close(os.open(os.ttyname(0), os.O_RDWR)); signal.signal(2, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
         self.process = subprocess.Popen(
-            bound_to_parent([sys.executable, "-I", "-S", "-c", script, *command]),
+            bind_to_parent([sys.executable, "-I", "-S", "-c", script, *command]),
             stdin=slave,
             stdout=slave,
             stderr=slave,

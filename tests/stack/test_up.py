@@ -19,9 +19,9 @@ from typing import Any, Self
 import httpx
 import pytest
 
-from cli.embedded.process import bound_to_parent
-from cli.stack.bundled_models import local_models
-from cli.stack.discovery import CANDIDATES, Candidate
+from cli.embedded.managed_process import bind_to_parent
+from cli.stack.bundled_models import find_local_models
+from cli.stack.discovery import CANDIDATES, BackendCandidate
 from tests.backends.doubles.openai import OpenAIDouble
 from tests.cluster import ROOT, free_port
 from tests.conftest import run_sync
@@ -107,7 +107,7 @@ class Up:
             command += ["--port", str(self.port), "--observability-port", str(self.observability_port)]
         with self.output.open("w") as out:
             self.process = subprocess.Popen(
-                bound_to_parent(command),
+                bind_to_parent(command),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=subprocess.STDOUT,
@@ -460,7 +460,7 @@ async def test_backend_that_already_runs_here_is_served(tmp_path: Path):
 
 
 @asynccontextmanager
-async def at_a_usual_port() -> AsyncIterator[tuple[Candidate, OpenAIDouble]]:
+async def at_a_usual_port() -> AsyncIterator[tuple[BackendCandidate, OpenAIDouble]]:
     """A double where Ollama or one of the others would be."""
     double = OpenAIDouble()
     for candidate in CANDIDATES:
@@ -479,7 +479,7 @@ async def at_a_usual_port() -> AsyncIterator[tuple[Candidate, OpenAIDouble]]:
 
 async def test_local_models_answer(tmp_path: Path):
     """The default: real weights, real answers to the lines it prints, also after a crash."""
-    installed, missing = local_models()
+    installed, missing = find_local_models()
     if missing:
         hints = ", ".join(one.hint for one in missing)
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"no local models; {hints}")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cli.backup import command
-from cli.backup.archive import Manifest, lines_of, new_folder, read_manifest, write_manifest
+from cli.backup.archive import BackupManifest, create_folder, read_lines, read_manifest, write_manifest
 from cli.errors import ConsoleError
 
 
@@ -21,14 +21,14 @@ def quiet(_: str) -> None:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """Two parts, one of them of lines."""
-    with new_folder(tmp_path / "saved", quiet) as folder:
+    with create_folder(tmp_path / "saved", quiet) as folder:
         with folder.lines("etcd.json.gz") as (writer, add):
             add(b'["aliases/a", "b"]')
         folder.add(writer.part("etcd"))
         with folder.file("NEXUS_DONE.snapshot") as writer:
             writer.write(b"abc" * 100_000)
         folder.add(writer.part("NEXUS_DONE", config={"name": "NEXUS_DONE"}, state={"last_seq": 3}))
-        write_manifest(folder, Manifest("0.1.0", "then", "later", {}, tuple(folder.parts)))
+        write_manifest(folder, BackupManifest("0.1.0", "then", "later", {}, tuple(folder.parts)))
     return tmp_path / "saved"
 
 
@@ -43,7 +43,7 @@ def test_a_whole_one(saved: Path) -> None:
     part = manifest.part("NEXUS_DONE")
     assert part is not None
     assert (part.bytes, part.kind, part.about["state"]) == (300_000, "streams", {"last_seq": 3})
-    assert list(lines_of(saved / "etcd.json.gz")) == [b'["aliases/a", "b"]']
+    assert list(read_lines(saved / "etcd.json.gz")) == [b'["aliases/a", "b"]']
     assert saved.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in saved.iterdir()} == {0o600}
     assert list(saved.parent.iterdir()) == [saved]
@@ -53,7 +53,7 @@ def test_one_that_fails(tmp_path: Path) -> None:
     """Nothing is left."""
     with (
         pytest.raises(RuntimeError),
-        new_folder(tmp_path / "saved", quiet) as folder,
+        create_folder(tmp_path / "saved", quiet) as folder,
         folder.lines("etcd.json.gz") as (_, add),
     ):
         add(b"{}")
@@ -63,7 +63,7 @@ def test_one_that_fails(tmp_path: Path) -> None:
 
 def test_a_place_that_is_taken_meanwhile(tmp_path: Path) -> None:
     """What somebody else put there stays."""
-    with pytest.raises(ConsoleError, match="made by somebody else"), new_folder(tmp_path / "saved", quiet):
+    with pytest.raises(ConsoleError, match="made by somebody else"), create_folder(tmp_path / "saved", quiet):
         (tmp_path / "saved").mkdir()
     assert list(tmp_path.iterdir()) == [tmp_path / "saved"]
 

@@ -10,7 +10,7 @@ import pytest
 
 from cli import chat
 from cli.errors import ConsoleError
-from cli.gateway_client import ApiClient, Target
+from cli.gateway_client import ApiClient, GatewayTarget
 from tests.unit.cli.gateway_double import serve
 
 WORKERS = {
@@ -22,7 +22,7 @@ WORKERS = {
 
 
 def api(answer: Callable[[httpx.Request], httpx.Response]) -> ApiClient:
-    return ApiClient(Target(serve(answer), "k"))
+    return ApiClient(GatewayTarget(serve(answer), "k"))
 
 
 def routes(**answers: httpx.Response) -> Callable[[httpx.Request], httpx.Response]:

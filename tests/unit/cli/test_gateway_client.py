@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from cli.errors import ConsoleError
-from cli.gateway_client import DEFAULT_URL, ApiClient, Target, find_target
+from cli.gateway_client import DEFAULT_URL, ApiClient, GatewayTarget, find_target
 from cli.options import chosen_key, warn_of_key
 from cli.stack.data_dir import DataDir, StackState
 from cli.stack.ports import free_port
@@ -42,13 +42,13 @@ def stack(data: DataDir):
 
 
 def client(answer: Callable[[httpx.Request], httpx.Response], key: str = SECRET) -> ApiClient:
-    return ApiClient(Target(serve(answer), key, "the environment variable X"))
+    return ApiClient(GatewayTarget(serve(answer), key, "the environment variable X"))
 
 
 class TestTarget:
     def test_nothing_said(self, data: DataDir):
         """The usual place, without a key."""
-        assert find_target(None, None, data) == Target(DEFAULT_URL)
+        assert find_target(None, None, data) == GatewayTarget(DEFAULT_URL)
 
     def test_running_stack(self, stack: DataDir):
         """Its URL and its key."""
@@ -105,14 +105,14 @@ class TestTarget:
 
     def test_key_is_not_in_the_repr(self):
         """A target in a traceback keeps its secret."""
-        assert SECRET not in repr(Target("http://gw", SECRET))
+        assert SECRET not in repr(GatewayTarget("http://gw", SECRET))
 
 
 class TestErrors:
     def test_nobody_there(self):
         """Names the URL, and what to do."""
         url = f"http://127.0.0.1:{free_port()}"
-        with ApiClient(Target(url)) as api, pytest.raises(ConsoleError) as caught:
+        with ApiClient(GatewayTarget(url)) as api, pytest.raises(ConsoleError) as caught:
             api.get("/readyz")
         assert url in str(caught.value)
         assert "nexus up" in str(caught.value)
@@ -148,7 +148,7 @@ class TestErrors:
 
     def test_not_a_url(self):
         """A typo."""
-        with ApiClient(Target("ftp://x")) as api, pytest.raises(ConsoleError, match="not a URL"):
+        with ApiClient(GatewayTarget("ftp://x")) as api, pytest.raises(ConsoleError, match="not a URL"):
             api.get("/readyz")
 
 

@@ -19,7 +19,7 @@ import pytest
 from cli.embedded.certificates import make_certificates
 from cli.http_client import (
     Broken,
-    HttpClient,
+    ConsoleHttpClient,
     InvalidUrl,
     NoConnection,
     TimedOut,
@@ -60,7 +60,7 @@ def read_head(connection: socket.socket) -> bytes:
 
 
 def get(url: str, path: str = "/x", *, read_s: float = 5.0) -> bytes:
-    with closing(HttpClient(url, {"authorization": "Bearer sk"}).send("GET", path, read_s=read_s)) as response:
+    with closing(ConsoleHttpClient(url, {"authorization": "Bearer sk"}).send("GET", path, read_s=read_s)) as response:
         return response.read()
 
 
@@ -88,7 +88,7 @@ def test_a_key_that_no_header_can_hold():
     url = serve(lambda _: httpx.Response(200))
     for key in ("k€y", "a\r\nx: y"):
         with pytest.raises(InvalidUrl, match="characters"):
-            HttpClient(url, {"authorization": key}).send("GET", "/", read_s=5)
+            ConsoleHttpClient(url, {"authorization": key}).send("GET", "/", read_s=5)
 
 
 def test_nobody_there():
@@ -133,7 +133,7 @@ def test_parts_come_as_they_are_sent():
             connection.sendall(b"3\r\ntwo\r\n0\r\n\r\n")
 
     port = listen(answer)
-    with closing(HttpClient(f"http://127.0.0.1:{port}").send("GET", "/", read_s=5)) as response:
+    with closing(ConsoleHttpClient(f"http://127.0.0.1:{port}").send("GET", "/", read_s=5)) as response:
         parts = response.parts()
         assert next(parts) == b"one"
         first_seen.set()
@@ -151,7 +151,7 @@ def test_a_form_as_browsers_send_it(tmp_path: Path):
 
     with (tmp_path / "a.wav").open("rb") as file:
         body, headers = form({"model": "ü", "n[]": ["1", "2"]}, [("file", ('a".wav', file))])
-        HttpClient(serve(answer)).send("POST", "/v1/x", body=body, headers=headers, read_s=5).close()
+        ConsoleHttpClient(serve(answer)).send("POST", "/v1/x", body=body, headers=headers, read_s=5).close()
     assert int(seen[0].headers["content-length"]) == len(seen[0].content)
     kind = seen[0].headers["content-type"]
     form_ = message_from_bytes(f"content-type: {kind}\r\n\r\n".encode() + seen[0].content)
@@ -175,7 +175,7 @@ def test_a_form_from_a_pipe():
     os.close(writing)
     with io.FileIO(reading) as file:
         body, headers = form({}, [("file", ("x", file))])  # type: ignore[list-item]
-        HttpClient(serve(answer)).send("POST", "/", body=body, headers=headers, read_s=5).close()
+        ConsoleHttpClient(serve(answer)).send("POST", "/", body=body, headers=headers, read_s=5).close()
     assert "content-length" not in headers
     assert b"piped" in seen[0].content
 
@@ -190,7 +190,7 @@ def test_a_refusal_before_all_was_sent():
         while connection.recv(1 << 20):
             pass
 
-    client = HttpClient(f"http://127.0.0.1:{listen(answer)}")
+    client = ConsoleHttpClient(f"http://127.0.0.1:{listen(answer)}")
     with closing(client.send("POST", "/", body=b"x" * (1 << 22), read_s=5)) as response:
         assert (response.status, response.read()) == (413, b"big")
 

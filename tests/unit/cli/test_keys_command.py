@@ -12,8 +12,8 @@ from typer.testing import CliRunner, Result
 from cli import options
 from cli.app import app
 from cli.errors import ConsoleError
-from cli.gateway_client import ApiClient, Target
-from cli.keys import Scope, seconds
+from cli.gateway_client import ApiClient, GatewayTarget
+from cli.keys import KeyScopeOption, seconds
 from gateway.auth.authenticator import Auth
 from schemas import keys
 from tests.unit.cli.gateway_double import serve
@@ -50,7 +50,7 @@ class Gateway:
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Gateway:
     gateway = Gateway()
-    monkeypatch.setattr(options, "client", lambda *_: ApiClient(Target(serve(gateway), "sk")))
+    monkeypatch.setattr(options, "client", lambda *_: ApiClient(GatewayTarget(serve(gateway), "sk")))
     return gateway
 
 
@@ -176,4 +176,4 @@ def test_a_wrong_line_asks_nothing(gateway: Gateway, arguments: tuple[str, ...])
 
 def test_scopes_are_those_of_the_gateway() -> None:
     """The console has them on its own, so that its help needs no pydantic."""
-    assert [(one.name, one.value) for one in Scope] == [(one.name, one.value) for one in keys.Scope]
+    assert [(one.name, one.value) for one in KeyScopeOption] == [(one.name, one.value) for one in keys.Scope]

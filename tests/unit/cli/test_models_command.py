@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from cli import options
 from cli.app import app
-from cli.gateway_client import ApiClient, Target
+from cli.gateway_client import ApiClient, GatewayTarget
 from tests.unit.cli.gateway_double import serve
 
 CHAT = {"id": "smollm2", "object": "model", "capabilities": ["chat"], "context_length": 4096}
@@ -39,7 +39,7 @@ class Gateway:
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Gateway:
     gateway = Gateway()
-    monkeypatch.setattr(options, "client", lambda *_: ApiClient(Target(serve(gateway), "sk")))
+    monkeypatch.setattr(options, "client", lambda *_: ApiClient(GatewayTarget(serve(gateway), "sk")))
     return gateway
 
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from cli import options
 from cli.app import app
 from cli.errors import ConsoleError
-from cli.gateway_client import ApiClient, Target
+from cli.gateway_client import ApiClient, GatewayTarget
 from cli.submit import endpoint_path
 from tests.unit.cli.gateway_double import serve
 
@@ -47,7 +47,7 @@ class Gateway:
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch) -> Gateway:
     gateway = Gateway()
-    monkeypatch.setattr(options, "client", lambda *_: ApiClient(Target(serve(gateway), "sk")))
+    monkeypatch.setattr(options, "client", lambda *_: ApiClient(GatewayTarget(serve(gateway), "sk")))
     return gateway
 
 

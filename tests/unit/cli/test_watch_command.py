@@ -16,9 +16,9 @@ from typer.testing import CliRunner, Result
 from cli import job_follower, options
 from cli.app import app
 from cli.errors import ConsoleError
-from cli.gateway_client import ApiClient, Target
-from cli.job_follower import Follower, JobEvent
-from cli.watch import Viewer
+from cli.gateway_client import ApiClient, GatewayTarget
+from cli.job_follower import FollowedJobEvent, JobFollower
+from cli.watch import JobViewer
 from tests.unit.cli.gateway_double import serve
 
 PNG = b"\x89PNG\r\n\x1a\n..."
@@ -87,14 +87,14 @@ class Gateway:
 @pytest.fixture
 def gateway(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gateway:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(job_follower, "PAUSES_S", (0.0,))
+    monkeypatch.setattr(job_follower, "RETRY_DELAYS_S", (0.0,))
     gateway = Gateway()
     monkeypatch.setattr(options, "client", lambda *_: api(gateway))
     return gateway
 
 
 def api(gateway: Callable[[httpx.Request], httpx.Response]) -> ApiClient:
-    return ApiClient(Target(serve(gateway), "sk"))
+    return ApiClient(GatewayTarget(serve(gateway), "sk"))
 
 
 def watch(*arguments: str) -> Result:
@@ -142,11 +142,11 @@ class TestText:
     def test_tokens_as_they_come(self, capsys: pytest.CaptureFixture[str]):
         """On a terminal; a line separator within them is no end of a line."""
         out = io.StringIO()
-        viewer = Viewer(live_text=True, out=out)
-        viewer.see(JobEvent("1-1-1", "chunk", {"choices": [{"delta": {"content": "Hel\u2028"}}]}))
+        viewer = JobViewer(live_text=True, out=out)
+        viewer.see(FollowedJobEvent("1-1-1", "chunk", {"choices": [{"delta": {"content": "Hel\u2028"}}]}))
         assert out.getvalue() == "Hel\u2028"
-        viewer.see(JobEvent("1-1-2", "chunk", {"choices": [{"delta": {"content": "lo"}}]}))
-        viewer.see(JobEvent("1-1-3", "completed", job("completed")))
+        viewer.see(FollowedJobEvent("1-1-2", "chunk", {"choices": [{"delta": {"content": "lo"}}]}))
+        viewer.see(FollowedJobEvent("1-1-3", "completed", job("completed")))
         assert out.getvalue() == "Hel\u2028lo\n"
         assert viewer.said_all
         assert capsys.readouterr().err == ""
@@ -154,17 +154,17 @@ class TestText:
     def test_an_attempt_that_failed_is_marked(self, capsys: pytest.CaptureFixture[str]):
         """What stands there is void, the new one begins on a new line."""
         out = io.StringIO()
-        viewer = Viewer(live_text=True, out=out)
+        viewer = JobViewer(live_text=True, out=out)
         for kind, text in (("chunk", "Hel"), ("restarted", ""), ("chunk", "Hello"), ("completed", "")):
-            viewer.see(JobEvent("1-1-1", kind, {"choices": [{"delta": {"content": text}}]}))
+            viewer.see(FollowedJobEvent("1-1-1", kind, {"choices": [{"delta": {"content": text}}]}))
         assert out.getvalue() == "Hel\nHello\n"
         assert "void" in capsys.readouterr().err
 
     def test_text_that_is_not_whole(self):
         """Where the rest of the events is not kept any more, the whole answer is printed after it."""
-        viewer = Viewer(live_text=True, out=io.StringIO())
-        viewer.see(JobEvent("1-1-1", "chunk", {"choices": [{"delta": {"content": "Hel"}}]}))
-        viewer.see(JobEvent("", "completed", job("completed")))
+        viewer = JobViewer(live_text=True, out=io.StringIO())
+        viewer.see(FollowedJobEvent("1-1-1", "chunk", {"choices": [{"delta": {"content": "Hel"}}]}))
+        viewer.see(FollowedJobEvent("", "completed", job("completed")))
         assert not viewer.said_all
 
 
@@ -178,11 +178,11 @@ class TestTerminal:
 
     def test_progress_is_a_bar(self, capsys: pytest.CaptureFixture[str]):
         """One line that changes, and is gone at the end."""
-        viewer = Viewer(live_text=True, out=io.StringIO())
+        viewer = JobViewer(live_text=True, out=io.StringIO())
         viewer.waiting(job("queued", queue_position=1))
-        viewer.see(JobEvent("", "started", {"worker": "gpu1"}))
-        viewer.see(JobEvent("", "progress", {"fraction": 0.25, "step": 5, "steps": 20}))
-        viewer.see(JobEvent("", "completed", job("completed")))
+        viewer.see(FollowedJobEvent("", "started", {"worker": "gpu1"}))
+        viewer.see(FollowedJobEvent("", "progress", {"fraction": 0.25, "step": 5, "steps": 20}))
+        viewer.see(FollowedJobEvent("", "completed", job("completed")))
         shown = capsys.readouterr().err
         assert "queued, 1 before it" in shown
         assert "running 5/20" in shown
@@ -193,16 +193,16 @@ class TestTerminal:
     def test_tokens_end_the_bar(self, capsys: pytest.CaptureFixture[str]):
         """And a note has a line of its own, before and among them."""
         out = io.StringIO()
-        viewer = Viewer(live_text=True, out=out)
-        viewer.see(JobEvent("", "started", {}))
+        viewer = JobViewer(live_text=True, out=out)
+        viewer.see(FollowedJobEvent("", "started", {}))
         viewer.note("the gateway is away; trying on")
-        viewer.see(JobEvent("", "chunk", {"choices": [{"delta": {"content": "Hel"}}]}))
+        viewer.see(FollowedJobEvent("", "chunk", {"choices": [{"delta": {"content": "Hel"}}]}))
         capsys.readouterr()
-        viewer.see(JobEvent("", "progress", {"fraction": 0.5}))
+        viewer.see(FollowedJobEvent("", "progress", {"fraction": 0.5}))
         assert capsys.readouterr().err == ""
-        viewer.see(JobEvent("", "chunk", {"choices": [{"delta": {"content": "lo"}}]}))
+        viewer.see(FollowedJobEvent("", "chunk", {"choices": [{"delta": {"content": "lo"}}]}))
         viewer.note("it is away again")
-        viewer.see(JobEvent("1-1-9", "completed", job("completed")))
+        viewer.see(FollowedJobEvent("1-1-9", "completed", job("completed")))
         assert out.getvalue() == "Hello\n"
         assert viewer.said_all
         assert capsys.readouterr().err == "it is away again\n"
@@ -345,7 +345,7 @@ class TestOutages:
             [token("lo", 2), ended()],
         ]
         follower_texts: list[str] = []
-        events = list(Follower(api(gateway), "job_1", follower_texts.append).events())
+        events = list(JobFollower(api(gateway), "job_1", follower_texts.append).events())
         assert [found.id for found in events] == ["1-1-1", "1-1-2", "1-1-99"]
         assert gateway.after == ["", "1-1-1", "1-1-1", "1-1-1"]
         assert len(follower_texts) == 1
@@ -354,7 +354,7 @@ class TestOutages:
         """A proxy's time-out, an event cut in two, an error of the gateway's in the stream."""
         away = 'event: error\ndata: {"error": {"message": "NATS is away", "code": "unavailable"}}\n\n'
         gateway.streams = [[token("Hel", 1)], [token("lo", 2)[:-5]], [away], [token("lo", 2), ended()]]
-        events = list(Follower(api(gateway), "job_1", lambda _: None).events())
+        events = list(JobFollower(api(gateway), "job_1", lambda _: None).events())
         assert [found.id for found in events] == ["1-1-1", "1-1-2", "1-1-99"]
         assert gateway.after == ["", "1-1-1", "1-1-1", "1-1-1"]
 
@@ -368,7 +368,7 @@ class TestOutages:
 
     def test_one_that_lasts(self, gateway: Gateway, monkeypatch: pytest.MonkeyPatch):
         """Ends the watching."""
-        monkeypatch.setattr(job_follower, "PATIENCE_S", -1.0)
+        monkeypatch.setattr(job_follower, "MAX_OUTAGE_S", -1.0)
         gateway.looks = [httpx.ConnectError("refused")]
         assert "the connection to" in str(watch().exception)
 

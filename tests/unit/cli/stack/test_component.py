@@ -11,8 +11,8 @@ from typing import Self
 
 import pytest
 
-from cli.embedded.process import ManagedProcess, ProcessFailed
-from cli.stack.component import Part, how_it_ended
+from cli.embedded.managed_process import ManagedProcess, ProcessStartError
+from cli.stack.component import Component, describe_exit
 
 SLEEPER = "import time; time.sleep(60)"
 STUBBORN = """
@@ -41,7 +41,7 @@ class Kept:
 
     def __init__(self, tmp_path: Path, code: str, *, retires: bool = False) -> None:
         self.process = ManagedProcess("child", [sys.executable, "-c", code], log_file=tmp_path / "child.log")
-        self.part = Part.of(self.process, "the child", grace_s=0.3, retires=retires)
+        self.part = Component.of(self.process, "the child", grace_s=0.3, retires=retires)
         self.said: list[str] = []
         self.changes = 0
 
@@ -131,10 +131,10 @@ async def test_stop_of_a_part_that_never_started():
     """Also a start that failed half way is cleaned up."""
 
     async def fail() -> None:
-        raise ProcessFailed("no")
+        raise ProcessStartError("no")
 
-    part = Part("x", "x", process=lambda: None, start=fail, grace_s=0.1)
-    with pytest.raises(ProcessFailed):
+    part = Component("x", "x", process=lambda: None, start=fail, grace_s=0.1)
+    with pytest.raises(ProcessStartError):
         await part.start()
     await part.stop()
     part.kill()
@@ -142,6 +142,6 @@ async def test_stop_of_a_part_that_never_started():
 
 def test_endings_in_words():
     """Exit codes, signals, and neither."""
-    assert [how_it_ended(code) for code in (0, 3, -9, None)] == [
+    assert [describe_exit(code) for code in (0, 3, -9, None)] == [
         "exit code 0", "exit code 3", "SIGKILL", "it was not running",
     ]  # fmt: skip

@@ -12,7 +12,7 @@ from cli.errors import ConsoleError
 from cli.serve import run_joined
 from cli.stack.credentials import join_running_stack
 from cli.stack.data_dir import DataDir, StackState
-from cli.stack.rejoin import REJOIN_VARIABLE, Joined
+from cli.stack.rejoin import REJOIN_VARIABLE, StackMembership
 
 WORKER = {
     "NATS_URL": "nats://127.0.0.1:14222",
@@ -97,7 +97,7 @@ def test_its_own_addresses_are_enough(data: DataDir) -> None:
 def test_other_servers_and_other_users_are_meant_as_they_are(
     data: DataDir, settings: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Credentials go to nobody but the stack that they are for. A shell may still have those of an earlier start: a line says so."""
+    """StackCredentials go to nobody but the stack that they are for. A shell may still have those of an earlier start: a line says so."""
     assert not joins(data, **settings)
     assert f"not joining the stack that runs on {data.root}" in capsys.readouterr().err
 
@@ -146,7 +146,7 @@ class Replaced(Exception):
 
 
 @pytest.fixture
-def joined(data: DataDir, monkeypatch: pytest.MonkeyPatch) -> Joined:
+def joined(data: DataDir, monkeypatch: pytest.MonkeyPatch) -> StackMembership:
     """A process that has joined the stack, and has not begun."""
 
     def replace(_program: str, _arguments: list[str], environment: dict[str, str]) -> None:
@@ -158,7 +158,9 @@ def joined(data: DataDir, monkeypatch: pytest.MonkeyPatch) -> Joined:
     return found
 
 
-def test_a_process_that_cannot_begin_while_its_stack_ends_waits_for_the_next(data: DataDir, joined: Joined) -> None:
+def test_a_process_that_cannot_begin_while_its_stack_ends_waits_for_the_next(
+    data: DataDir, joined: StackMembership
+) -> None:
     """Its password's file goes with the stack."""
 
     def run() -> int:
@@ -169,12 +171,12 @@ def test_a_process_that_cannot_begin_while_its_stack_ends_waits_for_the_next(dat
         run_joined(joined, run)
 
 
-def test_a_process_that_cannot_begin_ends_while_its_stack_runs(joined: Joined) -> None:
+def test_a_process_that_cannot_begin_ends_while_its_stack_runs(joined: StackMembership) -> None:
     """What is wrong is its own."""
     assert run_joined(joined, lambda: 2) == 2
 
 
-def test_a_process_that_was_told_to_end_does_not_wait(data: DataDir, joined: Joined) -> None:
+def test_a_process_that_was_told_to_end_does_not_wait(data: DataDir, joined: StackMembership) -> None:
     """By Ctrl-C, say, after its stack."""
 
     def run() -> int:

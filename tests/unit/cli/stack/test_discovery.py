@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cli.stack.discovery import CANDIDATES, LOOKS, Candidate, Found, find_backends, model_names
+from cli.stack.discovery import CANDIDATES, PROBES, BackendCandidate, DiscoveredBackend, find_backends, model_names
 from cli.stack.ports import free_port
 from cli.stack.stack import plan_for
 from workers.backends.base import load_adapters
@@ -28,7 +28,7 @@ def as_json(value: Any, status: int = 200) -> Answer:
 
 
 @contextmanager
-def listening(answer: Callable[[str], Answer]) -> Iterator[Candidate]:
+def listening(answer: Callable[[str], Answer]) -> Iterator[BackendCandidate]:
     """A little HTTP server."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -49,7 +49,7 @@ def listening(answer: Callable[[str], Answer]) -> Iterator[Candidate]:
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
-        yield Candidate("some", "Some", server.server_address[1])
+        yield BackendCandidate("some", "Some", server.server_address[1])
     finally:
         server.shutdown()
         thread.join()
@@ -63,24 +63,24 @@ def serving(answers: dict[str, Answer]) -> Callable[[str], Answer]:
 async def test_inference_server_is_found_with_its_models():
     """An OpenAI list at /v1/models, and nothing else."""
     with listening(serving({"/v1/models": as_json(MODELS)})) as candidate:
-        assert await find_backends([candidate]) == [Found(candidate, ("llama3.2:1b",))]
+        assert await find_backends([candidate]) == [DiscoveredBackend(candidate, ("llama3.2:1b",))]
 
 
 async def test_server_without_models_is_found():
     """Ollama before its first pull says `data: null`."""
     with listening(serving({"/v1/models": as_json({"object": "list", "data": None})})) as candidate:
-        assert await find_backends([candidate]) == [Found(candidate, ())]
+        assert await find_backends([candidate]) == [DiscoveredBackend(candidate, ())]
 
 
 async def test_ollama_is_served_by_its_own_adapter():
     """What listens at its port and does not speak its own API is served by OpenAI's."""
     version = as_json({"version": "0.12.11"})
     with listening(serving({"/v1/models": as_json(MODELS), "/api/version": version})) as some:
-        ollama = Candidate("ollama", "Ollama", some.port)
+        ollama = BackendCandidate("ollama", "Ollama", some.port)
         found = await find_backends([ollama, some])
         assert [plan_for(one).backend for one in found] == ["ollama", "openai"]
     with listening(serving({"/v1/models": as_json(MODELS)})) as some:
-        [found_one] = await find_backends([Candidate("ollama", "Ollama", some.port)])
+        [found_one] = await find_backends([BackendCandidate("ollama", "Ollama", some.port)])
         assert plan_for(found_one).backend == "openai"
 
 
@@ -107,7 +107,7 @@ async def test_ollama_is_served_by_its_own_adapter():
 async def test_other_http_servers_are_left_alone(answer: Answer):
     """Something else that happens to listen there, whatever is looked for."""
     with listening(lambda _: answer) as candidate:
-        assert await find_backends([replace(candidate, kind=kind) for kind in LOOKS]) == []
+        assert await find_backends([replace(candidate, kind=kind) for kind in PROBES]) == []
 
 
 VOICE = {"audio": {"sample_rate": 22050}, "espeak": {"voice": "en-us"}, "phoneme_id_map": {"_": [0]}, "num_speakers": 1}
@@ -126,14 +126,14 @@ VOICE = {"audio": {"sample_rate": 22050}, "espeak": {"voice": "en-us"}, "phoneme
 async def test_servers_with_apis_of_their_own_are_known_by_them(kind: str, path: str, answer: Answer):
     """And served by their own adapters; no other kind takes them for its own."""
     with listening(serving({path: answer})) as candidate:
-        [found] = await find_backends([replace(candidate, kind=one) for one in LOOKS])
+        [found] = await find_backends([replace(candidate, kind=one) for one in PROBES])
         assert (plan_for(found).backend, plan_for(found).chat) == (kind, False)
 
 
 def test_every_kind_has_an_adapter():
     """Which a worker can run."""
-    assert {candidate.kind for candidate in CANDIDATES} == set(LOOKS)
-    assert set(LOOKS) <= set(load_adapters())
+    assert {candidate.kind for candidate in CANDIDATES} == set(PROBES)
+    assert set(PROBES) <= set(load_adapters())
     assert len({candidate.name for candidate in CANDIDATES}) == len(CANDIDATES)
 
 
@@ -155,14 +155,14 @@ async def test_a_gateway_is_known_by_its_request_ids():
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    assert await find_backends([Candidate("x", "X", server.sockets[0].getsockname()[1])]) == []
+    assert await find_backends([BackendCandidate("x", "X", server.sockets[0].getsockname()[1])]) == []
     server.close()
 
 
 async def test_silent_server_costs_no_more_than_the_timeout():
     """A port that accepts and never answers."""
     server = await asyncio.start_server(lambda *_: asyncio.sleep(30), "127.0.0.1", 0)
-    candidate = Candidate("mute", "Mute", server.sockets[0].getsockname()[1])
+    candidate = BackendCandidate("mute", "Mute", server.sockets[0].getsockname()[1])
     before = asyncio.get_running_loop().time()
     assert await find_backends([candidate], timeout_s=0.3) == []
     assert asyncio.get_running_loop().time() - before < 2
@@ -177,7 +177,7 @@ async def test_server_that_speaks_no_http_is_left_alone():
         writer.close()
 
     server = await asyncio.start_server(greet, "127.0.0.1", 0)
-    assert await find_backends([Candidate("db", "DB", server.sockets[0].getsockname()[1])]) == []
+    assert await find_backends([BackendCandidate("db", "DB", server.sockets[0].getsockname()[1])]) == []
     server.close()
 
 
@@ -185,7 +185,7 @@ async def test_found_ones_keep_the_order_of_the_candidates():
     """And a port where nobody listens is skipped."""
     with ExitStack() as stack:
         first, second = (stack.enter_context(listening(serving({"/v1/models": as_json(MODELS)}))) for _ in range(2))
-        nobody = Candidate("nobody", "Nobody", free_port())
+        nobody = BackendCandidate("nobody", "Nobody", free_port())
         assert [one.candidate for one in await find_backends([first, nobody, second])] == [first, second]
 
 

@@ -16,8 +16,8 @@ import pytest
 
 from cli.embedded import binaries, servers
 from cli.embedded.binaries import BinaryMissing
-from cli.embedded.credentials import Credentials
-from cli.embedded.process import ManagedProcess, ProcessFailed
+from cli.embedded.credentials import StackCredentials
+from cli.embedded.managed_process import ManagedProcess, ProcessStartError
 from cli.embedded.secured_etcd import SecuredEtcdServer
 from cli.embedded.servers import EmbeddedServer, EtcdServer, NatsServer, RedisServer
 from schemas.installation import install_hint
@@ -93,7 +93,7 @@ async def test_a_server_that_dies_at_start_shows_its_log(kind, monkeypatch, tmp_
     program.chmod(0o755)
     monkeypatch.setenv(kind.binary.variable, str(program))
     server = kind(tmp_path / "data")
-    with pytest.raises(ProcessFailed, match=r"(?s)exit code 7.*no disk for you"):
+    with pytest.raises(ProcessStartError, match=r"(?s)exit code 7.*no disk for you"):
         await server.start()
     assert not server.running
 
@@ -104,7 +104,7 @@ async def test_a_server_that_is_never_ready_is_ended(monkeypatch, tmp_path):
     program.chmod(0o755)
     monkeypatch.setenv("NEXUS_NATS_BIN", str(program))
     server = NatsServer(tmp_path / "data", ready_timeout_s=0.3)
-    with pytest.raises(ProcessFailed, match=r"(?s)not ready within.*waiting"):
+    with pytest.raises(ProcessStartError, match=r"(?s)not ready within.*waiting"):
         await server.start()
     assert server.pid is not None
     assert not lives(server.pid)
@@ -205,7 +205,7 @@ async def test_a_given_port_that_stays_taken_is_an_error(monkeypatch, tmp_path):
         other.bind(("127.0.0.1", 0))
         other.listen()
         server = NatsServer(tmp_path / "nats", port=other.getsockname()[1])
-        with pytest.raises(ProcessFailed, match="already in use"):
+        with pytest.raises(ProcessStartError, match="already in use"):
             await server.start()
     assert not server.running
 
@@ -338,7 +338,7 @@ class TestPasswords:
             await after.stop()
 
     async def test_an_etcd_that_lost_its_users_gets_them_again(self, tmp_path):
-        credentials = Credentials(tmp_path / "secrets")
+        credentials = StackCredentials(tmp_path / "secrets")
         credentials.make()
         server = SecuredEtcdServer(tmp_path / "etcd", credentials)
         await server.start()

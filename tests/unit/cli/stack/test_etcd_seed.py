@@ -16,7 +16,7 @@ from backbone.registry.etcd import EtcdRegistry
 from backbone.registry.etcd_client import EtcdLink
 from cli.errors import ConsoleError
 from cli.stack.data_dir import DataDir
-from cli.stack.etcd_seed import OperatorData
+from cli.stack.etcd_seed import EtcdSeeder
 from schemas.errors import Unavailable
 from schemas.presence import Alias, ServiceRecord
 from tests.servers import Server
@@ -44,8 +44,8 @@ class Stack:
         self.link = EtcdLink(etcd.url, probe_key="probe")
 
     @asynccontextmanager
-    async def running(self) -> AsyncIterator[OperatorData]:
-        operator_data = OperatorData(self.data, "/nexus/", self.said.append)
+    async def running(self) -> AsyncIterator[EtcdSeeder]:
+        operator_data = EtcdSeeder(self.data, "/nexus/", self.said.append)
         await operator_data.start(self.etcd.url)
         await self.gateway.start()
         await self.link.open()
@@ -147,7 +147,7 @@ async def test_an_etcd_that_is_away_holds_nothing_up(stack: Stack, monkeypatch: 
     monkeypatch.setattr("cli.stack.etcd_seed.SEED_S", 0.3)
     stack.data.keep_operator_data(KEPT)
     stack.etcd.kill()
-    operator_data = OperatorData(stack.data, "/nexus/", stack.said.append)
+    operator_data = EtcdSeeder(stack.data, "/nexus/", stack.said.append)
     await operator_data.start(stack.etcd.url)
     await operator_data.stop()
     assert len(stack.said) == 1
@@ -180,5 +180,5 @@ def test_a_file_that_cannot_be_read_is_not_overwritten(data: DataDir, content: s
     """Somebody edited it: it is said before anything starts."""
     data.operator_file.write_text(content)
     with pytest.raises(ConsoleError, match="mend it"):
-        OperatorData(data, "/nexus/", print)
+        EtcdSeeder(data, "/nexus/", print)
     assert data.operator_file.read_text() == content

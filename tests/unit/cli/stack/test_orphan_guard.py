@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from cli.embedded.process import bound_to_parent
+from cli.embedded.managed_process import bind_to_parent
 from cli.stack.process_identity import process_identity
 
 PARENT = """
 import signal, subprocess, sys, time
-from cli.embedded.orphan_guard import GUARD
+from cli.embedded.orphan_guard import ORPHAN_GUARD
 quick = "import time; print(1, flush=True); time.sleep(600)"
 polite = "import signal, sys, time; signal.signal(15, lambda *_: (open(sys.argv[1], 'w').close(), sys.exit())); print(1, flush=True); time.sleep(600)"
 deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
@@ -25,11 +25,11 @@ pids = []
 for script, number in ((quick, 9), (polite, 15), (deaf, 15), (mother, 9)):
     child = subprocess.Popen([sys.executable, "-c", script, sys.argv[1]], start_new_session=True, stdout=subprocess.PIPE, text=True)
     said = int(child.stdout.readline())
-    GUARD.add(child.pid, number)
+    ORPHAN_GUARD.add(child.pid, number)
     pids += [child.pid, *([said] if said > 1 else [])]
 free = subprocess.Popen(["sleep", "600"], start_new_session=True)
-GUARD.add(free.pid, 9)
-GUARD.remove(free.pid)
+ORPHAN_GUARD.add(free.pid, 9)
+ORPHAN_GUARD.remove(free.pid)
 print(*pids, free.pid, flush=True)
 time.sleep(600)
 """
@@ -40,7 +40,7 @@ WITHIN_S = 5.0
 def test_children_and_theirs_end_with_a_killed_parent(tmp_path: Path, paused: bool) -> None:
     """Politely where that was asked for, by force where it does not help; what was let go of lives on."""
     polite = tmp_path / "polite"
-    command = bound_to_parent([sys.executable, "-c", PARENT, str(polite)])
+    command = bind_to_parent([sys.executable, "-c", PARENT, str(polite)])
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         *pids, free = map(int, parent.stdout.readline().split())

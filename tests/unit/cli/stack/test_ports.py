@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 
 from cli.errors import ConsoleError
-from cli.stack.ports import PortWish, check_ports, free_port, is_free
+from cli.stack.ports import RequestedPort, check_ports, free_port, is_free
 
 HOST = "127.0.0.1"
 
@@ -24,7 +24,7 @@ def taken():
 def test_free_port_passes():
     """And can be listened on afterwards."""
     port = free_port()
-    check_ports(PortWish("--port", HOST, port))
+    check_ports(RequestedPort("--port", HOST, port))
     with socket.socket() as listener:
         listener.bind((HOST, port))
 
@@ -33,7 +33,7 @@ def test_free_port_passes():
 def test_taken_port_is_named_with_its_flag(taken: int, flag: str):
     """Both ports are looked at."""
     with pytest.raises(ConsoleError) as caught:
-        check_ports(PortWish("--else", HOST, free_port()), PortWish(flag, HOST, taken))
+        check_ports(RequestedPort("--else", HOST, free_port()), RequestedPort(flag, HOST, taken))
     assert str(taken) in str(caught.value)
     assert flag in str(caught.value)
 
@@ -49,7 +49,7 @@ def test_every_port_of_a_range_is_looked_at():
             if is_free(taken - 1):
                 break
         with pytest.raises(ConsoleError, match=str(taken)):
-            check_ports(PortWish("--observability-port", HOST, taken - 1, 2))
+            check_ports(RequestedPort("--observability-port", HOST, taken - 1, 2))
 
 
 def test_listener_on_all_addresses_counts():
@@ -58,7 +58,7 @@ def test_listener_on_all_addresses_counts():
         listener.bind(("0.0.0.0", 0))
         listener.listen()
         with pytest.raises(ConsoleError, match="in use"):
-            check_ports(PortWish("--port", HOST, listener.getsockname()[1]))
+            check_ports(RequestedPort("--port", HOST, listener.getsockname()[1]))
 
 
 def test_port_just_left_is_free():
@@ -72,14 +72,14 @@ def test_port_just_left_is_free():
         served, _ = listener.accept()
         served.close()  # the server's side closes first, and waits
         client.close()
-    check_ports(PortWish("--port", HOST, port))
+    check_ports(RequestedPort("--port", HOST, port))
 
 
 def test_same_port_twice_names_both_flags():
     """The user chose one port for two things."""
     port = free_port()
     with pytest.raises(ConsoleError) as caught:
-        check_ports(PortWish("--port", HOST, port), PortWish("--observability-port", HOST, port))
+        check_ports(RequestedPort("--port", HOST, port), RequestedPort("--observability-port", HOST, port))
     assert "--port" in str(caught.value)
     assert "--observability-port" in str(caught.value)
 
@@ -88,11 +88,11 @@ def test_same_port_twice_names_both_flags():
 def test_impossible_port(port: int):
     """Also at the end of a range."""
     with pytest.raises(ConsoleError, match="--port"):
-        check_ports(PortWish("--port", HOST, port))
+        check_ports(RequestedPort("--port", HOST, port))
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
 def test_address_that_is_not_ours(host: str):
     """The message points to --host."""
     with pytest.raises(ConsoleError, match="--host"):
-        check_ports(PortWish("--port", host, free_port()))
+        check_ports(RequestedPort("--port", host, free_port()))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cli.embedded.whisper_engine import BLOCK_S, RATE, Refused, blocks, longer
+from cli.embedded.whisper_engine import BLOCK_S, RATE, TranscriptionRejected, blocks, longer
 from cli.embedded.whisper_server import read_fields, read_form
 from workers.adapter_kit.audio.transcripts import Transcript, Word
 
@@ -65,12 +65,12 @@ def test_a_form_is_read() -> None:
     [("application/json", b"{}"), ("multipart/form-data; boundary=b", b"--b--\r\n"), ("", b"")],
 )
 def test_what_is_no_form_is_refused(content_type: str, body: bytes) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(TranscriptionRejected) as caught:
         read_form(content_type, body)
     assert caught.value.status == 400
 
 
 def test_a_wrong_field_is_named() -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(TranscriptionRejected) as caught:
         read_fields({"model": "tiny", "temperature": "hot"}, "transcribe")
     assert caught.value.body["error"]["param"] == "temperature"

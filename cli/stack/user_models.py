@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cli.embedded import embeddings_server, llama_server
-from cli.embedded.gguf import ModelFile, NotAModel, read_model
+from cli.embedded.gguf import GgufModel, InvalidModelFile, read_model
 from cli.errors import ConsoleError
 from cli.stack.bundled_models import SPEECH_MODEL, LocalModel
 from schemas.installation import install_hint
@@ -20,11 +20,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
-class OwnModel:
+class UserModel:
     """A file, and the name under which it is served."""
 
     name: str
-    file: ModelFile
+    file: GgufModel
     context: int
     """Tokens of each request, answer included."""
 
@@ -49,7 +49,7 @@ class OwnModel:
         )
 
 
-def own_models(wanted: list[str], context: int | None, *, default_chat: bool) -> list[OwnModel]:
+def user_models(wanted: list[str], context: int | None, *, default_chat: bool) -> list[UserModel]:
     """Read the files that `--model` names, as FILE or NAME=FILE. Raises ConsoleError, saying what is wrong with which."""
     if wanted and not llama_server.is_installed():
         raise ConsoleError(
@@ -57,7 +57,7 @@ def own_models(wanted: list[str], context: int | None, *, default_chat: bool) ->
         )
     if context is not None and not wanted:
         raise ConsoleError("--context is for the models of --model, and none is given", exit_code=2)
-    found: dict[str, OwnModel] = {}
+    found: dict[str, UserModel] = {}
     taken = TAKEN | ({llama_server.MODEL_NAME} if default_chat else set())
     for one in wanted:
         model = _own_model(one, context)
@@ -69,11 +69,11 @@ def own_models(wanted: list[str], context: int | None, *, default_chat: bool) ->
     return list(found.values())
 
 
-def _own_model(wanted: str, context: int | None) -> OwnModel:
+def _own_model(wanted: str, context: int | None) -> UserModel:
     name, path = _split(wanted)
     try:
         file = read_model(path)
-    except NotAModel as error:
+    except InvalidModelFile as error:
         raise ConsoleError(f"--model: {error}") from error
     if name and not _NAME.fullmatch(name):
         raise ConsoleError(
@@ -84,7 +84,7 @@ def _own_model(wanted: str, context: int | None) -> OwnModel:
         raise ConsoleError(
             f"--context {context}: {path.name} was made for {most} tokens at most; choose so many or fewer"
         )
-    return OwnModel(name or _name_of(file), file, context or min(DEFAULT_CONTEXT, most))
+    return UserModel(name or _name_of(file), file, context or min(DEFAULT_CONTEXT, most))
 
 
 def _split(wanted: str) -> tuple[str, Path]:
@@ -95,11 +95,11 @@ def _split(wanted: str) -> tuple[str, Path]:
     return name, Path(path).expanduser()
 
 
-def _name_of(file: ModelFile) -> str:
+def _name_of(file: GgufModel) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", file.name).strip("-.")[:128] or "model"
 
 
-def served(models: list[OwnModel]) -> list[LocalModel]:
+def served(models: list[UserModel]) -> list[LocalModel]:
     """Return the server and the worker for each."""
     workers: list[str] = []
     for one in models:
@@ -108,7 +108,7 @@ def served(models: list[OwnModel]) -> list[LocalModel]:
     return [_served(one, worker) for one, worker in zip(models, workers, strict=True)]
 
 
-def _served(model: OwnModel, worker: str) -> LocalModel:
+def _served(model: UserModel, worker: str) -> LocalModel:
     fixed = ["--model", str(model.file.path.absolute()), "--alias", model.name]
     fixed += ["--ctx", str(model.context * model.slots), "--parallel", str(model.slots)]
     fixed += ["--embeddings"] if model.file.embeds else []

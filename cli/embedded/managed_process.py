@@ -21,7 +21,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-from cli.embedded.orphan_guard import GUARD
+from cli.embedded.orphan_guard import ORPHAN_GUARD
 from cli.private_files import open_private
 
 LAUNCHER = """
@@ -33,17 +33,17 @@ os.execv(sys.argv[3], sys.argv[3:])
 """
 LOG_LIMIT = 10 * 1024 * 1024
 """Bytes of log above which the next start moves it aside to `<log>.1`."""
-TAIL_BYTES = 8192
+LOG_TAIL_BYTES = 8192
 POLL_S = 0.02
-PROBE_S = 1.0
+PROBE_TIMEOUT_S = 1.0
 """Seconds that one look at readiness may take."""
 
 
-class ProcessFailed(Exception):
+class ProcessStartError(Exception):
     """A child process died at its start, or was not ready in time. The message ends with the tail of its log."""
 
 
-def bound_to_parent(argv: Sequence[str], death_signal: signal.Signals = signal.SIGKILL) -> list[str]:
+def bind_to_parent(argv: Sequence[str], death_signal: signal.Signals = signal.SIGKILL) -> list[str]:
     """`argv` in a launcher that has the kernel signal the program when the thread that started it ends (Linux).
 
     The launcher is replaced by the program. Doing the same between fork and exec would be unsafe beside threads.
@@ -120,7 +120,7 @@ class ManagedProcess:
     async def start(self) -> None:
         """Spawn the child and wait until it is ready. Does nothing when it runs.
 
-        Raises ProcessFailed when it dies first or is not ready in time; nothing is left running then.
+        Raises ProcessStartError when it dies first or is not ready in time; nothing is left running then.
         """
         if self.running:
             return
@@ -135,7 +135,7 @@ class ManagedProcess:
 
     def spawn(self) -> None:
         """Start the child without waiting. Raises OSError when the program cannot be run."""
-        argv = bound_to_parent(self.argv, self._death_signal)
+        argv = bind_to_parent(self.argv, self._death_signal)
         self._rotate_log()
         with open(self.log_file, "ab", opener=open_private) as log:
             self._log_start = log.tell()
@@ -150,11 +150,11 @@ class ManagedProcess:
                 start_new_session=True,
                 pass_fds=self._pass_fds,
             )
-        GUARD.add(self._popen.pid, self._death_signal, self._pass_fds)
+        ORPHAN_GUARD.add(self._popen.pid, self._death_signal, self._pass_fds)
         self._guarded = True
 
     async def wait_ready(self) -> None:
-        """Return once the child is ready; at once when nothing tells that. Raises ProcessFailed."""
+        """Return once the child is ready; at once when nothing tells that. Raises ProcessStartError."""
         if self._ready is None:
             return
         loop = asyncio.get_running_loop()
@@ -165,7 +165,9 @@ class ManagedProcess:
                 self._raise_if_ended()  # what answered may have been somebody else on its port
                 return
             if loop.time() > deadline:
-                raise ProcessFailed(f"{self.name} was not ready within {self._ready_timeout_s:g} s{self._log_note()}")
+                raise ProcessStartError(
+                    f"{self.name} was not ready within {self._ready_timeout_s:g} s{self._log_note()}"
+                )
             await asyncio.sleep(POLL_S)
 
     async def wait(self) -> int:
@@ -222,7 +224,7 @@ class ManagedProcess:
         """The last lines that the child has printed since its latest start; empty when there are none."""
         try:
             with self.log_file.open("rb") as log:
-                log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - TAIL_BYTES))
+                log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
                 text = log.read().decode(errors="replace")
         except FileNotFoundError:
             return ""
@@ -230,7 +232,7 @@ class ManagedProcess:
 
     async def _says_ready(self, ready: Callable[[], Awaitable[bool]]) -> bool:
         try:
-            async with asyncio.timeout(PROBE_S):
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
                 return await ready()
         except OSError:  # TimeoutError is one
             return False
@@ -238,7 +240,7 @@ class ManagedProcess:
     def _raise_if_ended(self) -> None:
         code = self.poll()
         if code is not None:
-            raise ProcessFailed(f"{self.name} ended with {_describe(code)} while starting{self._log_note()}")
+            raise ProcessStartError(f"{self.name} ended with {_describe(code)} while starting{self._log_note()}")
 
     def _log_note(self) -> str:
         tail = self.tail()
@@ -258,7 +260,7 @@ class ManagedProcess:
         """It has ended: its pid may be another process's soon. What it has left behind is swept by its owner."""
         if self._guarded and self._popen is not None:
             self._guarded = False
-            GUARD.remove(self._popen.pid)
+            ORPHAN_GUARD.remove(self._popen.pid)
 
     def _rotate_log(self) -> None:
         self.log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

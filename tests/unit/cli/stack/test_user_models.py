@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from cli.embedded.gguf import NotAModel, read_model
+from cli.embedded.gguf import InvalidModelFile, read_model
 from cli.embedded.llama_server import MODEL_NAME, find_model, is_installed
 from cli.errors import ConsoleError
-from cli.stack.own_models import OwnModel, own_models, served
+from cli.stack.user_models import UserModel, served, user_models
 
 needs_llama = pytest.mark.skipif(not is_installed(), reason="the local-chat extra is not installed")
 CHAT = {"general.architecture": "llama", "llama.context_length": 8192, "tokenizer.chat_template": "{{ messages }}"}
@@ -101,7 +101,7 @@ def test_what_is_no_model_is_said_at_once(tmp_path: Path, content: bytes, said: 
     """With the file's name and what it is."""
     path = tmp_path / "m.gguf"
     path.write_bytes(content)
-    with pytest.raises(NotAModel, match=said) as caught:
+    with pytest.raises(InvalidModelFile, match=said) as caught:
         read_model(path)
     assert str(path) in str(caught.value)
 
@@ -109,7 +109,7 @@ def test_what_is_no_model_is_said_at_once(tmp_path: Path, content: bytes, said: 
 @pytest.mark.parametrize("cut", [5, 20, 30, 60, 90])
 def test_a_download_that_broke_off(tmp_path: Path, cut: int) -> None:
     """Wherever it did."""
-    with pytest.raises(NotAModel, match="ends before its head does; download it again"):
+    with pytest.raises(InvalidModelFile, match="ends before its head does; download it again"):
         read_model(gguf(tmp_path / "m.gguf", CHAT, cut=cut))
 
 
@@ -125,15 +125,15 @@ def test_a_download_that_broke_off(tmp_path: Path, cut: int) -> None:
 )
 def test_other_things_in_gguf_files(tmp_path: Path, said: dict[str, Any], word: str) -> None:
     """What lies beside models in the same repositories."""
-    with pytest.raises(NotAModel, match=word):
+    with pytest.raises(InvalidModelFile, match=word):
         read_model(gguf(tmp_path / "m.gguf", said))
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     """A folder, and nothing."""
-    with pytest.raises(NotAModel, match="that is a folder"):
+    with pytest.raises(InvalidModelFile, match="that is a folder"):
         read_model(tmp_path)
-    with pytest.raises(NotAModel, match="there is no such file"):
+    with pytest.raises(InvalidModelFile, match="there is no such file"):
         read_model(tmp_path / "none")
 
 
@@ -141,16 +141,16 @@ def test_a_model_in_parts(tmp_path: Path) -> None:
     """The first part stands for all of them, which must be there."""
     first = gguf(tmp_path / "m-00001-of-00003.gguf", CHAT)
     second = gguf(tmp_path / "m-00002-of-00003.gguf", CHAT)
-    with pytest.raises(NotAModel, match=r"there is no m-00003-of-00003\.gguf beside it"):
+    with pytest.raises(InvalidModelFile, match=r"there is no m-00003-of-00003\.gguf beside it"):
         read_model(first)
-    with pytest.raises(NotAModel, match=r"name the first one, m-00001-of-00003\.gguf"):
+    with pytest.raises(InvalidModelFile, match=r"name the first one, m-00001-of-00003\.gguf"):
         read_model(second)
     gguf(tmp_path / "m-00003-of-00003.gguf", CHAT)
     assert read_model(first).name == "m"
 
 
-def chosen(*wanted: str, context: int | None = None, default_chat: bool = False) -> list[OwnModel]:
-    return own_models(list(wanted), context, default_chat=default_chat)
+def chosen(*wanted: str, context: int | None = None, default_chat: bool = False) -> list[UserModel]:
+    return user_models(list(wanted), context, default_chat=default_chat)
 
 
 @needs_llama
@@ -163,7 +163,7 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [one.name for one in found] == ["Qwen3-8B-Q4_K_M", "a-b", "org/qwen:8b", "my-model-1"]
     assert [one.worker for one in served(found)] == ["Qwen3-8B-Q4_K_M", "a-b", "org-qwen-8b", "my-model-1"]
     assert [one.worker for one in served(chosen("a.b=a=b.gguf", "a-b=a=b.gguf"))] == ["a-b", "a-b-2"]
-    assert chosen(found[2].flag)[0] == OwnModel("org/qwen:8b", read_model(tmp_path / "Qwen3-8B-Q4_K_M.gguf"), 4096)
+    assert chosen(found[2].flag)[0] == UserModel("org/qwen:8b", read_model(tmp_path / "Qwen3-8B-Q4_K_M.gguf"), 4096)
     for wanted in (["a=b.gguf", "a-b=a=b.gguf"], ["piper-joe=a=b.gguf"]):
         with pytest.raises(ConsoleError, match="there is another model called"):
             chosen(*wanted)
