@@ -14,6 +14,7 @@ import asyncio
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -60,7 +61,7 @@ async def measure(given: argparse.Namespace) -> None:
             await cluster.start_gateway()
             for count in map(int, given.models.split(",")):
                 models = [f"of-{count}-{number}" for number in range(count)]
-                settings = {"WORKER_MODELS": ",".join(models), "WORKER_CONCURRENCY": str(given.slots)}
+                settings: dict[str, Any] = {"WORKER_MODELS": ",".join(models), "WORKER_CONCURRENCY": str(given.slots)}
                 worker = await cluster.start_worker("echo", **settings)
                 for load in map(float, given.load.split(",")):
                     callers = round(given.slots * load)

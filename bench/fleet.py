@@ -136,12 +136,13 @@ async def row(
             else:
                 raise RuntimeError(f"only {len(seen)} of {workers} workers came")
         await asyncio.sleep(SETTLE_S)
-        shared = {
+        running = {
             "nats": [nats.pid],
             "etcd": [etcd.pid],
             "gateway": [gateway.pid],
             "workers": [crew.pid for crew in crews],
         }
+        shared = {name: [pid for pid in pids if pid is not None] for name, pids in running.items()}
         rows = []
         for what in ("rest", *loads):
             before = {name: cpu_seconds(pids) for name, pids in shared.items()}
@@ -151,7 +152,9 @@ async def row(
             if what == "rest":
                 await asyncio.sleep(seconds)
             else:
-                target = Target("nexus", port, key, [pid for pids in shared.values() for pid in pids], [gateway.pid])
+                target = Target(
+                    "nexus", port, key, [pid for pids in shared.values() for pid in pids], shared["gateway"]
+                )
                 run = await measure(
                     target, {"mode": "closed", "conns": int(what[1:]), "seconds": seconds, "delay_us": 0, "model": "m0"}
                 )

@@ -21,7 +21,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,9 +29,6 @@ import pytest
 
 from cli.embedded.binaries import BinaryMissing
 from tests.servers import Server, Source, Unusable, choose, source
-
-T = TypeVar("T")
-
 
 LONGEST = (
     "tests/stack/test_up.py",
@@ -133,6 +130,9 @@ def pytest_unconfigure() -> None:
     source().close()
 
 
+T = TypeVar("T")
+
+
 def run_sync(work: Coroutine[Any, Any, T]) -> T:
     """Run `work` on a loop of its own, leaving the loops of pytest-asyncio alone."""
     loop = asyncio.new_event_loop()
@@ -218,9 +218,7 @@ def etcd_prefix() -> str:
 class Eventually:
     """Poll a condition with a deadline: `value = await eventually(lambda: thing() or None)`."""
 
-    async def __call__(
-        self, condition: Callable[[], T | Awaitable[T]], *, timeout_s: float = 40.0, what: str = ""
-    ) -> T:
+    async def __call__(self, condition: Callable[..., Any], *, timeout_s: float = 40.0, what: str = "") -> Any:
         deadline = asyncio.get_running_loop().time() + timeout_s
         while True:
             value = condition()

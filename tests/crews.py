@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -15,7 +16,7 @@ from tests.cluster import Cluster, Crew
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def cluster(tmp_path_factory: pytest.TempPathFactory, cluster_settings: dict[str, str]) -> AsyncIterator[Cluster]:
+async def cluster(tmp_path_factory: pytest.TempPathFactory, cluster_settings: dict[str, Any]) -> AsyncIterator[Cluster]:
     """Servers and one gateway. A test that breaks a part mends it."""
     async with Cluster(tmp_path_factory.mktemp("cluster"), **cluster_settings) as cluster:
         await cluster.start_gateway()

@@ -12,7 +12,7 @@ import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 from urllib.parse import urlsplit
 
 import httpx
@@ -38,9 +38,12 @@ class ExternalServer:
         self.url = url
         self.port = urlsplit(url).port or 0
         self.log_file = folder / f"{kind}.log"
-        self.pid = None
+        self.pid: int | None = None
         self.running = True
-        self.process = self
+
+    @property
+    def process(self) -> Process:
+        return cast("Process", self)
 
     async def start(self) -> None:
         """Empty it."""
@@ -48,7 +51,7 @@ class ExternalServer:
         if self.kind == "etcd":
             await _mark(self.url)
 
-    async def stop(self, grace_s: float = 2.0) -> None:
+    async def stop(self, grace_s: float = 2.0) -> NoReturn:
         self._refuse()
 
     async def restart(self) -> None:

@@ -53,12 +53,16 @@ class Process(Protocol):
 class Server(Protocol):
     """A server. `EmbeddedServer` says what each of these promises."""
 
-    url: str
-    """From where the tests run."""
-    port: int
-    log_file: Path
-    process: Process
+    @property
+    def url(self) -> str:
+        """From where the tests run."""
 
+    @property
+    def port(self) -> int: ...
+    @property
+    def log_file(self) -> Path: ...
+    @property
+    def process(self) -> Process: ...
     @property
     def running(self) -> bool: ...
     async def start(self) -> None: ...
@@ -73,12 +77,14 @@ class Server(Protocol):
 class Source(Protocol):
     """Makes them; nothing runs before its `start`."""
 
-    here: str
-    """The address where gateways and workers reach what the test itself runs: doubles, receivers of webhooks."""
     processes: bool
     """Whether gateways and workers are processes of this machine."""
     borrowed: bool
     """Whether the servers are somebody else's: one of each kind, and not to be stopped."""
+
+    @property
+    def here(self) -> str:
+        """The address where gateways and workers reach what the test itself runs: doubles, receivers of webhooks."""
 
     def nats(self, folder: Path) -> Server: ...
     def etcd(self, folder: Path) -> Server: ...

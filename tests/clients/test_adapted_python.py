@@ -33,7 +33,7 @@ async def ollama(cluster: Cluster) -> AsyncIterator[OllamaDouble]:
     async with OllamaDouble() as server:
         server.behave(calls=(CALL, CALL), words=())
         server.loaded = {name: {} for name in server.models}
-        settings = {"WORKER_BACKEND": "ollama", "WORKER_BACKEND_URL": server.url}
+        settings: dict[str, Any] = {"WORKER_BACKEND": "ollama", "WORKER_BACKEND_URL": server.url}
         await cluster.start_worker(**settings, WORKER_MODELS=CHAT)
         await cluster.start_worker(**settings, WORKER_MODELS="llava", WORKER_UNSUPPORTED_PARAMETERS="refuse")
         headers = {"authorization": f"Bearer {KEY}"}
@@ -90,7 +90,7 @@ async def test_several_choices_and_their_usage(client: AsyncOpenAI, ollama: Olla
 
 async def test_a_request_without_such_parameters_has_no_such_header(client: AsyncOpenAI) -> None:
     for fields in ({}, {"tools": TOOLS, "tool_choice": "auto", "n": 1}):
-        raw = await client.chat.completions.with_raw_response.create(model=CHAT, messages=QUESTION, **fields)  # type: ignore[call-overload]
+        raw = await client.chat.completions.with_raw_response.create(model=CHAT, messages=QUESTION, **fields)
         assert "x-nexus-adapted" not in raw.headers
 
 

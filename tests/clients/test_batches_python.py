@@ -51,7 +51,7 @@ async def made(client: AsyncOpenAI, *lines: dict[str, Any] | str, endpoint: str 
     file = await client.files.create(file=("in.jsonl", text.encode()), purpose="batch")
     return await client.batches.create(
         input_file_id=file.id,
-        endpoint=endpoint,  # type: ignore[arg-type]
+        endpoint=endpoint,
         completion_window="24h",
         **fields,
     )

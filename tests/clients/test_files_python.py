@@ -107,7 +107,7 @@ class TestUploads:
     async def test_a_purpose_that_is_none(self, client: AsyncOpenAI, purpose: str) -> None:
         """400, which names it."""
         with pytest.raises(openai.BadRequestError) as raised:
-            await client.files.create(file=("a", b"x"), purpose=purpose)  # type: ignore[arg-type]
+            await client.files.create(file=("a", b"x"), purpose=purpose)
         assert raised.value.param == "purpose"
 
     async def test_an_empty_file(self, client: AsyncOpenAI) -> None:
@@ -149,7 +149,7 @@ class TestLists:
         async with AsyncOpenAI(base_url=cluster.url + "/v1", api_key=key, max_retries=0) as client:
             assert (await client.files.list()).data == []
             purposes = ["batch", "vision"] * 4
-            made = [await client.files.create(file=("a", b"x"), purpose=purpose) for purpose in purposes]  # type: ignore[arg-type]
+            made = [await client.files.create(file=("a", b"x"), purpose=purpose) for purpose in purposes]
             ids = sorted(file.id for file in made)
             assert [file.id async for file in client.files.list(limit=3, order="asc")] == ids
             assert [file.id async for file in client.files.list(limit=4)] == ids[::-1]

@@ -173,7 +173,8 @@ class ContainerProcess:
         made = DockerContainer(self._image, name=f"nx-tests-{self.alias}", env=self._env)
         made.with_network(self._engine.network).with_network_aliases(self.alias)
         made.tmpfs = self._tmpfs
-        made.ports = {f"{inner}/tcp": ("127.0.0.1", outer) for inner, outer in self._ports.items()}
+        ports: dict[str, Any] = {f"{inner}/tcp": ("127.0.0.1", outer) for inner, outer in self._ports.items()}
+        made.ports = ports  # testcontainers says int where docker takes an address too
         if self._command:
             made.with_command(self._command)
         for path, text in self._files.items():

@@ -7,6 +7,7 @@ import os
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Any, cast
 
 import httpx
 
@@ -15,7 +16,7 @@ from tests.containers.process import ContainerProcess
 from tests.ports import free_port
 from tests.servers import ROOT, Process, Server, log_file
 
-HARDENED = {
+HARDENED: dict[str, Any] = {
     "read_only": True,
     "cap_drop": ["ALL"],
     "security_opt": ["no-new-privileges:true"],
@@ -182,7 +183,7 @@ class ContainerSource:
         settings: Mapping[str, str],
         ready: Callable[[], Awaitable[bool]] | None = None,
     ) -> Process:
-        urls = {setting: server.inner_url for setting, server in servers.items()}
+        urls = {setting: cast("ContainerServer", server).inner_url for setting, server in servers.items()}
         ports = {int(settings[port]) for port in PUBLISHED if settings.get(port, "0") != "0"}
         return ContainerProcess(
             self.engine,
@@ -197,7 +198,9 @@ class ContainerSource:
         )
 
     async def release(self, *parts: Server | Process) -> None:
-        await asyncio.gather(*(asyncio.to_thread(getattr(part, "process", part).remove) for part in parts))
+        await asyncio.gather(
+            *(asyncio.to_thread(cast("ContainerProcess", getattr(part, "process", part)).remove) for part in parts)
+        )
 
     def close(self) -> None:
         # xdist's first process outlives its workers, also those that were killed.

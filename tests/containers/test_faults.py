@@ -180,7 +180,7 @@ async def test_restarted(cluster: Cluster, crew: Crew, desk: Desk, eventually: E
     names = await crew.start_all("delay_ms=200", "delay_ms=200", WORKER_DRAIN_S="1")
     jobs = [await desk.stream(TEXT) for _ in range(4)]
     await eventually(lambda: all("started" in job.kinds for job in jobs))
-    parts = {"nats": cluster.nats, "etcd": cluster.etcd, "redis": cluster.redis}
+    parts: dict[str, Server | Process] = {"nats": cluster.nats, "etcd": cluster.etcd, "redis": cluster.redis}
     parts |= {"worker": cluster.workers[names[0]], "gateway": cluster.gateways[1]}
     await container(parts[part]).restart()
     await asyncio.gather(*(done(job) for job in jobs))

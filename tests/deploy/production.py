@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from backbone.registry.auth import EtcdAccess, Tls
 from backbone.registry.users import make_users
@@ -208,7 +209,7 @@ def gateway_settings(secrets: Secrets) -> dict[str, str]:
     }
 
 
-def worker_settings(secrets: Secrets, user: str = "worker") -> dict[str, str]:
+def worker_settings(secrets: Secrets, user: str = "worker") -> dict[str, Any]:
     """As docker-compose.worker.yml wants them; a user of its own has a folder of its own."""
     folder = "worker" if user == "worker" else f"worker-{user}"
     return {

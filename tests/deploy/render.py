@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 import helm_python
 
 
 def main() -> None:
-    path, cases, answers = sys.argv[1], json.load(sys.stdin), []
+    path, cases = sys.argv[1], json.load(sys.stdin)
+    answers: list[dict[str, Any]] = []
     with helm_python.Chart.load(path) as chart:
         for values, name, namespace in cases:
             try:

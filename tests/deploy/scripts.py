@@ -6,6 +6,7 @@ import asyncio
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from tests.servers import ROOT
 
@@ -52,6 +53,6 @@ def run(script: str | Path, *words: str, cwd: Path | None = None, **settings: st
     return Said(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
-async def run_beside(script: str | Path, *words: str, **settings: str) -> Said:
+async def run_beside(script: str | Path, *words: str, **settings: Any) -> Said:
     """The same, while the test's event loop goes on."""
     return await asyncio.to_thread(lambda: run(script, *words, **settings))

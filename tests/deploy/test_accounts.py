@@ -341,7 +341,7 @@ async def test_an_installation_moves_by_a_restart(tmp_path: Path) -> None:
     await server.start()
     world = World.__new__(World)
     world.secrets = secrets
-    world.cluster = type("Old", (), {"nats": server})()  # type: ignore[assignment]
+    world.cluster = type("Old", (), {"nats": server})()
     client = await world.user("gateway", "gateway/nats-password")
     wanted = {"name": "NEXUS_EVENTS", "subjects": ["nexus.events.>"], "storage": "file", "allow_direct": True}
     await client.request("$JS.API.STREAM.CREATE.NEXUS_EVENTS", json.dumps(wanted).encode())

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -150,7 +151,7 @@ def test_env_is_read_as_compose_reads_it_and_set_in_place(tmp_path: Path) -> Non
 # --- preflight-check.sh -----------------------------------------------------------------------------------------------------
 
 
-def preflight(*words: str, env: Path, **settings: str) -> tuple[Said, dict[str, dict[str, str]]]:
+def preflight(*words: str, env: Path, **settings: Any) -> tuple[Said, dict[str, dict[str, str]]]:
     said = run("preflight-check.sh", "--json", "--env", str(env), *words, **settings)
     told = json.loads(said.out)
     assert told["ok"] == (said.code == DONE)
@@ -259,7 +260,7 @@ def production(tmp_path: Path) -> Path:
     return folder
 
 
-def production_checks(production: Path) -> dict[str, str]:
+def production_checks(production: Path) -> dict[str, Any]:
     said = run(production / "deploy" / "scripts" / "preflight-check.sh", "--json", "--prod")
     return {check["name"]: check["status"] for check in json.loads(said.out)["checks"]}
 
@@ -301,7 +302,11 @@ SYSTEMS = {
 def test_each_system_gets_dockers_own_packages(system: str, tmp_path: Path) -> None:
     release, source = SYSTEMS[system]
     (tmp_path / "os-release").write_text(release)
-    host = {"NX_UNAME": "Linux", "NX_OS_RELEASE": str(tmp_path / "os-release"), "NX_ASSUME_BARE": "true"}
+    host: dict[str, Any] = {
+        "NX_UNAME": "Linux",
+        "NX_OS_RELEASE": str(tmp_path / "os-release"),
+        "NX_ASSUME_BARE": "true",
+    }
     said = run("install-host-deps.sh", "--dry-run", "--nvidia", **host)
     assert said.code == DONE, said.all
     assert source in said.out

@@ -8,6 +8,7 @@ import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -210,14 +211,14 @@ cd "$SSH_HOME" && exec /bin/sh -c "$*"
 
 
 @pytest.fixture
-def ssh(tmp_path: Path) -> dict[str, str]:
+def ssh(tmp_path: Path) -> dict[str, Any]:
     path = docker_on_path(tmp_path)
     (tmp_path / "tools" / "ssh").write_text(SSH)
     (tmp_path / "tools" / "ssh").chmod(0o755)
     return {"PATH": path, "SSH_SAID": str(tmp_path / "said"), "SSH_HOME": str(tmp_path), "SSH_FAILS": ""}
 
 
-def test_another_host_deploys_itself(repository: Repository, ssh: dict[str, str], tmp_path: Path) -> None:
+def test_another_host_deploys_itself(repository: Repository, ssh: dict[str, Any], tmp_path: Path) -> None:
     repository.push("it's;next", "the next one")
     options = ("--path", "host", "--port", "2222", "--identity", "/keys/it's mine")
     said = run("remote-deploy.sh", *options, "dev", "it's;next", "ann@gpu1", "--", "--dry-run", **ssh)
@@ -231,7 +232,7 @@ def test_another_host_deploys_itself(repository: Repository, ssh: dict[str, str]
 
 
 def test_a_host_without_a_checkout_gets_one_when_asked(
-    repository: Repository, ssh: dict[str, str], tmp_path: Path
+    repository: Repository, ssh: dict[str, Any], tmp_path: Path
 ) -> None:
     words = ("--path", "~/a new one", "dev", "main", "ann@gpu1", "--", "--dry-run")
     missing = run("remote-deploy.sh", *words, **ssh)
@@ -244,7 +245,7 @@ def test_a_host_without_a_checkout_gets_one_when_asked(
     assert env.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_host_that_cannot_be_reached_and_wrong_words_are_told_apart(ssh: dict[str, str]) -> None:
+def test_a_host_that_cannot_be_reached_and_wrong_words_are_told_apart(ssh: dict[str, Any]) -> None:
     away = run("remote-deploy.sh", "dev", "main", "ann@gpu1", **(ssh | {"SSH_FAILS": "1"}))
     assert away.code == 255
     assert "ssh does not get to ann@gpu1" in away.err

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
-    settings = {"WORKER_LEASE_S": "2", "WORKER_HEALTH_INTERVAL_S": "1"}
+    settings: dict[str, Any] = {"WORKER_LEASE_S": "2", "WORKER_HEALTH_INTERVAL_S": "1"}
     async with Cluster(tmp_path_factory.mktemp("cluster"), **settings) as cluster:
         await cluster.start_gateway()
         await cluster.start_worker("echo")

@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,7 +18,7 @@ from tests.cluster import KEY, ROOT, Cluster, chat, free_port, texts
 from tests.conftest import Eventually
 
 TEMPLATE = ROOT / "deploy" / "service-template"
-SETTINGS = {"WORKER_HEALTH_INTERVAL_S": "1", "WORKER_LEASE_S": "2"}
+SETTINGS: dict[str, Any] = {"WORKER_HEALTH_INTERVAL_S": "1", "WORKER_LEASE_S": "2"}
 
 
 @pytest.fixture

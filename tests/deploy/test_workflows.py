@@ -28,14 +28,21 @@ def steps(path: Path) -> list[str]:
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_is_a_workflow(path: Path) -> None:
     """GitHub would read it: it keeps to the schema of workflows."""
-    command = [BIN / "check-jsonschema", "--builtin-schema", "vendor.github-workflows", path]
+    command: list[str | Path] = [BIN / "check-jsonschema", "--builtin-schema", "vendor.github-workflows", path]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
 def test_nothing_in_them_is_unsafe() -> None:
     """No credentials left lying about, no text of strangers in a shell, no more rights than a job needs."""
-    command = [BIN / "zizmor", "--offline", "--no-progress", "--config", ROOT / ".github/zizmor.yml", *WORKFLOWS]
+    command: list[str | Path] = [
+        BIN / "zizmor",
+        "--offline",
+        "--no-progress",
+        "--config",
+        ROOT / ".github/zizmor.yml",
+        *WORKFLOWS,
+    ]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout
 

@@ -36,7 +36,7 @@ async def cluster(
     """The first gateway is right, the second is not."""
     if not servers.processes:
         pytest.skip("the clock is changed for a process of this machine")
-    settings = SETTINGS | {"WEBHOOK_PRIVATE_HOSTS": here()}
+    settings: dict[str, Any] = SETTINGS | {"WEBHOOK_PRIVATE_HOSTS": here()}
     async with Cluster(tmp_path_factory.mktemp("clocks"), **settings) as cluster:
         await cluster.start_gateway()
         path = os.pathsep.join((str(SHIFTED), str(ROOT)))
@@ -151,7 +151,7 @@ async def test_keys_and_files_end_when_they_should(cluster: Cluster, eventually:
             return all(answer.status_code == 200 for answer in answers)
 
         await eventually(good_at_both)
-        upload = {"data": {"purpose": "batch"}, "files": {"file": ("a.jsonl", b"{}\n")}}
+        upload: dict[str, Any] = {"data": {"purpose": "batch"}, "files": {"file": ("a.jsonl", b"{}\n")}}
         file = (await cluster.http.post(cluster.urls[maker] + "/v1/files", **upload)).json()
         assert is_now(file["created_at"])
         for url in cluster.urls:

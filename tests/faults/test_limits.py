@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -15,7 +16,7 @@ from tests.faults.conftest import SETTINGS
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-LIMITS = {"MAX_QUEUED_PER_MODEL": "20"}  # with those that run
+LIMITS: dict[str, Any] = {"MAX_QUEUED_PER_MODEL": "20"}  # with those that run
 IMPATIENT = {
     "FIRST_TOKEN_TIMEOUT_S": "2",
     "IDLE_TIMEOUT_S": "1",

@@ -61,7 +61,7 @@ async def cluster(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clu
         yield cluster
 
 
-async def serve(crew: Crew, server: Server, **settings: str) -> str:
+async def serve(crew: Crew, server: Server, **settings: Any) -> str:
     """A worker in front of it."""
     models = ",".join(server.models)
     return await crew.start(backend="openai", WORKER_BACKEND_URL=server.url, WORKER_MODELS=models, **settings)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.crews import cluster, crew
 
 __all__ = ["cluster", "crew"]
 
-SETTINGS = {"ACK_WAIT_S": "2", "WORKER_LEASE_S": "2", "WORKER_HEALTH_INTERVAL_S": "1"}
+SETTINGS: dict[str, Any] = {"ACK_WAIT_S": "2", "WORKER_LEASE_S": "2", "WORKER_HEALTH_INTERVAL_S": "1"}
 
 
 @pytest.fixture(scope="module")

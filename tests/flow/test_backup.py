@@ -39,7 +39,7 @@ CHAT = "/v1/chat/completions"
 ENDED = {"completed", "failed", "cancelled", "expired"}
 WORKS, WAITS, SLOW = "works", "waits", "slow"
 """Models: one with workers, one whose worker has gone, one whose jobs outlast the backup."""
-HOOKED = SETTINGS | {
+HOOKED: dict[str, Any] = SETTINGS | {
     "WEBHOOK_RETRIES_S": ",".join(["1"] * 500),
     "WEBHOOK_PRIVATE_HOSTS": here(),
 }

@@ -209,7 +209,7 @@ async def test_a_form_is_a_job_by_prefer_and_by_file_ids(shared: Jobs) -> None:
     """A transcription: as the form itself with `Prefer`, or as JSON that names an uploaded file, which stays."""
     speech = {"model": shared.crew.model, "input": "some words", "voice": "alloy", "response_format": "wav"}
     wav = (await shared.crew.cluster.post("/v1/audio/speech", speech)).content
-    form = {"files": {"file": ("a.wav", wav)}, "data": {"model": shared.crew.model}}
+    form: dict[str, Any] = {"files": {"file": ("a.wav", wav)}, "data": {"model": shared.crew.model}}
     url = shared.urls[0] + "/v1/audio/transcriptions"
     answer = await shared.http.post(url, headers={"prefer": "respond-async"}, **form)
     assert answer.status_code == 202, answer.text
@@ -390,7 +390,7 @@ async def test_an_estimate_comes_from_what_jobs_took(jobs: Jobs, eventually: Eve
     await eventually(lambda: jobs.crew.runs(1))
     waiting = await jobs.submit()
 
-    async def eta() -> float | None:
+    async def eta() -> Any:
         return (await jobs.get(waiting))["eta_seconds"]
 
     assert await eventually(eta) > 0
@@ -664,7 +664,7 @@ async def test_another_owners_job_does_not_exist(shared: Jobs, cluster: Cluster)
 async def test_one_key_one_run_in_a_race_of_fifty(shared: Jobs, eventually: Eventually) -> None:
     """Fifty at once over two gateways, by all ways in: one run, one answer; another body is 422."""
     name = shared.crew.names[0]
-    key = {"idempotency-key": "race-" + shared.crew.model}
+    key: dict[str, Any] = {"idempotency-key": "race-" + shared.crew.model}
     body = shared.chat("only once", echo={"delay_ms": 50})
 
     async def ask(n: int) -> httpx.Response:
@@ -687,8 +687,8 @@ async def test_one_key_one_run_in_a_race_of_fifty(shared: Jobs, eventually: Even
 async def test_the_same_key_joins_a_stream(shared: Jobs, eventually: Eventually) -> None:
     """While it runs, the second caller gets the stream from its beginning; afterwards too; the first one's hanging up stops nothing."""
     words = " ".join(str(n) for n in range(15))
-    key = {"idempotency-key": "stream-" + shared.crew.model}
-    body = {"stream": True, "echo": {"delay_ms": 50}, "model": shared.crew.model}
+    key: dict[str, Any] = {"idempotency-key": "stream-" + shared.crew.model}
+    body: dict[str, Any] = {"stream": True, "echo": {"delay_ms": 50}, "model": shared.crew.model}
     first = shared.crew.cluster.record(chat(words, **body), **key)
     await eventually(lambda: first.texts)
     second = shared.crew.cluster.record(chat(words, **body), url=shared.urls[1], **key)
@@ -702,7 +702,7 @@ async def test_the_same_key_joins_a_stream(shared: Jobs, eventually: Eventually)
 
 async def test_the_same_key_gets_its_stream_when_events_are_gone(shared: Jobs, cluster: Cluster) -> None:
     """An answer is kept longer than the events that it came in: whoever comes again gets all of it."""
-    key = {"idempotency-key": "events-gone-" + shared.crew.model}
+    key: dict[str, Any] = {"idempotency-key": "events-gone-" + shared.crew.model}
     body = shared.chat("one two three", stream=True)
     first = await shared.http.post(shared.urls[0] + CHAT, json=body, headers=key)
     client = await nats.connect(cluster.nats.url)
@@ -719,7 +719,7 @@ async def test_the_same_key_gets_its_stream_when_events_are_gone(shared: Jobs, c
 @pytest.mark.parametrize("stream", [True, False])
 async def test_whoever_comes_when_the_result_is_gone_is_told(shared: Jobs, cluster: Cluster, stream: bool) -> None:
     """Also where events are there still: nobody waits for an end that has been."""
-    key = {"idempotency-key": f"result-gone-{stream}-" + shared.crew.model}
+    key: dict[str, Any] = {"idempotency-key": f"result-gone-{stream}-" + shared.crew.model}
     body = shared.chat("one two three", stream=stream)
     job = (await shared.http.post(shared.urls[0] + CHAT, json=body, headers=key)).headers["x-nexus-job-id"]
     await shared.end(job)
@@ -742,7 +742,7 @@ async def test_whoever_comes_when_the_result_is_gone_is_told(shared: Jobs, clust
 async def test_a_submitted_job_has_its_key_too(shared: Jobs) -> None:
     """`POST /v1/jobs` with a key: the same job again; other metadata is another request; owners do not share keys."""
     body = {"endpoint": CHAT, "body": shared.chat(), "metadata": {"a": "1"}}
-    key = {"idempotency-key": "submit-" + shared.crew.model}
+    key: dict[str, Any] = {"idempotency-key": "submit-" + shared.crew.model}
     first, second = await shared.post(body, **key), await shared.post(body, **key)
     assert (first.status_code, second.status_code) == (202, 202)
     assert first.json()["id"] == second.json()["id"]

@@ -12,6 +12,7 @@ import os
 import sys
 import wave
 from collections.abc import AsyncIterator
+from typing import Any
 
 import httpx
 import openai
@@ -111,7 +112,7 @@ async def test_what_is_said_is_heard(client: openai.AsyncOpenAI, names: dict[str
 
 @pytest.mark.parametrize("kind", ["mp3", "opus", "flac"])
 async def test_what_is_said_in_any_format_is_heard(
-    client: openai.AsyncOpenAI, names: dict[str, str], kind: str
+    client: openai.AsyncOpenAI, names: dict[str, str], kind: Any
 ) -> None:
     """Converted on the way out, decoded on the way in."""
     async with client.audio.speech.with_streaming_response.create(

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -99,7 +100,7 @@ async def test_a_nexus_behind_another_one_and_a_circle_of_two(tmp_path: Path, ev
     async with Cluster(tmp_path / "a") as first, Cluster(tmp_path / "b") as second:
         await asyncio.gather(first.start_gateway(GATEWAY_MAX_HOPS="1"), second.start_gateway(GATEWAY_MAX_HOPS="1"))
         await second.start_worker(WORKER_MODELS="deep")
-        keys = {"WORKER_BACKEND_KEY": KEY, "WORKER_HEALTH_INTERVAL_S": "0.5"}
+        keys: dict[str, Any] = {"WORKER_BACKEND_KEY": KEY, "WORKER_HEALTH_INTERVAL_S": "0.5"}
         await first.start_worker("openai", WORKER_BACKEND_URL=second.url, WORKER_MODELS="deep", **keys)
         answer = await first.post("/v1/chat/completions", chat("through two", model="deep"))
         assert (answer.status_code, answer.json()["choices"][0]["message"]["content"]) == (200, "through two")

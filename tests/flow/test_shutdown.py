@@ -28,7 +28,7 @@ async def test_open_streams_finish_or_are_told(tmp_path: Path, eventually: Event
         )
         await eventually(lambda: all(seen.values()))
         stop = asyncio.create_task(gateway.stop(15))
-        assert await streams == [None, None]
+        assert list(await streams) == [None, None]
         assert seen["short"][-1] == "[DONE]"
         assert json.loads(seen["long"][-1])["error"]["code"] == "unavailable"
         assert await stop == 0

@@ -12,7 +12,7 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -322,7 +322,7 @@ def closed_servers(
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def openai() -> Iterator[str]:  # type: ignore[misc]
+async def openai() -> AsyncIterator[str]:
     async with OpenAIDouble() as double:
         yield double.url
 

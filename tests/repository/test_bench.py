@@ -1,5 +1,7 @@
 """The benchmarks' arithmetic. Nothing here measures."""
 
+from typing import Any
+
 import pytest
 
 from bench.report import GOALS, Goal, figure, goals_table, middle, percentile, ratio, scenario_table, summary
@@ -28,7 +30,7 @@ def test_one_bad_round_of_three_does_not_change_the_median():
 
 
 def test_goals_judge_absolute_figures_and_shares_of_direct():
-    results = {
+    results: dict[str, Any] = {
         "s512": {
             "direct": [{"tokens_per_s": 1000}],
             "nexus": [{"tokens_per_s": 995, "ttft_us": {"p99": 21_000}}],
@@ -40,7 +42,7 @@ def test_goals_judge_absolute_figures_and_shares_of_direct():
 
 
 def test_the_table_compares_with_direct_and_shows_a_failed_target_with_its_error():
-    runs = {
+    runs: dict[str, Any] = {
         "direct": [{"per_s": 100.0, "failed": 0}],
         "naive": [{"failed": 64, "first_error": "no result"}],
         "nexus": [{"per_s": 50.0, "failed": 0}],

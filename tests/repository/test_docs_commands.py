@@ -94,7 +94,8 @@ def arguments(words: list[str]) -> Iterator[str]:
 def parse(arguments: list[str], *, whole: bool) -> None:
     """Raise what the console would say of these arguments. Not `whole`: what is missing is not the question."""
     command: Any = typer.main.get_command(app)
-    name, context = "nexus", None
+    name: str | None = "nexus"
+    context: Any = None
     while True:
         try:
             context = command.make_context(name, list(arguments), parent=context)

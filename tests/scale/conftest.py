@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -11,7 +12,7 @@ from tests.cluster import Cluster
 from tests.scale.balancer import LoadBalancer
 from tests.soak.faults import mended
 
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "ACK_WAIT_S": "3",
     "WORKER_LEASE_S": "3",
     "WORKER_HEALTH_INTERVAL_S": "1",

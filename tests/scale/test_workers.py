@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -17,7 +18,7 @@ WORKERS, SLOTS, REQUESTS = 4, 2, 64
 async def test_all_workers_share_the_work(cluster: Cluster, eventually: Eventually) -> None:
     """Requests to two gateways go to all four workers of the model, whose slots are what is scarce."""
     names = [f"crew-{n}" for n in range(WORKERS)]
-    settings = {"WORKER_MODELS": "shared", "WORKER_CONCURRENCY": str(SLOTS)}
+    settings: dict[str, Any] = {"WORKER_MODELS": "shared", "WORKER_CONCURRENCY": str(SLOTS)}
     await asyncio.gather(*(cluster.start_worker("echo", name=name, **settings) for name in names))
     body = chat(model="shared", echo={"first_delay_ms": 300})
     answers = await asyncio.gather(

@@ -19,12 +19,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from cli.embedded.managed_process import ManagedProcess
 from tests.cluster import Cluster
+from tests.servers import Process
 
 CHAT = "/v1/chat/completions"
 LOOK_S = 1.0
-SETTINGS = {"ACK_WAIT_S": "5", "WORKER_CONCURRENCY": "32", "WORKER_LEASE_S": "5"}
+SETTINGS: dict[str, Any] = {"ACK_WAIT_S": "5", "WORKER_CONCURRENCY": "32", "WORKER_LEASE_S": "5"}
 
 
 def input_lines(count: int) -> bytes:
@@ -43,7 +43,7 @@ def input_lines(count: int) -> bytes:
     )
 
 
-def most_memory(process: ManagedProcess) -> int:
+def most_memory(process: Process) -> int:
     """The most resident memory that a process had, in MiB; 0: it is gone."""
     try:
         status = Path(f"/proc/{process.pid}/status").read_text()
@@ -95,14 +95,14 @@ class Soak:
         body = {"input_file_id": answer.json()["id"], "endpoint": CHAT, "completion_window": "24h"}
         return str((await http.post(url + "/v1/batches", json=body)).json()["id"])
 
-    async def _runner(self, batch: str) -> ManagedProcess:
+    async def _runner(self, batch: str) -> Process:
         while True:
             for gateway in self._cluster.gateways:
                 if any(event.get("batch") == batch for event in self._cluster.log_events(gateway)):
                     return gateway
             await asyncio.sleep(0.1)
 
-    async def _follow(self, url: str, batch: str, victim: ManagedProcess) -> dict[str, Any]:
+    async def _follow(self, url: str, batch: str, victim: Process) -> dict[str, Any]:
         shown = 0
         while True:
             now: dict[str, Any] = (await self._cluster.http.get(f"{url}/v1/batches/{batch}")).json()

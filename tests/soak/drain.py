@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bench.stack import cpu_seconds, memory_mb
 from tests.cluster import KEY, Cluster, chat
@@ -19,7 +19,7 @@ MODEL = "drain"
 CALLERS = 32
 WORKERS = 3
 POLLS = 2000
-SETTINGS = {"MAX_QUEUED_PER_MODEL": "1000000", "MAX_QUEUED_JOBS": "1000000", "WORKER_CONCURRENCY": "32"}
+SETTINGS: dict[str, Any] = {"MAX_QUEUED_PER_MODEL": "1000000", "MAX_QUEUED_JOBS": "1000000", "WORKER_CONCURRENCY": "32"}
 
 
 class Answer(NamedTuple):

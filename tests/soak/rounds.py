@@ -32,7 +32,7 @@ RECORDED_S = 60.0
 """For every record to be in Redis: a word that a killed gateway held comes to another one after 15 s."""
 LEAVE_S = 2.5
 """An attempt that was allowed to begin may do so a moment after the job was cancelled: as long as it holds the job, and some."""
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "ACK_WAIT_S": "2",
     "WORKER_LEASE_S": "2",
     "WORKER_CONCURRENCY": "3",
@@ -236,7 +236,7 @@ async def stored_records(cluster: Cluster) -> dict[str, str]:
         async for key in client.scan_iter(match="*job_*", count=1000):
             if await client.type(key) == b"string":
                 with contextlib.suppress(ValueError, KeyError, TypeError):
-                    record: dict[str, Any] = json.loads(await client.get(key))
+                    record: dict[str, Any] = json.loads(await client.get(key) or b"")
                     records[record["id"]] = record["status"]
     return records
 

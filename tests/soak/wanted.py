@@ -177,7 +177,7 @@ def _speech(rng: random.Random, label: str) -> tuple[str, dict[str, Any], Whole]
         length = size or len(text) * 2400
         return len(data) == length and set(struct.unpack(f"<{length // 2}h", data)) <= TONE
 
-    body = {"model": MODEL, "input": text, "voice": "echo", "response_format": "pcm"}
+    body: dict[str, Any] = {"model": MODEL, "input": text, "voice": "echo", "response_format": "pcm"}
     body["echo"] = {"delay_ms": rng.choice([0, 200]), **({"size": size} if size else {})}
     return "/v1/audio/speech", body, whole
 

@@ -473,7 +473,7 @@ class ComfyDouble:
         self._sockets = {client: one for client, one in self._sockets.items() if one is not socket}
         transport = socket._req.transport if socket._req is not None else None
         if transport is not None:
-            transport.abort()  # type: ignore[attr-defined]
+            transport.abort()
 
 
 def png(width: int, height: int, shade: int = 0) -> bytes:

@@ -183,7 +183,7 @@ class OllamaDouble:
             f"{model.family}.context_length": model.context_length,
             f"{model.family}.embedding_length": model.embedding_length,
         }
-        told = {} if self.behaviour.old else {"capabilities": list(model.capabilities)}
+        told: dict[str, Any] = {} if self.behaviour.old else {"capabilities": list(model.capabilities)}
         if model.num_ctx:
             told |= {
                 "parameters": f'stop                           "<|eot_id|>"\nnum_ctx                        {model.num_ctx}'

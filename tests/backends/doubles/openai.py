@@ -273,7 +273,7 @@ class OpenAIDouble:
             events.append(self._chunk(chat, number, [{"index": 0, **content, "logprobs": None, "finish_reason": None}]))
         usage = {"prompt_tokens": 3, "completion_tokens": len(deltas), "total_tokens": 3 + len(deltas)}
         if behaviour.finish is not None:
-            end = {"delta": {}} if chat else {"text": ""}
+            end: dict[str, Any] = {"delta": {}} if chat else {"text": ""}
             last = self._chunk(chat, 98, [{"index": 0, **end, "logprobs": None, "finish_reason": behaviour.finish}])
             events.append(last | ({"usage": usage} if behaviour.usage == "last" else {}))
         wanted = (body.get("stream_options") or {}).get("include_usage")
