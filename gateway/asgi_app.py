@@ -18,7 +18,7 @@ from gateway.jobs.http_handler import PATH as SUBMIT
 from gateway.jobs.http_handler import DurableRequestHandler, JobPollHandler, polled_job_id
 from gateway.sync.handler import Inference
 from schemas.errors import InternalError, RequestLoop
-from schemas.hops import HOPS_HEADER, hops_of
+from schemas.hops import HOPS_HEADER, parse_hops
 
 log = structlog.get_logger(__name__)
 
@@ -112,7 +112,7 @@ class Door:
 
     def _passes(self, scope: Scope, value: bytes) -> bool:
         """Note through how many gateways a request has come; whether those are few enough."""
-        hops = scope[HOPS] = hops_of(value)
+        hops = scope[HOPS] = parse_hops(value)
         return hops <= self._max_hops
 
     def _cors(self, origin: bytes | None) -> Headers:

@@ -20,7 +20,7 @@ from gateway.paused_models import PausedModels
 from gateway.sync.request_state import Call, State
 from schemas.errors import NexusError, Unavailable
 from schemas.jobs import LANES, Capability, Envelope, Lane, Limits
-from schemas.presence import Snapshot
+from schemas.presence import RegistrySnapshot
 
 log = structlog.get_logger(__name__)
 
@@ -182,7 +182,7 @@ class Dispatcher:
 
     # The registry
 
-    def _on_snapshot(self, snapshot: Snapshot) -> None:
+    def _on_snapshot(self, snapshot: RegistrySnapshot) -> None:
         self.catalogue.load(snapshot)
         self._paused.load(snapshot)
 

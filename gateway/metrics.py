@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from backbone.bus.bus import QueueChange, QueueDepth, Storage
 from backbone.bus.refusal_counter import KINDS
 from gateway.http.connection_limits import Connections
-from schemas.presence import Snapshot, WorkerState
+from schemas.presence import RegistrySnapshot, WorkerState
 
 LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 TTFT = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
@@ -55,13 +55,13 @@ class Population(Collector):
     """Who serves what, counted when somebody asks: the registry changes more often than metrics are read."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.snapshot: Callable[[], Snapshot | None] = lambda: None
+        self.snapshot: Callable[[], RegistrySnapshot | None] = lambda: None
         """Where it is counted from."""
         registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
         """For prometheus_client."""
-        snapshot = self.snapshot() or Snapshot()
+        snapshot = self.snapshot() or RegistrySnapshot()
         states = dict.fromkeys(WorkerState, 0)
         serving = {(c.value, entry.name): 0 for entry in snapshot.models.values() for c in entry.capabilities}
         for worker in snapshot.workers.values():

@@ -16,7 +16,7 @@ from typing import Literal
 from gateway.model_suggestions import Suggestions, did_you_mean
 from schemas.errors import InvalidRequest, ModelNotFound, Unavailable
 from schemas.jobs import Capability
-from schemas.presence import Alias, CatalogueEntry, ModelOffer, Snapshot, WorkerPresence, WorkerState
+from schemas.presence import Alias, CatalogEntry, ModelOffer, RegistrySnapshot, WorkerPresence, WorkerState
 
 LATEST = ":latest"
 LOADED, LOADING, COLD = "loaded", "loading", "cold"
@@ -60,7 +60,7 @@ class Catalogue:
         """There has been a snapshot."""
         return self._ready
 
-    def load(self, snapshot: Snapshot) -> None:
+    def load(self, snapshot: RegistrySnapshot) -> None:
         """Replace everything by what `snapshot` says."""
         known = {entry.name: _remembered(entry) for entry in snapshot.models.values()}
         for worker in snapshot.workers.values():
@@ -211,7 +211,7 @@ class Catalogue:
         raise InvalidRequest(f"say which model; {which}", param="model")
 
 
-def _remembered(entry: CatalogueEntry) -> Model:
+def _remembered(entry: CatalogEntry) -> Model:
     return Model(entry.name, frozenset(entry.capabilities), frozenset(), entry.owned_by, entry.created)
 
 

@@ -20,7 +20,7 @@ class Shown(Protocol):
     def id(self) -> str:
         """What the next page begins behind."""
 
-    def shown(self) -> dict[str, Any]:
+    def to_openai(self) -> dict[str, Any]:
         """As its owner sees it."""
 
 
@@ -53,7 +53,7 @@ def as_list(items: Sequence[Shown], more: bool) -> dict[str, Any]:
     """OpenAI's list object."""
     return {
         "object": "list",
-        "data": [item.shown() for item in items],
+        "data": [item.to_openai() for item in items],
         "first_id": items[0].id if items else None,
         "last_id": items[-1].id if items else None,
         "has_more": more,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from time import monotonic
 
-from schemas.presence import Pause, Snapshot, WorkerState
+from schemas.presence import Pause, RegistrySnapshot, WorkerState
 
 
 class PausedModels:
@@ -15,7 +15,7 @@ class PausedModels:
         self._seen: dict[tuple[str, Pause], float] = {}
         self._resumes: Mapping[str, float] = {}
 
-    def load(self, snapshot: Snapshot) -> None:
+    def load(self, snapshot: RegistrySnapshot) -> None:
         """Replace everything by what `snapshot` says."""
         now = monotonic()
         ready = [worker for worker in snapshot.workers.values() if worker.state is WorkerState.READY]

@@ -35,8 +35,8 @@ from gateway.http.connection import HttpProtocol, http_protocol
 from gateway.http.connection_limits import ConnectionBounds, Connections
 from gateway.http.security_headers import add_security_headers
 from gateway.http.unread_budget import UnreadBudget
-from schemas.disclosure import INSIDE
 from schemas.errors import NexusError
+from schemas.redaction import REDACTOR
 
 log = structlog.get_logger(__name__)
 
@@ -68,7 +68,7 @@ def main() -> int:
 def run(settings: GatewaySettings) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit status: 2 for settings that cannot work, 1 for another failed start."""
     configure_logging(settings.log_format, settings.log_level)
-    INSIDE.add(settings.nats_url, settings.etcd_url, settings.redis_url, socket.gethostname())
+    REDACTOR.add(settings.nats_url, settings.etcd_url, settings.redis_url, socket.gethostname())
     # What is wrong with a caller's form is told to the caller.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     try:

@@ -32,7 +32,7 @@ class BatchStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-ENDED = frozenset({BatchStatus.FAILED, BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED})
+FINAL_STATUSES = frozenset({BatchStatus.FAILED, BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED})
 
 
 class BatchRequest(BaseModel):
@@ -57,17 +57,17 @@ class BatchError(BaseModel):
     param: str | None = None
 
 
-class Counts(BaseModel):
+class RequestCounts(BaseModel):
     """How many requests a batch has, and how many of them have ended."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, title="Counts")
 
     total: int = 0
     completed: int = 0
     failed: int = 0
 
 
-class Tokens(BaseModel):
+class BatchUsage(BaseModel):
     """What a batch's answers took."""
 
     model_config = ConfigDict(frozen=True)
@@ -77,16 +77,16 @@ class Tokens(BaseModel):
     output: int = 0
     reasoning: int = 0
 
-    def plus(self, prompt: int, cached: int, completion: int, reasoning: int) -> Tokens:
+    def add(self, prompt: int, cached: int, completion: int, reasoning: int) -> BatchUsage:
         """With one more answer's."""
-        return Tokens(
+        return BatchUsage(
             input=self.input + prompt,
             cached=self.cached + cached,
             output=self.output + completion,
             reasoning=self.reasoning + reasoning,
         )
 
-    def shown(self) -> dict[str, Any]:
+    def to_openai(self) -> dict[str, Any]:
         """OpenAI's usage object."""
         return {
             "input_tokens": self.input,
@@ -121,9 +121,9 @@ class Batch(BaseModel):
     expired_at: int | None = None
     cancelling_at: int | None = None
     cancelled_at: int | None = None
-    counts: Counts = Counts()
+    counts: RequestCounts = RequestCounts()
     errors: tuple[BatchError, ...] = ()
-    tokens: Tokens | None = None
+    tokens: BatchUsage | None = None
     output_file_id: str | None = None
     error_file_id: str | None = None
 
@@ -146,11 +146,11 @@ class Batch(BaseModel):
     """The ids of output and error file, once they are being written: written again, they are the same files."""
 
     @property
-    def ended(self) -> bool:
+    def is_final(self) -> bool:
         """Nothing changes any more."""
-        return self.status in ENDED
+        return self.status in FINAL_STATUSES
 
-    def shown(self) -> dict[str, Any]:
+    def to_openai(self) -> dict[str, Any]:
         """OpenAI's batch object."""
         return {
             "id": self.id,
@@ -175,7 +175,7 @@ class Batch(BaseModel):
             "cancelling_at": self.cancelling_at,
             "cancelled_at": self.cancelled_at,
             "request_counts": self.counts.model_dump(),
-            "usage": self.tokens.shown() if self.tokens is not None else None,
+            "usage": self.tokens.to_openai() if self.tokens is not None else None,
             "metadata": self.metadata,
         }
 
@@ -184,7 +184,7 @@ _WINDOW = re.compile(r"([1-9][0-9]{0,5})([hmd])")
 _UNIT_S = {"m": 60, "h": 3600, "d": 86_400}
 
 
-def window_seconds(text: str) -> int | None:
+def parse_window_s(text: str) -> int | None:
     """The seconds of `24h`, `90m`, `2d`; None: it is no such duration."""
     match = _WINDOW.fullmatch(text)
     return int(match[1]) * _UNIT_S[match[2]] if match else None

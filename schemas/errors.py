@@ -26,10 +26,10 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from schemas.disclosure import INSIDE
 from schemas.hops import HOPS_HEADER, LOOP_STATUS
+from schemas.redaction import REDACTOR
 
-DRAINED = "worker_drained"
+WORKER_DRAINED = "worker_drained"
 """Code of a job handed back by a worker that shuts down: it has not failed."""
 ACCEPTED_ENCODINGS = "gzip, deflate, zstd"
 """Content-Encodings of request bodies that the gateway decodes."""
@@ -53,13 +53,13 @@ class ErrorInfo(BaseModel):
     @property
     def public_message(self) -> str:
         """The message as callers may read it: without addresses, host names and paths of the inside."""
-        return INSIDE.hide(self.message)
+        return REDACTOR.redact(self.message)
 
     def body(self) -> dict[str, Any]:
         """OpenAI's error object, as callers may read it."""
         return {"error": {"message": self.public_message, "type": self.type, "param": self.param, "code": self.code}}
 
-    def public(self) -> ErrorInfo:
+    def redacted(self) -> ErrorInfo:
         """The same without addresses, host names and paths of the inside."""
         message = self.public_message
         return self if message == self.message else self.model_copy(update={"message": message})

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 UPLOAD_PURPOSES = ("assistants", "batch", "evals", "fine-tune", "user_data", "vision")
 """What callers may upload for."""
-BATCH = "batch"
-BATCH_OUTPUT = "batch_output"
+BATCH_PURPOSE = "batch"
+BATCH_OUTPUT_PURPOSE = "batch_output"
 
 Seconds = Field(ge=3600, le=2_592_000)
 
@@ -50,7 +50,7 @@ class FileRecord(BaseModel):
     expires_at: int
     """Unix seconds; then it is gone."""
 
-    def shown(self) -> dict[str, Any]:
+    def to_openai(self) -> dict[str, Any]:
         """OpenAI's file object."""
         return {
             "id": self.id,

@@ -6,15 +6,15 @@ the job, `seq` counts the frames of one delivery from 0. A reader takes only the
 
 | kind | payload | takes a seq |
 |---|---|---|
-| STARTED  | JSON `Started`; sent as a request: the answer is GO, GONE or STALE | 0 |
+| STARTED  | JSON `AttemptStarted`; sent as a request: the answer is PROCEED, STOP or SUPERSEDED | 0 |
 | CHUNK    | bytes for the caller, in the endpoint's own form; may join several tokens | yes |
 | BLOB     | JSON `BlobRef`: more bytes for the caller, in the place of a CHUNK too large to be one | yes |
 | PROGRESS | JSON `Progress`: how far the backend is | yes |
-| BEAT     | empty: the attempt lives though it has nothing to say; a question like STARTED | repeats the last seq |
+| HEARTBEAT | empty: the attempt lives though it has nothing to say; a question like STARTED | repeats the last seq |
 | ADAPTED  | JSON `AdaptedParameters`: what of the request was replaced by its nearest equivalent; before the first bytes of a stream | yes |
-| DONE     | JSON `Done`, newline, the last bytes for the caller (may be empty) | yes |
+| DONE     | JSON `AttemptDone`, newline, the last bytes for the caller (may be empty) | yes |
 | FAILED   | JSON `ErrorInfo`: final for this run | yes |
-| RETURNED | JSON `Returned`: the job went back to the queue; another attempt follows | yes |
+| RETURNED | JSON `AttemptReturned`: the job went back to the queue; another attempt follows | yes |
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from schemas.errors import ErrorInfo
 from schemas.jobs import Usage
-from schemas.names import Token
+from schemas.names import SubjectToken
 
 
-class EventKind(StrEnum):
+class FrameKind(StrEnum):
     """The first letter of a frame."""
 
     STARTED = "s"
@@ -37,30 +37,30 @@ class EventKind(StrEnum):
     BLOB = "r"
     PROGRESS = "p"
     ADAPTED = "a"
-    BEAT = "h"
+    HEARTBEAT = "h"
     DONE = "d"
     FAILED = "f"
     RETURNED = "b"
 
 
-GO = b"+"
+PROCEED = b"+"
 """The caller is there: run."""
-GONE = b"-"
+STOP = b"-"
 """The caller is gone, or the job has been decided: stop, and forget the job."""
-STALE = b"!"
+SUPERSEDED = b"!"
 """A newer delivery of this job has begun: stop, and leave the job to it."""
 
 
-class Started(BaseModel):
+class AttemptStarted(BaseModel):
     """A worker has begun an attempt."""
 
     model_config = ConfigDict(frozen=True)
 
-    worker: Token
+    worker: SubjectToken
     backend: str
 
 
-class Returned(ErrorInfo):
+class AttemptReturned(ErrorInfo):
     """Why an attempt gave its job back."""
 
     counted: bool = True
@@ -85,7 +85,7 @@ class BlobRef(BaseModel):
     size: int
 
 
-LOADING = "load"
+LOADING_PHASE = "load"
 
 
 class Progress(BaseModel):
@@ -94,7 +94,7 @@ class Progress(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     phase: str = "run"
-    """`LOADING` while the backend loads the model, `queued` while the job waits within the backend, `run` while it works."""
+    """`LOADING_PHASE` while the backend loads the model, `queued` while the job waits within the backend, `run` while it works."""
     fraction: float | None = None
     """0 to 1."""
     step: int | None = None
@@ -107,7 +107,7 @@ class Progress(BaseModel):
 MAX_PREVIEW = 128 * 1024
 
 
-class Done(BaseModel):
+class AttemptDone(BaseModel):
     """An attempt ended well."""
 
     model_config = ConfigDict(frozen=True)

@@ -10,6 +10,6 @@ MAX_HOPS = 8
 """The most that an operator may allow."""
 
 
-def hops_of(value: bytes) -> int:
+def parse_hops(value: bytes) -> int:
     """Return the number that a header's value gives; more than any limit, where it gives none."""
     return int(value) if value.isdigit() and len(value) <= 3 else MAX_HOPS + 1

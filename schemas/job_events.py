@@ -26,8 +26,8 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from schemas.frames import EventKind, Progress
-from schemas.names import Token
+from schemas.frames import FrameKind, Progress
+from schemas.names import SubjectToken
 
 QUEUED = "q"
 NO_TOKEN = "-"
@@ -50,13 +50,13 @@ class DurableFrame(NamedTuple):
         return f"{self.run}-{self.delivery}-{self.seq}"
 
 
-def encode_durable(kind: str, run: int, delivery: int, seq: int, token: str, payload: bytes = b"") -> bytes:
+def encode_durable_frame(kind: str, run: int, delivery: int, seq: int, token: str, payload: bytes = b"") -> bytes:
     """The wire form of one event."""
     return b"%b %d %d %d %b\n%b" % (kind.encode(), run, delivery, seq, token.encode(), payload)
 
 
-def decode_durable(data: bytes) -> DurableFrame:
-    """Inverse of `encode_durable`. Raises ValueError when `data` is no such frame."""
+def decode_durable_frame(data: bytes) -> DurableFrame:
+    """Inverse of `encode_durable_frame`. Raises ValueError when `data` is no such frame."""
     head, newline, payload = data.partition(b"\n")
     if not newline:
         raise ValueError("not an event frame")
@@ -64,7 +64,7 @@ def decode_durable(data: bytes) -> DurableFrame:
     return DurableFrame(kind.decode(), int(run), int(delivery), int(seq), token.decode(), payload)
 
 
-class Ask(BaseModel):
+class GateRequest(BaseModel):
     """What a worker asks the gateways about a durable job, on `nexus.ask.<job>`; any one of them answers.
 
     `kind` is EventKind's STARTED (may I begin?), BEAT (does it still stand?) or RETURNED (told, not asked).
@@ -72,15 +72,15 @@ class Ask(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    kind: EventKind
-    job: Token
+    kind: FrameKind
+    job: SubjectToken
     run: int
     delivery: int
     token: str
     owner: str
     key: str = ""
     """The id of the API key that the job counts against."""
-    worker: Token
+    worker: SubjectToken
     backend: str = ""
     progress: Progress | None = None
     """The newest, without its preview."""
@@ -88,33 +88,33 @@ class Ask(BaseModel):
     """Of RETURNED: the attempt counts as a failed one."""
 
 
-class AnswerKind(StrEnum):
+class GateVerdict(StrEnum):
     """The gateway's word."""
 
-    GO = "+"
-    GONE = "-"
+    PROCEED = "+"
+    STOP = "-"
     """The job is decided: stop, and forget it."""
-    STALE = "!"
+    SUPERSEDED = "!"
     """Another attempt has begun: stop, and leave the job to it."""
     WAIT = "w"
     """Not now: give it back, for `delay_s`."""
-    DEAD = "x"
+    EXHAUSTED = "x"
     """It was started too often: end it with `error`, among the dead letters."""
 
 
-class Answer(BaseModel):
+class GateReply(BaseModel):
     """What a gateway answers."""
 
     model_config = ConfigDict(frozen=True)
 
-    kind: AnswerKind
+    kind: GateVerdict
     attempt: int = 1
-    """Of GO: which attempt of this run this is, from 1; those handed back by a worker that shut down do not count. Of DEAD: the
+    """Of PROCEED: which attempt of this run this is, from 1; those handed back by a worker that shut down do not count. Of EXHAUSTED: the
     last one.
     """
     delay_s: float = 0.0
     error: dict[str, object] | None = None
-    """Of DEAD: a `schemas.errors.ErrorInfo`."""
+    """Of EXHAUSTED: a `schemas.errors.ErrorInfo`."""
 
 
 class JobEventKind(StrEnum):

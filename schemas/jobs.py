@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.names import Subject, Token
+from schemas.names import Subject, SubjectToken
 
 
 class Capability(StrEnum):
@@ -91,7 +91,7 @@ class Envelope(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    job: Token
+    job: SubjectToken
     """`job_` and 32 hex digits of a UUIDv7."""
     run: int = 1
     """Counts retries and replays of one job; NATS's own redeliveries are counted as deliveries."""
@@ -175,13 +175,13 @@ class JobStatus(StrEnum):
     EXPIRED = "expired"
 
 
-TERMINAL = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED})
+TERMINAL_STATUSES = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED})
 
-LEGAL_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
-    JobStatus.QUEUED: frozenset({JobStatus.IN_PROGRESS, *TERMINAL}),
+LEGAL_TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.QUEUED: frozenset({JobStatus.IN_PROGRESS, *TERMINAL_STATUSES}),
     # Back to the queue: the worker died or drained, and another one will take the job.
     # To where it is: another attempt of the run begins, before anybody has put the record back.
-    JobStatus.IN_PROGRESS: frozenset({JobStatus.QUEUED, JobStatus.IN_PROGRESS, *TERMINAL}),
+    JobStatus.IN_PROGRESS: frozenset({JobStatus.QUEUED, JobStatus.IN_PROGRESS, *TERMINAL_STATUSES}),
     # Only as a new run of the same job: a retry.
     JobStatus.FAILED: frozenset({JobStatus.QUEUED}),
     JobStatus.COMPLETED: frozenset(),
@@ -190,10 +190,10 @@ LEGAL_MOVES: dict[JobStatus, frozenset[JobStatus]] = {
 }
 
 
-class Delivery(BaseModel):
+class WebhookDelivery(BaseModel):
     """One try to tell a webhook."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, title="Delivery")
 
     at: int
     """Unix seconds."""
@@ -210,7 +210,7 @@ class WebhookState(BaseModel):
 
     url: str
     state: Literal["pending", "delivered", "failed"] = "pending"
-    deliveries: tuple[Delivery, ...] = ()
+    deliveries: tuple[WebhookDelivery, ...] = ()
     """The newest tries, oldest first."""
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.openai.chat import Tier
+from schemas.openai.chat import ServiceTier
 
 
 class ModelJobRequest(BaseModel):
@@ -19,6 +19,6 @@ class ModelJobRequest(BaseModel):
     worker: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     """Whose server; may be left out where only one worker manages models."""
     stream: bool | None = None
-    service_tier: Tier | None = None
+    service_tier: ServiceTier | None = None
     keep_alive: int | str | None = None
     """How long a loaded model stays: seconds, or text such as `10m`; negative: for good."""

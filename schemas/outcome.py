@@ -1,6 +1,6 @@
 """The terminal word on a job: published once on `nexus.done.<job>`, where the first one wins.
 
-Wire form: `Word` as JSON + newline + payload. The payload is the answer's bytes where the job completed and the answer
+Wire form: `Outcome` as JSON + newline + payload. The payload is the answer's bytes where the job completed and the answer
 is small enough to travel so; where it failed, the job message itself, so that it can be tried again.
 """
 
@@ -15,7 +15,7 @@ from schemas.frames import BlobRef
 from schemas.jobs import Capability, Envelope, JobStatus, Lane, Usage
 
 
-class Word(BaseModel):
+class Outcome(BaseModel):
     """How a job ended. Holds what is needed to make its record anew."""
 
     model_config = ConfigDict(frozen=True)
@@ -70,7 +70,7 @@ class Word(BaseModel):
         return b"".join((self.model_dump_json(exclude_defaults=True).encode(), b"\n", payload))
 
     @classmethod
-    def decode(cls, data: bytes) -> tuple[Word, bytes]:
+    def decode(cls, data: bytes) -> tuple[Outcome, bytes]:
         """Inverse of `encode`. Raises ValueError."""
         line, newline, payload = data.partition(b"\n")
         if not newline:
@@ -78,9 +78,9 @@ class Word(BaseModel):
         return cls.model_validate_json(line), payload
 
 
-def word_on(envelope: Envelope, status: JobStatus, **fields: object) -> Word:
+def outcome_of(envelope: Envelope, status: JobStatus, **fields: object) -> Outcome:
     """A word on the job of `envelope`, with what the envelope says about it."""
-    return Word.model_validate(
+    return Outcome.model_validate(
         {
             "job": envelope.job,
             "run": envelope.run,

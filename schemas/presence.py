@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.jobs import Capability
-from schemas.names import Token
+from schemas.names import SubjectToken
 
 
 class ModelOffer(BaseModel):
@@ -75,7 +75,7 @@ class WorkerPresence(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    id: Token
+    id: SubjectToken
     backend: str
     """The adapter's name: `openai`, `echo`, …"""
     host: str
@@ -92,7 +92,7 @@ class WorkerPresence(BaseModel):
     """Why the worker is unhealthy, or what a ready one does not serve: sentences for the operator."""
 
 
-class CatalogueEntry(BaseModel):
+class CatalogEntry(BaseModel):
     """The value of `<prefix>models/<model>`, without a lease: a model that was ever served here."""
 
     model_config = ConfigDict(frozen=True)
@@ -126,12 +126,12 @@ class ServiceRecord(BaseModel):
     """Empty: `<base_url>/v1/metadata`."""
 
 
-class Snapshot(BaseModel):
+class RegistrySnapshot(BaseModel):
     """Everything the registry knows at one moment."""
 
     model_config = ConfigDict(frozen=True)
 
     workers: dict[str, WorkerPresence] = Field(default_factory=dict)
-    models: dict[str, CatalogueEntry] = Field(default_factory=dict)
+    models: dict[str, CatalogEntry] = Field(default_factory=dict)
     aliases: dict[str, Alias] = Field(default_factory=dict)
     services: dict[str, ServiceRecord] = Field(default_factory=dict)

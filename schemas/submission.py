@@ -14,10 +14,10 @@ PUBLIC_URL = r"^https?://([A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z
 """The usual form of such a URL, for the documentation alone: others are taken too, such as one with an address."""
 
 
-class WebhookWish(BaseModel):
+class WebhookRequest(BaseModel):
     """Whom to tell of the job's end."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, title="WebhookWish")
 
     url: Annotated[str, Field(min_length=1, max_length=2048, json_schema_extra={"pattern": PUBLIC_URL})]
 
@@ -32,7 +32,7 @@ class SubmitRequest(BaseModel):
     body: dict[str, Any]
     """What would be sent there. Where that takes a form, its files are ids of uploaded files."""
     metadata: Annotated[Metadata, Field(max_length=16)] = Field(default_factory=dict)
-    webhook: WebhookWish | None = None
+    webhook: WebhookRequest | None = None
     service_tier: Literal["priority", "default", "flex"] | None = None
     """None: as the body says."""
     timeout: Annotated[float, Field(gt=0, le=30 * 86_400)] | None = None

@@ -24,10 +24,10 @@ from backbone.bus.bus import Delivery, WorkerBus
 from backbone.bus.job_log import WorkerLog
 from backbone.bus.seals import attempt_token
 from schemas.errors import BackendFailed, ErrorInfo, NexusError, Unavailable
-from schemas.frames import BlobRef, EventKind, Progress
-from schemas.job_events import Answer, AnswerKind, Ask, encode_durable
+from schemas.frames import BlobRef, FrameKind, Progress
+from schemas.job_events import GateReply, GateRequest, GateVerdict, encode_durable_frame
 from schemas.jobs import Envelope, JobStatus, is_sse
-from schemas.outcome import Word, word_on
+from schemas.outcome import Outcome, outcome_of
 from workers.backends.base import Backend, Chunk, Finish
 from workers.sync_attempt import (
     ASK_AGAIN_S,
@@ -140,7 +140,7 @@ class DurableAttempt(Attempt):
 
     def _still_stands(self) -> None:
         self._told_at = monotonic()
-        self._store.ask(self._question(EventKind.BEAT), self._heard_back)
+        self._store.ask(self._question(FrameKind.HEARTBEAT), self._heard_back)
 
     # Leave to begin
 
@@ -150,7 +150,7 @@ class DurableAttempt(Attempt):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LEAVE_S):
                 while tries < ASK_TRIES:
-                    answer = await self._put(self._question(EventKind.STARTED))
+                    answer = await self._put(self._question(FrameKind.STARTED))
                     if answer is not None:
                         return self._obey(answer)
                     tries += 1
@@ -160,41 +160,41 @@ class DurableAttempt(Attempt):
         self._begin()
         return True
 
-    def _put(self, ask: Ask) -> asyncio.Future[Answer | None]:
-        answered: asyncio.Future[Answer | None] = self._loop.create_future()
+    def _put(self, ask: GateRequest) -> asyncio.Future[GateReply | None]:
+        answered: asyncio.Future[GateReply | None] = self._loop.create_future()
 
-        def hear(answer: Answer | None) -> None:
+        def hear(answer: GateReply | None) -> None:
             if not answered.done():
                 answered.set_result(answer)
 
         self._store.ask(ask, hear)
         return answered
 
-    def _obey(self, answer: Answer) -> bool:
-        if answer.kind is AnswerKind.GO:
+    def _obey(self, answer: GateReply) -> bool:
+        if answer.kind is GateVerdict.PROCEED:
             self._number = answer.attempt
             self._begin()
             return True
-        if answer.kind is AnswerKind.WAIT:
+        if answer.kind is GateVerdict.WAIT:
             self.job.give_back(answer.delay_s)
             self.outcome = "returned"
-        elif answer.kind is AnswerKind.DEAD:
+        elif answer.kind is GateVerdict.EXHAUSTED:
             self._number = answer.attempt
             info = ErrorInfo.model_validate(answer.error) if answer.error else None
             self._fail(NexusError.from_info(info) if info else BackendFailed(code="worker_lost"), dead=True)
         else:
-            self._stop = Stop.STALE if answer.kind is AnswerKind.STALE else Stop.GONE
+            self._stop = Stop.STALE if answer.kind is GateVerdict.SUPERSEDED else Stop.GONE
         return False
 
     def _begin(self) -> None:
         self.began = self.last_output = self._phase_began = monotonic()
         self._begun = self._running = True
-        self._send(EventKind.STARTED, 0, self._who.started)
+        self._send(FrameKind.STARTED, 0, self._who.started)
 
-    def _question(self, kind: EventKind) -> Ask:
+    def _question(self, kind: FrameKind) -> GateRequest:
         env = self.envelope
         progress = self._newest.model_copy(update={"preview": None}) if self._newest is not None else None
-        return Ask(
+        return GateRequest(
             kind=kind,
             job=env.job,
             run=env.run,
@@ -208,18 +208,18 @@ class DurableAttempt(Attempt):
             counted=self._counted,
         )
 
-    def _heard_back(self, answer: Answer | None) -> None:
-        if answer is not None and answer.kind in {AnswerKind.GONE, AnswerKind.STALE}:
-            self.stop(Stop.GONE if answer.kind is AnswerKind.GONE else Stop.STALE)
+    def _heard_back(self, answer: GateReply | None) -> None:
+        if answer is not None and answer.kind in {GateVerdict.STOP, GateVerdict.SUPERSEDED}:
+            self.stop(Stop.GONE if answer.kind is GateVerdict.STOP else Stop.STALE)
 
     # Output
 
-    def _send(self, kind: EventKind, seq: int, payload: bytes = b"") -> None:
+    def _send(self, kind: FrameKind, seq: int, payload: bytes = b"") -> None:
         if not self.job.owned:
             self.stop(Stop.LOST)
             return
         env = self.envelope
-        self._events.say(encode_durable(kind.value, env.run, self.job.delivery, seq, self._token, payload))
+        self._events.say(encode_durable_frame(kind.value, env.run, self.job.delivery, seq, self._token, payload))
 
     def _chunk(self, piece: Chunk) -> bool:
         """Store it as an event, where the caller streams, and hold it for the result. True: `_spill` must follow."""
@@ -244,13 +244,13 @@ class DurableAttempt(Attempt):
             self._pending = frames
             return
         for frame in frames:
-            self._next(EventKind.CHUNK, frame)
+            self._next(FrameKind.CHUNK, frame)
 
     async def _spill(self) -> None:
         pending, self._pending = self._pending, []
         for frame in pending:
             if len(frame) <= INLINE_LIMIT:
-                self._next(EventKind.CHUNK, frame)
+                self._next(FrameKind.CHUNK, frame)
                 continue
             writer = self._blobs.writer(ttl_s=self.envelope.keep_s, owner=self.envelope.owner)
             try:
@@ -259,7 +259,7 @@ class DurableAttempt(Attempt):
             except BaseException:
                 await writer.abort()
                 raise
-            self._next(EventKind.BLOB, BlobRef(name=info.name, size=info.size).model_dump_json().encode())
+            self._next(FrameKind.BLOB, BlobRef(name=info.name, size=info.size).model_dump_json().encode())
         if self._held_size > INLINE_LIMIT or self._writer is not None:
             await self._hold_in_blob()
         if self._events.crowded:
@@ -357,16 +357,16 @@ class DurableAttempt(Attempt):
 
     async def _conclude_returned(self, error: NexusError, delay_s: float) -> None:
         if self._begun:
-            self._next(EventKind.RETURNED, returned(error, counted=self._counted))
+            self._next(FrameKind.RETURNED, returned(error, counted=self._counted))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RETURN_S):
                     await self._events.settle()
-        self._store.ask(self._question(EventKind.RETURNED), lambda _: None)
+        self._store.ask(self._question(FrameKind.RETURNED), lambda _: None)
         self.job.give_back(delay_s)
         self.outcome = "returned"
 
-    def _word(self, status: JobStatus, **fields: Any) -> Word:
-        return word_on(
+    def _word(self, status: JobStatus, **fields: Any) -> Outcome:
+        return outcome_of(
             self.envelope,
             status,
             token=self._token,
@@ -379,13 +379,13 @@ class DurableAttempt(Attempt):
             **fields,
         )
 
-    async def _decide(self, word: Word, payload: bytes) -> bool:
+    async def _decide(self, word: Outcome, payload: bytes) -> bool:
         """Store the outcome. False: another one was first, and a gateway vouches for it: it may have been refused and removed."""
         while not await self._until_stored(lambda: self._store.decide(word, payload)):
-            answer = await self._put(self._question(EventKind.BEAT))
-            if answer is not None and answer.kind is AnswerKind.GONE:
+            answer = await self._put(self._question(FrameKind.HEARTBEAT))
+            if answer is not None and answer.kind is GateVerdict.STOP:
                 return False
-            if (answer is not None and answer.kind is AnswerKind.STALE) or not self.job.owned:
+            if (answer is not None and answer.kind is GateVerdict.SUPERSEDED) or not self.job.owned:
                 raise _Lost
             await asyncio.sleep(DECIDE_AGAIN_S)
         return True

@@ -24,8 +24,8 @@ from backbone.secret_files import Misconfigured
 from backbone.setting_errors import read_settings
 from backbone.settings import WorkerSettings
 from backbone.startup_errors import fail
-from schemas.disclosure import INSIDE
 from schemas.errors import NexusError
+from schemas.redaction import REDACTOR
 from workers.backend_options import split_options
 from workers.backends.base import Backend, BackendConfig, make_backend
 from workers.health_server import serve_probes
@@ -50,7 +50,7 @@ def main() -> int:
 def run(settings: WorkerSettings) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit status: 2 for settings that cannot work, 1 for a failed start."""
     configure_logging(settings.log_format, settings.log_level)
-    INSIDE.add(settings.worker_backend_url, settings.nats_url, settings.etcd_url, settings.host)
+    REDACTOR.add(settings.worker_backend_url, settings.nats_url, settings.etcd_url, settings.host)
     try:
         uvloop.run(_main(settings))
     except (NexusError, OSError, Misconfigured) as error:

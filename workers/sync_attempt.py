@@ -26,19 +26,19 @@ import structlog
 
 from backbone.bus.blobs import INLINE_LIMIT, Blobs, BlobWriter
 from backbone.bus.bus import Delivery, WorkerBus
-from schemas.errors import DRAINED, DeadlineExceeded, ErrorInfo, NexusError, Unavailable
+from schemas.errors import WORKER_DRAINED, DeadlineExceeded, ErrorInfo, NexusError, Unavailable
 from schemas.frames import (
-    GO,
-    GONE,
-    LOADING,
+    LOADING_PHASE,
     MAX_PREVIEW,
+    PROCEED,
+    STOP,
     AdaptedParameters,
+    AttemptDone,
+    AttemptReturned,
+    AttemptStarted,
     BlobRef,
-    Done,
-    EventKind,
+    FrameKind,
     Progress,
-    Returned,
-    Started,
     encode_frame,
 )
 from schemas.jobs import Envelope
@@ -113,7 +113,7 @@ class Identity:
     @cached_property
     def started(self) -> bytes:
         """What STARTED says."""
-        return Started(worker=self.worker, backend=self.backend).model_dump_json().encode()
+        return AttemptStarted(worker=self.worker, backend=self.backend).model_dump_json().encode()
 
 
 class Attempt:
@@ -238,13 +238,13 @@ class Attempt:
         """Keep the job, tell the gateway that the attempt lives, and learn whether the caller is still there."""
         self.job.extend()
         if self._known:
-            self._put_question(encode_frame(EventKind.BEAT, self.job.delivery, self._seq))
+            self._put_question(encode_frame(FrameKind.HEARTBEAT, self.job.delivery, self._seq))
 
     # The question
 
     def _ask(self) -> None:
         self._asked += 1
-        self._put_question(encode_frame(EventKind.STARTED, self.job.delivery, 0, self._who.started))
+        self._put_question(encode_frame(FrameKind.STARTED, self.job.delivery, 0, self._who.started))
 
     async def _start_grant(self) -> None:
         """Wait until the gateway says GO; whatever else it says stops the attempt."""
@@ -278,8 +278,8 @@ class Attempt:
         gateways = self._who.gateways
         if answer is not None:
             gateways.answered(self._gateway)
-            if answer != GO:
-                self.stop(Stop.GONE if answer == GONE else Stop.STALE)
+            if answer != PROCEED:
+                self.stop(Stop.GONE if answer == STOP else Stop.STALE)
                 return
             self._known, self._asked = True, 0
             if self._waiting is not None and not self._waiting.done():
@@ -393,7 +393,7 @@ class Attempt:
     def _progress(self, progress: Progress) -> None:
         """Also a sign of life: it counts as output, unless it only says that the model is being loaded or is there now."""
         now = monotonic()
-        loading = progress.phase == LOADING
+        loading = progress.phase == LOADING_PHASE
         if self._loading is not loading:
             self._phase_began = now  # loading, and what follows it, have limits of their own
             self._alive = False
@@ -403,13 +403,13 @@ class Attempt:
         self.last_output = now
         if progress.preview is not None and len(progress.preview) > MAX_PREVIEW:
             progress = progress.model_copy(update={"preview": None})
-        self._next(EventKind.PROGRESS, progress.model_dump_json(exclude_none=True).encode())
+        self._next(FrameKind.PROGRESS, progress.model_dump_json(exclude_none=True).encode())
 
     def _adapt(self, adapted: Adaptation) -> None:
         """Tell the caller which parameters were replaced."""
         self.adapted = adapted.parameters
         payload = AdaptedParameters(parameters=adapted.parameters).model_dump_json().encode()
-        self._next(EventKind.ADAPTED, payload)
+        self._next(FrameKind.ADAPTED, payload)
 
     async def _spill(self) -> None:
         """Move what is held to a blob. Of a stream, that is one piece; otherwise the answer so far."""
@@ -422,7 +422,7 @@ class Attempt:
         if self.envelope.stream:
             ref = await self._close_writer()
             self._shown = True
-            self._next(EventKind.BLOB, ref.model_dump_json().encode())
+            self._next(FrameKind.BLOB, ref.model_dump_json().encode())
 
     async def _close_writer(self) -> BlobRef:
         assert self._writer is not None
@@ -432,7 +432,7 @@ class Attempt:
 
     def _chunks(self, data: bytes) -> None:
         for start in range(0, len(data), MAX_FRAME):
-            self._next(EventKind.CHUNK, data[start : start + MAX_FRAME])
+            self._next(FrameKind.CHUNK, data[start : start + MAX_FRAME])
 
     async def _finished(self, finish: Finish) -> None:
         ref: BlobRef | None = None
@@ -443,8 +443,8 @@ class Attempt:
         if len(tail) > MAX_FRAME:
             self._chunks(tail)
             tail = b""
-        done = Done(content_type=finish.content_type, usage=finish.usage, tokens=self._tokens, blob=ref)
-        self._next(EventKind.DONE, done.model_dump_json(exclude_none=True).encode() + b"\n" + tail)
+        done = AttemptDone(content_type=finish.content_type, usage=finish.usage, tokens=self._tokens, blob=ref)
+        self._next(FrameKind.DONE, done.model_dump_json(exclude_none=True).encode() + b"\n" + tail)
         self.job.ack()
         self.outcome = "completed"
         self.last_output = monotonic()
@@ -456,7 +456,7 @@ class Attempt:
         wrapped = wrap_exception(error)
         if wrapped is not error:
             self._log.warning("foreign exception from the adapter", exc_info=error)
-        public = wrapped.info.public()
+        public = wrapped.info.redacted()
         if public is not wrapped.info:
             self._log.warning("attempt.error_hidden", error=wrapped.info.message)
             wrapped.info = public
@@ -491,7 +491,7 @@ class Attempt:
             self.job.give_back(ASK_AGAIN_S)
             self.outcome = "returned"
         elif why is Stop.DRAINED:
-            self._return(Unavailable("the worker was shut down; the job goes to another one", code=DRAINED), 0.0)
+            self._return(Unavailable("the worker was shut down; the job goes to another one", code=WORKER_DRAINED), 0.0)
         elif why is Stop.FIRST_TOKEN:
             self._end(
                 DeadlineExceeded(f"the backend sent nothing within {limits.first_token_s:g} s (first-token limit)")
@@ -505,21 +505,21 @@ class Attempt:
 
     def _end(self, error: NexusError) -> None:
         self.error = error.info
-        self._next(EventKind.FAILED, error.info.model_dump_json(exclude_none=True).encode())
+        self._next(FrameKind.FAILED, error.info.model_dump_json(exclude_none=True).encode())
         self.job.ack()
         self.outcome = "failed"
 
     def _return(self, error: NexusError, delay_s: float, *, counted: bool = True) -> None:
         self.error = error.info
-        self._next(EventKind.RETURNED, returned(error, counted=counted))
+        self._next(FrameKind.RETURNED, returned(error, counted=counted))
         self.job.give_back(delay_s)
         self.outcome = "returned"
 
-    def _next(self, kind: EventKind, payload: bytes) -> None:
+    def _next(self, kind: FrameKind, payload: bytes) -> None:
         self._seq += 1
         self._send(kind, self._seq, payload)
 
-    def _send(self, kind: EventKind, seq: int, payload: bytes = b"") -> None:
+    def _send(self, kind: FrameKind, seq: int, payload: bytes = b"") -> None:
         if not self.job.owned:
             self.stop(Stop.LOST)  # frozen or cut off for too long: the job is another worker's by now
             return
@@ -540,7 +540,7 @@ class Attempt:
 
 def returned(error: NexusError, *, counted: bool) -> bytes:
     """What RETURNED says."""
-    info = error.info if counted else Returned(**error.info.model_dump(), counted=False)
+    info = error.info if counted else AttemptReturned(**error.info.model_dump(), counted=False)
     return info.model_dump_json(exclude_none=True).encode()
 
 

@@ -19,7 +19,7 @@ from backbone.version import VERSION
 from schemas.control import Control, ControlOp
 from schemas.errors import NexusError
 from schemas.jobs import LANES, Capability, Envelope
-from schemas.presence import Limitation, ModelOffer, Pause, ServiceRecord, Snapshot, WorkerPresence, WorkerState
+from schemas.presence import Limitation, ModelOffer, Pause, RegistrySnapshot, ServiceRecord, WorkerPresence, WorkerState
 from workers.backends.base import Backend, BackendError, BackendUnavailable, Requirement, is_unreachable
 from workers.durable_attempt import DurableAttempt
 from workers.metrics import WorkerMetrics
@@ -148,9 +148,9 @@ class Worker:
         await self._registry.start(watch=follows)
         if follows:
             self._registry.subscribe(self._services_seen)
-            self._services_seen(self._registry.snapshot or Snapshot())
+            self._services_seen(self._registry.snapshot or RegistrySnapshot())
 
-    def _services_seen(self, snapshot: Snapshot) -> None:
+    def _services_seen(self, snapshot: RegistrySnapshot) -> None:
         if snapshot.services != self._services:
             self._services = snapshot.services
             self._backend.services_changed(snapshot.services)

@@ -25,9 +25,9 @@ from typing import NamedTuple, Protocol
 
 from backbone.bus.bus import Queue
 from backbone.bus.seals import SealSecret
-from schemas.job_events import Answer, Ask
+from schemas.job_events import GateReply, GateRequest
 from schemas.jobs import Envelope
-from schemas.outcome import Word
+from schemas.outcome import Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class StoredEvent(NamedTuple):
 class Decision(NamedTuple):
     """How a job ended."""
 
-    word: Word
+    word: Outcome
     payload: bytes
     seq: int
     """In the stream of words."""
@@ -71,7 +71,7 @@ class DeadLetter(NamedTuple):
 
     seq: int
     """Its id within the stream: the newest is the greatest."""
-    word: Word
+    word: Outcome
     message: bytes
     """The job message: `Envelope.decode` takes it apart."""
     stored_at: int
@@ -156,7 +156,7 @@ class JobLog(Protocol):
 
     # Terminal words
 
-    async def decide(self, word: Word, payload: bytes = b"") -> bool:
+    async def decide(self, word: Outcome, payload: bytes = b"") -> bool:
         """End a job. True: this word is the first and is kept. False: it was decided before. Raises Unavailable."""
 
     async def decided(self, job: str) -> Decision | None:
@@ -174,11 +174,11 @@ class JobLog(Protocol):
         """
 
     def words(self, *, at_once: int, hold_s: float) -> AsyncGenerator[Item, None]:
-        """Every terminal word, each to one gateway (`Item.data` decodes by `Word.decode`). Like `Backlog.take`."""
+        """Every terminal word, each to one gateway (`Item.data` decodes by `Outcome.decode`). Like `Backlog.take`."""
 
     # Questions of workers
 
-    async def answer(self, referee: Callable[[Ask], Awaitable[Answer | None]]) -> None:
+    async def answer(self, referee: Callable[[GateRequest], Awaitable[GateReply | None]]) -> None:
         """From now on, share in answering what workers ask. None: no answer is wanted. `referee` must not raise."""
 
     # Dead letters
@@ -218,15 +218,15 @@ class WorkerLog(Protocol):
     def writer(self, job: str) -> EventWriter:
         """Begin to store events of one attempt."""
 
-    def ask(self, ask: Ask, on_answer: Callable[[Answer | None], None]) -> None:
+    def ask(self, ask: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
         """Ask the gateways. `on_answer(None)`: none of them is there, or it did not answer within five seconds.
         RETURNED is told, and not answered.
         """
 
-    async def decide(self, word: Word, payload: bytes) -> bool:
+    async def decide(self, word: Outcome, payload: bytes) -> bool:
         """As JobLog's. Raises Unavailable when NATS did not confirm it for now: repeat it."""
 
-    async def bury(self, word: Word, message: bytes) -> None:
+    async def bury(self, word: Outcome, message: bytes) -> None:
         """Store a dead letter, once per (job, run) within two minutes. Raises Unavailable."""
 
 

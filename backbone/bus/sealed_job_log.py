@@ -18,9 +18,9 @@ from backbone.bus.bus import Queue
 from backbone.bus.job_log import Backlog, DeadLetter, Decision, Item, JobLog, StoredEvent
 from backbone.bus.seals import SAID_BY_WORKERS, Seals, SealSecret
 from schemas.errors import Unavailable
-from schemas.job_events import QUEUED, Answer, Ask, decode_durable, encode_durable
+from schemas.job_events import QUEUED, GateReply, GateRequest, decode_durable_frame, encode_durable_frame
 from schemas.jobs import Envelope, JobRecord
-from schemas.outcome import Word
+from schemas.outcome import Outcome
 
 FIRST_EVENTS = 32
 """A quick worker's events may be stored before the one that says that its job is queued."""
@@ -99,10 +99,10 @@ class SealedJobLog:
             self._inner.mention(job, self._sealed(job, frame))
 
     def _sealed(self, job: str, frame: bytes) -> bytes:
-        kind, run, delivery, seq, _, payload = decode_durable(frame)
+        kind, run, delivery, seq, _, payload = decode_durable_frame(frame)
         if kind != QUEUED:
             return frame
-        return encode_durable(kind, run, delivery, seq, self.seals.record(job, payload), payload)
+        return encode_durable_frame(kind, run, delivery, seq, self.seals.record(job, payload), payload)
 
     async def first(self, job: str, count: int) -> list[StoredEvent]:
         """See JobLog."""
@@ -123,7 +123,7 @@ class SealedJobLog:
 
     async def _is_event(self, job: str, event: StoredEvent) -> bool:
         try:
-            frame = decode_durable(event.data)
+            frame = decode_durable_frame(event.data)
             if frame.kind == QUEUED:
                 believed = self.seals.is_record(job, frame.payload, frame.token) or self._is_old(event.stored_at)
             else:
@@ -148,12 +148,12 @@ class SealedJobLog:
     async def _submitted_before_seals(self, job: str) -> JobRecord | None:
         for event in await self._inner.first(job, FIRST_EVENTS):
             with contextlib.suppress(ValueError):
-                frame = decode_durable(event.data)
+                frame = decode_durable_frame(event.data)
                 if frame.kind == QUEUED and self._is_old(event.stored_at):
                     return JobRecord.model_validate_json(frame.payload)
         return None
 
-    async def _is_of_older_job(self, word: Word) -> bool:
+    async def _is_of_older_job(self, word: Outcome) -> bool:
         """Whether a worker's outcome is of a job that is older than seals, and agrees with how that was submitted."""
         if word.status not in SAID_BY_WORKERS:
             return False
@@ -184,7 +184,7 @@ class SealedJobLog:
 
     # Outcomes
 
-    async def decide(self, word: Word, payload: bytes = b"") -> bool:
+    async def decide(self, word: Outcome, payload: bytes = b"") -> bool:
         """See JobLog."""
         sealed = self.seals.outcome(word)
         for _ in range(DECIDE_TRIES):
@@ -205,10 +205,10 @@ class SealedJobLog:
         await self._inner.undecide(job, decision.seq)
         return None
 
-    async def _is_outcome(self, word: Word, stored_at: int) -> bool:
+    async def _is_outcome(self, word: Outcome, stored_at: int) -> bool:
         return self.seals.is_outcome(word) or self._is_old(stored_at) or await self._is_of_older_job(word)
 
-    def _request(self, word: Word, payload: bytes, stored_at: int) -> bytes:
+    def _request(self, word: Outcome, payload: bytes, stored_at: int) -> bytes:
         """Return the job message with which a failed job can be tried again; nothing where it is not the one that was stored."""
         is_answer = word.error is None
         older = self._is_old(stored_at) or self._older.get(word.job) is not None
@@ -236,7 +236,7 @@ class SealedJobLog:
 
     async def _is_believed(self, item: Item) -> bool:
         try:
-            word, _ = Word.decode(item.data)
+            word, _ = Outcome.decode(item.data)
         except ValueError:
             return False
         return word.job == item.id and await self._is_outcome(word, item.stored_at)
@@ -250,10 +250,10 @@ class SealedJobLog:
 
     # Questions of workers
 
-    async def answer(self, referee: Callable[[Ask], Awaitable[Answer | None]]) -> None:
+    async def answer(self, referee: Callable[[GateRequest], Awaitable[GateReply | None]]) -> None:
         """See JobLog."""
 
-        async def answered(ask: Ask) -> Answer | None:
+        async def answered(ask: GateRequest) -> GateReply | None:
             if self._is_attempt(ask.job, ask.token) or await self._older_job(ask.job) is not None:
                 return await referee(ask)
             self._on_refused("question", ask.job)

@@ -23,7 +23,7 @@ import orjson
 from backbone.ids import new_token
 from schemas.job_events import NO_TOKEN
 from schemas.jobs import Envelope, JobStatus
-from schemas.outcome import Word, word_on
+from schemas.outcome import Outcome, outcome_of
 
 SECRET_BYTES = 32
 NONCE = 12
@@ -64,7 +64,7 @@ class Seals:
         )
         return given.model_copy(update={"message_seal": self._message(given, body)})
 
-    def is_message(self, message: bytes, word: Word) -> bool:
+    def is_message(self, message: bytes, word: Outcome) -> bool:
         """Return whether a job message is the one that a gateway stored for the job of `word`."""
         try:
             envelope, body = Envelope.decode(message)
@@ -77,12 +77,12 @@ class Seals:
 
     # Outcomes
 
-    def outcome(self, word: Word) -> Word:
+    def outcome(self, word: Outcome) -> Outcome:
         """Return an outcome that a gateway vouches for."""
         bare = word.model_copy(update={"seal": ""})
         return bare.model_copy(update={"seal": self._outcome(bare)})
 
-    def is_outcome(self, word: Word) -> bool:
+    def is_outcome(self, word: Outcome) -> bool:
         """Return whether a gateway wrote this outcome, or a worker that was given this run of this job as it stands here."""
         if word.seal.startswith(BY_GATEWAY):
             return _equal(self._outcome(word.model_copy(update={"seal": ""})), word.seal)
@@ -117,21 +117,21 @@ class Seals:
     def _ticket(self, job: str) -> str:
         return _mac(self.key, b"ticket", job.encode())
 
-    def _job(self, word: Word) -> str:
+    def _job(self, word: Outcome) -> str:
         return BY_WORKER + _mac(self.key, b"job", _facts(word))
 
-    def _outcome(self, word: Word) -> str:
+    def _outcome(self, word: Outcome) -> str:
         return BY_GATEWAY + _mac(self.key, b"outcome", word.model_dump_json(exclude_defaults=True).encode())
 
     def _message(self, envelope: Envelope, body: bytes) -> str:
         return _mac(self.key, b"message", envelope.model_dump_json(exclude_defaults=True).encode(), body)
 
 
-def _any_word(envelope: Envelope) -> Word:
-    return word_on(envelope, JobStatus.FAILED)
+def _any_word(envelope: Envelope) -> Outcome:
+    return outcome_of(envelope, JobStatus.FAILED)
 
 
-def _facts(word: Word) -> bytes:
+def _facts(word: Outcome) -> bytes:
     """What a worker cannot change: everything that an outcome says about its job, and not about its attempt."""
     return orjson.dumps(
         (

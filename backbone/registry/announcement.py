@@ -13,7 +13,7 @@ from backbone.registry.etcd_client import EtcdLink, LeaseGone
 from backbone.registry.keys import Keys
 from backbone.registry.snapshot import catalogue_entry, joined_entry, lasting
 from schemas.errors import Unavailable
-from schemas.presence import CatalogueEntry, ModelOffer, WorkerPresence, WorkerState
+from schemas.presence import CatalogEntry, ModelOffer, WorkerPresence, WorkerState
 
 log = structlog.get_logger(__name__)
 
@@ -196,11 +196,11 @@ def _only_busy_differs(old: WorkerPresence, new: WorkerPresence) -> bool:
     return old != new and old == new.model_copy(update={"busy": old.busy})
 
 
-def _parse(value: bytes | None) -> CatalogueEntry | None:
+def _parse(value: bytes | None) -> CatalogEntry | None:
     """An entry that cannot be read is written anew."""
     if value is None:
         return None
     try:
-        return CatalogueEntry.model_validate_json(value)
+        return CatalogEntry.model_validate_json(value)
     except ValidationError:
         return None

@@ -21,7 +21,7 @@ from backbone.registry.snapshot import View
 from backbone.registry.values import Reader
 from backbone.registry.version_check import VersionCheck
 from schemas.errors import Unavailable
-from schemas.presence import Alias, ServiceRecord, Snapshot, WorkerPresence
+from schemas.presence import Alias, RegistrySnapshot, ServiceRecord, WorkerPresence
 
 log = structlog.get_logger(__name__)
 
@@ -78,7 +78,7 @@ class EtcdRegistry:
         """Why etcd cannot be followed, as the log has it already."""
 
     @property
-    def snapshot(self) -> Snapshot | None:
+    def snapshot(self) -> RegistrySnapshot | None:
         """The newest known state; None before the first one, and without `watch`."""
         return self._view.snapshot
 
@@ -115,7 +115,7 @@ class EtcdRegistry:
         await asyncio.gather(*(announcement.close() for announcement in announcements))
         await self._link.close()
 
-    def subscribe(self, listener: Callable[[Snapshot], None]) -> Callable[[], None]:
+    def subscribe(self, listener: Callable[[RegistrySnapshot], None]) -> Callable[[], None]:
         """Call `listener` after each change of the snapshot. Returns the function that ends it."""
         return self._view.subscribe(listener)
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from schemas.presence import Alias, ServiceRecord, Snapshot, WorkerPresence
+from schemas.presence import Alias, RegistrySnapshot, ServiceRecord, WorkerPresence
 
 
 class Announcement(Protocol):
@@ -34,7 +34,7 @@ class Registry(Protocol):
     """See the module's docstring."""
 
     @property
-    def snapshot(self) -> Snapshot | None:
+    def snapshot(self) -> RegistrySnapshot | None:
         """The newest known state; None before the first one."""
 
     @property
@@ -47,7 +47,7 @@ class Registry(Protocol):
     async def close(self) -> None:
         """End the watch and every announcement's keepalive. Does not withdraw."""
 
-    def subscribe(self, listener: Callable[[Snapshot], None]) -> Callable[[], None]:
+    def subscribe(self, listener: Callable[[RegistrySnapshot], None]) -> Callable[[], None]:
         """Call `listener` after each change. Returns the function that ends it."""
 
     async def announce(self, presence: WorkerPresence) -> Announcement:

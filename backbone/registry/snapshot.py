@@ -14,11 +14,19 @@ from typing import TypeVar
 import structlog
 
 from schemas.jobs import Capability
-from schemas.presence import Alias, CatalogueEntry, ModelOffer, ServiceRecord, Snapshot, WorkerPresence, WorkerState
+from schemas.presence import (
+    Alias,
+    CatalogEntry,
+    ModelOffer,
+    RegistrySnapshot,
+    ServiceRecord,
+    WorkerPresence,
+    WorkerState,
+)
 
 log = structlog.get_logger(__name__)
 
-Listener = Callable[[Snapshot], None]
+Listener = Callable[[RegistrySnapshot], None]
 V = TypeVar("V")
 
 
@@ -27,11 +35,11 @@ class View:
 
     def __init__(self, hold_s: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
         """Start with no snapshot. `hold_s`: seconds for which an outage's missing workers stay."""
-        self.snapshot: Snapshot | None = None
+        self.snapshot: RegistrySnapshot | None = None
         self._hold_s = hold_s
         self._clock = clock
         self._workers: dict[str, WorkerPresence] = {}
-        self._models: dict[str, CatalogueEntry] = {}
+        self._models: dict[str, CatalogEntry] = {}
         self._aliases: dict[str, Alias] = {}
         self._services: dict[str, ServiceRecord] = {}
         self._held: set[str] = set()
@@ -47,7 +55,7 @@ class View:
     def replace(
         self,
         workers: Mapping[str, WorkerPresence],
-        models: Mapping[str, CatalogueEntry],
+        models: Mapping[str, CatalogEntry],
         aliases: Mapping[str, Alias] | None = None,
         services: Mapping[str, ServiceRecord] | None = None,
         *,
@@ -76,7 +84,7 @@ class View:
         else:
             self._workers.pop(worker_id, None)
 
-    def put_model(self, entry: CatalogueEntry) -> None:
+    def put_model(self, entry: CatalogEntry) -> None:
         """A catalogue entry is new or changed."""
         self._models[entry.name] = entry
 
@@ -118,7 +126,7 @@ class View:
         now = (self._workers, self._models, self._aliases, self._services)
         if last and (last.workers, last.models, last.aliases, last.services) == now:
             return
-        self.snapshot = Snapshot(
+        self.snapshot = RegistrySnapshot(
             workers=dict(self._workers),
             models=dict(self._models),
             aliases=dict(self._aliases),
@@ -143,10 +151,10 @@ def lasting(presence: WorkerPresence) -> frozenset[ModelOffer]:
     return frozenset(offer for offer in presence.models if set(offer.capabilities) - {Capability.MODELS})
 
 
-def catalogue_entry(offer: ModelOffer, known: CatalogueEntry | None) -> CatalogueEntry:
+def catalogue_entry(offer: ModelOffer, known: CatalogEntry | None) -> CatalogEntry:
     """The catalogue's entry for a model after one more worker offers it: capabilities only ever grow."""
     if known is None:
-        return CatalogueEntry(
+        return CatalogEntry(
             name=offer.name,
             capabilities=tuple(sorted(set(offer.capabilities))),
             owned_by=offer.owned_by,
@@ -160,7 +168,7 @@ def catalogue_entry(offer: ModelOffer, known: CatalogueEntry | None) -> Catalogu
     )
 
 
-def joined_entry(entry: CatalogueEntry, other: CatalogueEntry | None) -> CatalogueEntry:
+def joined_entry(entry: CatalogEntry, other: CatalogEntry | None) -> CatalogEntry:
     """Return `entry` with the capabilities of `other` as well."""
     if other is None:
         return entry

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from backbone.registry.keys import Keys
-from schemas.presence import Alias, CatalogueEntry, ServiceRecord, WorkerPresence
+from schemas.presence import Alias, CatalogEntry, ServiceRecord, WorkerPresence
 
 log = structlog.get_logger(__name__)
 Record = TypeVar("Record", bound=BaseModel)
@@ -34,10 +34,10 @@ class Reader:
             return None
         return worker
 
-    def model(self, key: str, value: bytes | None) -> CatalogueEntry | None:
+    def model(self, key: str, value: bytes | None) -> CatalogEntry | None:
         """A model's catalogue entry."""
         name = self._keys.model_of(key)
-        entry = None if name is None else _parse(CatalogueEntry, key, value)
+        entry = None if name is None else _parse(CatalogEntry, key, value)
         if entry is not None and entry.name != name:
             _malformed(key, "the name in the value is another one")
             return None

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from backbone.store import redis_keys as keys
 from backbone.store.redis import RedisStore
 from backbone.store.redis_connection import PROBE
-from schemas.jobs import TERMINAL, JobRecord
+from schemas.jobs import TERMINAL_STATUSES, JobRecord
 
 ALL = "nexus:*"
 BATCHES = b"nexus:doc:batch:"
@@ -151,7 +151,7 @@ class RedisDump:
             record = JobRecord.model_validate_json(value)
         except ValidationError:
             return
-        if record.status in TERMINAL:
+        if record.status in TERMINAL_STATUSES:
             return
         member, counted = keys.member(record.owner, record.id), keys.counted_in(record)
         await self._ask("ZADD", keys.TIMERS, now_ms, member)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from backbone.store.store import DueS, IllegalMove
-from schemas.jobs import LEGAL_MOVES, TERMINAL, JobRecord, JobStatus
+from schemas.jobs import LEGAL_TRANSITIONS, TERMINAL_STATUSES, JobRecord, JobStatus
 
 FIXED = frozenset({"id", "owner", "status", "created_at"})
 """Fields that no `changes` may touch."""
@@ -39,19 +39,19 @@ def timed(record: JobRecord, due_s: DueS) -> float | None:
     """Seconds until the timer of `record` runs out, None for no timer: a job that has ended has none."""
     if callable(due_s):
         due_s = due_s(record)
-    return None if due_s is None or record.status in TERMINAL else max(0.0, due_s)
+    return None if due_s is None or record.status in TERMINAL_STATUSES else max(0.0, due_s)
 
 
 def _goes_on(record: JobRecord, to: JobStatus) -> bool:
     """Whether the record's own run may take it to `to`: what has ended in this run has ended."""
-    return record.status not in TERMINAL and to in LEGAL_MOVES[record.status]
+    return record.status not in TERMINAL_STATUSES and to in LEGAL_TRANSITIONS[record.status]
 
 
 def _runs_again(record: JobRecord, to: JobStatus) -> bool:
     """Whether a newer run may take the record to `to`, by way of QUEUED."""
     queued = JobStatus.QUEUED
-    reachable = record.status is queued or queued in LEGAL_MOVES[record.status]
-    return reachable and (to is queued or to in LEGAL_MOVES[queued])
+    reachable = record.status is queued or queued in LEGAL_TRANSITIONS[record.status]
+    return reachable and (to is queued or to in LEGAL_TRANSITIONS[queued])
 
 
 def _run_of(record: JobRecord, changes: dict[str, Any]) -> int:

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from backbone.bus.bus import FRESH_S, Delivery, Queue, QueueDepth, Sink, Storage, StreamRoom
 from backbone.bus.subjects import JOBS_STREAM, encode_model
 from backbone.clock import now
-from backbone.testing.streams import MemoryRecords
+from backbone.testing.job_log_state import JobLogState
 from schemas.errors import QueueFull, RequestTooLarge, Unavailable
-from schemas.frames import GONE
+from schemas.frames import STOP
 from schemas.jobs import Envelope
 
 MAX_MESSAGE = 8 * 1024 * 1024
@@ -61,7 +61,7 @@ class MemoryBroker:
     workers: list[MemoryWorkerBus] = field(default_factory=list)
     seen: dict[str, int] = field(default_factory=dict)
     last_seq: int = 0
-    records: MemoryRecords = field(default_factory=MemoryRecords)
+    records: JobLogState = field(default_factory=JobLogState)
     """What is stored about durable jobs."""
 
     @property
@@ -409,7 +409,7 @@ class MemoryWorkerBus:
         if listener is not None:
             return listener(frame)
         prefix = reply[: reply.rfind(".") + 1]
-        return GONE if prefix in self._broker.listeners else None
+        return STOP if prefix in self._broker.listeners else None
 
     def ask(self, reply: str, frame: bytes, on_answer: Callable[[bytes | None], None]) -> int:
         """Tell the sink, and bring its answer."""

@@ -14,18 +14,18 @@ from backbone.bus.job_log import DeadLetter, Decision, Item, StoredEvent
 from backbone.bus.seals import SealSecret
 from backbone.bus.subjects import backlog_stream, encode_model, require_token
 from backbone.testing.bus import MAX_MESSAGE, MemoryBroker
-from backbone.testing.streams import Follower, Referee, Work, WorkQueue
+from backbone.testing.job_log_state import JobWatcher, Referee, StoredItem, WorkQueueState
 from schemas.errors import RequestTooLarge, Unavailable
-from schemas.frames import EventKind
-from schemas.job_events import Answer, Ask
+from schemas.frames import FrameKind
+from schemas.job_events import GateReply, GateRequest
 from schemas.jobs import Envelope
-from schemas.outcome import Word
+from schemas.outcome import Outcome
 
 CROWD = 1000
 CROWD_BYTES = 4 * 1024 * 1024
 
 
-class _Side:
+class _BrokerClient:
     """What both sides share."""
 
     def __init__(self, broker: MemoryBroker) -> None:
@@ -61,12 +61,12 @@ class _Side:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class MemoryJobLog(_Side):
+class MemoryJobLog(_BrokerClient):
     """See backbone.bus.job_log.JobLog."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         super().__init__(broker)
-        self._followers: list[Follower] = []
+        self._followers: list[JobWatcher] = []
         self._takers: set[asyncio.Event] = set()
         self._referees: list[Referee] = []
 
@@ -129,7 +129,7 @@ class MemoryJobLog(_Side):
         return self.broker.records.events.get(job, [])[:count]
 
     @contextlib.contextmanager
-    def _follow(self, job: str) -> Iterator[Follower]:
+    def _follow(self, job: str) -> Iterator[JobWatcher]:
         follower = self.broker.records.follow(require_token(job))
         self._followers.append(follower)
         try:
@@ -163,7 +163,7 @@ class MemoryJobLog(_Side):
 
     # Terminal words
 
-    async def decide(self, word: Word, payload: bytes = b"") -> bool:
+    async def decide(self, word: Outcome, payload: bytes = b"") -> bool:
         """Keep the first."""
         self.require()
         require_token(word.job)
@@ -246,17 +246,17 @@ class MemoryJobLog(_Side):
 
     # Backlogs
 
-    def backlog(self, name: str) -> MemoryBacklog:
+    def backlog(self, name: str) -> MemoryWorkQueue:
         """Shared by all gateways of the broker."""
         backlog_stream(name)
-        return MemoryBacklog(self, self.broker.records.backlogs.setdefault(name, WorkQueue()))
+        return MemoryWorkQueue(self, self.broker.records.backlogs.setdefault(name, WorkQueueState()))
 
-    async def take(self, queue: WorkQueue, at_once: int, hold_s: float) -> AsyncGenerator[Item, None]:
+    async def take(self, queue: WorkQueueState, at_once: int, hold_s: float) -> AsyncGenerator[Item, None]:
         """Items of a work queue."""
         wake = asyncio.Event()
         self._takers.add(wake)
         queue.takers.add(wake)
-        held: set[MemoryItem] = set()
+        held: set[MemoryWorkItem] = set()
         try:
             while True:
                 if self.closed:
@@ -271,7 +271,7 @@ class MemoryJobLog(_Side):
                         async with asyncio.timeout(next_free):
                             await wake.wait()
                     continue
-                item = MemoryItem(self.require, queue, work, hold_s, wake)
+                item = MemoryWorkItem(self.require, queue, work, hold_s, wake)
                 held.add(item)
                 yield item
         finally:
@@ -279,11 +279,11 @@ class MemoryJobLog(_Side):
             queue.takers.discard(wake)
 
 
-class MemoryItem:
+class MemoryWorkItem:
     """See backbone.bus.job_log.Item."""
 
     def __init__(
-        self, require: Callable[[], None], queue: WorkQueue, work: Work, hold_s: float, wake: asyncio.Event
+        self, require: Callable[[], None], queue: WorkQueueState, work: StoredItem, hold_s: float, wake: asyncio.Event
     ) -> None:
         self._require = require
         self._queue = queue
@@ -327,10 +327,10 @@ class MemoryItem:
         self._wake.set()
 
 
-class MemoryBacklog:
+class MemoryWorkQueue:
     """See backbone.bus.job_log.Backlog."""
 
-    def __init__(self, log: MemoryJobLog, queue: WorkQueue) -> None:
+    def __init__(self, log: MemoryJobLog, queue: WorkQueueState) -> None:
         self._log = log
         self._queue = queue
 
@@ -344,7 +344,7 @@ class MemoryBacklog:
         return self._log.take(self._queue, at_once, hold_s)
 
 
-class MemoryWorkerLog(_Side):
+class MemoryWorkerLog(_BrokerClient):
     """See backbone.bus.job_log.WorkerLog."""
 
     async def close(self) -> None:
@@ -356,11 +356,11 @@ class MemoryWorkerLog(_Side):
         """One per attempt; close it."""
         return MemoryEventWriter(self, require_token(job))
 
-    def ask(self, ask: Ask, on_answer: Callable[[Answer | None], None]) -> None:
+    def ask(self, ask: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
         """One of the gateways answers, each in its turn."""
         self.spawn(self._ask(ask, on_answer))
 
-    async def _ask(self, ask: Ask, on_answer: Callable[[Answer | None], None]) -> None:
+    async def _ask(self, ask: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
         referees = self.broker.records.referees
         answer = None
         if referees and self.broker.available:
@@ -368,16 +368,16 @@ class MemoryWorkerLog(_Side):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(5.0):
                     # As it travels.
-                    answer = await referees[-1](Ask.model_validate_json(ask.model_dump_json()))
-        if ask.kind is not EventKind.RETURNED:
+                    answer = await referees[-1](GateRequest.model_validate_json(ask.model_dump_json()))
+        if ask.kind is not FrameKind.RETURNED:
             on_answer(answer)
 
-    async def decide(self, word: Word, payload: bytes) -> bool:
+    async def decide(self, word: Outcome, payload: bytes) -> bool:
         """Keep the first."""
         self.require()
         return self.broker.records.decide(word, payload)
 
-    async def bury(self, word: Word, message: bytes) -> None:
+    async def bury(self, word: Outcome, message: bytes) -> None:
         """Keep a dead letter."""
         self.require()
         self.broker.records.bury(word, message)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from backbone.registry.snapshot import View, catalogue_entry, lasting
 from schemas.errors import Unavailable
-from schemas.presence import Alias, CatalogueEntry, ServiceRecord, Snapshot, WorkerPresence
+from schemas.presence import Alias, CatalogEntry, RegistrySnapshot, ServiceRecord, WorkerPresence
 
 
 class MemoryHub:
@@ -14,7 +14,7 @@ class MemoryHub:
 
     def __init__(self) -> None:
         self.workers: dict[str, WorkerPresence] = {}
-        self.models: dict[str, CatalogueEntry] = {}
+        self.models: dict[str, CatalogEntry] = {}
         self.aliases: dict[str, Alias] = {}
         self.services: dict[str, ServiceRecord] = {}
         self.registries: set[MemoryRegistry] = set()
@@ -73,7 +73,7 @@ class MemoryRegistry:
         self._announcements: list[MemoryAnnouncement] = []
 
     @property
-    def snapshot(self) -> Snapshot | None:
+    def snapshot(self) -> RegistrySnapshot | None:
         """The newest known state."""
         return self._view.snapshot
 
@@ -95,7 +95,7 @@ class MemoryRegistry:
         for announcement in self._announcements:
             await announcement.withdraw()
 
-    def subscribe(self, listener: Callable[[Snapshot], None]) -> Callable[[], None]:
+    def subscribe(self, listener: Callable[[RegistrySnapshot], None]) -> Callable[[], None]:
         """Call `listener` after each change."""
         return self._view.subscribe(listener)
 

@@ -25,7 +25,7 @@ from gateway.batches.input_file import InputLine, job_id, split_lines, validate
 from gateway.batches.line_jobs import AGAIN_S, BatchDependencies, BatchSignals, LineJobRunner
 from gateway.batches.repository import BatchNotFound
 from gateway.files import new_file_id
-from schemas.batches import Batch, BatchError, BatchStatus, Counts
+from schemas.batches import Batch, BatchError, BatchStatus, RequestCounts
 from schemas.errors import Unavailable
 from schemas.jobs import JobStatus
 
@@ -68,7 +68,7 @@ class BatchExecutor:
     async def go(self) -> Batch:
         """Run it to its end, in which nothing is left to be done. Raises Superseded, and Unavailable: begin again then."""
         await self._change(lambda batch: batch, claim=True)
-        if self._batch.ended:
+        if self._batch.is_final:
             return self._batch
         work = asyncio.create_task(self._work())
         try:
@@ -101,14 +101,14 @@ class BatchExecutor:
         completed, failed = max(old.completed, self._completed), max(old.failed, self._failed)
         if (completed, failed) == (old.completed, old.failed):
             return batch
-        return _with(batch, counts=Counts(total=old.total, completed=completed, failed=failed))
+        return _with(batch, counts=RequestCounts(total=old.total, completed=completed, failed=failed))
 
     async def _change(self, change: Callable[[Batch], Batch], *, claim: bool = False) -> None:
         """Change the document, as long as it is this run's. One that was lost is made again."""
 
         def ours(batch: Batch) -> Batch:
             if claim:
-                return batch if batch.ended else _with(batch, runner=self._token)
+                return batch if batch.is_final else _with(batch, runner=self._token)
             if batch.runner != self._token:
                 raise Superseded
             return change(batch)
@@ -144,7 +144,7 @@ class BatchExecutor:
         def judged(batch: Batch) -> Batch:
             if batch.status is not VALIDATING:
                 return batch
-            batch = _with(batch, model=found.model, counts=Counts(total=found.total))
+            batch = _with(batch, model=found.model, counts=RequestCounts(total=found.total))
             if found.errors:
                 return _failed(*found.errors)(batch)
             return _with(batch, status=IN_PROGRESS, in_progress_at=_now())

@@ -16,7 +16,7 @@ from gateway.batches.line_jobs import BatchDependencies, LineJobRunner
 from gateway.batches.output_file import LineWriter, OutputFile, check_blob
 from gateway.jobs.api import JobNotFound, Result, ResultNotReady
 from gateway.jobs.http_response import error_of
-from schemas.batches import Batch, BatchStatus, Counts, Tokens
+from schemas.batches import Batch, BatchStatus, BatchUsage, RequestCounts
 from schemas.errors import BackendFailed, NotFound
 from schemas.jobs import JobStatus
 
@@ -38,8 +38,8 @@ class Finished:
     """How a batch ends, and what it leaves."""
 
     status: BatchStatus
-    counts: Counts
-    tokens: Tokens
+    counts: RequestCounts
+    tokens: BatchUsage
     output_file_id: str | None
     error_file_id: str | None
 
@@ -72,7 +72,7 @@ class Finalizer:
         self._over = batch.status is BatchStatus.CANCELLING or clock.now() >= batch.expires_at
         """What has not ended will not."""
         self._expired = False
-        self._tokens = Tokens()
+        self._tokens = BatchUsage()
 
     async def write(self, lines: AsyncIterator[InputLine]) -> Finished:
         """Write both files, and make them visible. Raises what `lines` raises, and Unavailable; then it was for nothing."""
@@ -86,7 +86,7 @@ class Finalizer:
             await self._errors.discard()
             raise
         done, failed = self._output.lines, self._errors.lines
-        counts = Counts(total=done + failed, completed=done, failed=failed)
+        counts = RequestCounts(total=done + failed, completed=done, failed=failed)
         return Finished(self._status(), counts, self._tokens, output_id, error_id)
 
     def _status(self) -> BatchStatus:
@@ -153,12 +153,12 @@ class Finalizer:
         await self._writer.unanswered(self._errors, ended.custom_id, ended.job, code, ENDS[code])
 
 
-def _plus(tokens: Tokens, result: Result) -> Tokens:
+def _plus(tokens: BatchUsage, result: Result) -> BatchUsage:
     usage = result.word.usage
     if usage is None:
         return tokens
     extra: dict[str, Any] = usage.model_extra or {}
-    return tokens.plus(
+    return tokens.add(
         usage.prompt_tokens,
         _detail(extra.get("prompt_tokens_details"), "cached_tokens"),
         usage.completion_tokens,

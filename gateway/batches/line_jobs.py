@@ -20,8 +20,8 @@ from gateway.http.inference_body import Reader
 from gateway.jobs.api import JobNotFound, Jobs, Submission
 from schemas.batches import Batch
 from schemas.errors import ErrorInfo, NexusError, Unavailable
-from schemas.jobs import TERMINAL, JobStatus, Lane
-from schemas.outcome import Word
+from schemas.jobs import TERMINAL_STATUSES, JobStatus, Lane
+from schemas.outcome import Outcome
 
 AGAIN_S = 2.0
 """After what is away, or full, for now."""
@@ -156,7 +156,7 @@ class LineJobRunner:
         """How it ended, where what it ended with is not kept any more."""
         with suppress(JobNotFound):
             record = await self._tools.jobs.get(self._batch.owner, job)
-            return record.status if record.status in TERMINAL else None
+            return record.status if record.status in TERMINAL_STATUSES else None
         return None
 
     async def cancel(self, job: str) -> None:
@@ -184,9 +184,9 @@ class LineJobRunner:
             else:
                 return
 
-    def _word(self, job: str, status: JobStatus) -> Word:
+    def _word(self, job: str, status: JobStatus) -> Outcome:
         """On a job that never was in a queue: it counts against no key, and is no model's."""
-        return Word(
+        return Outcome(
             job=job,
             status=status,
             owner=self._batch.owner,

@@ -21,8 +21,8 @@ from gateway.jobs.api import Result
 from gateway.jobs.http_response import Payload
 from schemas.batches import Batch
 from schemas.errors import ErrorInfo
-from schemas.files import BATCH_OUTPUT
-from schemas.outcome import Word
+from schemas.files import BATCH_OUTPUT_PURPOSE
+from schemas.outcome import Outcome
 
 MakePayload = Callable[[Result, str], Payload]
 TO_SPACES = bytes.maketrans(b"\r\n", b"  ")
@@ -56,7 +56,7 @@ class OutputFile:
             blob=blob.name,
             size=blob.size,
             filename=f"{self._batch.id}_{self._kind}.jsonl",
-            purpose=BATCH_OUTPUT,
+            purpose=BATCH_OUTPUT_PURPOSE,
             keep_s=self._batch.output_keep_s,
             content_type="application/jsonl",
             file_id=self._id,
@@ -90,7 +90,7 @@ async def check_blob(blobs: Blobs, result: Result) -> None:
 class LineWriter:
     """Writes the lines of both files."""
 
-    async def answer(self, file: OutputFile, custom_id: str, word: Word, payload: Payload) -> None:
+    async def answer(self, file: OutputFile, custom_id: str, word: Outcome, payload: Payload) -> None:
         """The line of a request that was answered. What its pieces raise leaves half a line."""
         large = payload.size > INLINE_LIMIT
         plain = _is_json(payload.content_type) and (large or await _is_object(payload))
@@ -101,7 +101,7 @@ class LineWriter:
         await file.write(b'},"error":null}\n')
         file.lines += 1
 
-    async def failure(self, file: OutputFile, custom_id: str, word: Word, error: ErrorInfo) -> None:
+    async def failure(self, file: OutputFile, custom_id: str, word: Outcome, error: ErrorInfo) -> None:
         """The line of a request that failed."""
         await file.write(_head(custom_id, word, error.status) + orjson.dumps(error.body()) + b'},"error":null}\n')
         file.lines += 1
@@ -118,7 +118,7 @@ class LineWriter:
         file.lines += 1
 
 
-def _head(custom_id: str, word: Word, status: int) -> bytes:
+def _head(custom_id: str, word: Outcome, status: int) -> bytes:
     """A line up to the body of its response."""
     line_id, request_id = request_ids(word.job)
     return b'{"id":%b,"custom_id":%b,"response":{"status_code":%d,"request_id":%b,"body":' % (

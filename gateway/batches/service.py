@@ -11,9 +11,9 @@ from gateway import clock
 from gateway.auth.authenticator import Principal
 from gateway.batches.repository import BatchRepository
 from gateway.files import Files
-from schemas.batches import ENDED, Batch, BatchError, BatchRequest, BatchStatus, window_seconds
+from schemas.batches import FINAL_STATUSES, Batch, BatchError, BatchRequest, BatchStatus, parse_window_s
 from schemas.errors import InvalidRequest, Unavailable
-from schemas.files import BATCH
+from schemas.files import BATCH_PURPOSE
 from schemas.keys import Scope
 
 SHORTEST_S = 60
@@ -55,9 +55,9 @@ class BatchService:
             )
         window_s = self._window(request.completion_window)
         file = await self._files.open(caller.owner, request.input_file_id, param="input_file_id")
-        if file.purpose != BATCH:
+        if file.purpose != BATCH_PURPOSE:
             raise InvalidRequest(
-                f"a batch's input is a file with the purpose '{BATCH}'; this one's is '{file.purpose}'",
+                f"a batch's input is a file with the purpose '{BATCH_PURPOSE}'; this one's is '{file.purpose}'",
                 param="input_file_id",
             )
         now = int(clock.now())
@@ -81,7 +81,7 @@ class BatchService:
         return batch
 
     def _window(self, text: str) -> int:
-        seconds = window_seconds(text)
+        seconds = parse_window_s(text)
         if seconds is None or not SHORTEST_S <= seconds <= self._longest_s:
             raise InvalidRequest(
                 f"'{text}' is no completion window: '24h', or another number of m, h or d "
@@ -116,7 +116,7 @@ class BatchService:
 def _overdue(batch: Batch) -> Batch:
     """One that no gateway has ever taken: its maker died before it was in the line, which its caller was not told."""
     now = int(clock.now())
-    if batch.runner or batch.ended or now < batch.expires_at + GRACE_S:
+    if batch.runner or batch.is_final or now < batch.expires_at + GRACE_S:
         return batch
     return batch.model_copy(update={"status": BatchStatus.EXPIRED, "expired_at": now})
 
@@ -124,7 +124,7 @@ def _overdue(batch: Batch) -> Batch:
 def _cancelling(batch: Batch) -> Batch:
     if batch.status in (BatchStatus.CANCELLING, BatchStatus.CANCELLED):
         return batch
-    if batch.status in ENDED:
+    if batch.status in FINAL_STATUSES:
         raise InvalidRequest(f"this batch is {batch.status} and cannot be cancelled any more", code="batch_ended")
     now = int(clock.now())
     if not batch.runner:  # nothing of it has begun

@@ -14,7 +14,7 @@ from schemas.errors import ErrorInfo, InvalidRequest, NexusError, NotFound
 from schemas.frames import BlobRef
 from schemas.job_events import JobEventKind
 from schemas.jobs import JobRecord, JobStatus, Lane
-from schemas.outcome import Word
+from schemas.outcome import Outcome
 
 
 class JobNotFound(NotFound):
@@ -78,7 +78,7 @@ class JobEvent(NamedTuple):
     data: bytes
     """Of CHUNK: bytes of the answer as the endpoint makes them (of an SSE stream one frame, `data: {…}` and its blank line);
     of all others JSON."""
-    word: Word | None = None
+    word: Outcome | None = None
     """Of the last event, which says how the job ended."""
 
 
@@ -86,7 +86,7 @@ class JobEvent(NamedTuple):
 class Result:
     """How a job ended, and its answer."""
 
-    word: Word
+    word: Outcome
     data: bytes
     """The answer, where it is not in `blob`. Of a stream of server-sent events: all its frames, without `[DONE]`."""
     blob: BlobRef | None

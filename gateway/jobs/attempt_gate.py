@@ -16,13 +16,19 @@ from gateway.jobs.records import now, seconds_until_due
 from gateway.jobs.terminator import first_event_record
 from gateway.sync.request_state import MAX_STARTS
 from schemas.errors import BackendFailed, ErrorInfo, NexusError, Unavailable
-from schemas.frames import EventKind
-from schemas.job_events import Answer, AnswerKind, Ask
-from schemas.jobs import TERMINAL, JobRecord, JobStatus
+from schemas.frames import FrameKind
+from schemas.job_events import GateReply, GateRequest, GateVerdict
+from schemas.jobs import TERMINAL_STATUSES, JobRecord, JobStatus
 
 log = structlog.get_logger(__name__)
 
-GO, GONE, STALE, WAIT, DEAD = AnswerKind.GO, AnswerKind.GONE, AnswerKind.STALE, AnswerKind.WAIT, AnswerKind.DEAD
+GO, GONE, STALE, WAIT, DEAD = (
+    GateVerdict.PROCEED,
+    GateVerdict.STOP,
+    GateVerdict.SUPERSEDED,
+    GateVerdict.WAIT,
+    GateVerdict.EXHAUSTED,
+)
 LEASE_SHARE = 0.9
 """Of ack_wait: a dead attempt's lease is over when NATS gives its job to the next worker."""
 LIMITED_S = 1.0
@@ -59,12 +65,12 @@ class AttemptGate:
         """Wait for what is being recorded."""
         await asyncio.gather(*self._tasks)
 
-    async def __call__(self, ask: Ask) -> Answer | None:
+    async def __call__(self, ask: GateRequest) -> GateReply | None:
         """Never raises. None: the worker may ask again."""
         try:
-            if ask.kind is EventKind.STARTED:
+            if ask.kind is FrameKind.STARTED:
                 return await self._may_begin(ask)
-            if ask.kind is EventKind.BEAT:
+            if ask.kind is FrameKind.HEARTBEAT:
                 return await self._still_stands(ask)
             await self._given_back(ask)
         except NexusError as error:
@@ -75,25 +81,25 @@ class AttemptGate:
 
     # May I begin?
 
-    async def _may_begin(self, ask: Ask) -> Answer:
+    async def _may_begin(self, ask: GateRequest) -> GateReply:
         over, seen, leased = await asyncio.gather(
             self._is_over(ask), count_attempts(self._log, ask.job, ask.run), self._lease(ask)
         )
         if over:
-            return Answer(kind=GONE)
+            return GateReply(kind=GONE)
         if seen.open == ask.token:
-            return Answer(kind=GO, attempt=seen.starts)
+            return GateReply(kind=GO, attempt=seen.starts)
         if not leased:
-            return Answer(kind=WAIT, delay_s=self._lease_s / 3)
+            return GateReply(kind=WAIT, delay_s=self._lease_s / 3)
         if seen.starts >= MAX_STARTS:
-            return Answer(kind=DEAD, attempt=seen.starts, error=_poison(seen.starts).model_dump())
+            return GateReply(kind=DEAD, attempt=seen.starts, error=_poison(seen.starts).model_dump())
         attempt = seen.starts + 1
         limit = self._max_running(ask.key) if ask.key else None
         if limit is None:
             self._later(self._record_start(ask, attempt))
         elif not await self._has_room(ask, attempt, limit):
-            return Answer(kind=WAIT, delay_s=await self._crowded_s(ask))
-        return Answer(kind=GO, attempt=attempt)
+            return GateReply(kind=WAIT, delay_s=await self._crowded_s(ask))
+        return GateReply(kind=GO, attempt=attempt)
 
     def _later(self, work: Coroutine[None, None, None]) -> None:
         """Records may lag behind: the worker need not wait for them."""
@@ -101,7 +107,7 @@ class AttemptGate:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _is_over(self, ask: Ask) -> bool:
+    async def _is_over(self, ask: GateRequest) -> bool:
         """Whether the job is decided. The word of an older run is in the way of a newer one: its retry was under way."""
         decision = await self._log.decided(ask.job)
         if decision is None:
@@ -111,13 +117,13 @@ class AttemptGate:
         await self._log.undecide(ask.job, decision.seq)
         return False
 
-    async def _lease(self, ask: Ask) -> bool:
+    async def _lease(self, ask: GateRequest) -> bool:
         try:
             return await self._store.lease(ask.job, ask.token, self._lease_s)
         except Unavailable:
             return True
 
-    async def _has_room(self, ask: Ask, attempt: int, limit: int) -> bool:
+    async def _has_room(self, ask: GateRequest, attempt: int, limit: int) -> bool:
         """Record the start, if the key has less running than it may have. Redis away: that is not known, and jobs go on."""
         try:
             await self._record_start(ask, attempt, limit)
@@ -125,14 +131,14 @@ class AttemptGate:
             return False
         return True
 
-    async def _crowded_s(self, ask: Ask) -> float:
+    async def _crowded_s(self, ask: GateRequest) -> float:
         """The attempt does not begin. When its job may ask again: the later, the more jobs of its key do."""
         waiting = 0
         with contextlib.suppress(Unavailable):
             _, waiting = await asyncio.gather(self._store.release(ask.job, ask.token), self._store.waiting(ask.key))
         return min(MOST_LIMITED_S, max(LIMITED_S, waiting / ASKS_PER_S))
 
-    async def _record_start(self, ask: Ask, attempt: int, limit: int | None = None) -> None:
+    async def _record_start(self, ask: GateRequest, attempt: int, limit: int | None = None) -> None:
         """Raises LimitReached. What else goes wrong here, the terminal word makes good."""
         try:
             if not await self._move_to_start(ask, attempt, limit) and await self._rebuilt(ask):
@@ -140,7 +146,7 @@ class AttemptGate:
         except (IllegalMove, NexusError) as error:
             log.debug("a start is not recorded", job=ask.job, error=str(error))
 
-    async def _move_to_start(self, ask: Ask, attempt: int, limit: int | None) -> bool:
+    async def _move_to_start(self, ask: GateRequest, attempt: int, limit: int | None) -> bool:
         record = await self._store.move(
             ask.owner,
             ask.job,
@@ -158,7 +164,7 @@ class AttemptGate:
     def _running_due(self, record: JobRecord) -> float:
         return seconds_until_due(record, JobStatus.IN_PROGRESS, self._silence_s)
 
-    async def _rebuilt(self, ask: Ask) -> JobRecord | None:
+    async def _rebuilt(self, ask: GateRequest) -> JobRecord | None:
         """A record that was lost."""
         record = await first_event_record(self._log, ask.job)
         if record is not None:
@@ -168,18 +174,18 @@ class AttemptGate:
 
     # Does it still stand?
 
-    async def _still_stands(self, ask: Ask) -> Answer:
+    async def _still_stands(self, ask: GateRequest) -> GateReply:
         if await self._is_over(ask):
-            return Answer(kind=GONE)
+            return GateReply(kind=GONE)
         try:
             if not await self._store.lease(ask.job, ask.token, self._lease_s):
-                return Answer(kind=STALE)
+                return GateReply(kind=STALE)
             await self._record_progress(ask)
         except Unavailable:
             pass
-        return Answer(kind=GO)
+        return GateReply(kind=GO)
 
-    async def _record_progress(self, ask: Ask) -> None:
+    async def _record_progress(self, ask: GateRequest) -> None:
         changes = {"progress": ask.progress.fraction} if ask.progress is not None else {}
         record = await self._store.get(ask.owner, ask.job) or await self._rebuilt(ask)
         if record is None:
@@ -188,10 +194,10 @@ class AttemptGate:
             # No gateway heard it begin: what it stored counts.
             seen = await count_attempts(self._log, ask.job, ask.run)
             await self._record_start(ask, max(1, seen.starts))
-        elif record.status not in TERMINAL and record.run == ask.run:
+        elif record.status not in TERMINAL_STATUSES and record.run == ask.run:
             await self._store.update(ask.owner, ask.job, due_s=self._running_due, **changes)
 
-    async def _given_back(self, ask: Ask) -> None:
+    async def _given_back(self, ask: GateRequest) -> None:
         await self._store.release(ask.job, ask.token)
         record = await self._store.get(ask.owner, ask.job)
         if record is not None and record.status is JobStatus.IN_PROGRESS and record.run == ask.run:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from backbone.bus.job_log import JobLog
-from schemas.errors import DRAINED
-from schemas.frames import EventKind, Returned
-from schemas.job_events import DurableFrame, decode_durable
-from schemas.outcome import Word
+from schemas.errors import WORKER_DRAINED
+from schemas.frames import AttemptReturned, FrameKind
+from schemas.job_events import DurableFrame, decode_durable_frame
+from schemas.outcome import Outcome
 
 FEW = 4
 """Events that are read at once: a job that begins has one."""
@@ -27,13 +27,13 @@ class AttemptCount:
 async def count_attempts(log: JobLog, job: str, run: int) -> AttemptCount:
     """Return what the stored events say about one run. Raises Unavailable."""
     events = await log.first(job, FEW)
-    frames = [decode_durable(event.data) for event in events]
+    frames = [decode_durable_frame(event.data) for event in events]
     if len(events) == FEW:
         frames = await _all_frames(log, job)
     return _count(frames, run)
 
 
-async def with_attempt_count(log: JobLog, word: Word) -> Word:
+async def with_attempt_count(log: JobLog, word: Outcome) -> Outcome:
     """Return the word with the number of attempts that its run had. Only a word of an attempt that began without a start
     grant does not know it. Raises Unavailable.
     """
@@ -51,8 +51,8 @@ async def _all_frames(log: JobLog, job: str) -> list[DurableFrame]:
         async for event in events:
             if event is None:
                 break
-            frame = decode_durable(event.data)
-            if frame.kind in {EventKind.STARTED, EventKind.RETURNED}:
+            frame = decode_durable_frame(event.data)
+            if frame.kind in {FrameKind.STARTED, FrameKind.RETURNED}:
                 frames.append(frame)
     finally:
         await events.aclose()
@@ -64,15 +64,15 @@ def _count(frames: list[DurableFrame], run: int) -> AttemptCount:
     for frame in frames:
         if frame.run != run:
             continue
-        if frame.kind == EventKind.STARTED and frame.token not in tokens:
+        if frame.kind == FrameKind.STARTED and frame.token not in tokens:
             tokens.add(frame.token)
             seen.starts += 1
             seen.open = frame.token
-        elif frame.kind == EventKind.RETURNED and frame.token in tokens - back:
+        elif frame.kind == FrameKind.RETURNED and frame.token in tokens - back:
             back.add(frame.token)
             if seen.open == frame.token:
                 seen.open = ""
-            returned = Returned.model_validate_json(frame.payload)
-            if returned.code == DRAINED or not returned.counted:
+            returned = AttemptReturned.model_validate_json(frame.payload)
+            if returned.code == WORKER_DRAINED or not returned.counted:
                 seen.starts -= 1
     return seen

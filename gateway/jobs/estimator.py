@@ -7,13 +7,13 @@ from collections.abc import Callable
 from backbone.store.store import Store
 from gateway.jobs.records import now
 from schemas.jobs import JobRecord, JobStatus
-from schemas.presence import Snapshot, WorkerState
+from schemas.presence import RegistrySnapshot, WorkerState
 
 
 class EtaEstimator:
     """See the module's docstring."""
 
-    def __init__(self, store: Store, snapshot: Callable[[], Snapshot | None]) -> None:
+    def __init__(self, store: Store, snapshot: Callable[[], RegistrySnapshot | None]) -> None:
         self._store = store
         self._snapshot = snapshot
 

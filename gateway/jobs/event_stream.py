@@ -15,9 +15,9 @@ from gateway.jobs.api import EventsExpired, JobEvent
 from gateway.jobs.attempts import with_attempt_count
 from gateway.jobs.records import ended, job_json
 from schemas.errors import InvalidRequest
-from schemas.frames import BlobRef, EventKind, Started
-from schemas.job_events import QUEUED, DurableFrame, EventId, JobEventKind, decode_durable
-from schemas.jobs import TERMINAL, JobRecord, JobStatus
+from schemas.frames import AttemptStarted, BlobRef, FrameKind
+from schemas.job_events import QUEUED, DurableFrame, EventId, JobEventKind, decode_durable_frame
+from schemas.jobs import TERMINAL_STATUSES, JobRecord, JobStatus
 
 log = structlog.get_logger(__name__)
 
@@ -72,7 +72,7 @@ class JobEventStream:
                 decision = await self._decision()
                 if decision is not None:
                     break
-                if self._record.status in TERMINAL:
+                if self._record.status in TERMINAL_STATUSES:
                     raise EventsExpired("how this job ended is not kept any more")
         if decision is None:
             return
@@ -112,7 +112,7 @@ class JobEventStream:
     def _feed(self, event: StoredEvent) -> list[AssembledEvent]:
         self._seq = event.seq
         try:
-            return self._assembly.feed(decode_durable(event.data))
+            return self._assembly.feed(decode_durable_frame(event.data))
         except ValueError:
             log.exception("malformed event", job=self._record.id)
             return []
@@ -192,7 +192,7 @@ class EventAssembler:
             return []
         if frame.token == self._token:
             return self._take(frame)
-        if frame.kind == EventKind.STARTED:
+        if frame.kind == FrameKind.STARTED:
             return self._started(frame)
         waiting = self._early.setdefault(frame.token, {})
         if len(waiting) < MAX_EARLY:
@@ -203,7 +203,7 @@ class EventAssembler:
         """Whether it is of an attempt that did not end the job."""
         if not self._only or frame.token == self._only:
             return False
-        if frame.kind == EventKind.STARTED:
+        if frame.kind == FrameKind.STARTED:
             self._same.add(EventId(frame.run, frame.delivery, 0))
         return True
 
@@ -243,7 +243,7 @@ class EventAssembler:
         return self._told(JobEventKind.QUEUED, EventId(frame.run, 0, 0), frame.payload)
 
     def _started(self, frame: DurableFrame) -> list[AssembledEvent]:
-        started = Started.model_validate_json(frame.payload)
+        started = AttemptStarted.model_validate_json(frame.payload)
         seen = bool(self._token)
         elsewhere = self._only and self._after[:2] != (frame.run, frame.delivery)
         if elsewhere or (seen and (frame.run, frame.delivery) <= (self._run, self._delivery)):
@@ -283,12 +283,12 @@ class EventAssembler:
         where = EventId(frame.run, frame.delivery, frame.seq)
         if where <= self._after:
             return []
-        if frame.kind == EventKind.PROGRESS:
+        if frame.kind == FrameKind.PROGRESS:
             return [AssembledEvent(JobEventKind.PROGRESS, where, frame.payload)]
-        if frame.kind == EventKind.ADAPTED:
+        if frame.kind == FrameKind.ADAPTED:
             return [AssembledEvent(JobEventKind.ADAPTED, where, frame.payload)]
-        if frame.kind in {EventKind.CHUNK, EventKind.BLOB}:
-            return [AssembledEvent(JobEventKind.CHUNK, where, frame.payload, frame.kind == EventKind.BLOB)]
+        if frame.kind in {FrameKind.CHUNK, FrameKind.BLOB}:
+            return [AssembledEvent(JobEventKind.CHUNK, where, frame.payload, frame.kind == FrameKind.BLOB)]
         return []
 
     def _told(self, kind: JobEventKind, where: EventId, data: bytes) -> list[AssembledEvent]:

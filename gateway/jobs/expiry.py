@@ -11,7 +11,7 @@ from backbone.store.store import Due, IllegalMove, Store
 from gateway.jobs.records import now, outcome_fields, queue_deadline, seconds_until_due
 from gateway.jobs.terminator import JobTerminator
 from schemas.errors import DeadlineExceeded, ErrorInfo, NexusError
-from schemas.jobs import TERMINAL, JobRecord, JobStatus
+from schemas.jobs import TERMINAL_STATUSES, JobRecord, JobStatus
 
 log = structlog.get_logger(__name__)
 
@@ -41,7 +41,7 @@ class ExpiryWatcher:
 
     async def _look(self, due: Due) -> None:
         record = await self._store.get(due.owner, due.job)
-        if record is None or record.status in TERMINAL or await self._has_ended(record):
+        if record is None or record.status in TERMINAL_STATUSES or await self._has_ended(record):
             return
         reason = self._over(record)
         if reason is not None:

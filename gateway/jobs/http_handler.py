@@ -24,7 +24,7 @@ from gateway.jobs.idempotency import Idempotency
 from gateway.jobs.records import shape
 from gateway.signed_urls import base_url
 from schemas.errors import ErrorInfo, InvalidRequest, NexusError, NotFound, Unavailable
-from schemas.jobs import TERMINAL, JobRecord, Lane
+from schemas.jobs import TERMINAL_STATUSES, JobRecord, Lane
 from schemas.keys import Scope as KeyScope
 from schemas.submission import SubmitRequest
 
@@ -104,7 +104,7 @@ class DurableRequestHandler:
 
     async def _soon(self, asked: DurableRequest, record: JobRecord) -> Result | None:
         """How the job ended, if it has in the time that the caller waits. Raises CallerGone."""
-        if record.status in TERMINAL:
+        if record.status in TERMINAL_STATUSES:
             return await self._jobs.result(record.owner, record.id)
         outcome = self._jobs.outcome(record.owner, record.id, asked.wish.wait_s or 0.0)
         try:
@@ -124,7 +124,7 @@ class DurableRequestHandler:
                 if asked.reply.started:
                     raise
                 # The answer is kept longer, and is all of them.
-        if record.status in TERMINAL:
+        if record.status in TERMINAL_STATUSES:
             result = await self._jobs.result(record.owner, record.id)
         else:
             result = await self._answers.until_ended(record.owner, record.id)

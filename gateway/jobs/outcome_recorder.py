@@ -17,7 +17,7 @@ from gateway.jobs.terminator import JobTerminator
 from gateway.metrics import GatewayMetrics
 from schemas.errors import NexusError
 from schemas.jobs import JobStatus
-from schemas.outcome import Word
+from schemas.outcome import Outcome
 
 log = structlog.get_logger(__name__)
 
@@ -26,7 +26,7 @@ HOLD_S = 15.0
 AGAIN_S = 1.0
 DEFECT_AGAIN_S = 30.0
 
-Enqueue = Callable[[Word], Awaitable[None]]
+Enqueue = Callable[[Outcome], Awaitable[None]]
 
 
 class OutcomeRecorder:
@@ -72,7 +72,7 @@ class OutcomeRecorder:
         """Redis away: the word waits, and so does its webhook."""
         try:
             try:
-                word, _ = Word.decode(item.data)
+                word, _ = Outcome.decode(item.data)
             except ValueError:
                 log.exception("malformed terminal word dropped", job=item.id)
                 await item.done()
@@ -95,7 +95,7 @@ class OutcomeRecorder:
             log.exception("defect in the recorder", job=item.id)
             item.again(DEFECT_AGAIN_S)
 
-    async def _to_store(self, word: Word, at: int) -> None:
+    async def _to_store(self, word: Outcome, at: int) -> None:
         try:
             # A record that was lost may be made anew by others meanwhile, as of a job that has not ended.
             while await self._store.move(word.owner, word.job, word.status, **outcome_fields(word, at)) is None:

@@ -19,7 +19,7 @@ from gateway.jobs.attempts import with_attempt_count
 from gateway.jobs.records import ended, record_from_outcome, seconds_until_due
 from gateway.jobs.terminator import first_event_record
 from schemas.errors import NexusError
-from schemas.jobs import TERMINAL, JobRecord, JobStatus
+from schemas.jobs import TERMINAL_STATUSES, JobRecord, JobStatus
 
 log = structlog.get_logger(__name__)
 
@@ -71,7 +71,7 @@ class RecordRecovery:
         if record is None:
             return False
         age_s = now() - (record.finished_at or record.created_at)
-        due_s = None if record.status in TERMINAL else seconds_until_due(record, JobStatus.QUEUED, 0.0)
+        due_s = None if record.status in TERMINAL_STATUSES else seconds_until_due(record, JobStatus.QUEUED, 0.0)
         return await self._store.create(record, ttl_s=max(1.0, self._keep_s - age_s), due_s=due_s)
 
     async def _found(self, job: str) -> JobRecord | None:

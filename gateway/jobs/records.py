@@ -9,8 +9,8 @@ import orjson
 
 from gateway import clock
 from schemas.errors import ErrorInfo
-from schemas.jobs import TERMINAL, Envelope, JobRecord, JobStatus, WebhookState
-from schemas.outcome import Word
+from schemas.jobs import TERMINAL_STATUSES, Envelope, JobRecord, JobStatus, WebhookState
+from schemas.outcome import Outcome
 
 
 def now() -> int:
@@ -50,7 +50,7 @@ def new_record(envelope: Envelope, *, queue_s: float, expires_at: int | None) ->
     )
 
 
-def outcome_fields(word: Word, at: int | None = None) -> dict[str, Any]:
+def outcome_fields(word: Outcome, at: int | None = None) -> dict[str, Any]:
     """What a terminal word that was stored `at` (None: just now) changes in a record, beside its status."""
     at = now() if at is None else at
     return {
@@ -65,7 +65,7 @@ def outcome_fields(word: Word, at: int | None = None) -> dict[str, Any]:
     }
 
 
-def record_from_outcome(word: Word, at: int | None = None) -> JobRecord:
+def record_from_outcome(word: Outcome, at: int | None = None) -> JobRecord:
     """The record of a job that is known by its terminal word alone."""
     at = now() if at is None else at
     return JobRecord(
@@ -89,16 +89,16 @@ def record_from_outcome(word: Word, at: int | None = None) -> JobRecord:
     )
 
 
-def ended(record: JobRecord, word: Word, at: int | None = None) -> JobRecord:
+def ended(record: JobRecord, word: Outcome, at: int | None = None) -> JobRecord:
     """The record as it will stand once the word is recorded."""
-    if record.status in TERMINAL:
+    if record.status in TERMINAL_STATUSES:
         return record
     return record.model_copy(update={"status": word.status, **outcome_fields(word, at)})
 
 
-def gateway_outcome(record: JobRecord, status: JobStatus, error: ErrorInfo | None = None) -> Word:
+def gateway_outcome(record: JobRecord, status: JobStatus, error: ErrorInfo | None = None) -> Outcome:
     """A terminal word that no attempt says: cancelled, expired."""
-    return Word(
+    return Outcome(
         job=record.id,
         run=record.run,
         status=status,

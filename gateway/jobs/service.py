@@ -20,8 +20,8 @@ from gateway.jobs.records import ended, new_record, now, record_from_outcome, se
 from gateway.jobs.submitter import JobSubmitter
 from gateway.jobs.terminator import JobTerminator, first_event_record
 from schemas.errors import NexusError, NotFound
-from schemas.jobs import TERMINAL, Envelope, JobRecord, JobStatus, WebhookState
-from schemas.outcome import Word
+from schemas.jobs import TERMINAL_STATUSES, Envelope, JobRecord, JobStatus, WebhookState
+from schemas.outcome import Outcome
 
 JOB_ID = re.compile(r"job_[0-9a-f]{32}")
 PAGE = 200
@@ -61,7 +61,7 @@ class JobService:
         record = await self._store.get(owner, job_id) or await self._lost(owner, job_id)
         if record is None:
             raise JobNotFound(f"there is no job '{job_id}'")
-        if record.status not in TERMINAL:
+        if record.status not in TERMINAL_STATUSES:
             decision = await self._log.decided(job_id)
             if decision is not None and decision.word.run >= record.run:
                 return ended(record, await with_attempt_count(self._log, decision.word), decision.stored_at)
@@ -81,7 +81,7 @@ class JobService:
         _check_id(job_id)
         async with self._log.watch(job_id) as told:
             record = await self.get(owner, job_id)
-            if record.status in TERMINAL or not await told(seconds):
+            if record.status in TERMINAL_STATUSES or not await told(seconds):
                 return record
             decision = await self._log.decided(job_id)
             if decision is not None and decision.word.run >= record.run:
@@ -107,7 +107,7 @@ class JobService:
         decision = await self._log.decided(job_id)
         if decision is None or decision.word.owner != owner:
             record = await self.get(owner, job_id)
-            if record.status in TERMINAL:
+            if record.status in TERMINAL_STATUSES:
                 raise NotFound("the result of this job is not kept any more", code="result_expired")
             raise ResultNotReady(f"the job is {record.status}; its result is not there yet")
         return _result(decision)
@@ -131,13 +131,13 @@ class JobService:
     async def cancel(self, owner: str, job_id: str) -> JobRecord:
         """See the protocol."""
         record = await self.get(owner, job_id)
-        if record.status not in TERMINAL:
+        if record.status not in TERMINAL_STATUSES:
             await self._ending.end(record, JobStatus.CANCELLED)
         return await self.get(owner, job_id)
 
     async def outlook(self, record: JobRecord) -> tuple[int | None, float | None]:
         """How many jobs wait before a queued one, and in how many seconds a job will have ended, as far as is known."""
-        if record.status in TERMINAL:
+        if record.status in TERMINAL_STATUSES:
             return None, None
         place = None
         if record.status is JobStatus.QUEUED:
@@ -177,7 +177,7 @@ class JobService:
             await self._log.unbury(letter.seq)
         return again
 
-    async def _again(self, record: JobRecord, message: bytes, word: Word, decision: Decision | None) -> JobRecord:
+    async def _again(self, record: JobRecord, message: bytes, word: Outcome, decision: Decision | None) -> JobRecord:
         """`word`: how the last run ended; `decision`: where that stands in the way."""
         envelope, body = Envelope.decode(message)
         new = record

@@ -27,7 +27,7 @@ from gateway.jobs.records import (
 from gateway.jobs.terminator import JobTerminator
 from gateway.metrics import GatewayMetrics
 from schemas.errors import NexusError, RateLimited, Unavailable
-from schemas.job_events import NO_TOKEN, QUEUED, encode_durable
+from schemas.job_events import NO_TOKEN, QUEUED, encode_durable_frame
 from schemas.jobs import Envelope, JobRecord, JobStatus, Lane
 
 EVENTS = "nexus.events."
@@ -182,4 +182,4 @@ class JobSubmitter:
 
 
 def _queued(record: JobRecord) -> bytes:
-    return encode_durable(QUEUED, record.run, 0, 0, NO_TOKEN, record.model_dump_json(exclude_none=True).encode())
+    return encode_durable_frame(QUEUED, record.run, 0, 0, NO_TOKEN, record.model_dump_json(exclude_none=True).encode())

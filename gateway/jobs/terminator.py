@@ -7,9 +7,9 @@ from backbone.bus.job_log import Decision, JobLog
 from gateway.jobs.records import gateway_outcome
 from schemas.control import Control, ControlOp
 from schemas.errors import ErrorInfo
-from schemas.job_events import QUEUED, decode_durable
+from schemas.job_events import QUEUED, decode_durable_frame
 from schemas.jobs import JobRecord, JobStatus
-from schemas.outcome import Word
+from schemas.outcome import Outcome
 
 
 class JobTerminator:
@@ -35,7 +35,7 @@ class JobTerminator:
         if seq is not None:
             await self._log.withdraw(seq, record.id, record.run)
 
-    async def decide(self, word: Word, payload: bytes = b"") -> bool:
+    async def decide(self, word: Outcome, payload: bytes = b"") -> bool:
         """Store the word, past one of an older run that was left behind."""
         while not await self._log.decide(word, payload):
             decision = await self._log.decided(word.job)
@@ -65,7 +65,7 @@ LOOK_AT = 32
 async def first_event_record(log: JobLog, job_id: str) -> JobRecord | None:
     """The record of its first run; None: it is not kept any more. Raises Unavailable."""
     for event in await log.first(job_id, LOOK_AT):
-        frame = decode_durable(event.data)
+        frame = decode_durable_frame(event.data)
         if frame.kind == QUEUED:
             return JobRecord.model_validate_json(frame.payload)
     return None

@@ -40,7 +40,7 @@ def component_schemas(models: Iterable[type[BaseModel]]) -> JSON:
         schema_generator=DescribedSchema,
     )
     schemas: JSON = document.get("$defs", {})
-    names = {name: _short(name) for name in schemas}
+    names = {name: _component_name(name, schema) for name, schema in schemas.items()}
     return {
         names[name]: _renamed(schema, names) | {"title": names[name]}  # generators call classes by titles
         for name, schema in sorted(schemas.items())
@@ -71,9 +71,15 @@ def _own_docstrings(owner: type[BaseModel]) -> dict[str, str]:
     return found
 
 
-def _short(name: str) -> str:
-    """`schemas__openai__chat__StreamOptions`, which pydantic makes of a name that several models have: `ChatStreamOptions`."""
+def _component_name(name: str, schema: JSON) -> str:
+    """Return the title that a model gives itself, else its name.
+
+    Pydantic calls models that share a name `schemas__openai__chat__StreamOptions`: the component is `ChatStreamOptions` then.
+    """
     parts = name.split("__")
+    title: str = schema.get("title", parts[-1])
+    if title != parts[-1]:
+        return title
     return name if len(parts) == 1 else "".join(part[:1].upper() + part[1:] for part in parts[-2:])
 
 

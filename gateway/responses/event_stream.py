@@ -16,7 +16,7 @@ from schemas.errors import ErrorInfo, InvalidRequest, NexusError, NotFound
 from schemas.frames import AdaptedParameters
 from schemas.job_events import JobEventKind
 from schemas.jobs import JobStatus
-from schemas.outcome import Word
+from schemas.outcome import Outcome
 
 JSON = dict[str, Any]
 
@@ -141,7 +141,7 @@ class ResponseEventStream:
             self._held = [event for event in self._held if event.number < fresh.next_number]
         return self._tell(self._answering.started()) if kind is JobEventKind.RESTARTED else []
 
-    async def _end(self, word: Word) -> list[ResponseEvent]:
+    async def _end(self, word: Outcome) -> list[ResponseEvent]:
         self._over = True
         answering, made = self._answering, self._made
         held, self._held = self._held or [], None

@@ -28,7 +28,7 @@ from gateway.responses.repository import CreatedResponse, ResponseNotFound, Resp
 from gateway.responses.resource import STATUSES, shell, unanswered
 from gateway.responses.to_chat import chat_body, conversation, refuse_unsupported, without_other_tools
 from schemas.errors import InvalidRequest, NexusError, NotFound, Unavailable
-from schemas.jobs import TERMINAL, JobStatus
+from schemas.jobs import TERMINAL_STATUSES, JobStatus
 from schemas.openai.responses import InputItem, ResponsesRequest
 
 log = structlog.get_logger(__name__)
@@ -283,7 +283,7 @@ class ResponseService:
             return kept.final
         try:
             record = await self._jobs.get(kept.owner, kept.job)
-            if record.status not in TERMINAL:
+            if record.status not in TERMINAL_STATUSES:
                 return kept.shell | {"status": STATUSES[record.status]}
             result = await self._jobs.result(kept.owner, kept.job)
             final = await self._final(kept.owner, kept.job, kept.shell, result)

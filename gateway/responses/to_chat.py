@@ -6,7 +6,7 @@ from typing import Any
 
 from gateway.responses.input_items import messages_of
 from schemas.errors import InvalidRequest
-from schemas.openai.responses import UNSUPPORTED, ResponsesRequest
+from schemas.openai.responses import UNSUPPORTED_FIELDS, ResponsesRequest
 
 JSON = dict[str, Any]
 
@@ -24,8 +24,8 @@ ELSEWHERE = frozenset({
 def refuse_unsupported(request: ResponsesRequest) -> None:
     """Raises InvalidRequest, naming the first field that cannot be honoured here."""
     for name, value in (request.model_extra or {}).items():
-        if value is not None and name in UNSUPPORTED:
-            raise InvalidRequest(f"'{name}' is not supported: {UNSUPPORTED[name]}", param=name)
+        if value is not None and name in UNSUPPORTED_FIELDS:
+            raise InvalidRequest(f"'{name}' is not supported: {UNSUPPORTED_FIELDS[name]}", param=name)
     if request.truncation == "auto":
         raise InvalidRequest(
             "'truncation' can only be 'disabled': a conversation is not shortened here", param="truncation"

@@ -22,7 +22,7 @@ USUAL = 20
 async def create_batch(request: Request, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
     """Run the requests of a file, each as a job in the lane flex, within `completion_window`."""
     body = await read_json(request, BatchRequest)
-    return (await parts.batches.create(caller, body, base_url(request.scope))).shown()
+    return (await parts.batches.create(caller, body, base_url(request.scope))).to_openai()
 
 
 @router.get("/v1/batches")
@@ -40,10 +40,10 @@ async def list_batches(
 @router.get("/v1/batches/{batch_id}")
 async def get_batch(batch_id: str, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
     """Where a batch stands."""
-    return (await parts.batches.get(caller.owner, batch_id)).shown()
+    return (await parts.batches.get(caller.owner, batch_id)).to_openai()
 
 
 @router.post("/v1/batches/{batch_id}/cancel")
 async def cancel_batch(batch_id: str, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
     """End a batch early: what has been answered by then is in its output file."""
-    return (await parts.batches.cancel(caller.owner, batch_id)).shown()
+    return (await parts.batches.cancel(caller.owner, batch_id)).to_openai()

@@ -22,7 +22,7 @@ MOST = 10_000
 async def upload_file(request: Request, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
     """Store a file, for `FILE_KEEP_S` seconds or as `expires_after` says."""
     headers = request.scope["headers"]
-    return (await parts.files.upload(caller.owner, headers, request.receive, caller.key_id)).shown()
+    return (await parts.files.upload(caller.owner, headers, request.receive, caller.key_id)).to_openai()
 
 
 @router.get("/v1/files")
@@ -44,7 +44,7 @@ async def list_files(
 @router.get("/v1/files/{file_id}")
 async def get_file(file_id: str, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
     """What is known of a file."""
-    return (await parts.files.open(caller.owner, file_id)).shown()
+    return (await parts.files.open(caller.owner, file_id)).to_openai()
 
 
 @router.get("/v1/files/{file_id}/content")

@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from gateway.dependencies import AdminCaller, PartsDep
 from gateway.http.request_body import check_name, read_json
 from schemas.errors import InvalidRequest, NotFound
-from schemas.presence import ServiceRecord, Snapshot, WorkerState
+from schemas.presence import RegistrySnapshot, ServiceRecord, WorkerState
 
 router = APIRouter(tags=["operation"])
 
@@ -46,7 +46,7 @@ class Record(BaseModel):
 @router.get("/v1/services")
 async def list_services(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
     """Every record, with the state of the worker that serves it; null while none does."""
-    snapshot = parts.dispatcher.registry.snapshot or Snapshot()
+    snapshot = parts.dispatcher.registry.snapshot or RegistrySnapshot()
     records = sorted(snapshot.services.values(), key=lambda record: record.name)
     return {"object": "list", "data": [_shape(record, snapshot) for record in records]}
 
@@ -59,7 +59,7 @@ async def put_service(name: str, request: Request, parts: PartsDep, _: AdminCall
         raise InvalidRequest("the name in the body is not the one in the path", param="name")
     record = ServiceRecord.model_validate(body.model_dump() | {"name": check_name(name, "a service's name", "name")})
     await parts.dispatcher.registry.put_service(record)
-    return _shape(record, parts.dispatcher.registry.snapshot or Snapshot())
+    return _shape(record, parts.dispatcher.registry.snapshot or RegistrySnapshot())
 
 
 @router.delete("/v1/services/{name:path}")
@@ -70,7 +70,7 @@ async def remove_service(name: str, parts: PartsDep, _: AdminCaller) -> dict[str
     return {"id": name, "object": "service", "deleted": True}
 
 
-def _shape(record: ServiceRecord, snapshot: Snapshot) -> dict[str, Any]:
+def _shape(record: ServiceRecord, snapshot: RegistrySnapshot) -> dict[str, Any]:
     """A worker for services names each as the owner of the models that it serves."""
     workers = [worker for worker in snapshot.workers.values() if worker.backend == BACKEND]
     states = {worker.state for worker in workers if any(model.owned_by == record.name for model in worker.models)}

@@ -50,7 +50,7 @@ from gateway.metrics import GatewayMetrics
 from gateway.signed_urls import Links, base_url
 from gateway.sync.request_state import Call, State
 from schemas.errors import ErrorInfo, NexusError
-from schemas.frames import BlobRef, Done
+from schemas.frames import AttemptDone, BlobRef
 from schemas.jobs import Lane
 
 log = structlog.get_logger(__name__)
@@ -214,7 +214,7 @@ class _Request:
             with self._line.joined() if self._line is not None else contextlib.nullcontext():
                 await self._reply.whole(200, call.done.content_type, answer)
 
-    async def _by_reference(self, done: Done, ref: BlobRef) -> None:
+    async def _by_reference(self, done: AttemptDone, ref: BlobRef) -> None:
         """Pass on an answer from the blobs, never whole in memory."""
         pieces = self._side._blobs.read(ref.name)
         first = await anext(pieces, b"")  # what fails here can still be told

@@ -21,19 +21,19 @@ import structlog
 from backbone.bus.bus import GatewayBus, Queue
 from gateway.http.unread_budget import UnreadBudget
 from schemas.control import Control, ControlOp
-from schemas.errors import DRAINED, BackendFailed, DeadlineExceeded, ErrorInfo, NexusError, Unavailable
+from schemas.errors import WORKER_DRAINED, BackendFailed, DeadlineExceeded, ErrorInfo, NexusError, Unavailable
 from schemas.frames import (
-    GO,
-    GONE,
-    LOADING,
-    STALE,
+    LOADING_PHASE,
+    PROCEED,
+    STOP,
+    SUPERSEDED,
     AdaptedParameters,
+    AttemptDone,
+    AttemptReturned,
+    AttemptStarted,
     BlobRef,
-    Done,
-    EventKind,
+    FrameKind,
     Progress,
-    Returned,
-    Started,
     decode_frame,
 )
 from schemas.jobs import Envelope
@@ -48,9 +48,9 @@ REPORT_STEP = 16 * 1024
 """Bytes by which what waits for a caller grows before it is reported to the process's `UnreadBudget`."""
 SILENCE_GRACE_S = 2.0
 
-_STARTED, _CHUNK, _BEAT = EventKind.STARTED.value, EventKind.CHUNK.value, EventKind.BEAT.value
-_DONE, _FAILED, _RETURNED = EventKind.DONE.value, EventKind.FAILED.value, EventKind.RETURNED.value
-_BLOB, _PROGRESS, _ADAPTED = EventKind.BLOB.value, EventKind.PROGRESS.value, EventKind.ADAPTED.value
+_STARTED, _CHUNK, _BEAT = FrameKind.STARTED.value, FrameKind.CHUNK.value, FrameKind.HEARTBEAT.value
+_DONE, _FAILED, _RETURNED = FrameKind.DONE.value, FrameKind.FAILED.value, FrameKind.RETURNED.value
+_BLOB, _PROGRESS, _ADAPTED = FrameKind.BLOB.value, FrameKind.PROGRESS.value, FrameKind.ADAPTED.value
 
 
 class State(Enum):
@@ -101,7 +101,7 @@ class Call:
         """The newest `schemas.frames.Progress` of this attempt, as JSON."""
         self.adapted: tuple[str, ...] = ()
         """Parameters of the request that this attempt's worker replaced by their nearest equivalent."""
-        self.done: Done | None = None
+        self.done: AttemptDone | None = None
         self.seq: int | None = None
         """The job's sequence in the stream, once stored."""
         self.delivery = 0
@@ -252,9 +252,9 @@ class Call:
         if kind == _STARTED:
             return self._on_started(delivery, payload)
         if delivery < self.delivery:
-            return STALE
+            return SUPERSEDED
         if self.state is State.ENDED:
-            return GONE
+            return STOP
         self.last_sign = monotonic()
         expected = self._seq + (kind != _BEAT)
         if delivery > self.delivery or seq != expected:
@@ -263,7 +263,7 @@ class Call:
         self._seq = seq
         self.state = State.RUNNING  # also after a silence: it was only cut off
         if kind == _BEAT:
-            return GO
+            return PROCEED
         if kind == _CHUNK:
             self._add(payload)
         elif kind == _DONE:
@@ -286,23 +286,23 @@ class Call:
 
     def _on_started(self, delivery: int, payload: bytes) -> bytes:
         if delivery < self.delivery:
-            return STALE
+            return SUPERSEDED
         if self.state is State.ENDED:
-            return GONE
+            return STOP
         started = _read_started(payload)
         if delivery == self.delivery:
             # The same worker asks again: our answer was lost. Another one: NATS was killed and forgot the first delivery.
-            return GO if started.worker == self.worker else STALE
+            return PROCEED if started.worker == self.worker else SUPERSEDED
         if self.shown:
             self.fail(_lost_worker())
-            return GONE
+            return STOP
         if self.starts >= MAX_STARTS:
             self.fail(
                 BackendFailed(
                     f"this request was started {self.starts} times and lost its worker each time", code="worker_lost"
                 )
             )
-            return GONE
+            return STOP
         self.worker, self.backend = started.worker, started.backend
         self._forget_output()
         self.returned = self.held_back = None
@@ -312,17 +312,17 @@ class Call:
         self.last_sign = now = monotonic()
         if self.began_at is None:
             self.began_at = now
-        return GO
+        return PROCEED
 
     def _on_progress(self, payload: bytes) -> None:
         self.progress = payload
-        if Progress.model_validate_json(payload).phase == LOADING:
+        if Progress.model_validate_json(payload).phase == LOADING_PHASE:
             self._loading_s = self.envelope.limits.load_s
         self.wake()
 
     def _on_done(self, payload: bytes) -> None:
         head, _, tail = payload.partition(b"\n")
-        self.done = Done.model_validate_json(head)
+        self.done = AttemptDone.model_validate_json(head)
         if tail:
             self._add(tail)
         self._end()
@@ -333,9 +333,9 @@ class Call:
         if self.shown:
             self.fail(_lost_worker())
             return
-        info = Returned.model_validate_json(payload)
+        info = AttemptReturned.model_validate_json(payload)
         self._forget_output()
-        if info.code == DRAINED:
+        if info.code == WORKER_DRAINED:
             self.starts -= 1
             self._wait_again()
         elif info.counted:
@@ -442,9 +442,9 @@ class Call:
 
 
 @lru_cache(maxsize=4096)
-def _read_started(payload: bytes) -> Started:
+def _read_started(payload: bytes) -> AttemptStarted:
     """A worker says the same each time."""
-    return Started.model_validate_json(payload)
+    return AttemptStarted.model_validate_json(payload)
 
 
 def _lost_worker() -> NexusError:

@@ -12,7 +12,7 @@ import structlog
 
 from backbone.store.store import Store
 from schemas.errors import Unavailable
-from schemas.jobs import Delivery, WebhookState
+from schemas.jobs import WebhookDelivery, WebhookState
 
 log = structlog.get_logger(__name__)
 
@@ -32,7 +32,7 @@ class Note:
     owner: str
     job: str
     run: int
-    delivery: Delivery
+    delivery: WebhookDelivery
     state: State
 
 

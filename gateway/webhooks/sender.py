@@ -29,10 +29,10 @@ from gateway import clock
 from gateway.jobs.records import record_from_outcome, shape
 from gateway.webhooks.delivery_recorder import DeliveryRecorder, Note, State
 from gateway.webhooks.signature import InvalidWebhookSecret, signature_headers
-from schemas.disclosure import INSIDE
 from schemas.errors import InvalidRequest, Unavailable
-from schemas.jobs import Delivery
-from schemas.outcome import Word
+from schemas.jobs import WebhookDelivery
+from schemas.outcome import Outcome
+from schemas.redaction import REDACTOR
 
 log = structlog.get_logger(__name__)
 
@@ -118,7 +118,7 @@ class WebhookSender:
         except FetchRefused as error:
             raise InvalidRequest(str(error), param="webhook.url", code=error.info.code) from error
 
-    async def enqueue(self, word: Word) -> None:
+    async def enqueue(self, word: Outcome) -> None:
         """Have a recorded word's webhook told, once per (job, run); nothing happens where it has none.
 
         Raises Unavailable: repeat it then.
@@ -170,7 +170,7 @@ class WebhookSender:
         status, error = await self._send(hook)
         state = self._state(status, item.delivery)
         self._count(state)
-        note = Delivery(at=int(self._clock()), attempt=item.delivery, status=status, error=error)
+        note = WebhookDelivery(at=int(self._clock()), attempt=item.delivery, status=status, error=error)
         self._notes.add(Note(hook.owner, hook.job, hook.run, note, state))
         said = {"job": hook.job, "run": hook.run, "host": urlsplit(hook.url).netloc, "attempt": item.delivery}
         (log.warning if state == "failed" else log.info)("webhook", **said, state=state, status=status, error=error)
@@ -189,7 +189,7 @@ class WebhookSender:
             headers = signature_headers(secret, hook.id, int(self._clock()), body)
             return await self._poster.post(hook.url, body, {"content-type": "application/json", **headers}), None
         except (FetchRefused, InvalidWebhookSecret) as error:
-            return None, INSIDE.hide(str(error))
+            return None, REDACTOR.redact(str(error))
         except Exception:
             log.exception("defect in webhooks", job=hook.job)
             return None, "a defect in Nexus; the gateway's log has it"

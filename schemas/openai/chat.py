@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-Tier = Literal["auto", "default", "priority", "flex", "scale", "standard_only"]
+ServiceTier = Literal["auto", "default", "priority", "flex", "scale", "standard_only"]
 
 
 def _never(value: bool) -> bool:
@@ -23,16 +23,16 @@ NeverStreamed = Annotated[bool, AfterValidator(_never), WithJsonSchema({"type": 
 TokenId = Annotated[int, Field(ge=0, lt=2**63)]
 
 
-class Message(BaseModel):
+class ChatMessage(BaseModel):
     """One turn of a conversation."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, title="Message")
 
     role: Annotated[str, Field(min_length=1)]
     content: str | list[dict[str, Any]] | None = None
 
 
-class StreamOptions(BaseModel):
+class ChatStreamOptions(BaseModel):
     """Options of a stream."""
 
     model_config = ConfigDict(extra="allow", strict=True)
@@ -47,8 +47,8 @@ class TextRequest(BaseModel):
 
     model: Annotated[str, Field(min_length=1, max_length=256)]
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    service_tier: Tier | None = None
+    stream_options: ChatStreamOptions | None = None
+    service_tier: ServiceTier | None = None
     max_tokens: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     temperature: Annotated[float, Field(ge=0)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -61,7 +61,7 @@ class TextRequest(BaseModel):
 class ChatRequest(TextRequest):
     """A chat request."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None

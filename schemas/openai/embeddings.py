@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.openai.chat import NeverStreamed, Tier, TokenId
+from schemas.openai.chat import NeverStreamed, ServiceTier, TokenId
 
 Text = Annotated[str, Field(min_length=1)]
 Tokens = Annotated[list[TokenId], Field(min_length=1)]
@@ -23,6 +23,6 @@ class EmbeddingsRequest(BaseModel):
     """None: float."""
     dimensions: Annotated[int, Field(ge=1)] | None = None
     user: str | None = None
-    service_tier: Tier | None = None
+    service_tier: ServiceTier | None = None
     stream: NeverStreamed | None = None
     """There is nothing to stream."""

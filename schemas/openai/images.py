@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
-from schemas.openai.chat import Tier
+from schemas.openai.chat import ServiceTier
 from schemas.openai.form import FormRequest
 
 SIZE = re.compile(r"auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
@@ -37,7 +37,7 @@ class ImageRequestBase(BaseModel):
     partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
     seed: Annotated[int, Field(ge=-1, le=2**64 - 1)] | None = None
     """Ours, as are `negative_prompt`, `steps` and `guidance`. -1: any."""
-    service_tier: Tier | None = None
+    service_tier: ServiceTier | None = None
 
 
 class ImageGenerationRequest(ImageRequestBase):

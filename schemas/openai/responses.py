@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Tier = Literal["auto", "default", "flex", "priority", "scale", "fast"]
+ResponsesTier = Literal["auto", "default", "flex", "priority", "scale", "fast"]
 Metadata = Annotated[
     dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]], Field(max_length=16)
 ]
 
-UNSUPPORTED: dict[str, str] = {
+UNSUPPORTED_FIELDS: dict[str, str] = {
     "conversation": "conversations are not kept here; name the response before this one with 'previous_response_id'",
     "prompt": "prompt templates are not kept here; send 'instructions' and 'input'",
     "context_management": "the context is not managed here",
@@ -70,7 +70,7 @@ class ReasoningConfig(_Strict):
     summary: str | None = None
 
 
-class StreamOptions(_Strict):
+class ResponsesStreamOptions(_Strict):
     """Options of a stream. Nothing is padded here, so that `include_obfuscation` changes nothing."""
 
     include_obfuscation: bool | None = None
@@ -95,12 +95,12 @@ class ResponsesRequest(_Strict):
     metadata: Metadata | None = None
     include: list[str] | None = None
     truncation: Literal["auto", "disabled"] | None = None
-    service_tier: Tier | None = None
+    service_tier: ResponsesTier | None = None
     store: bool | None = None
     """False: it cannot be retrieved afterwards."""
     background: bool | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: ResponsesStreamOptions | None = None
     user: str | None = None
     # These have no effect here, and do not go to the backend.
     safety_identifier: str | None = None

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from schemas.openai.chat import Tier
+from schemas.openai.chat import ServiceTier
 
 SoundCodec = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 
-CONTENT_TYPES: dict[str, str] = {
+SPEECH_CONTENT_TYPES: dict[str, str] = {
     "mp3": "audio/mpeg",
     # Opus comes in Ogg, whose type this is (RFC 7845); audio/opus means bare packets in RTP, and players do not know it.
     "opus": "audio/ogg",
@@ -50,4 +50,4 @@ class SpeechRequest(BaseModel):
     stream_format: Literal["audio", "sse"] | None = None
     """None: audio."""
     instructions: str | None = None
-    service_tier: Tier | None = None
+    service_tier: ServiceTier | None = None

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from schemas.openai.chat import Tier
+from schemas.openai.chat import ServiceTier
 from schemas.openai.form import FormRequest
 
 AudioFormat = Literal["json", "text", "srt", "verbose_json", "vtt", "diarized_json"]
@@ -23,7 +23,7 @@ class TranslationRequest(FormRequest):
     response_format: AudioFormat | None = None
     """`diarized_json` is refused by the backends that cannot tell speakers apart."""
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
-    service_tier: Tier | None = None
+    service_tier: ServiceTier | None = None
 
 
 class TranscriptionRequest(TranslationRequest):

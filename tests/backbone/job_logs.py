@@ -16,7 +16,7 @@ from backbone.bus.nats.worker_log import NatsWorkerLog
 from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from backbone.testing.job_log import MemoryJobLog, MemoryWorkerLog
 from schemas.jobs import Capability, Envelope, JobStatus, Lane
-from schemas.outcome import Word
+from schemas.outcome import Outcome
 
 ACK_WAIT_S = 30.0
 MAX_PER_QUEUE = 20
@@ -95,7 +95,7 @@ def envelope(world: World, **fields: Any) -> Envelope:
     return Envelope(**(values | fields))
 
 
-def word_on(job: str, status: JobStatus = JobStatus.COMPLETED, **fields: Any) -> Word:
+def outcome_of(job: str, status: JobStatus = JobStatus.COMPLETED, **fields: Any) -> Outcome:
     values = {
         "job": job,
         "status": status,
@@ -105,7 +105,7 @@ def word_on(job: str, status: JobStatus = JobStatus.COMPLETED, **fields: Any) ->
         "model": "a model/with.dots",
         "public_model": "m",
     }
-    return Word(**(values | fields))
+    return Outcome(**(values | fields))
 
 
 async def next_of(items: Any, timeout_s: float = 20.0) -> Any:

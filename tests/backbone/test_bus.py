@@ -17,7 +17,7 @@ from backbone.bus.nats.jetstream import JobsStream
 from backbone.bus.nats.worker_bus import NatsWorkerBus
 from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from schemas.errors import BackendFailed, NexusError, QueueFull, RequestTooLarge
-from schemas.frames import GO, GONE, EventKind, encode_frame
+from schemas.frames import PROCEED, STOP, FrameKind, encode_frame
 from schemas.jobs import Capability, Envelope, Lane
 from tests.conftest import Eventually
 from tests.servers import Server, source
@@ -33,7 +33,7 @@ class Ear:
     seq: int | None = None
     error: NexusError | None = None
     frames: list[bytes] = field(default_factory=list)
-    answer: bytes | None = GO
+    answer: bytes | None = PROCEED
     waits: bool = True
 
     def stored(self, seq: int) -> None:
@@ -336,7 +336,7 @@ async def test_events_arrive_in_order(world: World, eventually: Eventually) -> N
     """What a worker says reaches the sink, in order."""
     gateway, hand = await world.gateway(), await world.worker()
     envelope, ear = world.submit(gateway)
-    frames = [encode_frame(EventKind.CHUNK, 1, seq, b"x" * seq) for seq in range(200)]
+    frames = [encode_frame(FrameKind.CHUNK, 1, seq, b"x" * seq) for seq in range(200)]
     for frame in frames:
         hand.bus.say(envelope.reply, frame)
     await eventually(lambda: len(ear.frames) == len(frames))
@@ -348,9 +348,9 @@ async def test_a_question_is_answered(world: World, eventually: Eventually) -> N
     gateway, hand = await world.gateway(), await world.worker()
     envelope, _ = world.submit(gateway)
     answers: list[bytes | None] = []
-    hand.bus.ask(envelope.reply, encode_frame(EventKind.STARTED, 1, 0), answers.append)
+    hand.bus.ask(envelope.reply, encode_frame(FrameKind.STARTED, 1, 0), answers.append)
     await eventually(lambda: answers)
-    assert answers == [GO]
+    assert answers == [PROCEED]
 
 
 async def test_a_released_job_is_gone(world: World, eventually: Eventually) -> None:
@@ -360,9 +360,9 @@ async def test_a_released_job_is_gone(world: World, eventually: Eventually) -> N
     await eventually(lambda: ear.seq is not None)
     gateway.release(envelope.reply)
     answers: list[bytes | None] = []
-    hand.bus.ask(envelope.reply, encode_frame(EventKind.STARTED, 1, 0), answers.append)
+    hand.bus.ask(envelope.reply, encode_frame(FrameKind.STARTED, 1, 0), answers.append)
     await eventually(lambda: answers)
-    assert answers == [GONE]
+    assert answers == [STOP]
 
 
 async def test_a_dead_gateway_is_noticed(world: World, eventually: Eventually) -> None:
@@ -374,7 +374,7 @@ async def test_a_dead_gateway_is_noticed(world: World, eventually: Eventually) -
 
     def asked() -> bool:
         """Again and again: through a proxy, the bus hears a moment later that it is gone."""
-        hand.bus.ask(reply, encode_frame(EventKind.STARTED, 1, 0), answers.append)
+        hand.bus.ask(reply, encode_frame(FrameKind.STARTED, 1, 0), answers.append)
         return bool(answers)
 
     await eventually(asked)

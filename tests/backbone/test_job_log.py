@@ -15,11 +15,22 @@ from backbone.bus.job_log import Item, JobLog, WorkerLog
 from backbone.testing.bus import MemoryBroker
 from backbone.testing.job_log import MemoryJobLog
 from schemas.errors import QueueFull, RequestTooLarge, Unavailable
-from schemas.frames import EventKind
-from schemas.job_events import Answer, AnswerKind, Ask
+from schemas.frames import FrameKind
+from schemas.job_events import GateReply, GateRequest, GateVerdict
 from schemas.jobs import Capability, Envelope, JobStatus, Lane
-from schemas.outcome import Word
-from tests.backbone.job_logs import MAX_PER_QUEUE, MIB, World, cancel, envelope, frames, new_job, next_of, read, word_on
+from schemas.outcome import Outcome
+from tests.backbone.job_logs import (
+    MAX_PER_QUEUE,
+    MIB,
+    World,
+    cancel,
+    envelope,
+    frames,
+    new_job,
+    next_of,
+    outcome_of,
+    read,
+)
 from tests.conftest import Eventually, running
 from tests.servers import Server, source
 
@@ -145,7 +156,7 @@ async def test_the_end_of_a_job_wakes_whoever_follows_it(world: World) -> None:
         assert await next_of(events) is None
         waiting = asyncio.create_task(anext(events))
         await log.say(new_job(), b"another job's")
-        await log.decide(word_on(job))
+        await log.decide(outcome_of(job))
         assert await asyncio.wait_for(waiting, 20) is None
         await log.say(job, b"late")
         assert await read(events, 1) == [b"late"]
@@ -180,7 +191,7 @@ async def test_the_first_word_wins_a_race(world: World) -> None:
     worker = await world.worker()
     job = new_job()
     assert await gateways[0].decided(job) is None
-    words = [word_on(job, JobStatus.CANCELLED, worker=f"w{n}") for n in range(20)]
+    words = [outcome_of(job, JobStatus.CANCELLED, worker=f"w{n}") for n in range(20)]
     sides: list[JobLog | WorkerLog] = [*gateways, worker]
     calls = [sides[n % 3].decide(word, b"%d" % n) for n, word in enumerate(words)]
     won = await asyncio.gather(*calls)
@@ -194,7 +205,7 @@ async def test_the_first_word_wins_a_race(world: World) -> None:
 async def test_a_word_that_was_taken_back_makes_room_for_the_next_run(world: World) -> None:
     """A failed job is tried again: it ends anew, and a late repetition of the retry changes nothing."""
     log, job = await world.gateway(), new_job()
-    assert await log.decide(word_on(job, JobStatus.FAILED), b"message")
+    assert await log.decide(outcome_of(job, JobStatus.FAILED), b"message")
     first = await log.decided(job)
     assert first is not None
     await log.undecide(job, first.seq + 1000)
@@ -203,7 +214,7 @@ async def test_a_word_that_was_taken_back_makes_room_for_the_next_run(world: Wor
     await log.undecide(job, first.seq)
     await log.undecide(job, first.seq)
     assert await log.decided(job) is None
-    assert await log.decide(word_on(job, run=2))
+    assert await log.decide(outcome_of(job, run=2))
     await log.undecide(job, first.seq)
     second = await log.decided(job)
     assert second is not None
@@ -217,7 +228,7 @@ async def test_a_watch_is_told_of_the_end(world: World) -> None:
     async with log.watch(job) as wait:
         assert not await wait(0.05)
         waiting = asyncio.ensure_future(wait(20))
-        await other.decide(word_on(job))
+        await other.decide(outcome_of(job))
         assert await waiting
         assert await wait(0)
     async with log.watch(job) as wait:
@@ -234,7 +245,7 @@ async def test_each_word_goes_to_one_of_two_takers(world: World) -> None:
     async def record(log: JobLog) -> None:
         async with aclosing(log.words(at_once=4, hold_s=30)) as words:
             async for item in words:
-                word, payload = Word.decode(item.data)
+                word, payload = Outcome.decode(item.data)
                 assert word.job == item.id
                 await item.done()
                 if word.job in jobs:
@@ -244,7 +255,7 @@ async def test_each_word_goes_to_one_of_two_takers(world: World) -> None:
                     enough.set()
 
     takers = [asyncio.create_task(record(log)) for log in logs]
-    await asyncio.gather(*(logs[0].decide(word_on(job), b"answer") for job in jobs))
+    await asyncio.gather(*(logs[0].decide(outcome_of(job), b"answer") for job in jobs))
     await asyncio.wait_for(enough.wait(), 20)
     await cancel(*takers)
     assert sorted(seen) == sorted(jobs)
@@ -256,25 +267,25 @@ async def test_each_word_goes_to_one_of_two_takers(world: World) -> None:
 async def test_one_gateway_answers_what_a_worker_asks(world: World, eventually: Eventually) -> None:
     """A worker gets one answer, from any gateway; what it only tells is not answered."""
     worker = await world.worker()
-    answers: list[Answer | None] = []
-    ask = Ask(kind=EventKind.STARTED, job=new_job(), run=1, delivery=2, token="t", owner="o", worker="w")
+    answers: list[GateReply | None] = []
+    ask = GateRequest(kind=FrameKind.STARTED, job=new_job(), run=1, delivery=2, token="t", owner="o", worker="w")
     if world.nats_url is None:
         worker.ask(ask, answers.append)
         await eventually(lambda: answers == [None])
-    heard: list[Ask] = []
+    heard: list[GateRequest] = []
 
-    async def referee(ask: Ask) -> Answer | None:
+    async def referee(ask: GateRequest) -> GateReply | None:
         heard.append(ask)
-        return None if ask.kind is EventKind.RETURNED else Answer(kind=AnswerKind.WAIT, delay_s=1.5)
+        return None if ask.kind is FrameKind.RETURNED else GateReply(kind=GateVerdict.WAIT, delay_s=1.5)
 
     for _ in range(2):
         await (await world.gateway()).answer(referee)
     answers.clear()
     for _ in range(20):
         worker.ask(ask, answers.append)
-    worker.ask(ask.model_copy(update={"kind": EventKind.RETURNED}), answers.append)
+    worker.ask(ask.model_copy(update={"kind": FrameKind.RETURNED}), answers.append)
     await eventually(lambda: len(answers) == 20 and len(heard) == 21)
-    assert answers == [Answer(kind=AnswerKind.WAIT, delay_s=1.5)] * 20
+    assert answers == [GateReply(kind=GateVerdict.WAIT, delay_s=1.5)] * 20
     assert heard.count(ask) == 20
 
 
@@ -284,7 +295,7 @@ async def test_one_gateway_answers_what_a_worker_asks(world: World, eventually: 
 async def test_dead_letters_are_listed_newest_first_and_found_by_job(world: World) -> None:
     """Whoever looks after the service sees what failed for good, page by page, and takes it out."""
     log, worker = await world.gateway(), await world.worker()
-    words = [word_on(new_job(), JobStatus.FAILED, dead=True) for _ in range(60)]
+    words = [outcome_of(new_job(), JobStatus.FAILED, dead=True) for _ in range(60)]
     for n, word in enumerate(words):
         await worker.bury(word, b"message %d" % n)
         await worker.bury(word, b"again")
@@ -419,7 +430,12 @@ async def test_memory_can_be_away_as_nats_can() -> None:
     async with aclosing(log.events(job)) as events, aclosing(log.words(at_once=1, hold_s=30)) as words:
         assert await next_of(events) is None
         world.broker.available = False
-        for call in (log.decided(job), log.decide(word_on(job)), log.say(job, b""), worker.decide(word_on(job), b"")):
+        for call in (
+            log.decided(job),
+            log.decide(outcome_of(job)),
+            log.say(job, b""),
+            worker.decide(outcome_of(job), b""),
+        ):
             with pytest.raises(Unavailable):
                 await call
         for frame in frames(1000):
@@ -434,7 +450,7 @@ async def test_memory_can_be_away_as_nats_can() -> None:
         world.broker.available = True
         await settling
         assert await reading == frames(1000)
-        assert await worker.decide(word_on(job), b"")
+        assert await worker.decide(outcome_of(job), b"")
         assert (await taking).id == job
     writer.close()
     writer.say(b"too late")

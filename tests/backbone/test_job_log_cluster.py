@@ -13,9 +13,9 @@ import pytest
 
 from backbone.bus.job_log import JobLog, Retention
 from schemas.errors import QueueFull, Unavailable
-from schemas.job_events import decode_durable, encode_durable
+from schemas.job_events import decode_durable_frame, encode_durable_frame
 from schemas.jobs import JobStatus
-from tests.backbone.job_logs import MIB, World, envelope, new_job, word_on
+from tests.backbone.job_logs import MIB, World, envelope, new_job, outcome_of
 from tests.conftest import Eventually, running
 from tests.servers import Server, Source
 
@@ -68,14 +68,14 @@ async def _gateway(world: World) -> JobLog:
 
 async def _decide_at_once(logs: list[JobLog]) -> None:
     job = new_job()
-    words = [word_on(job, JobStatus.FAILED, worker=f"w{n}") for n in range(9)]
+    words = [outcome_of(job, JobStatus.FAILED, worker=f"w{n}") for n in range(9)]
     won = await asyncio.gather(*(logs[n % 3].decide(word) for n, word in enumerate(words)))
     assert won.count(True) == 1
     decisions = [await log.decided(job) for log in logs]
     assert [one and one.word for one in decisions] == [words[won.index(True)]] * 3
     assert decisions[0] is not None
     await logs[1].undecide(job, decisions[0].seq)
-    assert await logs[2].decide(word_on(job, run=2))
+    assert await logs[2].decide(outcome_of(job, run=2))
 
 
 async def _stream_while_one_dies(world: World, logs: list[JobLog], servers: list[Server]) -> None:
@@ -83,7 +83,7 @@ async def _stream_while_one_dies(world: World, logs: list[JobLog], servers: list
     writer = (await world.worker()).writer(job)
     readers = [asyncio.create_task(_follow(log, job, count)) for log in logs]
     for n in range(count):
-        writer.say(encode_durable("c", 1, 1, n, "token", b"x" * 100))
+        writer.say(encode_durable_frame("c", 1, 1, n, "token", b"x" * 100))
         if n % 20 == 0:
             await asyncio.sleep(0.002)
         if n == count // 2:
@@ -103,7 +103,7 @@ async def _follow(log: JobLog, job: str, count: int) -> list[int]:
                 async for event in events:
                     if event is not None:
                         after = event.seq
-                        seqs[decode_durable(event.data).seq] = None
+                        seqs[decode_durable_frame(event.data).seq] = None
                     if len(seqs) == count:
                         break
     return list(seqs)
@@ -123,7 +123,7 @@ async def test_nothing_is_refused_while_one_of_three_dies(world: World, three_na
             try:
                 await log.withdraw(await log.store(one, b"{}"), one.job, one.run)
                 await log.claim(secrets.token_hex(8), b"mine")
-                await log.decide(word_on(job))
+                await log.decide(outcome_of(job))
                 await log.decided(job)
             except QueueFull:
                 pass  # whoever withdrew while there was no leader has left its job there

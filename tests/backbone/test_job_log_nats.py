@@ -20,10 +20,10 @@ from backbone.bus.nats.job_log import NatsJobLog
 from backbone.bus.nats.worker_log import NatsWorkerLog
 from backbone.bus.subjects import DONE_STREAM, EVENTS_STREAM
 from schemas.errors import RequestTooLarge, Unavailable
-from schemas.frames import EventKind
-from schemas.job_events import Answer, AnswerKind, Ask, decode_durable, encode_durable
+from schemas.frames import FrameKind
+from schemas.job_events import GateReply, GateRequest, GateVerdict, decode_durable_frame, encode_durable_frame
 from schemas.jobs import JobStatus
-from tests.backbone.job_logs import MIB, SMALL, World, cancel, envelope, frames, new_job, next_of, read, word_on
+from tests.backbone.job_logs import MIB, SMALL, World, cancel, envelope, frames, new_job, next_of, outcome_of, read
 from tests.conftest import Eventually
 from tests.servers import Server, skip_if_borrowed
 
@@ -117,7 +117,7 @@ async def test_events_survive_a_crash_of_nats_while_they_are_written(world: Worl
     async def follow() -> None:
         async with aclosing(log.events(job)) as events:
             async for event in events:
-                seq = decode_durable(event.data).seq if event else 0
+                seq = decode_durable_frame(event.data).seq if event else 0
                 if event and (not seqs or seq > seqs[-1]):
                     assert seq == len(seqs)
                     seqs.append(seq)
@@ -126,7 +126,7 @@ async def test_events_survive_a_crash_of_nats_while_they_are_written(world: Worl
 
     following = asyncio.create_task(follow())
     for n in range(count):
-        writer.say(encode_durable("c", 1, 1, n, "token", b"x" * 200))
+        writer.say(encode_durable_frame("c", 1, 1, n, "token", b"x" * 200))
         if n == count // 2:
             own_nats.kill()
         if n % 10 == 0:
@@ -135,7 +135,7 @@ async def test_events_survive_a_crash_of_nats_while_they_are_written(world: Worl
     await asyncio.wait_for(writer.settle(), 30)
     await restarting
     await asyncio.wait_for(following, 30)
-    stored = [decode_durable(event.data).seq for event in await log.first(job, 3 * count)]
+    stored = [decode_durable_frame(event.data).seq for event in await log.first(job, 3 * count)]
     assert sorted(set(stored)) == seqs == list(range(count))
 
 
@@ -240,7 +240,7 @@ async def test_a_reader_goes_on_where_nats_lost_everything(world: World, own_nat
             writer.say(b"anew")
             assert await read(events, 1, 30) == [b"anew"]
             await writer.settle()
-            assert await worker.decide(word_on(job), b"")
+            assert await worker.decide(outcome_of(job), b"")
             assert await wait(20)
         item: Item = await asyncio.wait_for(taking, 30)
         assert item.id == job
@@ -258,7 +258,7 @@ async def test_an_event_too_large_for_nats_is_refused_before_it_is_sent(world: W
     with pytest.raises(RequestTooLarge):
         await log.say(job, b"x" * (MIB + 1))
     with pytest.raises(RequestTooLarge):
-        await log.decide(word_on(job), b"x" * MIB)
+        await log.decide(outcome_of(job), b"x" * MIB)
     writer.say(b"fine")
     await asyncio.wait_for(writer.settle(), 20)
 
@@ -309,9 +309,9 @@ async def test_whose_confirmation_was_lost_has_still_decided(world: World, line:
     world.closing.append(worker)
     for job in (new_job(), new_job()):
         line.deaf, line.swallowed = True, 0
-        deciding = asyncio.create_task(worker.decide(word_on(job), b"answer"))
+        deciding = asyncio.create_task(worker.decide(outcome_of(job), b"answer"))
         await eventually(lambda: line.swallowed)
-        assert not await log.decide(word_on(job, JobStatus.CANCELLED))
+        assert not await log.decide(outcome_of(job, JobStatus.CANCELLED))
         line.deaf = False
         line.cut()
         assert await asyncio.wait_for(deciding, 20)
@@ -330,7 +330,7 @@ async def test_an_answer_that_never_comes_is_asked_for_again(world: World, line:
     line.deaf = True
     calls = [
         asyncio.create_task(call)
-        for call in (log.decide(word_on(job)), log.claim(name, b"mine"), log.say(job, b"event"))
+        for call in (log.decide(outcome_of(job)), log.claim(name, b"mine"), log.say(job, b"event"))
     ]
     await eventually(lambda: line.swallowed)
     line.deaf = False
@@ -349,8 +349,8 @@ async def test_a_short_outage_is_waited_out(world: World, own_nats: Server) -> N
     calls: list[Any] = [
         asyncio.create_task(call)
         for call in (
-            log.decide(word_on(jobs[0])),
-            worker.decide(word_on(jobs[1]), b""),
+            log.decide(outcome_of(jobs[0])),
+            worker.decide(outcome_of(jobs[1]), b""),
             log.claim(secrets.token_hex(8), b"mine"),
             log.store(envelope(world), b"{}"),
         )
@@ -366,15 +366,15 @@ async def test_a_long_outage_is_an_error(world: World, own_nats: Server, monkeyp
     monkeypatch.setattr("backbone.bus.nats.requests.PATIENCE_S", 1.0)
     log, worker, job = await world.gateway(), await world.worker(), new_job()
     own_nats.kill()
-    calls = (log.decided(job), log.decide(word_on(job)), log.say(job, b""), log.first(job, 1), log.dead())
+    calls = (log.decided(job), log.decide(outcome_of(job)), log.say(job, b""), log.first(job, 1), log.dead())
     ends = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
     assert [type(end) for end in ends] == [Unavailable] * len(calls)
     async with aclosing(log.events(job)) as events:
         with pytest.raises(Unavailable):
             await next_of(events)
-    answers: list[Answer | None] = []
+    answers: list[GateReply | None] = []
     told = asyncio.Event()
-    ask = Ask(kind=EventKind.BEAT, job=job, run=1, delivery=1, token="t", owner="o", worker="w")
+    ask = GateRequest(kind=FrameKind.HEARTBEAT, job=job, run=1, delivery=1, token="t", owner="o", worker="w")
     worker.ask(ask, lambda answer: (answers.append(answer), told.set())[0])
     await asyncio.wait_for(told.wait(), 20)
     assert answers == [None]
@@ -382,8 +382,8 @@ async def test_a_long_outage_is_an_error(world: World, own_nats: Server, monkeyp
 
 async def test_a_question_without_gateways_is_told_at_once(world: World, eventually: Eventually) -> None:
     """No gateway is there: the worker need not wait five seconds to learn it."""
-    worker, answers = await world.worker(), list[Answer | None]()
-    ask = Ask(kind=EventKind.BEAT, job=new_job(), run=1, delivery=1, token="t", owner="o", worker="w")
+    worker, answers = await world.worker(), list[GateReply | None]()
+    ask = GateRequest(kind=FrameKind.HEARTBEAT, job=new_job(), run=1, delivery=1, token="t", owner="o", worker="w")
     worker.ask(ask, answers.append)
     await eventually(lambda: answers == [None], timeout_s=4)
 
@@ -399,7 +399,7 @@ async def test_a_watch_is_told_of_an_end_during_an_outage(world: World, line: Li
         waiting = asyncio.ensure_future(wait(30))
         line.deaf = True
         await other.say(job, b"missed")
-        await other.decide(word_on(job))
+        await other.decide(outcome_of(job))
         await eventually(lambda: line.swallowed)
         line.deaf = False
         line.cut()
@@ -427,7 +427,7 @@ async def test_work_and_words_come_again_after_a_crash(world: World, own_nats: S
     backlogs = [log.backlog("hooks") for log in logs]
     takers = [asyncio.create_task(work(backlog.take(at_once=8, hold_s=2))) for backlog in backlogs]
     takers += [asyncio.create_task(work(log.words(at_once=8, hold_s=2))) for log in logs]
-    storing = [asyncio.create_task(logs[0].decide(word_on(job))) for job in jobs]
+    storing = [asyncio.create_task(logs[0].decide(outcome_of(job))) for job in jobs]
     storing += [asyncio.create_task(backlogs[1].put(item_id, b"")) for item_id in ids]
     while len(done) < 50:
         await asyncio.sleep(0.005)
@@ -459,7 +459,7 @@ async def test_taking_begins_before_there_is_anything_to_take_from(
         await eventually(there)
         await request(admin.client, f"CONSUMER.DELETE.{DONE_STREAM}.recorder")
         await eventually(there)
-        await log.decide(word_on(job))
+        await log.decide(outcome_of(job))
         item: Item = await asyncio.wait_for(taking, 20)
         assert item.id == job
         await item.done()
@@ -509,12 +509,12 @@ async def test_a_full_stream_of_words_is_unavailable_and_not_decided(world: Worl
     """There is no room for how a job ended: that is an error to be seen to, not the news that it had ended before."""
     world.kept = Retention(max_event_bytes=MIB, max_word_bytes=64 * 1024, max_dead_bytes=MIB)
     log, job = await world.gateway(), new_job()
-    assert await log.decide(word_on(job), b"x" * 50_000)
+    assert await log.decide(outcome_of(job), b"x" * 50_000)
     other = new_job()
     with pytest.raises(Unavailable):
-        await log.decide(word_on(other), b"x" * 50_000)
+        await log.decide(outcome_of(other), b"x" * 50_000)
     assert await log.decided(other) is None
-    assert not await log.decide(word_on(job), b"x" * 50_000)
+    assert not await log.decide(outcome_of(job), b"x" * 50_000)
 
 
 async def test_the_oldest_recorded_words_make_room(world: World, eventually: Eventually) -> None:
@@ -527,11 +527,11 @@ async def test_the_oldest_recorded_words_make_room(world: World, eventually: Eve
 
     async def decide(job: str) -> bool:
         try:
-            return await log.decide(word_on(job), payload)
+            return await log.decide(outcome_of(job), payload)
         except Unavailable:
             return False
 
-    assert all([await log.decide(word_on(job), payload) for job in jobs[:5]])
+    assert all([await log.decide(outcome_of(job), payload) for job in jobs[:5]])
     assert not await decide(jobs[5])
     async with aclosing(log.words(at_once=100, hold_s=30)) as words:
         for job in jobs[5:]:
@@ -544,9 +544,9 @@ async def test_the_oldest_recorded_words_make_room(world: World, eventually: Eve
 async def test_the_referee_answers_many_and_is_stopped_with_its_gateway(world: World, eventually: Eventually) -> None:
     """A thousand questions at once are all answered, a bounded number at a time; a stopped gateway leaves none running."""
     log, worker = await world.gateway(), await world.worker()
-    at_once, most, answers = 0, 0, list[Answer | None]()
+    at_once, most, answers = 0, 0, list[GateReply | None]()
 
-    async def referee(_ask: Ask) -> Answer | None:
+    async def referee(_ask: GateRequest) -> GateReply | None:
         nonlocal at_once, most
         at_once += 1
         most = max(most, at_once)
@@ -554,10 +554,10 @@ async def test_the_referee_answers_many_and_is_stopped_with_its_gateway(world: W
             await asyncio.sleep(0.01)
         finally:
             at_once -= 1
-        return Answer(kind=AnswerKind.GO)
+        return GateReply(kind=GateVerdict.PROCEED)
 
     await log.answer(referee)
-    ask = Ask(kind=EventKind.BEAT, job=new_job(), run=1, delivery=1, token="t", owner="o", worker="w")
+    ask = GateRequest(kind=FrameKind.HEARTBEAT, job=new_job(), run=1, delivery=1, token="t", owner="o", worker="w")
     for _ in range(1000):
         worker.ask(ask, answers.append)
     await eventually(lambda: len(answers) == 1000)
@@ -573,20 +573,20 @@ async def test_who_has_asked_is_answered_by_a_gateway_that_ends(world: World, ev
     """A gateway that closes answers what it was asked before, so that no worker waits for nothing; then it hears no more."""
     log, worker = await world.gateway(), await world.worker()
     asked, go = asyncio.Event(), asyncio.Event()
-    answers: list[Answer | None] = []
+    answers: list[GateReply | None] = []
 
-    async def referee(_ask: Ask) -> Answer | None:
+    async def referee(_ask: GateRequest) -> GateReply | None:
         asked.set()
         await go.wait()
-        return Answer(kind=AnswerKind.GO)
+        return GateReply(kind=GateVerdict.PROCEED)
 
     await log.answer(referee)
-    ask = Ask(kind=EventKind.STARTED, job=new_job(), run=1, delivery=1, token="t", owner="o", worker="w")
+    ask = GateRequest(kind=FrameKind.STARTED, job=new_job(), run=1, delivery=1, token="t", owner="o", worker="w")
     worker.ask(ask, answers.append)
     await asked.wait()
     asyncio.get_running_loop().call_later(0.2, go.set)
     await log.close()
-    await eventually(lambda: answers == [Answer(kind=AnswerKind.GO)])
+    await eventually(lambda: answers == [GateReply(kind=GateVerdict.PROCEED)])
     worker.ask(ask, answers.append)
     await eventually(lambda: answers[1:] == [None])
 

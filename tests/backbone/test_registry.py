@@ -23,10 +23,10 @@ from schemas.errors import Unavailable
 from schemas.jobs import Capability
 from schemas.presence import (
     Alias,
-    CatalogueEntry,
+    CatalogEntry,
     ModelOffer,
+    RegistrySnapshot,
     ServiceRecord,
-    Snapshot,
     WorkerPresence,
     WorkerState,
 )
@@ -107,7 +107,7 @@ async def link(own_etcd: Server) -> AsyncIterator[EtcdLink]:
 class TestContract:
     async def test_start_gives_a_snapshot_though_nobody_is_there(self, cast):
         gateway = await cast.gateway()
-        assert gateway.snapshot == Snapshot()
+        assert gateway.snapshot == RegistrySnapshot()
         assert gateway.connected
         await gateway.ping()
 
@@ -231,7 +231,7 @@ class TestContract:
 
     async def test_a_listener_that_fails_harms_nobody(self, cast, eventually):
         gateway, registry = await cast.gateway(), await cast.worker()
-        heard: list[Snapshot] = []
+        heard: list[RegistrySnapshot] = []
         gateway.subscribe(lambda _: 1 / 0)
         gateway.subscribe(heard.append)
         await registry.announce(worker())
@@ -373,7 +373,7 @@ class TestView:
         assert self.ids(view) == {"w1", "w2"}
 
     def test_no_change_calls_no_listener(self, view):
-        heard: list[Snapshot] = []
+        heard: list[RegistrySnapshot] = []
         view.subscribe(heard.append)
         view.put_worker(worker("w1"))
         view.publish()
@@ -610,7 +610,7 @@ class TestFaults:
 
     async def test_an_entry_that_becomes_malformed_is_gone(self, etcd_cast, link, etcd_prefix, eventually):
         gateway = await etcd_cast.gateway()
-        entry = CatalogueEntry(name="m", capabilities=(Capability.CHAT,))
+        entry = CatalogEntry(name="m", capabilities=(Capability.CHAT,))
         await link.put(Keys(etcd_prefix).model("m"), entry.model_dump_json().encode())
         await eventually(lambda: "m" in gateway.snapshot.models)
         await link.put(Keys(etcd_prefix).model("m"), b"nonsense")
@@ -662,7 +662,7 @@ class TestFaults:
             await eventually(lambda: getattr(gateway.snapshot, kind))
             await link.put(etcd_prefix + key, value)
             await eventually(lambda: not getattr(gateway.snapshot, kind))
-        assert (await etcd_cast.gateway()).snapshot == Snapshot()
+        assert (await etcd_cast.gateway()).snapshot == RegistrySnapshot()
 
     async def test_another_endpoint_takes_over(self, own_etcd, etcd_prefix, eventually):
         """The first endpoint is away from the start."""
@@ -675,7 +675,7 @@ class TestFaults:
     async def test_an_endpoint_by_name(self, own_etcd, etcd_prefix):
         cast = Cast(lambda: EtcdRegistry(f"http://localhost:{own_etcd.port}", etcd_prefix, lease_s=2))
         gateway = await cast.gateway()
-        assert gateway.snapshot == Snapshot()
+        assert gateway.snapshot == RegistrySnapshot()
         await cast.close()
 
     async def test_tls(self, tmp_path, etcd_prefix, eventually):

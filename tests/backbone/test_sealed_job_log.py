@@ -13,10 +13,18 @@ from backbone.bus.job_log import WorkerLog
 from backbone.bus.sealed_job_log import SealedJobLog
 from backbone.bus.seals import SealSecret, attempt_token
 from gateway.jobs.records import new_record
-from schemas.frames import EventKind
-from schemas.job_events import NO_TOKEN, QUEUED, Answer, AnswerKind, Ask, decode_durable, encode_durable
+from schemas.frames import FrameKind
+from schemas.job_events import (
+    NO_TOKEN,
+    QUEUED,
+    GateReply,
+    GateRequest,
+    GateVerdict,
+    decode_durable_frame,
+    encode_durable_frame,
+)
 from schemas.jobs import Envelope, JobStatus
-from schemas.outcome import Word, word_on
+from schemas.outcome import Outcome, outcome_of
 from tests.backbone.job_logs import World, envelope, next_of, read
 from tests.conftest import Eventually, running
 from tests.servers import Server, source
@@ -47,7 +55,7 @@ class Desk:
         jobs[0].ack()
         return Envelope.decode(jobs[0].message)[0], jobs[0].message
 
-    async def forge(self, word: Word, payload: bytes = b"") -> None:
+    async def forge(self, word: Outcome, payload: bytes = b"") -> None:
         assert await self.worker.decide(word, payload)
 
 
@@ -76,7 +84,7 @@ async def test_all_gateways_share_one_secret(desk: Desk) -> None:
 
 async def test_what_the_worker_of_a_job_says_ends_it(desk: Desk) -> None:
     env, _ = await desk.given()
-    await desk.forge(word_on(env, COMPLETED, token="t"), b"answer")
+    await desk.forge(outcome_of(env, COMPLETED, token="t"), b"answer")
     decision = await desk.log.decided(env.job)
     assert decision is not None
     assert (decision.word.status, decision.payload, desk.refused) == (COMPLETED, b"answer", [])
@@ -84,8 +92,8 @@ async def test_what_the_worker_of_a_job_says_ends_it(desk: Desk) -> None:
 
 async def test_a_gateway_ends_a_job_past_a_forgery(desk: Desk) -> None:
     env, _ = await desk.given()
-    await desk.forge(word_on(env, COMPLETED, owner="mallory"))
-    assert await desk.log.decide(word_on(env, CANCELLED))
+    await desk.forge(outcome_of(env, COMPLETED, owner="mallory"))
+    assert await desk.log.decide(outcome_of(env, CANCELLED))
     decision = await desk.log.decided(env.job)
     assert decision is not None
     assert decision.word.status is CANCELLED
@@ -104,10 +112,10 @@ async def test_a_forged_outcome_ends_nothing_and_makes_room_for_the_true_one(
     desk: Desk, fields: dict[str, Any]
 ) -> None:
     env, _ = await desk.given()
-    await desk.forge(word_on(env, COMPLETED).model_copy(update=fields), b"forged")
+    await desk.forge(outcome_of(env, COMPLETED).model_copy(update=fields), b"forged")
     assert await desk.log.decided(env.job) is None
     assert desk.refused == [("outcome", env.job)]
-    await desk.forge(word_on(env, COMPLETED, token="t"), b"answer")
+    await desk.forge(outcome_of(env, COMPLETED, token="t"), b"answer")
     decision = await desk.log.decided(env.job)
     assert decision is not None
     assert decision.payload == b"answer"
@@ -117,7 +125,7 @@ async def test_an_outcome_of_one_job_is_none_of_another(desk: Desk) -> None:
     """Also where whoever forges it was given a job of his own."""
     env, _ = await desk.given()
     mine, _ = await desk.given()
-    await desk.forge(word_on(mine, COMPLETED).model_copy(update={"job": env.job}))
+    await desk.forge(outcome_of(mine, COMPLETED).model_copy(update={"job": env.job}))
     assert await desk.log.decided(env.job) is None
 
 
@@ -126,17 +134,17 @@ async def test_the_recorder_gets_true_outcomes_only(desk: Desk, eventually: Even
     forged, _ = await desk.given()
     true, _ = await desk.given()
     async with aclosing(desk.log.words(at_once=8, hold_s=30)) as words:
-        await desk.forge(word_on(forged, COMPLETED, owner="mallory"))
-        await desk.forge(word_on(true, COMPLETED))
+        await desk.forge(outcome_of(forged, COMPLETED, owner="mallory"))
+        await desk.forge(outcome_of(true, COMPLETED))
         item = await next_of(words)
         while item.id != true.job:  # of other tests
             await item.done()
             item = await next_of(words)
         await item.done()
         assert ("outcome", forged.job) in desk.refused
-        await desk.forge(word_on(forged, COMPLETED), b"answer")
+        await desk.forge(outcome_of(forged, COMPLETED), b"answer")
         item = await next_of(words)
-        assert (item.id, Word.decode(item.data)[1]) == (forged.job, b"answer")
+        assert (item.id, Outcome.decode(item.data)[1]) == (forged.job, b"answer")
 
 
 async def test_events_are_those_of_attempts_that_were_given_the_job(desk: Desk) -> None:
@@ -144,48 +152,48 @@ async def test_events_are_those_of_attempts_that_were_given_the_job(desk: Desk) 
     other, _ = await desk.given()
     token = attempt_token(env.ticket)
     false = ["t", NO_TOKEN, token[:12], attempt_token(other.ticket), attempt_token("")]
-    record = encode_durable(QUEUED, 1, 0, 0, NO_TOKEN, b'{"owner":"mallory"}')
-    frames = [encode_durable("s", 1, 1, 0, one, b"{}") for one in false]
+    record = encode_durable_frame(QUEUED, 1, 0, 0, NO_TOKEN, b'{"owner":"mallory"}')
+    frames = [encode_durable_frame("s", 1, 1, 0, one, b"{}") for one in false]
     writer = desk.worker.writer(env.job)
-    for frame in (b"garbage", record, *frames, encode_durable("s", 1, 1, 0, token, b"{}"), *frames):
+    for frame in (b"garbage", record, *frames, encode_durable_frame("s", 1, 1, 0, token, b"{}"), *frames):
         writer.say(frame)
     await writer.settle()
-    desk.log.mention(env.job, encode_durable(QUEUED, 1, 0, 0, NO_TOKEN, b'{"owner":"o"}'))
+    desk.log.mention(env.job, encode_durable_frame(QUEUED, 1, 0, 0, NO_TOKEN, b'{"owner":"o"}'))
     async with aclosing(desk.log.events(env.job)) as events:
-        found = [decode_durable(data) for data in await read(events, 2)]
+        found = [decode_durable_frame(data) for data in await read(events, 2)]
     assert [(frame.kind, frame.payload) for frame in found] == [("s", b"{}"), ("q", b'{"owner":"o"}')]
-    assert [decode_durable(event.data).kind for event in await desk.log.first(env.job, 2)] == ["s", "q"]
+    assert [decode_durable_frame(event.data).kind for event in await desk.log.first(env.job, 2)] == ["s", "q"]
     assert {kind for kind, _ in desk.refused} == {"event"}
     writer.close()
 
 
 async def test_a_question_is_answered_to_whoever_was_given_the_job(desk: Desk, eventually: Eventually) -> None:
     env, _ = await desk.given()
-    heard: list[Answer | None] = []
+    heard: list[GateReply | None] = []
 
-    async def referee(_ask: Ask) -> Answer:
-        return Answer(kind=AnswerKind.GO)
+    async def referee(_ask: GateRequest) -> GateReply:
+        return GateReply(kind=GateVerdict.PROCEED)
 
-    def ask(token: str) -> Ask:
-        return Ask(kind=EventKind.BEAT, job=env.job, run=1, delivery=1, token=token, owner="o", worker="w")
+    def ask(token: str) -> GateRequest:
+        return GateRequest(kind=FrameKind.HEARTBEAT, job=env.job, run=1, delivery=1, token=token, owner="o", worker="w")
 
     await desk.log.answer(referee)
     desk.worker.ask(ask("stranger"), heard.append)
     await eventually(lambda: ("question", env.job) in desk.refused)
     desk.worker.ask(ask(attempt_token(env.ticket)), heard.append)
-    await eventually(lambda: Answer(kind=AnswerKind.GO) in heard)
+    await eventually(lambda: GateReply(kind=GateVerdict.PROCEED) in heard)
 
 
 async def test_a_failed_job_is_tried_again_from_what_was_stored(desk: Desk) -> None:
     """Not from what its worker makes of it."""
     env, message = await desk.given()
-    await desk.forge(word_on(env, FAILED, error={"message": "m", "type": "t", "status": 500}), message)
+    await desk.forge(outcome_of(env, FAILED, error={"message": "m", "type": "t", "status": 500}), message)
     decision = await desk.log.decided(env.job)
     assert decision is not None
     assert decision.payload == message
     await desk.log.undecide(env.job, decision.seq)
     changed = env.model_copy(update={"owner": "mallory"}).encode(b"{}")
-    await desk.forge(word_on(env, FAILED, error={"message": "m", "type": "t", "status": 500}), changed)
+    await desk.forge(outcome_of(env, FAILED, error={"message": "m", "type": "t", "status": 500}), changed)
     decision = await desk.log.decided(env.job)
     assert decision is not None
     assert decision.payload == b""
@@ -194,7 +202,7 @@ async def test_a_failed_job_is_tried_again_from_what_was_stored(desk: Desk) -> N
 
 async def test_a_dead_letter_is_of_a_job_that_was_given(desk: Desk) -> None:
     env, message = await desk.given()
-    word = word_on(env, FAILED, dead=True, error={"message": "m", "type": "t", "status": 500})
+    word = outcome_of(env, FAILED, dead=True, error={"message": "m", "type": "t", "status": 500})
     await desk.worker.bury(word, message)
     await desk.worker.bury(word.model_copy(update={"owner": "mallory", "run": 2}), message)
     found = [letter.word.owner for letter in await desk.log.dead() if letter.word.job == env.job]
@@ -219,7 +227,9 @@ async def test_an_item_that_no_gateway_put_there_is_dropped(desk: Desk) -> None:
 async def submitted_before(desk: Desk, monkeypatch: pytest.MonkeyPatch, env: Envelope) -> None:
     """Let the job's first event be older than the secret, and what comes now younger."""
     record = new_record(env, queue_s=60.0, expires_at=None)
-    await desk.log.say(env.job, encode_durable(QUEUED, env.run, 0, 0, NO_TOKEN, record.model_dump_json().encode()))
+    await desk.log.say(
+        env.job, encode_durable_frame(QUEUED, env.run, 0, 0, NO_TOKEN, record.model_dump_json().encode())
+    )
     [event] = await desk.log.first(env.job, 1)
     secret = desk.log.seal_secret
     assert secret is not None
@@ -234,11 +244,11 @@ async def test_a_job_that_was_queued_before_there_were_seals_ends(desk: Desk, mo
     env, message = await desk.given(ticket="", seal="", message_seal="")
     await submitted_before(desk, monkeypatch, env)
     token = attempt_token("")
-    for number, kind in enumerate((EventKind.STARTED, EventKind.CHUNK)):
-        await desk.log.say(env.job, encode_durable(kind.value, env.run, 1, number, token, b"{}"))
-    assert [decode_durable(event.data).kind for event in await desk.log.first(env.job, 9)] == [QUEUED, "s", "c"]
+    for number, kind in enumerate((FrameKind.STARTED, FrameKind.CHUNK)):
+        await desk.log.say(env.job, encode_durable_frame(kind.value, env.run, 1, number, token, b"{}"))
+    assert [decode_durable_frame(event.data).kind for event in await desk.log.first(env.job, 9)] == [QUEUED, "s", "c"]
     await desk.forge(
-        word_on(env, FAILED, seal="", token=token, error={"message": "m", "type": "t", "status": 500}), message
+        outcome_of(env, FAILED, seal="", token=token, error={"message": "m", "type": "t", "status": 500}), message
     )
     decision = await desk.log.decided(env.job)
     assert decision is not None
@@ -262,7 +272,7 @@ async def test_what_disagrees_with_the_first_event_is_refused(
     """Also of a job that is older than seals; and so is a cancel, which only gateways say."""
     env, _ = await desk.given()
     await submitted_before(desk, monkeypatch, env)
-    for word in (word_on(env, COMPLETED, seal="").model_copy(update=lie), word_on(env, CANCELLED, seal="")):
+    for word in (outcome_of(env, COMPLETED, seal="").model_copy(update=lie), outcome_of(env, CANCELLED, seal="")):
         await desk.forge(word)
         assert await desk.log.decided(env.job) is None
     assert [kind for kind, _ in desk.refused] == ["outcome"] * 2
@@ -273,7 +283,7 @@ async def test_a_job_that_never_was_is_not_older(desk: Desk, monkeypatch: pytest
     env, _ = await desk.given()
     await submitted_before(desk, monkeypatch, env)
     other = env.model_copy(update={"job": "job_" + "0" * 12 + "7" + "0" * 19})
-    await desk.forge(word_on(other, COMPLETED, seal=""))
+    await desk.forge(outcome_of(other, COMPLETED, seal=""))
     assert await desk.log.decided(other.job) is None
     assert desk.refused == [("outcome", other.job)]
 
@@ -283,7 +293,7 @@ async def test_what_is_older_than_the_secret_is_believed(desk: Desk, monkeypatch
     env, _ = await desk.given()
     secret = desk.log.seal_secret
     assert secret is not None
-    await desk.forge(word_on(env, COMPLETED, seal=""), b"old answer")
+    await desk.forge(outcome_of(env, COMPLETED, seal=""), b"old answer")
     later = SealSecret(secret.key, secret.made_at + 3600)
     monkeypatch.setattr(type(desk.log), "_secret", property(lambda _: later))
     decision = await desk.log.decided(env.job)

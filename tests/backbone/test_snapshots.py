@@ -18,9 +18,9 @@ from backbone.bus.nats.broadcast import NatsNotices
 from backbone.bus.nats.requests import Refused
 from backbone.bus.subjects import BLOBS_STREAM, CLAIMS_STREAM, DONE_STREAM, EVENTS_STREAM, JOBS_STREAM
 from schemas.errors import Unavailable
-from schemas.job_events import NO_TOKEN, QUEUED, encode_durable
+from schemas.job_events import NO_TOKEN, QUEUED, encode_durable_frame
 from schemas.jobs import Capability, JobRecord, JobStatus
-from tests.backbone.job_logs import World, envelope, new_job, word_on
+from tests.backbone.job_logs import World, envelope, new_job, outcome_of
 from tests.conftest import Eventually, running
 from tests.servers import Server, skip_if_borrowed, source
 
@@ -93,10 +93,10 @@ async def test_words_and_what_is_recorded_of_them(own_nats: Server, other_nats: 
     async with a_world(own_nats.url) as world:
         log = await world.gateway()
         for job in jobs[:200]:
-            await log.decide(word_on(job), b"a" * 3000)
+            await log.decide(outcome_of(job), b"a" * 3000)
         recorded = await words_of(log, 200)
         for job in jobs[200:]:
-            await log.decide(word_on(job), job.encode())
+            await log.decide(outcome_of(job), job.encode())
         claim = await log.claim("name", b"first")
     found = await take(own_nats.url, DONE_STREAM, CLAIMS_STREAM)
     await bring(other_nats.url, found)
@@ -105,7 +105,7 @@ async def test_words_and_what_is_recorded_of_them(own_nats: Server, other_nats: 
         decision = await log.decided(jobs[250])
         assert decision is not None
         assert (decision.payload, decision.seq) == (jobs[250].encode(), 251)
-        assert not await log.decide(word_on(jobs[0], JobStatus.FAILED))
+        assert not await log.decide(outcome_of(jobs[0], JobStatus.FAILED))
         assert await log.claim("name", b"second") == claim
         assert not await words_of(log, 100) & recorded
 
@@ -158,8 +158,8 @@ async def test_events_of_jobs_that_are_not_there(own_nats: Server) -> None:
         kept, lost, ended, again = jobs
         for job, seq, run in ((kept, 10, 1), (lost, 11, 1), (ended, 12, 1), (again, 9, 1), (again, 13, 2)):
             await log.say(job, queued(job, seq, run))
-        await log.say(lost, encode_durable("s", 1, 1, 0, "token", b"{}"))
-        await log.decide(word_on(ended))
+        await log.say(lost, encode_durable_frame("s", 1, 1, 0, "token", b"{}"))
+        await log.decide(outcome_of(ended))
         async with snapshots(own_nats.url) as there:
             assert await there.forget_lost_jobs(after=0, last=10) == 2
         assert [len(await log.first(job, 10)) for job in (kept, lost, ended, again)] == [1, 0, 1, 1]
@@ -177,7 +177,7 @@ def queued(job: str, seq: int, run: int) -> bytes:
         seq=seq,
         queue_s=1,
     )
-    return encode_durable(QUEUED, run, 0, 0, NO_TOKEN, record.model_dump_json().encode())
+    return encode_durable_frame(QUEUED, run, 0, 0, NO_TOKEN, record.model_dump_json().encode())
 
 
 async def test_a_stream_that_is_there(own_nats: Server) -> None:
@@ -198,7 +198,7 @@ async def test_a_snapshot_that_was_cut(own_nats: Server, other_nats: Server) -> 
     async with a_world(own_nats.url) as world:
         log = await world.gateway()
         for _ in range(50):
-            await log.decide(word_on(new_job()), b"a" * 3000)
+            await log.decide(outcome_of(new_job()), b"a" * 3000)
         found = await take(own_nats.url, DONE_STREAM)
     taken, chunks = found[DONE_STREAM]
     whole = b"".join(chunks)
@@ -210,7 +210,7 @@ async def test_nats_dies_in_the_middle(own_nats: Server) -> None:
     """Whoever takes a snapshot is told, soon."""
     async with a_world(own_nats.url) as world:
         log = await world.gateway()
-        await asyncio.gather(*(log.decide(word_on(new_job()), os.urandom(400_000)) for _ in range(40)))
+        await asyncio.gather(*(log.decide(outcome_of(new_job()), os.urandom(400_000)) for _ in range(40)))
     async with snapshots(own_nats.url) as there:
 
         def kill(_: bytes) -> None:

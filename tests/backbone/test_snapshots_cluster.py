@@ -8,7 +8,7 @@ import contextlib
 from backbone.bus.job_log import JobLog, Retention
 from backbone.bus.subjects import DONE_STREAM
 from schemas.errors import Unavailable
-from tests.backbone.job_logs import MIB, World, new_job, word_on
+from tests.backbone.job_logs import MIB, World, new_job, outcome_of
 from tests.backbone.test_job_log_cluster import three_nats
 from tests.backbone.test_snapshots import bring, snapshots, take, words_of
 from tests.conftest import Eventually
@@ -30,10 +30,10 @@ async def test_one_replica_becomes_three_and_one_again(
     world = World(own_nats.url, ONE)
     log = await world.gateway()
     for job in jobs[:20]:
-        await log.decide(word_on(job), job.encode())
+        await log.decide(outcome_of(job), job.encode())
     recorded = await words_of(log, 20)
     for job in jobs[20:]:
-        await log.decide(word_on(job), job.encode())
+        await log.decide(outcome_of(job), job.encode())
     found = await take(own_nats.url, DONE_STREAM)
     await world.close()
 

@@ -15,7 +15,7 @@ from backbone.store.redis import RedisStore
 from backbone.store.store import Due, IllegalMove, LimitReached, Store
 from backbone.testing.store import MemoryStore
 from schemas.errors import InternalError, Unavailable
-from schemas.jobs import LEGAL_MOVES, TERMINAL, JobRecord, JobStatus, Lane
+from schemas.jobs import LEGAL_TRANSITIONS, TERMINAL_STATUSES, JobRecord, JobStatus, Lane
 from tests.servers import Server
 
 QUEUED, RUNNING, COMPLETED, FAILED = (
@@ -129,7 +129,7 @@ class TestContract:
         for to in JobStatus:
             job = record(status=origin)
             await store.create(job, ttl_s=60)
-            if to in LEGAL_MOVES[origin] and origin is not FAILED:  # which only a newer run takes anywhere
+            if to in LEGAL_TRANSITIONS[origin] and origin is not FAILED:  # which only a newer run takes anywhere
                 assert (await store.move("alice", job.id, to)).status is to
             else:
                 with pytest.raises(IllegalMove):
@@ -412,7 +412,7 @@ class TestTimers:
         await store.move(owner, job.id, QUEUED)
         assert await self.due(store, owner) == []
 
-    @pytest.mark.parametrize("end", sorted(TERMINAL))
+    @pytest.mark.parametrize("end", sorted(TERMINAL_STATUSES))
     async def test_a_job_that_has_ended_has_no_timer(self, store, owner, end):
         job = record(owner)
         await store.create(job, ttl_s=60, due_s=0)

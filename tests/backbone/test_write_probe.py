@@ -14,7 +14,7 @@ from backbone.bus.nats.jetstream import JobsStream
 from backbone.bus.nats.job_log import NatsJobLog
 from backbone.bus.nats.write_probe import Storing
 from schemas.errors import Unavailable
-from tests.backbone.job_logs import SMALL, new_job, word_on
+from tests.backbone.job_logs import SMALL, new_job, outcome_of
 from tests.conftest import Eventually
 from tests.servers import Server, Source
 
@@ -54,7 +54,7 @@ async def test_a_doubted_queue_proves_itself_and_stays_empty(
         return await bus.depths() == []
 
     await eventually(empty)
-    assert await log.decide(word_on(new_job()))
+    assert await log.decide(outcome_of(new_job()))
 
 
 async def test_what_a_slow_disk_stored_too_late_is_removed(
@@ -90,9 +90,9 @@ async def test_writes_that_fail_are_refused_at_once(
     await eventually(refused)
     began = asyncio.get_running_loop().time()
     with pytest.raises(Unavailable, match="restart nats-server"):
-        await log.decide(word_on(new_job()))
+        await log.decide(outcome_of(new_job()))
     assert asyncio.get_running_loop().time() - began < 1.0
     assert await log.decided(new_job()) is None  # what is there can be read
     await own_nats.restart()
     await eventually(lambda: not storing.problem)
-    assert await log.decide(word_on(new_job()))
+    assert await log.decide(outcome_of(new_job()))

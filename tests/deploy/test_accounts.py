@@ -22,8 +22,8 @@ from nats.aio.subscription import Subscription
 
 from backbone.bus.nats.permissions import ANSWER_S
 from schemas.control import Control, ControlOp
-from schemas.frames import GONE, EventKind
-from schemas.job_events import Ask
+from schemas.frames import STOP, FrameKind
+from schemas.job_events import GateRequest
 from tests.cluster import chat
 from tests.deploy.production import ProductionNats, Secrets, worker_block
 from tests.deploy.secured import MODEL, OTHERS, World
@@ -39,8 +39,8 @@ LONG_PULL_S = 10.0
 THIRD = "nexus.jobs.chat.default.third"
 BLOB = "$JS.API.DIRECT.GET.OBJ_nexus-blobs."
 DRAIN = Control(op=ControlOp.DRAIN).model_dump_json().encode()
-ASK = Ask(
-    kind=EventKind.STARTED, job="job_asked", run=1, delivery=1, token="t", owner="alice", worker="gpu1"
+ASK = GateRequest(
+    kind=FrameKind.STARTED, job="job_asked", run=1, delivery=1, token="t", owner="alice", worker="gpu1"
 ).model_dump_json()
 HARM = {
     "order another worker": "nexus.control.gpu2",
@@ -96,7 +96,7 @@ async def _gateway(client: Client, to: str) -> None:
     """A gateway's answer to a question about a durable job, and to one about a job that it does not know any more."""
     await client.publish("nexus.ask.job_asked", ASK.encode(), reply=to)
     await client.publish(f"{GATEWAY[0]}.over", b"h 1 1\n", reply=to)
-    assert (await client.request(f"{GATEWAY[0]}.over", b"h 1 1\n", timeout=5)).data == GONE
+    assert (await client.request(f"{GATEWAY[0]}.over", b"h 1 1\n", timeout=5)).data == STOP
 
 
 async def _nobody(client: Client, to: str) -> None:

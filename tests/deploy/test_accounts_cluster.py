@@ -18,7 +18,7 @@ from backbone.bus.nats.worker_bus import NatsWorkerBus
 from backbone.ids import new_job_id
 from backbone.secret_files import Password
 from schemas.errors import NexusError, Unavailable
-from schemas.frames import GO, EventKind, encode_frame
+from schemas.frames import PROCEED, FrameKind, encode_frame
 from schemas.jobs import Capability, Envelope, Lane
 from tests.conftest import Eventually
 from tests.deploy.production import Secrets, worker_block
@@ -50,7 +50,7 @@ class Ear:
 
     def heard(self, data: bytes) -> bytes | None:
         self.frames.append(data)
-        return GO
+        return PROCEED
 
 
 @dataclass
@@ -136,12 +136,12 @@ async def test_a_worker_serves_from_any_server(three: Three, number: int, eventu
     worker.pull(QUEUE, 2, PULL_S, lambda *_: None)
     envelope, ear = three.submit()
     await eventually(lambda: jobs)
-    worker.ask(envelope.reply, encode_frame(EventKind.STARTED, 1, 0, b"{}"), answers.append)
-    await eventually(lambda: answers == [GO])
+    worker.ask(envelope.reply, encode_frame(FrameKind.STARTED, 1, 0, b"{}"), answers.append)
+    await eventually(lambda: answers == [PROCEED])
     nobody: list[bytes | None] = []
     worker.ask("nexus.reply.nobody.x", b"h 1 1\n", nobody.append)
     await eventually(lambda: nobody == [None])
-    worker.say(envelope.reply, encode_frame(EventKind.DONE, 1, 1, b"{}\n"))
+    worker.say(envelope.reply, encode_frame(FrameKind.DONE, 1, 1, b"{}\n"))
     jobs[0].ack()
     await eventually(lambda: len(ear.frames) == 2)
 

@@ -15,7 +15,7 @@ from backbone.store.redis_documents import RedisDocuments
 from cli.backup.archive import read_manifest
 from cli.backup.command import _backup, _restore
 from cli.backup.connections import parse_kinds
-from tests.backbone.job_logs import World, new_job, word_on
+from tests.backbone.job_logs import World, new_job, outcome_of
 from tests.cluster import Cluster
 from tests.deploy.production import ProductionSource, Secrets
 
@@ -48,7 +48,7 @@ async def test_production_is_saved_and_restored(tmp_path: Path) -> None:
     async with Cluster(tmp_path / "old", source=ProductionSource(secrets)) as cluster:
         settings = admins(cluster, secrets)
         world = World(nats_access(settings))
-        await (await world.gateway()).decide(word_on(job), b"the answer")
+        await (await world.gateway()).decide(outcome_of(job), b"the answer")
         await world.close()
         store = RedisStore(redis_access(settings))
         await RedisDocuments(store).put("key", "", "k", b"{}")

@@ -25,7 +25,7 @@ from cli.backup.archive import read_manifest, verify
 from cli.backup.command import _backup, _restore
 from cli.backup.connections import parse_kinds
 from cli.errors import ConsoleError
-from tests.backbone.job_logs import World, new_job, word_on
+from tests.backbone.job_logs import World, new_job, outcome_of
 from tests.cluster import KEY, Cluster, chat
 from tests.conftest import Eventually
 from tests.flow.conftest import SETTINGS
@@ -386,7 +386,7 @@ async def test_a_restore_over_what_is_there(old: Nexus, saved: Path, tmp_path: P
     async with Cluster(tmp_path, **SETTINGS) as cluster:
         nexus = Nexus(cluster)
         world, job = World(cluster.nats.url), new_job()
-        await (await world.gateway()).decide(word_on(job, owner="default"))
+        await (await world.gateway()).decide(outcome_of(job, owner="default"))
         await world.close()
         refusal = await nexus.restore(saved)
         assert "hold data already: NEXUS_DONE (1 messages)" in refusal

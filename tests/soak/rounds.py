@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import nats
 import redis.asyncio
 
-from schemas.outcome import Word
+from schemas.outcome import Outcome
 from tests.cluster import Cluster, chat
 from tests.soak.caller import OVER, Caller
 from tests.soak.faults import Breaker, Fault, draw_faults, mended, tail_attempts
@@ -221,7 +221,7 @@ async def terminal_words(cluster: Cluster) -> dict[str, Ended]:
         count = (await connection.jetstream().stream_info("NEXUS_DONE")).state.messages
         for _ in range(count):
             message = await reader.next_msg(timeout=10)
-            word, _payload = Word.decode(message.data)
+            word, _payload = Outcome.decode(message.data)
             assert word.job not in words, f"two words on {word.job}"
             words[word.job] = Ended(word.status.value, message.metadata.timestamp.timestamp())
     finally:

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from schemas.openai.rerank import Document
+from schemas.openai.rerank import RerankDocument
 from schemas.openai.rerank import RerankRequest as Fields
 from workers.adapter_kit.request_fields import JSON, json_object
 from workers.backends.base import BackendError, BackendRefused, Task
@@ -45,7 +45,7 @@ class RerankRequest:
             raise BackendRefused(f"{name}: {first['msg']}", param=name) from error
         return cls(
             query=fields.query,
-            texts=tuple(one.text if isinstance(one, Document) else one for one in fields.documents),
+            texts=tuple(one.text if isinstance(one, RerankDocument) else one for one in fields.documents),
             documents=tuple(body["documents"]),
             top_n=min(fields.top_n or len(fields.documents), len(fields.documents)),
             return_documents=bool(fields.return_documents),

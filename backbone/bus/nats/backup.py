@@ -34,7 +34,7 @@ from backbone.bus.subjects import (
     backlog_stream,
 )
 from schemas.errors import Unavailable
-from schemas.job_events import QUEUED, decode_durable
+from schemas.job_events import QUEUED, decode_durable_frame
 from schemas.jobs import JobRecord
 
 HOOKS_STREAM = backlog_stream("hooks")
@@ -364,7 +364,7 @@ class LostJobs:
 def _queued_behind(message: Message, last: int) -> int:
     """The run that an event says to be in the queue behind `last`; 0: it says no such thing."""
     try:
-        frame = decode_durable(message.data)
+        frame = decode_durable_frame(message.data)
         if frame.kind != QUEUED:
             return 0
         seq = JobRecord.model_validate_json(frame.payload).seq

@@ -11,7 +11,7 @@ from backbone.bus.job_log import DeadLetter
 from backbone.bus.nats.request_inbox import Questions
 from backbone.bus.nats.stream_reader import Message, StreamReader
 from backbone.bus.subjects import DEAD_STREAM
-from schemas.outcome import Word
+from schemas.outcome import Outcome
 
 log = structlog.get_logger(__name__)
 
@@ -75,7 +75,7 @@ class DeadLetters:
 
 def _letter(message: Message) -> DeadLetter | None:
     try:
-        word, job_message = Word.decode(message.data)
+        word, job_message = Outcome.decode(message.data)
     except ValueError as error:
         log.warning("a dead letter could not be read", seq=message.seq, error=str(error))
         return None

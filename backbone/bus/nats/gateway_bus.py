@@ -36,7 +36,7 @@ from backbone.bus.outage import nats_away
 from backbone.bus.subjects import CONTROL, JOBS_STREAM, REPLY, is_address, is_token, job_subject, parse_job_subject
 from backbone.ids import new_token
 from schemas.errors import BackendFailed, NexusError, QueueFull, RequestTooLarge, Unavailable
-from schemas.frames import GONE
+from schemas.frames import STOP
 from schemas.jobs import Envelope
 
 log = structlog.get_logger(__name__)
@@ -320,7 +320,7 @@ class NatsGatewayBus:
         sink = self._sinks.get(token)
         if sink is None:
             if answer_to:
-                self._answer(answer_to, GONE)
+                self._answer(answer_to, STOP)
             return
         answer = sink.heard(data)
         if answer is not None and answer_to:

@@ -48,7 +48,7 @@ from backbone.bus.subjects import (
 )
 from schemas.errors import QueueFull, RequestTooLarge, Unavailable
 from schemas.jobs import Envelope
-from schemas.outcome import Word
+from schemas.outcome import Outcome
 
 log = structlog.get_logger(__name__)
 
@@ -275,7 +275,7 @@ class NatsJobLog:
 
     # Terminal words
 
-    async def decide(self, word: Word, payload: bytes = b"") -> bool:
+    async def decide(self, word: Outcome, payload: bytes = b"") -> bool:
         """See backbone.bus.nats.outcomes."""
         return await outcomes.decide(self._questions, word, payload, self._max_payload)
 
@@ -285,7 +285,7 @@ class NatsJobLog:
         if message is None:
             return None
         try:
-            word, payload = Word.decode(message.data)
+            word, payload = Outcome.decode(message.data)
         except ValueError:
             # It would keep the subject for ever, and the job from ending.
             log.warning("joblog.outcome_unreadable", job=job)

@@ -13,10 +13,10 @@ from backbone.bus.nats.stream_reader import StreamReader
 from backbone.bus.subjects import DONE, DONE_STREAM, RECORDER, dead_subject, require_token
 from backbone.ids import new_token
 from schemas.errors import Unavailable
-from schemas.outcome import Word
+from schemas.outcome import Outcome
 
 
-async def decide(questions: Questions, word: Word, payload: bytes, max_payload: int) -> bool:
+async def decide(questions: Questions, word: Outcome, payload: bytes, max_payload: int) -> bool:
     """Store the word, if it is the first. Raises RequestTooLarge, Unavailable.
 
     The message id is this call's own: its own repetition counts as the first, and everybody else's word does not.
@@ -32,7 +32,7 @@ async def decide(questions: Questions, word: Word, payload: bytes, max_payload: 
     return True
 
 
-async def bury(questions: Questions, word: Word, message: bytes, max_payload: int) -> None:
+async def bury(questions: Questions, word: Outcome, message: bytes, max_payload: int) -> None:
     """Store a dead letter. Raises RequestTooLarge, Unavailable."""
     subject = dead_subject(word.capability, word.model).encode()
     headers = message_id(f"{require_token(word.job)}.{word.run}")

@@ -12,7 +12,7 @@ import structlog
 from backbone.bus.nats.connection import Wire
 from backbone.bus.subjects import ASK, GATEWAYS, is_address
 from schemas.errors import Unavailable
-from schemas.job_events import Answer, Ask
+from schemas.job_events import GateReply, GateRequest
 
 log = structlog.get_logger(__name__)
 
@@ -22,7 +22,7 @@ LAST_ANSWERS_S = 1.0
 MAX_WAITING = 10_000
 """Beyond this, questions are dropped: workers repeat them."""
 
-Referee = Callable[[Ask], Awaitable[Answer | None]]
+Referee = Callable[[GateRequest], Awaitable[GateReply | None]]
 
 
 class Answers:
@@ -32,7 +32,7 @@ class Answers:
         self._wire = wire
         self._referee = referee
         self._running: set[asyncio.Task[None]] = set()
-        self._waiting: deque[tuple[Ask, bytes]] = deque(maxlen=MAX_WAITING)
+        self._waiting: deque[tuple[GateRequest, bytes]] = deque(maxlen=MAX_WAITING)
         self._sid: int | None = None
 
     async def start(self) -> None:
@@ -58,7 +58,7 @@ class Answers:
 
     def _on_ask(self, _subject: bytes, reply: bytes, _headers: bytes, data: bytes) -> None:
         try:
-            ask = Ask.model_validate_json(data)
+            ask = GateRequest.model_validate_json(data)
         except ValueError as error:
             self._wire.refusals.add("question", error=str(error))
             return
@@ -80,7 +80,7 @@ class Answers:
             log.error("the referee failed", exc_info=error)
         self._begin()
 
-    async def _answer(self, ask: Ask, reply: bytes) -> None:
+    async def _answer(self, ask: GateRequest, reply: bytes) -> None:
         answer = await self._referee(ask)
         if answer is not None and reply:
             with contextlib.suppress(Unavailable):

@@ -15,9 +15,9 @@ from backbone.bus.nats.request_inbox import Questions, Reply
 from backbone.bus.nats.requests import is_unheard
 from backbone.bus.subjects import ASK, require_token
 from schemas.errors import Unavailable
-from schemas.frames import EventKind
-from schemas.job_events import Answer, Ask
-from schemas.outcome import Word
+from schemas.frames import FrameKind
+from schemas.job_events import GateReply, GateRequest
+from schemas.outcome import Outcome
 
 ANSWER_S = 5.0
 SWEEP_S = 0.25
@@ -82,17 +82,17 @@ class NatsWorkerLog:
 
     # Questions
 
-    def ask(self, ask: Ask, on_answer: Callable[[Answer | None], None]) -> None:
+    def ask(self, ask: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
         """One message to the queue group of the gateways."""
         subject = f"{ASK}.{require_token(ask.job)}".encode()
         payload = ask.model_dump_json(exclude_defaults=True).encode()
         try:
-            if ask.kind is EventKind.RETURNED:
+            if ask.kind is FrameKind.RETURNED:
                 self._wire.publish(subject, payload)
                 return
             reply = self._questions.ask(subject, payload)
         except Unavailable:
-            if ask.kind is not EventKind.RETURNED:
+            if ask.kind is not FrameKind.RETURNED:
                 asyncio.get_running_loop().call_soon(on_answer, None)
             return
         timer = asyncio.get_running_loop().call_later(ANSWER_S, reply.cancel)
@@ -105,11 +105,11 @@ class NatsWorkerLog:
 
     # What is confirmed
 
-    async def decide(self, word: Word, payload: bytes) -> bool:
+    async def decide(self, word: Outcome, payload: bytes) -> bool:
         """See backbone.bus.nats.outcomes."""
         return await outcomes.decide(self._questions, word, payload, self._wire.client.max_payload)
 
-    async def bury(self, word: Word, message: bytes) -> None:
+    async def bury(self, word: Outcome, message: bytes) -> None:
         """See backbone.bus.nats.outcomes."""
         await outcomes.bury(self._questions, word, message, self._wire.client.max_payload)
 
@@ -127,11 +127,11 @@ class _Writer(NatsEventWriter):
         self._on_close()
 
 
-def _answer(reply: Reply) -> Answer | None:
+def _answer(reply: Reply) -> GateReply | None:
     answers = None if reply.cancelled() else reply.result()
     if not answers or is_unheard(answers[0]):
         return None
     try:
-        return Answer.model_validate_json(answers[0].data)
+        return GateReply.model_validate_json(answers[0].data)
     except ValueError:
         return None

@@ -17,7 +17,7 @@ from schemas.openai.completions import CompletionRequest
 from schemas.openai.embeddings import EmbeddingsRequest
 from schemas.openai.images import ImageEditRequest, ImageGenerationRequest
 from schemas.openai.rerank import RerankRequest
-from schemas.openai.speech import CONTENT_TYPES, SpeechRequest
+from schemas.openai.speech import SPEECH_CONTENT_TYPES, SpeechRequest
 from schemas.openai.transcriptions import TranscriptionRequest
 from schemas.submission import SubmitRequest
 
@@ -140,7 +140,7 @@ OPERATIONS = {
             200: Answer(
                 "The answer of the endpoint.",
                 {JSON_TYPE: {"type": "object", "additionalProperties": True}, SSE_TYPE: EVENT, "text/plain": TEXT}
-                | dict.fromkeys([*CONTENT_TYPES.values(), "application/octet-stream"], BINARY),
+                | dict.fromkeys([*SPEECH_CONTENT_TYPES.values(), "application/octet-stream"], BINARY),
                 ("Content-Length",),
             )
         },

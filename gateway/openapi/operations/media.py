@@ -6,7 +6,7 @@ from gateway.openapi.operation import BINARY, TEXT, Answer, Operation, Schema
 from gateway.openapi.operations.common import ACCEPTED, PREFERENCES, STREAM, inferred
 from gateway.openapi.shapes.media import ImageList, Transcript
 from schemas.openai.images import ImageEditRequest, ImageGenerationRequest
-from schemas.openai.speech import CONTENT_TYPES, SpeechRequest
+from schemas.openai.speech import SPEECH_CONTENT_TYPES, SpeechRequest
 from schemas.openai.transcriptions import TranscriptionRequest, TranslationRequest
 
 IMAGES = "The pictures: one JSON object, or with `stream: true` events, previews among them."
@@ -54,7 +54,7 @@ OPERATIONS = {
         answers={
             200: Answer(
                 "The sound, in the format that `response_format` names; with `stream_format: sse` as events.",
-                dict.fromkeys(CONTENT_TYPES.values(), BINARY) | STREAM,
+                dict.fromkeys(SPEECH_CONTENT_TYPES.values(), BINARY) | STREAM,
                 ("x-nexus-job-id",),
             ),
             202: ACCEPTED,

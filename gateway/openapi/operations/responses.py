@@ -9,10 +9,10 @@ from pydantic import Field, create_model
 from gateway.openapi.operation import JSON_TYPE, Answer, Operation, answer
 from gateway.openapi.operations.common import MODEL, PAGE, STREAM, identifier
 from gateway.openapi.shapes.responses import Response, ResponseDeleted, ResponseItemList
-from schemas.openai.responses import UNSUPPORTED, ResponsesRequest
+from schemas.openai.responses import UNSUPPORTED_FIELDS, ResponsesRequest
 
 FIELDS: dict[str, Any] = {
-    name: (None, Field(default=None, description=f"Refused: {why}.")) for name, why in UNSUPPORTED.items()
+    name: (None, Field(default=None, description=f"Refused: {why}.")) for name, why in UNSUPPORTED_FIELDS.items()
 }
 FIELDS["truncation"] = (
     Literal["disabled"] | None,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from schemas.batches import BatchError, BatchStatus, Counts
+from schemas.batches import BatchError, BatchStatus, RequestCounts
 
 
 class File(BaseModel):
@@ -77,7 +77,7 @@ class Batch(BaseModel):
     expired_at: int | None
     cancelling_at: int | None
     cancelled_at: int | None
-    request_counts: Counts
+    request_counts: RequestCounts
     usage: dict[str, Any] | None
     metadata: dict[str, str] | None
 

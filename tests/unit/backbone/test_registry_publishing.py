@@ -10,7 +10,7 @@ from backbone.registry.etcd import EtcdRegistry
 from backbone.registry.etcd_client import Change
 from backbone.registry.keys import Keys
 from schemas.jobs import Capability
-from schemas.presence import CatalogueEntry, Snapshot
+from schemas.presence import CatalogEntry, RegistrySnapshot
 from tests.conftest import Eventually
 
 MODELS = 300
@@ -20,7 +20,7 @@ COST_S = 0.005
 async def test_many_changes_are_published_together(eventually: Eventually, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each change on its own is published at once; of many, the last one is soon seen, and most share a snapshot."""
     registry = EtcdRegistry("http://127.0.0.1:1", "/nexus/")
-    publish, seen = registry._view.publish, list[Snapshot]()
+    publish, seen = registry._view.publish, list[RegistrySnapshot]()
 
     def slow() -> None:
         time.sleep(COST_S)
@@ -30,7 +30,7 @@ async def test_many_changes_are_published_together(eventually: Eventually, monke
     registry.subscribe(seen.append)
     keys = Keys("/nexus/")
     for number in range(MODELS):
-        entry = CatalogueEntry(name=f"m{number}", capabilities=(Capability.CHAT,))
+        entry = CatalogEntry(name=f"m{number}", capabilities=(Capability.CHAT,))
         registry._apply([Change(keys.model(entry.name), entry.model_dump_json().encode(), number + 1)])
         if number == 0:
             assert [len(one.models) for one in seen] == [1]

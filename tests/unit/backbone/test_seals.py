@@ -10,7 +10,7 @@ from backbone.bus.seals import Seals, attempt_token
 from schemas.errors import ErrorInfo
 from schemas.frames import BlobRef
 from schemas.jobs import Capability, Envelope, JobStatus, Lane, Upload, Usage
-from schemas.outcome import Word, word_on
+from schemas.outcome import Outcome, outcome_of
 
 SEALS, OTHERS = Seals(b"a" * 32), Seals(b"b" * 32)
 JOB = "job_" + "1" * 32
@@ -20,7 +20,7 @@ ENVELOPE = Envelope(
     stream=True, uploads=(Upload(field="file", size=1, blob="f" * 32),), body_blob="e" * 32, durable=True,
 )  # fmt: skip
 GIVEN = SEALS.envelope(ENVELOPE, b"{}")
-ANSWERED = word_on(
+ANSWERED = outcome_of(
     GIVEN, JobStatus.COMPLETED, token="t", usage=Usage(prompt_tokens=1, extra={"x": 1.5}), seconds=0.25, attempts=2,
     blob=BlobRef(name="a" * 32, size=3),
 )  # fmt: skip
@@ -32,8 +32,8 @@ CHANGED = {
 }  # fmt: skip
 
 
-def travelled(word: Word) -> Word:
-    return Word.decode(word.encode())[0]
+def travelled(word: Outcome) -> Outcome:
+    return Outcome.decode(word.encode())[0]
 
 
 @pytest.mark.parametrize("status", [JobStatus.COMPLETED, JobStatus.FAILED])
@@ -58,7 +58,7 @@ def test_every_field_of_an_outcome_is_the_jobs_or_the_attempts() -> None:
         *("status", "token", "delivery", "events", "worker", "attempts", "seconds", "content_type", "usage", "size", "blob"),
         *("error", "dead", "granted", "seal", "adapted"),
     }  # fmt: skip
-    assert set(CHANGED) | attempts == set(Word.model_fields)
+    assert set(CHANGED) | attempts == set(Outcome.model_fields)
 
 
 def test_a_gateways_outcome_is_believed_as_it_is_and_no_other() -> None:

@@ -31,12 +31,12 @@ from gateway.jobs.http_response import JobResponder
 from gateway.jobs.records import record_from_outcome
 from gateway.routes import chat, embeddings, speech, transcriptions
 from gateway.signed_urls import Links
-from schemas.batches import Batch, BatchRequest, BatchStatus, Counts
+from schemas.batches import Batch, BatchRequest, BatchStatus, RequestCounts
 from schemas.errors import ErrorInfo, NexusError, Unavailable
 from schemas.files import FileRecord
 from schemas.frames import BlobRef
 from schemas.jobs import JobRecord, JobStatus, Upload, Usage
-from schemas.outcome import Word
+from schemas.outcome import Outcome
 
 OWNER = "alice"
 CHAT = chat.ENDPOINT.path
@@ -142,8 +142,8 @@ class MadeUpJobs:
         await self._log.decide(word)
         return record_from_outcome(word)
 
-    def _word(self, submission: Submission, status: JobStatus) -> Word:
-        return Word(
+    def _word(self, submission: Submission, status: JobStatus) -> Outcome:
+        return Outcome(
             job=submission.job_id,
             status=status,
             owner=submission.principal.owner,
@@ -223,7 +223,7 @@ class Desk:
     async def batch(self, batch: Batch) -> Batch:
         return await self.batches.get(OWNER, batch.id)
 
-    async def stands(self, batch: Batch, counts: Counts) -> bool:
+    async def stands(self, batch: Batch, counts: RequestCounts) -> bool:
         """Whether it is that far."""
         return (await self.batch(batch)).counts == counts
 
@@ -234,7 +234,7 @@ class Desk:
     async def ended(self, batch: Batch, timeout_s: float = 20.0) -> Batch:
         """The batch, once it has ended."""
         async with asyncio.timeout(timeout_s):
-            while not (now := await self._looked(batch)).ended:
+            while not (now := await self._looked(batch)).is_final:
                 await asyncio.sleep(0.01)
         return now
 

@@ -22,7 +22,7 @@ from gateway.batches.input_file import (
     split_lines,
     validate,
 )
-from schemas.batches import MAX_ERRORS, MAX_REQUESTS, window_seconds
+from schemas.batches import MAX_ERRORS, MAX_REQUESTS, parse_window_s
 
 CHAT = "/v1/chat/completions"
 LONGEST = 10_000
@@ -187,4 +187,4 @@ class TestIds:
 )
 def test_windows(text: str, seconds: int | None) -> None:
     """OpenAI's `24h`, and others."""
-    assert window_seconds(text) == seconds
+    assert parse_window_s(text) == seconds

@@ -19,7 +19,7 @@ from gateway.batches.input_file import job_id
 from gateway.batches.repository import BatchNotFound
 from gateway.batches.service import GRACE_S, longest_window_s
 from gateway.files import FileNotFound
-from schemas.batches import Batch, BatchRequest, BatchStatus, Counts
+from schemas.batches import Batch, BatchRequest, BatchStatus, RequestCounts
 from schemas.errors import (
     BackendFailed,
     InvalidRequest,
@@ -52,7 +52,7 @@ class TestMaking:
     async def test_the_batch_object_is_openais(self, desk: Desk) -> None:
         """What a caller gets at once."""
         batch = await desk.create(line("a"), metadata={"project": "x"})
-        shown = batch.shown()
+        shown = batch.to_openai()
         assert shown == {
             "id": batch.id,
             "object": "batch",
@@ -159,13 +159,13 @@ class TestRunning:
         made = await desk.create(*[line(f"r{number}") for number in range(30)])
         batch = await desk.ended(made)
         assert batch.status is BatchStatus.COMPLETED
-        assert batch.counts == Counts(total=30, completed=30, failed=0)
+        assert batch.counts == RequestCounts(total=30, completed=30, failed=0)
         assert (batch.model, batch.error_file_id, batch.errors) == ("m", None, ())
         assert batch.in_progress_at is not None
         assert batch.finalizing_at is not None
         assert batch.completed_at is not None
         assert batch.tokens is not None
-        assert batch.tokens.shown() == {
+        assert batch.tokens.to_openai() == {
             "input_tokens": 90,
             "input_tokens_details": {"cached_tokens": 30},
             "output_tokens": 60,
@@ -221,10 +221,10 @@ class TestRunning:
         await desk.jobs.finish(jobs[0], Answered(b"{}"))
         await desk.jobs.finish(jobs[1], BackendFailed("no").info)
 
-        await eventually(lambda: desk.stands(made, Counts(total=3, completed=1, failed=1)))
+        await eventually(lambda: desk.stands(made, RequestCounts(total=3, completed=1, failed=1)))
         assert (await desk.batch(made)).status is BatchStatus.IN_PROGRESS
         await desk.jobs.finish(jobs[2], Answered(b"{}"))
-        assert (await desk.ended(made)).counts == Counts(total=3, completed=2, failed=1)
+        assert (await desk.ended(made)).counts == RequestCounts(total=3, completed=2, failed=1)
 
     async def test_bad_lines_go_to_the_error_file(self, desk: Desk) -> None:
         """With the status and the error that a synchronous caller would get; the others are answered."""
@@ -237,7 +237,7 @@ class TestRunning:
         lines = [line("good"), line("streamed", stream=True), line("wrong", messages=3), line("breaks"), line("fine")]
         batch = await desk.ended(await desk.create(*lines))
         assert batch.status is BatchStatus.COMPLETED
-        assert batch.counts == Counts(total=5, completed=2, failed=3)
+        assert batch.counts == RequestCounts(total=5, completed=2, failed=3)
         assert ids(await desk.rows(batch.output_file_id)) == ["good", "fine"]
         errors = await desk.rows(batch.error_file_id)
         assert ids(errors) == ["streamed", "wrong", "breaks"]
@@ -261,7 +261,7 @@ class TestRunning:
         desk.jobs.refusals = [QueueFull("full", retry_after_s=0.01), Unavailable("away"), limited] * 5
         await desk.gateway()
         batch = await desk.ended(await desk.create(*[line(f"r{number}") for number in range(10)]))
-        assert batch.counts == Counts(total=10, completed=10)
+        assert batch.counts == RequestCounts(total=10, completed=10)
 
     async def test_redis_away_while_it_runs(self, desk: Desk, eventually: Eventually) -> None:
         """It goes on, and is written down when it is back."""
@@ -275,7 +275,7 @@ class TestRunning:
             await desk.jobs.finish(job, Answered(b"{}"))
         await eventually(lambda: len(desk.jobs.runs) == 12)
         desk.documents.available = True
-        assert (await desk.ended(made)).counts == Counts(total=12, completed=12)
+        assert (await desk.ended(made)).counts == RequestCounts(total=12, completed=12)
         assert set(desk.jobs.runs.values()) == {1}
 
     async def test_a_lost_document_is_made_again(self, desk: Desk, eventually: Eventually) -> None:
@@ -302,7 +302,7 @@ class TestValidation:
         batch = await desk.ended(await desk.create(line("a"), b"{", line("a"), line("b", url="/v1/embeddings")))
         assert batch.status is BatchStatus.FAILED
         assert batch.failed_at is not None
-        shown = batch.shown()["errors"]
+        shown = batch.to_openai()["errors"]
         assert shown["object"] == "list"
         assert [(error["code"], error["line"]) for error in shown["data"]] == [
             ("invalid_json_line", 2),
@@ -408,7 +408,7 @@ class TestEnds:
         return made
 
     async def partial(self, desk: Desk, batch: Batch, code: str) -> None:
-        assert batch.counts == Counts(total=20, completed=2, failed=18)
+        assert batch.counts == RequestCounts(total=20, completed=2, failed=18)
         assert ids(await desk.rows(batch.output_file_id)) == ["r0", "r1"]
         errors = await desk.rows(batch.error_file_id)
         assert ids(errors) == [f"r{number}" for number in range(2, 20)]
@@ -486,7 +486,7 @@ class TestEnds:
         await eventually(lambda: desk.is_in(made, BatchStatus.IN_PROGRESS))
         await desk.batches.cancel(OWNER, made.id)
         batch = await desk.ended(made)
-        assert (batch.status, batch.counts) == (BatchStatus.CANCELLED, Counts(total=2, failed=2))
+        assert (batch.status, batch.counts) == (BatchStatus.CANCELLED, RequestCounts(total=2, failed=2))
 
     async def test_an_ended_batch_is_not_cancelled(self, desk: Desk) -> None:
         """400, as OpenAI's."""
@@ -525,7 +525,7 @@ class TestTakingOver:
         for job in list(desk.jobs.open):
             await desk.jobs.finish(job, Answered(b"{}"))
         batch = await desk.ended(made)
-        assert batch.counts == Counts(total=30, completed=30)
+        assert batch.counts == RequestCounts(total=30, completed=30)
         assert set(desk.jobs.runs.values()) == {1}
         assert ids(await desk.rows(batch.output_file_id)) == [f"r{number:02}" for number in range(30)]
 
@@ -556,7 +556,7 @@ class TestTakingOver:
         await desk.batches.cancel(OWNER, made.id)
         await desk.gateway()
         batch = await desk.ended(made)
-        assert (batch.status, batch.counts) == (BatchStatus.CANCELLED, Counts(total=12, failed=12))
+        assert (batch.status, batch.counts) == (BatchStatus.CANCELLED, RequestCounts(total=12, failed=12))
         assert desk.jobs.open == {}
         assert {row["error"]["code"] for row in await desk.rows(batch.error_file_id)} == {"batch_cancelled"}
 
@@ -572,7 +572,7 @@ class TestTakingOver:
             def checked(batch: Batch) -> Batch:
                 nonlocal broken
                 new: Batch = wanted(batch)
-                if new.ended and not broken:
+                if new.is_final and not broken:
                     broken = True
                     raise Unavailable
                 return new

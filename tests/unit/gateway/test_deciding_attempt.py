@@ -12,14 +12,14 @@ from backbone.testing.job_log import MemoryJobLog
 from gateway.jobs.api import EventsExpired, JobEvent
 from gateway.jobs.event_stream import JobEventStream
 from gateway.jobs.records import record_from_outcome
-from schemas.frames import EventKind, Started
-from schemas.job_events import NO_TOKEN, QUEUED, encode_durable
+from schemas.frames import AttemptStarted, FrameKind
+from schemas.job_events import NO_TOKEN, QUEUED, encode_durable_frame
 from schemas.jobs import Capability, JobStatus
-from schemas.outcome import Word
+from schemas.outcome import Outcome
 
 JOB = "job_01a20f1b33c97ef68834fadc3c3648a7"
-STARTED = Started(worker="w", backend="echo").model_dump_json().encode()
-WORD = Word(
+STARTED = AttemptStarted(worker="w", backend="echo").model_dump_json().encode()
+WORD = Outcome(
     job=JOB,
     status=JobStatus.COMPLETED,
     owner="o",
@@ -56,8 +56,8 @@ class Told:
 async def say(log: MemoryJobLog, token: str, delivery: int, start: int, end: int) -> None:
     """Events of one attempt: 0 is its start."""
     for seq in range(start, end):
-        kind, payload = (EventKind.STARTED, STARTED) if seq == 0 else (EventKind.CHUNK, f"{token}.{seq}".encode())
-        await log.say(JOB, encode_durable(kind.value, 1, delivery, seq, token, payload))
+        kind, payload = (FrameKind.STARTED, STARTED) if seq == 0 else (FrameKind.CHUNK, f"{token}.{seq}".encode())
+        await log.say(JOB, encode_durable_frame(kind.value, 1, delivery, seq, token, payload))
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ async def log() -> MemoryJobLog:
     """The second attempt begins when the first one has stored everything, and has not said its word yet."""
     log = MemoryJobLog(MemoryBroker())
     await log.start()
-    await log.say(JOB, encode_durable(QUEUED, 1, 0, 0, NO_TOKEN, QUEUED_RECORD.model_dump_json().encode()))
+    await log.say(JOB, encode_durable_frame(QUEUED, 1, 0, 0, NO_TOKEN, QUEUED_RECORD.model_dump_json().encode()))
     await say(log, "first", 1, 0, 4)
     return log
 

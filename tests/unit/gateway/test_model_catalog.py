@@ -7,7 +7,7 @@ import pytest
 from gateway.model_catalog import Catalogue
 from schemas.errors import InvalidRequest, ModelNotFound, Unavailable
 from schemas.jobs import Capability
-from schemas.presence import Alias, CatalogueEntry, ModelOffer, Snapshot, WorkerPresence, WorkerState
+from schemas.presence import Alias, CatalogEntry, ModelOffer, RegistrySnapshot, WorkerPresence, WorkerState
 
 CHAT = (Capability.CHAT,)
 BOTH = (Capability.CHAT, Capability.COMPLETIONS)
@@ -23,12 +23,12 @@ def offer(name: str, capabilities: tuple[Capability, ...] = CHAT, **more: object
 
 def catalogue(
     *workers: WorkerPresence,
-    known: tuple[CatalogueEntry, ...] = (),
+    known: tuple[CatalogEntry, ...] = (),
     aliases: dict[str, tuple[str, ...]] | None = None,
 ) -> Catalogue:
     made = Catalogue()
     made.load(
-        Snapshot(
+        RegistrySnapshot(
             workers={w.id: w for w in workers},
             models={entry.name: entry for entry in known},
             aliases={name: Alias(name=name, targets=targets) for name, targets in (aliases or {}).items()},
@@ -74,7 +74,7 @@ def test_a_model_without_a_ready_worker_is_503(state: WorkerState) -> None:
 
 def test_a_model_that_was_served_once_is_503() -> None:
     """So is one that only the catalogue of all time knows."""
-    made = catalogue(known=(CatalogueEntry(name="old", capabilities=CHAT, created=5),))
+    made = catalogue(known=(CatalogEntry(name="old", capabilities=CHAT, created=5),))
     with pytest.raises(Unavailable):
         made.resolve("old", Capability.CHAT)
     old = made.get("old")
@@ -109,13 +109,13 @@ def test_a_snapshot_replaces_the_one_before() -> None:
     """What is gone from the registry is gone from the list, which is sorted by name."""
     made = catalogue(worker("w", offer("z"), offer("a"), offer("m")))
     assert [model.name for model in made.live()] == ["a", "m", "z"]
-    made.load(Snapshot(workers={"w": worker("w", offer("m"))}))
+    made.load(RegistrySnapshot(workers={"w": worker("w", offer("m"))}))
     assert [model.name for model in made.live()] == ["m"]
     assert made.get("a") is None
 
 
 SPEECH = (Capability.SPEECH,)
-GONE = CatalogueEntry(name="gone", capabilities=CHAT)
+GONE = CatalogEntry(name="gone", capabilities=CHAT)
 
 
 def test_what_offers_say_of_voices_and_embeddings_is_joined() -> None:
@@ -233,7 +233,7 @@ class TestNamesWithoutATag:
 
     def test_a_live_model_goes_before_one_that_is_gone(self) -> None:
         """A worker that offered the bare name has been replaced by one that offers the other."""
-        gone = CatalogueEntry(name="llama3", capabilities=CHAT)
+        gone = CatalogEntry(name="llama3", capabilities=CHAT)
         made = catalogue(worker("w", offer("llama3:latest")), known=(gone,))
         assert made.resolve("llama3", Capability.CHAT) == "llama3:latest"
         alone = catalogue(known=(gone,))

@@ -13,7 +13,7 @@ from gateway.routes.model_jobs import choose_worker
 from schemas.errors import InvalidRequest, NexusError, NotFound
 from schemas.jobs import Capability
 from schemas.model_jobs import ModelJobRequest
-from schemas.presence import ModelOffer, Snapshot, WorkerPresence, WorkerState
+from schemas.presence import ModelOffer, RegistrySnapshot, WorkerPresence, WorkerState
 
 
 def managing(*ids: str, state: WorkerState = WorkerState.READY) -> Catalogue:
@@ -31,7 +31,7 @@ def managing(*ids: str, state: WorkerState = WorkerState.READY) -> Catalogue:
     chats = ModelOffer(name="m", capabilities=(Capability.CHAT,))
     workers["plain"] = WorkerPresence(id="plain", backend="openai", host="h", models=(chats,))
     made = Catalogue()
-    made.load(Snapshot(workers=workers))
+    made.load(RegistrySnapshot(workers=workers))
     return made
 
 

@@ -12,8 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from backbone.bus.subjects import BadSubject, is_address, item_subject, job_subject, require_pattern, require_subject
 from schemas.errors import InvalidRequest
-from schemas.frames import EventKind, Started
-from schemas.job_events import Ask
+from schemas.frames import AttemptStarted, FrameKind
+from schemas.job_events import GateRequest
 from schemas.jobs import Capability, Envelope, Lane
 from schemas.presence import WorkerPresence
 
@@ -41,7 +41,7 @@ NAME = st.one_of(
 ENVELOPE = {
     "job": "job_1", "request_id": "req_1", "endpoint": "/v1/x", "capability": "chat", "model": "m", "public_model": "m", "reply": "a.b",
 }  # fmt: skip
-ASK = {"kind": EventKind.STARTED, "job": "job_1", "run": 1, "delivery": 1, "token": "t", "owner": "o", "worker": "w"}
+ASK = {"kind": FrameKind.STARTED, "job": "job_1", "run": 1, "delivery": 1, "token": "t", "owner": "o", "worker": "w"}
 
 
 def _takes(kind: type[BaseModel], fields: Mapping[str, object]) -> bool:
@@ -57,9 +57,9 @@ def test_a_token_is_one_token(name: str) -> None:
     """Presence, STARTED, a question and an envelope hold names that are one token, and no others."""
     good = re.fullmatch(r"[A-Za-z0-9_-]{1,200}", name) is not None
     assert _takes(WorkerPresence, {"id": name, "backend": "echo", "host": "h"}) is good
-    assert _takes(Started, {"worker": name, "backend": "echo"}) is good
+    assert _takes(AttemptStarted, {"worker": name, "backend": "echo"}) is good
     for field in ("worker", "job"):
-        assert _takes(Ask, ASK | {field: name}) is good
+        assert _takes(GateRequest, ASK | {field: name}) is good
     assert _takes(Envelope, ENVELOPE | {"job": name}) is good
 
 

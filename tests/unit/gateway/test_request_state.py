@@ -10,8 +10,17 @@ from hypothesis import strategies as st
 
 from gateway.http.unread_budget import UnreadBudget
 from gateway.sync.request_state import MAX_STARTS, MAX_UNREAD, SILENCE_GRACE_S, Call, State
-from schemas.errors import DRAINED, ErrorInfo, QueueFull
-from schemas.frames import GO, GONE, STALE, Done, EventKind, Returned, Started, encode_frame
+from schemas.errors import WORKER_DRAINED, ErrorInfo, QueueFull
+from schemas.frames import (
+    PROCEED,
+    STOP,
+    SUPERSEDED,
+    AttemptDone,
+    AttemptReturned,
+    AttemptStarted,
+    FrameKind,
+    encode_frame,
+)
 from schemas.jobs import Capability, Envelope, Limits
 
 ACK_WAIT_S = 10.0
@@ -48,22 +57,22 @@ class Rig:
         self.call = Call(self.bus, envelope, ACK_WAIT_S, unread)  # type: ignore[arg-type]
         self.shown = b""
 
-    def hear(self, kind: EventKind, delivery: int, seq: int, payload: bytes = b"") -> bytes | None:
+    def hear(self, kind: FrameKind, delivery: int, seq: int, payload: bytes = b"") -> bytes | None:
         return self.call.heard(encode_frame(kind, delivery, seq, payload))
 
     def start(self, delivery: int, worker: str = "") -> bytes | None:
         return self.hear(
-            EventKind.STARTED,
+            FrameKind.STARTED,
             delivery,
             0,
-            Started(worker=worker or f"w{delivery}", backend="b").model_dump_json().encode(),
+            AttemptStarted(worker=worker or f"w{delivery}", backend="b").model_dump_json().encode(),
         )
 
     def chunk(self, delivery: int, seq: int, data: bytes) -> bytes | None:
-        return self.hear(EventKind.CHUNK, delivery, seq, data)
+        return self.hear(FrameKind.CHUNK, delivery, seq, data)
 
     def done(self, delivery: int, seq: int, tail: bytes = b"") -> bytes | None:
-        return self.hear(EventKind.DONE, delivery, seq, Done().model_dump_json().encode() + b"\n" + tail)
+        return self.hear(FrameKind.DONE, delivery, seq, AttemptDone().model_dump_json().encode() + b"\n" + tail)
 
     def take(self) -> bytes:
         data = self.call.take()
@@ -79,7 +88,7 @@ async def test_a_plain_answer() -> None:
     """Started, chunks, done: the bytes come in order, and the call ends without an error."""
     rig = Rig()
     rig.call.stored(7)
-    assert rig.start(1) == GO
+    assert rig.start(1) == PROCEED
     rig.chunk(1, 1, b"a")
     rig.chunk(1, 2, b"b")
     rig.done(1, 3, b"c")
@@ -94,7 +103,7 @@ async def test_a_new_attempt_replaces_an_unshown_one() -> None:
     rig = Rig(stream=False)
     rig.start(1)
     rig.chunk(1, 1, b"lost")
-    assert rig.start(2) == GO
+    assert rig.start(2) == PROCEED
     rig.chunk(2, 1, b"whole")
     rig.done(2, 2)
     assert rig.take() == b"whole"
@@ -106,7 +115,7 @@ async def test_a_shown_answer_is_never_begun_anew() -> None:
     rig.start(1)
     rig.chunk(1, 1, b"seen")
     rig.take()
-    assert rig.start(2) == GONE
+    assert rig.start(2) == STOP
     assert rig.code == "worker_lost"
     assert rig.take() == b""
 
@@ -117,9 +126,9 @@ async def test_a_thawed_worker_is_told_that_it_is_late() -> None:
     rig.start(1)
     rig.start(2)
     rig.chunk(2, 1, b"new")
-    assert rig.chunk(1, 1, b"old") == STALE
-    assert rig.start(1) == STALE
-    assert rig.done(1, 2, b"old") == STALE
+    assert rig.chunk(1, 1, b"old") == SUPERSEDED
+    assert rig.start(1) == SUPERSEDED
+    assert rig.done(1, 2, b"old") == SUPERSEDED
     rig.done(2, 2)
     assert rig.take() == b"new"
 
@@ -137,8 +146,8 @@ async def test_a_lost_tail_is_noticed_by_the_heartbeat() -> None:
     """A heartbeat that counts more frames than came shows the loss."""
     rig = Rig()
     rig.start(1)
-    assert rig.hear(EventKind.BEAT, 1, 0) == GO
-    rig.hear(EventKind.BEAT, 1, 1)
+    assert rig.hear(FrameKind.HEARTBEAT, 1, 0) == PROCEED
+    rig.hear(FrameKind.HEARTBEAT, 1, 1)
     assert rig.code == "events_lost"
 
 
@@ -147,35 +156,35 @@ async def test_a_failure_is_passed_on() -> None:
     rig = Rig()
     rig.start(1)
     info = ErrorInfo(status=400, type="invalid_request_error", code="context_length_exceeded", message="too long")
-    rig.hear(EventKind.FAILED, 1, 1, info.model_dump_json().encode())
+    rig.hear(FrameKind.FAILED, 1, 1, info.model_dump_json().encode())
     assert rig.call.error == info
 
 
 async def test_a_job_handed_back_waits_again_and_does_not_count() -> None:
     """A drained worker's job has not failed: it may be handed back any number of times."""
     rig = Rig()
-    info = ErrorInfo(status=503, type="server_error", code=DRAINED, message="drained").model_dump_json().encode()
+    info = ErrorInfo(status=503, type="server_error", code=WORKER_DRAINED, message="drained").model_dump_json().encode()
     for delivery in range(1, MAX_STARTS + 4):
-        assert rig.start(delivery) == GO
-        rig.hear(EventKind.RETURNED, delivery, 1, info)
+        assert rig.start(delivery) == PROCEED
+        rig.hear(FrameKind.RETURNED, delivery, 1, info)
         assert rig.call.state is State.QUEUED
     assert rig.call.starts == 0
 
 
 def back(*, counted: bool, retry_after_s: float | None = None) -> bytes:
     info = ErrorInfo(status=503, type="t", code="backend_unavailable", message="busy", retry_after_s=retry_after_s)
-    return Returned(**info.model_dump(), counted=counted).model_dump_json(exclude_none=True).encode()
+    return AttemptReturned(**info.model_dump(), counted=counted).model_dump_json(exclude_none=True).encode()
 
 
 async def test_the_third_attempt_that_fails_ends_the_request() -> None:
     """With what the backend said."""
     rig = Rig()
     for delivery in (1, 2, 3):
-        assert rig.start(delivery) == GO
+        assert rig.start(delivery) == PROCEED
         assert rig.code is None
-        rig.hear(EventKind.RETURNED, delivery, 1, back(counted=True))
+        rig.hear(FrameKind.RETURNED, delivery, 1, back(counted=True))
     assert rig.code == "backend_unavailable"
-    assert rig.start(4) == GONE
+    assert rig.start(4) == STOP
 
 
 async def test_attempts_that_do_not_count_are_as_many_as_the_limit_on_waiting_allows() -> None:
@@ -183,16 +192,16 @@ async def test_attempts_that_do_not_count_are_as_many_as_the_limit_on_waiting_al
     rig = Rig(queue_s=100.0)
     queued_at = rig.call.queued_at
     for delivery in range(1, 50):
-        assert rig.start(delivery) == GO
-        rig.hear(EventKind.RETURNED, delivery, 1, back(counted=False, retry_after_s=2.0))
+        assert rig.start(delivery) == PROCEED
+        rig.hear(FrameKind.RETURNED, delivery, 1, back(counted=False, retry_after_s=2.0))
     assert (rig.call.state, rig.call.starts, rig.call.queued_at, rig.call.began_at) == (
         State.QUEUED,
         0,
         queued_at,
         None,
     )
-    assert rig.start(50) == GO
-    rig.hear(EventKind.RETURNED, 50, 1, back(counted=True))
+    assert rig.start(50) == PROCEED
+    rig.hear(FrameKind.RETURNED, 50, 1, back(counted=True))
     assert (rig.code, rig.call.starts) == (None, 1)
     rig.call.check(rig.call.queued_at + 101.0)
     assert rig.code == "queue_timeout"
@@ -201,8 +210,8 @@ async def test_attempts_that_do_not_count_are_as_many_as_the_limit_on_waiting_al
 async def test_a_limit_on_waiting_that_a_pause_uses_up_ends_in_the_servers_words() -> None:
     """With `Retry-After`, and not as if no worker had taken the request."""
     rig = Rig(queue_s=3.0)
-    assert rig.start(1) == GO
-    rig.hear(EventKind.RETURNED, 1, 1, back(counted=False, retry_after_s=2.0))
+    assert rig.start(1) == PROCEED
+    rig.hear(FrameKind.RETURNED, 1, 1, back(counted=False, retry_after_s=2.0))
     rig.call.check(rig.call.queued_at + 2.9)
     assert rig.code is None
     rig.call.check(rig.call.queued_at + 3.1)
@@ -218,8 +227,8 @@ async def test_a_job_that_kills_its_workers_is_poison() -> None:
     """After three started attempts without an end, a fourth is not begun."""
     rig = Rig()
     for delivery in range(1, MAX_STARTS + 1):
-        assert rig.start(delivery) == GO
-    assert rig.start(MAX_STARTS + 1) == GONE
+        assert rig.start(delivery) == PROCEED
+    assert rig.start(MAX_STARTS + 1) == STOP
     assert rig.code == "worker_lost"
 
 
@@ -231,7 +240,7 @@ async def test_a_caller_gone_while_queued() -> None:
     assert known.bus.removed == [5]
     unknown.call.abandon()
     assert not unknown.bus.removed
-    assert unknown.start(1) == GONE
+    assert unknown.start(1) == STOP
     unknown.call.stored(6)
     assert unknown.bus.removed == [6]
     assert unknown.bus.released == ["reply"]
@@ -244,7 +253,7 @@ async def test_a_caller_gone_while_running() -> None:
     rig.start(1)
     rig.call.abandon()
     assert rig.bus.controlled == ["w1"]
-    assert rig.start(2) == GONE
+    assert rig.start(2) == STOP
 
 
 async def test_a_full_queue_is_the_callers_error() -> None:

@@ -22,7 +22,7 @@ from gateway.webhooks.sender import AT_ONCE, JITTER, WebhookSender
 from gateway.webhooks.signature import InvalidWebhookSecret, signature_headers
 from schemas.errors import InvalidRequest, Unavailable
 from schemas.jobs import Capability, JobRecord, JobStatus, WebhookState
-from schemas.outcome import Word
+from schemas.outcome import Outcome
 from tests.conftest import Eventually
 
 SECRET = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
@@ -128,7 +128,7 @@ class Stage:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def tell(self, word: Word | None = None) -> None:
+    async def tell(self, word: Outcome | None = None) -> None:
         """Enqueue, and have everything sent."""
         await self.webhooks.enqueue(word or make_word())
         async with self.running():
@@ -142,8 +142,8 @@ class Stage:
         return record
 
 
-def make_word(**fields: Any) -> Word:
-    return Word.model_validate(
+def make_word(**fields: Any) -> Outcome:
+    return Outcome.model_validate(
         {
             "job": JOB,
             "status": JobStatus.COMPLETED,

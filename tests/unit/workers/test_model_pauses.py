@@ -11,7 +11,7 @@ import pytest
 from gateway import paused_models
 from gateway.paused_models import PausedModels
 from schemas.jobs import Capability
-from schemas.presence import ModelOffer, Pause, Snapshot, WorkerPresence, WorkerState
+from schemas.presence import ModelOffer, Pause, RegistrySnapshot, WorkerPresence, WorkerState
 from workers.adapter_kit.error_mapping import LOADING_S, MAX_ESTIMATE_S, MAX_WAIT_S, refusal, retry_after
 from workers.backends.base import BackendError, BackendUnavailable, is_unreachable
 from workers.backends.ollama.client import answer_error
@@ -131,7 +131,7 @@ def test_a_model_is_paused_while_all_its_live_workers_are(monkeypatch: pytest.Mo
     paused = PausedModels()
 
     def load(*workers: WorkerPresence) -> None:
-        paused.load(Snapshot(workers={one.id: one for one in workers}))
+        paused.load(RegistrySnapshot(workers={one.id: one for one in workers}))
 
     def pause(seconds: float) -> dict[str, Any]:
         return {"model": "m", "reason": "busy", "seconds": seconds, "until": 0}

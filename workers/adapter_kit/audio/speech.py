@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import orjson
 from pydantic import ValidationError
 
-from schemas.openai.speech import CONTENT_TYPES, VoiceId
+from schemas.openai.speech import SPEECH_CONTENT_TYPES, VoiceId
 from schemas.openai.speech import SpeechRequest as Fields
 from workers.adapter_kit.audio.codecs import (
     PCM_RATE,
@@ -137,7 +137,7 @@ async def speak(
             yield Chunk(_delta(data) if events else data)
         if events:
             yield Chunk(_event({"type": "speech.audio.done", "usage": NOT_COUNTED}), 0)
-    yield Finish(content_type="text/event-stream" if events else CONTENT_TYPES[request.response_format])
+    yield Finish(content_type="text/event-stream" if events else SPEECH_CONTENT_TYPES[request.response_format])
 
 
 def _delta(data: bytes) -> bytes:

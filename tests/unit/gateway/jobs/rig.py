@@ -34,10 +34,10 @@ from gateway.jobs.submitter import JobSubmitter
 from gateway.jobs.terminator import JobTerminator
 from gateway.metrics import GatewayMetrics
 from gateway.routes import chat
-from schemas.job_events import DurableFrame, decode_durable
+from schemas.job_events import DurableFrame, decode_durable_frame
 from schemas.jobs import Capability, JobRecord, JobStatus, Limits
-from schemas.outcome import Word
-from schemas.presence import CatalogueEntry
+from schemas.outcome import Outcome
+from schemas.presence import CatalogEntry
 from tests.conftest import Eventually
 from workers.backends.base import BackendConfig, Output, Task
 from workers.backends.echo.adapter import EchoBackend
@@ -47,7 +47,7 @@ from workers.worker import Worker
 OWNER = "alice"
 KEEP_S = 7 * 86_400.0
 QUEUE_S = 600.0
-ECHO = CatalogueEntry(name="echo", capabilities=(Capability.CHAT,), created=1)
+ECHO = CatalogEntry(name="echo", capabilities=(Capability.CHAT,), created=1)
 
 
 class Clock:
@@ -117,7 +117,7 @@ class Gateway:
         self.hooks = rig.hooks
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def _enqueue(self, word: Word) -> None:
+    async def _enqueue(self, word: Outcome) -> None:
         self.hooks.append(word)
 
     async def start(self) -> None:
@@ -159,7 +159,7 @@ class Rig:
         self.hub = MemoryHub()
         self.hub.models[ECHO.name] = ECHO  # known, though nobody may serve it now
         self.max_running: dict[str, int] = {}
-        self.hooks: list[Word] = []
+        self.hooks: list[Outcome] = []
         self.gateways: list[Gateway] = []
         self.workers: dict[str, tuple[Worker, asyncio.Task[None]]] = {}
         self.gate = asyncio.Event()
@@ -283,7 +283,7 @@ class Rig:
         return [event async for event in self.jobs.follow(OWNER, job, after)]
 
     def frames(self, job: str) -> list[DurableFrame]:
-        return [decode_durable(event.data) for event in self.broker.records.events.get(job, [])]
+        return [decode_durable_frame(event.data) for event in self.broker.records.events.get(job, [])]
 
     def kinds(self, job: str) -> str:
         """The letters of its stored events."""

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from gateway.jobs.api import EventsExpired
 from gateway.jobs.event_stream import MAX_EARLY, START, AssembledEvent, EventAssembler
 from schemas.errors import Unavailable
-from schemas.frames import EventKind, Started
+from schemas.frames import AttemptStarted, FrameKind
 from schemas.job_events import NO_TOKEN, QUEUED, DurableFrame, EventId, JobEventKind
 
 BEGINS = {JobEventKind.STARTED, JobEventKind.RESTARTED}
 BACK = Unavailable("given back").info.model_dump_json().encode()
-OUTPUT = (EventKind.CHUNK, EventKind.BLOB, EventKind.PROGRESS, EventKind.RETURNED)
+OUTPUT = (FrameKind.CHUNK, FrameKind.BLOB, FrameKind.PROGRESS, FrameKind.RETURNED)
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,19 @@ class Attempt:
     run: int
     delivery: int
     token: str
-    kinds: tuple[EventKind, ...] = ()
+    kinds: tuple[FrameKind, ...] = ()
 
     def frames(self) -> list[DurableFrame]:
-        started = Started(worker=self.token, backend="b").model_dump_json().encode()
-        frames = [DurableFrame(EventKind.STARTED, self.run, self.delivery, 0, self.token, started)]
+        started = AttemptStarted(worker=self.token, backend="b").model_dump_json().encode()
+        frames = [DurableFrame(FrameKind.STARTED, self.run, self.delivery, 0, self.token, started)]
         for seq, kind in enumerate(self.kinds, 1):
-            payload = BACK if kind is EventKind.RETURNED else b"%b.%d" % (self.token.encode(), seq)
+            payload = BACK if kind is FrameKind.RETURNED else b"%b.%d" % (self.token.encode(), seq)
             frames.append(DurableFrame(kind, self.run, self.delivery, seq, self.token, payload))
         return frames
 
 
 def attempt(token: str, chunks: int, run: int = 1, delivery: int = 1) -> Attempt:
-    return Attempt(run, delivery, token, (EventKind.CHUNK,) * chunks)
+    return Attempt(run, delivery, token, (FrameKind.CHUNK,) * chunks)
 
 
 def queued(run: int = 1) -> DurableFrame:
@@ -73,7 +73,7 @@ def expected(stream: list[DurableFrame]) -> list[tuple[JobEventKind, EventId]]:
     begins: list[int] = []
     for at, frame in enumerate(stream):
         known = {stream[begin].token for begin in begins}
-        if frame.kind == EventKind.STARTED and frame.token not in known:
+        if frame.kind == FrameKind.STARTED and frame.token not in known:
             begins.append(at)
     marks = [at for at, frame in enumerate(stream) if frame.kind == QUEUED]
     for at in sorted([*begins, *marks]):
@@ -90,9 +90,9 @@ def expected(stream: list[DurableFrame]) -> list[tuple[JobEventKind, EventId]]:
         seq = 1
         while seq in stored:
             kind = stored[seq].kind
-            if kind == EventKind.PROGRESS:
+            if kind == FrameKind.PROGRESS:
                 told.append((JobEventKind.PROGRESS, EventId(*stored[seq][1:4])))
-            elif kind in {EventKind.CHUNK, EventKind.BLOB}:
+            elif kind in {FrameKind.CHUNK, FrameKind.BLOB}:
                 told.append((JobEventKind.CHUNK, EventId(*stored[seq][1:4])))
             seq += 1
     return told
@@ -179,7 +179,7 @@ def test_of_a_job_that_is_complete_the_attempt_that_ended_it_is_told(
     """Whatever began beside it, and wherever its reader had stopped while it ran: his answer is that attempt's, or he hears
     that it is not whole.
     """
-    tokens = sorted({frame.token for frame in stream if frame.kind == EventKind.STARTED})
+    tokens = sorted({frame.token for frame in stream if frame.kind == FrameKind.STARTED})
     if not tokens:
         return
     winner = data.draw(st.sampled_from(tokens))
@@ -194,7 +194,7 @@ def test_of_a_job_that_is_complete_the_attempt_that_ended_it_is_told(
         told += feed(assembly, stream)
     assert assembly.is_whole(winner, events) == (len(frames) == events)
     if len(frames) == events:
-        shown = [frames[seq] for seq in sorted(frames) if frames[seq].kind in {EventKind.CHUNK, EventKind.BLOB}]
+        shown = [frames[seq] for seq in sorted(frames) if frames[seq].kind in {FrameKind.CHUNK, FrameKind.BLOB}]
         assert answer(told) == [frame.payload for frame in shown]
 
 
@@ -297,5 +297,5 @@ def test_the_terminal_event_is_behind_all_others(first: int) -> None:
 
 
 def test_what_travels_by_reference_is_marked() -> None:
-    frames = Attempt(1, 1, "a", (EventKind.CHUNK, EventKind.BLOB)).frames()
+    frames = Attempt(1, 1, "a", (FrameKind.CHUNK, FrameKind.BLOB)).frames()
     assert [piece.by_ref for piece in read(frames)[0]] == [False, False, True]

@@ -7,8 +7,8 @@ import pytest
 from backbone.testing.bus import MemoryBroker
 from backbone.testing.job_log import MemoryJobLog
 from gateway.jobs.terminator import first_event_record
-from schemas.frames import EventKind
-from schemas.job_events import NO_TOKEN, QUEUED, encode_durable
+from schemas.frames import FrameKind
+from schemas.job_events import NO_TOKEN, QUEUED, encode_durable_frame
 from schemas.jobs import Capability, JobRecord
 
 JOB = "job_01a20f1b33c97ef68834fadc3c3648a7"
@@ -29,8 +29,8 @@ async def test_a_quick_workers_events_may_come_first(before: int) -> None:
     log = MemoryJobLog(MemoryBroker())
     await log.start()
     for seq in range(before):
-        kind = EventKind.STARTED if seq == 0 else EventKind.CHUNK
-        await log.say(JOB, encode_durable(kind.value, 1, 1, seq, "t", b"{}"))
+        kind = FrameKind.STARTED if seq == 0 else FrameKind.CHUNK
+        await log.say(JOB, encode_durable_frame(kind.value, 1, 1, seq, "t", b"{}"))
     assert await first_event_record(log, JOB) is None
-    await log.say(JOB, encode_durable(QUEUED, 1, 0, 0, NO_TOKEN, RECORD.model_dump_json().encode()))
+    await log.say(JOB, encode_durable_frame(QUEUED, 1, 0, 0, NO_TOKEN, RECORD.model_dump_json().encode()))
     assert await first_event_record(log, JOB) == RECORD

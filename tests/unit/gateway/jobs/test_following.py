@@ -8,10 +8,10 @@ import pytest
 
 from gateway.jobs.api import EventsExpired, JobNotFound
 from schemas.errors import InvalidRequest
-from schemas.frames import EventKind, Started
-from schemas.job_events import JobEventKind, encode_durable
+from schemas.frames import AttemptStarted, FrameKind
+from schemas.job_events import JobEventKind, encode_durable_frame
 from schemas.jobs import JobStatus
-from schemas.outcome import Word
+from schemas.outcome import Outcome
 from tests.unit.gateway.jobs.rig import OWNER, Rig
 
 STARTED, RESTARTED, CHUNK, COMPLETED = (
@@ -31,21 +31,21 @@ class Told:
 
     def begins(self, token: str, delivery: int) -> None:
         self.seqs[token] = 0
-        started = Started(worker=token, backend="b").model_dump_json().encode()
-        self._say(EventKind.STARTED, token, delivery, started)
+        started = AttemptStarted(worker=token, backend="b").model_dump_json().encode()
+        self._say(FrameKind.STARTED, token, delivery, started)
 
     def says(self, token: str, delivery: int, *chunks: bytes) -> None:
         for chunk in chunks:
-            self._say(EventKind.CHUNK, token, delivery, chunk)
+            self._say(FrameKind.CHUNK, token, delivery, chunk)
 
-    def _say(self, kind: EventKind, token: str, delivery: int, payload: bytes) -> None:
-        frame = encode_durable(kind.value, 1, delivery, self.seqs[token], token, payload)
+    def _say(self, kind: FrameKind, token: str, delivery: int, payload: bytes) -> None:
+        frame = encode_durable_frame(kind.value, 1, delivery, self.seqs[token], token, payload)
         self.seqs[token] += 1
         self.rig.broker.records.say(self.job, frame)
 
     async def completes(self, token: str) -> None:
         record = await self.rig.jobs.get(OWNER, self.job)
-        word = Word(
+        word = Outcome(
             job=self.job, status=JobStatus.COMPLETED, owner=OWNER, endpoint=record.endpoint, capability=record.capability,
             model="echo", public_model="echo", token=token, events=self.seqs[token],
         )  # fmt: skip

@@ -5,18 +5,18 @@ from __future__ import annotations
 import pytest
 
 from backbone.testing.job_log import MemoryWorkerLog
-from schemas.frames import EventKind, Started
-from schemas.job_events import encode_durable
+from schemas.frames import AttemptStarted, FrameKind
+from schemas.job_events import encode_durable_frame
 from schemas.jobs import Capability, JobStatus
-from schemas.outcome import Word
+from schemas.outcome import Outcome
 from tests.unit.gateway.jobs.rig import OWNER, Rig
 
 pytestmark = pytest.mark.parametrize("rig", [{"sealed": True}], indirect=True)
 HOOK = "https://hooks.example/"
 
 
-def forged(job: str) -> Word:
-    return Word(
+def forged(job: str) -> Outcome:
+    return Outcome(
         job=job, status=JobStatus.COMPLETED, owner=OWNER, endpoint="/v1/chat/completions", capability=Capability.CHAT,
         model="echo", public_model="echo", webhook=HOOK, token="t", worker="evil", attempts=1,
     )  # fmt: skip
@@ -84,10 +84,10 @@ async def test_forged_events_are_not_told_and_kill_no_job(rig: Rig) -> None:
     log = await liar(rig)
     job = await rig.submit(stream=True)
     writer = log.writer(job)
-    started = Started(worker="evil", backend="b").model_dump_json().encode()
+    started = AttemptStarted(worker="evil", backend="b").model_dump_json().encode()
     for number in range(5):
-        writer.say(encode_durable(EventKind.STARTED.value, 1, number + 1, 0, f"evil{number}", started))
-        writer.say(encode_durable(EventKind.CHUNK.value, 1, number + 1, 1, f"evil{number}", b"data: forged\n\n"))
+        writer.say(encode_durable_frame(FrameKind.STARTED.value, 1, number + 1, 0, f"evil{number}", started))
+        writer.say(encode_durable_frame(FrameKind.CHUNK.value, 1, number + 1, 1, f"evil{number}", b"data: forged\n\n"))
     await writer.settle()
     await rig.worker()
     assert (await rig.ended(job)).status is JobStatus.COMPLETED
@@ -103,7 +103,7 @@ async def test_a_record_that_redis_lost_is_that_of_the_gateway(rig: Rig) -> None
     lie = record.model_copy(update={"owner": "mallory", "webhook": None}).model_dump_json().encode()
     stored = rig.broker.records.events[job]
     rig.broker.records.events[job] = []
-    rig.broker.records.say(job, encode_durable("q", 1, 0, 0, "-", lie))
+    rig.broker.records.say(job, encode_durable_frame("q", 1, 0, 0, "-", lie))
     rig.broker.records.events[job] += stored
     await rig.store.remove(OWNER, job)
     assert (await rig.jobs.get(OWNER, job)).metadata == {"order": "1"}

@@ -9,7 +9,7 @@ import pytest
 from gateway.jobs.records import gateway_outcome
 from schemas.errors import Unavailable
 from schemas.jobs import JobRecord, JobStatus, Upload
-from schemas.outcome import Word
+from schemas.outcome import Outcome
 from tests.unit.gateway.jobs.rig import OWNER, Rig
 
 COMPLETED, FAILED = JobStatus.COMPLETED, JobStatus.FAILED
@@ -111,7 +111,7 @@ async def test_a_webhook_that_cannot_be_noted_now_is_noted_later(rig: Rig, monke
     """And the end is recorded once all the same."""
     gateway, tries = rig.gateways[0], []
 
-    async def enqueue(word: Word) -> None:
+    async def enqueue(word: Outcome) -> None:
         tries.append(word.job)
         if len(tries) < 3:
             raise Unavailable
@@ -137,7 +137,7 @@ async def test_what_came_with_a_request_goes_with_its_job(rig: Rig) -> None:
     ended = {}
     for name, status in ((kept, FAILED), (gone, COMPLETED)):
         record = await rig.jobs.get(OWNER, await rig.submit())
-        word = Word(
+        word = Outcome(
             job=record.id, status=status, owner=OWNER, endpoint="/", capability=record.capability, model="echo",
             public_model="echo", uploads=(name,), token="t", seconds=0.5,
         )  # fmt: skip

@@ -28,10 +28,20 @@ from gateway.jobs.records import (
 from gateway.routes.jobs import event_frame
 from schemas.errors import BackendFailed, DeadlineExceeded
 from schemas.frames import BlobRef
-from schemas.job_events import DurableFrame, EventId, JobEventKind, decode_durable, encode_durable
-from schemas.jobs import TERMINAL, Capability, Envelope, JobRecord, JobStatus, Lane, Upload, Usage, WebhookState
-from schemas.outcome import Word, word_on
-from schemas.presence import ModelOffer, Snapshot, WorkerPresence, WorkerState
+from schemas.job_events import DurableFrame, EventId, JobEventKind, decode_durable_frame, encode_durable_frame
+from schemas.jobs import (
+    TERMINAL_STATUSES,
+    Capability,
+    Envelope,
+    JobRecord,
+    JobStatus,
+    Lane,
+    Upload,
+    Usage,
+    WebhookState,
+)
+from schemas.outcome import Outcome, outcome_of
+from schemas.presence import ModelOffer, RegistrySnapshot, WorkerPresence, WorkerState
 
 AT = 1_800_000_000
 QUEUED, RUNNING = JobStatus.QUEUED, JobStatus.IN_PROGRESS
@@ -80,26 +90,26 @@ def job(**fields: Any) -> JobRecord:
 
 class TestWords:
     @settings(max_examples=50)
-    @given(envelopes, st.sampled_from(sorted(TERMINAL)), usages, errors, payloads)
+    @given(envelopes, st.sampled_from(sorted(TERMINAL_STATUSES)), usages, errors, payloads)
     def test_a_word_comes_back_as_it_was(
         self, envelope: Envelope, status: JobStatus, usage: Usage | None, error: Any, payload: bytes
     ) -> None:
         """Whatever its payload holds, lines among them."""
-        word = word_on(
+        word = outcome_of(
             envelope, status, usage=usage, error=error, blob=BlobRef(name="n", size=5), seconds=0.25, dead=True
         )
-        assert Word.decode(word.encode(payload)) == (word, payload)
+        assert Outcome.decode(word.encode(payload)) == (word, payload)
 
     @pytest.mark.parametrize("data", [b"", b"{}", b"{}\n", b"\n", b'{"job": "x"}\n', b"\xff\n", b"[]\npayload"])
     def test_what_is_no_word_is_a_value_error(self, data: bytes) -> None:
         with pytest.raises(ValueError):
-            Word.decode(data)
+            Outcome.decode(data)
 
     @settings(max_examples=50)
     @given(envelopes)
     def test_a_word_names_what_goes_with_the_job(self, envelope: Envelope) -> None:
         """Blobs that came with the request; never files that the caller has uploaded for more than this job."""
-        blobs = set(word_on(envelope, JobStatus.COMPLETED).uploads)
+        blobs = set(outcome_of(envelope, JobStatus.COMPLETED).uploads)
         assert blobs == ({"body"} if envelope.body_blob else set()) | ({"mine"} if envelope.uploads else set())
 
     @settings(max_examples=50)
@@ -107,7 +117,7 @@ class TestWords:
     def test_a_record_that_was_lost_is_rebuilt_from_the_word(self, envelope: Envelope) -> None:
         """As far as a caller can see, it is the record that was lost."""
         first = new_record(envelope, queue_s=60, expires_at=None)
-        word = word_on(envelope, JobStatus.COMPLETED, token="t", worker="w", attempts=2, usage=Usage(total_tokens=3))
+        word = outcome_of(envelope, JobStatus.COMPLETED, token="t", worker="w", attempts=2, usage=Usage(total_tokens=3))
         rebuilt, recorded = record_from_outcome(word), ended(first, word)
         made = id_created_at(envelope.job)
         assert made is not None
@@ -123,7 +133,7 @@ class TestWords:
         """Beside what only the attempt knows; also which blobs go with the job."""
         record = new_record(envelope, queue_s=60, expires_at=None)
         word = gateway_outcome(record, status, error)
-        assert word == word_on(envelope, status, error=error)
+        assert word == outcome_of(envelope, status, error=error)
 
 
 class TestRecords:
@@ -193,16 +203,16 @@ class TestEvents:
         self, kind: str, run: int, delivery: int, seq: int, token: str, payload: bytes
     ) -> None:
         frame = DurableFrame(kind, run, delivery, seq, token, payload)
-        assert decode_durable(encode_durable(*frame)) == frame
+        assert decode_durable_frame(encode_durable_frame(*frame)) == frame
         assert EventId.parse(frame.id) == (run, delivery, seq)
 
     @given(st.binary(max_size=40))
     def test_what_is_no_frame_is_a_value_error(self, data: bytes) -> None:
         try:
-            frame = decode_durable(data)
+            frame = decode_durable_frame(data)
         except ValueError:
             return
-        assert decode_durable(encode_durable(*frame)) == frame
+        assert decode_durable_frame(encode_durable_frame(*frame)) == frame
 
     def test_ids_sort_by_run_delivery_and_number(self) -> None:
         """Not as texts."""
@@ -236,7 +246,7 @@ class TestEvents:
 class Outlook:
     """What the registry shows."""
 
-    snapshot: Snapshot | None = None
+    snapshot: RegistrySnapshot | None = None
 
     def show(self, *workers: tuple[int, WorkerState, str, Capability]) -> None:
         shown = {
@@ -246,7 +256,7 @@ class Outlook:
             )
             for number, (slots, state, name, capability) in enumerate(workers)
         }  # fmt: skip
-        self.snapshot = Snapshot(workers=shown)
+        self.snapshot = RegistrySnapshot(workers=shown)
 
 
 class TestEstimates:

@@ -6,15 +6,21 @@ import pytest
 
 from gateway.jobs.attempt_gate import ASKS_PER_S
 from gateway.sync.request_state import MAX_STARTS
-from schemas.errors import DRAINED, BackendFailed, Unavailable
-from schemas.frames import EventKind, Progress, Started
-from schemas.job_events import Answer, AnswerKind, Ask, encode_durable
+from schemas.errors import WORKER_DRAINED, BackendFailed, Unavailable
+from schemas.frames import AttemptStarted, FrameKind, Progress
+from schemas.job_events import GateReply, GateRequest, GateVerdict, encode_durable_frame
 from schemas.jobs import JobStatus
 from tests.unit.gateway.jobs.rig import OWNER, Rig
 
-GO, GONE, STALE, WAIT, DEAD = AnswerKind.GO, AnswerKind.GONE, AnswerKind.STALE, AnswerKind.WAIT, AnswerKind.DEAD
+GO, GONE, STALE, WAIT, DEAD = (
+    GateVerdict.PROCEED,
+    GateVerdict.STOP,
+    GateVerdict.SUPERSEDED,
+    GateVerdict.WAIT,
+    GateVerdict.EXHAUSTED,
+)
 LEASE_S = 13.5
-TRANSIENT, DRAIN = BackendFailed("x").info, Unavailable("drained", code=DRAINED).info
+TRANSIENT, DRAIN = BackendFailed("x").info, Unavailable("drained", code=WORKER_DRAINED).info
 
 
 class Desk:
@@ -25,12 +31,12 @@ class Desk:
         self.asked = 0
 
     async def ask(
-        self, kind: EventKind, token: str, *, run: int = 1, progress: Progress | None = None
-    ) -> Answer | None:
+        self, kind: FrameKind, token: str, *, run: int = 1, progress: Progress | None = None
+    ) -> GateReply | None:
         """Of one gateway, then of the next."""
         gateways = self.rig.gateways
         self.asked += 1
-        ask = Ask(
+        ask = GateRequest(
             kind=kind, job=self.job, run=run, delivery=1, token=token, owner=OWNER, worker=f"w-{token}", key=self.key, progress=progress
         )  # fmt: skip
         answer = await gateways[self.asked % len(gateways)].referee(ask)
@@ -40,22 +46,24 @@ class Desk:
 
     async def begins(self, token: str, *, run: int = 1) -> int:
         """It asks, is let begin, and says so. Which attempt it is."""
-        answer = await self.ask(EventKind.STARTED, token, run=run)
+        answer = await self.ask(FrameKind.STARTED, token, run=run)
         assert answer is not None
         assert answer.kind is GO
-        await self.say(EventKind.STARTED, 0, token, Started(worker=token, backend="b").model_dump_json().encode(), run)
+        await self.say(
+            FrameKind.STARTED, 0, token, AttemptStarted(worker=token, backend="b").model_dump_json().encode(), run
+        )
         return answer.attempt
 
     async def gives_back(self, token: str, *, drained: bool = False, run: int = 1) -> None:
         info = DRAIN if drained else TRANSIENT
-        await self.say(EventKind.RETURNED, 1, token, info.model_dump_json().encode(), run)
-        assert await self.ask(EventKind.RETURNED, token, run=run) is None
+        await self.say(FrameKind.RETURNED, 1, token, info.model_dump_json().encode(), run)
+        assert await self.ask(FrameKind.RETURNED, token, run=run) is None
 
-    async def say(self, kind: EventKind, seq: int, token: str, payload: bytes = b"", run: int = 1) -> None:
-        await self.rig.gateways[0].log.say(self.job, encode_durable(kind.value, run, 1, seq, token, payload))
+    async def say(self, kind: FrameKind, seq: int, token: str, payload: bytes = b"", run: int = 1) -> None:
+        await self.rig.gateways[0].log.say(self.job, encode_durable_frame(kind.value, run, 1, seq, token, payload))
 
-    async def answer(self, token: str, *, run: int = 1) -> AnswerKind:
-        answer = await self.ask(EventKind.STARTED, token, run=run)
+    async def answer(self, token: str, *, run: int = 1) -> GateVerdict:
+        answer = await self.ask(FrameKind.STARTED, token, run=run)
         assert answer is not None
         return answer.kind
 
@@ -77,24 +85,24 @@ class TestLeave:
         """Whether the worker had said meanwhile that it begins, or not."""
         assert (await desk.answer("a"), await desk.answer("a")) == (GO, GO)
         assert await desk.begins("a") == 1
-        again = await desk.ask(EventKind.STARTED, "a")
-        assert again == Answer(kind=GO, attempt=1)
+        again = await desk.ask(FrameKind.STARTED, "a")
+        assert again == GateReply(kind=GO, attempt=1)
 
     async def test_only_one_attempt_runs_at_a_time(self, rig: Rig, desk: Desk) -> None:
         """The next one waits until nothing was heard of the first for long enough."""
         await desk.begins("a")
         rig.clock.ahead += LEASE_S - 1
-        answer = await desk.ask(EventKind.STARTED, "b")
+        answer = await desk.ask(FrameKind.STARTED, "b")
         assert answer is not None
         assert answer.kind is WAIT
         assert 0 < answer.delay_s < LEASE_S
-        assert await desk.ask(EventKind.BEAT, "a") == Answer(kind=GO)
+        assert await desk.ask(FrameKind.HEARTBEAT, "a") == GateReply(kind=GO)
         rig.clock.ahead += LEASE_S - 1
         assert await desk.answer("b") is WAIT
         rig.clock.ahead += 2
         assert await desk.begins("b") == 2
-        assert await desk.ask(EventKind.BEAT, "a") == Answer(kind=STALE)
-        assert await desk.ask(EventKind.BEAT, "b") == Answer(kind=GO)
+        assert await desk.ask(FrameKind.HEARTBEAT, "a") == GateReply(kind=STALE)
+        assert await desk.ask(FrameKind.HEARTBEAT, "b") == GateReply(kind=GO)
 
     async def test_what_is_given_back_is_free_at_once(self, rig: Rig, desk: Desk) -> None:
         await desk.begins("a")
@@ -106,7 +114,7 @@ class TestLeave:
         for number in range(1, MAX_STARTS + 1):
             assert await desk.begins(f"t{number}") == number
             rig.clock.ahead += LEASE_S + 1
-        answer = await desk.ask(EventKind.STARTED, "last")
+        answer = await desk.ask(FrameKind.STARTED, "last")
         assert answer is not None
         assert (answer.kind, answer.attempt) == (DEAD, MAX_STARTS)
         assert (answer.error or {})["code"] == "worker_lost"
@@ -136,7 +144,7 @@ class TestLeave:
         for number in range(1, MAX_STARTS + 1):
             await desk.begins(f"t{number}")
             for seq in range(1, 10):
-                await desk.say(EventKind.CHUNK, seq, f"t{number}", b"x")
+                await desk.say(FrameKind.CHUNK, seq, f"t{number}", b"x")
             rig.clock.ahead += LEASE_S + 1
         assert await desk.answer("last") is DEAD
 
@@ -145,7 +153,7 @@ class TestLeave:
         """For who asks to begin, and for who runs it."""
         await desk.begins("a")
         assert await rig.gateways[0].ending.end(await rig.jobs.get(OWNER, desk.job), status)
-        assert await desk.ask(EventKind.BEAT, "a") == Answer(kind=GONE)
+        assert await desk.ask(FrameKind.HEARTBEAT, "a") == GateReply(kind=GONE)
         assert await desk.answer("b") is GONE
 
     async def test_a_new_run_counts_from_one(self, rig: Rig, desk: Desk) -> None:
@@ -169,7 +177,7 @@ class TestLeave:
         record = await rig.jobs.get(OWNER, desk.job)
         await desk.begins("new", run=2)
         assert await rig.gateways[0].ending.end(record, JobStatus.FAILED)
-        assert await desk.ask(EventKind.BEAT, "new", run=2) == Answer(kind=GO)
+        assert await desk.ask(FrameKind.HEARTBEAT, "new", run=2) == GateReply(kind=GO)
         assert desk.job not in rig.broker.records.words
 
 
@@ -201,10 +209,10 @@ class TestLimits:
         rig.max_running["k"] = 1
         running, waiting = Desk(rig, await rig.submit(key="k"), "k"), Desk(rig, await rig.submit(key="k"), "k")
         assert await running.answer("t") is GO
-        few = await waiting.ask(EventKind.STARTED, "t")
+        few = await waiting.ask(FrameKind.STARTED, "t")
         for _ in range(int(10 * ASKS_PER_S)):
             await rig.submit(key="k")
-        many = await waiting.ask(EventKind.STARTED, "t")
+        many = await waiting.ask(FrameKind.STARTED, "t")
         assert few is not None
         assert many is not None
         assert (few.kind, many.kind) == (WAIT, WAIT)
@@ -226,8 +234,8 @@ class TestOutages:
         """Leave is given by what NATS knows."""
         rig.store.available = False
         assert await desk.begins("a") == 1
-        assert await desk.ask(EventKind.BEAT, "a") == Answer(kind=GO)
-        assert await desk.ask(EventKind.RETURNED, "a") is None
+        assert await desk.ask(FrameKind.HEARTBEAT, "a") == GateReply(kind=GO)
+        assert await desk.ask(FrameKind.RETURNED, "a") is None
         rig.store.available = True
         assert (await rig.jobs.get(OWNER, desk.job)).status is JobStatus.QUEUED
 
@@ -235,23 +243,23 @@ class TestOutages:
         rig.store.available = False
         await desk.begins("a")
         rig.store.available = True
-        await desk.ask(EventKind.BEAT, "a", progress=Progress(fraction=0.5))
+        await desk.ask(FrameKind.HEARTBEAT, "a", progress=Progress(fraction=0.5))
         record = await rig.until(desk.job, JobStatus.IN_PROGRESS)
         assert (record.worker, record.attempts) == ("w-a", 1)
-        await desk.ask(EventKind.BEAT, "a", progress=Progress(fraction=0.5))
+        await desk.ask(FrameKind.HEARTBEAT, "a", progress=Progress(fraction=0.5))
         assert (await rig.jobs.get(OWNER, desk.job)).progress == 0.5
 
     async def test_without_nats_nothing_is_answered(self, rig: Rig, desk: Desk) -> None:
         """The worker asks again."""
         rig.broker.available = False
-        assert await desk.ask(EventKind.STARTED, "a") is None
-        assert await desk.ask(EventKind.BEAT, "a") is None
+        assert await desk.ask(FrameKind.STARTED, "a") is None
+        assert await desk.ask(FrameKind.HEARTBEAT, "a") is None
 
-    @pytest.mark.parametrize("kind", [EventKind.STARTED, EventKind.BEAT])
-    async def test_a_record_that_was_lost_is_made_anew(self, rig: Rig, desk: Desk, kind: EventKind) -> None:
+    @pytest.mark.parametrize("kind", [FrameKind.STARTED, FrameKind.HEARTBEAT])
+    async def test_a_record_that_was_lost_is_made_anew(self, rig: Rig, desk: Desk, kind: FrameKind) -> None:
         """From the job's first event: the limits on its time hold again."""
         before = await rig.jobs.get(OWNER, desk.job)
-        if kind is EventKind.BEAT:
+        if kind is FrameKind.HEARTBEAT:
             await desk.begins("a")
         await rig.store.remove(OWNER, desk.job)
         await desk.ask(kind, "a")

@@ -18,17 +18,17 @@ from backbone.store.store import RETRY_DUE_S
 from backbone.testing.bus import MemoryDelivery
 from backbone.testing.job_log import MemoryWorkerLog
 from gateway.jobs import records
-from schemas.errors import DRAINED, BackendFailed, ErrorInfo, NexusError, Unavailable
-from schemas.frames import EventKind, Started
-from schemas.job_events import AnswerKind, Ask, encode_durable
-from schemas.jobs import TERMINAL, Capability, Envelope, JobRecord, JobStatus, Lane, Limits
-from schemas.outcome import Word, word_on
+from schemas.errors import WORKER_DRAINED, BackendFailed, ErrorInfo, NexusError, Unavailable
+from schemas.frames import AttemptStarted, FrameKind
+from schemas.job_events import GateRequest, GateVerdict, encode_durable_frame
+from schemas.jobs import TERMINAL_STATUSES, Capability, Envelope, JobRecord, JobStatus, Lane, Limits
+from schemas.outcome import Outcome, outcome_of
 from tests.conftest import Eventually
 from tests.unit.gateway.jobs.rig import OWNER, QUEUE_S, Rig
 
 QUEUE = Queue(Capability.CHAT, Lane.DEFAULT, "echo")
-FINAL = TERMINAL - {JobStatus.FAILED}
-TRANSIENT, DRAIN = BackendFailed("x").info, Unavailable("drained", code=DRAINED).info
+FINAL = TERMINAL_STATUSES - {JobStatus.FAILED}
+TRANSIENT, DRAIN = BackendFailed("x").info, Unavailable("drained", code=WORKER_DRAINED).info
 
 
 class Died(BaseException):
@@ -70,30 +70,32 @@ class Attempt:
         self.number = 0
         self.seq = 0
 
-    async def _ask(self, kind: EventKind) -> Any:
-        ask = Ask(
+    async def _ask(self, kind: FrameKind) -> Any:
+        ask = GateRequest(
             kind=kind, job=self.envelope.job, run=self.envelope.run, delivery=self.delivery.delivery, token=self.token,
             owner=OWNER, worker=f"w-{self.token}", key=self.envelope.key,
         )  # fmt: skip
         return await self.life.chance.choice(self.life.rig.gateways).referee(ask)
 
-    async def _say(self, kind: EventKind, payload: bytes = b"") -> None:
+    async def _say(self, kind: FrameKind, payload: bytes = b"") -> None:
         env = self.envelope
-        frame = encode_durable(kind.value, env.run, self.delivery.delivery, self.seq, self.token, payload)
+        frame = encode_durable_frame(kind.value, env.run, self.delivery.delivery, self.seq, self.token, payload)
         self.seq += 1
         self.life.rig.broker.records.say(env.job, frame)
 
     async def begin(self) -> None:
-        answer = await self._ask(EventKind.STARTED)
+        answer = await self._ask(FrameKind.STARTED)
         if answer is None or not self.delivery.owned:
             return
-        if answer.kind is AnswerKind.GO:
+        if answer.kind is GateVerdict.PROCEED:
             self.begun, self.number = True, answer.attempt
-            await self._say(EventKind.STARTED, Started(worker=self.token, backend="b").model_dump_json().encode())
-        elif answer.kind is AnswerKind.DEAD:
+            await self._say(
+                FrameKind.STARTED, AttemptStarted(worker=self.token, backend="b").model_dump_json().encode()
+            )
+        elif answer.kind is GateVerdict.EXHAUSTED:
             self.number = answer.attempt
             await self.end(JobStatus.FAILED, dead=True)
-        elif answer.kind is AnswerKind.GONE:
+        elif answer.kind is GateVerdict.STOP:
             self.delivery.ack()
             self.over = True
         else:
@@ -101,22 +103,22 @@ class Attempt:
             self.over = True
 
     async def beat(self) -> None:
-        answer = await self._ask(EventKind.BEAT)
-        if answer is not None and answer.kind is AnswerKind.GONE:
+        answer = await self._ask(FrameKind.HEARTBEAT)
+        if answer is not None and answer.kind is GateVerdict.STOP:
             self.delivery.ack()
             self.over = True
-        elif answer is not None and answer.kind is AnswerKind.STALE:
+        elif answer is not None and answer.kind is GateVerdict.SUPERSEDED:
             self.over = True
 
     async def give_back(self, info: ErrorInfo) -> None:
-        await self._say(EventKind.RETURNED, info.model_dump_json().encode())
-        await self._ask(EventKind.RETURNED)
+        await self._say(FrameKind.RETURNED, info.model_dump_json().encode())
+        await self._ask(FrameKind.RETURNED)
         self.delivery.give_back()
         self.over = True
 
     async def end(self, status: JobStatus, *, dead: bool = False) -> None:
         failed = status is JobStatus.FAILED
-        word = word_on(
+        word = outcome_of(
             self.envelope, status, token=self.token, events=self.seq, worker=f"w-{self.token}", attempts=self.number, dead=dead,
             error=TRANSIENT if failed else None,
         )  # fmt: skip
@@ -148,7 +150,7 @@ class Life:
     async def start(self) -> None:
         decide = self.rig.broker.records.decide
 
-        def counted(word: Word, payload: bytes) -> bool:
+        def counted(word: Outcome, payload: bytes) -> bool:
             first = decide(word, payload)
             if first:
                 self.words[(word.run, word.status)] += 1
@@ -347,7 +349,7 @@ async def live(story: list[tuple[str, int]], seed: int) -> None:
         patch.setattr(records, "clock", life.rig.clock)
         patch.setattr("gateway.jobs.outcome_recorder.AGAIN_S", 0.0)
         patch.setattr("gateway.jobs.outcome_recorder.HOLD_S", 0.02)
-        patch.setattr("backbone.testing.streams.WINDOW_S", 0.0)
+        patch.setattr("backbone.testing.job_log_state.WINDOW_S", 0.0)
         decide = type(life.rig.broker.records).decide
         await life.start()
         try:

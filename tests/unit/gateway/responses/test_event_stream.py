@@ -19,7 +19,7 @@ from schemas.errors import BackendFailed
 from schemas.job_events import JobEventKind
 from schemas.jobs import Capability, JobStatus
 from schemas.openai.responses import ResponsesRequest
-from schemas.outcome import Word
+from schemas.outcome import Outcome
 
 pytestmark = pytest.mark.asyncio
 
@@ -46,7 +46,7 @@ class ToldJobs:
         raise JobNotFound
 
 
-def told(kind: JobEventKind, data: bytes = b"{}", word: Word | None = None) -> JobEvent:
+def told(kind: JobEventKind, data: bytes = b"{}", word: Outcome | None = None) -> JobEvent:
     return JobEvent(kind, "1-1-0", data, word)
 
 
@@ -63,7 +63,7 @@ def chunk(text: str, finish: str | None = None) -> JobEvent:
 
 
 def end(status: JobStatus = JobStatus.COMPLETED, **fields: Any) -> JobEvent:
-    word = Word(
+    word = Outcome(
         job=JOB, status=status, owner="me", endpoint="/v1/responses", capability=Capability.CHAT, model="m",
         public_model="m", **fields,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from gateway.responses.resource import shell
 from gateway.responses.to_chat import chat_body, conversation, refuse_unsupported, without_other_tools
 from schemas.errors import InvalidRequest
 from schemas.openai.chat import ChatRequest
-from schemas.openai.responses import UNSUPPORTED, InputItem, ResponsesRequest
+from schemas.openai.responses import UNSUPPORTED_FIELDS, InputItem, ResponsesRequest
 
 FUNCTION: Any = {"type": "function", "name": "f", "description": "d", "parameters": {"type": "object"}, "strict": True}
 USER: Any = {"role": "user", "content": "hi"}
@@ -96,7 +96,7 @@ class TestBody:
         assert refused(text={"format": {"type": "json_schema", "schema": {}}}) == "text.format.name"
         assert refused(text={"format": {"type": "json_schema", "name": "n"}}) == "text.format.schema"
 
-    @pytest.mark.parametrize("name", sorted(UNSUPPORTED))
+    @pytest.mark.parametrize("name", sorted(UNSUPPORTED_FIELDS))
     def test_what_is_not_supported(self, name: str) -> None:
         """Left out, it would change the answer; so it is refused by name."""
         assert refused(**{name: "x"}) == name

@@ -11,16 +11,16 @@ from dataclasses import dataclass, field
 
 from backbone.bus.job_log import DeadLetter, Decision, StoredEvent
 from backbone.bus.seals import SECRET_BYTES, SealSecret
-from schemas.job_events import Answer, Ask
-from schemas.outcome import Word
+from schemas.job_events import GateReply, GateRequest
+from schemas.outcome import Outcome
 
-Referee = Callable[[Ask], Awaitable[Answer | None]]
+Referee = Callable[[GateRequest], Awaitable[GateReply | None]]
 
 WINDOW_S = 120.0
 
 
 @dataclass(slots=True)
-class Follower:
+class JobWatcher:
     """Whoever waits for something about a job."""
 
     job: str
@@ -29,7 +29,7 @@ class Follower:
 
 
 @dataclass(eq=False, slots=True)
-class Work:
+class StoredItem:
     """An item of a backlog."""
 
     id: str
@@ -41,11 +41,11 @@ class Work:
 
 
 @dataclass(slots=True)
-class WorkQueue:
+class WorkQueueState:
     """A backlog: what waits, and what somebody has."""
 
-    waiting: deque[Work] = field(default_factory=deque)
-    items: set[Work] = field(default_factory=set)
+    waiting: deque[StoredItem] = field(default_factory=deque)
+    items: set[StoredItem] = field(default_factory=set)
     seen: dict[str, float] = field(default_factory=dict)
     takers: set[asyncio.Event] = field(default_factory=set)
 
@@ -56,15 +56,15 @@ class WorkQueue:
             self.seen[item_id] = now
             self.add(item_id, data)
 
-    def add(self, item_id: str, data: bytes) -> Work:
+    def add(self, item_id: str, data: bytes) -> StoredItem:
         """Add an item."""
-        work = Work(item_id, data)
+        work = StoredItem(item_id, data)
         self.items.add(work)
         self.waiting.append(work)
         self.wake()
         return work
 
-    def take(self) -> Work | None:
+    def take(self) -> StoredItem | None:
         """The next one that waits."""
         if not self.waiting:
             return None
@@ -72,19 +72,19 @@ class WorkQueue:
         work.deliveries += 1
         return work
 
-    def later(self, work: Work, delay_s: float) -> None:
+    def later(self, work: StoredItem, delay_s: float) -> None:
         """It comes again after that, unless it is settled."""
         if work.timer is not None:
             work.timer.cancel()
         work.timer = asyncio.get_running_loop().call_later(delay_s, self._again, work)
 
-    def _again(self, work: Work) -> None:
+    def _again(self, work: StoredItem) -> None:
         work.timer = None
         if work in self.items:
             self.waiting.append(work)
             self.wake()
 
-    def forget(self, work: Work) -> None:
+    def forget(self, work: StoredItem) -> None:
         """It is done."""
         self.items.discard(work)
         if work.timer is not None:
@@ -100,20 +100,20 @@ class WorkQueue:
 
 
 @dataclass(slots=True)
-class MemoryRecords:
+class JobLogState:
     """Events, terminal words, dead letters, claims, backlogs."""
 
     events: dict[str, list[StoredEvent]] = field(default_factory=dict)
     words: dict[str, Decision] = field(default_factory=dict)
-    told: dict[str, Work] = field(default_factory=dict)
+    told: dict[str, StoredItem] = field(default_factory=dict)
     """The item by which gateways take the word on a job."""
     dead: list[DeadLetter] = field(default_factory=list)
     buried: dict[str, float] = field(default_factory=dict)
     claims: dict[str, bytes] = field(default_factory=dict)
-    backlogs: dict[str, WorkQueue] = field(default_factory=dict)
-    recorder: WorkQueue = field(default_factory=WorkQueue)
+    backlogs: dict[str, WorkQueueState] = field(default_factory=dict)
+    recorder: WorkQueueState = field(default_factory=WorkQueueState)
     referees: deque[Referee] = field(default_factory=deque)
-    by_job: dict[str, list[Follower]] = field(default_factory=dict)
+    by_job: dict[str, list[JobWatcher]] = field(default_factory=dict)
     returning: list[Callable[[], None]] = field(default_factory=list)
     """Called when the broker is there again."""
     secret: SealSecret = field(default_factory=lambda: SealSecret(os.urandom(SECRET_BYTES), int(time.time()) - 1))
@@ -129,13 +129,13 @@ class MemoryRecords:
             for queue in [self.recorder, *self.backlogs.values()]:
                 queue.wake()
 
-    def follow(self, job: str) -> Follower:
+    def follow(self, job: str) -> JobWatcher:
         """Be woken by what happens to a job."""
-        follower = Follower(job)
+        follower = JobWatcher(job)
         self.by_job.setdefault(job, []).append(follower)
         return follower
 
-    def leave(self, follower: Follower) -> None:
+    def leave(self, follower: JobWatcher) -> None:
         """Be woken no more."""
         followers = self.by_job.get(follower.job, [])
         # Followers of one job are equal: it is this very one that leaves.
@@ -150,7 +150,7 @@ class MemoryRecords:
         for follower in self.by_job.get(job, []):
             follower.wake.set()
 
-    def decide(self, word: Word, payload: bytes) -> bool:
+    def decide(self, word: Outcome, payload: bytes) -> bool:
         """Keep the first word."""
         if word.job in self.words:
             return False
@@ -169,7 +169,7 @@ class MemoryRecords:
             del self.words[job]
             self.recorder.forget(self.told.pop(job))
 
-    def bury(self, word: Word, message: bytes) -> None:
+    def bury(self, word: Outcome, message: bytes) -> None:
         """Keep a dead letter, once per run and window."""
         id_, now = f"{word.job}.{word.run}", time.monotonic()
         if now - self.buried.get(id_, -WINDOW_S) < WINDOW_S:

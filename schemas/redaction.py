@@ -15,10 +15,10 @@ from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-ADDRESS = "[internal address]"
-PATH = "[internal path]"
-LONGEST = 4096
-KNOWN = 512
+REDACTED_ADDRESS = "[internal address]"
+REDACTED_PATH = "[internal path]"
+MAX_TEXT_LENGTH = 4096
+CACHE_SIZE = 512
 """Texts that are remembered with what was made of them: most errors repeat."""
 
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
@@ -52,13 +52,13 @@ _FILE = re.compile(
 )
 
 
-class Disclosure:
+class Redactor:
     """Hides what is inside. The rules need no names; those that are added are hidden too."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self._names: frozenset[str] = frozenset()
         self._pattern: re.Pattern[str] | None = None
-        self._known = lru_cache(KNOWN)(self._hide)
+        self._known = lru_cache(CACHE_SIZE)(self._redact)
         self.add(*names)
 
     def add(self, *urls: str) -> None:
@@ -69,21 +69,21 @@ class Disclosure:
             self._pattern = re.compile("|".join(_name_pattern(name) for name in sorted(self._names)), re.IGNORECASE)
         self._known.cache_clear()
 
-    def hide(self, text: str) -> str:
-        """Return the text without what is inside, at most `LONGEST` characters of it. Idempotent."""
-        return self._known(text if len(text) <= LONGEST else text[: LONGEST - 1] + "…")
+    def redact(self, text: str) -> str:
+        """Return the text without what is inside, at most `MAX_TEXT_LENGTH` characters of it. Idempotent."""
+        return self._known(text if len(text) <= MAX_TEXT_LENGTH else text[: MAX_TEXT_LENGTH - 1] + "…")
 
-    def _hide(self, text: str) -> str:
+    def _redact(self, text: str) -> str:
         text = _URL.sub(self._url, text)
-        text = _SOCKET.sub(ADDRESS, text)
+        text = _SOCKET.sub(REDACTED_ADDRESS, text)
         text = _PAIR.sub(self._pair, text)
         text = _IPV6.sub(self._ip, text)
         text = _IPV4.sub(self._ip, text)
-        text = _INSIDE.sub(ADDRESS, text)
+        text = _INSIDE.sub(REDACTED_ADDRESS, text)
         if self._pattern is not None:
-            text = self._pattern.sub(ADDRESS, text)
+            text = self._pattern.sub(REDACTED_ADDRESS, text)
         text = _HOST.sub(self._host, text)
-        return _FILE.sub(PATH, text)
+        return _FILE.sub(REDACTED_PATH, text)
 
     def _is_inside(self, host: str) -> bool:
         host = host.strip("[]").rstrip(".").lower()
@@ -100,10 +100,10 @@ class Disclosure:
             hidden = not parts.hostname or "@" in parts.netloc or self._is_inside(parts.hostname)
         except ValueError:
             hidden = True
-        return ADDRESS + match[0][len(found) :] if hidden else match[0]
+        return REDACTED_ADDRESS + match[0][len(found) :] if hidden else match[0]
 
     def _pair(self, match: re.Match[str]) -> str:
-        return ADDRESS if self._is_inside(match[1]) else match[0]
+        return REDACTED_ADDRESS if self._is_inside(match[1]) else match[0]
 
     def _ip(self, match: re.Match[str]) -> str:
         try:
@@ -111,12 +111,12 @@ class Disclosure:
         except ValueError:
             return match[0]
         named = str(address) in self._names
-        return match[0] if (address.is_global and not named) or not re.search(r"\d", match[1]) else ADDRESS
+        return match[0] if (address.is_global and not named) or not re.search(r"\d", match[1]) else REDACTED_ADDRESS
 
     def _host(self, match: re.Match[str]) -> str:
         host, port = match["host"], match["port"]
         certain = port or match["quote"] or "." in host or _SURE.search(match["before"])
-        return match["before"] + match["quote"] + ADDRESS if certain and self._is_inside(host) else match[0]
+        return match["before"] + match["quote"] + REDACTED_ADDRESS if certain and self._is_inside(host) else match[0]
 
 
 def _host_of(url: str) -> str:
@@ -133,6 +133,6 @@ def _name_pattern(name: str) -> str:
     return r"(?<![\w.-])" + re.escape(name) + port + r"(?![\w-]|\.\w)"
 
 
-INSIDE = Disclosure()
+REDACTOR = Redactor()
 """This process's. Its names are added once, when the process reads its settings; errors reach callers in too many ways for it to be
 passed along."""

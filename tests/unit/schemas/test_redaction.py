@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from gateway.routes.services import Record
-from schemas.disclosure import ADDRESS, PATH, Disclosure
 from schemas.errors import ErrorInfo
+from schemas.redaction import REDACTED_ADDRESS, REDACTED_PATH, Redactor
 from tests.servers import free_port
 from workers.backends.base import BackendConfig, load_adapters, make_backend, wrap_exception
 
@@ -98,27 +98,27 @@ KEPT = [
 @pytest.mark.parametrize("sentence", SENTENCES)
 def test_what_is_inside_is_hidden(inside: str, sentence: str) -> None:
     """Addresses, hosts and paths of the inside vanish wherever they stand; the words around them stay."""
-    hidden = Disclosure().hide(sentence.format(inside))
-    assert hidden in {sentence.format(ADDRESS), sentence.format(PATH)}
+    hidden = Redactor().redact(sentence.format(inside))
+    assert hidden in {sentence.format(REDACTED_ADDRESS), sentence.format(REDACTED_PATH)}
 
 
 @pytest.mark.parametrize("text", CONTEXTS)
 def test_hosts_after_words_that_name_one(text: str) -> None:
     """Clients of every language name the host that they could not reach."""
-    hidden = Disclosure().hide(text)
+    hidden = Redactor().redact(text)
     assert not LEAKS.search(hidden), hidden
-    assert ADDRESS in hidden
+    assert REDACTED_ADDRESS in hidden
 
 
 @pytest.mark.parametrize("text", KEPT)
 def test_words_about_the_request_stay(text: str) -> None:
     """What a server says of the request reaches its caller untouched."""
-    assert Disclosure().hide(text) == text
+    assert Redactor().redact(text) == text
 
 
 def test_configured_names_are_hidden() -> None:
     """A public host that the process was configured with is inside too; a plain word counts only with a port."""
-    rules = Disclosure(
+    rules = Redactor(
         [
             "https://models.example.com:8443/v1",
             "redis://cache:6379",
@@ -127,23 +127,23 @@ def test_configured_names_are_hidden() -> None:
         ]
     )
     said = "models.example.com failed; cache:6379 is away, the cache is cold; gpu-7 is lost; b.example:4222; other.example.com is fine"
-    assert rules.hide(said) == (
-        f"{ADDRESS} failed; {ADDRESS} is away, the cache is cold; {ADDRESS} is lost; {ADDRESS}; other.example.com is fine"
+    assert rules.redact(said) == (
+        f"{REDACTED_ADDRESS} failed; {REDACTED_ADDRESS} is away, the cache is cold; {REDACTED_ADDRESS} is lost; {REDACTED_ADDRESS}; other.example.com is fine"
     )
 
 
 @given(st.text(max_size=300))
 def test_any_text(text: str) -> None:
     """Hiding takes any text, and hides nothing more the second time."""
-    once = Disclosure().hide(text)
-    assert Disclosure().hide(once) == once
+    once = Redactor().redact(text)
+    assert Redactor().redact(once) == once
 
 
 @given(
     st.lists(st.sampled_from([*INSIDES, "the", "error:", "model", "'x'", "400", "(see", "log)"]), max_size=12),
 )
 def test_any_mixture(words: list[str]) -> None:
-    hidden = Disclosure().hide(" ".join(words))
+    hidden = Redactor().redact(" ".join(words))
     for inside in INSIDES:
         assert inside not in hidden
 
@@ -151,11 +151,11 @@ def test_any_mixture(words: list[str]) -> None:
 def test_errors_hide_it_at_the_edge() -> None:
     """Whatever made an error, its body is fit to be shown; the error itself keeps all of it for logs."""
     info = ErrorInfo(status=503, type="server_error", message="no connection to http://10.1.2.3:8000/v1")
-    assert info.body()["error"]["message"] == f"no connection to {ADDRESS}"
+    assert info.body()["error"]["message"] == f"no connection to {REDACTED_ADDRESS}"
     assert "10.1.2.3" in info.message
-    assert info.public().message == f"no connection to {ADDRESS}"
+    assert info.redacted().message == f"no connection to {REDACTED_ADDRESS}"
     plain = ErrorInfo(status=400, type="x", message="too long")
-    assert plain.public() is plain
+    assert plain.redacted() is plain
 
 
 WITH_SERVER = sorted(set(load_adapters()) - {"echo", "command", "service"})
@@ -199,4 +199,4 @@ def test_the_refusal_of_a_service_names_its_field() -> None:
     with pytest.raises(ValidationError) as refused:
         Record.model_validate({"base_url": "ftp://tts"})
     text = f"{refused.value.errors()[0]['msg']}: 'base_url'"
-    assert Disclosure().hide(text) == text
+    assert Redactor().redact(text) == text
