@@ -13,7 +13,7 @@ _used = 0
 
 def random_bytes(count: int) -> bytes:
     """`count` unpredictable bytes, none of which is given out twice."""
-    global _pool, _used
+    global _pool, _used  # noqa: PLW0603 - a pool of random bytes, read by every caller
     if _used + count > len(_pool):
         _pool, _used = os.urandom(_BLOCK), 0
     _used += count
