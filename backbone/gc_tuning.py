@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 
 
-def settle() -> None:
+def tune_garbage_collector() -> None:
     """Call once everything is set up.
 
     What exists now lives as long as the process: it is taken out of collection, which makes a full

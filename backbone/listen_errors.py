@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 
-from backbone.port_holders import port_holder
+from backbone.port_holders import find_port_holder
 
 
-def why_not_listening(error: OSError, host: str, port: int, *, port_setting: str, host_setting: str) -> str:
+def describe_listen_error(error: OSError, host: str, port: int, *, port_setting: str, host_setting: str) -> str:
     """Return what is wrong with an address, and which setting to change."""
     if error.errno == errno.EADDRINUSE:
         return (
-            f"port {port} on {host} is in use by {port_holder(port)}. "
+            f"port {port} on {host} is in use by {find_port_holder(port)}. "
             f"Choose another port with {port_setting}, or stop that program."
         )
     if error.errno == errno.EACCES:

@@ -14,7 +14,7 @@ LSOF_TIMEOUT_S = 3.0
 UNKNOWN = "another program"
 
 
-def port_holder(port: int, proc: Path = Path("/proc")) -> str:
+def find_port_holder(port: int, proc: Path = Path("/proc")) -> str:
     """Return the program and pid that listen on `port`, such as `ollama (pid 4711)`; `another program` when unknown."""
     if (proc / "net" / "tcp").exists():
         return _by_proc(port, proc)

@@ -11,7 +11,7 @@ from dotenv import dotenv_values
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from backbone.secret_files import Misconfigured
+from backbone.secret_files import ConfigurationError
 from backbone.settings import CommonSettings
 
 Settings = TypeVar("Settings", bound=CommonSettings)
@@ -37,16 +37,16 @@ MUST_BE = {
 def read_settings(kind: type[Settings], flags: Collection[str] = ()) -> Settings:
     """Return the settings that the environment and `.env` hold. `flags`: variables that the command line has set.
 
-    Raises Misconfigured, with a sentence for each setting that is wrong.
+    Raises ConfigurationError, with a sentence for each setting that is wrong.
     """
     try:
         return kind()
     except ValidationError as error:
         found = [_sentence(one, flags) for one in error.errors(include_url=False)]
-        raise Misconfigured(found[0] if len(found) == 1 else "\n".join(("settings are wrong:", *found))) from None
+        raise ConfigurationError(found[0] if len(found) == 1 else "\n".join(("settings are wrong:", *found))) from None
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
-        raise Misconfigured(f"{ENV_FILE.absolute()} cannot be read: {why}") from None
+        raise ConfigurationError(f"{ENV_FILE.absolute()} cannot be read: {why}") from None
 
 
 def _sentence(error: ErrorDetails, flags: Collection[str]) -> str:

@@ -43,7 +43,7 @@ class FetchRefused(InvalidRequest):
 
 
 @dataclass(frozen=True, slots=True)
-class Fetched:
+class FetchedContent:
     """What was there."""
 
     data: bytes
@@ -57,7 +57,7 @@ async def resolve(host: str, port: int) -> list[str]:
     return [str(entry[4][0]) for entry in found]
 
 
-class Egress:
+class GuardedHttpClient:
     """See the module's docstring."""
 
     def __init__(
@@ -84,13 +84,13 @@ class Egress:
         if self._client is not None:
             await self._client.aclose()
 
-    async def fetch(self, url: str, kind: str) -> Fetched:
+    async def fetch(self, url: str, kind: str) -> FetchedContent:
         """What is at `url`, of a content type that begins with `kind`. Raises FetchRefused, saying why."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 for _ in range(MAX_REDIRECTS + 1):
                     found = await self._get(url, kind)
-                    if isinstance(found, Fetched):
+                    if isinstance(found, FetchedContent):
                         return found
                     url = urljoin(url, found)
         except TimeoutError as error:
@@ -120,7 +120,7 @@ class Egress:
         if host == "localhost" or host.endswith(".localhost") or (address is not None and not is_public(address)):
             raise FetchRefused(self._not_public)
 
-    async def _get(self, url: str, kind: str) -> Fetched | str:
+    async def _get(self, url: str, kind: str) -> FetchedContent | str:
         """The content, or where the server redirects to."""
         import httpx
 
@@ -175,7 +175,7 @@ class Egress:
                     if size >= MAX_ANSWER_BYTES:
                         return
 
-    async def _read(self, response: httpx.Response, kind: str) -> Fetched:
+    async def _read(self, response: httpx.Response, kind: str) -> FetchedContent:
         if response.status_code != 200:
             raise FetchRefused(f"the URL answers {response.status_code}")
         coding = response.headers.get("content-encoding", "identity").strip().lower()
@@ -193,7 +193,7 @@ class Egress:
             if size > self._max_bytes:
                 raise FetchRefused(f"the URL holds more than {self._max_bytes} bytes")
             parts.append(part)
-        return Fetched(b"".join(parts), content_type)
+        return FetchedContent(b"".join(parts), content_type)
 
     async def _address(self, parts: SplitResult) -> Address:
         """The address to connect to. Raises FetchRefused when one of them is not public."""

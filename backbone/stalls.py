@@ -1,7 +1,7 @@
 """Time-outs that tell a server's silence from a process that stood still itself.
 
 A process that gets no CPU, or whose loop is held up, finds its time-outs over when it goes on, and the answers that came
-in time unread. `Stalls` measures how late the loop is while somebody waits, and gives every wait that much more time.
+in time unread. `StallMonitor` measures how late the loop is while somebody waits, and gives every wait that much more time.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ MAX_MORE_S = 15.0
 """How much more time one wait gets at the most: nothing waits without a bound."""
 
 
-class Stalls:
+class StallMonitor:
     """Waits of one event loop. It costs a timer ten times a second while there are any, and nothing else."""
 
     def __init__(self) -> None:
         self.lost_s = 0.0
         """Seconds for which the loop stood still, as far as somebody waited meanwhile."""
-        self._waits: set[_Wait] = set()
+        self._waits: set[StallTimeout] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def timeout(self, seconds: float) -> _Wait:
+    def timeout(self, seconds: float) -> StallTimeout:
         """Like `asyncio.timeout`; seconds in which the loop stood still do not count."""
-        return _Wait(self, seconds)
+        return StallTimeout(self, seconds)
 
-    def add(self, wait: _Wait) -> None:
+    def add(self, wait: StallTimeout) -> None:
         """Give this wait more time from now on, where it is due."""
         self._waits.add(wait)
         if self._timer is None:
             self._schedule()
 
-    def discard(self, wait: _Wait) -> None:
+    def discard(self, wait: StallTimeout) -> None:
         """The wait is over."""
         self._waits.discard(wait)
 
@@ -55,12 +55,12 @@ class Stalls:
             self._schedule()
 
 
-class _Wait:
+class StallTimeout:
     """One `async with`. Raises TimeoutError."""
 
     __slots__ = ("_more_s", "_stalls", "_timeout")
 
-    def __init__(self, stalls: Stalls, seconds: float) -> None:
+    def __init__(self, stalls: StallMonitor, seconds: float) -> None:
         self._stalls = stalls
         self._timeout = asyncio.timeout(seconds)
         self._more_s = MAX_MORE_S

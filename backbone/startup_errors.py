@@ -8,21 +8,21 @@ import sys
 import structlog
 
 from backbone.logging import configure_logging
-from backbone.secret_files import Misconfigured
+from backbone.secret_files import ConfigurationError
 from backbone.terminal_log import is_terminal
 from schemas.errors import NexusError
 
-SETTINGS_WRONG = 2
+EXIT_CONFIGURATION_ERROR = 2
 """Exit code: the settings cannot work, however often it is tried."""
-NEEDS_AWAY = 1
+EXIT_DEPENDENCY_UNAVAILABLE = 1
 """Exit code: something that the process needs is away or refuses it; another try may succeed."""
 
 log = structlog.get_logger(__name__)
 
 
-def fail(event: str, error: Exception) -> int:
+def report_startup_error(event: str, error: Exception) -> int:
     """Say why the process cannot start, and return its exit code. Logging may not be configured yet."""
-    message = message_of(error)
+    message = describe_error(error)
     if is_terminal():
         sys.stderr.write(f"nexus: {message}\n")
         sys.stderr.flush()
@@ -30,10 +30,10 @@ def fail(event: str, error: Exception) -> int:
         if not structlog.is_configured():
             configure_logging("console" if os.environ.get("LOG_FORMAT") == "console" else "auto", "info")
         log.error(event, error=message)
-    return code_of(error)
+    return exit_code(error)
 
 
-def message_of(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Return what is wrong, in words."""
     if isinstance(error, NexusError):
         return error.info.message
@@ -43,7 +43,7 @@ def message_of(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def code_of(error: Exception) -> int:
+def exit_code(error: Exception) -> int:
     """Return the exit code that an error of the start means."""
-    wrong = isinstance(error, Misconfigured) or (isinstance(error, NexusError) and error.info.status in (400, 404))
-    return SETTINGS_WRONG if wrong else NEEDS_AWAY
+    wrong = isinstance(error, ConfigurationError) or (isinstance(error, NexusError) and error.info.status in (400, 404))
+    return EXIT_CONFIGURATION_ERROR if wrong else EXIT_DEPENDENCY_UNAVAILABLE

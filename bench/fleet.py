@@ -30,7 +30,7 @@ SETTLE_S = 6.0
 async def crew(first: int, count: int, models: int, slots: int) -> None:
     """`count` workers in this process, until it is ended."""
     from backbone.bus.nats.auth import nats_access
-    from backbone.bus.nats.objects.store import NatsBlobs
+    from backbone.bus.nats.objects.store import NatsBlobStore
     from backbone.bus.nats.worker_bus import NatsWorkerBus
     from backbone.bus.nats.worker_log import NatsWorkerLog
     from backbone.registry.auth import etcd_access
@@ -59,7 +59,7 @@ async def crew(first: int, count: int, models: int, slots: int) -> None:
     async def one(number: int) -> None:
         name = f"w{number}"
         registry = EtcdRegistry(etcd_access(settings), settings.etcd_prefix, lease_s=settings.worker_lease_s)
-        blobs, log = NatsBlobs(nats, f"{name}-blobs", worker=name), NatsWorkerLog(nats, f"{name}-log")
+        blobs, log = NatsBlobStore(nats, f"{name}-blobs", worker=name), NatsWorkerLog(nats, f"{name}-log")
         worker = Worker(
             worker_id=name,
             host="bench",

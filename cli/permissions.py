@@ -15,7 +15,7 @@ import typer
 from cli.errors import ConsoleError
 
 if TYPE_CHECKING:
-    from backbone.bus.nats.permissions import Exports, Rights
+    from backbone.bus.nats.permissions import AccountExports, NatsPermissions
     from backbone.registry.auth import EtcdAccess
     from schemas.jobs import Capability
 
@@ -49,32 +49,32 @@ def worker(
     ] = False,
 ) -> None:
     """An account with one user, for a worker: it takes from the queues it is given, and nothing else. Goes into `accounts`."""
-    from backbone.bus.nats.permissions import queues_of, worker_account, worker_rights
+    from backbone.bus.nats.permissions import queues_for, worker_account, worker_permissions
 
     names = ["*"] if any_worker else (worker_name or [name])
     _check([name, *(one for one in names if one != "*")])
     if every == bool(model):
         raise typer.BadParameter("say which models it serves, with --model, or --all")
-    queues = None if every else queues_of(model or (), _capabilities(capability))
-    print(_account(worker_account(name), name, worker_rights(_inbox(name), workers=names, queues=queues)))
+    queues = None if every else queues_for(model or (), _capabilities(capability))
+    print(_account(worker_account(name), name, worker_permissions(_inbox(name), workers=names, queues=queues)))
 
 
 @app.command()
 def gateway(name: User = "gateway") -> None:
     """A gateway: it owns the streams and their consumers, but deletes no stream. Goes into `users` of the account NEXUS."""
-    from backbone.bus.nats.permissions import gateway_rights
+    from backbone.bus.nats.permissions import gateway_permissions
 
     _check([name])
-    print(_block(name, gateway_rights(_inbox(name))))
+    print(_block(name, gateway_permissions(_inbox(name))))
 
 
 @app.command()
 def monitor(name: User = "monitor") -> None:
     """An account with one user, for a monitor: it sees depths and sizes, and no message. Goes into `accounts`."""
-    from backbone.bus.nats.permissions import monitor_rights
+    from backbone.bus.nats.permissions import monitor_permissions
 
     _check([name])
-    print(_account(f"MONITOR-{name}", name, monitor_rights(_inbox(name))))
+    print(_account(f"MONITOR-{name}", name, monitor_permissions(_inbox(name))))
 
 
 @app.command()
@@ -101,11 +101,11 @@ def etcd(
 
     from pydantic import SecretStr
 
-    from backbone.registry.auth import Login, etcd_access
-    from backbone.registry.permissions import GATEWAY, ROOT, WORKER, grants
+    from backbone.registry.auth import EtcdLogin, etcd_access
+    from backbone.registry.permissions import GATEWAY, ROOT, WORKER, role_grants
     from backbone.registry.users import make_users
     from backbone.registry.version_check import ADVICE
-    from backbone.secret_files import Misconfigured, Password, read_secret
+    from backbone.secret_files import ConfigurationError, Password, read_secret
     from backbone.settings import CommonSettings
     from cli.serve import read_settings
     from schemas.errors import Unavailable
@@ -118,23 +118,23 @@ def etcd(
             settings.model_copy(update={"etcd_user": "", "etcd_password": None, "etcd_password_file": ""})
         )
         switched_on = asyncio.run(make_users(access, settings.etcd_prefix, passwords))
-    except (Misconfigured, Unavailable) as error:
+    except (ConfigurationError, Unavailable) as error:
         raise ConsoleError(str(error)) from error
-    for role, given in grants(settings.etcd_prefix).items():
+    for role, given in role_grants(settings.etcd_prefix).items():
         print(f"{role}: " + ", ".join(f"{grant.kind.lower()} {grant.prefix}" for grant in given))
     print("authentication switched on" if switched_on else "authentication was on")
-    root = Login(ROOT, Password("--root-password-file", SecretStr(passwords[ROOT]), ""))
+    root = EtcdLogin(ROOT, Password("--root-password-file", SecretStr(passwords[ROOT]), ""))
     if version := asyncio.run(_vulnerable_version(replace(access, login=root), settings.etcd_prefix)):
         print(f"nexus: THESE ROLES DO NOT HOLD: etcd {version}: {ADVICE}", file=sys.stderr)
 
 
 async def _vulnerable_version(access: EtcdAccess, prefix: str) -> str:
     """Return the version of etcd where its roles do not hold, else "". An etcd that does not say counts as sound."""
-    from backbone.registry.etcd_client import EtcdLink
+    from backbone.registry.etcd_client import EtcdClient
     from backbone.registry.version_check import vulnerable_version
     from schemas.errors import Unavailable
 
-    link = EtcdLink(access.url, probe_key=prefix, tls=access.tls, login=access.login)
+    link = EtcdClient(access.url, probe_key=prefix, tls=access.tls, login=access.login)
     try:
         await link.open()
         return await vulnerable_version(link)
@@ -146,13 +146,18 @@ async def _vulnerable_version(access: EtcdAccess, prefix: str) -> str:
 
 def render_permissions_conf() -> str:
     """Return the rights of the users `gateway`, `worker` (all queues) and `monitor`, and what their accounts share."""
-    from backbone.bus.nats.permissions import exports, gateway_rights, monitor_rights, worker_rights
+    from backbone.bus.nats.permissions import (
+        account_exports,
+        gateway_permissions,
+        monitor_permissions,
+        worker_permissions,
+    )
 
-    worker = worker_rights(_inbox("worker"), workers=("*",), queues=None)
-    monitor = monitor_rights(_inbox("monitor"))
+    worker = worker_permissions(_inbox("worker"), workers=("*",), queues=None)
+    monitor = monitor_permissions(_inbox("monitor"))
     variables = {
-        "NEXUS_EXPORTS": _exports(exports(), ""),
-        "NEXUS_GATEWAY": _permissions(gateway_rights(_inbox("gateway")), ""),
+        "NEXUS_EXPORTS": _exports(account_exports(), ""),
+        "NEXUS_GATEWAY": _permissions(gateway_permissions(_inbox("gateway")), ""),
         "NEXUS_WORKER": _permissions(worker, ""),
         "NEXUS_WORKER_IMPORTS": _imports(worker, ""),
         "NEXUS_MONITOR": _permissions(monitor, ""),
@@ -186,7 +191,7 @@ def _check(names: Iterable[str]) -> None:
             raise ConsoleError(f"'{name}' cannot be a name in NATS: use [A-Za-z0-9_-]")
 
 
-def _block(user: str, rights: Rights, indent: str = "") -> str:
+def _block(user: str, rights: NatsPermissions, indent: str = "") -> str:
     fields = {
         "user": json.dumps(user),
         "password": f"${password_variable(user)}",
@@ -195,22 +200,25 @@ def _block(user: str, rights: Rights, indent: str = "") -> str:
     return "{\n" + "".join(f"{indent}  {name}: {value}\n" for name, value in fields.items()) + f"{indent}}}"
 
 
-def _account(name: str, user: str, rights: Rights) -> str:
+def _account(name: str, user: str, rights: NatsPermissions) -> str:
     return f"{json.dumps(name)} {{\n  users: [ {_block(user, rights, '  ')} ]\n  imports: {_imports(rights, '  ')}\n}}"
 
 
-def _exports(exports: Exports, indent: str) -> str:
+def _exports(account_exports: AccountExports, indent: str) -> str:
     from backbone.bus.nats.permissions import ANSWER_S, PULL
 
     def service(subject: str) -> str:
         kind = "response_type: stream, " if subject.startswith(PULL) else ""
         return f'{{ service: {json.dumps(subject)}, {kind}response_threshold: "{ANSWER_S}s" }}'
 
-    lines = [*map(service, exports.services), *(f"{{ stream: {json.dumps(one)} }}" for one in exports.streams)]
+    lines = [
+        *map(service, account_exports.services),
+        *(f"{{ stream: {json.dumps(one)} }}" for one in account_exports.streams),
+    ]
     return _list(lines, indent)
 
 
-def _imports(rights: Rights, indent: str) -> str:
+def _imports(rights: NatsPermissions, indent: str) -> str:
     def imported(kind: str, subject: str) -> str:
         return f"{{ {kind}: {{ account: NEXUS, subject: {json.dumps(subject)} }} }}"
 
@@ -222,7 +230,7 @@ def _list(lines: Iterable[str], indent: str) -> str:
     return "[\n" + "".join(f"{indent}  {line}\n" for line in lines) + f"{indent}]"
 
 
-def _permissions(rights: Rights, indent: str) -> str:
+def _permissions(rights: NatsPermissions, indent: str) -> str:
     def allow(subjects: Iterable[str]) -> str:
         lines = "".join(f"{indent}    {json.dumps(subject)}\n" for subject in subjects)
         return f"{{ allow: [\n{lines}{indent}  ] }}"

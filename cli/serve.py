@@ -42,12 +42,12 @@ def read_settings(kind: type[Settings], flags: Collection[str] = ()) -> Settings
 
     Raises ConsoleError, naming each variable that is wrong.
     """
-    from backbone.secret_files import Misconfigured
+    from backbone.secret_files import ConfigurationError
     from backbone.setting_errors import read_settings as read
 
     try:
         return read(kind, flags)
-    except Misconfigured as error:
+    except ConfigurationError as error:
         raise ConsoleError(str(error), exit_code=2) from None
 
 

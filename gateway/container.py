@@ -11,20 +11,20 @@ from dataclasses import dataclass
 import structlog
 
 from backbone.bus.nats.auth import nats_access
-from backbone.bus.nats.broadcast import NatsNotices
+from backbone.bus.nats.broadcast import NatsBroadcast
 from backbone.bus.nats.gateway_bus import NatsGatewayBus
-from backbone.bus.nats.jetstream import BucketConfig, JobsStream
+from backbone.bus.nats.jetstream import BlobBucketConfig, JobsStreamConfig
 from backbone.bus.nats.job_log import NatsJobLog
-from backbone.bus.nats.objects.store import NatsBlobs
-from backbone.bus.nats.write_probe import Storing
+from backbone.bus.nats.objects.store import NatsBlobStore
+from backbone.bus.nats.write_probe import StorageHealth
 from backbone.bus.sealed_job_log import SealedJobLog
 from backbone.registry.auth import etcd_access
 from backbone.registry.etcd import EtcdRegistry
 from backbone.settings import GatewaySettings
-from backbone.ssrf_guard import Egress
+from backbone.ssrf_guard import GuardedHttpClient
 from backbone.store.auth import redis_access
 from backbone.store.redis import RedisStore
-from backbone.store.redis_documents import RedisDocuments
+from backbone.store.redis_documents import RedisDocumentStore
 from gateway.app import ENDPOINTS, make_app, make_observability_app
 from gateway.asgi_app import App, Door
 from gateway.auth.authenticator import Auth
@@ -100,25 +100,25 @@ class Running:
 @asynccontextmanager
 async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> AsyncIterator[Running]:
     """A gateway, by the name that its connections have, until the end of the block. Raises Unavailable when it cannot
-    start, and Misconfigured.
+    start, and ConfigurationError.
     """
-    nats, storing = nats_access(settings), Storing()
+    nats, storing = nats_access(settings), StorageHealth()
     bus = NatsGatewayBus(
         nats, gateway=gateway, ack_wait_s=settings.ack_wait_s, stream=_jobs_stream(settings), storing=storing
     )
     clock = ClockKeeper(bus.time_s)
     registry = EtcdRegistry(etcd_access(settings), settings.etcd_prefix)
     store = RedisStore(redis_access(settings))
-    documents = RedisDocuments(store)
+    documents = RedisDocumentStore(store)
     metrics = GatewayMetrics()
     metrics.refused.counts = lambda: nats.refusals.counts
     bus.on_queue(metrics.count_queue)
     unread = UnreadBudget(settings.max_unread_bytes)
     dispatcher = _dispatcher(settings, bus, registry, metrics, unread)
-    notices = NatsNotices(nats, gateway)
+    notices = NatsBroadcast(nats, gateway)
     keys = KeyRing(documents, notices)
     auth, links = _auth(settings, keys)
-    blobs = NatsBlobs(nats, f"{gateway}-blobs", create=_bucket(settings), storing=storing)
+    blobs = NatsBlobStore(nats, f"{gateway}-blobs", create=_bucket(settings), storing=storing)
     nats_log = NatsJobLog(nats, gateway, retention=retention(settings), storing=storing)
     jobs_log = SealedJobLog(nats_log, SealRefusalCounter(metrics).count)
     egress = _hooks_egress(settings)
@@ -255,8 +255,8 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
         )
 
 
-def _jobs_stream(settings: GatewaySettings) -> JobsStream:
-    return JobsStream(
+def _jobs_stream(settings: GatewaySettings) -> JobsStreamConfig:
+    return JobsStreamConfig(
         settings.max_queued_jobs,
         settings.max_queued_per_model,
         settings.max_queue_bytes,
@@ -265,10 +265,10 @@ def _jobs_stream(settings: GatewaySettings) -> JobsStream:
     )
 
 
-def _bucket(settings: GatewaySettings) -> BucketConfig:
+def _bucket(settings: GatewaySettings) -> BlobBucketConfig:
     jobs_s = settings.job_queue_timeout_s + settings.job_keep_s
     longest = max(jobs_s, settings.file_keep_s, settings.response_keep_s, settings.result_url_ttl_s)
-    return BucketConfig(settings.max_blob_bytes, settings.stream_replicas, int(longest + BLOB_MARGIN_S))
+    return BlobBucketConfig(settings.max_blob_bytes, settings.stream_replicas, int(longest + BLOB_MARGIN_S))
 
 
 def _dispatcher(
@@ -316,8 +316,8 @@ def _hosts(text: str) -> frozenset[str]:
     return frozenset(host.strip() for host in text.split(",") if host.strip())
 
 
-def _hooks_egress(settings: GatewaySettings) -> Egress:
-    return Egress(
+def _hooks_egress(settings: GatewaySettings) -> GuardedHttpClient:
+    return GuardedHttpClient(
         max_bytes=0,
         timeout_s=settings.webhook_timeout_s,
         private_hosts=_hosts(settings.webhook_private_hosts),
@@ -325,10 +325,10 @@ def _hooks_egress(settings: GatewaySettings) -> Egress:
     )
 
 
-def _reader(settings: GatewaySettings, blobs: NatsBlobs) -> Reader:
-    egress: Egress | None = None
+def _reader(settings: GatewaySettings, blobs: NatsBlobStore) -> Reader:
+    egress: GuardedHttpClient | None = None
     if settings.fetch_media:
-        egress = Egress(
+        egress = GuardedHttpClient(
             max_bytes=settings.fetch_max_bytes,
             timeout_s=settings.fetch_timeout_s,
             private_hosts=_hosts(settings.fetch_private_hosts),

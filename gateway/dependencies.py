@@ -8,8 +8,8 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from backbone.bus.blobs import Blobs
-from backbone.store.documents import Documents
+from backbone.bus.blobs import BlobStore
+from backbone.store.documents import DocumentStore
 from gateway.auth.authenticator import Auth, Principal
 from gateway.auth.key_store import KeyRing
 from gateway.batches.service import BatchService
@@ -36,13 +36,13 @@ class Parts:
     inference: Inference
     auth: Auth
     readiness: SharedResult[Readiness]
-    blobs: Blobs
+    blobs: BlobStore
     links: Links
     exposition: Exposition
     keys: KeyRing
     jobs: Jobs
     job_responder: JobResponder
-    documents: Documents
+    documents: DocumentStore
     waiting: Waiting
     reader: Reader
     """For requests that become durable jobs: its blobs last as long as those."""

@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from backbone.bus.blobs import Blobs, BlobWriter
+from backbone.bus.blobs import BlobStore, BlobWriter
 from backbone.ids import new_job_id
-from backbone.store.documents import Documents
+from backbone.store.documents import DocumentStore
 from gateway import clock
 from gateway.endpoints import Endpoint
 from gateway.http.asgi import Headers
@@ -48,8 +48,8 @@ def new_file_id() -> str:
 class Files:
     """Everybody's files. Every call raises Unavailable where what it needs is away."""
 
-    documents: Documents
-    blobs: Blobs
+    documents: DocumentStore
+    blobs: BlobStore
     max_bytes: int
     keep_s: float
     """How long a file is kept at most."""
@@ -153,7 +153,7 @@ class Files:
         return FileRecord.model_validate_json(found)
 
     def read(self, record: FileRecord) -> AsyncGenerator[bytes, None]:
-        """Its bytes; as `Blobs.read`."""
+        """Its bytes; as `BlobStore.read`."""
         return self.blobs.read(record.blob)
 
     async def page(

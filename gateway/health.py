@@ -9,9 +9,9 @@ from time import monotonic
 from pydantic import BaseModel
 
 from backbone.bus.bus import GatewayBus
-from backbone.bus.nats.write_probe import Storing
+from backbone.bus.nats.write_probe import StorageHealth
 from backbone.registry.registry import Registry
-from backbone.stalls import Stalls
+from backbone.stalls import StallMonitor
 from backbone.store.store import Store
 from schemas.errors import NexusError
 
@@ -53,13 +53,13 @@ class ReadinessCheck:
         registry: Registry,
         store: Store,
         leaving: Leaving,
-        storing: Storing | None = None,
+        storing: StorageHealth | None = None,
         clock: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """`clock` raises Unavailable where this host's clock is off."""
         self._leaving = leaving
-        self._storing = storing or Storing()
-        self._stalls = Stalls()
+        self._storing = storing or StorageHealth()
+        self._stalls = StallMonitor()
         self._registry = registry
         self._pings: dict[str, Callable[[], Awaitable[None]]] = {
             "nats": bus.ping,

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from backbone.bus.bus import QueueChange, QueueDepth, Storage
+from backbone.bus.bus import QueueChange, QueueDepth, StorageUsage
 from backbone.bus.refusal_counter import KINDS
 from gateway.http.connection_limits import Connections
 from schemas.presence import RegistrySnapshot, WorkerState
@@ -251,7 +251,7 @@ class GatewayMetrics:
         """Count what happened to a queue."""
         self.child(self.queue_changes, change.value).inc()
 
-    def set_storage(self, storage: Storage) -> None:
+    def set_storage(self, storage: StorageUsage) -> None:
         """Show how full NATS's streams are."""
         for room in storage.streams:
             self.child(self.stream_bytes, room.stream).set(room.bytes)

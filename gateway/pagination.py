@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from backbone.store.documents import Documents
+from backbone.store.documents import DocumentStore
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ class Shown(Protocol):
 
 
 async def read_page(
-    documents: Documents,
+    documents: DocumentStore,
     kind: str,
     owner: str,
     parse: Callable[[bytes], T],

@@ -21,13 +21,13 @@ import structlog
 import uvicorn
 import uvloop
 
-from backbone.gc_tuning import settle
-from backbone.listen_errors import why_not_listening
+from backbone.gc_tuning import tune_garbage_collector
+from backbone.listen_errors import describe_listen_error
 from backbone.logging import configure_logging
-from backbone.secret_files import Misconfigured
+from backbone.secret_files import ConfigurationError
 from backbone.setting_errors import read_settings
 from backbone.settings import GatewaySettings
-from backbone.startup_errors import fail
+from backbone.startup_errors import report_startup_error
 from gateway.container import Running, running
 from gateway.health import Leaving
 from gateway.http.client_addresses import TrustedProxies
@@ -60,8 +60,8 @@ def main() -> int:
     """Run a gateway that environment variables configure. Returns the exit status."""
     try:
         settings = read_settings(GatewaySettings)
-    except Misconfigured as error:
-        return fail(CANNOT_START, error)
+    except ConfigurationError as error:
+        return report_startup_error(CANNOT_START, error)
     return run(settings)
 
 
@@ -80,13 +80,13 @@ def run(settings: GatewaySettings) -> int:
         if settings.gateway_workers > 1:
             return _supervise(settings, listener)
         uvloop.run(_serve(settings, listener, 0))
-    except (NexusError, OSError, Misconfigured) as error:
-        return fail(CANNOT_START, error)
+    except (NexusError, OSError, ConfigurationError) as error:
+        return report_startup_error(CANNOT_START, error)
     return 0
 
 
 def _bind(host: str, port: int, setting: str) -> socket.socket:
-    """Listen there. `setting`: what comes before _HOST and _PORT. Raises Misconfigured."""
+    """Listen there. `setting`: what comes before _HOST and _PORT. Raises ConfigurationError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -94,10 +94,10 @@ def _bind(host: str, port: int, setting: str) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         flag = "--port" if setting == "GATEWAY" else "--observability-port"
-        why = why_not_listening(
+        why = describe_listen_error(
             error, host, port, port_setting=f"{setting}_PORT ({flag})", host_setting=f"{setting}_HOST"
         )
-        raise Misconfigured(why) from error
+        raise ConfigurationError(why) from error
     _bound_kernel_buffers(listener)
     listener.listen(2048)
     return listener
@@ -211,7 +211,7 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, departure.signalled)
-        settle()
+        tune_garbage_collector()
         port = listener.getsockname()[1]
         log.info("gateway up", url=f"http://{settings.gateway_host}:{port}", observability_port=side.getsockname()[1])
         probing = asyncio.create_task(probes.serve(sockets=[side]))

@@ -19,8 +19,8 @@ import contextlib
 from time import monotonic
 from typing import Any
 
-from backbone.bus.blobs import INLINE_LIMIT, Blobs
-from backbone.bus.bus import Delivery, WorkerBus
+from backbone.bus.blobs import INLINE_LIMIT_BYTES, BlobStore
+from backbone.bus.bus import JobDelivery, WorkerBus
 from backbone.bus.job_log import WorkerLog
 from backbone.bus.seals import attempt_token
 from schemas.errors import BackendFailed, ErrorInfo, NexusError, Unavailable
@@ -73,10 +73,10 @@ class DurableAttempt(Attempt):
         self,
         bus: WorkerBus,
         log: WorkerLog,
-        blobs: Blobs,
+        blobs: BlobStore,
         backend: Backend,
         who: Identity,
-        job: Delivery,
+        job: JobDelivery,
         envelope: Envelope,
         body: bytes,
     ) -> None:
@@ -233,14 +233,14 @@ class DurableAttempt(Attempt):
         self._held_size += len(data)
         if self.envelope.stream:
             self._tell(data)
-        return bool(self._pending or self._writer or self._events.crowded) or self._held_size > INLINE_LIMIT
+        return bool(self._pending or self._writer or self._events.crowded) or self._held_size > INLINE_LIMIT_BYTES
 
     def _tell(self, data: bytes) -> None:
         if is_sse(self.envelope.stream_type):
             frames = sse_frames(data)
         else:
             frames = [data[start : start + MAX_FRAME] for start in range(0, len(data), MAX_FRAME)]
-        if any(len(frame) > INLINE_LIMIT for frame in frames):
+        if any(len(frame) > INLINE_LIMIT_BYTES for frame in frames):
             self._pending = frames
             return
         for frame in frames:
@@ -249,7 +249,7 @@ class DurableAttempt(Attempt):
     async def _spill(self) -> None:
         pending, self._pending = self._pending, []
         for frame in pending:
-            if len(frame) <= INLINE_LIMIT:
+            if len(frame) <= INLINE_LIMIT_BYTES:
                 self._next(FrameKind.CHUNK, frame)
                 continue
             writer = self._blobs.writer(ttl_s=self.envelope.keep_s, owner=self.envelope.owner)
@@ -260,7 +260,7 @@ class DurableAttempt(Attempt):
                 await writer.abort()
                 raise
             self._next(FrameKind.BLOB, BlobRef(name=info.name, size=info.size).model_dump_json().encode())
-        if self._held_size > INLINE_LIMIT or self._writer is not None:
+        if self._held_size > INLINE_LIMIT_BYTES or self._writer is not None:
             await self._hold_in_blob()
         if self._events.crowded:
             await self._events.settle()

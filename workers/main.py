@@ -12,18 +12,18 @@ import structlog
 import uvloop
 
 from backbone.bus.nats.auth import nats_access
-from backbone.bus.nats.objects.store import NatsBlobs
+from backbone.bus.nats.objects.store import NatsBlobStore
 from backbone.bus.nats.worker_bus import NatsWorkerBus
 from backbone.bus.nats.worker_log import NatsWorkerLog
-from backbone.gc_tuning import settle
-from backbone.listen_errors import why_not_listening
+from backbone.gc_tuning import tune_garbage_collector
+from backbone.listen_errors import describe_listen_error
 from backbone.logging import configure_logging
 from backbone.registry.auth import etcd_access
 from backbone.registry.etcd import EtcdRegistry
-from backbone.secret_files import Misconfigured
+from backbone.secret_files import ConfigurationError
 from backbone.setting_errors import read_settings
 from backbone.settings import WorkerSettings
-from backbone.startup_errors import fail
+from backbone.startup_errors import report_startup_error
 from schemas.errors import NexusError
 from schemas.redaction import REDACTOR
 from workers.backend_options import split_options
@@ -42,8 +42,8 @@ def main() -> int:
     """Run a worker that environment variables configure. Returns the exit status."""
     try:
         settings = read_settings(WorkerSettings)
-    except Misconfigured as error:
-        return fail(CANNOT_START, error)
+    except ConfigurationError as error:
+        return report_startup_error(CANNOT_START, error)
     return run(settings)
 
 
@@ -53,8 +53,8 @@ def run(settings: WorkerSettings) -> int:
     REDACTOR.add(settings.worker_backend_url, settings.nats_url, settings.etcd_url, settings.host)
     try:
         uvloop.run(_main(settings))
-    except (NexusError, OSError, Misconfigured) as error:
-        return fail(CANNOT_START, error)
+    except (NexusError, OSError, ConfigurationError) as error:
+        return report_startup_error(CANNOT_START, error)
     return 0
 
 
@@ -84,7 +84,7 @@ def _backend(settings: WorkerSettings) -> Backend:
     try:
         return make_backend(settings.worker_backend, backend_config(settings))
     except ValueError as error:
-        raise Misconfigured(_what_to_set(str(error), settings)) from error
+        raise ConfigurationError(_what_to_set(str(error), settings)) from error
 
 
 def _what_to_set(complaint: str, settings: WorkerSettings) -> str:
@@ -104,7 +104,7 @@ async def _main(settings: WorkerSettings) -> None:
     registry = EtcdRegistry(
         etcd_access(settings), settings.etcd_prefix, lease_s=settings.worker_lease_s, services_only=True
     )
-    blobs = NatsBlobs(nats, f"{name}-blobs", worker=name)
+    blobs = NatsBlobStore(nats, f"{name}-blobs", worker=name)
     jobs = NatsWorkerLog(nats, f"{name}-log")
     worker = Worker(
         worker_id=name,
@@ -126,7 +126,7 @@ async def _main(settings: WorkerSettings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, worker.drain)
     _open_probes(settings, metrics, worker)
-    settle()
+    tune_garbage_collector()
     async with contextlib.AsyncExitStack() as stack:
         for part in (blobs, jobs):
             await part.start()
@@ -141,11 +141,11 @@ def _open_probes(settings: WorkerSettings, metrics: WorkerMetrics, worker: Worke
     try:
         serve_probes(host, port, metrics.registry, lambda: worker.standing, lambda: worker.problems)
     except OSError as error:
-        why = why_not_listening(
+        why = describe_listen_error(
             error,
             host,
             port,
             port_setting="WORKER_OBSERVABILITY_PORT (--observability-port)",
             host_setting="WORKER_OBSERVABILITY_HOST",
         )
-        raise Misconfigured(why) from error
+        raise ConfigurationError(why) from error

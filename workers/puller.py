@@ -24,7 +24,7 @@ from typing import Any
 
 import structlog
 
-from backbone.bus.bus import Delivery, Queue, WorkerBus
+from backbone.bus.bus import JobDelivery, Queue, WorkerBus
 from schemas.jobs import Lane
 from workers.demand import LINGER_S, TICK_S, Flow, share_of
 from workers.model_turns import ModelTurns
@@ -164,7 +164,7 @@ class Intake:
         self._flows.clear()
         self._queues, self._asked_total = [], 0
 
-    def arrived(self, job: Delivery) -> bool:
+    def arrived(self, job: JobDelivery) -> bool:
         """A job has come. False when there is no slot for it: the caller gives it back."""
         queue, now = job.queue, self._loop.time()
         flow = self._flow(queue)
@@ -409,7 +409,7 @@ class Intake:
         self._cold_asked.add(queue)
         return self._cold_bell_s.get(queue, COLD_BELL_S)
 
-    def _has_waited(self, job: Delivery) -> bool:
+    def _has_waited(self, job: JobDelivery) -> bool:
         """Return whether no worker that has the job's model loaded was there to take it; otherwise look again later."""
         queue = job.queue
         left_s = self._cold_wait(queue) - job.age_s
@@ -431,7 +431,7 @@ class Intake:
         else:
             self._turns.leave(queue.model, count)
 
-    def _begin(self, turns: ModelTurns, job: Delivery, now: float) -> bool:
+    def _begin(self, turns: ModelTurns, job: JobDelivery, now: float) -> bool:
         """A job has come: it begins, unless its model does not fit now. Then it goes back, and the others may have to give way."""
         queue, model = job.queue, job.queue.model
         wanted = self._wanted()

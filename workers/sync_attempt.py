@@ -24,8 +24,8 @@ from typing import cast
 
 import structlog
 
-from backbone.bus.blobs import INLINE_LIMIT, Blobs, BlobWriter
-from backbone.bus.bus import Delivery, WorkerBus
+from backbone.bus.blobs import INLINE_LIMIT_BYTES, BlobStore, BlobWriter
+from backbone.bus.bus import JobDelivery, WorkerBus
 from schemas.errors import WORKER_DRAINED, DeadlineExceeded, ErrorInfo, NexusError, Unavailable
 from schemas.frames import (
     LOADING_PHASE,
@@ -122,10 +122,10 @@ class Attempt:
     def __init__(
         self,
         bus: WorkerBus,
-        blobs: Blobs,
+        blobs: BlobStore,
         backend: Backend,
         who: Identity,
-        job: Delivery,
+        job: JobDelivery,
         envelope: Envelope,
         body: bytes,
     ) -> None:
@@ -382,13 +382,13 @@ class Attempt:
         data = piece.data
         if not data:
             return False
-        if self.envelope.stream and len(data) <= INLINE_LIMIT:
+        if self.envelope.stream and len(data) <= INLINE_LIMIT_BYTES:
             self._shown = True
             self._chunks(data)
             return False
         self._held.append(data)
         self._held_size += len(data)
-        return self._held_size > INLINE_LIMIT or self._writer is not None
+        return self._held_size > INLINE_LIMIT_BYTES or self._writer is not None
 
     def _progress(self, progress: Progress) -> None:
         """Also a sign of life: it counts as output, unless it only says that the model is being loaded or is there now."""

@@ -10,8 +10,8 @@ from time import monotonic
 
 import structlog
 
-from backbone.bus.blobs import Blobs
-from backbone.bus.bus import Delivery, Queue, WorkerBus
+from backbone.bus.blobs import BlobStore
+from backbone.bus.bus import JobDelivery, Queue, WorkerBus
 from backbone.bus.job_log import WorkerLog
 from backbone.bus.subjects import encode_model
 from backbone.registry.registry import Announcement, Registry
@@ -62,7 +62,7 @@ class Worker:
         worker_id: str,
         host: str,
         backend: Backend,
-        blobs: Blobs,
+        blobs: BlobStore,
         log: WorkerLog,
         registry: Registry,
         metrics: WorkerMetrics,
@@ -371,7 +371,7 @@ class Worker:
 
     # Jobs
 
-    def on_job(self, job: Delivery) -> None:
+    def on_job(self, job: JobDelivery) -> None:
         """A job has arrived: begin it, or give it back when there is no slot."""
         if self._intake is None or not self._intake.arrived(job):
             job.give_back(NO_SLOT_DELAY_S)
@@ -396,7 +396,7 @@ class Worker:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _attempt(self, bus: WorkerBus, job: Delivery, envelope: Envelope, body: bytes) -> Attempt:
+    def _attempt(self, bus: WorkerBus, job: JobDelivery, envelope: Envelope, body: bytes) -> Attempt:
         if envelope.durable:
             return DurableAttempt(bus, self._log, self._blobs, self._backend, self._identity, job, envelope, body)
         return Attempt(bus, self._blobs, self._backend, self._identity, job, envelope, body)

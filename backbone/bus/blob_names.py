@@ -25,7 +25,7 @@ META = (1 << 96) - 1
 _KEY = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
-class BadSeal(Exception):
+class InvalidBlobSeal(Exception):
     """These bytes are not what was written there."""
 
 
@@ -59,7 +59,7 @@ class BlobName:
         return f"{self.path}.{base64.urlsafe_b64encode(self.key).decode().rstrip('=')}"
 
 
-class BlobSeal:
+class BlobCipher:
     """Seals one blob (AES-256-GCM): each chunk under its number, so that none can be changed, moved, left out or read without the key.
 
     The key is of this blob alone, so that a number is never used twice.
@@ -77,4 +77,4 @@ class BlobSeal:
         try:
             return self._cipher.decrypt(number.to_bytes(12, "big"), sealed, None)
         except InvalidTag as error:
-            raise BadSeal from error
+            raise InvalidBlobSeal from error

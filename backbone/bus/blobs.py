@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict
 
 from schemas.errors import BackendFailed, NotFound
 
-INLINE_LIMIT = 512 * 1024
+INLINE_LIMIT_BYTES = 512 * 1024
 """Bytes up to which bodies and answers travel in messages."""
-CHUNK = 128 * 1024
+CHUNK_BYTES = 128 * 1024
 """Bytes of a blob in one message."""
 
 
@@ -37,13 +37,13 @@ class BlobInfo(BaseModel):
     owner: str = ""
 
 
-class BlobGone(NotFound):
+class BlobNotFound(NotFound):
     """This content does not exist any more: the time for which it is kept has ended, or it was deleted."""
 
     code = "content_gone"
 
 
-class BlobBroken(BackendFailed):
+class BlobCorrupted(BackendFailed):
     """Stored content was lost or damaged, or its time ended while it was read; send the request again."""
 
     code: ClassVar[str | None] = "content_broken"
@@ -62,7 +62,7 @@ class BlobWriter(Protocol):
         """Remove what was written. Idempotent, also after `close`; never raises."""
 
 
-class Blobs(Protocol):
+class BlobStore(Protocol):
     """See the module's docstring."""
 
     def writer(self, *, ttl_s: float, content_type: str = "application/octet-stream", owner: str = "") -> BlobWriter:
@@ -72,7 +72,7 @@ class Blobs(Protocol):
         """What is known of it; None when it does not exist (any more). Raises Unavailable."""
 
     def read(self, name: str) -> AsyncGenerator[bytes, None]:
-        """Its bytes, in chunks. Raises BlobGone before the first when it does not exist, Unavailable; BlobBroken in the
+        """Its bytes, in chunks. Raises BlobNotFound before the first when it does not exist, Unavailable; BlobCorrupted in the
         middle, and then at least the last chunk was not given out. Close it (`aclosing`) where it may not be read to its end.
         """
 

@@ -5,7 +5,7 @@ callback-driven on one event loop: a callback must return at once and must not r
 
 Guarantees, for every implementation:
 - A job is stored once per (job, run): a repeated submit within the duplicate window changes nothing.
-- `Sink.stored` comes once the job is durable. `Sink.refused` comes instead when it is not and will not be.
+- `ReplyListener.stored` comes once the job is durable. `ReplyListener.refused` comes instead when it is not and will not be.
 - A pulled job belongs to the worker for `ack_wait` seconds, renewed by `extend`; then it goes to another one, with a
   higher `delivery` number. `ack`, `give_back` and `extend` after that do nothing (they would hit the other's run).
 - Jobs of one subject are delivered in the order they were stored.
@@ -23,7 +23,7 @@ from typing import NamedTuple, Protocol
 from schemas.errors import NexusError
 from schemas.jobs import Capability, Envelope, Lane
 
-FRESH_S = 0.02
+MAX_FRESH_AGE_S = 0.02
 """A job that is delivered within this has not waited for a slot."""
 
 
@@ -59,7 +59,7 @@ class QueueDepth:
 
 
 @dataclass(frozen=True, slots=True)
-class StreamRoom:
+class StreamUsage:
     """What a stream holds, and what it may."""
 
     stream: str
@@ -70,16 +70,16 @@ class StreamRoom:
 
 
 @dataclass(frozen=True, slots=True)
-class Storage:
+class StorageUsage:
     """How full the streams are."""
 
-    streams: tuple[StreamRoom, ...]
+    streams: tuple[StreamUsage, ...]
     """Those that exist."""
     unrecorded: int
     """Ends of durable jobs that no gateway has recorded yet."""
 
 
-class Sink(Protocol):
+class ReplyListener(Protocol):
     """Who waits for a submitted job."""
 
     @property
@@ -136,7 +136,7 @@ class GatewayBus(Protocol):
     def new_reply(self) -> str:
         """An unguessable subject on which this process hears events."""
 
-    def submit(self, envelope: Envelope, body: bytes, sink: Sink) -> None:
+    def submit(self, envelope: Envelope, body: bytes, sink: ReplyListener) -> None:
         """Store a job; what comes on `envelope.reply` goes to `sink`. Raises Unavailable, RequestTooLarge.
 
         The first job of a queue makes it; where that fails, `sink` is refused.
@@ -154,7 +154,7 @@ class GatewayBus(Protocol):
     async def depths(self) -> list[QueueDepth]:
         """Every queue with anything in it. Raises Unavailable."""
 
-    async def storage(self) -> Storage:
+    async def storage(self) -> StorageUsage:
         """How full the streams are. Raises Unavailable."""
 
     async def ping(self) -> None:
@@ -164,7 +164,7 @@ class GatewayBus(Protocol):
         """The time of the server that stores the jobs, in Unix seconds. Raises Unavailable."""
 
 
-class Delivery(Protocol):
+class JobDelivery(Protocol):
     """A job in a worker's hands."""
 
     queue: Queue

@@ -55,7 +55,7 @@ class StoredEvent(NamedTuple):
     """Unix seconds, by NATS's clock; None where it came as it was stored."""
 
 
-class Decision(NamedTuple):
+class StoredOutcome(NamedTuple):
     """How a job ended."""
 
     word: Outcome
@@ -66,7 +66,7 @@ class Decision(NamedTuple):
     """Unix seconds, by NATS's clock."""
 
 
-class DeadLetter(NamedTuple):
+class StoredDeadLetter(NamedTuple):
     """A job that ended among the dead letters."""
 
     seq: int
@@ -78,7 +78,7 @@ class DeadLetter(NamedTuple):
     """Unix seconds, by NATS's clock."""
 
 
-class Item(Protocol):
+class WorkItem(Protocol):
     """Something taken from a backlog. Settle it by `done` or `again`; unsettled it comes again after `hold_s`."""
 
     id: str
@@ -99,13 +99,13 @@ class Item(Protocol):
         """It is still worked on: `hold_s` begins anew."""
 
 
-class Backlog(Protocol):
+class WorkQueue(Protocol):
     """One backlog of the gateways' own work, shared by all of them."""
 
     async def put(self, item_id: str, data: bytes) -> None:
         """Store an item, once per id within two minutes. Raises Unavailable."""
 
-    def take(self, *, at_once: int, hold_s: float) -> AsyncGenerator[Item, None]:
+    def take(self, *, at_once: int, hold_s: float) -> AsyncGenerator[WorkItem, None]:
         """Items as they come, at most `at_once` unsettled by this taker. Never ends by itself, survives outages; close it."""
 
 
@@ -159,7 +159,7 @@ class JobLog(Protocol):
     async def decide(self, word: Outcome, payload: bytes = b"") -> bool:
         """End a job. True: this word is the first and is kept. False: it was decided before. Raises Unavailable."""
 
-    async def decided(self, job: str) -> Decision | None:
+    async def decided(self, job: str) -> StoredOutcome | None:
         """How it ended; None: it has not, or that is not kept any more. Raises Unavailable."""
 
     async def known(self) -> list[str]:
@@ -173,8 +173,8 @@ class JobLog(Protocol):
         is up. It never asks again and again: it is told.
         """
 
-    def words(self, *, at_once: int, hold_s: float) -> AsyncGenerator[Item, None]:
-        """Every terminal word, each to one gateway (`Item.data` decodes by `Outcome.decode`). Like `Backlog.take`."""
+    def words(self, *, at_once: int, hold_s: float) -> AsyncGenerator[WorkItem, None]:
+        """Every terminal word, each to one gateway (`WorkItem.data` decodes by `Outcome.decode`). Like `WorkQueue.take`."""
 
     # Questions of workers
 
@@ -183,10 +183,10 @@ class JobLog(Protocol):
 
     # Dead letters
 
-    async def dead(self, *, before: int | None = None, limit: int = 100) -> list[DeadLetter]:
+    async def dead(self, *, before: int | None = None, limit: int = 100) -> list[StoredDeadLetter]:
         """The newest dead letters, with sequences below `before`, newest first. Raises Unavailable."""
 
-    async def dead_letter(self, job: str) -> DeadLetter | None:
+    async def dead_letter(self, job: str) -> StoredDeadLetter | None:
         """The newest one of this job. Raises Unavailable."""
 
     async def unbury(self, seq: int) -> bool:
@@ -202,7 +202,7 @@ class JobLog(Protocol):
 
     # Backlogs
 
-    def backlog(self, name: str) -> Backlog:
+    def backlog(self, name: str) -> WorkQueue:
         """The backlog of that name: `hooks`, `batches`."""
 
 

@@ -8,7 +8,7 @@ RETRY_AFTER_S = 3.0
 """`Retry-After` of what is refused meanwhile: once NATS is back, each connection is back within this."""
 
 
-def nats_away() -> Unavailable:
+def nats_unavailable() -> Unavailable:
     """Return the error, which says what is away and when to retry."""
     return Unavailable(
         f"NATS, which holds the queue, cannot be reached; retry in {RETRY_AFTER_S:g} s",

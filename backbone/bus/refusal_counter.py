@@ -13,7 +13,7 @@ KINDS = ("worker", "address", "question", "message")
 """The name of a worker, the address for an answer, a question about a job, and anything else that a worker sent."""
 
 
-class Refusals:
+class RefusalCounter:
     """The count of each kind of refusal. The first of a kind is logged: a hostile peer must not fill the log."""
 
     def __init__(self) -> None:

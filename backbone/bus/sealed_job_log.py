@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 
 from backbone.bus.bus import Queue
-from backbone.bus.job_log import Backlog, DeadLetter, Decision, Item, JobLog, StoredEvent
+from backbone.bus.job_log import JobLog, StoredDeadLetter, StoredEvent, StoredOutcome, WorkItem, WorkQueue
 from backbone.bus.seals import SAID_BY_WORKERS, Seals, SealSecret
 from schemas.errors import Unavailable
 from schemas.job_events import QUEUED, GateReply, GateRequest, decode_durable_frame, encode_durable_frame
@@ -194,7 +194,7 @@ class SealedJobLog:
                 return False
         raise Unavailable("the end of this job cannot be stored for now; try again shortly")
 
-    async def decided(self, job: str) -> Decision | None:
+    async def decided(self, job: str) -> StoredOutcome | None:
         """See JobLog."""
         decision = await self._inner.decided(job)
         if decision is None:
@@ -225,7 +225,7 @@ class SealedJobLog:
         """See JobLog. A refused outcome may end a wait too early."""
         return self._inner.watch(job)
 
-    async def words(self, *, at_once: int, hold_s: float) -> AsyncGenerator[Item, None]:
+    async def words(self, *, at_once: int, hold_s: float) -> AsyncGenerator[WorkItem, None]:
         """See JobLog."""
         async with contextlib.aclosing(self._inner.words(at_once=at_once, hold_s=hold_s)) as items:
             async for item in items:
@@ -234,14 +234,14 @@ class SealedJobLog:
                 else:
                     await self._drop_outcome(item)
 
-    async def _is_believed(self, item: Item) -> bool:
+    async def _is_believed(self, item: WorkItem) -> bool:
         try:
             word, _ = Outcome.decode(item.data)
         except ValueError:
             return False
         return word.job == item.id and await self._is_outcome(word, item.stored_at)
 
-    async def _drop_outcome(self, item: Item) -> None:
+    async def _drop_outcome(self, item: WorkItem) -> None:
         try:
             await self.decided(item.id)
             await item.done()
@@ -267,9 +267,9 @@ class SealedJobLog:
         """See JobLog. What is known of each is checked when it is read."""
         return await self._inner.known()
 
-    async def dead(self, *, before: int | None = None, limit: int = 100) -> list[DeadLetter]:
+    async def dead(self, *, before: int | None = None, limit: int = 100) -> list[StoredDeadLetter]:
         """See JobLog."""
-        found: list[DeadLetter] = []
+        found: list[StoredDeadLetter] = []
         while len(found) < limit:
             letters = await self._inner.dead(before=before, limit=limit - len(found))
             if not letters:
@@ -278,7 +278,7 @@ class SealedJobLog:
             found += [checked for letter in letters if (checked := await self._letter(letter)) is not None]
         return found
 
-    async def dead_letter(self, job: str) -> DeadLetter | None:
+    async def dead_letter(self, job: str) -> StoredDeadLetter | None:
         """See JobLog."""
         while (letter := await self._inner.dead_letter(job)) is not None:
             checked = await self._letter(letter)
@@ -287,7 +287,7 @@ class SealedJobLog:
             await self._inner.unbury(letter.seq)
         return None
 
-    async def _letter(self, letter: DeadLetter) -> DeadLetter | None:
+    async def _letter(self, letter: StoredDeadLetter) -> StoredDeadLetter | None:
         if await self._is_outcome(letter.word, letter.stored_at):
             return letter._replace(message=self._request(letter.word, letter.message, letter.stored_at))
         self._on_refused("dead_letter", letter.word.job)
@@ -306,11 +306,11 @@ class SealedJobLog:
 
     # Backlogs
 
-    def backlog(self, name: str) -> Backlog:
+    def backlog(self, name: str) -> WorkQueue:
         """See JobLog."""
-        return SealedBacklog(name, self._inner.backlog(name), self)
+        return SealedWorkQueue(name, self._inner.backlog(name), self)
 
-    def open_item(self, backlog: str, item: Item) -> bytes | None:
+    def open_item(self, backlog: str, item: WorkItem) -> bytes | None:
         """Return what a gateway put there; None: no gateway did."""
         data = self.seals.open_item(backlog, item.data)
         if data is not None:
@@ -321,20 +321,20 @@ class SealedJobLog:
         return None
 
 
-class SealedBacklog:
+class SealedWorkQueue:
     """A backlog whose items only gateways can have put there."""
 
-    def __init__(self, name: str, inner: Backlog, log: SealedJobLog) -> None:
+    def __init__(self, name: str, inner: WorkQueue, log: SealedJobLog) -> None:
         self._name = name
         self._inner = inner
         self._log = log
 
     async def put(self, item_id: str, data: bytes) -> None:
-        """See Backlog."""
+        """See WorkQueue."""
         await self._inner.put(item_id, self._log.seals.item(self._name, data))
 
-    async def take(self, *, at_once: int, hold_s: float) -> AsyncGenerator[Item, None]:
-        """See Backlog."""
+    async def take(self, *, at_once: int, hold_s: float) -> AsyncGenerator[WorkItem, None]:
+        """See WorkQueue."""
         async with contextlib.aclosing(self._inner.take(at_once=at_once, hold_s=hold_s)) as items:
             async for item in items:
                 data = self._log.open_item(self._name, item)

@@ -11,41 +11,41 @@ from schemas.jobs import Capability, Lane
 
 JOBS_STREAM = "NEXUS_JOBS"
 JOBS = "nexus.jobs"
-BELL = "nexus.bell"
-RING_AGAIN = b"again"
+WAKEUPS = "nexus.bell"
+QUEUE_HOLDS_JOBS = b"again"
 """What a gateway says there of a queue that holds jobs: NATS does not wake anybody when a job comes again."""
 QUEUE_FREED = f"$JS.EVENT.ADVISORY.CONSUMER.DELETED.{JOBS_STREAM}"
 """Where NATS says that a queue's consumer was deleted."""
-REPLY = "nexus.reply"
-CONTROL = "nexus.control"
-BLOBS = "nexus-blobs"
-BLOBS_STREAM = f"OBJ_{BLOBS}"
+REPLIES = "nexus.reply"
+WORKER_CONTROL = "nexus.control"
+BLOBS_BUCKET = "nexus-blobs"
+BLOBS_STREAM = f"OBJ_{BLOBS_BUCKET}"
 """Bucket and stream of the object store; its layout is that of NATS's own clients and command line."""
 
 EVENTS_STREAM = "NEXUS_EVENTS"
 EVENTS = "nexus.events"
-TOLD = "nexus.told"
+STORED_EVENTS = "nexus.told"
 """Where NATS repeats each event of a durable job once it is stored."""
-DONE_STREAM = "NEXUS_DONE"
-DONE = "nexus.done"
-ENDED = "nexus.ended"
+OUTCOMES_STREAM = "NEXUS_DONE"
+OUTCOMES = "nexus.done"
+STORED_OUTCOMES = "nexus.ended"
 """Where NATS says, without repeating it, that a terminal word is stored."""
-RECORDER = "recorder"
+OUTCOME_CONSUMER = "recorder"
 """The consumer of terminal words that all gateways share."""
-DEAD_STREAM = "NEXUS_DLQ"
-DEAD = "nexus.dlq"
-ASK = "nexus.ask"
+DEAD_LETTERS_STREAM = "NEXUS_DLQ"
+DEAD_LETTERS = "nexus.dlq"
+ASKS = "nexus.ask"
 """Where workers ask about durable jobs, and the queue group of the gateways, of which one answers."""
-GATEWAYS = "gateways"
-CLAIMS = "nexus-idempotency"
-CLAIMS_STREAM = f"KV_{CLAIMS}"
+GATEWAY_GROUP = "gateways"
+CLAIMS_BUCKET = "nexus-idempotency"
+CLAIMS_STREAM = f"KV_{CLAIMS_BUCKET}"
 """Bucket and stream of the idempotency claims; the layout is that of NATS's own clients and command line."""
-SEALS = "nexus-seals"
-SEALS_STREAM = f"KV_{SEALS}"
+SEALS_BUCKET = "nexus-seals"
+SEALS_STREAM = f"KV_{SEALS_BUCKET}"
 """Bucket and stream of the gateways' secret, which workers have no right to."""
-SEAL_SECRET = f"$KV.{SEALS}.secret"
+SEAL_SECRET_SUBJECT = f"$KV.{SEALS_BUCKET}.secret"
 
-MAX_ENCODED = 200
+MAX_ENCODED_MODEL_LENGTH = 200
 """Encoded model names are bounded: NATS keeps a folder per consumer, and file names end at 255 bytes."""
 
 _PLAIN = re.compile(rb"[A-Za-z0-9-]+")
@@ -63,27 +63,27 @@ _MAX_ADDRESS = 512
 _TAKEN = frozenset({"jobs", "bell", "reply", "control", "events", "told", "done", "ended", "dlq", "ask"})
 
 
-class BadSubject(ValueError):
+class InvalidSubject(ValueError):
     """This cannot be a subject in NATS: nothing was sent."""
 
 
 def require_subject(subject: bytes) -> None:
-    """Check a subject to publish to, or an address for the answer. Raises BadSubject.
+    """Check a subject to publish to, or an address for the answer. Raises InvalidSubject.
 
     The subject becomes a word of a line of NATS's protocol: a blank in it, or the end of a line, would begin the next word or
     the next command. Empty tokens and wildcards mean something else to a server than to the sender.
     """
     if _SUBJECT.fullmatch(subject) is None:
-        raise BadSubject(f"not a subject: {subject[:100]!r}")
+        raise InvalidSubject(f"not a subject: {subject[:100]!r}")
 
 
 def require_pattern(subject: bytes) -> None:
-    """Check a subject to subscribe to, where whole tokens may be wildcards. Raises BadSubject."""
+    """Check a subject to subscribe to, where whole tokens may be wildcards. Raises InvalidSubject."""
     if _PATTERN.fullmatch(subject) is None:
-        raise BadSubject(f"not a subject to subscribe to: {subject[:100]!r}")
+        raise InvalidSubject(f"not a subject to subscribe to: {subject[:100]!r}")
 
 
-def is_address(reply: bytes) -> bool:
+def is_reply_subject(reply: bytes) -> bool:
     """Report whether an answer may go to this subject, which the sender of a question chose.
 
     A gateway may publish where a worker may not: an answer must not become an order to a worker or a call of JetStream.
@@ -99,7 +99,7 @@ def encode_model(model: str) -> str:
     """
     raw = model.encode("utf-8", "surrogatepass")
     token = "".join(chr(b) if _PLAIN.fullmatch(bytes((b,))) else f"_{b:02x}" for b in raw)
-    if not token or len(token) > MAX_ENCODED:
+    if not token or len(token) > MAX_ENCODED_MODEL_LENGTH:
         raise InvalidRequest("this model name is empty or too long", param="model")
     return token
 
@@ -145,12 +145,12 @@ def is_blob_path(path: str) -> bool:
 
 def blob_chunk(path: str, number: int) -> str:
     """Where one part of a blob is. Each has a subject of its own, so that a worker reads by subject, never by sequence."""
-    return f"$O.{BLOBS}.C.{path}.{number}"
+    return f"$O.{BLOBS_BUCKET}.C.{path}.{number}"
 
 
 def blob_chunks(path: str) -> str:
     """All parts of a blob. Its description names them so, too, for NATS's own clients."""
-    return f"$O.{BLOBS}.C.{blob_nuid(path)}"
+    return f"$O.{BLOBS_BUCKET}.C.{blob_nuid(path)}"
 
 
 def blob_nuid(path: str) -> str:
@@ -161,7 +161,7 @@ def blob_nuid(path: str) -> str:
 def blob_meta(path: str) -> str:
     """Where a blob is described."""
     writer, dot, name = path.rpartition(".")
-    return f"$O.{BLOBS}.M.{writer}{dot}{base64.urlsafe_b64encode(name.encode()).decode()}"
+    return f"$O.{BLOBS_BUCKET}.M.{writer}{dot}{base64.urlsafe_b64encode(name.encode()).decode()}"
 
 
 def is_token(name: str) -> bool:
@@ -176,35 +176,35 @@ def require_token(name: str) -> str:
     return name
 
 
-def dead_subject(capability: Capability, model: str) -> str:
+def dead_letter_subject(capability: Capability, model: str) -> str:
     """Where a dead letter is published."""
-    return f"{DEAD}.{capability}.{encode_model(model)}"
+    return f"{DEAD_LETTERS}.{capability}.{encode_model(model)}"
 
 
 def claim_subject(name: str) -> str:
     """Where a claim is."""
-    return f"$KV.{CLAIMS}.{require_token(name)}"
+    return f"$KV.{CLAIMS_BUCKET}.{require_token(name)}"
 
 
-def backlog_stream(name: str) -> str:
+def work_queue_stream(name: str) -> str:
     """The stream of a backlog. Raises ValueError for a name that cannot be one."""
     if not _BACKLOG.fullmatch(name) or name in _TAKEN:
         raise ValueError(f"no backlog can be called {name!r}")
     return f"NEXUS_{name.upper()}"
 
 
-def item_subject(name: str, item_id: str) -> str:
+def work_item_subject(name: str, item_id: str) -> str:
     """Where an item of a backlog is published."""
     return f"nexus.{name}.{require_token(item_id)}"
 
 
-BACKLOGS = ("hooks", "batches")
+WORK_QUEUES = ("hooks", "batches")
 STREAMS = (
     JOBS_STREAM,
     EVENTS_STREAM,
-    DONE_STREAM,
-    DEAD_STREAM,
-    *(backlog_stream(name) for name in BACKLOGS),
+    OUTCOMES_STREAM,
+    DEAD_LETTERS_STREAM,
+    *(work_queue_stream(name) for name in WORK_QUEUES),
     CLAIMS_STREAM,
     SEALS_STREAM,
     BLOBS_STREAM,

@@ -9,8 +9,8 @@ from time import monotonic
 import structlog
 from pydantic import ValidationError
 
-from backbone.registry.etcd_client import EtcdLink, LeaseGone
-from backbone.registry.keys import Keys
+from backbone.registry.etcd_client import EtcdClient, LeaseNotFound
+from backbone.registry.keys import RegistryKeys
 from backbone.registry.snapshot import catalogue_entry, joined_entry, lasting
 from schemas.errors import Unavailable
 from schemas.presence import CatalogEntry, ModelOffer, WorkerPresence, WorkerState
@@ -33,7 +33,7 @@ class EtcdAnnouncement:
     again. When etcd comes back after an outage that happens at once.
     """
 
-    def __init__(self, link: EtcdLink, keys: Keys, presence: WorkerPresence, *, lease_s: int) -> None:
+    def __init__(self, link: EtcdClient, keys: RegistryKeys, presence: WorkerPresence, *, lease_s: int) -> None:
         self._link = link
         self._keys = keys
         self._key = keys.worker(presence.id)
@@ -76,7 +76,7 @@ class EtcdAnnouncement:
             async with asyncio.timeout(WITHDRAW_S):
                 await self._say_goodbye(lease)
                 await self._link.revoke(lease)
-        except LeaseGone:
+        except LeaseNotFound:
             pass
         except (Unavailable, TimeoutError) as error:
             log.warning("registry.withdraw_left_to_the_lease", worker=self._presence.id, error=str(error))
@@ -105,7 +105,7 @@ class EtcdAnnouncement:
             try:
                 await self._bring_up_to_date()
                 await self._wait()
-            except LeaseGone:
+            except LeaseNotFound:
                 log.warning("registry.lease_lost", worker=self._presence.id)
                 self._lease, self._written = 0, None
             except Unavailable as error:
@@ -119,7 +119,7 @@ class EtcdAnnouncement:
                 await asyncio.sleep(RETRY_S)
 
     async def _bring_up_to_date(self) -> None:
-        """Have a living lease, the entry and the catalogue in etcd. Raises LeaseGone, Unavailable."""
+        """Have a living lease, the entry and the catalogue in etcd. Raises LeaseNotFound, Unavailable."""
         if not self._lease:
             self._lease = await self._link.grant(self._lease_s)
             self._written, self._catalogued, self._recheck = None, frozenset(), False

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from backbone.secret_files import Misconfigured, Password, read_file
+from backbone.secret_files import ConfigurationError, Password, read_file
 from backbone.settings import CommonSettings
 
 DEFAULT_PORT = 2379
 
 
 @dataclass(frozen=True, slots=True)
-class Tls:
+class EtcdTls:
     """PEM bytes for https endpoints. No `ca`: the system's roots."""
 
     ca: bytes | None = None
@@ -21,7 +21,7 @@ class Tls:
 
 
 @dataclass(frozen=True, slots=True)
-class Login:
+class EtcdLogin:
     """A user of etcd."""
 
     user: str
@@ -34,30 +34,30 @@ class EtcdAccess:
 
     url: str
     """`http(s)://host:port`, several separated by commas."""
-    tls: Tls = Tls()
-    login: Login | None = None
+    tls: EtcdTls = EtcdTls()
+    login: EtcdLogin | None = None
 
 
 def etcd_access(settings: CommonSettings) -> EtcdAccess:
-    """What the settings say. Raises Misconfigured."""
+    """What the settings say. Raises ConfigurationError."""
     password = Password("ETCD_PASSWORD", settings.etcd_password, settings.etcd_password_file)
     if bool(settings.etcd_user) != bool(password):
-        raise Misconfigured("ETCD_USER and ETCD_PASSWORD (or ETCD_PASSWORD_FILE) go together: set both or neither")
+        raise ConfigurationError("ETCD_USER and ETCD_PASSWORD (or ETCD_PASSWORD_FILE) go together: set both or neither")
     try:
         parse_endpoints(settings.etcd_url)
     except ValueError as error:
-        raise Misconfigured(f"ETCD_URL (--etcd-url) cannot be used: {error}") from None
+        raise ConfigurationError(f"ETCD_URL (--etcd-url) cannot be used: {error}") from None
     ca, cert, key = settings.etcd_tls_ca, settings.etcd_tls_cert, settings.etcd_tls_key
     if bool(cert) != bool(key):
-        raise Misconfigured("ETCD_TLS_CERT and ETCD_TLS_KEY go together: set both or neither")
+        raise ConfigurationError("ETCD_TLS_CERT and ETCD_TLS_KEY go together: set both or neither")
     if (ca or cert) and "https://" not in settings.etcd_url:
-        raise Misconfigured("ETCD_TLS_CA is set, but ETCD_URL is not https: nothing would be encrypted")
-    tls = Tls(
+        raise ConfigurationError("ETCD_TLS_CA is set, but ETCD_URL is not https: nothing would be encrypted")
+    tls = EtcdTls(
         ca=_pem("ETCD_TLS_CA", ca, b"CERTIFICATE"),
         key=_pem("ETCD_TLS_KEY", key, b"PRIVATE KEY"),
         cert=_pem("ETCD_TLS_CERT", cert, b"CERTIFICATE"),
     )
-    return EtcdAccess(settings.etcd_url, tls, Login(settings.etcd_user, password) if password else None)
+    return EtcdAccess(settings.etcd_url, tls, EtcdLogin(settings.etcd_user, password) if password else None)
 
 
 def _pem(setting: str, path: str, what: bytes) -> bytes | None:
@@ -65,7 +65,7 @@ def _pem(setting: str, path: str, what: bytes) -> bytes | None:
         return None
     data = read_file(setting, path)
     if what + b"-----" not in data:
-        raise Misconfigured(f"{setting}: {path} holds no {what.decode().lower()} in PEM form")
+        raise ConfigurationError(f"{setting}: {path} holds no {what.decode().lower()} in PEM form")
     return data
 
 

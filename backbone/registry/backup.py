@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from backbone.registry.etcd_client import EtcdLink
-from backbone.registry.keys import Keys
+from backbone.registry.etcd_client import EtcdClient
+from backbone.registry.keys import RegistryKeys
 
 
-class RegistryDump:
+class RegistryBackup:
     """Reads and writes keys under one prefix, by what follows it. Raises Unavailable. The link is its owner's to open and close."""
 
-    def __init__(self, link: EtcdLink, prefix: str) -> None:
+    def __init__(self, link: EtcdClient, prefix: str) -> None:
         self._link = link
-        self._keys = Keys(prefix)
+        self._keys = RegistryKeys(prefix)
 
     async def workers(self) -> list[str]:
         """The keys of workers that are there."""

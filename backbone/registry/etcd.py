@@ -15,10 +15,10 @@ import structlog
 
 from backbone.registry.announcement import EtcdAnnouncement
 from backbone.registry.auth import EtcdAccess
-from backbone.registry.etcd_client import Change, Entry, EtcdLink, WatchEnded
-from backbone.registry.keys import Keys
-from backbone.registry.snapshot import View
-from backbone.registry.values import Reader
+from backbone.registry.etcd_client import EtcdClient, KeyChange, KeyValue, WatchEnded
+from backbone.registry.keys import RegistryKeys
+from backbone.registry.snapshot import RegistryState
+from backbone.registry.values import RegistryReader
 from backbone.registry.version_check import VersionCheck
 from schemas.errors import Unavailable
 from schemas.presence import Alias, RegistrySnapshot, ServiceRecord, WorkerPresence
@@ -53,17 +53,17 @@ class EtcdRegistry:
         vanishes. `hold_s`: seconds for which workers that an outage hid stay in the snapshot after it; None: `lease_s`.
         `services_only`: follow the services alone, which is all that a worker may read of what others wrote.
         """
-        self._keys = Keys(prefix)
-        self._read = Reader(self._keys)
+        self._keys = RegistryKeys(prefix)
+        self._read = RegistryReader(self._keys)
         self._lease_s = lease_s
         self._resync_s = resync_s
         access = server if isinstance(server, EtcdAccess) else EtcdAccess(server)
         # A worker may read what it writes, and nothing else.
-        self._link = EtcdLink(access.url, probe_key=self._keys.workers, tls=access.tls, login=access.login)
+        self._link = EtcdClient(access.url, probe_key=self._keys.workers, tls=access.tls, login=access.login)
         # Roles protect gateways from workers: those who are protected look.
         self._version_check = VersionCheck(self._link) if access.login and not services_only else None
         self._followed = self._keys.services if services_only else self._keys.prefix
-        self._view = View(hold_s=lease_s if hold_s is None else hold_s)
+        self._view = RegistryState(hold_s=lease_s if hold_s is None else hold_s)
         self._announcements: list[EtcdAnnouncement] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._first = asyncio.Event()
@@ -177,7 +177,7 @@ class EtcdRegistry:
             async for batch in changes:
                 self._apply(batch)
 
-    def _replace(self, entries: Sequence[Entry], revision: int, *, after_outage: bool) -> None:
+    def _replace(self, entries: Sequence[KeyValue], revision: int, *, after_outage: bool) -> None:
         read = self._read
         workers = [worker for entry in entries if (worker := read.worker(entry.key, entry.value))]
         models = [model for entry in entries if (model := read.model(entry.key, entry.value))]
@@ -193,7 +193,7 @@ class EtcdRegistry:
         self._publish(revision)
         self._first.set()
 
-    def _apply(self, changes: Sequence[Change]) -> None:
+    def _apply(self, changes: Sequence[KeyChange]) -> None:
         """Take the changes now; publish them soon. A worker with 2,000 models makes as many changes, one by one."""
         for change in changes:
             self._apply_one(change)
@@ -221,7 +221,7 @@ class EtcdRegistry:
         self._moved.set()
         self._moved.clear()
 
-    def _apply_one(self, change: Change) -> None:
+    def _apply_one(self, change: KeyChange) -> None:
         """Take one change. A value that cannot be read counts as gone, as it would in a listing."""
         view, keys, read, key, value = self._view, self._keys, self._read, change.key, change.value
         if (worker_id := keys.worker_of(key)) is not None:

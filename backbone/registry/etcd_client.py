@@ -22,8 +22,8 @@ from etcd3aio.lease import LeaseService
 from etcd3aio.maintenance import MaintenanceService
 from etcd3aio.watch import WatchService
 
-from backbone.registry.auth import Login, Tls, parse_endpoints
-from backbone.secret_files import Misconfigured
+from backbone.registry.auth import EtcdLogin, EtcdTls, parse_endpoints
+from backbone.secret_files import ConfigurationError
 from schemas.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -52,16 +52,16 @@ CHANNEL_OPTIONS = [
 ]
 
 
-class LeaseGone(Exception):
+class LeaseNotFound(Exception):
     """The lease has expired or was revoked."""
 
 
-class _TokenOver(Unavailable):
+class _TokenExpired(Unavailable):
     """etcd wants a login, or a newer one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class KeyValue:
     """One key of etcd."""
 
     key: str
@@ -70,7 +70,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class KeyChange:
     """What a watch says of one key; `value` None: it is gone."""
 
     key: str
@@ -88,7 +88,7 @@ class WatchEnded(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoint:
+class EtcdEndpoint:
     """One channel, and the services on it."""
 
     address: str
@@ -105,23 +105,23 @@ class Endpoint:
             service.set_token(token)
 
 
-class EtcdLink:
+class EtcdClient:
     """Calls to etcd. Each ends within about `CALL_S` and raises Unavailable when etcd does not answer well."""
 
-    def __init__(self, url: str, *, probe_key: str, tls: Tls | None = None, login: Login | None = None) -> None:
+    def __init__(self, url: str, *, probe_key: str, tls: EtcdTls | None = None, login: EtcdLogin | None = None) -> None:
         """`url`: `http(s)://host:port`, several separated by commas. Raises ValueError on another form.
 
         `probe_key` is read to see whether etcd answers; it need not exist.
         """
         self._probe_key = probe_key
         self._addresses = parse_endpoints(url)
-        self._tls = tls or Tls()
+        self._tls = tls or EtcdTls()
         self._login = login
         self._token = ""
         self._logging_in = asyncio.Lock()
         self._refused: tuple[float, Unavailable] | None = None
         """Until when, by the loop's clock, a login that was refused is not tried again, and what it raises."""
-        self._endpoints: list[Endpoint] = []
+        self._endpoints: list[EtcdEndpoint] = []
         self._turn = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._probed = asyncio.Event()
@@ -161,12 +161,12 @@ class EtcdLink:
         """Return the version of the etcd that answers now. Raises Unavailable."""
         return str((await self._call(lambda at: at.maintenance.status(timeout=CALL_S, max_attempts=1))).version)
 
-    async def get(self, key: str) -> Entry | None:
+    async def get(self, key: str) -> KeyValue | None:
         """One key."""
         response = await self._call(lambda at: at.kv.get(key, timeout=CALL_S, max_attempts=1))
         return _entry(response.kvs[0]) if response.kvs else None
 
-    async def listing(self, prefix: str) -> tuple[list[Entry], int]:
+    async def listing(self, prefix: str) -> tuple[list[KeyValue], int]:
         """All keys under `prefix`, and the revision at which that was so."""
         response = await self._call(
             lambda at: at.kv.get(prefix, prefix_range_end(prefix), timeout=CALL_S, max_attempts=1)
@@ -174,7 +174,7 @@ class EtcdLink:
         return [_entry(kv) for kv in response.kvs], int(response.header.revision)
 
     async def put(self, key: str, value: bytes, *, lease: int = 0) -> int:
-        """Write one key; the revision at which that was so. Raises LeaseGone too."""
+        """Write one key; the revision at which that was so. Raises LeaseNotFound too."""
         response = await self._call(lambda at: at.kv.put(key, value, lease, timeout=CALL_S, max_attempts=1))
         return int(response.header.revision)
 
@@ -197,16 +197,16 @@ class EtcdLink:
         return int(response.ID)
 
     async def revoke(self, lease: int) -> None:
-        """End a lease and delete the keys under it. Raises LeaseGone too."""
+        """End a lease and delete the keys under it. Raises LeaseNotFound too."""
         await self._call(lambda at: at.lease.revoke(lease, timeout=CALL_S, max_attempts=1))
 
     async def keep_alive(self, lease: int) -> None:
-        """Give a lease its full time again. Raises LeaseGone too: etcd itself reports no error, only a TTL of 0."""
+        """Give a lease its full time again. Raises LeaseNotFound too: etcd itself reports no error, only a TTL of 0."""
         ttl = await self._call(lambda at: _keep_alive(at.lease, lease))
         if ttl <= 0:
-            raise LeaseGone
+            raise LeaseNotFound
 
-    async def watch(self, prefix: str, revision: int) -> AsyncGenerator[list[Change], None]:
+    async def watch(self, prefix: str, revision: int) -> AsyncGenerator[list[KeyChange], None]:
         """Batches of changes under `prefix` from `revision` on. Ends by WatchEnded only.
 
         The library's watch hides lost connections and, after one, may wait for ever for a revision that a wiped etcd
@@ -244,12 +244,12 @@ class EtcdLink:
             await _cancel(answer, lost)
 
     @property
-    def _at(self) -> Endpoint:
+    def _at(self) -> EtcdEndpoint:
         if not self._endpoints:
             raise Unavailable("the registry is closed")
         return self._endpoints[self._turn % len(self._endpoints)]
 
-    async def _call(self, call: Callable[[Endpoint], Awaitable[T]]) -> T:
+    async def _call(self, call: Callable[[EtcdEndpoint], Awaitable[T]]) -> T:
         """One call, bounded, its errors translated; where the token has expired, once more with a new one."""
         endpoint, token = self._at, self._token
         if self._login is None:
@@ -258,11 +258,11 @@ class EtcdLink:
             token = await self._log_in(endpoint, "")
         try:
             return await self._translated(endpoint, call)
-        except _TokenOver:
+        except _TokenExpired:
             await self._log_in(endpoint, token)
             return await self._translated(endpoint, call)
 
-    async def _log_in(self, endpoint: Endpoint, old: str) -> str:
+    async def _log_in(self, endpoint: EtcdEndpoint, old: str) -> str:
         """A token in the place of `old`; one login at a time. Raises Unavailable."""
         assert self._login is not None
         async with self._logging_in:
@@ -276,7 +276,7 @@ class EtcdLink:
                     answer = await endpoint.auth.authenticate(
                         self._login.user, self._login.password.read(), timeout=LOGIN_S, max_attempts=1
                     )
-            except (EtcdError, grpc.aio.AioRpcError, TimeoutError, Misconfigured) as error:
+            except (EtcdError, grpc.aio.AioRpcError, TimeoutError, ConfigurationError) as error:
                 unavailable = Unavailable(f"etcd at {endpoint.address} {_why_no_login(error)}")
                 if _is_refusal(error):
                     self._refused = clock() + LOGIN_AGAIN_S, unavailable
@@ -287,14 +287,14 @@ class EtcdLink:
                 one.use(self._token)
             return self._token
 
-    async def _translated(self, endpoint: Endpoint, call: Callable[[Endpoint], Awaitable[T]]) -> T:
+    async def _translated(self, endpoint: EtcdEndpoint, call: Callable[[EtcdEndpoint], Awaitable[T]]) -> T:
         try:
             async with asyncio.timeout(CALL_S):
                 return await call(endpoint)
         except (EtcdError, grpc.aio.AioRpcError, TimeoutError) as error:
             if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.NOT_FOUND:
-                raise LeaseGone from error  # what else could be missing: reads of absent keys are no errors
-            kind = _TokenOver if _is_token_over(error) else Unavailable
+                raise LeaseNotFound from error  # what else could be missing: reads of absent keys are no errors
+            kind = _TokenExpired if _is_token_over(error) else Unavailable
             words = _in_words(error, logged_in=self._login is not None)
             raise kind(f"etcd at {endpoint.address} did not answer: {words}") from error
         except asyncio.CancelledError:
@@ -331,7 +331,7 @@ class EtcdLink:
             callback()
 
 
-def open_channel(address: str, secure: bool, tls: Tls) -> grpc.aio.Channel:
+def open_channel(address: str, secure: bool, tls: EtcdTls) -> grpc.aio.Channel:
     """A channel to one endpoint; the caller closes it."""
     if secure:
         credentials = grpc.ssl_channel_credentials(tls.ca, tls.key, tls.cert)
@@ -339,11 +339,11 @@ def open_channel(address: str, secure: bool, tls: Tls) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
 
 
-def _open(address: str, secure: bool, tls: Tls) -> Endpoint:
+def _open(address: str, secure: bool, tls: EtcdTls) -> EtcdEndpoint:
     channel = open_channel(address, secure, tls)
     watch = WatchService(channel, reconnect_backoff_seconds=0.2, max_reconnect_backoff_seconds=1.0)
     auth, maintenance = AuthService(channel), MaintenanceService(channel)
-    return Endpoint(address, channel, KVService(channel), LeaseService(channel), watch, auth, maintenance)
+    return EtcdEndpoint(address, channel, KVService(channel), LeaseService(channel), watch, auth, maintenance)
 
 
 async def _keep_alive(leases: LeaseService, lease: int) -> int:
@@ -363,14 +363,14 @@ async def _cancel(*futures: asyncio.Future[Any]) -> None:
     await asyncio.gather(*futures, return_exceptions=True)
 
 
-def _entry(kv: Any) -> Entry:
-    return Entry(kv.key.decode(errors="replace"), bytes(kv.value), int(kv.lease))
+def _entry(kv: Any) -> KeyValue:
+    return KeyValue(kv.key.decode(errors="replace"), bytes(kv.value), int(kv.lease))
 
 
-def _change(event: Any) -> Change:
+def _change(event: Any) -> KeyChange:
     deleted = event.type == event.DELETE
     value = None if deleted else bytes(event.kv.value)
-    return Change(event.kv.key.decode(errors="replace"), value, int(event.kv.mod_revision))
+    return KeyChange(event.kv.key.decode(errors="replace"), value, int(event.kv.mod_revision))
 
 
 def _reason(error: BaseException) -> str:
@@ -429,6 +429,6 @@ def _why_no_login(error: BaseException) -> str:
         return "refuses this user or its password: check ETCD_USER and ETCD_PASSWORD"
     if "not enabled" in text:
         return "has no users (authentication is not enabled): remove ETCD_USER, or enable it"
-    if isinstance(error, Misconfigured):
+    if isinstance(error, ConfigurationError):
         return f"cannot be asked: {error}"
     return f"did not answer: {_in_words(error, logged_in=True)}"

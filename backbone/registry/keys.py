@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
+class RegistryKeys:
     """The keys under one prefix; a missing slash at its end is added."""
 
     prefix: str

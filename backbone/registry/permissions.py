@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from backbone.registry.keys import Keys
+from backbone.registry.keys import RegistryKeys
 
 ROOT = "root"
 GATEWAY = "gateway"
 WORKER = "worker"
 
 
-class Permission(StrEnum):
+class EtcdPermission(StrEnum):
     """The kinds of permissions, by etcd's names."""
 
     READ = "READ"
@@ -20,25 +20,25 @@ class Permission(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class EtcdGrant:
     """Over all keys that begin with `prefix`."""
 
     prefix: str
-    kind: Permission
+    kind: EtcdPermission
 
 
-def grants(prefix: str) -> dict[str, tuple[Grant, ...]]:
+def role_grants(prefix: str) -> dict[str, tuple[EtcdGrant, ...]]:
     """Return the grants by role, which is called as its user is."""
-    keys = Keys(prefix)
+    keys = RegistryKeys(prefix)
     return {
         GATEWAY: (
-            Grant(keys.prefix, Permission.READ),
-            Grant(keys.aliases, Permission.READWRITE),
-            Grant(keys.services, Permission.READWRITE),
+            EtcdGrant(keys.prefix, EtcdPermission.READ),
+            EtcdGrant(keys.aliases, EtcdPermission.READWRITE),
+            EtcdGrant(keys.services, EtcdPermission.READWRITE),
         ),
         WORKER: (
-            Grant(keys.workers, Permission.READWRITE),
-            Grant(keys.models, Permission.READWRITE),
-            Grant(keys.services, Permission.READ),
+            EtcdGrant(keys.workers, EtcdPermission.READWRITE),
+            EtcdGrant(keys.models, EtcdPermission.READWRITE),
+            EtcdGrant(keys.services, EtcdPermission.READ),
         ),
     }

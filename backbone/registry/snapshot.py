@@ -26,11 +26,11 @@ from schemas.presence import (
 
 log = structlog.get_logger(__name__)
 
-Listener = Callable[[RegistrySnapshot], None]
+SnapshotListener = Callable[[RegistrySnapshot], None]
 V = TypeVar("V")
 
 
-class View:
+class RegistryState:
     """The newest known state of the registry. Call `publish` after a batch of changes."""
 
     def __init__(self, hold_s: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
@@ -44,9 +44,9 @@ class View:
         self._services: dict[str, ServiceRecord] = {}
         self._held: set[str] = set()
         self._hold_until = 0.0
-        self._listeners: dict[object, Listener] = {}
+        self._listeners: dict[object, SnapshotListener] = {}
 
-    def subscribe(self, listener: Listener) -> Callable[[], None]:
+    def subscribe(self, listener: SnapshotListener) -> Callable[[], None]:
         """Call `listener` after each change. Returns the function that ends it."""
         token = object()
         self._listeners[token] = listener

@@ -1,4 +1,4 @@
-"""Users and roles of etcd, made as `grants` has them."""
+"""Users and roles of etcd, made as `role_grants` has them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from etcd3aio.auth import AuthService, PermissionType
 
 from backbone.registry.auth import EtcdAccess, parse_endpoints
 from backbone.registry.etcd_client import open_channel
-from backbone.registry.permissions import ROOT, Grant, grants
+from backbone.registry.permissions import ROOT, EtcdGrant, role_grants
 from schemas.errors import Unavailable
 
 CALL_S = 10.0
@@ -38,7 +38,7 @@ async def make_users(access: EtcdAccess, prefix: str, passwords: Mapping[str, st
                 await auth.user_add(user, password, timeout=CALL_S)
             elif not enabled or not await _lets_in(auth, user, password):
                 await auth.user_change_password(user, password, timeout=CALL_S)
-        for role, wanted in {ROOT: (), **grants(prefix)}.items():
+        for role, wanted in {ROOT: (), **role_grants(prefix)}.items():
             if role not in roles:
                 await auth.role_add(role, timeout=CALL_S)
             await _grant(auth, role, wanted)
@@ -54,7 +54,7 @@ async def make_users(access: EtcdAccess, prefix: str, passwords: Mapping[str, st
         await channel.close()
 
 
-async def _grant(auth: AuthService, role: str, wanted: tuple[Grant, ...]) -> None:
+async def _grant(auth: AuthService, role: str, wanted: tuple[EtcdGrant, ...]) -> None:
     """These, and no others. What is so already is not said again: each change makes every process log in anew."""
     there = {
         (bytes(one.key), bytes(one.range_end)): one.permType for one in (await auth.role_get(role, timeout=CALL_S)).perm

@@ -12,17 +12,17 @@ import structlog
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
-from backbone.registry.keys import Keys
+from backbone.registry.keys import RegistryKeys
 from schemas.presence import Alias, CatalogEntry, ServiceRecord, WorkerPresence
 
 log = structlog.get_logger(__name__)
 Record = TypeVar("Record", bound=BaseModel)
 
 
-class Reader:
+class RegistryReader:
     """Reads entries under one prefix. Each method: None when `key` is another kind's, or the value is none."""
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: RegistryKeys) -> None:
         self._keys = keys
 
     def worker(self, key: str, value: bytes | None) -> WorkerPresence | None:

@@ -19,7 +19,7 @@ from contextlib import suppress
 
 import structlog
 
-from backbone.registry.etcd_client import EtcdLink
+from backbone.registry.etcd_client import EtcdClient
 from schemas.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -41,7 +41,7 @@ def is_vulnerable(version: str) -> bool:
     return patch < FIXED[line] if line in FIXED else line < max(FIXED)
 
 
-async def vulnerable_version(link: EtcdLink) -> str:
+async def vulnerable_version(link: EtcdClient) -> str:
     """Return the version of the etcd that `link` talks to where its roles do not hold, else "". Raises Unavailable."""
     try:
         version = await link.version()
@@ -55,7 +55,7 @@ async def vulnerable_version(link: EtcdLink) -> str:
 class VersionCheck:
     """Logs an error whenever an etcd with users is reached whose roles do not hold. For links with a login alone."""
 
-    def __init__(self, link: EtcdLink) -> None:
+    def __init__(self, link: EtcdClient) -> None:
         """Watch `link` for connections; nothing is asked before the first."""
         self._link = link
         self._tasks: set[asyncio.Task[None]] = set()

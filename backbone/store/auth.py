@@ -7,7 +7,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 from redis.credentials import CredentialProvider
 
-from backbone.secret_files import Misconfigured, Password, read_file
+from backbone.secret_files import ConfigurationError, Password, read_file
 from backbone.settings import CommonSettings
 
 SCHEMES = frozenset({"redis", "rediss", "unix"})
@@ -33,7 +33,7 @@ class _FromFile(CredentialProvider):
     def get_credentials(self) -> tuple[str, str] | tuple[str]:
         try:
             password = self._password.read()
-        except Misconfigured as error:
+        except ConfigurationError as error:
             raise OSError(str(error)) from error
         return (self._user, password) if self._user else (password,)
 
@@ -42,7 +42,7 @@ class _FromFile(CredentialProvider):
 
 
 def _parsed(url: str) -> SplitResult:
-    """Raises Misconfigured for what redis-py does not take; without repeating it, since it may hold a password."""
+    """Raises ConfigurationError for what redis-py does not take; without repeating it, since it may hold a password."""
     try:
         parts = urlsplit(url)
         valid = parts.scheme in SCHEMES and (parts.scheme == "unix" or parts.port != 0)
@@ -51,25 +51,25 @@ def _parsed(url: str) -> SplitResult:
     except ValueError:
         valid = False
     if not valid:
-        raise Misconfigured(
+        raise ConfigurationError(
             "REDIS_URL (--redis-url) must look like redis://host:6379/0, rediss://user:password@host:6379/0 or unix:///path"
         )
     return parts
 
 
 def redis_access(settings: CommonSettings) -> RedisAccess:
-    """What the settings say. Raises Misconfigured."""
+    """What the settings say. Raises ConfigurationError."""
     parts = _parsed(settings.redis_url)
     ca = settings.redis_tls_ca
     if ca:
         if parts.scheme != "rediss":
-            raise Misconfigured("REDIS_TLS_CA is set, but REDIS_URL is not rediss://: nothing would be encrypted")
+            raise ConfigurationError("REDIS_TLS_CA is set, but REDIS_URL is not rediss://: nothing would be encrypted")
         if b"CERTIFICATE-----" not in read_file("REDIS_TLS_CA", ca):
-            raise Misconfigured(f"REDIS_TLS_CA: {ca} holds no certificate in PEM form")
+            raise ConfigurationError(f"REDIS_TLS_CA: {ca} holds no certificate in PEM form")
     password = Password("REDIS_PASSWORD", None, settings.redis_password_file)
     if not password:
         return RedisAccess(settings.redis_url, ca_file=ca)
     if parts.password:
-        raise Misconfigured("REDIS_URL holds a password and REDIS_PASSWORD_FILE is set: remove one")
+        raise ConfigurationError("REDIS_URL holds a password and REDIS_PASSWORD_FILE is set: remove one")
     bare = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
     return RedisAccess(bare, _FromFile(unquote(parts.username or ""), password), ca)

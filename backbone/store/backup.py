@@ -36,10 +36,10 @@ NEVER = -1
 """What Redis says of a key that does not expire."""
 FOREVER_MS = 366 * 86_400_000
 
-Line = dict[str, Any]
+BackupLine = dict[str, Any]
 
 
-class RedisDump:
+class RedisBackup:
     """Reads and writes through a store's connection. Raises Unavailable."""
 
     def __init__(self, store: RedisStore) -> None:
@@ -90,7 +90,7 @@ class RedisDump:
             values = await asyncio.gather(*(self._ask("GET", name) for name in strings))
             found = dict(zip(strings, values, strict=True))
             for name, kind, expires in zip(batch, kinds, expiries, strict=True):
-                head: Line = {"key": _text(name), "expires": None if expires == NEVER else expires}
+                head: BackupLine = {"key": _text(name), "expires": None if expires == NEVER else expires}
                 if found.get(name) is not None:
                     yield orjson.dumps(head | {"value": _text(found[name])})
                 elif kind == b"zset":
@@ -129,7 +129,7 @@ class RedisDump:
         await asyncio.gather(*batch)
         return count
 
-    async def _write(self, line: Line, now_ms: int) -> None:
+    async def _write(self, line: BackupLine, now_ms: int) -> None:
         key, expires = _bytes(line["key"]), line["expires"]
         if "value" in line:
             value = _bytes(line["value"])

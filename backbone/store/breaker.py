@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 
-class Breaker:
+class CircuitBreaker:
     """closed -> (timed out) -> open -> (after `rest_s`) -> one call tries -> closed, or open again.
 
     Only time-outs open it: errors that come at once cost nothing.

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Protocol
 
 
-class Documents(Protocol):
+class DocumentStore(Protocol):
     """See the module's docstring. `value` is JSON, kept byte for byte."""
 
     async def add(self, kind: str, owner: str, doc_id: str, value: bytes, *, ttl_s: float | None = None) -> bool:

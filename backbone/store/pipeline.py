@@ -26,7 +26,7 @@ class _Asked(NamedTuple):
     answer: asyncio.Future[Any]
 
 
-class Pipeline:
+class RedisPipeline:
     """Commands of this process. Of those that one caller awaits one after another, the order is kept; of others, it is not."""
 
     def __init__(self, redis: Redis, bound: Callable[[], AbstractAsyncContextManager[None]]) -> None:
@@ -47,9 +47,9 @@ class Pipeline:
             loop.call_soon(self._send)
         return await answer
 
-    def script(self, text: str) -> Script:
+    def script(self, text: str) -> RedisScript:
         """A Lua script."""
-        return Script(self, text)
+        return RedisScript(self, text)
 
     def _send(self) -> None:
         self._scheduled = False
@@ -92,10 +92,10 @@ class Pipeline:
         await asyncio.gather(*self._under_way, return_exceptions=True)
 
 
-class Script:
+class RedisScript:
     """A Lua script, which Redis knows by its digest once it has run it."""
 
-    def __init__(self, pipeline: Pipeline, text: str) -> None:
+    def __init__(self, pipeline: RedisPipeline, text: str) -> None:
         self._pipeline = pipeline
         self._text = text
         self._digest = sha1(text.encode()).hexdigest()  # noqa: S324 - it is Redis's name for it

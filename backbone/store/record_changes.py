@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from backbone.store.store import DueS, IllegalMove
+from backbone.store.store import IllegalMove, TimerDelay
 from schemas.jobs import LEGAL_TRANSITIONS, TERMINAL_STATUSES, JobRecord, JobStatus
 
 FIXED = frozenset({"id", "owner", "status", "created_at"})
@@ -35,7 +35,7 @@ def updated(record: JobRecord, changes: dict[str, Any]) -> JobRecord:
     return _changed(record, changes)
 
 
-def timed(record: JobRecord, due_s: DueS) -> float | None:
+def timed(record: JobRecord, due_s: TimerDelay) -> float | None:
     """Seconds until the timer of `record` runs out, None for no timer: a job that has ended has none."""
     if callable(due_s):
         due_s = due_s(record)

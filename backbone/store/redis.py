@@ -13,14 +13,14 @@ from backbone.store import redis_scripts as scripts
 from backbone.store.auth import RedisAccess
 from backbone.store.record_changes import moved, timed, updated
 from backbone.store.redis_connection import RedisConnection
-from backbone.store.redis_pages import Pages
-from backbone.store.store import NEWEST_COUNTS, RETRY_DUE_S, Due, DueS, LimitReached
+from backbone.store.redis_pages import SortedSetPager
+from backbone.store.store import NEWEST_COUNTS, RETRY_DUE_S, DueJob, LimitReached, TimerDelay
 from schemas.errors import InternalError, Unavailable
 from schemas.jobs import JobRecord, JobStatus
 
 log = structlog.get_logger(__name__)
 
-Change = Callable[[JobRecord], tuple[JobRecord, str]]
+RecordChange = Callable[[JobRecord], tuple[JobRecord, str]]
 """What becomes of a record, and of its timer, in the words of `redis_scripts.REPLACE`."""
 
 MOVE_TRIES = 20
@@ -44,7 +44,7 @@ class RedisStore:
         Raises ValueError on another form.
         """
         self.connection = RedisConnection(server, timeout_s=timeout_s, rest_s=rest_s)
-        """Also for `RedisDocuments`; closed with the store."""
+        """Also for `RedisDocumentStore`; closed with the store."""
         register = self.connection.script
         self._create = register(scripts.CREATE)
         self._replace = register(scripts.REPLACE)
@@ -54,7 +54,7 @@ class RedisStore:
         self._lease = register(scripts.LEASE)
         self._release = register(scripts.RELEASE)
         self._served = register(scripts.SERVED)
-        self._pages = Pages(self.connection)
+        self._pages = SortedSetPager(self.connection)
 
     async def start(self) -> None:
         """Try the connection, and log when there is none."""
@@ -107,7 +107,7 @@ class RedisStore:
         job_id: str,
         to: JobStatus,
         *,
-        due_s: DueS = None,
+        due_s: TimerDelay = None,
         max_running: int | None = None,
         **changes: Any,
     ) -> JobRecord | None:
@@ -120,7 +120,7 @@ class RedisStore:
         limit = max_running if to is JobStatus.IN_PROGRESS else None
         return await self._changed(owner, job_id, change, limit)
 
-    async def update(self, owner: str, job_id: str, *, due_s: DueS = None, **changes: Any) -> JobRecord | None:
+    async def update(self, owner: str, job_id: str, *, due_s: TimerDelay = None, **changes: Any) -> JobRecord | None:
         """See the base. Raises InternalError when the record cannot be read."""
 
         def change(record: JobRecord) -> tuple[JobRecord, str]:
@@ -146,7 +146,7 @@ class RedisStore:
         """See the base."""
         return int(await self.connection.run(self._count, [keys.queued(key)], []))
 
-    async def due(self, limit: int) -> list[Due]:
+    async def due(self, limit: int) -> list[DueJob]:
         """See the base."""
         members = await self.connection.run(self._due, [keys.TIMERS], [limit, _ms(RETRY_DUE_S), keys.JOB])
         return [keys.named(member) for member in members]
@@ -170,10 +170,14 @@ class RedisStore:
         raw = await self.connection.call(lambda: self.connection.get(key))
         return None if raw is None else float(raw)
 
-    async def _changed(self, owner: str, job_id: str, change: Change, limit: int | None = None) -> JobRecord | None:
+    async def _changed(
+        self, owner: str, job_id: str, change: RecordChange, limit: int | None = None
+    ) -> JobRecord | None:
         return await self.connection.call(lambda: self._replace_unchanged(owner, job_id, change, limit))
 
-    async def _replace_unchanged(self, owner: str, job_id: str, change: Change, limit: int | None) -> JobRecord | None:
+    async def _replace_unchanged(
+        self, owner: str, job_id: str, change: RecordChange, limit: int | None
+    ) -> JobRecord | None:
         """Read, decide, and write if nothing has changed meanwhile; else decide anew on what is there now."""
         member = keys.member(owner, job_id)
         key = keys.JOB + member

@@ -1,6 +1,6 @@
 """A Redis (or Valkey) server, as this process sees it: one pool of connections behind one circuit breaker.
 
-`RedisStore` and `RedisDocuments` share one, so that what one of them learns about an outage spares the other its wait.
+`RedisStore` and `RedisDocumentStore` share one, so that what one of them learns about an outage spares the other its wait.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from backbone.stalls import MAX_MORE_S, Stalls
+from backbone.stalls import MAX_MORE_S, StallMonitor
 from backbone.store.auth import RedisAccess
-from backbone.store.breaker import Breaker
-from backbone.store.pipeline import Argument, Pipeline, Script
+from backbone.store.breaker import CircuitBreaker
+from backbone.store.pipeline import Argument, RedisPipeline, RedisScript
 from schemas.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -44,12 +44,12 @@ class RedisConnection:
     def __init__(self, server: RedisAccess | str, *, timeout_s: float, rest_s: float) -> None:
         """Describe a connection; nothing is opened yet. Raises ValueError on a URL that redis-py does not take."""
         self._timeout_s = timeout_s
-        self._breaker = Breaker(rest_s)
+        self._breaker = CircuitBreaker(rest_s)
         self._redis = Redis(
             connection_pool=_pool(server if isinstance(server, RedisAccess) else RedisAccess(server), timeout_s)
         )
-        self._stalls = Stalls()
-        self._pipeline = Pipeline(self._redis, lambda: self._stalls.timeout(timeout_s))
+        self._stalls = StallMonitor()
+        self._pipeline = RedisPipeline(self._redis, lambda: self._stalls.timeout(timeout_s))
 
     async def start(self) -> None:
         """Try the connection, and log when there is none."""
@@ -78,7 +78,7 @@ class RedisConnection:
             raise Unavailable("Redis did not answer a moment ago")
         return await self._bounded(call)
 
-    def script(self, text: str) -> Script:
+    def script(self, text: str) -> RedisScript:
         """A Lua script, for `run` and `call`."""
         return self._pipeline.script(text)
 
@@ -91,7 +91,7 @@ class RedisConnection:
         """What one command answers. To be called within `call`."""
         return await self._pipeline.ask(*command)
 
-    async def run(self, script: Script, keys: list[str], args: list[str | bytes | int | float]) -> Any:
+    async def run(self, script: RedisScript, keys: list[str], args: list[str | bytes | int | float]) -> Any:
         """What the script returns. Raises Unavailable."""
         return await self.call(lambda: script(keys, args))
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from backbone.store import redis_keys as keys
 from backbone.store import redis_scripts as scripts
 from backbone.store.redis import RedisStore
-from backbone.store.redis_pages import Pages
+from backbone.store.redis_pages import SortedSetPager
 
 
-class RedisDocuments:
+class RedisDocumentStore:
     """See `backbone.store.documents`. It lives in the connection of a RedisStore, which opens and closes it."""
 
     def __init__(self, store: RedisStore) -> None:
@@ -18,7 +18,7 @@ class RedisDocuments:
         self._write = register(scripts.WRITE)
         self._swap = register(scripts.SWAP)
         self._delete = register(scripts.DELETE)
-        self._pages = Pages(self._connection)
+        self._pages = SortedSetPager(self._connection)
 
     async def add(self, kind: str, owner: str, doc_id: str, value: bytes, *, ttl_s: float | None = None) -> bool:
         """See the base."""

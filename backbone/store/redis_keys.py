@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from urllib.parse import quote, unquote
 
-from backbone.store.store import Due
+from backbone.store.store import DueJob
 from schemas.jobs import JobRecord, JobStatus
 
 JOB = "nexus:job:"
@@ -30,10 +30,10 @@ def member(owner: str, job_id: str) -> str:
     return f"{_part(owner)}:{_part(job_id)}"
 
 
-def named(member: bytes) -> Due:
+def named(member: bytes) -> DueJob:
     """Inverse of `member`."""
     owner, _, job_id = member.decode().partition(":")
-    return Due(unquote(owner), unquote(job_id))
+    return DueJob(unquote(owner), unquote(job_id))
 
 
 def job(owner: str, job_id: str) -> str:

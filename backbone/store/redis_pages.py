@@ -6,7 +6,7 @@ from backbone.store import redis_scripts as scripts
 from backbone.store.redis_connection import RedisConnection
 
 
-class Pages:
+class SortedSetPager:
     """Entries whose values have expired leave the list as it is read, a thousand in one step at the most."""
 
     def __init__(self, connection: RedisConnection) -> None:

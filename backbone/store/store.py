@@ -31,14 +31,14 @@ class LimitReached(Exception):
     """The key has as many jobs waiting, or running, as it may have."""
 
 
-class Due(NamedTuple):
+class DueJob(NamedTuple):
     """A job whose timer has run out."""
 
     owner: str
     job: str
 
 
-DueS = float | Callable[[JobRecord], float] | None
+TimerDelay = float | Callable[[JobRecord], float] | None
 """Seconds until a timer runs out, or what makes them of the new record."""
 
 
@@ -73,7 +73,7 @@ class Store(Protocol):
         job_id: str,
         to: JobStatus,
         *,
-        due_s: DueS = None,
+        due_s: TimerDelay = None,
         max_running: int | None = None,
         **changes: Any,
     ) -> JobRecord | None:
@@ -85,7 +85,7 @@ class Store(Protocol):
         not run yet and its key has `max_running` jobs in status IN_PROGRESS; ValueError when `changes` make no record.
         """
 
-    async def update(self, owner: str, job_id: str, *, due_s: DueS = None, **changes: Any) -> JobRecord | None:
+    async def update(self, owner: str, job_id: str, *, due_s: TimerDelay = None, **changes: Any) -> JobRecord | None:
         """Change fields other than the status, by compare-and-set. `due_s` sets the timer of a job that is not terminal;
         None leaves it. Returns the new record, None when there is none. Raises IllegalMove where `run` is in `changes` and
         is not the record's, ValueError when `changes` make no record.
@@ -107,7 +107,7 @@ class Store(Protocol):
 
     # Timers
 
-    async def due(self, limit: int) -> list[Due]:
+    async def due(self, limit: int) -> list[DueJob]:
         """Jobs whose timers have run out, each given to one caller: its timer is set to `RETRY_DUE_S` from now."""
 
     # Leases of attempts

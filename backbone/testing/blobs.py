@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from hashlib import sha256
 
-from backbone.bus.blobs import CHUNK, BlobBroken, BlobGone, BlobInfo
+from backbone.bus.blobs import CHUNK_BYTES, BlobCorrupted, BlobInfo, BlobNotFound
 from backbone.ids import new_token
 from schemas.errors import Unavailable
 
@@ -22,8 +22,8 @@ class _Blob:
     digest: bytes = b""
 
 
-class MemoryBlobs:
-    """See backbone.bus.blobs.Blobs. Share one among all sides. `available = False` is a NATS that is away."""
+class MemoryBlobStore:
+    """See backbone.bus.blobs.BlobStore. Share one among all sides. `available = False` is a NATS that is away."""
 
     def __init__(self, *, max_bytes: int = 1024**3) -> None:
         self.available = True
@@ -79,16 +79,16 @@ class MemoryBlobs:
         self.require()
         blob = self.find(name)
         if blob is None or blob.info is None:
-            raise BlobGone
+            raise BlobNotFound
         digest, count = sha256(), len(blob.chunks)
         for number, chunk in enumerate(list(blob.chunks), 1):
             self.require()
             digest.update(chunk)
             if number == count and digest.digest() != blob.digest:
-                raise BlobBroken
+                raise BlobCorrupted
             yield chunk
         if digest.digest() != blob.digest:
-            raise BlobBroken
+            raise BlobCorrupted
 
     def remove(self, name: str, *, if_opened: bool = False) -> None:
         """Forget it: here a name is its key."""
@@ -99,7 +99,7 @@ class MemoryBlobs:
 class MemoryBlobWriter:
     """See backbone.bus.blobs.BlobWriter."""
 
-    def __init__(self, store: MemoryBlobs, ttl_s: float, content_type: str, owner: str) -> None:
+    def __init__(self, store: MemoryBlobStore, ttl_s: float, content_type: str, owner: str) -> None:
         self._store = store
         self._ttl_s = ttl_s
         self._content_type = content_type
@@ -116,8 +116,8 @@ class MemoryBlobWriter:
         """Store whole chunks, keep the rest."""
         self._require_open()
         self._rest += data
-        while len(self._rest) >= CHUNK:
-            chunk, self._rest = self._rest[:CHUNK], self._rest[CHUNK:]
+        while len(self._rest) >= CHUNK_BYTES:
+            chunk, self._rest = self._rest[:CHUNK_BYTES], self._rest[CHUNK_BYTES:]
             self._send(chunk)
 
     def _send(self, chunk: bytes) -> None:

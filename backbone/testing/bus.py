@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from backbone.bus.bus import FRESH_S, Delivery, Queue, QueueDepth, Sink, Storage, StreamRoom
+from backbone.bus.bus import MAX_FRESH_AGE_S, JobDelivery, Queue, QueueDepth, ReplyListener, StorageUsage, StreamUsage
 from backbone.bus.subjects import JOBS_STREAM, encode_model
 from backbone.clock import now
 from backbone.testing.job_log_state import JobLogState
@@ -156,7 +156,7 @@ class MemoryBroker:
 
 
 class MemoryDelivery:
-    """See backbone.bus.bus.Delivery."""
+    """See backbone.bus.bus.JobDelivery."""
 
     def __init__(self, broker: MemoryBroker, job: _Job, delivery: int, pending: int) -> None:
         self._broker = broker
@@ -166,7 +166,7 @@ class MemoryDelivery:
         self.delivery = delivery
         self.pending = pending
         self.age_s = asyncio.get_running_loop().time() - job.stored_at
-        self.fresh = delivery == 1 and self.age_s <= FRESH_S
+        self.fresh = delivery == 1 and self.age_s <= MAX_FRESH_AGE_S
         self._settled = False
 
     @property
@@ -201,7 +201,7 @@ class MemoryGatewayBus:
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
         self._prefix = f"reply.{secrets.token_hex(4)}."
-        self._sinks: dict[str, Sink] = {}
+        self._sinks: dict[str, ReplyListener] = {}
         self._gone_since: dict[Queue, float] = {}
 
     async def start(self) -> None:
@@ -258,7 +258,7 @@ class MemoryGatewayBus:
         """A fresh address."""
         return self._prefix + secrets.token_hex(16)
 
-    def submit(self, envelope: Envelope, body: bytes, sink: Sink) -> None:
+    def submit(self, envelope: Envelope, body: bytes, sink: ReplyListener) -> None:
         """Store, and tell the sink in the loop's next turn."""
         self._broker.require()
         if len(body) > MAX_MESSAGE:
@@ -268,7 +268,7 @@ class MemoryGatewayBus:
         self._broker.listeners[envelope.reply] = sink.heard
         asyncio.get_running_loop().call_soon(self._store, envelope, body, sink)
 
-    def _store(self, envelope: Envelope, body: bytes, sink: Sink) -> None:
+    def _store(self, envelope: Envelope, body: bytes, sink: ReplyListener) -> None:
         queue = Queue(envelope.capability, envelope.lane, envelope.model)
         try:
             self._broker.open_queue(queue)
@@ -306,11 +306,11 @@ class MemoryGatewayBus:
         self._broker.require()
         return now()
 
-    async def storage(self) -> Storage:
+    async def storage(self) -> StorageUsage:
         """Jobs are all there is."""
         self._broker.require()
         jobs = self._broker.jobs.values()
-        return Storage((StreamRoom(JOBS_STREAM, len(jobs), sum(len(job.message) for job in jobs), None),), 0)
+        return StorageUsage((StreamUsage(JOBS_STREAM, len(jobs), sum(len(job.message) for job in jobs), None),), 0)
 
     async def ping(self) -> None:
         """Whether the broker is there."""
@@ -320,7 +320,7 @@ class MemoryGatewayBus:
 class MemoryWorkerBus:
     """See backbone.bus.bus.WorkerBus."""
 
-    def __init__(self, broker: MemoryBroker, on_job: Callable[[Delivery], None]) -> None:
+    def __init__(self, broker: MemoryBroker, on_job: Callable[[JobDelivery], None]) -> None:
         self._broker = broker
         self.on_job = on_job
         self._queues: set[Queue] = set()

@@ -21,7 +21,7 @@ class _Held(NamedTuple):
     expires: float
 
 
-class MemoryDocuments:
+class MemoryDocumentStore:
     """See `backbone.store.documents`. Gateways of one process share one instance.
 
     No method waits between its first look and its last change: that makes each one atomic.

@@ -10,9 +10,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import asynccontextmanager
 
 from backbone.bus.bus import Queue
-from backbone.bus.job_log import DeadLetter, Decision, Item, StoredEvent
+from backbone.bus.job_log import StoredDeadLetter, StoredEvent, StoredOutcome, WorkItem
 from backbone.bus.seals import SealSecret
-from backbone.bus.subjects import backlog_stream, encode_model, require_token
+from backbone.bus.subjects import encode_model, require_token, work_queue_stream
 from backbone.testing.bus import MAX_MESSAGE, MemoryBroker
 from backbone.testing.job_log_state import JobWatcher, Referee, StoredItem, WorkQueueState
 from schemas.errors import RequestTooLarge, Unavailable
@@ -169,7 +169,7 @@ class MemoryJobLog(_BrokerClient):
         require_token(word.job)
         return self.broker.records.decide(word, payload)
 
-    async def decided(self, job: str) -> Decision | None:
+    async def decided(self, job: str) -> StoredOutcome | None:
         """The word."""
         self.require()
         return self.broker.records.words.get(job)
@@ -202,7 +202,7 @@ class MemoryJobLog(_BrokerClient):
 
             yield wait
 
-    async def words(self, *, at_once: int, hold_s: float) -> AsyncGenerator[Item, None]:
+    async def words(self, *, at_once: int, hold_s: float) -> AsyncGenerator[WorkItem, None]:
         """From the work queue of words."""
         async with contextlib.aclosing(self.take(self.broker.records.recorder, at_once, hold_s)) as items:
             async for item in items:
@@ -218,13 +218,13 @@ class MemoryJobLog(_BrokerClient):
 
     # Dead letters
 
-    async def dead(self, *, before: int | None = None, limit: int = 100) -> list[DeadLetter]:
+    async def dead(self, *, before: int | None = None, limit: int = 100) -> list[StoredDeadLetter]:
         """From the list."""
         self.require()
         letters = [one for one in reversed(self.broker.records.dead) if before is None or one.seq < before]
         return letters[:limit]
 
-    async def dead_letter(self, job: str) -> DeadLetter | None:
+    async def dead_letter(self, job: str) -> StoredDeadLetter | None:
         """The newest one."""
         self.require()
         return next((one for one in reversed(self.broker.records.dead) if one.word.job == job), None)
@@ -248,10 +248,10 @@ class MemoryJobLog(_BrokerClient):
 
     def backlog(self, name: str) -> MemoryWorkQueue:
         """Shared by all gateways of the broker."""
-        backlog_stream(name)
+        work_queue_stream(name)
         return MemoryWorkQueue(self, self.broker.records.backlogs.setdefault(name, WorkQueueState()))
 
-    async def take(self, queue: WorkQueueState, at_once: int, hold_s: float) -> AsyncGenerator[Item, None]:
+    async def take(self, queue: WorkQueueState, at_once: int, hold_s: float) -> AsyncGenerator[WorkItem, None]:
         """Items of a work queue."""
         wake = asyncio.Event()
         self._takers.add(wake)
@@ -280,7 +280,7 @@ class MemoryJobLog(_BrokerClient):
 
 
 class MemoryWorkItem:
-    """See backbone.bus.job_log.Item."""
+    """See backbone.bus.job_log.WorkItem."""
 
     def __init__(
         self, require: Callable[[], None], queue: WorkQueueState, work: StoredItem, hold_s: float, wake: asyncio.Event
@@ -328,7 +328,7 @@ class MemoryWorkItem:
 
 
 class MemoryWorkQueue:
-    """See backbone.bus.job_log.Backlog."""
+    """See backbone.bus.job_log.WorkQueue."""
 
     def __init__(self, log: MemoryJobLog, queue: WorkQueueState) -> None:
         self._log = log
@@ -339,7 +339,7 @@ class MemoryWorkQueue:
         self._log.require()
         self._queue.put(require_token(item_id), data)
 
-    def take(self, *, at_once: int, hold_s: float) -> AsyncGenerator[Item, None]:
+    def take(self, *, at_once: int, hold_s: float) -> AsyncGenerator[WorkItem, None]:
         """Shared with the other takers."""
         return self._log.take(self._queue, at_once, hold_s)
 

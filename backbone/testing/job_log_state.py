@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from backbone.bus.job_log import DeadLetter, Decision, StoredEvent
+from backbone.bus.job_log import StoredDeadLetter, StoredEvent, StoredOutcome
 from backbone.bus.seals import SECRET_BYTES, SealSecret
 from schemas.job_events import GateReply, GateRequest
 from schemas.outcome import Outcome
@@ -104,10 +104,10 @@ class JobLogState:
     """Events, terminal words, dead letters, claims, backlogs."""
 
     events: dict[str, list[StoredEvent]] = field(default_factory=dict)
-    words: dict[str, Decision] = field(default_factory=dict)
+    words: dict[str, StoredOutcome] = field(default_factory=dict)
     told: dict[str, StoredItem] = field(default_factory=dict)
     """The item by which gateways take the word on a job."""
-    dead: list[DeadLetter] = field(default_factory=list)
+    dead: list[StoredDeadLetter] = field(default_factory=list)
     buried: dict[str, float] = field(default_factory=dict)
     claims: dict[str, bytes] = field(default_factory=dict)
     backlogs: dict[str, WorkQueueState] = field(default_factory=dict)
@@ -155,7 +155,7 @@ class JobLogState:
         if word.job in self.words:
             return False
         self.last_word += 1
-        self.words[word.job] = Decision(word, payload, self.last_word, int(time.time()))
+        self.words[word.job] = StoredOutcome(word, payload, self.last_word, int(time.time()))
         self.told[word.job] = self.recorder.add(word.job, word.encode(payload))
         for follower in self.by_job.get(word.job, []):
             follower.ended = True
@@ -176,4 +176,4 @@ class JobLogState:
             return
         self.buried[id_] = now
         self.last_dead += 1
-        self.dead.append(DeadLetter(self.last_dead, word, message, int(time.time())))
+        self.dead.append(StoredDeadLetter(self.last_dead, word, message, int(time.time())))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from backbone.registry.snapshot import View, catalogue_entry, lasting
+from backbone.registry.snapshot import RegistryState, catalogue_entry, lasting
 from schemas.errors import Unavailable
 from schemas.presence import Alias, CatalogEntry, RegistrySnapshot, ServiceRecord, WorkerPresence
 
@@ -69,7 +69,7 @@ class MemoryRegistry:
     def __init__(self, hub: MemoryHub | None = None) -> None:
         """Join `hub`; None: a hub of its own."""
         self.hub = hub or MemoryHub()
-        self._view = View()
+        self._view = RegistryState()
         self._announcements: list[MemoryAnnouncement] = []
 
     @property

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from backbone.store.record_changes import moved, timed, updated
-from backbone.store.store import NEWEST_COUNTS, RETRY_DUE_S, Due, DueS, LimitReached
+from backbone.store.store import NEWEST_COUNTS, RETRY_DUE_S, DueJob, LimitReached, TimerDelay
 from schemas.errors import Unavailable
 from schemas.jobs import JobRecord, JobStatus
 
@@ -29,11 +29,11 @@ class MemoryStore:
         self.available = True
         """Set to False and True again for an outage."""
         self._clock = clock
-        self._records: dict[Due, JobRecord] = {}
-        self._expires: dict[Due, float] = {}
-        self._expiries: list[tuple[float, Due]] = []
+        self._records: dict[DueJob, JobRecord] = {}
+        self._expires: dict[DueJob, float] = {}
+        self._expiries: list[tuple[float, DueJob]] = []
         """A heap; holds entries of records that were removed before their time, too."""
-        self._timers: dict[Due, float] = {}
+        self._timers: dict[DueJob, float] = {}
         self._leases: dict[str, _Lease] = {}
         self._service: dict[tuple[str, str], float] = {}
 
@@ -57,7 +57,7 @@ class MemoryStore:
     ) -> bool:
         """See the base."""
         await self._current()
-        name = Due(record.owner, record.id)
+        name = DueJob(record.owner, record.id)
         if name in self._records:
             return False
         if max_queued is not None and self._count(record.key, JobStatus.QUEUED) >= max_queued:
@@ -71,7 +71,7 @@ class MemoryStore:
     async def get(self, owner: str, job_id: str) -> JobRecord | None:
         """See the base."""
         await self._current()
-        return self._records.get(Due(owner, job_id))
+        return self._records.get(DueJob(owner, job_id))
 
     async def move(
         self,
@@ -79,7 +79,7 @@ class MemoryStore:
         job_id: str,
         to: JobStatus,
         *,
-        due_s: DueS = None,
+        due_s: TimerDelay = None,
         max_running: int | None = None,
         **changes: Any,
     ) -> JobRecord | None:
@@ -91,17 +91,17 @@ class MemoryStore:
         begins = to is JobStatus.IN_PROGRESS and record.status is not to
         if begins and max_running is not None and self._count(record.key, to) >= max_running:
             raise LimitReached(f"{max_running} jobs of this key are running")
-        name = Due(owner, job_id)
+        name = DueJob(owner, job_id)
         self._records[name] = new
         self._set_timer(name, timed(new, due_s))
         return new
 
-    async def update(self, owner: str, job_id: str, *, due_s: DueS = None, **changes: Any) -> JobRecord | None:
+    async def update(self, owner: str, job_id: str, *, due_s: TimerDelay = None, **changes: Any) -> JobRecord | None:
         """See the base."""
         record = await self.get(owner, job_id)
         if record is None:
             return None
-        name = Due(owner, job_id)
+        name = DueJob(owner, job_id)
         new = self._records[name] = updated(record, changes)
         after_s = timed(new, due_s)
         if after_s is not None:
@@ -111,7 +111,7 @@ class MemoryStore:
     async def remove(self, owner: str, job_id: str) -> None:
         """See the base."""
         await self._current()
-        self._forget(Due(owner, job_id))
+        self._forget(DueJob(owner, job_id))
 
     async def page(self, owner: str, *, after: str = "", limit: int = 100) -> list[JobRecord]:
         """See the base."""
@@ -121,7 +121,7 @@ class MemoryStore:
             for name, record in self._records.items()
             if name.owner == owner and not record.batch and (not after or name.job < after)
         )
-        return [self._records[Due(owner, job_id)] for job_id in heapq.nlargest(limit, ids)]
+        return [self._records[DueJob(owner, job_id)] for job_id in heapq.nlargest(limit, ids)]
 
     async def running(self, key: str) -> int:
         """See the base."""
@@ -133,7 +133,7 @@ class MemoryStore:
         await self._current()
         return self._count(key, JobStatus.QUEUED)
 
-    async def due(self, limit: int) -> list[Due]:
+    async def due(self, limit: int) -> list[DueJob]:
         """See the base."""
         await self._current()
         now = self._clock()
@@ -180,11 +180,11 @@ class MemoryStore:
             if self._expires.get(name) == at:
                 self._forget(name)
 
-    def _forget(self, name: Due) -> None:
+    def _forget(self, name: DueJob) -> None:
         for held in (self._records, self._expires, self._timers):
             held.pop(name, None)
 
-    def _set_timer(self, name: Due, after_s: float | None) -> None:
+    def _set_timer(self, name: DueJob, after_s: float | None) -> None:
         if after_s is None:
             self._timers.pop(name, None)
         else:

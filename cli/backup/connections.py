@@ -7,15 +7,15 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 from backbone.bus.nats.auth import nats_access
-from backbone.bus.nats.backup import Snapshots
+from backbone.bus.nats.backup import StreamBackup
 from backbone.bus.nats.requests import Refused
 from backbone.registry.auth import etcd_access
-from backbone.registry.backup import RegistryDump
-from backbone.registry.etcd_client import EtcdLink
-from backbone.secret_files import Misconfigured
+from backbone.registry.backup import RegistryBackup
+from backbone.registry.etcd_client import EtcdClient
+from backbone.secret_files import ConfigurationError
 from backbone.settings import CommonSettings
 from backbone.store.auth import redis_access
-from backbone.store.backup import RedisDump
+from backbone.store.backup import RedisBackup
 from backbone.store.redis import RedisStore
 from cli.errors import ConsoleError
 from schemas.errors import NexusError
@@ -29,25 +29,25 @@ REDIS_TIMEOUT_S = 30.0
 class BackupServers:
     """What is read and written."""
 
-    streams: Snapshots
-    redis: RedisDump
-    registry: RegistryDump
+    streams: StreamBackup
+    redis: RedisBackup
+    registry: RegistryBackup
 
 
 @asynccontextmanager
 async def open_servers(settings: CommonSettings) -> AsyncIterator[BackupServers]:
     """All three, which must answer. Raises ConsoleError."""
     with translate_errors():
-        streams = Snapshots(nats_access(settings))
+        streams = StreamBackup(nats_access(settings))
         store = RedisStore(redis_access(settings), timeout_s=REDIS_TIMEOUT_S, rest_s=0)
         etcd = etcd_access(settings)
-        link = EtcdLink(etcd.url, probe_key=settings.etcd_prefix, tls=etcd.tls, login=etcd.login)
+        link = EtcdClient(etcd.url, probe_key=settings.etcd_prefix, tls=etcd.tls, login=etcd.login)
         try:
             await streams.start()
             await store.ping()
             await link.open()
             await link.ping()
-            yield BackupServers(streams, RedisDump(store), RegistryDump(link, settings.etcd_prefix))
+            yield BackupServers(streams, RedisBackup(store), RegistryBackup(link, settings.etcd_prefix))
         finally:
             await streams.close()
             await store.close()
@@ -63,7 +63,7 @@ def translate_errors() -> Iterator[None]:
         raise ConsoleError(error.info.message) from error
     except Refused as error:
         raise ConsoleError(f"NATS refuses: {error}") from error
-    except (Misconfigured, ValueError) as error:
+    except (ConfigurationError, ValueError) as error:
         raise ConsoleError(str(error)) from error
 
 

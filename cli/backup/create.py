@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
 
-from backbone.bus.nats.backup import BATCHES_STREAM, STREAMS, Piece
+from backbone.bus.nats.backup import BATCHES_STREAM, STREAMS, SavedMessage
 from backbone.bus.subjects import BLOBS_STREAM, EVENTS_STREAM, JOBS_STREAM
 from backbone.version import VERSION
 from cli.backup.archive import BackupFolder, BackupManifest, Notify, PartWriter, create_folder, now, write_manifest
@@ -108,7 +108,7 @@ class BackupCreator:
         folder.add(writer.part(f"{name}+"))
 
 
-async def _write_pieces(writer: PartWriter, pieces: AsyncGenerator[Piece, None]) -> None:
+async def _write_pieces(writer: PartWriter, pieces: AsyncGenerator[SavedMessage, None]) -> None:
     async for piece in pieces:
         head = json.dumps([piece.subject, len(piece.headers), len(piece.data)]).encode()
         writer.write(b"".join((head, b"\n", piece.headers, piece.data)))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from backbone.bus.nats.backup import STREAMS, Piece, Taken
+from backbone.bus.nats.backup import STREAMS, SavedMessage, StreamSnapshot
 from backbone.bus.subjects import EVENTS_STREAM, JOBS_STREAM, SEALS_STREAM
 from cli.backup.archive import BackupManifest, BackupPart, Notify, read_chunks, read_exactly, read_lines
 from cli.backup.connections import BackupServers
@@ -125,7 +125,7 @@ class BackupRestorer:
         if replicas is not None:
             config["num_replicas"] = replicas
         streams = self._servers.streams
-        state = await streams.restore(part.name, Taken(config, part.about["state"]), read_chunks(path))
+        state = await streams.restore(part.name, StreamSnapshot(config, part.about["state"]), read_chunks(path))
         ahead = await streams.drop_consumers_ahead(part.name, int(state["last_seq"]))
         if ahead:
             self.restored.warnings.append(
@@ -138,8 +138,8 @@ def _minor(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2])
 
 
-def _pieces(path: Path) -> Iterator[Piece]:
+def _pieces(path: Path) -> Iterator[SavedMessage]:
     with path.open("rb") as file:
         while line := file.readline():
             subject, headers, data = json.loads(line)
-            yield Piece(subject, read_exactly(file, headers), read_exactly(file, data))
+            yield SavedMessage(subject, read_exactly(file, headers), read_exactly(file, data))

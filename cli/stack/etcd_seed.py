@@ -13,7 +13,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from backbone.registry.keys import Keys
+from backbone.registry.keys import RegistryKeys
 from cli.embedded.etcd_api import ETCD_ERRORS, EtcdApi, EtcdLogin, KeyListing
 from cli.stack.data_dir import DataDir
 
@@ -30,7 +30,7 @@ class EtcdSeeder:
     def __init__(self, data: DataDir, prefix: str, notify: Callable[[str], None]) -> None:
         self._data = data
         self._notify = notify
-        keys = Keys(prefix)
+        keys = RegistryKeys(prefix)
         self._kinds = {"aliases": keys.aliases, "services": keys.services}
         # In the order of keys the two are neighbours but for the catalogue of models; workers, who write often, are not.
         self._range = (keys.aliases, keys.services[:-1] + chr(ord("/") + 1))

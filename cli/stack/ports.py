@@ -7,7 +7,7 @@ import random
 import socket
 from dataclasses import dataclass
 
-from backbone.port_holders import port_holder
+from backbone.port_holders import find_port_holder
 from cli.errors import ConsoleError
 
 STABLE_PORTS = range(28_000, 32_768)
@@ -91,7 +91,7 @@ def _listen(host: str, port: int) -> None:
 
 def _why(error: OSError, host: str, port: int, flag: str) -> str:
     if error.errno == errno.EADDRINUSE:
-        return f"port {port} on {host} is in use by {port_holder(port)}; choose another one with {flag}"
+        return f"port {port} on {host} is in use by {find_port_holder(port)}; choose another one with {flag}"
     if error.errno == errno.EACCES:
         return f"port {port} is reserved for the administrator; choose one above 1023 with {flag}"
     if error.errno == errno.EADDRNOTAVAIL:

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from backbone.port_holders import port_holder
+from backbone.port_holders import find_port_holder
 from cli.embedded.credentials import NATS_USER, StackCredentials
 from cli.embedded.etcd_api import EtcdLogin
 from cli.embedded.managed_process import ManagedProcess
@@ -208,7 +208,9 @@ class Stack:
         if is_free(kept):
             return kept
         port = stable_port()
-        self._screen.say(f"Port {kept}, which {title} had before, is in use by {port_holder(kept)}; it gets {port}.")
+        self._screen.say(
+            f"Port {kept}, which {title} had before, is in use by {find_port_holder(kept)}; it gets {port}."
+        )
         return port
 
     async def _start_found(self) -> list[WorkerPlan]:

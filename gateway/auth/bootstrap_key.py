@@ -9,7 +9,7 @@ from pathlib import Path
 
 import structlog
 
-from backbone.secret_files import Misconfigured, read_secret
+from backbone.secret_files import ConfigurationError, read_secret
 from backbone.settings import GatewaySettings
 
 log = structlog.get_logger(__name__)
@@ -18,7 +18,7 @@ SETTING = "GATEWAY_BEARER_TOKEN_FILE"
 
 
 def bootstrap_key(settings: GatewaySettings) -> str:
-    """`GATEWAY_BEARER_TOKEN`, else what `GATEWAY_BEARER_TOKEN_FILE` holds; empty where neither is set. Raises Misconfigured.
+    """`GATEWAY_BEARER_TOKEN`, else what `GATEWAY_BEARER_TOKEN_FILE` holds; empty where neither is set. Raises ConfigurationError.
 
     Gateways that share the file have one key, also when they start at once and none has it yet.
     """
@@ -51,5 +51,5 @@ def _make(path: Path) -> None:
     except FileExistsError:
         raise
     except OSError as error:
-        raise Misconfigured(f"{SETTING}: a key cannot be kept in {path}: {error.strerror}") from error
+        raise ConfigurationError(f"{SETTING}: a key cannot be kept in {path}: {error.strerror}") from error
     log.info("made a bootstrap key", file=str(path))

@@ -26,9 +26,9 @@ from typing import NamedTuple
 import structlog
 from pydantic import ValidationError
 
-from backbone.bus.nats.broadcast import Notices
+from backbone.bus.nats.broadcast import Broadcast
 from backbone.ids import new_id
-from backbone.store.documents import Documents
+from backbone.store.documents import DocumentStore
 from gateway import clock
 from gateway.auth.authenticator import BOOTSTRAP_OWNER, PREFIX, UNKNOWN_KEY, Principal, is_created
 from schemas.errors import AuthenticationFailed, InvalidRequest, NexusError, NotFound, Unavailable
@@ -68,8 +68,8 @@ class KeyRing:
 
     def __init__(
         self,
-        documents: Documents,
-        notices: Notices,
+        documents: DocumentStore,
+        notices: Broadcast,
         *,
         clock: Callable[[], float] = clock.now,
         reread_s: float = REREAD_S,

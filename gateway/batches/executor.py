@@ -16,8 +16,8 @@ from typing import Any
 
 import structlog
 
-from backbone.bus.blobs import BlobBroken, BlobGone
-from backbone.bus.job_log import Item
+from backbone.bus.blobs import BlobCorrupted, BlobNotFound
+from backbone.bus.job_log import WorkItem
 from backbone.ids import new_token
 from gateway import clock
 from gateway.batches.finalizer import Finalizer
@@ -52,7 +52,7 @@ class Superseded(Exception):
 class BatchExecutor:
     """See the module's docstring."""
 
-    def __init__(self, tools: BatchDependencies, item: Item) -> None:
+    def __init__(self, tools: BatchDependencies, item: WorkItem) -> None:
         self._tools = tools
         self._item = item
         self._token = new_token()
@@ -134,7 +134,7 @@ class BatchExecutor:
                 await self.fail(GONE)
             if self._batch.status in (FINALIZING, CANCELLING):
                 await self._finalize()
-        except (BlobGone, BlobBroken):
+        except (BlobNotFound, BlobCorrupted):
             await self.fail(GONE)
 
     async def _validate(self) -> None:
@@ -176,7 +176,7 @@ class BatchExecutor:
     # Lines
 
     async def _lines(self) -> AsyncGenerator[InputLine, None]:
-        """The input's lines, over outages. Raises BlobGone, BlobBroken, and LineTooLong where it was not validated."""
+        """The input's lines, over outages. Raises BlobNotFound, BlobCorrupted, and LineTooLong where it was not validated."""
         read = 0
         while True:
             pieces = self._tools.blobs.read(self._batch.blob)
@@ -215,7 +215,7 @@ class BatchExecutor:
                         return
                     task = group.create_task(self._line(line, room))
                     task.add_done_callback(room.leave)
-        except (BlobGone, BlobBroken):
+        except (BlobNotFound, BlobCorrupted):
             self._gone = True
             self._signals.stop()
 

@@ -9,7 +9,7 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from backbone.bus.blobs import BlobBroken, BlobGone
+from backbone.bus.blobs import BlobCorrupted, BlobNotFound
 from gateway import clock
 from gateway.batches.input_file import InputLine, job_id, parse_line
 from gateway.batches.line_jobs import BatchDependencies, LineJobRunner
@@ -131,7 +131,7 @@ class Finalizer:
         try:
             await check_blob(self._tools.blobs, result)
             payload = await self._kind.answer(ended.remembered, result, self._batch.base_url)
-        except (BlobGone, BlobBroken):
+        except (BlobNotFound, BlobCorrupted):
             await self._unanswered(ended, "result_gone")
         except BackendFailed as error:
             await self._writer.failure(self._errors, ended.custom_id, result.word, error.info)

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from backbone.bus.blobs import Blobs
+from backbone.bus.blobs import BlobStore
 from backbone.bus.job_log import JobLog
 from gateway import clock
 from gateway.auth.authenticator import Principal
@@ -206,7 +206,7 @@ class BatchDependencies:
 
     repository: BatchRepository
     files: Files
-    blobs: Blobs
+    blobs: BlobStore
     jobs: Jobs
     log: JobLog
     reader: Reader

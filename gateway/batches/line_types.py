@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import orjson
 
-from backbone.bus.blobs import Blobs
+from backbone.bus.blobs import BlobStore
 from gateway import clock
 from gateway.batches.output_file import MakePayload, whole
 from gateway.endpoints import SSE, Endpoint
@@ -39,7 +39,7 @@ class LineType(Protocol):
         """What of the request its answer is made with. The body was read before."""
 
     async def answer(self, remembered: Any, result: Result, base_url: str) -> Payload:
-        """The answer of a completed job. Raises BackendFailed where it is none, BlobGone, BlobBroken, Unavailable."""
+        """The answer of a completed job. Raises BackendFailed where it is none, BlobNotFound, BlobCorrupted, Unavailable."""
 
 
 def refuse_stream(body: JSON) -> None:
@@ -83,7 +83,7 @@ class ResponsesLine:
 
     endpoint: Endpoint
     """Chat."""
-    blobs: Blobs
+    blobs: BlobStore
 
     async def read(self, _owner: str, body: JSON, reader: Reader) -> Received:
         """See the protocol."""

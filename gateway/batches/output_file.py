@@ -14,7 +14,7 @@ from contextlib import aclosing
 
 import orjson
 
-from backbone.bus.blobs import INLINE_LIMIT, Blobs, BlobWriter
+from backbone.bus.blobs import INLINE_LIMIT_BYTES, BlobStore, BlobWriter
 from gateway.batches.input_file import request_ids
 from gateway.files import Files
 from gateway.jobs.api import Result
@@ -79,8 +79,8 @@ def whole(data: bytes) -> Payload:
     return Payload("application/json", len(data), pieces)
 
 
-async def check_blob(blobs: Blobs, result: Result) -> None:
-    """Half a line could not be taken back: raises BlobGone, BlobBroken, Unavailable before it is begun."""
+async def check_blob(blobs: BlobStore, result: Result) -> None:
+    """Half a line could not be taken back: raises BlobNotFound, BlobCorrupted, Unavailable before it is begun."""
     if result.blob is not None:
         async with aclosing(blobs.read(result.blob.name)) as pieces:
             async for _ in pieces:
@@ -92,7 +92,7 @@ class LineWriter:
 
     async def answer(self, file: OutputFile, custom_id: str, word: Outcome, payload: Payload) -> None:
         """The line of a request that was answered. What its pieces raise leaves half a line."""
-        large = payload.size > INLINE_LIMIT
+        large = payload.size > INLINE_LIMIT_BYTES
         plain = _is_json(payload.content_type) and (large or await _is_object(payload))
         body = _one_line(payload.pieces()) if plain else _encoded(payload)
         await file.write(_head(custom_id, word, 200))

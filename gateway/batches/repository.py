@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from backbone.store.documents import Documents
+from backbone.store.documents import DocumentStore
 from gateway.pagination import read_page
 from schemas.batches import Batch
 from schemas.errors import NotFound
@@ -21,7 +21,7 @@ class BatchNotFound(NotFound):
 class BatchRepository:
     """Every call raises Unavailable while the store is away."""
 
-    def __init__(self, documents: Documents, keep_s: float) -> None:
+    def __init__(self, documents: DocumentStore, keep_s: float) -> None:
         """`keep_s`: how long a batch is kept behind the end of its window."""
         self._documents = documents
         self._keep_s = keep_s

@@ -7,7 +7,7 @@ from contextlib import aclosing, suppress
 
 import structlog
 
-from backbone.bus.job_log import Backlog, Item
+from backbone.bus.job_log import WorkItem, WorkQueue
 from gateway.batches.executor import BatchExecutor, Superseded
 from gateway.batches.line_jobs import BatchDependencies
 from schemas.batches import BatchError
@@ -28,7 +28,7 @@ MAX_DEFECTS = 10
 class BatchScheduler:
     """See the module's docstring."""
 
-    def __init__(self, backlog: Backlog, tools: BatchDependencies) -> None:
+    def __init__(self, backlog: WorkQueue, tools: BatchDependencies) -> None:
         self._backlog = backlog
         self._tools = tools
         self._tasks: set[asyncio.Task[None]] = set()
@@ -58,7 +58,7 @@ class BatchScheduler:
             if self._tasks:
                 await asyncio.wait(self._tasks)
 
-    async def _run(self, item: Item) -> None:
+    async def _run(self, item: WorkItem) -> None:
         try:
             run = BatchExecutor(self._tools, item)
         except KeyError as error:
@@ -87,7 +87,7 @@ class BatchScheduler:
             log.exception("defect in a batch", batch=item.id)
             await self._after_defect(run, item)
 
-    async def _after_defect(self, run: BatchExecutor, item: Item) -> None:
+    async def _after_defect(self, run: BatchExecutor, item: WorkItem) -> None:
         if item.delivery < MAX_DEFECTS:
             item.again(DEFECT_AGAIN_S)
             return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from backbone.bus.job_log import Backlog
+from backbone.bus.job_log import WorkQueue
 from backbone.ids import new_job_id
 from gateway import clock
 from gateway.auth.authenticator import Principal
@@ -33,7 +33,7 @@ class BatchService:
         self,
         repository: BatchRepository,
         files: Files,
-        backlog: Backlog,
+        backlog: WorkQueue,
         endpoints: Collection[str],
         *,
         longest_s: float,

@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from backbone.bus.blobs import INLINE_LIMIT, Blobs, BlobWriter
+from backbone.bus.blobs import INLINE_LIMIT_BYTES, BlobStore, BlobWriter
 from gateway.endpoints import Endpoint
 from gateway.http.asgi import Headers
 from gateway.http.body_memory import BodyMemory, BodyShare
@@ -47,7 +47,7 @@ class Received:
 class Reader:
     """Reads bodies, within bounds."""
 
-    blobs: Blobs
+    blobs: BlobStore
     max_bytes: int
     timeout_s: float
     blob_ttl_s: float
@@ -88,7 +88,7 @@ class Reader:
             raise RequestTooLarge(f"the request is larger than the limit of {self.max_bytes} bytes")
         body = await self.media.inline(request, body)
         received = Received(request, body, uploads=uploads, body_size=len(body) if uploads else None)
-        if len(body) > INLINE_LIMIT:
+        if len(body) > INLINE_LIMIT_BYTES:
             await self.refer(received)
         return received
 
@@ -101,7 +101,7 @@ class Reader:
         request, body = parse_sent(body, endpoint.schema)
         body = await self.media.inline(request, body)
         received = Received(request, body)
-        if len(body) > INLINE_LIMIT:
+        if len(body) > INLINE_LIMIT_BYTES:
             await self.refer(received)
         return received
 

@@ -9,7 +9,7 @@ from typing import Any
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from backbone.bus.blobs import CHUNK, INLINE_LIMIT, BlobWriter
+from backbone.bus.blobs import CHUNK_BYTES, INLINE_LIMIT_BYTES, BlobWriter
 from gateway.http.body_memory import BodyShare
 from schemas.errors import InvalidRequest
 from schemas.jobs import Upload
@@ -42,7 +42,7 @@ async def read_form(
     make_writer: MakeWriter,
     form: Form,
     *,
-    inline_limit: int = INLINE_LIMIT,
+    inline_limit: int = INLINE_LIMIT_BYTES,
     share: BodyShare | None = None,
 ) -> None:
     """Fill `form` from a body of `content_type`. `files`: the fields that may hold files; beyond `inline_limit` bytes they are blobs.
@@ -163,7 +163,7 @@ class _Reader:
     def buffered(self) -> int:
         """Bytes of the form that are in memory."""
         part = self._part
-        writing = min(part.size, CHUNK) if part is not None and part.writer is not None else 0
+        writing = min(part.size, CHUNK_BYTES) if part is not None and part.writer is not None else 0
         return self._fields_size + self._inline_size + writing
 
     async def flush(self) -> None:

@@ -7,7 +7,7 @@ import base64
 import orjson
 from pydantic import BaseModel
 
-from backbone.ssrf_guard import Egress
+from backbone.ssrf_guard import GuardedHttpClient
 from gateway.http.media_fields import MediaPlace, is_plain, media_places, searched
 from schemas.errors import InvalidRequest, NexusError, RequestTooLarge
 
@@ -18,7 +18,7 @@ REMOTE = ("http://", "https://")
 class RemoteMedia:
     """Puts data URLs in the place of remote ones. Without an `egress`, remote ones are refused."""
 
-    def __init__(self, egress: Egress | None, max_bytes: int) -> None:
+    def __init__(self, egress: GuardedHttpClient | None, max_bytes: int) -> None:
         self._egress = egress
         self._max_bytes = max_bytes
 
@@ -47,7 +47,7 @@ class RemoteMedia:
             raise InvalidRequest(f"more than {MAX_URLS} remote URLs", param=remote[MAX_URLS].param)
         return await self._fetched(self._egress, body)
 
-    async def _fetched(self, egress: Egress, body: bytes) -> bytes:
+    async def _fetched(self, egress: GuardedHttpClient, body: bytes) -> bytes:
         value = orjson.loads(body)
         left = self._max_bytes
         for place in media_places(value):

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from backbone.bus.job_log import DeadLetter
+from backbone.bus.job_log import StoredDeadLetter
 from gateway.auth.authenticator import Principal
 from gateway.endpoints import Endpoint
 from gateway.http.inference_body import Received
@@ -149,10 +149,10 @@ class Jobs(Protocol):
 
     # Dead letters, of all owners
 
-    async def dead_letters(self, *, before: int | None, limit: int) -> list[DeadLetter]:
+    async def dead_letters(self, *, before: int | None, limit: int) -> list[StoredDeadLetter]:
         """Newest first, with sequences below `before`."""
 
-    async def dead_letter(self, job_id: str) -> DeadLetter:
+    async def dead_letter(self, job_id: str) -> StoredDeadLetter:
         """The newest of this job. Raises NotFound."""
 
     async def replay(self, job_id: str) -> JobRecord:
@@ -163,7 +163,6 @@ class Jobs(Protocol):
 
 
 __all__ = [
-    "DeadLetter",
     "EventsExpired",
     "JobEvent",
     "JobNotFailed",
@@ -171,5 +170,6 @@ __all__ = [
     "Jobs",
     "Result",
     "ResultNotReady",
+    "StoredDeadLetter",
     "Submission",
 ]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import orjson
 import structlog
 
-from backbone.bus.blobs import Blobs
-from backbone.bus.job_log import Decision, JobLog, StoredEvent
+from backbone.bus.blobs import BlobStore
+from backbone.bus.job_log import JobLog, StoredEvent, StoredOutcome
 from gateway.jobs.api import EventsExpired, JobEvent
 from gateway.jobs.attempts import with_attempt_count
 from gateway.jobs.records import ended, job_json
@@ -44,7 +44,7 @@ def parse_after(text: str) -> EventId:
 class JobEventStream:
     """One caller's view of one job's events."""
 
-    def __init__(self, jobs: JobLog, blobs: Blobs, record: JobRecord, after: str, *, every: bool = False) -> None:
+    def __init__(self, jobs: JobLog, blobs: BlobStore, record: JobRecord, after: str, *, every: bool = False) -> None:
         """`every`: attempts that were given up are told too."""
         self._every = every
         self._log = jobs
@@ -117,7 +117,7 @@ class JobEventStream:
             log.exception("malformed event", job=self._record.id)
             return []
 
-    async def _decision(self) -> Decision | None:
+    async def _decision(self) -> StoredOutcome | None:
         decision = await self._log.decided(self._record.id)
         newest = max(self._record.run, self._assembly.run)
         if decision is None or decision.word.run < newest:
@@ -134,7 +134,7 @@ class JobEventStream:
             data = job_json(JobRecord.model_validate_json(data))
         return JobEvent(piece.kind, f"{run}-{delivery}-{seq}", data)
 
-    def _end(self, decision: Decision) -> JobEvent:
+    def _end(self, decision: StoredOutcome) -> JobEvent:
         word = decision.word
         if word.status is JobStatus.COMPLETED and not self._assembly.is_whole(word.token, word.events):
             raise EventsExpired("some events of this job are not kept any more; its result is, at …/result")

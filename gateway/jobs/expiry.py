@@ -7,7 +7,7 @@ import contextlib
 
 import structlog
 
-from backbone.store.store import Due, IllegalMove, Store
+from backbone.store.store import DueJob, IllegalMove, Store
 from gateway.jobs.records import now, outcome_fields, queue_deadline, seconds_until_due
 from gateway.jobs.terminator import JobTerminator
 from schemas.errors import DeadlineExceeded, ErrorInfo, NexusError
@@ -39,7 +39,7 @@ class ExpiryWatcher:
             except Exception:
                 log.exception("defect in the timers")
 
-    async def _look(self, due: Due) -> None:
+    async def _look(self, due: DueJob) -> None:
         record = await self._store.get(due.owner, due.job)
         if record is None or record.status in TERMINAL_STATUSES or await self._has_ended(record):
             return

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import orjson
 
-from backbone.bus.blobs import Blobs
+from backbone.bus.blobs import BlobStore
 from gateway.endpoints import DONE, adapted_frame, comment_frame, error_frame, progress_frame
 from gateway.http.asgi import NO_STORE, STREAM_HEADERS, Headers, Line, Reply, adapted_header
 from gateway.http.preferences import Wish
@@ -59,7 +59,7 @@ class Payload:
 class JobResponder:
     """What is sent to callers about durable jobs."""
 
-    def __init__(self, jobs: Jobs, blobs: Blobs, links: Links, comment_after_s: float) -> None:
+    def __init__(self, jobs: Jobs, blobs: BlobStore, links: Links, comment_after_s: float) -> None:
         self._jobs = jobs
         self._comment_after_s = comment_after_s
         self._blobs = blobs

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from backbone.bus.blobs import Blobs
+from backbone.bus.blobs import BlobStore
 from backbone.bus.job_log import JobLog
 from backbone.ids import new_job_id
 from gateway.http.inference_body import Received
@@ -30,7 +30,7 @@ class IdempotencyMismatch(NexusError):
 class Idempotency:
     """See the module's docstring."""
 
-    def __init__(self, jobs: JobLog, blobs: Blobs) -> None:
+    def __init__(self, jobs: JobLog, blobs: BlobStore) -> None:
         self._log = jobs
         self._blobs = blobs
 

@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from backbone.bus.blobs import Blobs
-from backbone.bus.job_log import Item, JobLog
+from backbone.bus.blobs import BlobStore
+from backbone.bus.job_log import JobLog, WorkItem
 from backbone.store.store import IllegalMove, Store
 from gateway.jobs.attempts import with_attempt_count
 from gateway.jobs.records import outcome_fields, record_from_outcome
@@ -36,7 +36,7 @@ class OutcomeRecorder:
         self,
         jobs: JobLog,
         store: Store,
-        blobs: Blobs,
+        blobs: BlobStore,
         ending: JobTerminator,
         metrics: GatewayMetrics,
         *,
@@ -68,7 +68,7 @@ class OutcomeRecorder:
                     await task
             await words.aclose()
 
-    async def _record(self, item: Item) -> None:
+    async def _record(self, item: WorkItem) -> None:
         """Redis away: the word waits, and so does its webhook."""
         try:
             try:

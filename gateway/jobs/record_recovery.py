@@ -13,7 +13,7 @@ import structlog
 from backbone.bus.job_log import JobLog
 from backbone.clock import now
 from backbone.ids import new_token
-from backbone.store.documents import Documents
+from backbone.store.documents import DocumentStore
 from backbone.store.store import Store
 from gateway.jobs.attempts import with_attempt_count
 from gateway.jobs.records import ended, record_from_outcome, seconds_until_due
@@ -34,7 +34,7 @@ LEASE = "rebuilding"
 class RecordRecovery:
     """All gateways look; one works."""
 
-    def __init__(self, jobs: JobLog, store: Store, documents: Documents, *, keep_s: float) -> None:
+    def __init__(self, jobs: JobLog, store: Store, documents: DocumentStore, *, keep_s: float) -> None:
         self._log = jobs
         self._store = store
         self._documents = documents

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import structlog
 
-from backbone.bus.blobs import Blobs
+from backbone.bus.blobs import BlobStore
 from backbone.bus.bus import GatewayBus
 from backbone.bus.job_log import JobLog, Retention
 from backbone.registry.registry import Registry
 from backbone.settings import GatewaySettings
-from backbone.ssrf_guard import Egress
-from backbone.store.documents import Documents
+from backbone.ssrf_guard import GuardedHttpClient
+from backbone.store.documents import DocumentStore
 from backbone.store.store import Store
 from gateway.auth.authenticator import Auth
 from gateway.auth.key_store import KeyRing
@@ -39,14 +39,14 @@ class JobDependencies:
 
     log: JobLog
     bus: GatewayBus
-    blobs: Blobs
+    blobs: BlobStore
     store: Store
-    documents: Documents
+    documents: DocumentStore
     registry: Registry
     dispatcher: Dispatcher
     metrics: GatewayMetrics
     keys: KeyRing
-    egress: Egress
+    egress: GuardedHttpClient
     auth: Auth
 
 

@@ -8,9 +8,9 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from backbone.bus.blobs import Blobs
+from backbone.bus.blobs import BlobStore
 from backbone.bus.bus import Queue
-from backbone.bus.job_log import DeadLetter, Decision, JobLog
+from backbone.bus.job_log import JobLog, StoredDeadLetter, StoredOutcome
 from backbone.store.store import IllegalMove, Store
 from gateway.jobs.api import JobEvent, JobNotFailed, JobNotFound, Result, ResultNotReady, Submission
 from gateway.jobs.attempts import with_attempt_count
@@ -36,7 +36,7 @@ class JobService:
         self,
         jobs: JobLog,
         store: Store,
-        blobs: Blobs,
+        blobs: BlobStore,
         submitter: JobSubmitter,
         ending: JobTerminator,
         estimator: EtaEstimator,
@@ -177,7 +177,9 @@ class JobService:
             await self._log.unbury(letter.seq)
         return again
 
-    async def _again(self, record: JobRecord, message: bytes, word: Outcome, decision: Decision | None) -> JobRecord:
+    async def _again(
+        self, record: JobRecord, message: bytes, word: Outcome, decision: StoredOutcome | None
+    ) -> JobRecord:
         """`word`: how the last run ended; `decision`: where that stands in the way."""
         envelope, body = Envelope.decode(message)
         new = record
@@ -218,11 +220,11 @@ class JobService:
 
     # Dead letters, of all owners
 
-    async def dead_letters(self, *, before: int | None, limit: int) -> list[DeadLetter]:
+    async def dead_letters(self, *, before: int | None, limit: int) -> list[StoredDeadLetter]:
         """Newest first, with sequences below `before`."""
         return await self._log.dead(before=before, limit=limit)
 
-    async def dead_letter(self, job_id: str) -> DeadLetter:
+    async def dead_letter(self, job_id: str) -> StoredDeadLetter:
         """The newest of this job. Raises NotFound."""
         _check_id(job_id)
         letter = await self._log.dead_letter(job_id)
@@ -244,7 +246,7 @@ class JobService:
 
     async def delete_dead_letters(self, job_id: str) -> None:
         """Delete the dead letters of a job. Raises NotFound."""
-        letter: DeadLetter | None = await self.dead_letter(job_id)
+        letter: StoredDeadLetter | None = await self.dead_letter(job_id)
         while letter is not None:
             await self._log.unbury(letter.seq)
             letter = await self._log.dead_letter(job_id)
@@ -263,14 +265,14 @@ def _check_id(job_id: str) -> None:
         raise JobNotFound(f"there is no job '{job_id[:100]}'")
 
 
-def _check_failed(record: JobRecord, decision: Decision | None) -> None:
+def _check_failed(record: JobRecord, decision: StoredOutcome | None) -> None:
     """Raises JobNotFailed. The gateway of a retry may have died in the middle: whoever tries again makes it whole."""
     half_way = record.status is JobStatus.QUEUED and decision is not None and decision.word.run < record.run
     if record.status is not JobStatus.FAILED and not half_way:
         raise JobNotFailed(f"only a failed job can be tried again; this one is {record.status}")
 
 
-def _result(decision: Decision) -> Result:
+def _result(decision: StoredOutcome) -> Result:
     word = decision.word
     data = decision.payload if word.status is JobStatus.COMPLETED else b""
     return Result(word, data, word.blob, word.content_type)

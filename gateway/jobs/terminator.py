@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backbone.bus.bus import GatewayBus
-from backbone.bus.job_log import Decision, JobLog
+from backbone.bus.job_log import JobLog, StoredOutcome
 from gateway.jobs.records import gateway_outcome
 from schemas.control import Control, ControlOp
 from schemas.errors import ErrorInfo
@@ -46,7 +46,7 @@ class JobTerminator:
             await self._log.undecide(word.job, decision.seq)
         return True
 
-    async def decided(self, job: str) -> Decision | None:
+    async def decided(self, job: str) -> StoredOutcome | None:
         """How it ended, if it has."""
         return await self._log.decided(job)
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from backbone.bus.blobs import BlobGone
+from backbone.bus.blobs import BlobNotFound
 from gateway.responses.repository import ResponseNotFound, ResponseRepository, StoredResponse
 from schemas.errors import NotFound
 from schemas.openai.responses import InputItem, ResponsesRequest
@@ -55,6 +55,6 @@ class ItemReferences:
             kept = await self._shelf.get(owner, response)
             talk = await self._shelf.talk(kept)
             output = (await self._state(kept))["output"]
-        except (ResponseNotFound, BlobGone):
+        except (ResponseNotFound, BlobNotFound):
             return {}
         return {str(item["id"]): item for item in (*talk["input"], *output)}

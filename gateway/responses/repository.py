@@ -13,8 +13,8 @@ from typing import Any
 import orjson
 from pydantic import BaseModel, ConfigDict
 
-from backbone.bus.blobs import INLINE_LIMIT, BlobGone, Blobs
-from backbone.store.documents import Documents
+from backbone.bus.blobs import INLINE_LIMIT_BYTES, BlobNotFound, BlobStore
+from backbone.store.documents import DocumentStore
 from gateway.responses.resource import response_id
 from schemas.errors import NotFound
 
@@ -91,7 +91,7 @@ class CreatedResponse:
 class ResponseRepository:
     """All that are kept."""
 
-    def __init__(self, documents: Documents, blobs: Blobs, keep_s: float) -> None:
+    def __init__(self, documents: DocumentStore, blobs: BlobStore, keep_s: float) -> None:
         self._documents = documents
         self._blobs = blobs
         self._keep_s = keep_s
@@ -118,11 +118,11 @@ class ResponseRepository:
         """Raises ResponseNotFound, Unavailable."""
         try:
             return await self._get(owner, which)
-        except BlobGone:
+        except BlobNotFound:
             pass  # the response ended while we looked: what it began as has been replaced
         try:
             return await self._get(owner, which)
-        except BlobGone:
+        except BlobNotFound:
             raise ResponseNotFound(f"Response with id '{which}' is not kept any more.") from None
 
     async def _get(self, owner: str, which: str) -> StoredResponse:
@@ -134,7 +134,7 @@ class ResponseRepository:
         return StoredResponse(owner, raw, document, head["shell"], head["final"])
 
     async def talk(self, kept: StoredResponse) -> JSON:
-        """The conversation: `messages` so far, and `input` as it came. Raises BlobGone, Unavailable."""
+        """The conversation: `messages` so far, and `input` as it came. Raises BlobNotFound, Unavailable."""
         return await self._look_up(kept.document.talk, kept.document.talk_blob)
 
     async def finish(self, kept: StoredResponse, final: JSON) -> JSON:
@@ -161,7 +161,7 @@ class ResponseRepository:
     async def _put_away(self, value: JSON) -> tuple[JSON | None, str | None]:
         """Where it will lie: in the document, or in the blob of this name."""
         data = orjson.dumps(value)
-        if len(data) <= INLINE_LIMIT // 4:
+        if len(data) <= INLINE_LIMIT_BYTES // 4:
             return value, None
         writer = self._blobs.writer(ttl_s=self._keep_s)
         try:

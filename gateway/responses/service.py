@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from backbone.bus.blobs import BlobGone, Blobs
+from backbone.bus.blobs import BlobNotFound, BlobStore
 from backbone.ids import new_job_id
 from gateway import clock
 from gateway.auth.authenticator import Principal
@@ -54,7 +54,7 @@ class ResponseService:
         jobs: Jobs,
         waiting: Waiting,
         shelf: ResponseRepository,
-        blobs: Blobs,
+        blobs: BlobStore,
         reader: Reader,
         idempotency: Idempotency,
         chat: Endpoint,
@@ -156,7 +156,7 @@ class ResponseService:
             kept = await self._shelf.get(owner, previous)
             response = await self._state(kept)
             talk = await self._shelf.talk(kept)
-        except (ResponseNotFound, BlobGone):
+        except (ResponseNotFound, BlobNotFound):
             raise unknown from None
         if response["status"] not in ("completed", "incomplete"):
             raise InvalidRequest(
@@ -220,7 +220,7 @@ class ResponseService:
         return answering.response(await ended_at(self._jobs, owner, job))
 
     async def _data(self, result: Result) -> bytes:
-        """The chat stream, without its end mark. Raises BlobGone."""
+        """The chat stream, without its end mark. Raises BlobNotFound."""
         if result.blob is None:
             return result.data
         return b"".join([piece async for piece in self._blobs.read(result.blob.name)])
@@ -274,7 +274,7 @@ class ResponseService:
         kept = await self._shelf.get(owner, which)
         try:
             items: list[JSON] = (await self._shelf.talk(kept))["input"]
-        except BlobGone:
+        except BlobNotFound:
             raise _lost(kept) from None
         return items
 

@@ -8,7 +8,7 @@ import orjson
 from fastapi import APIRouter, Query
 
 from gateway.dependencies import AdminCaller, PartsDep
-from gateway.jobs.api import DeadLetter
+from gateway.jobs.api import StoredDeadLetter
 from gateway.jobs.records import shape
 from schemas.jobs import Envelope
 
@@ -54,7 +54,7 @@ async def delete_dead_letter(job_id: str, parts: PartsDep, _: AdminCaller) -> di
     return {"id": job_id, "object": "dead_letter", "deleted": True}
 
 
-def _shape(letter: DeadLetter) -> dict[str, Any]:
+def _shape(letter: StoredDeadLetter) -> dict[str, Any]:
     word = letter.word
     return {
         "id": word.job,
@@ -74,7 +74,7 @@ def _shape(letter: DeadLetter) -> dict[str, Any]:
     }
 
 
-def _request(letter: DeadLetter) -> Any:
+def _request(letter: StoredDeadLetter) -> Any:
     if not letter.message or len(letter.message) > MAX_SHOWN:
         return None
     try:

@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 
-from backbone.bus.blobs import Blobs
+from backbone.bus.blobs import BlobStore
 from gateway.auth.authenticator import Auth, OpenRequests, Principal
 from gateway.dispatcher import Dispatcher
 from gateway.endpoints import (
@@ -75,7 +75,7 @@ class Inference:
         self,
         dispatcher: Dispatcher,
         reader: Reader,
-        blobs: Blobs,
+        blobs: BlobStore,
         links: Links,
         auth: Auth,
         metrics: GatewayMetrics,

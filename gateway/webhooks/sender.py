@@ -22,7 +22,7 @@ import orjson
 import structlog
 from pydantic import BaseModel, ConfigDict
 
-from backbone.bus.job_log import Backlog, Item
+from backbone.bus.job_log import WorkItem, WorkQueue
 from backbone.ssrf_guard import FetchRefused
 from backbone.store.store import Store
 from gateway import clock
@@ -53,7 +53,7 @@ Secrets = Callable[[str], str | None]
 
 
 class Poster(Protocol):
-    """What of `backbone.ssrf_guard.Egress` is needed."""
+    """What of `backbone.ssrf_guard.GuardedHttpClient` is needed."""
 
     def check(self, url: str) -> None:
         """Raises FetchRefused for what can never work."""
@@ -85,7 +85,7 @@ class WebhookSender:
 
     def __init__(
         self,
-        backlog: Backlog,
+        backlog: WorkQueue,
         store: Store,
         poster: Poster,
         secret_of: Secrets,
@@ -150,7 +150,7 @@ class WebhookSender:
         finally:
             await _end({notes})
 
-    async def _settle(self, item: Item) -> None:
+    async def _settle(self, item: WorkItem) -> None:
         try:
             await self._try(item)
         except asyncio.CancelledError:
@@ -159,7 +159,7 @@ class WebhookSender:
         except Unavailable as error:
             log.warning("webhook not settled; it may be told twice", item=item.id, error=str(error))
 
-    async def _try(self, item: Item) -> None:
+    async def _try(self, item: WorkItem) -> None:
         """One try: send, settle, note."""
         try:
             hook = WebhookMessage.model_validate_json(item.data)

@@ -9,7 +9,7 @@ from typing import Any
 from backbone.bus.bus import Queue
 from backbone.bus.job_log import JobLog, Retention, WorkerLog
 from backbone.bus.nats.gateway_bus import NatsGatewayBus
-from backbone.bus.nats.jetstream import JobsStream
+from backbone.bus.nats.jetstream import JobsStreamConfig
 from backbone.bus.nats.job_log import NatsJobLog
 from backbone.bus.nats.worker_bus import NatsWorkerBus
 from backbone.bus.nats.worker_log import NatsWorkerLog
@@ -52,7 +52,7 @@ class World:
 
     async def open_queue(self) -> None:
         """Make the jobs stream, and the queue of `self.queue`."""
-        stream = JobsStream(max_per_queue=MAX_PER_QUEUE, max_bytes=64 * MIB)
+        stream = JobsStreamConfig(max_per_queue=MAX_PER_QUEUE, max_bytes=64 * MIB)
         side = (
             NatsGatewayBus(self.nats_url, gateway=secrets.token_hex(4), ack_wait_s=ACK_WAIT_S, stream=stream)
             if self.nats_url

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from backbone.registry.backup import RegistryDump
-from backbone.registry.etcd_client import EtcdLink
-from backbone.store.backup import RedisDump
+from backbone.registry.backup import RegistryBackup
+from backbone.registry.etcd_client import EtcdClient
+from backbone.store.backup import RedisBackup
 from backbone.store.redis import RedisStore
-from backbone.store.redis_documents import RedisDocuments
+from backbone.store.redis_documents import RedisDocumentStore
 from schemas.jobs import Capability, JobRecord, JobStatus
 from tests.servers import Server
 
@@ -42,7 +42,7 @@ async def store(own_redis: Server) -> AsyncIterator[RedisStore]:
 
 async def anew(store: RedisStore, client: Redis) -> None:
     """Read everything, delete it, and write it again."""
-    dump = RedisDump(store)
+    dump = RedisBackup(store)
     lines = [line async for line in dump.lines()]
     await dump.clear()
     assert await client.keys("nexus:*") == []
@@ -53,7 +53,7 @@ async def anew(store: RedisStore, client: Redis) -> None:
 
 async def test_documents_and_lists(store: RedisStore, own_redis: Server) -> None:
     """They come back byte for byte, those without text too, listed as before, with the moment at which they end."""
-    documents = RedisDocuments(store)
+    documents = RedisDocumentStore(store)
     values = {f"d{n}": (b"\xff\0" + bytes([n % 256]), 'ö "quoted"'.encode(), b"x" * 70_000)[n % 3] for n in range(1500)}
     for name, value in values.items():
         await documents.put("file", "an:owner", name, value, ttl_s=1000)
@@ -91,15 +91,15 @@ async def test_what_follows_from_records(store: RedisStore, own_redis: Server) -
 
 async def test_what_has_ended_meanwhile(store: RedisStore, own_redis: Server) -> None:
     """It stays away."""
-    documents = RedisDocuments(store)
+    documents = RedisDocumentStore(store)
     await documents.put("file", "o", "short", b"1", ttl_s=0.3)
     await documents.put("file", "o", "long", b"2", ttl_s=1000)
-    lines = [line async for line in RedisDump(store).lines()]
+    lines = [line async for line in RedisBackup(store).lines()]
     async with Redis.from_url(own_redis.url) as client:
         while await client.exists("nexus:doc:file:o:short"):
             pass
-        await RedisDump(store).clear()
-        await RedisDump(store).load(lines)
+        await RedisBackup(store).clear()
+        await RedisBackup(store).load(lines)
     assert await documents.page("file", "o") == [("long", b"2")]
 
 
@@ -113,11 +113,11 @@ async def test_types_that_nexus_does_not_use_yet(store: RedisStore, own_redis: S
 
 async def test_batches_before_files(store: RedisStore) -> None:
     """Whoever names others is read before them, and lists come last."""
-    documents = RedisDocuments(store)
+    documents = RedisDocumentStore(store)
     await documents.put("file", "o", "f", b"{}")
     await documents.put("batch", "o", "b", b"{}")
     await store.create(record("j", owner="o"), ttl_s=10)
-    keys = [line.split(b'"')[3] async for line in RedisDump(store).lines()]
+    keys = [line.split(b'"')[3] async for line in RedisBackup(store).lines()]
     assert keys[0] == b"nexus:doc:batch:o:b"
     assert set(keys[1:3]) == {b"nexus:doc:file:o:f", b"nexus:job:o:j"}
     assert set(keys[3:]) == {b"nexus:docs:file:o", b"nexus:docs:batch:o", b"nexus:jobs:o"}
@@ -126,18 +126,18 @@ async def test_batches_before_files(store: RedisStore) -> None:
 async def test_etcd(etcd_url: str) -> None:
     """What has no lease comes back, under another prefix too; workers do not."""
     old, new = (f"/old-{uuid.uuid4().hex}/", f"/new-{uuid.uuid4().hex}/")
-    link = EtcdLink(etcd_url, probe_key=old)
+    link = EtcdClient(etcd_url, probe_key=old)
     await link.open()
     try:
         await link.put(f"{old}aliases/org/model:tag", b'["a"]')
         await link.put(f"{old}services/tts", b"\xff")
         await link.put(f"{old}models/m", b"{}")
         await link.put(f"{old}workers/w", b"{}", lease=await link.grant(60))
-        there = RegistryDump(link, old)
+        there = RegistryBackup(link, old)
         assert await there.workers() == ["w"]
         values = await there.read()
         assert values == {"aliases/org/model:tag": b'["a"]', "services/tts": b"\xff", "models/m": b"{}"}
-        copy = RegistryDump(link, new)
+        copy = RegistryBackup(link, new)
         assert await copy.operators_keys() == []
         await copy.write(values)
         assert await copy.read() == values

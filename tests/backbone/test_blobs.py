@@ -16,15 +16,15 @@ from typing import Any
 import nats
 import pytest
 
-from backbone.bus.blob_names import META, BadSeal, BlobName, BlobSeal
-from backbone.bus.blobs import CHUNK, BlobBroken, BlobGone, BlobInfo, Blobs, BlobWriter
-from backbone.bus.nats.connection import Wire
-from backbone.bus.nats.jetstream import BucketConfig, ensure_bucket, request
-from backbone.bus.nats.objects.reader import DIRECT_GET, BlobReader
-from backbone.bus.nats.objects.store import NatsBlobs
-from backbone.bus.nats.request_inbox import Answer
-from backbone.bus.subjects import BLOBS, BLOBS_STREAM, blob_chunk, blob_chunks, blob_meta
-from backbone.testing.blobs import MemoryBlobs
+from backbone.bus.blob_names import META, BlobCipher, BlobName, InvalidBlobSeal
+from backbone.bus.blobs import CHUNK_BYTES, BlobCorrupted, BlobInfo, BlobNotFound, BlobStore, BlobWriter
+from backbone.bus.nats.connection import NatsConnection
+from backbone.bus.nats.jetstream import BlobBucketConfig, ensure_bucket, request
+from backbone.bus.nats.objects.reader import DIRECT_GET, NatsBlobReader
+from backbone.bus.nats.objects.store import NatsBlobStore
+from backbone.bus.nats.request_inbox import ReplyMessage
+from backbone.bus.subjects import BLOBS_BUCKET, BLOBS_STREAM, blob_chunk, blob_chunks, blob_meta
+from backbone.testing.blobs import MemoryBlobStore
 from schemas.errors import Unavailable
 from tests.conftest import Eventually
 from tests.servers import Server, source
@@ -44,16 +44,16 @@ class World:
 
     def __init__(self, url: str | None) -> None:
         self.url = url
-        self.memory = MemoryBlobs()
-        self.admin = Wire(url or "", "blobs-admin")
-        self.closing: list[NatsBlobs] = []
+        self.memory = MemoryBlobStore()
+        self.admin = NatsConnection(url or "", "blobs-admin")
+        self.closing: list[NatsBlobStore] = []
 
-    async def side(self, *, max_bytes: int = 256 * MIB, create: bool = True) -> Blobs:
+    async def side(self, *, max_bytes: int = 256 * MIB, create: bool = True) -> BlobStore:
         if self.url is None:
             self.memory.max_bytes = max_bytes
             return self.memory
-        bucket = BucketConfig(max_bytes=max_bytes) if create else None
-        made = NatsBlobs(self.url, "test", create=bucket, worker="" if create else "w1")
+        bucket = BlobBucketConfig(max_bytes=max_bytes) if create else None
+        made = NatsBlobStore(self.url, "test", create=bucket, worker="" if create else "w1")
         self.closing.append(made)
         await made.start()
         return made
@@ -125,18 +125,18 @@ async def real(blobs_nats: Server) -> AsyncIterator[World]:
         yield made
 
 
-async def put(blobs: Blobs, data: bytes, *, ttl_s: float = 60, piece: int = 100_000) -> BlobInfo:
+async def put(blobs: BlobStore, data: bytes, *, ttl_s: float = 60, piece: int = 100_000) -> BlobInfo:
     writer = blobs.writer(ttl_s=ttl_s, content_type="image/png", owner="me")
     for start in range(0, len(data), piece):
         await writer.write(data[start : start + piece])
     return await writer.close()
 
 
-async def get(blobs: Blobs, name: str) -> bytes:
+async def get(blobs: BlobStore, name: str) -> bytes:
     return b"".join([chunk async for chunk in blobs.read(name)])
 
 
-@pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 5 * MIB])
+@pytest.mark.parametrize("size", [0, 1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 2 * CHUNK_BYTES, 5 * MIB])
 @pytest.mark.parametrize("piece", [70_001, 10 * MIB])
 async def test_what_is_written_is_read(world: World, size: int, piece: int) -> None:
     """Another side reads byte for byte what one side wrote, in pieces of any size, and how it was described."""
@@ -160,13 +160,13 @@ async def test_a_blob_does_not_exist_before_its_writer_closed(world: World) -> N
     """What is half written has no name that anybody could read."""
     blobs = await world.side()
     writer = blobs.writer(ttl_s=60)
-    await writer.write(bytes(3 * CHUNK))
+    await writer.write(bytes(3 * CHUNK_BYTES))
     name = _name_of(writer)
     assert await blobs.info(name) is None
-    with pytest.raises(BlobGone):
+    with pytest.raises(BlobNotFound):
         await get(blobs, name)
     await writer.close()
-    assert len(await get(blobs, name)) == 3 * CHUNK
+    assert len(await get(blobs, name)) == 3 * CHUNK_BYTES
 
 
 def _name_of(writer: BlobWriter) -> str:
@@ -193,7 +193,7 @@ async def test_a_name_that_is_none_is_not_found(world: World, name: str) -> None
     blobs = await world.side()
     kept = await put(blobs, b"kept")
     assert await blobs.info(name) is None
-    with pytest.raises(BlobGone):
+    with pytest.raises(BlobNotFound):
         await get(blobs, name)
     blobs.remove(name)
     assert await get(blobs, kept.name) == b"kept"
@@ -294,28 +294,28 @@ async def test_a_reader_may_stop_early(world: World) -> None:
     data = secrets.token_bytes(2 * MIB)
     info = await put(blobs, data)
     async with aclosing(blobs.read(info.name)) as chunks:
-        assert await anext(chunks) == data[:CHUNK]
+        assert await anext(chunks) == data[:CHUNK_BYTES]
     assert await get(blobs, info.name) == data
 
 
-@pytest.mark.parametrize("size", [CHUNK, 10 * CHUNK])
+@pytest.mark.parametrize("size", [CHUNK_BYTES, 10 * CHUNK_BYTES])
 async def test_a_lost_chunk_is_noticed(world: World, size: int) -> None:
     """A blob with a part missing is an error, never a shorter blob."""
     blobs = await world.side()
     info = await put(blobs, bytes(size))
     await world.lose_last_chunk(info.name)
-    with pytest.raises(BlobBroken):
+    with pytest.raises(BlobCorrupted):
         await get(blobs, info.name)
 
 
 async def test_a_changed_chunk_is_noticed(world: World) -> None:
     """Other bytes of the same length are an error, and the last of them are not given out."""
     blobs = await world.side()
-    info = await put(blobs, bytes(3 * CHUNK))
+    info = await put(blobs, bytes(3 * CHUNK_BYTES))
     await world.lose_last_chunk(info.name)
-    await world.add_chunk(info.name, 2, b"\x01" * CHUNK)
+    await world.add_chunk(info.name, 2, b"\x01" * CHUNK_BYTES)
     seen = 0
-    with pytest.raises(BlobBroken):
+    with pytest.raises(BlobCorrupted):
         async for chunk in blobs.read(info.name):
             seen += len(chunk)
     assert seen < info.size
@@ -352,7 +352,7 @@ async def test_many_transfers_hold_little(real: World) -> None:
         tracemalloc.reset_peak()
         readers = [blobs.read(info.name) for info in infos]
         for _ in range(32):
-            assert {len(await anext(reader)) for reader in readers} == {CHUNK}
+            assert {len(await anext(reader)) for reader in readers} == {CHUNK_BYTES}
             await real.admin.ping()  # what was asked for ahead has come
         read = tracemalloc.get_traced_memory()[1]
     finally:
@@ -366,7 +366,7 @@ async def test_natss_own_client_lists_a_blob(real: World) -> None:
     infos = [await put(side, bytes(300_000)) for side in (gateway, worker)]
     client = await nats.connect(real.url)
     try:
-        store = await client.jetstream().object_store(BLOBS)
+        store = await client.jetstream().object_store(BLOBS_BUCKET)
         listed = await store.list()
         assert [(one.name, one.chunks) for one in listed] == [
             (path_of(info.name).rpartition(".")[2], 3) for info in infos
@@ -383,7 +383,7 @@ async def test_what_is_stored_says_nothing_without_its_name(real: World) -> None
     writer = blobs.writer(ttl_s=60, content_type="text/secret", owner="alice")
     await writer.write(secret)
     name = (await writer.close()).name
-    direct = f"$JS.API.DIRECT.GET.{BLOBS_STREAM}.$O.{BLOBS}"
+    direct = f"$JS.API.DIRECT.GET.{BLOBS_STREAM}.$O.{BLOBS_BUCKET}"
     client = await nats.connect(real.url)
     for subject in (f"{direct}.C.*.*", f"{direct}.M.*", f"{direct}.>", f"{direct}.C.{path_of(name)}.0"):
         found = await client.request(subject, b"")
@@ -393,7 +393,7 @@ async def test_what_is_stored_says_nothing_without_its_name(real: World) -> None
     await client.close()
     # Not by its name without the key, nor with another's key.
     for other in (path_of(name), f"{path_of(name)}.{'A' * 43}"):
-        with pytest.raises(BlobBroken):
+        with pytest.raises(BlobCorrupted):
             await get(blobs, other)
     blobs.remove(f"{path_of(name)}.{'A' * 43}", if_opened=True)
     blobs.remove(path_of(name), if_opened=True)
@@ -412,12 +412,12 @@ async def test_only_who_can_open_a_blob_has_it_removed_for_a_worker(real: World,
 async def test_a_chunk_in_the_place_of_another_is_noticed(real: World, number: int) -> None:
     """Each is sealed under its number, and by the key of its own blob."""
     blobs = await real.side()
-    infos = [await put(blobs, secrets.token_bytes(3 * CHUNK)) for _ in range(2)]
+    infos = [await put(blobs, secrets.token_bytes(3 * CHUNK_BYTES)) for _ in range(2)]
     subject = f"$JS.API.DIRECT.GET.{BLOBS_STREAM}.{blob_chunk(path_of(infos[0].name), 1)}"
     moved = (await real.admin.client.request(subject, b"")).data
     target = infos[1] if number == 1 else infos[0]
     await real.add_chunk(target.name, number, moved)
-    with pytest.raises(BlobBroken):
+    with pytest.raises(BlobCorrupted):
         await get(blobs, target.name)
 
 
@@ -427,10 +427,10 @@ async def test_a_blob_from_before_seals_is_read(real: World) -> None:
     name, data = "a" * 32, secrets.token_bytes(200_000)
     client = await nats.connect(real.url)
     jetstream = client.jetstream()
-    for number, start in enumerate(range(0, len(data), CHUNK)):
-        await jetstream.publish(blob_chunk(name, number), data[start : start + CHUNK])
+    for number, start in enumerate(range(0, len(data), CHUNK_BYTES)):
+        await jetstream.publish(blob_chunk(name, number), data[start : start + CHUNK_BYTES])
     meta = {
-        "name": name, "bucket": BLOBS, "nuid": f"{name}.*", "size": len(data), "chunks": 2,
+        "name": name, "bucket": BLOBS_BUCKET, "nuid": f"{name}.*", "size": len(data), "chunks": 2,
         "digest": f"SHA-256={base64.urlsafe_b64encode(sha256(data).digest()).decode()}",
         "headers": {"Content-Type": ["text/plain"]}, "metadata": {"owner": "me"},
     }  # fmt: skip
@@ -460,7 +460,7 @@ def test_a_name_is_taken_apart_as_it_was_put_together() -> None:
 
 
 def test_a_seal_opens_what_it_sealed_and_nothing_else() -> None:
-    one, other = BlobSeal(b"a" * 32), BlobSeal(b"b" * 32)
+    one, other = BlobCipher(b"a" * 32), BlobCipher(b"b" * 32)
     sealed = one.seal(0, b"data")
     assert one.open(0, sealed) == b"data"
     for seal, number, data in (
@@ -470,23 +470,23 @@ def test_a_seal_opens_what_it_sealed_and_nothing_else() -> None:
         (one, 0, sealed[:-1]),
         (one, 0, b""),
     ):
-        with pytest.raises(BadSeal):
+        with pytest.raises(InvalidBlobSeal):
             seal.open(number, data)
 
 
 async def test_what_a_lagging_replica_lacks_its_leader_has(real: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A direct get that finds nothing is no proof: in a cluster, any replica answers it."""
     blobs = await real.side()
-    data = secrets.token_bytes(3 * CHUNK)
+    data = secrets.token_bytes(3 * CHUNK_BYTES)
     info = await put(blobs, data)
-    ask = BlobReader._ask
+    ask = NatsBlobReader._ask
 
-    async def lagging(self: BlobReader, subject: bytes, body: bytes) -> list[Answer]:
+    async def lagging(self: NatsBlobReader, subject: bytes, body: bytes) -> list[ReplyMessage]:
         if subject.startswith(DIRECT_GET):
-            return [Answer(b"NATS/1.0 404 Message Not Found\r\n\r\n", b"")]
+            return [ReplyMessage(b"NATS/1.0 404 Message Not Found\r\n\r\n", b"")]
         return await ask(self, subject, body)
 
-    monkeypatch.setattr(BlobReader, "_ask", lagging)
+    monkeypatch.setattr(NatsBlobReader, "_ask", lagging)
     assert await blobs.info(info.name) == info
     assert await get(blobs, info.name) == data
 
@@ -494,18 +494,18 @@ async def test_what_a_lagging_replica_lacks_its_leader_has(real: World, monkeypa
 async def test_a_worker_waits_for_a_lagging_replica(real: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may not ask the leader, so it asks again: what was just stored is found."""
     gateway, worker = await real.side(), await real.side(create=False)
-    data = secrets.token_bytes(3 * CHUNK)
+    data = secrets.token_bytes(3 * CHUNK_BYTES)
     info = await put(gateway, data)
-    ask, missed = BlobReader._ask, set[bytes]()
+    ask, missed = NatsBlobReader._ask, set[bytes]()
 
-    async def lagging(self: BlobReader, subject: bytes, body: bytes) -> list[Answer]:
+    async def lagging(self: NatsBlobReader, subject: bytes, body: bytes) -> list[ReplyMessage]:
         assert subject.startswith(DIRECT_GET + b"."), subject
         if subject not in missed:
             missed.add(subject)
-            return [Answer(b"NATS/1.0 404 Message Not Found\r\n\r\n", b"")]
+            return [ReplyMessage(b"NATS/1.0 404 Message Not Found\r\n\r\n", b"")]
         return await ask(self, subject, body)
 
-    monkeypatch.setattr(BlobReader, "_ask", lagging)
+    monkeypatch.setattr(NatsBlobReader, "_ask", lagging)
     assert await get(worker, info.name) == data
     assert len(missed) == 4
 
@@ -513,12 +513,12 @@ async def test_a_worker_waits_for_a_lagging_replica(real: World, monkeypatch: py
 async def test_a_worker_erases_what_it_may_not_purge(real: World, eventually: Eventually) -> None:
     """A worker's abort and removal free the room too, and disturb no other blob."""
     gateway, worker = await real.side(), await real.side(create=False)
-    kept = await put(gateway, bytes(3 * CHUNK))
+    kept = await put(gateway, bytes(3 * CHUNK_BYTES))
     left = await real.messages()
     writer = worker.writer(ttl_s=600)
-    await writer.write(bytes(9 * CHUNK))
+    await writer.write(bytes(9 * CHUNK_BYTES))
     await writer.abort()
-    gone = await put(worker, bytes(4 * CHUNK), ttl_s=600)
+    gone = await put(worker, bytes(4 * CHUNK_BYTES), ttl_s=600)
     worker.remove(gone.name)
 
     async def only_the_kept_one_is_left() -> bool:
@@ -526,7 +526,7 @@ async def test_a_worker_erases_what_it_may_not_purge(real: World, eventually: Ev
 
     await eventually(only_the_kept_one_is_left)
     assert await gateway.info(gone.name) is None
-    assert await get(worker, kept.name) == bytes(3 * CHUNK)
+    assert await get(worker, kept.name) == bytes(3 * CHUNK_BYTES)
 
 
 async def test_a_store_that_is_not_there_yet_is_unavailable(real: World) -> None:
@@ -534,7 +534,7 @@ async def test_a_store_that_is_not_there_yet_is_unavailable(real: World) -> None
     blobs = await real.side(create=False)
     with pytest.raises(Unavailable, match="gateways make it"):
         await put(blobs, b"x")
-    await ensure_bucket(real.admin.client, BucketConfig(max_bytes=MIB))
+    await ensure_bucket(real.admin.client, BlobBucketConfig(max_bytes=MIB))
 
 
 async def test_a_server_that_ignores_lifetimes_is_refused() -> None:
@@ -546,7 +546,7 @@ async def test_a_server_that_ignores_lifetimes_is_refused() -> None:
         return SimpleNamespace(data=json.dumps({"config": config}).encode())
 
     with pytest.raises(Unavailable, match=r"too old.*2\.11"):
-        await ensure_bucket(SimpleNamespace(request=answer, is_connected=True), BucketConfig())  # type: ignore[arg-type]
+        await ensure_bucket(SimpleNamespace(request=answer, is_connected=True), BlobBucketConfig())  # type: ignore[arg-type]
 
 
 async def test_the_end_of_the_connection_ends_what_is_under_way(real: World) -> None:
@@ -554,12 +554,12 @@ async def test_the_end_of_the_connection_ends_what_is_under_way(real: World) -> 
     blobs = await real.side()
     info = await put(blobs, bytes(MIB))
     writer = blobs.writer(ttl_s=60)
-    await writer.write(bytes(CHUNK))
+    await writer.write(bytes(CHUNK_BYTES))
     chunks = blobs.read(info.name)
     await anext(chunks)
     await real.closing[0].close()
     with pytest.raises(Unavailable):
-        await writer.write(bytes(8 * CHUNK))
+        await writer.write(bytes(8 * CHUNK_BYTES))
     await writer.abort()
     with pytest.raises(Unavailable):
         [chunk async for chunk in chunks]
@@ -567,8 +567,8 @@ async def test_the_end_of_the_connection_ends_what_is_under_way(real: World) -> 
 
 
 @pytest.fixture
-async def crashing(own_nats: Server) -> AsyncIterator[NatsBlobs]:
-    made = NatsBlobs(own_nats.url, "test", create=BucketConfig(max_bytes=64 * MIB))
+async def crashing(own_nats: Server) -> AsyncIterator[NatsBlobStore]:
+    made = NatsBlobStore(own_nats.url, "test", create=BlobBucketConfig(max_bytes=64 * MIB))
     await made.start()
     yield made
     await made.close()
@@ -585,7 +585,7 @@ async def _finish(writer: BlobWriter, data: bytes) -> BlobInfo | None:
 
 
 async def test_chunks_under_way_in_a_crash_fail_the_writer(
-    crashing: NatsBlobs, own_nats: Server, eventually: Eventually
+    crashing: NatsBlobStore, own_nats: Server, eventually: Eventually
 ) -> None:
     """NATS dies with chunks unconfirmed: the writer fails, nothing can be read, and later writing works again."""
     data = secrets.token_bytes(4 * MIB)
@@ -603,7 +603,7 @@ async def test_chunks_under_way_in_a_crash_fail_the_writer(
     assert await get(crashing, info.name) == data
 
 
-async def test_a_blob_written_over_a_crash_is_whole_or_fails(crashing: NatsBlobs, own_nats: Server) -> None:
+async def test_a_blob_written_over_a_crash_is_whole_or_fails(crashing: NatsBlobStore, own_nats: Server) -> None:
     """NATS dies between two writes: the writer fails, or the blob is what was written."""
     data = secrets.token_bytes(4 * MIB)
     writers = [crashing.writer(ttl_s=60) for _ in range(5)]
@@ -616,7 +616,7 @@ async def test_a_blob_written_over_a_crash_is_whole_or_fails(crashing: NatsBlobs
             assert await get(crashing, info.name) == data
 
 
-async def test_reading_goes_on_after_a_crash(crashing: NatsBlobs, own_nats: Server) -> None:
+async def test_reading_goes_on_after_a_crash(crashing: NatsBlobStore, own_nats: Server) -> None:
     """NATS killed in the middle of reading and back soon: the reader notices nothing but a delay."""
     data = secrets.token_bytes(2 * MIB)
     info = await put(crashing, data)
@@ -629,15 +629,15 @@ async def test_reading_goes_on_after_a_crash(crashing: NatsBlobs, own_nats: Serv
 
 
 async def test_writing_without_nats_fails_at_once(
-    crashing: NatsBlobs, own_nats: Server, eventually: Eventually
+    crashing: NatsBlobStore, own_nats: Server, eventually: Eventually
 ) -> None:
     """While NATS is away a write is refused, and an abort does not raise."""
     writer = crashing.writer(ttl_s=60)
-    await writer.write(bytes(CHUNK))
+    await writer.write(bytes(CHUNK_BYTES))
     own_nats.kill()
     await eventually(lambda: not crashing.connected)
     with pytest.raises(Unavailable):
-        await writer.write(bytes(CHUNK))
+        await writer.write(bytes(CHUNK_BYTES))
     await writer.abort()
     crashing.remove("0" * 32)
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from backbone.bus.nats.broadcast import MemoryNotices, NatsNotices, Notices
+from backbone.bus.nats.broadcast import Broadcast, MemoryBroadcast, NatsBroadcast
 from tests.conftest import Eventually
 from tests.servers import Server
 
@@ -18,13 +18,13 @@ def url(request: pytest.FixtureRequest) -> str | None:
 
 
 @pytest.fixture
-async def pair(url: str | None) -> AsyncIterator[tuple[Notices, Notices]]:
+async def pair(url: str | None) -> AsyncIterator[tuple[Broadcast, Broadcast]]:
     """The notices of two gateways."""
     if url is None:
-        shared = MemoryNotices()
+        shared = MemoryBroadcast()
         yield shared, shared
         return
-    one, other = NatsNotices(url, "one"), NatsNotices(url, "other")
+    one, other = NatsBroadcast(url, "one"), NatsBroadcast(url, "other")
     await one.start()
     await other.start()
     yield one, other
@@ -32,7 +32,7 @@ async def pair(url: str | None) -> AsyncIterator[tuple[Notices, Notices]]:
     await other.close()
 
 
-async def test_everybody_hears(pair: tuple[Notices, Notices], eventually: Eventually) -> None:
+async def test_everybody_hears(pair: tuple[Broadcast, Broadcast], eventually: Eventually) -> None:
     """Who told too; other topics are not heard."""
     one, other = pair
     heard: list[str] = []
@@ -49,7 +49,7 @@ async def test_everybody_hears(pair: tuple[Notices, Notices], eventually: Eventu
 
 async def test_without_nats_telling_does_not_fail(own_nats: Server, eventually: Eventually) -> None:
     """After an outage every topic is heard: a notice may have been missed."""
-    notices = NatsNotices(own_nats.url, "one")
+    notices = NatsBroadcast(own_nats.url, "one")
     await notices.start()
     heard: list[str] = []
     await notices.listen("apples", lambda: heard.append("apples"))

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from backbone.bus.bus import Delivery, GatewayBus, Queue, WorkerBus
+from backbone.bus.bus import GatewayBus, JobDelivery, Queue, WorkerBus
 from backbone.bus.nats import gateway_bus
 from backbone.bus.nats.gateway_bus import NatsGatewayBus
-from backbone.bus.nats.jetstream import JobsStream
+from backbone.bus.nats.jetstream import JobsStreamConfig
 from backbone.bus.nats.worker_bus import NatsWorkerBus
 from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from schemas.errors import BackendFailed, NexusError, QueueFull, RequestTooLarge
@@ -52,7 +52,7 @@ class Hand:
     """A worker's bus, and what it was given."""
 
     bus: WorkerBus
-    jobs: list[Delivery] = field(default_factory=list)
+    jobs: list[JobDelivery] = field(default_factory=list)
     unused: list[int] = field(default_factory=list)
     rang: list[Queue] = field(default_factory=list)
 
@@ -73,7 +73,7 @@ class World:
         self.queue = Queue(Capability.CHAT, Lane.DEFAULT, f"model.{secrets.token_hex(4)} *>")
 
     async def gateway(self) -> GatewayBus:
-        stream = JobsStream(max_per_queue=MAX_PER_QUEUE, max_bytes=64 * 1024 * 1024)
+        stream = JobsStreamConfig(max_per_queue=MAX_PER_QUEUE, max_bytes=64 * 1024 * 1024)
         bus: GatewayBus = (
             NatsGatewayBus(self.nats_url, gateway=secrets.token_hex(4), ack_wait_s=ACK_WAIT_S, stream=stream)
             if self.nats_url
@@ -85,7 +85,7 @@ class World:
         return bus
 
     async def worker(self, *, bell: bool = False) -> Hand:
-        jobs: list[Delivery] = []
+        jobs: list[JobDelivery] = []
         bus: WorkerBus = (
             NatsWorkerBus(self.nats_url, worker=secrets.token_hex(4), ack_wait_s=ACK_WAIT_S, on_job=jobs.append)
             if self.nats_url

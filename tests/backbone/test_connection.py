@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.errors import BadSubjectError
-from nats.protocol.parser import Parser as TheirParser
+from nats.protocol.parser import ProtocolParser as TheirParser
 
-from backbone.bus.nats.connection import Parser, Wire
+from backbone.bus.nats.connection import NatsConnection, ProtocolParser
 from backbone.bus.nats.headers import parse_ack_subject, parse_status
-from backbone.bus.refusal_counter import Refusals
-from backbone.bus.subjects import BadSubject
+from backbone.bus.refusal_counter import RefusalCounter
+from backbone.bus.subjects import InvalidSubject
 from tests.conftest import Eventually
 from tests.servers import Server
 
@@ -104,7 +104,7 @@ OTHERS = [
 def test_any_split_of_the_bytes_reads_the_same(cuts: list[int]) -> None:
     """However the network cuts the stream, the same messages come out."""
     client, got = _Client(), []
-    parser = Parser(client, {1: lambda *message: got.append(message)}, Refusals())  # type: ignore[arg-type]
+    parser = ProtocolParser(client, {1: lambda *message: got.append(message)}, RefusalCounter())  # type: ignore[arg-type]
     edges = [0, *sorted(cuts), len(WIRE)]
 
     async def feed() -> None:
@@ -136,12 +136,12 @@ def _line(written: list[bytes]) -> list[bytes]:
 @settings(max_examples=500, deadline=None)
 def test_a_name_never_becomes_protocol(subject: bytes, reply: bytes, message_id: bytes) -> None:
     """Whatever the subject and the reply are: nothing is written, or one command with exactly these words."""
-    wire = Wire("nats://127.0.0.1:1", "test")
+    wire = NatsConnection("nats://127.0.0.1:1", "test")
     wire._write = lambda command: written.append(command)  # type: ignore[method-assign]
     written: list[bytes] = []
     try:
         wire.publish(subject, b"payload", reply)
-    except BadSubject:
+    except InvalidSubject:
         assert written == []
     else:
         assert _line(written) == [b"PUB", subject, *([reply] if reply else []), b"7"]
@@ -152,7 +152,7 @@ def test_a_name_never_becomes_protocol(subject: bytes, reply: bytes, message_id:
     written.clear()
     try:
         wire.publish_with_id(b"a.b", b"payload", b"c", message_id)
-    except BadSubject:
+    except InvalidSubject:
         assert written == []
     else:
         head, _, body = b"".join(written).partition(b"\r\n\r\n")
@@ -165,19 +165,19 @@ def test_a_name_never_becomes_protocol(subject: bytes, reply: bytes, message_id:
 )
 async def test_no_way_past_the_check(own_nats: Server, name: str) -> None:
     """A subject that is none is refused on every way to the server, nats-py's own included; a correct one still passes."""
-    wire = Wire(own_nats.url, "test")
+    wire = NatsConnection(own_nats.url, "test")
     await wire.connect()
     client = wire.client
     for attempt in (client.publish(name, b"x"), client.request(name, b"x", timeout=1)):
-        with pytest.raises((BadSubject, BadSubjectError)):
+        with pytest.raises((InvalidSubject, BadSubjectError)):
             await attempt
     if name:
-        with pytest.raises((BadSubject, BadSubjectError)):
+        with pytest.raises((InvalidSubject, BadSubjectError)):
             await client.publish("a", b"x", reply=name)
-        with pytest.raises(BadSubject):
+        with pytest.raises(InvalidSubject):
             wire.publish(b"a", b"x", name.encode())
     if name not in {"a.*", "a.>"}:
-        with pytest.raises(BadSubject):
+        with pytest.raises(InvalidSubject):
             await wire.subscribe(name, lambda *_: None)
     for subject in ("a.*", "a.>", ">", "*.b"):
         await wire.subscribe(subject, lambda *_: None)
@@ -194,7 +194,7 @@ async def test_a_message_that_breaks_its_handler_is_dropped(own_nats: Server, ev
             raise ValueError("this cannot be read")
         got.append(data)
 
-    wire = Wire(own_nats.url, "test")
+    wire = NatsConnection(own_nats.url, "test")
     await wire.connect()
     await wire.subscribe("a", handle)
     for data in (b"bad", b"good", b"bad", b"again"):
@@ -223,7 +223,7 @@ def test_ack_subjects_of_both_forms() -> None:
 async def test_publishing_continues_over_a_restart(own_nats: Server, eventually: Eventually) -> None:
     """What is written while the server is away is sent when it is back, and subscriptions are there again."""
     got: list[bytes] = []
-    wire = Wire(own_nats.url, "test")
+    wire = NatsConnection(own_nats.url, "test")
     await wire.connect()
     await wire.subscribe("a.*", lambda _s, _r, _h, data: got.append(data))
     wire.publish(b"a.1", b"before")
@@ -239,7 +239,7 @@ async def test_publishing_continues_over_a_restart(own_nats: Server, eventually:
 async def test_a_message_larger_than_the_read_buffer(own_nats: Server, eventually: Eventually) -> None:
     """Messages of a megabyte arrive whole, through many reads."""
     got: list[bytes] = []
-    wire = Wire(own_nats.url, "test")
+    wire = NatsConnection(own_nats.url, "test")
     await wire.connect()
     await wire.subscribe("big", lambda _s, _r, _h, data: got.append(data))
     payload = bytes(range(256)) * 3_900
@@ -255,4 +255,4 @@ async def test_no_server_is_a_clear_error() -> None:
     from schemas.errors import Unavailable
 
     with pytest.raises(Unavailable, match=r"127\.0\.0\.1:1"):
-        await Wire("nats://127.0.0.1:1", "test").connect()
+        await NatsConnection("nats://127.0.0.1:1", "test").connect()

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from backbone.store.documents import Documents
+from backbone.store.documents import DocumentStore
 from backbone.store.redis import RedisStore
-from backbone.store.redis_documents import RedisDocuments
-from backbone.testing.documents import MemoryDocuments
+from backbone.store.redis_documents import RedisDocumentStore
+from backbone.testing.documents import MemoryDocumentStore
 from schemas.errors import Unavailable
 from tests.servers import Server
 
@@ -24,12 +24,12 @@ def server_url(request: pytest.FixtureRequest) -> str | None:
 
 
 @pytest.fixture
-async def documents(server_url: str | None) -> AsyncIterator[Documents]:
+async def documents(server_url: str | None) -> AsyncIterator[DocumentStore]:
     if server_url is None:
-        yield MemoryDocuments()
+        yield MemoryDocumentStore()
         return
     store = RedisStore(server_url)
-    yield RedisDocuments(store)
+    yield RedisDocumentStore(store)
     await store.close()
 
 
@@ -46,7 +46,7 @@ async def own_store(own_redis: Server) -> AsyncIterator[RedisStore]:
     await store.close()
 
 
-async def is_gone(documents: Documents, owner: str, doc_id: str) -> bool:
+async def is_gone(documents: DocumentStore, owner: str, doc_id: str) -> bool:
     return await documents.get("file", owner, doc_id) is None
 
 
@@ -166,7 +166,7 @@ class TestContract:
 
 
 async def test_a_pretended_outage():
-    documents = MemoryDocuments()
+    documents = MemoryDocumentStore()
     documents.available = False
     calls = (
         documents.add("a", "b", "c", b""),
@@ -183,7 +183,7 @@ async def test_a_pretended_outage():
 
 async def test_memory_forgets_what_has_expired():
     now = [0.0]
-    documents = MemoryDocuments(clock=lambda: now[0])
+    documents = MemoryDocumentStore(clock=lambda: now[0])
     for number in range(5):
         await documents.put("a", "b", str(number), b"", ttl_s=1)
         now[0] += 2
@@ -193,13 +193,13 @@ async def test_memory_forgets_what_has_expired():
 class TestFaults:
     async def test_documents_of_two_processes_are_the_same(self, own_store, own_redis):
         other = RedisStore(own_redis.url)
-        await RedisDocuments(own_store).add("file", "alice", "f", b"1")
-        assert await RedisDocuments(other).swap("file", "alice", "f", b"1", b"2")
-        assert await RedisDocuments(own_store).get("file", "alice", "f") == b"2"
+        await RedisDocumentStore(own_store).add("file", "alice", "f", b"1")
+        assert await RedisDocumentStore(other).swap("file", "alice", "f", b"1", b"2")
+        assert await RedisDocumentStore(own_store).get("file", "alice", "f") == b"2"
         await other.close()
 
     async def test_everything_is_lost_in_the_middle(self, own_store, own_redis):
-        documents = RedisDocuments(own_store)
+        documents = RedisDocumentStore(own_store)
         await documents.add("file", "alice", "f", b"1")
         async with Redis.from_url(own_redis.url) as redis:
             await redis.flushall()
@@ -211,7 +211,7 @@ class TestFaults:
         assert await documents.page("file", "alice") == [("f", b"3")]
 
     async def test_a_list_lives_as_long_as_the_longest_of_its_documents(self, own_store, own_redis, eventually):
-        documents = RedisDocuments(own_store)
+        documents = RedisDocumentStore(own_store)
         async with Redis.from_url(own_redis.url) as redis:
             await documents.add("file", "alice", "f", b"1", ttl_s=60)
             await documents.add("file", "alice", "g", b"1", ttl_s=0.2)
@@ -228,7 +228,7 @@ class TestFaults:
             await eventually(gone)
 
     async def test_a_dead_redis_is_an_outage_and_what_it_kept_is_there_after_it(self, own_store, own_redis, eventually):
-        documents = RedisDocuments(own_store)
+        documents = RedisDocumentStore(own_store)
         await documents.add("file", "alice", "f", b"1")
         own_redis.kill()
         await own_redis.process.wait()
@@ -247,7 +247,7 @@ class TestFaults:
         assert ("g", b"2") in await documents.page("file", "alice")
 
     async def test_a_frozen_redis_costs_store_and_documents_one_time_out_together(self, own_store, own_redis):
-        documents = RedisDocuments(own_store)
+        documents = RedisDocumentStore(own_store)
         await documents.add("file", "alice", "f", b"1")
         own_store.connection._breaker._rest_s = 3600
         own_redis.pause()

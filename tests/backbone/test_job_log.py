@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from backbone.bus.bus import Queue
-from backbone.bus.job_log import Item, JobLog, WorkerLog
+from backbone.bus.job_log import JobLog, WorkerLog, WorkItem
 from backbone.testing.bus import MemoryBroker
 from backbone.testing.job_log import MemoryJobLog
 from schemas.errors import QueueFull, RequestTooLarge, Unavailable
@@ -343,7 +343,7 @@ async def test_work_is_taken_once_and_comes_again_until_it_is_done(world: World)
     await backlog.put(item_id, b"data")
     await backlog.put(item_id, b"data")
     async with aclosing(backlog.take(at_once=3, hold_s=20)) as items:
-        item: Item = await next_of(items)
+        item: WorkItem = await next_of(items)
         assert (item.id, item.data, item.delivery) == (item_id, b"data", 1)
         item.again(0.05)
         item = await next_of(items)
@@ -363,7 +363,7 @@ async def test_work_of_a_dead_gateway_goes_to_another_one(world: World) -> None:
     item_id = secrets.token_hex(8)
     await items[0].put(item_id, b"data")
     async with aclosing(items[0].take(at_once=1, hold_s=1)) as first:
-        taken: Item = await next_of(first)
+        taken: WorkItem = await next_of(first)
         assert taken.delivery == 1
         async with aclosing(items[1].take(at_once=1, hold_s=1)) as second:
             taken = await next_of(second)
@@ -382,15 +382,15 @@ async def test_a_taker_has_no_more_than_it_asked_for(world: World) -> None:
     for item_id in ids:
         await backlog.put(item_id, b"")
     async with aclosing(backlog.take(at_once=2, hold_s=30)) as mine:
-        held: list[Item] = [await next_of(mine) for _ in range(2)]
+        held: list[WorkItem] = [await next_of(mine) for _ in range(2)]
         more = asyncio.create_task(anext(mine))
         async with aclosing(other.backlog("hooks").take(at_once=10, hold_s=30)) as theirs:
-            others: list[Item] = [await next_of(theirs) for _ in range(4)]
+            others: list[WorkItem] = [await next_of(theirs) for _ in range(4)]
             assert {item.id for item in held} | {item.id for item in others} == ids
             assert not more.done()
             others[0].again(0)
             await held[0].done()
-            last: Item = await asyncio.wait_for(more, 20) if await _soon(more) else await next_of(theirs)
+            last: WorkItem = await asyncio.wait_for(more, 20) if await _soon(more) else await next_of(theirs)
             assert last.id == others[0].id
             for item in [held[1], last, *others[1:]]:
                 await item.done()
@@ -410,7 +410,7 @@ async def test_what_was_not_given_out_goes_back_at_once(world: World) -> None:
     for item_id in ids:
         await backlog.put(item_id, b"")
     async with aclosing(backlog.take(at_once=5, hold_s=120)) as mine:
-        item: Item = await next_of(mine)
+        item: WorkItem = await next_of(mine)
         item.again(0)
     async with aclosing(other.backlog("hooks").take(at_once=5, hold_s=120)) as theirs:
         found = [await next_of(theirs) for _ in range(5)]

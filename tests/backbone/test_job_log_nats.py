@@ -12,13 +12,13 @@ from typing import Any
 import nats
 import pytest
 
-from backbone.bus.job_log import Item, JobLog, Retention, StoredEvent
-from backbone.bus.nats.connection import Wire
+from backbone.bus.job_log import JobLog, Retention, StoredEvent, WorkItem
+from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.event_reader import MAX_TOLD
 from backbone.bus.nats.jetstream import ApiError, request
 from backbone.bus.nats.job_log import NatsJobLog
 from backbone.bus.nats.worker_log import NatsWorkerLog
-from backbone.bus.subjects import DONE_STREAM, EVENTS_STREAM
+from backbone.bus.subjects import EVENTS_STREAM, OUTCOMES_STREAM
 from schemas.errors import RequestTooLarge, Unavailable
 from schemas.frames import FrameKind
 from schemas.job_events import GateReply, GateRequest, GateVerdict, decode_durable_frame, encode_durable_frame
@@ -94,7 +94,7 @@ async def crash(server: Server) -> None:
 
 async def forget_everything(server: Server, url: str) -> None:
     """Leave the server as one whose disk was lost."""
-    admin = Wire(url, "admin")
+    admin = NatsConnection(url, "admin")
     await admin.connect()
     names = (await request(admin.client, "STREAM.NAMES"))["streams"]
     server.pause()
@@ -242,7 +242,7 @@ async def test_a_reader_goes_on_where_nats_lost_everything(world: World, own_nat
             await writer.settle()
             assert await worker.decide(outcome_of(job), b"")
             assert await wait(20)
-        item: Item = await asyncio.wait_for(taking, 30)
+        item: WorkItem = await asyncio.wait_for(taking, 30)
         assert item.id == job
         await item.done()
     backlog = log.backlog("hooks")
@@ -445,22 +445,22 @@ async def test_taking_begins_before_there_is_anything_to_take_from(
     job = new_job()
     async with aclosing(log.words(at_once=2, hold_s=30)) as words:
         taking = asyncio.create_task(anext(words))
-        admin = Wire(own_nats.url, "admin")
+        admin = NatsConnection(own_nats.url, "admin")
         await admin.connect()
 
         async def there() -> bool:
             """With a pull that waits there: one that is still on its way when the consumer goes may be lost without a word."""
             try:
-                consumer = await request(admin.client, f"CONSUMER.INFO.{DONE_STREAM}.recorder")
+                consumer = await request(admin.client, f"CONSUMER.INFO.{OUTCOMES_STREAM}.recorder")
             except ApiError:
                 return False
             return bool(consumer["num_waiting"])
 
         await eventually(there)
-        await request(admin.client, f"CONSUMER.DELETE.{DONE_STREAM}.recorder")
+        await request(admin.client, f"CONSUMER.DELETE.{OUTCOMES_STREAM}.recorder")
         await eventually(there)
         await log.decide(outcome_of(job))
-        item: Item = await asyncio.wait_for(taking, 20)
+        item: WorkItem = await asyncio.wait_for(taking, 20)
         assert item.id == job
         await item.done()
         await admin.close()
@@ -481,7 +481,7 @@ async def test_streams_of_an_earlier_version_are_brought_up_to_date(world: World
     assert [event.data for event in await other.first(job, 5)] == [b"kept"]
     async with aclosing(other.backlog("hooks").take(at_once=1, hold_s=7)) as items:
         await (await next_of(items)).done()
-    admin = Wire(own_nats.url, "admin")
+    admin = NatsConnection(own_nats.url, "admin")
     await admin.connect()
     stream = await request(admin.client, f"STREAM.INFO.{EVENTS_STREAM}")
     assert (stream["config"]["max_age"], stream["config"]["max_bytes"]) == (60 * 10**9, 2 * MIB)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from backbone.bus.bus import Delivery, Queue
+from backbone.bus.bus import JobDelivery, Queue
 from backbone.bus.nats.gateway_bus import NatsGatewayBus
-from backbone.bus.nats.jetstream import JobsStream
+from backbone.bus.nats.jetstream import JobsStreamConfig
 from backbone.bus.nats.worker_bus import NatsWorkerBus
 from schemas.jobs import LANES, Capability, Envelope
 from tests.conftest import Eventually
@@ -45,7 +45,7 @@ class Desk:
         self.waits: list[float] = []
         self.done: set[str] = set()
 
-    def on_job(self, job: Delivery) -> None:
+    def on_job(self, job: JobDelivery) -> None:
         if not self.intake.arrived(job):
             self.refused += 1
             job.give_back()
@@ -57,7 +57,7 @@ class Desk:
         self.most = max(self.most, self.busy)
         asyncio.get_running_loop().call_later(work_s, self.finish, job, envelope.job)
 
-    def finish(self, job: Delivery, name: str) -> None:
+    def finish(self, job: JobDelivery, name: str) -> None:
         job.ack()
         if self.busy == self.slots:
             self.idle_since = time.monotonic()
@@ -79,7 +79,7 @@ async def test_every_job_begins_when_there_is_a_slot(
 ) -> None:
     """Streams and bursts over lanes and models, of which most are only listed: no slot is exceeded, none is idle for long."""
     chance = random.Random(seed)
-    stream = JobsStream(max_bytes=64 * 1024 * 1024)
+    stream = JobsStreamConfig(max_bytes=64 * 1024 * 1024)
     gateway = NatsGatewayBus(intake_nats.url, gateway=secrets.token_hex(4), ack_wait_s=5.0, stream=stream)
     await gateway.start()
     desk = Desk(intake_nats.url, slots)

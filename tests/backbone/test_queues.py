@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from backbone.bus.bus import Delivery, Queue, QueueChange
+from backbone.bus.bus import JobDelivery, Queue, QueueChange
 from backbone.bus.nats import queue_consumers
-from backbone.bus.nats.connection import Wire
+from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.gateway_bus import NatsGatewayBus
-from backbone.bus.nats.jetstream import JobsStream, request
+from backbone.bus.nats.jetstream import JobsStreamConfig, request
 from backbone.bus.nats.worker_bus import NatsWorkerBus
 from backbone.bus.subjects import JOBS_STREAM, consumer_name
 from schemas.errors import InvalidRequest, NexusError, Unavailable
@@ -57,10 +57,10 @@ class World:
         self.url = url
         self.closing: list[Any] = []
         self.changes: list[QueueChange] = []
-        self.admin = Wire(url, "admin")
+        self.admin = NatsConnection(url, "admin")
 
     async def gateway(self, **bounds: Any) -> NatsGatewayBus:
-        stream = JobsStream(**({"max_queues": ROOM, "max_bytes": 64 * 1024 * 1024} | bounds))
+        stream = JobsStreamConfig(**({"max_queues": ROOM, "max_bytes": 64 * 1024 * 1024} | bounds))
         bus = NatsGatewayBus(self.url, gateway=secrets.token_hex(4), ack_wait_s=ACK_WAIT_S, stream=stream)
         bus.on_queue(self.changes.append)
         await bus.start()
@@ -121,7 +121,7 @@ async def test_the_first_job_makes_its_queue_and_no_other(world: World, eventual
     ears = [submit(one, queue("a", Lane.FLEX))[1]]
     await eventually(lambda: all(ear.seq for ear in ears))
     assert await world.names() == {"chat_default_a", "chat_flex_a"}
-    jobs: list[Delivery] = []
+    jobs: list[JobDelivery] = []
     worker = await world.worker([queue("a")], jobs.append)
     worker.pull(queue("a"), 3, 5.0, lambda *_: None)
     await eventually(lambda: len(jobs) == 3)
@@ -201,7 +201,7 @@ async def test_what_is_gone_and_empty_is_freed(world: World, eventually: Eventua
         await gateway.open_queue(queue(name))
     ears = [submit(gateway, queue(name))[1] for name in ("waiting", "running")]
     await eventually(lambda: all(ear.seq for ear in ears))
-    jobs: list[Delivery] = []
+    jobs: list[JobDelivery] = []
     worker = await world.worker([queue("running")], jobs.append)
     worker.pull(queue("running"), 1, 5.0, lambda *_: None)
     await eventually(lambda: jobs)
@@ -237,7 +237,7 @@ async def test_a_job_of_a_queue_that_was_just_freed_is_served(
 ) -> None:
     """The gateway makes the queue again and wakes the workers, also where it did not hear that it was freed."""
     gateway = await world.gateway()
-    jobs: list[Delivery] = []
+    jobs: list[JobDelivery] = []
     again: list[Queue] = []
     worker = await world.worker([queue("a")], jobs.append, again.append)
     await gateway.open_queue(queue("a"))
@@ -279,7 +279,7 @@ async def test_jobs_that_came_without_a_queue_are_found(world: World, eventually
 async def test_workers_are_told_of_a_job_that_comes_again(world: World, eventually: Eventually) -> None:
     """NATS wakes nobody then; a gateway does, within about a second."""
     gateway = await world.gateway()
-    jobs: list[Delivery] = []
+    jobs: list[JobDelivery] = []
     again: list[Queue] = []
     dead = await world.worker([queue("a")], lambda _: None)
     worker = await world.worker([queue("a")], jobs.append, again.append)
@@ -299,7 +299,7 @@ async def test_workers_are_told_of_a_job_that_comes_again(world: World, eventual
 
 async def test_a_stream_without_the_bound_gets_it(world: World) -> None:
     """One that was made before the bound was known would hold nats-server's default of 1,000."""
-    config = JobsStream(max_bytes=64 * 1024 * 1024).config() | {"max_consumers": -1}
+    config = JobsStreamConfig(max_bytes=64 * 1024 * 1024).config() | {"max_consumers": -1}
     await request(world.admin.client, f"STREAM.CREATE.{JOBS_STREAM}", config)
     await world.gateway(max_queues=5000)
     info = await request(world.admin.client, f"STREAM.INFO.{JOBS_STREAM}")
@@ -322,7 +322,7 @@ async def test_no_job_is_lost_to_freeing(world: World, eventually: Eventually, s
     arrived: set[str] = set()
     rung: list[Queue] = []
 
-    def on_job(job: Delivery) -> None:
+    def on_job(job: JobDelivery) -> None:
         arrived.add(Envelope.decode(job.message)[0].job)
         job.ack()
 

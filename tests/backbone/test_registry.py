@@ -9,12 +9,12 @@ from urllib.parse import quote
 
 import pytest
 
-from backbone.registry.auth import EtcdAccess, Tls, parse_endpoints
+from backbone.registry.auth import EtcdAccess, EtcdTls, parse_endpoints
 from backbone.registry.etcd import EtcdRegistry
-from backbone.registry.etcd_client import EtcdLink, LeaseGone, WatchEnded
-from backbone.registry.keys import Keys
+from backbone.registry.etcd_client import EtcdClient, LeaseNotFound, WatchEnded
+from backbone.registry.keys import RegistryKeys
 from backbone.registry.registry import Registry
-from backbone.registry.snapshot import View
+from backbone.registry.snapshot import RegistryState
 from backbone.testing.registry import MemoryHub, MemoryRegistry
 from cli.embedded.binaries import ETCD
 from cli.embedded.managed_process import ManagedProcess
@@ -96,9 +96,9 @@ async def etcd_cast(own_etcd: Server, etcd_prefix: str) -> AsyncIterator[Cast]:
 
 
 @pytest.fixture
-async def link(own_etcd: Server) -> AsyncIterator[EtcdLink]:
+async def link(own_etcd: Server) -> AsyncIterator[EtcdClient]:
     """A connection to the test's own etcd, to do things behind the registries' backs."""
-    link = EtcdLink(own_etcd.url, probe_key="probe")
+    link = EtcdClient(own_etcd.url, probe_key="probe")
     await link.open()
     yield link
     await link.close()
@@ -325,13 +325,13 @@ class TestView:
         return [100.0]
 
     @pytest.fixture
-    def view(self, clock) -> View:
-        view = View(hold_s=10, clock=lambda: clock[0])
+    def view(self, clock) -> RegistryState:
+        view = RegistryState(hold_s=10, clock=lambda: clock[0])
         view.replace({id_: worker(id_) for id_ in ("w1", "w2")}, {}, after_outage=False)
         view.publish()
         return view
 
-    def ids(self, view: View) -> set[str]:
+    def ids(self, view: RegistryState) -> set[str]:
         view.publish()
         return set(view.snapshot.workers)
 
@@ -402,7 +402,7 @@ def test_urls_that_are_none_say_so_without_repeating_them(url):
 
 
 def test_keys_take_any_name():
-    keys = Keys("/nexus")
+    keys = RegistryKeys("/nexus")
     assert keys.model("a/b:c") == "/nexus/models/" + quote("a/b:c", safe="")
     assert keys.model_of(keys.model("a/b:c%2F")) == "a/b:c%2F"
     assert keys.worker_of(keys.model("x")) is None
@@ -416,7 +416,7 @@ class TestFaults:
         """A busy worker writes its entry again and again; its lease is renewed all the same."""
         gateway, registry = await etcd_cast.gateway(), await etcd_cast.worker()
         announcement = await registry.announce(worker())
-        first = (await link.get(Keys(etcd_prefix).worker("w1"))).lease
+        first = (await link.get(RegistryKeys(etcd_prefix).worker("w1"))).lease
         seen: list[set[str]] = []
         gateway.subscribe(lambda snapshot: seen.append(set(snapshot.workers)))
         until = asyncio.get_running_loop().time() + 5  # more than twice the lease
@@ -425,7 +425,7 @@ class TestFaults:
             busy += 1
             await announcement.update(worker(busy=busy))
             await asyncio.sleep(0.1)
-        entry = await link.get(Keys(etcd_prefix).worker("w1"))
+        entry = await link.get(RegistryKeys(etcd_prefix).worker("w1"))
         assert entry is not None
         assert entry.lease == first
         assert set() not in seen
@@ -457,7 +457,7 @@ class TestFaults:
         await announcement.update(worker(version="2"))
         await (own_etcd.restart() if data == "kept" else own_etcd.start())
         await eventually(lambda: gateway.connected and gateway.snapshot.workers["w1"].version == "2")
-        assert await link.get(Keys(etcd_prefix).worker("w1"))
+        assert await link.get(RegistryKeys(etcd_prefix).worker("w1"))
         await registry.announce(worker("w2"))
         await eventually(lambda: ids(gateway) == {"w1", "w2"})
         assert set() not in seen
@@ -523,7 +523,7 @@ class TestFaults:
     async def test_a_lease_revoked_behind_the_workers_back(self, etcd_cast, link, etcd_prefix, eventually):
         gateway, registry = await etcd_cast.gateway(), await etcd_cast.worker()
         await registry.announce(worker())
-        key = Keys(etcd_prefix).worker("w1")
+        key = RegistryKeys(etcd_prefix).worker("w1")
         first = await link.get(key)
         gone = asyncio.Event()
         gateway.subscribe(lambda snapshot: snapshot.workers or gone.set())
@@ -535,17 +535,17 @@ class TestFaults:
     async def test_an_entry_deleted_behind_the_workers_back(self, etcd_cast, link, etcd_prefix, eventually):
         registry = await etcd_cast.worker()
         await registry.announce(worker())
-        key = Keys(etcd_prefix).worker("w1")
+        key = RegistryKeys(etcd_prefix).worker("w1")
         await link._at.kv.delete(key, timeout=5)
         await eventually(lambda: link.get(key))
 
     async def test_withdraw_ends_the_lease(self, etcd_cast, link, etcd_prefix):
         registry = await etcd_cast.worker()
         announcement = await registry.announce(worker())
-        lease = (await link.get(Keys(etcd_prefix).worker("w1"))).lease
+        lease = (await link.get(RegistryKeys(etcd_prefix).worker("w1"))).lease
         await announcement.withdraw()
-        assert await link.get(Keys(etcd_prefix).worker("w1")) is None
-        with pytest.raises(LeaseGone):
+        assert await link.get(RegistryKeys(etcd_prefix).worker("w1")) is None
+        with pytest.raises(LeaseNotFound):
             await link.keep_alive(lease)
 
     async def test_a_leaving_worker_is_not_held_after_an_outage(self, own_etcd, etcd_prefix, eventually):
@@ -578,7 +578,7 @@ class TestFaults:
         """The listing's revision is compacted before the watch begins; the gateway must not go deaf."""
         registry = await etcd_cast.worker()
         announcement = await registry.announce(worker())
-        real, spoiled = EtcdLink.listing, []
+        real, spoiled = EtcdClient.listing, []
 
         async def listing(self, prefix):
             entries, revision = await real(self, prefix)
@@ -589,14 +589,14 @@ class TestFaults:
                 await link._at.kv.compact(revision + 3, timeout=5)
             return entries, revision
 
-        monkeypatch.setattr(EtcdLink, "listing", listing)
+        monkeypatch.setattr(EtcdClient, "listing", listing)
         gateway = await etcd_cast.gateway()
         assert spoiled
         await announcement.update(worker(version="2"))
         await eventually(lambda: gateway.snapshot.workers["w1"].version == "2")
 
     async def test_malformed_values_are_passed_over(self, etcd_cast, link, etcd_prefix, eventually):
-        keys = Keys(etcd_prefix)
+        keys = RegistryKeys(etcd_prefix)
         for key in ("workers/early", "models/early", "services/x", "aliases/y", "unknown"):
             await link.put(etcd_prefix + key, b"\xff{not json")
         gateway, registry = await etcd_cast.gateway(), await etcd_cast.worker()
@@ -611,9 +611,9 @@ class TestFaults:
     async def test_an_entry_that_becomes_malformed_is_gone(self, etcd_cast, link, etcd_prefix, eventually):
         gateway = await etcd_cast.gateway()
         entry = CatalogEntry(name="m", capabilities=(Capability.CHAT,))
-        await link.put(Keys(etcd_prefix).model("m"), entry.model_dump_json().encode())
+        await link.put(RegistryKeys(etcd_prefix).model("m"), entry.model_dump_json().encode())
         await eventually(lambda: "m" in gateway.snapshot.models)
-        await link.put(Keys(etcd_prefix).model("m"), b"nonsense")
+        await link.put(RegistryKeys(etcd_prefix).model("m"), b"nonsense")
         await eventually(lambda: "m" not in gateway.snapshot.models)
 
     @pytest.mark.parametrize(
@@ -696,7 +696,7 @@ class TestFaults:
         try:
             certificate = store / "fixtures" / "client" / "cert.pem"
             await eventually(certificate.is_file)
-            registry = EtcdRegistry(EtcdAccess(url, Tls(ca=certificate.read_bytes())), etcd_prefix, lease_s=2)
+            registry = EtcdRegistry(EtcdAccess(url, EtcdTls(ca=certificate.read_bytes())), etcd_prefix, lease_s=2)
             await registry.start()
             await registry.announce(worker())
             await eventually(lambda: ids(registry) == {"w1"})

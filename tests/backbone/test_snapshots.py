@@ -13,10 +13,10 @@ import pytest
 
 from backbone.bus import subjects
 from backbone.bus.job_log import JobLog
-from backbone.bus.nats.backup import STREAMS, Snapshots, Taken
-from backbone.bus.nats.broadcast import NatsNotices
+from backbone.bus.nats.backup import STREAMS, StreamBackup, StreamSnapshot
+from backbone.bus.nats.broadcast import NatsBroadcast
 from backbone.bus.nats.requests import Refused
-from backbone.bus.subjects import BLOBS_STREAM, CLAIMS_STREAM, DONE_STREAM, EVENTS_STREAM, JOBS_STREAM
+from backbone.bus.subjects import BLOBS_STREAM, CLAIMS_STREAM, EVENTS_STREAM, JOBS_STREAM, OUTCOMES_STREAM
 from schemas.errors import Unavailable
 from schemas.job_events import NO_TOKEN, QUEUED, encode_durable_frame
 from schemas.jobs import Capability, JobRecord, JobStatus
@@ -26,8 +26,8 @@ from tests.servers import Server, skip_if_borrowed, source
 
 
 @asynccontextmanager
-async def snapshots(url: str) -> AsyncIterator[Snapshots]:
-    one = Snapshots(url)
+async def snapshots(url: str) -> AsyncIterator[StreamBackup]:
+    one = StreamBackup(url)
     await one.start()
     try:
         yield one
@@ -52,7 +52,7 @@ def other_nats(tmp_path: Path) -> Iterator[Server]:
     yield from running(source().nats(tmp_path / "other"))
 
 
-async def take(url: str, *streams: str, consumers: bool = True) -> dict[str, tuple[Taken, list[bytes]]]:
+async def take(url: str, *streams: str, consumers: bool = True) -> dict[str, tuple[StreamSnapshot, list[bytes]]]:
     found = {}
     async with snapshots(url) as there:
         for stream in streams:
@@ -63,10 +63,10 @@ async def take(url: str, *streams: str, consumers: bool = True) -> dict[str, tup
     return found
 
 
-async def bring(url: str, found: dict[str, tuple[Taken, list[bytes]]], **config: Any) -> None:
+async def bring(url: str, found: dict[str, tuple[StreamSnapshot, list[bytes]]], **config: Any) -> None:
     async with snapshots(url) as there:
         for stream, (taken, chunks) in found.items():
-            state = await there.restore(stream, Taken(taken.config | config, taken.state), chunks)
+            state = await there.restore(stream, StreamSnapshot(taken.config | config, taken.state), chunks)
             assert (state["messages"], state["last_seq"]) == (taken.state["messages"], taken.state["last_seq"])
 
 
@@ -98,7 +98,7 @@ async def test_words_and_what_is_recorded_of_them(own_nats: Server, other_nats: 
         for job in jobs[200:]:
             await log.decide(outcome_of(job), job.encode())
         claim = await log.claim("name", b"first")
-    found = await take(own_nats.url, DONE_STREAM, CLAIMS_STREAM)
+    found = await take(own_nats.url, OUTCOMES_STREAM, CLAIMS_STREAM)
     await bring(other_nats.url, found)
     async with a_world(other_nats.url) as world:
         log = await world.gateway()
@@ -199,11 +199,11 @@ async def test_a_snapshot_that_was_cut(own_nats: Server, other_nats: Server) -> 
         log = await world.gateway()
         for _ in range(50):
             await log.decide(outcome_of(new_job()), b"a" * 3000)
-        found = await take(own_nats.url, DONE_STREAM)
-    taken, chunks = found[DONE_STREAM]
+        found = await take(own_nats.url, OUTCOMES_STREAM)
+    taken, chunks = found[OUTCOMES_STREAM]
     whole = b"".join(chunks)
     with pytest.raises((Refused, Unavailable)):
-        await bring(other_nats.url, {DONE_STREAM: (taken, [whole[: len(whole) // 2]])})
+        await bring(other_nats.url, {OUTCOMES_STREAM: (taken, [whole[: len(whole) // 2]])})
 
 
 async def test_nats_dies_in_the_middle(own_nats: Server) -> None:
@@ -218,14 +218,14 @@ async def test_nats_dies_in_the_middle(own_nats: Server) -> None:
 
         async with asyncio.timeout(60):
             with pytest.raises(Unavailable, match="lost"):
-                await there.take(DONE_STREAM, kill)
+                await there.take(OUTCOMES_STREAM, kill)
 
 
 async def test_gateways_are_heard(own_nats: Server, eventually: Eventually) -> None:
     """Whether one listens for notices is known without a registry."""
     async with snapshots(own_nats.url) as there:
         assert not await there.gateways_listen()
-        gateway = NatsNotices(own_nats.url, "g")
+        gateway = NatsBroadcast(own_nats.url, "g")
         await gateway.start()
         await gateway.listen("keys", lambda: None)
         assert await there.gateways_listen()
@@ -233,5 +233,5 @@ async def test_gateways_are_heard(own_nats: Server, eventually: Eventually) -> N
         await eventually(lambda: _none(there))
 
 
-async def _none(there: Snapshots) -> bool:
+async def _none(there: StreamBackup) -> bool:
     return not await there.gateways_listen()

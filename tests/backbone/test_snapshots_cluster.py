@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 
 from backbone.bus.job_log import JobLog, Retention
-from backbone.bus.subjects import DONE_STREAM
+from backbone.bus.subjects import OUTCOMES_STREAM
 from schemas.errors import Unavailable
 from tests.backbone.job_logs import MIB, World, new_job, outcome_of
 from tests.backbone.test_job_log_cluster import three_nats
@@ -34,7 +34,7 @@ async def test_one_replica_becomes_three_and_one_again(
     recorded = await words_of(log, 20)
     for job in jobs[20:]:
         await log.decide(outcome_of(job), job.encode())
-    found = await take(own_nats.url, DONE_STREAM)
+    found = await take(own_nats.url, OUTCOMES_STREAM)
     await world.close()
 
     urls = ",".join(server.url for server in three_nats)
@@ -50,7 +50,7 @@ async def test_one_replica_becomes_three_and_one_again(
     log = await gateway(world)
     again = await words_of(log, 10)
     assert not again & recorded
-    found = await take(urls, DONE_STREAM)
+    found = await take(urls, OUTCOMES_STREAM)
     await world.close()
     three_nats[0].kill()
     await three_nats[0].process.wait()
@@ -62,7 +62,7 @@ async def test_one_replica_becomes_three_and_one_again(
     await fresh.close()
 
     async with snapshots(own_nats.url) as there:
-        await there.delete(DONE_STREAM)
+        await there.delete(OUTCOMES_STREAM)
     await bring(own_nats.url, found, num_replicas=1)
     world = World(own_nats.url, ONE)
     log = await world.gateway()

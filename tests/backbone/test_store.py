@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator
 import pytest
 from redis.asyncio import Redis
 
-from backbone.store.breaker import Breaker
+from backbone.store.breaker import CircuitBreaker
 from backbone.store.redis import RedisStore
-from backbone.store.store import Due, IllegalMove, LimitReached, Store
+from backbone.store.store import DueJob, IllegalMove, LimitReached, Store
 from backbone.testing.store import MemoryStore
 from schemas.errors import InternalError, Unavailable
 from schemas.jobs import LEGAL_TRANSITIONS, TERMINAL_STATUSES, JobRecord, JobStatus, Lane
@@ -389,8 +389,8 @@ class TestTimers:
             for number in range(4):
                 await own_store.create(record("a b", id=f"job:{number}"), ttl_s=60, due_s=3600)
                 await redis.zadd("nexus:timers", {f"a%20b:job%3A{number}": 4 - number}, xx=True)
-        assert await own_store.due(3) == [Due("a b", f"job:{number}") for number in (3, 2, 1)]
-        assert await own_store.due(3) == [Due("a b", "job:0")]
+        assert await own_store.due(3) == [DueJob("a b", f"job:{number}") for number in (3, 2, 1)]
+        assert await own_store.due(3) == [DueJob("a b", "job:0")]
         assert await own_store.due(0) == []
 
     async def test_timers_run(self, store, owner, eventually):
@@ -510,7 +510,7 @@ async def test_memory_forgets_what_has_expired():
 class TestBreaker:
     def test_it_opens_on_a_time_out_and_lets_one_call_try_at_a_time(self):
         now = [0.0]
-        breaker = Breaker(1.0, clock=lambda: now[0])
+        breaker = CircuitBreaker(1.0, clock=lambda: now[0])
         assert breaker.admits()
         breaker.timed_out()
         assert not breaker.admits()
@@ -683,7 +683,7 @@ class TestFaults:
         await own_store.release(job.id, "a")
         await own_store.remove("alice", job.id)
         assert await own_store.create(job, ttl_s=60, due_s=0, max_queued=1)
-        assert (await own_store.page("alice"), await own_store.due(10)) == ([job], [Due("alice", job.id)])
+        assert (await own_store.page("alice"), await own_store.due(10)) == ([job], [DueJob("alice", job.id)])
 
     async def test_what_has_expired_leaves_nothing_behind(self, own_store, own_redis, eventually):
         await asyncio.gather(*(own_store.create(record(key="k"), ttl_s=0.3, max_queued=50) for _ in range(50)))
@@ -715,7 +715,7 @@ class TestFaults:
             assert [job.id for job in await own_store.page("alice", limit=2)] == ["job_2", "job_1"]
             assert await redis.zcard("nexus:jobs:alice") == 3
             await own_store.update("alice", "job_0", due_s=0)
-            assert await own_store.due(2) == [Due("alice", "job_0")]
+            assert await own_store.due(2) == [DueJob("alice", "job_0")]
             assert await redis.zcard("nexus:timers") == 1
 
     async def test_a_script_that_redis_has_forgotten(self, own_store, own_redis):

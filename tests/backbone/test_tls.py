@@ -20,12 +20,12 @@ import pytest
 from pydantic import SecretStr
 
 from backbone.bus.nats.auth import NatsAccess, nats_access
-from backbone.bus.nats.connection import Wire
+from backbone.bus.nats.connection import NatsConnection
 from backbone.registry.auth import EtcdAccess, etcd_access
 from backbone.registry.etcd import EtcdRegistry
-from backbone.registry.etcd_client import EtcdLink
+from backbone.registry.etcd_client import EtcdClient
 from backbone.registry.users import make_users
-from backbone.secret_files import Misconfigured
+from backbone.secret_files import ConfigurationError
 from backbone.settings import CommonSettings
 from backbone.store.auth import redis_access
 from backbone.store.redis import RedisStore
@@ -93,7 +93,7 @@ def _of(name: str, values: dict[str, str]) -> dict[str, str]:
 
 async def test_nats_with_tls_user_and_password_file(secure_nats: ProductionNats, secrets: Secrets) -> None:
     """A process gets in, and its inboxes are its user's own."""
-    wire = Wire(nats_settings(secure_nats, secrets), "test")
+    wire = NatsConnection(nats_settings(secure_nats, secrets), "test")
     await wire.connect()
     try:
         await wire.ping()
@@ -120,7 +120,7 @@ async def test_nats_refuses_and_the_error_says_what_to_do(
     """At once, not after all retries; without the password."""
     values, expected = REFUSED[why]
     values = {name: strangers.file("ca/ca.crt") if value == "STRANGER" else value for name, value in values.items()}
-    wire = Wire(nats_settings(secure_nats, secrets, **values), "test")
+    wire = NatsConnection(nats_settings(secure_nats, secrets, **values), "test")
     with pytest.raises(Unavailable, match=expected) as caught:
         await asyncio.wait_for(wire.connect(timeout_s=60), 20)
     assert "wr0ng-secret" not in str(caught.value)
@@ -130,12 +130,12 @@ async def test_no_password_is_sent_without_tls(nats_url: str, secrets: Secrets) 
     """A server, or somebody in between, that says it has no TLS, is not believed."""
     access = nats_access(settings(NATS_URL=nats_url, **_of("NATS_", gateway_settings(secrets))))
     with pytest.raises(Unavailable, match="offers no TLS"):
-        await Wire(access, "test").connect()
+        await NatsConnection(access, "test").connect()
 
 
 async def test_a_password_in_the_url_is_not_told(nats_url: str) -> None:
     """Errors name the server, never what stands before the `@`."""
-    wire = Wire("nats://me:s3cret-word@127.0.0.1:1", "test")
+    wire = NatsConnection("nats://me:s3cret-word@127.0.0.1:1", "test")
     with pytest.raises(Unavailable) as caught:
         await wire.connect(timeout_s=0.5)
     assert "127.0.0.1:1" in str(caught.value)
@@ -148,7 +148,7 @@ async def test_a_changed_password_needs_no_restart(tmp_path: Path, eventually: E
     own.make()
     server = ProductionNats(tmp_path / "nats", own)
     await server.start()
-    wire = Wire(nats_settings(server, own), "test")
+    wire = NatsConnection(nats_settings(server, own), "test")
     await wire.connect()
     try:
         reconnects = wire.client.stats["reconnects"]
@@ -163,7 +163,7 @@ async def test_a_changed_password_needs_no_restart(tmp_path: Path, eventually: E
 
 async def test_the_next_server_is_tried(secure_nats: ProductionNats, secrets: Secrets) -> None:
     """One that is away costs nothing but a moment."""
-    wire = Wire(nats_settings(secure_nats, secrets, NATS_URL=f"tls://127.0.0.1:1,{secure_nats.url}"), "test")
+    wire = NatsConnection(nats_settings(secure_nats, secrets, NATS_URL=f"tls://127.0.0.1:1,{secure_nats.url}"), "test")
     await wire.connect()
     await wire.ping()
     await wire.close()
@@ -187,8 +187,8 @@ async def registry(access: EtcdAccess, **options: Any) -> AsyncIterator[EtcdRegi
 
 
 @asynccontextmanager
-async def link(access: EtcdAccess) -> AsyncIterator[EtcdLink]:
-    made = EtcdLink(access.url, probe_key="/nexus/workers/", tls=access.tls, login=access.login)
+async def link(access: EtcdAccess) -> AsyncIterator[EtcdClient]:
+    made = EtcdClient(access.url, probe_key="/nexus/workers/", tls=access.tls, login=access.login)
     await made.open()
     try:
         yield made
@@ -462,7 +462,7 @@ async def test_redis_refuses_and_the_error_says_what_to_do(
 )
 def test_settings_that_cannot_work_are_named(values: dict[str, str], expected: str) -> None:
     """The message names the setting, and what to do."""
-    with pytest.raises(Misconfigured, match=expected):
+    with pytest.raises(ConfigurationError, match=expected):
         made = settings(**values)
         nats_access(made)
         etcd_access(made)
@@ -564,7 +564,7 @@ async def test_nats_with_a_credentials_file(tmp_path: Path) -> None:
     server = OperatorNats(tmp_path / "nats")
     await server.start()
     try:
-        wire = Wire(
+        wire = NatsConnection(
             nats_access(settings(NATS_URL=server.url, NATS_CREDS_FILE=str(creds), NATS_INBOX_PREFIX="_INBOX.jwt")),
             "test",
         )

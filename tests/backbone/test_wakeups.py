@@ -6,9 +6,9 @@ import secrets
 from typing import Any
 
 from backbone.bus.bus import Queue
-from backbone.bus.nats.connection import Wire
-from backbone.bus.nats.wakeups import Bells
-from backbone.bus.subjects import BELL
+from backbone.bus.nats.connection import NatsConnection
+from backbone.bus.nats.wakeups import WakeupSubscriptions
+from backbone.bus.subjects import WAKEUPS
 from schemas.jobs import Capability, Lane
 from tests.conftest import Eventually
 
@@ -19,13 +19,13 @@ async def test_a_queue_that_is_hushed_after_it_was_dropped_is_heard_when_it_is_s
     own_nats: Any, eventually: Eventually
 ) -> None:
     """A model that goes just when its queue turns hot, and comes back, rings as every other one."""
-    wire, heard = Wire(own_nats.url, "bells"), list[Queue]()
+    wire, heard = NatsConnection(own_nats.url, "bells"), list[Queue]()
     await wire.connect()
-    bells = Bells(wire)
+    bells = WakeupSubscriptions(wire)
     await bells.serve([QUEUE], heard.append, None)
     await bells.serve([], heard.append, None)
     await bells.hush(QUEUE, quiet=True)
     await bells.serve([QUEUE], heard.append, None)
-    wire.publish(f"{BELL}.chat.default.{QUEUE.model}".encode(), b"")
+    wire.publish(f"{WAKEUPS}.chat.default.{QUEUE.model}".encode(), b"")
     await eventually(lambda: heard == [QUEUE])
     await wire.close()

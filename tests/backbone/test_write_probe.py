@@ -10,9 +10,9 @@ import pytest
 
 from backbone.bus.nats import write_probe as module
 from backbone.bus.nats.gateway_bus import NatsGatewayBus
-from backbone.bus.nats.jetstream import JobsStream
+from backbone.bus.nats.jetstream import JobsStreamConfig
 from backbone.bus.nats.job_log import NatsJobLog
-from backbone.bus.nats.write_probe import Storing
+from backbone.bus.nats.write_probe import StorageHealth
 from schemas.errors import Unavailable
 from tests.backbone.job_logs import SMALL, new_job, outcome_of
 from tests.conftest import Eventually
@@ -20,8 +20,8 @@ from tests.servers import Server, Source
 
 
 @pytest.fixture
-async def bus(own_nats: Server, storing: Storing) -> AsyncIterator[NatsGatewayBus]:
-    stream = JobsStream(max_jobs=100, max_bytes=64 * 1024 * 1024)
+async def bus(own_nats: Server, storing: StorageHealth) -> AsyncIterator[NatsGatewayBus]:
+    stream = JobsStreamConfig(max_jobs=100, max_bytes=64 * 1024 * 1024)
     bus = NatsGatewayBus(own_nats.url, gateway="proof", ack_wait_s=5.0, stream=stream, storing=storing)
     await bus.start()
     yield bus
@@ -29,12 +29,12 @@ async def bus(own_nats: Server, storing: Storing) -> AsyncIterator[NatsGatewayBu
 
 
 @pytest.fixture
-def storing() -> Storing:
-    return Storing()
+def storing() -> StorageHealth:
+    return StorageHealth()
 
 
 @pytest.fixture
-async def log(own_nats: Server, storing: Storing, bus: NatsGatewayBus) -> AsyncIterator[NatsJobLog]:
+async def log(own_nats: Server, storing: StorageHealth, bus: NatsGatewayBus) -> AsyncIterator[NatsJobLog]:
     """Its proof runs as soon as somebody doubts."""
     log = NatsJobLog(own_nats.url, "proof", retention=SMALL, storing=storing)
     await log.start()
@@ -43,7 +43,7 @@ async def log(own_nats: Server, storing: Storing, bus: NatsGatewayBus) -> AsyncI
 
 
 async def test_a_doubted_queue_proves_itself_and_stays_empty(
-    log: NatsJobLog, bus: NatsGatewayBus, storing: Storing, eventually: Eventually
+    log: NatsJobLog, bus: NatsGatewayBus, storing: StorageHealth, eventually: Eventually
 ) -> None:
     """A job that was neither stored nor refused may have met a stream without a leader: nothing is refused for it."""
     storing.doubt()
@@ -58,7 +58,7 @@ async def test_a_doubted_queue_proves_itself_and_stays_empty(
 
 
 async def test_what_a_slow_disk_stored_too_late_is_removed(
-    log: NatsJobLog, bus: NatsGatewayBus, storing: Storing, eventually: Eventually
+    log: NatsJobLog, bus: NatsGatewayBus, storing: StorageHealth, eventually: Eventually
 ) -> None:
     """A proof that was not confirmed in time may have been stored all the same; nobody else would ever remove it."""
     bus._publisher.publish(module.JOB, module.PAYLOAD)
@@ -72,7 +72,7 @@ async def test_what_a_slow_disk_stored_too_late_is_removed(
 
 
 async def test_writes_that_fail_are_refused_at_once(
-    log: NatsJobLog, own_nats: Server, servers: Source, storing: Storing, eventually: Eventually,
+    log: NatsJobLog, own_nats: Server, servers: Source, storing: StorageHealth, eventually: Eventually,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Once the proofs have failed for a while; after a restart of the server with room, they succeed again."""

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from backbone.registry.auth import EtcdAccess, Tls
+from backbone.registry.auth import EtcdAccess, EtcdTls
 from backbone.registry.users import make_users
 from cli.embedded.servers import HOST, EtcdServer, NatsServer, RedisServer, free_port
 from tests.servers import ROOT, EmbeddedSource, Server
@@ -56,10 +56,10 @@ class Secrets:
         context.load_cert_chain(self.file(f"{folder}/etcd-client.crt"), self.file(f"{folder}/etcd-client.key"))
         return context
 
-    def etcd_tls(self, folder: str = "admin") -> Tls:
+    def etcd_tls(self, folder: str = "admin") -> EtcdTls:
         """The same for Nexus's own client."""
         names = ("ca.crt", "etcd-client.key", "etcd-client.crt")
-        return Tls(*((self.folder / folder / name).read_bytes() for name in names))
+        return EtcdTls(*((self.folder / folder / name).read_bytes() for name in names))
 
 
 class ProductionNats(NatsServer):

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from backbone.bus.bus import Delivery, Queue
+from backbone.bus.bus import JobDelivery, Queue
 from backbone.bus.nats.auth import NatsAccess
 from backbone.bus.nats.gateway_bus import NatsGatewayBus
-from backbone.bus.nats.jetstream import JobsStream, request
+from backbone.bus.nats.jetstream import JobsStreamConfig, request
 from backbone.bus.nats.worker_bus import NatsWorkerBus
 from backbone.ids import new_job_id
 from backbone.secret_files import Password
@@ -70,7 +70,7 @@ class Three:
             inbox=f"_INBOX.{user}",
         )
 
-    async def worker(self, node: Node, jobs: list[Delivery]) -> NatsWorkerBus:
+    async def worker(self, node: Node, jobs: list[JobDelivery]) -> NatsWorkerBus:
         access = self.access("gpu1", "worker-gpu1", node)
         bus = NatsWorkerBus(access, worker="gpu1", ack_wait_s=ACK_WAIT_S, on_job=jobs.append)
         await bus.start()
@@ -109,7 +109,7 @@ async def three(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Three
     nodes = [Node(folder / f"nats-{n}", secrets, routes, n) for n in range(3)]
     await asyncio.gather(*(node.start() for node in nodes))
     three = Three(nodes, secrets, None)  # type: ignore[arg-type]
-    stream = JobsStream(replicas=3, max_bytes=64 * 1024 * 1024)
+    stream = JobsStreamConfig(replicas=3, max_bytes=64 * 1024 * 1024)
     access = three.access("gateway", "gateway")
 
     async def start() -> None:
@@ -130,7 +130,7 @@ async def three(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Three
 @pytest.mark.parametrize("number", range(3))
 async def test_a_worker_serves_from_any_server(three: Three, number: int, eventually: Eventually) -> None:
     """It pulls, asks its gateway, answers and acknowledges, wherever the queue's leader is."""
-    jobs: list[Delivery] = []
+    jobs: list[JobDelivery] = []
     answers: list[bytes | None] = []
     worker = await three.worker(three.nodes[number], jobs)
     worker.pull(QUEUE, 2, PULL_S, lambda *_: None)
@@ -156,8 +156,8 @@ async def test_a_worker_serves_from_any_server(three: Three, number: int, eventu
 @pytest.mark.parametrize("number", range(3))
 async def test_a_pull_of_a_worker_that_left_takes_no_job(three: Three, number: int, eventually: Eventually) -> None:
     """What comes to it goes back at once, to the worker that stays: not after `ack_wait`."""
-    stays: list[Delivery] = []
-    leaves: list[Delivery] = []
+    stays: list[JobDelivery] = []
+    leaves: list[JobDelivery] = []
     leaving = await three.worker(three.nodes[number], leaves)
     leaving.pull(QUEUE, 2, PULL_S, lambda *_: None)
     await leaving.ping()

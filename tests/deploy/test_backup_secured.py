@@ -11,7 +11,7 @@ from backbone.bus.nats.auth import nats_access
 from backbone.settings import CommonSettings
 from backbone.store.auth import redis_access
 from backbone.store.redis import RedisStore
-from backbone.store.redis_documents import RedisDocuments
+from backbone.store.redis_documents import RedisDocumentStore
 from cli.backup.archive import read_manifest
 from cli.backup.command import _backup, _restore
 from cli.backup.connections import parse_kinds
@@ -51,7 +51,7 @@ async def test_production_is_saved_and_restored(tmp_path: Path) -> None:
         await (await world.gateway()).decide(outcome_of(job), b"the answer")
         await world.close()
         store = RedisStore(redis_access(settings))
-        await RedisDocuments(store).put("key", "", "k", b"{}")
+        await RedisDocumentStore(store).put("key", "", "k", b"{}")
         await store.close()
         await _backup(settings, tmp_path / "saved", parse_kinds(""), print)
     async with Cluster(tmp_path / "new", source=ProductionSource(secrets)) as cluster:
@@ -66,5 +66,5 @@ async def test_production_is_saved_and_restored(tmp_path: Path) -> None:
         assert decision.payload == b"the answer"
         await world.close()
         store = RedisStore(redis_access(settings))
-        assert await RedisDocuments(store).get("key", "", "k") == b"{}"
+        assert await RedisDocumentStore(store).get("key", "", "k") == b"{}"
         await store.close()

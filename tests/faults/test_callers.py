@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 import pytest_asyncio
 
-from backbone.bus.bus import FRESH_S
+from backbone.bus.bus import MAX_FRESH_AGE_S
 from tests.backends.doubles.openai import OpenAIDouble
 from tests.cluster import KEY, Cluster, Crew, chat
 from tests.conftest import Eventually
@@ -123,7 +123,7 @@ async def test_gateway_killed_while_short_jobs_wait(
     orphans = [crew.ask(f"orphan {number}", url=url) for number in range(12)]
     await eventually(lambda: crew.waits(11))
     await eventually(lambda: len(prompts(double)) == before + 1)
-    await asyncio.sleep(4 * FRESH_S)  # they have waited: there is nothing to await
+    await asyncio.sleep(4 * MAX_FRESH_AGE_S)  # they have waited: there is nothing to await
     second.kill()
     for orphan in orphans:
         assert (await orphan.end()).broken

@@ -7,7 +7,7 @@ import json
 import httpx
 import pytest
 
-from backbone.registry.etcd_client import EtcdLink
+from backbone.registry.etcd_client import EtcdClient
 from tests.cluster import Cluster, Crew, Recorded
 from tests.conftest import Eventually
 
@@ -59,7 +59,7 @@ async def test_an_alias_that_is_typed_into_etcd(cluster: Cluster, crew: Crew, ev
     """No gateway is asked; every gateway follows."""
     await crew.start()
     alias = f"{crew.model}/typed"
-    link = EtcdLink(cluster.etcd.url, probe_key="probe")
+    link = EtcdClient(cluster.etcd.url, probe_key="probe")
     await link.open()
     await link.put(f"/nexus/aliases/{alias}", json.dumps(crew.model).encode())
     await link.close()

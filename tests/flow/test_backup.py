@@ -18,8 +18,8 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from backbone.registry.backup import RegistryDump
-from backbone.registry.etcd_client import EtcdLink
+from backbone.registry.backup import RegistryBackup
+from backbone.registry.etcd_client import EtcdClient
 from backbone.settings import CommonSettings
 from cli.backup.archive import read_manifest, verify
 from cli.backup.command import _backup, _restore
@@ -391,11 +391,11 @@ async def test_a_restore_over_what_is_there(old: Nexus, saved: Path, tmp_path: P
         refusal = await nexus.restore(saved)
         assert "hold data already: NEXUS_DONE (1 messages)" in refusal
         assert "an older server does not understand" in await nexus.restore(of_later_nats(saved, tmp_path), force=True)
-        link = EtcdLink(cluster.etcd.url, probe_key="/nexus/")
+        link = EtcdClient(cluster.etcd.url, probe_key="/nexus/")
         await link.open()
-        assert await RegistryDump(link, "/nexus/").read() == {}
+        assert await RegistryBackup(link, "/nexus/").read() == {}
         assert await nexus.restore(saved, only="etcd") == ""
-        assert await RegistryDump(link, "/nexus/").operators_keys() == ["aliases/old"]
+        assert await RegistryBackup(link, "/nexus/").operators_keys() == ["aliases/old"]
         await link.close()
         assert "The servers hold a part of the backup" in await nexus.restore(
             half_a_manifest(saved, tmp_path), force=True

@@ -13,7 +13,7 @@ import pytest_asyncio
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from backbone.registry.etcd_client import EtcdLink
+from backbone.registry.etcd_client import EtcdClient
 from schemas.control import Control, ControlOp
 from schemas.jobs import Capability
 from schemas.presence import ModelOffer, WorkerPresence
@@ -143,7 +143,7 @@ async def test_presence_under_such_a_name_is_absent(
     cluster: Cluster, thief: Thief, name: str, eventually: Eventually
 ) -> None:
     """It is not listed, serves no model, and cannot be drained; a later one is seen."""
-    link = EtcdLink(cluster.etcd.url, probe_key="/nexus/probe")
+    link = EtcdClient(cluster.etcd.url, probe_key="/nexus/probe")
     offer = ModelOffer(name="ghosts", capabilities=(Capability.CHAT,))
     value = WorkerPresence(id="x", backend="echo", host="h", models=(offer,)).model_dump(mode="json") | {"id": name}
     thief.heard.clear()

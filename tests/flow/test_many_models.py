@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from backbone.bus.nats.connection import Wire
+from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.jetstream import request
 from backbone.bus.subjects import JOBS_STREAM
 from tests.cluster import Cluster, Crew, chat
@@ -26,7 +26,7 @@ def cluster_settings() -> dict[str, str]:
 
 async def names(cluster: Cluster) -> set[str]:
     """The consumers of the jobs stream."""
-    wire = Wire(cluster.nats.url, "names")
+    wire = NatsConnection(cluster.nats.url, "names")
     await wire.connect()
     try:
         return set((await request(wire.client, f"CONSUMER.NAMES.{JOBS_STREAM}", {"offset": 0}))["consumers"] or [])

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from backbone.bus.refusal_counter import Refusals
-from backbone.secret_files import Misconfigured, Password, read_file
+from backbone.bus.refusal_counter import RefusalCounter
+from backbone.secret_files import ConfigurationError, Password, read_file
 from backbone.settings import CommonSettings
 
 INBOX = "_INBOX"
@@ -31,7 +31,7 @@ class NatsAccess:
     tls: ssl.SSLContext | None = None
     inbox: str = INBOX
     """Before every inbox of this process, so that its user may be kept out of all others."""
-    refusals: Refusals = field(default_factory=Refusals, compare=False)
+    refusals: RefusalCounter = field(default_factory=RefusalCounter, compare=False)
     """What the connections of this process refused."""
 
     @property
@@ -51,13 +51,13 @@ class NatsAccess:
 
 
 def nats_access(settings: CommonSettings) -> NatsAccess:
-    """What the settings say. Raises Misconfigured."""
+    """What the settings say. Raises ConfigurationError."""
     password = Password("NATS_PASSWORD", settings.nats_password, settings.nats_password_file)
     user, creds = settings.nats_user, settings.nats_creds_file
     if bool(user) != bool(password):
-        raise Misconfigured("NATS_USER and NATS_PASSWORD (or NATS_PASSWORD_FILE) go together: set both or neither")
+        raise ConfigurationError("NATS_USER and NATS_PASSWORD (or NATS_PASSWORD_FILE) go together: set both or neither")
     if creds and user:
-        raise Misconfigured("NATS_CREDS_FILE and NATS_USER are both set: remove one")
+        raise ConfigurationError("NATS_CREDS_FILE and NATS_USER are both set: remove one")
     if creds:
         read_file("NATS_CREDS_FILE", creds)
     _check_urls(settings.nats_url)
@@ -72,7 +72,7 @@ def nats_access(settings: CommonSettings) -> NatsAccess:
 
 
 def _check_urls(text: str) -> None:
-    """Raises Misconfigured for what can be no address of NATS; without repeating it, since it may hold a password."""
+    """Raises ConfigurationError for what can be no address of NATS; without repeating it, since it may hold a password."""
     urls = [part.strip() for part in text.split(",") if part.strip()]
     for url in urls:
         try:
@@ -83,7 +83,7 @@ def _check_urls(text: str) -> None:
         if not valid:
             urls = []
     if not urls:
-        raise Misconfigured(
+        raise ConfigurationError(
             "NATS_URL (--nats-url) must look like nats://host:4222 or tls://host:4222, several separated by commas"
         )
 
@@ -92,7 +92,7 @@ def _inbox(wanted: str, user: str) -> str:
     """What the setting says, else one of the user's own, as `nexus permissions` grants it."""
     inbox = wanted or (f"{INBOX}.{user}" if _TOKEN.fullmatch(user) else INBOX)
     if not _INBOX.fullmatch(inbox):
-        raise Misconfigured("NATS_INBOX_PREFIX is one or more words of [A-Za-z0-9_-] with dots between them")
+        raise ConfigurationError("NATS_INBOX_PREFIX is one or more words of [A-Za-z0-9_-] with dots between them")
     return inbox
 
 
@@ -105,22 +105,22 @@ def _tls(settings: CommonSettings) -> ssl.SSLContext | None:
 
 
 def client_context(name: str, ca: str, cert: str, key: str) -> ssl.SSLContext:
-    """A TLS context that believes `ca`, or the system's authorities, and shows `cert`. Raises Misconfigured."""
+    """A TLS context that believes `ca`, or the system's authorities, and shows `cert`. Raises ConfigurationError."""
     if bool(cert) != bool(key):
-        raise Misconfigured(f"{name}_TLS_CERT and {name}_TLS_KEY go together: set both or neither")
+        raise ConfigurationError(f"{name}_TLS_CERT and {name}_TLS_KEY go together: set both or neither")
     for setting, path in ((f"{name}_TLS_CA", ca), (f"{name}_TLS_CERT", cert), (f"{name}_TLS_KEY", key)):
         if path:
             read_file(setting, path)
     try:
         context = ssl.create_default_context(cafile=Path(ca) if ca else None)
     except ssl.SSLError as error:
-        raise Misconfigured(f"{name}_TLS_CA: {ca} holds no certificate in PEM form") from error
+        raise ConfigurationError(f"{name}_TLS_CA: {ca} holds no certificate in PEM form") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if cert:
         try:
             context.load_cert_chain(cert, key)
         except ssl.SSLError as error:
-            raise Misconfigured(f"{name}_TLS_CERT and {name}_TLS_KEY are not a certificate and its key") from error
+            raise ConfigurationError(f"{name}_TLS_CERT and {name}_TLS_KEY are not a certificate and its key") from error
     return context
 
 

@@ -14,38 +14,38 @@ from typing import Any, NamedTuple, TypeVar
 import orjson
 
 from backbone.bus.nats.auth import NatsAccess
-from backbone.bus.nats.broadcast import NOTICE
-from backbone.bus.nats.connection import Wire
+from backbone.bus.nats.broadcast import BROADCAST
+from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.headers import parse_status
 from backbone.bus.nats.jetstream import API, CONSUMER_NOT_FOUND, STREAM_NOT_FOUND
-from backbone.bus.nats.request_inbox import Answer, Questions
+from backbone.bus.nats.request_inbox import ReplyMessage, RequestInbox
 from backbone.bus.nats.requests import Refused, ask, put
-from backbone.bus.nats.stream_reader import Message, StreamReader
+from backbone.bus.nats.stream_reader import StoredMessage, StreamReader
 from backbone.bus.subjects import (
     BLOBS_STREAM,
     CLAIMS_STREAM,
-    DEAD_STREAM,
-    DONE,
-    DONE_STREAM,
+    DEAD_LETTERS_STREAM,
     EVENTS,
     EVENTS_STREAM,
     JOBS_STREAM,
+    OUTCOMES,
+    OUTCOMES_STREAM,
     SEALS_STREAM,
-    backlog_stream,
+    work_queue_stream,
 )
 from schemas.errors import Unavailable
 from schemas.job_events import QUEUED, decode_durable_frame
 from schemas.jobs import JobRecord
 
-HOOKS_STREAM = backlog_stream("hooks")
-BATCHES_STREAM = backlog_stream("batches")
+HOOKS_STREAM = work_queue_stream("hooks")
+BATCHES_STREAM = work_queue_stream("batches")
 STREAMS = (
     SEALS_STREAM,
     BLOBS_STREAM,
     BATCHES_STREAM,
     JOBS_STREAM,
-    DONE_STREAM,
-    DEAD_STREAM,
+    OUTCOMES_STREAM,
+    DEAD_LETTERS_STREAM,
     HOOKS_STREAM,
     CLAIMS_STREAM,
     EVENTS_STREAM,
@@ -78,7 +78,7 @@ T = TypeVar("T")
 Config = dict[str, Any]
 
 
-class Taken(NamedTuple):
+class StreamSnapshot(NamedTuple):
     """What a snapshot is of."""
 
     config: Config
@@ -90,7 +90,7 @@ class Taken(NamedTuple):
         return int(self.state["last_seq"])
 
 
-class Piece(NamedTuple):
+class SavedMessage(NamedTuple):
     """One stored message."""
 
     subject: str
@@ -99,14 +99,14 @@ class Piece(NamedTuple):
     data: bytes
 
 
-class Snapshots:
+class StreamBackup:
     """One connection for taking and restoring snapshots, one at a time. All calls raise Unavailable, and Refused with
     what JetStream says.
     """
 
     def __init__(self, server: NatsAccess | str, name: str = "backup") -> None:
-        self._wire = Wire(server, name, on_reconnect=self._reconnected)
-        self._questions = Questions(self._wire)
+        self._wire = NatsConnection(server, name, on_reconnect=self._reconnected)
+        self._questions = RequestInbox(self._wire)
         self._arrived: asyncio.Queue[tuple[bytes, bytes, bytes] | None] = asyncio.Queue()
 
     async def start(self) -> None:
@@ -145,14 +145,16 @@ class Snapshots:
         """Whether gateways run: they hear notices. What this one says, look at the keys, changes nothing."""
         try:
             async with asyncio.timeout(LISTENS_S):
-                answers = await self._questions.ask(f"{NOTICE}.keys".encode(), b"")
+                answers = await self._questions.ask(f"{BROADCAST}.keys".encode(), b"")
         except TimeoutError:
             return True
         return answers is None or _code(answers[0]) != NO_RESPONDERS
 
     # Taking
 
-    async def take(self, stream: str, write: Callable[[bytes], object], *, consumers: bool = True) -> Taken | None:
+    async def take(
+        self, stream: str, write: Callable[[bytes], object], *, consumers: bool = True
+    ) -> StreamSnapshot | None:
         """Give a snapshot to `write`, piece by piece; None: there is no such stream. Messages that are removed while it is
         taken may be in it or not.
         """
@@ -174,7 +176,7 @@ class Snapshots:
             raise
         finally:
             self._wire.drop(sid)
-        return Taken(said["config"], said["state"])
+        return StreamSnapshot(said["config"], said["state"])
 
     def _on_chunk(self, _subject: bytes, reply: bytes, headers: bytes, data: bytes) -> None:
         self._arrived.put_nowait((reply, headers, data))
@@ -195,7 +197,7 @@ class Snapshots:
                 raise Unavailable(f"NATS gave up the snapshot of {stream}: {status.code} {status.text}")
             return
 
-    async def tail(self, stream: str, after: int) -> AsyncGenerator[Piece, None]:
+    async def tail(self, stream: str, after: int) -> AsyncGenerator[SavedMessage, None]:
         """What was stored behind the sequence `after`, and is still there."""
         reader = StreamReader(self._questions, stream, replicated=True)
         left: int | None = None
@@ -204,12 +206,12 @@ class Snapshots:
             if not found:
                 return
             for message in found:
-                yield Piece(message.subject, _own(message.headers), message.data)
+                yield SavedMessage(message.subject, _own(message.headers), message.data)
             after = found[-1].seq
 
     # Restoring
 
-    async def restore(self, stream: str, taken: Taken, chunks: Iterable[bytes]) -> dict[str, Any]:
+    async def restore(self, stream: str, taken: StreamSnapshot, chunks: Iterable[bytes]) -> dict[str, Any]:
         """Make the stream from a snapshot; its state. There must be none of that name. `taken.config` may differ from what
         was taken, as in its number of replicas.
         """
@@ -227,7 +229,7 @@ class Snapshots:
             raise Unavailable(f"NATS has restored {stream}, and has lost it again")
         return state
 
-    async def append(self, pieces: Iterable[Piece]) -> int:
+    async def append(self, pieces: Iterable[SavedMessage]) -> int:
         """Store messages again, behind what is there; how many."""
         count = 0
         for batch in _batches(pieces, WITHIN):
@@ -235,7 +237,7 @@ class Snapshots:
             count += len(batch)
         return count
 
-    async def _append(self, piece: Piece) -> None:
+    async def _append(self, piece: SavedMessage) -> None:
         await put(self._questions, piece.subject.encode(), piece.data, piece.headers)
 
     async def drop_consumers_ahead(self, stream: str, last_seq: int) -> list[str]:
@@ -249,8 +251,8 @@ class Snapshots:
         return ahead
 
     async def forget_lost_jobs(self, *, after: int, last: int) -> int:
-        """See LostJobs."""
-        return await LostJobs(self._questions).forget(after=after, last=last)
+        """See LostJobCleaner."""
+        return await LostJobCleaner(self._questions).forget(after=after, last=last)
 
     async def delete(self, stream: str) -> None:
         """Delete a stream, if it is there."""
@@ -270,7 +272,7 @@ class Snapshots:
     async def _once(self, subject: str, body: Any, timeout_s: float) -> dict[str, Any]:
         return _checked(await self._reply(f"{API}.{subject}".encode(), orjson.dumps(body), timeout_s))
 
-    async def _reply(self, subject: bytes, payload: bytes, timeout_s: float) -> Answer:
+    async def _reply(self, subject: bytes, payload: bytes, timeout_s: float) -> ReplyMessage:
         answers = await self._while_connected(self._questions.ask(subject, payload), timeout_s)
         if answers is None:
             raise Unavailable("the connection to NATS was lost")
@@ -292,7 +294,7 @@ class Snapshots:
             future.cancel()
 
 
-def _checked(answer: Answer) -> dict[str, Any]:
+def _checked(answer: ReplyMessage) -> dict[str, Any]:
     if _code(answer) == NO_RESPONDERS:
         raise Unavailable("NATS JetStream does not answer: is it enabled, and may this user ask it?")
     said: dict[str, Any] = orjson.loads(answer.data)
@@ -301,7 +303,7 @@ def _checked(answer: Answer) -> dict[str, Any]:
     return said
 
 
-def _code(answer: Answer) -> int | None:
+def _code(answer: ReplyMessage) -> int | None:
     status = answer.status
     return None if status is None else status.code
 
@@ -313,8 +315,8 @@ def _own(headers: bytes) -> bytes:
     return b"\r\n".join((b"NATS/1.0", *own, b"", b"")) if own else b""
 
 
-def _batches(pieces: Iterable[Piece], size: int) -> Iterable[list[Piece]]:
-    batch: list[Piece] = []
+def _batches(pieces: Iterable[SavedMessage], size: int) -> Iterable[list[SavedMessage]]:
+    batch: list[SavedMessage] = []
     for piece in pieces:
         batch.append(piece)
         if len(batch) == size:
@@ -327,13 +329,13 @@ def _batches(pieces: Iterable[Piece], size: int) -> Iterable[list[Piece]]:
 PURGE = f"{API}.STREAM.PURGE.{EVENTS_STREAM}".encode()
 
 
-class LostJobs:
+class LostJobCleaner:
     """Raises Unavailable."""
 
-    def __init__(self, questions: Questions) -> None:
+    def __init__(self, questions: RequestInbox) -> None:
         self._questions = questions
         self._events = StreamReader(questions, EVENTS_STREAM, replicated=True)
-        self._words = StreamReader(questions, DONE_STREAM, replicated=True)
+        self._words = StreamReader(questions, OUTCOMES_STREAM, replicated=True)
 
     async def forget(self, *, after: int, last: int) -> int:
         """Delete the events of jobs that were put into the queue behind its sequence `last`, and have no word. They were
@@ -349,10 +351,10 @@ class LostJobs:
             after = found[-1].seq
         return count
 
-    async def _forget_one(self, message: Message, last: int) -> bool:
+    async def _forget_one(self, message: StoredMessage, last: int) -> bool:
         job = message.subject.removeprefix(f"{EVENTS}.")
         run = _queued_behind(message, last)
-        if not run or await self._words.last(f"{DONE}.{job}") is not None:
+        if not run or await self._words.last(f"{OUTCOMES}.{job}") is not None:
             return False
         if run > 1:  # a retry that was lost: the runs before it have been
             await self._events.delete(message.seq)
@@ -361,7 +363,7 @@ class LostJobs:
         return True
 
 
-def _queued_behind(message: Message, last: int) -> int:
+def _queued_behind(message: StoredMessage, last: int) -> int:
     """The run that an event says to be in the queue behind `last`; 0: it says no such thing."""
     try:
         frame = decode_durable_frame(message.data)

@@ -14,34 +14,34 @@ from collections.abc import Callable
 from typing import Protocol
 
 from backbone.bus.nats.auth import NatsAccess
-from backbone.bus.nats.connection import Wire
+from backbone.bus.nats.connection import NatsConnection
 from schemas.errors import Unavailable
 
-NOTICE = "nexus.notice"
+BROADCAST = "nexus.notice"
 """Before the topic, in the subject."""
 
-Heard = Callable[[], None]
+BroadcastCallback = Callable[[], None]
 
 
-class Notices(Protocol):
+class Broadcast(Protocol):
     """See the module's docstring. A topic is one word of `[a-z-]`."""
 
     def tell(self, topic: str) -> None:
         """Send a notice. Best effort; never raises."""
 
-    async def listen(self, topic: str, heard: Heard) -> None:
+    async def listen(self, topic: str, heard: BroadcastCallback) -> None:
         """Call `heard` at each notice on this topic, from now on. It must return at once and not raise.
 
         Raises Unavailable.
         """
 
 
-class NatsNotices:
-    """See `Notices`."""
+class NatsBroadcast:
+    """See `Broadcast`."""
 
     def __init__(self, server: NatsAccess | str, name: str) -> None:
-        self._wire = Wire(server, f"{name}-notices", on_reconnect=self._reconnected, pulse=True)
-        self._heard: list[Heard] = []
+        self._wire = NatsConnection(server, f"{name}-notices", on_reconnect=self._reconnected, pulse=True)
+        self._heard: list[BroadcastCallback] = []
 
     async def start(self) -> None:
         """Connect. Raises Unavailable."""
@@ -54,11 +54,11 @@ class NatsNotices:
     def tell(self, topic: str) -> None:
         """See the base."""
         with contextlib.suppress(Unavailable):
-            self._wire.publish(f"{NOTICE}.{topic}".encode(), b"")
+            self._wire.publish(f"{BROADCAST}.{topic}".encode(), b"")
 
-    async def listen(self, topic: str, heard: Heard) -> None:
+    async def listen(self, topic: str, heard: BroadcastCallback) -> None:
         """See the base."""
-        await self._wire.subscribe(f"{NOTICE}.{topic}", lambda *_: heard())
+        await self._wire.subscribe(f"{BROADCAST}.{topic}", lambda *_: heard())
         await self._wire.ping()
         self._heard.append(heard)
 
@@ -67,13 +67,13 @@ class NatsNotices:
             heard()
 
 
-class MemoryNotices:
-    """See `Notices`. Gateways of one process share one instance."""
+class MemoryBroadcast:
+    """See `Broadcast`. Gateways of one process share one instance."""
 
     def __init__(self) -> None:
         self.available = True
         """Set to False for an outage: notices are lost."""
-        self._heard: defaultdict[str, list[Heard]] = defaultdict(list)
+        self._heard: defaultdict[str, list[BroadcastCallback]] = defaultdict(list)
 
     async def start(self) -> None:
         """Nothing to connect."""
@@ -87,6 +87,6 @@ class MemoryNotices:
             for heard in self._heard[topic]:
                 asyncio.get_running_loop().call_soon(heard)
 
-    async def listen(self, topic: str, heard: Heard) -> None:
+    async def listen(self, topic: str, heard: BroadcastCallback) -> None:
         """See the base."""
         self._heard[topic].append(heard)

@@ -8,7 +8,7 @@ release changes one of them.
 Private names used: `Client._ps`, `._subs`, `._pending`, `._pending_data_size`, `._transport`, `._process_msg`,
 `._process_err`, `._process_ping`, `._process_pong`, `._process_info`, `._send_command`, `._flush_pending`,
 `._process_op_err`, `._remove_sub`, `._connect_command`, `._server_info`, `._attempt_reconnect`, `._pongs`, `._server_pool`,
-`TcpTransport._io_writer`, and `Parser.parse` / `.reset`.
+`TcpTransport._io_writer`, and `ProtocolParser.parse` / `.reset`.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from nats.aio.client import Client
 from nats.errors import ProtocolError
 
 from backbone.bus.nats.auth import NatsAccess
-from backbone.bus.nats.liveness import Pulse
-from backbone.bus.refusal_counter import Refusals
-from backbone.bus.subjects import BadSubject, require_pattern, require_subject
+from backbone.bus.nats.liveness import LivenessMonitor
+from backbone.bus.refusal_counter import RefusalCounter
+from backbone.bus.subjects import InvalidSubject, require_pattern, require_subject
 from backbone.ids import new_token
-from backbone.secret_files import Misconfigured
+from backbone.secret_files import ConfigurationError
 from schemas.errors import Unavailable
 
 log = structlog.get_logger(__name__)
 
 _MESSAGE_ID = re.compile(rb"[!-~]+")
 
-Handler = Callable[[bytes, bytes, bytes, bytes], None]
+MessageHandler = Callable[[bytes, bytes, bytes, bytes], None]
 """(subject, reply or b"", raw headers or b"", payload)"""
 
 MAX_UNSENT = 64 * 1024 * 1024
@@ -58,10 +58,10 @@ REFUSED_S = 2.0
 """Between two tries to connect to a server that does not let us in: it is not going to change its mind soon."""
 
 
-class Parser:
+class ProtocolParser:
     """NATS's protocol, in place of nats-py's parser: our own subscriptions get their messages by a direct call."""
 
-    def __init__(self, client: Client, handlers: dict[int, Handler], refusals: Refusals) -> None:
+    def __init__(self, client: Client, handlers: dict[int, MessageHandler], refusals: RefusalCounter) -> None:
         self.client: Any = client
         self.handlers = handlers
         self.refusals = refusals
@@ -69,7 +69,7 @@ class Parser:
         self.size = 0
         self.needed = 0
         self.heard = False
-        """Something has arrived since `Wire.take_heard` was last called."""
+        """Something has arrived since `NatsConnection.take_heard` was last called."""
 
     def reset(self) -> None:
         """Forget a half-read message: the connection is new."""
@@ -161,7 +161,7 @@ class Parser:
             await self.client._process_op_err(nats.errors.Error(f"nats: {text}"))
 
 
-class _Client(Client):
+class _NatsPyClient(Client):
     """nats-py takes a server's word that it has no TLS, and would then send the password in the open. And before it
     connects again, it waits for what is unsent to a server that is frozen, or half a minute for a goodbye in TLS. And it
     lets control characters, wildcards and empty tokens into the subjects that it publishes to.
@@ -193,7 +193,7 @@ class _Client(Client):
         return super()._connect_command()
 
 
-class Wire:
+class NatsConnection:
     """One connection: raw subscriptions, and writes joined per loop turn."""
 
     def __init__(
@@ -221,11 +221,11 @@ class Wire:
         self.access = server if isinstance(server, NatsAccess) else NatsAccess(server)
         self.name = name
         self.refusals = self.access.refusals
-        self.client = _Client()
+        self.client = _NatsPyClient()
         self.client.secure = self.access.secure
         self._raw: Any = self.client
-        self._handlers: dict[int, Handler] = {}
-        self._parser = Parser(self.client, self._handlers, self.refusals)
+        self._handlers: dict[int, MessageHandler] = {}
+        self._parser = ProtocolParser(self.client, self._handlers, self.refusals)
         self._on_reconnect = on_reconnect
         self._scheduled = False
         self._window_start = 0.0
@@ -274,7 +274,7 @@ class Wire:
         if len(self._raw._server_pool) > 1:
             self.client.options["connect_timeout"] = CLUSTER_CONNECT_S
         if self._with_pulse:
-            self._pulse = asyncio.create_task(Pulse(self, self._loop.time).run())
+            self._pulse = asyncio.create_task(LivenessMonitor(self, self._loop.time).run())
 
     def new_inbox(self) -> str:
         """A name that nobody else has, below this process's prefix; what stands behind a dot after it is one's own."""
@@ -294,7 +294,7 @@ class Wire:
         assert self.access.password is not None
         try:
             return self.access.password.read()
-        except Misconfigured as error:
+        except ConfigurationError as error:
             raise nats.errors.Error(f"nats: {error}") from error
 
     def _why(self, error: Exception) -> str:
@@ -355,12 +355,12 @@ class Wire:
         return self._failed >= len(self._raw._server_pool) or self._loop.time() - self._lost_at > AWAY_S
 
     def take_heard(self) -> bool:
-        """See `backbone.bus.nats.liveness.Connection`."""
+        """See `backbone.bus.nats.liveness.MonitoredConnection`."""
         heard, self._parser.heard = self._parser.heard, False
         return heard
 
     def send_ping(self) -> None:
-        """See `backbone.bus.nats.liveness.Connection`. The answer is taken as any other arrival."""
+        """See `backbone.bus.nats.liveness.MonitoredConnection`. The answer is taken as any other arrival."""
         raw = self._raw
         transport = raw._transport._io_writer.transport
         if not transport.is_closing():
@@ -368,7 +368,7 @@ class Wire:
             transport.write(b"PING\r\n")
 
     async def give_up(self) -> None:
-        """See `backbone.bus.nats.liveness.Connection`."""
+        """See `backbone.bus.nats.liveness.MonitoredConnection`."""
         log.warning("nats.silent", connection=self.name)
         self._silent = True
         await self._raw._process_op_err(nats.errors.StaleConnectionError())
@@ -406,7 +406,7 @@ class Wire:
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise Unavailable("NATS does not answer") from error
 
-    async def subscribe(self, subject: str, handler: Handler, *, group: str = "") -> int:
+    async def subscribe(self, subject: str, handler: MessageHandler, *, group: str = "") -> int:
         """Call `handler` for each message on `subject`; kept over reconnects. Returns the subscription's id.
 
         With `group` each message goes to one subscriber of that group. Raises Unavailable after `close`.
@@ -438,7 +438,7 @@ class Wire:
                 self._write(b"UNSUB %d\r\n" % sid)
 
     def publish(self, subject: bytes, payload: bytes | memoryview, reply: bytes = b"", headers: bytes = b"") -> None:
-        """Queue a message for this loop turn's write. Raises BadSubject, and Unavailable when too much is unsent.
+        """Queue a message for this loop turn's write. Raises InvalidSubject, and Unavailable when too much is unsent.
 
         `headers` are whole: from `NATS/1.0` to the empty line.
         """
@@ -501,9 +501,9 @@ class Wire:
 
 
 def id_headers(message_id: bytes) -> bytes:
-    """Return the headers that make JetStream store a message once per window. Raises BadSubject."""
+    """Return the headers that make JetStream store a message once per window. Raises InvalidSubject."""
     if _MESSAGE_ID.fullmatch(message_id) is None:
-        raise BadSubject(f"not a message id: {message_id[:100]!r}")
+        raise InvalidSubject(f"not a message id: {message_id[:100]!r}")
     return b"NATS/1.0\r\nNats-Msg-Id: %b\r\n\r\n" % message_id
 
 
@@ -521,7 +521,7 @@ def _in_words(error: Exception, last: Exception) -> str:
 def _hint(error: Exception) -> str | None:
     """What an error means that will not go away by itself; None for one that may."""
     text = str(error)
-    if isinstance(error.__cause__, Misconfigured):
+    if isinstance(error.__cause__, ConfigurationError):
         return f"cannot be asked: {error.__cause__}"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"has a certificate that is not believed ({error.verify_message}): check NATS_TLS_CA and the host's name"

@@ -7,10 +7,10 @@ from collections.abc import AsyncGenerator
 
 import structlog
 
-from backbone.bus.job_log import DeadLetter
-from backbone.bus.nats.request_inbox import Questions
-from backbone.bus.nats.stream_reader import Message, StreamReader
-from backbone.bus.subjects import DEAD_STREAM
+from backbone.bus.job_log import StoredDeadLetter
+from backbone.bus.nats.request_inbox import RequestInbox
+from backbone.bus.nats.stream_reader import StoredMessage, StreamReader
+from backbone.bus.subjects import DEAD_LETTERS_STREAM
 from schemas.outcome import Outcome
 
 log = structlog.get_logger(__name__)
@@ -20,15 +20,15 @@ AT_ONCE = 16
 MAX_WIDTH = 1 << 20
 
 
-class DeadLetters:
+class DeadLetterStream:
     """The stream of dead letters, of which any may have been deleted."""
 
-    def __init__(self, questions: Questions, *, replicated: bool) -> None:
-        self._reader = StreamReader(questions, DEAD_STREAM, replicated=replicated)
+    def __init__(self, questions: RequestInbox, *, replicated: bool) -> None:
+        self._reader = StreamReader(questions, DEAD_LETTERS_STREAM, replicated=replicated)
 
-    async def newest(self, before: int | None, limit: int) -> list[DeadLetter]:
+    async def newest(self, before: int | None, limit: int) -> list[StoredDeadLetter]:
         """At most `limit`. Raises Unavailable."""
-        letters: list[DeadLetter] = []
+        letters: list[StoredDeadLetter] = []
         if limit > 0:
             async with contextlib.aclosing(self._backwards(before)) as messages:
                 async for message in messages:
@@ -39,7 +39,7 @@ class DeadLetters:
                         break
         return letters
 
-    async def of(self, job: str) -> DeadLetter | None:
+    async def of(self, job: str) -> StoredDeadLetter | None:
         """Looks at every letter, until it is there. Raises Unavailable."""
         async with contextlib.aclosing(self._backwards(None)) as messages:
             async for message in messages:
@@ -52,7 +52,7 @@ class DeadLetters:
         """Delete one. Raises Unavailable."""
         return await self._reader.delete(seq)
 
-    async def _backwards(self, before: int | None) -> AsyncGenerator[Message, None]:
+    async def _backwards(self, before: int | None) -> AsyncGenerator[StoredMessage, None]:
         """Reading goes forward only: windows of sequences, as wide as holds few enough messages."""
         state = await self._reader.state()
         first, high = state["first_seq"], state["last_seq"]
@@ -73,10 +73,10 @@ class DeadLetters:
                 width = min(2 * width, MAX_WIDTH)
 
 
-def _letter(message: Message) -> DeadLetter | None:
+def _letter(message: StoredMessage) -> StoredDeadLetter | None:
     try:
         word, job_message = Outcome.decode(message.data)
     except ValueError as error:
         log.warning("a dead letter could not be read", seq=message.seq, error=str(error))
         return None
-    return DeadLetter(message.seq, word, job_message, message.stored_at)
+    return StoredDeadLetter(message.seq, word, job_message, message.stored_at)

@@ -8,10 +8,10 @@ from collections.abc import AsyncGenerator
 from typing import NamedTuple
 
 from backbone.bus.job_log import StoredEvent
-from backbone.bus.nats.connection import Wire
-from backbone.bus.nats.request_inbox import Answer
+from backbone.bus.nats.connection import NatsConnection
+from backbone.bus.nats.request_inbox import ReplyMessage
 from backbone.bus.nats.stream_reader import StreamReader
-from backbone.bus.subjects import ENDED, EVENTS, TOLD
+from backbone.bus.subjects import EVENTS, STORED_EVENTS, STORED_OUTCOMES
 from schemas.errors import Unavailable
 
 MAX_TOLD = 1024
@@ -25,10 +25,10 @@ class _Told(NamedTuple):
     """The sequence of the event of this job before it."""
 
 
-class Follower:
+class EventReader:
     """One reader of one job's events."""
 
-    def __init__(self, wire: Wire, reader: StreamReader, job: str, after: int) -> None:
+    def __init__(self, wire: NatsConnection, reader: StreamReader, job: str, after: int) -> None:
         self._wire = wire
         self._reader = reader
         self._job = job
@@ -51,8 +51,8 @@ class Follower:
         """See backbone.bus.job_log.JobLog.events."""
         sids: list[int] = []
         try:
-            sids.append(await self._wire.subscribe(f"{TOLD}.{self._job}", self._on_told))
-            sids.append(await self._wire.subscribe(f"{ENDED}.{self._job}", self._on_ended))
+            sids.append(await self._wire.subscribe(f"{STORED_EVENTS}.{self._job}", self._on_told))
+            sids.append(await self._wire.subscribe(f"{STORED_OUTCOMES}.{self._job}", self._on_ended))
             while True:
                 # What is told from now on may be missing in what is read.
                 known, self._look = self._known, False
@@ -109,7 +109,7 @@ class Follower:
             raise Unavailable("the connection to NATS is closed")
 
     def _on_told(self, _subject: bytes, _reply: bytes, headers: bytes, data: bytes) -> None:
-        told = Answer(headers, data)
+        told = ReplyMessage(headers, data)
         seq = int(told.header(b"Nats-Sequence") or 0)
         if len(self._told) >= MAX_TOLD or self._told_bytes + len(data) > MAX_TOLD_BYTES:
             self._told.clear()

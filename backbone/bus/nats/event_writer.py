@@ -8,7 +8,7 @@ import time
 from collections import deque
 from typing import NamedTuple
 
-from backbone.bus.nats.connection import Wire
+from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.subjects import EVENTS, require_token
 from schemas.errors import RequestTooLarge, Unavailable
 
@@ -33,7 +33,7 @@ class NatsEventWriter:
     event can be stored before it.
     """
 
-    def __init__(self, wire: Wire, job: str, address: bytes) -> None:
+    def __init__(self, wire: NatsConnection, job: str, address: bytes) -> None:
         self._wire = wire
         self._subject = f"{EVENTS}.{require_token(job)}".encode()
         self._address = address

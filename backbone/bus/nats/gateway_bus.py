@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import orjson
 import structlog
 
-from backbone.bus.bus import Queue, QueueChange, QueueDepth, Sink, Storage
+from backbone.bus.bus import Queue, QueueChange, QueueDepth, ReplyListener, StorageUsage
 from backbone.bus.nats.auth import NatsAccess
-from backbone.bus.nats.connection import Wire
+from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.headers import parse_status
 from backbone.bus.nats.jetstream import (
     ApiError,
-    JobsStream,
+    JobsStreamConfig,
     ensure_stream,
     holds_job,
     read_depths,
@@ -31,9 +31,17 @@ from backbone.bus.nats.jetstream import (
 )
 from backbone.bus.nats.queue_consumers import QueueConsumers
 from backbone.bus.nats.requests import OUTAGE_S
-from backbone.bus.nats.write_probe import Storing
-from backbone.bus.outage import nats_away
-from backbone.bus.subjects import CONTROL, JOBS_STREAM, REPLY, is_address, is_token, job_subject, parse_job_subject
+from backbone.bus.nats.write_probe import StorageHealth
+from backbone.bus.outage import nats_unavailable
+from backbone.bus.subjects import (
+    JOBS_STREAM,
+    REPLIES,
+    WORKER_CONTROL,
+    is_reply_subject,
+    is_token,
+    job_subject,
+    parse_job_subject,
+)
 from backbone.ids import new_token
 from schemas.errors import BackendFailed, NexusError, QueueFull, RequestTooLarge, Unavailable
 from schemas.frames import STOP
@@ -64,7 +72,7 @@ class _Unacked:
     message: bytes
     reply: bytes
     message_id: bytes
-    sink: Sink
+    sink: ReplyListener
     since: float
     sent: float
 
@@ -86,13 +94,13 @@ class NatsGatewayBus:
         *,
         gateway: str,
         ack_wait_s: float,
-        stream: JobsStream,
-        storing: Storing | None = None,
+        stream: JobsStreamConfig,
+        storing: StorageHealth | None = None,
     ) -> None:
-        self._storing = storing or Storing()
-        self._publisher = Wire(server, f"{gateway}-jobs", on_reconnect=self._reopen, pulse=True)
-        self._listener = Wire(server, f"{gateway}-replies", on_reconnect=self._look_for_lost, pulse=True)
-        self._prefix = f"{REPLY}.{gateway}."
+        self._storing = storing or StorageHealth()
+        self._publisher = NatsConnection(server, f"{gateway}-jobs", on_reconnect=self._reopen, pulse=True)
+        self._listener = NatsConnection(server, f"{gateway}-replies", on_reconnect=self._look_for_lost, pulse=True)
+        self._prefix = f"{REPLIES}.{gateway}."
         self._skip = len(self._prefix)
         self._void = f"{self._prefix}void".encode()
         self._confirmation = f"{new_token()}-".encode()
@@ -100,7 +108,7 @@ class NatsGatewayBus:
         self._confirmations = self._prefix.encode() + self._confirmation
         self._stream = stream
         self._consumers = QueueConsumers(self._publisher, stream, ack_wait_s)
-        self._sinks: dict[bytes, Sink] = {}
+        self._sinks: dict[bytes, ReplyListener] = {}
         self._unacked: dict[bytes, _Unacked] = {}
         self._stored: dict[bytes, _Stored] = {}
         self._openings: set[asyncio.Task[None]] = set()
@@ -253,10 +261,10 @@ class NatsGatewayBus:
         """128 random bits below this gateway's prefix."""
         return self._prefix + new_token()
 
-    def submit(self, envelope: Envelope, body: bytes, sink: Sink) -> None:
+    def submit(self, envelope: Envelope, body: bytes, sink: ReplyListener) -> None:
         """Publish; the PubAck comes beside the replies and is checked there, without anybody waiting."""
         if not self._listener.connected or self._publisher.away:
-            raise nats_away()
+            raise nats_unavailable()
         self._storing.require()
         if len(body) > self.max_message_bytes:
             raise RequestTooLarge(f"the request is larger than the {self.max_message_bytes} bytes that NATS takes")
@@ -327,7 +335,7 @@ class NatsGatewayBus:
             self._answer(answer_to, answer)
 
     def _answer(self, subject: bytes, answer: bytes) -> None:
-        if not is_address(subject):
+        if not is_reply_subject(subject):
             self._listener.refusals.add("address", address=repr(subject[:100]))
             return
         with contextlib.suppress(Unavailable):
@@ -363,7 +371,7 @@ class NatsGatewayBus:
                 waited = now - one.since
                 if waited > OUTAGE_S and self._away:
                     self._unacked.pop(token, None)
-                    one.sink.refused(nats_away())
+                    one.sink.refused(nats_unavailable())
                 elif waited > GIVE_UP_S:
                     self._unacked.pop(token, None)
                     self._storing.doubt()
@@ -385,13 +393,13 @@ class NatsGatewayBus:
             self._publisher.refusals.add("worker", worker=worker[:100])
             return
         with contextlib.suppress(Unavailable):
-            self._publisher.publish(f"{CONTROL}.{worker}".encode(), message)
+            self._publisher.publish(f"{WORKER_CONTROL}.{worker}".encode(), message)
 
     async def depths(self) -> list[QueueDepth]:
         """From the stream's state."""
         return await read_depths(self._publisher.client, self._consumers.missed)
 
-    async def storage(self) -> Storage:
+    async def storage(self) -> StorageUsage:
         """From the streams' states."""
         return await read_storage(self._publisher.client)
 

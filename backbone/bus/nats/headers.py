@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Status(NamedTuple):
+class StatusHeader(NamedTuple):
     """A status message, such as `404 No Messages`."""
 
     code: int
@@ -14,7 +14,7 @@ class Status(NamedTuple):
     """Messages that the pull asked for and did not get, where the server says."""
 
 
-def parse_status(headers: bytes) -> Status | None:
+def parse_status(headers: bytes) -> StatusHeader | None:
     """The status in raw headers; None when they hold none."""
     line, _, rest = headers.partition(b"\r\n")
     words = line.split(b" ", 2)
@@ -25,7 +25,7 @@ def parse_status(headers: bytes) -> Status | None:
         name, _, value = header.partition(b":")
         if name.lower() == b"nats-pending-messages":
             unused = int(value)
-    return Status(int(words[1]), words[2].decode() if len(words) > 2 else "", unused)
+    return StatusHeader(int(words[1]), words[2].decode() if len(words) > 2 else "", unused)
 
 
 class AckSubject(NamedTuple):

@@ -12,17 +12,17 @@ import nats.errors
 import orjson
 from nats.aio.client import Client
 
-from backbone.bus.bus import Queue, QueueDepth, Storage, StreamRoom
-from backbone.bus.outage import nats_away
+from backbone.bus.bus import Queue, QueueDepth, StorageUsage, StreamUsage
+from backbone.bus.outage import nats_unavailable
 from backbone.bus.subjects import (
-    BELL,
-    BLOBS,
+    BLOBS_BUCKET,
     BLOBS_STREAM,
-    DONE_STREAM,
     JOBS,
     JOBS_STREAM,
-    RECORDER,
+    OUTCOME_CONSUMER,
+    OUTCOMES_STREAM,
     STREAMS,
+    WAKEUPS,
     consumer_name,
     parse_job_subject,
 )
@@ -42,7 +42,7 @@ FIXED_MAX_CONSUMERS = "can not change MaxConsumers"
 
 
 @dataclass(frozen=True, slots=True)
-class JobsStream:
+class JobsStreamConfig:
     """The bounds of the jobs stream."""
 
     max_jobs: int = 100_000
@@ -69,13 +69,13 @@ class JobsStream:
             "max_consumers": self.max_queues,
             "num_replicas": self.replicas,
             "duplicate_window": DUPLICATE_WINDOW_S * NANO,
-            "republish": {"src": f"{JOBS}.>", "dest": f"{BELL}.>", "headers_only": True},
+            "republish": {"src": f"{JOBS}.>", "dest": f"{WAKEUPS}.>", "headers_only": True},
             "allow_direct": True,
         }
 
 
 @dataclass(frozen=True, slots=True)
-class BucketConfig:
+class BlobBucketConfig:
     """The bounds of the object store for blobs."""
 
     max_bytes: int = 4 * 1024**3
@@ -87,7 +87,7 @@ class BucketConfig:
         """Its stream's configuration, in the JetStream API's terms."""
         return {
             "name": BLOBS_STREAM,
-            "subjects": [f"$O.{BLOBS}.C.>", f"$O.{BLOBS}.M.>"],
+            "subjects": [f"$O.{BLOBS_BUCKET}.C.>", f"$O.{BLOBS_BUCKET}.M.>"],
             "description": "Nexus: bodies and answers too large for a message",
             "retention": "limits",
             "storage": "file",
@@ -114,7 +114,7 @@ class ApiError(Exception):
 async def request(client: Client, subject: str, body: Any = None, timeout_s: float = 2.0) -> dict[str, Any]:
     """One call of the JetStream API. Raises ApiError, and Unavailable: at once where there is no connection."""
     if not client.is_connected:
-        raise nats_away()
+        raise nats_unavailable()
     cancelled = _cancellations()
     try:
         message = await client.request(
@@ -135,12 +135,12 @@ def _cancellations() -> int:
     return task.cancelling() if task is not None else 0
 
 
-async def ensure_stream(client: Client, stream: JobsStream) -> None:
+async def ensure_stream(client: Client, stream: JobsStreamConfig) -> None:
     """Make the jobs stream, or bring it to this configuration. Raises Unavailable, also for a server too old for it."""
     await ensure(client, stream.config(), ("republish", "discard_new_per_subject", "max_msgs_per_subject"), "2.10")
 
 
-async def ensure_bucket(client: Client, bucket: BucketConfig) -> None:
+async def ensure_bucket(client: Client, bucket: BlobBucketConfig) -> None:
     """The same for the bucket of the blobs."""
     await ensure(client, bucket.config(), ("allow_msg_ttl",), "2.11")
 
@@ -232,13 +232,13 @@ async def _depth(client: Client, queue: Queue, stored: int, on_missing: Callable
     return QueueDepth(queue, stored - running, running)
 
 
-async def read_storage(client: Client) -> Storage:
+async def read_storage(client: Client) -> StorageUsage:
     """Every stream that exists. Raises Unavailable."""
     rooms = await asyncio.gather(*(_room(client, stream) for stream in STREAMS))
-    return Storage(tuple(room for room in rooms if room is not None), await _unrecorded(client))
+    return StorageUsage(tuple(room for room in rooms if room is not None), await _unrecorded(client))
 
 
-async def _room(client: Client, stream: str) -> StreamRoom | None:
+async def _room(client: Client, stream: str) -> StreamUsage | None:
     try:
         info = await request(client, f"STREAM.INFO.{stream}")
     except ApiError as error:
@@ -246,12 +246,12 @@ async def _room(client: Client, stream: str) -> StreamRoom | None:
             return None
         raise Unavailable(f"NATS: {error}") from error
     state, most = info["state"], info["config"]["max_bytes"]
-    return StreamRoom(stream, state["messages"], state["bytes"], most if most > 0 else None)
+    return StreamUsage(stream, state["messages"], state["bytes"], most if most > 0 else None)
 
 
 async def _unrecorded(client: Client) -> int:
     try:
-        info = await request(client, f"CONSUMER.INFO.{DONE_STREAM}.{RECORDER}")
+        info = await request(client, f"CONSUMER.INFO.{OUTCOMES_STREAM}.{OUTCOME_CONSUMER}")
     except ApiError as error:
         if error.code in {STREAM_NOT_FOUND, CONSUMER_NOT_FOUND}:
             return 0

@@ -12,35 +12,35 @@ from dataclasses import dataclass, field
 import structlog
 
 from backbone.bus.bus import Queue
-from backbone.bus.job_log import DeadLetter, Decision, Item, Retention, StoredEvent
+from backbone.bus.job_log import Retention, StoredDeadLetter, StoredEvent, StoredOutcome, WorkItem
 from backbone.bus.nats import outcomes
 from backbone.bus.nats.auth import NatsAccess
-from backbone.bus.nats.connection import Wire
-from backbone.bus.nats.dead_letters import DeadLetters
-from backbone.bus.nats.event_reader import Follower
+from backbone.bus.nats.connection import NatsConnection
+from backbone.bus.nats.dead_letters import DeadLetterStream
+from backbone.bus.nats.event_reader import EventReader
 from backbone.bus.nats.jetstream import holds_job
-from backbone.bus.nats.outcomes import Room
-from backbone.bus.nats.pull_consumer import Taker
-from backbone.bus.nats.request_inbox import Questions
+from backbone.bus.nats.outcomes import OutcomeRetention
+from backbone.bus.nats.pull_consumer import PullConsumer
+from backbone.bus.nats.request_inbox import RequestInbox
 from backbone.bus.nats.requests import Refused, message_id, put
-from backbone.bus.nats.rpc_server import Answers, Referee
+from backbone.bus.nats.rpc_server import AskHandler, RpcServer
 from backbone.bus.nats.stream_configs import ensure_durables, ensure_taker
-from backbone.bus.nats.stream_reader import Places, StreamReader
-from backbone.bus.nats.work_queue import Make, NatsBacklog
-from backbone.bus.nats.write_probe import Storing, WriteProof
+from backbone.bus.nats.stream_reader import QueuePositions, StreamReader
+from backbone.bus.nats.work_queue import Make, NatsWorkQueue
+from backbone.bus.nats.write_probe import StorageHealth, WriteProbe
 from backbone.bus.seals import SECRET_BYTES, SealSecret
 from backbone.bus.subjects import (
     CLAIMS_STREAM,
-    DONE,
-    DONE_STREAM,
-    ENDED,
     EVENTS,
     EVENTS_STREAM,
     JOBS_STREAM,
-    RECORDER,
-    SEAL_SECRET,
-    SEALS,
+    OUTCOME_CONSUMER,
+    OUTCOMES,
+    OUTCOMES_STREAM,
+    SEAL_SECRET_SUBJECT,
+    SEALS_BUCKET,
     SEALS_STREAM,
+    STORED_OUTCOMES,
     claim_subject,
     is_token,
     job_subject,
@@ -81,32 +81,34 @@ class NatsJobLog:
         *,
         retention: Retention,
         max_payload_room: int = ENVELOPE_ROOM,
-        storing: Storing | None = None,
+        storing: StorageHealth | None = None,
     ) -> None:
         """`storing`: what this gateway's other connections know about it too; this one keeps it true."""
-        self._wire = Wire(server, f"{name}-log", on_reconnect=self._reconnected, keep_unsent=False, pulse=True)
-        self._questions = Questions(self._wire)
-        self._storing = storing or Storing()
+        self._wire = NatsConnection(
+            server, f"{name}-log", on_reconnect=self._reconnected, keep_unsent=False, pulse=True
+        )
+        self._questions = RequestInbox(self._wire)
+        self._storing = storing or StorageHealth()
         self._questions.require_storing = self._storing.require
         self._proving: asyncio.Task[None] | None = None
         self._kept = retention
         self._payload_room = max_payload_room
         replicated = retention.replicas > 1
         self._events = StreamReader(self._questions, EVENTS_STREAM, replicated=replicated)
-        self._words = StreamReader(self._questions, DONE_STREAM, replicated=replicated)
+        self._words = StreamReader(self._questions, OUTCOMES_STREAM, replicated=replicated)
         self._claims = StreamReader(self._questions, CLAIMS_STREAM, replicated=replicated)
         self._secrets = StreamReader(self._questions, SEALS_STREAM, replicated=replicated)
         self._secret: SealSecret | None = None
-        self._dead = DeadLetters(self._questions, replicated=replicated)
-        self._places = Places(self._questions, replicated=replicated)
-        self._room = Room(self._questions, retention.max_word_bytes, replicated=replicated)
+        self._dead = DeadLetterStream(self._questions, replicated=replicated)
+        self._places = QueuePositions(self._questions, replicated=replicated)
+        self._room = OutcomeRetention(self._questions, retention.max_word_bytes, replicated=replicated)
         self._keeping: asyncio.Task[None] | None = None
-        self._backlogs: dict[str, NatsBacklog] = {}
-        self._followers: set[Follower] = set()
+        self._backlogs: dict[str, NatsWorkQueue] = {}
+        self._followers: set[EventReader] = set()
         self._watches: dict[bytes, set[_Watch]] = {}
         """By the subject on which NATS tells that a word is stored."""
-        self._takers: set[Taker] = set()
-        self._answers: list[Answers] = []
+        self._takers: set[PullConsumer] = set()
+        self._answers: list[RpcServer] = []
         self._made_at = ""
         """When NATS made the stream of events: another time means that it has lost everything."""
         self._making: asyncio.Task[None] | None = None
@@ -120,10 +122,10 @@ class NatsJobLog:
         await self._questions.start()
         self._made_at = await ensure_durables(self._wire.client, self._kept)
         await self._share_secret()
-        await self._wire.subscribe(f"{ENDED}.*", self._on_ended)
+        await self._wire.subscribe(f"{STORED_OUTCOMES}.*", self._on_ended)
         await self._wire.ping()  # from here on, no word is stored unheard
         self._keeping = asyncio.create_task(self._room.keep())
-        proof = WriteProof(self._questions, self._storing, replicated=self._kept.replicas > 1)
+        proof = WriteProbe(self._questions, self._storing, replicated=self._kept.replicas > 1)
         self._proving = asyncio.create_task(proof.run())
 
     async def close(self) -> None:
@@ -179,18 +181,20 @@ class NatsJobLog:
 
     async def _share_secret(self) -> None:
         """Read the gateways' secret; the first gateway makes it, and one whose server has lost it stores it again."""
-        there = await self._secrets.leaders({"last_by_subj": SEAL_SECRET})
+        there = await self._secrets.leaders({"last_by_subj": SEAL_SECRET_SUBJECT})
         if there is None:
             mine = self._secret.key if self._secret is not None else os.urandom(SECRET_BYTES)
             try:
-                await put(self._questions, SEAL_SECRET.encode(), mine, CREATE_ONLY % 0, max_payload=self._max_payload)
+                await put(
+                    self._questions, SEAL_SECRET_SUBJECT.encode(), mine, CREATE_ONLY % 0, max_payload=self._max_payload
+                )
             except Refused as refusal:
                 if refusal.code not in WRONG_SEQUENCE:
                     raise Unavailable(f"NATS does not store the gateways' secret: {refusal}") from refusal
-            there = await self._secrets.leaders({"last_by_subj": SEAL_SECRET})
+            there = await self._secrets.leaders({"last_by_subj": SEAL_SECRET_SUBJECT})
         if there is None or len(there.data) != SECRET_BYTES:
             raise Unavailable(
-                f"the gateways' secret in the bucket '{SEALS}' is gone or damaged; restore it from a backup"
+                f"the gateways' secret in the bucket '{SEALS_BUCKET}' is gone or damaged; restore it from a backup"
             )
         self._secret = SealSecret(there.data, there.stored_at)
 
@@ -221,7 +225,7 @@ class NatsJobLog:
         return self._wire.client.max_payload
 
     async def place(self, queue: Queue, seq: int) -> int | None:
-        """See Places."""
+        """See QueuePositions."""
         return await self._places.before(queue, seq)
 
     async def withdraw(self, seq: int, job: str, run: int) -> None:
@@ -258,9 +262,9 @@ class NatsJobLog:
         return events
 
     async def events(self, job: str, after: int = 0) -> AsyncGenerator[StoredEvent | None, None]:
-        """See Follower."""
+        """See EventReader."""
         self._require_open()
-        follower = Follower(self._wire, self._events, require_token(job), after)
+        follower = EventReader(self._wire, self._events, require_token(job), after)
         self._followers.add(follower)
         try:
             async with contextlib.aclosing(follower.events()) as events:
@@ -279,9 +283,9 @@ class NatsJobLog:
         """See backbone.bus.nats.outcomes."""
         return await outcomes.decide(self._questions, word, payload, self._max_payload)
 
-    async def decided(self, job: str) -> Decision | None:
+    async def decided(self, job: str) -> StoredOutcome | None:
         """The last message on its subject, which is the only one."""
-        message = await self._words.last(f"{DONE}.{job}") if is_token(job) else None
+        message = await self._words.last(f"{OUTCOMES}.{job}") if is_token(job) else None
         if message is None:
             return None
         try:
@@ -291,24 +295,26 @@ class NatsJobLog:
             log.warning("joblog.outcome_unreadable", job=job)
             await self.undecide(job, message.seq)
             return None
-        return Decision(word, payload, message.seq, message.stored_at)
+        return StoredOutcome(word, payload, message.seq, message.stored_at)
 
     async def known(self) -> list[str]:
         """By the subjects of both streams."""
-        words, events = await asyncio.gather(self._words.subjects(f"{DONE}.>"), self._events.subjects(f"{EVENTS}.>"))
-        jobs = {subject.removeprefix(f"{DONE}.") for subject in words}
+        words, events = await asyncio.gather(
+            self._words.subjects(f"{OUTCOMES}.>"), self._events.subjects(f"{EVENTS}.>")
+        )
+        jobs = {subject.removeprefix(f"{OUTCOMES}.") for subject in words}
         return sorted(jobs | {subject.removeprefix(f"{EVENTS}.") for subject in events})
 
     async def undecide(self, job: str, seq: int) -> None:
         """The leader says what is there: a replica may have an earlier word."""
         message = await self._words.leaders({"seq": seq})
-        if message is not None and message.subject == f"{DONE}.{job}":
+        if message is not None and message.subject == f"{OUTCOMES}.{job}":
             await self._words.delete(seq)
 
     @asynccontextmanager
     async def watch(self, job: str) -> AsyncIterator[Callable[[float], Awaitable[bool]]]:
         """Hear what NATS says when a word is stored; after a reconnect, look for one."""
-        subject = f"{ENDED}.{require_token(job)}".encode()
+        subject = f"{STORED_OUTCOMES}.{require_token(job)}".encode()
         watch = _Watch()
         self._watches.setdefault(subject, set()).add(watch)
         if not self._wire.connected:
@@ -352,21 +358,21 @@ class NatsJobLog:
             for watch in watches:
                 watch.changed.set()
 
-    async def words(self, *, at_once: int, hold_s: float) -> AsyncGenerator[Item, None]:
+    async def words(self, *, at_once: int, hold_s: float) -> AsyncGenerator[WorkItem, None]:
         """One consumer for all gateways."""
 
         async def make(hold_s: float) -> None:
-            await ensure_taker(self._wire.client, DONE_STREAM, RECORDER, hold_s)
+            await ensure_taker(self._wire.client, OUTCOMES_STREAM, OUTCOME_CONSUMER, hold_s)
 
-        async with contextlib.aclosing(self._take(DONE_STREAM, RECORDER, make, at_once, hold_s)) as items:
+        async with contextlib.aclosing(self._take(OUTCOMES_STREAM, OUTCOME_CONSUMER, make, at_once, hold_s)) as items:
             async for item in items:
                 yield item
 
     async def _take(
         self, stream: str, consumer: str, make: Make, at_once: int, hold_s: float
-    ) -> AsyncGenerator[Item, None]:
+    ) -> AsyncGenerator[WorkItem, None]:
         self._require_open()
-        taker = Taker(
+        taker = PullConsumer(
             self._wire,
             self._questions,
             stream=stream,
@@ -385,20 +391,20 @@ class NatsJobLog:
 
     # Questions of workers
 
-    async def answer(self, referee: Referee) -> None:
-        """See Answers."""
-        answers = Answers(self._wire, referee)
+    async def answer(self, referee: AskHandler) -> None:
+        """See RpcServer."""
+        answers = RpcServer(self._wire, referee)
         await answers.start()
         self._answers.append(answers)
 
     # Dead letters
 
-    async def dead(self, *, before: int | None = None, limit: int = 100) -> list[DeadLetter]:
-        """See DeadLetters."""
+    async def dead(self, *, before: int | None = None, limit: int = 100) -> list[StoredDeadLetter]:
+        """See DeadLetterStream."""
         return await self._dead.newest(before, limit)
 
-    async def dead_letter(self, job: str) -> DeadLetter | None:
-        """See DeadLetters."""
+    async def dead_letter(self, job: str) -> StoredDeadLetter | None:
+        """See DeadLetterStream."""
         return await self._dead.of(job)
 
     async def unbury(self, seq: int) -> bool:
@@ -429,10 +435,10 @@ class NatsJobLog:
 
     # Backlogs
 
-    def backlog(self, name: str) -> NatsBacklog:
+    def backlog(self, name: str) -> NatsWorkQueue:
         """One per name; its stream is made when it is first used."""
         backlog = self._backlogs.get(name)
         if backlog is None:
-            backlog = NatsBacklog(name, self._wire.client, self._questions, self._kept, self._take)
+            backlog = NatsWorkQueue(name, self._wire.client, self._questions, self._kept, self._take)
             self._backlogs[name] = backlog
         return backlog

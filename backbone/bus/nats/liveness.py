@@ -19,7 +19,7 @@ LATE_S = 0.25
 """A tick that comes this much late says that this process stood still."""
 
 
-class Connection(Protocol):
+class MonitoredConnection(Protocol):
     """What the pulse needs of a connection."""
 
     @property
@@ -36,10 +36,10 @@ class Connection(Protocol):
         """Drop the connection, and connect again."""
 
 
-class Pulse:
+class LivenessMonitor:
     """Watches one connection. Call `run` once; it ends when cancelled."""
 
-    def __init__(self, connection: Connection, clock: Callable[[], float]) -> None:
+    def __init__(self, connection: MonitoredConnection, clock: Callable[[], float]) -> None:
         self._connection = connection
         self._clock = clock
         self._missed = 0

@@ -7,21 +7,21 @@ import asyncio
 import orjson
 import structlog
 
-from backbone.bus.nats.request_inbox import Questions
+from backbone.bus.nats.request_inbox import RequestInbox
 from backbone.bus.nats.requests import Refused, ask, message_id, put
 from backbone.bus.nats.stream_reader import StreamReader
-from backbone.bus.subjects import DONE, DONE_STREAM, RECORDER, dead_subject, require_token
+from backbone.bus.subjects import OUTCOME_CONSUMER, OUTCOMES, OUTCOMES_STREAM, dead_letter_subject, require_token
 from backbone.ids import new_token
 from schemas.errors import Unavailable
 from schemas.outcome import Outcome
 
 
-async def decide(questions: Questions, word: Outcome, payload: bytes, max_payload: int) -> bool:
+async def decide(questions: RequestInbox, word: Outcome, payload: bytes, max_payload: int) -> bool:
     """Store the word, if it is the first. Raises RequestTooLarge, Unavailable.
 
     The message id is this call's own: its own repetition counts as the first, and everybody else's word does not.
     """
-    subject = f"{DONE}.{require_token(word.job)}".encode()
+    subject = f"{OUTCOMES}.{require_token(word.job)}".encode()
     headers = message_id(f"{word.job}.{word.run}.{new_token()}")
     try:
         await put(questions, subject, word.encode(payload), headers, max_payload=max_payload)
@@ -32,9 +32,9 @@ async def decide(questions: Questions, word: Outcome, payload: bytes, max_payloa
     return True
 
 
-async def bury(questions: Questions, word: Outcome, message: bytes, max_payload: int) -> None:
+async def bury(questions: RequestInbox, word: Outcome, message: bytes, max_payload: int) -> None:
     """Store a dead letter. Raises RequestTooLarge, Unavailable."""
-    subject = dead_subject(word.capability, word.model).encode()
+    subject = dead_letter_subject(word.capability, word.model).encode()
     headers = message_id(f"{require_token(word.job)}.{word.run}")
     try:
         await put(questions, subject, word.encode(message), headers, max_payload=max_payload)
@@ -50,16 +50,16 @@ SPARE = 0.1
 MIN_SPARE = 4 * 1024 * 1024
 DROP = 0.1
 """Of the stream's words, the oldest go together."""
-INFO = f"$JS.API.CONSUMER.INFO.{DONE_STREAM}.{RECORDER}".encode()
-PURGE = f"$JS.API.STREAM.PURGE.{DONE_STREAM}".encode()
+INFO = f"$JS.API.CONSUMER.INFO.{OUTCOMES_STREAM}.{OUTCOME_CONSUMER}".encode()
+PURGE = f"$JS.API.STREAM.PURGE.{OUTCOMES_STREAM}".encode()
 
 
-class Room:
+class OutcomeRetention:
     """Every gateway looks after it; what two do at once is done once."""
 
-    def __init__(self, questions: Questions, max_bytes: int, *, replicated: bool) -> None:
+    def __init__(self, questions: RequestInbox, max_bytes: int, *, replicated: bool) -> None:
         self._questions = questions
-        self._words = StreamReader(questions, DONE_STREAM, replicated=replicated)
+        self._words = StreamReader(questions, OUTCOMES_STREAM, replicated=replicated)
         self._most = max_bytes - max(SPARE * max_bytes, min(MIN_SPARE, max_bytes / 2))
 
     async def keep(self) -> None:

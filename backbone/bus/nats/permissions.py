@@ -16,35 +16,35 @@ from dataclasses import dataclass
 
 from backbone.bus.bus import Queue
 from backbone.bus.nats.auth import INBOX
-from backbone.bus.nats.broadcast import NOTICE
+from backbone.bus.nats.broadcast import BROADCAST
 from backbone.bus.subjects import (
-    ASK,
-    BACKLOGS,
-    BELL,
-    BLOBS,
+    ASKS,
+    BLOBS_BUCKET,
     BLOBS_STREAM,
-    CLAIMS,
-    CONTROL,
-    DEAD,
-    DONE,
-    ENDED,
+    CLAIMS_BUCKET,
+    DEAD_LETTERS,
     EVENTS,
     JOBS,
     JOBS_STREAM,
+    OUTCOMES,
     QUEUE_FREED,
-    REPLY,
-    SEAL_SECRET,
+    REPLIES,
+    SEAL_SECRET_SUBJECT,
+    STORED_EVENTS,
+    STORED_OUTCOMES,
     STREAMS,
-    TOLD,
+    WAKEUPS,
+    WORK_QUEUES,
+    WORKER_CONTROL,
     consumer_name,
-    dead_subject,
+    dead_letter_subject,
     encode_model,
 )
 from schemas.jobs import LANES, Capability
 
 ANSWERS = "_R_"
 """Before the subjects under which nats-server hides an address in another account."""
-BLOBS_BY_GATEWAYS = (f"$O.{BLOBS}.C.*.*", f"$O.{BLOBS}.M.*")
+BLOBS_BY_GATEWAYS = (f"$O.{BLOBS_BUCKET}.C.*.*", f"$O.{BLOBS_BUCKET}.M.*")
 OF_A_STREAM = ("CREATE", "UPDATE", "INFO", "PURGE", "MSG.GET", "MSG.DELETE")
 OF_A_CONSUMER = ("CONSUMER.DURABLE.CREATE", "CONSUMER.INFO", "CONSUMER.MSG.NEXT")
 
@@ -60,7 +60,7 @@ Longer than a worker's longest pull (`workers.demand.LINGER_S`; 10 s in earlier 
 
 
 @dataclass(frozen=True, slots=True)
-class Rights:
+class NatsPermissions:
     """Subjects, wildcards included. What is not here is refused."""
 
     publish: tuple[str, ...]
@@ -78,14 +78,14 @@ class Rights:
 
 
 @dataclass(frozen=True, slots=True)
-class Exports:
+class AccountExports:
     """What the account NEXUS lets other accounts import. Which one imports what is the operator's configuration."""
 
     services: tuple[str, ...]
     streams: tuple[str, ...]
 
 
-def queues_of(models: Iterable[str], capabilities: Iterable[Capability]) -> list[Queue]:
+def queues_for(models: Iterable[str], capabilities: Iterable[Capability]) -> list[Queue]:
     """Every lane of these models and capabilities."""
     wanted = list(capabilities)
     return [Queue(capability, lane, model) for model in models for capability in wanted for lane in LANES]
@@ -93,7 +93,7 @@ def queues_of(models: Iterable[str], capabilities: Iterable[Capability]) -> list
 
 def blobs_by(worker: str) -> tuple[str, ...]:
     """What the worker of this name (`*`: any) writes: chunks, and descriptions."""
-    return (f"$O.{BLOBS}.C.{worker}.*.*", f"$O.{BLOBS}.M.{worker}.*")
+    return (f"$O.{BLOBS_BUCKET}.C.{worker}.*.*", f"$O.{BLOBS_BUCKET}.M.{worker}.*")
 
 
 def worker_account(user: str) -> str:
@@ -101,67 +101,67 @@ def worker_account(user: str) -> str:
     return f"WORKER-{user}"
 
 
-def exports() -> Exports:
+def account_exports() -> AccountExports:
     """Return what the accounts of all workers and of the monitor may import: the subjects of these roles."""
-    worker = worker_rights(INBOX, workers=("*",), queues=None)
-    monitor = monitor_rights(INBOX)
-    return Exports(_each((*worker.services, *monitor.services)), _each((*worker.streams, *monitor.streams)))
+    worker = worker_permissions(INBOX, workers=("*",), queues=None)
+    monitor = monitor_permissions(INBOX)
+    return AccountExports(_each((*worker.services, *monitor.services)), _each((*worker.streams, *monitor.streams)))
 
 
-def worker_rights(inbox: str, *, workers: Iterable[str], queues: Iterable[Queue] | None) -> Rights:
+def worker_permissions(inbox: str, *, workers: Iterable[str], queues: Iterable[Queue] | None) -> NatsPermissions:
     """Of the processes called `workers` (`*`: by whatever name), which serve these queues. None: all queues."""
     names = tuple(workers)
     if queues is None:
         taking: tuple[str, ...] = (f"$JS.API.CONSUMER.MSG.NEXT.{JOBS_STREAM}.*", f"$JS.ACK.{JOBS_STREAM}.>")
-        letters: tuple[str, ...] = (f"{DEAD}.*.*",)
-        bells: tuple[str, ...] = (f"{BELL}.*.*.*",)
+        letters: tuple[str, ...] = (f"{DEAD_LETTERS}.*.*",)
+        bells: tuple[str, ...] = (f"{WAKEUPS}.*.*.*",)
     else:
         # What a worker does with its models (pull, load, unload) comes on a queue of its own.
-        own = queues_of((f"worker:{name}" for name in names if name != "*"), (Capability.MODELS,))
+        own = queues_for((f"worker:{name}" for name in names if name != "*"), (Capability.MODELS,))
         given = [*queues, *own]
         consumers = [consumer_name(*queue) for queue in given]
         taking = (
             *(f"$JS.API.CONSUMER.MSG.NEXT.{JOBS_STREAM}.{consumer}" for consumer in consumers),
             *(f"$JS.ACK.{JOBS_STREAM}.{consumer}.>" for consumer in consumers),
         )
-        letters = _each(dead_subject(queue.capability, queue.model) for queue in given)
-        bells = _each(f"{BELL}.{queue.capability}.*.{encode_model(queue.model)}" for queue in given)
+        letters = _each(dead_letter_subject(queue.capability, queue.model) for queue in given)
+        bells = _each(f"{WAKEUPS}.{queue.capability}.*.{encode_model(queue.model)}" for queue in given)
     own_blobs = _each(subject for name in names for subject in blobs_by(name))
-    return Rights(
+    return NatsPermissions(
         publish=(
             *taking,
-            f"{REPLY}.*.*",
-            f"{ASK}.*",
+            f"{REPLIES}.*.*",
+            f"{ASKS}.*",
             f"{EVENTS}.*",
-            f"{DONE}.*",
+            f"{OUTCOMES}.*",
             *letters,
             *own_blobs,
             *(f"$JS.API.DIRECT.GET.{BLOBS_STREAM}.{subject}" for subject in (*BLOBS_BY_GATEWAYS, *own_blobs)),
         ),
-        subscribe=(f"{inbox}.>", *(f"{CONTROL}.{name}" for name in names), *bells),
+        subscribe=(f"{inbox}.>", *(f"{WORKER_CONTROL}.{name}" for name in names), *bells),
     )
 
 
-def gateway_rights(inbox: str) -> Rights:
+def gateway_permissions(inbox: str) -> NatsPermissions:
     """It owns the streams and their consumers. It deletes no stream."""
     streams = (f"$JS.API.STREAM.{verb}.{stream}" for stream in STREAMS for verb in OF_A_STREAM)
     reads = (f"$JS.API.DIRECT.GET.{stream}{rest}" for stream in STREAMS for rest in ("", ".>"))
     consumers = (f"$JS.API.{verb}.{stream}.*" for stream in STREAMS for verb in OF_A_CONSUMER)
-    return Rights(
+    return NatsPermissions(
         publish=(
             f"{JOBS}.*.*.*",
             f"{EVENTS}.*",
-            f"{DONE}.*",
-            f"{DEAD}.*.*",
-            f"{CONTROL}.*",
-            f"{NOTICE}.*",
-            *(f"nexus.{name}.*" for name in BACKLOGS),
-            f"$KV.{CLAIMS}.*",
-            SEAL_SECRET,
+            f"{OUTCOMES}.*",
+            f"{DEAD_LETTERS}.*.*",
+            f"{WORKER_CONTROL}.*",
+            f"{BROADCAST}.*",
+            *(f"nexus.{name}.*" for name in WORK_QUEUES),
+            f"$KV.{CLAIMS_BUCKET}.*",
+            SEAL_SECRET_SUBJECT,
             *BLOBS_BY_GATEWAYS,
             f"{INBOX}.>",  # answers to workers in this account
             f"{ANSWERS}.>",  # and to those in accounts of their own
-            f"{BELL}.*.*.*",  # a job comes again
+            f"{WAKEUPS}.*.*.*",  # a job comes again
             *streams,
             *reads,
             *consumers,
@@ -171,19 +171,19 @@ def gateway_rights(inbox: str) -> Rights:
         ),
         subscribe=(
             f"{inbox}.>",
-            f"{REPLY}.*.*",
-            f"{ASK}.*",
-            f"{TOLD}.*",
-            f"{ENDED}.*",
-            f"{NOTICE}.*",
+            f"{REPLIES}.*.*",
+            f"{ASKS}.*",
+            f"{STORED_EVENTS}.*",
+            f"{STORED_OUTCOMES}.*",
+            f"{BROADCAST}.*",
             f"{QUEUE_FREED}.*",
         ),
     )
 
 
-def monitor_rights(inbox: str) -> Rights:
+def monitor_permissions(inbox: str) -> NatsPermissions:
     """It sees how full streams are and how far consumers have come, and no message."""
-    return Rights(
+    return NatsPermissions(
         publish=(
             "$JS.API.INFO",
             "$JS.API.STREAM.NAMES",

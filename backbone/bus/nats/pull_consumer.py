@@ -14,10 +14,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 
 import structlog
 
-from backbone.bus.job_log import Item
-from backbone.bus.nats.connection import Wire
-from backbone.bus.nats.headers import Status, parse_ack_subject, parse_status
-from backbone.bus.nats.request_inbox import Questions
+from backbone.bus.job_log import WorkItem
+from backbone.bus.nats.connection import NatsConnection
+from backbone.bus.nats.headers import StatusHeader, parse_ack_subject, parse_status
+from backbone.bus.nats.request_inbox import RequestInbox
 from backbone.bus.nats.requests import ask
 from schemas.errors import Unavailable
 
@@ -34,12 +34,12 @@ IDLE_HEARTBEAT = 100
 EXPIRED = 408
 
 
-class NatsItem:
-    """See backbone.bus.job_log.Item."""
+class NatsWorkItem:
+    """See backbone.bus.job_log.WorkItem."""
 
     __slots__ = ("_ack_subject", "_taker", "data", "delivery", "id", "stored_at", "until")
 
-    def __init__(self, taker: Taker, item_id: str, data: bytes, ack_subject: bytes) -> None:
+    def __init__(self, taker: PullConsumer, item_id: str, data: bytes, ack_subject: bytes) -> None:
         self._taker = taker
         self._ack_subject = ack_subject
         self.id = item_id
@@ -73,13 +73,13 @@ class NatsItem:
             self._taker.publish(self._ack_subject, b"+WPI")
 
 
-class Taker:
+class PullConsumer:
     """One taker of one consumer."""
 
     def __init__(
         self,
-        wire: Wire,
-        questions: Questions,
+        wire: NatsConnection,
+        questions: RequestInbox,
         *,
         stream: str,
         consumer: str,
@@ -99,8 +99,8 @@ class Taker:
         self._sid: int | None = None
         self._made = False
         self._reopen = True
-        self._ready: deque[NatsItem] = deque()
-        self._unsettled: set[NatsItem] = set()
+        self._ready: deque[NatsWorkItem] = deque()
+        self._unsettled: set[NatsWorkItem] = set()
         self._outstanding = 0
         """What the open pull may still bring."""
         self._pull = 0
@@ -109,8 +109,8 @@ class Taker:
         self._closed = self._shut = False
         self._wake = asyncio.Event()
 
-    async def items(self) -> AsyncGenerator[Item, None]:
-        """See backbone.bus.job_log.Backlog.take."""
+    async def items(self) -> AsyncGenerator[WorkItem, None]:
+        """See backbone.bus.job_log.WorkQueue.take."""
         try:
             while True:
                 if self._closed:
@@ -127,7 +127,7 @@ class Taker:
         finally:
             await self._end()
 
-    def _first_ready(self) -> NatsItem | None:
+    def _first_ready(self) -> NatsWorkItem | None:
         """What waited here for too long is somebody else's."""
         while self._ready:
             item = self._ready.popleft()
@@ -193,12 +193,12 @@ class Taker:
             self.publish(ack_subject, b"-NAK")
             return
         item_id = subject.rpartition(b".")[2].decode()
-        item = NatsItem(self, item_id, data, ack_subject)
+        item = NatsWorkItem(self, item_id, data, ack_subject)
         self._unsettled.add(item)
         self._ready.append(item)
         self._wake.set()
 
-    def _on_end(self, status: Status) -> None:
+    def _on_end(self, status: StatusHeader) -> None:
         """The pull is over. Unless it has just expired, the consumer may be gone."""
         now = time.monotonic()
         self._outstanding = 0
@@ -209,7 +209,7 @@ class Taker:
             asyncio.get_running_loop().call_later(PAUSE_S, self._wake.set)
         self._wake.set()
 
-    def let_go(self, item: NatsItem) -> None:
+    def let_go(self, item: NatsWorkItem) -> None:
         """It is settled: there is room for another one."""
         self._unsettled.discard(item)
         self._wake.set()

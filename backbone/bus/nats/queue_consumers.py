@@ -21,14 +21,14 @@ from typing import Any
 import structlog
 
 from backbone.bus.bus import Queue, QueueChange
-from backbone.bus.nats.connection import Wire
-from backbone.bus.nats.jetstream import CONSUMER_NOT_FOUND, NANO, ApiError, JobsStream, request
+from backbone.bus.nats.connection import NatsConnection
+from backbone.bus.nats.jetstream import CONSUMER_NOT_FOUND, NANO, ApiError, JobsStreamConfig, request
 from backbone.bus.subjects import (
-    BELL,
     JOBS,
     JOBS_STREAM,
     QUEUE_FREED,
-    RING_AGAIN,
+    QUEUE_HOLDS_JOBS,
+    WAKEUPS,
     consumer_name,
     job_subject,
     parse_consumer_name,
@@ -54,7 +54,7 @@ RETRY_AFTER_S = 5.0
 class QueueConsumers:
     """What one gateway knows of the consumers, and does with them."""
 
-    def __init__(self, wire: Wire, stream: JobsStream, ack_wait_s: float) -> None:
+    def __init__(self, wire: NatsConnection, stream: JobsStreamConfig, ack_wait_s: float) -> None:
         self._wire = wire
         self._stream = stream
         self._ack_wait_s = ack_wait_s
@@ -270,7 +270,7 @@ class QueueConsumers:
     def ring(self, queue: Queue) -> None:
         """Tell the workers to look at a queue."""
         with contextlib.suppress(Unavailable):
-            self._wire.publish(_subject(queue).replace(JOBS.encode(), BELL.encode(), 1), RING_AGAIN)
+            self._wire.publish(_subject(queue).replace(JOBS.encode(), WAKEUPS.encode(), 1), QUEUE_HOLDS_JOBS)
 
     def missed(self, queue: Queue) -> None:
         """The queue was found to have no consumer."""

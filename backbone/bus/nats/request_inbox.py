@@ -7,19 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from backbone.bus.nats.connection import Wire
-from backbone.bus.nats.headers import Status, parse_status
-from backbone.bus.outage import nats_away
+from backbone.bus.nats.connection import NatsConnection
+from backbone.bus.nats.headers import StatusHeader, parse_status
+from backbone.bus.outage import nats_unavailable
 
 
-class Answer(NamedTuple):
+class ReplyMessage(NamedTuple):
     """One message of an answer, as it came."""
 
     headers: bytes
     data: bytes
 
     @property
-    def status(self) -> Status | None:
+    def status(self) -> StatusHeader | None:
         """The status, where that is all the message is."""
         return parse_status(self.headers) if self.headers and not self.data else None
 
@@ -29,27 +29,27 @@ class Answer(NamedTuple):
         return rest.partition(b"\r\n")[0] if found else None
 
 
-Reply = asyncio.Future[list[Answer] | None]
+ReplyFuture = asyncio.Future[list[ReplyMessage] | None]
 """The messages of an answer, in order; None: the connection was lost before it was whole. Cancel it to forget it."""
 
 
 @dataclass(slots=True)
-class _Open:
+class _PendingRequest:
     """A question without its answer."""
 
-    reply: Reply
+    reply: ReplyFuture
     many: bool
     connection: int
     """Which one of the reconnected connections it went out on."""
-    answers: list[Answer] = field(default_factory=list)
+    answers: list[ReplyMessage] = field(default_factory=list)
 
 
-class Questions:
+class RequestInbox:
     """What was asked on one connection, and is not answered yet."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: NatsConnection) -> None:
         self._wire = wire
-        self._open: dict[bytes, _Open] = {}
+        self._open: dict[bytes, _PendingRequest] = {}
         self._prefix = f"{wire.new_inbox()}."
         self._skip = len(self._prefix)
         self._next = 0
@@ -64,16 +64,18 @@ class Questions:
         """Listen; once, after the first connection."""
         await self._wire.subscribe(f"{self._prefix}*", self._on_answer)
 
-    def ask(self, subject: bytes, payload: bytes | memoryview, *, headers: bytes = b"", many: bool = False) -> Reply:
-        """Ask; with `many` the answer goes on until a message that is a status. Raises Unavailable when not connected, and BadSubject."""
+    def ask(
+        self, subject: bytes, payload: bytes | memoryview, *, headers: bytes = b"", many: bool = False
+    ) -> ReplyFuture:
+        """Ask; with `many` the answer goes on until a message that is a status. Raises Unavailable when not connected, and InvalidSubject."""
         if not self.connected:
-            raise nats_away()
+            raise nats_unavailable()
         self._next += 1
         token = b"%d" % self._next
         address = self._prefix.encode() + token
         self._wire.publish(subject, payload, address, headers)
-        reply: Reply = asyncio.get_running_loop().create_future()
-        self._open[token] = _Open(reply, many, self._connection)
+        reply: ReplyFuture = asyncio.get_running_loop().create_future()
+        self._open[token] = _PendingRequest(reply, many, self._connection)
         reply.add_done_callback(lambda _: self._open.pop(token, None))
         return reply
 
@@ -90,7 +92,7 @@ class Questions:
         one = self._open.get(subject[self._skip :])
         if one is None or one.reply.done():
             return
-        answer = Answer(headers, data)
+        answer = ReplyMessage(headers, data)
         one.answers.append(answer)
         if not one.many or answer.status is not None:
             one.reply.set_result(one.answers)

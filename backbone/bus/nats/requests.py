@@ -10,8 +10,8 @@ from typing import NamedTuple
 import orjson
 
 from backbone.bus.nats.connection import id_headers
-from backbone.bus.nats.request_inbox import Answer, Questions
-from backbone.bus.outage import nats_away
+from backbone.bus.nats.request_inbox import ReplyMessage, RequestInbox
+from backbone.bus.outage import nats_unavailable
 from schemas.errors import RequestTooLarge, Unavailable
 
 PATIENCE_S = 10.0
@@ -58,25 +58,25 @@ class Stored(NamedTuple):
 
 
 def message_id(text: str) -> bytes:
-    """The headers that make JetStream store a message once per window. Raises BadSubject."""
+    """The headers that make JetStream store a message once per window. Raises InvalidSubject."""
     return id_headers(text.encode())
 
 
 async def ask(
-    questions: Questions,
+    questions: RequestInbox,
     subject: bytes,
     payload: bytes,
     *,
     headers: bytes = b"",
     many: bool = False,
     tries: int = 1000,
-) -> list[Answer]:
+) -> list[ReplyMessage]:
     """Ask until there is an answer. It may be carried out more than once. Raises Unavailable after PATIENCE_S, or after
     so many `tries` that were not answered though the connection stood; at once where NATS is known to be away, and after
     OUTAGE_S where that is learned meanwhile.
     """
     if questions.away:
-        raise nats_away()
+        raise nats_unavailable()
     loop = asyncio.get_running_loop()
     began = loop.time()
     deadline = began + PATIENCE_S
@@ -92,7 +92,7 @@ async def ask(
         except Unavailable:
             pass  # not connected
         if questions.away and loop.time() > began + OUTAGE_S:
-            raise nats_away()
+            raise nats_unavailable()
         if not tries or loop.time() + AGAIN_S > deadline:
             break
         await asyncio.sleep(AGAIN_S)
@@ -102,7 +102,7 @@ async def ask(
 
 
 async def put(
-    questions: Questions, subject: bytes, payload: bytes, headers: bytes = b"", *, max_payload: int = 0
+    questions: RequestInbox, subject: bytes, payload: bytes, headers: bytes = b"", *, max_payload: int = 0
 ) -> Stored:
     """Store a message, under the same headers until NATS confirms it. Raises Refused, RequestTooLarge, Unavailable: at once
     where NATS is known to store nothing.
@@ -119,7 +119,7 @@ async def put(
     return Stored(answer["seq"], answer.get("duplicate", False))
 
 
-def is_unheard(answer: Answer) -> bool:
+def is_unheard(answer: ReplyMessage) -> bool:
     """Nobody listens there: JetStream is not up, or the stream does not exist yet."""
     status = answer.status
     return status is not None and status.code == NO_RESPONDERS

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from backbone.bus.nats.connection import Wire
-from backbone.bus.subjects import ASK, GATEWAYS, is_address
+from backbone.bus.nats.connection import NatsConnection
+from backbone.bus.subjects import ASKS, GATEWAY_GROUP, is_reply_subject
 from schemas.errors import Unavailable
 from schemas.job_events import GateReply, GateRequest
 
@@ -22,13 +22,13 @@ LAST_ANSWERS_S = 1.0
 MAX_WAITING = 10_000
 """Beyond this, questions are dropped: workers repeat them."""
 
-Referee = Callable[[GateRequest], Awaitable[GateReply | None]]
+AskHandler = Callable[[GateRequest], Awaitable[GateReply | None]]
 
 
-class Answers:
+class RpcServer:
     """The questions of workers that this gateway got."""
 
-    def __init__(self, wire: Wire, referee: Referee) -> None:
+    def __init__(self, wire: NatsConnection, referee: AskHandler) -> None:
         self._wire = wire
         self._referee = referee
         self._running: set[asyncio.Task[None]] = set()
@@ -36,8 +36,8 @@ class Answers:
         self._sid: int | None = None
 
     async def start(self) -> None:
-        """Share in answering from now on, or from the next connection on. Raises Unavailable after `Wire.close`."""
-        self._sid = await self._wire.subscribe(f"{ASK}.*", self._on_ask, group=GATEWAYS)
+        """Share in answering from now on, or from the next connection on. Raises Unavailable after `NatsConnection.close`."""
+        self._sid = await self._wire.subscribe(f"{ASKS}.*", self._on_ask, group=GATEWAY_GROUP)
         with contextlib.suppress(Unavailable):
             await self._wire.ping()
 
@@ -62,7 +62,7 @@ class Answers:
         except ValueError as error:
             self._wire.refusals.add("question", error=str(error))
             return
-        if reply and not is_address(reply):
+        if reply and not is_reply_subject(reply):
             self._wire.refusals.add("address", address=repr(reply[:100]), worker=ask.worker)
             return
         self._waiting.append((ask, reply))

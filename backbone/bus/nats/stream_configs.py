@@ -9,19 +9,19 @@ from nats.aio.client import Client
 from backbone.bus.job_log import Retention
 from backbone.bus.nats.jetstream import NANO, ApiError, ensure, request
 from backbone.bus.subjects import (
-    CLAIMS,
+    CLAIMS_BUCKET,
     CLAIMS_STREAM,
-    DEAD,
-    DEAD_STREAM,
-    DONE,
-    DONE_STREAM,
-    ENDED,
+    DEAD_LETTERS,
+    DEAD_LETTERS_STREAM,
     EVENTS,
     EVENTS_STREAM,
-    SEALS,
+    OUTCOMES,
+    OUTCOMES_STREAM,
+    SEALS_BUCKET,
     SEALS_STREAM,
-    TOLD,
-    backlog_stream,
+    STORED_EVENTS,
+    STORED_OUTCOMES,
+    work_queue_stream,
 )
 from schemas.errors import Unavailable
 
@@ -61,25 +61,25 @@ def events_stream(kept: Retention) -> Config:
     return _stream(EVENTS_STREAM, f"{EVENTS}.>", kept, kept.events_s, EVENTS_WINDOW_S) | {
         "description": "Nexus: events of durable jobs",
         "max_bytes": kept.max_event_bytes,
-        "republish": {"src": f"{EVENTS}.>", "dest": f"{TOLD}.>"},
+        "republish": {"src": f"{EVENTS}.>", "dest": f"{STORED_EVENTS}.>"},
     }
 
 
 def words_stream(kept: Retention) -> Config:
     """One message per subject, the first. It takes nothing when it is full: `backbone.bus.nats.outcomes` sees to it."""
-    return _stream(DONE_STREAM, f"{DONE}.>", kept, kept.jobs_s) | {
+    return _stream(OUTCOMES_STREAM, f"{OUTCOMES}.>", kept, kept.jobs_s) | {
         "description": "Nexus: how durable jobs ended",
         "discard": "new",
         "discard_new_per_subject": True,
         "max_msgs_per_subject": 1,
         "max_bytes": kept.max_word_bytes,
-        "republish": {"src": f"{DONE}.>", "dest": f"{ENDED}.>", "headers_only": True},
+        "republish": {"src": f"{OUTCOMES}.>", "dest": f"{STORED_OUTCOMES}.>", "headers_only": True},
     }
 
 
 def dead_stream(kept: Retention) -> Config:
     """Dead letters; the oldest make room."""
-    return _stream(DEAD_STREAM, f"{DEAD}.>", kept, kept.dead_s) | {
+    return _stream(DEAD_LETTERS_STREAM, f"{DEAD_LETTERS}.>", kept, kept.dead_s) | {
         "description": "Nexus: jobs that failed for good, to be looked at",
         "max_bytes": kept.max_dead_bytes,
     }
@@ -87,7 +87,7 @@ def dead_stream(kept: Retention) -> Config:
 
 def claims_stream(kept: Retention) -> Config:
     """A key-value bucket, as NATS's own clients make it."""
-    return _stream(CLAIMS_STREAM, f"$KV.{CLAIMS}.>", kept, kept.claims_s) | {
+    return _stream(CLAIMS_STREAM, f"$KV.{CLAIMS_BUCKET}.>", kept, kept.claims_s) | {
         "description": "Nexus: which job an idempotency key belongs to",
         "discard": "new",
         "max_msgs_per_subject": 1,
@@ -98,7 +98,7 @@ def claims_stream(kept: Retention) -> Config:
 
 def seals_stream(kept: Retention) -> Config:
     """A key-value bucket with the secret under which gateways seal: as old as what it seals, so that it does not grow too old."""
-    return _stream(SEALS_STREAM, f"$KV.{SEALS}.>", kept, 0) | {
+    return _stream(SEALS_STREAM, f"$KV.{SEALS_BUCKET}.>", kept, 0) | {
         "description": "Nexus: the secret by which gateways know their own",
         "discard": "new",
         "max_msgs_per_subject": 1,
@@ -109,7 +109,7 @@ def seals_stream(kept: Retention) -> Config:
 
 def backlog_config(name: str, kept: Retention) -> Config:
     """A work queue of the gateways' own."""
-    return _stream(backlog_stream(name), f"nexus.{name}.*", kept, 0) | {
+    return _stream(work_queue_stream(name), f"nexus.{name}.*", kept, 0) | {
         "description": f"Nexus: work of the gateways: {name}",
         "retention": "workqueue",
         "discard": "new",

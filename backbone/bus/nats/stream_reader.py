@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from backbone.bus.bus import Queue
-from backbone.bus.nats.request_inbox import Answer, Questions
+from backbone.bus.nats.request_inbox import ReplyMessage, RequestInbox
 from backbone.bus.nats.requests import NO_MESSAGE, NOT_FOUND, Refused, ask
 from backbone.bus.subjects import JOBS_STREAM, consumer_name, job_subject
 from schemas.errors import Unavailable
@@ -24,7 +24,7 @@ BATCH_BYTES = 1024 * 1024
 NOTHING_DELETED = frozenset({10043, 10057, NO_MESSAGE})
 
 
-class Message(NamedTuple):
+class StoredMessage(NamedTuple):
     """A stored message."""
 
     seq: int
@@ -36,13 +36,13 @@ class Message(NamedTuple):
 
     def header(self, name: bytes) -> bytes | None:
         """A header's value."""
-        return Answer(self.headers, self.data).header(name)
+        return ReplyMessage(self.headers, self.data).header(name)
 
 
 class StreamReader:
     """What is stored in one stream."""
 
-    def __init__(self, questions: Questions, stream: str, *, replicated: bool) -> None:
+    def __init__(self, questions: RequestInbox, stream: str, *, replicated: bool) -> None:
         self._questions = questions
         self._replicated = replicated
         self._info = f"$JS.API.STREAM.INFO.{stream}".encode()
@@ -50,7 +50,7 @@ class StreamReader:
         self._leader = f"$JS.API.STREAM.MSG.GET.{stream}".encode()
         self._delete = f"$JS.API.STREAM.MSG.DELETE.{stream}".encode()
 
-    async def last(self, subject: str) -> Message | None:
+    async def last(self, subject: str) -> StoredMessage | None:
         """The newest message on a subject. Raises Unavailable."""
         answer = (await ask(self._questions, self._direct + b"." + subject.encode(), b""))[0]
         if answer.status is None:
@@ -58,7 +58,9 @@ class StreamReader:
         _require_not_found(answer)
         return await self.leaders({"last_by_subj": subject}) if self._replicated else None
 
-    async def batch(self, seq: int, subject: str | None = None, count: int = BATCH) -> tuple[list[Message], int | None]:
+    async def batch(
+        self, seq: int, subject: str | None = None, count: int = BATCH
+    ) -> tuple[list[StoredMessage], int | None]:
         """Up to `count` messages from sequence `seq` on, of `subject` or of all, and how many come after them (None: who
         knows). Empty only when there are none. Raises Unavailable.
         """
@@ -90,7 +92,7 @@ class StreamReader:
             return None
         return int(answer.header(b"Nats-Num-Pending") or 0)
 
-    async def leaders(self, where: dict[str, Any]) -> Message | None:
+    async def leaders(self, where: dict[str, Any]) -> StoredMessage | None:
         """What the leader has. Raises Unavailable."""
         answer = orjson.loads((await ask(self._questions, self._leader, orjson.dumps(where)))[0].data)
         error = answer.get("error")
@@ -101,7 +103,7 @@ class StreamReader:
             raise Unavailable(f"NATS: {refusal}")
         found = answer["message"]
         headers, data = (base64.b64decode(found.get(part, "")) for part in ("hdrs", "data"))
-        return Message(found["seq"], found["subject"], headers, data, _unix(found["time"]))
+        return StoredMessage(found["seq"], found["subject"], headers, data, _unix(found["time"]))
 
     async def delete(self, seq: int) -> bool:
         """Delete a message; False: it was not there, or an earlier try of this call has deleted it. Raises Unavailable."""
@@ -139,8 +141,8 @@ class StreamReader:
                 return found
 
 
-def _message(answer: Answer) -> Message:
-    return Message(
+def _message(answer: ReplyMessage) -> StoredMessage:
+    return StoredMessage(
         int(answer.header(b"Nats-Sequence") or 0),
         (answer.header(b"Nats-Subject") or b"").decode(),
         answer.headers,
@@ -153,16 +155,16 @@ def _unix(stamp: str) -> int:
     return int(datetime.fromisoformat(stamp[:19] + "+00:00").timestamp()) if stamp else 0
 
 
-def _require_not_found(answer: Answer) -> None:
+def _require_not_found(answer: ReplyMessage) -> None:
     status = answer.status
     if status is None or status.code not in NOT_FOUND:
         raise Unavailable(f"NATS does not read what is stored: {status}")
 
 
-class Places:
+class QueuePositions:
     """Reads the jobs stream: three questions at once, none of which reads other jobs."""
 
-    def __init__(self, questions: Questions, *, replicated: bool) -> None:
+    def __init__(self, questions: RequestInbox, *, replicated: bool) -> None:
         self._questions = questions
         self._jobs = StreamReader(questions, JOBS_STREAM, replicated=replicated)
 

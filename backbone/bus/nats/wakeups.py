@@ -6,29 +6,29 @@ import asyncio
 from collections.abc import Callable
 
 from backbone.bus.bus import Queue
-from backbone.bus.nats.connection import Wire
-from backbone.bus.subjects import BELL, RING_AGAIN, encode_model
+from backbone.bus.nats.connection import NatsConnection
+from backbone.bus.subjects import QUEUE_HOLDS_JOBS, WAKEUPS, encode_model
 from schemas.jobs import Capability, Lane
 
-OnBell = Callable[[Queue], None]
+WakeupCallback = Callable[[Queue], None]
 Group = tuple[Capability, str]
 """A capability of a model: all its lanes."""
 
 
-class Bells:
+class WakeupSubscriptions:
     """One subscription for all lanes of a model's capability, or one a lane while others of them are hushed."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: NatsConnection) -> None:
         self._wire = wire
         self._lanes: dict[Group, set[Lane]] = {}
         self._hushed: dict[Group, set[Lane]] = {}
         self._subscribed: dict[str, int] = {}
         self._queues: dict[bytes, Queue] = {}
-        self._on_bell: OnBell | None = None
-        self._on_again: OnBell | None = None
+        self._on_bell: WakeupCallback | None = None
+        self._on_again: WakeupCallback | None = None
         self._lock = asyncio.Lock()
 
-    async def serve(self, queues: list[Queue], on_bell: OnBell | None, on_again: OnBell | None) -> None:
+    async def serve(self, queues: list[Queue], on_bell: WakeupCallback | None, on_again: WakeupCallback | None) -> None:
         """Hear of exactly these queues; of none without `on_bell`. Hushed ones stay so."""
         self._on_bell, self._on_again = on_bell, on_again
         before, self._lanes, self._queues = self._lanes, {}, {}
@@ -75,7 +75,7 @@ class Bells:
         queue = self._queues.get(subject)
         if queue is None:
             return
-        if data == RING_AGAIN:
+        if data == QUEUE_HOLDS_JOBS:
             if self._on_again is not None:
                 self._on_again(queue)
         elif self._on_bell is not None:
@@ -83,7 +83,7 @@ class Bells:
 
 
 def _lane(group: Group, lane: str) -> str:
-    return f"{BELL}.{group[0]}.{lane}.{encode_model(group[1])}"
+    return f"{WAKEUPS}.{group[0]}.{lane}.{encode_model(group[1])}"
 
 
 def _subject(queue: Queue) -> bytes:

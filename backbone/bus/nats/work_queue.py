@@ -7,25 +7,25 @@ from collections.abc import AsyncGenerator, Awaitable, Callable
 
 from nats.aio.client import Client
 
-from backbone.bus.job_log import Item, Retention
-from backbone.bus.nats.request_inbox import Questions
+from backbone.bus.job_log import Retention, WorkItem
+from backbone.bus.nats.request_inbox import RequestInbox
 from backbone.bus.nats.requests import Refused, message_id, put
 from backbone.bus.nats.stream_configs import ensure_backlog, ensure_taker
-from backbone.bus.subjects import GATEWAYS, backlog_stream, item_subject
+from backbone.bus.subjects import GATEWAY_GROUP, work_item_subject, work_queue_stream
 from schemas.errors import Unavailable
 
 Make = Callable[[float], Awaitable[None]]
-Take = Callable[[str, str, Make, int, float], AsyncGenerator[Item, None]]
+Take = Callable[[str, str, Make, int, float], AsyncGenerator[WorkItem, None]]
 """(stream, consumer, what makes it, at_once, hold_s)"""
 
 
-class NatsBacklog:
-    """See backbone.bus.job_log.Backlog. Its stream is made when it is first used, and after each reconnect."""
+class NatsWorkQueue:
+    """See backbone.bus.job_log.WorkQueue. Its stream is made when it is first used, and after each reconnect."""
 
-    def __init__(self, name: str, client: Client, questions: Questions, kept: Retention, take: Take) -> None:
+    def __init__(self, name: str, client: Client, questions: RequestInbox, kept: Retention, take: Take) -> None:
         """`take` takes from a consumer. Raises ValueError for a name that cannot be one."""
         self.name = name
-        self._stream = backlog_stream(name)
+        self._stream = work_queue_stream(name)
         self._client = client
         self._questions = questions
         self._kept = kept
@@ -39,7 +39,7 @@ class NatsBacklog:
 
     async def put(self, item_id: str, data: bytes) -> None:
         """Publish; its id is the message id."""
-        subject = item_subject(self.name, item_id).encode()
+        subject = work_item_subject(self.name, item_id).encode()
         if not self._made:
             await self.make()
         try:
@@ -47,13 +47,13 @@ class NatsBacklog:
         except Refused as refusal:
             raise Unavailable(f"the backlog {self.name} does not take more work: {refusal}") from refusal
 
-    async def take(self, *, at_once: int, hold_s: float) -> AsyncGenerator[Item, None]:
+    async def take(self, *, at_once: int, hold_s: float) -> AsyncGenerator[WorkItem, None]:
         """One consumer for all gateways."""
-        items = self._take(self._stream, GATEWAYS, self._make_taker, at_once, hold_s)
+        items = self._take(self._stream, GATEWAY_GROUP, self._make_taker, at_once, hold_s)
         async with contextlib.aclosing(items):
             async for item in items:
                 yield item
 
     async def _make_taker(self, hold_s: float) -> None:
         await self.make()
-        await ensure_taker(self._client, self._stream, GATEWAYS, hold_s)
+        await ensure_taker(self._client, self._stream, GATEWAY_GROUP, hold_s)

@@ -14,13 +14,13 @@ from collections.abc import Callable
 
 import structlog
 
-from backbone.bus.bus import FRESH_S, Delivery, Queue
+from backbone.bus.bus import MAX_FRESH_AGE_S, JobDelivery, Queue
 from backbone.bus.nats.auth import NatsAccess
-from backbone.bus.nats.connection import Wire
+from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.headers import parse_ack_subject, parse_status
 from backbone.bus.nats.store_clock import StoreClock
-from backbone.bus.nats.wakeups import Bells
-from backbone.bus.subjects import CONTROL, JOBS_STREAM, consumer_name, job_subject
+from backbone.bus.nats.wakeups import WakeupSubscriptions
+from backbone.bus.subjects import JOBS_STREAM, WORKER_CONTROL, consumer_name, job_subject
 from schemas.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -32,7 +32,7 @@ LOST_PULL_S = 3.0
 
 
 class NatsDelivery:
-    """See backbone.bus.bus.Delivery."""
+    """See backbone.bus.bus.JobDelivery."""
 
     __slots__ = ("_ack_subject", "_bus", "_until", "age_s", "delivery", "fresh", "message", "pending", "queue")
 
@@ -44,7 +44,7 @@ class NatsDelivery:
         self.delivery, _, stored_ns, self.pending = parse_ack_subject(ack_subject)
         now = bus.now()
         self.age_s = bus.store_clock.age_s(stored_ns, now)
-        self.fresh = self.age_s <= FRESH_S and self.delivery == 1
+        self.fresh = self.age_s <= MAX_FRESH_AGE_S and self.delivery == 1
         self._until = now + bus.ack_wait_s
 
     @property
@@ -98,9 +98,9 @@ class NatsWorkerBus:
     """See backbone.bus.bus.WorkerBus."""
 
     def __init__(
-        self, server: NatsAccess | str, *, worker: str, ack_wait_s: float, on_job: Callable[[Delivery], None]
+        self, server: NatsAccess | str, *, worker: str, ack_wait_s: float, on_job: Callable[[JobDelivery], None]
     ) -> None:
-        self._wire = Wire(server, worker, on_reconnect=self._reconnected)
+        self._wire = NatsConnection(server, worker, on_reconnect=self._reconnected)
         self.ack_wait_s = ack_wait_s
         self.store_clock = StoreClock()
         self._on_job = on_job
@@ -112,7 +112,7 @@ class NatsWorkerBus:
         self._inbox_sid: int | None = None
         self._leaving_sid: int | None = None
         """The inbox of pulls that may still bring jobs though nobody wants them: these go back at once."""
-        self._bells = Bells(self._wire)
+        self._bells = WakeupSubscriptions(self._wire)
         self._questions: dict[int, Callable[[bytes | None], None]] = {}
         self._next_question = 0
         self._answers = ""
@@ -192,7 +192,7 @@ class NatsWorkerBus:
         await self._bells.serve(queues, on_bell, on_again)
 
     async def hush(self, queue: Queue, *, quiet: bool) -> None:
-        """See Bells."""
+        """See WakeupSubscriptions."""
         await self._bells.hush(queue, quiet=quiet)
 
     def pull(self, queue: Queue, batch: int, wait_s: float, on_end: Callable[[Queue, int], None]) -> None:
@@ -301,4 +301,4 @@ class NatsWorkerBus:
         def heard(_subject: bytes, _reply: bytes, _headers: bytes, data: bytes) -> None:
             on_control(data)
 
-        await self._wire.subscribe(f"{CONTROL}.{worker}", heard)
+        await self._wire.subscribe(f"{WORKER_CONTROL}.{worker}", heard)

@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 from backbone.bus.nats import outcomes
 from backbone.bus.nats.auth import NatsAccess
-from backbone.bus.nats.connection import Wire
+from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.event_writer import NatsEventWriter
-from backbone.bus.nats.request_inbox import Questions, Reply
+from backbone.bus.nats.request_inbox import ReplyFuture, RequestInbox
 from backbone.bus.nats.requests import is_unheard
-from backbone.bus.subjects import ASK, require_token
+from backbone.bus.subjects import ASKS, require_token
 from schemas.errors import Unavailable
 from schemas.frames import FrameKind
 from schemas.job_events import GateReply, GateRequest
@@ -27,8 +27,8 @@ class NatsWorkerLog:
     """See backbone.bus.job_log.WorkerLog."""
 
     def __init__(self, server: NatsAccess | str, name: str) -> None:
-        self._wire = Wire(server, f"{name}-log", on_reconnect=self._reconnected, keep_unsent=False)
-        self._questions = Questions(self._wire)
+        self._wire = NatsConnection(server, f"{name}-log", on_reconnect=self._reconnected, keep_unsent=False)
+        self._questions = RequestInbox(self._wire)
         self._writers: dict[bytes, _Writer] = {}
         self._next = 0
         self._prefix = f"{self._wire.new_inbox()}."
@@ -84,7 +84,7 @@ class NatsWorkerLog:
 
     def ask(self, ask: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
         """One message to the queue group of the gateways."""
-        subject = f"{ASK}.{require_token(ask.job)}".encode()
+        subject = f"{ASKS}.{require_token(ask.job)}".encode()
         payload = ask.model_dump_json(exclude_defaults=True).encode()
         try:
             if ask.kind is FrameKind.RETURNED:
@@ -97,7 +97,7 @@ class NatsWorkerLog:
             return
         timer = asyncio.get_running_loop().call_later(ANSWER_S, reply.cancel)
 
-        def answered(reply: Reply) -> None:
+        def answered(reply: ReplyFuture) -> None:
             timer.cancel()
             on_answer(_answer(reply))
 
@@ -117,7 +117,7 @@ class NatsWorkerLog:
 class _Writer(NatsEventWriter):
     """A writer that its log forgets when it is closed."""
 
-    def __init__(self, wire: Wire, job: str, address: bytes, on_close: Callable[[], object]) -> None:
+    def __init__(self, wire: NatsConnection, job: str, address: bytes, on_close: Callable[[], object]) -> None:
         super().__init__(wire, job, address)
         self._on_close = on_close
 
@@ -127,7 +127,7 @@ class _Writer(NatsEventWriter):
         self._on_close()
 
 
-def _answer(reply: Reply) -> GateReply | None:
+def _answer(reply: ReplyFuture) -> GateReply | None:
     answers = None if reply.cancelled() else reply.result()
     if not answers or is_unheard(answers[0]):
         return None

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import orjson
 import structlog
 
-from backbone.bus.nats.request_inbox import Questions
+from backbone.bus.nats.request_inbox import RequestInbox
 from backbone.bus.subjects import JOBS_STREAM, claim_subject, job_subject
 from schemas.errors import Unavailable
 from schemas.jobs import Capability, Lane
@@ -39,7 +39,7 @@ JOB = job_subject(Capability.MODELS, Lane.FLEX, "nexus:write-probe").encode()
 """A queue that no worker takes from. It is emptied at once, also of what a slow disk stored too late to be confirmed in time."""
 
 
-class Storing:
+class StorageHealth:
     """What a gateway knows about whether NATS stores. All its connections share one."""
 
     def __init__(self) -> None:
@@ -60,11 +60,16 @@ class Storing:
         self.changed.set()
 
 
-class WriteProof:
-    """Writes now and then, and tells `Storing` what came of it."""
+class WriteProbe:
+    """Writes now and then, and tells `StorageHealth` what came of it."""
 
     def __init__(
-        self, questions: Questions, storing: Storing, *, replicated: bool, clock: Callable[[], float] | None = None
+        self,
+        questions: RequestInbox,
+        storing: StorageHealth,
+        *,
+        replicated: bool,
+        clock: Callable[[], float] | None = None,
     ) -> None:
         """`clock`: monotonic seconds."""
         self._questions = questions

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backbone.bus.nats.liveness import LATE_S, MAX_MISSED, Pulse
+from backbone.bus.nats.liveness import LATE_S, MAX_MISSED, LivenessMonitor
 
 
 class Connection:
@@ -27,7 +27,7 @@ class Connection:
 def test_a_silent_server_is_given_up() -> None:
     """After so many ticks on time, each of which asked for a sign of life; counted from the beginning afterwards."""
     connection = Connection()
-    pulse = Pulse(connection, lambda: 0.0)
+    pulse = LivenessMonitor(connection, lambda: 0.0)
     for _ in range(2):
         assert [pulse.tick(0.0) for _ in range(MAX_MISSED)] == [False] * MAX_MISSED
         assert pulse.tick(0.0)
@@ -37,7 +37,7 @@ def test_a_silent_server_is_given_up() -> None:
 def test_anything_that_arrives_is_a_sign_of_life() -> None:
     """A server that answers before the last tick is kept, however often; nothing is asked where it speaks by itself."""
     connection = Connection()
-    pulse = Pulse(connection, lambda: 0.0)
+    pulse = LivenessMonitor(connection, lambda: 0.0)
     for _ in range(5):
         assert not any(pulse.tick(0.0) for _ in range(MAX_MISSED))
         connection.heard = True
@@ -48,14 +48,14 @@ def test_anything_that_arrives_is_a_sign_of_life() -> None:
 
 def test_a_process_without_cpu_blames_nobody() -> None:
     """Ticks that come late do not count: the silence was this process's own."""
-    pulse = Pulse(Connection(), lambda: 0.0)
+    pulse = LivenessMonitor(Connection(), lambda: 0.0)
     assert not any(pulse.tick(LATE_S) for _ in range(100))
 
 
 def test_a_lost_connection_is_not_silent() -> None:
     """Connecting again is under way, and begins with nothing missed."""
     connection = Connection()
-    pulse = Pulse(connection, lambda: 0.0)
+    pulse = LivenessMonitor(connection, lambda: 0.0)
     for _ in range(MAX_MISSED):
         pulse.tick(0.0)
     connection.connected = False

@@ -7,20 +7,20 @@ import pytest
 from backbone.bus.nats.permissions import (
     ANSWER_S,
     PULL,
-    Rights,
-    exports,
-    gateway_rights,
-    monitor_rights,
-    queues_of,
+    NatsPermissions,
+    account_exports,
+    gateway_permissions,
+    monitor_permissions,
+    queues_for,
     worker_account,
-    worker_rights,
+    worker_permissions,
 )
 from schemas.jobs import Capability
 from workers.demand import LINGER_S
 
-ONE = worker_rights("_INBOX.gpu1", workers=("gpu1",), queues=queues_of(["org/model:8b"], [Capability.CHAT]))
-ALL = worker_rights("_INBOX.worker", workers=("*",), queues=None)
-MONITOR = monitor_rights("_INBOX.monitor")
+ONE = worker_permissions("_INBOX.gpu1", workers=("gpu1",), queues=queues_for(["org/model:8b"], [Capability.CHAT]))
+ALL = worker_permissions("_INBOX.worker", workers=("*",), queues=None)
+MONITOR = monitor_permissions("_INBOX.monitor")
 
 
 def covers(pattern: str, subject: str) -> bool:
@@ -35,9 +35,9 @@ def covers(pattern: str, subject: str) -> bool:
 
 
 @pytest.mark.parametrize("rights", [ONE, ALL, MONITOR], ids=["one worker", "a worker for all queues", "a monitor"])
-def test_what_an_account_imports_is_exported(rights: Rights) -> None:
+def test_what_an_account_imports_is_exported(rights: NatsPermissions) -> None:
     """nats-server refuses a configuration in which it is not."""
-    out = exports()
+    out = account_exports()
     assert rights.services
     for subject in rights.services:
         assert any(covers(one, subject) for one in out.services), subject
@@ -47,7 +47,14 @@ def test_what_an_account_imports_is_exported(rights: Rights) -> None:
 
 def test_inboxes_do_not_cross() -> None:
     """An inbox is heard within its own account: nothing of it is imported or exported."""
-    everything = (*exports().services, *exports().streams, *ONE.services, *ONE.streams, *ALL.streams, *MONITOR.streams)
+    everything = (
+        *account_exports().services,
+        *account_exports().streams,
+        *ONE.services,
+        *ONE.streams,
+        *ALL.streams,
+        *MONITOR.streams,
+    )
     assert not [subject for subject in everything if "_INBOX" in subject or subject == ">"]
 
 
@@ -61,18 +68,18 @@ def test_inboxes_do_not_cross() -> None:
 )  # fmt: skip
 def test_what_does_harm_is_not_exported_as_a_service(subject: str) -> None:
     """Whatever the configuration of a worker's account says, it cannot import that."""
-    assert not [one for one in exports().services if covers(one, subject)]
+    assert not [one for one in account_exports().services if covers(one, subject)]
 
 
 def test_a_gateway_answers_into_other_accounts() -> None:
     """Its user may publish where nats-server hides an address."""
-    assert any(covers(one, "_R_.abcdef.ghijkl") for one in gateway_rights("_INBOX.gateway").publish)
+    assert any(covers(one, "_R_.abcdef.ghijkl") for one in gateway_permissions("_INBOX.gateway").publish)
 
 
 def test_ways_back_outlive_a_pull() -> None:
     """A job that comes at the end of a worker's longest pull still finds its way."""
     assert LINGER_S + 2 < ANSWER_S
-    assert [one for one in exports().services if one.startswith(PULL)] == [f"{PULL}*"]
+    assert [one for one in account_exports().services if one.startswith(PULL)] == [f"{PULL}*"]
 
 
 def test_each_worker_has_an_account_of_its_own() -> None:

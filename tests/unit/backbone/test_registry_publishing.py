@@ -7,8 +7,8 @@ import time
 import pytest
 
 from backbone.registry.etcd import EtcdRegistry
-from backbone.registry.etcd_client import Change
-from backbone.registry.keys import Keys
+from backbone.registry.etcd_client import KeyChange
+from backbone.registry.keys import RegistryKeys
 from schemas.jobs import Capability
 from schemas.presence import CatalogEntry, RegistrySnapshot
 from tests.conftest import Eventually
@@ -28,10 +28,10 @@ async def test_many_changes_are_published_together(eventually: Eventually, monke
 
     monkeypatch.setattr(registry._view, "publish", slow)
     registry.subscribe(seen.append)
-    keys = Keys("/nexus/")
+    keys = RegistryKeys("/nexus/")
     for number in range(MODELS):
         entry = CatalogEntry(name=f"m{number}", capabilities=(Capability.CHAT,))
-        registry._apply([Change(keys.model(entry.name), entry.model_dump_json().encode(), number + 1)])
+        registry._apply([KeyChange(keys.model(entry.name), entry.model_dump_json().encode(), number + 1)])
         if number == 0:
             assert [len(one.models) for one in seen] == [1]
     await eventually(lambda: len(seen[-1].models) == MODELS)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from backbone.ssrf_guard import Egress, FetchRefused
+from backbone.ssrf_guard import FetchRefused, GuardedHttpClient
 
 
 class Site:
@@ -50,14 +50,14 @@ async def site() -> AsyncIterator[Site]:
     await server.wait_closed()
 
 
-def egress(site: Site, *allowed: str, max_bytes: int = 1000, timeout_s: float = 5.0) -> Egress:
+def egress(site: Site, *allowed: str, max_bytes: int = 1000, timeout_s: float = 5.0) -> GuardedHttpClient:
     """`allowed` may be private; every name resolves to this machine."""
 
     async def resolve(_host: str, _port: int) -> list[str]:
         return ["127.0.0.1"]
 
     hosts = frozenset(f"{host}:{site.port}" for host in allowed)
-    return Egress(max_bytes=max_bytes, timeout_s=timeout_s, private_hosts=hosts, resolve=resolve)
+    return GuardedHttpClient(max_bytes=max_bytes, timeout_s=timeout_s, private_hosts=hosts, resolve=resolve)
 
 
 async def test_a_picture_is_fetched_from_the_checked_address_under_its_own_name(site: Site) -> None:
@@ -78,7 +78,7 @@ async def test_one_private_address_among_public_ones_is_enough_to_refuse() -> No
         return ["93.184.216.34", "10.0.0.1"]
 
     with pytest.raises(FetchRefused, match="not a public one"):
-        await Egress(max_bytes=1, timeout_s=1, resolve=resolve).fetch("http://x.example/", "image/")
+        await GuardedHttpClient(max_bytes=1, timeout_s=1, resolve=resolve).fetch("http://x.example/", "image/")
 
 
 async def test_a_redirect_to_a_private_host_is_refused(site: Site) -> None:
@@ -141,7 +141,7 @@ async def test_compressed_content_is_not_asked_for_and_not_read(site: Site) -> N
 )
 async def test_urls_that_are_none_of_ours_are_refused(url: str) -> None:
     with pytest.raises(FetchRefused):
-        await Egress(max_bytes=1, timeout_s=1).fetch(url, "image/")
+        await GuardedHttpClient(max_bytes=1, timeout_s=1).fetch(url, "image/")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ async def test_urls_that_are_none_of_ours_are_refused(url: str) -> None:
 )
 async def test_other_spellings_of_this_machine_are_refused(url: str) -> None:
     with pytest.raises(FetchRefused):
-        await Egress(max_bytes=1, timeout_s=5).fetch(url, "image/")
+        await GuardedHttpClient(max_bytes=1, timeout_s=5).fetch(url, "image/")
 
 
 async def test_a_post_carries_body_and_headers_and_gives_the_status(site: Site) -> None:
@@ -201,7 +201,7 @@ async def test_an_answer_without_end_to_a_post_counts_and_is_not_read() -> None:
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-    poster = Egress(max_bytes=1, timeout_s=5, private_hosts=frozenset({"127.0.0.1"}))
+    poster = GuardedHttpClient(max_bytes=1, timeout_s=5, private_hosts=frozenset({"127.0.0.1"}))
     async with asyncio.timeout(10):
         assert await poster.post(url, b"{}", {}) == 200
         await cut_off.wait()
@@ -225,7 +225,7 @@ async def test_odd_characters_are_refused(site: Site, url: str) -> None:
 @pytest.mark.parametrize("setting", ["WEBHOOK_PRIVATE_HOSTS", "FETCH_PRIVATE_HOSTS"])
 async def test_a_refusal_names_the_setting_that_allows_it(site: Site, setting: str) -> None:
     """Of the first check, and of the one that looks the name up."""
-    fetcher = Egress(max_bytes=1, timeout_s=5, resolve=egress(site)._resolve, setting=setting)
+    fetcher = GuardedHttpClient(max_bytes=1, timeout_s=5, resolve=egress(site)._resolve, setting=setting)
     with pytest.raises(FetchRefused, match=f"host:port in {setting}"):
         fetcher.check("http://127.0.0.1/x")
     with pytest.raises(FetchRefused, match=f"host:port in {setting}"):
@@ -233,7 +233,7 @@ async def test_a_refusal_names_the_setting_that_allows_it(site: Site, setting: s
 
 
 def test_an_allowed_private_host_passes_the_first_check() -> None:
-    fetcher = Egress(max_bytes=1, timeout_s=1, private_hosts=frozenset({"127.0.0.1:81", "localhost"}))
+    fetcher = GuardedHttpClient(max_bytes=1, timeout_s=1, private_hosts=frozenset({"127.0.0.1:81", "localhost"}))
     fetcher.check("http://127.0.0.1:81/x")
     fetcher.check("http://localhost/x")
     with pytest.raises(FetchRefused):

@@ -7,12 +7,12 @@ import time
 
 import pytest
 
-from backbone.stalls import Stalls
+from backbone.stalls import StallMonitor
 
 
 async def test_a_stall_does_not_count() -> None:
     """An answer that came meanwhile is taken, however long the loop was held up."""
-    stalls, answer = Stalls(), asyncio.get_running_loop().create_future()
+    stalls, answer = StallMonitor(), asyncio.get_running_loop().create_future()
     asyncio.get_running_loop().call_soon(time.sleep, 0.5)
     asyncio.get_running_loop().call_later(0.55, answer.set_result, "here")
     async with stalls.timeout(0.3):
@@ -22,7 +22,7 @@ async def test_a_stall_does_not_count() -> None:
 
 async def test_silence_ends_a_wait() -> None:
     """Without a stall it is a plain time-out."""
-    stalls, loop = Stalls(), asyncio.get_running_loop()
+    stalls, loop = StallMonitor(), asyncio.get_running_loop()
     began = loop.time()
     with pytest.raises(TimeoutError):
         async with stalls.timeout(0.3):
@@ -32,7 +32,7 @@ async def test_silence_ends_a_wait() -> None:
 
 async def test_what_is_raised_inside_is_passed_on() -> None:
     """Errors, and a cancellation from outside, which is no time-out."""
-    stalls = Stalls()
+    stalls = StallMonitor()
     with pytest.raises(ValueError, match="mine"):
         async with stalls.timeout(1.0):
             raise ValueError("mine")

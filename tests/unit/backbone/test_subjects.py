@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backbone.bus.subjects import (
-    MAX_ENCODED,
+    MAX_ENCODED_MODEL_LENGTH,
     consumer_name,
     decode_model,
     encode_model,
@@ -26,7 +26,7 @@ def test_any_model_name_becomes_one_token_and_back(model: str) -> None:
     try:
         token = encode_model(model)
     except InvalidRequest:
-        assert len(model.encode("utf-8", "surrogatepass")) * 3 > MAX_ENCODED
+        assert len(model.encode("utf-8", "surrogatepass")) * 3 > MAX_ENCODED_MODEL_LENGTH
         return
     assert re.fullmatch(r"[A-Za-z0-9_-]+", token)
     assert decode_model(token) == model
@@ -38,7 +38,7 @@ def test_two_models_never_share_a_token(one: str, two: str) -> None:
     assert (encode_model(one) == encode_model(two)) == (one == two)
 
 
-@pytest.mark.parametrize("model", ["", "x" * (MAX_ENCODED + 1), "…" * 70])
+@pytest.mark.parametrize("model", ["", "x" * (MAX_ENCODED_MODEL_LENGTH + 1), "…" * 70])
 def test_names_that_do_not_fit_are_refused(model: str) -> None:
     """An empty or too long name is the caller's error."""
     with pytest.raises(InvalidRequest):

@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import orjson
 
-from backbone.bus.blobs import INLINE_LIMIT
+from backbone.bus.blobs import INLINE_LIMIT_BYTES
 from backbone.bus.job_log import JobLog
-from backbone.testing.blobs import MemoryBlobs
+from backbone.testing.blobs import MemoryBlobStore
 from backbone.testing.bus import MemoryBroker
-from backbone.testing.documents import MemoryDocuments
+from backbone.testing.documents import MemoryDocumentStore
 from backbone.testing.job_log import MemoryJobLog
 from gateway.auth.authenticator import Principal
 from gateway.batches.line_jobs import BatchDependencies
@@ -75,7 +75,7 @@ def echoed(body: dict[str, Any]) -> End:
 class MadeUpJobs:
     """As much of `gateway.jobs.api.Jobs` as batches use. A job ends on submission, as `ends` says, or when it is told to."""
 
-    def __init__(self, log: JobLog, blobs: MemoryBlobs) -> None:
+    def __init__(self, log: JobLog, blobs: MemoryBlobStore) -> None:
         self.ends: Callable[[dict[str, Any]], End] = echoed
         self.refusals: list[NexusError] = []
         """Given out first, one a submission."""
@@ -112,7 +112,7 @@ class MadeUpJobs:
             return
         word = self._word(submission, JobStatus.COMPLETED)
         word = word.model_copy(update={"content_type": end.content_type, "usage": end.usage})
-        if len(end.data) <= INLINE_LIMIT:
+        if len(end.data) <= INLINE_LIMIT_BYTES:
             await self._log.decide(word, end.data)
             return
         writer = self._blobs.writer(ttl_s=60)
@@ -162,8 +162,8 @@ class Desk:
     def __init__(self, *, window: int = 8) -> None:
         self.broker = MemoryBroker()
         self.log = MemoryJobLog(self.broker)
-        self.blobs = MemoryBlobs()
-        self.documents = MemoryDocuments()
+        self.blobs = MemoryBlobStore()
+        self.documents = MemoryDocumentStore()
         self.files = Files(self.documents, self.blobs, 10_000_000, 86_400.0, BodyMemory(10_000_000), 5.0)
         self.jobs = MadeUpJobs(self.log, self.blobs)
         self.repository = BatchRepository(self.documents, 86_400.0)

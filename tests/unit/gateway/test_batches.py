@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
-from backbone.bus.blobs import INLINE_LIMIT
+from backbone.bus.blobs import INLINE_LIMIT_BYTES
 from gateway.auth.authenticator import Principal
 from gateway.batches import executor, line_jobs, scheduler
 from gateway.batches.input_file import job_id
@@ -342,10 +342,10 @@ class TestAnswers:
         """From its blob."""
         value = {"data": ["x" * 70_000] * 20}
         data = orjson.dumps(value, option=orjson.OPT_INDENT_2)
-        assert len(data) > INLINE_LIMIT
+        assert len(data) > INLINE_LIMIT_BYTES
         assert await self.one(desk, Answered(data)) == value
 
-    @pytest.mark.parametrize("size", [1, 2, 3, 1000, INLINE_LIMIT + 100_001])
+    @pytest.mark.parametrize("size", [1, 2, 3, 1000, INLINE_LIMIT_BYTES + 100_001])
     async def test_sound_is_base64(self, desk: Desk, size: int) -> None:
         """Byte for byte, small or large."""
         sound = bytes(range(256)) * (size // 256 + 1)
@@ -369,7 +369,7 @@ class TestAnswers:
         made = await desk.create(line("large"), line("small"))
         await eventually(lambda: len(desk.jobs.open) == 2)
         large, small = sorted(desk.jobs.open)
-        await desk.jobs.finish(large, Answered(orjson.dumps({"x": "y" * INLINE_LIMIT})))
+        await desk.jobs.finish(large, Answered(orjson.dumps({"x": "y" * INLINE_LIMIT_BYTES})))
         decision = await desk.log.decided(large)
         assert decision is not None
         assert decision.word.blob is not None

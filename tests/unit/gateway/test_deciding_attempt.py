@@ -6,7 +6,7 @@ from contextlib import aclosing
 
 import pytest
 
-from backbone.testing.blobs import MemoryBlobs
+from backbone.testing.blobs import MemoryBlobStore
 from backbone.testing.bus import MemoryBroker
 from backbone.testing.job_log import MemoryJobLog
 from gateway.jobs.api import EventsExpired, JobEvent
@@ -72,7 +72,7 @@ async def log() -> MemoryJobLog:
 
 async def follow(log: MemoryJobLog, told: Told, *, most: int = 100, before_end: bool = False) -> Told:
     record = QUEUED_RECORD if before_end else RECORD
-    async with aclosing(JobEventStream(log, MemoryBlobs(), record, told.last).events()) as events:
+    async with aclosing(JobEventStream(log, MemoryBlobStore(), record, told.last).events()) as events:
         async for event in events:
             if event is None:
                 if before_end:

@@ -9,8 +9,8 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from backbone.testing.blobs import MemoryBlobs
-from backbone.testing.documents import MemoryDocuments
+from backbone.testing.blobs import MemoryBlobStore
+from backbone.testing.documents import MemoryDocumentStore
 from gateway.app import make_app
 from gateway.auth.authenticator import Auth, Principal
 from gateway.dependencies import Parts
@@ -29,8 +29,8 @@ class Gateway:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.documents = MemoryDocuments(lambda: self.now)
-        self.blobs = MemoryBlobs()
+        self.documents = MemoryDocumentStore(lambda: self.now)
+        self.blobs = MemoryBlobStore()
         self.files = Files(self.documents, self.blobs, LIMIT, KEEP_S, BodyMemory(10_000_000), 5.0)
         app = make_app(cast("Parts", SimpleNamespace(files=self.files, auth=Auth(KEY))))
         self.http = httpx.AsyncClient(

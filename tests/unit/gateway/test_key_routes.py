@@ -10,8 +10,8 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from backbone.bus.nats.broadcast import MemoryNotices
-from backbone.testing.documents import MemoryDocuments
+from backbone.bus.nats.broadcast import MemoryBroadcast
+from backbone.testing.documents import MemoryDocumentStore
 from gateway.app import make_app
 from gateway.auth.authenticator import Auth
 from gateway.auth.key_store import KeyRing
@@ -25,8 +25,8 @@ class Gateway:
     """The routes, on a store without a server."""
 
     def __init__(self) -> None:
-        self.documents = MemoryDocuments()
-        self.ring = KeyRing(self.documents, MemoryNotices())
+        self.documents = MemoryDocumentStore()
+        self.ring = KeyRing(self.documents, MemoryBroadcast())
         app = make_app(cast("Parts", SimpleNamespace(auth=Auth(TOKEN, self.ring), keys=self.ring)))
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=BEARER)
 

@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
-from backbone.bus.subjects import BadSubject, is_address, item_subject, job_subject, require_pattern, require_subject
+from backbone.bus.subjects import (
+    InvalidSubject,
+    is_reply_subject,
+    job_subject,
+    require_pattern,
+    require_subject,
+    work_item_subject,
+)
 from schemas.errors import InvalidRequest
 from schemas.frames import AttemptStarted, FrameKind
 from schemas.job_events import GateRequest
@@ -86,7 +93,7 @@ def test_every_model_has_a_subject(capability: Capability, lane: Lane, model: st
 def test_an_item_has_a_subject_of_its_own(name: str) -> None:
     """An id of the gateways' own work is one token, or is refused."""
     try:
-        subject = item_subject("hooks", name)
+        subject = work_item_subject("hooks", name)
     except ValueError:
         return
     require_subject(subject.encode())
@@ -106,14 +113,14 @@ def test_subjects(subject: str) -> None:
 def test_wildcards_are_for_subscribing(pattern: str) -> None:
     """A wildcard is a whole token, and never part of what is published to."""
     require_pattern(pattern.encode())
-    with pytest.raises(BadSubject):
+    with pytest.raises(InvalidSubject):
         require_subject(pattern.encode())
 
 
 @pytest.mark.parametrize("pattern", ["", ".", "a..b", ">.a", "a*", "a.>b", "a b", "a\tb", "a\n"])
 def test_patterns_that_are_none(pattern: str) -> None:
     """Neither published nor subscribed to."""
-    with pytest.raises(BadSubject):
+    with pytest.raises(InvalidSubject):
         require_pattern(pattern.encode())
 
 
@@ -126,4 +133,4 @@ def test_patterns_that_are_none(pattern: str) -> None:
 )  # fmt: skip
 def test_addresses(reply: str, good: bool) -> None:
     """A gateway answers to inboxes, never to what orders somebody about."""
-    assert is_address(reply.encode()) is good
+    assert is_reply_subject(reply.encode()) is good

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
-from backbone.bus.job_log import Item
+from backbone.bus.job_log import WorkItem
 from backbone.settings import GatewaySettings
-from backbone.ssrf_guard import Egress, FetchRefused
+from backbone.ssrf_guard import FetchRefused, GuardedHttpClient
 from backbone.testing.store import MemoryStore
 from gateway.webhooks.delivery_recorder import SHOWN
 from gateway.webhooks.sender import AT_ONCE, JITTER, WebhookSender
@@ -63,7 +63,7 @@ class MemoryBacklog:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.items: asyncio.Queue[Item] = asyncio.Queue()
+        self.items: asyncio.Queue[WorkItem] = asyncio.Queue()
         self.ids: set[str] = set()
         self.delays: list[float] = []
         self.finished: list[str] = []
@@ -74,13 +74,13 @@ class MemoryBacklog:
             self.ids.add(item_id)
             self.items.put_nowait(MemoryItem(self, item_id, data, 1))
 
-    async def take(self, *, at_once: int, hold_s: float) -> AsyncGenerator[Item, None]:
+    async def take(self, *, at_once: int, hold_s: float) -> AsyncGenerator[WorkItem, None]:
         self.at_once = at_once
         while True:
             yield await self.items.get()
 
 
-class Receiver(Egress):
+class Receiver(GuardedHttpClient):
     """Answers what it is told to: a status, what it raises, or nothing at all (None)."""
 
     def __init__(self, *answers: int | Exception | None) -> None:

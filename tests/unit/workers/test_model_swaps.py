@@ -12,7 +12,7 @@ from typing import Literal
 import aiohttp
 import pytest
 
-from backbone.testing.blobs import MemoryBlobs
+from backbone.testing.blobs import MemoryBlobStore
 from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from backbone.testing.job_log import MemoryWorkerLog
 from backbone.testing.registry import MemoryHub, MemoryRegistry
@@ -59,7 +59,7 @@ class Rig:
     def add_backend(self, backend: Backend, slots: int = 4, patience_s: float = 10.0) -> None:
         worker = Worker(
             worker_id=f"w{len(self._lives)}", host="h", backend=backend,
-            blobs=MemoryBlobs(), log=MemoryWorkerLog(self.broker), registry=MemoryRegistry(self.hub),
+            blobs=MemoryBlobStore(), log=MemoryWorkerLog(self.broker), registry=MemoryRegistry(self.hub),
             metrics=WorkerMetrics(), ack_wait_s=15.0, slots=slots, health_interval_s=0.5, drain_s=0.2, swap_patience_s=patience_s,
         )  # fmt: skip
         life = asyncio.create_task(worker.run(MemoryWorkerBus(self.broker, worker.on_job)))

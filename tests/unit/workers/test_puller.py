@@ -9,7 +9,7 @@ import secrets
 import pytest
 import uvloop
 
-from backbone.bus.bus import Delivery, Queue
+from backbone.bus.bus import JobDelivery, Queue
 from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from schemas.jobs import LANES, Capability, Envelope
 from tests.conftest import Eventually
@@ -42,7 +42,7 @@ class Desk:
         self.done: list[Queue] = []
         self.refused = 0
 
-    def on_job(self, job: Delivery) -> None:
+    def on_job(self, job: JobDelivery) -> None:
         if not self.intake.arrived(job):
             self.refused += 1
             job.give_back()
@@ -51,7 +51,7 @@ class Desk:
         self.most = max(self.most, self.now)
         asyncio.get_running_loop().call_later(self.work_s, self.finish, job)
 
-    def finish(self, job: Delivery) -> None:
+    def finish(self, job: JobDelivery) -> None:
         job.ack()
         self.now -= 1
         self.done.append(job.queue)
@@ -137,7 +137,7 @@ async def test_a_redelivered_job_is_found_without_the_bell(eventually: Eventuall
     """The bell does not ring for a redelivery; the slow round finds it."""
     broker = MemoryBroker(ack_wait_s=0.05)
     gateway = await submit(broker, [QUEUES[2]])
-    dead: list[Delivery] = []
+    dead: list[JobDelivery] = []
     bus = MemoryWorkerBus(broker, dead.append)
     await bus.start()
     bus.pull(QUEUES[2], 1, 0.0, lambda *_: None)
@@ -154,7 +154,7 @@ async def test_a_job_that_came_back_is_found_beside_a_backlog(slots: int, eventu
     """A gateway says where it is; other queues that hold a job all the time do not keep the worker from looking there."""
     broker = MemoryBroker(ack_wait_s=0.05)
     await submit(broker, [QUEUES[2]])
-    dead: list[Delivery] = []
+    dead: list[JobDelivery] = []
     bus = MemoryWorkerBus(broker, dead.append)
     await bus.start()
     bus.pull(QUEUES[2], 1, 0.0, lambda *_: None)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from backbone.bus.bus import Delivery, Queue
+from backbone.bus.bus import JobDelivery, Queue
 from backbone.testing.bus import MemoryBroker, MemoryWorkerBus
 from schemas.jobs import LANES, Capability, Lane
 from tests.virtual_time import run
@@ -60,7 +60,7 @@ class Desk:
     refused: int = 0
     intake: Intake = field(init=False)
 
-    def on_job(self, job: Delivery) -> None:
+    def on_job(self, job: JobDelivery) -> None:
         if not self.intake.arrived(job):
             self.refused += 1
             job.give_back()
@@ -69,7 +69,7 @@ class Desk:
         self.most = max(self.most, self.busy)
         asyncio.get_running_loop().call_later(self.work[job.message.decode()], self._finish, job)
 
-    def _finish(self, job: Delivery) -> None:
+    def _finish(self, job: JobDelivery) -> None:
         job.ack()
         self.busy -= 1
         self.done += 1

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from backbone.bus.bus import FRESH_S
-from backbone.testing.blobs import MemoryBlobs
+from backbone.bus.bus import MAX_FRESH_AGE_S
+from backbone.testing.blobs import MemoryBlobStore
 from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from backbone.testing.job_log import MemoryWorkerLog
 from backbone.testing.registry import MemoryHub, MemoryRegistry
@@ -83,7 +83,7 @@ class Rig:
     def __init__(self) -> None:
         self.broker, self.hub, self.backend = MemoryBroker(), MemoryHub(), Script()
         registry = MemoryRegistry(self.hub)
-        self.blobs = MemoryBlobs()
+        self.blobs = MemoryBlobStore()
         self.dispatcher = Dispatcher(MemoryGatewayBus(self.broker), registry, GatewayMetrics(), Limits(), 15.0)
         self.registry = registry
         self.worker = Worker(
@@ -279,7 +279,7 @@ async def test_queued_jobs_of_a_gateway_that_died_reach_no_backend(rig: Rig, eve
     for _ in range(5):
         rig.call()
     await eventually(lambda: len(rig.broker.jobs) == 7)
-    await asyncio.sleep(4 * FRESH_S)  # they have waited: there is nothing to await
+    await asyncio.sleep(4 * MAX_FRESH_AGE_S)  # they have waited: there is nothing to await
     await rig.dispatcher.bus.close()  # nobody listens for its replies any more
     rig.backend.go.set()
     await eventually(lambda: not rig.broker.jobs, timeout_s=20)

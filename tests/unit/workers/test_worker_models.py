@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from backbone.testing.blobs import MemoryBlobs
+from backbone.testing.blobs import MemoryBlobStore
 from backbone.testing.bus import MemoryBroker, MemoryWorkerBus
 from backbone.testing.job_log import MemoryWorkerLog
 from backbone.testing.registry import MemoryHub, MemoryRegistry
@@ -50,7 +50,7 @@ async def shelf(hub: MemoryHub) -> AsyncIterator[Shelf]:
     """Beside a worker that looks once an hour unless it is told."""
     shelf, broker = Shelf(), MemoryBroker()
     worker = Worker(
-        worker_id="w", host="h", backend=shelf, blobs=MemoryBlobs(), log=MemoryWorkerLog(broker), registry=MemoryRegistry(hub),
+        worker_id="w", host="h", backend=shelf, blobs=MemoryBlobStore(), log=MemoryWorkerLog(broker), registry=MemoryRegistry(hub),
         metrics=WorkerMetrics(), ack_wait_s=15.0, health_interval_s=3600.0, drain_s=0.2,
     )  # fmt: skip
     life = asyncio.create_task(worker.run(MemoryWorkerBus(broker, worker.on_job)))

@@ -14,9 +14,9 @@ from typing import Any
 
 import orjson
 
-from backbone.bus.blob_names import META, BadSeal, BlobName, BlobSeal
-from backbone.bus.blobs import BlobBroken, BlobGone, BlobInfo
-from backbone.bus.nats.request_inbox import Answer, Questions
+from backbone.bus.blob_names import META, BlobCipher, BlobName, InvalidBlobSeal
+from backbone.bus.blobs import BlobCorrupted, BlobInfo, BlobNotFound
+from backbone.bus.nats.request_inbox import ReplyMessage, RequestInbox
 from backbone.bus.nats.requests import ask
 from backbone.bus.subjects import BLOBS_STREAM, blob_chunk, blob_meta
 from schemas.errors import NexusError, Unavailable
@@ -33,29 +33,29 @@ NOT_FOUND = 404
 
 
 @dataclass(frozen=True, slots=True)
-class Meta:
+class BlobMetadata:
     """What the store says about a blob."""
 
     info: BlobInfo
     path: str
     chunks: int
-    seal: BlobSeal | None
+    seal: BlobCipher | None
     """None: the blob is not sealed, and has a digest."""
     digest: str = ""
 
     def open(self, number: int, data: bytes) -> bytes:
-        """Chunk `number` as it was written. Raises BlobBroken."""
+        """Chunk `number` as it was written. Raises BlobCorrupted."""
         if self.seal is None:
             return data
         try:
             return self.seal.open(number, data)
-        except BadSeal as error:
-            raise BlobBroken from error
+        except InvalidBlobSeal as error:
+            raise BlobCorrupted from error
 
     def check(self, size: int, digest: bytes) -> None:
-        """Raise BlobBroken where this is not all that was written."""
+        """Raise BlobCorrupted where this is not all that was written."""
         if size != self.info.size or (self.seal is None and digest_text(digest) != self.digest):
-            raise BlobBroken
+            raise BlobCorrupted
 
 
 def digest_text(digest: bytes) -> str:
@@ -63,20 +63,20 @@ def digest_text(digest: bytes) -> str:
     return f"SHA-256={base64.urlsafe_b64encode(digest).decode()}"
 
 
-class BlobReader:
-    """The reading half of backbone.bus.blobs.Blobs.
+class NatsBlobReader:
+    """The reading half of backbone.bus.blobs.BlobStore.
 
     Every message is asked for by its subject: whoever may do that, and no more, can read what it can name. Any replica
     answers such a question, and one of them may lag: what it does not have, the stream's leader is asked for, where
     that is allowed (it reads by sequence too, which is everything); else the replicas are asked again for a while.
     """
 
-    def __init__(self, questions: Questions, *, may_ask_leader: bool) -> None:
+    def __init__(self, questions: RequestInbox, *, may_ask_leader: bool) -> None:
         self._questions = questions
         self._may_ask_leader = may_ask_leader
 
-    async def meta(self, name: str) -> Meta | None:
-        """What is known of a blob. Raises Unavailable and BlobBroken."""
+    async def meta(self, name: str) -> BlobMetadata | None:
+        """What is known of a blob. Raises Unavailable and BlobCorrupted."""
         parsed = BlobName.parse(name)
         if parsed is None:
             return None
@@ -87,7 +87,7 @@ class BlobReader:
         """Fetch, check, give out."""
         meta = await self.meta(name)
         if meta is None:
-            raise BlobGone
+            raise BlobNotFound
         digest, size, at, end = sha256(), 0, 0, meta.chunks
         fetching = asyncio.create_task(self._fetch(meta, range(at, min(at + BATCH, end)))) if end else None
         try:
@@ -112,12 +112,12 @@ class BlobReader:
                 with contextlib.suppress(asyncio.CancelledError, NexusError):
                     await fetching
 
-    async def _fetch(self, meta: Meta, numbers: range) -> list[bytes]:
-        """These chunks. Raises BlobBroken when one is missing, or is not what was written."""
+    async def _fetch(self, meta: BlobMetadata, numbers: range) -> list[bytes]:
+        """These chunks. Raises BlobCorrupted when one is missing, or is not what was written."""
         chunks = await asyncio.gather(*(self._get(blob_chunk(meta.path, number)) for number in numbers))
         found = [chunk for chunk in chunks if chunk is not None]
         if len(found) < len(chunks):
-            raise BlobBroken
+            raise BlobCorrupted
         return [meta.open(number, chunk) for number, chunk in zip(numbers, found, strict=True)]
 
     async def _get(self, subject: str) -> bytes | None:
@@ -143,18 +143,18 @@ class BlobReader:
             return None
         raise Unavailable(f"NATS does not read a large payload: {error.get('description')}")
 
-    async def _ask(self, subject: bytes, body: bytes) -> list[Answer]:
+    async def _ask(self, subject: bytes, body: bytes) -> list[ReplyMessage]:
         """Ask until there is an answer, over a reconnect too: reading can be repeated. Raises Unavailable."""
         return await ask(self._questions, subject, body)
 
 
-def _require_not_found(answer: Answer) -> None:
+def _require_not_found(answer: ReplyMessage) -> None:
     status = answer.status
     if status is None or status.code not in {NOT_FOUND, 204}:
         raise Unavailable(f"NATS does not read a large payload: {status}")
 
 
-def _parse_meta(text: str, name: BlobName, data: bytes) -> Meta | None:
+def _parse_meta(text: str, name: BlobName, data: bytes) -> BlobMetadata | None:
     try:
         found = orjson.loads(data)
         if found.get("deleted"):
@@ -166,10 +166,10 @@ def _parse_meta(text: str, name: BlobName, data: bytes) -> Meta | None:
                 content_type=found["headers"]["Content-Type"][0],
                 owner=found["metadata"]["owner"],
             )
-            return Meta(info, name.path, int(found["chunks"]), None, str(found["digest"]))
-        seal = BlobSeal(name.key)
+            return BlobMetadata(info, name.path, int(found["chunks"]), None, str(found["digest"]))
+        seal = BlobCipher(name.key)
         about = orjson.loads(seal.open(META, base64.b64decode(found["metadata"]["sealed"])))
         chunks = int(about.pop("chunks"))
-        return Meta(BlobInfo(name=text, **about), name.path, chunks, seal)
-    except (BadSeal, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise BlobBroken from error
+        return BlobMetadata(BlobInfo(name=text, **about), name.path, chunks, seal)
+    except (InvalidBlobSeal, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise BlobCorrupted from error

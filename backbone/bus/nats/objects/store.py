@@ -17,36 +17,36 @@ import structlog
 from backbone.bus.blob_names import BlobName
 from backbone.bus.blobs import BlobInfo
 from backbone.bus.nats.auth import NatsAccess
-from backbone.bus.nats.connection import Wire
-from backbone.bus.nats.jetstream import BucketConfig, ensure_bucket
-from backbone.bus.nats.objects.reader import BlobReader
+from backbone.bus.nats.connection import NatsConnection
+from backbone.bus.nats.jetstream import BlobBucketConfig, ensure_bucket
+from backbone.bus.nats.objects.reader import NatsBlobReader
 from backbone.bus.nats.objects.writer import ERASE, MAX_UNDER_WAY, NatsBlobWriter, erasures, purges
-from backbone.bus.nats.request_inbox import Questions
-from backbone.bus.nats.write_probe import Storing
+from backbone.bus.nats.request_inbox import RequestInbox
+from backbone.bus.nats.write_probe import StorageHealth
 from backbone.bus.subjects import require_token
 from schemas.errors import NexusError, Unavailable
 
 log = structlog.get_logger(__name__)
 
 
-class NatsBlobs(BlobReader):
-    """See backbone.bus.blobs.Blobs."""
+class NatsBlobStore(NatsBlobReader):
+    """See backbone.bus.blobs.BlobStore."""
 
     def __init__(
         self,
         server: NatsAccess | str,
         name: str,
         *,
-        create: BucketConfig | None = None,
+        create: BlobBucketConfig | None = None,
         worker: str = "",
-        storing: Storing | None = None,
+        storing: StorageHealth | None = None,
     ) -> None:
         """`create` makes the bucket, which is the gateways' part. `worker`: the worker's name, below which it writes. Give one of them."""
         if (create is None) is not bool(worker):
             raise ValueError("blobs are a gateway's, which makes the bucket, or a worker's, which has a name")
         self._worker = require_token(worker) if worker else ""
-        self._wire = Wire(server, f"{name}-blobs", on_reconnect=self._reconnected, pulse=create is not None)
-        super().__init__(Questions(self._wire), may_ask_leader=create is not None)
+        self._wire = NatsConnection(server, f"{name}-blobs", on_reconnect=self._reconnected, pulse=create is not None)
+        super().__init__(RequestInbox(self._wire), may_ask_leader=create is not None)
         if storing is not None:
             self._questions.require_storing = storing.require
         self._create = create
@@ -83,7 +83,7 @@ class NatsBlobs(BlobReader):
             self._making.cancel()
         self._making = asyncio.create_task(self._make_bucket(self._create))
 
-    async def _make_bucket(self, bucket: BucketConfig) -> None:
+    async def _make_bucket(self, bucket: BlobBucketConfig) -> None:
         """After a reconnect: the server may have lost its memory."""
         while True:
             try:

@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 
 import orjson
 
-from backbone.bus.blob_names import META, TAG_BYTES, BlobName, BlobSeal
-from backbone.bus.blobs import CHUNK, BlobInfo
-from backbone.bus.nats.request_inbox import Answer, Questions, Reply
-from backbone.bus.subjects import BLOBS, BLOBS_STREAM, blob_chunk, blob_chunks, blob_meta, blob_nuid
+from backbone.bus.blob_names import META, TAG_BYTES, BlobCipher, BlobName
+from backbone.bus.blobs import CHUNK_BYTES, BlobInfo
+from backbone.bus.nats.request_inbox import ReplyFuture, ReplyMessage, RequestInbox
+from backbone.bus.subjects import BLOBS_BUCKET, BLOBS_STREAM, blob_chunk, blob_chunks, blob_meta, blob_nuid
 from schemas.errors import Unavailable
 
 WINDOW = 4
@@ -45,7 +45,7 @@ def erasures(path: str, chunks: int) -> list[bytes]:
     return [blob_meta(path).encode(), *(blob_chunk(path, number).encode() for number in range(chunks))]
 
 
-def sealed_info(seal: BlobSeal, info: BlobInfo, chunks: int) -> str:
+def sealed_info(seal: BlobCipher, info: BlobInfo, chunks: int) -> str:
     """What the description says to those who have the key."""
     about = {"size": info.size, "chunks": chunks, "content_type": info.content_type, "owner": info.owner}
     return base64.b64encode(seal.seal(META, orjson.dumps(about))).decode()
@@ -56,7 +56,7 @@ class NatsBlobWriter:
 
     def __init__(
         self,
-        questions: Questions,
+        questions: RequestInbox,
         room: asyncio.Semaphore,
         ttl_s: float,
         content_type: str,
@@ -69,7 +69,7 @@ class NatsBlobWriter:
         name = BlobName.new(writer)
         self.name = str(name)
         self._path = name.path
-        self._seal = BlobSeal(name.key or b"")
+        self._seal = BlobCipher(name.key or b"")
         self._questions = questions
         self._room = room
         self._ttl_s = max(1, math.ceil(ttl_s))
@@ -77,7 +77,7 @@ class NatsBlobWriter:
         self._owner = owner
         self._may_purge = may_purge
         self._rest = bytearray()
-        self._unconfirmed: deque[Reply] = deque()
+        self._unconfirmed: deque[ReplyFuture] = deque()
         self._began = 0.0
         self._size = self._count = self._last_seq = 0
         self._error: Unavailable | None = None
@@ -89,14 +89,14 @@ class NatsBlobWriter:
         self._require_open()
         view = memoryview(data)
         while view:
-            if not self._rest and len(view) >= CHUNK:
-                chunk, view = view[:CHUNK], view[CHUNK:]
+            if not self._rest and len(view) >= CHUNK_BYTES:
+                chunk, view = view[:CHUNK_BYTES], view[CHUNK_BYTES:]
                 await self._send(chunk)
                 continue
-            room = CHUNK - len(self._rest)
+            room = CHUNK_BYTES - len(self._rest)
             self._rest += view[:room]
             view = view[room:]
-            if len(self._rest) == CHUNK:
+            if len(self._rest) == CHUNK_BYTES:
                 await self._send_rest()
 
     async def close(self) -> BlobInfo:
@@ -191,7 +191,7 @@ class NatsBlobWriter:
             raise self._fail("NATS stored the parts of a large payload out of order; try again shortly")
         self._last_seq = seq
 
-    def _stored_as(self, answer: Answer) -> int:
+    def _stored_as(self, answer: ReplyMessage) -> int:
         if answer.status is not None:
             raise self._fail("NATS has no store for large payloads yet: gateways make it when they start")
         ack = orjson.loads(answer.data)
@@ -211,18 +211,18 @@ class NatsBlobWriter:
         return orjson.dumps(
             {
                 "name": self._path.rpartition(".")[2],
-                "bucket": BLOBS,
+                "bucket": BLOBS_BUCKET,
                 "nuid": blob_nuid(self._path),
                 "size": info.size + TAG_BYTES * self._count,
                 "chunks": self._count,
                 "mtime": datetime.now(UTC).isoformat(),
-                "options": {"max_chunk_size": CHUNK + TAG_BYTES},
+                "options": {"max_chunk_size": CHUNK_BYTES + TAG_BYTES},
                 "metadata": {"sealed": sealed_info(self._seal, info, self._count)},
             }
         )
 
 
-async def _settle(replies: list[Reply]) -> None:
+async def _settle(replies: list[ReplyFuture]) -> None:
     """Wait until they are answered, for a while, and forget those that are not."""
     if replies:
         await asyncio.wait(replies, timeout=SETTLE_S)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from backbone.registry.etcd import EtcdRegistry
-from backbone.registry.etcd_client import EtcdLink
+from backbone.registry.etcd_client import EtcdClient
 from cli.errors import ConsoleError
 from cli.stack.data_dir import DataDir
 from cli.stack.etcd_seed import EtcdSeeder
@@ -41,7 +41,7 @@ class Stack:
         self.data, self.etcd = data, etcd
         self.said: list[str] = []
         self.gateway = EtcdRegistry(etcd.url)
-        self.link = EtcdLink(etcd.url, probe_key="probe")
+        self.link = EtcdClient(etcd.url, probe_key="probe")
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[EtcdSeeder]:

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from backbone.port_holders import port_holder
+from backbone.port_holders import find_port_holder
 from cli.stack.process_identity import _by_ps, process_identity, send_signal
 from tests.ports import free_port
 
@@ -55,12 +55,12 @@ def test_the_holder_of_a_port_is_named() -> None:
     """Program and pid; its arguments, which may hold keys, are not."""
     script = "import socket, sys; s = socket.socket(); s.bind(('127.0.0.1', int(sys.argv[1]))); s.listen(); print(1, flush=True); input()"
     port = free_port()
-    assert port_holder(port) == "another program"
+    assert find_port_holder(port) == "another program"
     command = [sys.executable, "-c", script, str(port), "--key=secret"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        said = port_holder(port)
+        said = find_port_holder(port)
         process.kill()
     assert f"(pid {process.pid})" in said
     assert said.startswith("python")

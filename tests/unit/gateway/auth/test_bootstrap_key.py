@@ -9,7 +9,7 @@ from threading import Barrier
 import pytest
 from pydantic import SecretStr
 
-from backbone.secret_files import Misconfigured
+from backbone.secret_files import ConfigurationError
 from backbone.settings import GatewaySettings
 from cli.gateway_client import find_target
 from cli.stack.data_dir import DataDir
@@ -66,13 +66,13 @@ def test_empty_key_counts_as_none(tmp_path: Path):
 def test_empty_file_is_refused(tmp_path: Path, kept: str):
     """An empty key would be everybody's; the setting is named."""
     (tmp_path / "key").write_text(kept)
-    with pytest.raises(Misconfigured, match=r"GATEWAY_BEARER_TOKEN_FILE.*is empty"):
+    with pytest.raises(ConfigurationError, match=r"GATEWAY_BEARER_TOKEN_FILE.*is empty"):
         bootstrap_key(settings(tmp_path / "key"))
 
 
 def test_file_that_cannot_be_made_is_named(tmp_path: Path):
     """The operator learns which setting and which path."""
-    with pytest.raises(Misconfigured, match=r"GATEWAY_BEARER_TOKEN_FILE.*gone/key.*No such file"):
+    with pytest.raises(ConfigurationError, match=r"GATEWAY_BEARER_TOKEN_FILE.*gone/key.*No such file"):
         bootstrap_key(settings(tmp_path / "gone" / "key"))
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from backbone.bus.nats.broadcast import MemoryNotices
-from backbone.testing.documents import MemoryDocuments
+from backbone.bus.nats.broadcast import MemoryBroadcast
+from backbone.testing.documents import MemoryDocumentStore
 from gateway.auth.authenticator import Auth, OpenRequests, Principal
 from gateway.auth.key_store import KEPT_S, KIND, TRUSTED_S, KeyNotFound, KeyRing, NewKey
 from schemas.errors import AuthenticationFailed, InvalidRequest, NexusError, PermissionDenied, RateLimited, Unavailable
@@ -25,8 +25,8 @@ class Fleet:
 
     def __init__(self, stack: AsyncExitStack) -> None:
         self.now = 1_800_000_000.0
-        self.documents = MemoryDocuments(lambda: self.now)
-        self.notices = MemoryNotices()
+        self.documents = MemoryDocumentStore(lambda: self.now)
+        self.notices = MemoryBroadcast()
         self._stack = stack
 
     async def gateway(self, *, reread_s: float = 0.02, token: str | None = TOKEN) -> Gateway:

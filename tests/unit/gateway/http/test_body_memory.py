@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backbone.testing.blobs import MemoryBlobs
+from backbone.testing.blobs import MemoryBlobStore
 from gateway.http.body_memory import MAX_WAIT_S, BodyMemory
 from gateway.http.multipart import Form, read_form
 from gateway.http.request_body import CallerGone, body_pieces, read_body
@@ -221,7 +221,7 @@ def test_a_form_holds_what_is_not_stored_yet() -> None:
 
         with memory.share("a") as share:
             pieces = body_pieces([], receive, TOTAL, 30.0, share)
-            await read_form(TYPE, pieces, ("file",), lambda: MemoryBlobs().writer(ttl_s=60), Form(), share=share)
+            await read_form(TYPE, pieces, ("file",), lambda: MemoryBlobStore().writer(ttl_s=60), Form(), share=share)
         assert memory.used == 0
         return most
 

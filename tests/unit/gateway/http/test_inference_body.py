@@ -10,8 +10,8 @@ from typing import Any
 import orjson
 import pytest
 
-from backbone.bus.blobs import INLINE_LIMIT
-from backbone.testing.blobs import MemoryBlobs
+from backbone.bus.blobs import INLINE_LIMIT_BYTES
+from backbone.testing.blobs import MemoryBlobStore
 from gateway.auth.authenticator import Auth
 from gateway.http.asgi import REQUEST_ID
 from gateway.http.body_memory import BodyMemory
@@ -23,7 +23,7 @@ from schemas.errors import InvalidRequest, RequestTooLarge
 from tests.unit.gateway.http.test_multipart import TYPE, form, part
 
 
-def reader(blobs: MemoryBlobs, max_bytes: int = 10_000_000) -> Reader:
+def reader(blobs: MemoryBlobStore, max_bytes: int = 10_000_000) -> Reader:
     return Reader(blobs, max_bytes, 5.0, 60.0, BodyMemory(2 * max_bytes), RemoteMedia(None, max_bytes))
 
 
@@ -39,7 +39,7 @@ def chat_body(size: int) -> bytes:
 
 
 async def test_a_large_body_goes_by_reference_and_is_removed_after_it() -> None:
-    blobs, body = MemoryBlobs(), chat_body(INLINE_LIMIT + 1)
+    blobs, body = MemoryBlobStore(), chat_body(INLINE_LIMIT_BYTES + 1)
     received = await reader(blobs).read(chat.ENDPOINT, [], receive_of(body), here=True)
     assert received.body == b""
     assert received.body_blob is not None
@@ -50,7 +50,7 @@ async def test_a_large_body_goes_by_reference_and_is_removed_after_it() -> None:
 
 async def test_a_small_body_travels_as_it_came() -> None:
     body = chat_body(10)
-    received = await reader(MemoryBlobs()).read(chat.ENDPOINT, [], receive_of(body), here=True)
+    received = await reader(MemoryBlobStore()).read(chat.ENDPOINT, [], receive_of(body), here=True)
     assert (received.body, received.body_blob, received.blobs) == (body, None, [])
 
 
@@ -59,7 +59,7 @@ async def test_a_form_becomes_typed_json_and_its_files() -> None:
         part("file", b"sound", "a.wav", "audio/wav"), part("model", b"w"), part("temperature", b"0.5"),
         part("timestamp_granularities[]", b"word"), part("vendor", b"1"),
     )  # fmt: skip
-    received = await reader(MemoryBlobs()).read(
+    received = await reader(MemoryBlobStore()).read(
         transcriptions.TRANSCRIPTIONS, [(b"content-type", TYPE)], receive_of(body), here=True
     )
     assert received.body_size is not None
@@ -70,8 +70,10 @@ async def test_a_form_becomes_typed_json_and_its_files() -> None:
 
 
 async def test_a_form_that_is_refused_leaves_nothing() -> None:
-    blobs = MemoryBlobs()
-    body = form(part("file", b"x" * (INLINE_LIMIT + 1), "a.wav"), part("model", b"w"), part("temperature", b"hot"))
+    blobs = MemoryBlobStore()
+    body = form(
+        part("file", b"x" * (INLINE_LIMIT_BYTES + 1), "a.wav"), part("model", b"w"), part("temperature", b"hot")
+    )
     with pytest.raises(InvalidRequest) as caught:
         await reader(blobs).read(transcriptions.TRANSCRIPTIONS, [(b"content-type", TYPE)], receive_of(body), here=True)
     assert caught.value.info.param == "temperature"
@@ -81,7 +83,7 @@ async def test_a_form_that_is_refused_leaves_nothing() -> None:
 async def test_an_upload_over_the_limit_is_refused() -> None:
     body = form(part("file", b"x" * 2000, "a.wav"), part("model", b"w"))
     with pytest.raises(RequestTooLarge):
-        await reader(MemoryBlobs(), 1000).read(
+        await reader(MemoryBlobStore(), 1000).read(
             transcriptions.TRANSCRIPTIONS, [(b"content-type", TYPE)], receive_of(body), here=True
         )
 
@@ -90,7 +92,7 @@ async def test_a_request_within_another_is_bounded_too() -> None:
     """A conversation of many responses, each of which was small enough, may not be."""
     message = {"role": "user", "content": "x" * 600}
     with pytest.raises(RequestTooLarge):
-        await reader(MemoryBlobs(), max_bytes=1000).of_value(
+        await reader(MemoryBlobStore(), max_bytes=1000).of_value(
             chat.ENDPOINT, {"model": "m", "messages": [message, message]}
         )
 
@@ -126,7 +128,7 @@ async def test_a_submitted_job_counts_until_it_lies_elsewhere() -> None:
     assert memory.used == 0
 
 
-class StuckBlobs(MemoryBlobs):
+class StuckBlobs(MemoryBlobStore):
     """Whoever writes waits."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from backbone.testing.blobs import MemoryBlobs
+from backbone.testing.blobs import MemoryBlobStore
 from gateway.endpoints import Endpoint
 from gateway.http.asgi import Headers
 from gateway.http.inference_body import Reader
@@ -260,7 +260,7 @@ def test_numbers_of_a_field_are_not_searched_one_by_one() -> None:
 
 
 def bodies() -> Reader:
-    return reader(MemoryBlobs())
+    return reader(MemoryBlobStore())
 
 
 async def read(endpoint: Endpoint, body: bytes, headers: Headers = ()) -> Any:

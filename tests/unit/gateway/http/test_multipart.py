@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backbone.bus.blobs import INLINE_LIMIT
-from backbone.testing.blobs import MemoryBlobs
+from backbone.bus.blobs import INLINE_LIMIT_BYTES
+from backbone.testing.blobs import MemoryBlobStore
 from gateway.http.multipart import MAX_PARTS, Form, read_form
 from schemas.errors import InvalidRequest
 
@@ -32,7 +32,7 @@ async def read(body: bytes, step: int = 65536, files: tuple[str, ...] = ("file",
         for at in range(0, len(body), step):
             yield body[at : at + step]
 
-    blobs = MemoryBlobs()
+    blobs = MemoryBlobStore()
     result = Form()
     await read_form(kind, pieces(), files, lambda: blobs.writer(ttl_s=60), result)
     for upload in result.uploads:
@@ -55,7 +55,7 @@ async def test_pieces_of_any_size_give_the_same_form(step: int, data: bytes) -> 
 
 
 async def test_a_large_file_goes_by_reference_whole_and_in_order() -> None:
-    data = bytes(range(256)) * (INLINE_LIMIT // 256 + 100)
+    data = bytes(range(256)) * (INLINE_LIMIT_BYTES // 256 + 100)
     found = await read(form(part("file", data, "big.wav"), part("model", b"m")))
     assert found.uploads[0].blob is not None
     assert found.uploads[0].size == len(data)

@@ -7,23 +7,23 @@ from typing import Any
 
 import pytest
 
-from backbone.ssrf_guard import Egress, Fetched, FetchRefused
+from backbone.ssrf_guard import FetchedContent, FetchRefused, GuardedHttpClient
 from gateway.http.remote_media import RemoteMedia
 from gateway.http.request_body import parse
 from schemas.errors import InvalidRequest, RequestTooLarge
 from schemas.openai.chat import ChatRequest
 
 
-class Web(Egress):
+class Web(GuardedHttpClient):
     """Every URL holds three bytes, but for the bad one."""
 
     def __init__(self) -> None:
         super().__init__(max_bytes=1, timeout_s=1)
 
-    async def fetch(self, url: str, kind: str) -> Fetched:
+    async def fetch(self, url: str, kind: str) -> FetchedContent:
         if "bad" in url:
             raise FetchRefused("the URL answers 404")
-        return Fetched(b"abc", f"{kind}png")
+        return FetchedContent(b"abc", f"{kind}png")
 
 
 def body(*parts: Any) -> bytes:
@@ -35,7 +35,7 @@ def image(url: str) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url, "detail": "low"}}
 
 
-async def inline(data: bytes, egress: Egress | None = None, max_bytes: int = 1000) -> bytes:
+async def inline(data: bytes, egress: GuardedHttpClient | None = None, max_bytes: int = 1000) -> bytes:
     return await RemoteMedia(egress, max_bytes).inline(parse(data, ChatRequest), data)
 
 

@@ -13,7 +13,7 @@ import orjson
 
 from backbone.bus.job_log import JobLog
 from backbone.bus.sealed_job_log import SealedJobLog
-from backbone.testing.blobs import MemoryBlobs
+from backbone.testing.blobs import MemoryBlobStore
 from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from backbone.testing.job_log import MemoryJobLog, MemoryWorkerLog
 from backbone.testing.registry import MemoryHub, MemoryRegistry
@@ -155,7 +155,7 @@ class Rig:
         self.clock = Clock()
         self.broker = MemoryBroker(ack_wait_s=ack_wait_s)
         self.store = MemoryStore(self.clock.monotonic)
-        self.blobs = MemoryBlobs()
+        self.blobs = MemoryBlobStore()
         self.hub = MemoryHub()
         self.hub.models[ECHO.name] = ECHO  # known, though nobody may serve it now
         self.max_running: dict[str, int] = {}

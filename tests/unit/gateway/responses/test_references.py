@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from backbone.testing.blobs import MemoryBlobs
-from backbone.testing.documents import MemoryDocuments
+from backbone.testing.blobs import MemoryBlobStore
+from backbone.testing.documents import MemoryDocumentStore
 from gateway.http.request_body import check
 from gateway.responses.input_items import listed, messages_of
 from gateway.responses.references import ItemReferences
@@ -38,7 +38,7 @@ def reference(name: str) -> Any:
 @pytest.fixture
 async def references() -> ItemReferences:
     """Of one stored response, which has answered."""
-    shelf = ResponseRepository(MemoryDocuments(lambda: 0.0), MemoryBlobs(), 100.0)
+    shelf = ResponseRepository(MemoryDocumentStore(lambda: 0.0), MemoryBlobStore(), 100.0)
     asked = request({"role": "user", "content": "Who are you?"})
     head = shell(asked, f"job_{HEX}", 1)
     await shelf.add("me", f"job_{HEX}", head, {"messages": [], "input": listed(asked.input, str(head["id"]))})

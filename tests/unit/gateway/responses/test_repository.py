@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from backbone.bus.blobs import INLINE_LIMIT, BlobGone
-from backbone.testing.blobs import MemoryBlobs
-from backbone.testing.documents import MemoryDocuments
+from backbone.bus.blobs import INLINE_LIMIT_BYTES, BlobNotFound
+from backbone.testing.blobs import MemoryBlobStore
+from backbone.testing.documents import MemoryDocumentStore
 from gateway.http.disconnect import Waiting
 from gateway.http.request_body import check
 from gateway.jobs.api import JobNotFound
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.asyncio
 
 JOB = "job_" + "a" * 32
 ID = "resp_" + "a" * 32
-BIG = "x" * INLINE_LIMIT
+BIG = "x" * INLINE_LIMIT_BYTES
 
 
 class Bench:
@@ -30,8 +30,8 @@ class Bench:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.documents = MemoryDocuments(lambda: self.now)
-        self.blobs = MemoryBlobs()
+        self.documents = MemoryDocumentStore(lambda: self.now)
+        self.blobs = MemoryBlobStore()
         self.shelf = ResponseRepository(self.documents, self.blobs, 100.0)
 
     async def add(self, text: str = "hi", *, talk: str = "hi", **fields: Any) -> StoredResponse:
@@ -113,7 +113,7 @@ async def test_it_ends_while_it_is_read(bench: Bench) -> None:
 
     async def gone() -> Any:
         await bench.shelf.finish(kept, final_of(kept))
-        raise BlobGone
+        raise BlobNotFound
         yield b""
 
     bench.blobs.read = once  # type: ignore[method-assign]
