@@ -180,8 +180,12 @@ def render_workers(answer: dict[str, Any]) -> RenderableType:
     if not rows:
         return Text("No worker is there. Start one: nexus worker --backend openai --url http://HOST:PORT")
     notes = {row["id"]: "\n".join(_notes(row)) for row in rows}
+    loads = {row["id"]: _load(row) for row in rows}
     table = new_table(
-        "worker", "backend", "host", "slots", "state", "models", *(["notes"] if any(notes.values()) else [])
+        *("worker", "backend", "host", "slots", "state"),
+        *(["load"] if any(loads.values()) else []),
+        "models",
+        *(["notes"] if any(notes.values()) else []),
     )
     for row in rows:
         table.add_row(
@@ -190,10 +194,21 @@ def render_workers(answer: dict[str, Any]) -> RenderableType:
             Text(f"{row.get('host', '')}:{row.get('pid', '')}"),
             f"{row.get('busy', 0)}/{row.get('slots', 0)}",
             styled_state(row.get("state", "")),
+            *([loads[row["id"]]] if any(loads.values()) else []),
             Text(", ".join(one["name"] for one in row.get("models", []) if one["capabilities"] != ["models"])),
             *([Text(notes[row["id"]])] if any(notes.values()) else []),
         )
     return table
+
+
+def _load(row: dict[str, Any]) -> str:
+    """Return the load figures that a worker's server reports, or ""."""
+    load = row.get("load")
+    if not load:
+        return ""
+    usage = load.get("kv_cache_usage")
+    figures = f"{load['running']} running, {load['waiting']} waiting"
+    return figures if usage is None else f"{figures}, KV cache {usage:.0%}"
 
 
 def _notes(row: dict[str, Any]) -> Iterator[str]:

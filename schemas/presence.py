@@ -70,6 +70,19 @@ class Pause(BaseModel):
     """Unix seconds by the worker's clock, for people to read."""
 
 
+class BackendLoad(BaseModel):
+    """Load figures that a worker's inference server reports about itself, requests of other clients included."""
+
+    model_config = ConfigDict(frozen=True)
+
+    running: int
+    """Requests that the server processes now."""
+    waiting: int
+    """Requests that wait inside the server."""
+    kv_cache_usage: float | None = None
+    """Used share of the KV cache, from 0 to 1; of several engines, the fullest one's."""
+
+
 class WorkerPresence(BaseModel):
     """The value of `<prefix>workers/<id>`, under a lease: it vanishes with the worker."""
 
@@ -84,6 +97,8 @@ class WorkerPresence(BaseModel):
     slots: int = 1
     """How many jobs it runs at once."""
     busy: int = 0
+    load: BackendLoad | None = None
+    """Load figures of the backend; None where the backend does not report them."""
     models: tuple[ModelOffer, ...] = ()
     state: WorkerState = WorkerState.READY
     limitations: tuple[Limitation, ...] = ()

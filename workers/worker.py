@@ -19,7 +19,16 @@ from backbone.version import VERSION
 from schemas.control import Control, ControlOp
 from schemas.errors import NexusError
 from schemas.jobs import LANES, Capability, Envelope
-from schemas.presence import Limitation, ModelOffer, Pause, RegistrySnapshot, ServiceRecord, WorkerPresence, WorkerState
+from schemas.presence import (
+    BackendLoad,
+    Limitation,
+    ModelOffer,
+    Pause,
+    RegistrySnapshot,
+    ServiceRecord,
+    WorkerPresence,
+    WorkerState,
+)
 from workers.backends.base import Backend, BackendError, BackendUnavailable, Requirement, is_unreachable
 from workers.durable_attempt import DurableAttempt
 from workers.metrics import WorkerMetrics
@@ -104,6 +113,7 @@ class Worker:
         self._shown_problems: tuple[str, ...] = ()
         self._next_trouble = 0.0
         self._limitations: tuple[Limitation, ...] = ()
+        self._load_figures: BackendLoad | None = None
         self._pauses = Pauses()
         self._shown_pauses: tuple[Pause, ...] = ()
         self._next_loss = 0.0
@@ -299,6 +309,7 @@ class Worker:
             await self._announce()
 
     async def _announce(self) -> None:
+        self._load_figures = self._backend.load_figures()
         presence = WorkerPresence(
             id=self.id,
             backend=self._backend.name,
@@ -307,6 +318,7 @@ class Worker:
             version=VERSION,
             slots=self._slots,
             busy=len(self._attempts),
+            load=self._load_figures,
             models=self._models,
             state=self._state,
             limitations=self._limitations,
@@ -467,8 +479,10 @@ class Worker:
                 if beat:
                     attempt.beat()
             busy, limitations = len(self._attempts), self._backend.limitations()[:MAX_LIMITATIONS]
-            pauses = self._pauses.shown()[:MAX_LIMITATIONS]
-            changed = now >= next_update and (busy != announced or limitations != self._limitations)
+            pauses, load = self._pauses.shown()[:MAX_LIMITATIONS], self._backend.load_figures()
+            changed = now >= next_update and (
+                busy != announced or limitations != self._limitations or load != self._load_figures
+            )
             changed = changed or (now >= next_pauses and pauses != self._shown_pauses)
             if changed and self._announcement and self._state is WorkerState.READY:
                 announced, next_update, next_pauses = busy, now + BUSY_UPDATE_S, now + PAUSES_UPDATE_S

@@ -152,7 +152,7 @@ class EtcdAnnouncement:
         except TimeoutError:
             pass
         self._wake.clear()
-        if self._written is not None and _only_busy_differs(self._written, self._presence):
+        if self._written is not None and _only_load_differs(self._written, self._presence):
             await asyncio.sleep(BUSY_WRITE_S)
 
     def _renewal_in(self) -> float:
@@ -192,8 +192,8 @@ class EtcdAnnouncement:
             raise Unavailable(f"the catalogue entry of {offer.name} changes too fast")
 
 
-def _only_busy_differs(old: WorkerPresence, new: WorkerPresence) -> bool:
-    return old != new and old == new.model_copy(update={"busy": old.busy})
+def _only_load_differs(old: WorkerPresence, new: WorkerPresence) -> bool:
+    return old != new and old == new.model_copy(update={"busy": old.busy, "load": old.load})
 
 
 def _parse(value: bytes | None) -> CatalogEntry | None:

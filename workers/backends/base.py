@@ -35,7 +35,7 @@ from typing import ClassVar, Protocol
 from schemas.errors import BackendFailed, ErrorInfo, NexusError, NotFound
 from schemas.frames import Progress
 from schemas.jobs import Capability, Usage
-from schemas.presence import Limitation, ModelOffer, ServiceRecord
+from schemas.presence import BackendLoad, Limitation, ModelOffer, ServiceRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +276,10 @@ class Backend(ABC):
     def limitations(self) -> tuple[Limitation, ...]:
         """What probes of the adapter's own have shown that its models lack, for the operator. Asked for often: cheap."""
         return ()
+
+    def load_figures(self) -> BackendLoad | None:
+        """Return the load that the server reported last; None where it reports none. Called several times a second."""
+        return None
 
     async def resident_models(self) -> frozenset[str] | None:
         """Return the names of the models that the server holds in memory or is loading now; None: it does not say.

@@ -94,6 +94,18 @@ def test_a_wrong_line_asks_nothing(gateway: Gateway, arguments: tuple[str, ...])
     assert gateway.asked == []
 
 
+def test_workers_are_listed_with_the_load_of_their_servers(gateway: Gateway) -> None:
+    """A column of load figures is there only where a server reports any."""
+    row = {"id": "w1", "backend": "vllm", "models": [{"name": "m", "capabilities": ["chat"]}], "state": "ready"}
+    gateway.answer = {"data": [row | {"load": {"running": 3, "waiting": 2, "kv_cache_usage": 0.456}}]}
+    assert "3 running, 2 waiting, KV cache 46%" in run("workers").output
+    gateway.answer = {"data": [row | {"load": {"running": 3, "waiting": 2, "kv_cache_usage": None}}]}
+    assert "3 running, 2 waiting" in run("workers").output
+    assert "KV cache" not in run("workers").output
+    gateway.answer = {"data": [row | {"load": None}]}
+    assert "load" not in run("workers").output
+
+
 def test_workers_are_listed_with_what_their_models_lack(gateway: Gateway) -> None:
     """A column of notes is there only where there is anything to note."""
     limitation = {"model": "m", "feature": "stream", "since": 0, "until": 600}

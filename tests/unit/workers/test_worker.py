@@ -19,7 +19,7 @@ from gateway.metrics import GatewayMetrics
 from gateway.sync.request_state import Call, State
 from schemas.frames import Progress
 from schemas.jobs import Capability, Lane, Limits
-from schemas.presence import Limitation, ModelOffer, WorkerState
+from schemas.presence import BackendLoad, Limitation, ModelOffer, WorkerState
 from tests.conftest import Eventually
 from workers.backends.base import (
     Backend,
@@ -47,6 +47,7 @@ class Script(Backend):
         self.ran: list[str] = []
         self.stopped: list[str] = []
         self.lacking: tuple[Limitation, ...] = ()
+        self.load: BackendLoad | None = None
         self.needs: tuple[Requirement, ...] = ()
         self.problems: tuple[str, ...] = ()
         self.go = asyncio.Event()
@@ -57,6 +58,9 @@ class Script(Backend):
 
     def limitations(self) -> tuple[Limitation, ...]:
         return self.lacking
+
+    def load_figures(self) -> BackendLoad | None:
+        return self.load
 
     async def discover(self) -> Discovery:
         await self.health()
@@ -169,6 +173,18 @@ async def test_what_models_lack_is_shown(rig: Rig, eventually: Eventually) -> No
 
     rig.backend.lacking = (Limitation(model="m", feature="stream", since=1, until=601),)
     await eventually(lambda: shown() == rig.backend.lacking)
+
+
+async def test_load_figures_are_in_the_registry(rig: Rig, eventually: Eventually) -> None:
+    """The registry holds the load figures that the backend reported last."""
+    await eventually(lambda: rig.live() == ["m"])
+
+    def shown() -> BackendLoad | None:
+        return rig.registry.snapshot.workers["w"].load if rig.registry.snapshot else None
+
+    assert shown() is None
+    rig.backend.load = BackendLoad(running=3, waiting=2, kv_cache_usage=0.5)
+    await eventually(lambda: shown() == rig.backend.load)
 
 
 async def test_a_backend_that_is_down_takes_no_jobs(rig: Rig, eventually: Eventually) -> None:
