@@ -14,9 +14,9 @@ from gateway.dependencies import Parts
 from gateway.endpoints import Endpoint
 from gateway.http.asgi import closes, request_id_of
 from gateway.http.path_hints import path_hint
-from gateway.http.path_methods import PathMethods
+from gateway.http.path_methods import AllowedMethods
 from gateway.jobs.http_handler import PATH as SUBMIT
-from gateway.landing_page import Welcome
+from gateway.landing_page import LandingPage
 from gateway.openapi import ApiDocument
 from gateway.routes import (
     aliases,
@@ -85,7 +85,7 @@ def make_app(
     """
     app = _bare_app("Nexus")
     app.state.parts = parts
-    app.state.welcome = Welcome(public_url, "docs" in public, observability_port)
+    app.state.welcome = LandingPage(public_url, "docs" in public, observability_port)
     for router in ROUTERS:
         app.include_router(router)
     app.include_router(operations.readiness if "readiness" in public else operations.public_readiness)
@@ -136,7 +136,7 @@ def _list_hot_routes(app: FastAPI) -> None:
 
 def _answer_errors(app: FastAPI) -> None:
     """Every error of ours and of the framework, as OpenAI's object."""
-    methods = PathMethods(app.routes)  # the framework names those of one route, where a path may have several
+    methods = AllowedMethods(app.routes)  # the framework names those of one route, where a path may have several
 
     @app.exception_handler(NexusError)
     async def ours(_request: Request, error: NexusError) -> Response:

@@ -16,7 +16,7 @@ from gateway.endpoints import Endpoint
 from gateway.http.asgi import CLOSE, CLOSING, HOPS, NO_STORE, REQUEST_ID, Headers, Receive, Reply, Scope, Send
 from gateway.jobs.http_handler import PATH as SUBMIT
 from gateway.jobs.http_handler import DurableRequestHandler, JobPollHandler, polled_job_id
-from gateway.sync.handler import Inference
+from gateway.sync.handler import InferenceHandler
 from schemas.errors import InternalError, RequestLoop
 from schemas.hops import HOPS_HEADER, parse_hops
 
@@ -31,13 +31,13 @@ LINGER_S = 1.0
 EXPOSED = b"x-request-id, x-nexus-job-id, x-nexus-adapted, retry-after, x-should-retry, location, preference-applied"
 
 
-class Door:
+class AsgiApp:
     """See the module's docstring."""
 
     def __init__(
         self,
         app: App,
-        inference: Inference,
+        inference: InferenceHandler,
         endpoints: list[Endpoint],
         origins: str,
         durable_handler: DurableRequestHandler | None = None,
@@ -80,7 +80,7 @@ class Door:
 
         endpoint = self._hot.get(scope["path"])
         if hops is not None and not self._passes(scope, hops):
-            await Reply(reply, request_id).error(RequestLoop().info)
+            await Reply(reply, request_id).send_error(RequestLoop().info)
         elif endpoint is not None and scope["method"] == "POST":
             await self._inference.serve(endpoint, scope, receive, reply)
         elif self._durable_handler is not None and scope["path"] == SUBMIT and scope["method"] == "POST":
@@ -105,7 +105,9 @@ class Door:
             except Exception:
                 log.exception("defect in a route", request_id=request_id, path=scope["path"])
                 if not started:
-                    await Reply(reply, request_id).error(InternalError(f"internal error; request id {request_id}").info)
+                    await Reply(reply, request_id).send_error(
+                        InternalError(f"internal error; request id {request_id}").info
+                    )
         if closing:
             await asyncio.sleep(LINGER_S)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -139,8 +141,8 @@ class Door:
             (b"access-control-max-age", b"86400"),
             (b"allow", self._methods(scope["path"]) or ALLOWED_METHODS),
         ]
-        await reply.start(204, headers)
-        await reply.last()
+        await reply.send_head(204, headers)
+        await reply.send_end()
 
 
 def _origin_and_hops(headers: Headers) -> tuple[bytes | None, bytes | None]:

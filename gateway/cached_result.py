@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class SharedResult(Generic[T]):
+class CachedResult(Generic[T]):
     """However many callers ask, `make` runs once at a time, and not again before `max_age_s`."""
 
     def __init__(self, make: Callable[[], Awaitable[T]], max_age_s: float) -> None:

@@ -13,7 +13,7 @@ from schemas.errors import NexusError, Unavailable
 
 log = structlog.get_logger(__name__)
 
-__all__ = ["ClockKeeper", "now"]
+__all__ = ["ClockSync", "now"]
 
 FIRST_LOOKS = 3
 LOOK_S = 10.0
@@ -23,7 +23,7 @@ OFF_S = 1.0
 """A host whose clock is off by more than this is named in the log and at `/readyz`."""
 
 
-class ClockKeeper:
+class ClockSync:
     """Asks for the time now and then."""
 
     def __init__(self, ask: Callable[[], Awaitable[float]], clock: Clock = CLOCK) -> None:

@@ -26,26 +26,26 @@ from backbone.store.auth import redis_access
 from backbone.store.redis import RedisStore
 from backbone.store.redis_documents import RedisDocumentStore
 from gateway.app import ENDPOINTS, make_app, make_observability_app
-from gateway.asgi_app import App, Door
-from gateway.auth.authenticator import Auth
-from gateway.auth.bootstrap_key import bootstrap_key
-from gateway.auth.guess_limiter import KeyGuesses
-from gateway.auth.key_store import KeyRing
+from gateway.asgi_app import App, AsgiApp
+from gateway.auth.authenticator import Authenticator
+from gateway.auth.bootstrap_key import load_bootstrap_key
+from gateway.auth.guess_limiter import KeyGuessLimiter
+from gateway.auth.key_store import KeyStore
 from gateway.batches.line_jobs import BatchDependencies
 from gateway.batches.line_types import EndpointLine, LineType, ResponsesLine
 from gateway.batches.repository import BatchRepository
 from gateway.batches.scheduler import BatchScheduler
 from gateway.batches.service import BatchService, longest_window_s
-from gateway.cached_result import SharedResult
-from gateway.clock import ClockKeeper
+from gateway.cached_result import CachedResult
+from gateway.clock import ClockSync
 from gateway.dependencies import Parts
 from gateway.dispatcher import Dispatcher
-from gateway.files import Files, FileUploads
-from gateway.health import Leaving, ReadinessCheck
+from gateway.files import FileReferences, FileStore
+from gateway.health import ReadinessCheck, ShutdownState
 from gateway.http.body_memory import BodyMemory
 from gateway.http.disconnect import Waiting
-from gateway.http.inference_body import Reader
-from gateway.http.path_methods import PathMethods
+from gateway.http.inference_body import InferenceBodyReader
+from gateway.http.path_methods import AllowedMethods
 from gateway.http.remote_media import RemoteMedia
 from gateway.http.unread_budget import UnreadBudget
 from gateway.jobs.http_handler import DurableRequestHandler, JobPollHandler
@@ -54,14 +54,14 @@ from gateway.jobs.idempotency import Idempotency
 from gateway.jobs.runtime import JobDependencies, JobRuntime, retention
 from gateway.jobs.seal_refusals import SealRefusalCounter
 from gateway.metrics import GatewayMetrics
-from gateway.metrics_collector import Vitals
-from gateway.metrics_text import Exposition
+from gateway.metrics_collector import MetricsCollector
+from gateway.metrics_text import MetricsExposition
 from gateway.responses.repository import ResponseRepository
 from gateway.responses.service import PATH as RESPONSES
 from gateway.responses.service import ResponseService
 from gateway.routes import chat
-from gateway.signed_urls import Links
-from gateway.sync.handler import Bounds, Inference
+from gateway.signed_urls import UrlSigner
+from gateway.sync.handler import Bounds, InferenceHandler
 from gateway.sync.request_state import MAX_STARTS
 from schemas.jobs import Limits
 from schemas.keys import Scope
@@ -74,7 +74,7 @@ BLOB_MARGIN_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class RunningGateway:
     """A gateway whose parts are up."""
 
     api: App
@@ -98,7 +98,7 @@ class Running:
 
 
 @asynccontextmanager
-async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> AsyncIterator[Running]:
+async def run_gateway(settings: GatewaySettings, gateway: str, leaving: ShutdownState) -> AsyncIterator[RunningGateway]:
     """A gateway, by the name that its connections have, until the end of the block. Raises Unavailable when it cannot
     start, and ConfigurationError.
     """
@@ -106,7 +106,7 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
     bus = NatsGatewayBus(
         nats, gateway=gateway, ack_wait_s=settings.ack_wait_s, stream=_jobs_stream(settings), storing=storing
     )
-    clock = ClockKeeper(bus.time_s)
+    clock = ClockSync(bus.time_s)
     registry = EtcdRegistry(etcd_access(settings), settings.etcd_prefix)
     store = RedisStore(redis_access(settings))
     documents = RedisDocumentStore(store)
@@ -116,8 +116,8 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
     unread = UnreadBudget(settings.max_unread_bytes)
     dispatcher = _dispatcher(settings, bus, registry, metrics, unread)
     notices = NatsBroadcast(nats, gateway)
-    keys = KeyRing(documents, notices)
-    auth, links = _auth(settings, keys)
+    keys = KeyStore(documents, notices)
+    auth, url_signer = _auth(settings, keys)
     blobs = NatsBlobStore(nats, f"{gateway}-blobs", create=_bucket(settings), storing=storing)
     nats_log = NatsJobLog(nats, gateway, retention=retention(settings), storing=storing)
     jobs_log = SealedJobLog(nats_log, SealRefusalCounter(metrics).count)
@@ -127,13 +127,13 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
         JobDependencies(jobs_log, bus, blobs, store, documents, registry, dispatcher, metrics, keys, egress, auth),
     )
     reader = _reader(settings, blobs)
-    lasting = reader.lasting(settings.job_queue_timeout_s + settings.job_keep_s)
-    files = Files(
+    lasting = reader.with_blob_ttl(settings.job_queue_timeout_s + settings.job_keep_s)
+    files = FileStore(
         documents, blobs, settings.max_file_bytes, settings.file_keep_s, reader.memory, settings.body_timeout_s
     )
     waiting, polling = Waiting(), Waiting()
-    job_responder = JobResponder(job_runtime.jobs, blobs, links, settings.queue_comment_after_s)
-    uploads, idempotency = FileUploads(files.open), Idempotency(jobs_log, blobs)
+    job_responder = JobResponder(job_runtime.jobs, blobs, url_signer, settings.queue_comment_after_s)
+    uploads, idempotency = FileReferences(files.open), Idempotency(jobs_log, blobs)
     durable_handler = DurableRequestHandler(
         job_runtime.jobs,
         job_responder,
@@ -181,17 +181,17 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
         refuse_other_tools=settings.responses_other_tools == "refuse",
     )
     bounds = Bounds(settings.queue_comment_after_s, settings.log_prompts)
-    inference = Inference(dispatcher, reader, blobs, links, auth, metrics, bounds, durable_handler)
+    inference = InferenceHandler(dispatcher, reader, blobs, url_signer, auth, metrics, bounds, durable_handler)
     readiness = ReadinessCheck(bus, registry, store, leaving, storing, clock.check)
-    vitals = Vitals(bus, registry, readiness, metrics)
+    vitals = MetricsCollector(bus, registry, readiness, metrics)
     parts = Parts(
         dispatcher=dispatcher,
         inference=inference,
         auth=auth,
-        readiness=SharedResult(readiness.check, 0.0),
+        readiness=CachedResult(readiness.check, 0.0),
         blobs=blobs,
-        links=links,
-        exposition=Exposition(metrics.registry),
+        url_signer=url_signer,
+        exposition=MetricsExposition(metrics.registry),
         keys=keys,
         jobs=job_runtime.jobs,
         job_responder=job_responder,
@@ -228,23 +228,23 @@ async def running(settings: GatewaySettings, gateway: str, leaving: Leaving) -> 
             observability_port=settings.observability_port,
         )
         side = make_observability_app(parts, api, settings.public_url, settings.gateway_port)
-        yield Running(
-            api=Door(
+        yield RunningGateway(
+            api=AsgiApp(
                 api,
                 inference,
                 ENDPOINTS,
                 settings.cors_origins,
                 durable_handler,
                 JobPollHandler(job_runtime.jobs, polling, auth),
-                PathMethods(api.routes).of,
+                AllowedMethods(api.routes).allow_header,
                 settings.gateway_max_hops,
             ),
-            probes=Door(
+            probes=AsgiApp(
                 side,
                 inference,
                 [],
                 origins="",
-                methods=PathMethods(side.routes).of,
+                methods=AllowedMethods(side.routes).allow_header,
                 max_hops=settings.gateway_max_hops,
             ),  # pages of other origins have no business there
             dispatcher=dispatcher,
@@ -302,14 +302,14 @@ def _limits(settings: GatewaySettings) -> Limits:
     )
 
 
-def _auth(settings: GatewaySettings, keys: KeyRing) -> tuple[Auth, Links]:
-    token = bootstrap_key(settings)
+def _auth(settings: GatewaySettings, keys: KeyStore) -> tuple[Authenticator, UrlSigner]:
+    token = load_bootstrap_key(settings)
     if not token:
         log.warning("no bootstrap key: only keys that were created before work", setting="GATEWAY_BEARER_TOKEN")
     # Where gateways have no key in common, each can check only the URLs that it signed.
     signing = token or secrets.token_urlsafe(32)
-    auth = Auth(token, keys, KeyGuesses(settings.max_wrong_keys))
-    return auth, Links(signing, settings.public_url, settings.result_url_ttl_s)
+    auth = Authenticator(token, keys, KeyGuessLimiter(settings.max_wrong_keys))
+    return auth, UrlSigner(signing, settings.public_url, settings.result_url_ttl_s)
 
 
 def _hosts(text: str) -> frozenset[str]:
@@ -325,7 +325,7 @@ def _hooks_egress(settings: GatewaySettings) -> GuardedHttpClient:
     )
 
 
-def _reader(settings: GatewaySettings, blobs: NatsBlobStore) -> Reader:
+def _reader(settings: GatewaySettings, blobs: NatsBlobStore) -> InferenceBodyReader:
     egress: GuardedHttpClient | None = None
     if settings.fetch_media:
         egress = GuardedHttpClient(
@@ -335,7 +335,7 @@ def _reader(settings: GatewaySettings, blobs: NatsBlobStore) -> Reader:
             setting="FETCH_PRIVATE_HOSTS",
         )
     limits = _limits(settings)
-    return Reader(
+    return InferenceBodyReader(
         blobs,
         settings.max_body_bytes,
         settings.body_timeout_s,

@@ -10,21 +10,21 @@ from fastapi import Depends, Request
 
 from backbone.bus.blobs import BlobStore
 from backbone.store.documents import DocumentStore
-from gateway.auth.authenticator import Auth, Principal
-from gateway.auth.key_store import KeyRing
+from gateway.auth.authenticator import Authenticator, Principal
+from gateway.auth.key_store import KeyStore
 from gateway.batches.service import BatchService
-from gateway.cached_result import SharedResult
+from gateway.cached_result import CachedResult
 from gateway.dispatcher import Dispatcher
-from gateway.files import Files
+from gateway.files import FileStore
 from gateway.health import Readiness
 from gateway.http.disconnect import Waiting
-from gateway.http.inference_body import Reader
+from gateway.http.inference_body import InferenceBodyReader
 from gateway.jobs.api import Jobs
 from gateway.jobs.http_response import JobResponder
-from gateway.metrics_text import Exposition
+from gateway.metrics_text import MetricsExposition
 from gateway.responses.service import ResponseService
-from gateway.signed_urls import Links
-from gateway.sync.handler import Inference
+from gateway.signed_urls import UrlSigner
+from gateway.sync.handler import InferenceHandler
 from schemas.keys import Scope
 
 
@@ -33,20 +33,20 @@ class Parts:
     """The gateway's parts, made once per process."""
 
     dispatcher: Dispatcher
-    inference: Inference
-    auth: Auth
-    readiness: SharedResult[Readiness]
+    inference: InferenceHandler
+    auth: Authenticator
+    readiness: CachedResult[Readiness]
     blobs: BlobStore
-    links: Links
-    exposition: Exposition
-    keys: KeyRing
+    url_signer: UrlSigner
+    exposition: MetricsExposition
+    keys: KeyStore
     jobs: Jobs
     job_responder: JobResponder
     documents: DocumentStore
     waiting: Waiting
-    reader: Reader
+    reader: InferenceBodyReader
     """For requests that become durable jobs: its blobs last as long as those."""
-    files: Files
+    files: FileStore
     batches: BatchService
     responses: ResponseService
 

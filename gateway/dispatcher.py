@@ -12,12 +12,12 @@ import structlog
 from backbone.bus.bus import GatewayBus, Queue
 from backbone.ids import new_job_id
 from backbone.registry.registry import Registry
-from gateway.http.inference_body import Received
+from gateway.http.inference_body import ReceivedRequest
 from gateway.http.unread_budget import UnreadBudget
 from gateway.metrics import GatewayMetrics
-from gateway.model_catalog import Catalogue, Model
+from gateway.model_catalog import CatalogModel, ModelCatalog
 from gateway.paused_models import PausedModels
-from gateway.sync.request_state import Call, State
+from gateway.sync.request_state import RequestState, SyncRequest
 from schemas.errors import NexusError, Unavailable
 from schemas.jobs import LANES, Capability, Envelope, Lane, Limits
 from schemas.presence import RegistrySnapshot
@@ -50,7 +50,7 @@ class Dispatcher:
     ) -> None:
         self.bus = bus
         self.registry = registry
-        self.catalogue = Catalogue()
+        self.catalog = ModelCatalog()
         self._paused = PausedModels()
         self._metrics = metrics
         self._limits = limits
@@ -65,7 +65,7 @@ class Dispatcher:
         self._keep_s = keep_s
         self._unread = unread
         self._ack_wait_s = ack_wait_s
-        self._calls: set[Call] = set()
+        self._calls: set[SyncRequest] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._queue_grace_s = queue_grace_s
         self._unsubscribe: Callable[[], None] = lambda: None
@@ -102,9 +102,9 @@ class Dispatcher:
         public_model: str,
         stream: bool,
         owner: str,
-        received: Received,
+        received: ReceivedRequest,
         hops: int = 0,
-    ) -> Call:
+    ) -> SyncRequest:
         """Submit a request. Raises ModelNotFound, InvalidRequest, Unavailable, RequestTooLarge; QueueFull comes later, on the call."""
         model = self._serving(public_model, capability)
         limits = self.limits_of(capability)
@@ -127,9 +127,9 @@ class Dispatcher:
             uploads=received.uploads,
             keep_s=self._keep_s,
         )
-        if policy := self.catalogue.unsupported(public_model):  # as a field of every envelope it would cost 2 µs
+        if policy := self.catalog.unsupported(public_model):  # as a field of every envelope it would cost 2 µs
             envelope = envelope.model_copy(update={"unsupported": policy})
-        call = Call(self.bus, envelope, self._ack_wait_s, self._unread)
+        call = SyncRequest(self.bus, envelope, self._ack_wait_s, self._unread)
         self.bus.submit(envelope, received.body, call)
         self._calls.add(call)
         return call
@@ -137,10 +137,10 @@ class Dispatcher:
     def _serving(self, name: str, capability: Capability) -> str:
         """The model that serves it now. Counts what is refused for want of a worker."""
         try:
-            return self.catalogue.resolve(name, capability)
+            return self.catalog.resolve(name, capability)
         except Unavailable:
             with contextlib.suppress(NexusError):
-                model = self.catalogue.resolve(name, capability, may_wait=True)
+                model = self.catalog.resolve(name, capability, may_wait=True)
                 self._metrics.child(self._metrics.unserved, capability.value, model).inc()
             raise
 
@@ -161,13 +161,13 @@ class Dispatcher:
             return self._limits
         return self._pull_limits if capability is Capability.MODELS else self._media_limits
 
-    def finish(self, call: Call) -> None:
+    def finish(self, call: SyncRequest) -> None:
         """The caller's side is over, however it ended."""
         call.abandon()
         call.direct = None
         self._calls.discard(call)
 
-    async def position(self, call: Call) -> int:
+    async def position(self, call: SyncRequest) -> int:
         """Jobs before this one in its queue, best effort: those waiting, less this gateway's own behind it."""
         waiting = 0
         for depth in await self.bus.depths():
@@ -176,24 +176,24 @@ class Dispatcher:
         behind = sum(
             1
             for other in self._calls
-            if other.queue == call.queue and other.state is State.QUEUED and (other.seq or 0) > (call.seq or 0)
+            if other.queue == call.queue and other.state is RequestState.QUEUED and (other.seq or 0) > (call.seq or 0)
         )
         return max(0, waiting - 1 - behind)
 
     # The registry
 
     def _on_snapshot(self, snapshot: RegistrySnapshot) -> None:
-        self.catalogue.load(snapshot)
+        self.catalog.load(snapshot)
         self._paused.load(snapshot)
 
-    def listed(self) -> list[Model]:
+    def listed(self) -> list[CatalogModel]:
         """Return what callers may choose from, by name; without the models that have no queue where there is no room for one."""
-        models = self.catalogue.listed()
+        models = self.catalog.listed()
         if not self.bus.queues_are_full:
             return models
         return [model for model in models if self._has_queue(model)]
 
-    def _has_queue(self, model: Model) -> bool:
+    def _has_queue(self, model: CatalogModel) -> bool:
         name = model.resolves_to or model.name
         queues = (Queue(capability, lane, name) for capability in model.live for lane in LANES)
         return any(not self.bus.refuses(queue) for queue in queues)
@@ -219,14 +219,14 @@ class Dispatcher:
             now = monotonic()
             for call in list(self._calls):
                 call.check(now)
-                if call.state is State.QUEUED:
+                if call.state is RequestState.QUEUED:
                     if self._is_live(call.queue):
                         self._check_paused(call, now)
                     else:
                         self._check_orphan(call, gone.setdefault(call.queue, now), now)
             gone = {queue: since for queue, since in gone.items() if not self._is_live(queue)}
 
-    def _check_paused(self, call: Call, now: float) -> None:
+    def _check_paused(self, call: SyncRequest, now: float) -> None:
         """A pause that outlasts what `call` may wait ends it now."""
         left_s = call.queued_at + call.envelope.limits.queue_s - now
         try:
@@ -234,7 +234,7 @@ class Dispatcher:
         except Unavailable as error:
             call.fail(error)
 
-    def _check_orphan(self, call: Call, gone_since: float, now: float) -> None:
+    def _check_orphan(self, call: SyncRequest, gone_since: float, now: float) -> None:
         """No worker serves what `call` waits for. One that restarts gets the time to; then the caller is told."""
         if call.returned is not None:
             # The backend failed, and by now no worker's backend is well: nobody would take the job for long.
@@ -243,11 +243,11 @@ class Dispatcher:
             call.fail(Unavailable(f"the model '{call.queue.model}' has had no live worker for {NO_WORKER_S:g} s"))
 
     def _is_live(self, queue: Queue) -> bool:
-        return self.catalogue.is_live(queue.model, queue.capability)
+        return self.catalog.is_live(queue.model, queue.capability)
 
     async def _measure(self) -> None:
         while True:
-            for model in self.catalogue.known():
+            for model in self.catalog.known():
                 for capability in model.capabilities:
                     # From 0 on: what first appears as 1 does not count as an increase.
                     self._metrics.child(self._metrics.unserved, capability.value, model.name)

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from pydantic import BaseModel
 
-from gateway.model_catalog import Catalogue
+from gateway.model_catalog import ModelCatalog
 from schemas.errors import ErrorInfo
 from schemas.jobs import Capability, Lane
 from schemas.keys import Scope
@@ -30,10 +30,10 @@ def never_streamed(_request: Any) -> bytes | None:
     return None
 
 
-def model_named(request: Any, catalogue: Catalogue, capability: Capability) -> str:
+def model_named(request: Any, catalog: ModelCatalog, capability: Capability) -> str:
     """The model that the request names; where it names none, the default for the capability."""
     name: str | None = request.model
-    return name or catalogue.default(capability)
+    return name or catalog.default(capability)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Endpoint:
     """Takes a multipart form with files in these fields, the first of which must be there; empty: takes JSON."""
     stream_type: Callable[[Any], bytes | None] = sse_if_asked
     """The content type of an answer that is passed on as it is made; None: the answer comes in one piece."""
-    target: Callable[[Any, Catalogue, Capability], str] = model_named
+    target: Callable[[Any, ModelCatalog, Capability], str] = model_named
     """Whose queue the request goes to. Raises InvalidRequest."""
     by_url: Callable[[Any], bool] = lambda _request: False
     """Whether results are fetched by URL: the answer then holds `data[].url`."""

@@ -15,8 +15,8 @@ from gateway import clock
 from gateway.endpoints import Endpoint
 from gateway.http.asgi import Headers
 from gateway.http.body_memory import BodyMemory, BodyShare
-from gateway.http.multipart import Form, read_form
-from gateway.http.request_body import CallerGone, Receive, body_pieces, check
+from gateway.http.multipart import MultipartForm, read_form
+from gateway.http.request_body import CallerDisconnected, Receive, stream_body, validate_body
 from gateway.pagination import read_page
 from schemas.errors import InvalidRequest, NotFound, RequestTooLarge
 from schemas.files import UPLOAD_PURPOSES, ExpiresAfter, FileRecord, UploadFields
@@ -45,7 +45,7 @@ def new_file_id() -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Files:
+class FileStore:
     """Everybody's files. Every call raises Unavailable where what it needs is away."""
 
     documents: DocumentStore
@@ -62,13 +62,15 @@ class Files:
 
         Raises InvalidRequest, UnsupportedEncoding, RequestTooLarge, RequestTimeout, Unavailable; nothing is stored then.
         """
-        form = Form()
+        form = MultipartForm()
         with self.memory.share(key) as share:
             return await self._read(owner, headers, receive, form, share)
 
-    async def _read(self, owner: str, headers: Headers, receive: Receive, form: Form, share: BodyShare) -> FileRecord:
+    async def _read(
+        self, owner: str, headers: Headers, receive: Receive, form: MultipartForm, share: BodyShare
+    ) -> FileRecord:
         content_type = next((value for name, value in headers if name == b"content-type"), b"")
-        pieces = body_pieces(headers, receive, self.max_bytes + FORM_MARGIN, self.timeout_s, share)
+        pieces = stream_body(headers, receive, self.max_bytes + FORM_MARGIN, self.timeout_s, share)
 
         def writer() -> BlobWriter:
             # A lifetime that comes behind the file is not its bytes' any more, only its record's.
@@ -80,12 +82,12 @@ class Files:
         except BaseException as error:
             for blob in form.blobs:
                 await blob.abort()
-            if isinstance(error, CallerGone):
+            if isinstance(error, CallerDisconnected):
                 raise InvalidRequest("the upload broke off") from None  # nobody hears it
             raise
 
-    async def _keep(self, owner: str, form: Form) -> FileRecord:
-        fields = check(_nested(form.fields), UploadFields)
+    async def _keep(self, owner: str, form: MultipartForm) -> FileRecord:
+        fields = validate_body(_nested(form.fields), UploadFields)
         if fields.purpose not in UPLOAD_PURPOSES:
             raise InvalidRequest(
                 f"'{fields.purpose[:100]}' is no purpose of an upload; it is one of {', '.join(UPLOAD_PURPOSES)}",
@@ -219,7 +221,7 @@ MAX_FILES = 16
 """Of one field: as many as OpenAI takes pictures for an edit."""
 
 
-class OwnFile(Protocol):
+class StoredFile(Protocol):
     """What is needed of an uploaded file."""
 
     @property
@@ -239,11 +241,11 @@ class OwnFile(Protocol):
         """Where its bytes are."""
 
 
-Open = Callable[[str, str], Awaitable[OwnFile]]
+Open = Callable[[str, str], Awaitable[StoredFile]]
 """(owner, file id) to the file. Raises NotFound."""
 
 
-class FileUploads:
+class FileReferences:
     """See the module's docstring."""
 
     def __init__(self, open_file: Open) -> None:
@@ -273,6 +275,6 @@ class FileUploads:
         return fields, tuple(uploads)
 
 
-def _upload(field: str, file: OwnFile) -> Upload:
+def _upload(field: str, file: StoredFile) -> Upload:
     kind = file.content_type
     return Upload(field=field, filename=file.filename, content_type=kind, size=file.size, blob=file.blob, kept=True)

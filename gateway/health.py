@@ -21,7 +21,7 @@ WRITES = ("nats", "redis")
 """Parts that have to prove a write too, once they answer."""
 
 
-class Part(BaseModel):
+class ComponentHealth(BaseModel):
     """One dependency."""
 
     ok: bool
@@ -36,7 +36,7 @@ class Readiness(BaseModel):
     """
 
     status: str
-    parts: dict[str, Part]
+    parts: dict[str, ComponentHealth]
 
     @property
     def ok(self) -> bool:
@@ -52,12 +52,12 @@ class ReadinessCheck:
         bus: GatewayBus,
         registry: Registry,
         store: Store,
-        leaving: Leaving,
+        leaving: ShutdownState,
         storing: StorageHealth | None = None,
         clock: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         """`clock` raises Unavailable where this host's clock is off."""
-        self._leaving = leaving
+        self._shutdown_state = leaving
         self._storing = storing or StorageHealth()
         self._stalls = StallMonitor()
         self._registry = registry
@@ -73,7 +73,7 @@ class ReadinessCheck:
 
     async def check(self) -> Readiness:
         """Never raises."""
-        if self._leaving.begun:
+        if self._shutdown_state.begun:
             return Readiness(status="leaving", parts={})
         answers = await asyncio.gather(*(self._ask(ping) for ping in self._pings.values()))
         parts = dict(zip(self._pings, answers, strict=True))
@@ -81,7 +81,7 @@ class ReadinessCheck:
             if not parts[name].ok:
                 del parts[f"{name}_write"]  # one trouble, not two
         snapshot = self._registry.snapshot is not None
-        parts["registry"] = Part(ok=snapshot, error=None if snapshot else "no snapshot of the registry yet")
+        parts["registry"] = ComponentHealth(ok=snapshot, error=None if snapshot else "no snapshot of the registry yet")
         if not (parts["nats"].ok and parts["nats_write"].ok and snapshot):
             return Readiness(status="unavailable", parts=parts)
         all_ok = all(part.ok for part in parts.values())
@@ -91,7 +91,7 @@ class ReadinessCheck:
         """What the last proof showed: it is repeated every few seconds, whoever asks."""
         self._storing.require()
 
-    async def _ask(self, ping: Callable[[], Awaitable[None]]) -> Part:
+    async def _ask(self, ping: Callable[[], Awaitable[None]]) -> ComponentHealth:
         """Ask once; again where the silence may have been this process's own, which stood still meanwhile."""
         lost_s = self._stalls.lost_s
         part = await self._ask_once(ping)
@@ -99,19 +99,19 @@ class ReadinessCheck:
             part = await self._ask_once(ping)
         return part
 
-    async def _ask_once(self, ping: Callable[[], Awaitable[None]]) -> Part:
+    async def _ask_once(self, ping: Callable[[], Awaitable[None]]) -> ComponentHealth:
         began = monotonic()
         try:
             async with self._stalls.timeout(2.5):
                 await ping()
         except NexusError as error:
-            return Part(ok=False, error=error.info.message)
+            return ComponentHealth(ok=False, error=error.info.message)
         except TimeoutError:
-            return Part(ok=False, error="no answer within 2.5 s")
-        return Part(ok=True, ms=round((monotonic() - began) * 1000, 2))
+            return ComponentHealth(ok=False, error="no answer within 2.5 s")
+        return ComponentHealth(ok=True, ms=round((monotonic() - began) * 1000, 2))
 
 
-class Leaving:
+class ShutdownState:
     """Not yet, or for good. Readiness says so, and connections are not kept for another request."""
 
     def __init__(self) -> None:

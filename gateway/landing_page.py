@@ -88,7 +88,7 @@ README = "<p>README.md and the folder docs/ in the source of Nexus say how to ru
 
 
 @dataclass(frozen=True, slots=True)
-class Welcome:
+class LandingPage:
     """Makes the page, and its short form in JSON."""
 
     public_url: str = ""

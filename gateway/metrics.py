@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from backbone.bus.bus import QueueChange, QueueDepth, StorageUsage
 from backbone.bus.refusal_counter import KINDS
-from gateway.http.connection_limits import Connections
+from gateway.http.connection_limits import ConnectionLimiter
 from schemas.presence import RegistrySnapshot, WorkerState
 
 LATENCY = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
@@ -21,7 +21,7 @@ LAG = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 ITL = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5, 10)
 
 
-class LeanHistogram(Collector):
+class FastHistogram(Collector):
     """A histogram that costs 0.3 µs an observation instead of 2: it is fed once per token."""
 
     def __init__(self, name: str, text: str, buckets: tuple[float, ...], registry: CollectorRegistry) -> None:
@@ -51,7 +51,7 @@ class LeanHistogram(Collector):
         yield family
 
 
-class Population(Collector):
+class WorkerCollector(Collector):
     """Who serves what, counted when somebody asks: the registry changes more often than metrics are read."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -80,7 +80,7 @@ class Population(Collector):
         yield models
 
 
-class RefusedNames(Collector):
+class BusRefusalCollector(Collector):
     """What the process's connections to NATS refused, by kind, read when metrics are."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -100,17 +100,17 @@ class RefusedNames(Collector):
         yield family
 
 
-class Edge(Collector):
+class ConnectionCollector(Collector):
     """What callers' connections take, counted when somebody asks."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.connections: Connections | None = None
+        self.connections: ConnectionLimiter | None = None
         """Where it is counted from."""
         registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
         """For prometheus_client."""
-        connections = self.connections or Connections()
+        connections = self.connections or ConnectionLimiter()
         unread = connections.unread
         yield GaugeMetricFamily("nexus_connections", "Open connections.", value=len(connections))
         yield CounterMetricFamily(
@@ -155,7 +155,7 @@ class GatewayMetrics:
             registry=reg,
             buckets=TTFT,
         )
-        self.itl = LeanHistogram("nexus_inter_token_latency_seconds", "Between two chunks of a stream.", ITL, reg)
+        self.itl = FastHistogram("nexus_inter_token_latency_seconds", "Between two chunks of a stream.", ITL, reg)
         self.queue_wait = Histogram(
             "nexus_queue_wait_seconds",
             "From submit to the first start on a worker.",
@@ -229,9 +229,9 @@ class GatewayMetrics:
             registry=reg,
             buckets=LAG,
         )
-        self.population = Population(reg)
-        self.refused = RefusedNames(reg)
-        self.edge = Edge(reg)
+        self.population = WorkerCollector(reg)
+        self.refused = BusRefusalCollector(reg)
+        self.edge = ConnectionCollector(reg)
         for state in ("delivered", "pending", "failed"):
             self.webhook_tries.labels(state)
         for change in QueueChange:

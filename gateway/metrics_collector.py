@@ -20,7 +20,7 @@ LOOK_S = 5.0
 LAG_S = 0.25
 
 
-class Vitals:
+class MetricsCollector:
     """Looks every few seconds, whoever reads the metrics, so that reading them costs nothing."""
 
     def __init__(self, bus: GatewayBus, registry: Registry, readiness: ReadinessCheck, metrics: GatewayMetrics) -> None:

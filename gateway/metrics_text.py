@@ -9,7 +9,7 @@ from typing import cast
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
 
-from gateway.cached_result import SharedResult
+from gateway.cached_result import CachedResult
 
 MAX_AGE_S = 1.0
 """Scrapes within a second of each other get the same text."""
@@ -25,14 +25,14 @@ class _Family:
         return (self._metric,)
 
 
-class Exposition:
+class MetricsExposition:
     """The metrics of one process as text."""
 
     content_type = CONTENT_TYPE_LATEST
 
     def __init__(self, registry: CollectorRegistry, max_age_s: float = MAX_AGE_S) -> None:
         self._registry = registry
-        self._text = SharedResult(self._make, max_age_s)
+        self._text = CachedResult(self._make, max_age_s)
 
     async def text(self) -> bytes:
         """The metrics as they are, or were at most a second ago."""

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from gateway.model_suggestions import Suggestions, did_you_mean
+from gateway.model_suggestions import ModelSuggestions, did_you_mean
 from schemas.errors import InvalidRequest, ModelNotFound, Unavailable
 from schemas.jobs import Capability
 from schemas.presence import Alias, CatalogEntry, ModelOffer, RegistrySnapshot, WorkerPresence, WorkerState
@@ -24,7 +24,7 @@ MANAGEMENT = frozenset({Capability.MODELS})
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class CatalogModel:
     """One model as callers see it."""
 
     name: str
@@ -45,15 +45,15 @@ class Model:
     """Of an alias: the target that serves now; None: none does."""
 
 
-class Catalogue:
+class ModelCatalog:
     """An index over one snapshot after another."""
 
     def __init__(self) -> None:
-        self._models: dict[str, Model] = {}
+        self._models: dict[str, CatalogModel] = {}
         self._aliases: dict[str, Alias] = {}
         self._unsupported: dict[str, Literal["refuse", "adapt"]] = {}
         self._ready = False
-        self._suggestions = Suggestions()
+        self._suggestions = ModelSuggestions()
 
     @property
     def ready(self) -> bool:
@@ -74,28 +74,28 @@ class Catalogue:
         usable = (name for name, model in known.items() if model.live - MANAGEMENT)
         self._suggestions.load((*usable, *(name for name in snapshot.aliases if name not in known)))
 
-    def known(self) -> Collection[Model]:
+    def known(self) -> Collection[CatalogModel]:
         """Models that are or were served here."""
         return self._models.values()
 
-    def live(self) -> list[Model]:
+    def live(self) -> list[CatalogModel]:
         """Models that can be used now, by name."""
         return sorted((m for m in self._models.values() if m.live), key=lambda m: m.name)
 
-    def listed(self) -> list[Model]:
+    def listed(self) -> list[CatalogModel]:
         """What callers may choose from, by name: models that do more than be managed, and aliases that resolve now."""
         aliases = (self._as_model(alias) for name, alias in self._aliases.items() if name not in self._models)
         shown = [*self.live(), *(alias for alias in aliases if alias.live)]
         return sorted((model for model in shown if model.live - MANAGEMENT), key=lambda model: model.name)
 
-    def get(self, name: str) -> Model | None:
+    def get(self, name: str) -> CatalogModel | None:
         """What callers may ask about: a model that is or was served here, or an alias for one."""
         model = self._find(name)
         if name in self._aliases and name not in self._models:
             model = self._as_model(self._aliases[name])
         return model if model is not None and model.capabilities - MANAGEMENT else None
 
-    def _find(self, name: str) -> Model | None:
+    def _find(self, name: str) -> CatalogModel | None:
         """Return the model of this name, or of its other form with or without `:latest`; one that is live goes before one that is not."""
         model = self._models.get(name)
         if model is None or not model.live:
@@ -175,15 +175,15 @@ class Catalogue:
         meant = self.suggestion(alias.targets[0])
         raise ModelNotFound(f"No model of the {said} exists.{meant} GET /v1/models lists those that do.", param="model")
 
-    def _targets(self, alias: Alias) -> list[Model]:
+    def _targets(self, alias: Alias) -> list[CatalogModel]:
         """The models that it names, as far as they are known; another alias is not followed."""
         return [model for model in map(self._find, alias.targets) if model is not None]
 
-    def _as_model(self, alias: Alias) -> Model:
+    def _as_model(self, alias: Alias) -> CatalogModel:
         """An alias as callers see it: it can do what any of its targets can."""
         targets = self._targets(alias)
         shown = next((target for target in targets if target.live - MANAGEMENT), None)
-        return Model(
+        return CatalogModel(
             name=alias.name,
             capabilities=frozenset().union(*(target.capabilities for target in targets)),
             live=frozenset().union(*(target.live for target in targets)),
@@ -211,8 +211,8 @@ class Catalogue:
         raise InvalidRequest(f"say which model; {which}", param="model")
 
 
-def _remembered(entry: CatalogEntry) -> Model:
-    return Model(entry.name, frozenset(entry.capabilities), frozenset(), entry.owned_by, entry.created)
+def _remembered(entry: CatalogEntry) -> CatalogModel:
+    return CatalogModel(entry.name, frozenset(entry.capabilities), frozenset(), entry.owned_by, entry.created)
 
 
 def other_form(name: str) -> str:
@@ -220,12 +220,12 @@ def other_form(name: str) -> str:
     return name.removesuffix(LATEST) if name.endswith(LATEST) else name + LATEST
 
 
-def _joined(offer: ModelOffer, worker: WorkerPresence, known: Model | None) -> Model:
+def _joined(offer: ModelOffer, worker: WorkerPresence, known: CatalogModel | None) -> CatalogModel:
     """What is known of a model after one more worker offers it."""
     ready = worker.state is WorkerState.READY
-    old = known or Model(offer.name, frozenset(), frozenset())
+    old = known or CatalogModel(offer.name, frozenset(), frozenset())
     offered = frozenset(offer.capabilities)
-    return Model(
+    return CatalogModel(
         offer.name,
         old.capabilities | offered,
         old.live | offered if ready else old.live,

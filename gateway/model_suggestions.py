@@ -25,7 +25,7 @@ BURST = 50.0
 _Entry = tuple[str, str, frozenset[str]]
 
 
-class Suggestions:
+class ModelSuggestions:
     """The names of one snapshot after another, and what resembles them."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:

@@ -13,7 +13,7 @@ STEP = 500
 """Documents fetched at once."""
 
 
-class Shown(Protocol):
+class ListItem(Protocol):
     """What a page consists of."""
 
     @property
@@ -49,7 +49,7 @@ async def read_page(
     return found[:limit], len(found) > limit
 
 
-def as_list(items: Sequence[Shown], more: bool) -> dict[str, Any]:
+def as_list(items: Sequence[ListItem], more: bool) -> dict[str, Any]:
     """OpenAI's list object."""
     return {
         "object": "list",

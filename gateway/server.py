@@ -28,11 +28,11 @@ from backbone.secret_files import ConfigurationError
 from backbone.setting_errors import read_settings
 from backbone.settings import GatewaySettings
 from backbone.startup_errors import report_startup_error
-from gateway.container import Running, running
-from gateway.health import Leaving
+from gateway.container import RunningGateway, run_gateway
+from gateway.health import ShutdownState
 from gateway.http.client_addresses import TrustedProxies
 from gateway.http.connection import HttpProtocol, http_protocol
-from gateway.http.connection_limits import ConnectionBounds, Connections
+from gateway.http.connection_limits import ConnectionBounds, ConnectionLimiter
 from gateway.http.security_headers import add_security_headers
 from gateway.http.unread_budget import UnreadBudget
 from schemas.errors import NexusError
@@ -109,7 +109,7 @@ def _bound_kernel_buffers(listener: socket.socket) -> None:
         listener.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, MAX_UNSENT)
 
 
-def _connections(settings: GatewaySettings, unread: UnreadBudget) -> Connections:
+def _connections(settings: GatewaySettings, unread: UnreadBudget) -> ConnectionLimiter:
     """Raise the process's limit on open files as far as it goes, and keep the bound on connections below it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
@@ -129,7 +129,7 @@ def _connections(settings: GatewaySettings, unread: UnreadBudget) -> Connections
         most_per_address=settings.max_connections_per_address,
         write_timeout_s=settings.write_timeout_s,
     )
-    return Connections(bounds, TrustedProxies(settings.trusted_proxies), unread)
+    return ConnectionLimiter(bounds, TrustedProxies(settings.trusted_proxies), unread)
 
 
 class _Server(uvicorn.Server):
@@ -168,13 +168,17 @@ def _accept_all(listener: socket.socket) -> list[socket.socket]:
 
 
 def _server(
-    app: object, head_timeout_s: float, leaving: Leaving, drain_s: float, connections: Connections | None = None
+    app: object,
+    head_timeout_s: float,
+    leaving: ShutdownState,
+    drain_s: float,
+    connections: ConnectionLimiter | None = None,
 ) -> _Server:
     add_security_headers()
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         loop="none",
-        http=http_protocol(head_timeout_s, leaving, connections if connections is not None else Connections()),
+        http=http_protocol(head_timeout_s, leaving, connections if connections is not None else ConnectionLimiter()),
         ws="none",
         lifespan="off",
         access_log=False,
@@ -198,16 +202,16 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
         if INHERITED in os.environ:
             orphan = asyncio.create_task(_stop_when_orphaned(int(os.environ[SUPERVISOR])))
             stack.callback(orphan.cancel)
-        leaving = Leaving()
-        gate = await stack.enter_async_context(running(settings, gateway, leaving))
+        leaving = ShutdownState()
+        gate = await stack.enter_async_context(run_gateway(settings, gateway, leaving))
         timeout = settings.body_timeout_s
-        connections, probe_connections = _connections(settings, gate.unread), Connections(PROBE_BOUNDS)
+        connections, probe_connections = _connections(settings, gate.unread), ConnectionLimiter(PROBE_BOUNDS)
         gate.metrics.edge.connections = connections
         for some in (connections, probe_connections):
             stack.callback(asyncio.create_task(some.watch()).cancel)
         api = _server(gate.api, timeout, leaving, settings.gateway_drain_s, connections)
         probes = _server(gate.probes, timeout, leaving, 0.0, probe_connections)
-        departure = Departure(api, gate, leaving, settings.gateway_lame_duck_s, settings.gateway_drain_s)
+        departure = GracefulShutdown(api, gate, leaving, settings.gateway_lame_duck_s, settings.gateway_drain_s)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, departure.signalled)
@@ -223,17 +227,19 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
             await probing
 
 
-class Departure:
+class GracefulShutdown:
     """A gateway's way out: say so -> (lame duck) -> stop listening -> (drain) -> tell who still waits -> end.
 
     Nobody is turned away before the load balancer had the time to see that `/readyz` says 503. A second signal stops
     listening at once; a third does not wait for open answers.
     """
 
-    def __init__(self, api: _Server, gate: Running, leaving: Leaving, lame_duck_s: float, drain_s: float) -> None:
+    def __init__(
+        self, api: _Server, gate: RunningGateway, leaving: ShutdownState, lame_duck_s: float, drain_s: float
+    ) -> None:
         self._api = api
         self._gate = gate
-        self._leaving = leaving
+        self._shutdown_state = leaving
         self._lame_duck_s = lame_duck_s
         self._drain_s = drain_s
 
@@ -241,14 +247,14 @@ class Departure:
         """SIGTERM or SIGINT."""
         if self._api.should_exit:
             self._api.force_exit = True
-        elif self._leaving.begun or not self._lame_duck_s:
+        elif self._shutdown_state.begun or not self._lame_duck_s:
             self._drain()
         else:
             self._leave()
 
     def _leave(self) -> None:
         log.info("leaving", lame_duck_s=self._lame_duck_s, drain_s=self._drain_s)
-        self._leaving.begin()
+        self._shutdown_state.begin()
         for connection in list(self._api.server_state.connections):
             cast("HttpProtocol", connection).leave()
         asyncio.get_running_loop().call_later(self._lame_duck_s, self._drain)
@@ -256,7 +262,7 @@ class Departure:
     def _drain(self) -> None:
         if self._api.should_exit:
             return
-        self._leaving.begin()
+        self._shutdown_state.begin()
         self._gate.end_polls()
         asyncio.get_running_loop().call_later(self._drain_s, self._gate.end_waiting)
         self._api.should_exit = True

@@ -17,12 +17,12 @@ from gateway import clock
 from gateway.http.asgi import Headers, Scope
 from schemas.errors import NotFound
 
-KEPT = "nexus-blob:"
+BLOB_URI_PREFIX = "nexus-blob:"
 """Before a blob's name, where a worker's answer holds what the caller gets by URL."""
 PATH = "/v1/results/"
 
 
-class Links:
+class UrlSigner:
     """Signs and checks."""
 
     def __init__(self, token: str | None, public_url: str, ttl_s: float) -> None:
@@ -35,8 +35,8 @@ class Links:
         value: Any = orjson.loads(answer)
         for item in value.get("data") or ():
             url = item.get("url")
-            if isinstance(url, str) and url.startswith(KEPT):
-                item["url"] = self.sign(url.removeprefix(KEPT), owner, base)
+            if isinstance(url, str) and url.startswith(BLOB_URI_PREFIX):
+                item["url"] = self.sign(url.removeprefix(BLOB_URI_PREFIX), owner, base)
         return orjson.dumps(value)
 
     def sign(self, name: str, owner: str, base: str) -> str:

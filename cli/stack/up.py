@@ -186,10 +186,10 @@ def port_wishes(chosen: StackOptions) -> tuple[RequestedPort, RequestedPort]:
 def key_by_settings(settings: GatewaySettings) -> str:
     """Return what GATEWAY_BEARER_TOKEN or the file in GATEWAY_BEARER_TOKEN_FILE says; empty: nothing. Raises ConsoleError."""
     from backbone.secret_files import ConfigurationError
-    from gateway.auth.bootstrap_key import bootstrap_key
+    from gateway.auth.bootstrap_key import load_bootstrap_key
 
     try:
-        return bootstrap_key(settings)
+        return load_bootstrap_key(settings)
     except ConfigurationError as error:
         raise ConsoleError(str(error)) from error
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from gateway.auth.guess_limiter import KeyGuesses
-from gateway.http.asgi import CALLER, Caller
+from gateway.auth.guess_limiter import KeyGuessLimiter
+from gateway.http.asgi import CALLER_INFO, Caller
 from gateway.http.asgi import Scope as HttpScope
 from schemas.errors import AuthenticationFailed, PermissionDenied, RateLimited
 from schemas.keys import ALL_SCOPES, Scope
@@ -45,7 +45,7 @@ class Principal:
             raise PermissionDenied(f"this API key lacks the scope '{scope}'; it has: {', '.join(sorted(self.scopes))}")
 
 
-class Keys(Protocol):
+class KeyLookup(Protocol):
     """The keys that were created, as far as they are known here. Nothing waits."""
 
     @property
@@ -59,10 +59,12 @@ class Keys(Protocol):
         """What the webhooks of a key's jobs are signed with, also after its end; None: there is no such key."""
 
 
-class Auth:
+class Authenticator:
     """Checks keys: the bootstrap key in constant time, all others by their hash. Waits for nothing."""
 
-    def __init__(self, token: str | None, keys: Keys | None = None, guesses: KeyGuesses | None = None) -> None:
+    def __init__(
+        self, token: str | None, keys: KeyLookup | None = None, guesses: KeyGuessLimiter | None = None
+    ) -> None:
         self._token = token.encode() if token else None
         self._keys = keys
         self._guesses = guesses
@@ -76,7 +78,7 @@ class Auth:
         while keys that were created have never been read.
         """
         key = self._key(scope["headers"])
-        caller: Caller | None = scope.get(CALLER)
+        caller: Caller | None = scope.get(CALLER_INFO)
         guesses = self._guesses
         if caller is None or guesses is None:
             return self._find(key)
@@ -129,7 +131,7 @@ def bootstrap_webhook_secret(token: str) -> str:
     return "whsec_" + base64.b64encode(digest).decode()
 
 
-class OpenRequests:
+class ConcurrencyLimiter:
     """Counts nothing for keys without limits: a key is bounded where it has both a `max_queued` and a `max_running`."""
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ log = structlog.get_logger(__name__)
 SETTING = "GATEWAY_BEARER_TOKEN_FILE"
 
 
-def bootstrap_key(settings: GatewaySettings) -> str:
+def load_bootstrap_key(settings: GatewaySettings) -> str:
     """`GATEWAY_BEARER_TOKEN`, else what `GATEWAY_BEARER_TOKEN_FILE` holds; empty where neither is set. Raises ConfigurationError.
 
     Gateways that share the file have one key, also when they start at once and none has it yet.

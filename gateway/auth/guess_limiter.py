@@ -41,7 +41,7 @@ class _Guesser:
         self.keys: set[int] = set()
 
 
-class KeyGuesses:
+class KeyGuessLimiter:
     """Remember which addresses sent wrong keys, and which ones used the bootstrap key. Nothing waits."""
 
     def __init__(self, most: int, clock: Callable[[], float] = monotonic) -> None:

@@ -56,14 +56,14 @@ class KeyNotFound(NotFound):
     code = "key_not_found"
 
 
-class NewKey(NamedTuple):
+class CreatedKey(NamedTuple):
     """A key at the only time that it can be seen."""
 
     record: ApiKey
     key: str
 
 
-class KeyRing:
+class KeyStore:
     """See the module's docstring."""
 
     def __init__(
@@ -101,7 +101,7 @@ class KeyRing:
             self._follower.cancel()
             await asyncio.gather(self._follower, return_exceptions=True)
 
-    # What a request asks; see `gateway.auth.authenticator.Keys`
+    # What a request asks; see `gateway.auth.authenticator.KeyLookup`
 
     @property
     def empty(self) -> bool:
@@ -142,7 +142,7 @@ class KeyRing:
         max_queued: int | None = None,
         max_running: int | None = None,
         expires_at: int | None = None,
-    ) -> NewKey:
+    ) -> CreatedKey:
         """Make a key. Without an `owner` it gets one of its own, called like the key.
 
         Raises InvalidRequest, where that would make two tenants one or there are too many keys; Unavailable.
@@ -177,7 +177,7 @@ class KeyRing:
             owner=record.owner,
             scopes=sorted(scope.value for scope in record.scopes),
         )
-        return NewKey(record, key)
+        return CreatedKey(record, key)
 
     async def listed(self) -> list[ApiKey]:
         """The keys that are not revoked, expired ones among them, the newest first. Raises Unavailable."""

@@ -15,8 +15,8 @@ from gateway.auth.authenticator import Principal
 from gateway.batches.input_file import InputLine, Request, job_id, parse_line, request_ids
 from gateway.batches.line_types import LineType
 from gateway.batches.repository import BatchRepository
-from gateway.files import Files
-from gateway.http.inference_body import Reader
+from gateway.files import FileStore
+from gateway.http.inference_body import InferenceBodyReader
 from gateway.jobs.api import JobNotFound, Jobs, Submission
 from schemas.batches import Batch
 from schemas.errors import ErrorInfo, NexusError, Unavailable
@@ -83,7 +83,7 @@ class LineJobRunner:
         self._tools = tools
         self._signals = signals
         self._kind = tools.line_types[batch.endpoint]
-        self._reader = tools.reader.lasting(max(0.0, batch.expires_at - clock.now()) + MARGIN_S)
+        self._reader = tools.reader.with_blob_ttl(max(0.0, batch.expires_at - clock.now()) + MARGIN_S)
         self._principal = Principal(
             owner=batch.owner, key_id=batch.key, max_queued=batch.max_queued, max_running=batch.max_running
         )
@@ -205,11 +205,11 @@ class BatchDependencies:
     """The gateway's parts, and the bounds that its batches share."""
 
     repository: BatchRepository
-    files: Files
+    files: FileStore
     blobs: BlobStore
     jobs: Jobs
     log: JobLog
-    reader: Reader
+    reader: InferenceBodyReader
     line_types: Mapping[str, LineType]
     """By the endpoint's path, as the batch and its lines name it."""
     window: int

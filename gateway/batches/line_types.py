@@ -11,9 +11,9 @@ from backbone.bus.blobs import BlobStore
 from gateway import clock
 from gateway.batches.output_file import MakePayload, whole
 from gateway.endpoints import SSE, Endpoint
-from gateway.files import FileUploads
-from gateway.http.inference_body import Reader, Received
-from gateway.http.request_body import check
+from gateway.files import FileReferences
+from gateway.http.inference_body import InferenceBodyReader, ReceivedRequest
+from gateway.http.request_body import validate_body
 from gateway.jobs.api import Result
 from gateway.jobs.http_response import Payload
 from gateway.responses.from_chat import ResponseBuilder
@@ -32,7 +32,7 @@ class LineType(Protocol):
     def endpoint(self) -> Endpoint:
         """What the jobs are for."""
 
-    async def read(self, owner: str, body: JSON, reader: Reader) -> Received:
+    async def read(self, owner: str, body: JSON, reader: InferenceBodyReader) -> ReceivedRequest:
         """A line's request, checked. Raises InvalidRequest, NotFound, Unavailable."""
 
     def remembered(self, body: JSON, job: str) -> Any:
@@ -53,17 +53,17 @@ class EndpointLine:
     """Requests for an inference endpoint. Where it takes a form, the body names uploaded files by id."""
 
     endpoint: Endpoint
-    uploads: FileUploads
+    uploads: FileReferences
     payload: MakePayload
 
-    async def read(self, owner: str, body: JSON, reader: Reader) -> Received:
+    async def read(self, owner: str, body: JSON, reader: InferenceBodyReader) -> ReceivedRequest:
         """See the protocol."""
         refuse_stream(body)
         if self.endpoint.files:
             body, uploads = await self.uploads.take(owner, self.endpoint, body)
-            received = await reader.of_value(self.endpoint, body, uploads)
+            received = await reader.read_value(self.endpoint, body, uploads)
         else:
-            received = await reader.of_value(self.endpoint, body)
+            received = await reader.read_value(self.endpoint, body)
         if self.endpoint.stream_type(received.request) == SSE:
             await received.discard()
             raise InvalidRequest("a request of a batch cannot be answered by a stream of events", param="stream_format")
@@ -85,7 +85,7 @@ class ResponsesLine:
     """Chat."""
     blobs: BlobStore
 
-    async def read(self, _owner: str, body: JSON, reader: Reader) -> Received:
+    async def read(self, _owner: str, body: JSON, reader: InferenceBodyReader) -> ReceivedRequest:
         """See the protocol."""
         refuse_stream(body)
         request = _response_request(body)
@@ -93,7 +93,7 @@ class ResponsesLine:
             if getattr(request, name):
                 raise InvalidRequest(f"a request of a batch stands alone: leave '{name}' out", param=name)
         refuse_unsupported(request)
-        return await reader.of_value(self.endpoint, chat_body(request, conversation(request, [])))
+        return await reader.read_value(self.endpoint, chat_body(request, conversation(request, [])))
 
     def remembered(self, body: JSON, job: str) -> JSON:
         """The response before its answer."""
@@ -112,4 +112,4 @@ class ResponsesLine:
 
 
 def _response_request(body: JSON) -> ResponsesRequest:
-    return check({**body, "store": False}, ResponsesRequest)
+    return validate_body({**body, "store": False}, ResponsesRequest)

@@ -16,7 +16,7 @@ import orjson
 
 from backbone.bus.blobs import INLINE_LIMIT_BYTES, BlobStore, BlobWriter
 from gateway.batches.input_file import request_ids
-from gateway.files import Files
+from gateway.files import FileStore
 from gateway.jobs.api import Result
 from gateway.jobs.http_response import Payload
 from schemas.batches import Batch
@@ -32,7 +32,7 @@ TO_SPACES = bytes.maketrans(b"\r\n", b"  ")
 class OutputFile:
     """One of a batch's files. It exists only if something is written into it."""
 
-    def __init__(self, files: Files, batch: Batch, file_id: str, kind: str) -> None:
+    def __init__(self, files: FileStore, batch: Batch, file_id: str, kind: str) -> None:
         self._files = files
         self._batch = batch
         self._id = file_id

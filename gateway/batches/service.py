@@ -10,7 +10,7 @@ from backbone.ids import new_job_id
 from gateway import clock
 from gateway.auth.authenticator import Principal
 from gateway.batches.repository import BatchRepository
-from gateway.files import Files
+from gateway.files import FileStore
 from schemas.batches import FINAL_STATUSES, Batch, BatchError, BatchRequest, BatchStatus, parse_window_s
 from schemas.errors import InvalidRequest, Unavailable
 from schemas.files import BATCH_PURPOSE
@@ -32,7 +32,7 @@ class BatchService:
     def __init__(
         self,
         repository: BatchRepository,
-        files: Files,
+        files: FileStore,
         backlog: WorkQueue,
         endpoints: Collection[str],
         *,

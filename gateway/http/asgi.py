@@ -19,8 +19,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 REQUEST_ID = "nexus.request_id"
-LINE = "nexus.line"
-CALLER = "nexus.caller"
+EXCHANGE = "nexus.line"
+CALLER_INFO = "nexus.caller"
 HOPS = "nexus.hops"
 STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache, no-store"), (b"x-accel-buffering", b"no")]
 """Of an answer that is passed on as it is made: nothing in between keeps it."""
@@ -48,7 +48,7 @@ def request_id_of(scope: Scope) -> str:
     return value
 
 
-def told_as(error: Exception, request_id: str) -> ErrorInfo:
+def to_error_info(error: Exception, request_id: str) -> ErrorInfo:
     """What the caller is told of an error that is being handled; one that is none of Nexus's own is a defect, and logged."""
     if isinstance(error, NexusError):
         return error.info
@@ -57,7 +57,7 @@ def told_as(error: Exception, request_id: str) -> ErrorInfo:
 
 
 class Caller:
-    """Where a request came from, at `scope[CALLER]`."""
+    """Where a request came from, at `scope[CALLER_INFO]`."""
 
     __slots__ = ("address", "owner")
 
@@ -68,14 +68,14 @@ class Caller:
         """Whose key it used last; empty: none, as far as is known."""
 
 
-class Line(Protocol):
-    """What the HTTP server knows of one request beyond ASGI, at `scope[LINE]`; other servers leave it out."""
+class HttpExchange(Protocol):
+    """What the HTTP server knows of one request beyond ASGI, at `scope[EXCHANGE]`; other servers leave it out."""
 
     @property
     def body_complete(self) -> bool:
         """The whole body is here: `receive` will not wait."""
 
-    def on_gone(self, callback: Callable[[], None] | None) -> None:
+    def on_disconnect(self, callback: Callable[[], None] | None) -> None:
         """Call when the caller hangs up; at once, if that has happened."""
 
     def push(self, data: bytes) -> bool:
@@ -94,17 +94,17 @@ class Line(Protocol):
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
-def is_here(scope: Scope) -> bool:
+def body_is_complete(scope: Scope) -> bool:
     """The whole body is here: reading it waits for nobody."""
-    line: Line | None = scope.get(LINE)
-    return line is not None and line.body_complete
+    exchange: HttpExchange | None = scope.get(EXCHANGE)
+    return exchange is not None and exchange.body_complete
 
 
-def hear_gone(line: Line | None, receive: Receive, gone: Callable[[], None]) -> Callable[[], None]:
+def watch_disconnect(exchange: HttpExchange | None, receive: Receive, gone: Callable[[], None]) -> Callable[[], None]:
     """Call `gone` when the caller hangs up. Returns the function that ends it. The request's body has been read."""
-    if line is not None:
-        line.on_gone(gone)
-        return lambda: line.on_gone(None)
+    if exchange is not None:
+        exchange.on_disconnect(gone)
+        return lambda: exchange.on_disconnect(None)
     watcher = asyncio.create_task(_hear_disconnect(receive, gone))
 
     def unwatch() -> None:
@@ -132,32 +132,32 @@ class Reply:
         self.status = 0
         """What was sent; 0: nothing yet."""
 
-    async def start(self, status: int, headers: Headers) -> None:
+    async def send_head(self, status: int, headers: Headers) -> None:
         """Send the head. The door adds the request id and CORS headers."""
         self.started, self.status = True, status
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self.headers]})
 
-    async def more(self, data: bytes) -> None:
+    async def send_chunk(self, data: bytes) -> None:
         """Send a piece of the body."""
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
-    async def last(self, data: bytes = b"") -> None:
+    async def send_end(self, data: bytes = b"") -> None:
         """Send the last piece of the body."""
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
-    async def whole(self, status: int, content_type: str, data: bytes, headers: Headers | None = None) -> None:
+    async def send_response(self, status: int, content_type: str, data: bytes, headers: Headers | None = None) -> None:
         """Send a complete response."""
         head = [(b"content-type", content_type.encode()), (b"content-length", b"%d" % len(data)), NO_STORE]
         if headers:
             head += headers
-        await self.start(status, head)
-        await self.last(data)
+        await self.send_head(status, head)
+        await self.send_end(data)
 
-    async def error(self, info: ErrorInfo) -> None:
+    async def send_error(self, info: ErrorInfo) -> None:
         """Send OpenAI's error object."""
         headers = [(name.encode(), value.encode()) for name, value in info.headers().items()]
         if closes(info):
             headers.append(CLOSE)
         if info.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
-        await self.whole(info.status, "application/json", orjson.dumps(info.body()), headers)
+        await self.send_response(info.status, "application/json", orjson.dumps(info.body()), headers)

@@ -10,7 +10,7 @@
   loses the body of such a request.
 - A caller who hangs up is heard, unless more than `MAX_AHEAD` is pipelined.
 - A stream to an HTTP/1.0 client ends with the connection; that version does not know chunks.
-- A request's `Line` tells what ASGI does not, and writes tokens without it.
+- A request's `HttpExchange` tells what ASGI does not, and writes tokens without it.
 - A gateway that is leaving tells each caller so in its answer's head, which then ends the connection. One whose head has gone out
   is kept: the caller may be sending its next request already.
 - Who connects, how long an unread answer is held, and how much memory unread answers take: `gateway.http.connection_limits`.
@@ -30,11 +30,11 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from backbone.ids import new_request_id
-from gateway.health import Leaving
-from gateway.http.asgi import CALLER, LINE, Caller
+from gateway.health import ShutdownState
+from gateway.http.asgi import CALLER_INFO, EXCHANGE, Caller
 from gateway.http.client_addresses import group_of
-from gateway.http.connection_limits import Connections, reset
-from gateway.http.response_writer import CycleLine, without_chunks
+from gateway.http.connection_limits import ConnectionLimiter, reset
+from gateway.http.response_writer import UvicornExchange, without_chunks
 from schemas.errors import HeadersTooLarge, InvalidRequest, NexusError, RequestTimeout, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -67,10 +67,15 @@ class HttpProtocol(HttpToolsProtocol):
     """Serve one connection; the module's docstring lists the guarantees."""
 
     def __init__(
-        self, *args: Any, head_timeout_s: float, leaving: Leaving, connections: Connections, **kwargs: Any
+        self,
+        *args: Any,
+        head_timeout_s: float,
+        shutdown_state: ShutdownState,
+        connections: ConnectionLimiter,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._leaving = leaving
+        self._shutdown_state = shutdown_state
         self._head_timeout_s = head_timeout_s
         self._connections = connections
         self._caller = Caller("")
@@ -87,7 +92,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._ahead = bytearray()
         """What came behind a request that is being answered."""
         self._held_ahead = 0
-        """Bytes that are stored for the caller elsewhere, as `Line.hold` was told."""
+        """Bytes that are stored for the caller elsewhere, as `HttpExchange.hold` was told."""
         self._pipelined = False
         """What is being read came before the last answer had gone."""
         self._counted = 0
@@ -126,7 +131,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._connections.unread.hold(self, 0)
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
-            line = cast("dict[str, Any]", cycle.scope).get(LINE)
+            line = cast("dict[str, Any]", cycle.scope).get(EXCHANGE)
             if line is not None:
                 line.gone()
 
@@ -158,7 +163,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._connections.unread.hold(self, self._held_ahead)
 
     def hold_ahead(self, size: int) -> None:
-        """See `gateway.http.asgi.Line.hold`."""
+        """See `gateway.http.asgi.HttpExchange.hold`."""
         self._held_ahead = size
         buffered = self.transport.get_write_buffer_size() if self.flow.write_paused else 0
         self._connections.unread.hold(self, buffered + size)
@@ -341,9 +346,9 @@ class HttpProtocol(HttpToolsProtocol):
         scope = cast("dict[str, Any]", self.scope)
         if self._proxied:
             self._caller = Caller(self._connections.trusted.caller(self._peer, self.headers))
-        scope[LINE], scope[CALLER] = CycleLine(cycle, self), self._caller
+        scope[EXCHANGE], scope[CALLER_INFO] = UvicornExchange(cycle, self), self._caller
         self.headers = []  # trailers, which come as headers do, are not this request's
-        if self._leaving.begun:
+        if self._shutdown_state.begun:
             cycle.keep_alive = False
         version = self.scope["http_version"]
         if version != "1.1":
@@ -509,9 +514,11 @@ def _transfer_coding(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
     return next((value.strip().lower() for name, value in headers if name == b"transfer-encoding"), None)
 
 
-def http_protocol(head_timeout_s: float, leaving: Leaving, connections: Connections) -> type[asyncio.Protocol]:
+def http_protocol(
+    head_timeout_s: float, shutdown_state: ShutdownState, connections: ConnectionLimiter
+) -> type[asyncio.Protocol]:
     """What uvicorn is to make for each connection."""
     factory: Callable[..., asyncio.Protocol] = functools.partial(
-        HttpProtocol, head_timeout_s=head_timeout_s, leaving=leaving, connections=connections
+        HttpProtocol, head_timeout_s=head_timeout_s, shutdown_state=shutdown_state, connections=connections
     )
     return cast("type[asyncio.Protocol]", factory)

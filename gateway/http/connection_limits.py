@@ -14,7 +14,7 @@ from typing import Protocol
 import structlog
 
 from gateway.http.client_addresses import TrustedProxies
-from gateway.http.pipelining import Turns
+from gateway.http.pipelining import PipelineScheduler
 from gateway.http.unread_budget import UnreadBudget
 from schemas.errors import NexusError, Unavailable
 
@@ -46,13 +46,13 @@ class TooManyConnections(Unavailable):
     code = "too_many_connections"
 
 
-class Connection(Protocol):
+class LimitedConnection(Protocol):
     """What is needed of an `HttpProtocol`."""
 
     transport: asyncio.Transport
 
 
-class Connections:
+class ConnectionLimiter:
     """Count connections, and close those whose callers do not read."""
 
     def __init__(
@@ -64,17 +64,17 @@ class Connections:
         self.bounds = bounds or ConnectionBounds()
         self.trusted = trusted or TrustedProxies()
         self.unread = unread or UnreadBudget(128 * 1024 * 1024)
-        self.turns = Turns()
+        self.turns = PipelineScheduler()
         self.stored = 0
         """Bytes of incomplete heads and of pipelined requests."""
         self.refused = 0
         """Connections beyond the bounds, since the start."""
         self.stalled = 0
         """Connections closed because their callers did not read, since the start."""
-        self._here: set[Connection] = set()
-        self._lingering: set[Connection] = set()
+        self._here: set[LimitedConnection] = set()
+        self._lingering: set[LimitedConnection] = set()
         self._by_address: Counter[str] = Counter()
-        self._progress: dict[Connection, tuple[object, float]] = {}
+        self._progress: dict[LimitedConnection, tuple[object, float]] = {}
         """Of those that have something to write: how far they had come, and when they came there."""
         self._reported_at = float("-inf")
 
@@ -83,7 +83,7 @@ class Connections:
 
     # The bounds
 
-    def enter(self, connection: Connection, address: str) -> NexusError | None:
+    def enter(self, connection: LimitedConnection, address: str) -> NexusError | None:
         """Count a connection; or return why it may not stay. `leave` is called in either case."""
         bounds = self.bounds
         if len(self._here) >= bounds.most:
@@ -104,7 +104,7 @@ class Connections:
         self._report(address)
         return error
 
-    def leave(self, connection: Connection, address: str) -> None:
+    def leave(self, connection: LimitedConnection, address: str) -> None:
         """A connection is closed."""
         self._progress.pop(connection, None)
         self._lingering.discard(connection)

@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, TypeVar
 
-from gateway.http.asgi import LINE, Receive, Scope, hear_gone
-from gateway.http.request_body import CallerGone
+from gateway.http.asgi import EXCHANGE, Receive, Scope, watch_disconnect
+from gateway.http.request_body import CallerDisconnected
 from schemas.errors import Unavailable
 
 T = TypeVar("T")
@@ -31,14 +31,14 @@ class Waiting:
         for task in self._tasks:
             task.cancel()
 
-    async def while_there(self, work: Coroutine[Any, Any, T], scope: Scope, receive: Receive) -> T:
+    async def run_while_connected(self, work: Coroutine[Any, Any, T], scope: Scope, receive: Receive) -> T:
         """The result of `work`, which is cancelled when the caller hangs up, or at the end.
 
         Raises CallerGone and Unavailable then. The request's body has been read.
         """
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
-        unwatch = hear_gone(scope.get(LINE), receive, lambda: _cancel(task))
+        unwatch = watch_disconnect(scope.get(EXCHANGE), receive, lambda: _cancel(task))
         try:
             return await task
         except asyncio.CancelledError:
@@ -48,12 +48,12 @@ class Waiting:
                 raise
             if self._ending:
                 raise Unavailable("the gateway is shutting down; try again", should_retry=True) from None
-            raise CallerGone from None
+            raise CallerDisconnected from None
         finally:
             self._tasks.discard(task)
             unwatch()
 
-    async def until_ending(self, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    async def iterate_until_shutdown(self, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         """The items, as far as they come before the end. Does not close them."""
         while not self._ending:
             task = asyncio.ensure_future(anext(items, None))

@@ -11,9 +11,17 @@ from backbone.bus.blobs import INLINE_LIMIT_BYTES, BlobStore, BlobWriter
 from gateway.endpoints import Endpoint
 from gateway.http.asgi import Headers
 from gateway.http.body_memory import BodyMemory, BodyShare
-from gateway.http.multipart import Form, read_form
+from gateway.http.multipart import MultipartForm, read_form
 from gateway.http.remote_media import RemoteMedia
-from gateway.http.request_body import Receive, body_pieces, check, check_head, parse_sent, read_body, read_here
+from gateway.http.request_body import (
+    Receive,
+    parse_normalized,
+    read_body,
+    read_body_head,
+    read_complete_body,
+    stream_body,
+    validate_body,
+)
 from schemas.errors import RequestTooLarge
 from schemas.jobs import Upload
 
@@ -24,7 +32,7 @@ WEIGHT = 4
 
 
 @dataclass(slots=True)
-class Received:
+class ReceivedRequest:
     """A request that was read and checked."""
 
     request: Any
@@ -44,7 +52,7 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
+class InferenceBodyReader:
     """Reads bodies, within bounds."""
 
     blobs: BlobStore
@@ -56,7 +64,7 @@ class Reader:
 
     async def read(
         self, endpoint: Endpoint, headers: Headers, receive: Receive, *, here: bool, key: str = ""
-    ) -> Received:
+    ) -> ReceivedRequest:
         """Raises InvalidRequest, UnsupportedEncoding, RequestTooLarge, RequestTimeout, Unavailable, CallerGone; nothing is
         stored then.
 
@@ -65,8 +73,8 @@ class Reader:
         if endpoint.files:
             with self.memory.share(key) as share:
                 return await self._form(endpoint, headers, receive, share)
-        if here and not check_head(headers, self.max_bytes).encoding:
-            return await self._json(endpoint, await read_here(receive, self.max_bytes))
+        if here and not read_body_head(headers, self.max_bytes).encoding:
+            return await self._json(endpoint, await read_complete_body(receive, self.max_bytes))
         with self.memory.share(key) as share:
             return await self._json(endpoint, await self.body(headers, receive, share, here=here))
 
@@ -77,35 +85,37 @@ class Reader:
             await share.check(WEIGHT * len(body))
         return body
 
-    async def of_value(self, endpoint: Endpoint, value: dict[str, Any], uploads: tuple[Upload, ...] = ()) -> Received:
+    async def read_value(
+        self, endpoint: Endpoint, value: dict[str, Any], uploads: tuple[Upload, ...] = ()
+    ) -> ReceivedRequest:
         """A request that came within something else, or was made of several: `value` is its JSON body, checked here.
 
         Raises InvalidRequest, RequestTooLarge, Unavailable.
         """
-        request: Any = check(value, endpoint.schema)
+        request: Any = validate_body(value, endpoint.schema)
         body = orjson.dumps(value)
         if len(body) > self.max_bytes:
             raise RequestTooLarge(f"the request is larger than the limit of {self.max_bytes} bytes")
         body = await self.media.inline(request, body)
-        received = Received(request, body, uploads=uploads, body_size=len(body) if uploads else None)
+        received = ReceivedRequest(request, body, uploads=uploads, body_size=len(body) if uploads else None)
         if len(body) > INLINE_LIMIT_BYTES:
             await self.refer(received)
         return received
 
-    def lasting(self, blob_ttl_s: float) -> Reader:
+    def with_blob_ttl(self, blob_ttl_s: float) -> InferenceBodyReader:
         """The same, for requests whose blobs must last that long."""
         return replace(self, blob_ttl_s=blob_ttl_s)
 
-    async def _json(self, endpoint: Endpoint, body: bytes) -> Received:
+    async def _json(self, endpoint: Endpoint, body: bytes) -> ReceivedRequest:
         request: Any
-        request, body = parse_sent(body, endpoint.schema)
+        request, body = parse_normalized(body, endpoint.schema)
         body = await self.media.inline(request, body)
-        received = Received(request, body)
+        received = ReceivedRequest(request, body)
         if len(body) > INLINE_LIMIT_BYTES:
             await self.refer(received)
         return received
 
-    async def refer(self, received: Received) -> None:
+    async def refer(self, received: ReceivedRequest) -> None:
         """Let the body travel by reference."""
         writer = self._writer()
         received.blobs.append(writer)
@@ -117,14 +127,14 @@ class Reader:
             await received.discard()
             raise
 
-    async def _form(self, endpoint: Endpoint, headers: Headers, receive: Receive, share: BodyShare) -> Received:
+    async def _form(self, endpoint: Endpoint, headers: Headers, receive: Receive, share: BodyShare) -> ReceivedRequest:
         content_type = next((value for name, value in headers if name == b"content-type"), b"")
-        form = Form()
-        received = Received(None, b"", blobs=form.blobs)
-        pieces = body_pieces(headers, receive, self.max_bytes, self.timeout_s, share)
+        form = MultipartForm()
+        received = ReceivedRequest(None, b"", blobs=form.blobs)
+        pieces = stream_body(headers, receive, self.max_bytes, self.timeout_s, share)
         try:
             await read_form(content_type, pieces, endpoint.files, self._writer, form, share=share)
-            received.request = check(form.fields, endpoint.schema)
+            received.request = validate_body(form.fields, endpoint.schema)
             body = orjson.dumps(received.request.model_dump(mode="json", exclude_unset=True))
             body = await self.media.inline(received.request, body)
         except BaseException:

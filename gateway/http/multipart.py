@@ -23,7 +23,7 @@ MakeWriter = Callable[[], BlobWriter]
 
 
 @dataclass(slots=True)
-class Form:
+class MultipartForm:
     """What a form held."""
 
     fields: dict[str, Any] = field(default_factory=dict)
@@ -40,7 +40,7 @@ async def read_form(
     pieces: AsyncIterator[bytes],
     files: tuple[str, ...],
     make_writer: MakeWriter,
-    form: Form,
+    form: MultipartForm,
     *,
     inline_limit: int = INLINE_LIMIT_BYTES,
     share: BodyShare | None = None,
@@ -79,7 +79,7 @@ async def read_form(
 class _Reader:
     """One form's parser callbacks. They only note what came; `flush` deals with it."""
 
-    def __init__(self, files: tuple[str, ...], make_writer: MakeWriter, form: Form, inline_limit: int) -> None:
+    def __init__(self, files: tuple[str, ...], make_writer: MakeWriter, form: MultipartForm, inline_limit: int) -> None:
         self._files = files
         self._inline_limit = inline_limit
         self._make_writer = make_writer

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 
-class PathMethods:
+class AllowedMethods:
     """The methods of every route of an application."""
 
     def __init__(self, routes: Iterable[Any]) -> None:
@@ -27,7 +27,7 @@ class PathMethods:
             methods = set().union(*(methods for pattern, methods in self._patterns if pattern.match(path)))
         return methods
 
-    def of(self, path: str) -> bytes:
+    def allow_header(self, path: str) -> bytes:
         """Return the value of `Allow`; empty: nothing is there."""
         methods = self.declared(path)
         if not methods:

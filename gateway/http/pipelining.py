@@ -20,7 +20,7 @@ class Waiting(Protocol):
         """Read it."""
 
 
-class Turns:
+class PipelineScheduler:
     """Connections that wait to go on, in order."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ _WAIT = re.compile(r'wait\s*=\s*(?:(\d{1,9})|"(\d{1,9})")')
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class DeliveryPreferences:
     """What makes a request a durable job."""
 
     respond_async: bool = False
@@ -35,7 +35,7 @@ class Wish:
         return b"respond-async" if self.wait_s is None else b"respond-async, wait=%d" % self.wait_s
 
 
-def wish_of(headers: Headers) -> Wish | None:
+def read_preferences(headers: Headers) -> DeliveryPreferences | None:
     """None: the request is answered as usual. Raises InvalidRequest."""
     found = [(name, value) for name, value in headers if name in NAMES]
     if not found:
@@ -48,7 +48,7 @@ def wish_of(headers: Headers) -> Wish | None:
     resume = any(value.strip().lower() in {b"true", b"1"} for name, value in found if name == RESUME)
     if not (respond_async or key or resume):
         return None
-    return Wish(respond_async, wait_s, key or "", resume)
+    return DeliveryPreferences(respond_async, wait_s, key or "", resume)
 
 
 def _prefer(text: str) -> tuple[bool, float | None]:

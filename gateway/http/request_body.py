@@ -34,11 +34,11 @@ SMALL = 64 * 1024
 """Bytes up to which a body whose length is announced is not charged: the server buffers as many of any connection."""
 
 
-class CallerGone(Exception):
+class CallerDisconnected(Exception):
     """The caller hung up."""
 
 
-class Head(NamedTuple):
+class BodyHead(NamedTuple):
     """What a request's head says of its body."""
 
     encoding: bytes
@@ -56,13 +56,13 @@ async def read_body(
     here: bool = False,
     share: BodyShare | None = None,
 ) -> bytes:
-    """The whole body, decoded. Raises what `body_pieces` raises.
+    """The whole body, decoded. Raises what `stream_body` raises.
 
     `here`: it has arrived already, so that no time limit is needed, and no memory unless it grows.
     """
-    head = check_head(headers, limit)
+    head = read_body_head(headers, limit)
     if here and not head.encoding:
-        return await read_here(receive, limit)
+        return await read_complete_body(receive, limit)
     if head.encoding or (share is not None and head.length > SMALL):
         pieces = _pieces(head.encoding, receive, limit, timeout_s, share)
     else:
@@ -71,7 +71,7 @@ async def read_body(
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def body_pieces(
+def stream_body(
     headers: Iterable[tuple[bytes, bytes]],
     receive: Receive,
     limit: int,
@@ -83,7 +83,7 @@ def body_pieces(
     The first bytes have `timeout_s`, and each that came gains time at `SLOWEST`. What the taker does between two pieces counts too.
     Raises RequestTooLarge (without reading on), RequestTimeout, BodyMemoryFull, UnsupportedEncoding, InvalidRequest, CallerGone.
     """
-    return _pieces(check_head(headers, limit).encoding, receive, limit, timeout_s, share)
+    return _pieces(read_body_head(headers, limit).encoding, receive, limit, timeout_s, share)
 
 
 async def _pieces(
@@ -135,7 +135,7 @@ async def _arrivals(
                 f"{SLOWEST} bytes of it"
             ) from error
         if message["type"] == "http.disconnect":
-            raise CallerGone
+            raise CallerDisconnected
         part = message.get("body", b"")
         more = bool(message.get("more_body"))
         size += len(part)
@@ -145,7 +145,7 @@ async def _arrivals(
             yield part
 
 
-def check_head(headers: Iterable[tuple[bytes, bytes]], limit: int) -> Head:
+def read_body_head(headers: Iterable[tuple[bytes, bytes]], limit: int) -> BodyHead:
     """What the head says of the body. Raises RequestTooLarge where it announces too much."""
     encoding, length = b"", limit
     for name, value in headers:
@@ -154,21 +154,21 @@ def check_head(headers: Iterable[tuple[bytes, bytes]], limit: int) -> Head:
                 raise _too_large(limit)
         elif name == b"content-encoding":
             encoding = encoding + b"," + value if encoding else value
-    return Head(encoding, length)
+    return BodyHead(encoding, length)
 
 
 def _too_large(limit: int) -> RequestTooLarge:
     return RequestTooLarge(f"the request's body is larger than the limit of {limit} bytes")
 
 
-async def read_here(receive: Receive, limit: int) -> bytes:
+async def read_complete_body(receive: Receive, limit: int) -> bytes:
     """A body that has arrived already. Raises RequestTooLarge, CallerGone."""
     parts: list[bytes] = []
     size = 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise CallerGone
+            raise CallerDisconnected
         part = message.get("body", b"")
         size += len(part)
         if size > limit:
@@ -178,20 +178,20 @@ async def read_here(receive: Receive, limit: int) -> bytes:
             return part if len(parts) == 1 else b"".join(parts)
 
 
-def parse(body: bytes, schema: type[T]) -> T:
+def parse_body(body: bytes, schema: type[T]) -> T:
     """The body as `schema`. Raises InvalidRequest, with `param` where a field is wrong."""
-    return parse_sent(body, schema)[0]
+    return parse_normalized(body, schema)[0]
 
 
-def parse_sent(body: bytes, schema: type[T]) -> tuple[T, bytes]:
-    """Return the body as `schema`, and the body to send on: its integers are written as such. Raises as `parse`."""
+def parse_normalized(body: bytes, schema: type[T]) -> tuple[T, bytes]:
+    """Return the body as `schema`, and the body to send on: its integers are written as such. Raises as `parse_body`."""
     value = _object(body)
     try:
         return schema.model_validate(value), body
     except ValidationError as error:
         if not _made_whole(error, value):
             raise _first_problem(error, value) from error
-    return check(value, schema), orjson.dumps(value)
+    return validate_body(value, schema), orjson.dumps(value)
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -208,14 +208,14 @@ def _object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def check(value: dict[str, Any], schema: type[T]) -> T:
+def validate_body(value: dict[str, Any], schema: type[T]) -> T:
     """`value` as `schema`. Raises InvalidRequest, with `param` where a field is wrong."""
     try:
         return schema.model_validate(value)
     except ValidationError as error:
         if not _made_whole(error, value):
             raise _first_problem(error, value) from error
-    return check(value, schema)
+    return validate_body(value, schema)
 
 
 def _made_whole(error: ValidationError, body: Any) -> bool:
@@ -296,9 +296,9 @@ async def read_json(request: Request, schema: type[T]) -> T:
     """The request's body as `schema`. Raises InvalidRequest, RequestTooLarge, RequestTimeout."""
     try:
         body = await read_body(request.scope["headers"], request.receive, MAX_BYTES, TIMEOUT_S)
-    except CallerGone:
+    except CallerDisconnected:
         raise InvalidRequest("the request's body broke off") from None  # nobody hears it
-    return parse(body, schema)
+    return parse_body(body, schema)
 
 
 def check_name(name: str, what: str, param: str) -> str:

@@ -19,8 +19,8 @@ class AheadHolder(Protocol):
         """Count `size` bytes as unread, besides those in the transport's buffer."""
 
 
-class CycleLine:
-    """See `gateway.http.asgi.Line`. It skips ASGI for what is done once per token, and a task for what is heard once."""
+class UvicornExchange:
+    """See `gateway.http.asgi.HttpExchange`. It skips ASGI for what is done once per token, and a task for what is heard once."""
 
     __slots__ = ("_callback", "_cycle", "_holder")
 
@@ -33,7 +33,7 @@ class CycleLine:
     def body_complete(self) -> bool:
         return not self._cycle.more_body
 
-    def on_gone(self, callback: Callable[[], None] | None) -> None:
+    def on_disconnect(self, callback: Callable[[], None] | None) -> None:
         self._callback = callback
         # A large body leaves reading paused, and only a reader hears a hang-up.
         self._cycle.flow.resume_reading()

@@ -10,7 +10,7 @@ import structlog
 log = structlog.get_logger(__name__)
 
 
-class Holder(Protocol):
+class UnreadBuffer(Protocol):
     """Something that stores bytes until a caller reads them."""
 
     @property
@@ -26,14 +26,14 @@ class UnreadBudget:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._held: dict[Holder, tuple[str, int]] = {}
+        self._held: dict[UnreadBuffer, tuple[str, int]] = {}
         self._by_owner: Counter[str] = Counter()
         self.total = 0
         """Bytes held now."""
         self.shed = 0
         """Answers that were ended since the start."""
 
-    def hold(self, holder: Holder, size: int) -> None:
+    def hold(self, holder: UnreadBuffer, size: int) -> None:
         """Record that `holder` stores `size` bytes from now on. May call `shed`, also of `holder` itself."""
         self._record(holder, size)
         while self.total > self._limit:
@@ -43,7 +43,7 @@ class UnreadBudget:
             self.shed += 1
             worst.shed()
 
-    def _record(self, holder: Holder, size: int) -> None:
+    def _record(self, holder: UnreadBuffer, size: int) -> None:
         owner, before = self._held.pop(holder, ("", 0))
         if before:
             self._by_owner[owner] -= before

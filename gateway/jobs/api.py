@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 from backbone.bus.job_log import StoredDeadLetter
 from gateway.auth.authenticator import Principal
 from gateway.endpoints import Endpoint
-from gateway.http.inference_body import Received
+from gateway.http.inference_body import ReceivedRequest
 from schemas.errors import ErrorInfo, InvalidRequest, NexusError, NotFound
 from schemas.frames import BlobRef
 from schemas.job_events import JobEventKind
@@ -50,7 +50,7 @@ class Submission:
     principal: Principal
     endpoint: Endpoint
     """Which `received.request` was checked for."""
-    received: Received
+    received: ReceivedRequest
     """Once submitted, its blobs belong to the job; they are removed with it."""
     request_id: str
     lane: Lane | None = None

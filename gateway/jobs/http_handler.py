@@ -10,14 +10,14 @@ from urllib.parse import parse_qs
 import orjson
 import structlog
 
-from gateway.auth.authenticator import Auth, Principal
+from gateway.auth.authenticator import Authenticator, Principal
 from gateway.endpoints import Endpoint
-from gateway.files import FileUploads
-from gateway.http.asgi import Line, Receive, Reply, Scope, Send, is_here, request_id_of, told_as
+from gateway.files import FileReferences
+from gateway.http.asgi import HttpExchange, Receive, Reply, Scope, Send, body_is_complete, request_id_of, to_error_info
 from gateway.http.disconnect import Waiting
-from gateway.http.inference_body import Reader, Received
-from gateway.http.preferences import MAX_WAIT_S, Wish, wish_of
-from gateway.http.request_body import CallerGone, parse
+from gateway.http.inference_body import InferenceBodyReader, ReceivedRequest
+from gateway.http.preferences import MAX_WAIT_S, DeliveryPreferences, read_preferences
+from gateway.http.request_body import CallerDisconnected, parse_body
 from gateway.jobs.api import EventsExpired, Jobs, Result, Submission
 from gateway.jobs.http_response import JobResponder
 from gateway.jobs.idempotency import Idempotency
@@ -39,12 +39,12 @@ class DurableRequest:
 
     principal: Principal
     endpoint: Endpoint
-    received: Received
-    wish: Wish
+    received: ReceivedRequest
+    preferences: DeliveryPreferences
     scope: Scope
     receive: Receive
     reply: Reply
-    line: Line | None
+    exchange: HttpExchange | None
 
 
 class DurableRequestHandler:
@@ -56,10 +56,10 @@ class DurableRequestHandler:
         answers: JobResponder,
         waiting: Waiting,
         idempotency: Idempotency,
-        reader: Reader,
-        auth: Auth,
+        reader: InferenceBodyReader,
+        auth: Authenticator,
         endpoints: Mapping[str, Endpoint],
-        uploads: FileUploads,
+        uploads: FileReferences,
         check_url: Callable[[str], None],
     ) -> None:
         """`reader`: its blobs last as long as a job may. `check_url` raises InvalidRequest for what no webhook can be."""
@@ -75,60 +75,64 @@ class DurableRequestHandler:
 
     # Wishes
 
-    async def answer(self, asked: DurableRequest) -> ErrorInfo | None:
+    async def answer(self, request: DurableRequest) -> ErrorInfo | None:
         """Answer one request; what it submits goes on whoever hangs up. Returns the error it was answered with.
 
         Raises NexusError, and CallerGone.
         """
-        wish, owner, reply = asked.wish, asked.principal.owner, asked.reply
-        if wish.respond_async:
-            asked.principal.require(KeyScope.JOBS)
+        preferences, owner, reply = request.preferences, request.principal.owner, request.reply
+        if preferences.respond_async:
+            request.principal.require(KeyScope.JOBS)
         submission = Submission(
-            principal=asked.principal,
-            endpoint=asked.endpoint,
-            received=asked.received,
+            principal=request.principal,
+            endpoint=request.endpoint,
+            received=request.received,
             request_id=reply.request_id,
-            caller_waits=not wish.respond_async,
+            caller_waits=not preferences.respond_async,
         )
-        if wish.key:
-            submission.job_id = await self._idempotency.job_id(owner, wish.key, asked.endpoint.path, asked.received)
+        if preferences.key:
+            submission.job_id = await self._idempotency.job_id(
+                owner, preferences.key, request.endpoint.path, request.received
+            )
         record = await self._jobs.submit(submission)
         reply.headers.append((b"x-nexus-job-id", record.id.encode()))
-        if wish.respond_async:
-            result = await self._soon(asked, record) if wish.wait_s else None
+        if preferences.respond_async:
+            result = await self._soon(request, record) if preferences.wait_s else None
             if result is None:
-                await self._answers.accepted(reply, record, wish)
+                await self._answers.accepted(reply, record, preferences)
                 return None
-            return await self._answers.result(reply, result, base_url(asked.scope), asked.line)
-        return await self._waiting.while_there(self._as_usual(asked, record), asked.scope, asked.receive)
+            return await self._answers.result(reply, result, base_url(request.scope), request.exchange)
+        return await self._waiting.run_while_connected(self._as_usual(request, record), request.scope, request.receive)
 
-    async def _soon(self, asked: DurableRequest, record: JobRecord) -> Result | None:
+    async def _soon(self, request: DurableRequest, record: JobRecord) -> Result | None:
         """How the job ended, if it has in the time that the caller waits. Raises CallerGone."""
         if record.status in TERMINAL_STATUSES:
             return await self._jobs.result(record.owner, record.id)
-        outcome = self._jobs.outcome(record.owner, record.id, asked.wish.wait_s or 0.0)
+        outcome = self._jobs.outcome(record.owner, record.id, request.preferences.wait_s or 0.0)
         try:
-            return await self._waiting.while_there(outcome, asked.scope, asked.receive)
+            return await self._waiting.run_while_connected(outcome, request.scope, request.receive)
         except Unavailable:
             if not self._waiting.ending:
                 raise
             return None
 
-    async def _as_usual(self, asked: DurableRequest, record: JobRecord) -> ErrorInfo | None:
+    async def _as_usual(self, request: DurableRequest, record: JobRecord) -> ErrorInfo | None:
         """Answer as a synchronous request is answered."""
-        content_type = asked.endpoint.stream_type(asked.received.request)
+        content_type = request.endpoint.stream_type(request.received.request)
         if content_type is not None:
             try:
-                return await self._answers.relay(asked.reply, record, content_type, asked.line, ids=asked.wish.resume)
+                return await self._answers.relay(
+                    request.reply, record, content_type, request.exchange, ids=request.preferences.resume
+                )
             except EventsExpired:
-                if asked.reply.started:
+                if request.reply.started:
                     raise
                 # The answer is kept longer, and is all of them.
         if record.status in TERMINAL_STATUSES:
             result = await self._jobs.result(record.owner, record.id)
         else:
             result = await self._answers.until_ended(record.owner, record.id)
-        return await self._answers.result(asked.reply, result, base_url(asked.scope), asked.line)
+        return await self._answers.result(request.reply, result, base_url(request.scope), request.exchange)
 
     # POST /v1/jobs
 
@@ -139,12 +143,12 @@ class DurableRequestHandler:
         job = ""
         try:
             job = await self._submit(scope, receive, reply)
-        except (CallerGone, OSError):
+        except (CallerDisconnected, OSError):
             return
         except Exception as error:
-            info = told_as(error, reply.request_id)
+            info = to_error_info(error, reply.request_id)
         if info is not None and not reply.started:
-            await reply.error(info)
+            await reply.send_error(info)
         log.info(
             "request",
             request_id=reply.request_id,
@@ -159,10 +163,10 @@ class DurableRequestHandler:
         principal = self._auth.check(scope)
         principal.require(KeyScope.JOBS)
         principal.require(KeyScope.INFERENCE)
-        wish = wish_of(headers)
-        here = is_here(scope)
+        preferences = read_preferences(headers)
+        here = body_is_complete(scope)
         with self.reader.memory.share(principal.key_id) as share:
-            request = parse(await self.reader.body(headers, receive, share, here=here), SubmitRequest)
+            request = parse_body(await self.reader.body(headers, receive, share, here=here), SubmitRequest)
             endpoint = self._checked(principal, request)
             received = await self._received(principal, endpoint, request.body)
             request.body.clear()
@@ -177,10 +181,10 @@ class DurableRequestHandler:
                 webhook=request.webhook.url if request.webhook is not None else "",
                 timeout_s=request.timeout,
             )
-            if wish is not None and wish.key:
+            if preferences is not None and preferences.key:
                 about = request.model_dump(mode="json", exclude={"body"})
                 submission.job_id = await self._idempotency.job_id(
-                    principal.owner, wish.key, f"{PATH} {endpoint.path}", received, about
+                    principal.owner, preferences.key, f"{PATH} {endpoint.path}", received, about
                 )
             record = await self._jobs.submit(submission)
         except (InvalidRequest, NotFound) as error:
@@ -189,7 +193,7 @@ class DurableRequestHandler:
             if received.blobs:
                 await received.discard()
         reply.headers.append((b"x-nexus-job-id", record.id.encode()))
-        await self._answers.accepted(reply, record, wish)
+        await self._answers.accepted(reply, record, preferences)
         return record.id
 
     def _checked(self, principal: Principal, request: SubmitRequest) -> Endpoint:
@@ -204,13 +208,13 @@ class DurableRequestHandler:
             self._check_url(request.webhook.url)
         return endpoint
 
-    async def _received(self, principal: Principal, endpoint: Endpoint, body: dict[str, Any]) -> Received:
+    async def _received(self, principal: Principal, endpoint: Endpoint, body: dict[str, Any]) -> ReceivedRequest:
         """Problems are named by their place in the whole request: `body.messages`."""
         try:
             if endpoint.files:
                 fields, uploads = await self._uploads.take(principal.owner, endpoint, body)
-                return await self.reader.of_value(endpoint, fields, uploads)
-            return await self.reader.of_value(endpoint, body)
+                return await self.reader.read_value(endpoint, fields, uploads)
+            return await self.reader.read_value(endpoint, body)
         except (InvalidRequest, NotFound) as error:
             raise _within_body(error) from None
 
@@ -239,7 +243,7 @@ async def shown(jobs: Jobs, record: JobRecord) -> dict[str, Any]:
 class JobPollHandler:
     """See the module's docstring."""
 
-    def __init__(self, jobs: Jobs, waiting: Waiting, auth: Auth) -> None:
+    def __init__(self, jobs: Jobs, waiting: Waiting, auth: Authenticator) -> None:
         self._jobs = jobs
         self._waiting = waiting
         self._auth = auth
@@ -255,18 +259,18 @@ class JobPollHandler:
             if seconds:
                 await self._wait(caller.owner, job_id, seconds, scope, receive)
             record = await self._jobs.get(caller.owner, job_id)
-            await reply.whole(200, "application/json", orjson.dumps(await shown(self._jobs, record)))
-        except (CallerGone, OSError):
+            await reply.send_response(200, "application/json", orjson.dumps(await shown(self._jobs, record)))
+        except (CallerDisconnected, OSError):
             return
         except Exception as error:
-            info = told_as(error, reply.request_id)
+            info = to_error_info(error, reply.request_id)
         if info is not None and not reply.started:
-            await reply.error(info)
+            await reply.send_error(info)
 
     async def _wait(self, owner: str, job_id: str, seconds: float, scope: Scope, receive: Receive) -> None:
         """Until the job has ended, or the time is up, or the gateway shuts down. Raises CallerGone."""
         try:
-            await self._waiting.while_there(self._jobs.wait(owner, job_id, seconds), scope, receive)
+            await self._waiting.run_while_connected(self._jobs.wait(owner, job_id, seconds), scope, receive)
         except Unavailable:
             if not self._waiting.ending:
                 raise

@@ -12,11 +12,11 @@ import orjson
 
 from backbone.bus.blobs import BlobStore
 from gateway.endpoints import DONE, adapted_frame, comment_frame, error_frame, progress_frame
-from gateway.http.asgi import NO_STORE, STREAM_HEADERS, Headers, Line, Reply, adapted_header
-from gateway.http.preferences import Wish
+from gateway.http.asgi import NO_STORE, STREAM_HEADERS, Headers, HttpExchange, Reply, adapted_header
+from gateway.http.preferences import DeliveryPreferences
 from gateway.jobs.api import JobEvent, Jobs, Result
 from gateway.jobs.records import shape
-from gateway.signed_urls import KEPT, Links
+from gateway.signed_urls import BLOB_URI_PREFIX, UrlSigner
 from schemas.errors import BackendFailed, DeadlineExceeded, ErrorInfo, InvalidRequest, NexusError
 from schemas.frames import AdaptedParameters
 from schemas.job_events import JobEventKind
@@ -32,7 +32,7 @@ HOLD_STEP = 16 * 1024
 """Bytes by which they change before the connection is told."""
 LOOK_S = 300.0
 """How long one look at a job waits; then comes the next."""
-MARK = KEPT.encode()
+MARK = BLOB_URI_PREFIX.encode()
 
 
 def error_of(result: Result) -> ErrorInfo | None:
@@ -59,18 +59,18 @@ class Payload:
 class JobResponder:
     """What is sent to callers about durable jobs."""
 
-    def __init__(self, jobs: Jobs, blobs: BlobStore, links: Links, comment_after_s: float) -> None:
+    def __init__(self, jobs: Jobs, blobs: BlobStore, url_signer: UrlSigner, comment_after_s: float) -> None:
         self._jobs = jobs
         self._comment_after_s = comment_after_s
         self._blobs = blobs
-        self._links = links
+        self._url_signer = url_signer
 
-    async def accepted(self, reply: Reply, record: JobRecord, wish: Wish | None = None) -> None:
+    async def accepted(self, reply: Reply, record: JobRecord, preferences: DeliveryPreferences | None = None) -> None:
         """202: it will be answered later."""
         headers: Headers = [(b"location", f"/v1/jobs/{record.id}".encode())]
-        if wish is not None:
-            headers += [(b"preference-applied", wish.applied), (b"vary", b"prefer")]
-        await reply.whole(202, "application/json", orjson.dumps(shape(record)), headers)
+        if preferences is not None:
+            headers += [(b"preference-applied", preferences.applied), (b"vary", b"prefer")]
+        await reply.send_response(202, "application/json", orjson.dumps(shape(record)), headers)
 
     async def until_ended(self, owner: str, job_id: str) -> Result:
         """How the job ended, once it has."""
@@ -84,7 +84,7 @@ class JobResponder:
         end = DONE if is_sse(result.content_type) else b""
         if blob is None:
             if result.word.capability is Capability.IMAGES and MARK in data and not end:
-                data = self._links.rewrite(data, result.word.owner, base)
+                data = self._url_signer.rewrite(data, result.word.owner, base)
             return Payload(result.content_type, len(data) + len(end), lambda: _pieces(data, end))
         return Payload(result.content_type, blob.size + len(end), lambda: self._from_blob(blob.name, end))
 
@@ -95,35 +95,35 @@ class JobResponder:
         if end:
             yield end
 
-    async def result(self, reply: Reply, result: Result, base: str, line: Line | None) -> ErrorInfo | None:
+    async def result(self, reply: Reply, result: Result, base: str, exchange: HttpExchange | None) -> ErrorInfo | None:
         """Send the answer, or why there is none. Returns the error."""
         error = error_of(result)
         if error is not None:
-            await reply.error(error)
+            await reply.send_error(error)
             return error
         payload = self.payload(result, base)
         pieces = payload.pieces()
         first = await anext(pieces, b"")  # what fails here can still be told
         head = [(b"content-type", payload.content_type.encode()), (b"content-length", b"%d" % payload.size), NO_STORE]
         head += adapted_header(result.word.adapted)
-        with line.joined() if line is not None and len(first) == payload.size else nullcontext():
-            await reply.start(200, head)
-            await reply.more(first)
+        with exchange.joined() if exchange is not None and len(first) == payload.size else nullcontext():
+            await reply.send_head(200, head)
+            await reply.send_chunk(first)
             async for piece in pieces:
-                await reply.more(piece)
-            await reply.last()
+                await reply.send_chunk(piece)
+            await reply.send_end()
         return None
 
     async def relay(
-        self, reply: Reply, record: JobRecord, content_type: bytes, line: Line | None, *, ids: bool
+        self, reply: Reply, record: JobRecord, content_type: bytes, exchange: HttpExchange | None, *, ids: bool
     ) -> ErrorInfo | None:
         """The stream as a synchronous caller gets it; with `ids`, each event names itself, for `Last-Event-ID`.
 
         Until the first byte an error is a status. Returns the error.
         """
-        stream = _Stream(reply, content_type, line, ids=ids)
+        stream = _Stream(reply, content_type, exchange, ids=ids)
         events = self._jobs.follow(record.owner, record.id)
-        hold = line.hold if line is not None else _nothing
+        hold = exchange.hold if exchange is not None else _nothing
         async with aclosing(read_ahead(events, self._comment_after_s, event_size, hold)) as paced:
             async for ready in paced:
                 if not ready:
@@ -179,7 +179,7 @@ async def read_ahead(
 ) -> AsyncGenerator[list[T], None]:
     """The events, as many at a time as are there; none of them whenever none has come for `seconds`. Closes `events`.
 
-    `size`: bytes of one. `hold` hears how many of them are stored here, see `gateway.http.asgi.Line.hold`.
+    `size`: bytes of one. `hold` hears how many of them are stored here, see `gateway.http.asgi.HttpExchange.hold`.
     """
     ready: asyncio.Queue[T] = asyncio.Queue(AHEAD)
     held, room = _Held(hold), asyncio.Event()
@@ -234,11 +234,11 @@ async def read_ahead(
 class _Stream:
     """One answer that is passed on as it is made."""
 
-    def __init__(self, reply: Reply, content_type: bytes, line: Line | None, *, ids: bool) -> None:
+    def __init__(self, reply: Reply, content_type: bytes, exchange: HttpExchange | None, *, ids: bool) -> None:
         self._reply = reply
         self._type = content_type
         self._sse = is_sse(content_type.decode())
-        self._line = line
+        self._exchange = exchange
         self._ids = ids and self._sse
         self._shown = False
         self._adapted: tuple[str, ...] = ()
@@ -247,14 +247,14 @@ class _Stream:
         if event.kind is JobEventKind.CHUNK:
             await self._begin()
             self._shown = True
-            await self._reply.more(b"id: %b\n%b" % (event.id.encode(), event.data) if self._ids else event.data)
+            await self._reply.send_chunk(b"id: %b\n%b" % (event.id.encode(), event.data) if self._ids else event.data)
         elif event.kind is JobEventKind.ADAPTED:
             self._adapted = AdaptedParameters.model_validate_json(event.data).parameters
             if self._reply.started and self._sse:
-                await self._reply.more(adapted_frame(self._adapted))
+                await self._reply.send_chunk(adapted_frame(self._adapted))
         elif event.kind is JobEventKind.PROGRESS and self._sse:
             await self._begin()
-            await self._reply.more(progress_frame(event.data))
+            await self._reply.send_chunk(progress_frame(event.data))
         elif event.kind is JobEventKind.RESTARTED and self._shown:
             # The job goes on, and its events can be followed; two attempts are not mixed here.
             info = BackendFailed("the worker was lost in the middle of this answer", code="worker_lost").info
@@ -265,18 +265,18 @@ class _Stream:
         """Keep the connection of a stream that waits alive."""
         if position is not None and self._sse:
             await self._begin()
-            await self._reply.more(comment_frame(position))
+            await self._reply.send_chunk(comment_frame(position))
 
     async def end(self, error: ErrorInfo | None) -> ErrorInfo | None:
         if error is None:
             await self._begin()
-            await self._reply.last(DONE if self._sse else b"")
+            await self._reply.send_end(DONE if self._sse else b"")
         elif not self._reply.started:
-            await self._reply.error(error)
+            await self._reply.send_error(error)
         elif self._sse:
-            await self._reply.last(error_frame(error))
-        elif self._line is not None:
-            self._line.cut()
+            await self._reply.send_end(error_frame(error))
+        elif self._exchange is not None:
+            self._exchange.cut()
         else:
             raise ConnectionAbortedError(error.message)
         return error
@@ -284,7 +284,7 @@ class _Stream:
     async def _begin(self) -> None:
         if not self._reply.started:
             head = [(b"content-type", self._type), *STREAM_HEADERS, *adapted_header(self._adapted)]
-            await self._reply.start(200, head)
+            await self._reply.send_head(200, head)
 
 
 async def _pieces(data: bytes, end: bytes) -> AsyncIterator[bytes]:

@@ -15,7 +15,7 @@ import orjson
 from backbone.bus.blobs import BlobStore
 from backbone.bus.job_log import JobLog
 from backbone.ids import new_job_id
-from gateway.http.inference_body import Received
+from gateway.http.inference_body import ReceivedRequest
 from schemas.errors import NexusError
 
 
@@ -34,7 +34,7 @@ class Idempotency:
         self._log = jobs
         self._blobs = blobs
 
-    async def job_id(self, owner: str, key: str, endpoint: str, received: Received, extra: Any = None) -> str:
+    async def job_id(self, owner: str, key: str, endpoint: str, received: ReceivedRequest, extra: Any = None) -> str:
         """The id that this request's job has. Raises IdempotencyMismatch, Unavailable."""
         name = sha256(orjson.dumps([owner, key])).hexdigest()
         mine = {"job": new_job_id(), "print": await self._print(endpoint, received, extra)}
@@ -46,7 +46,7 @@ class Idempotency:
             )
         return str(held["job"])
 
-    async def _print(self, endpoint: str, received: Received, extra: Any) -> str:
+    async def _print(self, endpoint: str, received: ReceivedRequest, extra: Any) -> str:
         """A digest of what was asked for: fields in any order, files by their content."""
         request = received.request.model_dump(mode="json", exclude_unset=True)
         digest = sha256(orjson.dumps([endpoint, request, extra], option=orjson.OPT_SORT_KEYS))

@@ -16,8 +16,8 @@ from backbone.settings import GatewaySettings
 from backbone.ssrf_guard import GuardedHttpClient
 from backbone.store.documents import DocumentStore
 from backbone.store.store import Store
-from gateway.auth.authenticator import Auth
-from gateway.auth.key_store import KeyRing
+from gateway.auth.authenticator import Authenticator
+from gateway.auth.key_store import KeyStore
 from gateway.dispatcher import Dispatcher
 from gateway.jobs.attempt_gate import AttemptGate
 from gateway.jobs.estimator import EtaEstimator
@@ -45,9 +45,9 @@ class JobDependencies:
     registry: Registry
     dispatcher: Dispatcher
     metrics: GatewayMetrics
-    keys: KeyRing
+    keys: KeyStore
     egress: GuardedHttpClient
-    auth: Auth
+    auth: Authenticator
 
 
 class JobRuntime:

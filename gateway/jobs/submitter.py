@@ -145,7 +145,7 @@ class JobSubmitter:
     def _envelope(self, submission: Submission) -> Envelope:
         endpoint, received, principal = submission.endpoint, submission.received, submission.principal
         request, dispatcher = received.request, self._dispatcher
-        public_model = endpoint.target(request, dispatcher.catalogue, endpoint.capability)
+        public_model = endpoint.target(request, dispatcher.catalog, endpoint.capability)
         stream_type = endpoint.stream_type(request)
         job_id = submission.job_id or new_job_id()
         lane = submission.lane or LANE_OF_TIER.get(request.service_tier, Lane.DEFAULT)
@@ -155,7 +155,7 @@ class JobSubmitter:
             endpoint=endpoint.path,
             capability=endpoint.capability,
             lane=lane,
-            model=dispatcher.catalogue.resolve(public_model, endpoint.capability, may_wait=not submission.caller_waits),
+            model=dispatcher.catalog.resolve(public_model, endpoint.capability, may_wait=not submission.caller_waits),
             public_model=public_model,
             stream=stream_type is not None,
             reply=EVENTS + job_id,
@@ -170,7 +170,7 @@ class JobSubmitter:
             stream_type=(stream_type or b"").decode(),
             shown_endpoint=submission.shown_endpoint,
             key=principal.key_id,
-            unsupported=dispatcher.catalogue.unsupported(public_model),
+            unsupported=dispatcher.catalog.unsupported(public_model),
             webhook=submission.webhook,
             batch=submission.batch,
         )

@@ -12,18 +12,18 @@ from fastapi.responses import Response
 
 from gateway.endpoints import SSE
 from gateway.http.asgi import (
-    LINE,
+    EXCHANGE,
     STREAM_HEADERS,
-    Line,
+    HttpExchange,
     Receive,
     Reply,
     Scope,
     Send,
     adapted_header,
     request_id_of,
-    told_as,
+    to_error_info,
 )
-from gateway.http.request_body import CallerGone
+from gateway.http.request_body import CallerDisconnected
 from gateway.jobs.http_response import read_ahead
 from gateway.metrics import GatewayMetrics
 from gateway.responses.event_stream import ResponseEventStream
@@ -109,12 +109,14 @@ class ResponseStreamReply(Response):
         sending = _Sending(reply, self._responses.watch(self._made, self._after), self._opening)
         status, error = CLOSED, None
         try:
-            error = await self._responses.open.while_there(self._relay(sending, scope.get(LINE)), scope, receive)
+            error = await self._responses.open.run_while_connected(
+                self._relay(sending, scope.get(EXCHANGE)), scope, receive
+            )
             status = reply.status
-        except (CallerGone, OSError):
+        except (CallerDisconnected, OSError):
             await self._leave(stored=True)
         except Exception as failure:
-            error = told_as(failure, reply.request_id)
+            error = to_error_info(failure, reply.request_id)
         if error is not None and not sending.over:
             with suppress(OSError):
                 await sending.break_off(error)
@@ -124,9 +126,9 @@ class ResponseStreamReply(Response):
         if self._report is not None:
             self._report.close(status, error)
 
-    async def _relay(self, sending: _Sending, line: Line | None) -> ErrorInfo | None:
+    async def _relay(self, sending: _Sending, exchange: HttpExchange | None) -> ErrorInfo | None:
         """Returns the error that it ended in."""
-        hold = line.hold if line is not None else lambda _size: None
+        hold = exchange.hold if exchange is not None else lambda _size: None
         async with aclosing(read_ahead(sending.watch.events(), self._pause_s, _size, hold)) as paced:
             async for ready in paced:
                 if not ready:
@@ -168,7 +170,7 @@ class _Sending:
         self._batches += len(ready)
         if self._fails_unseen():
             self.over = True
-            await self._reply.error(self.watch.error or InternalError().info)
+            await self._reply.send_error(self.watch.error or InternalError().info)
             return True
         answered = any(event.kind not in FIRST for event in self._waiting)
         known = self._opening is StreamStart.KNOWN and self._batches > 1
@@ -185,19 +187,19 @@ class _Sending:
     async def keep_alive(self) -> None:
         """Nothing has come for a while."""
         await self._flush()
-        await self._reply.more(KEEP_ALIVE)
+        await self._reply.send_chunk(KEEP_ALIVE)
 
     async def end(self) -> None:
         """That was all."""
         self.over = True
         await self._flush()
-        await self._reply.last()
+        await self._reply.send_end()
 
     async def break_off(self, info: ErrorInfo) -> None:
         """There will be no more, though there should be."""
         if not self._reply.started:
             self.over = True
-            await self._reply.error(info)
+            await self._reply.send_error(info)
             return
         self._waiting.append(self.watch.broken(info))
         await self.end()
@@ -205,8 +207,8 @@ class _Sending:
     async def _flush(self) -> None:
         if not self._reply.started:
             adapted = adapted_header(self.watch.adapted)
-            await self._reply.start(200, [(b"content-type", SSE), *STREAM_HEADERS, *adapted])
+            await self._reply.send_head(200, [(b"content-type", SSE), *STREAM_HEADERS, *adapted])
         data = b"".join(event.encode() for event in self._waiting)
         self._waiting.clear()
         if data:
-            await self._reply.more(data)
+            await self._reply.send_chunk(data)

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from fastapi import Request
 
-from gateway.http.asgi import is_here
+from gateway.http.asgi import body_is_complete
 from gateway.http.body_memory import BodyShare
-from gateway.http.inference_body import Reader
-from gateway.http.preferences import wish_of
-from gateway.http.request_body import CallerGone, parse
+from gateway.http.inference_body import InferenceBodyReader
+from gateway.http.preferences import read_preferences
+from gateway.http.request_body import CallerDisconnected, parse_body
 from schemas.errors import InvalidRequest
 from schemas.openai.responses import ResponsesRequest
 
 
-async def read(request: Request, reader: Reader, share: BodyShare) -> ResponsesRequest:
-    """The body, checked. Hold `share` as long as it is in memory. Raises as `Reader.read`, but for CallerGone."""
+async def read(request: Request, reader: InferenceBodyReader, share: BodyShare) -> ResponsesRequest:
+    """The body, checked. Hold `share` as long as it is in memory. Raises as `InferenceBodyReader.read`, but for CallerGone."""
     try:
-        body = await reader.body(request.scope["headers"], request.receive, share, here=is_here(request.scope))
-    except CallerGone:
+        body = await reader.body(request.scope["headers"], request.receive, share, here=body_is_complete(request.scope))
+    except CallerDisconnected:
         raise InvalidRequest("the request's body broke off") from None  # nobody hears it
-    return parse(body, ResponsesRequest)
+    return parse_body(body, ResponsesRequest)
 
 
 def key_of(request: Request) -> str:
     """The Idempotency-Key; empty: there is none. Raises InvalidRequest."""
-    wish = wish_of(request.scope["headers"])
-    return wish.key if wish is not None else ""
+    preferences = read_preferences(request.scope["headers"])
+    return preferences.key if preferences is not None else ""

@@ -15,7 +15,7 @@ from gateway import clock
 from gateway.auth.authenticator import Principal
 from gateway.endpoints import Endpoint
 from gateway.http.disconnect import Waiting
-from gateway.http.inference_body import Reader, Received
+from gateway.http.inference_body import InferenceBodyReader, ReceivedRequest
 from gateway.jobs.api import JobNotFound, Jobs, Result, Submission
 from gateway.jobs.http_response import error_of
 from gateway.jobs.idempotency import Idempotency
@@ -55,7 +55,7 @@ class ResponseService:
         waiting: Waiting,
         shelf: ResponseRepository,
         blobs: BlobStore,
-        reader: Reader,
+        reader: InferenceBodyReader,
         idempotency: Idempotency,
         chat: Endpoint,
         metrics: GatewayMetrics,
@@ -97,7 +97,7 @@ class ResponseService:
         try:
             job = new_job_id()
             if key:
-                job = await self._idempotency.job_id(owner, key, PATH, Received(request, b""))
+                job = await self._idempotency.job_id(owner, key, PATH, ReceivedRequest(request, b""))
             made = await self._keep(owner, job, request, messages, joining=bool(key))
             submission = Submission(
                 principal=principal,
@@ -119,9 +119,9 @@ class ResponseService:
             await received.discard()  # nothing, once it is the job's
         return made
 
-    async def _received(self, body: JSON) -> Received:
+    async def _received(self, body: JSON) -> ReceivedRequest:
         try:
-            return await self._reader.of_value(self._chat, body)
+            return await self._reader.read_value(self._chat, body)
         except InvalidRequest as error:
             first, _, rest = (error.info.param or "").partition(".")
             param = CHAT_PLACES.get(first, first) + (f".{rest}" if rest and first not in CHAT_PLACES else "")

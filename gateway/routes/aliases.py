@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.dependencies import AdminCaller, PartsDep
 from gateway.http.request_body import Name, check_name, read_json
-from gateway.model_catalog import Catalogue
+from gateway.model_catalog import ModelCatalog
 from schemas.errors import InvalidRequest, NotFound
 from schemas.presence import Alias
 
@@ -33,7 +33,7 @@ async def list_aliases(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
     """Every alias, also those that resolve to nothing now."""
     snapshot = parts.dispatcher.registry.snapshot
     aliases = sorted(snapshot.aliases.values(), key=lambda alias: alias.name) if snapshot else []
-    return {"object": "list", "data": [_shape(alias, parts.dispatcher.catalogue) for alias in aliases]}
+    return {"object": "list", "data": [_shape(alias, parts.dispatcher.catalog) for alias in aliases]}
 
 
 @router.put("/v1/aliases/{alias:path}")
@@ -48,10 +48,10 @@ async def put_alias(alias: str, request: Request, parts: PartsDep, _: AdminCalle
         targets=targets,
         unsupported_parameters=body.unsupported_parameters,
     )
-    catalogue = parts.dispatcher.catalogue
-    _refuse_useless(wanted, catalogue)
+    catalog = parts.dispatcher.catalog
+    _refuse_useless(wanted, catalog)
     await parts.dispatcher.registry.put_alias(wanted)
-    return _shape(wanted, catalogue) | {"warnings": list(_doubts(wanted, catalogue))}
+    return _shape(wanted, catalog) | {"warnings": list(_doubts(wanted, catalog))}
 
 
 @router.delete("/v1/aliases/{alias:path}")
@@ -62,32 +62,32 @@ async def remove_alias(alias: str, parts: PartsDep, _: AdminCaller) -> dict[str,
     return {"id": alias, "object": "alias", "deleted": True}
 
 
-def _refuse_useless(alias: Alias, catalogue: Catalogue) -> None:
+def _refuse_useless(alias: Alias, catalog: ModelCatalog) -> None:
     """What would be without effect is an error. Raises InvalidRequest."""
     name = alias.name
-    if catalogue.is_model(name):
+    if catalog.is_model(name):
         raise InvalidRequest(
             f"'{name}' is a model that is or was served here: its requests go to it, never to an alias", param="alias"
         )
     for target in alias.targets:
-        if target == name or catalogue.is_alias(target):
+        if target == name or catalog.is_alias(target):
             raise InvalidRequest(f"'{target}' is an alias itself; name the models it stands for", param="targets")
-    if users := catalogue.aliases_naming(name):
+    if users := catalog.aliases_naming(name):
         raise InvalidRequest(f"'{name}' is a target of the alias '{users[0]}', so it must be a model", param="alias")
 
 
-def _doubts(alias: Alias, catalogue: Catalogue) -> Iterator[str]:
+def _doubts(alias: Alias, catalog: ModelCatalog) -> Iterator[str]:
     """What may be a mistake: an alias may be entered before its models come, so that nothing of it is refused."""
     for target in alias.targets:
-        if not catalogue.is_model(target):
-            yield f"No model called '{target}' is or was served here.{catalogue.suggestion(target)}"
+        if not catalog.is_model(target):
+            yield f"No model called '{target}' is or was served here.{catalog.suggestion(target)}"
 
 
-def _shape(alias: Alias, catalogue: Catalogue) -> dict[str, Any]:
+def _shape(alias: Alias, catalog: ModelCatalog) -> dict[str, Any]:
     return {
         "id": alias.name,
         "object": "alias",
         "targets": list(alias.targets),
-        "resolves_to": catalogue.stands_for(alias),
+        "resolves_to": catalog.stands_for(alias),
         **({"unsupported_parameters": policy} if (policy := alias.unsupported_parameters) else {}),
     }

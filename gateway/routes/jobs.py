@@ -15,7 +15,7 @@ from fastapi.responses import Response, StreamingResponse
 from gateway.auth.authenticator import Principal
 from gateway.dependencies import JobsCaller, Parts, PartsDep
 from gateway.endpoints import comment_frame
-from gateway.http.asgi import LINE, STREAM_HEADERS, Line, adapted_header
+from gateway.http.asgi import EXCHANGE, STREAM_HEADERS, HttpExchange, adapted_header
 from gateway.jobs.api import JobEvent
 from gateway.jobs.http_handler import shown
 from gateway.jobs.http_response import error_of, event_size, read_ahead
@@ -99,7 +99,7 @@ async def get_events(job_id: str, request: Request, parts: PartsDep, caller: Job
     after = request.headers.get("last-event-id", "")
     events = parts.jobs.follow(caller.owner, job_id, after)
     # What cannot be followed is an error and no stream.
-    line: Line | None = request.scope.get(LINE)
+    line: HttpExchange | None = request.scope.get(EXCHANGE)
     paced = read_ahead(events, PAUSE_S, event_size, line.hold if line is not None else lambda _size: None)
     try:
         first: list[JobEvent] | None = await anext(paced, None)
@@ -120,7 +120,7 @@ async def _frames(
         yield b"".join(map(event_frame, first))
         try:
             # A caller whose stream just ends comes back behind its last event, to another gateway.
-            async for ready in parts.waiting.until_ending(paced):
+            async for ready in parts.waiting.iterate_until_shutdown(paced):
                 yield b"".join(map(event_frame, ready)) or await _pause(parts, caller, job_id)
         except NexusError as error:
             yield b"event: error\ndata: %b\n\n" % orjson.dumps(error.info.body())

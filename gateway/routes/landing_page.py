@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from gateway.dependencies import PartsDep
-from gateway.landing_page import POLICY, Welcome, wants_json
+from gateway.landing_page import POLICY, LandingPage, wants_json
 
 router = APIRouter(include_in_schema=False)
 
@@ -16,7 +16,7 @@ HEADERS = {"cache-control": "no-store", "vary": "accept"}
 @router.api_route("/", methods=["GET", "HEAD"])
 async def welcome(request: Request, parts: PartsDep) -> Response:
     """A page for people; JSON for programs that ask for it. `/readyz` is for probes: this is 200 in every state."""
-    found: Welcome = request.app.state.welcome
+    found: LandingPage = request.app.state.welcome
     ready = (await parts.readiness.get()).ok
     if wants_json(request.scope["headers"]):
         return JSONResponse(found.summary(request.scope, ready=ready), headers=HEADERS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.endpoints import Endpoint
-from gateway.model_catalog import Catalogue
+from gateway.model_catalog import ModelCatalog
 from schemas.errors import InvalidRequest, NotFound
 from schemas.jobs import Capability
 from schemas.keys import Scope
@@ -13,9 +13,9 @@ PREFIX = "worker:"
 """Under this and its id, a worker that manages models offers to do so."""
 
 
-def choose_worker(request: ModelJobRequest, catalogue: Catalogue, capability: Capability) -> str:
+def choose_worker(request: ModelJobRequest, catalog: ModelCatalog, capability: Capability) -> str:
     """The offer of the worker that the request names, or of the only one there is. Raises InvalidRequest, NotFound."""
-    offers = [model.name for model in catalogue.live() if capability in model.live and model.name.startswith(PREFIX)]
+    offers = [model.name for model in catalog.live() if capability in model.live and model.name.startswith(PREFIX)]
     if request.worker is None and len(offers) == 1:
         return offers[0]
     if request.worker is not None and PREFIX + request.worker in offers:

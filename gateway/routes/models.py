@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from gateway.dependencies import Caller, PartsDep
-from gateway.model_catalog import COLD, LOADED, LOADING, Model
+from gateway.model_catalog import COLD, LOADED, LOADING, CatalogModel
 
 STATES = (LOADED, LOADING, COLD)
 """The best one first: a model that any worker holds is loaded."""
@@ -15,7 +15,7 @@ STATES = (LOADED, LOADING, COLD)
 router = APIRouter(tags=["models"])
 
 
-def _shape(model: Model) -> dict[str, Any]:
+def _shape(model: CatalogModel) -> dict[str, Any]:
     shape: dict[str, Any] = {"id": model.name, "object": "model", "created": model.created, "owned_by": model.owned_by}
     if model.context_length:
         shape["context_length"] = model.context_length
@@ -40,7 +40,7 @@ async def list_models(parts: PartsDep, _: Caller) -> dict[str, Any]:
 @router.get("/v1/models/{model_id:path}")
 async def get_model(model_id: str, parts: PartsDep, _: Caller) -> dict[str, Any]:
     """One model or alias. Ids may hold `:` and `/`, raw or percent-encoded; one without a tag is `:latest`."""
-    model = parts.dispatcher.catalogue.get(model_id)
+    model = parts.dispatcher.catalog.get(model_id)
     if model is None:
-        raise parts.dispatcher.catalogue.not_found(model_id)
+        raise parts.dispatcher.catalog.not_found(model_id)
     return _shape(model)

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, Response
 
 from gateway.dependencies import InferenceCaller, PartsDep
 from gateway.http.asgi import adapted_header, request_id_of
-from gateway.http.request_body import CallerGone
+from gateway.http.request_body import CallerDisconnected
 from gateway.responses.http_response import CLOSED, RequestReport, ResponseStreamReply, StreamStart
 from gateway.responses.request import key_of, read
 from schemas.errors import InvalidRequest, NexusError, Unavailable
@@ -44,13 +44,15 @@ async def create_response(request: Request, parts: PartsDep, caller: InferenceCa
         if background:
             answer = await responses.retrieve(caller.owner, made.id) if key else made.shell
         else:
-            answer, adapted = await responses.open.while_there(responses.answer(made), request.scope, request.receive)
+            answer, adapted = await responses.open.run_while_connected(
+                responses.answer(made), request.scope, request.receive
+            )
     except NexusError as error:
         report.close(error.info.status, error.info)
         if isinstance(error, Unavailable) and report.made is not None and report.made.callers:
             await responses.abandon(report.made)  # it will be asked for again
         raise
-    except CallerGone:
+    except CallerDisconnected:
         report.close(CLOSED)
         if report.made is not None and report.made.callers:
             await responses.abandon(report.made)

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter
 
 from gateway.dependencies import Caller, PartsDep
-from gateway.model_catalog import Model
+from gateway.model_catalog import CatalogModel
 from schemas.jobs import Capability
 
 router = APIRouter(tags=["models"])
@@ -27,5 +27,5 @@ async def list_speech_models(parts: PartsDep, _: Caller) -> dict[str, Any]:
     return {"object": "list", "data": models, "models": models}
 
 
-def _speakers(parts: PartsDep) -> list[Model]:
-    return [model for model in parts.dispatcher.catalogue.listed() if Capability.SPEECH in model.live]
+def _speakers(parts: PartsDep) -> list[CatalogModel]:
+    return [model for model in parts.dispatcher.catalog.listed() if Capability.SPEECH in model.live]

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from backbone.bus.blobs import BlobStore
-from gateway.auth.authenticator import Auth, OpenRequests, Principal
+from gateway.auth.authenticator import Authenticator, ConcurrencyLimiter, Principal
 from gateway.dispatcher import Dispatcher
 from gateway.endpoints import (
     DONE,
@@ -28,27 +28,27 @@ from gateway.endpoints import (
     progress_frame,
 )
 from gateway.http.asgi import (
+    EXCHANGE,
     HOPS,
-    LINE,
     NO_STORE,
     STREAM_HEADERS,
-    Line,
+    HttpExchange,
     Receive,
     Reply,
     Scope,
     Send,
     adapted_header,
-    hear_gone,
     request_id_of,
-    told_as,
+    to_error_info,
+    watch_disconnect,
 )
-from gateway.http.inference_body import Reader, Received
-from gateway.http.preferences import wish_of
-from gateway.http.request_body import CallerGone
+from gateway.http.inference_body import InferenceBodyReader, ReceivedRequest
+from gateway.http.preferences import read_preferences
+from gateway.http.request_body import CallerDisconnected
 from gateway.jobs.http_handler import DurableRequest, DurableRequestHandler
 from gateway.metrics import GatewayMetrics
-from gateway.signed_urls import Links, base_url
-from gateway.sync.request_state import Call, State
+from gateway.signed_urls import UrlSigner, base_url
+from gateway.sync.request_state import RequestState, SyncRequest
 from schemas.errors import ErrorInfo, NexusError
 from schemas.frames import AttemptDone, BlobRef
 from schemas.jobs import Lane
@@ -68,16 +68,16 @@ class Bounds:
     log_prompts: bool = False
 
 
-class Inference:
+class InferenceHandler:
     """Serves the endpoints whose requests become jobs."""
 
     def __init__(
         self,
         dispatcher: Dispatcher,
-        reader: Reader,
+        reader: InferenceBodyReader,
         blobs: BlobStore,
-        links: Links,
-        auth: Auth,
+        url_signer: UrlSigner,
+        auth: Authenticator,
         metrics: GatewayMetrics,
         bounds: Bounds,
         durable_handler: DurableRequestHandler,
@@ -85,16 +85,16 @@ class Inference:
         self._dispatcher = dispatcher
         self._reader = reader
         self._blobs = blobs
-        self._links = links
+        self._url_signer = url_signer
         self._auth = auth
         self._metrics = metrics
         self._bounds = bounds
         self._durable_handler = durable_handler
-        self._open = OpenRequests()
+        self._open = ConcurrencyLimiter()
 
     async def serve(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Never raises, but for cancellation."""
-        request = _Request(self, endpoint, Reply(send, request_id_of(scope)), scope.get(LINE))
+        request = _Request(self, endpoint, Reply(send, request_id_of(scope)), scope.get(EXCHANGE))
         metrics = self._metrics
         metrics.in_flight.inc()
         try:
@@ -109,18 +109,18 @@ class _Request:
     """One request's state."""
 
     __slots__ = (
-        "_began", "_by_url", "_call", "_counted", "_endpoint", "_error", "_line", "_received", "_reply", "_side", "_status",
+        "_began", "_by_url", "_call", "_counted", "_endpoint", "_error", "_exchange", "_received", "_reply", "_side", "_status",
         "_type",
     )  # fmt: skip
 
-    def __init__(self, side: Inference, endpoint: Endpoint, reply: Reply, line: Line | None) -> None:
+    def __init__(self, side: InferenceHandler, endpoint: Endpoint, reply: Reply, exchange: HttpExchange | None) -> None:
         self._side = side
         self._endpoint = endpoint
         self._reply = reply
-        self._line = line
+        self._exchange = exchange
         self._began = monotonic()
-        self._call: Call | None = None
-        self._received: Received | None = None
+        self._call: SyncRequest | None = None
+        self._received: ReceivedRequest | None = None
         self._type: bytes | None = None
         """Of an answer that is passed on as it is made."""
         self._by_url: str | None = None
@@ -147,17 +147,17 @@ class _Request:
                 unwatch()
                 for ref in call.drop_refs():
                     self._side._blobs.remove(ref.name, if_opened=True)
-        except (CallerGone, OSError):
+        except (CallerDisconnected, OSError):
             pass  # the caller hung up, perhaps while we wrote
         except Exception as error:
-            await self._refuse(told_as(error, self._reply.request_id))
+            await self._refuse(to_error_info(error, self._reply.request_id))
         finally:
             if self._counted is not None:
                 self._side._open.leave(self._counted)
             if self._received is not None and self._received.blobs:
                 await self._received.discard()
 
-    async def _submit(self, scope: Scope, receive: Receive) -> Call | None:
+    async def _submit(self, scope: Scope, receive: Receive) -> SyncRequest | None:
         """None: the caller wanted a durable job, and has been answered."""
         side = self._side
         headers = scope["headers"]
@@ -165,17 +165,17 @@ class _Request:
         endpoint, dispatcher = self._endpoint, side._dispatcher
         principal.require(endpoint.scope)
         self._counted = side._open.enter(principal)
-        here = self._line is not None and self._line.body_complete
-        wish = wish_of(headers)
-        reader = side._reader if wish is None else side._durable_handler.reader
+        here = self._exchange is not None and self._exchange.body_complete
+        preferences = read_preferences(headers)
+        reader = side._reader if preferences is None else side._durable_handler.reader
         received = self._received = await reader.read(endpoint, headers, receive, here=here, key=principal.key_id)
         request = received.request
         if side._bounds.log_prompts:
             log.debug("prompt", request_id=self._reply.request_id, body=received.body.decode(errors="replace"))
         self._type = endpoint.stream_type(request)
-        if wish is not None:
+        if preferences is not None:
             self._error = await side._durable_handler.answer(
-                DurableRequest(principal, endpoint, received, wish, scope, receive, self._reply, self._line)
+                DurableRequest(principal, endpoint, received, preferences, scope, receive, self._reply, self._exchange)
             )
             self._status = self._reply.status or CLOSED
             return None
@@ -186,7 +186,7 @@ class _Request:
             endpoint=endpoint.path,
             capability=endpoint.capability,
             lane=LANE_OF_TIER.get(request.service_tier, Lane.DEFAULT),
-            public_model=endpoint.target(request, dispatcher.catalogue, endpoint.capability),
+            public_model=endpoint.target(request, dispatcher.catalog, endpoint.capability),
             stream=self._type is not None,
             owner=principal.owner,
             received=received,
@@ -197,7 +197,7 @@ class _Request:
         self._reply.headers.append((b"x-nexus-job-id", call.envelope.job.encode()))
         return call
 
-    async def _whole(self, call: Call) -> None:
+    async def _whole(self, call: SyncRequest) -> None:
         await call.wait_end()
         if call.error is not None:
             await self._refuse(call.error)
@@ -210,9 +210,9 @@ class _Request:
                 return
             answer = call.take()
             if self._by_url is not None:
-                answer = self._side._links.rewrite(answer, call.envelope.owner, self._by_url)
-            with self._line.joined() if self._line is not None else contextlib.nullcontext():
-                await self._reply.whole(200, call.done.content_type, answer)
+                answer = self._side._url_signer.rewrite(answer, call.envelope.owner, self._by_url)
+            with self._exchange.joined() if self._exchange is not None else contextlib.nullcontext():
+                await self._reply.send_response(200, call.done.content_type, answer)
 
     async def _by_reference(self, done: AttemptDone, ref: BlobRef) -> None:
         """Pass on an answer from the blobs, never whole in memory."""
@@ -220,22 +220,22 @@ class _Request:
         first = await anext(pieces, b"")  # what fails here can still be told
         reply = self._reply
         head = [(b"content-type", done.content_type.encode()), (b"content-length", b"%d" % ref.size), NO_STORE]
-        await reply.start(200, head)
-        await reply.more(first)
+        await reply.send_head(200, head)
+        await reply.send_chunk(first)
         async for piece in pieces:
-            await reply.more(piece)
-        await reply.last()
+            await reply.send_chunk(piece)
+        await reply.send_end()
 
-    def _watch(self, receive: Receive, call: Call) -> Callable[[], None]:
+    def _watch(self, receive: Receive, call: SyncRequest) -> Callable[[], None]:
         """Hear the caller hang up. Returns the function that ends it."""
 
         def gone() -> None:
             call.abandon()
             call.wake()
 
-        return hear_gone(self._line, receive, gone)
+        return watch_disconnect(self._exchange, receive, gone)
 
-    async def _stream(self, call: Call) -> None:
+    async def _stream(self, call: SyncRequest) -> None:
         """Relay bytes as they come. Until the first, an error is an HTTP status."""
         if not await self._first(call):
             return
@@ -248,8 +248,8 @@ class _Request:
             observe(model, now - last)
             last, between_events = now, data.endswith(b"\n\n")
 
-        if self._line is not None:
-            push = self._line.push
+        if self._exchange is not None:
+            push = self._exchange.push
 
             def direct(data: bytes) -> bool:
                 if not push(data):
@@ -262,11 +262,11 @@ class _Request:
         while True:
             data = call.take()
             if data:
-                await reply.more(data)
+                await reply.send_chunk(data)
                 passed_on(data)
             elif (ref := call.take_ref()) is not None:
                 passed_on(await self._pass_on(ref))
-            elif call.state is State.ENDED:
+            elif call.state is RequestState.ENDED:
                 break
             else:
                 if call.progress is not progress and between_events:  # a large event comes in several pieces
@@ -277,30 +277,30 @@ class _Request:
             self._status = call.error.status
             await self._break_off(call.error)
         elif call.done is not None:
-            await reply.last(DONE if self._type is SSE else b"")
+            await reply.send_end(DONE if self._type is SSE else b"")
 
     async def _pass_on(self, ref: BlobRef) -> bytes:
         """Write the blob; return its last piece."""
         piece = b""
         try:
             async for piece in self._side._blobs.read(ref.name):
-                await self._reply.more(piece)
+                await self._reply.send_chunk(piece)
         finally:
             self._side._blobs.remove(ref.name, if_opened=True)
         return piece
 
-    async def _first(self, call: Call) -> bool:
+    async def _first(self, call: SyncRequest) -> bool:
         """Wait for the first output. False when the call ended without any, and the caller was told so."""
         clock = call.loop.time
         comment_at = clock() + self._side._bounds.comment_after_s
-        while not (call.has_output or call.state is State.ENDED):
+        while not (call.has_output or call.state is RequestState.ENDED):
             try:
                 async with asyncio.timeout_at(comment_at):
                     await call.wait()
             except TimeoutError:
                 comment_at = clock() + COMMENT_EVERY_S
                 await self._comment(call)
-        if call.state is State.ENDED and not call.has_output and not self._reply.started:
+        if call.state is RequestState.ENDED and not call.has_output and not self._reply.started:
             if call.error is not None:
                 await self._refuse(call.error)
                 return False
@@ -309,38 +309,38 @@ class _Request:
         await self._begin_stream(call.adapted)
         data = call.take()
         if data:
-            await self._reply.more(data)
+            await self._reply.send_chunk(data)
         return True
 
-    async def _comment(self, call: Call) -> None:
+    async def _comment(self, call: SyncRequest) -> None:
         """Tell who watches a stream of events where it stands; other streams have no place for it."""
         if self._type is not SSE:
             return
         frame = b""
-        if call.state is State.QUEUED:
+        if call.state is RequestState.QUEUED:
             with contextlib.suppress(NexusError):
                 frame = comment_frame(await self._side._dispatcher.position(call))
         elif call.progress is not None:
             frame = progress_frame(call.progress)
-        if frame and call.state is not State.ENDED:
+        if frame and call.state is not RequestState.ENDED:
             await self._begin_stream()
-            await self._reply.more(frame)
+            await self._reply.send_chunk(frame)
 
     async def _begin_stream(self, adapted: tuple[str, ...] = ()) -> None:
         self._status = 200
         if not self._reply.started:
             if adapted:
                 self._reply.headers += adapted_header(adapted)
-            await self._reply.start(200, [(b"content-type", self._type or SSE), *STREAM_HEADERS])
+            await self._reply.send_head(200, [(b"content-type", self._type or SSE), *STREAM_HEADERS])
         elif adapted and self._type is SSE:
-            await self._reply.more(adapted_frame(adapted))  # the head went out while the request was waiting
+            await self._reply.send_chunk(adapted_frame(adapted))  # the head went out while the request was waiting
 
     async def _break_off(self, info: ErrorInfo) -> None:
         """End a stream that began well. What is no stream of events is cut off: a clean end would read as success."""
         if self._type is SSE:
-            await self._reply.last(error_frame(info))
-        elif self._line is not None:
-            self._line.cut()
+            await self._reply.send_end(error_frame(info))
+        elif self._exchange is not None:
+            self._exchange.cut()
         else:
             raise ConnectionAbortedError(info.message)
 
@@ -352,7 +352,7 @@ class _Request:
             return
         self._status = info.status
         with contextlib.suppress(OSError):
-            await self._reply.error(info)
+            await self._reply.send_error(info)
 
     def report(self, ended: float) -> None:
         """Metrics and the log line."""
@@ -380,7 +380,7 @@ class _Request:
             **fields,
         )
 
-    def _count(self, call: Call, seconds: float) -> None:
+    def _count(self, call: SyncRequest, seconds: float) -> None:
         metrics, path = self._side._metrics, self._endpoint.path
         model, queue = call.envelope.model, call.queue
         child = metrics.child

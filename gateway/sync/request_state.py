@@ -53,7 +53,7 @@ _DONE, _FAILED, _RETURNED = FrameKind.DONE.value, FrameKind.FAILED.value, FrameK
 _BLOB, _PROGRESS, _ADAPTED = FrameKind.BLOB.value, FrameKind.PROGRESS.value, FrameKind.ADAPTED.value
 
 
-class State(Enum):
+class RequestState(Enum):
     """Where a call stands."""
 
     QUEUED = auto()
@@ -61,7 +61,7 @@ class State(Enum):
     ENDED = auto()
 
 
-class Call:
+class SyncRequest:
     """See the module's docstring. A bus Sink."""
 
     __slots__ = (
@@ -87,7 +87,7 @@ class Call:
         self._seq = 0
         self._abandoned = False
         self._loading_s = 0.0
-        self.state = State.QUEUED
+        self.state = RequestState.QUEUED
         self.shown = False
         """Bytes of the current attempt have gone to the caller."""
         self.error: ErrorInfo | None = None
@@ -116,7 +116,7 @@ class Call:
 
     async def wait(self) -> None:
         """Return when there is something to take, when the call has ended, or when its progress is news."""
-        if self._pieces or self.state is State.ENDED:
+        if self._pieces or self.state is RequestState.ENDED:
             return
         self._waiter = self.loop.create_future()
         try:
@@ -126,7 +126,7 @@ class Call:
 
     async def wait_end(self) -> None:
         """Return when the call has ended."""
-        while self.state is not State.ENDED:
+        while self.state is not RequestState.ENDED:
             self._waiter = self.loop.create_future()
             try:
                 await self._waiter
@@ -179,9 +179,9 @@ class Call:
 
     def abandon(self) -> None:
         """The caller is gone. Queued: never run. Running: stopped."""
-        if self.state is State.ENDED:
+        if self.state is RequestState.ENDED:
             return
-        running = self.state is State.RUNNING
+        running = self.state is RequestState.RUNNING
         self._end()
         self._abandoned = True
         if running:
@@ -193,7 +193,7 @@ class Call:
 
     def fail(self, error: NexusError) -> None:
         """End with an error of the gateway's own, and stop what runs."""
-        if self.state is State.ENDED:
+        if self.state is RequestState.ENDED:
             return
         self.abandon()
         self.error = error.info
@@ -217,7 +217,7 @@ class Call:
     @property
     def waits(self) -> bool:
         """Queued, as far as is known here."""
-        return self.state is State.QUEUED
+        return self.state is RequestState.QUEUED
 
     def stored(self, seq: int) -> None:
         """The PubAck."""
@@ -228,7 +228,7 @@ class Call:
 
     def refused(self, error: NexusError) -> None:
         """The job was never stored, or is lost: it must not be removed, its sequence may be another job's by now."""
-        if self.state is not State.ENDED:
+        if self.state is not RequestState.ENDED:
             self._end()
             self.error = error.info
             self.wake()
@@ -253,7 +253,7 @@ class Call:
             return self._on_started(delivery, payload)
         if delivery < self.delivery:
             return SUPERSEDED
-        if self.state is State.ENDED:
+        if self.state is RequestState.ENDED:
             return STOP
         self.last_sign = monotonic()
         expected = self._seq + (kind != _BEAT)
@@ -261,7 +261,7 @@ class Call:
             self.fail(BackendFailed("events of this answer were lost on their way; try again", code="events_lost"))
             return None
         self._seq = seq
-        self.state = State.RUNNING  # also after a silence: it was only cut off
+        self.state = RequestState.RUNNING  # also after a silence: it was only cut off
         if kind == _BEAT:
             return PROCEED
         if kind == _CHUNK:
@@ -287,7 +287,7 @@ class Call:
     def _on_started(self, delivery: int, payload: bytes) -> bytes:
         if delivery < self.delivery:
             return SUPERSEDED
-        if self.state is State.ENDED:
+        if self.state is RequestState.ENDED:
             return STOP
         started = _read_started(payload)
         if delivery == self.delivery:
@@ -308,7 +308,7 @@ class Call:
         self.returned = self.held_back = None
         self.delivery, self._seq = delivery, 0
         self.starts += 1
-        self.state = State.RUNNING
+        self.state = RequestState.RUNNING
         self.last_sign = now = monotonic()
         if self.began_at is None:
             self.began_at = now
@@ -348,14 +348,14 @@ class Call:
             self.held_back = info
             self.starts -= 1
             self.began_at = self.began_at if self.starts else None
-            self.state = State.QUEUED
+            self.state = RequestState.QUEUED
 
     # The clock
 
     def check(self, now: float) -> None:
         """Called a few times a second: nothing waits without a bound."""
         limits = self.envelope.limits
-        if self.state is State.QUEUED:
+        if self.state is RequestState.QUEUED:
             if now - self.queued_at > limits.queue_s and self.held_back is not None:
                 self.fail(NexusError.from_info(self.held_back))
             elif now - self.queued_at > limits.queue_s:
@@ -364,7 +364,7 @@ class Call:
                         f"no worker took the request within {limits.queue_s:g} s (queue limit)", code="queue_timeout"
                     )
                 )
-        elif self.state is State.RUNNING:
+        elif self.state is RequestState.RUNNING:
             if now - self.last_sign > self._ack_wait_s + SILENCE_GRACE_S:
                 self._on_silence()
             elif (
@@ -383,7 +383,7 @@ class Call:
             self._wait_again()
 
     def _wait_again(self) -> None:
-        self.state = State.QUEUED
+        self.state = RequestState.QUEUED
         self.queued_at = monotonic()
 
     # Pieces
@@ -427,7 +427,7 @@ class Call:
             self._unread.hold(self, self._size)
 
     def _end(self) -> None:
-        self.state = State.ENDED
+        self.state = RequestState.ENDED
 
     def wake(self) -> None:
         """Let the one who waits look again."""

@@ -14,7 +14,7 @@ from cli.app import app
 from cli.errors import ConsoleError
 from cli.gateway_client import ApiClient, GatewayTarget
 from cli.keys import KeyScopeOption, seconds
-from gateway.auth.authenticator import Auth
+from gateway.auth.authenticator import Authenticator
 from schemas import keys
 from tests.unit.cli.gateway_double import serve
 
@@ -140,7 +140,7 @@ def test_a_name_that_does_not_say_which_key_revokes_none(gateway: Gateway) -> No
 
 def test_the_bootstrap_keys_webhook_secret(gateway: Gateway) -> None:
     """Made from the key alone, as gateways make it; of a created key it cannot be."""
-    secret = Auth("sk-boot").webhook_secret("")
+    secret = Authenticator("sk-boot").webhook_secret("")
     assert run("keys", "webhook-secret", "--key", "sk-boot").stdout == f"{secret}\n"
     assert json.loads(run("keys", "webhook-secret", "--key", "sk-boot", "--json").stdout) == {"webhook_secret": secret}
     with pytest.raises(ConsoleError, match="was created"):

@@ -22,15 +22,15 @@ from gateway.batches.line_types import EndpointLine, LineType
 from gateway.batches.repository import BatchRepository
 from gateway.batches.scheduler import BatchScheduler
 from gateway.batches.service import BatchService
-from gateway.files import Files, FileUploads
+from gateway.files import FileReferences, FileStore
 from gateway.http.body_memory import BodyMemory
-from gateway.http.inference_body import Reader
+from gateway.http.inference_body import InferenceBodyReader
 from gateway.http.remote_media import RemoteMedia
 from gateway.jobs.api import JobNotFound, Jobs, Result, ResultNotReady, Submission
 from gateway.jobs.http_response import JobResponder
 from gateway.jobs.records import record_from_outcome
 from gateway.routes import chat, embeddings, speech, transcriptions
-from gateway.signed_urls import Links
+from gateway.signed_urls import UrlSigner
 from schemas.batches import Batch, BatchRequest, BatchStatus, RequestCounts
 from schemas.errors import ErrorInfo, NexusError, Unavailable
 from schemas.files import FileRecord
@@ -164,7 +164,7 @@ class Desk:
         self.log = MemoryJobLog(self.broker)
         self.blobs = MemoryBlobStore()
         self.documents = MemoryDocumentStore()
-        self.files = Files(self.documents, self.blobs, 10_000_000, 86_400.0, BodyMemory(10_000_000), 5.0)
+        self.files = FileStore(self.documents, self.blobs, 10_000_000, 86_400.0, BodyMemory(10_000_000), 5.0)
         self.jobs = MadeUpJobs(self.log, self.blobs)
         self.repository = BatchRepository(self.documents, 86_400.0)
         self.backlog = self.log.backlog("batches")
@@ -172,8 +172,8 @@ class Desk:
         self.runners: list[BatchScheduler] = []
         jobs = cast("Jobs", self.jobs)
         uploads, payload = (
-            FileUploads(self.files.open),
-            JobResponder(jobs, self.blobs, Links("k", "", 60), 10.0).payload,
+            FileReferences(self.files.open),
+            JobResponder(jobs, self.blobs, UrlSigner("k", "", 60), 10.0).payload,
         )
         line_types: dict[str, LineType] = {
             path: EndpointLine(endpoint, uploads, payload) for path, endpoint in ENDPOINTS.items()
@@ -184,7 +184,9 @@ class Desk:
             blobs=self.blobs,
             jobs=jobs,
             log=self.log,
-            reader=Reader(self.blobs, 2_000_000, 5.0, 60.0, BodyMemory(10_000_000), RemoteMedia(None, 2_000_000)),
+            reader=InferenceBodyReader(
+                self.blobs, 2_000_000, 5.0, 60.0, BodyMemory(10_000_000), RemoteMedia(None, 2_000_000)
+            ),
             line_types=line_types,
             window=window,
         )

@@ -9,10 +9,10 @@ from typing import Any, cast
 import pytest
 
 from gateway import asgi_app as door_module
-from gateway.asgi_app import Door
+from gateway.asgi_app import AsgiApp
 from gateway.endpoints import Endpoint
 from gateway.http.asgi import Reply, Send
-from gateway.sync.handler import Inference
+from gateway.sync.handler import InferenceHandler
 from schemas.errors import AuthenticationFailed, ErrorInfo, InvalidRequest, QueueFull, RequestTooLarge
 from schemas.jobs import Capability
 from schemas.openai.chat import ChatRequest
@@ -59,7 +59,7 @@ class TestReply:
     async def test_errors(self, info: ErrorInfo, headers: dict[str, str]) -> None:
         """An error is OpenAI's object, with its length and the headers that go with it."""
         wire = Wire()
-        await Reply(wire.send, "req_1").error(info)
+        await Reply(wire.send, "req_1").send_error(info)
         assert wire.status == info.status
         assert json.loads(wire.body) == info.body()
         length = {"content-length": str(len(wire.body)), "cache-control": "no-store"}
@@ -73,9 +73,9 @@ class TestReply:
         reply = Reply(wire.send, "req_1")
         reply.headers.append((b"x-nexus-job-id", b"job_1"))
         assert not reply.started
-        await reply.start(200, [(b"content-type", b"text/event-stream")])
-        await reply.more(b"a")
-        await reply.last(b"b")
+        await reply.send_head(200, [(b"content-type", b"text/event-stream")])
+        await reply.send_chunk(b"a")
+        await reply.send_end(b"b")
         assert reply.started
         assert wire.headers == {"content-type": "text/event-stream", "x-nexus-job-id": "job_1"}
         assert [message["body"] for message in wire.messages[1:]] == [b"a", b"b"]
@@ -93,9 +93,9 @@ class Hot:
         self.served.append(endpoint.path)
         reply = Reply(send, "req_1")
         if self.info is not None:
-            await reply.error(self.info)
+            await reply.send_error(self.info)
         else:
-            await reply.whole(200, "application/json", b"{}")
+            await reply.send_response(200, "application/json", b"{}")
 
 
 class Cold:
@@ -111,9 +111,9 @@ class Cold:
         if self.error is not None:
             raise self.error
         if self.info is not None:
-            await Reply(send, "req_1").error(self.info)
+            await Reply(send, "req_1").send_error(self.info)
         else:
-            await Reply(send, "req_1").whole(200, "text/plain", b"cold")
+            await Reply(send, "req_1").send_response(200, "text/plain", b"cold")
 
 
 async def nothing() -> MutableMapping[str, Any]:
@@ -136,7 +136,9 @@ async def ask(
         "path": path,
         "headers": [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()],
     }
-    await Door(cold or Cold(), cast("Inference", hot or Hot()), [ENDPOINT], origins)(scope, nothing, wire.send)
+    await AsgiApp(cold or Cold(), cast("InferenceHandler", hot or Hot()), [ENDPOINT], origins)(
+        scope, nothing, wire.send
+    )
     return wire
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from backbone.clock import Clock
-from gateway.clock import OFF_S, ClockKeeper
+from gateway.clock import OFF_S, ClockSync
 from schemas.errors import Unavailable
 
 
@@ -40,7 +40,7 @@ async def test_a_wrong_clock_is_corrected_and_named(ahead_s: float) -> None:
     """After the first look, within the round trip; the operator reads which way it is off."""
     host = Host(ahead_s)
     clock = Clock(host.wall, host.steady)
-    keeper = ClockKeeper(host.ask, clock)
+    keeper = ClockSync(host.ask, clock)
     assert clock.now() == pytest.approx(host.true() + ahead_s)
     await keeper.look()
     assert clock.now() == pytest.approx(host.true(), abs=host.trip_s)
@@ -52,7 +52,7 @@ async def test_steps_of_the_hosts_clock_move_nothing() -> None:
     """Somebody sets the clock, right or wrong: what is stamped goes on steadily."""
     host = Host(0.0)
     clock = Clock(host.wall, host.steady)
-    keeper = ClockKeeper(host.ask, clock)
+    keeper = ClockSync(host.ask, clock)
     await keeper.look()
     await keeper.check()
     host.ahead_s = 7200.0
@@ -64,7 +64,7 @@ async def test_small_differences_are_approached_and_never_overshot() -> None:
     """Two servers of a cluster differ a little: time does not jump to and fro."""
     host = Host(0.0)
     clock = Clock(host.wall, host.steady)
-    keeper = ClockKeeper(host.ask, clock)
+    keeper = ClockSync(host.ask, clock)
     await keeper.look()
     host.server_s += 0.4
     errors = []
@@ -82,5 +82,5 @@ async def test_a_slow_answer_teaches_nothing() -> None:
     host = Host(3600.0)
     clock = Clock(host.wall, host.steady)
     host.trip_s = 5.0
-    await ClockKeeper(host.ask, clock).look()
+    await ClockSync(host.ask, clock).look()
     assert clock.ahead_s == pytest.approx(0.0)

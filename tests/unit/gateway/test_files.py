@@ -12,9 +12,9 @@ import pytest
 from backbone.testing.blobs import MemoryBlobStore
 from backbone.testing.documents import MemoryDocumentStore
 from gateway.app import make_app
-from gateway.auth.authenticator import Auth, Principal
+from gateway.auth.authenticator import Authenticator, Principal
 from gateway.dependencies import Parts
-from gateway.files import MAX_NAME, FileNotFound, Files
+from gateway.files import MAX_NAME, FileNotFound, FileStore
 from gateway.http.body_memory import BodyMemory
 from schemas.errors import Unavailable
 from schemas.files import UPLOAD_PURPOSES, FileRecord
@@ -31,8 +31,8 @@ class Gateway:
         self.now = 0.0
         self.documents = MemoryDocumentStore(lambda: self.now)
         self.blobs = MemoryBlobStore()
-        self.files = Files(self.documents, self.blobs, LIMIT, KEEP_S, BodyMemory(10_000_000), 5.0)
-        app = make_app(cast("Parts", SimpleNamespace(files=self.files, auth=Auth(KEY))))
+        self.files = FileStore(self.documents, self.blobs, LIMIT, KEEP_S, BodyMemory(10_000_000), 5.0)
+        app = make_app(cast("Parts", SimpleNamespace(files=self.files, auth=Authenticator(KEY))))
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(app), base_url="http://test", headers={"authorization": f"Bearer {KEY}"}
         )
@@ -257,7 +257,7 @@ class TestOwners:
 
     async def test_a_key_without_the_scope_is_refused(self, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
         """403, before anything is read."""
-        monkeypatch.setattr(Auth, "check", lambda *_: Principal("alice", scopes=frozenset()))
+        monkeypatch.setattr(Authenticator, "check", lambda *_: Principal("alice", scopes=frozenset()))
         assert (await gateway.upload()).status_code == 403
         assert (await gateway.http.get("/v1/files")).status_code == 403
 
@@ -273,7 +273,7 @@ class TestReplacing:
         assert list(gateway.blobs.stored()) == [second.blob]
 
 
-async def keep(files: Files, owner: str, data: bytes, file_id: str = "") -> FileRecord:
+async def keep(files: FileStore, owner: str, data: bytes, file_id: str = "") -> FileRecord:
     writer = files.writer(owner, 60)
     await writer.write(data)
     blob = await writer.close()

@@ -13,8 +13,8 @@ import pytest
 from backbone.bus.nats.broadcast import MemoryBroadcast
 from backbone.testing.documents import MemoryDocumentStore
 from gateway.app import make_app
-from gateway.auth.authenticator import Auth
-from gateway.auth.key_store import KeyRing
+from gateway.auth.authenticator import Authenticator
+from gateway.auth.key_store import KeyStore
 from gateway.dependencies import Parts
 
 TOKEN = "sk-test"
@@ -26,8 +26,8 @@ class Gateway:
 
     def __init__(self) -> None:
         self.documents = MemoryDocumentStore()
-        self.ring = KeyRing(self.documents, MemoryBroadcast())
-        app = make_app(cast("Parts", SimpleNamespace(auth=Auth(TOKEN, self.ring), keys=self.ring)))
+        self.ring = KeyStore(self.documents, MemoryBroadcast())
+        app = make_app(cast("Parts", SimpleNamespace(auth=Authenticator(TOKEN, self.ring), keys=self.ring)))
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test", headers=BEARER)
 
     async def ask(self, method: str, path: str = "/v1/keys", **options: Any) -> tuple[int, Any]:

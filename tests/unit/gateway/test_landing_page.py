@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.landing_page import DEFAULT_BASE, POLICY, Welcome, wants_json
+from gateway.landing_page import DEFAULT_BASE, POLICY, LandingPage, wants_json
 
 
 def scope(host: str | None = "gw.example:8800", *, client: str = "203.0.113.9", scheme: str = "http") -> dict[str, Any]:
@@ -34,21 +34,21 @@ class Page(HTMLParser):
         self.text += data
 
 
-def page(welcome: Welcome, scope_: dict[str, Any], *, ready: bool = True) -> Page:
+def page(welcome: LandingPage, scope_: dict[str, Any], *, ready: bool = True) -> Page:
     return Page(welcome.page(scope_, ready=ready))
 
 
 @pytest.mark.parametrize("host", ["gw.example:8800", "127.0.0.1:8800", "[::1]:9000", "nexus"])
 def test_examples_have_the_url_that_the_reader_used(host: str) -> None:
     """They can be pasted as they stand, but for the key and the model."""
-    text = page(Welcome(), scope(host, scheme="https")).text
+    text = page(LandingPage(), scope(host, scheme="https")).text
     assert text.count(f"https://{host}/v1") == 4
-    assert Welcome().summary(scope(host), ready=True)["base_url"] == f"http://{host}/v1"
+    assert LandingPage().summary(scope(host), ready=True)["base_url"] == f"http://{host}/v1"
 
 
 def test_a_configured_url_goes_first() -> None:
     """PUBLIC_URL, whatever the request says."""
-    assert "https://ai.example/nexus/v1" in page(Welcome("https://ai.example/nexus/"), scope("evil.example")).text
+    assert "https://ai.example/nexus/v1" in page(LandingPage("https://ai.example/nexus/"), scope("evil.example")).text
 
 
 @pytest.mark.parametrize(
@@ -60,29 +60,32 @@ def test_a_configured_url_goes_first() -> None:
 )
 def test_a_host_that_is_none_is_not_repeated(host: str | None) -> None:
     """Nor is the address of this process shown in its place."""
-    made = Welcome().page(scope(host), ready=True)
-    assert made == Welcome().page(scope(DEFAULT_BASE.removeprefix("http://")), ready=True)
+    made = LandingPage().page(scope(host), ready=True)
+    assert made == LandingPage().page(scope(DEFAULT_BASE.removeprefix("http://")), ready=True)
     assert "10.1.2.3" not in made
 
 
 def test_the_state_is_one_of_two_words() -> None:
     """As `/readyz` says it to strangers."""
-    assert "is ready for requests" in page(Welcome(), scope()).text
-    assert "cannot serve requests" in page(Welcome(), scope(), ready=False).text
-    assert [Welcome().summary(scope(), ready=ready)["status"] for ready in (True, False)] == ["ready", "unavailable"]
+    assert "is ready for requests" in page(LandingPage(), scope()).text
+    assert "cannot serve requests" in page(LandingPage(), scope(), ready=False).text
+    assert [LandingPage().summary(scope(), ready=ready)["status"] for ready in (True, False)] == [
+        "ready",
+        "unavailable",
+    ]
 
 
 def test_no_version_for_strangers() -> None:
     """Who looks for known holes learns nothing."""
-    summary = Welcome().summary(scope(), ready=True)
+    summary = LandingPage().summary(scope(), ready=True)
     assert set(summary) == {"name", "status", "base_url"}
-    assert not re.search(r"\d+\.\d+\.\d+", Welcome().page(scope(), ready=True))
+    assert not re.search(r"\d+\.\d+\.\d+", LandingPage().page(scope(), ready=True))
 
 
 def test_the_page_loads_nothing_and_runs_nothing() -> None:
     """Its policy allows its own style, by its hash, and an empty icon."""
-    made = Welcome().page(scope(), ready=True)
-    found = page(Welcome(), scope())
+    made = LandingPage().page(scope(), ready=True)
+    found = page(LandingPage(), scope())
     assert found.links == ["data:,"]
     assert not {"script", "img", "form", "iframe", "object"} & set(found.elements)
     assert " style=" not in made
@@ -93,8 +96,8 @@ def test_the_page_loads_nothing_and_runs_nothing() -> None:
 
 def test_where_the_documentation_is() -> None:
     """On this port, where PUBLIC_ROUTES has it; on the observability port, for readers on this machine alone."""
-    assert page(Welcome(documented=True), scope()).links[1:] == ["docs", "openapi.json"]
-    here = Welcome(observability_port=8801)
+    assert page(LandingPage(documented=True), scope()).links[1:] == ["docs", "openapi.json"]
+    here = LandingPage(observability_port=8801)
     for host in ("127.0.0.1", "localhost", "[::1]"):
         links = page(here, scope(f"{host}:8800", client="127.0.0.1")).links[1:]
         assert links == [f"http://{host}:8801/docs", f"http://{host}:8801/openapi.json"]

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 from prometheus_client import generate_latest
 
-from gateway.cached_result import SharedResult
+from gateway.cached_result import CachedResult
 from gateway.metrics import GatewayMetrics
-from gateway.metrics_text import Exposition
+from gateway.metrics_text import MetricsExposition
 
 
 async def test_the_text_is_prometheus_own() -> None:
@@ -20,14 +20,16 @@ async def test_the_text_is_prometheus_own() -> None:
         metrics.itl.observe(f"model-{number}", 0.01)
     stable = [line for line in generate_latest(metrics.registry).splitlines() if not line.startswith(b"process_")]
     assert [
-        line for line in (await Exposition(metrics.registry).text()).splitlines() if not line.startswith(b"process_")
+        line
+        for line in (await MetricsExposition(metrics.registry).text()).splitlines()
+        if not line.startswith(b"process_")
     ] == stable
 
 
 async def test_the_loop_goes_on_while_the_text_is_made() -> None:
     """No scrape keeps streams waiting for all of the text."""
     metrics, turns = GatewayMetrics(), 0
-    making = asyncio.create_task(Exposition(metrics.registry).text())
+    making = asyncio.create_task(MetricsExposition(metrics.registry).text())
     while not making.done():
         turns += 1
         await asyncio.sleep(0)
@@ -44,14 +46,14 @@ async def test_all_who_ask_share_one_making() -> None:
         await gate.wait()
         return made
 
-    shared = SharedResult(make, 60.0)
+    shared = CachedResult(make, 60.0)
     asking = [asyncio.create_task(shared.get()) for _ in range(10)]
     await asyncio.sleep(0)
     asking[0].cancel()  # who goes away takes nothing from the others
     gate.set()
     assert await asyncio.gather(*asking[1:]) == [1] * 9
     assert await shared.get() == 1
-    fresh = SharedResult(make, 0.0)
+    fresh = CachedResult(make, 0.0)
     assert (await fresh.get(), await fresh.get()) == (2, 3)
 
 
@@ -64,7 +66,7 @@ async def test_a_failure_is_not_kept() -> None:
             raise ValueError("no")
         return "text"
 
-    shared = SharedResult(make, 60.0)
+    shared = CachedResult(make, 60.0)
     with pytest.raises(ValueError, match="no"):
         await shared.get()
     fail = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.model_catalog import Catalogue
+from gateway.model_catalog import ModelCatalog
 from schemas.errors import InvalidRequest, ModelNotFound, Unavailable
 from schemas.jobs import Capability
 from schemas.presence import Alias, CatalogEntry, ModelOffer, RegistrySnapshot, WorkerPresence, WorkerState
@@ -21,12 +21,12 @@ def offer(name: str, capabilities: tuple[Capability, ...] = CHAT, **more: object
     return ModelOffer(name=name, capabilities=capabilities, **more)  # type: ignore[arg-type]
 
 
-def catalogue(
+def catalog(
     *workers: WorkerPresence,
     known: tuple[CatalogEntry, ...] = (),
     aliases: dict[str, tuple[str, ...]] | None = None,
-) -> Catalogue:
-    made = Catalogue()
+) -> ModelCatalog:
+    made = ModelCatalog()
     made.load(
         RegistrySnapshot(
             workers={w.id: w for w in workers},
@@ -39,7 +39,7 @@ def catalogue(
 
 def test_before_the_first_snapshot_nobody_knows() -> None:
     """Before the registry has been read, an unknown model is 503, not 404: it may exist."""
-    fresh = Catalogue()
+    fresh = ModelCatalog()
     assert not fresh.ready
     with pytest.raises(Unavailable):
         fresh.resolve("m", Capability.CHAT)
@@ -47,7 +47,7 @@ def test_before_the_first_snapshot_nobody_knows() -> None:
 
 def test_a_live_model_resolves() -> None:
     """A model that a ready worker offers can be used."""
-    made = catalogue(worker("w", offer("org/m:tag")))
+    made = catalog(worker("w", offer("org/m:tag")))
     assert made.ready
     assert made.resolve("org/m:tag", Capability.CHAT) == "org/m:tag"
     assert [model.name for model in made.live()] == ["org/m:tag"]
@@ -56,7 +56,7 @@ def test_a_live_model_resolves() -> None:
 def test_an_unknown_model_is_404() -> None:
     """An unknown name is `model_not_found`, with `param` and, if it is long, cut short."""
     with pytest.raises(ModelNotFound) as caught:
-        catalogue(worker("w", offer("m"))).resolve("x" * 250, Capability.CHAT)
+        catalog(worker("w", offer("m"))).resolve("x" * 250, Capability.CHAT)
     assert caught.value.info.param == "model"
     assert "x" * 100 + "…" in caught.value.info.message
     assert "x" * 101 not in caught.value.info.message
@@ -65,7 +65,7 @@ def test_an_unknown_model_is_404() -> None:
 @pytest.mark.parametrize("state", [WorkerState.DRAINING, WorkerState.UNHEALTHY])
 def test_a_model_without_a_ready_worker_is_503(state: WorkerState) -> None:
     """A model whose workers all drain or are ill exists, but cannot be used; nor is it listed."""
-    made = catalogue(worker("w", offer("m"), state=state))
+    made = catalog(worker("w", offer("m"), state=state))
     assert made.live() == []
     assert made.get("m") is not None
     with pytest.raises(Unavailable, match="no live worker"):
@@ -74,7 +74,7 @@ def test_a_model_without_a_ready_worker_is_503(state: WorkerState) -> None:
 
 def test_a_model_that_was_served_once_is_503() -> None:
     """So is one that only the catalogue of all time knows."""
-    made = catalogue(known=(CatalogEntry(name="old", capabilities=CHAT, created=5),))
+    made = catalog(known=(CatalogEntry(name="old", capabilities=CHAT, created=5),))
     with pytest.raises(Unavailable):
         made.resolve("old", Capability.CHAT)
     old = made.get("old")
@@ -85,13 +85,13 @@ def test_a_model_that_was_served_once_is_503() -> None:
 def test_a_model_that_cannot_do_that_is_400() -> None:
     """Embeddings from a chat model are a wrong request, and retrying does not help."""
     with pytest.raises(InvalidRequest) as caught:
-        catalogue(worker("w", offer("m"))).resolve("m", Capability.EMBEDDINGS)
+        catalog(worker("w", offer("m"))).resolve("m", Capability.EMBEDDINGS)
     assert (caught.value.info.code, caught.value.info.param) == ("unsupported_model", "model")
 
 
 def test_what_several_workers_offer_is_joined() -> None:
     """A model can do what any of its ready workers can."""
-    made = catalogue(
+    made = catalog(
         worker("a", offer("m", BOTH), state=WorkerState.DRAINING),
         worker("b", offer("m", CHAT, context_length=4096)),
         worker("c", offer("m", CHAT, created=7)),
@@ -107,7 +107,7 @@ def test_what_several_workers_offer_is_joined() -> None:
 
 def test_a_snapshot_replaces_the_one_before() -> None:
     """What is gone from the registry is gone from the list, which is sorted by name."""
-    made = catalogue(worker("w", offer("z"), offer("a"), offer("m")))
+    made = catalog(worker("w", offer("z"), offer("a"), offer("m")))
     assert [model.name for model in made.live()] == ["a", "m", "z"]
     made.load(RegistrySnapshot(workers={"w": worker("w", offer("m"))}))
     assert [model.name for model in made.live()] == ["m"]
@@ -120,7 +120,7 @@ GONE = CatalogEntry(name="gone", capabilities=CHAT)
 
 def test_what_offers_say_of_voices_and_embeddings_is_joined() -> None:
     """Each voice once, in the order of the workers."""
-    made = catalogue(
+    made = catalog(
         worker("a", offer("m", SPEECH, voices=("joe", "amy"))),
         worker("b", offer("m", SPEECH, voices=("amy", "zoe"))),
         worker("c", offer("e", (Capability.EMBEDDINGS,), embedding_length=384)),
@@ -135,20 +135,18 @@ def test_what_offers_say_of_voices_and_embeddings_is_joined() -> None:
 class TestAliases:
     def test_the_first_live_target_serves(self) -> None:
         """In the order of the targets, whatever else is live."""
-        made = catalogue(
-            worker("w", offer("a"), offer("b")), known=(GONE,), aliases={"x": ("missing", "gone", "b", "a")}
-        )
+        made = catalog(worker("w", offer("a"), offer("b")), known=(GONE,), aliases={"x": ("missing", "gone", "b", "a")})
         assert made.resolve("x", Capability.CHAT) == "b"
 
     def test_each_capability_finds_its_own_target(self) -> None:
         """One alias may stand for a model that chats and one that speaks."""
-        made = catalogue(worker("w", offer("talk", SPEECH), offer("chat")), aliases={"x": ("talk", "chat")})
+        made = catalog(worker("w", offer("talk", SPEECH), offer("chat")), aliases={"x": ("talk", "chat")})
         assert made.resolve("x", Capability.CHAT) == "chat"
         assert made.resolve("x", Capability.SPEECH) == "talk"
 
     def test_a_model_has_precedence_over_an_alias_of_its_name(self) -> None:
         """Also one without a live worker: its requests are never answered by another model."""
-        made = catalogue(
+        made = catalog(
             worker("w", offer("m"), offer("other")),
             known=(GONE,),
             aliases={"m": ("other",), "gone": ("other",)},
@@ -162,11 +160,11 @@ class TestAliases:
     def test_an_alias_is_not_followed_to_another_one(self, aliases: dict[str, tuple[str, ...]]) -> None:
         """However they got there, they cannot make a loop."""
         with pytest.raises(ModelNotFound):
-            catalogue(worker("w", offer("m")), aliases=aliases).resolve("x", Capability.CHAT)
+            catalog(worker("w", offer("m")), aliases=aliases).resolve("x", Capability.CHAT)
 
     def test_targets_without_a_live_worker_are_503(self) -> None:
         """Later it may work; the message says what the alias stands for."""
-        made = catalogue(worker("w", offer("talk", SPEECH)), known=(GONE,), aliases={"x": ("talk", "gone")})
+        made = catalog(worker("w", offer("talk", SPEECH)), known=(GONE,), aliases={"x": ("talk", "gone")})
         with pytest.raises(Unavailable) as caught:
             made.resolve("x", Capability.CHAT)
         assert "alias 'x' (for 'talk', 'gone')" in caught.value.info.message
@@ -174,19 +172,19 @@ class TestAliases:
     def test_no_known_target_is_404(self) -> None:
         """It names the alias and its targets, so that a misspelt one is seen."""
         with pytest.raises(ModelNotFound) as caught:
-            catalogue(worker("w", offer("m")), aliases={"x": ("mm", "n")}).resolve("x", Capability.CHAT)
+            catalog(worker("w", offer("m")), aliases={"x": ("mm", "n")}).resolve("x", Capability.CHAT)
         assert "alias 'x' (for 'mm', 'n')" in caught.value.info.message
         assert caught.value.info.param == "model"
 
     def test_targets_that_cannot_do_that_are_400(self) -> None:
         """As for a model."""
         with pytest.raises(InvalidRequest) as caught:
-            catalogue(worker("w", offer("m")), aliases={"x": ("m",)}).resolve("x", Capability.SPEECH)
+            catalog(worker("w", offer("m")), aliases={"x": ("m",)}).resolve("x", Capability.SPEECH)
         assert (caught.value.info.code, caught.value.info.param) == ("unsupported_model", "model")
 
     def test_listed_are_those_that_resolve(self) -> None:
         """With what the model behind them has, sorted among the models."""
-        made = catalogue(
+        made = catalog(
             worker("w", offer("m", BOTH, context_length=4096, created=7), offer("z", SPEECH, voices=("joe",))),
             known=(GONE,),
             aliases={"x": ("gone", "m", "z"), "dead": ("gone",), "void": ("nothing",)},
@@ -204,14 +202,14 @@ class TestAliases:
 
     def test_the_default_for_a_capability_is_an_alias(self) -> None:
         """`default-<capability>`, where there is one."""
-        made = catalogue(worker("w", offer("a"), offer("b")), aliases={"default-chat": ("b",)})
+        made = catalog(worker("w", offer("a"), offer("b")), aliases={"default-chat": ("b",)})
         assert made.resolve(made.default(Capability.CHAT), Capability.CHAT) == "b"
 
 
 class TestNamesWithoutATag:
     def test_a_bare_name_is_latest(self) -> None:
         """It goes to the same queue, and the list has one entry for both."""
-        made = catalogue(worker("w", offer("llama3:latest"), offer("org/llama3:8b")))
+        made = catalog(worker("w", offer("llama3:latest"), offer("org/llama3:8b")))
         assert made.resolve("llama3", Capability.CHAT) == "llama3:latest"
         assert made.resolve("llama3:latest", Capability.CHAT) == "llama3:latest"
         assert [model.name for model in made.listed()] == ["llama3:latest", "org/llama3:8b"]
@@ -223,26 +221,26 @@ class TestNamesWithoutATag:
 
     def test_latest_is_the_bare_name(self) -> None:
         """A server that lists models without tags serves what a client of Ollama asks for."""
-        assert catalogue(worker("w", offer("llama3"))).resolve("llama3:latest", Capability.CHAT) == "llama3"
+        assert catalog(worker("w", offer("llama3"))).resolve("llama3:latest", Capability.CHAT) == "llama3"
 
     def test_two_servers_that_offer_both_names_get_what_is_asked_for(self) -> None:
         """Exactly the name that was asked for goes first."""
-        made = catalogue(worker("v", offer("llama3")), worker("o", offer("llama3:latest")))
+        made = catalog(worker("v", offer("llama3")), worker("o", offer("llama3:latest")))
         assert made.resolve("llama3", Capability.CHAT) == "llama3"
         assert made.resolve("llama3:latest", Capability.CHAT) == "llama3:latest"
 
     def test_a_live_model_goes_before_one_that_is_gone(self) -> None:
         """A worker that offered the bare name has been replaced by one that offers the other."""
         gone = CatalogEntry(name="llama3", capabilities=CHAT)
-        made = catalogue(worker("w", offer("llama3:latest")), known=(gone,))
+        made = catalog(worker("w", offer("llama3:latest")), known=(gone,))
         assert made.resolve("llama3", Capability.CHAT) == "llama3:latest"
-        alone = catalogue(known=(gone,))
+        alone = catalog(known=(gone,))
         assert alone.resolve("llama3:latest", Capability.CHAT, may_wait=True) == "llama3"
         with pytest.raises(Unavailable):
             alone.resolve("llama3:latest", Capability.CHAT)
 
     def test_aliases_have_both_forms_as_targets_and_go_before_the_other_form(self) -> None:
-        made = catalogue(worker("w", offer("llama3:latest"), offer("m")), aliases={"x": ("llama3",), "llama3": ("m",)})
+        made = catalog(worker("w", offer("llama3:latest"), offer("m")), aliases={"x": ("llama3",), "llama3": ("m",)})
         assert made.resolve("x", Capability.CHAT) == "llama3:latest"
         assert made.resolve("llama3", Capability.CHAT) == "m", "an operator's own word"
         shown = made.get("llama3")
@@ -252,7 +250,7 @@ class TestNamesWithoutATag:
 
 def test_which_workers_hold_a_model_is_known() -> None:
     """Of those that are ready and whose servers say so; the smallest context counts, as any of them may get a request."""
-    made = catalogue(
+    made = catalog(
         worker("a", offer("m", loaded=False, context_length=8192)),
         worker("b", offer("m", loaded=False, loading=True, context_length=4096)),
         worker("c", offer("m", loaded=True, context_length=6144)),
@@ -267,7 +265,7 @@ def test_which_workers_hold_a_model_is_known() -> None:
 
 def test_what_only_manages_models_is_not_listed() -> None:
     """Nor known by its name; its queue is open all the same."""
-    made = catalogue(worker("w", offer("m"), offer("worker:w", (Capability.MODELS,))), aliases={"x": ("worker:w",)})
+    made = catalog(worker("w", offer("m"), offer("worker:w", (Capability.MODELS,))), aliases={"x": ("worker:w",)})
     assert [model.name for model in made.listed()] == ["m"]
     assert (made.get("worker:w"), made.get("x")) == (None, None)
     assert [model.name for model in made.live()] == ["m", "worker:w"]

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from gateway.app import ENDPOINTS
-from gateway.http.request_body import check
-from gateway.model_catalog import Catalogue
+from gateway.http.request_body import validate_body
+from gateway.model_catalog import ModelCatalog
 from gateway.routes.model_jobs import choose_worker
 from schemas.errors import InvalidRequest, NexusError, NotFound
 from schemas.jobs import Capability
@@ -16,7 +16,7 @@ from schemas.model_jobs import ModelJobRequest
 from schemas.presence import ModelOffer, RegistrySnapshot, WorkerPresence, WorkerState
 
 
-def managing(*ids: str, state: WorkerState = WorkerState.READY) -> Catalogue:
+def managing(*ids: str, state: WorkerState = WorkerState.READY) -> ModelCatalog:
     """A catalogue with workers that manage models, and one that does not."""
     workers = {
         name: WorkerPresence(
@@ -30,14 +30,14 @@ def managing(*ids: str, state: WorkerState = WorkerState.READY) -> Catalogue:
     }
     chats = ModelOffer(name="m", capabilities=(Capability.CHAT,))
     workers["plain"] = WorkerPresence(id="plain", backend="openai", host="h", models=(chats,))
-    made = Catalogue()
+    made = ModelCatalog()
     made.load(RegistrySnapshot(workers=workers))
     return made
 
 
-def choose(catalogue: Catalogue, **fields: Any) -> str:
-    request = check({"model": "llama3.2:1b", **fields}, ModelJobRequest)
-    return choose_worker(request, catalogue, Capability.MODELS)
+def choose(catalog: ModelCatalog, **fields: Any) -> str:
+    request = validate_body({"model": "llama3.2:1b", **fields}, ModelJobRequest)
+    return choose_worker(request, catalog, Capability.MODELS)
 
 
 def test_the_only_one_need_not_be_named() -> None:

@@ -7,17 +7,17 @@ from time import process_time
 
 import pytest
 
-from gateway.model_suggestions import BURST, COMPARED, RATE, Suggestions, did_you_mean
+from gateway.model_suggestions import BURST, COMPARED, RATE, ModelSuggestions, did_you_mean
 from schemas.errors import ModelNotFound
 from schemas.jobs import Capability
 from schemas.presence import WorkerState
-from tests.unit.gateway.test_model_catalog import catalogue, offer, worker
+from tests.unit.gateway.test_model_catalog import catalog, offer, worker
 
 MODELS = ("smollm2", "piper-joe", "whisper-tiny.en", "multilingual-e5-small-q4", "org/Qwen2.5-7B-Instruct")
 
 
-def suggestions(*names: str) -> Suggestions:
-    made = Suggestions()
+def suggestions(*names: str) -> ModelSuggestions:
+    made = ModelSuggestions()
     made.load(names)
     return made
 
@@ -62,7 +62,7 @@ def test_new_names_count_at_once() -> None:
 def test_a_flood_of_unknown_names_does_little_work() -> None:
     """Beyond the rate nothing is looked for, but what was found before is remembered."""
     now = 0.0
-    made = Suggestions(clock=lambda: now)
+    made = ModelSuggestions(clock=lambda: now)
     made.load(MODELS)
     found = [made.nearest(f"smollm{number}") for number in range(3, 1000)]
     assert found.count("smollm2") == BURST
@@ -88,7 +88,7 @@ class TestInTheCatalogue:
     """Where callers see it."""
 
     def test_an_unknown_model_is_refused_with_the_name_that_was_meant(self) -> None:
-        made = catalogue(worker("w", offer("smollm2"), offer("worker:w", (Capability.MODELS,))))
+        made = catalog(worker("w", offer("smollm2"), offer("worker:w", (Capability.MODELS,))))
         with pytest.raises(ModelNotFound, match=r"'smolm2' does not exist\. Did you mean 'smollm2'"):
             made.resolve("smolm2", Capability.CHAT)
         with pytest.raises(ModelNotFound) as caught:
@@ -96,13 +96,13 @@ class TestInTheCatalogue:
         assert "Did you mean" not in caught.value.info.message, "workers are no models"
 
     def test_what_nobody_can_use_now_is_not_suggested(self) -> None:
-        made = catalogue(worker("w", offer("smollm2"), state=WorkerState.DRAINING))
+        made = catalog(worker("w", offer("smollm2"), state=WorkerState.DRAINING))
         with pytest.raises(ModelNotFound) as caught:
             made.resolve("smolm2", Capability.CHAT)
         assert "Did you mean" not in caught.value.info.message
 
     def test_an_alias_may_be_meant_and_may_name_what_is_not_there(self) -> None:
-        made = catalogue(worker("w", offer("piper-joe")), aliases={"team-chat": ("piper-joe",), "tts-1": ("joe",)})
+        made = catalog(worker("w", offer("piper-joe")), aliases={"team-chat": ("piper-joe",), "tts-1": ("joe",)})
         with pytest.raises(ModelNotFound, match="Did you mean 'team-chat'"):
             made.resolve("team_chat", Capability.CHAT)
         with pytest.raises(ModelNotFound, match=r"for 'joe'\) exists\. Did you mean 'piper-joe'"):

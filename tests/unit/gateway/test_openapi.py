@@ -13,7 +13,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from backbone.settings import PUBLIC_ROUTES
 from gateway.app import ENDPOINTS, make_app
 from gateway.dependencies import Parts
-from gateway.http.path_methods import PathMethods
+from gateway.http.path_methods import AllowedMethods
 from gateway.openapi.enrichment import complete
 from gateway.openapi.operation import SSE_TYPE
 from gateway.openapi.operations import OPERATIONS, TAGS
@@ -166,9 +166,9 @@ def test_keys_are_asked_for_where_they_are_needed(operations: dict[str, JSON]) -
 
 def test_options_names_the_methods_of_a_path(api: Any) -> None:
     """`Allow` holds what the path takes, and nothing else."""
-    methods = PathMethods(api.routes)
-    assert methods.of("/v1/chat/completions") == b"OPTIONS, POST"
-    assert methods.of("/v1/files/file-1") == b"DELETE, GET, HEAD, OPTIONS"
-    assert methods.of("/v1/aliases/a/b") == b"DELETE, OPTIONS, PUT"
-    assert methods.of("/v1/models/pull") == b"OPTIONS, POST"
-    assert methods.of("/v1/nothing") == b""
+    methods = AllowedMethods(api.routes)
+    assert methods.allow_header("/v1/chat/completions") == b"OPTIONS, POST"
+    assert methods.allow_header("/v1/files/file-1") == b"DELETE, GET, HEAD, OPTIONS"
+    assert methods.allow_header("/v1/aliases/a/b") == b"DELETE, OPTIONS, PUT"
+    assert methods.allow_header("/v1/models/pull") == b"OPTIONS, POST"
+    assert methods.allow_header("/v1/nothing") == b""

@@ -11,9 +11,9 @@ import pytest
 
 from backbone.testing.registry import MemoryHub, MemoryRegistry
 from gateway.app import make_app
-from gateway.auth.authenticator import Auth
+from gateway.auth.authenticator import Authenticator
 from gateway.dependencies import Parts
-from gateway.model_catalog import Catalogue
+from gateway.model_catalog import ModelCatalog
 from schemas.jobs import Capability
 from schemas.presence import ModelOffer, WorkerPresence, WorkerState
 
@@ -36,10 +36,10 @@ class Gateway:
     def __init__(self) -> None:
         self.hub = MemoryHub()
         self.registry = MemoryRegistry(self.hub)
-        catalogue = Catalogue()
-        self.registry.subscribe(catalogue.load)
-        dispatcher = SimpleNamespace(registry=self.registry, catalogue=catalogue, listed=catalogue.listed)
-        app = make_app(cast("Parts", SimpleNamespace(dispatcher=dispatcher, auth=Auth(KEY))))
+        catalog = ModelCatalog()
+        self.registry.subscribe(catalog.load)
+        dispatcher = SimpleNamespace(registry=self.registry, catalog=catalog, listed=catalog.listed)
+        app = make_app(cast("Parts", SimpleNamespace(dispatcher=dispatcher, auth=Authenticator(KEY))))
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(app), base_url="http://test", headers={"authorization": f"Bearer {KEY}"}
         )

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.http.unread_budget import UnreadBudget
-from gateway.sync.request_state import MAX_STARTS, MAX_UNREAD, SILENCE_GRACE_S, Call, State
+from gateway.sync.request_state import MAX_STARTS, MAX_UNREAD, SILENCE_GRACE_S, RequestState, SyncRequest
 from schemas.errors import WORKER_DRAINED, ErrorInfo, QueueFull
 from schemas.frames import (
     PROCEED,
@@ -54,7 +54,7 @@ class Rig:
             job="job_1", request_id="req_1", endpoint="/", capability=Capability.CHAT, model="m", public_model="m",
             stream=stream, reply="reply", limits=Limits(**limits),
         )  # fmt: skip
-        self.call = Call(self.bus, envelope, ACK_WAIT_S, unread)  # type: ignore[arg-type]
+        self.call = SyncRequest(self.bus, envelope, ACK_WAIT_S, unread)  # type: ignore[arg-type]
         self.shown = b""
 
     def hear(self, kind: FrameKind, delivery: int, seq: int, payload: bytes = b"") -> bytes | None:
@@ -93,7 +93,7 @@ async def test_a_plain_answer() -> None:
     rig.chunk(1, 2, b"b")
     rig.done(1, 3, b"c")
     assert rig.take() == b"abc"
-    assert (rig.call.state, rig.call.error, rig.call.worker) == (State.ENDED, None, "w1")
+    assert (rig.call.state, rig.call.error, rig.call.worker) == (RequestState.ENDED, None, "w1")
     assert rig.bus.released == ["reply"]
     assert not rig.bus.removed
 
@@ -167,7 +167,7 @@ async def test_a_job_handed_back_waits_again_and_does_not_count() -> None:
     for delivery in range(1, MAX_STARTS + 4):
         assert rig.start(delivery) == PROCEED
         rig.hear(FrameKind.RETURNED, delivery, 1, info)
-        assert rig.call.state is State.QUEUED
+        assert rig.call.state is RequestState.QUEUED
     assert rig.call.starts == 0
 
 
@@ -195,7 +195,7 @@ async def test_attempts_that_do_not_count_are_as_many_as_the_limit_on_waiting_al
         assert rig.start(delivery) == PROCEED
         rig.hear(FrameKind.RETURNED, delivery, 1, back(counted=False, retry_after_s=2.0))
     assert (rig.call.state, rig.call.starts, rig.call.queued_at, rig.call.began_at) == (
-        State.QUEUED,
+        RequestState.QUEUED,
         0,
         queued_at,
         None,
@@ -260,7 +260,7 @@ async def test_a_full_queue_is_the_callers_error() -> None:
     """A refused job ends the call with the refusal, and nothing is removed."""
     rig = Rig()
     rig.call.refused(QueueFull())
-    assert (rig.call.state, rig.code) == (State.ENDED, "queue_full")
+    assert (rig.call.state, rig.code) == (RequestState.ENDED, "queue_full")
     assert not rig.bus.removed
 
 
@@ -282,7 +282,7 @@ async def test_nothing_waits_without_a_bound(*, running: bool, shown: bool, afte
         rig.take()
     rig.call.check(rig.call.last_sign + after_s)
     assert rig.code == code
-    assert (rig.call.state is State.ENDED) == (code is not None)
+    assert (rig.call.state is RequestState.ENDED) == (code is not None)
 
 
 async def test_a_slow_reader_is_bounded() -> None:
@@ -310,7 +310,7 @@ async def test_a_stream_that_is_shed_is_not_complete(*, done: bool) -> None:
     assert other.take()
     assert budget.total == MIB // 2
     rig.call.shed()
-    assert (rig.code, rig.take(), rig.call.state) == ("slow_reader", b"", State.ENDED)
+    assert (rig.code, rig.take(), rig.call.state) == ("slow_reader", b"", RequestState.ENDED)
     assert budget.total == 0
 
 
@@ -319,7 +319,7 @@ async def test_what_is_not_a_frame_changes_nothing() -> None:
     rig = Rig()
     for junk in (b"", b"x", b"c 1\n", b"c one 1\nx", b"\xff\xfe"):
         assert rig.call.heard(junk) is None
-    assert rig.call.state is State.QUEUED
+    assert rig.call.state is RequestState.QUEUED
 
 
 ACTIONS = st.lists(

@@ -9,14 +9,14 @@ from typing import Any
 
 import uvicorn
 
-from gateway.health import Leaving
-from gateway.http.asgi import LINE, Line, Reply
+from gateway.health import ShutdownState
+from gateway.http.asgi import EXCHANGE, HttpExchange, Reply
 from gateway.http.connection import http_protocol
-from gateway.http.connection_limits import Connections
+from gateway.http.connection_limits import ConnectionLimiter
 from gateway.server import _Server
 from tests.conftest import Eventually
 
-Handler = Callable[[Line, Reply, Any], Awaitable[None]]
+Handler = Callable[[HttpExchange, Reply, Any], Awaitable[None]]
 REQUEST = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}"
 
 
@@ -25,10 +25,10 @@ async def serving(handler: Handler) -> AsyncIterator[int]:
     """A server whose requests go to `handler`, on the port that this yields."""
 
     async def app(scope: dict[str, Any], receive: Any, send: Any) -> None:
-        await handler(scope[LINE], Reply(send, "req_1"), receive)
+        await handler(scope[EXCHANGE], Reply(send, "req_1"), receive)
 
     listener = await asyncio.get_running_loop().run_in_executor(None, _listener)
-    protocol = http_protocol(5.0, Leaving(), Connections())
+    protocol = http_protocol(5.0, ShutdownState(), ConnectionLimiter())
     config = uvicorn.Config(app, http=protocol, lifespan="off", log_config=None, loop="none")  # type: ignore[arg-type]
     server = _Server(config)
     task = asyncio.create_task(server.serve(sockets=[listener]))
@@ -57,14 +57,14 @@ async def exchange(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWrite
 async def test_pushed_pieces_and_sent_ones_keep_their_order() -> None:
     """A stream may mix both ways of writing; the chunks arrive in the order they were written."""
 
-    async def handler(line: Line, reply: Reply, _receive: Any) -> None:
-        assert not line.push(b"before the head")
-        await reply.start(200, [])
-        assert line.push(b"one")
-        await reply.more(b"two")
-        assert line.push(b"three")
-        await reply.last(b"four")
-        assert not line.push(b"after the end")
+    async def handler(exchange: HttpExchange, reply: Reply, _receive: Any) -> None:
+        assert not exchange.push(b"before the head")
+        await reply.send_head(200, [])
+        assert exchange.push(b"one")
+        await reply.send_chunk(b"two")
+        assert exchange.push(b"three")
+        await reply.send_end(b"four")
+        assert not exchange.push(b"after the end")
 
     async with serving(handler) as port:
         reader, writer = await exchange(port)
@@ -79,10 +79,10 @@ async def test_pushed_pieces_and_sent_ones_keep_their_order() -> None:
 async def test_an_answer_of_known_length_is_not_pushed_into() -> None:
     """Chunks have no place in an answer with a Content-Length."""
 
-    async def handler(line: Line, reply: Reply, _receive: Any) -> None:
-        await reply.start(200, [(b"content-length", b"2")])
-        assert not line.push(b"xx")
-        await reply.last(b"ok")
+    async def handler(exchange: HttpExchange, reply: Reply, _receive: Any) -> None:
+        await reply.send_head(200, [(b"content-length", b"2")])
+        assert not exchange.push(b"xx")
+        await reply.send_end(b"ok")
 
     async with serving(handler) as port:
         reader, writer = await exchange(port)
@@ -94,9 +94,9 @@ async def test_a_joined_answer_is_whole_and_the_connection_goes_on() -> None:
     """Head and body leave together, also where the connection ends with them, and the next request is answered."""
     closing = False
 
-    async def handler(line: Line, reply: Reply, _receive: Any) -> None:
-        with line.joined():
-            await reply.whole(200, "text/plain", b"hello", [(b"connection", b"close")] if closing else None)
+    async def handler(exchange: HttpExchange, reply: Reply, _receive: Any) -> None:
+        with exchange.joined():
+            await reply.send_response(200, "text/plain", b"hello", [(b"connection", b"close")] if closing else None)
 
     async with serving(handler) as port:
         reader, writer = await exchange(port)
@@ -111,11 +111,11 @@ async def test_a_body_that_is_here_is_known_to_be(eventually: Eventually) -> Non
     """A request whose body came with its head needs no time limit; one that is still coming does."""
     seen: list[bool] = []
 
-    async def handler(line: Line, reply: Reply, receive: Any) -> None:
-        seen.append(line.body_complete)
+    async def handler(exchange: HttpExchange, reply: Reply, receive: Any) -> None:
+        seen.append(exchange.body_complete)
         while (await receive()).get("more_body"):
             pass
-        await reply.whole(200, "text/plain", b"ok")
+        await reply.send_response(200, "text/plain", b"ok")
 
     async with serving(handler) as port:
         reader, writer = await exchange(port)
@@ -131,13 +131,13 @@ async def test_a_body_that_is_here_is_known_to_be(eventually: Eventually) -> Non
 async def test_a_hang_up_is_heard_once(eventually: Eventually) -> None:
     """Whoever asked hears that the caller is gone; who asks too late hears it at once; who took it back, not."""
     heard: list[str] = []
-    lines: list[Line] = []
+    lines: list[HttpExchange] = []
 
-    async def handler(line: Line, _reply: Reply, receive: Any) -> None:
-        lines.append(line)
-        line.on_gone(lambda: heard.append("taken back"))
-        line.on_gone(None)
-        line.on_gone(lambda: heard.append("gone"))
+    async def handler(exchange: HttpExchange, _reply: Reply, receive: Any) -> None:
+        lines.append(exchange)
+        exchange.on_disconnect(lambda: heard.append("taken back"))
+        exchange.on_disconnect(None)
+        exchange.on_disconnect(lambda: heard.append("gone"))
         while (await receive())["type"] != "http.disconnect":
             pass
 
@@ -146,5 +146,5 @@ async def test_a_hang_up_is_heard_once(eventually: Eventually) -> None:
         await eventually(lambda: lines)
         writer.transport.abort()
         await eventually(lambda: heard)
-        lines[0].on_gone(lambda: heard.append("late"))
+        lines[0].on_disconnect(lambda: heard.append("late"))
     assert heard == ["gone", "late"]

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 
-from gateway.health import Leaving
+from gateway.health import ShutdownState
 from gateway.http.asgi import Receive, Reply, Scope, Send
 from gateway.server import _server
 
@@ -14,15 +14,15 @@ QUESTION = b"GET / HTTP/1.1\r\nhost: nexus\r\n\r\n"
 
 
 async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
-    await Reply(send, "req_1").whole(200, "text/plain", b"here")
+    await Reply(send, "req_1").send_response(200, "text/plain", b"here")
 
 
 async def test_who_has_just_connected_is_answered() -> None:
     """A connection that nobody has accepted when the server stops listening is answered, and then closed; the next one is refused."""
     listener = socket.create_server(("127.0.0.1", 0))
     address = listener.getsockname()
-    leaving = Leaving()
-    server = _server(app, 5.0, leaving, 5.0)
+    shutdown_state = ShutdownState()
+    server = _server(app, 5.0, shutdown_state, 5.0)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     while not server.started:
         await asyncio.sleep(0)
@@ -30,7 +30,7 @@ async def test_who_has_just_connected_is_answered() -> None:
     callers = [socket.create_connection(address) for _ in range(5)]
     for caller in callers[:3]:
         caller.sendall(QUESTION)
-    leaving.begin()
+    shutdown_state.begin()
     stopping = asyncio.create_task(server.shutdown([listener]))
     await asyncio.sleep(0)
     for caller in callers[3:]:

@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from gateway.signed_urls import Links, base_url
+from gateway.signed_urls import UrlSigner, base_url
 from schemas.errors import NotFound
 
 KEY = "sk-key"
@@ -20,9 +20,9 @@ def taken_apart(url: str) -> tuple[str, str, int, str]:
 
 
 def test_a_signed_url_is_accepted_as_it_is_and_not_otherwise() -> None:
-    links = Links(KEY, "", 60)
-    name, owner, expires, signature = taken_apart(links.sign("a" * 32, "alice", "http://h"))
-    links.check(name, owner, expires, signature)
+    url_signer = UrlSigner(KEY, "", 60)
+    name, owner, expires, signature = taken_apart(url_signer.sign("a" * 32, "alice", "http://h"))
+    url_signer.check(name, owner, expires, signature)
     for wrong in (
         ("b" * 32, owner, expires, signature),
         (name, "bob", expires, signature),
@@ -31,21 +31,21 @@ def test_a_signed_url_is_accepted_as_it_is_and_not_otherwise() -> None:
         (name, owner, expires, "é"),
     ):
         with pytest.raises(NotFound):
-            links.check(*wrong)
+            url_signer.check(*wrong)
     with pytest.raises(NotFound):
-        Links("another key", "", 60).check(name, owner, expires, signature)
+        UrlSigner("another key", "", 60).check(name, owner, expires, signature)
 
 
 def test_it_expires() -> None:
-    links = Links(KEY, "", -1)
+    url_signer = UrlSigner(KEY, "", -1)
     with pytest.raises(NotFound, match="expired"):
-        links.check(*taken_apart(links.sign("a", "alice", "http://h")))
+        url_signer.check(*taken_apart(url_signer.sign("a", "alice", "http://h")))
 
 
 def test_only_what_a_worker_keeps_is_rewritten() -> None:
     answer = {"created": 1, "data": [{"url": "nexus-blob:abc"}, {"url": "https://elsewhere/x"}, {"b64_json": "AA"}]}
     found = json.loads(
-        Links(KEY, "https://nexus.example/", 60).rewrite(json.dumps(answer).encode(), "alice", "http://h")
+        UrlSigner(KEY, "https://nexus.example/", 60).rewrite(json.dumps(answer).encode(), "alice", "http://h")
     )
     assert found["data"][0]["url"].startswith("https://nexus.example/v1/results/abc?owner=alice&expires=")
     assert found["data"][1:] == answer["data"][1:]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from gateway.sync.handler import _Request
-from gateway.sync.request_state import State
+from gateway.sync.request_state import RequestState
 
 
 class Pieces:
@@ -15,7 +15,7 @@ class Pieces:
     def __init__(self, *pieces: bytes) -> None:
         self._pieces, self._here = list(pieces), list[bytes]()
         self.envelope, self.error, self.done = SimpleNamespace(model="m"), None, object()
-        self.state, self.progress, self.direct = State.RUNNING, b"0", None
+        self.state, self.progress, self.direct = RequestState.RUNNING, b"0", None
 
     def take(self) -> bytes:
         return self._here.pop() if self._here else b""
@@ -28,7 +28,7 @@ class Pieces:
             self._here.append(self._pieces.pop(0))
             self.progress = b"%d" % len(self._pieces)
         else:
-            self.state = State.ENDED
+            self.state = RequestState.ENDED
 
 
 class Writes:
@@ -37,10 +37,10 @@ class Writes:
     def __init__(self) -> None:
         self.out = b""
 
-    async def more(self, data: bytes) -> None:
+    async def send_chunk(self, data: bytes) -> None:
         self.out += data
 
-    last = more
+    send_end = send_chunk
 
 
 async def test_progress_never_cuts_an_event() -> None:
@@ -51,10 +51,10 @@ async def test_progress_never_cuts_an_event() -> None:
             return True
 
         async def _comment(self, call: Any) -> None:
-            await self._reply.more(b": progress\n\n")
+            await self._reply.send_chunk(b": progress\n\n")
 
     request: Any = object.__new__(Request)
-    request._reply, request._line, request._type = Writes(), None, "application/json"
+    request._reply, request._exchange, request._type = Writes(), None, "application/json"
     request._side = SimpleNamespace(_metrics=SimpleNamespace(itl=SimpleNamespace(observe=lambda *_: None)))
     await request._stream(Pieces(b"data: one\n\n", b'data: {"b64":"', b"AAAA", b'"}\n\n', b"data: two\n\n"))
     events = request._reply.out.split(b"\n\n")

@@ -17,9 +17,9 @@ from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from backbone.testing.job_log import MemoryWorkerLog
 from backbone.testing.registry import MemoryHub, MemoryRegistry
 from gateway.dispatcher import Dispatcher
-from gateway.http.inference_body import Received
+from gateway.http.inference_body import ReceivedRequest
 from gateway.metrics import GatewayMetrics
-from gateway.sync.request_state import Call
+from gateway.sync.request_state import SyncRequest
 from schemas.jobs import Capability, Lane, Limits
 from tests.backends.doubles.ollama import OllamaDouble, StoredModel
 from tests.backends.doubles.router import RouterDouble
@@ -67,7 +67,7 @@ class Rig:
 
     async def ready(self) -> None:
         async with asyncio.timeout(10):
-            while not self.dispatcher.catalogue.live() or any(w.standing != "ready" for w, _ in self._lives):
+            while not self.dispatcher.catalog.live() or any(w.standing != "ready" for w, _ in self._lives):
                 await asyncio.sleep(0.005)
 
     async def run(self, model: str, lane: Lane = Lane.DEFAULT) -> None:
@@ -98,13 +98,13 @@ class Rig:
             while model not in server.loaded or self.ended.count(model) < before + 8:
                 await asyncio.sleep(0.005)
 
-    def _call(self, model: str, lane: Lane) -> Call:
+    def _call(self, model: str, lane: Lane) -> SyncRequest:
         body = json.dumps(
             {"model": model, "messages": [{"role": "user", "content": "count"}], "max_tokens": 4}
         ).encode()
         return self.dispatcher.call(
             request_id="req", endpoint="/v1/chat/completions", capability=Capability.CHAT, lane=lane, public_model=model,
-            stream=False, owner="o", received=Received(None, body),
+            stream=False, owner="o", received=ReceivedRequest(None, body),
         )  # fmt: skip
 
 

@@ -14,9 +14,9 @@ from backbone.testing.bus import MemoryBroker, MemoryGatewayBus, MemoryWorkerBus
 from backbone.testing.job_log import MemoryWorkerLog
 from backbone.testing.registry import MemoryHub, MemoryRegistry
 from gateway.dispatcher import Dispatcher
-from gateway.http.inference_body import Received
+from gateway.http.inference_body import ReceivedRequest
 from gateway.metrics import GatewayMetrics
-from gateway.sync.request_state import Call, State
+from gateway.sync.request_state import RequestState, SyncRequest
 from schemas.frames import Progress
 from schemas.jobs import Capability, Lane, Limits
 from schemas.presence import BackendLoad, Limitation, ModelOffer, WorkerState
@@ -102,14 +102,14 @@ class Rig:
         await self.dispatcher.start()
         self.life = asyncio.create_task(self.worker.run(MemoryWorkerBus(self.broker, self.worker.on_job)))
 
-    def call(self, model: str = "m", received: Received | None = None) -> Call:
+    def call(self, model: str = "m", received: ReceivedRequest | None = None) -> SyncRequest:
         return self.dispatcher.call(
             request_id="req", endpoint="/", capability=Capability.CHAT, lane=Lane.DEFAULT, public_model=model, stream=False,
-            owner="o", received=received or Received(None, b"{}"),
+            owner="o", received=received or ReceivedRequest(None, b"{}"),
         )  # fmt: skip
 
     def live(self) -> list[str]:
-        return [model.name for model in self.dispatcher.catalogue.live()]
+        return [model.name for model in self.dispatcher.catalog.live()]
 
     def problems(self) -> tuple[str, ...]:
         snapshot = self.registry.snapshot
@@ -205,7 +205,7 @@ async def test_a_caller_who_leaves_stops_the_backend(rig: Rig, eventually: Event
     await eventually(lambda: rig.live() == ["m"])
     rig.backend.go.clear()
     call = rig.call()
-    await eventually(lambda: rig.backend.ran and call.state is State.RUNNING)
+    await eventually(lambda: rig.backend.ran and call.state is RequestState.RUNNING)
     rig.dispatcher.finish(call)
     await eventually(lambda: rig.backend.stopped)
     await eventually(lambda: not rig.broker.jobs)
@@ -216,10 +216,10 @@ async def test_a_drained_worker_leaves_before_it_stops(rig: Rig, eventually: Eve
     await eventually(lambda: rig.live() == ["m"])
     rig.backend.go.clear()
     call = rig.call()
-    await eventually(lambda: call.state is State.RUNNING)
+    await eventually(lambda: call.state is RequestState.RUNNING)
     rig.worker.drain()
     await eventually(lambda: rig.state() is None)
-    await eventually(lambda: call.state is State.QUEUED)
+    await eventually(lambda: call.state is RequestState.QUEUED)
     assert call.starts == 0
     assert len(rig.broker.jobs) == 1
     rig.dispatcher.finish(call)
@@ -270,7 +270,7 @@ async def test_a_store_that_is_away_gives_the_job_back(rig: Rig, eventually: Eve
     await writer.write(b"{}")
     name = (await writer.close()).name
     rig.blobs.available = False
-    call = rig.call(received=Received(None, b"", body_blob=name))
+    call = rig.call(received=ReceivedRequest(None, b"", body_blob=name))
     await eventually(lambda: call.returned is not None)
     rig.blobs.available = True
     rig.backend.go.set()
@@ -280,7 +280,7 @@ async def test_a_store_that_is_away_gives_the_job_back(rig: Rig, eventually: Eve
 
 async def test_a_body_that_is_gone_is_a_clear_end(rig: Rig, eventually: Eventually) -> None:
     await eventually(lambda: rig.live() == ["m"])
-    call = rig.call(received=Received(None, b"", body_blob="0" * 32))
+    call = rig.call(received=ReceivedRequest(None, b"", body_blob="0" * 32))
     await call.wait_end()
     assert call.error is not None
     assert call.error.code == "content_gone"
@@ -291,7 +291,7 @@ async def test_queued_jobs_of_a_gateway_that_died_reach_no_backend(rig: Rig, eve
     await eventually(lambda: rig.live() == ["m"])
     rig.backend.go.clear()
     running = [rig.call(), rig.call()]
-    await eventually(lambda: len(rig.backend.ran) == 2 and all(call.state is State.RUNNING for call in running))
+    await eventually(lambda: len(rig.backend.ran) == 2 and all(call.state is RequestState.RUNNING for call in running))
     for _ in range(5):
         rig.call()
     await eventually(lambda: len(rig.broker.jobs) == 7)
@@ -313,7 +313,7 @@ async def test_a_gateway_that_is_only_reconnecting_gets_its_answer(rig: Rig, eve
     call = rig.call()
     rig.broker.listeners.pop(call.envelope.reply, None)
     await eventually(lambda: len(rig.backend.stopped) == 2, what="the backend has been stopped")
-    assert call.state is State.QUEUED
+    assert call.state is RequestState.QUEUED
     rig.broker.listeners.update(listeners)
     rig.broker.listeners[call.envelope.reply] = call.heard
     rig.backend.go.set()
@@ -337,7 +337,7 @@ async def test_a_refused_connection_stops_intake_until_the_backend_answers(rig: 
     await eventually(lambda: rig.state() is WorkerState.UNHEALTHY)
     asked = len(rig.backend.ran)
     assert asked == 1
-    assert (call.state, call.starts, call.error) == (State.QUEUED, 0, None)
+    assert (call.state, call.starts, call.error) == (RequestState.QUEUED, 0, None)
     rig.backend.run, rig.backend.up = usual, True  # type: ignore[method-assign]
     await call.wait_end()
     assert (call.error, call.take(), call.starts) == (None, b"answer of m", 1)
@@ -368,7 +368,7 @@ async def test_a_backend_that_asks_to_wait_is_left_alone_and_that_is_shown(rig: 
     await other.wait_end()
     assert other.take() == b"answer of n"
     assert len(rig.backend.ran) == 2
-    assert (call.state, call.starts, call.error) == (State.QUEUED, 0, None)
+    assert (call.state, call.starts, call.error) == (RequestState.QUEUED, 0, None)
     call.abandon()
 
 

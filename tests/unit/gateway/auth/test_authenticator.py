@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.auth.authenticator import Auth
+from gateway.auth.authenticator import Authenticator
 from schemas.errors import AuthenticationFailed
 
 KEY = "sk-a-key"
@@ -14,7 +14,7 @@ KEY = "sk-a-key"
 
 def check(token: str | None, *values: bytes) -> str:
     headers = [(b"host", b"nexus"), *((b"authorization", value) for value in values)]
-    return Auth(token).check({"headers": headers}).owner
+    return Authenticator(token).check({"headers": headers}).owner
 
 
 @pytest.mark.parametrize("value", [b"Bearer sk-a-key", b"bearer sk-a-key", b"BEARER  sk-a-key "])

@@ -13,7 +13,7 @@ from backbone.secret_files import ConfigurationError
 from backbone.settings import GatewaySettings
 from cli.gateway_client import find_target
 from cli.stack.data_dir import DataDir
-from gateway.auth.bootstrap_key import bootstrap_key
+from gateway.auth.bootstrap_key import load_bootstrap_key
 
 
 def settings(file: Path | str, key: str | None = None) -> GatewaySettings:
@@ -27,11 +27,11 @@ def settings(file: Path | str, key: str | None = None) -> GatewaySettings:
 def test_missing_file_is_made_once(tmp_path: Path):
     """The first start makes a key that only its owner can read; the next start has the same."""
     file = tmp_path / "key"
-    key = bootstrap_key(settings(file))
+    key = load_bootstrap_key(settings(file))
     assert key.startswith("nexus-")
     assert len(key) > 30
     assert file.stat().st_mode & 0o777 == 0o600
-    assert bootstrap_key(settings(file)) == key
+    assert load_bootstrap_key(settings(file)) == key
     assert [path.name for path in tmp_path.iterdir()] == ["key"], "nothing else is left there"
 
 
@@ -42,7 +42,7 @@ def test_gateways_that_start_at_once_have_one_key(tmp_path: Path):
 
         def start(file: Path = file, together: Barrier = together) -> str:
             together.wait()
-            return bootstrap_key(settings(file))
+            return load_bootstrap_key(settings(file))
 
         with ThreadPoolExecutor(8) as pool:
             keys = {each.result() for each in [pool.submit(start) for _ in range(8)]}
@@ -52,14 +52,14 @@ def test_gateways_that_start_at_once_have_one_key(tmp_path: Path):
 
 def test_key_that_is_set_wins(tmp_path: Path):
     """And no file is made."""
-    assert bootstrap_key(settings(tmp_path / "key", "mine")) == "mine"
+    assert load_bootstrap_key(settings(tmp_path / "key", "mine")) == "mine"
     assert not (tmp_path / "key").exists()
 
 
 def test_empty_key_counts_as_none(tmp_path: Path):
     """`GATEWAY_BEARER_TOKEN=` in a file of settings sets no key."""
-    assert bootstrap_key(settings(tmp_path / "key", "")).startswith("nexus-")
-    assert bootstrap_key(settings("", "")) == ""
+    assert load_bootstrap_key(settings(tmp_path / "key", "")).startswith("nexus-")
+    assert load_bootstrap_key(settings("", "")) == ""
 
 
 @pytest.mark.parametrize("kept", ["", "\n"])
@@ -67,13 +67,13 @@ def test_empty_file_is_refused(tmp_path: Path, kept: str):
     """An empty key would be everybody's; the setting is named."""
     (tmp_path / "key").write_text(kept)
     with pytest.raises(ConfigurationError, match=r"GATEWAY_BEARER_TOKEN_FILE.*is empty"):
-        bootstrap_key(settings(tmp_path / "key"))
+        load_bootstrap_key(settings(tmp_path / "key"))
 
 
 def test_file_that_cannot_be_made_is_named(tmp_path: Path):
     """The operator learns which setting and which path."""
     with pytest.raises(ConfigurationError, match=r"GATEWAY_BEARER_TOKEN_FILE.*gone/key.*No such file"):
-        bootstrap_key(settings(tmp_path / "gone" / "key"))
+        load_bootstrap_key(settings(tmp_path / "gone" / "key"))
 
 
 def test_console_beside_a_gateway_uses_its_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -82,6 +82,6 @@ def test_console_beside_a_gateway_uses_its_key(tmp_path: Path, monkeypatch: pyte
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GATEWAY_BEARER_TOKEN_FILE", str(tmp_path / "key"))
     assert find_target(None, None, DataDir(tmp_path)).key == ""
-    key = bootstrap_key(settings(tmp_path / "key"))
+    key = load_bootstrap_key(settings(tmp_path / "key"))
     assert find_target(None, None, DataDir(tmp_path)).key == key
     assert find_target(None, "given", DataDir(tmp_path)).key == "given"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.auth.authenticator import Auth, Principal
-from gateway.auth.guess_limiter import MAX_ADDRESSES, WINDOW_S, KeyGuesses, TooManyWrongKeys
-from gateway.http.asgi import CALLER, Caller
+from gateway.auth.authenticator import Authenticator, Principal
+from gateway.auth.guess_limiter import MAX_ADDRESSES, WINDOW_S, KeyGuessLimiter, TooManyWrongKeys
+from gateway.http.asgi import CALLER_INFO, Caller
 from schemas.errors import AuthenticationFailed
 
 KEY = "bootstrap"
@@ -33,15 +33,15 @@ class Gateway:
 
     def __init__(self) -> None:
         self.now = 0.0
-        self.guesses = KeyGuesses(MOST, lambda: self.now)
-        self.auth = Auth(KEY, Ring(), self.guesses)
+        self.guesses = KeyGuessLimiter(MOST, lambda: self.now)
+        self.auth = Authenticator(KEY, Ring(), self.guesses)
 
     def check(self, key: bytes | str, address: str = "a") -> str:
         """The owner; else the error's code."""
         value = key if isinstance(key, bytes) else key.encode()
         caller = Caller(address)
         try:
-            owner = self.auth.check({"headers": [(b"authorization", b"Bearer " + value)], CALLER: caller}).owner
+            owner = self.auth.check({"headers": [(b"authorization", b"Bearer " + value)], CALLER_INFO: caller}).owner
         except (AuthenticationFailed, TooManyWrongKeys) as error:
             assert not caller.owner
             return str(error.info.code)
@@ -89,7 +89,7 @@ def test_an_old_key_is_no_guess() -> None:
     gateway = Gateway()
     assert {gateway.check("revoked") for _ in range(100)} == {WRONG}
     with pytest.raises(AuthenticationFailed):
-        gateway.auth.check({"headers": [], CALLER: Caller("a")})
+        gateway.auth.check({"headers": [], CALLER_INFO: Caller("a")})
 
 
 def test_memory_is_bounded() -> None:

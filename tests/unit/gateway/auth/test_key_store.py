@@ -11,8 +11,8 @@ import pytest
 
 from backbone.bus.nats.broadcast import MemoryBroadcast
 from backbone.testing.documents import MemoryDocumentStore
-from gateway.auth.authenticator import Auth, OpenRequests, Principal
-from gateway.auth.key_store import KEPT_S, KIND, TRUSTED_S, KeyNotFound, KeyRing, NewKey
+from gateway.auth.authenticator import Authenticator, ConcurrencyLimiter, Principal
+from gateway.auth.key_store import KEPT_S, KIND, TRUSTED_S, CreatedKey, KeyNotFound, KeyStore
 from schemas.errors import AuthenticationFailed, InvalidRequest, NexusError, PermissionDenied, RateLimited, Unavailable
 from schemas.keys import Scope
 from tests.conftest import Eventually
@@ -30,10 +30,10 @@ class Fleet:
         self._stack = stack
 
     async def gateway(self, *, reread_s: float = 0.02, token: str | None = TOKEN) -> Gateway:
-        ring = KeyRing(self.documents, self.notices, clock=lambda: self.now, reread_s=reread_s)
+        ring = KeyStore(self.documents, self.notices, clock=lambda: self.now, reread_s=reread_s)
         await ring.start()
         self._stack.push_async_callback(ring.close)
-        return Gateway(ring, Auth(token, ring))
+        return Gateway(ring, Authenticator(token, ring))
 
     def flush(self) -> None:
         self.documents._held.clear()
@@ -43,7 +43,7 @@ class Fleet:
 
 
 class Gateway:
-    def __init__(self, ring: KeyRing, auth: Auth) -> None:
+    def __init__(self, ring: KeyStore, auth: Authenticator) -> None:
         self.ring = ring
         self.auth = auth
 
@@ -57,7 +57,7 @@ class Gateway:
             return False
         return True
 
-    async def create(self, name: str = "alice", **options: Any) -> NewKey:
+    async def create(self, name: str = "alice", **options: Any) -> CreatedKey:
         return await self.ring.create(name, **({"scopes": [Scope.INFERENCE]} | options))
 
 
@@ -111,7 +111,7 @@ class TestOneGateway:
         assert principal.max_queued is principal.max_running is None
         secret = one.auth.webhook_secret("")
         assert secret == other.auth.webhook_secret("") == principal.webhook_secret
-        assert secret != Auth("another").webhook_secret("")
+        assert secret != Authenticator("another").webhook_secret("")
         assert TOKEN not in str(secret)
 
     async def test_created_keys_work_without_a_bootstrap_key(self, fleet: Fleet) -> None:
@@ -355,7 +355,7 @@ class TestManyGateways:
 class TestOpenRequests:
     def test_a_key_with_limits_is_bounded(self) -> None:
         """As many open requests as may wait and run together; one that ended makes room."""
-        counted, limited = OpenRequests(), Principal("o", key_id="k", max_queued=1, max_running=2)
+        counted, limited = ConcurrencyLimiter(), Principal("o", key_id="k", max_queued=1, max_running=2)
         entered = [counted.enter(limited) for _ in range(3)]
         with pytest.raises(RateLimited) as caught:
             counted.enter(limited)
@@ -370,6 +370,6 @@ class TestOpenRequests:
     @pytest.mark.parametrize("limits", [{}, {"max_queued": 0}, {"max_running": 1}])
     def test_keys_without_both_limits_are_not(self, limits: dict[str, int]) -> None:
         """Nothing is counted for them."""
-        counted = OpenRequests()
+        counted = ConcurrencyLimiter()
         assert [counted.enter(Principal("o", key_id="k", **limits)) for _ in range(100)] == [None] * 100
         assert not counted._open

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from backbone.testing.blobs import MemoryBlobStore
 from gateway.http.body_memory import MAX_WAIT_S, BodyMemory
-from gateway.http.multipart import Form, read_form
-from gateway.http.request_body import CallerGone, body_pieces, read_body
+from gateway.http.multipart import MultipartForm, read_form
+from gateway.http.request_body import CallerDisconnected, read_body, stream_body
 from schemas.errors import BodyMemoryFull, NexusError, RequestTimeout
 from tests.unit.gateway.http.test_multipart import TYPE, form, part
 
@@ -220,8 +220,10 @@ def test_a_form_holds_what_is_not_stored_yet() -> None:
             return {"type": "http.request", "body": piece, "more_body": bool(body)}
 
         with memory.share("a") as share:
-            pieces = body_pieces([], receive, TOTAL, 30.0, share)
-            await read_form(TYPE, pieces, ("file",), lambda: MemoryBlobStore().writer(ttl_s=60), Form(), share=share)
+            pieces = stream_body([], receive, TOTAL, 30.0, share)
+            await read_form(
+                TYPE, pieces, ("file",), lambda: MemoryBlobStore().writer(ttl_s=60), MultipartForm(), share=share
+            )
         assert memory.used == 0
         return most
 
@@ -245,7 +247,7 @@ def test_nobody_waits_behind_anothers_trickle(
         while True:  # whoever is refused tries again
             try:
                 await send(memory, f"key{key}", Caller([*at_once(pieces * PIECE), *trickle], complete=False))
-            except (NexusError, CallerGone):
+            except (NexusError, CallerDisconnected):
                 await asyncio.sleep(0.05)
 
     async def scenario() -> None:

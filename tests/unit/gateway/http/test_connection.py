@@ -17,11 +17,11 @@ import uvicorn
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.health import Leaving
-from gateway.http.asgi import CALLER, Receive, Reply, Scope, Send
+from gateway.health import ShutdownState
+from gateway.http.asgi import CALLER_INFO, Receive, Reply, Scope, Send
 from gateway.http.client_addresses import TrustedProxies
 from gateway.http.connection import MAX_AHEAD, MAX_FRAMING, MAX_HEADERS, HttpProtocol, http_protocol
-from gateway.http.connection_limits import ConnectionBounds, Connections
+from gateway.http.connection_limits import ConnectionBounds, ConnectionLimiter
 from gateway.http.pipelining import AT_ONCE
 from gateway.http.unread_budget import UnreadBudget
 from gateway.server import _Server
@@ -41,7 +41,7 @@ def get(path: str = "/", *lines: str, version: str = "1.1") -> bytes:
 class Site:
     """A server, and what its application saw."""
 
-    connections: Connections = field(default_factory=Connections)
+    connections: ConnectionLimiter = field(default_factory=ConnectionLimiter)
     head_timeout_s: float = 5.0
     paths: list[str] = field(default_factory=list)
     headers: list[list[tuple[bytes, bytes]]] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Site:
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.paths.append(scope["path"])
         self.headers.append(scope["headers"])
-        self.callers.append(scope[CALLER].address)
+        self.callers.append(scope[CALLER_INFO].address)
         if scope["path"] == "/slow":
             await self.gate.wait()
         if scope["path"] == "/body":
@@ -68,12 +68,12 @@ class Site:
             self.bodies.append(body)
         if scope["path"] == "/large":
             reply = Reply(send, "req_1")
-            await reply.start(200, [])
+            await reply.send_head(200, [])
             for _ in range(1000):
-                await reply.more(b"x" * 65536)
-            await reply.last()
+                await reply.send_chunk(b"x" * 65536)
+            await reply.send_end()
             return
-        await Reply(send, "req_1").whole(200, "text/plain", scope["path"].encode())
+        await Reply(send, "req_1").send_response(200, "text/plain", scope["path"].encode())
 
     @property
     def protocols(self) -> list[HttpProtocol]:
@@ -85,7 +85,7 @@ async def serving(site: Site | None = None) -> AsyncIterator[Site]:
     """A server for the block."""
     site = site or Site()
     listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-    protocol = http_protocol(site.head_timeout_s, Leaving(), site.connections)
+    protocol = http_protocol(site.head_timeout_s, ShutdownState(), site.connections)
     config = uvicorn.Config(
         site.app, http=protocol, lifespan="off", log_config=None, loop="none", ws="none", interface="asgi3"
     )  # type: ignore[arg-type]
@@ -232,7 +232,7 @@ class TestPipelining:
 
     async def test_memory_for_all_is_bounded(self, eventually: Eventually) -> None:
         """What all connections pipeline together is bounded too: beyond it, sockets are left unread."""
-        site = Site(Connections(ConnectionBounds(max_stored=READ)))
+        site = Site(ConnectionLimiter(ConnectionBounds(max_stored=READ)))
         async with serving(site):
             callers = [await asyncio.open_connection("127.0.0.1", site.port) for _ in range(40)]
             for _, writer in callers:
@@ -282,7 +282,7 @@ class TestHeads:
 
     async def test_all_together(self, eventually: Eventually) -> None:
         """Memory for incomplete heads is bounded over all connections; small heads keep their place."""
-        site = Site(Connections(ConnectionBounds(max_stored=100_000)))
+        site = Site(ConnectionLimiter(ConnectionBounds(max_stored=100_000)))
         async with serving(site), calling(site) as one, calling(site) as two, calling(site) as small:
             one.send(b"GET / HTTP/1.1\r\nx: " + b"a" * 60_000)
             await eventually(lambda: site.connections.stored > 50_000)
@@ -476,7 +476,7 @@ def test_however_it_is_cut(chosen: list[int], cuts: list[int]) -> None:
             server_state=state,
             app_state={},
             head_timeout_s=5.0,
-            leaving=Leaving(),
+            shutdown_state=ShutdownState(),
             connections=site.connections,
         )
         protocol.connection_made(pipe)
@@ -497,7 +497,7 @@ def test_however_it_is_cut(chosen: list[int], cuts: list[int]) -> None:
 class TestConnections:
     async def test_a_bound_for_each_address(self, eventually: Eventually) -> None:
         """One address has so many connections; the next is told so, and there is room again when one has ended."""
-        site = Site(Connections(ConnectionBounds(most_per_address=2)))
+        site = Site(ConnectionLimiter(ConnectionBounds(most_per_address=2)))
         async with serving(site), calling(site), calling(site) as second:
             await eventually(lambda: len(site.connections) == 2)
             async with calling(site) as third:
@@ -517,7 +517,7 @@ class TestConnections:
 
     async def test_a_bound_in_all(self, eventually: Eventually) -> None:
         """So has the gateway as a whole, trusted proxies included."""
-        site = Site(Connections(ConnectionBounds(most=2), TrustedProxies("127.0.0.0/8")))
+        site = Site(ConnectionLimiter(ConnectionBounds(most=2), TrustedProxies("127.0.0.0/8")))
         async with serving(site), calling(site), calling(site):
             await eventually(lambda: len(site.connections) == 2)
             async with calling(site) as third:
@@ -525,7 +525,7 @@ class TestConnections:
 
     async def test_trusted_proxies_are_not_bound(self, eventually: Eventually) -> None:
         """Behind a proxy all connections come from one address: a trusted one has as many as it needs, and says whose they are."""
-        site = Site(Connections(ConnectionBounds(most_per_address=1), TrustedProxies("127.0.0.0/8")))
+        site = Site(ConnectionLimiter(ConnectionBounds(most_per_address=1), TrustedProxies("127.0.0.0/8")))
         async with serving(site), calling(site), calling(site) as second:
             second.send(get("/a", "x-forwarded-for: 10.9.9.9, 203.0.113.7"))
             assert (await second.answer())[1] == b"/a"
@@ -556,7 +556,7 @@ async def unread(site: Site) -> tuple[socket.socket, HttpProtocol]:
 class TestUnread:
     async def test_an_answer_that_nobody_reads(self, eventually: Eventually) -> None:
         """A connection whose caller reads nothing ends when the time is over, not before, its answer complete or not."""
-        site = Site(Connections(ConnectionBounds(write_timeout_s=60.0)))
+        site = Site(ConnectionLimiter(ConnectionBounds(write_timeout_s=60.0)))
         async with serving(site):
             client, protocol = await unread(site)
             reached = None
@@ -576,7 +576,7 @@ class TestUnread:
 
     async def test_a_slow_reader_goes_on(self) -> None:
         """A caller who reads a little now and then keeps its connection, also while the kernel still holds enough for it."""
-        site = Site(Connections(ConnectionBounds(write_timeout_s=60.0)))
+        site = Site(ConnectionLimiter(ConnectionBounds(write_timeout_s=60.0)))
         loop = asyncio.get_running_loop()
         async with serving(site):
             client, protocol = await unread(site)
@@ -592,7 +592,7 @@ class TestUnread:
 
     async def test_all_unread_bytes_have_a_bound(self, eventually: Eventually) -> None:
         """Beyond the bound for all, the owner that holds most loses its largest; the one that holds little keeps its own."""
-        site = Site(Connections(unread=UnreadBudget(400_000)))
+        site = Site(ConnectionLimiter(unread=UnreadBudget(400_000)))
         clients = []
         async with serving(site):
             first, honest = await unread(site)

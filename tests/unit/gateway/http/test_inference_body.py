@@ -12,10 +12,10 @@ import pytest
 
 from backbone.bus.blobs import INLINE_LIMIT_BYTES
 from backbone.testing.blobs import MemoryBlobStore
-from gateway.auth.authenticator import Auth
+from gateway.auth.authenticator import Authenticator
 from gateway.http.asgi import REQUEST_ID
 from gateway.http.body_memory import BodyMemory
-from gateway.http.inference_body import LARGE, WEIGHT, Reader
+from gateway.http.inference_body import LARGE, WEIGHT, InferenceBodyReader
 from gateway.http.remote_media import RemoteMedia
 from gateway.jobs.http_handler import DurableRequestHandler
 from gateway.routes import chat, transcriptions
@@ -23,8 +23,8 @@ from schemas.errors import InvalidRequest, RequestTooLarge
 from tests.unit.gateway.http.test_multipart import TYPE, form, part
 
 
-def reader(blobs: MemoryBlobStore, max_bytes: int = 10_000_000) -> Reader:
-    return Reader(blobs, max_bytes, 5.0, 60.0, BodyMemory(2 * max_bytes), RemoteMedia(None, max_bytes))
+def reader(blobs: MemoryBlobStore, max_bytes: int = 10_000_000) -> InferenceBodyReader:
+    return InferenceBodyReader(blobs, max_bytes, 5.0, 60.0, BodyMemory(2 * max_bytes), RemoteMedia(None, max_bytes))
 
 
 def receive_of(body: bytes) -> Any:
@@ -92,7 +92,7 @@ async def test_a_request_within_another_is_bounded_too() -> None:
     """A conversation of many responses, each of which was small enough, may not be."""
     message = {"role": "user", "content": "x" * 600}
     with pytest.raises(RequestTooLarge):
-        await reader(MemoryBlobStore(), max_bytes=1000).of_value(
+        await reader(MemoryBlobStore(), max_bytes=1000).read_value(
             chat.ENDPOINT, {"model": "m", "messages": [message, message]}
         )
 
@@ -101,10 +101,18 @@ async def test_a_submitted_job_counts_until_it_lies_elsewhere() -> None:
     """However slowly large bodies are put away, no more of them are in memory than have room."""
     blobs, total = StuckBlobs(), 64 * 1024 * 1024
     memory = BodyMemory(total)
-    bodies = Reader(blobs, total, 5.0, 60.0, memory, RemoteMedia(None, total))
+    bodies = InferenceBodyReader(blobs, total, 5.0, 60.0, memory, RemoteMedia(None, total))
     unused: Any = None
     submissions = DurableRequestHandler(
-        unused, unused, unused, unused, bodies, Auth("key"), {chat.ENDPOINT.path: chat.ENDPOINT}, unused, unused
+        unused,
+        unused,
+        unused,
+        unused,
+        bodies,
+        Authenticator("key"),
+        {chat.ENDPOINT.path: chat.ENDPOINT},
+        unused,
+        unused,
     )
     content = "x" * (2 * LARGE)
     job = {"endpoint": chat.ENDPOINT.path, "body": {"model": "m", "messages": [{"role": "user", "content": content}]}}

@@ -12,9 +12,9 @@ import pytest
 from backbone.testing.blobs import MemoryBlobStore
 from gateway.endpoints import Endpoint
 from gateway.http.asgi import Headers
-from gateway.http.inference_body import Reader
+from gateway.http.inference_body import InferenceBodyReader
 from gateway.http.media_fields import is_plain, media_places, searched
-from gateway.http.request_body import check, parse
+from gateway.http.request_body import parse_body, validate_body
 from gateway.routes import chat, completions, embeddings, images, rerank, speech, transcriptions
 from schemas.errors import InvalidRequest
 from schemas.openai.chat import ChatRequest
@@ -34,7 +34,7 @@ SPELLINGS = [
 
 
 def found_in(body: dict[str, Any], schema: Any = ChatRequest) -> list[str]:
-    request = parse(orjson.dumps(body), schema)
+    request = parse_body(orjson.dumps(body), schema)
     return [] if is_plain(request) else [place.param for place in media_places(searched(request))]
 
 
@@ -117,7 +117,7 @@ def test_escapes_are_read_before_anything_is_decided() -> None:
         ("://", ":\\/\\/"),
         ("http", "ht\\ntp"),
     ):
-        request = parse(raw.replace(old, new).encode(), ChatRequest)
+        request = parse_body(raw.replace(old, new).encode(), ChatRequest)
         assert not is_plain(request)
         assert media_places(searched(request))
 
@@ -140,7 +140,7 @@ async def test_an_address_in_a_field_of_the_backends_own_is_refused_at_every_end
 ) -> None:
     for value in (U, "file:/etc/passwd", "<http://x/>", {"url": U}, [{"deep": [U]}], {"$a": U}, {"$ref": {"url": U}}):
         wrong = {**body, name: value}
-        for reading in (bodies().of_value(endpoint, wrong), read(endpoint, orjson.dumps(wrong))):
+        for reading in (bodies().read_value(endpoint, wrong), read(endpoint, orjson.dumps(wrong))):
             with pytest.raises(InvalidRequest) as caught:
                 await reading
             assert caught.value.info.code == "url_refused"
@@ -255,11 +255,11 @@ async def test_texts_of_other_endpoints_pass() -> None:
 
 
 def test_numbers_of_a_field_are_not_searched_one_by_one() -> None:
-    request = check({**message({"type": "x", "x": [0.5] * 1000}), "embeds": [[0.5] * 1000]}, ChatRequest)
+    request = validate_body({**message({"type": "x", "x": [0.5] * 1000}), "embeds": [[0.5] * 1000]}, ChatRequest)
     assert media_places(searched(request)) == []
 
 
-def bodies() -> Reader:
+def bodies() -> InferenceBodyReader:
     return reader(MemoryBlobStore())
 
 

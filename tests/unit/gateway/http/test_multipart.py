@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from backbone.bus.blobs import INLINE_LIMIT_BYTES
 from backbone.testing.blobs import MemoryBlobStore
-from gateway.http.multipart import MAX_PARTS, Form, read_form
+from gateway.http.multipart import MAX_PARTS, MultipartForm, read_form
 from schemas.errors import InvalidRequest
 
 TYPE = b"multipart/form-data; boundary=XX"
@@ -27,13 +27,13 @@ def form(*parts: bytes) -> bytes:
     return b"".join(parts) + b"--XX--\r\n"
 
 
-async def read(body: bytes, step: int = 65536, files: tuple[str, ...] = ("file",), kind: bytes = TYPE) -> Form:
+async def read(body: bytes, step: int = 65536, files: tuple[str, ...] = ("file",), kind: bytes = TYPE) -> MultipartForm:
     async def pieces() -> AsyncIterator[bytes]:
         for at in range(0, len(body), step):
             yield body[at : at + step]
 
     blobs = MemoryBlobStore()
-    result = Form()
+    result = MultipartForm()
     await read_form(kind, pieces(), files, lambda: blobs.writer(ttl_s=60), result)
     for upload in result.uploads:
         if upload.blob is not None:

@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.http.preferences import MAX_KEY, MAX_WAIT_S, Wish, wish_of
+from gateway.http.preferences import MAX_KEY, MAX_WAIT_S, DeliveryPreferences, read_preferences
 from schemas.errors import InvalidRequest
 
 
-def prefer(*values: str) -> Wish | None:
-    return wish_of([(b"prefer", value.encode("latin-1")) for value in values])
+def prefer(*values: str) -> DeliveryPreferences | None:
+    return read_preferences([(b"prefer", value.encode("latin-1")) for value in values])
 
 
 @pytest.mark.parametrize(
@@ -33,11 +33,11 @@ def prefer(*values: str) -> Wish | None:
 )
 def test_an_answer_later(value: str, wait_s: float | None) -> None:
     """RFC 7240: any case, any order, parameters, quotes; of what is said twice, the first."""
-    assert prefer(value) == Wish(respond_async=True, wait_s=wait_s)
+    assert prefer(value) == DeliveryPreferences(respond_async=True, wait_s=wait_s)
 
 
 def test_several_headers_are_one() -> None:
-    assert prefer("wait=3", "respond-async") == Wish(respond_async=True, wait_s=3.0)
+    assert prefer("wait=3", "respond-async") == DeliveryPreferences(respond_async=True, wait_s=3.0)
 
 
 @pytest.mark.parametrize(
@@ -65,31 +65,31 @@ def test_what_is_no_such_wish_is_ignored(value: str) -> None:
 )
 def test_a_time_that_is_none_is_ignored(wait: str) -> None:
     """The answer comes later all the same."""
-    assert prefer(f"respond-async, {wait}") == Wish(respond_async=True)
+    assert prefer(f"respond-async, {wait}") == DeliveryPreferences(respond_async=True)
 
 
 @given(st.text(st.characters(max_codepoint=255)))
 def test_nothing_in_the_header_is_an_error(text: str) -> None:
-    wish = prefer(text)
-    assert wish is None or wish.respond_async
+    preferences = prefer(text)
+    assert preferences is None or preferences.respond_async
 
 
 @pytest.mark.parametrize("text", ['"' * 60_000, "a," * 30_000, '"\\' * 30_000, "wait" + " " * 60_000, ' "a" ' * 12_000])
 def test_a_long_header_is_no_way_to_stop_a_gateway(text: str) -> None:
     """Work grows with its length and no faster: by another power, this would not end within the time of a test."""
-    assert prefer(f"{text}, respond-async") in {None, Wish(respond_async=True)}
+    assert prefer(f"{text}, respond-async") in {None, DeliveryPreferences(respond_async=True)}
 
 
 @pytest.mark.parametrize("key", ["k", "8e03978e-40d5-43dd-bc93-6894a57f9324", '"quoted"', "ä" * MAX_KEY, "a b"])
 def test_an_idempotency_key(key: str) -> None:
-    assert wish_of([(b"idempotency-key", key.encode("latin-1"))]) == Wish(key=key)
+    assert read_preferences([(b"idempotency-key", key.encode("latin-1"))]) == DeliveryPreferences(key=key)
 
 
 @pytest.mark.parametrize("key", [b"", b"k" * (MAX_KEY + 1), b"a\tb", b"a\x00b", b"a\x7fb", b"\xa0", b"\x85"])
 def test_a_key_that_is_none_is_refused(key: bytes) -> None:
     """Two callers must never take different keys for the same one."""
     with pytest.raises(InvalidRequest) as caught:
-        wish_of([(b"idempotency-key", key)])
+        read_preferences([(b"idempotency-key", key)])
     assert caught.value.info.param == "Idempotency-Key"
 
 
@@ -98,15 +98,15 @@ def test_a_key_that_is_none_is_refused(key: bytes) -> None:
     [(b"true", True), (b" TRUE ", True), (b"1", True), (b"false", False), (b"0", False), (b"", False)],
 )
 def test_a_stream_to_be_resumed(value: bytes, resume: bool) -> None:
-    assert wish_of([(b"x-nexus-resume", value)]) == (Wish(resume=True) if resume else None)
+    assert read_preferences([(b"x-nexus-resume", value)]) == (DeliveryPreferences(resume=True) if resume else None)
 
 
 def test_other_headers_are_no_wishes() -> None:
-    assert wish_of([(b"authorization", b"Bearer x"), (b"preference", b"respond-async")]) is None
+    assert read_preferences([(b"authorization", b"Bearer x"), (b"preference", b"respond-async")]) is None
 
 
 @pytest.mark.parametrize(
     ("wait_s", "said"), [(None, b"respond-async"), (0.0, b"respond-async, wait=0"), (5.0, b"respond-async, wait=5")]
 )
 def test_what_was_applied_is_said(wait_s: float | None, said: bytes) -> None:
-    assert Wish(respond_async=True, wait_s=wait_s).applied == said
+    assert DeliveryPreferences(respond_async=True, wait_s=wait_s).applied == said

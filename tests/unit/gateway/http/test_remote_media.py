@@ -9,7 +9,7 @@ import pytest
 
 from backbone.ssrf_guard import FetchedContent, FetchRefused, GuardedHttpClient
 from gateway.http.remote_media import RemoteMedia
-from gateway.http.request_body import parse
+from gateway.http.request_body import parse_body
 from schemas.errors import InvalidRequest, RequestTooLarge
 from schemas.openai.chat import ChatRequest
 
@@ -36,7 +36,7 @@ def image(url: str) -> dict[str, Any]:
 
 
 async def inline(data: bytes, egress: GuardedHttpClient | None = None, max_bytes: int = 1000) -> bytes:
-    return await RemoteMedia(egress, max_bytes).inline(parse(data, ChatRequest), data)
+    return await RemoteMedia(egress, max_bytes).inline(parse_body(data, ChatRequest), data)
 
 
 async def test_data_urls_pass_untouched() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.http.request_body import MAX_DEPTH, CallerGone, parse, parse_sent, read_body
+from gateway.http.request_body import MAX_DEPTH, CallerDisconnected, parse_body, parse_normalized, read_body
 from schemas.errors import InvalidRequest, RequestTimeout, RequestTooLarge
 from schemas.openai.chat import ChatRequest
 from schemas.openai.completions import CompletionRequest
@@ -73,13 +73,13 @@ class TestReading:
 
     async def test_a_caller_who_hangs_up(self) -> None:
         """A caller who leaves in the middle is no error of anybody's."""
-        with pytest.raises(CallerGone):
+        with pytest.raises(CallerDisconnected):
             await read(Body(b"x", ends=False, gone=True))
 
 
 def problem(body: Any, schema: Any = ChatRequest) -> tuple[str | None, str]:
     with pytest.raises(InvalidRequest) as caught:
-        parse(body if isinstance(body, bytes) else json.dumps(body).encode(), schema)
+        parse_body(body if isinstance(body, bytes) else json.dumps(body).encode(), schema)
     assert caught.value.info.status == 400
     return caught.value.info.param, caught.value.info.message
 
@@ -95,7 +95,7 @@ def nested(levels: int) -> bytes:
 class TestParsing:
     def test_unknown_fields_are_kept(self) -> None:
         """Fields that Nexus does not know do not disturb it."""
-        parsed = parse(json.dumps(request(top_k=5, stream=True)).encode(), ChatRequest)
+        parsed = parse_body(json.dumps(request(top_k=5, stream=True)).encode(), ChatRequest)
         assert (parsed.model, parsed.stream) == ("m", True)
 
     @pytest.mark.parametrize(
@@ -123,10 +123,10 @@ class TestParsing:
 
     def test_depth(self) -> None:
         """A body may be as deep as the limit, and no deeper; brackets in text do not count."""
-        parse(nested(MAX_DEPTH - 1), ChatRequest)
+        parse_body(nested(MAX_DEPTH - 1), ChatRequest)
         assert "deeper" in problem(nested(MAX_DEPTH))[1]
-        parse(json.dumps(request(user="[" * 1000)).encode(), ChatRequest)
-        parse(json.dumps(request(x=[[]] * 1000)).encode(), ChatRequest)
+        parse_body(json.dumps(request(user="[" * 1000)).encode(), ChatRequest)
+        parse_body(json.dumps(request(x=[[]] * 1000)).encode(), ChatRequest)
 
     @pytest.mark.parametrize(
         ("fields", "param"),
@@ -178,7 +178,7 @@ class TestParsing:
     def test_any_value_anywhere(self, value: Any, field: str) -> None:
         """Whatever a field holds, the request is taken, or refused with a `param` in that field or none at all."""
         try:
-            parse(json.dumps(request(**{field: value})).encode(), ChatRequest)
+            parse_body(json.dumps(request(**{field: value})).encode(), ChatRequest)
         except InvalidRequest as error:
             param = error.info.param
             assert param is None or param.split(".")[0] == field
@@ -188,15 +188,15 @@ class TestWholeNumbers:
     def test_an_integer_with_a_point(self) -> None:
         """86.0 is an integer, as in JSON Schema, and travels as 86; 86.5, "86" and true are none."""
         sent = {"model": "m", "prompt": [[1.0, 2]], "n": 3.0, "temperature": 1.0, "mine": 5.0}
-        request, body = parse_sent(json.dumps(sent).encode(), CompletionRequest)
+        request, body = parse_normalized(json.dumps(sent).encode(), CompletionRequest)
         assert (request.n, request.prompt) == (3, [[1, 2]])
         assert body == b'{"model":"m","prompt":[[1,2]],"n":3,"temperature":1.0,"mine":5.0}'
         for wrong in (86.5, "86", True, 1e300, 0.0):
             with pytest.raises(InvalidRequest) as caught:
-                parse_sent(json.dumps(sent | {"n": wrong}).encode(), CompletionRequest)
+                parse_normalized(json.dumps(sent | {"n": wrong}).encode(), CompletionRequest)
             assert caught.value.info.param == "n"
 
     def test_a_body_without_travels_as_it_came(self) -> None:
         """Nothing is written anew that need not be."""
         sent = b'{ "model": "m", "prompt": "x", "n": 3 }'
-        assert parse_sent(sent, CompletionRequest)[1] is sent
+        assert parse_normalized(sent, CompletionRequest)[1] is sent

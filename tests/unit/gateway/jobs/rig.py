@@ -21,8 +21,8 @@ from backbone.testing.store import MemoryStore
 from gateway.auth.authenticator import Principal
 from gateway.dispatcher import Dispatcher
 from gateway.endpoints import Endpoint
-from gateway.http.inference_body import Received
-from gateway.http.request_body import parse
+from gateway.http.inference_body import ReceivedRequest
+from gateway.http.request_body import parse_body
 from gateway.jobs.api import JobEvent, Submission
 from gateway.jobs.attempt_gate import AttemptGate
 from gateway.jobs.estimator import EtaEstimator
@@ -204,7 +204,7 @@ class Rig:
     async def open_queues(self) -> None:
         """The models are known, as they are once a worker was there."""
         await self.worker("first")
-        await self.eventually(lambda: bool(self.gateways[0].dispatcher.catalogue.live()))
+        await self.eventually(lambda: bool(self.gateways[0].dispatcher.catalog.live()))
         await self.drain("first")
 
     async def drain(self, name: str = "w") -> None:
@@ -247,7 +247,7 @@ class Rig:
         body = orjson.dumps({"model": "echo", "messages": [{"role": "user", "content": text}], **fields})
         return Submission(
             principal=Principal(OWNER, key_id=key, **limits), endpoint=endpoint, request_id="req",
-            received=Received(parse(body, endpoint.schema), body), job_id=job_id, caller_waits=caller_waits, **own,
+            received=ReceivedRequest(parse_body(body, endpoint.schema), body), job_id=job_id, caller_waits=caller_waits, **own,
         )  # fmt: skip
 
     async def submit(self, text: str = "hello you", **fields: Any) -> str:

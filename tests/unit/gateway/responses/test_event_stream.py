@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.http.request_body import check
+from gateway.http.request_body import validate_body
 from gateway.jobs.api import EventsExpired, JobEvent, JobNotFound, Result
 from gateway.responses.event_stream import ResponseEventStream, ResponseRestarted
 from gateway.responses.from_chat import ResponseEvent
@@ -71,7 +71,7 @@ def end(status: JobStatus = JobStatus.COMPLETED, **fields: Any) -> JobEvent:
 
 
 def made(*, stored: bool = True, **fields: Any) -> CreatedResponse:
-    began_as = shell(check({"model": "m", "input": "hi"} | fields, ResponsesRequest), JOB, 1_800_000_000)
+    began_as = shell(validate_body({"model": "m", "input": "hi"} | fields, ResponsesRequest), JOB, 1_800_000_000)
     kept = StoredResponse("me", b"", ResponseDocument(job=JOB), began_as, None) if stored else None
     return CreatedResponse("me", JOB, began_as, kept, callers=not stored)
 

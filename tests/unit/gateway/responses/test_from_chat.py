@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
 
-from gateway.http.request_body import check
+from gateway.http.request_body import validate_body
 from gateway.responses.from_chat import ResponseBuilder, ResponseEvent
 from gateway.responses.resource import failure, shell, unanswered
 from schemas.errors import BackendFailed, ErrorInfo, InvalidRequest, QueueFull
@@ -31,7 +31,7 @@ ANY_EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 
 def began_as(**fields: Any) -> dict[str, Any]:
-    return shell(check({"model": "m", "input": "hi"} | fields, ResponsesRequest), JOB, 1_800_000_000)
+    return shell(validate_body({"model": "m", "input": "hi"} | fields, ResponsesRequest), JOB, 1_800_000_000)
 
 
 def frame(delta: Any = None, *, finish: str | None = None, usage: Any = None, **choice: Any) -> bytes:

@@ -8,7 +8,7 @@ import pytest
 
 from backbone.testing.blobs import MemoryBlobStore
 from backbone.testing.documents import MemoryDocumentStore
-from gateway.http.request_body import check
+from gateway.http.request_body import validate_body
 from gateway.responses.input_items import listed, messages_of
 from gateway.responses.references import ItemReferences
 from gateway.responses.repository import ResponseRepository, StoredResponse
@@ -28,7 +28,7 @@ ANSWER: Any = {
 
 
 def request(*items: Any) -> ResponsesRequest:
-    return check({"model": "m", "input": list(items)}, ResponsesRequest)
+    return validate_body({"model": "m", "input": list(items)}, ResponsesRequest)
 
 
 def reference(name: str) -> Any:

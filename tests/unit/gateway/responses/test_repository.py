@@ -10,7 +10,7 @@ from backbone.bus.blobs import INLINE_LIMIT_BYTES, BlobNotFound
 from backbone.testing.blobs import MemoryBlobStore
 from backbone.testing.documents import MemoryDocumentStore
 from gateway.http.disconnect import Waiting
-from gateway.http.request_body import check
+from gateway.http.request_body import validate_body
 from gateway.jobs.api import JobNotFound
 from gateway.responses.repository import ResponseNotFound, ResponseRepository, StoredResponse
 from gateway.responses.resource import shell
@@ -35,7 +35,7 @@ class Bench:
         self.shelf = ResponseRepository(self.documents, self.blobs, 100.0)
 
     async def add(self, text: str = "hi", *, talk: str = "hi", **fields: Any) -> StoredResponse:
-        asked = check({"model": "m", "input": "hi", "instructions": text} | fields, ResponsesRequest)
+        asked = validate_body({"model": "m", "input": "hi", "instructions": text} | fields, ResponsesRequest)
         return await self.shelf.add("me", JOB, shell(asked, JOB, 1), {"messages": [talk], "input": []})
 
 

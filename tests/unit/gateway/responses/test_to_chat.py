@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.http.request_body import check
+from gateway.http.request_body import validate_body
 from gateway.responses.input_items import listed, messages_of
 from gateway.responses.resource import shell
 from gateway.responses.to_chat import chat_body, conversation, refuse_unsupported, without_other_tools
@@ -23,14 +23,14 @@ OTHER: Any = {"type": "function", "name": "g"}
 
 
 def request(**fields: Any) -> ResponsesRequest:
-    return check({"model": "m", "input": "hi"} | fields, ResponsesRequest)
+    return validate_body({"model": "m", "input": "hi"} | fields, ResponsesRequest)
 
 
 def body(**fields: Any) -> dict[str, Any]:
     asked = request(**fields)
     refuse_unsupported(asked)
     made = chat_body(asked, conversation(asked, []))
-    check(made, ChatRequest)
+    validate_body(made, ChatRequest)
     return made
 
 
@@ -376,7 +376,7 @@ def test_any_request_is_understood_or_refused(fields: dict[str, Any], items: Any
         asked = request(**fields | ({"input": items} if items else {}))
         refuse_unsupported(asked)
         asked = without_other_tools(asked)
-        check(chat_body(asked, conversation(asked, [])), ChatRequest)
+        validate_body(chat_body(asked, conversation(asked, [])), ChatRequest)
         shown = listed(asked.input, "resp_" + "0" * 32)
         assert all(isinstance(item["id"], str) for item in shown)
         assert shell(asked, "job_" + "0" * 32, 1)["object"] == "response"
