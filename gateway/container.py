@@ -35,7 +35,7 @@ from gateway.batches.line_jobs import BatchDependencies
 from gateway.batches.line_types import EndpointLine, LineType, ResponsesLine
 from gateway.batches.repository import BatchRepository
 from gateway.batches.scheduler import BatchScheduler
-from gateway.batches.service import BatchService, longest_window_s
+from gateway.batches.service import BatchService, max_window_s
 from gateway.cached_result import CachedResult
 from gateway.clock import ClockSync
 from gateway.dependencies import Parts
@@ -152,9 +152,7 @@ async def run_gateway(settings: GatewaySettings, gateway: str, leaving: Shutdown
         if endpoint.scope is Scope.INFERENCE
     }
     line_types[RESPONSES] = ResponsesLine(chat.ENDPOINT, blobs)
-    batches = BatchService(
-        batch_repository, files, backlog, line_types, longest_s=longest_window_s(settings.job_keep_s)
-    )
+    batches = BatchService(batch_repository, files, backlog, line_types, longest_s=max_window_s(settings.job_keep_s))
     batch_scheduler = BatchScheduler(
         backlog,
         BatchDependencies(

@@ -19,7 +19,7 @@ from gateway.files import FileStore
 from gateway.health import Readiness
 from gateway.http.disconnect import Waiting
 from gateway.http.inference_body import InferenceBodyReader
-from gateway.jobs.api import Jobs
+from gateway.jobs.api import JobsApi
 from gateway.jobs.http_response import JobResponder
 from gateway.metrics_text import MetricsExposition
 from gateway.responses.service import ResponseService
@@ -40,7 +40,7 @@ class Parts:
     url_signer: UrlSigner
     exposition: MetricsExposition
     keys: KeyStore
-    jobs: Jobs
+    jobs: JobsApi
     job_responder: JobResponder
     documents: DocumentStore
     waiting: Waiting

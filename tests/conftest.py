@@ -60,7 +60,7 @@ ATTACKS = (
     "tests/flow/test_hostile_worker.py",
     "tests/flow/test_route_walk.py",
     "tests/stack/test_strangers.py",
-    "tests/unit/gateway/jobs/test_forgeries.py",
+    "tests/unit/gateway/jobs/test_forged_outcomes.py",
     "tests/unit/gateway/http/test_body_memory.py",
     "tests/unit/gateway/test_disclosure.py",
     "tests/unit/backbone/test_ssrf_guard.py",

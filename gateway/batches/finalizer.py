@@ -14,8 +14,8 @@ from gateway import clock
 from gateway.batches.input_file import InputLine, job_id, parse_line
 from gateway.batches.line_jobs import BatchDependencies, LineJobRunner
 from gateway.batches.output_file import LineWriter, OutputFile, check_blob
-from gateway.jobs.api import JobNotFound, Result, ResultNotReady
-from gateway.jobs.http_response import error_of
+from gateway.jobs.api import JobNotFound, JobResult, ResultNotReady
+from gateway.jobs.http_response import result_error
 from schemas.batches import Batch, BatchStatus, BatchUsage, RequestCounts
 from schemas.errors import BackendFailed, NotFound
 from schemas.jobs import JobStatus
@@ -52,7 +52,7 @@ class _Ended:
     job: str
     remembered: Any
     """What of the request its answer is made with."""
-    result: Result | None
+    result: JobResult | None
     """None: its job never ended by itself, or is not known any more."""
 
 
@@ -105,7 +105,7 @@ class Finalizer:
         remembered = self._kind.remembered(request.body, job) if answered else None
         return _Ended(request.custom_id, job, remembered, result)
 
-    async def _result(self, job: str) -> Result:
+    async def _result(self, job: str) -> JobResult:
         owner, jobs = self._batch.owner, self._tools.jobs
         try:
             return await jobs.result(owner, job)
@@ -122,12 +122,16 @@ class Finalizer:
         result = ended.result
         if result is not None and result.word.status is JobStatus.COMPLETED:
             await self._answer(ended, result)
-        elif result is not None and result.word.status is JobStatus.FAILED and (error := error_of(result)) is not None:
+        elif (
+            result is not None
+            and result.word.status is JobStatus.FAILED
+            and (error := result_error(result)) is not None
+        ):
             await self._writer.failure(self._errors, ended.custom_id, result.word, error)
         else:
             await self._unanswered(ended, self._why(result))
 
-    async def _answer(self, ended: _Ended, result: Result) -> None:
+    async def _answer(self, ended: _Ended, result: JobResult) -> None:
         try:
             await check_blob(self._tools.blobs, result)
             payload = await self._kind.answer(ended.remembered, result, self._batch.base_url)
@@ -139,7 +143,7 @@ class Finalizer:
             await self._writer.answer(self._output, ended.custom_id, result.word, payload)
             self._tokens = _plus(self._tokens, result)
 
-    def _why(self, result: Result | None) -> str:
+    def _why(self, result: JobResult | None) -> str:
         if self._batch.status is BatchStatus.CANCELLING:
             return "batch_cancelled"
         if self._over:
@@ -153,7 +157,7 @@ class Finalizer:
         await self._writer.unanswered(self._errors, ended.custom_id, ended.job, code, ENDS[code])
 
 
-def _plus(tokens: BatchUsage, result: Result) -> BatchUsage:
+def _plus(tokens: BatchUsage, result: JobResult) -> BatchUsage:
     usage = result.word.usage
     if usage is None:
         return tokens

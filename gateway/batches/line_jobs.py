@@ -17,7 +17,7 @@ from gateway.batches.line_types import LineType
 from gateway.batches.repository import BatchRepository
 from gateway.files import FileStore
 from gateway.http.inference_body import InferenceBodyReader
-from gateway.jobs.api import JobNotFound, Jobs, Submission
+from gateway.jobs.api import JobNotFound, JobsApi, Submission
 from schemas.batches import Batch
 from schemas.errors import ErrorInfo, NexusError, Unavailable
 from schemas.jobs import TERMINAL_STATUSES, JobStatus, Lane
@@ -207,7 +207,7 @@ class BatchDependencies:
     repository: BatchRepository
     files: FileStore
     blobs: BlobStore
-    jobs: Jobs
+    jobs: JobsApi
     log: JobLog
     reader: InferenceBodyReader
     line_types: Mapping[str, LineType]

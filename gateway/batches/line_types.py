@@ -9,15 +9,15 @@ import orjson
 
 from backbone.bus.blobs import BlobStore
 from gateway import clock
-from gateway.batches.output_file import MakePayload, whole
+from gateway.batches.output_file import ResultBodyFactory, whole
 from gateway.endpoints import SSE, Endpoint
 from gateway.files import FileReferences
 from gateway.http.inference_body import InferenceBodyReader, ReceivedRequest
 from gateway.http.request_body import validate_body
-from gateway.jobs.api import Result
-from gateway.jobs.http_response import Payload
+from gateway.jobs.api import JobResult
+from gateway.jobs.http_response import ResultBody
 from gateway.responses.from_chat import ResponseBuilder
-from gateway.responses.resource import shell
+from gateway.responses.resource import initial_response
 from gateway.responses.to_chat import chat_body, conversation, refuse_unsupported
 from schemas.errors import InvalidRequest
 from schemas.openai.responses import ResponsesRequest
@@ -38,7 +38,7 @@ class LineType(Protocol):
     def remembered(self, body: JSON, job: str) -> Any:
         """What of the request its answer is made with. The body was read before."""
 
-    async def answer(self, remembered: Any, result: Result, base_url: str) -> Payload:
+    async def answer(self, remembered: Any, result: JobResult, base_url: str) -> ResultBody:
         """The answer of a completed job. Raises BackendFailed where it is none, BlobNotFound, BlobCorrupted, Unavailable."""
 
 
@@ -54,7 +54,7 @@ class EndpointLine:
 
     endpoint: Endpoint
     uploads: FileReferences
-    payload: MakePayload
+    payload: ResultBodyFactory
 
     async def read(self, owner: str, body: JSON, reader: InferenceBodyReader) -> ReceivedRequest:
         """See the protocol."""
@@ -72,7 +72,7 @@ class EndpointLine:
     def remembered(self, _body: JSON, _job: str) -> None:
         """Nothing."""
 
-    async def answer(self, _remembered: None, result: Result, base_url: str) -> Payload:
+    async def answer(self, _remembered: None, result: JobResult, base_url: str) -> ResultBody:
         """As it came."""
         return self.payload(result, base_url)
 
@@ -97,9 +97,9 @@ class ResponsesLine:
 
     def remembered(self, body: JSON, job: str) -> JSON:
         """The response before its answer."""
-        return shell(_response_request(body), job, int(clock.now()))
+        return initial_response(_response_request(body), job, int(clock.now()))
 
-    async def answer(self, remembered: JSON, result: Result, _base_url: str) -> Payload:
+    async def answer(self, remembered: JSON, result: JobResult, _base_url: str) -> ResultBody:
         """The response, from chat's frames."""
         data = result.data
         if result.blob is not None:

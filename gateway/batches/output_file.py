@@ -17,14 +17,14 @@ import orjson
 from backbone.bus.blobs import INLINE_LIMIT_BYTES, BlobStore, BlobWriter
 from gateway.batches.input_file import request_ids
 from gateway.files import FileStore
-from gateway.jobs.api import Result
-from gateway.jobs.http_response import Payload
+from gateway.jobs.api import JobResult
+from gateway.jobs.http_response import ResultBody
 from schemas.batches import Batch
 from schemas.errors import ErrorInfo
 from schemas.files import BATCH_OUTPUT_PURPOSE
 from schemas.outcome import Outcome
 
-MakePayload = Callable[[Result, str], Payload]
+ResultBodyFactory = Callable[[JobResult, str], ResultBody]
 TO_SPACES = bytes.maketrans(b"\r\n", b"  ")
 """JSON holds them only between its tokens: without them it is one line, and means the same."""
 
@@ -70,16 +70,16 @@ class OutputFile:
             await self._writer.abort()
 
 
-def whole(data: bytes) -> Payload:
+def whole(data: bytes) -> ResultBody:
     """JSON that is here."""
 
     async def pieces() -> AsyncIterator[bytes]:
         yield data
 
-    return Payload("application/json", len(data), pieces)
+    return ResultBody("application/json", len(data), pieces)
 
 
-async def check_blob(blobs: BlobStore, result: Result) -> None:
+async def check_blob(blobs: BlobStore, result: JobResult) -> None:
     """Half a line could not be taken back: raises BlobNotFound, BlobCorrupted, Unavailable before it is begun."""
     if result.blob is not None:
         async with aclosing(blobs.read(result.blob.name)) as pieces:
@@ -90,7 +90,7 @@ async def check_blob(blobs: BlobStore, result: Result) -> None:
 class LineWriter:
     """Writes the lines of both files."""
 
-    async def answer(self, file: OutputFile, custom_id: str, word: Outcome, payload: Payload) -> None:
+    async def answer(self, file: OutputFile, custom_id: str, word: Outcome, payload: ResultBody) -> None:
         """The line of a request that was answered. What its pieces raise leaves half a line."""
         large = payload.size > INLINE_LIMIT_BYTES
         plain = _is_json(payload.content_type) and (large or await _is_object(payload))
@@ -134,7 +134,7 @@ def _is_json(content_type: str) -> bool:
     return kind == "application/json" or kind.endswith("+json")
 
 
-async def _is_object(payload: Payload) -> bool:
+async def _is_object(payload: ResultBody) -> bool:
     try:
         return isinstance(orjson.loads(b"".join([piece async for piece in payload.pieces()])), dict)
     except orjson.JSONDecodeError:
@@ -146,7 +146,7 @@ async def _one_line(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield piece.translate(TO_SPACES)
 
 
-async def _encoded(payload: Payload) -> AsyncIterator[bytes]:
+async def _encoded(payload: ResultBody) -> AsyncIterator[bytes]:
     yield b'{"content_type":%b,"b64":"' % orjson.dumps(payload.content_type)
     rest = b""
     async for piece in payload.pieces():

@@ -21,7 +21,7 @@ GRACE_S = 600
 """For a batch to be taken after the end of its window."""
 
 
-def longest_window_s(keep_s: float) -> float:
+def max_window_s(keep_s: float) -> float:
     """The longest window of a batch whose results are kept for `keep_s`: its first ones must be there at its end."""
     return keep_s - min(3600.0, keep_s / 10)
 

@@ -83,7 +83,7 @@ class JobEvent(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class JobResult:
     """How a job ended, and its answer."""
 
     word: Outcome
@@ -98,7 +98,7 @@ class Result:
         return self.word.error
 
 
-class Jobs(Protocol):
+class JobsApi(Protocol):
     """Durable jobs. Every call raises Unavailable where what it needs is away."""
 
     async def submit(self, submission: Submission) -> JobRecord:
@@ -113,10 +113,10 @@ class Jobs(Protocol):
     async def wait(self, owner: str, job_id: str, seconds: float) -> JobRecord:
         """As `get`, but returns when the job is terminal, or after `seconds`."""
 
-    async def outcome(self, owner: str, job_id: str, seconds: float) -> Result | None:
+    async def wait_for_result(self, owner: str, job_id: str, seconds: float) -> JobResult | None:
         """How the job ended, as soon as it has; None: it has not within `seconds`. Raises JobNotFound for another owner's."""
 
-    async def result(self, owner: str, job_id: str) -> Result:
+    async def result(self, owner: str, job_id: str) -> JobResult:
         """Raises JobNotFound, ResultNotReady."""
 
     def follow(self, owner: str, job_id: str, after: str = "") -> AsyncGenerator[JobEvent, None]:
@@ -127,13 +127,13 @@ class Jobs(Protocol):
         what came of the last attempt is void.
         """
 
-    def watch(self, owner: str, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
+    def follow_all_attempts(self, owner: str, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
         """As `follow` from the first event, also of attempts that were given up, with None once: all that was kept has been
         told, the rest is new. An attempt that RESTARTED voids before None was void already when the call was made; where the
         job was complete by then, there is no None. Close it.
         """
 
-    async def outlook(self, record: JobRecord) -> tuple[int | None, float | None]:
+    async def estimate(self, record: JobRecord) -> tuple[int | None, float | None]:
         """How many jobs wait before a queued one, and in how many seconds a job will have ended, as far as is known."""
 
     async def cancel(self, owner: str, job_id: str) -> JobRecord:
@@ -167,8 +167,8 @@ __all__ = [
     "JobEvent",
     "JobNotFailed",
     "JobNotFound",
-    "Jobs",
-    "Result",
+    "JobResult",
+    "JobsApi",
     "ResultNotReady",
     "StoredDeadLetter",
     "Submission",

@@ -13,7 +13,7 @@ from backbone.bus.blobs import BlobStore
 from backbone.bus.job_log import JobLog, StoredEvent, StoredOutcome
 from gateway.jobs.api import EventsExpired, JobEvent
 from gateway.jobs.attempts import with_attempt_count
-from gateway.jobs.records import ended, job_json
+from gateway.jobs.records import job_json, with_outcome
 from schemas.errors import InvalidRequest
 from schemas.frames import AttemptStarted, BlobRef, FrameKind
 from schemas.job_events import QUEUED, DurableFrame, EventId, JobEventKind, decode_durable_frame
@@ -56,7 +56,7 @@ class JobEventStream:
         """Of the newest stored event that was read."""
 
     async def events(self) -> AsyncGenerator[JobEvent | None, None]:
-        """See `gateway.jobs.api.Jobs.watch`."""
+        """See `gateway.jobs.api.JobsApi.follow_all_attempts`."""
         decision, caught_up = None, False
         ended_by = await self._decision() if self._record.status is JobStatus.COMPLETED else None
         if ended_by is not None and not self._every:
@@ -139,7 +139,7 @@ class JobEventStream:
         if word.status is JobStatus.COMPLETED and not self._assembly.is_whole(word.token, word.events):
             raise EventsExpired("some events of this job are not kept any more; its result is, at …/result")
         run, delivery, seq = self._assembly.end_id()
-        data = job_json(ended(self._record, word, decision.stored_at))
+        data = job_json(with_outcome(self._record, word, decision.stored_at))
         return JobEvent(TERMINAL_EVENT[word.status], f"{run}-{delivery}-{seq}", data, word)
 
 

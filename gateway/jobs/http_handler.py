@@ -18,10 +18,10 @@ from gateway.http.disconnect import Waiting
 from gateway.http.inference_body import InferenceBodyReader, ReceivedRequest
 from gateway.http.preferences import MAX_WAIT_S, DeliveryPreferences, read_preferences
 from gateway.http.request_body import CallerDisconnected, parse_body
-from gateway.jobs.api import EventsExpired, Jobs, Result, Submission
+from gateway.jobs.api import EventsExpired, JobResult, JobsApi, Submission
 from gateway.jobs.http_response import JobResponder
 from gateway.jobs.idempotency import Idempotency
-from gateway.jobs.records import shape
+from gateway.jobs.records import job_object
 from gateway.signed_urls import base_url
 from schemas.errors import ErrorInfo, InvalidRequest, NexusError, NotFound, Unavailable
 from schemas.jobs import TERMINAL_STATUSES, JobRecord, Lane
@@ -52,7 +52,7 @@ class DurableRequestHandler:
 
     def __init__(
         self,
-        jobs: Jobs,
+        jobs: JobsApi,
         answers: JobResponder,
         waiting: Waiting,
         idempotency: Idempotency,
@@ -104,11 +104,11 @@ class DurableRequestHandler:
             return await self._answers.result(reply, result, base_url(request.scope), request.exchange)
         return await self._waiting.run_while_connected(self._as_usual(request, record), request.scope, request.receive)
 
-    async def _soon(self, request: DurableRequest, record: JobRecord) -> Result | None:
+    async def _soon(self, request: DurableRequest, record: JobRecord) -> JobResult | None:
         """How the job ended, if it has in the time that the caller waits. Raises CallerGone."""
         if record.status in TERMINAL_STATUSES:
             return await self._jobs.result(record.owner, record.id)
-        outcome = self._jobs.outcome(record.owner, record.id, request.preferences.wait_s or 0.0)
+        outcome = self._jobs.wait_for_result(record.owner, record.id, request.preferences.wait_s or 0.0)
         try:
             return await self._waiting.run_while_connected(outcome, request.scope, request.receive)
         except Unavailable:
@@ -234,16 +234,16 @@ def polled_job_id(path: str) -> str:
     return "" if "/" in rest else rest
 
 
-async def shown(jobs: Jobs, record: JobRecord) -> dict[str, Any]:
-    """A job as callers see it, with its place and its outlook."""
-    position, eta_s = await jobs.outlook(record)
-    return shape(record, position=position, eta_s=eta_s)
+async def job_with_estimate(jobs: JobsApi, record: JobRecord) -> dict[str, Any]:
+    """A job as callers see it, with its place and its estimate."""
+    position, eta_s = await jobs.estimate(record)
+    return job_object(record, position=position, eta_s=eta_s)
 
 
 class JobPollHandler:
     """See the module's docstring."""
 
-    def __init__(self, jobs: Jobs, waiting: Waiting, auth: Authenticator) -> None:
+    def __init__(self, jobs: JobsApi, waiting: Waiting, auth: Authenticator) -> None:
         self._jobs = jobs
         self._waiting = waiting
         self._auth = auth
@@ -259,7 +259,9 @@ class JobPollHandler:
             if seconds:
                 await self._wait(caller.owner, job_id, seconds, scope, receive)
             record = await self._jobs.get(caller.owner, job_id)
-            await reply.send_response(200, "application/json", orjson.dumps(await shown(self._jobs, record)))
+            await reply.send_response(
+                200, "application/json", orjson.dumps(await job_with_estimate(self._jobs, record))
+            )
         except (CallerDisconnected, OSError):
             return
         except Exception as error:

@@ -14,8 +14,8 @@ from backbone.bus.blobs import BlobStore
 from gateway.endpoints import DONE, adapted_frame, comment_frame, error_frame, progress_frame
 from gateway.http.asgi import NO_STORE, STREAM_HEADERS, Headers, HttpExchange, Reply, adapted_header
 from gateway.http.preferences import DeliveryPreferences
-from gateway.jobs.api import JobEvent, Jobs, Result
-from gateway.jobs.records import shape
+from gateway.jobs.api import JobEvent, JobResult, JobsApi
+from gateway.jobs.records import job_object
 from gateway.signed_urls import BLOB_URI_PREFIX, UrlSigner
 from schemas.errors import BackendFailed, DeadlineExceeded, ErrorInfo, InvalidRequest, NexusError
 from schemas.frames import AdaptedParameters
@@ -35,7 +35,7 @@ LOOK_S = 300.0
 MARK = BLOB_URI_PREFIX.encode()
 
 
-def error_of(result: Result) -> ErrorInfo | None:
+def result_error(result: JobResult) -> ErrorInfo | None:
     """Why a job that has ended has no answer; None: it has one."""
     word = result.word
     if word.status is JobStatus.COMPLETED:
@@ -48,7 +48,7 @@ def error_of(result: Result) -> ErrorInfo | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Payload:
+class ResultBody:
     """An answer, ready to be sent."""
 
     content_type: str
@@ -59,7 +59,7 @@ class Payload:
 class JobResponder:
     """What is sent to callers about durable jobs."""
 
-    def __init__(self, jobs: Jobs, blobs: BlobStore, url_signer: UrlSigner, comment_after_s: float) -> None:
+    def __init__(self, jobs: JobsApi, blobs: BlobStore, url_signer: UrlSigner, comment_after_s: float) -> None:
         self._jobs = jobs
         self._comment_after_s = comment_after_s
         self._blobs = blobs
@@ -70,23 +70,23 @@ class JobResponder:
         headers: Headers = [(b"location", f"/v1/jobs/{record.id}".encode())]
         if preferences is not None:
             headers += [(b"preference-applied", preferences.applied), (b"vary", b"prefer")]
-        await reply.send_response(202, "application/json", orjson.dumps(shape(record)), headers)
+        await reply.send_response(202, "application/json", orjson.dumps(job_object(record)), headers)
 
-    async def until_ended(self, owner: str, job_id: str) -> Result:
+    async def until_ended(self, owner: str, job_id: str) -> JobResult:
         """How the job ended, once it has."""
-        while (result := await self._jobs.outcome(owner, job_id, LOOK_S)) is None:
+        while (result := await self._jobs.wait_for_result(owner, job_id, LOOK_S)) is None:
             pass
         return result
 
-    def payload(self, result: Result, base: str) -> Payload:
+    def payload(self, result: JobResult, base: str) -> ResultBody:
         """The answer of a completed job. `base`: where the caller reached us, for URLs in it."""
         blob, data = result.blob, result.data
         end = DONE if is_sse(result.content_type) else b""
         if blob is None:
             if result.word.capability is Capability.IMAGES and MARK in data and not end:
                 data = self._url_signer.rewrite(data, result.word.owner, base)
-            return Payload(result.content_type, len(data) + len(end), lambda: _pieces(data, end))
-        return Payload(result.content_type, blob.size + len(end), lambda: self._from_blob(blob.name, end))
+            return ResultBody(result.content_type, len(data) + len(end), lambda: _pieces(data, end))
+        return ResultBody(result.content_type, blob.size + len(end), lambda: self._from_blob(blob.name, end))
 
     async def _from_blob(self, name: str, end: bytes) -> AsyncIterator[bytes]:
         async with aclosing(self._blobs.read(name)) as pieces:
@@ -95,9 +95,11 @@ class JobResponder:
         if end:
             yield end
 
-    async def result(self, reply: Reply, result: Result, base: str, exchange: HttpExchange | None) -> ErrorInfo | None:
+    async def result(
+        self, reply: Reply, result: JobResult, base: str, exchange: HttpExchange | None
+    ) -> ErrorInfo | None:
         """Send the answer, or why there is none. Returns the error."""
-        error = error_of(result)
+        error = result_error(result)
         if error is not None:
             await reply.send_error(error)
             return error
@@ -130,7 +132,7 @@ class JobResponder:
                     await stream.comment(await self._position(record))
                 for event in ready:
                     if event.word is not None:
-                        return await stream.end(error_of(Result(event.word, b"", None, "")))
+                        return await stream.end(result_error(JobResult(event.word, b"", None, "")))
                     if (error := await stream.tell(event)) is not None:
                         return error
         return None
@@ -138,7 +140,7 @@ class JobResponder:
     async def _position(self, record: JobRecord) -> int | None:
         """How many jobs wait before it, while it waits."""
         with suppress(NexusError):
-            return (await self._jobs.outlook(await self._jobs.get(record.owner, record.id)))[0]
+            return (await self._jobs.estimate(await self._jobs.get(record.owner, record.id)))[0]
         return None
 
 

@@ -16,7 +16,7 @@ from backbone.ids import new_token
 from backbone.store.documents import DocumentStore
 from backbone.store.store import Store
 from gateway.jobs.attempts import with_attempt_count
-from gateway.jobs.records import ended, record_from_outcome, seconds_until_due
+from gateway.jobs.records import record_from_outcome, seconds_until_due, with_outcome
 from gateway.jobs.terminator import first_event_record
 from schemas.errors import NexusError
 from schemas.jobs import TERMINAL_STATUSES, JobRecord, JobStatus
@@ -82,4 +82,4 @@ class RecordRecovery:
         word = await with_attempt_count(self._log, decision.word)
         if record is None or record.owner != word.owner:
             return record_from_outcome(word, decision.stored_at)
-        return ended(record, word, decision.stored_at)
+        return with_outcome(record, word, decision.stored_at)

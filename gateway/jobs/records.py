@@ -89,7 +89,7 @@ def record_from_outcome(word: Outcome, at: int | None = None) -> JobRecord:
     )
 
 
-def ended(record: JobRecord, word: Outcome, at: int | None = None) -> JobRecord:
+def with_outcome(record: JobRecord, word: Outcome, at: int | None = None) -> JobRecord:
     """The record as it will stand once the word is recorded."""
     if record.status in TERMINAL_STATUSES:
         return record
@@ -140,7 +140,7 @@ def seconds_until_due(record: JobRecord, status: JobStatus, silence_s: float) ->
     return max(0.0, seconds)
 
 
-def shape(record: JobRecord, *, position: int | None = None, eta_s: float | None = None) -> dict[str, Any]:
+def job_object(record: JobRecord, *, position: int | None = None, eta_s: float | None = None) -> dict[str, Any]:
     """The job object. `eta_seconds` is null where nothing is known about it."""
     out: dict[str, Any] = {
         "id": record.id,
@@ -176,4 +176,4 @@ def shape(record: JobRecord, *, position: int | None = None, eta_s: float | None
 
 def job_json(record: JobRecord) -> bytes:
     """The same, as JSON."""
-    return orjson.dumps(shape(record))
+    return orjson.dumps(job_object(record))

@@ -1,4 +1,4 @@
-"""Durable jobs as the routes use them. See `gateway.jobs.api.Jobs` for what is guaranteed."""
+"""Durable jobs as the routes use them. See `gateway.jobs.api.JobsApi` for what is guaranteed."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from backbone.bus.blobs import BlobStore
 from backbone.bus.bus import Queue
 from backbone.bus.job_log import JobLog, StoredDeadLetter, StoredOutcome
 from backbone.store.store import IllegalMove, Store
-from gateway.jobs.api import JobEvent, JobNotFailed, JobNotFound, Result, ResultNotReady, Submission
+from gateway.jobs.api import JobEvent, JobNotFailed, JobNotFound, JobResult, ResultNotReady, Submission
 from gateway.jobs.attempts import with_attempt_count
 from gateway.jobs.estimator import EtaEstimator
 from gateway.jobs.event_stream import JobEventStream, parse_after
-from gateway.jobs.records import ended, new_record, now, record_from_outcome, seconds_until_due
+from gateway.jobs.records import new_record, now, record_from_outcome, seconds_until_due, with_outcome
 from gateway.jobs.submitter import JobSubmitter
 from gateway.jobs.terminator import JobTerminator, first_event_record
 from schemas.errors import NexusError, NotFound
@@ -30,7 +30,7 @@ MAX_SCANNED = 20_000
 
 
 class JobService:
-    """See `gateway.jobs.api.Jobs`."""
+    """See `gateway.jobs.api.JobsApi`."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class JobService:
         if record.status not in TERMINAL_STATUSES:
             decision = await self._log.decided(job_id)
             if decision is not None and decision.word.run >= record.run:
-                return ended(record, await with_attempt_count(self._log, decision.word), decision.stored_at)
+                return with_outcome(record, await with_attempt_count(self._log, decision.word), decision.stored_at)
         return record
 
     async def _lost(self, owner: str, job_id: str) -> JobRecord | None:
@@ -85,10 +85,10 @@ class JobService:
                 return record
             decision = await self._log.decided(job_id)
             if decision is not None and decision.word.run >= record.run:
-                return ended(record, await with_attempt_count(self._log, decision.word), decision.stored_at)
+                return with_outcome(record, await with_attempt_count(self._log, decision.word), decision.stored_at)
         return await self.get(owner, job_id)
 
-    async def outcome(self, owner: str, job_id: str, seconds: float) -> Result | None:
+    async def wait_for_result(self, owner: str, job_id: str, seconds: float) -> JobResult | None:
         """See the protocol."""
         _check_id(job_id)
         async with self._log.watch(job_id) as told:
@@ -101,7 +101,7 @@ class JobService:
             raise JobNotFound(f"there is no job '{job_id}'")
         return _result(decision)
 
-    async def result(self, owner: str, job_id: str) -> Result:
+    async def result(self, owner: str, job_id: str) -> JobResult:
         """See the protocol."""
         _check_id(job_id)
         decision = await self._log.decided(job_id)
@@ -121,7 +121,7 @@ class JobService:
                 if event is not None:
                     yield event
 
-    async def watch(self, owner: str, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
+    async def follow_all_attempts(self, owner: str, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
         """See the protocol."""
         record = await self.get(owner, job_id)
         async with aclosing(JobEventStream(self._log, self._blobs, record, "", every=True).events()) as events:
@@ -135,7 +135,7 @@ class JobService:
             await self._ending.end(record, JobStatus.CANCELLED)
         return await self.get(owner, job_id)
 
-    async def outlook(self, record: JobRecord) -> tuple[int | None, float | None]:
+    async def estimate(self, record: JobRecord) -> tuple[int | None, float | None]:
         """How many jobs wait before a queued one, and in how many seconds a job will have ended, as far as is known."""
         if record.status in TERMINAL_STATUSES:
             return None, None
@@ -272,10 +272,10 @@ def _check_failed(record: JobRecord, decision: StoredOutcome | None) -> None:
         raise JobNotFailed(f"only a failed job can be tried again; this one is {record.status}")
 
 
-def _result(decision: StoredOutcome) -> Result:
+def _result(decision: StoredOutcome) -> JobResult:
     word = decision.word
     data = decision.payload if word.status is JobStatus.COMPLETED else b""
-    return Result(word, data, word.blob, word.content_type)
+    return JobResult(word, data, word.blob, word.content_type)
 
 
 def _fits(record: JobRecord, status: JobStatus | None, model: str, metadata: dict[str, str]) -> bool:

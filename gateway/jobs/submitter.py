@@ -56,7 +56,7 @@ class JobSubmitter:
         self._queue_s = queue_s
 
     async def submit(self, submission: Submission) -> JobRecord:
-        """See `gateway.jobs.api.Jobs.submit`."""
+        """See `gateway.jobs.api.JobsApi.submit`."""
         envelope = self._envelope(submission)
         expires_at = None if submission.timeout_s is None else now() + max(1, round(submission.timeout_s))
         record = new_record(envelope, queue_s=self._limit_on_waiting(submission), expires_at=expires_at)

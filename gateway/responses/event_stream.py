@@ -7,11 +7,11 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from gateway import clock
-from gateway.jobs.api import EventsExpired, JobEvent, JobNotFound, Jobs, Result
-from gateway.jobs.http_response import error_of
+from gateway.jobs.api import EventsExpired, JobEvent, JobNotFound, JobResult, JobsApi
+from gateway.jobs.http_response import result_error
 from gateway.responses.from_chat import ResponseBuilder, ResponseEvent
 from gateway.responses.repository import CreatedResponse
-from gateway.responses.resource import unanswered
+from gateway.responses.resource import unanswered_response
 from schemas.errors import ErrorInfo, InvalidRequest, NexusError, NotFound
 from schemas.frames import AdaptedParameters
 from schemas.job_events import JobEventKind
@@ -30,7 +30,7 @@ class ResponseRestarted(InvalidRequest):
     code = "response_restarted"
 
 
-async def ended_at(jobs: Jobs, owner: str, job: str) -> int:
+async def job_finished_at(jobs: JobsApi, owner: str, job: str) -> int:
     """When a job ended, in Unix seconds, as well as is known."""
     with suppress(NexusError):
         if (at := (await jobs.get(owner, job)).finished_at) is not None:
@@ -43,11 +43,11 @@ class ResponseEventStream:
 
     def __init__(
         self,
-        jobs: Jobs,
+        jobs: JobsApi,
         made: CreatedResponse,
         after: int,
         finished: Callable[[CreatedResponse, JSON], Awaitable[JSON]],
-        look_up: Callable[[CreatedResponse], Awaitable[tuple[Result, bytes]]],
+        look_up: Callable[[CreatedResponse], Awaitable[tuple[JobResult, bytes]]],
     ) -> None:
         """`after`: the caller has had the events up to this number. `finished` keeps the final response, and returns the one
         that is kept. `look_up`: how the job ended, and its answer; raises NotFound.
@@ -76,7 +76,7 @@ class ResponseEventStream:
         """
         yield self._wanted(self._answering.created())
         try:
-            async with aclosing(self._jobs.watch(self._made.owner, self._made.job)) as stream:
+            async with aclosing(self._jobs.follow_all_attempts(self._made.owner, self._made.job)) as stream:
                 async for event in stream:
                     if event is None:
                         held, self._held = self._held or [], None
@@ -147,10 +147,10 @@ class ResponseEventStream:
         held, self._held = self._held or [], None
         if word.status is JobStatus.COMPLETED:
             events = answering.closed(word.usage.model_dump() if word.usage is not None else None)
-            final = answering.response(await ended_at(self._jobs, made.owner, made.job))
+            final = answering.response(await job_finished_at(self._jobs, made.owner, made.job))
         else:
-            self.error = error_of(Result(word, b"", None, ""))
-            events, final = [], unanswered(made.shell, word.status, self.error)
+            self.error = result_error(JobResult(word, b"", None, ""))
+            events, final = [], unanswered_response(made.shell, word.status, self.error)
         final = await self._finished(made, final)
         return [*held, *self._wanted([*events, answering.last(final)])]
 

@@ -28,7 +28,7 @@ IMAGE_NOTE = "Image from the result of the call "
 """Begins a message that shows what a function returned: a tool's own message holds text alone."""
 
 
-def messages_of(items: str | Iterable[InputItem], param: str = "input") -> list[JSON]:
+def to_messages(items: str | Iterable[InputItem], param: str = "input") -> list[JSON]:
     """The chat messages that say what `items` say. Raises InvalidRequest, naming what chat has no words for."""
     if isinstance(items, str):
         return [{"role": "user", "content": items}]
@@ -188,7 +188,7 @@ def _image(part: JSON, param: str) -> JSON:
     return {"type": "image_url", "image_url": image}
 
 
-def listed(items: str | Iterable[InputItem], response: str) -> list[JSON]:
+def input_item_objects(items: str | Iterable[InputItem], response: str) -> list[JSON]:
     """The items as `GET /v1/responses/{id}/input_items` shows them: each with an id, content as parts."""
     if isinstance(items, str):
         items = [InputItem(role="user", content=items)]

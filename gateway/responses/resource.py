@@ -27,7 +27,7 @@ def response_id(job: str) -> str:
     return "resp_" + job.removeprefix("job_")
 
 
-def shell(request: ResponsesRequest, job: str, created_at: int) -> JSON:
+def initial_response(request: ResponsesRequest, job: str, created_at: int) -> JSON:
     """The response before anything is known of its answer: what was asked for, in every field."""
     text, reasoning = request.text, request.reasoning
     return {
@@ -111,7 +111,7 @@ def failure(info: ErrorInfo | None) -> JSON:
     return {"code": code, "message": info.public_message}
 
 
-def unanswered(shell: JSON, status: JobStatus, error: ErrorInfo | None) -> JSON:
+def unanswered_response(shell: JSON, status: JobStatus, error: ErrorInfo | None) -> JSON:
     """The final response of a job that ended without an answer."""
     word = STATUSES[status]
     return shell | {"status": word, "error": failure(error) if word == "failed" else None}

@@ -16,16 +16,16 @@ from gateway.auth.authenticator import Principal
 from gateway.endpoints import Endpoint
 from gateway.http.disconnect import Waiting
 from gateway.http.inference_body import InferenceBodyReader, ReceivedRequest
-from gateway.jobs.api import JobNotFound, Jobs, Result, Submission
-from gateway.jobs.http_response import error_of
+from gateway.jobs.api import JobNotFound, JobResult, JobsApi, Submission
+from gateway.jobs.http_response import result_error
 from gateway.jobs.idempotency import Idempotency
 from gateway.metrics import GatewayMetrics
-from gateway.responses.event_stream import ResponseEventStream, ended_at
+from gateway.responses.event_stream import ResponseEventStream, job_finished_at
 from gateway.responses.from_chat import ResponseBuilder
-from gateway.responses.input_items import listed, messages_of
+from gateway.responses.input_items import input_item_objects, to_messages
 from gateway.responses.references import ItemReferences
 from gateway.responses.repository import CreatedResponse, ResponseNotFound, ResponseRepository, StoredResponse
-from gateway.responses.resource import STATUSES, shell, unanswered
+from gateway.responses.resource import STATUSES, initial_response, unanswered_response
 from gateway.responses.to_chat import chat_body, conversation, refuse_unsupported, without_other_tools
 from schemas.errors import InvalidRequest, NexusError, NotFound, Unavailable
 from schemas.jobs import TERMINAL_STATUSES, JobStatus
@@ -51,7 +51,7 @@ class ResponseService:
 
     def __init__(
         self,
-        jobs: Jobs,
+        jobs: JobsApi,
         waiting: Waiting,
         shelf: ResponseRepository,
         blobs: BlobStore,
@@ -130,10 +130,10 @@ class ResponseService:
     async def _keep(
         self, owner: str, job: str, request: ResponsesRequest, messages: list[JSON], *, joining: bool
     ) -> CreatedResponse:
-        new = shell(request, job, int(clock.now()))
+        new = initial_response(request, job, int(clock.now()))
         kept = None
         if request.stored:
-            talk = {"messages": messages, "input": listed(request.input, str(new["id"]))}
+            talk = {"messages": messages, "input": input_item_objects(request.input, str(new["id"]))}
             kept = await self._shelf.add(owner, job, new, talk)
         callers = not (request.background or joining)
         return CreatedResponse(owner, job, kept.shell if kept is not None else new, kept, callers)
@@ -164,7 +164,7 @@ class ResponseService:
                 code="previous_response_not_completed",
                 param=param,
             )
-        return [*talk["messages"], *messages_of(InputItem.model_validate(item) for item in response["output"])]
+        return [*talk["messages"], *to_messages(InputItem.model_validate(item) for item in response["output"])]
 
     # Its answer
 
@@ -175,18 +175,18 @@ class ResponseService:
         """
         result = await self._ended(made)
         final = await self._finished(made, await self._final(made.owner, made.job, made.shell, result))
-        error = error_of(result)
+        error = result_error(result)
         if error is not None and final["status"] != "cancelled":
             raise NexusError.from_info(error)
         return final, result.word.adapted
 
-    async def _ended(self, made: CreatedResponse) -> Result:
+    async def _ended(self, made: CreatedResponse) -> JobResult:
         """What was accepted goes on while Redis or NATS is away for a while; so does waiting for it."""
         loop = asyncio.get_running_loop()
         lost_at = None
         while True:
             try:
-                result = await self._jobs.outcome(made.owner, made.job, LOOK_S)
+                result = await self._jobs.wait_for_result(made.owner, made.job, LOOK_S)
                 if result is not None:
                     return result
                 lost_at = None
@@ -207,25 +207,25 @@ class ResponseService:
         except NexusError as error:
             log.warning("an abandoned response goes on", job=made.job, error=error.info.message)
 
-    async def _final(self, owner: str, job: str, began_as: JSON, result: Result) -> JSON:
+    async def _final(self, owner: str, job: str, began_as: JSON, result: JobResult) -> JSON:
         word = result.word
         if word.status is not JobStatus.COMPLETED:
-            return unanswered(began_as, word.status, error_of(result))
+            return unanswered_response(began_as, word.status, result_error(result))
         data = await self._data(result)
         answering = ResponseBuilder(began_as)
         for some in _portions(data):
             answering.frames(some)
             await asyncio.sleep(0)  # others get their turn
         answering.closed(word.usage.model_dump() if word.usage is not None else None)
-        return answering.response(await ended_at(self._jobs, owner, job))
+        return answering.response(await job_finished_at(self._jobs, owner, job))
 
-    async def _data(self, result: Result) -> bytes:
+    async def _data(self, result: JobResult) -> bytes:
         """The chat stream, without its end mark. Raises BlobNotFound."""
         if result.blob is None:
             return result.data
         return b"".join([piece async for piece in self._blobs.read(result.blob.name)])
 
-    async def _look_up(self, made: CreatedResponse) -> tuple[Result, bytes]:
+    async def _look_up(self, made: CreatedResponse) -> tuple[JobResult, bytes]:
         result = await self._jobs.result(made.owner, made.job)
         return result, await self._data(result)
 

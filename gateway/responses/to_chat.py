@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.responses.input_items import messages_of
+from gateway.responses.input_items import to_messages
 from schemas.errors import InvalidRequest
 from schemas.openai.responses import UNSUPPORTED_FIELDS, ResponsesRequest
 
@@ -55,7 +55,7 @@ def without_other_tools(request: ResponsesRequest) -> ResponsesRequest:
 
 def conversation(request: ResponsesRequest, earlier: list[JSON]) -> list[JSON]:
     """The messages so far: what came before, and this request's input; instructions are not among them."""
-    return [*earlier, *messages_of(request.input)]
+    return [*earlier, *to_messages(request.input)]
 
 
 def chat_body(request: ResponsesRequest, messages: list[JSON]) -> JSON:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query
 
 from gateway.dependencies import AdminCaller, PartsDep
 from gateway.jobs.api import StoredDeadLetter
-from gateway.jobs.records import shape
+from gateway.jobs.records import job_object
 from schemas.jobs import Envelope
 
 router = APIRouter(tags=["operation"])
@@ -44,7 +44,7 @@ async def get_dead_letter(job_id: str, parts: PartsDep, _: AdminCaller) -> dict[
 @router.post("/v1/dlq/{job_id}/replay", status_code=202)
 async def replay(job_id: str, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
     """A new run of its job."""
-    return shape(await parts.jobs.replay(job_id))
+    return job_object(await parts.jobs.replay(job_id))
 
 
 @router.delete("/v1/dlq/{job_id}")

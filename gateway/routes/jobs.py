@@ -17,9 +17,9 @@ from gateway.dependencies import JobsCaller, Parts, PartsDep
 from gateway.endpoints import comment_frame
 from gateway.http.asgi import EXCHANGE, STREAM_HEADERS, HttpExchange, adapted_header
 from gateway.jobs.api import JobEvent
-from gateway.jobs.http_handler import shown
-from gateway.jobs.http_response import error_of, event_size, read_ahead
-from gateway.jobs.records import shape
+from gateway.jobs.http_handler import job_with_estimate
+from gateway.jobs.http_response import event_size, read_ahead, result_error
+from gateway.jobs.records import job_object
 from gateway.signed_urls import base_url
 from schemas.errors import InvalidRequest, NexusError
 from schemas.job_events import JobEventKind
@@ -51,7 +51,7 @@ async def list_jobs(
     )
     return {
         "object": "list",
-        "data": [shape(record) for record in records],
+        "data": [job_object(record) for record in records],
         "first_id": records[0].id if records else None,
         "last_id": records[-1].id if records else None,
         "has_more": has_more,
@@ -76,7 +76,7 @@ def _metadata(parameters: list[tuple[str, str]]) -> dict[str, str]:
 async def get_result(job_id: str, request: Request, parts: PartsDep, caller: JobsCaller) -> Response:
     """The answer as the endpoint makes it, with its content type; the error and its status, where it failed."""
     result = await parts.jobs.result(caller.owner, job_id)
-    error = error_of(result)
+    error = result_error(result)
     if error is not None:
         raise NexusError.from_info(error)
     payload = parts.job_responder.payload(result, base_url(request.scope))
@@ -128,7 +128,7 @@ async def _frames(
 
 async def _pause(parts: Parts, caller: Principal, job_id: str) -> bytes:
     try:
-        position = (await parts.jobs.outlook(await parts.jobs.get(caller.owner, job_id)))[0]
+        position = (await parts.jobs.estimate(await parts.jobs.get(caller.owner, job_id)))[0]
     except NexusError:
         position = None
     return comment_frame(position) if position is not None else b": keep-alive\n\n"
@@ -153,10 +153,10 @@ def _chunk(data: bytes) -> bytes:
 @router.post("/v1/jobs/{job_id}/cancel")
 async def cancel_job(job_id: str, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
     """Queued, it never runs; running, its backend is stopped. Of a job that has ended, how it did."""
-    return await shown(parts.jobs, await parts.jobs.cancel(caller.owner, job_id))
+    return await job_with_estimate(parts.jobs, await parts.jobs.cancel(caller.owner, job_id))
 
 
 @router.post("/v1/jobs/{job_id}/retry", status_code=202)
 async def retry_job(job_id: str, parts: PartsDep, caller: JobsCaller) -> dict[str, Any]:
     """A new run of a failed job, under its id."""
-    return await shown(parts.jobs, await parts.jobs.retry(caller.owner, job_id))
+    return await job_with_estimate(parts.jobs, await parts.jobs.retry(caller.owner, job_id))

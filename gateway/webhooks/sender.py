@@ -26,7 +26,7 @@ from backbone.bus.job_log import WorkItem, WorkQueue
 from backbone.ssrf_guard import FetchRefused
 from backbone.store.store import Store
 from gateway import clock
-from gateway.jobs.records import record_from_outcome, shape
+from gateway.jobs.records import job_object, record_from_outcome
 from gateway.webhooks.delivery_recorder import DeliveryRecorder, Note, State
 from gateway.webhooks.signature import InvalidWebhookSecret, signature_headers
 from schemas.errors import InvalidRequest, Unavailable
@@ -129,7 +129,7 @@ class WebhookSender:
         if record is None or record.run != word.run or record.status is not word.status:
             record = record_from_outcome(word, int(self._clock()))
         moment = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        body = orjson.dumps({"type": f"job.{word.status.value}", "timestamp": moment, "data": shape(record)})
+        body = orjson.dumps({"type": f"job.{word.status.value}", "timestamp": moment, "data": job_object(record)})
         hook = WebhookMessage(
             owner=word.owner, job=word.job, run=word.run, key=word.key, url=word.webhook, body=body.decode()
         )

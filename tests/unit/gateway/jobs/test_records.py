@@ -16,7 +16,6 @@ from gateway.jobs import records
 from gateway.jobs.api import JobEvent
 from gateway.jobs.estimator import EtaEstimator
 from gateway.jobs.records import (
-    ended,
     gateway_outcome,
     id_created_at,
     new_record,
@@ -24,6 +23,7 @@ from gateway.jobs.records import (
     queue_deadline,
     record_from_outcome,
     seconds_until_due,
+    with_outcome,
 )
 from gateway.routes.jobs import event_frame
 from schemas.errors import BackendFailed, DeadlineExceeded
@@ -118,7 +118,7 @@ class TestWords:
         """As far as a caller can see, it is the record that was lost."""
         first = new_record(envelope, queue_s=60, expires_at=None)
         word = outcome_of(envelope, JobStatus.COMPLETED, token="t", worker="w", attempts=2, usage=Usage(total_tokens=3))
-        rebuilt, recorded = record_from_outcome(word), ended(first, word)
+        rebuilt, recorded = record_from_outcome(word), with_outcome(first, word)
         made = id_created_at(envelope.job)
         assert made is not None
         assert abs(made - time.time()) < 60
@@ -139,14 +139,14 @@ class TestWords:
 class TestRecords:
     def test_an_end_that_no_worker_made_leaves_what_is_known_of_it(self) -> None:
         running = job(status=RUNNING, worker="w", attempts=2, progress=0.5, started_at=AT - 5)
-        after = ended(running, gateway_outcome(running, JobStatus.CANCELLED))
+        after = with_outcome(running, gateway_outcome(running, JobStatus.CANCELLED))
         assert (after.status, after.worker, after.attempts, after.progress) == (JobStatus.CANCELLED, "w", 2, None)
         assert after.finished_at == AT
 
     def test_a_record_that_has_ended_stays_as_it_is(self) -> None:
         """Whatever word is held against it."""
         done = job(status=JobStatus.COMPLETED, finished_at=AT - 50)
-        assert ended(done, gateway_outcome(done, JobStatus.CANCELLED)) == done
+        assert with_outcome(done, gateway_outcome(done, JobStatus.CANCELLED)) == done
 
     def test_an_error_is_recorded_as_callers_see_it(self) -> None:
         """OpenAI's object, without what is only for headers."""

@@ -10,11 +10,11 @@ import orjson
 import pytest
 
 from gateway.http.request_body import validate_body
-from gateway.jobs.api import EventsExpired, JobEvent, JobNotFound, Result
+from gateway.jobs.api import EventsExpired, JobEvent, JobNotFound, JobResult
 from gateway.responses.event_stream import ResponseEventStream, ResponseRestarted
 from gateway.responses.from_chat import ResponseEvent
 from gateway.responses.repository import CreatedResponse, ResponseDocument, StoredResponse
-from gateway.responses.resource import shell
+from gateway.responses.resource import initial_response
 from schemas.errors import BackendFailed
 from schemas.job_events import JobEventKind
 from schemas.jobs import Capability, JobStatus
@@ -36,7 +36,7 @@ class ToldJobs:
     def __init__(self, *events: JobEvent | None) -> None:
         self._events = events
 
-    async def watch(self, owner: str, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
+    async def follow_all_attempts(self, owner: str, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
         for event in self._events:
             if event is LOST:
                 raise EventsExpired
@@ -71,7 +71,9 @@ def end(status: JobStatus = JobStatus.COMPLETED, **fields: Any) -> JobEvent:
 
 
 def made(*, stored: bool = True, **fields: Any) -> CreatedResponse:
-    began_as = shell(validate_body({"model": "m", "input": "hi"} | fields, ResponsesRequest), JOB, 1_800_000_000)
+    began_as = initial_response(
+        validate_body({"model": "m", "input": "hi"} | fields, ResponsesRequest), JOB, 1_800_000_000
+    )
     kept = StoredResponse("me", b"", ResponseDocument(job=JOB), began_as, None) if stored else None
     return CreatedResponse("me", JOB, began_as, kept, callers=not stored)
 
@@ -185,8 +187,8 @@ async def test_kept_events_come_before_what_is_new() -> None:
     more = asyncio.Event()
 
     class Waiting(ToldJobs):
-        async def watch(self, owner: str, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
-            async for event in super().watch(owner, job_id):
+        async def follow_all_attempts(self, owner: str, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
+            async for event in super().follow_all_attempts(owner, job_id):
                 yield event
             await more.wait()
 
@@ -206,7 +208,7 @@ async def test_when_events_are_not_kept_any_more() -> None:
         async def look_up(_: CreatedResponse) -> Any:
             word = end(**fields).word
             assert word is not None
-            return Result(word, b"", None, ""), frames
+            return JobResult(word, b"", None, ""), frames
 
         return look_up
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from gateway.http.request_body import validate_body
 from gateway.responses.from_chat import ResponseBuilder, ResponseEvent
-from gateway.responses.resource import failure, shell, unanswered
+from gateway.responses.resource import failure, initial_response, unanswered_response
 from schemas.errors import BackendFailed, ErrorInfo, InvalidRequest, QueueFull
 from schemas.jobs import JobStatus
 from schemas.openai.responses import ResponsesRequest
@@ -31,7 +31,7 @@ ANY_EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 
 def began_as(**fields: Any) -> dict[str, Any]:
-    return shell(validate_body({"model": "m", "input": "hi"} | fields, ResponsesRequest), JOB, 1_800_000_000)
+    return initial_response(validate_body({"model": "m", "input": "hi"} | fields, ResponsesRequest), JOB, 1_800_000_000)
 
 
 def frame(delta: Any = None, *, finish: str | None = None, usage: Any = None, **choice: Any) -> bytes:
@@ -335,7 +335,7 @@ class TestWithoutAnswer:
     def test_failed(self) -> None:
         """A failure is told in one of OpenAI's words."""
         info = BackendFailed("out of memory").info
-        final = unanswered(began_as(), JobStatus.FAILED, info)
+        final = unanswered_response(began_as(), JobStatus.FAILED, info)
         assert (final["status"], final["output"]) == ("failed", [])
         assert final["error"] == {"code": "server_error", "message": "out of memory"}
         Response.model_validate(final)
@@ -347,8 +347,8 @@ class TestWithoutAnswer:
 
     def test_cancelled_and_expired(self) -> None:
         """Cancelled is no error; one that waited too long has failed."""
-        cancelled = unanswered(began_as(), JobStatus.CANCELLED, InvalidRequest("x").info)
+        cancelled = unanswered_response(began_as(), JobStatus.CANCELLED, InvalidRequest("x").info)
         assert (cancelled["status"], cancelled["error"]) == ("cancelled", None)
         late = ErrorInfo(status=504, type="timeout_error", message="too late")
-        expired = unanswered(began_as(), JobStatus.EXPIRED, late)
+        expired = unanswered_response(began_as(), JobStatus.EXPIRED, late)
         assert (expired["status"], expired["error"]["message"]) == ("failed", "too late")

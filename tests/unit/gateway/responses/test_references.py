@@ -9,10 +9,10 @@ import pytest
 from backbone.testing.blobs import MemoryBlobStore
 from backbone.testing.documents import MemoryDocumentStore
 from gateway.http.request_body import validate_body
-from gateway.responses.input_items import listed, messages_of
+from gateway.responses.input_items import input_item_objects, to_messages
 from gateway.responses.references import ItemReferences
 from gateway.responses.repository import ResponseRepository, StoredResponse
-from gateway.responses.resource import shell
+from gateway.responses.resource import initial_response
 from schemas.errors import NotFound
 from schemas.openai.responses import ResponsesRequest
 
@@ -40,8 +40,10 @@ async def references() -> ItemReferences:
     """Of one stored response, which has answered."""
     shelf = ResponseRepository(MemoryDocumentStore(lambda: 0.0), MemoryBlobStore(), 100.0)
     asked = request({"role": "user", "content": "Who are you?"})
-    head = shell(asked, f"job_{HEX}", 1)
-    await shelf.add("me", f"job_{HEX}", head, {"messages": [], "input": listed(asked.input, str(head["id"]))})
+    head = initial_response(asked, f"job_{HEX}", 1)
+    await shelf.add(
+        "me", f"job_{HEX}", head, {"messages": [], "input": input_item_objects(asked.input, str(head["id"]))}
+    )
 
     async def state(kept: StoredResponse) -> Any:
         return kept.shell | {"output": [ANSWER]}
@@ -53,7 +55,7 @@ async def test_items_of_a_stored_response(references: ItemReferences) -> None:
     """Input and output, in their places between items that are sent."""
     asked = request(reference(f"msg_{HEX}_i0"), reference(ANSWER["id"]), {"role": "user", "content": "Again?"})
     resolved = await references.resolve("me", asked)
-    told = [message["content"] for message in messages_of(resolved.input)]
+    told = [message["content"] for message in to_messages(resolved.input)]
     assert told == ["Who are you?", "My name is Ada.", "Again?"]
 
 

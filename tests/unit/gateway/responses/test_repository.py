@@ -13,7 +13,7 @@ from gateway.http.disconnect import Waiting
 from gateway.http.request_body import validate_body
 from gateway.jobs.api import JobNotFound
 from gateway.responses.repository import ResponseNotFound, ResponseRepository, StoredResponse
-from gateway.responses.resource import shell
+from gateway.responses.resource import initial_response
 from gateway.responses.service import ResponseService
 from schemas.errors import Unavailable
 from schemas.openai.responses import ResponsesRequest
@@ -36,7 +36,7 @@ class Bench:
 
     async def add(self, text: str = "hi", *, talk: str = "hi", **fields: Any) -> StoredResponse:
         asked = validate_body({"model": "m", "input": "hi", "instructions": text} | fields, ResponsesRequest)
-        return await self.shelf.add("me", JOB, shell(asked, JOB, 1), {"messages": [talk], "input": []})
+        return await self.shelf.add("me", JOB, initial_response(asked, JOB, 1), {"messages": [talk], "input": []})
 
 
 @pytest.fixture

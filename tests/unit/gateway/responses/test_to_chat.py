@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.http.request_body import validate_body
-from gateway.responses.input_items import listed, messages_of
-from gateway.responses.resource import shell
+from gateway.responses.input_items import input_item_objects, to_messages
+from gateway.responses.resource import initial_response
 from gateway.responses.to_chat import chat_body, conversation, refuse_unsupported, without_other_tools
 from schemas.errors import InvalidRequest
 from schemas.openai.chat import ChatRequest
@@ -41,7 +41,7 @@ def refused(**fields: Any) -> str | None:
 
 
 def said(*items: Any) -> list[dict[str, Any]]:
-    return messages_of([InputItem.model_validate(item) for item in items])
+    return to_messages([InputItem.model_validate(item) for item in items])
 
 
 class TestBody:
@@ -145,7 +145,7 @@ class TestTools:
         made = chat_body(asked, conversation(asked, []))
         assert [tool["function"]["name"] for tool in made["tools"]] == ["f"]
         assert made["messages"] == [{"role": "user", "content": "hi"}]
-        assert [tool["name"] for tool in shell(asked, "job_" + "0" * 32, 1)["tools"]] == ["f"]
+        assert [tool["name"] for tool in initial_response(asked, "job_" + "0" * 32, 1)["tools"]] == ["f"]
 
     def test_a_choice_of_a_tool_that_was_left_out_is_refused(self) -> None:
         """What the caller insisted on cannot be had: an answer without it would not be what was asked for."""
@@ -334,11 +334,11 @@ class TestItems:
                 {"type": "function_call_output", "call_id": "c", "output": "x"},
             )
         ]
-        shown = listed(items, response)
-        assert shown == listed(items, response)
+        shown = input_item_objects(items, response)
+        assert shown == input_item_objects(items, response)
         assert [item["id"] for item in shown] == [f"msg_{'0' * 32}_i0", "msg_mine", f"fco_{'0' * 32}_i2"]
         assert [item["content"][0]["type"] for item in shown[:2]] == ["input_text", "output_text"]
-        assert listed("hi", response)[0]["content"] == [{"type": "input_text", "text": "hi"}]
+        assert input_item_objects("hi", response)[0]["content"] == [{"type": "input_text", "text": "hi"}]
 
 
 VALUES = st.recursive(
@@ -377,8 +377,8 @@ def test_any_request_is_understood_or_refused(fields: dict[str, Any], items: Any
         refuse_unsupported(asked)
         asked = without_other_tools(asked)
         validate_body(chat_body(asked, conversation(asked, [])), ChatRequest)
-        shown = listed(asked.input, "resp_" + "0" * 32)
+        shown = input_item_objects(asked.input, "resp_" + "0" * 32)
         assert all(isinstance(item["id"], str) for item in shown)
-        assert shell(asked, "job_" + "0" * 32, 1)["object"] == "response"
+        assert initial_response(asked, "job_" + "0" * 32, 1)["object"] == "response"
     except InvalidRequest:
         pass

@@ -26,7 +26,7 @@ from gateway.files import FileReferences, FileStore
 from gateway.http.body_memory import BodyMemory
 from gateway.http.inference_body import InferenceBodyReader
 from gateway.http.remote_media import RemoteMedia
-from gateway.jobs.api import JobNotFound, Jobs, Result, ResultNotReady, Submission
+from gateway.jobs.api import JobNotFound, JobResult, JobsApi, ResultNotReady, Submission
 from gateway.jobs.http_response import JobResponder
 from gateway.jobs.records import record_from_outcome
 from gateway.routes import chat, embeddings, speech, transcriptions
@@ -73,7 +73,7 @@ def echoed(body: dict[str, Any]) -> End:
 
 
 class MadeUpJobs:
-    """As much of `gateway.jobs.api.Jobs` as batches use. A job ends on submission, as `ends` says, or when it is told to."""
+    """As much of `gateway.jobs.api.JobsApi` as batches use. A job ends on submission, as `ends` says, or when it is told to."""
 
     def __init__(self, log: JobLog, blobs: MemoryBlobStore) -> None:
         self.ends: Callable[[dict[str, Any]], End] = echoed
@@ -120,12 +120,12 @@ class MadeUpJobs:
         info = await writer.close()
         await self._log.decide(word.model_copy(update={"blob": BlobRef(name=info.name, size=info.size)}))
 
-    async def result(self, owner: str, job_id: str) -> Result:
+    async def result(self, owner: str, job_id: str) -> JobResult:
         decision = await self._log.decided(job_id)
         if decision is None or decision.word.owner != owner:
             raise ResultNotReady if job_id in self.open else JobNotFound
         data = decision.payload if decision.word.status is JobStatus.COMPLETED else b""
-        return Result(decision.word, data, decision.word.blob, decision.word.content_type)
+        return JobResult(decision.word, data, decision.word.blob, decision.word.content_type)
 
     async def get(self, owner: str, job_id: str) -> JobRecord:
         if job_id not in self.forgotten:
@@ -170,7 +170,7 @@ class Desk:
         self.backlog = self.log.backlog("batches")
         self.batches = BatchService(self.repository, self.files, self.backlog, ENDPOINTS, longest_s=86_400.0)
         self.runners: list[BatchScheduler] = []
-        jobs = cast("Jobs", self.jobs)
+        jobs = cast("JobsApi", self.jobs)
         uploads, payload = (
             FileReferences(self.files.open),
             JobResponder(jobs, self.blobs, UrlSigner("k", "", 60), 10.0).payload,

@@ -25,7 +25,7 @@ class TestAnswers:
         """Its record says all along where it stands; nothing is left in the queue."""
         job = await rig.submit(metadata={"a": "b"})
         assert await rig.status(job) is QUEUED
-        assert (await rig.jobs.outlook(await rig.jobs.get(OWNER, job)))[0] == 0
+        assert (await rig.jobs.estimate(await rig.jobs.get(OWNER, job)))[0] == 0
         await rig.worker()
         record = await rig.ended(job)
         assert (record.status, record.run, record.attempts, record.worker) == (COMPLETED, 1, 1, "w")
@@ -91,7 +91,7 @@ class TestAnswers:
             with pytest.raises(Exception, match="there is no job"):
                 await call("mallory", job)
         with pytest.raises(Exception, match="there is no job"):
-            await rig.jobs.outcome("mallory", job, 0)
+            await rig.jobs.wait_for_result("mallory", job, 0)
 
     async def test_what_cannot_be_run_is_refused(self, rig: Rig) -> None:
         with pytest.raises(ModelNotFound):

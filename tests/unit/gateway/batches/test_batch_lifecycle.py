@@ -17,7 +17,7 @@ from gateway.auth.authenticator import Principal
 from gateway.batches import executor, line_jobs, scheduler
 from gateway.batches.input_file import job_id
 from gateway.batches.repository import BatchNotFound
-from gateway.batches.service import GRACE_S, longest_window_s
+from gateway.batches.service import GRACE_S, max_window_s
 from gateway.files import FileNotFound
 from schemas.batches import Batch, BatchRequest, BatchStatus, RequestCounts
 from schemas.errors import (
@@ -32,7 +32,7 @@ from schemas.errors import (
 from schemas.jobs import JobRecord, JobStatus, Lane
 from schemas.keys import Scope
 from tests.conftest import Eventually
-from tests.unit.gateway.batch_desk import CHAT, OWNER, Answered, Desk, echoed, line
+from tests.unit.gateway.batches.batch_desk import CHAT, OWNER, Answered, Desk, echoed, line
 
 
 @pytest.fixture
@@ -148,8 +148,8 @@ class TestMaking:
 
     def test_results_outlast_the_longest_window(self) -> None:
         """The first line's result is there when the last one ends."""
-        assert longest_window_s(604_800) == 601_200
-        assert longest_window_s(60) == 54
+        assert max_window_s(604_800) == 601_200
+        assert max_window_s(60) == 54
 
 
 class TestRunning:
