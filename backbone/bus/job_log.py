@@ -136,7 +136,10 @@ class JobLog(Protocol):
         """
 
     async def withdraw(self, seq: int, job: str, run: int) -> None:
-        """Delete a stored job, whoever has it; nothing where another one is stored there, as after a loss of data. Best effort."""
+        """Delete a stored job from the queue, also one that a worker runs. Return once it is gone for certain.
+
+        Another job under this sequence, as after a loss of data, stays. Raises Unavailable.
+        """
 
     # Events
 

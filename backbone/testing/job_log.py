@@ -108,7 +108,8 @@ class MemoryJobLog(_BrokerClient):
 
     async def withdraw(self, seq: int, job: str, run: int) -> None:
         """Forget it."""
-        if self.broker.available and self.broker.seen.get(f"{job}.{run}") == seq:
+        self.require()
+        if self.broker.seen.get(f"{job}.{run}") == seq:
             self.broker.forget(seq)
 
     # Events

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from backbone.bus.bus import GatewayBus
 from backbone.bus.job_log import JobLog, StoredOutcome
 from gateway.jobs.records import gateway_outcome
 from schemas.control import Control, ControlOp
-from schemas.errors import ErrorInfo
+from schemas.errors import ErrorInfo, Unavailable
 from schemas.job_events import QUEUED, decode_durable_frame
 from schemas.jobs import JobRecord, JobStatus
 from schemas.outcome import Outcome
@@ -23,7 +25,8 @@ class JobTerminator:
         """End it, unless it has ended: False. Queued, it never runs; running, its worker is told to stop. Raises Unavailable."""
         if not await self.decide(gateway_outcome(record, status, error)):
             return False
-        await self.withdraw(record)
+        with contextlib.suppress(Unavailable):  # the recorder of outcomes deletes it too, until NATS confirms it
+            await self.withdraw(record)
         if record.worker:
             control = Control(op=ControlOp.CANCEL, job=record.id, run=record.run)
             self._bus.control(record.worker, control.model_dump_json().encode())

@@ -361,6 +361,23 @@ async def test_a_short_outage_is_waited_out(world: World, own_nats: Server) -> N
     assert await log.place(world.queue, results[3]) == 0
 
 
+async def test_a_job_that_is_not_deleted_for_certain_is_an_error(
+    world: World, own_nats: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NATS is frozen as a job is to leave the queue: the caller learns that it has to ask again."""
+    monkeypatch.setattr("backbone.bus.nats.requests.PATIENCE_S", 1.0)
+    await world.open_queue()
+    log, job = await world.gateway(), envelope(world)
+    seq = await log.store(job, b"{}")
+    own_nats.pause()
+    with pytest.raises(Unavailable):
+        await log.withdraw(seq, job.job, job.run)
+    own_nats.resume()
+    assert await log.place(world.queue, seq) == 0
+    await log.withdraw(seq, job.job, job.run)
+    assert await log.place(world.queue, seq) is None
+
+
 async def test_a_long_outage_is_an_error(world: World, own_nats: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """NATS stays away: every call ends, in the error that says so; questions are told at once that nobody hears."""
     monkeypatch.setattr("backbone.bus.nats.requests.PATIENCE_S", 1.0)

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+import orjson
 import structlog
 
 from backbone.bus.bus import Queue
@@ -22,7 +23,7 @@ from backbone.bus.nats.jetstream import holds_job
 from backbone.bus.nats.outcomes import OutcomeRetention
 from backbone.bus.nats.pull_consumer import PullConsumer
 from backbone.bus.nats.request_inbox import RequestInbox
-from backbone.bus.nats.requests import Refused, message_id, put
+from backbone.bus.nats.requests import Refused, ask, message_id, put
 from backbone.bus.nats.rpc_server import AskHandler, RpcServer
 from backbone.bus.nats.stream_configs import ensure_durables, ensure_taker
 from backbone.bus.nats.stream_reader import QueuePositions, StreamReader
@@ -229,10 +230,14 @@ class NatsJobLog:
         return await self._places.before(queue, seq)
 
     async def withdraw(self, seq: int, job: str, run: int) -> None:
-        """Delete by sequence, after a look at what is there; the answer goes nowhere."""
-        with contextlib.suppress(Unavailable):
-            if await holds_job(self._wire.client, seq, f"{job}.{run}".encode()):
-                self._wire.publish(DELETE_JOB, b'{"seq":%d,"no_erase":true}' % seq, self._questions.void)
+        """Delete by sequence, after a look at what is there, until NATS confirms it."""
+        stored = f"{job}.{run}".encode()
+        if not await holds_job(self._wire.client, seq, stored):
+            return
+        reply = (await ask(self._questions, DELETE_JOB, b'{"seq":%d,"no_erase":true}' % seq))[0]
+        error = orjson.loads(reply.data).get("error")
+        if error is not None and await holds_job(self._wire.client, seq, stored):
+            raise Unavailable(f"NATS does not delete a job from the queue: {error}; retry shortly")
 
     # Events
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from backbone.testing.job_log import MemoryJobLog
 from gateway.jobs.records import gateway_outcome
 from schemas.errors import Unavailable
 from schemas.jobs import JobRecord, JobStatus, Upload
@@ -61,6 +62,24 @@ async def test_a_job_has_ended_before_that_is_recorded(rig: Rig) -> None:
     assert stored.status is JobStatus.QUEUED
     assert await rig.status(record.id) is JobStatus.CANCELLED
     assert (await rig.jobs.wait(OWNER, record.id, 60)).status is JobStatus.CANCELLED
+
+
+async def test_a_cancelled_job_leaves_the_queue_whatever_happens_to_nats(rig: Rig) -> None:
+    """NATS does not answer the gateway that cancels it, nor the first that records that: no worker may ever come for its model."""
+    record = await rig.jobs.get(OWNER, await rig.submit())
+    withdraw, refused = MemoryJobLog.withdraw, []
+
+    async def away(self: MemoryJobLog, *job: Any) -> None:
+        if len(refused) < 2:
+            refused.append(job)
+            raise Unavailable("NATS does not answer")
+        await withdraw(self, *job)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemoryJobLog, "withdraw", away)
+        assert await rig.gateways[0].ending.end(record, JobStatus.CANCELLED)
+        await rig.eventually(lambda: not rig.broker.jobs)
+    assert len(refused) == 2
 
 
 async def test_a_record_that_was_lost_is_rebuilt(rig: Rig) -> None:
