@@ -26,7 +26,7 @@ SLOTS_PER_QUEUE = 4
 
 
 @dataclass(slots=True)
-class Flow:
+class Demand:
     """What an intake knows of one queue."""
 
     asked: int = 0

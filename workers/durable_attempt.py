@@ -36,8 +36,8 @@ from workers.sync_attempt import (
     MAX_TRANSIENT,
     UNCOUNTED_S,
     Attempt,
-    Identity,
-    Stop,
+    StopReason,
+    WorkerContext,
     returned,
 )
 
@@ -75,7 +75,7 @@ class DurableAttempt(Attempt):
         log: WorkerLog,
         blobs: BlobStore,
         backend: Backend,
-        who: Identity,
+        who: WorkerContext,
         job: JobDelivery,
         envelope: Envelope,
         body: bytes,
@@ -108,8 +108,8 @@ class DurableAttempt(Attempt):
             try:
                 if self._stop is None and await self._may_begin():
                     await self._work()
-            except _Lost:
-                self._stop = Stop.LOST
+            except _JobLost:
+                self._stop = StopReason.LOST
             except asyncio.CancelledError:
                 if self._stop is None:
                     raise
@@ -127,7 +127,7 @@ class DurableAttempt(Attempt):
         if self._running or self._stop is not None or self.outcome != "running":
             super().watch(now)
         elif not self.job.owned:
-            self.stop(Stop.LOST)
+            self.stop(StopReason.LOST)
         if self._running and not self._confirmed and now - self.began >= FIRST_BEAT_S:
             self._confirmed = True
             self._still_stands()
@@ -183,7 +183,7 @@ class DurableAttempt(Attempt):
             info = ErrorInfo.model_validate(answer.error) if answer.error else None
             self._fail(NexusError.from_info(info) if info else BackendFailed(code="worker_lost"), dead=True)
         else:
-            self._stop = Stop.STALE if answer.kind is GateVerdict.SUPERSEDED else Stop.GONE
+            self._stop = StopReason.STALE if answer.kind is GateVerdict.SUPERSEDED else StopReason.GONE
         return False
 
     def _begin(self) -> None:
@@ -210,13 +210,13 @@ class DurableAttempt(Attempt):
 
     def _heard_back(self, answer: GateReply | None) -> None:
         if answer is not None and answer.kind in {GateVerdict.STOP, GateVerdict.SUPERSEDED}:
-            self.stop(Stop.GONE if answer.kind is GateVerdict.STOP else Stop.STALE)
+            self.stop(StopReason.GONE if answer.kind is GateVerdict.STOP else StopReason.STALE)
 
     # Output
 
     def _send(self, kind: FrameKind, seq: int, payload: bytes = b"") -> None:
         if not self.job.owned:
-            self.stop(Stop.LOST)
+            self.stop(StopReason.LOST)
             return
         env = self.envelope
         self._events.say(encode_durable_frame(kind.value, env.run, self.job.delivery, seq, self._token, payload))
@@ -336,13 +336,13 @@ class DurableAttempt(Attempt):
                 await self._conclude_failed(*self._failure)
             elif self._give_back is not None:
                 await self._conclude_returned(*self._give_back)
-        except _Lost:
+        except _JobLost:
             self.outcome = "fenced"
         except asyncio.CancelledError:
             # Stopped meanwhile, by `stop`: the job is decided, or another worker's.
             if self._stop is None:
                 raise
-            if self._stop in {Stop.GONE, Stop.CANCELLED}:
+            if self._stop in {StopReason.GONE, StopReason.CANCELLED}:
                 self.job.ack()
             self.outcome = "fenced"
 
@@ -386,7 +386,7 @@ class DurableAttempt(Attempt):
             if answer is not None and answer.kind is GateVerdict.STOP:
                 return False
             if (answer is not None and answer.kind is GateVerdict.SUPERSEDED) or not self.job.owned:
-                raise _Lost
+                raise _JobLost
             await asyncio.sleep(DECIDE_AGAIN_S)
         return True
 
@@ -398,9 +398,9 @@ class DurableAttempt(Attempt):
             except Unavailable as error:
                 self._log.warning("the end of a job is not stored yet", error=error.info.message)
             if not self.job.owned:
-                raise _Lost
+                raise _JobLost
             await asyncio.sleep(DECIDE_AGAIN_S)
 
 
-class _Lost(Exception):
+class _JobLost(Exception):
     """The job is another worker's by now."""

@@ -25,7 +25,7 @@ FIRST_ABSENCE_S, LONGEST_ABSENCE_S = 0.1, 5.0
 REASON_LENGTH = 200
 
 
-class Pauses:
+class ModelPauses:
     """One worker's pauses, by model. Times are `now`'s, in seconds."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:

@@ -25,7 +25,7 @@ NONE: Models = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
-class _Load:
+class _ModelLoad:
     """A model that the server is loading for one of our jobs."""
 
     since: float
@@ -48,7 +48,7 @@ class ModelTurns:
         """Those that the server named last; while it loads a model, `resident` is what that leads to."""
         self._in_hand: dict[str, int] = {}
         """Jobs that run here or were asked for, by model."""
-        self._loads: dict[str, _Load] = {}
+        self._loads: dict[str, _ModelLoad] = {}
         self._load_s: dict[str, float] = {}
         self._began: dict[str, float] = {}
         self._trial: str | None = None
@@ -144,7 +144,7 @@ class ModelTurns:
             self._next, self._giving_way = None, NONE
         if model in self.resident or model not in self._swappable:
             return
-        self._loads[model] = _Load(now, self.resident)
+        self._loads[model] = _ModelLoad(now, self.resident)
         self.loads_begun += 1
         if self._fits(self.resident.union(self._in_hand, (model,))) is None:
             self._trial = model

@@ -23,7 +23,7 @@ LATE_S = 0.004
 at most `LATE_S / LEAST`."""
 
 
-class Herd:
+class PullBackoff:
     """This worker's chance to answer the bell of each queue."""
 
     def __init__(self) -> None:

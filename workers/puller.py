@@ -3,7 +3,7 @@
 Two ways to ask a queue, and each queue has its own (`workers.demand`):
 
 - cold: a wake-up notification says that a job was stored; a free slot asks, without waiting, the queue whose turn it is. Of many idle
-  workers, a few answer at once (`Herd`). A gateway says, about once a second, which queues hold a job that nobody was
+  workers, a few answer at once (`PullBackoff`). A gateway says, about once a second, which queues hold a job that nobody was
   woken for: they get a turn now and then, also beside queues that always hold one. Beside that a slow round asks some queues, those
   that were used last more often.
 - hot: many jobs a second. A pull lingers there, for as many jobs as are likely to come in a moment, renewed when half used; the wake-up
@@ -26,10 +26,10 @@ import structlog
 
 from backbone.bus.bus import JobDelivery, Queue, WorkerBus
 from schemas.jobs import Lane
-from workers.demand import LINGER_S, TICK_S, Flow, share_of
+from workers.demand import LINGER_S, TICK_S, Demand, share_of
 from workers.model_turns import ModelTurns
-from workers.pull_backoff import Herd
-from workers.queue_selector import RANK, LaneBook
+from workers.pull_backoff import PullBackoff
+from workers.queue_selector import RANK, QueueSelector
 
 log = structlog.get_logger(__name__)
 
@@ -51,7 +51,7 @@ until the others are empty.
 """
 
 
-class Intake:
+class Puller:
     """Keeps a worker's slots supplied."""
 
     def __init__(self, bus: WorkerBus, slots: int, loaded: Callable[[], frozenset[str]]) -> None:
@@ -65,12 +65,12 @@ class Intake:
         """A queue that was asked though its model does not fit now."""
         self._slots = slots
         self._loaded = loaded
-        self._book = LaneBook()
-        self._herd = Herd()
+        self._book = QueueSelector()
+        self._herd = PullBackoff()
         self._late: set[Queue] = set()
         self._queues: list[Queue] = []
         self._served: frozenset[Queue] = frozenset()
-        self._flows: dict[Queue, Flow] = {}
+        self._flows: dict[Queue, Demand] = {}
         """Of the queues that were ever used."""
         self._hot: set[Queue] = set()
         self._active: set[Queue] = set()
@@ -257,10 +257,10 @@ class Intake:
     def _free(self) -> int:
         return self._slots - self.busy - self._asked_total
 
-    def _flow(self, queue: Queue) -> Flow:
+    def _flow(self, queue: Queue) -> Demand:
         flow = self._flows.get(queue)
         if flow is None:
-            flow = Flow()
+            flow = Demand()
             if queue in self._served:
                 self._flows[queue] = flow
         return flow
@@ -305,7 +305,7 @@ class Intake:
             if (not flow.asked or flow.lingers) and flow.asked < share:
                 self._ask(queue, flow, share - flow.asked, now)
 
-    def _renew(self, queue: Queue, flow: Flow, now: float) -> None:
+    def _renew(self, queue: Queue, flow: Demand, now: float) -> None:
         target = flow.target
         if len(self._hot) > 1:  # one promise for each comes first
             target = min(target, max(1, (self._slots - self.busy) // len(self._hot)))
@@ -322,7 +322,7 @@ class Intake:
             elif self._book.since(queue) is None:
                 self._book.rang(queue, now)  # it may hold a job: its turn will come
 
-    def _ask(self, queue: Queue, flow: Flow, count: int, now: float) -> None:
+    def _ask(self, queue: Queue, flow: Demand, count: int, now: float) -> None:
         if queue.model in self._paused:
             return
         if self._turns is not None and not self._turns.free:
@@ -331,7 +331,7 @@ class Intake:
             self._turns.ask(queue.model, count)
         self._pull(queue, flow, count, now)
 
-    def _pull(self, queue: Queue, flow: Flow, count: int, now: float) -> None:
+    def _pull(self, queue: Queue, flow: Demand, count: int, now: float) -> None:
         if not flow.asked:
             flow.lingers, flow.rang = flow.hot, False
         flow.asked += count
@@ -479,12 +479,12 @@ class Intake:
             if hot is not flow.hot and queue in self._served:
                 self._set_hot(queue, flow, hot=hot)
 
-    def _set_hot(self, queue: Queue, flow: Flow, *, hot: bool) -> None:
+    def _set_hot(self, queue: Queue, flow: Demand, *, hot: bool) -> None:
         flow.hot = hot
         (self._hot.add if hot else self._hot.discard)(queue)
         self._change(self._hush(queue, flow))
 
-    async def _hush(self, queue: Queue, flow: Flow) -> None:
+    async def _hush(self, queue: Queue, flow: Demand) -> None:
         """A hot queue needs no notifications. One that is cold again is asked once more when they come."""
         await self._bus.hush(queue, quiet=flow.hot)
         if not flow.hot:

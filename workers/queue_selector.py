@@ -24,7 +24,7 @@ RANK = {lane: rank for rank, lane in enumerate(LANES)}
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _QueueBacklog:
     """What this worker knows about one queue's backlog."""
 
     pending: int = 0
@@ -32,12 +32,12 @@ class _Waiting:
     passed: int = 0
 
 
-class LaneBook:
+class QueueSelector:
     """What is known to wait, and whose turn it is. What it costs depends on the queues that hold a job, not on those served."""
 
     def __init__(self) -> None:
         self._served: frozenset[Queue] = frozenset()
-        self._waiting: dict[Queue, _Waiting] = {}
+        self._waiting: dict[Queue, _QueueBacklog] = {}
         """Those with a backlog, and no others."""
 
     def __len__(self) -> int:
@@ -60,7 +60,7 @@ class LaneBook:
             return
         waiting = self._waiting.get(queue)
         if waiting is None:
-            self._waiting[queue] = _Waiting(1, now)
+            self._waiting[queue] = _QueueBacklog(1, now)
         else:
             waiting.pending += 1
 
@@ -73,7 +73,7 @@ class LaneBook:
         if queue not in self._served:
             return
         if left:
-            self._waiting[queue] = _Waiting(left, now)
+            self._waiting[queue] = _QueueBacklog(left, now)
         else:
             self._waiting.pop(queue, None)
         for other, waiting in self._waiting.items():
@@ -108,7 +108,7 @@ class LaneBook:
     def order(self, loaded: frozenset[str], now: float) -> list[Queue]:
         """The queues believed to hold a job, best first."""
 
-        def key(item: tuple[Queue, _Waiting]) -> tuple[int, float, int, bool, float]:
+        def key(item: tuple[Queue, _QueueBacklog]) -> tuple[int, float, int, bool, float]:
             queue, waiting = item
             aged = waiting.passed >= AGED_JOBS or now - waiting.since >= AGED_S
             if aged:

@@ -42,7 +42,7 @@ from schemas.frames import (
     encode_frame,
 )
 from schemas.jobs import Envelope
-from workers.adapter_kit.http_client import HOPS
+from workers.adapter_kit.http_client import GATEWAY_HOPS
 from workers.backends.base import (
     Adaptation,
     Backend,
@@ -81,7 +81,7 @@ CLOSE_S = 10.0
 """How long a cancelled backend call may take to end before its slot is freed anyway."""
 
 
-class Stop(StrEnum):
+class StopReason(StrEnum):
     """Why an attempt is stopped from outside."""
 
     GONE = "caller gone"
@@ -96,12 +96,12 @@ class Stop(StrEnum):
     LOAD = "the model was not loaded in time"
 
 
-SILENT = frozenset({Stop.STALE, Stop.LOST})
-FORGET = frozenset({Stop.GONE, Stop.CANCELLED})
+SILENT = frozenset({StopReason.STALE, StopReason.LOST})
+FORGET = frozenset({StopReason.GONE, StopReason.CANCELLED})
 
 
 @dataclass(frozen=True)
-class Identity:
+class WorkerContext:
     """Who runs the attempt."""
 
     worker: str
@@ -124,7 +124,7 @@ class Attempt:
         bus: WorkerBus,
         blobs: BlobStore,
         backend: Backend,
-        who: Identity,
+        who: WorkerContext,
         job: JobDelivery,
         envelope: Envelope,
         body: bytes,
@@ -149,7 +149,7 @@ class Attempt:
         self._loading = False
         self._alive = False
         """The backend has said that it works, though nothing came of it yet."""
-        self._stop: Stop | None = None
+        self._stop: StopReason | None = None
         self._stopped_at = 0.0
         self._task: asyncio.Task[None] | None = None
         self._ticket = 0
@@ -183,7 +183,7 @@ class Attempt:
         """Run to the end; never raises."""
         self._task = asyncio.current_task()
         if self.envelope.hops:
-            HOPS.set(self.envelope.hops)
+            GATEWAY_HOPS.set(self.envelope.hops)
         try:
             if self._stop is None:
                 # A job that has waited may be one of a gateway that died meanwhile: its caller is gone, and it must not run.
@@ -204,7 +204,7 @@ class Attempt:
         if self._stop is not None:
             self._stopped(self._stop)
 
-    def stop(self, why: Stop) -> None:
+    def stop(self, why: StopReason) -> None:
         """End the backend call; the first reason counts."""
         if self._stop is None and self.outcome == "running":
             self._stop = why
@@ -222,17 +222,17 @@ class Attempt:
             if now - self._stopped_at > CLOSE_S and self._task is not None:
                 self._task.cancel()  # its backend does not let go
         elif not self.job.owned:
-            self.stop(Stop.LOST)
+            self.stop(StopReason.LOST)
         elif self._loading:
             if now - self._phase_began > limits.load_s:
-                self.stop(Stop.LOAD)
+                self.stop(StopReason.LOAD)
         elif now - self._phase_began > limits.total_s:
-            self.stop(Stop.TOTAL)
+            self.stop(StopReason.TOTAL)
         elif not (self._tokens or self._alive):
             if now - self._phase_began > limits.first_token_s:
-                self.stop(Stop.FIRST_TOKEN)
+                self.stop(StopReason.FIRST_TOKEN)
         elif now - self.last_output > limits.idle_s:
-            self.stop(Stop.IDLE)
+            self.stop(StopReason.IDLE)
 
     def beat(self) -> None:
         """Keep the job, tell the gateway that the attempt lives, and learn whether the caller is still there."""
@@ -279,7 +279,7 @@ class Attempt:
         if answer is not None:
             gateways.answered(self._gateway)
             if answer != PROCEED:
-                self.stop(Stop.GONE if answer == STOP else Stop.STALE)
+                self.stop(StopReason.GONE if answer == STOP else StopReason.STALE)
                 return
             self._known, self._asked = True, 0
             if self._waiting is not None and not self._waiting.done():
@@ -288,11 +288,11 @@ class Attempt:
         gone = gateways.is_gone(self._gateway) or self._asked >= ASK_TRIES
         gateways.doubt(self._gateway, gone=gone)
         if gone:
-            self.stop(Stop.GONE)
+            self.stop(StopReason.GONE)
         elif self._known or self._waiting is not None:
             self._loop.call_later(ASK_AGAIN_S, self._ask_again)
         else:
-            self.stop(Stop.UNHEARD)
+            self.stop(StopReason.UNHEARD)
 
     # The work
 
@@ -480,25 +480,25 @@ class Attempt:
             return True
         return error.pause_s is None and not error.unsent
 
-    def _stopped(self, why: Stop) -> None:
+    def _stopped(self, why: StopReason) -> None:
         limits = self.envelope.limits
         if why in SILENT:
             self.outcome = "fenced"
         elif why in FORGET:
             self.job.ack()
             self.outcome = "cancelled"
-        elif why is Stop.UNHEARD:
+        elif why is StopReason.UNHEARD:
             self.job.give_back(ASK_AGAIN_S)
             self.outcome = "returned"
-        elif why is Stop.DRAINED:
+        elif why is StopReason.DRAINED:
             self._return(Unavailable("the worker was shut down; the job goes to another one", code=WORKER_DRAINED), 0.0)
-        elif why is Stop.FIRST_TOKEN:
+        elif why is StopReason.FIRST_TOKEN:
             self._end(
                 DeadlineExceeded(f"the backend sent nothing within {limits.first_token_s:g} s (first-token limit)")
             )
-        elif why is Stop.IDLE:
+        elif why is StopReason.IDLE:
             self._end(DeadlineExceeded(f"the backend fell silent for {limits.idle_s:g} s (idle limit)"))
-        elif why is Stop.LOAD:
+        elif why is StopReason.LOAD:
             self._end(DeadlineExceeded(f"the backend did not load the model within {limits.load_s:g} s (load limit)"))
         else:
             self._end(DeadlineExceeded(f"the answer was not complete after {limits.total_s:g} s (total limit)"))
@@ -521,7 +521,7 @@ class Attempt:
 
     def _send(self, kind: FrameKind, seq: int, payload: bytes = b"") -> None:
         if not self.job.owned:
-            self.stop(Stop.LOST)  # frozen or cut off for too long: the job is another worker's by now
+            self.stop(StopReason.LOST)  # frozen or cut off for too long: the job is another worker's by now
             return
         with contextlib.suppress(Unavailable):
             self._bus.say(self.envelope.reply, encode_frame(kind, self.job.delivery, seq, payload))

@@ -32,10 +32,10 @@ from schemas.presence import (
 from workers.backends.base import Backend, BackendError, BackendUnavailable, Requirement, is_unreachable
 from workers.durable_attempt import DurableAttempt
 from workers.metrics import WorkerMetrics
-from workers.model_pauses import Pauses
+from workers.model_pauses import ModelPauses
 from workers.model_turns import ModelTurns
-from workers.puller import Intake
-from workers.sync_attempt import Attempt, Identity, Stop
+from workers.puller import Puller
+from workers.sync_attempt import Attempt, StopReason, WorkerContext
 
 log = structlog.get_logger(__name__)
 
@@ -101,7 +101,7 @@ class Worker:
         self._answered: set[str] = set()
         """Models of which a job has been completed since their load began."""
         self._bus: WorkerBus | None = None
-        self._intake: Intake | None = None
+        self._intake: Puller | None = None
         self._announcement: Announcement | None = None
         self._attempts: dict[tuple[str, int, int], Attempt] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -114,12 +114,12 @@ class Worker:
         self._next_trouble = 0.0
         self._limitations: tuple[Limitation, ...] = ()
         self._load_figures: BackendLoad | None = None
-        self._pauses = Pauses()
+        self._pauses = ModelPauses()
         self._shown_pauses: tuple[Pause, ...] = ()
         self._next_loss = 0.0
         self._slots = 1
         self._state = WorkerState.UNHEALTHY
-        self._identity = Identity(worker_id, backend.name, adapts=adapts)
+        self._identity = WorkerContext(worker_id, backend.name, adapts=adapts)
         self._draining = asyncio.Event()
         self._changed = asyncio.Event()
         backend.notify_changed = self._changed.set
@@ -184,7 +184,7 @@ class Worker:
         """Leave: registry first, then no new jobs, then finish those in hand. A second call ends those too."""
         if self._draining.is_set():
             for attempt in list(self._attempts.values()):
-                attempt.stop(Stop.DRAINED)
+                attempt.stop(StopReason.DRAINED)
         self._draining.set()
 
     async def _leave(self) -> None:
@@ -199,7 +199,7 @@ class Worker:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=self._drain_s)
         for attempt in list(self._attempts.values()):
-            attempt.stop(Stop.DRAINED)
+            attempt.stop(StopReason.DRAINED)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=3.0)
         log.info("drained", worker=self.id, left=len(self._attempts))
@@ -251,7 +251,7 @@ class Worker:
         self._metrics.backend_up.labels(self._backend.name).set(1)
         self._metrics.slots.set(slots)
         if self._intake is None:
-            self._intake = Intake(self._bus, slots, self._loaded)
+            self._intake = Puller(self._bus, slots, self._loaded)
         self._intake.take_turns(self._turns if self._turns is not None and self._turns.needed else None)
         if changed:
             self._models, self._slots = models, slots
@@ -500,7 +500,7 @@ class Worker:
             return
         for (job, run, _), attempt in list(self._attempts.items()):
             if (job, run) == (control.job, control.run):
-                attempt.stop(Stop.CANCELLED)
+                attempt.stop(StopReason.CANCELLED)
 
 
 class RequirementMissing(BackendUnavailable):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.openai.transcriptions import TranslationRequest
-from workers.adapter_kit.audio.transcripts import Segment, Transcript, What, Word
+from workers.adapter_kit.audio.transcripts import RecognitionMode, SpeechSegment, SpeechTranscript, SpeechWord
 
 LOOK_S = 0.2
 """How often one that waits for its turn looks whether its caller is still there."""
@@ -77,7 +77,7 @@ class SpeechRecognizer:
             with self._count:
                 self.busy -= 1
 
-    def check(self, wanted: TranslationRequest, what: What) -> None:
+    def check(self, wanted: TranslationRequest, what: RecognitionMode) -> None:
         """Raises TranscriptionRejected when this model cannot do that."""
         if wanted.model != self.name:
             message = f"there is no model {wanted.model!r}; there is {self.name}"
@@ -92,14 +92,18 @@ class SpeechRecognizer:
         if language and language.lower() not in ENGLISH:
             raise TranscriptionRejected(f"{self.name} knows only English", param="language")
 
-    def hear(self, sound: bytes, wanted: TranslationRequest, what: What, look: Look) -> Generator[Transcript]:
+    def hear(
+        self, sound: bytes, wanted: TranslationRequest, what: RecognitionMode, look: Look
+    ) -> Generator[SpeechTranscript]:
         """The transcript as it grows, first without any text. Raises TranscriptionRejected for bad sound, and what `look` raises."""
         samples = decoded(sound)
         while not self._turn.acquire(timeout=LOOK_S):
             look()
         self._steps.look = look
         try:
-            told = Transcript("", duration=len(samples) / RATE, segments=(), words=() if wants_words(wanted) else None)
+            told = SpeechTranscript(
+                "", duration=len(samples) / RATE, segments=(), words=() if wants_word_times(wanted) else None
+            )
             for start, block in blocks(samples):
                 phrases, language = self._start(block, wanted, what, told.language)
                 if told.language is None:
@@ -112,7 +116,7 @@ class SpeechRecognizer:
             self._turn.release()
 
     def _start(
-        self, block: Any, wanted: TranslationRequest, what: What, language: str | None
+        self, block: Any, wanted: TranslationRequest, what: RecognitionMode, language: str | None
     ) -> tuple[Iterator[Any], str]:
         """What comes of a block, and its language: the one given, else the one found."""
         # OpenAI's 0 means what the default does: begin with 0, and more where that fails.
@@ -123,7 +127,7 @@ class SpeechRecognizer:
                 task=what,
                 language=language or getattr(wanted, "language", None),
                 initial_prompt=wanted.prompt,
-                word_timestamps=wants_words(wanted),
+                word_timestamps=wants_word_times(wanted),
                 **chosen,
             )
         except ValueError as error:  # a language that there is not
@@ -131,7 +135,7 @@ class SpeechRecognizer:
         return iter(phrases), str(info.language)
 
 
-def wants_words(wanted: TranslationRequest) -> bool:
+def wants_word_times(wanted: TranslationRequest) -> bool:
     """Whether the caller asked for every word's times."""
     return "word" in (getattr(wanted, "timestamp_granularities", None) or ())
 
@@ -161,12 +165,12 @@ def blocks(samples: Any) -> Iterator[tuple[float, Any]]:
     yield begin / RATE, samples[begin:]
 
 
-def longer(told: Transcript, phrase: Any, start: float, end: float) -> Transcript:
+def longer(told: SpeechTranscript, phrase: Any, start: float, end: float) -> SpeechTranscript:
     """With one more of faster-whisper's segments, of a block that lasts from `start` to `end` seconds.
 
     Whisper fills the last part of a block up with silence, and may take some of it for the end of a phrase.
     """
-    segment = Segment(
+    segment = SpeechSegment(
         text=phrase.text,
         start=start + float(phrase.start),  # with words, numbers of numpy
         end=min(end, start + float(phrase.end)),
@@ -181,6 +185,6 @@ def longer(told: Transcript, phrase: Any, start: float, end: float) -> Transcrip
     words = None
     if told.words is not None:
         said = ((one.word.strip(), start + float(one.start), start + float(one.end)) for one in phrase.words or ())
-        words = (*told.words, *(Word(word, min(end, begun), min(end, ended)) for word, begun, ended in said))
+        words = (*told.words, *(SpeechWord(word, min(end, begun), min(end, ended)) for word, begun, ended in said))
     text = "".join(one.text for one in segments).strip()
     return replace(told, text=text, segments=segments, words=words)

@@ -37,13 +37,13 @@ from pydantic import ValidationError
 from cli.embedded.whisper_engine import SpeechRecognizer, TranscriptionRejected
 from schemas.openai.transcriptions import TranscriptionRequest, TranslationRequest
 from workers.adapter_kit.audio.transcripts import (
-    ENDPOINTS,
-    Format,
-    Transcript,
-    What,
-    render,
+    RECOGNITION_MODES,
+    RecognitionMode,
+    SpeechTranscript,
+    TranscriptFormat,
+    render_transcript,
     segment_json,
-    verbose,
+    verbose_json,
 )
 from workers.backends.base import BackendRefused
 
@@ -138,7 +138,7 @@ class WhisperHandler(BaseHTTPRequestHandler):
 
     def _hear(self) -> None:
         fields, sound = self._form()
-        what = ENDPOINTS.get(self.path)
+        what = RECOGNITION_MODES.get(self.path)
         if what is None:
             raise TranscriptionRejected(f"there is no {self.path}", status=404)
         wanted = read_fields(fields, what)
@@ -149,10 +149,10 @@ class WhisperHandler(BaseHTTPRequestHandler):
                 return
             *_, told = growing
         granularities = getattr(wanted, "timestamp_granularities", None) or ("segment",)
-        body, kind = render(told, as_format(wanted), task=what, granularities=granularities)
+        body, kind = render_transcript(told, as_format(wanted), task=what, granularities=granularities)
         self._answer(200, kind, body)
 
-    def _stream(self, growing: Iterator[Transcript], what: What) -> None:
+    def _stream(self, growing: Iterator[SpeechTranscript], what: RecognitionMode) -> None:
         told = next(growing)
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
@@ -203,7 +203,7 @@ class WhisperHandler(BaseHTTPRequestHandler):
         """Nothing: the worker and the gateway log requests."""
 
 
-def delta_event(told: Transcript) -> dict[str, Any]:
+def delta_event(told: SpeechTranscript) -> dict[str, Any]:
     """The newest segment."""
     segments = told.segments or ()
     at = len(segments) - 1
@@ -216,19 +216,19 @@ def delta_event(told: Transcript) -> dict[str, Any]:
     }
 
 
-def done_event(told: Transcript, what: What) -> dict[str, Any]:
+def done_event(told: SpeechTranscript, what: RecognitionMode) -> dict[str, Any]:
     """All of verbose_json."""
     granularities = ("segment",) if told.words is None else ("segment", "word")
-    return {"type": "transcript.text.done"} | verbose(told, what, granularities)
+    return {"type": "transcript.text.done"} | verbose_json(told, what, granularities)
 
 
-def as_format(wanted: TranslationRequest) -> Format:
+def as_format(wanted: TranslationRequest) -> TranscriptFormat:
     """The format asked for, of those that there are."""
     chosen = wanted.response_format
     return "json" if chosen is None or chosen == "diarized_json" else chosen
 
 
-def read_fields(fields: dict[str, Any], what: What) -> TranslationRequest:
+def read_fields(fields: dict[str, Any], what: RecognitionMode) -> TranslationRequest:
     """The form's fields as values. Raises TranscriptionRejected."""
     kind = TranscriptionRequest if what == "transcribe" else TranslationRequest
     try:

@@ -17,7 +17,7 @@ from backbone.bus.nats.worker_bus import NatsWorkerBus
 from schemas.jobs import LANES, Capability, Envelope
 from tests.conftest import Eventually
 from tests.servers import source
-from workers.puller import Intake
+from workers.puller import Puller
 
 LISTED = 300
 USED = [Queue(Capability.CHAT, lane, f"m{number}") for number in range(4) for lane in LANES]
@@ -39,7 +39,7 @@ class Desk:
 
     def __init__(self, url: str, slots: int) -> None:
         self.bus = NatsWorkerBus(url, worker=secrets.token_hex(4), ack_wait_s=5.0, on_job=self.on_job)
-        self.intake = Intake(self.bus, slots, frozenset)
+        self.intake = Puller(self.bus, slots, frozenset)
         self.slots, self.busy, self.most, self.refused = slots, 0, 0, 0
         self.idle_since = time.monotonic()
         self.waits: list[float] = []

@@ -21,7 +21,7 @@ from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, eventually, outputs_of
 from tests.backends.contract import chat, check_stream, collect, completion, events
 from tests.backends.kit.test_speech import speech
-from workers.adapter_kit.audio.codecs import decode, has_codecs
+from workers.adapter_kit.audio.codecs import decode_audio, has_pyav
 from workers.backends.base import (
     BackendConfig,
     BackendError,
@@ -358,12 +358,12 @@ def test_options_that_make_no_sense_are_errors(options: dict[str, str]) -> None:
 TONE = "import sys; sys.stdout.buffer.write(bytes(int({seconds} * 32000)))"
 
 
-@pytest.mark.skipif(not has_codecs(), reason="the audio extra is not installed")
+@pytest.mark.skipif(not has_pyav(), reason="the audio extra is not installed")
 async def test_sound_comes_in_every_format_and_speed_although_the_program_has_one() -> None:
     backend = command(shlex.join([sys.executable, "-c", TONE.format(seconds=2)]), output="pcm:16000")
     chunks, finish = await collect(backend, say("x", response_format="mp3", speed=2))
     assert finish.content_type == "audio/mpeg"
-    assert (await decode(b"".join(chunk.data for chunk in chunks))).seconds == pytest.approx(1, abs=0.15)
+    assert (await decode_audio(b"".join(chunk.data for chunk in chunks))).seconds == pytest.approx(1, abs=0.15)
 
 
 async def test_a_program_that_knows_speed_is_told_it() -> None:
@@ -409,9 +409,9 @@ class TestEspeak:
         fast, _ = await collect(espeak, say("One two three four five.", voice=voice, speed=2))
         assert sum(len(chunk.data) for chunk in fast) < 0.7 * sum(len(chunk.data) for chunk in slow)
 
-    @pytest.mark.skipif(not has_codecs(), reason="the audio extra is not installed")
+    @pytest.mark.skipif(not has_pyav(), reason="the audio extra is not installed")
     @pytest.mark.parametrize("stream", [True, False])
     async def test_it_speaks_mp3(self, espeak: CommandBackend, stream: bool) -> None:
         chunks, finish = await collect(espeak, say("One two three.", stream=stream, response_format="mp3"))
         assert finish.content_type == "audio/mpeg"
-        assert (await decode(b"".join(chunk.data for chunk in chunks))).seconds > 0.5
+        assert (await decode_audio(b"".join(chunk.data for chunk in chunks))).seconds > 0.5

@@ -23,7 +23,7 @@ from tests.backends.contract import (
 )
 from tests.backends.llama_server import LlamaServer
 from workers.adapter_kit.http_client import HttpClient
-from workers.adapter_kit.openai.client import Api
+from workers.adapter_kit.openai.client import OpenAIClient
 from workers.adapter_kit.openai.feature_probes import STREAM, STREAM_OPTIONS, TOOL_STREAM, lacks_text_feature
 from workers.backends.base import (
     Backend,
@@ -169,7 +169,7 @@ async def test_probes_find_what_the_server_has(llama: LlamaServer, path: str, fe
     """And leave none of its slots at work."""
     client = HttpClient(llama.url)
     try:
-        assert await lacks_text_feature(Api(client, "/v1"), path, MODEL, feature) is False
+        assert await lacks_text_feature(OpenAIClient(client, "/v1"), path, MODEL, feature) is False
         async with asyncio.timeout(10):
             while await busy_slots(llama):
                 await asyncio.sleep(0.05)

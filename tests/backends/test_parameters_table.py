@@ -15,7 +15,7 @@ from tests.backends.contract import chat
 from tests.backends.doubles.ollama import CHAT, OllamaDouble
 from tests.backends.kit.test_adaptations import NAMED, WEATHER, Partial, said
 from workers.adapter_kit.openai.unsupported_parameters import PARAMETERS
-from workers.adapter_kit.text.adaptations import INSTEAD
+from workers.adapter_kit.text.adaptations import UNSUPPORTED_HINTS
 from workers.backends.base import Backend, BackendConfig, BackendRefused, make_backend
 from workers.backends.ollama.requests import LACKS
 
@@ -64,7 +64,7 @@ def test_the_table_is_whole() -> None:
     assert set(ROWS) == set(EXAMPLES)
     assert {name for name, (ollama, _, _) in ROWS.items() if ollama == "lacks"} == LACKS
     assert {name for name, (_, openai, _) in ROWS.items() if openai == "by probe"} == PARAMETERS
-    assert set(INSTEAD) == LACKS | {"logprobs"}
+    assert set(UNSUPPORTED_HINTS) == LACKS | {"logprobs"}
 
 
 @pytest.mark.parametrize(("name", "kind", "row"), CASES, ids=lambda value: str(value))

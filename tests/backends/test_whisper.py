@@ -18,7 +18,7 @@ from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig, eventually, outputs_of
 from tests.backends.whisper_server import PARAGRAPH, SENTENCE, WhisperServer, repeated, spoken
 from workers.adapter_kit.http_client import HttpClient
-from workers.adapter_kit.openai.client import Api
+from workers.adapter_kit.openai.client import OpenAIClient
 from workers.adapter_kit.openai.feature_probes import lacks_transcript
 from workers.backends.base import (
     BackendConfig,
@@ -398,7 +398,7 @@ async def test_probes_find_what_a_real_server_has(server: WhisperServer) -> None
     try:
         for form in ("verbose_json", "json", "text"):
             lacks = await lacks_transcript(
-                Api(client, "/v1"), "/audio/transcriptions", {"model": MODEL_NAME}, form, ("json", "text")
+                OpenAIClient(client, "/v1"), "/audio/transcriptions", {"model": MODEL_NAME}, form, ("json", "text")
             )
             assert lacks is False
     finally:

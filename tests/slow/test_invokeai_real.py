@@ -39,7 +39,7 @@ from PIL import Image
 from schemas.frames import Progress
 from schemas.jobs import Capability
 from tests.backends.adapter_contract import AdapterContract, AdapterRig
-from workers.adapter_kit.images.responses import EDITS, GENERATIONS, Picture
+from workers.adapter_kit.images.responses import EDITS, GENERATIONS, GeneratedImage
 from workers.backends.base import (
     BackendConfig,
     BackendError,
@@ -137,7 +137,7 @@ async def test_a_graph_runs_once_per_seed_and_leaves_nothing(backend: InvokeAIBa
     """Pictures come in the order of their seeds, and InvokeAI keeps none."""
     before = await images_there(backend)
     outputs = [output async for output in backend.run_graph(blank(), [64, 128, 96])]
-    pictures = [output for output in outputs if isinstance(output, Picture)]
+    pictures = [output for output in outputs if isinstance(output, GeneratedImage)]
     assert [opened(picture.data).width for picture in pictures] == [64, 128, 96]
     assert [picture.seed for picture in pictures] == [64, 128, 96]
     assert await images_there(backend) == before

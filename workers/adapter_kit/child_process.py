@@ -26,7 +26,7 @@ COMPLAINT_LIMIT = 4096
 
 
 @asynccontextmanager
-async def running(command: Sequence[str], given: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
+async def run_program(command: Sequence[str], given: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
     """The output of `command`, which is given `given` to read. Raises OSError when it cannot be started.
 
     The output ends with a BackendError, with the last line that the program complained with, unless the program ended with

@@ -1,7 +1,7 @@
 """Compressed answers of inference servers, decoded as they arrive and within bounds.
 
-The worker asks for `identity`; some servers and proxies compress all the same. An answer is decoded in slices of `SLICE` bytes, so
-that a bomb is never whole in memory; beyond `FREE_OUTPUT` bytes it may be at most `MAX_RATIO` times as large as what came.
+The worker asks for `identity`; some servers and proxies compress all the same. An answer is decoded in slices of `SLICE_BYTES` bytes, so
+that a bomb is never whole in memory; beyond `UNCHECKED_OUTPUT_BYTES` bytes it may be at most `MAX_RATIO` times as large as what came.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-SLICE = 256 * 1024
-FREE_OUTPUT = 16 * 1024 * 1024
+SLICE_BYTES = 256 * 1024
+UNCHECKED_OUTPUT_BYTES = 16 * 1024 * 1024
 MAX_RATIO = 200
 WINDOW_LOG = 23
 """Of zstd: 8 MiB, as RFC 9659 wants it."""
 CODINGS = frozenset({"gzip", "x-gzip", "deflate", "zstd"})
 
 
-class AnswerDecoder:
+class ResponseDecoder:
     """Decodes one answer's body. Feed it with `decode`, and take what is left inside with `more` until that is empty."""
 
     def __init__(self, encoding: str, origin: str, *, whole: bool = True) -> None:
@@ -41,7 +41,7 @@ class AnswerDecoder:
                 f"{origin} answered in the Content-Encoding {encoding[:40]!r}, which was not asked for and cannot be decoded;"
                 " turn compression off at the server or the proxy before it"
             )
-        self._inner: _Inner | None = None
+        self._inner: _Decompressor | None = None
         self._rest = b""
         self._taken = self._made = 0
 
@@ -82,19 +82,19 @@ class AnswerDecoder:
         rest = self._rest
         if self._coding == "zstd":
             if rest:
-                self._inner = _Zstd()
+                self._inner = _ZstdDecompressor()
         elif self._coding == "deflate":
             # The standard means zlib's format; some servers send raw deflate. The first two bytes tell.
             if len(rest) >= 2 and not self._made:
                 is_zlib = rest[0] & 0x0F == 8 and (rest[0] * 256 + rest[1]) % 31 == 0
-                self._inner = _Inflate(zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
+                self._inner = _ZlibDecompressor(zlib.MAX_WBITS if is_zlib else -zlib.MAX_WBITS)
         elif rest and (not self._made or rest[0] == 0x1F):  # what else follows a gzip member is padding
-            self._inner = _Inflate(16 + zlib.MAX_WBITS)
+            self._inner = _ZlibDecompressor(16 + zlib.MAX_WBITS)
         return self._inner is not None
 
     def _counted(self, out: bytes) -> bytes:
         self._made += len(out)
-        if self._made > FREE_OUTPUT and self._made > MAX_RATIO * self._taken:
+        if self._made > UNCHECKED_OUTPUT_BYTES and self._made > MAX_RATIO * self._taken:
             raise BackendError(
                 f"the {self._coding} answer of {self._origin} is more than {MAX_RATIO} times as large as what was sent;"
                 " turn compression off at the server or the proxy before it"
@@ -102,7 +102,7 @@ class AnswerDecoder:
         return out
 
 
-class _Inner(Protocol):
+class _Decompressor(Protocol):
     """What zlib's and zstd's decoders have in common."""
 
     @property
@@ -114,10 +114,10 @@ class _Inner(Protocol):
         """What follows it."""
 
     def decode(self, data: bytes) -> bytes:
-        """At most `SLICE` bytes; with b"", what is left inside."""
+        """At most `SLICE_BYTES` bytes; with b"", what is left inside."""
 
 
-class _Inflate:
+class _ZlibDecompressor:
     def __init__(self, window_bits: int) -> None:
         self._inner = zlib.decompressobj(window_bits)
 
@@ -130,10 +130,10 @@ class _Inflate:
         return self._inner.unused_data
 
     def decode(self, data: bytes) -> bytes:
-        return self._inner.decompress(self._inner.unconsumed_tail + data, SLICE)
+        return self._inner.decompress(self._inner.unconsumed_tail + data, SLICE_BYTES)
 
 
-class _Zstd:
+class _ZstdDecompressor:
     def __init__(self) -> None:
         self._inner = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: WINDOW_LOG})
 
@@ -146,4 +146,4 @@ class _Zstd:
         return self._inner.unused_data
 
     def decode(self, data: bytes) -> bytes:
-        return self._inner.decompress(data, SLICE)
+        return self._inner.decompress(data, SLICE_BYTES)

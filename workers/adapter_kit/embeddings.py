@@ -34,10 +34,10 @@ def embeddings_body(
         for index, vector in enumerate(vectors)
     )
     usage = {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens if total_tokens is None else total_tokens}
-    return wrapped(b"[%b]" % b",".join(items), {"model": model, "usage": usage})
+    return embeddings_envelope(b"[%b]" % b",".join(items), {"model": model, "usage": usage})
 
 
-def wrapped(data: bytes, rest: JSON) -> bytes:
+def embeddings_envelope(data: bytes, rest: JSON) -> bytes:
     """The answer whose list of embeddings is `data`, as JSON."""
     return b'{"object":"list","data":%b,%b' % (data, orjson.dumps(rest)[1:])
 
@@ -58,13 +58,13 @@ def read_vectors(body: bytes | JSON) -> list[Vector]:
 
 def _vector(value: Any) -> Vector:
     if isinstance(value, str):
-        return floats(base64.b64decode(value, validate=True))
+        return decode_floats(base64.b64decode(value, validate=True))
     if not isinstance(value, list) or not value or not isinstance(value[0], float | int):
         raise ValueError(WRONG)  # for one text, llama.cpp's own form holds a vector for each token
     return value
 
 
-def floats(data: bytes) -> array[float]:
+def decode_floats(data: bytes) -> array[float]:
     """Little-endian float32 as numbers. Raises ValueError when they are none."""
     numbers = array("f")
     numbers.frombytes(data)

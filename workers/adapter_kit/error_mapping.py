@@ -33,7 +33,7 @@ from workers.backends.base import BackendError, BackendRefused, BackendUnavailab
 MESSAGE_LIMIT = 2000
 MAX_WAIT_S = 3600.0
 MAX_ESTIMATE_S = 60.0
-LOADING_S = 2.0
+LOADING_PAUSE_S = 2.0
 """How long to leave a server alone that loads the model and does not say for how long."""
 LOADING = re.compile(r"\bloading\b|not (?:yet )?(?:loaded|ready)|starting up|warming up|initiali[sz]ing", re.IGNORECASE)
 """llama.cpp's `Loading model`, Hugging Face's `Model … is currently loading`, LocalAI's and others' like."""
@@ -96,7 +96,7 @@ CODES = {"exceed_context_size_error": CONTEXT_LENGTH_EXCEEDED, "tokens_limit_rea
 
 
 @dataclass(frozen=True, slots=True)
-class Complaint:
+class ServerErrorBody:
     """A server's error object, whichever of the usual shapes it has."""
 
     message: str = ""
@@ -137,10 +137,10 @@ class Complaint:
         return self.code in MODEL_CODES or self.param == "model" or "model" in self.message.lower()
 
 
-def is_complaint(value: Any) -> bool:
+def is_error_body(value: Any) -> bool:
     """Return whether what came with status 200, in a stream or in one piece, is an error."""
     if isinstance(value, list):
-        return any(isinstance(one, dict) and is_complaint(one) for one in value)
+        return any(isinstance(one, dict) and is_error_body(one) for one in value)
     if not isinstance(value, dict):
         return False
     if value.get("error") or value.get("object") == "error" or value.get("type") == "error":
@@ -156,7 +156,7 @@ def is_complaint(value: Any) -> bool:
     return said and (_number(value) >= 400 or isinstance(value.get("code"), str))
 
 
-def read_complaint(value: Any) -> Complaint:
+def parse_error_body(value: Any) -> ServerErrorBody:
     """`{"error": {…}}`, `{"error": "…"}`, `{"detail": …}` (FastAPI), `{"object": "error", …}` (older vLLM), or the inner object.
 
     Also `[{"error": {…}}]` (Gemini), `{"base_resp": {…}}` (MiniMax), `{"error_code": …, "error_msg": …}` (Baidu).
@@ -164,13 +164,13 @@ def read_complaint(value: Any) -> Complaint:
     if isinstance(value, dict):
         for key in ERROR_FIELDS:
             if value.get(key) and not _says_less(value, key):
-                inner = read_complaint(value[key])
+                inner = parse_error_body(value[key])
                 number = inner.number or _number(value)
                 return replace(inner, number=number, estimated_s=_estimate(value.get("estimated_time")))
         return _from_object(value)
     if isinstance(value, list) and value and isinstance(value[0], dict):
-        return _from_validation(value[0]) if "msg" in value[0] else read_complaint(value[0])
-    return Complaint(str(value)[:MESSAGE_LIMIT]) if value else Complaint()
+        return _from_validation(value[0]) if "msg" in value[0] else parse_error_body(value[0])
+    return ServerErrorBody(str(value)[:MESSAGE_LIMIT]) if value else ServerErrorBody()
 
 
 def _says_less(value: dict[str, Any], key: str) -> bool:
@@ -181,9 +181,9 @@ def _says_less(value: dict[str, Any], key: str) -> bool:
     return isinstance(said, str) and isinstance(message, str) and len(message) > len(said)
 
 
-def _from_object(value: dict[str, Any]) -> Complaint:
+def _from_object(value: dict[str, Any]) -> ServerErrorBody:
     if isinstance(value.get("message"), dict | list):  # Mistral: FastAPI's validation error inside its own
-        return read_complaint(value["message"])
+        return parse_error_body(value["message"])
     code = value.get("code")
     number = _number(value)
     kind = str(value.get("type") or "")
@@ -191,7 +191,7 @@ def _from_object(value: dict[str, Any]) -> Complaint:
     message = next(
         (value[name] for name in MESSAGE_FIELDS if value.get(name) and not isinstance(value[name], list)), ""
     )
-    return Complaint(
+    return ServerErrorBody(
         message=str(message)[:MESSAGE_LIMIT],
         type=kind,
         param=param if isinstance(param, str) else None,
@@ -219,7 +219,7 @@ def _retry_info(details: Any) -> float | None:
     for one in details if isinstance(details, list) else ():
         delay = one.get("retryDelay") if isinstance(one, dict) else None
         if isinstance(delay, str):
-            return retry_after(delay.removesuffix("s"))
+            return parse_retry_after(delay.removesuffix("s"))
     return None
 
 
@@ -228,27 +228,27 @@ def _estimate(value: Any) -> float:
     return min(float(value), MAX_ESTIMATE_S) if isinstance(value, int | float) and value > 0 else 0.0
 
 
-def _from_validation(value: dict[str, Any]) -> Complaint:
+def _from_validation(value: dict[str, Any]) -> ServerErrorBody:
     """FastAPI's `{"loc": ["body", "messages"], "msg": "…"}`."""
     place = ".".join(str(part) for part in value.get("loc", ()) if part != "body")
     text = str(value.get("msg") or "")[:MESSAGE_LIMIT]
     too_long = str(value.get("type")) in STRING_TOO_LONG and place.split(".", 1)[0] in INPUTS
     code = CONTEXT_LENGTH_EXCEEDED if too_long else None
-    return Complaint(f"{place}: {text}" if place else text, "invalid_request_error", place or None, code)
+    return ServerErrorBody(f"{place}: {text}" if place else text, "invalid_request_error", place or None, code)
 
 
-def refusal(status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
+def error_from_response(status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
     """The error for an answer whose status is not 200."""
     return _judged(status, headers, _read_body(body))
 
 
-def stream_error(value: Any) -> BackendError:
+def error_from_payload(value: Any) -> BackendError:
     """The error for an error object inside a stream that began with 200, or in place of an answer with that status."""
-    complaint = read_complaint(value)
+    complaint = parse_error_body(value)
     if complaint.too_long:
         return _refused(400, replace(complaint, code=CONTEXT_LENGTH_EXCEEDED))
     status = complaint.number if 400 <= complaint.number < 600 else 0
-    status = status or error_texts.status_of(complaint.type, complaint.code or "")
+    status = status or error_texts.status_for(complaint.type, complaint.code or "")
     if complaint.flagged and status < 500:
         return _refused(400, complaint, "content_policy_violation")
     if status == 404 and not complaint.about_the_model:
@@ -260,7 +260,7 @@ def stream_error(value: Any) -> BackendError:
     return _judged(status or 500, {}, complaint)
 
 
-def _judged(status: int, headers: Mapping[str, str], complaint: Complaint) -> BackendError:
+def _judged(status: int, headers: Mapping[str, str], complaint: ServerErrorBody) -> BackendError:
     if status not in (401, 402, *BUSY_STATUSES) and complaint.too_long:
         return _refused(400, replace(complaint, code=CONTEXT_LENGTH_EXCEEDED))
     if status in (400, 403) and complaint.flagged:
@@ -282,25 +282,25 @@ def _judged(status: int, headers: Mapping[str, str], complaint: Complaint) -> Ba
     return BackendError(f"the backend answered {status}")
 
 
-def _busy(status: int, headers: Mapping[str, str], complaint: Complaint) -> BackendUnavailable:
+def _busy(status: int, headers: Mapping[str, str], complaint: ServerErrorBody) -> BackendUnavailable:
     text = complaint.message or f"the backend is busy ({status})"
     wait_s = _wait_s(headers, complaint)
     if wait_s is None and status == 503 and LOADING.search(text):
-        wait_s = complaint.estimated_s or LOADING_S
+        wait_s = complaint.estimated_s or LOADING_PAUSE_S
     info = _rate_limit(text, complaint, wait_s) if status == 429 else None
     return BackendUnavailable(text, retry_after_s=wait_s, pause_s=wait_s, info=info)
 
 
-def _wait_s(headers: Mapping[str, str], complaint: Complaint) -> float | None:
+def _wait_s(headers: Mapping[str, str], complaint: ServerErrorBody) -> float | None:
     """How long the server asks to wait: `retry-after-ms` (Azure), `Retry-After`, or the error object itself."""
-    milliseconds = retry_after(headers.get("retry-after-ms"))
+    milliseconds = parse_retry_after(headers.get("retry-after-ms"))
     if milliseconds is not None:
         return milliseconds / 1000
-    wait_s = retry_after(headers.get("retry-after"), headers.get("date"))
+    wait_s = parse_retry_after(headers.get("retry-after"), headers.get("date"))
     return complaint.retry_s if wait_s is None else wait_s
 
 
-def retry_after(value: str | None, date: str | None = None) -> float | None:
+def parse_retry_after(value: str | None, date: str | None = None) -> float | None:
     """The seconds of a `Retry-After` header, which holds seconds or a date, between 0 and `MAX_WAIT_S`; None: it holds neither.
 
     A date is compared with the answer's own `Date`, since the server's clock may differ.
@@ -325,25 +325,25 @@ def _moment(text: str | None) -> datetime | None:
     return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
-def _read_body(body: bytes) -> Complaint:
+def _read_body(body: bytes) -> ServerErrorBody:
     try:
-        return read_complaint(orjson.loads(body))
+        return parse_error_body(orjson.loads(body))
     except orjson.JSONDecodeError:
         text = body.decode("utf-8", "replace").strip()
-        return Complaint() if text.startswith("<") else Complaint(text[:MESSAGE_LIMIT])
+        return ServerErrorBody() if text.startswith("<") else ServerErrorBody(text[:MESSAGE_LIMIT])
 
 
-def _words(status: int, complaint: Complaint) -> str:
+def _words(status: int, complaint: ServerErrorBody) -> str:
     return complaint.message or f"the backend answered {status}"
 
 
-def _not_found(complaint: Complaint) -> BackendError:
+def _not_found(complaint: ServerErrorBody) -> BackendError:
     if complaint.about_the_model:
         return ModelNotServed(complaint.message, param="model")
-    return _refused(404, Complaint("the backend has no such endpoint", code="unsupported_endpoint"))
+    return _refused(404, ServerErrorBody("the backend has no such endpoint", code="unsupported_endpoint"))
 
 
-def _refused(status: int, complaint: Complaint, code: str | None = None) -> BackendError:
+def _refused(status: int, complaint: ServerErrorBody, code: str | None = None) -> BackendError:
     """`code`: OpenAI's, where the server gives none."""
     message = complaint.message or f"the backend refused the request ({status})"
     info = ErrorInfo(
@@ -357,7 +357,7 @@ def _refused(status: int, complaint: Complaint, code: str | None = None) -> Back
     return BackendRefused(message, info=info)
 
 
-def _rate_limit(message: str, complaint: Complaint, retry_after_s: float | None) -> ErrorInfo:
+def _rate_limit(message: str, complaint: ServerErrorBody, retry_after_s: float | None) -> ErrorInfo:
     return ErrorInfo(
         status=429,
         type=complaint.type or "rate_limit_error",

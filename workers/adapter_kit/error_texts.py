@@ -56,7 +56,7 @@ def is_throttled(message: str) -> bool:
     return bool(THROTTLED.search(message))
 
 
-def status_of(*words: str) -> int:
+def status_for(*words: str) -> int:
     """Return the HTTP status that an error's type or code stands for; 0: it says nothing."""
     text = " ".join(words).lower()
     return next((status for status, meant in STATUSES if meant.search(text)), 0)

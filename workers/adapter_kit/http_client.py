@@ -32,7 +32,7 @@ import httptools
 
 from schemas.errors import RequestLoop
 from schemas.hops import HOPS_HEADER, LOOP_STATUS
-from workers.adapter_kit.content_coding import AnswerDecoder
+from workers.adapter_kit.content_coding import ResponseDecoder
 from workers.backends.base import BackendError, BackendUnavailable
 
 CONNECT_TIMEOUT_S = 5.0
@@ -43,12 +43,12 @@ UNREAD_LIMIT = 256 * 1024
 HEAD_LIMIT = 64 * 1024
 QUICKACK = getattr(socket, "TCP_QUICKACK", None)
 """Linux only."""
-HOPS: ContextVar[int] = ContextVar("hops", default=0)
+GATEWAY_HOPS: ContextVar[int] = ContextVar("hops", default=0)
 """Through how many gateways the job that a task works on had come before this Nexus's."""
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
 
-class Response:
+class BackendResponse:
     """One answer. Read it to the end (`read` returns b"") or `close` it."""
 
     __slots__ = (
@@ -64,18 +64,18 @@ class Response:
         "status",
     )
 
-    def __init__(self, connection: _Connection) -> None:
+    def __init__(self, connection: _ClientConnection) -> None:
         self.status = 0
         self.headers: dict[str, str] = {}
         """Names in lower case."""
         self.ended = False
-        self._connection: _Connection | None = connection
+        self._connection: _ClientConnection | None = connection
         self._pieces: list[bytes] = []
         self._unread = 0
         self._paused = False
         self._error: BackendError | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._decoder: AnswerDecoder | None = None
+        self._decoder: ResponseDecoder | None = None
 
     async def read(self) -> bytes:
         """All that has arrived, at least one byte; b"" at the end. Raises BackendError when the connection broke."""
@@ -97,7 +97,7 @@ class Response:
                 self._connection.resume()
         return data
 
-    async def _read_decoded(self, decoder: AnswerDecoder) -> bytes:
+    async def _read_decoded(self, decoder: ResponseDecoder) -> bytes:
         await asyncio.sleep(0)  # a small answer may hold a large one: others get their turn between its slices
         out = decoder.more()
         self._decoder = None
@@ -159,12 +159,12 @@ class Response:
         self._wake()
 
 
-class _Connection(asyncio.Protocol):
+class _ClientConnection(asyncio.Protocol):
     """One socket: what arrives goes to the response that is awaited on it."""
 
     def __init__(self, client: HttpClient) -> None:
         self.client = client
-        self.response: Response | None = None
+        self.response: BackendResponse | None = None
         self.silent = True
         """Nothing has arrived since the last request was sent."""
         self.sending = False
@@ -179,9 +179,9 @@ class _Connection(asyncio.Protocol):
         self._socket: socket.socket | None = None
         self._parser = httptools.HttpResponseParser(self)
 
-    def send(self, data: bytes) -> Response:
+    def send(self, data: bytes) -> BackendResponse:
         """Write a request. One at a time."""
-        self.response = response = Response(self)
+        self.response = response = BackendResponse(self)
         self.silent = True
         self._head_size = 0
         self._complete = False
@@ -271,7 +271,7 @@ class _Connection(asyncio.Protocol):
         response = self.response
         if response is None:
             return
-        if exc is None and response.status and until_close(response.headers):
+        if exc is None and response.status and ends_with_connection(response.headers):
             self.response = None
             response._end()
             return
@@ -280,7 +280,7 @@ class _Connection(asyncio.Protocol):
         error.unanswered = not response.status
         self._fail(error)
 
-    def _finish(self, response: Response) -> None:
+    def _finish(self, response: BackendResponse) -> None:
         """The response is complete: hand it over, and keep the connection if both sides may."""
         self.response = None
         if self._lingering is not None:
@@ -354,8 +354,8 @@ class HttpClient:
             {"host": parts.netloc, "user-agent": "nexus", "accept-encoding": "identity", HOPS_HEADER: "1"}
             | (headers or {})
         )
-        self._idle: list[_Connection] = []
-        self._open: set[_Connection] = set()
+        self._idle: list[_ClientConnection] = []
+        self._open: set[_ClientConnection] = set()
         self._closed = False
 
     async def request(
@@ -368,7 +368,7 @@ class HttpClient:
         headers: Mapping[str, str] | None = None,
         pieces: AsyncIterator[bytes] | None = None,
         length: int | None = None,
-    ) -> Response:
+    ) -> BackendResponse:
         """Send one request; return when the head of its response is there. Never sent twice but for a stale connection.
 
         `pieces` is a body to be streamed, in the place of `body`: of `length` bytes, or chunked where that is not known.
@@ -404,12 +404,12 @@ class HttpClient:
 
     def _fixed_head(self) -> str:
         """The headers of every request; of one that came through other gateways, with their number."""
-        hops = HOPS.get()
+        hops = GATEWAY_HOPS.get()
         return self._fixed.replace(f"{HOPS_HEADER}: 1\r\n", f"{HOPS_HEADER}: {hops + 1}\r\n") if hops else self._fixed
 
     async def _upload(
         self, method: str, path: str, content_type: str, extra: str, pieces: AsyncIterator[bytes], length: int | None
-    ) -> Response:
+    ) -> BackendResponse:
         framing = "transfer-encoding: chunked" if length is None else f"content-length: {length}"
         head = f"{method} {self.prefix}{path} HTTP/1.1\r\n{self._fixed_head()}{extra}content-type: {content_type}\r\n{framing}\r\n\r\n"
         try:
@@ -428,7 +428,7 @@ class HttpClient:
             await _close_pieces(pieces)
         return response
 
-    async def _exchange(self, connection: _Connection, message: bytes) -> Response:
+    async def _exchange(self, connection: _ClientConnection, message: bytes) -> BackendResponse:
         response = connection.send(message)
         try:
             await response._head()
@@ -438,21 +438,21 @@ class HttpClient:
             raise
         return response
 
-    def _take(self) -> _Connection | None:
+    def _take(self) -> _ClientConnection | None:
         while self._idle:
             connection = self._idle.pop()
             if connection.usable:
                 return connection
         return None
 
-    async def _connect(self) -> _Connection:
+    async def _connect(self) -> _ClientConnection:
         loop = asyncio.get_running_loop()
         if self._tls and self._ssl is None:
             self._ssl = await loop.run_in_executor(None, ssl.create_default_context)  # reads some 150 certificates
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 _, connection = await loop.create_connection(
-                    lambda: _Connection(self), self._host, self._port, ssl=self._ssl
+                    lambda: _ClientConnection(self), self._host, self._port, ssl=self._ssl
                 )
         except TimeoutError as error:
             message = f"no connection to {self.origin} within {CONNECT_TIMEOUT_S:g} s"
@@ -464,7 +464,7 @@ class HttpClient:
         self._open.add(connection)
         return connection
 
-    async def _connect_again(self) -> _Connection:
+    async def _connect_again(self) -> _ClientConnection:
         """A connection for a request that a kept one may have brought to the server before it broke."""
         try:
             return await self._connect()
@@ -472,19 +472,19 @@ class HttpClient:
             error.unsent, error.unanswered = False, True
             raise
 
-    def _keep(self, connection: _Connection) -> None:
+    def _keep(self, connection: _ClientConnection) -> None:
         if self._closed or len(self._idle) >= MAX_IDLE:
             connection.abort()
         else:
             self._idle.append(connection)
 
-    def _forget(self, connection: _Connection) -> None:
+    def _forget(self, connection: _ClientConnection) -> None:
         self._open.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
 
 
-async def _send_pieces(connection: _Connection, pieces: AsyncIterator[bytes], length: int | None) -> bool:
+async def _send_pieces(connection: _ClientConnection, pieces: AsyncIterator[bytes], length: int | None) -> bool:
     """Whether all was sent: not if the server answered first. Raises ValueError when there is more or less than `length`."""
     sent = 0
     async for piece in pieces:
@@ -517,12 +517,12 @@ def _head(headers: Mapping[str, str]) -> str:
     return "".join(f"{name}: {value}\r\n" for name, value in headers.items())
 
 
-def until_close(headers: dict[str, str]) -> bool:
+def ends_with_connection(headers: dict[str, str]) -> bool:
     """Whether the body ends where the connection does."""
     return "content-length" not in headers and "chunked" not in headers.get("transfer-encoding", "").lower()
 
 
-def _accept(response: Response, origin: str) -> None:
+def _accept(response: BackendResponse, origin: str) -> None:
     """Refuse what this client does not speak. Raises BackendError."""
     if response.status == LOOP_STATUS and HOPS_HEADER in response.headers:
         message = (
@@ -536,4 +536,4 @@ def _accept(response: Response, origin: str) -> None:
         )
     encoding = response.headers.get("content-encoding")
     if encoding is not None and encoding.strip().lower() not in ("", "identity"):
-        response._decoder = AnswerDecoder(encoding, origin, whole=response.status == 200)
+        response._decoder = ResponseDecoder(encoding, origin, whole=response.status == 200)

@@ -5,7 +5,7 @@ that suspects a missing feature calls `confirm` with a probe, a tiny and harmles
 
 - A probe returns True only when the server refused the request with the feature and accepted it without.
 - One probe runs for a model and feature at a time; callers that suspect the same share its result.
-- A result counts for one model and feature, and expires: after `KNOWN_S`, or after `UNCLEAR_S` where the probe found nothing.
+- A result counts for one model and feature, and expires: after `RESULT_TTL_S`, or after `INCONCLUSIVE_TTL_S` where the probe found nothing.
 - At most `MAX_PROBES` begin within `PROBE_WINDOW_S`. `confirm` returns False where no further probe may begin.
 """
 
@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from schemas.presence import Limitation
 from workers.backends.base import BackendError
 
-KNOWN_S = 600.0
+RESULT_TTL_S = 600.0
 """How long the result of a probe counts: a server may be updated."""
-UNCLEAR_S = 60.0
+INCONCLUSIVE_TTL_S = 60.0
 """The pause after a probe that proved nothing."""
 PROBE_TIMEOUT_S = 20.0
 MAX_PROBES = 30
@@ -35,7 +35,7 @@ Probe = Callable[[], Awaitable[bool | None]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Finding:
+class _ProbeResult:
     """The result of one probe."""
 
     lacks: bool
@@ -43,12 +43,12 @@ class _Finding:
     shown: Limitation
 
 
-class Limitations:
+class ModelLimitations:
     """What the models of one server lack. One per connection to a server; close it with the adapter."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
-        self._findings: dict[Key, _Finding] = {}
+        self._findings: dict[Key, _ProbeResult] = {}
         self._declared: frozenset[Key] = frozenset()
         self._probes: dict[Key, asyncio.Task[bool]] = {}
         self._begun: deque[float] = deque()
@@ -59,7 +59,7 @@ class Limitations:
 
     def lacks(self, model: str, feature: str) -> bool:
         """Return whether the model is known to lack the feature now."""
-        if self.empty:
+        if self.is_empty:
             return False
         return (model, feature) in self._declared or self._known((model, feature)) is True
 
@@ -87,7 +87,7 @@ class Limitations:
         if key not in self._declared and self._known(key) is None and key not in self._probes and self._may_begin():
             self._probes[key] = asyncio.create_task(self._run(key, probe))
 
-    def found(self) -> tuple[Limitation, ...]:
+    def confirmed_limitations(self) -> tuple[Limitation, ...]:
         """Return the limitations that probes confirmed and that still count, for the operator."""
         if not self._findings:
             return ()
@@ -96,7 +96,7 @@ class Limitations:
         return tuple(one.shown for one in counting)
 
     @property
-    def empty(self) -> bool:
+    def is_empty(self) -> bool:
         """Whether nothing is known to be missing, at the least cost."""
         return not self._findings and not self._declared
 
@@ -136,7 +136,7 @@ class Limitations:
             pass
         finally:
             del self._probes[key]
-        lasts_s, clock = UNCLEAR_S if lacks is None else KNOWN_S, int(time.time())
+        lasts_s, clock = INCONCLUSIVE_TTL_S if lacks is None else RESULT_TTL_S, int(time.time())
         shown = Limitation(model=key[0], feature=key[1], since=clock, until=clock + int(lasts_s))
-        self._findings[key] = _Finding(lacks is True, self._now() + lasts_s, shown)
+        self._findings[key] = _ProbeResult(lacks is True, self._now() + lasts_s, shown)
         return lacks is True

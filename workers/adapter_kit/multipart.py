@@ -24,12 +24,12 @@ class FilePart:
     pieces: Callable[[], AsyncIterator[bytes]]
 
     @classmethod
-    def of(cls, file: UploadedFile, field: str | None = None) -> FilePart:
+    def from_file(cls, file: UploadedFile, field: str | None = None) -> FilePart:
         """A caller's file, under another name where the server has another one for it."""
         return cls(field or file.field, file.filename, file.content_type, file.size, file.pieces)
 
     @classmethod
-    def holding(cls, field: str, filename: str, content_type: str, data: bytes) -> FilePart:
+    def from_bytes(cls, field: str, filename: str, content_type: str, data: bytes) -> FilePart:
         """Bytes at hand."""
 
         async def pieces() -> AsyncIterator[bytes]:
@@ -39,7 +39,7 @@ class FilePart:
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class MultipartForm:
     """A form, ready to be sent."""
 
     content_type: str
@@ -49,7 +49,7 @@ class Encoded:
     """The form from its beginning; may be called again if the files may."""
 
 
-def encode(fields: Sequence[tuple[str, str]], files: Sequence[FilePart]) -> Encoded:
+def encode_multipart(fields: Sequence[tuple[str, str]], files: Sequence[FilePart]) -> MultipartForm:
     """The form: fields in their order, then files. Names may repeat. Nothing in a name can break out of its header."""
     boundary = secrets.token_hex(16)
     start = "".join(
@@ -69,7 +69,7 @@ def encode(fields: Sequence[tuple[str, str]], files: Sequence[FilePart]) -> Enco
         yield before + end
 
     length = len(start) + sum(len(head) + file.size + 2 for head, file in zip(heads, files, strict=True)) + len(end)
-    return Encoded(f"multipart/form-data; boundary={boundary}", length, pieces)
+    return MultipartForm(f"multipart/form-data; boundary={boundary}", length, pieces)
 
 
 def _file_head(boundary: str, file: FilePart) -> str:

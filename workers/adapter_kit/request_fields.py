@@ -11,7 +11,7 @@ from workers.backends.base import BackendRefused
 JSON = dict[str, Any]
 
 
-def json_object(data: bytes) -> JSON:
+def parse_json_object(data: bytes) -> JSON:
     """The body. Raises BackendRefused when it is not a JSON object."""
     try:
         body = orjson.loads(data)
@@ -22,7 +22,7 @@ def json_object(data: bytes) -> JSON:
     return body
 
 
-def choices_wanted(body: JSON) -> int:
+def requested_choices(body: JSON) -> int:
     """`n`, 1 where it is not given."""
     n = body.get("n")
     return n if isinstance(n, int) and n > 0 else 1
@@ -40,11 +40,11 @@ def stream_options(body: JSON) -> JSON:
     return options if isinstance(options, dict) else {}
 
 
-def usage_wanted(body: JSON) -> bool:
+def wants_usage(body: JSON) -> bool:
     """Whether a stream is to end in a usage chunk."""
     return stream_options(body).get("include_usage") is True
 
 
-def continuous_usage_wanted(body: JSON) -> bool:
+def wants_continuous_usage(body: JSON) -> bool:
     """Return whether each event of a stream is to carry the usage so far: vLLM's and SGLang's option."""
-    return usage_wanted(body) and stream_options(body).get("continuous_usage_stats") is True
+    return wants_usage(body) and stream_options(body).get("continuous_usage_stats") is True

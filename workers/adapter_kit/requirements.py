@@ -68,7 +68,7 @@ class Program:
         return f"There is no program {self.command!r} on this machine. Install it, or {self.remedy}."
 
 
-SOUND_CODECS = Library(
+AUDIO_CODECS = Library(
     "av",
     "PyAV",
     "the sound formats and speeds that its backend does not make itself",

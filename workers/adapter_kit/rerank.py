@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from schemas.openai.rerank import RerankDocument
 from schemas.openai.rerank import RerankRequest as Fields
-from workers.adapter_kit.request_fields import JSON, json_object
+from workers.adapter_kit.request_fields import JSON, parse_json_object
 from workers.backends.base import BackendError, BackendRefused, Task
 
 ENDPOINT = "/v1/rerank"
@@ -19,7 +19,7 @@ WRONG = "the backend's answer is no ranking"
 
 
 @dataclass(frozen=True, slots=True)
-class RerankRequest:
+class RankingRequest:
     """What the caller asks for."""
 
     query: str
@@ -32,11 +32,11 @@ class RerankRequest:
     """The whole body."""
 
     @classmethod
-    def of(cls, task: Task) -> RerankRequest:
+    def from_task(cls, task: Task) -> RankingRequest:
         """Raises BackendRefused when the task is no such request, or a field is wrong."""
         if task.endpoint != ENDPOINT:
             raise BackendRefused(f"this backend does not serve {task.endpoint}")
-        body = json_object(task.body)
+        body = parse_json_object(task.body)
         try:
             fields = Fields.model_validate({"model": task.model} | body)
         except ValidationError as error:
@@ -54,7 +54,7 @@ class RerankRequest:
 
 
 def rerank_body(
-    request: RerankRequest, scores: Iterable[tuple[int, float]], *, model: str, tokens: int = 0, identity: str = ""
+    request: RankingRequest, scores: Iterable[tuple[int, float]], *, model: str, tokens: int = 0, identity: str = ""
 ) -> bytes:
     """The answer: the `top_n` best of `scores` (index and score), best first.
 

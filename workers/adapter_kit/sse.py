@@ -97,7 +97,7 @@ def payloads(block: bytes) -> Iterator[bytes]:
             yield payload
 
 
-def liberal_payloads(block: bytes) -> Iterator[bytes]:
+def lenient_payloads(block: bytes) -> Iterator[bytes]:
     """As `payloads`, from servers that do not keep to the form: what else can only be meant as an event is one.
 
     JSON without `data:`, or on the line after it; several lines of whole JSON without an empty line between them; and
@@ -111,7 +111,7 @@ def liberal_payloads(block: bytes) -> Iterator[bytes]:
             yield from _liberal(event.split(b"\n"))
 
 
-def is_done(payload: bytes) -> bool:
+def is_done_marker(payload: bytes) -> bool:
     """Return whether an event is the end mark, however it is written."""
     return len(payload) <= LONGEST_DONE and payload.strip(b" \t\"'").upper() == b"[DONE]"
 
@@ -122,7 +122,7 @@ def _liberal(lines: list[bytes]) -> Iterator[bytes]:
         values = [b"\n".join(line for line in lines if not line.startswith(FIELDS)).strip()]
         if not values[0].startswith((b"{", b"[")):
             return
-    if len(values) > 1 and all(_is_json(value) or is_done(value) for value in values):
+    if len(values) > 1 and all(_is_json(value) or is_done_marker(value) for value in values):
         yield from values
         return
     payload = b"\n".join(values)
@@ -144,7 +144,7 @@ def _is_event(line: bytes) -> bool:
     """Whether a line says all of an event, or nothing."""
     if line.startswith(b"data:"):
         value = _value(line)
-        return _is_json(value) or is_done(value)
+        return _is_json(value) or is_done_marker(value)
     return not line or line.startswith(b":")
 
 

@@ -35,12 +35,12 @@ import orjson
 
 from schemas.jobs import Capability
 from schemas.presence import ModelOffer
-from workers.adapter_kit.audio.codecs import SoundFormat
-from workers.adapter_kit.audio.speech import SpeechRequest, chosen_voice, named_voices, speak
-from workers.adapter_kit.child_process import running
-from workers.adapter_kit.request_fields import JSON, choices_wanted, json_object
-from workers.adapter_kit.requirements import SOUND_CODECS, Program
-from workers.adapter_kit.text.completion_stream import Wanted, new_answer
+from workers.adapter_kit.audio.codecs import AudioFormat
+from workers.adapter_kit.audio.speech import SynthesisRequest, choose_voice, parse_voices_option, respond_with_speech
+from workers.adapter_kit.child_process import run_program
+from workers.adapter_kit.request_fields import JSON, parse_json_object, requested_choices
+from workers.adapter_kit.requirements import AUDIO_CODECS, Program
+from workers.adapter_kit.text.completion_stream import CompletionOptions, new_completion_reader
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -84,7 +84,7 @@ class CommandBackend(Backend):
         self._places = frozenset(name for argument in self._command for name in PLACE.findall(argument))
         self._capability = _capability(options.get("capability", "speech"))
         self._source = _source(options.get("output", "wav"))
-        self._voices = named_voices(options.get("voices", ""))
+        self._voices = parse_voices_option(options.get("voices", ""))
         if "voice" in self._places and not self._voices:
             raise ValueError("{voice} in the command needs the option voices: the names that may stand there")
         self._rate = float(options.get("rate", "175"))
@@ -94,7 +94,7 @@ class CommandBackend(Backend):
 
     def requirements(self) -> tuple[Requirement, ...]:
         """The program, and for speech the codecs."""
-        return (self._program, SOUND_CODECS)
+        return (self._program, AUDIO_CODECS)
 
     async def discover(self) -> Discovery:
         await self.health()
@@ -122,13 +122,13 @@ class CommandBackend(Backend):
     # Speech
 
     def _spoken(self, task: Task) -> AsyncGenerator[Output]:
-        request = SpeechRequest.of(task)
+        request = SynthesisRequest.from_task(task)
         if request.instructions and not self._reads_json and "instructions" not in self._places:
             raise BackendRefused("this voice takes no instructions", param="instructions")
         able = self._reads_json or bool(self._places & {"speed", "rate"})
         voice = request.voice
         if self._voices or not self._reads_json:
-            voice = chosen_voice(voice, self._voices, next(iter(self._voices.values()), ""))
+            voice = choose_voice(voice, self._voices, next(iter(self._voices.values()), ""))
         values = {
             "text": request.input,
             "voice": voice,
@@ -138,18 +138,18 @@ class CommandBackend(Backend):
             "model": task.model,
         }
         sound = self._run(request.input, task, values)
-        return speak(task, request, sound, self._source, speed=1.0 if able else request.speed)
+        return respond_with_speech(task, request, sound, self._source, speed=1.0 if able else request.speed)
 
     # Text
 
     async def _written(self, task: Task) -> AsyncGenerator[Output]:
         """The program's output as if a model had said it, piece by piece as it comes."""
-        body = json_object(task.body)
+        body = parse_json_object(task.body)
         chat = self._capability is Capability.CHAT
         text = _last_message(body) if chat else _prompt(body)
         self._require_known(body)
-        wanted = Wanted(chat=chat, model=task.public_model, fallback_id=task.job, stream=task.stream)
-        answer = new_answer(wanted)
+        wanted = CompletionOptions(chat=chat, model=task.public_model, fallback_id=task.job, stream=task.stream)
+        answer = new_completion_reader(wanted)
         async with aclosing(self._run(text, task, {"text": text, "model": task.model})) as written:
             async for event in _events(written, chat):
                 chunk = answer.feed(event)
@@ -160,7 +160,7 @@ class CommandBackend(Backend):
 
     def _require_known(self, body: JSON) -> None:
         """Raises BackendRefused for what the program would ignore."""
-        if choices_wanted(body) != 1:
+        if requested_choices(body) != 1:
             raise BackendRefused("this backend gives one answer; n must be 1", param="n")
         if self._reads_json:
             return
@@ -179,7 +179,7 @@ class CommandBackend(Backend):
         if any("\0" in argument for argument in command):
             raise BackendRefused("the text holds a zero character, which this backend cannot take")
         try:
-            async with running(command, given) as output:
+            async with run_program(command, given) as output:
                 async for data in output:
                     yield data
         except OSError as error:
@@ -190,7 +190,7 @@ class CommandBackend(Backend):
     def _given(self, text: str, task: Task) -> bytes:
         """What the program reads. JSON is written anew: of repeated keys, some programs take another one than was checked."""
         if self._reads_json:
-            return orjson.dumps(json_object(task.body))
+            return orjson.dumps(parse_json_object(task.body))
         return b"" if "text" in self._places else text.encode()
 
 
@@ -242,14 +242,14 @@ def _capability(value: str) -> Capability:
     return Capability(_one_of("capability", value, tuple(ENDPOINTS)))
 
 
-def _source(value: str) -> SoundFormat:
+def _source(value: str) -> AudioFormat:
     codec, _, rest = value.partition(":")
     if codec == "pcm":
         rate, _, channels = rest.partition(":")
         if not rate.isdecimal() or channels not in ("", "1", "2"):
             raise ValueError("the option output=pcm needs the rate of its samples: pcm:22050, or pcm:44100:2")
-        return SoundFormat("pcm", int(rate), int(channels or 1))
-    return SoundFormat(_one_of("output", value, CODECS))
+        return AudioFormat("pcm", int(rate), int(channels or 1))
+    return AudioFormat(_one_of("output", value, CODECS))
 
 
 def _one_of(name: str, value: str, possible: tuple[str, ...]) -> str:

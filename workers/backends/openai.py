@@ -22,20 +22,38 @@ import orjson
 from schemas.frames import Progress
 from schemas.jobs import Capability
 from schemas.presence import Limitation, ModelOffer
-from workers.adapter_kit.error_mapping import refusal
-from workers.adapter_kit.http_client import HttpClient, Response
-from workers.adapter_kit.openai.audio import speech, transcribe, voices_of
-from workers.adapter_kit.openai.capabilities import Capabilities, Choice, is_option
-from workers.adapter_kit.openai.client import OWN_FIELDS, Api
+from workers.adapter_kit.error_mapping import error_from_response
+from workers.adapter_kit.http_client import BackendResponse, HttpClient
+from workers.adapter_kit.openai.audio import parse_voice_list, synthesize_speech, transcribe
+from workers.adapter_kit.openai.capabilities import Capabilities, CapabilitySelector, is_capability_option
+from workers.adapter_kit.openai.client import NEXUS_FIELDS, OpenAIClient
 from workers.adapter_kit.openai.embeddings import embed, rerank
-from workers.adapter_kit.openai.images import draw
-from workers.adapter_kit.openai.loaded_models import LOADED, LOADING, is_llama_swap, resident, state_of, with_states
-from workers.adapter_kit.openai.text import begin, note_usage, open_text, read_on, wanted_of
-from workers.adapter_kit.openai.unsupported_parameters import carried_out, lacks_option, plan_after, text_plan
-from workers.adapter_kit.request_fields import json_object
-from workers.adapter_kit.requirements import OPTIONAL_PILLOW, SOUND_CODECS
-from workers.adapter_kit.text.adaptations import WATCHED, Plan
-from workers.adapter_kit.text.completion_stream import Wanted, new_answer
+from workers.adapter_kit.openai.images import generate_images
+from workers.adapter_kit.openai.loaded_models import (
+    LOADED_STATES,
+    LOADING_STATES,
+    add_llama_swap_states,
+    is_llama_swap,
+    model_state,
+    resident_models,
+)
+from workers.adapter_kit.openai.text import (
+    completion_options,
+    feed_start,
+    probe_missing_usage,
+    read_next,
+    request_completion,
+)
+from workers.adapter_kit.openai.unsupported_parameters import (
+    execute_and_replan,
+    parse_lacks_option,
+    plan_after_refusal,
+    plan_text,
+)
+from workers.adapter_kit.request_fields import parse_json_object
+from workers.adapter_kit.requirements import AUDIO_CODECS, OPTIONAL_PILLOW
+from workers.adapter_kit.text.adaptations import ADAPTABLE_PARAMETERS, AdaptationPlan
+from workers.adapter_kit.text.completion_stream import CompletionOptions, new_completion_reader
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -56,10 +74,10 @@ BODY_LIMIT = 4 * 1024 * 1024
 """Of an answer that is not a stream: an error, a list of models."""
 CHAT = "/v1/chat/completions"
 PATHS = {CHAT: "/chat/completions", "/v1/completions": "/completions"}
-MEDIA: dict[Capability, Callable[[Api, Task], AsyncGenerator[Output]]] = {
+MEDIA: dict[Capability, Callable[[OpenAIClient, Task], AsyncGenerator[Output]]] = {
     Capability.EMBEDDINGS: embed,
-    Capability.IMAGES: draw,
-    Capability.SPEECH: speech,
+    Capability.IMAGES: generate_images,
+    Capability.SPEECH: synthesize_speech,
     Capability.TRANSCRIPTIONS: transcribe,
     Capability.RERANK: rerank,
 }
@@ -72,7 +90,7 @@ class _Call:
 
     path: str
     body: JSON
-    wanted: Wanted
+    wanted: CompletionOptions
 
     @classmethod
     def of(cls, task: Task) -> _Call:
@@ -80,9 +98,9 @@ class _Call:
         path = PATHS.get(task.endpoint)
         if path is None:
             raise BackendRefused(f"this backend does not serve {task.endpoint}")
-        body = json_object(task.body)
-        wanted = wanted_of(task, body)
-        for name in OWN_FIELDS:
+        body = parse_json_object(task.body)
+        wanted = completion_options(task, body)
+        for name in NEXUS_FIELDS:
             body.pop(name, None)
         body["model"] = task.model
         return cls(path, body, wanted)
@@ -96,7 +114,7 @@ class OpenAIBackend(Backend):
     def __init__(self, config: BackendConfig) -> None:
         """Raises ValueError when the URL or an option makes no sense."""
         super().__init__(config)
-        unknown = {name for name in config.options if name not in OPTIONS and not is_option(name)}
+        unknown = {name for name in config.options if name not in OPTIONS and not is_capability_option(name)}
         if unknown:
             raise ValueError(f"the openai adapter has no option {', '.join(sorted(unknown))}")
         url = config.url.rstrip("/")
@@ -106,9 +124,9 @@ class OpenAIBackend(Backend):
         self._api = config.options.get("api_path", own or "/v1").rstrip("/")
         headers = {"authorization": f"Bearer {config.api_key}"} if config.api_key else {}
         self._client = HttpClient(url[: len(url) - len(own)], headers=headers)
-        self._media = Api(self._client, self._api, self._refusal)
-        self._choice = Choice(config.options)
-        self._lacks = lacks_option(config.options.get("lacks", ""))
+        self._media = OpenAIClient(self._client, self._api, self._refusal)
+        self._choice = CapabilitySelector(config.options)
+        self._lacks = parse_lacks_option(config.options.get("lacks", ""))
         self._served: frozenset[str] | None = None
         """Names of the models; None before the first `discover`."""
         self._created: dict[str, int] = {}
@@ -121,13 +139,13 @@ class OpenAIBackend(Backend):
 
     def limitations(self) -> tuple[Limitation, ...]:
         """What probes have shown that models lack."""
-        return self._media.limitations.found()
+        return self._media.limitations.confirmed_limitations()
 
     # What the server has
 
     def requirements(self) -> tuple[Requirement, ...]:
         """The libraries that convert sounds and pictures, for servers that make any."""
-        return (SOUND_CODECS, OPTIONAL_PILLOW)
+        return (AUDIO_CODECS, OPTIONAL_PILLOW)
 
     async def discover(self) -> Discovery:
         """Every model the server lists, or those of `config.models`, for chat and completions.
@@ -136,7 +154,7 @@ class OpenAIBackend(Backend):
         """
         listed = await self._listed()
         props = await self._props() if any(_is_llama_cpp(model) for model in listed or ()) else {}
-        self._resident = resident(listed or ())
+        self._resident = resident_models(listed or ())
         names = self._wanted_names(listed)
         known = {name: model for model in listed or () for name in _names(model)}
         for name in names:
@@ -152,7 +170,7 @@ class OpenAIBackend(Backend):
     async def resident_models(self) -> frozenset[str] | None:
         """Return what llama.cpp's router and llama-swap hold; None of other servers."""
         if self._resident is not None:
-            self._resident = resident(await self._listed() or ())
+            self._resident = resident_models(await self._listed() or ())
         return self._resident
 
     async def health(self) -> None:
@@ -161,16 +179,16 @@ class OpenAIBackend(Backend):
         if status in (404, 405, 501):
             status, body = await self._ask(f"{self._api}/models")
         if status in (401, 403) or status == 429 or status >= 500:
-            raise BackendUnavailable(refusal(status, {}, body).info.message)
+            raise BackendUnavailable(error_from_response(status, {}, body).info.message)
 
     def _offer(self, name: str, model: JSON, props: JSON) -> ModelOffer:
-        state = state_of(model)
-        capabilities = self._choice.of(name, model)
+        state = model_state(model)
+        capabilities = self._choice.select(name, model)
         return ModelOffer(
             name=name,
             capabilities=capabilities,
-            loaded=None if state is None else state in LOADED,
-            loading=state in LOADING,
+            loaded=None if state is None else state in LOADED_STATES,
+            loading=state in LOADING_STATES,
             context_length=_context_length(model, props),
             owned_by=str(model.get("owned_by") or "nexus"),
             created=self._created[name],
@@ -183,9 +201,9 @@ class OpenAIBackend(Backend):
         if any(Capability.SPEECH in offer.capabilities for offer in offers):
             status, body = await self._get(f"{self._api}/audio/voices")
             with suppress(orjson.JSONDecodeError):
-                voices = voices_of(orjson.loads(body)) if status == 200 else ()
+                voices = parse_voice_list(orjson.loads(body)) if status == 200 else ()
         return tuple(
-            offer.model_copy(update={"voices": voices_of(known.get(offer.name, {})) or voices})
+            offer.model_copy(update={"voices": parse_voice_list(known.get(offer.name, {})) or voices})
             if Capability.SPEECH in offer.capabilities
             else offer
             for offer in offers
@@ -201,7 +219,7 @@ class OpenAIBackend(Backend):
         try:
             models = orjson.loads(body)["data"]
             models = [model for model in models if isinstance(model, dict) and model.get("id")]
-            return with_states(models, await self._running()) if is_llama_swap(models) else models
+            return add_llama_swap_states(models, await self._running()) if is_llama_swap(models) else models
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             raise BackendError("the backend's list of models is none") from error
 
@@ -262,7 +280,7 @@ class OpenAIBackend(Backend):
 
     # Work
 
-    async def run(self, task: Task, planned: Plan | None = None) -> AsyncIterator[Output]:
+    async def run(self, task: Task, planned: AdaptationPlan | None = None) -> AsyncIterator[Output]:
         """Text is asked for here, all else in the modules for it. `planned`: the plan that this request is one of."""
         await self._require(task.model)
         media = MEDIA.get(task.capability)
@@ -272,43 +290,43 @@ class OpenAIBackend(Backend):
                     yield output
             return
         call = _Call.of(task)
-        watched = planned is None and not WATCHED.isdisjoint(call.body)
-        plan = await text_plan(self._media, call.path, task, call.body, self._lacks) if watched else None
+        watched = planned is None and not ADAPTABLE_PARAMETERS.isdisjoint(call.body)
+        plan = await plan_text(self._media, call.path, task, call.body, self._lacks) if watched else None
         if planned is not None:
-            for name in planned.unsent:
+            for name in planned.unsent_parameters:
                 call.body.pop(name, None)
         loads = self._resident is not None and task.model not in self._resident
         if loads:
             yield Progress(phase="load")
         if plan is None:
             try:
-                response = await open_text(self._media, call.path, call.body, streams=task.stream)
+                response = await request_completion(self._media, call.path, call.body, streams=task.stream)
             except BackendRefused as error:
-                plan = await plan_after(self._media, call.path, task, error, self._lacks) if watched else None
+                plan = await plan_after_refusal(self._media, call.path, task, error, self._lacks) if watched else None
                 if plan is None:
                     raise
         if plan is not None:
-            served = carried_out(self._media, call.path, task, plan, self.run, self._lacks)
+            served = execute_and_replan(self._media, call.path, task, plan, self.run, self._lacks)
             async with aclosing(served) as outputs:
                 async for output in outputs:
                     yield output
             return
-        answer = new_answer(call.wanted)
+        answer = new_completion_reader(call.wanted)
         try:
             if loads:
                 yield Progress(phase="run")
-            chunk = await begin(response, answer, self._without_key)
+            chunk = await feed_start(response, answer, self._without_key)
             if chunk is not None:
                 yield chunk
             while not answer.done:
-                data = await read_on(response, answer)
-                chunk = answer.feed(data) if data else answer.end()
+                data = await read_next(response, answer)
+                chunk = answer.feed(data) if data else answer.feed_end()
                 if chunk is not None:
                     yield chunk
                 if not data:
                     break
             for output in answer.finish():
-                note_usage(self._media, call.path, task, output)
+                probe_missing_usage(self._media, call.path, task, output)
                 yield output
         finally:
             if answer.done:
@@ -324,13 +342,13 @@ class OpenAIBackend(Backend):
             raise ModelNotServed(f"the backend does not have the model {model!r}", param="model")
 
     def _refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
-        return refusal(status, headers, self._without_key(body))
+        return error_from_response(status, headers, self._without_key(body))
 
     def _without_key(self, body: bytes) -> bytes:
         return body.replace(self.config.api_key.encode(), b"***") if self.config.api_key else body
 
 
-async def _whole(response: Response) -> bytes:
+async def _whole(response: BackendResponse) -> bytes:
     try:
         return await response.read_all(BODY_LIMIT)
     finally:

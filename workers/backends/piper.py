@@ -24,13 +24,13 @@ import orjson
 
 from schemas.jobs import Capability
 from schemas.presence import ModelOffer
-from workers.adapter_kit.audio.codecs import WIDTH, SoundFormat, WavReader, to_its_end
-from workers.adapter_kit.audio.sentence_splitter import sentences
-from workers.adapter_kit.audio.speech import SpeechRequest, chosen_voice, named_voices, speak
-from workers.adapter_kit.error_mapping import refusal
+from workers.adapter_kit.audio.codecs import SAMPLE_WIDTH, AudioFormat, WavReader, finish_before_cancel
+from workers.adapter_kit.audio.sentence_splitter import split_sentences
+from workers.adapter_kit.audio.speech import SynthesisRequest, choose_voice, parse_voices_option, respond_with_speech
+from workers.adapter_kit.error_mapping import error_from_response
 from workers.adapter_kit.http_client import HttpClient
 from workers.adapter_kit.request_fields import JSON
-from workers.adapter_kit.requirements import SOUND_CODECS
+from workers.adapter_kit.requirements import AUDIO_CODECS
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -73,7 +73,7 @@ class PiperBackend(Backend):
         if unknown:
             raise ValueError(f"the piper adapter has no option {', '.join(sorted(unknown))}")
         self._model = options.get("model_name") or "piper"
-        self._named = named_voices(options.get("voices", ""))
+        self._named = parse_voices_option(options.get("voices", ""))
         self._strict = _flag("strict_voices", options.get("strict_voices", "false"))
         self._silence_s = float(options.get("sentence_silence", "0"))
         self._client = HttpClient(config.url)
@@ -87,7 +87,7 @@ class PiperBackend(Backend):
 
     def requirements(self) -> tuple[Requirement, ...]:
         """PyAV, for all formats but WAV and PCM."""
-        return (SOUND_CODECS,)
+        return (AUDIO_CODECS,)
 
     async def discover(self) -> Discovery:
         """One model with the server's voices, the default one first."""
@@ -138,16 +138,16 @@ class PiperBackend(Backend):
             await self.discover()
         if task.model != self._model:
             raise ModelNotServed(f"the backend does not have the model {task.model!r}", param="model")
-        request = SpeechRequest.of(task)
+        request = SynthesisRequest.from_task(task)
         if request.instructions:
             raise BackendRefused("Piper's voices take no instructions; choose another voice", param="instructions")
         voice, fields = self._chosen(request.voice)
         if request.speed != 1:
             fields["length_scale"] = voice.length_scale / request.speed
-        texts = tuple(sentences(request.input))
+        texts = tuple(split_sentences(request.input))
         if not texts:
             raise BackendRefused("input: there is nothing to say", param="input")
-        async with aclosing(speak(task, request, self._spoken(texts, fields), _format(voice))) as outputs:
+        async with aclosing(respond_with_speech(task, request, self._spoken(texts, fields), _format(voice))) as outputs:
             async for output in outputs:
                 yield output
 
@@ -157,7 +157,7 @@ class PiperBackend(Backend):
         named = {voice: voice for voice in voices} | self._named
         if name not in self._named:
             wanted, slash, speaker = name.partition("/")
-            name = chosen_voice(wanted, named, self._default, strict=self._strict) + slash + speaker
+            name = choose_voice(wanted, named, self._default, strict=self._strict) + slash + speaker
         voice_name, slash, speaker = named.get(name, name).partition("/")
         voice = voices[voice_name]
         fields: JSON = {"voice": voice_name}
@@ -175,11 +175,11 @@ class PiperBackend(Backend):
         rate: int | None = None
         for text in texts:
             reader = WavReader()
-            samples = reader.feed(await to_its_end(self._synthesized({"text": text} | fields)))
+            samples = reader.feed(await finish_before_cancel(self._synthesized({"text": text} | fields)))
             if reader.format is None:
                 raise BackendError("the backend made no sound of a sentence", transient=True)
             if rate is not None:
-                yield bytes(int(self._silence_s * rate) * reader.format.channels * WIDTH)
+                yield bytes(int(self._silence_s * rate) * reader.format.channels * SAMPLE_WIDTH)
             rate = reader.format.rate
             yield samples
 
@@ -194,11 +194,11 @@ class PiperBackend(Backend):
             return data
         if response.status == 500:
             raise BackendError("Piper failed (500); its own log says why", transient=True)
-        raise refusal(response.status, response.headers, data)
+        raise error_from_response(response.status, response.headers, data)
 
 
-def _format(voice: _Voice) -> SoundFormat:
-    return SoundFormat("pcm", voice.rate, 1)
+def _format(voice: _Voice) -> AudioFormat:
+    return AudioFormat("pcm", voice.rate, 1)
 
 
 def _voice(name: str, config: Any) -> _Voice:

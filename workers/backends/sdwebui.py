@@ -24,21 +24,21 @@ import orjson
 from schemas.frames import Progress
 from schemas.jobs import Capability
 from schemas.presence import ModelOffer
-from workers.adapter_kit.error_mapping import refusal
-from workers.adapter_kit.http_client import HttpClient, Response
+from workers.adapter_kit.error_mapping import error_from_response
+from workers.adapter_kit.http_client import BackendResponse, HttpClient
 from workers.adapter_kit.images.responses import (
     KEEP_METADATA,
+    GeneratedImage,
     ImageRequest,
-    Picture,
-    answer,
-    authorization,
-    content_type_of,
-    edit_area,
-    keeps_metadata,
-    preview_of,
-    size_of,
+    authorization_header,
+    detect_content_type,
+    make_edit_mask,
+    make_preview,
+    parse_keep_metadata,
+    read_size,
+    respond_with_images,
 )
-from workers.adapter_kit.limitations import KNOWN_S
+from workers.adapter_kit.limitations import RESULT_TTL_S
 from workers.adapter_kit.requirements import PILLOW
 from workers.backends.base import (
     Backend,
@@ -85,9 +85,9 @@ class SDWebUIBackend(Backend):
         unknown = config.options.keys() - OPTIONS
         if unknown:
             raise ValueError(f"the sdwebui adapter has no option {', '.join(sorted(unknown))}")
-        self._keep_metadata = keeps_metadata(config.options)
+        self._keep_metadata = parse_keep_metadata(config.options)
         self._defaults = _defaults(config.options)
-        self._client = HttpClient(config.url, headers=authorization(config.api_key))
+        self._client = HttpClient(config.url, headers=authorization_header(config.api_key))
         self._titles: dict[str, str] | None = None
         """What the server calls each model; None before the first `discover`."""
         self._loaded = ""
@@ -138,16 +138,20 @@ class SDWebUIBackend(Backend):
         title = (self._titles or {}).get(task.model)
         if title is None:
             raise ModelNotServed(f"the backend does not have the model {task.model!r}", param="model")
-        request = ImageRequest.of(task)
-        request.allow(*(CAN_EDIT if request.edit else CAN))
+        request = ImageRequest.from_task(task)
+        request.require_supported(*(CAN_EDIT if request.edit else CAN))
         if request.seed is not None and request.seed + request.n > MAX_SEED:
             raise BackendRefused(f"these servers take seeds up to {MAX_SEED}", param="seed")
-        made = answer(task, request, self._pictures(task, request, title), keep_metadata=self._keep_metadata)
+        made = respond_with_images(
+            task, request, self._pictures(task, request, title), keep_metadata=self._keep_metadata
+        )
         async with aclosing(made) as outputs:
             async for output in outputs:
                 yield output
 
-    async def _pictures(self, task: Task, request: ImageRequest, title: str) -> AsyncGenerator[Progress | Picture]:
+    async def _pictures(
+        self, task: Task, request: ImageRequest, title: str
+    ) -> AsyncGenerator[Progress | GeneratedImage]:
         body = await self._body(request, title)
         path = "/img2img" if request.edit else "/txt2img"
         first = random.randrange(FRESH_SEEDS) if request.seed is None else request.seed
@@ -179,7 +183,7 @@ class SDWebUIBackend(Backend):
 
     async def _call(
         self, path: str, body: JSON, request: ImageRequest, number: int
-    ) -> AsyncGenerator[Progress | Picture]:
+    ) -> AsyncGenerator[Progress | GeneratedImage]:
         """One picture, and meanwhile how far it is. Closed before that, the server is stopped."""
         call = asyncio.ensure_future(self._post(path, body))
         try:
@@ -194,7 +198,7 @@ class SDWebUIBackend(Backend):
         self._loaded = body["override_settings"]["sd_model_checkpoint"]
         yield _picture(result, body["seed"], number)
 
-    async def _news(self, body: JSON, request: ImageRequest, number: int) -> AsyncIterator[Progress | Picture]:
+    async def _news(self, body: JSON, request: ImageRequest, number: int) -> AsyncIterator[Progress | GeneratedImage]:
         """How far the call is. One that waits for another's, or for its model, says so."""
         said = await self._progress()
         state = said.get("state") or {}
@@ -211,10 +215,10 @@ class SDWebUIBackend(Backend):
         self._loaded = title
         fraction = min(1.0, (number + float(said.get("progress") or 0)) / request.n)
         preview = _decoded(said.get("current_image"))
-        shown = await preview_of(preview, content_type_of(preview) or "image/png") if preview else None
+        shown = await make_preview(preview, detect_content_type(preview) or "image/png") if preview else None
         yield Progress(fraction=fraction, step=step, steps=steps, preview=shown)
         if preview:
-            yield Picture(preview, final=False, index=number)
+            yield GeneratedImage(preview, final=False, index=number)
 
     async def _progress(self) -> JSON:
         """What the server says of its work; nothing, where it says nothing."""
@@ -223,7 +227,7 @@ class SDWebUIBackend(Backend):
         try:
             said = await self._ask("/progress")
         except BackendRefused:  # stable-diffusion.cpp has none
-            self._no_progress_until = monotonic() + KNOWN_S
+            self._no_progress_until = monotonic() + RESULT_TTL_S
             return {}
         except BackendError:  # the call itself will tell what is wrong
             return {}
@@ -268,7 +272,7 @@ class SDWebUIBackend(Backend):
                 f"The backend has no {API}{path}: start stable-diffusion-webui or Forge with --api, or correct the worker's --url."
             )
         if status != 200:
-            raise refusal(status, {}, body)
+            raise error_from_response(status, {}, body)
         return _loads(body)
 
     async def _post(self, path: str, body: JSON) -> JSON:
@@ -305,7 +309,7 @@ async def _edit(request: ImageRequest) -> JSON:
     if not request.images:
         raise BackendRefused("an edit needs a file called image", param="image")
     image = await request.images[0].read()
-    size = await size_of(image)
+    size = await read_size(image)
     if size is None:
         raise BackendRefused("image is not a picture that can be read", param="image")
     width, height = (request.width, request.height) if request.width else (_of_eight(size[0]), _of_eight(size[1]))
@@ -316,7 +320,7 @@ async def _edit(request: ImageRequest) -> JSON:
         "denoising_strength": request.strength,
     }
     if request.mask is not None:
-        mask = await edit_area(await request.mask.read())
+        mask = await make_edit_mask(await request.mask.read())
         # 1: what is painted over begins as what was there.
         body |= {"mask": base64.b64encode(mask).decode(), "inpainting_fill": 1, "inpainting_mask_invert": 0}
         body["denoising_strength"] = 1.0 if request.strength is None else request.strength
@@ -327,7 +331,7 @@ def _of_eight(side: int) -> int:
     return max(8, side // 8 * 8)
 
 
-def _picture(result: JSON, seed: int, number: int) -> Picture:
+def _picture(result: JSON, seed: int, number: int) -> GeneratedImage:
     """The first picture that is none of a grid; extensions add others behind it."""
     images = result.get("images")
     info = result.get("info")
@@ -341,7 +345,7 @@ def _picture(result: JSON, seed: int, number: int) -> Picture:
         raise BackendError("the backend ended without a picture")
     seeds = info.get("all_seeds")
     made_with = seeds[0] if isinstance(seeds, list) and seeds and isinstance(seeds[0], int) else seed
-    return Picture(data, seed=made_with, index=number)
+    return GeneratedImage(data, seed=made_with, index=number)
 
 
 def _decoded(text: Any) -> bytes:
@@ -357,7 +361,7 @@ async def _pieces(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-async def _whole(response: Response) -> bytes:
+async def _whole(response: BackendResponse) -> bytes:
     try:
         return await response.read_all(BODY_LIMIT)
     finally:
@@ -391,4 +395,4 @@ def _failure(status: int, headers: Mapping[str, str], body: bytes) -> BackendErr
         )
     if status == 404 and text and text != "Not Found":
         return BackendRefused(text)
-    return refusal(status, headers, body)
+    return error_from_response(status, headers, body)

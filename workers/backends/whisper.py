@@ -32,20 +32,20 @@ from schemas.frames import Progress
 from schemas.jobs import Capability
 from schemas.presence import Limitation, ModelOffer
 from workers.adapter_kit.audio.transcripts import (
-    Format,
-    Transcript,
-    TranscriptionRequest,
+    RecognitionRequest,
+    SpeechTranscript,
+    TranscriptFormat,
     delta_frame,
-    deltas,
     done_frame,
-    from_json,
-    parse,
-    render,
+    parse_transcript,
+    parse_transcript_json,
+    render_transcript,
+    text_deltas,
 )
-from workers.adapter_kit.error_mapping import refusal, stream_error
-from workers.adapter_kit.http_client import HttpClient, Response
-from workers.adapter_kit.multipart import FilePart, encode
-from workers.adapter_kit.openai.client import Api
+from workers.adapter_kit.error_mapping import error_from_payload, error_from_response
+from workers.adapter_kit.http_client import BackendResponse, HttpClient
+from workers.adapter_kit.multipart import FilePart, encode_multipart
+from workers.adapter_kit.openai.client import OpenAIClient
 from workers.adapter_kit.openai.feature_probes import lacks_transcript
 from workers.adapter_kit.sse import SseSplitter, is_json_content_type, payloads
 from workers.backends.base import (
@@ -71,8 +71,8 @@ NO = frozenset({"no", "false", "0", "off"})
 PATHS = {"transcribe": "/audio/transcriptions", "translate": "/audio/translations"}
 MISSING = frozenset({404, 405, 501})
 BODY_LIMIT = 32 * 1024 * 1024
-RICH: Format = "verbose_json"
-OTHERS: tuple[Format, ...] = ("json", "text")
+RICH: TranscriptFormat = "verbose_json"
+OTHERS: tuple[TranscriptFormat, ...] = ("json", "text")
 WHISPER_CPP = "whisper"
 """What whisper.cpp's model is called when nobody says: its server does not."""
 BAD_SOUND = re.compile(
@@ -92,10 +92,10 @@ UNHEARD = ("include", "known_speaker_names", "known_speaker_references", "keywor
 class _Call:
     """One request to the server."""
 
-    wanted: TranscriptionRequest
+    wanted: RecognitionRequest
     path: str
     fields: list[tuple[str, str]] = field(default_factory=list)
-    asked: Format = RICH
+    asked: TranscriptFormat = RICH
     sent: bool = False
     """The whole form is with the server."""
 
@@ -131,7 +131,7 @@ class WhisperBackend(Backend):
         self._client = HttpClient(url.removesuffix(self._root), headers=headers)
         self._served: frozenset[str] | None = None
         """Names of the models; None before the first `discover`."""
-        self._server = Api(self._client, self._root, self._refusal)
+        self._server = OpenAIClient(self._client, self._root, self._refusal)
 
     async def close(self) -> None:
         await self._server.limitations.close()
@@ -139,7 +139,7 @@ class WhisperBackend(Backend):
 
     def limitations(self) -> tuple[Limitation, ...]:
         """The models that do not speak verbose_json, as probes have shown."""
-        return self._server.limitations.found()
+        return self._server.limitations.confirmed_limitations()
 
     # What the server has
 
@@ -161,7 +161,7 @@ class WhisperBackend(Backend):
         if status in MISSING:
             status, body = await self._get("/" if self._api == "whispercpp" else f"{self._root}/models")
         if status in (401, 403, 429) or status >= 500:
-            raise BackendUnavailable(refusal(status, {}, body).info.message)
+            raise BackendUnavailable(error_from_response(status, {}, body).info.message)
 
     async def _listed(self) -> tuple[str, ...] | None:
         """The models for speech in the server's list; None when it has no list."""
@@ -216,35 +216,35 @@ class WhisperBackend(Backend):
             yield output
 
     def _call(self, task: Task) -> _Call:
-        wanted = TranscriptionRequest.of(task)
+        wanted = RecognitionRequest.from_task(task)
         for name in UNHEARD:
             if wanted.extra.get(name):
                 raise BackendRefused(f"this backend does not have {name}; leave it out", param=name)
-        asked: Format = RICH
+        asked: TranscriptFormat = RICH
         if self._server.limitations.lacks(task.model, RICH):
             asked = wanted.response_format if wanted.response_format in ("srt", "vtt") else "json"
         fields = self._whisper_cpp(wanted) if self._api == "whispercpp" else self._openai(wanted)
         for name, value in wanted.extra.items():
             fields += _fields(name, value)
-        path = "/inference" if self._api == "whispercpp" else self._root + PATHS[wanted.what]
+        path = "/inference" if self._api == "whispercpp" else self._root + PATHS[wanted.mode]
         return _Call(wanted, path, [*fields, ("response_format", asked)], asked)
 
-    def _openai(self, wanted: TranscriptionRequest) -> list[tuple[str, str]]:
+    def _openai(self, wanted: RecognitionRequest) -> list[tuple[str, str]]:
         fields = [(self._model_field, wanted.model), *_common(wanted)]
         if wanted.language:
             fields.append(("language", wanted.language))
-        if wanted.wants_words:
+        if wanted.wants_word_times:
             fields += [("timestamp_granularities[]", one) for one in ("word", "segment")]
         return [*fields, ("stream", "true")] if self._streams else fields
 
-    def _whisper_cpp(self, wanted: TranscriptionRequest) -> list[tuple[str, str]]:
+    def _whisper_cpp(self, wanted: RecognitionRequest) -> list[tuple[str, str]]:
         """Its language is English unless it is told to listen for it."""
         fields = [*_common(wanted), ("language", wanted.language or "auto")]
-        return [*fields, ("translate", "true")] if wanted.what == "translate" else fields
+        return [*fields, ("translate", "true")] if wanted.mode == "translate" else fields
 
     # A server that answers in one piece
 
-    async def _transcript(self, call: _Call) -> Transcript:
+    async def _transcript(self, call: _Call) -> SpeechTranscript:
         """The server's answer. Cancelled, it waits for the server to be done, unless that stops by itself."""
         work = asyncio.create_task(self._ask(call))
         try:
@@ -256,7 +256,7 @@ class WhisperBackend(Backend):
                 with contextlib.suppress(BackendError):
                     await work
         if status == 200:
-            return parse(body, call.asked)
+            return parse_transcript(body, call.asked)
         if call.asked == RICH and _is_about_the_format(status, body) and await self._lacks_rich(call):
             return await self._transcript(self._again(call))
         raise await self._failure(call, status, headers, body)
@@ -273,14 +273,16 @@ class WhisperBackend(Backend):
         status, body = await _whole(response)
         return status, response.headers, body
 
-    async def _send(self, call: _Call) -> Response:
-        form = encode(call.fields, [FilePart.of(call.wanted.file)])
+    async def _send(self, call: _Call) -> BackendResponse:
+        form = encode_multipart(call.fields, [FilePart.from_file(call.wanted.file)])
         return await self._client.request(
             "POST", call.path, content_type=form.content_type, pieces=call.pieces(form.pieces()), length=form.length
         )
 
     def _again(self, call: _Call) -> _Call:
-        asked: Format = call.wanted.response_format if call.wanted.response_format in ("srt", "vtt") else "json"
+        asked: TranscriptFormat = (
+            call.wanted.response_format if call.wanted.response_format in ("srt", "vtt") else "json"
+        )
         fields = [one for one in call.fields if one[0] not in ("response_format", "timestamp_granularities[]")]
         return _Call(call.wanted, call.path, [*fields, ("response_format", asked)], asked)
 
@@ -293,7 +295,7 @@ class WhisperBackend(Backend):
                 status, body = await _whole(response)
                 if status != 200:
                     raise await self._failure(call, status, response.headers, body)
-                for output in _outputs(call.wanted, parse(body, call.asked)):
+                for output in _outputs(call.wanted, parse_transcript(body, call.asked)):
                     yield output
                 return
             async for event in _events(response):
@@ -302,7 +304,7 @@ class WhisperBackend(Backend):
                     if (progress := _progress(event)) is not None:
                         yield progress
                 elif event.get("type") == "transcript.text.done":
-                    for output in _end(call.wanted, from_json(event)):
+                    for output in _end(call.wanted, parse_transcript_json(event)):
                         yield output
                     response.release()
                     return
@@ -325,7 +327,7 @@ class WhisperBackend(Backend):
     def _refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         if self.config.api_key:
             body = body.replace(self.config.api_key.encode(), b"***")
-        return refusal(status, headers, body)
+        return error_from_response(status, headers, body)
 
 
 def _switch(options: dict[str, str], name: str) -> bool:
@@ -341,7 +343,7 @@ def _hears(model: JSON) -> bool:
     return not isinstance(task, str) or task in ("automatic-speech-recognition", "transcription", "transcribe")
 
 
-def _common(wanted: TranscriptionRequest) -> list[tuple[str, str]]:
+def _common(wanted: RecognitionRequest) -> list[tuple[str, str]]:
     given = {"prompt": wanted.prompt, "temperature": wanted.temperature}
     return [(name, str(value)) for name, value in given.items() if value is not None]
 
@@ -359,14 +361,14 @@ def _is_about_the_format(status: int, body: bytes) -> bool:
     return status in (400, 415, 422) and (b"response_format" in body or b"verbose_json" in body)
 
 
-async def _whole(response: Response) -> tuple[int, bytes]:
+async def _whole(response: BackendResponse) -> tuple[int, bytes]:
     try:
         return response.status, await response.read_all(BODY_LIMIT)
     finally:
         response.close()
 
 
-async def _looks_like_sound(wanted: TranscriptionRequest) -> bool:
+async def _looks_like_sound(wanted: RecognitionRequest) -> bool:
     """By its first bytes."""
     async with contextlib.aclosing(_first(wanted)) as pieces:
         head = b"".join([piece async for piece in pieces])
@@ -374,7 +376,7 @@ async def _looks_like_sound(wanted: TranscriptionRequest) -> bool:
     return is_mpeg or head[4:8] == b"ftyp" or head.startswith(SOUND)
 
 
-async def _first(wanted: TranscriptionRequest) -> AsyncGenerator[bytes]:
+async def _first(wanted: RecognitionRequest) -> AsyncGenerator[bytes]:
     size = 0
     async for piece in wanted.file.pieces():
         yield piece[:16]
@@ -386,20 +388,20 @@ async def _first(wanted: TranscriptionRequest) -> AsyncGenerator[bytes]:
 # What the caller gets
 
 
-def _outputs(wanted: TranscriptionRequest, told: Transcript) -> list[Output]:
+def _outputs(wanted: RecognitionRequest, told: SpeechTranscript) -> list[Output]:
     """A whole transcript."""
-    heard = [Chunk(delta_frame(text)) for text in deltas(told)] if wanted.stream else []
+    heard = [Chunk(delta_frame(text)) for text in text_deltas(told)] if wanted.stream else []
     return [*heard, *_end(wanted, told)]
 
 
-def _end(wanted: TranscriptionRequest, told: Transcript) -> list[Output]:
+def _end(wanted: RecognitionRequest, told: SpeechTranscript) -> list[Output]:
     if wanted.stream:
         return [Chunk(done_frame(told), 0), Finish(None, "text/event-stream")]
-    body, kind = render(told, wanted.response_format, task=wanted.what, granularities=wanted.granularities)
+    body, kind = render_transcript(told, wanted.response_format, task=wanted.mode, granularities=wanted.granularities)
     return [Chunk(body), Finish(None, kind)]
 
 
-def _heard(event: JSON, wanted: TranscriptionRequest) -> Chunk:
+def _heard(event: JSON, wanted: RecognitionRequest) -> Chunk:
     """More text; for a caller who does not stream, a sign of life."""
     return Chunk(delta_frame(str(event.get("delta") or "")) if wanted.stream else b"")
 
@@ -412,7 +414,7 @@ def _progress(event: JSON) -> Progress | None:
     return Progress(fraction=min(1.0, max(0.0, float(segment.get("end") or 0.0) / duration)))
 
 
-async def _events(response: Response) -> AsyncIterator[JSON]:
+async def _events(response: BackendResponse) -> AsyncIterator[JSON]:
     splitter = SseSplitter()
     while data := await response.read():
         for payload in payloads(splitter.feed(data)):
@@ -423,6 +425,6 @@ async def _events(response: Response) -> AsyncIterator[JSON]:
             except orjson.JSONDecodeError as error:
                 raise BackendError("the backend sent an event that is not JSON") from error
             if isinstance(event, dict) and event.get("error"):
-                raise stream_error(event)
+                raise error_from_payload(event)
             if isinstance(event, dict):
                 yield event

@@ -14,7 +14,7 @@ from schemas.presence import ServiceRecord
 from tests.backends.contract import chat, completion
 from tests.backends.doubles.ollama import CHAT, OllamaDouble
 from tests.backends.kit.test_limitations import Quirky, refused
-from workers.adapter_kit.text.adaptations import HARMLESS, INSTEAD, MAX_CHOICES
+from workers.adapter_kit.text.adaptations import MAX_CHOICES, NO_EFFECT_VALUES, UNSUPPORTED_HINTS
 from workers.backends.base import (
     Adaptation,
     Backend,
@@ -249,7 +249,7 @@ async def test_the_other_policy_refuses(ollama: OllamaDouble, backend: Backend, 
     info = caught.value.info
     assert (info.status, info.code, info.param) == (400, "unsupported_parameter", name)
     assert "'mine'" in info.message
-    assert INSTEAD[name][1] in info.message
+    assert UNSUPPORTED_HINTS[name][1] in info.message
     assert not ollama.bodies("/api/chat")
 
 
@@ -257,7 +257,7 @@ async def test_the_other_policy_refuses(ollama: OllamaDouble, backend: Backend, 
 @pytest.mark.parametrize(
     "fields",
     [
-        *({name: value} for name, values in HARMLESS.items() for value in values if name != "best_of"),
+        *({name: value} for name, values in NO_EFFECT_VALUES.items() for value in values if name != "best_of"),
         {"tools": [WEATHER], "tool_choice": "none"},
         {"tools": [WEATHER], "tool_choice": "auto"},
         {"parallel_tool_calls": False},

@@ -16,15 +16,15 @@ import pytest
 
 from schemas.installation import install_hint
 from workers.adapter_kit.audio.codecs import (
-    HELD,
+    MAX_BUFFERED_BYTES,
     UNKNOWN_SIZE,
-    Encoder,
-    Sound,
-    SoundFormat,
+    AudioEncoder,
+    AudioFormat,
+    DecodedAudio,
     WavReader,
-    decode,
-    has_codecs,
-    require_possible,
+    decode_audio,
+    has_pyav,
+    require_codec,
     wav_header,
 )
 from workers.backends.base import BackendError, BackendRefused
@@ -32,7 +32,7 @@ from workers.backends.base import BackendError, BackendRefused
 av = pytest.importorskip("av")
 
 RATE = 22_050
-PIPER = SoundFormat("pcm", RATE, 1)
+PIPER = AudioFormat("pcm", RATE, 1)
 MAGIC = {
     "mp3": (b"\xff\xf3", b"\xff\xf2"),
     "opus": (b"OggS",),
@@ -52,9 +52,9 @@ def pieces(data: bytes, size: int) -> Iterator[bytes]:
     return (data[start : start + size] for start in range(0, len(data), size))
 
 
-def encoded(codec: str, data: bytes, source: SoundFormat = PIPER, size: int = 4001, **options: object) -> list[bytes]:
+def encoded(codec: str, data: bytes, source: AudioFormat = PIPER, size: int = 4001, **options: object) -> list[bytes]:
     """Every piece that came, in order; cut anywhere, also within a sample."""
-    encoder = Encoder(codec, source, **options)  # type: ignore[arg-type]
+    encoder = AudioEncoder(codec, source, **options)  # type: ignore[arg-type]
     out = [encoder.encode(piece) for piece in pieces(data, size)]
     out += encoder.finish()
     encoder.close()
@@ -72,7 +72,7 @@ async def test_each_format_is_what_it_says_and_lasts_as_long(codec: str) -> None
     """Another decoder hears the same tone for the same time."""
     data = b"".join(encoded(codec, tone(2)))
     assert data.startswith(MAGIC[codec])
-    heard = await decode(data)
+    heard = await decode_audio(data)
     assert heard.seconds == pytest.approx(2, abs=0.15)
     assert crossings(heard.samples) == pytest.approx(880, rel=0.03)
 
@@ -80,7 +80,7 @@ async def test_each_format_is_what_it_says_and_lasts_as_long(codec: str) -> None
 @pytest.mark.parametrize("codec", ["mp3", "opus", "aac", "flac", "wav", "pcm"])
 def test_the_first_bytes_come_long_before_the_last_samples(codec: str) -> None:
     """After half a second of sound some of it can be heard."""
-    encoder = Encoder(codec, PIPER)
+    encoder = AudioEncoder(codec, PIPER)
     early = b"".join(encoder.encode(piece) for piece in pieces(tone(0.5), 4410))
     assert len(early) > 1000
     encoder.close()
@@ -88,7 +88,7 @@ def test_the_first_bytes_come_long_before_the_last_samples(codec: str) -> None:
 
 @pytest.mark.parametrize("codec", ["mp3", "opus", "aac", "flac"])
 async def test_two_channels_stay_two(codec: str) -> None:
-    data = b"".join(encoded(codec, tone(1, 44_100, 2), SoundFormat("pcm", 44_100, 2)))
+    data = b"".join(encoded(codec, tone(1, 44_100, 2), AudioFormat("pcm", 44_100, 2)))
     with av.open(io.BytesIO(data)) as container:
         assert container.streams.audio[0].codec_context.channels == 2
 
@@ -96,14 +96,14 @@ async def test_two_channels_stay_two(codec: str) -> None:
 @pytest.mark.parametrize("codec", ["mp3", "opus", "aac", "flac"])
 @pytest.mark.parametrize("rate", [6_000, 20_000, 96_000])
 async def test_a_rate_that_a_codec_lacks_is_raised_or_lowered(codec: str, rate: int) -> None:
-    heard = await decode(b"".join(encoded(codec, tone(1, rate), SoundFormat("pcm", rate, 1))))
+    heard = await decode_audio(b"".join(encoded(codec, tone(1, rate), AudioFormat("pcm", rate, 1))))
     assert heard.seconds == pytest.approx(1, abs=0.2)
     assert crossings(heard.samples) == pytest.approx(440, rel=0.06)
 
 
 def test_pcm_is_what_openai_sends_whatever_the_source() -> None:
     """24 kHz, mono, 16 bits."""
-    data = b"".join(encoded("pcm", tone(1, 44_100, 2), SoundFormat("pcm", 44_100, 2)))
+    data = b"".join(encoded("pcm", tone(1, 44_100, 2), AudioFormat("pcm", 44_100, 2)))
     assert len(data) / 2 == pytest.approx(24_000, rel=0.01)
     assert crossings(data) == pytest.approx(440, rel=0.02)
 
@@ -129,7 +129,7 @@ def test_a_whole_flac_says_how_long_it_is() -> None:
 @pytest.mark.parametrize("codec", ["wav", "mp3", "pcm"])
 async def test_another_speed_changes_the_time_but_not_the_pitch(codec: str, speed: float) -> None:
     data = b"".join(encoded(codec, tone(2), speed=speed))
-    heard = Sound(data, 24_000, 1, len(data) / 48_000) if codec == "pcm" else await decode(data)
+    heard = DecodedAudio(data, 24_000, 1, len(data) / 48_000) if codec == "pcm" else await decode_audio(data)
     assert heard.seconds == pytest.approx(2 / speed, rel=0.12, abs=0.1)
     assert crossings(heard.samples) == pytest.approx(440 * 2 / speed, rel=0.06)
 
@@ -138,7 +138,7 @@ async def test_another_speed_changes_the_time_but_not_the_pitch(codec: str, spee
 def test_a_long_sound_is_never_whole_in_memory(codec: str) -> None:
     """Ten minutes, given away as they are made; and a whole WAV waits on disk."""
     second = tone(1)
-    encoder = Encoder(codec, PIPER, whole=codec == "wav")
+    encoder = AudioEncoder(codec, PIPER, whole=codec == "wav")
     tracemalloc.start()
     for _ in range(600):
         encoder.encode(second)
@@ -147,12 +147,12 @@ def test_a_long_sound_is_never_whole_in_memory(codec: str) -> None:
     tracemalloc.stop()
     encoder.close()
     assert size == 44 + 600 * len(second) or codec != "wav"
-    assert peak < HELD + 2 * 1024 * 1024
+    assert peak < MAX_BUFFERED_BYTES + 2 * 1024 * 1024
 
 
 def test_an_encoder_given_up_midway_lets_go() -> None:
     for codec in ("mp3", "flac", "wav"):
-        encoder = Encoder(codec, PIPER, whole=True, speed=2)
+        encoder = AudioEncoder(codec, PIPER, whole=True, speed=2)
         encoder.encode(tone(0.2))
         encoder.close()
 
@@ -166,7 +166,7 @@ def test_a_wav_in_pieces_gives_its_samples() -> None:
         for size in (1, 7, len(data)):
             reader = WavReader()
             assert b"".join(reader.feed(piece) for piece in pieces(data, size)) == samples
-            assert reader.format == SoundFormat("pcm", 16_000, 2)
+            assert reader.format == AudioFormat("pcm", 16_000, 2)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_what_is_no_16_bit_wav_is_an_error(data: bytes) -> None:
 async def test_uploads_become_mono_samples_at_16_khz() -> None:
     """From two channels at another rate, and as a WAV that others can read."""
     data = wav_header(44_100, 2, 4 * 44_100) + tone(1, 44_100, 2)
-    sound = await decode(data)
+    sound = await decode_audio(data)
     assert (sound.rate, sound.channels) == (16_000, 1)
     assert sound.seconds == pytest.approx(1, abs=0.01)
     with wave.open(io.BytesIO(sound.wav())) as file:
@@ -191,7 +191,7 @@ async def test_uploads_become_mono_samples_at_16_khz() -> None:
 async def test_one_torn_frame_does_not_spoil_a_file() -> None:
     data = bytearray(b"".join(encoded("mp3", tone(5))))
     data[20_000:20_060] = b"\0" * 60
-    assert (await decode(bytes(data))).seconds == pytest.approx(5, abs=0.5)
+    assert (await decode_audio(bytes(data))).seconds == pytest.approx(5, abs=0.5)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ async def test_one_torn_frame_does_not_spoil_a_file() -> None:
 )
 async def test_what_is_no_sound_is_refused(data: bytes) -> None:
     with pytest.raises(BackendRefused) as caught:
-        await decode(data)
+        await decode_audio(data)
     assert caught.value.info.status == 400
     assert caught.value.info.param == "file"
 
@@ -219,30 +219,30 @@ async def test_a_playlist_cannot_open_files_of_the_worker(tmp_path: Path) -> Non
     concat = f"ffconcat version 1.0\nfile '{target}'\n"
     for playlist in (hls, concat):
         with pytest.raises(BackendRefused):
-            await decode(playlist.encode())
+            await decode_audio(playlist.encode())
 
 
 async def test_an_upload_that_lasts_for_days_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Silence costs nothing to send; its samples would fill the memory."""
     monkeypatch.setattr("workers.adapter_kit.audio.codecs.DECODED_LIMIT", 64_000)
     with pytest.raises(BackendRefused, match="lasts longer"):
-        await decode(b"".join(encoded("flac", bytes(RATE * 2 * 10))))
+        await decode_audio(b"".join(encoded("flac", bytes(RATE * 2 * 10))))
 
 
 async def test_without_the_codecs_the_possible_formats_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    assert not has_codecs()
+    assert not has_pyav()
     assert b"".join(encoded("wav", tone(0.1))) == wav_header(RATE, 1) + tone(0.1)
     for codec, speed, source, named in (
         ("mp3", 1.0, PIPER, "only make wav at speed 1"),
         ("wav", 2.0, PIPER, "speed"),
-        ("mp3", 1.0, SoundFormat(), "wav or pcm"),
-        ("wav", 1.0, SoundFormat("opus"), "only make opus"),
+        ("mp3", 1.0, AudioFormat(), "wav or pcm"),
+        ("wav", 1.0, AudioFormat("opus"), "only make opus"),
     ):
         with pytest.raises(BackendRefused, match=named) as caught:
-            require_possible(codec, source, speed)
+            require_codec(codec, source, speed)
         assert install_hint("audio") in str(caught.value)
-    for codec, source in (("pcm", SoundFormat()), ("wav", SoundFormat("wav")), ("mp3", SoundFormat("mp3"))):
-        require_possible(codec, source, 1.0)
+    for codec, source in (("pcm", AudioFormat()), ("wav", AudioFormat("wav")), ("mp3", AudioFormat("mp3"))):
+        require_codec(codec, source, 1.0)
     with pytest.raises(BackendRefused, match="extra audio"):
-        await decode(b"")
+        await decode_audio(b"")

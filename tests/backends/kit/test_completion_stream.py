@@ -10,8 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.adapter_kit.text.chunk_merge import combined_usage, finished_choice, merge
-from workers.adapter_kit.text.completion_stream import Answer, Collector, Relay, Wanted
+from workers.adapter_kit.text.chunk_merge import combine_usage, finish_choice, merge_objects
+from workers.adapter_kit.text.completion_stream import (
+    CompletionCollector,
+    CompletionOptions,
+    CompletionReader,
+    CompletionRelay,
+)
 from workers.backends.base import BackendError, Chunk, Finish
 
 words = st.lists(
@@ -37,7 +42,7 @@ def chat_events(said: list[str], order: bool, model: str) -> list[Any]:
     return events
 
 
-def run(answer: Answer, stream: bytes, cuts: list[int]) -> tuple[bytes, int, Finish]:
+def run(answer: CompletionReader, stream: bytes, cuts: list[int]) -> tuple[bytes, int, Finish]:
     edges = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
     outputs = [answer.feed(stream[start:end]) for start, end in pairwise(edges)]
     outputs += list(answer.finish())
@@ -51,7 +56,7 @@ def test_any_text_in_any_form_cut_anywhere_is_relayed(
     said: list[str], form: tuple[str, str], ascii_only: bool, order: bool, model: str, cuts: list[int]
 ) -> None:
     stream = encoded(chat_events(said, order, model), form, ascii_only)
-    data, _, _ = run(Relay(Wanted(chat=True, model="m", fallback_id="f")), stream, cuts)
+    data, _, _ = run(CompletionRelay(CompletionOptions(chat=True, model="m", fallback_id="f")), stream, cuts)
     frames = data.split(b"\n\n")
     assert frames.pop() == b""
     events = [json.loads(frame.removeprefix(b"data: ")) for frame in frames]
@@ -65,7 +70,7 @@ def test_any_text_in_any_form_cut_anywhere_is_collected(
     said: list[str], form: tuple[str, str], ascii_only: bool, order: bool, cuts: list[int]
 ) -> None:
     stream = encoded(chat_events(said, order, "m"), form, ascii_only)
-    data, tokens, _ = run(Collector(Wanted(chat=True, model="m", fallback_id="f")), stream, cuts)
+    data, tokens, _ = run(CompletionCollector(CompletionOptions(chat=True, model="m", fallback_id="f")), stream, cuts)
     assert json.loads(data)["choices"][0]["message"]["content"] == "".join(said)
     assert tokens <= len(said)
 
@@ -76,7 +81,7 @@ def text_events(*choices: dict[str, Any], **rest: Any) -> list[Any]:
 
 def test_plain_events_pass_as_they_are() -> None:
     stream = encoded(chat_events(["a", "b", "c"], False, "m")[:-1], (",", ":"), ascii_only=False)
-    answer = Relay(Wanted(chat=True, model="m", fallback_id="f"))
+    answer = CompletionRelay(CompletionOptions(chat=True, model="m", fallback_id="f"))
     first, rest = stream.split(b"\n\n", 1)
     answer.feed(first + b"\n\n")
     # The envelope has usage: null, which is not wanted: the name is kept, the bytes are not.
@@ -91,11 +96,11 @@ def test_unknown_fields_survive_in_both_forms() -> None:
     )
     events[-1]["timings"] = {"ms": 1}
     stream = encoded(events, (",", ":"), ascii_only=False)
-    wanted = Wanted(chat=False, model="m", fallback_id="f")
-    whole = json.loads(run(Collector(wanted), stream, [])[0])
+    wanted = CompletionOptions(chat=False, model="m", fallback_id="f")
+    whole = json.loads(run(CompletionCollector(wanted), stream, [])[0])
     assert (whole["timings"], whole["system_fingerprint"], whole["object"]) == ({"ms": 1}, "fp", "text_completion")
     assert whole["choices"] == [{"index": 0, "text": "ab", "finish_reason": "stop", "stop_reason": 7, "logprobs": None}]
-    relayed = run(Relay(wanted), stream, [])[0]
+    relayed = run(CompletionRelay(wanted), stream, [])[0]
     assert b'"timings":{"ms":1}' in relayed
     assert relayed.count(b'"system_fingerprint":"fp"') == 3
     assert relayed.count(b'"stop_reason":7,"finish_reason":"stop"') == relayed.count(b'"stop_reason":7') == 1
@@ -110,7 +115,9 @@ def test_choices_of_several_prompts_are_kept_apart_and_their_usage_is_added() ->
     events += text_events({"index": 1, "text": "y", "finish_reason": "stop"}, usage=usage)
     events += text_events({"index": 0, "text": "", "finish_reason": "length"}, usage=usage)
     data, _, finish = run(
-        Collector(Wanted(chat=False, model="m", fallback_id="f", prompts=2)), encoded(events, (",", ":"), False), []
+        CompletionCollector(CompletionOptions(chat=False, model="m", fallback_id="f", prompts=2)),
+        encoded(events, (",", ":"), False),
+        [],
     )
     body = json.loads(data)
     assert [(choice["index"], choice["text"]) for choice in body["choices"]] == [(0, "a"), (1, "xy")]
@@ -118,20 +125,20 @@ def test_choices_of_several_prompts_are_kept_apart_and_their_usage_is_added() ->
     assert (finish.usage.prompt_tokens, finish.usage.completion_tokens) == (4, 6)
 
 
-CHAT = Wanted(chat=True, model="m", fallback_id="f")
+CHAT = CompletionOptions(chat=True, model="m", fallback_id="f")
 
 
 def relayed(events: list[Any] | bytes) -> list[Any]:
     """What a streaming caller reads."""
     stream = events if isinstance(events, bytes) else encoded(events, (",", ":"), ascii_only=False)
-    frames = run(Relay(CHAT), stream, [])[0].split(b"\n\n")[:-1]
+    frames = run(CompletionRelay(CHAT), stream, [])[0].split(b"\n\n")[:-1]
     return [json.loads(frame.removeprefix(b"data: ").decode()) for frame in frames]
 
 
 def collected(events: list[Any] | bytes) -> Any:
     """The only choice that another caller reads."""
     stream = events if isinstance(events, bytes) else encoded(events, (",", ":"), ascii_only=False)
-    return json.loads(run(Collector(CHAT), stream, [])[0].decode())["choices"][0]
+    return json.loads(run(CompletionCollector(CHAT), stream, [])[0].decode())["choices"][0]
 
 
 def accumulated(events: list[Any]) -> dict[str, Any]:
@@ -214,7 +221,7 @@ class TestTheEnd:
         events[-1]["choices"][0] |= {"message": message, "finish_reason": "stop"}
         stream = encoded(events, separators, False)
         one_by_one = [len(stream[: at + 2]) for at in range(len(stream)) if stream[at : at + 2] == b"\n\n"]
-        frames = run(Relay(CHAT), stream, one_by_one)[0].split(b"\n\n")[:-1]
+        frames = run(CompletionRelay(CHAT), stream, one_by_one)[0].split(b"\n\n")[:-1]
         assert accumulated([json.loads(frame[6:]) for frame in frames])["content"] == (words or "all")
         assert accumulated(relayed(stream))["content"] == (words or "all") == collected(stream)["message"]["content"]
 
@@ -238,31 +245,33 @@ class TestTheEnd:
         stream = encoded(delta_events({"content": "fi"}, reasons={}), (",", ":"), False).removesuffix(
             b"data: [DONE]\n\n"
         )
-        for answer in (Relay(CHAT), Collector(CHAT)):
+        for answer in (CompletionRelay(CHAT), CompletionCollector(CHAT)):
             with pytest.raises(BackendError, match="before it was complete"):
                 run(answer, stream, [])
 
     @pytest.mark.parametrize("torn", [b'data: {"id":"c1","choi', b"data: [DO", b"dat"])
-    @pytest.mark.parametrize("kind", [Relay, Collector])
-    def test_an_event_cut_off_behind_a_complete_answer_is_nothing(self, kind: type[Answer], torn: bytes) -> None:
+    @pytest.mark.parametrize("kind", [CompletionRelay, CompletionCollector])
+    def test_an_event_cut_off_behind_a_complete_answer_is_nothing(
+        self, kind: type[CompletionReader], torn: bytes
+    ) -> None:
         answer = kind(CHAT)
         stream = encoded(delta_events({"content": "fine"}), (",", ":"), False).removesuffix(b"data: [DONE]\n\n")
-        outputs = [answer.feed(stream + torn), answer.end(), *answer.finish()]
+        outputs = [answer.feed(stream + torn), answer.feed_end(), *answer.finish()]
         data = b"".join(output.data for output in outputs if isinstance(output, Chunk))
-        assert answer.settled
+        assert answer.is_complete
         assert data.count(b'"finish_reason":"stop"') == 1
         assert b"fine" in data
 
-    @pytest.mark.parametrize("kind", [Relay, Collector])
-    def test_an_event_cut_off_behind_text_is_an_error(self, kind: type[Answer]) -> None:
+    @pytest.mark.parametrize("kind", [CompletionRelay, CompletionCollector])
+    def test_an_event_cut_off_behind_text_is_an_error(self, kind: type[CompletionReader]) -> None:
         """Some servers put a reason into every event: the one beside the last text says nothing."""
         answer = kind(CHAT)
         events = delta_events({"content": "fi"}, {"content": "ne"}, reasons={0: "stop", 1: "stop"})[:-1]
         stream = b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in events)
         answer.feed(stream + b'data: {"id":"c1","choi')
-        assert not answer.settled
+        assert not answer.is_complete
         with pytest.raises(BackendError, match="not JSON"):
-            answer.end()
+            answer.feed_end()
 
     @pytest.mark.parametrize(
         ("said", "reason"),
@@ -384,7 +393,7 @@ def test_roles_in_every_delta_are_said_once(said: list[str], spaced: int, cuts: 
     """On the slow path and the fast: clients add strings up."""
     deltas = [{"role": "assistant", "content": word} for word in said]
     form = (", ", ": ") if spaced % 2 else (",", ":")
-    data = run(Relay(CHAT), encoded(delta_events(*deltas), form, ascii_only=spaced > 1), cuts)[0]
+    data = run(CompletionRelay(CHAT), encoded(delta_events(*deltas), form, ascii_only=spaced > 1), cuts)[0]
     events = [json.loads(frame.removeprefix(b"data: ")) for frame in data.split(b"\n\n")[:-1]]
     assert accumulated(events) == {"content": "".join(said), "role": "assistant", "calls": {}}
 
@@ -396,17 +405,21 @@ def test_usage_in_every_event_is_for_who_asked() -> None:
         event["usage"] = one
     stream = encoded(events, (",", ":"), ascii_only=False)
 
-    def told(wanted: Wanted) -> list[Any]:
-        frames = run(Relay(wanted), stream, [])[0].split(b"\n\n")[:-1]
+    def told(wanted: CompletionOptions) -> list[Any]:
+        frames = run(CompletionRelay(wanted), stream, [])[0].split(b"\n\n")[:-1]
         return [json.loads(frame.removeprefix(b"data: ")).get("usage") for frame in frames]
 
-    assert told(Wanted(True, "m", "f", include_usage=True)) == [None, None, None, None, usage[-1]]
-    assert told(Wanted(True, "m", "f", include_usage=True, continuous_usage=True))[:3] == usage
+    assert told(CompletionOptions(True, "m", "f", include_usage=True)) == [None, None, None, None, usage[-1]]
+    assert told(CompletionOptions(True, "m", "f", include_usage=True, continuous_usage=True))[:3] == usage
 
 
 def test_a_backend_without_id_and_created_gets_them() -> None:
     events = [{"choices": [{"delta": {"content": "a"}}]}, {"choices": [{"delta": {}, "finish_reason": "stop"}]}]
-    data, _, _ = run(Relay(Wanted(chat=True, model="m", fallback_id="job_1")), encoded(events, (",", ":"), False), [])
+    data, _, _ = run(
+        CompletionRelay(CompletionOptions(chat=True, model="m", fallback_id="job_1")),
+        encoded(events, (",", ":"), False),
+        [],
+    )
     first = json.loads(data.split(b"\n\n")[0][6:])
     assert (first["id"], first["model"], first["object"]) == ("job_1", "m", "chat.completion.chunk")
     assert first["created"] > 0
@@ -417,12 +430,12 @@ def test_a_character_split_over_two_escapes_is_whole_again() -> None:
     frame = b'data: {"id":"a","created":5,"model":"m","choices":[{"index":0,"delta":{"content":"%b"},"finish_reason":%b}]}\n\n'
     stream = frame % (b"x", b"null") + frame % (rb"\ud83d", b"null") + frame % (rb"\ude00", b"null")
     stream += frame % (b"", b'"stop"') + b"data: [DONE]\n\n"
-    data, _, _ = run(Collector(Wanted(chat=True, model="m", fallback_id="f")), stream, [])
+    data, _, _ = run(CompletionCollector(CompletionOptions(chat=True, model="m", fallback_id="f")), stream, [])
     assert json.loads(data)["choices"][0]["message"]["content"] == "x😀"
 
 
 def test_an_error_field_of_its_own_is_an_error() -> None:
-    answer = Relay(Wanted(chat=True, model="m", fallback_id="f"))
+    answer = CompletionRelay(CompletionOptions(chat=True, model="m", fallback_id="f"))
     with pytest.raises(BackendError, match="it broke"):
         answer.feed(
             b'error: {"code":500,"message":"it broke","type":"server_error"}\n\n'.replace(b"{", b'{"error":{', 1)[:-2]
@@ -431,7 +444,7 @@ def test_an_error_field_of_its_own_is_an_error() -> None:
 
 
 def test_an_endless_event_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = Relay(Wanted(chat=True, model="m", fallback_id="f"))
+    answer = CompletionRelay(CompletionOptions(chat=True, model="m", fallback_id="f"))
     monkeypatch.setattr(answer._splitter, "_limit", 1000)
     with pytest.raises(BackendError, match="larger"):
         answer.feed(b"data: " + b"x" * 2000)
@@ -439,16 +452,16 @@ def test_an_endless_event_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_merging_keeps_what_comes_complete_and_joins_the_rest() -> None:
     into: dict[str, Any] = {"role": "assistant", "content": None, "list": [1]}
-    merge(into, {"role": "assistant", "content": "a", "list": [2], "new": {"x": 1}, "n": 1})
-    merge(into, {"content": "b", "new": {"x": 2, "y": "z"}, "n": None})
+    merge_objects(into, {"role": "assistant", "content": "a", "list": [2], "new": {"x": 1}, "n": 1})
+    merge_objects(into, {"content": "b", "new": {"x": 2, "y": "z"}, "n": None})
     assert into == {"role": "assistant", "content": "ab", "list": [1, 2], "new": {"x": 2, "y": "z"}, "n": 1}
 
 
 def test_calls_are_merged_by_index_and_names_are_not_doubled() -> None:
     into: dict[str, Any] = {"tool_calls": [{"index": 1, "id": "b", "function": {"name": "g", "arguments": "{"}}]}
-    merge(into, {"tool_calls": [{"index": 0, "id": "a", "function": {"name": "f", "arguments": ""}}]})
-    merge(into, {"tool_calls": [{"index": 1, "id": "b", "function": {"name": "g", "arguments": "}"}}]})
-    message = finished_choice({"index": 0, "delta": {"content": ""} | into, "finish_reason": "tool_calls"}, True)[
+    merge_objects(into, {"tool_calls": [{"index": 0, "id": "a", "function": {"name": "f", "arguments": ""}}]})
+    merge_objects(into, {"tool_calls": [{"index": 1, "id": "b", "function": {"name": "g", "arguments": "}"}}]})
+    message = finish_choice({"index": 0, "delta": {"content": ""} | into, "finish_reason": "tool_calls"}, True)[
         "message"
     ]
     assert message["content"] is None
@@ -458,7 +471,7 @@ def test_calls_are_merged_by_index_and_names_are_not_doubled() -> None:
 @pytest.mark.parametrize("n", [1, 3])
 def test_usage_in_every_event_is_not_held(n: int) -> None:
     """The last that counts is the answer's, whatever came before; a long answer does not grow by it."""
-    answer = Relay(Wanted(True, "m", "job", include_usage=True, n=n, stream=True))
+    answer = CompletionRelay(CompletionOptions(True, "m", "job", include_usage=True, n=n, stream=True))
     counts = [*range(1, 500), 0]
     for number, count in enumerate(counts):
         usage = {"prompt_tokens": count and 2, "completion_tokens": count, "total_tokens": count and count + 2}
@@ -474,5 +487,5 @@ def test_usage_in_every_event_is_not_held(n: int) -> None:
 
 def test_usage_of_a_server_that_counts_on_is_its_last_word() -> None:
     counting = [{"prompt_tokens": 2, "completion_tokens": n, "total_tokens": 2 + n} for n in range(5)]
-    assert combined_usage(counting, 2, 2) == counting[-1]
-    assert combined_usage([], 1, 1) is None
+    assert combine_usage(counting, 2, 2) == counting[-1]
+    assert combine_usage([], 1, 1) is None

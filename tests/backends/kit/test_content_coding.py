@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.backends.contract import body_of, chat, check_stream, collect, events
 from tests.backends.doubles.openai import OpenAIDouble
 from workers.adapter_kit import content_coding
-from workers.adapter_kit.content_coding import FREE_OUTPUT, MAX_RATIO, SLICE, AnswerDecoder
+from workers.adapter_kit.content_coding import MAX_RATIO, SLICE_BYTES, UNCHECKED_OUTPUT_BYTES, ResponseDecoder
 from workers.adapter_kit.http_client import HttpClient
 from workers.backends.base import BackendConfig, BackendError, BackendUnavailable, make_backend
 
@@ -46,7 +46,7 @@ PACKERS: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
 
 
 def decoded(encoding: str, pieces: list[bytes]) -> bytes:
-    decoder, out = AnswerDecoder(encoding, "http://b"), b""
+    decoder, out = ResponseDecoder(encoding, "http://b"), b""
     for piece in pieces:
         out += decoder.decode(piece)
         while more := decoder.more():
@@ -67,12 +67,12 @@ def test_an_answer_is_decoded_however_it_arrives(kind: str, data: bytes, cut: in
 def test_a_large_answer_comes_in_slices(kind: str) -> None:
     encoding, pack = PACKERS[kind]
     data = random.Random(1).randbytes(100_000) * 30
-    decoder = AnswerDecoder(encoding, "http://b")
+    decoder = ResponseDecoder(encoding, "http://b")
     out = [decoder.decode(pack(data))]
     while more := decoder.more():
         out.append(more)
     assert b"".join(out) == data
-    assert max(map(len, out)) <= SLICE
+    assert max(map(len, out)) <= SLICE_BYTES
 
 
 @pytest.mark.parametrize("kind", ["gzip", "deflate", "zstd"])
@@ -96,7 +96,7 @@ def test_a_bomb_ends_within_bounds_of_memory(kind: str) -> None:
         packer = zlib.compressobj(9, wbits=31 if kind == "gzip" else 15)
         bomb = b"".join([packer.compress(bytes(2**20)) for _ in range(256)]) + packer.flush()
     assert len(bomb) * MAX_RATIO < 2**28
-    decoder = AnswerDecoder(kind, "http://b")
+    decoder = ResponseDecoder(kind, "http://b")
     tracemalloc.start()
     try:
         made = len(decoder.decode(bomb))
@@ -106,7 +106,7 @@ def test_a_bomb_ends_within_bounds_of_memory(kind: str) -> None:
         assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
     finally:
         tracemalloc.stop()
-    assert made <= max(FREE_OUTPUT, MAX_RATIO * len(bomb)) + SLICE
+    assert made <= max(UNCHECKED_OUTPUT_BYTES, MAX_RATIO * len(bomb)) + SLICE_BYTES
 
 
 # Over HTTP
@@ -204,7 +204,7 @@ async def test_the_limit_counts_what_is_decoded(double: OpenAIDouble, monkeypatc
     response = await client.request("GET", "/v1/models")
     with pytest.raises(BackendError, match="larger than 50000"):
         await response.read_all(50_000)
-    monkeypatch.setattr(content_coding, "SLICE", 1000)
+    monkeypatch.setattr(content_coding, "SLICE_BYTES", 1000)
     response = await client.request("GET", "/v1/models")
     assert json.loads(await response.read_all(200_000))["data"][0]["id"] == "x" * 100_000
     await client.close()

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from workers.adapter_kit.error_mapping import refusal, stream_error
+from workers.adapter_kit.error_mapping import error_from_payload, error_from_response
 from workers.backends.base import BackendError, BackendRefused, BackendUnavailable
 
 TOO_LONG = [
@@ -59,7 +59,7 @@ TOO_LONG = [
 @pytest.mark.parametrize(("status", "body"), TOO_LONG, ids=lambda value: str(value)[:60])
 def test_a_prompt_that_does_not_fit(status: int, body: Any) -> None:
     """400 `context_length_exceeded` with the server's own words, and no other try."""
-    error = refusal(status, {}, orjson.dumps(body))
+    error = error_from_response(status, {}, orjson.dumps(body))
     assert isinstance(error, BackendRefused)
     assert not error.transient
     assert (error.info.status, error.info.type, error.info.code) == (
@@ -68,7 +68,7 @@ def test_a_prompt_that_does_not_fit(status: int, body: Any) -> None:
         "context_length_exceeded",
     )
     assert error.info.message.rpartition(": ")[2].lower() in orjson.dumps(body).decode().lower()
-    assert stream_error(body).info.code == "context_length_exceeded"
+    assert error_from_payload(body).info.code == "context_length_exceeded"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_prompt_that_does_not_fit(status: int, body: Any) -> None:
     ],
 )  # fmt: skip
 def test_other_errors_are_not_about_the_context(status: int, message: str) -> None:
-    error = refusal(status, {}, orjson.dumps({"error": {"message": message}}))
+    error = error_from_response(status, {}, orjson.dumps({"error": {"message": message}}))
     assert error.info.code != "context_length_exceeded"
 
 
@@ -102,7 +102,7 @@ def test_other_errors_are_not_about_the_context(status: int, message: str) -> No
 )  # fmt: skip
 def test_an_input_that_was_flagged(error: Any, code: str) -> None:
     """It is the caller's input, not the worker's key, and the caller reads why."""
-    refused = refusal(403, {}, orjson.dumps({"error": error}))
+    refused = error_from_response(403, {}, orjson.dumps({"error": error}))
     assert (refused.info.status, refused.info.code, refused.info.message) == (400, code, error["message"])
 
 
@@ -122,13 +122,13 @@ def test_an_input_that_was_flagged(error: Any, code: str) -> None:
 )
 def test_the_longer_of_two_words_is_told(body: Any) -> None:
     """Spring's and Nest's servers put the status's name into `error`."""
-    assert refusal(400, {}, orjson.dumps(body)).info.message == "body/messages must be an array"
+    assert error_from_response(400, {}, orjson.dumps(body)).info.message == "body/messages must be an array"
 
 
 def test_any_other_403_is_the_key() -> None:
     """Its words are dropped: they may quote the key."""
     for message in ("Invalid key sk-1", "You have no access to this project", ""):
-        refused = refusal(403, {}, orjson.dumps({"error": {"message": message}}))
+        refused = error_from_response(403, {}, orjson.dumps({"error": {"message": message}}))
         assert (refused.info.status, refused.info.message) == (502, "the backend refused the worker's key (403)")
 
 
@@ -136,7 +136,7 @@ def test_any_other_403_is_the_key() -> None:
 def test_a_quota_that_is_used_up(field: str) -> None:
     """429 with the server's code, and no other try of ours or the caller's."""
     error = {"message": "You exceeded your current quota", field: "insufficient_quota"}
-    refused = refusal(429, {"retry-after": "5"}, orjson.dumps({"error": error}))
+    refused = error_from_response(429, {"retry-after": "5"}, orjson.dumps({"error": error}))
     assert isinstance(refused, BackendRefused)
     assert (refused.info.status, refused.info.code, refused.info.should_retry) == (429, "insufficient_quota", False)
     assert refused.info.headers() == {"x-should-retry": "false"}
@@ -145,11 +145,11 @@ def test_a_quota_that_is_used_up(field: str) -> None:
 def test_a_rate_limit_stays_one() -> None:
     """429 with the server's code and time; the worker leaves the model alone meanwhile."""
     error = {"message": "slow down", "type": "tokens", "code": "rate_limit_exceeded"}
-    limited = refusal(429, {"retry-after": "7"}, orjson.dumps({"error": error}))
+    limited = error_from_response(429, {"retry-after": "7"}, orjson.dumps({"error": error}))
     assert isinstance(limited, BackendUnavailable)
     assert (limited.transient, limited.pause_s) == (True, 7.0)
     assert (limited.info.status, limited.info.type, limited.info.code) == (429, "tokens", "rate_limit_exceeded")
     assert limited.info.headers() == {"retry-after": "7"}
-    bare: BackendError = refusal(429, {}, b"")
+    bare: BackendError = error_from_response(429, {}, b"")
     assert (bare.info.status, bare.info.type, bare.info.code) == (429, "rate_limit_error", "rate_limit_exceeded")
     assert bare.info.retry_after_s == BackendUnavailable.retry_after_s

@@ -22,9 +22,9 @@ from tests.backends.doubles.comfyui import ComfyDouble
 from tests.backends.doubles.invokeai import InvokeAIDouble
 from tests.backends.doubles.sdwebui import SDWebUIDouble
 from tests.backends.image_tasks import answer_of, events_of, image_task
-from workers.adapter_kit.images.formats import cleaned, content_type_of, converted
-from workers.adapter_kit.images.metadata import TooManyParts, orientation_of, without_metadata
-from workers.adapter_kit.images.responses import ImageRequest, Picture, answer, keeps_metadata
+from workers.adapter_kit.images.formats import convert_image, detect_content_type, strip_metadata
+from workers.adapter_kit.images.metadata import TooManyImageParts, read_orientation, remove_metadata
+from workers.adapter_kit.images.responses import GeneratedImage, ImageRequest, parse_keep_metadata, respond_with_images
 from workers.backends.base import BackendConfig, BackendError, Chunk, make_backend
 
 SECRET = "operators-own-workflow"
@@ -100,7 +100,7 @@ def test_the_workflow_goes_and_the_picture_stays(kind: str, mode: str, frames: i
     """Pixels, profile, resolution and animation are as they were, byte for byte where they are compressed."""
     icc = mode not in ("L", "CMYK")
     data = picture(kind, mode, icc=icc, frames=frames)
-    clean = without_metadata(data)
+    clean = remove_metadata(data)
     assert SECRET.encode() not in clean
     assert len(clean) < len(data)
     assert pixels(clean) == pixels(data)
@@ -112,7 +112,7 @@ def test_the_workflow_goes_and_the_picture_stays(kind: str, mode: str, frames: i
     assert after.info.get("duration") == before.info.get("duration")
     assert not dict(after.getexif())
     assert not [key for key in after.info if key in ("xmp", "comment", "prompt", "workflow", "parameters", "exif")]
-    assert without_metadata(clean) is clean
+    assert remove_metadata(clean) is clean
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
@@ -120,13 +120,13 @@ def test_the_workflow_goes_and_the_picture_stays(kind: str, mode: str, frames: i
 async def test_it_is_shown_the_same_way_up(kind: str, orientation: int) -> None:
     """The orientation is all that stays of EXIF; a picture that is converted is turned."""
     data = picture(kind, orientation=orientation)
-    clean = without_metadata(data)
+    clean = remove_metadata(data)
     assert SECRET.encode() not in clean
     assert dict(opened(clean).getexif()) == {0x0112: orientation}
     wanted = ImageOps.exif_transpose(opened(data))
     assert ImageOps.exif_transpose(opened(clean)).tobytes() == wanted.tobytes()
-    assert without_metadata(clean) == clean
-    made = await converted(data, "png")
+    assert remove_metadata(clean) == clean
+    made = await convert_image(data, "png")
     assert opened(made).tobytes() == wanted.tobytes()
     assert SECRET.encode() not in made
 
@@ -137,9 +137,9 @@ async def test_nothing_comes_along_into_another_format(kind: str, output: str) -
     """Also from formats that are never passed on as they are."""
     out = BytesIO()
     opened(picture("PNG")).save(out, kind) if kind in ("TIFF", "BMP") else out.write(picture(kind))
-    made = await converted(out.getvalue(), output)
+    made = await convert_image(out.getvalue(), output)
     assert SECRET.encode() not in made
-    assert content_type_of(made) == f"image/{output}"
+    assert detect_content_type(made) == f"image/{output}"
     if kind not in ("GIF", "BMP"):
         assert opened(made).info.get("icc_profile") == PROFILE
 
@@ -151,8 +151,8 @@ def chunk(name: bytes, body: bytes) -> bytes:
 def test_what_follows_the_end_goes() -> None:
     """Programs hide whole archives behind pictures."""
     for kind in ("PNG", "JPEG", "GIF", "WEBP"):
-        clean = without_metadata(picture(kind))
-        assert without_metadata(clean + SECRET.encode()) == clean
+        clean = remove_metadata(picture(kind))
+        assert remove_metadata(clean + SECRET.encode()) == clean
 
 
 def test_comments_between_the_scans_of_a_jpeg_go() -> None:
@@ -162,18 +162,18 @@ def test_comments_between_the_scans_of_a_jpeg_go() -> None:
     data = out.getvalue()
     at = data.index(b"\xff\xc4", data.index(b"\xff\xda"))
     hidden = data[:at] + b"\xff\xfe" + struct.pack(">H", 2 + len(SECRET)) + SECRET.encode() + data[at:]
-    assert without_metadata(hidden) == data
+    assert remove_metadata(hidden) == data
 
 
 def test_chunks_within_the_frames_of_a_webp_go() -> None:
-    data = bytearray(without_metadata(picture("WEBP", frames=3)))
+    data = bytearray(remove_metadata(picture("WEBP", frames=3)))
     at = data.index(b"ANMF")
     extra = b"XTRA" + struct.pack("<I", len(SECRET)) + SECRET.encode()
     (length,) = struct.unpack_from("<I", data, at + 4)
     hidden = data[: at + 8 + length] + extra + data[at + 8 + length :]
     struct.pack_into("<I", hidden, at + 4, length + len(extra))
     struct.pack_into("<I", hidden, 4, len(hidden) - 8)
-    clean = without_metadata(bytes(hidden))
+    clean = remove_metadata(bytes(hidden))
     assert SECRET.encode() not in clean
     assert pixels(clean) == pixels(bytes(data))
 
@@ -192,9 +192,9 @@ def test_a_damaged_picture_never_crashes_it(sample: bytes, data: st.DataObject) 
     for _ in range(data.draw(st.integers(0, 4))):
         if damaged:
             damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
-    clean = without_metadata(bytes(damaged))
+    clean = remove_metadata(bytes(damaged))
     assert len(clean) <= len(damaged) + 26
-    assert without_metadata(clean) == clean
+    assert remove_metadata(clean) == clean
 
 
 @settings(max_examples=200, deadline=None)
@@ -203,38 +203,38 @@ def test_a_damaged_picture_never_crashes_it(sample: bytes, data: st.DataObject) 
     st.binary(max_size=400),
 )
 def test_any_bytes_will_do(head: bytes, rest: bytes) -> None:
-    clean = without_metadata(head + rest)
-    assert without_metadata(clean) == clean
+    clean = remove_metadata(head + rest)
+    assert remove_metadata(clean) == clean
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=120))
 def test_an_orientation_is_read_from_anything(tiff: bytes) -> None:
-    assert 1 <= orientation_of(b"II*\0" + tiff) <= 8
-    assert 1 <= orientation_of(b"MM\0*" + tiff) <= 8
+    assert 1 <= read_orientation(b"II*\0" + tiff) <= 8
+    assert 1 <= read_orientation(b"MM\0*" + tiff) <= 8
 
 
 async def test_a_picture_of_too_many_parts_is_refused() -> None:
     """No real one has so many; each costs time."""
-    data = without_metadata(picture("PNG"))
+    data = remove_metadata(picture("PNG"))
     flood = data[:-12] + chunk(b"tEXt", b"") * 500_001 + data[-12:]
-    with pytest.raises(TooManyParts):
-        without_metadata(flood)
+    with pytest.raises(TooManyImageParts):
+        remove_metadata(flood)
     with pytest.raises(BackendError, match="more than 500000 parts"):
-        await cleaned(flood)
+        await strip_metadata(flood)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_a_large_picture_costs_one_pass(kind: str) -> None:
     """32 MiB of pixels that do not compress, in a second of computing at the most."""
     if kind == "PNG":
-        small = without_metadata(picture("PNG"))
+        small = remove_metadata(picture("PNG"))
         data = small[:-12] + chunk(b"IDAT", bytes(65_536)) * (LARGE // 65_536) + chunk(b"tEXt", b"x\0y") + small[-12:]
     else:
-        small = without_metadata(picture("JPEG"))
+        small = remove_metadata(picture("JPEG"))
         data = small[:-2] + b"\x12\xff\x00\x34" * (LARGE // 4) + b"\xff\xfe\0\4xy" + small[-2:]
     began = process_time()
-    clean = without_metadata(data)
+    clean = remove_metadata(data)
     assert process_time() - began < 1.0
     assert len(data) - len(clean) in (15, 6)
 
@@ -242,8 +242,8 @@ def test_a_large_picture_costs_one_pass(kind: str) -> None:
 # Through the adapters
 
 
-async def given_pictures(data: bytes) -> AsyncIterator[Progress | Picture]:
-    yield Picture(data)
+async def given_pictures(data: bytes) -> AsyncIterator[Progress | GeneratedImage]:
+    yield GeneratedImage(data)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -251,8 +251,8 @@ async def given_pictures(data: bytes) -> AsyncIterator[Progress | Picture]:
 async def test_an_answer_holds_it_only_where_the_operator_wants(keep: bool, stream: bool) -> None:
     work = image_task("m", stream=stream)
     data = picture("PNG")
-    request = ImageRequest.of(work)
-    outputs = [out async for out in answer(work, request, given_pictures(data), keep_metadata=keep)]
+    request = ImageRequest.from_task(work)
+    outputs = [out async for out in respond_with_images(work, request, given_pictures(data), keep_metadata=keep)]
     chunks = [out for out in outputs if isinstance(out, Chunk)]
     found = events_of(chunks)[-1][1] if stream else answer_of(chunks)["data"][0]
     made = b64decode(found["b64_json"])
@@ -261,10 +261,10 @@ async def test_an_answer_holds_it_only_where_the_operator_wants(keep: bool, stre
 
 
 def test_the_option_is_true_or_false() -> None:
-    assert not keeps_metadata({})
-    assert keeps_metadata({"keep_metadata": "True"})
+    assert not parse_keep_metadata({})
+    assert parse_keep_metadata({"keep_metadata": "True"})
     with pytest.raises(ValueError, match="keep_metadata is true or false"):
-        keeps_metadata({"keep_metadata": "yes"})
+        parse_keep_metadata({"keep_metadata": "yes"})
 
 
 @pytest.mark.parametrize("keep", [False, True])

@@ -25,13 +25,13 @@ from schemas.frames import MAX_PREVIEW, Progress
 from schemas.openai.images import ImageEditRequest, ImageGenerationRequest
 from tests.backends.image_tasks import answer_of, events_of, file_of, image_of, image_task, picture_bytes
 from workers.adapter_kit.images.responses import (
+    GeneratedImage,
     ImageRequest,
-    Picture,
-    answer,
-    authorization,
-    edit_area,
-    preview_of,
-    size_of,
+    authorization_header,
+    make_edit_mask,
+    make_preview,
+    read_size,
+    respond_with_images,
 )
 from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, Output, Task
 
@@ -39,7 +39,7 @@ PNG = picture_bytes((40, 30))
 
 
 def request_of(**fields: Any) -> ImageRequest:
-    return ImageRequest.of(image_task("m", **fields))
+    return ImageRequest.from_task(image_task("m", **fields))
 
 
 def noise(side: int) -> bytes:
@@ -49,12 +49,12 @@ def noise(side: int) -> bytes:
     return out.getvalue()
 
 
-async def outputs(work: Task, *items: Progress | Picture) -> tuple[list[Chunk], list[Progress], Finish]:
-    async def pictures() -> AsyncGenerator[Progress | Picture]:
+async def outputs(work: Task, *items: Progress | GeneratedImage) -> tuple[list[Chunk], list[Progress], Finish]:
+    async def pictures() -> AsyncGenerator[Progress | GeneratedImage]:
         for item in items:
             yield item
 
-    got = [output async for output in answer(work, ImageRequest.of(work), pictures())]
+    got = [output async for output in respond_with_images(work, ImageRequest.from_task(work), pictures())]
     finish = got.pop()
     assert isinstance(finish, Finish)
     chunks = [output for output in got if isinstance(output, Chunk)]
@@ -67,7 +67,7 @@ async def outputs(work: Task, *items: Progress | Picture) -> tuple[list[Chunk], 
 def test_a_request_says_what_it_wants() -> None:
     request = request_of(size="64x48", n=2, seed=2**64 - 1, cfg_scale=7.5, output_format="jpeg", output_compression=80)
     assert (request.width, request.height, request.size, request.n) == (64, 48, "64x48", 2)
-    assert (request.seed_of(0), request.seed_of(1)) == (2**64 - 1, 0)
+    assert (request.seed_for(0), request.seed_for(1)) == (2**64 - 1, 0)
     assert (request.guidance, request.output_format, request.output_compression) == (7.5, "jpeg", 80)
     assert request.response_format == "b64_json"
 
@@ -83,7 +83,7 @@ def case_name(value: object) -> str:
 def test_what_is_left_open_is_the_backends_choice(fields: dict[str, Any]) -> None:
     request = request_of(user="me", quality="auto", background="opaque", moderation="low", **fields)
     assert (request.width, request.height, request.seed) == (None, None, None)
-    request.allow()
+    request.require_supported()
 
 
 def test_a_forms_numbers_are_text() -> None:
@@ -140,14 +140,14 @@ def test_a_request_that_makes_no_sense_is_refused(fields: dict[str, Any], param:
 def test_what_a_backend_cannot_do_is_refused_with_what_it_can(fields: dict[str, Any], param: str, says: str) -> None:
     request = request_of(**fields)
     with pytest.raises(BackendRefused, match=says) as caught:
-        request.allow("size", "steps")
+        request.require_supported("size", "steps")
     assert caught.value.info.param == param
-    request.allow("seed", "quality", "background", "sampler", "edit")
+    request.require_supported("seed", "quality", "background", "sampler", "edit")
 
 
 def test_another_endpoint_is_refused() -> None:
     with pytest.raises(BackendRefused, match="/v1/chat"):
-        ImageRequest.of(replace(image_task("m"), endpoint="/v1/chat/completions"))
+        ImageRequest.from_task(replace(image_task("m"), endpoint="/v1/chat/completions"))
 
 
 # Answers
@@ -156,7 +156,7 @@ def test_another_endpoint_is_refused() -> None:
 async def test_an_answer_has_openais_shape_and_goes_out_in_pieces() -> None:
     big = noise(800)
     chunks, _, finish = await outputs(
-        image_task("m", n=2), Picture(big, seed=4), Picture(PNG, revised_prompt='a "cat"')
+        image_task("m", n=2), GeneratedImage(big, seed=4), GeneratedImage(PNG, revised_prompt='a "cat"')
     )
     assert max(len(chunk.data) for chunk in chunks) <= 256 * 1024
     assert sum(chunk.tokens for chunk in chunks) == 2
@@ -172,7 +172,7 @@ async def test_an_answer_has_openais_shape_and_goes_out_in_pieces() -> None:
 @pytest.mark.parametrize("made", ["PNG", "JPEG", "WEBP"])
 async def test_formats_are_converted(made: str, output_format: str, kind: str) -> None:
     data = picture_bytes((40, 30), made)
-    chunks, _, _ = await outputs(image_task("m", output_format=output_format), Picture(data))
+    chunks, _, _ = await outputs(image_task("m", output_format=output_format), GeneratedImage(data))
     image = image_of(answer_of(chunks)["data"][0])
     assert (image.format, image.size) == (kind, (40, 30))
     if made == kind:
@@ -181,10 +181,10 @@ async def test_formats_are_converted(made: str, output_format: str, kind: str) -
 
 async def test_a_jpeg_has_white_behind_what_is_transparent_and_the_quality_asked_for() -> None:
     clear = picture_bytes((8, 8), mode="RGBA", color=(0, 0, 0, 0))
-    chunks, _, _ = await outputs(image_task("m", output_format="jpeg"), Picture(clear))
+    chunks, _, _ = await outputs(image_task("m", output_format="jpeg"), GeneratedImage(clear))
     assert image_of(answer_of(chunks)["data"][0]).getpixel((4, 4)) == (255, 255, 255)
     rough, fine = [
-        (await outputs(image_task("m", output_format="jpeg", output_compression=quality), Picture(noise(64))))[0]
+        (await outputs(image_task("m", output_format="jpeg", output_compression=quality), GeneratedImage(noise(64))))[0]
         for quality in (10, 90)
     ]
     assert len(answer_of(rough)["data"][0]["b64_json"]) < len(answer_of(fine)["data"][0]["b64_json"])
@@ -198,7 +198,7 @@ async def test_urls_are_what_the_worker_keeps() -> None:
         return f"kept:{len(kept)}"
 
     work = replace(image_task("m", response_format="url", output_format="webp", n=2), store_file=store_file)
-    chunks, _, _ = await outputs(work, Picture(PNG), Picture(PNG, seed=3))
+    chunks, _, _ = await outputs(work, GeneratedImage(PNG), GeneratedImage(PNG, seed=3))
     assert answer_of(chunks)["data"] == [{"url": "kept:1"}, {"url": "kept:2", "seed": 3}]
     assert [content_type for _, content_type in kept] == ["image/webp"] * 2
     assert Image.open(BytesIO(kept[0][0])).format == "WEBP"
@@ -208,9 +208,9 @@ async def test_urls_are_what_the_worker_keeps() -> None:
 async def test_a_stream_has_openais_events(edit: bool) -> None:
     files = (file_of("image", PNG),) if edit else ()
     work = image_task("m", files=files, stream=True, partial_images=1, output_format="webp")
-    preview = Picture(PNG, final=False)
+    preview = GeneratedImage(PNG, final=False)
     chunks, progress, finish = await outputs(
-        work, Progress(fraction=0.1), preview, Progress(fraction=0.5), preview, preview, Picture(PNG, seed=1)
+        work, Progress(fraction=0.1), preview, Progress(fraction=0.5), preview, preview, GeneratedImage(PNG, seed=1)
     )
     assert [one.fraction for one in progress] == [0.1, 0.5]
     kind = "image_edit" if edit else "image_generation"
@@ -229,34 +229,34 @@ async def test_a_stream_has_openais_events(edit: bool) -> None:
 
 
 async def test_previews_are_spread_over_the_work() -> None:
-    items: list[Progress | Picture] = []
+    items: list[Progress | GeneratedImage] = []
     for step in range(1, 11):
-        items += [Progress(fraction=step / 10), Picture(picture_bytes((step, 1)), final=False)]
+        items += [Progress(fraction=step / 10), GeneratedImage(picture_bytes((step, 1)), final=False)]
     work = image_task("m", stream=True, partial_images=3)
-    chunks, _, _ = await outputs(work, *items, Picture(PNG))
+    chunks, _, _ = await outputs(work, *items, GeneratedImage(PNG))
     assert [image_of(data).size for _, data in events_of(chunks)] == [(3, 1), (5, 1), (8, 1), (40, 30)]
 
 
 async def test_fewer_pictures_than_asked_for_is_a_failure() -> None:
     with pytest.raises(BackendError, match="1 of 2"):
-        await outputs(image_task("m", n=2), Picture(PNG))
+        await outputs(image_task("m", n=2), GeneratedImage(PNG))
     with pytest.raises(BackendError, match="cannot be read"):
-        await outputs(image_task("m", output_format="webp"), Picture(b"nothing"))
+        await outputs(image_task("m", output_format="webp"), GeneratedImage(b"nothing"))
 
 
 async def test_closing_the_answer_closes_what_makes_the_pictures() -> None:
     closed = False
 
-    async def pictures() -> AsyncGenerator[Progress | Picture]:
+    async def pictures() -> AsyncGenerator[Progress | GeneratedImage]:
         nonlocal closed
         try:
             yield Progress()
-            yield Picture(PNG)
+            yield GeneratedImage(PNG)
         finally:
             closed = True
 
     work = image_task("m")
-    output = cast("AsyncGenerator[Output]", answer(work, ImageRequest.of(work), pictures()))
+    output = cast("AsyncGenerator[Output]", respond_with_images(work, ImageRequest.from_task(work), pictures()))
     await anext(output)
     await output.aclose()
     assert closed
@@ -264,10 +264,10 @@ async def test_closing_the_answer_closes_what_makes_the_pictures() -> None:
 
 async def test_without_pillow_only_what_needs_converting_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL", None)
-    chunks, _, _ = await outputs(image_task("m", size="40x30"), Picture(PNG))
+    chunks, _, _ = await outputs(image_task("m", size="40x30"), GeneratedImage(PNG))
     assert "size" not in answer_of(chunks)
     with pytest.raises(BackendRefused, match="the model makes png") as caught:
-        await outputs(image_task("m", output_format="jpeg"), Picture(PNG))
+        await outputs(image_task("m", output_format="jpeg"), GeneratedImage(PNG))
     assert (caught.value.info.status, caught.value.info.param) == (400, "output_format")
 
 
@@ -275,35 +275,35 @@ async def test_without_pillow_only_what_needs_converting_fails(monkeypatch: pyte
 
 
 async def test_previews_are_made_small_enough() -> None:
-    small = await preview_of(PNG, "image/png")
+    small = await make_preview(PNG, "image/png")
     assert small == f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
-    shrunk = await preview_of(noise(900), "image/png")
+    shrunk = await make_preview(noise(900), "image/png")
     assert shrunk is not None
     assert len(shrunk) <= MAX_PREVIEW
     assert shrunk.startswith("data:image/jpeg;base64,")
-    assert await preview_of(b"x" * MAX_PREVIEW, "image/png") is None
+    assert await make_preview(b"x" * MAX_PREVIEW, "image/png") is None
 
 
 async def test_a_mask_is_white_where_it_was_transparent() -> None:
     mask = picture_bytes((4, 4), mode="RGBA", color=(9, 9, 9, 0))
-    assert Image.open(BytesIO(await edit_area(mask))).getpixel((1, 1)) == 255
+    assert Image.open(BytesIO(await make_edit_mask(mask))).getpixel((1, 1)) == 255
     mask = picture_bytes((4, 4), mode="RGBA", color=(9, 9, 9, 128))
-    assert Image.open(BytesIO(await edit_area(mask))).getpixel((1, 1)) == 0
+    assert Image.open(BytesIO(await make_edit_mask(mask))).getpixel((1, 1)) == 0
     for wrong in (PNG, b"nothing"):
         with pytest.raises(BackendRefused) as caught:
-            await edit_area(wrong)
+            await make_edit_mask(wrong)
         assert caught.value.info.param == "mask"
 
 
 async def test_sizes() -> None:
-    assert await size_of(PNG) == (40, 30)
-    assert await size_of(b"nothing") is None
+    assert await read_size(PNG) == (40, 30)
+    assert await read_size(b"nothing") is None
 
 
 def test_keys() -> None:
-    assert authorization("") == {}
-    assert authorization("key") == {"authorization": "Bearer key"}
-    assert authorization("u:p") == {"authorization": "Basic dTpw"}
+    assert authorization_header("") == {}
+    assert authorization_header("key") == {"authorization": "Bearer key"}
+    assert authorization_header("u:p") == {"authorization": "Basic dTpw"}
 
 
 # What the gateway reads

@@ -18,7 +18,13 @@ from tests.backends.doubles.openai import Seen, _send
 from tests.backends.doubles.service import whole_chat
 from tests.backends.test_openai_media import UPLOAD, file, work
 from workers.adapter_kit import limitations as module
-from workers.adapter_kit.limitations import KNOWN_S, MAX_PROBES, PROBE_WINDOW_S, UNCLEAR_S, Limitations
+from workers.adapter_kit.limitations import (
+    INCONCLUSIVE_TTL_S,
+    MAX_PROBES,
+    PROBE_WINDOW_S,
+    RESULT_TTL_S,
+    ModelLimitations,
+)
 from workers.adapter_kit.openai import feature_probes as module_of
 from workers.backends.base import Backend, BackendConfig, BackendError, BackendRefused, make_backend
 
@@ -167,7 +173,7 @@ async def test_a_model_that_cannot_stream_is_asked_without(server: Quirky, backe
     asked = [body["stream"] for body in server.posts if body["model"] == "one" and body.get("max_tokens") != 1]
     assert asked == [True, False, False, False]
     [known] = backend.limitations()
-    assert (known.model, known.feature, known.until - known.since) == ("one", "stream", int(KNOWN_S))
+    assert (known.model, known.feature, known.until - known.since) == ("one", "stream", int(RESULT_TTL_S))
 
 
 async def test_a_model_that_cannot_stream_with_tools_streams_without(server: Quirky, backend: Backend) -> None:
@@ -468,7 +474,7 @@ class Probe:
 
 async def test_one_probe_serves_all_who_suspect_the_same() -> None:
     """One of them leaves, and the others still get the result."""
-    known, probe = Limitations(), Probe(result=True)
+    known, probe = ModelLimitations(), Probe(result=True)
     waiting = [asyncio.create_task(known.confirm("m", "f", probe)) for _ in range(50)]
     await asyncio.sleep(0)
     waiting[0].cancel()
@@ -479,26 +485,27 @@ async def test_one_probe_serves_all_who_suspect_the_same() -> None:
 
 
 @pytest.mark.parametrize(
-    ("result", "lasts_s"), [(True, KNOWN_S), (False, KNOWN_S), (None, UNCLEAR_S), (BackendError("x"), UNCLEAR_S)]
+    ("result", "lasts_s"),
+    [(True, RESULT_TTL_S), (False, RESULT_TTL_S), (None, INCONCLUSIVE_TTL_S), (BackendError("x"), INCONCLUSIVE_TTL_S)],
 )
 async def test_results_expire(result: Any, lasts_s: float) -> None:
     now = 100.0
-    known, probe = Limitations(lambda: now), Probe(result)
+    known, probe = ModelLimitations(lambda: now), Probe(result)
     probe.go.set()
     for _ in range(3):
         assert await known.confirm("m", "f", probe) is (result is True)
     assert probe.calls == 1
-    assert bool(known.found()) is (result is True)
+    assert bool(known.confirmed_limitations()) is (result is True)
     now += lasts_s
     assert not known.lacks("m", "f")
-    assert known.found() == ()
+    assert known.confirmed_limitations() == ()
     await known.confirm("m", "f", probe)
     assert probe.calls == 2
 
 
 async def test_probes_are_bounded_in_rate() -> None:
     now = 100.0
-    known, probe = Limitations(lambda: now), Probe(result=True)
+    known, probe = ModelLimitations(lambda: now), Probe(result=True)
     probe.go.set()
     results = [await known.confirm(f"m{number}", "f", probe) for number in range(2 * MAX_PROBES)]
     assert results == [True] * MAX_PROBES + [False] * MAX_PROBES
@@ -508,13 +515,13 @@ async def test_probes_are_bounded_in_rate() -> None:
 
 async def test_a_probe_that_hangs_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PROBE_TIMEOUT_S", 0.01)
-    known, probe = Limitations(), Probe(result=True)
+    known, probe = ModelLimitations(), Probe(result=True)
     assert await known.confirm("m", "f", probe) is False
     await known.close()
 
 
 async def test_closing_ends_probes() -> None:
-    known, probe = Limitations(), Probe(result=True)
+    known, probe = ModelLimitations(), Probe(result=True)
     waiting = asyncio.create_task(known.confirm("m", "f", probe))
     await asyncio.sleep(0)
     await known.close()
@@ -523,7 +530,7 @@ async def test_closing_ends_probes() -> None:
 
 
 async def test_what_a_server_says_of_itself_counts_until_it_says_otherwise() -> None:
-    known = Limitations()
+    known = ModelLimitations()
     known.declare({("m", "stream")})
     assert known.lacks("m", "stream")
     assert await known.confirm("m", "stream", Probe(result=False))

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from python_multipart import parse_form
 
-from workers.adapter_kit.multipart import Encoded, FilePart, encode
+from workers.adapter_kit.multipart import FilePart, MultipartForm, encode_multipart
 
 
-async def body_of(form: Encoded) -> bytes:
+async def body_of(form: MultipartForm) -> bytes:
     return b"".join([piece async for piece in form.pieces()])
 
 
-async def parsed(form: Encoded) -> tuple[list[tuple[str, str]], list[tuple[str, str, bytes]]]:
+async def parsed(form: MultipartForm) -> tuple[list[tuple[str, str]], list[tuple[str, str, bytes]]]:
     fields: list[tuple[str, str]] = []
     files: list[tuple[str, str, bytes]] = []
 
@@ -39,9 +39,12 @@ async def parsed(form: Encoded) -> tuple[list[tuple[str, str]], list[tuple[str, 
 async def test_fields_and_files_arrive() -> None:
     """Names may repeat, text may be any, bytes stay as they are; it can be sent again."""
     sound = bytes(range(256)) * 5
-    form = encode(
+    form = encode_multipart(
         [("timestamp_granularities[]", "word"), ("timestamp_granularities[]", "segment"), ("prompt", "é\r\n--x\n")],
-        [FilePart.holding("file", "a.wav", "audio/wav", sound), FilePart.holding("mask", "m.png", "image/png", b"")],
+        [
+            FilePart.from_bytes("file", "a.wav", "audio/wav", sound),
+            FilePart.from_bytes("mask", "m.png", "image/png", b""),
+        ],
     )
     for _ in range(2):
         fields, files = await parsed(form)
@@ -54,7 +57,7 @@ async def test_fields_and_files_arrive() -> None:
 
 
 async def test_a_form_of_nothing_is_a_form() -> None:
-    body = await body_of(encode([], []))
+    body = await body_of(encode_multipart([], []))
     assert body.startswith(b"--")
     assert body.endswith(b"--\r\n")
 
@@ -62,7 +65,7 @@ async def test_a_form_of_nothing_is_a_form() -> None:
 @pytest.mark.parametrize("name", ['a"; name="model', "a\r\nx-evil: 1\r\n\r\nb", "a\n", "ä 日本.wav", "a\\", ""])
 async def test_a_name_cannot_break_out(name: str) -> None:
     """It arrives as one file of one field, whatever it is called."""
-    form = encode([("model", "m")], [FilePart.holding("file", name, "audio/wav\r\nx-evil: 1", b"data")])
+    form = encode_multipart([("model", "m")], [FilePart.from_bytes("file", name, "audio/wav\r\nx-evil: 1", b"data")])
     assert b"x-evil: 1\r\n" not in await body_of(form)
     fields, files = await parsed(form)
     assert fields == [("model", "m")]
@@ -79,7 +82,7 @@ async def test_a_file_is_never_whole_in_memory() -> None:
             taken += 1
             yield b"x" * 10
 
-    stream = encode([], [FilePart("file", "a", "audio/wav", 40, pieces)]).pieces()
+    stream = encode_multipart([], [FilePart("file", "a", "audio/wav", 40, pieces)]).pieces()
     await anext(stream)
     assert taken == 0
     assert await anext(stream) == b"x" * 10

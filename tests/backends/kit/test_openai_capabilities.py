@@ -11,7 +11,7 @@ from schemas.jobs import Capability
 from tests.backends.contract import chat
 from tests.backends.doubles.openai import OpenAIDouble
 from tests.backends.doubles.router import RouterDouble
-from workers.adapter_kit.openai.capabilities import TEXT, Choice
+from workers.adapter_kit.openai.capabilities import TEXT, CapabilitySelector
 from workers.backends.base import BackendConfig
 from workers.backends.openai import OpenAIBackend
 
@@ -57,7 +57,7 @@ EMBEDDINGS, IMAGES, SPEECH, TRANSCRIPTIONS, RERANK = (
     ],
 )
 def test_well_known_names(name: str, capabilities: Any) -> None:
-    assert Choice({}).of(name, {}) == capabilities
+    assert CapabilitySelector({}).select(name, {}) == capabilities
 
 
 @pytest.mark.parametrize(
@@ -77,14 +77,14 @@ def test_well_known_names(name: str, capabilities: Any) -> None:
     ],
 )
 def test_the_servers_word_counts_before_the_name(model: dict[str, Any], capabilities: Any) -> None:
-    assert Choice({}).of("tts-1", model) == capabilities
+    assert CapabilitySelector({}).select("tts-1", model) == capabilities
 
 
 @pytest.mark.parametrize("both", ["chat+embeddings", "chat, embeddings"])
 def test_the_operators_word_counts_first(both: str) -> None:
-    choice = Choice({"capabilities": both, "capabilities.*Mini*": "rerank"})
-    assert choice.of("whisper", {"type": "tts"}) == (Capability.CHAT, Capability.EMBEDDINGS)
-    assert choice.of("all-minilm", {"type": "tts"}) == RERANK
+    choice = CapabilitySelector({"capabilities": both, "capabilities.*Mini*": "rerank"})
+    assert choice.select("whisper", {"type": "tts"}) == (Capability.CHAT, Capability.EMBEDDINGS)
+    assert choice.select("all-minilm", {"type": "tts"}) == RERANK
 
 
 @pytest.mark.parametrize("options", [{"capabilities": "dance"}, {"capabilities.x": ""}, {"capabilities.": "chat"}])

@@ -7,7 +7,12 @@ from typing import Any
 
 import pytest
 
-from workers.adapter_kit.text.completion_stream import Answer, Collector, Relay, Wanted
+from workers.adapter_kit.text.completion_stream import (
+    CompletionCollector,
+    CompletionOptions,
+    CompletionReader,
+    CompletionRelay,
+)
 from workers.backends.base import Chunk
 
 
@@ -52,7 +57,7 @@ QUIRKS: dict[str, tuple[list[bytes], str]] = {
 }
 
 
-def run(answer: Answer, stream: list[bytes], together: int) -> bytes:
+def run(answer: CompletionReader, stream: list[bytes], together: int) -> bytes:
     outputs: list[Any] = [answer.feed(b"".join(stream[at : at + together])) for at in range(0, len(stream), together)]
     outputs += list(answer.finish())
     return b"".join(output.data for output in outputs if isinstance(output, Chunk))
@@ -65,7 +70,7 @@ def test_quirks_behind_plain_events(name: str, plain: int, together: int) -> Non
     """After none, one or five plain events, one by one or many at once: one text, one role, one index, one reason."""
     quirk, said = QUIRKS[name]
     stream, text = [*PLAIN[:plain], *quirk, *END], "p" * max(0, plain - 1) + said
-    data = run(Relay(Wanted(chat=True, model="m", fallback_id="f")), stream, together)
+    data = run(CompletionRelay(CompletionOptions(chat=True, model="m", fallback_id="f")), stream, together)
     choices = [one for frame in data.split(b"\n\n")[:-1] for one in json.loads(frame[6:])["choices"]]
     deltas = [one["delta"] for one in choices]
     assert "".join(delta.get("content") or "" for delta in deltas) == text
@@ -74,6 +79,8 @@ def test_quirks_behind_plain_events(name: str, plain: int, together: int) -> Non
     assert [one["index"] for one in choices] == [0] * len(choices)
     assert not any(one.keys() & {"message", "usage"} for one in choices)
     assert [one["finish_reason"] for one in choices] == [None] * (len(choices) - 1) + ["stop"]
-    body = json.loads(run(Collector(Wanted(chat=True, model="m", fallback_id="f")), stream, together))
+    body = json.loads(
+        run(CompletionCollector(CompletionOptions(chat=True, model="m", fallback_id="f")), stream, together)
+    )
     (whole,) = body["choices"]
     assert (whole["message"]["content"], whole["finish_reason"]) == (text, "stop")

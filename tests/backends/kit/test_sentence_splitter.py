@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.adapter_kit.audio.sentence_splitter import LONGEST, sentences
+from workers.adapter_kit.audio.sentence_splitter import MAX_SENTENCE_LENGTH, split_sentences
 
 
 @pytest.mark.parametrize(
@@ -25,18 +25,18 @@ from workers.adapter_kit.audio.sentence_splitter import LONGEST, sentences
 )  # fmt: skip
 def test_pieces_end_where_a_voice_would_pause(text: str, pieces: list[str]) -> None:
     """And those that hold nothing to pronounce are left out."""
-    assert list(sentences(text)) == pieces
+    assert list(split_sentences(text)) == pieces
 
 
 def test_a_sentence_without_end_is_cut_at_commas_or_words() -> None:
     words = "word, " * 1000
-    pieces = list(sentences(words))
-    assert all(len(piece) <= LONGEST and piece.startswith("word") for piece in pieces)
+    pieces = list(split_sentences(words))
+    assert all(len(piece) <= MAX_SENTENCE_LENGTH and piece.startswith("word") for piece in pieces)
     assert " ".join(pieces) == words.strip()
-    assert [len(piece) for piece in sentences("x" * 1000)] == [400, 400, 200]
+    assert [len(piece) for piece in split_sentences("x" * 1000)] == [400, 400, 200]
 
 
 @pytest.mark.parametrize("text", [".", "?!", "\n", " \n", ". ", "a.\n", "。", "[[", '."'])
 @pytest.mark.timeout(10)
 def test_text_made_to_keep_it_busy_does_not(text: str) -> None:
-    assert sum(map(len, sentences(text * (32_768 // len(text)) + "x"))) <= 32_769
+    assert sum(map(len, split_sentences(text * (32_768 // len(text)) + "x"))) <= 32_769

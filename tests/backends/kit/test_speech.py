@@ -14,14 +14,14 @@ import pytest
 
 from schemas.jobs import Capability
 from tests.backends.kit.test_audio_codecs import encoded, tone
-from workers.adapter_kit.audio.codecs import SoundFormat, decode, wav_header
-from workers.adapter_kit.audio.speech import SpeechRequest, speak
+from workers.adapter_kit.audio.codecs import AudioFormat, decode_audio, wav_header
+from workers.adapter_kit.audio.speech import SynthesisRequest, respond_with_speech
 from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, Output, Task
 
 pytest.importorskip("av")
 
 RATE = 22_050
-PCM = SoundFormat("pcm", RATE, 1)
+PCM = AudioFormat("pcm", RATE, 1)
 
 
 def speech(*, stream: bool = False, **fields: Any) -> Task:
@@ -46,10 +46,12 @@ class Server:
             self.closed = True
 
 
-async def answer(task: Task, data: bytes, source: SoundFormat = PCM, **options: Any) -> tuple[list[bytes], Finish]:
+async def answer(task: Task, data: bytes, source: AudioFormat = PCM, **options: Any) -> tuple[list[bytes], Finish]:
     """The pieces with something in them, and the end."""
     server = Server(data)
-    async with aclosing(speak(task, SpeechRequest.of(task), server.sound(), source, **options)) as outputs:
+    async with aclosing(
+        respond_with_speech(task, SynthesisRequest.from_task(task), server.sound(), source, **options)
+    ) as outputs:
         found: list[Output] = [output async for output in outputs]
     assert server.closed
     finish = found.pop()
@@ -62,14 +64,14 @@ async def answer(task: Task, data: bytes, source: SoundFormat = PCM, **options: 
 
 
 def test_what_is_left_out_has_openais_defaults() -> None:
-    request = SpeechRequest.of(speech())
+    request = SynthesisRequest.from_task(speech())
     assert (request.response_format, request.speed, request.sse, request.instructions) == ("mp3", 1.0, False, "")
 
 
 def test_a_voice_is_a_name_or_an_object_with_an_id() -> None:
-    assert SpeechRequest.of(speech(voice={"id": "voice_12"})).voice == "voice_12"
-    assert SpeechRequest.of(speech(voice="joe")).voice == "joe"
-    assert SpeechRequest.of(speech(voice=None)).voice == ""
+    assert SynthesisRequest.from_task(speech(voice={"id": "voice_12"})).voice == "voice_12"
+    assert SynthesisRequest.from_task(speech(voice="joe")).voice == "joe"
+    assert SynthesisRequest.from_task(speech(voice=None)).voice == ""
 
 
 @pytest.mark.parametrize(
@@ -90,14 +92,14 @@ def test_a_voice_is_a_name_or_an_object_with_an_id() -> None:
 )
 def test_a_wrong_field_is_refused_by_its_name(field: str, value: Any) -> None:
     with pytest.raises(BackendRefused) as caught:
-        SpeechRequest.of(speech(**{field: value}))
+        SynthesisRequest.from_task(speech(**{field: value}))
     assert (caught.value.info.status, caught.value.info.param) == (400, field)
 
 
 def test_another_endpoint_is_refused() -> None:
     task = Task("j", "r", Capability.CHAT, "/v1/chat/completions", "m", "m", False, b"{}")
     with pytest.raises(BackendRefused, match="/v1/chat/completions"):
-        SpeechRequest.of(task)
+        SynthesisRequest.from_task(task)
 
 
 # The answer
@@ -107,7 +109,7 @@ async def test_a_stream_is_the_sound_itself_as_it_is_made() -> None:
     """The first bytes come after a fraction of the sound was asked for."""
     server = Server(tone(3))
     task = speech(stream=True)
-    outputs = speak(task, SpeechRequest.of(task), server.sound(), PCM)
+    outputs = respond_with_speech(task, SynthesisRequest.from_task(task), server.sound(), PCM)
     async for output in outputs:
         if isinstance(output, Chunk) and output.data:
             break
@@ -132,7 +134,7 @@ async def test_every_format_from_samples(name: str, content_type: str, stream: b
     data, finish = await answer(speech(response_format=name, stream=stream), tone(1))
     assert finish.content_type == content_type
     whole = b"".join(data)
-    heard = await decode(wav_header(24_000, 1, len(whole)) + whole if name == "pcm" else whole)
+    heard = await decode_audio(wav_header(24_000, 1, len(whole)) + whole if name == "pcm" else whole)
     assert heard.seconds == pytest.approx(1, abs=0.15)
 
 
@@ -152,7 +154,7 @@ async def test_events_hold_the_same_sound() -> None:
 async def test_a_whole_answer_is_the_sound_whatever_the_stream_would_be() -> None:
     """With its true length in its header; a WAV of unknown length before makes no difference."""
     source = wav_header(RATE, 1) + tone(1)
-    data, finish = await answer(speech(response_format="wav", stream_format="sse"), source, SoundFormat("wav"))
+    data, finish = await answer(speech(response_format="wav", stream_format="sse"), source, AudioFormat("wav"))
     assert finish.content_type == "audio/wav"
     with wave.open(io.BytesIO(b"".join(data))) as file:
         assert file.getnframes() == RATE
@@ -160,35 +162,35 @@ async def test_a_whole_answer_is_the_sound_whatever_the_stream_would_be() -> Non
 
 async def test_a_format_that_the_server_has_passes_untouched() -> None:
     mp3 = b"".join(encoded("mp3", tone(1)))
-    data, _ = await answer(speech(stream=True), mp3, SoundFormat("mp3"))
+    data, _ = await answer(speech(stream=True), mp3, AudioFormat("mp3"))
     assert b"".join(data) == mp3
 
 
 @pytest.mark.parametrize("source", ["mp3", "flac", "opus"])
 async def test_coded_sound_is_coded_anew(source: str) -> None:
     made = b"".join(encoded(source, tone(1)))
-    data, _ = await answer(speech(response_format="wav"), made, SoundFormat(source))
-    assert (await decode(b"".join(data))).seconds == pytest.approx(1, abs=0.15)
+    data, _ = await answer(speech(response_format="wav"), made, AudioFormat(source))
+    assert (await decode_audio(b"".join(data))).seconds == pytest.approx(1, abs=0.15)
 
 
 async def test_speed_that_the_server_lacks_is_made_here() -> None:
-    for source, made in ((PCM, tone(2)), (SoundFormat("mp3"), b"".join(encoded("mp3", tone(2))))):
+    for source, made in ((PCM, tone(2)), (AudioFormat("mp3"), b"".join(encoded("mp3", tone(2))))):
         data, _ = await answer(speech(speed=2, response_format="mp3"), made, source, speed=2.0)
-        assert (await decode(b"".join(data))).seconds == pytest.approx(1, abs=0.15)
+        assert (await decode_audio(b"".join(data))).seconds == pytest.approx(1, abs=0.15)
 
 
 @pytest.mark.parametrize(
     ("data", "source"),
     [
         (b"", PCM),
-        (b"", SoundFormat("wav")),
-        (wav_header(RATE, 1, 0), SoundFormat("wav")),
-        (b"<html>Internal Server Error</html>", SoundFormat("wav")),
-        (b"", SoundFormat("mp3")),
-        (b"<html>Internal Server Error</html>", SoundFormat("opus")),
+        (b"", AudioFormat("wav")),
+        (wav_header(RATE, 1, 0), AudioFormat("wav")),
+        (b"<html>Internal Server Error</html>", AudioFormat("wav")),
+        (b"", AudioFormat("mp3")),
+        (b"<html>Internal Server Error</html>", AudioFormat("opus")),
     ],
 )
-async def test_what_is_no_sound_is_the_servers_failure(data: bytes, source: SoundFormat) -> None:
+async def test_what_is_no_sound_is_the_servers_failure(data: bytes, source: AudioFormat) -> None:
     """Never an empty success, never the caller's fault."""
     for name in ("mp3", "wav"):
         with pytest.raises(BackendError) as caught:
@@ -202,6 +204,6 @@ async def test_without_codecs_nothing_is_asked_of_the_server(monkeypatch: pytest
     task = speech()
     server = Server(tone(1))
     with pytest.raises(BackendRefused, match="wav") as caught:
-        await anext(speak(task, SpeechRequest.of(task), server.sound(), PCM))
+        await anext(respond_with_speech(task, SynthesisRequest.from_task(task), server.sound(), PCM))
     assert caught.value.info.param == "response_format"
     assert server.made == 0

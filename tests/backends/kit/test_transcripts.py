@@ -17,28 +17,28 @@ from schemas.jobs import Capability
 from schemas.openai.transcriptions import TranscriptionRequest as TranscriptionForm
 from schemas.openai.transcriptions import TranslationRequest as TranslationForm
 from workers.adapter_kit.audio.transcripts import (
-    Format,
-    Segment,
-    Transcript,
-    TranscriptionRequest,
-    Word,
+    RecognitionRequest,
+    SpeechSegment,
+    SpeechTranscript,
+    SpeechWord,
+    TranscriptFormat,
     delta_frame,
-    deltas,
     done_frame,
-    parse,
-    render,
+    parse_transcript,
+    render_transcript,
+    text_deltas,
 )
 from workers.backends.base import BackendError, BackendRefused, Task, UploadedFile
 
-SPOKEN = Transcript(
+SPOKEN = SpeechTranscript(
     "Fish & chips. That was <all> --> of it.",
     language="english",
     duration=3661.25,
     segments=(
-        Segment(" Fish & chips.", 0.0, 1.5, tokens=(1, 2), avg_logprob=-0.2),
-        Segment(" That was <all> --> of it.", 3659.0015, 3661.0, seek=300),
+        SpeechSegment(" Fish & chips.", 0.0, 1.5, tokens=(1, 2), avg_logprob=-0.2),
+        SpeechSegment(" That was <all> --> of it.", 3659.0015, 3661.0, seek=300),
     ),
-    words=(Word("Fish", 0.0, 0.4),),
+    words=(SpeechWord("Fish", 0.0, 0.4),),
 )
 SRT = """1
 00:00:00,000 --> 00:00:01,500
@@ -79,17 +79,17 @@ def asked(
 
 
 def test_plain_formats() -> None:
-    assert render(SPOKEN, "text") == (f"{SPOKEN.text}\n".encode(), "text/plain; charset=utf-8")
-    assert render(SPOKEN, "srt")[0].decode() == SRT
-    assert render(SPOKEN, "vtt")[0].decode() == VTT
+    assert render_transcript(SPOKEN, "text") == (f"{SPOKEN.text}\n".encode(), "text/plain; charset=utf-8")
+    assert render_transcript(SPOKEN, "srt")[0].decode() == SRT
+    assert render_transcript(SPOKEN, "vtt")[0].decode() == VTT
 
 
 def test_json_formats_hold_all_that_the_sdk_knows() -> None:
     """Validated strictly, against the SDK's own types."""
-    short = json.loads(render(SPOKEN, "json")[0])
+    short = json.loads(render_transcript(SPOKEN, "json")[0])
     Transcription.model_validate(short, strict=True)
     assert short == {"text": SPOKEN.text, "usage": {"type": "duration", "seconds": 3662}}
-    both = json.loads(render(SPOKEN, "verbose_json", granularities=["word", "segment"])[0])
+    both = json.loads(render_transcript(SPOKEN, "verbose_json", granularities=["word", "segment"])[0])
     verbose = TranscriptionVerbose.model_validate(both)
     assert verbose.words is not None
     assert verbose.segments is not None
@@ -100,45 +100,47 @@ def test_json_formats_hold_all_that_the_sdk_knows() -> None:
 
 
 def test_granularities_choose_what_is_timed() -> None:
-    only = json.loads(render(SPOKEN, "verbose_json", granularities=["word"])[0])
+    only = json.loads(render_transcript(SPOKEN, "verbose_json", granularities=["word"])[0])
     assert "segments" not in only
     assert only["words"] == [{"word": "Fish", "start": 0.0, "end": 0.4}]
-    assert "words" not in json.loads(render(SPOKEN, "verbose_json")[0])
+    assert "words" not in json.loads(render_transcript(SPOKEN, "verbose_json")[0])
 
 
 def test_a_translation_is_english() -> None:
-    told = Transcript("hello", language="german", duration=1.0, segments=(Segment(" hello", 0, 1),))
-    body = json.loads(render(told, "verbose_json", task="translate")[0])
+    told = SpeechTranscript("hello", language="german", duration=1.0, segments=(SpeechSegment(" hello", 0, 1),))
+    body = json.loads(render_transcript(told, "verbose_json", task="translate")[0])
     TranslationVerbose.model_validate(body)
     assert (body["task"], body["language"]) == ("translate", "english")
 
 
 @pytest.mark.parametrize("response_format", ["srt", "vtt", "verbose_json"])
-def test_times_that_nobody_gave_are_not_made_up(response_format: Format) -> None:
+def test_times_that_nobody_gave_are_not_made_up(response_format: TranscriptFormat) -> None:
     with pytest.raises(BackendRefused, match="json or text") as caught:
-        render(parse(b'{"text": "hello"}', "json"), response_format)
+        render_transcript(parse_transcript(b'{"text": "hello"}', "json"), response_format)
     assert caught.value.info.param == "response_format"
 
 
 def test_words_without_times_are_refused() -> None:
-    spoken = parse(render(SPOKEN, "verbose_json")[0], "verbose_json")
+    spoken = parse_transcript(render_transcript(SPOKEN, "verbose_json")[0], "verbose_json")
     with pytest.raises(BackendRefused, match="may be segment") as caught:
-        render(spoken, "verbose_json", granularities=["word"])
+        render_transcript(spoken, "verbose_json", granularities=["word"])
     assert caught.value.info.param == "timestamp_granularities"
 
 
 def test_silence_is_a_transcript() -> None:
-    silence = parse(b'{"text": "", "language": "en", "duration": 2.0, "segments": []}', "verbose_json")
-    assert render(silence, "text")[0] == b"\n"
-    assert render(silence, "srt")[0] == b""
-    assert render(silence, "vtt")[0] == b"WEBVTT\n\n"
-    assert json.loads(render(silence, "verbose_json", granularities=["word"])[0])["words"] == []
+    silence = parse_transcript(b'{"text": "", "language": "en", "duration": 2.0, "segments": []}', "verbose_json")
+    assert render_transcript(silence, "text")[0] == b"\n"
+    assert render_transcript(silence, "srt")[0] == b""
+    assert render_transcript(silence, "vtt")[0] == b"WEBVTT\n\n"
+    assert json.loads(render_transcript(silence, "verbose_json", granularities=["word"])[0])["words"] == []
 
 
 @pytest.mark.parametrize("response_format", ["json", "text", "srt", "vtt", "verbose_json"])
-def test_what_was_written_is_read_again(response_format: Format) -> None:
-    spoken = Transcript("Ay & bee. <See>", "en", 4.0, (Segment("Ay & bee.", 0, 1.5), Segment("<See>", 2, 4)))
-    again = parse(render(spoken, response_format)[0], response_format)
+def test_what_was_written_is_read_again(response_format: TranscriptFormat) -> None:
+    spoken = SpeechTranscript(
+        "Ay & bee. <See>", "en", 4.0, (SpeechSegment("Ay & bee.", 0, 1.5), SpeechSegment("<See>", 2, 4))
+    )
+    again = parse_transcript(render_transcript(spoken, response_format)[0], response_format)
     assert again.text == spoken.text
     if response_format in ("srt", "vtt", "verbose_json"):
         assert again.segments is not None
@@ -153,10 +155,10 @@ def test_words_within_segments_are_found() -> None:
         "segments": [{"id": 0, "text": " Yes.", "start": 0.0, "end": 1.0, "tokens": [3],
                       "words": [{"word": " Yes.", "start": 0.1, "end": 0.9, "t_dtw": -1, "probability": 0.9}]}],
     }  # fmt: skip
-    spoken = parse(json.dumps(body).encode(), "verbose_json")
-    assert spoken.words == (Word("Yes.", 0.1, 0.9),)
+    spoken = parse_transcript(json.dumps(body).encode(), "verbose_json")
+    assert spoken.words == (SpeechWord("Yes.", 0.1, 0.9),)
     assert spoken.text == "Yes."
-    TranscriptionVerbose.model_validate_json(render(spoken, "verbose_json")[0])
+    TranscriptionVerbose.model_validate_json(render_transcript(spoken, "verbose_json")[0])
 
 
 @pytest.mark.parametrize(
@@ -164,23 +166,25 @@ def test_words_within_segments_are_found() -> None:
     [(b"<html>", "json"), (b"[]", "json"), (b"{}", "verbose_json"), (b"no times", "srt"), (b"WEBVTT\n\nno", "vtt"),
      (b'{"text": "x", "segments": [{"text": "x"}]}', "verbose_json"), (b'{"text": "x", "segments": [1]}', "json")],
 )  # fmt: skip
-def test_nonsense_is_an_error(body: bytes, response_format: Format) -> None:
+def test_nonsense_is_an_error(body: bytes, response_format: TranscriptFormat) -> None:
     with pytest.raises(BackendError) as caught:
-        parse(body, response_format)
+        parse_transcript(body, response_format)
     assert caught.value.info.status == 502
 
 
 def test_a_stream_is_of_the_sdks_events() -> None:
     """The deltas, joined, are the text; usage that counts tokens is passed on."""
-    pieces = [json.loads(delta_frame(text).removeprefix(b"data: ")) for text in deltas(SPOKEN)]
+    pieces = [json.loads(delta_frame(text).removeprefix(b"data: ")) for text in text_deltas(SPOKEN)]
     assert [TranscriptionTextDeltaEvent.model_validate(piece).type for piece in pieces] == ["transcript.text.delta"] * 2
     done = json.loads(done_frame(SPOKEN).removeprefix(b"data: "))
     assert TranscriptionTextDoneEvent.model_validate(done).usage is None
     assert "".join(piece["delta"] for piece in pieces) == done["text"] == SPOKEN.text
     usage = {"type": "tokens", "input_tokens": 3, "output_tokens": 4, "total_tokens": 7}
-    done = json.loads(done_frame(Transcript("a", usage=usage)).removeprefix(b"data: "))
+    done = json.loads(done_frame(SpeechTranscript("a", usage=usage)).removeprefix(b"data: "))
     assert TranscriptionTextDoneEvent.model_validate(done).usage is not None
-    assert list(deltas(Transcript("unlike its", segments=(Segment("segments", 0, 1),)))) == ["unlike its"]
+    assert list(text_deltas(SpeechTranscript("unlike its", segments=(SpeechSegment("segments", 0, 1),)))) == [
+        "unlike its"
+    ]
 
 
 def test_a_request_is_read() -> None:
@@ -188,12 +192,12 @@ def test_a_request_is_read() -> None:
         "language": "en", "prompt": "", "temperature": 0, "response_format": "verbose_json", "stream": False,
         "timestamp_granularities": ["word"], "service_tier": "flex", "hotwords": "Nexus",
     }  # fmt: skip
-    wanted = TranscriptionRequest.of(asked(**fields))
-    assert (wanted.what, wanted.model, wanted.language, wanted.prompt) == ("transcribe", "tiny", "en", None)
+    wanted = RecognitionRequest.from_task(asked(**fields))
+    assert (wanted.mode, wanted.model, wanted.language, wanted.prompt) == ("transcribe", "tiny", "en", None)
     assert (wanted.temperature, wanted.response_format) == (0.0, "verbose_json")
-    assert wanted.wants_words
+    assert wanted.wants_word_times
     assert wanted.extra == {"hotwords": "Nexus"}
-    assert TranscriptionRequest.of(asked("/v1/audio/translations")).what == "translate"
+    assert RecognitionRequest.from_task(asked("/v1/audio/translations")).mode == "translate"
 
 
 @pytest.mark.parametrize(
@@ -212,13 +216,13 @@ def test_a_request_is_read() -> None:
 )
 def test_what_no_transcript_holds_is_refused(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(BackendRefused) as caught:
-        TranscriptionRequest.of(asked(**fields))
+        RecognitionRequest.from_task(asked(**fields))
     assert caught.value.info.param == param
 
 
 def test_another_endpoint_is_refused() -> None:
     with pytest.raises(BackendRefused, match="/v1/audio/speech"):
-        TranscriptionRequest.of(asked("/v1/audio/speech"))
+        RecognitionRequest.from_task(asked("/v1/audio/speech"))
 
 
 def test_a_forms_strings_become_values() -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from workers.demand import HOT_RATE, MAX_DEAF_TICKS, TICK_S, Flow
+from workers.demand import HOT_RATE, MAX_DEAF_TICKS, TICK_S, Demand
 
 MANY = int(HOT_RATE * TICK_S)
 SHARE = 16
 
 
-def hear(flow: Flow, ticks: int) -> list[bool]:
+def hear(flow: Demand, ticks: int) -> list[bool]:
     """Let the flow hear of as many jobs as make it hot, for so many ticks; return after which it would be hot."""
     became = []
     for _ in range(ticks):
@@ -19,14 +19,14 @@ def hear(flow: Flow, ticks: int) -> list[bool]:
 
 def test_a_worker_beside_a_quicker_one_becomes_hot_by_what_it_hears():
     """In two ticks together, as by jobs of its own; it promises one slot until jobs come."""
-    flow = Flow()
+    flow = Demand()
     assert hear(flow, 2) == [False, True]
     assert flow.target == 1
 
 
 def test_a_busy_queue_beside_too_many_others_does_not_linger():
     """Whatever is heard."""
-    flow = Flow()
+    flow = Demand()
     for _ in range(4):
         flow.heard = MANY
         assert not flow.tick(0)
@@ -34,7 +34,7 @@ def test_a_busy_queue_beside_too_many_others_does_not_linger():
 
 def test_promises_in_vain_make_it_deaf_for_longer_each_time():
     """So that few of a thousand idle workers linger; jobs of its own count all the same."""
-    flow = Flow()
+    flow = Demand()
     waits = []
     for _ in range(10):
         flow.ran_out()
@@ -42,7 +42,7 @@ def test_promises_in_vain_make_it_deaf_for_longer_each_time():
     assert waits[:3] == [3, 4, 6]
     assert waits == sorted(waits)
     assert waits[-1] == MAX_DEAF_TICKS + 2
-    flow = Flow(deaf_ticks=MAX_DEAF_TICKS)
+    flow = Demand(deaf_ticks=MAX_DEAF_TICKS)
     flow.arrived = MANY
     assert not flow.tick(SHARE)
     flow.arrived = MANY

@@ -12,10 +12,16 @@ from gateway import paused_models
 from gateway.paused_models import PausedModels
 from schemas.jobs import Capability
 from schemas.presence import ModelOffer, Pause, RegistrySnapshot, WorkerPresence, WorkerState
-from workers.adapter_kit.error_mapping import LOADING_S, MAX_ESTIMATE_S, MAX_WAIT_S, refusal, retry_after
+from workers.adapter_kit.error_mapping import (
+    LOADING_PAUSE_S,
+    MAX_ESTIMATE_S,
+    MAX_WAIT_S,
+    error_from_response,
+    parse_retry_after,
+)
 from workers.backends.base import BackendError, BackendUnavailable, is_unreachable
 from workers.backends.ollama.client import answer_error
-from workers.model_pauses import LONGEST_ABSENCE_S, LONGEST_FLOOR_S, MAX_PAUSE_S, MIN_PAUSE_S, PATIENCE, Pauses
+from workers.model_pauses import LONGEST_ABSENCE_S, LONGEST_FLOOR_S, MAX_PAUSE_S, MIN_PAUSE_S, PATIENCE, ModelPauses
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -34,12 +40,12 @@ def date(seconds: float) -> str:
 )  # fmt: skip
 def test_retry_after_is_seconds_or_a_date(value: str | None, seconds: float | None) -> None:
     """A date counts from the answer's own."""
-    assert retry_after(value, date(0)) == seconds
+    assert parse_retry_after(value, date(0)) == seconds
 
 
 @pytest.mark.parametrize("value", [date(20), "Thu, 01 Jan 2026 00:00:20", "20"])
 def test_a_date_without_the_answers_own_counts_from_now(value: str) -> None:
-    found = retry_after(value)
+    found = parse_retry_after(value)
     assert found is not None
     assert 0.0 <= found <= MAX_WAIT_S
 
@@ -49,17 +55,17 @@ def test_a_date_without_the_answers_own_counts_from_now(value: str) -> None:
     [
         (503, {"retry-after": "10"}, b"busy", 10.0),
         (429, {"retry-after": "10"}, b'{"error":{"message":"slow down"}}', 10.0),
-        (503, {}, b'{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}', LOADING_S),
+        (503, {}, b'{"error":{"code":503,"message":"Loading model","type":"unavailable_error"}}', LOADING_PAUSE_S),
         (503, {}, b'{"error":"Model x is currently loading","estimated_time":20.5}', 20.5),
         (503, {}, b'{"error":"Model x is currently loading","estimated_time":1e9}', MAX_ESTIMATE_S),
-        (503, {}, b'{"detail":"model not ready yet"}', LOADING_S),
+        (503, {}, b'{"detail":"model not ready yet"}', LOADING_PAUSE_S),
         (503, {}, b'{"error":"server busy, please try again.  maximum pending requests exceeded"}', None),
         (429, {}, b'{"error":{"message":"Rate limit reached","code":"rate_limit_exceeded"}}', None),
         (429, {"retry-after": "nonsense"}, b"", None),
     ],
 )
 def test_what_asks_to_wait(status: int, headers: dict[str, str], body: bytes, pause_s: float | None) -> None:
-    error = refusal(status, headers, body)
+    error = error_from_response(status, headers, body)
     assert isinstance(error, BackendUnavailable)
     assert error.pause_s == pause_s
 
@@ -67,13 +73,13 @@ def test_what_asks_to_wait(status: int, headers: dict[str, str], body: bytes, pa
 def test_ollama_that_loads_asks_to_wait() -> None:
     error = answer_error(500, {}, b'{"error":"unexpected server status: llm server loading model"}')
     assert isinstance(error, BackendUnavailable)
-    assert error.pause_s == LOADING_S
+    assert error.pause_s == LOADING_PAUSE_S
     failed = answer_error(500, {}, b'{"error":"error loading model: no such file"}')
     assert not isinstance(failed, BackendUnavailable)
 
 
 def test_pauses_are_as_long_as_the_server_says_within_bounds() -> None:
-    pauses = Pauses(lambda: 100.0)
+    pauses = ModelPauses(lambda: 100.0)
     assert pauses.ask_to_wait("a", 10.0, "busy") == 10.0
     assert pauses.ask_to_wait("a", 3.0, "busy") == 10.0, "the longer one counts"
     assert pauses.ask_to_wait("b", 1e9, "busy") == MAX_PAUSE_S
@@ -84,7 +90,7 @@ def test_pauses_are_as_long_as_the_server_says_within_bounds() -> None:
 def test_a_server_that_says_the_same_again_and_again_is_asked_less_often() -> None:
     """Until an attempt succeeds."""
     now = 0.0
-    pauses, waits = Pauses(lambda: now), []
+    pauses, waits = ModelPauses(lambda: now), []
     for _ in range(PATIENCE + 8):
         waits.append(pauses.ask_to_wait("m", 1.0, "busy"))
         now += waits[-1]
@@ -97,7 +103,7 @@ def test_a_server_that_says_the_same_again_and_again_is_asked_less_often() -> No
 
 
 def test_a_lost_server_is_tried_less_and_less_often() -> None:
-    pauses = Pauses()
+    pauses = ModelPauses()
     waits = [pauses.lost_server() for _ in range(10)]
     assert waits[:3] == [0.1, 0.2, 0.4]
     assert waits[-1] == LONGEST_ABSENCE_S

@@ -8,13 +8,13 @@ import pytest
 
 from backbone.bus.bus import Queue
 from schemas.jobs import Capability, Lane
-from workers.pull_backoff import LATE_S, LEAST, Herd
+from workers.pull_backoff import LATE_S, LEAST, PullBackoff
 
 QUEUE = Queue(Capability.CHAT, Lane.DEFAULT, "a")
 OTHER = QUEUE._replace(model="b")
 
 
-def rings(herds: list[Herd], count: int) -> tuple[float, float]:
+def rings(herds: list[PullBackoff], count: int) -> tuple[float, float]:
     """So many jobs, one after the other. Returns how many workers asked for each, and which share of them nobody asked for."""
     asked = nobody = 0
     for _ in range(count):
@@ -32,7 +32,7 @@ def rings(herds: list[Herd], count: int) -> tuple[float, float]:
 
 @pytest.mark.parametrize("workers", [2, 3, 6, 20, 300])
 def test_a_few_ask_however_many_there_are(workers: int) -> None:
-    herds = [Herd() for _ in range(workers)]
+    herds = [PullBackoff() for _ in range(workers)]
     rings(herds, 500)
     asked, nobody = rings(herds, 300)
     assert 1.9 < asked < max(12, 2 * LEAST * workers)
@@ -40,7 +40,7 @@ def test_a_few_ask_however_many_there_are(workers: int) -> None:
 
 
 def test_the_last_one_left_soon_answers_every_bell() -> None:
-    herds = [Herd() for _ in range(500)]
+    herds = [PullBackoff() for _ in range(500)]
     rings(herds, 200)
     left = herds[:1]
     rings(left, 30)
@@ -48,7 +48,7 @@ def test_the_last_one_left_soon_answers_every_bell() -> None:
 
 
 def test_who_always_comes_second_soon_leaves_jobs_to_the_first_but_not_for_long() -> None:
-    first, second = Herd(), Herd()
+    first, second = PullBackoff(), PullBackoff()
     for _ in range(200):
         first.answers(QUEUE)
         first.found(QUEUE)
@@ -63,6 +63,6 @@ def test_who_always_comes_second_soon_leaves_jobs_to_the_first_but_not_for_long(
 
 
 def test_a_queue_of_this_worker_alone_is_answered_whatever_others_are_like() -> None:
-    herds = [Herd() for _ in range(100)]
+    herds = [PullBackoff() for _ in range(100)]
     rings(herds, 200)
     assert all(herd.answers(OTHER) for herd in herds)

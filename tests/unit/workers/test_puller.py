@@ -15,7 +15,7 @@ from schemas.jobs import LANES, Capability, Envelope
 from tests.conftest import Eventually
 from workers.model_turns import ModelTurns
 from workers.pull_backoff import LEAST
-from workers.puller import Intake
+from workers.puller import Puller
 
 QUEUES = [Queue(Capability.CHAT, lane, model) for model in ("a", "b") for lane in LANES]
 
@@ -36,7 +36,7 @@ class Desk:
 
     def __init__(self, broker: MemoryBroker, slots: int, work_s: float) -> None:
         self.bus = MemoryWorkerBus(broker, self.on_job)
-        self.intake = Intake(self.bus, slots, frozenset)
+        self.intake = Puller(self.bus, slots, frozenset)
         self.work_s = work_s
         self.most = self.now = 0
         self.done: list[Queue] = []
@@ -279,7 +279,7 @@ def test_every_pause_ends_by_the_clock_of_uvloop() -> None:
     """It counts milliseconds: seldom is it exactly as late as was asked for when a timer fires."""
 
     async def pause() -> set[str]:
-        intake = Intake(MemoryWorkerBus(MemoryBroker(), lambda _: None), 2, frozenset)
+        intake = Puller(MemoryWorkerBus(MemoryBroker(), lambda _: None), 2, frozenset)
         for number in range(500):
             intake.pause_model(f"m{number}", 0.01 + number / 2500)
             await asyncio.sleep(0)

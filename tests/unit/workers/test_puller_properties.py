@@ -17,7 +17,7 @@ from schemas.jobs import LANES, Capability, Lane
 from tests.virtual_time import run
 from workers.demand import LINGER_S
 from workers.pull_backoff import LATE_S, LEAST
-from workers.puller import Intake
+from workers.puller import Puller
 
 RTT_S = 0.001
 SAMPLE_S = 0.02
@@ -58,7 +58,7 @@ class Desk:
     most: int = 0
     done: int = 0
     refused: int = 0
-    intake: Intake = field(init=False)
+    intake: Puller = field(init=False)
 
     def on_job(self, job: JobDelivery) -> None:
         if not self.intake.arrived(job):
@@ -94,7 +94,7 @@ async def play(slots: int, queues: list[Queue], arrivals: list[Arrival], seed: i
     work: dict[str, float] = {}
     desk = Desk(slots, work)
     bus = SlowBus(broker, desk.on_job)
-    desk.intake = Intake(bus, slots, frozenset)
+    desk.intake = Puller(bus, slots, frozenset)
     await bus.start()
     await desk.intake.serve(queues)
     desk.intake.open()

@@ -7,15 +7,15 @@ from hypothesis import strategies as st
 
 from backbone.bus.bus import Queue
 from schemas.jobs import Capability, Lane
-from workers.queue_selector import AGED_JOBS, AGED_S, LaneBook
+from workers.queue_selector import AGED_JOBS, AGED_S, QueueSelector
 
 HIGH, MID, LOW = (Queue(Capability.CHAT, lane, "a") for lane in (Lane.PRIORITY, Lane.DEFAULT, Lane.FLEX))
 OTHER = Queue(Capability.CHAT, Lane.DEFAULT, "b")
 NOTHING: frozenset[str] = frozenset()
 
 
-def book(*queues: Queue) -> LaneBook:
-    made = LaneBook()
+def book(*queues: Queue) -> QueueSelector:
+    made = QueueSelector()
     made.serve(list(queues))
     return made
 

@@ -11,7 +11,7 @@ import pytest
 
 from schemas.jobs import Capability
 from workers.adapter_kit import requirements
-from workers.adapter_kit.requirements import OPTIONAL_PILLOW, PILLOW, SOUND_CODECS, Library, Program
+from workers.adapter_kit.requirements import AUDIO_CODECS, OPTIONAL_PILLOW, PILLOW, Library, Program
 from workers.backends.base import BackendConfig, load_adapters, make_backend
 
 ROOT = Path(__file__).parents[3]
@@ -103,8 +103,8 @@ def test_a_missing_program_says_what_to_do(tmp_path: Path) -> None:
 
 def test_what_only_some_requests_need_is_optional() -> None:
     """A worker of a chat server is not troubled for want of codecs."""
-    assert SOUND_CODECS.optional
-    assert SOUND_CODECS.capabilities == (Capability.SPEECH,)
+    assert AUDIO_CODECS.optional
+    assert AUDIO_CODECS.capabilities == (Capability.SPEECH,)
     assert OPTIONAL_PILLOW.optional
     assert not PILLOW.optional
 

@@ -21,16 +21,16 @@ from workers.backends.base import BackendError, BackendRefused
 
 T = TypeVar("T")
 
-PCM_RATE = 24_000
+PCM_RATE_HZ = 24_000
 """Of OpenAI's `pcm`: mono."""
-HEARING_RATE = 16_000
+TRANSCRIPTION_RATE_HZ = 16_000
 """What transcription models listen to: mono."""
-WIDTH = 2
+SAMPLE_WIDTH = 2
 UNKNOWN_SIZE = 0xFFFFFFFF
 NO_LENGTH = 0x7FFF0000
 """A WAV that claims so many bytes, or more, is one whose maker did not know."""
 HEADER_LIMIT = 64 * 1024
-HELD = 4 * 1024 * 1024
+MAX_BUFFERED_BYTES = 4 * 1024 * 1024
 """Bytes of an unfinished whole answer that stay in memory; the rest waits in a temporary file."""
 DECODED_LIMIT = 512 * 1024 * 1024
 """Bytes of decoded samples, some four and a half hours: a small upload may hold days of silence."""
@@ -55,17 +55,17 @@ BAD_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class SoundFormat:
+class AudioFormat:
     """What bytes of sound are."""
 
     codec: str = "pcm"
     """`pcm` for bare samples, else `wav`, `mp3`, `opus`, `aac`, `flac`. All but `pcm` say the rest themselves."""
-    rate: int = PCM_RATE
+    rate: int = PCM_RATE_HZ
     channels: int = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Sound:
+class DecodedAudio:
     """Decoded sound."""
 
     samples: bytes
@@ -78,7 +78,7 @@ class Sound:
         return wav_header(self.rate, self.channels, len(self.samples)) + self.samples
 
 
-def has_codecs() -> bool:
+def has_pyav() -> bool:
     """Whether PyAV is installed."""
     try:
         import av  # noqa: F401
@@ -87,9 +87,9 @@ def has_codecs() -> bool:
     return True
 
 
-def require_possible(codec: str, source: SoundFormat, speed: float) -> None:
+def require_codec(codec: str, source: AudioFormat, speed: float) -> None:
     """Raises BackendRefused when `codec`, or a change of speed, takes PyAV and it is not installed."""
-    if has_codecs():
+    if has_pyav():
         return
     possible = ["wav"] if source.codec in ("wav", "pcm") else [source.codec]
     if source.codec == "pcm" and _is_openai_pcm(source):
@@ -106,8 +106,22 @@ def require_possible(codec: str, source: SoundFormat, speed: float) -> None:
 def wav_header(rate: int, channels: int, size: int | None = None) -> bytes:
     """The 44 bytes before the samples; `size` is theirs in bytes, None where it is not known yet."""
     riff, data = (UNKNOWN_SIZE, UNKNOWN_SIZE) if size is None else (size + 36, size)
-    block = channels * WIDTH
-    fields = (b"RIFF", riff, b"WAVE", b"fmt ", 16, 1, channels, rate, rate * block, block, WIDTH * 8, b"data", data)
+    block = channels * SAMPLE_WIDTH
+    fields = (
+        b"RIFF",
+        riff,
+        b"WAVE",
+        b"fmt ",
+        16,
+        1,
+        channels,
+        rate,
+        rate * block,
+        block,
+        SAMPLE_WIDTH * 8,
+        b"data",
+        data,
+    )
     return struct.pack("<4sI4s4sIHHIIHH4sI", *fields)
 
 
@@ -115,7 +129,7 @@ class WavReader:
     """Takes a WAV file in pieces, gives its samples. `format` is known as soon as samples come."""
 
     def __init__(self) -> None:
-        self.format: SoundFormat | None = None
+        self.format: AudioFormat | None = None
         self._head = bytearray()
         self._begun = False
         self._left = 0
@@ -151,7 +165,7 @@ class WavReader:
             if name == b"data":
                 if self.format is None:
                     raise BackendError("the backend's WAV does not say what its samples are")
-                self._left = UNKNOWN_SIZE * WIDTH if size >= NO_LENGTH or not size else size
+                self._left = UNKNOWN_SIZE * SAMPLE_WIDTH if size >= NO_LENGTH or not size else size
                 return at + 8
             if name == b"fmt " and len(head) >= at + 24:
                 self.format = _wav_format(bytes(head[at + 8 : at + 24]))
@@ -159,14 +173,14 @@ class WavReader:
         return None
 
 
-def _wav_format(chunk: bytes) -> SoundFormat:
+def _wav_format(chunk: bytes) -> AudioFormat:
     kind, channels, rate, _, _, bits = struct.unpack("<HHIIHH", chunk)
-    if kind not in (1, 0xFFFE) or bits != WIDTH * 8 or channels not in (1, 2) or not rate:
+    if kind not in (1, 0xFFFE) or bits != SAMPLE_WIDTH * 8 or channels not in (1, 2) or not rate:
         raise BackendError(f"the backend's WAV has samples of {bits} bits in {channels} channels; 16 bits are possible")
-    return SoundFormat("pcm", rate, channels)
+    return AudioFormat("pcm", rate, channels)
 
 
-class Encoder:
+class AudioEncoder:
     """Takes samples in pieces, gives a format in pieces, the first as soon as the codec can.
 
     `whole`: the pieces make up one complete answer, so formats that tell their length at the beginning are given only at
@@ -174,20 +188,20 @@ class Encoder:
     Raises BackendRefused for a conversion that needs PyAV where it is absent.
     """
 
-    def __init__(self, codec: str, source: SoundFormat, *, whole: bool = False, speed: float = 1.0) -> None:
-        self._block = source.channels * WIDTH
+    def __init__(self, codec: str, source: AudioFormat, *, whole: bool = False, speed: float = 1.0) -> None:
+        self._block = source.channels * SAMPLE_WIDTH
         self._rest = b""
         self.samples = 0
         """How many came, of each channel."""
-        held = SpooledTemporaryFile(HELD) if whole and codec in EXACT else None  # noqa: SIM115 - closed by close()
-        require_possible(codec, source, speed)
+        held = SpooledTemporaryFile(MAX_BUFFERED_BYTES) if whole and codec in EXACT else None  # noqa: SIM115 - closed by close()
+        require_codec(codec, source, speed)
         self.plain = speed == 1 and (codec == "wav" or (codec == "pcm" and _is_openai_pcm(source)))
         """Costs next to nothing."""
-        self._stage: _Plain | _Coded
+        self._stage: _PcmEncoder | _ContainerEncoder
         if codec in CONTAINERS:
-            self._stage = _Coded(codec, source, speed, held)
+            self._stage = _ContainerEncoder(codec, source, speed, held)
         else:
-            self._stage = _Plain(codec, source, speed, held)
+            self._stage = _PcmEncoder(codec, source, speed, held)
 
     def encode(self, data: bytes) -> bytes:
         """The bytes that can be given after these samples; often none."""
@@ -208,10 +222,10 @@ class Encoder:
         self._stage.close()
 
 
-class _Frames:
+class _FrameSource:
     """Samples as PyAV's frames, at the speed that is wanted."""
 
-    def __init__(self, source: SoundFormat, speed: float) -> None:
+    def __init__(self, source: AudioFormat, speed: float) -> None:
         self._source = source
         self._layout = "mono" if source.channels == 1 else "stereo"
         self._at = 0
@@ -232,7 +246,7 @@ class _Frames:
     def of(self, data: bytes) -> list[Any]:
         from av import AudioFrame
 
-        count = len(data) // (self._source.channels * WIDTH)
+        count = len(data) // (self._source.channels * SAMPLE_WIDTH)
         frame = AudioFrame(format="s16", layout=self._layout, samples=count)
         frame.sample_rate = self._source.rate
         frame.planes[0].update(data)
@@ -258,15 +272,15 @@ class _Frames:
         return frames
 
 
-class _Plain:
+class _PcmEncoder:
     """Samples, behind a header for WAV."""
 
-    def __init__(self, codec: str, source: SoundFormat, speed: float, held: Any) -> None:
-        self._rate, self._channels = (source.rate, source.channels) if codec == "wav" else (PCM_RATE, 1)
+    def __init__(self, codec: str, source: AudioFormat, speed: float, held: Any) -> None:
+        self._rate, self._channels = (source.rate, source.channels) if codec == "wav" else (PCM_RATE_HZ, 1)
         self._header = codec == "wav"
         self._held = held
         same = (source.rate, source.channels) == (self._rate, self._channels)
-        self._frames = None if same and speed == 1 else _Frames(source, speed)
+        self._frames = None if same and speed == 1 else _FrameSource(source, speed)
         self._resampler: Any = None if self._frames is None else _resampler(self._rate, self._channels)
 
     def encode(self, data: bytes) -> bytes:
@@ -298,16 +312,16 @@ class _Plain:
         return b"".join(_samples(done) for frame in frames for done in self._resampler.resample(frame))
 
 
-class _Coded:
+class _ContainerEncoder:
     """A codec in its container."""
 
-    def __init__(self, codec: str, source: SoundFormat, speed: float, held: Any) -> None:
+    def __init__(self, codec: str, source: AudioFormat, speed: float, held: Any) -> None:
         import av
 
         container, name, options = CONTAINERS[codec]
-        self._frames = _Frames(source, speed)
+        self._frames = _FrameSource(source, speed)
         self._held = held
-        self._sink = _Sink()
+        self._sink = _ByteSink()
         options = {"flush_packets": "1"} | options
         self._container: Any = av.open(held or self._sink, "w", format=container, options=options)
         rate = next((rate for rate in RATES.get(codec, (source.rate,)) if rate >= source.rate), 48_000)
@@ -346,7 +360,7 @@ class _Coded:
         self._container.close()
 
 
-class _Sink:
+class _ByteSink:
     """What PyAV writes into. It cannot seek: that is how a container learns that it is a stream."""
 
     def __init__(self) -> None:
@@ -362,7 +376,7 @@ class _Sink:
         return data
 
 
-async def to_its_end(work: Awaitable[T], stop: Callable[[], None] | None = None) -> T:
+async def finish_before_cancel(work: Awaitable[T], stop: Callable[[], None] | None = None) -> T:
     """What `work` returns. When this is cancelled, it ends only after `work` has, which `stop` may hasten."""
     running = asyncio.ensure_future(work)
     try:
@@ -376,17 +390,17 @@ async def to_its_end(work: Awaitable[T], stop: Callable[[], None] | None = None)
         raise
 
 
-async def decode(data: bytes, *, rate: int = HEARING_RATE) -> Sound:
+async def decode_audio(data: bytes, *, rate: int = TRANSCRIPTION_RATE_HZ) -> DecodedAudio:
     """Any audio file as mono samples at `rate`. Raises BackendRefused when it is none, is corrupt, or lasts too long."""
-    if not has_codecs():
+    if not has_pyav():
         raise BackendRefused(
             f"this worker cannot convert audio; its operator can add that with: {install_hint('audio')}", param="file"
         )
     stopped = threading.Event()
-    return await to_its_end(asyncio.to_thread(_decode, data, rate, stopped), stopped.set)
+    return await finish_before_cancel(asyncio.to_thread(_decode, data, rate, stopped), stopped.set)
 
 
-def _decode(data: bytes, rate: int, stopped: threading.Event) -> Sound:
+def _decode(data: bytes, rate: int, stopped: threading.Event) -> DecodedAudio:
     import av
 
     try:
@@ -396,7 +410,7 @@ def _decode(data: bytes, rate: int, stopped: threading.Event) -> Sound:
             samples = _decoded(container, rate, stopped)
     except av.error.FFmpegError as error:
         raise BackendRefused(f"the file is not audio that can be read: {error.strerror}", param="file") from error
-    return Sound(samples, rate, 1, len(samples) / (rate * WIDTH))
+    return DecodedAudio(samples, rate, 1, len(samples) / (rate * SAMPLE_WIDTH))
 
 
 def _decoded(container: Any, rate: int, stopped: threading.Event) -> bytes:
@@ -416,7 +430,7 @@ def _decoded(container: Any, rate: int, stopped: threading.Event) -> bytes:
             for done in resampler.resample(frame):
                 out += _samples(done)
         if len(out) > DECODED_LIMIT:
-            hours = DECODED_LIMIT / (rate * WIDTH * 3600)
+            hours = DECODED_LIMIT / (rate * SAMPLE_WIDTH * 3600)
             raise BackendRefused(f"the file lasts longer than the {hours:.1f} hours that are possible", param="file")
         if stopped.is_set():
             return b""
@@ -435,7 +449,7 @@ def _resampler(rate: int, channels: int) -> Any:
 
 def _samples(frame: Any) -> bytes:
     """A frame's samples; its plane may be longer."""
-    size: int = frame.samples * frame.layout.nb_channels * WIDTH
+    size: int = frame.samples * frame.layout.nb_channels * SAMPLE_WIDTH
     return bytes(frame.planes[0])[:size]
 
 
@@ -445,5 +459,5 @@ def _read(held: Any) -> Iterator[bytes]:
         yield data
 
 
-def _is_openai_pcm(source: SoundFormat) -> bool:
-    return (source.rate, source.channels) == (PCM_RATE, 1)
+def _is_openai_pcm(source: AudioFormat) -> bool:
+    return (source.rate, source.channels) == (PCM_RATE_HZ, 1)

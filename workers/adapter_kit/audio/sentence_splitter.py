@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-LONGEST = 400
+MAX_SENTENCE_LENGTH = 400
 """Characters that are spoken at once: the work of a model like Piper's grows with the square of them."""
 # Possessive, and begun only where a run begins: text made for it cannot keep them busy.
 BOUNDARY = re.compile(
@@ -19,8 +19,8 @@ ABBREVIATED = re.compile(
 )
 
 
-def sentences(text: str) -> Iterator[str]:
-    """The sentences of `text` that hold something to pronounce, none longer than `LONGEST` characters."""
+def split_sentences(text: str) -> Iterator[str]:
+    """The sentences of `text` that hold something to pronounce, none longer than `MAX_SENTENCE_LENGTH` characters."""
     text = "".join(" " if char not in "\n\t" and unicodedata.category(char) == "Cc" else char for char in text)
     text = "\n".join(line.strip() for line in text.split("\n"))
     start = 0
@@ -46,9 +46,9 @@ def _ends(text: str) -> Iterator[int]:
 
 def _short(text: str) -> Iterator[str]:
     """`text`, cut where the voice pauses anyway while it is longer than can be spoken at once."""
-    while len(text) > LONGEST:
-        places = [match.end() for match in BREAK.finditer(text, LONGEST // 2, LONGEST)]
-        cut = places[-1] if places else LONGEST
+    while len(text) > MAX_SENTENCE_LENGTH:
+        places = [match.end() for match in BREAK.finditer(text, MAX_SENTENCE_LENGTH // 2, MAX_SENTENCE_LENGTH)]
+        cut = places[-1] if places else MAX_SENTENCE_LENGTH
         yield text[:cut].strip()
         text = text[cut:]
     yield text

@@ -22,15 +22,15 @@ from pydantic import ValidationError
 from schemas.openai.speech import SPEECH_CONTENT_TYPES, VoiceId
 from schemas.openai.speech import SpeechRequest as Fields
 from workers.adapter_kit.audio.codecs import (
-    PCM_RATE,
-    Encoder,
-    SoundFormat,
+    PCM_RATE_HZ,
+    AudioEncoder,
+    AudioFormat,
     WavReader,
-    decode,
-    require_possible,
-    to_its_end,
+    decode_audio,
+    finish_before_cancel,
+    require_codec,
 )
-from workers.adapter_kit.request_fields import JSON, json_object
+from workers.adapter_kit.request_fields import JSON, parse_json_object
 from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, Output, Task
 
 ENDPOINT = "/v1/audio/speech"
@@ -46,11 +46,11 @@ OPENAI_VOICES = frozenset(
     {"alloy", "ash", "ballad", "coral", "echo", "fable", "onyx", "nova", "sage", "shimmer", "verse", "marin", "cedar"}
 )
 """Names that clients send when nobody chose one."""
-NO_SOUND = "the backend made no sound of this input"
+NO_AUDIO_MESSAGE = "the backend made no sound of this input"
 
 
 @dataclass(frozen=True, slots=True)
-class SpeechRequest:
+class SynthesisRequest:
     """What the caller asks for."""
 
     input: str
@@ -65,11 +65,11 @@ class SpeechRequest:
     """The whole body."""
 
     @classmethod
-    def of(cls, task: Task) -> SpeechRequest:
+    def from_task(cls, task: Task) -> SynthesisRequest:
         """Raises BackendRefused when the task is no speech request, or a field is wrong."""
         if task.endpoint != ENDPOINT:
             raise BackendRefused(f"this backend does not serve {task.endpoint}")
-        body = json_object(task.body)
+        body = parse_json_object(task.body)
         try:
             fields = Fields.model_validate({"model": task.model} | body)
         except ValidationError as error:
@@ -94,7 +94,7 @@ def _refused(error: ValidationError) -> BackendRefused:
     return BackendRefused(f"{name}: {first['msg']}", param=name)
 
 
-def named_voices(option: str) -> dict[str, str]:
+def parse_voices_option(option: str) -> dict[str, str]:
     """The option `voices`: `joe;alloy:joe` names a voice, and another name for it. Raises ValueError for anything else."""
     named: dict[str, str] = {}
     for entry in option.split(";"):
@@ -106,7 +106,7 @@ def named_voices(option: str) -> dict[str, str]:
     return named
 
 
-def chosen_voice(wanted: str, named: Mapping[str, str], default: str, *, strict: bool = False) -> str:
+def choose_voice(wanted: str, named: Mapping[str, str], default: str, *, strict: bool = False) -> str:
     """The voice for a name. None, and OpenAI's own names unless `strict`, stand for the default one.
 
     Raises BackendRefused, with the voices that there are, for any other that is not `named`.
@@ -121,8 +121,8 @@ def chosen_voice(wanted: str, named: Mapping[str, str], default: str, *, strict:
     )
 
 
-async def speak(
-    task: Task, request: SpeechRequest, sound: AsyncGenerator[bytes], source: SoundFormat, *, speed: float = 1.0
+async def respond_with_speech(
+    task: Task, request: SynthesisRequest, sound: AsyncGenerator[bytes], source: AudioFormat, *, speed: float = 1.0
 ) -> AsyncGenerator[Output]:
     """The answer, as it is made. Closing it closes `sound`.
 
@@ -149,7 +149,7 @@ def _event(event: JSON) -> bytes:
 
 
 async def _converted(
-    codec: str, sound: AsyncGenerator[bytes], source: SoundFormat, *, whole: bool, speed: float
+    codec: str, sound: AsyncGenerator[bytes], source: AudioFormat, *, whole: bool, speed: float
 ) -> AsyncGenerator[bytes]:
     """`sound` in another format. Empty pieces say that the work goes on."""
     if codec == source.codec and codec not in ("wav", "pcm") and speed == 1:
@@ -158,17 +158,17 @@ async def _converted(
             came = came or bool(data)
             yield data
         if not came:
-            raise BackendError(NO_SOUND)
+            raise BackendError(NO_AUDIO_MESSAGE)
         return
-    require_possible(codec, source, speed)
-    encoder: Encoder | None = None
+    require_codec(codec, source, speed)
+    encoder: AudioEncoder | None = None
     try:
         async for samples, made_as in _sampled(sound, source):
-            encoder = encoder or Encoder(codec, made_as, whole=whole, speed=speed)
+            encoder = encoder or AudioEncoder(codec, made_as, whole=whole, speed=speed)
             for start in range(0, len(samples), PIECE):
                 yield await _encode(encoder, samples[start : start + PIECE])
         if encoder is None or not encoder.samples:
-            raise BackendError(NO_SOUND)
+            raise BackendError(NO_AUDIO_MESSAGE)
         for data in encoder.finish():
             yield data
     finally:
@@ -176,13 +176,13 @@ async def _converted(
             encoder.close()
 
 
-async def _encode(encoder: Encoder, samples: bytes) -> bytes:
+async def _encode(encoder: AudioEncoder, samples: bytes) -> bytes:
     if encoder.plain or len(samples) <= INLINE:
         return encoder.encode(samples)
-    return await to_its_end(asyncio.to_thread(encoder.encode, samples))
+    return await finish_before_cancel(asyncio.to_thread(encoder.encode, samples))
 
 
-async def _sampled(sound: AsyncGenerator[bytes], source: SoundFormat) -> AsyncIterator[tuple[bytes, SoundFormat]]:
+async def _sampled(sound: AsyncGenerator[bytes], source: AudioFormat) -> AsyncIterator[tuple[bytes, AudioFormat]]:
     """Samples, and what they are. Coded sound is read to its end first: it is seldom more than a few megabytes."""
     if source.codec == "pcm":
         async for data in sound:
@@ -194,7 +194,7 @@ async def _sampled(sound: AsyncGenerator[bytes], source: SoundFormat) -> AsyncIt
             if reader.format is not None:
                 yield samples, reader.format
     else:
-        yield await _decoded(sound), SoundFormat("pcm", PCM_RATE, 1)
+        yield await _decoded(sound), AudioFormat("pcm", PCM_RATE_HZ, 1)
 
 
 async def _decoded(sound: AsyncGenerator[bytes]) -> bytes:
@@ -204,6 +204,6 @@ async def _decoded(sound: AsyncGenerator[bytes]) -> bytes:
         if len(coded) > CODED_LIMIT:
             raise BackendError(f"the backend's sound is larger than the {CODED_LIMIT} bytes that can be converted")
     try:
-        return (await decode(bytes(coded), rate=PCM_RATE)).samples
+        return (await decode_audio(bytes(coded), rate=PCM_RATE_HZ)).samples
     except BackendRefused as error:
         raise BackendError(f"the backend's sound cannot be read: {error}") from error

@@ -1,6 +1,6 @@
 """Transcripts: what a caller asks for, what servers answer, and OpenAI's five formats of it. Pure.
 
-`parse` reads what a server gave and `render` writes what the caller wants. What was not given cannot be written: an
+`parse_transcript` reads what a server gave and `render_transcript` writes what the caller wants. What was not given cannot be written: an
 answer without times makes no subtitles, and the refusal says what is possible then.
 """
 
@@ -16,18 +16,21 @@ from typing import Any, Literal, get_args
 
 import orjson
 
-from workers.adapter_kit.request_fields import json_object
+from workers.adapter_kit.request_fields import parse_json_object
 from workers.backends.base import BackendError, BackendRefused, Task, UploadedFile
 
 JSON = dict[str, Any]
-Format = Literal["json", "text", "srt", "verbose_json", "vtt"]
-What = Literal["transcribe", "translate"]
+TranscriptFormat = Literal["json", "text", "srt", "verbose_json", "vtt"]
+RecognitionMode = Literal["transcribe", "translate"]
 
-FORMATS: tuple[Format, ...] = get_args(Format)
-STREAMED: tuple[Format, ...] = ("json", "text")
-ENDPOINTS: dict[str, What] = {"/v1/audio/transcriptions": "transcribe", "/v1/audio/translations": "translate"}
+FORMATS: tuple[TranscriptFormat, ...] = get_args(TranscriptFormat)
+STREAMED: tuple[TranscriptFormat, ...] = ("json", "text")
+RECOGNITION_MODES: dict[str, RecognitionMode] = {
+    "/v1/audio/transcriptions": "transcribe",
+    "/v1/audio/translations": "translate",
+}
 GRANULARITIES = frozenset({"word", "segment"})
-PLAIN = "text/plain; charset=utf-8"
+TEXT_CONTENT_TYPE = "text/plain; charset=utf-8"
 """Of text, srt and vtt alike, as with OpenAI: their SDKs hand these out as strings."""
 OWN_FIELDS = frozenset(
     {"model", "language", "prompt", "response_format", "temperature", "stream", "timestamp_granularities"}
@@ -41,7 +44,7 @@ TIMES = re.compile(r"((?:\d+:)?\d+:\d+[.,]\d+)\s+-->\s+((?:\d+:)?\d+:\d+[.,]\d+)
 
 
 @dataclass(frozen=True, slots=True)
-class Word:
+class SpeechWord:
     """One word, and when it was said: seconds from the beginning."""
 
     word: str
@@ -50,7 +53,7 @@ class Word:
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class SpeechSegment:
     """A phrase, and when it was said: seconds from the beginning. The rest is Whisper's own figures, where known."""
 
     text: str
@@ -65,15 +68,15 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Transcript:
+class SpeechTranscript:
     """What was said. None: the server did not tell."""
 
     text: str
     language: str | None = None
     duration: float | None = None
     """Seconds of sound."""
-    segments: tuple[Segment, ...] | None = None
-    words: tuple[Word, ...] | None = None
+    segments: tuple[SpeechSegment, ...] | None = None
+    words: tuple[SpeechWord, ...] | None = None
     usage: JSON | None = None
     """The server's own count, in OpenAI's form."""
 
@@ -89,14 +92,14 @@ class Transcript:
 
 
 @dataclass(frozen=True, slots=True)
-class TranscriptionRequest:
+class RecognitionRequest:
     """A caller's request for a transcription or a translation."""
 
-    what: What
+    mode: RecognitionMode
     file: UploadedFile
     model: str
     stream: bool = False
-    response_format: Format = "json"
+    response_format: TranscriptFormat = "json"
     language: str | None = None
     prompt: str | None = None
     temperature: float | None = None
@@ -105,12 +108,12 @@ class TranscriptionRequest:
     """Fields that are not OpenAI's, or not of every server's."""
 
     @classmethod
-    def of(cls, task: Task) -> TranscriptionRequest:
+    def from_task(cls, task: Task) -> RecognitionRequest:
         """Raises BackendRefused when the task is none, or asks for what no transcript holds."""
-        what = ENDPOINTS.get(task.endpoint)
-        if what is None:
+        mode = RECOGNITION_MODES.get(task.endpoint)
+        if mode is None:
             raise BackendRefused(f"this backend does not serve {task.endpoint}")
-        body = json_object(task.body)
+        body = parse_json_object(task.body)
         file = next((file for file in task.files if file.field == "file"), None)
         if file is None:
             raise BackendRefused("the form holds no file; send the sound in the field 'file'", param="file")
@@ -120,7 +123,7 @@ class TranscriptionRequest:
                 f"a stream is of text alone; response_format may be {_either(STREAMED)}", param="response_format"
             )
         return cls(
-            what=what,
+            mode=mode,
             file=file,
             model=task.model,
             stream=task.stream,
@@ -133,12 +136,12 @@ class TranscriptionRequest:
         )
 
     @property
-    def wants_words(self) -> bool:
+    def wants_word_times(self) -> bool:
         """Whether every word is to have its times."""
         return "word" in self.granularities
 
 
-def _format(value: Any) -> Format:
+def _format(value: Any) -> TranscriptFormat:
     if value == "diarized_json":
         raise BackendRefused(
             f"this backend cannot tell speakers apart; response_format may be {_either(FORMATS)}",
@@ -165,7 +168,7 @@ def _number(body: JSON, name: str) -> float | None:
     return float(value)
 
 
-def _granularities(value: Any, wanted: Format) -> frozenset[str]:
+def _granularities(value: Any, wanted: TranscriptFormat) -> frozenset[str]:
     if not value:
         return frozenset({"segment"})
     if not isinstance(value, list) or not GRANULARITIES.issuperset(str(one) for one in value):
@@ -186,11 +189,11 @@ def _either(names: Collection[str]) -> str:
 # What the caller gets
 
 
-def render(
-    transcript: Transcript,
-    response_format: Format,
+def render_transcript(
+    transcript: SpeechTranscript,
+    response_format: TranscriptFormat,
     *,
-    task: What = "transcribe",
+    task: RecognitionMode = "transcribe",
     granularities: Collection[str] = ("segment",),
 ) -> tuple[bytes, str]:
     """The body in this format, and its content type.
@@ -200,14 +203,16 @@ def render(
     if response_format == "json":
         return orjson.dumps({"text": transcript.text} | _usage(transcript)), "application/json"
     if response_format == "text":
-        return f"{transcript.text}\n".encode(), PLAIN
+        return f"{transcript.text}\n".encode(), TEXT_CONTENT_TYPE
     if response_format == "verbose_json":
-        return orjson.dumps(verbose(transcript, task, granularities)), "application/json"
+        return orjson.dumps(verbose_json(transcript, task, granularities)), "application/json"
     write = _srt if response_format == "srt" else _vtt
-    return write(_timed(transcript)).encode(), PLAIN
+    return write(_timed(transcript)).encode(), TEXT_CONTENT_TYPE
 
 
-def verbose(transcript: Transcript, task: What, granularities: Collection[str] = ("segment",)) -> JSON:
+def verbose_json(
+    transcript: SpeechTranscript, task: RecognitionMode, granularities: Collection[str] = ("segment",)
+) -> JSON:
     """OpenAI's verbose_json. Raises BackendRefused when the server gave no times."""
     segments = _timed(transcript)
     body: JSON = {
@@ -228,7 +233,7 @@ def verbose(transcript: Transcript, task: What, granularities: Collection[str] =
     return body | _usage(transcript)
 
 
-def segment_json(number: int, segment: Segment) -> JSON:
+def segment_json(number: int, segment: SpeechSegment) -> JSON:
     """A segment with all of OpenAI's fields."""
     return {
         "id": number,
@@ -255,14 +260,14 @@ def delta_frame(text: str) -> bytes:
     return _frame({"type": "transcript.text.delta", "delta": text})
 
 
-def done_frame(transcript: Transcript) -> bytes:
+def done_frame(transcript: SpeechTranscript) -> bytes:
     """A stream's last event. Its usage counts tokens or is left out: OpenAI has no other kind there."""
     usage = transcript.usage or {}
     counted = {"usage": usage} if usage.get("type") == "tokens" else {}
     return _frame({"type": "transcript.text.done", "text": transcript.text} | counted)
 
 
-def deltas(transcript: Transcript) -> Iterator[str]:
+def text_deltas(transcript: SpeechTranscript) -> Iterator[str]:
     """A finished transcript in pieces, which joined are its text."""
     joined = "".join(segment.text for segment in transcript.segments or ())
     if joined.strip() != transcript.text or not transcript.segments:
@@ -278,7 +283,7 @@ def _frame(event: JSON) -> bytes:
     return b"data: %b\n\n" % orjson.dumps(event)
 
 
-def _usage(transcript: Transcript) -> JSON:
+def _usage(transcript: SpeechTranscript) -> JSON:
     if transcript.usage is not None:
         return {"usage": transcript.usage}
     if transcript.seconds is None:
@@ -286,7 +291,7 @@ def _usage(transcript: Transcript) -> JSON:
     return {"usage": {"type": "duration", "seconds": math.ceil(transcript.seconds)}}
 
 
-def _timed(transcript: Transcript) -> tuple[Segment, ...]:
+def _timed(transcript: SpeechTranscript) -> tuple[SpeechSegment, ...]:
     if transcript.segments is None:
         raise BackendRefused(
             "this backend does not say when what was said; response_format may be json or text",
@@ -295,7 +300,7 @@ def _timed(transcript: Transcript) -> tuple[Segment, ...]:
     return transcript.segments
 
 
-def _srt(segments: tuple[Segment, ...]) -> str:
+def _srt(segments: tuple[SpeechSegment, ...]) -> str:
     cues = (
         f"{number}\n{_clock(one.start, ',')} --> {_clock(one.end, ',')}\n{_line(one.text)}\n\n"
         for number, one in enumerate(segments, 1)
@@ -303,7 +308,7 @@ def _srt(segments: tuple[Segment, ...]) -> str:
     return "".join(cues)
 
 
-def _vtt(segments: tuple[Segment, ...]) -> str:
+def _vtt(segments: tuple[SpeechSegment, ...]) -> str:
     cues = (
         f"{_clock(one.start, '.')} --> {_clock(one.end, '.')}\n{html.escape(_line(one.text), quote=False)}\n\n"
         for one in segments
@@ -327,20 +332,20 @@ def _clock(seconds: float, point: str) -> str:
 # What servers answer
 
 
-def parse(body: bytes, response_format: Format) -> Transcript:
+def parse_transcript(body: bytes, response_format: TranscriptFormat) -> SpeechTranscript:
     """The transcript in a server's answer of this format. Raises BackendError when it holds none."""
     if response_format in ("json", "verbose_json"):
-        return from_json(_object(body))
+        return parse_transcript_json(_object(body))
     text = body.decode("utf-8", "replace").replace("\r\n", "\n")
     if response_format == "text":
-        return Transcript(" ".join(text.split("\n")).strip())
+        return SpeechTranscript(" ".join(text.split("\n")).strip())
     segments = tuple(_cues(text, escaped=response_format == "vtt"))
     if not segments and text.removeprefix("\ufeff").removeprefix("WEBVTT").strip():
         raise BackendError(f"the backend's answer is no {response_format}")
-    return Transcript(" ".join(one.text.strip() for one in segments), segments=segments)
+    return SpeechTranscript(" ".join(one.text.strip() for one in segments), segments=segments)
 
 
-def from_json(body: JSON) -> Transcript:
+def parse_transcript_json(body: JSON) -> SpeechTranscript:
     """From json or verbose_json, as far as the server fills it. Raises BackendError when it has no text."""
     text = body.get("text")
     if not isinstance(text, str):
@@ -349,7 +354,7 @@ def from_json(body: JSON) -> Transcript:
         segments = body.get("segments")
         usage = body.get("usage")
         language = body.get("language")
-        return Transcript(
+        return SpeechTranscript(
             text=text.strip(),
             language=str(language) if language else None,
             duration=_seconds(body.get("duration")),
@@ -371,8 +376,8 @@ def _object(body: bytes) -> JSON:
     return value
 
 
-def _segment(value: JSON) -> Segment:
-    return Segment(
+def _segment(value: JSON) -> SpeechSegment:
+    return SpeechSegment(
         text=str(value.get("text") or ""),
         start=float(value["start"]),
         end=float(value["end"]),
@@ -385,7 +390,7 @@ def _segment(value: JSON) -> Segment:
     )
 
 
-def _words(body: JSON) -> tuple[Word, ...] | None:
+def _words(body: JSON) -> tuple[SpeechWord, ...] | None:
     """At the top, as OpenAI has them, or within the segments, as whisper.cpp and faster-whisper do."""
     words = body.get("words")
     if not words:
@@ -393,7 +398,7 @@ def _words(body: JSON) -> tuple[Word, ...] | None:
         if not any(lists):
             return () if isinstance(words, list) else None
         words = [word for one in lists for word in one or ()]
-    return tuple(Word(str(one["word"]).strip(), float(one["start"]), float(one["end"])) for one in words)
+    return tuple(SpeechWord(str(one["word"]).strip(), float(one["start"]), float(one["end"])) for one in words)
 
 
 def _seconds(value: Any) -> float | None:
@@ -401,14 +406,14 @@ def _seconds(value: Any) -> float | None:
     return None if value is None else float(value)
 
 
-def _cues(text: str, *, escaped: bool) -> Iterator[Segment]:
+def _cues(text: str, *, escaped: bool) -> Iterator[SpeechSegment]:
     for block in re.split(r"\n\s*\n", text):
         lines = block.strip().split("\n")
         for at, line in enumerate(lines):
             if times := TIMES.search(line):
                 said = " ".join(lines[at + 1 :]).strip()
                 start, end = (_from_clock(one) for one in times.groups())
-                yield Segment(html.unescape(said) if escaped else said, start, end)
+                yield SpeechSegment(html.unescape(said) if escaped else said, start, end)
                 break
 
 

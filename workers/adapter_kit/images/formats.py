@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from schemas.frames import MAX_PREVIEW
 from schemas.installation import install_hint
-from workers.adapter_kit.images.metadata import without_metadata
+from workers.adapter_kit.images.metadata import remove_metadata
 from workers.backends.base import BackendError, BackendRefused
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class ConverterMissing(BackendError):
+class PillowMissing(BackendError):
     """Pillow is not installed beside the worker."""
 
 
@@ -31,7 +31,7 @@ COLORED = ("RGB", "RGBA", "RGBX", "P")
 """Pillow's modes whose color profile is one of RGB, as that of what is made of them."""
 
 
-def content_type_of(data: bytes) -> str:
+def detect_content_type(data: bytes) -> str:
     """What a picture is, by its first bytes; empty where they say nothing that is known here."""
     if data.startswith(b"\xff\xd8\xff"):
         return "image/jpeg"
@@ -42,12 +42,12 @@ def content_type_of(data: bytes) -> str:
     return "image/gif" if data.startswith(b"GIF8") else ""
 
 
-async def converted(data: bytes, output_format: str, quality: int | None = None) -> bytes:
+async def convert_image(data: bytes, output_format: str, quality: int | None = None) -> bytes:
     """The picture as `png`, `jpeg` or `webp`. Raises BackendError when `data` is no picture, BackendRefused without Pillow."""
     try:
         return await _apart(_converted, data, output_format, quality)
-    except ConverterMissing as error:
-        made = content_type_of(data).removeprefix("image/") or "another format"
+    except PillowMissing as error:
+        made = detect_content_type(data).removeprefix("image/") or "another format"
         raise BackendRefused(
             f"the model makes {made}, and {error.info.message}. Ask for output_format '{made}', or leave it out",
             param="output_format",
@@ -55,12 +55,12 @@ async def converted(data: bytes, output_format: str, quality: int | None = None)
         ) from error
 
 
-async def cleaned(data: bytes) -> bytes:
+async def strip_metadata(data: bytes) -> bytes:
     """The picture without its metadata, but for how it is to be shown; its pixels are not touched. See `picture_metadata`."""
-    return await _apart(without_metadata, data)
+    return await _apart(remove_metadata, data)
 
 
-async def size_of(data: bytes) -> tuple[int, int] | None:
+async def read_size(data: bytes) -> tuple[int, int] | None:
     """Width and height; None where that cannot be told."""
     try:
         return await _apart(_size_of, data)
@@ -68,11 +68,11 @@ async def size_of(data: bytes) -> tuple[int, int] | None:
         return None
 
 
-async def preview_of(data: bytes, content_type: str) -> str | None:
+async def make_preview(data: bytes, content_type: str) -> str | None:
     """`data` as the data URL of a `Progress.preview`, made smaller where it must be; None where it cannot be."""
     try:
         if len(data) <= MAX_PREVIEW:
-            url = _data_url(await cleaned(data), content_type)
+            url = _data_url(await strip_metadata(data), content_type)
             if len(url) <= MAX_PREVIEW:
                 return url
         return await _apart(_small, data)
@@ -80,14 +80,14 @@ async def preview_of(data: bytes, content_type: str) -> str | None:
         return None
 
 
-async def edit_area(mask: bytes, field: str = "mask") -> bytes:
+async def make_edit_mask(mask: bytes, field: str = "mask") -> bytes:
     """OpenAI's mask (what is fully transparent is to be painted anew) as a PNG that is white there and black elsewhere.
 
     Raises BackendRefused when it has no transparency, or is no picture.
     """
     try:
         return await _apart(_edit_area, mask, field)
-    except (BackendRefused, ConverterMissing):
+    except (BackendRefused, PillowMissing):
         raise
     except BackendError as error:
         raise BackendRefused(f"{field} is not a picture that can be read", param=field) from error
@@ -102,7 +102,7 @@ async def _apart(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
             "this picture needs converting, and Pillow is not installed beside the worker; its operator can add it with: "
             f"{install_hint('images')}"
         )
-        raise ConverterMissing(text) from error
+        raise PillowMissing(text) from error
     except BackendError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly everything: ValueError, SyntaxError, struct.error, …
@@ -123,7 +123,7 @@ def _converted(data: bytes, output_format: str, quality: int | None) -> bytes:
             quality = DEFAULT_QUALITY if quality is None else quality
             picture = upright if output_format == "webp" else _opaque(upright)
             picture.save(out, output_format.upper(), quality=quality, icc_profile=profile)
-        return without_metadata(out.getvalue())
+        return remove_metadata(out.getvalue())
 
 
 def _opaque(image: Image) -> Image:

@@ -36,11 +36,11 @@ EXIF = b"Exif\x00\x00"
 ORIENTATION = 0x0112
 
 
-class TooManyParts(ValueError):
+class TooManyImageParts(ValueError):
     """A picture of more parts than any real one has."""
 
 
-def without_metadata(data: bytes) -> bytes:
+def remove_metadata(data: bytes) -> bytes:
     """Return a PNG, JPEG, WebP or GIF without its metadata; anything else as it is. Raises TooManyParts."""
     if data.startswith(PNG):
         return _joined(_png(data), data)
@@ -57,7 +57,7 @@ def _joined(parts: Iterator[bytes | memoryview], data: bytes) -> bytes:
     kept = []
     for number, part in enumerate(parts):
         if number > MAX_PARTS:
-            raise TooManyParts(f"the picture has more than {MAX_PARTS} parts")
+            raise TooManyImageParts(f"the picture has more than {MAX_PARTS} parts")
         kept.append(part)
     joined = b"".join(kept)
     return data if joined == data else joined
@@ -84,7 +84,7 @@ def _png(data: bytes) -> Iterator[bytes | memoryview]:
 
 
 def _png_orientation(tiff: bytes) -> bytes:
-    exif = _exif(orientation_of(tiff))
+    exif = _exif(read_orientation(tiff))
     if not exif:
         return b""
     body = b"eXIf" + exif
@@ -122,7 +122,7 @@ def _jpeg_segment(marker: int, segment: memoryview) -> bytes | memoryview:
     """The segment if it is needed to show the picture; of EXIF, the orientation."""
     content = bytes(segment[4:20])
     if marker == 0xE1 and content.startswith(EXIF):
-        exif = _exif(orientation_of(bytes(segment[10:])))
+        exif = _exif(read_orientation(bytes(segment[10:])))
         return b"\xff\xe1" + struct.pack(">H", 2 + len(EXIF) + len(exif)) + EXIF + exif if exif else b""
     if 0xE0 <= marker <= 0xEF:
         needed = (
@@ -164,7 +164,7 @@ def _webp_chunks(data: bytes, at: int, end: int, *, in_frame: bool = False) -> I
 
 def _webp_orientation(data: bytes, end: int) -> int:
     blocks = (data[begin:over] for name, begin, over in _webp_walk(data, 12, end) if name == b"EXIF")
-    return orientation_of(next(blocks, b"").removeprefix(EXIF))
+    return read_orientation(next(blocks, b"").removeprefix(EXIF))
 
 
 def _webp_walk(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
@@ -215,7 +215,7 @@ def _gif_end(data: bytes, at: int) -> int:
 # EXIF
 
 
-def orientation_of(tiff: bytes) -> int:
+def read_orientation(tiff: bytes) -> int:
     """The orientation that an EXIF block gives, 2 to 8; 1 where it gives none, or cannot be read."""
     order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(tiff[:4])
     if order is None or len(tiff) < 8:

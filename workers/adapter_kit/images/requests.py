@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from workers.adapter_kit.request_fields import json_object
+from workers.adapter_kit.request_fields import parse_json_object
 from workers.backends.base import BackendRefused, Task, UploadedFile
 
 GENERATIONS = "/v1/images/generations"
@@ -77,12 +77,12 @@ class ImageRequest:
     """Fields that are none of the above and that may change the picture: `background`, `quality`, `sampler`, …"""
 
     @classmethod
-    def of(cls, task: Task) -> ImageRequest:
+    def from_task(cls, task: Task) -> ImageRequest:
         """Raises BackendRefused, with the field as `param`, when the request makes no sense."""
         if task.endpoint not in (GENERATIONS, EDITS):
             raise BackendRefused(f"this backend does not serve {task.endpoint}")
         edit = task.endpoint == EDITS
-        fields = _Fields(json_object(task.body), text=edit)
+        fields = _ImageFields(parse_json_object(task.body), text=edit)
         width, height = fields.size()
         images, mask = _files(task.files, edit=edit)
         request = cls(
@@ -114,11 +114,11 @@ class ImageRequest:
         """`WIDTHxHEIGHT`, where the caller said it."""
         return f"{self.width}x{self.height}" if self.width else None
 
-    def seed_of(self, index: int) -> int | None:
+    def seed_for(self, index: int) -> int | None:
         """The seed of the picture at `index`."""
         return None if self.seed is None else (self.seed + index) % (MAX_SEED + 1)
 
-    def wants(self) -> dict[str, str]:
+    def requested_features(self) -> dict[str, str]:
         """What the request asks for beyond its prompt and n, and the field that says so."""
         asked = {
             "negative_prompt": bool(self.negative_prompt),
@@ -135,12 +135,12 @@ class ImageRequest:
         wanted = {name: fields.get(name, name) for name, there in asked.items() if there}
         return wanted | {name: name for name in self.extra}
 
-    def allow(self, *can: str) -> None:
-        """Refuse what would be ignored: raises BackendRefused for anything of `wants()` that is not in `can`.
+    def require_supported(self, *can: str) -> None:
+        """Refuse what would be ignored: raises BackendRefused for anything of `requested_features()` that is not in `can`.
 
         `can` names fields of this class, `edit` and `images` (several of them), and fields of `extra`.
         """
-        for what, name in self.wants().items():
+        for what, name in self.requested_features().items():
             if what not in can:
                 known = ", ".join(what for what in can if what not in ("edit", "images"))
                 hint = INSTEAD.get(what) or (f"it takes prompt, n, {known}" if known else "it takes prompt and n")
@@ -158,7 +158,7 @@ class ImageRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class _Fields:
+class _ImageFields:
     """The request's fields. `text`: they come from a form, where numbers are text too."""
 
     body: dict[str, Any]

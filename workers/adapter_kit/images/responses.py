@@ -1,6 +1,6 @@
 """Pictures as OpenAI's answers: what every image adapter shares.
 
-An adapter reads `ImageRequest.of(task)`, refuses by `request.allow(…)` what it cannot honour, and hands `answer` what it makes:
+An adapter reads `ImageRequest.from_task(task)`, refuses by `request.require_supported(…)` what it cannot honour, and hands `respond_with_images` what it makes:
 
     async with aclosing(answer(task, request, self._pictures(task, request))) as outputs:
         async for output in outputs:
@@ -23,12 +23,12 @@ import orjson
 
 from schemas.frames import Progress
 from workers.adapter_kit.images.formats import (
-    cleaned,
-    content_type_of,
-    converted,
-    edit_area,
-    preview_of,
-    size_of,
+    convert_image,
+    detect_content_type,
+    make_edit_mask,
+    make_preview,
+    read_size,
+    strip_metadata,
 )
 from workers.adapter_kit.images.requests import EDITS, GENERATIONS, ImageRequest
 from workers.backends.base import Adaptation, BackendError, Chunk, Finish, Output, Task
@@ -37,15 +37,15 @@ __all__ = [
     "EDITS",
     "GENERATIONS",
     "KEEP_METADATA",
+    "GeneratedImage",
     "ImageRequest",
-    "Picture",
-    "answer",
-    "authorization",
-    "content_type_of",
-    "edit_area",
-    "keeps_metadata",
-    "preview_of",
-    "size_of",
+    "authorization_header",
+    "detect_content_type",
+    "make_edit_mask",
+    "make_preview",
+    "parse_keep_metadata",
+    "read_size",
+    "respond_with_images",
 ]
 
 PIECE = 192 * 1024
@@ -72,7 +72,7 @@ NO_USAGE = {
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class GeneratedImage:
     """A picture, or a preview of one."""
 
     data: bytes
@@ -84,13 +84,13 @@ class Picture:
     index: int = 0
     """Which of the request's `n`."""
     revised_prompt: str | None = None
-    more: Mapping[str, Any] = field(default_factory=dict)
+    extra_fields: Mapping[str, Any] = field(default_factory=dict)
     """Other fields of its server's, which go with it."""
-    as_asked: bool = False
+    in_requested_format: bool = False
     """Its server was asked for the format and the compression: one of that format, or any where the caller named none, stays as it is."""
 
 
-def keeps_metadata(options: Mapping[str, str]) -> bool:
+def parse_keep_metadata(options: Mapping[str, str]) -> bool:
     """Return whether the operator wants metadata kept. Raises ValueError for anything but `true` and `false`."""
     keep = options.get(KEEP_METADATA, "false").lower()
     if keep not in ("true", "false"):
@@ -98,7 +98,7 @@ def keeps_metadata(options: Mapping[str, str]) -> bool:
     return keep == "true"
 
 
-def authorization(api_key: str) -> dict[str, str]:
+def authorization_header(api_key: str) -> dict[str, str]:
     """The header for a server's key; `USER:PASSWORD` is HTTP's basic scheme."""
     if not api_key:
         return {}
@@ -107,10 +107,10 @@ def authorization(api_key: str) -> dict[str, str]:
     return {"authorization": f"Bearer {api_key}"}
 
 
-async def answer(
+async def respond_with_images(
     task: Task,
     request: ImageRequest,
-    pictures: AsyncIterator[Progress | Adaptation | Picture],
+    pictures: AsyncIterator[Progress | Adaptation | GeneratedImage],
     said: MutableMapping[str, Any] | None = None,
     *,
     keep_metadata: bool = False,
@@ -124,12 +124,12 @@ async def answer(
     not in OpenAI's words is left out.
     """
     form = (
-        _Stream(request, keep_metadata)
+        _EventImageWriter(request, keep_metadata)
         if task.stream
-        else _Body(task, request, keep_metadata, {} if said is None else said)
+        else _JsonImageWriter(task, request, keep_metadata, {} if said is None else said)
     )
     made = 0
-    async with aclosing(cast("AsyncGenerator[Progress | Adaptation | Picture]", pictures)):
+    async with aclosing(cast("AsyncGenerator[Progress | Adaptation | GeneratedImage]", pictures)):
         async for item in pictures:
             if isinstance(item, Progress):
                 form.note(item)
@@ -150,7 +150,7 @@ async def answer(
     yield Finish(content_type="text/event-stream" if task.stream else "application/json")
 
 
-class _Form(ABC):
+class _ImageWriter(ABC):
     def __init__(self, request: ImageRequest, keep_metadata: bool) -> None:
         self.request = request
         self.keep_metadata = keep_metadata
@@ -160,41 +160,41 @@ class _Form(ABC):
     def note(self, progress: Progress) -> None:
         """Hear how far the work is."""
 
-    async def preview(self, _picture: Picture) -> AsyncIterator[Chunk]:
+    async def preview(self, _picture: GeneratedImage) -> AsyncIterator[Chunk]:
         """What there is so far."""
         return
         yield
 
     @abstractmethod
-    def picture(self, picture: Picture) -> AsyncIterator[Chunk]:
+    def picture(self, picture: GeneratedImage) -> AsyncIterator[Chunk]:
         """A picture that is done."""
 
     def end(self) -> Iterator[Chunk]:
         return iter(())
 
-    async def converted(self, picture: Picture) -> tuple[bytes, str]:
+    async def converted(self, picture: GeneratedImage) -> tuple[bytes, str]:
         """The picture's bytes in the format that was asked for, and their content type."""
         request, data = self.request, picture.data
-        content_type = content_type_of(data) or picture.content_type or "image/png"
-        if picture.as_asked and (not request.format_given or content_type == self.content_type):
+        content_type = detect_content_type(data) or picture.content_type or "image/png"
+        if picture.in_requested_format and (not request.format_given or content_type == self.content_type):
             return data, content_type
         if content_type == self.content_type and request.output_compression in (None, 100):
-            return data if self.keep_metadata else await cleaned(data), content_type
-        return await converted(data, request.output_format, request.output_compression), self.content_type
+            return data if self.keep_metadata else await strip_metadata(data), content_type
+        return await convert_image(data, request.output_format, request.output_compression), self.content_type
 
 
-def openais_words(fields: Mapping[str, Any]) -> dict[str, Any]:
+def openai_values(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of `size`, `quality` and `background` that are in OpenAI's words."""
     return {name: fields[name] for name, words in WORDS.items() if fields.get(name) in words}
 
 
-async def size_text(data: bytes) -> str | None:
+async def format_size(data: bytes) -> str | None:
     """Return the size of a picture as `WIDTHxHEIGHT`; None where it cannot be told."""
-    size = await size_of(data)
+    size = await read_size(data)
     return f"{size[0]}x{size[1]}" if size else None
 
 
-class _Body(_Form):
+class _JsonImageWriter(_ImageWriter):
     """`{"created", "data": [{"b64_json" or "url", "seed", "revised_prompt"}], "output_format", "size", …}`."""
 
     def __init__(self, task: Task, request: ImageRequest, keep_metadata: bool, said: Mapping[str, Any]) -> None:
@@ -205,14 +205,14 @@ class _Body(_Form):
         self._sizes: set[str | None] = set()
         self._types: set[str] = set()
 
-    async def picture(self, picture: Picture) -> AsyncIterator[Chunk]:
+    async def picture(self, picture: GeneratedImage) -> AsyncIterator[Chunk]:
         data, content_type = await self.converted(picture)
         created = self._said.get("created")
         lead = b"," if self._begun else b'{"created":%d,"data":[' % (created if type(created) is int else self.created)
         self._begun = True
-        self._sizes.add(await size_text(data))
+        self._sizes.add(await format_size(data))
         self._types.add(content_type)
-        more: dict[str, Any] = {**picture.more, "seed": picture.seed, "revised_prompt": picture.revised_prompt}
+        more: dict[str, Any] = {**picture.extra_fields, "seed": picture.seed, "revised_prompt": picture.revised_prompt}
         more = {name: value for name, value in more.items() if value is not None}
         if self.request.response_format == "url":
             url = await self._task.store_file(data, content_type)
@@ -227,13 +227,13 @@ class _Body(_Form):
         one_type = self._types.copy().pop() if len(self._types) == 1 else ""
         if one_type in FORMATS:
             rest["output_format"] = FORMATS[one_type]
-        words = openais_words({**self._said, "size": one_size})
+        words = openai_values({**self._said, "size": one_size})
         if one_type == "image/jpeg" and "background" in words:
             words["background"] = "opaque"
         yield Chunk(b"]," + orjson.dumps(rest | words)[1:] if rest or words else b"]}", 0)
 
 
-class _Stream(_Form):
+class _EventImageWriter(_ImageWriter):
     """`image_generation.partial_image` and `image_generation.completed`, or `image_edit.…`, as server-sent events.
 
     Previews are spread over the work: the first of two comes after a third of it, where the backend says how far it is.
@@ -249,7 +249,7 @@ class _Stream(_Form):
         if progress.phase == "run":
             self._fraction = progress.fraction
 
-    async def preview(self, picture: Picture) -> AsyncIterator[Chunk]:
+    async def preview(self, picture: GeneratedImage) -> AsyncIterator[Chunk]:
         wanted = self.request.partial_images
         if self._shown >= wanted:
             return
@@ -259,20 +259,22 @@ class _Stream(_Form):
         for piece in await self._event("partial_image", picture, {"partial_image_index": index}):
             yield piece
 
-    async def picture(self, picture: Picture) -> AsyncIterator[Chunk]:
+    async def picture(self, picture: GeneratedImage) -> AsyncIterator[Chunk]:
         more = {"usage": NO_USAGE} | ({"seed": picture.seed} if picture.seed is not None else {})
         for piece in await self._event("completed", picture, more):
             yield piece
 
-    async def _event(self, kind: str, picture: Picture, more: dict[str, Any]) -> Iterator[Chunk]:
+    async def _event(self, kind: str, picture: GeneratedImage, more: dict[str, Any]) -> Iterator[Chunk]:
         data, content_type = await self.converted(picture)
-        fields = await event_fields(f"{self._kind}.{kind}", data, content_type, {**self.request.extra, **picture.more})
-        return event_of(data, {**fields, **more})
+        fields = await event_fields(
+            f"{self._kind}.{kind}", data, content_type, {**self.request.extra, **picture.extra_fields}
+        )
+        return image_event(data, {**fields, **more})
 
 
 async def event_fields(name: str, data: bytes, content_type: str, said: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of an event about a picture: those that OpenAI's events must have, true or `auto`."""
-    words = openais_words({**said, "size": await size_text(data)})
+    words = openai_values({**said, "size": await format_size(data)})
     return {
         "type": name,
         "background": "auto",
@@ -284,7 +286,7 @@ async def event_fields(name: str, data: bytes, content_type: str, said: Mapping[
     }
 
 
-def event_of(data: bytes, fields: Mapping[str, Any]) -> Iterator[Chunk]:
+def image_event(data: bytes, fields: Mapping[str, Any]) -> Iterator[Chunk]:
     """Return a picture as one server-sent event, in pieces."""
     return _with_base64(f"event: {fields['type']}\ndata: ".encode(), data, dict(fields), b"\n\n")
 

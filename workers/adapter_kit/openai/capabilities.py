@@ -61,7 +61,7 @@ NAMES: tuple[tuple[re.Pattern[str], Capabilities], ...] = tuple(
 )
 
 
-class Choice:
+class CapabilitySelector:
     """What an operator and a server say together. Raises ValueError when an option names what there is not."""
 
     def __init__(self, options: Mapping[str, str]) -> None:
@@ -72,7 +72,7 @@ class Choice:
             if name.startswith(f"{OPTION}.")
         ]
 
-    def of(self, name: str, model: JSON) -> Capabilities:
+    def select(self, name: str, model: JSON) -> Capabilities:
         """What the model called `name` serves, of which the server says `model`."""
         for pattern, capabilities in self._patterns:
             if fnmatchcase(name.lower(), pattern):
@@ -80,7 +80,7 @@ class Choice:
         return self._all or _said(model) or _known(name) or TEXT
 
 
-def is_option(name: str) -> bool:
+def is_capability_option(name: str) -> bool:
     """Whether an option of this name is read here."""
     return name == OPTION or (name.startswith(f"{OPTION}.") and len(name) > len(OPTION) + 1)
 

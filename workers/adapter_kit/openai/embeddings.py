@@ -11,14 +11,20 @@ from typing import Any
 import orjson
 
 from schemas.jobs import Usage
-from workers.adapter_kit.embeddings import embeddings_body, read_vectors, wrapped
+from workers.adapter_kit.embeddings import embeddings_body, embeddings_envelope, read_vectors
 from workers.adapter_kit.error_mapping import CONTEXT_LENGTH_EXCEEDED
-from workers.adapter_kit.http_client import Response
-from workers.adapter_kit.limitations import KNOWN_S
-from workers.adapter_kit.openai.client import JSON, Api, fields_of, is_about, json_of
-from workers.adapter_kit.openai.feature_probes import lacks_encoding_format, reranks_as_tei
-from workers.adapter_kit.request_fields import json_object
-from workers.adapter_kit.rerank import RerankRequest, read_scores, rerank_body
+from workers.adapter_kit.http_client import BackendResponse
+from workers.adapter_kit.limitations import RESULT_TTL_S
+from workers.adapter_kit.openai.client import (
+    JSON,
+    OpenAIClient,
+    forwarded_fields,
+    parse_json_response,
+    rejects_parameter,
+)
+from workers.adapter_kit.openai.feature_probes import lacks_encoding_format, reranks_like_tei
+from workers.adapter_kit.request_fields import parse_json_object
+from workers.adapter_kit.rerank import RankingRequest, read_scores, rerank_body
 from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, ModelNotServed, Output, Task
 
 ANSWER_LIMIT = 256 * 1024 * 1024
@@ -36,39 +42,39 @@ FORM = "encoding_format"
 # Embeddings
 
 
-async def embed(api: Api, task: Task) -> AsyncGenerator[Output]:
+async def embed(api: OpenAIClient, task: Task) -> AsyncGenerator[Output]:
     """Vectors in the form that the caller wants, whatever the server speaks; as they came where it speaks that."""
-    body = json_object(task.body)
+    body = parse_json_object(task.body)
     form = body.get("encoding_format") or "float"
     if form not in FORMS:
         raise BackendRefused(f"encoding_format may be {' or '.join(FORMS)}", param="encoding_format")
-    response, data = await _vectors(api, fields_of(body, task.model), task.model)
+    response, data = await _vectors(api, forwarded_fields(body, task.model), task.model)
     answer, usage = _in_form(response, data, body, form, task.public_model)
     yield Chunk(answer)
     yield Finish(usage)
 
 
-async def _vectors(api: Api, fields: JSON, model: str) -> tuple[Response, bytes]:
+async def _vectors(api: OpenAIClient, fields: JSON, model: str) -> tuple[BackendResponse, bytes]:
     if api.limitations.lacks(model, FORM):
         fields.pop(FORM, None)
     try:
-        return await api.whole("/embeddings", fields, ANSWER_LIMIT)
+        return await api.post_and_read("/embeddings", fields, ANSWER_LIMIT)
     except BackendRefused as error:
         too_long = error.info.code == CONTEXT_LENGTH_EXCEEDED
-        if too_long or FORM not in fields or not is_about(error, FORM, "base64"):
+        if too_long or FORM not in fields or not rejects_parameter(error, FORM, "base64"):
             raise
         if not await api.limitations.confirm(model, FORM, partial(lacks_encoding_format, api, model)):
             raise
-    return await api.whole("/embeddings", {name: fields[name] for name in fields if name != FORM}, ANSWER_LIMIT)
+    return await api.post_and_read("/embeddings", {name: fields[name] for name in fields if name != FORM}, ANSWER_LIMIT)
 
 
-def _in_form(response: Response, data: bytes, body: JSON, form: str, model: str) -> tuple[bytes, Usage]:
+def _in_form(response: BackendResponse, data: bytes, body: JSON, form: str, model: str) -> tuple[bytes, Usage]:
     count, dimensions = _count(body.get("input")), body.get("dimensions")
     if dimensions is None and (quick := _as_it_came(data, form, count)):
         rest, items = quick
         usage = _usage(rest)
-        return wrapped(items, {"model": model, "usage": _counted(usage)}), usage
-    answer = json_of(response, data)
+        return embeddings_envelope(items, {"model": model, "usage": _counted(usage)}), usage
+    answer = parse_json_response(response, data)
     vectors = read_vectors(answer)
     if len(vectors) != count:
         raise BackendError(f"the backend gave {len(vectors)} embeddings for {count} inputs")
@@ -129,16 +135,16 @@ def _counted(usage: Usage) -> dict[str, int]:
 # Rerank
 
 
-async def rerank(api: Api, task: Task) -> AsyncGenerator[Output]:
+async def rerank(api: OpenAIClient, task: Task) -> AsyncGenerator[Output]:
     """The ranking in the shape of Jina and Cohere, by the first of the known ways that the server has."""
-    request = RerankRequest.of(task)
+    request = RankingRequest.from_task(task)
     scores, tokens = await _scores(api, request, task.model)
     yield Chunk(rerank_body(request, scores, model=task.public_model, tokens=tokens))
     yield Finish(Usage(prompt_tokens=tokens, total_tokens=tokens))
 
 
-async def _scores(api: Api, request: RerankRequest, model: str) -> tuple[list[tuple[int, float]], int]:
-    way, until = api.ways.get(model, (None, 0.0))
+async def _scores(api: OpenAIClient, request: RankingRequest, model: str) -> tuple[list[tuple[int, float]], int]:
+    way, until = api.rerank_routes.get(model, (None, 0.0))
     refused: BackendRefused | None = None
     for one in range(len(WAYS)) if way is None or until < monotonic() else (way,):
         try:
@@ -155,33 +161,38 @@ async def _scores(api: Api, request: RerankRequest, model: str) -> tuple[list[tu
             elif not _no_such_way(error):
                 break
         else:
-            api.ways[model] = (one, until if one == way and until > monotonic() else monotonic() + KNOWN_S)
+            api.rerank_routes[model] = (
+                one,
+                until if one == way and until > monotonic() else monotonic() + RESULT_TTL_S,
+            )
             return found
     assert refused is not None
     if _no_such_way(refused):
-        api.ways.pop(model, None)
+        api.rerank_routes.pop(model, None)
     raise refused
 
 
-async def _ranked(api: Api, request: RerankRequest, model: str, way: int) -> tuple[list[tuple[int, float]], int]:
+async def _ranked(
+    api: OpenAIClient, request: RankingRequest, model: str, way: int
+) -> tuple[list[tuple[int, float]], int]:
     root, path, is_tei = WAYS[way]
     fields = _teis(request) if is_tei else _fields(request, model)
-    response, answer = await api.whole(path, fields, ANSWER_LIMIT, root=root)
-    return read_scores(json_of(response, answer))
+    response, answer = await api.post_and_read(path, fields, ANSWER_LIMIT, root=root)
+    return read_scores(parse_json_response(response, answer))
 
 
-async def _is_teis(api: Api, model: str) -> bool:
+async def _is_teis(api: OpenAIClient, model: str) -> bool:
     """Whether the path that refused the usual fields is TEI's: a request that is wrong is refused there as well."""
-    return await api.limitations.confirm(model, "fields of Jina's rerank", partial(reranks_as_tei, api, model))
+    return await api.limitations.confirm(model, "fields of Jina's rerank", partial(reranks_like_tei, api, model))
 
 
-def _fields(request: RerankRequest, model: str) -> JSON:
-    fields = fields_of(request.fields, model) | {"documents": request.texts, "top_n": request.top_n}
+def _fields(request: RankingRequest, model: str) -> JSON:
+    fields = forwarded_fields(request.fields, model) | {"documents": request.texts, "top_n": request.top_n}
     fields.pop("return_documents", None)  # they are put in from the request
     return fields
 
 
-def _teis(request: RerankRequest) -> JSON:
+def _teis(request: RankingRequest) -> JSON:
     return {"query": request.query, "texts": request.texts, "truncate": request.fields.get("truncate") is True}
 
 

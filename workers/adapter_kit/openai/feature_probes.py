@@ -15,8 +15,8 @@ from functools import cache
 
 import orjson
 
-from workers.adapter_kit.multipart import FilePart, encode
-from workers.adapter_kit.openai.client import ERROR_LIMIT, JSON, Api, form_fields
+from workers.adapter_kit.multipart import FilePart, encode_multipart
+from workers.adapter_kit.openai.client import ERROR_LIMIT, JSON, OpenAIClient, form_fields
 from workers.backends.base import BackendError
 
 STREAM, STREAM_OPTIONS, TOOL_STREAM = "stream", "stream_options", "stream with tools"
@@ -42,7 +42,7 @@ PARAMETER_VALUES: JSON = {
 TONE_S, TONE_RATE = 0.5, 16_000
 
 
-async def lacks_text_feature(api: Api, path: str, model: str, feature: str) -> bool | None:
+async def lacks_text_feature(api: OpenAIClient, path: str, model: str, feature: str) -> bool | None:
     """Ask for one token, with and without `STREAM`, `STREAM_OPTIONS` or `TOOL_STREAM`."""
     plain: JSON = {"model": model, "max_tokens": 1}
     plain |= {"messages": [{"role": "user", "content": "Hi"}]} if path == CHAT_PATH else {"prompt": "Hi"}
@@ -54,7 +54,7 @@ async def lacks_text_feature(api: Api, path: str, model: str, feature: str) -> b
     return await _differs(_text_sent(api, path, plain | wanted), _text_sent(api, path, plain | without))
 
 
-async def lacks_stream_usage(api: Api, path: str, model: str) -> bool | None:
+async def lacks_stream_usage(api: OpenAIClient, path: str, model: str) -> bool | None:
     """Ask for one token, streamed and in one piece: whether only the second answer says how many there were."""
     plain: JSON = {"model": model, "max_tokens": 1}
     plain |= {"messages": [{"role": "user", "content": "Hi"}]} if path == CHAT_PATH else {"prompt": "Hi"}
@@ -66,75 +66,80 @@ async def lacks_stream_usage(api: Api, path: str, model: str) -> bool | None:
     return await _counts(api, path, plain | {"stream": False})
 
 
-async def _counts(api: Api, path: str, fields: JSON) -> bool | None:
+async def _counts(api: OpenAIClient, path: str, fields: JSON) -> bool | None:
     """Whether the answer holds usage; None where there is no answer. Raises BackendError."""
-    response = await api.send(api.path + path, fields)
+    response = await api.send(api.base_path + path, fields)
     try:
         return USAGE.search(await response.read_all(ERROR_LIMIT)) is not None if response.status == 200 else None
     finally:
         response.close()
 
 
-async def lacks_parameter(api: Api, path: str, model: str, name: str) -> bool | None:
+async def lacks_parameter(api: OpenAIClient, path: str, model: str, name: str) -> bool | None:
     """Ask for one token with and without a parameter of text; with `n`, see whether two choices come."""
     plain: JSON = {"model": model, "max_tokens": 1}
     plain |= {"messages": [{"role": "user", "content": "Hi"}]} if path == CHAT_PATH else {"prompt": "Hi"}
     if name in ("tool_choice", "parallel_tool_calls"):
         plain["tools"] = [TOOL]
-    wanted = _Sent(api, path, plain | {name: PARAMETER_VALUES[name]}, name)
+    wanted = _ProbeRequest(api, path, plain | {name: PARAMETER_VALUES[name]}, name)
     if name == "n":
         choices = await wanted.choices()
         if choices is not None:
             return choices < 2
-    return await _differs(wanted, _Sent(api, path, dict(plain)))
+    return await _differs(wanted, _ProbeRequest(api, path, dict(plain)))
 
 
-async def lacks_encoding_format(api: Api, model: str) -> bool | None:
+async def lacks_encoding_format(api: OpenAIClient, model: str) -> bool | None:
     """Embed one letter, with and without `encoding_format`."""
     plain = {"model": model, "input": "a"}
     return await _differs(
-        _Sent(api, "/embeddings", plain | {"encoding_format": "base64"}, "encoding_format"),
-        _Sent(api, "/embeddings", plain),
+        _ProbeRequest(api, "/embeddings", plain | {"encoding_format": "base64"}, "encoding_format"),
+        _ProbeRequest(api, "/embeddings", plain),
     )
 
 
-async def lacks_sound(api: Api, model: str, voice: str, codec: str, others: Iterable[str]) -> bool | None:
+async def lacks_sound(api: OpenAIClient, model: str, voice: str, codec: str, others: Iterable[str]) -> bool | None:
     """Speak two letters in the format `codec` and, where that is refused, in one of the others."""
     plain = {"model": model, "input": "Hi", "voice": voice}
     return await _differs(
-        _Sent(api, "/audio/speech", plain | {"response_format": codec}, codec),
-        *(_Sent(api, "/audio/speech", plain | {"response_format": other}) for other in others if other != codec),
+        _ProbeRequest(api, "/audio/speech", plain | {"response_format": codec}, codec),
+        *(
+            _ProbeRequest(api, "/audio/speech", plain | {"response_format": other})
+            for other in others
+            if other != codec
+        ),
     )
 
 
 async def lacks_transcript(
-    api: Api, path: str, fields: JSON, form: str, others: Iterable[str], *, root: str | None = None
+    api: OpenAIClient, path: str, fields: JSON, form: str, others: Iterable[str], *, root: str | None = None
 ) -> bool | None:
     """Transcribe a quiet tone in the format `form` and, where that is refused, in one of the others. `fields` name the model."""
     return await _differs(
-        _Sent(api, path, fields | {"response_format": form}, form, root=root, sound=True),
+        _ProbeRequest(api, path, fields | {"response_format": form}, form, root=root, sound=True),
         *(
-            _Sent(api, path, fields | {"response_format": other}, root=root, sound=True)
+            _ProbeRequest(api, path, fields | {"response_format": other}, root=root, sound=True)
             for other in others
             if other != form
         ),
     )
 
 
-async def lacks_transcript_stream(api: Api, path: str, model: str) -> bool | None:
+async def lacks_transcript_stream(api: OpenAIClient, path: str, model: str) -> bool | None:
     """Transcribe a quiet tone, streamed and in one piece."""
     plain = {"model": model, "response_format": "json"}
     return await _differs(
-        _Sent(api, path, plain | {"stream": True}, STREAM, sound=True), _Sent(api, path, plain, sound=True)
+        _ProbeRequest(api, path, plain | {"stream": True}, STREAM, sound=True),
+        _ProbeRequest(api, path, plain, sound=True),
     )
 
 
-async def reranks_as_tei(api: Api, model: str) -> bool | None:
+async def reranks_like_tei(api: OpenAIClient, model: str) -> bool | None:
     """Return whether `/rerank` refuses Jina's fields and takes those of text-embeddings-inference."""
     usual = {"model": model, "query": "a", "documents": ["a"], "top_n": 1}
     return await _differs(
-        _Sent(api, "/rerank", usual, root=""),
-        _Sent(api, "/rerank", {"query": "a", "texts": ["a"], "truncate": False}, root=""),
+        _ProbeRequest(api, "/rerank", usual, root=""),
+        _ProbeRequest(api, "/rerank", {"query": "a", "texts": ["a"], "truncate": False}, root=""),
     )
 
 
@@ -148,15 +153,22 @@ def tone() -> bytes:
     return head + samples
 
 
-class _Sent:
+class _ProbeRequest:
     """One request of a probe."""
 
     def __init__(
-        self, api: Api, path: str, fields: JSON, feature: str = "", *, root: str | None = None, sound: bool = False
+        self,
+        api: OpenAIClient,
+        path: str,
+        fields: JSON,
+        feature: str = "",
+        *,
+        root: str | None = None,
+        sound: bool = False,
     ) -> None:
         self._sound = sound
         self._api = api
-        self._path = (api.path if root is None else root) + path
+        self._path = (api.base_path if root is None else root) + path
         self._fields = fields
         self._feature = feature
 
@@ -185,7 +197,9 @@ class _Sent:
 
     async def _send(self) -> tuple[int, bytes]:
         if self._sound:
-            form = encode(form_fields(self._fields), [FilePart.holding("file", "tone.wav", "audio/wav", tone())])
+            form = encode_multipart(
+                form_fields(self._fields), [FilePart.from_bytes("file", "tone.wav", "audio/wav", tone())]
+            )
             response = await self._api.send(self._path, form)
         else:
             response = await self._api.send(self._path, self._fields)
@@ -196,11 +210,11 @@ class _Sent:
             response.close()
 
 
-def _text_sent(api: Api, path: str, fields: JSON) -> _Sent:
-    return _Sent(api, path, fields, STREAM)
+def _text_sent(api: OpenAIClient, path: str, fields: JSON) -> _ProbeRequest:
+    return _ProbeRequest(api, path, fields, STREAM)
 
 
-async def _differs(wanted: _Sent, *without: _Sent) -> bool | None:
+async def _differs(wanted: _ProbeRequest, *without: _ProbeRequest) -> bool | None:
     """Whether the server refuses `wanted` and accepts one of the others."""
     accepted = await wanted.accepted()
     if accepted is not False:

@@ -12,21 +12,30 @@ from urllib.parse import quote, urljoin, urlsplit
 
 import orjson
 
-from workers.adapter_kit.error_mapping import stream_error
-from workers.adapter_kit.http_client import Response
-from workers.adapter_kit.images.formats import content_type_of, converted
+from workers.adapter_kit.error_mapping import error_from_payload
+from workers.adapter_kit.http_client import BackendResponse
+from workers.adapter_kit.images.formats import convert_image, detect_content_type
 from workers.adapter_kit.images.responses import (
     CONTENT_TYPES,
+    GeneratedImage,
     ImageRequest,
-    Picture,
-    answer,
     event_fields,
-    event_of,
-    size_text,
+    format_size,
+    image_event,
+    respond_with_images,
 )
-from workers.adapter_kit.multipart import Encoded, FilePart, encode
-from workers.adapter_kit.openai.client import JSON, Api, events_of, fields_of, form_fields, is_about, is_events, json_of
-from workers.adapter_kit.request_fields import json_object
+from workers.adapter_kit.multipart import FilePart, MultipartForm, encode_multipart
+from workers.adapter_kit.openai.client import (
+    JSON,
+    OpenAIClient,
+    form_fields,
+    forwarded_fields,
+    is_event_stream,
+    parse_json_response,
+    read_events,
+    rejects_parameter,
+)
+from workers.adapter_kit.request_fields import parse_json_object
 from workers.adapter_kit.sse import payloads
 from workers.backends.base import Adaptation, BackendError, BackendRefused, Chunk, Finish, Output, Task
 
@@ -49,22 +58,24 @@ LEFT_OUT = {
 URL_SAFE = "/%:@!$&'()*+,;=~?"
 
 
-async def draw(api: Api, task: Task) -> AsyncGenerator[Output]:
+async def generate_images(api: OpenAIClient, task: Task) -> AsyncGenerator[Output]:
     """Pictures in the format and the number that the caller wants, however many the server makes at a time."""
-    request = ImageRequest.of(task)
-    drawing = _Drawing(api, task, request)
+    request = ImageRequest.from_task(task)
+    drawing = _ImageGeneration(api, task, request)
     outputs = (
-        drawing.stream() if task.stream else answer(task, request, drawing.pictures(), drawing.said, keep_metadata=True)
+        drawing.stream()
+        if task.stream
+        else respond_with_images(task, request, drawing.pictures(), drawing.said, keep_metadata=True)
     )
     async with aclosing(outputs):
         async for output in outputs:
             yield output
 
 
-class _Drawing:
+class _ImageGeneration:
     """One task, and the requests that it takes."""
 
-    def __init__(self, api: Api, task: Task, request: ImageRequest) -> None:
+    def __init__(self, api: OpenAIClient, task: Task, request: ImageRequest) -> None:
         self._api = api
         self._task = task
         self._request = request
@@ -76,20 +87,20 @@ class _Drawing:
         self.said: JSON = {}
         """What the answers say beside their pictures; usage added up."""
 
-    async def pictures(self) -> AsyncGenerator[Adaptation | Picture]:
+    async def pictures(self) -> AsyncGenerator[Adaptation | GeneratedImage]:
         """As many as the caller wants: a server that gives fewer is asked for the rest."""
         wanted = self._request.n
         while self._made < wanted:
             response = await self._asked(1 if self._alone else wanted - self._made)
             try:
-                found = json_of(response, await response.read_all(ANSWER_LIMIT))
+                found = parse_json_response(response, await response.read_all(ANSWER_LIMIT))
             finally:
                 response.close()
             items = self._items(found)
             for item in items[: wanted - self._made]:
                 picture = await self._picture(item)
                 yield picture
-                if self._wrong_size(await size_text(picture.data)):
+                if self._wrong_size(await format_size(picture.data)):
                     yield self._adapt("size")
                 item.clear()  # a picture that was passed on need not be held
                 self._made += 1
@@ -106,7 +117,7 @@ class _Drawing:
         while self._made < wanted:
             response = await self._asked(1)
             try:
-                outputs = self._events(response) if is_events(response) else self._as_events(response)
+                outputs = self._events(response) if is_event_stream(response) else self._as_events(response)
                 async with aclosing(outputs):
                     async for output in outputs:
                         yield output
@@ -128,7 +139,7 @@ class _Drawing:
         wanted = self._request.size
         return "size" not in self._adapted and None not in (wanted, size) and size != wanted
 
-    async def _asked(self, n: int) -> Response:
+    async def _asked(self, n: int) -> BackendResponse:
         """The answer; where the server refuses one of these fields by name, that of the same request without it.
 
         `response_format` is ours (OpenAI's newer models do not know it), an answer in one piece serves a caller who streams as
@@ -136,13 +147,13 @@ class _Drawing:
         probe must cost next to nothing.
         """
         task, request = self._task, self._request
-        fields = fields_of(json_object(task.body), task.model) | {"response_format": "b64_json"}
+        fields = forwarded_fields(parse_json_object(task.body), task.model) | {"response_format": "b64_json"}
         fields.pop("stream", None)
         fields |= {"stream": True} if task.stream else {}
         if request.n > 1:
             fields["n"] = n
         if self._made and request.seed is not None:
-            fields["seed"] = request.seed_of(self._made)
+            fields["seed"] = request.seed_for(self._made)
         for name in self._left_out:
             fields.pop(name, None)
         path = "/images/edits" if request.edit else "/images/generations"
@@ -153,7 +164,7 @@ class _Drawing:
                 if fields.get("n", 1) != 1 and _is_about_n(error) and task.adapt:
                     self._alone, fields["n"] = True, 1
                     continue
-                named = next((name for name in LEFT_OUT if name in fields and is_about(error, name)), None)
+                named = next((name for name in LEFT_OUT if name in fields and rejects_parameter(error, name)), None)
                 if named is None:
                     raise
                 self._left_out |= set(LEFT_OUT[named])
@@ -164,7 +175,7 @@ class _Drawing:
         items = found.get("data") if isinstance(found, dict) else None
         if not isinstance(items, list) or not items or not all(isinstance(item, dict) for item in items):
             if isinstance(found, dict) and found.get("error"):
-                raise stream_error(found)
+                raise error_from_payload(found)
             raise BackendError("the backend's answer holds no pictures")
         rest = {name: value for name, value in found.items() if name != "data"}
         usage, more = self.said.get("usage"), rest.get("usage")
@@ -173,38 +184,40 @@ class _Drawing:
             self.said["usage"] = _sum(usage, more)
         return items
 
-    async def _picture(self, item: JSON) -> Picture:
+    async def _picture(self, item: JSON) -> GeneratedImage:
         data = await _picture(self._api, item)
         prompt = item.get("revised_prompt")
-        return Picture(
+        return GeneratedImage(
             data,
             index=self._made,
             revised_prompt=prompt if isinstance(prompt, str) else None,
-            more={name: value for name, value in item.items() if name not in ("b64_json", "url", "revised_prompt")},
-            as_asked="output_format" not in self._left_out,
+            extra_fields={
+                name: value for name, value in item.items() if name not in ("b64_json", "url", "revised_prompt")
+            },
+            in_requested_format="output_format" not in self._left_out,
         )
 
-    async def _as_events(self, response: Response) -> AsyncGenerator[Output]:
+    async def _as_events(self, response: BackendResponse) -> AsyncGenerator[Output]:
         """The finished picture of an answer that is no stream."""
-        items = self._items(json_of(response, await response.read_all(ANSWER_LIMIT)))
+        items = self._items(parse_json_response(response, await response.read_all(ANSWER_LIMIT)))
         picture = await self._picture(items[0])
 
-        async def one() -> AsyncIterator[Picture]:
+        async def one() -> AsyncIterator[GeneratedImage]:
             yield picture
 
-        async for output in answer(self._task, replace(self._request, n=1), one(), keep_metadata=True):
+        async for output in respond_with_images(self._task, replace(self._request, n=1), one(), keep_metadata=True):
             if not isinstance(output, Finish):
                 yield output
 
-    async def _events(self, response: Response) -> AsyncGenerator[Output]:
+    async def _events(self, response: BackendResponse) -> AsyncGenerator[Output]:
         completed = False
-        async for block in events_of(response, PICTURE_LIMIT * 2):
+        async for block in read_events(response, PICTURE_LIMIT * 2):
             for payload in payloads(block):
                 if payload == b"[DONE]":
                     continue
-                event = json_of(response, payload)
+                event = parse_json_response(response, payload)
                 if isinstance(event, dict) and event.get("error"):
-                    raise stream_error(event)
+                    raise error_from_payload(event)
                 completed = completed or str(event.get("type")).endswith(".completed")
                 for chunk in await self._event(event):
                     yield chunk
@@ -217,14 +230,14 @@ class _Drawing:
         if not isinstance(coded, str):
             return [Chunk(b"event: %b\ndata: %b\n\n" % (name.encode(), orjson.dumps(event)))]
         data = await _picture(self._api, {"b64_json": coded})
-        content_type = content_type_of(data) or "image/png"
+        content_type = detect_content_type(data) or "image/png"
         wanted = CONTENT_TYPES[self._request.output_format]
         if self._request.format_given and content_type != wanted:
-            data = await converted(data, self._request.output_format, self._request.output_compression)
+            data = await convert_image(data, self._request.output_format, self._request.output_compression)
             content_type = wanted
         fields = await event_fields(name, data, content_type, event)
         created = event.get("created_at")
-        return event_of(data, event | fields | ({"created_at": created} if isinstance(created, int) else {}))
+        return image_event(data, event | fields | ({"created_at": created} if isinstance(created, int) else {}))
 
 
 def _is_about_n(error: BackendRefused) -> bool:
@@ -246,17 +259,17 @@ def _sum(one: JSON, other: JSON) -> JSON:
     return total
 
 
-def _body(fields: JSON, request: ImageRequest) -> JSON | Encoded:
+def _body(fields: JSON, request: ImageRequest) -> JSON | MultipartForm:
     if not request.edit:
         return fields
     name = "image[]" if len(request.images) > 1 else "image"
-    parts = [FilePart.of(image, name) for image in request.images]
+    parts = [FilePart.from_file(image, name) for image in request.images]
     if request.mask is not None:
-        parts.append(FilePart.of(request.mask))
-    return encode(form_fields(fields), parts)
+        parts.append(FilePart.from_file(request.mask))
+    return encode_multipart(form_fields(fields), parts)
 
 
-async def _picture(api: Api, item: JSON) -> bytes:
+async def _picture(api: OpenAIClient, item: JSON) -> bytes:
     coded, url = item.get("b64_json"), item.get("url")
     if not coded and isinstance(url, str) and not url.startswith("data:"):
         return await _fetched(api, url)
@@ -276,9 +289,9 @@ def _bare(coded: str) -> str:
     return "".join((coded.partition(",")[2] if coded.startswith("data:") else coded).split())
 
 
-async def _fetched(api: Api, url: str) -> bytes:
+async def _fetched(api: OpenAIClient, url: str) -> bytes:
     """What lies at a URL of the backend itself: no other server is asked, whatever the backend says."""
-    client = api.client
+    client = api.http
     whole = urlsplit(urljoin(f"{client.origin}{client.prefix}/", url))
     origin = f"{whole.scheme}://{whole.netloc}"
     if origin != client.origin or not whole.path.startswith(f"{client.prefix}/"):

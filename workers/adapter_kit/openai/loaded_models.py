@@ -11,8 +11,8 @@ from typing import Any
 
 JSON = dict[str, Any]
 
-LOADED, LOADING = frozenset({"loaded", "ready"}), frozenset({"loading", "starting"})
-RESIDENT = LOADED | LOADING | {"sleeping"}
+LOADED_STATES, LOADING_STATES = frozenset({"loaded", "ready"}), frozenset({"loading", "starting"})
+RESIDENT = LOADED_STATES | LOADING_STATES | {"sleeping"}
 """A model that sleeps has its process, and counts against `--models-max`."""
 LLAMA_SWAP = "llama-swap"
 
@@ -22,7 +22,7 @@ def is_llama_swap(models: Iterable[JSON]) -> bool:
     return any(model.get("owned_by") == LLAMA_SWAP for model in models)
 
 
-def with_states(models: list[JSON], running: Any) -> list[JSON]:
+def add_llama_swap_states(models: list[JSON], running: Any) -> list[JSON]:
     """Return llama-swap's entries with the states that `/running` gives as their status; none for what runs elsewhere."""
     listed = running.get("running") if isinstance(running, dict) else None
     processes = [one for one in listed or () if isinstance(one, dict)] if isinstance(listed, list) else []
@@ -39,16 +39,16 @@ def _is_local(model: JSON) -> bool:
     return not isinstance(own, dict) or own.get("type") in (None, "model")
 
 
-def state_of(model: JSON) -> str | None:
+def model_state(model: JSON) -> str | None:
     """Return the word for where the model is; None where the server does not say."""
     status = model.get("status")
     value = status.get("value") if isinstance(status, dict) else None
     return value if isinstance(value, str) else None
 
 
-def resident(models: Iterable[JSON]) -> frozenset[str] | None:
+def resident_models(models: Iterable[JSON]) -> frozenset[str] | None:
     """Return the models that are in memory, or on their way; None where the server does not say."""
-    states = {str(model["id"]): state_of(model) for model in models}
+    states = {str(model["id"]): model_state(model) for model in models}
     if all(state is None for state in states.values()):
         return None
     return frozenset(name for name, state in states.items() if state in RESIDENT)

@@ -14,9 +14,16 @@ from functools import partial
 
 import orjson
 
-from workers.adapter_kit.http_client import Response, until_close
+from workers.adapter_kit.http_client import BackendResponse, ends_with_connection
 from workers.adapter_kit.limitations import Probe
-from workers.adapter_kit.openai.client import ERROR_LIMIT, JSON, Api, fields_of, is_json, names
+from workers.adapter_kit.openai.client import (
+    ERROR_LIMIT,
+    JSON,
+    OpenAIClient,
+    forwarded_fields,
+    is_json_response,
+    mentions,
+)
 from workers.adapter_kit.openai.feature_probes import (
     STREAM,
     STREAM_OPTIONS,
@@ -25,18 +32,18 @@ from workers.adapter_kit.openai.feature_probes import (
     lacks_stream_usage,
     lacks_text_feature,
 )
-from workers.adapter_kit.openai.unsupported_parameters import carried_out, plan_after, text_plan
+from workers.adapter_kit.openai.unsupported_parameters import execute_and_replan, plan_after_refusal, plan_text
 from workers.adapter_kit.request_fields import (
-    choices_wanted,
-    continuous_usage_wanted,
-    json_object,
+    parse_json_object,
     prompt_count,
+    requested_choices,
     stream_options,
-    usage_wanted,
+    wants_continuous_usage,
+    wants_usage,
 )
 from workers.adapter_kit.sse import BYTE_ORDER_MARK, FIELDS
-from workers.adapter_kit.text.adaptations import PARALLEL, WATCHED, Plan
-from workers.adapter_kit.text.completion_stream import Answer, Wanted, new_answer
+from workers.adapter_kit.text.adaptations import ADAPTABLE_PARAMETERS, PARALLEL_TOOL_CALLS, AdaptationPlan
+from workers.adapter_kit.text.completion_stream import CompletionOptions, CompletionReader, new_completion_reader
 from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, Chunk, Finish, Output, Task
 
 ANSWER_LIMIT = 64 * 1024 * 1024
@@ -46,48 +53,48 @@ PATHS = {CHAT: "/chat/completions", "/v1/completions": "/completions"}
 OUR_OPTIONS = {"include_usage": True}
 FEATURES = (STREAM_OPTIONS, STREAM, TOOL_STREAM)
 TOOLS = ("tools", "functions")
-STREAMS = (STREAM, f"{STREAM} of completions")
+STREAM_FEATURES = (STREAM, f"{STREAM} of completions")
 """What a model lacks that streams no text at all."""
 
 
-async def complete(api: Api, task: Task, planned: Plan | None = None) -> AsyncGenerator[Output]:
+async def generate_text(api: OpenAIClient, task: Task, planned: AdaptationPlan | None = None) -> AsyncGenerator[Output]:
     """Yield the text, streamed or in one piece, whichever way the server gives it. `planned`: the plan that it is one of."""
     path = PATHS.get(task.endpoint)
     if path is None:
         raise BackendRefused(f"this backend does not serve {task.endpoint}")
-    body = json_object(task.body)
-    answer = new_answer(wanted_of(task, body))
-    fields = fields_of(body, task.model)
-    watched = planned is None and not WATCHED.isdisjoint(body)
-    plan = await text_plan(api, path, task, body) if watched else None
+    body = parse_json_object(task.body)
+    answer = new_completion_reader(completion_options(task, body))
+    fields = forwarded_fields(body, task.model)
+    watched = planned is None and not ADAPTABLE_PARAMETERS.isdisjoint(body)
+    plan = await plan_text(api, path, task, body) if watched else None
     if planned is not None:
-        for name in planned.unsent:
+        for name in planned.unsent_parameters:
             fields.pop(name, None)
     if plan is None:
         try:
-            response = await open_text(api, path, fields, streams=task.stream)
+            response = await request_completion(api, path, fields, streams=task.stream)
         except BackendRefused as error:
-            plan = await plan_after(api, path, task, error) if watched else None
+            plan = await plan_after_refusal(api, path, task, error) if watched else None
             if plan is None:
                 raise
     if plan is not None:
-        async with aclosing(carried_out(api, path, task, plan, partial(complete, api))) as outputs:
+        async with aclosing(execute_and_replan(api, path, task, plan, partial(generate_text, api))) as outputs:
             async for output in outputs:
                 yield output
         return
     try:
-        chunk = await begin(response, answer)
+        chunk = await feed_start(response, answer)
         if chunk is not None:
             yield chunk
         while not answer.done:
-            data = await read_on(response, answer)
-            chunk = answer.feed(data) if data else answer.end()
+            data = await read_next(response, answer)
+            chunk = answer.feed(data) if data else answer.feed_end()
             if chunk is not None:
                 yield chunk
             if not data:
                 break
         for output in answer.finish():
-            note_usage(api, path, task, output)
+            probe_missing_usage(api, path, task, output)
             yield output
     finally:
         if answer.done:
@@ -96,29 +103,31 @@ async def complete(api: Api, task: Task, planned: Plan | None = None) -> AsyncGe
             response.close()
 
 
-def wanted_of(task: Task, body: JSON) -> Wanted:
+def completion_options(task: Task, body: JSON) -> CompletionOptions:
     """Return what shapes the answer to a request for text."""
-    return Wanted(
+    return CompletionOptions(
         chat=task.endpoint == CHAT,
         model=task.public_model,
         fallback_id=task.job,
-        include_usage=task.stream and usage_wanted(body),
-        continuous_usage=task.stream and continuous_usage_wanted(body),
-        n=choices_wanted(body),
+        include_usage=task.stream and wants_usage(body),
+        continuous_usage=task.stream and wants_continuous_usage(body),
+        n=requested_choices(body),
         prompts=prompt_count(body),
-        single_call=body.get(PARALLEL) is False,
+        single_call=body.get(PARALLEL_TOOL_CALLS) is False,
         legacy_functions=bool(body.get("functions")) and not body.get("tools"),
         stream=task.stream,
     )
 
 
-async def begin(response: Response, answer: Answer, clean: Callable[[bytes], bytes] | None = None) -> Chunk | None:
+async def feed_start(
+    response: BackendResponse, answer: CompletionReader, clean: Callable[[bytes], bytes] | None = None
+) -> Chunk | None:
     """Give `answer` the beginning of a response; all of it, where it is no stream, whatever its content type says.
 
     `clean` changes what came in one piece. Raises BackendError, also for a web page, which a wrong URL gives.
     """
     data = await response.read()
-    if data.startswith(b"data:") and not is_json(response):
+    if data.startswith(b"data:") and not is_json_response(response):
         return answer.feed(data)
     while data and not (start := data.lstrip(BLANK)):
         more = await response.read()
@@ -130,23 +139,27 @@ async def begin(response: Response, answer: Answer, clean: Callable[[bytes], byt
         raise BackendError(
             f"the backend answered with a web page in place of text; check the worker's URL ({response.headers.get('content-type', 'no content type')})"
         )
-    if not data or not (start.startswith((b"{", b"[")) or (is_json(response) and not start.startswith(FIELDS))):
-        return answer.feed(data) if data else answer.end()
+    if not data or not (
+        start.startswith((b"{", b"[")) or (is_json_response(response) and not start.startswith(FIELDS))
+    ):
+        return answer.feed(data) if data else answer.feed_end()
     data += await response.read_all(ANSWER_LIMIT)
-    return answer.whole(clean(data) if clean is not None else data, cut_short=until_close(response.headers))
+    return answer.feed_whole(
+        clean(data) if clean is not None else data, cut_short=ends_with_connection(response.headers)
+    )
 
 
-async def read_on(response: Response, answer: Answer) -> bytes:
+async def read_next(response: BackendResponse, answer: CompletionReader) -> bytes:
     """Return what comes next, b"" at the end. A connection that breaks behind a complete answer has ended it."""
     try:
         return await response.read()
     except BackendError:
-        if not answer.settled:
+        if not answer.is_complete:
             raise
         return b""
 
 
-async def open_text(api: Api, path: str, fields: JSON, *, streams: bool) -> Response:
+async def request_completion(api: OpenAIClient, path: str, fields: JSON, *, streams: bool) -> BackendResponse:
     """Return the answer, whose status is 200: a stream, or JSON where the server does not stream. Changes `fields`.
 
     `streams`: the caller asked for a stream. Raises BackendError with the server's own words for any other answer.
@@ -166,7 +179,7 @@ async def open_text(api: Api, path: str, fields: JSON, *, streams: bool) -> Resp
     while True:
         if not fields["stream"]:
             return await api.post(path, fields)
-        response = await api.client.request("POST", api.path + path, orjson.dumps(fields))
+        response = await api.http.request("POST", api.base_path + path, orjson.dumps(fields))
         if response.status == 200:
             return response
         error = await _error(api, response)
@@ -177,19 +190,19 @@ async def open_text(api: Api, path: str, fields: JSON, *, streams: bool) -> Resp
         _leave_out(fields, feature)
 
 
-def note_usage(api: Api, path: str, task: Task, output: Output) -> None:
+def probe_missing_usage(api: OpenAIClient, path: str, task: Task, output: Output) -> None:
     """Let a probe see whether the model counts in answers in one piece alone, where one that was streamed for us has no usage."""
     if not task.stream and isinstance(output, Finish) and output.usage is None:
         api.limitations.suspect(task.model, STREAM_USAGE + _suffix(path), _usage_probe(api, path, task.model))
 
 
-def _usage_probe(api: Api, path: str, model: str) -> Probe:
+def _usage_probe(api: OpenAIClient, path: str, model: str) -> Probe:
     return partial(lacks_stream_usage, api, path, model)
 
 
-def _leave_out_known(api: Api, path: str, fields: JSON) -> None:
+def _leave_out_known(api: OpenAIClient, path: str, fields: JSON) -> None:
     limitations, model = api.limitations, fields["model"]
-    if limitations.empty:
+    if limitations.is_empty:
         return
     if limitations.lacks(model, STREAM_OPTIONS + _suffix(path)):
         _leave_out(fields, STREAM_OPTIONS)
@@ -212,9 +225,9 @@ def _suffix(path: str) -> str:
 
 def _suspects(fields: JSON, error: BackendError) -> Iterator[str]:
     """The features that an error may be about: the fields that carry them were sent, and it names them."""
-    if isinstance(error, BackendUnavailable) or not names(error, "stream"):
+    if isinstance(error, BackendUnavailable) or not mentions(error, "stream"):
         return
-    if "stream_options" in fields and names(error, "stream_options"):
+    if "stream_options" in fields and mentions(error, "stream_options"):
         yield STREAM_OPTIONS
         return
     yield STREAM
@@ -222,7 +235,7 @@ def _suspects(fields: JSON, error: BackendError) -> Iterator[str]:
         yield TOOL_STREAM
 
 
-async def _confirmed(api: Api, path: str, model: str, suspects: list[str]) -> str | None:
+async def _confirmed(api: OpenAIClient, path: str, model: str, suspects: list[str]) -> str | None:
     for feature in suspects:
         name = feature if feature == TOOL_STREAM else feature + _suffix(path)
         if await api.limitations.confirm(model, name, partial(lacks_text_feature, api, path, model, feature)):
@@ -230,8 +243,8 @@ async def _confirmed(api: Api, path: str, model: str, suspects: list[str]) -> st
     return None
 
 
-async def _error(api: Api, response: Response) -> BackendError:
+async def _error(api: OpenAIClient, response: BackendResponse) -> BackendError:
     try:
-        return api.refuse(response.status, response.headers, await response.read_all(ERROR_LIMIT))
+        return api.make_error(response.status, response.headers, await response.read_all(ERROR_LIMIT))
     finally:
         response.close()

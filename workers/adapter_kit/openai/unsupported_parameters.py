@@ -11,17 +11,25 @@ from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from functools import partial
 
-from workers.adapter_kit.openai.client import JSON, Api, names
+from workers.adapter_kit.openai.client import JSON, OpenAIClient, mentions
 from workers.adapter_kit.openai.feature_probes import CHAT_PATH, lacks_parameter
-from workers.adapter_kit.request_fields import choices_wanted, json_object
-from workers.adapter_kit.text.adaptations import PARALLEL, TOOL_CHOICE, N, Plan, asks, is_idle, plan_of
-from workers.adapter_kit.text.adapted_text import Ask, carry_out
+from workers.adapter_kit.request_fields import parse_json_object, requested_choices
+from workers.adapter_kit.text.adaptations import (
+    PARALLEL_TOOL_CALLS,
+    TOOL_CHOICE,
+    AdaptationPlan,
+    N,
+    has_effect,
+    has_no_effect,
+    plan_adaptations,
+)
+from workers.adapter_kit.text.adapted_text import SendRequest, execute_plan
 from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, Chunk, Output, Task
 
-PARAMETERS = frozenset({N, "best_of", "logit_bias", PARALLEL, TOOL_CHOICE, "verbosity", "store"})
+PARAMETERS = frozenset({N, "best_of", "logit_bias", PARALLEL_TOOL_CALLS, TOOL_CHOICE, "verbosity", "store"})
 
 
-def lacks_option(text: str) -> frozenset[str]:
+def parse_lacks_option(text: str) -> frozenset[str]:
     """Return the parameters that the option `lacks` names. Raises ValueError for others."""
     found = frozenset(part.strip() for part in text.split("+") if part.strip())
     unknown = ", ".join(sorted(found - PARAMETERS))
@@ -30,59 +38,68 @@ def lacks_option(text: str) -> frozenset[str]:
     return found
 
 
-async def text_plan(api: Api, path: str, task: Task, body: JSON, declared: frozenset[str] = frozenset()) -> Plan | None:
+async def plan_text(
+    api: OpenAIClient, path: str, task: Task, body: JSON, declared: frozenset[str] = frozenset()
+) -> AdaptationPlan | None:
     """Return the plan for a request, by what is known of the model; None where the server can be asked as it is."""
-    if choices_wanted(body) > 1 and N not in declared:
+    if requested_choices(body) > 1 and N not in declared:
         await _confirmed(api, path, task.model, N)
     return _plan(api, path, task, declared)
 
 
-async def plan_after(
-    api: Api, path: str, task: Task, error: BackendError, declared: frozenset[str] = frozenset()
-) -> Plan | None:
+async def plan_after_refusal(
+    api: OpenAIClient, path: str, task: Task, error: BackendError, declared: frozenset[str] = frozenset()
+) -> AdaptationPlan | None:
     """Return the plan for a request that the server refused, where a probe shows that it lacks what the error names."""
     if isinstance(error, BackendUnavailable):
         return None
-    body = json_object(task.body)
-    sent = [name for name in PARAMETERS if name != N and (asks(body, name) or is_idle(body, name))]
-    suspects = [name for name in sent if names(error, name)]
+    body = parse_json_object(task.body)
+    sent = [name for name in PARAMETERS if name != N and (has_effect(body, name) or has_no_effect(body, name))]
+    suspects = [name for name in sent if mentions(error, name)]
     found = [name for name in suspects if await _confirmed(api, path, task.model, name)]
     return _plan(api, path, task, declared) if found else None
 
 
-async def carried_out(
-    api: Api, path: str, task: Task, plan: Plan, ask: Ask, declared: frozenset[str] = frozenset()
+async def execute_and_replan(
+    api: OpenAIClient,
+    path: str,
+    task: Task,
+    plan: AdaptationPlan,
+    ask: SendRequest,
+    declared: frozenset[str] = frozenset(),
 ) -> AsyncGenerator[Output]:
     """Serve a task by its plan; where the server refuses that and a probe shows why, by the plan that follows."""
     shown = False
     try:
-        async with aclosing(carry_out(task, plan, ask)) as outputs:
+        async with aclosing(execute_plan(task, plan, ask)) as outputs:
             async for output in outputs:
                 shown = shown or (isinstance(output, Chunk) and bool(output.data))
                 yield output
         return
     except BackendRefused as error:
-        following = None if shown else await plan_after(api, path, task, error, declared)
+        following = None if shown else await plan_after_refusal(api, path, task, error, declared)
         if following is None or following == plan:
             raise
-    async with aclosing(carry_out(task, following, ask)) as outputs:
+    async with aclosing(execute_plan(task, following, ask)) as outputs:
         async for output in outputs:
             yield output
 
 
-def _plan(api: Api, path: str, task: Task, declared: frozenset[str]) -> Plan | None:
+def _plan(api: OpenAIClient, path: str, task: Task, declared: frozenset[str]) -> AdaptationPlan | None:
     lacks = declared | frozenset(_known(api, path, task.model))
     chat = path == CHAT_PATH
-    return plan_of(json_object(task.body), lacks, model=task.public_model, adapt=task.adapt, chat=chat, strict=True)
+    return plan_adaptations(
+        parse_json_object(task.body), lacks, model=task.public_model, adapt=task.adapt, chat=chat, strict=True
+    )
 
 
-def _known(api: Api, path: str, model: str) -> Iterator[str]:
+def _known(api: OpenAIClient, path: str, model: str) -> Iterator[str]:
     for name in PARAMETERS:
         if api.limitations.lacks(model, _feature(name, path)):
             yield name
 
 
-async def _confirmed(api: Api, path: str, model: str, name: str) -> bool:
+async def _confirmed(api: OpenAIClient, path: str, model: str, name: str) -> bool:
     probe = partial(lacks_parameter, api, path, model, name)
     return await api.limitations.confirm(model, _feature(name, path), probe)
 

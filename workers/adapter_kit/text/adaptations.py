@@ -19,37 +19,40 @@ from workers.backends.base import BackendRefused
 
 MAX_CHOICES = 16
 """Choices that are made by requests of their own, one after another."""
-TOOL_CHOICE, PARALLEL, N = "tool_choice", "parallel_tool_calls", "n"
-CODE = "unsupported_parameter"
-INSTEAD: Mapping[str, tuple[str, str]] = {
+TOOL_CHOICE, PARALLEL_TOOL_CALLS, N = "tool_choice", "parallel_tool_calls", "n"
+UNSUPPORTED_PARAMETER = "unsupported_parameter"
+UNSUPPORTED_HINTS: Mapping[str, tuple[str, str]] = {
     N: ("its server gives one choice a request", "Send several requests"),
     "best_of": ("its server gives one choice a request", "Send several requests and choose among the answers"),
     TOOL_CHOICE: ("its server lets the model choose its tools", "Leave tool_choice out, or send 'auto' or 'none'"),
-    PARALLEL: ("its server cannot keep the model from calling several tools at once", "Leave parallel_tool_calls out"),
+    PARALLEL_TOOL_CALLS: (
+        "its server cannot keep the model from calling several tools at once",
+        "Leave parallel_tool_calls out",
+    ),
     "logit_bias": ("its server has no logit_bias", "Leave logit_bias out"),
     "logprobs": ("its server gives logprobs for chat alone", "Use /v1/chat/completions, or leave logprobs out"),
     "verbosity": ("its server has no verbosity", "Say in the prompt how long the answer is to be"),
     "store": ("chat completions are not stored here", "Leave store out, or use /v1/responses"),
 }
 """Why a server does not honor a parameter, and what to do."""
-HARMLESS: Mapping[str, tuple[Any, ...]] = {
+NO_EFFECT_VALUES: Mapping[str, tuple[Any, ...]] = {
     N: (1,),
     "best_of": (1,),
     "logit_bias": ({},),
-    PARALLEL: (True,),
+    PARALLEL_TOOL_CALLS: (True,),
     TOOL_CHOICE: ("auto", "none"),
     "verbosity": ("medium",),
     "store": (False,),
 }
 """Values that ask for nothing in particular."""
-DROPPED = frozenset({"best_of", "logit_bias", "logprobs", "verbosity", "store"})
+DROPPED_PARAMETERS = frozenset({"best_of", "logit_bias", "logprobs", "verbosity", "store"})
 """Parameters without an equivalent: adapting leaves them out."""
-WATCHED = frozenset(INSTEAD)
+ADAPTABLE_PARAMETERS = frozenset(UNSUPPORTED_HINTS)
 """A request without any of these needs no plan."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class AdaptationPlan:
     """How one request of a caller becomes requests to the server."""
 
     body: JSON
@@ -63,21 +66,21 @@ class Plan:
     """The request for a choice whose answer holds no tool call: the arguments as JSON by their schema. None: that is an error."""
     tools: tuple[str, ...] = ()
     """The functions that `fallback` is about."""
-    unsent: frozenset[str] = frozenset()
+    unsent_parameters: frozenset[str] = frozenset()
     """Parameters of `body` that the server must not see: the adapter sees to them."""
 
 
-def plan_of(
+def plan_adaptations(
     body: JSON, lacks: Collection[str], *, model: str, adapt: bool, chat: bool, strict: bool = False
-) -> Plan | None:
+) -> AdaptationPlan | None:
     """Return how to serve `body` on a server that lacks these parameters; None where there is nothing to adapt or to check.
 
     `strict`: it refuses them also where they ask for nothing; they are left out, and nothing is adapted. Raises BackendRefused for what the policy refuses, and for what makes no sense.
     """
-    asked = [name for name in INSTEAD if name in lacks and asks(body, name)]
+    asked = [name for name in UNSUPPORTED_HINTS if name in lacks and has_effect(body, name)]
     if asked and not adapt:
-        raise refused(asked[0], model)
-    idle = [name for name in INSTEAD if name in lacks and is_idle(body, name)] if strict else []
+        raise unsupported_parameter(asked[0], model)
+    idle = [name for name in UNSUPPORTED_HINTS if name in lacks and has_no_effect(body, name)] if strict else []
     tools, forced = _chosen_tools(body) if chat and _is_chosen(body, lacks) else ([], False)
     if not asked and not forced and not idle:
         return None
@@ -88,7 +91,7 @@ def plan_of(
     for name in asked:
         if name == N:
             requests = _bounded(new.pop(N), model)
-        elif name in DROPPED:
+        elif name in DROPPED_PARAMETERS:
             del new[name]
         elif name == TOOL_CHOICE:
             if not forced and not isinstance(new[TOOL_CHOICE], dict):
@@ -99,35 +102,39 @@ def plan_of(
             new["tools"] = tools
     fallback = _constrained(new, tools) if forced and adapt else None
     names = tuple(str(tool["function"]["name"]) for tool in tools)
-    return Plan(new, tuple(asked), requests, forced, fallback, names, frozenset(asked) & {PARALLEL})
+    return AdaptationPlan(
+        new, tuple(asked), requests, forced, fallback, names, frozenset(asked) & {PARALLEL_TOOL_CALLS}
+    )
 
 
-def refused(name: str, model: str) -> BackendRefused:
+def unsupported_parameter(name: str, model: str) -> BackendRefused:
     """Return the error for a parameter that the policy refuses."""
-    why, instead = INSTEAD[name]
+    why, instead = UNSUPPORTED_HINTS[name]
     return BackendRefused(
         f"The model '{model[:100]}' cannot honor '{name}': {why}. {instead}, or have the operator set its worker's or its"
         " alias's unsupported parameters to 'adapt'.",
         param=name,
-        code=CODE,
+        code=UNSUPPORTED_PARAMETER,
     )
 
 
-def asks(body: JSON, name: str) -> bool:
+def has_effect(body: JSON, name: str) -> bool:
     """Return whether a request asks for something by this parameter."""
     value = body.get(name)
-    if value is None or is_idle(body, name):
+    if value is None or has_no_effect(body, name):
         return False
     if name == "logprobs":
         return value is not False
-    return name not in (PARALLEL, TOOL_CHOICE) or bool(body.get("tools"))
+    return name not in (PARALLEL_TOOL_CALLS, TOOL_CHOICE) or bool(body.get("tools"))
 
 
-def is_idle(body: JSON, name: str) -> bool:
+def has_no_effect(body: JSON, name: str) -> bool:
     """Return whether a parameter was sent with a value that asks for nothing, in a request in which it may stand."""
     if body.get(name) is None:
         return name in body
-    return body[name] in HARMLESS.get(name, ()) and (name not in (PARALLEL, TOOL_CHOICE) or bool(body.get("tools")))
+    return body[name] in NO_EFFECT_VALUES.get(name, ()) and (
+        name not in (PARALLEL_TOOL_CALLS, TOOL_CHOICE) or bool(body.get("tools"))
+    )
 
 
 def _bounded(n: Any, model: str) -> int:
@@ -193,7 +200,7 @@ def _constrained(body: JSON, tools: list[JSON]) -> JSON:
         schema = _any_of(schemas)
         form = 'a JSON object {"name": …, "arguments": {…}} that says which function and with which arguments'
     said = f"You must call a function now. There is:\n{described}\nAnswer with {form} and nothing else."
-    left_out = ("tools", TOOL_CHOICE, PARALLEL, "response_format")
+    left_out = ("tools", TOOL_CHOICE, PARALLEL_TOOL_CALLS, "response_format")
     new = {name: value for name, value in body.items() if name not in left_out}
     new["messages"] = _with_instruction(new.get("messages"), said)
     new["response_format"] = {"type": "json_schema", "json_schema": {"name": "arguments", "schema": schema}}

@@ -11,21 +11,26 @@ from typing import cast
 import orjson
 
 from schemas.jobs import Usage
-from workers.adapter_kit.request_fields import JSON, prompt_count, usage_wanted
+from workers.adapter_kit.request_fields import JSON, prompt_count, wants_usage
 from workers.adapter_kit.sse import payloads
-from workers.adapter_kit.text.adaptations import CODE, TOOL_CHOICE, Plan, refused
-from workers.adapter_kit.text.completion_stream import Wanted, new_answer
+from workers.adapter_kit.text.adaptations import (
+    TOOL_CHOICE,
+    UNSUPPORTED_PARAMETER,
+    AdaptationPlan,
+    unsupported_parameter,
+)
+from workers.adapter_kit.text.completion_stream import CompletionOptions, new_completion_reader
 from workers.backends.base import Adaptation, BackendError, Chunk, Finish, Output, Task
 
 MAX_HELD = 4 * 1024 * 1024
 """Bytes of an answer that may come before the tool call that it must hold."""
 CUT_SHORT = frozenset({"length", "content_filter"})
 CHAT = "/v1/chat/completions"
-Ask = Callable[[Task, Plan], AsyncIterator[Output]]
+SendRequest = Callable[[Task, AdaptationPlan], AsyncIterator[Output]]
 """Sends one request to the server. Closing what it returns stops the server."""
 
 
-async def carry_out(task: Task, plan: Plan, ask: Ask) -> AsyncGenerator[Output]:
+async def execute_plan(task: Task, plan: AdaptationPlan, ask: SendRequest) -> AsyncGenerator[Output]:
     """Serve a task by its plan. An async generator; closing it closes what runs."""
     if plan.adapted:
         yield Adaptation(plan.adapted)
@@ -34,10 +39,10 @@ async def carry_out(task: Task, plan: Plan, ask: Ask) -> AsyncGenerator[Output]:
             async for output in outputs:
                 yield output
         return
-    answer = new_answer(_wanted(task, plan))
-    used = _Total()
+    answer = new_completion_reader(_wanted(task, plan))
+    used = _UsageTotal()
     for number in range(plan.requests):
-        async with aclosing(_Choice(task, plan, number, ask, used).outputs()) as outputs:
+        async with aclosing(_ChoiceRun(task, plan, number, ask, used).outputs()) as outputs:
             async for output in outputs:
                 if not isinstance(output, Chunk) or not output.data:
                     yield output
@@ -51,19 +56,19 @@ async def carry_out(task: Task, plan: Plan, ask: Ask) -> AsyncGenerator[Output]:
         yield output
 
 
-def _wanted(task: Task, plan: Plan) -> Wanted:
-    return Wanted(
+def _wanted(task: Task, plan: AdaptationPlan) -> CompletionOptions:
+    return CompletionOptions(
         chat=task.endpoint == CHAT,
         model=task.public_model,
         fallback_id=task.job,
-        include_usage=task.stream and usage_wanted(plan.body),
+        include_usage=task.stream and wants_usage(plan.body),
         n=plan.requests,
         prompts=prompt_count(plan.body),
         stream=task.stream,
     )
 
 
-async def _asked(task: Task, plan: Plan, ask: Ask) -> AsyncGenerator[Output]:
+async def _asked(task: Task, plan: AdaptationPlan, ask: SendRequest) -> AsyncGenerator[Output]:
     outputs = cast("AsyncGenerator[Output]", ask(task, plan))
     async with aclosing(outputs):
         async for output in outputs:
@@ -71,7 +76,7 @@ async def _asked(task: Task, plan: Plan, ask: Ask) -> AsyncGenerator[Output]:
 
 
 @dataclass(slots=True)
-class _Total:
+class _UsageTotal:
     """The usage of several requests: what each of them has counted, added up."""
 
     counts: JSON = field(default_factory=dict)
@@ -95,10 +100,10 @@ def _add(into: JSON, more: JSON) -> None:
             into[name] = value
 
 
-class _Choice:
+class _ChoiceRun:
     """One choice of the answer: one request to the server, or two where a tool call is required and does not come."""
 
-    def __init__(self, task: Task, plan: Plan, number: int, ask: Ask, used: _Total) -> None:
+    def __init__(self, task: Task, plan: AdaptationPlan, number: int, ask: SendRequest, used: _UsageTotal) -> None:
         self._task = task
         self._plan = plan
         self._number = number
@@ -125,7 +130,7 @@ class _Choice:
             yield self._events(self._held)
             return
         if self._plan.fallback is None:
-            raise refused(TOOL_CHOICE, self._task.public_model)
+            raise unsupported_parameter(TOOL_CHOICE, self._task.public_model)
         yield Adaptation(tuple(dict.fromkeys((*self._plan.adapted, TOOL_CHOICE))))
         async with aclosing(self._constrained(self._plan.fallback)) as outputs:
             async for output in outputs:
@@ -205,7 +210,7 @@ class _Choice:
         raise BackendError(
             f"The model '{self._task.public_model[:100]}' called none of the tools that tool_choice requires, nor gave its"
             " arguments as JSON. Try again, or leave tool_choice out.",
-            code=CODE,
+            code=UNSUPPORTED_PARAMETER,
             param=TOOL_CHOICE,
         )
 

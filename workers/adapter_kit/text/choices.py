@@ -47,7 +47,7 @@ def take_text(choice: JSON) -> str:
     return text
 
 
-def calls_of(delta: JSON, *, legacy: bool) -> Any:
+def take_tool_calls(delta: JSON, *, legacy: bool) -> Any:
     """Take the tool calls out of a delta. `legacy`: the caller asked for a `function_call`, which stays where it is."""
     calls = delta.pop("tool_calls", None)
     if isinstance(calls, dict):

@@ -22,12 +22,12 @@ def merge_choice(into: JSON, piece: JSON) -> None:
     """Add a later piece of the same choice: what it says grows; of anything else, the last that is not null counts."""
     for name, value in piece.items():
         if name in GROWING:
-            merge(into, {name: value})
+            merge_objects(into, {name: value})
         elif value is not None:
             into[name] = value
 
 
-def merge(into: JSON, piece: JSON) -> None:
+def merge_objects(into: JSON, piece: JSON) -> None:
     """Add `piece` to `into`: strings grow, lists grow (by `index`, where their items have one), objects merge.
 
     Of anything else, the last that is not null counts.
@@ -40,7 +40,7 @@ def merge(into: JSON, piece: JSON) -> None:
         elif isinstance(old, str) and isinstance(value, str):
             into[name] = value if name in WHOLE or (old == value and not _is_text(name)) else old + value
         elif isinstance(old, dict) and isinstance(value, dict):
-            merge(old, value)
+            merge_objects(old, value)
         elif isinstance(old, list) and isinstance(value, list):
             _merge_lists(old, value)
         else:
@@ -62,10 +62,10 @@ def _merge_lists(into: list[Any], piece: list[Any]) -> None:
         if twin is None:
             into.append(item)
         else:
-            merge(twin, item)
+            merge_objects(twin, item)
 
 
-def finished_choice(choice: JSON, chat: bool) -> JSON:
+def finish_choice(choice: JSON, chat: bool) -> JSON:
     """A choice of a complete answer, from all its merged chunks."""
     if not chat:
         return {"text": "", "logprobs": None} | choice
@@ -90,7 +90,7 @@ def _without_index(call: JSON) -> JSON:
     return {"type": "function"} | {name: value for name, value in call.items() if name != "index"}
 
 
-def combined_usage(usages: list[JSON], n: int, choices: int) -> JSON | None:
+def combine_usage(usages: list[JSON], n: int, choices: int) -> JSON | None:
     """The usage of the whole answer.
 
     The last one counts, but for llama.cpp: it sends one a choice, and each counts its prompt again.

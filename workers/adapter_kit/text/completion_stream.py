@@ -1,7 +1,7 @@
 """From an OpenAI-compatible server's event stream to what the caller gets: pure.
 
-`Relay` answers a caller who streams, `Collector` one who does not. Both make right what servers get wrong (see
-`Answer`), and both recognise, by comparing bytes, the events that need no parsing: those that differ from an event
+`CompletionRelay` answers a caller who streams, `CompletionCollector` one who does not. Both make right what servers get wrong (see
+`CompletionReader`), and both recognise, by comparing bytes, the events that need no parsing: those that differ from an event
 already understood only in their text. Inside a JSON string a quote is always escaped and a line end never stands
 alone, so a pattern that holds either can only match structure, never what the model said.
 """
@@ -19,14 +19,14 @@ import orjson
 from pydantic import ValidationError
 
 from schemas.jobs import Usage
-from workers.adapter_kit.error_mapping import is_complaint, stream_error
-from workers.adapter_kit.sse import FIELDS, EventTooLarge, SseSplitter, is_done, liberal_payloads
+from workers.adapter_kit.error_mapping import error_from_payload, is_error_body
+from workers.adapter_kit.sse import FIELDS, EventTooLarge, SseSplitter, is_done_marker, lenient_payloads
 from workers.adapter_kit.text import unicode_repair
-from workers.adapter_kit.text.choices import calls_of, repair_function_call, take_delta, take_text
-from workers.adapter_kit.text.chunk_merge import combined_usage, finished_choice, merge, merge_choice
+from workers.adapter_kit.text.choices import repair_function_call, take_delta, take_text, take_tool_calls
+from workers.adapter_kit.text.chunk_merge import combine_usage, finish_choice, merge_choice, merge_objects
 from workers.adapter_kit.text.finish_reasons import is_failure, standard_reason
 from workers.adapter_kit.text.token_usage import final_usage, take_usage
-from workers.adapter_kit.text.tool_calls import ToolCalls
+from workers.adapter_kit.text.tool_calls import ToolCallRepair
 from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, Output
 
 JSON = dict[str, Any]
@@ -57,7 +57,7 @@ PINGS = frozenset({b"ping", b"pong", b"heartbeat", b"keep-alive", b"keepalive"})
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class CompletionOptions:
     """What the caller asked for, as far as it shapes the answer."""
 
     chat: bool
@@ -83,7 +83,7 @@ class Wanted:
 
 
 @dataclass(slots=True)
-class _Choice:
+class _ChoiceState:
     """What has been seen of one choice."""
 
     begun: bool = False
@@ -93,37 +93,37 @@ class _Choice:
     """It came without text, and no text has come since."""
     said: set[str] = field(default_factory=set)
     """The texts of its deltas that were not empty."""
-    calls: ToolCalls | None = None
+    calls: ToolCallRepair | None = None
     function: str | None = None
     """The name of its `function_call`, OpenAI's older form."""
     final: JSON | None = None
     """Fields of the final chunk beside the reason."""
 
 
-class Answer(ABC):
+class CompletionReader(ABC):
     """A server's answer as it arrives.
 
     What comes out of it holds, whatever the server does: `id`, `created`, `model` and `object` are constant; the first
     delta of a choice has a role, and no other; `finish_reason` is there, null until exactly one final chunk a choice, after
-    its last text; tool calls are as `ToolCalls` says; characters are whole; there is no usage but in its place; comments,
+    its last text; tool calls are as `ToolCallRepair` says; characters are whole; there is no usage but in its place; comments,
     pings and empty events are gone.
 
     `feed` raises BackendError for an error object, an event that is not JSON, or one that is too large. `finish` raises
     it when the stream ended with neither `[DONE]` nor a `finish_reason` for each choice.
     """
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, wanted: CompletionOptions) -> None:
         self.wanted = wanted
         self.done = False
         """`[DONE]` has been read."""
         self._splitter = SseSplitter(single_lines=True)
         self._constant: JSON = {}
-        self._choices: dict[int, _Choice] = {}
+        self._choices: dict[int, _ChoiceState] = {}
         self._usages: list[JSON] = []
-        self._joiner = unicode_repair.TextJoiner()
+        self._joiner = unicode_repair.CharacterJoiner()
         self._extras: JSON = {}
         self._tokens = 0
-        self._pattern: _Pattern | None = None
+        self._pattern: _EventPattern | None = None
         self._at_end = False
 
     def feed(self, data: bytes) -> Chunk | None:
@@ -138,13 +138,13 @@ class Answer(ABC):
             self._mixed(block)
         return self._output()
 
-    def end(self) -> Chunk | None:
+    def feed_end(self) -> Chunk | None:
         """Take the end of the stream: its last event may lack its empty line, or be cut off where the answer is complete without it."""
         self._at_end = True
         return self.feed(b"\n\n")
 
     @property
-    def settled(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the answer is complete, also where the connection breaks now.
 
         Not by a `finish_reason` beside text: some servers put one into every event.
@@ -152,7 +152,7 @@ class Answer(ABC):
         choices = self._choices.values()
         return len(choices) >= self.wanted.choices and all(choice.settled for choice in choices)
 
-    def whole(self, data: bytes, *, cut_short: bool = False) -> Chunk | None:
+    def feed_whole(self, data: bytes, *, cut_short: bool = False) -> Chunk | None:
         """Take an answer that was read to its end: JSON, JSON by the line, or a stream after all.
 
         Raises BackendError, transient where `cut_short` says that the end of the data may be missing.
@@ -161,7 +161,7 @@ class Answer(ABC):
         if text.startswith(FIELDS):
             return self.feed(data + b"\n\n")
         body, mark, tail = text.rpartition(b"data:")
-        if mark and is_done(tail):  # behind JSON that is no event
+        if mark and is_done_marker(tail):  # behind JSON that is no event
             text = body.strip()
         lines = text.split(b"\n")
         if len(lines) > 1 and all(map(_is_object, filter(None, map(bytes.strip, lines)))):
@@ -177,12 +177,12 @@ class Answer(ABC):
             answer = orjson.loads(text)
         except orjson.JSONDecodeError:
             try:
-                answer = unicode_repair.TextJoiner(last=True).repair(unicode_repair.parse(text))
+                answer = unicode_repair.CharacterJoiner(last=True).repair(unicode_repair.parse_broken_json(text))
             except (ValueError, RecursionError) as error:
                 raise BackendError("the backend's answer is not JSON", transient=cut_short) from error
         answer = _unwrapped(answer)
-        if is_complaint(answer):
-            raise stream_error(answer)
+        if is_error_body(answer):
+            raise error_from_payload(answer)
         choices = answer.get("choices") if isinstance(answer, dict) else None
         if not isinstance(choices, list) or not choices:
             raise BackendError("the backend's answer has no choices")
@@ -234,8 +234,8 @@ class Answer(ABC):
     def _one_by_one(self, block: bytes) -> None:
         if self.done:
             return
-        for payload in liberal_payloads(block):
-            if is_done(payload):
+        for payload in lenient_payloads(block):
+            if is_done_marker(payload):
                 self.done = True
                 return
             if not self._plain(b"data: " + payload + b"\n\n"):
@@ -246,10 +246,10 @@ class Answer(ABC):
         try:
             event = self._parsed(payload)
         except BackendError:
-            if _is_noise(payload) or (self._at_end and self.settled):
+            if _is_noise(payload) or (self._at_end and self.is_complete):
                 return
             if payload.lower().startswith(b"error"):
-                raise stream_error(payload.decode("utf-8", "replace")) from None
+                raise error_from_payload(payload.decode("utf-8", "replace")) from None
             raise
         self._take(payload, event)
 
@@ -265,7 +265,7 @@ class Answer(ABC):
 
     def _parsed_broken(self, payload: bytes) -> Any:
         try:
-            return unicode_repair.parse(payload)
+            return unicode_repair.parse_broken_json(payload)
         except (ValueError, RecursionError) as error:
             raise BackendError(f"the backend sent an event that is not JSON: {error}", transient=True) from error
 
@@ -324,7 +324,7 @@ class Answer(ABC):
             self._count(event, take_usage(choice))
         state = self._choices.get(index)
         if state is None:
-            state = self._choices[index] = _Choice()
+            state = self._choices[index] = _ChoiceState()
         reason, choice["finish_reason"] = choice.get("finish_reason"), None
         if self.wanted.chat:
             in_pieces = "delta" in choice
@@ -354,22 +354,24 @@ class Answer(ABC):
             choice["delta"] = {"role": "assistant", **choice["delta"]}
         return True
 
-    def _repaired_delta(self, choice: JSON, state: _Choice) -> JSON:
+    def _repaired_delta(self, choice: JSON, state: _ChoiceState) -> JSON:
         """Repair the delta in place; its role is left out."""
         delta = take_delta(choice)
         if "tool_calls" in delta or "function_call" in delta:
-            calls = calls_of(delta, legacy=self.wanted.legacy_functions)
+            calls = take_tool_calls(delta, legacy=self.wanted.legacy_functions)
             if "function_call" in delta:
                 state.function = repair_function_call(delta, state.function or "")
             elif calls:
                 if state.calls is None:
-                    state.calls = ToolCalls(1 if self.wanted.single_call else None, come_whole=self.wanted.whole_calls)
+                    state.calls = ToolCallRepair(
+                        1 if self.wanted.single_call else None, come_whole=self.wanted.whole_calls
+                    )
                 repaired = state.calls.repair(calls)
                 if repaired:
                     delta["tool_calls"] = repaired
         return delta
 
-    def _keep_for_the_end(self, choice: JSON, state: _Choice) -> None:
+    def _keep_for_the_end(self, choice: JSON, state: _ChoiceState) -> None:
         """Move what belongs beside a `finish_reason` (`stop_reason`, …) from a choice with text to the final one."""
         others = {name: choice.pop(name) for name in choice.keys() - USUAL_FIELDS}
         state.final = {"index": choice["index"], **(state.final or {}), **others}
@@ -390,7 +392,7 @@ class Answer(ABC):
                 final["text"] = self._joiner.rest(("choices", index, "text"))
             yield final
 
-    def _final_delta(self, index: int, state: _Choice, delta: JSON) -> JSON:
+    def _final_delta(self, index: int, state: _ChoiceState, delta: JSON) -> JSON:
         if not state.begun:
             delta = {"role": "assistant", **delta}
         if self._joiner.open:
@@ -419,14 +421,14 @@ class Answer(ABC):
             choice.reason = _final_reason(choice)
 
     def _usage(self) -> JSON | None:
-        return combined_usage(self._usages, self.wanted.n, self.wanted.choices)
+        return combine_usage(self._usages, self.wanted.n, self.wanted.choices)
 
 
 def _too_few(given: int, wanted: int) -> BackendRefused:
     return BackendRefused(f"this backend does not support n > 1: it gave {given} of {wanted} choices", param="n")
 
 
-def _final_reason(choice: _Choice) -> str:
+def _final_reason(choice: _ChoiceState) -> str:
     """Return the `finish_reason`; calls decide it where a server says `stop`, or the older form's word for the newer one."""
     reason = choice.reason or "stop"
     if choice.function is not None:
@@ -439,7 +441,7 @@ def _final_reason(choice: _Choice) -> str:
 def _broken_off(choice: JSON, reason: str) -> BackendError:
     error = choice.get("error")
     if error:
-        return stream_error({"error": error})
+        return error_from_payload({"error": error})
     return BackendError(f"the backend broke the answer off: {reason}", transient=True)
 
 
@@ -464,8 +466,8 @@ def _without_complaint(event: Any) -> JSON:
     """Return an event that is an object. Raises BackendError for an error."""
     if not event:
         return {}  # llama.cpp begins the answer to a list of prompts with null
-    if is_complaint(event):
-        raise stream_error(event)
+    if is_error_body(event):
+        raise error_from_payload(event)
     if not isinstance(event, dict):
         raise BackendError("the backend sent an event that is not an object")
     return event
@@ -513,7 +515,7 @@ def _constant_bytes(event: JSON, include_usage: bool) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pattern:
+class _EventPattern:
     """Events that begin and end so differ from one already understood only in what lies between."""
 
     head: bytes
@@ -544,14 +546,14 @@ def _same(payload: bytes, start: int, end: int, expected: JSON) -> bool:
         return False
 
 
-class Relay(Answer):
+class CompletionRelay(CompletionReader):
     """For a caller who streams: whole SSE frames, as many as arrived together in one Chunk.
 
     What holds no output yet (a first delta with nothing but a role) waits for the first token, so that until then the
     attempt can still be given to another worker.
     """
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, wanted: CompletionOptions) -> None:
         super().__init__(wanted)
         self._unfinished = b""
         self._index = b""
@@ -606,7 +608,7 @@ class Relay(Answer):
             or (count > 1 and block.count(pattern.seam) != count - 1)
             or (self._wide and not self._is_sound(block, count))
             or (CALL in block and not _no_calls(block))
-            or ((ESCAPE in block or not block.isascii()) and not unicode_repair.is_whole(block))
+            or ((ESCAPE in block or not block.isascii()) and not unicode_repair.has_whole_characters(block))
         ):
             return False
         if not self._as_it_is:
@@ -674,7 +676,7 @@ class Relay(Answer):
         self._unfinished = unfinished
         self._index = b"" if b'"index"' in front else next((one for one in INDEXES if one in written), b"")
         head, tail = payload[:begin] + front, back + payload[end:]
-        self._pattern = _Pattern(b"data: " + head, tail + b"\n\n")
+        self._pattern = _EventPattern(b"data: " + head, tail + b"\n\n")
         if "index" not in choice:
             plain_front = b'{"index":0,' + plain_front.partition(b"{")[2]
         self._new_head = new_head + plain_front
@@ -683,10 +685,10 @@ class Relay(Answer):
         self._as_it_is = self._new_head[6:] == head and self._new_tail[:-2] == tail
 
 
-class Collector(Answer):
+class CompletionCollector(CompletionReader):
     """For a caller who does not stream: one body, at the end. Until then, once a second, a Chunk without data."""
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, wanted: CompletionOptions) -> None:
         super().__init__(wanted)
         self._learning = LEARNING_ATTEMPTS
         self._texts: list[bytes] = []
@@ -705,7 +707,7 @@ class Collector(Answer):
         usage = self._usage()
         body = {**self._extras, **self._top, **self._constant}
         body["object"] = "chat.completion" if wanted.chat else "text_completion"
-        body["choices"] = [finished_choice(choice, wanted.chat) for _, choice in sorted(self._merged.items())]
+        body["choices"] = [finish_choice(choice, wanted.chat) for _, choice in sorted(self._merged.items())]
         if usage is not None:
             body["usage"] = usage
         yield Chunk(orjson.dumps(body), self._take_tokens())
@@ -750,7 +752,7 @@ class Collector(Answer):
             choice, into = self._parsed(event)["choices"][0], self._merged[0]
             if self.wanted.chat:
                 choice, into = choice["delta"], into["delta"]
-            merge(into, choice)
+            merge_objects(into, choice)
 
     def _slow(self, payload: bytes) -> None:
         self._flush()  # before it: this event may end with half a character, or begin with one
@@ -782,12 +784,12 @@ class Collector(Answer):
         target[name] = ""
         if _same(payload, start, end, event):
             self._learning -= 1
-            self._pattern = _Pattern(b"data: " + payload[:start], payload[end:] + b"\n\n")
+            self._pattern = _EventPattern(b"data: " + payload[:start], payload[end:] + b"\n\n")
 
 
 def _learnable(payload: bytes) -> JSON | None:
     """Return an event with one usual choice, of which a pattern may be learnt."""
-    if not unicode_repair.is_whole(payload):
+    if not unicode_repair.has_whole_characters(payload):
         return None
     try:
         event = orjson.loads(payload)
@@ -841,6 +843,6 @@ def _only_text(event: JSON, chat: bool) -> JSON | None:
     return target if all(value is None or value == 0 for value in others) else None
 
 
-def new_answer(wanted: Wanted) -> Answer:
+def new_completion_reader(wanted: CompletionOptions) -> CompletionReader:
     """Return the reader of an answer for this caller."""
-    return Relay(wanted) if wanted.stream else Collector(wanted)
+    return CompletionRelay(wanted) if wanted.stream else CompletionCollector(wanted)

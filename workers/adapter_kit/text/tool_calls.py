@@ -20,7 +20,7 @@ IDENTITY = frozenset({"index", "id", "type", "function"})
 
 
 @dataclass(slots=True)
-class _Call:
+class _ToolCallState:
     """One call, as the caller knows it."""
 
     index: int
@@ -44,13 +44,13 @@ class _Call:
         return last.endswith("}") and self.whole
 
 
-class ToolCalls:
+class ToolCallRepair:
     """The calls of one choice; those beyond the first `limit` are dropped."""
 
     def __init__(self, limit: int | None = None, *, come_whole: bool = False) -> None:
         """`come_whole`: this server sends all of a call at once. From others, an empty object may be no more than a beginning."""
         self._come_whole = come_whole
-        self._calls: list[_Call] = []
+        self._calls: list[_ToolCallState] = []
         self._limit = limit
         self._withheld: JSON | None = None
         """The first delta of the last call, whose arguments are an empty object, or are still to come."""
@@ -120,7 +120,7 @@ class ToolCalls:
         call.arguments.append(arguments)
         return [*released, first]
 
-    def _continue(self, call: _Call, name: str, arguments: str, more: JSON, extras: JSON) -> list[JSON]:
+    def _continue(self, call: _ToolCallState, name: str, arguments: str, more: JSON, extras: JSON) -> list[JSON]:
         rest: JSON = dict(more)
         if name and name != call.name and not any(call.arguments) and not call.withheld:
             # A name that comes in pieces, or as far as it has come.
@@ -141,16 +141,18 @@ class ToolCalls:
             call.arguments.append(arguments)
         return [{"index": call.index, **({"function": rest} if rest else {}), **extras}]
 
-    def _new(self, index: int | None, server_id: str, name: str, *, is_function: bool) -> _Call:
-        call = _Call(len(self._calls), index, server_id, name, is_function)
+    def _new(self, index: int | None, server_id: str, name: str, *, is_function: bool) -> _ToolCallState:
+        call = _ToolCallState(len(self._calls), index, server_id, name, is_function)
         self._calls.append(call)
         return call
 
-    def _is_taken(self, call: _Call) -> bool:
+    def _is_taken(self, call: _ToolCallState) -> bool:
         """Whether an earlier call has its id."""
         return bool(call.server_id) and any(other.server_id == call.server_id for other in self._calls[: call.index])
 
-    def _find(self, index: int | None, server_id: str, name: str, arguments: str, *, is_function: bool) -> _Call | None:
+    def _find(
+        self, index: int | None, server_id: str, name: str, arguments: str, *, is_function: bool
+    ) -> _ToolCallState | None:
         """Return the call that a delta goes on with; None: it begins one."""
         if server_id:
             for call in reversed(self._calls):
@@ -178,7 +180,7 @@ def _object_of(text: str) -> Any:
         return _INVALID
 
 
-def _is_another(call: _Call, arguments: str) -> bool:
+def _is_another(call: _ToolCallState, arguments: str) -> bool:
     """Whether arguments that follow complete ones are those of one more call."""
     value = _object_of(arguments)
     return isinstance(value, dict) and value != _object_of("".join(call.arguments))

@@ -1,7 +1,7 @@
 r"""JSON whose characters are broken, as some servers send it: halves of surrogate pairs, and UTF-8 cut between two events. Pure.
 
 A character may be cut anywhere between two events: between the UTF-16 halves of `"\ud83d\ude00"`, or between the bytes of its
-UTF-8 form. `parse` takes such an event as it is, `TextJoiner` joins what belongs together, and replaces what never becomes a
+UTF-8 form. `parse_broken_json` takes such an event as it is, `CharacterJoiner` joins what belongs together, and replaces what never becomes a
 character by U+FFFD.
 """
 
@@ -25,14 +25,14 @@ _RAW_RUN = re.compile("[\U0010ff80-\U0010ffff]+")
 _BROKEN = re.compile("[\ud800-\udfff\U0010ff80-\U0010ffff]")
 
 
-def parse(payload: bytes) -> Any:
+def parse_broken_json(payload: bytes) -> Any:
     """Return the value, whose strings may hold broken characters. Raises ValueError for what is no JSON."""
     text = payload.decode("utf-8", "surrogateescape")
     text = _SURROGATE.sub(lambda match: chr(_RAW + ord(match[0]) - 0xDC00), text)
     return json.loads(text, strict=False)  # control characters, as servers send them that write JSON by hand
 
 
-def is_whole(data: bytes) -> bool:
+def has_whole_characters(data: bytes) -> bool:
     """Return whether JSON bytes hold neither an escaped surrogate nor a broken UTF-8 sequence."""
     if rb"\ud" in data or rb"\uD" in data:
         return False
@@ -45,7 +45,7 @@ def is_whole(data: bytes) -> bool:
     return True
 
 
-class TextJoiner:
+class CharacterJoiner:
     """Join characters that were cut between two strings of the same place in an answer; and replace what is no number."""
 
     def __init__(self, *, last: bool = False, lists: bool = True) -> None:

@@ -22,11 +22,11 @@ from schemas.jobs import Capability
 from schemas.presence import ModelOffer
 from workers.adapter_kit.images.responses import (
     KEEP_METADATA,
+    GeneratedImage,
     ImageRequest,
-    Picture,
-    answer,
-    keeps_metadata,
-    preview_of,
+    make_preview,
+    parse_keep_metadata,
+    respond_with_images,
 )
 from workers.adapter_kit.multipart import FilePart
 from workers.adapter_kit.requirements import PILLOW, Library
@@ -80,7 +80,7 @@ class ComfyUIBackend(Backend):
         unknown = config.options.keys() - OPTIONS
         if unknown:
             raise ValueError(f"the comfyui adapter has no option {', '.join(sorted(unknown))}")
-        self._keep_metadata = keeps_metadata(config.options)
+        self._keep_metadata = parse_keep_metadata(config.options)
         self._files = WorkflowFiles(config.options.get("workflows", ""), config.options.get("workflow", ""))
         self._workflows: dict[str, Workflow] = {}
         """Those that are served."""
@@ -175,17 +175,19 @@ class ComfyUIBackend(Backend):
             if task.model in self._files.workflows:
                 raise BackendUnavailable(self._lacking.get(task.model, f"The workflow {task.model!r} is not served."))
             raise ModelNotServed(f"there is no workflow or checkpoint called {task.model!r}", param="model")
-        request = ImageRequest.of(task)
+        request = ImageRequest.from_task(task)
         workflow = self._workflows.get(task.model) or checkpoint_workflow(task.model, request)
         check(workflow, request)
-        made = answer(task, request, self._pictures(task, request, workflow), keep_metadata=self._keep_metadata)
+        made = respond_with_images(
+            task, request, self._pictures(task, request, workflow), keep_metadata=self._keep_metadata
+        )
         async with aclosing(made) as outputs:
             async for output in outputs:
                 yield output
 
     async def _pictures(
         self, task: Task, request: ImageRequest, workflow: Workflow
-    ) -> AsyncGenerator[Progress | Picture]:
+    ) -> AsyncGenerator[Progress | GeneratedImage]:
         files = await self._uploaded(task, request, workflow)
         made = 0
         async with self._server.listening() as listener:
@@ -194,13 +196,13 @@ class ComfyUIBackend(Backend):
                 news = _RunProgress(workflow, number, len(runs), request.partial_images > 0)
                 async with aclosing(self._run(plan, listener, news)) as items:
                     async for item in items:
-                        if isinstance(item, Picture | Progress):
+                        if isinstance(item, GeneratedImage | Progress):
                             yield item
                         else:
                             saved = _saved(workflow, item)[: request.n - made]
                             for at, file in enumerate(saved):
                                 seed = plan.seed if at == 0 else None  # a batch has one seed, which is its first's
-                                yield Picture(await self._server.view(file), seed=seed, index=made + at)
+                                yield GeneratedImage(await self._server.view(file), seed=seed, index=made + at)
                             made += len(saved)
                 if made >= request.n:
                     return
@@ -224,7 +226,7 @@ class ComfyUIBackend(Backend):
 
     async def _run(
         self, plan: PromptPlan, listener: ComfyUIListener, news: _RunProgress
-    ) -> AsyncGenerator[Progress | Picture | JSON]:
+    ) -> AsyncGenerator[Progress | GeneratedImage | JSON]:
         """Run a graph: how far it is, and in the end what its history says. Closed before that, it is stopped."""
         prompt_id = await self._submitted(plan, listener.client_id, news)
         over = False
@@ -296,7 +298,7 @@ class _RunProgress:
         self.running = not over if own else self.running
         return over
 
-    async def heard(self, event: ComfyUIEvent, prompt_id: str) -> list[Progress | Picture]:
+    async def heard(self, event: ComfyUIEvent, prompt_id: str) -> list[Progress | GeneratedImage]:
         """What an event says; nothing, where it is another prompt's or says nothing new."""
         if event.kind == "preview":
             return await self._preview(event.picture)
@@ -329,10 +331,10 @@ class _RunProgress:
             fraction = min(1.0, (self._number + done / max(1, len(self._samplers))) / self._runs)
         self._last = Progress(fraction=fraction, step=step, steps=steps, message=self._last.message)
 
-    async def _preview(self, picture: bytes) -> list[Progress | Picture]:
+    async def _preview(self, picture: bytes) -> list[Progress | GeneratedImage]:
         kind = "image/png" if picture.startswith(b"\x89PNG") else "image/jpeg"
-        shown = self._last.model_copy(update={"preview": await preview_of(picture, kind)})
-        return [shown, Picture(picture, kind, final=False, index=self._number)]
+        shown = self._last.model_copy(update={"preview": await make_preview(picture, kind)})
+        return [shown, GeneratedImage(picture, kind, final=False, index=self._number)]
 
 
 def _nothing_to_serve(files: WorkflowFiles) -> str:

@@ -16,10 +16,10 @@ from uuid import uuid4
 import orjson
 
 from schemas.installation import install_hint
-from workers.adapter_kit.error_mapping import refusal
-from workers.adapter_kit.http_client import HttpClient, Response
-from workers.adapter_kit.images.responses import authorization
-from workers.adapter_kit.multipart import FilePart, encode
+from workers.adapter_kit.error_mapping import error_from_response
+from workers.adapter_kit.http_client import BackendResponse, HttpClient
+from workers.adapter_kit.images.responses import authorization_header
+from workers.adapter_kit.multipart import FilePart, encode_multipart
 from workers.backends.base import BackendError, BackendRefused, BackendUnavailable
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class ComfyUIClient:
     """One ComfyUI."""
 
     def __init__(self, url: str, api_key: str) -> None:
-        self._headers = authorization(api_key)
+        self._headers = authorization_header(api_key)
         self._url = url.rstrip("/")
         self._client = HttpClient(url, headers=self._headers)
         self.targets_interrupts = False
@@ -137,7 +137,7 @@ class ComfyUIClient:
 
     async def upload(self, part: FilePart, *, temporary: bool) -> str:
         """Hand over a file. Returns the name for a loading node. A temporary one is deleted when ComfyUI starts again."""
-        form = encode([("subfolder", FOLDER), ("type", "temp" if temporary else "input")], [part])
+        form = encode_multipart([("subfolder", FOLDER), ("type", "temp" if temporary else "input")], [part])
         response = await self._client.request(
             "POST", "/upload/image", content_type=form.content_type, pieces=form.pieces(), length=form.length
         )
@@ -314,7 +314,7 @@ def _binary_event(data: bytes) -> ComfyUIEvent:
 
 def _value(path: str, status: int, body: bytes, headers: Mapping[str, str] = NO_HEADERS) -> Any:
     if status != 200:
-        raise refusal(status, headers, body)
+        raise error_from_response(status, headers, body)
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -325,7 +325,7 @@ async def _pieces(data: bytes) -> AsyncIterator[bytes]:
     yield data
 
 
-async def _whole(response: Response, limit: int) -> bytes:
+async def _whole(response: BackendResponse, limit: int) -> bytes:
     try:
         return await response.read_all(limit)
     finally:

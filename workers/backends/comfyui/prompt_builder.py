@@ -30,7 +30,7 @@ class PromptPlan:
 def check(workflow: Workflow, request: ImageRequest) -> None:
     """Raises BackendRefused for whatever the workflow has no slot for, and for what it needs and does not get."""
     slots = workflow.slots
-    request.allow(*dict.fromkeys(FIELDS.get(name, name) for name in slots if name not in OWN))
+    request.require_supported(*dict.fromkeys(FIELDS.get(name, name) for name in slots if name not in OWN))
     if "image" in slots and not request.edit:
         raise BackendRefused("this workflow changes a picture: send it one at /v1/images/edits", param="image")
     if "mask" in slots and request.mask is None:

@@ -49,8 +49,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from schemas.jobs import Capability, Usage
 from schemas.presence import ModelOffer
-from workers.adapter_kit.request_fields import choices_wanted, json_object, usage_wanted
-from workers.adapter_kit.requirements import OPTIONAL_PILLOW, SOUND_CODECS
+from workers.adapter_kit.request_fields import parse_json_object, requested_choices, wants_usage
+from workers.adapter_kit.requirements import AUDIO_CODECS, OPTIONAL_PILLOW
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -114,7 +114,7 @@ class EchoBackend(Backend):
 
     def requirements(self) -> tuple[Requirement, ...]:
         """The libraries that convert its sounds and pictures."""
-        return (SOUND_CODECS, OPTIONAL_PILLOW)
+        return (AUDIO_CODECS, OPTIONAL_PILLOW)
 
     async def discover(self) -> Discovery:
         await self.health()
@@ -139,7 +139,7 @@ class EchoBackend(Backend):
         """Whatever is asked for."""
         if task.model not in self._models:
             raise ModelNotServed(f"the backend does not have the model {task.model!r}", param="model")
-        body = json_object(task.body)
+        body = parse_json_object(task.body)
         script = self._script(body)
         fail = self._fail(task.job, script)
         if fail in ("before", "refuse", "unavailable", "error", "hang"):
@@ -152,7 +152,7 @@ class EchoBackend(Backend):
     def _script(self, body: JSON) -> EchoOptions:
         wanted = body.get("echo")
         if isinstance(wanted, str) and wanted.startswith("{"):
-            wanted = json_object(wanted.encode())
+            wanted = parse_json_object(wanted.encode())
         if not isinstance(wanted, dict):
             return self._plain  # OpenAI's own `echo` is a boolean
         try:
@@ -267,7 +267,7 @@ class _EchoAnswer:
         self._quiet = not (script.delay_ms or script.first_delay_ms)
         texts, prompt_tokens = _said(body, self._chat)
         limit = _limit(body)
-        choices = [_words(text, script, limit) for text in texts for _ in range(choices_wanted(body))]
+        choices = [_words(text, script, limit) for text in texts for _ in range(requested_choices(body))]
         self._choices = choices
         self.total = sum(len(words) for words, _ in choices)
         self.uncounted = self.total
@@ -275,7 +275,7 @@ class _EchoAnswer:
         self.usage = Usage(
             prompt_tokens=prompt_tokens, completion_tokens=self.total, total_tokens=prompt_tokens + self.total
         )
-        self._include_usage = usage_wanted(body)
+        self._include_usage = wants_usage(body)
         self._constant: JSON = {
             "id": f"{'chatcmpl' if self._chat else 'cmpl'}-{task.job}",
             "object": _object(self._chat, self._stream),

@@ -24,22 +24,22 @@ from typing import Any, Protocol, cast
 
 from schemas.frames import Progress
 from schemas.jobs import Capability, Usage
-from workers.adapter_kit.audio.codecs import SoundFormat
-from workers.adapter_kit.audio.speech import SpeechRequest, speak
+from workers.adapter_kit.audio.codecs import AudioFormat
+from workers.adapter_kit.audio.speech import SynthesisRequest, respond_with_speech
 from workers.adapter_kit.audio.transcripts import (
-    Segment,
-    Transcript,
-    TranscriptionRequest,
-    Word,
+    RecognitionRequest,
+    SpeechSegment,
+    SpeechTranscript,
+    SpeechWord,
     delta_frame,
     done_frame,
-    render,
+    render_transcript,
 )
 from workers.adapter_kit.embeddings import embeddings_body
-from workers.adapter_kit.images.responses import ImageRequest, Picture
-from workers.adapter_kit.images.responses import answer as images_answer
-from workers.adapter_kit.request_fields import json_object
-from workers.adapter_kit.rerank import RerankRequest, rerank_body
+from workers.adapter_kit.images.responses import GeneratedImage, ImageRequest
+from workers.adapter_kit.images.responses import respond_with_images as images_answer
+from workers.adapter_kit.request_fields import parse_json_object
+from workers.adapter_kit.rerank import RankingRequest, rerank_body
 from workers.backends.base import BackendRefused, Chunk, Finish, Output, Task
 
 JSON = dict[str, Any]
@@ -95,7 +95,7 @@ async def answer(task: Task, pace: Pacer) -> AsyncGenerator[Output]:
 
 
 async def _embeddings(task: Task, pace: Pacer) -> AsyncGenerator[Output]:
-    body = json_object(task.body)
+    body = parse_json_object(task.body)
     texts = _inputs(body.get("input"))
     length = EMBEDDING_LENGTH if body.get("dimensions") is None else body["dimensions"]
     if not isinstance(length, int) or not 1 <= length <= MAX_DIMENSIONS:
@@ -133,25 +133,25 @@ def _vector(text: str, length: int) -> array[float]:
 
 
 def _images(task: Task, pace: Pacer) -> AsyncIterator[Output]:
-    request = ImageRequest.of(task)
-    request.allow(*IMAGE_FIELDS)
+    request = ImageRequest.from_task(task)
+    request.require_supported(*IMAGE_FIELDS)
     return images_answer(task, request, _pictures(request, pace), keep_metadata=True)
 
 
-async def _pictures(request: ImageRequest, pace: Pacer) -> AsyncIterator[Progress | Picture]:
+async def _pictures(request: ImageRequest, pace: Pacer) -> AsyncIterator[Progress | GeneratedImage]:
     steps = pace.tokens or STEPS
     total = steps * request.n
     width, height = request.width or SIDE, request.height or SIDE
     for index in range(request.n):
-        seed = request.seed_of(index) or 0
+        seed = request.seed_for(index) or 0
         for step in range(1, steps + 1):
             await pace.step(total)
             done = index * steps + step
             yield Progress(fraction=done / total, step=step, steps=steps, message=f"picture {index + 1}")
             if request.partial_images and step < steps:
-                yield Picture(_png(width, height, f"{request.prompt}{seed}{step}"), final=False, index=index)
-        yield Picture(
-            _png(width, height, f"{request.prompt}{seed}", pace.size), seed=request.seed_of(index), index=index
+                yield GeneratedImage(_png(width, height, f"{request.prompt}{seed}{step}"), final=False, index=index)
+        yield GeneratedImage(
+            _png(width, height, f"{request.prompt}{seed}", pace.size), seed=request.seed_for(index), index=index
         )
 
 
@@ -177,11 +177,11 @@ def _part(kind: bytes, data: bytes) -> bytes:
 
 
 def _speech(task: Task, pace: Pacer) -> AsyncIterator[Output]:
-    request = SpeechRequest.of(task)
-    return speak(task, request, _tone(request, pace), SoundFormat("pcm", RATE, 1))
+    request = SynthesisRequest.from_task(task)
+    return respond_with_speech(task, request, _tone(request, pace), AudioFormat("pcm", RATE, 1))
 
 
-async def _tone(request: SpeechRequest, pace: Pacer) -> AsyncGenerator[bytes]:
+async def _tone(request: SynthesisRequest, pace: Pacer) -> AsyncGenerator[bytes]:
     samples = int(len(request.input) * CHARACTER_S * RATE / request.speed)
     size = pace.size or samples * 2
     pieces = pace.tokens or len(request.input.split())
@@ -195,14 +195,14 @@ async def _tone(request: SpeechRequest, pace: Pacer) -> AsyncGenerator[bytes]:
 
 
 async def _transcriptions(task: Task, pace: Pacer) -> AsyncGenerator[Output]:
-    request = TranscriptionRequest.of(task)
+    request = RecognitionRequest.from_task(task)
     size, digest = 0, hashlib.sha256()
     async for piece in request.file.pieces():
         size += len(piece)
         digest.update(piece)
     transcript = _transcript(f"Echo heard {size} bytes with the SHA-256 {digest.hexdigest()}.")
-    body, content_type = render(
-        transcript, request.response_format, task=request.what, granularities=request.granularities
+    body, content_type = render_transcript(
+        transcript, request.response_format, task=request.mode, granularities=request.granularities
     )
     words = transcript.text.split(" ")
     for number, word in enumerate(words):
@@ -216,14 +216,14 @@ async def _transcriptions(task: Task, pace: Pacer) -> AsyncGenerator[Output]:
     yield Finish(content_type=content_type)
 
 
-def _transcript(text: str) -> Transcript:
-    words = tuple(Word(word, at * WORD_S, (at + 1) * WORD_S) for at, word in enumerate(text.split()))
+def _transcript(text: str) -> SpeechTranscript:
+    words = tuple(SpeechWord(word, at * WORD_S, (at + 1) * WORD_S) for at, word in enumerate(text.split()))
     end = words[-1].end
-    return Transcript(text, "english", end, (Segment(text, 0.0, end),), words)
+    return SpeechTranscript(text, "english", end, (SpeechSegment(text, 0.0, end),), words)
 
 
 async def _rerank(task: Task, pace: Pacer) -> AsyncGenerator[Output]:
-    request = RerankRequest.of(task)
+    request = RankingRequest.from_task(task)
     for _ in request.texts:
         await pace.step(len(request.texts))
         yield Chunk(b"")

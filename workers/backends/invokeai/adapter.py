@@ -19,7 +19,14 @@ from dataclasses import replace
 from schemas.frames import Progress
 from schemas.jobs import Capability
 from schemas.presence import ModelOffer
-from workers.adapter_kit.images.responses import KEEP_METADATA, ImageRequest, Picture, answer, edit_area, keeps_metadata
+from workers.adapter_kit.images.responses import (
+    KEEP_METADATA,
+    GeneratedImage,
+    ImageRequest,
+    make_edit_mask,
+    parse_keep_metadata,
+    respond_with_images,
+)
 from workers.adapter_kit.requirements import PILLOW, Library
 from workers.backends.base import (
     Backend,
@@ -61,7 +68,7 @@ class InvokeAIBackend(Backend):
         keep = config.options.get("keep_images", "false").lower()
         if keep not in ("true", "false"):
             raise ValueError("keep_images is true or false")
-        self._keep_metadata = keeps_metadata(config.options)
+        self._keep_metadata = parse_keep_metadata(config.options)
         self._keep = keep == "true"
         self._api = InvokeAIClient(config.url, config.api_key)
         self._installed: tuple[InstalledModel, ...] = ()
@@ -123,14 +130,14 @@ class InvokeAIBackend(Backend):
     async def run(self, task: Task) -> AsyncGenerator[Output]:
         """Generations and edits."""
         model = await self._model(task.model)
-        request = ImageRequest.of(task)
+        request = ImageRequest.from_task(task)
         _check(request, model)
-        made = answer(task, request, self._pictures(request, model), keep_metadata=self._keep_metadata)
+        made = respond_with_images(task, request, self._pictures(request, model), keep_metadata=self._keep_metadata)
         async with aclosing(made) as outputs:
             async for output in outputs:
                 yield output
 
-    async def run_graph(self, graph: Graph, seeds: Sequence[int]) -> AsyncGenerator[Progress | Picture]:
+    async def run_graph(self, graph: Graph, seeds: Sequence[int]) -> AsyncGenerator[Progress | GeneratedImage]:
         """One picture per seed, by any graph. Closing this stops InvokeAI, and returns when it has stopped."""
         name = uuid.uuid4().hex
         async with listening(self.config.url, self.config.api_key, name) as listener:
@@ -148,7 +155,9 @@ class InvokeAIBackend(Backend):
             raise ModelNotServed(f"InvokeAI does not have the model {name!r}", param="model")
         return model
 
-    async def _pictures(self, request: ImageRequest, model: InstalledModel) -> AsyncGenerator[Progress | Picture]:
+    async def _pictures(
+        self, request: ImageRequest, model: InstalledModel
+    ) -> AsyncGenerator[Progress | GeneratedImage]:
         uploads: list[str] = []
         try:
             graph = graph_for(model, await self._wanted(request, model, uploads), self._installed)
@@ -198,7 +207,7 @@ def _check(request: ImageRequest, model: InstalledModel) -> None:
         honoured.append("negative_prompt")
     if model.variant == "schnell":
         honoured.remove("guidance")
-    request.allow(*honoured)
+    request.require_supported(*honoured)
     if request.guidance is not None and request.guidance < 1:
         raise BackendRefused("InvokeAI takes a guidance of 1 or more", param="guidance")
     if request.seed is not None and request.seed > MAX_SEED:
@@ -212,7 +221,7 @@ def _seeds(request: ImageRequest) -> list[int]:
 
 async def _area(mask: UploadedFile) -> UploadedFile:
     """The mask as InvokeAI's graph wants it."""
-    data = await edit_area(await mask.read())
+    data = await make_edit_mask(await mask.read())
 
     async def pieces() -> AsyncIterator[bytes]:
         yield data

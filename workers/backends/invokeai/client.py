@@ -8,9 +8,9 @@ from urllib.parse import quote
 
 import orjson
 
-from workers.adapter_kit.error_mapping import refusal
-from workers.adapter_kit.http_client import HttpClient, Response
-from workers.adapter_kit.multipart import FilePart, encode
+from workers.adapter_kit.error_mapping import error_from_response
+from workers.adapter_kit.http_client import BackendResponse, HttpClient
+from workers.adapter_kit.multipart import FilePart, encode_multipart
 from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, UploadedFile
 
 JSON = dict[str, Any]
@@ -44,7 +44,7 @@ class InvokeAIClient:
     async def upload(self, file: UploadedFile) -> tuple[str, tuple[int, int]]:
         """The picture's name there, and its width and height. InvokeAI reads PNG, JPEG, WebP and more, whatever the type says."""
         kind = file.content_type if file.content_type.startswith("image/") else "image/png"
-        form = encode((), [FilePart("file", file.filename, kind, file.size, file.pieces)])
+        form = encode_multipart((), [FilePart("file", file.filename, kind, file.size, file.pieces)])
         path = f"{IMAGES}/upload?image_category={'mask' if file.field == 'mask' else 'user'}&is_intermediate=true"
         response = await self._client.request(
             "POST", path, content_type=form.content_type, pieces=form.pieces(), length=form.length
@@ -94,7 +94,7 @@ class InvokeAIClient:
         return await _read_json(await self._client.request(method, path, data))
 
 
-async def _read_json(response: Response) -> JSON:
+async def _read_json(response: BackendResponse) -> JSON:
     data = await _read(response, JSON_LIMIT)
     try:
         value = orjson.loads(data)
@@ -105,11 +105,11 @@ async def _read_json(response: Response) -> JSON:
     return value
 
 
-async def _read(response: Response, limit: int) -> bytes:
+async def _read(response: BackendResponse, limit: int) -> bytes:
     try:
         data = await response.read_all(limit)
     finally:
         response.close()
     if response.status >= 300:
-        raise refusal(response.status, response.headers, data)
+        raise error_from_response(response.status, response.headers, data)
     return data

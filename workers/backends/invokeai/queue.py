@@ -19,7 +19,7 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from schemas.frames import MAX_PREVIEW, Progress
-from workers.adapter_kit.images.responses import Picture
+from workers.adapter_kit.images.responses import GeneratedImage
 from workers.backends.base import BackendError, BackendRefused, ModelNotServed
 from workers.backends.invokeai.client import InvokeAIClient
 from workers.backends.invokeai.events import InvokeAIListener
@@ -65,7 +65,7 @@ class QueuedBatch:
         self._began = False
         """The models are loaded: something was said of how far it is."""
 
-    async def outputs(self) -> AsyncGenerator[Progress | Picture]:
+    async def outputs(self) -> AsyncGenerator[Progress | GeneratedImage]:
         """Progress, previews, and the pictures in the order of the seeds. Closing this returns when InvokeAI has stopped."""
         try:
             await self._enqueue()
@@ -78,7 +78,7 @@ class QueuedBatch:
                 finally:
                     await self._discard(self._state)
                 self._made += 1
-                yield Picture(data, content_type, seed=self._seeds[index], index=index)
+                yield GeneratedImage(data, content_type, seed=self._seeds[index], index=index)
         finally:
             with suppress(BackendError):  # there is nothing more to be done, and why it ended has been said
                 await self._stop()
@@ -94,7 +94,7 @@ class QueuedBatch:
                 self._items = await sending
             raise
 
-    async def _follow(self, item: int) -> AsyncGenerator[Progress | Picture]:
+    async def _follow(self, item: int) -> AsyncGenerator[Progress | GeneratedImage]:
         """Until the item is completed. Raises BackendError when it ends in another way."""
         while True:
             await self._ask(item)
@@ -120,7 +120,7 @@ class QueuedBatch:
             self._ended.add(item)
             raise BackendError("the job was deleted from InvokeAI's queue") from error
 
-    def _tell(self, news: JSON) -> Iterator[Progress | Picture]:
+    def _tell(self, news: JSON) -> Iterator[Progress | GeneratedImage]:
         """An `invocation_progress` event: some nodes say a percentage, and few a picture."""
         share, message = news.get("percentage"), str(news.get("message") or "")
         self._began = self._began or share is not None
@@ -136,7 +136,7 @@ class QueuedBatch:
         if data and news.get("item_id") in self._items:
             with suppress(binascii.Error):
                 index = self._items.index(news["item_id"])
-                yield Picture(base64.b64decode(data), head.removeprefix("data:"), final=False, index=index)
+                yield GeneratedImage(base64.b64decode(data), head.removeprefix("data:"), final=False, index=index)
 
     def _result(self) -> str:
         session = self._state["session"]

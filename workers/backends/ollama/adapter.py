@@ -22,10 +22,10 @@ from schemas.frames import Progress
 from schemas.jobs import Capability, Usage
 from schemas.presence import ModelOffer
 from workers.adapter_kit.embeddings import embeddings_body
-from workers.adapter_kit.request_fields import json_object, usage_wanted
-from workers.adapter_kit.text.adaptations import WATCHED, Plan, plan_of
-from workers.adapter_kit.text.adapted_text import carry_out
-from workers.adapter_kit.text.completion_stream import Wanted, new_answer
+from workers.adapter_kit.request_fields import parse_json_object, wants_usage
+from workers.adapter_kit.text.adaptations import ADAPTABLE_PARAMETERS, AdaptationPlan, plan_adaptations
+from workers.adapter_kit.text.adapted_text import execute_plan
+from workers.adapter_kit.text.completion_stream import CompletionOptions, new_completion_reader
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -169,15 +169,15 @@ class OllamaBackend(Backend):
             return self._pull(task) if task.endpoint == PULL else self._keep(task)
         return self._embed(task) if task.capability is Capability.EMBEDDINGS else self._write(task)
 
-    async def _write(self, task: Task, planned: Plan | None = None) -> AsyncGenerator[Output, None]:
+    async def _write(self, task: Task, planned: AdaptationPlan | None = None) -> AsyncGenerator[Output, None]:
         """Chat and text completions. `planned`: the plan that this request is one of."""
         model, body = await self._accept(task)
         chat = task.capability is Capability.CHAT
-        if planned is None and not WATCHED.isdisjoint(body):
+        if planned is None and not ADAPTABLE_PARAMETERS.isdisjoint(body):
             lacks = LACKS if chat else LACKS_IN_COMPLETIONS
-            plan = plan_of(body, lacks, model=task.public_model, adapt=task.adapt, chat=chat)
+            plan = plan_adaptations(body, lacks, model=task.public_model, adapt=task.adapt, chat=chat)
             if plan is not None:
-                async with aclosing(carry_out(task, plan, self._write)) as outputs:
+                async with aclosing(execute_plan(task, plan, self._write)) as outputs:
                     async for output in outputs:
                         yield output
                 return
@@ -187,16 +187,16 @@ class OllamaBackend(Backend):
         loads = await self._must_load(model)
         if loads:
             yield LOADING
-        wanted = Wanted(
+        wanted = CompletionOptions(
             chat=chat,
             model=task.public_model,
             fallback_id=task.job,
-            include_usage=task.stream and usage_wanted(body),
+            include_usage=task.stream and wants_usage(body),
             single_call=body.get("parallel_tool_calls") is False,
             whole_calls=True,
             stream=task.stream,
         )
-        answer = new_answer(wanted)
+        answer = new_completion_reader(wanted)
         lines, events = LineSplitter(), OllamaEventConverter(chat)
         sending = self._client.stream("/api/chat" if chat else "/api/generate", request)
         response = await self._loading_by(model, sending) if loads else await sending
@@ -252,7 +252,7 @@ class OllamaBackend(Backend):
         model = await self._find(task.model)
         if task.capability not in model.capabilities:
             raise BackendRefused(f"the model {model.name!r} does not serve {task.capability}", param="model")
-        return model, json_object(task.body)
+        return model, parse_json_object(task.body)
 
     def _completed(self, request: JSON, model: OllamaModel) -> JSON:
         """Add what every request says. Ollama would cut a prompt that is too long, and answer 200, unless told not to."""

@@ -8,9 +8,9 @@ from typing import Any
 import orjson
 
 from schemas.errors import ErrorInfo
-from workers.adapter_kit.error_mapping import LOADING_S, read_complaint, refusal
-from workers.adapter_kit.http_client import HttpClient, Response
-from workers.adapter_kit.sse import BYTE_ORDER_MARK, is_done
+from workers.adapter_kit.error_mapping import LOADING_PAUSE_S, error_from_response, parse_error_body
+from workers.adapter_kit.http_client import BackendResponse, HttpClient
+from workers.adapter_kit.sse import BYTE_ORDER_MARK, is_done_marker
 from workers.adapter_kit.text import unicode_repair
 from workers.backends.base import BackendError, BackendRefused, BackendUnavailable, ModelNotServed
 
@@ -42,7 +42,7 @@ class LineSplitter:
 
     def __init__(self) -> None:
         self._rest = b""
-        self._joiner = unicode_repair.TextJoiner(lists=False)  # tool calls come whole, one line after another
+        self._joiner = unicode_repair.CharacterJoiner(lists=False)  # tool calls come whole, one line after another
 
     def feed(self, data: bytes) -> list[JSON]:
         r"""The lines that `data` completes; b"" is the end, which completes a last one without `\n`."""
@@ -52,7 +52,7 @@ class LineSplitter:
         return [read_line(line, self._joiner) for line in whole if line.strip()]
 
 
-def read_line(line: bytes, joiner: unicode_repair.TextJoiner | None = None) -> JSON:
+def read_line(line: bytes, joiner: unicode_repair.CharacterJoiner | None = None) -> JSON:
     """One object, whose characters are whole. Raises BackendError when it is an error."""
     line = line.removeprefix(BYTE_ORDER_MARK).strip()
     if line.startswith(b"data:"):  # from behind a proxy that makes events of lines
@@ -60,27 +60,27 @@ def read_line(line: bytes, joiner: unicode_repair.TextJoiner | None = None) -> J
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError:
-        value = _joined(_read_broken(line), joiner or unicode_repair.TextJoiner())
+        value = _joined(_read_broken(line), joiner or unicode_repair.CharacterJoiner())
     else:
         if joiner is not None and joiner.open:
             value = _joined(value, joiner)
     if not isinstance(value, dict):
         raise BackendError("the backend sent a line that is not an object")
     if value.get("error"):
-        raise line_error(read_complaint(value).message or "the backend reported an error without saying which")
+        raise line_error(parse_error_body(value).message or "the backend reported an error without saying which")
     return value
 
 
 def _read_broken(line: bytes) -> Any:
-    if is_done(line):
+    if is_done_marker(line):
         return {}
     try:
-        return unicode_repair.parse(line)
+        return unicode_repair.parse_broken_json(line)
     except (ValueError, RecursionError) as error:
         raise BackendError(f"the backend sent a line that is not JSON: {error}", transient=True) from error
 
 
-def _joined(value: Any, joiner: unicode_repair.TextJoiner) -> Any:
+def _joined(value: Any, joiner: unicode_repair.CharacterJoiner) -> Any:
     """Return the line with whole characters; the last one says what stands for a half that never became one."""
     value = joiner.repair(value)
     if isinstance(value, dict) and value.get("done"):
@@ -105,9 +105,9 @@ def line_error(text: str) -> BackendError:
 
 def answer_error(status: int, headers: dict[str, str], body: bytes) -> BackendError:
     """The error for an answer whose status is not 200."""
-    error = refusal(status, headers, body)
+    error = error_from_response(status, headers, body)
     if status == 500 and LOADING.search(error.info.message):
-        return BackendUnavailable(error.info.message, retry_after_s=LOADING_S, pause_s=LOADING_S)
+        return BackendUnavailable(error.info.message, retry_after_s=LOADING_PAUSE_S, pause_s=LOADING_PAUSE_S)
     if status == CANCELLED:
         return BackendError(error.info.message, transient=True)
     if status == 400 or status >= 500:
@@ -149,14 +149,14 @@ class OllamaClient:
         """The answer in one piece. Raises BackendError."""
         return await self._whole(await self._http.request("POST", path, orjson.dumps(body)))
 
-    async def stream(self, path: str, body: JSON) -> Response:
+    async def stream(self, path: str, body: JSON) -> BackendResponse:
         """The answer, to be read line by line and closed. Raises BackendError."""
         response = await self._http.request("POST", path, orjson.dumps(body))
         if response.status != 200:
             await self._whole(response)
         return response
 
-    async def _whole(self, response: Response) -> JSON:
+    async def _whole(self, response: BackendResponse) -> JSON:
         try:
             body = await response.read_all(BODY_LIMIT)
         finally:

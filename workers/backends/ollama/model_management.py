@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from schemas.frames import Progress
-from workers.adapter_kit.request_fields import json_object
+from workers.adapter_kit.request_fields import parse_json_object
 from workers.backends.base import BackendRefused, Chunk, Finish, Output, Task
 from workers.backends.ollama.requests import unloads
 
@@ -34,7 +34,7 @@ class ModelJob:
         endpoint = task.endpoint
         if endpoint not in OBJECTS:
             raise BackendRefused(f"this backend does not serve {endpoint}")
-        fields = json_object(task.body)
+        fields = parse_json_object(task.body)
         model, keep_alive = fields.get("model"), fields.get("keep_alive")
         if not isinstance(model, str) or not model:
             raise BackendRefused("name a model", param="model")

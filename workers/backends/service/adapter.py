@@ -16,7 +16,7 @@ from contextlib import aclosing, contextmanager
 
 from schemas.frames import Progress
 from schemas.presence import Limitation, ModelOffer, ServiceRecord
-from workers.adapter_kit.requirements import OPTIONAL_PILLOW, SOUND_CODECS
+from workers.adapter_kit.requirements import AUDIO_CODECS, OPTIONAL_PILLOW
 from workers.backends.base import (
     Backend,
     BackendConfig,
@@ -87,7 +87,7 @@ class ServiceBackend(Backend):
 
     def requirements(self) -> tuple[Requirement, ...]:
         """The libraries that convert sounds and pictures, for services that make any."""
-        return (SOUND_CODECS, OPTIONAL_PILLOW)
+        return (AUDIO_CODECS, OPTIONAL_PILLOW)
 
     async def discover(self) -> Discovery:
         """The models of every service that is ready. Raises BackendUnavailable when there are services and none is."""

@@ -16,13 +16,13 @@ import orjson
 
 from schemas.jobs import Capability
 from schemas.presence import Limitation, ServiceRecord
-from workers.adapter_kit.error_mapping import refusal
+from workers.adapter_kit.error_mapping import error_from_response
 from workers.adapter_kit.http_client import HttpClient
-from workers.adapter_kit.openai.audio import speech, transcribe
-from workers.adapter_kit.openai.client import Api
+from workers.adapter_kit.openai.audio import synthesize_speech, transcribe
+from workers.adapter_kit.openai.client import OpenAIClient
 from workers.adapter_kit.openai.embeddings import embed, rerank
-from workers.adapter_kit.openai.images import draw
-from workers.adapter_kit.openai.text import STREAMS, complete
+from workers.adapter_kit.openai.images import generate_images
+from workers.adapter_kit.openai.text import STREAM_FEATURES, generate_text
 from workers.backends.base import BackendError, BackendRefused, Output, Task
 from workers.backends.service.metadata import (
     ENDPOINTS,
@@ -44,12 +44,12 @@ DOCUMENT_LIMIT = 4 * 1024 * 1024
 OPENAPI_LIMIT = 64 * 1024 * 1024
 MISSING = frozenset({404, 405, 501})
 PROBES = ("/readyz", "/health")
-CALLS: Mapping[Capability, Callable[[Api, Task], AsyncGenerator[Output]]] = {
-    Capability.CHAT: complete,
-    Capability.COMPLETIONS: complete,
+CALLS: Mapping[Capability, Callable[[OpenAIClient, Task], AsyncGenerator[Output]]] = {
+    Capability.CHAT: generate_text,
+    Capability.COMPLETIONS: generate_text,
     Capability.EMBEDDINGS: embed,
-    Capability.IMAGES: draw,
-    Capability.SPEECH: speech,
+    Capability.IMAGES: generate_images,
+    Capability.SPEECH: synthesize_speech,
     Capability.TRANSCRIPTIONS: transcribe,
     Capability.RERANK: rerank,
 }
@@ -76,9 +76,9 @@ class ServiceInstance:
         end = API_END.search(urlsplit(url).path)
         own = end.group() if end else ""
         self._client = HttpClient(url[: len(url) - len(own)], headers=headers)
-        self._api = Api(self._client, own or "/v1", self._refusal)
+        self._api = OpenAIClient(self._client, own or "/v1", self._refusal)
         self._api_key = api_key
-        self._documents, self._metadata_path = self._client, f"{self._api.path}/metadata"
+        self._documents, self._metadata_path = self._client, f"{self._api.base_path}/metadata"
         if record.metadata_url:
             parts = urlsplit(record.metadata_url)
             self._documents = HttpClient(f"{parts.scheme}://{parts.netloc}", headers=headers)
@@ -93,7 +93,7 @@ class ServiceInstance:
     @property
     def limitations(self) -> tuple[Limitation, ...]:
         """What probes have shown that its models lack."""
-        return self._api.limitations.found()
+        return self._api.limitations.confirmed_limitations()
 
     @property
     def slots(self) -> int | None:
@@ -170,7 +170,7 @@ class ServiceInstance:
         documents = await self._metadata()
         endpoints = frozenset[str]().union(*map(endpoints_in, documents))
         if not endpoints:
-            descriptor = await self._document(self._client, f"{self._api.path}/descriptor")
+            descriptor = await self._document(self._client, f"{self._api.base_path}/descriptor")
             documents += [descriptor] if descriptor is not None else []
             endpoints = endpoints_in(descriptor or {})
         guessed = not endpoints and not any("endpoints" in one for one in documents)
@@ -179,7 +179,7 @@ class ServiceInstance:
             endpoints = paths_of(openapi) if openapi is not None else frozenset(ENDPOINTS)
         listed = None
         if not any(names_models(one) for one in documents):
-            listed = await self._document(self._client, f"{self._api.path}/models")
+            listed = await self._document(self._client, f"{self._api.base_path}/models")
         if not endpoints or (guessed and not documents and listed is None):
             raise BackendError(
                 f"{self._metadata_path} names no endpoint that Nexus knows; it must list some under 'endpoints'"
@@ -193,7 +193,7 @@ class ServiceInstance:
         """From where the record says; scripts write that address without looking, so also from where it belongs."""
         document = await self._document(self._documents, self._metadata_path)
         if document is None and self.record.metadata_url:
-            document = await self._document(self._client, f"{self._api.path}/metadata")
+            document = await self._document(self._client, f"{self._api.base_path}/metadata")
         return [] if document is None else [document]
 
     async def _document(self, client: HttpClient, path: str, limit: int = DOCUMENT_LIMIT) -> JSON | None:
@@ -230,11 +230,11 @@ class ServiceInstance:
     def _refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         if self._api_key:
             body = body.replace(self._api_key.encode(), b"***")
-        return refusal(status, headers, body)
+        return error_from_response(status, headers, body)
 
 
 def _streamless(advert: ServiceMetadata) -> Iterator[tuple[str, str]]:
     """The service streams no text and no transcript, by its own word."""
     for model in advert.models:
-        for feature in STREAMS:
+        for feature in STREAM_FEATURES:
             yield model.name, feature

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 from schemas.jobs import Capability
 from schemas.presence import ModelOffer
-from workers.adapter_kit.openai.audio import voices_of
-from workers.adapter_kit.openai.capabilities import TEXT, Choice
+from workers.adapter_kit.openai.audio import parse_voice_list
+from workers.adapter_kit.openai.capabilities import TEXT, CapabilitySelector
 
 JSON = dict[str, Any]
 
@@ -119,14 +119,14 @@ def _served(model: JSON, capabilities: tuple[Capability, ...], *, guessed: bool)
         frozenset(ENDPOINTS[WORDS[word]] for word in words if word in WORDS) if isinstance(words, list) else frozenset()
     )
     if not own:
-        known = Choice({}).of(str(model["id"]), model)
+        known = CapabilitySelector({}).select(str(model["id"]), model)
         silent = known == TEXT and not guessed and not any(model.get(field) for field in KINDS)
         own = frozenset() if silent else frozenset(known)
     return tuple(one for one in capabilities if one in own) or capabilities
 
 
 def _offer(service: str, model: JSON, capabilities: tuple[Capability, ...], whole: JSON) -> ModelOffer:
-    voices = voices_of(model) or voices_of({"voices": whole.get("voices")})
+    voices = parse_voice_list(model) or parse_voice_list({"voices": whole.get("voices")})
     return ModelOffer(
         name=str(model["id"]),
         capabilities=capabilities,

@@ -9,7 +9,7 @@ import pytest
 
 from cli.embedded.whisper_engine import BLOCK_S, RATE, TranscriptionRejected, blocks, longer
 from cli.embedded.whisper_server import read_fields, read_form
-from workers.adapter_kit.audio.transcripts import Transcript, Word
+from workers.adapter_kit.audio.transcripts import SpeechTranscript, SpeechWord
 
 numpy = pytest.importorskip("numpy")
 
@@ -37,12 +37,12 @@ def test_long_sound_is_cut_where_it_is_quiet() -> None:
 
 def test_times_count_from_the_beginning_of_the_sound() -> None:
     """And end with it."""
-    told = longer(Transcript("", "en", 700.0, (), ()), phrase(" One", 1.0, 2.0), 0.0, 600.0)
+    told = longer(SpeechTranscript("", "en", 700.0, (), ()), phrase(" One", 1.0, 2.0), 0.0, 600.0)
     told = longer(told, phrase(" two.", 1.0, 20.0), 600.0, 602.0)
     assert told.text == "One two."
     assert told.segments is not None
     assert [(one.start, one.end, one.seek) for one in told.segments] == [(1.0, 2.0, 0), (601.0, 602.0, 60_000)]
-    assert told.words == (Word("One", 1.0, 2.0), Word("two.", 601.0, 602.0))
+    assert told.words == (SpeechWord("One", 1.0, 2.0), SpeechWord("two.", 601.0, 602.0))
 
 
 def test_a_form_is_read() -> None:
