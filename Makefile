@@ -7,6 +7,7 @@
 #   make attack        the attacks of docs/explanation/security.md, against a Nexus of this machine; ARGS passes arguments to pytest
 #   make images        the images gateway, worker, tts and stt, their sizes, and their bills of materials in dist/
 #   make check         lint, format, types, import rules
+#   make docs          the docs site, built into site/; first the references that are generated from the code
 #   make bench         benchmarks; ARGS passes arguments
 #   make fuzz          calls every route as the OpenAPI document says, for some minutes; ARGS="--seed 7" passes arguments to schemathesis
 #   make soak          an hour of kills, 10,000 jobs, a batch of 50,000 lines; ARGS="rounds --seed 7" passes arguments
@@ -14,7 +15,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help up install test test-containers attack images check bench fuzz soak clean
+.PHONY: help up install test test-containers attack images check docs bench fuzz soak clean
 
 UV_VERSION := 0.13.9
 VENV := $(CURDIR)/.venv
@@ -37,7 +38,7 @@ INSTALL := $(BIN)/python deploy/install.py
 STEPS := $(if $(filter-out up install,$(MAKECMDGOALS)),4,3)
 
 help:
-	@sed -n '3,13s/^# *//p' Makefile
+	@sed -n '3,14s/^# *//p' Makefile
 
 up: $(VENV)/.for-up
 	@exec $(BIN)/nexus up $(ARGS)
@@ -81,6 +82,11 @@ check: $(VENV)/.for-test
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.for-test
+	$(BIN)/python -m docs.generator
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The site is in site/index.html"
+
 bench: $(VENV)/.for-test
 	@exec $(BIN)/python -m bench $(ARGS)
 
@@ -91,7 +97,7 @@ soak: $(VENV)/.for-test
 	@exec $(BIN)/python -m tests.soak $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
 # The installer, pinned, inside .venv.

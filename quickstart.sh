@@ -189,7 +189,7 @@ try_it() {
     printf '  Stop  %s\n\n' "$stop_words"
   } >&2
   if [[ -z "$model" ]]; then
-    nx_say 'No model that chats is up yet. Add a worker: README.md, "Add workers".'
+    nx_say 'No model that chats is up yet. Add a worker: docs/how-to/add-workers.md.'
     return 0
   fi
   body="{\"model\": $(nx_json_string "$model"), \"messages\": [{\"role\": \"user\", \"content\": \"What is gravity?\"}], \"max_tokens\": 50}"

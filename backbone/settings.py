@@ -23,155 +23,218 @@ class CommonSettings(BaseSettings):
     model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
 
     nats_url: str = "nats://127.0.0.1:4222"
+    """URL of NATS with JetStream. Separate several servers with commas."""
     nats_user: str = ""
+    """User of NATS, if it requires one. Set `NATS_PASSWORD` or `NATS_PASSWORD_FILE` too."""
     nats_password: SecretStr | None = None
+    """Password of that user."""
     nats_password_file: str = ""
-    """Holds the password. Read at each connection: a changed one needs no restart."""
+    """File with the password. It is read at each connection, so a changed password needs no restart."""
     nats_creds_file: str = ""
-    """A user's JWT and seed, in the place of user and password."""
+    """File with a user's JWT and seed, as `nsc` writes it. It replaces user and password."""
     nats_tls_ca: str = ""
-    """PEM of the authority that NATS's certificate must come from. Set, or with `tls://`: never without TLS."""
+    """PEM file of the authority that signed NATS's certificate. With it, or with a `tls://` URL, nothing is sent
+    without TLS.
+    """
     nats_tls_cert: str = ""
+    """PEM file of this process's own certificate, if NATS requires one."""
     nats_tls_key: str = ""
+    """PEM file of that certificate's key."""
     nats_inbox_prefix: str = ""
-    """Before all inboxes; empty: `_INBOX.<NATS_USER>`, or `_INBOX` without a user."""
+    """Prefix of this process's inboxes. Empty: `_INBOX.<NATS_USER>`, which is what `nexus permissions` grants, or
+    `_INBOX` without a user.
+    """
     etcd_url: str = "http://127.0.0.1:2379"
+    """URL of etcd, where workers announce themselves. Separate several members with commas."""
     etcd_prefix: str = "/nexus/"
+    """Prefix of all keys of Nexus in etcd. It ends with a slash."""
     etcd_user: str = ""
+    """User of etcd, if it requires one. Set `ETCD_PASSWORD` or `ETCD_PASSWORD_FILE` too."""
     etcd_password: SecretStr | None = None
+    """Password of that user."""
     etcd_password_file: str = ""
-    """Holds the password. Read at each login: a changed one needs no restart."""
+    """File with the password. It is read at each login, so a changed password needs no restart."""
     etcd_tls_ca: str = ""
-    """PEM of the authority that etcd's certificate must come from, for `https` URLs; empty: the system's."""
+    """PEM file of the authority that signed etcd's certificate, for `https` URLs. Empty: the authorities that the
+    system trusts.
+    """
     etcd_tls_cert: str = ""
+    """PEM file of this process's own certificate, if etcd requires one."""
     etcd_tls_key: str = ""
+    """PEM file of that certificate's key."""
     redis_url: str = "redis://127.0.0.1:6379/0"
+    """URL of Redis or Valkey, which stores jobs' records, keys, files and responses. Only gateways use it. With TLS
+    and a user: `rediss://USER:PASSWORD@HOST:6379/0`.
+    """
     redis_password_file: str = ""
-    """Holds the password that REDIS_URL lacks. Read at each connection."""
+    """File with the password, if `REDIS_URL` does not contain it. It is read at each connection."""
     redis_tls_ca: str = ""
-    """PEM of the authority that Redis's certificate must come from, for `rediss` URLs; empty: the system's."""
+    """PEM file of the authority that signed Redis's certificate, for `rediss` URLs. Empty: the authorities that the
+    system trusts.
+    """
     log_format: Literal["auto", "json", "console"] = "auto"
-    """`auto`: `console` where standard output is a terminal, else `json`."""
+    """`json`: one object per line. `console`: sentences, for people. `auto`: `console` on a terminal, otherwise
+    `json`.
+    """
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Lowest level that is logged."""
     log_prompts: bool = False
-    """Log request bodies at debug level. Off: prompts are nobody's business but their owner's."""
+    """Log request bodies, at level `debug`. Off by default, because prompts are private to their owners."""
     ack_wait_s: float = Field(default=15.0, gt=0)
-    """Seconds without a sign of life after which a worker counts as dead and its job goes to another."""
+    """Seconds of silence after which a worker counts as dead and its job goes to another worker. Use the same value
+    in all gateways and workers.
+    """
 
 
 class GatewaySettings(CommonSettings):
     """The gateway's settings."""
 
     gateway_host: str = "127.0.0.1"
+    """Address that the API listens on. `0.0.0.0` for all."""
     gateway_port: int = Field(default=8800, ge=0, le=65535)
+    """Port of the API."""
     observability_host: str = "127.0.0.1"
+    """Address that `/metrics`, `/docs`, `/health` and the detailed `/readyz` listen on. They require no key."""
     observability_port: int = Field(default=8801, ge=0, le=65535)
-    """`/metrics`, `/docs`, `/health` and `/readyz` without a key. The n-th process of `GATEWAY_WORKERS` takes this port + n."""
+    """Port of those routes. Process n of `GATEWAY_WORKERS` uses this port + n."""
     public_routes: str = ""
-    """Comma-separated parts of the observability port that are on the API's port too: `metrics`, `docs`, `readiness` (details)."""
+    """Those routes that the API's port serves too, separated by commas: `metrics`, `docs` (with `/openapi.json`),
+    `readiness` (the details).
+    """
     gateway_bearer_token: SecretStr | None = None
-    """The bootstrap admin key. Without one, only keys that were created before work."""
+    """The bootstrap key, which has all scopes. Without it, only keys that were created before are valid. `nexus up`
+    makes one.
+    """
     gateway_bearer_token_file: str = ""
-    """Holds the bootstrap key where `GATEWAY_BEARER_TOKEN` is not set; made, with a random key, where it is missing."""
+    """File with the bootstrap key. A missing file is created with a random key. `GATEWAY_BEARER_TOKEN` takes
+    precedence.
+    """
     gateway_workers: int = Field(default=1, ge=1, le=64)
-    """Gateway processes sharing the port."""
+    """Gateway processes that share the port."""
     gateway_max_hops: int = Field(default=0, ge=0, le=MAX_HOPS)
-    """Through how many other Nexus gateways a request may come; 0 refuses the requests of Nexus's workers."""
+    """Other Nexus gateways that a request may have passed through, 0 to 8. 0 refuses requests of Nexus workers; 1
+    lets another Nexus use this one as an inference server.
+    """
     gateway_lame_duck_s: float = Field(default=5.0, ge=0)
-    """Seconds that a gateway which was told to stop goes on accepting requests, while `/readyz` says 503 and load balancers turn
-    away. 0 where there is none."""
+    """Seconds after SIGTERM during which the gateway still accepts requests while `/readyz` answers 503, so that
+    load balancers stop sending to it. 0 without a load balancer.
+    """
     gateway_drain_s: float = Field(default=20.0, ge=0)
-    """Seconds that open requests get to finish after that; what is left is answered with an error."""
+    """Seconds after that in which open requests may finish. Then they end in an error."""
     max_connections: int = Field(default=8192, ge=1)
-    """Connections that a process may have open; more are answered 503 and closed."""
+    """Open connections of one process. A further one is answered 503 and closed."""
     max_connections_per_address: int = Field(default=2048, ge=1)
-    """Of those, from one address, or from one /64 of IPv6. Does not bind `TRUSTED_PROXIES`."""
+    """Open connections from one address, or from one /64 of IPv6. It does not apply to `TRUSTED_PROXIES`."""
     trusted_proxies: str = ""
-    """Comma-separated addresses and CIDR ranges of proxies and load balancers, whose `X-Forwarded-For` says where callers are."""
+    """Addresses and CIDR ranges of load balancers and proxies, separated by commas, such as 10.0.0.0/8. Their
+    `X-Forwarded-For` names the caller. Do not list an address that callers can have.
+    """
     max_wrong_keys: int = Field(default=100, ge=1)
-    """Different wrong API keys from one address in a minute; beyond it they are 429 until the minute is over."""
+    """Different wrong API keys per minute from one address. After that the address is answered 429 until the minute
+    is over; keys that Nexus made stay valid, the bootstrap key only if that address used it before.
+    """
     write_timeout_s: float = Field(default=60.0, gt=0)
-    """Seconds without progress after which a connection whose caller does not read its answer is closed."""
+    """Seconds without progress after which a connection is closed whose caller does not read its answer."""
     max_unread_bytes: int = Field(default=128 * 1024 * 1024, ge=1024 * 1024)
-    """Memory that answers may take which callers have not read yet; beyond it, those are ended that hold most."""
+    """Bytes of memory for answers that callers have not read yet. Above it, the answers of the owner that holds most
+    are ended.
+    """
     max_body_bytes: int = Field(default=32 * 1024 * 1024, gt=0)
-    """Larger request bodies, uploads included, are 413."""
+    """Largest request body in bytes, uploads included. A larger one is 413."""
     max_buffered_bytes: int = Field(default=128 * 1024 * 1024, gt=0)
-    """Memory that request bodies share: half for bytes that have arrived, half for large JSON bodies while they are checked."""
+    """Bytes of memory that request bodies share: half for bytes that have arrived, half for large JSON bodies during
+    validation. A key gets at most what it leaves free; a body without memory for 10 s is 503.
+    """
     fetch_media: bool = False
-    """Fetch the http(s) URLs of images in chat messages, from public addresses alone. Off: they are refused."""
+    """Fetch the http(s) URLs of images in chat messages, from public addresses only. Off: such URLs are refused."""
     fetch_max_bytes: int = Field(default=20 * 1024 * 1024, gt=0)
-    """Of one such URL."""
+    """Largest file in bytes behind one such URL."""
     fetch_timeout_s: float = Field(default=15.0, gt=0)
-    """For one such URL, redirects included."""
+    """Seconds for one such URL, redirects included."""
     fetch_private_hosts: str = ""
-    """Comma-separated `host` or `host:port` that may be fetched although their addresses are private."""
+    """`host` or `host:port`, separated by commas, that may be fetched although their addresses are private."""
     body_timeout_s: float = Field(default=30.0, gt=0)
-    """Seconds for a request's body to arrive; large ones get a second more for each 64 KiB."""
+    """Seconds in which a request's body must arrive. Large bodies get one more second per 64 KiB."""
     queue_timeout_s: float = Field(default=300.0, gt=0)
+    """Seconds that a request may wait for a free worker."""
     first_token_timeout_s: float = Field(default=120.0, gt=0)
+    """Seconds from the start of an attempt to its first byte."""
     idle_timeout_s: float = Field(default=60.0, gt=0)
+    """Seconds between two bytes of an answer."""
     total_timeout_s: float = Field(default=900.0, gt=0)
+    """Seconds from the start of an attempt to its end."""
     load_timeout_s: float = Field(default=600.0, gt=0)
-    """For a backend to load a model, where it says that it does; the other limits begin after that."""
+    """Seconds for a backend to load a model, if it reports that it does. The other limits begin afterwards."""
     media_timeout_s: float = Field(default=600.0, gt=0)
-    """In the place of the first-token and idle limits, where it is longer, for images, sound and model jobs."""
+    """Seconds that replace the first-token and idle limits for images, audio and model jobs, if longer."""
     pull_timeout_s: float = Field(default=21_600.0, gt=0)
-    """In the place of the total limit, where it is longer, for a model to be pulled."""
+    """Seconds that replace the total limit for pulling a model, if longer."""
     public_url: str = ""
-    """Where callers reach the gateway, `https://nexus.example`, for results fetched by URL; empty: as each request says."""
+    """URL at which callers reach the gateway, such as https://nexus.example, for results by URL. Empty: taken from
+    each request.
+    """
     result_url_ttl_s: float = Field(default=3600.0, ge=1)
-    """How long a result that was asked for by URL can be fetched."""
+    """Seconds for which a result by URL can be fetched."""
     max_blob_bytes: int = Field(default=4 * 1024**3, ge=1024 * 1024)
-    """Bytes of uploads and large results on NATS's disk; keep it below what the disk has free."""
+    """Bytes of uploads and large results on NATS's disk. Keep it below the disk's free space."""
     queue_comment_after_s: float = Field(default=10.0, gt=0)
-    """A stream still queued after this gets `: queued position=N` comments."""
+    """Seconds after which a waiting stream gets comments with its queue position."""
     max_queued_jobs: int = Field(default=100_000, ge=1)
-    """Over all queues, running jobs included; beyond it 429."""
+    """Jobs in all queues, running jobs included. Above it, requests are 429."""
     max_queued_per_model: int = Field(default=10_000, ge=1)
-    """Per capability, lane and model, running jobs included; beyond it 429."""
+    """Jobs per capability, lane and model, running jobs included. Above it, requests are 429."""
     max_queue_bytes: int = Field(default=4 * 1024**3, ge=1024 * 1024)
-    """Bytes of the jobs stream on NATS's disk; keep it below what the disk has free."""
+    """Bytes of waiting jobs on NATS's disk. Keep it below the disk's free space."""
     max_queues: int = Field(default=12_000, ge=10)
-    """Queues at once, in NATS. One is made per capability, lane and model when it is first used; each takes about 50 KB of NATS's memory."""
+    """Queues in NATS at the same time. One is made per capability, lane and model at its first use, and takes about
+    50 KB of NATS's memory.
+    """
     queue_grace_s: float = Field(default=60.0, ge=1)
-    """An empty queue is freed when its model has had no live worker for this long."""
+    """Seconds without a live worker after which an empty queue of a model is deleted."""
     stream_replicas: int = Field(default=1, ge=1, le=5)
-    """Replicas of the streams in a NATS cluster."""
+    """Replicas of the streams in a NATS cluster: 1, 3 or 5."""
     job_keep_s: float = Field(default=604_800.0, ge=60)
-    """Records and results of jobs are kept this long after they were submitted."""
+    """Seconds for which jobs' records and results are stored, counted from their submission."""
     events_keep_s: float = Field(default=86_400.0, ge=60)
-    """Events of jobs are kept this long, for callers who resume."""
+    """Seconds for which jobs' events are stored, for callers that resume a stream."""
     job_queue_timeout_s: float = Field(default=86_400.0, gt=0)
-    """Seconds that a job may wait for a worker before it expires; `QUEUE_TIMEOUT_S` is for callers who wait."""
+    """Seconds that a job may wait for a worker before it expires. `QUEUE_TIMEOUT_S` applies to callers that wait on
+    a connection.
+    """
     response_keep_s: float = Field(default=2_592_000.0, ge=60)
-    """Responses that were retrieved once are kept this long; others as long as their jobs."""
+    """Seconds for which responses are stored that were retrieved at least once. Others are stored as long as their
+    jobs.
+    """
     responses_other_tools: Literal["ignore", "refuse"] = "ignore"
-    """Tools in `/v1/responses` that are no functions (`web_search`, `custom`, …), which nothing here runs: `ignore` leaves them
-    out, so that agents can begin; `refuse` is 400.
+    """Tools in `/v1/responses` that are no functions (`web_search`, `custom`, …), which Nexus cannot run: `ignore`
+    leaves them out, `refuse` answers 400.
     """
     idempotency_keep_s: float = Field(default=86_400.0, ge=60)
-    """How long an Idempotency-Key is remembered."""
+    """Seconds for which an `Idempotency-Key` is stored."""
     dead_letters_keep_s: float = Field(default=2_592_000.0, ge=60)
-    """How long dead letters are kept."""
+    """Seconds for which dead letters are stored."""
     max_event_bytes: int = Field(default=2 * 1024**3, ge=1024 * 1024)
-    """Bytes of jobs' events on NATS's disk; the oldest are dropped first."""
+    """Bytes of jobs' events on NATS's disk. The oldest are dropped first."""
     max_result_bytes: int = Field(default=2 * 1024**3, ge=1024 * 1024)
-    """Bytes of results up to 512 KiB on NATS's disk; the oldest are dropped first. Larger ones count towards `MAX_BLOB_BYTES`."""
+    """Bytes of results of up to 512 KiB each on NATS's disk. The oldest are dropped first. Larger results count
+    towards `MAX_BLOB_BYTES`.
+    """
     max_file_bytes: int = Field(default=512 * 1024**2, gt=0)
-    """Larger files are 413."""
+    """Largest uploaded file in bytes. A larger one is 413."""
     file_keep_s: float = Field(default=2_592_000.0, ge=3600)
-    """How long files are kept at most."""
+    """Longest time in seconds for which files are stored."""
     batch_window: int = Field(default=256, ge=1, le=10_000)
-    """Lines of one batch that are jobs at once: queued or running."""
+    """Lines of one batch that are queued or running at the same time."""
     webhook_timeout_s: float = Field(default=15.0, gt=0)
-    """For one try to tell a webhook."""
+    """Seconds for one attempt to deliver a webhook."""
     webhook_retries_s: str = "5,300,1800,7200,18000,36000,50400,72000,86400"
-    """Comma-separated seconds between the tries to tell a webhook; there is one try more. Standard Webhooks' schedule."""
+    """Seconds between the attempts to deliver a webhook, separated by commas. There is one more attempt than delays.
+    The default is the schedule of Standard Webhooks.
+    """
     webhook_private_hosts: str = ""
-    """Comma-separated `host` or `host:port` that webhooks may name although their addresses are private."""
+    """`host` or `host:port`, separated by commas, that webhooks may name although their addresses are private."""
     cors_origins: str = "*"
-    """Comma-separated origins that browsers may call from."""
+    """Origins that browsers may call from, separated by commas. `*` for all."""
 
     @property
     def public_names(self) -> frozenset[str]:
@@ -211,29 +274,37 @@ class WorkerSettings(CommonSettings):
     """A worker's settings."""
 
     worker_backend: str = "echo"
+    """Kind of inference server. `nexus worker --backend ?` lists them."""
     worker_backend_url: str = ""
+    """URL of the inference server."""
     worker_backend_key: SecretStr | None = None
-    """API key for the backend, where it wants one."""
+    """API key of the inference server, if it requires one."""
     worker_backend_options: str = ""
-    """What the adapter alone understands, as `NAME=value,NAME=value`. One that holds a comma stands in double quotes."""
+    """Options of the adapter: `NAME=value,NAME=value`. Put a value with a comma into double quotes."""
     worker_unsupported_parameters: Literal["adapt", "refuse"] = "adapt"
-    """Parameters that a model's server lacks: `adapt` takes the nearest equivalent and names it in `x-nexus-adapted`, `refuse` is 400."""
+    """Parameters that a model's server lacks (`n`, `tool_choice`, …): `adapt` uses the nearest equivalent and names
+    it in `x-nexus-adapted`, `refuse` answers 400. An alias may override it.
+    """
     worker_models: str = ""
-    """Comma-separated; empty: all that the backend serves."""
+    """Models to serve, separated by commas. Empty: all that the server has."""
     worker_concurrency: int = Field(default=0, ge=0)
-    """Slots: jobs at once. 0: what the backend says, or the adapter's default."""
+    """Jobs that run at the same time. 0: as many as the server reports, or the adapter's default."""
     worker_name: str = ""
-    """The worker's id; empty: made from host, backend and a random part."""
+    """Id of the worker. Empty: made from host, backend and a random part."""
     worker_lease_s: int = Field(default=10, ge=2)
-    """Seconds after which a dead worker vanishes from the registry."""
+    """Seconds after which a dead worker disappears from the registry."""
     worker_drain_s: float = Field(default=25.0, ge=0)
-    """Seconds that running jobs get to finish on SIGTERM; what is left is handed back to the queue."""
+    """Seconds after SIGTERM in which running jobs may finish. Then they return to the queue."""
     worker_health_interval_s: float = Field(default=5.0, gt=0)
+    """Seconds between two health checks of the inference server."""
     worker_swap_patience_s: float = Field(default=10.0, ge=0)
-    """Where a server cannot hold all its models at once: seconds that the jobs of one model may go on while a job of another one waits."""
+    """Seconds for which the jobs of one model may continue while a job of another one waits, if the server cannot
+    hold both models.
+    """
     worker_observability_host: str = "127.0.0.1"
+    """Address that the worker's own `/metrics`, `/health` and `/readyz` listen on."""
     worker_observability_port: int = Field(default=0, ge=0, le=65535)
-    """`/metrics`, `/health` and `/readyz` of the worker; 0: none."""
+    """Port of those routes. 0: none."""
 
     @property
     def host(self) -> str:

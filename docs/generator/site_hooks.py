@@ -21,7 +21,7 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
     def absolute(link: re.Match[str]) -> str:
         target = os.path.normpath(folder / link[2])
-        if target.split(os.sep)[0] == "docs":
+        if Path(target).parts[0] == "docs":
             return link[0]
         if not (ROOT / target).exists():
             raise FileNotFoundError(f"{page.file.src_uri} links to {link[2]}, which does not exist.")

@@ -110,7 +110,7 @@ def test_every_alarm_says_what_it_is_and_where_to_read_on() -> None:
     for rule in rules():
         assert rule["labels"]["severity"] in {"page", "warn"}
         assert rule["annotations"]["summary"]
-        assert re.fullmatch(r"https://\S+/docs/how-to/operations\.md#alarm-[a-z-]+", rule["annotations"]["runbook_url"])
+        assert re.fullmatch(r"https://\S+/docs/how-to/alarms\.md#alarm-[a-z-]+", rule["annotations"]["runbook_url"])
 
 
 def test_an_alarms_words_name_labels_that_it_has() -> None:
@@ -122,7 +122,7 @@ def test_an_alarms_words_name_labels_that_it_has() -> None:
 
 
 def test_every_alarm_is_in_the_operators_handbook() -> None:
-    headings = re.findall(r"^#+ (.+)$", (ROOT / "docs" / "how-to" / "operations.md").read_text(), re.MULTILINE)
+    headings = re.findall(r"^#+ (.+)$", (ROOT / "docs" / "how-to" / "alarms.md").read_text(), re.MULTILINE)
     slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
     anchors = {rule["annotations"]["runbook_url"].partition("#")[2] for rule in rules()}
     if not anchors & slugs:

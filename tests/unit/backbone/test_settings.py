@@ -19,7 +19,7 @@ CLASSES = (GatewaySettings, WorkerSettings)
 
 
 def documented() -> dict[str, tuple[str, str]]:
-    """Per setting: its shown default, and the comment line above it."""
+    """Per setting: its shown default, and the comment above it."""
     found: dict[str, tuple[str, str]] = {}
     above = ""
     for line in EXAMPLE.read_text().partition(COMPOSE)[0].splitlines():
@@ -27,7 +27,7 @@ def documented() -> dict[str, tuple[str, str]]:
         if match:
             assert match[1] not in found, f"{match[1]} stands twice"
             found[match[1]] = (match[2], above)
-        above = line
+        above = f"{above} {line.removeprefix('# ')}" if above.startswith("# ") and line.startswith("# ") else line
     return found
 
 

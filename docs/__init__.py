@@ -1,0 +1,1 @@
+"""The documentation, and in `generator/` what writes its references."""
