@@ -62,7 +62,7 @@ ATTACKS = (
     "tests/stack/test_strangers.py",
     "tests/unit/gateway/jobs/test_forged_outcomes.py",
     "tests/unit/gateway/http/test_body_memory.py",
-    "tests/unit/gateway/test_disclosure.py",
+    "tests/unit/schemas/test_redaction.py",
     "tests/unit/backbone/test_ssrf_guard.py",
     "tests/unit/gateway/auth/test_guess_limiter.py",
     "tests/unit/gateway/http/test_media_fields.py",

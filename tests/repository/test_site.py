@@ -24,9 +24,9 @@ def build(source: Path, target: Path) -> subprocess.CompletedProcess[str]:
         "build",
         "--strict",
         "--config-file",
-        source / "mkdocs.yml",
+        str(source / "mkdocs.yml"),
         "--site-dir",
-        target,
+        str(target),
     ]
     return subprocess.run(
         command, capture_output=True, text=True, check=False, timeout=100, env={"NO_MKDOCS_2_WARNING": "1", "PATH": ""}
