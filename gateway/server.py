@@ -40,7 +40,7 @@ from schemas.redaction import REDACTOR
 
 log = structlog.get_logger(__name__)
 
-CANNOT_START = "gateway cannot start"
+CANNOT_START = "gateway.start_failed"
 LAST_WORDS_S = 1.0
 """For open requests to be told that the gateway ends, after `GATEWAY_DRAIN_S`."""
 MAX_UNSENT = 128 * 1024

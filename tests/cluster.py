@@ -283,7 +283,7 @@ class Cluster:
 
     def attempts(self, worker: str) -> list[dict[str, Any]]:
         """What a worker's log says about the attempts that have ended there."""
-        return [event for event in self.log_events(self.workers[worker]) if event.get("event") == "attempt"]
+        return [event for event in self.log_events(self.workers[worker]) if event.get("event") == "attempt.finished"]
 
     def requests(self, gateway: int = 0) -> list[dict[str, Any]]:
         """What a gateway's log says about the requests that it has answered."""

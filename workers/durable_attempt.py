@@ -155,7 +155,7 @@ class DurableAttempt(Attempt):
                         return self._obey(answer)
                     tries += 1
                     await asyncio.sleep(ASK_AGAIN_S)
-        self._log.warning("no gateway answers; beginning without leave")
+        self._log.warning("attempt.started_without_grant")
         self._number, self._granted = self.job.delivery, False
         self._begin()
         return True
@@ -396,7 +396,7 @@ class DurableAttempt(Attempt):
             try:
                 return await call()
             except Unavailable as error:
-                self._log.warning("the end of a job is not stored yet", error=error.info.message)
+                self._log.warning("attempt.outcome_not_stored", error=error.info.message)
             if not self.job.owned:
                 raise _JobLost
             await asyncio.sleep(DECIDE_AGAIN_S)

@@ -34,7 +34,7 @@ from workers.worker import Worker
 
 log = structlog.get_logger(__name__)
 
-CANNOT_START = "worker cannot start"
+START_FAILED_EVENT = "worker.start_failed"
 _ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -43,7 +43,7 @@ def main() -> int:
     try:
         settings = read_settings(WorkerSettings)
     except ConfigurationError as error:
-        return report_startup_error(CANNOT_START, error)
+        return report_startup_error(START_FAILED_EVENT, error)
     return run(settings)
 
 
@@ -54,7 +54,7 @@ def run(settings: WorkerSettings) -> int:
     try:
         uvloop.run(_main(settings))
     except (NexusError, OSError, ConfigurationError) as error:
-        return report_startup_error(CANNOT_START, error)
+        return report_startup_error(START_FAILED_EVENT, error)
     return 0
 
 

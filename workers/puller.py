@@ -446,7 +446,7 @@ class Puller:
         if since is not None and turns.may_claim(model, wanted, now):
             if job.age_s >= SERVED_ELSEWHERE * (now - since) and self._is_due(turns, queue, wanted, now):
                 turns.claim(model, wanted)
-                log.info("worker.model_turn", model=model, waited_s=round(now - since, 1))
+                log.info("worker.model_turn_claimed", model=model, waited_s=round(now - since, 1))
                 self._loop.call_soon(self._fill)
             else:
                 self._book.restart(queue, now - job.age_s)

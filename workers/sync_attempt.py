@@ -455,7 +455,7 @@ class Attempt:
         """The error as it travels, and whether another attempt may succeed."""
         wrapped = wrap_exception(error)
         if wrapped is not error:
-            self._log.warning("foreign exception from the adapter", exc_info=error)
+            self._log.warning("attempt.unexpected_exception", exc_info=error)
         public = wrapped.info.redacted()
         if public is not wrapped.info:
             self._log.warning("attempt.error_hidden", error=wrapped.info.message)
@@ -533,9 +533,9 @@ class Attempt:
         if self._stop is not None:
             fields["why"] = self._stop.value
         if self.error is not None:
-            self._log.warning("attempt", error=self.error.message, code=self.error.code, **fields)
+            self._log.warning("attempt.finished", error=self.error.message, code=self.error.code, **fields)
         else:
-            self._log.info("attempt", **fields)
+            self._log.info("attempt.finished", **fields)
 
 
 def returned(error: NexusError, *, counted: bool) -> bytes:

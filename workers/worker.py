@@ -189,7 +189,7 @@ class Worker:
 
     async def _leave(self) -> None:
         self._state = WorkerState.DRAINING
-        log.info("draining", worker=self.id, running=len(self._attempts))
+        log.info("worker.draining", worker=self.id, running=len(self._attempts))
         if self._intake is not None:
             self._intake.pause()
         if self._announcement is not None:
@@ -202,7 +202,7 @@ class Worker:
             attempt.stop(StopReason.DRAINED)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=3.0)
-        log.info("drained", worker=self.id, left=len(self._attempts))
+        log.info("worker.drained", worker=self.id, left=len(self._attempts))
 
     # Health and presence
 
@@ -257,7 +257,7 @@ class Worker:
             self._models, self._slots = models, slots
             queues = [Queue(c, lane, m.name) for m in models for c in m.capabilities for lane in LANES]
             await self._intake.serve(queues, slots)
-            log.info("serving", worker=self.id, models=[m.name for m in models], slots=slots)
+            log.info("worker.serving", worker=self.id, models=[m.name for m in models], slots=slots)
         if self._state is not WorkerState.READY or changed or self._problems != self._shown_problems:
             self._state = WorkerState.READY
             await self._announce()
@@ -273,9 +273,9 @@ class Worker:
         problems = shown(problems)
         for problem in problems:
             if problem not in self._problems:
-                log.warning("not served", worker=self.id, problem=problem)
+                log.warning("worker.problem_found", worker=self.id, problem=problem)
         if self._problems and not problems and self._state is WorkerState.READY:
-            log.info("all served", worker=self.id)
+            log.info("worker.problems_solved", worker=self.id)
         self._problems = problems
 
     def _can_name(self, model: ModelOffer) -> bool:
@@ -285,7 +285,7 @@ class Worker:
         except NexusError as error:
             if model.name not in self._unnamed:
                 self._unnamed.add(model.name)
-                log.warning("model not served", model=model.name, error=error.info.message)
+                log.warning("worker.model_name_rejected", model=model.name, error=error.info.message)
             return False
         return True
 
@@ -299,7 +299,7 @@ class Worker:
         newly = self._state is WorkerState.READY or self._announcement is None
         another = problems != self._problems and now >= self._next_trouble
         if newly or another:
-            log.warning("backend not usable", worker=self.id, backend=self._backend.name, error=message)
+            log.warning("worker.backend_unavailable", worker=self.id, backend=self._backend.name, error=message)
             self._next_trouble = now + TROUBLE_LOG_S
         if self._intake is not None:
             self._intake.pause()
@@ -394,7 +394,7 @@ class Worker:
             envelope, body = Envelope.decode(job.message)
         except ValueError as error:
             # It can never run, and nobody can be told: the envelope holds the address.
-            log.error("malformed job dropped", queue=job.queue, error=str(error))
+            log.error("worker.malformed_job_dropped", queue=job.queue, error=str(error))
             job.ack()
             self._intake.done(job.queue.model)
             return
@@ -493,7 +493,7 @@ class Worker:
         try:
             control = Control.model_validate_json(message)
         except ValueError:
-            log.warning("malformed control message")
+            log.warning("worker.malformed_control_message")
             return
         if control.op is ControlOp.DRAIN:
             self.drain()

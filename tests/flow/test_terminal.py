@@ -421,7 +421,7 @@ async def test_without_a_terminal_it_is_one_json_object(module: str, settings: d
         check=False,
     )
     last = json.loads(ran.stdout.splitlines()[-1])
-    assert last["event"] == f"{module.removesuffix('s')} cannot start"
+    assert last["event"] == f"{module.removesuffix('s')}.start_failed"
     assert last["level"] == "error"
     assert ran.returncode == (1 if "NATS_URL" in settings else 2)
     assert ran.stderr == ""
@@ -430,7 +430,7 @@ async def test_without_a_terminal_it_is_one_json_object(module: str, settings: d
 async def test_log_format_json_holds_on_a_terminal_too(tmp_path: Path, open_servers: dict[str, str]) -> None:
     """Whoever sets it wants it."""
     seen = await on_terminal(
-        "-m", "workers", folder=tmp_path, env={**open_servers, "LOG_FORMAT": "json"}, until='"event":"serving"'
+        "-m", "workers", folder=tmp_path, env={**open_servers, "LOG_FORMAT": "json"}, until='"event":"worker.serving"'
     )
     assert '"models":["echo"]' in seen.text
 

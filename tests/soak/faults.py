@@ -159,7 +159,7 @@ async def tail_attempts(cluster: Cluster, moments: Moments) -> None:
                 data = log.read(size - seen)
             whole = data.rfind(b"\n") + 1
             read[name] = seen + whole
-            for _ in range(data[:whole].count(b'"event":"attempt"')):
+            for _ in range(data[:whole].count(b'"event":"attempt.finished"')):
                 moments.happened("attempt")
 
 
