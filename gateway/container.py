@@ -61,9 +61,9 @@ from gateway.responses.service import PATH as RESPONSES
 from gateway.responses.service import ResponseService
 from gateway.routes import chat
 from gateway.signed_urls import UrlSigner
-from gateway.sync.handler import Bounds, InferenceHandler
-from gateway.sync.request_state import MAX_STARTS
-from schemas.jobs import Limits
+from gateway.sync.handler import HandlerOptions, InferenceHandler
+from gateway.sync.submitter import SyncSubmitter
+from schemas.jobs import MAX_STARTS, Limits
 from schemas.keys import Scope
 
 log = structlog.get_logger(__name__)
@@ -80,7 +80,7 @@ class RunningGateway:
     api: App
     probes: App
     """What is on the observability port."""
-    dispatcher: Dispatcher
+    submitter: SyncSubmitter
     waiting: Waiting
     polling: Waiting
     unread: UnreadBudget
@@ -92,7 +92,7 @@ class RunningGateway:
 
     def end_waiting(self) -> None:
         """Whoever still waits for an answer is told that the gateway shuts down."""
-        self.dispatcher.end_calls()
+        self.submitter.end_requests()
         self.polling.end()
         self.waiting.end()
 
@@ -114,7 +114,8 @@ async def run_gateway(settings: GatewaySettings, gateway: str, leaving: Shutdown
     metrics.refused.counts = lambda: nats.refusals.counts
     bus.on_queue(metrics.count_queue)
     unread = UnreadBudget(settings.max_unread_bytes)
-    dispatcher = _dispatcher(settings, bus, registry, metrics, unread)
+    dispatcher = _dispatcher(settings, bus, registry, metrics)
+    submitter = SyncSubmitter(dispatcher, settings.ack_wait_s, keep_s=settings.result_url_ttl_s, unread=unread)
     notices = NatsBroadcast(nats, gateway)
     keys = KeyStore(documents, notices)
     auth, url_signer = _auth(settings, keys)
@@ -178,8 +179,8 @@ async def run_gateway(settings: GatewaySettings, gateway: str, leaving: Shutdown
         pause_s=settings.queue_comment_after_s,
         refuse_other_tools=settings.responses_other_tools == "refuse",
     )
-    bounds = Bounds(settings.queue_comment_after_s, settings.log_prompts)
-    inference = InferenceHandler(dispatcher, reader, blobs, url_signer, auth, metrics, bounds, durable_handler)
+    options = HandlerOptions(settings.queue_comment_after_s, settings.log_prompts)
+    inference = InferenceHandler(submitter, reader, blobs, url_signer, auth, metrics, options, durable_handler)
     readiness = ReadinessCheck(bus, registry, store, leaving, storing, clock.check)
     vitals = MetricsCollector(bus, registry, readiness, metrics)
     parts = Parts(
@@ -213,6 +214,7 @@ async def run_gateway(settings: GatewaySettings, gateway: str, leaving: Shutdown
             keys,
             jobs_log,
             dispatcher,
+            submitter,
             job_runtime,
             batch_scheduler,
             vitals,
@@ -245,7 +247,7 @@ async def run_gateway(settings: GatewaySettings, gateway: str, leaving: Shutdown
                 methods=AllowedMethods(side.routes).allow_header,
                 max_hops=settings.gateway_max_hops,
             ),  # pages of other origins have no business there
-            dispatcher=dispatcher,
+            submitter=submitter,
             waiting=waiting,
             polling=polling,
             unread=unread,
@@ -274,19 +276,15 @@ def _dispatcher(
     bus: NatsGatewayBus,
     registry: EtcdRegistry,
     metrics: GatewayMetrics,
-    unread: UnreadBudget,
 ) -> Dispatcher:
     return Dispatcher(
         bus,
         registry,
         metrics,
         _limits(settings),
-        settings.ack_wait_s,
         media_timeout_s=settings.media_timeout_s,
         pull_timeout_s=settings.pull_timeout_s,
-        keep_s=settings.result_url_ttl_s,
         queue_grace_s=settings.queue_grace_s,
-        unread=unread,
     )
 
 

@@ -74,18 +74,18 @@ class ModelCatalog:
         usable = (name for name, model in known.items() if model.live - MANAGEMENT)
         self._suggestions.load((*usable, *(name for name in snapshot.aliases if name not in known)))
 
-    def known(self) -> Collection[CatalogModel]:
+    def list_known(self) -> Collection[CatalogModel]:
         """Models that are or were served here."""
         return self._models.values()
 
-    def live(self) -> list[CatalogModel]:
+    def list_live(self) -> list[CatalogModel]:
         """Models that can be used now, by name."""
         return sorted((m for m in self._models.values() if m.live), key=lambda m: m.name)
 
-    def listed(self) -> list[CatalogModel]:
+    def list_usable(self) -> list[CatalogModel]:
         """What callers may choose from, by name: models that do more than be managed, and aliases that resolve now."""
         aliases = (self._as_model(alias) for name, alias in self._aliases.items() if name not in self._models)
-        shown = [*self.live(), *(alias for alias in aliases if alias.live)]
+        shown = [*self.list_live(), *(alias for alias in aliases if alias.live)]
         return sorted((model for model in shown if model.live - MANAGEMENT), key=lambda model: model.name)
 
     def get(self, name: str) -> CatalogModel | None:
@@ -112,11 +112,11 @@ class ModelCatalog:
         """Whether requests for this name go to an alias's targets."""
         return name in self._aliases and name not in self._models
 
-    def stands_for(self, alias: Alias) -> str | None:
+    def resolved_target(self, alias: Alias) -> str | None:
         """The model that serves for an alias now; None: none does, or the alias is hidden by a model of its name."""
         return None if self.is_model(alias.name) else self._as_model(alias).resolves_to
 
-    def aliases_naming(self, target: str) -> list[str]:
+    def aliases_of(self, target: str) -> list[str]:
         """The aliases that have this name among their targets."""
         return sorted(alias.name for alias in self._aliases.values() if target in alias.targets)
 
@@ -204,7 +204,7 @@ class ModelCatalog:
         alias = f"default-{capability}"
         if alias in self._models or alias in self._aliases:
             return alias
-        names = [model.name for model in self.live() if capability in model.live]
+        names = [model.name for model in self.list_live() if capability in model.live]
         if len(names) == 1:
             return names[0]
         which = f"one of: {', '.join(names)}" if names else "none serves this now"

@@ -36,6 +36,8 @@ class Lane(StrEnum):
 
 
 LANES = tuple(Lane)
+MAX_STARTS = 3
+"""Attempts of a job that may be started and lost; then the job counts as poison and fails."""
 
 
 class Limits(BaseModel):

@@ -14,11 +14,10 @@ from backbone.store.store import IllegalMove, LimitReached, Store
 from gateway.jobs.attempts import count_attempts
 from gateway.jobs.records import now, seconds_until_due
 from gateway.jobs.terminator import first_event_record
-from gateway.sync.request_state import MAX_STARTS
 from schemas.errors import BackendFailed, ErrorInfo, NexusError, Unavailable
 from schemas.frames import FrameKind
 from schemas.job_events import GateReply, GateRequest, GateVerdict
-from schemas.jobs import TERMINAL_STATUSES, JobRecord, JobStatus
+from schemas.jobs import MAX_STARTS, TERMINAL_STATUSES, JobRecord, JobStatus
 
 log = structlog.get_logger(__name__)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -11,12 +10,13 @@ import orjson
 import structlog
 
 from gateway.auth.authenticator import Authenticator, Principal
+from gateway.durable_request import DurableRequest
 from gateway.endpoints import Endpoint
 from gateway.files import FileReferences
-from gateway.http.asgi import HttpExchange, Receive, Reply, Scope, Send, body_is_complete, request_id_of, to_error_info
+from gateway.http.asgi import Receive, Reply, Scope, Send, body_is_complete, request_id_of, to_error_info
 from gateway.http.disconnect import Waiting
 from gateway.http.inference_body import InferenceBodyReader, ReceivedRequest
-from gateway.http.preferences import MAX_WAIT_S, DeliveryPreferences, read_preferences
+from gateway.http.preferences import MAX_WAIT_S, read_preferences
 from gateway.http.request_body import CallerDisconnected, parse_body
 from gateway.jobs.api import EventsExpired, JobResult, JobsApi, Submission
 from gateway.jobs.http_response import JobResponder
@@ -31,20 +31,6 @@ from schemas.submission import SubmitRequest
 log = structlog.get_logger(__name__)
 
 PATH = "/v1/jobs"
-
-
-@dataclass(frozen=True, slots=True)
-class DurableRequest:
-    """An inference request that is to become a durable job."""
-
-    principal: Principal
-    endpoint: Endpoint
-    received: ReceivedRequest
-    preferences: DeliveryPreferences
-    scope: Scope
-    receive: Receive
-    reply: Reply
-    exchange: HttpExchange | None
 
 
 class DurableRequestHandler:

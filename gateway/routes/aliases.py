@@ -72,7 +72,7 @@ def _refuse_useless(alias: Alias, catalog: ModelCatalog) -> None:
     for target in alias.targets:
         if target == name or catalog.is_alias(target):
             raise InvalidRequest(f"'{target}' is an alias itself; name the models it stands for", param="targets")
-    if users := catalog.aliases_naming(name):
+    if users := catalog.aliases_of(name):
         raise InvalidRequest(f"'{name}' is a target of the alias '{users[0]}', so it must be a model", param="alias")
 
 
@@ -88,6 +88,6 @@ def _shape(alias: Alias, catalog: ModelCatalog) -> dict[str, Any]:
         "id": alias.name,
         "object": "alias",
         "targets": list(alias.targets),
-        "resolves_to": catalog.stands_for(alias),
+        "resolves_to": catalog.resolved_target(alias),
         **({"unsupported_parameters": policy} if (policy := alias.unsupported_parameters) else {}),
     }

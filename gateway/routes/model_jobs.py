@@ -15,7 +15,7 @@ PREFIX = "worker:"
 
 def choose_worker(request: ModelJobRequest, catalog: ModelCatalog, capability: Capability) -> str:
     """The offer of the worker that the request names, or of the only one there is. Raises InvalidRequest, NotFound."""
-    offers = [model.name for model in catalog.live() if capability in model.live and model.name.startswith(PREFIX)]
+    offers = [model.name for model in catalog.list_live() if capability in model.live and model.name.startswith(PREFIX)]
     if request.worker is None and len(offers) == 1:
         return offers[0]
     if request.worker is not None and PREFIX + request.worker in offers:

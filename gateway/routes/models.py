@@ -34,7 +34,7 @@ def _shape(model: CatalogModel) -> dict[str, Any]:
 @router.get("/v1/models")
 async def list_models(parts: PartsDep, _: Caller) -> dict[str, Any]:
     """The models that can be used now, and the aliases for them."""
-    return {"object": "list", "data": [_shape(model) for model in parts.dispatcher.listed()]}
+    return {"object": "list", "data": [_shape(model) for model in parts.dispatcher.list_models()]}
 
 
 @router.get("/v1/models/{model_id:path}")

@@ -28,4 +28,4 @@ async def list_speech_models(parts: PartsDep, _: Caller) -> dict[str, Any]:
 
 
 def _speakers(parts: PartsDep) -> list[CatalogModel]:
-    return [model for model in parts.dispatcher.catalog.listed() if Capability.SPEECH in model.live]
+    return [model for model in parts.dispatcher.catalog.list_usable() if Capability.SPEECH in model.live]

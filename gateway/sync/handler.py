@@ -1,6 +1,6 @@
-"""The hot path: one inference request, from its headers to its last byte, as a bare ASGI application.
+"""Serve inference endpoints on the hot path: one request, from its headers to its last byte, as a bare ASGI application.
 
-FastAPI's routing, dependencies and response classes cost 89 µs a request; this costs what it does.
+FastAPI's routing, dependencies and response classes would add 89 µs to each request.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import structlog
 
 from backbone.bus.blobs import BlobStore
 from gateway.auth.authenticator import Authenticator, ConcurrencyLimiter, Principal
-from gateway.dispatcher import Dispatcher
+from gateway.durable_request import DurableAnswerer, DurableRequest
 from gateway.endpoints import (
     DONE,
     LANE_OF_TIER,
@@ -45,26 +45,27 @@ from gateway.http.asgi import (
 from gateway.http.inference_body import InferenceBodyReader, ReceivedRequest
 from gateway.http.preferences import read_preferences
 from gateway.http.request_body import CallerDisconnected
-from gateway.jobs.http_handler import DurableRequest, DurableRequestHandler
 from gateway.metrics import GatewayMetrics
 from gateway.signed_urls import UrlSigner, base_url
 from gateway.sync.request_state import RequestState, SyncRequest
+from gateway.sync.submitter import SyncSubmitter
 from schemas.errors import ErrorInfo, NexusError
 from schemas.frames import AttemptDone, BlobRef
 from schemas.jobs import Lane
 
 log = structlog.get_logger(__name__)
 
-COMMENT_EVERY_S = 10.0
-CLOSED = 499
-"""In logs and metrics: the caller hung up."""
+COMMENT_INTERVAL_S = 10.0
+CLIENT_CLOSED_REQUEST = 499
+"""Status in logs and metrics of a request whose caller disconnected before the answer began."""
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """What a request may take."""
+class HandlerOptions:
+    """What operators set for inference requests."""
 
     comment_after_s: float
+    """Seconds after which a stream without output gets its first comment."""
     log_prompts: bool = False
 
 
@@ -73,151 +74,156 @@ class InferenceHandler:
 
     def __init__(
         self,
-        dispatcher: Dispatcher,
+        submitter: SyncSubmitter,
         reader: InferenceBodyReader,
         blobs: BlobStore,
         url_signer: UrlSigner,
         auth: Authenticator,
         metrics: GatewayMetrics,
-        bounds: Bounds,
-        durable_handler: DurableRequestHandler,
+        options: HandlerOptions,
+        durable: DurableAnswerer,
     ) -> None:
-        self._dispatcher = dispatcher
+        """`durable` answers the requests whose delivery preferences make them durable jobs."""
+        self._submitter = submitter
         self._reader = reader
         self._blobs = blobs
         self._url_signer = url_signer
         self._auth = auth
         self._metrics = metrics
-        self._bounds = bounds
-        self._durable_handler = durable_handler
-        self._open = ConcurrencyLimiter()
+        self._options = options
+        self._durable = durable
+        self._limiter = ConcurrencyLimiter()
 
     async def serve(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request. Never raises, but for cancellation."""
-        request = _Request(self, endpoint, Reply(send, request_id_of(scope)), scope.get(EXCHANGE))
+        """Answer one request. Raises nothing but CancelledError."""
+        exchange = _InferenceExchange(self, endpoint, Reply(send, request_id_of(scope)), scope.get(EXCHANGE))
         metrics = self._metrics
         metrics.in_flight.inc()
         try:
-            await request.answer(scope, receive)
+            await exchange.answer(scope, receive)
         finally:
             metrics.in_flight.dec()
-            # After the loop's turn that writes the answer: nobody waits for our bookkeeping.
-            asyncio.get_running_loop().call_soon(request.report, monotonic())
+            # Deferred until the loop has written the answer: the caller does not wait for logs and metrics.
+            asyncio.get_running_loop().call_soon(exchange.report, monotonic())
 
 
-class _Request:
-    """One request's state."""
+class _InferenceExchange:
+    """Answers one inference request, and reports how it ended."""
 
     __slots__ = (
-        "_began", "_by_url", "_call", "_counted", "_endpoint", "_error", "_exchange", "_received", "_reply", "_side", "_status",
-        "_type",
+        "_began_at", "_counted", "_endpoint", "_error", "_exchange", "_handler", "_received", "_reply", "_request", "_result_base_url",
+        "_status", "_stream_type",
     )  # fmt: skip
 
-    def __init__(self, side: InferenceHandler, endpoint: Endpoint, reply: Reply, exchange: HttpExchange | None) -> None:
-        self._side = side
+    def __init__(
+        self, handler: InferenceHandler, endpoint: Endpoint, reply: Reply, exchange: HttpExchange | None
+    ) -> None:
+        self._handler = handler
         self._endpoint = endpoint
         self._reply = reply
         self._exchange = exchange
-        self._began = monotonic()
-        self._call: SyncRequest | None = None
+        self._began_at = monotonic()
+        self._request: SyncRequest | None = None
         self._received: ReceivedRequest | None = None
-        self._type: bytes | None = None
-        """Of an answer that is passed on as it is made."""
-        self._by_url: str | None = None
-        """Where results are to be fetched from, if by URL."""
+        self._stream_type: bytes | None = None
+        """Content type of a streamed answer; None: the answer is sent in one piece."""
+        self._result_base_url: str | None = None
+        """Base of the signed URLs in the answer; None: the answer holds none."""
         self._counted: Principal | None = None
-        """Whose open requests this one counts among."""
-        self._status = CLOSED
+        """The key among whose open requests this one counts."""
+        self._status = CLIENT_CLOSED_REQUEST
         self._error: ErrorInfo | None = None
 
     async def answer(self, scope: Scope, receive: Receive) -> None:
-        """Submit, relay, and turn every error into OpenAI's."""
+        """Submit the request, relay its answer, and turn every error into OpenAI's error object."""
+        handler = self._handler
         try:
-            call = await self._submit(scope, receive)
-            if call is None:
+            request = await self._submit(scope, receive)
+            if request is None:
                 return
-            unwatch = self._watch(receive, call)
+            unwatch = self._watch(receive, request)
             try:
-                if call.envelope.stream:
-                    await self._stream(call)
+                if request.envelope.stream:
+                    await self._send_stream(request)
                 else:
-                    await self._whole(call)
+                    await self._send_whole(request)
             finally:
-                self._side._dispatcher.finish(call)
+                handler._submitter.finish(request)
                 unwatch()
-                for ref in call.drop_refs():
-                    self._side._blobs.remove(ref.name, if_opened=True)
+                for ref in request.take_unread_blobs():
+                    handler._blobs.remove(ref.name, if_opened=True)
         except (CallerDisconnected, OSError):
-            pass  # the caller hung up, perhaps while we wrote
+            pass  # the caller disconnected, perhaps during a write
         except Exception as error:
-            await self._refuse(to_error_info(error, self._reply.request_id))
+            await self._send_error(to_error_info(error, self._reply.request_id))
         finally:
             if self._counted is not None:
-                self._side._open.leave(self._counted)
+                handler._limiter.leave(self._counted)
             if self._received is not None and self._received.blobs:
                 await self._received.discard()
 
     async def _submit(self, scope: Scope, receive: Receive) -> SyncRequest | None:
-        """None: the caller wanted a durable job, and has been answered."""
-        side = self._side
+        """Authenticate, read and submit the request. None: it became a durable job, and was answered."""
+        handler = self._handler
         headers = scope["headers"]
-        principal = side._auth.check(scope)
-        endpoint, dispatcher = self._endpoint, side._dispatcher
+        principal = handler._auth.check(scope)
+        endpoint, submitter = self._endpoint, handler._submitter
         principal.require(endpoint.scope)
-        self._counted = side._open.enter(principal)
+        self._counted = handler._limiter.enter(principal)
         here = self._exchange is not None and self._exchange.body_complete
         preferences = read_preferences(headers)
-        reader = side._reader if preferences is None else side._durable_handler.reader
+        reader = handler._reader if preferences is None else handler._durable.reader
         received = self._received = await reader.read(endpoint, headers, receive, here=here, key=principal.key_id)
-        request = received.request
-        if side._bounds.log_prompts:
-            log.debug("prompt", request_id=self._reply.request_id, body=received.body.decode(errors="replace"))
-        self._type = endpoint.stream_type(request)
+        body = received.request
+        if handler._options.log_prompts:
+            log.debug("request.prompt", request_id=self._reply.request_id, body=received.body.decode(errors="replace"))
+        self._stream_type = endpoint.stream_type(body)
         if preferences is not None:
-            self._error = await side._durable_handler.answer(
+            self._error = await handler._durable.answer(
                 DurableRequest(principal, endpoint, received, preferences, scope, receive, self._reply, self._exchange)
             )
-            self._status = self._reply.status or CLOSED
+            self._status = self._reply.status or CLIENT_CLOSED_REQUEST
             return None
-        if endpoint.by_url(request):
-            self._by_url = base_url(scope)
-        call = dispatcher.call(
+        if endpoint.by_url(body):
+            self._result_base_url = base_url(scope)
+        request = submitter.submit(
             request_id=self._reply.request_id,
             endpoint=endpoint.path,
             capability=endpoint.capability,
-            lane=LANE_OF_TIER.get(request.service_tier, Lane.DEFAULT),
-            public_model=endpoint.target(request, dispatcher.catalog, endpoint.capability),
-            stream=self._type is not None,
+            lane=LANE_OF_TIER.get(body.service_tier, Lane.DEFAULT),
+            public_model=endpoint.target(body, submitter.catalog, endpoint.capability),
+            stream=self._stream_type is not None,
             owner=principal.owner,
             received=received,
             hops=scope.get(HOPS, 0),
         )
-        received.body, received.request = b"", None  # nobody reads them again, and the answer may take long
-        self._call = call
-        self._reply.headers.append((b"x-nexus-job-id", call.envelope.job.encode()))
-        return call
+        received.body, received.request = b"", None  # unused from here on, and the answer may take long
+        self._request = request
+        self._reply.headers.append((b"x-nexus-job-id", request.envelope.job.encode()))
+        return request
 
-    async def _whole(self, call: SyncRequest) -> None:
-        await call.wait_end()
-        if call.error is not None:
-            await self._refuse(call.error)
-        elif call.done is not None:
+    async def _send_whole(self, request: SyncRequest) -> None:
+        """Wait for the end of the request, and send its answer in one piece, or its error."""
+        await request.wait_until_ended()
+        if request.error is not None:
+            await self._send_error(request.error)
+        elif request.done is not None:
             self._status = 200
-            if call.adapted:
-                self._reply.headers += adapted_header(call.adapted)
-            if call.done.blob is not None:
-                await self._by_reference(call.done, call.done.blob)
+            if request.adapted:
+                self._reply.headers += adapted_header(request.adapted)
+            if request.done.blob is not None:
+                await self._send_blob(request.done, request.done.blob)
                 return
-            answer = call.take()
-            if self._by_url is not None:
-                answer = self._side._url_signer.rewrite(answer, call.envelope.owner, self._by_url)
+            answer = request.take_output()
+            if self._result_base_url is not None:
+                answer = self._handler._url_signer.rewrite(answer, request.envelope.owner, self._result_base_url)
             with self._exchange.joined() if self._exchange is not None else contextlib.nullcontext():
-                await self._reply.send_response(200, call.done.content_type, answer)
+                await self._reply.send_response(200, request.done.content_type, answer)
 
-    async def _by_reference(self, done: AttemptDone, ref: BlobRef) -> None:
-        """Pass on an answer from the blobs, never whole in memory."""
-        pieces = self._side._blobs.read(ref.name)
-        first = await anext(pieces, b"")  # what fails here can still be told
+    async def _send_blob(self, done: AttemptDone, ref: BlobRef) -> None:
+        """Send an answer that travels by reference, piece by piece."""
+        pieces = self._handler._blobs.read(ref.name)
+        first = await anext(pieces, b"")  # an error here still becomes an HTTP status
         reply = self._reply
         head = [(b"content-type", done.content_type.encode()), (b"content-length", b"%d" % ref.size), NO_STORE]
         await reply.send_head(200, head)
@@ -226,23 +232,23 @@ class _Request:
             await reply.send_chunk(piece)
         await reply.send_end()
 
-    def _watch(self, receive: Receive, call: SyncRequest) -> Callable[[], None]:
-        """Hear the caller hang up. Returns the function that ends it."""
+    def _watch(self, receive: Receive, request: SyncRequest) -> Callable[[], None]:
+        """Abandon the request when the caller disconnects. Returns the function that ends the watch."""
 
-        def gone() -> None:
-            call.abandon()
-            call.wake()
+        def abandon() -> None:
+            request.abandon()
+            request.wake()
 
-        return watch_disconnect(self._exchange, receive, gone)
+        return watch_disconnect(self._exchange, receive, abandon)
 
-    async def _stream(self, call: SyncRequest) -> None:
-        """Relay bytes as they come. Until the first, an error is an HTTP status."""
-        if not await self._first(call):
+    async def _send_stream(self, request: SyncRequest) -> None:
+        """Relay output as it comes. An error before the first output is sent as an HTTP status."""
+        if not await self._begin_with_output(request):
             return
-        reply, observe = self._reply, self._side._metrics.itl.observe
-        model, last, between_events = call.envelope.model, monotonic(), True
+        reply, observe = self._reply, self._handler._metrics.itl.observe
+        model, last, between_events = request.envelope.model, monotonic(), True
 
-        def passed_on(data: bytes) -> None:
+        def note_chunk(data: bytes) -> None:
             nonlocal last, between_events
             now = monotonic()
             observe(model, now - last)
@@ -251,125 +257,127 @@ class _Request:
         if self._exchange is not None:
             push = self._exchange.push
 
-            def direct(data: bytes) -> bool:
+            def write_directly(data: bytes) -> bool:
                 if not push(data):
                     return False
-                passed_on(data)
+                note_chunk(data)
                 return True
 
-            call.direct = direct
-        progress = call.progress
+            request.direct_writer = write_directly
+        progress = request.progress
         while True:
-            data = call.take()
+            data = request.take_output()
             if data:
                 await reply.send_chunk(data)
-                passed_on(data)
-            elif (ref := call.take_ref()) is not None:
-                passed_on(await self._pass_on(ref))
-            elif call.state is RequestState.ENDED:
+                note_chunk(data)
+            elif (ref := request.take_blob()) is not None:
+                note_chunk(await self._relay_blob(ref))
+            elif request.state is RequestState.ENDED:
                 break
             else:
-                if call.progress is not progress and between_events:  # a large event comes in several pieces
-                    progress = call.progress
-                    await self._comment(call)
-                await call.wait()
-        if call.error is not None:
-            self._status = call.error.status
-            await self._break_off(call.error)
-        elif call.done is not None:
-            await reply.send_end(DONE if self._type is SSE else b"")
+                if request.progress is not progress and between_events:  # a large event comes in several pieces
+                    progress = request.progress
+                    await self._send_comment(request)
+                await request.wait()
+        if request.error is not None:
+            self._status = request.error.status
+            await self._abort_stream(request.error)
+        elif request.done is not None:
+            await reply.send_end(DONE if self._stream_type is SSE else b"")
 
-    async def _pass_on(self, ref: BlobRef) -> bytes:
-        """Write the blob; return its last piece."""
+    async def _relay_blob(self, ref: BlobRef) -> bytes:
+        """Send the blob's bytes and remove it. Returns its last piece."""
+        blobs = self._handler._blobs
         piece = b""
         try:
-            async for piece in self._side._blobs.read(ref.name):
+            async for piece in blobs.read(ref.name):
                 await self._reply.send_chunk(piece)
         finally:
-            self._side._blobs.remove(ref.name, if_opened=True)
+            blobs.remove(ref.name, if_opened=True)
         return piece
 
-    async def _first(self, call: SyncRequest) -> bool:
-        """Wait for the first output. False when the call ended without any, and the caller was told so."""
-        clock = call.loop.time
-        comment_at = clock() + self._side._bounds.comment_after_s
-        while not (call.has_output or call.state is RequestState.ENDED):
+    async def _begin_with_output(self, request: SyncRequest) -> bool:
+        """Wait for the first output and begin the stream with it. False: the request ended without output, and was answered."""
+        clock = request.loop.time
+        comment_at = clock() + self._handler._options.comment_after_s
+        while not (request.has_output or request.state is RequestState.ENDED):
             try:
                 async with asyncio.timeout_at(comment_at):
-                    await call.wait()
+                    await request.wait()
             except TimeoutError:
-                comment_at = clock() + COMMENT_EVERY_S
-                await self._comment(call)
-        if call.state is RequestState.ENDED and not call.has_output and not self._reply.started:
-            if call.error is not None:
-                await self._refuse(call.error)
+                comment_at = clock() + COMMENT_INTERVAL_S
+                await self._send_comment(request)
+        if request.state is RequestState.ENDED and not request.has_output and not self._reply.started:
+            if request.error is not None:
+                await self._send_error(request.error)
                 return False
-            if call.done is None:
+            if request.done is None:
                 return False
-        await self._begin_stream(call.adapted)
-        data = call.take()
+        await self._begin_stream(request.adapted)
+        data = request.take_output()
         if data:
             await self._reply.send_chunk(data)
         return True
 
-    async def _comment(self, call: SyncRequest) -> None:
-        """Tell who watches a stream of events where it stands; other streams have no place for it."""
-        if self._type is not SSE:
+    async def _send_comment(self, request: SyncRequest) -> None:
+        """Send the queue position or the progress as an SSE comment; other streams have no place for it."""
+        if self._stream_type is not SSE:
             return
         frame = b""
-        if call.state is RequestState.QUEUED:
+        if request.state is RequestState.QUEUED:
             with contextlib.suppress(NexusError):
-                frame = comment_frame(await self._side._dispatcher.position(call))
-        elif call.progress is not None:
-            frame = progress_frame(call.progress)
-        if frame and call.state is not RequestState.ENDED:
+                frame = comment_frame(await self._handler._submitter.position(request))
+        elif request.progress is not None:
+            frame = progress_frame(request.progress)
+        if frame and request.state is not RequestState.ENDED:
             await self._begin_stream()
             await self._reply.send_chunk(frame)
 
     async def _begin_stream(self, adapted: tuple[str, ...] = ()) -> None:
+        """Send the head of a stream unless it was sent; then name adapted parameters in a comment."""
         self._status = 200
         if not self._reply.started:
             if adapted:
                 self._reply.headers += adapted_header(adapted)
-            await self._reply.send_head(200, [(b"content-type", self._type or SSE), *STREAM_HEADERS])
-        elif adapted and self._type is SSE:
-            await self._reply.send_chunk(adapted_frame(adapted))  # the head went out while the request was waiting
+            await self._reply.send_head(200, [(b"content-type", self._stream_type or SSE), *STREAM_HEADERS])
+        elif adapted and self._stream_type is SSE:
+            await self._reply.send_chunk(adapted_frame(adapted))
 
-    async def _break_off(self, info: ErrorInfo) -> None:
-        """End a stream that began well. What is no stream of events is cut off: a clean end would read as success."""
-        if self._type is SSE:
+    async def _abort_stream(self, info: ErrorInfo) -> None:
+        """End a stream with an error. A stream that is not SSE is cut off: clients would take a clean end for success."""
+        if self._stream_type is SSE:
             await self._reply.send_end(error_frame(info))
         elif self._exchange is not None:
             self._exchange.cut()
         else:
             raise ConnectionAbortedError(info.message)
 
-    async def _refuse(self, info: ErrorInfo) -> None:
+    async def _send_error(self, info: ErrorInfo) -> None:
         self._error = info
         if self._reply.started:
             with contextlib.suppress(OSError):
-                await self._break_off(info)
+                await self._abort_stream(info)
             return
         self._status = info.status
         with contextlib.suppress(OSError):
             await self._reply.send_error(info)
 
-    def report(self, ended: float) -> None:
-        """Metrics and the log line."""
-        call, metrics, path = self._call, self._side._metrics, self._endpoint.path
-        seconds = ended - self._began
-        error = self._error or (call.error if call is not None else None)
+    def report(self, ended_at: float) -> None:
+        """Record the metrics of the request and log it. `ended_at`: by `monotonic`."""
+        request, metrics, path = self._request, self._handler._metrics, self._endpoint.path
+        seconds = ended_at - self._began_at
+        error = self._error or (request.error if request is not None else None)
         fields: dict[str, Any] = {"error": error.code or error.type} if error is not None else {}
-        if call is None:
-            # A name that nobody serves is the caller's invention: as a label it would grow without bound.
+        if request is None:
+            # The model's name is the caller's invention here: as a label it would grow without bound.
             metrics.child(metrics.requests, path, "", self._status).inc()
         else:
-            self._count(call, seconds)
+            self._record_metrics(request, seconds)
             fields |= {
-                "job": call.envelope.job,
-                "model": call.envelope.model,
-                "worker": call.worker,
-                "attempts": call.starts,
+                "job": request.envelope.job,
+                "model": request.envelope.model,
+                "worker": request.worker,
+                "attempts": request.starts,
             }
         log.info(
             "request",
@@ -380,19 +388,20 @@ class _Request:
             **fields,
         )
 
-    def _count(self, call: SyncRequest, seconds: float) -> None:
-        metrics, path = self._side._metrics, self._endpoint.path
-        model, queue = call.envelope.model, call.queue
+    def _record_metrics(self, request: SyncRequest, seconds: float) -> None:
+        metrics, path = self._handler._metrics, self._endpoint.path
+        model, queue = request.envelope.model, request.queue
         child = metrics.child
         child(metrics.requests, path, model, self._status).inc()
         child(metrics.duration, path, model).observe(seconds)
-        if call.first_at is not None:
-            child(metrics.ttft, model).observe(call.first_at - self._began)
-        if call.began_at is not None:
-            child(metrics.queue_wait, queue.capability, queue.lane, model).observe(call.began_at - call.submitted_at)
-        if call.starts > 1:
+        if request.first_output_at is not None:
+            child(metrics.ttft, model).observe(request.first_output_at - self._began_at)
+        if request.started_at is not None:
+            queue_wait_s = request.started_at - request.submitted_at
+            child(metrics.queue_wait, queue.capability, queue.lane, model).observe(queue_wait_s)
+        if request.starts > 1:
             child(metrics.attempts, model).inc()
-        usage = call.done.usage if call.done is not None else None
+        usage = request.done.usage if request.done is not None else None
         if usage is not None:
             child(metrics.tokens, "prompt", model).inc(usage.prompt_tokens)
             child(metrics.tokens, "completion", model).inc(usage.completion_tokens)

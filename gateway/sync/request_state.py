@@ -36,15 +36,13 @@ from schemas.frames import (
     Progress,
     decode_frame,
 )
-from schemas.jobs import Envelope
+from schemas.jobs import MAX_STARTS, Envelope
 
 log = structlog.get_logger(__name__)
 
-MAX_STARTS = 3
-"""Attempts that were started and lost before the job counts as poison."""
-MAX_UNREAD = 8 * 1024 * 1024
+MAX_UNREAD_BYTES = 8 * 1024 * 1024
 """Bytes that may wait for a caller who reads too slowly."""
-REPORT_STEP = 16 * 1024
+REPORT_STEP_BYTES = 16 * 1024
 """Bytes by which what waits for a caller grows before it is reported to the process's `UnreadBudget`."""
 SILENCE_GRACE_S = 2.0
 
@@ -65,9 +63,9 @@ class SyncRequest:
     """See the module's docstring. A bus Sink."""
 
     __slots__ = (
-        "_abandoned", "_ack_wait_s", "_bus", "_loading_s", "_pieces", "_reported", "_seq", "_size", "_unread", "_waiter", "adapted", "backend", "began_at", "delivery",
-        "direct", "done", "envelope", "error", "first_at", "held_back", "last_sign", "loop", "progress", "queue", "queued_at", "returned", "seq", "shown", "starts", "state",
-        "submitted_at", "worker",
+        "_abandoned", "_ack_wait_s", "_bus", "_loading_s", "_pieces", "_reported", "_seq", "_size", "_unread", "_waiter", "adapted", "backend", "delivered",
+        "delivery", "direct_writer", "done", "envelope", "error", "first_output_at", "last_event_at", "loop", "pause_error", "progress", "queue", "queued_at", "return_error",
+        "seq", "started_at", "starts", "state", "submitted_at", "worker",
     )  # fmt: skip
 
     def __init__(
@@ -88,15 +86,15 @@ class SyncRequest:
         self._abandoned = False
         self._loading_s = 0.0
         self.state = RequestState.QUEUED
-        self.shown = False
+        self.delivered = False
         """Bytes of the current attempt have gone to the caller."""
         self.error: ErrorInfo | None = None
-        self.returned: ErrorInfo | None = None
+        self.return_error: ErrorInfo | None = None
         """Why the latest attempt gave the job back, while no other has begun; None where that is no failure."""
-        self.held_back: ErrorInfo | None = None
+        self.pause_error: ErrorInfo | None = None
         """Why the latest attempt, which does not count, gave the job back: no server could be asked, or it asked to wait."""
-        self.direct: Callable[[bytes], bool] | None = None
-        """Takes bytes for the caller past `take`, while the one who waits waits; False: it could not."""
+        self.direct_writer: Callable[[bytes], bool] | None = None
+        """Takes bytes for the caller past `take_output`, while the one who waits waits; False: it could not."""
         self.progress: bytes | None = None
         """The newest `schemas.frames.Progress` of this attempt, as JSON."""
         self.adapted: tuple[str, ...] = ()
@@ -108,9 +106,9 @@ class SyncRequest:
         self.starts = 0
         self.worker = ""
         self.backend = ""
-        self.submitted_at = self.queued_at = self.last_sign = monotonic()
-        self.began_at: float | None = None
-        self.first_at: float | None = None
+        self.submitted_at = self.queued_at = self.last_event_at = monotonic()
+        self.started_at: float | None = None
+        self.first_output_at: float | None = None
 
     # What the caller's side does
 
@@ -124,7 +122,7 @@ class SyncRequest:
         finally:
             self._waiter = None
 
-    async def wait_end(self) -> None:
+    async def wait_until_ended(self) -> None:
         """Return when the call has ended."""
         while self.state is not RequestState.ENDED:
             self._waiter = self.loop.create_future()
@@ -138,12 +136,12 @@ class SyncRequest:
         """There is something to take."""
         return bool(self._pieces)
 
-    def take(self) -> bytes:
+    def take_output(self) -> bytes:
         """The bytes so far, up to the first that travel by reference. From now on they count as shown to the caller."""
         pieces = self._pieces
         if not pieces:
             return b""
-        self.shown = True
+        self.delivered = True
         first = pieces[0]
         if len(pieces) == 1 and not isinstance(first, BlobRef):
             self._pieces, self._size = [], 0
@@ -162,14 +160,14 @@ class SyncRequest:
             self._report()
         return data
 
-    def take_ref(self) -> BlobRef | None:
+    def take_blob(self) -> BlobRef | None:
         """What comes next, where it travels by reference: it is the taker's to read and to remove."""
         if self._pieces and isinstance(self._pieces[0], BlobRef):
-            self.shown = True
+            self.delivered = True
             return cast("BlobRef", self._pieces.pop(0))
         return None
 
-    def drop_refs(self) -> list[BlobRef]:
+    def take_unread_blobs(self) -> list[BlobRef]:
         """The references that nobody took."""
         refs = [piece for piece in self._pieces if isinstance(piece, BlobRef)]
         self._drop_output()
@@ -255,7 +253,7 @@ class SyncRequest:
             return SUPERSEDED
         if self.state is RequestState.ENDED:
             return STOP
-        self.last_sign = monotonic()
+        self.last_event_at = monotonic()
         expected = self._seq + (kind != _BEAT)
         if delivery > self.delivery or seq != expected:
             self.fail(BackendFailed("events of this answer were lost on their way; try again", code="events_lost"))
@@ -293,7 +291,7 @@ class SyncRequest:
         if delivery == self.delivery:
             # The same worker asks again: our answer was lost. Another one: NATS was killed and forgot the first delivery.
             return PROCEED if started.worker == self.worker else SUPERSEDED
-        if self.shown:
+        if self.delivered:
             self.fail(_lost_worker())
             return STOP
         if self.starts >= MAX_STARTS:
@@ -305,13 +303,13 @@ class SyncRequest:
             return STOP
         self.worker, self.backend = started.worker, started.backend
         self._forget_output()
-        self.returned = self.held_back = None
+        self.return_error = self.pause_error = None
         self.delivery, self._seq = delivery, 0
         self.starts += 1
         self.state = RequestState.RUNNING
-        self.last_sign = now = monotonic()
-        if self.began_at is None:
-            self.began_at = now
+        self.last_event_at = now = monotonic()
+        if self.started_at is None:
+            self.started_at = now
         return PROCEED
 
     def _on_progress(self, payload: bytes) -> None:
@@ -330,7 +328,7 @@ class SyncRequest:
         self.wake()
 
     def _on_returned(self, payload: bytes) -> None:
-        if self.shown:
+        if self.delivered:
             self.fail(_lost_worker())
             return
         info = AttemptReturned.model_validate_json(payload)
@@ -339,25 +337,25 @@ class SyncRequest:
             self.starts -= 1
             self._wait_again()
         elif info.counted:
-            self.returned = info
+            self.return_error = info
             self._wait_again()
             if self.starts >= MAX_STARTS:
                 self.fail(NexusError.from_info(info))
         else:
             # The limit on waiting goes on: a server may ask to wait any number of times.
-            self.held_back = info
+            self.pause_error = info
             self.starts -= 1
-            self.began_at = self.began_at if self.starts else None
+            self.started_at = self.started_at if self.starts else None
             self.state = RequestState.QUEUED
 
     # The clock
 
-    def check(self, now: float) -> None:
+    def check_deadlines(self, now: float) -> None:
         """Called a few times a second: nothing waits without a bound."""
         limits = self.envelope.limits
         if self.state is RequestState.QUEUED:
-            if now - self.queued_at > limits.queue_s and self.held_back is not None:
-                self.fail(NexusError.from_info(self.held_back))
+            if now - self.queued_at > limits.queue_s and self.pause_error is not None:
+                self.fail(NexusError.from_info(self.pause_error))
             elif now - self.queued_at > limits.queue_s:
                 self.fail(
                     DeadlineExceeded(
@@ -365,10 +363,11 @@ class SyncRequest:
                     )
                 )
         elif self.state is RequestState.RUNNING:
-            if now - self.last_sign > self._ack_wait_s + SILENCE_GRACE_S:
+            if now - self.last_event_at > self._ack_wait_s + SILENCE_GRACE_S:
                 self._on_silence()
             elif (
-                self.began_at is not None and now - self.began_at > limits.total_s + self._loading_s + self._ack_wait_s
+                self.started_at is not None
+                and now - self.started_at > limits.total_s + self._loading_s + self._ack_wait_s
             ):
                 self.fail(DeadlineExceeded(f"the answer was not complete after {limits.total_s:g} s (total limit)"))
 
@@ -377,7 +376,7 @@ class SyncRequest:
 
         What has come is kept until the next attempt begins: it may have been us who were cut off.
         """
-        if self.shown:
+        if self.delivered:
             self.fail(_lost_worker())
         else:
             self._wait_again()
@@ -391,29 +390,29 @@ class SyncRequest:
     def _add(self, data: bytes) -> None:
         waiter = self._waiter
         # Somebody who waits has passed on all that came before, so that nothing is overtaken.
-        if self.direct is not None and waiter is not None and not waiter.done() and self.direct(data):
-            self.shown = True
+        if self.direct_writer is not None and waiter is not None and not waiter.done() and self.direct_writer(data):
+            self.delivered = True
             return
         self._append(data)
         self._size += len(data)
-        if self._size > MAX_UNREAD:
+        if self._size > MAX_UNREAD_BYTES:
             # Only a stream comes here: other answers of that size travel by reference.
             self.shed()
         elif self.envelope.stream:
             self.wake()
-            if self._size - self._reported >= REPORT_STEP:
+            if self._size - self._reported >= REPORT_STEP_BYTES:
                 self._report()
 
     def _append(self, piece: bytes | BlobRef) -> None:
-        if self.first_at is None:
-            self.first_at = monotonic()
+        if self.first_output_at is None:
+            self.first_output_at = monotonic()
         self._pieces.append(piece)
 
     def _forget_output(self) -> None:
         self.progress = None
         self.adapted = ()
         self._drop_output()
-        self.first_at = None
+        self.first_output_at = None
 
     def _drop_output(self) -> None:
         self._pieces, self._size = [], 0

@@ -50,7 +50,7 @@ def test_a_live_model_resolves() -> None:
     made = catalog(worker("w", offer("org/m:tag")))
     assert made.ready
     assert made.resolve("org/m:tag", Capability.CHAT) == "org/m:tag"
-    assert [model.name for model in made.live()] == ["org/m:tag"]
+    assert [model.name for model in made.list_live()] == ["org/m:tag"]
 
 
 def test_an_unknown_model_is_404() -> None:
@@ -66,7 +66,7 @@ def test_an_unknown_model_is_404() -> None:
 def test_a_model_without_a_ready_worker_is_503(state: WorkerState) -> None:
     """A model whose workers all drain or are ill exists, but cannot be used; nor is it listed."""
     made = catalog(worker("w", offer("m"), state=state))
-    assert made.live() == []
+    assert made.list_live() == []
     assert made.get("m") is not None
     with pytest.raises(Unavailable, match="no live worker"):
         made.resolve("m", Capability.CHAT)
@@ -79,7 +79,7 @@ def test_a_model_that_was_served_once_is_503() -> None:
         made.resolve("old", Capability.CHAT)
     old = made.get("old")
     assert old is not None
-    assert (old.created, made.live()) == (5, [])
+    assert (old.created, made.list_live()) == (5, [])
 
 
 def test_a_model_that_cannot_do_that_is_400() -> None:
@@ -108,9 +108,9 @@ def test_what_several_workers_offer_is_joined() -> None:
 def test_a_snapshot_replaces_the_one_before() -> None:
     """What is gone from the registry is gone from the list, which is sorted by name."""
     made = catalog(worker("w", offer("z"), offer("a"), offer("m")))
-    assert [model.name for model in made.live()] == ["a", "m", "z"]
+    assert [model.name for model in made.list_live()] == ["a", "m", "z"]
     made.load(RegistrySnapshot(workers={"w": worker("w", offer("m"))}))
-    assert [model.name for model in made.live()] == ["m"]
+    assert [model.name for model in made.list_live()] == ["m"]
     assert made.get("a") is None
 
 
@@ -154,7 +154,7 @@ class TestAliases:
         assert made.resolve("m", Capability.CHAT) == "m"
         with pytest.raises(Unavailable):
             made.resolve("gone", Capability.CHAT)
-        assert [(model.name, model.alias_for) for model in made.listed()] == [("m", ()), ("other", ())]
+        assert [(model.name, model.alias_for) for model in made.list_usable()] == [("m", ()), ("other", ())]
 
     @pytest.mark.parametrize("aliases", [{"x": ("y",), "y": ("m",)}, {"x": ("y",), "y": ("x",)}, {"x": ("x",)}])
     def test_an_alias_is_not_followed_to_another_one(self, aliases: dict[str, tuple[str, ...]]) -> None:
@@ -189,7 +189,7 @@ class TestAliases:
             known=(GONE,),
             aliases={"x": ("gone", "m", "z"), "dead": ("gone",), "void": ("nothing",)},
         )
-        assert [model.name for model in made.listed()] == ["m", "x", "z"]
+        assert [model.name for model in made.list_usable()] == ["m", "x", "z"]
         alias = made.get("x")
         assert alias is not None
         assert (alias.alias_for, alias.resolves_to, alias.owned_by) == (("gone", "m", "z"), "m", "nexus")
@@ -212,7 +212,7 @@ class TestNamesWithoutATag:
         made = catalog(worker("w", offer("llama3:latest"), offer("org/llama3:8b")))
         assert made.resolve("llama3", Capability.CHAT) == "llama3:latest"
         assert made.resolve("llama3:latest", Capability.CHAT) == "llama3:latest"
-        assert [model.name for model in made.listed()] == ["llama3:latest", "org/llama3:8b"]
+        assert [model.name for model in made.list_usable()] == ["llama3:latest", "org/llama3:8b"]
         found = made.get("llama3")
         assert found is not None
         assert found.name == "llama3:latest"
@@ -266,7 +266,7 @@ def test_which_workers_hold_a_model_is_known() -> None:
 def test_what_only_manages_models_is_not_listed() -> None:
     """Nor known by its name; its queue is open all the same."""
     made = catalog(worker("w", offer("m"), offer("worker:w", (Capability.MODELS,))), aliases={"x": ("worker:w",)})
-    assert [model.name for model in made.listed()] == ["m"]
+    assert [model.name for model in made.list_usable()] == ["m"]
     assert (made.get("worker:w"), made.get("x")) == (None, None)
-    assert [model.name for model in made.live()] == ["m", "worker:w"]
+    assert [model.name for model in made.list_live()] == ["m", "worker:w"]
     assert made.resolve("worker:w", Capability.MODELS) == "worker:w"

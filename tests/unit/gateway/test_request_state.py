@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.http.unread_budget import UnreadBudget
-from gateway.sync.request_state import MAX_STARTS, MAX_UNREAD, SILENCE_GRACE_S, RequestState, SyncRequest
+from gateway.sync.request_state import MAX_STARTS, MAX_UNREAD_BYTES, SILENCE_GRACE_S, RequestState, SyncRequest
 from schemas.errors import WORKER_DRAINED, ErrorInfo, QueueFull
 from schemas.frames import (
     PROCEED,
@@ -75,7 +75,7 @@ class Rig:
         return self.hear(FrameKind.DONE, delivery, seq, AttemptDone().model_dump_json().encode() + b"\n" + tail)
 
     def take(self) -> bytes:
-        data = self.call.take()
+        data = self.call.take_output()
         self.shown += data
         return data
 
@@ -194,7 +194,7 @@ async def test_attempts_that_do_not_count_are_as_many_as_the_limit_on_waiting_al
     for delivery in range(1, 50):
         assert rig.start(delivery) == PROCEED
         rig.hear(FrameKind.RETURNED, delivery, 1, back(counted=False, retry_after_s=2.0))
-    assert (rig.call.state, rig.call.starts, rig.call.queued_at, rig.call.began_at) == (
+    assert (rig.call.state, rig.call.starts, rig.call.queued_at, rig.call.started_at) == (
         RequestState.QUEUED,
         0,
         queued_at,
@@ -203,7 +203,7 @@ async def test_attempts_that_do_not_count_are_as_many_as_the_limit_on_waiting_al
     assert rig.start(50) == PROCEED
     rig.hear(FrameKind.RETURNED, 50, 1, back(counted=True))
     assert (rig.code, rig.call.starts) == (None, 1)
-    rig.call.check(rig.call.queued_at + 101.0)
+    rig.call.check_deadlines(rig.call.queued_at + 101.0)
     assert rig.code == "queue_timeout"
 
 
@@ -212,9 +212,9 @@ async def test_a_limit_on_waiting_that_a_pause_uses_up_ends_in_the_servers_words
     rig = Rig(queue_s=3.0)
     assert rig.start(1) == PROCEED
     rig.hear(FrameKind.RETURNED, 1, 1, back(counted=False, retry_after_s=2.0))
-    rig.call.check(rig.call.queued_at + 2.9)
+    rig.call.check_deadlines(rig.call.queued_at + 2.9)
     assert rig.code is None
-    rig.call.check(rig.call.queued_at + 3.1)
+    rig.call.check_deadlines(rig.call.queued_at + 3.1)
     assert rig.call.error is not None
     assert (rig.call.error.status, rig.code, rig.call.error.headers()["retry-after"]) == (
         503,
@@ -280,7 +280,7 @@ async def test_nothing_waits_without_a_bound(*, running: bool, shown: bool, afte
         rig.chunk(1, 1, b"x")
     if shown:
         rig.take()
-    rig.call.check(rig.call.last_sign + after_s)
+    rig.call.check_deadlines(rig.call.last_event_at + after_s)
     assert rig.code == code
     assert (rig.call.state is RequestState.ENDED) == (code is not None)
 
@@ -290,7 +290,7 @@ async def test_a_slow_reader_is_bounded() -> None:
     rig = Rig()
     rig.start(1)
     for seq in range(1, 12):
-        rig.chunk(1, seq, b"x" * (MAX_UNREAD // 8))
+        rig.chunk(1, seq, b"x" * (MAX_UNREAD_BYTES // 8))
     assert rig.code == "slow_reader"
 
 

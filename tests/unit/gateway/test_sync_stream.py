@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from gateway.sync.handler import _Request
+from gateway.sync.handler import _InferenceExchange
 from gateway.sync.request_state import RequestState
 
 
@@ -15,12 +15,12 @@ class Pieces:
     def __init__(self, *pieces: bytes) -> None:
         self._pieces, self._here = list(pieces), list[bytes]()
         self.envelope, self.error, self.done = SimpleNamespace(model="m"), None, object()
-        self.state, self.progress, self.direct = RequestState.RUNNING, b"0", None
+        self.state, self.progress, self.direct_writer = RequestState.RUNNING, b"0", None
 
-    def take(self) -> bytes:
+    def take_output(self) -> bytes:
         return self._here.pop() if self._here else b""
 
-    def take_ref(self) -> None:
+    def take_blob(self) -> None:
         return None
 
     async def wait(self) -> None:
@@ -46,17 +46,17 @@ class Writes:
 async def test_progress_never_cuts_an_event() -> None:
     """A large event comes in several pieces: news of progress waits for its end."""
 
-    class Request(_Request):
-        async def _first(self, call: Any) -> bool:
+    class Request(_InferenceExchange):
+        async def _begin_with_output(self, request: Any) -> bool:
             return True
 
-        async def _comment(self, call: Any) -> None:
+        async def _send_comment(self, request: Any) -> None:
             await self._reply.send_chunk(b": progress\n\n")
 
     request: Any = object.__new__(Request)
-    request._reply, request._exchange, request._type = Writes(), None, "application/json"
-    request._side = SimpleNamespace(_metrics=SimpleNamespace(itl=SimpleNamespace(observe=lambda *_: None)))
-    await request._stream(Pieces(b"data: one\n\n", b'data: {"b64":"', b"AAAA", b'"}\n\n', b"data: two\n\n"))
+    request._reply, request._exchange, request._stream_type = Writes(), None, "application/json"
+    request._handler = SimpleNamespace(_metrics=SimpleNamespace(itl=SimpleNamespace(observe=lambda *_: None)))
+    await request._send_stream(Pieces(b"data: one\n\n", b'data: {"b64":"', b"AAAA", b'"}\n\n', b"data: two\n\n"))
     events = request._reply.out.split(b"\n\n")
     assert [event for event in events if event and event != b": progress"] == [
         b"data: one",

@@ -28,6 +28,7 @@ async def rig() -> AsyncIterator[Rig]:
     made.worker.drain()
     if made.life is not None:
         await made.life
+        await made.submitter.close()
         await made.dispatcher.close()
 
 

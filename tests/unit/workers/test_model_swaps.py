@@ -20,6 +20,7 @@ from gateway.dispatcher import Dispatcher
 from gateway.http.inference_body import ReceivedRequest
 from gateway.metrics import GatewayMetrics
 from gateway.sync.request_state import SyncRequest
+from gateway.sync.submitter import SyncSubmitter
 from schemas.jobs import Capability, Lane, Limits
 from tests.backends.doubles.ollama import OllamaDouble, StoredModel
 from tests.backends.doubles.router import RouterDouble
@@ -37,7 +38,8 @@ class Rig:
     def __init__(self) -> None:
         self.broker, self.hub = MemoryBroker(), MemoryHub()
         self.registry = MemoryRegistry(self.hub)
-        self.dispatcher = Dispatcher(MemoryGatewayBus(self.broker), self.registry, GatewayMetrics(), Limits(), 15.0)
+        self.dispatcher = Dispatcher(MemoryGatewayBus(self.broker), self.registry, GatewayMetrics(), Limits())
+        self.submitter = SyncSubmitter(self.dispatcher, 15.0)
         self.ended: list[str] = []
         """The models of the jobs that have ended, in order."""
         self._lives: list[tuple[Worker, asyncio.Task[None]]] = []
@@ -46,11 +48,13 @@ class Rig:
         await self.dispatcher.bus.start()
         await self.registry.start()
         await self.dispatcher.start()
+        await self.submitter.start()
 
     async def close(self) -> None:
         for worker, life in self._lives:
             worker.drain()
             await life
+        await self.submitter.close()
         await self.dispatcher.close()
 
     def add(self, server: OllamaDouble, slots: int = 4, patience_s: float = 10.0) -> None:
@@ -67,19 +71,19 @@ class Rig:
 
     async def ready(self) -> None:
         async with asyncio.timeout(10):
-            while not self.dispatcher.catalog.live() or any(w.standing != "ready" for w, _ in self._lives):
+            while not self.dispatcher.catalog.list_live() or any(w.standing != "ready" for w, _ in self._lives):
                 await asyncio.sleep(0.005)
 
     async def run(self, model: str, lane: Lane = Lane.DEFAULT) -> None:
         """One request, to its end."""
         call = self._call(model, lane)
         async with asyncio.timeout(60):
-            await call.wait_end()
+            await call.wait_until_ended()
         assert call.error is None
-        answer = json.loads(call.take())
+        answer = json.loads(call.take_output())
         assert answer["choices"][0]["message"]["content"] == "".join(WORDS)
         self.ended.append(model)
-        self.dispatcher.finish(call)
+        self.submitter.finish(call)
 
     async def run_all(self, models: Iterable[str], callers: int) -> None:
         """Requests in this order, of so many callers."""
@@ -102,7 +106,7 @@ class Rig:
         body = json.dumps(
             {"model": model, "messages": [{"role": "user", "content": "count"}], "max_tokens": 4}
         ).encode()
-        return self.dispatcher.call(
+        return self.submitter.submit(
             request_id="req", endpoint="/v1/chat/completions", capability=Capability.CHAT, lane=lane, public_model=model,
             stream=False, owner="o", received=ReceivedRequest(None, body),
         )  # fmt: skip

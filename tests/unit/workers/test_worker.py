@@ -17,6 +17,7 @@ from gateway.dispatcher import Dispatcher
 from gateway.http.inference_body import ReceivedRequest
 from gateway.metrics import GatewayMetrics
 from gateway.sync.request_state import RequestState, SyncRequest
+from gateway.sync.submitter import SyncSubmitter
 from schemas.frames import Progress
 from schemas.jobs import Capability, Lane, Limits
 from schemas.presence import BackendLoad, Limitation, ModelOffer, WorkerState
@@ -88,7 +89,8 @@ class Rig:
         self.broker, self.hub, self.backend = MemoryBroker(), MemoryHub(), Script()
         registry = MemoryRegistry(self.hub)
         self.blobs = MemoryBlobStore()
-        self.dispatcher = Dispatcher(MemoryGatewayBus(self.broker), registry, GatewayMetrics(), Limits(), 15.0)
+        self.dispatcher = Dispatcher(MemoryGatewayBus(self.broker), registry, GatewayMetrics(), Limits())
+        self.submitter = SyncSubmitter(self.dispatcher, 15.0)
         self.registry = registry
         self.worker = Worker(
             worker_id="w", host="h", backend=self.backend, blobs=self.blobs, log=MemoryWorkerLog(self.broker),
@@ -100,16 +102,17 @@ class Rig:
         await self.dispatcher.bus.start()
         await self.registry.start()
         await self.dispatcher.start()
+        await self.submitter.start()
         self.life = asyncio.create_task(self.worker.run(MemoryWorkerBus(self.broker, self.worker.on_job)))
 
     def call(self, model: str = "m", received: ReceivedRequest | None = None) -> SyncRequest:
-        return self.dispatcher.call(
+        return self.submitter.submit(
             request_id="req", endpoint="/", capability=Capability.CHAT, lane=Lane.DEFAULT, public_model=model, stream=False,
             owner="o", received=received or ReceivedRequest(None, b"{}"),
         )  # fmt: skip
 
     def live(self) -> list[str]:
-        return [model.name for model in self.dispatcher.catalog.live()]
+        return [model.name for model in self.dispatcher.catalog.list_live()]
 
     def problems(self) -> tuple[str, ...]:
         snapshot = self.registry.snapshot
@@ -131,6 +134,7 @@ async def rig() -> AsyncIterator[Rig]:
     made.worker.drain()
     assert made.life is not None
     await made.life
+    await made.submitter.close()
     await made.dispatcher.close()
 
 
@@ -138,8 +142,8 @@ async def test_a_job_is_run_and_answered(rig: Rig, eventually: Eventually) -> No
     """From submit to answer, through the queue."""
     await eventually(lambda: rig.live() == ["m"])
     call = rig.call()
-    await call.wait_end()
-    assert (call.error, call.take()) == (None, b"answer of m")
+    await call.wait_until_ended()
+    assert (call.error, call.take_output()) == (None, b"answer of m")
     await eventually(lambda: not rig.broker.jobs)
 
 
@@ -149,8 +153,8 @@ async def test_new_models_are_noticed(rig: Rig, eventually: Eventually) -> None:
     rig.backend.models = ["other"]
     await eventually(lambda: rig.live() == ["other"])
     call = rig.call("other")
-    await call.wait_end()
-    assert call.take() == b"answer of other"
+    await call.wait_until_ended()
+    assert call.take_output() == b"answer of other"
 
 
 async def test_a_name_that_no_subject_can_hold_does_no_harm(rig: Rig, eventually: Eventually) -> None:
@@ -160,7 +164,7 @@ async def test_a_name_that_no_subject_can_hold_does_no_harm(rig: Rig, eventually
     rig.backend.models = ["日本/…" * 40, "later"]
     await eventually(lambda: rig.live() == ["later"])
     call = rig.call("later")
-    await call.wait_end()
+    await call.wait_until_ended()
     assert call.error is None
 
 
@@ -196,7 +200,7 @@ async def test_a_backend_that_is_down_takes_no_jobs(rig: Rig, eventually: Eventu
     rig.backend.up = True
     await eventually(lambda: rig.live() == ["m"])
     call = rig.call()
-    await call.wait_end()
+    await call.wait_until_ended()
     assert call.error is None
 
 
@@ -206,7 +210,7 @@ async def test_a_caller_who_leaves_stops_the_backend(rig: Rig, eventually: Event
     rig.backend.go.clear()
     call = rig.call()
     await eventually(lambda: rig.backend.ran and call.state is RequestState.RUNNING)
-    rig.dispatcher.finish(call)
+    rig.submitter.finish(call)
     await eventually(lambda: rig.backend.stopped)
     await eventually(lambda: not rig.broker.jobs)
 
@@ -222,7 +226,7 @@ async def test_a_drained_worker_leaves_before_it_stops(rig: Rig, eventually: Eve
     await eventually(lambda: call.state is RequestState.QUEUED)
     assert call.starts == 0
     assert len(rig.broker.jobs) == 1
-    rig.dispatcher.finish(call)
+    rig.submitter.finish(call)
 
 
 async def test_loading_has_a_limit_of_its_own(rig: Rig, eventually: Eventually) -> None:
@@ -244,8 +248,8 @@ async def test_loading_has_a_limit_of_its_own(rig: Rig, eventually: Eventually) 
     await asyncio.sleep(1.0)  # past every other limit
     assert call.error is None
     loaded.set()
-    await call.wait_end()
-    assert (call.error, call.take()) == (None, b"loaded")
+    await call.wait_until_ended()
+    assert (call.error, call.take_output()) == (None, b"loaded")
 
 
 async def test_a_load_that_never_ends_is_given_up(rig: Rig, eventually: Eventually) -> None:
@@ -258,7 +262,7 @@ async def test_a_load_that_never_ends_is_given_up(rig: Rig, eventually: Eventual
 
     rig.backend.run = load  # type: ignore[method-assign]
     call = rig.call()
-    await call.wait_end()
+    await call.wait_until_ended()
     assert call.error is not None
     assert "load limit" in call.error.message
 
@@ -271,17 +275,17 @@ async def test_a_store_that_is_away_gives_the_job_back(rig: Rig, eventually: Eve
     name = (await writer.close()).name
     rig.blobs.available = False
     call = rig.call(received=ReceivedRequest(None, b"", body_blob=name))
-    await eventually(lambda: call.returned is not None)
+    await eventually(lambda: call.return_error is not None)
     rig.blobs.available = True
     rig.backend.go.set()
-    await call.wait_end()
-    assert (call.error, call.take()) == (None, b"answer of m")
+    await call.wait_until_ended()
+    assert (call.error, call.take_output()) == (None, b"answer of m")
 
 
 async def test_a_body_that_is_gone_is_a_clear_end(rig: Rig, eventually: Eventually) -> None:
     await eventually(lambda: rig.live() == ["m"])
     call = rig.call(received=ReceivedRequest(None, b"", body_blob="0" * 32))
-    await call.wait_end()
+    await call.wait_until_ended()
     assert call.error is not None
     assert call.error.code == "content_gone"
 
@@ -306,7 +310,7 @@ async def test_a_gateway_that_is_only_reconnecting_gets_its_answer(rig: Rig, eve
     """A fresh job begins at once; while nobody listens for its gateway the backend is stopped, and runs again when it is back."""
     await eventually(lambda: rig.live() == ["m"])
     first = rig.call()
-    await first.wait_end()  # the first message tells the worker nothing about its age
+    await first.wait_until_ended()  # the first message tells the worker nothing about its age
     rig.backend.go.clear()
     listeners = dict(rig.broker.listeners)
     rig.broker.listeners.clear()
@@ -317,8 +321,8 @@ async def test_a_gateway_that_is_only_reconnecting_gets_its_answer(rig: Rig, eve
     rig.broker.listeners.update(listeners)
     rig.broker.listeners[call.envelope.reply] = call.heard
     rig.backend.go.set()
-    await call.wait_end()
-    assert (call.error, call.take(), call.starts) == (None, b"answer of m", 1)
+    await call.wait_until_ended()
+    assert (call.error, call.take_output(), call.starts) == (None, b"answer of m", 1)
 
 
 async def test_a_refused_connection_stops_intake_until_the_backend_answers(rig: Rig, eventually: Eventually) -> None:
@@ -339,8 +343,8 @@ async def test_a_refused_connection_stops_intake_until_the_backend_answers(rig: 
     assert asked == 1
     assert (call.state, call.starts, call.error) == (RequestState.QUEUED, 0, None)
     rig.backend.run, rig.backend.up = usual, True  # type: ignore[method-assign]
-    await call.wait_end()
-    assert (call.error, call.take(), call.starts) == (None, b"answer of m", 1)
+    await call.wait_until_ended()
+    assert (call.error, call.take_output(), call.starts) == (None, b"answer of m", 1)
 
 
 async def test_a_backend_that_asks_to_wait_is_left_alone_and_that_is_shown(rig: Rig, eventually: Eventually) -> None:
@@ -365,8 +369,8 @@ async def test_a_backend_that_asks_to_wait_is_left_alone_and_that_is_shown(rig: 
 
     await eventually(lambda: paused() == ["m"])
     other = rig.call("n")
-    await other.wait_end()
-    assert other.take() == b"answer of n"
+    await other.wait_until_ended()
+    assert other.take_output() == b"answer of n"
     assert len(rig.backend.ran) == 2
     assert (call.state, call.starts, call.error) == (RequestState.QUEUED, 0, None)
     call.abandon()
@@ -406,6 +410,7 @@ async def test_without_what_its_adapter_needs_a_worker_is_not_ready(eventually: 
     rig.worker.drain()
     assert rig.life is not None
     await rig.life
+    await rig.submitter.close()
     await rig.dispatcher.close()
 
 

@@ -100,7 +100,7 @@ class Gateway:
         self.log: JobLog = SealedJobLog(log, SealRefusalCounter(self.metrics).count) if rig.sealed else log
         self.registry = MemoryRegistry(rig.hub)
         bus = MemoryGatewayBus(rig.broker)
-        self.dispatcher = Dispatcher(bus, self.registry, self.metrics, rig.limits, rig.ack_wait_s)
+        self.dispatcher = Dispatcher(bus, self.registry, self.metrics, rig.limits)
         self.ending = JobTerminator(self.log, bus)
         submitter = JobSubmitter(
             self.log, rig.store, self.ending, self.dispatcher, self.metrics, keep_s=KEEP_S, queue_s=QUEUE_S
@@ -204,7 +204,7 @@ class Rig:
     async def open_queues(self) -> None:
         """The models are known, as they are once a worker was there."""
         await self.worker("first")
-        await self.eventually(lambda: bool(self.gateways[0].dispatcher.catalog.live()))
+        await self.eventually(lambda: bool(self.gateways[0].dispatcher.catalog.list_live()))
         await self.drain("first")
 
     async def drain(self, name: str = "w") -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from gateway.jobs.attempt_gate import ASKS_PER_S
-from gateway.sync.request_state import MAX_STARTS
 from schemas.errors import WORKER_DRAINED, BackendFailed, Unavailable
 from schemas.frames import AttemptStarted, FrameKind, Progress
 from schemas.job_events import GateReply, GateRequest, GateVerdict, encode_durable_frame
-from schemas.jobs import JobStatus
+from schemas.jobs import MAX_STARTS, JobStatus
 from tests.unit.gateway.jobs.rig import OWNER, Rig
 
 GO, GONE, STALE, WAIT, DEAD = (

@@ -38,7 +38,7 @@ class Gateway:
         self.registry = MemoryRegistry(self.hub)
         catalog = ModelCatalog()
         self.registry.subscribe(catalog.load)
-        dispatcher = SimpleNamespace(registry=self.registry, catalog=catalog, listed=catalog.listed)
+        dispatcher = SimpleNamespace(registry=self.registry, catalog=catalog, list_models=catalog.list_usable)
         app = make_app(cast("Parts", SimpleNamespace(dispatcher=dispatcher, auth=Authenticator(KEY))))
         self.http = httpx.AsyncClient(
             transport=httpx.ASGITransport(app), base_url="http://test", headers={"authorization": f"Bearer {KEY}"}

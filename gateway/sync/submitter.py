@@ -1,0 +1,155 @@
+"""Submit synchronous requests to the bus, and enforce the deadlines of those that are open."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from time import monotonic
+
+from backbone.bus.bus import Queue
+from backbone.ids import new_job_id
+from gateway.dispatcher import Dispatcher
+from gateway.http.inference_body import ReceivedRequest
+from gateway.http.unread_budget import UnreadBudget
+from gateway.sync.request_state import RequestState, SyncRequest
+from schemas.errors import NexusError, Unavailable
+from schemas.jobs import Capability, Envelope, Lane
+
+CHECK_INTERVAL_S = 0.25
+NO_WORKER_TIMEOUT_S = 30.0
+"""A queued request waits this long for a worker of its model to return after the last one has left."""
+
+
+class SyncSubmitter:
+    """Submits synchronous requests, and ends those that no worker will serve in time."""
+
+    def __init__(
+        self, dispatcher: Dispatcher, ack_wait_s: float, *, keep_s: float = 3600.0, unread: UnreadBudget | None = None
+    ) -> None:
+        """`keep_s`: how long results that travel by reference are stored."""
+        self._dispatcher = dispatcher
+        self._bus = dispatcher.bus
+        self.catalog = dispatcher.catalog
+        self._ack_wait_s = ack_wait_s
+        self._keep_s = keep_s
+        self._unread = unread
+        self._requests: set[SyncRequest] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start to enforce deadlines. The dispatcher has started."""
+        self._task = asyncio.create_task(self._enforce_deadlines())
+
+    async def close(self) -> None:
+        """End all open requests, and stop."""
+        self.end_requests()
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def end_requests(self) -> None:
+        """End every open request with the error that the gateway shuts down."""
+        for request in list(self._requests):
+            request.fail(Unavailable("the gateway is shutting down; try again", should_retry=True))
+
+    def submit(
+        self,
+        *,
+        request_id: str,
+        endpoint: str,
+        capability: Capability,
+        lane: Lane,
+        public_model: str,
+        stream: bool,
+        owner: str,
+        received: ReceivedRequest,
+        hops: int = 0,
+    ) -> SyncRequest:
+        """Submit a request. QueueFull is reported later, on the returned request.
+
+        Raises ModelNotFound, InvalidRequest, Unavailable, RequestTooLarge.
+        """
+        dispatcher = self._dispatcher
+        model = dispatcher.resolve_live(public_model, capability)
+        limits = dispatcher.limits_of(capability)
+        dispatcher.require_unpaused(model, limits.queue_s, monotonic())
+        envelope = Envelope(
+            job=new_job_id(),
+            request_id=request_id,
+            endpoint=endpoint,
+            capability=capability,
+            lane=lane,
+            model=model,
+            public_model=public_model,
+            stream=stream,
+            reply=self._bus.new_reply(),
+            owner=owner,
+            hops=hops,
+            limits=limits,
+            body_size=received.body_size,
+            body_blob=received.body_blob,
+            uploads=received.uploads,
+            keep_s=self._keep_s,
+        )
+        if policy := self.catalog.unsupported(public_model):  # as a field of every envelope it would cost 2 µs
+            envelope = envelope.model_copy(update={"unsupported": policy})
+        request = SyncRequest(self._bus, envelope, self._ack_wait_s, self._unread)
+        self._bus.submit(envelope, received.body, request)
+        self._requests.add(request)
+        return request
+
+    def finish(self, request: SyncRequest) -> None:
+        """Forget a request that its HTTP handler has done with; abandon it if it has not ended."""
+        request.abandon()
+        request.direct_writer = None
+        self._requests.discard(request)
+
+    async def position(self, request: SyncRequest) -> int:
+        """Estimate how many jobs are before this one in its queue: those waiting, less this gateway's own behind it."""
+        waiting = 0
+        for depth in await self._bus.depths():
+            if depth.queue == request.queue:
+                waiting = depth.waiting
+        behind = sum(
+            1
+            for other in self._requests
+            if other.queue == request.queue
+            and other.state is RequestState.QUEUED
+            and (other.seq or 0) > (request.seq or 0)
+        )
+        return max(0, waiting - 1 - behind)
+
+    async def _enforce_deadlines(self) -> None:
+        is_live = self._dispatcher.is_live
+        orphaned: dict[Queue, float] = {}
+        while True:
+            await asyncio.sleep(CHECK_INTERVAL_S)
+            now = monotonic()
+            for request in list(self._requests):
+                request.check_deadlines(now)
+                if request.state is RequestState.QUEUED:
+                    if is_live(request.queue):
+                        self._check_paused(request, now)
+                    else:
+                        _check_orphaned(request, orphaned.setdefault(request.queue, now), now)
+            orphaned = {queue: since for queue, since in orphaned.items() if not is_live(queue)}
+
+    def _check_paused(self, request: SyncRequest, now: float) -> None:
+        """End a request whose model's servers pause for longer than it may wait."""
+        left_s = request.queued_at + request.envelope.limits.queue_s - now
+        try:
+            self._dispatcher.require_unpaused(request.queue.model, left_s, now)
+        except Unavailable as error:
+            request.fail(error)
+
+
+def _check_orphaned(request: SyncRequest, since: float, now: float) -> None:
+    """End a queued request whose model has had no live worker since `since`; a worker that restarts gets the time to."""
+    if request.return_error is not None:
+        # The backend failed, and by now no worker's backend is well: no worker would take the job for long.
+        request.fail(NexusError.from_info(request.return_error))
+    elif now - since > NO_WORKER_TIMEOUT_S:
+        request.fail(
+            Unavailable(f"the model '{request.queue.model}' has had no live worker for {NO_WORKER_TIMEOUT_S:g} s")
+        )
