@@ -1,4 +1,4 @@
-"""The OpenAPI document: what each route takes, answers and refuses, and the page that shows it."""
+"""The OpenAPI document: the parameters, bodies, responses and errors of every route."""
 
 from gateway.openapi.document import ApiDocument
 

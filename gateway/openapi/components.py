@@ -1,4 +1,4 @@
-"""Make the document's schemas from pydantic models, with their attributes' docstrings as descriptions."""
+"""Builds the document's schemas from pydantic models, with attribute docstrings as descriptions."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ REF = "#/components/schemas/"
 
 
 class DescribedSchema(GenerateJsonSchema):
-    """Adds what attributes' docstrings say. Read here, and not when a model is made: that would cost every start."""
+    """Adds attribute docstrings as field descriptions.
+
+    The docstrings are read here instead of at class creation, so that no process pays for them at startup.
+    """
 
     def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
         """Return a model's JSON schema."""
@@ -32,7 +35,7 @@ class DescribedSchema(GenerateJsonSchema):
 
 
 def component_schemas(models: Iterable[type[BaseModel]]) -> JSON:
-    """Return the schemas of `models`, and of all that they refer to, by name."""
+    """Return the schemas of `models` and of all models that they refer to, by component name."""
     wanted = list(dict.fromkeys(models))
     _, document = models_json_schema(
         [(model, "validation") for model in wanted],
@@ -42,13 +45,18 @@ def component_schemas(models: Iterable[type[BaseModel]]) -> JSON:
     schemas: JSON = document.get("$defs", {})
     names = {name: _component_name(name, schema) for name, schema in schemas.items()}
     return {
-        names[name]: _renamed(schema, names) | {"title": names[name]}  # generators call classes by titles
+        names[name]: _renamed(schema, names) | {"title": names[name]}  # code generators name classes by title
         for name, schema in sorted(schemas.items())
     }
 
 
+def component_name(model: type[BaseModel]) -> str:
+    """Return the name of a model's component: the title in its config, else its class name."""
+    return model.model_config.get("title") or model.__name__
+
+
 def attribute_docstrings(model: type[BaseModel]) -> dict[str, str]:
-    """Return the text below each attribute of a model and its bases."""
+    """Return the docstring of each attribute of a model and of its base classes."""
     found: dict[str, str] = {}
     for owner in reversed(model.__mro__):
         if issubclass(owner, BaseModel) and owner is not BaseModel:
@@ -59,7 +67,7 @@ def attribute_docstrings(model: type[BaseModel]) -> dict[str, str]:
 def _own_docstrings(owner: type[BaseModel]) -> dict[str, str]:
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(owner)))
-    except (OSError, TypeError, SyntaxError):  # without sources
+    except (OSError, TypeError, SyntaxError):  # no source code is available
         return {}
     body = tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []
     found = {}

@@ -1,4 +1,4 @@
-"""Complete FastAPI's document with what it does not know: keys, bodies, answers, errors and words for people."""
+"""Adds to FastAPI's OpenAPI document: authentication, bodies, responses, errors, summaries and descriptions."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from gateway.openapi.components import REF, component_schemas
+from gateway.openapi.components import REF, component_name, component_schemas
 from gateway.openapi.errors import HEADERS, error_response, errors_of
-from gateway.openapi.operation import JSON, JSON_TYPE, Answer, Operation, Schema
+from gateway.openapi.operation import JSON, JSON_TYPE, Operation, Schema, SuccessResponse
 from gateway.openapi.operations import DESCRIPTION, OPERATIONS, TAGS
 from gateway.openapi.shapes.errors import Error
 
@@ -17,15 +17,15 @@ BEARER = "bearer"
 FORM_TYPE = "multipart/form-data"
 
 
-def complete(document: JSON) -> JSON:
-    """Return FastAPI's document, completed. The one given stays as it is."""
+def enrich(document: JSON) -> JSON:
+    """Return a copy of FastAPI's document with the descriptions from `OPERATIONS`. Does not change `document`."""
     document = copy.deepcopy(document)
     models: dict[type[BaseModel], None] = {Error: None}
     for path, methods in document["paths"].items():
         for method, found in methods.items():
             operation = OPERATIONS.get(f"{method.upper()} {path}")
             if operation is not None:
-                methods[method] = _completed(path, found, operation, models)
+                methods[method] = _enriched(path, found, operation, models)
     document["info"] |= {"description": DESCRIPTION, "license": {"name": "Apache 2.0", "identifier": "Apache-2.0"}}
     used = {tag for methods in document["paths"].values() for found in methods.values() for tag in found["tags"]}
     document["tags"] = [{"name": name, "description": text} for name, text in TAGS.items() if name in used]
@@ -36,15 +36,15 @@ def complete(document: JSON) -> JSON:
             BEARER: {
                 "type": "http",
                 "scheme": "bearer",
-                "description": "An API key of Nexus. `nexus keys create NAME` makes one, with the scopes `inference`, `jobs` "
-                "or `admin`; each route says which one it needs.",
+                "description": "An API key of Nexus. Create one with `nexus keys create NAME`. A key has the scopes `inference`, `jobs` "
+                "or `admin`; each route names the scope that it needs.",
             }
         },
     }
     return document
 
 
-def _completed(path: str, found: JSON, operation: Operation, models: dict[type[BaseModel], None]) -> JSON:
+def _enriched(path: str, found: JSON, operation: Operation, models: dict[type[BaseModel], None]) -> JSON:
     api = path.startswith("/v1/")
     made: JSON = {
         "tags": [operation.tag],
@@ -56,7 +56,7 @@ def _completed(path: str, found: JSON, operation: Operation, models: dict[type[B
         made["parameters"] = parameters
     if operation.body is not None:
         made["requestBody"] = _body(operation, models)
-    successes = {str(status): _success(one, models) for status, one in operation.answers.items()}
+    successes = {str(status): _success_response(one, models) for status, one in operation.responses.items()}
     failures = {
         code: error_response(code, text)
         for code, text in errors_of(operation, api=api).items()
@@ -76,7 +76,7 @@ def _with_scope(operation: Operation) -> str:
 
 
 def _parameters(found: list[JSON], operation: Operation) -> list[JSON]:
-    """FastAPI's parameters and the operation's own, described."""
+    """Return FastAPI's parameters and the operation's own parameters, with descriptions."""
     more = {name: dict(text) for name, text in operation.parameters.items()}
     made = []
     for parameter in found:
@@ -90,7 +90,7 @@ def _parameters(found: list[JSON], operation: Operation) -> list[JSON]:
 
 
 def _plain(schema: JSON) -> JSON:
-    """A parameter's schema: one that may be left out is never null."""
+    """Return a parameter's schema without `null`: an optional parameter is left out, never null."""
     schema = {name: value for name, value in schema.items() if name != "title"}
     kinds = [kind for kind in schema.pop("anyOf", []) if kind != {"type": "null"}]
     return schema | kinds[0] if len(kinds) == 1 else schema | ({"anyOf": kinds} if kinds else {})
@@ -110,14 +110,14 @@ def _body(operation: Operation, models: dict[type[BaseModel], None]) -> JSON:
 
 
 def _form(operation: Operation) -> JSON:
-    """A form's fields: text, so that none is null, and one that is left empty counts as left out."""
+    """Return a form's schema. Form fields are text, so they are never null, and an empty field counts as left out."""
     assert operation.body is not None
     assert not isinstance(operation.body, tuple)
     if isinstance(operation.body, dict):
         schema = copy.deepcopy(operation.body)
     else:
         schemas = component_schemas([operation.body])
-        schema = schemas[operation.body.__name__]
+        schema = schemas[component_name(operation.body)]
         schema["properties"] = {name: _plain(field) for name, field in schema["properties"].items()}
         assert REF not in str(schema["properties"]), "a form's field refers to another schema"
         schema.pop("title", None)
@@ -138,7 +138,7 @@ def _form(operation: Operation) -> JSON:
     return schema
 
 
-def _success(one: Answer, models: dict[type[BaseModel], None]) -> JSON:
+def _success_response(one: SuccessResponse, models: dict[type[BaseModel], None]) -> JSON:
     made: JSON = {
         "description": one.description,
         "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in ("x-request-id", *one.headers)},
@@ -156,7 +156,7 @@ def _reference(schema: Schema, models: dict[type[BaseModel], None]) -> Any:
     if isinstance(schema, tuple):
         return _one_of(schema, models)
     models[schema] = None
-    return {"$ref": REF + schema.__name__}
+    return {"$ref": REF + component_name(schema)}
 
 
 def _one_of(schemas: tuple[type[BaseModel], ...], models: dict[type[BaseModel], None]) -> JSON:

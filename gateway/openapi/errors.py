@@ -1,4 +1,4 @@
-"""Describe the errors of every kind of route, and the headers of answers."""
+"""The descriptions of errors that many routes share, and of response headers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from gateway.openapi.operation import JSON, JSON_TYPE, Operation
 
 HEADERS: dict[str, JSON] = {
     "x-request-id": {
-        "description": "The request's id, which is in every log line about it.",
+        "description": "The id of the request. Every log line about the request contains it.",
         "schema": {"type": "string", "pattern": "^req_[0-9a-f]{24}$"},
     },
     "x-nexus-job-id": {
@@ -14,27 +14,27 @@ HEADERS: dict[str, JSON] = {
         "schema": {"type": "string"},
     },
     "x-nexus-adapted": {
-        "description": "Parameters of the request that the model's server lacks and that were replaced by their nearest equivalent.",
+        "description": "Request parameters that the inference server does not support and that Nexus replaced by their nearest equivalent.",
         "schema": {"type": "string", "pattern": "^[a-z_]+(, [a-z_]+)*$"},
     },
     "x-nexus-hops": {
-        "description": "`refused`: too many gateways. Workers of Nexus send it with their number.",
+        "description": "`refused`: the request passed through too many gateways. Nexus workers send this header with the number of gateways.",
         "schema": {"type": "string", "const": "refused"},
     },
     "Retry-After": {
-        "description": "Seconds after which a retry makes sense.",
+        "description": "The number of seconds to wait before a retry.",
         "schema": {"type": "integer", "minimum": 1},
     },
     "x-should-retry": {
-        "description": "Whether OpenAI's SDKs retry the request, above their own rules.",
+        "description": "Whether OpenAI's SDKs should retry the request. Overrides their own rules.",
         "schema": {"type": "string", "enum": ["true", "false"]},
     },
     "WWW-Authenticate": {
-        "description": "How to authenticate.",
+        "description": "The authentication scheme.",
         "schema": {"type": "string", "const": "Bearer"},
     },
     "Accept-Encoding": {
-        "description": "The encodings of request bodies that are understood.",
+        "description": "The supported encodings of request bodies.",
         "schema": {"type": "string", "const": "gzip, deflate, zstd"},
     },
     "Location": {
@@ -46,11 +46,11 @@ HEADERS: dict[str, JSON] = {
         "schema": {"type": "string"},
     },
     "Content-Disposition": {
-        "description": "The file's name.",
+        "description": "The name of the file.",
         "schema": {"type": "string"},
     },
     "Content-Length": {
-        "description": "Bytes of the body.",
+        "description": "The size of the body in bytes.",
         "schema": {"type": "integer", "minimum": 0},
     },
 }
@@ -69,34 +69,39 @@ OPTIONAL_ERROR_HEADERS = {
     508: ("x-should-retry", "x-nexus-hops"),
 }
 
-PUBLIC = {500: "A defect in Nexus. The request id helps to find it in the logs."}
+PUBLIC = {500: "A defect in Nexus. Search the gateway's log for the request id."}
 COMMON = PUBLIC | {
-    400: "The request is wrong. `param` names the field.",
-    404: "There is no such thing, or it belongs to another owner.",
-    429: "Too many wrong keys came from this address, or the key has too many requests under way. "
+    400: "The request is invalid. `param` names the field.",
+    404: "The object does not exist, or belongs to another owner.",
+    429: "This address sent too many invalid keys, or the key has too many unfinished requests. "
     "`Retry-After` says when to retry.",
-    503: "Nobody can serve this now. `Retry-After` says when to retry.",
+    503: "The service is unavailable. `Retry-After` says when to retry.",
 }
-KEYED = {401: "The API key is missing, wrong, revoked or expired."}
+KEYED = {401: "The API key is missing, invalid, revoked or expired."}
 SCOPED = {403: "The API key lacks the scope '{scope}'."}
 BODY = {
     408: "The body did not arrive in time.",
     413: "The body is larger than the limit.",
-    415: "The body's `Content-Encoding` is not supported. `Accept-Encoding` names those that are.",
+    415: "The body's `Content-Encoding` is not supported. `Accept-Encoding` lists the supported encodings.",
 }
 WORK = {
-    429: "The queue of the model is full, or the key has as much under way as it may have. `Retry-After` says when to retry.",
+    429: "The model's queue is full, or the key has reached its limit of unfinished jobs. `Retry-After` says when to retry.",
     502: "The inference server failed.",
-    504: "A time limit ran out.",
-    508: "The request came from a worker of a Nexus, through more gateways than `GATEWAY_MAX_HOPS` allows: it would go round in circles.",
+    504: "A time limit was reached.",
+    508: "The request passed through more gateways than `GATEWAY_MAX_HOPS` allows. Check that no worker's server URL leads back to this gateway.",
 }
 ANY_REFUSAL = {
-    "4XX": "Another refusal: an `Idempotency-Key` that was used with another request, or a status of the inference server's own."
+    "4XX": "Another client error: an `Idempotency-Key` that was used with a different request, or a status from the inference server."
 }
 
 
 def errors_of(operation: Operation, *, api: bool) -> dict[str, str]:
-    """Return the errors of a route by status, described. `api`: it is below `/v1`."""
+    """Return the descriptions of a route's errors, by status.
+
+    Args:
+        operation: The route.
+        api: Whether the route's path begins with `/v1/`.
+    """
     found: dict[int, str] = dict(COMMON if api else PUBLIC)
     if api and operation.scope is not None:
         found |= KEYED
@@ -104,15 +109,15 @@ def errors_of(operation: Operation, *, api: bool) -> dict[str, str]:
             found |= {code: text.format(scope=operation.scope) for code, text in SCOPED.items()}
     if operation.body is not None or operation.files:
         found |= BODY
-    if operation.works:
+    if operation.runs_inference:
         found |= WORK
     found |= operation.errors
     codes = {str(code): text for code, text in sorted(found.items())}
-    return codes | ANY_REFUSAL if operation.works or operation.refuses else codes
+    return codes | ANY_REFUSAL if operation.runs_inference or operation.may_answer_other_4xx else codes
 
 
 def error_response(code: str, description: str) -> JSON:
-    """Return one error of a route as the document says it."""
+    """Return one error response in OpenAPI's form."""
     status = int(code) if code.isdigit() else 0
     headers: JSON = {name: {"$ref": f"#/components/headers/{name}"} for name in ("x-request-id",)}
     for name in (*ERROR_HEADERS.get(status, ()), *OPTIONAL_ERROR_HEADERS.get(status, ())):

@@ -1,4 +1,4 @@
-"""Hold what the document says of one route, as data."""
+"""The types that describe one route in the OpenAPI document."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 JSON = dict[str, Any]
 Schema = type[BaseModel] | tuple[type[BaseModel], ...] | JSON
-"""A model; several of which a body is one, told apart by `endpoint`; or a JSON schema where no model can say it."""
+"""One model; several models that the body's `endpoint` tells apart; or a JSON schema that no model can express."""
 
 JSON_TYPE = "application/json"
 SSE_TYPE = "text/event-stream"
@@ -25,46 +25,46 @@ BINARY: JSON = {"type": "string", "format": "binary"}
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A success of a route."""
+class SuccessResponse:
+    """Describes a successful response of a route."""
 
     description: str
     content: Mapping[str, Schema] = field(default_factory=dict)
-    """Schema by media type; empty: no body."""
+    """Schemas by media type. Empty if the response has no body."""
     headers: tuple[str, ...] = ()
-    """Names from `HEADERS`, beside those that every answer has."""
+    """Names from `HEADERS`, in addition to the headers of every response."""
     example: Any = None
-    """Of the JSON body."""
+    """An example of the JSON body."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One route."""
+    """Describes one route."""
 
     id: str
-    """Generators make method names of it; it never changes."""
+    """The `operationId`. Code generators derive method names from it, so it never changes."""
     tag: str
     summary: str
-    """What it does, as a task: "Cancel a job"."""
+    """The task, in the imperative: "Cancel a job"."""
     description: str
-    answers: Mapping[int, Answer]
+    responses: Mapping[int, SuccessResponse]
     scope: str | None = ""
-    """The scope that the key must have; empty: any valid key; None: no key."""
+    """The scope that the API key needs. Empty: any valid key. None: the route needs no key."""
     body: Schema | None = None
     files: Mapping[str, str] = field(default_factory=dict)
-    """The body is a form with these files, described; the first one is required."""
+    """Descriptions of the files in a multipart body, by field. The first file is required."""
     examples: Mapping[str, JSON] = field(default_factory=dict)
-    """Bodies by title; the first is what "Try it out" sends."""
+    """Example bodies by title. Swagger UI sends the first one on "Try it out"."""
     errors: Mapping[int, str] = field(default_factory=dict)
-    """Errors beyond those that the kind of route has, or their descriptions where they differ."""
-    works: bool = False
-    """It waits for an inference server, or hands over its answer."""
-    refuses: bool = False
-    """It answers further statuses of the 4xx kind; so does what `works`."""
+    """Error descriptions by status, added to the common errors of `gateway.openapi.errors` or replacing them."""
+    runs_inference: bool = False
+    """The route waits for an inference server or returns its answer, and so can also return its errors."""
+    may_answer_other_4xx: bool = False
+    """The route can return 4xx statuses that are not listed. Implied by `runs_inference`."""
     parameters: Mapping[str, JSON] = field(default_factory=dict)
-    """What is to be added to FastAPI's parameters, by name; with `in`, a parameter that FastAPI does not know."""
+    """Additions to FastAPI's parameters, by name. An entry with `in` adds a parameter that FastAPI does not know."""
 
 
-def answer(shape: Schema, description: str, **options: Any) -> Mapping[int, Answer]:
-    """Return a 200 with a JSON body."""
-    return {200: Answer(description, {JSON_TYPE: shape}, **options)}
+def json_response(shape: Schema, description: str, **options: Any) -> Mapping[int, SuccessResponse]:
+    """Return the description of a 200 response with a JSON body."""
+    return {200: SuccessResponse(description, {JSON_TYPE: shape}, **options)}

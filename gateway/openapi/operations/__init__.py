@@ -1,4 +1,4 @@
-"""Say of each route, by method and path, what people and generators of clients need to know."""
+"""The description of every route, by method and path, for readers and client generators."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from gateway.openapi.operations import batches, inference, jobs, media, models, 
 DESCRIPTION = """\
 Nexus is one OpenAI-compatible gateway in front of many AI servers, with a durable queue behind it.
 
-- **Keys.** All routes under `/v1` take `Authorization: Bearer KEY`, except results by URL, whose URL is the permission.
-- **Errors** are OpenAI's error object. A path that does not exist is 404, another method 405 with `Allow`, headers above the limit 431.
+- **Keys.** All routes under `/v1` need `Authorization: Bearer KEY`, except `GET /v1/results/{name}`, whose signed URL is the permission.
+- **Errors** have the form of OpenAI's error object. An unknown path returns 404, an unsupported method 405 with `Allow`, headers above the limit 431.
 - **Compressed bodies** are accepted: `Content-Encoding: gzip`, `deflate` or `zstd`.
-- **Durable jobs.** With `Prefer: respond-async` every inference route answers 202 at once; see `POST /v1/jobs`.
+- **Durable jobs.** With `Prefer: respond-async`, every inference route returns 202 immediately; see `POST /v1/jobs`.
 - **Idempotency.** Inference routes, `POST /v1/jobs` and `POST /v1/responses` take an `Idempotency-Key` (1 to 255 characters): requests of
-  one owner with the same key are one job, which runs once. Another request with a used key is refused.
-- **Fields that are not documented** reach the inference server untouched where a route's schema allows more properties.
+  one owner with the same key become one job, which runs once. A different request with a used key is rejected.
+- **Undocumented fields** reach the inference server unchanged if a route's schema allows additional properties.
 """
 TAGS = {
-    "inference": "Chat, completions, embeddings, pictures, sound and rerank, as OpenAI has them.",
+    "inference": "OpenAI-compatible chat, completions, embeddings, images, audio and rerank.",
     "responses": "OpenAI's Responses API. Every response is a durable chat job.",
-    "jobs": "Requests that are answered later: submit, watch, cancel, retry.",
-    "files": "OpenAI's Files API: inputs and outputs of batches, and files for jobs.",
-    "batches": "OpenAI's Batch API: many requests from one file.",
-    "models": "The models and voices that can be used now.",
-    "results": "Pictures and sound by URL.",
+    "jobs": "Durable jobs: submit, follow, cancel and retry requests that run later.",
+    "files": "OpenAI's Files API: input and output files of batches, and files for jobs.",
+    "batches": "OpenAI's Batch API: run many requests from one file.",
+    "models": "The live models and voices.",
+    "results": "Generated images and audio by signed URL.",
     "operation": "For operators: health, workers, queues, aliases, services, keys, dead letters.",
 }
 OPERATIONS: dict[str, Operation] = (

@@ -1,4 +1,4 @@
-"""Files and batches."""
+"""The descriptions of the routes for files and batches."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, create_model
 
-from gateway.openapi.operation import BINARY, JSON, Answer, Operation, answer
+from gateway.openapi.operation import BINARY, JSON, Operation, SuccessResponse, json_response
 from gateway.openapi.operations.common import PAGE, identifier
-from gateway.openapi.shapes.files import Batch, BatchList, File, FileDeleted, FileList
+from gateway.openapi.shapes.files import BatchList, BatchObject, FileDeleted, FileList, FileObject
 from schemas.batches import BatchRequest
 from schemas.files import UPLOAD_PURPOSES
 
@@ -25,25 +25,32 @@ ENDPOINTS = (
     "/v1/responses",
 )
 WINDOW = r"^([1-9][0-9]{0,3}m|([1-9][0-9]?|1[0-5][0-9]|16[0-7])h|[1-6]d)$"
-"""Up to the longest window that the gateway takes unless it is configured otherwise."""
+"""The windows that the gateway accepts with its default configuration."""
 FIELDS: dict[str, Any] = {
-    "endpoint": (Literal[ENDPOINTS], Field(description="The endpoint that answers the requests.")),
+    "endpoint": (Literal[ENDPOINTS], Field(description="The endpoint that the requests are for.")),
     "input_file_id": (
         str,
-        Field(min_length=1, max_length=100, description="A file with the purpose `batch`: a request on each line."),
+        Field(
+            min_length=1,
+            max_length=100,
+            description="The id of a file with the purpose `batch` that holds one request per line.",
+        ),
     ),
     "completion_window": (
         str,
-        Field(pattern=WINDOW, description="`24h`, or another number of m, h or d. A batch that takes longer expires."),
+        Field(
+            pattern=WINDOW,
+            description="`24h`, or another number of `m`, `h` or `d`. A batch that takes longer expires.",
+        ),
     ),
 }
 DOCUMENTED_REQUEST = create_model("BatchRequest", __base__=BatchRequest, __doc__="A batch to run.", **FIELDS)
-"""With what its route checks beyond the fields' types."""
+"""The request body, including the rules that the route checks in addition to the field types."""
 
 FILE = {"file_id": identifier("file-", "The id of a file.", "^file-[0-9a-f]{32}$")}
-NO_FILE = {404: "There is no such file, it has expired, or it belongs to another owner."}
+NO_FILE = {404: "The file does not exist, has expired, or belongs to another owner."}
 BATCH = {"batch_id": identifier("batch_", "The id of a batch.", "^batch_[0-9a-f]{32}$")}
-NO_BATCH = {404: "There is no such batch, or it belongs to another owner."}
+NO_BATCH = {404: "The batch does not exist, or belongs to another owner."}
 UPLOAD: JSON = {
     "type": "object",
     "required": ["purpose"],
@@ -51,18 +58,18 @@ UPLOAD: JSON = {
         "purpose": {
             "type": "string",
             "enum": list(UPLOAD_PURPOSES),
-            "description": "What the file is for: `batch` for the input of a batch.",
+            "description": "The purpose of the file: `batch` for the input of a batch.",
         },
         "expires_after[anchor]": {
             "type": "string",
             "enum": ["created_at"],
-            "description": "Goes with `expires_after[seconds]`.",
+            "description": "Required with `expires_after[seconds]`.",
         },
         "expires_after[seconds]": {
             "type": "integer",
             "minimum": 3600,
             "maximum": 2_592_000,
-            "description": "How long the file is kept, from its upload on.",
+            "description": "How long the file is stored, in seconds from its upload.",
         },
     },
     "dependentRequired": {
@@ -77,11 +84,11 @@ OPERATIONS = {
         tag="files",
         scope="jobs",
         summary="Upload a file",
-        description="Store a file: the input of a batch, or what a job's body names by id. It is kept for 30 days unless the operator "
-        "or `expires_after` says otherwise.",
+        description="Store a file: the input of a batch, or a file that a job's body refers to by id. Nexus stores it for 30 days, unless the operator "
+        "or `expires_after` sets another time.",
         body=UPLOAD,
         files={"file": "The file."},
-        answers=answer(File, "The stored file."),
+        responses=json_response(FileObject, "The stored file."),
     ),
     "GET /v1/files": Operation(
         id="listFiles",
@@ -89,20 +96,20 @@ OPERATIONS = {
         scope="jobs",
         summary="List files",
         description="Return the caller's files.",
-        answers=answer(FileList, "A page of files."),
+        responses=json_response(FileList, "A page of files."),
         parameters=PAGE
         | {
-            "order": {"description": "`desc`: the newest first."},
-            "purpose": {"description": "Return files of this purpose alone."},
+            "order": {"description": "`desc`: newest first. `asc`: oldest first."},
+            "purpose": {"description": "Return only files with this purpose."},
         },
     ),
     "GET /v1/files/{file_id}": Operation(
         id="getFile",
         tag="files",
         scope="jobs",
-        summary="Get a file's record",
+        summary="Get a file",
         description="Return a file's name, size, purpose and times.",
-        answers=answer(File, "The file's record."),
+        responses=json_response(FileObject, "The file's record."),
         errors=NO_FILE,
         parameters=FILE,
     ),
@@ -111,9 +118,9 @@ OPERATIONS = {
         tag="files",
         scope="jobs",
         summary="Download a file",
-        description="Return a file's bytes as they were uploaded. Outputs of batches are JSON lines.",
-        answers={
-            200: Answer(
+        description="Return a file's bytes exactly as uploaded. Batch output files hold JSON lines.",
+        responses={
+            200: SuccessResponse(
                 "The file's bytes.", {"application/octet-stream": BINARY}, ("Content-Disposition", "Content-Length")
             )
         },
@@ -125,8 +132,8 @@ OPERATIONS = {
         tag="files",
         scope="jobs",
         summary="Delete a file",
-        description="Delete a file. A batch that runs on it goes on.",
-        answers=answer(FileDeleted, "It is deleted."),
+        description="Delete a file. A running batch that uses the file continues.",
+        responses=json_response(FileDeleted, "The file is deleted."),
         errors=NO_FILE,
         parameters=FILE,
     ),
@@ -135,7 +142,7 @@ OPERATIONS = {
         tag="batches",
         scope="jobs",
         summary="Create a batch",
-        description="Run the requests of a file, one on each line, each as a job in the lane `flex`. The key needs the scope `inference` too.",
+        description="Run the requests of a file, one per line, as jobs in the lane `flex`. The key also needs the scope `inference`.",
         body=DOCUMENTED_REQUEST,
         examples={
             "Chats": {
@@ -144,7 +151,7 @@ OPERATIONS = {
                 "completion_window": "24h",
             }
         },
-        answers=answer(Batch, "The batch, which is validated first."),
+        responses=json_response(BatchObject, "The batch. Nexus validates its input file first."),
         errors=NO_FILE,
     ),
     "GET /v1/batches": Operation(
@@ -152,8 +159,8 @@ OPERATIONS = {
         tag="batches",
         scope="jobs",
         summary="List batches",
-        description="Return the caller's batches, the newest first.",
-        answers=answer(BatchList, "A page of batches."),
+        description="Return the caller's batches, newest first.",
+        responses=json_response(BatchList, "A page of batches."),
         parameters=PAGE,
     ),
     "GET /v1/batches/{batch_id}": Operation(
@@ -161,8 +168,8 @@ OPERATIONS = {
         tag="batches",
         scope="jobs",
         summary="Get a batch",
-        description="Return a batch as it stands: how many of its requests have ended, and the ids of its output files.",
-        answers=answer(Batch, "The batch."),
+        description="Return a batch's status, its request counts and the ids of its output files.",
+        responses=json_response(BatchObject, "The batch."),
         errors=NO_BATCH,
         parameters=BATCH,
     ),
@@ -171,9 +178,9 @@ OPERATIONS = {
         tag="batches",
         scope="jobs",
         summary="Cancel a batch",
-        description="End a batch early. What has been answered by then is in its output file.",
-        answers=answer(Batch, "The batch as it stands now."),
-        errors=NO_BATCH | {400: "The batch has ended (`batch_ended`)."},
+        description="End a batch early. The output file holds the responses that are complete by then.",
+        responses=json_response(BatchObject, "The batch's current state."),
+        errors=NO_BATCH | {400: "The batch has already ended (`batch_ended`)."},
         parameters=BATCH,
     ),
 }

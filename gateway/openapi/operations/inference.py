@@ -1,9 +1,9 @@
-"""Chat, completions, embeddings, rerank."""
+"""The descriptions of chat, completions, embeddings and rerank."""
 
 from __future__ import annotations
 
 from gateway.openapi.operation import Operation
-from gateway.openapi.operations.common import MODEL, PREFERENCES, STREAM, inferred
+from gateway.openapi.operations.common import MODEL, PREFERENCES, STREAM, inference_responses
 from gateway.openapi.shapes.text import ChatCompletion, EmbeddingList, Ranking, TextCompletion
 from schemas.openai.chat import ChatRequest
 from schemas.openai.completions import CompletionRequest
@@ -17,10 +17,10 @@ OPERATIONS = {
         id="createChatCompletion",
         tag="inference",
         scope="inference",
-        works=True,
-        summary="Chat",
-        description="Answer a conversation with a model. With `stream: true` the answer comes as events while it is written, "
-        "the last one `data: [DONE]`. Tools, images, JSON schemas and all other fields reach the inference server as they are.",
+        runs_inference=True,
+        summary="Create a chat completion",
+        description="Generate the model's next message in a conversation. With `stream: true`, the message arrives as events while the model generates it; "
+        "the last event is `data: [DONE]`. Tools, images, JSON schemas and all other fields reach the inference server unchanged.",
         body=ChatRequest,
         examples={
             "A question": {"model": MODEL, "messages": [HELLO], "max_tokens": 40},
@@ -31,9 +31,9 @@ OPERATIONS = {
                 "stream_options": {"include_usage": True},
             },
         },
-        answers=inferred(
+        responses=inference_responses(
             ChatCompletion,
-            "The answer: one JSON object, or with `stream: true` events `chat.completion.chunk`.",
+            "The completion: one JSON object, or with `stream: true` a stream of `chat.completion.chunk` events.",
             STREAM,
         ),
         parameters=PREFERENCES,
@@ -42,13 +42,13 @@ OPERATIONS = {
         id="createCompletion",
         tag="inference",
         scope="inference",
-        works=True,
-        summary="Complete a text (legacy)",
-        description="Continue a prompt. The prompt is a text, several texts, or token ids.",
+        runs_inference=True,
+        summary="Create a text completion (legacy)",
+        description="Continue a prompt. The prompt is one text, several texts, or token ids.",
         body=CompletionRequest,
         examples={"A text": {"model": MODEL, "prompt": "Once upon a time", "max_tokens": 20}},
-        answers=inferred(
-            TextCompletion, "The continuation: one JSON object, or with `stream: true` events of the same kind.", STREAM
+        responses=inference_responses(
+            TextCompletion, "The completion: one JSON object, or with `stream: true` a stream of events.", STREAM
         ),
         parameters=PREFERENCES,
     ),
@@ -56,21 +56,21 @@ OPERATIONS = {
         id="createEmbedding",
         tag="inference",
         scope="inference",
-        works=True,
-        summary="Turn texts into vectors",
-        description="Return one vector for each text, in the order of the texts.",
+        runs_inference=True,
+        summary="Create embeddings",
+        description="Return one embedding for each text, in the order of the texts.",
         body=EmbeddingsRequest,
         examples={"Two texts": {"model": "multilingual-e5-small", "input": ["A cat.", "A dog."]}},
-        answers=inferred(EmbeddingList, "The vectors."),
+        responses=inference_responses(EmbeddingList, "The embeddings."),
         parameters=PREFERENCES,
     ),
     "POST /v1/rerank": Operation(
         id="rerank",
         tag="inference",
         scope="inference",
-        works=True,
-        summary="Order documents by relevance",
-        description="Score documents by how well they answer a query, the best first. Request and answer are those of Jina and Cohere.",
+        runs_inference=True,
+        summary="Rerank documents",
+        description="Score documents by their relevance to a query, most relevant first. Request and response follow the APIs of Jina and Cohere.",
         body=RerankRequest,
         examples={
             "Two documents": {
@@ -79,7 +79,7 @@ OPERATIONS = {
                 "documents": ["Cats eat mice.", "Dogs bark."],
             }
         },
-        answers=inferred(Ranking, "The documents' places and scores."),
+        responses=inference_responses(Ranking, "The documents' indexes and scores, most relevant first."),
         parameters=PREFERENCES,
     ),
 }

@@ -1,4 +1,4 @@
-"""Jobs, and dead letters."""
+"""The descriptions of the routes for jobs and dead letters."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, create_model
 
 from gateway.files import MAX_FILES
-from gateway.openapi.operation import BINARY, EVENT, JSON_TYPE, SSE_TYPE, TEXT, Answer, Operation, answer
+from gateway.openapi.operation import (
+    BINARY,
+    EVENT,
+    JSON_TYPE,
+    SSE_TYPE,
+    TEXT,
+    Operation,
+    SuccessResponse,
+    json_response,
+)
 from gateway.openapi.operations.common import JOB_ID, MODEL, PAGE
 from gateway.openapi.operations.inference import HELLO
-from gateway.openapi.shapes.jobs import DeadLetter, DeadLetterDeleted, DeadLetterList, Job, JobList
+from gateway.openapi.shapes.jobs import DeadLetterDeleted, DeadLetterList, DeadLetterObject, Job, JobList
 from schemas.model_jobs import ModelJobRequest
 from schemas.openai.chat import ChatRequest
 from schemas.openai.completions import CompletionRequest
@@ -22,18 +31,18 @@ from schemas.openai.transcriptions import TranscriptionRequest
 from schemas.submission import SubmitRequest
 
 FileIds = str | Annotated[list[str], Field(min_length=1, max_length=MAX_FILES)]
-"""The id of an uploaded file, or several."""
+"""The id of one uploaded file, or the ids of several."""
 
 
 class ImageEditBody(ImageEditRequest):
-    """The fields of the form; in the place of files, ids of uploaded files."""
+    """The form's fields, with ids of uploaded files instead of files."""
 
     image: FileIds
     mask: FileIds | None = None
 
 
 class TranscriptionBody(TranscriptionRequest):
-    """The fields of the form; in the place of the file, the id of an uploaded file."""
+    """The form's fields, with the id of an uploaded file instead of the file."""
 
     file: FileIds
 
@@ -54,16 +63,16 @@ SUBMISSIONS = (
     _job_of("ImageEditJob", ImageEditBody, "/v1/images/edits"),
     _job_of("TranscriptionJob", TranscriptionBody, "/v1/audio/transcriptions", "/v1/audio/translations"),
 )
-"""`SubmitRequest`, endpoint by endpoint: what `POST /v1/jobs` checks in two steps."""
+"""`SubmitRequest` for each endpoint. `POST /v1/jobs` validates the envelope first and the body second."""
 
 ID = {"job_id": JOB_ID}
-MISSING = {404: "There is no such job, it is not kept any more, or it belongs to another owner."}
+MISSING = {404: "The job does not exist, has been deleted after its retention time, or belongs to another owner."}
 EVENTS = EVENT | {
-    "description": "One server-sent event, called `job.queued`, `job.started`, `job.restarted`, `job.chunk`, "
-    "`job.adapted`, `job.progress`, and last `job.completed`, `job.failed`, `job.cancelled` or `job.expired`."
+    "description": "One server-sent event: `job.queued`, `job.started`, `job.restarted`, `job.chunk`, `job.adapted` or `job.progress`. "
+    "The last event is `job.completed`, `job.failed`, `job.cancelled` or `job.expired`."
 }
 LETTER = {"job_id": JOB_ID}
-NO_LETTER = {404: "This job has no dead letter."}
+NO_LETTER = {404: "The job has no dead letter."}
 
 OPERATIONS = {
     "POST /v1/jobs": Operation(
@@ -71,8 +80,8 @@ OPERATIONS = {
         tag="jobs",
         scope="jobs",
         summary="Submit a job",
-        description="Store a request for any inference endpoint. It is answered later, also when no worker serves its model now, and "
-        "whatever dies meanwhile. The key needs the endpoint's own scope too.",
+        description="Store a request for any inference endpoint. A worker runs it later, even if no worker serves its model yet, and the job "
+        "survives restarts of every process. The key also needs the endpoint's own scope.",
         body=SUBMISSIONS,
         examples={
             "A chat": {
@@ -81,11 +90,11 @@ OPERATIONS = {
                 "metadata": {"customer": "42"},
             }
         },
-        refuses=True,
-        answers={202: Answer("The job.", {JSON_TYPE: Job}, ("x-nexus-job-id", "Location"))},
+        may_answer_other_4xx=True,
+        responses={202: SuccessResponse("The job.", {JSON_TYPE: Job}, ("x-nexus-job-id", "Location"))},
         errors={
-            404: "There is no such model, or no such file.",
-            429: "The queue of the model is full, or the key has as many jobs as it may have. `Retry-After` says when to retry.",
+            404: "The model or a file does not exist.",
+            429: "The model's queue is full, or the key has reached its limit of waiting jobs. `Retry-After` says when to retry.",
         },
     ),
     "GET /v1/jobs": Operation(
@@ -93,17 +102,17 @@ OPERATIONS = {
         tag="jobs",
         scope="jobs",
         summary="List jobs",
-        description="Return the caller's jobs, the newest first.",
-        answers=answer(JobList, "A page of jobs."),
+        description="Return the caller's jobs, newest first.",
+        responses=json_response(JobList, "A page of jobs."),
         parameters=PAGE
         | {
-            "status": {"description": "Return jobs in this state alone."},
-            "model": {"description": "Return jobs of this model alone."},
+            "status": {"description": "Return only jobs with this status."},
+            "model": {"description": "Return only jobs of this model."},
             "metadata": {
                 "in": "query",
                 "style": "deepObject",
                 "explode": True,
-                "description": "`metadata[NAME]=VALUE`: return jobs with this metadata alone.",
+                "description": "`metadata[NAME]=VALUE`: return only jobs with this metadata.",
                 "schema": {
                     "type": "object",
                     "propertyNames": {"minLength": 1, "maxLength": 64},
@@ -117,14 +126,14 @@ OPERATIONS = {
         tag="jobs",
         scope="jobs",
         summary="Get a job",
-        description="Return a job as it stands; with `wait` as soon as it has ended, or after so many seconds.",
-        answers=answer(Job, "The job."),
+        description="Return a job's current state. With `wait`, return when the job has ended, or after this number of seconds.",
+        responses=json_response(Job, "The job."),
         errors=MISSING,
         parameters={
             "job_id": JOB_ID | {"in": "path", "required": True, "schema": {"type": "string", **JOB_ID["schema"]}},
             "wait": {
                 "in": "query",
-                "description": "Seconds to wait for the job's end; more than 300 count as 300.",
+                "description": "The maximum number of seconds to wait for the job to end. Values above 300 count as 300.",
                 "schema": {"type": "number", "minimum": 0, "default": 0},
             },
         },
@@ -133,20 +142,20 @@ OPERATIONS = {
         id="getJobResult",
         tag="jobs",
         scope="jobs",
-        works=True,
-        summary="Get a job's answer",
-        description="Return the answer as the endpoint would have given it, with its content type; of a failed job its error, with its status.",
-        answers={
-            200: Answer(
-                "The answer of the endpoint.",
+        runs_inference=True,
+        summary="Get a job's result",
+        description="Return the response that the endpoint would have returned, with its content type. For a failed job, return its error with the error's status.",
+        responses={
+            200: SuccessResponse(
+                "The endpoint's response.",
                 {JSON_TYPE: {"type": "object", "additionalProperties": True}, SSE_TYPE: EVENT, "text/plain": TEXT}
                 | dict.fromkeys([*SPEECH_CONTENT_TYPES.values(), "application/octet-stream"], BINARY),
                 ("Content-Length",),
             )
         },
         errors={
-            400: "The job was cancelled (`job_cancelled`), or failed because the request was wrong.",
-            404: "There is no such job, it has not ended yet (`result_not_ready`), or its answer is not kept any more.",
+            400: "The job was cancelled (`job_cancelled`), or failed because its request is invalid.",
+            404: "The job does not exist, has not ended yet (`result_not_ready`), or its result has been deleted after its retention time (`result_expired`).",
         },
         parameters=ID,
     ),
@@ -155,17 +164,20 @@ OPERATIONS = {
         tag="jobs",
         scope="jobs",
         summary="Follow a job",
-        description="Return the job's events from the first one, live until its end. A broken stream is resumed with `Last-Event-ID`.",
-        answers={
-            200: Answer("The events.", {SSE_TYPE: EVENTS}),
-            204: Answer("`Last-Event-ID` is the job's last event: there are no more."),
+        description="Return the job's events from the first one on, and new events until the job ends. Resume a broken stream with `Last-Event-ID`.",
+        responses={
+            200: SuccessResponse("The events.", {SSE_TYPE: EVENTS}),
+            204: SuccessResponse("`Last-Event-ID` is the job's last event. There are no further events."),
         },
-        errors=MISSING | {410: "The events are not kept any more; the answer may be."},
+        errors=MISSING
+        | {
+            410: "The events have been deleted after their retention time. The result may still exist: `GET /v1/jobs/{job_id}/result`."
+        },
         parameters=ID
         | {
             "Last-Event-ID": {
                 "in": "header",
-                "description": "The id of the event behind which to go on.",
+                "description": "The id of the last event received. The stream continues after it.",
                 "schema": {"type": "string", "pattern": "^([0-9]{1,9}-[0-9]{1,9}-[0-9]{1,9})?$"},
                 "example": "1-1-42",
             }
@@ -176,8 +188,8 @@ OPERATIONS = {
         tag="jobs",
         scope="jobs",
         summary="Cancel a job",
-        description="End a job. One that waits never runs; of one that runs the inference server is stopped. One that has ended stays as it is.",
-        answers=answer(Job, "The job as it stands now."),
+        description="End a job. A waiting job never runs; for a running job, the inference server stops. A job that has ended stays unchanged.",
+        responses=json_response(Job, "The job's current state."),
         errors=MISSING,
         parameters=ID,
     ),
@@ -185,10 +197,10 @@ OPERATIONS = {
         id="retryJob",
         tag="jobs",
         scope="jobs",
-        summary="Run a failed job again",
-        description="Begin a new run of a failed job, under its id.",
-        answers={202: Answer("The job, queued again.", {JSON_TYPE: Job})},
-        errors=MISSING | {400: "The job has not failed (`job_not_failed`), so that there is nothing to retry."},
+        summary="Retry a failed job",
+        description="Start a new run of a failed job under the same id.",
+        responses={202: SuccessResponse("The job, back in the queue.", {JSON_TYPE: Job})},
+        errors=MISSING | {400: "The job has not failed (`job_not_failed`). Only failed jobs can be retried."},
         parameters=ID,
     ),
     "GET /v1/dlq": Operation(
@@ -196,12 +208,12 @@ OPERATIONS = {
         tag="operation",
         scope="admin",
         summary="List dead letters",
-        description="Return jobs of all owners that killed their workers or used up their retries, the newest first.",
-        answers=answer(DeadLetterList, "A page of dead letters."),
+        description="Return the jobs of all owners that lost their worker too often or used up their retries, newest first.",
+        responses=json_response(DeadLetterList, "A page of dead letters."),
         parameters={
-            "limit": {"description": "The most dead letters in a page."},
+            "limit": {"description": "The maximum number of dead letters in a page."},
             "before": {
-                "description": "The `seq` before which the page begins: that of the last one of the page before it."
+                "description": "The `seq` of the last dead letter of the previous page. The page begins before it."
             },
         },
     ),
@@ -210,8 +222,8 @@ OPERATIONS = {
         tag="operation",
         scope="admin",
         summary="Get a dead letter",
-        description="Return one dead letter, with its request where that is JSON and not too large.",
-        answers=answer(DeadLetter, "The dead letter."),
+        description="Return one dead letter, with its request if that is JSON of at most 256 KiB.",
+        responses=json_response(DeadLetterObject, "The dead letter."),
         errors=NO_LETTER,
         parameters=LETTER,
     ),
@@ -219,9 +231,9 @@ OPERATIONS = {
         id="replayDeadLetter",
         tag="operation",
         scope="admin",
-        summary="Run a dead letter's job again",
-        description="Begin a new run of the job. The dead letter is deleted.",
-        answers={202: Answer("The job, queued again.", {JSON_TYPE: Job})},
+        summary="Replay a dead letter",
+        description="Start a new run of the job and delete the dead letter.",
+        responses={202: SuccessResponse("The job, back in the queue.", {JSON_TYPE: Job})},
         errors=NO_LETTER | {400: "The job has not failed (`job_not_failed`)."},
         parameters=LETTER,
     ),
@@ -230,8 +242,8 @@ OPERATIONS = {
         tag="operation",
         scope="admin",
         summary="Delete a dead letter",
-        description="Delete a dead letter. Its job stays failed.",
-        answers=answer(DeadLetterDeleted, "It is deleted."),
+        description="Delete a dead letter. The job keeps the status `failed`.",
+        responses=json_response(DeadLetterDeleted, "The dead letter is deleted."),
         errors=NO_LETTER,
         parameters=LETTER,
     ),

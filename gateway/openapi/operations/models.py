@@ -1,11 +1,11 @@
-"""Models, voices, and what workers do with models."""
+"""The descriptions of the routes for models, voices and model management."""
 
 from __future__ import annotations
 
-from gateway.openapi.operation import Operation, answer
-from gateway.openapi.operations.common import MODEL, PREFERENCES, STREAM, inferred
+from gateway.openapi.operation import Operation, json_response
+from gateway.openapi.operations.common import MODEL, PREFERENCES, STREAM, inference_responses
 from gateway.openapi.shapes.media import ModelJobDone
-from gateway.openapi.shapes.operators import Model, ModelList, SpeechModelList, VoiceList
+from gateway.openapi.shapes.operators import ModelList, ModelObject, SpeechModelList, VoiceList
 from schemas.model_jobs import ModelJobRequest
 
 
@@ -14,13 +14,13 @@ def _job(verb: str, summary: str, description: str) -> Operation:
         id=f"{verb}Model",
         tag="operation",
         scope="admin",
-        works=True,
+        runs_inference=True,
         summary=summary,
-        description=description + " With `stream: true` the progress comes as events.",
+        description=description + " With `stream: true`, return the progress as events.",
         body=ModelJobRequest,
         examples={"A model": {"model": "llama3.2:1b"}},
-        answers=inferred(ModelJobDone, "It is done.", STREAM),
-        errors={404: "No live worker of that name manages models (`worker_not_found`), or there is no such model."},
+        responses=inference_responses(ModelJobDone, "The operation is complete.", STREAM),
+        errors={404: "No live worker with this name manages models (`worker_not_found`), or the model does not exist."},
         parameters=PREFERENCES,
     )
 
@@ -30,37 +30,39 @@ OPERATIONS = {
         id="listModels",
         tag="models",
         summary="List models",
-        description="Return the models that can be used now, and the aliases for them.",
-        answers=answer(ModelList, "The models."),
+        description="Return the live models and the aliases that resolve to them.",
+        responses=json_response(ModelList, "The models."),
     ),
     "GET /v1/models/{model_id}": Operation(
         id="getModel",
         tag="models",
         summary="Get a model",
-        description="Return one model or alias, also one that no worker serves now.",
-        answers=answer(Model, "The model."),
-        errors={404: "There is no such model (`model_not_found`)."},
+        description="Return one model or alias, even if no worker currently serves it.",
+        responses=json_response(ModelObject, "The model."),
+        errors={404: "The model does not exist (`model_not_found`)."},
         parameters={
-            "model_id": {"description": "The model's id; `:` and `/` in it may be percent-encoded.", "example": MODEL}
+            "model_id": {"description": "The model's id. `:` and `/` may be percent-encoded.", "example": MODEL}
         },
     ),
     "GET /v1/audio/voices": Operation(
         id="listVoices",
         tag="models",
         summary="List voices",
-        description="Return the voices of all models that speak now, as Open WebUI reads them.",
-        answers=answer(VoiceList, "The voices."),
+        description="Return the voices of all live speech models, in the form that Open WebUI reads.",
+        responses=json_response(VoiceList, "The voices."),
     ),
     "GET /v1/audio/models": Operation(
         id="listSpeechModels",
         tag="models",
-        summary="List models that speak",
-        description="Return the models that speak now and the aliases for them.",
-        answers=answer(SpeechModelList, "The models."),
+        summary="List speech models",
+        description="Return the live speech models and the aliases that resolve to them.",
+        responses=json_response(SpeechModelList, "The models."),
     ),
-    "POST /v1/models/pull": _job("pull", "Download a model", "Let a worker's server download a model."),
+    "POST /v1/models/pull": _job("pull", "Download a model", "Download a model to a worker's inference server."),
     "POST /v1/models/load": _job(
-        "load", "Load a model", "Let a worker's server load a model into memory, to stay there."
+        "load", "Load a model", "Load a model into the memory of a worker's inference server and keep it there."
     ),
-    "POST /v1/models/unload": _job("unload", "Unload a model", "Let a worker's server free the memory of a model."),
+    "POST /v1/models/unload": _job(
+        "unload", "Unload a model", "Free the memory that a model uses on a worker's inference server."
+    ),
 }

@@ -1,8 +1,8 @@
-"""What operators use: health, metrics, workers, queues, aliases, services, keys."""
+"""The descriptions of the operators' routes: health, metrics, workers, queues, aliases, services and keys."""
 
 from __future__ import annotations
 
-from gateway.openapi.operation import JSON, JSON_TYPE, TEXT, Answer, Operation, answer
+from gateway.openapi.operation import JSON, JSON_TYPE, TEXT, Operation, SuccessResponse, json_response
 from gateway.openapi.operations.common import MODEL, identifier
 from gateway.openapi.shapes.operators import (
     AliasDeleted,
@@ -28,31 +28,33 @@ from schemas.names import DISPLAY_NAME
 
 NAME: JSON = {"minLength": 1, "maxLength": 200, "pattern": DISPLAY_NAME}
 ALIAS = {"alias": {"description": "The alias.", "schema": NAME, "example": "gpt-4o-mini"}}
-NO_ALIAS = {404: "There is no such alias (`alias_not_found`)."}
+NO_ALIAS = {404: "The alias does not exist (`alias_not_found`)."}
 SERVICE = {"name": {"description": "The service's name.", "schema": NAME, "example": "pictures"}}
-NO_SERVICE = {404: "There is no such service (`service_not_found`)."}
+NO_SERVICE = {404: "The service does not exist (`service_not_found`)."}
 KEY = {"key_id": identifier("key_", "The id of a key.", "^key_[0-9a-f]{32}$")}
-NO_KEY = {404: "There is no such key, or it is revoked."}
+NO_KEY = {404: "The key does not exist or is revoked."}
 
 OPERATIONS = {
     "GET /health": Operation(
         id="getHealth",
         tag="operation",
         scope=None,
-        summary="Check that the process runs",
-        description="Return 200 as long as the gateway's process runs. It asks no other part.",
-        answers=answer(Health, "The process runs."),
+        summary="Check liveness",
+        description="Return 200 while the gateway's process runs. Does not check any other server.",
+        responses=json_response(Health, "The process runs."),
     ),
     "GET /readyz": Operation(
         id="getReadiness",
         tag="operation",
         scope=None,
-        summary="Check that requests should come here",
-        description="Return whether this gateway can do its work, for load balancers. An admin key, and the observability port, also get "
-        "the state of each part.",
-        answers={
-            200: Answer("Requests should come here: `ready` or `degraded`.", {JSON_TYPE: ReadinessState}),
-            503: Answer("Requests should not come here: `unavailable` or `leaving`.", {JSON_TYPE: ReadinessState}),
+        summary="Check readiness",
+        description="Return the readiness of this gateway, for load balancers. With an admin key, and on the observability port, also return "
+        "the state of each server that the gateway depends on.",
+        responses={
+            200: SuccessResponse("The gateway accepts requests: `ready` or `degraded`.", {JSON_TYPE: ReadinessState}),
+            503: SuccessResponse(
+                "The gateway does not accept requests: `unavailable` or `leaving`.", {JSON_TYPE: ReadinessState}
+            ),
         },
     ),
     "GET /metrics": Operation(
@@ -60,25 +62,25 @@ OPERATIONS = {
         tag="operation",
         scope=None,
         summary="Read the metrics",
-        description="Return Prometheus's text format, at most a second old.",
-        answers={200: Answer("The metrics, as `text/plain; version=1.0.0`.", {"text/plain": TEXT})},
+        description="Return the metrics in Prometheus's text format. They are at most one second old.",
+        responses={200: SuccessResponse("The metrics, as `text/plain; version=1.0.0`.", {"text/plain": TEXT})},
     ),
     "GET /v1/workers": Operation(
         id="listWorkers",
         tag="operation",
         scope="admin",
         summary="List workers",
-        description="Return every connected worker: its backend, models, state and load.",
-        answers=answer(WorkerList, "The workers."),
+        description="Return all connected workers with their backend, models, state and load.",
+        responses=json_response(WorkerList, "The workers."),
     ),
     "POST /v1/workers/{worker_id}/drain": Operation(
         id="drainWorker",
         tag="operation",
         scope="admin",
         summary="Drain a worker",
-        description="Tell a worker to finish its jobs, take no more, and stop.",
-        answers={202: Answer("The worker was told.", {JSON_TYPE: WorkerDraining})},
-        errors={404: "There is no such worker (`worker_not_found`)."},
+        description="Tell a worker to finish its jobs, accept no new jobs and stop.",
+        responses={202: SuccessResponse("The worker has been told to drain.", {JSON_TYPE: WorkerDraining})},
+        errors={404: "The worker does not exist (`worker_not_found`)."},
         parameters={"worker_id": {"description": "The worker's id, from `GET /v1/workers`.", "example": "gpu-1"}},
     ),
     "GET /v1/queues": Operation(
@@ -86,27 +88,27 @@ OPERATIONS = {
         tag="operation",
         scope="admin",
         summary="List queues",
-        description="Return every queue that holds a job, with how many wait and run.",
-        answers=answer(QueueList, "The queues."),
+        description="Return all queues that hold a job, with their numbers of waiting and running jobs.",
+        responses=json_response(QueueList, "The queues."),
     ),
     "GET /v1/aliases": Operation(
         id="listAliases",
         tag="operation",
         scope="admin",
         summary="List aliases",
-        description="Return every alias, also those of which no target is live.",
-        answers=answer(AliasList, "The aliases."),
+        description="Return all aliases, including aliases without a live target.",
+        responses=json_response(AliasList, "The aliases."),
     ),
     "PUT /v1/aliases/{alias}": Operation(
         id="putAlias",
         tag="operation",
         scope="admin",
         summary="Set an alias",
-        description="Create or replace a name that stands for the first of its targets that is live.",
+        description="Create or replace an alias. Requests for it go to the first live model among its targets.",
         body=Targets,
         examples={"Two models": {"targets": [MODEL, "llama3.2:1b"]}},
-        answers=answer(ModelAlias, "The alias."),
-        errors={400: "The request is wrong, or the alias would be without effect. `param` names the field."},
+        responses=json_response(ModelAlias, "The alias."),
+        errors={400: "The request is invalid, or the alias would have no effect. `param` names the field."},
         parameters=ALIAS,
     ),
     "DELETE /v1/aliases/{alias}": Operation(
@@ -114,8 +116,8 @@ OPERATIONS = {
         tag="operation",
         scope="admin",
         summary="Delete an alias",
-        description="Delete an alias. The models that it stands for are left alone.",
-        answers=answer(AliasDeleted, "It is deleted."),
+        description="Delete an alias. Its target models stay unchanged.",
+        responses=json_response(AliasDeleted, "The alias is deleted."),
         errors=NO_ALIAS,
         parameters=ALIAS,
     ),
@@ -124,27 +126,27 @@ OPERATIONS = {
         tag="operation",
         scope="admin",
         summary="List services",
-        description="Return every registered HTTP service, with the state of the worker that serves it.",
-        answers=answer(ServiceList, "The services."),
+        description="Return all registered HTTP services with the state of the workers that serve them.",
+        responses=json_response(ServiceList, "The services."),
     ),
     "PUT /v1/services/{name}": Operation(
         id="putService",
         tag="operation",
         scope="admin",
         summary="Register a service",
-        description="Register an HTTP service, or replace its record. A service that has moved is served at its new place.",
+        description="Register an HTTP service, or replace its record, for example after the service has moved to another URL.",
         body=Record,
         examples={"A service": {"base_url": "http://pictures.example.com:9000"}},
-        answers=answer(Service, "The service."),
+        responses=json_response(Service, "The service."),
         parameters=SERVICE,
     ),
     "DELETE /v1/services/{name}": Operation(
         id="deleteService",
         tag="operation",
         scope="admin",
-        summary="Remove a service",
-        description="Delete a service's record. The service itself is left alone.",
-        answers=answer(ServiceDeleted, "It is deleted."),
+        summary="Delete a service",
+        description="Delete a service's record. The service itself keeps running.",
+        responses=json_response(ServiceDeleted, "The service is deleted."),
         errors=NO_SERVICE,
         parameters=SERVICE,
     ),
@@ -153,26 +155,26 @@ OPERATIONS = {
         tag="operation",
         scope="admin",
         summary="Create an API key",
-        description="Make a key. `key` and `webhook_secret` are in this answer and in no other.",
+        description="Create an API key. Only this response contains `key` and `webhook_secret`.",
         body=NewKey,
         examples={"A user": {"name": "alice", "owner": "team-a", "scopes": ["inference", "jobs"]}},
-        answers={201: Answer("The key.", {JSON_TYPE: CreatedKey})},
+        responses={201: SuccessResponse("The key.", {JSON_TYPE: CreatedKey})},
     ),
     "GET /v1/keys": Operation(
         id="listKeys",
         tag="operation",
         scope="admin",
         summary="List API keys",
-        description="Return every key that is not revoked, the newest first, without the keys themselves.",
-        answers=answer(KeyList, "The keys."),
+        description="Return all keys that are not revoked, newest first, without the secret keys themselves.",
+        responses=json_response(KeyList, "The keys."),
     ),
     "GET /v1/keys/{key_id}": Operation(
         id="getKey",
         tag="operation",
         scope="admin",
         summary="Get an API key",
-        description="Return one key that is not revoked, without the key itself.",
-        answers=answer(Key, "The key."),
+        description="Return one key that is not revoked, without the secret key itself.",
+        responses=json_response(Key, "The key."),
         errors=NO_KEY,
         parameters=KEY,
     ),
@@ -181,8 +183,8 @@ OPERATIONS = {
         tag="operation",
         scope="admin",
         summary="Revoke an API key",
-        description="End a key for good. Every gateway refuses it within milliseconds, at the worst within seconds.",
-        answers=answer(KeyDeleted, "It is revoked."),
+        description="Revoke a key permanently. All gateways reject it within milliseconds, in the worst case within seconds.",
+        responses=json_response(KeyDeleted, "The key is revoked."),
         errors=NO_KEY,
         parameters=KEY,
     ),

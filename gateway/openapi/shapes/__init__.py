@@ -1,4 +1,4 @@
-"""Describe the bodies of answers, for the OpenAPI document alone: no route validates or serializes with these models.
+"""Models of response bodies, used only for the OpenAPI document: no route validates or serializes with them.
 
-A field without a default is in every answer. Answers of inference servers may hold more fields than their model names.
+A field without a default is part of every response. Inference servers may return more fields than these models name.
 """

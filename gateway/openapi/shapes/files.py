@@ -1,16 +1,18 @@
-"""Describe files and batches."""
+"""The response bodies of `/v1/files` and `/v1/batches`."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from schemas.batches import BatchError, BatchStatus, RequestCounts
 
 
-class File(BaseModel):
+class FileObject(BaseModel):
     """A stored file."""
+
+    model_config = ConfigDict(title="File")
 
     id: str
     object: Literal["file"]
@@ -18,26 +20,26 @@ class File(BaseModel):
     created_at: int
     """Unix seconds."""
     expires_at: int
-    """Unix seconds; the file is deleted then."""
+    """When the file is deleted, in Unix seconds."""
     filename: str
     purpose: str
-    """As uploaded, or `batch_output`."""
+    """The purpose given at the upload, or `batch_output`."""
     status: Literal["processed"]
     status_details: str | None
 
 
 class FileList(BaseModel):
-    """A page of files. The next page is behind `last_id`."""
+    """A page of files. Request the next page with `after=last_id`."""
 
     object: Literal["list"]
-    data: list[File]
+    data: list[FileObject]
     first_id: str | None
     last_id: str | None
     has_more: bool
 
 
 class FileDeleted(BaseModel):
-    """A file was deleted."""
+    """Confirmation that a file was deleted."""
 
     id: str
     object: Literal["file"]
@@ -45,14 +47,16 @@ class FileDeleted(BaseModel):
 
 
 class BatchErrors(BaseModel):
-    """Why a batch failed, line by line."""
+    """The errors of a failed batch, by line."""
 
     object: Literal["list"]
     data: list[BatchError]
 
 
-class Batch(BaseModel):
-    """Many requests from one file, answered in another one."""
+class BatchObject(BaseModel):
+    """A batch: requests from an input file, with their responses in an output file."""
+
+    model_config = ConfigDict(title="Batch")
 
     id: str
     object: Literal["batch"]
@@ -64,11 +68,11 @@ class Batch(BaseModel):
     completion_window: str
     status: BatchStatus
     output_file_id: str | None
-    """The answers, as JSON lines."""
+    """The file with the responses, as JSON lines."""
     error_file_id: str | None
-    """The requests that failed, as JSON lines."""
+    """The file with the failed requests, as JSON lines."""
     created_at: int
-    """Unix seconds, as are all times here."""
+    """Unix seconds, like all times in this object."""
     in_progress_at: int | None
     expires_at: int
     finalizing_at: int | None
@@ -83,10 +87,10 @@ class Batch(BaseModel):
 
 
 class BatchList(BaseModel):
-    """A page of batches, the newest first. The next page is behind `last_id`."""
+    """A page of batches, newest first. Request the next page with `after=last_id`."""
 
     object: Literal["list"]
-    data: list[Batch]
+    data: list[BatchObject]
     first_id: str | None
     last_id: str | None
     has_more: bool

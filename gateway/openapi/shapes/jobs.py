@@ -1,60 +1,60 @@
-"""Describe jobs and dead letters."""
+"""The response bodies of `/v1/jobs` and `/v1/dlq`."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from gateway.openapi.shapes.errors import ErrorDetail
 from schemas.jobs import Capability, JobStatus, Lane, WebhookState
 
 
 class Job(BaseModel):
-    """A request that is answered later."""
+    """A durable job: a stored request that a worker runs later."""
 
     id: str
     object: Literal["job"]
     endpoint: str
-    """The endpoint that answers it."""
+    """The endpoint that the request is for."""
     model: str
     service_tier: Lane
-    """The lane that it waits in."""
+    """The lane in which the job waits."""
     status: JobStatus
     created_at: int
-    """Unix seconds, as are all times here."""
+    """Unix seconds, like all times in this object."""
     started_at: int | None
-    """When its newest attempt began."""
+    """When the latest attempt started."""
     finished_at: int | None
     expires_at: int | None
-    """When it ends as `expired` if it has not ended before."""
+    """When an unfinished job ends with the status `expired`."""
     run: int
-    """1, and one more with each retry."""
+    """The number of the run: 1, plus 1 for each retry."""
     attempts: int
-    """Attempts of this run so far."""
+    """The number of attempts of this run so far."""
     queue_position: int | None
-    """How many jobs wait before it."""
+    """The number of jobs that wait ahead of this job."""
     eta_seconds: float | None
-    """In how many seconds it may have ended, where that can be estimated."""
+    """The estimated number of seconds until the job ends. Null if there is no estimate."""
     progress: float | None
-    """From 0 to 1, where the server tells."""
+    """Progress from 0 to 1. Null if the inference server does not report it."""
     worker: str | None
-    """The worker that runs it, or ran it last."""
+    """The worker that runs the job or ran it last."""
     usage: dict[str, Any] | None
     error: ErrorDetail | None
-    """Why it failed."""
+    """Why the job failed."""
     metadata: dict[str, str]
     result_url: str
     events_url: str
     adapted: list[str] | None = None
-    """Parameters that were replaced by their nearest equivalent."""
+    """Request parameters that Nexus replaced by their nearest equivalent."""
     webhook: WebhookState | None = None
     batch: str | None = None
-    """The batch that it belongs to."""
+    """The id of the batch that the job belongs to."""
 
 
 class JobList(BaseModel):
-    """A page of jobs, the newest first. The next page is behind `last_id`."""
+    """A page of jobs, newest first. Request the next page with `after=last_id`."""
 
     object: Literal["list"]
     data: list[Job]
@@ -63,14 +63,16 @@ class JobList(BaseModel):
     has_more: bool
 
 
-class DeadLetter(BaseModel):
-    """A job that killed its workers or used up its retries."""
+class DeadLetterObject(BaseModel):
+    """A job that lost its worker too often or used up its retries."""
+
+    model_config = ConfigDict(title="DeadLetter")
 
     id: str
-    """The job's id."""
+    """The id of the job."""
     object: Literal["dead_letter"]
     seq: int
-    """Its place among the dead letters: `before` takes it."""
+    """The dead letter's sequence number, for the parameter `before`."""
     endpoint: str
     model: str
     capability: Capability
@@ -84,19 +86,19 @@ class DeadLetter(BaseModel):
     request_id: str
     metadata: dict[str, str]
     request: Any = None
-    """The request, where it is JSON of at most 256 KiB. Not in lists."""
+    """The request, if it is JSON of at most 256 KiB. Lists omit it."""
 
 
 class DeadLetterList(BaseModel):
-    """A page of dead letters, the newest first."""
+    """A page of dead letters, newest first."""
 
     object: Literal["list"]
-    data: list[DeadLetter]
+    data: list[DeadLetterObject]
     has_more: bool
 
 
 class DeadLetterDeleted(BaseModel):
-    """A dead letter was deleted."""
+    """Confirmation that a dead letter was deleted."""
 
     id: str
     object: Literal["dead_letter"]

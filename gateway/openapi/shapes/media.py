@@ -1,26 +1,26 @@
-"""Describe answers that are pictures, transcripts, or the models of a worker."""
+"""The response bodies of image, transcription and model-management routes."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 
 class Image(BaseModel):
-    """One picture: `b64_json` or `url`, as `response_format` asked."""
+    """One image, in `b64_json` or `url` as `response_format` requests."""
 
     b64_json: str | None = None
-    """The picture's bytes in Base64."""
+    """The image's bytes in Base64."""
     url: str | None = None
-    """Where the picture can be fetched without a key, for an hour unless the operator says otherwise."""
+    """A signed URL of the image. It needs no API key and is valid for an hour unless the operator configures another time."""
     seed: int | None = None
-    """The seed that makes the same picture again."""
+    """The seed that reproduces this image."""
     revised_prompt: str | None = None
 
 
 class ImageList(BaseModel):
-    """The pictures."""
+    """The generated images."""
 
     created: int
     """Unix seconds."""
@@ -33,26 +33,28 @@ class ImageList(BaseModel):
 
 
 class TranscriptSegment(BaseModel):
-    """A phrase, and when it was said."""
+    """A phrase with its start and end time."""
 
     id: int | str | None = None
     start: float
-    """Seconds from the beginning."""
+    """Seconds from the beginning of the recording."""
     end: float
     text: str
 
 
 class TranscriptWord(BaseModel):
-    """A word, and when it was said."""
+    """A word with its start and end time."""
 
     word: str
     start: float
-    """Seconds from the beginning."""
+    """Seconds from the beginning of the recording."""
     end: float
 
 
-class Transcript(BaseModel):
+class TranscriptObject(BaseModel):
     """The text of a recording. `verbose_json` adds language, duration, segments and words."""
+
+    model_config = ConfigDict(title="Transcript")
 
     text: str
     task: str | None = None
@@ -61,12 +63,12 @@ class Transcript(BaseModel):
     """Seconds."""
     segments: list[TranscriptSegment] | None = None
     words: list[TranscriptWord] | None = None
-    """With `timestamp_granularities[]=word`."""
+    """Present with `timestamp_granularities[]=word`."""
     usage: dict[str, Any] | None = None
 
 
 class ModelJobDone(BaseModel):
-    """A model was pulled, loaded or unloaded."""
+    """Confirmation that a model was pulled, loaded or unloaded."""
 
     object: Literal["model.pull", "model.load", "model.unload"]
     model: str

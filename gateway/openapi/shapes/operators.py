@@ -1,42 +1,44 @@
-"""Describe models, aliases, services, workers, queues, keys and readiness."""
+"""The response bodies of routes for models, aliases, services, workers, queues, keys and readiness."""
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from schemas.jobs import Capability, Lane
 from schemas.keys import Scope
 from schemas.presence import WorkerPresence, WorkerState
 
 
-class Model(BaseModel):
+class ModelObject(BaseModel):
     """A model, or an alias for one."""
+
+    model_config = ConfigDict(title="Model")
 
     id: str
     object: Literal["model"]
     created: int
-    """Unix seconds; 0 where the server does not say."""
+    """Unix seconds. 0 if the inference server does not report it."""
     owned_by: str
     capabilities: list[Capability]
-    """What it can be used for."""
+    """The capabilities that the model serves."""
     context_length: int | None = None
-    """Tokens of prompt and answer together, where the server says."""
+    """The maximum number of tokens of prompt and response together, if the inference server reports it."""
     embedding_length: int | None = None
-    """Numbers in an embedding."""
+    """The number of dimensions of an embedding."""
     voices: list[str] | None = None
     alias_for: list[str] | None = None
-    """Of an alias: the models that it stands for, in order of preference."""
+    """For an alias: its target models, in order of preference."""
     resolves_to: str | None = None
-    """Of an alias: the model that answers now; null where none is live."""
+    """For an alias: the target that currently serves its requests. Null if no target is live."""
 
 
 class ModelList(BaseModel):
-    """The models that can be used now, and the aliases for them."""
+    """The live models and the aliases that resolve to them."""
 
     object: Literal["list"]
-    data: list[Model]
+    data: list[ModelObject]
 
 
 class Voice(BaseModel):
@@ -47,13 +49,13 @@ class Voice(BaseModel):
 
 
 class VoiceList(BaseModel):
-    """The voices of all models that speak now."""
+    """The voices of all live speech models."""
 
     voices: list[Voice]
 
 
 class SpeechModel(BaseModel):
-    """A model that speaks."""
+    """A speech model."""
 
     id: str
     name: str
@@ -61,7 +63,7 @@ class SpeechModel(BaseModel):
 
 
 class SpeechModelList(BaseModel):
-    """The models that speak, as OpenAI lists models (`data`) and as Open WebUI reads them (`models`)."""
+    """The speech models, in OpenAI's form (`data`) and in the form that Open WebUI reads (`models`)."""
 
     object: Literal["list"]
     data: list[SpeechModel]
@@ -69,27 +71,27 @@ class SpeechModelList(BaseModel):
 
 
 class ModelAlias(BaseModel):
-    """A name that stands for the first of its targets that is live."""
+    """An alternative model name that resolves to the first live model among its targets."""
 
     id: str
     object: Literal["alias"]
     targets: list[str]
-    """Models, in order of preference."""
+    """Model names, in order of preference."""
     resolves_to: str | None
-    """The model that answers now; null where none is live."""
+    """The target that currently serves requests. Null if no target is live."""
     unsupported_parameters: Literal["refuse", "adapt"] | None = None
-    """What becomes of parameters that a model's server lacks; missing: as its worker does."""
+    """How to treat request parameters that the inference server does not support. Absent: the worker's own setting applies."""
 
 
 class AliasList(BaseModel):
-    """Every alias."""
+    """All aliases."""
 
     object: Literal["list"]
     data: list[ModelAlias]
 
 
 class AliasDeleted(BaseModel):
-    """An alias was deleted."""
+    """Confirmation that an alias was deleted."""
 
     id: str
     object: Literal["alias"]
@@ -97,27 +99,27 @@ class AliasDeleted(BaseModel):
 
 
 class Service(BaseModel):
-    """A registered HTTP service, with the fields that it was registered with."""
+    """A registered HTTP service, with the fields of its registration."""
 
     id: str
     object: Literal["service"]
     name: str
     base_url: str
     metadata_url: str
-    """Empty: `<base_url>/v1/metadata`."""
+    """The URL of the service's metadata. Empty: `<base_url>/v1/metadata`."""
     state: WorkerState | None
-    """The state of the worker that serves it; null while none does."""
+    """The state of the worker that serves it. Null while no worker serves it."""
 
 
 class ServiceList(BaseModel):
-    """Every registered service."""
+    """All registered services."""
 
     object: Literal["list"]
     data: list[Service]
 
 
 class ServiceDeleted(BaseModel):
-    """A service's record was deleted; the service itself is left alone."""
+    """Confirmation that a service's record was deleted. The service itself keeps running."""
 
     id: str
     object: Literal["service"]
@@ -125,33 +127,33 @@ class ServiceDeleted(BaseModel):
 
 
 class WorkerList(BaseModel):
-    """Every worker that is connected."""
+    """All connected workers."""
 
     object: Literal["list"]
     data: list[WorkerPresence]
 
 
 class WorkerDraining(BaseModel):
-    """A worker finishes its jobs, takes no more, and stops."""
+    """Confirmation that a worker drains: it finishes its jobs, accepts no new jobs and stops."""
 
     id: str
     state: Literal["draining"]
 
 
 class QueueState(BaseModel):
-    """A queue that holds a job."""
+    """A queue that holds at least one job."""
 
     capability: Capability
     lane: Lane
     model: str
     depth: int
-    """Jobs that wait."""
+    """The number of waiting jobs."""
     in_progress: int
-    """Jobs that a worker runs."""
+    """The number of running jobs."""
 
 
 class QueueList(BaseModel):
-    """Every queue that holds a job."""
+    """All queues that hold at least one job."""
 
     object: Literal["list"]
     data: list[QueueState]
@@ -164,39 +166,39 @@ class Key(BaseModel):
     object: Literal["api_key"]
     name: str
     owner: str
-    """Jobs, files, batches and responses belong to owners; keys of one owner share them."""
+    """The owner of the key's jobs, files, batches and responses. Keys of one owner share them."""
     scopes: list[Scope]
     max_queued: int | None
-    """Jobs that may wait at once; null: no limit of its own."""
+    """The maximum number of waiting jobs. Null: the key has no limit of its own."""
     max_running: int | None
-    """Jobs that may run at once; null: no limit of its own."""
+    """The maximum number of running jobs. Null: the key has no limit of its own."""
     created_at: int
     """Unix seconds."""
     expires_at: int | None
-    """Unix seconds; null: never."""
+    """Unix seconds. Null: the key never expires."""
     status: Literal["active", "expired"]
     hint: str
     """The key's last four characters."""
 
 
 class CreatedKey(Key):
-    """A new key. No other answer holds `key` and `webhook_secret`: store them now."""
+    """A new API key. Store `key` and `webhook_secret` now: no other response contains them."""
 
     key: str
-    """Send it as `Authorization: Bearer KEY`."""
+    """The key itself. Send it as `Authorization: Bearer KEY`."""
     webhook_secret: str
-    """What the webhooks of this key's jobs are signed with."""
+    """The secret that signs the webhooks of this key's jobs."""
 
 
 class KeyList(BaseModel):
-    """Every key that is not revoked, the newest first."""
+    """All keys that are not revoked, newest first."""
 
     object: Literal["list"]
     data: list[Key]
 
 
 class KeyDeleted(BaseModel):
-    """A key was revoked."""
+    """Confirmation that a key was revoked."""
 
     id: str
     object: Literal["api_key"]
@@ -204,24 +206,24 @@ class KeyDeleted(BaseModel):
 
 
 class Health(BaseModel):
-    """The process runs."""
+    """Confirmation that the process runs."""
 
     status: Literal["ok"]
 
 
 class PartReadiness(BaseModel):
-    """The state of one server that the gateway needs."""
+    """The state of one server that the gateway depends on."""
 
     ok: bool
     ms: float | None = None
-    """Milliseconds of the round trip."""
+    """The round-trip time in milliseconds."""
     error: str | None = None
 
 
 class ReadinessState(BaseModel):
-    """Whether requests should come to this gateway."""
+    """The readiness of this gateway."""
 
     status: Literal["ready", "degraded", "unavailable", "leaving"]
-    """`degraded`: synchronous requests work, something else does not. `leaving`: the gateway shuts down."""
+    """`degraded`: synchronous requests work, but another function does not. `leaving`: the gateway shuts down."""
     parts: dict[str, PartReadiness] | None = Field(default=None, examples=[{"nats": {"ok": True, "ms": 0.4}}])
-    """Each server that the gateway needs; for operators only."""
+    """The state of each server that the gateway depends on. Only operators receive it."""

@@ -1,14 +1,14 @@
-"""Describe the objects of the Responses API."""
+"""The response bodies of `/v1/responses`."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 
 class ResponseItem(BaseModel):
-    """A message, a call of a function, what a function returned, or the model's reasoning."""
+    """A message, a function call, the output of a function call, or the model's reasoning."""
 
     id: str
     type: str
@@ -17,11 +17,11 @@ class ResponseItem(BaseModel):
     """`in_progress`, `completed` or `incomplete`."""
     role: str | None = None
     content: str | list[dict[str, Any]] | None = None
-    """Of a message: its parts, `output_text` among them."""
+    """For a message: its content parts, for example `output_text`."""
     call_id: str | None = None
     name: str | None = None
     arguments: str | None = None
-    """Of a call: JSON, as a text."""
+    """For a function call: its arguments as a JSON string."""
     output: str | list[dict[str, Any]] | None = None
 
 
@@ -33,7 +33,7 @@ class ResponseFailure(BaseModel):
 
 
 class ResponseUsage(BaseModel):
-    """The tokens that a response took."""
+    """The token usage of a response."""
 
     input_tokens: int
     input_tokens_details: dict[str, Any]
@@ -42,8 +42,10 @@ class ResponseUsage(BaseModel):
     total_tokens: int
 
 
-class Response(BaseModel):
-    """A response, finished or not."""
+class ResponseObject(BaseModel):
+    """A response in any status."""
+
+    model_config = ConfigDict(title="Response")
 
     id: str
     object: Literal["response"]
@@ -84,7 +86,7 @@ class ResponseItemList(BaseModel):
 
 
 class ResponseDeleted(BaseModel):
-    """A response was deleted."""
+    """Confirmation that a response was deleted."""
 
     id: str
     object: Literal["response"]

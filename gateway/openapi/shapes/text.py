@@ -1,4 +1,4 @@
-"""Describe answers that are text or numbers: chat, completions, embeddings, rerank."""
+"""The response bodies of chat, completions, embeddings and rerank."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from pydantic import BaseModel
 
 
 class TokenUsage(BaseModel):
-    """The tokens that a request took."""
+    """The token usage of a request."""
 
     prompt_tokens: int
     completion_tokens: int | None = None
     total_tokens: int
     prompt_tokens_details: dict[str, Any] | None = None
-    """How many of the prompt's tokens were cached, where the server counts them."""
+    """How many prompt tokens were cached, if the inference server counts them."""
     completion_tokens_details: dict[str, Any] | None = None
-    """How many tokens were reasoning, where the server counts them."""
+    """How many completion tokens were reasoning, if the inference server counts them."""
 
 
 class FunctionToCall(BaseModel):
-    """A function of the caller's, and the arguments that the model calls it with."""
+    """The name of a function and the arguments of the call."""
 
     name: str
     arguments: str
-    """JSON, as a text."""
+    """The arguments as a JSON string."""
 
 
 class ToolCall(BaseModel):
-    """A call of one of the tools in the request."""
+    """A call of one of the request's tools."""
 
     id: str
     type: Literal["function"]
@@ -36,19 +36,19 @@ class ToolCall(BaseModel):
 
 
 class AssistantMessage(BaseModel):
-    """The model's answer."""
+    """The model's message."""
 
     role: Literal["assistant"]
     content: str | None = None
-    """The text; null where the model calls tools instead."""
+    """The text. Null if the model calls tools instead."""
     refusal: str | None = None
     reasoning_content: str | None = None
-    """What a reasoning model thought before it answered, where the server tells."""
+    """The reasoning that precedes the answer, if the inference server returns it."""
     tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(BaseModel):
-    """One of the `n` answers."""
+    """One of the `n` completions."""
 
     index: int
     message: AssistantMessage
@@ -58,14 +58,14 @@ class ChatChoice(BaseModel):
 
 
 class ChatCompletion(BaseModel):
-    """A chat answer."""
+    """A chat completion."""
 
     id: str
     object: Literal["chat.completion"]
     created: int
     """Unix seconds."""
     model: str
-    """The model, as the request named it."""
+    """The model name from the request."""
     choices: list[ChatChoice]
     usage: TokenUsage | None = None
     service_tier: str | None = None
@@ -73,7 +73,7 @@ class ChatCompletion(BaseModel):
 
 
 class TextChoice(BaseModel):
-    """One of the texts."""
+    """One of the `n` completions."""
 
     index: int
     text: str
@@ -95,17 +95,17 @@ class TextCompletion(BaseModel):
 
 
 class Embedding(BaseModel):
-    """The vector of one text."""
+    """The embedding of one text."""
 
     object: Literal["embedding"]
     index: int
-    """The text's place in `input`."""
+    """The index of the text in `input`."""
     embedding: list[float] | str
-    """The numbers; with `encoding_format: base64` little-endian 32-bit floats in Base64."""
+    """The vector. With `encoding_format: base64`: little-endian 32-bit floats in Base64."""
 
 
 class EmbeddingList(BaseModel):
-    """The vectors, in the order of the texts."""
+    """The embeddings, in the order of the input texts."""
 
     object: Literal["list"]
     data: list[Embedding]
@@ -117,15 +117,15 @@ class RankedDocument(BaseModel):
     """One document and its score."""
 
     index: int
-    """The document's place in `documents`."""
+    """The index of the document in `documents`."""
     relevance_score: float
-    """Larger is more relevant."""
+    """The relevance. Higher is more relevant."""
     document: dict[str, Any] | None = None
-    """The document itself, with `return_documents`."""
+    """The document itself, if the request sets `return_documents`."""
 
 
 class Ranking(BaseModel):
-    """The documents by relevance, the best first."""
+    """The documents by relevance, most relevant first."""
 
     object: Literal["list"] | None = None
     model: str

@@ -14,7 +14,7 @@ from backbone.settings import PUBLIC_ROUTES
 from gateway.app import ENDPOINTS, make_app
 from gateway.dependencies import Parts
 from gateway.http.path_methods import AllowedMethods
-from gateway.openapi.enrichment import complete
+from gateway.openapi.enrichment import enrich
 from gateway.openapi.operation import SSE_TYPE
 from gateway.openapi.operations import OPERATIONS, TAGS
 from gateway.openapi.operations.batches import ENDPOINTS as BATCH_ENDPOINTS
@@ -30,7 +30,7 @@ def api() -> Any:
 
 @pytest.fixture(scope="module")
 def document(api: Any) -> JSON:
-    return complete(api.openapi())
+    return enrich(api.openapi())
 
 
 @pytest.fixture(scope="module")
