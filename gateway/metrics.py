@@ -68,7 +68,7 @@ class WorkerCollector(Collector):
             states[worker.state] += 1
             for key in {(c.value, model.name) for model in worker.models for c in model.capabilities}:
                 serving[key] = serving.get(key, 0) + (worker.state is WorkerState.READY)
-        workers = GaugeMetricFamily("nexus_workers", "Workers in the registry.", labels=["state"])
+        workers = GaugeMetricFamily("nexus_workers", "Workers in the registry, by state.", labels=["state"])
         for state, count in states.items():
             workers.add_metric([state.value], count)
         models = GaugeMetricFamily(
@@ -92,7 +92,7 @@ class BusRefusalCollector(Collector):
         """For prometheus_client."""
         family = CounterMetricFamily(
             "nexus_bus_refused",
-            "Messages and names from NATS and etcd that were dropped because a subject or a job cannot hold them.",
+            "Names and messages of workers that were dropped, by kind: worker (an invalid name), address (an answer requested on a subject of Nexus), question or message (unreadable). Anything but 0 is a defect or an attack; the log has the first of each kind as bus.refused.",
             labels=["kind"],
         )
         for kind, count in self.counts().items():
@@ -112,20 +112,24 @@ class ConnectionCollector(Collector):
         """For prometheus_client."""
         connections = self.connections or ConnectionLimiter()
         unread = connections.unread
-        yield GaugeMetricFamily("nexus_connections", "Open connections.", value=len(connections))
+        yield GaugeMetricFamily("nexus_connections", "Open connections of callers.", value=len(connections))
         yield CounterMetricFamily(
-            "nexus_connections_refused", "Connections beyond the bounds.", value=connections.refused
+            "nexus_connections_refused",
+            "Connections above MAX_CONNECTIONS or MAX_CONNECTIONS_PER_ADDRESS, answered 503.",
+            value=connections.refused,
         )
         yield CounterMetricFamily(
             "nexus_connections_stalled",
-            "Connections closed because their callers did not read.",
+            "Connections closed after WRITE_TIMEOUT_S because their callers did not read.",
             value=connections.stalled,
         )
         yield GaugeMetricFamily(
-            "nexus_unread_bytes", "Bytes of answers that callers have not read.", value=unread.total
+            "nexus_unread_bytes",
+            "Bytes of memory for answers that callers have not read, at most MAX_UNREAD_BYTES.",
+            value=unread.total,
         )
         yield CounterMetricFamily(
-            "nexus_unread_shed", "Answers ended because unread answers took all the memory they may.", value=unread.shed
+            "nexus_unread_shed", "Answers ended because unread answers reached MAX_UNREAD_BYTES.", value=unread.shed
         )
 
 
@@ -137,95 +141,123 @@ class GatewayMetrics:
         reg = self.registry
         self.requests = Counter(
             "nexus_requests_total",
-            "Requests, by how they were answered.",
+            "Requests, by the status of their answer. 499: the caller disconnected. A stream that broke off counts under its error's status.",
             ["endpoint", "model", "status"],
             registry=reg,
         )
         self.duration = Histogram(
             "nexus_request_duration_seconds",
-            "From the whole request to the last byte.",
+            "Time from the complete request to the last byte of the answer.",
             ["endpoint", "model"],
             registry=reg,
             buckets=LATENCY,
         )
         self.ttft = Histogram(
             "nexus_time_to_first_token_seconds",
-            "From the whole request to the first output of the backend.",
+            "Time from the complete request to the backend's first output.",
             ["model"],
             registry=reg,
             buckets=TTFT,
         )
-        self.itl = FastHistogram("nexus_inter_token_latency_seconds", "Between two chunks of a stream.", ITL, reg)
+        self.itl = FastHistogram("nexus_inter_token_latency_seconds", "Time between two writes of a stream.", ITL, reg)
         self.queue_wait = Histogram(
             "nexus_queue_wait_seconds",
-            "From submit to the first start on a worker.",
+            "Time from submission to the first start on a worker.",
             ["capability", "lane", "model"],
             registry=reg,
             buckets=LATENCY,
         )
         self.queue_depth = Gauge(
-            "nexus_queue_depth", "Jobs waiting for a worker.", ["capability", "lane", "model"], registry=reg
+            "nexus_queue_depth",
+            "Jobs that wait, over all gateways. Read every 5 s.",
+            ["capability", "lane", "model"],
+            registry=reg,
         )
         self.queue_running = Gauge(
-            "nexus_queue_in_progress", "Jobs with a worker.", ["capability", "lane", "model"], registry=reg
+            "nexus_queue_in_progress",
+            "Jobs that a worker runs, over all gateways. Read every 5 s.",
+            ["capability", "lane", "model"],
+            registry=reg,
         )
-        self.queues = Gauge("nexus_queues", "Queues that exist in NATS: consumers of the jobs stream.", registry=reg)
+        self.queues = Gauge(
+            "nexus_queues", "Queues that exist in NATS, at most MAX_QUEUES. The same on every gateway.", registry=reg
+        )
         self.queue_changes = Counter(
             "nexus_queue_changes_total",
-            "Queues that this gateway made, freed (the model is gone), restored (a job waited without one), or was refused.",
+            "Queues that this gateway made, freed (the model is no longer served), restored (a job waited without a queue), or was refused (NATS accepts no more queues).",
             ["change"],
             registry=reg,
         )
-        self.tokens = Counter("nexus_tokens_total", "Tokens, as backends count them.", ["kind", "model"], registry=reg)
-        self.in_flight = Gauge("nexus_requests_in_flight", "Requests being answered.", registry=reg)
+        self.tokens = Counter(
+            "nexus_tokens_total",
+            "Tokens as backends count them, by kind: prompt or completion.",
+            ["kind", "model"],
+            registry=reg,
+        )
+        self.in_flight = Gauge("nexus_requests_in_flight", "Requests that are being answered.", registry=reg)
         self.attempts = Counter(
             "nexus_redelivered_requests_total", "Requests that more than one worker attempted.", ["model"], registry=reg
         )
         self.jobs_submitted = Counter(
-            "nexus_jobs_submitted_total", "Durable jobs accepted.", ["endpoint"], registry=reg
+            "nexus_jobs_submitted_total", "Durable jobs accepted, each counted once.", ["endpoint"], registry=reg
         )
         self.jobs_ended = Counter(
             "nexus_jobs_ended_total",
-            "Durable jobs recorded as ended by this gateway.",
+            "Runs of durable jobs whose end this gateway recorded. Other gateways record the others.",
             ["capability", "model", "status"],
             registry=reg,
         )
         self.dead_letters = Counter(
             "nexus_dead_letters_total",
-            "Jobs that ended among the dead letters.",
+            "Runs of durable jobs that this gateway recorded as dead letters.",
             ["capability", "model"],
             registry=reg,
         )
         self.unserved = Counter(
             "nexus_unserved_requests_total",
-            "Synchronous requests refused because no worker serves the model now.",
+            "Synchronous requests refused because no ready worker serves the model.",
             ["capability", "model"],
             registry=reg,
         )
         self.webhook_tries = Counter(
             "nexus_webhook_tries_total",
-            "Tries at webhooks, by what became of them: delivered, pending (to be tried again), failed (given up).",
+            "Attempts to deliver a webhook, by state: delivered, pending (to be retried), failed (given up).",
             ["state"],
             registry=reg,
         )
         self.forgeries = Counter(
             "nexus_forgeries_refused_total",
-            "What no gateway and no worker of the job can have written, by kind.",
+            "Messages dropped because their seal is wrong, by kind: outcome, event, question, dead_letter, message, item. Their sender is no gateway and no worker of the job: a compromised worker, or one of another Nexus on the same NATS.",
             ["kind"],
             registry=reg,
         )
-        self.part_up = Gauge("nexus_part_up", "Whether a part that this gateway needs answers.", ["part"], registry=reg)
-        self.stream_bytes = Gauge("nexus_stream_bytes", "Bytes in a stream of NATS.", ["stream"], registry=reg)
-        self.stream_max_bytes = Gauge(
-            "nexus_stream_max_bytes", "Bytes that it may hold, where that is bounded.", ["stream"], registry=reg
+        self.part_up = Gauge(
+            "nexus_part_up",
+            "1 while a part answers this gateway, or stores what it writes: nats, nats_write, etcd, redis, redis_write, registry, clock. Checked every 5 s.",
+            ["part"],
+            registry=reg,
         )
-        self.stream_messages = Gauge("nexus_stream_messages", "Messages in it.", ["stream"], registry=reg)
+        self.stream_bytes = Gauge(
+            "nexus_stream_bytes",
+            "Bytes in a stream of NATS. Read every 5 s, the same on every gateway.",
+            ["stream"],
+            registry=reg,
+        )
+        self.stream_max_bytes = Gauge(
+            "nexus_stream_max_bytes",
+            "Most bytes that a stream of NATS may hold, if it is bounded.",
+            ["stream"],
+            registry=reg,
+        )
+        self.stream_messages = Gauge("nexus_stream_messages", "Messages in a stream of NATS.", ["stream"], registry=reg)
         self.unrecorded = Gauge(
-            "nexus_unrecorded_ends", "Ends of durable jobs that no gateway has recorded yet.", registry=reg
+            "nexus_unrecorded_ends",
+            "Ends of durable jobs that no gateway has recorded yet. The same on every gateway.",
+            registry=reg,
         )
         self.loop_lag = Histogram(
             "nexus_event_loop_lag_seconds",
-            "How much later than asked the event loop comes back to what waits, measured four times a second.",
+            "Delay with which this process's event loop runs a timer, measured four times a second.",
             registry=reg,
             buckets=LAG,
         )

@@ -11,28 +11,31 @@ class WorkerMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         reg = self.registry
-        self.slots = Gauge("nexus_worker_slots", "Jobs that this worker can run at once.", registry=reg)
-        self.busy = Gauge("nexus_worker_slots_busy", "Jobs that it runs now.", registry=reg)
+        self.slots = Gauge("nexus_worker_slots", "Jobs that this worker can run at the same time.", registry=reg)
+        self.busy = Gauge("nexus_worker_slots_busy", "Jobs that this worker runs.", registry=reg)
         self.attempts = Counter(
             "nexus_worker_attempts_total",
-            "Attempts at jobs, by how they ended.",
+            "Attempts at jobs, by outcome: completed, failed, returned, cancelled, fenced.",
             ["capability", "model", "outcome"],
             registry=reg,
         )
         self.seconds = Histogram(
             "nexus_worker_attempt_duration_seconds",
-            "From taking a job to its end.",
+            "Time from taking a job to the end of the attempt.",
             ["capability", "model"],
             registry=reg,
             buckets=(0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900),
         )
         self.redeliveries = Counter(
             "nexus_redeliveries_total",
-            "Jobs that came again after another attempt.",
+            "Jobs that were delivered again after another attempt.",
             ["capability", "model"],
             registry=reg,
         )
         self.backend_errors = Counter(
-            "nexus_backend_errors_total", "Errors of the inference server.", ["backend", "code"], registry=reg
+            "nexus_backend_errors_total",
+            "Attempts that ended in an error, time limits among them, by code. invalid_request: a refusal without a code.",
+            ["backend", "code"],
+            registry=reg,
         )
-        self.backend_up = Gauge("nexus_backend_up", "Whether the inference server answers.", ["backend"], registry=reg)
+        self.backend_up = Gauge("nexus_backend_up", "1 while the inference server answers.", ["backend"], registry=reg)
