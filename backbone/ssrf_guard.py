@@ -110,7 +110,7 @@ class GuardedHttpClient:
             await response.aclose()
         return response.status_code
 
-    def check(self, url: str) -> None:
+    def validate_url(self, url: str) -> None:
         """Raises FetchRefused for what can never work, without asking anybody: names are looked up when they are used."""
         parts = _parse(url)
         host, port = (parts.hostname or "").rstrip("."), _port(parts)

@@ -20,7 +20,7 @@ class StallMonitor:
     """Waits of one event loop. It costs a timer ten times a second while there are any, and nothing else."""
 
     def __init__(self) -> None:
-        self.lost_s = 0.0
+        self.stalled_s = 0.0
         """Seconds for which the loop stood still, as far as somebody waited meanwhile."""
         self._waits: set[StallTimeout] = set()
         self._timer: asyncio.TimerHandle | None = None
@@ -48,7 +48,7 @@ class StallMonitor:
         self._timer = None
         late = asyncio.get_running_loop().time() - due
         if late > LATE_S:
-            self.lost_s += late
+            self.stalled_s += late
             for wait in self._waits:
                 wait.extend(late)
         if self._waits:

@@ -106,13 +106,13 @@ async def run_gateway(settings: GatewaySettings, gateway: str, leaving: Shutdown
     bus = NatsGatewayBus(
         nats, gateway=gateway, ack_wait_s=settings.ack_wait_s, stream=_jobs_stream(settings), storing=storing
     )
-    clock = ClockSync(bus.time_s)
+    clock = ClockSync(bus.server_time_s)
     registry = EtcdRegistry(etcd_access(settings), settings.etcd_prefix)
     store = RedisStore(redis_access(settings))
     documents = RedisDocumentStore(store)
     metrics = GatewayMetrics()
     metrics.refused.counts = lambda: nats.refusals.counts
-    bus.on_queue(metrics.count_queue)
+    bus.on_queue_change(metrics.count_queue)
     unread = UnreadBudget(settings.max_unread_bytes)
     dispatcher = _dispatcher(settings, bus, registry, metrics)
     submitter = SyncSubmitter(dispatcher, settings.ack_wait_s, keep_s=settings.result_url_ttl_s, unread=unread)
@@ -146,7 +146,7 @@ async def run_gateway(settings: GatewaySettings, gateway: str, leaving: Shutdown
         uploads,
         job_runtime.webhooks.check_url,
     )
-    backlog, batch_repository = jobs_log.backlog(BATCHES), BatchRepository(documents, settings.file_keep_s)
+    backlog, batch_repository = jobs_log.work_queue(BATCHES), BatchRepository(documents, settings.file_keep_s)
     line_types: dict[str, LineType] = {
         endpoint.path: EndpointLine(endpoint, uploads, job_responder.payload)
         for endpoint in ENDPOINTS

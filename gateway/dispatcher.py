@@ -120,7 +120,7 @@ class Dispatcher:
     def _has_queue(self, model: CatalogModel) -> bool:
         name = model.resolves_to or model.name
         queues = (Queue(capability, lane, name) for capability in model.live for lane in LANES)
-        return any(not self.bus.refuses(queue) for queue in queues)
+        return any(not self.bus.is_queue_refused(queue) for queue in queues)
 
     async def _free_queues(self) -> None:
         """Free the queues of models that no live worker serves. A later request makes them again."""
@@ -142,6 +142,6 @@ class Dispatcher:
                     # A counter must exist at 0: a first sample of 1 does not count as an increase.
                     self._metrics.child(self._metrics.unserved, capability.value, model.name)
             with contextlib.suppress(Unavailable):
-                self._metrics.set_depths(await self.bus.depths())
+                self._metrics.set_depths(await self.bus.queue_depths())
                 self._metrics.queues.set(self.bus.queue_count)
             await asyncio.sleep(MEASURE_INTERVAL_S)

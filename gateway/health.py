@@ -66,7 +66,7 @@ class ReadinessCheck:
             "nats_write": self._nats_stores,
             "etcd": registry.ping,
             "redis": store.ping,
-            "redis_write": store.prove,
+            "redis_write": store.check_write,
         }
         if clock is not None:
             self._pings["clock"] = clock
@@ -89,13 +89,13 @@ class ReadinessCheck:
 
     async def _nats_stores(self) -> None:
         """What the last proof showed: it is repeated every few seconds, whoever asks."""
-        self._storing.require()
+        self._storing.require_available()
 
     async def _ask(self, ping: Callable[[], Awaitable[None]]) -> ComponentHealth:
         """Ask once; again where the silence may have been this process's own, which stood still meanwhile."""
-        lost_s = self._stalls.lost_s
+        lost_s = self._stalls.stalled_s
         part = await self._ask_once(ping)
-        if not part.ok and self._stalls.lost_s - lost_s > STALL_S:
+        if not part.ok and self._stalls.stalled_s - lost_s > STALL_S:
             part = await self._ask_once(ping)
         return part
 

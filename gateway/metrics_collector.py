@@ -47,7 +47,7 @@ class MetricsCollector:
             try:
                 for name, part in (await self._readiness.check()).parts.items():
                     self._metrics.child(self._metrics.part_up, name).set(part.ok)
-                self._metrics.set_storage(await self._bus.storage())
+                self._metrics.set_storage(await self._bus.storage_usage())
             except Unavailable as error:
                 log.debug("how full streams are is not known", error=error.info.message)
             except Exception:

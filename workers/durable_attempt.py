@@ -83,7 +83,7 @@ class DurableAttempt(Attempt):
         super().__init__(bus, blobs, backend, who, job, envelope, body)
         self._store = log
         self._token = attempt_token(envelope.ticket)
-        self._events = log.writer(envelope.job)
+        self._events = log.event_writer(envelope.job)
         self._number = 1
         """Which attempt of its run this is."""
         self._granted = True
@@ -140,7 +140,7 @@ class DurableAttempt(Attempt):
 
     def _still_stands(self) -> None:
         self._told_at = monotonic()
-        self._store.ask(self._question(FrameKind.HEARTBEAT), self._heard_back)
+        self._store.request_gate(self._question(FrameKind.HEARTBEAT), self._heard_back)
 
     # Leave to begin
 
@@ -167,7 +167,7 @@ class DurableAttempt(Attempt):
             if not answered.done():
                 answered.set_result(answer)
 
-        self._store.ask(ask, hear)
+        self._store.request_gate(ask, hear)
         return answered
 
     def _obey(self, answer: GateReply) -> bool:
@@ -176,7 +176,7 @@ class DurableAttempt(Attempt):
             self._begin()
             return True
         if answer.kind is GateVerdict.WAIT:
-            self.job.give_back(answer.delay_s)
+            self.job.nak(answer.delay_s)
             self.outcome = "returned"
         elif answer.kind is GateVerdict.EXHAUSTED:
             self._number = answer.attempt
@@ -219,7 +219,7 @@ class DurableAttempt(Attempt):
             self.stop(StopReason.LOST)
             return
         env = self.envelope
-        self._events.say(encode_durable_frame(kind.value, env.run, self.job.delivery, seq, self._token, payload))
+        self._events.append(encode_durable_frame(kind.value, env.run, self.job.delivery, seq, self._token, payload))
 
     def _chunk(self, piece: Chunk) -> bool:
         """Store it as an event, where the caller streams, and hold it for the result. True: `_spill` must follow."""
@@ -233,7 +233,7 @@ class DurableAttempt(Attempt):
         self._held_size += len(data)
         if self.envelope.stream:
             self._tell(data)
-        return bool(self._pending or self._writer or self._events.crowded) or self._held_size > INLINE_LIMIT_BYTES
+        return bool(self._pending or self._writer or self._events.is_full) or self._held_size > INLINE_LIMIT_BYTES
 
     def _tell(self, data: bytes) -> None:
         if is_sse(self.envelope.stream_type):
@@ -262,8 +262,8 @@ class DurableAttempt(Attempt):
             self._next(FrameKind.BLOB, BlobRef(name=info.name, size=info.size).model_dump_json().encode())
         if self._held_size > INLINE_LIMIT_BYTES or self._writer is not None:
             await self._hold_in_blob()
-        if self._events.crowded:
-            await self._events.settle()
+        if self._events.is_full:
+            await self._events.flush()
         self.last_output = monotonic()
 
     async def _hold_in_blob(self) -> None:
@@ -290,7 +290,7 @@ class DurableAttempt(Attempt):
             ref = await self._close_writer()
         else:
             payload = b"".join(self._held)
-        await self._events.settle()
+        await self._events.flush()
         word = self._word(
             JobStatus.COMPLETED,
             content_type=env.stream_type if env.stream else finish.content_type,
@@ -350,7 +350,7 @@ class DurableAttempt(Attempt):
         message = self.job.message if len(self.job.message) <= MAX_KEPT else b""
         word = self._word(JobStatus.FAILED, error=error.info, dead=dead)
         if dead:
-            await self._until_stored(lambda: self._store.bury(word, message))
+            await self._until_stored(lambda: self._store.store_dead_letter(word, message))
         await self._decide(word, message)
         self.job.ack()
         self.outcome = "failed"
@@ -360,9 +360,9 @@ class DurableAttempt(Attempt):
             self._next(FrameKind.RETURNED, returned(error, counted=self._counted))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RETURN_S):
-                    await self._events.settle()
-        self._store.ask(self._question(FrameKind.RETURNED), lambda _: None)
-        self.job.give_back(delay_s)
+                    await self._events.flush()
+        self._store.request_gate(self._question(FrameKind.RETURNED), lambda _: None)
+        self.job.nak(delay_s)
         self.outcome = "returned"
 
     def _word(self, status: JobStatus, **fields: Any) -> Outcome:
@@ -381,7 +381,7 @@ class DurableAttempt(Attempt):
 
     async def _decide(self, word: Outcome, payload: bytes) -> bool:
         """Store the outcome. False: another one was first, and a gateway vouches for it: it may have been refused and removed."""
-        while not await self._until_stored(lambda: self._store.decide(word, payload)):
+        while not await self._until_stored(lambda: self._store.store_outcome(word, payload)):
             answer = await self._put(self._question(FrameKind.HEARTBEAT))
             if answer is not None and answer.kind is GateVerdict.STOP:
                 return False

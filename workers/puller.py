@@ -182,7 +182,7 @@ class Puller:
         if turns is None or (turns.free and queue.model in turns.resident):
             pass
         elif not self._begin(turns, job, now):
-            job.give_back()  # at once: another worker may have its model loaded
+            job.nak()  # at once: another worker may have its model loaded
             return False
         self.busy += 1
         flow.arrived += 1
@@ -486,7 +486,7 @@ class Puller:
 
     async def _hush(self, queue: Queue, flow: Demand) -> None:
         """A hot queue needs no notifications. One that is cold again is asked once more when they come."""
-        await self._bus.hush(queue, quiet=flow.hot)
+        await self._bus.set_muted(queue, muted=flow.hot)
         if not flow.hot:
             self._book.rang(queue, self._loop.time())
         self._fill()

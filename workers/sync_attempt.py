@@ -198,7 +198,7 @@ class Attempt:
         except Exception as error:
             self._failed(error)
         finally:
-            self._bus.unask(self._ticket)
+            self._bus.cancel_request(self._ticket)
             if self._grant_timer is not None:
                 self._grant_timer.cancel()
         if self._stop is not None:
@@ -264,9 +264,9 @@ class Attempt:
             waiting.set_result(None)
 
     def _put_question(self, frame: bytes) -> None:
-        self._bus.unask(self._ticket)
+        self._bus.cancel_request(self._ticket)
         try:
-            self._ticket = self._bus.ask(self.envelope.reply, frame, self._answered)
+            self._ticket = self._bus.request(self.envelope.reply, frame, self._answered)
         except Unavailable:
             self._loop.call_later(ASK_AGAIN_S, self._ask_again)
 
@@ -488,7 +488,7 @@ class Attempt:
             self.job.ack()
             self.outcome = "cancelled"
         elif why is StopReason.UNHEARD:
-            self.job.give_back(ASK_AGAIN_S)
+            self.job.nak(ASK_AGAIN_S)
             self.outcome = "returned"
         elif why is StopReason.DRAINED:
             self._return(Unavailable("the worker was shut down; the job goes to another one", code=WORKER_DRAINED), 0.0)
@@ -512,7 +512,7 @@ class Attempt:
     def _return(self, error: NexusError, delay_s: float, *, counted: bool = True) -> None:
         self.error = error.info
         self._next(FrameKind.RETURNED, returned(error, counted=counted))
-        self.job.give_back(delay_s)
+        self.job.nak(delay_s)
         self.outcome = "returned"
 
     def _next(self, kind: FrameKind, payload: bytes) -> None:
@@ -524,7 +524,7 @@ class Attempt:
             self.stop(StopReason.LOST)  # frozen or cut off for too long: the job is another worker's by now
             return
         with contextlib.suppress(Unavailable):
-            self._bus.say(self.envelope.reply, encode_frame(kind, self.job.delivery, seq, payload))
+            self._bus.send_event(self.envelope.reply, encode_frame(kind, self.job.delivery, seq, payload))
 
     def report(self, ended: float) -> None:
         """Write the log line."""

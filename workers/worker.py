@@ -132,7 +132,7 @@ class Worker:
         await self._backend.start()
         await bus.start()
         await self._start_registry()
-        await bus.listen(self.id, self._on_control)
+        await bus.subscribe_control(self.id, self._on_control)
         watcher = asyncio.create_task(self._watch())
         tasks = [asyncio.create_task(self._keep_healthy())]
         if self._turns is not None:
@@ -386,7 +386,7 @@ class Worker:
     def on_job(self, job: JobDelivery) -> None:
         """A job has arrived: begin it, or give it back when there is no slot."""
         if self._intake is None or not self._intake.arrived(job):
-            job.give_back(NO_SLOT_DELAY_S)
+            job.nak(NO_SLOT_DELAY_S)
             return
         if self._turns is not None and self._turns.loading:
             self._load_began.set()

@@ -83,16 +83,16 @@ class ReplyListener(Protocol):
     """Who waits for a submitted job."""
 
     @property
-    def waits(self) -> bool:
+    def is_waiting(self) -> bool:
         """No attempt is known that lives: the job is in its queue, on its way to the next worker, or lost."""
 
-    def stored(self, seq: int) -> None:
+    def on_stored(self, seq: int) -> None:
         """The job is durable, under this sequence."""
 
-    def refused(self, error: NexusError) -> None:
+    def on_refused(self, error: NexusError) -> None:
         """The job could not be stored, or was lost: no event of it will come any more."""
 
-    def heard(self, data: bytes) -> bytes | None:
+    def on_event(self, data: bytes) -> bytes | None:
         """An event frame (see schemas.frames). What is returned, if anything, answers a frame sent as a question."""
 
 
@@ -122,7 +122,7 @@ class GatewayBus(Protocol):
         A job that is submitted meanwhile is served all the same: its queue is made again.
         """
 
-    def refuses(self, queue: Queue) -> bool:
+    def is_queue_refused(self, queue: Queue) -> bool:
         """Whether the queue is not there, and there is no room for one more."""
 
     @property
@@ -133,7 +133,7 @@ class GatewayBus(Protocol):
     def queue_count(self) -> int:
         """How many queues there are, as far as this process knows."""
 
-    def new_reply(self) -> str:
+    def new_reply_subject(self) -> str:
         """An unguessable subject on which this process hears events."""
 
     def submit(self, envelope: Envelope, body: bytes, sink: ReplyListener) -> None:
@@ -145,22 +145,22 @@ class GatewayBus(Protocol):
     def release(self, reply: str) -> None:
         """Stop listening for one job. Questions that still come on `reply` are answered GONE."""
 
-    def remove(self, seq: int) -> None:
+    def delete_job(self, seq: int) -> None:
         """Delete a stored job, if nobody has it yet. Best effort."""
 
-    def control(self, worker: str, message: bytes) -> None:
+    def send_control(self, worker: str, message: bytes) -> None:
         """Say something to a worker (see schemas.control). Best effort. A name that cannot be a worker's is refused."""
 
-    async def depths(self) -> list[QueueDepth]:
+    async def queue_depths(self) -> list[QueueDepth]:
         """Every queue with anything in it. Raises Unavailable."""
 
-    async def storage(self) -> StorageUsage:
+    async def storage_usage(self) -> StorageUsage:
         """How full the streams are. Raises Unavailable."""
 
     async def ping(self) -> None:
         """One active round trip to the jobs stream. Raises Unavailable."""
 
-    async def time_s(self) -> float:
+    async def server_time_s(self) -> float:
         """The time of the server that stores the jobs, in Unix seconds. Raises Unavailable."""
 
 
@@ -185,7 +185,7 @@ class JobDelivery(Protocol):
     def ack(self) -> None:
         """The job is done: forget it."""
 
-    def give_back(self, delay_s: float = 0.0) -> None:
+    def nak(self, delay_s: float = 0.0) -> None:
         """Let somebody else have it, after `delay_s`."""
 
     def extend(self) -> None:
@@ -208,17 +208,17 @@ class WorkerBus(Protocol):
     async def serve(
         self,
         queues: list[Queue],
-        on_bell: Callable[[Queue], None] | None,
-        on_again: Callable[[Queue], None] | None = None,
+        on_wakeup: Callable[[Queue], None] | None,
+        on_recheck: Callable[[Queue], None] | None = None,
     ) -> None:
         """Be ready to pull from these queues, replacing those of the last call. Jobs go to the `on_job` given when the bus was made.
 
-        `on_bell` hears when a job is stored; `on_again`, about once a second, of a queue that may hold a job nobody was woken for:
+        `on_wakeup` hears when a job is stored; `on_recheck`, about once a second, of a queue that may hold a job nobody was woken for:
         one that came again, or was stored while there was no queue. Both best effort. A queue need not exist: a pull there ends
         at once, and a job makes it before it wakes anybody.
         """
 
-    async def hush(self, queue: Queue, *, quiet: bool) -> None:
+    async def set_muted(self, queue: Queue, *, muted: bool) -> None:
         """Hear nothing of this queue, or hear of it again; in effect for what is pulled afterwards."""
 
     def pull(self, queue: Queue, batch: int, wait_s: float, on_end: Callable[[Queue, int], None]) -> None:
@@ -230,16 +230,16 @@ class WorkerBus(Protocol):
     async def stop_pulling(self) -> None:
         """End every pull. Jobs that were on their way have reached `on_job` when this returns."""
 
-    def say(self, reply: str, frame: bytes) -> None:
+    def send_event(self, reply: str, frame: bytes) -> None:
         """Send an event. Order is kept; delivery is at most once."""
 
-    def ask(self, reply: str, frame: bytes, on_answer: Callable[[bytes | None], None]) -> int:
+    def request(self, reply: str, frame: bytes, on_answer: Callable[[bytes | None], None]) -> int:
         """Send an event as a question. `on_answer(None)`: nobody is listening there. Returns a ticket for `unask`."""
 
-    def unask(self, ticket: int) -> None:
+    def cancel_request(self, ticket: int) -> None:
         """The answer is of no interest any more. Idempotent."""
 
-    async def listen(self, worker: str, on_control: Callable[[bytes], None]) -> None:
+    async def subscribe_control(self, worker: str, on_control: Callable[[bytes], None]) -> None:
         """Hear `GatewayBus.control` messages for this worker."""
 
     async def ping(self) -> None:

@@ -4,7 +4,7 @@
 |---|---|---|
 | events | `NEXUS_EVENTS` on `nexus.events.<job>`; oldest are dropped first when it is full | `Retention.events_s` |
 | the terminal word | `NEXUS_DONE` on `nexus.done.<job>`: the first one wins; before it is full, the oldest that are recorded are dropped | `Retention.jobs_s` |
-| dead letters | `NEXUS_DLQ` on `nexus.dlq.<capability>.<model>` | `Retention.dead_s` |
+| dead letters | `NEXUS_DLQ` on `nexus.dlq.<capability>.<model>` | `Retention.dead_letters_s` |
 | idempotency claims | key-value bucket `nexus-idempotency`, create-only | `Retention.claims_s` |
 | backlogs: work of the gateways themselves | `NEXUS_<NAME>` on `nexus.<name>.<id>`, work queues | until done |
 
@@ -36,11 +36,11 @@ class Retention:
 
     jobs_s: float = 7 * 86_400.0
     events_s: float = 86_400.0
-    dead_s: float = 30 * 86_400.0
+    dead_letters_s: float = 30 * 86_400.0
     claims_s: float = 86_400.0
     max_event_bytes: int = 4 * 1024**3
-    max_word_bytes: int = 4 * 1024**3
-    max_dead_bytes: int = 1024**3
+    max_outcome_bytes: int = 4 * 1024**3
+    max_dead_letter_bytes: int = 1024**3
     replicas: int = 1
 
 
@@ -58,7 +58,7 @@ class StoredEvent(NamedTuple):
 class StoredOutcome(NamedTuple):
     """How a job ended."""
 
-    word: Outcome
+    outcome: Outcome
     payload: bytes
     seq: int
     """In the stream of words."""
@@ -71,7 +71,7 @@ class StoredDeadLetter(NamedTuple):
 
     seq: int
     """Its id within the stream: the newest is the greatest."""
-    word: Outcome
+    outcome: Outcome
     message: bytes
     """The job message: `Envelope.decode` takes it apart."""
     stored_at: int
@@ -79,7 +79,7 @@ class StoredDeadLetter(NamedTuple):
 
 
 class WorkItem(Protocol):
-    """Something taken from a backlog. Settle it by `done` or `again`; unsettled it comes again after `hold_s`."""
+    """Something taken from a backlog. Settle it by `done` or `again`; unsettled it comes again after `ack_wait_s`."""
 
     id: str
     """What stands after `nexus.<name>.` in its subject."""
@@ -89,14 +89,14 @@ class WorkItem(Protocol):
     stored_at: int
     """Unix seconds, by NATS's clock."""
 
-    async def done(self) -> None:
+    async def ack(self) -> None:
         """Forget it: confirmed when this returns. Raises Unavailable."""
 
-    def again(self, delay_s: float) -> None:
+    def nak(self, delay_s: float) -> None:
         """Let it come again, to any gateway, after `delay_s`."""
 
-    def hold(self) -> None:
-        """It is still worked on: `hold_s` begins anew."""
+    def extend(self) -> None:
+        """It is still worked on: `ack_wait_s` begins anew."""
 
 
 class WorkQueue(Protocol):
@@ -105,8 +105,8 @@ class WorkQueue(Protocol):
     async def put(self, item_id: str, data: bytes) -> None:
         """Store an item, once per id within two minutes. Raises Unavailable."""
 
-    def take(self, *, at_once: int, hold_s: float) -> AsyncGenerator[WorkItem, None]:
-        """Items as they come, at most `at_once` unsettled by this taker. Never ends by itself, survives outages; close it."""
+    def consume(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
+        """Items as they come, at most `max_unacked` unsettled by this taker. Never ends by itself, survives outages; close it."""
 
 
 class JobLog(Protocol):
@@ -124,18 +124,18 @@ class JobLog(Protocol):
 
     # The queue
 
-    async def store(self, envelope: Envelope, body: bytes) -> int:
+    async def enqueue(self, envelope: Envelope, body: bytes) -> int:
         """Put a job into its queue, once per (job, run) within the duplicate window; its sequence, once it is on disk.
 
         Repeats by itself for a while. Raises QueueFull, RequestTooLarge, Unavailable.
         """
 
-    async def place(self, queue: Queue, seq: int) -> int | None:
+    async def queue_position(self, queue: Queue, seq: int) -> int | None:
         """How many jobs of `queue` wait before the one stored under `seq`, those that run not counted. None: it is not
         there any more. Raises Unavailable.
         """
 
-    async def withdraw(self, seq: int, job: str, run: int) -> None:
+    async def delete_job(self, seq: int, job: str, run: int) -> None:
         """Delete a stored job from the queue, also one that a worker runs. Return once it is gone for certain.
 
         Another job under this sequence, as after a loss of data, stays. Raises Unavailable.
@@ -143,56 +143,56 @@ class JobLog(Protocol):
 
     # Events
 
-    async def say(self, job: str, frame: bytes) -> None:
+    async def append_event(self, job: str, frame: bytes) -> None:
         """Store an event. Raises Unavailable."""
 
-    def mention(self, job: str, frame: bytes) -> None:
+    def append_event_unconfirmed(self, job: str, frame: bytes) -> None:
         """Store an event soon, if all goes well: nobody waits for it."""
 
-    async def first(self, job: str, count: int) -> list[StoredEvent]:
+    async def first_events(self, job: str, count: int) -> list[StoredEvent]:
         """The first `count` events that are kept of a job. Raises Unavailable."""
 
-    def events(self, job: str, after: int = 0) -> AsyncGenerator[StoredEvent | None, None]:
+    def follow_events(self, job: str, after: int = 0) -> AsyncGenerator[StoredEvent | None, None]:
         """Events stored after sequence `after`, then those to come. None: there are no more for now, or the job was
         decided meanwhile: whoever reads may look, and go on. Never ends by itself; close it. Raises Unavailable.
         """
 
     # Terminal words
 
-    async def decide(self, word: Outcome, payload: bytes = b"") -> bool:
+    async def store_outcome(self, word: Outcome, payload: bytes = b"") -> bool:
         """End a job. True: this word is the first and is kept. False: it was decided before. Raises Unavailable."""
 
-    async def decided(self, job: str) -> StoredOutcome | None:
+    async def read_outcome(self, job: str) -> StoredOutcome | None:
         """How it ended; None: it has not, or that is not kept any more. Raises Unavailable."""
 
-    async def known(self) -> list[str]:
+    async def list_jobs(self) -> list[str]:
         """The jobs of which an event or a terminal word is kept, in the order of their ids. Raises Unavailable."""
 
-    async def undecide(self, job: str, seq: int) -> None:
+    async def delete_outcome(self, job: str, seq: int) -> None:
         """Take a word back, for a new run: only the one stored under `seq`. Idempotent. Raises Unavailable."""
 
-    def watch(self, job: str) -> AbstractAsyncContextManager[Callable[[float], Awaitable[bool]]]:
+    def watch_outcome(self, job: str) -> AbstractAsyncContextManager[Callable[[float], Awaitable[bool]]]:
         """Inside, `await wait(seconds)` returns True once a word on this job is stored after entry, False when the time
         is up. It never asks again and again: it is told.
         """
 
-    def words(self, *, at_once: int, hold_s: float) -> AsyncGenerator[WorkItem, None]:
+    def consume_outcomes(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
         """Every terminal word, each to one gateway (`WorkItem.data` decodes by `Outcome.decode`). Like `WorkQueue.take`."""
 
     # Questions of workers
 
-    async def answer(self, referee: Callable[[GateRequest], Awaitable[GateReply | None]]) -> None:
+    async def serve_gate_requests(self, referee: Callable[[GateRequest], Awaitable[GateReply | None]]) -> None:
         """From now on, share in answering what workers ask. None: no answer is wanted. `referee` must not raise."""
 
     # Dead letters
 
-    async def dead(self, *, before: int | None = None, limit: int = 100) -> list[StoredDeadLetter]:
+    async def list_dead_letters(self, *, before: int | None = None, limit: int = 100) -> list[StoredDeadLetter]:
         """The newest dead letters, with sequences below `before`, newest first. Raises Unavailable."""
 
-    async def dead_letter(self, job: str) -> StoredDeadLetter | None:
+    async def find_dead_letter(self, job: str) -> StoredDeadLetter | None:
         """The newest one of this job. Raises Unavailable."""
 
-    async def unbury(self, seq: int) -> bool:
+    async def delete_dead_letter(self, seq: int) -> bool:
         """Delete a dead letter. False: it was not there. Raises Unavailable."""
 
     # Claims
@@ -205,7 +205,7 @@ class JobLog(Protocol):
 
     # Backlogs
 
-    def backlog(self, name: str) -> WorkQueue:
+    def work_queue(self, name: str) -> WorkQueue:
         """The backlog of that name: `hooks`, `batches`."""
 
 
@@ -218,32 +218,32 @@ class WorkerLog(Protocol):
     async def close(self) -> None:
         """Disconnect. What is unconfirmed may be lost."""
 
-    def writer(self, job: str) -> EventWriter:
+    def event_writer(self, job: str) -> EventWriter:
         """Begin to store events of one attempt."""
 
-    def ask(self, ask: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
+    def request_gate(self, ask: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
         """Ask the gateways. `on_answer(None)`: none of them is there, or it did not answer within five seconds.
         RETURNED is told, and not answered.
         """
 
-    async def decide(self, word: Outcome, payload: bytes) -> bool:
+    async def store_outcome(self, word: Outcome, payload: bytes) -> bool:
         """As JobLog's. Raises Unavailable when NATS did not confirm it for now: repeat it."""
 
-    async def bury(self, word: Outcome, message: bytes) -> None:
+    async def store_dead_letter(self, word: Outcome, message: bytes) -> None:
         """Store a dead letter, once per (job, run) within two minutes. Raises Unavailable."""
 
 
 class EventWriter(Protocol):
     """Stores the events of one attempt, in order, over outages; a frame may be stored twice, never out of order by intent."""
 
-    def say(self, frame: bytes) -> None:
+    def append(self, frame: bytes) -> None:
         """Queue an event."""
 
     @property
-    def crowded(self) -> bool:
+    def is_full(self) -> bool:
         """So much is unconfirmed that `settle` should be awaited before more is said."""
 
-    async def settle(self) -> None:
+    async def flush(self) -> None:
         """Return when everything said is stored. Goes on for ever while NATS is away: bound it. Raises Unavailable when it
         was closed before that.
         """

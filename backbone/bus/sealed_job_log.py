@@ -75,28 +75,28 @@ class SealedJobLog:
 
     # The queue
 
-    async def store(self, envelope: Envelope, body: bytes) -> int:
+    async def enqueue(self, envelope: Envelope, body: bytes) -> int:
         """See JobLog. The stored envelope has a ticket and seals."""
-        return await self._inner.store(self.seals.envelope(envelope, body), body)
+        return await self._inner.enqueue(self.seals.envelope(envelope, body), body)
 
-    async def place(self, queue: Queue, seq: int) -> int | None:
+    async def queue_position(self, queue: Queue, seq: int) -> int | None:
         """See JobLog."""
-        return await self._inner.place(queue, seq)
+        return await self._inner.queue_position(queue, seq)
 
-    async def withdraw(self, seq: int, job: str, run: int) -> None:
+    async def delete_job(self, seq: int, job: str, run: int) -> None:
         """See JobLog."""
-        await self._inner.withdraw(seq, job, run)
+        await self._inner.delete_job(seq, job, run)
 
     # Events
 
-    async def say(self, job: str, frame: bytes) -> None:
+    async def append_event(self, job: str, frame: bytes) -> None:
         """See JobLog."""
-        await self._inner.say(job, self._sealed(job, frame))
+        await self._inner.append_event(job, self._sealed(job, frame))
 
-    def mention(self, job: str, frame: bytes) -> None:
+    def append_event_unconfirmed(self, job: str, frame: bytes) -> None:
         """See JobLog."""
         with contextlib.suppress(Unavailable):
-            self._inner.mention(job, self._sealed(job, frame))
+            self._inner.append_event_unconfirmed(job, self._sealed(job, frame))
 
     def _sealed(self, job: str, frame: bytes) -> bytes:
         kind, run, delivery, seq, _, payload = decode_durable_frame(frame)
@@ -104,19 +104,19 @@ class SealedJobLog:
             return frame
         return encode_durable_frame(kind, run, delivery, seq, self.seals.record(job, payload), payload)
 
-    async def first(self, job: str, count: int) -> list[StoredEvent]:
+    async def first_events(self, job: str, count: int) -> list[StoredEvent]:
         """See JobLog."""
         look = count
         while True:
-            found = await self._inner.first(job, look)
+            found = await self._inner.first_events(job, look)
             believed = [event for event in found if await self._is_event(job, event)]
             if len(believed) >= count or len(found) < look or look >= MAX_LOOK:
                 return believed[:count]
             look = min(4 * look, MAX_LOOK)
 
-    async def events(self, job: str, after: int = 0) -> AsyncGenerator[StoredEvent | None, None]:
+    async def follow_events(self, job: str, after: int = 0) -> AsyncGenerator[StoredEvent | None, None]:
         """See JobLog."""
-        async with contextlib.aclosing(self._inner.events(job, after)) as events:
+        async with contextlib.aclosing(self._inner.follow_events(job, after)) as events:
             async for event in events:
                 if event is None or await self._is_event(job, event):
                     yield event
@@ -146,7 +146,7 @@ class SealedJobLog:
         return self._older[job]
 
     async def _submitted_before_seals(self, job: str) -> JobRecord | None:
-        for event in await self._inner.first(job, FIRST_EVENTS):
+        for event in await self._inner.first_events(job, FIRST_EVENTS):
             with contextlib.suppress(ValueError):
                 frame = decode_durable_frame(event.data)
                 if frame.kind == QUEUED and self._is_old(event.stored_at):
@@ -184,25 +184,25 @@ class SealedJobLog:
 
     # Outcomes
 
-    async def decide(self, word: Outcome, payload: bytes = b"") -> bool:
+    async def store_outcome(self, word: Outcome, payload: bytes = b"") -> bool:
         """See JobLog."""
         sealed = self.seals.outcome(word)
         for _ in range(DECIDE_TRIES):
-            if await self._inner.decide(sealed, payload):
+            if await self._inner.store_outcome(sealed, payload):
                 return True
-            if await self.decided(word.job) is not None:
+            if await self.read_outcome(word.job) is not None:
                 return False
         raise Unavailable("the end of this job cannot be stored for now; try again shortly")
 
-    async def decided(self, job: str) -> StoredOutcome | None:
+    async def read_outcome(self, job: str) -> StoredOutcome | None:
         """See JobLog."""
-        decision = await self._inner.decided(job)
+        decision = await self._inner.read_outcome(job)
         if decision is None:
             return None
-        if decision.word.job == job and await self._is_outcome(decision.word, decision.stored_at):
-            return decision._replace(payload=self._request(decision.word, decision.payload, decision.stored_at))
+        if decision.outcome.job == job and await self._is_outcome(decision.outcome, decision.stored_at):
+            return decision._replace(payload=self._request(decision.outcome, decision.payload, decision.stored_at))
         self._on_refused("outcome", job)
-        await self._inner.undecide(job, decision.seq)
+        await self._inner.delete_outcome(job, decision.seq)
         return None
 
     async def _is_outcome(self, word: Outcome, stored_at: int) -> bool:
@@ -217,17 +217,19 @@ class SealedJobLog:
         self._on_refused("message", word.job)
         return b""
 
-    async def undecide(self, job: str, seq: int) -> None:
+    async def delete_outcome(self, job: str, seq: int) -> None:
         """See JobLog."""
-        await self._inner.undecide(job, seq)
+        await self._inner.delete_outcome(job, seq)
 
-    def watch(self, job: str) -> AbstractAsyncContextManager[Callable[[float], Awaitable[bool]]]:
+    def watch_outcome(self, job: str) -> AbstractAsyncContextManager[Callable[[float], Awaitable[bool]]]:
         """See JobLog. A refused outcome may end a wait too early."""
-        return self._inner.watch(job)
+        return self._inner.watch_outcome(job)
 
-    async def words(self, *, at_once: int, hold_s: float) -> AsyncGenerator[WorkItem, None]:
+    async def consume_outcomes(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
         """See JobLog."""
-        async with contextlib.aclosing(self._inner.words(at_once=at_once, hold_s=hold_s)) as items:
+        async with contextlib.aclosing(
+            self._inner.consume_outcomes(max_unacked=max_unacked, ack_wait_s=ack_wait_s)
+        ) as items:
             async for item in items:
                 if await self._is_believed(item):
                     yield item
@@ -243,14 +245,14 @@ class SealedJobLog:
 
     async def _drop_outcome(self, item: WorkItem) -> None:
         try:
-            await self.decided(item.id)
-            await item.done()
+            await self.read_outcome(item.id)
+            await item.ack()
         except Unavailable:
-            item.again(1.0)
+            item.nak(1.0)
 
     # Questions of workers
 
-    async def answer(self, referee: Callable[[GateRequest], Awaitable[GateReply | None]]) -> None:
+    async def serve_gate_requests(self, referee: Callable[[GateRequest], Awaitable[GateReply | None]]) -> None:
         """See JobLog."""
 
         async def answered(ask: GateRequest) -> GateReply | None:
@@ -259,44 +261,44 @@ class SealedJobLog:
             self._on_refused("question", ask.job)
             return None
 
-        await self._inner.answer(answered)
+        await self._inner.serve_gate_requests(answered)
 
     # Dead letters
 
-    async def known(self) -> list[str]:
+    async def list_jobs(self) -> list[str]:
         """See JobLog. What is known of each is checked when it is read."""
-        return await self._inner.known()
+        return await self._inner.list_jobs()
 
-    async def dead(self, *, before: int | None = None, limit: int = 100) -> list[StoredDeadLetter]:
+    async def list_dead_letters(self, *, before: int | None = None, limit: int = 100) -> list[StoredDeadLetter]:
         """See JobLog."""
         found: list[StoredDeadLetter] = []
         while len(found) < limit:
-            letters = await self._inner.dead(before=before, limit=limit - len(found))
+            letters = await self._inner.list_dead_letters(before=before, limit=limit - len(found))
             if not letters:
                 break
             before = letters[-1].seq
             found += [checked for letter in letters if (checked := await self._letter(letter)) is not None]
         return found
 
-    async def dead_letter(self, job: str) -> StoredDeadLetter | None:
+    async def find_dead_letter(self, job: str) -> StoredDeadLetter | None:
         """See JobLog."""
-        while (letter := await self._inner.dead_letter(job)) is not None:
+        while (letter := await self._inner.find_dead_letter(job)) is not None:
             checked = await self._letter(letter)
-            if checked is not None and checked.word.job == job:
+            if checked is not None and checked.outcome.job == job:
                 return checked
-            await self._inner.unbury(letter.seq)
+            await self._inner.delete_dead_letter(letter.seq)
         return None
 
     async def _letter(self, letter: StoredDeadLetter) -> StoredDeadLetter | None:
-        if await self._is_outcome(letter.word, letter.stored_at):
-            return letter._replace(message=self._request(letter.word, letter.message, letter.stored_at))
-        self._on_refused("dead_letter", letter.word.job)
-        await self._inner.unbury(letter.seq)
+        if await self._is_outcome(letter.outcome, letter.stored_at):
+            return letter._replace(message=self._request(letter.outcome, letter.message, letter.stored_at))
+        self._on_refused("dead_letter", letter.outcome.job)
+        await self._inner.delete_dead_letter(letter.seq)
         return None
 
-    async def unbury(self, seq: int) -> bool:
+    async def delete_dead_letter(self, seq: int) -> bool:
         """See JobLog."""
-        return await self._inner.unbury(seq)
+        return await self._inner.delete_dead_letter(seq)
 
     # Claims
 
@@ -306,9 +308,9 @@ class SealedJobLog:
 
     # Backlogs
 
-    def backlog(self, name: str) -> WorkQueue:
+    def work_queue(self, name: str) -> WorkQueue:
         """See JobLog."""
-        return SealedWorkQueue(name, self._inner.backlog(name), self)
+        return SealedWorkQueue(name, self._inner.work_queue(name), self)
 
     def open_item(self, backlog: str, item: WorkItem) -> bytes | None:
         """Return what a gateway put there; None: no gateway did."""
@@ -333,9 +335,9 @@ class SealedWorkQueue:
         """See WorkQueue."""
         await self._inner.put(item_id, self._log.seals.item(self._name, data))
 
-    async def take(self, *, at_once: int, hold_s: float) -> AsyncGenerator[WorkItem, None]:
+    async def consume(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
         """See WorkQueue."""
-        async with contextlib.aclosing(self._inner.take(at_once=at_once, hold_s=hold_s)) as items:
+        async with contextlib.aclosing(self._inner.consume(max_unacked=max_unacked, ack_wait_s=ack_wait_s)) as items:
             async for item in items:
                 data = self._log.open_item(self._name, item)
                 if data is not None:
@@ -343,6 +345,6 @@ class SealedWorkQueue:
                     yield item
                     continue
                 try:
-                    await item.done()
+                    await item.ack()
                 except Unavailable:
-                    item.again(1.0)
+                    item.nak(1.0)

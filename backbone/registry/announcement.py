@@ -75,7 +75,7 @@ class EtcdAnnouncement:
         try:
             async with asyncio.timeout(WITHDRAW_S):
                 await self._say_goodbye(lease)
-                await self._link.revoke(lease)
+                await self._link.revoke_lease(lease)
         except LeaseNotFound:
             pass
         except (Unavailable, TimeoutError) as error:
@@ -121,7 +121,7 @@ class EtcdAnnouncement:
     async def _bring_up_to_date(self) -> None:
         """Have a living lease, the entry and the catalogue in etcd. Raises LeaseNotFound, Unavailable."""
         if not self._lease:
-            self._lease = await self._link.grant(self._lease_s)
+            self._lease = await self._link.grant_lease(self._lease_s)
             self._written, self._catalogued, self._recheck = None, frozenset(), False
             self._renewed = monotonic()
         if self._recheck or self._renewal_in() <= 0:
@@ -137,7 +137,7 @@ class EtcdAnnouncement:
 
     async def _check(self) -> None:
         """Renew the lease and see whether the entry is still ours."""
-        await self._link.keep_alive(self._lease)
+        await self._link.renew_lease(self._lease)
         entry = await self._link.get(self._key)
         if entry is None or entry.lease != self._lease:
             if entry is not None:

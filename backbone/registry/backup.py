@@ -13,17 +13,17 @@ class RegistryBackup:
         self._link = link
         self._keys = RegistryKeys(prefix)
 
-    async def workers(self) -> list[str]:
+    async def list_workers(self) -> list[str]:
         """The keys of workers that are there."""
-        entries, _ = await self._link.listing(self._keys.workers)
+        entries, _ = await self._link.list_prefix(self._keys.workers)
         return [entry.key.removeprefix(self._keys.workers) for entry in entries]
 
     async def read(self) -> dict[str, bytes]:
         """All keys without a lease, less the prefix."""
-        entries, _ = await self._link.listing(self._keys.prefix)
+        entries, _ = await self._link.list_prefix(self._keys.prefix)
         return {entry.key.removeprefix(self._keys.prefix): entry.value for entry in entries if not entry.lease}
 
-    async def operators_keys(self) -> list[str]:
+    async def operator_keys(self) -> list[str]:
         """Aliases and service records; models are entered by whoever serves them."""
         ours = (self._keys.aliases, self._keys.services)
         return [key for key in await self.read() if f"{self._keys.prefix}{key}".startswith(ours)]
@@ -35,5 +35,5 @@ class RegistryBackup:
 
     async def clear(self) -> None:
         """Delete aliases and service records."""
-        for key in await self.operators_keys():
+        for key in await self.operator_keys():
             await self._link.delete(self._keys.prefix + key)

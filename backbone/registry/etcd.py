@@ -171,7 +171,7 @@ class EtcdRegistry:
 
     async def _follow(self, *, after_outage: bool) -> None:
         """List, then take changes, until WatchEnded or Unavailable."""
-        entries, revision = await self._link.listing(self._followed)
+        entries, revision = await self._link.list_prefix(self._followed)
         self._replace(entries, revision, after_outage=after_outage)
         async with contextlib.aclosing(self._link.watch(self._followed, revision + 1)) as changes:
             async for batch in changes:
@@ -255,8 +255,8 @@ class EtcdRegistry:
     async def _let_go_forever(self) -> None:
         """Drop workers whose hold is over."""
         while True:
-            left_s = self._view.hold_left_s()
+            left_s = self._view.remaining_hold_s()
             if left_s == 0:
-                self._view.let_go()
+                self._view.drop_expired_holds()
                 self._view.publish()
             await asyncio.sleep(0.5 if left_s is None else min(0.5, left_s + 0.01))

@@ -166,7 +166,7 @@ class EtcdClient:
         response = await self._call(lambda at: at.kv.get(key, timeout=CALL_S, max_attempts=1))
         return _entry(response.kvs[0]) if response.kvs else None
 
-    async def listing(self, prefix: str) -> tuple[list[KeyValue], int]:
+    async def list_prefix(self, prefix: str) -> tuple[list[KeyValue], int]:
         """All keys under `prefix`, and the revision at which that was so."""
         response = await self._call(
             lambda at: at.kv.get(prefix, prefix_range_end(prefix), timeout=CALL_S, max_attempts=1)
@@ -191,16 +191,16 @@ class EtcdClient:
         response = await self._call(lambda at: at.kv.put(key, value, 0, True, timeout=CALL_S, max_attempts=1))
         return bytes(response.prev_kv.value) if response.HasField("prev_kv") else None
 
-    async def grant(self, ttl_s: int) -> int:
+    async def grant_lease(self, ttl_s: int) -> int:
         """A new lease."""
         response = await self._call(lambda at: at.lease.grant(ttl_s, timeout=CALL_S, max_attempts=1))
         return int(response.ID)
 
-    async def revoke(self, lease: int) -> None:
+    async def revoke_lease(self, lease: int) -> None:
         """End a lease and delete the keys under it. Raises LeaseNotFound too."""
         await self._call(lambda at: at.lease.revoke(lease, timeout=CALL_S, max_attempts=1))
 
-    async def keep_alive(self, lease: int) -> None:
+    async def renew_lease(self, lease: int) -> None:
         """Give a lease its full time again. Raises LeaseNotFound too: etcd itself reports no error, only a TTL of 0."""
         ttl = await self._call(lambda at: _keep_alive(at.lease, lease))
         if ttl <= 0:

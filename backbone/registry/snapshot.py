@@ -108,11 +108,11 @@ class RegistryState:
         """A service's record is gone."""
         self._services.pop(name, None)
 
-    def hold_left_s(self) -> float | None:
+    def remaining_hold_s(self) -> float | None:
         """Seconds until held workers are let go; None when there are none."""
         return max(0.0, self._hold_until - self._clock()) if self._held else None
 
-    def let_go(self) -> None:
+    def drop_expired_holds(self) -> None:
         """Drop the held workers whose time is over."""
         if self._held and self._clock() >= self._hold_until:
             log.info("registry.workers_lost", workers=sorted(self._held))

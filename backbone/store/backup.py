@@ -45,7 +45,7 @@ class RedisBackup:
     def __init__(self, store: RedisStore) -> None:
         self._connection = store.connection
 
-    async def holds(self) -> bool:
+    async def has_data(self) -> bool:
         """Whether anything of Nexus is there."""
         async for _ in self._names(ALL):
             return True
@@ -58,7 +58,7 @@ class RedisBackup:
 
     # Reading
 
-    async def lines(self) -> AsyncGenerator[bytes, None]:
+    async def read_lines(self) -> AsyncGenerator[bytes, None]:
         """One line a key, or several of a long list. What is written meanwhile may be in it or not."""
         async for names in self._names(f"{BATCHES.decode()}*"):
             async for line in self._lines_of(names):
@@ -112,7 +112,7 @@ class RedisBackup:
 
     # Writing
 
-    async def load(self, lines: Iterable[bytes]) -> int:
+    async def write_lines(self, lines: Iterable[bytes]) -> int:
         """Write what `lines` gave, less what has expired meanwhile; how many lines that was. It may be done twice."""
         seconds, micros = await self._ask("TIME")
         now_ms, count = int(seconds) * 1000 + int(micros) // 1000, 0
@@ -160,7 +160,7 @@ class RedisBackup:
         await self._ask("PEXPIREAT", counted, expires, "GT")
 
     async def _ask(self, *command: str | bytes | float) -> Any:
-        return await self._connection.call(lambda: self._connection.ask(*command))
+        return await self._connection.call(lambda: self._connection.execute(*command))
 
 
 def _text(raw: bytes) -> Any:

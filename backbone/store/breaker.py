@@ -23,7 +23,7 @@ class CircuitBreaker:
         """Whether all calls may pass."""
         return self._opened_at is None
 
-    def admits(self) -> bool:
+    def allows_call(self) -> bool:
         """Whether a call may be made now. While open, one per `rest_s` is let through to try."""
         if self._opened_at is None:
             return True
@@ -32,10 +32,10 @@ class CircuitBreaker:
         self._opened_at = self._clock()
         return True
 
-    def answered(self) -> None:
+    def record_answer(self) -> None:
         """A call was answered in time, be it with an error."""
         self._opened_at = None
 
-    def timed_out(self) -> None:
+    def record_timeout(self) -> None:
         """A call was not answered in time."""
         self._opened_at = self._clock()

@@ -37,7 +37,7 @@ class RedisPipeline:
         self._under_way: set[asyncio.Task[None]] = set()
         self._scheduled = False
 
-    async def ask(self, *command: Argument) -> Any:
+    async def execute(self, *command: Argument) -> Any:
         """The answer. Raises RedisError and OSError. A command whose caller has gone before it was sent is not sent."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
@@ -103,6 +103,6 @@ class RedisScript:
     async def __call__(self, keys: Sequence[str], args: Sequence[Argument]) -> Any:
         """What it returns. Raises RedisError and OSError."""
         try:
-            return await self._pipeline.ask("EVALSHA", self._digest, len(keys), *keys, *args)
+            return await self._pipeline.execute("EVALSHA", self._digest, len(keys), *keys, *args)
         except NoScriptError:
-            return await self._pipeline.ask("EVAL", self._text, len(keys), *keys, *args)
+            return await self._pipeline.execute("EVAL", self._text, len(keys), *keys, *args)

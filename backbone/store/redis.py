@@ -68,9 +68,9 @@ class RedisStore:
         """One active round trip, also while the breaker is open, which it closes when it succeeds. Raises Unavailable."""
         await self.connection.ping()
 
-    async def prove(self) -> None:
+    async def check_write(self) -> None:
         """See the base."""
-        await self.connection.prove()
+        await self.connection.check_write()
 
     async def create(
         self, record: JobRecord, *, ttl_s: float, due_s: float | None = None, max_queued: int | None = None
@@ -138,33 +138,33 @@ class RedisStore:
         found = await self._pages.read(keys.jobs_of(owner), keys.jobs_prefix(owner), after=after, limit=limit)
         return [_parse(raw, job_id) for job_id, raw in found]
 
-    async def running(self, key: str) -> int:
+    async def count_running(self, key: str) -> int:
         """See the base."""
         return int(await self.connection.run(self._count, [keys.running(key)], []))
 
-    async def waiting(self, key: str) -> int:
+    async def count_queued(self, key: str) -> int:
         """See the base."""
         return int(await self.connection.run(self._count, [keys.queued(key)], []))
 
-    async def due(self, limit: int) -> list[DueJob]:
+    async def claim_due(self, limit: int) -> list[DueJob]:
         """See the base."""
         members = await self.connection.run(self._due, [keys.TIMERS], [limit, _ms(RETRY_DUE_S), keys.JOB])
         return [keys.named(member) for member in members]
 
-    async def lease(self, job_id: str, token: str, seconds: float) -> bool:
+    async def acquire_lease(self, job_id: str, token: str, seconds: float) -> bool:
         """See the base."""
         return bool(await self.connection.run(self._lease, [keys.lease(job_id)], [token, _ms(seconds, least=1)]))
 
-    async def release(self, job_id: str, token: str) -> None:
+    async def release_lease(self, job_id: str, token: str) -> None:
         """See the base."""
         await self.connection.run(self._release, [keys.lease(job_id)], [token])
 
-    async def served(self, capability: str, model: str, seconds: float) -> None:
+    async def record_service_time(self, capability: str, model: str, seconds: float) -> None:
         """See the base."""
         kept = _ms(SERVICE_KEEP_S)
         await self.connection.run(self._served, [keys.service(capability, model)], [seconds, NEWEST_COUNTS, kept])
 
-    async def service_s(self, capability: str, model: str) -> float | None:
+    async def mean_service_time_s(self, capability: str, model: str) -> float | None:
         """See the base."""
         key = keys.service(capability, model)
         raw = await self.connection.call(lambda: self.connection.get(key))

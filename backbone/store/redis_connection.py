@@ -66,15 +66,15 @@ class RedisConnection:
 
     async def ping(self) -> None:
         """One active round trip, also while the breaker is open, which it closes when it succeeds. Raises Unavailable."""
-        await self._bounded(lambda: self._pipeline.ask("PING"))
+        await self._bounded(lambda: self._pipeline.execute("PING"))
 
-    async def prove(self) -> None:
+    async def check_write(self) -> None:
         """A write, which a server that is out of memory refuses while it answers PING. Raises Unavailable."""
-        await self._bounded(lambda: self._pipeline.ask("SET", PROBE, "1", "PX", PROBE_MS))
+        await self._bounded(lambda: self._pipeline.execute("SET", PROBE, "1", "PX", PROBE_MS))
 
     async def call(self, call: Callable[[], Awaitable[T]]) -> T:
         """What `call` returns. Raises Unavailable."""
-        if not self._breaker.admits():
+        if not self._breaker.allows_call():
             raise Unavailable("Redis did not answer a moment ago")
         return await self._bounded(call)
 
@@ -84,12 +84,12 @@ class RedisConnection:
 
     async def get(self, key: str) -> bytes | None:
         """What is at `key`. To be called within `call`."""
-        value: bytes | None = await self._pipeline.ask("GET", key)
+        value: bytes | None = await self._pipeline.execute("GET", key)
         return value
 
-    async def ask(self, *command: Argument) -> Any:
+    async def execute(self, *command: Argument) -> Any:
         """What one command answers. To be called within `call`."""
-        return await self._pipeline.ask(*command)
+        return await self._pipeline.execute(*command)
 
     async def run(self, script: RedisScript, keys: list[str], args: list[str | bytes | int | float]) -> Any:
         """What the script returns. Raises Unavailable."""
@@ -103,14 +103,14 @@ class RedisConnection:
         except (TimeoutError, RedisTimeoutError) as error:
             if self._breaker.closed:
                 log.warning("redis.frozen", timeout_s=self._timeout_s)
-            self._breaker.timed_out()
+            self._breaker.record_timeout()
             raise Unavailable(f"Redis did not answer within {self._timeout_s:g} s") from error
         except (RedisError, OSError) as error:
-            self._breaker.answered()
+            self._breaker.record_answer()
             raise Unavailable(f"Redis cannot be used: {_why(error)}") from error
         if not self._breaker.closed:
             log.info("redis.back")
-        self._breaker.answered()
+        self._breaker.record_answer()
         return answer
 
 

@@ -54,7 +54,7 @@ class Store(Protocol):
     async def ping(self) -> None:
         """One active round trip. Raises Unavailable."""
 
-    async def prove(self) -> None:
+    async def check_write(self) -> None:
         """Write something small, which is gone again soon. Raises Unavailable, which says what hinders it."""
 
     async def create(
@@ -99,29 +99,29 @@ class Store(Protocol):
         that fewer than `limit` does not mean the end unless it is empty; those of a batch's lines are in no list.
         """
 
-    async def running(self, key: str) -> int:
+    async def count_running(self, key: str) -> int:
         """Jobs of this API key in status IN_PROGRESS."""
 
-    async def waiting(self, key: str) -> int:
+    async def count_queued(self, key: str) -> int:
         """Jobs of this API key in status QUEUED."""
 
     # Timers
 
-    async def due(self, limit: int) -> list[DueJob]:
+    async def claim_due(self, limit: int) -> list[DueJob]:
         """Jobs whose timers have run out, each given to one caller: its timer is set to `RETRY_DUE_S` from now."""
 
     # Leases of attempts
 
-    async def lease(self, job_id: str, token: str, seconds: float) -> bool:
+    async def acquire_lease(self, job_id: str, token: str, seconds: float) -> bool:
         """The attempt `token` runs the job for `seconds` from now. False: another attempt holds the lease."""
 
-    async def release(self, job_id: str, token: str) -> None:
+    async def release_lease(self, job_id: str, token: str) -> None:
         """The attempt has ended. Nothing happens when it does not hold the lease."""
 
     # Service times
 
-    async def served(self, capability: str, model: str, seconds: float) -> None:
+    async def record_service_time(self, capability: str, model: str, seconds: float) -> None:
         """A job took this long from its start to its end."""
 
-    async def service_s(self, capability: str, model: str) -> float | None:
+    async def mean_service_time_s(self, capability: str, model: str) -> float | None:
         """What jobs took lately (an exponentially weighted mean, each new one counting a fifth); None: not known."""

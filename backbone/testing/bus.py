@@ -180,7 +180,7 @@ class MemoryDelivery:
             self._broker.forget(self._job.seq)
         self._settled = True
 
-    def give_back(self, delay_s: float = 0.0) -> None:
+    def nak(self, delay_s: float = 0.0) -> None:
         """Put it back."""
         if self.owned:
             if delay_s:
@@ -240,7 +240,7 @@ class MemoryGatewayBus:
         broker.open_queues -= over
         return len(over)
 
-    def refuses(self, queue: Queue) -> bool:
+    def is_queue_refused(self, queue: Queue) -> bool:
         """Whether there is no room for it."""
         return self.queues_are_full and queue not in self._broker.open_queues
 
@@ -254,7 +254,7 @@ class MemoryGatewayBus:
         """How many there are."""
         return len(self._broker.open_queues)
 
-    def new_reply(self) -> str:
+    def new_reply_subject(self) -> str:
         """A fresh address."""
         return self._prefix + secrets.token_hex(16)
 
@@ -265,7 +265,7 @@ class MemoryGatewayBus:
             raise RequestTooLarge
         encode_model(envelope.model)
         self._sinks[envelope.reply] = sink
-        self._broker.listeners[envelope.reply] = sink.heard
+        self._broker.listeners[envelope.reply] = sink.on_event
         asyncio.get_running_loop().call_soon(self._store, envelope, body, sink)
 
     def _store(self, envelope: Envelope, body: bytes, sink: ReplyListener) -> None:
@@ -274,26 +274,26 @@ class MemoryGatewayBus:
             self._broker.open_queue(queue)
             seq = self._broker.store(queue, envelope.encode(body), f"{envelope.job}.{envelope.run}")
         except (QueueFull, Unavailable) as error:
-            sink.refused(error)
+            sink.on_refused(error)
             return
-        sink.stored(seq)
+        sink.on_stored(seq)
 
     def release(self, reply: str) -> None:
         """Questions from now on are answered GONE."""
         self._sinks.pop(reply, None)
         self._broker.listeners.pop(reply, None)
 
-    def remove(self, seq: int) -> None:
+    def delete_job(self, seq: int) -> None:
         """Forget a job."""
         self._broker.forget(seq)
 
-    def control(self, worker: str, message: bytes) -> None:
+    def send_control(self, worker: str, message: bytes) -> None:
         """Tell a worker."""
         listener = self._broker.listeners.get(f"control.{worker}")
         if listener is not None:
             asyncio.get_running_loop().call_soon(listener, message)
 
-    async def depths(self) -> list[QueueDepth]:
+    async def queue_depths(self) -> list[QueueDepth]:
         """Count."""
         self._broker.require()
         counts: dict[Queue, list[int]] = {}
@@ -301,12 +301,12 @@ class MemoryGatewayBus:
             counts.setdefault(job.queue, [0, 0])[job.owner is not None] += 1
         return [QueueDepth(queue, waiting, running) for queue, (waiting, running) in counts.items()]
 
-    async def time_s(self) -> float:
+    async def server_time_s(self) -> float:
         """This process's."""
         self._broker.require()
         return now()
 
-    async def storage(self) -> StorageUsage:
+    async def storage_usage(self) -> StorageUsage:
         """Jobs are all there is."""
         self._broker.require()
         jobs = self._broker.jobs.values()
@@ -325,8 +325,8 @@ class MemoryWorkerBus:
         self.on_job = on_job
         self._queues: set[Queue] = set()
         self._hushed: set[Queue] = set()
-        self._on_bell: Callable[[Queue], None] | None = None
-        self._on_again: Callable[[Queue], None] | None = None
+        self._on_wakeup: Callable[[Queue], None] | None = None
+        self._on_recheck: Callable[[Queue], None] | None = None
         self._questions: dict[int, Callable[[bytes | None], None]] = {}
         self._next = 0
         self._control: str | None = None
@@ -356,23 +356,23 @@ class MemoryWorkerBus:
     async def serve(
         self,
         queues: list[Queue],
-        on_bell: Callable[[Queue], None] | None,
-        on_again: Callable[[Queue], None] | None = None,
+        on_wakeup: Callable[[Queue], None] | None,
+        on_recheck: Callable[[Queue], None] | None = None,
     ) -> None:
         """Pull from these."""
         self._queues = set(queues)
         self._hushed &= self._queues
-        self._on_bell = on_bell
-        self._on_again = on_again
+        self._on_wakeup = on_wakeup
+        self._on_recheck = on_recheck
 
-    async def hush(self, queue: Queue, *, quiet: bool) -> None:
+    async def set_muted(self, queue: Queue, *, muted: bool) -> None:
         """Be rung for it, or not."""
-        (self._hushed.add if quiet else self._hushed.discard)(queue)
+        (self._hushed.add if muted else self._hushed.discard)(queue)
 
     def ring(self, queue: Queue) -> None:
         """A job was stored."""
-        if self._on_bell is not None and queue in self._queues - self._hushed:
-            asyncio.get_running_loop().call_soon(self._on_bell, queue)
+        if self._on_wakeup is not None and queue in self._queues - self._hushed:
+            asyncio.get_running_loop().call_soon(self._on_wakeup, queue)
 
     def pull(self, queue: Queue, batch: int, wait_s: float, on_end: Callable[[Queue, int], None]) -> None:
         """Open a pull; it is served before it is found to be too early."""
@@ -400,7 +400,7 @@ class MemoryWorkerBus:
                     pull.timer.cancel()
         await asyncio.sleep(0)
 
-    def say(self, reply: str, frame: bytes) -> None:
+    def send_event(self, reply: str, frame: bytes) -> None:
         """Tell the sink in the loop's next turn, in order."""
         asyncio.get_running_loop().call_soon(self._tell, reply, frame)
 
@@ -411,7 +411,7 @@ class MemoryWorkerBus:
         prefix = reply[: reply.rfind(".") + 1]
         return STOP if prefix in self._broker.listeners else None
 
-    def ask(self, reply: str, frame: bytes, on_answer: Callable[[bytes | None], None]) -> int:
+    def request(self, reply: str, frame: bytes, on_answer: Callable[[bytes | None], None]) -> int:
         """Tell the sink, and bring its answer."""
         self._next += 1
         ticket = self._next
@@ -425,11 +425,11 @@ class MemoryWorkerBus:
         if on_answer is not None:
             on_answer(answer)
 
-    def unask(self, ticket: int) -> None:
+    def cancel_request(self, ticket: int) -> None:
         """Forget a question."""
         self._questions.pop(ticket, None)
 
-    async def listen(self, worker: str, on_control: Callable[[bytes], None]) -> None:
+    async def subscribe_control(self, worker: str, on_control: Callable[[bytes], None]) -> None:
         """Hear control messages."""
 
         def heard(message: bytes) -> bytes | None:

@@ -89,7 +89,7 @@ class MemoryJobLog(_BrokerClient):
 
     # The queue
 
-    async def store(self, envelope: Envelope, body: bytes) -> int:
+    async def enqueue(self, envelope: Envelope, body: bytes) -> int:
         """Into the broker's queue, as any job."""
         self.require()
         if len(body) > MAX_MESSAGE:
@@ -98,7 +98,7 @@ class MemoryJobLog(_BrokerClient):
         queue = Queue(envelope.capability, envelope.lane, envelope.model)
         return self.broker.store(queue, envelope.encode(body), f"{require_token(envelope.job)}.{envelope.run}")
 
-    async def place(self, queue: Queue, seq: int) -> int | None:
+    async def queue_position(self, queue: Queue, seq: int) -> int | None:
         """Count those that wait before it."""
         self.require()
         job = self.broker.jobs.get(seq)
@@ -106,7 +106,7 @@ class MemoryJobLog(_BrokerClient):
             return None
         return sum(one.seq < seq for one in self.broker.waiting.get(queue, ()))
 
-    async def withdraw(self, seq: int, job: str, run: int) -> None:
+    async def delete_job(self, seq: int, job: str, run: int) -> None:
         """Forget it."""
         self.require()
         if self.broker.seen.get(f"{job}.{run}") == seq:
@@ -114,17 +114,17 @@ class MemoryJobLog(_BrokerClient):
 
     # Events
 
-    async def say(self, job: str, frame: bytes) -> None:
+    async def append_event(self, job: str, frame: bytes) -> None:
         """Keep it."""
         self.require()
         self.broker.records.say(require_token(job), frame)
 
-    def mention(self, job: str, frame: bytes) -> None:
+    def append_event_unconfirmed(self, job: str, frame: bytes) -> None:
         """Keep it, if the broker is there."""
         if self.broker.available:
             self.broker.records.say(require_token(job), frame)
 
-    async def first(self, job: str, count: int) -> list[StoredEvent]:
+    async def first_events(self, job: str, count: int) -> list[StoredEvent]:
         """From its list."""
         self.require()
         return self.broker.records.events.get(job, [])[:count]
@@ -139,7 +139,7 @@ class MemoryJobLog(_BrokerClient):
             self.broker.records.leave(follower)
             self._followers = [one for one in self._followers if one is not follower]
 
-    async def events(self, job: str, after: int = 0) -> AsyncGenerator[StoredEvent | None, None]:
+    async def follow_events(self, job: str, after: int = 0) -> AsyncGenerator[StoredEvent | None, None]:
         """Read its list on, whenever something happens to the job."""
         self.require()
         owed = True
@@ -164,29 +164,29 @@ class MemoryJobLog(_BrokerClient):
 
     # Terminal words
 
-    async def decide(self, word: Outcome, payload: bytes = b"") -> bool:
+    async def store_outcome(self, word: Outcome, payload: bytes = b"") -> bool:
         """Keep the first."""
         self.require()
         require_token(word.job)
         return self.broker.records.decide(word, payload)
 
-    async def decided(self, job: str) -> StoredOutcome | None:
+    async def read_outcome(self, job: str) -> StoredOutcome | None:
         """The word."""
         self.require()
         return self.broker.records.words.get(job)
 
-    async def known(self) -> list[str]:
+    async def list_jobs(self) -> list[str]:
         """From both."""
         self.require()
         return sorted({*self.broker.records.events, *self.broker.records.words})
 
-    async def undecide(self, job: str, seq: int) -> None:
+    async def delete_outcome(self, job: str, seq: int) -> None:
         """Forget the word."""
         self.require()
         self.broker.records.undecide(job, seq)
 
     @asynccontextmanager
-    async def watch(self, job: str) -> AsyncIterator[Callable[[float], Awaitable[bool]]]:
+    async def watch_outcome(self, job: str) -> AsyncIterator[Callable[[float], Awaitable[bool]]]:
         """Follow the job."""
         self.require()
         with self._follow(job) as follower:
@@ -203,15 +203,15 @@ class MemoryJobLog(_BrokerClient):
 
             yield wait
 
-    async def words(self, *, at_once: int, hold_s: float) -> AsyncGenerator[WorkItem, None]:
+    async def consume_outcomes(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
         """From the work queue of words."""
-        async with contextlib.aclosing(self.take(self.broker.records.recorder, at_once, hold_s)) as items:
+        async with contextlib.aclosing(self.take(self.broker.records.recorder, max_unacked, ack_wait_s)) as items:
             async for item in items:
                 yield item
 
     # Questions of workers
 
-    async def answer(self, referee: Referee) -> None:
+    async def serve_gate_requests(self, referee: Referee) -> None:
         """Join those who answer."""
         self.require()
         self._referees.append(referee)
@@ -219,18 +219,18 @@ class MemoryJobLog(_BrokerClient):
 
     # Dead letters
 
-    async def dead(self, *, before: int | None = None, limit: int = 100) -> list[StoredDeadLetter]:
+    async def list_dead_letters(self, *, before: int | None = None, limit: int = 100) -> list[StoredDeadLetter]:
         """From the list."""
         self.require()
         letters = [one for one in reversed(self.broker.records.dead) if before is None or one.seq < before]
         return letters[:limit]
 
-    async def dead_letter(self, job: str) -> StoredDeadLetter | None:
+    async def find_dead_letter(self, job: str) -> StoredDeadLetter | None:
         """The newest one."""
         self.require()
-        return next((one for one in reversed(self.broker.records.dead) if one.word.job == job), None)
+        return next((one for one in reversed(self.broker.records.dead) if one.outcome.job == job), None)
 
-    async def unbury(self, seq: int) -> bool:
+    async def delete_dead_letter(self, seq: int) -> bool:
         """Take it out."""
         self.require()
         records = self.broker.records
@@ -247,12 +247,12 @@ class MemoryJobLog(_BrokerClient):
 
     # Backlogs
 
-    def backlog(self, name: str) -> MemoryWorkQueue:
+    def work_queue(self, name: str) -> MemoryWorkQueue:
         """Shared by all gateways of the broker."""
         work_queue_stream(name)
         return MemoryWorkQueue(self, self.broker.records.backlogs.setdefault(name, WorkQueueState()))
 
-    async def take(self, queue: WorkQueueState, at_once: int, hold_s: float) -> AsyncGenerator[WorkItem, None]:
+    async def take(self, queue: WorkQueueState, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
         """Items of a work queue."""
         wake = asyncio.Event()
         self._takers.add(wake)
@@ -265,14 +265,14 @@ class MemoryJobLog(_BrokerClient):
                 wake.clear()
                 now = time.monotonic()
                 held = {item for item in held if item.until > now}
-                work = queue.take() if len(held) < at_once and self.broker.available else None
+                work = queue.take() if len(held) < max_unacked and self.broker.available else None
                 if work is None:
                     next_free = min((item.until - now for item in held), default=None)
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(next_free):
                             await wake.wait()
                     continue
-                item = MemoryWorkItem(self.require, queue, work, hold_s, wake)
+                item = MemoryWorkItem(self.require, queue, work, ack_wait_s, wake)
                 held.add(item)
                 yield item
         finally:
@@ -284,12 +284,17 @@ class MemoryWorkItem:
     """See backbone.bus.job_log.WorkItem."""
 
     def __init__(
-        self, require: Callable[[], None], queue: WorkQueueState, work: StoredItem, hold_s: float, wake: asyncio.Event
+        self,
+        require: Callable[[], None],
+        queue: WorkQueueState,
+        work: StoredItem,
+        ack_wait_s: float,
+        wake: asyncio.Event,
     ) -> None:
         self._require = require
         self._queue = queue
         self._work = work
-        self._hold_s = hold_s
+        self._hold_s = ack_wait_s
         self._wake = wake
         self.id = work.id
         self.data = work.data
@@ -306,19 +311,19 @@ class MemoryWorkItem:
     def _held(self) -> bool:
         return time.monotonic() < self.until and self._work.deliveries == self.delivery
 
-    async def done(self) -> None:
+    async def ack(self) -> None:
         """Forget it, also when its time is up."""
         self._require()
         self._queue.forget(self._work)
         self._let_go()
 
-    def again(self, delay_s: float) -> None:
+    def nak(self, delay_s: float) -> None:
         """Let it come again."""
         if self._held:
             self._queue.later(self._work, max(0.0, delay_s))
         self._let_go()
 
-    def hold(self) -> None:
+    def extend(self) -> None:
         """Its time begins anew."""
         if self._held:
             self._renew()
@@ -340,9 +345,9 @@ class MemoryWorkQueue:
         self._log.require()
         self._queue.put(require_token(item_id), data)
 
-    def take(self, *, at_once: int, hold_s: float) -> AsyncGenerator[WorkItem, None]:
+    def consume(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
         """Shared with the other takers."""
-        return self._log.take(self._queue, at_once, hold_s)
+        return self._log.take(self._queue, max_unacked, ack_wait_s)
 
 
 class MemoryWorkerLog(_BrokerClient):
@@ -353,11 +358,11 @@ class MemoryWorkerLog(_BrokerClient):
         self.closed = True
         await self.end_tasks()
 
-    def writer(self, job: str) -> MemoryEventWriter:
+    def event_writer(self, job: str) -> MemoryEventWriter:
         """One per attempt; close it."""
         return MemoryEventWriter(self, require_token(job))
 
-    def ask(self, ask: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
+    def request_gate(self, ask: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
         """One of the gateways answers, each in its turn."""
         self.spawn(self._ask(ask, on_answer))
 
@@ -373,12 +378,12 @@ class MemoryWorkerLog(_BrokerClient):
         if ask.kind is not FrameKind.RETURNED:
             on_answer(answer)
 
-    async def decide(self, word: Outcome, payload: bytes) -> bool:
+    async def store_outcome(self, word: Outcome, payload: bytes) -> bool:
         """Keep the first."""
         self.require()
         return self.broker.records.decide(word, payload)
 
-    async def bury(self, word: Outcome, message: bytes) -> None:
+    async def store_dead_letter(self, word: Outcome, message: bytes) -> None:
         """Keep a dead letter."""
         self.require()
         self.broker.records.bury(word, message)
@@ -396,7 +401,7 @@ class MemoryEventWriter:
         self._closed = self._lost = False
         log.broker.records.returning.append(self._store)
 
-    def say(self, frame: bytes) -> None:
+    def append(self, frame: bytes) -> None:
         """Store it, now or later."""
         if self._closed:
             self._lost = True
@@ -413,11 +418,11 @@ class MemoryEventWriter:
         self._settled.set()
 
     @property
-    def crowded(self) -> bool:
+    def is_full(self) -> bool:
         """Counted in events and in bytes."""
         return len(self._unconfirmed) >= CROWD or sum(map(len, self._unconfirmed)) >= CROWD_BYTES
 
-    async def settle(self) -> None:
+    async def flush(self) -> None:
         """Wait until the broker is there."""
         await self._settled.wait()
         if self._lost:

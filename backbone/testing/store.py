@@ -48,7 +48,7 @@ class MemoryStore:
         if not self.available:
             raise Unavailable("the store is away")
 
-    async def prove(self) -> None:
+    async def check_write(self) -> None:
         """As `ping`."""
         await self.ping()
 
@@ -123,17 +123,17 @@ class MemoryStore:
         )
         return [self._records[DueJob(owner, job_id)] for job_id in heapq.nlargest(limit, ids)]
 
-    async def running(self, key: str) -> int:
+    async def count_running(self, key: str) -> int:
         """See the base."""
         await self._current()
         return self._count(key, JobStatus.IN_PROGRESS)
 
-    async def waiting(self, key: str) -> int:
+    async def count_queued(self, key: str) -> int:
         """See the base."""
         await self._current()
         return self._count(key, JobStatus.QUEUED)
 
-    async def due(self, limit: int) -> list[DueJob]:
+    async def claim_due(self, limit: int) -> list[DueJob]:
         """See the base."""
         await self._current()
         now = self._clock()
@@ -142,7 +142,7 @@ class MemoryStore:
             self._timers[name] = now + RETRY_DUE_S
         return [name for _, name in late]
 
-    async def lease(self, job_id: str, token: str, seconds: float) -> bool:
+    async def acquire_lease(self, job_id: str, token: str, seconds: float) -> bool:
         """See the base."""
         await self.ping()
         now = self._clock()
@@ -152,21 +152,21 @@ class MemoryStore:
         self._leases[job_id] = _Lease(token, now + seconds)
         return True
 
-    async def release(self, job_id: str, token: str) -> None:
+    async def release_lease(self, job_id: str, token: str) -> None:
         """See the base."""
         await self.ping()
         held = self._leases.get(job_id)
         if held is not None and held.token == token:
             del self._leases[job_id]
 
-    async def served(self, capability: str, model: str, seconds: float) -> None:
+    async def record_service_time(self, capability: str, model: str, seconds: float) -> None:
         """See the base."""
         await self.ping()
         name = (capability, model)
         mean = self._service.get(name, seconds)
         self._service[name] = mean + (seconds - mean) * NEWEST_COUNTS
 
-    async def service_s(self, capability: str, model: str) -> float | None:
+    async def mean_service_time_s(self, capability: str, model: str) -> float | None:
         """See the base."""
         await self.ping()
         return self._service.get((capability, model))

@@ -71,7 +71,7 @@ class BackupCreator:
 
     async def _redis(self, folder: BackupFolder) -> None:
         with folder.lines(REDIS_FILE) as (writer, add):
-            async with aclosing(self._servers.redis.lines()) as lines:
+            async with aclosing(self._servers.redis.read_lines()) as lines:
                 async for line in lines:
                     add(line)
         folder.add(writer.part("redis"))
@@ -85,7 +85,7 @@ class BackupCreator:
         about = {"events_seq": await self._events_seq()} if name == JOBS_STREAM else {}
         with folder.file(snapshot_file(name)) as writer:
             # Gateways make the queues' consumers; without them each job comes again at once, and none is forgotten.
-            taken = await self._servers.streams.take(name, writer.write, consumers=name != JOBS_STREAM)
+            taken = await self._servers.streams.save(name, writer.write, consumers=name != JOBS_STREAM)
         if taken is None:
             (folder.path / snapshot_file(name)).unlink()
             self._notify(f"{name:<22} not there")
@@ -103,7 +103,7 @@ class BackupCreator:
         if name not in self._last:
             return
         with folder.file(tail_file(name)) as writer:
-            async with aclosing(self._servers.streams.tail(name, self._last[name])) as pieces:
+            async with aclosing(self._servers.streams.read_tail(name, self._last[name])) as pieces:
                 await _write_pieces(writer, pieces)
         folder.add(writer.part(f"{name}+"))
 

@@ -65,17 +65,17 @@ class BackupRestorer:
     async def _running(self) -> list[str]:
         found = []
         if self._kinds & {"redis", "streams"}:
-            if await self._servers.streams.gateways_listen():
+            if await self._servers.streams.has_gateways():
                 found.append("gateways")
-            if workers := await self._servers.registry.workers():
+            if workers := await self._servers.registry.list_workers():
                 found.append(f"{len(workers)} worker{'s' if len(workers) > 1 else ''}")
         return found
 
     async def _held(self) -> list[str]:
         held = []
-        if "etcd" in self._kinds and (keys := await self._servers.registry.operators_keys()):
+        if "etcd" in self._kinds and (keys := await self._servers.registry.operator_keys()):
             held.append(f"etcd ({len(keys)} aliases and services)")
-        if "redis" in self._kinds and await self._servers.redis.holds():
+        if "redis" in self._kinds and await self._servers.redis.has_data():
             held.append("Redis")
         if "streams" in self._kinds:
             for name in STREAMS:
@@ -105,7 +105,7 @@ class BackupRestorer:
         if jobs is None or EVENTS_STREAM not in self.restored.items:
             return
         after, last = int(jobs.about["events_seq"]), int(jobs.about["state"]["last_seq"])
-        if lost := await self._servers.streams.forget_lost_jobs(after=after, last=last):
+        if lost := await self._servers.streams.delete_lost_jobs(after=after, last=last):
             self._notify(f"{lost:,} jobs that were submitted while the backup was taken are not in it")
 
     async def _one(self, part: BackupPart, replicas: int | None) -> int:
@@ -115,7 +115,7 @@ class BackupRestorer:
             await self._servers.registry.write({key: text.encode("latin-1") for key, text in values.items()})
             return len(values)
         if part.name == "redis":
-            return await self._servers.redis.load(read_lines(path))
+            return await self._servers.redis.write_lines(read_lines(path))
         if part.name.endswith("+"):
             return await self._servers.streams.append(_pieces(path))
         return await self._stream(part, path, replicas)
@@ -126,7 +126,7 @@ class BackupRestorer:
             config["num_replicas"] = replicas
         streams = self._servers.streams
         state = await streams.restore(part.name, StreamSnapshot(config, part.about["state"]), read_chunks(path))
-        ahead = await streams.drop_consumers_ahead(part.name, int(state["last_seq"]))
+        ahead = await streams.delete_consumers_ahead(part.name, int(state["last_seq"]))
         if ahead:
             self.restored.warnings.append(
                 f"{part.name}: what {', '.join(ahead)} had done is not known for certain, and is done again"

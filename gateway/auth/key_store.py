@@ -90,7 +90,7 @@ class KeyStore:
 
     async def start(self) -> None:
         """Read the keys, and follow them from now on. Does not raise because the store is away."""
-        await self._notices.listen(TOPIC, self._woken.set)
+        await self._notices.subscribe(TOPIC, self._woken.set)
         with contextlib.suppress(NexusError):
             await self.refresh()
         self._follower = asyncio.create_task(self._follow(), name="keys")
@@ -169,7 +169,7 @@ class KeyStore:
         raw = record.model_dump_json().encode()
         await self._documents.add(KIND, "", record.id, raw, ttl_s=self._ttl_s(record))
         self._take(record, raw)
-        self._notices.tell(TOPIC)
+        self._notices.publish(TOPIC)
         log.info(
             "key created",
             key=record.id,
@@ -196,7 +196,7 @@ class KeyStore:
         """End a key for good: refused here from now on, and everywhere as the module says. Raises as `shown`."""
         key = (await self.shown(key_id)).model_copy(update={"revoked_at": int(self._clock())})
         await self._mark_revoked(key)
-        self._notices.tell(TOPIC)
+        self._notices.publish(TOPIC)
         log.info("key revoked", key=key.id, name=key.name, owner=key.owner)
         return key
 
@@ -254,7 +254,7 @@ class KeyStore:
             self._raw[key_id] = raw
         elif known is not None and known.revoked_at is not None and key.revoked_at is None:
             await self._mark_revoked(known)
-            self._notices.tell(TOPIC)
+            self._notices.publish(TOPIC)
         else:
             self._take(key, raw)
 

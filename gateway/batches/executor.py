@@ -74,7 +74,7 @@ class BatchExecutor:
         try:
             while not work.done():
                 await asyncio.wait({work}, timeout=TICK_S)
-                self._item.hold()
+                self._item.extend()
                 await self._tick()
         finally:
             work.cancel()

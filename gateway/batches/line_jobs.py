@@ -92,11 +92,11 @@ class LineJobRunner:
         """How it ended, if it has."""
         while True:
             try:
-                decision = await self._tools.log.decided(job)
+                decision = await self._tools.log.read_outcome(job)
             except Unavailable:
                 await asyncio.sleep(AGAIN_S)
             else:
-                return decision.word.status if decision is not None else None
+                return decision.outcome.status if decision is not None else None
 
     async def begin(self, line: InputLine) -> bool:
         """Submit a line's job, or end it at once where its request is wrong. False: the batch stops, and it was not submitted."""
@@ -139,8 +139,8 @@ class LineJobRunner:
         looked = False
         while True:
             try:
-                async with self._tools.log.watch(job) as told:
-                    while (decision := await self._tools.log.decided(job)) is None:
+                async with self._tools.log.watch_outcome(job) as told:
+                    while (decision := await self._tools.log.read_outcome(job)) is None:
                         if looked and (status := await self._recorded(job)) is not None:
                             return status
                         looked = True
@@ -148,7 +148,7 @@ class LineJobRunner:
                             await self.cancel(job)
                         else:
                             await self._signals.or_stop(asyncio.ensure_future(told(LOOK_S)))
-                    return decision.word.status
+                    return decision.outcome.status
             except Unavailable:
                 await asyncio.sleep(AGAIN_S)
 
@@ -165,7 +165,7 @@ class LineJobRunner:
             await self._tools.jobs.cancel(self._batch.owner, job)
         except JobNotFound:
             # Nobody knows it but the queue: what takes it from there asks first.
-            await self._tools.log.decide(self._word(job, JobStatus.CANCELLED))
+            await self._tools.log.store_outcome(self._word(job, JobStatus.CANCELLED))
 
     async def _refuse(self, job: str, error: ErrorInfo, request: Request) -> None:
         model = request.body.get("model")
@@ -178,7 +178,7 @@ class LineJobRunner:
         )
         while True:
             try:
-                await self._tools.log.decide(word)
+                await self._tools.log.store_outcome(word)
             except Unavailable:
                 await asyncio.sleep(AGAIN_S)
             else:

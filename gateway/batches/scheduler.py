@@ -47,7 +47,7 @@ class BatchScheduler:
 
     async def _take(self) -> None:
         try:
-            async with aclosing(self._backlog.take(at_once=AT_ONCE, hold_s=HOLD_S)) as items:
+            async with aclosing(self._backlog.consume(max_unacked=AT_ONCE, ack_wait_s=HOLD_S)) as items:
                 async for item in items:
                     task = asyncio.create_task(self._run(item))
                     self._tasks.add(task)
@@ -63,34 +63,34 @@ class BatchScheduler:
             run = BatchExecutor(self._tools, item)
         except KeyError as error:
             log.warning("a batch for an endpoint that is not known here", batch=item.id, endpoint=str(error))
-            item.again(DEFECT_AGAIN_S)
+            item.nak(DEFECT_AGAIN_S)
             return
         except ValueError:
             log.exception("malformed batch dropped", batch=item.id)
             with suppress(NexusError):
-                await item.done()
+                await item.ack()
             return
         log.info("batch taken", batch=item.id, delivery=item.delivery)
         try:
             batch = await run.go()
-            await item.done()
+            await item.ack()
             log.info("batch ended", batch=item.id, status=batch.status.value, **batch.counts.model_dump())
         except Superseded:
             log.info("batch is another gateway's", batch=item.id)
         except asyncio.CancelledError:
-            item.again(0)
+            item.nak(0)
             raise
         except NexusError as error:
             log.info("batch waits", batch=item.id, error=error.info.message)
-            item.again(AGAIN_S)
+            item.nak(AGAIN_S)
         except Exception:
             log.exception("defect in a batch", batch=item.id)
             await self._after_defect(run, item)
 
     async def _after_defect(self, run: BatchExecutor, item: WorkItem) -> None:
         if item.delivery < MAX_DEFECTS:
-            item.again(DEFECT_AGAIN_S)
+            item.nak(DEFECT_AGAIN_S)
             return
         with suppress(NexusError, Superseded):
             await run.fail(BatchError(code="internal_error", message="Nexus failed at this batch; its logs say why."))
-            await item.done()
+            await item.ack()

@@ -108,17 +108,17 @@ class AttemptGate:
 
     async def _is_over(self, ask: GateRequest) -> bool:
         """Whether the job is decided. The word of an older run is in the way of a newer one: its retry was under way."""
-        decision = await self._log.decided(ask.job)
+        decision = await self._log.read_outcome(ask.job)
         if decision is None:
             return False
-        if decision.word.run >= ask.run:
+        if decision.outcome.run >= ask.run:
             return True
-        await self._log.undecide(ask.job, decision.seq)
+        await self._log.delete_outcome(ask.job, decision.seq)
         return False
 
     async def _lease(self, ask: GateRequest) -> bool:
         try:
-            return await self._store.lease(ask.job, ask.token, self._lease_s)
+            return await self._store.acquire_lease(ask.job, ask.token, self._lease_s)
         except Unavailable:
             return True
 
@@ -134,7 +134,9 @@ class AttemptGate:
         """The attempt does not begin. When its job may ask again: the later, the more jobs of its key do."""
         waiting = 0
         with contextlib.suppress(Unavailable):
-            _, waiting = await asyncio.gather(self._store.release(ask.job, ask.token), self._store.waiting(ask.key))
+            _, waiting = await asyncio.gather(
+                self._store.release_lease(ask.job, ask.token), self._store.count_queued(ask.key)
+            )
         return min(MOST_LIMITED_S, max(LIMITED_S, waiting / ASKS_PER_S))
 
     async def _record_start(self, ask: GateRequest, attempt: int, limit: int | None = None) -> None:
@@ -177,7 +179,7 @@ class AttemptGate:
         if await self._is_over(ask):
             return GateReply(kind=GONE)
         try:
-            if not await self._store.lease(ask.job, ask.token, self._lease_s):
+            if not await self._store.acquire_lease(ask.job, ask.token, self._lease_s):
                 return GateReply(kind=STALE)
             await self._record_progress(ask)
         except Unavailable:
@@ -197,7 +199,7 @@ class AttemptGate:
             await self._store.update(ask.owner, ask.job, due_s=self._running_due, **changes)
 
     async def _given_back(self, ask: GateRequest) -> None:
-        await self._store.release(ask.job, ask.token)
+        await self._store.release_lease(ask.job, ask.token)
         record = await self._store.get(ask.owner, ask.job)
         if record is not None and record.status is JobStatus.IN_PROGRESS and record.run == ask.run:
             back: dict[str, Any] = {"worker": None, "progress": None, "attempts": max(0, record.attempts - 1)}

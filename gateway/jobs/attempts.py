@@ -26,7 +26,7 @@ class AttemptCount:
 
 async def count_attempts(log: JobLog, job: str, run: int) -> AttemptCount:
     """Return what the stored events say about one run. Raises Unavailable."""
-    events = await log.first(job, FEW)
+    events = await log.first_events(job, FEW)
     frames = [decode_durable_frame(event.data) for event in events]
     if len(events) == FEW:
         frames = await _all_frames(log, job)
@@ -46,7 +46,7 @@ async def with_attempt_count(log: JobLog, word: Outcome) -> Outcome:
 async def _all_frames(log: JobLog, job: str) -> list[DurableFrame]:
     """Return the frames that say something about attempts, of those that the stream holds now."""
     frames: list[DurableFrame] = []
-    events = log.events(job)
+    events = log.follow_events(job)
     try:
         async for event in events:
             if event is None:

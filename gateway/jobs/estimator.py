@@ -24,7 +24,7 @@ class EtaEstimator:
         slots = self._slots(record)
         if place is None or not slots:
             return None
-        service = await self._store.service_s(record.capability, record.queue_name)
+        service = await self._store.mean_service_time_s(record.capability, record.queue_name)
         return None if service is None else round(service * (place // slots + 2), 1)
 
     async def _rest_s(self, record: JobRecord) -> float | None:
@@ -33,7 +33,7 @@ class EtaEstimator:
         spent = now() - record.started_at
         if record.progress:
             return round(spent * (1 - record.progress) / record.progress, 1)
-        service = await self._store.service_s(record.capability, record.queue_name)
+        service = await self._store.mean_service_time_s(record.capability, record.queue_name)
         return None if service is None else round(max(0.0, service - spent), 1)
 
     def _slots(self, record: JobRecord) -> int:

@@ -60,7 +60,7 @@ class JobEventStream:
         decision, caught_up = None, False
         ended_by = await self._decision() if self._record.status is JobStatus.COMPLETED else None
         if ended_by is not None and not self._every:
-            self._assembly = EventAssembler(self._after, only=ended_by.word.token)
+            self._assembly = EventAssembler(self._after, only=ended_by.outcome.token)
         async with aclosing(self._read()) as told:
             async for event in told:
                 if event is not None:
@@ -80,7 +80,7 @@ class JobEventStream:
         async with aclosing(self._rest(self._seq)) as rest:
             async for event in rest:
                 yield event
-        word = decision.word
+        word = decision.outcome
         if word.status is JobStatus.COMPLETED and not self._assembly.is_whole(word.token, word.events):
             # The attempt that ended the job, from its beginning: another one had begun before its word was there.
             self._after = EventId(0, 0, 0)
@@ -94,7 +94,7 @@ class JobEventStream:
 
     async def _read(self, behind: int = 0) -> AsyncGenerator[JobEvent | None, None]:
         """What there is to tell of events stored behind a sequence; None: there are no more for now."""
-        async with aclosing(self._log.events(self._record.id, behind)) as stored:
+        async with aclosing(self._log.follow_events(self._record.id, behind)) as stored:
             async for event in stored:
                 for piece in self._assembly.settle() if event is None else self._feed(event):
                     yield await self._tell(piece)
@@ -118,11 +118,11 @@ class JobEventStream:
             return []
 
     async def _decision(self) -> StoredOutcome | None:
-        decision = await self._log.decided(self._record.id)
+        decision = await self._log.read_outcome(self._record.id)
         newest = max(self._record.run, self._assembly.run)
-        if decision is None or decision.word.run < newest:
+        if decision is None or decision.outcome.run < newest:
             return None
-        return decision._replace(word=await with_attempt_count(self._log, decision.word))
+        return decision._replace(outcome=await with_attempt_count(self._log, decision.outcome))
 
     async def _tell(self, piece: AssembledEvent) -> JobEvent:
         run, delivery, seq = piece.id
@@ -135,7 +135,7 @@ class JobEventStream:
         return JobEvent(piece.kind, f"{run}-{delivery}-{seq}", data)
 
     def _end(self, decision: StoredOutcome) -> JobEvent:
-        word = decision.word
+        word = decision.outcome
         if word.status is JobStatus.COMPLETED and not self._assembly.is_whole(word.token, word.events):
             raise EventsExpired("some events of this job are not kept any more; its result is, at …/result")
         run, delivery, seq = self._assembly.end_id()

@@ -32,7 +32,7 @@ class ExpiryWatcher:
         while True:
             await asyncio.sleep(LOOK_S)
             try:
-                for due in await self._store.due(AT_ONCE):
+                for due in await self._store.claim_due(AT_ONCE):
                     await self._look(due)
             except NexusError as error:
                 log.debug("timers wait", error=error.info.message)
@@ -55,10 +55,10 @@ class ExpiryWatcher:
     async def _has_ended(self, record: JobRecord) -> bool:
         """Then its record says so: it may have been lost, and made anew by somebody who came too late."""
         decision = await self._ending.decided(record.id)
-        if decision is None or decision.word.run < record.run:
+        if decision is None or decision.outcome.run < record.run:
             return False
         with contextlib.suppress(IllegalMove):  # recorded meanwhile
-            word = decision.word
+            word = decision.outcome
             await self._store.move(record.owner, record.id, word.status, **outcome_fields(word, decision.stored_at))
         return True
 

@@ -55,7 +55,7 @@ class OutcomeRecorder:
 
     async def run(self) -> None:
         """Take words until cancelled."""
-        words = self._log.words(at_once=AT_ONCE, hold_s=HOLD_S)
+        words = self._log.consume_outcomes(max_unacked=AT_ONCE, ack_wait_s=HOLD_S)
         try:
             async for item in words:
                 task = asyncio.create_task(self._record(item))
@@ -75,7 +75,7 @@ class OutcomeRecorder:
                 word, _ = Outcome.decode(item.data)
             except ValueError:
                 log.exception("malformed terminal word dropped", job=item.id)
-                await item.done()
+                await item.ack()
                 return
             word = await with_attempt_count(self._log, word)
             await self._to_store(word, item.stored_at)
@@ -87,13 +87,13 @@ class OutcomeRecorder:
                 await self._ending.withdraw(await self._store.get(word.owner, word.job) or record_from_outcome(word))
             if word.webhook:
                 await self._enqueue(word)
-            await item.done()
+            await item.ack()
         except NexusError as error:
             log.info("a job's end is not recorded yet", job=item.id, error=error.info.message)
-            item.again(AGAIN_S)
+            item.nak(AGAIN_S)
         except Exception:
             log.exception("defect in the recorder", job=item.id)
-            item.again(DEFECT_AGAIN_S)
+            item.nak(DEFECT_AGAIN_S)
 
     async def _to_store(self, word: Outcome, at: int) -> None:
         try:
@@ -105,9 +105,9 @@ class OutcomeRecorder:
             return  # recorded before, or an older run's
         after: list[Awaitable[object]] = []
         if word.token:
-            after.append(self._store.release(word.job, word.token))
+            after.append(self._store.release_lease(word.job, word.token))
         if word.status is JobStatus.COMPLETED and word.seconds is not None:
-            after.append(self._store.served(word.capability.value, word.model, word.seconds))
+            after.append(self._store.record_service_time(word.capability.value, word.model, word.seconds))
         await asyncio.gather(*after)
         self._metrics.child(self._metrics.jobs_ended, word.capability.value, word.model, word.status.value).inc()
         if word.dead:

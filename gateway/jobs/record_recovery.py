@@ -55,13 +55,13 @@ class RecordRecovery:
 
     async def _rebuild(self) -> None:
         made = 0
-        jobs = await self._log.known()
+        jobs = await self._log.list_jobs()
         for start in range(0, len(jobs), AT_ONCE):
-            if not await self._store.lease(LEASE, self._token, LEASE_S):
+            if not await self._store.acquire_lease(LEASE, self._token, LEASE_S):
                 return  # another gateway is at it
             made += sum(await asyncio.gather(*(self._make(job) for job in jobs[start : start + AT_ONCE])))
         await self._documents.put(KIND, OWNER, MARK, b"{}")
-        await self._store.release(LEASE, self._token)
+        await self._store.release_lease(LEASE, self._token)
         if made:
             log.warning("records.rebuilt", jobs=made)
 
@@ -76,10 +76,10 @@ class RecordRecovery:
 
     async def _found(self, job: str) -> JobRecord | None:
         """What NATS knows of it; None: nothing that could be shown."""
-        record, decision = await asyncio.gather(first_event_record(self._log, job), self._log.decided(job))
+        record, decision = await asyncio.gather(first_event_record(self._log, job), self._log.read_outcome(job))
         if decision is None:
             return record
-        word = await with_attempt_count(self._log, decision.word)
+        word = await with_attempt_count(self._log, decision.outcome)
         if record is None or record.owner != word.owner:
             return record_from_outcome(word, decision.stored_at)
         return with_outcome(record, word, decision.stored_at)

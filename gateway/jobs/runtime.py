@@ -69,7 +69,7 @@ class JobRuntime:
         keep_s = settings.job_keep_s
         self.jobs = JobService(tools.log, tools.store, tools.blobs, submitter, ending, estimator, keep_s=keep_s)
         self.webhooks = WebhookSender(
-            tools.log.backlog(BACKLOG),
+            tools.log.work_queue(BACKLOG),
             tools.store,
             tools.egress,
             tools.auth.webhook_secret,
@@ -93,7 +93,7 @@ class JobRuntime:
 
     async def start(self) -> None:
         """Begin what runs until `close`. The log is up."""
-        await self._log.answer(self._referee)
+        await self._log.serve_gate_requests(self._referee)
         for work in (self._recorder.run(), self._timers.run(), self._rebuilder.run(), self.webhooks.run()):
             task = asyncio.create_task(work)
             task.add_done_callback(_report)
@@ -120,9 +120,9 @@ def retention(settings: GatewaySettings) -> Retention:
     return Retention(
         jobs_s=settings.job_keep_s,
         events_s=settings.events_keep_s,
-        dead_s=settings.dead_letters_keep_s,
+        dead_letters_s=settings.dead_letters_keep_s,
         claims_s=settings.idempotency_keep_s,
         max_event_bytes=settings.max_event_bytes,
-        max_word_bytes=settings.max_result_bytes,
+        max_outcome_bytes=settings.max_result_bytes,
         replicas=settings.stream_replicas,
     )

@@ -62,16 +62,16 @@ class JobService:
         if record is None:
             raise JobNotFound(f"there is no job '{job_id}'")
         if record.status not in TERMINAL_STATUSES:
-            decision = await self._log.decided(job_id)
-            if decision is not None and decision.word.run >= record.run:
-                return with_outcome(record, await with_attempt_count(self._log, decision.word), decision.stored_at)
+            decision = await self._log.read_outcome(job_id)
+            if decision is not None and decision.outcome.run >= record.run:
+                return with_outcome(record, await with_attempt_count(self._log, decision.outcome), decision.stored_at)
         return record
 
     async def _lost(self, owner: str, job_id: str) -> JobRecord | None:
         """The record of a job that Redis does not know (any more), from what NATS knows."""
-        decision = await self._log.decided(job_id)
+        decision = await self._log.read_outcome(job_id)
         if decision is not None:
-            word = await with_attempt_count(self._log, decision.word)
+            word = await with_attempt_count(self._log, decision.outcome)
             return record_from_outcome(word, decision.stored_at) if word.owner == owner else None
         record = await first_event_record(self._log, job_id)
         return record if record is not None and record.owner == owner else None
@@ -79,33 +79,33 @@ class JobService:
     async def wait(self, owner: str, job_id: str, seconds: float) -> JobRecord:
         """See the protocol."""
         _check_id(job_id)
-        async with self._log.watch(job_id) as told:
+        async with self._log.watch_outcome(job_id) as told:
             record = await self.get(owner, job_id)
             if record.status in TERMINAL_STATUSES or not await told(seconds):
                 return record
-            decision = await self._log.decided(job_id)
-            if decision is not None and decision.word.run >= record.run:
-                return with_outcome(record, await with_attempt_count(self._log, decision.word), decision.stored_at)
+            decision = await self._log.read_outcome(job_id)
+            if decision is not None and decision.outcome.run >= record.run:
+                return with_outcome(record, await with_attempt_count(self._log, decision.outcome), decision.stored_at)
         return await self.get(owner, job_id)
 
     async def wait_for_result(self, owner: str, job_id: str, seconds: float) -> JobResult | None:
         """See the protocol."""
         _check_id(job_id)
-        async with self._log.watch(job_id) as told:
-            decision = await self._log.decided(job_id)
+        async with self._log.watch_outcome(job_id) as told:
+            decision = await self._log.read_outcome(job_id)
             if decision is None and await told(seconds):
-                decision = await self._log.decided(job_id)
+                decision = await self._log.read_outcome(job_id)
         if decision is None:
             return None
-        if decision.word.owner != owner:
+        if decision.outcome.owner != owner:
             raise JobNotFound(f"there is no job '{job_id}'")
         return _result(decision)
 
     async def result(self, owner: str, job_id: str) -> JobResult:
         """See the protocol."""
         _check_id(job_id)
-        decision = await self._log.decided(job_id)
-        if decision is None or decision.word.owner != owner:
+        decision = await self._log.read_outcome(job_id)
+        if decision is None or decision.outcome.owner != owner:
             record = await self.get(owner, job_id)
             if record.status in TERMINAL_STATUSES:
                 raise NotFound("the result of this job is not kept any more", code="result_expired")
@@ -143,7 +143,9 @@ class JobService:
         if record.status is JobStatus.QUEUED:
             seq = await self._ending.seq_of(record)
             if seq is not None:
-                place = await self._log.place(Queue(record.capability, record.service_tier, record.queue_name), seq)
+                place = await self._log.queue_position(
+                    Queue(record.capability, record.service_tier, record.queue_name), seq
+                )
         return place, await self._estimator.eta_s(record, place)
 
     async def page(
@@ -168,13 +170,13 @@ class JobService:
     async def retry(self, owner: str, job_id: str) -> JobRecord:
         """See the protocol."""
         record = await self.get(owner, job_id)
-        decision = await self._log.decided(job_id)
+        decision = await self._log.read_outcome(job_id)
         _check_failed(record, decision)
         if decision is None or not decision.payload:
             raise JobNotFailed("the request of this job is not kept any more; submit it again")
-        again = await self._again(record, decision.payload, decision.word, decision)
-        if decision.word.dead and (letter := await self._log.dead_letter(job_id)) is not None:
-            await self._log.unbury(letter.seq)
+        again = await self._again(record, decision.payload, decision.outcome, decision)
+        if decision.outcome.dead and (letter := await self._log.find_dead_letter(job_id)) is not None:
+            await self._log.delete_dead_letter(letter.seq)
         return again
 
     async def _again(
@@ -194,7 +196,7 @@ class JobService:
                 await self._ending.decide(failed, message)
             raise
         if decision is not None:
-            await self._log.undecide(record.id, decision.seq)
+            await self._log.delete_outcome(record.id, decision.seq)
         return new
 
     async def _begin_run(self, record: JobRecord, envelope: Envelope) -> JobRecord:
@@ -222,12 +224,12 @@ class JobService:
 
     async def dead_letters(self, *, before: int | None, limit: int) -> list[StoredDeadLetter]:
         """Newest first, with sequences below `before`."""
-        return await self._log.dead(before=before, limit=limit)
+        return await self._log.list_dead_letters(before=before, limit=limit)
 
     async def dead_letter(self, job_id: str) -> StoredDeadLetter:
         """The newest of this job. Raises NotFound."""
         _check_id(job_id)
-        letter = await self._log.dead_letter(job_id)
+        letter = await self._log.find_dead_letter(job_id)
         if letter is None:
             raise NotFound(f"there is no dead letter of '{job_id}'", code="dead_letter_not_found")
         return letter
@@ -235,21 +237,21 @@ class JobService:
     async def replay(self, job_id: str) -> JobRecord:
         """A new run of a dead letter's job, which then is none any more. Raises NotFound, JobNotFailed."""
         letter = await self.dead_letter(job_id)
-        record = await self.get_or(letter.word.owner, job_id, record_from_outcome(letter.word, letter.stored_at))
-        decision = await self._log.decided(job_id)
+        record = await self.get_or(letter.outcome.owner, job_id, record_from_outcome(letter.outcome, letter.stored_at))
+        decision = await self._log.read_outcome(job_id)
         _check_failed(record, decision)
         if not letter.message:
             raise JobNotFailed("the request of this job was too large to be kept; submit it again")
-        again = await self._again(record, letter.message, letter.word, decision)
-        await self._log.unbury(letter.seq)
+        again = await self._again(record, letter.message, letter.outcome, decision)
+        await self._log.delete_dead_letter(letter.seq)
         return again
 
     async def delete_dead_letters(self, job_id: str) -> None:
         """Delete the dead letters of a job. Raises NotFound."""
         letter: StoredDeadLetter | None = await self.dead_letter(job_id)
         while letter is not None:
-            await self._log.unbury(letter.seq)
-            letter = await self._log.dead_letter(job_id)
+            await self._log.delete_dead_letter(letter.seq)
+            letter = await self._log.find_dead_letter(job_id)
 
     async def get_or(self, owner: str, job_id: str, otherwise: JobRecord) -> JobRecord:
         """The record, or what is given where there is none."""
@@ -267,13 +269,13 @@ def _check_id(job_id: str) -> None:
 
 def _check_failed(record: JobRecord, decision: StoredOutcome | None) -> None:
     """Raises JobNotFailed. The gateway of a retry may have died in the middle: whoever tries again makes it whole."""
-    half_way = record.status is JobStatus.QUEUED and decision is not None and decision.word.run < record.run
+    half_way = record.status is JobStatus.QUEUED and decision is not None and decision.outcome.run < record.run
     if record.status is not JobStatus.FAILED and not half_way:
         raise JobNotFailed(f"only a failed job can be tried again; this one is {record.status}")
 
 
 def _result(decision: StoredOutcome) -> JobResult:
-    word = decision.word
+    word = decision.outcome
     data = decision.payload if word.status is JobStatus.COMPLETED else b""
     return JobResult(word, data, word.blob, word.content_type)
 

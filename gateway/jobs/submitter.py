@@ -70,24 +70,24 @@ class JobSubmitter:
 
     async def _ended(self, job_id: str) -> JobRecord | None:
         """A job that was submitted before, and whose record was lost, may have ended: its new record says so."""
-        decision = await self._log.decided(job_id)
+        decision = await self._log.read_outcome(job_id)
         if decision is None:
             return None
-        word = decision.word
+        word = decision.outcome
         with contextlib.suppress(IllegalMove):  # others have seen to it
             await self._store.move(word.owner, job_id, word.status, **outcome_fields(word, decision.stored_at))
         return record_from_outcome(word, decision.stored_at)
 
     async def is_stored(self, job_id: str) -> bool:
         """Whether the job has been in the queue for certain."""
-        return bool(await self._log.first(job_id, 1)) or await self._log.decided(job_id) is not None
+        return bool(await self._log.first_events(job_id, 1)) or await self._log.read_outcome(job_id) is not None
 
     async def resubmit(self, envelope: Envelope, body: bytes, record: JobRecord) -> JobRecord:
         """Store the message of a new run, whose record is there already."""
         await self._open_queue(envelope)
         seq = await self._store_message(envelope, body)
         record = record.model_copy(update={"seq": seq})
-        self._log.mention(record.id, _queued(record))
+        self._log.append_event_unconfirmed(record.id, _queued(record))
         with contextlib.suppress(NexusError, IllegalMove):  # it is in the queue, or further already
             await self._store.update(record.owner, record.id, run=record.run, seq=seq)
         return record
@@ -119,7 +119,7 @@ class JobSubmitter:
         self._metrics.child(self._metrics.jobs_submitted, record.endpoint).inc()
         record = record.model_copy(update={"seq": seq})
         # The job is in the queue, which is what was promised: nobody waits for its first event.
-        self._log.mention(record.id, _queued(record))
+        self._log.append_event_unconfirmed(record.id, _queued(record))
         return record
 
     async def _open_queue(self, envelope: Envelope) -> None:
@@ -127,7 +127,7 @@ class JobSubmitter:
         await self._dispatcher.bus.open_queue(Queue(envelope.capability, envelope.lane, envelope.model))
 
     async def _store_message(self, envelope: Envelope, body: bytes) -> int:
-        seq = await self._log.store(envelope, body)
+        seq = await self._log.enqueue(envelope, body)
         with contextlib.suppress(NexusError):  # freed meanwhile; the gateways look for such jobs
             await self._open_queue(envelope)
         return seq

@@ -29,29 +29,29 @@ class JobTerminator:
             await self.withdraw(record)
         if record.worker:
             control = Control(op=ControlOp.CANCEL, job=record.id, run=record.run)
-            self._bus.control(record.worker, control.model_dump_json().encode())
+            self._bus.send_control(record.worker, control.model_dump_json().encode())
         return True
 
     async def withdraw(self, record: JobRecord) -> None:
         """Take it out of the queue, whoever has it: it has ended. Raises Unavailable."""
         seq = await self.seq_of(record)
         if seq is not None:
-            await self._log.withdraw(seq, record.id, record.run)
+            await self._log.delete_job(seq, record.id, record.run)
 
     async def decide(self, word: Outcome, payload: bytes = b"") -> bool:
         """Store the word, past one of an older run that was left behind."""
-        while not await self._log.decide(word, payload):
-            decision = await self._log.decided(word.job)
+        while not await self._log.store_outcome(word, payload):
+            decision = await self._log.read_outcome(word.job)
             if decision is None:
                 continue  # a retry has just taken it back
-            if decision.word.run >= word.run:
+            if decision.outcome.run >= word.run:
                 return False
-            await self._log.undecide(word.job, decision.seq)
+            await self._log.delete_outcome(word.job, decision.seq)
         return True
 
     async def decided(self, job: str) -> StoredOutcome | None:
         """How it ended, if it has."""
-        return await self._log.decided(job)
+        return await self._log.read_outcome(job)
 
     async def seq_of(self, record: JobRecord) -> int | None:
         """Where in the queue it was stored: by its record, and of a first run by its first event."""
@@ -67,7 +67,7 @@ LOOK_AT = 32
 
 async def first_event_record(log: JobLog, job_id: str) -> JobRecord | None:
     """The record of its first run; None: it is not kept any more. Raises Unavailable."""
-    for event in await log.first(job_id, LOOK_AT):
+    for event in await log.first_events(job_id, LOOK_AT):
         frame = decode_durable_frame(event.data)
         if frame.kind == QUEUED:
             return JobRecord.model_validate_json(frame.payload)

@@ -55,7 +55,7 @@ async def delete_dead_letter(job_id: str, parts: PartsDep, _: AdminCaller) -> di
 
 
 def _shape(letter: StoredDeadLetter) -> dict[str, Any]:
-    word = letter.word
+    word = letter.outcome
     return {
         "id": word.job,
         "object": "dead_letter",

@@ -76,14 +76,14 @@ async def drain_worker(worker_id: str, parts: PartsDep, _: AdminCaller) -> dict[
     snapshot = parts.dispatcher.registry.snapshot
     if snapshot is None or worker_id not in snapshot.workers:
         raise NotFound(f"there is no worker '{worker_id[:100]}'; GET /v1/workers lists them", code="worker_not_found")
-    parts.dispatcher.bus.control(worker_id, Control(op=ControlOp.DRAIN).model_dump_json().encode())
+    parts.dispatcher.bus.send_control(worker_id, Control(op=ControlOp.DRAIN).model_dump_json().encode())
     return {"id": worker_id, "state": "draining"}
 
 
 @router.get("/v1/queues")
 async def list_queues(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
     """Every queue that holds a job."""
-    depths = await parts.dispatcher.bus.depths()
+    depths = await parts.dispatcher.bus.queue_depths()
     data = [
         {
             "capability": d.queue.capability,

@@ -185,7 +185,7 @@ class SyncRequest:
         if running:
             self._stop_worker()
         if self.seq is not None:
-            self._bus.remove(self.seq)
+            self._bus.delete_job(self.seq)
             self._bus.release(self.envelope.reply)
         # Otherwise `stored` will come, and then the job can be removed.
 
@@ -213,18 +213,18 @@ class SyncRequest:
     # What the bus asks and says
 
     @property
-    def waits(self) -> bool:
+    def is_waiting(self) -> bool:
         """Queued, as far as is known here."""
         return self.state is RequestState.QUEUED
 
-    def stored(self, seq: int) -> None:
+    def on_stored(self, seq: int) -> None:
         """The PubAck."""
         self.seq = seq
         if self._abandoned:
-            self._bus.remove(seq)
+            self._bus.delete_job(seq)
             self._bus.release(self.envelope.reply)
 
-    def refused(self, error: NexusError) -> None:
+    def on_refused(self, error: NexusError) -> None:
         """The job was never stored, or is lost: it must not be removed, its sequence may be another job's by now."""
         if self.state is not RequestState.ENDED:
             self._end()
@@ -232,7 +232,7 @@ class SyncRequest:
             self.wake()
         self._bus.release(self.envelope.reply)
 
-    def heard(self, data: bytes) -> bytes | None:
+    def on_event(self, data: bytes) -> bytes | None:
         """One event frame."""
         try:
             kind, delivery, seq, payload = decode_frame(data)
@@ -437,7 +437,7 @@ class SyncRequest:
         if not self.worker:
             return
         control = Control(op=ControlOp.CANCEL, job=self.envelope.job, run=self.envelope.run)
-        self._bus.control(self.worker, control.model_dump_json().encode())
+        self._bus.send_control(self.worker, control.model_dump_json().encode())
 
 
 @lru_cache(maxsize=4096)

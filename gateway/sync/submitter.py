@@ -83,7 +83,7 @@ class SyncSubmitter:
             model=model,
             public_model=public_model,
             stream=stream,
-            reply=self._bus.new_reply(),
+            reply=self._bus.new_reply_subject(),
             owner=owner,
             hops=hops,
             limits=limits,
@@ -108,7 +108,7 @@ class SyncSubmitter:
     async def position(self, request: SyncRequest) -> int:
         """Estimate how many jobs are before this one in its queue: those waiting, less this gateway's own behind it."""
         waiting = 0
-        for depth in await self._bus.depths():
+        for depth in await self._bus.queue_depths():
             if depth.queue == request.queue:
                 waiting = depth.waiting
         behind = sum(

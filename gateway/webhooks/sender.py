@@ -55,7 +55,7 @@ Secrets = Callable[[str], str | None]
 class Poster(Protocol):
     """What of `backbone.ssrf_guard.GuardedHttpClient` is needed."""
 
-    def check(self, url: str) -> None:
+    def validate_url(self, url: str) -> None:
         """Raises FetchRefused for what can never work."""
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
@@ -114,7 +114,7 @@ class WebhookSender:
         if len(url) > MAX_URL:
             raise InvalidRequest(f"the URL is longer than {MAX_URL} characters", param="webhook.url")
         try:
-            self._poster.check(url)
+            self._poster.validate_url(url)
         except FetchRefused as error:
             raise InvalidRequest(str(error), param="webhook.url", code=error.info.code) from error
 
@@ -139,7 +139,9 @@ class WebhookSender:
         """Send what waits, until cancelled. Tries that are cut off then are made again, by whichever gateway is there."""
         notes = asyncio.create_task(self._notes.run(), name="webhook-notes")
         try:
-            async with contextlib.aclosing(self._backlog.take(at_once=AT_ONCE, hold_s=self._hold_s)) as items:
+            async with contextlib.aclosing(
+                self._backlog.consume(max_unacked=AT_ONCE, ack_wait_s=self._hold_s)
+            ) as items:
                 try:
                     async for item in items:
                         task = asyncio.create_task(self._settle(item), name=f"webhook-{item.id}")
@@ -154,7 +156,7 @@ class WebhookSender:
         try:
             await self._try(item)
         except asyncio.CancelledError:
-            item.again(RETURNED_S)
+            item.nak(RETURNED_S)
             raise
         except Unavailable as error:
             log.warning("webhook not settled; it may be told twice", item=item.id, error=str(error))
@@ -165,7 +167,7 @@ class WebhookSender:
             hook = WebhookMessage.model_validate_json(item.data)
         except ValueError:
             log.error("webhook not readable; dropped", item=item.id)
-            await item.done()
+            await item.ack()
             return
         status, error = await self._send(hook)
         state = self._state(status, item.delivery)
@@ -175,9 +177,9 @@ class WebhookSender:
         said = {"job": hook.job, "run": hook.run, "host": urlsplit(hook.url).netloc, "attempt": item.delivery}
         (log.warning if state == "failed" else log.info)("webhook", **said, state=state, status=status, error=error)
         if state == "pending":
-            item.again(self._delay_s(item.delivery))
+            item.nak(self._delay_s(item.delivery))
         else:
-            await item.done()
+            await item.ack()
 
     async def _send(self, hook: WebhookMessage) -> tuple[int | None, str | None]:
         """What the receiver answered, or why it did not."""

@@ -21,7 +21,7 @@ from schemas.outcome import Outcome
 ACK_WAIT_S = 30.0
 MAX_PER_QUEUE = 20
 MIB = 1024 * 1024
-SMALL = Retention(max_event_bytes=256 * MIB, max_word_bytes=64 * MIB, max_dead_bytes=64 * MIB)
+SMALL = Retention(max_event_bytes=256 * MIB, max_outcome_bytes=64 * MIB, max_dead_letter_bytes=64 * MIB)
 
 
 class World:

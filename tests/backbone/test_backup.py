@@ -43,12 +43,12 @@ async def store(own_redis: Server) -> AsyncIterator[RedisStore]:
 async def anew(store: RedisStore, client: Redis) -> None:
     """Read everything, delete it, and write it again."""
     dump = RedisBackup(store)
-    lines = [line async for line in dump.lines()]
+    lines = [line async for line in dump.read_lines()]
     await dump.clear()
     assert await client.keys("nexus:*") == []
-    assert not await dump.holds()
-    await dump.load(lines)
-    await dump.load(lines)  # whoever was interrupted does it again
+    assert not await dump.has_data()
+    await dump.write_lines(lines)
+    await dump.write_lines(lines)  # whoever was interrupted does it again
 
 
 async def test_documents_and_lists(store: RedisStore, own_redis: Server) -> None:
@@ -79,13 +79,13 @@ async def test_what_follows_from_records(store: RedisStore, own_redis: Server) -
     await store.create(record("ended", key="k"), ttl_s=1000, due_s=500)
     await store.move("an:owner", "runs", JobStatus.IN_PROGRESS, due_s=500)
     await store.move("an:owner", "ended", JobStatus.CANCELLED)
-    await store.lease("runs", "token", 500)
+    await store.acquire_lease("runs", "token", 500)
     async with Redis.from_url(own_redis.url) as client:
         await client.zadd("nexus:queued:k", {"an%3Aowner:ended": time.time() * 1000 + 9000})  # read between two steps
         await anew(store, client)
-    assert (await store.waiting("k"), await store.running("k")) == (1, 1)
-    assert sorted(due.job for due in await store.due(10)) == ["runs", "waits"]
-    assert await store.lease("runs", "another", 1)
+    assert (await store.count_queued("k"), await store.count_running("k")) == (1, 1)
+    assert sorted(due.job for due in await store.claim_due(10)) == ["runs", "waits"]
+    assert await store.acquire_lease("runs", "another", 1)
     assert [one.id for one in await store.page("an:owner")] == ["waits", "runs", "ended"]
 
 
@@ -94,12 +94,12 @@ async def test_what_has_ended_meanwhile(store: RedisStore, own_redis: Server) ->
     documents = RedisDocumentStore(store)
     await documents.put("file", "o", "short", b"1", ttl_s=0.3)
     await documents.put("file", "o", "long", b"2", ttl_s=1000)
-    lines = [line async for line in RedisBackup(store).lines()]
+    lines = [line async for line in RedisBackup(store).read_lines()]
     async with Redis.from_url(own_redis.url) as client:
         while await client.exists("nexus:doc:file:o:short"):
             pass
         await RedisBackup(store).clear()
-        await RedisBackup(store).load(lines)
+        await RedisBackup(store).write_lines(lines)
     assert await documents.page("file", "o") == [("long", b"2")]
 
 
@@ -117,7 +117,7 @@ async def test_batches_before_files(store: RedisStore) -> None:
     await documents.put("file", "o", "f", b"{}")
     await documents.put("batch", "o", "b", b"{}")
     await store.create(record("j", owner="o"), ttl_s=10)
-    keys = [line.split(b'"')[3] async for line in RedisBackup(store).lines()]
+    keys = [line.split(b'"')[3] async for line in RedisBackup(store).read_lines()]
     assert keys[0] == b"nexus:doc:batch:o:b"
     assert set(keys[1:3]) == {b"nexus:doc:file:o:f", b"nexus:job:o:j"}
     assert set(keys[3:]) == {b"nexus:docs:file:o", b"nexus:docs:batch:o", b"nexus:jobs:o"}
@@ -132,13 +132,13 @@ async def test_etcd(etcd_url: str) -> None:
         await link.put(f"{old}aliases/org/model:tag", b'["a"]')
         await link.put(f"{old}services/tts", b"\xff")
         await link.put(f"{old}models/m", b"{}")
-        await link.put(f"{old}workers/w", b"{}", lease=await link.grant(60))
+        await link.put(f"{old}workers/w", b"{}", lease=await link.grant_lease(60))
         there = RegistryBackup(link, old)
-        assert await there.workers() == ["w"]
+        assert await there.list_workers() == ["w"]
         values = await there.read()
         assert values == {"aliases/org/model:tag": b'["a"]', "services/tts": b"\xff", "models/m": b"{}"}
         copy = RegistryBackup(link, new)
-        assert await copy.operators_keys() == []
+        assert await copy.operator_keys() == []
         await copy.write(values)
         assert await copy.read() == values
         await copy.clear()

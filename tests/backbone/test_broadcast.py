@@ -36,14 +36,14 @@ async def test_everybody_hears(pair: tuple[Broadcast, Broadcast], eventually: Ev
     """Who told too; other topics are not heard."""
     one, other = pair
     heard: list[str] = []
-    await one.listen("apples", lambda: heard.append("one"))
-    await other.listen("apples", lambda: heard.append("other"))
-    await other.listen("pears", lambda: heard.append("pears"))
-    one.tell("apples")
+    await one.subscribe("apples", lambda: heard.append("one"))
+    await other.subscribe("apples", lambda: heard.append("other"))
+    await other.subscribe("pears", lambda: heard.append("pears"))
+    one.publish("apples")
     await eventually(lambda: sorted(heard) == ["one", "other"])
     heard.clear()
-    one.tell("plums")
-    one.tell("pears")
+    one.publish("plums")
+    one.publish("pears")
     await eventually(lambda: heard == ["pears"])
 
 
@@ -52,13 +52,13 @@ async def test_without_nats_telling_does_not_fail(own_nats: Server, eventually: 
     notices = NatsBroadcast(own_nats.url, "one")
     await notices.start()
     heard: list[str] = []
-    await notices.listen("apples", lambda: heard.append("apples"))
+    await notices.subscribe("apples", lambda: heard.append("apples"))
     await own_nats.stop()
-    notices.tell("apples")
-    notices.tell("pears")
+    notices.publish("apples")
+    notices.publish("pears")
     await own_nats.start()
     await eventually(lambda: heard)
     heard.clear()
-    notices.tell("apples")
+    notices.publish("apples")
     await eventually(lambda: heard)
     await notices.close()

@@ -34,15 +34,15 @@ class Ear:
     error: NexusError | None = None
     frames: list[bytes] = field(default_factory=list)
     answer: bytes | None = PROCEED
-    waits: bool = True
+    is_waiting: bool = True
 
-    def stored(self, seq: int) -> None:
+    def on_stored(self, seq: int) -> None:
         self.seq = seq
 
-    def refused(self, error: NexusError) -> None:
+    def on_refused(self, error: NexusError) -> None:
         self.error = error
 
-    def heard(self, data: bytes) -> bytes | None:
+    def on_event(self, data: bytes) -> bytes | None:
         self.frames.append(data)
         return self.answer
 
@@ -106,7 +106,7 @@ class World:
             "lane": self.queue.lane,
             "model": self.queue.model,
             "public_model": self.queue.model,
-            "reply": bus.new_reply(),
+            "reply": bus.new_reply_subject(),
         }
         return Envelope(**(values | fields))
 
@@ -157,12 +157,12 @@ async def test_a_worker_cannot_confirm_a_job(bus_nats: Server, forged: bytes, ev
     envelope, ear = world.submit(gateway)
     gateway._on_reply(envelope.reply.encode(), b"", b"", forged)  # before JetStream's own, which comes in a later turn
     assert (ear.seq, ear.error) == (None, None)
-    hand.bus.say(envelope.reply, forged)
+    hand.bus.send_event(envelope.reply, forged)
     await eventually(lambda: ear.frames == [forged, forged])
     await eventually(lambda: ear.seq is not None)
     hand.pull(world.queue)
     await eventually(lambda: hand.jobs)
-    gateway.remove(ear.seq or 0)
+    gateway.delete_job(ear.seq or 0)
     hand.jobs[0].ack()
     assert ear.error is None
     for bus in reversed(world.closing):
@@ -241,9 +241,9 @@ async def test_an_unsettled_job_goes_to_another_worker(world: World, eventually:
     assert alive.jobs[0].delivery == 2
     assert not dead.jobs[0].owned
     dead.jobs[0].ack()
-    dead.jobs[0].give_back()
+    dead.jobs[0].nak()
     assert alive.jobs[0].owned
-    depths = {d.queue: d for d in await gateway.depths()}
+    depths = {d.queue: d for d in await gateway.queue_depths()}
     assert depths[world.queue].in_progress == 1
 
 
@@ -271,7 +271,7 @@ async def test_an_acknowledged_job_is_gone(world: World, eventually: Eventually)
     hand.jobs[0].ack()
 
     async def empty() -> bool:
-        return world.queue not in {d.queue for d in await gateway.depths()}
+        return world.queue not in {d.queue for d in await gateway.queue_depths()}
 
     await eventually(empty)
 
@@ -282,7 +282,7 @@ async def test_a_job_given_back_comes_again(world: World, eventually: Eventually
     world.submit(gateway)
     hand.pull(world.queue)
     await eventually(lambda: hand.jobs)
-    hand.jobs[0].give_back()
+    hand.jobs[0].nak()
     hand.pull(world.queue)
     await eventually(lambda: len(hand.jobs) == 2)
     assert hand.jobs[1].delivery == 2
@@ -294,10 +294,10 @@ async def test_a_removed_job_is_never_delivered(world: World, eventually: Eventu
     _, ear = world.submit(gateway)
     await eventually(lambda: ear.seq is not None)
     assert ear.seq is not None
-    gateway.remove(ear.seq)
+    gateway.delete_job(ear.seq)
 
     async def empty() -> bool:
-        return world.queue not in {d.queue for d in await gateway.depths()}
+        return world.queue not in {d.queue for d in await gateway.queue_depths()}
 
     await eventually(empty)
     hand.pull(world.queue, wait_s=0)
@@ -312,7 +312,7 @@ async def test_a_full_queue_refuses(world: World, eventually: Eventually) -> Non
     await eventually(lambda: all(ear.seq is not None or ear.error is not None for ear in ears))
     assert isinstance(ears[-1].error, QueueFull)
     assert [ear.error for ear in ears[:-1]] == [None] * MAX_PER_QUEUE
-    assert {d.queue: d.waiting for d in await gateway.depths()}[world.queue] == MAX_PER_QUEUE
+    assert {d.queue: d.waiting for d in await gateway.queue_depths()}[world.queue] == MAX_PER_QUEUE
 
 
 async def test_too_large_a_job_is_refused(world: World) -> None:
@@ -338,7 +338,7 @@ async def test_events_arrive_in_order(world: World, eventually: Eventually) -> N
     envelope, ear = world.submit(gateway)
     frames = [encode_frame(FrameKind.CHUNK, 1, seq, b"x" * seq) for seq in range(200)]
     for frame in frames:
-        hand.bus.say(envelope.reply, frame)
+        hand.bus.send_event(envelope.reply, frame)
     await eventually(lambda: len(ear.frames) == len(frames))
     assert ear.frames == frames
 
@@ -348,7 +348,7 @@ async def test_a_question_is_answered(world: World, eventually: Eventually) -> N
     gateway, hand = await world.gateway(), await world.worker()
     envelope, _ = world.submit(gateway)
     answers: list[bytes | None] = []
-    hand.bus.ask(envelope.reply, encode_frame(FrameKind.STARTED, 1, 0), answers.append)
+    hand.bus.request(envelope.reply, encode_frame(FrameKind.STARTED, 1, 0), answers.append)
     await eventually(lambda: answers)
     assert answers == [PROCEED]
 
@@ -360,7 +360,7 @@ async def test_a_released_job_is_gone(world: World, eventually: Eventually) -> N
     await eventually(lambda: ear.seq is not None)
     gateway.release(envelope.reply)
     answers: list[bytes | None] = []
-    hand.bus.ask(envelope.reply, encode_frame(FrameKind.STARTED, 1, 0), answers.append)
+    hand.bus.request(envelope.reply, encode_frame(FrameKind.STARTED, 1, 0), answers.append)
     await eventually(lambda: answers)
     assert answers == [STOP]
 
@@ -368,13 +368,13 @@ async def test_a_released_job_is_gone(world: World, eventually: Eventually) -> N
 async def test_a_dead_gateway_is_noticed(world: World, eventually: Eventually) -> None:
     """A question to a gateway that is no more is answered by the bus: nobody is there."""
     gateway, hand = await world.gateway(), await world.worker()
-    reply = gateway.new_reply()
+    reply = gateway.new_reply_subject()
     await gateway.close()
     answers: list[bytes | None] = []
 
     def asked() -> bool:
         """Again and again: through a proxy, the bus hears a moment later that it is gone."""
-        hand.bus.ask(reply, encode_frame(FrameKind.STARTED, 1, 0), answers.append)
+        hand.bus.request(reply, encode_frame(FrameKind.STARTED, 1, 0), answers.append)
         return bool(answers)
 
     await eventually(asked)
@@ -422,11 +422,11 @@ async def test_control_reaches_its_worker(world: World, eventually: Eventually) 
     """A control message reaches the worker it names, and no other."""
     gateway, one, two = await world.gateway(), await world.worker(), await world.worker()
     heard: dict[str, list[bytes]] = {"one": [], "two": []}
-    await one.bus.listen("worker-one", heard["one"].append)
-    await two.bus.listen("worker-two", heard["two"].append)
+    await one.bus.subscribe_control("worker-one", heard["one"].append)
+    await two.bus.subscribe_control("worker-two", heard["two"].append)
     if world.nats_url:
         await one.bus.ping()
-    gateway.control("worker-one", b"drain")
+    gateway.send_control("worker-one", b"drain")
     await eventually(lambda: heard["one"])
     assert heard == {"one": [b"drain"], "two": []}
 
@@ -438,17 +438,17 @@ async def test_depths_tell_waiting_from_running(world: World, eventually: Eventu
     await eventually(lambda: all(ear.seq is not None for ear in ears))
     hand.pull(world.queue)
     await eventually(lambda: hand.jobs)
-    depth = {d.queue: d for d in await gateway.depths()}[world.queue]
+    depth = {d.queue: d for d in await gateway.queue_depths()}[world.queue]
     assert (depth.waiting, depth.in_progress) == (2, 1)
 
 
 async def test_storage_tells_how_full_the_streams_are(world: World, eventually: Eventually) -> None:
     """Jobs take room in their stream; a stream that does not exist is not told."""
     gateway = await world.gateway()
-    before = {room.stream: room for room in (await gateway.storage()).streams}["NEXUS_JOBS"]
+    before = {room.stream: room for room in (await gateway.storage_usage()).streams}["NEXUS_JOBS"]
     ears = [world.submit(gateway)[1] for _ in range(3)]
     await eventually(lambda: all(ear.seq is not None for ear in ears))
-    storage = await gateway.storage()
+    storage = await gateway.storage_usage()
     after = {room.stream: room for room in storage.streams}["NEXUS_JOBS"]
     assert after.messages == before.messages + 3
     assert after.bytes > before.bytes
@@ -465,7 +465,7 @@ async def test_who_waits_for_a_lost_job_is_told(
     gateway, hand = await world.gateway(), await world.worker()
     ears = [world.submit(gateway)[1] for _ in range(4)]
     await eventually(lambda: all(ear.seq is not None for ear in ears))
-    ears[1].waits = False  # it runs, as far as its gateway knows
+    ears[1].is_waiting = False  # it runs, as far as its gateway knows
     hand.pull(world.queue, batch=3)
     await eventually(lambda: len(hand.jobs) == 3)
     hand.jobs[0].extend()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nats.aio.client import Client
 from nats.errors import BadSubjectError
-from nats.protocol.parser import ProtocolParser as TheirParser
+from nats.protocol.parser import Parser as TheirParser
 
 from backbone.bus.nats.connection import NatsConnection, ProtocolParser
 from backbone.bus.nats.headers import parse_ack_subject, parse_status

@@ -62,9 +62,9 @@ async def test_a_stored_job_is_pulled_and_a_repeated_store_changes_nothing(
     await world.open_queue()
     log, jobs = await world.gateway(), list[Any]()
     one = envelope(world)
-    seq = await log.store(one, b"{}")
-    assert await log.store(one, b"{}") == seq
-    again = await log.store(one.model_copy(update={"run": 2}), b"{}")
+    seq = await log.enqueue(one, b"{}")
+    assert await log.enqueue(one, b"{}") == seq
+    again = await log.enqueue(one.model_copy(update={"run": 2}), b"{}")
     assert again > seq
     bus = await world.hand(jobs)
     bus.pull(world.queue, 5, 5.0, lambda *_: None)
@@ -77,11 +77,11 @@ async def test_a_full_queue_and_a_large_body_are_refused(world: World) -> None:
     await world.open_queue()
     log = await world.gateway()
     for _ in range(MAX_PER_QUEUE):
-        await log.store(envelope(world), b"{}")
+        await log.enqueue(envelope(world), b"{}")
     with pytest.raises(QueueFull):
-        await log.store(envelope(world), b"{}")
+        await log.enqueue(envelope(world), b"{}")
     with pytest.raises(RequestTooLarge):
-        await log.store(envelope(world), b"x" * (9 * MIB))
+        await log.enqueue(envelope(world), b"x" * (9 * MIB))
 
 
 async def test_a_place_counts_those_that_wait_before(world: World, eventually: Eventually) -> None:
@@ -90,28 +90,28 @@ async def test_a_place_counts_those_that_wait_before(world: World, eventually: E
     log, jobs = await world.gateway(), list[Any]()
     bus = await world.hand(jobs)
     stored = [envelope(world) for _ in range(8)]
-    seqs = [await log.store(one, b"{}") for one in stored]
-    assert [await log.place(world.queue, seq) for seq in seqs] == list(range(8))
+    seqs = [await log.enqueue(one, b"{}") for one in stored]
+    assert [await log.queue_position(world.queue, seq) for seq in seqs] == list(range(8))
     bus.pull(world.queue, 3, 5.0, lambda *_: None)
     await eventually(lambda: len(jobs) == 3)
-    assert [await log.place(world.queue, seq) for seq in seqs] == [0, 0, 0, 0, 1, 2, 3, 4]
+    assert [await log.queue_position(world.queue, seq) for seq in seqs] == [0, 0, 0, 0, 1, 2, 3, 4]
     jobs[1].ack()
 
     def are(*wanted: int | None) -> Callable[[], Awaitable[bool]]:
         async def check() -> bool:
-            return [await log.place(world.queue, seq) for seq in seqs] == list(wanted)
+            return [await log.queue_position(world.queue, seq) for seq in seqs] == list(wanted)
 
         return check
 
     await eventually(are(0, None, 0, 0, 1, 2, 3, 4))
     # What a lost store once held there is no reason to delete what it holds now.
-    await log.withdraw(seqs[5], stored[4].job, stored[4].run)
-    await log.withdraw(seqs[5], stored[5].job, stored[5].run + 1)
-    await log.withdraw(seqs[4], stored[4].job, stored[4].run)
+    await log.delete_job(seqs[5], stored[4].job, stored[4].run)
+    await log.delete_job(seqs[5], stored[5].job, stored[5].run + 1)
+    await log.delete_job(seqs[4], stored[4].job, stored[4].run)
     await eventually(are(0, None, 0, 0, None, 1, 2, 3))
     other = Queue(Capability.CHAT, Lane.FLEX, world.queue.model)
-    assert await log.place(other, seqs[5]) is None
-    assert await log.place(world.queue, seqs[-1] + 1000) is None
+    assert await log.queue_position(other, seqs[5]) is None
+    assert await log.queue_position(world.queue, seqs[-1] + 1000) is None
 
 
 # Events
@@ -120,52 +120,55 @@ async def test_a_place_counts_those_that_wait_before(world: World, eventually: E
 async def test_events_are_read_from_the_start_and_then_as_they_come(world: World) -> None:
     """Whoever follows a job gets what happened so far, hears that this is all for now, and then what comes."""
     log, job = await world.gateway(), new_job()
-    writer = (await world.worker()).writer(job)
-    await log.say(job, b"queued")
+    writer = (await world.worker()).event_writer(job)
+    await log.append_event(job, b"queued")
     for frame in frames(3):
-        writer.say(frame)
-    await writer.settle()
-    async with aclosing(log.events(job)) as events:
+        writer.append(frame)
+    await writer.flush()
+    async with aclosing(log.follow_events(job)) as events:
         seen = [await next_of(events) for _ in range(5)]
         assert [one and one.data for one in seen] == [b"queued", *frames(3), None]
-        writer.say(b"later")
+        writer.append(b"later")
         event = await next_of(events)
         assert event.data == b"later"
         assert event.seq > seen[3].seq
-    assert [one.data for one in await log.first(job, 2)] == [b"queued", b"event 0"]
-    assert await log.first(new_job(), 2) == []
-    async with aclosing(log.events(job, seen[2].seq)) as events:
+    assert [one.data for one in await log.first_events(job, 2)] == [b"queued", b"event 0"]
+    assert await log.first_events(new_job(), 2) == []
+    async with aclosing(log.follow_events(job, seen[2].seq)) as events:
         assert await read(events, 2) == [b"event 2", b"later"]
 
 
 async def test_a_mentioned_event_is_stored_soon(world: World) -> None:
     """What a gateway mentions reaches whoever follows the job; one that is too large does no harm."""
     log, job = await world.gateway(), new_job()
-    async with aclosing(log.events(job)) as events:
+    async with aclosing(log.follow_events(job)) as events:
         assert await next_of(events) is None
         if world.nats_url:
-            log.mention(job, b"x" * (MIB + 1))
-        log.mention(job, b"by the way")
+            log.append_event_unconfirmed(job, b"x" * (MIB + 1))
+        log.append_event_unconfirmed(job, b"by the way")
         assert await read(events, 1) == [b"by the way"]
 
 
 async def test_the_end_of_a_job_wakes_whoever_follows_it(world: World) -> None:
     """A follower is told that the job was decided: it need not ask again and again."""
     log, job = await world.gateway(), new_job()
-    async with aclosing(log.events(job)) as events:
+    async with aclosing(log.follow_events(job)) as events:
         assert await next_of(events) is None
         waiting = asyncio.create_task(anext(events))
-        await log.say(new_job(), b"another job's")
-        await log.decide(outcome_of(job))
+        await log.append_event(new_job(), b"another job's")
+        await log.store_outcome(outcome_of(job))
         assert await asyncio.wait_for(waiting, 20) is None
-        await log.say(job, b"late")
+        await log.append_event(job, b"late")
         assert await read(events, 1) == [b"late"]
 
 
 async def test_a_closed_log_lets_its_followers_and_takers_go(world: World) -> None:
     """When a gateway stops, nobody waits for it for ever."""
     log, job = await world.gateway(), new_job()
-    async with aclosing(log.events(job)) as events, aclosing(log.words(at_once=1, hold_s=30)) as words:
+    async with (
+        aclosing(log.follow_events(job)) as events,
+        aclosing(log.consume_outcomes(max_unacked=1, ack_wait_s=30)) as words,
+    ):
         assert await next_of(events) is None
         waiting = [asyncio.create_task(anext(events))]
         # Words of other tests may come first.
@@ -190,48 +193,48 @@ async def test_the_first_word_wins_a_race(world: World) -> None:
     gateways = [await world.gateway() for _ in range(2)]
     worker = await world.worker()
     job = new_job()
-    assert await gateways[0].decided(job) is None
+    assert await gateways[0].read_outcome(job) is None
     words = [outcome_of(job, JobStatus.CANCELLED, worker=f"w{n}") for n in range(20)]
     sides: list[JobLog | WorkerLog] = [*gateways, worker]
-    calls = [sides[n % 3].decide(word, b"%d" % n) for n, word in enumerate(words)]
+    calls = [sides[n % 3].store_outcome(word, b"%d" % n) for n, word in enumerate(words)]
     won = await asyncio.gather(*calls)
     assert won.count(True) == 1
-    decision = await gateways[1].decided(job)
+    decision = await gateways[1].read_outcome(job)
     assert decision is not None
-    assert decision.word == words[won.index(True)]
+    assert decision.outcome == words[won.index(True)]
     assert decision.payload == b"%d" % won.index(True)
 
 
 async def test_a_word_that_was_taken_back_makes_room_for_the_next_run(world: World) -> None:
     """A failed job is tried again: it ends anew, and a late repetition of the retry changes nothing."""
     log, job = await world.gateway(), new_job()
-    assert await log.decide(outcome_of(job, JobStatus.FAILED), b"message")
-    first = await log.decided(job)
+    assert await log.store_outcome(outcome_of(job, JobStatus.FAILED), b"message")
+    first = await log.read_outcome(job)
     assert first is not None
-    await log.undecide(job, first.seq + 1000)
-    await log.undecide(new_job(), first.seq)
-    assert await log.decided(job) == first
-    await log.undecide(job, first.seq)
-    await log.undecide(job, first.seq)
-    assert await log.decided(job) is None
-    assert await log.decide(outcome_of(job, run=2))
-    await log.undecide(job, first.seq)
-    second = await log.decided(job)
+    await log.delete_outcome(job, first.seq + 1000)
+    await log.delete_outcome(new_job(), first.seq)
+    assert await log.read_outcome(job) == first
+    await log.delete_outcome(job, first.seq)
+    await log.delete_outcome(job, first.seq)
+    assert await log.read_outcome(job) is None
+    assert await log.store_outcome(outcome_of(job, run=2))
+    await log.delete_outcome(job, first.seq)
+    second = await log.read_outcome(job)
     assert second is not None
-    assert second.word.run == 2
+    assert second.outcome.run == 2
     assert second.seq > first.seq
 
 
 async def test_a_watch_is_told_of_the_end(world: World) -> None:
     """`Prefer: wait` returns as soon as the job ends, and after its time if it does not."""
     log, other, job = await world.gateway(), await world.gateway(), new_job()
-    async with log.watch(job) as wait:
+    async with log.watch_outcome(job) as wait:
         assert not await wait(0.05)
         waiting = asyncio.ensure_future(wait(20))
-        await other.decide(outcome_of(job))
+        await other.store_outcome(outcome_of(job))
         assert await waiting
         assert await wait(0)
-    async with log.watch(job) as wait:
+    async with log.watch_outcome(job) as wait:
         assert not await wait(0.05)
 
 
@@ -243,11 +246,11 @@ async def test_each_word_goes_to_one_of_two_takers(world: World) -> None:
     enough = asyncio.Event()
 
     async def record(log: JobLog) -> None:
-        async with aclosing(log.words(at_once=4, hold_s=30)) as words:
+        async with aclosing(log.consume_outcomes(max_unacked=4, ack_wait_s=30)) as words:
             async for item in words:
                 word, payload = Outcome.decode(item.data)
                 assert word.job == item.id
-                await item.done()
+                await item.ack()
                 if word.job in jobs:
                     assert payload == b"answer"
                     seen.append(word.job)
@@ -255,7 +258,7 @@ async def test_each_word_goes_to_one_of_two_takers(world: World) -> None:
                     enough.set()
 
     takers = [asyncio.create_task(record(log)) for log in logs]
-    await asyncio.gather(*(logs[0].decide(outcome_of(job), b"answer") for job in jobs))
+    await asyncio.gather(*(logs[0].store_outcome(outcome_of(job), b"answer") for job in jobs))
     await asyncio.wait_for(enough.wait(), 20)
     await cancel(*takers)
     assert sorted(seen) == sorted(jobs)
@@ -270,7 +273,7 @@ async def test_one_gateway_answers_what_a_worker_asks(world: World, eventually: 
     answers: list[GateReply | None] = []
     ask = GateRequest(kind=FrameKind.STARTED, job=new_job(), run=1, delivery=2, token="t", owner="o", worker="w")
     if world.nats_url is None:
-        worker.ask(ask, answers.append)
+        worker.request_gate(ask, answers.append)
         await eventually(lambda: answers == [None])
     heard: list[GateRequest] = []
 
@@ -279,11 +282,11 @@ async def test_one_gateway_answers_what_a_worker_asks(world: World, eventually: 
         return None if ask.kind is FrameKind.RETURNED else GateReply(kind=GateVerdict.WAIT, delay_s=1.5)
 
     for _ in range(2):
-        await (await world.gateway()).answer(referee)
+        await (await world.gateway()).serve_gate_requests(referee)
     answers.clear()
     for _ in range(20):
-        worker.ask(ask, answers.append)
-    worker.ask(ask.model_copy(update={"kind": FrameKind.RETURNED}), answers.append)
+        worker.request_gate(ask, answers.append)
+    worker.request_gate(ask.model_copy(update={"kind": FrameKind.RETURNED}), answers.append)
     await eventually(lambda: len(answers) == 20 and len(heard) == 21)
     assert answers == [GateReply(kind=GateVerdict.WAIT, delay_s=1.5)] * 20
     assert heard.count(ask) == 20
@@ -297,23 +300,23 @@ async def test_dead_letters_are_listed_newest_first_and_found_by_job(world: Worl
     log, worker = await world.gateway(), await world.worker()
     words = [outcome_of(new_job(), JobStatus.FAILED, dead=True) for _ in range(60)]
     for n, word in enumerate(words):
-        await worker.bury(word, b"message %d" % n)
-        await worker.bury(word, b"again")
-    newest = await log.dead(limit=60)
-    assert [one.word for one in newest] == words[::-1]
+        await worker.store_dead_letter(word, b"message %d" % n)
+        await worker.store_dead_letter(word, b"again")
+    newest = await log.list_dead_letters(limit=60)
+    assert [one.outcome for one in newest] == words[::-1]
     assert newest[0].message == b"message 59"
     assert newest[0].stored_at > 1_600_000_000
-    page = await log.dead(before=newest[9].seq, limit=5)
+    page = await log.list_dead_letters(before=newest[9].seq, limit=5)
     assert page == newest[10:15]
     for letter in newest[:45]:
-        assert await log.unbury(letter.seq)
-    assert not await log.unbury(newest[0].seq)
-    assert (await log.dead(limit=3)) == newest[45:48]
-    found = await log.dead_letter(words[2].job)
+        assert await log.delete_dead_letter(letter.seq)
+    assert not await log.delete_dead_letter(newest[0].seq)
+    assert (await log.list_dead_letters(limit=3)) == newest[45:48]
+    found = await log.find_dead_letter(words[2].job)
     assert found is not None
     assert found.message == b"message 2"
-    assert await log.dead_letter(words[59].job) is None
-    assert await log.dead(limit=0) == []
+    assert await log.find_dead_letter(words[59].job) is None
+    assert await log.list_dead_letters(limit=0) == []
 
 
 # Claims
@@ -338,62 +341,62 @@ async def test_one_of_fifty_claims_wins(world: World) -> None:
 async def test_work_is_taken_once_and_comes_again_until_it_is_done(world: World) -> None:
     """A webhook's delivery that failed is tried again later; one that succeeded is forgotten."""
     log = await world.gateway()
-    backlog = log.backlog("hooks")
+    backlog = log.work_queue("hooks")
     item_id = secrets.token_hex(8)
     await backlog.put(item_id, b"data")
     await backlog.put(item_id, b"data")
-    async with aclosing(backlog.take(at_once=3, hold_s=20)) as items:
+    async with aclosing(backlog.consume(max_unacked=3, ack_wait_s=20)) as items:
         item: WorkItem = await next_of(items)
         assert (item.id, item.data, item.delivery) == (item_id, b"data", 1)
-        item.again(0.05)
+        item.nak(0.05)
         item = await next_of(items)
         assert (item.id, item.delivery) == (item_id, 2)
-        await item.done()
+        await item.ack()
         other = secrets.token_hex(8)
         await backlog.put(other, b"more")
         item = await next_of(items)
         assert item.id == other
-        await item.done()
+        await item.ack()
 
 
 async def test_work_of_a_dead_gateway_goes_to_another_one(world: World) -> None:
     """What a gateway had taken, and not finished when it died, another one does."""
     logs = [await world.gateway() for _ in range(2)]
-    items = [log.backlog("batches") for log in logs]
+    items = [log.work_queue("batches") for log in logs]
     item_id = secrets.token_hex(8)
     await items[0].put(item_id, b"data")
-    async with aclosing(items[0].take(at_once=1, hold_s=1)) as first:
+    async with aclosing(items[0].consume(max_unacked=1, ack_wait_s=1)) as first:
         taken: WorkItem = await next_of(first)
         assert taken.delivery == 1
-        async with aclosing(items[1].take(at_once=1, hold_s=1)) as second:
+        async with aclosing(items[1].consume(max_unacked=1, ack_wait_s=1)) as second:
             taken = await next_of(second)
             assert (taken.id, taken.delivery) == (item_id, 2)
             for _ in range(3):
                 await asyncio.sleep(0.5)
-                taken.hold()
-            await taken.done()
+                taken.extend()
+            await taken.ack()
 
 
 async def test_a_taker_has_no_more_than_it_asked_for(world: World) -> None:
     """A gateway works on a bounded number of things at once; the rest is left to the others."""
     log, other = await world.gateway(), await world.gateway()
-    backlog = log.backlog("hooks")
+    backlog = log.work_queue("hooks")
     ids = {secrets.token_hex(8) for _ in range(6)}
     for item_id in ids:
         await backlog.put(item_id, b"")
-    async with aclosing(backlog.take(at_once=2, hold_s=30)) as mine:
+    async with aclosing(backlog.consume(max_unacked=2, ack_wait_s=30)) as mine:
         held: list[WorkItem] = [await next_of(mine) for _ in range(2)]
         more = asyncio.create_task(anext(mine))
-        async with aclosing(other.backlog("hooks").take(at_once=10, hold_s=30)) as theirs:
+        async with aclosing(other.work_queue("hooks").consume(max_unacked=10, ack_wait_s=30)) as theirs:
             others: list[WorkItem] = [await next_of(theirs) for _ in range(4)]
             assert {item.id for item in held} | {item.id for item in others} == ids
             assert not more.done()
-            others[0].again(0)
-            await held[0].done()
+            others[0].nak(0)
+            await held[0].ack()
             last: WorkItem = await asyncio.wait_for(more, 20) if await _soon(more) else await next_of(theirs)
             assert last.id == others[0].id
             for item in [held[1], last, *others[1:]]:
-                await item.done()
+                await item.ack()
         await cancel(more)
 
 
@@ -405,14 +408,14 @@ async def _soon(task: asyncio.Task[Any]) -> bool:
 async def test_what_was_not_given_out_goes_back_at_once(world: World) -> None:
     """A gateway that stops leaves nothing lying until its time is up."""
     log, other = await world.gateway(), await world.gateway()
-    backlog = log.backlog("hooks")
+    backlog = log.work_queue("hooks")
     ids = {secrets.token_hex(8) for _ in range(5)}
     for item_id in ids:
         await backlog.put(item_id, b"")
-    async with aclosing(backlog.take(at_once=5, hold_s=120)) as mine:
+    async with aclosing(backlog.consume(max_unacked=5, ack_wait_s=120)) as mine:
         item: WorkItem = await next_of(mine)
-        item.again(0)
-    async with aclosing(other.backlog("hooks").take(at_once=5, hold_s=120)) as theirs:
+        item.nak(0)
+    async with aclosing(other.work_queue("hooks").consume(max_unacked=5, ack_wait_s=120)) as theirs:
         found = [await next_of(theirs) for _ in range(5)]
         assert {one.id for one in found} == ids
         for one in found:
@@ -426,23 +429,26 @@ async def test_memory_can_be_away_as_nats_can() -> None:
     """Tests may take the broker away: calls fail, events and followers wait, and all goes on when it is back."""
     world = World(None)
     log, worker, job = await world.gateway(), await world.worker(), new_job()
-    writer = worker.writer(job)
-    async with aclosing(log.events(job)) as events, aclosing(log.words(at_once=1, hold_s=30)) as words:
+    writer = worker.event_writer(job)
+    async with (
+        aclosing(log.follow_events(job)) as events,
+        aclosing(log.consume_outcomes(max_unacked=1, ack_wait_s=30)) as words,
+    ):
         assert await next_of(events) is None
         world.broker.available = False
         for call in (
-            log.decided(job),
-            log.decide(outcome_of(job)),
-            log.say(job, b""),
-            worker.decide(outcome_of(job), b""),
+            log.read_outcome(job),
+            log.store_outcome(outcome_of(job)),
+            log.append_event(job, b""),
+            worker.store_outcome(outcome_of(job), b""),
         ):
             with pytest.raises(Unavailable):
                 await call
         for frame in frames(1000):
-            assert not writer.crowded
-            writer.say(frame)
-        assert writer.crowded
-        settling = asyncio.create_task(writer.settle())
+            assert not writer.is_full
+            writer.append(frame)
+        assert writer.is_full
+        settling = asyncio.create_task(writer.flush())
         reading = asyncio.create_task(read(events, 1000))
         taking = asyncio.create_task(anext(words))
         await asyncio.wait((settling, reading, taking), timeout=0.05)
@@ -450,12 +456,12 @@ async def test_memory_can_be_away_as_nats_can() -> None:
         world.broker.available = True
         await settling
         assert await reading == frames(1000)
-        assert await worker.decide(outcome_of(job), b"")
+        assert await worker.store_outcome(outcome_of(job), b"")
         assert (await taking).id == job
     writer.close()
-    writer.say(b"too late")
+    writer.append(b"too late")
     with pytest.raises(Unavailable):
-        await writer.settle()
+        await writer.flush()
     await world.close()
 
 
@@ -463,4 +469,4 @@ def test_a_backlog_cannot_be_called_anything() -> None:
     """A backlog never takes the name of another stream."""
     for name in ("jobs", "dlq", "a.b", "", "Hooks"):
         with pytest.raises(ValueError, match="backlog"):
-            MemoryJobLog(MemoryBroker()).backlog(name)
+            MemoryJobLog(MemoryBroker()).work_queue(name)

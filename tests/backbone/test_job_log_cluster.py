@@ -19,7 +19,7 @@ from tests.backbone.job_logs import MIB, World, envelope, new_job, outcome_of
 from tests.conftest import Eventually, running
 from tests.servers import Server, Source
 
-KEPT = Retention(max_event_bytes=256 * MIB, max_word_bytes=64 * MIB, max_dead_bytes=64 * MIB, replicas=3)
+KEPT = Retention(max_event_bytes=256 * MIB, max_outcome_bytes=64 * MIB, max_dead_letter_bytes=64 * MIB, replicas=3)
 
 
 @pytest.fixture
@@ -54,8 +54,8 @@ async def test_replicas_agree_and_one_may_die(world: World, three_nats: list[Ser
         name = secrets.token_hex(8)
         claims = await asyncio.gather(*(logs[n % 3].claim(name, b"%d" % n) for n in range(15)))
         assert len(set(claims)) == 1
-    seqs = [await logs[n % 3].store(envelope(world), b"{}") for n in range(9)]
-    assert [await logs[n % 3].place(world.queue, seq) for n, seq in enumerate(seqs)] == list(range(9))
+    seqs = [await logs[n % 3].enqueue(envelope(world), b"{}") for n in range(9)]
+    assert [await logs[n % 3].queue_position(world.queue, seq) for n, seq in enumerate(seqs)] == list(range(9))
     await _stream_while_one_dies(world, logs, three_nats)
 
 
@@ -69,26 +69,26 @@ async def _gateway(world: World) -> JobLog:
 async def _decide_at_once(logs: list[JobLog]) -> None:
     job = new_job()
     words = [outcome_of(job, JobStatus.FAILED, worker=f"w{n}") for n in range(9)]
-    won = await asyncio.gather(*(logs[n % 3].decide(word) for n, word in enumerate(words)))
+    won = await asyncio.gather(*(logs[n % 3].store_outcome(word) for n, word in enumerate(words)))
     assert won.count(True) == 1
-    decisions = [await log.decided(job) for log in logs]
-    assert [one and one.word for one in decisions] == [words[won.index(True)]] * 3
+    decisions = [await log.read_outcome(job) for log in logs]
+    assert [one and one.outcome for one in decisions] == [words[won.index(True)]] * 3
     assert decisions[0] is not None
-    await logs[1].undecide(job, decisions[0].seq)
-    assert await logs[2].decide(outcome_of(job, run=2))
+    await logs[1].delete_outcome(job, decisions[0].seq)
+    assert await logs[2].store_outcome(outcome_of(job, run=2))
 
 
 async def _stream_while_one_dies(world: World, logs: list[JobLog], servers: list[Server]) -> None:
     job, count = new_job(), 2000
-    writer = (await world.worker()).writer(job)
+    writer = (await world.worker()).event_writer(job)
     readers = [asyncio.create_task(_follow(log, job, count)) for log in logs]
     for n in range(count):
-        writer.say(encode_durable_frame("c", 1, 1, n, "token", b"x" * 100))
+        writer.append(encode_durable_frame("c", 1, 1, n, "token", b"x" * 100))
         if n % 20 == 0:
             await asyncio.sleep(0.002)
         if n == count // 2:
             servers[0].kill()
-    await asyncio.wait_for(writer.settle(), 60)
+    await asyncio.wait_for(writer.flush(), 60)
     for seqs in await asyncio.wait_for(asyncio.gather(*readers), 60):
         assert sorted(seqs) == list(range(count))
 
@@ -99,7 +99,7 @@ async def _follow(log: JobLog, job: str, count: int) -> list[int]:
     after = 0
     while len(seqs) < count:
         with contextlib.suppress(Unavailable):
-            async with aclosing(log.events(job, after)) as events:
+            async with aclosing(log.follow_events(job, after)) as events:
                 async for event in events:
                     if event is not None:
                         after = event.seq
@@ -121,10 +121,10 @@ async def test_nothing_is_refused_while_one_of_three_dies(world: World, three_na
         while loop.time() < until:
             job, one = new_job(), envelope(world)
             try:
-                await log.withdraw(await log.store(one, b"{}"), one.job, one.run)
+                await log.delete_job(await log.enqueue(one, b"{}"), one.job, one.run)
                 await log.claim(secrets.token_hex(8), b"mine")
-                await log.decide(outcome_of(job))
-                await log.decided(job)
+                await log.store_outcome(outcome_of(job))
+                await log.read_outcome(job)
             except QueueFull:
                 pass  # whoever withdrew while there was no leader has left its job there
             except Unavailable as error:

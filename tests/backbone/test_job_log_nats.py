@@ -111,11 +111,11 @@ async def forget_everything(server: Server, url: str) -> None:
 async def test_events_survive_a_crash_of_nats_while_they_are_written(world: World, own_nats: Server) -> None:
     """NATS is killed while a job streams: its reader gets every event, in order, and once when copies are dropped."""
     log, job, count = await world.gateway(), new_job(), 2000
-    writer = (await world.worker()).writer(job)
+    writer = (await world.worker()).event_writer(job)
     seqs: list[int] = []
 
     async def follow() -> None:
-        async with aclosing(log.events(job)) as events:
+        async with aclosing(log.follow_events(job)) as events:
             async for event in events:
                 seq = decode_durable_frame(event.data).seq if event else 0
                 if event and (not seqs or seq > seqs[-1]):
@@ -126,64 +126,64 @@ async def test_events_survive_a_crash_of_nats_while_they_are_written(world: Worl
 
     following = asyncio.create_task(follow())
     for n in range(count):
-        writer.say(encode_durable_frame("c", 1, 1, n, "token", b"x" * 200))
+        writer.append(encode_durable_frame("c", 1, 1, n, "token", b"x" * 200))
         if n == count // 2:
             own_nats.kill()
         if n % 10 == 0:
             await asyncio.sleep(0)
     restarting = asyncio.create_task(own_nats.restart())
-    await asyncio.wait_for(writer.settle(), 30)
+    await asyncio.wait_for(writer.flush(), 30)
     await restarting
     await asyncio.wait_for(following, 30)
-    stored = [decode_durable_frame(event.data).seq for event in await log.first(job, 3 * count)]
+    stored = [decode_durable_frame(event.data).seq for event in await log.first_events(job, 3 * count)]
     assert sorted(set(stored)) == seqs == list(range(count))
 
 
 async def test_a_slow_reader_gets_what_did_not_wait_for_it(world: World) -> None:
     """A slow reader of a fast job gets all of its events in order; only so many wait for it in the gateway's memory."""
     log, job, count = await world.gateway(), new_job(), 5000
-    writer = (await world.worker()).writer(job)
+    writer = (await world.worker()).event_writer(job)
     found: list[bytes] = []
-    async with aclosing(log.events(job)) as events:
+    async with aclosing(log.follow_events(job)) as events:
         for frame in frames(1000):
-            writer.say(frame)
+            writer.append(frame)
         found += await read(events, 500)
         for n in range(1000, count, 500):
             for frame in frames(500, start=n):
-                writer.say(frame)
-            await writer.settle()
+                writer.append(frame)
+            await writer.flush()
             found += await read(events, 7)
         assert isinstance(log, NatsJobLog)
         (follower,) = log._followers
         assert len(follower._told) <= MAX_TOLD
         found += await read(events, count - len(found))
         assert found == frames(count)
-        writer.say(b"live")
+        writer.append(b"live")
         assert await read(events, 1) == [b"live"]
 
 
 async def test_readers_join_while_a_job_streams(world: World) -> None:
     """Whenever a reader joins or resumes, it misses nothing and gets nothing twice."""
     log, job, count = await world.gateway(), new_job(), 3000
-    writer = (await world.worker()).writer(job)
+    writer = (await world.worker()).event_writer(job)
 
     async def whole(skip: int) -> list[bytes]:
         after = 0
         if skip:
-            async with aclosing(log.events(job)) as events:
+            async with aclosing(log.follow_events(job)) as events:
                 stored: list[StoredEvent] = []
                 while len(stored) < skip:
                     event = await anext(events)
                     stored += [event] if event else []
                 after = stored[-1].seq
-        async with aclosing(log.events(job, after)) as events:
+        async with aclosing(log.follow_events(job, after)) as events:
             return await read(events, count - skip, 60)
 
     readers: list[asyncio.Task[list[bytes]]] = []
     for n in range(count):
-        writer.say(b"event %d" % n)
+        writer.append(b"event %d" % n)
         if n % 100 == 0:
-            await writer.settle()
+            await writer.flush()
             readers.append(asyncio.create_task(whole(n // 2)))
     results = await asyncio.gather(*readers)
     for n, result in enumerate(results):
@@ -195,31 +195,31 @@ async def test_readers_join_while_a_job_streams(world: World) -> None:
 async def test_large_events_are_read_whole(world: World) -> None:
     """Events as large as NATS takes are stored and read like small ones, however few of them fit one answer."""
     log, job = await world.gateway(), new_job()
-    writer = (await world.worker()).writer(job)
+    writer = (await world.worker()).event_writer(job)
     large = [b"%d" % n + b"x" * (MIB - 1) for n in range(5)]
-    async with aclosing(log.events(job)) as events:
+    async with aclosing(log.follow_events(job)) as events:
         assert await next_of(events) is None
         for frame in large:
-            writer.say(frame)
-        await writer.settle()
+            writer.append(frame)
+        await writer.flush()
         assert await read(events, 5) == large
-    async with aclosing(log.events(job)) as events:
+    async with aclosing(log.follow_events(job)) as events:
         assert await read(events, 5) == large
-    assert [event.data for event in await log.first(job, 9)] == large
+    assert [event.data for event in await log.first_events(job, 9)] == large
 
 
 async def test_old_events_make_room_for_new_ones(world: World) -> None:
     """Where events fill their room, the oldest go: a reader starts with the oldest that is left, and new ones are stored."""
-    world.kept = Retention(max_event_bytes=MIB, max_word_bytes=MIB, max_dead_bytes=MIB)
+    world.kept = Retention(max_event_bytes=MIB, max_outcome_bytes=MIB, max_dead_letter_bytes=MIB)
     log, job = await world.gateway(), new_job()
-    writer = (await world.worker()).writer(job)
+    writer = (await world.worker()).event_writer(job)
     for n in range(200):
-        writer.say(b"%d " % n + b"x" * 10_000)
-    await writer.settle()
-    first = await log.first(job, 1)
+        writer.append(b"%d " % n + b"x" * 10_000)
+    await writer.flush()
+    first = await log.first_events(job, 1)
     oldest = int(first[0].data.split()[0])
     assert 50 < oldest < 200
-    async with aclosing(log.events(job)) as events:
+    async with aclosing(log.follow_events(job)) as events:
         found = [int(data.split()[0]) for data in await read(events, 200 - oldest)]
         assert found == list(range(oldest, 200))
         assert await next_of(events) is None
@@ -229,50 +229,53 @@ async def test_a_reader_goes_on_where_nats_lost_everything(world: World, own_nat
     """NATS comes back with an empty disk: streams are made again, and what is stored from then on is read."""
     skip_if_borrowed("wipes its NATS")
     log, worker, job = await world.gateway(), await world.worker(), new_job()
-    async with aclosing(log.events(job)) as events, aclosing(log.words(at_once=2, hold_s=30)) as words:
+    async with (
+        aclosing(log.follow_events(job)) as events,
+        aclosing(log.consume_outcomes(max_unacked=2, ack_wait_s=30)) as words,
+    ):
         for frame in frames(20):
-            await log.say(job, frame)
+            await log.append_event(job, frame)
         assert await read(events, 20) == frames(20)
         taking = asyncio.create_task(anext(words))
-        async with log.watch(job) as wait:
+        async with log.watch_outcome(job) as wait:
             await forget_everything(own_nats, own_nats.url)
-            writer = worker.writer(job)
-            writer.say(b"anew")
+            writer = worker.event_writer(job)
+            writer.append(b"anew")
             assert await read(events, 1, 30) == [b"anew"]
-            await writer.settle()
-            assert await worker.decide(outcome_of(job), b"")
+            await writer.flush()
+            assert await worker.store_outcome(outcome_of(job), b"")
             assert await wait(20)
         item: WorkItem = await asyncio.wait_for(taking, 30)
         assert item.id == job
-        await item.done()
-    backlog = log.backlog("hooks")
+        await item.ack()
+    backlog = log.work_queue("hooks")
     await backlog.put("a", b"1")
 
 
 async def test_an_event_too_large_for_nats_is_refused_before_it_is_sent(world: World) -> None:
     """An oversized event is an error where it is made; the connection, and the other jobs on it, live on."""
     log, job = await world.gateway(), new_job()
-    writer = (await world.worker()).writer(job)
+    writer = (await world.worker()).event_writer(job)
     with pytest.raises(RequestTooLarge):
-        writer.say(b"x" * (MIB + 1))
+        writer.append(b"x" * (MIB + 1))
     with pytest.raises(RequestTooLarge):
-        await log.say(job, b"x" * (MIB + 1))
+        await log.append_event(job, b"x" * (MIB + 1))
     with pytest.raises(RequestTooLarge):
-        await log.decide(outcome_of(job), b"x" * MIB)
-    writer.say(b"fine")
-    await asyncio.wait_for(writer.settle(), 20)
+        await log.store_outcome(outcome_of(job), b"x" * MIB)
+    writer.append(b"fine")
+    await asyncio.wait_for(writer.flush(), 20)
 
 
 async def test_what_was_not_stored_is_said_when_a_writer_is_closed(world: World, own_nats: Server) -> None:
     """Nobody takes an attempt's events for stored when they were not."""
-    writer = (await world.worker()).writer(new_job())
+    writer = (await world.worker()).event_writer(new_job())
     own_nats.pause()
     try:
         for _ in range(1000):
-            assert not writer.crowded
-            writer.say(b"x")
-        assert writer.crowded
-        settling = asyncio.create_task(writer.settle())
+            assert not writer.is_full
+            writer.append(b"x")
+        assert writer.is_full
+        settling = asyncio.create_task(writer.flush())
         await asyncio.sleep(0)
         writer.close()
         with pytest.raises(Unavailable):
@@ -291,14 +294,14 @@ async def test_a_lost_confirmation_does_not_store_a_job_twice(world: World, line
     await log.start()
     world.closing.append(log)
     line.deaf = True
-    storing = asyncio.create_task(log.store(envelope(world), b"{}"))
+    storing = asyncio.create_task(log.enqueue(envelope(world), b"{}"))
     await eventually(lambda: line.swallowed)
     line.deaf = False
     line.cut()
     seq = await asyncio.wait_for(storing, 20)
-    assert await log.place(world.queue, seq) == 0
-    assert await log.place(world.queue, seq - 1) is None
-    assert await log.place(world.queue, await log.store(envelope(world), b"{}")) == 1
+    assert await log.queue_position(world.queue, seq) == 0
+    assert await log.queue_position(world.queue, seq - 1) is None
+    assert await log.queue_position(world.queue, await log.enqueue(envelope(world), b"{}")) == 1
 
 
 async def test_whose_confirmation_was_lost_has_still_decided(world: World, line: Line, eventually: Eventually) -> None:
@@ -309,13 +312,13 @@ async def test_whose_confirmation_was_lost_has_still_decided(world: World, line:
     world.closing.append(worker)
     for job in (new_job(), new_job()):
         line.deaf, line.swallowed = True, 0
-        deciding = asyncio.create_task(worker.decide(outcome_of(job), b"answer"))
+        deciding = asyncio.create_task(worker.store_outcome(outcome_of(job), b"answer"))
         await eventually(lambda: line.swallowed)
-        assert not await log.decide(outcome_of(job, JobStatus.CANCELLED))
+        assert not await log.store_outcome(outcome_of(job, JobStatus.CANCELLED))
         line.deaf = False
         line.cut()
         assert await asyncio.wait_for(deciding, 20)
-        decision = await log.decided(job)
+        decision = await log.read_outcome(job)
         assert decision is not None
         assert decision.payload == b"answer"
 
@@ -330,7 +333,7 @@ async def test_an_answer_that_never_comes_is_asked_for_again(world: World, line:
     line.deaf = True
     calls = [
         asyncio.create_task(call)
-        for call in (log.decide(outcome_of(job)), log.claim(name, b"mine"), log.say(job, b"event"))
+        for call in (log.store_outcome(outcome_of(job)), log.claim(name, b"mine"), log.append_event(job, b"event"))
     ]
     await eventually(lambda: line.swallowed)
     line.deaf = False
@@ -349,16 +352,16 @@ async def test_a_short_outage_is_waited_out(world: World, own_nats: Server) -> N
     calls: list[Any] = [
         asyncio.create_task(call)
         for call in (
-            log.decide(outcome_of(jobs[0])),
-            worker.decide(outcome_of(jobs[1]), b""),
+            log.store_outcome(outcome_of(jobs[0])),
+            worker.store_outcome(outcome_of(jobs[1]), b""),
             log.claim(secrets.token_hex(8), b"mine"),
-            log.store(envelope(world), b"{}"),
+            log.enqueue(envelope(world), b"{}"),
         )
     ]
     await own_nats.restart()
     results = [await asyncio.wait_for(call, 20) for call in calls]
     assert results[:3] == [True, True, b"mine"]
-    assert await log.place(world.queue, results[3]) == 0
+    assert await log.queue_position(world.queue, results[3]) == 0
 
 
 async def test_a_job_that_is_not_deleted_for_certain_is_an_error(
@@ -368,14 +371,14 @@ async def test_a_job_that_is_not_deleted_for_certain_is_an_error(
     monkeypatch.setattr("backbone.bus.nats.requests.PATIENCE_S", 1.0)
     await world.open_queue()
     log, job = await world.gateway(), envelope(world)
-    seq = await log.store(job, b"{}")
+    seq = await log.enqueue(job, b"{}")
     own_nats.pause()
     with pytest.raises(Unavailable):
-        await log.withdraw(seq, job.job, job.run)
+        await log.delete_job(seq, job.job, job.run)
     own_nats.resume()
-    assert await log.place(world.queue, seq) == 0
-    await log.withdraw(seq, job.job, job.run)
-    assert await log.place(world.queue, seq) is None
+    assert await log.queue_position(world.queue, seq) == 0
+    await log.delete_job(seq, job.job, job.run)
+    assert await log.queue_position(world.queue, seq) is None
 
 
 async def test_a_long_outage_is_an_error(world: World, own_nats: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -383,16 +386,22 @@ async def test_a_long_outage_is_an_error(world: World, own_nats: Server, monkeyp
     monkeypatch.setattr("backbone.bus.nats.requests.PATIENCE_S", 1.0)
     log, worker, job = await world.gateway(), await world.worker(), new_job()
     own_nats.kill()
-    calls = (log.decided(job), log.decide(outcome_of(job)), log.say(job, b""), log.first(job, 1), log.dead())
+    calls = (
+        log.read_outcome(job),
+        log.store_outcome(outcome_of(job)),
+        log.append_event(job, b""),
+        log.first_events(job, 1),
+        log.list_dead_letters(),
+    )
     ends = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20)
     assert [type(end) for end in ends] == [Unavailable] * len(calls)
-    async with aclosing(log.events(job)) as events:
+    async with aclosing(log.follow_events(job)) as events:
         with pytest.raises(Unavailable):
             await next_of(events)
     answers: list[GateReply | None] = []
     told = asyncio.Event()
     ask = GateRequest(kind=FrameKind.HEARTBEAT, job=job, run=1, delivery=1, token="t", owner="o", worker="w")
-    worker.ask(ask, lambda answer: (answers.append(answer), told.set())[0])
+    worker.request_gate(ask, lambda answer: (answers.append(answer), told.set())[0])
     await asyncio.wait_for(told.wait(), 20)
     assert answers == [None]
 
@@ -401,7 +410,7 @@ async def test_a_question_without_gateways_is_told_at_once(world: World, eventua
     """No gateway is there: the worker need not wait five seconds to learn it."""
     worker, answers = await world.worker(), list[GateReply | None]()
     ask = GateRequest(kind=FrameKind.HEARTBEAT, job=new_job(), run=1, delivery=1, token="t", owner="o", worker="w")
-    worker.ask(ask, answers.append)
+    worker.request_gate(ask, answers.append)
     await eventually(lambda: answers == [None], timeout_s=4)
 
 
@@ -411,12 +420,12 @@ async def test_a_watch_is_told_of_an_end_during_an_outage(world: World, line: Li
     log = NatsJobLog(await line.open(), "g", retention=SMALL)
     await log.start()
     world.closing.append(log)
-    async with log.watch(job) as wait, aclosing(log.events(job)) as events:
+    async with log.watch_outcome(job) as wait, aclosing(log.follow_events(job)) as events:
         assert await next_of(events) is None
         waiting = asyncio.ensure_future(wait(30))
         line.deaf = True
-        await other.say(job, b"missed")
-        await other.decide(outcome_of(job))
+        await other.append_event(job, b"missed")
+        await other.store_outcome(outcome_of(job))
         await eventually(lambda: line.swallowed)
         line.deaf = False
         line.cut()
@@ -441,10 +450,10 @@ async def test_work_and_words_come_again_after_a_crash(world: World, own_nats: S
                 if done >= jobs | ids:
                     all_done.set()
 
-    backlogs = [log.backlog("hooks") for log in logs]
-    takers = [asyncio.create_task(work(backlog.take(at_once=8, hold_s=2))) for backlog in backlogs]
-    takers += [asyncio.create_task(work(log.words(at_once=8, hold_s=2))) for log in logs]
-    storing = [asyncio.create_task(logs[0].decide(outcome_of(job))) for job in jobs]
+    backlogs = [log.work_queue("hooks") for log in logs]
+    takers = [asyncio.create_task(work(backlog.consume(max_unacked=8, ack_wait_s=2))) for backlog in backlogs]
+    takers += [asyncio.create_task(work(log.consume_outcomes(max_unacked=8, ack_wait_s=2))) for log in logs]
+    storing = [asyncio.create_task(logs[0].store_outcome(outcome_of(job))) for job in jobs]
     storing += [asyncio.create_task(backlogs[1].put(item_id, b"")) for item_id in ids]
     while len(done) < 50:
         await asyncio.sleep(0.005)
@@ -460,7 +469,7 @@ async def test_taking_begins_before_there_is_anything_to_take_from(
     """Somebody deletes the consumer: it is made again, and taking goes on; an idle taker asks rarely."""
     log = await world.gateway()
     job = new_job()
-    async with aclosing(log.words(at_once=2, hold_s=30)) as words:
+    async with aclosing(log.consume_outcomes(max_unacked=2, ack_wait_s=30)) as words:
         taking = asyncio.create_task(anext(words))
         admin = NatsConnection(own_nats.url, "admin")
         await admin.connect()
@@ -476,10 +485,10 @@ async def test_taking_begins_before_there_is_anything_to_take_from(
         await eventually(there)
         await request(admin.client, f"CONSUMER.DELETE.{OUTCOMES_STREAM}.recorder")
         await eventually(there)
-        await log.decide(outcome_of(job))
+        await log.store_outcome(outcome_of(job))
         item: WorkItem = await asyncio.wait_for(taking, 20)
         assert item.id == job
-        await item.done()
+        await item.ack()
         await admin.close()
 
 
@@ -489,14 +498,14 @@ async def test_taking_begins_before_there_is_anything_to_take_from(
 async def test_streams_of_an_earlier_version_are_brought_up_to_date(world: World, own_nats: Server) -> None:
     """A gateway with other settings changes what is kept and how long a taker may hold; it makes nothing anew."""
     log, job = await world.gateway(), new_job()
-    await log.say(job, b"kept")
-    async with aclosing(log.backlog("hooks").take(at_once=1, hold_s=60)) as items:
-        await log.backlog("hooks").put("a", b"1")
+    await log.append_event(job, b"kept")
+    async with aclosing(log.work_queue("hooks").consume(max_unacked=1, ack_wait_s=60)) as items:
+        await log.work_queue("hooks").put("a", b"1")
         (await next_of(items)).again(0)
-    world.kept = Retention(events_s=60, max_event_bytes=2 * MIB, max_word_bytes=MIB, max_dead_bytes=MIB)
+    world.kept = Retention(events_s=60, max_event_bytes=2 * MIB, max_outcome_bytes=MIB, max_dead_letter_bytes=MIB)
     other = await world.gateway()
-    assert [event.data for event in await other.first(job, 5)] == [b"kept"]
-    async with aclosing(other.backlog("hooks").take(at_once=1, hold_s=7)) as items:
+    assert [event.data for event in await other.first_events(job, 5)] == [b"kept"]
+    async with aclosing(other.work_queue("hooks").consume(max_unacked=1, ack_wait_s=7)) as items:
         await (await next_of(items)).done()
     admin = NatsConnection(own_nats.url, "admin")
     await admin.connect()
@@ -524,66 +533,66 @@ async def test_claims_are_read_by_natss_own_clients(world: World, own_nats: Serv
 
 async def test_a_full_stream_of_words_is_unavailable_and_not_decided(world: World) -> None:
     """There is no room for how a job ended: that is an error to be seen to, not the news that it had ended before."""
-    world.kept = Retention(max_event_bytes=MIB, max_word_bytes=64 * 1024, max_dead_bytes=MIB)
+    world.kept = Retention(max_event_bytes=MIB, max_outcome_bytes=64 * 1024, max_dead_letter_bytes=MIB)
     log, job = await world.gateway(), new_job()
-    assert await log.decide(outcome_of(job), b"x" * 50_000)
+    assert await log.store_outcome(outcome_of(job), b"x" * 50_000)
     other = new_job()
     with pytest.raises(Unavailable):
-        await log.decide(outcome_of(other), b"x" * 50_000)
-    assert await log.decided(other) is None
-    assert not await log.decide(outcome_of(job), b"x" * 50_000)
+        await log.store_outcome(outcome_of(other), b"x" * 50_000)
+    assert await log.read_outcome(other) is None
+    assert not await log.store_outcome(outcome_of(job), b"x" * 50_000)
 
 
 async def test_the_oldest_recorded_words_make_room(world: World, eventually: Eventually) -> None:
     """Jobs go on ending, however large their answers are: those that ended long ago lose theirs, and none that nobody has
     recorded yet.
     """
-    world.kept = Retention(max_event_bytes=MIB, max_word_bytes=MIB, max_dead_bytes=MIB)
+    world.kept = Retention(max_event_bytes=MIB, max_outcome_bytes=MIB, max_dead_letter_bytes=MIB)
     log, payload = await world.gateway(), b"x" * 200_000
     jobs = [new_job() for _ in range(10)]
 
     async def decide(job: str) -> bool:
         try:
-            return await log.decide(outcome_of(job), payload)
+            return await log.store_outcome(outcome_of(job), payload)
         except Unavailable:
             return False
 
-    assert all([await log.decide(outcome_of(job), payload) for job in jobs[:5]])
+    assert all([await log.store_outcome(outcome_of(job), payload) for job in jobs[:5]])
     assert not await decide(jobs[5])
-    async with aclosing(log.words(at_once=100, hold_s=30)) as words:
+    async with aclosing(log.consume_outcomes(max_unacked=100, ack_wait_s=30)) as words:
         for job in jobs[5:]:
             await (await next_of(words)).done()
             await eventually(lambda job=job: decide(job), timeout_s=20)
-        assert await log.decided(jobs[-1]) is not None
-        assert await log.decided(jobs[0]) is None
+        assert await log.read_outcome(jobs[-1]) is not None
+        assert await log.read_outcome(jobs[0]) is None
 
 
 async def test_the_referee_answers_many_and_is_stopped_with_its_gateway(world: World, eventually: Eventually) -> None:
     """A thousand questions at once are all answered, a bounded number at a time; a stopped gateway leaves none running."""
     log, worker = await world.gateway(), await world.worker()
-    at_once, most, answers = 0, 0, list[GateReply | None]()
+    max_unacked, most, answers = 0, 0, list[GateReply | None]()
 
     async def referee(_ask: GateRequest) -> GateReply | None:
-        nonlocal at_once, most
-        at_once += 1
-        most = max(most, at_once)
+        nonlocal max_unacked, most
+        max_unacked += 1
+        most = max(most, max_unacked)
         try:
             await asyncio.sleep(0.01)
         finally:
-            at_once -= 1
+            max_unacked -= 1
         return GateReply(kind=GateVerdict.PROCEED)
 
-    await log.answer(referee)
+    await log.serve_gate_requests(referee)
     ask = GateRequest(kind=FrameKind.HEARTBEAT, job=new_job(), run=1, delivery=1, token="t", owner="o", worker="w")
     for _ in range(1000):
-        worker.ask(ask, answers.append)
+        worker.request_gate(ask, answers.append)
     await eventually(lambda: len(answers) == 1000)
     assert all(answer is not None for answer in answers)
     assert most <= 256
     for _ in range(10):
-        worker.ask(ask, answers.append)
+        worker.request_gate(ask, answers.append)
     await log.close()
-    assert at_once == 0
+    assert max_unacked == 0
 
 
 async def test_who_has_asked_is_answered_by_a_gateway_that_ends(world: World, eventually: Eventually) -> None:
@@ -597,14 +606,14 @@ async def test_who_has_asked_is_answered_by_a_gateway_that_ends(world: World, ev
         await go.wait()
         return GateReply(kind=GateVerdict.PROCEED)
 
-    await log.answer(referee)
+    await log.serve_gate_requests(referee)
     ask = GateRequest(kind=FrameKind.STARTED, job=new_job(), run=1, delivery=1, token="t", owner="o", worker="w")
-    worker.ask(ask, answers.append)
+    worker.request_gate(ask, answers.append)
     await asked.wait()
     asyncio.get_running_loop().call_later(0.2, go.set)
     await log.close()
     await eventually(lambda: answers == [GateReply(kind=GateVerdict.PROCEED)])
-    worker.ask(ask, answers.append)
+    worker.request_gate(ask, answers.append)
     await eventually(lambda: answers[1:] == [None])
 
 

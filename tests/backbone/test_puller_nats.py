@@ -24,14 +24,14 @@ USED = [Queue(Capability.CHAT, lane, f"m{number}") for number in range(4) for la
 
 
 class Ear:
-    waits = True
+    is_waiting = True
 
-    def stored(self, seq: int) -> None: ...
+    def on_stored(self, seq: int) -> None: ...
 
-    def refused(self, error: Exception) -> None:
+    def on_refused(self, error: Exception) -> None:
         raise error
 
-    def heard(self, _data: bytes) -> bytes | None: ...
+    def on_event(self, _data: bytes) -> bytes | None: ...
 
 
 class Desk:
@@ -42,17 +42,17 @@ class Desk:
         self.intake = Puller(self.bus, slots, frozenset)
         self.slots, self.busy, self.most, self.refused = slots, 0, 0, 0
         self.idle_since = time.monotonic()
-        self.waits: list[float] = []
+        self.is_waiting: list[float] = []
         self.done: set[str] = set()
 
     def on_job(self, job: JobDelivery) -> None:
         if not self.intake.arrived(job):
             self.refused += 1
-            job.give_back()
+            job.nak()
             return
         envelope, body = Envelope.decode(job.message)
         sent, work_s = map(float, body.split())
-        self.waits.append(time.monotonic() - max(sent, self.idle_since))
+        self.is_waiting.append(time.monotonic() - max(sent, self.idle_since))
         self.busy += 1
         self.most = max(self.most, self.busy)
         asyncio.get_running_loop().call_later(work_s, self.finish, job, envelope.job)
@@ -94,7 +94,7 @@ async def test_every_job_begins_when_there_is_a_slot(
         sent += 1
         envelope = Envelope(
             job=f"job_{secrets.token_hex(16)}", request_id="r", endpoint="/", capability=queue.capability,
-            lane=queue.lane, model=queue.model, public_model=queue.model, reply=gateway.new_reply(),
+            lane=queue.lane, model=queue.model, public_model=queue.model, reply=gateway.new_reply_subject(),
         )  # fmt: skip
         gateway.submit(envelope, b"%f %f" % (time.monotonic(), work_s), Ear())
 

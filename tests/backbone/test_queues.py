@@ -34,15 +34,15 @@ class Ear:
     def __init__(self) -> None:
         self.seq: int | None = None
         self.error: NexusError | None = None
-        self.waits = True
+        self.is_waiting = True
 
-    def stored(self, seq: int) -> None:
+    def on_stored(self, seq: int) -> None:
         self.seq = seq
 
-    def refused(self, error: NexusError) -> None:
+    def on_refused(self, error: NexusError) -> None:
         self.error = error
 
-    def heard(self, _data: bytes) -> bytes | None:
+    def on_event(self, _data: bytes) -> bytes | None:
         return None
 
     @property
@@ -62,7 +62,7 @@ class World:
     async def gateway(self, **bounds: Any) -> NatsGatewayBus:
         stream = JobsStreamConfig(**({"max_queues": ROOM, "max_bytes": 64 * 1024 * 1024} | bounds))
         bus = NatsGatewayBus(self.url, gateway=secrets.token_hex(4), ack_wait_s=ACK_WAIT_S, stream=stream)
-        bus.on_queue(self.changes.append)
+        bus.on_queue_change(self.changes.append)
         await bus.start()
         self.closing.append(bus)
         return bus
@@ -85,7 +85,7 @@ def submit(bus: NatsGatewayBus, to: Queue) -> tuple[str, Ear]:
     job, ear = f"job_{secrets.token_hex(16)}", Ear()
     envelope = Envelope(
         job=job, request_id="r", endpoint="/", capability=to.capability, lane=to.lane, model=to.model,
-        public_model=to.model, reply=bus.new_reply(),
+        public_model=to.model, reply=bus.new_reply_subject(),
     )  # fmt: skip
     bus.submit(envelope, b"{}", ear)
     return job, ear
@@ -142,8 +142,8 @@ async def test_without_room_a_job_is_refused_at_once(world: World, eventually: E
     with pytest.raises(Unavailable, match="MAX_QUEUES"):
         await gateway.open_queue(queue("late"))
     assert gateway.queues_are_full
-    assert gateway.refuses(queue("late"))
-    assert not gateway.refuses(queues[0])
+    assert gateway.is_queue_refused(queue("late"))
+    assert not gateway.is_queue_refused(queues[0])
     _, ear = submit(gateway, queues[0])
     await eventually(lambda: ear.seq)
     await request(world.admin.client, f"STREAM.PURGE.{JOBS_STREAM}", {})
@@ -250,7 +250,7 @@ async def test_a_job_of_a_queue_that_was_just_freed_is_served(
         existing.discard(subject)
     await eventually(lambda: ear.seq)
     if not heard:
-        await gateway.depths()
+        await gateway.queue_depths()
 
     async def taken() -> bool:
         if again:

@@ -578,7 +578,7 @@ class TestFaults:
         """The listing's revision is compacted before the watch begins; the gateway must not go deaf."""
         registry = await etcd_cast.worker()
         announcement = await registry.announce(worker())
-        real, spoiled = EtcdClient.listing, []
+        real, spoiled = EtcdClient.list_prefix, []
 
         async def listing(self, prefix):
             entries, revision = await real(self, prefix)
@@ -589,7 +589,7 @@ class TestFaults:
                 await link._at.kv.compact(revision + 3, timeout=5)
             return entries, revision
 
-        monkeypatch.setattr(EtcdClient, "listing", listing)
+        monkeypatch.setattr(EtcdClient, "list_prefix", listing)
         gateway = await etcd_cast.gateway()
         assert spoiled
         await announcement.update(worker(version="2"))

@@ -46,7 +46,7 @@ class Desk:
     async def given(self, **fields: Any) -> tuple[Envelope, bytes]:
         """A job's envelope as a worker gets it, and its message."""
         jobs: list[Any] = []
-        await self.log.store(envelope(self.world, **fields), b"{}")
+        await self.log.enqueue(envelope(self.world, **fields), b"{}")
         bus = await self.world.hand(jobs)
         bus.pull(self.world.queue, 1, 5.0, lambda *_: None)
         async with asyncio.timeout(20):
@@ -56,7 +56,7 @@ class Desk:
         return Envelope.decode(jobs[0].message)[0], jobs[0].message
 
     async def forge(self, word: Outcome, payload: bytes = b"") -> None:
-        assert await self.worker.decide(word, payload)
+        assert await self.worker.store_outcome(word, payload)
 
 
 @pytest.fixture(params=["memory", "nats"])
@@ -85,18 +85,18 @@ async def test_all_gateways_share_one_secret(desk: Desk) -> None:
 async def test_what_the_worker_of_a_job_says_ends_it(desk: Desk) -> None:
     env, _ = await desk.given()
     await desk.forge(outcome_of(env, COMPLETED, token="t"), b"answer")
-    decision = await desk.log.decided(env.job)
+    decision = await desk.log.read_outcome(env.job)
     assert decision is not None
-    assert (decision.word.status, decision.payload, desk.refused) == (COMPLETED, b"answer", [])
+    assert (decision.outcome.status, decision.payload, desk.refused) == (COMPLETED, b"answer", [])
 
 
 async def test_a_gateway_ends_a_job_past_a_forgery(desk: Desk) -> None:
     env, _ = await desk.given()
     await desk.forge(outcome_of(env, COMPLETED, owner="mallory"))
-    assert await desk.log.decide(outcome_of(env, CANCELLED))
-    decision = await desk.log.decided(env.job)
+    assert await desk.log.store_outcome(outcome_of(env, CANCELLED))
+    decision = await desk.log.read_outcome(env.job)
     assert decision is not None
-    assert decision.word.status is CANCELLED
+    assert decision.outcome.status is CANCELLED
     assert desk.refused == [("outcome", env.job)]
 
 
@@ -113,10 +113,10 @@ async def test_a_forged_outcome_ends_nothing_and_makes_room_for_the_true_one(
 ) -> None:
     env, _ = await desk.given()
     await desk.forge(outcome_of(env, COMPLETED).model_copy(update=fields), b"forged")
-    assert await desk.log.decided(env.job) is None
+    assert await desk.log.read_outcome(env.job) is None
     assert desk.refused == [("outcome", env.job)]
     await desk.forge(outcome_of(env, COMPLETED, token="t"), b"answer")
-    decision = await desk.log.decided(env.job)
+    decision = await desk.log.read_outcome(env.job)
     assert decision is not None
     assert decision.payload == b"answer"
 
@@ -126,14 +126,14 @@ async def test_an_outcome_of_one_job_is_none_of_another(desk: Desk) -> None:
     env, _ = await desk.given()
     mine, _ = await desk.given()
     await desk.forge(outcome_of(mine, COMPLETED).model_copy(update={"job": env.job}))
-    assert await desk.log.decided(env.job) is None
+    assert await desk.log.read_outcome(env.job) is None
 
 
 async def test_the_recorder_gets_true_outcomes_only(desk: Desk, eventually: Eventually) -> None:
     """A forged one is taken out of the way by itself, though nobody asks for it."""
     forged, _ = await desk.given()
     true, _ = await desk.given()
-    async with aclosing(desk.log.words(at_once=8, hold_s=30)) as words:
+    async with aclosing(desk.log.consume_outcomes(max_unacked=8, ack_wait_s=30)) as words:
         await desk.forge(outcome_of(forged, COMPLETED, owner="mallory"))
         await desk.forge(outcome_of(true, COMPLETED))
         item = await next_of(words)
@@ -154,15 +154,15 @@ async def test_events_are_those_of_attempts_that_were_given_the_job(desk: Desk) 
     false = ["t", NO_TOKEN, token[:12], attempt_token(other.ticket), attempt_token("")]
     record = encode_durable_frame(QUEUED, 1, 0, 0, NO_TOKEN, b'{"owner":"mallory"}')
     frames = [encode_durable_frame("s", 1, 1, 0, one, b"{}") for one in false]
-    writer = desk.worker.writer(env.job)
+    writer = desk.worker.event_writer(env.job)
     for frame in (b"garbage", record, *frames, encode_durable_frame("s", 1, 1, 0, token, b"{}"), *frames):
-        writer.say(frame)
-    await writer.settle()
-    desk.log.mention(env.job, encode_durable_frame(QUEUED, 1, 0, 0, NO_TOKEN, b'{"owner":"o"}'))
-    async with aclosing(desk.log.events(env.job)) as events:
+        writer.append(frame)
+    await writer.flush()
+    desk.log.append_event_unconfirmed(env.job, encode_durable_frame(QUEUED, 1, 0, 0, NO_TOKEN, b'{"owner":"o"}'))
+    async with aclosing(desk.log.follow_events(env.job)) as events:
         found = [decode_durable_frame(data) for data in await read(events, 2)]
     assert [(frame.kind, frame.payload) for frame in found] == [("s", b"{}"), ("q", b'{"owner":"o"}')]
-    assert [decode_durable_frame(event.data).kind for event in await desk.log.first(env.job, 2)] == ["s", "q"]
+    assert [decode_durable_frame(event.data).kind for event in await desk.log.first_events(env.job, 2)] == ["s", "q"]
     assert {kind for kind, _ in desk.refused} == {"event"}
     writer.close()
 
@@ -177,10 +177,10 @@ async def test_a_question_is_answered_to_whoever_was_given_the_job(desk: Desk, e
     def ask(token: str) -> GateRequest:
         return GateRequest(kind=FrameKind.HEARTBEAT, job=env.job, run=1, delivery=1, token=token, owner="o", worker="w")
 
-    await desk.log.answer(referee)
-    desk.worker.ask(ask("stranger"), heard.append)
+    await desk.log.serve_gate_requests(referee)
+    desk.worker.request_gate(ask("stranger"), heard.append)
     await eventually(lambda: ("question", env.job) in desk.refused)
-    desk.worker.ask(ask(attempt_token(env.ticket)), heard.append)
+    desk.worker.request_gate(ask(attempt_token(env.ticket)), heard.append)
     await eventually(lambda: GateReply(kind=GateVerdict.PROCEED) in heard)
 
 
@@ -188,13 +188,13 @@ async def test_a_failed_job_is_tried_again_from_what_was_stored(desk: Desk) -> N
     """Not from what its worker makes of it."""
     env, message = await desk.given()
     await desk.forge(outcome_of(env, FAILED, error={"message": "m", "type": "t", "status": 500}), message)
-    decision = await desk.log.decided(env.job)
+    decision = await desk.log.read_outcome(env.job)
     assert decision is not None
     assert decision.payload == message
-    await desk.log.undecide(env.job, decision.seq)
+    await desk.log.delete_outcome(env.job, decision.seq)
     changed = env.model_copy(update={"owner": "mallory"}).encode(b"{}")
     await desk.forge(outcome_of(env, FAILED, error={"message": "m", "type": "t", "status": 500}), changed)
-    decision = await desk.log.decided(env.job)
+    decision = await desk.log.read_outcome(env.job)
     assert decision is not None
     assert decision.payload == b""
     assert desk.refused == [("message", env.job)]
@@ -203,21 +203,21 @@ async def test_a_failed_job_is_tried_again_from_what_was_stored(desk: Desk) -> N
 async def test_a_dead_letter_is_of_a_job_that_was_given(desk: Desk) -> None:
     env, message = await desk.given()
     word = outcome_of(env, FAILED, dead=True, error={"message": "m", "type": "t", "status": 500})
-    await desk.worker.bury(word, message)
-    await desk.worker.bury(word.model_copy(update={"owner": "mallory", "run": 2}), message)
-    found = [letter.word.owner for letter in await desk.log.dead() if letter.word.job == env.job]
+    await desk.worker.store_dead_letter(word, message)
+    await desk.worker.store_dead_letter(word.model_copy(update={"owner": "mallory", "run": 2}), message)
+    found = [letter.outcome.owner for letter in await desk.log.list_dead_letters() if letter.outcome.job == env.job]
     assert found == ["default"]
-    await desk.worker.bury(word.model_copy(update={"owner": "mallory", "run": 3}), message)
-    letter = await desk.log.dead_letter(env.job)
+    await desk.worker.store_dead_letter(word.model_copy(update={"owner": "mallory", "run": 3}), message)
+    letter = await desk.log.find_dead_letter(env.job)
     assert letter is not None
-    assert (letter.word.owner, letter.message) == ("default", message)
+    assert (letter.outcome.owner, letter.message) == ("default", message)
 
 
 async def test_an_item_that_no_gateway_put_there_is_dropped(desk: Desk) -> None:
-    raw, sealed = await desk.world.gateway(), desk.log.backlog("hooks")
-    await raw.backlog("hooks").put(f"forged-{id(desk)}", b'{"owner":"mallory"}')
+    raw, sealed = await desk.world.gateway(), desk.log.work_queue("hooks")
+    await raw.work_queue("hooks").put(f"forged-{id(desk)}", b'{"owner":"mallory"}')
     await sealed.put(f"true-{id(desk)}", b'{"owner":"o"}')
-    async with aclosing(sealed.take(at_once=4, hold_s=30)) as items:
+    async with aclosing(sealed.consume(max_unacked=4, ack_wait_s=30)) as items:
         item = await next_of(items)
         assert (item.id, item.data) == (f"true-{id(desk)}", b'{"owner":"o"}')
         await item.done()
@@ -227,10 +227,10 @@ async def test_an_item_that_no_gateway_put_there_is_dropped(desk: Desk) -> None:
 async def submitted_before(desk: Desk, monkeypatch: pytest.MonkeyPatch, env: Envelope) -> None:
     """Let the job's first event be older than the secret, and what comes now younger."""
     record = new_record(env, queue_s=60.0, expires_at=None)
-    await desk.log.say(
+    await desk.log.append_event(
         env.job, encode_durable_frame(QUEUED, env.run, 0, 0, NO_TOKEN, record.model_dump_json().encode())
     )
-    [event] = await desk.log.first(env.job, 1)
+    [event] = await desk.log.first_events(env.job, 1)
     secret = desk.log.seal_secret
     assert secret is not None
     assert event.stored_at is not None
@@ -245,12 +245,16 @@ async def test_a_job_that_was_queued_before_there_were_seals_ends(desk: Desk, mo
     await submitted_before(desk, monkeypatch, env)
     token = attempt_token("")
     for number, kind in enumerate((FrameKind.STARTED, FrameKind.CHUNK)):
-        await desk.log.say(env.job, encode_durable_frame(kind.value, env.run, 1, number, token, b"{}"))
-    assert [decode_durable_frame(event.data).kind for event in await desk.log.first(env.job, 9)] == [QUEUED, "s", "c"]
+        await desk.log.append_event(env.job, encode_durable_frame(kind.value, env.run, 1, number, token, b"{}"))
+    assert [decode_durable_frame(event.data).kind for event in await desk.log.first_events(env.job, 9)] == [
+        QUEUED,
+        "s",
+        "c",
+    ]
     await desk.forge(
         outcome_of(env, FAILED, seal="", token=token, error={"message": "m", "type": "t", "status": 500}), message
     )
-    decision = await desk.log.decided(env.job)
+    decision = await desk.log.read_outcome(env.job)
     assert decision is not None
     assert decision.payload == message
     assert desk.refused == []
@@ -274,7 +278,7 @@ async def test_what_disagrees_with_the_first_event_is_refused(
     await submitted_before(desk, monkeypatch, env)
     for word in (outcome_of(env, COMPLETED, seal="").model_copy(update=lie), outcome_of(env, CANCELLED, seal="")):
         await desk.forge(word)
-        assert await desk.log.decided(env.job) is None
+        assert await desk.log.read_outcome(env.job) is None
     assert [kind for kind, _ in desk.refused] == ["outcome"] * 2
 
 
@@ -284,7 +288,7 @@ async def test_a_job_that_never_was_is_not_older(desk: Desk, monkeypatch: pytest
     await submitted_before(desk, monkeypatch, env)
     other = env.model_copy(update={"job": "job_" + "0" * 12 + "7" + "0" * 19})
     await desk.forge(outcome_of(other, COMPLETED, seal=""))
-    assert await desk.log.decided(other.job) is None
+    assert await desk.log.read_outcome(other.job) is None
     assert desk.refused == [("outcome", other.job)]
 
 
@@ -296,6 +300,6 @@ async def test_what_is_older_than_the_secret_is_believed(desk: Desk, monkeypatch
     await desk.forge(outcome_of(env, COMPLETED, seal=""), b"old answer")
     later = SealSecret(secret.key, secret.made_at + 3600)
     monkeypatch.setattr(type(desk.log), "_secret", property(lambda _: later))
-    decision = await desk.log.decided(env.job)
+    decision = await desk.log.read_outcome(env.job)
     assert decision is not None
     assert decision.payload == b"old answer"

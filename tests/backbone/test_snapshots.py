@@ -57,7 +57,7 @@ async def take(url: str, *streams: str, consumers: bool = True) -> dict[str, tup
     async with snapshots(url) as there:
         for stream in streams:
             chunks: list[bytes] = []
-            taken = await there.take(stream, chunks.append, consumers=consumers)
+            taken = await there.save(stream, chunks.append, consumers=consumers)
             assert taken is not None
             found[stream] = (taken, chunks)
     return found
@@ -73,10 +73,10 @@ async def bring(url: str, found: dict[str, tuple[StreamSnapshot, list[bytes]]], 
 async def words_of(log: JobLog, count: int) -> set[str]:
     """The jobs of so many words that the recorder gets, which it confirms."""
     found = set()
-    async with aclosing(log.words(at_once=64, hold_s=10)) as words:
+    async with aclosing(log.consume_outcomes(max_unacked=64, ack_wait_s=10)) as words:
         async for item in words:
             found.add(item.id)
-            await item.done()
+            await item.ack()
             if len(found) == count:
                 return found
     raise AssertionError
@@ -93,19 +93,19 @@ async def test_words_and_what_is_recorded_of_them(own_nats: Server, other_nats: 
     async with a_world(own_nats.url) as world:
         log = await world.gateway()
         for job in jobs[:200]:
-            await log.decide(outcome_of(job), b"a" * 3000)
+            await log.store_outcome(outcome_of(job), b"a" * 3000)
         recorded = await words_of(log, 200)
         for job in jobs[200:]:
-            await log.decide(outcome_of(job), job.encode())
+            await log.store_outcome(outcome_of(job), job.encode())
         claim = await log.claim("name", b"first")
     found = await take(own_nats.url, OUTCOMES_STREAM, CLAIMS_STREAM)
     await bring(other_nats.url, found)
     async with a_world(other_nats.url) as world:
         log = await world.gateway()
-        decision = await log.decided(jobs[250])
+        decision = await log.read_outcome(jobs[250])
         assert decision is not None
         assert (decision.payload, decision.seq) == (jobs[250].encode(), 251)
-        assert not await log.decide(outcome_of(jobs[0], JobStatus.FAILED))
+        assert not await log.store_outcome(outcome_of(jobs[0], JobStatus.FAILED))
         assert await log.claim("name", b"second") == claim
         assert not await words_of(log, 100) & recorded
 
@@ -115,8 +115,8 @@ async def test_jobs_come_again_at_once(own_nats: Server, other_nats: Server) -> 
     async with a_world(own_nats.url) as world:
         log = await world.gateway()
         sent = [envelope(world) for _ in range(5)]
-        seqs = [await log.store(one, b"{}") for one in sent]
-        await log.withdraw(seqs[4], sent[4].job, sent[4].run)
+        seqs = [await log.enqueue(one, b"{}") for one in sent]
+        await log.delete_job(seqs[4], sent[4].job, sent[4].run)
         found = await take(own_nats.url, JOBS_STREAM, consumers=False)
         queue = world.queue
     await bring(other_nats.url, found)
@@ -124,8 +124,8 @@ async def test_jobs_come_again_at_once(own_nats: Server, other_nats: Server) -> 
     world.queue = queue
     await world.open_queue()
     log = await world.gateway()
-    assert [await log.place(queue, seq) for seq in seqs[:4]] == [0, 1, 2, 3]
-    assert await log.store(envelope(world), b"{}") == 6
+    assert [await log.queue_position(queue, seq) for seq in seqs[:4]] == [0, 1, 2, 3]
+    assert await log.enqueue(envelope(world), b"{}") == 6
     await world.close()
 
 
@@ -138,7 +138,7 @@ async def test_what_was_stored_meanwhile(own_nats: Server, other_nats: Server) -
         for number in range(600):
             await log.claim(f"late{number}", b"%d" % number * 1000)
         async with snapshots(own_nats.url) as there:
-            tail = [piece async for piece in there.tail(CLAIMS_STREAM, found[CLAIMS_STREAM][0].last_seq)]
+            tail = [piece async for piece in there.read_tail(CLAIMS_STREAM, found[CLAIMS_STREAM][0].last_seq)]
     assert len(tail) == 600
     assert b"Nats-Sequence" not in tail[0].headers
     await bring(other_nats.url, found)
@@ -157,12 +157,12 @@ async def test_events_of_jobs_that_are_not_there(own_nats: Server) -> None:
         jobs = [new_job() for _ in range(4)]
         kept, lost, ended, again = jobs
         for job, seq, run in ((kept, 10, 1), (lost, 11, 1), (ended, 12, 1), (again, 9, 1), (again, 13, 2)):
-            await log.say(job, queued(job, seq, run))
-        await log.say(lost, encode_durable_frame("s", 1, 1, 0, "token", b"{}"))
-        await log.decide(outcome_of(ended))
+            await log.append_event(job, queued(job, seq, run))
+        await log.append_event(lost, encode_durable_frame("s", 1, 1, 0, "token", b"{}"))
+        await log.store_outcome(outcome_of(ended))
         async with snapshots(own_nats.url) as there:
-            assert await there.forget_lost_jobs(after=0, last=10) == 2
-        assert [len(await log.first(job, 10)) for job in (kept, lost, ended, again)] == [1, 0, 1, 1]
+            assert await there.delete_lost_jobs(after=0, last=10) == 2
+        assert [len(await log.first_events(job, 10)) for job in (kept, lost, ended, again)] == [1, 0, 1, 1]
 
 
 def queued(job: str, seq: int, run: int) -> bytes:
@@ -188,7 +188,7 @@ async def test_a_stream_that_is_there(own_nats: Server) -> None:
         with pytest.raises(Refused, match="already"):
             await bring(own_nats.url, found)
         async with snapshots(own_nats.url) as there:
-            assert await there.take(BLOBS_STREAM, lambda _: None) is None
+            assert await there.save(BLOBS_STREAM, lambda _: None) is None
             assert await there.state(BLOBS_STREAM) is None
             await there.delete(BLOBS_STREAM)
 
@@ -198,7 +198,7 @@ async def test_a_snapshot_that_was_cut(own_nats: Server, other_nats: Server) -> 
     async with a_world(own_nats.url) as world:
         log = await world.gateway()
         for _ in range(50):
-            await log.decide(outcome_of(new_job()), b"a" * 3000)
+            await log.store_outcome(outcome_of(new_job()), b"a" * 3000)
         found = await take(own_nats.url, OUTCOMES_STREAM)
     taken, chunks = found[OUTCOMES_STREAM]
     whole = b"".join(chunks)
@@ -210,7 +210,7 @@ async def test_nats_dies_in_the_middle(own_nats: Server) -> None:
     """Whoever takes a snapshot is told, soon."""
     async with a_world(own_nats.url) as world:
         log = await world.gateway()
-        await asyncio.gather(*(log.decide(outcome_of(new_job()), os.urandom(400_000)) for _ in range(40)))
+        await asyncio.gather(*(log.store_outcome(outcome_of(new_job()), os.urandom(400_000)) for _ in range(40)))
     async with snapshots(own_nats.url) as there:
 
         def kill(_: bytes) -> None:
@@ -218,20 +218,20 @@ async def test_nats_dies_in_the_middle(own_nats: Server) -> None:
 
         async with asyncio.timeout(60):
             with pytest.raises(Unavailable, match="lost"):
-                await there.take(OUTCOMES_STREAM, kill)
+                await there.save(OUTCOMES_STREAM, kill)
 
 
 async def test_gateways_are_heard(own_nats: Server, eventually: Eventually) -> None:
     """Whether one listens for notices is known without a registry."""
     async with snapshots(own_nats.url) as there:
-        assert not await there.gateways_listen()
+        assert not await there.has_gateways()
         gateway = NatsBroadcast(own_nats.url, "g")
         await gateway.start()
-        await gateway.listen("keys", lambda: None)
-        assert await there.gateways_listen()
+        await gateway.subscribe("keys", lambda: None)
+        assert await there.has_gateways()
         await gateway.close()
         await eventually(lambda: _none(there))
 
 
 async def _none(there: StreamBackup) -> bool:
-    return not await there.gateways_listen()
+    return not await there.has_gateways()

@@ -16,8 +16,8 @@ from tests.servers import Server
 
 __all__ = ["three_nats"]
 
-ONE = Retention(max_event_bytes=256 * MIB, max_word_bytes=64 * MIB, max_dead_bytes=64 * MIB)
-THREE = Retention(max_event_bytes=256 * MIB, max_word_bytes=64 * MIB, max_dead_bytes=64 * MIB, replicas=3)
+ONE = Retention(max_event_bytes=256 * MIB, max_outcome_bytes=64 * MIB, max_dead_letter_bytes=64 * MIB)
+THREE = Retention(max_event_bytes=256 * MIB, max_outcome_bytes=64 * MIB, max_dead_letter_bytes=64 * MIB, replicas=3)
 
 
 async def test_one_replica_becomes_three_and_one_again(
@@ -30,10 +30,10 @@ async def test_one_replica_becomes_three_and_one_again(
     world = World(own_nats.url, ONE)
     log = await world.gateway()
     for job in jobs[:20]:
-        await log.decide(outcome_of(job), job.encode())
+        await log.store_outcome(outcome_of(job), job.encode())
     recorded = await words_of(log, 20)
     for job in jobs[20:]:
-        await log.decide(outcome_of(job), job.encode())
+        await log.store_outcome(outcome_of(job), job.encode())
     found = await take(own_nats.url, OUTCOMES_STREAM)
     await world.close()
 
@@ -56,7 +56,7 @@ async def test_one_replica_becomes_three_and_one_again(
     await three_nats[0].process.wait()
 
     fresh = World(urls, THREE)
-    decision = await (await gateway(fresh)).decided(jobs[39])
+    decision = await (await gateway(fresh)).read_outcome(jobs[39])
     assert decision is not None
     assert decision.payload == jobs[39].encode()
     await fresh.close()

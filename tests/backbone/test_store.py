@@ -374,7 +374,7 @@ class TestPages:
 
 class TestTimers:
     async def due(self, store: Store, owner: str) -> list[str]:
-        return sorted(job for who, job in await store.due(1000) if who == owner)
+        return sorted(job for who, job in await store.claim_due(1000) if who == owner)
 
     async def test_a_timer_that_runs_out_is_given_to_one_caller(self, store, owner):
         jobs = [record(owner) for _ in range(20)]
@@ -485,13 +485,13 @@ async def test_a_pretended_outage():
         store.update("a", "b", progress=0.5),
         store.remove("a", "b"),
         store.page("a"),
-        store.running("a"),
-        store.waiting("a"),
-        store.due(1),
-        store.lease("a", "b", 1),
-        store.release("a", "b"),
-        store.served("chat", "m", 1),
-        store.service_s("chat", "m"),
+        store.count_running("a"),
+        store.count_queued("a"),
+        store.claim_due(1),
+        store.acquire_lease("a", "b", 1),
+        store.release_lease("a", "b"),
+        store.record_service_time("chat", "m", 1),
+        store.mean_service_time_s("chat", "m"),
     )
     for call in calls:
         with pytest.raises(Unavailable):
@@ -511,17 +511,17 @@ class TestBreaker:
     def test_it_opens_on_a_time_out_and_lets_one_call_try_at_a_time(self):
         now = [0.0]
         breaker = CircuitBreaker(1.0, clock=lambda: now[0])
-        assert breaker.admits()
-        breaker.timed_out()
-        assert not breaker.admits()
+        assert breaker.allows_call()
+        breaker.record_timeout()
+        assert not breaker.allows_call()
         now[0] = 1.0
-        assert [breaker.admits(), breaker.admits()] == [True, False]
-        breaker.timed_out()
+        assert [breaker.allows_call(), breaker.allows_call()] == [True, False]
+        breaker.record_timeout()
         now[0] = 2.0
-        assert breaker.admits()
-        breaker.answered()
+        assert breaker.allows_call()
+        breaker.record_answer()
         assert breaker.closed
-        assert [breaker.admits(), breaker.admits()] == [True, True]
+        assert [breaker.allows_call(), breaker.allows_call()] == [True, True]
 
 
 class TestFaults:

@@ -181,7 +181,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule()
     def give_out_what_is_due(self) -> None:
-        due = {given.job for given in self.do(self.store.due(10_000)) if given.owner == self.owner}
+        due = {given.job for given in self.do(self.store.claim_due(10_000)) if given.owner == self.owner}
         assert due == {job for job, model in self.jobs.items() if model.due}
         self.jobs = {job: replace(model, due=False) for job, model in self.jobs.items()}
 
@@ -204,7 +204,7 @@ class StoreMachine(RuleBasedStateMachine):
     async def _counts_agree(self) -> None:
         """Waiting jobs are counted where a create fails at exactly that limit."""
         for key in ("", "key_1", "key_2"):
-            assert await self.store.running(self.key(key)) == self.count(key, RUNNING)
+            assert await self.store.count_running(self.key(key)) == self.count(key, RUNNING)
             waiting = self.count(key, QUEUED)
             probe = JobRecord(id="job_9", owner=self.owner, endpoint="/", model="m", created_at=1, key=self.key(key))
             with pytest.raises(LimitReached):

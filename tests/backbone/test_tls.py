@@ -293,11 +293,11 @@ async def test_what_a_worker_may_do_in_etcd(
 async def test_what_a_gateway_may_do_in_etcd(shared_etcd: ProductionEtcd, secrets: Secrets) -> None:
     """It reads all of Nexus, writes aliases and services, and sees nothing else."""
     async with link(etcd_for(shared_etcd, gateway_settings(secrets))) as gateway:
-        await _expect(True, gateway.listing("/nexus/"))
+        await _expect(True, gateway.list_prefix("/nexus/"))
         await _expect(True, gateway.put("/nexus/aliases/a", b"x"))
         await _expect(True, gateway.put("/nexus/services/a", b"x"))
         await _expect(False, gateway.put("/nexus/workers/w", b"x"))
-        await _expect(False, gateway.listing("/"))
+        await _expect(False, gateway.list_prefix("/"))
 
 
 async def _expect(allowed: bool, call: Any) -> None:
@@ -404,10 +404,10 @@ async def test_redis_with_tls_user_and_password_file(secure_redis: ProductionRed
     ):
         await made.ping()
         connection = made.connection
-        await connection.call(lambda: connection._pipeline.ask("SET", "nexus:x", "1"))
+        await connection.call(lambda: connection._pipeline.execute("SET", "nexus:x", "1"))
         for command in (("SET", "other", "1"), ("FLUSHALL",), ("CONFIG", "GET", "*"), ("KEYS", "*"), ("ACL", "LIST")):
             with pytest.raises(Unavailable, match="deploy/redis"):
-                await connection.call(lambda command=command: connection._pipeline.ask(*command))
+                await connection.call(lambda command=command: connection._pipeline.execute(*command))
 
 
 def _redis(secrets: Secrets) -> dict[str, str]:

@@ -46,15 +46,15 @@ async def test_a_doubted_queue_proves_itself_and_stays_empty(
     log: NatsJobLog, bus: NatsGatewayBus, storing: StorageHealth, eventually: Eventually
 ) -> None:
     """A job that was neither stored nor refused may have met a stream without a leader: nothing is refused for it."""
-    storing.doubt()
+    storing.report_doubt()
     await eventually(lambda: not storing.doubted)
-    storing.require()
+    storing.require_available()
 
     async def empty() -> bool:
-        return await bus.depths() == []
+        return await bus.queue_depths() == []
 
     await eventually(empty)
-    assert await log.decide(outcome_of(new_job()))
+    assert await log.store_outcome(outcome_of(new_job()))
 
 
 async def test_what_a_slow_disk_stored_too_late_is_removed(
@@ -64,10 +64,10 @@ async def test_what_a_slow_disk_stored_too_late_is_removed(
     bus._publisher.publish(module.JOB, module.PAYLOAD)
 
     async def holds(count: int) -> bool:
-        return sum(depth.waiting for depth in await bus.depths()) == count
+        return sum(depth.waiting for depth in await bus.queue_depths()) == count
 
     await eventually(lambda: holds(1))
-    storing.doubt()
+    storing.report_doubt()
     await eventually(lambda: holds(0))
 
 
@@ -90,9 +90,9 @@ async def test_writes_that_fail_are_refused_at_once(
     await eventually(refused)
     began = asyncio.get_running_loop().time()
     with pytest.raises(Unavailable, match="restart nats-server"):
-        await log.decide(outcome_of(new_job()))
+        await log.store_outcome(outcome_of(new_job()))
     assert asyncio.get_running_loop().time() - began < 1.0
-    assert await log.decided(new_job()) is None  # what is there can be read
+    assert await log.read_outcome(new_job()) is None  # what is there can be read
     await own_nats.restart()
     await eventually(lambda: not storing.problem)
-    assert await log.decide(outcome_of(new_job()))
+    assert await log.store_outcome(outcome_of(new_job()))

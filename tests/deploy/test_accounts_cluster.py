@@ -39,16 +39,16 @@ class Ear:
 
     frames: list[bytes] = field(default_factory=list)
     seq: int | None = None
-    waits: bool = True
+    is_waiting: bool = True
     error: NexusError | None = None
 
-    def stored(self, seq: int) -> None:
+    def on_stored(self, seq: int) -> None:
         self.seq = seq
 
-    def refused(self, error: NexusError) -> None:
+    def on_refused(self, error: NexusError) -> None:
         self.error = error
 
-    def heard(self, data: bytes) -> bytes | None:
+    def on_event(self, data: bytes) -> bytes | None:
         self.frames.append(data)
         return PROCEED
 
@@ -67,7 +67,7 @@ class Three:
             user=user,
             password=Password("NATS_PASSWORD", None, self.secrets.file(f"{folder}/nats-password")),
             tls=self.secrets.client_context,
-            inbox=f"_INBOX.{user}",
+            inbox_prefix=f"_INBOX.{user}",
         )
 
     async def worker(self, node: Node, jobs: list[JobDelivery]) -> NatsWorkerBus:
@@ -80,7 +80,7 @@ class Three:
     def submit(self) -> tuple[Envelope, Ear]:
         envelope = Envelope(
             job=new_job_id(), request_id="req_1", endpoint="/v1/chat/completions", capability=QUEUE.capability, model="m",
-            public_model="m", reply=self.gateway.new_reply(),
+            public_model="m", reply=self.gateway.new_reply_subject(),
         )  # fmt: skip
         ear = Ear()
         self.gateway.submit(envelope, b"{}", ear)
@@ -136,12 +136,12 @@ async def test_a_worker_serves_from_any_server(three: Three, number: int, eventu
     worker.pull(QUEUE, 2, PULL_S, lambda *_: None)
     envelope, ear = three.submit()
     await eventually(lambda: jobs)
-    worker.ask(envelope.reply, encode_frame(FrameKind.STARTED, 1, 0, b"{}"), answers.append)
+    worker.request(envelope.reply, encode_frame(FrameKind.STARTED, 1, 0, b"{}"), answers.append)
     await eventually(lambda: answers == [PROCEED])
     nobody: list[bytes | None] = []
-    worker.ask("nexus.reply.nobody.x", b"h 1 1\n", nobody.append)
+    worker.request("nexus.reply.nobody.x", b"h 1 1\n", nobody.append)
     await eventually(lambda: nobody == [None])
-    worker.say(envelope.reply, encode_frame(FrameKind.DONE, 1, 1, b"{}\n"))
+    worker.send_event(envelope.reply, encode_frame(FrameKind.DONE, 1, 1, b"{}\n"))
     jobs[0].ack()
     await eventually(lambda: len(ear.frames) == 2)
 

@@ -48,7 +48,7 @@ async def test_production_is_saved_and_restored(tmp_path: Path) -> None:
     async with Cluster(tmp_path / "old", source=ProductionSource(secrets)) as cluster:
         settings = admins(cluster, secrets)
         world = World(nats_access(settings))
-        await (await world.gateway()).decide(outcome_of(job), b"the answer")
+        await (await world.gateway()).store_outcome(outcome_of(job), b"the answer")
         await world.close()
         store = RedisStore(redis_access(settings))
         await RedisDocumentStore(store).put("key", "", "k", b"{}")
@@ -61,7 +61,7 @@ async def test_production_is_saved_and_restored(tmp_path: Path) -> None:
             settings, folder, read_manifest(folder), parse_kinds(""), force=False, replicas=None, notify=print
         )
         world = World(nats_access(settings))
-        decision = await (await world.gateway()).decided(job)
+        decision = await (await world.gateway()).read_outcome(job)
         assert decision is not None
         assert decision.payload == b"the answer"
         await world.close()

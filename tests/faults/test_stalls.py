@@ -85,10 +85,10 @@ def test_a_frozen_redis_is_known_in_time(own_redis: Server) -> None:
         loop = asyncio.get_running_loop()
         own_redis.pause()
         try:
-            began, lost_s = loop.time(), store.connection._stalls.lost_s
+            began, lost_s = loop.time(), store.connection._stalls.stalled_s
             with pytest.raises(Unavailable, match="within"):
                 await store.get("alice", record(1).id)
-            lost_s = store.connection._stalls.lost_s - lost_s  # this machine's own, which is busy
+            lost_s = store.connection._stalls.stalled_s - lost_s  # this machine's own, which is busy
             assert loop.time() - began - lost_s < OPENED_S
             began = loop.time()
             with pytest.raises(Unavailable, match="moment"):

@@ -386,7 +386,7 @@ async def test_a_restore_over_what_is_there(old: Nexus, saved: Path, tmp_path: P
     async with Cluster(tmp_path, **SETTINGS) as cluster:
         nexus = Nexus(cluster)
         world, job = World(cluster.nats.url), new_job()
-        await (await world.gateway()).decide(outcome_of(job, owner="default"))
+        await (await world.gateway()).store_outcome(outcome_of(job, owner="default"))
         await world.close()
         refusal = await nexus.restore(saved)
         assert "hold data already: NEXUS_DONE (1 messages)" in refusal
@@ -395,7 +395,7 @@ async def test_a_restore_over_what_is_there(old: Nexus, saved: Path, tmp_path: P
         await link.open()
         assert await RegistryBackup(link, "/nexus/").read() == {}
         assert await nexus.restore(saved, only="etcd") == ""
-        assert await RegistryBackup(link, "/nexus/").operators_keys() == ["aliases/old"]
+        assert await RegistryBackup(link, "/nexus/").operator_keys() == ["aliases/old"]
         await link.close()
         assert "The servers hold a part of the backup" in await nexus.restore(
             half_a_manifest(saved, tmp_path), force=True

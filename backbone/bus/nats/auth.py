@@ -29,7 +29,7 @@ class NatsAccess:
     creds_file: str = ""
     """A user's JWT and seed, as `nsc` writes them."""
     tls: ssl.SSLContext | None = None
-    inbox: str = INBOX
+    inbox_prefix: str = INBOX
     """Before every inbox of this process, so that its user may be kept out of all others."""
     refusals: RefusalCounter = field(default_factory=RefusalCounter, compare=False)
     """What the connections of this process refused."""
@@ -40,12 +40,12 @@ class NatsAccess:
         return [part.strip() for part in self.url.split(",") if part.strip()]
 
     @property
-    def secure(self) -> bool:
+    def requires_tls(self) -> bool:
         """Whether a connection without TLS is refused."""
         return self.tls is not None
 
     @property
-    def shown(self) -> str:
+    def redacted_url(self) -> str:
         """The URLs without what is secret in them."""
         return ",".join(_without_password(server) for server in self.servers)
 
@@ -67,7 +67,7 @@ def nats_access(settings: CommonSettings) -> NatsAccess:
         password=password or None,
         creds_file=creds,
         tls=_tls(settings),
-        inbox=_inbox(settings.nats_inbox_prefix, user),
+        inbox_prefix=_inbox(settings.nats_inbox_prefix, user),
     )
 
 

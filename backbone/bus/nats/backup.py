@@ -141,18 +141,18 @@ class StreamBackup:
             raise
         return found
 
-    async def gateways_listen(self) -> bool:
+    async def has_gateways(self) -> bool:
         """Whether gateways run: they hear notices. What this one says, look at the keys, changes nothing."""
         try:
             async with asyncio.timeout(LISTENS_S):
-                answers = await self._questions.ask(f"{BROADCAST}.keys".encode(), b"")
+                answers = await self._questions.request(f"{BROADCAST}.keys".encode(), b"")
         except TimeoutError:
             return True
         return answers is None or _code(answers[0]) != NO_RESPONDERS
 
     # Taking
 
-    async def take(
+    async def save(
         self, stream: str, write: Callable[[bytes], object], *, consumers: bool = True
     ) -> StreamSnapshot | None:
         """Give a snapshot to `write`, piece by piece; None: there is no such stream. Messages that are removed while it is
@@ -175,7 +175,7 @@ class StreamBackup:
                 return None
             raise
         finally:
-            self._wire.drop(sid)
+            self._wire.drop_subscription(sid)
         return StreamSnapshot(said["config"], said["state"])
 
     def _on_chunk(self, _subject: bytes, reply: bytes, headers: bytes, data: bytes) -> None:
@@ -197,7 +197,7 @@ class StreamBackup:
                 raise Unavailable(f"NATS gave up the snapshot of {stream}: {status.code} {status.text}")
             return
 
-    async def tail(self, stream: str, after: int) -> AsyncGenerator[SavedMessage, None]:
+    async def read_tail(self, stream: str, after: int) -> AsyncGenerator[SavedMessage, None]:
         """What was stored behind the sequence `after`, and is still there."""
         reader = StreamReader(self._questions, stream, replicated=True)
         left: int | None = None
@@ -240,7 +240,7 @@ class StreamBackup:
     async def _append(self, piece: SavedMessage) -> None:
         await put(self._questions, piece.subject.encode(), piece.data, piece.headers)
 
-    async def drop_consumers_ahead(self, stream: str, last_seq: int) -> list[str]:
+    async def delete_consumers_ahead(self, stream: str, last_seq: int) -> list[str]:
         """Delete consumers that believe to have seen more than there is, and would not see what comes: servers before
         2.15 read consumers after messages. Their names; gateways make them again.
         """
@@ -250,7 +250,7 @@ class StreamBackup:
             await self._call(f"CONSUMER.DELETE.{stream}.{name}")
         return ahead
 
-    async def forget_lost_jobs(self, *, after: int, last: int) -> int:
+    async def delete_lost_jobs(self, *, after: int, last: int) -> int:
         """See LostJobCleaner."""
         return await LostJobCleaner(self._questions).forget(after=after, last=last)
 
@@ -273,7 +273,7 @@ class StreamBackup:
         return _checked(await self._reply(f"{API}.{subject}".encode(), orjson.dumps(body), timeout_s))
 
     async def _reply(self, subject: bytes, payload: bytes, timeout_s: float) -> ReplyMessage:
-        answers = await self._while_connected(self._questions.ask(subject, payload), timeout_s)
+        answers = await self._while_connected(self._questions.request(subject, payload), timeout_s)
         if answers is None:
             raise Unavailable("the connection to NATS was lost")
         return answers[0]

@@ -26,10 +26,10 @@ BroadcastCallback = Callable[[], None]
 class Broadcast(Protocol):
     """See the module's docstring. A topic is one word of `[a-z-]`."""
 
-    def tell(self, topic: str) -> None:
+    def publish(self, topic: str) -> None:
         """Send a notice. Best effort; never raises."""
 
-    async def listen(self, topic: str, heard: BroadcastCallback) -> None:
+    async def subscribe(self, topic: str, heard: BroadcastCallback) -> None:
         """Call `heard` at each notice on this topic, from now on. It must return at once and not raise.
 
         Raises Unavailable.
@@ -51,12 +51,12 @@ class NatsBroadcast:
         """Disconnect."""
         await self._wire.close()
 
-    def tell(self, topic: str) -> None:
+    def publish(self, topic: str) -> None:
         """See the base."""
         with contextlib.suppress(Unavailable):
             self._wire.publish(f"{BROADCAST}.{topic}".encode(), b"")
 
-    async def listen(self, topic: str, heard: BroadcastCallback) -> None:
+    async def subscribe(self, topic: str, heard: BroadcastCallback) -> None:
         """See the base."""
         await self._wire.subscribe(f"{BROADCAST}.{topic}", lambda *_: heard())
         await self._wire.ping()
@@ -81,12 +81,12 @@ class MemoryBroadcast:
     async def close(self) -> None:
         """Nothing to disconnect."""
 
-    def tell(self, topic: str) -> None:
+    def publish(self, topic: str) -> None:
         """See the base; heard in the loop's next turn."""
         if self.available:
             for heard in self._heard[topic]:
                 asyncio.get_running_loop().call_soon(heard)
 
-    async def listen(self, topic: str, heard: BroadcastCallback) -> None:
+    async def subscribe(self, topic: str, heard: BroadcastCallback) -> None:
         """See the base."""
         self._heard[topic].append(heard)

@@ -68,7 +68,7 @@ class ProtocolParser:
         self.parts: list[bytes] = []
         self.size = 0
         self.needed = 0
-        self.heard = False
+        self.received = False
         """Something has arrived since `NatsConnection.take_heard` was last called."""
 
     def reset(self) -> None:
@@ -78,7 +78,7 @@ class ProtocolParser:
 
     async def parse(self, data: bytes = b"") -> None:  # noqa: PLR0915 - one flat loop: a call per message would show
         """Handle every whole message in what has arrived so far."""
-        self.heard = True
+        self.received = True
         if self.parts:
             self.parts.append(data)
             self.size += len(data)
@@ -218,11 +218,11 @@ class NatsConnection:
         self._silent = False
         """The connection was given up because its server did not answer."""
         self._keep_unsent = keep_unsent
-        self.access = server if isinstance(server, NatsAccess) else NatsAccess(server)
+        self.auth = server if isinstance(server, NatsAccess) else NatsAccess(server)
         self.name = name
-        self.refusals = self.access.refusals
+        self.refusals = self.auth.refusals
         self.client = _NatsPyClient()
-        self.client.secure = self.access.secure
+        self.client.secure = self.auth.requires_tls
         self._raw: Any = self.client
         self._handlers: dict[int, MessageHandler] = {}
         self._parser = ProtocolParser(self.client, self._handlers, self.refusals)
@@ -247,9 +247,9 @@ class NatsConnection:
         try:
             async with asyncio.timeout(timeout_s):
                 await self.client.connect(
-                    self.access.servers,
+                    self.auth.servers,
                     name=self.name,
-                    inbox_prefix=self.access.inbox,
+                    inbox_prefix=self.auth.inbox_prefix,
                     **self._credentials(),
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=RECONNECT_S,  # type: ignore[arg-type]  # it is only slept on
@@ -278,10 +278,10 @@ class NatsConnection:
 
     def new_inbox(self) -> str:
         """A name that nobody else has, below this process's prefix; what stands behind a dot after it is one's own."""
-        return f"{self.access.inbox}.{new_token()}"
+        return f"{self.auth.inbox_prefix}.{new_token()}"
 
     def _credentials(self) -> dict[str, Any]:
-        access = self.access
+        access = self.auth
         found: dict[str, Any] = {"tls": access.tls} if access.tls is not None else {}
         if access.creds_file:
             found["user_credentials"] = access.creds_file
@@ -291,9 +291,9 @@ class NatsConnection:
 
     def _password(self) -> str:
         """Called for each connection."""
-        assert self.access.password is not None
+        assert self.auth.password is not None
         try:
-            return self.access.password.read()
+            return self.auth.password.read()
         except ConfigurationError as error:
             raise nats.errors.Error(f"nats: {error}") from error
 
@@ -302,8 +302,8 @@ class NatsConnection:
         last = self._last_error or error
         hint = _hint(error) or _hint(last)
         if hint is not None:
-            return f"NATS at {self.access.shown} {hint}"
-        return f"NATS does not answer at {self.access.shown}: {_in_words(error, last)}"
+            return f"NATS at {self.auth.redacted_url} {hint}"
+        return f"NATS does not answer at {self.auth.redacted_url}: {_in_words(error, last)}"
 
     async def _error(self, error: Exception) -> None:
         if not isinstance(error, TimeoutError) or self._last_error is None:
@@ -320,7 +320,7 @@ class NatsConnection:
             self.client.options["reconnect_time_wait"] = REFUSED_S
         if hint not in self._told:
             self._told.add(hint)
-            log.error("nats refuses", connection=self.name, error=f"NATS at {self.access.shown} {hint}")
+            log.error("nats refuses", connection=self.name, error=f"NATS at {self.auth.redacted_url} {hint}")
 
     async def _disconnected(self) -> None:
         assert self._loop is not None
@@ -346,7 +346,7 @@ class NatsConnection:
         return self.client.is_connected
 
     @property
-    def away(self) -> bool:
+    def unavailable(self) -> bool:
         """Whether NATS is known to be away: each of its servers was tried since the connection was lost, or none has taken
         it back for `AWAY_S`. False while another server of a cluster may still take over.
         """
@@ -354,9 +354,9 @@ class NatsConnection:
             return False
         return self._failed >= len(self._raw._server_pool) or self._loop.time() - self._lost_at > AWAY_S
 
-    def take_heard(self) -> bool:
+    def take_received(self) -> bool:
         """See `backbone.bus.nats.liveness.MonitoredConnection`."""
-        heard, self._parser.heard = self._parser.heard, False
+        heard, self._parser.received = self._parser.received, False
         return heard
 
     def send_ping(self) -> None:
@@ -430,7 +430,7 @@ class NatsConnection:
                 await self.client.flush(2)
         self._handlers.pop(sid, None)
 
-    def drop(self, sid: int) -> None:
+    def drop_subscription(self, sid: int) -> None:
         """End a subscription now: what is still on its way goes nowhere. Idempotent."""
         self._handlers.pop(sid, None)
         if self._raw._subs.pop(sid, None) is not None and not self.client.is_closed:

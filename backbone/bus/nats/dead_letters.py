@@ -39,7 +39,7 @@ class DeadLetterStream:
                         break
         return letters
 
-    async def of(self, job: str) -> StoredDeadLetter | None:
+    async def find(self, job: str) -> StoredDeadLetter | None:
         """Looks at every letter, until it is there. Raises Unavailable."""
         async with contextlib.aclosing(self._backwards(None)) as messages:
             async for message in messages:
@@ -48,7 +48,7 @@ class DeadLetterStream:
                     return _letter(message)
         return None
 
-    async def remove(self, seq: int) -> bool:
+    async def delete(self, seq: int) -> bool:
         """Delete one. Raises Unavailable."""
         return await self._reader.delete(seq)
 

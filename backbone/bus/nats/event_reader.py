@@ -76,7 +76,7 @@ class EventReader:
                         await self._wake.wait()
         finally:
             for sid in sids:
-                self._wire.drop(sid)
+                self._wire.drop_subscription(sid)
 
     async def _stored(self) -> list[StoredEvent]:
         """The next ones of what is stored; none: there are no more, or something happened meanwhile."""

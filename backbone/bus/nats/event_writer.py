@@ -50,7 +50,7 @@ class NatsEventWriter:
         self._lost = False
         self.closed = False
 
-    def say(self, frame: bytes) -> None:
+    def append(self, frame: bytes) -> None:
         """Publish at once, or with the next round. Raises RequestTooLarge."""
         if self.closed:
             self._lost = True
@@ -123,11 +123,11 @@ class NatsEventWriter:
             self._send(one)
 
     @property
-    def crowded(self) -> bool:
+    def is_full(self) -> bool:
         """Counted in events and in bytes."""
         return len(self._unconfirmed) >= CROWD or self._bytes >= CROWD_BYTES
 
-    async def settle(self) -> None:
+    async def flush(self) -> None:
         """Wait for the last confirmation."""
         if self._lost:
             raise _closed()

@@ -147,7 +147,7 @@ class NatsGatewayBus:
 
     @property
     def _away(self) -> bool:
-        return self._publisher.away or self._listener.away
+        return self._publisher.unavailable or self._listener.unavailable
 
     @property
     def max_message_bytes(self) -> int:
@@ -186,7 +186,7 @@ class NatsGatewayBus:
     def _tell_lost(self, token: bytes) -> None:
         sink = self._sinks.get(token)
         if sink is not None:
-            sink.refused(BackendFailed("the end of this answer was lost; try again", code="events_lost"))
+            sink.on_refused(BackendFailed("the end of this answer was lost; try again", code="events_lost"))
 
     async def _watch(self) -> None:
         """What a worker said can be lost though both connections stood: between two servers of a cluster, one of which froze."""
@@ -217,7 +217,7 @@ class NatsGatewayBus:
 
     def _waits(self, token: bytes) -> bool:
         sink = self._sinks.get(token)
-        return sink is not None and sink.waits
+        return sink is not None and sink.is_waiting
 
     async def _is_there(self, seq: int, message_id: bytes) -> bool:
         while True:
@@ -239,7 +239,7 @@ class NatsGatewayBus:
         """See QueueConsumers."""
         return await self._consumers.free(is_served, grace_s)
 
-    def refuses(self, queue: Queue) -> bool:
+    def is_queue_refused(self, queue: Queue) -> bool:
         """See QueueConsumers."""
         return self._consumers.refuses(queue)
 
@@ -253,19 +253,19 @@ class NatsGatewayBus:
         """The consumers."""
         return len(self._consumers.existing)
 
-    def on_queue(self, changed: Callable[[QueueChange], None]) -> None:
+    def on_queue_change(self, changed: Callable[[QueueChange], None]) -> None:
         """Call `changed` for each queue that this gateway makes, frees, restores, or is refused."""
         self._consumers.on_change = changed
 
-    def new_reply(self) -> str:
+    def new_reply_subject(self) -> str:
         """128 random bits below this gateway's prefix."""
         return self._prefix + new_token()
 
     def submit(self, envelope: Envelope, body: bytes, sink: ReplyListener) -> None:
         """Publish; the PubAck comes beside the replies and is checked there, without anybody waiting."""
-        if not self._listener.connected or self._publisher.away:
+        if not self._listener.connected or self._publisher.unavailable:
             raise nats_unavailable()
-        self._storing.require()
+        self._storing.require_available()
         if len(body) > self.max_message_bytes:
             raise RequestTooLarge(f"the request is larger than the {self.max_message_bytes} bytes that NATS takes")
         assert self._loop is not None
@@ -292,12 +292,12 @@ class NatsGatewayBus:
         """The first job of a queue makes it."""
         try:
             await self._consumers.make(queue)
-            if one.sink.waits:
+            if one.sink.is_waiting:
                 self._send(token, one)
             else:  # the caller has gone meanwhile
                 self.release(one.reply.decode())
         except NexusError as error:
-            one.sink.refused(error)
+            one.sink.on_refused(error)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -330,7 +330,7 @@ class NatsGatewayBus:
             if answer_to:
                 self._answer(answer_to, STOP)
             return
-        answer = sink.heard(data)
+        answer = sink.on_event(data)
         if answer is not None and answer_to:
             self._answer(answer_to, answer)
 
@@ -349,7 +349,7 @@ class NatsGatewayBus:
         error = ack.get("error")
         if error is None:
             self._stored[token] = _Stored(ack["seq"], unacked.message_id, unacked.subject)
-            unacked.sink.stored(ack["seq"])
+            unacked.sink.on_stored(ack["seq"])
             if unacked.subject not in self._consumers.existing:
                 self._spawn(self._reopen_queue(unacked.subject))
             return
@@ -359,7 +359,7 @@ class NatsGatewayBus:
             refusal = QueueFull()
         else:
             refusal = Unavailable(f"the queue does not take jobs: {error.get('description')}")
-        unacked.sink.refused(refusal)
+        unacked.sink.on_refused(refusal)
 
     async def _sweep(self) -> None:
         """Repeat submits without a PubAck, and give up on old ones."""
@@ -371,23 +371,23 @@ class NatsGatewayBus:
                 waited = now - one.since
                 if waited > OUTAGE_S and self._away:
                     self._unacked.pop(token, None)
-                    one.sink.refused(nats_unavailable())
+                    one.sink.on_refused(nats_unavailable())
                 elif waited > GIVE_UP_S:
                     self._unacked.pop(token, None)
-                    self._storing.doubt()
-                    one.sink.refused(Unavailable("the queue did not confirm the job in time; try again shortly"))
+                    self._storing.report_doubt()
+                    one.sink.on_refused(Unavailable("the queue did not confirm the job in time; try again shortly"))
                 elif now - one.sent > REPEAT_S and self.connected:
                     one.sent = now
                     with contextlib.suppress(Unavailable):
                         address = self._confirmations + token
                         self._publisher.publish_with_id(one.subject, one.message, address, one.message_id)
 
-    def remove(self, seq: int) -> None:
+    def delete_job(self, seq: int) -> None:
         """Delete by sequence; the answer goes nowhere."""
         with contextlib.suppress(Unavailable):
             self._publisher.publish(DELETE_SUBJECT, b'{"seq":%d,"no_erase":true}' % seq, self._void)
 
-    def control(self, worker: str, message: bytes) -> None:
+    def send_control(self, worker: str, message: bytes) -> None:
         """Core NATS: whoever is there hears it. A name that cannot be a worker's is refused."""
         if not is_token(worker):
             self._publisher.refusals.add("worker", worker=worker[:100])
@@ -395,15 +395,15 @@ class NatsGatewayBus:
         with contextlib.suppress(Unavailable):
             self._publisher.publish(f"{WORKER_CONTROL}.{worker}".encode(), message)
 
-    async def depths(self) -> list[QueueDepth]:
+    async def queue_depths(self) -> list[QueueDepth]:
         """From the stream's state."""
         return await read_depths(self._publisher.client, self._consumers.missed)
 
-    async def storage(self) -> StorageUsage:
+    async def storage_usage(self) -> StorageUsage:
         """From the streams' states."""
         return await read_storage(self._publisher.client)
 
-    async def time_s(self) -> float:
+    async def server_time_s(self) -> float:
         """What the leader of the jobs stream says beside its state."""
         try:
             info = await request(self._publisher.client, f"STREAM.INFO.{JOBS_STREAM}", timeout_s=1.0)

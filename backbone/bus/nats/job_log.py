@@ -90,7 +90,7 @@ class NatsJobLog:
         )
         self._questions = RequestInbox(self._wire)
         self._storing = storing or StorageHealth()
-        self._questions.require_storing = self._storing.require
+        self._questions.require_storage = self._storing.require_available
         self._proving: asyncio.Task[None] | None = None
         self._kept = retention
         self._payload_room = max_payload_room
@@ -102,7 +102,7 @@ class NatsJobLog:
         self._secret: SealSecret | None = None
         self._dead = DeadLetterStream(self._questions, replicated=replicated)
         self._places = QueuePositions(self._questions, replicated=replicated)
-        self._room = OutcomeRetention(self._questions, retention.max_word_bytes, replicated=replicated)
+        self._room = OutcomeRetention(self._questions, retention.max_outcome_bytes, replicated=replicated)
         self._keeping: asyncio.Task[None] | None = None
         self._backlogs: dict[str, NatsWorkQueue] = {}
         self._followers: set[EventReader] = set()
@@ -182,7 +182,7 @@ class NatsJobLog:
 
     async def _share_secret(self) -> None:
         """Read the gateways' secret; the first gateway makes it, and one whose server has lost it stores it again."""
-        there = await self._secrets.leaders({"last_by_subj": SEAL_SECRET_SUBJECT})
+        there = await self._secrets.from_leader({"last_by_subj": SEAL_SECRET_SUBJECT})
         if there is None:
             mine = self._secret.key if self._secret is not None else os.urandom(SECRET_BYTES)
             try:
@@ -192,7 +192,7 @@ class NatsJobLog:
             except Refused as refusal:
                 if refusal.code not in WRONG_SEQUENCE:
                     raise Unavailable(f"NATS does not store the gateways' secret: {refusal}") from refusal
-            there = await self._secrets.leaders({"last_by_subj": SEAL_SECRET_SUBJECT})
+            there = await self._secrets.from_leader({"last_by_subj": SEAL_SECRET_SUBJECT})
         if there is None or len(there.data) != SECRET_BYTES:
             raise Unavailable(
                 f"the gateways' secret in the bucket '{SEALS_BUCKET}' is gone or damaged; restore it from a backup"
@@ -201,7 +201,7 @@ class NatsJobLog:
 
     # The queue
 
-    async def store(self, envelope: Envelope, body: bytes) -> int:
+    async def enqueue(self, envelope: Envelope, body: bytes) -> int:
         """Publish to the jobs stream, which `NatsGatewayBus` makes."""
         if len(body) > self._max_payload - self._payload_room:
             raise RequestTooLarge(
@@ -217,7 +217,7 @@ class NatsJobLog:
             raise Unavailable(f"the queue does not take jobs: {refusal}") from refusal
         except Unavailable:
             if self._wire.connected:
-                self._storing.doubt()
+                self._storing.report_doubt()
             raise
         return stored.seq
 
@@ -225,11 +225,11 @@ class NatsJobLog:
     def _max_payload(self) -> int:
         return self._wire.client.max_payload
 
-    async def place(self, queue: Queue, seq: int) -> int | None:
+    async def queue_position(self, queue: Queue, seq: int) -> int | None:
         """See QueuePositions."""
         return await self._places.before(queue, seq)
 
-    async def withdraw(self, seq: int, job: str, run: int) -> None:
+    async def delete_job(self, seq: int, job: str, run: int) -> None:
         """Delete by sequence, after a look at what is there, until NATS confirms it."""
         stored = f"{job}.{run}".encode()
         if not await holds_job(self._wire.client, seq, stored):
@@ -241,7 +241,7 @@ class NatsJobLog:
 
     # Events
 
-    async def say(self, job: str, frame: bytes) -> None:
+    async def append_event(self, job: str, frame: bytes) -> None:
         """Publish; a copy may be stored where a confirmation was lost, as a worker's events."""
         subject = f"{EVENTS}.{require_token(job)}".encode()
         try:
@@ -249,14 +249,14 @@ class NatsJobLog:
         except Refused as refusal:
             raise Unavailable(f"NATS does not store an event: {refusal}") from refusal
 
-    def mention(self, job: str, frame: bytes) -> None:
+    def append_event_unconfirmed(self, job: str, frame: bytes) -> None:
         """Publish, and ask for no confirmation."""
         if len(frame) > self._max_payload:
             return  # NATS would close the connection
         with contextlib.suppress(Unavailable):
             self._wire.publish(f"{EVENTS}.{require_token(job)}".encode(), frame)
 
-    async def first(self, job: str, count: int) -> list[StoredEvent]:
+    async def first_events(self, job: str, count: int) -> list[StoredEvent]:
         """Batches, until there are enough."""
         events: list[StoredEvent] = []
         left: int | None = None
@@ -266,7 +266,7 @@ class NatsJobLog:
             events += [StoredEvent(message.seq, message.data, message.stored_at) for message in found]
         return events
 
-    async def events(self, job: str, after: int = 0) -> AsyncGenerator[StoredEvent | None, None]:
+    async def follow_events(self, job: str, after: int = 0) -> AsyncGenerator[StoredEvent | None, None]:
         """See EventReader."""
         self._require_open()
         follower = EventReader(self._wire, self._events, require_token(job), after)
@@ -284,11 +284,11 @@ class NatsJobLog:
 
     # Terminal words
 
-    async def decide(self, word: Outcome, payload: bytes = b"") -> bool:
+    async def store_outcome(self, word: Outcome, payload: bytes = b"") -> bool:
         """See backbone.bus.nats.outcomes."""
         return await outcomes.decide(self._questions, word, payload, self._max_payload)
 
-    async def decided(self, job: str) -> StoredOutcome | None:
+    async def read_outcome(self, job: str) -> StoredOutcome | None:
         """The last message on its subject, which is the only one."""
         message = await self._words.last(f"{OUTCOMES}.{job}") if is_token(job) else None
         if message is None:
@@ -298,11 +298,11 @@ class NatsJobLog:
         except ValueError:
             # It would keep the subject for ever, and the job from ending.
             log.warning("joblog.outcome_unreadable", job=job)
-            await self.undecide(job, message.seq)
+            await self.delete_outcome(job, message.seq)
             return None
         return StoredOutcome(word, payload, message.seq, message.stored_at)
 
-    async def known(self) -> list[str]:
+    async def list_jobs(self) -> list[str]:
         """By the subjects of both streams."""
         words, events = await asyncio.gather(
             self._words.subjects(f"{OUTCOMES}.>"), self._events.subjects(f"{EVENTS}.>")
@@ -310,14 +310,14 @@ class NatsJobLog:
         jobs = {subject.removeprefix(f"{OUTCOMES}.") for subject in words}
         return sorted(jobs | {subject.removeprefix(f"{EVENTS}.") for subject in events})
 
-    async def undecide(self, job: str, seq: int) -> None:
+    async def delete_outcome(self, job: str, seq: int) -> None:
         """The leader says what is there: a replica may have an earlier word."""
-        message = await self._words.leaders({"seq": seq})
+        message = await self._words.from_leader({"seq": seq})
         if message is not None and message.subject == f"{OUTCOMES}.{job}":
             await self._words.delete(seq)
 
     @asynccontextmanager
-    async def watch(self, job: str) -> AsyncIterator[Callable[[float], Awaitable[bool]]]:
+    async def watch_outcome(self, job: str) -> AsyncIterator[Callable[[float], Awaitable[bool]]]:
         """Hear what NATS says when a word is stored; after a reconnect, look for one."""
         subject = f"{STORED_OUTCOMES}.{require_token(job)}".encode()
         watch = _Watch()
@@ -328,7 +328,7 @@ class NatsJobLog:
         async def look() -> None:
             watch.changed.clear()
             try:
-                if await self.decided(job) is not None:
+                if await self.read_outcome(job) is not None:
                     watch.told.set()
             except BaseException as error:
                 watch.changed.set()  # it has not been looked at yet
@@ -363,18 +363,20 @@ class NatsJobLog:
             for watch in watches:
                 watch.changed.set()
 
-    async def words(self, *, at_once: int, hold_s: float) -> AsyncGenerator[WorkItem, None]:
+    async def consume_outcomes(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
         """One consumer for all gateways."""
 
-        async def make(hold_s: float) -> None:
-            await ensure_taker(self._wire.client, OUTCOMES_STREAM, OUTCOME_CONSUMER, hold_s)
+        async def make(ack_wait_s: float) -> None:
+            await ensure_taker(self._wire.client, OUTCOMES_STREAM, OUTCOME_CONSUMER, ack_wait_s)
 
-        async with contextlib.aclosing(self._take(OUTCOMES_STREAM, OUTCOME_CONSUMER, make, at_once, hold_s)) as items:
+        async with contextlib.aclosing(
+            self._take(OUTCOMES_STREAM, OUTCOME_CONSUMER, make, max_unacked, ack_wait_s)
+        ) as items:
             async for item in items:
                 yield item
 
     async def _take(
-        self, stream: str, consumer: str, make: Make, at_once: int, hold_s: float
+        self, stream: str, consumer: str, make: Make, max_unacked: int, ack_wait_s: float
     ) -> AsyncGenerator[WorkItem, None]:
         self._require_open()
         taker = PullConsumer(
@@ -383,8 +385,8 @@ class NatsJobLog:
             stream=stream,
             consumer=consumer,
             make=make,
-            at_once=at_once,
-            hold_s=hold_s,
+            max_unacked=max_unacked,
+            ack_wait_s=ack_wait_s,
         )
         self._takers.add(taker)
         try:
@@ -396,7 +398,7 @@ class NatsJobLog:
 
     # Questions of workers
 
-    async def answer(self, referee: AskHandler) -> None:
+    async def serve_gate_requests(self, referee: AskHandler) -> None:
         """See RpcServer."""
         answers = RpcServer(self._wire, referee)
         await answers.start()
@@ -404,17 +406,17 @@ class NatsJobLog:
 
     # Dead letters
 
-    async def dead(self, *, before: int | None = None, limit: int = 100) -> list[StoredDeadLetter]:
+    async def list_dead_letters(self, *, before: int | None = None, limit: int = 100) -> list[StoredDeadLetter]:
         """See DeadLetterStream."""
         return await self._dead.newest(before, limit)
 
-    async def dead_letter(self, job: str) -> StoredDeadLetter | None:
+    async def find_dead_letter(self, job: str) -> StoredDeadLetter | None:
         """See DeadLetterStream."""
-        return await self._dead.of(job)
+        return await self._dead.find(job)
 
-    async def unbury(self, seq: int) -> bool:
+    async def delete_dead_letter(self, seq: int) -> bool:
         """By sequence."""
-        return await self._dead.remove(seq)
+        return await self._dead.delete(seq)
 
     # Claims
 
@@ -440,7 +442,7 @@ class NatsJobLog:
 
     # Backlogs
 
-    def backlog(self, name: str) -> NatsWorkQueue:
+    def work_queue(self, name: str) -> NatsWorkQueue:
         """One per name; its stream is made when it is first used."""
         backlog = self._backlogs.get(name)
         if backlog is None:

@@ -26,7 +26,7 @@ class MonitoredConnection(Protocol):
     def connected(self) -> bool:
         """Whether the connection stands."""
 
-    def take_heard(self) -> bool:
+    def take_received(self) -> bool:
         """Return whether anything has arrived since the last call."""
 
     def send_ping(self) -> None:
@@ -55,7 +55,7 @@ class LivenessMonitor:
     def tick(self, late_s: float) -> bool:
         """Look at the connection once. Return whether the server has been silent for too long."""
         connection = self._connection
-        if not connection.connected or connection.take_heard():
+        if not connection.connected or connection.take_received():
             self._missed = 0
             return False
         if late_s < LATE_S:

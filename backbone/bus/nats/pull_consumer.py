@@ -47,18 +47,18 @@ class NatsWorkItem:
         ack = parse_ack_subject(ack_subject)
         self.delivery = ack.delivery
         self.stored_at = ack.stored_ns // NANO
-        self.until = time.monotonic() + taker.hold_s
+        self.until = time.monotonic() + taker.ack_wait_s
 
     @property
     def _held(self) -> bool:
         return time.monotonic() < self.until
 
-    async def done(self) -> None:
+    async def ack(self) -> None:
         """An acknowledgement that NATS acknowledges. It counts also when the time is up: what is done is done."""
         await self._taker.confirm(self._ack_subject)
         self._taker.let_go(self)
 
-    def again(self, delay_s: float) -> None:
+    def nak(self, delay_s: float) -> None:
         """A negative acknowledgement; when the time is up it is somebody else's already."""
         if self._held:
             word = b'-NAK {"delay":%d}' % int(delay_s * NANO) if delay_s > 0 else b"-NAK"
@@ -66,10 +66,10 @@ class NatsWorkItem:
         self.until = 0.0
         self._taker.let_go(self)
 
-    def hold(self) -> None:
+    def extend(self) -> None:
         """`in_progress`."""
         if self._held:
-            self.until = time.monotonic() + self._taker.hold_s
+            self.until = time.monotonic() + self._taker.ack_wait_s
             self._taker.publish(self._ack_subject, b"+WPI")
 
 
@@ -84,17 +84,17 @@ class PullConsumer:
         stream: str,
         consumer: str,
         make: Callable[[float], Awaitable[None]],
-        at_once: int,
-        hold_s: float,
+        max_unacked: int,
+        ack_wait_s: float,
     ) -> None:
-        """`make(hold_s)` makes the consumer, and what it needs."""
+        """`make(ack_wait_s)` makes the consumer, and what it needs."""
         self._wire = wire
         self._questions = questions
         self._api = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}".encode()
         self._name = f"{stream}/{consumer}"
         self._make = make
-        self._at_once = at_once
-        self.hold_s = hold_s
+        self._at_once = max_unacked
+        self.ack_wait_s = ack_wait_s
         self._inbox = ""
         self._sid: int | None = None
         self._made = False
@@ -147,7 +147,7 @@ class PullConsumer:
             await self._open_inbox()
         if not self._made:
             try:
-                await self._make(self.hold_s)
+                await self._make(self.ack_wait_s)
             except Unavailable as error:
                 log.warning("nothing can be taken yet", consumer=self._name, error=str(error))
                 self._not_before = time.monotonic() + PAUSE_S
@@ -161,7 +161,7 @@ class PullConsumer:
         """A new one after each reconnect, which keeps away what a cluster still holds for the old one."""
         self._reopen, self._outstanding = False, 0
         if self._sid is not None:
-            self._wire.drop(self._sid)
+            self._wire.drop_subscription(self._sid)
         self._inbox = self._wire.new_inbox()
         self._sid = await self._wire.subscribe(f"{self._inbox}.*", self._on_message)
 
@@ -239,7 +239,7 @@ class PullConsumer:
         """Give back what was not given out, and what is still on its way."""
         self._shut = True
         while self._ready:
-            self._ready.popleft().again(0)
+            self._ready.popleft().nak(0)
         if self._sid is not None:
             sid, self._sid = self._sid, None
             await self._wire.unsubscribe(sid)

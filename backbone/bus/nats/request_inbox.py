@@ -54,17 +54,17 @@ class RequestInbox:
         self._skip = len(self._prefix)
         self._next = 0
         self.closed = False
-        self.require_storing: Callable[[], None] = lambda: None
+        self.require_storage: Callable[[], None] = lambda: None
         """Raises Unavailable where NATS is known to store nothing; see `backbone.bus.nats.write_probe`."""
         wire.on_lost.append(self._forget_all)
-        self.void = f"{self._prefix}void".encode()
+        self.discard_subject = f"{self._prefix}void".encode()
         """Where an answer goes that nobody waits for."""
 
     async def start(self) -> None:
         """Listen; once, after the first connection."""
         await self._wire.subscribe(f"{self._prefix}*", self._on_answer)
 
-    def ask(
+    def request(
         self, subject: bytes, payload: bytes | memoryview, *, headers: bytes = b"", many: bool = False
     ) -> ReplyFuture:
         """Ask; with `many` the answer goes on until a message that is a status. Raises Unavailable when not connected, and InvalidSubject."""
@@ -98,9 +98,9 @@ class RequestInbox:
             one.reply.set_result(one.answers)
 
     @property
-    def away(self) -> bool:
+    def unavailable(self) -> bool:
         """Whether NATS is known to be away, so that to ask again is of no use for now."""
-        return self._wire.away
+        return self._wire.unavailable
 
     def _forget_all(self) -> None:
         """The connection is lost: what was asked on it is never answered."""

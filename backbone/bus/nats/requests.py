@@ -75,14 +75,14 @@ async def ask(
     so many `tries` that were not answered though the connection stood; at once where NATS is known to be away, and after
     OUTAGE_S where that is learned meanwhile.
     """
-    if questions.away:
+    if questions.unavailable:
         raise nats_unavailable()
     loop = asyncio.get_running_loop()
     began = loop.time()
     deadline = began + PATIENCE_S
     while not questions.closed:
         try:
-            reply = questions.ask(subject, payload, headers=headers, many=many)
+            reply = questions.request(subject, payload, headers=headers, many=many)
             async with asyncio.timeout(TRY_S):
                 answers = await reply
             if answers is not None and not is_unheard(answers[0]):
@@ -91,7 +91,7 @@ async def ask(
             tries -= 1
         except Unavailable:
             pass  # not connected
-        if questions.away and loop.time() > began + OUTAGE_S:
+        if questions.unavailable and loop.time() > began + OUTAGE_S:
             raise nats_unavailable()
         if not tries or loop.time() + AGAIN_S > deadline:
             break
@@ -109,7 +109,7 @@ async def put(
 
     What is over `max_payload` is not sent: NATS would close the connection.
     """
-    questions.require_storing()
+    questions.require_storage()
     if max_payload and len(headers) + len(payload) > max_payload:
         raise RequestTooLarge(f"a message of {len(payload)} bytes is larger than the {max_payload} that NATS takes")
     answer = orjson.loads((await ask(questions, subject, payload, headers=headers))[0].data)

@@ -72,16 +72,16 @@ def words_stream(kept: Retention) -> Config:
         "discard": "new",
         "discard_new_per_subject": True,
         "max_msgs_per_subject": 1,
-        "max_bytes": kept.max_word_bytes,
+        "max_bytes": kept.max_outcome_bytes,
         "republish": {"src": f"{OUTCOMES}.>", "dest": f"{STORED_OUTCOMES}.>", "headers_only": True},
     }
 
 
 def dead_stream(kept: Retention) -> Config:
     """Dead letters; the oldest make room."""
-    return _stream(DEAD_LETTERS_STREAM, f"{DEAD_LETTERS}.>", kept, kept.dead_s) | {
+    return _stream(DEAD_LETTERS_STREAM, f"{DEAD_LETTERS}.>", kept, kept.dead_letters_s) | {
         "description": "Nexus: jobs that failed for good, to be looked at",
-        "max_bytes": kept.max_dead_bytes,
+        "max_bytes": kept.max_dead_letter_bytes,
     }
 
 

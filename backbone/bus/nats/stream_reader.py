@@ -56,7 +56,7 @@ class StreamReader:
         if answer.status is None:
             return _message(answer)
         _require_not_found(answer)
-        return await self.leaders({"last_by_subj": subject}) if self._replicated else None
+        return await self.from_leader({"last_by_subj": subject}) if self._replicated else None
 
     async def batch(
         self, seq: int, subject: str | None = None, count: int = BATCH
@@ -76,23 +76,23 @@ class StreamReader:
         _require_not_found(answers[-1])
         if not self._replicated:
             return [], 0
-        message = await self.leaders(where if subject is not None else where | {"next_by_subj": ">"})
+        message = await self.from_leader(where if subject is not None else where | {"next_by_subj": ">"})
         return ([message], None) if message else ([], 0)
 
-    async def after(self, seq: int, subject: str) -> int | None:
+    async def count_after(self, seq: int, subject: str) -> int | None:
         """How many messages `subject` has after that of sequence `seq`; None: it has none with it. Raises Unavailable."""
         body = orjson.dumps({"seq": seq, "next_by_subj": subject, "batch": 1})
         answer = (await ask(self._questions, self._direct, body, many=True))[0]
         if answer.status is not None:
             _require_not_found(answer)
-            there = await self.leaders({"seq": seq}) if self._replicated else None
+            there = await self.from_leader({"seq": seq}) if self._replicated else None
             # What a replica does not have yet is among the newest.
             return 0 if there is not None and there.subject == subject else None
         if _message(answer).seq != seq:
             return None
         return int(answer.header(b"Nats-Num-Pending") or 0)
 
-    async def leaders(self, where: dict[str, Any]) -> StoredMessage | None:
+    async def from_leader(self, where: dict[str, Any]) -> StoredMessage | None:
         """What the leader has. Raises Unavailable."""
         answer = orjson.loads((await ask(self._questions, self._leader, orjson.dumps(where)))[0].data)
         error = answer.get("error")
@@ -175,7 +175,7 @@ class QueuePositions:
         """
         subject = job_subject(*queue)
         after, state, running = await asyncio.gather(
-            self._jobs.after(seq, subject), self._jobs.state(subject), self._running(queue)
+            self._jobs.count_after(seq, subject), self._jobs.state(subject), self._running(queue)
         )
         if after is None:
             return None

@@ -24,15 +24,17 @@ class WakeupSubscriptions:
         self._hushed: dict[Group, set[Lane]] = {}
         self._subscribed: dict[str, int] = {}
         self._queues: dict[bytes, Queue] = {}
-        self._on_bell: WakeupCallback | None = None
-        self._on_again: WakeupCallback | None = None
+        self._on_wakeup: WakeupCallback | None = None
+        self._on_recheck: WakeupCallback | None = None
         self._lock = asyncio.Lock()
 
-    async def serve(self, queues: list[Queue], on_bell: WakeupCallback | None, on_again: WakeupCallback | None) -> None:
-        """Hear of exactly these queues; of none without `on_bell`. Hushed ones stay so."""
-        self._on_bell, self._on_again = on_bell, on_again
+    async def serve(
+        self, queues: list[Queue], on_wakeup: WakeupCallback | None, on_recheck: WakeupCallback | None
+    ) -> None:
+        """Hear of exactly these queues; of none without `on_wakeup`. Hushed ones stay so."""
+        self._on_wakeup, self._on_recheck = on_wakeup, on_recheck
         before, self._lanes, self._queues = self._lanes, {}, {}
-        for queue in queues if on_bell else []:
+        for queue in queues if on_wakeup else []:
             self._lanes.setdefault((queue.capability, queue.model), set()).add(queue.lane)
             self._queues[_subject(queue)] = queue
         async with self._lock:
@@ -42,7 +44,7 @@ class WakeupSubscriptions:
             for group in self._lanes:
                 await self._follow(group, before.get(group, set()))
 
-    async def hush(self, queue: Queue, *, quiet: bool) -> None:
+    async def hush(self, queue: Queue, *, muted: bool) -> None:
         """Do not hear of one queue, or hear of it again. In effect for what is written to the connection after it."""
         group = (queue.capability, queue.model)
         async with self._lock:
@@ -50,7 +52,7 @@ class WakeupSubscriptions:
             if lanes is None:
                 return  # it is not served any more, and must be heard once it is again
             hushed = self._hushed.setdefault(group, set())
-            (hushed.add if quiet else hushed.discard)(queue.lane)
+            (hushed.add if muted else hushed.discard)(queue.lane)
             await self._follow(group, lanes)
             if not hushed:
                 del self._hushed[group]
@@ -63,7 +65,7 @@ class WakeupSubscriptions:
                 self._subscribed[subject] = await self._wire.subscribe(subject, self._rang)
         for subject in {_lane(group, "*"), *(_lane(group, lane) for lane in before)} - wanted:
             if subject in self._subscribed:
-                self._wire.drop(self._subscribed.pop(subject))
+                self._wire.drop_subscription(self._subscribed.pop(subject))
 
     def _wanted(self, group: Group) -> set[str]:
         lanes, hushed = self._lanes.get(group, set()), self._hushed.get(group, set())
@@ -76,10 +78,10 @@ class WakeupSubscriptions:
         if queue is None:
             return
         if data == QUEUE_HOLDS_JOBS:
-            if self._on_again is not None:
-                self._on_again(queue)
-        elif self._on_bell is not None:
-            self._on_bell(queue)
+            if self._on_recheck is not None:
+                self._on_recheck(queue)
+        elif self._on_wakeup is not None:
+            self._on_wakeup(queue)
 
 
 def _lane(group: Group, lane: str) -> str:

@@ -16,7 +16,7 @@ from schemas.errors import Unavailable
 
 Make = Callable[[float], Awaitable[None]]
 Take = Callable[[str, str, Make, int, float], AsyncGenerator[WorkItem, None]]
-"""(stream, consumer, what makes it, at_once, hold_s)"""
+"""(stream, consumer, what makes it, max_unacked, ack_wait_s)"""
 
 
 class NatsWorkQueue:
@@ -47,13 +47,13 @@ class NatsWorkQueue:
         except Refused as refusal:
             raise Unavailable(f"the backlog {self.name} does not take more work: {refusal}") from refusal
 
-    async def take(self, *, at_once: int, hold_s: float) -> AsyncGenerator[WorkItem, None]:
+    async def consume(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
         """One consumer for all gateways."""
-        items = self._take(self._stream, GATEWAY_GROUP, self._make_taker, at_once, hold_s)
+        items = self._take(self._stream, GATEWAY_GROUP, self._make_taker, max_unacked, ack_wait_s)
         async with contextlib.aclosing(items):
             async for item in items:
                 yield item
 
-    async def _make_taker(self, hold_s: float) -> None:
+    async def _make_taker(self, ack_wait_s: float) -> None:
         await self.make()
-        await ensure_taker(self._client, self._stream, GATEWAY_GROUP, hold_s)
+        await ensure_taker(self._client, self._stream, GATEWAY_GROUP, ack_wait_s)

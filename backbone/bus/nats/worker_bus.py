@@ -62,7 +62,7 @@ class NatsDelivery:
         """Not awaited: if it is lost, the job is delivered again and the gateway answers GONE."""
         self._settle(b"+ACK")
 
-    def give_back(self, delay_s: float = 0.0) -> None:
+    def nak(self, delay_s: float = 0.0) -> None:
         """A negative acknowledgement."""
         self._settle(b'-NAK {"delay":%d}' % int(delay_s * NANO) if delay_s else b"-NAK")
 
@@ -166,12 +166,12 @@ class NatsWorkerBus:
     async def serve(
         self,
         queues: list[Queue],
-        on_bell: Callable[[Queue], None] | None,
-        on_again: Callable[[Queue], None] | None = None,
+        on_wakeup: Callable[[Queue], None] | None,
+        on_recheck: Callable[[Queue], None] | None = None,
     ) -> None:
         """Open and close lines and bells, and the inbox again after `stop_pulling`."""
         if self._leaving_sid is not None:
-            self._wire.drop(self._leaving_sid)
+            self._wire.drop_subscription(self._leaving_sid)
             self._leaving_sid = None
         if self._inbox_sid is None:
             await self._open_inbox()
@@ -189,11 +189,11 @@ class NatsWorkerBus:
                 self._lines[queue] = line
                 self._by_index[line.index] = line
                 self._by_subject[job_subject(*queue).encode()] = line
-        await self._bells.serve(queues, on_bell, on_again)
+        await self._bells.serve(queues, on_wakeup, on_recheck)
 
-    async def hush(self, queue: Queue, *, quiet: bool) -> None:
+    async def set_muted(self, queue: Queue, *, muted: bool) -> None:
         """See WakeupSubscriptions."""
-        await self._bells.hush(queue, quiet=quiet)
+        await self._bells.hush(queue, muted=muted)
 
     def pull(self, queue: Queue, batch: int, wait_s: float, on_end: Callable[[Queue, int], None]) -> None:
         """Publish the pull request."""
@@ -273,11 +273,11 @@ class NatsWorkerBus:
 
     # Events
 
-    def say(self, reply: str, frame: bytes) -> None:
+    def send_event(self, reply: str, frame: bytes) -> None:
         """Publish an event."""
         self._wire.publish(reply.encode(), frame)
 
-    def ask(self, reply: str, frame: bytes, on_answer: Callable[[bytes | None], None]) -> int:
+    def request(self, reply: str, frame: bytes, on_answer: Callable[[bytes | None], None]) -> int:
         """Publish an event with a reply subject of ours."""
         self._next_question += 1
         ticket = self._next_question
@@ -285,7 +285,7 @@ class NatsWorkerBus:
         self._wire.publish(reply.encode(), frame, f"{self._answers}.{ticket}".encode())
         return ticket
 
-    def unask(self, ticket: int) -> None:
+    def cancel_request(self, ticket: int) -> None:
         """Forget a question."""
         self._questions.pop(ticket, None)
 
@@ -295,7 +295,7 @@ class NatsWorkerBus:
             # No responders: an empty message with status 503.
             on_answer(None if headers and not data else data)
 
-    async def listen(self, worker: str, on_control: Callable[[bytes], None]) -> None:
+    async def subscribe_control(self, worker: str, on_control: Callable[[bytes], None]) -> None:
         """Subscribe to this worker's control subject."""
 
         def heard(_subject: bytes, _reply: bytes, _headers: bytes, data: bytes) -> None:

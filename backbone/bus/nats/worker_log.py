@@ -66,7 +66,7 @@ class NatsWorkerLog:
 
     # Events
 
-    def writer(self, job: str) -> NatsEventWriter:
+    def event_writer(self, job: str) -> NatsEventWriter:
         """One per attempt; close it."""
         self._next += 1
         token = b"%d" % self._next
@@ -82,7 +82,7 @@ class NatsWorkerLog:
 
     # Questions
 
-    def ask(self, ask: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
+    def request_gate(self, ask: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
         """One message to the queue group of the gateways."""
         subject = f"{ASKS}.{require_token(ask.job)}".encode()
         payload = ask.model_dump_json(exclude_defaults=True).encode()
@@ -90,7 +90,7 @@ class NatsWorkerLog:
             if ask.kind is FrameKind.RETURNED:
                 self._wire.publish(subject, payload)
                 return
-            reply = self._questions.ask(subject, payload)
+            reply = self._questions.request(subject, payload)
         except Unavailable:
             if ask.kind is not FrameKind.RETURNED:
                 asyncio.get_running_loop().call_soon(on_answer, None)
@@ -105,11 +105,11 @@ class NatsWorkerLog:
 
     # What is confirmed
 
-    async def decide(self, word: Outcome, payload: bytes) -> bool:
+    async def store_outcome(self, word: Outcome, payload: bytes) -> bool:
         """See backbone.bus.nats.outcomes."""
         return await outcomes.decide(self._questions, word, payload, self._wire.client.max_payload)
 
-    async def bury(self, word: Outcome, message: bytes) -> None:
+    async def store_dead_letter(self, word: Outcome, message: bytes) -> None:
         """See backbone.bus.nats.outcomes."""
         await outcomes.bury(self._questions, word, message, self._wire.client.max_payload)
 

@@ -49,12 +49,12 @@ class StorageHealth:
         """A job was neither stored nor refused, though NATS answered: the jobs stream has to prove itself too."""
         self.changed = asyncio.Event()
 
-    def require(self) -> None:
+    def require_available(self) -> None:
         """Raise Unavailable where a write would wait for nothing."""
         if self.problem:
             raise Unavailable(self.problem, retry_after_s=PROVE_S)
 
-    def doubt(self) -> None:
+    def report_doubt(self) -> None:
         """Have the jobs stream prove itself, now."""
         self.doubted = True
         self.changed.set()
@@ -119,7 +119,7 @@ class WriteProbe:
         headers = b"NATS/1.0\r\nNats-Msg-Id: probe-%b\r\n\r\n" % secrets.token_hex(8).encode()
         try:
             async with asyncio.timeout(ANSWER_S):
-                answers = await self._questions.ask(subject, PAYLOAD, headers=headers)
+                answers = await self._questions.request(subject, PAYLOAD, headers=headers)
         except (TimeoutError, Unavailable):
             answers = None
         if answers is None or not answers[0].data:
@@ -133,5 +133,5 @@ class WriteProbe:
             return f"JetStream refuses it (error {error.get('err_code')}). Give its store more room"
         if subject == JOB:
             with contextlib.suppress(Unavailable):
-                self._questions.ask(PURGE, orjson.dumps({"filter": JOB.decode()})).cancel()
+                self._questions.request(PURGE, orjson.dumps({"filter": JOB.decode()})).cancel()
         return ""

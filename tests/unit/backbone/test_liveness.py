@@ -13,7 +13,7 @@ class Connection:
         self.heard = False
         self.pings = 0
 
-    def take_heard(self) -> bool:
+    def take_received(self) -> bool:
         heard, self.heard = self.heard, False
         return heard
 

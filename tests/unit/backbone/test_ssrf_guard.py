@@ -227,14 +227,14 @@ async def test_a_refusal_names_the_setting_that_allows_it(site: Site, setting: s
     """Of the first check, and of the one that looks the name up."""
     fetcher = GuardedHttpClient(max_bytes=1, timeout_s=5, resolve=egress(site)._resolve, setting=setting)
     with pytest.raises(FetchRefused, match=f"host:port in {setting}"):
-        fetcher.check("http://127.0.0.1/x")
+        fetcher.validate_url("http://127.0.0.1/x")
     with pytest.raises(FetchRefused, match=f"host:port in {setting}"):
         await fetcher.post(site.url("/a.png"), b"{}", {})
 
 
 def test_an_allowed_private_host_passes_the_first_check() -> None:
     fetcher = GuardedHttpClient(max_bytes=1, timeout_s=1, private_hosts=frozenset({"127.0.0.1:81", "localhost"}))
-    fetcher.check("http://127.0.0.1:81/x")
-    fetcher.check("http://localhost/x")
+    fetcher.validate_url("http://127.0.0.1:81/x")
+    fetcher.validate_url("http://localhost/x")
     with pytest.raises(FetchRefused):
-        fetcher.check("http://127.0.0.1:82/x")
+        fetcher.validate_url("http://127.0.0.1:82/x")

@@ -35,13 +35,13 @@ class Bus:
         self.released: list[str] = []
         self.controlled: list[str] = []
 
-    def remove(self, seq: int) -> None:
+    def delete_job(self, seq: int) -> None:
         self.removed.append(seq)
 
     def release(self, reply: str) -> None:
         self.released.append(reply)
 
-    def control(self, worker: str, _message: bytes) -> None:
+    def send_control(self, worker: str, _message: bytes) -> None:
         self.controlled.append(worker)
 
 
@@ -58,7 +58,7 @@ class Rig:
         self.shown = b""
 
     def hear(self, kind: FrameKind, delivery: int, seq: int, payload: bytes = b"") -> bytes | None:
-        return self.call.heard(encode_frame(kind, delivery, seq, payload))
+        return self.call.on_event(encode_frame(kind, delivery, seq, payload))
 
     def start(self, delivery: int, worker: str = "") -> bytes | None:
         return self.hear(
@@ -87,7 +87,7 @@ class Rig:
 async def test_a_plain_answer() -> None:
     """Started, chunks, done: the bytes come in order, and the call ends without an error."""
     rig = Rig()
-    rig.call.stored(7)
+    rig.call.on_stored(7)
     assert rig.start(1) == PROCEED
     rig.chunk(1, 1, b"a")
     rig.chunk(1, 2, b"b")
@@ -235,13 +235,13 @@ async def test_a_job_that_kills_its_workers_is_poison() -> None:
 async def test_a_caller_gone_while_queued() -> None:
     """The job is deleted by its sequence, also when the sequence is learned only afterwards."""
     known, unknown = Rig(), Rig()
-    known.call.stored(5)
+    known.call.on_stored(5)
     known.call.abandon()
     assert known.bus.removed == [5]
     unknown.call.abandon()
     assert not unknown.bus.removed
     assert unknown.start(1) == STOP
-    unknown.call.stored(6)
+    unknown.call.on_stored(6)
     assert unknown.bus.removed == [6]
     assert unknown.bus.released == ["reply"]
 
@@ -249,7 +249,7 @@ async def test_a_caller_gone_while_queued() -> None:
 async def test_a_caller_gone_while_running() -> None:
     """The worker is told to stop."""
     rig = Rig()
-    rig.call.stored(5)
+    rig.call.on_stored(5)
     rig.start(1)
     rig.call.abandon()
     assert rig.bus.controlled == ["w1"]
@@ -259,7 +259,7 @@ async def test_a_caller_gone_while_running() -> None:
 async def test_a_full_queue_is_the_callers_error() -> None:
     """A refused job ends the call with the refusal, and nothing is removed."""
     rig = Rig()
-    rig.call.refused(QueueFull())
+    rig.call.on_refused(QueueFull())
     assert (rig.call.state, rig.code) == (RequestState.ENDED, "queue_full")
     assert not rig.bus.removed
 
@@ -318,7 +318,7 @@ async def test_what_is_not_a_frame_changes_nothing() -> None:
     """Bytes that no worker sends are ignored."""
     rig = Rig()
     for junk in (b"", b"x", b"c 1\n", b"c one 1\nx", b"\xff\xfe"):
-        assert rig.call.heard(junk) is None
+        assert rig.call.on_event(junk) is None
     assert rig.call.state is RequestState.QUEUED
 
 

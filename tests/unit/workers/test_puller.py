@@ -21,14 +21,14 @@ QUEUES = [Queue(Capability.CHAT, lane, model) for model in ("a", "b") for lane i
 
 
 class Ear:
-    waits = True
+    is_waiting = True
 
-    def stored(self, seq: int) -> None: ...
+    def on_stored(self, seq: int) -> None: ...
 
-    def refused(self, error: Exception) -> None:
+    def on_refused(self, error: Exception) -> None:
         raise error
 
-    def heard(self, data: bytes) -> bytes | None: ...
+    def on_event(self, data: bytes) -> bytes | None: ...
 
 
 class Desk:
@@ -45,7 +45,7 @@ class Desk:
     def on_job(self, job: JobDelivery) -> None:
         if not self.intake.arrived(job):
             self.refused += 1
-            job.give_back()
+            job.nak()
             return
         self.now += 1
         self.most = max(self.most, self.now)
@@ -71,7 +71,7 @@ async def submit(broker: MemoryBroker, queues: list[Queue]) -> MemoryGatewayBus:
     for queue in queues:
         envelope = Envelope(
             job=f"job_{secrets.token_hex(16)}", request_id="r", endpoint="/", capability=queue.capability, lane=queue.lane,
-            model=queue.model, public_model=queue.model, reply=gateway.new_reply(),
+            model=queue.model, public_model=queue.model, reply=gateway.new_reply_subject(),
         )  # fmt: skip
         gateway.submit(envelope, b"{}", Ear())
     return gateway

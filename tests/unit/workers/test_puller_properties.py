@@ -63,7 +63,7 @@ class Desk:
     def on_job(self, job: JobDelivery) -> None:
         if not self.intake.arrived(job):
             self.refused += 1
-            job.give_back()
+            job.nak()
             return
         self.busy += 1
         self.most = max(self.most, self.busy)

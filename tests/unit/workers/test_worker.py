@@ -319,7 +319,7 @@ async def test_a_gateway_that_is_only_reconnecting_gets_its_answer(rig: Rig, eve
     await eventually(lambda: len(rig.backend.stopped) == 2, what="the backend has been stopped")
     assert call.state is RequestState.QUEUED
     rig.broker.listeners.update(listeners)
-    rig.broker.listeners[call.envelope.reply] = call.heard
+    rig.broker.listeners[call.envelope.reply] = call.on_event
     rig.backend.go.set()
     await call.wait_until_ended()
     assert (call.error, call.take_output(), call.starts) == (None, b"answer of m", 1)

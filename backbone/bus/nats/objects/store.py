@@ -48,7 +48,7 @@ class NatsBlobStore(NatsBlobReader):
         self._wire = NatsConnection(server, f"{name}-blobs", on_reconnect=self._reconnected, pulse=create is not None)
         super().__init__(RequestInbox(self._wire), may_ask_leader=create is not None)
         if storing is not None:
-            self._questions.require_storing = storing.require
+            self._questions.require_storage = storing.require_available
         self._create = create
         self._room = asyncio.Semaphore(MAX_UNDER_WAY)
         self._making: asyncio.Task[None] | None = None
@@ -130,9 +130,9 @@ class NatsBlobStore(NatsBlobReader):
                 self._purge(meta.path)
                 return
             for subject in erasures(meta.path, meta.chunks):
-                self._questions.ask(subject, b"", headers=ERASE).cancel()
+                self._questions.request(subject, b"", headers=ERASE).cancel()
 
     def _purge(self, path: str) -> None:
         for subject, filter_ in purges(path):
             with contextlib.suppress(Unavailable):
-                self._wire.publish(subject, filter_, self._questions.void)
+                self._wire.publish(subject, filter_, self._questions.discard_subject)

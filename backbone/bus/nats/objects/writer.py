@@ -128,10 +128,10 @@ class NatsBlobWriter:
         await _settle(list(self._unconfirmed))
         with contextlib.suppress(Unavailable):
             if self._may_purge:
-                await _settle([self._questions.ask(subject, body) for subject, body in purges(self._path)])
+                await _settle([self._questions.request(subject, body) for subject, body in purges(self._path)])
             else:
                 subjects = erasures(self._path, self._count)
-                await _settle([self._questions.ask(subject, b"", headers=ERASE) for subject in subjects])
+                await _settle([self._questions.request(subject, b"", headers=ERASE) for subject in subjects])
 
     def _require_open(self) -> None:
         if self._error is not None:
@@ -158,7 +158,7 @@ class NatsBlobWriter:
 
     async def _publish(self, subject: bytes, payload: bytes | memoryview, ttl_s: int) -> None:
         try:
-            self._questions.require_storing()
+            self._questions.require_storage()
         except Unavailable as error:
             raise self._fail(str(error)) from error
         try:
@@ -167,7 +167,7 @@ class NatsBlobWriter:
         except TimeoutError:
             raise self._fail("NATS does not store large payloads fast enough; try again shortly") from None
         try:
-            reply = self._questions.ask(subject, payload, headers=b"NATS/1.0\r\nNats-TTL: %ds\r\n\r\n" % ttl_s)
+            reply = self._questions.request(subject, payload, headers=b"NATS/1.0\r\nNats-TTL: %ds\r\n\r\n" % ttl_s)
         except Unavailable as error:
             self._room.release()
             raise self._fail(str(error)) from error

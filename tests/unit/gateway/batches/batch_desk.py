@@ -95,7 +95,7 @@ class MadeUpJobs:
             raise self.refusals.pop(0)
         self.submitted.append(submission)
         word = self._word(submission, JobStatus.COMPLETED)
-        if submission.job_id in self.open or await self._log.decided(submission.job_id) is not None:
+        if submission.job_id in self.open or await self._log.read_outcome(submission.job_id) is not None:
             return record_from_outcome(word)
         self.runs[submission.job_id] += 1
         self.uploads += submission.received.uploads
@@ -108,24 +108,26 @@ class MadeUpJobs:
     async def finish(self, job: str, end: Answered | ErrorInfo) -> None:
         submission = self.open.pop(job)
         if isinstance(end, ErrorInfo):
-            await self._log.decide(self._word(submission, JobStatus.FAILED).model_copy(update={"error": end}), b"job")
+            await self._log.store_outcome(
+                self._word(submission, JobStatus.FAILED).model_copy(update={"error": end}), b"job"
+            )
             return
         word = self._word(submission, JobStatus.COMPLETED)
         word = word.model_copy(update={"content_type": end.content_type, "usage": end.usage})
         if len(end.data) <= INLINE_LIMIT_BYTES:
-            await self._log.decide(word, end.data)
+            await self._log.store_outcome(word, end.data)
             return
         writer = self._blobs.writer(ttl_s=60)
         await writer.write(end.data)
         info = await writer.close()
-        await self._log.decide(word.model_copy(update={"blob": BlobRef(name=info.name, size=info.size)}))
+        await self._log.store_outcome(word.model_copy(update={"blob": BlobRef(name=info.name, size=info.size)}))
 
     async def result(self, owner: str, job_id: str) -> JobResult:
-        decision = await self._log.decided(job_id)
-        if decision is None or decision.word.owner != owner:
+        decision = await self._log.read_outcome(job_id)
+        if decision is None or decision.outcome.owner != owner:
             raise ResultNotReady if job_id in self.open else JobNotFound
-        data = decision.payload if decision.word.status is JobStatus.COMPLETED else b""
-        return JobResult(decision.word, data, decision.word.blob, decision.word.content_type)
+        data = decision.payload if decision.outcome.status is JobStatus.COMPLETED else b""
+        return JobResult(decision.outcome, data, decision.outcome.blob, decision.outcome.content_type)
 
     async def get(self, owner: str, job_id: str) -> JobRecord:
         if job_id not in self.forgotten:
@@ -139,7 +141,7 @@ class MadeUpJobs:
             raise JobNotFound
         self.cancelled.append(job_id)
         word = self._word(self.open.pop(job_id), JobStatus.CANCELLED)
-        await self._log.decide(word)
+        await self._log.store_outcome(word)
         return record_from_outcome(word)
 
     def _word(self, submission: Submission, status: JobStatus) -> Outcome:
@@ -167,7 +169,7 @@ class Desk:
         self.files = FileStore(self.documents, self.blobs, 10_000_000, 86_400.0, BodyMemory(10_000_000), 5.0)
         self.jobs = MadeUpJobs(self.log, self.blobs)
         self.repository = BatchRepository(self.documents, 86_400.0)
-        self.backlog = self.log.backlog("batches")
+        self.backlog = self.log.work_queue("batches")
         self.batches = BatchService(self.repository, self.files, self.backlog, ENDPOINTS, longest_s=86_400.0)
         self.runners: list[BatchScheduler] = []
         jobs = cast("JobsApi", self.jobs)

@@ -370,10 +370,10 @@ class TestAnswers:
         await eventually(lambda: len(desk.jobs.open) == 2)
         large, small = sorted(desk.jobs.open)
         await desk.jobs.finish(large, Answered(orjson.dumps({"x": "y" * INLINE_LIMIT_BYTES})))
-        decision = await desk.log.decided(large)
+        decision = await desk.log.read_outcome(large)
         assert decision is not None
-        assert decision.word.blob is not None
-        desk.blobs.remove(decision.word.blob.name)
+        assert decision.outcome.blob is not None
+        desk.blobs.remove(decision.outcome.blob.name)
         await desk.jobs.finish(small, Answered(b"{}"))
         batch = await desk.ended(made)
         assert ids(await desk.rows(batch.output_file_id)) == ["small"]

@@ -124,7 +124,7 @@ class Gateway:
         await self.dispatcher.bus.start()
         await self.registry.start()
         await self.dispatcher.start()
-        await self.log.answer(self.referee)
+        await self.log.serve_gate_requests(self.referee)
         self._tasks = [asyncio.create_task(work) for work in (self.recorder.run(), self.timers.run())]
 
     async def close(self) -> None:

@@ -59,7 +59,9 @@ class Desk:
         assert await self.ask(FrameKind.RETURNED, token, run=run) is None
 
     async def say(self, kind: FrameKind, seq: int, token: str, payload: bytes = b"", run: int = 1) -> None:
-        await self.rig.gateways[0].log.say(self.job, encode_durable_frame(kind.value, run, 1, seq, token, payload))
+        await self.rig.gateways[0].log.append_event(
+            self.job, encode_durable_frame(kind.value, run, 1, seq, token, payload)
+        )
 
     async def answer(self, token: str, *, run: int = 1) -> GateVerdict:
         answer = await self.ask(FrameKind.STARTED, token, run=run)

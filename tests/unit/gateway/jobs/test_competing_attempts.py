@@ -57,7 +57,7 @@ async def say(log: MemoryJobLog, token: str, delivery: int, start: int, end: int
     """Events of one attempt: 0 is its start."""
     for seq in range(start, end):
         kind, payload = (FrameKind.STARTED, STARTED) if seq == 0 else (FrameKind.CHUNK, f"{token}.{seq}".encode())
-        await log.say(JOB, encode_durable_frame(kind.value, 1, delivery, seq, token, payload))
+        await log.append_event(JOB, encode_durable_frame(kind.value, 1, delivery, seq, token, payload))
 
 
 @pytest.fixture
@@ -65,7 +65,9 @@ async def log() -> MemoryJobLog:
     """The second attempt begins when the first one has stored everything, and has not said its word yet."""
     log = MemoryJobLog(MemoryBroker())
     await log.start()
-    await log.say(JOB, encode_durable_frame(QUEUED, 1, 0, 0, NO_TOKEN, QUEUED_RECORD.model_dump_json().encode()))
+    await log.append_event(
+        JOB, encode_durable_frame(QUEUED, 1, 0, 0, NO_TOKEN, QUEUED_RECORD.model_dump_json().encode())
+    )
     await say(log, "first", 1, 0, 4)
     return log
 
@@ -76,7 +78,7 @@ async def follow(log: MemoryJobLog, told: Told, *, most: int = 100, before_end: 
         async for event in events:
             if event is None:
                 if before_end:
-                    await log.decide(WORD, b"")
+                    await log.store_outcome(WORD, b"")
                 continue
             told.take(event)
             if len(told.kinds) == most:
@@ -106,7 +108,7 @@ async def test_who_watches_is_told_the_attempt_that_ended_it(log: MemoryJobLog) 
 async def test_who_comes_back_gets_it_whole(log: MemoryJobLog, most: int) -> None:
     """Whoever was cut off within either attempt, and is again and again, ends with the first one's answer."""
     await say(log, "second", 2, 0, 3)
-    await log.decide(WORD, b"")
+    await log.store_outcome(WORD, b"")
     for had in (
         Told(),
         Told("1-0-0"),
@@ -123,7 +125,7 @@ async def test_who_comes_back_gets_it_whole(log: MemoryJobLog, most: int) -> Non
 async def test_who_comes_late_sees_one_attempt(log: MemoryJobLog) -> None:
     """The events of a job that has ended are those of the attempt that ended it, whoever began beside it."""
     await say(log, "second", 2, 0, 3)
-    await log.decide(WORD, b"")
+    await log.store_outcome(WORD, b"")
     told = await follow(log, Told())
     assert told.kinds == ["queued", "started", "chunk", "chunk", "chunk", "completed"]
     assert told.chunks == WHOLE
@@ -132,7 +134,7 @@ async def test_who_comes_late_sees_one_attempt(log: MemoryJobLog) -> None:
 async def test_ids_of_two_attempts_that_are_the_same(log: MemoryJobLog) -> None:
     """NATS forgot that it had delivered the job: an id may be of either attempt, and nobody gets a mixture."""
     await say(log, "second", 1, 0, 3)
-    await log.decide(WORD, b"")
+    await log.store_outcome(WORD, b"")
     told = await follow(log, Told("1-1-2", ("second.1", "second.2")))
     assert told.chunks == WHOLE
 
@@ -140,6 +142,6 @@ async def test_ids_of_two_attempts_that_are_the_same(log: MemoryJobLog) -> None:
 async def test_what_is_lost_is_said(log: MemoryJobLog) -> None:
     """Events of the attempt that ended it are missing: an error, and no end that looks whole."""
     await say(log, "second", 2, 0, 3)
-    await log.decide(WORD.model_copy(update={"events": 5}), b"")
+    await log.store_outcome(WORD.model_copy(update={"events": 5}), b"")
     with pytest.raises(EventsExpired):
         await follow(log, Told())

@@ -31,7 +31,7 @@ async def liar(rig: Rig) -> MemoryWorkerLog:
 async def test_a_job_that_never_was_is_none(rig: Rig) -> None:
     """It is in no list, has no result, and nobody is told of its end."""
     job = "job_01a20f1b33c97ef68834fadc3c3648a7"
-    assert await (await liar(rig)).decide(forged(job), b"forged")
+    assert await (await liar(rig)).store_outcome(forged(job), b"forged")
     await rig.eventually(lambda: job not in rig.broker.records.words)
     assert await rig.store.get(OWNER, job) is None
     assert rig.hooks == []
@@ -43,12 +43,12 @@ async def test_a_job_ends_by_its_own_worker_though_another_one_was_first(rig: Ri
     """Whenever the forged outcome comes: before its job is taken, or while it runs, again and again."""
     log = await liar(rig)
     job = await rig.submit(webhook=HOOK)
-    await log.decide(forged(job), b"forged")
+    await log.store_outcome(forged(job), b"forged")
     rig.gate.clear()
     await rig.worker()
     await rig.until(job, JobStatus.IN_PROGRESS)
     await rig.eventually(lambda: job not in rig.broker.records.words)
-    await log.decide(forged(job), b"forged")
+    await log.store_outcome(forged(job), b"forged")
     rig.gate.set()
     record = await rig.ended(job)
     assert (record.status, record.worker) == (JobStatus.COMPLETED, "w")
@@ -65,17 +65,17 @@ async def test_the_worker_waits_until_a_forged_outcome_is_out_of_its_way(rig: Ri
     job = await rig.submit()
     await rig.until(job, JobStatus.IN_PROGRESS)
     await rig.close_gateways()
-    await (await liar(rig)).decide(forged(job), b"forged")
+    await (await liar(rig)).store_outcome(forged(job), b"forged")
     rig.gate.set()
     await rig.eventually(lambda: rig.made == 2)  # the answer, and its end
-    assert rig.broker.records.words[job].word.worker == "evil"
+    assert rig.broker.records.words[job].outcome.worker == "evil"
     await rig.gateway()
     assert (await rig.ended(job)).worker == "w"
 
 
 async def test_a_cancel_counts_past_a_forged_outcome(rig: Rig) -> None:
     job = await rig.submit()
-    await (await liar(rig)).decide(forged(job), b"forged")
+    await (await liar(rig)).store_outcome(forged(job), b"forged")
     assert (await rig.jobs.cancel(OWNER, job)).status is JobStatus.CANCELLED
 
 
@@ -83,12 +83,14 @@ async def test_forged_events_are_not_told_and_kill_no_job(rig: Rig) -> None:
     """Three attempts that began and were lost would make it a dead letter."""
     log = await liar(rig)
     job = await rig.submit(stream=True)
-    writer = log.writer(job)
+    writer = log.event_writer(job)
     started = AttemptStarted(worker="evil", backend="b").model_dump_json().encode()
     for number in range(5):
-        writer.say(encode_durable_frame(FrameKind.STARTED.value, 1, number + 1, 0, f"evil{number}", started))
-        writer.say(encode_durable_frame(FrameKind.CHUNK.value, 1, number + 1, 1, f"evil{number}", b"data: forged\n\n"))
-    await writer.settle()
+        writer.append(encode_durable_frame(FrameKind.STARTED.value, 1, number + 1, 0, f"evil{number}", started))
+        writer.append(
+            encode_durable_frame(FrameKind.CHUNK.value, 1, number + 1, 1, f"evil{number}", b"data: forged\n\n")
+        )
+    await writer.flush()
     await rig.worker()
     assert (await rig.ended(job)).status is JobStatus.COMPLETED
     events = await rig.events(job)

@@ -111,7 +111,7 @@ class TestTheFirstDies:
     async def test_behind_the_queue_without_hearing_of_it(self, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
         """The message that is in the queue all the same has its body when it runs."""
         gateway = rig.gateways[0]
-        store = gateway.log.store
+        store = gateway.log.enqueue
 
         async def unheard(*args: Any) -> int:
             await store(*args)
@@ -122,7 +122,7 @@ class TestTheFirstDies:
         await writer.write(first.received.body)
         first.received.body_blob, first.received.body = (await writer.close()).name, b""
         first.received.blobs = [writer]
-        monkeypatch.setattr(gateway.log, "store", unheard)
+        monkeypatch.setattr(gateway.log, "enqueue", unheard)
         with pytest.raises(Unavailable):
             await rig.jobs.submit(first)
         await first.received.discard()  # as its caller does then
@@ -139,7 +139,7 @@ class TestTheFirstDies:
             raise KeyboardInterrupt
 
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(gateway.log, "store", die)
+            patch.setattr(gateway.log, "enqueue", die)
             patch.setattr(rig.store, "remove", die)
             patch.setattr("gateway.jobs.submitter.JobSubmitter._take_back", die)
             await submit(rig, gateway, "k")
@@ -176,14 +176,14 @@ async def test_one_that_was_refused_may_come_again(rig: Rig) -> None:
 async def test_without_a_key_what_was_refused_never_runs(rig: Rig) -> None:
     """Also where NATS had stored it, and only its confirmation was lost."""
     gateway = rig.gateways[0]
-    store = gateway.log.store
+    store = gateway.log.enqueue
 
     async def unconfirmed(*args: Any) -> int:
         await store(*args)
         raise Unavailable
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Unavailable):
-        patch.setattr(gateway.log, "store", unconfirmed)
+        patch.setattr(gateway.log, "enqueue", unconfirmed)
         await rig.submit()
     assert rig.queued == 1
     await rig.worker()

@@ -99,7 +99,7 @@ class Attempt:
             self.delivery.ack()
             self.over = True
         else:
-            self.delivery.give_back()
+            self.delivery.nak()
             self.over = True
 
     async def beat(self) -> None:
@@ -113,7 +113,7 @@ class Attempt:
     async def give_back(self, info: ErrorInfo) -> None:
         await self._say(FrameKind.RETURNED, info.model_dump_json().encode())
         await self._ask(FrameKind.RETURNED)
-        self.delivery.give_back()
+        self.delivery.nak()
         self.over = True
 
     async def end(self, status: JobStatus, *, dead: bool = False) -> None:
@@ -124,9 +124,9 @@ class Attempt:
         )  # fmt: skip
         message = self.delivery.message if failed else b"answer of " + self.token.encode()
         if dead:
-            await self.life.worker_log.bury(word, message)
+            await self.life.worker_log.store_dead_letter(word, message)
         if self.delivery.owned:
-            await self.life.worker_log.decide(word, message)
+            await self.life.worker_log.store_outcome(word, message)
             self.delivery.ack()
         self.over = True
 
@@ -221,7 +221,7 @@ class Life:
     async def look(self) -> None:
         """What timers do."""
         gateway = self.gateway
-        for due in await self.rig.store.due(10):
+        for due in await self.rig.store.claim_due(10):
             await gateway.timers._look(due)
 
     async def much_time(self) -> None:
@@ -307,7 +307,7 @@ class Life:
         assert decision is not None, "it never ended"
         for record in (self.record(), await self.gateway.jobs.get(OWNER, self.job)):
             if record is not None:
-                assert (record.status, record.run) == (decision.word.status, decision.word.run)
+                assert (record.status, record.run) == (decision.outcome.status, decision.outcome.run)
         assert not self.rig.broker.jobs, "it is still in the queue"
         per_run = Counter[int]()
         for (run, _), count in self.words.items():

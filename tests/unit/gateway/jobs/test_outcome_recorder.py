@@ -160,11 +160,11 @@ async def test_what_came_with_a_request_goes_with_its_job(rig: Rig) -> None:
             job=record.id, status=status, owner=OWNER, endpoint="/", capability=record.capability, model="echo",
             public_model="echo", uploads=(name,), token="t", seconds=0.5,
         )  # fmt: skip
-        assert await rig.gateways[0].log.decide(word)
+        assert await rig.gateways[0].log.store_outcome(word)
         ended[name] = await rig.ended(record.id)
     await rig.eventually(lambda: gone not in rig.blobs.stored())
     assert kept in rig.blobs.stored()
-    assert await rig.store.service_s("chat", "echo") == 0.5
+    assert await rig.store.mean_service_time_s("chat", "echo") == 0.5
 
 
 @pytest.mark.parametrize("status", [JobStatus.CANCELLED, JobStatus.EXPIRED])
@@ -213,7 +213,7 @@ async def test_a_word_on_an_older_run_changes_nothing(rig: Rig) -> None:
     old = rig.broker.records.words[job]
     rig.gate.clear()
     await rig.jobs.retry(OWNER, job)
-    rig.broker.records.recorder.add(job, old.word.encode(old.payload))
+    rig.broker.records.recorder.add(job, old.outcome.encode(old.payload))
     await rig.eventually(lambda: not rig.broker.records.recorder.items)
     assert await rig.status(job) in {JobStatus.QUEUED, JobStatus.IN_PROGRESS}
     rig.gate.set()

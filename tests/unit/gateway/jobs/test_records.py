@@ -269,7 +269,7 @@ class TestEstimates:
     @pytest.fixture
     async def store(self) -> MemoryStore:
         store = MemoryStore()
-        await store.served("chat", "m", 10.0)
+        await store.record_service_time("chat", "m", 10.0)
         return store
 
     @pytest.fixture

@@ -121,7 +121,7 @@ class TestRetry:
         for run in (2, 3):
             await rig.jobs.retry(OWNER, job)
             await rig.eventually(lambda run=run: rig.broker.records.words.get(job, ())[0:1] and
-                                 rig.broker.records.words[job].word.run == run)  # fmt: skip
+                                 rig.broker.records.words[job].outcome.run == run)  # fmt: skip
             await rig.until(job, FAILED)
         await rig.jobs.retry(OWNER, job)
         await completed(rig, job, run=4)
@@ -172,7 +172,7 @@ class TestRefusals:
         """It is not known whether the new run is in the queue; to try again makes sure of it, and makes no third one."""
         job = await failed(rig)
         log = rig.gateways[0].log
-        store = log.store
+        store = log.enqueue
 
         async def store_and_fall_silent(envelope: Envelope, body: bytes) -> int:
             await store(envelope, body)
@@ -181,7 +181,7 @@ class TestRefusals:
 
         rig.gate.clear()
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Unavailable):
-            patch.setattr(log, "store", store_and_fall_silent)
+            patch.setattr(log, "enqueue", store_and_fall_silent)
             await rig.jobs.retry(OWNER, job)
         rig.broker.available = True
         rig.gate.set()
@@ -219,7 +219,7 @@ class TestDeathInTheMiddle:
             rig.clock.ahead += QUEUE_S + 1
             await rig.until(job, JobStatus.EXPIRED)
         assert (await rig.events(job))[-1].word is not None
-        assert rig.broker.records.words[job].word.run == 2
+        assert rig.broker.records.words[job].outcome.run == 2
 
     async def test_before_the_old_end_is_taken_back(self, rig: Rig) -> None:
         """The worker that gets the new run is let begin."""
@@ -236,15 +236,15 @@ class TestDeathInTheMiddle:
         job = await failed(rig)
         await rig.drain("failing")
         log = rig.gateways[0].log
-        decide = log.decide
+        decide = log.store_outcome
 
         async def decide_late(*args: Any) -> bool:
             first = await decide(*args)
-            if not first and rig.broker.records.words[job].word.run == 1:
-                await log.undecide(job, rig.broker.records.words[job].seq)
+            if not first and rig.broker.records.words[job].outcome.run == 1:
+                await log.delete_outcome(job, rig.broker.records.words[job].seq)
             return first
 
-        undecide = log.undecide
+        undecide = log.delete_outcome
 
         async def never(*_: Any) -> None:
             """The retry is as far as this."""
@@ -252,7 +252,7 @@ class TestDeathInTheMiddle:
         monkeypatch.setattr(log, "undecide", never)
         await rig.jobs.retry(OWNER, job)
         monkeypatch.setattr(log, "undecide", undecide)
-        monkeypatch.setattr(log, "decide", decide_late)
+        monkeypatch.setattr(log, "store_outcome", decide_late)
         assert (await rig.jobs.cancel(OWNER, job)).status is JobStatus.CANCELLED
 
 

@@ -128,9 +128,9 @@ class TestFailures:
         assert record.error["type"] == "backend_error"
         letter = await rig.jobs.dead_letter(job)
         envelope, body = Envelope.decode(letter.message)
-        assert (letter.word.dead, letter.word.attempts, envelope.job) == (True, 3, job)
+        assert (letter.outcome.dead, letter.outcome.attempts, envelope.job) == (True, 3, job)
         assert orjson.loads(body)["model"] == "echo"
-        assert [one.word.job for one in await rig.jobs.dead_letters(before=None, limit=10)] == [job]
+        assert [one.outcome.job for one in await rig.jobs.dead_letters(before=None, limit=10)] == [job]
         await rig.eventually(lambda: rig.gateways[0].counted("dead_letters") == 1)
         await rig.eventually(lambda: not rig.queued)
 
@@ -211,7 +211,7 @@ class TestLostWorkers:
         record = await rig.ended(job)
         assert (record.status, record.attempts, (record.error or {})["code"]) == (FAILED, 3, "worker_lost")
         letter = await rig.jobs.dead_letter(job)
-        assert (letter.word.dead, letter.word.attempts, len(rig.ran)) == (True, 3, 3)
+        assert (letter.outcome.dead, letter.outcome.attempts, len(rig.ran)) == (True, 3, 3)
         assert [event.kind for event in await rig.events(job)][-1] is JobEventKind.FAILED
 
     @pytest.mark.parametrize("rig", [SHORT], indirect=True)

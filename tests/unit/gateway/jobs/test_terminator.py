@@ -30,7 +30,7 @@ async def test_a_quick_workers_events_may_come_first(before: int) -> None:
     await log.start()
     for seq in range(before):
         kind = FrameKind.STARTED if seq == 0 else FrameKind.CHUNK
-        await log.say(JOB, encode_durable_frame(kind.value, 1, 1, seq, "t", b"{}"))
+        await log.append_event(JOB, encode_durable_frame(kind.value, 1, 1, seq, "t", b"{}"))
     assert await first_event_record(log, JOB) is None
-    await log.say(JOB, encode_durable_frame(QUEUED, 1, 0, 0, NO_TOKEN, RECORD.model_dump_json().encode()))
+    await log.append_event(JOB, encode_durable_frame(QUEUED, 1, 0, 0, NO_TOKEN, RECORD.model_dump_json().encode()))
     assert await first_event_record(log, JOB) == RECORD
