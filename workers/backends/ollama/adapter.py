@@ -22,6 +22,7 @@ from schemas.frames import Progress
 from schemas.jobs import Capability, Usage
 from schemas.presence import ModelOffer
 from workers.adapter_kit.embeddings import embeddings_body
+from workers.adapter_kit.model_jobs import LOAD, PULL, ModelJob, unloads
 from workers.adapter_kit.request_fields import parse_json_object, wants_usage
 from workers.adapter_kit.text.adaptations import ADAPTABLE_PARAMETERS, AdaptationPlan, plan_adaptations
 from workers.adapter_kit.text.adapted_text import execute_plan
@@ -39,7 +40,6 @@ from workers.backends.base import (
     Task,
 )
 from workers.backends.ollama.client import JSON, LineSplitter, OllamaClient
-from workers.backends.ollama.model_management import LOAD, PULL, ModelJob, PullProgress
 from workers.backends.ollama.models import (
     ModelDetails,
     OllamaModel,
@@ -50,13 +50,13 @@ from workers.backends.ollama.models import (
     model_of,
     version_of,
 )
+from workers.backends.ollama.pull_progress import PullProgress
 from workers.backends.ollama.requests import (
     LACKS,
     LACKS_IN_COMPLETIONS,
     chat_request,
     embed_requests,
     generate_request,
-    unloads,
 )
 from workers.backends.ollama.responses import OllamaEventConverter
 

@@ -33,7 +33,6 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 """Fields that would change the answer: the values that change nothing, and what is said of any other."""
 BASE64_IMAGE = re.compile(r"data:image/[\w.+-]+(?:;[^;,]*)*;base64,")
-ZERO = re.compile(r"0+(ns|us|ms|s|m|h)?")
 
 
 def chat_request(body: JSON, details: ModelDetails) -> JSON:
@@ -67,13 +66,6 @@ def embed_requests(body: JSON, batch: int) -> list[JSON]:
             raise BackendRefused("dimensions must be a positive number", param="dimensions")
         request["dimensions"] = dimensions
     return [request | {"input": texts[at : at + batch]} for at in range(0, len(texts), batch)]
-
-
-def unloads(keep_alive: Any) -> bool:
-    """Whether it means that the model is not to stay."""
-    if isinstance(keep_alive, str):
-        return ZERO.fullmatch(keep_alive) is not None
-    return keep_alive is not None and keep_alive == 0
 
 
 def _common(body: JSON) -> JSON:

@@ -1,36 +1,41 @@
-"""Pulling, loading and unloading models, as callers see it: pure."""
+"""Jobs that pull, load and unload models, as callers send them and read their results: pure.
+
+The endpoints are `/v1/models/pull`, `/v1/models/load` and `/v1/models/unload`. An adapter with `manages_models` runs them as tasks of the
+capability `models`.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
-from schemas.frames import Progress
 from workers.adapter_kit.request_fields import parse_json_object
 from workers.backends.base import BackendRefused, Chunk, Finish, Output, Task
-from workers.backends.ollama.requests import unloads
 
 JSON = dict[str, Any]
 
 PULL, LOAD, UNLOAD = "/v1/models/pull", "/v1/models/load", "/v1/models/unload"
 OBJECTS = {PULL: "model.pull", LOAD: "model.load", UNLOAD: "model.unload"}
 SUCCESS = "success"
+ZERO_DURATION = re.compile(r"0+(ns|us|ms|s|m|h)?")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelJob:
-    """One such request."""
+    """A request to pull, load or unload one model."""
 
     endpoint: str
     model: str
     stream: bool
     keep_alive: Any = None
+    """How long a loaded model stays, in Ollama's form; None where the request does not say."""
 
     @classmethod
     def of(cls, task: Task) -> ModelJob:
-        """Raises BackendRefused when the task is none."""
+        """Parse a task. Raises BackendRefused for another endpoint, a missing model, or a `keep_alive` that contradicts the endpoint."""
         endpoint = task.endpoint
         if endpoint not in OBJECTS:
             raise BackendRefused(f"this backend does not serve {endpoint}")
@@ -43,11 +48,11 @@ class ModelJob:
         return cls(endpoint, model, task.stream, keep_alive)
 
     def frame(self, **fields: Any) -> bytes:
-        """What a caller who streams sees of it."""
+        """Return one SSE event about the job."""
         return b"data: %b\n\n" % orjson.dumps(self._object(fields))
 
     def end(self) -> tuple[Output, Output]:
-        """The last of it: it is done."""
+        """Return the outputs of a job that is complete."""
         if self.stream:
             return Chunk(self.frame(status=SUCCESS), 0), Finish(None, "text/event-stream")
         return Chunk(orjson.dumps(self._object({"status": SUCCESS})), 0), Finish()
@@ -56,24 +61,8 @@ class ModelJob:
         return {"object": OBJECTS[self.endpoint], "model": self.model, **fields}
 
 
-class PullProgress:
-    """How far a pull is, over all its layers; it never goes back, though a layer's size shows only when its turn comes."""
-
-    def __init__(self) -> None:
-        self.done = False
-        self._layers: dict[str, tuple[int, int]] = {}
-        self._fraction = 0.0
-
-    def read(self, line: JSON) -> tuple[JSON, Progress]:
-        """One line of the pull, as the fields of a frame and as progress."""
-        status = str(line.get("status") or "")
-        self.done = self.done or status == SUCCESS
-        total, completed = line.get("total"), line.get("completed")
-        if isinstance(total, int) and total > 0:
-            completed = completed if isinstance(completed, int) else 0
-            self._layers[str(line.get("digest") or status)] = (completed, total)
-            all_done, all_of = (sum(column) for column in zip(*self._layers.values(), strict=True))
-            self._fraction = max(self._fraction, min(1.0, all_done / all_of))
-        fraction = round(self._fraction, 4) if self._layers else None
-        fields = {"status": status, "completed": completed, "total": total, "fraction": fraction}
-        return fields, Progress(fraction=fraction, message=status)
+def unloads(keep_alive: Any) -> bool:
+    """Return whether a `keep_alive` means that the model must not stay in memory."""
+    if isinstance(keep_alive, str):
+        return ZERO_DURATION.fullmatch(keep_alive) is not None
+    return keep_alive is not None and keep_alive == 0
