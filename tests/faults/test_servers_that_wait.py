@@ -11,7 +11,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
-from tests.backends.doubles.openai import OpenAIDouble, Seen, _send
+from tests.backends.doubles.openai import OpenAIDouble, Seen, send_answer
 from tests.cluster import Cluster, Crew, chat
 from tests.conftest import Eventually
 from tests.faults.conftest import SETTINGS
@@ -46,7 +46,7 @@ class Server(OpenAIDouble):
         model = seen.json["model"]
         self.came[model].append(asyncio.get_running_loop().time())
         answer = self.refuse(model)
-        return await (_send(writer, *answer) if answer is not None else super()._post(seen, reader, writer))
+        return await (send_answer(writer, *answer) if answer is not None else super()._post(seen, reader, writer))
 
     def refuse_once(self, answer: Answer) -> None:
         answers = [answer]

@@ -147,7 +147,9 @@ class OpenAIDouble:
         self.seen.append(Seen(method, path, headers, body))
         behaviour = self.behaviour
         if behaviour.loading:
-            return await _send(writer, 503, {"error": {"message": "Loading model", "code": 503}}, {"retry-after": "3"})
+            return await send_answer(
+                writer, 503, {"error": {"message": "Loading model", "code": 503}}, {"retry-after": "3"}
+            )
         if method == "GET":
             return await self._get(path, writer)
         return await self._post(self.seen[-1], reader, writer)
@@ -155,29 +157,31 @@ class OpenAIDouble:
     async def _get(self, path: str, writer: asyncio.StreamWriter) -> bool:
         behaviour = self.behaviour
         if path == "/health":
-            return await _send(writer, behaviour.health_status, {"status": "ok"})
+            return await send_answer(writer, behaviour.health_status, {"status": "ok"})
         if path.endswith("/models"):
-            return await _send(writer, behaviour.models_status, {"object": "list", "data": list(behaviour.models)})
+            return await send_answer(
+                writer, behaviour.models_status, {"object": "list", "data": list(behaviour.models)}
+            )
         if path == "/props" and behaviour.props is not None:
-            return await _send(writer, 200, behaviour.props)
-        return await _send(writer, 404, {"error": {"message": "File Not Found", "code": 404}})
+            return await send_answer(writer, 200, behaviour.props)
+        return await send_answer(writer, 404, {"error": {"message": "File Not Found", "code": 404}})
 
     async def _post(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         behaviour = self.behaviour
         if behaviour.status != 200:
-            return await _send(writer, behaviour.status, behaviour.error, behaviour.headers)
+            return await send_answer(writer, behaviour.status, behaviour.error, behaviour.headers)
         try:
             body = seen.json
         except json.JSONDecodeError:
-            return await _send(writer, 400, {"error": {"message": "bad JSON", "type": "invalid_request_error"}})
+            return await send_answer(writer, 400, {"error": {"message": "bad JSON", "type": "invalid_request_error"}})
         if behaviour.no_stream_options and "stream_options" in body:
             error = {"message": "unknown field: stream_options", "type": "invalid_request_error"}
-            return await _send(writer, 400, {"error": error})
+            return await send_answer(writer, 400, {"error": error})
         if not isinstance(body.get("messages", []), list):
             error = {"message": "messages must be a list", "type": "invalid_request_error", "param": "messages"}
-            return await _send(writer, 400, {"error": error})
+            return await send_answer(writer, 400, {"error": error})
         if not body.get("stream"):
-            return await _send(writer, 200, {"error": {"message": "this double only streams"}})
+            return await send_answer(writer, 200, {"error": {"message": "this double only streams"}})
         return await self._work(reader, self._produce(seen, body, writer))
 
     async def _work(self, reader: asyncio.StreamReader, work: Coroutine[Any, Any, bool]) -> bool:
@@ -293,7 +297,9 @@ class OpenAIDouble:
         }
 
 
-async def _send(writer: asyncio.StreamWriter, status: int, body: Any, headers: dict[str, str] | None = None) -> bool:
+async def send_answer(
+    writer: asyncio.StreamWriter, status: int, body: Any, headers: dict[str, str] | None = None
+) -> bool:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     kind = "text/html" if isinstance(body, bytes) else "application/json"
     lines = [f"HTTP/1.1 {status} X", f"content-type: {kind}", f"content-length: {len(data)}"]

@@ -7,7 +7,7 @@ import base64
 from collections.abc import AsyncIterator
 from typing import Any
 
-from tests.backends.doubles.openai import OpenAIDouble, Seen, _send
+from tests.backends.doubles.openai import OpenAIDouble, Seen, send_answer
 
 CHAT = "/v1/chat/completions"
 TEXT = (CHAT, "/v1/completions")
@@ -34,19 +34,19 @@ class ServiceDouble(OpenAIDouble):
         if self.silent:
             await asyncio.Event().wait()
         if path == "/readyz":
-            return await _send(writer, self.ready, {"status": "ready" if self.ready == 200 else "loading"})
+            return await send_answer(writer, self.ready, {"status": "ready" if self.ready == 200 else "loading"})
         found = self.documents.get(path)
         if found is None:
-            return await _send(writer, 404, {"detail": "Not Found"})
+            return await send_answer(writer, 404, {"detail": "Not Found"})
         if isinstance(found, int):
-            return await _send(writer, found, {"error": {"message": "cannot say"}}, {"location": "/elsewhere"})
-        return await _send(writer, 200, found)
+            return await send_answer(writer, found, {"error": {"message": "cannot say"}}, {"location": "/elsewhere"})
+        return await send_answer(writer, 200, found)
 
     async def _post(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         answer = self.answers.get(seen.path)
         if answer is None or self.behaviour.status != 200:
             return await super()._post(seen, reader, writer)
-        return await _send(writer, 200, answer)
+        return await send_answer(writer, 200, answer)
 
     async def _pieces(self, seen: Seen, body: dict[str, Any]) -> AsyncIterator[bytes]:
         async for piece in super()._pieces(seen, body):

@@ -14,7 +14,7 @@ from schemas.jobs import Capability
 from schemas.presence import ServiceRecord
 from tests.backends.contract import body_of, chat, check_stream, collect, completion, events
 from tests.backends.doubles.media import MODELS, MediaDouble
-from tests.backends.doubles.openai import Seen, _send
+from tests.backends.doubles.openai import Seen, send_answer
 from tests.backends.doubles.service import whole_chat
 from tests.backends.test_openai_media import UPLOAD, file, work
 from workers.adapter_kit import limitations as module
@@ -44,7 +44,7 @@ class Quirky(MediaDouble):
     async def _get(self, path: str, writer: asyncio.StreamWriter) -> bool:
         if path == "/v1/metadata":
             endpoints = ["/v1/chat/completions", "/v1/completions", "/v1/audio/transcriptions"]
-            return await _send(writer, 200, {"name": "svc", "endpoints": endpoints, "models": ["one", "two"]})
+            return await send_answer(writer, 200, {"name": "svc", "endpoints": endpoints, "models": ["one", "two"]})
         return await super()._get(path, writer)
 
     async def _post(self, seen: Seen, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
@@ -52,7 +52,7 @@ class Quirky(MediaDouble):
         answer = self.quirk(seen.path, body)
         if answer is None and body.get("stream") is False:
             answer = 200, whole_chat("in one piece")
-        return await (_send(writer, *answer) if answer is not None else super()._post(seen, reader, writer))
+        return await (send_answer(writer, *answer) if answer is not None else super()._post(seen, reader, writer))
 
     @property
     def posts(self) -> list[dict[str, Any]]:
