@@ -17,7 +17,7 @@ from gateway.cached_result import CachedResult
 from gateway.dispatcher import Dispatcher
 from gateway.files import FileStore
 from gateway.health import Readiness
-from gateway.http.disconnect import Waiting
+from gateway.http.disconnect import CallerTasks
 from gateway.http.inference_body import InferenceBodyReader
 from gateway.jobs.api import JobsApi
 from gateway.jobs.http_response import JobResponder
@@ -43,7 +43,7 @@ class Parts:
     jobs: JobsApi
     job_responder: JobResponder
     documents: DocumentStore
-    waiting: Waiting
+    caller_tasks: CallerTasks
     reader: InferenceBodyReader
     """For requests that become durable jobs: its blobs last as long as those."""
     files: FileStore
@@ -59,7 +59,7 @@ def get_parts(request: Request) -> Parts:
 
 def require_key(request: Request) -> Principal:
     """The caller. Raises AuthenticationFailed."""
-    return get_parts(request).auth.check(request.scope)
+    return get_parts(request).auth.authenticate(request.scope)
 
 
 def _require(scope: Scope) -> Callable[[Request], Principal]:

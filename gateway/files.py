@@ -251,7 +251,7 @@ class FileReferences:
     def __init__(self, open_file: Open) -> None:
         self._open = open_file
 
-    async def take(
+    async def resolve(
         self, owner: str, endpoint: Endpoint, body: dict[str, Any]
     ) -> tuple[dict[str, Any], tuple[Upload, ...]]:
         """The body without its files, and the files. Raises InvalidRequest, NotFound."""

@@ -49,7 +49,7 @@ async def read_page(
     return found[:limit], len(found) > limit
 
 
-def as_list(items: Sequence[ListItem], more: bool) -> dict[str, Any]:
+def list_object(items: Sequence[ListItem], more: bool) -> dict[str, Any]:
     """OpenAI's list object."""
     return {
         "object": "list",

@@ -28,7 +28,7 @@ from backbone.secret_files import ConfigurationError
 from backbone.setting_errors import read_settings
 from backbone.settings import GatewaySettings
 from backbone.startup_errors import report_startup_error
-from gateway.container import RunningGateway, run_gateway
+from gateway.composition_root import RunningGateway, run_gateway
 from gateway.health import ShutdownState
 from gateway.http.client_addresses import TrustedProxies
 from gateway.http.connection import HttpProtocol, http_protocol

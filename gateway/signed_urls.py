@@ -30,7 +30,7 @@ class UrlSigner:
         self._public_url = public_url.rstrip("/")
         self.ttl_s = ttl_s
 
-    def rewrite(self, answer: bytes, owner: str, base: str) -> bytes:
+    def sign_urls(self, answer: bytes, owner: str, base: str) -> bytes:
         """An answer of `{"data": [{"url": …}]}` with URLs in the place of what the worker keeps."""
         value: Any = orjson.loads(answer)
         for item in value.get("data") or ():
@@ -45,7 +45,7 @@ class UrlSigner:
         query = urlencode({"owner": owner, "expires": expires, "signature": self._signature(name, owner, expires)})
         return f"{self._public_url or base}{PATH}{quote(name)}?{query}"
 
-    def check(self, name: str, owner: str, expires: int, signature: str) -> None:
+    def verify(self, name: str, owner: str, expires: int, signature: str) -> None:
         """Raises NotFound, whatever is wrong: who guesses learns nothing."""
         good = hmac.compare_digest(signature.encode(), self._signature(name, owner, expires).encode())
         if not good or expires < clock.now():

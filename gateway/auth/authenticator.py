@@ -49,7 +49,7 @@ class KeyLookup(Protocol):
     """The keys that were created, as far as they are known here. Nothing waits."""
 
     @property
-    def empty(self) -> bool:
+    def is_empty(self) -> bool:
         """It is known that there is none."""
 
     def find(self, key: bytes) -> Principal:
@@ -71,7 +71,7 @@ class Authenticator:
         secret = bootstrap_webhook_secret(token) if token else ""
         self._bootstrap = Principal(owner=BOOTSTRAP_OWNER, webhook_secret=secret)
 
-    def check(self, scope: HttpScope) -> Principal:
+    def authenticate(self, scope: HttpScope) -> Principal:
         """Return the caller behind `Authorization: Bearer KEY`.
 
         Raises AuthenticationFailed, which never repeats the key; TooManyWrongKeys for an address that tries out keys; Unavailable
@@ -93,7 +93,7 @@ class Authenticator:
         return principal
 
     def _key(self, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-        if self._token is None and (self._keys is None or self._keys.empty):
+        if self._token is None and (self._keys is None or self._keys.is_empty):
             raise AuthenticationFailed("this gateway has no key configured: set GATEWAY_BEARER_TOKEN")
         given = b""
         for name, value in headers:
@@ -137,7 +137,7 @@ class ConcurrencyLimiter:
     def __init__(self) -> None:
         self._open: Counter[str] = Counter()
 
-    def enter(self, principal: Principal) -> Principal | None:
+    def acquire(self, principal: Principal) -> Principal | None:
         """One more. Returns what `leave` must be given when it has ended; None: it is not counted. Raises RateLimited."""
         if principal.max_queued is None or principal.max_running is None:
             return None
@@ -149,7 +149,7 @@ class ConcurrencyLimiter:
         self._open[principal.key_id] += 1
         return principal
 
-    def leave(self, principal: Principal) -> None:
+    def release(self, principal: Principal) -> None:
         """One less."""
         left = self._open[principal.key_id] - 1
         if left > 0:

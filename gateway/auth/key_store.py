@@ -104,7 +104,7 @@ class KeyStore:
     # What a request asks; see `gateway.auth.authenticator.KeyLookup`
 
     @property
-    def empty(self) -> bool:
+    def is_empty(self) -> bool:
         """The keys have been read, and there was none."""
         return self._loaded and not self._raw
 
@@ -179,12 +179,12 @@ class KeyStore:
         )
         return CreatedKey(record, key)
 
-    async def listed(self) -> list[ApiKey]:
+    async def list_active(self) -> list[ApiKey]:
         """The keys that are not revoked, expired ones among them, the newest first. Raises Unavailable."""
         await self.refresh()
         return [key for key in self._index.all() if key.revoked_at is None]
 
-    async def shown(self, key_id: str) -> ApiKey:
+    async def get_active(self, key_id: str) -> ApiKey:
         """One key that is not revoked. Raises KeyNotFound, Unavailable."""
         await self.refresh()
         key = self._index.get(key_id)
@@ -193,8 +193,8 @@ class KeyStore:
         return key
 
     async def revoke(self, key_id: str) -> ApiKey:
-        """End a key for good: refused here from now on, and everywhere as the module says. Raises as `shown`."""
-        key = (await self.shown(key_id)).model_copy(update={"revoked_at": int(self._clock())})
+        """End a key for good: refused here from now on, and everywhere as the module says. Raises as `get_active`."""
+        key = (await self.get_active(key_id)).model_copy(update={"revoked_at": int(self._clock())})
         await self._mark_revoked(key)
         self._notices.publish(TOPIC)
         log.info("key revoked", key=key.id, name=key.name, owner=key.owner)

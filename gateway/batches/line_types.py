@@ -60,7 +60,7 @@ class EndpointLine:
         """See the protocol."""
         refuse_stream(body)
         if self.endpoint.files:
-            body, uploads = await self.uploads.take(owner, self.endpoint, body)
+            body, uploads = await self.uploads.resolve(owner, self.endpoint, body)
             received = await reader.read_value(self.endpoint, body, uploads)
         else:
             received = await reader.read_value(self.endpoint, body)

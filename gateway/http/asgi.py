@@ -78,16 +78,16 @@ class HttpExchange(Protocol):
     def on_disconnect(self, callback: Callable[[], None] | None) -> None:
         """Call when the caller hangs up; at once, if that has happened."""
 
-    def push(self, data: bytes) -> bool:
+    def try_write(self, data: bytes) -> bool:
         """Write a piece of a streamed body now. False when it must go through `send`: nothing was written then."""
 
-    def hold(self, size: int) -> None:
+    def report_buffered(self, size: int) -> None:
         """Let `size` bytes that are stored for the caller, beyond what was written, count as unread. May end the connection."""
 
-    def cut(self) -> None:
+    def truncate(self) -> None:
         """End the connection after what was written, so that the caller sees that the answer is not complete."""
 
-    def joined(self) -> AbstractContextManager[None]:
+    def single_write(self) -> AbstractContextManager[None]:
         """What is sent inside leaves in one write."""
 
 

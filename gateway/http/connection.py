@@ -92,7 +92,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._ahead = bytearray()
         """What came behind a request that is being answered."""
         self._held_ahead = 0
-        """Bytes that are stored for the caller elsewhere, as `HttpExchange.hold` was told."""
+        """Bytes that are stored for the caller elsewhere, as `HttpExchange.report_buffered` was told."""
         self._pipelined = False
         """What is being read came before the last answer had gone."""
         self._counted = 0
@@ -128,7 +128,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._connections.turns.leave(self)
         super().connection_lost(exc)
         self._held_ahead = 0
-        self._connections.unread.hold(self, 0)
+        self._connections.unread.record(self, 0)
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
             line = cast("dict[str, Any]", cycle.scope).get(EXCHANGE)
@@ -155,18 +155,18 @@ class HttpProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         """The transport's buffer is full."""
         super().pause_writing()
-        self.hold_ahead(self._held_ahead)
+        self.report_unread(self._held_ahead)
 
     def resume_writing(self) -> None:
         """The transport's buffer has emptied."""
         super().resume_writing()
-        self._connections.unread.hold(self, self._held_ahead)
+        self._connections.unread.record(self, self._held_ahead)
 
-    def hold_ahead(self, size: int) -> None:
-        """See `gateway.http.asgi.HttpExchange.hold`."""
+    def report_unread(self, size: int) -> None:
+        """See `gateway.http.asgi.HttpExchange.report_buffered`."""
         self._held_ahead = size
         buffered = self.transport.get_write_buffer_size() if self.flow.write_paused else 0
-        self._connections.unread.hold(self, buffered + size)
+        self._connections.unread.record(self, buffered + size)
 
     @property
     def owner(self) -> str:

@@ -13,21 +13,21 @@ from schemas.errors import Unavailable
 T = TypeVar("T")
 
 
-class Waiting:
+class CallerTasks:
     """All who wait at this gateway."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Future[Any]] = set()
-        self._ending = False
+        self._is_shutting_down = False
 
     @property
-    def ending(self) -> bool:
+    def is_shutting_down(self) -> bool:
         """The gateway shuts down."""
-        return self._ending
+        return self._is_shutting_down
 
-    def end(self) -> None:
+    def shut_down(self) -> None:
         """The gateway shuts down: everybody is told so."""
-        self._ending = True
+        self._is_shutting_down = True
         for task in self._tasks:
             task.cancel()
 
@@ -46,7 +46,7 @@ class Waiting:
             if current is not None and current.cancelling():
                 task.cancel()
                 raise
-            if self._ending:
+            if self._is_shutting_down:
                 raise Unavailable("the gateway is shutting down; try again", should_retry=True) from None
             raise CallerDisconnected from None
         finally:
@@ -55,7 +55,7 @@ class Waiting:
 
     async def iterate_until_shutdown(self, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         """The items, as far as they come before the end. Does not close them."""
-        while not self._ending:
+        while not self._is_shutting_down:
             task = asyncio.ensure_future(anext(items, None))
             self._tasks.add(task)
             try:

@@ -76,9 +76,9 @@ class InferenceBodyReader:
         if here and not read_body_head(headers, self.max_bytes).encoding:
             return await self._json(endpoint, await read_complete_body(receive, self.max_bytes))
         with self.memory.share(key) as share:
-            return await self._json(endpoint, await self.body(headers, receive, share, here=here))
+            return await self._json(endpoint, await self.read_body(headers, receive, share, here=here))
 
-    async def body(self, headers: Headers, receive: Receive, share: BodyShare, *, here: bool) -> bytes:
+    async def read_body(self, headers: Headers, receive: Receive, share: BodyShare, *, here: bool) -> bytes:
         """The whole body of a JSON request. Hold `share` as long as it is in memory, parsed or not. Raises as `read`."""
         body = await read_body(headers, receive, self.max_bytes, self.timeout_s, here=here, share=share)
         if len(body) > LARGE:
@@ -99,7 +99,7 @@ class InferenceBodyReader:
         body = await self.media.inline(request, body)
         received = ReceivedRequest(request, body, uploads=uploads, body_size=len(body) if uploads else None)
         if len(body) > INLINE_LIMIT_BYTES:
-            await self.refer(received)
+            await self.store_body(received)
         return received
 
     def with_blob_ttl(self, blob_ttl_s: float) -> InferenceBodyReader:
@@ -112,10 +112,10 @@ class InferenceBodyReader:
         body = await self.media.inline(request, body)
         received = ReceivedRequest(request, body)
         if len(body) > INLINE_LIMIT_BYTES:
-            await self.refer(received)
+            await self.store_body(received)
         return received
 
-    async def refer(self, received: ReceivedRequest) -> None:
+    async def store_body(self, received: ReceivedRequest) -> None:
         """Let the body travel by reference."""
         writer = self._writer()
         received.blobs.append(writer)

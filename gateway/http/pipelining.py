@@ -13,7 +13,7 @@ AT_ONCE = 16
 """Connections that go on in one round."""
 
 
-class Waiting(Protocol):
+class PipelinedConnection(Protocol):
     """A connection with a request that came ahead."""
 
     def read_on(self) -> None:
@@ -24,15 +24,15 @@ class PipelineScheduler:
     """Connections that wait to go on, in order."""
 
     def __init__(self) -> None:
-        self._waiting: dict[Waiting, None] = {}
+        self._waiting: dict[PipelinedConnection, None] = {}
         self._called = False
 
-    def wait(self, connection: Waiting) -> None:
+    def wait(self, connection: PipelinedConnection) -> None:
         """Let the connection go on when it is its turn; one that waits already keeps its place."""
         self._waiting[connection] = None
         self._call()
 
-    def leave(self, connection: Waiting) -> None:
+    def leave(self, connection: PipelinedConnection) -> None:
         """Forget a connection."""
         self._waiting.pop(connection, None)
 

@@ -15,7 +15,7 @@ from gateway.http.asgi import Send
 class AheadHolder(Protocol):
     """What is needed of an `HttpProtocol`."""
 
-    def hold_ahead(self, size: int) -> None:
+    def report_unread(self, size: int) -> None:
         """Count `size` bytes as unread, besides those in the transport's buffer."""
 
 
@@ -46,23 +46,23 @@ class UvicornExchange:
         if callback is not None:
             callback()
 
-    def push(self, data: bytes) -> bool:
+    def try_write(self, data: bytes) -> bool:
         cycle = self._cycle
         if cycle.flow.write_paused or cycle.disconnected or cycle.response_complete or not cycle.chunked_encoding:
             return False
         cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
         return True
 
-    def hold(self, size: int) -> None:
+    def report_buffered(self, size: int) -> None:
         if not self._cycle.disconnected:
-            self._holder.hold_ahead(size)
+            self._holder.report_unread(size)
 
-    def cut(self) -> None:
+    def truncate(self) -> None:
         self._cycle.disconnected = True
         self._cycle.transport.close()
 
     @contextlib.contextmanager
-    def joined(self) -> Iterator[None]:
+    def single_write(self) -> Iterator[None]:
         cycle = self._cycle
         transport, gathered = cycle.transport, _Gathered(cycle.transport)
         cycle.transport = cast("asyncio.Transport", gathered)

@@ -26,31 +26,31 @@ class UnreadBudget:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._held: dict[UnreadBuffer, tuple[str, int]] = {}
+        self._sizes: dict[UnreadBuffer, tuple[str, int]] = {}
         self._by_owner: Counter[str] = Counter()
         self.total = 0
         """Bytes held now."""
         self.shed = 0
         """Answers that were ended since the start."""
 
-    def hold(self, holder: UnreadBuffer, size: int) -> None:
-        """Record that `holder` stores `size` bytes from now on. May call `shed`, also of `holder` itself."""
-        self._record(holder, size)
+    def record(self, buffer: UnreadBuffer, size: int) -> None:
+        """Record that `buffer` stores `size` bytes from now on. May call `shed`, also of `buffer` itself."""
+        self._set(buffer, size)
         while self.total > self._limit:
             owner = max(self._by_owner, key=self._by_owner.__getitem__)
-            worst = max((h for h, (o, _) in self._held.items() if o == owner), key=lambda h: self._held[h][1])
-            self._record(worst, 0)
+            worst = max((h for h, (o, _) in self._sizes.items() if o == owner), key=lambda h: self._sizes[h][1])
+            self._set(worst, 0)
             self.shed += 1
             worst.shed()
 
-    def _record(self, holder: UnreadBuffer, size: int) -> None:
-        owner, before = self._held.pop(holder, ("", 0))
+    def _set(self, buffer: UnreadBuffer, size: int) -> None:
+        owner, before = self._sizes.pop(buffer, ("", 0))
         if before:
             self._by_owner[owner] -= before
             if not self._by_owner[owner]:
                 del self._by_owner[owner]
         if size > 0:
-            owner = holder.owner
-            self._held[holder] = (owner, size)
+            owner = buffer.owner
+            self._sizes[buffer] = (owner, size)
             self._by_owner[owner] += size
         self.total += max(0, size) - before

@@ -14,7 +14,7 @@ from gateway.durable_request import DurableRequest
 from gateway.endpoints import Endpoint
 from gateway.files import FileReferences
 from gateway.http.asgi import Receive, Reply, Scope, Send, body_is_complete, request_id_of, to_error_info
-from gateway.http.disconnect import Waiting
+from gateway.http.disconnect import CallerTasks
 from gateway.http.inference_body import InferenceBodyReader, ReceivedRequest
 from gateway.http.preferences import MAX_WAIT_S, read_preferences
 from gateway.http.request_body import CallerDisconnected, parse_body
@@ -40,7 +40,7 @@ class DurableRequestHandler:
         self,
         jobs: JobsApi,
         answers: JobResponder,
-        waiting: Waiting,
+        caller_tasks: CallerTasks,
         idempotency: Idempotency,
         reader: InferenceBodyReader,
         auth: Authenticator,
@@ -51,7 +51,7 @@ class DurableRequestHandler:
         """`reader`: its blobs last as long as a job may. `check_url` raises InvalidRequest for what no webhook can be."""
         self._jobs = jobs
         self._answers = answers
-        self._waiting = waiting
+        self._caller_tasks = caller_tasks
         self._idempotency = idempotency
         self.reader = reader
         self._auth = auth
@@ -88,7 +88,9 @@ class DurableRequestHandler:
                 await self._answers.accepted(reply, record, preferences)
                 return None
             return await self._answers.result(reply, result, base_url(request.scope), request.exchange)
-        return await self._waiting.run_while_connected(self._as_usual(request, record), request.scope, request.receive)
+        return await self._caller_tasks.run_while_connected(
+            self._as_usual(request, record), request.scope, request.receive
+        )
 
     async def _soon(self, request: DurableRequest, record: JobRecord) -> JobResult | None:
         """How the job ended, if it has in the time that the caller waits. Raises CallerGone."""
@@ -96,9 +98,9 @@ class DurableRequestHandler:
             return await self._jobs.result(record.owner, record.id)
         outcome = self._jobs.wait_for_result(record.owner, record.id, request.preferences.wait_s or 0.0)
         try:
-            return await self._waiting.run_while_connected(outcome, request.scope, request.receive)
+            return await self._caller_tasks.run_while_connected(outcome, request.scope, request.receive)
         except Unavailable:
-            if not self._waiting.ending:
+            if not self._caller_tasks.is_shutting_down:
                 raise
             return None
 
@@ -146,13 +148,13 @@ class DurableRequestHandler:
     async def _submit(self, scope: Scope, receive: Receive, reply: Reply) -> str:
         """The job's id."""
         headers = scope["headers"]
-        principal = self._auth.check(scope)
+        principal = self._auth.authenticate(scope)
         principal.require(KeyScope.JOBS)
         principal.require(KeyScope.INFERENCE)
         preferences = read_preferences(headers)
         here = body_is_complete(scope)
         with self.reader.memory.share(principal.key_id) as share:
-            request = parse_body(await self.reader.body(headers, receive, share, here=here), SubmitRequest)
+            request = parse_body(await self.reader.read_body(headers, receive, share, here=here), SubmitRequest)
             endpoint = self._checked(principal, request)
             received = await self._received(principal, endpoint, request.body)
             request.body.clear()
@@ -198,7 +200,7 @@ class DurableRequestHandler:
         """Problems are named by their place in the whole request: `body.messages`."""
         try:
             if endpoint.files:
-                fields, uploads = await self._uploads.take(principal.owner, endpoint, body)
+                fields, uploads = await self._uploads.resolve(principal.owner, endpoint, body)
                 return await self.reader.read_value(endpoint, fields, uploads)
             return await self.reader.read_value(endpoint, body)
         except (InvalidRequest, NotFound) as error:
@@ -229,9 +231,9 @@ async def job_with_estimate(jobs: JobsApi, record: JobRecord) -> dict[str, Any]:
 class JobPollHandler:
     """See the module's docstring."""
 
-    def __init__(self, jobs: JobsApi, waiting: Waiting, auth: Authenticator) -> None:
+    def __init__(self, jobs: JobsApi, caller_tasks: CallerTasks, auth: Authenticator) -> None:
         self._jobs = jobs
-        self._waiting = waiting
+        self._caller_tasks = caller_tasks
         self._auth = auth
 
     async def serve(self, job_id: str, scope: Scope, receive: Receive, send: Send) -> None:
@@ -239,7 +241,7 @@ class JobPollHandler:
         reply = Reply(send, request_id_of(scope))
         info: ErrorInfo | None = None
         try:
-            caller = self._auth.check(scope)
+            caller = self._auth.authenticate(scope)
             caller.require(KeyScope.JOBS)
             seconds = _wait_s(scope["query_string"])
             if seconds:
@@ -258,9 +260,9 @@ class JobPollHandler:
     async def _wait(self, owner: str, job_id: str, seconds: float, scope: Scope, receive: Receive) -> None:
         """Until the job has ended, or the time is up, or the gateway shuts down. Raises CallerGone."""
         try:
-            await self._waiting.run_while_connected(self._jobs.wait(owner, job_id, seconds), scope, receive)
+            await self._caller_tasks.run_while_connected(self._jobs.wait(owner, job_id, seconds), scope, receive)
         except Unavailable:
-            if not self._waiting.ending:
+            if not self._caller_tasks.is_shutting_down:
                 raise
 
 

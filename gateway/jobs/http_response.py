@@ -84,7 +84,7 @@ class JobResponder:
         end = DONE if is_sse(result.content_type) else b""
         if blob is None:
             if result.word.capability is Capability.IMAGES and MARK in data and not end:
-                data = self._url_signer.rewrite(data, result.word.owner, base)
+                data = self._url_signer.sign_urls(data, result.word.owner, base)
             return ResultBody(result.content_type, len(data) + len(end), lambda: _pieces(data, end))
         return ResultBody(result.content_type, blob.size + len(end), lambda: self._from_blob(blob.name, end))
 
@@ -108,7 +108,7 @@ class JobResponder:
         first = await anext(pieces, b"")  # what fails here can still be told
         head = [(b"content-type", payload.content_type.encode()), (b"content-length", b"%d" % payload.size), NO_STORE]
         head += adapted_header(result.word.adapted)
-        with exchange.joined() if exchange is not None and len(first) == payload.size else nullcontext():
+        with exchange.single_write() if exchange is not None and len(first) == payload.size else nullcontext():
             await reply.send_head(200, head)
             await reply.send_chunk(first)
             async for piece in pieces:
@@ -125,7 +125,7 @@ class JobResponder:
         """
         stream = _Stream(reply, content_type, exchange, ids=ids)
         events = self._jobs.follow(record.owner, record.id)
-        hold = exchange.hold if exchange is not None else _nothing
+        hold = exchange.report_buffered if exchange is not None else _nothing
         async with aclosing(read_ahead(events, self._comment_after_s, event_size, hold)) as paced:
             async for ready in paced:
                 if not ready:
@@ -181,7 +181,7 @@ async def read_ahead(
 ) -> AsyncGenerator[list[T], None]:
     """The events, as many at a time as are there; none of them whenever none has come for `seconds`. Closes `events`.
 
-    `size`: bytes of one. `hold` hears how many of them are stored here, see `gateway.http.asgi.HttpExchange.hold`.
+    `size`: bytes of one. `hold` hears how many of them are stored here, see `gateway.http.asgi.HttpExchange.report_buffered`.
     """
     ready: asyncio.Queue[T] = asyncio.Queue(AHEAD)
     held, room = _Held(hold), asyncio.Event()
@@ -278,7 +278,7 @@ class _Stream:
         elif self._sse:
             await self._reply.send_end(error_frame(error))
         elif self._exchange is not None:
-            self._exchange.cut()
+            self._exchange.truncate()
         else:
             raise ConnectionAbortedError(error.message)
         return error

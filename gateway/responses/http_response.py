@@ -128,7 +128,7 @@ class ResponseStreamReply(Response):
 
     async def _relay(self, sending: _Sending, exchange: HttpExchange | None) -> ErrorInfo | None:
         """Returns the error that it ended in."""
-        hold = exchange.hold if exchange is not None else lambda _size: None
+        hold = exchange.report_buffered if exchange is not None else lambda _size: None
         async with aclosing(read_ahead(sending.watch.events(), self._pause_s, _size, hold)) as paced:
             async for ready in paced:
                 if not ready:

@@ -16,7 +16,9 @@ from schemas.openai.responses import ResponsesRequest
 async def read(request: Request, reader: InferenceBodyReader, share: BodyShare) -> ResponsesRequest:
     """The body, checked. Hold `share` as long as it is in memory. Raises as `InferenceBodyReader.read`, but for CallerGone."""
     try:
-        body = await reader.body(request.scope["headers"], request.receive, share, here=body_is_complete(request.scope))
+        body = await reader.read_body(
+            request.scope["headers"], request.receive, share, here=body_is_complete(request.scope)
+        )
     except CallerDisconnected:
         raise InvalidRequest("the request's body broke off") from None  # nobody hears it
     return parse_body(body, ResponsesRequest)

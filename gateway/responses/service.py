@@ -14,7 +14,7 @@ from backbone.ids import new_job_id
 from gateway import clock
 from gateway.auth.authenticator import Principal
 from gateway.endpoints import Endpoint
-from gateway.http.disconnect import Waiting
+from gateway.http.disconnect import CallerTasks
 from gateway.http.inference_body import InferenceBodyReader, ReceivedRequest
 from gateway.jobs.api import JobNotFound, JobResult, JobsApi, Submission
 from gateway.jobs.http_response import result_error
@@ -52,7 +52,7 @@ class ResponseService:
     def __init__(
         self,
         jobs: JobsApi,
-        waiting: Waiting,
+        caller_tasks: CallerTasks,
         shelf: ResponseRepository,
         blobs: BlobStore,
         reader: InferenceBodyReader,
@@ -68,7 +68,7 @@ class ResponseService:
         """
         self.metrics = metrics
         self.pause_s = pause_s
-        self.open = waiting
+        self.open = caller_tasks
         self._jobs = jobs
         self._shelf = shelf
         self._blobs = blobs

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Query, Request
 
 from gateway.dependencies import JobsCaller, PartsDep
 from gateway.http.request_body import read_json
-from gateway.pagination import as_list
+from gateway.pagination import list_object
 from gateway.signed_urls import base_url
 from schemas.batches import BatchRequest
 
@@ -34,7 +34,7 @@ async def list_batches(
 ) -> dict[str, Any]:
     """The caller's batches, newest first."""
     found, more = await parts.batches.page(caller.owner, after=after, limit=limit)
-    return as_list(found, more)
+    return list_object(found, more)
 
 
 @router.get("/v1/batches/{batch_id}")

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
 
 from gateway.dependencies import JobsCaller, PartsDep
-from gateway.pagination import as_list
+from gateway.pagination import list_object
 
 router = APIRouter(tags=["files"])
 
@@ -38,7 +38,7 @@ async def list_files(
     found, more = await parts.files.page(
         caller.owner, after=after, limit=limit, newest_first=order == "desc", purpose=purpose
     )
-    return as_list(found, more)
+    return list_object(found, more)
 
 
 @router.get("/v1/files/{file_id}")

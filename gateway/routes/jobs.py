@@ -100,7 +100,7 @@ async def get_events(job_id: str, request: Request, parts: PartsDep, caller: Job
     events = parts.jobs.follow(caller.owner, job_id, after)
     # What cannot be followed is an error and no stream.
     line: HttpExchange | None = request.scope.get(EXCHANGE)
-    paced = read_ahead(events, PAUSE_S, event_size, line.hold if line is not None else lambda _size: None)
+    paced = read_ahead(events, PAUSE_S, event_size, line.report_buffered if line is not None else lambda _size: None)
     try:
         first: list[JobEvent] | None = await anext(paced, None)
     except BaseException:
@@ -120,7 +120,7 @@ async def _frames(
         yield b"".join(map(event_frame, first))
         try:
             # A caller whose stream just ends comes back behind its last event, to another gateway.
-            async for ready in parts.waiting.iterate_until_shutdown(paced):
+            async for ready in parts.caller_tasks.iterate_until_shutdown(paced):
                 yield b"".join(map(event_frame, ready)) or await _pause(parts, caller, job_id)
         except NexusError as error:
             yield b"event: error\ndata: %b\n\n" % orjson.dumps(error.info.body())

@@ -69,13 +69,13 @@ async def create_key(request: Request, parts: PartsDep, _: AdminCaller) -> dict[
 @router.get("/v1/keys")
 async def list_keys(parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
     """Every key that is not revoked, the newest first. The bootstrap key is none of them."""
-    return {"object": "list", "data": [_shape(key) for key in await parts.keys.listed()]}
+    return {"object": "list", "data": [_shape(key) for key in await parts.keys.list_active()]}
 
 
 @router.get("/v1/keys/{key_id}")
 async def get_key(key_id: str, parts: PartsDep, _: AdminCaller) -> dict[str, Any]:
     """One key that is not revoked."""
-    return _shape(await parts.keys.shown(key_id))
+    return _shape(await parts.keys.get_active(key_id))
 
 
 @router.delete("/v1/keys/{key_id}")

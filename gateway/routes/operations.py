@@ -50,7 +50,7 @@ def _is_admin(request: Request, parts: Parts) -> bool:
     if not any(name == b"authorization" for name, _ in headers):
         return False
     try:
-        parts.auth.check(request.scope).require(Scope.ADMIN)
+        parts.auth.authenticate(request.scope).require(Scope.ADMIN)
     except NexusError:
         return False
     return True

@@ -25,7 +25,7 @@ async def get_result(
     signature: Annotated[str, Query()] = "",
 ) -> StreamingResponse:
     """A picture or a sound, while its URL is valid."""
-    parts.url_signer.check(name, owner, expires, signature)
+    parts.url_signer.verify(name, owner, expires, signature)
     info = await parts.blobs.info(name)
     if info is None or info.owner != owner:
         raise NotFound("this result is not kept any more; ask for it again")

@@ -158,7 +158,7 @@ class _InferenceExchange:
             await self._send_error(to_error_info(error, self._reply.request_id))
         finally:
             if self._counted is not None:
-                handler._limiter.leave(self._counted)
+                handler._limiter.release(self._counted)
             if self._received is not None and self._received.blobs:
                 await self._received.discard()
 
@@ -166,10 +166,10 @@ class _InferenceExchange:
         """Authenticate, read and submit the request. None: it became a durable job, and was answered."""
         handler = self._handler
         headers = scope["headers"]
-        principal = handler._auth.check(scope)
+        principal = handler._auth.authenticate(scope)
         endpoint, submitter = self._endpoint, handler._submitter
         principal.require(endpoint.scope)
-        self._counted = handler._limiter.enter(principal)
+        self._counted = handler._limiter.acquire(principal)
         here = self._exchange is not None and self._exchange.body_complete
         preferences = read_preferences(headers)
         reader = handler._reader if preferences is None else handler._durable.reader
@@ -216,8 +216,8 @@ class _InferenceExchange:
                 return
             answer = request.take_output()
             if self._result_base_url is not None:
-                answer = self._handler._url_signer.rewrite(answer, request.envelope.owner, self._result_base_url)
-            with self._exchange.joined() if self._exchange is not None else contextlib.nullcontext():
+                answer = self._handler._url_signer.sign_urls(answer, request.envelope.owner, self._result_base_url)
+            with self._exchange.single_write() if self._exchange is not None else contextlib.nullcontext():
                 await self._reply.send_response(200, request.done.content_type, answer)
 
     async def _send_blob(self, done: AttemptDone, ref: BlobRef) -> None:
@@ -255,7 +255,7 @@ class _InferenceExchange:
             last, between_events = now, data.endswith(b"\n\n")
 
         if self._exchange is not None:
-            push = self._exchange.push
+            push = self._exchange.try_write
 
             def write_directly(data: bytes) -> bool:
                 if not push(data):
@@ -348,7 +348,7 @@ class _InferenceExchange:
         if self._stream_type is SSE:
             await self._reply.send_end(error_frame(info))
         elif self._exchange is not None:
-            self._exchange.cut()
+            self._exchange.truncate()
         else:
             raise ConnectionAbortedError(info.message)
 

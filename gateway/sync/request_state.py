@@ -423,7 +423,7 @@ class SyncRequest:
         """Let what waits for the caller count among all that waits. May `shed`."""
         if self._unread is not None:
             self._reported = self._size
-            self._unread.hold(self, self._size)
+            self._unread.record(self, self._size)
 
     def _end(self) -> None:
         self.state = RequestState.ENDED

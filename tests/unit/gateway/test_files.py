@@ -257,7 +257,7 @@ class TestOwners:
 
     async def test_a_key_without_the_scope_is_refused(self, gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
         """403, before anything is read."""
-        monkeypatch.setattr(Authenticator, "check", lambda *_: Principal("alice", scopes=frozenset()))
+        monkeypatch.setattr(Authenticator, "authenticate", lambda *_: Principal("alice", scopes=frozenset()))
         assert (await gateway.upload()).status_code == 403
         assert (await gateway.http.get("/v1/files")).status_code == 403
 

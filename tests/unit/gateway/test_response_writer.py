@@ -58,13 +58,13 @@ async def test_pushed_pieces_and_sent_ones_keep_their_order() -> None:
     """A stream may mix both ways of writing; the chunks arrive in the order they were written."""
 
     async def handler(exchange: HttpExchange, reply: Reply, _receive: Any) -> None:
-        assert not exchange.push(b"before the head")
+        assert not exchange.try_write(b"before the head")
         await reply.send_head(200, [])
-        assert exchange.push(b"one")
+        assert exchange.try_write(b"one")
         await reply.send_chunk(b"two")
-        assert exchange.push(b"three")
+        assert exchange.try_write(b"three")
         await reply.send_end(b"four")
-        assert not exchange.push(b"after the end")
+        assert not exchange.try_write(b"after the end")
 
     async with serving(handler) as port:
         reader, writer = await exchange(port)
@@ -81,7 +81,7 @@ async def test_an_answer_of_known_length_is_not_pushed_into() -> None:
 
     async def handler(exchange: HttpExchange, reply: Reply, _receive: Any) -> None:
         await reply.send_head(200, [(b"content-length", b"2")])
-        assert not exchange.push(b"xx")
+        assert not exchange.try_write(b"xx")
         await reply.send_end(b"ok")
 
     async with serving(handler) as port:
@@ -95,7 +95,7 @@ async def test_a_joined_answer_is_whole_and_the_connection_goes_on() -> None:
     closing = False
 
     async def handler(exchange: HttpExchange, reply: Reply, _receive: Any) -> None:
-        with exchange.joined():
+        with exchange.single_write():
             await reply.send_response(200, "text/plain", b"hello", [(b"connection", b"close")] if closing else None)
 
     async with serving(handler) as port:

@@ -22,7 +22,7 @@ def taken_apart(url: str) -> tuple[str, str, int, str]:
 def test_a_signed_url_is_accepted_as_it_is_and_not_otherwise() -> None:
     url_signer = UrlSigner(KEY, "", 60)
     name, owner, expires, signature = taken_apart(url_signer.sign("a" * 32, "alice", "http://h"))
-    url_signer.check(name, owner, expires, signature)
+    url_signer.verify(name, owner, expires, signature)
     for wrong in (
         ("b" * 32, owner, expires, signature),
         (name, "bob", expires, signature),
@@ -31,21 +31,21 @@ def test_a_signed_url_is_accepted_as_it_is_and_not_otherwise() -> None:
         (name, owner, expires, "é"),
     ):
         with pytest.raises(NotFound):
-            url_signer.check(*wrong)
+            url_signer.verify(*wrong)
     with pytest.raises(NotFound):
-        UrlSigner("another key", "", 60).check(name, owner, expires, signature)
+        UrlSigner("another key", "", 60).verify(name, owner, expires, signature)
 
 
 def test_it_expires() -> None:
     url_signer = UrlSigner(KEY, "", -1)
     with pytest.raises(NotFound, match="expired"):
-        url_signer.check(*taken_apart(url_signer.sign("a", "alice", "http://h")))
+        url_signer.verify(*taken_apart(url_signer.sign("a", "alice", "http://h")))
 
 
 def test_only_what_a_worker_keeps_is_rewritten() -> None:
     answer = {"created": 1, "data": [{"url": "nexus-blob:abc"}, {"url": "https://elsewhere/x"}, {"b64_json": "AA"}]}
     found = json.loads(
-        UrlSigner(KEY, "https://nexus.example/", 60).rewrite(json.dumps(answer).encode(), "alice", "http://h")
+        UrlSigner(KEY, "https://nexus.example/", 60).sign_urls(json.dumps(answer).encode(), "alice", "http://h")
     )
     assert found["data"][0]["url"].startswith("https://nexus.example/v1/results/abc?owner=alice&expires=")
     assert found["data"][1:] == answer["data"][1:]

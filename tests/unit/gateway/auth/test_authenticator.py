@@ -14,7 +14,7 @@ KEY = "sk-a-key"
 
 def check(token: str | None, *values: bytes) -> str:
     headers = [(b"host", b"nexus"), *((b"authorization", value) for value in values)]
-    return Authenticator(token).check({"headers": headers}).owner
+    return Authenticator(token).authenticate({"headers": headers}).owner
 
 
 @pytest.mark.parametrize("value", [b"Bearer sk-a-key", b"bearer sk-a-key", b"BEARER  sk-a-key "])

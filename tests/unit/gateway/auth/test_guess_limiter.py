@@ -41,7 +41,9 @@ class Gateway:
         value = key if isinstance(key, bytes) else key.encode()
         caller = Caller(address)
         try:
-            owner = self.auth.check({"headers": [(b"authorization", b"Bearer " + value)], CALLER_INFO: caller}).owner
+            owner = self.auth.authenticate(
+                {"headers": [(b"authorization", b"Bearer " + value)], CALLER_INFO: caller}
+            ).owner
         except (AuthenticationFailed, TooManyWrongKeys) as error:
             assert not caller.owner
             return str(error.info.code)
@@ -89,7 +91,7 @@ def test_an_old_key_is_no_guess() -> None:
     gateway = Gateway()
     assert {gateway.check("revoked") for _ in range(100)} == {WRONG}
     with pytest.raises(AuthenticationFailed):
-        gateway.auth.check({"headers": [], CALLER_INFO: Caller("a")})
+        gateway.auth.authenticate({"headers": [], CALLER_INFO: Caller("a")})
 
 
 def test_memory_is_bounded() -> None:

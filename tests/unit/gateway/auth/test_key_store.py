@@ -48,7 +48,7 @@ class Gateway:
         self.auth = auth
 
     def check(self, key: str) -> Principal:
-        return self.auth.check({"headers": [(b"authorization", f"Bearer {key}".encode())]})
+        return self.auth.authenticate({"headers": [(b"authorization", f"Bearer {key}".encode())]})
 
     def knows(self, key: str) -> bool:
         try:
@@ -134,9 +134,9 @@ class TestOneGateway:
         with pytest.raises(AuthenticationFailed, match="expired"):
             gateway.check(new.key)
         fleet.documents.available = True
-        assert [key.id for key in await gateway.ring.listed()] == [new.record.id]
+        assert [key.id for key in await gateway.ring.list_active()] == [new.record.id]
         fleet.now += KEPT_S + 1
-        assert await gateway.ring.listed() == []
+        assert await gateway.ring.list_active() == []
         assert fleet.held() == []
         with pytest.raises(AuthenticationFailed, match="not valid"):
             gateway.check(new.key)
@@ -150,8 +150,8 @@ class TestOneGateway:
             gateway.check(new.key)
         assert caught.value.info.code == "invalid_api_key"
         assert gateway.knows(other.key)
-        assert [key.name for key in await gateway.ring.listed()] == ["bob"]
-        await fails(lambda: gateway.ring.shown(new.record.id), KeyNotFound)
+        assert [key.name for key in await gateway.ring.list_active()] == ["bob"]
+        await fails(lambda: gateway.ring.get_active(new.record.id), KeyNotFound)
         await fails(lambda: gateway.ring.revoke(new.record.id), KeyNotFound)
         await fails(lambda: gateway.ring.revoke("key_nobody"), KeyNotFound)
         assert gateway.auth.webhook_secret(new.record.id) == new.record.webhook_secret
@@ -189,7 +189,7 @@ class TestTheStoreIsAway:
             await fails(gateway.ring.refresh, Unavailable)
         assert gateway.knows(new.key)
         await fails(lambda: gateway.create("bob"), Unavailable)
-        await fails(gateway.ring.listed, Unavailable)
+        await fails(gateway.ring.list_active, Unavailable)
         await fails(lambda: gateway.ring.revoke(new.record.id), Unavailable)
         assert gateway.knows(new.key)
 
@@ -327,7 +327,7 @@ class TestManyGateways:
         made = [await one.create(f"k{n}") for n in range(10)]
         other = await fleet.gateway()
         assert all(other.knows(new.key) for new in made)
-        assert {key.name for key in await other.ring.listed()} == {f"k{n}" for n in range(10)}
+        assert {key.name for key in await other.ring.list_active()} == {f"k{n}" for n in range(10)}
 
     async def test_too_many_keys(self, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
         """Every gateway holds them all in memory, so there is a bound; what is revoked does not count."""
@@ -346,7 +346,7 @@ class TestManyGateways:
         gateway = await fleet.gateway()
         new = await gateway.create()
         assert gateway.knows(new.key)
-        assert [key.id for key in await gateway.ring.listed()] == [new.record.id]
+        assert [key.id for key in await gateway.ring.list_active()] == [new.record.id]
         fleet.flush()
         await gateway.ring.refresh()
         assert fleet.held() == [new.record.id]
@@ -356,20 +356,20 @@ class TestOpenRequests:
     def test_a_key_with_limits_is_bounded(self) -> None:
         """As many open requests as may wait and run together; one that ended makes room."""
         counted, limited = ConcurrencyLimiter(), Principal("o", key_id="k", max_queued=1, max_running=2)
-        entered = [counted.enter(limited) for _ in range(3)]
+        entered = [counted.acquire(limited) for _ in range(3)]
         with pytest.raises(RateLimited) as caught:
-            counted.enter(limited)
+            counted.acquire(limited)
         assert (caught.value.info.status, caught.value.info.code) == (429, "rate_limit_exceeded")
         assert caught.value.info.headers()["retry-after"] == "1"
-        assert counted.enter(Principal("o", key_id="k2", max_queued=1, max_running=2)) is not None
+        assert counted.acquire(Principal("o", key_id="k2", max_queued=1, max_running=2)) is not None
         for one in entered:
             assert one is not None
-            counted.leave(one)
-        assert counted.enter(limited) is limited
+            counted.release(one)
+        assert counted.acquire(limited) is limited
 
     @pytest.mark.parametrize("limits", [{}, {"max_queued": 0}, {"max_running": 1}])
     def test_keys_without_both_limits_are_not(self, limits: dict[str, int]) -> None:
         """Nothing is counted for them."""
         counted = ConcurrencyLimiter()
-        assert [counted.enter(Principal("o", key_id="k", **limits)) for _ in range(100)] == [None] * 100
+        assert [counted.acquire(Principal("o", key_id="k", **limits)) for _ in range(100)] == [None] * 100
         assert not counted._open

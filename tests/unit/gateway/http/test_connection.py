@@ -597,11 +597,11 @@ class TestUnread:
         async with serving(site):
             first, honest = await unread(site)
             honest._caller.owner = "honest"
-            honest.hold_ahead(0)
+            honest.report_unread(0)
             for _ in range(10):
                 client, protocol = await unread(site)
                 protocol._caller.owner = "hoarder"
-                protocol.hold_ahead(0)
+                protocol.report_unread(0)
                 clients.append(client)
                 assert site.connections.unread.total <= 400_000
             assert site.connections.unread.shed >= 1

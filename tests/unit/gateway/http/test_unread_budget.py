@@ -17,7 +17,7 @@ class Stored:
 
     def hold(self, size: int) -> None:
         self.size = size
-        self.budget.hold(self, size)
+        self.budget.record(self, size)
 
     def shed(self) -> None:
         self.size = 0
@@ -46,4 +46,4 @@ def test_the_sum_is_true_and_bounded(steps: list[tuple[int, int]]) -> None:
         assert budget.total == sum(holder.size for holder in holders) <= 1000
     for holder in holders:
         holder.hold(0)
-    assert (budget.total, len(budget._by_owner), len(budget._held)) == (0, 0, 0)
+    assert (budget.total, len(budget._by_owner), len(budget._sizes)) == (0, 0, 0)

@@ -9,7 +9,7 @@ import pytest
 from backbone.bus.blobs import INLINE_LIMIT_BYTES, BlobNotFound
 from backbone.testing.blobs import MemoryBlobStore
 from backbone.testing.documents import MemoryDocumentStore
-from gateway.http.disconnect import Waiting
+from gateway.http.disconnect import CallerTasks
 from gateway.http.request_body import validate_body
 from gateway.jobs.api import JobNotFound
 from gateway.responses.repository import ResponseNotFound, ResponseRepository, StoredResponse
@@ -145,7 +145,7 @@ async def test_it_outlives_its_job(bench: Bench) -> None:
             raise JobNotFound
 
     responses = ResponseService(
-        NoJobs(), Waiting(), bench.shelf, bench.blobs, None, None, None, None, pause_s=1.0,  # type: ignore[arg-type]
+        NoJobs(), CallerTasks(), bench.shelf, bench.blobs, None, None, None, None, pause_s=1.0,  # type: ignore[arg-type]
     )  # fmt: skip
     kept = await bench.add()
     with pytest.raises(ResponseNotFound):

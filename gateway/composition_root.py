@@ -43,7 +43,7 @@ from gateway.dispatcher import Dispatcher
 from gateway.files import FileReferences, FileStore
 from gateway.health import ReadinessCheck, ShutdownState
 from gateway.http.body_memory import BodyMemory
-from gateway.http.disconnect import Waiting
+from gateway.http.disconnect import CallerTasks
 from gateway.http.inference_body import InferenceBodyReader
 from gateway.http.path_methods import AllowedMethods
 from gateway.http.remote_media import RemoteMedia
@@ -81,20 +81,20 @@ class RunningGateway:
     probes: App
     """What is on the observability port."""
     submitter: SyncSubmitter
-    waiting: Waiting
-    polling: Waiting
+    caller_tasks: CallerTasks
+    poll_tasks: CallerTasks
     unread: UnreadBudget
     metrics: GatewayMetrics
 
     def end_polls(self) -> None:
         """Whoever waits for a job to end is told how it stands: a poll is repeated, elsewhere."""
-        self.polling.end()
+        self.poll_tasks.shut_down()
 
     def end_waiting(self) -> None:
         """Whoever still waits for an answer is told that the gateway shuts down."""
         self.submitter.end_requests()
-        self.polling.end()
-        self.waiting.end()
+        self.poll_tasks.shut_down()
+        self.caller_tasks.shut_down()
 
 
 @asynccontextmanager
@@ -132,13 +132,13 @@ async def run_gateway(settings: GatewaySettings, gateway: str, leaving: Shutdown
     files = FileStore(
         documents, blobs, settings.max_file_bytes, settings.file_keep_s, reader.memory, settings.body_timeout_s
     )
-    waiting, polling = Waiting(), Waiting()
+    caller_tasks, poll_tasks = CallerTasks(), CallerTasks()
     job_responder = JobResponder(job_runtime.jobs, blobs, url_signer, settings.queue_comment_after_s)
     uploads, idempotency = FileReferences(files.open), Idempotency(jobs_log, blobs)
     durable_handler = DurableRequestHandler(
         job_runtime.jobs,
         job_responder,
-        waiting,
+        caller_tasks,
         idempotency,
         lasting,
         auth,
@@ -169,7 +169,7 @@ async def run_gateway(settings: GatewaySettings, gateway: str, leaving: Shutdown
     )
     responses = ResponseService(
         job_runtime.jobs,
-        waiting,
+        caller_tasks,
         ResponseRepository(documents, blobs, settings.response_keep_s),
         blobs,
         lasting,
@@ -195,7 +195,7 @@ async def run_gateway(settings: GatewaySettings, gateway: str, leaving: Shutdown
         jobs=job_runtime.jobs,
         job_responder=job_responder,
         documents=documents,
-        waiting=waiting,
+        caller_tasks=caller_tasks,
         reader=lasting,
         files=files,
         batches=batches,
@@ -235,7 +235,7 @@ async def run_gateway(settings: GatewaySettings, gateway: str, leaving: Shutdown
                 ENDPOINTS,
                 settings.cors_origins,
                 durable_handler,
-                JobPollHandler(job_runtime.jobs, polling, auth),
+                JobPollHandler(job_runtime.jobs, poll_tasks, auth),
                 AllowedMethods(api.routes).allow_header,
                 settings.gateway_max_hops,
             ),
@@ -248,8 +248,8 @@ async def run_gateway(settings: GatewaySettings, gateway: str, leaving: Shutdown
                 max_hops=settings.gateway_max_hops,
             ),  # pages of other origins have no business there
             submitter=submitter,
-            waiting=waiting,
-            polling=polling,
+            caller_tasks=caller_tasks,
+            poll_tasks=poll_tasks,
             unread=unread,
             metrics=metrics,
         )
