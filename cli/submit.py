@@ -15,17 +15,6 @@ from cli.errors import ConsoleError
 from cli.gateway_client import ApiClient
 from cli.watch import Output, follow
 
-SHORT = {
-    "chat": "chat/completions",
-    "images": "images/generations",
-    "edits": "images/edits",
-    "speech": "audio/speech",
-    "transcriptions": "audio/transcriptions",
-    "translations": "audio/translations",
-}
-SPOKEN = ("/v1/chat/completions", "/v1/completions")
-"""Endpoints whose answers can be shown as they are made."""
-
 
 def submit(
     endpoint: Annotated[
@@ -59,7 +48,7 @@ def submit(
     if model is not None:
         body["model"] = model
     stays = wait or output is not None
-    if stays and path in SPOKEN and not as_json and output is None and sys.stdout.isatty():
+    if stays and not as_json and output is None and sys.stdout.isatty() and writes_text(path):
         body.setdefault("stream", True)  # so that there is something to see
     about: dict[str, Any] = {
         "metadata": dict(options.pairs(metadata, "--metadata")),
@@ -79,9 +68,18 @@ def submit(
 
 
 def endpoint_path(endpoint: str) -> str:
-    """The path that a short name, or a path with or without its beginning, means."""
+    """Return the path that a short name, or a path with or without its beginning, means."""
+    from schemas.endpoints import ENDPOINTS
+
     name = endpoint.strip("/").removeprefix("v1/")
-    return f"/v1/{SHORT.get(name, name)}"
+    return next((spec.path for spec in ENDPOINTS if spec.name == name), f"/v1/{name}")
+
+
+def writes_text(path: str) -> bool:
+    """Return whether the endpoint's answer can be shown while it is written."""
+    from schemas.endpoints import BY_PATH
+
+    return path in BY_PATH and BY_PATH[path].writes_text
 
 
 def read_body(file: str | None, *, needed: bool) -> dict[str, Any]:

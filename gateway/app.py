@@ -11,7 +11,6 @@ from starlette.exceptions import HTTPException
 
 from backbone.version import VERSION
 from gateway.dependencies import Parts
-from gateway.endpoints import Endpoint
 from gateway.http.asgi import closes, request_id_of
 from gateway.http.path_hints import path_hint
 from gateway.http.path_methods import AllowedMethods
@@ -21,43 +20,24 @@ from gateway.openapi import ApiDocument
 from gateway.routes import (
     aliases,
     batches,
-    chat,
-    completions,
     dead_letters,
     docs,
-    embeddings,
     files,
-    images,
     jobs,
     keys,
     landing_page,
-    model_jobs,
     models,
     operations,
-    rerank,
     responses,
     results,
     services,
-    speech,
-    transcriptions,
     voices,
 )
+from schemas.endpoints import ENDPOINTS
 from schemas.errors import ErrorInfo, InternalError, InvalidRequest, MethodNotAllowed, NexusError, NotFound
 
 NO_RESPONSE = re.compile(r"/v1/responses/(?!resp_)[^/]+")
 """Where OpenAI has other endpoints (`input_tokens`, `compact`): no id of a response is like these."""
-ENDPOINTS: list[Endpoint] = [
-    chat.ENDPOINT,
-    completions.ENDPOINT,
-    embeddings.ENDPOINT,
-    images.GENERATIONS,
-    images.EDITS,
-    speech.ENDPOINT,
-    transcriptions.TRANSCRIPTIONS,
-    transcriptions.TRANSLATIONS,
-    rerank.ENDPOINT,
-    *model_jobs.ENDPOINTS,
-]
 ROUTERS = [
     landing_page.router,
     operations.health_router,

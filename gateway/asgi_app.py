@@ -6,17 +6,17 @@ Pure ASGI on purpose: Starlette's `BaseHTTPMiddleware` hides that the caller has
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 import structlog
 
 from backbone.ids import new_request_id
-from gateway.endpoints import Endpoint
 from gateway.http.asgi import CLOSE, CLOSING, HOPS, NO_STORE, REQUEST_ID, Headers, Receive, Reply, Scope, Send
 from gateway.jobs.http_handler import PATH as SUBMIT
 from gateway.jobs.http_handler import DurableRequestHandler, JobPollHandler, polled_job_id
 from gateway.sync.handler import InferenceHandler
+from schemas.endpoints import EndpointSpec
 from schemas.errors import InternalError, RequestLoop
 from schemas.hops import HOPS_HEADER, parse_hops
 
@@ -38,7 +38,7 @@ class AsgiApp:
         self,
         app: App,
         inference: InferenceHandler,
-        endpoints: list[Endpoint],
+        endpoints: Iterable[EndpointSpec],
         origins: str,
         durable_handler: DurableRequestHandler | None = None,
         polls: JobPollHandler | None = None,

@@ -25,7 +25,7 @@ from backbone.ssrf_guard import GuardedHttpClient
 from backbone.store.auth import redis_access
 from backbone.store.redis import RedisStore
 from backbone.store.redis_documents import RedisDocumentStore
-from gateway.app import ENDPOINTS, make_app, make_observability_app
+from gateway.app import make_app, make_observability_app
 from gateway.asgi_app import App, AsgiApp
 from gateway.auth.authenticator import Authenticator
 from gateway.auth.bootstrap_key import load_bootstrap_key
@@ -59,12 +59,11 @@ from gateway.metrics_text import MetricsExposition
 from gateway.responses.repository import ResponseRepository
 from gateway.responses.service import PATH as RESPONSES
 from gateway.responses.service import ResponseService
-from gateway.routes import chat
 from gateway.signed_urls import UrlSigner
 from gateway.sync.handler import HandlerOptions, InferenceHandler
 from gateway.sync.submitter import SyncSubmitter
+from schemas.endpoints import BY_PATH, CHAT, ENDPOINTS
 from schemas.jobs import MAX_STARTS, Limits
-from schemas.keys import Scope
 
 log = structlog.get_logger(__name__)
 
@@ -142,7 +141,7 @@ async def run_gateway(settings: GatewaySettings, gateway: str, leaving: Shutdown
         idempotency,
         lasting,
         auth,
-        {endpoint.path: endpoint for endpoint in ENDPOINTS},
+        BY_PATH,
         uploads,
         job_runtime.webhooks.check_url,
     )
@@ -150,9 +149,9 @@ async def run_gateway(settings: GatewaySettings, gateway: str, leaving: Shutdown
     line_types: dict[str, LineType] = {
         endpoint.path: EndpointLine(endpoint, uploads, job_responder.payload)
         for endpoint in ENDPOINTS
-        if endpoint.scope is Scope.INFERENCE
+        if endpoint.batchable
     }
-    line_types[RESPONSES] = ResponsesLine(chat.ENDPOINT, blobs)
+    line_types[RESPONSES] = ResponsesLine(CHAT, blobs)
     batches = BatchService(batch_repository, files, backlog, line_types, longest_s=max_window_s(settings.job_keep_s))
     batch_scheduler = BatchScheduler(
         backlog,
@@ -174,7 +173,7 @@ async def run_gateway(settings: GatewaySettings, gateway: str, leaving: Shutdown
         blobs,
         lasting,
         idempotency,
-        chat.ENDPOINT,
+        CHAT,
         metrics,
         pause_s=settings.queue_comment_after_s,
         refuse_other_tools=settings.responses_other_tools == "refuse",

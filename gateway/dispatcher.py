@@ -13,13 +13,13 @@ from backbone.registry.registry import Registry
 from gateway.metrics import GatewayMetrics
 from gateway.model_catalog import CatalogModel, ModelCatalog
 from gateway.paused_models import PausedModels
+from schemas.endpoints import TIME_LIMITS, TimeLimits
 from schemas.errors import NexusError, Unavailable
 from schemas.jobs import LANES, Capability, Limits
 from schemas.presence import RegistrySnapshot
 
 log = structlog.get_logger(__name__)
 
-TEXT_CAPABILITIES = frozenset({Capability.CHAT, Capability.COMPLETIONS, Capability.EMBEDDINGS, Capability.RERANK})
 MEASURE_INTERVAL_S = 5.0
 
 
@@ -43,15 +43,19 @@ class Dispatcher:
         self.catalog = ModelCatalog()
         self._paused = PausedModels()
         self._metrics = metrics
-        self._limits = limits
         # Media are not made token by token: their first event may be the whole answer.
-        self._media_limits = limits.model_copy(
+        media_limits = limits.model_copy(
             update={
                 "first_token_s": max(limits.first_token_s, media_timeout_s),
                 "idle_s": max(limits.idle_s, media_timeout_s),
             }
         )
-        self._pull_limits = self._media_limits.model_copy(update={"total_s": max(limits.total_s, pull_timeout_s)})
+        by_class = {
+            TimeLimits.TEXT: limits,
+            TimeLimits.MEDIA: media_limits,
+            TimeLimits.DOWNLOAD: media_limits.model_copy(update={"total_s": max(limits.total_s, pull_timeout_s)}),
+        }
+        self._limits = {capability: by_class[time_limits] for capability, time_limits in TIME_LIMITS.items()}
         self._queue_grace_s = queue_grace_s
         self._tasks: set[asyncio.Task[None]] = set()
         self._unsubscribe: Callable[[], None] = lambda: None
@@ -98,9 +102,7 @@ class Dispatcher:
 
     def limits_of(self, capability: Capability) -> Limits:
         """Return the time limits of a synchronous request for this capability."""
-        if capability in TEXT_CAPABILITIES:
-            return self._limits
-        return self._pull_limits if capability is Capability.MODELS else self._media_limits
+        return self._limits[capability]
 
     def list_models(self) -> list[CatalogModel]:
         """Return the models and aliases that callers may use, by name; without those whose queue cannot be made."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.auth.authenticator import Principal
-from gateway.endpoints import Endpoint
 from gateway.http.asgi import HttpExchange, Receive, Reply, Scope
 from gateway.http.inference_body import InferenceBodyReader, ReceivedRequest
 from gateway.http.preferences import DeliveryPreferences
+from schemas.endpoints import EndpointSpec
 from schemas.errors import ErrorInfo
 
 
@@ -18,7 +18,7 @@ class DurableRequest:
     """An inference request, read and checked, whose delivery preferences make it a durable job."""
 
     principal: Principal
-    endpoint: Endpoint
+    endpoint: EndpointSpec
     received: ReceivedRequest
     preferences: DeliveryPreferences
     scope: Scope

@@ -12,12 +12,12 @@ from backbone.bus.blobs import BlobStore, BlobWriter
 from backbone.ids import new_job_id
 from backbone.store.documents import DocumentStore
 from gateway import clock
-from gateway.endpoints import Endpoint
 from gateway.http.asgi import Headers
 from gateway.http.body_memory import BodyMemory, BodyShare
 from gateway.http.multipart import MultipartForm, read_form
 from gateway.http.request_body import CallerDisconnected, Receive, stream_body, validate_body
 from gateway.pagination import read_page
+from schemas.endpoints import EndpointSpec
 from schemas.errors import InvalidRequest, NotFound, RequestTooLarge
 from schemas.files import UPLOAD_PURPOSES, ExpiresAfter, FileRecord, UploadFields
 from schemas.jobs import Upload
@@ -252,7 +252,7 @@ class FileReferences:
         self._open = open_file
 
     async def resolve(
-        self, owner: str, endpoint: Endpoint, body: dict[str, Any]
+        self, owner: str, endpoint: EndpointSpec, body: dict[str, Any]
     ) -> tuple[dict[str, Any], tuple[Upload, ...]]:
         """The body without its files, and the files. Raises InvalidRequest, NotFound."""
         fields = {name: value for name, value in body.items() if name not in endpoint.files}

@@ -36,6 +36,8 @@ class Lane(StrEnum):
 
 
 LANES = tuple(Lane)
+LANE_BY_TIER = {"priority": Lane.PRIORITY, "flex": Lane.FLEX}
+"""Every other `service_tier` is the default lane."""
 MAX_STARTS = 3
 """Attempts of a job that may be started and lost; then the job counts as poison and fails."""
 

@@ -10,7 +10,6 @@ import orjson
 from backbone.bus.blobs import BlobStore
 from gateway import clock
 from gateway.batches.output_file import ResultBodyFactory, whole
-from gateway.endpoints import SSE, Endpoint
 from gateway.files import FileReferences
 from gateway.http.inference_body import InferenceBodyReader, ReceivedRequest
 from gateway.http.request_body import validate_body
@@ -19,6 +18,7 @@ from gateway.jobs.http_response import ResultBody
 from gateway.responses.from_chat import ResponseBuilder
 from gateway.responses.resource import initial_response
 from gateway.responses.to_chat import chat_body, conversation, refuse_unsupported
+from schemas.endpoints import SSE, EndpointSpec
 from schemas.errors import InvalidRequest
 from schemas.openai.responses import ResponsesRequest
 
@@ -29,7 +29,7 @@ class LineType(Protocol):
     """One of them."""
 
     @property
-    def endpoint(self) -> Endpoint:
+    def endpoint(self) -> EndpointSpec:
         """What the jobs are for."""
 
     async def read(self, owner: str, body: JSON, reader: InferenceBodyReader) -> ReceivedRequest:
@@ -52,7 +52,7 @@ def refuse_stream(body: JSON) -> None:
 class EndpointLine:
     """Requests for an inference endpoint. Where it takes a form, the body names uploaded files by id."""
 
-    endpoint: Endpoint
+    endpoint: EndpointSpec
     uploads: FileReferences
     payload: ResultBodyFactory
 
@@ -81,7 +81,7 @@ class EndpointLine:
 class ResponsesLine:
     """Requests for responses. Each stands alone, and its response is in the output alone: it is not stored."""
 
-    endpoint: Endpoint
+    endpoint: EndpointSpec
     """Chat."""
     blobs: BlobStore
 

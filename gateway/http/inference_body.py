@@ -8,7 +8,6 @@ from typing import Any
 import orjson
 
 from backbone.bus.blobs import INLINE_LIMIT_BYTES, BlobStore, BlobWriter
-from gateway.endpoints import Endpoint
 from gateway.http.asgi import Headers
 from gateway.http.body_memory import BodyMemory, BodyShare
 from gateway.http.multipart import MultipartForm, read_form
@@ -22,6 +21,7 @@ from gateway.http.request_body import (
     stream_body,
     validate_body,
 )
+from schemas.endpoints import EndpointSpec
 from schemas.errors import RequestTooLarge
 from schemas.jobs import Upload
 
@@ -63,7 +63,7 @@ class InferenceBodyReader:
     media: RemoteMedia
 
     async def read(
-        self, endpoint: Endpoint, headers: Headers, receive: Receive, *, here: bool, key: str = ""
+        self, endpoint: EndpointSpec, headers: Headers, receive: Receive, *, here: bool, key: str = ""
     ) -> ReceivedRequest:
         """Raises InvalidRequest, UnsupportedEncoding, RequestTooLarge, RequestTimeout, Unavailable, CallerGone; nothing is
         stored then.
@@ -86,7 +86,7 @@ class InferenceBodyReader:
         return body
 
     async def read_value(
-        self, endpoint: Endpoint, value: dict[str, Any], uploads: tuple[Upload, ...] = ()
+        self, endpoint: EndpointSpec, value: dict[str, Any], uploads: tuple[Upload, ...] = ()
     ) -> ReceivedRequest:
         """A request that came within something else, or was made of several: `value` is its JSON body, checked here.
 
@@ -106,7 +106,7 @@ class InferenceBodyReader:
         """The same, for requests whose blobs must last that long."""
         return replace(self, blob_ttl_s=blob_ttl_s)
 
-    async def _json(self, endpoint: Endpoint, body: bytes) -> ReceivedRequest:
+    async def _json(self, endpoint: EndpointSpec, body: bytes) -> ReceivedRequest:
         request: Any
         request, body = parse_normalized(body, endpoint.schema)
         body = await self.media.inline(request, body)
@@ -127,7 +127,9 @@ class InferenceBodyReader:
             await received.discard()
             raise
 
-    async def _form(self, endpoint: Endpoint, headers: Headers, receive: Receive, share: BodyShare) -> ReceivedRequest:
+    async def _form(
+        self, endpoint: EndpointSpec, headers: Headers, receive: Receive, share: BodyShare
+    ) -> ReceivedRequest:
         content_type = next((value for name, value in headers if name == b"content-type"), b"")
         form = MultipartForm()
         received = ReceivedRequest(None, b"", blobs=form.blobs)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from schemas.endpoints import SERVED
+
 PREFIX = "/v1"
-OPENAI_RESOURCES = frozenset(
-    ("audio", "batches", "chat", "completions", "embeddings", "files", "images", "models", "rerank", "responses")
-)
+OPENAI_RESOURCES = frozenset({"batches", "files", "models", "responses", *(spec.path.split("/")[2] for spec in SERVED)})
 """First segments under `/v1` that clients call; a base URL without `/v1` makes them the first of all."""
 OBSERVABILITY_PATHS = frozenset(("/docs", "/metrics", "/openapi.json"))
 

@@ -8,8 +8,8 @@ from typing import NamedTuple, Protocol
 
 from backbone.bus.job_log import StoredDeadLetter
 from gateway.auth.authenticator import Principal
-from gateway.endpoints import Endpoint
 from gateway.http.inference_body import ReceivedRequest
+from schemas.endpoints import EndpointSpec
 from schemas.errors import ErrorInfo, InvalidRequest, NexusError, NotFound
 from schemas.frames import BlobRef
 from schemas.job_events import JobEventKind
@@ -48,7 +48,7 @@ class Submission:
     """A request that is to become a durable job."""
 
     principal: Principal
-    endpoint: Endpoint
+    endpoint: EndpointSpec
     """Which `received.request` was checked for."""
     received: ReceivedRequest
     """Once submitted, its blobs belong to the job; they are removed with it."""

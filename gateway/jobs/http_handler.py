@@ -11,7 +11,6 @@ import structlog
 
 from gateway.auth.authenticator import Authenticator, Principal
 from gateway.durable_request import DurableRequest
-from gateway.endpoints import Endpoint
 from gateway.files import FileReferences
 from gateway.http.asgi import Receive, Reply, Scope, Send, body_is_complete, request_id_of, to_error_info
 from gateway.http.disconnect import CallerTasks
@@ -23,6 +22,7 @@ from gateway.jobs.http_response import JobResponder
 from gateway.jobs.idempotency import Idempotency
 from gateway.jobs.records import job_object
 from gateway.signed_urls import base_url
+from schemas.endpoints import EndpointSpec
 from schemas.errors import ErrorInfo, InvalidRequest, NexusError, NotFound, Unavailable
 from schemas.jobs import TERMINAL_STATUSES, JobRecord, Lane
 from schemas.keys import Scope as KeyScope
@@ -44,7 +44,7 @@ class DurableRequestHandler:
         idempotency: Idempotency,
         reader: InferenceBodyReader,
         auth: Authenticator,
-        endpoints: Mapping[str, Endpoint],
+        endpoints: Mapping[str, EndpointSpec],
         uploads: FileReferences,
         check_url: Callable[[str], None],
     ) -> None:
@@ -184,7 +184,7 @@ class DurableRequestHandler:
         await self._answers.accepted(reply, record, preferences)
         return record.id
 
-    def _checked(self, principal: Principal, request: SubmitRequest) -> Endpoint:
+    def _checked(self, principal: Principal, request: SubmitRequest) -> EndpointSpec:
         """What it is for. Raises InvalidRequest, PermissionDenied."""
         endpoint = self._endpoints.get(request.endpoint)
         if endpoint is None:
@@ -196,7 +196,7 @@ class DurableRequestHandler:
             self._check_url(request.webhook.url)
         return endpoint
 
-    async def _received(self, principal: Principal, endpoint: Endpoint, body: dict[str, Any]) -> ReceivedRequest:
+    async def _received(self, principal: Principal, endpoint: EndpointSpec, body: dict[str, Any]) -> ReceivedRequest:
         """Problems are named by their place in the whole request: `body.messages`."""
         try:
             if endpoint.files:

@@ -11,12 +11,12 @@ from typing import TypeVar
 import orjson
 
 from backbone.bus.blobs import BlobStore
-from gateway.endpoints import DONE, adapted_frame, comment_frame, error_frame, progress_frame
 from gateway.http.asgi import NO_STORE, STREAM_HEADERS, Headers, HttpExchange, Reply, adapted_header
 from gateway.http.preferences import DeliveryPreferences
 from gateway.jobs.api import JobEvent, JobResult, JobsApi
 from gateway.jobs.records import job_object
 from gateway.signed_urls import BLOB_URI_PREFIX, UrlSigner
+from gateway.sse_frames import DONE, adapted_frame, comment_frame, error_frame, progress_frame
 from schemas.errors import BackendFailed, DeadlineExceeded, ErrorInfo, InvalidRequest, NexusError
 from schemas.frames import AdaptedParameters
 from schemas.job_events import JobEventKind

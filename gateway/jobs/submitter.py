@@ -14,7 +14,7 @@ from backbone.bus.job_log import JobLog
 from backbone.ids import new_job_id
 from backbone.store.store import IllegalMove, LimitReached, Store
 from gateway.dispatcher import Dispatcher
-from gateway.endpoints import LANE_OF_TIER
+from gateway.endpoints import target_model
 from gateway.jobs.api import Submission
 from gateway.jobs.records import (
     gateway_outcome,
@@ -28,7 +28,7 @@ from gateway.jobs.terminator import JobTerminator
 from gateway.metrics import GatewayMetrics
 from schemas.errors import NexusError, RateLimited, Unavailable
 from schemas.job_events import NO_TOKEN, QUEUED, encode_durable_frame
-from schemas.jobs import Envelope, JobRecord, JobStatus, Lane
+from schemas.jobs import LANE_BY_TIER, Envelope, JobRecord, JobStatus, Lane
 
 EVENTS = "nexus.events."
 
@@ -145,10 +145,10 @@ class JobSubmitter:
     def _envelope(self, submission: Submission) -> Envelope:
         endpoint, received, principal = submission.endpoint, submission.received, submission.principal
         request, dispatcher = received.request, self._dispatcher
-        public_model = endpoint.target(request, dispatcher.catalog, endpoint.capability)
+        public_model = target_model(endpoint, request, dispatcher.catalog)
         stream_type = endpoint.stream_type(request)
         job_id = submission.job_id or new_job_id()
-        lane = submission.lane or LANE_OF_TIER.get(request.service_tier, Lane.DEFAULT)
+        lane = submission.lane or LANE_BY_TIER.get(request.service_tier, Lane.DEFAULT)
         return Envelope(
             job=job_id,
             request_id=submission.request_id,

@@ -10,7 +10,6 @@ from typing import Any
 import structlog
 from fastapi.responses import Response
 
-from gateway.endpoints import SSE
 from gateway.http.asgi import (
     EXCHANGE,
     STREAM_HEADERS,
@@ -30,6 +29,7 @@ from gateway.responses.event_stream import ResponseEventStream
 from gateway.responses.from_chat import ResponseEvent
 from gateway.responses.repository import CreatedResponse
 from gateway.responses.service import PATH, ResponseService
+from schemas.endpoints import SSE
 from schemas.errors import ErrorInfo, InternalError
 
 log = structlog.get_logger(__name__)

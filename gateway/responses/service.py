@@ -13,7 +13,6 @@ from backbone.bus.blobs import BlobNotFound, BlobStore
 from backbone.ids import new_job_id
 from gateway import clock
 from gateway.auth.authenticator import Principal
-from gateway.endpoints import Endpoint
 from gateway.http.disconnect import CallerTasks
 from gateway.http.inference_body import InferenceBodyReader, ReceivedRequest
 from gateway.jobs.api import JobNotFound, JobResult, JobsApi, Submission
@@ -27,6 +26,7 @@ from gateway.responses.references import ItemReferences
 from gateway.responses.repository import CreatedResponse, ResponseNotFound, ResponseRepository, StoredResponse
 from gateway.responses.resource import STATUSES, initial_response, unanswered_response
 from gateway.responses.to_chat import chat_body, conversation, refuse_unsupported, without_other_tools
+from schemas.endpoints import EndpointSpec
 from schemas.errors import InvalidRequest, NexusError, NotFound, Unavailable
 from schemas.jobs import TERMINAL_STATUSES, JobStatus
 from schemas.openai.responses import InputItem, ResponsesRequest
@@ -57,7 +57,7 @@ class ResponseService:
         blobs: BlobStore,
         reader: InferenceBodyReader,
         idempotency: Idempotency,
-        chat: Endpoint,
+        chat: EndpointSpec,
         metrics: GatewayMetrics,
         *,
         pause_s: float,

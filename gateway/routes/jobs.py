@@ -14,13 +14,13 @@ from fastapi.responses import Response, StreamingResponse
 
 from gateway.auth.authenticator import Principal
 from gateway.dependencies import JobsCaller, Parts, PartsDep
-from gateway.endpoints import comment_frame
 from gateway.http.asgi import EXCHANGE, STREAM_HEADERS, HttpExchange, adapted_header
 from gateway.jobs.api import JobEvent
 from gateway.jobs.http_handler import job_with_estimate
 from gateway.jobs.http_response import event_size, read_ahead, result_error
 from gateway.jobs.records import job_object
 from gateway.signed_urls import base_url
+from gateway.sse_frames import comment_frame
 from schemas.errors import InvalidRequest, NexusError
 from schemas.job_events import JobEventKind
 from schemas.jobs import JobStatus

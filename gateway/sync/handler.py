@@ -17,16 +17,7 @@ import structlog
 from backbone.bus.blobs import BlobStore
 from gateway.auth.authenticator import Authenticator, ConcurrencyLimiter, Principal
 from gateway.durable_request import DurableAnswerer, DurableRequest
-from gateway.endpoints import (
-    DONE,
-    LANE_OF_TIER,
-    SSE,
-    Endpoint,
-    adapted_frame,
-    comment_frame,
-    error_frame,
-    progress_frame,
-)
+from gateway.endpoints import target_model
 from gateway.http.asgi import (
     EXCHANGE,
     HOPS,
@@ -47,11 +38,13 @@ from gateway.http.preferences import read_preferences
 from gateway.http.request_body import CallerDisconnected
 from gateway.metrics import GatewayMetrics
 from gateway.signed_urls import UrlSigner, base_url
+from gateway.sse_frames import DONE, adapted_frame, comment_frame, error_frame, progress_frame
 from gateway.sync.request_state import RequestState, SyncRequest
 from gateway.sync.submitter import SyncSubmitter
+from schemas.endpoints import SSE, EndpointSpec
 from schemas.errors import ErrorInfo, NexusError
 from schemas.frames import AttemptDone, BlobRef
-from schemas.jobs import Lane
+from schemas.jobs import LANE_BY_TIER, Lane
 
 log = structlog.get_logger(__name__)
 
@@ -94,7 +87,7 @@ class InferenceHandler:
         self._durable = durable
         self._limiter = ConcurrencyLimiter()
 
-    async def serve(self, endpoint: Endpoint, scope: Scope, receive: Receive, send: Send) -> None:
+    async def serve(self, endpoint: EndpointSpec, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request. Raises nothing but CancelledError."""
         exchange = _InferenceExchange(self, endpoint, Reply(send, request_id_of(scope)), scope.get(EXCHANGE))
         metrics = self._metrics
@@ -116,7 +109,7 @@ class _InferenceExchange:
     )  # fmt: skip
 
     def __init__(
-        self, handler: InferenceHandler, endpoint: Endpoint, reply: Reply, exchange: HttpExchange | None
+        self, handler: InferenceHandler, endpoint: EndpointSpec, reply: Reply, exchange: HttpExchange | None
     ) -> None:
         self._handler = handler
         self._endpoint = endpoint
@@ -190,8 +183,8 @@ class _InferenceExchange:
             request_id=self._reply.request_id,
             endpoint=endpoint.path,
             capability=endpoint.capability,
-            lane=LANE_OF_TIER.get(body.service_tier, Lane.DEFAULT),
-            public_model=endpoint.target(body, submitter.catalog, endpoint.capability),
+            lane=LANE_BY_TIER.get(body.service_tier, Lane.DEFAULT),
+            public_model=target_model(endpoint, body, submitter.catalog),
             stream=self._stream_type is not None,
             owner=principal.owner,
             received=received,

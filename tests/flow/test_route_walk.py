@@ -18,9 +18,10 @@ import pytest
 import pytest_asyncio
 
 from backbone.settings import PUBLIC_ROUTES
-from gateway.app import ENDPOINTS, make_app
+from gateway.app import make_app
 from gateway.dependencies import Parts
 from gateway.jobs.http_handler import PATH as SUBMIT
+from schemas.endpoints import ENDPOINTS
 from schemas.keys import Scope
 from tests.cluster import KEY, Cluster, chat
 

@@ -14,10 +14,11 @@ from prometheus_client import CollectorRegistry
 
 from backbone.settings import GatewaySettings, WorkerSettings
 from cli.app import app
-from gateway.app import ENDPOINTS, ROUTERS
+from gateway.app import ROUTERS
 from gateway.jobs.http_handler import PATH as SUBMIT
 from gateway.metrics import GatewayMetrics
 from gateway.routes import operations
+from schemas.endpoints import ENDPOINTS
 from tests.conftest import ATTACKS
 from workers.metrics import WorkerMetrics
 

@@ -15,9 +15,10 @@ import typer
 from typer.core import TyperGroup
 
 from cli.app import app
-from gateway.app import ENDPOINTS, ROUTERS
+from gateway.app import ROUTERS
 from gateway.jobs.http_handler import PATH as SUBMIT
 from gateway.routes import operations
+from schemas.endpoints import ENDPOINTS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(

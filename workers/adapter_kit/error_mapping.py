@@ -61,6 +61,7 @@ STRING_TOO_LONG = frozenset({"string_too_long", "value_error.any_str.max_length"
 """What pydantic 2 and 1 call a text that is too long: Infinity bounds characters."""
 INPUTS = ("input", "inputs", "prompt", "query", "documents", "texts")
 """Fields that hold what a model reads."""
+UNSUPPORTED_ENDPOINT = "unsupported_endpoint"
 CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 FLAGGED = re.compile(
     r"content[ _](?:policy|filter|management)|moderation|\bflagged\b|safety (?:system|policy|filter)|responsible ai",
@@ -340,7 +341,7 @@ def _words(status: int, complaint: ServerErrorBody) -> str:
 def _not_found(complaint: ServerErrorBody) -> BackendError:
     if complaint.about_the_model:
         return ModelNotServed(complaint.message, param="model")
-    return _refused(404, ServerErrorBody("the backend has no such endpoint", code="unsupported_endpoint"))
+    return _refused(404, ServerErrorBody("the backend has no such endpoint", code=UNSUPPORTED_ENDPOINT))
 
 
 def _refused(status: int, complaint: ServerErrorBody, code: str | None = None) -> BackendError:

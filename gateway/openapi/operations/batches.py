@@ -10,24 +10,14 @@ from gateway.openapi.operation import BINARY, JSON, Operation, SuccessResponse, 
 from gateway.openapi.operations.common import PAGE, identifier
 from gateway.openapi.shapes.files import BatchList, BatchObject, FileDeleted, FileList, FileObject
 from schemas.batches import BatchRequest
+from schemas.endpoints import ENDPOINTS
 from schemas.files import UPLOAD_PURPOSES
 
-ENDPOINTS = (
-    "/v1/audio/speech",
-    "/v1/audio/transcriptions",
-    "/v1/audio/translations",
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/embeddings",
-    "/v1/images/edits",
-    "/v1/images/generations",
-    "/v1/rerank",
-    "/v1/responses",
-)
+BATCH_ENDPOINTS = tuple(sorted(["/v1/responses", *(spec.path for spec in ENDPOINTS if spec.batchable)]))
 WINDOW = r"^([1-9][0-9]{0,3}m|([1-9][0-9]?|1[0-5][0-9]|16[0-7])h|[1-6]d)$"
 """The windows that the gateway accepts with its default configuration."""
 FIELDS: dict[str, Any] = {
-    "endpoint": (Literal[ENDPOINTS], Field(description="The endpoint that the requests are for.")),
+    "endpoint": (Literal[BATCH_ENDPOINTS], Field(description="The endpoint that the requests are for.")),
     "input_file_id": (
         str,
         Field(

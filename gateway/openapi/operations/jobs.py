@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import groupby
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, create_model
@@ -20,49 +22,42 @@ from gateway.openapi.operation import (
 from gateway.openapi.operations.common import JOB_ID, MODEL, PAGE
 from gateway.openapi.operations.inference import HELLO
 from gateway.openapi.shapes.jobs import DeadLetterDeleted, DeadLetterList, DeadLetterObject, Job, JobList
-from schemas.model_jobs import ModelJobRequest
-from schemas.openai.chat import ChatRequest
-from schemas.openai.completions import CompletionRequest
-from schemas.openai.embeddings import EmbeddingsRequest
-from schemas.openai.images import ImageEditRequest, ImageGenerationRequest
-from schemas.openai.rerank import RerankRequest
-from schemas.openai.speech import SPEECH_CONTENT_TYPES, SpeechRequest
-from schemas.openai.transcriptions import TranscriptionRequest
+from schemas.endpoints import ENDPOINTS, EndpointSpec
+from schemas.openai.speech import SPEECH_CONTENT_TYPES
 from schemas.submission import SubmitRequest
 
 FileIds = str | Annotated[list[str], Field(min_length=1, max_length=MAX_FILES)]
 """The id of one uploaded file, or the ids of several."""
 
 
-class ImageEditBody(ImageEditRequest):
-    """The form's fields, with ids of uploaded files instead of files."""
-
-    image: FileIds
-    mask: FileIds | None = None
+BODY_NAMES = {"ImageEditJob": "ImageEditBody", "TranscriptionJob": "TranscriptionBody"}
+"""Components for bodies with ids of files: their names never change."""
 
 
-class TranscriptionBody(TranscriptionRequest):
-    """The form's fields, with the id of an uploaded file instead of the file."""
+def _body_of(spec: EndpointSpec) -> type[BaseModel]:
+    """Return the model of a job's body: a form's files are ids of uploaded files."""
+    if not spec.files:
+        return spec.schema
+    first, *others = spec.files
+    fields: dict[str, Any] = {first: (FileIds, ...)} | dict.fromkeys(others, (FileIds | None, None))
+    return create_model(
+        BODY_NAMES.get(spec.job, f"{spec.job.removesuffix('Job')}Body"),
+        __base__=spec.schema,
+        __doc__=f"The form's fields, with {'ids of uploaded files instead of files' if others else 'the id of an uploaded file instead of the file'}.",
+        **fields,
+    )
 
-    file: FileIds
+
+def _submissions() -> Iterator[type[BaseModel]]:
+    """Yield a model for each form of body, the plain ones first."""
+    for job, specs in groupby(sorted(ENDPOINTS, key=lambda spec: bool(spec.files)), key=lambda spec: spec.job):
+        first, *others = specs
+        paths = (first.path, *(spec.path for spec in others))
+        fields: dict[str, Any] = {"endpoint": (Literal[paths], ...), "body": (_body_of(first), ...)}
+        yield create_model(job, __base__=SubmitRequest, __doc__=f"A job for `{'`, `'.join(paths)}`.", **fields)
 
 
-def _job_of(name: str, body: type[BaseModel], *endpoints: str) -> type[BaseModel]:
-    fields: dict[str, Any] = {"endpoint": (Literal[endpoints], ...), "body": (body, ...)}
-    return create_model(name, __base__=SubmitRequest, __doc__=f"A job for `{'`, `'.join(endpoints)}`.", **fields)
-
-
-SUBMISSIONS = (
-    _job_of("ChatCompletionJob", ChatRequest, "/v1/chat/completions"),
-    _job_of("CompletionJob", CompletionRequest, "/v1/completions"),
-    _job_of("EmbeddingJob", EmbeddingsRequest, "/v1/embeddings"),
-    _job_of("ImageJob", ImageGenerationRequest, "/v1/images/generations"),
-    _job_of("SpeechJob", SpeechRequest, "/v1/audio/speech"),
-    _job_of("RerankJob", RerankRequest, "/v1/rerank"),
-    _job_of("ModelJob", ModelJobRequest, "/v1/models/pull", "/v1/models/load", "/v1/models/unload"),
-    _job_of("ImageEditJob", ImageEditBody, "/v1/images/edits"),
-    _job_of("TranscriptionJob", TranscriptionBody, "/v1/audio/transcriptions", "/v1/audio/translations"),
-)
+SUBMISSIONS = tuple(_submissions())
 """`SubmitRequest` for each endpoint. `POST /v1/jobs` validates the envelope first and the body second."""
 
 ID = {"job_id": JOB_ID}

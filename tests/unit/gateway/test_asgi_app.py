@@ -10,14 +10,12 @@ import pytest
 
 from gateway import asgi_app as door_module
 from gateway.asgi_app import AsgiApp
-from gateway.endpoints import Endpoint
 from gateway.http.asgi import Reply, Send
 from gateway.sync.handler import InferenceHandler
+from schemas.endpoints import BY_PATH, EndpointSpec
 from schemas.errors import AuthenticationFailed, ErrorInfo, InvalidRequest, QueueFull, RequestTooLarge
-from schemas.jobs import Capability
-from schemas.openai.chat import ChatRequest
 
-ENDPOINT = Endpoint(path="/v1/chat/completions", capability=Capability.CHAT, schema=ChatRequest)
+ENDPOINT = BY_PATH["/v1/chat/completions"]
 
 
 class Wire:
@@ -89,7 +87,7 @@ class Hot:
         self.info = info
         self.served: list[str] = []
 
-    async def serve(self, endpoint: Endpoint, _scope: Any, _receive: Any, send: Send) -> None:
+    async def serve(self, endpoint: EndpointSpec, _scope: Any, _receive: Any, send: Send) -> None:
         self.served.append(endpoint.path)
         reply = Reply(send, "req_1")
         if self.info is not None:

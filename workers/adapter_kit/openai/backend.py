@@ -11,7 +11,7 @@ not honor (`n+logit_bias+parallel_tool_calls+tool_choice`), beside those that pr
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +24,10 @@ from schemas.jobs import Capability
 from schemas.presence import Limitation, ModelOffer
 from workers.adapter_kit.error_mapping import error_from_response
 from workers.adapter_kit.http_client import BackendResponse, HttpClient
-from workers.adapter_kit.openai.audio import parse_voice_list, synthesize_speech, transcribe
+from workers.adapter_kit.openai.audio import parse_voice_list
+from workers.adapter_kit.openai.calls import call_of
 from workers.adapter_kit.openai.capabilities import Capabilities, CapabilitySelector, is_capability_option
 from workers.adapter_kit.openai.client import NEXUS_FIELDS, OpenAIClient
-from workers.adapter_kit.openai.embeddings import embed, rerank
-from workers.adapter_kit.openai.images import generate_images
 from workers.adapter_kit.openai.loaded_models import (
     LOADED_STATES,
     LOADING_STATES,
@@ -74,13 +73,6 @@ BODY_LIMIT = 4 * 1024 * 1024
 """Bytes of a response that is not a stream, such as an error or a list of models."""
 CHAT = "/v1/chat/completions"
 PATHS = {CHAT: "/chat/completions", "/v1/completions": "/completions"}
-MEDIA_HANDLERS: dict[Capability, Callable[[OpenAIClient, Task], AsyncGenerator[Output]]] = {
-    Capability.EMBEDDINGS: embed,
-    Capability.IMAGES: generate_images,
-    Capability.SPEECH: synthesize_speech,
-    Capability.TRANSCRIPTIONS: transcribe,
-    Capability.RERANK: rerank,
-}
 COMMON_OPTIONS = frozenset({"api_path", "lacks"})
 
 
@@ -286,9 +278,8 @@ class OpenAICompatibleBackend(Backend):
     async def run(self, task: Task, planned: AdaptationPlan | None = None) -> AsyncGenerator[Output]:
         """Run a task on the server. `planned`: the adaptation plan that this request is a part of."""
         await self._require_model(task.model)
-        media = MEDIA_HANDLERS.get(task.capability)
-        if media is not None:
-            async with aclosing(media(self.server, task)) as outputs:
+        if task.endpoint not in PATHS:
+            async with aclosing(call_of(task)(self.server, task)) as outputs:
                 async for output in outputs:
                     yield output
             return

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
+from schemas.endpoints import CAPABILITIES, ENDPOINTS
 from schemas.jobs import Capability
 
 JSON = dict[str, Any]
@@ -26,38 +27,27 @@ OPTION = "capabilities"
 SEPARATORS = re.compile(r"[+,]")
 """A comma separates options where they are one setting."""
 TEXT: Capabilities = (Capability.CHAT, Capability.COMPLETIONS)
-SERVED: Capabilities = (
-    *TEXT,
-    Capability.EMBEDDINGS,
-    Capability.IMAGES,
-    Capability.SPEECH,
-    Capability.TRANSCRIPTIONS,
-    Capability.RERANK,
-)
 WORDS: Mapping[str, Capabilities] = {
     **dict.fromkeys(("llm", "vlm", "chat", "language", "code", "completion", "completions", "completion_chat"), TEXT),
     **dict.fromkeys(("text-generation", "text2text-generation", "image-text-to-text", "generate"), TEXT),
-    **dict.fromkeys(("embedding", "embeddings", "embed", "feature-extraction"), (Capability.EMBEDDINGS,)),
-    **dict.fromkeys(("sentence-similarity", "text-embedding"), (Capability.EMBEDDINGS,)),
-    **dict.fromkeys(("rerank", "reranker", "reranking", "text-ranking"), (Capability.RERANK,)),
-    **dict.fromkeys(("image", "images", "text-to-image", "image-generation"), (Capability.IMAGES,)),
-    **dict.fromkeys(("text-to-speech", "tts", "speech"), (Capability.SPEECH,)),
-    **dict.fromkeys(("automatic-speech-recognition", "speech-to-text", "asr", "stt"), (Capability.TRANSCRIPTIONS,)),
-    **dict.fromkeys(("transcript", "transcription", "transcriptions", "transcribe"), (Capability.TRANSCRIPTIONS,)),
+    **{word: (spec.capability,) for spec in ENDPOINTS for word in spec.model_types},
 }
-NAMES: tuple[tuple[re.Pattern[str], Capabilities], ...] = tuple(
-    (re.compile(rf"(?<![a-z0-9])(?:{words})" if bound else words), capabilities)
-    for words, bound, capabilities in (
-        (r"rerank|cross-encoder|ms-marco", False, (Capability.RERANK,)),
-        (r"whisper|transcribe|parakeet|moonshine|sensevoice|wav2vec", False, (Capability.TRANSCRIPTIONS,)),
-        (r"(?:stt|asr)(?![a-z])", True, (Capability.TRANSCRIPTIONS,)),
-        (r"kokoro|piper|xtts|parler|speecht5|chatterbox", False, (Capability.SPEECH,)),
-        (r"tts(?![a-z])", True, (Capability.SPEECH,)),
-        (r"embed|minilm", False, (Capability.EMBEDDINGS,)),
-        (r"(?:e5|bge|gte|mxbai)(?![a-z0-9])|nomic-", True, (Capability.EMBEDDINGS,)),
-        (r"stable-diffusion|sdxl|dall-?e|gpt-image|qwen-image|z-image|hidream", False, (Capability.IMAGES,)),
-        (r"flux(?![a-z])|sd[-_.]?(?:1|2|3|turbo)(?![a-z])", True, (Capability.IMAGES,)),
-    )
+NAMES: tuple[tuple[re.Pattern[str], Capabilities], ...] = (
+    *((re.compile(spec.model_names), (spec.capability,)) for spec in ENDPOINTS if spec.model_names),
+    *(
+        (re.compile(rf"(?<![a-z0-9])(?:{words})" if bound else words), capabilities)
+        for words, bound, capabilities in (
+            (r"rerank|cross-encoder|ms-marco", False, (Capability.RERANK,)),
+            (r"whisper|transcribe|parakeet|moonshine|sensevoice|wav2vec", False, (Capability.TRANSCRIPTIONS,)),
+            (r"(?:stt|asr)(?![a-z])", True, (Capability.TRANSCRIPTIONS,)),
+            (r"kokoro|piper|xtts|parler|speecht5|chatterbox", False, (Capability.SPEECH,)),
+            (r"tts(?![a-z])", True, (Capability.SPEECH,)),
+            (r"embed|minilm", False, (Capability.EMBEDDINGS,)),
+            (r"(?:e5|bge|gte|mxbai)(?![a-z0-9])|nomic-", True, (Capability.EMBEDDINGS,)),
+            (r"stable-diffusion|sdxl|dall-?e|gpt-image|qwen-image|z-image|hidream", False, (Capability.IMAGES,)),
+            (r"flux(?![a-z])|sd[-_.]?(?:1|2|3|turbo)(?![a-z])", True, (Capability.IMAGES,)),
+        )
+    ),
 )
 
 
@@ -87,9 +77,11 @@ def is_capability_option(name: str) -> bool:
 
 def _read(value: str) -> Capabilities:
     names = [name.strip() for name in SEPARATORS.split(value)]
-    unknown = [name for name in names if name not in SERVED]
+    unknown = [name for name in names if name not in CAPABILITIES]
     if unknown:
-        raise ValueError(f"there is no capability {', '.join(map(repr, unknown))}; there are: {', '.join(SERVED)}")
+        raise ValueError(
+            f"there is no capability {', '.join(map(repr, unknown))}; there are: {', '.join(CAPABILITIES)}"
+        )
     return tuple(Capability(name) for name in names)
 
 
@@ -111,7 +103,7 @@ def _words(value: Any) -> Iterable[str]:
 
 def _meant(words: Iterable[str]) -> Capabilities:
     found = {one for word in words for one in WORDS.get(word.lower().removeprefix("flag_"), ())}
-    return tuple(one for one in SERVED if one in found)
+    return tuple(one for one in CAPABILITIES if one in found)
 
 
 def _known(name: str) -> Capabilities:

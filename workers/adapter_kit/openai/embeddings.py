@@ -12,7 +12,7 @@ import orjson
 
 from schemas.jobs import Usage
 from workers.adapter_kit.embeddings import embeddings_body, embeddings_envelope, read_vectors
-from workers.adapter_kit.error_mapping import CONTEXT_LENGTH_EXCEEDED
+from workers.adapter_kit.error_mapping import CONTEXT_LENGTH_EXCEEDED, UNSUPPORTED_ENDPOINT
 from workers.adapter_kit.http_client import BackendResponse
 from workers.adapter_kit.limitations import RESULT_TTL_S
 from workers.adapter_kit.openai.client import (
@@ -197,4 +197,4 @@ def _teis(request: RankingRequest) -> JSON:
 
 
 def _no_such_way(error: BackendRefused) -> bool:
-    return error.info.code == "unsupported_endpoint"
+    return error.info.code == UNSUPPORTED_ENDPOINT

@@ -22,8 +22,9 @@ from contextlib import aclosing
 from functools import lru_cache
 from typing import Any, Protocol, cast
 
+from schemas.endpoints import BY_PATH
 from schemas.frames import Progress
-from schemas.jobs import Capability, Usage
+from schemas.jobs import Usage
 from workers.adapter_kit.audio.codecs import AudioFormat
 from workers.adapter_kit.audio.speech import SynthesisRequest, respond_with_speech
 from workers.adapter_kit.audio.transcripts import (
@@ -44,13 +45,6 @@ from workers.backends.base import BackendRefused, Chunk, Finish, Output, Task
 
 JSON = dict[str, Any]
 
-MEDIA = (
-    Capability.EMBEDDINGS,
-    Capability.IMAGES,
-    Capability.SPEECH,
-    Capability.TRANSCRIPTIONS,
-    Capability.RERANK,
-)
 EMBEDDING_LENGTH = 64
 MAX_DIMENSIONS = 8192
 STEPS = 4
@@ -86,7 +80,7 @@ class Pacer(Protocol):
 
 async def answer(task: Task, pace: Pacer) -> AsyncGenerator[Output]:
     """The output for a task that is no chat."""
-    make = _ANSWERS.get(task.capability)
+    make = _ANSWERS.get(task.endpoint)
     if make is None:
         raise BackendRefused(f"this backend does not serve {task.endpoint}")
     async with aclosing(cast("AsyncGenerator[Output]", make(task, pace))) as outputs:
@@ -238,10 +232,14 @@ def _overlap(one: set[str], other: set[str]) -> float:
     return len(one & other) / len(one | other or {""})
 
 
-_ANSWERS: dict[Capability, Callable[[Task, Pacer], AsyncIterator[Output]]] = {
-    Capability.EMBEDDINGS: _embeddings,
-    Capability.IMAGES: _images,
-    Capability.SPEECH: _speech,
-    Capability.TRANSCRIPTIONS: _transcriptions,
-    Capability.RERANK: _rerank,
+_ANSWERS: dict[str, Callable[[Task, Pacer], AsyncIterator[Output]]] = {
+    "/v1/embeddings": _embeddings,
+    "/v1/images/generations": _images,
+    "/v1/images/edits": _images,
+    "/v1/audio/speech": _speech,
+    "/v1/audio/transcriptions": _transcriptions,
+    "/v1/audio/translations": _transcriptions,
+    "/v1/rerank": _rerank,
 }
+MEDIA = tuple(dict.fromkeys(BY_PATH[path].capability for path in _ANSWERS))
+"""What a model is capable of beside text."""

@@ -14,15 +14,12 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from schemas.jobs import Capability
 from schemas.presence import Limitation, ServiceRecord
 from workers.adapter_kit.error_mapping import error_from_response
 from workers.adapter_kit.http_client import HttpClient
-from workers.adapter_kit.openai.audio import synthesize_speech, transcribe
+from workers.adapter_kit.openai.calls import call_of
 from workers.adapter_kit.openai.client import OpenAIClient
-from workers.adapter_kit.openai.embeddings import embed, rerank
-from workers.adapter_kit.openai.images import generate_images
-from workers.adapter_kit.openai.text import STREAM_FEATURES, generate_text
+from workers.adapter_kit.openai.text import STREAM_FEATURES
 from workers.backends.base import BackendError, BackendRefused, Output, Task
 from workers.backends.service.metadata import (
     ENDPOINTS,
@@ -44,15 +41,6 @@ DOCUMENT_LIMIT = 4 * 1024 * 1024
 OPENAPI_LIMIT = 64 * 1024 * 1024
 MISSING = frozenset({404, 405, 501})
 PROBES = ("/readyz", "/health")
-CALLS: Mapping[Capability, Callable[[OpenAIClient, Task], AsyncGenerator[Output]]] = {
-    Capability.CHAT: generate_text,
-    Capability.COMPLETIONS: generate_text,
-    Capability.EMBEDDINGS: embed,
-    Capability.IMAGES: generate_images,
-    Capability.SPEECH: synthesize_speech,
-    Capability.TRANSCRIPTIONS: transcribe,
-    Capability.RERANK: rerank,
-}
 
 
 class ServiceInstance:
@@ -225,7 +213,7 @@ class ServiceInstance:
         if not self.serves(task.endpoint):
             has = ", ".join(sorted(self.advert.endpoints)) if self.advert is not None else "nothing yet"
             raise BackendRefused(f"the service {self.name} does not serve {task.endpoint}; it serves {has}")
-        return CALLS[task.capability](self._api, task)
+        return call_of(task)(self._api, task)
 
     def _refusal(self, status: int, headers: Mapping[str, str], body: bytes) -> BackendError:
         if self._api_key:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from schemas.endpoints import SERVED
 from schemas.jobs import Capability
 from schemas.presence import ModelOffer
 from workers.adapter_kit.openai.audio import parse_voice_list
@@ -18,35 +19,9 @@ from workers.adapter_kit.openai.capabilities import TEXT, CapabilitySelector
 
 JSON = dict[str, Any]
 
-ENDPOINTS: Mapping[str, Capability] = {
-    "/v1/chat/completions": Capability.CHAT,
-    "/v1/completions": Capability.COMPLETIONS,
-    "/v1/embeddings": Capability.EMBEDDINGS,
-    "/v1/images/generations": Capability.IMAGES,
-    "/v1/images/edits": Capability.IMAGES,
-    "/v1/audio/speech": Capability.SPEECH,
-    "/v1/audio/transcriptions": Capability.TRANSCRIPTIONS,
-    "/v1/audio/translations": Capability.TRANSCRIPTIONS,
-    "/v1/rerank": Capability.RERANK,
-}
+ENDPOINTS: Mapping[str, Capability] = {spec.path: spec.capability for spec in SERVED}
 """The paths that callers of Nexus can reach."""
-WORDS: Mapping[str, str] = {
-    "chat": "/v1/chat/completions",
-    "completion": "/v1/completions",
-    "completions": "/v1/completions",
-    "embedding": "/v1/embeddings",
-    "embeddings": "/v1/embeddings",
-    "image": "/v1/images/generations",
-    "images": "/v1/images/generations",
-    "tts": "/v1/audio/speech",
-    "speech": "/v1/audio/speech",
-    "asr": "/v1/audio/transcriptions",
-    "stt": "/v1/audio/transcriptions",
-    "transcription": "/v1/audio/transcriptions",
-    "transcriptions": "/v1/audio/transcriptions",
-    "rerank": "/v1/rerank",
-    "reranking": "/v1/rerank",
-}
+WORDS: Mapping[str, str] = {word: spec.path for spec in SERVED for word in spec.service_words}
 """What a service without a list of endpoints may call what it does."""
 KINDS = ("capabilities", "type", "task")
 """Fields in which a model says what it serves."""

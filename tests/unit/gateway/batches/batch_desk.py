@@ -29,9 +29,9 @@ from gateway.http.remote_media import RemoteMedia
 from gateway.jobs.api import JobNotFound, JobResult, JobsApi, ResultNotReady, Submission
 from gateway.jobs.http_response import JobResponder
 from gateway.jobs.records import record_from_outcome
-from gateway.routes import chat, embeddings, speech, transcriptions
 from gateway.signed_urls import UrlSigner
 from schemas.batches import Batch, BatchRequest, BatchStatus, RequestCounts
+from schemas.endpoints import BY_PATH
 from schemas.errors import ErrorInfo, NexusError, Unavailable
 from schemas.files import FileRecord
 from schemas.frames import BlobRef
@@ -39,10 +39,8 @@ from schemas.jobs import JobRecord, JobStatus, Upload, Usage
 from schemas.outcome import Outcome
 
 OWNER = "alice"
-CHAT = chat.ENDPOINT.path
-ENDPOINTS = {
-    one.path: one for one in (chat.ENDPOINT, embeddings.ENDPOINT, speech.ENDPOINT, transcriptions.TRANSCRIPTIONS)
-}
+CHAT = "/v1/chat/completions"
+ENDPOINTS = {path: BY_PATH[path] for path in (CHAT, "/v1/embeddings", "/v1/audio/speech", "/v1/audio/transcriptions")}
 
 
 class Answered:

@@ -18,7 +18,7 @@ from gateway.http.body_memory import BodyMemory
 from gateway.http.inference_body import LARGE, WEIGHT, InferenceBodyReader
 from gateway.http.remote_media import RemoteMedia
 from gateway.jobs.http_handler import DurableRequestHandler
-from gateway.routes import chat, transcriptions
+from schemas.endpoints import BY_PATH, CHAT
 from schemas.errors import InvalidRequest, RequestTooLarge
 from tests.unit.gateway.http.test_multipart import TYPE, form, part
 
@@ -40,7 +40,7 @@ def chat_body(size: int) -> bytes:
 
 async def test_a_large_body_goes_by_reference_and_is_removed_after_it() -> None:
     blobs, body = MemoryBlobStore(), chat_body(INLINE_LIMIT_BYTES + 1)
-    received = await reader(blobs).read(chat.ENDPOINT, [], receive_of(body), here=True)
+    received = await reader(blobs).read(CHAT, [], receive_of(body), here=True)
     assert received.body == b""
     assert received.body_blob is not None
     assert b"".join([piece async for piece in blobs.read(received.body_blob)]) == body
@@ -50,7 +50,7 @@ async def test_a_large_body_goes_by_reference_and_is_removed_after_it() -> None:
 
 async def test_a_small_body_travels_as_it_came() -> None:
     body = chat_body(10)
-    received = await reader(MemoryBlobStore()).read(chat.ENDPOINT, [], receive_of(body), here=True)
+    received = await reader(MemoryBlobStore()).read(CHAT, [], receive_of(body), here=True)
     assert (received.body, received.body_blob, received.blobs) == (body, None, [])
 
 
@@ -60,7 +60,7 @@ async def test_a_form_becomes_typed_json_and_its_files() -> None:
         part("timestamp_granularities[]", b"word"), part("vendor", b"1"),
     )  # fmt: skip
     received = await reader(MemoryBlobStore()).read(
-        transcriptions.TRANSCRIPTIONS, [(b"content-type", TYPE)], receive_of(body), here=True
+        BY_PATH["/v1/audio/transcriptions"], [(b"content-type", TYPE)], receive_of(body), here=True
     )
     assert received.body_size is not None
     assert json.loads(received.body[: received.body_size]) == {
@@ -75,7 +75,9 @@ async def test_a_form_that_is_refused_leaves_nothing() -> None:
         part("file", b"x" * (INLINE_LIMIT_BYTES + 1), "a.wav"), part("model", b"w"), part("temperature", b"hot")
     )
     with pytest.raises(InvalidRequest) as caught:
-        await reader(blobs).read(transcriptions.TRANSCRIPTIONS, [(b"content-type", TYPE)], receive_of(body), here=True)
+        await reader(blobs).read(
+            BY_PATH["/v1/audio/transcriptions"], [(b"content-type", TYPE)], receive_of(body), here=True
+        )
     assert caught.value.info.param == "temperature"
     assert not blobs.stored()
 
@@ -84,7 +86,7 @@ async def test_an_upload_over_the_limit_is_refused() -> None:
     body = form(part("file", b"x" * 2000, "a.wav"), part("model", b"w"))
     with pytest.raises(RequestTooLarge):
         await reader(MemoryBlobStore(), 1000).read(
-            transcriptions.TRANSCRIPTIONS, [(b"content-type", TYPE)], receive_of(body), here=True
+            BY_PATH["/v1/audio/transcriptions"], [(b"content-type", TYPE)], receive_of(body), here=True
         )
 
 
@@ -92,9 +94,7 @@ async def test_a_request_within_another_is_bounded_too() -> None:
     """A conversation of many responses, each of which was small enough, may not be."""
     message = {"role": "user", "content": "x" * 600}
     with pytest.raises(RequestTooLarge):
-        await reader(MemoryBlobStore(), max_bytes=1000).read_value(
-            chat.ENDPOINT, {"model": "m", "messages": [message, message]}
-        )
+        await reader(MemoryBlobStore(), max_bytes=1000).read_value(CHAT, {"model": "m", "messages": [message, message]})
 
 
 async def test_a_submitted_job_counts_until_it_lies_elsewhere() -> None:
@@ -110,12 +110,12 @@ async def test_a_submitted_job_counts_until_it_lies_elsewhere() -> None:
         unused,
         bodies,
         Authenticator("key"),
-        {chat.ENDPOINT.path: chat.ENDPOINT},
+        {CHAT.path: CHAT},
         unused,
         unused,
     )
     content = "x" * (2 * LARGE)
-    job = {"endpoint": chat.ENDPOINT.path, "body": {"model": "m", "messages": [{"role": "user", "content": content}]}}
+    job = {"endpoint": CHAT.path, "body": {"model": "m", "messages": [{"role": "user", "content": content}]}}
     data = orjson.dumps(job)
     scope = {
         "headers": [(b"authorization", b"Bearer key"), (b"content-length", b"%d" % len(data))],

@@ -10,12 +10,11 @@ import orjson
 import pytest
 
 from backbone.testing.blobs import MemoryBlobStore
-from gateway.endpoints import Endpoint
 from gateway.http.asgi import Headers
 from gateway.http.inference_body import InferenceBodyReader
 from gateway.http.media_fields import is_plain, media_places, searched
 from gateway.http.request_body import parse_body, validate_body
-from gateway.routes import chat, completions, embeddings, images, rerank, speech, transcriptions
+from schemas.endpoints import BY_PATH, CHAT, EndpointSpec
 from schemas.errors import InvalidRequest
 from schemas.openai.chat import ChatRequest
 from tests.unit.gateway.http.test_inference_body import reader, receive_of
@@ -126,17 +125,17 @@ def test_escapes_are_read_before_anything_is_decided() -> None:
 @pytest.mark.parametrize(
     ("endpoint", "body"),
     [
-        (chat.ENDPOINT, {"model": "m", "messages": [{"role": "user", "content": "hi"}]}),
-        (completions.ENDPOINT, {"model": "m", "prompt": "hi"}),
-        (embeddings.ENDPOINT, {"model": "m", "input": "hi"}),
-        (rerank.ENDPOINT, {"model": "m", "query": "hi", "documents": ["a"]}),
-        (speech.ENDPOINT, {"model": "m", "input": "hi"}),
-        (images.GENERATIONS, {"model": "m", "prompt": "hi"}),
+        (CHAT, {"model": "m", "messages": [{"role": "user", "content": "hi"}]}),
+        (BY_PATH["/v1/completions"], {"model": "m", "prompt": "hi"}),
+        (BY_PATH["/v1/embeddings"], {"model": "m", "input": "hi"}),
+        (BY_PATH["/v1/rerank"], {"model": "m", "query": "hi", "documents": ["a"]}),
+        (BY_PATH["/v1/audio/speech"], {"model": "m", "input": "hi"}),
+        (BY_PATH["/v1/images/generations"], {"model": "m", "prompt": "hi"}),
     ],
-    ids=lambda value: value.path if isinstance(value, Endpoint) else "",
+    ids=lambda value: value.path if isinstance(value, EndpointSpec) else "",
 )
 async def test_an_address_in_a_field_of_the_backends_own_is_refused_at_every_endpoint(
-    endpoint: Endpoint, body: dict[str, Any], name: str
+    endpoint: EndpointSpec, body: dict[str, Any], name: str
 ) -> None:
     for value in (U, "file:/etc/passwd", "<http://x/>", {"url": U}, [{"deep": [U]}], {"$a": U}, {"$ref": {"url": U}}):
         wrong = {**body, name: value}
@@ -147,8 +146,10 @@ async def test_an_address_in_a_field_of_the_backends_own_is_refused_at_every_end
             assert str(caught.value.info.param).startswith(name)
 
 
-@pytest.mark.parametrize("endpoint", [images.EDITS, transcriptions.TRANSCRIPTIONS], ids=lambda one: str(one.path))
-async def test_an_address_in_a_field_of_a_form_is_refused(endpoint: Endpoint) -> None:
+@pytest.mark.parametrize(
+    "endpoint", [BY_PATH["/v1/images/edits"], BY_PATH["/v1/audio/transcriptions"]], ids=lambda one: str(one.path)
+)
+async def test_an_address_in_a_field_of_a_form_is_refused(endpoint: EndpointSpec) -> None:
     file = part(endpoint.files[0], b"bytes", "a.bin", "image/png")
     fields = [part("model", b"m"), part("prompt", U.encode())]
     received = await read(endpoint, form(file, *fields), [(b"content-type", TYPE)])
@@ -160,14 +161,14 @@ async def test_an_address_in_a_field_of_a_form_is_refused(endpoint: Endpoint) ->
 
 def test_a_voice_and_the_input_of_another_modality_may_be_media() -> None:
     said = {"model": "m", "input": U, "voice": U}
-    assert found_in(said, speech.ENDPOINT.schema) == ["voice"]
-    assert found_in({**said, "voice": {"id": "x", "sample": U}}, speech.ENDPOINT.schema) == ["voice.sample"]
-    assert found_in({**said, "voice": "alloy"}, speech.ENDPOINT.schema) == []
+    assert found_in(said, BY_PATH["/v1/audio/speech"].schema) == ["voice"]
+    assert found_in({**said, "voice": {"id": "x", "sample": U}}, BY_PATH["/v1/audio/speech"].schema) == ["voice.sample"]
+    assert found_in({**said, "voice": "alloy"}, BY_PATH["/v1/audio/speech"].schema) == []
     embed = {"model": "m", "input": [U]}
-    assert found_in(embed, embeddings.ENDPOINT.schema) == []
+    assert found_in(embed, BY_PATH["/v1/embeddings"].schema) == []
     for kind in ("image", "Audio", ["video"], " image", "image_url"):
-        assert found_in({**embed, "modality": kind}, embeddings.ENDPOINT.schema) == ["input.0"]
-    assert found_in({**embed, "modality": "text"}, embeddings.ENDPOINT.schema) == []
+        assert found_in({**embed, "modality": kind}, BY_PATH["/v1/embeddings"].schema) == ["input.0"]
+    assert found_in({**embed, "modality": "text"}, BY_PATH["/v1/embeddings"].schema) == []
 
 
 @pytest.mark.parametrize("kind", ["mcp", "web_search", "", ["function"]])
@@ -176,12 +177,12 @@ async def test_a_tool_that_the_backend_runs_holds_no_address(kind: Any) -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": tools}
     assert found_in(body) == ["tools.1.server_url"]
     with pytest.raises(InvalidRequest):
-        await read(chat.ENDPOINT, orjson.dumps(body))
+        await read(CHAT, orjson.dumps(body))
 
 
 def test_an_embeddings_request_with_messages_is_searched_like_chat() -> None:
     body = {"model": "m", "input": "hi", **message({"type": "image_url", "image_url": {"url": U}})}
-    assert found_in(body, embeddings.ENDPOINT.schema)
+    assert found_in(body, BY_PATH["/v1/embeddings"].schema)
 
 
 def mpeg(size: int) -> str:
@@ -240,16 +241,19 @@ SCHEMA = {
 async def test_text_and_data_pass_untouched(body: dict[str, Any]) -> None:
     assert found_in(body) == []
     data = json.dumps(body).encode()
-    assert (await read(chat.ENDPOINT, data)).body == data
+    assert (await read(CHAT, data)).body == data
 
 
 async def test_texts_of_other_endpoints_pass() -> None:
     for endpoint, body in (
-        (completions.ENDPOINT, {"model": "m", "prompt": [U], "suffix": U}),
-        (embeddings.ENDPOINT, {"model": "m", "input": [U, "x"], "user": U}),
-        (rerank.ENDPOINT, {"model": "m", "query": U, "documents": [U, {"text": U, "url": U}], "metadata": {"u": U}}),
-        (speech.ENDPOINT, {"model": "m", "input": U, "voice": "alloy", "instructions": U}),
-        (images.GENERATIONS, {"model": "m", "prompt": U, "negative_prompt": U, "user": U}),
+        (BY_PATH["/v1/completions"], {"model": "m", "prompt": [U], "suffix": U}),
+        (BY_PATH["/v1/embeddings"], {"model": "m", "input": [U, "x"], "user": U}),
+        (
+            BY_PATH["/v1/rerank"],
+            {"model": "m", "query": U, "documents": [U, {"text": U, "url": U}], "metadata": {"u": U}},
+        ),
+        (BY_PATH["/v1/audio/speech"], {"model": "m", "input": U, "voice": "alloy", "instructions": U}),
+        (BY_PATH["/v1/images/generations"], {"model": "m", "prompt": U, "negative_prompt": U, "user": U}),
     ):
         await read(endpoint, orjson.dumps(body))
 
@@ -263,5 +267,5 @@ def bodies() -> InferenceBodyReader:
     return reader(MemoryBlobStore())
 
 
-async def read(endpoint: Endpoint, body: bytes, headers: Headers = ()) -> Any:
+async def read(endpoint: EndpointSpec, body: bytes, headers: Headers = ()) -> Any:
     return await bodies().read(endpoint, headers, receive_of(body), here=True)

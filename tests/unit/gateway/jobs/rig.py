@@ -20,7 +20,6 @@ from backbone.testing.registry import MemoryHub, MemoryRegistry
 from backbone.testing.store import MemoryStore
 from gateway.auth.authenticator import Principal
 from gateway.dispatcher import Dispatcher
-from gateway.endpoints import Endpoint
 from gateway.http.inference_body import ReceivedRequest
 from gateway.http.request_body import parse_body
 from gateway.jobs.api import JobEvent, Submission
@@ -33,7 +32,7 @@ from gateway.jobs.service import JobService
 from gateway.jobs.submitter import JobSubmitter
 from gateway.jobs.terminator import JobTerminator
 from gateway.metrics import GatewayMetrics
-from gateway.routes import chat
+from schemas.endpoints import CHAT, EndpointSpec
 from schemas.job_events import DurableFrame, decode_durable_frame
 from schemas.jobs import Capability, JobRecord, JobStatus, Limits
 from schemas.outcome import Outcome
@@ -242,7 +241,7 @@ class Rig:
     ) -> Submission:
         """A chat. `fields` are the body's, but for those of Submission."""
         own = {name: fields.pop(name) for name in ("metadata", "webhook", "timeout_s", "lane") if name in fields}
-        endpoint: Endpoint = fields.pop("endpoint", chat.ENDPOINT)
+        endpoint: EndpointSpec = fields.pop("endpoint", CHAT)
         limits = {name: fields.pop(name) for name in ("max_queued",) if name in fields}
         body = orjson.dumps({"model": "echo", "messages": [{"role": "user", "content": text}], **fields})
         return Submission(

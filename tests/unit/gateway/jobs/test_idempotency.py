@@ -9,7 +9,7 @@ import pytest
 
 from gateway.jobs.api import Submission
 from gateway.jobs.idempotency import Idempotency, IdempotencyMismatch
-from gateway.routes import completions
+from schemas.endpoints import BY_PATH
 from schemas.errors import QueueFull, Unavailable
 from schemas.jobs import JobRecord, JobStatus, Upload
 from tests.unit.gateway.jobs.rig import OWNER, Gateway, Rig
@@ -54,7 +54,12 @@ async def test_keys_and_owners_have_jobs_of_their_own(rig: Rig) -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"text": "other"}, {"stream": True}, {"temperature": 0.5}, {"endpoint": completions.ENDPOINT, "prompt": "x"}],
+    [
+        {"text": "other"},
+        {"stream": True},
+        {"temperature": 0.5},
+        {"endpoint": BY_PATH["/v1/completions"], "prompt": "x"},
+    ],
 )
 async def test_another_request_under_the_same_key_is_refused(rig: Rig, fields: dict[str, Any]) -> None:
     """422; what was submitted stays as it is."""

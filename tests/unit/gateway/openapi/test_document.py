@@ -11,13 +11,14 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from backbone.settings import PUBLIC_ROUTES
-from gateway.app import ENDPOINTS, make_app
+from gateway.app import make_app
 from gateway.dependencies import Parts
 from gateway.http.path_methods import AllowedMethods
 from gateway.openapi.enrichment import enrich
 from gateway.openapi.operation import SSE_TYPE
 from gateway.openapi.operations import OPERATIONS, TAGS
-from gateway.openapi.operations.batches import ENDPOINTS as BATCH_ENDPOINTS
+from gateway.openapi.operations.batches import BATCH_ENDPOINTS
+from schemas.endpoints import ENDPOINTS
 from schemas.jobs import Capability
 
 JSON = dict[str, Any]

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from gateway.app import ENDPOINTS
+from gateway.endpoints import choose_worker
 from gateway.http.request_body import validate_body
 from gateway.model_catalog import ModelCatalog
-from gateway.routes.model_jobs import choose_worker
+from schemas.endpoints import ENDPOINTS
 from schemas.errors import InvalidRequest, NexusError, NotFound
 from schemas.jobs import Capability
 from schemas.model_jobs import ModelJobRequest
@@ -37,7 +37,7 @@ def managing(*ids: str, state: WorkerState = WorkerState.READY) -> ModelCatalog:
 
 def choose(catalog: ModelCatalog, **fields: Any) -> str:
     request = validate_body({"model": "llama3.2:1b", **fields}, ModelJobRequest)
-    return choose_worker(request, catalog, Capability.MODELS)
+    return choose_worker(request, catalog)
 
 
 def test_the_only_one_need_not_be_named() -> None:

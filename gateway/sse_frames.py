@@ -1,0 +1,31 @@
+"""Make the events and comments that a stream of server-sent events holds beside the backend's own."""
+
+from __future__ import annotations
+
+import orjson
+
+from schemas.errors import ErrorInfo
+
+DONE = b"data: [DONE]\n\n"
+
+
+def error_frame(info: ErrorInfo) -> bytes:
+    """What ends a stream that failed after it began. No `[DONE]` follows: a clean end reads as success to SDKs."""
+    return b"data: %b\n\n" % orjson.dumps(info.body())
+
+
+def comment_frame(position: int) -> bytes:
+    """Keeps a queued stream's connection alive; SSE clients skip it."""
+    return b": queued position=%d\n\n" % position
+
+
+def adapted_frame(parameters: tuple[str, ...]) -> bytes:
+    """Return the comment that names what was replaced in a request, for a stream whose head has left already."""
+    return b": x-nexus-adapted: %b\n\n" % ", ".join(parameters).encode()
+
+
+def progress_frame(progress: bytes) -> bytes:
+    """How far the backend is, as a comment: `progress` is `schemas.frames.Progress` as JSON, told without its preview."""
+    told = orjson.loads(progress)
+    told.pop("preview", None)
+    return b": progress %b\n\n" % orjson.dumps(told)

@@ -1,0 +1,71 @@
+"""Find the call of an OpenAI-style server that answers a task."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Mapping
+
+import orjson
+from pydantic import ValidationError
+
+from schemas.endpoints import BY_PATH
+from schemas.jobs import Capability, Usage
+from workers.adapter_kit.error_mapping import UNSUPPORTED_ENDPOINT
+from workers.adapter_kit.openai.audio import synthesize_speech, transcribe
+from workers.adapter_kit.openai.client import OpenAIClient, forwarded_fields, parse_json_response
+from workers.adapter_kit.openai.embeddings import embed, rerank
+from workers.adapter_kit.openai.images import generate_images
+from workers.adapter_kit.openai.text import generate_text
+from workers.adapter_kit.request_fields import parse_json_object
+from workers.backends.base import BackendError, BackendRefused, Chunk, Finish, Output, Task
+
+Call = Callable[[OpenAIClient, Task], AsyncGenerator[Output]]
+ANSWER_LIMIT = 64 * 1024 * 1024
+CALLS: Mapping[Capability, Call] = {
+    Capability.CHAT: generate_text,
+    Capability.COMPLETIONS: generate_text,
+    Capability.EMBEDDINGS: embed,
+    Capability.IMAGES: generate_images,
+    Capability.SPEECH: synthesize_speech,
+    Capability.TRANSCRIPTIONS: transcribe,
+    Capability.RERANK: rerank,
+}
+"""The calls that translate between the caller's form and the server's."""
+
+
+def call_of(task: Task) -> Call:
+    """Return the call that answers the task. Raises BackendRefused where OpenAI-style servers have none."""
+    spec = BY_PATH.get(task.endpoint)
+    call = relay if spec is not None and spec.relayed else CALLS.get(task.capability)
+    if call is None:
+        raise BackendRefused(f"this backend does not serve {task.endpoint}")
+    return call
+
+
+async def relay(api: OpenAIClient, task: Task) -> AsyncGenerator[Output]:
+    """Pass on the server's answer as it is, but for the model's name.
+
+    The server may have the endpoint within its API (`/v1/score`) or beside it (`/score`).
+    """
+    spec = BY_PATH[task.endpoint]
+    fields = forwarded_fields(parse_json_object(task.body), task.model)
+    name = task.endpoint.removeprefix("/v1")
+    try:
+        response, data = await api.post_and_read(name, fields, ANSWER_LIMIT)
+    except BackendRefused as error:
+        if error.info.code != UNSUPPORTED_ENDPOINT:
+            raise
+        response, data = await api.post_and_read(name, fields, ANSWER_LIMIT, root="")
+    answer = parse_json_response(response, data)
+    if spec.description is not None:
+        try:
+            spec.description.answer.model_validate(answer)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+            place = ".".join(map(str, first["loc"])) or "the answer"
+            raise BackendError(
+                f"the backend's answer has another form than {spec.path}: {place}: {first['msg']}"
+            ) from error
+    found = answer.get("usage")
+    usage = Usage.model_validate(found) if isinstance(found, dict) else None
+    yield Chunk(orjson.dumps(answer | {"model": task.public_model}))
+    yield Finish(usage)
