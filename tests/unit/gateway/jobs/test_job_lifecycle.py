@@ -212,7 +212,7 @@ class Life:
 
     async def broken_retry(self) -> None:
         """Its gateway dies in the middle of it."""
-        self.deadly = self.chance.choice(["store", "undecide"])
+        self.deadly = self.chance.choice(["enqueue", "delete_outcome"])
         await self.retry()
 
     async def replay(self) -> None:
@@ -236,7 +236,7 @@ class Life:
         self.rig.store.available = not self.rig.store.available
 
     async def die(self) -> None:
-        self.deadly = self.chance.choice(["store", "undecide", "move", "unbury", "create"])
+        self.deadly = self.chance.choice(["enqueue", "delete_outcome", "move", "delete_dead_letter", "create"])
 
     def act(self, name: str) -> Awaitable[None]:
         steps: dict[str, Callable[[], Awaitable[None]]] = {

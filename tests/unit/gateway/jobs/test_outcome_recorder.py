@@ -67,7 +67,7 @@ async def test_a_job_has_ended_before_that_is_recorded(rig: Rig) -> None:
 async def test_a_cancelled_job_leaves_the_queue_whatever_happens_to_nats(rig: Rig) -> None:
     """NATS does not answer the gateway that cancels it, nor the first that records that: no worker may ever come for its model."""
     record = await rig.jobs.get(OWNER, await rig.submit())
-    withdraw, refused = MemoryJobLog.withdraw, []
+    withdraw, refused = MemoryJobLog.delete_job, []
 
     async def away(self: MemoryJobLog, *job: Any) -> None:
         if len(refused) < 2:
@@ -76,7 +76,7 @@ async def test_a_cancelled_job_leaves_the_queue_whatever_happens_to_nats(rig: Ri
         await withdraw(self, *job)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(MemoryJobLog, "withdraw", away)
+        patch.setattr(MemoryJobLog, "delete_job", away)
         assert await rig.gateways[0].ending.end(record, JobStatus.CANCELLED)
         await rig.eventually(lambda: not rig.broker.jobs)
     assert len(refused) == 2

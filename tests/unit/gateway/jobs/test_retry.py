@@ -198,7 +198,7 @@ class TestDeathInTheMiddle:
         """The record says that it waits, though it is in no queue: whoever tries again puts it there."""
         job = await failed(rig)
         await rig.drain("failing")
-        with dying(rig.gateways[0].log, "store"):
+        with dying(rig.gateways[0].log, "enqueue"):
             await rig.jobs.retry(OWNER, job)
         assert (await rig.status(job), rig.queued) == (QUEUED, 0)
         assert (await rig.jobs.retry(OWNER, job)).run == 2
@@ -210,7 +210,7 @@ class TestDeathInTheMiddle:
         """It may be cancelled, and it expires in its time: the old run's end is no obstacle."""
         job = await failed(rig)
         await rig.drain("failing")
-        with dying(rig.gateways[0].log, "store"):
+        with dying(rig.gateways[0].log, "enqueue"):
             await rig.jobs.retry(OWNER, job)
         if end == "cancel":
             assert (await rig.jobs.cancel(OWNER, job)).status is JobStatus.CANCELLED
@@ -225,7 +225,7 @@ class TestDeathInTheMiddle:
         """The worker that gets the new run is let begin."""
         job = await failed(rig)
         await rig.drain("failing")
-        with dying(rig.gateways[0].log, "undecide"):
+        with dying(rig.gateways[0].log, "delete_outcome"):
             await rig.jobs.retry(OWNER, job)
         assert await rig.status(job) is QUEUED
         await rig.worker()
@@ -249,9 +249,9 @@ class TestDeathInTheMiddle:
         async def never(*_: Any) -> None:
             """The retry is as far as this."""
 
-        monkeypatch.setattr(log, "undecide", never)
+        monkeypatch.setattr(log, "delete_outcome", never)
         await rig.jobs.retry(OWNER, job)
-        monkeypatch.setattr(log, "undecide", undecide)
+        monkeypatch.setattr(log, "delete_outcome", undecide)
         monkeypatch.setattr(log, "store_outcome", decide_late)
         assert (await rig.jobs.cancel(OWNER, job)).status is JobStatus.CANCELLED
 
@@ -296,7 +296,7 @@ class TestReplay:
     async def test_a_gateway_that_dies_before_it_takes_the_letter_out(self, rig: Rig) -> None:
         """The job runs; to replay the letter once more is refused."""
         job = await dead(rig)
-        with dying(rig.gateways[0].log, "unbury"):
+        with dying(rig.gateways[0].log, "delete_dead_letter"):
             await rig.jobs.replay(job)
         await completed(rig, job)
         with pytest.raises(JobNotFailed, match="completed"):

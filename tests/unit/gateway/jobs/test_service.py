@@ -428,7 +428,7 @@ class TestCancelledAtItsStart:
         await rig.worker()
         job = await rig.submit()
         await rig.eventually(lambda: rig.running == 1)
-        monkeypatch.setattr(rig.gateways[0].dispatcher.bus, "control", lambda *_: None)
+        monkeypatch.setattr(rig.gateways[0].dispatcher.bus, "send_control", lambda *_: None)
         await rig.jobs.cancel(OWNER, job)
         async with asyncio.timeout(2.0):
             await rig.eventually(lambda: rig.stopped == [job])

@@ -46,15 +46,15 @@ class MemoryItem:
     def __init__(self, backlog: MemoryBacklog, item_id: str, data: bytes, delivery: int) -> None:
         self.id, self.data, self.delivery, self._backlog = item_id, data, delivery, backlog
 
-    async def done(self) -> None:
+    async def ack(self) -> None:
         self._backlog.finished.append(self.id)
 
-    def again(self, delay_s: float) -> None:
+    def nak(self, delay_s: float) -> None:
         self._backlog.delays.append(delay_s)
         self._backlog.clock.now += delay_s
         self._backlog.items.put_nowait(MemoryItem(self._backlog, self.id, self.data, self.delivery + 1))
 
-    def hold(self) -> None:
+    def extend(self) -> None:
         pass
 
 
@@ -74,8 +74,8 @@ class MemoryBacklog:
             self.ids.add(item_id)
             self.items.put_nowait(MemoryItem(self, item_id, data, 1))
 
-    async def take(self, *, at_once: int, hold_s: float) -> AsyncGenerator[WorkItem, None]:
-        self.at_once = at_once
+    async def consume(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
+        self.at_once = max_unacked
         while True:
             yield await self.items.get()
 
