@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from docs.generator import cli, metrics, routes, settings
+from docs.generator import cli, decisions, metrics, routes, settings
 
 ROOT = settings.ROOT
 REFERENCE = ROOT / "docs" / "reference"
@@ -17,6 +17,7 @@ def generated() -> dict[Path, str]:
         REFERENCE / "metrics.md": metrics.page(),
         REFERENCE / "cli.md": cli.page(),
         REFERENCE / "settings.md": settings.page(),
+        decisions.FOLDER / "README.md": decisions.page(),
         settings.EXAMPLE: settings.example(),
         settings.CHART_SCHEMA: settings.chart_schema(),
     }
