@@ -1,4 +1,4 @@
-"""Putting one gateway process together from its settings, and starting and stopping its parts in order."""
+"""Composition root: build the parts of one gateway process from its settings, start them in order, and stop them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
@@ -62,6 +63,7 @@ from gateway.responses.service import ResponseService
 from gateway.signed_urls import UrlSigner
 from gateway.sync.handler import HandlerOptions, InferenceHandler
 from gateway.sync.submitter import SyncSubmitter
+from gateway.webhooks.sender import BACKLOG, WebhookSender
 from schemas.endpoints import BY_PATH, CHAT, ENDPOINTS
 from schemas.jobs import MAX_STARTS, Limits
 
@@ -69,189 +71,287 @@ log = structlog.get_logger(__name__)
 
 BATCHES = "batches"
 BLOB_MARGIN_S = 3600.0
-"""Blobs of the bucket may live this much longer than the longest that is asked for."""
+"""Blobs may live this much longer in the bucket than the longest lifetime that a blob is stored with."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunningGateway:
-    """A gateway whose parts are up."""
+    """A gateway whose parts have started."""
 
     api: App
     probes: App
-    """What is on the observability port."""
+    """The application of the observability port."""
     submitter: SyncSubmitter
     caller_tasks: CallerTasks
     poll_tasks: CallerTasks
     unread: UnreadBudget
     metrics: GatewayMetrics
 
-    def end_polls(self) -> None:
-        """Whoever waits for a job to end is told how it stands: a poll is repeated, elsewhere."""
+    def end_job_polls(self) -> None:
+        """Answer every poll that waits for a job with the job's present state; the caller repeats it at another gateway."""
         self.poll_tasks.shut_down()
 
-    def end_waiting(self) -> None:
-        """Whoever still waits for an answer is told that the gateway shuts down."""
+    def end_open_requests(self) -> None:
+        """End every open request with the error that the gateway shuts down."""
         self.submitter.end_requests()
         self.poll_tasks.shut_down()
         self.caller_tasks.shut_down()
 
 
 @asynccontextmanager
-async def run_gateway(settings: GatewaySettings, gateway: str, leaving: ShutdownState) -> AsyncIterator[RunningGateway]:
-    """A gateway, by the name that its connections have, until the end of the block. Raises Unavailable when it cannot
-    start, and ConfigurationError.
+async def run_gateway(
+    settings: GatewaySettings, name: str, shutdown_state: ShutdownState
+) -> AsyncIterator[RunningGateway]:
+    """Build and start a gateway; stop it at the end of the block. `name`: of its connections to NATS.
+
+    Raises Unavailable when it cannot start, and ConfigurationError.
     """
-    nats, storing = nats_access(settings), StorageHealth()
-    bus = NatsGatewayBus(
-        nats, gateway=gateway, ack_wait_s=settings.ack_wait_s, stream=_jobs_stream(settings), storing=storing
-    )
-    clock = ClockSync(bus.server_time_s)
-    registry = EtcdRegistry(etcd_access(settings), settings.etcd_prefix)
-    store = RedisStore(redis_access(settings))
-    documents = RedisDocumentStore(store)
     metrics = GatewayMetrics()
-    metrics.refused.counts = lambda: nats.refusals.counts
-    bus.on_queue_change(metrics.count_queue)
-    unread = UnreadBudget(settings.max_unread_bytes)
-    dispatcher = _dispatcher(settings, bus, registry, metrics)
-    submitter = SyncSubmitter(dispatcher, settings.ack_wait_s, keep_s=settings.result_url_ttl_s, unread=unread)
-    notices = NatsBroadcast(nats, gateway)
-    keys = KeyStore(documents, notices)
-    auth, url_signer = _auth(settings, keys)
-    blobs = NatsBlobStore(nats, f"{gateway}-blobs", create=_bucket(settings), storing=storing)
-    nats_log = NatsJobLog(nats, gateway, retention=retention(settings), storing=storing)
-    jobs_log = SealedJobLog(nats_log, SealRefusalCounter(metrics).count)
-    egress = _hooks_egress(settings)
-    job_runtime = JobRuntime(
-        settings,
-        JobDependencies(jobs_log, bus, blobs, store, documents, registry, dispatcher, metrics, keys, egress, auth),
-    )
-    reader = _reader(settings, blobs)
-    lasting = reader.with_blob_ttl(settings.job_queue_timeout_s + settings.job_keep_s)
-    files = FileStore(
-        documents, blobs, settings.max_file_bytes, settings.file_keep_s, reader.memory, settings.body_timeout_s
-    )
-    caller_tasks, poll_tasks = CallerTasks(), CallerTasks()
-    job_responder = JobResponder(job_runtime.jobs, blobs, url_signer, settings.queue_comment_after_s)
-    uploads, idempotency = FileReferences(files.open), Idempotency(jobs_log, blobs)
-    durable_handler = DurableRequestHandler(
-        job_runtime.jobs,
-        job_responder,
-        caller_tasks,
-        idempotency,
-        lasting,
-        auth,
-        BY_PATH,
-        uploads,
-        job_runtime.webhooks.check_url,
-    )
-    backlog, batch_repository = jobs_log.work_queue(BATCHES), BatchRepository(documents, settings.file_keep_s)
-    line_types: dict[str, LineType] = {
-        endpoint.path: EndpointLine(endpoint, uploads, job_responder.payload)
-        for endpoint in ENDPOINTS
-        if endpoint.batchable
-    }
-    line_types[RESPONSES] = ResponsesLine(CHAT, blobs)
-    batches = BatchService(batch_repository, files, backlog, line_types, longest_s=max_window_s(settings.job_keep_s))
-    batch_scheduler = BatchScheduler(
-        backlog,
-        BatchDependencies(
-            repository=batch_repository,
-            files=files,
-            blobs=blobs,
-            jobs=job_runtime.jobs,
-            log=jobs_log,
-            reader=reader,
-            line_types=line_types,
-            window=settings.batch_window,
-        ),
-    )
-    responses = ResponseService(
-        job_runtime.jobs,
-        caller_tasks,
-        ResponseRepository(documents, blobs, settings.response_keep_s),
-        blobs,
-        lasting,
-        idempotency,
-        CHAT,
-        metrics,
-        pause_s=settings.queue_comment_after_s,
-        refuse_other_tools=settings.responses_other_tools == "refuse",
-    )
-    options = HandlerOptions(settings.queue_comment_after_s, settings.log_prompts)
-    inference = InferenceHandler(submitter, reader, blobs, url_signer, auth, metrics, options, durable_handler)
-    readiness = ReadinessCheck(bus, registry, store, leaving, storing, clock.check)
-    vitals = MetricsCollector(bus, registry, readiness, metrics)
-    parts = Parts(
-        dispatcher=dispatcher,
-        inference=inference,
-        auth=auth,
-        readiness=CachedResult(readiness.check, 0.0),
-        blobs=blobs,
-        url_signer=url_signer,
-        exposition=MetricsExposition(metrics.registry),
-        keys=keys,
-        jobs=job_runtime.jobs,
-        job_responder=job_responder,
-        documents=documents,
-        caller_tasks=caller_tasks,
-        reader=lasting,
-        files=files,
-        batches=batches,
-        responses=responses,
-    )
+    clients = _Clients(settings, name, metrics)
+    services = _Services(settings, clients, metrics, shutdown_state)
     async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_callback(egress.close)
-        stack.push_async_callback(reader.media.close)
-        for part in (
-            bus,
-            clock,
-            blobs,
-            registry,
-            store,
-            notices,
-            keys,
-            jobs_log,
-            dispatcher,
-            submitter,
-            job_runtime,
-            batch_scheduler,
-            vitals,
-        ):
+        stack.push_async_callback(services.webhook_client.close)
+        stack.push_async_callback(services.reader.media.close)
+        for part in services.in_start_order(clients):
             stack.push_async_callback(part.close)
             await part.start()
+        yield services.serve(settings)
+
+
+class _Part(Protocol):
+    """A part with a life of its own. `close` is called even where `start` failed."""
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class _Clients:
+    """The gateway's clients of NATS, etcd and Redis."""
+
+    def __init__(self, settings: GatewaySettings, name: str, metrics: GatewayMetrics) -> None:
+        nats = nats_access(settings)
+        self.storage_health = StorageHealth()
+        self.bus = NatsGatewayBus(
+            nats,
+            gateway=name,
+            ack_wait_s=settings.ack_wait_s,
+            stream=_jobs_stream(settings),
+            storing=self.storage_health,
+        )
+        self.broadcast = NatsBroadcast(nats, name)
+        self.blobs = NatsBlobStore(nats, f"{name}-blobs", create=_bucket(settings), storing=self.storage_health)
+        log = NatsJobLog(nats, name, retention=retention(settings), storing=self.storage_health)
+        self.job_log = SealedJobLog(log, SealRefusalCounter(metrics).count)
+        self.registry = EtcdRegistry(etcd_access(settings), settings.etcd_prefix)
+        self.store = RedisStore(redis_access(settings))
+        self.documents = RedisDocumentStore(self.store)
+        self.clock = ClockSync(self.bus.server_time_s)
+        metrics.refused.counts = lambda: nats.refusals.counts
+        self.bus.on_queue_change(metrics.count_queue)
+
+
+class _Services:
+    """What the gateway does with its clients: it answers requests, runs jobs and batches, checks keys, stores files."""
+
+    def __init__(
+        self, settings: GatewaySettings, clients: _Clients, metrics: GatewayMetrics, shutdown_state: ShutdownState
+    ) -> None:
+        self.metrics = metrics
+        self.unread = UnreadBudget(settings.max_unread_bytes)
+        self.dispatcher = _dispatcher(settings, clients.bus, clients.registry, metrics)
+        self.submitter = SyncSubmitter(
+            self.dispatcher, settings.ack_wait_s, keep_s=settings.result_url_ttl_s, unread=self.unread
+        )
+        self.keys = KeyStore(clients.documents, clients.broadcast)
+        self.auth, self.url_signer = _auth(settings, self.keys)
+        self.webhook_client = _webhook_client(settings)
+        self.webhooks = _webhooks(settings, clients, self.webhook_client, self.auth, metrics)
+        self.job_runtime = JobRuntime(
+            settings,
+            JobDependencies(
+                log=clients.job_log,
+                bus=clients.bus,
+                blobs=clients.blobs,
+                store=clients.store,
+                documents=clients.documents,
+                registry=clients.registry,
+                dispatcher=self.dispatcher,
+                metrics=metrics,
+                keys=self.keys,
+                webhooks=self.webhooks,
+            ),
+        )
+        self.jobs = self.job_runtime.jobs
+        self.reader = _reader(settings, clients.blobs)
+        self.job_reader = self.reader.with_blob_ttl(settings.job_queue_timeout_s + settings.job_keep_s)
+        self.files = FileStore(
+            clients.documents,
+            clients.blobs,
+            settings.max_file_bytes,
+            settings.file_keep_s,
+            self.reader.memory,
+            settings.body_timeout_s,
+        )
+        self.file_references = FileReferences(self.files.open)
+        self.caller_tasks, self.poll_tasks = CallerTasks(), CallerTasks()
+        self.job_responder = JobResponder(self.jobs, clients.blobs, self.url_signer, settings.queue_comment_after_s)
+        idempotency = Idempotency(clients.job_log, clients.blobs)
+        self.durable_handler = DurableRequestHandler(
+            self.jobs,
+            self.job_responder,
+            self.caller_tasks,
+            idempotency,
+            self.job_reader,
+            self.auth,
+            BY_PATH,
+            self.file_references,
+            self.webhooks.check_url,
+        )
+        self.inference = InferenceHandler(
+            self.submitter,
+            self.reader,
+            clients.blobs,
+            self.url_signer,
+            self.auth,
+            metrics,
+            HandlerOptions(settings.queue_comment_after_s, settings.log_prompts),
+            self.durable_handler,
+        )
+        self.batches, self.batch_scheduler = self._batches(settings, clients)
+        self.responses = ResponseService(
+            self.jobs,
+            self.caller_tasks,
+            ResponseRepository(clients.documents, clients.blobs, settings.response_keep_s),
+            clients.blobs,
+            self.job_reader,
+            idempotency,
+            CHAT,
+            metrics,
+            pause_s=settings.queue_comment_after_s,
+            refuse_other_tools=settings.responses_other_tools == "refuse",
+        )
+        self.readiness = ReadinessCheck(
+            clients.bus,
+            clients.registry,
+            clients.store,
+            shutdown_state,
+            clients.storage_health,
+            clients.clock.check,
+        )
+        self.metrics_collector = MetricsCollector(clients.bus, clients.registry, self.readiness, metrics)
+        self.parts = Parts(
+            dispatcher=self.dispatcher,
+            inference=self.inference,
+            auth=self.auth,
+            readiness=CachedResult(self.readiness.check, 0.0),
+            blobs=clients.blobs,
+            url_signer=self.url_signer,
+            exposition=MetricsExposition(metrics.registry),
+            keys=self.keys,
+            jobs=self.jobs,
+            job_responder=self.job_responder,
+            documents=clients.documents,
+            caller_tasks=self.caller_tasks,
+            reader=self.job_reader,
+            files=self.files,
+            batches=self.batches,
+            responses=self.responses,
+        )
+
+    def _batches(self, settings: GatewaySettings, clients: _Clients) -> tuple[BatchService, BatchScheduler]:
+        queue = clients.job_log.work_queue(BATCHES)
+        repository = BatchRepository(clients.documents, settings.file_keep_s)
+        line_types: dict[str, LineType] = {
+            endpoint.path: EndpointLine(endpoint, self.file_references, self.job_responder.payload)
+            for endpoint in ENDPOINTS
+            if endpoint.batchable
+        }
+        line_types[RESPONSES] = ResponsesLine(CHAT, clients.blobs)
+        longest_s = max_window_s(settings.job_keep_s)
+        service = BatchService(repository, self.files, queue, line_types, longest_s=longest_s)
+        dependencies = BatchDependencies(
+            repository=repository,
+            files=self.files,
+            blobs=clients.blobs,
+            jobs=self.jobs,
+            log=clients.job_log,
+            reader=self.reader,
+            line_types=line_types,
+            window=settings.batch_window,
+        )
+        return service, BatchScheduler(queue, dependencies)
+
+    def in_start_order(self, clients: _Clients) -> tuple[_Part, ...]:
+        """Return every part to be started, each behind the parts that it needs."""
+        return (
+            clients.bus,
+            clients.clock,
+            clients.blobs,
+            clients.registry,
+            clients.store,
+            clients.broadcast,
+            self.keys,
+            clients.job_log,
+            self.dispatcher,
+            self.submitter,
+            self.job_runtime,
+            self.batch_scheduler,
+            self.metrics_collector,
+        )
+
+    def serve(self, settings: GatewaySettings) -> RunningGateway:
+        """Build the applications of both ports. All parts have started."""
         api = make_app(
-            parts,
+            self.parts,
             settings.public_names,
             public_url=settings.public_url,
             observability_port=settings.observability_port,
         )
-        side = make_observability_app(parts, api, settings.public_url, settings.gateway_port)
-        yield RunningGateway(
+        observability = make_observability_app(self.parts, api, settings.public_url, settings.gateway_port)
+        return RunningGateway(
             api=AsgiApp(
                 api,
-                inference,
+                self.inference,
                 ENDPOINTS,
                 settings.cors_origins,
-                durable_handler,
-                JobPollHandler(job_runtime.jobs, poll_tasks, auth),
+                self.durable_handler,
+                JobPollHandler(self.jobs, self.poll_tasks, self.auth),
                 AllowedMethods(api.routes).allow_header,
                 settings.gateway_max_hops,
             ),
             probes=AsgiApp(
-                side,
-                inference,
+                observability,
+                self.inference,
                 [],
-                origins="",
-                methods=AllowedMethods(side.routes).allow_header,
+                origins="",  # pages of other origins never read this port
+                methods=AllowedMethods(observability.routes).allow_header,
                 max_hops=settings.gateway_max_hops,
-            ),  # pages of other origins have no business there
-            submitter=submitter,
-            caller_tasks=caller_tasks,
-            poll_tasks=poll_tasks,
-            unread=unread,
-            metrics=metrics,
+            ),
+            submitter=self.submitter,
+            caller_tasks=self.caller_tasks,
+            poll_tasks=self.poll_tasks,
+            unread=self.unread,
+            metrics=self.metrics,
         )
+
+
+def _webhooks(
+    settings: GatewaySettings,
+    clients: _Clients,
+    webhook_client: GuardedHttpClient,
+    auth: Authenticator,
+    metrics: GatewayMetrics,
+) -> WebhookSender:
+    return WebhookSender(
+        clients.job_log.work_queue(BACKLOG),
+        clients.store,
+        webhook_client,
+        auth.webhook_secret,
+        delays_s=settings.webhook_delays,
+        timeout_s=settings.webhook_timeout_s,
+        count=lambda state: metrics.child(metrics.webhook_tries, state).inc(),
+    )
 
 
 def _jobs_stream(settings: GatewaySettings) -> JobsStreamConfig:
@@ -311,7 +411,7 @@ def _hosts(text: str) -> frozenset[str]:
     return frozenset(host.strip() for host in text.split(",") if host.strip())
 
 
-def _hooks_egress(settings: GatewaySettings) -> GuardedHttpClient:
+def _webhook_client(settings: GatewaySettings) -> GuardedHttpClient:
     return GuardedHttpClient(
         max_bytes=0,
         timeout_s=settings.webhook_timeout_s,

@@ -263,8 +263,8 @@ class GracefulShutdown:
         if self._api.should_exit:
             return
         self._shutdown_state.begin()
-        self._gate.end_polls()
-        asyncio.get_running_loop().call_later(self._drain_s, self._gate.end_waiting)
+        self._gate.end_job_polls()
+        asyncio.get_running_loop().call_later(self._drain_s, self._gate.end_open_requests)
         self._api.should_exit = True
 
 

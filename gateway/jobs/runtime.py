@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
@@ -13,10 +14,8 @@ from backbone.bus.bus import GatewayBus
 from backbone.bus.job_log import JobLog, Retention
 from backbone.registry.registry import Registry
 from backbone.settings import GatewaySettings
-from backbone.ssrf_guard import GuardedHttpClient
 from backbone.store.documents import DocumentStore
 from backbone.store.store import Store
-from gateway.auth.authenticator import Authenticator
 from gateway.auth.key_store import KeyStore
 from gateway.dispatcher import Dispatcher
 from gateway.jobs.attempt_gate import AttemptGate
@@ -28,9 +27,19 @@ from gateway.jobs.service import JobService
 from gateway.jobs.submitter import JobSubmitter
 from gateway.jobs.terminator import JobTerminator
 from gateway.metrics import GatewayMetrics
-from gateway.webhooks.sender import BACKLOG, WebhookSender
+from schemas.outcome import Outcome
 
 log = structlog.get_logger(__name__)
+
+
+class WebhookQueue(Protocol):
+    """Sends the outcomes of jobs to their webhooks; `gateway.webhooks` implements it."""
+
+    async def enqueue(self, word: Outcome, /) -> None:
+        """Store an outcome to be sent. Raises Unavailable."""
+
+    async def run(self) -> None:
+        """Send stored outcomes, until cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +55,7 @@ class JobDependencies:
     dispatcher: Dispatcher
     metrics: GatewayMetrics
     keys: KeyStore
-    egress: GuardedHttpClient
-    auth: Authenticator
+    webhooks: WebhookQueue
 
 
 class JobRuntime:
@@ -68,17 +76,9 @@ class JobRuntime:
         estimator = EtaEstimator(tools.store, lambda: tools.registry.snapshot)
         keep_s = settings.job_keep_s
         self.jobs = JobService(tools.log, tools.store, tools.blobs, submitter, ending, estimator, keep_s=keep_s)
-        self.webhooks = WebhookSender(
-            tools.log.work_queue(BACKLOG),
-            tools.store,
-            tools.egress,
-            tools.auth.webhook_secret,
-            delays_s=settings.webhook_delays,
-            timeout_s=settings.webhook_timeout_s,
-            count=lambda state: tools.metrics.child(tools.metrics.webhook_tries, state).inc(),
-        )
+        self._webhooks = tools.webhooks
         self._recorder = OutcomeRecorder(
-            tools.log, tools.store, tools.blobs, ending, tools.metrics, keep_s=keep_s, enqueue=self.webhooks.enqueue
+            tools.log, tools.store, tools.blobs, ending, tools.metrics, keep_s=keep_s, enqueue=self._webhooks.enqueue
         )
         self._timers = ExpiryWatcher(tools.store, ending, ack_wait_s=settings.ack_wait_s)
         self._referee = AttemptGate(
@@ -94,7 +94,7 @@ class JobRuntime:
     async def start(self) -> None:
         """Begin what runs until `close`. The log is up."""
         await self._log.serve_gate_requests(self._referee)
-        for work in (self._recorder.run(), self._timers.run(), self._rebuilder.run(), self.webhooks.run()):
+        for work in (self._recorder.run(), self._timers.run(), self._rebuilder.run(), self._webhooks.run()):
             task = asyncio.create_task(work)
             task.add_done_callback(_report)
             self._tasks.append(task)

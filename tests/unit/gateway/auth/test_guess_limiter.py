@@ -17,7 +17,7 @@ MOST = 5
 class Ring:
     """Knows one key that was created."""
 
-    empty = False
+    is_empty = False
 
     def find(self, key: bytes) -> Principal:
         if key == CREATED:
