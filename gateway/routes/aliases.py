@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
 
 from gateway.dependencies import AdminCaller, PartsDep
-from gateway.http.request_body import Name, check_name, read_json
+from gateway.http.request_body import check_name, read_json
 from gateway.model_catalog import ModelCatalog
+from gateway.operator_requests import Targets
 from schemas.errors import InvalidRequest, NotFound
 from schemas.presence import Alias
 
 router = APIRouter(tags=["operation"])
-
-
-class Targets(BaseModel):
-    """The body of `PUT /v1/aliases/{alias}`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    targets: list[Name] = Field(min_length=1, max_length=100)
-    """Models, in order of preference."""
-    unsupported_parameters: Literal["refuse", "adapt"] | None = None
-    """What becomes of parameters that a model's server lacks; null: as its worker does."""
 
 
 @router.get("/v1/aliases")

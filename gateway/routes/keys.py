@@ -2,53 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field
 
 from gateway import clock
 from gateway.dependencies import AdminCaller, PartsDep
-from gateway.http.request_body import Name, check_name, read_json
-from schemas.errors import InvalidRequest
-from schemas.keys import ApiKey, Scope
+from gateway.http.request_body import check_name, read_json
+from gateway.operator_requests import NewKey
+from schemas.keys import ApiKey
 
 router = APIRouter(tags=["operation"])
-
-LONGEST_S = 10 * 365 * 86_400
-LATEST = 2**40
-MOST = 1_000_000
-
-Count = Annotated[int, Field(strict=True, le=MOST)]
-
-
-class NewKey(BaseModel):
-    """The body of `POST /v1/keys`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: Name
-    owner: Name | None = None
-    """Whom its jobs, files, batches and responses belong to; keys of one owner share them. Left out: the name, as an owner
-    of its own."""
-    scopes: list[Scope] = Field(default=[Scope.INFERENCE, Scope.JOBS], min_length=1)
-    max_queued: Annotated[Count, Field(ge=0)] | None = None
-    """Jobs that may wait at once; null: no limit of its own."""
-    max_running: Annotated[Count, Field(ge=1)] | None = None
-    """Jobs that may run at once; null: no limit of its own."""
-    expires_in: float | None = Field(default=None, strict=True, gt=0, le=LONGEST_S)
-    """Seconds from now; null: never."""
-    expires_at: int | None = Field(default=None, strict=True, le=LATEST)
-    """Unix seconds, in place of `expires_in`."""
-
-    def end(self, now: float) -> int | None:
-        """When it expires. Raises InvalidRequest."""
-        if self.expires_in is not None and self.expires_at is not None:
-            raise InvalidRequest("say either expires_in or expires_at, not both", param="expires_in")
-        if self.expires_at is not None and self.expires_at <= now:
-            raise InvalidRequest("expires_at lies in the past", param="expires_at")
-        return math.ceil(now + self.expires_in) if self.expires_in is not None else self.expires_at
 
 
 @router.post("/v1/keys", status_code=201)

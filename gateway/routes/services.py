@@ -2,45 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-from urllib.parse import urlsplit
+from typing import Any
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
 
 from gateway.dependencies import AdminCaller, PartsDep
 from gateway.http.request_body import check_name, read_json
+from gateway.operator_requests import Record
 from schemas.errors import InvalidRequest, NotFound
 from schemas.presence import RegistrySnapshot, ServiceRecord, WorkerState
 
 router = APIRouter(tags=["operation"])
 
-HTTP_URL = r"^https?://[A-Za-z0-9]([A-Za-z0-9.-]{0,250}[A-Za-z0-9])?(:[1-9][0-9]{1,3})?(/[!-~]*)?$"
-"""The usual form of a URL, for the documentation alone: others are taken too, such as an address in brackets."""
 BACKEND = "service"
 """The adapter that serves what is recorded here."""
-
-
-class Record(BaseModel):
-    """The body of `PUT /v1/services/{name}`. Fields that we do not know are kept."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: str | None = None
-    """The name in the path, which may be left out here."""
-    base_url: Annotated[str, Field(json_schema_extra={"pattern": HTTP_URL})]
-    """Where the service listens."""
-    metadata_url: Annotated[str, Field(json_schema_extra={"pattern": f"^$|{HTTP_URL}"})] = ""
-    """Where it describes itself; empty: `<base_url>/v1/metadata`."""
-
-    @field_validator("base_url", "metadata_url")
-    @classmethod
-    def _is_http(cls, url: str, field: ValidationInfo) -> str:
-        left_out = not url and field.field_name == "metadata_url"
-        if not left_out and not _is_http_url(url):
-            raise PydanticCustomError("url", "must be an http:// or https:// URL, with a host in it")
-        return url
 
 
 @router.get("/v1/services")
@@ -76,11 +51,3 @@ def _shape(record: ServiceRecord, snapshot: RegistrySnapshot) -> dict[str, Any]:
     states = {worker.state for worker in workers if any(model.owned_by == record.name for model in worker.models)}
     state = next((state for state in WorkerState if state in states), None)
     return record.model_dump() | {"id": record.name, "object": "service", "state": state}
-
-
-def _is_http_url(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in {"http", "https"} and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        return False

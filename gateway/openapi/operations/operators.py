@@ -21,9 +21,7 @@ from gateway.openapi.shapes.operators import (
     WorkerDraining,
     WorkerList,
 )
-from gateway.routes.aliases import Targets
-from gateway.routes.keys import NewKey
-from gateway.routes.services import Record
+from gateway.operator_requests import NewKey, Record, Targets
 from schemas.names import DISPLAY_NAME
 
 NAME: JSON = {"minLength": 1, "maxLength": 200, "pattern": DISPLAY_NAME}

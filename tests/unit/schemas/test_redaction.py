@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from gateway.routes.services import Record
+from gateway.operator_requests import Record
 from schemas.errors import ErrorInfo
 from schemas.redaction import REDACTED_ADDRESS, REDACTED_PATH, Redactor
 from tests.servers import free_port
