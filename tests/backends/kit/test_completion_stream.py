@@ -11,12 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.adapter_kit.text.chunk_merge import combine_usage, finish_choice, merge_objects
-from workers.adapter_kit.text.completion_stream import (
-    CompletionCollector,
-    CompletionOptions,
-    CompletionReader,
-    CompletionRelay,
-)
+from workers.adapter_kit.text.completion_collector import CompletionCollector
+from workers.adapter_kit.text.completion_options import CompletionOptions
+from workers.adapter_kit.text.completion_reader import CompletionReader
+from workers.adapter_kit.text.completion_relay import CompletionRelay
 from workers.backends.base import BackendError, Chunk, Finish
 
 words = st.lists(

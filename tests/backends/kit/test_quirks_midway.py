@@ -7,12 +7,10 @@ from typing import Any
 
 import pytest
 
-from workers.adapter_kit.text.completion_stream import (
-    CompletionCollector,
-    CompletionOptions,
-    CompletionReader,
-    CompletionRelay,
-)
+from workers.adapter_kit.text.completion_collector import CompletionCollector
+from workers.adapter_kit.text.completion_options import CompletionOptions
+from workers.adapter_kit.text.completion_reader import CompletionReader
+from workers.adapter_kit.text.completion_relay import CompletionRelay
 from workers.backends.base import Chunk
 
 

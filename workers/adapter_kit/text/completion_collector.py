@@ -1,0 +1,129 @@
+"""A completion for a caller who does not stream: one body at the end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from workers.adapter_kit.text.chunk_merge import finish_choice, merge_choice, merge_objects
+from workers.adapter_kit.text.completion_options import CompletionOptions
+from workers.adapter_kit.text.completion_reader import CompletionReader, validated_usage
+from workers.adapter_kit.text.event_pattern import (
+    MAX_LEARNED_PATTERNS,
+    ROLE_FIELD,
+    EventPattern,
+    equals_without,
+    find_only_text,
+    parse_learnable_event,
+)
+from workers.backends.base import Chunk, Finish, Output
+
+JSON = dict[str, Any]
+
+KEEPALIVE_INTERVAL_S = 1.0
+
+
+class CompletionCollector(CompletionReader):
+    """Makes one body from all events. Until then it returns, once a second, a Chunk without data that counts tokens."""
+
+    def __init__(self, options: CompletionOptions) -> None:
+        super().__init__(options)
+        self._patterns_left = MAX_LEARNED_PATTERNS
+        self._texts: list[bytes] = []
+        self._merged: dict[int, JSON] = {}
+        self._top: JSON = {}
+        self._last_keepalive = 0.0
+
+    def finish(self) -> Iterator[Output]:
+        """Yield the body and `Finish`. Raises BackendError when the stream did not end properly."""
+        self._settle_reasons()
+        self._merge_texts()
+        options = self.options
+        for choice in self._final_choices():
+            self._merge(choice)
+        self._require_all_choices(len(self._merged))
+        usage = self._usage()
+        body = {**self._extras, **self._top, **self._constant}
+        body["object"] = "chat.completion" if options.chat else "text_completion"
+        body["choices"] = [finish_choice(choice, options.chat) for _, choice in sorted(self._merged.items())]
+        if usage is not None:
+            body["usage"] = usage
+        yield Chunk(orjson.dumps(body), self._take_tokens())
+        yield Finish(validated_usage(usage))
+
+    def _merge(self, choice: JSON) -> None:
+        merged = self._merged.setdefault(choice["index"], choice)
+        if merged is not choice:
+            merge_choice(merged, choice)
+
+    def _take_output(self) -> Chunk | None:
+        now = time.monotonic()
+        if self.done or not self._tokens or now - self._last_keepalive < KEEPALIVE_INTERVAL_S:
+            return None
+        self._last_keepalive = now
+        return Chunk(b"", self._take_tokens())
+
+    def _take_plain(self, block: bytes) -> bool:
+        """Take the texts out of `block`, if all its events only add text to the only choice.
+
+        The bytes that then remain between heads and tails hold neither a quote nor a line end; otherwise they are more than text.
+        """
+        pattern = self._pattern
+        if pattern is None or self._joiner.open or not pattern.fits(block):
+            return False
+        between = pattern.between(block)
+        text = between.replace(pattern.seam, b"")
+        if b'"' in text or b"\n" in text:
+            return False
+        self._texts.append(text)
+        self._tokens += 1 + (len(between) - len(text)) // len(pattern.seam)
+        self._patterns_left = MAX_LEARNED_PATTERNS
+        return True
+
+    def _merge_texts(self) -> None:
+        """Merge the texts taken so far into the choice. They are joined first: a character may be split over two events."""
+        if self._texts:
+            text = b'"' + b"".join(self._texts) + b'"'
+            self._texts.clear()
+            # In the form of an event, so that halves of characters find each other.
+            form = b'"delta":{"content":%b}' if self.options.chat else b'"text":%b'
+            event = b'{"choices":[{%b}]}' % (form % text)
+            choice, into = self._parse(event)["choices"][0], self._merged[0]
+            if self.options.chat:
+                choice, into = choice["delta"], into["delta"]
+            merge_objects(into, choice)
+
+    def _take_payload(self, payload: bytes) -> None:
+        self._merge_texts()  # first: this event may begin with the second half of a character
+        super()._take_payload(payload)
+
+    def _take_event(self, payload: bytes, event: Any) -> None:
+        event = self._repair_event(event)
+        if event is None:
+            return
+        for choice in event["choices"]:
+            self._merge(choice)
+        self._top.update((name, value) for name, value in event.items() if value is not None and name != "choices")
+        if self._has_reason:
+            self._pattern = None
+        elif self._patterns_left and self.options.choices == 1:
+            self._learn(payload)
+
+    def _learn(self, payload: bytes) -> None:
+        """Learn from this event which bytes precede and follow its text, if the event adds nothing else."""
+        event = None if ROLE_FIELD in payload else parse_learnable_event(payload)
+        if event is None:
+            return
+        target = find_only_text(event, chat=self.options.chat)
+        name = "content" if self.options.chat else "text"
+        if target is None or not target[name]:
+            return
+        start = payload.find(b'"', payload.find(b'"%b"' % name.encode()) + len(name) + 2) + 1
+        end = payload.find(b'"', start)
+        target[name] = ""
+        if equals_without(payload, start, end, event):
+            self._patterns_left -= 1
+            self._pattern = EventPattern(b"data: " + payload[:start], payload[end:] + b"\n\n")
