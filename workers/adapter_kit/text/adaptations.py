@@ -1,9 +1,9 @@
-"""Parameters of text requests that a server lacks, refused or replaced by the nearest equivalent: pure.
+"""Parameters of text requests that a server lacks, refused or replaced by the nearest equivalent. Pure.
 
-An adapter says what a model's server lacks; the policy is the worker's or the alias's (`Task.adapt`) and the same everywhere:
+An adapter names the parameters that a model's server lacks. The worker's or the alias's policy (`Task.adapt`) decides:
 
 - refuse: 400 `unsupported_parameter` with the parameter, the model and what to do;
-- adapt: the nearest equivalent, named to the caller in `x-nexus-adapted`. Nothing is ignored without a word.
+- adapt: the nearest equivalent, and the parameter's name in the header `x-nexus-adapted`. No parameter is ignored silently.
 
 `docs/reference/parameters.md` has the table, and a test holds it against this module.
 """
@@ -18,7 +18,7 @@ from workers.adapter_kit.request_fields import JSON
 from workers.backends.base import BackendRefused
 
 MAX_CHOICES = 16
-"""Choices that are made by requests of their own, one after another."""
+"""The largest `n` where each choice takes a request of its own."""
 TOOL_CHOICE, PARALLEL_TOOL_CALLS, N = "tool_choice", "parallel_tool_calls", "n"
 UNSUPPORTED_PARAMETER = "unsupported_parameter"
 UNSUPPORTED_HINTS: Mapping[str, tuple[str, str]] = {
@@ -34,7 +34,7 @@ UNSUPPORTED_HINTS: Mapping[str, tuple[str, str]] = {
     "verbosity": ("its server has no verbosity", "Say in the prompt how long the answer is to be"),
     "store": ("chat completions are not stored here", "Leave store out, or use /v1/responses"),
 }
-"""Why a server does not honor a parameter, and what to do."""
+"""Why a server does not honor a parameter, and what the caller can do."""
 NO_EFFECT_VALUES: Mapping[str, tuple[Any, ...]] = {
     N: (1,),
     "best_of": (1,),
@@ -44,53 +44,54 @@ NO_EFFECT_VALUES: Mapping[str, tuple[Any, ...]] = {
     "verbosity": ("medium",),
     "store": (False,),
 }
-"""Values that ask for nothing in particular."""
+"""Values that change nothing in the answer."""
 DROPPED_PARAMETERS = frozenset({"best_of", "logit_bias", "logprobs", "verbosity", "store"})
-"""Parameters without an equivalent: adapting leaves them out."""
+"""Parameters without an equivalent: adapting removes them."""
 ADAPTABLE_PARAMETERS = frozenset(UNSUPPORTED_HINTS)
-"""A request without any of these needs no plan."""
+"""A request that has none of these needs no plan."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdaptationPlan:
-    """How one request of a caller becomes requests to the server."""
+    """The requests to the server that serve one request of a caller."""
 
     body: JSON
-    """Of each request to the server, in OpenAI's terms."""
+    """The body of each request to the server, in OpenAI's form."""
     adapted: tuple[str, ...] = ()
     requests: int = 1
-    """One for each choice."""
+    """How many requests: one for each choice."""
     forced: bool = False
     """Each choice must hold a tool call."""
     fallback: JSON | None = None
-    """The request for a choice whose answer holds no tool call: the arguments as JSON by their schema. None: that is an error."""
+    """The body of a second request, which asks for the arguments as JSON, where a choice holds no tool call; None: that is an error."""
     tools: tuple[str, ...] = ()
-    """The functions that `fallback` is about."""
+    """The names of the functions that `fallback` offers."""
     unsent_parameters: frozenset[str] = frozenset()
-    """Parameters of `body` that the server must not see: the adapter sees to them."""
+    """Parameters of `body` that the adapter handles itself and must not send."""
 
 
 def plan_adaptations(
     body: JSON, lacks: Collection[str], *, model: str, adapt: bool, chat: bool, strict: bool = False
 ) -> AdaptationPlan | None:
-    """Return how to serve `body` on a server that lacks these parameters; None where there is nothing to adapt or to check.
+    """Return the plan to serve `body` on a server that lacks these parameters; None where nothing needs adapting or checking.
 
-    `strict`: it refuses them also where they ask for nothing; they are left out, and nothing is adapted. Raises BackendRefused for what the policy refuses, and for what makes no sense.
+    `strict`: the server refuses these parameters even with values that change nothing; such parameters are removed.
+    Raises BackendRefused for a parameter that the policy refuses, and for values that are invalid.
     """
-    asked = [name for name in UNSUPPORTED_HINTS if name in lacks and has_effect(body, name)]
-    if asked and not adapt:
-        raise unsupported_parameter(asked[0], model)
-    idle = [name for name in UNSUPPORTED_HINTS if name in lacks and has_no_effect(body, name)] if strict else []
-    tools, forced = _chosen_tools(body) if chat and _is_chosen(body, lacks) else ([], False)
-    if not asked and not forced and not idle:
+    effective = [name for name in UNSUPPORTED_HINTS if name in lacks and has_effect(body, name)]
+    if effective and not adapt:
+        raise unsupported_parameter(effective[0], model)
+    ineffective = [name for name in UNSUPPORTED_HINTS if name in lacks and has_no_effect(body, name)] if strict else []
+    tools, forced = _allowed_tools(body) if chat and _handles_tool_choice(body, lacks) else ([], False)
+    if not effective and not forced and not ineffective:
         return None
-    new = {name: value for name, value in body.items() if name not in idle}
-    if TOOL_CHOICE in idle and body[TOOL_CHOICE] == "none":
+    new = {name: value for name, value in body.items() if name not in ineffective}
+    if TOOL_CHOICE in ineffective and body[TOOL_CHOICE] == "none":
         new.pop("tools", None)
     requests = 1
-    for name in asked:
+    for name in effective:
         if name == N:
-            requests = _bounded(new.pop(N), model)
+            requests = _require_valid_n(new.pop(N), model)
         elif name in DROPPED_PARAMETERS:
             del new[name]
         elif name == TOOL_CHOICE:
@@ -100,10 +101,10 @@ def plan_adaptations(
                 )
             del new[TOOL_CHOICE]
             new["tools"] = tools
-    fallback = _constrained(new, tools) if forced and adapt else None
+    fallback = _json_call_request(new, tools) if forced and adapt else None
     names = tuple(str(tool["function"]["name"]) for tool in tools)
     return AdaptationPlan(
-        new, tuple(asked), requests, forced, fallback, names, frozenset(asked) & {PARALLEL_TOOL_CALLS}
+        new, tuple(effective), requests, forced, fallback, names, frozenset(effective) & {PARALLEL_TOOL_CALLS}
     )
 
 
@@ -119,7 +120,7 @@ def unsupported_parameter(name: str, model: str) -> BackendRefused:
 
 
 def has_effect(body: JSON, name: str) -> bool:
-    """Return whether a request asks for something by this parameter."""
+    """Return whether this parameter changes the answer to a request."""
     value = body.get(name)
     if value is None or has_no_effect(body, name):
         return False
@@ -129,7 +130,7 @@ def has_effect(body: JSON, name: str) -> bool:
 
 
 def has_no_effect(body: JSON, name: str) -> bool:
-    """Return whether a parameter was sent with a value that asks for nothing, in a request in which it may stand."""
+    """Return whether a request has this parameter with a value that changes nothing, and may have it."""
     if body.get(name) is None:
         return name in body
     return body[name] in NO_EFFECT_VALUES.get(name, ()) and (
@@ -137,7 +138,7 @@ def has_no_effect(body: JSON, name: str) -> bool:
     )
 
 
-def _bounded(n: Any, model: str) -> int:
+def _require_valid_n(n: Any, model: str) -> int:
     if isinstance(n, bool) or not isinstance(n, int) or not 1 <= n <= MAX_CHOICES:
         raise BackendRefused(
             f"n may be 1 to {MAX_CHOICES} for the model '{model[:100]}', which makes each choice by a request of its own",
@@ -146,20 +147,20 @@ def _bounded(n: Any, model: str) -> int:
     return n
 
 
-def _is_chosen(body: JSON, lacks: Collection[str]) -> bool:
-    """Whether tool_choice is seen to here. Tools of other types are the server's business, where it has tool_choice."""
+def _handles_tool_choice(body: JSON, lacks: Collection[str]) -> bool:
+    """Return whether `tool_choice` is handled here. A server that has it handles tools of other types itself."""
     given = body.get("tools")
     others = isinstance(given, list) and any(isinstance(tool, dict) and not _name(tool) for tool in given)
     return body.get(TOOL_CHOICE) is not None and (TOOL_CHOICE in lacks or not others)
 
 
-def _chosen_tools(body: JSON) -> tuple[list[JSON], bool]:
-    """The tools that `tool_choice` leaves, and whether one of them must be called."""
+def _allowed_tools(body: JSON) -> tuple[list[JSON], bool]:
+    """Return the tools that `tool_choice` allows, and whether one of them must be called."""
     given = body.get("tools")
     tools = [tool for tool in given if isinstance(tool, dict)] if isinstance(given, list) else []
     choice = body[TOOL_CHOICE]
-    if choice in ("required", "any"):  # Mistral's word for it
-        return _functions(tools), bool(tools)
+    if choice in ("required", "any"):  # Mistral writes "any"
+        return _require_functions(tools), bool(tools)
     if not isinstance(choice, dict):
         return tools, False
     allowed = choice.get("allowed_tools")
@@ -172,11 +173,11 @@ def _chosen_tools(body: JSON) -> tuple[list[JSON], bool]:
     if not left or wanted - {_name(tool) for tool in left}:
         missing = ", ".join(sorted(repr(name) for name in wanted - {_name(tool) for tool in left})) or "no tool"
         raise BackendRefused(f"tool_choice names {missing}, which is not among tools", param=TOOL_CHOICE)
-    return _functions(left), forced
+    return _require_functions(left), forced
 
 
-def _functions(tools: list[JSON]) -> list[JSON]:
-    """Raises BackendRefused for tools that cannot be offered by name."""
+def _require_functions(tools: list[JSON]) -> list[JSON]:
+    """Return the tools, which must all be functions. Raises BackendRefused for tools of other types."""
     if not all(_name(tool) for tool in tools):
         raise BackendRefused("tool_choice can require tools of the type function only", param=TOOL_CHOICE)
     return tools
@@ -187,8 +188,8 @@ def _name(tool: JSON) -> str:
     return str(function.get("name") or "") if isinstance(function, dict) else ""
 
 
-def _constrained(body: JSON, tools: list[JSON]) -> JSON:
-    """The request for the call as JSON, by the schema of the one tool or of any of several."""
+def _json_call_request(body: JSON, tools: list[JSON]) -> JSON:
+    """Return the request for the call as JSON, with the schema of the one tool or of any of several."""
     schemas = {_name(tool): tool["function"].get("parameters") or _NO_PARAMETERS for tool in tools}
     described = "\n".join(
         f"- {_name(tool)}: {tool['function'].get('description') or 'no description'}" for tool in tools
@@ -199,10 +200,10 @@ def _constrained(body: JSON, tools: list[JSON]) -> JSON:
     else:
         schema = _any_of(schemas)
         form = 'a JSON object {"name": …, "arguments": {…}} that says which function and with which arguments'
-    said = f"You must call a function now. There is:\n{described}\nAnswer with {form} and nothing else."
+    instruction = f"You must call a function now. There is:\n{described}\nAnswer with {form} and nothing else."
     left_out = ("tools", TOOL_CHOICE, PARALLEL_TOOL_CALLS, "response_format")
     new = {name: value for name, value in body.items() if name not in left_out}
-    new["messages"] = _with_instruction(new.get("messages"), said)
+    new["messages"] = _with_instruction(new.get("messages"), instruction)
     new["response_format"] = {"type": "json_schema", "json_schema": {"name": "arguments", "schema": schema}}
     return new
 
@@ -221,11 +222,11 @@ def _any_of(schemas: dict[str, JSON]) -> JSON:
     return {"anyOf": choices} | ({"$defs": definitions} if definitions else {})
 
 
-def _with_instruction(messages: Any, said: str) -> Any:
-    """Templates want the system message first, and but one of them."""
+def _with_instruction(messages: Any, instruction: str) -> Any:
+    """Add an instruction to the system message: chat templates want one such message, first."""
     if not isinstance(messages, list):
         return messages
     first = messages[0] if messages and isinstance(messages[0], dict) else {}
     if first.get("role") in ("system", "developer") and isinstance(first.get("content"), str):
-        return [first | {"content": f"{first['content']}\n\n{said}"}, *messages[1:]]
-    return [{"role": "system", "content": said}, *messages]
+        return [first | {"content": f"{first['content']}\n\n{instruction}"}, *messages[1:]]
+    return [{"role": "system", "content": instruction}, *messages]

@@ -1,4 +1,4 @@
-"""Joining streamed pieces into one object, as OpenAI's own clients do: pure."""
+"""Merging the pieces of a stream into one object, as OpenAI's own clients do. Pure."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from workers.adapter_kit.text.token_usage import final_usage
 
 JSON = dict[str, Any]
 
-WHOLE = frozenset({"role", "type", "id", "object", "model", "finish_reason"})
-"""Strings that come complete: when a server repeats one, it is not to be doubled."""
-
-
-TEXTS = frozenset({"content", "text", "arguments", "input", "refusal", "transcript", "data", "thinking", "summary"})
-"""Strings that come in pieces, which may be equal. So do all whose names begin with `reasoning`; of others, an equal one is a repetition."""
-GROWING = frozenset({"delta", "text", "logprobs"})
+UNSPLIT_STRINGS = frozenset({"role", "type", "id", "object", "model", "finish_reason"})
+"""Strings that come complete: a repeated one must not be appended."""
+SPLIT_STRINGS = frozenset(
+    {"content", "text", "arguments", "input", "refusal", "transcript", "data", "thinking", "summary"}
+)
+"""Strings that come in pieces, which may be equal, like those whose names begin with `reasoning`. Other strings that are equal are repetitions."""
+GROWING_FIELDS = frozenset({"delta", "text", "logprobs"})
 """Parts of a choice that come in pieces."""
 
 
 def merge_choice(into: JSON, piece: JSON) -> None:
-    """Add a later piece of the same choice: what it says grows; of anything else, the last that is not null counts."""
+    """Merge a later piece of the same choice: texts grow; of any other field, the last value that is not null counts."""
     for name, value in piece.items():
-        if name in GROWING:
+        if name in GROWING_FIELDS:
             merge_objects(into, {name: value})
         elif value is not None:
             into[name] = value
 
 
 def merge_objects(into: JSON, piece: JSON) -> None:
-    """Add `piece` to `into`: strings grow, lists grow (by `index`, where their items have one), objects merge.
+    """Merge `piece` into `into`: strings grow, lists grow (by `index`, where their items have one), objects merge.
 
-    Of anything else, the last that is not null counts.
+    Of any other value, the last that is not null counts.
     """
     for name, value in piece.items():
         old = into.get(name)
@@ -38,7 +38,7 @@ def merge_objects(into: JSON, piece: JSON) -> None:
             if value is not None or name not in into:
                 into[name] = value
         elif isinstance(old, str) and isinstance(value, str):
-            into[name] = value if name in WHOLE or (old == value and not _is_text(name)) else old + value
+            into[name] = value if name in UNSPLIT_STRINGS or (old == value and not _is_split(name)) else old + value
         elif isinstance(old, dict) and isinstance(value, dict):
             merge_objects(old, value)
         elif isinstance(old, list) and isinstance(value, list):
@@ -47,8 +47,8 @@ def merge_objects(into: JSON, piece: JSON) -> None:
             into[name] = value
 
 
-def _is_text(name: str) -> bool:
-    return name in TEXTS or name.startswith("reasoning")
+def _is_split(name: str) -> bool:
+    return name in SPLIT_STRINGS or name.startswith("reasoning")
 
 
 def _merge_lists(into: list[Any], piece: list[Any]) -> None:
@@ -66,7 +66,7 @@ def _merge_lists(into: list[Any], piece: list[Any]) -> None:
 
 
 def finish_choice(choice: JSON, chat: bool) -> JSON:
-    """A choice of a complete answer, from all its merged chunks."""
+    """Return the choice of a complete answer that its merged chunks make."""
     if not chat:
         return {"text": "", "logprobs": None} | choice
     message = {"role": "assistant", "content": None, "refusal": None} | choice.get("delta", {})
@@ -91,9 +91,9 @@ def _without_index(call: JSON) -> JSON:
 
 
 def combine_usage(usages: list[JSON], n: int, choices: int) -> JSON | None:
-    """The usage of the whole answer.
+    """Return the usage of the whole answer.
 
-    The last one counts, but for llama.cpp: it sends one a choice, and each counts its prompt again.
+    The last usage counts, except with llama.cpp: it sends one per choice, and each counts the prompt again.
     """
     if not usages:
         return None

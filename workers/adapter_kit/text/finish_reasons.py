@@ -1,4 +1,4 @@
-"""Servers' words for why an answer ended, as OpenAI's `finish_reason`: pure."""
+"""Servers' reasons for the end of an answer, as OpenAI's `finish_reason`. Pure."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import re
 from typing import Any
 
 OPENAI_REASONS = frozenset({"stop", "length", "tool_calls", "content_filter", "function_call"})
-UNSET = frozenset({"", "null", "none", "unfinished", "not_finished", "in_progress", "finish_reason_unspecified"})
-"""Written into each chunk by servers that have no null: KoboldCpp, TensorRT-LLM, Gemini."""
+UNSET_VALUES = frozenset({"", "null", "none", "unfinished", "not_finished", "in_progress", "finish_reason_unspecified"})
+"""Values that KoboldCpp, TensorRT-LLM and Gemini write into each chunk in place of null."""
 FAILURES = frozenset({
     "error", "abort", "aborted", "cancelled", "canceled", "user_cancel", "network_error", "insufficient_system_resource",
 })  # fmt: skip
-"""The answer is cut short by the server's own trouble: OpenRouter, vLLM, SGLang, Cohere, z.ai, DeepSeek."""
-KINDS = (
+"""Reasons for which a server breaks an answer off: OpenRouter, vLLM, SGLang, Cohere, z.ai, DeepSeek."""
+REASON_PATTERNS = (
     ("length", re.compile(r"length|limit|max_|context_window|budget")),
     ("tool_calls", re.compile(r"tool|function")),
     ("content_filter", re.compile(r"filter|safety|block|prohibited|sensitive|refus|recitation|spii|toxic|guardrail")),
 )
-"""Told by their words; every other reason (`eos`, `COMPLETE`, `end_turn`, `stop_sequence`) is `stop`."""
-MALFORMED = "malformed_function_call"
-"""Gemini: there is no call."""
+"""Patterns of the other reasons; every reason that matches none (`eos`, `COMPLETE`, `end_turn`, `stop_sequence`) is `stop`."""
+MALFORMED_CALL = "malformed_function_call"
+"""Gemini's reason where the answer holds no call after all."""
 
 
 def standard_reason(reason: Any) -> str | None:
-    """Return OpenAI's word; None where the answer has not ended. Another server's failure is returned in its own word."""
+    """Return OpenAI's reason; None where the answer has not ended. A failure keeps the server's own reason."""
     if isinstance(reason, dict):
         reason = reason.get("type") or reason.get("reason")
     if reason in (None, False):
@@ -32,16 +32,16 @@ def standard_reason(reason: Any) -> str | None:
         return "stop"
     if reason in OPENAI_REASONS:
         return reason
-    word = reason.lower().replace("-", "_").strip()
-    if word in UNSET:
+    name = reason.lower().replace("-", "_").strip()
+    if name in UNSET_VALUES:
         return None
-    if word in OPENAI_REASONS or word in FAILURES:
-        return word
-    if word == MALFORMED:
+    if name in OPENAI_REASONS or name in FAILURES:
+        return name
+    if name == MALFORMED_CALL:
         return "stop"
-    return next((standard for standard, words in KINDS if words.search(word)), "stop")
+    return next((standard for standard, pattern in REASON_PATTERNS if pattern.search(name)), "stop")
 
 
 def is_failure(reason: str | None) -> bool:
-    """Return whether a standard reason says that the server broke the answer off."""
+    """Return whether a reason says that the server broke the answer off."""
     return reason in FAILURES

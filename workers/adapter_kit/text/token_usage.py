@@ -1,4 +1,4 @@
-"""Token counts of an answer, wherever a server puts them and whatever it calls them: pure."""
+"""Token counts of an answer, in every place and under every name that servers give them. Pure."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ JSON = dict[str, Any]
 
 COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 OTHER_NAMES = {"prompt_tokens": "input_tokens", "completion_tokens": "output_tokens"}
-"""Anthropic's names, which some gateways keep."""
+"""Anthropic's names, which some gateways pass on."""
 
 
 def take_usage(holder: JSON) -> JSON | None:
-    """Take the usage out of an event: its own, or Groq's in `x_groq`; or out of a choice, where Moonshot puts it."""
+    """Remove the usage from an event (its own, or Groq's in `x_groq`) or from a choice, where Moonshot puts it; return it."""
     usage = holder.pop("usage", None)
     if not isinstance(usage, dict) or not usage:
         groq = holder.get("x_groq")
@@ -21,7 +21,7 @@ def take_usage(holder: JSON) -> JSON | None:
 
 
 def standard_usage(usage: JSON) -> JSON:
-    """Return the usage with OpenAI's three counts as whole numbers; whatever else it holds stays."""
+    """Return the usage with OpenAI's three counts as whole numbers; its other fields stay."""
     if all(type(usage.get(name)) is int for name in COUNTS):
         return usage
     counted = {name: _count(usage, name) for name in COUNTS}

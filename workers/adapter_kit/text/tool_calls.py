@@ -1,7 +1,7 @@
-"""Tool calls of a streamed answer, made right: pure.
+"""Repair of the tool calls in a streamed answer. Pure.
 
 Servers repeat ids and names in every delta, give two calls one index, leave out ids and indexes, and send arguments as objects,
-null or not at all. A caller gets what OpenAI sends: the first delta of a call has its index, id, type and name, each later one
+null or not at all. A caller gets OpenAI's form: the first delta of a call has its index, id, type and name; each later one has
 only more of its arguments, which are a string of JSON.
 """
 
@@ -15,13 +15,13 @@ import orjson
 
 JSON = dict[str, Any]
 NO_ARGUMENTS = frozenset({"{}", "null", "None"})
-"""In a call's first delta: what these stand for may still come, and is said at the end where it does not."""
+"""Arguments in a call's first delta that are withheld: the real ones may still come; `{}` is sent at the end where they do not."""
 IDENTITY = frozenset({"index", "id", "type", "function"})
 
 
 @dataclass(slots=True)
 class _ToolCallState:
-    """One call, as the caller knows it."""
+    """One call, as the caller has received it."""
 
     index: int
     server_index: int | None
@@ -30,54 +30,54 @@ class _ToolCallState:
     function: bool
     arguments: list[str] = field(default_factory=list)
     withheld: bool = False
-    """Its first delta had an empty object."""
+    """Its first delta had empty arguments, and is held back."""
 
     @property
-    def whole(self) -> bool:
+    def is_valid_json(self) -> bool:
         """Whether its arguments are complete JSON."""
-        return self.withheld or _object_of("".join(self.arguments)) is not _INVALID
+        return self.withheld or _parse_json("".join(self.arguments)) is not _INVALID
 
     @property
-    def complete(self) -> bool:
-        """Whether its arguments are an object that has ended; at the least cost where they are not."""
+    def is_ended_object(self) -> bool:
+        """Whether its arguments are a complete JSON object; cheap where they are not."""
         last = next((piece.rstrip() for piece in reversed(self.arguments) if piece.strip()), "")
-        return last.endswith("}") and self.whole
+        return last.endswith("}") and self.is_valid_json
 
 
 class ToolCallRepair:
-    """The calls of one choice; those beyond the first `limit` are dropped."""
+    """Repairs the calls of one choice; those beyond the first `limit` are dropped."""
 
     def __init__(self, limit: int | None = None, *, come_whole: bool = False) -> None:
-        """`come_whole`: this server sends all of a call at once. From others, an empty object may be no more than a beginning."""
+        """Create a repair. `come_whole`: the server sends a call in one piece; from others, an empty object may be only a beginning."""
         self._come_whole = come_whole
         self._calls: list[_ToolCallState] = []
         self._limit = limit
         self._withheld: JSON | None = None
-        """The first delta of the last call, whose arguments are an empty object, or are still to come."""
+        """The first delta of the last call, while its arguments may still come."""
 
     def __bool__(self) -> bool:
         return bool(self._calls)
 
     def repair(self, deltas: Any) -> list[JSON]:
-        """Return what the caller gets for the `tool_calls` of one event."""
+        """Return the deltas that the caller gets for the `tool_calls` of one event."""
         if not isinstance(deltas, list):
             return []
-        return self._passing([one for delta in deltas if isinstance(delta, dict) for one in self._repair(delta)])
+        return self._within_limit([one for delta in deltas if isinstance(delta, dict) for one in self._repair(delta)])
 
     def rest(self) -> list[JSON]:
-        """Return the call that was withheld to the end."""
-        return self._passing(self._release("{}"))
+        """Return the call that was withheld until the end."""
+        return self._within_limit(self._release("{}"))
 
     def missing_arguments(self) -> list[JSON]:
-        """Return a last delta for each call that never had arguments: they are an empty object."""
+        """Return a last delta with an empty object for each call that never had arguments."""
         calls = [call for call in self._calls if call.function and not any(map(str.strip, call.arguments))]
-        return self._passing([{"index": call.index, "function": {"arguments": "{}"}} for call in calls])
+        return self._within_limit([{"index": call.index, "function": {"arguments": "{}"}} for call in calls])
 
-    def _passing(self, deltas: list[JSON]) -> list[JSON]:
+    def _within_limit(self, deltas: list[JSON]) -> list[JSON]:
         return deltas if self._limit is None else [delta for delta in deltas if delta["index"] < self._limit]
 
     def _release(self, arguments: str) -> list[JSON]:
-        """Return the withheld delta, with these arguments."""
+        """Return the withheld delta with these arguments."""
         delta, self._withheld = self._withheld, None
         if delta is None:
             return []
@@ -91,16 +91,16 @@ class ToolCallRepair:
         function = delta.get("function")
         if not isinstance(function, dict):
             function = {name: delta.pop(name) for name in ("name", "arguments") if name in delta}
-        server_id, index = str(delta.get("id") or ""), _number(delta.get("index"))
-        name, arguments = str(function.get("name") or ""), _as_text(function.get("arguments"))
+        server_id, index = str(delta.get("id") or ""), _parse_index(delta.get("index"))
+        name, arguments = str(function.get("name") or ""), _arguments_text(function.get("arguments"))
         extras = {key: value for key, value in delta.items() if key not in IDENTITY}
         more = {key: value for key, value in function.items() if key not in ("name", "arguments")}
         call = self._find(index, server_id, name, arguments, is_function=bool(function))
-        if call is not None and arguments and call.complete:
+        if call is not None and arguments and call.is_ended_object:
             if _is_another(call, arguments):  # under the index of the call before it
                 name, call = name or call.name, None
             else:
-                arguments = ""  # said again, or a brace too many
+                arguments = ""  # a repetition, or a brace too many
         if call is not None:
             return self._continue(call, name, arguments, more, extras)
         released = self._release("{}")
@@ -123,7 +123,7 @@ class ToolCallRepair:
     def _continue(self, call: _ToolCallState, name: str, arguments: str, more: JSON, extras: JSON) -> list[JSON]:
         rest: JSON = dict(more)
         if name and name != call.name and not any(call.arguments) and not call.withheld:
-            # A name that comes in pieces, or as far as it has come.
+            # The server sends the name in pieces, or repeats it with each piece added.
             name = name.removeprefix(call.name) or name
             call.name += name
             rest["name"] = name
@@ -147,13 +147,13 @@ class ToolCallRepair:
         return call
 
     def _is_taken(self, call: _ToolCallState) -> bool:
-        """Whether an earlier call has its id."""
+        """Return whether an earlier call has its id."""
         return bool(call.server_id) and any(other.server_id == call.server_id for other in self._calls[: call.index])
 
     def _find(
         self, index: int | None, server_id: str, name: str, arguments: str, *, is_function: bool
     ) -> _ToolCallState | None:
-        """Return the call that a delta goes on with; None: it begins one."""
+        """Return the call that a delta continues; None where it begins a new one."""
         if server_id:
             for call in reversed(self._calls):
                 if call.server_id == server_id and (index in (None, call.server_index) or not name):
@@ -162,18 +162,18 @@ class ToolCallRepair:
         if same is None:
             return None
         if server_id and (name or (same.server_id and not is_function)):
-            return None  # a function without a name is none: some servers make up an id for each delta
+            return None  # a new id without a name begins no call: some servers make up an id for each delta
         if not name:
             return same
         if index is None:
-            return same if name == same.name and any(same.arguments) and not same.whole else None
-        return None if arguments and same.whole else same
+            return same if name == same.name and any(same.arguments) and not same.is_valid_json else None
+        return None if arguments and same.is_valid_json else same
 
 
 _INVALID = object()
 
 
-def _object_of(text: str) -> Any:
+def _parse_json(text: str) -> Any:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -181,18 +181,18 @@ def _object_of(text: str) -> Any:
 
 
 def _is_another(call: _ToolCallState, arguments: str) -> bool:
-    """Whether arguments that follow complete ones are those of one more call."""
-    value = _object_of(arguments)
-    return isinstance(value, dict) and value != _object_of("".join(call.arguments))
+    """Return whether arguments that follow complete ones belong to one more call."""
+    value = _parse_json(arguments)
+    return isinstance(value, dict) and value != _parse_json("".join(call.arguments))
 
 
-def _number(index: Any) -> int | None:
+def _parse_index(index: Any) -> int | None:
     if isinstance(index, str) and index.isdecimal():
         return int(index)
     return int(index) if isinstance(index, int | float) and index >= 0 else None
 
 
-def _as_text(arguments: Any) -> str:
+def _arguments_text(arguments: Any) -> str:
     if arguments is None:
         return ""
     return arguments if isinstance(arguments, str) else orjson.dumps(arguments).decode()

@@ -1,8 +1,8 @@
-r"""JSON whose characters are broken, as some servers send it: halves of surrogate pairs, and UTF-8 cut between two events. Pure.
+r"""Repair of JSON with broken characters: halves of surrogate pairs, and UTF-8 that is cut between two events. Pure.
 
 A character may be cut anywhere between two events: between the UTF-16 halves of `"\ud83d\ude00"`, or between the bytes of its
-UTF-8 form. `parse_broken_json` takes such an event as it is, `CharacterJoiner` joins what belongs together, and replaces what never becomes a
-character by U+FFFD.
+UTF-8 form. `parse_broken_json` parses such an event, and `CharacterJoiner` joins the halves; U+FFFD replaces a half that no second
+half follows.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, Final
 
 Path = tuple[str | int, ...]
 REPLACEMENT: Final = "�"
-UNLIKELY: Final = -9999.0
-"""OpenAI's number for a token that cannot be: JSON has no infinity, and Python's servers write it all the same."""
-_RAW: Final = 0x10FF00
-"""A byte that is no UTF-8 travels through the JSON parser as this private character, plus the byte."""
+IMPOSSIBLE_LOGPROB: Final = -9999.0
+"""OpenAI's log probability of an impossible token; servers written in Python send `-Infinity`, which JSON lacks."""
+_RAW_BASE: Final = 0x10FF00
+"""A byte that is not UTF-8 passes the JSON parser as this private character plus the byte."""
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
 _RAW_RUN = re.compile("[\U0010ff80-\U0010ffff]+")
@@ -26,10 +26,10 @@ _BROKEN = re.compile("[\ud800-\udfff\U0010ff80-\U0010ffff]")
 
 
 def parse_broken_json(payload: bytes) -> Any:
-    """Return the value, whose strings may hold broken characters. Raises ValueError for what is no JSON."""
+    """Return the value of JSON whose strings may hold broken characters. Raises ValueError where it is not JSON."""
     text = payload.decode("utf-8", "surrogateescape")
-    text = _SURROGATE.sub(lambda match: chr(_RAW + ord(match[0]) - 0xDC00), text)
-    return json.loads(text, strict=False)  # control characters, as servers send them that write JSON by hand
+    text = _SURROGATE.sub(lambda match: chr(_RAW_BASE + ord(match[0]) - 0xDC00), text)
+    return json.loads(text, strict=False)  # some servers write control characters unescaped
 
 
 def has_whole_characters(data: bytes) -> bool:
@@ -46,37 +46,37 @@ def has_whole_characters(data: bytes) -> bool:
 
 
 class CharacterJoiner:
-    """Join characters that were cut between two strings of the same place in an answer; and replace what is no number."""
+    """Joins characters that were cut between two strings at the same place of an answer, and replaces numbers that JSON lacks."""
 
     def __init__(self, *, last: bool = False, lists: bool = True) -> None:
-        """`last`: nothing follows the value that comes, so that halves are replaced at once. `lists`: what lists hold goes on, too."""
+        """Create a joiner. `last`: no value follows, so halves are replaced at once. `lists`: strings in lists continue as well."""
         self._last = last
         self._lists = lists
         self.open: dict[Path, str] = {}
-        """The first half of a character, by the place whose next string begins with the second."""
+        """The first halves of characters, by the place whose next string begins with the second half."""
 
     def repair(self, value: Any, path: Path = ()) -> Any:
-        """Return `value` with whole characters only; a half at the end of a string waits for the next string there."""
+        """Return `value` with complete characters only; a half at the end of a string waits for the next string at its place."""
         if isinstance(value, str):
-            return self._join(path, value)
+            return self._join_halves(path, value)
         if isinstance(value, dict):
             return {_SURROGATE.sub(REPLACEMENT, key): self.repair(one, (*path, key)) for key, one in value.items()}
         if isinstance(value, list):
-            return [self.repair(one, (*path, _place(one, number))) for number, one in enumerate(value)]
+            return [self.repair(one, (*path, _list_place(one, number))) for number, one in enumerate(value)]
         if isinstance(value, float) and not math.isfinite(value):
-            return UNLIKELY if "logprobs" in path else None
+            return IMPOSSIBLE_LOGPROB if "logprobs" in path else None
         return value
 
     def rest(self, path: Path) -> str:
-        """Return what stands for a half that no second half followed: U+FFFD, or nothing."""
+        """Return U+FFFD where a half is left at this place, else an empty string."""
         return REPLACEMENT if self.open.pop(path, "") else ""
 
     def halves(self, place: Path) -> dict[str, str]:
-        """Return what stands for the halves that no second half followed, by the names of the texts in `place`."""
+        """Return U+FFFD for each half that is left in `place`, by the name of its text."""
         names = [str(path[-1]) for path in self.open if path[:-1] == place]
         return {name: self.rest((*place, name)) for name in names}
 
-    def _join(self, path: Path, text: str) -> str:
+    def _join_halves(self, path: Path, text: str) -> str:
         text = self.open.pop(path, "") + text
         if _BROKEN.search(text) is None:
             return text
@@ -98,9 +98,9 @@ class CharacterJoiner:
 
 
 def _raw_bytes(text: str) -> bytes:
-    return bytes(ord(character) - _RAW for character in text)
+    return bytes(ord(character) - _RAW_BASE for character in text)
 
 
-def _place(item: Any, number: int) -> int:
+def _list_place(item: Any, number: int) -> int:
     index = item.get("index") if isinstance(item, dict) else None
     return index if isinstance(index, int) else number
