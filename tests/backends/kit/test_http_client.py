@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from workers.adapter_kit import http_client
+from workers.adapter_kit import http_connection
 from workers.adapter_kit.http_client import HttpClient
 from workers.backends.base import BackendError, BackendUnavailable, is_unreachable
 
@@ -262,7 +262,7 @@ async def test_a_released_answer_keeps_its_connection_if_it_ends_soon(serve: Any
 async def test_a_released_answer_that_does_not_end_costs_its_connection(
     serve: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_client, "GRACE_S", 0.05)
+    monkeypatch.setattr(http_connection, "RELEASE_GRACE_S", 0.05)
     server, client = await serve(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n")
     response = await client.request("GET", "/")
     assert await response.read() == b"ok"
@@ -291,7 +291,7 @@ async def test_a_server_is_made_to_wait_for_a_slow_reader(serve: Any) -> None:
     size = 0
     while data := await response.read():
         size += len(data)
-        assert len(data) <= http_client.UNREAD_LIMIT + 256 * 1024
+        assert len(data) <= http_connection.UNREAD_LIMIT + 256 * 1024
     assert size == total
 
 
