@@ -29,11 +29,11 @@ SETTLE_S = 6.0
 
 async def crew(first: int, count: int, models: int, slots: int) -> None:
     """`count` workers in this process, until it is ended."""
-    from backbone.bus.nats.auth import nats_access
+    from backbone.bus.nats.auth import read_nats_access
     from backbone.bus.nats.objects.store import NatsBlobStore
     from backbone.bus.nats.worker_bus import NatsWorkerBus
     from backbone.bus.nats.worker_log import NatsWorkerLog
-    from backbone.registry.auth import etcd_access
+    from backbone.registry.auth import read_etcd_access
     from backbone.registry.etcd import EtcdRegistry
     from backbone.settings import WorkerSettings
     from schemas.jobs import Capability
@@ -54,11 +54,11 @@ async def crew(first: int, count: int, models: int, slots: int) -> None:
             return Discovery(tuple(offers), found.slots)
 
     settings = WorkerSettings(_env_file=None)
-    nats = nats_access(settings)
+    nats = read_nats_access(settings)
 
     async def one(number: int) -> None:
         name = f"w{number}"
-        registry = EtcdRegistry(etcd_access(settings), settings.etcd_prefix, lease_s=settings.worker_lease_s)
+        registry = EtcdRegistry(read_etcd_access(settings), settings.etcd_prefix, lease_s=settings.worker_lease_s)
         blobs, log = NatsBlobStore(nats, f"{name}-blobs", worker=name), NatsWorkerLog(nats, f"{name}-log")
         worker = Worker(
             worker_id=name,

@@ -101,9 +101,9 @@ def etcd(
 
     from pydantic import SecretStr
 
-    from backbone.registry.auth import EtcdLogin, etcd_access
+    from backbone.registry.auth import EtcdLogin, read_etcd_access
     from backbone.registry.permissions import GATEWAY, ROOT, WORKER, role_grants
-    from backbone.registry.users import make_users
+    from backbone.registry.users import create_users
     from backbone.registry.version_check import ADVICE
     from backbone.secret_files import ConfigurationError, Password, read_secret
     from backbone.settings import CommonSettings
@@ -114,10 +114,10 @@ def etcd(
     files = {ROOT: root_password_file, GATEWAY: gateway_password_file, WORKER: worker_password_file}
     try:
         passwords = {user: read_secret(f"--{user}-password-file", str(file)) for user, file in files.items()}
-        access = etcd_access(
+        access = read_etcd_access(
             settings.model_copy(update={"etcd_user": "", "etcd_password": None, "etcd_password_file": ""})
         )
-        switched_on = asyncio.run(make_users(access, settings.etcd_prefix, passwords))
+        switched_on = asyncio.run(create_users(access, settings.etcd_prefix, passwords))
     except (ConfigurationError, Unavailable) as error:
         raise ConsoleError(str(error)) from error
     for role, given in role_grants(settings.etcd_prefix).items():

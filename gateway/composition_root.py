@@ -11,7 +11,7 @@ from typing import Protocol
 
 import structlog
 
-from backbone.bus.nats.auth import nats_access
+from backbone.bus.nats.auth import read_nats_access
 from backbone.bus.nats.broadcast import NatsBroadcast
 from backbone.bus.nats.gateway_bus import NatsGatewayBus
 from backbone.bus.nats.jetstream import BlobBucketConfig, JobsStreamConfig
@@ -19,11 +19,11 @@ from backbone.bus.nats.job_log import NatsJobLog
 from backbone.bus.nats.objects.store import NatsBlobStore
 from backbone.bus.nats.write_probe import StorageHealth
 from backbone.bus.sealed_job_log import SealedJobLog
-from backbone.registry.auth import etcd_access
+from backbone.registry.auth import read_etcd_access
 from backbone.registry.etcd import EtcdRegistry
 from backbone.settings import GatewaySettings
 from backbone.ssrf_guard import GuardedHttpClient
-from backbone.store.auth import redis_access
+from backbone.store.auth import read_redis_access
 from backbone.store.redis import RedisStore
 from backbone.store.redis_documents import RedisDocumentStore
 from gateway.app import make_app, make_observability_app
@@ -130,7 +130,7 @@ class _Clients:
     """The gateway's clients of NATS, etcd and Redis."""
 
     def __init__(self, settings: GatewaySettings, name: str, metrics: GatewayMetrics) -> None:
-        nats = nats_access(settings)
+        nats = read_nats_access(settings)
         self.storage_health = StorageHealth()
         self.bus = NatsGatewayBus(
             nats,
@@ -143,8 +143,8 @@ class _Clients:
         self.blobs = NatsBlobStore(nats, f"{name}-blobs", create=_bucket(settings), storing=self.storage_health)
         log = NatsJobLog(nats, name, retention=retention(settings), storing=self.storage_health)
         self.job_log = SealedJobLog(log, SealRefusalCounter(metrics).count)
-        self.registry = EtcdRegistry(etcd_access(settings), settings.etcd_prefix)
-        self.store = RedisStore(redis_access(settings))
+        self.registry = EtcdRegistry(read_etcd_access(settings), settings.etcd_prefix)
+        self.store = RedisStore(read_redis_access(settings))
         self.documents = RedisDocumentStore(self.store)
         self.clock = ClockSync(self.bus.server_time_s)
         metrics.refused.counts = lambda: nats.refusals.counts

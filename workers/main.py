@@ -11,14 +11,14 @@ import signal
 import structlog
 import uvloop
 
-from backbone.bus.nats.auth import nats_access
+from backbone.bus.nats.auth import read_nats_access
 from backbone.bus.nats.objects.store import NatsBlobStore
 from backbone.bus.nats.worker_bus import NatsWorkerBus
 from backbone.bus.nats.worker_log import NatsWorkerLog
 from backbone.gc_tuning import tune_garbage_collector
 from backbone.listen_errors import describe_listen_error
 from backbone.logging import configure_logging
-from backbone.registry.auth import etcd_access
+from backbone.registry.auth import read_etcd_access
 from backbone.registry.etcd import EtcdRegistry
 from backbone.secret_files import ConfigurationError
 from backbone.setting_errors import read_settings
@@ -100,9 +100,9 @@ async def _main(settings: WorkerSettings) -> None:
     name = worker_id(settings)
     structlog.contextvars.bind_contextvars(worker=name)
     metrics = WorkerMetrics()
-    nats = nats_access(settings)
+    nats = read_nats_access(settings)
     registry = EtcdRegistry(
-        etcd_access(settings), settings.etcd_prefix, lease_s=settings.worker_lease_s, services_only=True
+        read_etcd_access(settings), settings.etcd_prefix, lease_s=settings.worker_lease_s, services_only=True
     )
     blobs = NatsBlobStore(nats, f"{name}-blobs", worker=name)
     jobs = NatsWorkerLog(nats, f"{name}-log")

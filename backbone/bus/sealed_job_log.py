@@ -16,7 +16,7 @@ from contextlib import AbstractAsyncContextManager
 
 from backbone.bus.bus import Queue
 from backbone.bus.job_log import JobLog, StoredDeadLetter, StoredEvent, StoredOutcome, WorkItem, WorkQueue
-from backbone.bus.seals import SAID_BY_WORKERS, Seals, SealSecret
+from backbone.bus.seals import WORKER_STATUSES, Seals, SealSecret
 from schemas.errors import Unavailable
 from schemas.job_events import QUEUED, GateReply, GateRequest, decode_durable_frame, encode_durable_frame
 from schemas.jobs import Envelope, JobRecord
@@ -155,7 +155,7 @@ class SealedJobLog:
 
     async def _is_of_older_job(self, word: Outcome) -> bool:
         """Whether a worker's outcome is of a job that is older than seals, and agrees with how that was submitted."""
-        if word.status not in SAID_BY_WORKERS:
+        if word.status not in WORKER_STATUSES:
             return False
         record = await self._older_job(word.job)
         if record is None:

@@ -31,7 +31,7 @@ NONCE = 12
 BY_GATEWAY = "g"
 BY_WORKER = "w"
 """First letter of an outcome's seal: who vouches for what."""
-SAID_BY_WORKERS = frozenset({JobStatus.COMPLETED, JobStatus.FAILED})
+WORKER_STATUSES = frozenset({JobStatus.COMPLETED, JobStatus.FAILED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Seals:
         """Return whether a gateway wrote this outcome, or a worker that was given this run of this job as it stands here."""
         if word.seal.startswith(BY_GATEWAY):
             return _equal(self._outcome(word.model_copy(update={"seal": ""})), word.seal)
-        return word.status in SAID_BY_WORKERS and _equal(self._job(word), word.seal)
+        return word.status in WORKER_STATUSES and _equal(self._job(word), word.seal)
 
     # Events
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from backbone.registry.etcd_client import EtcdClient, LeaseNotFound
 from backbone.registry.keys import RegistryKeys
-from backbone.registry.snapshot import catalogue_entry, joined_entry, lasting
+from backbone.registry.snapshot import cataloged_offers, catalogue_entry, joined_entry
 from schemas.errors import Unavailable
 from schemas.presence import CatalogEntry, ModelOffer, WorkerPresence, WorkerState
 
@@ -165,7 +165,7 @@ class EtcdAnnouncement:
 
     async def _catalogue(self) -> None:
         """Enter the models that are new since the last time, or all of them under a new lease."""
-        offers = lasting(self._presence)
+        offers = cataloged_offers(self._presence)
         for offer in sorted(offers - self._catalogued, key=lambda offer: offer.name):
             await self._enter(offer)
         self._catalogued = offers

@@ -38,7 +38,7 @@ class EtcdAccess:
     login: EtcdLogin | None = None
 
 
-def etcd_access(settings: CommonSettings) -> EtcdAccess:
+def read_etcd_access(settings: CommonSettings) -> EtcdAccess:
     """What the settings say. Raises ConfigurationError."""
     password = Password("ETCD_PASSWORD", settings.etcd_password, settings.etcd_password_file)
     if bool(settings.etcd_user) != bool(password):

@@ -331,7 +331,7 @@ class EtcdClient:
             callback()
 
 
-def open_channel(address: str, secure: bool, tls: EtcdTls) -> grpc.aio.Channel:
+def create_channel(address: str, secure: bool, tls: EtcdTls) -> grpc.aio.Channel:
     """A channel to one endpoint; the caller closes it."""
     if secure:
         credentials = grpc.ssl_channel_credentials(tls.ca, tls.key, tls.cert)
@@ -340,7 +340,7 @@ def open_channel(address: str, secure: bool, tls: EtcdTls) -> grpc.aio.Channel:
 
 
 def _open(address: str, secure: bool, tls: EtcdTls) -> EtcdEndpoint:
-    channel = open_channel(address, secure, tls)
+    channel = create_channel(address, secure, tls)
     watch = WatchService(channel, reconnect_backoff_seconds=0.2, max_reconnect_backoff_seconds=1.0)
     auth, maintenance = AuthService(channel), MaintenanceService(channel)
     return EtcdEndpoint(address, channel, KVService(channel), LeaseService(channel), watch, auth, maintenance)

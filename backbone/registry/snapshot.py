@@ -146,7 +146,7 @@ def void(_: object) -> None:
     """Turn an expression into a statement."""
 
 
-def lasting(presence: WorkerPresence) -> frozenset[ModelOffer]:
+def cataloged_offers(presence: WorkerPresence) -> frozenset[ModelOffer]:
     """The offers that the catalogue remembers: all but that to manage models, which goes with its worker."""
     return frozenset(offer for offer in presence.models if set(offer.capabilities) - {Capability.MODELS})
 

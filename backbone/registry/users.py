@@ -10,7 +10,7 @@ from etcd3aio import EtcdError, prefix_range_end
 from etcd3aio.auth import AuthService, PermissionType
 
 from backbone.registry.auth import EtcdAccess, parse_endpoints
-from backbone.registry.etcd_client import open_channel
+from backbone.registry.etcd_client import create_channel
 from backbone.registry.permissions import ROOT, EtcdGrant, role_grants
 from schemas.errors import Unavailable
 
@@ -19,13 +19,13 @@ TRIES_S = 30.0
 """For an etcd that is just starting."""
 
 
-async def make_users(access: EtcdAccess, prefix: str, passwords: Mapping[str, str]) -> bool:
+async def create_users(access: EtcdAccess, prefix: str, passwords: Mapping[str, str]) -> bool:
     """Bring users, passwords, roles and authentication to what they should be; False: authentication was on already.
 
     `passwords` by user, root among them. Root's is what etcd has, where authentication is on. Raises Unavailable.
     """
     (address, secure), *_ = parse_endpoints(access.url)
-    channel = open_channel(address, secure, access.tls)
+    channel = create_channel(address, secure, access.tls)
     try:
         auth = AuthService(channel)
         enabled = await _until_it_answers(auth)

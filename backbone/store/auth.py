@@ -57,7 +57,7 @@ def _parsed(url: str) -> SplitResult:
     return parts
 
 
-def redis_access(settings: CommonSettings) -> RedisAccess:
+def read_redis_access(settings: CommonSettings) -> RedisAccess:
     """What the settings say. Raises ConfigurationError."""
     parts = _parsed(settings.redis_url)
     ca = settings.redis_tls_ca

@@ -16,7 +16,7 @@ OF_A_RUN = frozenset(
 _FRESH = {name: JobRecord.model_fields[name].get_default() for name in OF_A_RUN}
 
 
-def moved(record: JobRecord, to: JobStatus, changes: dict[str, Any]) -> JobRecord:
+def apply_move(record: JobRecord, to: JobStatus, changes: dict[str, Any]) -> JobRecord:
     """The record after a move. Raises IllegalMove; ValueError when `changes` make no record."""
     run = _run_of(record, changes)
     if run < record.run:
@@ -27,7 +27,7 @@ def moved(record: JobRecord, to: JobStatus, changes: dict[str, Any]) -> JobRecor
     return _changed(record, (_FRESH if newer else {}) | changes | {"status": to})
 
 
-def updated(record: JobRecord, changes: dict[str, Any]) -> JobRecord:
+def apply_update(record: JobRecord, changes: dict[str, Any]) -> JobRecord:
     """The record after an update. Raises IllegalMove; ValueError when `changes` make no record."""
     run = _run_of(record, changes)
     if run != record.run:
@@ -35,7 +35,7 @@ def updated(record: JobRecord, changes: dict[str, Any]) -> JobRecord:
     return _changed(record, changes)
 
 
-def timed(record: JobRecord, due_s: TimerDelay) -> float | None:
+def timer_delay_s(record: JobRecord, due_s: TimerDelay) -> float | None:
     """Seconds until the timer of `record` runs out, None for no timer: a job that has ended has none."""
     if callable(due_s):
         due_s = due_s(record)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from backbone.store import redis_keys as keys
 from backbone.store import redis_scripts as scripts
 from backbone.store.auth import RedisAccess
-from backbone.store.record_changes import moved, timed, updated
+from backbone.store.record_changes import apply_move, apply_update, timer_delay_s
 from backbone.store.redis_connection import RedisConnection
 from backbone.store.redis_pages import SortedSetPager
 from backbone.store.store import NEWEST_COUNTS, RETRY_DUE_S, DueJob, LimitReached, TimerDelay
@@ -87,7 +87,7 @@ class RedisStore:
                 member,
                 keys.jobs_prefix(record.owner),
                 keys.counted_in(record),
-                _timer(timed(record, due_s)),
+                _timer(timer_delay_s(record, due_s)),
                 "" if max_queued is None else max_queued,
             ],
         )
@@ -114,8 +114,8 @@ class RedisStore:
         """See the base. Raises InternalError when the record cannot be read."""
 
         def change(record: JobRecord) -> tuple[JobRecord, str]:
-            new = moved(record, to, changes)
-            return new, _timer(timed(new, due_s)) or "off"
+            new = apply_move(record, to, changes)
+            return new, _timer(timer_delay_s(new, due_s)) or "off"
 
         limit = max_running if to is JobStatus.IN_PROGRESS else None
         return await self._changed(owner, job_id, change, limit)
@@ -124,8 +124,8 @@ class RedisStore:
         """See the base. Raises InternalError when the record cannot be read."""
 
         def change(record: JobRecord) -> tuple[JobRecord, str]:
-            new = updated(record, changes)
-            return new, _timer(timed(new, due_s))
+            new = apply_update(record, changes)
+            return new, _timer(timer_delay_s(new, due_s))
 
         return await self._changed(owner, job_id, change)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from backbone.registry.snapshot import RegistryState, catalogue_entry, lasting
+from backbone.registry.snapshot import RegistryState, cataloged_offers, catalogue_entry
 from schemas.errors import Unavailable
 from schemas.presence import Alias, CatalogEntry, RegistrySnapshot, ServiceRecord, WorkerPresence
 
@@ -38,7 +38,7 @@ class MemoryHub:
             return
         self.workers = {id_: announcement.presence for id_, announcement in self.announcements.items()}
         for presence in self.workers.values():
-            for offer in lasting(presence):
+            for offer in cataloged_offers(presence):
                 self.models[offer.name] = catalogue_entry(offer, self.models.get(offer.name))
         for registry in list(self.registries):
             registry.refresh()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from backbone.store.record_changes import moved, timed, updated
+from backbone.store.record_changes import apply_move, apply_update, timer_delay_s
 from backbone.store.store import NEWEST_COUNTS, RETRY_DUE_S, DueJob, LimitReached, TimerDelay
 from schemas.errors import Unavailable
 from schemas.jobs import JobRecord, JobStatus
@@ -65,7 +65,7 @@ class MemoryStore:
         self._records[name] = record
         self._expires[name] = self._clock() + ttl_s
         heapq.heappush(self._expiries, (self._expires[name], name))
-        self._set_timer(name, timed(record, due_s))
+        self._set_timer(name, timer_delay_s(record, due_s))
         return True
 
     async def get(self, owner: str, job_id: str) -> JobRecord | None:
@@ -87,13 +87,13 @@ class MemoryStore:
         record = await self.get(owner, job_id)
         if record is None:
             return None
-        new = moved(record, to, changes)
+        new = apply_move(record, to, changes)
         begins = to is JobStatus.IN_PROGRESS and record.status is not to
         if begins and max_running is not None and self._count(record.key, to) >= max_running:
             raise LimitReached(f"{max_running} jobs of this key are running")
         name = DueJob(owner, job_id)
         self._records[name] = new
-        self._set_timer(name, timed(new, due_s))
+        self._set_timer(name, timer_delay_s(new, due_s))
         return new
 
     async def update(self, owner: str, job_id: str, *, due_s: TimerDelay = None, **changes: Any) -> JobRecord | None:
@@ -102,8 +102,8 @@ class MemoryStore:
         if record is None:
             return None
         name = DueJob(owner, job_id)
-        new = self._records[name] = updated(record, changes)
-        after_s = timed(new, due_s)
+        new = self._records[name] = apply_update(record, changes)
+        after_s = timer_delay_s(new, due_s)
         if after_s is not None:
             self._set_timer(name, after_s)
         return new

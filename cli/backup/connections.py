@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
-from backbone.bus.nats.auth import nats_access
+from backbone.bus.nats.auth import read_nats_access
 from backbone.bus.nats.backup import StreamBackup
-from backbone.bus.nats.requests import Refused
-from backbone.registry.auth import etcd_access
+from backbone.bus.nats.requests import JetStreamError
+from backbone.registry.auth import read_etcd_access
 from backbone.registry.backup import RegistryBackup
 from backbone.registry.etcd_client import EtcdClient
 from backbone.secret_files import ConfigurationError
 from backbone.settings import CommonSettings
-from backbone.store.auth import redis_access
+from backbone.store.auth import read_redis_access
 from backbone.store.backup import RedisBackup
 from backbone.store.redis import RedisStore
 from cli.errors import ConsoleError
@@ -38,9 +38,9 @@ class BackupServers:
 async def open_servers(settings: CommonSettings) -> AsyncIterator[BackupServers]:
     """All three, which must answer. Raises ConsoleError."""
     with translate_errors():
-        streams = StreamBackup(nats_access(settings))
-        store = RedisStore(redis_access(settings), timeout_s=REDIS_TIMEOUT_S, rest_s=0)
-        etcd = etcd_access(settings)
+        streams = StreamBackup(read_nats_access(settings))
+        store = RedisStore(read_redis_access(settings), timeout_s=REDIS_TIMEOUT_S, rest_s=0)
+        etcd = read_etcd_access(settings)
         link = EtcdClient(etcd.url, probe_key=settings.etcd_prefix, tls=etcd.tls, login=etcd.login)
         try:
             await streams.start()
@@ -61,7 +61,7 @@ def translate_errors() -> Iterator[None]:
         yield
     except NexusError as error:
         raise ConsoleError(error.info.message) from error
-    except Refused as error:
+    except JetStreamError as error:
         raise ConsoleError(f"NATS refuses: {error}") from error
     except (ConfigurationError, ValueError) as error:
         raise ConsoleError(str(error)) from error

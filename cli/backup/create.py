@@ -36,7 +36,7 @@ def tail_file(stream: str) -> str:
 
 
 class BackupCreator:
-    """One backup on its way into its folder. Raises ConsoleError, NexusError and Refused."""
+    """One backup on its way into its folder. Raises ConsoleError, NexusError and JetStreamError."""
 
     def __init__(self, servers: BackupServers, kinds: frozenset[str], notify: Notify) -> None:
         self._servers = servers

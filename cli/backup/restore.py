@@ -28,7 +28,7 @@ class RestoreResult:
 
 
 class BackupRestorer:
-    """One restore. Raises ConsoleError, NexusError and Refused."""
+    """One restore. Raises ConsoleError, NexusError and JetStreamError."""
 
     def __init__(
         self, servers: BackupServers, source: Path, manifest: BackupManifest, kinds: frozenset[str], notify: Notify

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import structlog
 from pydantic import ValidationError
 
-from backbone.bus.nats.broadcast import Broadcast
+from backbone.bus.broadcast import Broadcast
 from backbone.ids import new_id
 from backbone.store.documents import DocumentStore
 from gateway import clock

@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from backbone.bus.nats.broadcast import Broadcast, MemoryBroadcast, NatsBroadcast
+from backbone.bus.broadcast import Broadcast
+from backbone.bus.nats.broadcast import NatsBroadcast
+from backbone.testing.broadcast import MemoryBroadcast
 from tests.conftest import Eventually
 from tests.servers import Server
 

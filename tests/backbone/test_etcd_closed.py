@@ -16,7 +16,7 @@ import pytest
 import structlog.testing
 from typer.testing import CliRunner
 
-from backbone.registry.auth import etcd_access
+from backbone.registry.auth import read_etcd_access
 from backbone.registry.etcd import EtcdRegistry
 from backbone.registry.version_check import is_vulnerable
 from backbone.settings import CommonSettings
@@ -137,7 +137,7 @@ async def test_a_gateway_reports_an_etcd_whose_roles_do_not_hold(
     etcd: ProductionEtcd, secrets: Secrets, eventually: Eventually
 ) -> None:
     """One line of its log, an error that says what to do; once, however often etcd comes and goes."""
-    registry = EtcdRegistry(etcd_access(production_settings(etcd, gateway_settings(secrets))))
+    registry = EtcdRegistry(read_etcd_access(production_settings(etcd, gateway_settings(secrets))))
     with structlog.testing.capture_logs() as logs:
         await registry.start()
         try:

@@ -15,7 +15,7 @@ from backbone.bus import subjects
 from backbone.bus.job_log import JobLog
 from backbone.bus.nats.backup import STREAMS, StreamBackup, StreamSnapshot
 from backbone.bus.nats.broadcast import NatsBroadcast
-from backbone.bus.nats.requests import Refused
+from backbone.bus.nats.requests import JetStreamError
 from backbone.bus.subjects import BLOBS_STREAM, CLAIMS_STREAM, EVENTS_STREAM, JOBS_STREAM, OUTCOMES_STREAM
 from schemas.errors import Unavailable
 from schemas.job_events import NO_TOKEN, QUEUED, encode_durable_frame
@@ -185,7 +185,7 @@ async def test_a_stream_that_is_there(own_nats: Server) -> None:
     async with a_world(own_nats.url) as world:
         await world.gateway()
         found = await take(own_nats.url, EVENTS_STREAM)
-        with pytest.raises(Refused, match="already"):
+        with pytest.raises(JetStreamError, match="already"):
             await bring(own_nats.url, found)
         async with snapshots(own_nats.url) as there:
             assert await there.save(BLOBS_STREAM, lambda _: None) is None
@@ -202,7 +202,7 @@ async def test_a_snapshot_that_was_cut(own_nats: Server, other_nats: Server) -> 
         found = await take(own_nats.url, OUTCOMES_STREAM)
     taken, chunks = found[OUTCOMES_STREAM]
     whole = b"".join(chunks)
-    with pytest.raises((Refused, Unavailable)):
+    with pytest.raises((JetStreamError, Unavailable)):
         await bring(other_nats.url, {OUTCOMES_STREAM: (taken, [whole[: len(whole) // 2]])})
 
 

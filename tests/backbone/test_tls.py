@@ -19,15 +19,15 @@ import nkeys
 import pytest
 from pydantic import SecretStr
 
-from backbone.bus.nats.auth import NatsAccess, nats_access
+from backbone.bus.nats.auth import NatsAccess, read_nats_access
 from backbone.bus.nats.connection import NatsConnection
-from backbone.registry.auth import EtcdAccess, etcd_access
+from backbone.registry.auth import EtcdAccess, read_etcd_access
 from backbone.registry.etcd import EtcdRegistry
 from backbone.registry.etcd_client import EtcdClient
-from backbone.registry.users import make_users
+from backbone.registry.users import create_users
 from backbone.secret_files import ConfigurationError
 from backbone.settings import CommonSettings
-from backbone.store.auth import redis_access
+from backbone.store.auth import read_redis_access
 from backbone.store.redis import RedisStore
 from cli.embedded.servers import NatsServer
 from schemas.errors import Unavailable
@@ -84,7 +84,7 @@ def secure_redis(tmp_path_factory: pytest.TempPathFactory, secrets: Secrets) -> 
 
 
 def nats_settings(server: ProductionNats, secrets: Secrets, **values: str) -> NatsAccess:
-    return nats_access(settings(**{"NATS_URL": server.url} | _of("NATS", gateway_settings(secrets)) | values))
+    return read_nats_access(settings(**{"NATS_URL": server.url} | _of("NATS", gateway_settings(secrets)) | values))
 
 
 def _of(name: str, values: dict[str, str]) -> dict[str, str]:
@@ -128,7 +128,7 @@ async def test_nats_refuses_and_the_error_says_what_to_do(
 
 async def test_no_password_is_sent_without_tls(nats_url: str, secrets: Secrets) -> None:
     """A server, or somebody in between, that says it has no TLS, is not believed."""
-    access = nats_access(settings(NATS_URL=nats_url, **_of("NATS_", gateway_settings(secrets))))
+    access = read_nats_access(settings(NATS_URL=nats_url, **_of("NATS_", gateway_settings(secrets))))
     with pytest.raises(Unavailable, match="offers no TLS"):
         await NatsConnection(access, "test").connect()
 
@@ -173,7 +173,7 @@ async def test_the_next_server_is_tried(secure_nats: ProductionNats, secrets: Se
 
 
 def etcd_for(server: ProductionEtcd, values: dict[str, str], **more: str) -> EtcdAccess:
-    return etcd_access(settings(**{"ETCD_URL": server.url} | _of("ETCD", values) | more))
+    return read_etcd_access(settings(**{"ETCD_URL": server.url} | _of("ETCD", values) | more))
 
 
 @asynccontextmanager
@@ -238,7 +238,7 @@ async def test_a_login_is_renewed_when_rights_change(secure_etcd: ProductionEtcd
     async with link(access) as worker:
         await worker.put("/nexus/workers/x", b"1")
         for prefix in ("/other/", "/nexus/"):
-            assert await make_users(access, prefix, secrets.etcd_passwords) is False
+            assert await create_users(access, prefix, secrets.etcd_passwords) is False
         await worker.put("/nexus/workers/x", b"2")
         await asyncio.gather(*(worker.get("/nexus/workers/x") for _ in range(20)))
 
@@ -249,7 +249,7 @@ async def test_what_is_as_it_should_be_costs_nobody_a_login(secure_etcd: Product
     async with link(access) as worker:
         await worker.put("/nexus/workers/x", b"1")
         token = worker._token
-        assert await make_users(access, "/nexus/", secrets.etcd_passwords) is False
+        assert await create_users(access, "/nexus/", secrets.etcd_passwords) is False
         await worker.put("/nexus/workers/x", b"2")
         assert worker._token == token
 
@@ -353,7 +353,7 @@ async def test_the_next_endpoint_is_tried(
 
 async def test_a_user_for_an_etcd_without_users(etcd_url: str) -> None:
     """It says so."""
-    access = etcd_access(settings(ETCD_URL=etcd_url, ETCD_USER="me", ETCD_PASSWORD="x"))
+    access = read_etcd_access(settings(ETCD_URL=etcd_url, ETCD_USER="me", ETCD_PASSWORD="x"))
     async with link(access) as made:
         with pytest.raises(Unavailable, match=r"not enabled.*remove ETCD_USER"):
             await made.get("/nexus/workers/w")
@@ -389,7 +389,7 @@ async def tls_before(port: int, secrets: Secrets) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def store(**values: str) -> AsyncIterator[RedisStore]:
-    made = RedisStore(redis_access(settings(**values)))
+    made = RedisStore(read_redis_access(settings(**values)))
     try:
         yield made
     finally:
@@ -464,17 +464,17 @@ def test_settings_that_cannot_work_are_named(values: dict[str, str], expected: s
     """The message names the setting, and what to do."""
     with pytest.raises(ConfigurationError, match=expected):
         made = settings(**values)
-        nats_access(made)
-        etcd_access(made)
-        redis_access(made)
+        read_nats_access(made)
+        read_etcd_access(made)
+        read_redis_access(made)
 
 
 def test_nothing_set_is_an_open_server() -> None:
     """As `nexus up` has them; empty variables count as not set."""
     made = settings(NATS_USER="", NATS_PASSWORD=SecretStr(""), ETCD_PASSWORD=SecretStr(""), REDIS_PASSWORD_FILE="")
-    assert nats_access(made) == NatsAccess("nats://127.0.0.1:4222")
-    assert etcd_access(made) == EtcdAccess("http://127.0.0.1:2379")
-    assert redis_access(made).credentials is None
+    assert read_nats_access(made) == NatsAccess("nats://127.0.0.1:4222")
+    assert read_etcd_access(made) == EtcdAccess("http://127.0.0.1:2379")
+    assert read_redis_access(made).credentials is None
 
 
 @pytest.mark.parametrize("module", ["gateway", "workers"])
@@ -565,7 +565,7 @@ async def test_nats_with_a_credentials_file(tmp_path: Path) -> None:
     await server.start()
     try:
         wire = NatsConnection(
-            nats_access(settings(NATS_URL=server.url, NATS_CREDS_FILE=str(creds), NATS_INBOX_PREFIX="_INBOX.jwt")),
+            read_nats_access(settings(NATS_URL=server.url, NATS_CREDS_FILE=str(creds), NATS_INBOX_PREFIX="_INBOX.jwt")),
             "test",
         )
         await wire.connect()

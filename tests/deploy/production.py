@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from backbone.registry.auth import EtcdAccess, EtcdTls
-from backbone.registry.users import make_users
+from backbone.registry.users import create_users
 from cli.embedded.servers import HOST, EtcdServer, NatsServer, RedisServer, free_port
 from tests.servers import ROOT, EmbeddedSource, Server
 
@@ -145,7 +145,7 @@ class ProductionEtcd(EtcdServer):
     async def start(self) -> None:
         await super().start()
         access = EtcdAccess(self.url, self.secrets.etcd_tls())
-        await make_users(access, "/nexus/", self.secrets.etcd_passwords)
+        await create_users(access, "/nexus/", self.secrets.etcd_passwords)
 
 
 class ProductionRedis(RedisServer):

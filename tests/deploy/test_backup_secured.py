@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from backbone.bus.nats.auth import nats_access
+from backbone.bus.nats.auth import read_nats_access
 from backbone.settings import CommonSettings
-from backbone.store.auth import redis_access
+from backbone.store.auth import read_redis_access
 from backbone.store.redis import RedisStore
 from backbone.store.redis_documents import RedisDocumentStore
 from cli.backup.archive import read_manifest
@@ -47,10 +47,10 @@ async def test_production_is_saved_and_restored(tmp_path: Path) -> None:
     job = new_job()
     async with Cluster(tmp_path / "old", source=ProductionSource(secrets)) as cluster:
         settings = admins(cluster, secrets)
-        world = World(nats_access(settings))
+        world = World(read_nats_access(settings))
         await (await world.gateway()).store_outcome(outcome_of(job), b"the answer")
         await world.close()
-        store = RedisStore(redis_access(settings))
+        store = RedisStore(read_redis_access(settings))
         await RedisDocumentStore(store).put("key", "", "k", b"{}")
         await store.close()
         await _backup(settings, tmp_path / "saved", parse_kinds(""), print)
@@ -60,11 +60,11 @@ async def test_production_is_saved_and_restored(tmp_path: Path) -> None:
         await _restore(
             settings, folder, read_manifest(folder), parse_kinds(""), force=False, replicas=None, notify=print
         )
-        world = World(nats_access(settings))
+        world = World(read_nats_access(settings))
         decision = await (await world.gateway()).read_outcome(job)
         assert decision is not None
         assert decision.payload == b"the answer"
         await world.close()
-        store = RedisStore(redis_access(settings))
+        store = RedisStore(read_redis_access(settings))
         assert await RedisDocumentStore(store).get("key", "", "k") == b"{}"
         await store.close()

@@ -22,7 +22,7 @@ from etcd3aio.maintenance import MaintenanceService
 from nats.errors import Error as NatsError
 
 from backbone.registry.auth import EtcdTls
-from backbone.registry.etcd_client import open_channel
+from backbone.registry.etcd_client import create_channel
 from cli.embedded.managed_process import bind_to_parent
 from tests.conftest import run_sync
 from tests.stack.test_up import NEXUS, Up, clean_environment
@@ -104,7 +104,7 @@ async def test_etcd_grants_no_stranger_what_needs_no_login(up: Up) -> None:
     """Leases and alarms are not behind its passwords: without a certificate of the stack's own, nobody gets so far."""
     address = f"127.0.0.1:{port(up, 'etcd')}"
     ca = (up.data / "secrets" / "ca.crt").read_bytes()
-    for channel in (open_channel(address, False, EtcdTls()), open_channel(address, True, EtcdTls(ca=ca))):
+    for channel in (create_channel(address, False, EtcdTls()), create_channel(address, True, EtcdTls(ca=ca))):
         try:
             with pytest.raises(EtcdError):
                 await LeaseService(channel).grant(60, timeout=2, max_attempts=1)

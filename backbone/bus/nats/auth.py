@@ -50,7 +50,7 @@ class NatsAccess:
         return ",".join(_without_password(server) for server in self.servers)
 
 
-def nats_access(settings: CommonSettings) -> NatsAccess:
+def read_nats_access(settings: CommonSettings) -> NatsAccess:
     """What the settings say. Raises ConfigurationError."""
     password = Password("NATS_PASSWORD", settings.nats_password, settings.nats_password_file)
     user, creds = settings.nats_user, settings.nats_creds_file
@@ -101,10 +101,10 @@ def _tls(settings: CommonSettings) -> ssl.SSLContext | None:
     wanted = any(part.strip().startswith("tls://") for part in settings.nats_url.split(","))
     if not (ca or cert or key or wanted):
         return None
-    return client_context("NATS", ca, cert, key)
+    return create_client_tls_context("NATS", ca, cert, key)
 
 
-def client_context(name: str, ca: str, cert: str, key: str) -> ssl.SSLContext:
+def create_client_tls_context(name: str, ca: str, cert: str, key: str) -> ssl.SSLContext:
     """A TLS context that believes `ca`, or the system's authorities, and shows `cert`. Raises ConfigurationError."""
     if bool(cert) != bool(key):
         raise ConfigurationError(f"{name}_TLS_CERT and {name}_TLS_KEY go together: set both or neither")

@@ -14,15 +14,15 @@ from typing import Any, NamedTuple, TypeVar
 import orjson
 
 from backbone.bus.nats.auth import NatsAccess
-from backbone.bus.nats.broadcast import BROADCAST
 from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.headers import parse_status
 from backbone.bus.nats.jetstream import API, CONSUMER_NOT_FOUND, STREAM_NOT_FOUND
 from backbone.bus.nats.request_inbox import ReplyMessage, RequestInbox
-from backbone.bus.nats.requests import Refused, ask, put
+from backbone.bus.nats.requests import JetStreamError, request_until_answered, store_message
 from backbone.bus.nats.stream_reader import StoredMessage, StreamReader
 from backbone.bus.subjects import (
     BLOBS_STREAM,
+    BROADCAST,
     CLAIMS_STREAM,
     DEAD_LETTERS_STREAM,
     EVENTS,
@@ -135,7 +135,7 @@ class StreamBackup:
         """A stream's state; None: there is no such stream."""
         try:
             found: dict[str, Any] = (await self._call(f"STREAM.INFO.{stream}"))["state"]
-        except Refused as refusal:
+        except JetStreamError as refusal:
             if refusal.code in GONE:
                 return None
             raise
@@ -170,7 +170,7 @@ class StreamBackup:
         try:
             said = await self._once(f"STREAM.SNAPSHOT.{stream}", wanted, SILENCE_S)
             await self._receive(stream, write)
-        except Refused as refusal:
+        except JetStreamError as refusal:
             if refusal.code in GONE:
                 return None
             raise
@@ -238,7 +238,7 @@ class StreamBackup:
         return count
 
     async def _append(self, piece: SavedMessage) -> None:
-        await put(self._questions, piece.subject.encode(), piece.data, piece.headers)
+        await store_message(self._questions, piece.subject.encode(), piece.data, piece.headers)
 
     async def delete_consumers_ahead(self, stream: str, last_seq: int) -> list[str]:
         """Delete consumers that believe to have seen more than there is, and would not see what comes: servers before
@@ -258,7 +258,7 @@ class StreamBackup:
         """Delete a stream, if it is there."""
         try:
             await self._call(f"STREAM.DELETE.{stream}")
-        except Refused as refusal:
+        except JetStreamError as refusal:
             if refusal.code not in GONE:
                 raise
 
@@ -267,7 +267,7 @@ class StreamBackup:
     async def _call(self, subject: str, body: Any = None) -> dict[str, Any]:
         """A call that may be carried out twice."""
         payload = b"" if body is None else orjson.dumps(body)
-        return _checked((await ask(self._questions, f"{API}.{subject}".encode(), payload))[0])
+        return _checked((await request_until_answered(self._questions, f"{API}.{subject}".encode(), payload))[0])
 
     async def _once(self, subject: str, body: Any, timeout_s: float) -> dict[str, Any]:
         return _checked(await self._reply(f"{API}.{subject}".encode(), orjson.dumps(body), timeout_s))
@@ -299,7 +299,7 @@ def _checked(answer: ReplyMessage) -> dict[str, Any]:
         raise Unavailable("NATS JetStream does not answer: is it enabled, and may this user ask it?")
     said: dict[str, Any] = orjson.loads(answer.data)
     if said.get("error") is not None:
-        raise Refused(said["error"])
+        raise JetStreamError(said["error"])
     return said
 
 
@@ -359,7 +359,7 @@ class LostJobCleaner:
         if run > 1:  # a retry that was lost: the runs before it have been
             await self._events.delete(message.seq)
         else:
-            await ask(self._questions, PURGE, orjson.dumps({"filter": message.subject}))
+            await request_until_answered(self._questions, PURGE, orjson.dumps({"filter": message.subject}))
         return True
 
 

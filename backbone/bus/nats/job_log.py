@@ -23,9 +23,9 @@ from backbone.bus.nats.jetstream import holds_job
 from backbone.bus.nats.outcomes import OutcomeRetention
 from backbone.bus.nats.pull_consumer import PullConsumer
 from backbone.bus.nats.request_inbox import RequestInbox
-from backbone.bus.nats.requests import Refused, ask, message_id, put
-from backbone.bus.nats.rpc_server import AskHandler, RpcServer
-from backbone.bus.nats.stream_configs import ensure_durables, ensure_taker
+from backbone.bus.nats.requests import JetStreamError, message_id_headers, request_until_answered, store_message
+from backbone.bus.nats.rpc_server import GateRequestHandler, RpcServer
+from backbone.bus.nats.stream_configs import ensure_job_streams, ensure_pull_consumer
 from backbone.bus.nats.stream_reader import QueuePositions, StreamReader
 from backbone.bus.nats.work_queue import Make, NatsWorkQueue
 from backbone.bus.nats.write_probe import StorageHealth, WriteProbe
@@ -121,7 +121,7 @@ class NatsJobLog:
         """Connect, and make the streams and the bucket."""
         await self._wire.connect()
         await self._questions.start()
-        self._made_at = await ensure_durables(self._wire.client, self._kept)
+        self._made_at = await ensure_job_streams(self._wire.client, self._kept)
         await self._share_secret()
         await self._wire.subscribe(f"{STORED_OUTCOMES}.*", self._on_ended)
         await self._wire.ping()  # from here on, no word is stored unheard
@@ -158,7 +158,7 @@ class NatsJobLog:
         """After a reconnect: the server may have lost its memory. Then whoever listens looks for what it has missed."""
         while True:
             try:
-                made_at = await ensure_durables(self._wire.client, self._kept)
+                made_at = await ensure_job_streams(self._wire.client, self._kept)
                 await self._share_secret()
                 for backlog in list(self._backlogs.values()):
                     await backlog.make()
@@ -186,10 +186,10 @@ class NatsJobLog:
         if there is None:
             mine = self._secret.key if self._secret is not None else os.urandom(SECRET_BYTES)
             try:
-                await put(
+                await store_message(
                     self._questions, SEAL_SECRET_SUBJECT.encode(), mine, CREATE_ONLY % 0, max_payload=self._max_payload
                 )
-            except Refused as refusal:
+            except JetStreamError as refusal:
                 if refusal.code not in WRONG_SEQUENCE:
                     raise Unavailable(f"NATS does not store the gateways' secret: {refusal}") from refusal
             there = await self._secrets.from_leader({"last_by_subj": SEAL_SECRET_SUBJECT})
@@ -208,10 +208,12 @@ class NatsJobLog:
                 f"the request is larger than the {self._max_payload - self._payload_room} bytes that NATS takes"
             )
         subject = job_subject(envelope.capability, envelope.lane, envelope.model).encode()
-        headers = message_id(f"{require_token(envelope.job)}.{envelope.run}")
+        headers = message_id_headers(f"{require_token(envelope.job)}.{envelope.run}")
         try:
-            stored = await put(self._questions, subject, envelope.encode(body), headers, max_payload=self._max_payload)
-        except Refused as refusal:
+            stored = await store_message(
+                self._questions, subject, envelope.encode(body), headers, max_payload=self._max_payload
+            )
+        except JetStreamError as refusal:
             if refusal.full:
                 raise QueueFull from refusal
             raise Unavailable(f"the queue does not take jobs: {refusal}") from refusal
@@ -234,7 +236,7 @@ class NatsJobLog:
         stored = f"{job}.{run}".encode()
         if not await holds_job(self._wire.client, seq, stored):
             return
-        reply = (await ask(self._questions, DELETE_JOB, b'{"seq":%d,"no_erase":true}' % seq))[0]
+        reply = (await request_until_answered(self._questions, DELETE_JOB, b'{"seq":%d,"no_erase":true}' % seq))[0]
         error = orjson.loads(reply.data).get("error")
         if error is not None and await holds_job(self._wire.client, seq, stored):
             raise Unavailable(f"NATS does not delete a job from the queue: {error}; retry shortly")
@@ -245,8 +247,8 @@ class NatsJobLog:
         """Publish; a copy may be stored where a confirmation was lost, as a worker's events."""
         subject = f"{EVENTS}.{require_token(job)}".encode()
         try:
-            await put(self._questions, subject, frame, max_payload=self._max_payload)
-        except Refused as refusal:
+            await store_message(self._questions, subject, frame, max_payload=self._max_payload)
+        except JetStreamError as refusal:
             raise Unavailable(f"NATS does not store an event: {refusal}") from refusal
 
     def append_event_unconfirmed(self, job: str, frame: bytes) -> None:
@@ -367,7 +369,7 @@ class NatsJobLog:
         """One consumer for all gateways."""
 
         async def make(ack_wait_s: float) -> None:
-            await ensure_taker(self._wire.client, OUTCOMES_STREAM, OUTCOME_CONSUMER, ack_wait_s)
+            await ensure_pull_consumer(self._wire.client, OUTCOMES_STREAM, OUTCOME_CONSUMER, ack_wait_s)
 
         async with contextlib.aclosing(
             self._take(OUTCOMES_STREAM, OUTCOME_CONSUMER, make, max_unacked, ack_wait_s)
@@ -398,7 +400,7 @@ class NatsJobLog:
 
     # Questions of workers
 
-    async def serve_gate_requests(self, referee: AskHandler) -> None:
+    async def serve_gate_requests(self, referee: GateRequestHandler) -> None:
         """See RpcServer."""
         answers = RpcServer(self._wire, referee)
         await answers.start()
@@ -425,10 +427,10 @@ class NatsJobLog:
         subject, expected = claim_subject(name), 0
         while True:
             try:
-                await put(
+                await store_message(
                     self._questions, subject.encode(), value, CREATE_ONLY % expected, max_payload=self._max_payload
                 )
-            except Refused as refusal:
+            except JetStreamError as refusal:
                 if refusal.code not in WRONG_SEQUENCE:
                     raise Unavailable(f"NATS does not store a claim: {refusal}") from refusal
             else:

@@ -8,7 +8,7 @@ import orjson
 import structlog
 
 from backbone.bus.nats.request_inbox import RequestInbox
-from backbone.bus.nats.requests import Refused, ask, message_id, put
+from backbone.bus.nats.requests import JetStreamError, message_id_headers, request_until_answered, store_message
 from backbone.bus.nats.stream_reader import StreamReader
 from backbone.bus.subjects import OUTCOME_CONSUMER, OUTCOMES, OUTCOMES_STREAM, dead_letter_subject, require_token
 from backbone.ids import new_token
@@ -22,10 +22,10 @@ async def decide(questions: RequestInbox, word: Outcome, payload: bytes, max_pay
     The message id is this call's own: its own repetition counts as the first, and everybody else's word does not.
     """
     subject = f"{OUTCOMES}.{require_token(word.job)}".encode()
-    headers = message_id(f"{word.job}.{word.run}.{new_token()}")
+    headers = message_id_headers(f"{word.job}.{word.run}.{new_token()}")
     try:
-        await put(questions, subject, word.encode(payload), headers, max_payload=max_payload)
-    except Refused as refusal:
+        await store_message(questions, subject, word.encode(payload), headers, max_payload=max_payload)
+    except JetStreamError as refusal:
         if refusal.taken:
             return False
         raise Unavailable(f"NATS does not store how the job ended: {refusal}") from refusal
@@ -35,10 +35,10 @@ async def decide(questions: RequestInbox, word: Outcome, payload: bytes, max_pay
 async def bury(questions: RequestInbox, word: Outcome, message: bytes, max_payload: int) -> None:
     """Store a dead letter. Raises RequestTooLarge, Unavailable."""
     subject = dead_letter_subject(word.capability, word.model).encode()
-    headers = message_id(f"{require_token(word.job)}.{word.run}")
+    headers = message_id_headers(f"{require_token(word.job)}.{word.run}")
     try:
-        await put(questions, subject, word.encode(message), headers, max_payload=max_payload)
-    except Refused as refusal:
+        await store_message(questions, subject, word.encode(message), headers, max_payload=max_payload)
+    except JetStreamError as refusal:
         raise Unavailable(f"NATS does not store a dead letter: {refusal}") from refusal
 
 
@@ -86,10 +86,10 @@ class OutcomeRetention:
 
     async def _recorded(self) -> int:
         """The sequence up to which all words are recorded."""
-        answer = orjson.loads((await ask(self._questions, INFO, b""))[0].data)
+        answer = orjson.loads((await request_until_answered(self._questions, INFO, b""))[0].data)
         return int(answer["ack_floor"]["stream_seq"]) if "error" not in answer else 0
 
     async def _drop_before(self, seq: int) -> None:
-        answer = orjson.loads((await ask(self._questions, PURGE, b'{"seq":%d}' % seq))[0].data)
+        answer = orjson.loads((await request_until_answered(self._questions, PURGE, b'{"seq":%d}' % seq))[0].data)
         if (error := answer.get("error")) is not None:
-            raise Unavailable(f"NATS: {Refused(error)}")
+            raise Unavailable(f"NATS: {JetStreamError(error)}")

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 
 from backbone.bus.bus import Queue
 from backbone.bus.nats.auth import INBOX
-from backbone.bus.nats.broadcast import BROADCAST
 from backbone.bus.subjects import (
-    ASKS,
     BLOBS_BUCKET,
     BLOBS_STREAM,
+    BROADCAST,
     CLAIMS_BUCKET,
     DEAD_LETTERS,
     EVENTS,
+    GATE_REQUESTS,
     JOBS,
     JOBS_STREAM,
     OUTCOMES,
@@ -131,7 +131,7 @@ def worker_permissions(inbox: str, *, workers: Iterable[str], queues: Iterable[Q
         publish=(
             *taking,
             f"{REPLIES}.*.*",
-            f"{ASKS}.*",
+            f"{GATE_REQUESTS}.*",
             f"{EVENTS}.*",
             f"{OUTCOMES}.*",
             *letters,
@@ -172,7 +172,7 @@ def gateway_permissions(inbox: str) -> NatsPermissions:
         subscribe=(
             f"{inbox}.>",
             f"{REPLIES}.*.*",
-            f"{ASKS}.*",
+            f"{GATE_REQUESTS}.*",
             f"{STORED_EVENTS}.*",
             f"{STORED_OUTCOMES}.*",
             f"{BROADCAST}.*",

@@ -30,7 +30,7 @@ FULL = 10077
 """JetStream's code for a message that a limit of its stream keeps out: of bytes, of messages, or per subject."""
 
 
-class Refused(Exception):
+class JetStreamError(Exception):
     """JetStream answered, and said no."""
 
     def __init__(self, error: dict[str, object]) -> None:
@@ -49,7 +49,7 @@ class Refused(Exception):
         return self.full and "per subject" in self.text
 
 
-class Stored(NamedTuple):
+class StoredAck(NamedTuple):
     """What NATS confirmed."""
 
     seq: int
@@ -57,12 +57,12 @@ class Stored(NamedTuple):
     """It had been stored before, under the same message id."""
 
 
-def message_id(text: str) -> bytes:
+def message_id_headers(text: str) -> bytes:
     """The headers that make JetStream store a message once per window. Raises InvalidSubject."""
     return id_headers(text.encode())
 
 
-async def ask(
+async def request_until_answered(
     questions: RequestInbox,
     subject: bytes,
     payload: bytes,
@@ -85,7 +85,7 @@ async def ask(
             reply = questions.request(subject, payload, headers=headers, many=many)
             async with asyncio.timeout(TRY_S):
                 answers = await reply
-            if answers is not None and not is_unheard(answers[0]):
+            if answers is not None and not has_no_responders(answers[0]):
                 return answers
         except TimeoutError:
             tries -= 1
@@ -101,9 +101,9 @@ async def ask(
     )
 
 
-async def put(
+async def store_message(
     questions: RequestInbox, subject: bytes, payload: bytes, headers: bytes = b"", *, max_payload: int = 0
-) -> Stored:
+) -> StoredAck:
     """Store a message, under the same headers until NATS confirms it. Raises Refused, RequestTooLarge, Unavailable: at once
     where NATS is known to store nothing.
 
@@ -112,14 +112,14 @@ async def put(
     questions.require_storage()
     if max_payload and len(headers) + len(payload) > max_payload:
         raise RequestTooLarge(f"a message of {len(payload)} bytes is larger than the {max_payload} that NATS takes")
-    answer = orjson.loads((await ask(questions, subject, payload, headers=headers))[0].data)
+    answer = orjson.loads((await request_until_answered(questions, subject, payload, headers=headers))[0].data)
     error = answer.get("error")
     if error is not None:
-        raise Refused(error)
-    return Stored(answer["seq"], answer.get("duplicate", False))
+        raise JetStreamError(error)
+    return StoredAck(answer["seq"], answer.get("duplicate", False))
 
 
-def is_unheard(answer: ReplyMessage) -> bool:
+def has_no_responders(answer: ReplyMessage) -> bool:
     """Nobody listens there: JetStream is not up, or the stream does not exist yet."""
     status = answer.status
     return status is not None and status.code == NO_RESPONDERS

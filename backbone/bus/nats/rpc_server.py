@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 import structlog
 
 from backbone.bus.nats.connection import NatsConnection
-from backbone.bus.subjects import ASKS, GATEWAY_GROUP, is_reply_subject
+from backbone.bus.subjects import GATE_REQUESTS, GATEWAY_GROUP, is_reply_subject
 from schemas.errors import Unavailable
 from schemas.job_events import GateReply, GateRequest
 
@@ -22,13 +22,13 @@ LAST_ANSWERS_S = 1.0
 MAX_WAITING = 10_000
 """Beyond this, questions are dropped: workers repeat them."""
 
-AskHandler = Callable[[GateRequest], Awaitable[GateReply | None]]
+GateRequestHandler = Callable[[GateRequest], Awaitable[GateReply | None]]
 
 
 class RpcServer:
     """The questions of workers that this gateway got."""
 
-    def __init__(self, wire: NatsConnection, referee: AskHandler) -> None:
+    def __init__(self, wire: NatsConnection, referee: GateRequestHandler) -> None:
         self._wire = wire
         self._referee = referee
         self._running: set[asyncio.Task[None]] = set()
@@ -37,7 +37,7 @@ class RpcServer:
 
     async def start(self) -> None:
         """Share in answering from now on, or from the next connection on. Raises Unavailable after `NatsConnection.close`."""
-        self._sid = await self._wire.subscribe(f"{ASKS}.*", self._on_ask, group=GATEWAY_GROUP)
+        self._sid = await self._wire.subscribe(f"{GATE_REQUESTS}.*", self._on_ask, group=GATEWAY_GROUP)
         with contextlib.suppress(Unavailable):
             await self._wire.ping()
 

@@ -65,7 +65,7 @@ def events_stream(kept: Retention) -> Config:
     }
 
 
-def words_stream(kept: Retention) -> Config:
+def outcomes_stream(kept: Retention) -> Config:
     """One message per subject, the first. It takes nothing when it is full: `backbone.bus.nats.outcomes` sees to it."""
     return _stream(OUTCOMES_STREAM, f"{OUTCOMES}.>", kept, kept.jobs_s) | {
         "description": "Nexus: how durable jobs ended",
@@ -77,7 +77,7 @@ def words_stream(kept: Retention) -> Config:
     }
 
 
-def dead_stream(kept: Retention) -> Config:
+def dead_letters_stream(kept: Retention) -> Config:
     """Dead letters; the oldest make room."""
     return _stream(DEAD_LETTERS_STREAM, f"{DEAD_LETTERS}.>", kept, kept.dead_letters_s) | {
         "description": "Nexus: jobs that failed for good, to be looked at",
@@ -107,7 +107,7 @@ def seals_stream(kept: Retention) -> Config:
     }
 
 
-def backlog_config(name: str, kept: Retention) -> Config:
+def work_queue_config(name: str, kept: Retention) -> Config:
     """A work queue of the gateways' own."""
     return _stream(work_queue_stream(name), f"nexus.{name}.*", kept, 0) | {
         "description": f"Nexus: work of the gateways: {name}",
@@ -117,18 +117,18 @@ def backlog_config(name: str, kept: Retention) -> Config:
     }
 
 
-async def ensure_durables(client: Client, kept: Retention) -> str:
+async def ensure_job_streams(client: Client, kept: Retention) -> str:
     """Make everything but the backlogs; when the stream of events was made first, by NATS's clock. Raises Unavailable."""
     told = await ensure(client, events_stream(kept), ("republish", "allow_direct"), DURABLES_NEED)
     needed = ("republish", "discard_new_per_subject", "max_msgs_per_subject", "allow_direct")
-    await ensure(client, words_stream(kept), needed, DURABLES_NEED)
-    await ensure(client, dead_stream(kept), ("allow_direct",), DURABLES_NEED)
+    await ensure(client, outcomes_stream(kept), needed, DURABLES_NEED)
+    await ensure(client, dead_letters_stream(kept), ("allow_direct",), DURABLES_NEED)
     await ensure(client, claims_stream(kept), ("allow_direct", "max_msgs_per_subject"), DURABLES_NEED)
     await ensure(client, seals_stream(kept), ("allow_direct", "max_msgs_per_subject"), DURABLES_NEED)
     return str(told["created"])
 
 
-async def ensure_taker(client: Client, stream: str, consumer: str, hold_s: float) -> None:
+async def ensure_pull_consumer(client: Client, stream: str, consumer: str, hold_s: float) -> None:
     """Make the consumer that all gateways take from, or bring it to this `hold_s`. Raises Unavailable.
 
     It has as many replicas as its stream, without saying so: a backup of three is restored into one.
@@ -149,6 +149,6 @@ async def ensure_taker(client: Client, stream: str, consumer: str, hold_s: float
         raise Unavailable(f"NATS refuses the consumer {consumer} of {stream}: {error}") from error
 
 
-async def ensure_backlog(client: Client, name: str, kept: Retention) -> None:
+async def ensure_work_queue(client: Client, name: str, kept: Retention) -> None:
     """Make a backlog's stream. Raises Unavailable."""
-    await ensure(client, backlog_config(name, kept), (), DURABLES_NEED)
+    await ensure(client, work_queue_config(name, kept), (), DURABLES_NEED)

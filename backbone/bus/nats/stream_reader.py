@@ -14,7 +14,7 @@ import orjson
 
 from backbone.bus.bus import Queue
 from backbone.bus.nats.request_inbox import ReplyMessage, RequestInbox
-from backbone.bus.nats.requests import NO_MESSAGE, NOT_FOUND, Refused, ask
+from backbone.bus.nats.requests import NO_MESSAGE, NOT_FOUND, JetStreamError, request_until_answered
 from backbone.bus.subjects import JOBS_STREAM, consumer_name, job_subject
 from schemas.errors import Unavailable
 
@@ -52,7 +52,7 @@ class StreamReader:
 
     async def last(self, subject: str) -> StoredMessage | None:
         """The newest message on a subject. Raises Unavailable."""
-        answer = (await ask(self._questions, self._direct + b"." + subject.encode(), b""))[0]
+        answer = (await request_until_answered(self._questions, self._direct + b"." + subject.encode(), b""))[0]
         if answer.status is None:
             return _message(answer)
         _require_not_found(answer)
@@ -68,7 +68,7 @@ class StreamReader:
         if subject is not None:
             where["next_by_subj"] = subject
         body = orjson.dumps(where | {"batch": min(count, BATCH), "max_bytes": BATCH_BYTES})
-        answers = await ask(self._questions, self._direct, body, many=True)
+        answers = await request_until_answered(self._questions, self._direct, body, many=True)
         found = [_message(one) for one in answers if one.status is None]
         if found:
             left = answers[-1].header(b"Nats-Num-Pending")
@@ -82,7 +82,7 @@ class StreamReader:
     async def count_after(self, seq: int, subject: str) -> int | None:
         """How many messages `subject` has after that of sequence `seq`; None: it has none with it. Raises Unavailable."""
         body = orjson.dumps({"seq": seq, "next_by_subj": subject, "batch": 1})
-        answer = (await ask(self._questions, self._direct, body, many=True))[0]
+        answer = (await request_until_answered(self._questions, self._direct, body, many=True))[0]
         if answer.status is not None:
             _require_not_found(answer)
             there = await self.from_leader({"seq": seq}) if self._replicated else None
@@ -94,10 +94,12 @@ class StreamReader:
 
     async def from_leader(self, where: dict[str, Any]) -> StoredMessage | None:
         """What the leader has. Raises Unavailable."""
-        answer = orjson.loads((await ask(self._questions, self._leader, orjson.dumps(where)))[0].data)
+        answer = orjson.loads(
+            (await request_until_answered(self._questions, self._leader, orjson.dumps(where)))[0].data
+        )
         error = answer.get("error")
         if error is not None:
-            refusal = Refused(error)
+            refusal = JetStreamError(error)
             if refusal.code == NO_MESSAGE:
                 return None
             raise Unavailable(f"NATS: {refusal}")
@@ -108,11 +110,11 @@ class StreamReader:
     async def delete(self, seq: int) -> bool:
         """Delete a message; False: it was not there, or an earlier try of this call has deleted it. Raises Unavailable."""
         body = b'{"seq":%d,"no_erase":true}' % seq
-        answer = orjson.loads((await ask(self._questions, self._delete, body))[0].data)
+        answer = orjson.loads((await request_until_answered(self._questions, self._delete, body))[0].data)
         error = answer.get("error")
         if error is None:
             return True
-        refusal = Refused(error)
+        refusal = JetStreamError(error)
         if refusal.code in NOTHING_DELETED:
             return False
         raise Unavailable(f"NATS: {refusal}")
@@ -120,10 +122,10 @@ class StreamReader:
     async def state(self, subject: str | None = None) -> dict[str, Any]:
         """The stream's state, with the count of messages on `subject`. Raises Unavailable."""
         body = orjson.dumps({"subjects_filter": subject}) if subject is not None else b""
-        answer = orjson.loads((await ask(self._questions, self._info, body))[0].data)
+        answer = orjson.loads((await request_until_answered(self._questions, self._info, body))[0].data)
         error = answer.get("error")
         if error is not None:
-            raise Unavailable(f"NATS: {Refused(error)}")
+            raise Unavailable(f"NATS: {JetStreamError(error)}")
         state: dict[str, Any] = answer["state"]
         return state
 
@@ -132,9 +134,9 @@ class StreamReader:
         found: list[str] = []
         while True:
             body = orjson.dumps({"subjects_filter": filter_, "offset": len(found)})
-            answer = orjson.loads((await ask(self._questions, self._info, body))[0].data)
+            answer = orjson.loads((await request_until_answered(self._questions, self._info, body))[0].data)
             if (error := answer.get("error")) is not None:
-                raise Unavailable(f"NATS: {Refused(error)}")
+                raise Unavailable(f"NATS: {JetStreamError(error)}")
             page = answer["state"].get("subjects") or {}
             found += page
             if not page or len(found) >= answer.get("total", 0):
@@ -186,4 +188,8 @@ class QueuePositions:
     async def _running(self, queue: Queue) -> int:
         subject = f"$JS.API.CONSUMER.INFO.{JOBS_STREAM}.{consumer_name(*queue)}".encode()
         # Without the consumer nothing runs.
-        return int(orjson.loads((await ask(self._questions, subject, b""))[0].data).get("num_ack_pending", 0))
+        return int(
+            orjson.loads((await request_until_answered(self._questions, subject, b""))[0].data).get(
+                "num_ack_pending", 0
+            )
+        )

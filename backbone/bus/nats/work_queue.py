@@ -9,8 +9,8 @@ from nats.aio.client import Client
 
 from backbone.bus.job_log import Retention, WorkItem
 from backbone.bus.nats.request_inbox import RequestInbox
-from backbone.bus.nats.requests import Refused, message_id, put
-from backbone.bus.nats.stream_configs import ensure_backlog, ensure_taker
+from backbone.bus.nats.requests import JetStreamError, message_id_headers, store_message
+from backbone.bus.nats.stream_configs import ensure_pull_consumer, ensure_work_queue
 from backbone.bus.subjects import GATEWAY_GROUP, work_item_subject, work_queue_stream
 from schemas.errors import Unavailable
 
@@ -34,7 +34,7 @@ class NatsWorkQueue:
 
     async def make(self) -> None:
         """Make the stream. Raises Unavailable."""
-        await ensure_backlog(self._client, self.name, self._kept)
+        await ensure_work_queue(self._client, self.name, self._kept)
         self._made = True
 
     async def put(self, item_id: str, data: bytes) -> None:
@@ -43,8 +43,10 @@ class NatsWorkQueue:
         if not self._made:
             await self.make()
         try:
-            await put(self._questions, subject, data, message_id(item_id), max_payload=self._client.max_payload)
-        except Refused as refusal:
+            await store_message(
+                self._questions, subject, data, message_id_headers(item_id), max_payload=self._client.max_payload
+            )
+        except JetStreamError as refusal:
             raise Unavailable(f"the backlog {self.name} does not take more work: {refusal}") from refusal
 
     async def consume(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
@@ -56,4 +58,4 @@ class NatsWorkQueue:
 
     async def _make_taker(self, ack_wait_s: float) -> None:
         await self.make()
-        await ensure_taker(self._client, self._stream, GATEWAY_GROUP, ack_wait_s)
+        await ensure_pull_consumer(self._client, self._stream, GATEWAY_GROUP, ack_wait_s)

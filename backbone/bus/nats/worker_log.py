@@ -12,8 +12,8 @@ from backbone.bus.nats.auth import NatsAccess
 from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.event_writer import NatsEventWriter
 from backbone.bus.nats.request_inbox import ReplyFuture, RequestInbox
-from backbone.bus.nats.requests import is_unheard
-from backbone.bus.subjects import ASKS, require_token
+from backbone.bus.nats.requests import has_no_responders
+from backbone.bus.subjects import GATE_REQUESTS, require_token
 from schemas.errors import Unavailable
 from schemas.frames import FrameKind
 from schemas.job_events import GateReply, GateRequest
@@ -84,7 +84,7 @@ class NatsWorkerLog:
 
     def request_gate(self, ask: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
         """One message to the queue group of the gateways."""
-        subject = f"{ASKS}.{require_token(ask.job)}".encode()
+        subject = f"{GATE_REQUESTS}.{require_token(ask.job)}".encode()
         payload = ask.model_dump_json(exclude_defaults=True).encode()
         try:
             if ask.kind is FrameKind.RETURNED:
@@ -129,7 +129,7 @@ class _Writer(NatsEventWriter):
 
 def _answer(reply: ReplyFuture) -> GateReply | None:
     answers = None if reply.cancelled() else reply.result()
-    if not answers or is_unheard(answers[0]):
+    if not answers or has_no_responders(answers[0]):
         return None
     try:
         return GateReply.model_validate_json(answers[0].data)

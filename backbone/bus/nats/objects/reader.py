@@ -17,7 +17,7 @@ import orjson
 from backbone.bus.blob_names import META, BlobCipher, BlobName, InvalidBlobSeal
 from backbone.bus.blobs import BlobCorrupted, BlobInfo, BlobNotFound
 from backbone.bus.nats.request_inbox import ReplyMessage, RequestInbox
-from backbone.bus.nats.requests import ask
+from backbone.bus.nats.requests import request_until_answered
 from backbone.bus.subjects import BLOBS_STREAM, blob_chunk, blob_meta
 from schemas.errors import NexusError, Unavailable
 
@@ -145,7 +145,7 @@ class NatsBlobReader:
 
     async def _ask(self, subject: bytes, body: bytes) -> list[ReplyMessage]:
         """Ask until there is an answer, over a reconnect too: reading can be repeated. Raises Unavailable."""
-        return await ask(self._questions, subject, body)
+        return await request_until_answered(self._questions, subject, body)
 
 
 def _require_not_found(answer: ReplyMessage) -> None:

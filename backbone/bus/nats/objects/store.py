@@ -20,7 +20,7 @@ from backbone.bus.nats.auth import NatsAccess
 from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.jetstream import BlobBucketConfig, ensure_bucket
 from backbone.bus.nats.objects.reader import NatsBlobReader
-from backbone.bus.nats.objects.writer import ERASE, MAX_UNDER_WAY, NatsBlobWriter, erasures, purges
+from backbone.bus.nats.objects.writer import ERASE, MAX_UNDER_WAY, NatsBlobWriter, erased_subjects, purge_requests
 from backbone.bus.nats.request_inbox import RequestInbox
 from backbone.bus.nats.write_probe import StorageHealth
 from backbone.bus.subjects import require_token
@@ -129,10 +129,10 @@ class NatsBlobStore(NatsBlobReader):
             if self._create is not None:
                 self._purge(meta.path)
                 return
-            for subject in erasures(meta.path, meta.chunks):
+            for subject in erased_subjects(meta.path, meta.chunks):
                 self._questions.request(subject, b"", headers=ERASE).cancel()
 
     def _purge(self, path: str) -> None:
-        for subject, filter_ in purges(path):
+        for subject, filter_ in purge_requests(path):
             with contextlib.suppress(Unavailable):
                 self._wire.publish(subject, filter_, self._questions.discard_subject)

@@ -35,12 +35,12 @@ ERASE = b"NATS/1.0\r\nNats-TTL: 1s\r\n\r\n"
 PURGE = f"$JS.API.STREAM.PURGE.{BLOBS_STREAM}".encode()
 
 
-def purges(path: str) -> list[tuple[bytes, bytes]]:
+def purge_requests(path: str) -> list[tuple[bytes, bytes]]:
     """The calls, subject and body, that delete a blob."""
     return [(PURGE, orjson.dumps({"filter": subject})) for subject in (blob_meta(path), blob_chunks(path))]
 
 
-def erasures(path: str, chunks: int) -> list[bytes]:
+def erased_subjects(path: str, chunks: int) -> list[bytes]:
     """The subjects of a blob and of its parts, description first."""
     return [blob_meta(path).encode(), *(blob_chunk(path, number).encode() for number in range(chunks))]
 
@@ -128,9 +128,9 @@ class NatsBlobWriter:
         await _settle(list(self._unconfirmed))
         with contextlib.suppress(Unavailable):
             if self._may_purge:
-                await _settle([self._questions.request(subject, body) for subject, body in purges(self._path)])
+                await _settle([self._questions.request(subject, body) for subject, body in purge_requests(self._path)])
             else:
-                subjects = erasures(self._path, self._count)
+                subjects = erased_subjects(self._path, self._count)
                 await _settle([self._questions.request(subject, b"", headers=ERASE) for subject in subjects])
 
     def _require_open(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from backbone.bus.nats.broadcast import MemoryBroadcast
+from backbone.testing.broadcast import MemoryBroadcast
 from backbone.testing.documents import MemoryDocumentStore
 from gateway.auth.authenticator import Authenticator, ConcurrencyLimiter, Principal
 from gateway.auth.key_store import KEPT_S, KIND, TRUSTED_S, CreatedKey, KeyNotFound, KeyStore

@@ -10,7 +10,7 @@ from typing import Any, cast
 import httpx
 import pytest
 
-from backbone.bus.nats.broadcast import MemoryBroadcast
+from backbone.testing.broadcast import MemoryBroadcast
 from backbone.testing.documents import MemoryDocumentStore
 from gateway.app import make_app
 from gateway.auth.authenticator import Authenticator
