@@ -1,4 +1,4 @@
-"""`nexus env`: the variables that OpenAI's SDKs and most programs for them read, for a shell to take over."""
+"""`nexus env`: the variables with which OpenAI's SDKs find the running gateway."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def env(
     target = find_target(url, options.chosen_key(key, key_file), data_dir_from(data_dir))
     if not target.key:
         raise ConsoleError(
-            f"there is no key for {target.url}: no `nexus up` runs on {data_dir_from(data_dir).root}. "
-            "Start one, give the --data-dir of one that runs, or set NEXUS_URL and NEXUS_API_KEY"
+            f"There is no key for {target.url}: no `nexus up` runs on {data_dir_from(data_dir).root}. "
+            "Start one, pass the --data-dir of a running one, or set NEXUS_URL and NEXUS_API_KEY."
         )
-    print(exports(target.url, target.key))
+    print(format_exports(target.url, target.key))
 
 
-def exports(url: str, key: str) -> str:
-    """Return one line for any POSIX shell."""
+def format_exports(url: str, key: str) -> str:
+    """Return one line that sets both variables in any POSIX shell."""
     return f"export OPENAI_BASE_URL={shlex.quote(url + '/v1')} OPENAI_API_KEY={shlex.quote(key)}"

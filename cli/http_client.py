@@ -1,6 +1,6 @@
-"""HTTP for commands that only call a gateway: the standard library's client, with proxies, forms and errors of its own.
+"""An HTTP client for commands that only call a gateway: the standard library's, with proxies, forms and error classes.
 
-httpx, which the other parts use, takes a quarter of a second of CPU to import: more than such a command needs in all.
+httpx takes a quarter of a second of CPU to import, more than such a command needs in all.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 3.0
 READ_BYTES = 64 * 1024
-PORTS = {"http": 80, "https": 443}
+DEFAULT_PORTS = {"http": 80, "https": 443}
 
 Files = list[tuple[str, tuple[str, IO[bytes]]]]
-"""Fields of a form that are files, each with its name."""
+"""File fields of a form: the field, then the file's name and content."""
 
 
 class HttpError(Exception):
-    """A request that got no answer."""
+    """A request failed without a complete answer."""
 
 
 class InvalidUrl(HttpError):
-    """The URL, or a header's value, cannot be sent."""
+    """The URL or a header's value cannot be sent."""
 
 
 class NoConnection(HttpError):
@@ -47,19 +47,19 @@ class NoConnection(HttpError):
 
 
 class UntrustedCertificate(HttpError):
-    """The server's certificate is signed by nobody this machine trusts, or names another host."""
+    """The server's certificate has no authority that this machine trusts, or names another host."""
 
 
-class TimedOut(HttpError):
-    """The answer, or its next part, did not come in time."""
+class RequestTimeout(HttpError):
+    """The answer or its next part did not arrive in time."""
 
 
-class Broken(HttpError):
+class ConnectionBroken(HttpError):
     """The connection ended before the answer did."""
 
 
-class Response:
-    """An answer, read as it comes. Close it."""
+class StreamedResponse:
+    """A response whose body is read as it arrives. The caller closes it."""
 
     def __init__(self, connection: HTTPConnection, raw: HTTPResponse) -> None:
         self._connection = connection
@@ -71,7 +71,7 @@ class Response:
 
     def parts(self) -> Iterator[bytes]:
         """Yield the body as it arrives. Raises HttpError."""
-        with _translated():
+        with _translate_errors():
             while part := self._raw.read1(READ_BYTES):
                 yield part
             if self._raw.length:
@@ -88,13 +88,13 @@ class Response:
         return json.loads(self.read())
 
     def close(self) -> None:
-        """End the connection: a gateway stops an answer that nobody reads."""
+        """Close the connection, upon which the gateway stops the answer."""
         self._raw.close()
         self._connection.close()
 
 
 class ConsoleHttpClient:
-    """Requests to one server, each on a connection of its own."""
+    """Sends requests to one server, each on its own connection."""
 
     def __init__(self, base_url: str, headers: Mapping[str, str] | None = None) -> None:
         self._base = base_url
@@ -109,27 +109,30 @@ class ConsoleHttpClient:
         read_s: float,
         body: bytes | Iterable[bytes] | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> Response:
-        """Return the answer to one request, its body not yet read. Raises HttpError. `read_s`: between two parts of it."""
-        url = _parsed(self._base.rstrip("/") + path)
+    ) -> StreamedResponse:
+        """Send a request and return the response, its body unread. Raises HttpError.
+
+        `read_s` is the time limit for each read.
+        """
+        url = _parse_url(self._base.rstrip("/") + path)
         connection, target, extra = self._connection(url)
         try:
-            with _translated(NoConnection):
+            with _translate_errors(NoConnection):
                 connection.connect()
-            with _translated():
+            with _translate_errors():
                 connection.sock.settimeout(read_s)
                 _send(connection, method, target, body, {**self._headers, **extra, **(headers or {})})
-                return Response(connection, connection.getresponse())
+                return StreamedResponse(connection, connection.getresponse())
         except BaseException:
             connection.close()
             raise
 
     def _connection(self, url: SplitResult) -> tuple[HTTPConnection, str, dict[str, str]]:
-        """Return a connection towards `url`, how the request line names it, and headers for a proxy in between."""
-        host, port = url.hostname or "", url.port or PORTS[url.scheme]
+        """Return a connection for `url`, the target of the request line, and headers for a proxy."""
+        host, port = url.hostname or "", url.port or DEFAULT_PORTS[url.scheme]
         target = url._replace(scheme="", netloc="", path=url.path or "/", fragment="").geturl()
         proxy = None if is_loopback(host) else _proxy(url)
-        place = (proxy.hostname or "", proxy.port or PORTS["http"]) if proxy else (host, port)
+        place = (proxy.hostname or "", proxy.port or DEFAULT_PORTS["http"]) if proxy else (host, port)
         extra = _proxy_authorization(proxy) if proxy else {}
         if url.scheme == "https":
             tls = HTTPSConnection(*place, timeout=CONNECT_TIMEOUT_S, context=self._tls_context())
@@ -140,7 +143,7 @@ class ConsoleHttpClient:
         return plain, url._replace(fragment="").geturl() if proxy else target, extra
 
     def _tls_context(self) -> SSLContext:
-        """Trust this machine's authorities, or those that SSL_CERT_FILE names, and Mozilla's where they are installed."""
+        """Return a context that trusts SSL_CERT_FILE; without that, this machine's authorities and certifi's if installed."""
         if self._tls is None:
             import ssl
 
@@ -153,22 +156,22 @@ class ConsoleHttpClient:
         return self._tls
 
 
-def join(base: str, url: str) -> tuple[str, str]:
+def resolve_url(base: str, url: str) -> tuple[str, str]:
     """Return the server and the path of `url`, which may be relative to `base`. Raises InvalidUrl."""
-    parts = _parsed(urljoin(base, url))
+    parts = _parse_url(urljoin(base, url))
     return f"{parts.scheme}://{parts.netloc}", parts._replace(scheme="", netloc="").geturl()
 
 
 def is_loopback(host: str) -> bool:
-    """Return whether the host is this machine, so that no proxy stands in between."""
+    """Return whether the host is this machine. Proxies are not used for it."""
     try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
 
 
-def form(fields: Mapping[str, Any], files: Files) -> tuple[Iterator[bytes], dict[str, str]]:
-    """Return a form as multipart/form-data, its files read as they are sent, and its headers."""
+def encode_form(fields: Mapping[str, Any], files: Files) -> tuple[Iterator[bytes], dict[str, str]]:
+    """Return a multipart/form-data body and its headers. Files are read while the body is sent."""
     from mimetypes import guess_type
     from secrets import token_hex
 
@@ -210,12 +213,12 @@ def _part_head(boundary: str, name: str, file_name: str | None = None, kind: str
 
 
 def _quoted(name: str) -> str:
-    """As HTML's standard has browsers do it."""
+    """Escape a name as the HTML standard prescribes."""
     return name.replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _size(content: bytes | IO[bytes]) -> int | None:
-    """Bytes left to read; None for a pipe."""
+    """Return the bytes left to read; None for a pipe."""
     if isinstance(content, bytes):
         return len(content)
     status = os.fstat(content.fileno())
@@ -231,32 +234,32 @@ def _send(
 ) -> None:
     chunked = not (body is None or isinstance(body, bytes) or "content-length" in headers)
     extra = {"transfer-encoding": "chunked"} if chunked else {}
-    with suppress(BrokenPipeError, ConnectionResetError):  # refused before all was sent: the answer says why
+    with suppress(BrokenPipeError, ConnectionResetError):  # the server rejected the request early: its answer says why
         connection.request(method, target, body=body, headers={**headers, **extra}, encode_chunked=chunked)
 
 
-def _parsed(url: str) -> SplitResult:
+def _parse_url(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
         raise InvalidUrl(str(error)) from error
-    if parts.scheme not in PORTS or not parts.hostname:
-        raise InvalidUrl(f"{url} has no host, or is neither http:// nor https://")
+    if parts.scheme not in DEFAULT_PORTS or not parts.hostname:
+        raise InvalidUrl(f"{url} has no host, or does not begin with http:// or https://")
     return parts
 
 
 def _proxy(url: SplitResult) -> SplitResult | None:
-    """Return the proxy that HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY mean for `url`."""
+    """Return the proxy for `url` by HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY."""
     from urllib.request import getproxies, proxy_bypass
 
     proxies = getproxies()
-    said = proxies.get(url.scheme) or proxies.get("all")
-    if not said or proxy_bypass(url.hostname or ""):
+    address = proxies.get(url.scheme) or proxies.get("all")
+    if not address or proxy_bypass(url.hostname or ""):
         return None
-    proxy = _parsed(said if "://" in said else f"http://{said}")
+    proxy = _parse_url(address if "://" in address else f"http://{address}")
     if proxy.scheme != "http":
-        raise InvalidUrl(f"the proxy {proxy.hostname} is not an http:// one")
+        raise InvalidUrl(f"the proxy {proxy.hostname} does not begin with http://")
     return proxy
 
 
@@ -271,12 +274,12 @@ def _proxy_authorization(proxy: SplitResult) -> dict[str, str]:
 
 
 @contextmanager
-def _translated(otherwise: type[HttpError] = Broken) -> Iterator[None]:
-    """Turn what the standard library raises into HttpError."""
+def _translate_errors(otherwise: type[HttpError] = ConnectionBroken) -> Iterator[None]:
+    """Raise the standard library's errors as HttpError."""
     try:
         yield
     except TimeoutError as error:
-        raise (TimedOut if otherwise is Broken else otherwise)("no answer in time") from error
+        raise (RequestTimeout if otherwise is ConnectionBroken else otherwise)("no answer in time") from error
     except (InvalidURL, UnicodeError) as error:
         raise InvalidUrl(f"the URL or the key holds characters that HTTP does not allow ({error})") from error
     except (OSError, HTTPException) as error:

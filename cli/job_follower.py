@@ -1,4 +1,4 @@
-"""Following a job from outside: its place in the queue, then its events to the end, over outages and restarts of gateways."""
+"""Follow a job: its queue position, then its events to the end, through outages and restarts of gateways."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from cli.gateway_client import ApiClient, ServerSentEvent
 
 ENDS = frozenset({"completed", "failed", "cancelled", "expired"})
 MAX_OUTAGE_S = 300.0
-"""How long an outage may last."""
+"""An outage of the gateway that lasts longer ends the command."""
 RETRY_DELAYS_S = (0.1, 0.2, 0.5, 1.0)
-"""Between two looks at a queued job, and between two tries at a gateway that is away; the last one is repeated."""
+"""Delays between polls of a queued job, and between retries in an outage; the last one repeats."""
 LONG_POLL_S = 30
 EVENTS_EXPIRED = "events_expired"
 
@@ -25,7 +25,7 @@ Notify = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class FollowedJobEvent:
-    """What happened to a job."""
+    """One event of a job."""
 
     id: str
     kind: str
@@ -33,13 +33,13 @@ class FollowedJobEvent:
     data: Any
 
 
-def path_of(job: str, part: str = "") -> str:
-    """The path of a job, or of a part of it."""
+def job_path(job: str, part: str = "") -> str:
+    """Return the path of a job, or of a part of it such as `/events`."""
     return f"/v1/jobs/{quote(job, safe='')}{part}"
 
 
 class OutageRetry:
-    """Waits a little after each failure in a row, and gives up when they have lasted too long."""
+    """Delays the retries of an outage, and ends one that lasts longer than `MAX_OUTAGE_S`."""
 
     def __init__(self, notify: Notify) -> None:
         self._notify = notify
@@ -47,37 +47,37 @@ class OutageRetry:
         self._pauses: Iterator[float] = iter(())
 
     def succeeded(self) -> None:
-        """Something came."""
+        """Note an answer: the outage is over."""
         self._since = None
 
     def failed(self, error: ConsoleError) -> None:
-        """Wait, or raise `error` again."""
+        """Wait before the next retry, or raise `error` when the outage has lasted too long."""
         if self._since is None:
             self._since = time.monotonic()
             self._pauses = iter(RETRY_DELAYS_S)
-            self._notify(f"{error}; trying on")
+            self._notify(f"{error} Trying again for up to {MAX_OUTAGE_S / 60:.0f} minutes.")
         elif time.monotonic() - self._since > MAX_OUTAGE_S:
             raise error
         time.sleep(next(self._pauses, RETRY_DELAYS_S[-1]))
 
 
 def is_outage(error: ConsoleError) -> bool:
-    """Whether asking again makes sense."""
+    """Return whether a retry may succeed."""
     return isinstance(error, GatewayUnreachable) or (isinstance(error, GatewayError) and error.status >= 500)
 
 
 class JobFollower:
-    """Follows one job."""
+    """Reads the state and the events of one job, and retries in outages."""
 
     def __init__(self, api: ApiClient, job: str, notify: Notify) -> None:
-        """`notify` is given news about the way to the gateway."""
+        """Follow `job`. `notify` is called with a line when an outage begins."""
         self._api = api
         self._job = job
         self._patience = OutageRetry(notify)
 
-    def look(self, *, wait_s: int = 0) -> dict[str, Any]:
-        """The job as it stands; with `wait_s`, when it has ended, at the latest after that time."""
-        path = path_of(self._job, f"?wait={wait_s}" if wait_s else "")
+    def fetch(self, *, wait_s: int = 0) -> dict[str, Any]:
+        """Return the job; with `wait_s`, once it has ended or that time has passed."""
+        path = job_path(self._job, f"?wait={wait_s}" if wait_s else "")
         while True:
             try:
                 found: dict[str, Any] = self._api.get(path, read_s=wait_s + 30.0)
@@ -90,52 +90,52 @@ class JobFollower:
                 return found
 
     def queued(self, job: dict[str, Any]) -> Generator[dict[str, Any]]:
-        """The job again and again while it is queued, beginning with `job`."""
+        """Yield the job while it is queued, beginning with `job`."""
         pauses = iter(RETRY_DELAYS_S)
         while job["status"] == "queued":
             yield job
             time.sleep(next(pauses, RETRY_DELAYS_S[-1]))
-            job = self.look()
+            job = self.fetch()
 
     def events(self) -> Generator[FollowedJobEvent]:
-        """All events, the last of which says how the job ended. Where they are not kept any more, that one alone."""
+        """Yield all events up to the one that ends the job; that one alone if the others have expired."""
         last = ""
         while True:
             try:
-                for event in self._api.events(path_of(self._job, "/events"), last):
+                for event in self._api.events(job_path(self._job, "/events"), last):
                     self._patience.succeeded()
-                    found = _read(event)
+                    parsed = _parse_event(event)
                     last = event.id or last
-                    yield found
-                    if found.kind in ENDS:
+                    yield parsed
+                    if parsed.kind in ENDS:
                         return
             except ConsoleError as error:
                 if isinstance(error, GatewayError) and error.code == EVENTS_EXPIRED:
-                    yield from self._end_alone()
+                    yield from self._last_event()
                     return
                 if not is_outage(error):
                     raise
                 self._patience.failed(error)
             else:
-                self._patience.failed(GatewayUnreachable("the events broke off before the job's end"))
+                self._patience.failed(GatewayUnreachable("The events broke off before the job's end."))
 
-    def _end_alone(self) -> Generator[FollowedJobEvent]:
+    def _last_event(self) -> Generator[FollowedJobEvent]:
         while True:
-            job = self.look(wait_s=LONG_POLL_S)
+            job = self.fetch(wait_s=LONG_POLL_S)
             if job["status"] in ENDS:
                 yield FollowedJobEvent("", job["status"], job)
                 return
 
 
-def _read(event: ServerSentEvent) -> FollowedJobEvent:
+def _parse_event(event: ServerSentEvent) -> FollowedJobEvent:
     try:
         data = json.loads(event.data)
     except ValueError as error:
-        raise ConsoleError(f"the gateway sent an event that is not JSON: {event.data[:100]}") from error
+        raise ConsoleError(f"The gateway sent an event that is not JSON: {event.data[:100]}") from error
     if event.event.startswith("job."):
         return FollowedJobEvent(event.id, event.event.removeprefix("job."), data)
-    said = data.get("error") if isinstance(data, dict) else None
-    if isinstance(said, dict):
-        status = 503 if said.get("code") == "unavailable" else 400
-        raise GatewayError(str(said.get("message")), status=status, code=str(said.get("code") or ""))
-    raise ConsoleError(f"the gateway sent an event that is none of a job's: {event.event or event.data[:100]}")
+    failure = data.get("error") if isinstance(data, dict) else None
+    if isinstance(failure, dict):
+        status = 503 if failure.get("code") == "unavailable" else 400
+        raise GatewayError(str(failure.get("message")), status=status, code=str(failure.get("code") or ""))
+    raise ConsoleError(f"The gateway sent an unknown event: {event.event or event.data[:100]}")

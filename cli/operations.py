@@ -1,4 +1,4 @@
-"""`nexus status`, `workers`, `queues`, `drain`: what an operator asks a running gateway."""
+"""`nexus status`, `workers`, `queues` and `drain`: commands with which an operator looks at a running gateway."""
 
 from __future__ import annotations
 
@@ -18,65 +18,45 @@ from cli.gateway_client import ApiClient
 if TYPE_CHECKING:
     from cli.tables import RenderableType
 
-REFRESH_S = 1.0
-WIDE = 1000
-"""Columns, where lines are not to be folded."""
+REFRESH_INTERVAL_S = 1.0
+UNWRAPPED_COLUMNS = 1000
+"""Width of output whose lines must not be folded."""
 Fetch = Callable[[ApiClient], Any]
 Render = Callable[[Any], "RenderableType"]
 
 
-def status(
-    url: options.Url = None,
-    key: options.Key = None,
-    key_file: options.KeyFile = None,
-    data_dir: options.Data = None,
-    as_json: options.Json = False,
-    watch: options.Watch = False,
-) -> None:
-    """Is everything well: the parts, the workers, the queues."""
-    with options.client(url, key, data_dir, key_file) as api:
-        seen = show(api, fetch_status, render_status, as_json=as_json, watch=watch)
-    if seen["ready"].get("status") == "unavailable":
+@options.gateway_command
+def status(api: ApiClient, *, as_json: options.Json = False, watch: options.Watch = False) -> None:
+    """Show the gateway's dependencies, the workers and the queues.
+
+    Exit code 1 if the gateway cannot serve requests.
+    """
+    shown = show(api, fetch_status, render_status, as_json=as_json, watch=watch)
+    if shown["ready"].get("status") == "unavailable":
         raise typer.Exit(1)
 
 
-def workers(
-    url: options.Url = None,
-    key: options.Key = None,
-    key_file: options.KeyFile = None,
-    data_dir: options.Data = None,
-    as_json: options.Json = False,
-    watch: options.Watch = False,
-) -> None:
-    """The workers, their slots and their models."""
-    with options.client(url, key, data_dir, key_file) as api:
-        show(api, fetch_list("/v1/workers"), render_workers, as_json=as_json, watch=watch)
+@options.gateway_command
+def workers(api: ApiClient, *, as_json: options.Json = False, watch: options.Watch = False) -> None:
+    """Show the workers, their slots and their models."""
+    show(api, fetch_list("/v1/workers"), render_workers, as_json=as_json, watch=watch)
 
 
-def queues(
-    url: options.Url = None,
-    key: options.Key = None,
-    key_file: options.KeyFile = None,
-    data_dir: options.Data = None,
-    as_json: options.Json = False,
-    watch: options.Watch = False,
-) -> None:
-    """How many jobs wait, and how many run, per model and lane."""
-    with options.client(url, key, data_dir, key_file) as api:
-        show(api, fetch_list("/v1/queues"), render_queues, as_json=as_json, watch=watch)
+@options.gateway_command
+def queues(api: ApiClient, *, as_json: options.Json = False, watch: options.Watch = False) -> None:
+    """Show how many jobs wait and run, per model and lane."""
+    show(api, fetch_list("/v1/queues"), render_queues, as_json=as_json, watch=watch)
 
 
+@options.gateway_command
 def drain(
-    worker: Annotated[str, typer.Argument(help="The worker's id, as `nexus workers` shows it.")],
-    url: options.Url = None,
-    key: options.Key = None,
-    key_file: options.KeyFile = None,
-    data_dir: options.Data = None,
+    api: ApiClient,
+    worker: Annotated[str, typer.Argument(help="Id of the worker, from `nexus workers`.")],
+    *,
     as_json: options.Json = False,
 ) -> None:
-    """Let a worker finish what it runs and take nothing new."""
-    with options.client(url, key, data_dir, key_file) as api:
-        answer = api.post(f"/v1/workers/{quote(worker, safe='')}/drain")
+    """Let a worker finish its jobs and take no new ones."""
+    answer = api.post(f"/v1/workers/{quote(worker, safe='')}/drain")
     if as_json:
         print(json.dumps(answer))
     else:
@@ -84,82 +64,82 @@ def drain(
 
 
 def fetch_status(api: ApiClient) -> dict[str, Any]:
-    """Readiness, workers and queues together."""
+    """Return readiness, workers and queues together."""
     ready = api.get("/readyz", accept=(503,))
     if not isinstance(ready, dict) or "status" not in ready:
-        raise ConsoleError(f"{api.target.url} does not answer like a Nexus gateway")
-    seen: dict[str, Any] = {"url": api.target.url, "ready": ready, "workers": [], "queues": []}
+        raise ConsoleError(f"{api.target.url} is not a Nexus gateway: its answer to /readyz has no status.")
+    found: dict[str, Any] = {"url": api.target.url, "ready": ready, "workers": [], "queues": []}
     if ready["status"] != "unavailable":
-        seen["workers"] = api.get("/v1/workers")["data"]
-        seen["queues"] = api.get("/v1/queues")["data"]
-    return seen
+        found["workers"] = api.get("/v1/workers")["data"]
+        found["queues"] = api.get("/v1/queues")["data"]
+    return found
 
 
 def fetch_list(path: str) -> Fetch:
-    """What is at `path`."""
+    """Return a function that reads the list at `path`."""
     return lambda api: api.get(path)
 
 
 def show(api: ApiClient, fetch: Fetch, render: Render, *, as_json: bool, watch: bool) -> Any:
-    """Print what `fetch` gets, once or until Ctrl-C. Returns the last of it."""
-    seen = fetch(api)
+    """Print the result of `fetch`, with `watch` again and again until Ctrl-C. Returns the last result."""
+    data = fetch(api)
     if not watch:
-        _print(seen, render, as_json=as_json)
-        return seen
+        _print(data, render, as_json=as_json)
+        return data
     try:
         if as_json or not sys.stdout.isatty():
-            return _watch_lines(api, fetch, render, seen, as_json=as_json)
-        return _watch_live(api, fetch, render, seen)
+            return _watch_lines(api, fetch, render, data, as_json=as_json)
+        return _watch_live(api, fetch, render, data)
     except KeyboardInterrupt:
-        return seen
+        return data
 
 
-def _print(seen: Any, render: Render, *, as_json: bool) -> None:
+def _print(data: Any, render: Render, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(seen), flush=True)
+        print(json.dumps(data), flush=True)
     else:
         from cli.tables import Console
 
-        view = render(seen)
+        view = render(data)
         Console(width=_width(view)).print(view)
 
 
 def _width(view: RenderableType) -> int | None:
-    """None: the terminal's. Elsewhere, and where there are ids to be copied, a line stays one line."""
+    """Return the width to print with; None is the terminal's. Tables of ids to copy, and pipes, get unfolded lines."""
     from cli.tables import Table
 
     ids = isinstance(view, Table) and view.columns[0].no_wrap
-    return WIDE if ids or not sys.stdout.isatty() else None
+    return UNWRAPPED_COLUMNS if ids or not sys.stdout.isatty() else None
 
 
-def _watch_lines(api: ApiClient, fetch: Fetch, render: Render, seen: Any, *, as_json: bool) -> Any:
-    """For a pipe: a whole view a second."""
+def _watch_lines(api: ApiClient, fetch: Fetch, render: Render, data: Any, *, as_json: bool) -> Any:
+    """Print a whole view each second, for a pipe."""
     while True:
-        _print(seen, render, as_json=as_json)
-        time.sleep(REFRESH_S)
-        seen = fetch(api)
+        _print(data, render, as_json=as_json)
+        time.sleep(REFRESH_INTERVAL_S)
+        data = fetch(api)
 
 
-def _watch_live(api: ApiClient, fetch: Fetch, render: Render, seen: Any) -> Any:
-    """For a terminal: one view, kept fresh. An outage is shown, and ends by itself."""
+def _watch_live(api: ApiClient, fetch: Fetch, render: Render, data: Any) -> Any:
+    """Refresh one view on a terminal. An outage of the gateway is shown, and does not end the command."""
     from cli.tables import Live, Text
 
-    with Live(render(seen), auto_refresh=False, screen=False) as live:
+    with Live(render(data), auto_refresh=False, screen=False) as live:
         while True:
-            time.sleep(REFRESH_S)
+            time.sleep(REFRESH_INTERVAL_S)
             try:
-                seen = fetch(api)
-                live.update(render(seen), refresh=True)
+                data = fetch(api)
+                live.update(render(data), refresh=True)
             except ConsoleError as error:
                 live.update(Text(str(error), style="red"), refresh=True)
 
 
-def render_status(seen: dict[str, Any]) -> RenderableType:
-    """The whole picture on one screen."""
+def render_status(found: dict[str, Any]) -> RenderableType:
+    """Return the status of the gateway, the workers and the queues as one view."""
     from cli.tables import Group, Text, new_table, styled_state
 
-    ready = seen["ready"]
-    head = Text.assemble(("Nexus ", "bold"), seen["url"], "  ", styled_state(ready["status"]))
+    ready = found["ready"]
+    head = Text.assemble(("Nexus ", "bold"), found["url"], "  ", styled_state(ready["status"]))
     parts = new_table("part", "state", "ms", "")
     for name, part in ready.get("parts", {}).items():
         milliseconds = f"{part['ms']:.1f}" if isinstance(part.get("ms"), int | float) else "-"
@@ -168,17 +148,17 @@ def render_status(seen: dict[str, Any]) -> RenderableType:
         )
     out: list[RenderableType] = [head, parts]
     if ready["status"] != "unavailable":
-        out += [Text(), render_workers({"data": seen["workers"]}), Text(), render_queues({"data": seen["queues"]})]
+        out += [Text(), render_workers({"data": found["workers"]}), Text(), render_queues({"data": found["queues"]})]
     return Group(*out)
 
 
 def render_workers(answer: dict[str, Any]) -> RenderableType:
-    """One line a worker."""
+    """Return a table with a line for each worker."""
     from cli.tables import Text, new_table, styled_state
 
     rows = answer["data"]
     if not rows:
-        return Text("No worker is there. Start one: nexus worker --backend openai --url http://HOST:PORT")
+        return Text("There are no workers. Start one: nexus worker --backend openai --url http://HOST:PORT")
     notes = {row["id"]: "\n".join(_notes(row)) for row in rows}
     loads = {row["id"]: _load(row) for row in rows}
     table = new_table(
@@ -212,7 +192,7 @@ def _load(row: dict[str, Any]) -> str:
 
 
 def _notes(row: dict[str, Any]) -> Iterator[str]:
-    """What keeps a worker or a model from serving, the models that it leaves alone for now, and what its models lack."""
+    """Yield the problems of a worker, its paused models and the features that its models lack."""
     yield from row.get("problems", ())
     for one in row.get("pauses", ()):
         yield f"{one['model']} paused until {_clock(one['until'])}: {one['reason']}"
@@ -225,7 +205,7 @@ def _clock(at: int) -> str:
 
 
 def render_queues(answer: dict[str, Any]) -> RenderableType:
-    """One line a queue."""
+    """Return a table with a line for each queue."""
     from cli.tables import Text, new_table
 
     rows = answer["data"]

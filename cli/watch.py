@@ -1,4 +1,4 @@
-"""`nexus watch`: a job as it goes, and what comes of it."""
+"""`nexus watch`: follow a job to its end, and show or save its result."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from cli import options
+from cli.errors import INTERRUPTED_EXIT_CODE
 from cli.gateway_client import ApiClient
 from cli.job_follower import ENDS, FollowedJobEvent, JobFollower
 from cli.job_output import fetch_result, report, text_of
@@ -21,36 +22,28 @@ if TYPE_CHECKING:
 Output = Annotated[
     Path | None,
     typer.Option(
-        "--output", "-o", help="Where the result goes. Default: pictures and sound into JOB.EXT, text is printed."
+        "--output", "-o", help="File for the result. Default: images and audio go to JOB.EXT, text is printed."
     ),
 ]
-NAMES = {"load": "loading the model", "queued": "waiting within the backend", "run": "running"}
-INTERRUPTED_EXIT_CODE = 130
+PHASES = {"load": "loading the model", "queued": "waiting within the backend", "run": "running"}
 
 
-def watch(
-    job: Annotated[str, typer.Argument(help="The job's id.")],
-    output: Output = None,
-    url: options.Url = None,
-    key: options.Key = None,
-    key_file: options.KeyFile = None,
-    data_dir: options.Data = None,
-    as_json: options.Json = False,
-) -> None:
-    """Follow a job to its end: tokens as they come, progress, the result. Ends with 1 where there is none.
+@options.gateway_command
+def watch(api: ApiClient, job: options.JobId, output: Output = None, *, as_json: options.Json = False) -> None:
+    """Follow a job to its end: tokens as they arrive, progress, the result.
 
-    Standard output has the result alone. With --json it has one line an event, and a last one with the result.
+    Standard output gets the result alone. With --json it gets a line for each event, and a last one with the result.
+    Exit code 1 if the job ends without a result.
     """
-    with options.client(url, key, data_dir, key_file) as api:
-        raise typer.Exit(follow(api, job, output=output, as_json=as_json))
+    raise typer.Exit(follow(api, job, output=output, as_json=as_json))
 
 
 def follow(api: ApiClient, job: str, *, output: Path | None = None, as_json: bool = False) -> int:
-    """Show the job until it ends; the exit code. Ctrl-C ends the watching alone."""
+    """Show a job until it ends. Ctrl-C stops the watching, not the job. Returns the exit code."""
     try:
         return _follow_as_json(api, job, output) if as_json else _follow(api, job, output)
     except KeyboardInterrupt:
-        print(f"\nwatching stopped, the job goes on. To watch it again: nexus watch {job}", file=sys.stderr)
+        print(f"\nStopped watching; the job continues. To watch it again: nexus watch {job}", file=sys.stderr)
         return INTERRUPTED_EXIT_CODE
 
 
@@ -70,33 +63,38 @@ def _follow_as_json(api: ApiClient, job: str, output: Path | None) -> int:
 
 
 def _follow(api: ApiClient, job: str, output: Path | None) -> int:
-    # A pipe gets the text at the end: what was written there could not be taken back when an attempt fails.
+    # A pipe gets the text at the end: tokens of a failed attempt could not be taken back.
     viewer = JobViewer(live_text=sys.stdout.isatty() and output is None)
-    follower = JobFollower(api, job, viewer.note)
-    try:
-        for found in follower.queued(follower.look()):
-            viewer.waiting(found)
-        with closing(follower.events()) as events:
-            for event in events:
-                viewer.see(event)
-    finally:
-        viewer.close()
+    show_events(api, job, viewer)
     if viewer.end != "completed":
         return 1
-    report(fetch_result(api, job, output, show=not viewer.said_all).files)
+    report(fetch_result(api, job, output, show=not viewer.is_complete).files)
     return 0
 
 
+def show_events(api: ApiClient, job: str, viewer: JobViewer) -> None:
+    """Show a job's queue position and events until it ends."""
+    follower = JobFollower(api, job, viewer.note)
+    try:
+        for queued in follower.queued(follower.fetch()):
+            viewer.show_queued(queued)
+        with closing(follower.events()) as events:
+            for event in events:
+                viewer.show_event(event)
+    finally:
+        viewer.close()
+
+
 class JobViewer:
-    """Shows a job to a person: its text on standard output, all else on standard error."""
+    """Shows a job on a terminal: its text on standard output, everything else on standard error."""
 
     def __init__(self, *, live_text: bool, out: TextIO | None = None) -> None:
         from rich.console import Console
 
         self.end = ""
-        """How the job ended."""
-        self.said_all = False
-        """The whole answer stands on standard output."""
+        """The status with which the job ended."""
+        self.is_complete = False
+        """Whether the whole answer is on standard output."""
         self._live_text = live_text
         self._out = out or sys.stdout
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -104,33 +102,33 @@ class JobViewer:
         self._task: TaskID | None = None
         self._shown = ""
         self._mid_line = False
-        self._said = False
-        """Something of the newest attempt stands on standard output."""
+        self._has_text = False
+        """Whether standard output holds text of the newest attempt."""
 
-    def waiting(self, job: dict[str, Any]) -> None:
-        """It is queued."""
+    def show_queued(self, job: dict[str, Any]) -> None:
+        """Show the position and the estimated wait of a queued job."""
         position, eta = job.get("queue_position"), job.get("eta_seconds")
         text = "queued" if position is None else f"queued, {position} before it"
         self._show(text + (f", about {_duration(eta)} to go" if eta is not None else ""))
 
-    def see(self, event: FollowedJobEvent) -> None:
-        """One event."""
+    def show_event(self, event: FollowedJobEvent) -> None:
+        """Show one event."""
         data = event.data if isinstance(event.data, dict) else {}
         if event.kind in ENDS:
             self._ended(event, data)
         elif event.kind == "chunk":
-            self._say(text_of(data))
+            self._write(text_of(data))
         elif event.kind == "progress":
             self._advance(data)
         elif event.kind == "restarted":
             self._restarted(str(data.get("worker") or "a worker"))
         elif event.kind == "started":
             self._show(f"running on {data['worker']}" if data.get("worker") else "running")
-        elif not self._shown.startswith(event.kind):  # where it waits says more than that it does
+        elif not self._shown.startswith(event.kind):  # a queue position says more than the bare status
             self._show(event.kind)
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self._end_line()
         if self._progress is not None:
             self._progress.console.print(text, markup=False)
@@ -138,7 +136,7 @@ class JobViewer:
             self._console.print(text, markup=False)
 
     def close(self) -> None:
-        """Nothing more is shown."""
+        """End the progress bar and the current line."""
         if self._progress is not None:
             progress, self._progress = self._progress, None
             progress.stop()
@@ -146,42 +144,42 @@ class JobViewer:
 
     def _ended(self, event: FollowedJobEvent, data: dict[str, Any]) -> None:
         self.end = event.kind
-        self.said_all = self._said and bool(event.id)  # without an id, events were missing before it
+        self.is_complete = self._has_text and bool(event.id)  # without an id, earlier events have expired
         self.close()
         if event.kind != "completed":
             error = data.get("error") or {}
             self.note(f"{event.kind}: {error['message']}" if error.get("message") else event.kind)
 
-    def _say(self, text: str) -> None:
+    def _write(self, text: str) -> None:
         if not text:
             return
         if self._live_text:
             if not self._mid_line:
                 self.close()
-            self._mid_line = self._said = True
+            self._mid_line = self._has_text = True
             self._out.write(text)
             self._out.flush()
         else:
             self._show("answering")
 
     def _restarted(self, worker: str) -> None:
-        void, self._said = self._said, False
+        was_shown, self._has_text = self._has_text, False
         self.close()
-        self.note(f"begun anew, on {worker}" + (": what stands above is void" if void else ""))
+        self.note(f"restarted on {worker}" + (": the text above is void" if was_shown else ""))
         self._shown = ""
 
     def _advance(self, data: dict[str, Any]) -> None:
-        text = data.get("message") or NAMES.get(str(data.get("phase")), "running")
+        text = data.get("message") or PHASES.get(str(data.get("phase")), "running")
         if data.get("steps"):
             text = f"{text} {data.get('step') or 0}/{data['steps']}"
         self._show(str(text), data.get("fraction"))
 
     def _show(self, text: str, fraction: float | None = None) -> None:
-        """On a terminal one line that changes, elsewhere a line for each change that is worth one."""
+        """Show the state: on a terminal in one line that changes, elsewhere in a line for each change."""
         if self._mid_line:
             return
         if not self._console.is_terminal:
-            # Ten lines of progress are enough for a log.
+            # a log gets at most ten lines of progress
             line = text if fraction is None else f"{text.partition(' ')[0]} {int(fraction * 10) * 10} %"
             if line != self._shown:
                 self._shown = line

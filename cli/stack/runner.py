@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from cli.environment import exports
+from cli.environment import format_exports
 from cli.stack.data_dir import DataDir, data_dir_from
 from cli.stack.detached import is_detached, tell_ready
 from cli.stack.display import StackDisplay
@@ -125,7 +125,7 @@ def welcome(
         "",
         "For OpenAI's SDKs, and most programs that use them:",
         "",
-        exports(chosen.url, chosen.key),
+        format_exports(chosen.url, chosen.key),
         "",
         *_try_it(chosen, [model for model, _ in models]),
         "",

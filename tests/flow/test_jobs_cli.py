@@ -255,4 +255,4 @@ async def test_watching_over_a_restart_of_the_gateway(
         await eventually(lambda: screen.text.endswith("39\r\n"))
         # A note on the outage begins a line of its own.
         assert screen.text.split() == [str(number) for number in range(40)]
-    assert "trying on" in ran.err
+    assert "Trying again" in ran.err

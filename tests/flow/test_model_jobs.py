@@ -142,7 +142,7 @@ async def test_a_pull_goes_on_without_the_console(
     process.send_signal(signal.SIGINT)
     _, err = await process.communicate()
     assert process.returncode == 130
-    job = re.search(r"the pull goes on\. To watch it: nexus watch (job_\w+)", err.decode())
+    job = re.search(r"The download continues\. To watch it: nexus watch (job_\w+)", err.decode())
     assert job is not None, err
     await eventually(lambda: listed_with(cluster, "phi3:mini"))
     record = (await cluster.get(f"/v1/jobs/{job[1]}?wait=10")).json()

@@ -190,8 +190,8 @@ async def test_every_command_finds_the_stack_of_its_folder(tmp_path: Path, up: U
 async def test_commands_without_a_stack_say_where_they_looked(tmp_path: Path, up: Up) -> None:
     """The folder, and what to do; also where a gateway is at the URL and only its key is missing."""
     for command in (["status"], ["jobs", "list"], ["keys", "list"], ["dlq", "list"], ["chat", "-m", "x"]):
-        for url, said in (("http://127.0.0.1:1", "no gateway answers at"), (up.url, "wants a key")):
-            if said == "wants a key" and command == ["status"]:
+        for url, said in (("http://127.0.0.1:1", "No gateway answers at"), (up.url, "requires a key")):
+            if said == "requires a key" and command == ["status"]:
                 continue  # readiness needs none
             done = await asyncio.to_thread(
                 subprocess.run,

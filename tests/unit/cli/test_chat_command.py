@@ -64,7 +64,7 @@ def test_first_model_with_a_key_that_may_not_see_workers():
 def test_no_model():
     """Says so."""
     empty = httpx.Response(200, json={"data": []})
-    with pytest.raises(ConsoleError, match="no model"):
+    with pytest.raises(ConsoleError, match="has no model"):
         chat.first_chat_model(api(routes(workers=empty, models=empty)))
 
 
@@ -122,7 +122,7 @@ def test_stopped_answer_is_kept_as_far_as_it_came(monkeypatch: pytest.MonkeyPatc
         finally:
             closed = True
 
-    monkeypatch.setattr(chat, "answer_pieces", pieces)
+    monkeypatch.setattr(chat, "stream_answer", pieces)
     typed(monkeypatch, ["go"])
     chat.converse(api(lambda _: sse()), "m", history, stream=True)
     assert history == [{"role": "user", "content": "go"}, {"role": "assistant", "content": "half"}]

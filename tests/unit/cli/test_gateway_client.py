@@ -79,7 +79,7 @@ class TestTarget:
         for wrong in ("missing", "empty"):
             with pytest.raises(ConsoleError, match=wrong):
                 chosen_key(None, str(tmp_path / wrong))
-        with pytest.raises(ConsoleError, match="leave --key out"):
+        with pytest.raises(ConsoleError, match="Leave --key out"):
             chosen_key("a", str(tmp_path / "key"))
         monkeypatch.setenv("NEXUS_API_KEY_FILE", str(tmp_path / "missing"))
         with pytest.raises(ConsoleError, match="NEXUS_API_KEY_FILE"):

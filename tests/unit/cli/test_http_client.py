@@ -18,15 +18,15 @@ import pytest
 
 from cli.embedded.certificates import make_certificates
 from cli.http_client import (
-    Broken,
+    ConnectionBroken,
     ConsoleHttpClient,
     InvalidUrl,
     NoConnection,
-    TimedOut,
+    RequestTimeout,
     UntrustedCertificate,
-    form,
+    encode_form,
     is_loopback,
-    join,
+    resolve_url,
 )
 from cli.stack.ports import free_port
 from tests.unit.cli.gateway_double import serve
@@ -101,7 +101,7 @@ def test_nobody_there():
 def test_an_answer_that_does_not_come():
     """Is waited for as long as it was said."""
     port = listen(lambda connection: (read_head(connection), connection.recv(1))[0] and None)
-    with pytest.raises(TimedOut):
+    with pytest.raises(RequestTimeout):
         get(f"http://127.0.0.1:{port}", read_s=0.05)
 
 
@@ -118,7 +118,7 @@ def test_an_answer_that_does_not_come():
 def test_an_answer_that_breaks_off(answer: bytes):
     """Is never taken for a whole one."""
     port = listen(lambda connection: (read_head(connection), connection.sendall(answer))[0] and None)
-    with pytest.raises(Broken):
+    with pytest.raises(ConnectionBroken):
         get(f"http://127.0.0.1:{port}")
 
 
@@ -150,7 +150,7 @@ def test_a_form_as_browsers_send_it(tmp_path: Path):
         return httpx.Response(200)
 
     with (tmp_path / "a.wav").open("rb") as file:
-        body, headers = form({"model": "ü", "n[]": ["1", "2"]}, [("file", ('a".wav', file))])
+        body, headers = encode_form({"model": "ü", "n[]": ["1", "2"]}, [("file", ('a".wav', file))])
         ConsoleHttpClient(serve(answer)).send("POST", "/v1/x", body=body, headers=headers, read_s=5).close()
     assert int(seen[0].headers["content-length"]) == len(seen[0].content)
     kind = seen[0].headers["content-type"]
@@ -174,7 +174,7 @@ def test_a_form_from_a_pipe():
     os.write(writing, b"piped")
     os.close(writing)
     with io.FileIO(reading) as file:
-        body, headers = form({}, [("file", ("x", file))])  # type: ignore[list-item]
+        body, headers = encode_form({}, [("file", ("x", file))])  # type: ignore[list-item]
         ConsoleHttpClient(serve(answer)).send("POST", "/", body=body, headers=headers, read_s=5).close()
     assert "content-length" not in headers
     assert b"piped" in seen[0].content
@@ -245,10 +245,10 @@ def test_certificates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 def test_signed_urls_are_absolute_or_not():
     """As PUBLIC_URL has them."""
-    assert join("http://gw:1/nexus", "/v1/results/x?s=y") == ("http://gw:1", "/v1/results/x?s=y")
-    assert join("http://gw:1", "https://cdn/r?s=y") == ("https://cdn", "/r?s=y")
+    assert resolve_url("http://gw:1/nexus", "/v1/results/x?s=y") == ("http://gw:1", "/v1/results/x?s=y")
+    assert resolve_url("http://gw:1", "https://cdn/r?s=y") == ("https://cdn", "/r?s=y")
     with pytest.raises(InvalidUrl):
-        join("http://gw:1", "file:///etc/passwd")
+        resolve_url("http://gw:1", "file:///etc/passwd")
 
 
 def test_what_is_this_machine():

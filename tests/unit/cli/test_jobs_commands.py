@@ -171,7 +171,7 @@ class TestDeadLetters:
         assert line == ["job_1", "2", "h", "/v1/chat/completions", "m", "acme", "3", "three", "workers", "died"]
         assert json.loads(run("dlq", "list", "--json").stdout)["data"][0]["seq"] == 999
         gateway.answers["GET /v1/dlq"] = pages([], "before", "seq")
-        assert run("dlq", "list").stdout == "There is no dead letter.\n"
+        assert run("dlq", "list").stdout == "There are no dead letters.\n"
 
     def test_show(self, gateway: Gateway):
         """With the request."""

@@ -13,7 +13,7 @@ from cli import options
 from cli.app import app
 from cli.errors import ConsoleError
 from cli.gateway_client import ApiClient, GatewayTarget
-from cli.keys import KeyScopeOption, seconds
+from cli.keys import KeyScopeOption, parse_duration
 from gateway.auth.authenticator import Authenticator
 from schemas import keys
 from tests.unit.cli.gateway_double import serve
@@ -143,7 +143,7 @@ def test_the_bootstrap_keys_webhook_secret(gateway: Gateway) -> None:
     secret = Authenticator("sk-boot").webhook_secret("")
     assert run("keys", "webhook-secret", "--key", "sk-boot").stdout == f"{secret}\n"
     assert json.loads(run("keys", "webhook-secret", "--key", "sk-boot", "--json").stdout) == {"webhook_secret": secret}
-    with pytest.raises(ConsoleError, match="was created"):
+    with pytest.raises(ConsoleError, match="nexus keys create"):
         CliRunner().invoke(app, ("keys", "webhook-secret", "--key", "nexus-" + "x" * 43), catch_exceptions=False)
     assert gateway.asked == []
 
@@ -153,7 +153,7 @@ def test_the_bootstrap_keys_webhook_secret(gateway: Gateway) -> None:
 )
 def test_times(text: str, value: int) -> None:
     """With a unit."""
-    assert seconds(text) == value
+    assert parse_duration(text) == value
 
 
 @pytest.mark.parametrize(

@@ -143,12 +143,12 @@ class TestText:
         """On a terminal; a line separator within them is no end of a line."""
         out = io.StringIO()
         viewer = JobViewer(live_text=True, out=out)
-        viewer.see(FollowedJobEvent("1-1-1", "chunk", {"choices": [{"delta": {"content": "Hel\u2028"}}]}))
+        viewer.show_event(FollowedJobEvent("1-1-1", "chunk", {"choices": [{"delta": {"content": "Hel\u2028"}}]}))
         assert out.getvalue() == "Hel\u2028"
-        viewer.see(FollowedJobEvent("1-1-2", "chunk", {"choices": [{"delta": {"content": "lo"}}]}))
-        viewer.see(FollowedJobEvent("1-1-3", "completed", job("completed")))
+        viewer.show_event(FollowedJobEvent("1-1-2", "chunk", {"choices": [{"delta": {"content": "lo"}}]}))
+        viewer.show_event(FollowedJobEvent("1-1-3", "completed", job("completed")))
         assert out.getvalue() == "Hel\u2028lo\n"
-        assert viewer.said_all
+        assert viewer.is_complete
         assert capsys.readouterr().err == ""
 
     def test_an_attempt_that_failed_is_marked(self, capsys: pytest.CaptureFixture[str]):
@@ -156,16 +156,16 @@ class TestText:
         out = io.StringIO()
         viewer = JobViewer(live_text=True, out=out)
         for kind, text in (("chunk", "Hel"), ("restarted", ""), ("chunk", "Hello"), ("completed", "")):
-            viewer.see(FollowedJobEvent("1-1-1", kind, {"choices": [{"delta": {"content": text}}]}))
+            viewer.show_event(FollowedJobEvent("1-1-1", kind, {"choices": [{"delta": {"content": text}}]}))
         assert out.getvalue() == "Hel\nHello\n"
         assert "void" in capsys.readouterr().err
 
     def test_text_that_is_not_whole(self):
         """Where the rest of the events is not kept any more, the whole answer is printed after it."""
         viewer = JobViewer(live_text=True, out=io.StringIO())
-        viewer.see(FollowedJobEvent("1-1-1", "chunk", {"choices": [{"delta": {"content": "Hel"}}]}))
-        viewer.see(FollowedJobEvent("", "completed", job("completed")))
-        assert not viewer.said_all
+        viewer.show_event(FollowedJobEvent("1-1-1", "chunk", {"choices": [{"delta": {"content": "Hel"}}]}))
+        viewer.show_event(FollowedJobEvent("", "completed", job("completed")))
+        assert not viewer.is_complete
 
 
 class TestTerminal:
@@ -179,10 +179,10 @@ class TestTerminal:
     def test_progress_is_a_bar(self, capsys: pytest.CaptureFixture[str]):
         """One line that changes, and is gone at the end."""
         viewer = JobViewer(live_text=True, out=io.StringIO())
-        viewer.waiting(job("queued", queue_position=1))
-        viewer.see(FollowedJobEvent("", "started", {"worker": "gpu1"}))
-        viewer.see(FollowedJobEvent("", "progress", {"fraction": 0.25, "step": 5, "steps": 20}))
-        viewer.see(FollowedJobEvent("", "completed", job("completed")))
+        viewer.show_queued(job("queued", queue_position=1))
+        viewer.show_event(FollowedJobEvent("", "started", {"worker": "gpu1"}))
+        viewer.show_event(FollowedJobEvent("", "progress", {"fraction": 0.25, "step": 5, "steps": 20}))
+        viewer.show_event(FollowedJobEvent("", "completed", job("completed")))
         shown = capsys.readouterr().err
         assert "queued, 1 before it" in shown
         assert "running 5/20" in shown
@@ -194,17 +194,17 @@ class TestTerminal:
         """And a note has a line of its own, before and among them."""
         out = io.StringIO()
         viewer = JobViewer(live_text=True, out=out)
-        viewer.see(FollowedJobEvent("", "started", {}))
-        viewer.note("the gateway is away; trying on")
-        viewer.see(FollowedJobEvent("", "chunk", {"choices": [{"delta": {"content": "Hel"}}]}))
+        viewer.show_event(FollowedJobEvent("", "started", {}))
+        viewer.note("the gateway is away")
+        viewer.show_event(FollowedJobEvent("", "chunk", {"choices": [{"delta": {"content": "Hel"}}]}))
         capsys.readouterr()
-        viewer.see(FollowedJobEvent("", "progress", {"fraction": 0.5}))
+        viewer.show_event(FollowedJobEvent("", "progress", {"fraction": 0.5}))
         assert capsys.readouterr().err == ""
-        viewer.see(FollowedJobEvent("", "chunk", {"choices": [{"delta": {"content": "lo"}}]}))
+        viewer.show_event(FollowedJobEvent("", "chunk", {"choices": [{"delta": {"content": "lo"}}]}))
         viewer.note("it is away again")
-        viewer.see(FollowedJobEvent("1-1-9", "completed", job("completed")))
+        viewer.show_event(FollowedJobEvent("1-1-9", "completed", job("completed")))
         assert out.getvalue() == "Hello\n"
-        assert viewer.said_all
+        assert viewer.is_complete
         assert capsys.readouterr().err == "it is away again\n"
 
 
@@ -281,7 +281,7 @@ class TestFiles:
     def test_no_room(self, gateway: Gateway):
         """Says so."""
         gateway.streams = [[ended()]]
-        assert "cannot write" in str(watch("-o", "missing/x.json").exception)
+        assert "Cannot write" in str(watch("-o", "missing/x.json").exception)
 
     def test_half_a_file_is_none(self, gateway: Gateway, tmp_path: Path):
         """What breaks off leaves nothing, and what was there before stays."""
@@ -330,7 +330,7 @@ class TestEnds:
         gateway.streams = [[token("Hel", 1), KeyboardInterrupt()]]  # type: ignore[list-item]
         result = watch()
         assert result.exit_code == 130
-        assert "the job goes on" in result.stderr
+        assert "the job continues" in result.stderr
         assert "nexus watch job_1" in result.stderr
         assert gateway.asked == [PATH, f"{PATH}/events"]
 
@@ -364,13 +364,13 @@ class TestOutages:
         gateway.streams = [[ended()]]
         result = watch()
         assert result.stdout == "Hello\n"
-        assert "trying on" in result.stderr
+        assert "Trying again" in result.stderr
 
     def test_one_that_lasts(self, gateway: Gateway, monkeypatch: pytest.MonkeyPatch):
         """Ends the watching."""
         monkeypatch.setattr(job_follower, "MAX_OUTAGE_S", -1.0)
         gateway.looks = [httpx.ConnectError("refused")]
-        assert "the connection to" in str(watch().exception)
+        assert "The connection to" in str(watch().exception)
 
     def test_events_that_are_not_kept_any_more(self, gateway: Gateway):
         """The end is waited for, and the result is there all the same."""
