@@ -11,11 +11,11 @@ import typer
 
 from cli.errors import ConsoleError
 from cli.options import warn_of_backend_key
-from cli.stack.credentials import join_running_stack
+from cli.stack.membership import join_running_stack
 
 if TYPE_CHECKING:  # pydantic takes half a second: `nexus status` does without
     from backbone.settings import CommonSettings
-    from cli.stack.rejoin import StackMembership
+    from cli.stack.membership import StackMembership
 
 Settings = TypeVar("Settings", bound="CommonSettings")
 

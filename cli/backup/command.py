@@ -19,7 +19,7 @@ from cli import options
 from cli.backup.archive import BackupManifest, Notify, format_size, read_manifest, verify
 from cli.errors import ConsoleError
 from cli.serve import EtcdUrl, NatsUrl, RedisUrl, StackDir, read_settings, set_environment
-from cli.stack.credentials import join_running_stack
+from cli.stack.membership import join_running_stack
 
 if TYPE_CHECKING:
     from backbone.settings import CommonSettings

@@ -1,6 +1,6 @@
-"""A part of etcd's keys by its JSON API: listed, written, followed. For the process that runs the embedded etcd.
+"""A range of etcd's keys through its JSON API, for the process that runs the embedded etcd.
 
-It has an HTTP client already; gRPC, which `backbone.registry` uses, would cost it its memory and threads beside forks.
+The gRPC of `backbone.registry` would cost this process memory, and its threads are unsafe beside forks.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 
 import httpx
 
-CALL_S = 2.0
+REQUEST_TIMEOUT_S = 2.0
 
 ETCD_ERRORS = (httpx.HTTPError, ValueError, KeyError)
-"""What calls raise when etcd does not answer, or not as it should."""
+"""Exceptions of a call that etcd does not answer, or answers wrongly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +25,14 @@ class KeyListing:
     """The keys of a range at one moment."""
 
     values: dict[str, bytes]
-    store: str
-    """Of which etcd: another one after its data was lost."""
+    cluster: str
+    """Id of the etcd; a new one after its data was lost."""
     revision: int
 
 
 @dataclass(frozen=True, slots=True)
 class KeyChanges:
-    """What happened to keys of a range; None: gone."""
+    """Changes to keys of a range; the value of a deleted key is None."""
 
     values: dict[str, bytes | None]
     revision: int
@@ -40,7 +40,7 @@ class KeyChanges:
 
 @dataclass(frozen=True, slots=True)
 class EtcdLogin:
-    """A user of an etcd with TLS."""
+    """The login to an etcd with TLS."""
 
     user: str
     password: str = field(repr=False)
@@ -48,20 +48,20 @@ class EtcdLogin:
 
 
 class EtcdApi:
-    """The keys from `first` up to, and without, `end`. Every call raises one of `ETCD_ERRORS`."""
+    """The keys from `first` to `end`, without `end`. Every call raises one of `ETCD_ERRORS`."""
 
     def __init__(self, url: str, first: str, end: str, login: EtcdLogin | None = None) -> None:
         verify = login.context if login else True
-        self._http = httpx.AsyncClient(base_url=url, timeout=CALL_S, trust_env=False, verify=verify)
+        self._http = httpx.AsyncClient(base_url=url, timeout=REQUEST_TIMEOUT_S, trust_env=False, verify=verify)
         self._login = login
         self._range = {"key": _encode(first), "range_end": _encode(end)}
 
     async def aclose(self) -> None:
-        """Drop the connections."""
+        """Close the connections."""
         await self._http.aclose()
 
-    async def listing(self) -> KeyListing:
-        """All keys now. Logs in anew: a token is good for five minutes after its last use."""
+    async def list(self) -> KeyListing:
+        """Return all keys. Logs in again: a token expires five minutes after its last use."""
         await self._log_in()
         answer = await self._call("/v3/kv/range", self._range)
         header = answer["header"]
@@ -73,17 +73,17 @@ class EtcdApi:
         await self._call("/v3/kv/put", {"key": _encode(key), "value": b64encode(value).decode()})
 
     async def watch(self, revision: int) -> AsyncGenerator[KeyChanges, None]:
-        """Yield the changes from `revision` on, until etcd ends it: list again then."""
+        """Yield changes from `revision` on, until etcd cancels the watch; list again then."""
         request = {"create_request": {**self._range, "start_revision": revision}}
-        timeout = httpx.Timeout(CALL_S, read=None)
+        timeout = httpx.Timeout(REQUEST_TIMEOUT_S, read=None)
         async with self._http.stream("POST", "/v3/watch", json=request, timeout=timeout) as response:
             response.raise_for_status()
             async for line in response.aiter_lines():
-                said = json.loads(line)["result"]
-                if said.get("canceled"):
+                result = json.loads(line)["result"]
+                if result.get("canceled"):
                     return
-                if events := said.get("events"):
-                    yield KeyChanges(dict(map(_change, events)), int(said["header"]["revision"]))
+                if events := result.get("events"):
+                    yield KeyChanges(dict(map(_change, events)), int(result["header"]["revision"]))
 
     async def _log_in(self) -> None:
         if self._login is None:
@@ -100,8 +100,8 @@ class EtcdApi:
 
 def _change(event: dict[str, Any]) -> tuple[str, bytes | None]:
     kv = event["kv"]
-    gone = event.get("type") == "DELETE"  # a PUT is left out, as the default of the field
-    return _decode(kv["key"]), None if gone else b64decode(kv.get("value", ""))
+    is_deleted = event.get("type") == "DELETE"  # JSON leaves PUT out, the default
+    return _decode(kv["key"]), None if is_deleted else b64decode(kv.get("value", ""))
 
 
 def _encode(key: str) -> str:

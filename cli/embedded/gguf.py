@@ -1,7 +1,7 @@
-"""What the head of a GGUF file says of the model in it: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""Read the header of a GGUF file: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 
-The package `gguf` reads it too, but takes two seconds to import and reads every tensor's description; and the extra that
-brings it need not be there to say that a file is none.
+The package `gguf` takes two seconds to import, reads every tensor's description, and belongs to an extra that need not be
+installed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_KEY_BYTES = 65_535
 MAX_STRING_BYTES = 64 * 1024 * 1024
 STRING, ARRAY = 8, 9
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-"""By type in the file: `struct`'s letter."""
+"""Type in the file, and the letter of `struct` for it."""
 EMBEDDING_ARCHITECTURES = frozenset(
     {
         "bert",
@@ -36,88 +36,88 @@ EMBEDDING_ARCHITECTURES = frozenset(
         "t5encoder",
     }
 )
-RANK = 4
-"""The pooling type of rerankers."""
+RERANK_POOLING = 4
+"""Pooling type of rerankers."""
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 
 
 class InvalidModelFile(Exception):
-    """The file cannot be served. The message is for the user, and says why and what to do."""
+    """The file cannot be served. The message tells the user why, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class GgufModel:
-    """A GGUF with a model of its own."""
+    """A GGUF file with a complete model."""
 
     path: Path
     architecture: str
     context: int
-    """Tokens that the model was trained for; 0: the file does not say."""
+    """Tokens that the model was trained for; 0 if the file does not say."""
     has_chat_template: bool
     embeds: bool
-    """It makes embeddings, not text."""
+    """Whether it makes embeddings instead of text."""
     pools: bool
-    """The file says how embeddings come of its tokens'."""
+    """Whether the file sets how token embeddings are pooled."""
 
     @property
     def name(self) -> str:
-        """What the file's name says: without its ending, and without the number of its part."""
+        """The file's name without its ending and the number of its part."""
         stem = self.path.name.removesuffix(".gguf")
         part = _SHARD.fullmatch(stem)
         return part.group(1) if part else stem
 
 
 def read_model(path: Path) -> GgufModel:
-    """Read the head of a file. Raises InvalidModelFile."""
+    """Read the header of a file. Raises InvalidModelFile."""
     try:
         with path.open("rb") as file:
-            said = dict(_entries(path, file))
+            header = dict(_entries(path, file))
     except OSError as error:
-        raise InvalidModelFile(f"{path}: {_why(error)}") from error
+        raise InvalidModelFile(f"{path}: {_describe(error)}") from error
     except (struct.error, EOFError, UnicodeDecodeError) as error:
-        raise InvalidModelFile(f"{path} is broken: it ends before its head does; download it again") from error
-    return _model(path, said)
+        raise InvalidModelFile(f"{path} is broken: it ends within its header. Download it again.") from error
+    return _model(path, header)
 
 
-def _why(error: OSError) -> str:
+def _describe(error: OSError) -> str:
     if isinstance(error, FileNotFoundError):
-        return "there is no such file"
+        return "the file does not exist"
     if isinstance(error, IsADirectoryError):
-        return "that is a folder; name the .gguf file in it"
+        return "it is a folder; name the .gguf file in it"
     return str(error.strerror or error)
 
 
-def _model(path: Path, said: dict[str, Any]) -> GgufModel:
-    architecture = str(said.get("general.architecture", ""))
-    kind = str(said.get("general.type", "model"))
+def _model(path: Path, header: dict[str, Any]) -> GgufModel:
+    architecture = str(header.get("general.architecture", ""))
+    kind = str(header.get("general.type", "model"))
     if not architecture:
-        raise InvalidModelFile(f"{path} does not say its architecture: it holds no model")
+        raise InvalidModelFile(f"{path} names no architecture: it holds no model.")
     if kind == "adapter":
-        raise InvalidModelFile(f"{path} is a LoRA adapter, not a model; merge it into its model first")
+        raise InvalidModelFile(f"{path} is a LoRA adapter, not a model. Merge it into its model first.")
     if kind in {"mmproj", "imatrix"} or architecture == "clip":
         raise InvalidModelFile(
-            f"{path} is the {kind if kind != 'model' else 'mmproj'} of a model, not a model; name the model's own file"
+            f"{path} is the {kind if kind != 'model' else 'mmproj'} of a model, not a model. Name the model's own file."
         )
     _check_parts(path)
-    pooling = said.get(f"{architecture}.pooling_type")
-    if pooling == RANK:
+    pooling = header.get(f"{architecture}.pooling_type")
+    if pooling == RERANK_POOLING:
         raise InvalidModelFile(
-            f"{path} is a reranker, which `nexus up` does not serve; run llama-server --reranking, and a worker beside it"
+            f"{path} is a reranker, which `nexus up` does not serve. Run llama-server --reranking, and a worker beside it."
         )
-    context = said.get(f"{architecture}.context_length", 0)
+    context = header.get(f"{architecture}.context_length", 0)
     embeds = architecture in EMBEDDING_ARCHITECTURES or bool(pooling)
     return GgufModel(
         path=path,
         architecture=architecture,
         context=context if isinstance(context, int) else 0,
-        has_chat_template=bool(said.get("tokenizer.chat_template")),
+        has_chat_template=bool(header.get("tokenizer.chat_template")),
         embeds=embeds,
         pools=bool(pooling),
     )
 
 
 def _check_parts(path: Path) -> None:
-    """Raise InvalidModelFile unless `path` is whole, or the first part of a model whose others are beside it."""
+    """Raise InvalidModelFile unless `path` is a whole model, or the first part with all others beside it."""
     part = _SHARD.fullmatch(path.name.removesuffix(".gguf"))
     if part is None:
         return
@@ -130,33 +130,33 @@ def _check_parts(path: Path) -> None:
         name for n in range(2, count + 1) if not path.with_name(name := f"{base}-{n:05}-of-{count:05}.gguf").is_file()
     ]
     if missing:
-        raise InvalidModelFile(f"{path} is the first of {count} parts, and there is no {missing[0]} beside it")
+        raise InvalidModelFile(f"{path} is the first of {count} parts, and {missing[0]} is not beside it")
 
 
 def _entries(path: Path, file: BinaryIO) -> Iterator[tuple[str, Any]]:
-    """The keys and values of the head; of arrays only that they are there."""
+    """Yield the keys and values of the header; the value of an array is None."""
     if (magic := file.read(4)) != MAGIC:
-        what = "empty" if not magic else "not a GGUF file"
+        problem = "empty" if not magic else "not a GGUF file"
         raise InvalidModelFile(
-            f"{path} is {what}; llama.cpp serves models in files that end in .gguf, made by its converter or downloaded"
+            f"{path} is {problem}. llama.cpp serves .gguf files: download one, or convert the model with llama.cpp's converter."
         )
-    (version,) = _take(file, "I")
+    (version,) = _unpack(file, "I")
     if version not in VERSIONS:
         raise InvalidModelFile(
-            f"{path} is a GGUF of version {version}, which llama.cpp does not read any more; convert or download it again"
+            f"{path} is a GGUF of version {version}, which llama.cpp does not read. Convert or download it again."
         )
-    _, count = _take(file, "QQ")
+    _, count = _unpack(file, "QQ")
     if count > MAX_ENTRIES:
-        raise InvalidModelFile(f"{path} is broken: it claims {count} entries in its head; download it again")
+        raise InvalidModelFile(f"{path} is broken: its header claims {count} entries. Download it again.")
     for _ in range(count):
         key = _string(file, MAX_KEY_BYTES)
-        (kind,) = _take(file, "I")
+        (kind,) = _unpack(file, "I")
         yield key, _value(file, kind)
 
 
 def _value(file: BinaryIO, kind: int) -> Any:
     if kind in SCALARS:
-        return _take(file, SCALARS[kind])[0]
+        return _unpack(file, SCALARS[kind])[0]
     if kind == STRING:
         return _string(file, MAX_STRING_BYTES)
     if kind == ARRAY:
@@ -165,13 +165,13 @@ def _value(file: BinaryIO, kind: int) -> Any:
 
 
 def _skip_array(file: BinaryIO, depth: int = 0) -> None:
-    kind, count = _take(file, "IQ")
+    kind, count = _unpack(file, "IQ")
     if kind in SCALARS:
         _skip(file, count * struct.calcsize("<" + SCALARS[kind]))
         return
     for _ in range(count):
         if kind == STRING:
-            (size,) = _take(file, "Q")
+            (size,) = _unpack(file, "Q")
             _skip(file, size)
         elif kind == ARRAY and depth < 4:
             _skip_array(file, depth + 1)
@@ -180,14 +180,14 @@ def _skip_array(file: BinaryIO, depth: int = 0) -> None:
 
 
 def _skip(file: BinaryIO, size: int) -> None:
-    """Raise EOFError where the file ends before."""
+    """Skip bytes. Raises EOFError if the file ends before."""
     if size > os.fstat(file.fileno()).st_size - file.tell():
         raise EOFError
     file.seek(size, 1)
 
 
 def _string(file: BinaryIO, limit: int) -> str:
-    (size,) = _take(file, "Q")
+    (size,) = _unpack(file, "Q")
     if size > limit:
         raise EOFError(f"a string of {size} bytes")
     text = file.read(size)
@@ -196,6 +196,6 @@ def _string(file: BinaryIO, limit: int) -> str:
     return text.decode(errors="replace")
 
 
-def _take(file: BinaryIO, form: str) -> tuple[Any, ...]:
+def _unpack(file: BinaryIO, form: str) -> tuple[Any, ...]:
     form = "<" + form
     return struct.unpack(form, file.read(struct.calcsize(form)))

@@ -1,10 +1,12 @@
-"""One child process: started, waited for until it is ready, stopped, and never left behind.
+"""Child processes: started, waited for until they are ready, stopped, and never left behind.
 
-Guarantees:
-- A child is a session of its own: a terminal's Ctrl-C reaches only the parent, which stops its children in order.
-- A child dies with the thread that started it, a SIGKILL of the parent included: at once by the kernel (Linux), and with
-  its whole group by a guard (everywhere), which see: `guard`. Start children from the main thread.
-- Nothing here is bound to an event loop: a process started on one loop can be stopped on another.
+Guarantees of `ManagedProcess`:
+- A child leads a session and a process group of its own. Ctrl-C in a terminal reaches only the parent, which stops its
+  children in order.
+- A child dies with its parent, also when the parent is killed by SIGKILL: the kernel signals the child at once (Linux),
+  and `orphan_guard` ends its whole group (any POSIX system). The kernel's signal follows the thread that started the
+  child: start children from the main thread.
+- No event loop owns a child: a process that one loop started can be stopped from another.
 
 States: not started -> (start) -> running -> (exit by itself, stop, kill) -> ended -> (start) -> running …
 """
@@ -31,23 +33,24 @@ if os.getppid() != int(sys.argv[1]):  # the parent died before that
     os._exit(1)
 os.execv(sys.argv[3], sys.argv[3:])
 """
-LOG_LIMIT = 10 * 1024 * 1024
-"""Bytes of log above which the next start moves it aside to `<log>.1`."""
+MAX_LOG_BYTES = 10 * 1024 * 1024
+"""A start moves a log above this size to `<log>.1`."""
 LOG_TAIL_BYTES = 8192
-POLL_S = 0.02
+POLL_INTERVAL_S = 0.02
 PROBE_TIMEOUT_S = 1.0
-"""Seconds that one look at readiness may take."""
+"""Time limit of one readiness probe."""
+REAP_TIMEOUT_S = 2.0
 
 
 class ProcessStartError(Exception):
-    """A child process died at its start, or was not ready in time. The message ends with the tail of its log."""
+    """A child process died while it started, or was not ready in time. The message ends with the tail of its log."""
 
 
 def bind_to_parent(argv: Sequence[str], death_signal: signal.Signals = signal.SIGKILL) -> list[str]:
-    """`argv` in a launcher that has the kernel signal the program when the thread that started it ends (Linux).
+    """Return a command that runs `argv` and has the kernel signal it when the thread that started it ends (Linux).
 
-    The launcher is replaced by the program. Doing the same between fork and exec would be unsafe beside threads.
-    Raises FileNotFoundError when there is no such program.
+    A launcher sets the signal and then replaces itself with the program: setting it between fork and exec would be unsafe
+    beside threads. Raises FileNotFoundError if the program does not exist.
     """
     program = shutil.which(argv[0])
     if program is None:
@@ -58,7 +61,7 @@ def bind_to_parent(argv: Sequence[str], death_signal: signal.Signals = signal.SI
 
 
 class ManagedProcess:
-    """A child process with a name, a log file and a way to tell when it is ready."""
+    """A child process with a name, a log file and a readiness probe."""
 
     def __init__(
         self,
@@ -73,11 +76,12 @@ class ManagedProcess:
         death_signal: signal.Signals = signal.SIGKILL,
         pass_fds: tuple[int, ...] = (),
     ) -> None:
-        """Describe a child; nothing runs yet.
+        """Describe a child; nothing is started.
 
-        `log_file` takes its stdout and stderr, appended. `env` is its whole environment; None: ours. `ready` says
-        whether the child serves; OSError and TimeoutError from it count as no. Without it a spawned child is ready.
-        `death_signal` is what it gets when this process is killed; SIGKILL follows 3 s later. It inherits `pass_fds`.
+        `log_file` receives stdout and stderr, appended. `env` is the child's whole environment; None is this process's.
+        `ready` returns whether the child serves; OSError and TimeoutError count as no. Without it, a child is ready once
+        it is spawned. The child receives `death_signal` when this process dies, and SIGKILL 3 s later. It inherits
+        `pass_fds`.
         """
         self.name = name
         self.argv = [str(part) for part in argv]
@@ -92,6 +96,7 @@ class ManagedProcess:
         self._log_start = 0
         self._killed = False
         self._guarded = False
+        self._has_group = False
 
     @property
     def pid(self) -> int | None:
@@ -100,43 +105,50 @@ class ManagedProcess:
 
     @property
     def running(self) -> bool:
-        """Whether the child lives now, and has not been killed a moment ago."""
+        """Whether the child is alive and `kill` has not been called."""
         return not self._killed and self._popen is not None and self.poll() is None
 
     @property
     def exit_code(self) -> int | None:
-        """How the child ended: negative is a signal's number; None while it runs or before its start."""
+        """The exit code; negative for the number of a signal, None while the child runs or before its start."""
         return self.poll()
 
     def poll(self) -> int | None:
-        """The exit code, without waiting."""
+        """Return the exit code without waiting; None while the child runs or before its start."""
         if self._popen is None:
             return None
         code = self._popen.poll()
         if code is not None:
-            self._unguard()
+            self._release_guard()
         return code
 
     async def start(self) -> None:
-        """Spawn the child and wait until it is ready. Does nothing when it runs.
+        """Spawn the child and wait until it is ready. Does nothing while it runs.
 
-        Raises ProcessStartError when it dies first or is not ready in time; nothing is left running then.
+        Raises ProcessStartError if the child dies first or is not ready in time; nothing is left running then.
         """
         if self.running:
             return
-        await self.stop()  # one that was killed may still be dying
+        await self.stop()  # a killed child may still be dying
         self.spawn()
         try:
             await self.wait_ready()
         except BaseException:
             self.kill()
             self._reap()
+            self.kill_leftovers()
             raise
 
+    async def restart(self) -> None:
+        """Stop the child if it runs, and start it again. Raises ProcessStartError."""
+        await self.stop()
+        await self.start()
+
     def spawn(self) -> None:
-        """Start the child without waiting. Raises OSError when the program cannot be run."""
+        """Start the child without waiting. Raises OSError if the program cannot be run."""
         argv = bind_to_parent(self.argv, self._death_signal)
-        self._rotate_log()
+        self.log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        rotate_log(self.log_file)
         with open(self.log_file, "ab", opener=open_private) as log:
             self._log_start = log.tell()
             self._killed = False
@@ -151,38 +163,38 @@ class ManagedProcess:
                 pass_fds=self._pass_fds,
             )
         ORPHAN_GUARD.add(self._popen.pid, self._death_signal, self._pass_fds)
-        self._guarded = True
+        self._guarded = self._has_group = True
 
     async def wait_ready(self) -> None:
-        """Return once the child is ready; at once when nothing tells that. Raises ProcessStartError."""
+        """Wait until the child is ready; return at once without a probe. Raises ProcessStartError."""
         if self._ready is None:
             return
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._ready_timeout_s
         while True:
             self._raise_if_ended()
-            if await self._says_ready(self._ready):
-                self._raise_if_ended()  # what answered may have been somebody else on its port
+            if await self._is_ready(self._ready):
+                self._raise_if_ended()  # another process on the same port may have answered
                 return
             if loop.time() > deadline:
                 raise ProcessStartError(
-                    f"{self.name} was not ready within {self._ready_timeout_s:g} s{self._log_note()}"
+                    f"{self.name} was not ready within {self._ready_timeout_s:g} s{self._describe_log()}"
                 )
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
 
     async def wait(self) -> int:
         """Wait for the child's end and return its exit code. Any number of callers may wait."""
         popen = self._popen
         if popen is None:
-            raise RuntimeError(f"{self.name} was never started")
+            raise RuntimeError(f"{self.name} has not been started: call start() or spawn() first")
         while (code := popen.poll()) is None:
-            await _exit_of(popen.pid)
+            await _wait_for_exit(popen.pid)
         if popen is self._popen:
-            self._unguard()
+            self._release_guard()
         return code
 
     async def stop(self, grace_s: float = 2.0) -> int | None:
-        """SIGTERM, then SIGKILL to its whole group after `grace_s`. Idempotent; returns the exit code.
+        """Send SIGTERM, and SIGKILL to the whole group after `grace_s`. Idempotent. Returns the exit code.
 
         A paused child is resumed, so that it can end in order.
         """
@@ -199,29 +211,36 @@ class ManagedProcess:
         return await self.wait()
 
     def terminate(self) -> None:
-        """SIGTERM, without waiting. Fine when it has ended."""
+        """Send SIGTERM without waiting. Does nothing after the child's end."""
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL the child and all of its process group, without waiting. Fine when it has ended."""
+        """Send SIGKILL to the child and its whole process group, without waiting. Does nothing after the child's end."""
         if self._popen is not None and self._popen.poll() is None:
             self._killed = True
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._popen.pid, signal.SIGKILL)
 
+    def kill_leftovers(self) -> None:
+        """Send SIGKILL to processes that the ended child has left in its group. Does nothing while the child runs."""
+        if self._popen is not None and self._has_group and self.poll() is not None:
+            self._has_group = False  # once: an empty group's id may become another process's
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._popen.pid, signal.SIGKILL)
+
     def pause(self) -> None:
-        """SIGSTOP: the child keeps its connections and answers nothing, from this call's return on."""
+        """Send SIGSTOP: the child keeps its connections and answers nothing, from this call's return on."""
         if self._popen is not None and self.running:
             self._signal(signal.SIGSTOP)
             with contextlib.suppress(ChildProcessError):
                 os.waitid(os.P_PID, self._popen.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
-        """SIGCONT: undo `pause`."""
+        """Send SIGCONT: undo `pause`."""
         self._signal(signal.SIGCONT)
 
     def tail(self, lines: int = 20) -> str:
-        """The last lines that the child has printed since its latest start; empty when there are none."""
+        """Return the last lines that the child has printed since its latest start; empty if there are none."""
         try:
             with self.log_file.open("rb") as log:
                 log.seek(max(self._log_start, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
@@ -230,7 +249,7 @@ class ManagedProcess:
             return ""
         return "\n".join(text.splitlines()[-lines:])
 
-    async def _says_ready(self, ready: Callable[[], Awaitable[bool]]) -> bool:
+    async def _is_ready(self, ready: Callable[[], Awaitable[bool]]) -> bool:
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 return await ready()
@@ -240,36 +259,35 @@ class ManagedProcess:
     def _raise_if_ended(self) -> None:
         code = self.poll()
         if code is not None:
-            raise ProcessStartError(f"{self.name} ended with {_describe(code)} while starting{self._log_note()}")
+            raise ProcessStartError(
+                f"{self.name} ended with {describe_exit(code)} while starting{self._describe_log()}"
+            )
 
-    def _log_note(self) -> str:
+    def _describe_log(self) -> str:
         tail = self.tail()
         return f"; the end of {self.log_file}:\n{tail}" if tail else f"; {self.log_file} is empty"
 
     def _signal(self, number: signal.Signals) -> None:
         if self._popen is not None:
-            self._popen.send_signal(number)  # does nothing when it has ended
+            self._popen.send_signal(number)  # does nothing after the child's end
 
     def _reap(self) -> None:
         if self._popen is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._popen.wait(timeout=2.0)
-                self._unguard()
+                self._popen.wait(timeout=REAP_TIMEOUT_S)
+                self._release_guard()
 
-    def _unguard(self) -> None:
-        """It has ended: its pid may be another process's soon. What it has left behind is swept by its owner."""
+    def _release_guard(self) -> None:
+        """Take the ended child from the guard: its pid may become another process's."""
         if self._guarded and self._popen is not None:
             self._guarded = False
             ORPHAN_GUARD.remove(self._popen.pid)
 
-    def _rotate_log(self) -> None:
-        self.log_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with contextlib.suppress(FileNotFoundError):
-            if self.log_file.stat().st_size > LOG_LIMIT:
-                self.log_file.replace(self.log_file.with_name(self.log_file.name + ".1"))
 
-
-def _describe(code: int) -> str:
+def describe_exit(code: int | None) -> str:
+    """Return an exit code in words: `exit code 3`, `SIGKILL`."""
+    if code is None:
+        return "it was not running"
     if code >= 0:
         return f"exit code {code}"
     with contextlib.suppress(ValueError):
@@ -277,12 +295,19 @@ def _describe(code: int) -> str:
     return f"signal {-code}"
 
 
-async def _exit_of(pid: int) -> None:
-    """Return when the child `pid` may have ended: told by the kernel where it can, after a short sleep elsewhere."""
+def rotate_log(log: Path) -> None:
+    """Move a log that has grown beyond `MAX_LOG_BYTES` to `<log>.1`."""
+    with contextlib.suppress(FileNotFoundError):
+        if log.stat().st_size > MAX_LOG_BYTES:
+            log.replace(log.with_name(f"{log.name}.1"))
+
+
+async def _wait_for_exit(pid: int) -> None:
+    """Return when the child `pid` may have ended: notified by the kernel on Linux, after a short sleep elsewhere."""
     try:
         fd = os.pidfd_open(pid)
     except (AttributeError, OSError):
-        await asyncio.sleep(POLL_S)
+        await asyncio.sleep(POLL_INTERVAL_S)
         return
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()

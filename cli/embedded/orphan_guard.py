@@ -1,7 +1,7 @@
-"""A small process that ends children whose parent was killed outright, their own children included, on any POSIX system.
+"""A guard process that ends the children of a killed parent, with their own children, on any POSIX system.
 
-The parent writes `+PID SIGNAL` and `-PID` into a pipe; when the pipe ends, so has the parent. Linux's parent death signal reaches
-children alone, and not those that are paused; elsewhere there is none.
+The parent writes `+PID SIGNAL` and `-PID` into a pipe. The end of the pipe means that the parent has died. Linux's parent
+death signal reaches direct children alone, and not those that are paused; other systems have no such signal.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os, signal, sys, time
 
 GRACE_S = 3.0
 
-def started(pid):
+def start_time(pid):
     try:
         with open(f"/proc/{pid}/stat") as stat:
             return stat.read().rpartition(")")[2].split()[19]
@@ -34,12 +34,12 @@ children = {}
 for line in sys.stdin:
     pid, *number = line[1:].split()
     if line[0] == "+":
-        children[int(pid)] = (int(number[0]), started(pid))
+        children[int(pid)] = (int(number[0]), start_time(pid))
     else:
         children.pop(int(pid), None)
 
-# A leader that is another process than then has no group of ours: its pid was free to be given away.
-left = {pid: number for pid, (number, then) in children.items() if started(pid) in ("", then)}
+# A pid with another start time is a new process: the child's pid was free to be reused, so its group has ended.
+left = {pid: number for pid, (number, then) in children.items() if start_time(pid) in ("", then)}
 for pid, number in left.items():
     kill(pid, number)
     kill(pid, signal.SIGCONT)
@@ -52,26 +52,26 @@ for pid in left:
 
 
 class OrphanGuard:
-    """The guard of one parent process. It is started with its first child."""
+    """Starts the guard process of one parent with the parent's first child, and keeps its list of children."""
 
     def __init__(self) -> None:
         self._parent = os.getpid()
         self._popen: subprocess.Popen[bytes] | None = None
 
     def add(self, pid: int, death_signal: int, pass_fds: tuple[int, ...] = ()) -> None:
-        """Let the group that the child `pid` leads get `death_signal` when this process dies, and SIGKILL 3 s later."""
-        if self._popen is None or self._parent != os.getpid():  # a fork has none of its own
+        """Send `death_signal` to the group that the child `pid` leads when this process dies, and SIGKILL 3 s later."""
+        if self._popen is None or self._parent != os.getpid():  # a fork does not inherit its parent's guard
             self._parent = os.getpid()
             self._popen = _start(pass_fds)
         self._write(f"+{pid} {death_signal}\n")
 
     def remove(self, pid: int) -> None:
-        """The child has ended, and has been waited for."""
+        """Forget a child that has ended and was waited for."""
         self._write(f"-{pid}\n")
 
     def _write(self, line: str) -> None:
         if self._popen is not None and self._popen.stdin is not None and self._parent == os.getpid():
-            with suppress(OSError):  # somebody killed it: the parent death signal is still there
+            with suppress(OSError):  # the guard was killed; the parent death signal remains
                 self._popen.stdin.write(line.encode())
 
 
@@ -88,4 +88,4 @@ def _start(pass_fds: tuple[int, ...]) -> subprocess.Popen[bytes]:
 
 
 ORPHAN_GUARD = OrphanGuard()
-"""This process's own. Nothing runs before the first child."""
+"""The guard of this process. It runs nothing before the first child."""

@@ -1,4 +1,4 @@
-"""Real NATS, etcd and Valkey servers as plain subprocesses on 127.0.0.1: the embedded stack's, and the tests'.
+"""NATS, etcd and Valkey servers as child processes on 127.0.0.1, for `nexus up` and for tests.
 
     server = NatsServer(Path(".nexus/nats"))
     await server.start()      # ready when this returns
@@ -6,7 +6,7 @@
     await server.restart()    # same port, same data
     await server.stop()
 
-Ports are free ones unless given; a port that somebody else takes first is replaced by another.
+A server without a given port takes a free one, and another one if a different process takes it first.
 """
 
 from __future__ import annotations
@@ -30,50 +30,50 @@ from cli.private_files import write_private
 HOST = "127.0.0.1"
 MIB = 1024 * 1024
 GIB = 1024 * MIB
-PORT_PATIENCE_S = 5.0
-"""Seconds for which a start that met a taken port is tried again."""
+PORT_RETRY_S = 5.0
+"""How long a start retries while its port is in use."""
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on now."""
+    """Return a TCP port of 127.0.0.1 that is free now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
 
 
 class EmbeddedServer(ABC):
-    """One server process with its port and data directory. Not bound to an event loop."""
+    """A server process with its port and data directory. No event loop owns it."""
 
     name: ClassVar[str]
     binary: ClassVar[binaries.Binary]
     scheme: ClassVar[str]
 
     def __init__(self, data_dir: Path, *, port: int = 0, ready_timeout_s: float = 20.0) -> None:
-        """Describe a server; nothing runs yet. `port` 0: a free one, chosen at the first start and kept."""
+        """Describe a server; nothing is started. `port` 0 is a free port, chosen at the first start and kept."""
         self.data_dir = Path(data_dir).absolute()
         self.port = port
         self._port_given = port != 0
         self.preferred_port = 0
-        """Tried first where no port is given; 0: none."""
+        """Port to try first if none is given; 0: any free port."""
         self.pass_fds: tuple[int, ...] = ()
-        """Inherited by the process."""
+        """File descriptors that the process inherits."""
         self._ready_timeout_s = ready_timeout_s
         self._process: ManagedProcess | None = None
         self._identity = f"nexus-{uuid.uuid4().hex[:8]}"
-        """The name that the server gives itself, by which `_answers` knows it."""
+        """Name of the server, by which `_is_ready` tells it from another server on its port."""
 
     @property
     def url(self) -> str:
-        """Where clients connect. Raises RuntimeError before the first start of a server without a given port."""
+        """URL for clients. Raises RuntimeError before the first start of a server without a given port."""
         if not self.port:
-            raise RuntimeError(f"{self.name} has no port before its start")
+            raise RuntimeError(f"{self.name} has no port yet: start it first")
         return f"{self.scheme}://{HOST}:{self.port}"
 
     @property
     def process(self) -> ManagedProcess:
         """The child process. Raises RuntimeError before the first start."""
         if self._process is None:
-            raise RuntimeError(f"{self.name} was never started")
+            raise RuntimeError(f"{self.name} has no process yet: start it first")
         return self._process
 
     @property
@@ -83,12 +83,12 @@ class EmbeddedServer(ABC):
 
     @property
     def running(self) -> bool:
-        """Whether the process lives."""
+        """Whether the process is alive."""
         return self._process is not None and self._process.running
 
     @property
     def log_file(self) -> Path:
-        """What the server printed."""
+        """File with the output of the server."""
         return self.data_dir / f"{self.name}.log"
 
     async def start(self) -> None:
@@ -98,57 +98,66 @@ class EmbeddedServer(ABC):
         """
         if self.running:
             return
-        await self.stop()  # one that was killed may still be dying
+        await self.stop()  # a killed process may still be dying
         program = self.binary.find()
         self._make_data_dir()
         self._prepare()
         await self._launch(program, keep_port=self._port_given or self._process is not None)
 
     async def stop(self, grace_s: float = 2.0) -> None:
-        """SIGTERM, and SIGKILL after `grace_s`. Idempotent; fine when it has already died."""
+        """Send SIGTERM, and SIGKILL after `grace_s`. Idempotent; does nothing if the server has died."""
         if self._process is not None:
             await self._process.stop(grace_s)
 
     async def restart(self) -> None:
-        """Stop it, if it runs, and start it again on the same port and data."""
+        """Stop the server if it runs, and start it again on the same port and data. Raises as `start` does."""
         await self.stop()
         program = self.binary.find()
         self._make_data_dir()
         await self._launch(program, keep_port=self.port != 0)
 
+    async def wait(self) -> int:
+        """Wait for the end of the process and return its exit code."""
+        return await self.process.wait()
+
     def kill(self) -> None:
-        """SIGKILL, as a crash would be."""
+        """Send SIGKILL, as in a crash."""
         if self._process is not None:
             self._process.kill()
 
+    def kill_leftovers(self) -> None:
+        """Send SIGKILL to processes that the ended server has left in its group."""
+        if self._process is not None:
+            self._process.kill_leftovers()
+
     def pause(self) -> None:
-        """SIGSTOP: connections stay open, nothing is answered."""
+        """Send SIGSTOP: connections stay open, but get no answers."""
         self.process.pause()
 
     def resume(self) -> None:
-        """SIGCONT: undo `pause`."""
+        """Send SIGCONT: undo `pause`."""
         self.process.resume()
 
     def wipe(self) -> None:
-        """Forget all data. Only while it does not run."""
+        """Delete all data. Only for a server that does not run."""
         shutil.rmtree(self._store, ignore_errors=True)
 
     @property
     @abstractmethod
     def _store(self) -> Path:
-        """Where its data lies."""
+        """Folder of the server's data."""
 
     async def _launch(self, program: Path, *, keep_port: bool) -> None:
-        """Start it; where a port is taken, try others for a while, or wait for the one that must be kept."""
+        """Start the process. If its port is in use, try other ports for a while, or wait for one that must be kept."""
         clock = asyncio.get_running_loop().time
-        deadline = clock() + PORT_PATIENCE_S
+        deadline = clock() + PORT_RETRY_S
         while True:
             if not keep_port:
                 self.port, self.preferred_port = self.preferred_port or free_port(), 0
             try:
                 await self._new_process(program).start()
             except ProcessStartError as error:
-                if clock() > deadline or not _port_was_taken(error):
+                if clock() > deadline or not _is_port_in_use(error):
                     raise
             else:
                 return
@@ -160,9 +169,9 @@ class EmbeddedServer(ABC):
             log_file=self.log_file,
             env=self._environment(),
             cwd=self.data_dir,
-            ready=self._answers,
+            ready=self._is_ready,
             ready_timeout_s=self._ready_timeout_s,
-            death_signal=signal.SIGTERM,  # a killed parent costs no data: each writes what it has confirmed
+            death_signal=signal.SIGTERM,  # lets servers flush their data when the parent is killed
             pass_fds=self.pass_fds,
         )
         return self._process
@@ -171,18 +180,18 @@ class EmbeddedServer(ABC):
         self.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def _prepare(self) -> None:
-        """Bring the data directory into the state that a fresh stack wants."""
+        """Prepare the data directory for a fresh start."""
 
     def _environment(self) -> dict[str, str] | None:
         return None
 
     @abstractmethod
     def _arguments(self) -> list[str]:
-        """The command line after the program; the port is known. May write config files."""
+        """Return the command line after the program. The port is set. May write config files."""
 
     @abstractmethod
-    async def _answers(self) -> bool:
-        """Whether this very server serves, not another one on its port. May raise OSError."""
+    async def _is_ready(self) -> bool:
+        """Return whether this server serves, and not another one on its port. May raise OSError."""
 
 
 class NatsServer(EmbeddedServer):
@@ -205,10 +214,11 @@ class NatsServer(EmbeddedServer):
         password: str = "",
         ready_timeout_s: float = 20.0,
     ) -> None:
-        """Describe the server. Sizes in bytes; `max_file_store` 0: by the disk's size; `monitor_port` 0: no HTTP.
+        """Describe the server.
 
-        `sync_always`: what is confirmed survives a power cut too. `extra_config` is appended to the server's config file.
-        `user` and `password`: the only ones who are let in; empty: everybody is.
+        `max_file_store` is in bytes; 0 derives it from the disk's size. `monitor_port` 0 starts no HTTP server. With
+        `sync_always`, confirmed messages survive a power cut. `extra_config` is appended to the config file. `user` and
+        `password` are the only valid login; empty: no login is required.
         """
         super().__init__(data_dir, port=port, ready_timeout_s=ready_timeout_s)
         self.max_file_store = max_file_store
@@ -231,7 +241,7 @@ class NatsServer(EmbeddedServer):
         sync = "  sync_interval: always\n" if self.sync_always else ""
         monitor = f'http: "{HOST}:{self.monitor_port}"\n' if self.monitor_port else ""
         login = f"{{ user: {json.dumps(self._user)}, password: {json.dumps(self._password)} }}"
-        # A user of the global account, whose streams an open server has made before.
+        # in the global account, which owns streams made before logins were required
         users = f"authorization {{ users: [{login}] }}\n" if self._user else ""
         return (
             f"server_name: {json.dumps(self._identity)}\n"
@@ -248,7 +258,7 @@ class NatsServer(EmbeddedServer):
             f"{self.extra_config}\n"
         )
 
-    async def _answers(self) -> bool:
+    async def _is_ready(self) -> bool:
         line = await _ask(self.port, b"")
         if not line.startswith(b"INFO "):
             return False
@@ -257,7 +267,7 @@ class NatsServer(EmbeddedServer):
 
 
 class EtcdServer(EmbeddedServer):
-    """A single etcd for loopback use. `start` begins with an empty registry; `restart` keeps what is there."""
+    """A single etcd on loopback. `start` begins with an empty registry; `restart` keeps the data."""
 
     name = "etcd"
     binary = binaries.ETCD
@@ -277,27 +287,25 @@ class EtcdServer(EmbeddedServer):
             *("--listen-client-urls", self.url, "--advertise-client-urls", self.url),
             *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
             *("--initial-cluster", f"{self._identity}={peer}", "--initial-cluster-state", "new"),
-            # Pages of a browser: no origin but its own may read answers (an empty list would allow all), no other name leads here.
-            *(
-                "--max-txn-ops",
-                "0",
-            ),  # no transaction: roles do not hold within them before 3.5.30, and nothing here needs one
+            # etcd before 3.5.30 does not enforce roles within transactions, and Nexus uses none.
+            *("--max-txn-ops", "0"),
+            # Web pages: only its own origin may read answers (an empty list would allow all), under no other host name.
             *("--cors", self.url, "--host-whitelist", f"{HOST},localhost"),
         ]
 
     def _environment(self) -> dict[str, str]:
-        """Options by environment: an etcd that does not know one only warns, and the caller's own ETCD_* stay out."""
+        """Return options as variables: etcd only warns of one that it does not know. The caller's ETCD_* are left out."""
         ours = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
         return ours | {
             "ETCD_LOG_LEVEL": "error",
-            "ETCD_UNSAFE_NO_FSYNC": "true",  # a power cut may take it: workers announce themselves again
-            "ETCD_HEARTBEAT_INTERVAL": "50",  # ms; alone, it only waits for itself when it elects itself
+            "ETCD_UNSAFE_NO_FSYNC": "true",  # a power cut may lose the data: workers register again
+            "ETCD_HEARTBEAT_INTERVAL": "50",  # in ms: a single member waits only for its own election
             "ETCD_ELECTION_TIMEOUT": "250",
             "ETCD_AUTO_COMPACTION_MODE": "periodic",
             "ETCD_AUTO_COMPACTION_RETENTION": "10m",
         }
 
-    async def _answers(self) -> bool:
+    async def _is_ready(self) -> bool:
         question = b"POST /v3/cluster/member/list HTTP/1.0\r\nhost: localhost\r\ncontent-length: 2\r\n\r\n{}"
         if f'"name":"{self._identity}"'.encode() not in await _ask(self.port, question, whole=True):
             return False
@@ -314,13 +322,13 @@ class RedisServer(EmbeddedServer):
     scheme = "redis"
 
     def __init__(self, data_dir: Path, *, port: int = 0, password: str = "", ready_timeout_s: float = 20.0) -> None:
-        """Describe the server. `password`: what every connection must say first; empty: nothing."""
+        """Describe the server. Connections must log in with `password`; empty: no login is required."""
         super().__init__(data_dir, port=port, ready_timeout_s=ready_timeout_s)
         self._password = password
 
     @property
     def url(self) -> str:
-        """Where clients connect: database 0."""
+        """URL for clients: database 0."""
         return f"{super().url}/0"
 
     @property
@@ -328,7 +336,7 @@ class RedisServer(EmbeddedServer):
         return self.data_dir / "appendonlydir"
 
     def _arguments(self) -> list[str]:
-        """All by a file: command lines can be read by every user of the machine."""
+        """Write the config file: every user of the machine can read command lines."""
         config = self.data_dir / "redis.conf"
         write_private(config, self._config(), durable=False)
         return [str(config)]
@@ -347,14 +355,14 @@ class RedisServer(EmbeddedServer):
             f"{password}"
         )
 
-    async def _answers(self) -> bool:
+    async def _is_ready(self) -> bool:
         login = f"AUTH {self._password}\r\n" if self._password else ""
         reply = await _ask(self.port, f"{login}INFO server\r\nQUIT\r\n".encode(), whole=True)
         return f"process_id:{self.pid}\r\n".encode() in reply
 
 
 async def _ask(port: int, question: bytes, *, whole: bool = False) -> bytes:
-    """Connect, send `question`, and return the first line of the answer, or with `whole` all of it."""
+    """Connect, send `question`, and return the first line of the answer; with `whole`, the whole answer."""
     reader, writer = await asyncio.open_connection(HOST, port, limit=MIB)
     try:
         writer.write(question)
@@ -366,10 +374,10 @@ async def _ask(port: int, question: bytes, *, whole: bool = False) -> bytes:
             await writer.wait_closed()
 
 
-def _port_was_taken(error: ProcessStartError) -> bool:
+def _is_port_in_use(error: ProcessStartError) -> bool:
     return "already in use" in str(error).lower()
 
 
 def _file_store_limit(folder: Path) -> int:
-    """Bytes for JetStream: most of what the disk has free, but enough to reserve the streams' limits against."""
+    """Return the bytes for JetStream: most of the free disk space, but enough for the limits that streams reserve."""
     return max(24 * GIB, shutil.disk_usage(folder).free * 3 // 4)

@@ -1,6 +1,6 @@
-"""The models that `nexus up` serves by itself: for each, the server it starts and the worker it puts beside it.
+"""Models that `nexus up` serves out of the box: for each, the server and the worker to start.
 
-All of them come as wheels, each kind in an extra of its own; what is not installed is offered.
+Each comes as a wheel of its own extra; `find_local_models` also returns how to install the missing ones.
 """
 
 from __future__ import annotations
@@ -14,51 +14,51 @@ from schemas.installation import install_hint
 LLAMA_SLOTS = 4
 LLAMA_CTX = 4096 * LLAMA_SLOTS
 SPEECH_MODEL = "piper-joe"
-"""Not the adapter's own `piper`: a Piper that already runs here, with other voices, may have that name."""
+"""Not the adapter's default `piper`: a Piper that already runs here, with other voices, may serve that name."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalModel:
-    """A model's server, `python -m MODULE`, and its worker."""
+    """A model, the server that runs it (`python -m MODULE`) and its worker."""
 
     name: str
-    """Of the server's process and log."""
+    """Name of the server's process and log."""
     title: str
-    """With the model's name: what the terminal shows while it starts."""
+    """Server and model, as the terminal shows them during the start."""
     module: str
     arguments: Callable[[int], list[str]]
-    """For this port of 127.0.0.1."""
+    """Returns the server's arguments for a port of 127.0.0.1."""
     ready_path: str
-    """Answers 200 when it serves."""
+    """Path that answers 200 once the model is served."""
     worker: str
-    """The worker's name."""
+    """Name of the worker."""
     worker_title: str
     backend: str
     slots: int = 0
     options: dict[str, str] = field(default_factory=dict)
     chat: bool = False
-    """One can talk to it."""
+    """Whether it is a chat model."""
     own_folder: bool = False
-    """It offers what lies where it runs."""
+    """Whether the server needs a working directory of its own: it offers the files there."""
     required: bool = False
-    """The stack does not come up without it."""
+    """Whether the stack fails to start without it."""
 
 
 @dataclass(frozen=True, slots=True)
 class MissingModel:
-    """A kind of model that could be served here."""
+    """A kind of model that is not installed."""
 
-    what: str
+    capability: str
     hint: str
-    """How to get it."""
+    """How to install it."""
 
 
 def find_local_models(*, chat: bool = True) -> tuple[list[LocalModel], list[MissingModel]]:
-    """What is installed, and what is not. `chat`: with the model to talk to."""
-    looked = [*([_chat()] if chat else []), _speech(), _transcription(), _embeddings()]
+    """Return the models that are installed, and those that are missing. Without `chat`, the chat model is left out."""
+    found = [*([_chat()] if chat else []), _speech(), _transcription(), _embeddings()]
     return (
-        [one for one in looked if isinstance(one, LocalModel)],
-        [one for one in looked if isinstance(one, MissingModel)],
+        [one for one in found if isinstance(one, LocalModel)],
+        [one for one in found if isinstance(one, MissingModel)],
     )
 
 

@@ -7,11 +7,10 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
-from pathlib import Path
 from select import select
 from typing import BinaryIO
 
-from cli.embedded.managed_process import LOG_LIMIT
+from cli.embedded.managed_process import rotate_log
 from cli.private_files import open_private
 from cli.stack.data_dir import DataDir
 
@@ -27,7 +26,7 @@ def start_detached(arguments: list[str], key: str, data: DataDir) -> int:
     Ctrl-C meanwhile stops it.
     """
     log = data.log("up")
-    _rotate(log)
+    rotate_log(log)
     reader, writer = os.pipe()
     with open(log, "ab", opener=open_private) as out:
         start = out.tell()
@@ -103,8 +102,3 @@ def is_detached() -> bool:
 def ignore_hangup() -> None:
     """The terminal may go. `nohup` does the same."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-
-def _rotate(log: Path) -> None:
-    if log.exists() and log.stat().st_size > LOG_LIMIT:
-        log.replace(log.with_name(f"{log.name}.1"))

@@ -1,8 +1,8 @@
-"""Which inference servers already run on this machine, at their usual ports.
+"""Find inference servers that already run on this machine, at their default ports.
 
-A server counts when it answers within a second, without a key, what only its kind answers:
+A server is recognized by an answer that only its kind gives, within a second and without a key:
 
-| kind | answers |
+| kind | answer |
 |---|---|
 | OpenAI-like | OpenAI's list at `/v1/models`, and it is not a Nexus |
 | Ollama | that, and its version at `/api/version` |
@@ -24,26 +24,26 @@ from typing import Any
 import httpx
 
 TIMEOUT_S = 1.0
-"""For one whole probe: a server on this machine lists its models in milliseconds."""
-MOST_BYTES = 2 * 1024 * 1024
+"""Time limit of one whole probe: a server on this machine lists its models in milliseconds."""
+MAX_ANSWER_BYTES = 2 * 1024 * 1024
 OPENAI = "openai"
 
 
 @dataclass(frozen=True, slots=True)
 class BackendCandidate:
-    """A place where a kind of server usually listens."""
+    """A kind of server and the port where it listens by default."""
 
     name: str
-    """How the worker is called."""
+    """Name of its worker."""
     title: str
     port: int
     kind: str = OPENAI
-    """Which of `PROBES` knows it."""
+    """Its probe in `PROBES`."""
     host: str = "127.0.0.1"
 
     @property
     def url(self) -> str:
-        """The server's root."""
+        """URL of the server."""
         return f"http://{self.host}:{self.port}"
 
 
@@ -63,18 +63,18 @@ CANDIDATES = (
 
 @dataclass(frozen=True, slots=True)
 class DiscoveredBackend:
-    """A server that answered."""
+    """An inference server that runs on this machine."""
 
     candidate: BackendCandidate
     models: tuple[str, ...] = field(default=())
     backend: str = OPENAI
-    """The adapter that serves it."""
+    """Adapter for the server."""
 
 
 async def find_backends(
     candidates: Sequence[BackendCandidate] = CANDIDATES, timeout_s: float = TIMEOUT_S
 ) -> list[DiscoveredBackend]:
-    """The candidates that are inference servers. Never raises for what a server does; takes `timeout_s` at most."""
+    """Return the candidates that run. Raises nothing, whatever the servers answer; takes at most `timeout_s`."""
     async with httpx.AsyncClient(trust_env=False, follow_redirects=False, timeout=timeout_s) as client:
         found = await asyncio.gather(*(_probe(client, candidate, timeout_s) for candidate in candidates))
     return [one for one in found if one is not None]
@@ -96,7 +96,7 @@ async def _openai(client: httpx.AsyncClient, candidate: BackendCandidate) -> Dis
 
 
 async def _adapter(client: httpx.AsyncClient, candidate: BackendCandidate) -> str:
-    """All speak OpenAI's API; Ollama's own says more, and manages its models."""
+    """Return the adapter for a server with OpenAI's API. Ollama's own API says more, and manages its models."""
     if candidate.name != "ollama":
         return OPENAI
     version = await _get_json(client, f"{candidate.url}/api/version")
@@ -105,16 +105,16 @@ async def _adapter(client: httpx.AsyncClient, candidate: BackendCandidate) -> st
 
 async def _comfyui(client: httpx.AsyncClient, candidate: BackendCandidate) -> DiscoveredBackend | None:
     stats = await _get_json(client, f"{candidate.url}/system_stats")
-    is_one = (
+    is_known = (
         isinstance(stats, dict) and isinstance(stats.get("system"), dict) and isinstance(stats.get("devices"), list)
     )
-    return DiscoveredBackend(candidate, backend="comfyui") if is_one else None
+    return DiscoveredBackend(candidate, backend="comfyui") if is_known else None
 
 
 async def _invokeai(client: httpx.AsyncClient, candidate: BackendCandidate) -> DiscoveredBackend | None:
     version = await _get_json(client, f"{candidate.url}/api/v1/app/version")
-    is_one = isinstance(version, dict) and isinstance(version.get("version"), str)
-    return DiscoveredBackend(candidate, backend="invokeai") if is_one else None
+    is_known = isinstance(version, dict) and isinstance(version.get("version"), str)
+    return DiscoveredBackend(candidate, backend="invokeai") if is_known else None
 
 
 async def _sdwebui(client: httpx.AsyncClient, candidate: BackendCandidate) -> DiscoveredBackend | None:
@@ -128,8 +128,8 @@ async def _piper(client: httpx.AsyncClient, candidate: BackendCandidate) -> Disc
     voices = await _get_json(client, f"{candidate.url}/voices")
     if not isinstance(voices, dict) or not voices:
         return None
-    is_one = all(isinstance(voice, dict) and "phoneme_id_map" in voice for voice in voices.values())
-    return DiscoveredBackend(candidate, backend="piper") if is_one else None
+    is_known = all(isinstance(voice, dict) and "phoneme_id_map" in voice for voice in voices.values())
+    return DiscoveredBackend(candidate, backend="piper") if is_known else None
 
 
 async def _whisper_cpp(client: httpx.AsyncClient, candidate: BackendCandidate) -> DiscoveredBackend | None:
@@ -150,7 +150,7 @@ PROBES: dict[str, Callable[[httpx.AsyncClient, BackendCandidate], Awaitable[Disc
 
 
 async def _is_nexus(client: httpx.AsyncClient, url: str) -> bool:
-    """Whether a gateway listens there: it would send its own jobs round in circles."""
+    """Return whether a Nexus gateway listens there: a worker for it would send the gateway its own jobs."""
     async with client.stream("GET", f"{url}/readyz") as response:
         if response.headers.get("x-request-id", "").startswith("req_"):
             return True
@@ -159,7 +159,7 @@ async def _is_nexus(client: httpx.AsyncClient, url: str) -> bool:
 
 
 async def _get_json(client: httpx.AsyncClient, url: str, *, any_status: bool = False) -> Any:
-    """What `url` answers, None when that is no JSON, no success, or too much."""
+    """Return the JSON at `url`; None for an error, a body that is not JSON, or one that is too large."""
     body = await _get(client, url, any_status=any_status)
     try:
         return None if body is None else json.loads(body)
@@ -174,13 +174,13 @@ async def _get(client: httpx.AsyncClient, url: str, *, any_status: bool = False)
         body = b""
         async for piece in response.aiter_bytes():
             body += piece
-            if len(body) > MOST_BYTES:
+            if len(body) > MAX_ANSWER_BYTES:
                 return None
     return body
 
 
 def model_names(answer: Any) -> tuple[str, ...] | None:
-    """The ids in OpenAI's list of models, None when `answer` is not one. Ollama without models sends `data: null`."""
+    """Return the ids in OpenAI's list of models; None if `answer` is not one. Ollama without models has `data: null`."""
     if not isinstance(answer, dict) or answer.get("object") != "list" or "data" not in answer:
         return None
     data = answer["data"] or []

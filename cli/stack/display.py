@@ -1,4 +1,4 @@
-"""What `nexus up` shows: a live list on a terminal, one plain line per part elsewhere. A lost terminal is no error."""
+"""The output of `nexus up`: a live list on a terminal, elsewhere a plain line for each component."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAME_WIDTH = 28
 
 @dataclass(slots=True)
 class ProgressRow:
-    """One part on its way up."""
+    """The start of one component."""
 
     title: str
     began: float = field(default_factory=time.monotonic)
@@ -30,14 +30,14 @@ class ProgressRow:
     spinner: Spinner = field(default_factory=lambda: Spinner("dots", style="cyan"))
 
     def end(self, state: str, detail: str) -> None:
-        """It is up, or has failed."""
+        """Note that the component is up or has failed."""
         self.state = state
         self.detail = detail
         self.took = f"{time.monotonic() - self.began:.1f} s"
 
 
 class StackDisplay:
-    """Progress of the start, then news."""
+    """Shows the progress of the start, then messages. A lost terminal is ignored."""
 
     def __init__(self, out: TextIO | None = None) -> None:
         self._out = out or sys.stdout
@@ -48,27 +48,27 @@ class StackDisplay:
             self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=10)
 
     def open(self) -> None:
-        """Begin to show progress."""
+        """Start showing progress."""
         if self._live is not None:
-            self._quietly(self._live.start)
+            self._ignore_lost_terminal(self._live.start)
 
     def close(self) -> None:
-        """The start is over, well or not: what stands there stays, and what never got ready is left out."""
+        """Stop showing progress. Components that are up or failed stay on the screen; unfinished ones are removed."""
         self._rows = {name: row for name, row in self._rows.items() if row.state != "starting"}
         if self._live is not None:
             live, self._live = self._live, None
-            self._quietly(live.stop)
+            self._ignore_lost_terminal(live.stop)
 
     def begin(self, name: str, title: str) -> None:
-        """A part is being started."""
+        """Show that a component is being started."""
         self._rows[name] = ProgressRow(title)
 
     def up(self, name: str, detail: str = "") -> None:
-        """It is ready."""
+        """Show that a component is ready."""
         self._end(name, "up", detail)
 
     def failed(self, name: str, detail: str) -> None:
-        """It is not, and will not be for now."""
+        """Show that a component could not be started."""
         self._end(name, "failed", detail)
 
     def _end(self, name: str, state: str, detail: str) -> None:
@@ -78,13 +78,13 @@ class StackDisplay:
             self.say(f"{row.title:<{NAME_WIDTH}} {state} after {row.took}  {row.detail}".rstrip())
 
     def note(self, text: str) -> None:
-        """News during the life of the stack, with the time of day."""
+        """Print a message with the time of day."""
         self.say(f"{time.strftime('%H:%M:%S')}  {text}")
 
     def say(self, text: str) -> None:
-        """Lines as they are: never wrapped, so that they can be copied."""
-        self._quietly(lambda: self._console.print(text, markup=False))
-        self._quietly(self._out.flush)
+        """Print lines without wrapping them, so that they can be copied."""
+        self._ignore_lost_terminal(lambda: self._console.print(text, markup=False))
+        self._ignore_lost_terminal(self._out.flush)
 
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 2, 0, 0))
@@ -95,7 +95,7 @@ class StackDisplay:
         return table
 
     @staticmethod
-    def _quietly(write: Callable[[], object]) -> None:
-        """Write, if anybody is still there to read."""
+    def _ignore_lost_terminal(write: Callable[[], object]) -> None:
+        """Call `write` and ignore that the terminal may be lost."""
         with contextlib.suppress(OSError, ValueError):
             write()

@@ -1,8 +1,8 @@
-"""Aliases and service records of `nexus up`: they outlive its etcd, which begins empty at each start.
+"""Aliases and service records of `nexus up`, saved across starts: its etcd begins empty each time.
 
-They are kept in a file of the data directory. At the start, what etcd lacks is written into it; from then on etcd is
-followed, and whoever changes it, the file has it a moment later. An etcd that died and came back with its data has the
-last word; one that lost them is given what it lacks.
+A file of the data directory stores them. At the start, records that etcd lacks are written into it. From then on each
+change in etcd is saved in the file a moment later. An etcd that restarted with its data is right, and the file follows;
+one that lost its data is given the records of the file.
 """
 
 from __future__ import annotations
@@ -18,41 +18,41 @@ from cli.embedded.etcd_api import ETCD_ERRORS, EtcdApi, EtcdLogin, KeyListing
 from cli.stack.data_dir import DataDir
 
 SAVE_AFTER_S = 0.05
-"""Changes in this time are written together."""
-SAVE_AGAIN_S = 5.0
-RETRY_S = 0.2
-SEED_S = 5.0
+"""Changes within this time are saved together."""
+SAVE_RETRY_S = 5.0
+RECONNECT_DELAY_S = 0.2
+SEED_TIMEOUT_S = 5.0
 
 
 class EtcdSeeder:
-    """Keeps the file and etcd the same. Raises ConsoleError at once when the file cannot be read."""
+    """Seeds etcd from the file, and saves etcd's changes in it. Raises ConsoleError at once if the file cannot be read."""
 
     def __init__(self, data: DataDir, prefix: str, notify: Callable[[str], None]) -> None:
         self._data = data
         self._notify = notify
         keys = RegistryKeys(prefix)
         self._kinds = {"aliases": keys.aliases, "services": keys.services}
-        # In the order of keys the two are neighbours but for the catalogue of models; workers, who write often, are not.
+        # This range holds both prefixes and the model catalog between them, but not the workers, which write often.
         self._range = (keys.aliases, keys.services[:-1] + chr(ord("/") + 1))
-        self._kept = self._by_key(data.operator_data())
-        self._saved = dict(self._kept)
-        self._store = ""
+        self._records = self._by_key(data.operator_data())
+        self._saved = dict(self._records)
+        self._cluster = ""
         self._revision = 0
         self._seeded = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     async def start(self, url: str, login: EtcdLogin | None = None) -> None:
-        """Fill the etcd at `url`, and follow it from now on."""
-        self._task = asyncio.create_task(self._follow_forever(url, login), name="operator-data")
+        """Seed the etcd at `url`, and follow its changes from now on."""
+        self._task = asyncio.create_task(self._follow_forever(url, login), name="etcd-seeder")
         try:
-            async with asyncio.timeout(SEED_S):
+            async with asyncio.timeout(SEED_TIMEOUT_S):
                 await self._seeded.wait()
         except TimeoutError:
-            self._notify("etcd does not take the aliases and services yet; they follow when it does")
+            self._notify("etcd does not accept the aliases and services yet; they are written once it does")
 
     async def stop(self) -> None:
-        """Follow no more, and write what is not yet written."""
+        """Stop following etcd, and save what is not saved yet."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -65,41 +65,41 @@ class EtcdSeeder:
             while True:
                 with contextlib.suppress(*ETCD_ERRORS):
                     await self._follow(etcd)
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(RECONNECT_DELAY_S)
 
     async def _follow(self, etcd: EtcdApi) -> None:
-        found = await etcd.listing()
-        await self._agree(etcd, found)
+        found = await etcd.list()
+        await self._merge(etcd, found)
         self._seeded.set()
         self._save_soon()
         async with contextlib.aclosing(etcd.watch(found.revision + 1)) as batches:
             async for changes in batches:
                 for key, value in changes.values.items():
-                    self._take(key, value)
+                    self._update(key, value)
                 self._revision = changes.revision
                 self._save_soon()
 
-    async def _agree(self, etcd: EtcdApi, found: KeyListing) -> None:
-        """Bring what is kept and what was found together."""
-        lost_nothing = found.store == self._store and found.revision >= self._revision
-        missing = {} if lost_nothing else {key: v for key, v in self._kept.items() if key not in found.values}
+    async def _merge(self, etcd: EtcdApi, found: KeyListing) -> None:
+        """Write missing records into etcd, and take over those that etcd has."""
+        lost_nothing = found.cluster == self._cluster and found.revision >= self._revision
+        missing = {} if lost_nothing else {key: v for key, v in self._records.items() if key not in found.values}
         for key, value in missing.items():
             await etcd.put(key, json.dumps(value, ensure_ascii=False).encode())
-        self._kept = missing
+        self._records = missing
         for key, value in found.values.items():
-            self._take(key, value)
-        self._store, self._revision = found.store, found.revision
+            self._update(key, value)
+        self._cluster, self._revision = found.cluster, found.revision
 
-    def _take(self, key: str, value: bytes | None) -> None:
-        """One key, as it is now. A value that is no JSON is nobody's alias and nobody's service."""
+    def _update(self, key: str, value: bytes | None) -> None:
+        """Take over the value of one key. A value that is not JSON is no record."""
         if not key.startswith(tuple(self._kinds.values())):
             return
-        self._kept.pop(key, None)
+        self._records.pop(key, None)
         if value is not None:
             with contextlib.suppress(ValueError):
-                self._kept[key] = json.loads(value)
+                self._records[key] = json.loads(value)
 
-    # The file
+    # File
 
     def _by_key(self, by_kind: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         return {
@@ -111,25 +111,29 @@ class EtcdSeeder:
 
     def _by_kind(self) -> dict[str, dict[str, Any]]:
         return {
-            kind: {key.removeprefix(start): self._kept[key] for key in sorted(self._kept) if key.startswith(start)}
+            kind: {
+                key.removeprefix(start): self._records[key] for key in sorted(self._records) if key.startswith(start)
+            }
             for kind, start in self._kinds.items()
         }
 
     def _save_soon(self, after_s: float = SAVE_AFTER_S) -> None:
-        if self._timer is None and self._kept != self._saved:
+        if self._timer is None and self._records != self._saved:
             self._timer = asyncio.get_running_loop().call_later(after_s, self._save)
 
     def _save(self) -> None:
         self._cancel_timer()
-        if self._kept == self._saved:
+        if self._records == self._saved:
             return
         try:
-            self._data.keep_operator_data(self._by_kind())
+            self._data.save_operator_data(self._by_kind())
         except OSError as error:
-            self._notify(f"aliases and services cannot be written to {self._data.operator_file}: {error.strerror}")
-            self._save_soon(SAVE_AGAIN_S)
+            self._notify(
+                f"aliases and services cannot be written to {self._data.operator_file}: {error.strerror}; trying again"
+            )
+            self._save_soon(SAVE_RETRY_S)
         else:
-            self._saved = dict(self._kept)
+            self._saved = dict(self._records)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

@@ -1,4 +1,4 @@
-"""`nexus logs`: what the parts of the stack on the data directory have written."""
+"""`nexus logs`: show the logs of the stack on the data directory."""
 
 from __future__ import annotations
 
@@ -14,19 +14,22 @@ from cli.errors import ConsoleError
 from cli.stack.data_dir import DataDir, data_dir_from
 
 FOLLOW_INTERVAL_S = 0.2
-TAIL_BLOCK = 64 * 1024
+READ_BLOCK_BYTES = 64 * 1024
 
 
 def logs(
     part: Annotated[
-        str | None, typer.Argument(help="As `nexus up` calls it: nats, gateway, worker-smollm2, …; default: all.")
+        str | None, typer.Argument(help="One component: nats, gateway, worker-smollm2, … Default: all.")
     ] = None,
     *,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="The last lines of each part.")] = 20,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Print new lines until Ctrl-C.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="Number of last lines of each log.")] = 20,
     data_dir: options.Data = None,
 ) -> None:
-    """Show the logs of the stack that runs, or ran last, on the data directory; each line with its part where it is several."""
+    """Show the logs of the stack that runs, or ran last, on the data directory.
+
+    With several logs, each line begins with the name of its component.
+    """
     data = data_dir_from(data_dir)
     files = _files(data, part)
     width = max(map(len, files)) if part is None else 0
@@ -46,66 +49,66 @@ def logs(
 
 
 def _files(data: DataDir, part: str | None) -> dict[str, Path]:
-    """The logs by part. Raises ConsoleError."""
+    """Return the log files by component. Raises ConsoleError."""
     found = {path.stem: path for path in sorted(data.logs.glob("*.log")) if path.exists()}
     if not found:
         raise ConsoleError(
-            f"there are no logs in {data.logs}: no `nexus up` has run on {data.root}; give the --data-dir of one"
+            f"There are no logs in {data.logs}: no `nexus up` has run on {data.root}. Pass the --data-dir of one that has."
         )
     if part is None:
         return found
     if part not in found:
-        raise ConsoleError(f"there is no log of {part!r}; there are: {', '.join(found)}")
+        raise ConsoleError(f"There is no log of {part!r}. There are: {', '.join(found)}")
     return {part: found[part]}
 
 
 class LogTail:
-    """One log, shown from somewhere on. A file that is moved aside, or made new, is followed."""
+    """Prints one log from an offset on. A rotated or replaced file is followed."""
 
     def __init__(self, path: Path, prefix: str) -> None:
         self._path = path
         self._prefix = prefix
-        self._place = 0
+        self._offset = 0
         self._inode = 0
-        self._part_of_line = b""
+        self._partial_line = b""
 
     def show_last(self, lines: int) -> None:
-        """Print the last lines; what comes later is new."""
+        """Print the last lines; `show_new` prints those that follow."""
         with self._path.open("rb") as log:
             self._inode = self._path.stat().st_ino
-            self._place = _start_of_last(log, lines)
+            self._offset = _start_of_last(log, lines)
         self.show_new()
 
     def show_new(self) -> None:
-        """Print what has been written since the last call, by whole lines."""
+        """Print the whole lines that were written since the last call."""
         try:
             stat = self._path.stat()
         except OSError:
             return
-        if stat.st_ino != self._inode or stat.st_size < self._place:
-            self._inode, self._place, self._part_of_line = stat.st_ino, 0, b""
-        if stat.st_size == self._place:
+        if stat.st_ino != self._inode or stat.st_size < self._offset:
+            self._inode, self._offset, self._partial_line = stat.st_ino, 0, b""
+        if stat.st_size == self._offset:
             return
         with self._path.open("rb") as log:
-            log.seek(self._place)
+            log.seek(self._offset)
             new = log.read()
-        self._place += len(new)
-        *whole, self._part_of_line = (self._part_of_line + new).split(b"\n")
+        self._offset += len(new)
+        *whole, self._partial_line = (self._partial_line + new).split(b"\n")
         for line in whole:
             print(self._prefix + line.decode(errors="replace"))
         sys.stdout.flush()
 
 
 def _start_of_last(log: BinaryIO, lines: int) -> int:
-    """Return where the last `lines` whole lines begin."""
-    place = end = log.seek(0, 2)
+    """Return the offset of the last `lines` whole lines."""
+    offset = end = log.seek(0, 2)
     found = b""
-    while place > 0 and found.count(b"\n") <= lines:
-        size = min(TAIL_BLOCK, place)
-        place -= size
-        log.seek(place)
+    while offset > 0 and found.count(b"\n") <= lines:
+        size = min(READ_BLOCK_BYTES, offset)
+        offset -= size
+        log.seek(offset)
         found = log.read(size) + found
-    kept = found.split(b"\n")
-    last = kept[-1]  # a line that is not finished is shown when it is
-    shown = kept[:-1][-lines:] if lines else []
+    split = found.split(b"\n")
+    last = split[-1]  # an unfinished line is printed once it ends
+    shown = split[:-1][-lines:] if lines else []
     return end - len(last) - sum(len(line) + 1 for line in shown)

@@ -1,4 +1,4 @@
-"""Tell a process from a later one that got the same pid, also across reboots."""
+"""Identities of processes: they distinguish a process from a later one with the same pid, also across reboots."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PS_TIMEOUT_S = 5.0
 
 
 def process_identity(pid: int) -> str:
-    """Return what no other process with this pid has, ever: its start time, and the boot's id. Empty: there is none."""
+    """Return the start time of the process and the id of the boot; empty if there is no such process."""
     if sys.platform.startswith("linux"):
         with suppress(OSError, IndexError):
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -23,7 +23,7 @@ def process_identity(pid: int) -> str:
 
 
 def _by_ps(pid: int) -> str:
-    import subprocess  # 10 ms, which most commands do without
+    import subprocess  # takes 10 ms, and most commands do not need it
 
     with suppress(OSError, subprocess.TimeoutExpired):
         command = ["ps", "-o", "lstart=", "-p", str(pid)]
@@ -39,11 +39,11 @@ def _by_ps(pid: int) -> str:
 
 
 def send_signal(pid: int, identity: str, number: signal.Signals) -> bool:
-    """Signal the process with this pid and identity. Returns False, and signals nobody, where it has ended."""
+    """Signal the process with this pid and identity. Returns False, without a signal, if it has ended."""
     if not identity or not hasattr(os, "pidfd_open"):
         return bool(identity) and process_identity(pid) == identity and _kill(pid, number)
     with suppress(OSError):
-        fd = os.pidfd_open(pid)  # whatever is looked at below is what the signal reaches
+        fd = os.pidfd_open(pid)  # pins the process that is checked below
         try:
             if process_identity(pid) != identity:
                 return False

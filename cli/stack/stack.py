@@ -1,7 +1,7 @@
-"""The stack behind `nexus up`: which parts there are, how each is started, and in which order they come and go.
+"""The stack of `nexus up`: its components, how each is started, and the order in which they start and stop.
 
-Up:   NATS, etcd and Redis, then the gateway; meanwhile the local models and the look for backends, then workers.
-Down: workers (they hand back what they cannot finish), gateway, local models, servers. `STOP_S` for all of it.
+Start: NATS, etcd and Redis, then the gateway; meanwhile local models and the discovery of backends, then workers.
+Stop:  workers (they return jobs that they cannot finish), gateway, local models, servers; within `STOP_TIMEOUT_S`.
 """
 
 from __future__ import annotations
@@ -31,38 +31,38 @@ from cli.stack.discovery import DiscoveredBackend, find_backends
 from cli.stack.display import StackDisplay
 from cli.stack.etcd_seed import EtcdSeeder
 from cli.stack.ports import is_free, stable_port
-from cli.stack.user_models import UserModel, served
+from cli.stack.user_models import UserModel, plan_servers
 from schemas.installation import install_hint
 
-STOP_S = 4.7
-"""Everything has ended this long after it was asked to, by force where need be."""
+STOP_TIMEOUT_S = 4.7
+"""A stop that takes longer kills what still runs."""
 WORKER_GRACE_S = 2.5
 WORKER_DRAIN_S = 1.5
 GATEWAY_DRAIN_S = 0.2
-"""The workers have ended by then: what is still open waits for nobody."""
+"""Short: the workers have ended by then, so open requests cannot be answered any more."""
 GATEWAY_GRACE_S = 1.0
-LOCAL_GRACE_S = 0.3
+LOCAL_MODEL_GRACE_S = 0.3
 SERVER_GRACE_S = 0.7
-BLANK = {
+NO_CREDENTIALS = {
     f"{server}_{name}": ""
     for server in ("NATS", "ETCD", "REDIS")
     for name in ("USER", "PASSWORD", "PASSWORD_FILE", "CREDS_FILE", "TLS_CA", "TLS_CERT", "TLS_KEY", "INBOX_PREFIX")
 }
-"""What the environment or `.env` has for other servers is none of the embedded ones'."""
-TITLES = {"nats": "NATS", "etcd": "etcd", "redis": "Redis"}
-GIVEN_PORTS = ("gateway", "observability")
-"""By flags and settings."""
+"""Overrides credentials for other servers in the environment or `.env`."""
+SERVER_TITLES = {"nats": "NATS", "etcd": "etcd", "redis": "Redis"}
+CONFIGURED_PORTS = ("gateway", "observability")
+"""Ports that flags and settings choose: they are not kept from start to start."""
 ROLES = ("gateway", "worker")
 READY_TIMEOUT_S = 60.0
 
 
 class StackStartError(Exception):
-    """The stack cannot come up. The message is for the user."""
+    """The stack could not be started. The message is for the user."""
 
 
 @dataclass(frozen=True, slots=True)
 class StackOptions:
-    """What `nexus up` was asked for."""
+    """The options of `nexus up`."""
 
     host: str
     port: int
@@ -71,23 +71,23 @@ class StackOptions:
     observability_host: str = "127.0.0.1"
     gateways: int = 1
     local_models: bool = True
-    """The small ones that come along."""
+    """Whether to serve the small bundled models."""
     default_chat: bool = True
-    """The one to talk to among them."""
+    """Whether the bundled chat model is among them."""
     user_models: tuple[UserModel, ...] = ()
     context: int | None = None
-    """As given for these."""
+    """Value of `--context`, for `user_models`."""
     discover: bool = True
     etcd_prefix: str = "/nexus/"
 
     @property
     def url(self) -> str:
-        """Where this machine's programs reach the gateway."""
+        """URL of the gateway for programs on this machine."""
         return _url(self.host, self.port)
 
     @property
     def observability_url(self) -> str:
-        """Where this machine's programs read documentation, metrics and readiness."""
+        """URL of documentation, metrics and readiness for programs on this machine."""
         return _url(self.observability_host, self.observability_port)
 
 
@@ -98,7 +98,7 @@ def _url(host: str, port: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class WorkerPlan:
-    """A worker to be started: for which server, under which name."""
+    """A worker to start: its name, and the server that it works for."""
 
     name: str
     backend: str
@@ -107,151 +107,146 @@ class WorkerPlan:
     slots: int = 0
     options: dict[str, str] = field(default_factory=dict)
     chat: bool = False
-    """Whether it may be one to talk to."""
+    """Whether its server may offer a chat model."""
 
 
-CHATTY = frozenset({"openai", "ollama"})
-"""Adapters whose servers usually chat."""
-ECHO = WorkerPlan("echo", "echo", "a stand-in without a model")
-SERVICES = WorkerPlan("services", "service", "services that are entered by `nexus services add`")
-"""It is up whatever those are: they come and go."""
+CHAT_BACKENDS = frozenset({"openai", "ollama"})
+"""Adapters whose servers usually offer chat models."""
+ECHO_WORKER = WorkerPlan("echo", "echo", "stand-in without a model")
+SERVICE_WORKER = WorkerPlan("services", "service", "services added with `nexus services add`")
+"""Ready without any service: they can be added later."""
 
 
 class Stack:
-    """All parts together. Start it once; `stop` always, also after a start that failed half way."""
+    """All components of `nexus up`. Call `start` once, and always `stop`, also after a failed start."""
 
-    def __init__(self, options: StackOptions, data: DataDir, screen: StackDisplay, children_lock: int) -> None:
-        """Describe the stack; nothing runs yet. Its processes inherit the descriptor `children_lock`."""
+    def __init__(self, options: StackOptions, data: DataDir, display: StackDisplay, children_lock: int) -> None:
+        """Describe the stack and write its credentials. Its processes inherit the file descriptor `children_lock`."""
         self.options = options
         self._pass_fds = (children_lock,)
         self._start_id = secrets.token_hex(8)
-        self._kept_ports = data.ports()
+        self._previous_ports = data.ports()
         self._data = data
-        self._screen = screen
+        self._display = display
         self._credentials = _make_credentials(data)
-        self._nats = NatsServer(data.sub("nats"), user=NATS_USER, password=self._credentials.password("nats"))
-        self._etcd = SecuredEtcdServer(data.sub("etcd"), self._credentials, prefix=options.etcd_prefix)
-        self._redis = RedisServer(data.sub("redis"), password=self._credentials.password("redis"))
-        self._operator_data = EtcdSeeder(data, options.etcd_prefix, screen.note)
-        self._local_ports: dict[str, int] = {}
+        self._nats = NatsServer(data.folder("nats"), user=NATS_USER, password=self._credentials.password("nats"))
+        self._etcd = SecuredEtcdServer(data.folder("etcd"), self._credentials, prefix=options.etcd_prefix)
+        self._redis = RedisServer(data.folder("redis"), password=self._credentials.password("redis"))
+        self._etcd_seeder = EtcdSeeder(data, options.etcd_prefix, display.note)
+        self._local_model_ports: dict[str, int] = {}
         self.titles: dict[str, str] = {}
-        """What each worker stands for, by its id."""
+        """Description of each worker, by its id."""
         self._servers_up = asyncio.Event()
         self._servers: list[Component] = []
-        self._local: list[Component] = []
+        self._local_models: list[Component] = []
         self._gateway: list[Component] = []
         self._workers: list[Component] = []
         self._http = httpx.AsyncClient(trust_env=False, timeout=2.0)
 
-    # Coming up
+    # Start
 
     async def start(self) -> None:
-        """Return when everything serves. Raises StackStartError."""
-        await _together(self._start_core(), self._start_workers())
-        self._remember()
-        for part in self._parts():
-            part.keep(self._screen.note, self._remember)
+        """Start everything and wait until it serves. Raises StackStartError."""
+        await _gather(self._start_core(), self._start_workers())
+        self._save_state()
+        for component in self._components():
+            component.supervise(self._display.note, self._save_state)
 
     async def _start_core(self) -> None:
-        """The servers, then the gateway."""
-        await _together(*(self._start_server(one) for one in self._all_servers()))
+        """Start the servers, then the gateway."""
+        await _gather(*(self._start_server(one) for one in self._all_servers()))
         self._servers_up.set()
-        await self._operator_data.start(self._etcd.url, self._etcd_login())
+        await self._etcd_seeder.start(self._etcd.url, self._etcd_login())
         await self._start_gateway()
 
     def _etcd_login(self) -> EtcdLogin:
-        """For aliases and services, which are a gateway's to write."""
-        made = self._credentials
-        return EtcdLogin("gateway", made.password("etcd-gateway"), made.client_context())
+        """Return the gateway's login, which may write aliases and services."""
+        credentials = self._credentials
+        return EtcdLogin("gateway", credentials.password("etcd-gateway"), credentials.client_context())
 
     async def _start_workers(self) -> None:
-        """A worker for each backend found, and for each local model. Raises StackStartError when none comes up."""
-        starts = [self._start_found(), *(self._start_local(model) for model in self._local_models())]
+        """Start a worker for each local model and each discovered backend. Raises StackStartError if none starts."""
+        starts = [self._start_found(), *(self._start_local(model) for model in self._choose_local_models())]
         starts.append(
-            self._start_planned(SERVICES, *(() if self.options.local_models or self.options.user_models else (ECHO,)))
+            self._start_planned(
+                SERVICE_WORKER, *(() if self.options.local_models or self.options.user_models else (ECHO_WORKER,))
+            )
         )
-        up = [plan for plans in await _together(*starts) for plan in plans if plan is not SERVICES]
+        up = [plan for plans in await _gather(*starts) for plan in plans if plan is not SERVICE_WORKER]
         if self.options.local_models and not any(plan.chat for plan in up):
-            up += await self._start_planned(ECHO)
+            up += await self._start_planned(ECHO_WORKER)
         if not up:
-            raise StackStartError("no worker came up")
+            raise StackStartError("No worker started.")
 
     async def _start_planned(self, *plans: WorkerPlan) -> list[WorkerPlan]:
-        """Those whose worker came up."""
+        """Start workers, and return the plans of those that started."""
         await self._servers_up.wait()
-        up = await _together(*(self._start_worker(plan) for plan in plans))
-        return [plan for plan, is_up in zip(plans, up, strict=True) if is_up]
+        started = await _gather(*(self._start_worker(plan) for plan in plans))
+        return [plan for plan, is_up in zip(plans, started, strict=True) if is_up]
 
     def _all_servers(self) -> list[EmbeddedServer]:
         return [self._nats, self._etcd, self._redis]
 
     async def _start_server(self, server: EmbeddedServer) -> None:
-        server.preferred_port = self._port_for(server.name, TITLES[server.name])
+        server.preferred_port = self._port_for(server.name, SERVER_TITLES[server.name])
         server.pass_fds = self._pass_fds
-        part = Component(
-            server.name,
-            TITLES[server.name],
-            process=lambda: server.process if server.pid else None,
-            start=server.start,
-            again=server.restart,
-            grace_s=SERVER_GRACE_S,
-        )
-        self._servers.append(part)
-        _link(self._data.log(server.name), server.log_file)
-        await self._bring_up(part, lambda: server.url)
+        component = Component(server, SERVER_TITLES[server.name], grace_s=SERVER_GRACE_S)
+        self._servers.append(component)
+        _link_log(self._data.log(server.name), server.log_file)
+        await self._start_component(component, lambda: server.url)
 
     def _port_for(self, name: str, title: str) -> int:
-        """The port that the part had at the last start, so that what knows it finds the part again; else a new one."""
-        kept = self._kept_ports.get(name)
-        if kept is None:
+        """Return the port of the last start, which other programs may know; a new one if it is not free."""
+        previous = self._previous_ports.get(name)
+        if previous is None:
             return stable_port()
-        if is_free(kept):
-            return kept
+        if is_free(previous):
+            return previous
         port = stable_port()
-        self._screen.say(
-            f"Port {kept}, which {title} had before, is in use by {find_port_holder(kept)}; it gets {port}."
+        self._display.say(
+            f"Port {previous}, which {title} had before, is in use by {find_port_holder(previous)}; it gets {port}."
         )
         return port
 
     async def _start_found(self) -> list[WorkerPlan]:
-        """Serve what already runs here."""
+        """Start a worker for each inference server that already runs on this machine."""
         found = await find_backends() if self.options.discover else []
         return await self._start_planned(*(plan_for(one) for one in found))
 
-    def _local_models(self) -> list[LocalModel]:
-        """The user's own, and of those that come along the installed ones, if any are wanted; the others are offered."""
+    def _choose_local_models(self) -> list[LocalModel]:
+        """Return the models of `--model` and the installed bundled ones, and tell the user how to install the others."""
         for note in (one.note for one in self.options.user_models if one.note):
-            self._screen.say(note)
-        own = served(list(self.options.user_models))
+            self._display.say(note)
+        own = plan_servers(list(self.options.user_models))
         if not self.options.local_models:
             return own
         installed, missing = find_local_models(chat=self.options.default_chat)
         for one in missing:
-            self._screen.say(f"No local model for {one.what}. To install it: {one.hint}")
+            self._display.say(f"No local model for {one.capability} is installed. To install one: {one.hint}")
         return own + installed
 
     async def _start_local(self, model: LocalModel) -> list[WorkerPlan]:
-        """Serve a model. Empty when that fails: the others are served without it. Raises StackStartError for one's own."""
-        port = self._local_ports[model.name] = self._port_for(model.name, model.title)
+        """Start a model's server and its worker. A failure is shown; for a model of `--model` it is a StackStartError."""
+        port = self._local_model_ports[model.name] = self._port_for(model.name, model.title)
         url = f"http://127.0.0.1:{port}"
         process = self._process(
             model.name,
             model.module,
             model.arguments(port),
-            BLANK,
-            ready=lambda: self._answers(url + model.ready_path),
-            cwd=self._data.sub(model.name) if model.own_folder else None,
+            NO_CREDENTIALS,
+            ready=lambda: self._responds(url + model.ready_path),
+            cwd=self._data.folder(model.name) if model.own_folder else None,
         )
-        part = Component.of(process, model.title, grace_s=LOCAL_GRACE_S)
-        self._local.append(part)
+        component = Component(process, model.title, grace_s=LOCAL_MODEL_GRACE_S)
+        self._local_models.append(component)
         try:
-            await self._bring_up(part, url)
+            await self._start_component(component, url)
         except StackStartError as error:
             if model.required:
                 raise
-            self._screen.say(str(error))
-            self._local.remove(part)
-            del self._local_ports[model.name]
+            self._display.say(str(error))
+            self._local_models.remove(component)
+            del self._local_model_ports[model.name]
             return []
         return await self._start_planned(
             WorkerPlan(
@@ -270,15 +265,15 @@ class Stack:
             "GATEWAY_DRAIN_S": str(GATEWAY_DRAIN_S),
         } | self._access("gateway")
         process = self._process(
-            "gateway", "gateway", [], variables, ready=lambda: self._answers(f"{self.options.url}/readyz")
+            "gateway", "gateway", [], variables, ready=lambda: self._responds(f"{self.options.url}/readyz")
         )
         count = self.options.gateways
-        part = Component.of(process, "gateway" if count == 1 else f"{count} gateways", grace_s=GATEWAY_GRACE_S)
-        self._gateway.append(part)
-        await self._bring_up(part, self.options.url)
+        component = Component(process, "gateway" if count == 1 else f"{count} gateways", grace_s=GATEWAY_GRACE_S)
+        self._gateway.append(component)
+        await self._start_component(component, self.options.url)
 
     async def _start_worker(self, plan: WorkerPlan) -> bool:
-        """Whether it came up. One that did not is tried again later, unless it is the only one."""
+        """Start a worker and return whether it started. One that did not is restarted later by its supervision."""
         variables = {
             "WORKER_BACKEND": plan.backend,
             "WORKER_BACKEND_URL": plan.url,
@@ -293,25 +288,25 @@ class Stack:
         process = self._process(
             f"worker-{plan.name}", "workers", [], variables, ready=lambda: self._is_registered(plan.name, process)
         )
-        part = Component.of(process, f"worker {plan.name}", grace_s=WORKER_GRACE_S, retires=True)
-        self._workers.append(part)
+        component = Component(process, f"worker {plan.name}", grace_s=WORKER_GRACE_S, retires=True)
+        self._workers.append(component)
         self.titles[plan.name] = plan.title
         try:
-            await self._bring_up(part, f"{plan.title}  {plan.url}".rstrip())
+            await self._start_component(component, f"{plan.title}  {plan.url}".rstrip())
         except StackStartError as error:
-            self._screen.say(str(error))
+            self._display.say(str(error))
             return False
         return True
 
-    async def _bring_up(self, part: Component, detail: str | Callable[[], str]) -> None:
-        """Start a part in sight of the user. Raises StackStartError with the end of its log."""
-        self._screen.begin(part.name, part.title)
+    async def _start_component(self, component: Component, detail: str | Callable[[], str]) -> None:
+        """Start a component and show its progress. Raises StackStartError with the end of its log."""
+        self._display.begin(component.name, component.title)
         try:
-            await part.start()
+            await component.start()
         except START_ERRORS as error:
-            self._screen.failed(part.name, "")
-            raise StackStartError(f"{part.title} could not be started: {error}") from error
-        self._screen.up(part.name, detail() if callable(detail) else detail)
+            self._display.failed(component.name, "")
+            raise StackStartError(f"{component.title} could not be started: {error}") from error
+        self._display.up(component.name, detail() if callable(detail) else detail)
 
     def _process(
         self,
@@ -322,7 +317,7 @@ class Stack:
         ready: Callable[[], Awaitable[bool]],
         cwd: Path | None = None,
     ) -> ManagedProcess:
-        """A Python child. `-P`: a folder here that happens to be called `workers` is not ours."""
+        """Return a Python child. `-P` keeps a folder called `workers` in the current directory from being imported."""
         return ManagedProcess(
             name,
             [sys.executable, "-P", "-m", module, *arguments],
@@ -335,19 +330,19 @@ class Stack:
         )
 
     def _access(self, role: str) -> dict[str, str]:
-        """All that a process of this role needs to get into the servers, and nothing of the environment's own."""
-        return BLANK | self._joining(role)
+        """Return the variables with which a process of this role connects to the servers, and to no others."""
+        return NO_CREDENTIALS | self._joining(role)
 
     def _joining(self, role: str) -> dict[str, str]:
-        """The variables by which a process of this role joins. The servers have started."""
+        """Return the variables with which another process of this role joins the stack. The servers have started."""
         urls = {"NATS_URL": self._nats.url, "ETCD_URL": self._etcd.url, "ETCD_PREFIX": self.options.etcd_prefix}
         redis = {"REDIS_URL": self._redis.url} if role == "gateway" else {}
         return urls | redis | self._credentials.settings(role)
 
-    # What is there
+    # State
 
     async def workers(self) -> list[dict[str, Any]]:
-        """What the gateway says about the workers. Raises httpx.HTTPError or ValueError."""
+        """Return the gateway's list of workers. Raises httpx.HTTPError or ValueError."""
         headers = {"authorization": f"Bearer {self.options.key}"}
         answer = await self._http.get(f"{self.options.url}/v1/workers", headers=headers)
         answer.raise_for_status()
@@ -355,30 +350,30 @@ class Stack:
 
     async def _is_registered(self, name: str, process: ManagedProcess) -> bool:
         try:
-            seen = await self.workers()
+            rows = await self.workers()
         except (httpx.HTTPError, ValueError, KeyError):
             return False
-        mine = (one for one in seen if one["id"] == name and one["pid"] == process.pid)
-        return any(one["state"] == "ready" or name == SERVICES.name for one in mine)
+        own = (one for one in rows if one["id"] == name and one["pid"] == process.pid)
+        return any(one["state"] == "ready" or name == SERVICE_WORKER.name for one in own)
 
-    async def _answers(self, url: str) -> bool:
+    async def _responds(self, url: str) -> bool:
         try:
             return (await self._http.get(url)).status_code == httpx.codes.OK
         except httpx.HTTPError:
             return False
 
-    def _parts(self) -> list[Component]:
-        return [*self._servers, *self._local, *self._gateway, *self._workers]
+    def _components(self) -> list[Component]:
+        return [*self._servers, *self._local_models, *self._gateway, *self._workers]
 
-    def _remember(self) -> None:
+    def _save_state(self) -> None:
         ports = {"gateway": self.options.port, "observability": self.options.observability_port}
         ports |= {server.name: server.port for server in self._all_servers()}
-        ports |= self._local_ports
-        self._data.keep_ports(
-            self._kept_ports | {name: port for name, port in ports.items() if name not in GIVEN_PORTS}
+        ports |= self._local_model_ports
+        self._data.save_ports(
+            self._previous_ports | {name: port for name, port in ports.items() if name not in CONFIGURED_PORTS}
         )
-        pids = {part.name: part.pid for part in self._parts() if part.pid is not None}
-        self._data.remember(
+        pids = {component.name: component.pid for component in self._components() if component.pid is not None}
+        self._data.save_state(
             StackState(
                 pid=os.getpid(),
                 url=self.options.url,
@@ -390,47 +385,51 @@ class Stack:
             )
         )
 
-    # Going down
+    # Stop
 
     async def stop(self) -> None:
-        """End all of it, in order, within `STOP_S`."""
+        """Stop everything in order, and kill what still runs after `STOP_TIMEOUT_S`."""
         try:
-            async with asyncio.timeout(STOP_S):
-                for group in (self._workers, self._gateway, self._local, self._servers):
-                    await asyncio.gather(*(part.stop() for part in group))
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                for group in (self._workers, self._gateway, self._local_models, self._servers):
+                    await asyncio.gather(*(component.stop() for component in group))
                 await self._http.aclose()
         except TimeoutError:
             pass
         finally:
             self.kill()
-            await self._operator_data.stop()
+            await self._etcd_seeder.stop()
 
     def kill(self) -> None:
-        """End all of it at once."""
-        for part in self._parts():
-            part.kill()
+        """Kill everything at once."""
+        for component in self._components():
+            component.kill()
 
 
 def _make_credentials(data: DataDir) -> StackCredentials:
-    made = StackCredentials(data.secrets)
+    credentials = StackCredentials(data.secrets)
     try:
-        made.make()
+        credentials.make()
     except OSError as error:
-        raise ConsoleError(f"cannot write {data.secrets} ({error.strerror}); choose another --data-dir") from error
+        raise ConsoleError(f"Cannot write {data.secrets} ({error.strerror}). Choose another --data-dir.") from error
     except ImportError as error:
         raise ConsoleError(f"{error}. Install what is missing with: {install_hint('embedded')}") from error
-    return made
+    return credentials
 
 
 def plan_for(found: DiscoveredBackend) -> WorkerPlan:
-    """The worker for a server that already runs here."""
+    """Return the worker for a discovered server."""
     return WorkerPlan(
-        found.candidate.name, found.backend, found.candidate.title, found.candidate.url, chat=found.backend in CHATTY
+        found.candidate.name,
+        found.backend,
+        found.candidate.title,
+        found.candidate.url,
+        chat=found.backend in CHAT_BACKENDS,
     )
 
 
-async def _together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
-    """The results of all; the first failure ends the others, and is raised."""
+async def _gather(*work: Coroutine[Any, Any, Any]) -> list[Any]:
+    """Return the results of all. The first failure cancels the others and is raised."""
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one) for one in work]
@@ -439,7 +438,7 @@ async def _together(*work: Coroutine[Any, Any, Any]) -> list[Any]:
     return [task.result() for task in tasks]
 
 
-def _link(link: Path, target: Path) -> None:
-    """Make `link` show a log that lives elsewhere."""
+def _link_log(link: Path, target: Path) -> None:
+    """Link to a log in a server's own folder."""
     link.unlink(missing_ok=True)
     link.symlink_to(target)

@@ -156,9 +156,9 @@ def chosen_models(
     wanted: list[str] | None, context: int | None, *, local_models: bool | None
 ) -> tuple[list[UserModel], bool]:
     """The user's own models, and whether the small chat model is served too. Raises ConsoleError."""
-    from cli.stack.user_models import user_models
+    from cli.stack.user_models import read_user_models
 
-    own = user_models(wanted or [], context, default_chat=local_models is True)
+    own = read_user_models(wanted or [], context, default_chat=local_models is True)
     return own, local_models is True or all(one.file.embeds for one in own)
 
 

@@ -1,4 +1,4 @@
-"""`nexus up --model FILE.gguf`: models of one's own, each on a llama.cpp server like the one that comes along."""
+"""`nexus up --model FILE.gguf`: the user's own models, each on a llama.cpp server."""
 
 from __future__ import annotations
 
@@ -13,63 +13,63 @@ from cli.stack.bundled_models import SPEECH_MODEL, LocalModel
 from schemas.installation import install_hint
 
 DEFAULT_CONTEXT = 4096
-SLOTS = ((8192, 4), (32_768, 2))
-"""Requests at once, up to so many tokens each; one beyond: memory grows with both."""
-TAKEN = frozenset({SPEECH_MODEL, embeddings_server.MODEL_NAME, "whisper-tiny.en"})
+SLOTS_BY_CONTEXT = ((8192, 4), (32_768, 2))
+"""Slots for models up to this context; 1 above all of them. Memory grows with both."""
+RESERVED_NAMES = frozenset({SPEECH_MODEL, embeddings_server.MODEL_NAME, "whisper-tiny.en"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
 
 
 @dataclass(frozen=True, slots=True)
 class UserModel:
-    """A file, and the name under which it is served."""
+    """A GGUF file and the name under which it is served."""
 
     name: str
     file: GgufModel
     context: int
-    """Tokens of each request, answer included."""
+    """Tokens of each request, including its answer."""
 
     @property
     def slots(self) -> int:
-        """Return how many requests it serves at once."""
-        return next((slots for most, slots in SLOTS if self.context <= most), 1)
+        """Requests that the model serves at once."""
+        return next((slots for most, slots in SLOTS_BY_CONTEXT if self.context <= most), 1)
 
     @property
     def flag(self) -> str:
-        """Return what `--model` says for it, in any folder."""
+        """Value of `--model` for this file, valid in any folder."""
         return f"{self.name}={self.file.path.absolute()}"
 
     @property
     def note(self) -> str:
-        """Return what its user should know; empty: nothing."""
+        """Warning for the user; empty if there is none."""
         if self.file.embeds or self.file.has_chat_template:
             return ""
         return (
-            f"{self.file.path.name} holds no chat template: chats are put to {self.name} as ChatML, which it may not have "
-            "learned. /v1/completions needs none."
+            f"{self.file.path.name} has no chat template: {self.name} gets chats as ChatML, for which it may not be trained. "
+            "/v1/completions needs no template."
         )
 
 
-def user_models(wanted: list[str], context: int | None, *, default_chat: bool) -> list[UserModel]:
-    """Read the files that `--model` names, as FILE or NAME=FILE. Raises ConsoleError, saying what is wrong with which."""
+def read_user_models(wanted: list[str], context: int | None, *, default_chat: bool) -> list[UserModel]:
+    """Read the files of `--model`, each FILE or NAME=FILE. Raises ConsoleError."""
     if wanted and not llama_server.is_installed():
         raise ConsoleError(
             f"--model needs llama.cpp, which is not installed. To install it: {install_hint(llama_server.EXTRA)}"
         )
     if context is not None and not wanted:
-        raise ConsoleError("--context is for the models of --model, and none is given", exit_code=2)
+        raise ConsoleError("--context applies to the models of --model, and none is given.", exit_code=2)
     found: dict[str, UserModel] = {}
-    taken = TAKEN | ({llama_server.MODEL_NAME} if default_chat else set())
+    taken = RESERVED_NAMES | ({llama_server.MODEL_NAME} if default_chat else set())
     for one in wanted:
-        model = _own_model(one, context)
+        model = _read_user_model(one, context)
         if model.name in taken or model.name in found:
             raise ConsoleError(
-                f"--model {one}: there is another model called {model.name}; choose a name: NAME={model.file.path}"
+                f"--model {one}: another model is called {model.name}. Choose a name: --model NAME={model.file.path}"
             )
         found[model.name] = model
     return list(found.values())
 
 
-def _own_model(wanted: str, context: int | None) -> UserModel:
+def _read_user_model(wanted: str, context: int | None) -> UserModel:
     name, path = _split(wanted)
     try:
         file = read_model(path)
@@ -77,38 +77,38 @@ def _own_model(wanted: str, context: int | None) -> UserModel:
         raise ConsoleError(f"--model: {error}") from error
     if name and not _NAME.fullmatch(name):
         raise ConsoleError(
-            f"--model: {name!r} is no name for a model; use letters, digits and . _ : / @ + -", exit_code=2
+            f"--model: {name!r} is not a valid model name. Use letters, digits and . _ : / @ + -", exit_code=2
         )
     most = file.context or context or DEFAULT_CONTEXT
     if context is not None and context > most:
         raise ConsoleError(
-            f"--context {context}: {path.name} was made for {most} tokens at most; choose so many or fewer"
+            f"--context {context}: {path.name} was trained for at most {most} tokens. Choose {most} or fewer."
         )
-    return UserModel(name or _name_of(file), file, context or min(DEFAULT_CONTEXT, most))
+    return UserModel(name or _default_name(file), file, context or min(DEFAULT_CONTEXT, most))
 
 
 def _split(wanted: str) -> tuple[str, Path]:
-    """A file whose own name holds `=` is that file."""
+    """Split NAME=FILE. An existing file with `=` in its name has no NAME."""
     name, equals, path = wanted.partition("=")
     if not equals or Path(wanted).is_file():
         return "", Path(wanted).expanduser()
     return name, Path(path).expanduser()
 
 
-def _name_of(file: GgufModel) -> str:
+def _default_name(file: GgufModel) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "-", file.name).strip("-.")[:128] or "model"
 
 
-def served(models: list[UserModel]) -> list[LocalModel]:
-    """Return the server and the worker for each."""
+def plan_servers(models: list[UserModel]) -> list[LocalModel]:
+    """Return the server and the worker for each model."""
     workers: list[str] = []
     for one in models:
         token = re.sub(r"[^A-Za-z0-9_-]", "-", one.name)[:48]
         workers.append(f"{token}-{len(workers) + 1}" if token in workers else token)
-    return [_served(one, worker) for one, worker in zip(models, workers, strict=True)]
+    return [_plan_server(one, worker) for one, worker in zip(models, workers, strict=True)]
 
 
-def _served(model: UserModel, worker: str) -> LocalModel:
+def _plan_server(model: UserModel, worker: str) -> LocalModel:
     fixed = ["--model", str(model.file.path.absolute()), "--alias", model.name]
     fixed += ["--ctx", str(model.context * model.slots), "--parallel", str(model.slots)]
     fixed += ["--embeddings"] if model.file.embeds else []

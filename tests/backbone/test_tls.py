@@ -555,7 +555,7 @@ async def test_nats_with_a_credentials_file(tmp_path: Path) -> None:
         def _config(self) -> str:
             return f'server_name: {self._identity}\nhost: "127.0.0.1"\nport: {self.port}\n{config}'
 
-        async def _answers(self) -> bool:
+        async def _is_ready(self) -> bool:
             reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
             line = await reader.readline()
             writer.close()

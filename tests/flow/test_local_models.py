@@ -38,7 +38,7 @@ async def names(cluster: Cluster) -> AsyncIterator[dict[str, str]]:
     if not source().processes:
         pytest.skip("the models' servers listen for this machine alone")
     installed, missing = find_local_models()
-    lacking = [one.hint for one in missing if one.what != "chat"]
+    lacking = [one.hint for one in missing if one.capability != "chat"]
     if lacking:
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"not installed: {lacking}")
     wanted = [model for model in installed if model.name in WANTED]

@@ -516,6 +516,8 @@ async def test_what_is_not_installed_is_offered(tmp_path: Path):
     async with Up(tmp_path / "nexus", PYTHONPATH=f"{hidden}{os.pathsep}{ROOT}") as up:
         await up.is_up()
         for what in ("chat", "speech", "transcription", "embeddings"):
-            assert re.search(rf"^No local model for {what}\. To install it: .*local-{what}\b", up.said, re.MULTILINE)
+            assert re.search(
+                rf"^No local model for {what} is installed\. To install one: .*local-{what}\b", up.said, re.MULTILINE
+            )
         assert set(up.state()["pids"]) == PARTS
         assert await up.chat("hello") == "hello"

@@ -37,7 +37,7 @@ def data(tmp_path: Path) -> DataDir:
 def stack(data: DataDir):
     """A stack that runs on the data directory."""
     with data.locked("http://127.0.0.1:9123"):
-        data.remember(StackState(pid=1, url="http://127.0.0.1:9123", key=SECRET))
+        data.save_state(StackState(pid=1, url="http://127.0.0.1:9123", key=SECRET))
         yield data
 
 

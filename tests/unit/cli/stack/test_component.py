@@ -1,4 +1,4 @@
-"""A part of the stack is brought back when it dies, retires when it was asked to, and leaves nothing behind."""
+"""A component of the stack is restarted when it dies, retires by its own decision, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Self
 
 import pytest
 
-from cli.embedded.managed_process import ManagedProcess, ProcessStartError
-from cli.stack.component import Component, describe_exit
+from cli.embedded.managed_process import ManagedProcess, ProcessStartError, describe_exit
+from cli.stack.component import Component
 
 SLEEPER = "import time; time.sleep(60)"
 STUBBORN = """
@@ -36,108 +36,126 @@ def alive(pid: int) -> bool:
         return False
 
 
-class Kept:
-    """A part under supervision, and what it said."""
+class Supervised:
+    """A component under supervision, and its messages."""
 
     def __init__(self, tmp_path: Path, code: str, *, retires: bool = False) -> None:
         self.process = ManagedProcess("child", [sys.executable, "-c", code], log_file=tmp_path / "child.log")
-        self.part = Component.of(self.process, "the child", grace_s=0.3, retires=retires)
-        self.said: list[str] = []
-        self.changes = 0
+        self.component = Component(self.process, "the child", grace_s=0.3, retires=retires)
+        self.messages: list[str] = []
+        self.restarts = 0
 
     async def __aenter__(self) -> Self:
-        await self.part.start()
-        self.part.keep(self.said.append, self._changed)
+        await self.component.start()
+        self.component.supervise(self.messages.append, self._count_restart)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.part.stop()
+        await self.component.stop()
 
-    def _changed(self) -> None:
-        self.changes += 1
+    def _count_restart(self) -> None:
+        self.restarts += 1
 
     def printed_pid(self) -> int:
         return int(self.process.log_file.read_text().split()[-1])
 
 
-async def test_killed_part_comes_back(tmp_path: Path, eventually):
-    """Another process, and the user is told twice."""
-    async with Kept(tmp_path, SLEEPER) as kept:
-        first = kept.part.pid
+async def test_killed_component_is_restarted(tmp_path: Path, eventually):
+    """With another process, and two messages."""
+    async with Supervised(tmp_path, SLEEPER) as supervised:
+        first = supervised.component.pid
         os.kill(first, signal.SIGKILL)
-        await eventually(lambda: kept.changes == 1)
-        assert kept.part.pid not in {None, first}
-    assert "the child died (SIGKILL)" in kept.said[0]
-    assert "is back" in kept.said[1]
-    assert kept.part.pid is None
+        await eventually(lambda: supervised.restarts == 1)
+        assert supervised.component.pid not in {None, first}
+    assert "the child died (SIGKILL)" in supervised.messages[0]
+    assert "is back" in supervised.messages[1]
+    assert supervised.component.pid is None
 
 
-async def test_part_that_keeps_dying_is_tried_less_and_less_often(tmp_path: Path, eventually):
-    """The pause doubles."""
-    async with Kept(tmp_path, "raise SystemExit(3)") as kept:
-        await eventually(lambda: sum("died" in one for one in kept.said) >= 3)
-    pauses = [one.rpartition(" in ")[2] for one in kept.said if "died" in one]
-    assert pauses[:3] == ["0.25 s", "0.5 s", "1 s"]
-    assert "exit code 3" in kept.said[0]
+async def test_component_that_keeps_dying_is_restarted_less_and_less_often(tmp_path: Path, eventually):
+    """The delay doubles."""
+    async with Supervised(tmp_path, "raise SystemExit(3)") as supervised:
+        await eventually(lambda: sum("died" in one for one in supervised.messages) >= 3)
+    delays = [one.rpartition(" in ")[2] for one in supervised.messages if "died" in one]
+    assert delays[:3] == ["0.25 s", "0.5 s", "1 s"]
+    assert "exit code 3" in supervised.messages[0]
 
 
-async def test_retiring_part_is_left_alone_after_exit_code_0(tmp_path: Path, eventually):
-    """A drained worker went as it was told."""
-    async with Kept(tmp_path, "pass", retires=True) as kept:
-        await eventually(lambda: kept.said)
-        assert "drained" in kept.said[0]
-        assert kept.part.pid is None
-    assert kept.changes == 0
+async def test_retiring_component_is_not_restarted_after_exit_code_0(tmp_path: Path, eventually):
+    """A drained worker has ended by its own decision."""
+    async with Supervised(tmp_path, "pass", retires=True) as supervised:
+        await eventually(lambda: supervised.messages)
+        assert "drained" in supervised.messages[0]
+        assert supervised.component.pid is None
+    assert supervised.restarts == 0
 
 
-async def test_retiring_part_that_fails_comes_back(tmp_path: Path, eventually):
+async def test_retiring_component_that_fails_is_restarted(tmp_path: Path, eventually):
     """A crash is not a drain."""
-    async with Kept(tmp_path, "raise SystemExit(1)", retires=True) as kept:
-        await eventually(lambda: kept.changes)
+    async with Supervised(tmp_path, "raise SystemExit(1)", retires=True) as supervised:
+        await eventually(lambda: supervised.restarts)
 
 
-async def test_stop_forces_a_stubborn_part_and_its_children(tmp_path: Path, eventually):
-    """After the grace everything that it has started is gone too."""
-    async with Kept(tmp_path, STUBBORN) as kept:
-        child = await eventually(lambda: kept.process.log_file.read_text().strip() and kept.printed_pid())
-        leader = kept.part.pid
+async def test_stop_kills_a_stubborn_component_and_its_children(tmp_path: Path, eventually):
+    """After the grace time every process that it has started has ended too."""
+    async with Supervised(tmp_path, STUBBORN) as supervised:
+        child = await eventually(lambda: supervised.process.log_file.read_text().strip() and supervised.printed_pid())
+        leader = supervised.component.pid
         before = asyncio.get_running_loop().time()
-        await kept.part.stop()
+        await supervised.component.stop()
         assert asyncio.get_running_loop().time() - before < 2
         await eventually(lambda: not alive(leader) and not alive(child))
 
 
-async def test_children_of_a_killed_part_are_gone_before_it_comes_back(tmp_path: Path, eventually):
+async def test_children_of_a_killed_component_end_before_it_is_restarted(tmp_path: Path, eventually):
     """A gateway that supervised others leaves none of them at its port."""
-    async with Kept(tmp_path, PARENT) as kept:
-        child = await eventually(lambda: kept.process.log_file.read_text().strip() and kept.printed_pid())
-        os.kill(kept.part.pid, signal.SIGKILL)
+    async with Supervised(tmp_path, PARENT) as supervised:
+        child = await eventually(lambda: supervised.process.log_file.read_text().strip() and supervised.printed_pid())
+        os.kill(supervised.component.pid, signal.SIGKILL)
         await eventually(lambda: not alive(child))
-        await eventually(lambda: kept.changes == 1)
+        await eventually(lambda: supervised.restarts == 1)
 
 
-async def test_stop_while_it_waits_to_come_back(tmp_path: Path, eventually):
+async def test_stop_during_the_delay_before_a_restart(tmp_path: Path, eventually):
     """Nothing starts after the stop."""
-    async with Kept(tmp_path, "raise SystemExit(3)") as kept:
-        await eventually(lambda: kept.said)
-        await kept.part.stop()
-        said = len(kept.said)
+    async with Supervised(tmp_path, "raise SystemExit(3)") as supervised:
+        await eventually(lambda: supervised.messages)
+        await supervised.component.stop()
+        count = len(supervised.messages)
         await asyncio.sleep(0.6)
-        assert len(kept.said) == said
-        assert kept.part.pid is None
+        assert len(supervised.messages) == count
+        assert supervised.component.pid is None
 
 
-async def test_stop_of_a_part_that_never_started():
+async def test_stop_of_a_component_that_never_started(tmp_path: Path):
     """Also a start that failed half way is cleaned up."""
 
-    async def fail() -> None:
-        raise ProcessStartError("no")
+    async def never() -> bool:
+        return False
 
-    part = Component("x", "x", process=lambda: None, start=fail, grace_s=0.1)
+    child = ManagedProcess("x", [sys.executable, "-c", "raise SystemExit(1)"], log_file=tmp_path / "x.log", ready=never)
+    component = Component(child, "x", grace_s=0.1)
+    await component.stop()
+    component.kill()
     with pytest.raises(ProcessStartError):
-        await part.start()
-    await part.stop()
-    part.kill()
+        await component.start()
+    await component.stop()
+    component.kill()
+    assert component.pid is None
+
+
+async def test_failed_start_leaves_no_child_of_its_own(tmp_path: Path, eventually):
+    """A process that ends before it is ready may have started others."""
+
+    async def never() -> bool:
+        return False
+
+    code = PARENT.replace("time.sleep(60)\n", "raise SystemExit(1)\n")
+    child = ManagedProcess("x", [sys.executable, "-c", code], log_file=tmp_path / "x.log", ready=never)
+    with pytest.raises(ProcessStartError):
+        await child.start()
+    pid = int(child.log_file.read_text().split()[-1])
+    await eventually(lambda: not alive(pid))
 
 
 def test_endings_in_words():

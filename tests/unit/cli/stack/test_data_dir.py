@@ -62,7 +62,7 @@ def test_second_stack_is_told_who_holds_the_directory(data: DataDir, other: subp
 
 def test_killed_holder_leaves_no_lock(data: DataDir, other: subprocess.Popen[str]):
     """After SIGKILL of the first the directory is free, whatever files it left."""
-    data.remember(STATE)
+    data.save_state(STATE)
     assert data.running() == STATE
     other.kill()
     other.wait()
@@ -75,7 +75,7 @@ def test_state_is_there_while_held_and_gone_after(data: DataDir):
     """`state.json` lives as long as the stack."""
     with data.locked(STATE.url):
         assert data.running() is None
-        data.remember(STATE)
+        data.save_state(STATE)
         assert data.running() == STATE
         assert mode(data.state_file) == 0o600
     assert not data.state_file.exists()

@@ -138,9 +138,9 @@ async def test_a_paused_server_can_be_stopped(server):
 async def test_a_paused_server_answers_again_when_resumed(server):
     server.pause()
     with pytest.raises((TimeoutError, asyncio.TimeoutError)):
-        await asyncio.wait_for(server._answers(), 0.3)
+        await asyncio.wait_for(server._is_ready(), 0.3)
     server.resume()
-    assert await asyncio.wait_for(server._answers(), 10)
+    assert await asyncio.wait_for(server._is_ready(), 10)
 
 
 async def test_restart_keeps_the_port_and_changes_the_process(server):
@@ -148,7 +148,7 @@ async def test_restart_keeps_the_port_and_changes_the_process(server):
     await server.restart()
     assert server.url == url
     assert server.pid != pid
-    assert await server._answers()
+    assert await server._is_ready()
 
 
 async def test_restart_after_a_crash(server):
@@ -156,7 +156,7 @@ async def test_restart_after_a_crash(server):
     server.kill()
     await server.restart()
     assert server.url == url
-    assert await server._answers()
+    assert await server._is_ready()
 
 
 async def test_start_right_after_a_kill_is_a_new_server(server):
@@ -166,7 +166,7 @@ async def test_start_right_after_a_kill_is_a_new_server(server):
     await server.start()
     assert server.url == url
     assert server.pid != pid
-    assert await server._answers()
+    assert await server._is_ready()
 
 
 async def test_start_twice_is_one_server(server):
@@ -194,13 +194,13 @@ async def test_a_taken_port_is_replaced_by_another(server, monkeypatch, tmp_path
     await second.start()
     try:
         assert second.port != server.port
-        assert await second._answers()
+        assert await second._is_ready()
     finally:
         await second.stop()
 
 
 async def test_a_given_port_that_stays_taken_is_an_error(monkeypatch, tmp_path):
-    monkeypatch.setattr(servers, "PORT_PATIENCE_S", 0.0)
+    monkeypatch.setattr(servers, "PORT_RETRY_S", 0.0)
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()

@@ -45,16 +45,16 @@ class Stack:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[EtcdSeeder]:
-        operator_data = EtcdSeeder(self.data, "/nexus/", self.said.append)
-        await operator_data.start(self.etcd.url)
+        seeder = EtcdSeeder(self.data, "/nexus/", self.said.append)
+        await seeder.start(self.etcd.url)
         await self.gateway.start()
         await self.link.open()
         try:
-            yield operator_data
+            yield seeder
         finally:
             await self.gateway.close()
             await self.link.close()
-            await operator_data.stop()
+            await seeder.stop()
 
     @property
     def file(self) -> dict[str, Any]:
@@ -78,7 +78,7 @@ def stack(data: DataDir, own_etcd: Server) -> Stack:
 
 async def test_an_empty_etcd_is_filled_before_start_returns(stack: Stack) -> None:
     """So that the gateway's first snapshot has all of it."""
-    stack.data.keep_operator_data(KEPT)
+    stack.data.save_operator_data(KEPT)
     async with stack.running():
         assert stack.aliases() == {"default-chat": ("a", "größe"), "team/x": ("a",)}
         assert stack.gateway.snapshot is not None
@@ -107,16 +107,16 @@ async def test_changes_are_kept_whoever_makes_them(stack: Stack, eventually: Cal
 
 async def test_a_change_right_before_the_end_is_kept(stack: Stack, eventually: Callable[..., Any]) -> None:
     """`stop` writes what was not yet written."""
-    async with stack.running() as operator_data:
+    async with stack.running() as seeder:
         await stack.gateway.put_alias(Alias(name="x", targets=("a",)))
-        await eventually(lambda: operator_data._kept)
+        await eventually(lambda: seeder._records)
     assert set(stack.file["aliases"]) == {"x"}
 
 
 @pytest.mark.parametrize("left", ["kept", "wiped"])
 async def test_etcd_killed_and_started_again(stack: Stack, eventually: Callable[..., Any], left: str) -> None:
     """What it has lost it gets back, and following goes on."""
-    stack.data.keep_operator_data(KEPT)
+    stack.data.save_operator_data(KEPT)
     async with stack.running():
         await stack.gateway.put_alias(Alias(name="x", targets=("a",)))
         await eventually(lambda: "x" in stack.file["aliases"])
@@ -130,26 +130,26 @@ async def test_etcd_killed_and_started_again(stack: Stack, eventually: Callable[
 
 async def test_an_etcd_that_kept_its_data_has_the_last_word(stack: Stack, eventually: Callable[..., Any]) -> None:
     """What was removed behind our back does not come again."""
-    stack.data.keep_operator_data(KEPT)
-    async with stack.running() as operator_data:
-        assert operator_data._task is not None
-        operator_data._task.cancel()
-        await asyncio.gather(operator_data._task, return_exceptions=True)
+    stack.data.save_operator_data(KEPT)
+    async with stack.running() as seeder:
+        assert seeder._task is not None
+        seeder._task.cancel()
+        await asyncio.gather(seeder._task, return_exceptions=True)
         await stack.gateway.remove_alias("default-chat")
         await stack.gateway.put_alias(Alias(name="x", targets=("a",)))
-        await operator_data.start(stack.etcd.url)
+        await seeder.start(stack.etcd.url)
         await eventually(lambda: set(stack.file["aliases"]) == {"team/x", "x"})
         assert set(stack.aliases()) == {"team/x", "x"}
 
 
 async def test_an_etcd_that_is_away_holds_nothing_up(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is said; what is kept stays kept."""
-    monkeypatch.setattr("cli.stack.etcd_seed.SEED_S", 0.3)
-    stack.data.keep_operator_data(KEPT)
+    monkeypatch.setattr("cli.stack.etcd_seed.SEED_TIMEOUT_S", 0.3)
+    stack.data.save_operator_data(KEPT)
     stack.etcd.kill()
-    operator_data = EtcdSeeder(stack.data, "/nexus/", stack.said.append)
-    await operator_data.start(stack.etcd.url)
-    await operator_data.stop()
+    seeder = EtcdSeeder(stack.data, "/nexus/", stack.said.append)
+    await seeder.start(stack.etcd.url)
+    await seeder.stop()
     assert len(stack.said) == 1
     assert stack.file == KEPT
 
@@ -158,15 +158,15 @@ async def test_a_file_that_cannot_be_written_is_said_and_tried_again(
     stack: Stack, eventually: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with a full disk."""
-    monkeypatch.setattr("cli.stack.etcd_seed.SAVE_AGAIN_S", 0.05)
-    write, full = stack.data.keep_operator_data, [True]
+    monkeypatch.setattr("cli.stack.etcd_seed.SAVE_RETRY_S", 0.05)
+    write, full = stack.data.save_operator_data, [True]
 
     def keep(data: dict[str, dict[str, Any]]) -> None:
         if full:
             raise OSError(28, "No space left on device")
         write(data)
 
-    monkeypatch.setattr(stack.data, "keep_operator_data", keep)
+    monkeypatch.setattr(stack.data, "save_operator_data", keep)
     async with stack.running():
         await stack.gateway.put_alias(Alias(name="x", targets=("a",)))
         await eventually(lambda: stack.said)
@@ -179,6 +179,6 @@ async def test_a_file_that_cannot_be_written_is_said_and_tried_again(
 def test_a_file_that_cannot_be_read_is_not_overwritten(data: DataDir, content: str) -> None:
     """Somebody edited it: it is said before anything starts."""
     data.operator_file.write_text(content)
-    with pytest.raises(ConsoleError, match="mend it"):
+    with pytest.raises(ConsoleError, match="Fix the file"):
         EtcdSeeder(data, "/nexus/", print)
     assert data.operator_file.read_text() == content

@@ -11,7 +11,7 @@ import pytest
 from cli.embedded.gguf import InvalidModelFile, read_model
 from cli.embedded.llama_server import MODEL_NAME, find_model, is_installed
 from cli.errors import ConsoleError
-from cli.stack.user_models import UserModel, served, user_models
+from cli.stack.user_models import UserModel, plan_servers, read_user_models
 
 needs_llama = pytest.mark.skipif(not is_installed(), reason="the local-chat extra is not installed")
 CHAT = {"general.architecture": "llama", "llama.context_length": 8192, "tokenizer.chat_template": "{{ messages }}"}
@@ -86,15 +86,15 @@ def test_embeddings_models_are_known_by_their_file(
         (b"PK\3\4 a zip", "is not a GGUF file"),
         (b"<!DOCTYPE html>", "is not a GGUF file"),
         (b"version https://git-lfs.github.com/spec/v1", "is not a GGUF file"),
-        (b"GGUF", "ends before its head does"),
+        (b"GGUF", "ends within its header"),
         (b"GGUF" + struct.pack("<IQQ", 1, 0, 0), "of version 1"),
         (b"FUGG" + struct.pack(">IQQ", 3, 0, 0), "is not a GGUF file"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**60), "it claims"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 2**50), "ends before"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + _string("a") + struct.pack("<IIQ", 9, 8, 2**60), "ends before"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + _string("a") + struct.pack("<IIQ", 9, 4, 2**63 - 1), "ends before"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + _string("a") + struct.pack("<I", 99), "ends before"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), "does not say its architecture"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 2**60), "header claims"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + struct.pack("<Q", 2**50), "ends within"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + _string("a") + struct.pack("<IIQ", 9, 8, 2**60), "ends within"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + _string("a") + struct.pack("<IIQ", 9, 4, 2**63 - 1), "ends within"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + _string("a") + struct.pack("<I", 99), "ends within"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 0, 0), "names no architecture"),
     ],
 )
 def test_what_is_no_model_is_said_at_once(tmp_path: Path, content: bytes, said: str) -> None:
@@ -109,7 +109,7 @@ def test_what_is_no_model_is_said_at_once(tmp_path: Path, content: bytes, said: 
 @pytest.mark.parametrize("cut", [5, 20, 30, 60, 90])
 def test_a_download_that_broke_off(tmp_path: Path, cut: int) -> None:
     """Wherever it did."""
-    with pytest.raises(InvalidModelFile, match="ends before its head does; download it again"):
+    with pytest.raises(InvalidModelFile, match="ends within its header. Download it again"):
         read_model(gguf(tmp_path / "m.gguf", CHAT, cut=cut))
 
 
@@ -131,9 +131,9 @@ def test_other_things_in_gguf_files(tmp_path: Path, said: dict[str, Any], word: 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     """A folder, and nothing."""
-    with pytest.raises(InvalidModelFile, match="that is a folder"):
+    with pytest.raises(InvalidModelFile, match="it is a folder"):
         read_model(tmp_path)
-    with pytest.raises(InvalidModelFile, match="there is no such file"):
+    with pytest.raises(InvalidModelFile, match="the file does not exist"):
         read_model(tmp_path / "none")
 
 
@@ -141,7 +141,7 @@ def test_a_model_in_parts(tmp_path: Path) -> None:
     """The first part stands for all of them, which must be there."""
     first = gguf(tmp_path / "m-00001-of-00003.gguf", CHAT)
     second = gguf(tmp_path / "m-00002-of-00003.gguf", CHAT)
-    with pytest.raises(InvalidModelFile, match=r"there is no m-00003-of-00003\.gguf beside it"):
+    with pytest.raises(InvalidModelFile, match=r"m-00003-of-00003\.gguf is not beside it"):
         read_model(first)
     with pytest.raises(InvalidModelFile, match=r"name the first one, m-00001-of-00003\.gguf"):
         read_model(second)
@@ -150,7 +150,7 @@ def test_a_model_in_parts(tmp_path: Path) -> None:
 
 
 def chosen(*wanted: str, context: int | None = None, default_chat: bool = False) -> list[UserModel]:
-    return user_models(list(wanted), context, default_chat=default_chat)
+    return read_user_models(list(wanted), context, default_chat=default_chat)
 
 
 @needs_llama
@@ -161,16 +161,16 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         gguf(tmp_path / name, CHAT)
     found = chosen("Qwen3-8B-Q4_K_M.gguf", "a=b.gguf", "org/qwen:8b=Qwen3-8B-Q4_K_M.gguf", "my model (1).gguf")
     assert [one.name for one in found] == ["Qwen3-8B-Q4_K_M", "a-b", "org/qwen:8b", "my-model-1"]
-    assert [one.worker for one in served(found)] == ["Qwen3-8B-Q4_K_M", "a-b", "org-qwen-8b", "my-model-1"]
-    assert [one.worker for one in served(chosen("a.b=a=b.gguf", "a-b=a=b.gguf"))] == ["a-b", "a-b-2"]
+    assert [one.worker for one in plan_servers(found)] == ["Qwen3-8B-Q4_K_M", "a-b", "org-qwen-8b", "my-model-1"]
+    assert [one.worker for one in plan_servers(chosen("a.b=a=b.gguf", "a-b=a=b.gguf"))] == ["a-b", "a-b-2"]
     assert chosen(found[2].flag)[0] == UserModel("org/qwen:8b", read_model(tmp_path / "Qwen3-8B-Q4_K_M.gguf"), 4096)
     for wanted in (["a=b.gguf", "a-b=a=b.gguf"], ["piper-joe=a=b.gguf"]):
-        with pytest.raises(ConsoleError, match="there is another model called"):
+        with pytest.raises(ConsoleError, match="another model is called"):
             chosen(*wanted)
-    with pytest.raises(ConsoleError, match="is no name"):
+    with pytest.raises(ConsoleError, match="is not a valid model name"):
         chosen("a b=a=b.gguf")
     assert chosen(f"{MODEL_NAME}=a=b.gguf")
-    with pytest.raises(ConsoleError, match="another model called"):
+    with pytest.raises(ConsoleError, match="another model is called"):
         chosen(f"{MODEL_NAME}=a=b.gguf", default_chat=True)
 
 
@@ -181,9 +181,9 @@ def test_context(tmp_path: Path) -> None:
     large = str(gguf(tmp_path / "large.gguf", CHAT | {"llama.context_length": 131_072}))
     assert [(one.context, one.slots) for one in chosen(small, large)] == [(2048, 4), (4096, 4)]
     assert [(one.context, one.slots) for one in chosen(large, context=16_384)] == [(16_384, 2)]
-    arguments = served(chosen(large, context=65_536))[0].arguments(1)
+    arguments = plan_servers(chosen(large, context=65_536))[0].arguments(1)
     assert arguments[arguments.index("--ctx") : arguments.index("--ctx") + 4] == ["--ctx", "65536", "--parallel", "1"]
-    with pytest.raises(ConsoleError, match=r"small\.gguf was made for 2048 tokens at most"):
+    with pytest.raises(ConsoleError, match=r"small\.gguf was trained for at most 2048 tokens"):
         chosen(large, small, context=4096)
     with pytest.raises(ConsoleError, match="none is given"):
         chosen(context=4096)
@@ -193,9 +193,9 @@ def test_context(tmp_path: Path) -> None:
 def test_a_missing_chat_template_is_said(tmp_path: Path) -> None:
     """Of a model that would chat; an embeddings model needs none."""
     base = {name: value for name, value in CHAT.items() if name != "tokenizer.chat_template"}
-    assert "holds no chat template" in chosen(str(gguf(tmp_path / "base.gguf", base)))[0].note
+    assert "has no chat template" in chosen(str(gguf(tmp_path / "base.gguf", base)))[0].note
     assert not chosen(str(gguf(tmp_path / "chat.gguf", CHAT)))[0].note
     embeds = chosen(str(gguf(tmp_path / "embeds.gguf", base | {"llama.pooling_type": 1})))
     assert not embeds[0].note
-    assert served(embeds)[0].options == {"capabilities": "embeddings"}
-    assert not served(embeds)[0].chat
+    assert plan_servers(embeds)[0].options == {"capabilities": "embeddings"}
+    assert not plan_servers(embeds)[0].chat

@@ -10,9 +10,8 @@ import pytest
 
 from cli.errors import ConsoleError
 from cli.serve import run_joined
-from cli.stack.credentials import join_running_stack
 from cli.stack.data_dir import DataDir, StackState
-from cli.stack.rejoin import REJOIN_VARIABLE, StackMembership
+from cli.stack.membership import REJOIN_VARIABLE, StackMembership, join_running_stack
 
 WORKER = {
     "NATS_URL": "nats://127.0.0.1:14222",
@@ -38,7 +37,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DataDir]:
     data = DataDir(tmp_path / ".nexus")
     data.prepare()
     with data.locked(STATE.url):
-        data.remember(STATE)
+        data.save_state(STATE)
         yield data
 
 
@@ -120,7 +119,7 @@ def test_without_a_running_stack_nothing_is_set(
 def test_a_flag_that_names_no_running_stack_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The project's folder, say, in the place of its `.nexus`: another Nexus at the usual ports is not meant."""
     _nothing_set(tmp_path, monkeypatch)
-    with pytest.raises(ConsoleError, match="no `nexus up` runs on"):
+    with pytest.raises(ConsoleError, match="No `nexus up` runs on"):
         join_running_stack("worker", tmp_path)
 
 
@@ -164,7 +163,7 @@ def test_a_process_that_cannot_begin_while_its_stack_ends_waits_for_the_next(
     """Its password's file goes with the stack."""
 
     def run() -> int:
-        data.forget()
+        data.clear_state()
         return 2
 
     with pytest.raises(Replaced, match="1"):
@@ -180,7 +179,7 @@ def test_a_process_that_was_told_to_end_does_not_wait(data: DataDir, joined: Sta
     """By Ctrl-C, say, after its stack."""
 
     def run() -> int:
-        data.forget()
+        data.clear_state()
         return 0
 
     assert run_joined(joined, run) == 0
