@@ -1,15 +1,15 @@
-"""The `nexus` command."""
+"""Entry point of the `nexus` command."""
 
 from __future__ import annotations
 
 import sys
 
-from cli.errors import ConsoleError
+from cli.errors import INTERRUPTED_EXIT_CODE, ConsoleError
 
 
 def main() -> None:
-    """Run the command line. A ConsoleError is a message and an exit code, never a traceback."""
-    if sys.argv[1:] == ["--version"]:  # without the parser, which takes a tenth of a second to import
+    """Run the command line. A ConsoleError ends it with a message and an exit code, without a traceback."""
+    if sys.argv[1:] == ["--version"]:  # without the parser, whose import takes a tenth of a second
         from backbone.version import VERSION
 
         print(f"nexus {VERSION}")
@@ -22,7 +22,7 @@ def main() -> None:
         print(f"nexus: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED_EXIT_CODE)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)

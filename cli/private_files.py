@@ -1,4 +1,4 @@
-"""Files and folders that only their owner can read, whatever the umask says."""
+"""Files and folders that only their owner can read, whatever the umask is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def private_folder(path: Path) -> Path:
-    """Make the folder, or close an existing one to everybody but its owner. Raises OSError."""
+    """Create the folder, or restrict an existing one to its owner. Raises OSError."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if path.stat().st_mode & 0o077:
         path.chmod(0o700)
@@ -16,9 +16,9 @@ def private_folder(path: Path) -> Path:
 
 
 def write_private(path: Path, text: str, *, durable: bool = True) -> None:
-    """Replace `path`, whole or not at all, by a file that only its owner can read. Raises OSError.
+    """Replace `path` atomically by a file that only its owner can read. Raises OSError.
 
-    `durable`: the file survives a power cut. What the next start makes again does not need that.
+    A `durable` file survives a power cut; files that each start writes anew need not.
     """
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     with suppress(FileNotFoundError):
@@ -34,7 +34,7 @@ def write_private(path: Path, text: str, *, durable: bool = True) -> None:
 
 
 def open_private(path: str, flags: int) -> int:
-    """Open a file as `open(…, opener=open_private)` asks for it; a new one is its owner's alone."""
+    """Open a file for `open(…, opener=open_private)`. Only its owner can read a new file."""
     return os.open(path, flags, 0o600)
 
 

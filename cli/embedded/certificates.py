@@ -1,6 +1,6 @@
-"""Certificates for servers on 127.0.0.1, from an authority whose key is thrown away once it has signed them.
+"""Certificates for servers on 127.0.0.1, signed by an authority whose key is discarded afterwards.
 
-The subjects hold no common name: etcd would take it for the name of a user who has logged in.
+The subjects have no common name: etcd would take it for the name of an authenticated user.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 VALID_DAYS = 3650
-"""Longer than a stack runs: each start makes new ones."""
+"""Longer than a stack runs; each start makes new certificates."""
 CLOCK_SKEW = timedelta(days=1)
 
 
@@ -39,7 +39,10 @@ def make_certificates(names: Iterable[str]) -> tuple[str, dict[str, KeyPair]]:
 
 def _key_pair(name: str, issuer: x509.Name, issuer_key: EllipticCurvePrivateKey) -> KeyPair:
     key = generate_private_key(SECP256R1())
-    usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]  # etcd's JSON API calls etcd itself
+    usages = [
+        ExtendedKeyUsageOID.SERVER_AUTH,
+        ExtendedKeyUsageOID.CLIENT_AUTH,
+    ]  # etcd's JSON API is a client of etcd itself
     hosts = [x509.IPAddress(ip_address("127.0.0.1")), x509.DNSName("localhost")]
     draft = _draft(_subject(name), issuer, key, is_authority=False)
     draft = draft.add_extension(x509.ExtendedKeyUsage(usages), critical=False)

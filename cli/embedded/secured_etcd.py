@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from backbone.registry.permissions import grants
+from backbone.registry.permissions import role_grants
 from cli.embedded.credentials import ETCD_USERS, SERVER, StackCredentials
 from cli.embedded.managed_process import ProcessStartError
 from cli.embedded.servers import HOST, EtcdServer
@@ -86,7 +86,7 @@ async def make_users(url: str, context: ssl.SSLContext, passwords: Mapping[str, 
             for user, password in passwords.items():
                 await _call(http, "user/add", name=user, password=password)
                 await _call(http, "role/add", name=user)
-                for grant in grants(prefix).get(user, ()):
+                for grant in role_grants(prefix).get(user, ()):
                     await _call(http, "role/grant", name=user, perm=_permission(grant.kind, grant.prefix))
                 await _call(http, "user/grant", user=user, role=user)
             await _call(http, "enable")

@@ -1,4 +1,4 @@
-"""`nexus up -d`: the same stack in a process of its own, which its terminal's end does not touch."""
+"""`nexus up --detach`: the stack in a process that outlives its terminal."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from select import select
 from typing import BinaryIO
 
 from cli.embedded.managed_process import rotate_log
+from cli.errors import INTERRUPTED_EXIT_CODE
 from cli.private_files import open_private
 from cli.stack.data_dir import DataDir
 
 READY_VARIABLE = "NEXUS_UP_READY_FD"
-"""The descriptor into which a detached stack writes how to use it, once it is up; its end without a word: it is not."""
-LOOK_S = 0.1
-INTERRUPTED_EXIT_CODE = 130
+"""File descriptor to which a detached stack writes its welcome text once it is up; closed without text on failure."""
+POLL_INTERVAL_S = 0.1
 
 
 def start_detached(arguments: list[str], key: str, data: DataDir) -> int:
-    """Run `nexus up` with these arguments, show what it says until it is up, and return the exit code.
+    """Run `nexus up` with these arguments in a session of its own, and show its output until it is up.
 
-    Ctrl-C meanwhile stops it.
+    Ctrl-C stops it during the start. Returns the exit code.
     """
     log = data.log("up")
     rotate_log(log)
@@ -40,37 +40,37 @@ def start_detached(arguments: list[str], key: str, data: DataDir) -> int:
             pass_fds=(writer,),
         )
     os.close(writer)
-    with suppress(OSError):  # it has ended already, and says why
+    with suppress(OSError):  # it has already ended, and its output says why
         if process.stdin is not None:
             process.stdin.write(f"{key}\n".encode())
             process.stdin.close()
-    with log.open("rb") as said:
-        said.seek(start)
-        return _watch(process, reader, LogRelay(said))
+    with log.open("rb") as output:
+        output.seek(start)
+        return _wait_until_up(process, reader, LogRelay(output))
 
 
 class LogRelay:
-    """What the stack has written since the last look, passed on to our own output."""
+    """Copies new output of the stack from its log to this command's output."""
 
     def __init__(self, log: BinaryIO) -> None:
         self._log = log
 
-    def show(self) -> None:
-        """Pass on what is there."""
+    def copy_new(self) -> None:
+        """Copy what was written since the last call."""
         sys.stdout.buffer.write(self._log.read())
         sys.stdout.buffer.flush()
 
 
-def _watch(process: subprocess.Popen[bytes], reader: int, said: LogRelay) -> int:
+def _wait_until_up(process: subprocess.Popen[bytes], reader: int, relay: LogRelay) -> int:
     interrupted = False
     while True:
         try:
-            while not select([reader], [], [], LOOK_S)[0]:
-                said.show()
-            welcome = _rest_of(reader)
+            while not select([reader], [], [], POLL_INTERVAL_S)[0]:
+                relay.copy_new()
+            welcome = _read_all(reader)
             if not welcome:
                 code = process.wait()
-            said.show()
+            relay.copy_new()
             if welcome:
                 sys.stdout.write(welcome)
                 return 0
@@ -80,25 +80,25 @@ def _watch(process: subprocess.Popen[bytes], reader: int, said: LogRelay) -> int
             process.send_signal(signal.SIGINT)
 
 
-def _rest_of(reader: int) -> str:
+def _read_all(reader: int) -> str:
     with os.fdopen(reader, "rb", closefd=False) as pipe:
         return pipe.read().decode(errors="replace")
 
 
-def tell_ready(welcome: str) -> None:
-    """Let the command that has started this detached process show `welcome`, which holds the key, and return."""
+def report_ready(welcome: str) -> None:
+    """Send the welcome text, which holds the key, to the command that started this process: it prints it and returns."""
     with (
         suppress(OSError),
         os.fdopen(int(os.environ.pop(READY_VARIABLE)), "wb") as pipe,
-    ):  # nobody may wait for it any more
+    ):  # the command may have been killed
         pipe.write(f"{welcome}\n".encode())
 
 
 def is_detached() -> bool:
-    """Whether this process was started by `start_detached`, and is not up yet."""
+    """Return whether `start_detached` started this process and the stack is not up yet."""
     return READY_VARIABLE in os.environ
 
 
 def ignore_hangup() -> None:
-    """The terminal may go. `nohup` does the same."""
+    """Ignore SIGHUP, so that the process outlives its terminal."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

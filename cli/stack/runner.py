@@ -1,4 +1,4 @@
-"""A stack in its terminal: come up in sight of the user, say how to use it, stay until a signal, go."""
+"""Run a stack in a terminal: start it, print how to use it, wait for a signal, and stop it."""
 
 from __future__ import annotations
 
@@ -17,37 +17,39 @@ import httpx
 
 from cli.environment import format_exports
 from cli.stack.data_dir import DataDir, data_dir_from
-from cli.stack.detached import is_detached, tell_ready
+from cli.stack.detached import is_detached, report_ready
 from cli.stack.display import StackDisplay
 from cli.stack.stack import Stack, StackOptions, StackStartError
 
-QUESTION = "What is gravity?"
-SENTENCE = "The quick brown fox jumps over the lazy dog."
-SOUND = "hello.wav"
+EXAMPLE_QUESTION = "What is gravity?"
+EXAMPLE_SENTENCE = "The quick brown fox jumps over the lazy dog."
+EXAMPLE_AUDIO_FILE = "hello.wav"
 
 
-async def run_stack(chosen: StackOptions, data: DataDir, screen: StackDisplay, children_lock: int) -> int:
-    """Bring the stack up, keep it until a signal, take it down. Returns the exit code."""
-    asked = asyncio.Event()
-    force = on_signals(asked)
-    stack = Stack(chosen, data, screen, children_lock)
-    force.append(stack.kill)
-    screen.open()
+async def run_stack(chosen: StackOptions, data: DataDir, display: StackDisplay, children_lock: int) -> int:
+    """Start the stack, run it until a signal, and stop it. Returns the exit code."""
+    stop_requested = asyncio.Event()
+    force_stop = handle_signals(stop_requested)
+    stack = Stack(chosen, data, display, children_lock)
+    force_stop.append(stack.kill)
+    display.open()
     starting = asyncio.create_task(stack.start())
-    waiting = asyncio.create_task(asked.wait())
+    waiting = asyncio.create_task(stop_requested.wait())
     code = 0
     try:
         await asyncio.wait((starting, waiting), return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
-            screen.close()
-            _greet(screen, chosen, welcome(chosen, data, await served(stack), stack.titles, detached=is_detached()))
+            display.close()
+            _print_welcome(
+                display, chosen, welcome(chosen, data, await fetch_workers(stack), stack.titles, detached=is_detached())
+            )
             await waiting
-        screen.close()
-        screen.say("Stopping…")
+        display.close()
+        display.say("Stopping…")
     except StackStartError as error:
-        screen.close()
-        screen.say(f"{error}\nNexus did not come up. All logs: {data.logs}")
+        display.close()
+        display.say(f"{error}\nNexus could not start. All logs: {data.logs}")
         code = 1
     finally:
         for task in (starting, waiting):
@@ -55,46 +57,46 @@ async def run_stack(chosen: StackOptions, data: DataDir, screen: StackDisplay, c
         await asyncio.gather(starting, waiting, return_exceptions=True)
         await stack.stop()
     if code == 0:
-        screen.say("Stopped.")
+        display.say("Stopped.")
     return code
 
 
-def _greet(screen: StackDisplay, chosen: StackOptions, text: str) -> None:
-    """Say how to use it. A log holds no key: the detached stack's goes to the command that has started it."""
+def _print_welcome(display: StackDisplay, chosen: StackOptions, text: str) -> None:
+    """Print how to use the stack. A detached stack sends it to its starting command: a log must not hold the key."""
     if is_detached():
-        tell_ready(text)
-        screen.note(f"Nexus is up at {chosen.url}")
+        report_ready(text)
+        display.note(f"Nexus is up at {chosen.url}")
     else:
-        screen.say(text)
+        display.say(text)
 
 
-def on_signals(asked: asyncio.Event) -> list[Callable[[], None]]:
-    """The first Ctrl-C, SIGTERM or lost terminal asks for the end; a second one forces it, by what the returned list holds then."""
+def handle_signals(stop_requested: asyncio.Event) -> list[Callable[[], None]]:
+    """Set the event at the first Ctrl-C, SIGTERM or SIGHUP. Later signals call the functions in the returned list."""
     loop = asyncio.get_running_loop()
-    force: list[Callable[[], None]] = []
+    force_stop: list[Callable[[], None]] = []
 
-    def ask() -> None:
-        if asked.is_set():
-            for kill in force:
+    def request_stop() -> None:
+        if stop_requested.is_set():
+            for kill in force_stop:
                 kill()
-        asked.set()
+        stop_requested.set()
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-            continue  # nohup: the terminal may go
-        loop.add_signal_handler(number, ask)
-    return force
+            continue  # by nohup or --detach: the stack outlives its terminal
+        loop.add_signal_handler(number, request_stop)
+    return force_stop
 
 
-async def served(stack: Stack) -> list[dict[str, Any]]:
-    """The workers as the gateway sees them; none when it does not answer just now."""
+async def fetch_workers(stack: Stack) -> list[dict[str, Any]]:
+    """Return the gateway's list of workers; empty if the gateway does not answer."""
     with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):
         return await stack.workers()
     return []
 
 
-def command(*, anywhere: bool = False) -> str:
-    """How the user calls this program: `nexus` where that finds it, else its path; from `anywhere`, or from this folder."""
+def own_command(*, anywhere: bool = False) -> str:
+    """Return how the user calls this program: `nexus` if PATH has it, else its path, absolute with `anywhere`."""
     path = Path(sys.executable).parent / "nexus"
     if shutil.which("nexus") or not path.exists():
         return "nexus"
@@ -105,11 +107,11 @@ def command(*, anywhere: bool = False) -> str:
 def welcome(
     chosen: StackOptions, data: DataDir, workers: list[dict[str, Any]], titles: dict[str, str], *, detached: bool
 ) -> str:
-    """What a user needs to begin, with a line to paste. `titles` says in words what each worker is."""
-    nexus, where = command(), _where(data)
-    ends = "Ctrl-C stops everything."
+    """Return the welcome text: URL, key, models and commands to paste. `titles` describes each worker."""
+    nexus, flag = own_command(), _data_dir_flag(data)
+    how_to_stop = "Ctrl-C stops everything."
     if detached:
-        ends = f"Read its logs with `{nexus} logs -f{where}`.\n`{nexus} down{where}` stops everything."
+        how_to_stop = f"Read its logs with `{nexus} logs -f{flag}`.\n`{nexus} down{flag}` stops everything."
     models = [(model, titles.get(worker["id"], worker["id"])) for worker in workers for model in worker["models"]]
     names = list(dict.fromkeys(f"{model['name']} ({title})" for model, title in models))
     lines = [
@@ -132,43 +134,43 @@ def welcome(
         "Join another worker, from any terminal of yours:",
         (
             f"  . {shlex.quote(str(data.environment_file('worker')))} && "
-            f"{shlex.quote(command(anywhere=True))} worker --backend KIND --url URL"
+            f"{shlex.quote(own_command(anywhere=True))} worker --backend KIND --url URL"
         ),
         "",
-        f"Talk to it with `{nexus} chat{where}`, watch it with `{nexus} status{where}`. {ends}",
+        f"Talk to it with `{nexus} chat{flag}`, watch it with `{nexus} status{flag}`. {how_to_stop}",
         "",
     ]
     return "\n".join(lines)
 
 
-def _where(data: DataDir) -> str:
-    """The flag that other commands need here to find the data directory, if any."""
+def _data_dir_flag(data: DataDir) -> str:
+    """Return the flag with which other commands find the data directory; empty if they need none."""
     return "" if data_dir_from(None).root == data.root else f" --data-dir {shlex.quote(str(data.root))}"
 
 
 def _more_metrics(chosen: StackOptions) -> str:
-    """Each gateway process counts for itself, on a port of its own."""
+    """Return a note on further ports: each gateway process has its own metrics and port."""
     last = chosen.observability_port + chosen.gateways - 1
     return f" (and on the ports up to {last}, one for each gateway)" if chosen.gateways > 1 else ""
 
 
 def _try_it(chosen: StackOptions, models: list[dict[str, Any]]) -> list[str]:
-    """A request for each thing that can be done here; without any, the list of models."""
-    first = {what: model["name"] for model in reversed(models) for what in model["capabilities"]}
+    """Return a curl command for each capability of the models; without any, one that lists the models."""
+    first = {capability: model["name"] for model in reversed(models) for capability in model["capabilities"]}
     bearer = shlex.quote(f"Authorization: Bearer {chosen.key}")
     lines = []
     if "chat" in first:
-        body = {"model": first["chat"], "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 50}
-        lines.append(f"{_curl(chosen, 'chat/completions', bearer)} {_json(body)}")
+        body = {"model": first["chat"], "messages": [{"role": "user", "content": EXAMPLE_QUESTION}], "max_tokens": 50}
+        lines.append(f"{_curl(chosen, 'chat/completions', bearer)} {_json_arguments(body)}")
     if "speech" in first:
-        body = {"model": first["speech"], "voice": "alloy", "input": SENTENCE, "response_format": "wav"}
-        lines.append(f"{_curl(chosen, 'audio/speech', bearer)} {_json(body)} -o {SOUND}")
+        body = {"model": first["speech"], "voice": "alloy", "input": EXAMPLE_SENTENCE, "response_format": "wav"}
+        lines.append(f"{_curl(chosen, 'audio/speech', bearer)} {_json_arguments(body)} -o {EXAMPLE_AUDIO_FILE}")
     if "transcriptions" in first:
-        form = f"-F {shlex.quote('model=' + first['transcriptions'])} -F file=@{SOUND}"
+        form = f"-F {shlex.quote('model=' + first['transcriptions'])} -F file=@{EXAMPLE_AUDIO_FILE}"
         lines.append(f"{_curl(chosen, 'audio/transcriptions', bearer)} {form}")
     if "embeddings" in first:
-        body = {"model": first["embeddings"], "input": SENTENCE}
-        lines.append(f"{_curl(chosen, 'embeddings', bearer)} {_json(body)}")
+        body = {"model": first["embeddings"], "input": EXAMPLE_SENTENCE}
+        lines.append(f"{_curl(chosen, 'embeddings', bearer)} {_json_arguments(body)}")
     lines = lines or [_curl(chosen, "models", bearer)]
     return ["Try it:", *(line for one in lines for line in ("", one))]
 
@@ -177,6 +179,6 @@ def _curl(chosen: StackOptions, path: str, bearer: str) -> str:
     return f"curl {chosen.url}/v1/{path} -H {bearer}"
 
 
-def _json(body: dict[str, Any]) -> str:
-    said = shlex.quote(json.dumps(body, ensure_ascii=False))
-    return f"-H 'Content-Type: application/json' -d {said}"
+def _json_arguments(body: dict[str, Any]) -> str:
+    text = shlex.quote(json.dumps(body, ensure_ascii=False))
+    return f"-H 'Content-Type: application/json' -d {text}"

@@ -27,7 +27,9 @@ def up(
     *,
     port: Annotated[
         int | None,
-        typer.Option("--port", min=0, max=65535, help="[GATEWAY_PORT] the gateway's port; 0: a free one; default 8800"),
+        typer.Option(
+            "--port", min=0, max=65535, help="[GATEWAY_PORT] Port of the gateway; 0 takes a free one. Default: 8800."
+        ),
     ] = None,
     observability_port: Annotated[
         int | None,
@@ -35,7 +37,8 @@ def up(
             "--observability-port",
             min=0,
             max=65535,
-            help="[OBSERVABILITY_PORT] metrics, documentation and readiness, without a key; 0: a free one; default 8801",
+            help="[OBSERVABILITY_PORT] Port of metrics, documentation and readiness, which need no key; "
+            "0 takes a free one. Default: 8801.",
         ),
     ] = None,
     data_dir: options.Data = None,
@@ -45,7 +48,7 @@ def up(
             "--model",
             "-m",
             metavar="[NAME=]FILE",
-            help="Serve this GGUF file, by llama.cpp; may be repeated. It takes the place of the small chat model.",
+            help="Serve this GGUF file with llama.cpp, in place of the small bundled chat model; may be repeated.",
         ),
     ] = None,
     context: Annotated[
@@ -53,32 +56,36 @@ def up(
         typer.Option(
             "--context",
             min=128,
-            help="Tokens of a request to the models of --model, answer included; default 4096",
+            help="Most tokens of a request to the models of --model, including the answer. Default: 4096.",
         ),
     ] = None,
     local_models: Annotated[
         bool | None,
         typer.Option(
-            "--local-models/--no-local-models", help="Serve the small models that come along: all of them, or none."
+            "--local-models/--no-local-models",
+            help="Serve all of the small bundled models, or none. Default: all; with --model, no chat model.",
         ),
     ] = None,
     discover: Annotated[
-        bool, typer.Option("--discover/--no-discover", help="Look for inference servers that already run here.")
+        bool,
+        typer.Option(
+            "--discover/--no-discover", help="Find inference servers that already run on this machine, and serve them."
+        ),
     ] = True,
     gateways: Annotated[
         int | None,
         typer.Option(
-            "--gateways", min=1, max=64, help="[GATEWAY_WORKERS] gateway processes sharing the port; default 1"
+            "--gateways", min=1, max=64, help="[GATEWAY_WORKERS] Gateway processes that share the port. Default: 1."
         ),
     ] = None,
     host: Annotated[
         str | None,
-        typer.Option("--host", help="[GATEWAY_HOST] address to listen on; 0.0.0.0 for all; default 127.0.0.1"),
+        typer.Option("--host", help="[GATEWAY_HOST] Address to listen on; 0.0.0.0 for all. Default: 127.0.0.1."),
     ] = None,
     detach: Annotated[
         bool,
         typer.Option(
-            "--detach", "-d", help="Return when it is up; `nexus down` stops it, `nexus logs` shows its logs."
+            "--detach", "-d", help="Return once Nexus is up. `nexus down` stops it, `nexus logs` shows its logs."
         ),
     ] = False,
     key: Annotated[
@@ -86,7 +93,7 @@ def up(
         typer.Option(
             "--key",
             callback=options.warn_of_key,
-            help="The admin key, for all to see in process lists: better --key-file, or GATEWAY_BEARER_TOKEN.",
+            help="The admin key. Process lists show it: prefer --key-file or GATEWAY_BEARER_TOKEN.",
         ),
     ] = None,
     key_file: Annotated[
@@ -94,13 +101,14 @@ def up(
         typer.Option(
             "--key-file",
             metavar="FILE",
-            help="Holds the admin key; `-`: ask for it. Default: GATEWAY_BEARER_TOKEN, else one made once and kept.",
+            help="File with the admin key; `-` asks for it. "
+            "Default: GATEWAY_BEARER_TOKEN, else a key that the first start makes.",
         ),
     ] = None,
 ) -> None:
-    """Start everything: NATS, etcd, Redis, gateway, workers for every backend found here. Ctrl-C stops all of it.
+    """Start everything on this machine: NATS, etcd, Redis, the gateway, and workers for every backend found.
 
-    Settings of the environment or .env, in brackets below, are beaten by flags.
+    Ctrl-C stops all of it. Flags override the settings in brackets, which come from the environment or .env.
     """
     from backbone.settings import GatewaySettings
     from cli.stack.display import StackDisplay
@@ -112,16 +120,16 @@ def up(
     settings = read_settings(GatewaySettings)
     data = data_dir_from(data_dir)
     data.prepare()
-    own, default_chat = chosen_models(model, context, local_models=local_models)
+    own, default_chat = choose_models(model, context, local_models=local_models)
     host = host if host is not None else settings.gateway_host
     port = port if port is not None else settings.gateway_port
-    side = observability_port if observability_port is not None else settings.observability_port
+    metrics_port = observability_port if observability_port is not None else settings.observability_port
     chosen = StackOptions(
         host=host,
         port=port or free_port(host),
         observability_host=settings.observability_host,
-        observability_port=side or free_port(),
-        key=choose_key(options.chosen_key(key, key_file) or key_by_settings(settings), data),
+        observability_port=metrics_port or free_port(),
+        key=choose_key(options.chosen_key(key, key_file) or key_from_settings(settings), data),
         gateways=gateways or settings.gateway_workers,
         local_models=local_models is not False,
         default_chat=default_chat,
@@ -131,17 +139,17 @@ def up(
         etcd_prefix=settings.etcd_prefix,
     )
     with data.locked(chosen.url), data.children_locked(print) as children_lock:
-        check_ports(*port_wishes(chosen))
+        check_ports(*requested_ports(chosen))
         if not detach:
             code = asyncio.run(run_stack(chosen, data, StackDisplay(), children_lock))
     if detach:
         code = start_detached(arguments_for(chosen, data), chosen.key, data)
-    _leave_quietly()
+    _flush_output()
     raise typer.Exit(code)
 
 
 def arguments_for(chosen: StackOptions, data: DataDir) -> list[str]:
-    """The command line by which a process of its own does what was chosen here. The key comes another way."""
+    """Return the arguments with which a detached process makes the same choices. The key goes to its standard input."""
     return [
         *("--data-dir", str(data.root), "--host", chosen.host, "--port", str(chosen.port)),
         *("--observability-port", str(chosen.observability_port), "--gateways", str(chosen.gateways)),
@@ -152,10 +160,10 @@ def arguments_for(chosen: StackOptions, data: DataDir) -> list[str]:
     ]
 
 
-def chosen_models(
+def choose_models(
     wanted: list[str] | None, context: int | None, *, local_models: bool | None
 ) -> tuple[list[UserModel], bool]:
-    """The user's own models, and whether the small chat model is served too. Raises ConsoleError."""
+    """Return the models of `--model`, and whether the bundled chat model is served too. Raises ConsoleError."""
     from cli.stack.user_models import read_user_models
 
     own = read_user_models(wanted or [], context, default_chat=local_models is True)
@@ -163,14 +171,14 @@ def chosen_models(
 
 
 def local_flags(chosen: StackOptions) -> tuple[str, ...]:
-    """The flag that says which of the small models are served; none: the usual ones."""
+    """Return the flag that chooses the bundled models; none for the default choice."""
     if not chosen.local_models:
         return ("--no-local-models",)
     return ("--local-models",) if chosen.default_chat else ()
 
 
-def port_wishes(chosen: StackOptions) -> tuple[RequestedPort, RequestedPort]:
-    """The ports that callers reach, with how to choose others."""
+def requested_ports(chosen: StackOptions) -> tuple[RequestedPort, RequestedPort]:
+    """Return the ports of the gateway, with the flags and variables that choose them."""
     return (
         RequestedPort("--port", chosen.host, chosen.port, variable="GATEWAY_PORT"),
         RequestedPort(
@@ -183,8 +191,8 @@ def port_wishes(chosen: StackOptions) -> tuple[RequestedPort, RequestedPort]:
     )
 
 
-def key_by_settings(settings: GatewaySettings) -> str:
-    """Return what GATEWAY_BEARER_TOKEN or the file in GATEWAY_BEARER_TOKEN_FILE says; empty: nothing. Raises ConsoleError."""
+def key_from_settings(settings: GatewaySettings) -> str:
+    """Return the key of GATEWAY_BEARER_TOKEN or GATEWAY_BEARER_TOKEN_FILE; empty if neither is set. Raises ConsoleError."""
     from backbone.secret_files import ConfigurationError
     from gateway.auth.bootstrap_key import load_bootstrap_key
 
@@ -195,15 +203,15 @@ def key_by_settings(settings: GatewaySettings) -> str:
 
 
 def choose_key(given: str, data: DataDir) -> str:
-    """Return the key that was given, else the data directory's. Raises ConsoleError for a bad one."""
+    """Return the given key, else the data directory's. Raises ConsoleError for a key that HTTP or a shell would break."""
     key = given or data.key()
     if not key.isascii() or not key.isprintable() or any(one in key for one in " \"'`$\\"):
-        raise ConsoleError("the key must be printable ASCII without spaces, quotes, $ and backslashes")
+        raise ConsoleError("The key must be printable ASCII without spaces, quotes, `, $ and backslashes.")
     return key
 
 
-def _leave_quietly() -> None:
-    """Flush, and where the terminal is gone keep the interpreter from stumbling over it at exit."""
+def _flush_output() -> None:
+    """Flush standard output; if the terminal is lost, keep the interpreter from failing on it at exit."""
     try:
         sys.stdout.flush()
     except (OSError, ValueError):

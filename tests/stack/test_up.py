@@ -320,7 +320,7 @@ async def test_drained_worker_leaves_for_good(up: Up):
     """`nexus drain`: it goes, it is said so, it is not brought back, and the rest ends well later."""
     code, out, _ = await up.command("drain", "echo")
     assert (code, out) == (0, "echo: draining\n")
-    await up.says("worker echo has been drained")
+    await up.says("worker echo was drained")
     assert "echo" not in (await up.command("workers"))[1]
     up.process.send_signal(signal.SIGINT)
     await up.ended_well()

@@ -64,6 +64,6 @@ async def test_a_model_that_does_not_load_fails_the_start(tmp_path: Path, weight
     with weights.open("rb") as whole:
         (tmp_path / "cut.gguf").write_bytes(whole.read(4_000_000))
     async with Up(tmp_path / "nexus", "--model", str(tmp_path / "cut.gguf"), "--no-local-models") as up:
-        await up.says("Nexus did not come up")
+        await up.says("Nexus could not start")
         assert await up.ended() == 1
         assert "corrupted or incomplete" in up.said

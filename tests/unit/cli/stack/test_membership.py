@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cli.errors import ConsoleError
-from cli.serve import run_joined
+from cli.serve import run_as_member
 from cli.stack.data_dir import DataDir, StackState
 from cli.stack.membership import REJOIN_VARIABLE, StackMembership, join_running_stack
 
@@ -167,12 +167,12 @@ def test_a_process_that_cannot_begin_while_its_stack_ends_waits_for_the_next(
         return 2
 
     with pytest.raises(Replaced, match="1"):
-        run_joined(joined, run)
+        run_as_member(joined, run)
 
 
 def test_a_process_that_cannot_begin_ends_while_its_stack_runs(joined: StackMembership) -> None:
     """What is wrong is its own."""
-    assert run_joined(joined, lambda: 2) == 2
+    assert run_as_member(joined, lambda: 2) == 2
 
 
 def test_a_process_that_was_told_to_end_does_not_wait(data: DataDir, joined: StackMembership) -> None:
@@ -182,4 +182,4 @@ def test_a_process_that_was_told_to_end_does_not_wait(data: DataDir, joined: Sta
         data.clear_state()
         return 0
 
-    assert run_joined(joined, run) == 0
+    assert run_as_member(joined, run) == 0

@@ -11,7 +11,7 @@ import pytest
 
 from cli.errors import ConsoleError
 from cli.serve import read_settings
-from cli.stack.runner import command
+from cli.stack.runner import own_command
 
 
 def test_a_line_for_any_terminal_works_in_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,8 +19,8 @@ def test_a_line_for_any_terminal_works_in_another_folder(tmp_path: Path, monkeyp
     program = Path(sys.executable).parent / "nexus"
     monkeypatch.setenv("PATH", os.defpath)
     monkeypatch.chdir(program.parent.parent)
-    assert command() == "bin/nexus"
-    said = subprocess.run([command(anywhere=True), "--version"], cwd=tmp_path, capture_output=True, check=True)
+    assert own_command() == "bin/nexus"
+    said = subprocess.run([own_command(anywhere=True), "--version"], cwd=tmp_path, capture_output=True, check=True)
     assert said.stdout
 
 
