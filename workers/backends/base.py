@@ -233,6 +233,8 @@ class Backend(ABC):
     """An adapter. See the module's docstring for what MUST hold."""
 
     name: ClassVar[str] = ""
+    option_names: ClassVar[frozenset[str] | None] = None
+    """The options that it has; None where it checks them itself."""
     default_slots: ClassVar[int] = 4
     adapters: ClassVar[dict[str, type[Backend]]] = {}
 
@@ -242,6 +244,11 @@ class Backend(ABC):
     """Whether it runs `/v1/models/pull`, `load` and `unload`, as tasks of the capability `models`."""
 
     def __init__(self, config: BackendConfig) -> None:
+        """Raise ValueError when an option is unknown or invalid."""
+        unknown = sorted(name for name in config.options if not self.has_option(name))
+        if unknown:
+            known = f"; it has {', '.join(sorted(self.option_names))}" if self.option_names else ""
+            raise ValueError(f"the {self.name} adapter has no option {', '.join(unknown)}{known}")
         self.config = config
         self.notify_changed: Callable[[], None] = _ignore_change
         """To be called when what the server serves has changed: `discover` follows at once. The worker sets it."""
@@ -256,6 +263,11 @@ class Backend(ABC):
                 f"two adapters are called {name!r}: {Backend.adapters[name].__module__} and {cls.__module__}"
             )
         Backend.adapters[name] = cls
+
+    @classmethod
+    def has_option(cls, name: str) -> bool:
+        """Return whether the adapter has an option of this name."""
+        return cls.option_names is None or name in cls.option_names
 
     async def start(self) -> None:
         """Open what `run` needs. MUST NOT require the server to be up."""

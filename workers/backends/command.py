@@ -38,6 +38,7 @@ from schemas.presence import ModelOffer
 from workers.adapter_kit.audio.codecs import AudioFormat
 from workers.adapter_kit.audio.speech import SynthesisRequest, choose_voice, parse_voices_option, respond_with_speech
 from workers.adapter_kit.child_process import run_program
+from workers.adapter_kit.options import parse_choice
 from workers.adapter_kit.request_fields import JSON, parse_json_object, requested_choices
 from workers.adapter_kit.requirements import AUDIO_CODECS, Program
 from workers.adapter_kit.text.completion_stream import CompletionOptions, new_completion_reader
@@ -53,7 +54,6 @@ from workers.backends.base import (
     Task,
 )
 
-OPTIONS = frozenset({"command", "capability", "output", "voices", "rate", "input"})
 ENDPOINTS = {
     Capability.SPEECH: "/v1/audio/speech",
     Capability.CHAT: "/v1/chat/completions",
@@ -69,26 +69,24 @@ class CommandBackend(Backend):
     """See the module's docstring."""
 
     name = "command"
+    option_names = frozenset({"command", "capability", "output", "voices", "rate", "input"})
     default_slots = 2
 
     def __init__(self, config: BackendConfig) -> None:
         """Raises ValueError when an option is missing or makes no sense."""
         super().__init__(config)
         options = config.options
-        unknown = options.keys() - OPTIONS
-        if unknown:
-            raise ValueError(f"the command adapter has no option {', '.join(sorted(unknown))}")
         self._command = shlex.split(options.get("command", ""))
         if not self._command or PLACE.search(self._command[0]):
             raise ValueError("the command adapter needs the option command: a program and its arguments")
         self._places = frozenset(name for argument in self._command for name in PLACE.findall(argument))
-        self._capability = _capability(options.get("capability", "speech"))
+        self._capability = Capability(parse_choice(options, "capability", tuple(ENDPOINTS)))
         self._source = _source(options.get("output", "wav"))
         self._voices = parse_voices_option(options.get("voices", ""))
         if "voice" in self._places and not self._voices:
             raise ValueError("{voice} in the command needs the option voices: the names that may stand there")
         self._rate = float(options.get("rate", "175"))
-        self._reads_json = _one_of("input", options.get("input", "text"), ("text", "json")) == "json"
+        self._reads_json = parse_choice(options, "input", ("text", "json")) == "json"
         self._program = Program(self._command[0], "correct the option command")
         self._models = config.models or (PurePath(self._command[0]).name,)
 
@@ -238,10 +236,6 @@ def _prompt(body: JSON) -> str:
     return prompt
 
 
-def _capability(value: str) -> Capability:
-    return Capability(_one_of("capability", value, tuple(ENDPOINTS)))
-
-
 def _source(value: str) -> AudioFormat:
     codec, _, rest = value.partition(":")
     if codec == "pcm":
@@ -249,10 +243,4 @@ def _source(value: str) -> AudioFormat:
         if not rate.isdecimal() or channels not in ("", "1", "2"):
             raise ValueError("the option output=pcm needs the rate of its samples: pcm:22050, or pcm:44100:2")
         return AudioFormat("pcm", int(rate), int(channels or 1))
-    return AudioFormat(_one_of("output", value, CODECS))
-
-
-def _one_of(name: str, value: str, possible: tuple[str, ...]) -> str:
-    if value not in possible:
-        raise ValueError(f"the option {name} is {', '.join(possible)}, not {value!r}")
-    return value
+    return AudioFormat(parse_choice({"output": value}, "output", CODECS))

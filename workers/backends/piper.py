@@ -29,6 +29,7 @@ from workers.adapter_kit.audio.sentence_splitter import split_sentences
 from workers.adapter_kit.audio.speech import SynthesisRequest, choose_voice, parse_voices_option, respond_with_speech
 from workers.adapter_kit.error_mapping import error_from_response
 from workers.adapter_kit.http_client import HttpClient
+from workers.adapter_kit.options import parse_flag
 from workers.adapter_kit.request_fields import JSON
 from workers.adapter_kit.requirements import AUDIO_CODECS
 from workers.backends.base import (
@@ -44,7 +45,6 @@ from workers.backends.base import (
     Task,
 )
 
-OPTIONS = frozenset({"model_name", "voices", "strict_voices", "sentence_silence"})
 LISTED_LIMIT = 64 * 1024 * 1024
 """Bytes of `GET /voices`: it quotes the whole configuration of every voice."""
 SPOKEN_LIMIT = 64 * 1024 * 1024
@@ -63,18 +63,16 @@ class PiperBackend(Backend):
     """See the module's docstring."""
 
     name = "piper"
+    option_names = frozenset({"model_name", "voices", "strict_voices", "sentence_silence"})
     default_slots = 2
 
     def __init__(self, config: BackendConfig) -> None:
         """Raises ValueError when the URL or an option makes no sense."""
         super().__init__(config)
         options = config.options
-        unknown = options.keys() - OPTIONS
-        if unknown:
-            raise ValueError(f"the piper adapter has no option {', '.join(sorted(unknown))}")
         self._model = options.get("model_name") or "piper"
         self._named = parse_voices_option(options.get("voices", ""))
-        self._strict = _flag("strict_voices", options.get("strict_voices", "false"))
+        self._strict = parse_flag(options, "strict_voices")
         self._silence_s = float(options.get("sentence_silence", "0"))
         self._client = HttpClient(config.url)
         self._voices: dict[str, _Voice] | None = None
@@ -211,9 +209,3 @@ def _voice(name: str, config: Any) -> _Voice:
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BackendError(f"the backend's voice {name} has no configuration that can be read") from error
-
-
-def _flag(name: str, value: str) -> bool:
-    if value.lower() not in ("true", "false"):
-        raise ValueError(f"the option {name} is true or false, not {value!r}")
-    return value.lower() == "true"

@@ -22,10 +22,9 @@ from typing import Any
 import orjson
 
 from schemas.frames import Progress
-from schemas.jobs import Capability
-from schemas.presence import ModelOffer
 from workers.adapter_kit.error_mapping import error_from_response
 from workers.adapter_kit.http_client import BackendResponse, HttpClient
+from workers.adapter_kit.images.backend import ImageBackend, image_discovery
 from workers.adapter_kit.images.responses import (
     KEEP_METADATA,
     GeneratedImage,
@@ -34,21 +33,17 @@ from workers.adapter_kit.images.responses import (
     detect_content_type,
     make_edit_mask,
     make_preview,
-    parse_keep_metadata,
     read_size,
-    respond_with_images,
 )
 from workers.adapter_kit.limitations import RESULT_TTL_S
 from workers.adapter_kit.requirements import PILLOW
 from workers.backends.base import (
-    Backend,
     BackendConfig,
     BackendError,
     BackendRefused,
     BackendUnavailable,
     Discovery,
     ModelNotServed,
-    Output,
     Requirement,
     Task,
 )
@@ -56,7 +51,6 @@ from workers.backends.base import (
 JSON = dict[str, Any]
 
 API = "/sdapi/v1"
-OPTIONS = frozenset({"steps", "size", KEEP_METADATA})
 NO_CHECKPOINTS = "The WebUI has no checkpoint. Put one into its models/Stable-diffusion folder."
 SIZE = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 FRESH_SEEDS = 2**32
@@ -73,19 +67,15 @@ OUT_OF_MEMORY = re.compile(r"out ?of ?memory", re.IGNORECASE)
 BAD_IMAGE = re.compile(r"invalid encoded image|invalid image url|cannot identify image", re.IGNORECASE)
 
 
-class SDWebUIBackend(Backend):
+class SDWebUIBackend(ImageBackend):
     """See the module's docstring."""
 
     name = "sdwebui"
-    default_slots = 1
+    option_names = frozenset({"steps", "size", KEEP_METADATA})
 
     def __init__(self, config: BackendConfig) -> None:
         """Raises ValueError when the URL or an option makes no sense."""
         super().__init__(config)
-        unknown = config.options.keys() - OPTIONS
-        if unknown:
-            raise ValueError(f"the sdwebui adapter has no option {', '.join(sorted(unknown))}")
-        self._keep_metadata = parse_keep_metadata(config.options)
         self._defaults = _defaults(config.options)
         self._client = HttpClient(config.url, headers=authorization_header(config.api_key))
         self._titles: dict[str, str] | None = None
@@ -109,20 +99,13 @@ class SDWebUIBackend(Backend):
         if not isinstance(listed, list):
             raise BackendError("this is no stable-diffusion-webui: its list of models is none")
         titles = {str(model.get("model_name") or model["title"]): str(model["title"]) for model in listed}
-        missing = [name for name in self.config.models if name not in titles]
-        problems = (
-            [f"the backend lacks {', '.join(missing)}; it has {', '.join(titles) or 'no models'}"] if missing else []
-        )
+        problems = self.missing_models("the backend", titles)
         served = {name: titles[name] for name in self.config.models or titles if name in titles}
         if not served:
             raise BackendError(problems[0] if problems else NO_CHECKPOINTS)
         self._loaded = await self._loaded_title()
         self._titles = served
-        offers = (
-            ModelOffer(name=name, capabilities=(Capability.IMAGES,), loaded=self._holds(title))
-            for name, title in self._titles.items()
-        )
-        return Discovery(tuple(offers), slots=1, problems=tuple(problems))
+        return image_discovery({name: self._holds(title) for name, title in served.items()}, problems)
 
     async def health(self) -> None:
         """`GET /sdapi/v1/sd-models`, which all these servers have."""
@@ -131,8 +114,8 @@ class SDWebUIBackend(Backend):
         except BackendError as error:
             raise BackendUnavailable(str(error)) from error
 
-    async def run(self, task: Task) -> AsyncIterator[Output]:
-        """Pictures from text, or from a picture."""
+    async def start_request(self, task: Task) -> tuple[ImageRequest, AsyncGenerator[Progress | GeneratedImage]]:
+        """Check a task, and return it with its images as they are made. Raises BackendRefused, ModelNotServed."""
         if self._titles is None:
             await self.discover()
         title = (self._titles or {}).get(task.model)
@@ -142,12 +125,7 @@ class SDWebUIBackend(Backend):
         request.require_supported(*(CAN_EDIT if request.edit else CAN))
         if request.seed is not None and request.seed + request.n > MAX_SEED:
             raise BackendRefused(f"these servers take seeds up to {MAX_SEED}", param="seed")
-        made = respond_with_images(
-            task, request, self._pictures(task, request, title), keep_metadata=self._keep_metadata
-        )
-        async with aclosing(made) as outputs:
-            async for output in outputs:
-                yield output
+        return request, self._pictures(task, request, title)
 
     async def _pictures(
         self, task: Task, request: ImageRequest, title: str

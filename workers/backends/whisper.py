@@ -64,7 +64,6 @@ from workers.backends.base import (
 
 JSON = dict[str, Any]
 
-OPTIONS = frozenset({"api", "api_path", "stream", "stops", "model_field"})
 APIS = frozenset({"openai", "whispercpp"})
 YES = frozenset({"yes", "true", "1", "on"})
 NO = frozenset({"no", "false", "0", "off"})
@@ -110,15 +109,13 @@ class WhisperBackend(Backend):
     """See the module's docstring."""
 
     name = "whisper"
+    option_names = frozenset({"api", "api_path", "stream", "stops", "model_field"})
     default_slots = 1
 
     def __init__(self, config: BackendConfig) -> None:
         """Raises ValueError when the URL or an option makes no sense."""
         super().__init__(config)
         options = config.options
-        unknown = options.keys() - OPTIONS
-        if unknown:
-            raise ValueError(f"the whisper adapter has no option {', '.join(sorted(unknown))}")
         if options.get("api", "openai") not in APIS:
             raise ValueError(f"the whisper adapter's api is one of {', '.join(sorted(APIS))}")
         self._api = options.get("api", "")

@@ -31,6 +31,7 @@ from workers.adapter_kit.images.formats import (
     strip_metadata,
 )
 from workers.adapter_kit.images.requests import EDITS, GENERATIONS, ImageRequest
+from workers.adapter_kit.options import parse_flag
 from workers.backends.base import Adaptation, BackendError, Chunk, Finish, Output, Task
 
 __all__ = [
@@ -92,10 +93,7 @@ class GeneratedImage:
 
 def parse_keep_metadata(options: Mapping[str, str]) -> bool:
     """Return whether the operator wants metadata kept. Raises ValueError for anything but `true` and `false`."""
-    keep = options.get(KEEP_METADATA, "false").lower()
-    if keep not in ("true", "false"):
-        raise ValueError(f"the option {KEEP_METADATA} is true or false")
-    return keep == "true"
+    return parse_flag(options, KEEP_METADATA)
 
 
 def authorization_header(api_key: str) -> dict[str, str]:

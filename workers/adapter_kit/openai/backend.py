@@ -73,7 +73,6 @@ BODY_LIMIT = 4 * 1024 * 1024
 """Bytes of a response that is not a stream, such as an error or a list of models."""
 CHAT = "/v1/chat/completions"
 PATHS = {CHAT: "/chat/completions", "/v1/completions": "/completions"}
-COMMON_OPTIONS = frozenset({"api_path", "lacks"})
 
 
 @dataclass(slots=True)
@@ -101,12 +100,11 @@ class _TextRequest:
 class OpenAICompatibleBackend(Backend):
     """Serve every capability of an OpenAI-compatible server. A subclass needs a `name`; see the module's docstring."""
 
+    option_names = frozenset({"api_path", "capabilities", "lacks"})
+
     def __init__(self, config: BackendConfig) -> None:
         """Raise ValueError when the URL or an option is invalid."""
         super().__init__(config)
-        unknown = {name for name in config.options if name not in COMMON_OPTIONS and not is_capability_option(name)}
-        if unknown:
-            raise ValueError(f"the {self.name} adapter has no option {', '.join(sorted(unknown))}")
         url = config.url.rstrip("/")
         path = urlsplit(url).path
         end = VERSION_SUFFIX.search(path)
@@ -122,6 +120,11 @@ class OpenAICompatibleBackend(Backend):
         self._created: dict[str, int] = {}
         self._resident: frozenset[str] | None = None
         """The models that the server held in memory at the last poll; None where the server does not report them."""
+
+    @classmethod
+    def has_option(cls, name: str) -> bool:
+        """Return whether the adapter has an option of this name; `capabilities.PATTERN` counts."""
+        return super().has_option(name) or is_capability_option(name)
 
     async def close(self) -> None:
         await self.server.limitations.close()

@@ -13,32 +13,27 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterable, Mapping
+from collections.abc import AsyncGenerator, Coroutine, Iterable, Mapping
 from contextlib import aclosing, suppress
 from typing import Any
 
 from schemas.frames import Progress
-from schemas.jobs import Capability
-from schemas.presence import ModelOffer
+from workers.adapter_kit.images.backend import ImageBackend, image_discovery
 from workers.adapter_kit.images.responses import (
     KEEP_METADATA,
     GeneratedImage,
     ImageRequest,
     make_preview,
-    parse_keep_metadata,
-    respond_with_images,
 )
 from workers.adapter_kit.multipart import FilePart
 from workers.adapter_kit.requirements import PILLOW, Library
 from workers.backends.base import (
-    Backend,
     BackendConfig,
     BackendError,
     BackendRefused,
     BackendUnavailable,
     Discovery,
     ModelNotServed,
-    Output,
     Requirement,
     Task,
     UploadedFile,
@@ -58,7 +53,6 @@ from workers.backends.comfyui.workflows import Workflow, WorkflowFiles, sampler_
 
 JSON = dict[str, Any]
 
-OPTIONS = frozenset({"workflow", "workflows", KEEP_METADATA})
 OUT_OF_MEMORY = re.compile(r"out ?of ?memory", re.IGNORECASE)
 NO_PICTURE = re.compile(r"UnidentifiedImageError|cannot identify image", re.IGNORECASE)
 LOADERS = frozenset({"LoadImage", "LoadImageMask"})
@@ -68,19 +62,15 @@ MAX_ASKED = 4
 SUFFIXES = {"image/jpeg": ".jpg", "image/webp": ".webp"}
 
 
-class ComfyUIBackend(Backend):
+class ComfyUIBackend(ImageBackend):
     """See the module's docstring."""
 
     name = "comfyui"
-    default_slots = 1
+    option_names = frozenset({"workflow", "workflows", KEEP_METADATA})
 
     def __init__(self, config: BackendConfig) -> None:
         """Raises ValueError when the URL, an option or a workflow makes no sense."""
         super().__init__(config)
-        unknown = config.options.keys() - OPTIONS
-        if unknown:
-            raise ValueError(f"the comfyui adapter has no option {', '.join(sorted(unknown))}")
-        self._keep_metadata = parse_keep_metadata(config.options)
         self._files = WorkflowFiles(config.options.get("workflows", ""), config.options.get("workflow", ""))
         self._workflows: dict[str, Workflow] = {}
         """Those that are served."""
@@ -123,8 +113,7 @@ class ComfyUIBackend(Backend):
         if not served:
             raise BackendError(" ".join(problems) or _nothing_to_serve(self._files))
         self._served = frozenset(served)
-        offers = tuple(ModelOffer(name=name, capabilities=(Capability.IMAGES,)) for name in served)
-        return Discovery(offers, slots=1, problems=tuple(problems))
+        return image_discovery(dict.fromkeys(served), problems)
 
     async def _usable(self) -> tuple[tuple[str, ...], list[str]]:
         """The workflows that can run, and what keeps the others from it."""
@@ -167,8 +156,8 @@ class ComfyUIBackend(Backend):
             self._classes = {}
             raise BackendUnavailable(str(error)) from error
 
-    async def run(self, task: Task) -> AsyncIterator[Output]:
-        """Pictures from text, or from a picture."""
+    async def start_request(self, task: Task) -> tuple[ImageRequest, AsyncGenerator[Progress | GeneratedImage]]:
+        """Check a task, and return it with its images as they are made. Raises BackendRefused, BackendUnavailable, ModelNotServed."""
         if self._served is None:
             await self.discover()
         if task.model not in (self._served or ()):
@@ -178,12 +167,7 @@ class ComfyUIBackend(Backend):
         request = ImageRequest.from_task(task)
         workflow = self._workflows.get(task.model) or checkpoint_workflow(task.model, request)
         check(workflow, request)
-        made = respond_with_images(
-            task, request, self._pictures(task, request, workflow), keep_metadata=self._keep_metadata
-        )
-        async with aclosing(made) as outputs:
-            async for output in outputs:
-                yield output
+        return request, self._pictures(task, request, workflow)
 
     async def _pictures(
         self, task: Task, request: ImageRequest, workflow: Workflow

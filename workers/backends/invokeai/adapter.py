@@ -17,26 +17,22 @@ from contextlib import aclosing, suppress
 from dataclasses import replace
 
 from schemas.frames import Progress
-from schemas.jobs import Capability
-from schemas.presence import ModelOffer
+from workers.adapter_kit.images.backend import ImageBackend, image_discovery
 from workers.adapter_kit.images.responses import (
     KEEP_METADATA,
     GeneratedImage,
     ImageRequest,
     make_edit_mask,
-    parse_keep_metadata,
-    respond_with_images,
 )
+from workers.adapter_kit.options import parse_flag
 from workers.adapter_kit.requirements import PILLOW, Library
 from workers.backends.base import (
-    Backend,
     BackendConfig,
     BackendError,
     BackendRefused,
     BackendUnavailable,
     Discovery,
     ModelNotServed,
-    Output,
     Requirement,
     Task,
     UploadedFile,
@@ -46,30 +42,20 @@ from workers.backends.invokeai.events import listening
 from workers.backends.invokeai.graphs import FLUX, MAX_SEED, Graph, ImageSpec, InstalledModel, graph_for, size_for
 from workers.backends.invokeai.queue import QueuedBatch
 
-OPTIONS = frozenset({"keep_images", KEEP_METADATA})
 NO_MODELS = "InvokeAI has no model that Nexus can serve. Install a main model (Stable Diffusion 1.x, 2.x, SDXL or FLUX.1) with its Model Manager."
 HONOURED = ("size", "seed", "steps", "guidance")
 
 
-class InvokeAIBackend(Backend):
+class InvokeAIBackend(ImageBackend):
     """See the module's docstring."""
 
     name = "invokeai"
-    default_slots = 1
+    option_names = frozenset({"keep_images", KEEP_METADATA})
 
     def __init__(self, config: BackendConfig) -> None:
         """Raises ValueError when the URL or an option makes no sense."""
         super().__init__(config)
-        unknown = config.options.keys() - OPTIONS
-        if unknown:
-            raise ValueError(
-                f"the invokeai adapter has no option {', '.join(sorted(unknown))}; it has keep_images and keep_metadata"
-            )
-        keep = config.options.get("keep_images", "false").lower()
-        if keep not in ("true", "false"):
-            raise ValueError("keep_images is true or false")
-        self._keep_metadata = parse_keep_metadata(config.options)
-        self._keep = keep == "true"
+        self._keep_images = parse_flag(config.options, "keep_images")
         self._api = InvokeAIClient(config.url, config.api_key)
         self._installed: tuple[InstalledModel, ...] = ()
         self._served: dict[str, InstalledModel] | None = None
@@ -96,10 +82,7 @@ class InvokeAIBackend(Backend):
         for model in self._installed:
             if model.served:
                 served[model.key if model.name in served else model.name] = model
-        missing = [name for name in self.config.models if name not in served]
-        problems = (
-            [f"InvokeAI lacks {', '.join(missing)}; it has {', '.join(served) or 'no such models'}"] if missing else []
-        )
+        problems = self.missing_models("InvokeAI", served)
         self._served = {name: served[name] for name in self.config.models or served if name in served}
         faults = {name: self._fault(model) for name, model in self._served.items()}
         problems += [
@@ -108,8 +91,7 @@ class InvokeAIBackend(Backend):
         usable = [name for name, fault in faults.items() if fault is None]
         if not usable:
             raise BackendError(". ".join(problems) or NO_MODELS)
-        offers = tuple(ModelOffer(name=name, capabilities=(Capability.IMAGES,)) for name in usable)
-        return Discovery(offers, slots=1, problems=tuple(problems))
+        return image_discovery(dict.fromkeys(usable), problems)
 
     def _fault(self, model: InstalledModel) -> str | None:
         """What keeps InvokeAI from running an installed model."""
@@ -127,21 +109,18 @@ class InvokeAIBackend(Backend):
         except BackendError as error:
             raise _away(error) from error
 
-    async def run(self, task: Task) -> AsyncGenerator[Output]:
-        """Generations and edits."""
+    async def start_request(self, task: Task) -> tuple[ImageRequest, AsyncGenerator[Progress | GeneratedImage]]:
+        """Check a task, and return it with its images as they are made. Raises BackendRefused, ModelNotServed."""
         model = await self._model(task.model)
         request = ImageRequest.from_task(task)
         _check(request, model)
-        made = respond_with_images(task, request, self._pictures(request, model), keep_metadata=self._keep_metadata)
-        async with aclosing(made) as outputs:
-            async for output in outputs:
-                yield output
+        return request, self._pictures(request, model)
 
     async def run_graph(self, graph: Graph, seeds: Sequence[int]) -> AsyncGenerator[Progress | GeneratedImage]:
         """One picture per seed, by any graph. Closing this stops InvokeAI, and returns when it has stopped."""
         name = uuid.uuid4().hex
         async with listening(self.config.url, self.config.api_key, name) as listener:
-            batch = QueuedBatch(name, self._api, listener, graph, seeds, keep=self._keep)
+            batch = QueuedBatch(name, self._api, listener, graph, seeds, keep=self._keep_images)
             async with aclosing(batch.outputs()) as outputs:
                 async for output in outputs:
                     yield output

@@ -65,7 +65,6 @@ CAPABILITIES = {
     "/v1/completions": Capability.COMPLETIONS,
     "/v1/embeddings": Capability.EMBEDDINGS,
 }
-OPTIONS = frozenset({"keep_alive"})
 LOADING, RUNNING = Progress(phase="load"), Progress(phase="run")
 EMBED_BATCH = 256
 """Texts in one call: between two, a sign of life."""
@@ -78,14 +77,12 @@ class OllamaBackend(Backend):
     """See the module's docstring."""
 
     name = "ollama"
+    option_names = frozenset({"keep_alive"})
     manages_models = True
 
     def __init__(self, config: BackendConfig) -> None:
         """Raises ValueError when the URL or an option makes no sense."""
         super().__init__(config)
-        unknown = config.options.keys() - OPTIONS
-        if unknown:
-            raise ValueError(f"the ollama adapter has no option {', '.join(sorted(unknown))}")
         self._keep_alive = _duration(config.options.get("keep_alive"))
         self._client = OllamaClient(config.url, config.api_key)
         self._models: dict[str, OllamaModel] | None = None

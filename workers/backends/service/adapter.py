@@ -39,14 +39,13 @@ class ServiceBackend(Backend):
     """See the module's docstring."""
 
     name = "service"
+    option_names = frozenset()
     follows_services = True
     single_server = False
 
     def __init__(self, config: BackendConfig) -> None:
         """Raises ValueError for what this adapter does not have."""
         super().__init__(config)
-        if config.options:
-            raise ValueError(f"the service adapter has no option {', '.join(sorted(config.options))}")
         if config.url:
             raise ValueError("the service adapter takes no URL: services are entered by `nexus services add`")
         self._places: dict[str, ServiceInstance] = {}
