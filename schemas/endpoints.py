@@ -16,7 +16,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from schemas.jobs import Capability
 from schemas.keys import Scope
 from schemas.model_jobs import ModelJobRequest
 from schemas.openai.chat import ChatRequest
@@ -28,6 +27,25 @@ from schemas.openai.speech import SPEECH_CONTENT_TYPES, SpeechRequest
 from schemas.openai.transcriptions import TranscriptionRequest, TranslationRequest
 
 SSE = b"text/event-stream; charset=utf-8"
+
+
+class Capability(StrEnum):
+    """What a model can do. It is the first token of a job's subject.
+
+    A new one is additive: it gets queues of its own when it is first used, and a reader of presences skips those that it does
+    not know. Permissions that were written for workers by capability must be written again.
+    """
+
+    CHAT = "chat"
+    COMPLETIONS = "completions"
+    EMBEDDINGS = "embeddings"
+    IMAGES = "images"
+    SPEECH = "speech"
+    TRANSCRIPTIONS = "transcriptions"
+    RERANK = "rerank"
+    MODELS = "models"
+
+    __hash__ = str.__hash__  # Enum's hash takes ten times as long, and a job's queue is looked up several times
 
 
 class TimeLimits(StrEnum):

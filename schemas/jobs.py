@@ -7,22 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from schemas.endpoints import Capability as Capability  # noqa: PLC0414 - a job names it, and those who read jobs need it
 from schemas.names import Subject, SubjectToken
-
-
-class Capability(StrEnum):
-    """What a model can be asked to do; the first token of a job's subject."""
-
-    CHAT = "chat"
-    COMPLETIONS = "completions"
-    EMBEDDINGS = "embeddings"
-    IMAGES = "images"
-    SPEECH = "speech"
-    TRANSCRIPTIONS = "transcriptions"
-    RERANK = "rerank"
-    MODELS = "models"
-
-    __hash__ = str.__hash__  # Enum's is ten times slower, and queues are looked up several times a job
 
 
 class Lane(StrEnum):

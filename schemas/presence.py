@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from schemas.jobs import Capability
 from schemas.names import SubjectToken
+
+_KNOWN = frozenset(Capability)
+
+
+def _skip_unknown(capabilities: Any) -> Any:
+    """Leave out the capabilities that only a newer Nexus knows: the others of its workers still count."""
+    return [one for one in capabilities if one in _KNOWN] if isinstance(capabilities, list) else capabilities
+
+
+KnownCapabilities = Annotated[tuple[Capability, ...], BeforeValidator(_skip_unknown)]
 
 
 class ModelOffer(BaseModel):
@@ -17,7 +27,7 @@ class ModelOffer(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
-    capabilities: tuple[Capability, ...]
+    capabilities: KnownCapabilities
     loaded: bool | None = None
     """Whether the backend holds it in memory now; None where the backend does not say."""
     loading: bool = False
@@ -113,7 +123,7 @@ class CatalogEntry(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
-    capabilities: tuple[Capability, ...]
+    capabilities: KnownCapabilities
     owned_by: str = "nexus"
     created: int = 0
 

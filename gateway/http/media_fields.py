@@ -3,7 +3,7 @@
 | position | rule |
 |---|---|
 | `TEXT_FIELDS`, a message's own texts, the text of a part of a text type | text: it may hold any URL |
-| a part of a message's content, whatever its type, with everything in it | media: `data:` URLs and base64 only |
+| a part of a message's content or of `input`, whatever its type, with everything in it | media: `data:` URLs and base64 only |
 | a tool that the backend runs, every other field | a string that as a whole is a URL is media |
 
 The worker reads the body with the same parser and writes it again, so that escapes and repeated keys mean the same to both.
@@ -115,6 +115,9 @@ def is_plain(request: BaseModel) -> bool:
     fields = request.__dict__  # the declared ones; asking for one that is not declared is slow
     if fields.get("voice") is not None:
         return False
+    parts = fields.get("input")
+    if parts.__class__ is list and isinstance(parts[0], BaseModel):
+        return False
     for tool in fields.get("tools") or ():
         if not _is_callers(tool):
             return False
@@ -133,7 +136,7 @@ def searched(request: BaseModel) -> JSON:
     declared = request.__dict__
     for name in ("input", "voice"):
         value = declared.get(name)
-        fields[name] = value.model_dump() if isinstance(value, BaseModel) else value
+        fields[name] = _plain(value)
     if tools := declared.get("tools"):
         fields["tools"] = tools
     if messages := declared.get("messages"):
@@ -155,6 +158,8 @@ def media_places(fields: JSON) -> list[MediaPlace]:
             _message(found, fields, name, name)
         elif name == "input" and media_input:
             _media(found, fields, name, name)
+        elif name == "input" and isinstance(value, list):
+            _parts(found, value, name)
         elif name == "tools" and isinstance(value, list):
             _tools(found, value)
         elif name not in TEXT_FIELDS:
@@ -168,6 +173,19 @@ def is_locator(value: str) -> bool:
     if SCHEME.match(text):
         return DATA_URL.match(value) is None
     return PATH.match(text) is not None and not _is_base64(text)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump()
+    return [_plain(one) for one in value] if isinstance(value, list) and isinstance(value[0], BaseModel) else value
+
+
+def _parts(found: list[MediaPlace], values: list[Any], param: str) -> None:
+    """Search the parts of an input; its texts and tokens are no places."""
+    for number, part in enumerate(values):
+        if isinstance(part, dict):
+            _part(found, part, f"{param}.{number}")
 
 
 def _names(value: Any) -> set[str]:
@@ -260,7 +278,7 @@ def _open(found: list[MediaPlace], holder: Any, key: Any, param: str) -> None:
 def _place(holder: Any, key: Any, param: str) -> MediaPlace:
     """Some clients leave out the object around the URL of a picture: `image_url` and `image_url.url` are one place."""
     outer = param.removesuffix(".url")
-    kind = FETCHABLE.get(outer.rpartition(".")[2]) if param.startswith("messages.") else None
+    kind = FETCHABLE.get(outer.rpartition(".")[2]) if param.startswith(("messages.", "input.")) else None
     return MediaPlace(holder, key, param if kind is None else outer, kind)
 
 

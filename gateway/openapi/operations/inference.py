@@ -5,6 +5,7 @@ from __future__ import annotations
 from gateway.openapi.operation import Operation
 from gateway.openapi.operations.common import MODEL, PREFERENCES, STREAM, inference_responses
 from gateway.openapi.shapes.text import ChatCompletion, EmbeddingList, Ranking, TextCompletion
+from schemas.endpoints import ENDPOINTS
 from schemas.openai.chat import ChatRequest
 from schemas.openai.completions import CompletionRequest
 from schemas.openai.embeddings import EmbeddingsRequest
@@ -82,4 +83,20 @@ OPERATIONS = {
         responses=inference_responses(Ranking, "The documents' indexes and scores, most relevant first."),
         parameters=PREFERENCES,
     ),
+}
+OPERATIONS |= {
+    f"POST {spec.path}": Operation(
+        id=spec.description.operation_id,
+        tag="inference",
+        scope=spec.scope,
+        runs_inference=True,
+        summary=spec.description.summary,
+        description=spec.description.text,
+        body=spec.schema,
+        examples={title: dict(body) for title, body in spec.description.examples.items()},
+        responses=inference_responses(spec.description.answer, spec.description.answer_text),
+        parameters=PREFERENCES,
+    )
+    for spec in ENDPOINTS
+    if spec.description is not None
 }
