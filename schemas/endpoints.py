@@ -22,6 +22,7 @@ from schemas.openai.chat import ChatRequest
 from schemas.openai.completions import CompletionRequest
 from schemas.openai.embeddings import EmbeddingsRequest
 from schemas.openai.images import ImageEditRequest, ImageGenerationRequest
+from schemas.openai.moderations import Moderation, ModerationRequest
 from schemas.openai.rerank import RerankRequest
 from schemas.openai.speech import SPEECH_CONTENT_TYPES, SpeechRequest
 from schemas.openai.transcriptions import TranscriptionRequest, TranslationRequest
@@ -43,6 +44,7 @@ class Capability(StrEnum):
     SPEECH = "speech"
     TRANSCRIPTIONS = "transcriptions"
     RERANK = "rerank"
+    MODERATIONS = "moderations"
     MODELS = "models"
 
     __hash__ = str.__hash__  # Enum's hash takes ten times as long, and a job's queue is looked up several times
@@ -236,6 +238,28 @@ ENDPOINTS: tuple[EndpointSpec, ...] = (
         time_limits=TimeLimits.TEXT,
         job="RerankJob",
         model_types=("rerank", "reranker", "reranking", "text-ranking"),
+    ),
+    EndpointSpec(
+        path="/v1/moderations",
+        capability=Capability.MODERATIONS,
+        schema=ModerationRequest,
+        name="moderations",
+        service_words=("moderations", "moderation"),
+        stream_type=never_stream,
+        time_limits=TimeLimits.TEXT,
+        job="ModerationJob",
+        relayed=True,
+        model_types=("moderation", "moderations", "content-moderation"),
+        model_names="moderation",
+        description=EndpointDescription(
+            operation_id="createModeration",
+            summary="Classify content",
+            text="Return which categories of harmful content the input belongs to. The input is a text, several texts, or the "
+            "text and pictures of one content. Without `model`, the alias `default-moderations` answers, or the only model that can.",
+            answer=Moderation,
+            answer_text="The classifications.",
+            examples={"A text": {"model": "omni-moderation-latest", "input": "I will find you."}},
+        ),
     ),
     *(
         EndpointSpec(

@@ -78,7 +78,11 @@ class Media:
     """The connection breaks within the answer."""
     until_close: bool = False
     voices: Any = None
+    relayed: dict[str, Any] = field(default_factory=dict)
+    """Answers by path, given as they are."""
     info: Any = None
+    metadata: Any = None
+    """What it says as a service."""
 
 
 @dataclass
@@ -108,6 +112,8 @@ class MediaDouble(OpenAIDouble):
     async def _get(self, path: str, writer: asyncio.StreamWriter) -> bool:
         if path == "/v1/audio/voices" and self.media.voices is not None:
             return await self._answer(writer, 200, "application/json", _once(json.dumps(self.media.voices).encode()))
+        if path == "/v1/metadata" and self.media.metadata is not None:
+            return await self._answer(writer, 200, "application/json", _once(json.dumps(self.media.metadata).encode()))
         if path == "/info" and self.media.info is not None:
             return await self._answer(writer, 200, "application/json", _once(json.dumps(self.media.info).encode()))
         if path == self.media.picture_url:
@@ -171,6 +177,8 @@ class MediaDouble(OpenAIDouble):
             return self._transcription(seen, body)
         if path == ("/rerank" if self.media.rerank == "tei" else self.media.rerank):
             return _json(self._rerank(body))
+        if path in self.media.relayed:
+            return _json(self.media.relayed[path])
         raise Refused("File Not Found", None, 404)
 
     def _embeddings(self, body: dict[str, Any]) -> Any:

@@ -7,6 +7,7 @@
 | speech | a tone of 50 ms for each character; the script's `size` is its bytes of samples | a word |
 | transcriptions | a sentence with the size and the SHA-256 of the file that came | a word |
 | rerank | how many words document and query have in common | a document |
+| moderations | flags the categories whose names the text holds (`self-harm`, `hate threatening`) | a text |
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+import re
 import struct
 import zlib
 from array import array
@@ -21,6 +23,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from functools import lru_cache
 from typing import Any, Protocol, cast
+
+import orjson
 
 from schemas.endpoints import BY_PATH
 from schemas.frames import Progress
@@ -54,6 +58,15 @@ CHARACTER_S = 0.05
 WORD_S = 0.5
 PERIOD = b"".join(struct.pack("<h", int(8000 * math.sin(2 * math.pi * at / 60))) for at in range(60))
 """One wave of a tone of 400 Hz at `RATE`."""
+MODERATION_CATEGORIES = (
+    *("harassment", "harassment/threatening", "hate", "hate/threatening", "illicit", "illicit/violent", "self-harm"),
+    *("self-harm/intent", "self-harm/instructions", "sexual", "sexual/minors", "violence", "violence/graphic"),
+)
+"""Those of omni-moderation."""
+PICTURED_CATEGORIES = frozenset(
+    ("self-harm", "self-harm/intent", "self-harm/instructions", "sexual", "violence", "violence/graphic")
+)
+"""Those that omni-moderation scores of pictures, too."""
 IMAGE_FIELDS = (
     "size",
     "seed",
@@ -228,6 +241,46 @@ async def _rerank(task: Task, pace: Pacer) -> AsyncGenerator[Output]:
     yield Finish(Usage(prompt_tokens=tokens, total_tokens=tokens))
 
 
+async def _moderations(task: Task, pace: Pacer) -> AsyncGenerator[Output]:
+    given = parse_json_object(task.body).get("input")
+    parts: list[Any] = given if isinstance(given, list) else [given]
+    if isinstance(parts[0], dict):  # the parts of one content
+        kinds = sorted({"text" if part["type"] == "text" else "image" for part in parts}, reverse=True)
+        texts = [" ".join(part["text"] for part in parts if part["type"] == "text")]
+    else:
+        kinds, texts = ["text"], [str(part) for part in parts]
+    for _ in texts:
+        await pace.step(len(texts))
+        yield Chunk(b"")
+    answer = {
+        "id": f"modr-{task.job}",
+        "model": task.public_model,
+        "results": [_moderated(one, kinds) for one in texts],
+    }
+    yield Chunk(orjson.dumps(answer), 0)
+    yield Finish()
+
+
+def _moderated(text: str, kinds: list[str]) -> JSON:
+    """Score each category: near 1 where the text holds its name, else less than 0.01, by a hash of both."""
+    words = " ".join(re.findall(r"[a-z]+", text.lower()))
+    scores = {}
+    for category in MODERATION_CATEGORIES:
+        share = hashlib.sha256(f"{category} {text}".encode()).digest()[0] / 25_600
+        named = re.search(rf"\b{re.sub('[^a-z]', ' ', category)}\b", words)
+        scores[category] = 1 - share if named else share
+    flags = {category: score > 0.5 for category, score in scores.items()}
+    return {
+        "flagged": any(flags.values()),
+        "categories": flags,
+        "category_scores": scores,
+        "category_applied_input_types": {
+            category: [kind for kind in kinds if kind == "text" or category in PICTURED_CATEGORIES]
+            for category in MODERATION_CATEGORIES
+        },
+    }
+
+
 def _overlap(one: set[str], other: set[str]) -> float:
     return len(one & other) / len(one | other or {""})
 
@@ -240,6 +293,7 @@ _ANSWERS: dict[str, Callable[[Task, Pacer], AsyncIterator[Output]]] = {
     "/v1/audio/transcriptions": _transcriptions,
     "/v1/audio/translations": _transcriptions,
     "/v1/rerank": _rerank,
+    "/v1/moderations": _moderations,
 }
 MEDIA = tuple(dict.fromkeys(BY_PATH[path].capability for path in _ANSWERS))
 """What a model is capable of beside text."""
