@@ -24,6 +24,7 @@ from schemas.openai.embeddings import EmbeddingsRequest
 from schemas.openai.images import ImageEditRequest, ImageGenerationRequest
 from schemas.openai.moderations import Moderation, ModerationRequest
 from schemas.openai.rerank import RerankRequest
+from schemas.openai.score import ScoreRequest, Scores
 from schemas.openai.speech import SPEECH_CONTENT_TYPES, SpeechRequest
 from schemas.openai.transcriptions import TranscriptionRequest, TranslationRequest
 
@@ -238,6 +239,32 @@ ENDPOINTS: tuple[EndpointSpec, ...] = (
         time_limits=TimeLimits.TEXT,
         job="RerankJob",
         model_types=("rerank", "reranker", "reranking", "text-ranking"),
+    ),
+    EndpointSpec(
+        path="/v1/score",
+        capability=Capability.RERANK,
+        schema=ScoreRequest,
+        name="score",
+        service_words=("score",),
+        stream_type=never_stream,
+        time_limits=TimeLimits.TEXT,
+        job="ScoreJob",
+        relayed=True,
+        description=EndpointDescription(
+            operation_id="createScore",
+            summary="Score pairs of texts",
+            text="Score how well the texts of each pair belong together, by a cross-encoder. `text_1` is one text, or as many as `text_2` "
+            "has. Request and response follow vLLM's API.",
+            answer=Scores,
+            answer_text="The scores, in the order of the pairs.",
+            examples={
+                "One question, two answers": {
+                    "model": "bge-reranker-v2-m3",
+                    "text_1": "What do cats eat?",
+                    "text_2": ["Cats eat mice.", "Dogs bark."],
+                }
+            },
+        ),
     ),
     EndpointSpec(
         path="/v1/moderations",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from pydantic import ValidationError
 
 from schemas.endpoints import BY_PATH, ENDPOINTS, SERVED, TIME_LIMITS, Capability, EndpointSpec
 from schemas.keys import Scope
+from schemas.openai.score import ScoreRequest
 from schemas.presence import CatalogEntry, ModelOffer
 
 
@@ -35,3 +37,18 @@ def test_capabilities_of_a_newer_nexus_are_skipped() -> None:
     for kind in (ModelOffer, CatalogEntry):
         read = kind.model_validate_json(b'{"name": "m", "capabilities": ["chat", "telepathy"]}')
         assert read.capabilities == (Capability.CHAT,)
+
+
+@pytest.mark.parametrize(
+    ("left", "right"), [("a", "b"), ("a", ["b", "c"]), (["a"], ["b", "c"]), (["a", "b"], ["c", "d"])]
+)
+def test_texts_form_pairs(left: str | list[str], right: str | list[str]) -> None:
+    """One with one, one with each of several, each with its own: as vLLM has it."""
+    request = ScoreRequest(model="m", text_1=left, text_2=right)
+    assert len(request.left) in (1, len(request.right))
+
+
+@pytest.mark.parametrize(("left", "right"), [(["a", "b"], "c"), (["a", "b"], ["c", "d", "e"]), ([], ["a"]), ("", "a")])
+def test_other_texts_are_refused(left: str | list[str], right: str | list[str]) -> None:
+    with pytest.raises(ValidationError):
+        ScoreRequest(model="m", text_1=left, text_2=right)

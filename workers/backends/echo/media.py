@@ -7,6 +7,7 @@
 | speech | a tone of 50 ms for each character; the script's `size` is its bytes of samples | a word |
 | transcriptions | a sentence with the size and the SHA-256 of the file that came | a word |
 | rerank | how many words document and query have in common | a document |
+| score | how many words the texts of a pair have in common | a pair |
 | moderations | flags the categories whose names the text holds (`self-harm`, `hate threatening`) | a text |
 """
 
@@ -29,6 +30,7 @@ import orjson
 from schemas.endpoints import BY_PATH
 from schemas.frames import Progress
 from schemas.jobs import Usage
+from schemas.openai.score import ScoreRequest
 from workers.adapter_kit.audio.codecs import AudioFormat
 from workers.adapter_kit.audio.speech import SynthesisRequest, respond_with_speech
 from workers.adapter_kit.audio.transcripts import (
@@ -241,6 +243,24 @@ async def _rerank(task: Task, pace: Pacer) -> AsyncGenerator[Output]:
     yield Finish(Usage(prompt_tokens=tokens, total_tokens=tokens))
 
 
+async def _score(task: Task, pace: Pacer) -> AsyncGenerator[Output]:
+    request = ScoreRequest.model_validate({**parse_json_object(task.body), "model": task.model})
+    left, right = request.left, request.right
+    pairs = list(zip(left if len(left) == len(right) else left * len(right), right, strict=True))
+    for _ in pairs:
+        await pace.step(len(pairs))
+        yield Chunk(b"")
+    data = [
+        {"index": at, "object": "score", "score": _overlap(set(one.lower().split()), set(other.lower().split()))}
+        for at, (one, other) in enumerate(pairs)
+    ]
+    tokens = sum(len(text.split()) for pair in pairs for text in pair)
+    usage = Usage(prompt_tokens=tokens, total_tokens=tokens)
+    answer = {"id": f"score-{task.job}", "object": "list", "model": task.public_model, "data": data}
+    yield Chunk(orjson.dumps(answer | {"usage": usage.model_dump()}), 0)
+    yield Finish(usage)
+
+
 async def _moderations(task: Task, pace: Pacer) -> AsyncGenerator[Output]:
     given = parse_json_object(task.body).get("input")
     parts: list[Any] = given if isinstance(given, list) else [given]
@@ -293,6 +313,7 @@ _ANSWERS: dict[str, Callable[[Task, Pacer], AsyncIterator[Output]]] = {
     "/v1/audio/transcriptions": _transcriptions,
     "/v1/audio/translations": _transcriptions,
     "/v1/rerank": _rerank,
+    "/v1/score": _score,
     "/v1/moderations": _moderations,
 }
 MEDIA = tuple(dict.fromkeys(BY_PATH[path].capability for path in _ANSWERS))
