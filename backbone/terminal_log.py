@@ -10,14 +10,14 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 SENTENCES = {
-    "gateway up": "The gateway is up: {url}/v1 (metrics, documentation and health on port {observability_port}).",
-    "no bootstrap key: only keys that were created before work": (
+    "gateway.started": "The gateway is up: {url}/v1 (metrics, documentation and health on port {observability_port}).",
+    "auth.bootstrap_key_missing": (
         "No {setting} is set: only API keys that were created before work. Set it, or GATEWAY_BEARER_TOKEN_FILE."
     ),
-    "made a bootstrap key": "A new admin key is in {file}.",
-    "leaving": "Leaving: new requests are taken for {lame_duck_s:g} s more. Press Ctrl-C again to stop sooner.",
-    "gateway process could not go on; starting another soon": "Gateway process {index} could not go on (exit code {code}); another one starts in 5 s.",
-    "gateway process died; starting another": "Gateway process {index} died (exit code {code}); another one starts now.",
+    "auth.bootstrap_key_created": "A new admin key is in {file}.",
+    "gateway.shutdown_started": "Leaving: new requests are taken for {lame_duck_s:g} s more. Press Ctrl-C again to stop sooner.",
+    "gateway.process_failed": "Gateway process {index} could not go on (exit code {code}); another one starts in 5 s.",
+    "gateway.process_died": "Gateway process {index} died (exit code {code}); another one starts now.",
     "connections.bound_lowered": "MAX_CONNECTIONS is lowered to {max_connections}: {reason}.",
     "worker.serving": "Serving {models} with {slots} slots.",
     "worker.problems_solved": "Everything that was not served is served now.",

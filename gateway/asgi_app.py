@@ -103,7 +103,7 @@ class AsgiApp:
             try:
                 await self._app(scope, receive, keep_out_of_caches)
             except Exception:
-                log.exception("defect in a route", request_id=request_id, path=scope["path"])
+                log.exception("request.route_crashed", request_id=request_id, path=scope["path"])
                 if not started:
                     await Reply(reply, request_id).send_error(
                         InternalError(f"internal error; request id {request_id}").info

@@ -78,4 +78,4 @@ class ClockSync:
             try:
                 await self.look()
             except Exception:
-                log.exception("defect in looking at the clock")
+                log.exception("clock.poll_crashed")

@@ -400,7 +400,7 @@ def _limits(settings: GatewaySettings) -> Limits:
 def _auth(settings: GatewaySettings, keys: KeyStore) -> tuple[Authenticator, UrlSigner]:
     token = load_bootstrap_key(settings)
     if not token:
-        log.warning("no bootstrap key: only keys that were created before work", setting="GATEWAY_BEARER_TOKEN")
+        log.warning("auth.bootstrap_key_missing", setting="GATEWAY_BEARER_TOKEN")
     # Where gateways have no key in common, each can check only the URLs that it signed.
     signing = token or secrets.token_urlsafe(32)
     auth = Authenticator(token, keys, KeyGuessLimiter(settings.max_wrong_keys))

@@ -49,9 +49,9 @@ class MetricsCollector:
                     self._metrics.child(self._metrics.part_up, name).set(part.ok)
                 self._metrics.set_storage(await self._bus.storage_usage())
             except Unavailable as error:
-                log.debug("how full streams are is not known", error=error.info.message)
+                log.debug("metrics.storage_unknown", error=error.info.message)
             except Exception:
-                log.exception("defect in looking after metrics")
+                log.exception("metrics.poll_crashed")
             await asyncio.sleep(LOOK_S)
 
     async def _feel(self) -> None:

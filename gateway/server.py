@@ -217,7 +217,7 @@ async def _serve(settings: GatewaySettings, listener: socket.socket, index: int)
             loop.add_signal_handler(number, departure.signalled)
         tune_garbage_collector()
         port = listener.getsockname()[1]
-        log.info("gateway up", url=f"http://{settings.gateway_host}:{port}", observability_port=side.getsockname()[1])
+        log.info("gateway.started", url=f"http://{settings.gateway_host}:{port}", observability_port=side.getsockname()[1])
         probing = asyncio.create_task(probes.serve(sockets=[side]))
         try:
             await api.serve(sockets=[listener])
@@ -253,7 +253,7 @@ class GracefulShutdown:
             self._leave()
 
     def _leave(self) -> None:
-        log.info("leaving", lame_duck_s=self._lame_duck_s, drain_s=self._drain_s)
+        log.info("gateway.shutdown_started", lame_duck_s=self._lame_duck_s, drain_s=self._drain_s)
         self._shutdown_state.begin()
         for connection in list(self._api.server_state.connections):
             cast("HttpProtocol", connection).leave()
@@ -272,7 +272,7 @@ async def _stop_when_orphaned(parent: int) -> None:
     """A supervisor that is killed outright, even while we start, cannot stop its processes."""
     while os.getppid() == parent:
         await asyncio.sleep(0.5)
-    log.warning("the supervisor is gone; stopping")
+    log.warning("gateway.supervisor_lost")
     os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -316,9 +316,9 @@ def _supervise(settings: GatewaySettings, listener: socket.socket) -> int:
                 if stopping:
                     status = max(status, abs(code))
                 elif code > 0:
-                    log.error("gateway process could not go on; starting another soon", index=index, code=code)
+                    log.error("gateway.process_failed", index=index, code=code)
                     resting[index] = time.monotonic() + REST_S
                 else:
-                    log.error("gateway process died; starting another", index=index, code=code)
+                    log.error("gateway.process_died", index=index, code=code)
                     children[index] = start(index)
     return status

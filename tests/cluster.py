@@ -287,7 +287,7 @@ class Cluster:
 
     def requests(self, gateway: int = 0) -> list[dict[str, Any]]:
         """What a gateway's log says about the requests that it has answered."""
-        return [event for event in self.log_events(self.gateways[gateway]) if event.get("event") == "request"]
+        return [event for event in self.log_events(self.gateways[gateway]) if event.get("event") == "request.finished"]
 
     def logs(self) -> str:
         """The last lines of every process, for a failing test's message."""

@@ -52,4 +52,4 @@ def _make(path: Path) -> None:
         raise
     except OSError as error:
         raise ConfigurationError(f"{SETTING}: a key cannot be kept in {path}: {error.strerror}") from error
-    log.info("made a bootstrap key", file=str(path))
+    log.info("auth.bootstrap_key_created", file=str(path))

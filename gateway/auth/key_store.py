@@ -171,7 +171,7 @@ class KeyStore:
         self._take(record, raw)
         self._notices.publish(TOPIC)
         log.info(
-            "key created",
+            "keys.created",
             key=record.id,
             name=name,
             owner=record.owner,
@@ -197,7 +197,7 @@ class KeyStore:
         key = (await self.get_active(key_id)).model_copy(update={"revoked_at": int(self._clock())})
         await self._mark_revoked(key)
         self._notices.publish(TOPIC)
-        log.info("key revoked", key=key.id, name=key.name, owner=key.owner)
+        log.info("keys.revoked", key=key.id, name=key.name, owner=key.owner)
         return key
 
     # The store
@@ -231,9 +231,9 @@ class KeyStore:
             try:
                 await self.refresh()
             except NexusError as error:
-                log.debug("keys not read", error=str(error))  # the store itself says when it is away
+                log.debug("keys.refresh_failed", error=str(error))  # the store itself says when it is away
             except Exception:
-                log.exception("defect in reading the keys")
+                log.exception("keys.refresh_crashed")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._reread_s * max(1.0, len(self._raw) / 1000)):
                     await self._woken.wait()
@@ -274,7 +274,7 @@ class KeyStore:
                 elif (theirs := await self._documents.get(KIND, "", key_id)) not in (None, ours):
                     await self._learn(key_id, theirs)  # another gateway was first, which may not know of a revocation
         if returned:
-            log.warning("keys were lost by the store and written back", keys=returned)
+            log.warning("keys.restored", keys=returned)
 
     async def _mark_revoked(self, key: ApiKey) -> None:
         raw = key.model_dump_json().encode()
@@ -300,7 +300,7 @@ def _parse(key_id: str, raw: bytes) -> ApiKey | None:
         problem = "its id or its hash is none"
     except ValueError as error:
         problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-    log.warning("a key in the store cannot be read; it counts as absent", key=key_id, error=problem)
+    log.warning("keys.record_unreadable", key=key_id, error=problem)
     return None
 
 

@@ -52,7 +52,7 @@ def to_error_info(error: Exception, request_id: str) -> ErrorInfo:
     """What the caller is told of an error that is being handled; one that is none of Nexus's own is a defect, and logged."""
     if isinstance(error, NexusError):
         return error.info
-    log.error("defect in the gateway", request_id=request_id, exc_info=error)
+    log.error("request.crashed", request_id=request_id, exc_info=error)
     return InternalError(f"internal error; request id {request_id}").info
 
 

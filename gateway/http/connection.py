@@ -472,7 +472,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _answer(self, error: NexusError) -> None:
         info, request_id = error.info, new_request_id()
-        log.info("request refused", request_id=request_id, status=info.status, error=info.message)
+        log.info("request.refused", request_id=request_id, status=info.status, error=info.message)
         body = orjson.dumps(info.body())
         headers = {
             "content-type": "application/json",

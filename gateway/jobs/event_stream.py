@@ -114,7 +114,7 @@ class JobEventStream:
         try:
             return self._assembly.feed(decode_durable_frame(event.data))
         except ValueError:
-            log.exception("malformed event", job=self._record.id)
+            log.exception("request.event_unreadable", job=self._record.id)
             return []
 
     async def _decision(self) -> StoredOutcome | None:

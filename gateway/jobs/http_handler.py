@@ -138,7 +138,7 @@ class DurableRequestHandler:
         if info is not None and not reply.started:
             await reply.send_error(info)
         log.info(
-            "request",
+            "request.finished",
             request_id=reply.request_id,
             endpoint=PATH,
             status=reply.status,

@@ -73,7 +73,7 @@ class RequestReport:
         if made is not None:
             fields |= {"job": made.job, "model": model}
         log.info(
-            "request",
+            "request.finished",
             request_id=self._request_id,
             endpoint=PATH,
             status=status,

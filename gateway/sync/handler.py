@@ -373,7 +373,7 @@ class _InferenceExchange:
                 "attempts": request.starts,
             }
         log.info(
-            "request",
+            "request.finished",
             request_id=self._reply.request_id,
             endpoint=path,
             status=self._status,

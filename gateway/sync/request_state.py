@@ -242,7 +242,7 @@ class SyncRequest:
             return self._heard(kind, delivery, seq, payload)
         except ValueError as error:
             # What a caller waits for must not be lost to an event that cannot be read, nor the connection to its error.
-            log.error("malformed event", job=self.envelope.job, error=str(error))
+            log.error("request.event_unreadable", job=self.envelope.job, error=str(error))
             self.fail(BackendFailed("an event of this answer could not be read", code="events_lost"))
             return None
 

@@ -47,7 +47,7 @@ async def test_several_processes_behind_one_port(crew: Crew, cluster: Cluster, e
         answers = [crew.ask(url=url) for _ in range(20)]
         await asyncio.gather(*(answer.end() for answer in answers))
         assert [answer.status for answer in answers if answer.status not in {200, 503}] == []
-        ids.update(line["gateway"] for line in cluster.log_events(gateway) if line.get("event") == "request")
+        ids.update(line["gateway"] for line in cluster.log_events(gateway) if line.get("event") == "request.finished")
         return len(ids) == 2
 
     await eventually(lambda: serves(cluster, url, crew.model))
