@@ -1,4 +1,4 @@
-"""Putting the gateway together."""
+"""Build the FastAPI applications: the API beside its hot routes, and the observability port."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from backbone.version import VERSION
 from gateway.dependencies import Parts
-from gateway.http.asgi import closes, request_id_of
+from gateway.http.asgi import closes_connection, request_id_of
 from gateway.http.path_hints import path_hint
 from gateway.http.path_methods import AllowedMethods
 from gateway.jobs.http_handler import PATH as SUBMIT
@@ -37,7 +37,7 @@ from schemas.endpoints import ENDPOINTS
 from schemas.errors import ErrorInfo, InternalError, InvalidRequest, MethodNotAllowed, NexusError, NotFound
 
 NO_RESPONSE = re.compile(r"/v1/responses/(?!resp_)[^/]+")
-"""Where OpenAI has other endpoints (`input_tokens`, `compact`): no id of a response is like these."""
+"""Paths of OpenAI's other endpoints (`input_tokens`, `compact`), which no response's id matches."""
 ROUTERS = [
     landing_page.router,
     operations.health_router,
@@ -59,9 +59,10 @@ ROUTERS = [
 def make_app(
     parts: Parts, public: frozenset[str] = frozenset(), *, public_url: str = "", observability_port: int = 0
 ) -> FastAPI:
-    """The API, for everything that is not a hot route; hot routes are listed for the document and answer 405 to other methods.
+    """Build the API. Hot routes are only listed, for the OpenAPI document and for 405: `AsgiApp` serves them.
 
-    `public`: names of `PUBLIC_ROUTES`. `observability_port`: where readers on this machine find the documentation; 0: nowhere.
+    `public`: names of `PUBLIC_ROUTES`. `observability_port`: the port of the documentation that the landing page names to readers
+    on this machine; 0: none.
     """
     app = _bare_app("Nexus")
     app.state.parts = parts
@@ -80,7 +81,7 @@ def make_app(
 
 
 def make_observability_app(parts: Parts, api: FastAPI, public_url: str, port: int) -> FastAPI:
-    """What operators and their tools read: health, readiness, metrics, and the documentation of `api`, which is at `port`."""
+    """Build the observability port's application: health, readiness, metrics, and the documentation of `api`, which is at `port`."""
     app = _bare_app("Nexus observability")
     app.state.parts = parts
     app.state.document = ApiDocument(api.openapi, beside=app.openapi, public_url=public_url, port=port)
@@ -95,23 +96,23 @@ def _bare_app(title: str) -> FastAPI:
         title=title,
         version=VERSION,
         summary="One OpenAI-compatible gateway in front of every AI server a team owns.",
-        redirect_slashes=False,  # a redirected POST reads as an empty answer to many clients
-        docs_url=None,  # FastAPI's own page loads its scripts from elsewhere
+        redirect_slashes=False,  # many clients take the redirect of a POST for an empty answer
+        docs_url=None,  # FastAPI's page loads scripts from another host
         redoc_url=None,
         openapi_url=None,
     )
 
 
-async def served_by_the_door(request: Request) -> Response:
-    """Stand for a route of the door: FastAPI lists it, and refuses its other methods."""
-    raise InternalError(f"{request.url.path} was not served by the door")
+async def served_by_asgi_app(request: Request) -> Response:
+    """Stand in for a route that `AsgiApp` serves: FastAPI lists it, and answers 405 to other methods."""
+    raise InternalError(f"{request.url.path} was not served by AsgiApp")
 
 
 def _list_hot_routes(app: FastAPI) -> None:
-    """Let FastAPI know of the routes that the door serves."""
+    """Register the routes that `AsgiApp` serves."""
     hot = [*((endpoint.path, "POST") for endpoint in ENDPOINTS), (SUBMIT, "POST"), (SUBMIT + "/{job_id}", "GET")]
     for path, method in hot:
-        app.add_api_route(path, served_by_the_door, methods=[method], tags=["inference"])
+        app.add_api_route(path, served_by_asgi_app, methods=[method], tags=["inference"])
 
 
 def _answer_errors(app: FastAPI) -> None:
@@ -150,6 +151,6 @@ def _answer_errors(app: FastAPI) -> None:
 
 def _json(info: ErrorInfo, headers: dict[str, str] | None = None) -> JSONResponse:
     extra = {"www-authenticate": "Bearer"} if info.status == 401 else {}
-    if closes(info):
+    if closes_connection(info):
         extra["connection"] = "close"
     return JSONResponse(info.body(), status_code=info.status, headers=info.headers() | extra | (headers or {}))

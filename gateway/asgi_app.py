@@ -1,6 +1,6 @@
-"""The outermost ASGI application: request ids, CORS and the hot routes; everything else goes to FastAPI.
+"""The outermost ASGI application: it adds request ids and CORS headers, serves the hot routes, and passes others to FastAPI.
 
-Pure ASGI on purpose: Starlette's `BaseHTTPMiddleware` hides that the caller has hung up.
+It is pure ASGI because Starlette's `BaseHTTPMiddleware` hides that the caller has disconnected.
 """
 
 from __future__ import annotations
@@ -12,7 +12,18 @@ from typing import Any
 import structlog
 
 from backbone.ids import new_request_id
-from gateway.http.asgi import CLOSE, CLOSING, HOPS, NO_STORE, REQUEST_ID, Headers, Receive, Reply, Scope, Send
+from gateway.http.asgi import (
+    CLOSING_STATUSES,
+    CONNECTION_CLOSE,
+    HOPS,
+    NO_STORE,
+    REQUEST_ID,
+    Headers,
+    Receive,
+    Reply,
+    Scope,
+    Send,
+)
 from gateway.jobs.http_handler import PATH as SUBMIT
 from gateway.jobs.http_handler import DurableRequestHandler, JobPollHandler, polled_job_id
 from gateway.sync.handler import InferenceHandler
@@ -27,12 +38,14 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 ALLOWED_METHODS = b"GET, POST, PUT, DELETE, OPTIONS"
 HOPS_NAME = HOPS_HEADER.encode()
 LINGER_S = 1.0
-"""Closing at once while the caller still sends its body would reset the connection, and could take the answer along."""
-EXPOSED = b"x-request-id, x-nexus-job-id, x-nexus-adapted, retry-after, x-should-retry, location, preference-applied"
+"""Delay before a connection closes under a caller that still sends its body: an immediate reset could destroy the answer."""
+EXPOSED_HEADERS = (
+    b"x-request-id, x-nexus-job-id, x-nexus-adapted, retry-after, x-should-retry, location, preference-applied"
+)
 
 
 class AsgiApp:
-    """See the module's docstring."""
+    """Dispatches requests to the hot handlers and to FastAPI."""
 
     def __init__(
         self,
@@ -45,7 +58,9 @@ class AsgiApp:
         methods: Callable[[str], bytes] = lambda _path: b"",
         max_hops: int = 0,
     ) -> None:
-        """`max_hops`: through how many gateways a request may have come. `methods`: returns the value of `Allow` for a path; empty: nothing is there."""
+        """`max_hops`: how many gateways a request may have passed. `methods`: returns the `Allow` header of a path, empty if
+        nothing is served there.
+        """
         self._app = app
         self._inference = inference
         self._durable_handler = durable_handler
@@ -57,7 +72,7 @@ class AsgiApp:
         self._origins = frozenset(o.strip().encode() for o in origins.split(",") if o.strip())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection's event."""
+        """Serve one ASGI scope."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -72,7 +87,7 @@ class AsgiApp:
             if message["type"] == "http.response.start":
                 started = True
                 status, headers = message["status"], message.get("headers", ())
-                closing = status in CLOSING or (status == 503 and CLOSE in headers)
+                closing = status in CLOSING_STATUSES or (status == 503 and CONNECTION_CLOSE in headers)
                 message["headers"] = [*headers, *common]
             elif closing:
                 message["more_body"] = True
@@ -91,7 +106,7 @@ class AsgiApp:
             await self._preflight(scope, Reply(reply, request_id))
         else:
             if scope["method"] == "HEAD":
-                scope = {**scope, "method": "GET"}  # the server leaves the body out
+                scope = {**scope, "method": "GET"}  # the server omits the body
 
             async def keep_out_of_caches(message: MutableMapping[str, Any]) -> None:
                 if message["type"] == "http.response.start":
@@ -113,7 +128,7 @@ class AsgiApp:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _passes(self, scope: Scope, value: bytes) -> bool:
-        """Note through how many gateways a request has come; whether those are few enough."""
+        """Note how many gateways the request has passed, and return whether that is within the limit."""
         hops = scope[HOPS] = parse_hops(value)
         return hops <= self._max_hops
 
@@ -121,17 +136,17 @@ class AsgiApp:
         if origin is None:
             return []
         if self._any_origin:
-            return [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", EXPOSED)]
+            return [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", EXPOSED_HEADERS)]
         if origin in self._origins:
             return [
                 (b"access-control-allow-origin", origin),
                 (b"vary", b"origin"),
-                (b"access-control-expose-headers", EXPOSED),
+                (b"access-control-expose-headers", EXPOSED_HEADERS),
             ]
         return []
 
     async def _preflight(self, scope: Scope, reply: Reply) -> None:
-        """Browsers ask without a key, and name the headers they will send (`x-stainless-*` among them)."""
+        """Answer a CORS preflight: browsers send it without a key, and name the headers they will send."""
         wanted = next(
             (v for n, v in scope["headers"] if n == b"access-control-request-headers"), b"authorization, content-type"
         )
@@ -146,7 +161,7 @@ class AsgiApp:
 
 
 def _origin_and_hops(headers: Headers) -> tuple[bytes | None, bytes | None]:
-    """What a request says of the page that it comes from, and of the gateways: in one pass, for each request pays for it."""
+    """Return the `Origin` and hops headers. One pass over the headers, since every request pays for it."""
     origin = hops = None
     for name, value in headers:
         if name == b"origin":

@@ -1,4 +1,4 @@
-"""A result that is made for everybody who wants it at the same time, and is given out again for a while."""
+"""Share one computation among concurrent callers, and cache its result."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 class CachedResult(Generic[T]):
-    """However many callers ask, `make` runs once at a time, and not again before `max_age_s`."""
+    """Runs `make` at most once at a time, and returns its result until it is `max_age_s` old."""
 
     def __init__(self, make: Callable[[], Awaitable[T]], max_age_s: float) -> None:
         self._make = make
@@ -20,7 +20,7 @@ class CachedResult(Generic[T]):
         self._made_at = 0.0
 
     async def get(self) -> T:
-        """Raises what `make` raises; a failure is not given out again."""
+        """Return the result. Raises what `make` raises; a failure is not cached."""
         task = self._task
         if task is None or (task.done() and monotonic() - self._made_at >= self._max_age_s):
             task = self._task = asyncio.create_task(self._run())

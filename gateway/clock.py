@@ -1,4 +1,4 @@
-"""Keep this process's clock at that of NATS. See `backbone.clock`."""
+"""Synchronize this process's clock with that of NATS. See `backbone.clock`."""
 
 from __future__ import annotations
 
@@ -15,51 +15,51 @@ log = structlog.get_logger(__name__)
 
 __all__ = ["ClockSync", "now"]
 
-FIRST_LOOKS = 3
-LOOK_S = 10.0
+INITIAL_POLLS = 3
+POLL_INTERVAL_S = 10.0
 MAX_ROUND_TRIP_S = 1.0
-"""A slower answer says too little about the time."""
-OFF_S = 1.0
-"""A host whose clock is off by more than this is named in the log and at `/readyz`."""
+"""A slower answer is too inaccurate, and is dropped."""
+MAX_OFFSET_S = 1.0
+"""Offset of the host's clock above which the log and `/readyz` report it."""
 
 
 class ClockSync:
-    """Asks for the time now and then."""
+    """Polls the server's time, and corrects `clock` by it."""
 
-    def __init__(self, ask: Callable[[], Awaitable[float]], clock: Clock = CLOCK) -> None:
-        """`ask` returns the server's time, in Unix seconds; it raises Unavailable."""
-        self._ask = ask
+    def __init__(self, server_time_s: Callable[[], Awaitable[float]], clock: Clock = CLOCK) -> None:
+        """`server_time_s` returns the server's time in Unix seconds, or raises Unavailable."""
+        self._server_time_s = server_time_s
         self._clock = clock
-        self._told_s = 0.0
+        self._logged_s = 0.0
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Know the time before the first job comes. What depends on NATS is up."""
-        for _ in range(FIRST_LOOKS):
-            await self.look()
-        self._task = asyncio.create_task(self._keep())
+        """Learn the time before the first job comes, and poll it until `close`. The bus has started."""
+        for _ in range(INITIAL_POLLS):
+            await self.poll()
+        self._task = asyncio.create_task(self._poll_forever())
 
     async def close(self) -> None:
-        """Stop asking; what was learned stays."""
+        """Stop to poll. The offset that was learned remains in use."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
     async def check(self) -> None:
-        """Raise Unavailable where this host's clock is off."""
+        """Raise Unavailable if this host's clock is off by more than `MAX_OFFSET_S`."""
         ahead = self._clock.ahead_s
-        if abs(ahead) > OFF_S:
+        if abs(ahead) > MAX_OFFSET_S:
             where = "ahead of" if ahead > 0 else "behind"
             raise Unavailable(
                 f"this host's clock is {abs(ahead):.1f} s {where} that of NATS; jobs are timed by NATS's. Set the clock (NTP)"
             )
 
-    async def look(self) -> None:
-        """Ask once."""
+    async def poll(self) -> None:
+        """Read the server's time once."""
         sent = self._clock.steady()
         try:
-            server_s = await self._ask()
+            server_s = await self._server_time_s()
         except NexusError as error:
             log.debug("clock.unknown", error=error.info.message)
             return
@@ -68,14 +68,14 @@ class ClockSync:
             return
         self._clock.observe(server_s, sent, received)
         ahead = self._clock.ahead_s
-        if abs(ahead - self._told_s) > OFF_S:
-            self._told_s = ahead
+        if abs(ahead - self._logged_s) > MAX_OFFSET_S:
+            self._logged_s = ahead
             log.warning("clock.offset", ahead_s=round(ahead, 3))
 
-    async def _keep(self) -> None:
+    async def _poll_forever(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
             try:
-                await self.look()
+                await self.poll()
             except Exception:
                 log.exception("clock.poll_crashed")

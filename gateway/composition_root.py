@@ -147,7 +147,7 @@ class _Clients:
         self.store = RedisStore(read_redis_access(settings))
         self.documents = RedisDocumentStore(self.store)
         self.clock = ClockSync(self.bus.server_time_s)
-        metrics.refused.counts = lambda: nats.refusals.counts
+        metrics.bus_refusals.counts = lambda: nats.refusals.counts
         self.bus.on_queue_change(metrics.count_queue)
 
 

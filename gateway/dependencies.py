@@ -1,4 +1,4 @@
-"""What routes are given: FastAPI dependencies."""
+"""FastAPI dependencies of the routes: the gateway's parts, and the authenticated caller with the required scope."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from schemas.keys import Scope
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The gateway's parts, made once per process."""
+    """The gateway's parts that routes use, built once per process."""
 
     dispatcher: Dispatcher
     inference: InferenceHandler
@@ -45,20 +45,20 @@ class Parts:
     documents: DocumentStore
     caller_tasks: CallerTasks
     reader: InferenceBodyReader
-    """For requests that become durable jobs: its blobs last as long as those."""
+    """Reader of requests that become durable jobs: its blobs last as long as the jobs."""
     files: FileStore
     batches: BatchService
     responses: ResponseService
 
 
 def get_parts(request: Request) -> Parts:
-    """The parts of the running gateway."""
+    """Return the parts of the running gateway."""
     parts: Parts = request.app.state.parts
     return parts
 
 
 def require_key(request: Request) -> Principal:
-    """The caller. Raises AuthenticationFailed."""
+    """Authenticate the caller. Raises AuthenticationFailed."""
     return get_parts(request).auth.authenticate(request.scope)
 
 

@@ -1,4 +1,4 @@
-"""The page at `/`: what this is, whether it is ready, and how to call it. For strangers: it says nothing that `/readyz` does not."""
+"""Render the page at `/`: what Nexus is, whether it is ready, and how to call it. It is public, and reveals no more than `/readyz`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from urllib.parse import urlsplit
 from gateway.http.asgi import Headers, Scope
 from gateway.signed_urls import base_url
 
-DEFAULT_BASE = "http://localhost:8800"
-"""Shown where the request does not say how the gateway was reached."""
-BASE = re.compile(r"https?://(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252})|\[[0-9a-fA-F:.]{2,45}\])(?::\d{1,5})?")
+DEFAULT_BASE_URL = "http://localhost:8800"
+"""Base URL on the page if the request does not reveal how the gateway was reached."""
+BASE_URL_PATTERN = re.compile(r"https?://(?:[A-Za-z0-9](?:[A-Za-z0-9.-]{0,252})|\[[0-9a-fA-F:.]{2,45}\])(?::\d{1,5})?")
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-STATES = {
+STATUS_SENTENCES = {
     True: ("ready", "This gateway is ready for requests."),
     False: ("unavailable", "This gateway cannot serve requests now."),
 }
@@ -33,7 +33,7 @@ p { margin: .4rem 0 } a { color: var(--link) } .faint { color: var(--faint) }
 code, pre { font: .9rem/1.5 ui-monospace, Menlo, Consolas, monospace }
 pre { margin: 0; padding: 1rem; border-radius: .5rem; background: var(--box); overflow-x: auto }
 """
-POLICY = "; ".join(
+CONTENT_SECURITY_POLICY = "; ".join(
     (
         "default-src 'none'",
         f"style-src 'sha256-{base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()}'",
@@ -83,42 +83,42 @@ print(answer.choices[0].message.content)</code></pre>
 </html>
 """
 LINKS = '<p><a href="{docs}docs">API reference</a> · <a href="{docs}openapi.json">OpenAPI document</a></p>\n'
-ELSEWHERE = "<p>The API reference is at <code>/docs</code> on the gateway's observability port (<code>OBSERVABILITY_PORT</code>).</p>\n"
+DOCS_ON_OTHER_PORT = "<p>The API reference is at <code>/docs</code> on the gateway's observability port (<code>OBSERVABILITY_PORT</code>).</p>\n"
 README = "<p>README.md and the folder docs/ in the source of Nexus say how to run it.</p>"
 
 
 @dataclass(frozen=True, slots=True)
 class LandingPage:
-    """Makes the page, and its short form in JSON."""
+    """Renders the page, and its short form in JSON."""
 
     public_url: str = ""
-    """Where callers reach the gateway; empty: as each request says."""
+    """URL at which callers reach the gateway; empty: taken from each request."""
     documented: bool = False
-    """`/docs` is on this port too."""
+    """Whether this port serves `/docs` too."""
     observability_port: int = 0
 
     def page(self, scope: Scope, *, ready: bool) -> str:
-        """Return the HTML for the reader of this request."""
-        state, sentence = STATES[ready]
+        """Return the HTML."""
+        state, sentence = STATUS_SENTENCES[ready]
         base = self._base(scope)
         place = self._documentation(scope, base)
-        documentation = (ELSEWHERE if place is None else LINKS.format(docs=escape(place))) + README
+        documentation = (DOCS_ON_OTHER_PORT if place is None else LINKS.format(docs=escape(place))) + README
         return PAGE.format(style=STYLE, state=state, sentence=sentence, base=escape(base), documentation=documentation)
 
     def summary(self, scope: Scope, *, ready: bool) -> dict[str, str]:
-        """Return the same as JSON."""
-        return {"name": "nexus", "status": STATES[ready][0], "base_url": f"{self._base(scope)}/v1"}
+        """Return the page's content as JSON."""
+        return {"name": "nexus", "status": STATUS_SENTENCES[ready][0], "base_url": f"{self._base(scope)}/v1"}
 
     def _base(self, scope: Scope) -> str:
-        """Return how callers reach the gateway. A `Host` that is no host is not repeated."""
+        """Return the base URL at which callers reach the gateway. A malformed `Host` is not repeated."""
         if self.public_url:
             return self.public_url.rstrip("/")
         named = any(name == b"host" and value for name, value in scope["headers"])
-        said = base_url(scope) if named else ""
-        return said if BASE.fullmatch(said) else DEFAULT_BASE
+        url = base_url(scope) if named else ""
+        return url if BASE_URL_PATTERN.fullmatch(url) else DEFAULT_BASE_URL
 
     def _documentation(self, scope: Scope, base: str) -> str | None:
-        """Return where `docs` is, relative or absolute; None: the reader is not on this machine, and is not told."""
+        """Return the URL below which `docs` is; None for readers on other machines, if only the observability port has it."""
         if self.documented:
             return ""
         url = urlsplit(base)
@@ -129,7 +129,7 @@ class LandingPage:
 
 
 def wants_json(headers: Headers) -> bool:
-    """Return whether the reader asks for JSON rather than for a page. No `Accept`, and `*/*`, mean the page."""
+    """Return whether the `Accept` header prefers JSON to HTML. Without one, and for `*/*`, the answer is HTML."""
     accept = b",".join(value for name, value in headers if name == b"accept").decode("latin-1")
     weights: dict[str, float] = {}
     for one in accept.lower().split(","):

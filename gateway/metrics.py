@@ -1,4 +1,4 @@
-"""The gateway's Prometheus metrics, in the field's terms."""
+"""Define the gateway's Prometheus metrics."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ITL = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.15, 0.3, 0.6, 1.2, 2.5, 5
 
 
 class FastHistogram(Collector):
-    """A histogram that costs 0.3 µs an observation instead of 2: it is fed once per token."""
+    """A histogram with one label, observed once per token: 0.3 µs an observation instead of prometheus_client's 2."""
 
     def __init__(self, name: str, text: str, buckets: tuple[float, ...], registry: CollectorRegistry) -> None:
         self._name, self._text, self._bounds = name, text, buckets
@@ -31,7 +31,7 @@ class FastHistogram(Collector):
         registry.register(self)
 
     def observe(self, model: str, value: float) -> None:
-        """Count one value, in seconds."""
+        """Observe one value, in seconds."""
         counts = self._counts.get(model)
         if counts is None:
             counts = self._counts[model] = [0] * (len(self._bounds) + 1)
@@ -40,7 +40,7 @@ class FastHistogram(Collector):
         self._sums[model] += value
 
     def collect(self) -> Iterable[Metric]:
-        """For prometheus_client."""
+        """Return the metrics' samples, for prometheus_client."""
         family = HistogramMetricFamily(self._name, self._text, labels=["model"])
         for model, counts in self._counts.items():
             total, buckets = 0, []
@@ -52,15 +52,15 @@ class FastHistogram(Collector):
 
 
 class WorkerCollector(Collector):
-    """Who serves what, counted when somebody asks: the registry changes more often than metrics are read."""
+    """Counts workers and the models they serve at each scrape, since the registry changes more often than it is scraped."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.snapshot: Callable[[], RegistrySnapshot | None] = lambda: None
-        """Where it is counted from."""
+        """Returns the registry's snapshot."""
         registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
-        """For prometheus_client."""
+        """Return the metrics' samples, for prometheus_client."""
         snapshot = self.snapshot() or RegistrySnapshot()
         states = dict.fromkeys(WorkerState, 0)
         serving = {(c.value, entry.name): 0 for entry in snapshot.models.values() for c in entry.capabilities}
@@ -81,15 +81,15 @@ class WorkerCollector(Collector):
 
 
 class BusRefusalCollector(Collector):
-    """What the process's connections to NATS refused, by kind, read when metrics are."""
+    """Reads at each scrape how many invalid messages and names the process's connections to NATS dropped, by kind."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.counts: Callable[[], Mapping[str, int]] = lambda: dict.fromkeys(KINDS, 0)
-        """Where it is counted."""
+        """Returns the counts."""
         registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
-        """For prometheus_client."""
+        """Return the metrics' samples, for prometheus_client."""
         family = CounterMetricFamily(
             "nexus_bus_refused",
             "Names and messages of workers that were dropped, by kind: worker (an invalid name), address (an answer requested on a subject of Nexus), question or message (unreadable). Anything but 0 is a defect or an attack; the log has the first of each kind as bus.refused.",
@@ -101,16 +101,16 @@ class BusRefusalCollector(Collector):
 
 
 class ConnectionCollector(Collector):
-    """What callers' connections take, counted when somebody asks."""
+    """Reads at each scrape how many connections callers have open, and how much memory their unread answers take."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.connections: ConnectionLimiter | None = None
-        """Where it is counted from."""
+        self.limiter: ConnectionLimiter | None = None
+        """The connections of the public port; None until it listens."""
         registry.register(self)
 
     def collect(self) -> Iterable[Metric]:
-        """For prometheus_client."""
-        connections = self.connections or ConnectionLimiter()
+        """Return the metrics' samples, for prometheus_client."""
+        connections = self.limiter or ConnectionLimiter()
         unread = connections.unread
         yield GaugeMetricFamily("nexus_connections", "Open connections of callers.", value=len(connections))
         yield CounterMetricFamily(
@@ -134,7 +134,7 @@ class ConnectionCollector(Collector):
 
 
 class GatewayMetrics:
-    """One set per process, in a registry of its own."""
+    """All metrics of one gateway process, in a registry of their own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -261,9 +261,9 @@ class GatewayMetrics:
             registry=reg,
             buckets=LAG,
         )
-        self.population = WorkerCollector(reg)
-        self.refused = BusRefusalCollector(reg)
-        self.edge = ConnectionCollector(reg)
+        self.workers = WorkerCollector(reg)
+        self.bus_refusals = BusRefusalCollector(reg)
+        self.connections = ConnectionCollector(reg)
         for state in ("delivered", "pending", "failed"):
             self.webhook_tries.labels(state)
         for change in QueueChange:
@@ -272,7 +272,7 @@ class GatewayMetrics:
         self._children: dict[tuple[Any, ...], Any] = {}
 
     def child(self, metric: Counter | Gauge | Histogram, *labels: str | int) -> Any:
-        """`metric.labels(...)`, looked up once: prometheus_client takes a lock and makes strings each time."""
+        """Return `metric.labels(...)` from a cache: prometheus_client takes a lock and builds strings each time."""
         key = (metric, *labels)
         child = self._children.get(key)
         if child is None:
@@ -280,20 +280,20 @@ class GatewayMetrics:
         return child
 
     def count_queue(self, change: QueueChange) -> None:
-        """Count what happened to a queue."""
+        """Count a change of a queue."""
         self.child(self.queue_changes, change.value).inc()
 
     def set_storage(self, storage: StorageUsage) -> None:
-        """Show how full NATS's streams are."""
-        for room in storage.streams:
-            self.child(self.stream_bytes, room.stream).set(room.bytes)
-            self.child(self.stream_messages, room.stream).set(room.messages)
-            if room.max_bytes is not None:
-                self.child(self.stream_max_bytes, room.stream).set(room.max_bytes)
+        """Set the sizes of NATS's streams."""
+        for stream in storage.streams:
+            self.child(self.stream_bytes, stream.stream).set(stream.bytes)
+            self.child(self.stream_messages, stream.stream).set(stream.messages)
+            if stream.max_bytes is not None:
+                self.child(self.stream_max_bytes, stream.stream).set(stream.max_bytes)
         self.unrecorded.set(storage.unrecorded)
 
     def set_depths(self, depths: list[QueueDepth]) -> None:
-        """Show the queues as they are; those that have emptied show 0."""
+        """Set the queues' depths; queues that are not in `depths` any more are set to 0."""
         seen: set[tuple[str, str, str]] = set()
         for depth in depths:
             labels = (depth.queue.capability.value, depth.queue.lane.value, depth.queue.model)

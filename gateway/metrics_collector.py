@@ -1,4 +1,4 @@
-"""How a gateway and what it needs are, for its metrics: what alarms are made of."""
+"""Poll the health of the gateway's parts, the size of NATS's streams and the event loop's lag into metrics."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from schemas.errors import Unavailable
 
 log = structlog.get_logger(__name__)
 
-LOOK_S = 5.0
-LAG_S = 0.25
+POLL_INTERVAL_S = 5.0
+LAG_INTERVAL_S = 0.25
 
 
 class MetricsCollector:
-    """Looks every few seconds, whoever reads the metrics, so that reading them costs nothing."""
+    """Polls every few seconds, independent of scrapes, so that a scrape costs nothing."""
 
     def __init__(self, bus: GatewayBus, registry: Registry, readiness: ReadinessCheck, metrics: GatewayMetrics) -> None:
         self._bus = bus
         self._readiness = readiness
         self._metrics = metrics
         self._tasks: list[asyncio.Task[None]] = []
-        metrics.population.snapshot = lambda: registry.snapshot
+        metrics.workers.snapshot = lambda: registry.snapshot
 
     async def start(self) -> None:
-        """Begin. The parts that are looked at are up."""
-        self._tasks = [asyncio.create_task(self._look()), asyncio.create_task(self._feel())]
+        """Start to poll. The polled parts have started."""
+        self._tasks = [asyncio.create_task(self._poll()), asyncio.create_task(self._observe_loop_lag())]
 
     async def close(self) -> None:
-        """End."""
+        """Stop to poll."""
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         while True:
             try:
                 for name, part in (await self._readiness.check()).parts.items():
@@ -52,11 +52,11 @@ class MetricsCollector:
                 log.debug("metrics.storage_unknown", error=error.info.message)
             except Exception:
                 log.exception("metrics.poll_crashed")
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
 
-    async def _feel(self) -> None:
-        """A loop that is held up holds up every stream; this wakes up late then."""
+    async def _observe_loop_lag(self) -> None:
+        """Observe how late the event loop wakes this task: that late is every stream."""
         while True:
-            due = monotonic() + LAG_S
-            await asyncio.sleep(LAG_S)
+            due = monotonic() + LAG_INTERVAL_S
+            await asyncio.sleep(LAG_INTERVAL_S)
             self._metrics.loop_lag.observe(max(0.0, monotonic() - due))

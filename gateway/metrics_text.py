@@ -1,4 +1,4 @@
-"""Prometheus's text format, made so that scrapes do not hold up requests."""
+"""Render metrics in Prometheus's text format without blocking requests."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from prometheus_client.core import Metric
 from gateway.cached_result import CachedResult
 
 MAX_AGE_S = 1.0
-"""Scrapes within a second of each other get the same text."""
+"""Age up to which scrapes get the same text."""
 
 
-class _Family:
-    """A registry of one metric."""
+class _SingleMetricRegistry:
+    """Presents one metric as a registry."""
 
     def __init__(self, metric: Metric) -> None:
         self._metric = metric
@@ -26,22 +26,22 @@ class _Family:
 
 
 class MetricsExposition:
-    """The metrics of one process as text."""
+    """Renders the metrics of one process."""
 
     content_type = CONTENT_TYPE_LATEST
 
     def __init__(self, registry: CollectorRegistry, max_age_s: float = MAX_AGE_S) -> None:
         self._registry = registry
-        self._text = CachedResult(self._make, max_age_s)
+        self._text = CachedResult(self._render, max_age_s)
 
     async def text(self) -> bytes:
-        """The metrics as they are, or were at most a second ago."""
+        """Return the metrics, at most `max_age_s` old."""
         return await self._text.get()
 
-    async def _make(self) -> bytes:
-        """Metric by metric: streams have their turn in between."""
+    async def _render(self) -> bytes:
+        """Render metric by metric, so that streams get their turn in between."""
         parts = []
         for metric in self._registry.collect():
-            parts.append(generate_latest(cast("CollectorRegistry", _Family(metric))))
+            parts.append(generate_latest(cast("CollectorRegistry", _SingleMetricRegistry(metric))))
             await asyncio.sleep(0)
         return b"".join(parts)

@@ -1,7 +1,7 @@
-"""Which model a caller may have meant who named one that does not exist. Runs only where a request is refused.
+"""Suggest the model that a caller may have meant, in the error for a model that does not exist.
 
-Bounded: names are compared by their pairs of letters, which are computed once for each name, and the most similar few by
-difflib. Answers are remembered; beyond a rate nothing is suggested.
+The cost is bounded: names are compared by their letter pairs, which are computed once per name, and only the most similar few by
+difflib. Results are cached, and beyond a rate nothing is suggested.
 """
 
 from __future__ import annotations
@@ -12,51 +12,51 @@ from heapq import nlargest
 from operator import add, itemgetter
 from time import monotonic
 
-COMPARED = 64
-"""Letters of a name that count."""
-FINALISTS = 6
-SIMILAR = 0.6
-"""Of difflib's ratio: what is less alike is no help."""
-MAX_REMEMBERED = 256
+MAX_LETTERS = 64
+"""Letters of a name that are compared."""
+MAX_CANDIDATES = 6
+MIN_RATIO = 0.6
+"""Lowest ratio of difflib at which a name is suggested."""
+MAX_CACHED = 256
 RATE = 50.0
-"""Suggestions a second that are looked for; each takes about 1.5 ms with 2,000 models."""
+"""Searches per second; each takes about 1.5 ms with 2,000 models."""
 BURST = 50.0
 
 _Entry = tuple[str, str, frozenset[str]]
 
 
 class ModelSuggestions:
-    """The names of one snapshot after another, and what resembles them."""
+    """Finds the known name that is most similar to an unknown one."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
-        """There are no names yet."""
+        """Begin without names. `clock`: seconds, monotonic."""
         self._clock = clock
         self._entries: dict[str, _Entry] = {}
-        self._remembered: dict[str, str | None] = {}
+        self._cache: dict[str, str | None] = {}
         self._allowance = BURST
         self._at = clock()
 
     def load(self, names: Iterable[str]) -> None:
-        """Take the names that callers may see; those that were there before cost a lookup each."""
+        """Replace the names. A name that was there before costs one lookup."""
         old = self._entries
         self._entries = {name: old.get(name) or _entry(name) for name in names}
         if self._entries.keys() != old.keys():
-            self._remembered = {}
+            self._cache = {}
 
     def nearest(self, name: str) -> str | None:
-        """Return the name that is most like this one; None: none is, or too many were looked for just now."""
-        name = name[:COMPARED]
-        if name in self._remembered:
-            return self._remembered[name]
-        if not self._may_look():
+        """Return the most similar name; None if none is similar enough, or the rate of searches is exceeded."""
+        name = name[:MAX_LETTERS]
+        if name in self._cache:
+            return self._cache[name]
+        if not self._may_search():
             return None
-        found = self._look(name)
-        if len(self._remembered) >= MAX_REMEMBERED:
-            self._remembered.clear()
-        self._remembered[name] = found
+        found = self._search(name)
+        if len(self._cache) >= MAX_CACHED:
+            self._cache.clear()
+        self._cache[name] = found
         return found
 
-    def _may_look(self) -> bool:
+    def _may_search(self) -> bool:
         now = self._clock()
         self._allowance = min(BURST, self._allowance + (now - self._at) * RATE)
         self._at = now
@@ -65,18 +65,18 @@ class ModelSuggestions:
         self._allowance -= 1
         return True
 
-    def _look(self, name: str) -> str | None:
+    def _search(self, name: str) -> str | None:
         _, letters, pairs = _entry(name)
         total = len(pairs)
         alike = [(len(pairs & entry[2]) / (total + len(entry[2])), entry) for entry in self._entries.values()]
-        best = nlargest(FINALISTS, alike, key=itemgetter(0))
+        best = nlargest(MAX_CANDIDATES, alike, key=itemgetter(0))
         rated = [(_ratio(letters, entry[1]), entry[0]) for likeness, entry in best if likeness]
         ratio, nearest = max(rated, default=(0.0, None), key=lambda pair: pair[0])
-        return nearest if ratio >= SIMILAR else None
+        return nearest if ratio >= MIN_RATIO else None
 
 
 def _entry(name: str) -> _Entry:
-    letters = name[:COMPARED].casefold()
+    letters = name[:MAX_LETTERS].casefold()
     return name, letters, frozenset(map(add, f" {letters}", letters))
 
 
@@ -88,5 +88,5 @@ def _ratio(one: str, other: str) -> float:
 
 
 def did_you_mean(name: str | None) -> str:
-    """The sentence for a message, with a space before it; empty without a name."""
+    """Return the sentence that suggests `name`, after a space; empty without a name."""
     return f" Did you mean '{name[:100]}'?" if name else ""

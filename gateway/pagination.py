@@ -1,4 +1,4 @@
-"""Lists in pages, as OpenAI's cursor pages have them."""
+"""Read documents page by page, and render OpenAI's list object."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from backbone.store.documents import DocumentStore
 
 T = TypeVar("T")
 
-STEP = 500
-"""Documents fetched at once."""
+MAX_BATCH = 500
+"""Most documents that are read at once."""
 
 
 class ListItem(Protocol):
-    """What a page consists of."""
+    """An item of a list object."""
 
     @property
     def id(self) -> str:
-        """What the next page begins behind."""
+        """The id that serves as the cursor of the next page."""
 
     def to_openai(self) -> dict[str, Any]:
-        """As its owner sees it."""
+        """Return the item's JSON, as its owner sees it."""
 
 
 async def read_page(
@@ -35,22 +35,22 @@ async def read_page(
     newest_first: bool = True,
     wanted: Callable[[T], bool] | None = None,
 ) -> tuple[list[T], bool]:
-    """Up to `limit` wanted documents behind the id `after`, and whether there are more. Raises Unavailable."""
+    """Return up to `limit` wanted documents after the id `after`, and whether there are more. Raises Unavailable."""
     found: list[T] = []
-    # Of those that are wanted there may be few: look at many.
-    step = STEP if wanted is not None else min(STEP, limit + 1)
+    # Few of the documents may be wanted: read many at once.
+    batch = MAX_BATCH if wanted is not None else min(MAX_BATCH, limit + 1)
     while len(found) <= limit:
-        page = await documents.page(kind, owner, after=after, limit=step, newest_first=newest_first)
+        page = await documents.page(kind, owner, after=after, limit=batch, newest_first=newest_first)
         values = [parse(data) for _, data in page]
         found += values if wanted is None else filter(wanted, values)
-        if len(page) < step:
+        if len(page) < batch:
             break
         after = page[-1][0]
     return found[:limit], len(found) > limit
 
 
 def list_object(items: Sequence[ListItem], more: bool) -> dict[str, Any]:
-    """OpenAI's list object."""
+    """Return OpenAI's list object."""
     return {
         "object": "list",
         "data": [item.to_openai() for item in items],

@@ -1,4 +1,4 @@
-"""Models whose every live worker waits because its server asked to: nobody takes their jobs before the first is over."""
+"""Track models whose workers are all paused because their servers asked to wait: their jobs wait for the first pause to end."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from schemas.presence import Pause, RegistrySnapshot, WorkerState
 
 
 class PausedModels:
-    """An index over one snapshot after another. Pauses are durations, counted from when this gateway first saw them."""
+    """Knows when paused models resume. A pause is a duration: it counts from the snapshot that first showed it."""
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[str, Pause], float] = {}
+        self._resume_times: dict[tuple[str, Pause], float] = {}
         self._resumes: Mapping[str, float] = {}
 
     def load(self, snapshot: RegistrySnapshot) -> None:
-        """Replace everything by what `snapshot` says."""
+        """Replace the pauses by those of `snapshot`."""
         now = monotonic()
         ready = [worker for worker in snapshot.workers.values() if worker.state is WorkerState.READY]
         if not self._resumes and not any(worker.pauses for worker in ready):
-            self._seen = {}
+            self._resume_times = {}
             return
-        self._seen = {
-            (worker.id, pause): self._seen.get((worker.id, pause), now + pause.seconds)
+        self._resume_times = {
+            (worker.id, pause): self._resume_times.get((worker.id, pause), now + pause.seconds)
             for worker in ready
             for pause in worker.pauses
         }
         resumes: dict[str, float] = {}
         for worker in ready:
-            paused = {pause.model: self._seen[worker.id, pause] for pause in worker.pauses}
+            paused = {pause.model: self._resume_times[worker.id, pause] for pause in worker.pauses}
             for offer in worker.models:
                 at = paused.get(offer.name, 0.0)
                 resumes[offer.name] = min(at, resumes.get(offer.name, at))
         self._resumes = {model: at for model, at in resumes.items() if at > now}
 
     def resumes_at(self, model: str) -> float | None:
-        """Return when the first worker takes jobs of the model again, by `monotonic`; None: one does now."""
+        """Return when the first worker resumes the model, by `monotonic`; None if the model is not paused."""
         return self._resumes.get(model) if self._resumes else None

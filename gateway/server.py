@@ -1,4 +1,4 @@
-"""Running the gateway: one process, or several that share the port."""
+"""Run the gateway as one process, or as several that share the port: sockets, signals, graceful shutdown, supervision."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ from schemas.redaction import REDACTOR
 log = structlog.get_logger(__name__)
 
 CANNOT_START = "gateway.start_failed"
-LAST_WORDS_S = 1.0
-"""For open requests to be told that the gateway ends, after `GATEWAY_DRAIN_S`."""
-MAX_UNSENT = 128 * 1024
-"""Bytes of an answer that the kernel takes before it can send them."""
+FINAL_ERRORS_S = 1.0
+"""Time after `GATEWAY_DRAIN_S` in which open requests are answered that the gateway shuts down."""
+MAX_UNSENT_BYTES = 128 * 1024
+"""Bytes of an answer that the kernel buffers before it can send them."""
 TCP_NOTSENT_LOWAT = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else 0x201)
 PROBE_BOUNDS = ConnectionBounds(most=128, most_per_address=128, max_stored=1024 * 1024)
-OTHER_FILES = 512
-"""Of the files that a process may have open, those that are no callers' connections; those being turned away among them."""
-REST_S = 5.0
-"""Before a process that ended by itself, in an error, is started again."""
+RESERVED_FILES = 512
+"""Open files of the process that are not callers' connections, or are connections that are being refused."""
+RESTART_DELAY_S = 5.0
+"""Delay before a process that exited with an error is started again."""
 INHERITED = "NEXUS_GATEWAY_SOCKET"
 INDEX = "NEXUS_GATEWAY_INDEX"
 SUPERVISOR = "NEXUS_GATEWAY_SUPERVISOR"
 
 
 def main() -> int:
-    """Run a gateway that environment variables configure. Returns the exit status."""
+    """Run a gateway that is configured by environment variables. Returns the exit status."""
     try:
         settings = read_settings(GatewaySettings)
     except ConfigurationError as error:
@@ -69,7 +69,7 @@ def run(settings: GatewaySettings) -> int:
     """Run until SIGTERM or SIGINT. Returns the exit status: 2 for settings that cannot work, 1 for another failed start."""
     configure_logging(settings.log_format, settings.log_level)
     REDACTOR.add(settings.nats_url, settings.etcd_url, settings.redis_url, socket.gethostname())
-    # What is wrong with a caller's form is told to the caller.
+    # Errors in a caller's form are answered to the caller.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     try:
         if INHERITED in os.environ:
@@ -86,7 +86,7 @@ def run(settings: GatewaySettings) -> int:
 
 
 def _bind(host: str, port: int, setting: str) -> socket.socket:
-    """Listen there. `setting`: what comes before _HOST and _PORT. Raises ConfigurationError."""
+    """Listen on an address. `setting`: prefix of the settings _HOST and _PORT. Raises ConfigurationError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -104,20 +104,20 @@ def _bind(host: str, port: int, setting: str) -> socket.socket:
 
 
 def _bound_kernel_buffers(listener: socket.socket) -> None:
-    """Let the kernel take no more for a caller who does not read than it has on its way; connections inherit it."""
+    """Bound the unsent bytes that the kernel buffers for a caller that does not read. Accepted connections inherit the bound."""
     with contextlib.suppress(AttributeError, OSError):
-        listener.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, MAX_UNSENT)
+        listener.setsockopt(socket.IPPROTO_TCP, TCP_NOTSENT_LOWAT, MAX_UNSENT_BYTES)
 
 
 def _connections(settings: GatewaySettings, unread: UnreadBudget) -> ConnectionLimiter:
-    """Raise the process's limit on open files as far as it goes, and keep the bound on connections below it."""
+    """Raise the process's limit on open files to its hard limit, and keep the limit on connections below it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
     most = settings.max_connections
-    if soft != resource.RLIM_INFINITY and most > soft - OTHER_FILES:
-        most = max(1, soft - OTHER_FILES)
+    if soft != resource.RLIM_INFINITY and most > soft - RESERVED_FILES:
+        most = max(1, soft - RESERVED_FILES)
         log.warning(
             "connections.bound_lowered",
             max_connections=most,
@@ -133,14 +133,14 @@ def _connections(settings: GatewaySettings, unread: UnreadBudget) -> ConnectionL
 
 
 class _Server(uvicorn.Server):
-    """Several of these share one loop, whose signals are handled in one place."""
+    """A uvicorn server that shares its event loop and signal handlers with another one."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Whoever has connected is heard: a listener that closes resets those whom nobody has accepted yet."""
+        """Serve the connections that are made but not accepted before the listeners close: closing would reset them."""
         spare = [listener.dup() for listener in sockets or ()]
         for server in self.servers:
             server.close()
@@ -156,10 +156,10 @@ class _Server(uvicorn.Server):
 
 
 def _accept_all(listener: socket.socket) -> list[socket.socket]:
-    """Those who have connected, and nobody after them."""
+    """Accept all connections that are pending now."""
     listener.setblocking(False)
     found = []
-    with listener, contextlib.suppress(OSError):  # nobody is left
+    with listener, contextlib.suppress(OSError):  # raised when none is pending
         while True:
             connection, _ = listener.accept()
             connection.setblocking(False)
@@ -170,7 +170,7 @@ def _accept_all(listener: socket.socket) -> list[socket.socket]:
 def _server(
     app: object,
     head_timeout_s: float,
-    leaving: ShutdownState,
+    shutdown_state: ShutdownState,
     drain_s: float,
     connections: ConnectionLimiter | None = None,
 ) -> _Server:
@@ -178,15 +178,17 @@ def _server(
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
         loop="none",
-        http=http_protocol(head_timeout_s, leaving, connections if connections is not None else ConnectionLimiter()),
+        http=http_protocol(
+            head_timeout_s, shutdown_state, connections if connections is not None else ConnectionLimiter()
+        ),
         ws="none",
         lifespan="off",
         access_log=False,
         log_config=None,
         server_header=False,
-        proxy_headers=False,  # `gateway.http.client_addresses` reads them
-        # Without it uvicorn waits for open streams for ever.
-        timeout_graceful_shutdown=math.ceil(drain_s + LAST_WORDS_S),
+        proxy_headers=False,  # `gateway.http.client_addresses` reads these headers
+        # Without a timeout, uvicorn waits for open streams forever.
+        timeout_graceful_shutdown=math.ceil(drain_s + FINAL_ERRORS_S),
         timeout_keep_alive=75,
         backlog=2048,
     )
@@ -196,63 +198,69 @@ def _server(
 async def _serve(settings: GatewaySettings, listener: socket.socket, index: int) -> None:
     gateway = secrets.token_hex(6)
     structlog.contextvars.bind_contextvars(gateway=gateway)
-    side_port = settings.observability_port + index if settings.observability_port else 0
-    side = _bind(settings.observability_host, side_port, "OBSERVABILITY")
+    observability_port = settings.observability_port + index if settings.observability_port else 0
+    observability = _bind(settings.observability_host, observability_port, "OBSERVABILITY")
     async with contextlib.AsyncExitStack() as stack:
         if INHERITED in os.environ:
             orphan = asyncio.create_task(_stop_when_orphaned(int(os.environ[SUPERVISOR])))
             stack.callback(orphan.cancel)
-        leaving = ShutdownState()
-        gate = await stack.enter_async_context(run_gateway(settings, gateway, leaving))
+        shutdown_state = ShutdownState()
+        running = await stack.enter_async_context(run_gateway(settings, gateway, shutdown_state))
         timeout = settings.body_timeout_s
-        connections, probe_connections = _connections(settings, gate.unread), ConnectionLimiter(PROBE_BOUNDS)
-        gate.metrics.edge.connections = connections
-        for some in (connections, probe_connections):
-            stack.callback(asyncio.create_task(some.watch()).cancel)
-        api = _server(gate.api, timeout, leaving, settings.gateway_drain_s, connections)
-        probes = _server(gate.probes, timeout, leaving, 0.0, probe_connections)
-        departure = GracefulShutdown(api, gate, leaving, settings.gateway_lame_duck_s, settings.gateway_drain_s)
+        connections, probe_connections = _connections(settings, running.unread), ConnectionLimiter(PROBE_BOUNDS)
+        running.metrics.connections.limiter = connections
+        for limiter in (connections, probe_connections):
+            stack.callback(asyncio.create_task(limiter.watch()).cancel)
+        api = _server(running.api, timeout, shutdown_state, settings.gateway_drain_s, connections)
+        probes = _server(running.probes, timeout, shutdown_state, 0.0, probe_connections)
+        shutdown = GracefulShutdown(
+            api, running, shutdown_state, settings.gateway_lame_duck_s, settings.gateway_drain_s
+        )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, departure.signalled)
+            loop.add_signal_handler(number, shutdown.handle_signal)
         tune_garbage_collector()
         port = listener.getsockname()[1]
-        log.info("gateway.started", url=f"http://{settings.gateway_host}:{port}", observability_port=side.getsockname()[1])
-        probing = asyncio.create_task(probes.serve(sockets=[side]))
+        log.info(
+            "gateway.started",
+            url=f"http://{settings.gateway_host}:{port}",
+            observability_port=observability.getsockname()[1],
+        )
+        probing = asyncio.create_task(probes.serve(sockets=[observability]))
         try:
             await api.serve(sockets=[listener])
         finally:
-            # To the last, whoever asks how this gateway is hears it.
+            # Probes are answered until the API has stopped.
             probes.should_exit = True
             await probing
 
 
 class GracefulShutdown:
-    """A gateway's way out: say so -> (lame duck) -> stop listening -> (drain) -> tell who still waits -> end.
+    """Shuts a gateway down: `/readyz` says 503 -> (lame duck) -> stop listening -> (drain) -> end open requests -> exit.
 
-    Nobody is turned away before the load balancer had the time to see that `/readyz` says 503. A second signal stops
-    listening at once; a third does not wait for open answers.
+    The gateway serves new requests until the load balancer has had the time to see that `/readyz` says 503. A second signal stops
+    listening at once; a third one does not wait for open answers.
     """
 
     def __init__(
-        self, api: _Server, gate: RunningGateway, leaving: ShutdownState, lame_duck_s: float, drain_s: float
+        self, api: _Server, running: RunningGateway, shutdown_state: ShutdownState, lame_duck_s: float, drain_s: float
     ) -> None:
         self._api = api
-        self._gate = gate
-        self._shutdown_state = leaving
+        self._running = running
+        self._shutdown_state = shutdown_state
         self._lame_duck_s = lame_duck_s
         self._drain_s = drain_s
 
-    def signalled(self) -> None:
-        """SIGTERM or SIGINT."""
+    def handle_signal(self) -> None:
+        """Handle SIGTERM or SIGINT."""
         if self._api.should_exit:
             self._api.force_exit = True
         elif self._shutdown_state.begun or not self._lame_duck_s:
             self._drain()
         else:
-            self._leave()
+            self._begin()
 
-    def _leave(self) -> None:
+    def _begin(self) -> None:
         log.info("gateway.shutdown_started", lame_duck_s=self._lame_duck_s, drain_s=self._drain_s)
         self._shutdown_state.begin()
         for connection in list(self._api.server_state.connections):
@@ -263,13 +271,13 @@ class GracefulShutdown:
         if self._api.should_exit:
             return
         self._shutdown_state.begin()
-        self._gate.end_job_polls()
-        asyncio.get_running_loop().call_later(self._drain_s, self._gate.end_open_requests)
+        self._running.end_job_polls()
+        asyncio.get_running_loop().call_later(self._drain_s, self._running.end_open_requests)
         self._api.should_exit = True
 
 
 async def _stop_when_orphaned(parent: int) -> None:
-    """A supervisor that is killed outright, even while we start, cannot stop its processes."""
+    """Stop this process when its supervisor is killed, which then cannot stop it; also during the start."""
     while os.getppid() == parent:
         await asyncio.sleep(0.5)
     log.warning("gateway.supervisor_lost")
@@ -277,7 +285,7 @@ async def _stop_when_orphaned(parent: int) -> None:
 
 
 def _supervise(settings: GatewaySettings, listener: socket.socket) -> int:
-    """Several processes accept from one socket. One that dies is started again."""
+    """Run several processes that accept from one socket, and restart those that die. Returns the exit status."""
     os.set_inheritable(listener.fileno(), True)
     stopping = False
 
@@ -293,19 +301,19 @@ def _supervise(settings: GatewaySettings, listener: socket.socket) -> int:
                 child.send_signal(number)
 
     children: dict[int, subprocess.Popen[bytes]] = {}
-    resting: dict[int, float] = {}
-    """Those that could not even start, a wrong password perhaps: until when they wait before they try again."""
+    restart_at: dict[int, float] = {}
+    """Processes that exited with an error, with the time at which they are started again."""
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     for index in range(settings.gateway_workers):
         children[index] = start(index)
     status = 0
-    while children or (resting and not stopping):
+    while children or (restart_at and not stopping):
         if stopping:
-            # Whoever connects when the children have closed theirs is refused, and does not wait for nobody.
+            # Otherwise connections would wait here when the children no longer accept.
             listener.close()
-        for index in [one for one, until in resting.items() if time.monotonic() > until and not stopping]:
-            del resting[index]
+        for index in [one for one, until in restart_at.items() if time.monotonic() > until and not stopping]:
+            del restart_at[index]
             children[index] = start(index)
         if not children:
             time.sleep(0.2)
@@ -317,7 +325,7 @@ def _supervise(settings: GatewaySettings, listener: socket.socket) -> int:
                     status = max(status, abs(code))
                 elif code > 0:
                     log.error("gateway.process_failed", index=index, code=code)
-                    resting[index] = time.monotonic() + REST_S
+                    restart_at[index] = time.monotonic() + RESTART_DELAY_S
                 else:
                     log.error("gateway.process_died", index=index, code=code)
                     children[index] = start(index)

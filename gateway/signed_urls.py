@@ -1,7 +1,7 @@
-"""URLs under which results are fetched without a key: unguessable, signed, and only for a while.
+"""Sign and verify the URLs under which results are fetched without an API key, for a limited time.
 
-`GET /v1/results/<blob>?owner=…&expires=…&signature=…`. The signature is an HMAC with a key made from the API key under
-which the result was asked for: another key, or none, makes no valid URL, and a key that is changed ends its URLs.
+`GET /v1/results/<blob>?owner=…&expires=…&signature=…`. The signature is an HMAC with a key that is derived from the bootstrap key:
+gateways with the same bootstrap key accept each other's URLs, and a changed bootstrap key invalidates them.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from gateway.http.asgi import Headers, Scope
 from schemas.errors import NotFound
 
 BLOB_URI_PREFIX = "nexus-blob:"
-"""Before a blob's name, where a worker's answer holds what the caller gets by URL."""
+"""Prefix of a blob's name in a worker's answer, where the caller gets a URL."""
 PATH = "/v1/results/"
 
 
 class UrlSigner:
-    """Signs and checks."""
+    """Signs and verifies URLs of results."""
 
     def __init__(self, token: str | None, public_url: str, ttl_s: float) -> None:
         self._key = hashlib.sha256(b"nexus result urls\n" + (token or "").encode()).digest()
@@ -31,7 +31,7 @@ class UrlSigner:
         self.ttl_s = ttl_s
 
     def sign_urls(self, answer: bytes, owner: str, base: str) -> bytes:
-        """An answer of `{"data": [{"url": …}]}` with URLs in the place of what the worker keeps."""
+        """Return an answer of the form `{"data": [{"url": …}]}` with signed URLs in place of the blobs' names."""
         value: Any = orjson.loads(answer)
         for item in value.get("data") or ():
             url = item.get("url")
@@ -40,13 +40,13 @@ class UrlSigner:
         return orjson.dumps(value)
 
     def sign(self, name: str, owner: str, base: str) -> str:
-        """The URL of a blob, below `base` unless a public URL is configured."""
+        """Return the signed URL of a blob, below the configured public URL or else `base`."""
         expires = int(clock.now() + self.ttl_s)
         query = urlencode({"owner": owner, "expires": expires, "signature": self._signature(name, owner, expires)})
         return f"{self._public_url or base}{PATH}{quote(name)}?{query}"
 
     def verify(self, name: str, owner: str, expires: int, signature: str) -> None:
-        """Raises NotFound, whatever is wrong: who guesses learns nothing."""
+        """Raise NotFound if the signature is wrong or has expired; the error does not say which."""
         good = hmac.compare_digest(signature.encode(), self._signature(name, owner, expires).encode())
         if not good or expires < clock.now():
             raise NotFound("there is no such result, or its URL has expired; ask for it again")
@@ -56,7 +56,7 @@ class UrlSigner:
 
 
 def base_url(scope: Scope) -> str:
-    """Where the caller reached us, by its own word."""
+    """Return the base URL under which the caller reached the gateway, by its `Host` header."""
     headers: Headers = scope["headers"]
     host = next((value.decode("latin-1") for name, value in headers if name == b"host"), "")
     if not host:

@@ -1,4 +1,4 @@
-"""Who is calling: the bootstrap key, or one of the keys that were created."""
+"""Authenticate callers by their API key: the bootstrap key, or a key that an operator created."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from schemas.keys import ALL_SCOPES, Scope
 
 BOOTSTRAP_OWNER = "default"
 PREFIX = "nexus-"
-"""Of keys that are created."""
+"""Prefix of created keys."""
 LENGTH = len(PREFIX) + 43
 UNKNOWN_KEY = (
     "The API key is not valid: this gateway has no such key. "
@@ -28,11 +28,11 @@ UNKNOWN_KEY = (
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The caller, once known."""
+    """An authenticated caller, with its rights and limits."""
 
     owner: str
     key_id: str = ""
-    """Empty: the bootstrap admin key."""
+    """Id of a created key; empty for the bootstrap key."""
     name: str = ""
     scopes: frozenset[Scope] = ALL_SCOPES
     max_queued: int | None = None
@@ -40,55 +40,55 @@ class Principal:
     webhook_secret: str = ""
 
     def require(self, scope: Scope) -> None:
-        """Raises PermissionDenied."""
+        """Raise PermissionDenied unless the key has `scope`."""
         if scope not in self.scopes:
             raise PermissionDenied(f"this API key lacks the scope '{scope}'; it has: {', '.join(sorted(self.scopes))}")
 
 
 class KeyLookup(Protocol):
-    """The keys that were created, as far as they are known here. Nothing waits."""
+    """Looks created keys up in memory, without waiting."""
 
     @property
     def is_empty(self) -> bool:
-        """It is known that there is none."""
+        """Whether the keys were read and there are none."""
 
     def find(self, key: bytes) -> Principal:
-        """Whose key this is. Raises AuthenticationFailed, and Unavailable while that cannot be known."""
+        """Return the principal of a key. Raises AuthenticationFailed; Unavailable while the keys have never been read."""
 
     def webhook_secret(self, key_id: str) -> str | None:
-        """What the webhooks of a key's jobs are signed with, also after its end; None: there is no such key."""
+        """Return the secret that signs the webhooks of a key's jobs, also of a revoked key; None for an unknown key."""
 
 
 class Authenticator:
-    """Checks keys: the bootstrap key in constant time, all others by their hash. Waits for nothing."""
+    """Authenticates requests: compares the bootstrap key in constant time, and looks up created keys by their hash."""
 
     def __init__(
-        self, token: str | None, keys: KeyLookup | None = None, guesses: KeyGuessLimiter | None = None
+        self, token: str | None, keys: KeyLookup | None = None, guess_limiter: KeyGuessLimiter | None = None
     ) -> None:
         self._token = token.encode() if token else None
         self._keys = keys
-        self._guesses = guesses
+        self._guess_limiter = guess_limiter
         secret = bootstrap_webhook_secret(token) if token else ""
         self._bootstrap = Principal(owner=BOOTSTRAP_OWNER, webhook_secret=secret)
 
     def authenticate(self, scope: HttpScope) -> Principal:
-        """Return the caller behind `Authorization: Bearer KEY`.
+        """Return the caller whose key the header `Authorization: Bearer KEY` holds.
 
-        Raises AuthenticationFailed, which never repeats the key; TooManyWrongKeys for an address that tries out keys; Unavailable
-        while keys that were created have never been read.
+        Raises AuthenticationFailed, whose message never repeats the key; TooManyWrongKeys for an address that tries out keys;
+        Unavailable while the created keys have never been read.
         """
         key = self._key(scope["headers"])
         caller: Caller | None = scope.get(CALLER_INFO)
-        guesses = self._guesses
-        if caller is None or guesses is None:
+        guess_limiter = self._guess_limiter
+        if caller is None or guess_limiter is None:
             return self._find(key)
         try:
             principal = self._find(key)
         except AuthenticationFailed:
-            guesses.wrong(caller.address, key)
+            guess_limiter.record_wrong_key(caller.address, key)
             raise
         if not principal.key_id:
-            guesses.bootstrap(caller.address)
+            guess_limiter.record_bootstrap_use(caller.address)
         caller.owner = principal.owner
         return principal
 
@@ -114,31 +114,31 @@ class Authenticator:
         return self._keys.find(key)
 
     def webhook_secret(self, key_id: str) -> str | None:
-        """What the webhooks of a key's jobs are signed with; None: there is no such key, or it is not known now."""
+        """Return the secret that signs the webhooks of a key's jobs; None for a key that is not known."""
         if not key_id:
             return self._bootstrap.webhook_secret or None
         return self._keys.webhook_secret(key_id) if self._keys is not None else None
 
 
 def is_created(key: bytes) -> bool:
-    """Whether this looks like a key that was created: `nexus-` and 256 bits in base64url."""
+    """Return whether `key` has the form of a created key: `nexus-` and 256 bits in base64url."""
     return len(key) == LENGTH and key.startswith(PREFIX.encode())
 
 
 def bootstrap_webhook_secret(token: str) -> str:
-    """The bootstrap key's: made from the key, so that every gateway has the same, and useless for finding the key."""
+    """Derive the webhook secret of the bootstrap key. Every gateway derives the same, and it does not reveal the key."""
     digest = hmac.new(token.encode(), b"nexus webhook secret", hashlib.sha256).digest()
     return "whsec_" + base64.b64encode(digest).decode()
 
 
 class ConcurrencyLimiter:
-    """Counts nothing for keys without limits: a key is bounded where it has both a `max_queued` and a `max_running`."""
+    """Limits the open requests of keys that have both a `max_queued` and a `max_running`."""
 
     def __init__(self) -> None:
         self._open: Counter[str] = Counter()
 
     def acquire(self, principal: Principal) -> Principal | None:
-        """One more. Returns what `leave` must be given when it has ended; None: it is not counted. Raises RateLimited."""
+        """Count an open request. Returns what `release` takes when it has ended; None if it is not counted. Raises RateLimited."""
         if principal.max_queued is None or principal.max_running is None:
             return None
         most = principal.max_queued + principal.max_running
@@ -150,7 +150,7 @@ class ConcurrencyLimiter:
         return principal
 
     def release(self, principal: Principal) -> None:
-        """One less."""
+        """Count the end of an open request."""
         left = self._open[principal.key_id] - 1
         if left > 0:
             self._open[principal.key_id] = left

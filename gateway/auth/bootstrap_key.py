@@ -1,4 +1,4 @@
-"""The bootstrap key: as set, or kept in a file, which is made where it is missing."""
+"""Load the bootstrap key from the settings or from its file, which is created if it is missing."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SETTING = "GATEWAY_BEARER_TOKEN_FILE"
 
 
 def load_bootstrap_key(settings: GatewaySettings) -> str:
-    """`GATEWAY_BEARER_TOKEN`, else what `GATEWAY_BEARER_TOKEN_FILE` holds; empty where neither is set. Raises ConfigurationError.
+    """Return `GATEWAY_BEARER_TOKEN`, or the content of `GATEWAY_BEARER_TOKEN_FILE`; empty if neither is set.
 
-    Gateways that share the file have one key, also when they start at once and none has it yet.
+    Gateways that share the file have one key, also when several of them create it at once. Raises ConfigurationError.
     """
     if settings.gateway_bearer_token and (key := settings.gateway_bearer_token.get_secret_value()):
         return key
@@ -29,25 +29,25 @@ def load_bootstrap_key(settings: GatewaySettings) -> str:
     path = Path(settings.gateway_bearer_token_file)
     if not path.exists():
         with contextlib.suppress(FileExistsError):
-            _make(path)
+            _create(path)
     return read_secret(SETTING, str(path)).strip()
 
 
-def _make(path: Path) -> None:
-    """A new key, in a file that only its owner reads. Raises FileExistsError, where another process was first, too.
+def _create(path: Path) -> None:
+    """Create a key in a file that only its owner can read. Raises FileExistsError if another process was first.
 
-    Linked into place when it is whole: nobody reads half a key, and nobody's key is replaced.
+    The complete file is linked into place: no process reads half a key, and an existing key is never replaced.
     """
-    fresh = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
     try:
-        with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(f"nexus-{secrets.token_urlsafe(24)}\n")
             file.flush()
             os.fsync(file.fileno())
         try:
-            os.link(fresh, path)
+            os.link(temporary, path)
         finally:
-            fresh.unlink()
+            temporary.unlink()
     except FileExistsError:
         raise
     except OSError as error:

@@ -1,9 +1,9 @@
 """Slow down an address that tries out API keys, without locking out others who share it.
 
-An address that sends more than `most` different wrong keys within `WINDOW_S` is shut out until the window ends: what is wrong is 429,
-not 401. So is the bootstrap key, which somebody chose and which could be found so, unless it was used from there before. Keys that
-Nexus made go on working: nobody finds one of 2^256. The same wrong key again and again is no guessing: a client with an old key gets
-its 401.
+An address that sends more than `max_wrong_keys` different wrong keys within `WINDOW_S` is shut out until the window ends: a wrong key
+is then answered 429 instead of 401. So is the bootstrap key, which a person chose and an attacker could guess, unless it was used from
+that address before. Created keys stay valid, since 256 random bits cannot be guessed. Repeating one wrong key is not guessing: a client
+with an old key gets 401.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ V = TypeVar("V")
 
 WINDOW_S = 60.0
 MAX_ADDRESSES = 10_000
-"""Addresses that are remembered of either kind; the oldest are forgotten first."""
+"""Addresses that are remembered in each table; the oldest are forgotten first."""
 
 
 class TooManyWrongKeys(RateLimited):
@@ -31,8 +31,8 @@ class TooManyWrongKeys(RateLimited):
     code = "too_many_wrong_keys"
 
 
-class _Guesser:
-    """An address that has sent wrong keys in the current window."""
+class _WrongKeys:
+    """Wrong keys that an address has sent in the current window."""
 
     __slots__ = ("keys", "since")
 
@@ -42,41 +42,41 @@ class _Guesser:
 
 
 class KeyGuessLimiter:
-    """Remember which addresses sent wrong keys, and which ones used the bootstrap key. Nothing waits."""
+    """Remembers which addresses sent wrong keys, and which used the bootstrap key."""
 
-    def __init__(self, most: int, clock: Callable[[], float] = monotonic) -> None:
-        self._most = most
+    def __init__(self, max_wrong_keys: int, clock: Callable[[], float] = monotonic) -> None:
+        self._max_wrong_keys = max_wrong_keys
         self._clock = clock
-        self._guessers: dict[str, _Guesser] = {}
-        self._bootstrapped: dict[str, bool] = {}
+        self._wrong_keys: dict[str, _WrongKeys] = {}
+        self._bootstrap_users: dict[str, bool] = {}
 
-    def wrong(self, address: str, key: bytes) -> None:
+    def record_wrong_key(self, address: str, key: bytes) -> None:
         """Count a wrong key. Raises TooManyWrongKeys."""
         now = self._clock()
-        guesser = self._guessers.get(address)
-        if guesser is None or now - guesser.since >= WINDOW_S:
-            self._guessers.pop(address, None)
-            guesser = _remember(self._guessers, address, _Guesser(now))
-        if len(guesser.keys) <= self._most:
-            guesser.keys.add(hash(key))
-            if len(guesser.keys) > self._most:
+        wrong_keys = self._wrong_keys.get(address)
+        if wrong_keys is None or now - wrong_keys.since >= WINDOW_S:
+            self._wrong_keys.pop(address, None)
+            wrong_keys = _remember(self._wrong_keys, address, _WrongKeys(now))
+        if len(wrong_keys.keys) <= self._max_wrong_keys:
+            wrong_keys.keys.add(hash(key))
+            if len(wrong_keys.keys) > self._max_wrong_keys:
                 log.warning("auth.address_shut_out", address=address, seconds=WINDOW_S)
-        self._refuse(guesser, now)
+        self._refuse(wrong_keys, now)
 
-    def bootstrap(self, address: str) -> None:
-        """Remember that the bootstrap key was used from there. Raises TooManyWrongKeys where it may have been found by guessing."""
-        if address in self._bootstrapped:
+    def record_bootstrap_use(self, address: str) -> None:
+        """Remember that `address` used the bootstrap key. Raises TooManyWrongKeys if it may have been guessed."""
+        if address in self._bootstrap_users:
             return
-        guesser, now = self._guessers.get(address), self._clock()
-        if guesser is not None and now - guesser.since < WINDOW_S:
-            self._refuse(guesser, now)
-        _remember(self._bootstrapped, address, True)
+        wrong_keys, now = self._wrong_keys.get(address), self._clock()
+        if wrong_keys is not None and now - wrong_keys.since < WINDOW_S:
+            self._refuse(wrong_keys, now)
+        _remember(self._bootstrap_users, address, True)
 
-    def _refuse(self, guesser: _Guesser, now: float) -> None:
-        if len(guesser.keys) > self._most:
-            left_s = max(1.0, guesser.since + WINDOW_S - now)
+    def _refuse(self, wrong_keys: _WrongKeys, now: float) -> None:
+        if len(wrong_keys.keys) > self._max_wrong_keys:
+            left_s = max(1.0, wrong_keys.since + WINDOW_S - now)
             raise TooManyWrongKeys(
-                f"more than {self._most} different wrong API keys came from your address within {WINDOW_S:g} s; "
+                f"more than {self._max_wrong_keys} different wrong API keys came from your address within {WINDOW_S:g} s; "
                 f"try again in {left_s:.0f} s",
                 retry_after_s=left_s,
             )

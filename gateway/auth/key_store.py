@@ -1,16 +1,15 @@
-"""The keys that were created: kept in the store, known to every gateway.
+"""Store created API keys in the document store, with a copy in every gateway's memory.
 
 Guarantees:
-- A key itself is kept nowhere: `create` shows it once, the store has its SHA-256.
-- A request never waits for the store: `find` looks into memory, where every key is, and checks revocation and expiry.
-- A change is in force here at once, at other gateways when they hear the notice (milliseconds), and where the notice is lost
-  with the next reading: every two seconds, and beyond a thousand keys every two for each thousand. The store must be
-  reachable from there.
-- While the store is away, the keys that are known go on working, and nothing can be changed. A gateway that has never
-  read the keys cannot tell a good one from a bad one: what looks like one of ours is then 503, to be tried again, not 401.
-- A store that has lost its data gets the keys back from any gateway that knew them. A revoked key never comes back:
-  it stays in the store, marked, for `KEPT_S`; a gateway that knows of a revocation repeats it where the store does not; and
-  one that has not read the store for `TRUSTED_S` forgets what the store does not have.
+- The key itself is stored nowhere: `create` returns it once, and the store holds its SHA-256.
+- A request never waits for the store: `find` looks the key up in memory, and checks revocation and expiry.
+- A change takes effect here at once, and at other gateways when they receive the broadcast (milliseconds). If the broadcast is
+  lost, it takes effect with their next refresh: every two seconds per thousand keys, while the store is reachable.
+- While the store is unavailable, known keys stay valid, and no key can be changed. A gateway that has never read the keys cannot
+  tell a valid key from an invalid one: it answers 503 to a key that looks like a created one.
+- A store that has lost its data gets the keys back from any gateway that knows them. A revoked key never becomes valid again:
+  it stays in the store, marked, for `RETENTION_S`; a gateway that knows of a revocation repeats it if the store does not have it;
+  and a gateway that has not read the store for `TRUSTED_S` forgets the keys that the store does not have.
 """
 
 from __future__ import annotations
@@ -38,16 +37,16 @@ log = structlog.get_logger(__name__)
 
 KIND = "key"
 TOPIC = "keys"
-"""Of the notice that they have changed."""
-REREAD_S = 2.0
-"""For each thousand keys, whose reading takes 8 ms of the gateway's time."""
-KEPT_S = 14 * 86_400.0
-"""How long a key is remembered after its end: longer than any job lives and any webhook is tried."""
-TRUSTED_S = KEPT_S / 2
+"""Topic of the broadcast that keys have changed."""
+REFRESH_INTERVAL_S = 2.0
+"""Per thousand keys, which take 8 ms to read."""
+RETENTION_S = 14 * 86_400.0
+"""How long a key is remembered after its end: longer than any job lives and any webhook is retried."""
+TRUSTED_S = RETENTION_S / 2
 CLAIM_S = 10.0
-"""For two gateways that make a key of one name at the same moment."""
+"""How long an owner's name stays reserved while its key is created: two gateways may create one of that name at once."""
 MAX_KEYS = 10_000
-PAGE = 500
+PAGE_SIZE = 500
 
 
 class KeyNotFound(NotFound):
@@ -57,81 +56,81 @@ class KeyNotFound(NotFound):
 
 
 class CreatedKey(NamedTuple):
-    """A key at the only time that it can be seen."""
+    """A new key with its record; the key cannot be read again."""
 
     record: ApiKey
     key: str
 
 
 class KeyStore:
-    """See the module's docstring."""
+    """Creates, finds, lists and revokes API keys; the module's docstring lists the guarantees."""
 
     def __init__(
         self,
         documents: DocumentStore,
-        notices: Broadcast,
+        broadcast: Broadcast,
         *,
         clock: Callable[[], float] = clock.now,
-        reread_s: float = REREAD_S,
+        refresh_interval_s: float = REFRESH_INTERVAL_S,
     ) -> None:
-        """Both are opened and closed by whoever made them."""
+        """The composition root starts and closes `documents` and `broadcast`."""
         self._documents = documents
-        self._notices = notices
+        self._broadcast = broadcast
         self._clock = clock
-        self._reread_s = reread_s
+        self._refresh_interval_s = refresh_interval_s
         self._index = KeyIndex(clock)
-        self._raw: dict[str, bytes] = {}
-        """What the store holds, as far as it was read: what has not changed is not parsed again."""
-        self._loaded = False
+        self._stored: dict[str, bytes] = {}
+        """Records as the store held them at the last refresh, so that unchanged ones are not parsed again."""
+        self._has_loaded = False
         self._read_at = 0.0
         self._lock = asyncio.Lock()
-        self._woken = asyncio.Event()
-        self._follower: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._refresher: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Read the keys, and follow them from now on. Does not raise because the store is away."""
-        await self._notices.subscribe(TOPIC, self._woken.set)
+        """Read the keys, and refresh them until `close`. Does not raise if the store is unavailable."""
+        await self._broadcast.subscribe(TOPIC, self._changed.set)
         with contextlib.suppress(NexusError):
             await self.refresh()
-        self._follower = asyncio.create_task(self._follow(), name="keys")
+        self._refresher = asyncio.create_task(self._refresh_forever(), name="keys")
 
     async def close(self) -> None:
-        """Follow no more."""
-        if self._follower is not None:
-            self._follower.cancel()
-            await asyncio.gather(self._follower, return_exceptions=True)
+        """Stop to refresh the keys."""
+        if self._refresher is not None:
+            self._refresher.cancel()
+            await asyncio.gather(self._refresher, return_exceptions=True)
 
-    # What a request asks; see `gateway.auth.authenticator.KeyLookup`
+    # Lookups in memory, as `gateway.auth.authenticator.KeyLookup` describes them
 
     @property
     def is_empty(self) -> bool:
-        """The keys have been read, and there was none."""
-        return self._loaded and not self._raw
+        """Whether the keys were read and there are none."""
+        return self._has_loaded and not self._stored
 
     def find(self, key: bytes) -> Principal:
-        """Whose key this is. Raises AuthenticationFailed; Unavailable as long as the keys have never been read."""
+        """Return the principal of a key. Raises AuthenticationFailed; Unavailable while the keys have never been read."""
         principal = self._index.find(key)
         if principal is not None:
             return principal
-        if not self._loaded and is_created(key):
+        if not self._has_loaded and is_created(key):
             raise Unavailable("the API keys cannot be read yet; try again shortly", retry_after_s=2.0)
         raise AuthenticationFailed(UNKNOWN_KEY)
 
     def get(self, key_id: str) -> ApiKey | None:
-        """What is known of a key, also when it was revoked or has expired."""
+        """Return the record of a key, also of one that was revoked or has expired; None for an unknown key."""
         return self._index.get(key_id)
 
     def max_running(self, key_id: str) -> int | None:
-        """How many of a key's jobs may run at a time; None: any number, or there is no such key."""
+        """Return how many of a key's jobs may run at once; None: any number, or the key is unknown."""
         key = self._index.get(key_id)
         return key.max_running if key is not None else None
 
     def webhook_secret(self, key_id: str) -> str | None:
-        """Also of a key that was revoked or has expired: its jobs are still told of."""
+        """Return a key's webhook secret, also of one that was revoked or has expired: its jobs still send webhooks."""
         key = self._index.get(key_id)
         return key.webhook_secret or None if key is not None else None
 
-    # What an operator asks
+    # Operations of operators
 
     async def create(
         self,
@@ -143,9 +142,9 @@ class KeyStore:
         max_running: int | None = None,
         expires_at: int | None = None,
     ) -> CreatedKey:
-        """Make a key. Without an `owner` it gets one of its own, called like the key.
+        """Create a key. Without `owner`, the key becomes an owner of its own, with the key's name.
 
-        Raises InvalidRequest, where that would make two tenants one or there are too many keys; Unavailable.
+        Raises InvalidRequest if an owner of that name exists already or there are `MAX_KEYS` keys; Unavailable.
         """
         await self.refresh()
         if sum(key.revoked_at is None for key in self._index.all()) >= MAX_KEYS:
@@ -168,8 +167,8 @@ class KeyStore:
         )
         raw = record.model_dump_json().encode()
         await self._documents.add(KIND, "", record.id, raw, ttl_s=self._ttl_s(record))
-        self._take(record, raw)
-        self._notices.publish(TOPIC)
+        self._put(record, raw)
+        self._broadcast.publish(TOPIC)
         log.info(
             "keys.created",
             key=record.id,
@@ -180,12 +179,12 @@ class KeyStore:
         return CreatedKey(record, key)
 
     async def list_active(self) -> list[ApiKey]:
-        """The keys that are not revoked, expired ones among them, the newest first. Raises Unavailable."""
+        """Return the keys that are not revoked, including expired ones, newest first. Raises Unavailable."""
         await self.refresh()
         return [key for key in self._index.all() if key.revoked_at is None]
 
     async def get_active(self, key_id: str) -> ApiKey:
-        """One key that is not revoked. Raises KeyNotFound, Unavailable."""
+        """Return a key that is not revoked. Raises KeyNotFound, Unavailable."""
         await self.refresh()
         key = self._index.get(key_id)
         if key is None or key.revoked_at is not None:
@@ -193,17 +192,17 @@ class KeyStore:
         return key
 
     async def revoke(self, key_id: str) -> ApiKey:
-        """End a key for good: refused here from now on, and everywhere as the module says. Raises as `get_active`."""
+        """Revoke a key: at once here, and at other gateways as the module's docstring says. Raises KeyNotFound, Unavailable."""
         key = (await self.get_active(key_id)).model_copy(update={"revoked_at": int(self._clock())})
         await self._mark_revoked(key)
-        self._notices.publish(TOPIC)
+        self._broadcast.publish(TOPIC)
         log.info("keys.revoked", key=key.id, name=key.name, owner=key.owner)
         return key
 
-    # The store
+    # The document store
 
     async def _claim(self, owner: str) -> None:
-        """Two tenants never share what they own by accident. Raises InvalidRequest."""
+        """Reserve an owner's name for a new key, so that two tenants never share data by accident. Raises InvalidRequest."""
         taken = owner == BOOTSTRAP_OWNER or any(key.owner == owner for key in self._index.all())
         if taken or not await self._documents.add("key-owner", "", owner, b"{}", ttl_s=CLAIM_S):
             raise InvalidRequest(
@@ -212,67 +211,67 @@ class KeyStore:
             )
 
     async def refresh(self) -> None:
-        """Read all keys, and mend what the store has lost. Raises Unavailable."""
+        """Read all keys, and write back the keys that the store has lost. Raises Unavailable."""
         async with self._lock:
-            known = list(self._raw)
+            known = list(self._stored)
             stored = await self._read()
             trusted = self._clock() - self._read_at < TRUSTED_S
-            self._loaded, self._read_at = True, self._clock()
+            self._has_loaded, self._read_at = True, self._clock()
             for key_id, raw in stored.items():
-                if self._raw.get(key_id) != raw:
-                    await self._learn(key_id, raw)
+                if self._stored.get(key_id) != raw:
+                    await self._take_over(key_id, raw)
             lost = [key_id for key_id in known if key_id not in stored]
             if lost:
-                await self._give_back(lost, trusted=trusted)
+                await self._restore(lost, trusted=trusted)
 
-    async def _follow(self) -> None:
+    async def _refresh_forever(self) -> None:
         while True:
-            self._woken.clear()
+            self._changed.clear()
             try:
                 await self.refresh()
             except NexusError as error:
-                log.debug("keys.refresh_failed", error=str(error))  # the store itself says when it is away
+                log.debug("keys.refresh_failed", error=str(error))  # the store logs its own outages
             except Exception:
                 log.exception("keys.refresh_crashed")
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self._reread_s * max(1.0, len(self._raw) / 1000)):
-                    await self._woken.wait()
+                async with asyncio.timeout(self._refresh_interval_s * max(1.0, len(self._stored) / 1000)):
+                    await self._changed.wait()
 
     async def _read(self) -> dict[str, bytes]:
         found: dict[str, bytes] = {}
         after = ""
-        while page := await self._documents.page(KIND, "", after=after, limit=PAGE, newest_first=False):
+        while page := await self._documents.page(KIND, "", after=after, limit=PAGE_SIZE, newest_first=False):
             found.update(page)
             after = page[-1][0]
         return found
 
-    async def _learn(self, key_id: str, raw: bytes) -> None:
-        """Believe the store, but never that a revoked key is good again."""
+    async def _take_over(self, key_id: str, raw: bytes) -> None:
+        """Take over a record of the store, unless it lacks a revocation that is known here."""
         key = _parse(key_id, raw)
         known = self._index.get(key_id)
         if key is None:
-            self._raw[key_id] = raw
+            self._stored[key_id] = raw
         elif known is not None and known.revoked_at is not None and key.revoked_at is None:
             await self._mark_revoked(known)
-            self._notices.publish(TOPIC)
+            self._broadcast.publish(TOPIC)
         else:
-            self._take(key, raw)
+            self._put(key, raw)
 
-    async def _give_back(self, lost: list[str], *, trusted: bool) -> None:
-        """Keys that only we know: their time is over, or the store has lost its data."""
+    async def _restore(self, lost: list[str], *, trusted: bool) -> None:
+        """Write back keys that only this gateway knows, or forget those whose retention is over."""
         returned = 0
         for key_id in lost:
             key = self._index.get(key_id)
             ttl_s = self._ttl_s(key) if key is not None else 0.0
             if not trusted or (ttl_s is not None and ttl_s <= 0):
-                self._raw.pop(key_id, None)
+                self._stored.pop(key_id, None)
                 self._index.drop(key_id)
             else:
-                ours = self._raw[key_id]
+                ours = self._stored[key_id]
                 if await self._documents.add(KIND, "", key_id, ours, ttl_s=ttl_s):
                     returned += 1
                 elif (theirs := await self._documents.get(KIND, "", key_id)) not in (None, ours):
-                    await self._learn(key_id, theirs)  # another gateway was first, which may not know of a revocation
+                    await self._take_over(key_id, theirs)  # another gateway was first, and may lack a revocation
         if returned:
             log.warning("keys.restored", keys=returned)
 
@@ -280,16 +279,16 @@ class KeyStore:
         raw = key.model_dump_json().encode()
         ttl_s = self._ttl_s(key)
         await self._documents.put(KIND, "", key.id, raw, ttl_s=max(1.0, ttl_s or 0.0))
-        self._take(key, raw)
+        self._put(key, raw)
 
-    def _take(self, key: ApiKey, raw: bytes) -> None:
-        self._raw[key.id] = raw
+    def _put(self, key: ApiKey, raw: bytes) -> None:
+        self._stored[key.id] = raw
         self._index.put(key)
 
     def _ttl_s(self, key: ApiKey) -> float | None:
-        """How long it is still to be kept; None: for good."""
+        """Return for how many seconds a key is still stored; None: forever."""
         ends = [moment for moment in (key.expires_at, key.revoked_at) if moment is not None]
-        return min(ends) + KEPT_S - self._clock() if ends else None
+        return min(ends) + RETENTION_S - self._clock() if ends else None
 
 
 def _parse(key_id: str, raw: bytes) -> ApiKey | None:
@@ -297,7 +296,7 @@ def _parse(key_id: str, raw: bytes) -> ApiKey | None:
         key = ApiKey.model_validate_json(raw)
         if key.id == key_id and len(bytes.fromhex(key.hash)) == hashlib.sha256().digest_size:
             return key
-        problem = "its id or its hash is none"
+        problem = "its id does not match, or its hash is not a SHA-256"
     except ValueError as error:
         problem = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
     log.warning("keys.record_unreadable", key=key_id, error=problem)
@@ -311,7 +310,7 @@ class _Entry(NamedTuple):
 
 
 class KeyIndex:
-    """Holds revoked and expired keys too: their callers are told so, and what they left behind still has a secret."""
+    """Finds keys by id and by hash. It holds revoked and expired keys too, for exact errors and for webhook secrets."""
 
     def __init__(self, clock: Callable[[], float] = clock.now) -> None:
         self._clock = clock
@@ -319,7 +318,7 @@ class KeyIndex:
         self._by_hash: dict[bytes, _Entry] = {}
 
     def put(self, key: ApiKey) -> None:
-        """Enter a key, or replace the one of its id."""
+        """Add a key, or replace the key with its id."""
         self._keys[key.id] = key
         principal = Principal(
             owner=key.owner,
@@ -339,15 +338,15 @@ class KeyIndex:
             self._by_hash.pop(bytes.fromhex(key.hash), None)
 
     def get(self, key_id: str) -> ApiKey | None:
-        """The key of this id, also when it is revoked or has expired."""
+        """Return the key with this id, also a revoked or expired one; None for an unknown id."""
         return self._keys.get(key_id)
 
     def all(self) -> list[ApiKey]:
-        """Every key, revoked ones too, the newest first."""
+        """Return every key, including revoked ones, newest first."""
         return sorted(self._keys.values(), key=lambda key: key.id, reverse=True)
 
     def find(self, key: bytes) -> Principal | None:
-        """Whose key this is; None: nobody's. Raises AuthenticationFailed for one that is revoked or has expired."""
+        """Return the principal of a key; None for an unknown key. Raises AuthenticationFailed if it is revoked or expired."""
         entry = self._by_hash.get(hashlib.sha256(key).digest())
         if entry is None:
             return None

@@ -1,4 +1,4 @@
-"""Bare ASGI replies, with what every answer of Nexus carries: a request id, CORS headers, OpenAI's errors."""
+"""ASGI types, headers and replies that all handlers share: request ids, disconnects, OpenAI's error objects."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ EXCHANGE = "nexus.line"
 CALLER_INFO = "nexus.caller"
 HOPS = "nexus.hops"
 STREAM_HEADERS: Headers = [(b"cache-control", b"no-cache, no-store"), (b"x-accel-buffering", b"no")]
-"""Of an answer that is passed on as it is made: nothing in between keeps it."""
+"""Headers of a streamed answer: proxies must not buffer it."""
 NO_STORE = (b"cache-control", b"no-store")
-ADAPTED = b"x-nexus-adapted"
-"""Names the parameters of the request that were replaced by their nearest equivalent."""
-CLOSE = (b"connection", b"close")
-CLOSING = frozenset({408, 413})
-"""Statuses after which the connection ends: the rest of the request's body is not read."""
+ADAPTED_HEADER = b"x-nexus-adapted"
+"""Header that names the parameters that a worker replaced by their nearest equivalents."""
+CONNECTION_CLOSE = (b"connection", b"close")
+CLOSING_STATUSES = frozenset({408, 413})
+"""Statuses after which the connection closes, because the rest of the request's body is not read."""
 
 
-def closes(info: ErrorInfo) -> bool:
-    """Whether the connection ends with this error, because the rest of the request's body is not read."""
-    return info.status in CLOSING or info.code == BodyMemoryFull.code
+def closes_connection(info: ErrorInfo) -> bool:
+    """Return whether the connection closes after this error, because the rest of the request's body is not read."""
+    return info.status in CLOSING_STATUSES or info.code == BodyMemoryFull.code
 
 
 def adapted_header(parameters: tuple[str, ...]) -> Headers:
-    """Return the header that names what was replaced; none where nothing was."""
-    return [(ADAPTED, ", ".join(parameters).encode())] if parameters else []
+    """Return the header that names adapted parameters; an empty list if there are none."""
+    return [(ADAPTED_HEADER, ", ".join(parameters).encode())] if parameters else []
 
 
 def request_id_of(scope: Scope) -> str:
-    """The id that the door gave this request."""
+    """Return the id that the ASGI app gave the request."""
     value: str = scope[REQUEST_ID]
     return value
 
 
 def to_error_info(error: Exception, request_id: str) -> ErrorInfo:
-    """What the caller is told of an error that is being handled; one that is none of Nexus's own is a defect, and logged."""
+    """Return the error object for an exception that is being handled. Logs exceptions that are not a NexusError: defects."""
     if isinstance(error, NexusError):
         return error.info
     log.error("request.crashed", request_id=request_id, exc_info=error)
@@ -57,55 +57,57 @@ def to_error_info(error: Exception, request_id: str) -> ErrorInfo:
 
 
 class Caller:
-    """Where a request came from, at `scope[CALLER_INFO]`."""
+    """Address and owner behind a connection, at `scope[CALLER_INFO]`."""
 
     __slots__ = ("address", "owner")
 
     def __init__(self, address: str) -> None:
         self.address = address
-        """Its address, or its network, where that counts as one."""
+        """The caller's IPv4 address or IPv6 /64 network."""
         self.owner = ""
-        """Whose key it used last; empty: none, as far as is known."""
+        """Owner of the key that was used last on the connection; empty before the first."""
 
 
 class HttpExchange(Protocol):
-    """What the HTTP server knows of one request beyond ASGI, at `scope[EXCHANGE]`; other servers leave it out."""
+    """What Nexus's HTTP server offers for one request beyond ASGI, at `scope[EXCHANGE]`; absent with other servers."""
 
     @property
     def body_complete(self) -> bool:
-        """The whole body is here: `receive` will not wait."""
+        """Whether the whole body has arrived, so that `receive` will not wait."""
 
     def on_disconnect(self, callback: Callable[[], None] | None) -> None:
-        """Call when the caller hangs up; at once, if that has happened."""
+        """Set the function to call when the caller disconnects; it is called at once if that has happened."""
 
     def try_write(self, data: bytes) -> bool:
-        """Write a piece of a streamed body now. False when it must go through `send`: nothing was written then."""
+        """Write a piece of a streamed body now. Returns False, and writes nothing, if it must go through `send`."""
 
     def report_buffered(self, size: int) -> None:
-        """Let `size` bytes that are stored for the caller, beyond what was written, count as unread. May end the connection."""
+        """Report that `size` bytes are buffered for the caller beyond what was written. May end the connection."""
 
     def truncate(self) -> None:
-        """End the connection after what was written, so that the caller sees that the answer is not complete."""
+        """Close the connection after what was written, so that the caller sees that the answer is not complete."""
 
     def single_write(self) -> AbstractContextManager[None]:
-        """What is sent inside leaves in one write."""
+        """Gather what is sent within the block into one write."""
 
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 def body_is_complete(scope: Scope) -> bool:
-    """The whole body is here: reading it waits for nobody."""
+    """Return whether the whole body has arrived, so that reading it does not wait."""
     exchange: HttpExchange | None = scope.get(EXCHANGE)
     return exchange is not None and exchange.body_complete
 
 
-def watch_disconnect(exchange: HttpExchange | None, receive: Receive, gone: Callable[[], None]) -> Callable[[], None]:
-    """Call `gone` when the caller hangs up. Returns the function that ends it. The request's body has been read."""
+def watch_disconnect(
+    exchange: HttpExchange | None, receive: Receive, on_disconnect: Callable[[], None]
+) -> Callable[[], None]:
+    """Call `on_disconnect` when the caller disconnects. Returns the function that ends the watch. The body must have been read."""
     if exchange is not None:
-        exchange.on_disconnect(gone)
+        exchange.on_disconnect(on_disconnect)
         return lambda: exchange.on_disconnect(None)
-    watcher = asyncio.create_task(_hear_disconnect(receive, gone))
+    watcher = asyncio.create_task(_wait_for_disconnect(receive, on_disconnect))
 
     def unwatch() -> None:
         watcher.cancel()
@@ -113,10 +115,10 @@ def watch_disconnect(exchange: HttpExchange | None, receive: Receive, gone: Call
     return unwatch
 
 
-async def _hear_disconnect(receive: Receive, gone: Callable[[], None]) -> None:
+async def _wait_for_disconnect(receive: Receive, on_disconnect: Callable[[], None]) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-    gone()
+    on_disconnect()
 
 
 class Reply:
@@ -130,10 +132,10 @@ class Reply:
         self.headers: Headers = []
         self.started = False
         self.status = 0
-        """What was sent; 0: nothing yet."""
+        """Status that was sent; 0 before."""
 
     async def send_head(self, status: int, headers: Headers) -> None:
-        """Send the head. The door adds the request id and CORS headers."""
+        """Send the head. The ASGI app adds the request id and CORS headers."""
         self.started, self.status = True, status
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self.headers]})
 
@@ -156,8 +158,8 @@ class Reply:
     async def send_error(self, info: ErrorInfo) -> None:
         """Send OpenAI's error object."""
         headers = [(name.encode(), value.encode()) for name, value in info.headers().items()]
-        if closes(info):
-            headers.append(CLOSE)
+        if closes_connection(info):
+            headers.append(CONNECTION_CLOSE)
         if info.status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         await self.send_response(info.status, "application/json", orjson.dumps(info.body()), headers)

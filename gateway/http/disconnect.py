@@ -1,4 +1,4 @@
-"""Callers who wait for what goes on without them, and what ends their waiting."""
+"""Run work on behalf of waiting callers, and cancel it when they disconnect or the gateway shuts down."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class CallerTasks:
-    """All who wait at this gateway."""
+    """Tasks that callers of this gateway wait for."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Future[Any]] = set()
@@ -22,19 +22,19 @@ class CallerTasks:
 
     @property
     def is_shutting_down(self) -> bool:
-        """The gateway shuts down."""
+        """Whether `shut_down` was called."""
         return self._is_shutting_down
 
     def shut_down(self) -> None:
-        """The gateway shuts down: everybody is told so."""
+        """End every wait: callers are answered that the gateway shuts down."""
         self._is_shutting_down = True
         for task in self._tasks:
             task.cancel()
 
     async def run_while_connected(self, work: Coroutine[Any, Any, T], scope: Scope, receive: Receive) -> T:
-        """The result of `work`, which is cancelled when the caller hangs up, or at the end.
+        """Return the result of `work`; cancel it when the caller disconnects or the gateway shuts down.
 
-        Raises CallerGone and Unavailable then. The request's body has been read.
+        The request's body must have been read. Raises CallerDisconnected, and Unavailable at shutdown.
         """
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
@@ -54,7 +54,7 @@ class CallerTasks:
             unwatch()
 
     async def iterate_until_shutdown(self, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-        """The items, as far as they come before the end. Does not close them."""
+        """Yield the items that come before the gateway shuts down. Does not close `items`."""
         while not self._is_shutting_down:
             task = asyncio.ensure_future(anext(items, None))
             self._tasks.add(task)

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from gateway.dependencies import PartsDep
-from gateway.landing_page import POLICY, LandingPage, wants_json
+from gateway.landing_page import CONTENT_SECURITY_POLICY, LandingPage, wants_json
 
 router = APIRouter(include_in_schema=False)
 
@@ -21,4 +21,4 @@ async def welcome(request: Request, parts: PartsDep) -> Response:
     if wants_json(request.scope["headers"]):
         return JSONResponse(found.summary(request.scope, ready=ready), headers=HEADERS)
     page = found.page(request.scope, ready=ready)
-    return HTMLResponse(page, headers={**HEADERS, "content-security-policy": POLICY})
+    return HTMLResponse(page, headers={**HEADERS, "content-security-policy": CONTENT_SECURITY_POLICY})

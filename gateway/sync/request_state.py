@@ -1,10 +1,10 @@
-"""One synchronous request, from submit to its last byte: what it hears, what it believes, when it gives up.
+"""State machine of one synchronous request, from its submission to the last byte of its answer.
 
 QUEUED ──started──► RUNNING ──done──► ENDED
   ▲                   │ │
   └──returned, or a───┘ └─failed, gap, silence, limit──► ENDED (error)
      newer delivery,
-     while nothing was shown to the caller
+     before output was delivered to the caller
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ from schemas.jobs import MAX_STARTS, Envelope
 log = structlog.get_logger(__name__)
 
 MAX_UNREAD_BYTES = 8 * 1024 * 1024
-"""Bytes that may wait for a caller who reads too slowly."""
+"""Output that may be buffered for a caller that reads too slowly."""
 REPORT_STEP_BYTES = 16 * 1024
-"""Bytes by which what waits for a caller grows before it is reported to the process's `UnreadBudget`."""
+"""Growth of the buffered output at which it is reported to the process's `UnreadBudget`."""
 SILENCE_GRACE_S = 2.0
+"""Time beyond the ack wait in which a worker's next event may still come."""
 
 _STARTED, _CHUNK, _BEAT = FrameKind.STARTED.value, FrameKind.CHUNK.value, FrameKind.HEARTBEAT.value
 _DONE, _FAILED, _RETURNED = FrameKind.DONE.value, FrameKind.FAILED.value, FrameKind.RETURNED.value
@@ -52,7 +53,7 @@ _BLOB, _PROGRESS, _ADAPTED = FrameKind.BLOB.value, FrameKind.PROGRESS.value, Fra
 
 
 class RequestState(Enum):
-    """Where a call stands."""
+    """State of a synchronous request."""
 
     QUEUED = auto()
     RUNNING = auto()
@@ -60,7 +61,7 @@ class RequestState(Enum):
 
 
 class SyncRequest:
-    """See the module's docstring. A bus Sink."""
+    """Follows the events of one job and buffers its output; the bus calls it as a `ReplyListener`."""
 
     __slots__ = (
         "_abandoned", "_ack_wait_s", "_bus", "_loading_s", "_pieces", "_reported", "_seq", "_size", "_unread", "_waiter", "adapted", "backend", "delivered",
@@ -74,7 +75,7 @@ class SyncRequest:
         self._bus = bus
         self._unread = unread
         self._reported = 0
-        """Of `_size`, what `_unread` knows."""
+        """Bytes of `_size` that `_unread` knows of."""
         self.envelope = envelope
         self.queue = Queue(envelope.capability, envelope.lane, envelope.model)
         self._ack_wait_s = ack_wait_s
@@ -87,21 +88,21 @@ class SyncRequest:
         self._loading_s = 0.0
         self.state = RequestState.QUEUED
         self.delivered = False
-        """Bytes of the current attempt have gone to the caller."""
+        """Whether output of the current attempt was taken for the caller."""
         self.error: ErrorInfo | None = None
         self.return_error: ErrorInfo | None = None
-        """Why the latest attempt gave the job back, while no other has begun; None where that is no failure."""
+        """Failure for which the latest attempt returned the job, until the next attempt starts."""
         self.pause_error: ErrorInfo | None = None
-        """Why the latest attempt, which does not count, gave the job back: no server could be asked, or it asked to wait."""
+        """Reason why the latest attempt returned the job without counting: its server was unreachable, or asked to wait."""
         self.direct_writer: Callable[[bytes], bool] | None = None
-        """Takes bytes for the caller past `take_output`, while the one who waits waits; False: it could not."""
+        """Writes output to the caller at once while the handler waits, past the buffer. Returns False if it could not."""
         self.progress: bytes | None = None
-        """The newest `schemas.frames.Progress` of this attempt, as JSON."""
+        """Newest `schemas.frames.Progress` of this attempt, as JSON."""
         self.adapted: tuple[str, ...] = ()
-        """Parameters of the request that this attempt's worker replaced by their nearest equivalent."""
+        """Parameters of the request that this attempt's worker replaced by their nearest equivalents."""
         self.done: AttemptDone | None = None
         self.seq: int | None = None
-        """The job's sequence in the stream, once stored."""
+        """Sequence of the job's message in its stream; None until it is stored."""
         self.delivery = 0
         self.starts = 0
         self.worker = ""
@@ -110,10 +111,10 @@ class SyncRequest:
         self.started_at: float | None = None
         self.first_output_at: float | None = None
 
-    # What the caller's side does
+    # Called by the HTTP handler
 
     async def wait(self) -> None:
-        """Return when there is something to take, when the call has ended, or when its progress is news."""
+        """Wait until there is output to take, new progress, or the end of the request."""
         if self._pieces or self.state is RequestState.ENDED:
             return
         self._waiter = self.loop.create_future()
@@ -123,7 +124,7 @@ class SyncRequest:
             self._waiter = None
 
     async def wait_until_ended(self) -> None:
-        """Return when the call has ended."""
+        """Wait until the request has ended."""
         while self.state is not RequestState.ENDED:
             self._waiter = self.loop.create_future()
             try:
@@ -133,11 +134,11 @@ class SyncRequest:
 
     @property
     def has_output(self) -> bool:
-        """There is something to take."""
+        """Whether output is buffered."""
         return bool(self._pieces)
 
     def take_output(self) -> bytes:
-        """The bytes so far, up to the first that travel by reference. From now on they count as shown to the caller."""
+        """Return the buffered bytes before the first blob reference, and count them as delivered."""
         pieces = self._pieces
         if not pieces:
             return b""
@@ -161,14 +162,14 @@ class SyncRequest:
         return data
 
     def take_blob(self) -> BlobRef | None:
-        """What comes next, where it travels by reference: it is the taker's to read and to remove."""
+        """Return the next piece of output if it is a blob reference; the handler then reads and removes the blob."""
         if self._pieces and isinstance(self._pieces[0], BlobRef):
             self.delivered = True
             return cast("BlobRef", self._pieces.pop(0))
         return None
 
     def take_unread_blobs(self) -> list[BlobRef]:
-        """The references that nobody took."""
+        """Drop the buffered output, and return its blob references for removal."""
         refs = [piece for piece in self._pieces if isinstance(piece, BlobRef)]
         self._drop_output()
         if self.done is not None and self.done.blob is not None:
@@ -176,7 +177,7 @@ class SyncRequest:
         return refs
 
     def abandon(self) -> None:
-        """The caller is gone. Queued: never run. Running: stopped."""
+        """End the request because its caller has disconnected: a queued job is deleted, a running one is cancelled."""
         if self.state is RequestState.ENDED:
             return
         running = self.state is RequestState.RUNNING
@@ -187,10 +188,10 @@ class SyncRequest:
         if self.seq is not None:
             self._bus.delete_job(self.seq)
             self._bus.release(self.envelope.reply)
-        # Otherwise `stored` will come, and then the job can be removed.
+        # Otherwise `on_stored` removes the job once its sequence is known.
 
     def fail(self, error: NexusError) -> None:
-        """End with an error of the gateway's own, and stop what runs."""
+        """End the request with an error of the gateway, and cancel its attempt."""
         if self.state is RequestState.ENDED:
             return
         self.abandon()
@@ -199,33 +200,33 @@ class SyncRequest:
 
     @property
     def owner(self) -> str:
-        """Who the bytes that wait for the caller count for."""
+        """The owner for whom the buffered bytes count."""
         return self.envelope.owner
 
     def shed(self) -> None:
-        """Drop what waits for the caller, who may hold the connection for long without reading, and end the stream."""
+        """Drop the buffered output of a caller that does not read, and end the stream with an error."""
         self._drop_output()
         error = Unavailable("the caller reads this stream too slowly", code="slow_reader")
         self.fail(error)
-        self.error = error.info  # also where the worker is done: what was dropped must not look complete
+        self.error = error.info  # even if the worker is done: a stream with dropped output must not look complete
         self.wake()
 
-    # What the bus asks and says
+    # Called by the bus
 
     @property
     def is_waiting(self) -> bool:
-        """Queued, as far as is known here."""
+        """Whether no attempt is known to run."""
         return self.state is RequestState.QUEUED
 
     def on_stored(self, seq: int) -> None:
-        """The PubAck."""
+        """Note the job's sequence; delete the job if the request was abandoned meanwhile."""
         self.seq = seq
         if self._abandoned:
             self._bus.delete_job(seq)
             self._bus.release(self.envelope.reply)
 
     def on_refused(self, error: NexusError) -> None:
-        """The job was never stored, or is lost: it must not be removed, its sequence may be another job's by now."""
+        """End the request because its job is not stored. The job is not deleted: its sequence may be another job's by now."""
         if self.state is not RequestState.ENDED:
             self._end()
             self.error = error.info
@@ -233,20 +234,20 @@ class SyncRequest:
         self._bus.release(self.envelope.reply)
 
     def on_event(self, data: bytes) -> bytes | None:
-        """One event frame."""
+        """Apply one event frame. Returns the reply to a frame that asks whether the attempt may proceed."""
         try:
             kind, delivery, seq, payload = decode_frame(data)
         except ValueError:
             return None
         try:
-            return self._heard(kind, delivery, seq, payload)
+            return self._apply(kind, delivery, seq, payload)
         except ValueError as error:
-            # What a caller waits for must not be lost to an event that cannot be read, nor the connection to its error.
+            # An unreadable event ends this request alone: raising here would end the connection to NATS.
             log.error("request.event_unreadable", job=self.envelope.job, error=str(error))
             self.fail(BackendFailed("an event of this answer could not be read", code="events_lost"))
             return None
 
-    def _heard(self, kind: str, delivery: int, seq: int, payload: bytes) -> bytes | None:
+    def _apply(self, kind: str, delivery: int, seq: int, payload: bytes) -> bytes | None:
         if kind == _STARTED:
             return self._on_started(delivery, payload)
         if delivery < self.delivery:
@@ -259,7 +260,7 @@ class SyncRequest:
             self.fail(BackendFailed("events of this answer were lost on their way; try again", code="events_lost"))
             return None
         self._seq = seq
-        self.state = RequestState.RUNNING  # also after a silence: it was only cut off
+        self.state = RequestState.RUNNING  # also after a silence, in which the worker was only cut off
         if kind == _BEAT:
             return PROCEED
         if kind == _CHUNK:
@@ -289,7 +290,7 @@ class SyncRequest:
             return STOP
         started = _read_started(payload)
         if delivery == self.delivery:
-            # The same worker asks again: our answer was lost. Another one: NATS was killed and forgot the first delivery.
+            # From the same worker: our reply was lost. From another one: NATS was killed and forgot the first delivery.
             return PROCEED if started.worker == self.worker else SUPERSEDED
         if self.delivered:
             self.fail(_lost_worker())

@@ -19,7 +19,7 @@ THERE: dict[str, str] = json.loads(os.environ.get("NEXUS_FUZZ_IDS", "{}"))
 EXAMPLE = "0" * 31 + "1"
 NO_SCHEMA_SAYS = {
     r"holds a URL or a path, and none reaches a backend": "fields that Nexus does not know reach servers, which must fetch nothing",
-    r"^say which model; one of": "a default model exists where one model can do it",
+    r"^The request names no model, and there is no default\. Set 'model' to one of": "a default model exists where one model can do it",
     r"is an alias itself; name the models": "depends on the aliases that there are",
     r"is a target of the alias|is a model that is or was served here": "depends on aliases and models",
     r"owns jobs and files already": "depends on the keys that there are",

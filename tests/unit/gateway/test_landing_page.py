@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gateway.landing_page import DEFAULT_BASE, POLICY, LandingPage, wants_json
+from gateway.landing_page import CONTENT_SECURITY_POLICY, DEFAULT_BASE_URL, LandingPage, wants_json
 
 
 def scope(host: str | None = "gw.example:8800", *, client: str = "203.0.113.9", scheme: str = "http") -> dict[str, Any]:
@@ -61,7 +61,7 @@ def test_a_configured_url_goes_first() -> None:
 def test_a_host_that_is_none_is_not_repeated(host: str | None) -> None:
     """Nor is the address of this process shown in its place."""
     made = LandingPage().page(scope(host), ready=True)
-    assert made == LandingPage().page(scope(DEFAULT_BASE.removeprefix("http://")), ready=True)
+    assert made == LandingPage().page(scope(DEFAULT_BASE_URL.removeprefix("http://")), ready=True)
     assert "10.1.2.3" not in made
 
 
@@ -90,8 +90,8 @@ def test_the_page_loads_nothing_and_runs_nothing() -> None:
     assert not {"script", "img", "form", "iframe", "object"} & set(found.elements)
     assert " style=" not in made
     style = made.split("<style>")[1].split("</style>")[0]
-    assert f"'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'" in POLICY
-    assert "unsafe" not in POLICY
+    assert f"'sha256-{base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()}'" in CONTENT_SECURITY_POLICY
+    assert "unsafe" not in CONTENT_SECURITY_POLICY
 
 
 def test_where_the_documentation_is() -> None:

@@ -7,7 +7,7 @@ from time import process_time
 
 import pytest
 
-from gateway.model_suggestions import BURST, COMPARED, RATE, ModelSuggestions, did_you_mean
+from gateway.model_suggestions import BURST, MAX_LETTERS, RATE, ModelSuggestions, did_you_mean
 from schemas.errors import ModelNotFound
 from schemas.jobs import Capability
 from schemas.presence import WorkerState
@@ -114,4 +114,4 @@ def test_a_long_name_is_not_remembered_whole() -> None:
     made = suggestions(*MODELS)
     for number in range(10):
         made.nearest("smolm2" + "x" * 10_000 + str(number))
-    assert [len(name) for name in made._remembered] == [COMPARED]
+    assert [len(name) for name in made._cache] == [MAX_LETTERS]

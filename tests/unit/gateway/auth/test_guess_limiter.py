@@ -63,7 +63,7 @@ def test_guessing_is_shut_out_for_a_while() -> None:
     assert gateway.guess(MOST + 3) == [WRONG] * MOST + [SHUT_OUT] * 3
     gateway.now = 20.0
     with pytest.raises(TooManyWrongKeys) as caught:
-        gateway.guesses.wrong("a", b"one more")
+        gateway.guesses.record_wrong_key("a", b"one more")
     assert (caught.value.info.status, caught.value.info.headers()["retry-after"]) == (429, str(int(WINDOW_S - 20)))
     gateway.now = WINDOW_S
     assert gateway.guess(MOST + 1) == [WRONG] * MOST + [SHUT_OUT]
@@ -100,4 +100,4 @@ def test_memory_is_bounded() -> None:
     for number in range(MAX_ADDRESSES + 10):
         gateway.check("wrong", f"address-{number}")
         gateway.check(KEY, f"address-{number}")
-    assert len(gateway.guesses._guessers) == len(gateway.guesses._bootstrapped) == MAX_ADDRESSES
+    assert len(gateway.guesses._wrong_keys) == len(gateway.guesses._bootstrap_users) == MAX_ADDRESSES

@@ -12,7 +12,7 @@ import pytest
 from backbone.testing.broadcast import MemoryBroadcast
 from backbone.testing.documents import MemoryDocumentStore
 from gateway.auth.authenticator import Authenticator, ConcurrencyLimiter, Principal
-from gateway.auth.key_store import KEPT_S, KIND, TRUSTED_S, CreatedKey, KeyNotFound, KeyStore
+from gateway.auth.key_store import KIND, RETENTION_S, TRUSTED_S, CreatedKey, KeyNotFound, KeyStore
 from schemas.errors import AuthenticationFailed, InvalidRequest, NexusError, PermissionDenied, RateLimited, Unavailable
 from schemas.keys import Scope
 from tests.conftest import Eventually
@@ -26,11 +26,11 @@ class Fleet:
     def __init__(self, stack: AsyncExitStack) -> None:
         self.now = 1_800_000_000.0
         self.documents = MemoryDocumentStore(lambda: self.now)
-        self.notices = MemoryBroadcast()
+        self.broadcast = MemoryBroadcast()
         self._stack = stack
 
-    async def gateway(self, *, reread_s: float = 0.02, token: str | None = TOKEN) -> Gateway:
-        ring = KeyStore(self.documents, self.notices, clock=lambda: self.now, reread_s=reread_s)
+    async def gateway(self, *, refresh_interval_s: float = 0.02, token: str | None = TOKEN) -> Gateway:
+        ring = KeyStore(self.documents, self.broadcast, clock=lambda: self.now, refresh_interval_s=refresh_interval_s)
         await ring.start()
         self._stack.push_async_callback(ring.close)
         return Gateway(ring, Authenticator(token, ring))
@@ -135,7 +135,7 @@ class TestOneGateway:
             gateway.check(new.key)
         fleet.documents.available = True
         assert [key.id for key in await gateway.ring.list_active()] == [new.record.id]
-        fleet.now += KEPT_S + 1
+        fleet.now += RETENTION_S + 1
         assert await gateway.ring.list_active() == []
         assert fleet.held() == []
         with pytest.raises(AuthenticationFailed, match="not valid"):
@@ -250,10 +250,10 @@ class TestTheStoreLosesItsData:
         self, fleet: Fleet, eventually: Eventually
     ) -> None:
         """It was told nothing and read nothing; it even wrote the key back: whoever knows better has the last word."""
-        knowing, dull = await fleet.gateway(), await fleet.gateway(reread_s=3600)
+        knowing, dull = await fleet.gateway(), await fleet.gateway(refresh_interval_s=3600)
         new = await knowing.create()
         await dull.ring.refresh()
-        fleet.notices.available = False
+        fleet.broadcast.available = False
         await knowing.ring.revoke(new.record.id)
         assert dull.knows(new.key)
         fleet.flush()
@@ -265,10 +265,10 @@ class TestTheStoreLosesItsData:
 
     async def test_who_knows_of_a_revocation_is_believed_whoever_writes_first(self, fleet: Fleet) -> None:
         """Both give a key back to an empty store: one reads it while it is empty, the other writes in between."""
-        late, knows = await fleet.gateway(reread_s=3600), await fleet.gateway(reread_s=3600)
+        late, knows = await fleet.gateway(refresh_interval_s=3600), await fleet.gateway(refresh_interval_s=3600)
         new = await late.create()
         await knows.ring.refresh()
-        fleet.notices.available = False
+        fleet.broadcast.available = False
         await knows.ring.revoke(new.record.id)
         fleet.flush()
         read = knows.ring._read
@@ -284,7 +284,7 @@ class TestTheStoreLosesItsData:
 
     async def test_who_was_cut_off_for_long_forgets(self, fleet: Fleet) -> None:
         """What has left the store meanwhile may have been revoked: it is not brought back."""
-        gateway = await fleet.gateway(reread_s=3600)
+        gateway = await fleet.gateway(refresh_interval_s=3600)
         new = await gateway.create()
         fleet.now += TRUSTED_S + 1
         fleet.flush()
@@ -296,7 +296,7 @@ class TestTheStoreLosesItsData:
 class TestManyGateways:
     async def test_a_change_is_heard_at_once(self, fleet: Fleet, eventually: Eventually) -> None:
         """By the notice alone: this gateway would read by itself only after an hour."""
-        one, other = await fleet.gateway(), await fleet.gateway(reread_s=3600)
+        one, other = await fleet.gateway(), await fleet.gateway(refresh_interval_s=3600)
         new = await one.create()
         await eventually(lambda: other.knows(new.key))
         await one.ring.revoke(new.record.id)
@@ -304,7 +304,7 @@ class TestManyGateways:
 
     async def test_a_lost_notice_delays_and_no_more(self, fleet: Fleet, eventually: Eventually) -> None:
         """By reading alone."""
-        fleet.notices.available = False
+        fleet.broadcast.available = False
         one, other = await fleet.gateway(), await fleet.gateway()
         new = await one.create()
         await eventually(lambda: other.knows(new.key))
@@ -322,7 +322,7 @@ class TestManyGateways:
 
     async def test_more_keys_than_a_page(self, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
         """All are read."""
-        monkeypatch.setattr("gateway.auth.key_store.PAGE", 3)
+        monkeypatch.setattr("gateway.auth.key_store.PAGE_SIZE", 3)
         one = await fleet.gateway()
         made = [await one.create(f"k{n}") for n in range(10)]
         other = await fleet.gateway()
