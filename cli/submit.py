@@ -15,6 +15,18 @@ from cli.errors import ConsoleError
 from cli.gateway_client import ApiClient
 from cli.watch import Output, follow
 
+SHORT_NAMES = {
+    "chat": "chat/completions",
+    "images": "images/generations",
+    "edits": "images/edits",
+    "speech": "audio/speech",
+    "transcriptions": "audio/transcriptions",
+    "translations": "audio/translations",
+}
+"""Names of `schemas.endpoints` that differ from their paths, without its import of pydantic; a test compares them."""
+STREAMED_TEXT_PATHS = ("/v1/chat/completions", "/v1/completions")
+"""Endpoints whose text `--wait` can print while the job runs; a test compares them as well."""
+
 
 @options.gateway_command
 def submit(
@@ -49,7 +61,7 @@ def submit(
     if model is not None:
         body["model"] = model
     follows = wait or output is not None
-    if follows and not as_json and output is None and sys.stdout.isatty() and writes_text(path):
+    if follows and not as_json and output is None and sys.stdout.isatty() and path in STREAMED_TEXT_PATHS:
         body.setdefault("stream", True)  # so that tokens can be printed as they arrive
     settings: dict[str, Any] = {
         "metadata": dict(options.pairs(metadata, "--metadata")),
@@ -70,17 +82,8 @@ def submit(
 
 def endpoint_path(endpoint: str) -> str:
     """Return the path for a short name, or for a path with or without `/v1/`."""
-    from schemas.endpoints import ENDPOINTS
-
     name = endpoint.strip("/").removeprefix("v1/")
-    return next((spec.path for spec in ENDPOINTS if spec.name == name), f"/v1/{name}")
-
-
-def writes_text(path: str) -> bool:
-    """Return whether `--wait` can print the text of this endpoint while the job runs."""
-    from schemas.endpoints import BY_PATH
-
-    return path in BY_PATH and BY_PATH[path].writes_text
+    return f"/v1/{SHORT_NAMES.get(name, name)}"
 
 
 def read_body(file: str | None, *, required: bool) -> dict[str, Any]:

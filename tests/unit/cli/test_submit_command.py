@@ -16,7 +16,8 @@ from cli import options
 from cli.app import app
 from cli.errors import ConsoleError
 from cli.gateway_client import ApiClient, GatewayTarget
-from cli.submit import endpoint_path
+from cli.submit import STREAMED_TEXT_PATHS, endpoint_path
+from schemas.endpoints import ENDPOINTS
 from tests.unit.cli.gateway_double import serve
 
 JOB = {"id": "job_1", "object": "job", "status": "queued"}
@@ -82,6 +83,14 @@ def form(request: httpx.Request) -> list[tuple[str, str | None, bytes]]:
 def test_endpoints_by_short_name_or_path(said: str, path: str):
     """However one likes to write them."""
     assert endpoint_path(said) == path
+
+
+def test_endpoints_are_those_of_the_table() -> None:
+    """The console has its own copy of their names, so that it starts without pydantic."""
+    named = {spec.name: spec.path for spec in ENDPOINTS if spec.name}
+    assert named
+    assert {name: endpoint_path(name) for name in named} == named
+    assert set(STREAMED_TEXT_PATHS) == {spec.path for spec in ENDPOINTS if spec.writes_text}
 
 
 def test_a_request_from_a_file(gateway: Gateway, tmp_path: Path):
