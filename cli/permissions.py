@@ -1,4 +1,4 @@
-"""`nexus permissions`: what to write into nats-server's configuration, so that each process may do its work and no more."""
+"""`nexus permissions`: print the permissions that each process needs at NATS, and set up those of etcd."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="permissions",
-    help="Accounts and users of NATS with the least of rights, as blocks for nats-server's configuration. deploy/nats has it whole.",
+    help="Print NATS accounts and users with least privilege, as blocks for nats-server's configuration; set up etcd's. "
+    "deploy/nats holds a whole configuration.",
     no_args_is_help=True,
 )
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-User = Annotated[str, typer.Argument(help="The user's name, NATS_USER of the process: [A-Za-z0-9_-].")]
+User = Annotated[str, typer.Argument(help="Name of the user, the process's NATS_USER. Allowed: [A-Za-z0-9_-].")]
 HEAD = "# Made by `nexus permissions`; the code's own list, held by tests/deploy/test_permissions.py.\n"
 
 
@@ -34,34 +35,41 @@ HEAD = "# Made by `nexus permissions`; the code's own list, held by tests/deploy
 def worker(
     name: User,
     model: Annotated[
-        list[str] | None, typer.Option("--model", "-m", help="A model that it serves; may be repeated.")
+        list[str] | None, typer.Option("--model", "-m", help="Model that the worker serves; may be repeated.")
     ] = None,
     capability: Annotated[
-        list[str] | None, typer.Option("--capability", "-c", help="What it does with them. Default: everything.")
+        list[str] | None,
+        typer.Option("--capability", "-c", help="Capability of these models; may be repeated. Default: all."),
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="All models and capabilities.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Allow all models and capabilities.")] = False,
     worker_name: Annotated[
         list[str] | None,
-        typer.Option("--worker", help="WORKER_NAME of a process with this user; may be repeated. Default: the user's."),
+        typer.Option(
+            "--worker", help="WORKER_NAME of a process with this user; may be repeated. Default: the user's name."
+        ),
     ] = None,
     any_worker: Annotated[
-        bool, typer.Option("--any-worker", help="Processes without a WORKER_NAME, as under `--scale worker=4`.")
+        bool,
+        typer.Option(
+            "--any-worker",
+            help="Allow any worker name, for processes without a WORKER_NAME such as `--scale worker=4`.",
+        ),
     ] = False,
 ) -> None:
-    """An account with one user, for a worker: it takes from the queues it is given, and nothing else. Goes into `accounts`."""
+    """Print an account with one user for a worker, which may read its own queues only. Paste it into `accounts`."""
     from backbone.bus.nats.permissions import queues_for, worker_account, worker_permissions
 
     names = ["*"] if any_worker else (worker_name or [name])
     _check([name, *(one for one in names if one != "*")])
     if every == bool(model):
-        raise typer.BadParameter("say which models it serves, with --model, or --all")
+        raise typer.BadParameter("name the models that the worker serves with --model, or pass --all")
     queues = None if every else queues_for(model or (), _capabilities(capability))
     print(_account(worker_account(name), name, worker_permissions(_inbox(name), workers=names, queues=queues)))
 
 
 @app.command()
 def gateway(name: User = "gateway") -> None:
-    """A gateway: it owns the streams and their consumers, but deletes no stream. Goes into `users` of the account NEXUS."""
+    """Print a user for a gateway, which manages streams but deletes none. Paste it into `users` of the account NEXUS."""
     from backbone.bus.nats.permissions import gateway_permissions
 
     _check([name])
@@ -70,7 +78,7 @@ def gateway(name: User = "gateway") -> None:
 
 @app.command()
 def monitor(name: User = "monitor") -> None:
-    """An account with one user, for a monitor: it sees depths and sizes, and no message. Goes into `accounts`."""
+    """Print an account with one user for a monitor, which reads sizes but no messages. Paste it into `accounts`."""
     from backbone.bus.nats.permissions import monitor_permissions
 
     _check([name])
@@ -79,23 +87,23 @@ def monitor(name: User = "monitor") -> None:
 
 @app.command()
 def config() -> None:
-    """The roles, and what accounts export and import, as variables of nats-server's configuration: deploy/nats/permissions.conf."""
+    """Print all roles, exports and imports as configuration variables: deploy/nats/permissions.conf."""
     print(render_permissions_conf(), end="")
 
 
 @app.command()
 def etcd(
-    root_password_file: Annotated[Path, typer.Option("--root-password-file", help="Holds the password of `root`.")],
+    root_password_file: Annotated[Path, typer.Option("--root-password-file", help="File with the password of `root`.")],
     gateway_password_file: Annotated[
-        Path, typer.Option("--gateway-password-file", help="Holds the password of `gateway`.")
+        Path, typer.Option("--gateway-password-file", help="File with the password of `gateway`.")
     ],
     worker_password_file: Annotated[
-        Path, typer.Option("--worker-password-file", help="Holds the password of `worker`.")
+        Path, typer.Option("--worker-password-file", help="File with the password of `worker`.")
     ],
 ) -> None:
-    """Make etcd's users and roles, and switch its authentication on. Run it again after a change: it repeats nothing.
+    """Create etcd's users and roles, and turn its authentication on. Idempotent: run it again after a change.
 
-    Where etcd is, and whom it believes: ETCD_URL, ETCD_PREFIX, ETCD_TLS_CA, ETCD_TLS_CERT, as for every process.
+    ETCD_URL, ETCD_PREFIX, ETCD_TLS_CA and ETCD_TLS_CERT name the server, as for every process.
     """
     import asyncio
 
@@ -117,35 +125,35 @@ def etcd(
         access = read_etcd_access(
             settings.model_copy(update={"etcd_user": "", "etcd_password": None, "etcd_password_file": ""})
         )
-        switched_on = asyncio.run(create_users(access, settings.etcd_prefix, passwords))
+        turned_on = asyncio.run(create_users(access, settings.etcd_prefix, passwords))
     except (ConfigurationError, Unavailable) as error:
         raise ConsoleError(str(error)) from error
     for role, given in role_grants(settings.etcd_prefix).items():
         print(f"{role}: " + ", ".join(f"{grant.kind.lower()} {grant.prefix}" for grant in given))
-    print("authentication switched on" if switched_on else "authentication was on")
+    print("authentication turned on" if turned_on else "authentication was already on")
     root = EtcdLogin(ROOT, Password("--root-password-file", SecretStr(passwords[ROOT]), ""))
     if version := asyncio.run(_vulnerable_version(replace(access, login=root), settings.etcd_prefix)):
-        print(f"nexus: THESE ROLES DO NOT HOLD: etcd {version}: {ADVICE}", file=sys.stderr)
+        print(f"nexus: warning: THESE ROLES ARE NOT ENFORCED: etcd {version}: {ADVICE}", file=sys.stderr)
 
 
 async def _vulnerable_version(access: EtcdAccess, prefix: str) -> str:
-    """Return the version of etcd where its roles do not hold, else "". An etcd that does not say counts as sound."""
+    """Return the version of an etcd that does not enforce its roles; empty for another, or one that hides its version."""
     from backbone.registry.etcd_client import EtcdClient
     from backbone.registry.version_check import vulnerable_version
     from schemas.errors import Unavailable
 
-    link = EtcdClient(access.url, probe_key=prefix, tls=access.tls, login=access.login)
+    client = EtcdClient(access.url, probe_key=prefix, tls=access.tls, login=access.login)
     try:
-        await link.open()
-        return await vulnerable_version(link)
+        await client.open()
+        return await vulnerable_version(client)
     except Unavailable:
         return ""
     finally:
-        await link.close()
+        await client.close()
 
 
 def render_permissions_conf() -> str:
-    """Return the rights of the users `gateway`, `worker` (all queues) and `monitor`, and what their accounts share."""
+    """Return the permissions of `gateway`, `worker` (all queues) and `monitor`, and the exports and imports of accounts."""
     from backbone.bus.nats.permissions import (
         account_exports,
         gateway_permissions,
@@ -167,7 +175,7 @@ def render_permissions_conf() -> str:
 
 
 def password_variable(user: str) -> str:
-    """The variable, of the environment or the configuration, where nats-server finds the user's password."""
+    """Return the variable, of the environment or the configuration, with the user's password for nats-server."""
     return f"NATS_{re.sub('[^A-Za-z0-9]', '_', user).upper()}_PASSWORD"
 
 
@@ -181,14 +189,14 @@ def _capabilities(names: Iterable[str] | None) -> list[Capability]:
     known = {str(one): one for one in Capability}
     wanted = list(names or (one for one in known if one != Capability.MODELS))
     if unknown := [one for one in wanted if one not in known]:
-        raise typer.BadParameter(f"no capability is called {unknown[0]}; there are {', '.join(known)}")
+        raise typer.BadParameter(f"'{unknown[0]}' is not a capability; choose from {', '.join(known)}")
     return [known[one] for one in wanted]
 
 
 def _check(names: Iterable[str]) -> None:
     for name in names:
         if not _NAME.fullmatch(name):
-            raise ConsoleError(f"'{name}' cannot be a name in NATS: use [A-Za-z0-9_-]")
+            raise ConsoleError(f"'{name}' is not a valid name in NATS. Use only [A-Za-z0-9_-].")
 
 
 def _block(user: str, rights: NatsPermissions, indent: str = "") -> str:

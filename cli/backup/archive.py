@@ -1,7 +1,7 @@
-"""The folder of a backup: `manifest.json`, and one file for each part, which the manifest names with its size and SHA-256.
+"""The folder of a backup: `manifest.json`, and a file for each part, whose size and SHA-256 the manifest lists.
 
-It is written beside its place under another name, and takes its name once everything is on the disk: a folder with a
-manifest is whole, or was changed since. Prompts, answers and webhooks' secrets are in it: only its owner can read it.
+The folder is written under another name and renamed once everything is on the disk: a folder with a manifest is complete,
+unless it was changed since. It holds prompts, answers and secrets of webhooks: only its owner can read it.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ Notify = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class BackupPart:
-    """One file."""
+    """One file of a backup."""
 
     name: str
-    """`etcd`, `redis`, a stream's name, or `<stream>+`: what was stored in it while the others were read."""
+    """`etcd`, `redis`, a stream's name, or `<stream>+` for messages stored while the other parts were read."""
     file: str
     bytes: int
     sha256: str
     items: int
-    """Keys, lines or messages."""
+    """Number of keys, lines or messages."""
     began_at: str
     ended_at: str
     about: dict[str, Any] = field(default_factory=dict)
-    """Of a stream: `config` and `state`, as JetStream said them."""
+    """For a stream: JetStream's `config` and `state`."""
 
     @property
     def kind(self) -> str:
-        """What `--only` calls it."""
+        """Its kind in `--only`."""
         return self.name if self.name in {"etcd", "redis"} else "streams"
 
 
 @dataclass(frozen=True, slots=True)
 class BackupManifest:
-    """What the folder holds. `parts` are in the order in which they were taken."""
+    """The content of a backup. `parts` are in the order in which they were written."""
 
     nexus: str
     began_at: str
@@ -66,17 +66,17 @@ class BackupManifest:
     version: int = FORMAT_VERSION
 
     def part(self, name: str) -> BackupPart | None:
-        """By its name."""
+        """Return a part by its name, None if it is missing."""
         return next((part for part in self.parts if part.name == name), None)
 
     @property
     def size(self) -> int:
-        """Bytes of all parts."""
+        """Size of all parts in bytes."""
         return sum(part.bytes for part in self.parts)
 
 
 class PartWriter:
-    """One file as it is written; its size and digest."""
+    """Writes one file, and counts its size and digest."""
 
     def __init__(self, path: Path, notify: Notify) -> None:
         self.size = 0
@@ -88,7 +88,7 @@ class PartWriter:
         self._file = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
 
     def write(self, data: bytes) -> int:
-        """Append."""
+        """Append data and return its size."""
         self._file.write(data)
         self._digest.update(data)
         before, self.size = self.size, self.size + len(data)
@@ -97,24 +97,24 @@ class PartWriter:
         return len(data)
 
     def flush(self) -> None:
-        """For gzip."""
+        """Do nothing; gzip requires it."""
 
     def close(self) -> None:
-        """Onto the disk."""
+        """Write the file to the disk and close it."""
         if not self._file.closed:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
 
     def part(self, name: str, **about: Any) -> BackupPart:
-        """What the manifest says of it."""
+        """Return the entry for the manifest."""
         return BackupPart(
             name, self._path.name, self.size, self._digest.hexdigest(), self.items, self.began_at, now(), about
         )
 
 
 class BackupFolder:
-    """A folder on its way."""
+    """A backup that is being written."""
 
     def __init__(self, path: Path, notify: Notify) -> None:
         self.path = path
@@ -123,7 +123,7 @@ class BackupFolder:
 
     @contextmanager
     def file(self, name: str) -> Iterator[PartWriter]:
-        """A new file in it."""
+        """Open a new file."""
         writer = PartWriter(self.path / name, self._notify)
         try:
             yield writer
@@ -132,7 +132,7 @@ class BackupFolder:
 
     @contextmanager
     def lines(self, name: str) -> Iterator[tuple[PartWriter, Callable[[bytes], None]]]:
-        """A new compressed file of lines."""
+        """Open a new compressed file of lines. Yields its writer and a function that appends a line."""
         with self.file(name) as writer, gzip.GzipFile("", "wb", 1, writer, mtime=0) as packed:
 
             def add(line: bytes) -> None:
@@ -142,85 +142,85 @@ class BackupFolder:
             yield writer, add
 
     def add(self, part: BackupPart) -> None:
-        """It is whole."""
+        """List a complete part."""
         self.parts.append(part)
         self._notify(f"{part.name:<22} {format_size(part.bytes):>10}  {part.items:>9,} items")
 
 
 @contextmanager
 def create_folder(target: Path, notify: Notify) -> Iterator[BackupFolder]:
-    """A folder that is there once `finish` was called and this has ended well; otherwise nothing is. Raises ConsoleError."""
+    """Create a folder that appears once the block ends without an error; otherwise nothing remains. Raises ConsoleError."""
     target = target.absolute()
     fresh = target.with_name(f".{target.name}.partial-{os.getpid()}")
     if os.path.lexists(target):
-        raise ConsoleError(f"{target} is there already: a backup never replaces anything; choose another name")
+        raise ConsoleError(f"{target} already exists, and a backup never replaces anything. Choose another name.")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         fresh.mkdir(mode=0o700)
     except OSError as error:
-        raise ConsoleError(f"cannot write to {target.parent}: {error.strerror}") from error
+        raise ConsoleError(f"Cannot write to {target.parent}: {error.strerror}") from error
     try:
         folder = BackupFolder(fresh, notify)
         yield folder
         _sync(fresh)
         if os.path.lexists(target):  # a rename would replace an empty folder
-            raise ConsoleError(f"{target} was made by somebody else meanwhile; choose another name")
+            raise ConsoleError(f"{target} was created by another process meanwhile. Choose another name.")
         fresh.rename(target)
         _sync(target.parent)
     except OSError as error:
-        raise ConsoleError(f"cannot write to {target.parent}: {error.strerror}; nothing was kept") from error
+        raise ConsoleError(f"Cannot write to {target.parent}: {error.strerror}. Nothing was saved.") from error
     finally:
         with suppress(OSError):
             shutil.rmtree(fresh)
 
 
 def write_manifest(folder: BackupFolder, manifest: BackupManifest) -> None:
-    """The last file."""
+    """Write the manifest, which must be the last file."""
     with folder.file(MANIFEST) as writer:
         writer.write(json.dumps(asdict(manifest), indent=1).encode() + b"\n")
 
 
 def read_manifest(source: Path) -> BackupManifest:
-    """What a folder says that it holds. Raises ConsoleError."""
+    """Read the manifest of a folder. Raises ConsoleError."""
     path = source / MANIFEST
     try:
-        said = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise ConsoleError(f"{source} is no backup, or one that was never finished: it has no {MANIFEST}") from None
+        raise ConsoleError(f"{source} is not a backup, or an unfinished one: it has no {MANIFEST}.") from None
     except OSError as error:
         raise ConsoleError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ConsoleError(f"{path} is damaged: {error}") from error
-    if not isinstance(said, dict) or said.get("format") != FORMAT:
-        raise ConsoleError(f"{path} is no manifest of a Nexus backup")
-    if said.get("version") != FORMAT_VERSION:
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ConsoleError(f"{path} is not the manifest of a Nexus backup.")
+    if content.get("version") != FORMAT_VERSION:
         raise ConsoleError(
-            f"{source} is of format {said.get('version')}, and this Nexus reads {FORMAT_VERSION}: "
-            f"use Nexus {said.get('nexus')}, which wrote it"
+            f"{source} has format {content.get('version')}, and this Nexus reads format {FORMAT_VERSION}. "
+            f"Use Nexus {content.get('nexus')}, which wrote it."
         )
     try:
-        manifest = BackupManifest(**{**said, "parts": tuple(BackupPart(**part) for part in said["parts"])})
+        manifest = BackupManifest(**{**content, "parts": tuple(BackupPart(**part) for part in content["parts"])})
     except (TypeError, KeyError) as error:
         raise ConsoleError(f"{path} is damaged: {error}") from error
     for part in manifest.parts:
         if not _FILE.fullmatch(part.file):
-            raise ConsoleError(f"{path} is damaged: {part.file!r} is no name of a part")
+            raise ConsoleError(f"{path} is damaged: {part.file!r} is not a valid file name of a part")
     return manifest
 
 
 def verify(source: Path, parts: Iterable[BackupPart], notify: Notify) -> None:
-    """Compare files with what the manifest says. Raises ConsoleError, naming everything that is wrong."""
-    wrong = []
+    """Compare files with the manifest. Raises ConsoleError, naming every damaged file."""
+    damaged = []
     for part in parts:
-        problem = _problem(source / part.file, part)
+        problem = _find_problem(source / part.file, part)
         notify(f"{part.name:<22} {problem or 'ok'}")
         if problem:
-            wrong.append(f"  {part.file}: {problem}")
-    if wrong:
-        raise ConsoleError(f"{source} is damaged, and nothing was restored from it:\n" + "\n".join(wrong))
+            damaged.append(f"  {part.file}: {problem}")
+    if damaged:
+        raise ConsoleError(f"{source} is damaged, and nothing was restored from it:\n" + "\n".join(damaged))
 
 
-def _problem(path: Path, part: BackupPart) -> str:
+def _find_problem(path: Path, part: BackupPart) -> str:
     digest, size = sha256(), 0
     try:
         for chunk in read_chunks(path):
@@ -229,39 +229,41 @@ def _problem(path: Path, part: BackupPart) -> str:
     except OSError as error:
         return error.strerror or str(error)
     if size != part.bytes:
-        return f"{size} bytes in the place of {part.bytes}"
-    return "" if digest.hexdigest() == part.sha256 else "another SHA-256 than the manifest's"
+        return f"{size} bytes instead of {part.bytes}"
+    return "" if digest.hexdigest() == part.sha256 else "its SHA-256 differs from the manifest's"
 
 
 def read_chunks(path: Path, size: int = READ_CHUNK_BYTES) -> Iterator[bytes]:
-    """A file's bytes, a piece at a time."""
+    """Yield the content of a file in chunks."""
     with path.open("rb") as file:
         while chunk := file.read(size):
             yield chunk
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a compressed file."""
+    """Yield the lines of a compressed file."""
     with gzip.open(path, "rb") as file:
         for line in file:
             yield line.rstrip(b"\n")
 
 
 def read_exactly(file: IO[bytes], size: int) -> bytes:
-    """So many bytes. Raises ConsoleError where the file ends before."""
+    """Return `size` bytes. Raises ConsoleError if the file ends before."""
     data = file.read(size)
     if len(data) != size:
-        raise ConsoleError("a part of the backup ends in the middle of a message")
+        raise ConsoleError(
+            "A part of the backup ends in the middle of a message. Check it with `nexus backup --verify`."
+        )
     return data
 
 
 def now() -> str:
-    """UTC, as ISO 8601."""
+    """Return the time in UTC as ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def format_size(size: int) -> str:
-    """For people."""
+    """Return a size in B, KB, MB or GB."""
     value = float(size)
     for unit in ("B", "KB", "MB"):
         if value < 1000:

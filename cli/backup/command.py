@@ -1,4 +1,4 @@
-"""`nexus backup` and `nexus restore`: all that etcd, NATS and Redis hold of a Nexus, into a folder and back."""
+"""`nexus backup` and `nexus restore`: save the data of etcd, NATS and Redis to a folder, and write it back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import typer
 
 from cli import options
 from cli.backup.archive import BackupManifest, Notify, format_size, read_manifest, verify
-from cli.errors import ConsoleError
+from cli.errors import INTERRUPTED_EXIT_CODE, ConsoleError
 from cli.serve import EtcdUrl, NatsUrl, RedisUrl, StackDir, read_settings, set_environment
 from cli.stack.membership import join_running_stack
 
@@ -27,19 +27,22 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Only = Annotated[
-    str, typer.Option("--only", metavar="PARTS", help="Some of etcd, redis, streams, separated by commas; default all.")
+    str,
+    typer.Option(
+        "--only", metavar="PARTS", help="Only some of etcd, redis, streams, separated by commas. Default: all."
+    ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
-INTERRUPTED_EXIT_CODE = 130
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")]
 PARTIAL_RESTORE_EXIT_CODE = 4
-"""Exit code of a restore that began and did not end: nothing should be started on these servers."""
+"""Exit code of a restore that failed halfway: nothing may be started on these servers."""
 
 
 def backup(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to make; it must not be there.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to create; it must not exist.")],
     *,
     check: Annotated[
-        bool, typer.Option("--verify", help="Take no backup: compare the files of the one in DIR with its manifest.")
+        bool,
+        typer.Option("--verify", help="Write no backup: compare the files of the backup in DIR with its manifest."),
     ] = False,
     only: Only = "",
     nats_url: NatsUrl = None,
@@ -49,17 +52,17 @@ def backup(
     as_json: options.Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Save aliases, services, jobs, results, files, keys and all else into a folder, while everything goes on.
+    """Save aliases, services, jobs, results, files, keys and everything else to a folder, while Nexus runs.
 
-    Settings are those of a gateway: NATS_URL, ETCD_URL, REDIS_URL and their credentials, from the environment or .env;
+    The servers are those of a gateway: NATS_URL, ETCD_URL, REDIS_URL and their credentials, from the environment or .env;
     without any, those of the `nexus up` that runs on the data directory.
-    The folder holds prompts, answers and secrets in the open: keep it as safe as the servers themselves.
+    The folder holds prompts, answers and secrets in plain text: protect it like the servers themselves.
     """
     notify = _make_notify(as_json=as_json, quiet=quiet)
     if check:
         manifest = read_manifest(folder)
         verify(folder, manifest.parts, notify)
-        _show(manifest, "whole", as_json=as_json, quiet=quiet)
+        _print_summary(manifest, "complete", as_json=as_json, quiet=quiet)
         return
     from cli.backup.connections import parse_kinds
 
@@ -68,19 +71,21 @@ def backup(
     join_running_stack("gateway", data_dir)
     settings = _settings()
     began = time.monotonic()
-    manifest = _run(_backup(settings, folder, kinds, notify), "nothing was kept")
-    _show(manifest, f"taken in {time.monotonic() - began:.1f} s", as_json=as_json, quiet=quiet)
+    manifest = _run(_backup(settings, folder, kinds, notify), "nothing was saved")
+    _print_summary(manifest, f"saved in {time.monotonic() - began:.1f} s", as_json=as_json, quiet=quiet)
 
 
 def restore(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder that `nexus backup` made.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `nexus backup` created.")],
     *,
     force: Annotated[
-        bool, typer.Option("--force", help="Delete what is there first: these servers' jobs, results and keys.")
+        bool, typer.Option("--force", help="First delete the data of these servers: jobs, results and keys.")
     ] = False,
     replicas: Annotated[
         int | None,
-        typer.Option("--replicas", min=1, max=5, help="Of the streams; default as they were. See STREAM_REPLICAS."),
+        typer.Option(
+            "--replicas", min=1, max=5, help="Replicas of the streams, as in STREAM_REPLICAS. Default: as saved."
+        ),
     ] = None,
     only: Only = "",
     nats_url: NatsUrl = None,
@@ -89,7 +94,7 @@ def restore(
     as_json: options.Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write a backup into servers that hold nothing. Gateways and workers are stopped meanwhile, and started afterwards."""
+    """Restore a backup into empty servers. Stop all gateways and workers before, and start them afterwards."""
     from cli.backup.connections import parse_kinds
 
     notify = _make_notify(as_json=as_json, quiet=quiet)
@@ -97,12 +102,12 @@ def restore(
     manifest = read_manifest(folder)
     parts = [part for part in manifest.parts if part.kind in kinds]
     if not parts:
-        raise ConsoleError(f"{folder} holds nothing of {', '.join(sorted(kinds))}")
+        raise ConsoleError(f"{folder} has no data of {', '.join(sorted(kinds))}.")
     verify(folder, parts, notify)
     set_environment({"NATS_URL": nats_url, "ETCD_URL": etcd_url, "REDIS_URL": redis_url})
     settings = _settings()
-    left = "the servers hold a part of the backup: restore it again, with --force"
-    restored = _run(_restore(settings, folder, manifest, kinds, force=force, replicas=replicas, notify=notify), left)
+    remains = "the servers hold a part of the backup: restore it again with --force"
+    restored = _run(_restore(settings, folder, manifest, kinds, force=force, replicas=replicas, notify=notify), remains)
     for warning in restored.warnings:
         print(f"nexus: {warning}", file=sys.stderr)
     if as_json:
@@ -116,7 +121,7 @@ async def _backup(settings: CommonSettings, folder: Path, kinds: frozenset[str],
     from cli.backup.create import BackupCreator
 
     async with open_servers(settings) as servers:
-        return await BackupCreator(servers, kinds, notify).into(folder)
+        return await BackupCreator(servers, kinds, notify).run(folder)
 
 
 async def _restore(
@@ -133,21 +138,21 @@ async def _restore(
     from cli.backup.restore import BackupRestorer
 
     async with open_servers(settings) as servers:
-        work = BackupRestorer(servers, folder, manifest, kinds, notify)
-        await work.check(force=force)
+        restorer = BackupRestorer(servers, folder, manifest, kinds, notify)
+        await restorer.check(force=force)
         try:
             with translate_errors():
-                return await work.run(replicas)
-        except Exception as error:  # a defect, too, must not pass for a restore that changed nothing
-            said = error if isinstance(error, ConsoleError) else repr(error)
+                return await restorer.run(replicas)
+        except Exception as error:  # after a bug, too, the user must know that data was changed
+            message = error if isinstance(error, ConsoleError) else repr(error)
             raise ConsoleError(
-                f"{said}\nThe servers hold a part of the backup now. Mend the cause, and restore it again with --force.",
+                f"{message}\nThe servers hold a part of the backup now. Fix the cause, and restore it again with --force.",
                 exit_code=PARTIAL_RESTORE_EXIT_CODE,
             ) from error
 
 
-def _run(work: Coroutine[Any, Any, T], left: str) -> T:
-    """To its end, or until SIGTERM or Ctrl-C, after which everything is cleared up."""
+def _run(work: Coroutine[Any, Any, T], remains: str) -> T:
+    """Run to the end, or until SIGTERM or Ctrl-C, which clean up. `remains` tells the user what an interruption leaves."""
 
     async def run() -> T:
         task = asyncio.current_task()
@@ -158,7 +163,7 @@ def _run(work: Coroutine[Any, Any, T], left: str) -> T:
     try:
         return asyncio.run(run())
     except (KeyboardInterrupt, asyncio.CancelledError):
-        raise ConsoleError(f"interrupted; {left}", exit_code=INTERRUPTED_EXIT_CODE) from None
+        raise ConsoleError(f"Interrupted: {remains}.", exit_code=INTERRUPTED_EXIT_CODE) from None
 
 
 def _settings() -> CommonSettings:
@@ -178,11 +183,11 @@ def _make_notify(*, as_json: bool, quiet: bool) -> Notify:
     return notify
 
 
-def _show(manifest: BackupManifest, how: str, *, as_json: bool, quiet: bool) -> None:
+def _print_summary(manifest: BackupManifest, result: str, *, as_json: bool, quiet: bool) -> None:
     if as_json:
-        said = asdict(manifest)
-        for part in said["parts"]:
+        summary = asdict(manifest)
+        for part in summary["parts"]:
             del part["about"]
-        print(json.dumps(said | {"bytes": manifest.size}))
+        print(json.dumps(summary | {"bytes": manifest.size}))
     elif not quiet:
-        print(f"{len(manifest.parts)} parts, {format_size(manifest.size)}: {how}")
+        print(f"{len(manifest.parts)} parts, {format_size(manifest.size)}: {result}")

@@ -1,4 +1,4 @@
-"""The three servers as backups use them: opened together, by the settings that gateways read."""
+"""Connections of backups to NATS, Redis and etcd, by the settings of a gateway."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from backbone.store.redis import RedisStore
 from cli.errors import ConsoleError
 from schemas.errors import NexusError
 
-ALL_KINDS = ("etcd", "redis", "streams")
+SERVER_KINDS = ("etcd", "redis", "streams")
 REDIS_TIMEOUT_S = 30.0
-"""For one command: more than gateways have, since nobody waits."""
+"""For one command. Longer than a gateway's: no caller waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class BackupServers:
-    """What is read and written."""
+    """The open connections of a backup."""
 
     streams: StreamBackup
     redis: RedisBackup
@@ -36,27 +36,27 @@ class BackupServers:
 
 @asynccontextmanager
 async def open_servers(settings: CommonSettings) -> AsyncIterator[BackupServers]:
-    """All three, which must answer. Raises ConsoleError."""
+    """Connect to all three servers, each of which must answer. Raises ConsoleError."""
     with translate_errors():
         streams = StreamBackup(read_nats_access(settings))
         store = RedisStore(read_redis_access(settings), timeout_s=REDIS_TIMEOUT_S, rest_s=0)
         etcd = read_etcd_access(settings)
-        link = EtcdClient(etcd.url, probe_key=settings.etcd_prefix, tls=etcd.tls, login=etcd.login)
+        client = EtcdClient(etcd.url, probe_key=settings.etcd_prefix, tls=etcd.tls, login=etcd.login)
         try:
             await streams.start()
             await store.ping()
-            await link.open()
-            await link.ping()
-            yield BackupServers(streams, RedisBackup(store), RegistryBackup(link, settings.etcd_prefix))
+            await client.open()
+            await client.ping()
+            yield BackupServers(streams, RedisBackup(store), RegistryBackup(client, settings.etcd_prefix))
         finally:
             await streams.close()
             await store.close()
-            await link.close()
+            await client.close()
 
 
 @contextmanager
 def translate_errors() -> Iterator[None]:
-    """What the servers refuse, as a message for the user."""
+    """Raise errors of the servers as a ConsoleError."""
     try:
         yield
     except NexusError as error:
@@ -68,8 +68,10 @@ def translate_errors() -> Iterator[None]:
 
 
 def parse_kinds(only: str) -> frozenset[str]:
-    """The kinds of parts that `--only` names; empty: all. Raises ConsoleError."""
-    kinds = frozenset(filter(None, (part.strip() for part in only.split(",")))) or frozenset(ALL_KINDS)
-    if unknown := kinds - set(ALL_KINDS):
-        raise ConsoleError(f"--only knows {', '.join(ALL_KINDS)}, not {', '.join(sorted(unknown))}", exit_code=2)
+    """Return the kinds of parts in the value of `--only`, all if it is empty. Raises ConsoleError."""
+    kinds = frozenset(filter(None, (part.strip() for part in only.split(",")))) or frozenset(SERVER_KINDS)
+    if unknown := kinds - set(SERVER_KINDS):
+        raise ConsoleError(
+            f"--only: unknown {', '.join(sorted(unknown))}. Choose from {', '.join(SERVER_KINDS)}.", exit_code=2
+        )
     return kinds

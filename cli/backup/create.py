@@ -1,11 +1,12 @@
-"""Taking a backup while everything runs.
+"""Create a backup while everything runs.
 
-The parts are not of one moment. What moves from one place to another while they are read is found, since the place that it
-leaves is read before the place where it comes to rest (docs/adr/0028):
+The parts are read one after another. Data that moves meanwhile is not lost: the place that it leaves is read before the
+place where it ends (docs/adr/0028):
 
-    blobs, batches, Redis, what became of batches meanwhile, jobs, words, dead letters, webhooks, claims, events, blobs again
+    blobs, batches, Redis, later batches, jobs, outcomes, dead letters, webhooks, claims, events, later blobs
 
-A job is in the queue or has its word; a word has its blob; a record's end has its word; whoever claimed has its claim.
+Each job is in the queue or has its outcome, each outcome has its blob, each ended record has its outcome, and each job
+of an idempotent request has its claim.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ REDIS_FILE = "redis.jsonl.gz"
 
 
 def snapshot_file(stream: str) -> str:
-    """JetStream's archive."""
+    """Return the file of a stream's JetStream snapshot."""
     return f"{stream}.snapshot"
 
 
 def tail_file(stream: str) -> str:
-    """Messages that came later."""
+    """Return the file of messages that were stored after the snapshot."""
     return f"{stream}.tail"
 
 
@@ -44,8 +45,8 @@ class BackupCreator:
         self._notify = notify
         self._last: dict[str, int] = {}
 
-    async def into(self, target: Path) -> BackupManifest:
-        """Take it."""
+    async def run(self, target: Path) -> BackupManifest:
+        """Write the backup into a new folder and return its manifest."""
         began_at = now()
         with create_folder(target, self._notify) as folder:
             if "etcd" in self._kinds:
@@ -54,9 +55,9 @@ class BackupCreator:
             await self._streams(folder, early)
             if "redis" in self._kinds:
                 await self._redis(folder)
-            await self._rest_of(folder, BATCHES_STREAM)
+            await self._later_messages(folder, BATCHES_STREAM)
             await self._streams(folder, late)
-            await self._rest_of(folder, BLOBS_STREAM)
+            await self._later_messages(folder, BLOBS_STREAM)
             servers = {"nats": self._servers.streams.server_version}
             manifest = BackupManifest(VERSION, began_at, now(), servers, tuple(folder.parts))
             write_manifest(folder, manifest)
@@ -84,22 +85,22 @@ class BackupCreator:
     async def _stream(self, folder: BackupFolder, name: str) -> None:
         about = {"events_seq": await self._events_seq()} if name == JOBS_STREAM else {}
         with folder.file(snapshot_file(name)) as writer:
-            # Gateways make the queues' consumers; without them each job comes again at once, and none is forgotten.
-            taken = await self._servers.streams.save(name, writer.write, consumers=name != JOBS_STREAM)
-        if taken is None:
+            # Gateways recreate the queues' consumers; without saved ones, each job is delivered again and none is lost.
+            snapshot = await self._servers.streams.save(name, writer.write, consumers=name != JOBS_STREAM)
+        if snapshot is None:
             (folder.path / snapshot_file(name)).unlink()
-            self._notify(f"{name:<22} not there")
+            self._notify(f"{name:<22} missing")
             return
-        writer.items = int(taken.state["messages"])
-        self._last[name] = taken.last_seq
-        folder.add(writer.part(name, config=taken.config, state=taken.state, **about))
+        writer.items = int(snapshot.state["messages"])
+        self._last[name] = snapshot.last_seq
+        folder.add(writer.part(name, config=snapshot.config, state=snapshot.state, **about))
 
     async def _events_seq(self) -> int:
-        """Events of jobs that come into the queue from now on are stored behind this."""
+        """Return the last sequence of the events: later jobs have their events behind it."""
         state = await self._servers.streams.state(EVENTS_STREAM)
         return int(state["last_seq"]) if state is not None else 0
 
-    async def _rest_of(self, folder: BackupFolder, name: str) -> None:
+    async def _later_messages(self, folder: BackupFolder, name: str) -> None:
         if name not in self._last:
             return
         with folder.file(tail_file(name)) as writer:
@@ -110,6 +111,6 @@ class BackupCreator:
 
 async def _write_pieces(writer: PartWriter, pieces: AsyncGenerator[SavedMessage, None]) -> None:
     async for piece in pieces:
-        head = json.dumps([piece.subject, len(piece.headers), len(piece.data)]).encode()
-        writer.write(b"".join((head, b"\n", piece.headers, piece.data)))
+        header = json.dumps([piece.subject, len(piece.headers), len(piece.data)]).encode()
+        writer.write(b"".join((header, b"\n", piece.headers, piece.data)))
         writer.items += 1

@@ -1,7 +1,7 @@
-"""Restoring a backup into servers that hold nothing, while no gateway and no worker runs.
+"""Restore a backup into empty servers, while no gateway and no worker runs.
 
-Gateways do the rest when they start: they make the queues' consumers, look at each job that had not ended, and answer GONE
-for those whose word says that they had (docs/adr/0028).
+Gateways complete it when they start: they create the queues' consumers, check each unfinished job, and answer GONE for jobs
+whose outcome is stored (docs/adr/0028).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from cli.errors import ConsoleError
 
 @dataclass(slots=True)
 class RestoreResult:
-    """What became of it."""
+    """The result of a restore."""
 
     items: dict[str, int] = field(default_factory=dict)
-    """By part: keys, lines or messages that are there now."""
+    """Restored keys, lines or messages, by part."""
     warnings: list[str] = field(default_factory=list)
 
 
@@ -42,27 +42,27 @@ class BackupRestorer:
         self.restored = RestoreResult()
 
     async def check(self, *, force: bool) -> None:
-        """Nobody runs, and nothing is there that `force` does not give up. Raises ConsoleError."""
-        if running := await self._running():
+        """Raise ConsoleError if gateways or workers run, or if the servers hold data and `force` is not set."""
+        if running := await self._find_running():
             raise ConsoleError(
-                f"still running: {' and '.join(running)}; stop all gateways and workers, and restore then. "
-                "Gateways would fill the streams while they are restored; workers that died are gone when their "
-                "leases are (WORKER_LEASE_S)."
+                f"Still running: {' and '.join(running)}. Stop all gateways and workers, then restore. "
+                "Running gateways would write to the streams meanwhile. A worker that died counts as running until "
+                "its lease ends (WORKER_LEASE_S)."
             )
         here = self._servers.streams.server_version
         if "streams" in self._kinds and _minor(here) < _minor(self._saved_nats):
             raise ConsoleError(
-                f"this NATS is {here}, and the streams were saved from {self._saved_nats}: an older server does not "
-                "understand a newer one's snapshots"
+                f"This NATS is {here}, and the streams were saved from {self._saved_nats}: an older server cannot read "
+                f"snapshots of a newer one. Restore into NATS {self._saved_nats} or newer."
             )
-        if not force and (held := await self._held()):
+        if not force and (found := await self._find_data()):
             raise ConsoleError(
-                "these servers hold data already: "
-                + ", ".join(held)
-                + "\nRestore into empty ones, or replace what is there with --force."
+                "These servers already hold data: "
+                + ", ".join(found)
+                + "\nRestore into empty servers, or replace the data with --force."
             )
 
-    async def _running(self) -> list[str]:
+    async def _find_running(self) -> list[str]:
         found = []
         if self._kinds & {"redis", "streams"}:
             if await self._servers.streams.has_gateways():
@@ -71,21 +71,21 @@ class BackupRestorer:
                 found.append(f"{len(workers)} worker{'s' if len(workers) > 1 else ''}")
         return found
 
-    async def _held(self) -> list[str]:
-        held = []
+    async def _find_data(self) -> list[str]:
+        found = []
         if "etcd" in self._kinds and (keys := await self._servers.registry.operator_keys()):
-            held.append(f"etcd ({len(keys)} aliases and services)")
+            found.append(f"etcd ({len(keys)} aliases and services)")
         if "redis" in self._kinds and await self._servers.redis.has_data():
-            held.append("Redis")
+            found.append("Redis")
         if "streams" in self._kinds:
             for name in STREAMS:
                 state = await self._servers.streams.state(name)
-                if name != SEALS_STREAM and state is not None and state["messages"]:  # which every gateway makes
-                    held.append(f"{name} ({state['messages']:,} messages)")
-        return held
+                if name != SEALS_STREAM and state is not None and state["messages"]:  # every gateway creates that one
+                    found.append(f"{name} ({state['messages']:,} messages)")
+        return found
 
     async def run(self, replicas: int | None) -> RestoreResult:
-        """Replace what is there."""
+        """Replace the data of the servers, and return what was restored."""
         if "streams" in self._kinds:
             for name in STREAMS:
                 await self._servers.streams.delete(name)
@@ -94,7 +94,7 @@ class BackupRestorer:
         if "etcd" in self._kinds:
             await self._servers.registry.clear()
         for part in sorted(self._parts, key=lambda part: part.name.endswith("+")):
-            count = await self._one(part, replicas)
+            count = await self._restore_part(part, replicas)
             self.restored.items[part.name] = count
             self._notify(f"{part.name:<22} {count:>9,} of {part.items:,} items")
         await self._forget_lost_jobs()
@@ -106,9 +106,9 @@ class BackupRestorer:
             return
         after, last = int(jobs.about["events_seq"]), int(jobs.about["state"]["last_seq"])
         if lost := await self._servers.streams.delete_lost_jobs(after=after, last=last):
-            self._notify(f"{lost:,} jobs that were submitted while the backup was taken are not in it")
+            self._notify(f"{lost:,} jobs are missing: they were submitted while the backup was written")
 
-    async def _one(self, part: BackupPart, replicas: int | None) -> int:
+    async def _restore_part(self, part: BackupPart, replicas: int | None) -> int:
         path = self._source / part.file
         if part.name == "etcd":
             values = dict(json.loads(line) for line in read_lines(path))
@@ -118,9 +118,9 @@ class BackupRestorer:
             return await self._servers.redis.write_lines(read_lines(path))
         if part.name.endswith("+"):
             return await self._servers.streams.append(_pieces(path))
-        return await self._stream(part, path, replicas)
+        return await self._restore_stream(part, path, replicas)
 
-    async def _stream(self, part: BackupPart, path: Path, replicas: int | None) -> int:
+    async def _restore_stream(self, part: BackupPart, path: Path, replicas: int | None) -> int:
         config = dict(part.about["config"])
         if replicas is not None:
             config["num_replicas"] = replicas
@@ -129,7 +129,7 @@ class BackupRestorer:
         ahead = await streams.delete_consumers_ahead(part.name, int(state["last_seq"]))
         if ahead:
             self.restored.warnings.append(
-                f"{part.name}: what {', '.join(ahead)} had done is not known for certain, and is done again"
+                f"{part.name}: the progress of {', '.join(ahead)} is unknown; some work will be done again"
             )
         return int(state["messages"])
 

@@ -162,4 +162,4 @@ def test_the_command_that_makes_the_roles_says_that_they_do_not_hold(
     options = [f"--{user}-password-file={secrets.file(f'admin/{file}')}" for user, file in files.items()]
     done = CliRunner().invoke(app, ["permissions", "etcd", *options])
     assert done.exit_code == 0, done.output
-    assert "THESE ROLES DO NOT HOLD: etcd 3.5." in done.stderr
+    assert "THESE ROLES ARE NOT ENFORCED: etcd 3.5." in done.stderr

@@ -57,4 +57,4 @@ def test_with_the_nexus_of_this_machine(nats_url: str, etcd_url: str, redis_url:
     assert run("backup.sh", "--local", "--dir", str(tmp_path), "one", **servers).returncode == 1
     (tmp_path / "one" / "redis.jsonl.gz").write_bytes(b"")
     done = run("restore.sh", "--local", "--dir", str(tmp_path), "one", **servers)
-    assert (done.returncode, "0 bytes in the place of" in done.stderr) == (1, True), done
+    assert (done.returncode, "0 bytes instead of" in done.stderr) == (1, True), done

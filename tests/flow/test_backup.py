@@ -338,7 +338,7 @@ async def test_a_backup_replaces_nothing(old: Nexus, saved: Path, tmp_path: Path
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("precious")
     for there in (saved, tmp_path / "empty", tmp_path / "file"):
-        with pytest.raises(ConsoleError, match="is there already"):
+        with pytest.raises(ConsoleError, match="already exists"):
             await old.save(there)
     assert (tmp_path / "file").read_text() == "precious"
     assert list((tmp_path / "empty").iterdir()) == []
@@ -362,7 +362,7 @@ async def test_a_backup_that_is_interrupted(old: Nexus, tmp_path: Path, number: 
     left = list(tmp_path.iterdir())
     if number is signal.SIGTERM:
         assert process.returncode == 130, said
-        assert b"nothing was kept" in said
+        assert b"nothing was saved" in said
         assert left == []
     else:
         assert process.returncode == -signal.SIGKILL
@@ -389,8 +389,8 @@ async def test_a_restore_over_what_is_there(old: Nexus, saved: Path, tmp_path: P
         await (await world.gateway()).store_outcome(outcome_of(job, owner="default"))
         await world.close()
         refusal = await nexus.restore(saved)
-        assert "hold data already: NEXUS_DONE (1 messages)" in refusal
-        assert "an older server does not understand" in await nexus.restore(of_later_nats(saved, tmp_path), force=True)
+        assert "already hold data: NEXUS_DONE (1 messages)" in refusal
+        assert "an older server cannot read" in await nexus.restore(of_later_nats(saved, tmp_path), force=True)
         link = EtcdClient(cluster.etcd.url, probe_key="/nexus/")
         await link.open()
         assert await RegistryBackup(link, "/nexus/").read() == {}
@@ -402,7 +402,7 @@ async def test_a_restore_over_what_is_there(old: Nexus, saved: Path, tmp_path: P
         )
         assert await nexus.restore(saved, force=True) == ""
         assert (
-            "hold data already: etcd (1 aliases and services), Redis, NEXUS_DONE (5 messages)"
+            "already hold data: etcd (1 aliases and services), Redis, NEXUS_DONE (5 messages)"
             in await nexus.restore(saved)
         )
         await cluster.start_gateway()
