@@ -1,4 +1,4 @@
-"""Whisper as a library: one model, one transcription at a time."""
+"""Speech recognition with faster-whisper: one model, one transcription at a time."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from typing import Any
 from schemas.openai.transcriptions import TranslationRequest
 from workers.adapter_kit.audio.transcripts import RecognitionMode, SpeechSegment, SpeechTranscript, SpeechWord
 
-LOOK_S = 0.2
-"""How often one that waits for its turn looks whether its caller is still there."""
-RATE = 16_000
-"""Samples a second that Whisper takes."""
+CLIENT_CHECK_INTERVAL_S = 0.2
+"""How often a waiting request checks that its client is still connected."""
+SAMPLE_RATE = 16_000
+"""Samples per second that Whisper takes."""
 BLOCK_S = 300
-"""Seconds that are listened to at once: an hour in one piece takes gigabytes."""
-QUIET_S = 5
-"""The end of a block, of which the quietest moment is where it is cut."""
+"""Seconds of audio to transcribe at once: an hour in one piece takes gigabytes."""
+CUT_WINDOW_S = 5
+"""A block is cut at the quietest moment of its last seconds."""
 ENGLISH = frozenset({"en", "english"})
-Look = Callable[[], None]
-"""Raises where nobody waits for the work any more."""
+ClientCheck = Callable[[], None]
+"""Raises if the client has disconnected."""
 
 
 class TranscriptionRejected(Exception):
-    """The request is wrong: an HTTP status and OpenAI's error object."""
+    """The request is invalid. `status` is for HTTP, `body` is OpenAI's error object."""
 
     def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -37,142 +37,147 @@ class TranscriptionRejected(Exception):
 
 
 class CancellableModel:
-    """ctranslate2's model; `look` is called before each of its steps, and may raise to end the work."""
+    """ctranslate2's model. It calls `check_client` before each step, which raises to cancel the work."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self.look: Look = lambda: None
+        self.check_client: ClientCheck = lambda: None
 
     def __getattr__(self, name: str) -> Any:
-        self.look()
+        self.check_client()
         return getattr(self._model, name)
 
 
 class SpeechRecognizer:
-    """The model, used by one thread at a time. Raises RuntimeError or ValueError when it cannot be loaded."""
+    """Transcribes with one model, in one thread at a time. Raises RuntimeError or ValueError if the model cannot be loaded."""
 
     def __init__(self, model: Path, name: str, threads: int = 0) -> None:
-        """`threads` 0: one per core, four at most."""
+        """Load the model. `threads` 0 uses one for each core, at most four."""
         from faster_whisper import WhisperModel
 
         self.name = name
         self.busy = 0
-        """Requests that are worked on, or wait for it."""
-        self._turn = threading.Lock()
-        self._count = threading.Lock()
+        """Requests that run or wait."""
+        self._lock = threading.Lock()
+        self._busy_lock = threading.Lock()
         threads = threads or min(4, os.cpu_count() or 2)
         self._model = WhisperModel(str(model), device="cpu", compute_type="int8", cpu_threads=threads)
         self._multilingual = bool(self._model.model.is_multilingual)
-        self._steps = CancellableModel(self._model.model)
-        self._model.model = self._steps
+        self._cancellable = CancellableModel(self._model.model)
+        self._model.model = self._cancellable
 
     @contextmanager
-    def occupied(self) -> Iterator[None]:
-        """Count a request."""
-        with self._count:
+    def count_request(self) -> Iterator[None]:
+        """Count a request in `busy` while the block runs."""
+        with self._busy_lock:
             self.busy += 1
         try:
             yield
         finally:
-            with self._count:
+            with self._busy_lock:
                 self.busy -= 1
 
-    def check(self, wanted: TranslationRequest, what: RecognitionMode) -> None:
-        """Raises TranscriptionRejected when this model cannot do that."""
-        if wanted.model != self.name:
-            message = f"there is no model {wanted.model!r}; there is {self.name}"
+    def check(self, request: TranslationRequest, mode: RecognitionMode) -> None:
+        """Raise TranscriptionRejected if this model cannot serve the request."""
+        if request.model != self.name:
+            message = f"The model {request.model!r} does not exist. This server has {self.name}."
             raise TranscriptionRejected(message, status=404, param="model", code="model_not_found")
-        if wanted.response_format == "diarized_json":
-            raise TranscriptionRejected("this model cannot tell speakers apart", param="response_format")
+        if request.response_format == "diarized_json":
+            raise TranscriptionRejected(
+                "This model cannot tell speakers apart. Choose another response_format.", param="response_format"
+            )
         if self._multilingual:
             return
-        if what == "translate":
-            raise TranscriptionRejected(f"{self.name} knows only English, and cannot translate", param="model")
-        language = getattr(wanted, "language", None)
+        if mode == "translate":
+            raise TranscriptionRejected(f"{self.name} knows only English and cannot translate.", param="model")
+        language = getattr(request, "language", None)
         if language and language.lower() not in ENGLISH:
-            raise TranscriptionRejected(f"{self.name} knows only English", param="language")
+            raise TranscriptionRejected(f"{self.name} knows only English.", param="language")
 
-    def hear(
-        self, sound: bytes, wanted: TranslationRequest, what: RecognitionMode, look: Look
+    def transcribe(
+        self, audio: bytes, request: TranslationRequest, mode: RecognitionMode, check_client: ClientCheck
     ) -> Generator[SpeechTranscript]:
-        """The transcript as it grows, first without any text. Raises TranscriptionRejected for bad sound, and what `look` raises."""
-        samples = decoded(sound)
-        while not self._turn.acquire(timeout=LOOK_S):
-            look()
-        self._steps.look = look
-        try:
-            told = SpeechTranscript(
-                "", duration=len(samples) / RATE, segments=(), words=() if wants_word_times(wanted) else None
-            )
-            for start, block in blocks(samples):
-                phrases, language = self._start(block, wanted, what, told.language)
-                if told.language is None:
-                    told = replace(told, language=language)
-                    yield told
-                for phrase in phrases:
-                    told = longer(told, phrase, start, start + len(block) / RATE)
-                    yield told
-        finally:
-            self._turn.release()
+        """Yield the growing transcript, first without text.
 
-    def _start(
-        self, block: Any, wanted: TranslationRequest, what: RecognitionMode, language: str | None
+        Raises TranscriptionRejected for audio that cannot be decoded, and the exceptions of `check_client`.
+        """
+        samples = decode(audio)
+        while not self._lock.acquire(timeout=CLIENT_CHECK_INTERVAL_S):
+            check_client()
+        self._cancellable.check_client = check_client
+        try:
+            transcript = SpeechTranscript(
+                "", duration=len(samples) / SAMPLE_RATE, segments=(), words=() if wants_word_times(request) else None
+            )
+            for start, block in split_blocks(samples):
+                phrases, language = self._transcribe_block(block, request, mode, transcript.language)
+                if transcript.language is None:
+                    transcript = replace(transcript, language=language)
+                    yield transcript
+                for phrase in phrases:
+                    transcript = append_phrase(transcript, phrase, start, start + len(block) / SAMPLE_RATE)
+                    yield transcript
+        finally:
+            self._lock.release()
+
+    def _transcribe_block(
+        self, block: Any, request: TranslationRequest, mode: RecognitionMode, language: str | None
     ) -> tuple[Iterator[Any], str]:
-        """What comes of a block, and its language: the one given, else the one found."""
-        # OpenAI's 0 means what the default does: begin with 0, and more where that fails.
-        chosen = {"temperature": wanted.temperature} if wanted.temperature else {}
+        """Return the phrases of a block, and its language: the given or the detected one."""
+        # OpenAI's temperature 0 is the default here: start with 0, and raise it if decoding fails.
+        options = {"temperature": request.temperature} if request.temperature else {}
         try:
             phrases, info = self._model.transcribe(
                 block,
-                task=what,
-                language=language or getattr(wanted, "language", None),
-                initial_prompt=wanted.prompt,
-                word_timestamps=wants_word_times(wanted),
-                **chosen,
+                task=mode,
+                language=language or getattr(request, "language", None),
+                initial_prompt=request.prompt,
+                word_timestamps=wants_word_times(request),
+                **options,
             )
-        except ValueError as error:  # a language that there is not
+        except ValueError as error:  # an unknown language
             raise TranscriptionRejected(str(error), param="language") from error
         return iter(phrases), str(info.language)
 
 
-def wants_word_times(wanted: TranslationRequest) -> bool:
-    """Whether the caller asked for every word's times."""
-    return "word" in (getattr(wanted, "timestamp_granularities", None) or ())
+def wants_word_times(request: TranslationRequest) -> bool:
+    """Return whether the request asks for the times of each word."""
+    return "word" in (getattr(request, "timestamp_granularities", None) or ())
 
 
-def decoded(sound: bytes) -> Any:
-    """The samples. Raises TranscriptionRejected when FFmpeg can make nothing of it."""
+def decode(audio: bytes) -> Any:
+    """Return the samples of a file. Raises TranscriptionRejected if FFmpeg cannot decode it."""
     from faster_whisper import decode_audio
 
     try:
-        samples = decode_audio(io.BytesIO(sound), sampling_rate=RATE)
-    except Exception as error:  # FFmpeg's are of many kinds, and all of them are about the file
-        raise TranscriptionRejected(f"the file is no sound that can be decoded: {error}", param="file") from error
+        samples = decode_audio(io.BytesIO(audio), sampling_rate=SAMPLE_RATE)
+    except Exception as error:  # FFmpeg raises many classes, all of them for a bad file
+        raise TranscriptionRejected(f"The file cannot be decoded as audio: {error}", param="file") from error
     if not len(samples):
-        raise TranscriptionRejected("the file holds no sound", param="file")
+        raise TranscriptionRejected("The file contains no audio.", param="file")
     return samples
 
 
-def blocks(samples: Any) -> Iterator[tuple[float, Any]]:
-    """The sound in pieces, each with the seconds before it; cut where little is said."""
-    begin = 0
-    while len(samples) - begin > BLOCK_S * RATE:
-        end = begin + BLOCK_S * RATE
-        tenths = abs(samples[end - QUIET_S * RATE : end]).reshape(QUIET_S * 10, -1).sum(axis=1)
-        end -= (QUIET_S * 10 - int(tenths.argmin())) * RATE // 10 - RATE // 20
-        yield begin / RATE, samples[begin:end]
-        begin = end
-    yield begin / RATE, samples[begin:]
+def split_blocks(samples: Any) -> Iterator[tuple[float, Any]]:
+    """Yield blocks of the audio, each with its start in seconds, cut at quiet moments."""
+    start = 0
+    while len(samples) - start > BLOCK_S * SAMPLE_RATE:
+        end = start + BLOCK_S * SAMPLE_RATE
+        tenths = abs(samples[end - CUT_WINDOW_S * SAMPLE_RATE : end]).reshape(CUT_WINDOW_S * 10, -1).sum(axis=1)
+        end -= (CUT_WINDOW_S * 10 - int(tenths.argmin())) * SAMPLE_RATE // 10 - SAMPLE_RATE // 20
+        yield start / SAMPLE_RATE, samples[start:end]
+        start = end
+    yield start / SAMPLE_RATE, samples[start:]
 
 
-def longer(told: SpeechTranscript, phrase: Any, start: float, end: float) -> SpeechTranscript:
-    """With one more of faster-whisper's segments, of a block that lasts from `start` to `end` seconds.
+def append_phrase(transcript: SpeechTranscript, phrase: Any, start: float, end: float) -> SpeechTranscript:
+    """Return the transcript with one more phrase, of a block that lasts from `start` to `end` seconds.
 
-    Whisper fills the last part of a block up with silence, and may take some of it for the end of a phrase.
+    Whisper pads a block with silence, and may count some of it to the last phrase: times are cut at `end`.
     """
     segment = SpeechSegment(
         text=phrase.text,
-        start=start + float(phrase.start),  # with words, numbers of numpy
+        start=start + float(phrase.start),  # a numpy number if the request asks for word times
         end=min(end, start + float(phrase.end)),
         seek=phrase.seek + int(100 * start),
         tokens=tuple(phrase.tokens),
@@ -181,10 +186,13 @@ def longer(told: SpeechTranscript, phrase: Any, start: float, end: float) -> Spe
         compression_ratio=phrase.compression_ratio,
         no_speech_prob=phrase.no_speech_prob,
     )
-    segments = (*(told.segments or ()), segment)
+    segments = (*(transcript.segments or ()), segment)
     words = None
-    if told.words is not None:
-        said = ((one.word.strip(), start + float(one.start), start + float(one.end)) for one in phrase.words or ())
-        words = (*told.words, *(SpeechWord(word, min(end, begun), min(end, ended)) for word, begun, ended in said))
+    if transcript.words is not None:
+        times = ((one.word.strip(), start + float(one.start), start + float(one.end)) for one in phrase.words or ())
+        words = (
+            *transcript.words,
+            *(SpeechWord(word, min(end, begun), min(end, ended)) for word, begun, ended in times),
+        )
     text = "".join(one.text for one in segments).strip()
-    return replace(told, text=text, segments=segments, words=words)
+    return replace(transcript, text=text, segments=segments, words=words)

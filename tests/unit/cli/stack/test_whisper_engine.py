@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cli.embedded.whisper_engine import BLOCK_S, RATE, TranscriptionRejected, blocks, longer
+from cli.embedded.whisper_engine import BLOCK_S, SAMPLE_RATE, TranscriptionRejected, append_phrase, split_blocks
 from cli.embedded.whisper_server import read_fields, read_form
 from workers.adapter_kit.audio.transcripts import SpeechTranscript, SpeechWord
 
@@ -22,27 +22,27 @@ def phrase(text: str, start: float, end: float) -> Any:
 
 def test_long_sound_is_cut_where_it_is_quiet() -> None:
     """Nothing is lost, nothing is heard twice, and no block is too long."""
-    samples = numpy.ones(int(2.5 * BLOCK_S * RATE), dtype="float32")
-    quiet = slice((BLOCK_S - 2) * RATE, (BLOCK_S - 2) * RATE + RATE // 5)
+    samples = numpy.ones(int(2.5 * BLOCK_S * SAMPLE_RATE), dtype="float32")
+    quiet = slice((BLOCK_S - 2) * SAMPLE_RATE, (BLOCK_S - 2) * SAMPLE_RATE + SAMPLE_RATE // 5)
     samples[quiet] = 0
-    pieces = list(blocks(samples))
-    assert [len(piece) <= BLOCK_S * RATE for _, piece in pieces] == [True] * 3
+    pieces = list(split_blocks(samples))
+    assert [len(piece) <= BLOCK_S * SAMPLE_RATE for _, piece in pieces] == [True] * 3
     assert sum(len(piece) for _, piece in pieces) == len(samples)
     assert quiet.start < len(pieces[0][1]) < quiet.stop
     starts = [start for start, _ in pieces]
-    assert starts == [0.0, *(sum(len(piece) for _, piece in pieces[:n]) / RATE for n in (1, 2))]
-    short = numpy.ones(RATE, dtype="float32")
-    assert [(start, len(piece)) for start, piece in blocks(short)] == [(0.0, RATE)]
+    assert starts == [0.0, *(sum(len(piece) for _, piece in pieces[:n]) / SAMPLE_RATE for n in (1, 2))]
+    short = numpy.ones(SAMPLE_RATE, dtype="float32")
+    assert [(start, len(piece)) for start, piece in split_blocks(short)] == [(0.0, SAMPLE_RATE)]
 
 
 def test_times_count_from_the_beginning_of_the_sound() -> None:
     """And end with it."""
-    told = longer(SpeechTranscript("", "en", 700.0, (), ()), phrase(" One", 1.0, 2.0), 0.0, 600.0)
-    told = longer(told, phrase(" two.", 1.0, 20.0), 600.0, 602.0)
-    assert told.text == "One two."
-    assert told.segments is not None
-    assert [(one.start, one.end, one.seek) for one in told.segments] == [(1.0, 2.0, 0), (601.0, 602.0, 60_000)]
-    assert told.words == (SpeechWord("One", 1.0, 2.0), SpeechWord("two.", 601.0, 602.0))
+    transcript = append_phrase(SpeechTranscript("", "en", 700.0, (), ()), phrase(" One", 1.0, 2.0), 0.0, 600.0)
+    transcript = append_phrase(transcript, phrase(" two.", 1.0, 20.0), 600.0, 602.0)
+    assert transcript.text == "One two."
+    assert transcript.segments is not None
+    assert [(one.start, one.end, one.seek) for one in transcript.segments] == [(1.0, 2.0, 0), (601.0, 602.0, 60_000)]
+    assert transcript.words == (SpeechWord("One", 1.0, 2.0), SpeechWord("two.", 601.0, 602.0))
 
 
 def test_a_form_is_read() -> None:
