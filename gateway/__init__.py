@@ -1,1 +1,1 @@
-"""The front door: routes, dispatch, bus, events, bytes."""
+"""The gateway: it answers OpenAI-compatible requests with jobs for workers, at once or durably."""

@@ -264,7 +264,7 @@ class GracefulShutdown:
         log.info("gateway.shutdown_started", lame_duck_s=self._lame_duck_s, drain_s=self._drain_s)
         self._shutdown_state.begin()
         for connection in list(self._api.server_state.connections):
-            cast("HttpProtocol", connection).leave()
+            cast("HttpProtocol", connection).close_after_answer()
         asyncio.get_running_loop().call_later(self._lame_duck_s, self._drain)
 
     def _drain(self) -> None:

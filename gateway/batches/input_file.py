@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from gateway.http.request_body import MAX_DEPTH, too_deep
+from gateway.http.request_body import MAX_DEPTH, is_too_deep
 from schemas.batches import MAX_ERRORS, MAX_REQUESTS, BatchError
 
 BOM = b"\xef\xbb\xbf"
@@ -93,7 +93,7 @@ def parse_line(data: bytes, endpoint: str) -> Request:
         raise InvalidLine("invalid_json_line", f"This line is not parseable as valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise InvalidLine("invalid_json_line", "This line is no JSON object.")
-    if data.count(b"{") + data.count(b"[") > MAX_DEPTH and too_deep(value):
+    if data.count(b"{") + data.count(b"[") > MAX_DEPTH and is_too_deep(value):
         raise InvalidLine("invalid_json_line", f"This line is nested deeper than {MAX_DEPTH} levels.")
     for name in ("custom_id", "method", "url", "body"):
         if value.get(name) is None:

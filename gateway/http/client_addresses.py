@@ -1,4 +1,4 @@
-"""Callers' addresses: which of them count as one, and what a proxy in front says of them."""
+"""Group callers' addresses, and read them from the headers of trusted proxies."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 PREFIX_V6 = 64
-"""Bits: whoever has one IPv6 address has at least as many as share these."""
+"""Bits of an IPv6 address that identify a caller: a caller usually has at least a /64 network."""
 
 
 @lru_cache(maxsize=4096)
 def group_of(text: str) -> str:
-    """Return what an address counts as: an IPv4 address as itself, an IPv6 address as its /64. What is neither stays as it is."""
+    """Return an IPv4 address unchanged and an IPv6 address as its /64 network. Text that is no address is cut to 64 characters."""
     try:
         address = ip_address(text.partition("%")[0])
     except ValueError:
@@ -25,17 +25,17 @@ def group_of(text: str) -> str:
     return str(address)
 
 
-def networks_of(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    """Return the networks of comma-separated addresses and CIDR ranges. Raises ValueError."""
+def parse_networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    """Parse comma-separated addresses and CIDR ranges. Raises ValueError."""
     return tuple(ip_network(part.strip(), strict=False) for part in text.split(",") if part.strip())
 
 
 class TrustedProxies:
-    """Proxies whose word about callers' addresses (`X-Forwarded-For`) is believed."""
+    """Holds the proxies whose `X-Forwarded-For` is trusted."""
 
     def __init__(self, text: str = "") -> None:
         """`text`: comma-separated addresses and CIDR ranges. Raises ValueError."""
-        self._networks = networks_of(text)
+        self._networks = parse_networks(text)
         self._is_trusted = lru_cache(maxsize=4096)(self._lies_within)
 
     def __contains__(self, group: str) -> bool:
@@ -49,9 +49,9 @@ class TrustedProxies:
         return any(address in network for network in self._networks)
 
     def caller(self, peer: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
-        """Return the nearest address in front of the trusted proxies, as `group_of` has it.
+        """Return the nearest address in front of the trusted proxies, grouped by `group_of`.
 
-        Each proxy appends the address that it was reached from, so that only what stands left of an untrusted one can be made up.
+        Each proxy appends the address it was reached from, so that only addresses to the left of an untrusted one can be forged.
         """
         hops = [hop for name, value in headers if name == b"x-forwarded-for" for hop in value.split(b",")]
         caller = peer

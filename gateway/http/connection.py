@@ -1,19 +1,19 @@
 """Read HTTP/1.1 on one connection, with the bounds that uvicorn's protocol lacks.
 
-- One request is read at a time. The bytes of requests pipelined behind it are stored unread, and beyond `MAX_AHEAD` the
-  socket is not read either. Each byte is looked at once, however many requests one read brings.
-- A request's head is bounded in bytes, headers and time, the framing of a chunked body (extensions, trailers) in bytes, and
-  what is left of a body that the answer did not wait for in bytes and time. Trailers are dropped: nothing reads them.
-- A connection that is idle, or that brings nothing but empty lines, is closed after the keep-alive timeout.
-- What is not HTTP is answered with OpenAI's error object and a request id; an answer in progress is never cut into.
+- One request is read at a time. The bytes of requests that are pipelined behind it are buffered unread, and beyond
+  `MAX_PIPELINED_BYTES` the socket is not read either. Each byte is parsed once, however many requests one read brings.
+- A request's head is bounded in bytes, headers and time; the framing of a chunked body (extensions, trailers) in bytes; the rest
+  of a body that was not read before the answer in bytes and time. Trailers are dropped, since no handler reads them.
+- A connection that is idle, or that sends only empty lines, is closed after the keep-alive timeout.
+- Bytes that are not HTTP are answered with OpenAI's error object and a request id; an answer in progress is never interrupted.
 - An offer to upgrade (`curl --http2`, Java's HttpClient: `Upgrade: h2c`) is declined by answering over HTTP/1.1. uvicorn
   loses the body of such a request.
-- A caller who hangs up is heard, unless more than `MAX_AHEAD` is pipelined.
-- A stream to an HTTP/1.0 client ends with the connection; that version does not know chunks.
-- A request's `HttpExchange` tells what ASGI does not, and writes tokens without it.
-- A gateway that is leaving tells each caller so in its answer's head, which then ends the connection. One whose head has gone out
-  is kept: the caller may be sending its next request already.
-- Who connects, how long an unread answer is held, and how much memory unread answers take: `gateway.http.connection_limits`.
+- A disconnect is noticed, unless more than `MAX_PIPELINED_BYTES` are pipelined.
+- A stream to an HTTP/1.0 client ends with the connection; that version has no chunked encoding.
+- A request's `HttpExchange` offers what ASGI lacks, and writes tokens without it.
+- During a shutdown, each answer's head has `connection: close`, which ends the connection. A connection whose answer's head was sent
+  before stays open: the caller may be sending its next request already.
+- `gateway.http.connection_limits` bounds the number of connections, and the time and memory that unread answers take.
 """
 
 from __future__ import annotations
@@ -39,28 +39,28 @@ from schemas.errors import HeadersTooLarge, InvalidRequest, NexusError, RequestT
 
 log = structlog.get_logger(__name__)
 
-MAX_HEAD = 64 * 1024
-"""Bytes of request line and headers."""
+MAX_HEAD_BYTES = 64 * 1024
+"""Request line and headers."""
 MAX_HEADERS = 128
-MAX_FRAMING = 16 * 1024
-"""Bytes that a chunked body may take beyond its data and `CHUNK_ALLOWANCE` for each chunk: long extensions, trailers."""
-CHUNK_ALLOWANCE = 16
-MAX_AHEAD = 64 * 1024
-"""Bytes of pipelined requests that are stored before the socket is left unread; one read (256 KiB) may exceed it once."""
-SMALL_HEAD = 8 * 1024
-"""A head that is not complete keeps its place up to this size when heads take all the memory they may."""
-MAX_BLANK = 1024
-"""Bytes of empty lines between two requests."""
-MAX_UNWANTED = 32 * 1024 * 1024
-"""Bytes of a body that are read and dropped after its request has been answered."""
+MAX_FRAMING_BYTES = 16 * 1024
+"""Bytes of a chunked body beyond its data and `CHUNK_OVERHEAD_BYTES` for each chunk: long extensions, trailers."""
+CHUNK_OVERHEAD_BYTES = 16
+MAX_PIPELINED_BYTES = 64 * 1024
+"""Bytes of pipelined requests that are buffered before the socket is left unread; one read (256 KiB) may exceed it once."""
+SMALL_HEAD_BYTES = 8 * 1024
+"""An incomplete head up to this size is never refused when heads have used up their memory."""
+MAX_BLANK_BYTES = 1024
+"""Empty lines between two requests."""
+MAX_DISCARDED_BYTES = 32 * 1024 * 1024
+"""Bytes of a body that are read and dropped after its request was answered."""
 LINGER_S = 1.0
-"""After a refusal, before the connection closes: closing at once, with bytes unread, could take the answer along."""
-FIRST_WORD_S = 0.5
-"""For the first request on a connection that was made just before the gateway stopped listening."""
+"""Delay between an error and the close of the connection: an immediate close with unread bytes could destroy the answer."""
+FIRST_REQUEST_S = 0.5
+"""Time for the first request on a connection that was made just before the gateway stopped listening."""
 UPGRADE_TOKENS = frozenset({b"upgrade", b"http2-settings"})
 UPGRADE_HEADERS = frozenset({b"connection", *UPGRADE_TOKENS})
 HEAD_END = b"\r\n\r\n"
-"""Every head, and every chunked body, ends with it; httptools refuses bare line feeds."""
+"""End of every head and every chunked body; httptools rejects bare line feeds."""
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -71,39 +71,39 @@ class HttpProtocol(HttpToolsProtocol):
         *args: Any,
         head_timeout_s: float,
         shutdown_state: ShutdownState,
-        connections: ConnectionLimiter,
+        limiter: ConnectionLimiter,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._shutdown_state = shutdown_state
         self._head_timeout_s = head_timeout_s
-        self._connections = connections
+        self._limiter = limiter
         self._caller = Caller("")
         self._peer = ""
         self._proxied = False
-        self._deaf = False
-        """Nothing that comes is read any more."""
+        self._ignores_input = False
+        """Whether received bytes are ignored."""
         self._in_head = False
         self._in_chunks = False
         self._head_size = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._tail = b""
-        """The last bytes of an incomplete head or chunked body: `HEAD_END` may come in two reads."""
-        self._ahead = bytearray()
-        """What came behind a request that is being answered."""
-        self._held_ahead = 0
-        """Bytes that are stored for the caller elsewhere, as `HttpExchange.report_buffered` was told."""
-        self._pipelined = False
-        """What is being read came before the last answer had gone."""
-        self._counted = 0
-        """Bytes of incomplete heads and pipelined requests that `_connections` counts for this connection."""
-        self._blank = 0
-        self._framed = False
-        """Whether it is known how the end of this body is found."""
+        """Last bytes of an incomplete head or chunked body, since `HEAD_END` may come in two reads."""
+        self._pipelined_bytes = bytearray()
+        """Bytes behind the request that is being answered."""
+        self._buffered_elsewhere = 0
+        """Bytes that are buffered for the caller elsewhere, as `HttpExchange.report_buffered` was told."""
+        self._reading_pipelined = False
+        """Whether the bytes that are being read came before the last answer was sent."""
+        self._counted_bytes = 0
+        """Bytes of incomplete heads and pipelined requests that `_limiter` counts for this connection."""
+        self._blank_bytes = 0
+        self._framing_known = False
+        """Whether the framing of the current body is known: by length, or in chunks."""
         self._body_size = 0
         self._chunks = 0
-        self._framing = 0
-        self._unwanted = 0
+        self._framing_bytes = 0
+        self._discarded_bytes = 0
         self._error: NexusError | None = None
 
     # The connection
@@ -114,93 +114,93 @@ class HttpProtocol(HttpToolsProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
         self._peer = group_of(self.client[0] if self.client else "")
         self._caller = Caller(self._peer)
-        self._proxied = self._peer in self._connections.trusted
-        error = self._connections.enter(self, self._peer)
+        self._proxied = self._peer in self._limiter.trusted
+        error = self._limiter.admit(self, self._peer)
         if error is not None:
-            self._turn_away(error)
+            self._refuse_connection(error)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._connections.leave(self, self._peer)
+        self._limiter.remove(self, self._peer)
         self._unset_keepalive_if_required()
         self._stop_head_timer()
-        self._ahead.clear()
+        self._pipelined_bytes.clear()
         self._count(0)
-        self._connections.turns.leave(self)
+        self._limiter.pipeline.remove(self)
         super().connection_lost(exc)
-        self._held_ahead = 0
-        self._connections.unread.record(self, 0)
+        self._buffered_elsewhere = 0
+        self._limiter.unread.record(self, 0)
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
-            line = cast("dict[str, Any]", cycle.scope).get(EXCHANGE)
-            if line is not None:
-                line.gone()
+            exchange = cast("dict[str, Any]", cycle.scope).get(EXCHANGE)
+            if exchange is not None:
+                exchange.notify_disconnect()
 
     def shutdown(self) -> None:
-        """The server stops. Who has connected and said nothing yet is about to: it gets the time to."""
+        """Close the connection as the server stops; a connection without a request yet gets a moment to send one."""
         if self.cycle is None and not self.transport.is_closing():
-            self.loop.call_later(FIRST_WORD_S, self._shut_unless_asked)
+            self.loop.call_later(FIRST_REQUEST_S, self._shut_down_if_idle)
         else:
             super().shutdown()
 
-    def _shut_unless_asked(self) -> None:
+    def _shut_down_if_idle(self) -> None:
         if not self.transport.is_closing():
             super().shutdown()
 
-    def leave(self) -> None:
-        """The gateway is leaving: this connection ends with the answer that is being made, if its head can still say so."""
+    def close_after_answer(self) -> None:
+        """End the connection with its current answer, if the answer's head is not sent yet. The gateway shuts down."""
         cycle = self.cycle
         if cycle is not None and not cycle.response_started:
             cycle.keep_alive = False
 
     def pause_writing(self) -> None:
-        """The transport's buffer is full."""
+        """Report unread bytes, as the transport's buffer is full."""
         super().pause_writing()
-        self.report_unread(self._held_ahead)
+        self.report_unread(self._buffered_elsewhere)
 
     def resume_writing(self) -> None:
-        """The transport's buffer has emptied."""
+        """Report unread bytes, as the transport's buffer has emptied."""
         super().resume_writing()
-        self._connections.unread.record(self, self._held_ahead)
+        self._limiter.unread.record(self, self._buffered_elsewhere)
 
     def report_unread(self, size: int) -> None:
-        """See `gateway.http.asgi.HttpExchange.report_buffered`."""
-        self._held_ahead = size
+        """Report bytes as `gateway.http.asgi.HttpExchange.report_buffered` describes."""
+        self._buffered_elsewhere = size
         buffered = self.transport.get_write_buffer_size() if self.flow.write_paused else 0
-        self._connections.unread.record(self, buffered + size)
+        self._limiter.unread.record(self, buffered + size)
 
     @property
     def owner(self) -> str:
-        """Who the unread bytes of this connection count for."""
+        """The owner for whom the connection's unread bytes count: of the last key, or else the address."""
         return self._caller.owner or self._caller.address
 
     def shed(self) -> None:
-        """Drop what the caller has not read. The connection ends with it."""
+        """Drop what the caller has not read, and close the connection."""
         log.warning("connection.shed", owner=self.owner, unread=self.transport.get_write_buffer_size())
         reset(self.transport)
 
     # Reading
 
     def data_received(self, data: bytes) -> None:
-        """Read one request; store what is behind it until it has been answered."""
-        if self._deaf:
+        """Read one request; buffer the bytes behind it until it was answered."""
+        if self._ignores_input:
             return
-        read = 0 if self._ahead else self._read(data)
-        if self._deaf:
+        read = 0 if self._pipelined_bytes else self._read(data)
+        if self._ignores_input:
             return
         if read < len(data):
-            self._store_ahead(data[read:])
+            self._buffer_pipelined(data[read:])
         elif self._in_head:
             self._bound_head()
 
     def _read(self, data: bytes | bytearray) -> int:
-        """Feed the parser until a request waits for its answer. Returns how much was read."""
+        """Feed the parser until a request is complete. Returns how many bytes were parsed."""
         start, end = 0, len(data)
         while start < end and not self._is_answering():
             stop = self._stop(data, start)
-            if self._deaf:
+            if self._ignores_input:
                 return end
             start += self._feed(bytes(data) if stop - start == end else bytes(data[start:stop]))
-            if self._deaf:
+            if self._ignores_input:
                 return end
         if self._in_head or self._in_chunks:
             self._tail = (self._tail + bytes(data[max(0, start - 3) : start]))[-3:]
@@ -209,17 +209,17 @@ class HttpProtocol(HttpToolsProtocol):
         return start
 
     def _is_answering(self) -> bool:
-        """Whether a request has come as a whole, and its answer has not gone as a whole."""
+        """Return whether a request is complete, and its answer is not."""
         cycle = self.cycle
         return cycle is not None and not cycle.response_complete and not cycle.more_body
 
     def _in_sized_body(self) -> bool:
-        """Whether the next byte belongs to a body of known length."""
+        """Return whether the next byte belongs to a body of known length."""
         cycle = self.cycle
         return cycle is not None and cycle.more_body and not self._in_head and not self._in_chunks
 
     def _stop(self, data: bytes | bytearray, start: int) -> int:
-        """Return how far to feed the parser, so that it meets the end of one request at most. May refuse a head."""
+        """Return up to where to feed the parser, so that it meets the end of one request at most. May refuse a head."""
         if start == 0 and self._tail:
             seam = (self._tail + data[:3]).find(HEAD_END)
             if seam >= 0:
@@ -234,13 +234,13 @@ class HttpProtocol(HttpToolsProtocol):
         if self._in_chunks:
             return stop
         self._head_size += stop - start
-        if self._head_size > MAX_HEAD:
-            self._refuse(HeadersTooLarge(f"the request's line and headers are larger than {MAX_HEAD} bytes"))
-        # One end alone: behind this head there is its body, or the beginning of another head.
+        if self._head_size > MAX_HEAD_BYTES:
+            self._refuse(HeadersTooLarge(f"the request's line and headers are larger than {MAX_HEAD_BYTES} bytes"))
+        # Only one end: behind this head there is its body, or the beginning of another head.
         return stop if data.find(HEAD_END, stop) >= 0 else len(data)
 
     def _feed(self, piece: bytes) -> int:
-        """Let the parser read. Returns how much of it was read."""
+        """Feed the parser. Returns how many bytes were parsed."""
         before, was_body = self.cycle, self.cycle is not None and self.cycle.more_body
         body_size, self._chunks = self._body_size, 0
         read = len(piece)
@@ -264,17 +264,17 @@ class HttpProtocol(HttpToolsProtocol):
         return read
 
     def _bound_blank(self, size: int) -> None:
-        """Between two requests a few empty lines are passed over."""
+        """Count empty lines between two requests, and refuse too many."""
         self._head_size = 0
-        self._blank += size
-        if self._blank > MAX_BLANK:
+        self._blank_bytes += size
+        if self._blank_bytes > MAX_BLANK_BYTES:
             self._refuse(InvalidRequest("this is not a valid HTTP/1.1 request", code="invalid_http"))
 
     def _bound_body(self, size: int, data: int) -> None:
-        """`size` bytes came of a body that is not complete, `data` of them its own."""
+        """Count `size` bytes of an incomplete body, `data` of them content, and refuse too much framing."""
         cycle = self.cycle
-        if not self._framed:
-            self._framed = True
+        if not self._framing_known:
+            self._framing_known = True
             coding = _transfer_coding(cycle.scope["headers"])
             self._in_chunks = coding is not None
             if coding is not None and (coding != b"chunked" or cycle.scope["http_version"] != "1.1"):
@@ -283,69 +283,69 @@ class HttpProtocol(HttpToolsProtocol):
                 return
             size = 0  # its head was among them
         if self._in_chunks:
-            self._framing = max(0, self._framing + size - data - CHUNK_ALLOWANCE * self._chunks)
-            if self._framing > MAX_FRAMING:
-                message = f"this body's chunk extensions or trailers are larger than {MAX_FRAMING} bytes"
+            self._framing_bytes = max(0, self._framing_bytes + size - data - CHUNK_OVERHEAD_BYTES * self._chunks)
+            if self._framing_bytes > MAX_FRAMING_BYTES:
+                message = f"this body's chunk extensions or trailers are larger than {MAX_FRAMING_BYTES} bytes"
                 self._refuse(InvalidRequest(message, code="invalid_http"))
         if cycle.response_complete:
-            self._unwanted += size
-            if self._unwanted > MAX_UNWANTED:
+            self._discarded_bytes += size
+            if self._discarded_bytes > MAX_DISCARDED_BYTES:
                 self._close_late()
 
-    def _store_ahead(self, data: bytes) -> None:
-        """Store what belongs to later requests, and stop reading the socket beyond the bounds."""
+    def _buffer_pipelined(self, data: bytes) -> None:
+        """Buffer the bytes of later requests, and stop reading the socket beyond the bounds."""
         self._stop_head_timer()
-        self._ahead += data
+        self._pipelined_bytes += data
         flow = cast("_Flow", self.flow)
-        if not self._count(len(self._ahead)) or len(self._ahead) > MAX_AHEAD:
+        if not self._count(len(self._pipelined_bytes)) or len(self._pipelined_bytes) > MAX_PIPELINED_BYTES:
             flow.full = True
             flow.pause_reading()
 
-    def read_on(self) -> None:
-        """Read the next of the requests that came ahead of their turn."""
-        if self._deaf or self.transport.is_closing():
+    def read_next_request(self) -> None:
+        """Read the next pipelined request."""
+        if self._ignores_input or self.transport.is_closing():
             return
-        ahead = self._ahead
-        self._pipelined = True
-        del ahead[: self._read(ahead)]
-        self._pipelined = False
+        pipelined = self._pipelined_bytes
+        self._reading_pipelined = True
+        del pipelined[: self._read(pipelined)]
+        self._reading_pipelined = False
         flow = cast("_Flow", self.flow)
-        if len(ahead) <= MAX_AHEAD:
+        if len(pipelined) <= MAX_PIPELINED_BYTES:
             flow.full = False
             flow.resume_reading()
-        self._count(len(ahead))
-        if self._in_head and not ahead:
+        self._count(len(pipelined))
+        if self._in_head and not pipelined:
             self._bound_head()
 
     def _count(self, size: int) -> bool:
-        """Let `size` bytes of this connection count among those that are stored. False: they are too many in all."""
-        connections = self._connections
-        connections.stored += size - self._counted
-        self._counted = size
-        return connections.stored <= connections.bounds.max_stored
+        """Count `size` buffered bytes for this connection. Returns False if all connections together buffer too many."""
+        limiter = self._limiter
+        limiter.stored += size - self._counted_bytes
+        self._counted_bytes = size
+        return limiter.stored <= limiter.bounds.max_stored
 
-    # What the parser finds
+    # Callbacks of the parser
 
     def on_headers_complete(self) -> None:
-        """The head is complete: its request begins, unless it offers an upgrade."""
+        """Begin the request whose head is complete, unless it offers an upgrade."""
         if len(self.headers) > MAX_HEADERS:
             self._error = HeadersTooLarge(f"the request has more than {MAX_HEADERS} headers")
             raise self._error
-        self._in_head = self._framed = False
+        self._in_head = self._framing_known = False
         self._stop_head_timer()
         self._unset_keepalive_if_required()
-        if self._counted:
+        if self._counted_bytes:
             self._count(0)
         if self._is_answering():
-            raise InvalidRequest  # never, as `_stop` sees each end; uvicorn would lose sight of the request that is answered
-        self._head_size = self._blank = self._body_size = self._framing = self._unwanted = 0
+            raise InvalidRequest  # unreachable, as `_stop` finds each end; uvicorn would lose the request that is being answered
+        self._head_size = self._blank_bytes = self._body_size = self._framing_bytes = self._discarded_bytes = 0
         super().on_headers_complete()
         cycle = self.cycle
         if cycle is None or cycle.scope is not self.scope:
             return
         scope = cast("dict[str, Any]", self.scope)
         if self._proxied:
-            self._caller = Caller(self._connections.trusted.caller(self._peer, self.headers))
+            self._caller = Caller(self._limiter.trusted.caller(self._peer, self.headers))
         scope[EXCHANGE], scope[CALLER_INFO] = UvicornExchange(cycle, self), self._caller
         self.headers = []  # trailers, which come as headers do, are not this request's
         if self._shutdown_state.begun:
@@ -357,16 +357,16 @@ class HttpProtocol(HttpToolsProtocol):
             cycle.send = without_chunks(cycle)  # type: ignore[method-assign,assignment]
 
     def on_message_begin(self) -> None:
-        """A head begins."""
+        """Note that a head begins."""
         self._in_head = True
         super().on_message_begin()
 
     def on_chunk_header(self) -> None:
-        """A chunk begins."""
+        """Count a chunk."""
         self._chunks += 1
 
     def on_body(self, body: bytes) -> None:
-        """Some of the body has come."""
+        """Buffer a piece of the body for the handler; drop it if the request was answered."""
         cycle = self.cycle
         self._body_size += len(body)
         if cycle.response_complete:
@@ -377,7 +377,7 @@ class HttpProtocol(HttpToolsProtocol):
         cycle.message_event.set()
 
     def on_message_complete(self) -> None:
-        """The request has come as a whole. Of an offer to upgrade, only its head has, and the last request is complete."""
+        """Note that the request is complete. For an offer to upgrade, the parser calls this after its head."""
         self._in_chunks = False
         cycle = self.cycle
         if cycle is not None:
@@ -385,29 +385,29 @@ class HttpProtocol(HttpToolsProtocol):
             cycle.message_event.set()
 
     def on_response_complete(self) -> None:
-        """The answer has gone: read the next request, or what is left of this one's body."""
+        """Read the next request, or the rest of this one's body, as the answer was sent."""
         super().on_response_complete()
-        if self.transport.is_closing() or self._deaf:
+        if self.transport.is_closing() or self._ignores_input:
             return
         cycle = self.cycle
         if cycle.more_body:
             if self.expect_100_continue and not self._body_size:
-                self._close_late()  # whether the body comes is for the caller to say: what comes next is ambiguous
+                self._close_late()  # the caller may send the body or not, so that the next bytes are ambiguous
                 return
             self._unset_keepalive_if_required()
             self.timeout_keep_alive_task = self.loop.call_later(self._head_timeout_s, self.timeout_keep_alive_handler)
-        elif self._ahead:
-            self._connections.turns.wait(self)
+        elif self._pipelined_bytes:
+            self._limiter.pipeline.enqueue(self)
         elif self._in_head:
             self._bound_head()
 
     # The head
 
     def _bound_head(self) -> None:
-        """A head is not complete yet."""
+        """Refuse an incomplete head that is too large, or start its timer."""
         if len(self.headers) > MAX_HEADERS:
             self._refuse(HeadersTooLarge(f"the request has more than {MAX_HEADERS} headers"))
-        elif not self._count(self._head_size) and self._head_size > SMALL_HEAD:
+        elif not self._count(self._head_size) and self._head_size > SMALL_HEAD_BYTES:
             message = "too many requests wait for the rest of their headers; send yours in one piece, or try again"
             self._refuse(Unavailable(message))
         elif self._head_timer is None and not self._is_answering():
@@ -425,11 +425,11 @@ class HttpProtocol(HttpToolsProtocol):
     # Upgrades
 
     def _should_upgrade(self) -> bool:
-        """What uvicorn asks; true, so that it leaves the request alone and `_decline_upgrade` gets it."""
+        """Return true for an offer, so that uvicorn leaves the request to `_decline_upgrade`."""
         return self._get_upgrade() is not None
 
     def _decline_upgrade(self) -> None:
-        """Read the head once more, without its offer."""
+        """Parse the head again without its offer to upgrade."""
         if self._get_upgrade() is None:  # CONNECT
             self._refuse(InvalidRequest("this is not a proxy", code="invalid_http"))
             return
@@ -443,10 +443,10 @@ class HttpProtocol(HttpToolsProtocol):
     # Refusals
 
     def _refuse(self, error: NexusError) -> None:
-        """Answer and close. While an earlier request is being answered, only let that be the last one."""
-        if self.transport.is_closing() or self._deaf:
+        """Answer with an error and close. While an earlier request is being answered, close after that answer instead."""
+        if self.transport.is_closing() or self._ignores_input:
             return
-        self._deaf = True
+        self._ignores_input = True
         self._stop_head_timer()
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete:
@@ -455,22 +455,22 @@ class HttpProtocol(HttpToolsProtocol):
                 return
             cycle.disconnected = True
             cycle.message_event.set()
-        elif self._pipelined or (cycle is not None and cycle.more_body):
-            self._close_late()  # what was asked for in order has been answered
+        elif self._reading_pipelined or (cycle is not None and cycle.more_body):
+            self._close_late()  # every earlier request was answered
             return
-        self._answer(error)
+        self._send_error(error)
         self._close_late()
 
-    def _turn_away(self, error: NexusError) -> None:
-        """There are too many connections."""
-        self._deaf = True
-        if self._connections.may_linger:
-            self._answer(error)
+    def _refuse_connection(self, error: NexusError) -> None:
+        """Answer a connection beyond the limits with an error, or abort it if too many of them linger."""
+        self._ignores_input = True
+        if self._limiter.may_linger:
+            self._send_error(error)
             self._close_late()
         else:
             self.transport.abort()
 
-    def _answer(self, error: NexusError) -> None:
+    def _send_error(self, error: NexusError) -> None:
         info, request_id = error.info, new_request_id()
         log.info("request.refused", request_id=request_id, status=info.status, error=info.message)
         body = orjson.dumps(info.body())
@@ -484,10 +484,10 @@ class HttpProtocol(HttpToolsProtocol):
         self.transport.write(STATUS_LINE[info.status] + head + b"\r\n" + body)
 
     def _close_late(self) -> None:
-        """Send no more, and close a moment later: closing with bytes unread could take the answer along."""
-        self._deaf = True
+        """Stop to send, and close after `LINGER_S`."""
+        self._ignores_input = True
         self._unset_keepalive_if_required()
-        self._ahead.clear()
+        self._pipelined_bytes.clear()
         self._count(0)
         cast("_Flow", self.flow).full = False
         self.flow.resume_reading()
@@ -496,7 +496,7 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 class _Flow(FlowControl):
-    """Leaves a socket unread while more is pipelined than may be stored, whoever asks for it to be read."""
+    """Keeps a socket paused while too many bytes are pipelined, also when uvicorn resumes it."""
 
     full = False
 
@@ -506,7 +506,7 @@ class _Flow(FlowControl):
 
 
 def _content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
-    """What httptools has checked."""
+    """Return the length of a body; httptools has validated it."""
     return next((int(value) for name, value in headers if name == b"content-length"), 0)
 
 
@@ -515,10 +515,10 @@ def _transfer_coding(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
 
 
 def http_protocol(
-    head_timeout_s: float, shutdown_state: ShutdownState, connections: ConnectionLimiter
+    head_timeout_s: float, shutdown_state: ShutdownState, limiter: ConnectionLimiter
 ) -> type[asyncio.Protocol]:
-    """What uvicorn is to make for each connection."""
+    """Return the protocol factory for uvicorn's `http` option."""
     factory: Callable[..., asyncio.Protocol] = functools.partial(
-        HttpProtocol, head_timeout_s=head_timeout_s, shutdown_state=shutdown_state, connections=connections
+        HttpProtocol, head_timeout_s=head_timeout_s, shutdown_state=shutdown_state, limiter=limiter
     )
     return cast("type[asyncio.Protocol]", factory)

@@ -1,4 +1,4 @@
-"""All connections of one listener: how many there may be, and which of them no longer read their answers."""
+"""Limit the connections of one listener, and close those whose callers no longer read their answers."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from schemas.errors import NexusError, Unavailable
 
 log = structlog.get_logger(__name__)
 
-SWEEP_S = 1.0
+SWEEP_INTERVAL_S = 1.0
 MAX_LINGERING = 256
-"""Connections beyond the bounds that are told why at any time; others are only closed."""
-REPORT_S = 10.0
-"""Between two log lines about connections beyond the bounds."""
+"""Connections beyond the limits that receive an error at any time; others are only closed."""
+REPORT_INTERVAL_S = 10.0
+"""Between two log lines about refused connections."""
 TCP_INFO_BYTES_ACKED = 120
 """Offset in Linux's `struct tcp_info` of what the caller's side has acknowledged."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionBounds:
-    """What connections may take, in one process."""
+    """Limits on the connections of one listener."""
 
     most: int = 8192
     most_per_address: int = 2048
     write_timeout_s: float = 60.0
     max_stored: int = 32 * 1024 * 1024
-    """Bytes of incomplete heads and of pipelined requests, over all connections."""
+    """Bytes of incomplete heads and pipelined requests, over all connections."""
 
 
 class TooManyConnections(Unavailable):
@@ -47,13 +47,13 @@ class TooManyConnections(Unavailable):
 
 
 class LimitedConnection(Protocol):
-    """What is needed of an `HttpProtocol`."""
+    """The part of `HttpProtocol` that limits apply to."""
 
     transport: asyncio.Transport
 
 
 class ConnectionLimiter:
-    """Count connections, and close those whose callers do not read."""
+    """Counts connections, and closes those whose callers do not read."""
 
     def __init__(
         self,
@@ -64,29 +64,29 @@ class ConnectionLimiter:
         self.bounds = bounds or ConnectionBounds()
         self.trusted = trusted or TrustedProxies()
         self.unread = unread or UnreadBudget(128 * 1024 * 1024)
-        self.turns = PipelineScheduler()
+        self.pipeline = PipelineScheduler()
         self.stored = 0
-        """Bytes of incomplete heads and of pipelined requests."""
+        """Bytes of incomplete heads and pipelined requests."""
         self.refused = 0
-        """Connections beyond the bounds, since the start."""
+        """Connections that were refused since the start."""
         self.stalled = 0
-        """Connections closed because their callers did not read, since the start."""
-        self._here: set[LimitedConnection] = set()
+        """Connections that were closed since the start because their callers did not read."""
+        self._open: set[LimitedConnection] = set()
         self._lingering: set[LimitedConnection] = set()
         self._by_address: Counter[str] = Counter()
         self._progress: dict[LimitedConnection, tuple[object, float]] = {}
-        """Of those that have something to write: how far they had come, and when they came there."""
+        """For connections with unsent bytes: how far the caller had read, and since when."""
         self._reported_at = float("-inf")
 
     def __len__(self) -> int:
-        return len(self._here)
+        return len(self._open)
 
-    # The bounds
+    # Limits
 
-    def enter(self, connection: LimitedConnection, address: str) -> NexusError | None:
-        """Count a connection; or return why it may not stay. `leave` is called in either case."""
+    def admit(self, connection: LimitedConnection, address: str) -> NexusError | None:
+        """Count a connection, or return the error that refuses it. `remove` must be called in either case."""
         bounds = self.bounds
-        if len(self._here) >= bounds.most:
+        if len(self._open) >= bounds.most:
             error = TooManyConnections(
                 f"this gateway has {bounds.most} connections open, as many as it may have (MAX_CONNECTIONS); try again"
             )
@@ -96,7 +96,7 @@ class ConnectionLimiter:
                 "(MAX_CONNECTIONS_PER_ADDRESS); close some, or use them again"
             )
         else:
-            self._here.add(connection)
+            self._open.add(connection)
             self._by_address[address] += 1
             return None
         self.refused += 1
@@ -104,41 +104,41 @@ class ConnectionLimiter:
         self._report(address)
         return error
 
-    def leave(self, connection: LimitedConnection, address: str) -> None:
-        """A connection is closed."""
+    def remove(self, connection: LimitedConnection, address: str) -> None:
+        """Forget a closed connection."""
         self._progress.pop(connection, None)
         self._lingering.discard(connection)
-        if connection in self._here:
-            self._here.discard(connection)
+        if connection in self._open:
+            self._open.discard(connection)
             self._by_address[address] -= 1
             if not self._by_address[address]:
                 del self._by_address[address]
 
     @property
     def may_linger(self) -> bool:
-        """Whether one more connection beyond the bounds can be told why."""
+        """Whether one more refused connection may receive an error."""
         return len(self._lingering) <= MAX_LINGERING
 
     def _report(self, address: str) -> None:
         now = monotonic()
-        if now - self._reported_at >= REPORT_S:
+        if now - self._reported_at >= REPORT_INTERVAL_S:
             self._reported_at = now
-            log.warning("connections.refused", address=address, refused=self.refused, open=len(self._here))
+            log.warning("connections.refused", address=address, refused=self.refused, open=len(self._open))
 
-    # Callers who do not read
+    # Callers that do not read
 
     async def watch(self) -> None:
-        """Close connections whose callers read nothing of what waits for them. Never returns."""
+        """Sweep every `SWEEP_INTERVAL_S`. Never returns."""
         while True:
-            await asyncio.sleep(SWEEP_S)
+            await asyncio.sleep(SWEEP_INTERVAL_S)
             try:
                 self.sweep(monotonic())
             except Exception:
                 log.exception("connections.sweep_failed")
 
     def sweep(self, now: float) -> None:
-        """Look at each connection once."""
-        for connection in list(self._here):
+        """Close connections whose callers have read nothing for `write_timeout_s`. `now`: by `monotonic`."""
+        for connection in list(self._open):
             size = connection.transport.get_write_buffer_size()
             if not size:
                 self._progress.pop(connection, None)
@@ -155,14 +155,14 @@ class ConnectionLimiter:
 
 
 def reset(transport: asyncio.Transport) -> None:
-    """Close a connection now: neither we nor the kernel keep what was not read."""
+    """Reset a connection: neither the process nor the kernel keeps its unread bytes."""
     with contextlib.suppress(AttributeError, OSError, ValueError):
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
 
 
 def _acknowledged(transport: asyncio.Transport) -> int | None:
-    """Return how many bytes the caller's side has taken, ever; None where the system does not say."""
+    """Return how many bytes the caller's kernel has acknowledged; None if the system does not report it."""
     if not hasattr(socket, "TCP_INFO"):
         return None
     peer = transport.get_extra_info("socket")

@@ -1,4 +1,4 @@
-"""From an HTTP request's body to what travels: checked, and by reference where it is large."""
+"""Read the body of an inference request into the form that travels to workers: validated, large parts by reference."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ from schemas.endpoints import EndpointSpec
 from schemas.errors import RequestTooLarge
 from schemas.jobs import Upload
 
-LARGE = 1024 * 1024
-"""Bytes above which a JSON body takes part of the memory for checks."""
-WEIGHT = 4
-"""Times its size that a JSON body takes while it is checked."""
+LARGE_BYTES = 1024 * 1024
+"""Size above which a JSON body is charged to the check pool."""
+PARSED_SIZE_FACTOR = 4
+"""Memory that a JSON body takes while it is validated, in multiples of its size."""
 
 
 @dataclass(slots=True)
 class ReceivedRequest:
-    """A request that was read and checked."""
+    """An inference request that was read and validated."""
 
     request: Any
     """An instance of the endpoint's schema."""
     body: bytes
-    """What follows the envelope in the job message."""
+    """Bytes that follow the envelope in the job's message."""
     body_size: int | None = None
     body_blob: str | None = None
     uploads: tuple[Upload, ...] = ()
     blobs: list[BlobWriter] = field(default_factory=list)
 
     async def discard(self) -> None:
-        """Remove what was stored for it. Idempotent, never raises."""
+        """Remove the blobs that were stored for the request. Idempotent, never raises."""
         blobs, self.blobs = self.blobs, []
         for blob in blobs:
             await blob.abort()
@@ -53,7 +53,7 @@ class ReceivedRequest:
 
 @dataclass(frozen=True, slots=True)
 class InferenceBodyReader:
-    """Reads bodies, within bounds."""
+    """Reads bodies of inference requests within bounds of size, time and memory."""
 
     blobs: BlobStore
     max_bytes: int
@@ -65,10 +65,11 @@ class InferenceBodyReader:
     async def read(
         self, endpoint: EndpointSpec, headers: Headers, receive: Receive, *, here: bool, key: str = ""
     ) -> ReceivedRequest:
-        """Raises InvalidRequest, UnsupportedEncoding, RequestTooLarge, RequestTimeout, Unavailable, CallerGone; nothing is
-        stored then.
+        """Read and validate a request's body.
 
-        `here`: the body has arrived already. `key`: whose memory it takes.
+        `here`: the body has arrived already. `key`: id of the key whose memory it takes.
+        Raises InvalidRequest, UnsupportedEncoding, RequestTooLarge, RequestTimeout, Unavailable, CallerDisconnected; no blob is stored
+        then.
         """
         if endpoint.files:
             with self.memory.share(key) as share:
@@ -79,16 +80,16 @@ class InferenceBodyReader:
             return await self._json(endpoint, await self.read_body(headers, receive, share, here=here))
 
     async def read_body(self, headers: Headers, receive: Receive, share: BodyShare, *, here: bool) -> bytes:
-        """The whole body of a JSON request. Hold `share` as long as it is in memory, parsed or not. Raises as `read`."""
+        """Return the whole body of a JSON request. Keep `share` open while the body is in memory, parsed or not. Raises as `read`."""
         body = await read_body(headers, receive, self.max_bytes, self.timeout_s, here=here, share=share)
-        if len(body) > LARGE:
-            await share.check(WEIGHT * len(body))
+        if len(body) > LARGE_BYTES:
+            await share.check(PARSED_SIZE_FACTOR * len(body))
         return body
 
     async def read_value(
         self, endpoint: EndpointSpec, value: dict[str, Any], uploads: tuple[Upload, ...] = ()
     ) -> ReceivedRequest:
-        """A request that came within something else, or was made of several: `value` is its JSON body, checked here.
+        """Validate a request whose JSON body is part of another one: of a job, a batch's line, a response.
 
         Raises InvalidRequest, RequestTooLarge, Unavailable.
         """
@@ -103,7 +104,7 @@ class InferenceBodyReader:
         return received
 
     def with_blob_ttl(self, blob_ttl_s: float) -> InferenceBodyReader:
-        """The same, for requests whose blobs must last that long."""
+        """Return a reader that stores blobs for `blob_ttl_s`."""
         return replace(self, blob_ttl_s=blob_ttl_s)
 
     async def _json(self, endpoint: EndpointSpec, body: bytes) -> ReceivedRequest:
@@ -116,7 +117,7 @@ class InferenceBodyReader:
         return received
 
     async def store_body(self, received: ReceivedRequest) -> None:
-        """Let the body travel by reference."""
+        """Store the body as a blob, so that it travels by reference."""
         writer = self._writer()
         received.blobs.append(writer)
         try:

@@ -1,7 +1,7 @@
-"""Turns for requests that came ahead of theirs (pipelining), few at a time.
+"""Schedule pipelined requests, a few per iteration of the event loop.
 
-Each request that is pipelined takes one round of the event loop. Without a bound, connections that pipeline thousands of requests
-make each round longer, and new connections, of which one is accepted in a round, wait behind all of them.
+Each pipelined request takes one iteration. Without a bound, connections that pipeline thousands of requests lengthen every iteration,
+and new connections, of which one is accepted per iteration, wait behind all of them.
 """
 
 from __future__ import annotations
@@ -9,46 +9,46 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-AT_ONCE = 16
-"""Connections that go on in one round."""
+MAX_PER_ITERATION = 16
+"""Connections that read a pipelined request in one iteration of the event loop."""
 
 
 class PipelinedConnection(Protocol):
-    """A connection with a request that came ahead."""
+    """A connection with a pipelined request."""
 
-    def read_on(self) -> None:
-        """Read it."""
+    def read_next_request(self) -> None:
+        """Read the next pipelined request."""
 
 
 class PipelineScheduler:
-    """Connections that wait to go on, in order."""
+    """Lets connections read their pipelined requests in order, a bounded number at a time."""
 
     def __init__(self) -> None:
         self._waiting: dict[PipelinedConnection, None] = {}
-        self._called = False
+        self._scheduled = False
 
-    def wait(self, connection: PipelinedConnection) -> None:
-        """Let the connection go on when it is its turn; one that waits already keeps its place."""
+    def enqueue(self, connection: PipelinedConnection) -> None:
+        """Queue a connection; one that is queued already keeps its place."""
         self._waiting[connection] = None
-        self._call()
+        self._schedule()
 
-    def leave(self, connection: PipelinedConnection) -> None:
+    def remove(self, connection: PipelinedConnection) -> None:
         """Forget a connection."""
         self._waiting.pop(connection, None)
 
-    def _call(self) -> None:
-        if not self._called and self._waiting:
-            self._called = True
-            asyncio.get_running_loop().call_soon(self._go_on)
+    def _schedule(self) -> None:
+        if not self._scheduled and self._waiting:
+            self._scheduled = True
+            asyncio.get_running_loop().call_soon(self._read_pipelined)
 
-    def _go_on(self) -> None:
-        self._called = False
+    def _read_pipelined(self) -> None:
+        self._scheduled = False
         try:
-            for _ in range(min(AT_ONCE, len(self._waiting))):
+            for _ in range(min(MAX_PER_ITERATION, len(self._waiting))):
                 connection = next(iter(self._waiting), None)
                 if connection is None:
                     return
                 del self._waiting[connection]
-                connection.read_on()
+                connection.read_next_request()
         finally:
-            self._call()
+            self._schedule()

@@ -1,4 +1,4 @@
-"""How a caller wants a request to be answered: RFC 7240's `Prefer`, `Idempotency-Key`, `x-nexus-resume`."""
+"""Parse a request's delivery preferences: RFC 7240's `Prefer`, `Idempotency-Key`, `x-nexus-resume`."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ MAX_WAIT_S = 300.0
 MAX_KEY = 255
 
 _PREFERENCE = re.compile(r'(?:[^,"]|"(?:[^"\\]|\\.)*"?)+')
-"""Commas within quotes separate nothing."""
+"""One preference; commas within quotes do not separate."""
 _ASYNC = re.compile(r'respond-async(?:\s*=\s*(?:"")?)?')
 _WAIT = re.compile(r'wait\s*=\s*(?:(\d{1,9})|"(\d{1,9})")')
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryPreferences:
-    """What makes a request a durable job."""
+    """Preferences that make a request a durable job."""
 
     respond_async: bool = False
     wait_s: float | None = None
-    """Of `respond_async`: the answer itself, if it is there in this time."""
+    """With `respond_async`: seconds within which the answer itself is sent, if the job ends."""
     key: str = ""
     resume: bool = False
 
     @property
     def applied(self) -> bytes:
-        """The `Preference-Applied` of a 202."""
+        """Value of the header `Preference-Applied` in a 202."""
         return b"respond-async" if self.wait_s is None else b"respond-async, wait=%d" % self.wait_s
 
 
 def read_preferences(headers: Headers) -> DeliveryPreferences | None:
-    """None: the request is answered as usual. Raises InvalidRequest."""
+    """Return the delivery preferences; None for a synchronous request. Raises InvalidRequest."""
     found = [(name, value) for name, value in headers if name in NAMES]
     if not found:
         return None
@@ -52,7 +52,7 @@ def read_preferences(headers: Headers) -> DeliveryPreferences | None:
 
 
 def _prefer(text: str) -> tuple[bool, float | None]:
-    """What is not understood is ignored, and of what is said twice the first holds, as the RFC wants it."""
+    """Parse `Prefer`. As the RFC says, unknown preferences are ignored, and the first of two equal ones counts."""
     respond_async, wait_s = False, None
     for preference in _PREFERENCE.findall(text):
         word = preference.split(";")[0].strip().lower()

@@ -1,4 +1,4 @@
-"""Media that a request names by URL: data URLs pass, remote ones are fetched here or refused, so that no backend fetches them."""
+"""Fetch or refuse the remote URLs in a request, so that no backend fetches them; data URLs pass."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ REMOTE = ("http://", "https://")
 
 
 class RemoteMedia:
-    """Puts data URLs in the place of remote ones. Without an `egress`, remote ones are refused."""
+    """Replaces remote URLs by data URLs. Without an HTTP client, it refuses them."""
 
-    def __init__(self, egress: GuardedHttpClient | None, max_bytes: int) -> None:
-        self._egress = egress
+    def __init__(self, client: GuardedHttpClient | None, max_bytes: int) -> None:
+        self._client = client
         self._max_bytes = max_bytes
 
     async def close(self) -> None:
-        """Close every connection."""
-        if self._egress is not None:
-            await self._egress.close()
+        """Close the HTTP client."""
+        if self._client is not None:
+            await self._client.close()
 
     async def inline(self, request: BaseModel, body: bytes) -> bytes:
-        """Return the body that may reach a backend; `request` is the same, checked. Raises InvalidRequest naming the field, RequestTooLarge."""
+        """Return the body with data URLs in place of remote ones; `request` is the same body, validated.
+
+        Raises InvalidRequest, naming the field; RequestTooLarge.
+        """
         if is_plain(request):
             return body
         remote = media_places(searched(request))
@@ -36,35 +39,35 @@ class RemoteMedia:
             return body
         for place in remote:
             _check(place)
-        if self._egress is None:
+        if self._client is None:
             raise InvalidRequest(
-                f"remote URLs are not fetched here; send the content as a data URL: '{remote[0].param}' "
+                f"this gateway does not fetch remote URLs; send the content as a data URL: '{remote[0].param}' "
                 "(an operator may allow it with FETCH_MEDIA=true)",
                 param=remote[0].param,
                 code="remote_media_disabled",
             )
         if len(remote) > MAX_URLS:
             raise InvalidRequest(f"more than {MAX_URLS} remote URLs", param=remote[MAX_URLS].param)
-        return await self._fetched(self._egress, body)
+        return await self._fetch(self._client, body)
 
-    async def _fetched(self, egress: GuardedHttpClient, body: bytes) -> bytes:
+    async def _fetch(self, client: GuardedHttpClient, body: bytes) -> bytes:
         value = orjson.loads(body)
-        left = self._max_bytes
+        left_bytes = self._max_bytes
         for place in media_places(value):
             _check(place)
             try:
-                fetched = await egress.fetch(place.url, place.kind or "")
+                fetched = await client.fetch(place.url, place.kind or "")
             except NexusError as error:
                 raise InvalidRequest(error.info.message, param=place.param, code=error.info.code) from error
-            left -= len(fetched.data) * 4 // 3
-            if left < 0:
+            left_bytes -= len(fetched.data) * 4 // 3
+            if left_bytes < 0:
                 raise RequestTooLarge(f"with what its URLs hold, the request is larger than {self._max_bytes} bytes")
             place.replace(f"data:{fetched.content_type};base64,{base64.b64encode(fetched.data).decode()}")
         return orjson.dumps(value)
 
 
 def _check(place: MediaPlace) -> None:
-    """Raise InvalidRequest for what is never fetched."""
+    """Raise InvalidRequest for a URL or path that is never fetched."""
     if place.kind is None:
         raise InvalidRequest(
             f"'{place.param}' holds a URL or a path, and none reaches a backend; send the content as a data URL or in base64",

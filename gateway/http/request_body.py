@@ -1,4 +1,4 @@
-"""Request bodies: read within bounds, parsed once and strictly."""
+"""Read request bodies within bounds, and parse JSON once and strictly."""
 
 from __future__ import annotations
 
@@ -24,27 +24,29 @@ T = TypeVar("T", bound=BaseModel)
 
 MAX_DEPTH = 100
 MAX_DIGITS = 20
-LARGEST = 2.0**63
-"""Above this, a number with a decimal point is no integer of anybody's."""
-SLOWEST = 64 * 1024
-"""Bytes a second of the slowest upload that is waited for."""
-
-
-SMALL = 64 * 1024
-"""Bytes up to which a body whose length is announced is not charged: the server buffers as many of any connection."""
+MAX_INTEGER = 2.0**63
+"""A number with a decimal point is read as an integer below this."""
+MIN_UPLOAD_RATE = 64 * 1024
+"""Bytes per second below which an upload times out."""
+UNCHARGED_BYTES = 64 * 1024
+"""A body with an announced length up to this is not charged: the server buffers as much for every connection."""
+MAX_JSON_BYTES = 64 * 1024
+"""Largest body of a route that is not an inference endpoint."""
+JSON_TIMEOUT_S = 10.0
+MAX_NAME_LENGTH = 200
 
 
 class CallerDisconnected(Exception):
-    """The caller hung up."""
+    """The caller disconnected."""
 
 
 class BodyHead(NamedTuple):
-    """What a request's head says of its body."""
+    """Encoding and length of a body, as its request's head announces them."""
 
     encoding: bytes
-    """The Content-Encoding; empty: none."""
+    """The Content-Encoding; empty without one."""
     length: int
-    """Bytes before decoding; where the head does not say, the most that may come."""
+    """Bytes before decoding; the limit if the head does not announce them."""
 
 
 async def read_body(
@@ -56,14 +58,14 @@ async def read_body(
     here: bool = False,
     share: BodyShare | None = None,
 ) -> bytes:
-    """The whole body, decoded. Raises what `stream_body` raises.
+    """Return the whole body, decoded. Raises as `stream_body`.
 
-    `here`: it has arrived already, so that no time limit is needed, and no memory unless it grows.
+    `here`: the body has arrived already, so that it needs no time limit, and no memory unless it is decoded.
     """
     head = read_body_head(headers, limit)
     if here and not head.encoding:
         return await read_complete_body(receive, limit)
-    if head.encoding or (share is not None and head.length > SMALL):
+    if head.encoding or (share is not None and head.length > UNCHARGED_BYTES):
         pieces = _pieces(head.encoding, receive, limit, timeout_s, share)
     else:
         pieces = _arrivals(receive, limit, timeout_s, None)
@@ -78,10 +80,10 @@ def stream_body(
     timeout_s: float,
     share: BodyShare | None = None,
 ) -> AsyncGenerator[bytes, None]:
-    """The body as it comes, decoded. What is yielded is charged to `share`; the taker gives back what it keeps no longer.
+    """Yield the body as it comes, decoded. Each piece is charged to `share`; the consumer removes what it no longer holds.
 
-    The first bytes have `timeout_s`, and each that came gains time at `SLOWEST`. What the taker does between two pieces counts too.
-    Raises RequestTooLarge (without reading on), RequestTimeout, BodyMemoryFull, UnsupportedEncoding, InvalidRequest, CallerGone.
+    The first bytes have `timeout_s`, and each received byte extends it at `MIN_UPLOAD_RATE`. The consumer's own time counts too.
+    Raises RequestTooLarge (without reading on), RequestTimeout, BodyMemoryFull, UnsupportedEncoding, InvalidRequest, CallerDisconnected.
     """
     return _pieces(read_body_head(headers, limit).encoding, receive, limit, timeout_s, share)
 
@@ -111,7 +113,7 @@ async def _decoded(
                 window += grown
                 await share.add(len(piece) + grown)
             yield piece
-            await asyncio.sleep(0)  # decoding one piece may take long: others have their turn
+            await asyncio.sleep(0)  # decoding a piece may take long: other tasks get their turn
     decoder.finish()
     if share is not None:
         share.remove(window)
@@ -126,13 +128,13 @@ async def _arrivals(
     while more:
         waited_s = share.waited_s if share is not None else 0.0
         try:
-            async with asyncio.timeout_at(deadline + size / SLOWEST + waited_s) as timer:
+            async with asyncio.timeout_at(deadline + size / MIN_UPLOAD_RATE + waited_s) as timer:
                 with share.reading(timer) if share is not None else contextlib.nullcontext():
                     message = await receive()
         except TimeoutError as error:
             raise (share and share.timed_out()) or RequestTimeout(
                 f"the request's body did not arrive in time: {timeout_s:g} s, and a second more for each "
-                f"{SLOWEST} bytes of it"
+                f"{MIN_UPLOAD_RATE} bytes of it"
             ) from error
         if message["type"] == "http.disconnect":
             raise CallerDisconnected
@@ -146,7 +148,7 @@ async def _arrivals(
 
 
 def read_body_head(headers: Iterable[tuple[bytes, bytes]], limit: int) -> BodyHead:
-    """What the head says of the body. Raises RequestTooLarge where it announces too much."""
+    """Return what a request's head announces of its body. Raises RequestTooLarge if the announced length exceeds `limit`."""
     encoding, length = b"", limit
     for name, value in headers:
         if name == b"content-length":
@@ -162,7 +164,7 @@ def _too_large(limit: int) -> RequestTooLarge:
 
 
 async def read_complete_body(receive: Receive, limit: int) -> bytes:
-    """A body that has arrived already. Raises RequestTooLarge, CallerGone."""
+    """Return a body that has arrived already. Raises RequestTooLarge, CallerDisconnected."""
     parts: list[bytes] = []
     size = 0
     while True:
@@ -179,17 +181,17 @@ async def read_complete_body(receive: Receive, limit: int) -> bytes:
 
 
 def parse_body(body: bytes, schema: type[T]) -> T:
-    """The body as `schema`. Raises InvalidRequest, with `param` where a field is wrong."""
+    """Parse a JSON body and validate it by `schema`. Raises InvalidRequest, with `param` if a field is wrong."""
     return parse_normalized(body, schema)[0]
 
 
 def parse_normalized(body: bytes, schema: type[T]) -> tuple[T, bytes]:
-    """Return the body as `schema`, and the body to send on: its integers are written as such. Raises as `parse_body`."""
+    """Return the validated body, and the bytes to send on, in which integers have no decimal point. Raises as `parse_body`."""
     value = _object(body)
     try:
         return schema.model_validate(value), body
     except ValidationError as error:
-        if not _made_whole(error, value):
+        if not _normalize_integers(error, value):
             raise _first_problem(error, value) from error
     return validate_body(value, schema), orjson.dumps(value)
 
@@ -203,31 +205,31 @@ def _object(body: bytes) -> dict[str, Any]:
         raise InvalidRequest(f"the request's body is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise InvalidRequest("the request's body must be a JSON object")
-    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and too_deep(value):
+    if body.count(b"{") + body.count(b"[") > MAX_DEPTH and is_too_deep(value):
         raise InvalidRequest(f"the request's body is nested deeper than {MAX_DEPTH} levels")
     return value
 
 
 def validate_body(value: dict[str, Any], schema: type[T]) -> T:
-    """`value` as `schema`. Raises InvalidRequest, with `param` where a field is wrong."""
+    """Validate `value` by `schema`. Raises InvalidRequest, with `param` if a field is wrong."""
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        if not _made_whole(error, value):
+        if not _normalize_integers(error, value):
             raise _first_problem(error, value) from error
     return validate_body(value, schema)
 
 
-def _made_whole(error: ValidationError, body: Any) -> bool:
-    """Write `86.0` as `86` where an integer is wanted: JSON Schema does not tell them apart. False: there was none."""
+def _normalize_integers(error: ValidationError, body: Any) -> bool:
+    """Replace `86.0` by `86` in integer fields, which JSON Schema does not tell apart. Returns whether there was one."""
     found = False
     for problem in error.errors(include_url=False, include_context=False):
         number = problem["input"]
         if problem["type"] != "int_type" or not isinstance(number, float):
             continue
-        if not number.is_integer() or abs(number) >= LARGEST:
+        if not number.is_integer() or abs(number) >= MAX_INTEGER:
             continue
-        *outer, last = _steps(problem, body)
+        *outer, last = _path_steps(problem, body)
         holder = body
         for step in outer:
             holder = holder[step]
@@ -236,8 +238,8 @@ def _made_whole(error: ValidationError, body: Any) -> bool:
     return found
 
 
-def too_deep(value: Any) -> bool:
-    """Whether JSON is nested deeper than `MAX_DEPTH` levels."""
+def is_too_deep(value: Any) -> bool:
+    """Return whether JSON is nested deeper than `MAX_DEPTH` levels."""
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         level = [
@@ -252,9 +254,9 @@ def too_deep(value: Any) -> bool:
 
 
 def _first_problem(error: ValidationError, body: Any) -> NexusError:
-    """The first wrong field; of a union's complaints, those that look deepest into it."""
+    """Return the error for the first wrong field; for a union, with the errors of its deepest branches."""
     problems = error.errors(include_url=False, include_context=False)
-    places = [_place(problem, body) for problem in problems]
+    places = [_field_path(problem, body) for problem in problems]
     first = places[0]
     deepest = max((place for place in places if place[: len(first)] == first), key=len)
     complaints = dict.fromkeys(p["msg"] for p, place in zip(problems, places, strict=True) if place == deepest)
@@ -263,15 +265,15 @@ def _first_problem(error: ValidationError, body: Any) -> NexusError:
     return InvalidRequest(f"{message}: '{param}'" if param else message, param=param)
 
 
-def _place(problem: ErrorDetails, body: Any) -> tuple[str, ...]:
-    """Where in the body: pydantic's place without the branches of unions (`prompt.list[int].0`) that it holds."""
-    place = [str(step) for step in _steps(problem, body)]
+def _field_path(problem: ErrorDetails, body: Any) -> tuple[str, ...]:
+    """Return the path of a wrong field: pydantic's location without the branches of unions (`prompt.list[int].0`)."""
+    place = [str(step) for step in _path_steps(problem, body)]
     if problem["type"] == "missing":
         place.append(str(problem["loc"][-1]))
     return tuple(place)
 
 
-def _steps(problem: ErrorDetails, body: Any) -> list[str | int]:
+def _path_steps(problem: ErrorDetails, body: Any) -> list[str | int]:
     steps: list[str | int] = []
     for part in problem["loc"]:
         if body is problem["input"]:
@@ -283,28 +285,26 @@ def _steps(problem: ErrorDetails, body: Any) -> list[str | int]:
     return steps
 
 
-MAX_BYTES = 64 * 1024
-TIMEOUT_S = 10.0
-MAX_NAME = 200
 _NAME = re.compile(DISPLAY_NAME)
 
-Name = Annotated[str, Field(json_schema_extra={"minLength": 1, "maxLength": MAX_NAME, "pattern": DISPLAY_NAME})]
-"""What `check_name` checks, as the OpenAPI document says it."""
+Name = Annotated[str, Field(json_schema_extra={"minLength": 1, "maxLength": MAX_NAME_LENGTH, "pattern": DISPLAY_NAME})]
+"""A name that `check_name` accepts, as the OpenAPI document describes it."""
 
 
 async def read_json(request: Request, schema: type[T]) -> T:
-    """The request's body as `schema`. Raises InvalidRequest, RequestTooLarge, RequestTimeout."""
+    """Read a small JSON body and validate it by `schema`. Raises InvalidRequest, RequestTooLarge, RequestTimeout."""
     try:
-        body = await read_body(request.scope["headers"], request.receive, MAX_BYTES, TIMEOUT_S)
+        body = await read_body(request.scope["headers"], request.receive, MAX_JSON_BYTES, JSON_TIMEOUT_S)
     except CallerDisconnected:
-        raise InvalidRequest("the request's body broke off") from None  # nobody hears it
+        raise InvalidRequest("the request's body ended early: the connection was closed") from None
     return parse_body(body, schema)
 
 
 def check_name(name: str, what: str, param: str) -> str:
-    """`name`, fit to be a key of the registry and a line on a terminal. Raises InvalidRequest."""
-    if len(name) > MAX_NAME or not _NAME.fullmatch(name):
+    """Return `name` if it can be a key of the registry and one line on a terminal. Raises InvalidRequest."""
+    if len(name) > MAX_NAME_LENGTH or not _NAME.fullmatch(name):
         raise InvalidRequest(
-            f"{what} is 1 to {MAX_NAME} printable characters without blanks around it, not {name[:100]!r}", param=param
+            f"{what} is 1 to {MAX_NAME_LENGTH} printable characters without blanks around it, not {name[:100]!r}",
+            param=param,
         )
     return name

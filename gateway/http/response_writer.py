@@ -1,4 +1,4 @@
-"""Write an answer past ASGI: pieces of a stream, and answers to clients that know no chunks."""
+"""Write answers past ASGI: pieces of a stream, answers to HTTP/1.0 clients, and the security headers of every answer."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from gateway.http.asgi import Send
 
 
-class AheadHolder(Protocol):
-    """What is needed of an `HttpProtocol`."""
+class UnreadCounter(Protocol):
+    """The part of `HttpProtocol` that counts unread bytes."""
 
     def report_unread(self, size: int) -> None:
         """Count `size` bytes as unread, besides those in the transport's buffer."""
 
 
 class UvicornExchange:
-    """See `gateway.http.asgi.HttpExchange`. It skips ASGI for what is done once per token, and a task for what is heard once."""
+    """Implements `gateway.http.asgi.HttpExchange` on uvicorn's request: without ASGI per token, without a task per disconnect."""
 
-    __slots__ = ("_callback", "_cycle", "_holder")
+    __slots__ = ("_callback", "_counter", "_cycle")
 
-    def __init__(self, cycle: RequestResponseCycle, holder: AheadHolder) -> None:
+    def __init__(self, cycle: RequestResponseCycle, counter: UnreadCounter) -> None:
         self._cycle = cycle
-        self._holder = holder
+        self._counter = counter
         self._callback: Callable[[], None] | None = None
 
     @property
@@ -35,13 +35,13 @@ class UvicornExchange:
 
     def on_disconnect(self, callback: Callable[[], None] | None) -> None:
         self._callback = callback
-        # A large body leaves reading paused, and only a reader hears a hang-up.
+        # A large body leaves reading paused, and a disconnect is only noticed while reading.
         self._cycle.flow.resume_reading()
         if self._cycle.disconnected:
-            self.gone()
+            self.notify_disconnect()
 
-    def gone(self) -> None:
-        """The connection is lost."""
+    def notify_disconnect(self) -> None:
+        """Call the disconnect callback, as the connection is lost."""
         callback, self._callback = self._callback, None
         if callback is not None:
             callback()
@@ -55,7 +55,7 @@ class UvicornExchange:
 
     def report_buffered(self, size: int) -> None:
         if not self._cycle.disconnected:
-            self._holder.report_unread(size)
+            self._counter.report_unread(size)
 
     def truncate(self) -> None:
         self._cycle.disconnected = True
@@ -64,17 +64,17 @@ class UvicornExchange:
     @contextlib.contextmanager
     def single_write(self) -> Iterator[None]:
         cycle = self._cycle
-        transport, gathered = cycle.transport, _Gathered(cycle.transport)
-        cycle.transport = cast("asyncio.Transport", gathered)
+        transport, gathering = cycle.transport, _GatheringTransport(cycle.transport)
+        cycle.transport = cast("asyncio.Transport", gathering)
         try:
             yield
         finally:
             cycle.transport = transport
-            gathered.flush()
+            gathering.flush()
 
 
-class _Gathered:
-    """A transport that keeps what is written until it is flushed or closed."""
+class _GatheringTransport:
+    """A transport that gathers writes until it is flushed or closed."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -97,7 +97,7 @@ class _Gathered:
 
 
 def without_chunks(cycle: RequestResponseCycle) -> Send:
-    """`cycle.send`, where an answer without a Content-Length ends with its connection."""
+    """Return a `send` for HTTP/1.0: an answer without a Content-Length ends with its connection instead of using chunks."""
     send = cast("Send", cycle.send)
     counted = False
 

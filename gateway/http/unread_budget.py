@@ -1,4 +1,4 @@
-"""Bound the memory that unread answers take, over all callers of one process."""
+"""Bound the memory of unread answers, over all callers of one process."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ log = structlog.get_logger(__name__)
 
 
 class UnreadBuffer(Protocol):
-    """Something that stores bytes until a caller reads them."""
+    """Buffers bytes until a caller reads them."""
 
     @property
     def owner(self) -> str:
-        """Who they count for: a key's owner; an address, where no key is known."""
+        """The owner of the caller's key, or the caller's address if no key is known."""
 
     def shed(self) -> None:
-        """Drop the bytes, and end the answer that they belong to."""
+        """Drop the bytes, and end their answer."""
 
 
 class UnreadBudget:
-    """Bytes that wait for callers. Beyond the limit, answers of the owner that holds most are ended, its largest first."""
+    """Counts unread bytes. Beyond the limit, it ends answers of the owner with the most unread bytes, the largest first."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._sizes: dict[UnreadBuffer, tuple[str, int]] = {}
         self._by_owner: Counter[str] = Counter()
         self.total = 0
-        """Bytes held now."""
+        """Unread bytes now."""
         self.shed = 0
         """Answers that were ended since the start."""
 

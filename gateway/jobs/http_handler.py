@@ -64,7 +64,7 @@ class DurableRequestHandler:
     async def answer(self, request: DurableRequest) -> ErrorInfo | None:
         """Answer one request; what it submits goes on whoever hangs up. Returns the error it was answered with.
 
-        Raises NexusError, and CallerGone.
+        Raises NexusError, and CallerDisconnected.
         """
         preferences, owner, reply = request.preferences, request.principal.owner, request.reply
         if preferences.respond_async:
@@ -93,7 +93,7 @@ class DurableRequestHandler:
         )
 
     async def _soon(self, request: DurableRequest, record: JobRecord) -> JobResult | None:
-        """How the job ended, if it has in the time that the caller waits. Raises CallerGone."""
+        """How the job ended, if it has in the time that the caller waits. Raises CallerDisconnected."""
         if record.status in TERMINAL_STATUSES:
             return await self._jobs.result(record.owner, record.id)
         outcome = self._jobs.wait_for_result(record.owner, record.id, request.preferences.wait_s or 0.0)
@@ -258,7 +258,7 @@ class JobPollHandler:
             await reply.send_error(info)
 
     async def _wait(self, owner: str, job_id: str, seconds: float, scope: Scope, receive: Receive) -> None:
-        """Until the job has ended, or the time is up, or the gateway shuts down. Raises CallerGone."""
+        """Until the job has ended, or the time is up, or the gateway shuts down. Raises CallerDisconnected."""
         try:
             await self._caller_tasks.run_while_connected(self._jobs.wait(owner, job_id, seconds), scope, receive)
         except Unavailable:

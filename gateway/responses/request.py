@@ -14,7 +14,7 @@ from schemas.openai.responses import ResponsesRequest
 
 
 async def read(request: Request, reader: InferenceBodyReader, share: BodyShare) -> ResponsesRequest:
-    """The body, checked. Hold `share` as long as it is in memory. Raises as `InferenceBodyReader.read`, but for CallerGone."""
+    """The body, checked. Hold `share` as long as it is in memory. Raises as `InferenceBodyReader.read`, but for CallerDisconnected."""
     try:
         body = await reader.read_body(
             request.scope["headers"], request.receive, share, here=body_is_complete(request.scope)

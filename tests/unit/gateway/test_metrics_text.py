@@ -28,12 +28,12 @@ async def test_the_text_is_prometheus_own() -> None:
 
 async def test_the_loop_goes_on_while_the_text_is_made() -> None:
     """No scrape keeps streams waiting for all of the text."""
-    metrics, turns = GatewayMetrics(), 0
+    metrics, pipeline = GatewayMetrics(), 0
     making = asyncio.create_task(MetricsExposition(metrics.registry).text())
     while not making.done():
-        turns += 1
+        pipeline += 1
         await asyncio.sleep(0)
-    assert turns > len(list(metrics.registry.collect())) / 2
+    assert pipeline > len(list(metrics.registry.collect())) / 2
 
 
 async def test_all_who_ask_share_one_making() -> None:

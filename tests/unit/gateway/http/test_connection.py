@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from gateway.health import ShutdownState
 from gateway.http.asgi import CALLER_INFO, Receive, Reply, Scope, Send
 from gateway.http.client_addresses import TrustedProxies
-from gateway.http.connection import MAX_AHEAD, MAX_FRAMING, MAX_HEADERS, HttpProtocol, http_protocol
+from gateway.http.connection import MAX_FRAMING_BYTES, MAX_HEADERS, MAX_PIPELINED_BYTES, HttpProtocol, http_protocol
 from gateway.http.connection_limits import ConnectionBounds, ConnectionLimiter
-from gateway.http.pipelining import AT_ONCE
+from gateway.http.pipelining import MAX_PER_ITERATION
 from gateway.http.unread_budget import UnreadBudget
 from gateway.server import _Server
 from tests.conftest import Eventually
@@ -156,8 +156,8 @@ class TestPipelining:
             caller.send(get("/slow") + b"".join(get(f"/{number}") for number in range(count)))
             await eventually(lambda: site.paths == ["/slow"])
             await eventually(lambda: not site.protocols[0].transport.is_reading())
-            assert len(site.protocols[0]._ahead) <= MAX_AHEAD + READ
-            assert site.connections.stored == len(site.protocols[0]._ahead)
+            assert len(site.protocols[0]._pipelined_bytes) <= MAX_PIPELINED_BYTES + READ
+            assert site.connections.stored == len(site.protocols[0]._pipelined_bytes)
             assert site.paths == ["/slow"]
             site.gate.set()
             await caller.answer()
@@ -202,7 +202,7 @@ class TestPipelining:
         """One round of the event loop begins few pipelined requests, however many connections have some; all are answered."""
         begun: list[HttpProtocol] = []
         most = 0
-        plain = HttpProtocol.read_on
+        plain = HttpProtocol.read_next_request
 
         def counted(protocol: HttpProtocol) -> None:
             begun.append(protocol)
@@ -215,7 +215,7 @@ class TestPipelining:
                 await asyncio.sleep(0)
                 most = max(most, len(begun) - before)
 
-        monkeypatch.setattr(HttpProtocol, "read_on", counted)
+        monkeypatch.setattr(HttpProtocol, "read_next_request", counted)
         async with serving() as site:
             callers = [await asyncio.open_connection("127.0.0.1", site.port) for _ in range(80)]
             for _, writer in callers:
@@ -228,7 +228,7 @@ class TestPipelining:
                 writer.transport.abort()
             watching.cancel()
         assert len(begun) == 80 * 50
-        assert 1 < most <= AT_ONCE
+        assert 1 < most <= MAX_PER_ITERATION
 
     async def test_memory_for_all_is_bounded(self, eventually: Eventually) -> None:
         """What all connections pipeline together is bounded too: beyond it, sockets are left unread."""
@@ -342,10 +342,10 @@ class TestBodies:
     async def test_framing_is_bounded(self, path: bytes, what: str) -> None:
         """Trailers and chunk extensions without end are refused, whether the body is waited for or not."""
         endless = {
-            "trailers": b"0\r\n" + b"a:b\r\n" * MAX_FRAMING,
-            "one trailer": b"0\r\na: " + b"b" * 4 * MAX_FRAMING,
-            "extensions": b"1;" + b"a" * 4 * MAX_FRAMING,
-            "zeros": b"0" * 4 * MAX_FRAMING,
+            "trailers": b"0\r\n" + b"a:b\r\n" * MAX_FRAMING_BYTES,
+            "one trailer": b"0\r\na: " + b"b" * 4 * MAX_FRAMING_BYTES,
+            "extensions": b"1;" + b"a" * 4 * MAX_FRAMING_BYTES,
+            "zeros": b"0" * 4 * MAX_FRAMING_BYTES,
         }[what]
         async with serving() as site, calling(site) as caller:
             caller.send(self.CHUNKED % path)
@@ -477,7 +477,7 @@ def test_however_it_is_cut(chosen: list[int], cuts: list[int]) -> None:
             app_state={},
             head_timeout_s=5.0,
             shutdown_state=ShutdownState(),
-            connections=site.connections,
+            limiter=site.connections,
         )
         protocol.connection_made(pipe)
         data = b"".join(REQUESTS[number] for number in chosen)

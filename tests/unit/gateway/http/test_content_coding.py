@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gateway.http.asgi import Headers
 from gateway.http.body_memory import BodyMemory
 from gateway.http.content_coding import FREE_OUTPUT, MAX_MEMBERS, MAX_RATIO, WINDOW, BodyDecoder
-from gateway.http.request_body import MAX_BYTES, read_body
+from gateway.http.request_body import MAX_JSON_BYTES, read_body
 from schemas.errors import InvalidRequest, NexusError, RequestTooLarge, UnsupportedEncoding
 
 if sys.version_info >= (3, 14):
@@ -135,9 +135,9 @@ async def test_the_limit_is_of_the_decoded_body() -> None:
     """A body that decodes to more than a route's limit is 413."""
     import os
 
-    body = gzip.compress(os.urandom(MAX_BYTES // 2) * 3)
+    body = gzip.compress(os.urandom(MAX_JSON_BYTES // 2) * 3)
     with pytest.raises(RequestTooLarge):
-        await read("gzip", body, limit=MAX_BYTES)
+        await read("gzip", body, limit=MAX_JSON_BYTES)
 
 
 async def test_an_inner_bomb_without_output() -> None:

@@ -15,7 +15,7 @@ from backbone.testing.blobs import MemoryBlobStore
 from gateway.auth.authenticator import Authenticator
 from gateway.http.asgi import REQUEST_ID
 from gateway.http.body_memory import BodyMemory
-from gateway.http.inference_body import LARGE, WEIGHT, InferenceBodyReader
+from gateway.http.inference_body import LARGE_BYTES, PARSED_SIZE_FACTOR, InferenceBodyReader
 from gateway.http.remote_media import RemoteMedia
 from gateway.jobs.http_handler import DurableRequestHandler
 from schemas.endpoints import BY_PATH, CHAT
@@ -114,7 +114,7 @@ async def test_a_submitted_job_counts_until_it_lies_elsewhere() -> None:
         unused,
         unused,
     )
-    content = "x" * (2 * LARGE)
+    content = "x" * (2 * LARGE_BYTES)
     job = {"endpoint": CHAT.path, "body": {"model": "m", "messages": [{"role": "user", "content": content}]}}
     data = orjson.dumps(job)
     scope = {
@@ -130,7 +130,7 @@ async def test_a_submitted_job_counts_until_it_lies_elsewhere() -> None:
 
     serving = asyncio.create_task(submissions.serve(scope, receive, send))
     await blobs.writing.wait()
-    assert memory.used >= (WEIGHT + 1) * len(data)
+    assert memory.used >= (PARSED_SIZE_FACTOR + 1) * len(data)
     serving.cancel()
     await asyncio.gather(serving, return_exceptions=True)
     assert memory.used == 0
