@@ -11,9 +11,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-JITTER_S = 0.5
+MAX_GRADUAL_CORRECTION_S = 0.5
 """Smaller differences are approached, larger ones are taken over at once."""
-SHARE = 0.25
+CORRECTION_SHARE = 0.25
 """Of a small difference, what one measurement corrects."""
 
 
@@ -44,7 +44,7 @@ class Clock:
         error = server_s - (sent + half + self._base)
         if abs(error) <= half:
             return  # no more is known than before
-        self._base += error * SHARE if abs(error) < JITTER_S else error
+        self._base += error * CORRECTION_SHARE if abs(error) < MAX_GRADUAL_CORRECTION_S else error
 
 
 CLOCK = Clock()

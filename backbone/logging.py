@@ -14,19 +14,19 @@ import structlog
 
 from backbone.terminal_log import TerminalRenderer, is_terminal
 
-GATHER_S = 0.1
+FLUSH_INTERVAL_S = 0.1
 """Lines below `warning` are written together after this long: a write for each line would cost more than the line."""
-GATHER_BYTES = 16 * 1024
+FLUSH_BYTES = 16 * 1024
 
 
-class GatheredOutput:
+class BufferedLogger:
     """A structlog logger that writes JSON lines to a stream, many at a time; warnings and worse at once."""
 
     def __init__(self) -> None:
         self._lines: list[bytes] = []
         self._size = 0
         self._lock = threading.Lock()
-        self._due = threading.Event()
+        self._flush_due = threading.Event()
         threading.Thread(target=self._flush_when_due, name="log-writer", daemon=True).start()
         atexit.register(self.flush)
 
@@ -35,11 +35,11 @@ class GatheredOutput:
         with self._lock:
             self._lines.append(line)
             self._size += len(line)
-            full = self._size > GATHER_BYTES
+            full = self._size > FLUSH_BYTES
         if full:
             self.flush()
-        elif not self._due.is_set():
-            self._due.set()
+        elif not self._flush_due.is_set():
+            self._flush_due.set()
 
     debug = info = msg
 
@@ -63,9 +63,9 @@ class GatheredOutput:
     def _flush_when_due(self) -> None:
         never = threading.Event()
         while True:
-            self._due.wait()
-            never.wait(GATHER_S)
-            self._due.clear()
+            self._flush_due.wait()
+            never.wait(FLUSH_INTERVAL_S)
+            self._flush_due.clear()
             self.flush()
 
 
@@ -91,7 +91,7 @@ def configure_logging(log_format: Literal["auto", "json", "console"], level: str
     renderer: structlog.typing.Processor = (
         TerminalRenderer(colors=is_terminal()) if console else structlog.processors.JSONRenderer(_dumps)
     )
-    output = None if console else GatheredOutput()
+    output = None if console else BufferedLogger()
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),

@@ -17,9 +17,9 @@ from backbone.settings import CommonSettings
 Settings = TypeVar("Settings", bound=CommonSettings)
 
 ENV_FILE = Path(".env")
-MAX_SHOWN = 60
+MAX_SHOWN_CHARACTERS = 60
 """Letters of a value."""
-MUST_BE = {
+REQUIREMENTS = {
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
     "float_parsing": "a number",
@@ -51,10 +51,10 @@ def read_settings(kind: type[Settings], flags: Collection[str] = ()) -> Settings
 
 def _sentence(error: ErrorDetails, flags: Collection[str]) -> str:
     name = "_".join(str(part) for part in error["loc"]).upper()
-    must = MUST_BE.get(error["type"])
+    must = REQUIREMENTS.get(error["type"])
     if must is None:
         return f"{name} ({_place(name, flags)}) is wrong: {error['msg'].removeprefix('Value error, ')}."
-    value = str(error["input"])[:MAX_SHOWN]
+    value = str(error["input"])[:MAX_SHOWN_CHARACTERS]
     bounds = {key: _plain(bound) for key, bound in error.get("ctx", {}).items()}
     return f"{name} is '{value}' ({_place(name, flags)}): it must be {must.format_map(bounds)}."
 

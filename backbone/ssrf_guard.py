@@ -26,13 +26,13 @@ from schemas.errors import InvalidRequest
 if TYPE_CHECKING:
     import httpx
 
-REDIRECTS = frozenset({301, 302, 303, 307, 308})
+REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS = 3
-MAX_ANSWER_BYTES = 4096
+MAX_POST_RESPONSE_BYTES = 4096
 """Of the answer to a POST, which nobody wants."""
-ANSWER_S = 1.0
+BODY_TIMEOUT_S = 1.0
 CONTENT_TYPE = re.compile(r"[\w.+\-]{1,64}/[\w.+\-]{1,128}", re.ASCII)
-NOT_PUBLIC = "the URL's host is not a public one"
+NOT_PUBLIC_MESSAGE = "the URL's host is not a public one"
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
@@ -72,7 +72,9 @@ class GuardedHttpClient:
         """Describe the bounds. `private_hosts`: `host` or `host:port` that may be fetched whatever their addresses are;
         `setting`: where an operator says so, for messages.
         """
-        self._not_public = f"{NOT_PUBLIC}; an operator may allow it: host:port in {setting}" if setting else NOT_PUBLIC
+        self._not_public = (
+            f"{NOT_PUBLIC_MESSAGE}; an operator may allow it: host:port in {setting}" if setting else NOT_PUBLIC_MESSAGE
+        )
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
         self._private_hosts = private_hosts
@@ -126,7 +128,7 @@ class GuardedHttpClient:
 
         response = await self._send("GET", url, {"accept": f"{kind}*", "accept-encoding": "identity"})
         try:
-            if response.status_code in REDIRECTS:
+            if response.status_code in REDIRECT_STATUSES:
                 return str(response.headers.get("location", ""))
             return await self._read(response, kind)
         except httpx.HTTPError as error:
@@ -169,10 +171,10 @@ class GuardedHttpClient:
 
         size = 0
         with contextlib.suppress(httpx.HTTPError, TimeoutError):
-            async with asyncio.timeout(ANSWER_S):
-                async for part in response.aiter_raw(MAX_ANSWER_BYTES):
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                async for part in response.aiter_raw(MAX_POST_RESPONSE_BYTES):
                     size += len(part)
-                    if size >= MAX_ANSWER_BYTES:
+                    if size >= MAX_POST_RESPONSE_BYTES:
                         return
 
     async def _read(self, response: httpx.Response, kind: str) -> FetchedContent:

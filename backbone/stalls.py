@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 from types import TracebackType
 
-TICK_S = 0.1
-LATE_S = 0.02
+TICK_INTERVAL_S = 0.1
+MIN_STALL_S = 0.02
 """Less than this is how loops are."""
-MAX_MORE_S = 15.0
+MAX_EXTENSION_S = 15.0
 """How much more time one wait gets at the most: nothing waits without a bound."""
 
 
@@ -42,12 +42,12 @@ class StallMonitor:
     def _schedule(self) -> None:
         loop = asyncio.get_running_loop()
         # A plain callback: it is due before the waits that the same stall has made late, and runs before they end.
-        self._timer = loop.call_later(TICK_S, self._tick, loop.time() + TICK_S)
+        self._timer = loop.call_later(TICK_INTERVAL_S, self._tick, loop.time() + TICK_INTERVAL_S)
 
     def _tick(self, due: float) -> None:
         self._timer = None
         late = asyncio.get_running_loop().time() - due
-        if late > LATE_S:
+        if late > MIN_STALL_S:
             self.stalled_s += late
             for wait in self._waits:
                 wait.extend(late)
@@ -58,18 +58,18 @@ class StallMonitor:
 class StallTimeout:
     """One `async with`. Raises TimeoutError."""
 
-    __slots__ = ("_more_s", "_stalls", "_timeout")
+    __slots__ = ("_extension_left_s", "_stalls", "_timeout")
 
     def __init__(self, stalls: StallMonitor, seconds: float) -> None:
         self._stalls = stalls
         self._timeout = asyncio.timeout(seconds)
-        self._more_s = MAX_MORE_S
+        self._extension_left_s = MAX_EXTENSION_S
 
     def extend(self, seconds: float) -> None:
         when = self._timeout.when()
-        more = min(seconds, self._more_s)
+        more = min(seconds, self._extension_left_s)
         if when is not None and not self._timeout.expired() and more > 0:
-            self._more_s -= more
+            self._extension_left_s -= more
             self._timeout.reschedule(when + more)
 
     async def __aenter__(self) -> None:

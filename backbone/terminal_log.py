@@ -46,7 +46,7 @@ SENTENCES = {
     "redis.back": "Redis is back.",
 }
 """By event. A field in braces is the event's; the first letter is a capital one, the end a full stop."""
-NOISE = frozenset({"timestamp", "level", "event", "exception", "worker", "gateway", "connection"})
+HIDDEN_FIELDS = frozenset({"timestamp", "level", "event", "exception", "worker", "gateway", "connection"})
 """Fields that are not worth a word on a terminal where one process runs."""
 COLORS = {"warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}
 PLAIN = "\x1b[0m"
@@ -77,14 +77,16 @@ def sentence(event: Mapping[str, Any]) -> str:
     key = str(event.get("event", ""))
     if key in SENTENCES:
         try:
-            return _tidy(SENTENCES[key].format_map({name: _said(value) for name, value in event.items()}))
+            return _tidy(SENTENCES[key].format_map({name: _plain(value) for name, value in event.items()}))
         except (KeyError, ValueError, TypeError):
             pass  # the event has other fields than it had: show all of them
-    fields = [f"{name}={_said(value)}" for name, value in event.items() if name not in NOISE and value is not None]
+    fields = [
+        f"{name}={_plain(value)}" for name, value in event.items() if name not in HIDDEN_FIELDS and value is not None
+    ]
     return "  ".join((key, *fields))
 
 
-def _said(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(str, value)) or "nothing"
     return value

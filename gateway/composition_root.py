@@ -137,11 +137,11 @@ class _Clients:
             gateway=name,
             ack_wait_s=settings.ack_wait_s,
             stream=_jobs_stream(settings),
-            storing=self.storage_health,
+            storage_health=self.storage_health,
         )
         self.broadcast = NatsBroadcast(nats, name)
-        self.blobs = NatsBlobStore(nats, f"{name}-blobs", create=_bucket(settings), storing=self.storage_health)
-        log = NatsJobLog(nats, name, retention=retention(settings), storing=self.storage_health)
+        self.blobs = NatsBlobStore(nats, f"{name}-blobs", create=_bucket(settings), storage_health=self.storage_health)
+        log = NatsJobLog(nats, name, retention=retention(settings), storage_health=self.storage_health)
         self.job_log = SealedJobLog(log, SealRefusalCounter(metrics).count)
         self.registry = EtcdRegistry(read_etcd_access(settings), settings.etcd_prefix)
         self.store = RedisStore(read_redis_access(settings))

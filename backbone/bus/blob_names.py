@@ -20,7 +20,7 @@ from backbone.ids import new_token
 KEY_BYTES = 32
 TAG_BYTES = 16
 """What sealing adds to each chunk."""
-META = (1 << 96) - 1
+METADATA_NUMBER = (1 << 96) - 1
 """The number under which the description is sealed; chunks count from 0."""
 _KEY = re.compile(r"[A-Za-z0-9_-]{43}")
 

@@ -136,7 +136,7 @@ class GatewayBus(Protocol):
     def new_reply_subject(self) -> str:
         """An unguessable subject on which this process hears events."""
 
-    def submit(self, envelope: Envelope, body: bytes, sink: ReplyListener) -> None:
+    def submit(self, envelope: Envelope, body: bytes, listener: ReplyListener) -> None:
         """Store a job; what comes on `envelope.reply` goes to `sink`. Raises Unavailable, RequestTooLarge.
 
         The first job of a queue makes it; where that fails, `sink` is refused.

@@ -159,7 +159,7 @@ class JobLog(Protocol):
 
     # Terminal words
 
-    async def store_outcome(self, word: Outcome, payload: bytes = b"") -> bool:
+    async def store_outcome(self, outcome: Outcome, payload: bytes = b"") -> bool:
         """End a job. True: this word is the first and is kept. False: it was decided before. Raises Unavailable."""
 
     async def read_outcome(self, job: str) -> StoredOutcome | None:
@@ -181,7 +181,7 @@ class JobLog(Protocol):
 
     # Questions of workers
 
-    async def serve_gate_requests(self, referee: Callable[[GateRequest], Awaitable[GateReply | None]]) -> None:
+    async def serve_gate_requests(self, handler: Callable[[GateRequest], Awaitable[GateReply | None]]) -> None:
         """From now on, share in answering what workers ask. None: no answer is wanted. `referee` must not raise."""
 
     # Dead letters
@@ -226,10 +226,10 @@ class WorkerLog(Protocol):
         RETURNED is told, and not answered.
         """
 
-    async def store_outcome(self, word: Outcome, payload: bytes) -> bool:
+    async def store_outcome(self, outcome: Outcome, payload: bytes) -> bool:
         """As JobLog's. Raises Unavailable when NATS did not confirm it for now: repeat it."""
 
-    async def store_dead_letter(self, word: Outcome, message: bytes) -> None:
+    async def store_dead_letter(self, outcome: Outcome, message: bytes) -> None:
         """Store a dead letter, once per (job, run) within two minutes. Raises Unavailable."""
 
 

@@ -153,11 +153,11 @@ class SealedJobLog:
                     return JobRecord.model_validate_json(frame.payload)
         return None
 
-    async def _is_of_older_job(self, word: Outcome) -> bool:
+    async def _is_of_older_job(self, outcome: Outcome) -> bool:
         """Whether a worker's outcome is of a job that is older than seals, and agrees with how that was submitted."""
-        if word.status not in WORKER_STATUSES:
+        if outcome.status not in WORKER_STATUSES:
             return False
-        record = await self._older_job(word.job)
+        record = await self._older_job(outcome.job)
         if record is None:
             return False
         webhook = record.webhook.url if record.webhook is not None else ""
@@ -166,8 +166,16 @@ class SealedJobLog:
             *(record.request_id, record.metadata, record.key, webhook, record.batch, record.stream, record.uploads),
         )
         said = (
-            *(word.owner, word.endpoint, word.capability, word.lane, word.model, word.public_model),
-            *(word.request_id, word.metadata, word.key, word.webhook, word.batch, word.stream, word.uploads),
+            *(outcome.owner, outcome.endpoint, outcome.capability, outcome.lane, outcome.model, outcome.public_model),
+            *(
+                outcome.request_id,
+                outcome.metadata,
+                outcome.key,
+                outcome.webhook,
+                outcome.batch,
+                outcome.stream,
+                outcome.uploads,
+            ),
         )
         return submitted == said
 
@@ -184,13 +192,13 @@ class SealedJobLog:
 
     # Outcomes
 
-    async def store_outcome(self, word: Outcome, payload: bytes = b"") -> bool:
+    async def store_outcome(self, outcome: Outcome, payload: bytes = b"") -> bool:
         """See JobLog."""
-        sealed = self.seals.outcome(word)
+        sealed = self.seals.outcome(outcome)
         for _ in range(DECIDE_TRIES):
             if await self._inner.store_outcome(sealed, payload):
                 return True
-            if await self.read_outcome(word.job) is not None:
+            if await self.read_outcome(outcome.job) is not None:
                 return False
         raise Unavailable("the end of this job cannot be stored for now; try again shortly")
 
@@ -205,16 +213,16 @@ class SealedJobLog:
         await self._inner.delete_outcome(job, decision.seq)
         return None
 
-    async def _is_outcome(self, word: Outcome, stored_at: int) -> bool:
-        return self.seals.is_outcome(word) or self._is_old(stored_at) or await self._is_of_older_job(word)
+    async def _is_outcome(self, outcome: Outcome, stored_at: int) -> bool:
+        return self.seals.is_outcome(outcome) or self._is_old(stored_at) or await self._is_of_older_job(outcome)
 
-    def _request(self, word: Outcome, payload: bytes, stored_at: int) -> bytes:
+    def _request(self, outcome: Outcome, payload: bytes, stored_at: int) -> bytes:
         """Return the job message with which a failed job can be tried again; nothing where it is not the one that was stored."""
-        is_answer = word.error is None
-        older = self._is_old(stored_at) or self._older.get(word.job) is not None
-        if is_answer or not payload or older or self.seals.is_message(payload, word):
+        is_answer = outcome.error is None
+        older = self._is_old(stored_at) or self._older.get(outcome.job) is not None
+        if is_answer or not payload or older or self.seals.is_message(payload, outcome):
             return payload
-        self._on_refused("message", word.job)
+        self._on_refused("message", outcome.job)
         return b""
 
     async def delete_outcome(self, job: str, seq: int) -> None:
@@ -238,10 +246,10 @@ class SealedJobLog:
 
     async def _is_believed(self, item: WorkItem) -> bool:
         try:
-            word, _ = Outcome.decode(item.data)
+            outcome, _ = Outcome.decode(item.data)
         except ValueError:
             return False
-        return word.job == item.id and await self._is_outcome(word, item.stored_at)
+        return outcome.job == item.id and await self._is_outcome(outcome, item.stored_at)
 
     async def _drop_outcome(self, item: WorkItem) -> None:
         try:
@@ -252,12 +260,12 @@ class SealedJobLog:
 
     # Questions of workers
 
-    async def serve_gate_requests(self, referee: Callable[[GateRequest], Awaitable[GateReply | None]]) -> None:
+    async def serve_gate_requests(self, handler: Callable[[GateRequest], Awaitable[GateReply | None]]) -> None:
         """See JobLog."""
 
         async def answered(ask: GateRequest) -> GateReply | None:
             if self._is_attempt(ask.job, ask.token) or await self._older_job(ask.job) is not None:
-                return await referee(ask)
+                return await handler(ask)
             self._on_refused("question", ask.job)
             return None
 

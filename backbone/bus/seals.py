@@ -64,7 +64,7 @@ class Seals:
         )
         return given.model_copy(update={"message_seal": self._message(given, body)})
 
-    def is_message(self, message: bytes, word: Outcome) -> bool:
+    def is_message(self, message: bytes, outcome: Outcome) -> bool:
         """Return whether a job message is the one that a gateway stored for the job of `word`."""
         try:
             envelope, body = Envelope.decode(message)
@@ -72,21 +72,21 @@ class Seals:
             return False
         bare = envelope.model_copy(update={"message_seal": ""})
         # A retry that could not be queued ended with the message of the run before it.
-        same = envelope.job == word.job and envelope.run <= word.run
+        same = envelope.job == outcome.job and envelope.run <= outcome.run
         return same and _equal(self._message(bare, body), envelope.message_seal)
 
     # Outcomes
 
-    def outcome(self, word: Outcome) -> Outcome:
+    def outcome(self, outcome: Outcome) -> Outcome:
         """Return an outcome that a gateway vouches for."""
-        bare = word.model_copy(update={"seal": ""})
+        bare = outcome.model_copy(update={"seal": ""})
         return bare.model_copy(update={"seal": self._outcome(bare)})
 
-    def is_outcome(self, word: Outcome) -> bool:
+    def is_outcome(self, outcome: Outcome) -> bool:
         """Return whether a gateway wrote this outcome, or a worker that was given this run of this job as it stands here."""
-        if word.seal.startswith(BY_GATEWAY):
-            return _equal(self._outcome(word.model_copy(update={"seal": ""})), word.seal)
-        return word.status in WORKER_STATUSES and _equal(self._job(word), word.seal)
+        if outcome.seal.startswith(BY_GATEWAY):
+            return _equal(self._outcome(outcome.model_copy(update={"seal": ""})), outcome.seal)
+        return outcome.status in WORKER_STATUSES and _equal(self._job(outcome), outcome.seal)
 
     # Events
 
@@ -117,11 +117,11 @@ class Seals:
     def _ticket(self, job: str) -> str:
         return _mac(self.key, b"ticket", job.encode())
 
-    def _job(self, word: Outcome) -> str:
-        return BY_WORKER + _mac(self.key, b"job", _facts(word))
+    def _job(self, outcome: Outcome) -> str:
+        return BY_WORKER + _mac(self.key, b"job", _facts(outcome))
 
-    def _outcome(self, word: Outcome) -> str:
-        return BY_GATEWAY + _mac(self.key, b"outcome", word.model_dump_json(exclude_defaults=True).encode())
+    def _outcome(self, outcome: Outcome) -> str:
+        return BY_GATEWAY + _mac(self.key, b"outcome", outcome.model_dump_json(exclude_defaults=True).encode())
 
     def _message(self, envelope: Envelope, body: bytes) -> str:
         return _mac(self.key, b"message", envelope.model_dump_json(exclude_defaults=True).encode(), body)
@@ -131,12 +131,29 @@ def _any_word(envelope: Envelope) -> Outcome:
     return outcome_of(envelope, JobStatus.FAILED)
 
 
-def _facts(word: Outcome) -> bytes:
+def _facts(outcome: Outcome) -> bytes:
     """What a worker cannot change: everything that an outcome says about its job, and not about its attempt."""
     return orjson.dumps(
         (
-            *(word.job, word.run, word.owner, word.endpoint, word.capability, word.lane, word.model, word.public_model),
-            *(word.request_id, word.metadata, word.key, word.webhook, word.batch, word.stream, word.uploads),
+            *(
+                outcome.job,
+                outcome.run,
+                outcome.owner,
+                outcome.endpoint,
+                outcome.capability,
+                outcome.lane,
+                outcome.model,
+                outcome.public_model,
+            ),
+            *(
+                outcome.request_id,
+                outcome.metadata,
+                outcome.key,
+                outcome.webhook,
+                outcome.batch,
+                outcome.stream,
+                outcome.uploads,
+            ),
         ),
         option=orjson.OPT_SORT_KEYS,
     )

@@ -11,18 +11,18 @@ from pydantic import ValidationError
 
 from backbone.registry.etcd_client import EtcdClient, LeaseNotFound
 from backbone.registry.keys import RegistryKeys
-from backbone.registry.snapshot import cataloged_offers, catalogue_entry, joined_entry
+from backbone.registry.snapshot import catalog_entry, cataloged_offers, joined_entry
 from schemas.errors import Unavailable
 from schemas.presence import CatalogEntry, ModelOffer, WorkerPresence, WorkerState
 
 log = structlog.get_logger(__name__)
 
-RETRY_S = 0.3
+RETRY_DELAY_S = 0.3
 """Pause after a call that failed."""
-BUSY_WRITE_S = 0.25
+BUSY_WRITE_INTERVAL_S = 0.25
 """At most one write in this time where only `busy` changed."""
-WITHDRAW_S = 1.5
-EXCHANGE_TRIES = 10
+WITHDRAW_TIMEOUT_S = 1.5
+MAX_EXCHANGES = 10
 """More than there are capabilities: each turn adds one that others have entered meanwhile, or is the last one."""
 
 
@@ -33,28 +33,28 @@ class EtcdAnnouncement:
     again. When etcd comes back after an outage that happens at once.
     """
 
-    def __init__(self, link: EtcdClient, keys: RegistryKeys, presence: WorkerPresence, *, lease_s: int) -> None:
-        self._link = link
+    def __init__(self, client: EtcdClient, keys: RegistryKeys, presence: WorkerPresence, *, lease_s: int) -> None:
+        self._client = client
         self._keys = keys
         self._key = keys.worker(presence.id)
         self._lease_s = lease_s
         self._presence = presence
-        self._told = ""
+        self._logged_error = ""
         """Why the entry could not be written, as the log has it already."""
         self._lease = 0
         self._written: WorkerPresence | None = None
-        self._catalogued: frozenset[ModelOffer] = frozenset()
+        self._cataloged: frozenset[ModelOffer] = frozenset()
         self._wake = asyncio.Event()
         self._recheck = False
         self._renewed = 0.0
         self._entered = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._forget = link.on_recovery(self._look_again)
+        self._forget = client.on_recovery(self._recheck_soon)
         self.closed = False
 
     async def start(self, timeout_s: float) -> None:
         """Begin; returns when the entry is there, or after `timeout_s`."""
-        self._task = asyncio.create_task(self._keep(), name=f"announce-{self._presence.id}")
+        self._task = asyncio.create_task(self._run(), name=f"announce-{self._presence.id}")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._entered.wait()
@@ -73,9 +73,9 @@ class EtcdAnnouncement:
         if not lease:
             return
         try:
-            async with asyncio.timeout(WITHDRAW_S):
-                await self._say_goodbye(lease)
-                await self._link.revoke_lease(lease)
+            async with asyncio.timeout(WITHDRAW_TIMEOUT_S):
+                await self._write_draining(lease)
+                await self._client.revoke_lease(lease)
         except LeaseNotFound:
             pass
         except (Unavailable, TimeoutError) as error:
@@ -91,16 +91,16 @@ class EtcdAnnouncement:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _say_goodbye(self, lease: int) -> None:
+    async def _write_draining(self, lease: int) -> None:
         """Write DRAINING last, so that watchers can tell a worker that left from a lapsed lease."""
         if self._written is None or self._written.state is WorkerState.DRAINING:
             return
-        entry = await self._link.get(self._key)
+        entry = await self._client.get(self._key)
         if entry is not None and entry.lease == lease:  # else it is a successor's under the same name
             leaving = self._written.model_copy(update={"state": WorkerState.DRAINING})
-            await self._link.put(self._key, leaving.model_dump_json().encode(), lease=lease)
+            await self._client.put(self._key, leaving.model_dump_json().encode(), lease=lease)
 
-    async def _keep(self) -> None:
+    async def _run(self) -> None:
         while True:
             try:
                 await self._bring_up_to_date()
@@ -110,35 +110,37 @@ class EtcdAnnouncement:
                 self._lease, self._written = 0, None
             except Unavailable as error:
                 self._recheck = True
-                if self._link.connected and self._told != (told := str(error)):  # an outage has its own line
-                    self._told = told
-                    log.error("registry.not_entered", worker=self._presence.id, error=told)
-                await asyncio.sleep(RETRY_S)
+                if self._client.connected and self._logged_error != (
+                    message := str(error)
+                ):  # an outage has its own line
+                    self._logged_error = message
+                    log.error("registry.not_entered", worker=self._presence.id, error=message)
+                await asyncio.sleep(RETRY_DELAY_S)
             except Exception:
                 log.exception("registry.announcement_failed", worker=self._presence.id)
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(RETRY_DELAY_S)
 
     async def _bring_up_to_date(self) -> None:
         """Have a living lease, the entry and the catalogue in etcd. Raises LeaseNotFound, Unavailable."""
         if not self._lease:
-            self._lease = await self._link.grant_lease(self._lease_s)
-            self._written, self._catalogued, self._recheck = None, frozenset(), False
+            self._lease = await self._client.grant_lease(self._lease_s)
+            self._written, self._cataloged, self._recheck = None, frozenset(), False
             self._renewed = monotonic()
-        if self._recheck or self._renewal_in() <= 0:
+        if self._recheck or self._seconds_to_renewal() <= 0:
             began = monotonic()
             await self._check()
             self._recheck, self._renewed = False, began
         if self._written != self._presence:
             presence = self._presence
-            await self._link.put(self._key, presence.model_dump_json().encode(), lease=self._lease)
+            await self._client.put(self._key, presence.model_dump_json().encode(), lease=self._lease)
             self._written = presence
-        await self._catalogue()
+        await self._write_catalog()
         self._entered.set()
 
     async def _check(self) -> None:
         """Renew the lease and see whether the entry is still ours."""
-        await self._link.renew_lease(self._lease)
-        entry = await self._link.get(self._key)
+        await self._client.renew_lease(self._lease)
+        entry = await self._client.get(self._key)
         if entry is None or entry.lease != self._lease:
             if entry is not None:
                 log.warning("registry.same_name_twice", worker=self._presence.id)
@@ -147,44 +149,44 @@ class EtcdAnnouncement:
     async def _wait(self) -> None:
         """Until there is something to write, or the lease wants renewing."""
         try:
-            async with asyncio.timeout(max(0.0, self._renewal_in())):
+            async with asyncio.timeout(max(0.0, self._seconds_to_renewal())):
                 await self._wake.wait()
         except TimeoutError:
             pass
         self._wake.clear()
         if self._written is not None and _only_load_differs(self._written, self._presence):
-            await asyncio.sleep(BUSY_WRITE_S)
+            await asyncio.sleep(BUSY_WRITE_INTERVAL_S)
 
-    def _renewal_in(self) -> float:
+    def _seconds_to_renewal(self) -> float:
         """Seconds until the lease wants renewing, however often the entry is written meanwhile."""
         return self._renewed + self._lease_s / 3 - monotonic()
 
-    def _look_again(self) -> None:
+    def _recheck_soon(self) -> None:
         self._recheck = True
         self._wake.set()
 
-    async def _catalogue(self) -> None:
+    async def _write_catalog(self) -> None:
         """Enter the models that are new since the last time, or all of them under a new lease."""
         offers = cataloged_offers(self._presence)
-        for offer in sorted(offers - self._catalogued, key=lambda offer: offer.name):
-            await self._enter(offer)
-        self._catalogued = offers
+        for offer in sorted(offers - self._cataloged, key=lambda offer: offer.name):
+            await self._write_catalog_entry(offer)
+        self._cataloged = offers
 
-    async def _enter(self, offer: ModelOffer) -> None:
+    async def _write_catalog_entry(self, offer: ModelOffer) -> None:
         """Add what `offer` says to the model's catalogue entry, without losing what others add meanwhile.
 
         A worker that wrote over an entry which it had not read learns so from etcd's answer, and writes the two joined.
         """
         key = self._keys.model(offer.name)
-        found = await self._link.get(key)
+        found = await self._client.get(key)
         seen = found.value if found else None
         known = _parse(seen)
-        entry = catalogue_entry(offer, known)
-        for _ in range(EXCHANGE_TRIES):
+        entry = catalog_entry(offer, known)
+        for _ in range(MAX_EXCHANGES):
             if entry == known:
                 return
             written = entry.model_dump_json().encode()
-            replaced = await self._link.exchange(key, written)
+            replaced = await self._client.exchange(key, written)
             if replaced == seen:
                 return
             seen, known, entry = written, entry, joined_entry(entry, _parse(replaced))

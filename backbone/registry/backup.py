@@ -9,18 +9,18 @@ from backbone.registry.keys import RegistryKeys
 class RegistryBackup:
     """Reads and writes keys under one prefix, by what follows it. Raises Unavailable. The link is its owner's to open and close."""
 
-    def __init__(self, link: EtcdClient, prefix: str) -> None:
-        self._link = link
+    def __init__(self, client: EtcdClient, prefix: str) -> None:
+        self._client = client
         self._keys = RegistryKeys(prefix)
 
     async def list_workers(self) -> list[str]:
         """The keys of workers that are there."""
-        entries, _ = await self._link.list_prefix(self._keys.workers)
+        entries, _ = await self._client.list_prefix(self._keys.workers)
         return [entry.key.removeprefix(self._keys.workers) for entry in entries]
 
     async def read(self) -> dict[str, bytes]:
         """All keys without a lease, less the prefix."""
-        entries, _ = await self._link.list_prefix(self._keys.prefix)
+        entries, _ = await self._client.list_prefix(self._keys.prefix)
         return {entry.key.removeprefix(self._keys.prefix): entry.value for entry in entries if not entry.lease}
 
     async def operator_keys(self) -> list[str]:
@@ -31,9 +31,9 @@ class RegistryBackup:
     async def write(self, values: dict[str, bytes]) -> None:
         """Enter keys, over those that are there."""
         for key, value in values.items():
-            await self._link.put(self._keys.prefix + key, value)
+            await self._client.put(self._keys.prefix + key, value)
 
     async def clear(self) -> None:
         """Delete aliases and service records."""
         for key in await self.operator_keys():
-            await self._link.delete(self._keys.prefix + key)
+            await self._client.delete(self._keys.prefix + key)

@@ -25,12 +25,12 @@ from schemas.presence import Alias, RegistrySnapshot, ServiceRecord, WorkerPrese
 
 log = structlog.get_logger(__name__)
 
-FIRST_SNAPSHOT_S = 2.0
+FIRST_SNAPSHOT_TIMEOUT_S = 2.0
 """Seconds that `start` and `announce` wait for etcd before they leave the rest to the background."""
-RETRY_S = 0.3
-PUBLISH_REST = 9.0
+RETRY_DELAY_S = 0.3
+PUBLISH_REST_FACTOR = 9.0
 """Publishing takes a tenth of the time at most, while many changes come: each costs as much as there are models and workers."""
-SEEN_S = 1.0
+WATCH_WAIT_S = 1.0
 """Seconds that a write waits for the watch to bring it."""
 
 
@@ -59,45 +59,45 @@ class EtcdRegistry:
         self._resync_s = resync_s
         access = server if isinstance(server, EtcdAccess) else EtcdAccess(server)
         # A worker may read what it writes, and nothing else.
-        self._link = EtcdClient(access.url, probe_key=self._keys.workers, tls=access.tls, login=access.login)
+        self._client = EtcdClient(access.url, probe_key=self._keys.workers, tls=access.tls, login=access.login)
         # Roles protect gateways from workers: those who are protected look.
-        self._version_check = VersionCheck(self._link) if access.login and not services_only else None
+        self._version_check = VersionCheck(self._client) if access.login and not services_only else None
         self._followed = self._keys.services if services_only else self._keys.prefix
-        self._view = RegistryState(hold_s=lease_s if hold_s is None else hold_s)
+        self._state = RegistryState(hold_s=lease_s if hold_s is None else hold_s)
         self._announcements: list[EtcdAnnouncement] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._first = asyncio.Event()
         self._revision = 0
         """Of etcd, at which `snapshot` was so."""
-        self._moved = asyncio.Event()
+        self._revision_changed = asyncio.Event()
         self._unpublished = 0
         """The revision of the newest change that was taken."""
         self._publishing: asyncio.TimerHandle | None = None
         self._not_before = 0.0
-        self._told = ""
+        self._logged_error = ""
         """Why etcd cannot be followed, as the log has it already."""
 
     @property
     def snapshot(self) -> RegistrySnapshot | None:
         """The newest known state; None before the first one, and without `watch`."""
-        return self._view.snapshot
+        return self._state.snapshot
 
     @property
     def connected(self) -> bool:
         """Whether etcd answered the latest probe; wrong for about two seconds at most."""
-        return self._link.connected
+        return self._client.connected
 
     async def start(self, *, watch: bool = True) -> None:
         """Connect and, with `watch`, follow. Returns within about three seconds even when etcd is away."""
-        await self._link.open()
+        await self._client.open()
         if not watch or self._tasks:
             return
         self._tasks = [
             asyncio.create_task(self._follow_forever(), name="etcd-watch"),
-            asyncio.create_task(self._let_go_forever(), name="etcd-holds"),
+            asyncio.create_task(self._expire_holds_forever(), name="etcd-holds"),
         ]
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(FIRST_SNAPSHOT_S):
+            async with asyncio.timeout(FIRST_SNAPSHOT_TIMEOUT_S):
                 await self._first.wait()
 
     async def close(self) -> None:
@@ -113,22 +113,24 @@ class EtcdRegistry:
             await self._version_check.close()
         announcements, self._announcements = self._announcements, []
         await asyncio.gather(*(announcement.close() for announcement in announcements))
-        await self._link.close()
+        await self._client.close()
 
     def subscribe(self, listener: Callable[[RegistrySnapshot], None]) -> Callable[[], None]:
         """Call `listener` after each change of the snapshot. Returns the function that ends it."""
-        return self._view.subscribe(listener)
+        return self._state.subscribe(listener)
 
     async def announce(self, presence: WorkerPresence) -> EtcdAnnouncement:
         """Enter a worker and its models; when etcd is away, as soon as it is back. Call `start` first."""
-        announcement = EtcdAnnouncement(self._link, self._keys, presence, lease_s=self._lease_s)
+        announcement = EtcdAnnouncement(self._client, self._keys, presence, lease_s=self._lease_s)
         self._announcements = [*(other for other in self._announcements if not other.closed), announcement]
-        await announcement.start(FIRST_SNAPSHOT_S)
+        await announcement.start(FIRST_SNAPSHOT_TIMEOUT_S)
         return announcement
 
     async def put_alias(self, alias: Alias) -> None:
         """Enter or replace an alias. Raises Unavailable."""
-        await self._seen(await self._link.put(self._keys.alias(alias.name), alias.model_dump_json().encode()))
+        await self._wait_for_revision(
+            await self._client.put(self._keys.alias(alias.name), alias.model_dump_json().encode())
+        )
 
     async def remove_alias(self, name: str) -> bool:
         """Remove an alias; whether there was one. Raises Unavailable."""
@@ -136,7 +138,9 @@ class EtcdRegistry:
 
     async def put_service(self, record: ServiceRecord) -> None:
         """Enter or replace a service's record. Raises Unavailable."""
-        await self._seen(await self._link.put(self._keys.service(record.name), record.model_dump_json().encode()))
+        await self._wait_for_revision(
+            await self._client.put(self._keys.service(record.name), record.model_dump_json().encode())
+        )
 
     async def remove_service(self, name: str) -> bool:
         """Remove a service's record; whether there was one. Raises Unavailable."""
@@ -144,7 +148,7 @@ class EtcdRegistry:
 
     async def ping(self) -> None:
         """One round trip within about a second. Raises Unavailable."""
-        await self._link.ping()
+        await self._client.ping()
 
     async def _follow_forever(self) -> None:
         outage = False
@@ -157,23 +161,25 @@ class EtcdRegistry:
             except WatchEnded as ended:
                 log.info("registry.watch_ended", reason=str(ended))
                 outage = ended.outage
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(RETRY_DELAY_S)
             except Unavailable as error:
                 outage = True
-                if self._link.connected and self._told != (told := str(error)):  # an outage has its own line
-                    self._told = told
-                    log.error("registry.not_followed", error=told)
-                await asyncio.sleep(RETRY_S)
+                if self._client.connected and self._logged_error != (
+                    message := str(error)
+                ):  # an outage has its own line
+                    self._logged_error = message
+                    log.error("registry.not_followed", error=message)
+                await asyncio.sleep(RETRY_DELAY_S)
             except Exception:
                 log.exception("registry.watch_failed")
                 outage = True
-                await asyncio.sleep(RETRY_S)
+                await asyncio.sleep(RETRY_DELAY_S)
 
     async def _follow(self, *, after_outage: bool) -> None:
         """List, then take changes, until WatchEnded or Unavailable."""
-        entries, revision = await self._link.list_prefix(self._followed)
+        entries, revision = await self._client.list_prefix(self._followed)
         self._replace(entries, revision, after_outage=after_outage)
-        async with contextlib.aclosing(self._link.watch(self._followed, revision + 1)) as changes:
+        async with contextlib.aclosing(self._client.watch(self._followed, revision + 1)) as changes:
             async for batch in changes:
                 self._apply(batch)
 
@@ -183,7 +189,7 @@ class EtcdRegistry:
         models = [model for entry in entries if (model := read.model(entry.key, entry.value))]
         aliases = [alias for entry in entries if (alias := read.alias(entry.key, entry.value))]
         services = [service for entry in entries if (service := read.service(entry.key, entry.value))]
-        self._view.replace(
+        self._state.replace(
             {worker.id: worker for worker in workers},
             {model.name: model for model in models},
             {alias.name: alias for alias in aliases},
@@ -214,49 +220,49 @@ class EtcdRegistry:
             self._publishing.cancel()
             self._publishing = None
         began = time.monotonic()
-        self._view.publish()
+        self._state.publish()
         ended = time.monotonic()
-        self._not_before = ended + PUBLISH_REST * (ended - began)
+        self._not_before = ended + PUBLISH_REST_FACTOR * (ended - began)
         self._revision = revision
-        self._moved.set()
-        self._moved.clear()
+        self._revision_changed.set()
+        self._revision_changed.clear()
 
     def _apply_one(self, change: KeyChange) -> None:
         """Take one change. A value that cannot be read counts as gone, as it would in a listing."""
-        view, keys, read, key, value = self._view, self._keys, self._read, change.key, change.value
+        state, keys, read, key, value = self._state, self._keys, self._read, change.key, change.value
         if (worker_id := keys.worker_of(key)) is not None:
             worker = read.worker(key, value)
-            view.put_worker(worker) if worker else view.remove_worker(worker_id)
+            state.put_worker(worker) if worker else state.remove_worker(worker_id)
         elif (name := keys.model_of(key)) is not None:
             model = read.model(key, value)
-            view.put_model(model) if model else view.remove_model(name)
+            state.put_model(model) if model else state.remove_model(name)
         elif (name := keys.alias_of(key)) is not None:
             alias = read.alias(key, value)
-            view.put_alias(alias) if alias else view.remove_alias(name)
+            state.put_alias(alias) if alias else state.remove_alias(name)
         elif (name := keys.service_of(key)) is not None:
             service = read.service(key, value)
-            view.put_service(service) if service else view.remove_service(name)
+            state.put_service(service) if service else state.remove_service(name)
 
     async def _remove(self, key: str) -> bool:
-        was_there, revision = await self._link.delete(key)
+        was_there, revision = await self._client.delete(key)
         if was_there:
-            await self._seen(revision)
+            await self._wait_for_revision(revision)
         return was_there
 
-    async def _seen(self, revision: int) -> None:
+    async def _wait_for_revision(self, revision: int) -> None:
         """Wait until the snapshot has got to `revision`, so that who writes reads what it wrote; not for long."""
         if not self._tasks:
             return
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SEEN_S):
+            async with asyncio.timeout(WATCH_WAIT_S):
                 while self._revision < revision:
-                    await self._moved.wait()
+                    await self._revision_changed.wait()
 
-    async def _let_go_forever(self) -> None:
+    async def _expire_holds_forever(self) -> None:
         """Drop workers whose hold is over."""
         while True:
-            left_s = self._view.remaining_hold_s()
+            left_s = self._state.remaining_hold_s()
             if left_s == 0:
-                self._view.drop_expired_holds()
-                self._view.publish()
+                self._state.drop_expired_holds()
+                self._state.publish()
             await asyncio.sleep(0.5 if left_s is None else min(0.5, left_s + 0.01))

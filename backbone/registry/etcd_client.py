@@ -29,14 +29,14 @@ from schemas.errors import Unavailable
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
-CALL_S = 1.0
+CALL_TIMEOUT_S = 1.0
 """Seconds that one call may take."""
-PROBE_EVERY_S = 1.0
-LOGIN_S = 3.0
+PROBE_INTERVAL_S = 1.0
+LOGIN_TIMEOUT_S = 3.0
 """For one login: etcd hashes slowly on purpose, and logins wait for one another there."""
-LOGIN_AGAIN_S = 5.0
+LOGIN_RETRY_DELAY_S = 5.0
 """After a refused login: each costs etcd's processor, and it is not going to change its mind soon."""
-TOKEN_OVER = ("invalid auth token", "revision of auth store is old", "user name is empty")
+TOKEN_EXPIRED_TEXTS = ("invalid auth token", "revision of auth store is old", "user name is empty")
 """What etcd says of calls whose token has expired, or lacks what was granted since."""
 CHANNEL_OPTIONS = [
     # Dead peers behind a silent network. etcd cuts off clients that ping more often than every 5 s.
@@ -122,7 +122,7 @@ class EtcdClient:
         self._refused: tuple[float, Unavailable] | None = None
         """Until when, by the loop's clock, a login that was refused is not tried again, and what it raises."""
         self._endpoints: list[EtcdEndpoint] = []
-        self._turn = 0
+        self._endpoint_index = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._probed = asyncio.Event()
         self._lost = asyncio.Event()
@@ -155,32 +155,32 @@ class EtcdClient:
 
     async def ping(self) -> None:
         """One linearizable read, which a cluster without a quorum fails too. Raises Unavailable."""
-        await self._call(lambda at: at.kv.get(self._probe_key, count_only=True, timeout=CALL_S, max_attempts=1))
+        await self._call(lambda at: at.kv.get(self._probe_key, count_only=True, timeout=CALL_TIMEOUT_S, max_attempts=1))
 
     async def version(self) -> str:
         """Return the version of the etcd that answers now. Raises Unavailable."""
-        return str((await self._call(lambda at: at.maintenance.status(timeout=CALL_S, max_attempts=1))).version)
+        return str((await self._call(lambda at: at.maintenance.status(timeout=CALL_TIMEOUT_S, max_attempts=1))).version)
 
     async def get(self, key: str) -> KeyValue | None:
         """One key."""
-        response = await self._call(lambda at: at.kv.get(key, timeout=CALL_S, max_attempts=1))
+        response = await self._call(lambda at: at.kv.get(key, timeout=CALL_TIMEOUT_S, max_attempts=1))
         return _entry(response.kvs[0]) if response.kvs else None
 
     async def list_prefix(self, prefix: str) -> tuple[list[KeyValue], int]:
         """All keys under `prefix`, and the revision at which that was so."""
         response = await self._call(
-            lambda at: at.kv.get(prefix, prefix_range_end(prefix), timeout=CALL_S, max_attempts=1)
+            lambda at: at.kv.get(prefix, prefix_range_end(prefix), timeout=CALL_TIMEOUT_S, max_attempts=1)
         )
         return [_entry(kv) for kv in response.kvs], int(response.header.revision)
 
     async def put(self, key: str, value: bytes, *, lease: int = 0) -> int:
         """Write one key; the revision at which that was so. Raises LeaseNotFound too."""
-        response = await self._call(lambda at: at.kv.put(key, value, lease, timeout=CALL_S, max_attempts=1))
+        response = await self._call(lambda at: at.kv.put(key, value, lease, timeout=CALL_TIMEOUT_S, max_attempts=1))
         return int(response.header.revision)
 
     async def delete(self, key: str) -> tuple[bool, int]:
         """Remove one key: whether it was there, and the revision at which it is gone."""
-        response = await self._call(lambda at: at.kv.delete(key, timeout=CALL_S, max_attempts=1))
+        response = await self._call(lambda at: at.kv.delete(key, timeout=CALL_TIMEOUT_S, max_attempts=1))
         return bool(response.deleted), int(response.header.revision)
 
     async def exchange(self, key: str, value: bytes) -> bytes | None:
@@ -188,17 +188,17 @@ class EtcdClient:
 
         No transaction: etcd is configured to refuse them all, since its roles did not hold within them (`version_check`).
         """
-        response = await self._call(lambda at: at.kv.put(key, value, 0, True, timeout=CALL_S, max_attempts=1))
+        response = await self._call(lambda at: at.kv.put(key, value, 0, True, timeout=CALL_TIMEOUT_S, max_attempts=1))
         return bytes(response.prev_kv.value) if response.HasField("prev_kv") else None
 
     async def grant_lease(self, ttl_s: int) -> int:
         """A new lease."""
-        response = await self._call(lambda at: at.lease.grant(ttl_s, timeout=CALL_S, max_attempts=1))
+        response = await self._call(lambda at: at.lease.grant(ttl_s, timeout=CALL_TIMEOUT_S, max_attempts=1))
         return int(response.ID)
 
     async def revoke_lease(self, lease: int) -> None:
         """End a lease and delete the keys under it. Raises LeaseNotFound too."""
-        await self._call(lambda at: at.lease.revoke(lease, timeout=CALL_S, max_attempts=1))
+        await self._call(lambda at: at.lease.revoke(lease, timeout=CALL_TIMEOUT_S, max_attempts=1))
 
     async def renew_lease(self, lease: int) -> None:
         """Give a lease its full time again. Raises LeaseNotFound too: etcd itself reports no error, only a TTL of 0."""
@@ -212,7 +212,7 @@ class EtcdClient:
         The library's watch hides lost connections and, after one, may wait for ever for a revision that a wiped etcd
         will not reach: so a stream that is created a second time ends it, as does a failed probe.
         """
-        stream: Any = self._at.watch.watch(prefix, prefix_range_end(prefix), revision)
+        stream: Any = self._endpoint.watch.watch(prefix, prefix_range_end(prefix), revision)
         created = False
         try:
             while True:
@@ -244,14 +244,14 @@ class EtcdClient:
             await _cancel(answer, lost)
 
     @property
-    def _at(self) -> EtcdEndpoint:
+    def _endpoint(self) -> EtcdEndpoint:
         if not self._endpoints:
             raise Unavailable("the registry is closed")
-        return self._endpoints[self._turn % len(self._endpoints)]
+        return self._endpoints[self._endpoint_index % len(self._endpoints)]
 
     async def _call(self, call: Callable[[EtcdEndpoint], Awaitable[T]]) -> T:
         """One call, bounded, its errors translated; where the token has expired, once more with a new one."""
-        endpoint, token = self._at, self._token
+        endpoint, token = self._endpoint, self._token
         if self._login is None:
             return await self._translated(endpoint, call)
         if not token:
@@ -272,14 +272,14 @@ class EtcdClient:
             if self._refused is not None and clock() < self._refused[0]:
                 raise self._refused[1]
             try:
-                async with asyncio.timeout(LOGIN_S):
+                async with asyncio.timeout(LOGIN_TIMEOUT_S):
                     answer = await endpoint.auth.authenticate(
-                        self._login.user, self._login.password.read(), timeout=LOGIN_S, max_attempts=1
+                        self._login.user, self._login.password.read(), timeout=LOGIN_TIMEOUT_S, max_attempts=1
                     )
             except (EtcdError, grpc.aio.AioRpcError, TimeoutError, ConfigurationError) as error:
-                unavailable = Unavailable(f"etcd at {endpoint.address} {_why_no_login(error)}")
+                unavailable = Unavailable(f"etcd at {endpoint.address} {_describe_login_error(error)}")
                 if _is_refusal(error):
-                    self._refused = clock() + LOGIN_AGAIN_S, unavailable
+                    self._refused = clock() + LOGIN_RETRY_DELAY_S, unavailable
                 raise unavailable from error
             self._refused = None
             self._token = answer.token
@@ -289,13 +289,13 @@ class EtcdClient:
 
     async def _translated(self, endpoint: EtcdEndpoint, call: Callable[[EtcdEndpoint], Awaitable[T]]) -> T:
         try:
-            async with asyncio.timeout(CALL_S):
+            async with asyncio.timeout(CALL_TIMEOUT_S):
                 return await call(endpoint)
         except (EtcdError, grpc.aio.AioRpcError, TimeoutError) as error:
             if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.NOT_FOUND:
                 raise LeaseNotFound from error  # what else could be missing: reads of absent keys are no errors
-            kind = _TokenExpired if _is_token_over(error) else Unavailable
-            words = _in_words(error, logged_in=self._login is not None)
+            kind = _TokenExpired if _is_token_expired(error) else Unavailable
+            words = _describe_error(error, logged_in=self._login is not None)
             raise kind(f"etcd at {endpoint.address} did not answer: {words}") from error
         except asyncio.CancelledError:
             if (task := asyncio.current_task()) and task.cancelling():
@@ -307,25 +307,25 @@ class EtcdClient:
             try:
                 await self.ping()
             except Unavailable as error:
-                self._is_away(error)
+                self._on_probe_failed(error)
             else:
-                self._is_back()
+                self._on_probe_succeeded()
             self._probed.set()
-            await asyncio.sleep(PROBE_EVERY_S if self.connected else PROBE_EVERY_S / 4)
+            await asyncio.sleep(PROBE_INTERVAL_S if self.connected else PROBE_INTERVAL_S / 4)
 
-    def _is_away(self, error: Unavailable) -> None:
+    def _on_probe_failed(self, error: Unavailable) -> None:
         if self.connected or not self._probed.is_set():
             log.warning("etcd.away", error=str(error))
         self.connected = False
-        self._turn += 1
+        self._endpoint_index += 1
         self._lost.set()
 
-    def _is_back(self) -> None:
+    def _on_probe_succeeded(self) -> None:
         self._lost.clear()
         if self.connected:
             return
         if self._probed.is_set():
-            log.info("etcd.back", endpoint=self._at.address)
+            log.info("etcd.back", endpoint=self._endpoint.address)
         self.connected = True
         for callback in list(self._recovered):
             callback()
@@ -375,11 +375,11 @@ def _change(event: Any) -> KeyChange:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
-        return f"nothing within {CALL_S:g} s"
+        return f"nothing within {CALL_TIMEOUT_S:g} s"
     return f"{error.code().name} {error.details()}" if isinstance(error, grpc.aio.AioRpcError) else str(error)
 
 
-REASONS = {
+KNOWN_ERRORS = {
     "Connection refused": "nobody listens there (connection refused). Is etcd running? ETCD_URL (--etcd-url) says where it is",
     "Failed parsing HTTP/2": "what listens there does not speak etcd's protocol; check ETCD_URL",
     "Socket closed": "it closed the connection, as a server does that wants https; check ETCD_URL",
@@ -391,14 +391,14 @@ REASONS = {
 """What gRPC's texts mean, by a part of each."""
 
 
-def _in_words(error: BaseException, *, logged_in: bool) -> str:
+def _describe_error(error: BaseException, *, logged_in: bool) -> str:
     """An error for an operator: what gRPC says of itself and its attempts is left out where it is known what it means."""
     reason = _reason(error)
-    words = next((words for part, words in REASONS.items() if part in reason), reason)
-    return words + _hint(reason.lower(), logged_in=logged_in)
+    words = next((words for part, words in KNOWN_ERRORS.items() if part in reason), reason)
+    return words + _advice(reason.lower(), logged_in=logged_in)
 
 
-def _hint(text: str, *, logged_in: bool) -> str:
+def _advice(text: str, *, logged_in: bool) -> str:
     """What to do about it, where that is known."""
     if "alert_bad_certificate" in text or "certificate_required" in text or "unwrap failed" in text:
         return "; etcd asks for a certificate of its authority: set ETCD_TLS_CERT and ETCD_TLS_KEY"
@@ -411,8 +411,8 @@ def _hint(text: str, *, logged_in: bool) -> str:
     return ""
 
 
-def _is_token_over(error: BaseException) -> bool:
-    return any(text in str(_details(error)) for text in TOKEN_OVER)
+def _is_token_expired(error: BaseException) -> bool:
+    return any(text in str(_details(error)) for text in TOKEN_EXPIRED_TEXTS)
 
 
 def _is_refusal(error: BaseException) -> bool:
@@ -423,7 +423,7 @@ def _details(error: BaseException) -> str:
     return (error.details() or "") if isinstance(error, grpc.aio.AioRpcError) else str(error)
 
 
-def _why_no_login(error: BaseException) -> str:
+def _describe_login_error(error: BaseException) -> str:
     text = _details(error)
     if "authentication failed" in text:
         return "refuses this user or its password: check ETCD_USER and ETCD_PASSWORD"
@@ -431,4 +431,4 @@ def _why_no_login(error: BaseException) -> str:
         return "has no users (authentication is not enabled): remove ETCD_USER, or enable it"
     if isinstance(error, ConfigurationError):
         return f"cannot be asked: {error}"
-    return f"did not answer: {_in_words(error, logged_in=True)}"
+    return f"did not answer: {_describe_error(error, logged_in=True)}"

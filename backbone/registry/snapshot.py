@@ -151,7 +151,7 @@ def cataloged_offers(presence: WorkerPresence) -> frozenset[ModelOffer]:
     return frozenset(offer for offer in presence.models if set(offer.capabilities) - {Capability.MODELS})
 
 
-def catalogue_entry(offer: ModelOffer, known: CatalogEntry | None) -> CatalogEntry:
+def catalog_entry(offer: ModelOffer, known: CatalogEntry | None) -> CatalogEntry:
     """The catalogue's entry for a model after one more worker offers it: capabilities only ever grow."""
     if known is None:
         return CatalogEntry(

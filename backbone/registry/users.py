@@ -14,8 +14,8 @@ from backbone.registry.etcd_client import create_channel
 from backbone.registry.permissions import ROOT, EtcdGrant, role_grants
 from schemas.errors import Unavailable
 
-CALL_S = 10.0
-TRIES_S = 30.0
+CALL_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 30.0
 """For an etcd that is just starting."""
 
 
@@ -28,24 +28,24 @@ async def create_users(access: EtcdAccess, prefix: str, passwords: Mapping[str, 
     channel = create_channel(address, secure, access.tls)
     try:
         auth = AuthService(channel)
-        enabled = await _until_it_answers(auth)
+        enabled = await _wait_until_answered(auth)
         if enabled:
-            auth.set_token((await auth.authenticate(ROOT, passwords[ROOT], timeout=CALL_S)).token)
-        users = set((await auth.user_list(timeout=CALL_S)).users)
-        roles = set((await auth.role_list(timeout=CALL_S)).roles)
+            auth.set_token((await auth.authenticate(ROOT, passwords[ROOT], timeout=CALL_TIMEOUT_S)).token)
+        users = set((await auth.user_list(timeout=CALL_TIMEOUT_S)).users)
+        roles = set((await auth.role_list(timeout=CALL_TIMEOUT_S)).roles)
         for user, password in passwords.items():
             if user not in users:
-                await auth.user_add(user, password, timeout=CALL_S)
-            elif not enabled or not await _lets_in(auth, user, password):
-                await auth.user_change_password(user, password, timeout=CALL_S)
+                await auth.user_add(user, password, timeout=CALL_TIMEOUT_S)
+            elif not enabled or not await _password_works(auth, user, password):
+                await auth.user_change_password(user, password, timeout=CALL_TIMEOUT_S)
         for role, wanted in {ROOT: (), **role_grants(prefix)}.items():
             if role not in roles:
-                await auth.role_add(role, timeout=CALL_S)
+                await auth.role_add(role, timeout=CALL_TIMEOUT_S)
             await _grant(auth, role, wanted)
             if role in passwords:
-                await auth.user_grant_role(role, role, timeout=CALL_S)
+                await auth.user_grant_role(role, role, timeout=CALL_TIMEOUT_S)
         if not enabled:
-            await auth.auth_enable(timeout=CALL_S)
+            await auth.auth_enable(timeout=CALL_TIMEOUT_S)
         return not enabled
     except (EtcdError, grpc.aio.AioRpcError, TimeoutError) as error:
         text = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
@@ -57,20 +57,21 @@ async def create_users(access: EtcdAccess, prefix: str, passwords: Mapping[str, 
 async def _grant(auth: AuthService, role: str, wanted: tuple[EtcdGrant, ...]) -> None:
     """These, and no others. What is so already is not said again: each change makes every process log in anew."""
     there = {
-        (bytes(one.key), bytes(one.range_end)): one.permType for one in (await auth.role_get(role, timeout=CALL_S)).perm
+        (bytes(one.key), bytes(one.range_end)): one.permType
+        for one in (await auth.role_get(role, timeout=CALL_TIMEOUT_S)).perm
     }
     ranges = {(grant.prefix.encode(), prefix_range_end(grant.prefix)): PermissionType[grant.kind] for grant in wanted}
     for key, end in there:
         if role != ROOT and (key, end) not in ranges:
-            await auth.role_revoke_permission(role, key, end, timeout=CALL_S)
+            await auth.role_revoke_permission(role, key, end, timeout=CALL_TIMEOUT_S)
     for (key, end), kind in ranges.items():
         if there.get((key, end)) != kind:
-            await auth.role_grant_permission(role, key, end, perm_type=kind, timeout=CALL_S)
+            await auth.role_grant_permission(role, key, end, perm_type=kind, timeout=CALL_TIMEOUT_S)
 
 
-async def _lets_in(auth: AuthService, user: str, password: str) -> bool:
+async def _password_works(auth: AuthService, user: str, password: str) -> bool:
     try:
-        await auth.authenticate(user, password, timeout=CALL_S, max_attempts=1)
+        await auth.authenticate(user, password, timeout=CALL_TIMEOUT_S, max_attempts=1)
     except (EtcdError, grpc.aio.AioRpcError) as error:
         text = (error.details() or "") if isinstance(error, grpc.aio.AioRpcError) else str(error)
         if "authentication failed" not in text:
@@ -79,10 +80,10 @@ async def _lets_in(auth: AuthService, user: str, password: str) -> bool:
     return True
 
 
-async def _until_it_answers(auth: AuthService) -> bool:
+async def _wait_until_answered(auth: AuthService) -> bool:
     """Whether authentication is on."""
     clock = asyncio.get_running_loop().time
-    until = clock() + TRIES_S
+    until = clock() + START_TIMEOUT_S
     while True:
         try:
             return bool((await auth.auth_status(timeout=2.0, max_attempts=1)).enabled)

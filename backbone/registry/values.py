@@ -49,12 +49,12 @@ class RegistryReader:
         if not name or value is None:
             return None
         try:
-            said = from_json(value)
+            value_json = from_json(value)
         except ValueError as error:
             _malformed(key, f'{error}; an alias is {{"targets": ["model", …]}}, a list or a string, in JSON')
             return None
-        targets = said.get("targets") if isinstance(said, dict) else said
-        unsupported = said.get("unsupported_parameters") if isinstance(said, dict) else None
+        targets = value_json.get("targets") if isinstance(value_json, dict) else value_json
+        unsupported = value_json.get("unsupported_parameters") if isinstance(value_json, dict) else None
         if unsupported not in (None, "refuse", "adapt"):
             _malformed(key, "an alias's unsupported_parameters is 'refuse' or 'adapt'; it counts as not given")
             unsupported = None
@@ -70,8 +70,10 @@ class RegistryReader:
         if not name or value is None:
             return None
         try:
-            said = from_json(value)
-            return ServiceRecord.model_validate({**said, "name": name} if isinstance(said, dict) else said)
+            value_json = from_json(value)
+            return ServiceRecord.model_validate(
+                {**value_json, "name": name} if isinstance(value_json, dict) else value_json
+            )
         except ValueError as error:  # pydantic's ValidationError is one
             _malformed(key, str(error))
             return None

@@ -41,10 +41,10 @@ def is_vulnerable(version: str) -> bool:
     return patch < FIXED[line] if line in FIXED else line < max(FIXED)
 
 
-async def vulnerable_version(link: EtcdClient) -> str:
+async def vulnerable_version(client: EtcdClient) -> str:
     """Return the version of the etcd that `link` talks to where its roles do not hold, else "". Raises Unavailable."""
     try:
-        version = await link.version()
+        version = await client.version()
     except Unavailable as error:
         if DENIED not in str(error):
             raise
@@ -55,12 +55,12 @@ async def vulnerable_version(link: EtcdClient) -> str:
 class VersionCheck:
     """Logs an error whenever an etcd with users is reached whose roles do not hold. For links with a login alone."""
 
-    def __init__(self, link: EtcdClient) -> None:
+    def __init__(self, client: EtcdClient) -> None:
         """Watch `link` for connections; nothing is asked before the first."""
-        self._link = link
+        self._client = client
         self._tasks: set[asyncio.Task[None]] = set()
         self._reported = ""
-        self._end = link.on_recovery(self._start)
+        self._end = client.on_recovery(self._start)
 
     def _start(self) -> None:
         task = asyncio.create_task(self._check(), name="etcd-version")
@@ -69,7 +69,7 @@ class VersionCheck:
 
     async def _check(self) -> None:
         with suppress(Unavailable):  # the next connection asks again
-            version = await vulnerable_version(self._link)
+            version = await vulnerable_version(self._client)
             if version and version != self._reported:
                 log.error("registry.etcd_version_vulnerable", version=version, advice=ADVICE)
             self._reported = version

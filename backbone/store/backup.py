@@ -20,19 +20,19 @@ from pydantic import ValidationError
 
 from backbone.store import redis_keys as keys
 from backbone.store.redis import RedisStore
-from backbone.store.redis_connection import PROBE
+from backbone.store.redis_connection import PROBE_KEY
 from schemas.jobs import TERMINAL_STATUSES, JobRecord
 
-ALL = "nexus:*"
+ALL_KEYS = "nexus:*"
 BATCHES = b"nexus:doc:batch:"
 LISTS = (b"nexus:docs:", b"nexus:jobs:")
-MADE_ANEW = (b"nexus:lease:", keys.TIMERS.encode(), b"nexus:queued:", b"nexus:running:")
-NOT_DATA = (PROBE.encode(), b"nexus:doc:system:", b"nexus:docs:system:")
+REBUILT = (b"nexus:lease:", keys.TIMERS.encode(), b"nexus:queued:", b"nexus:running:")
+NOT_DATA = (PROBE_KEY.encode(), b"nexus:doc:system:", b"nexus:docs:system:")
 """What gateways note for themselves. Without it they look through what a restore has brought, and make what is missing."""
-SCAN = 500
-AT_ONCE = 64
+SCAN_COUNT = 500
+BATCH_SIZE = 64
 """Values that are in memory at once; members of a list that are one line."""
-NEVER = -1
+NO_EXPIRY = -1
 """What Redis says of a key that does not expire."""
 FOREVER_MS = 366 * 86_400_000
 
@@ -47,14 +47,14 @@ class RedisBackup:
 
     async def has_data(self) -> bool:
         """Whether anything of Nexus is there."""
-        async for _ in self._names(ALL):
+        async for _ in self._names(ALL_KEYS):
             return True
         return False
 
     async def clear(self) -> None:
         """Delete everything of Nexus."""
-        async for batch in self._names(ALL):
-            await self._ask("UNLINK", *batch)
+        async for batch in self._names(ALL_KEYS):
+            await self._execute("UNLINK", *batch)
 
     # Reading
 
@@ -63,8 +63,8 @@ class RedisBackup:
         async for names in self._names(f"{BATCHES.decode()}*"):
             async for line in self._lines_of(names):
                 yield line
-        late = (BATCHES, *LISTS, *MADE_ANEW)
-        async for names in self._names(ALL):
+        late = (BATCHES, *LISTS, *REBUILT)
+        async for names in self._names(ALL_KEYS):
             async for line in self._lines_of([name for name in names if not name.startswith(late)]):
                 yield line
         for prefix in LISTS:
@@ -75,36 +75,36 @@ class RedisBackup:
     async def _names(self, pattern: str) -> AsyncGenerator[list[bytes], None]:
         cursor: bytes | str = "0"
         while True:
-            cursor, found = await self._ask("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN)
+            cursor, found = await self._execute("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
             if names := [name for name in found if not name.startswith(NOT_DATA)]:
                 yield names
             if int(cursor) == 0:
                 return
 
     async def _lines_of(self, names: list[bytes]) -> AsyncGenerator[bytes, None]:
-        for start in range(0, len(names), AT_ONCE):
-            batch = names[start : start + AT_ONCE]
-            kinds = await asyncio.gather(*(self._ask("TYPE", name) for name in batch))
-            expiries = await asyncio.gather(*(self._ask("PEXPIRETIME", name) for name in batch))
+        for start in range(0, len(names), BATCH_SIZE):
+            batch = names[start : start + BATCH_SIZE]
+            kinds = await asyncio.gather(*(self._execute("TYPE", name) for name in batch))
+            expiries = await asyncio.gather(*(self._execute("PEXPIRETIME", name) for name in batch))
             strings = [name for name, kind in zip(batch, kinds, strict=True) if kind == b"string"]
-            values = await asyncio.gather(*(self._ask("GET", name) for name in strings))
+            values = await asyncio.gather(*(self._execute("GET", name) for name in strings))
             found = dict(zip(strings, values, strict=True))
             for name, kind, expires in zip(batch, kinds, expiries, strict=True):
-                head: BackupLine = {"key": _text(name), "expires": None if expires == NEVER else expires}
+                head: BackupLine = {"key": _text(name), "expires": None if expires == NO_EXPIRY else expires}
                 if found.get(name) is not None:
                     yield orjson.dumps(head | {"value": _text(found[name])})
                 elif kind == b"zset":
                     async for members in self._members(name):
                         yield orjson.dumps(head | {"members": members})
                 elif kind not in {b"string", b"none"}:
-                    dump = await self._ask("DUMP", name)
+                    dump = await self._execute("DUMP", name)
                     if dump is not None:
                         yield orjson.dumps(head | {"dump": base64.b64encode(dump).decode()})
 
     async def _members(self, name: bytes) -> AsyncGenerator[list[Any], None]:
         cursor: bytes | str = "0"
         while True:
-            cursor, found = await self._ask("ZSCAN", name, cursor, "COUNT", SCAN)
+            cursor, found = await self._execute("ZSCAN", name, cursor, "COUNT", SCAN_COUNT)
             if found:
                 yield [[_text(member), score] for member, score in found]
             if int(cursor) == 0:
@@ -114,7 +114,7 @@ class RedisBackup:
 
     async def write_lines(self, lines: Iterable[bytes]) -> int:
         """Write what `lines` gave, less what has expired meanwhile; how many lines that was. It may be done twice."""
-        seconds, micros = await self._ask("TIME")
+        seconds, micros = await self._execute("TIME")
         now_ms, count = int(seconds) * 1000 + int(micros) // 1000, 0
         batch: list[asyncio.Task[None]] = []
         for raw in lines:
@@ -123,7 +123,7 @@ class RedisBackup:
                 continue
             count += 1
             batch.append(asyncio.create_task(self._write(line, now_ms)))
-            if len(batch) == AT_ONCE:
+            if len(batch) == BATCH_SIZE:
                 await asyncio.gather(*batch)
                 batch = []
         await asyncio.gather(*batch)
@@ -133,17 +133,17 @@ class RedisBackup:
         key, expires = _bytes(line["key"]), line["expires"]
         if "value" in line:
             value = _bytes(line["value"])
-            await self._ask("SET", key, value, *(() if expires is None else ("PXAT", expires)))
+            await self._execute("SET", key, value, *(() if expires is None else ("PXAT", expires)))
             if key.startswith(keys.JOB.encode()):
                 await self._count(value, expires or now_ms + FOREVER_MS, now_ms)
             return
         if "members" in line:
             flat = [part for member, score in line["members"] for part in (score, _bytes(member))]
-            await self._ask("ZADD", key, *flat)
+            await self._execute("ZADD", key, *flat)
             if expires is not None:
-                await self._ask("PEXPIREAT", key, expires)
+                await self._execute("PEXPIREAT", key, expires)
             return
-        await self._ask("RESTORE", key, expires or 0, base64.b64decode(line["dump"]), "REPLACE", "ABSTTL")
+        await self._execute("RESTORE", key, expires or 0, base64.b64decode(line["dump"]), "REPLACE", "ABSTTL")
 
     async def _count(self, value: bytes, expires: int, now_ms: int) -> None:
         """What stands beside the record of a job that has not ended."""
@@ -154,12 +154,12 @@ class RedisBackup:
         if record.status in TERMINAL_STATUSES:
             return
         member, counted = keys.member(record.owner, record.id), keys.counted_in(record)
-        await self._ask("ZADD", keys.TIMERS, now_ms, member)
-        await self._ask("ZADD", counted, expires, member)
-        await self._ask("PEXPIREAT", counted, expires, "NX")
-        await self._ask("PEXPIREAT", counted, expires, "GT")
+        await self._execute("ZADD", keys.TIMERS, now_ms, member)
+        await self._execute("ZADD", counted, expires, member)
+        await self._execute("PEXPIREAT", counted, expires, "NX")
+        await self._execute("PEXPIREAT", counted, expires, "GT")
 
-    async def _ask(self, *command: str | bytes | float) -> Any:
+    async def _execute(self, *command: str | bytes | float) -> Any:
         return await self._connection.call(lambda: self._connection.execute(*command))
 
 

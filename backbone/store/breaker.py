@@ -12,9 +12,9 @@ class CircuitBreaker:
     Only time-outs open it: errors that come at once cost nothing.
     """
 
-    def __init__(self, rest_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, open_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         """Begin closed."""
-        self._rest_s = rest_s
+        self._open_s = open_s
         self._clock = clock
         self._opened_at: float | None = None
 
@@ -27,7 +27,7 @@ class CircuitBreaker:
         """Whether a call may be made now. While open, one per `rest_s` is let through to try."""
         if self._opened_at is None:
             return True
-        if self._clock() - self._opened_at < self._rest_s:
+        if self._clock() - self._opened_at < self._open_s:
             return False
         self._opened_at = self._clock()
         return True

@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
-AT_ONCE = 2
+MAX_PIPELINES = 2
 """Pipelines under way."""
-MOST = 512
+MAX_COMMANDS = 512
 """Commands of one pipeline."""
 
 Argument = str | bytes | int | float
 
 
-class _Asked(NamedTuple):
+class _QueuedCommand(NamedTuple):
     command: tuple[Argument, ...]
     answer: asyncio.Future[Any]
 
@@ -33,16 +33,16 @@ class RedisPipeline:
         """`bound` ends a pipeline that is not answered, by TimeoutError."""
         self._redis = redis
         self._bound = bound
-        self._waiting: list[_Asked] = []
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._waiting: list[_QueuedCommand] = []
+        self._running: set[asyncio.Task[None]] = set()
         self._scheduled = False
 
     async def execute(self, *command: Argument) -> Any:
         """The answer. Raises RedisError and OSError. A command whose caller has gone before it was sent is not sent."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
-        self._waiting.append(_Asked(command, answer))
-        if not self._scheduled and len(self._under_way) < AT_ONCE:
+        self._waiting.append(_QueuedCommand(command, answer))
+        if not self._scheduled and len(self._running) < MAX_PIPELINES:
             self._scheduled = True
             loop.call_soon(self._send)
         return await answer
@@ -53,43 +53,43 @@ class RedisPipeline:
 
     def _send(self) -> None:
         self._scheduled = False
-        waiting = [asked for asked in self._waiting if not asked.answer.done()]
-        batch, self._waiting = waiting[:MOST], waiting[MOST:]
+        waiting = [queued for queued in self._waiting if not queued.answer.done()]
+        batch, self._waiting = waiting[:MAX_COMMANDS], waiting[MAX_COMMANDS:]
         if not batch:
             return
         task = asyncio.create_task(self._exchange(batch))
-        self._under_way.add(task)
+        self._running.add(task)
         task.add_done_callback(self._sent)
 
     def _sent(self, task: asyncio.Task[None]) -> None:
-        self._under_way.discard(task)
+        self._running.discard(task)
         if self._waiting and not self._scheduled:
             self._send()
 
-    async def _exchange(self, batch: list[_Asked]) -> None:
+    async def _exchange(self, batch: list[_QueuedCommand]) -> None:
         try:
             pipeline = self._redis.pipeline(transaction=False)
-            for asked in batch:
-                pipeline.execute_command(*asked.command)
+            for queued in batch:
+                pipeline.execute_command(*queued.command)
             async with self._bound():
                 answers = await pipeline.execute(raise_on_error=False)
         except Exception as error:  # whoever asked translates it, or fails by it
             answers = [error] * len(batch)
         except asyncio.CancelledError:
             answers = [ConnectionError("the connection is closed")] * len(batch)
-        for asked, answer in zip(batch, answers, strict=True):
-            if asked.answer.done():
+        for queued, answer in zip(batch, answers, strict=True):
+            if queued.answer.done():
                 continue
             if isinstance(answer, Exception):
-                asked.answer.set_exception(answer)
+                queued.answer.set_exception(answer)
             else:
-                asked.answer.set_result(answer)
+                queued.answer.set_result(answer)
 
     async def close(self) -> None:
         """Wait for nothing any more."""
-        for task in list(self._under_way):
+        for task in list(self._running):
             task.cancel()
-        await asyncio.gather(*self._under_way, return_exceptions=True)
+        await asyncio.gather(*self._running, return_exceptions=True)
 
 
 class RedisScript:

@@ -14,7 +14,7 @@ from backbone.store.auth import RedisAccess
 from backbone.store.record_changes import apply_move, apply_update, timer_delay_s
 from backbone.store.redis_connection import RedisConnection
 from backbone.store.redis_pages import SortedSetPager
-from backbone.store.store import NEWEST_COUNTS, RETRY_DUE_S, DueJob, LimitReached, TimerDelay
+from backbone.store.store import CLAIMED_TIMER_S, SERVICE_TIME_WEIGHT, DueJob, LimitReached, TimerDelay
 from schemas.errors import InternalError, Unavailable
 from schemas.jobs import JobRecord, JobStatus
 
@@ -23,11 +23,11 @@ log = structlog.get_logger(__name__)
 RecordChange = Callable[[JobRecord], tuple[JobRecord, str]]
 """What becomes of a record, and of its timer, in the words of `redis_scripts.REPLACE`."""
 
-MOVE_TRIES = 20
+MAX_WRITE_ATTEMPTS = 20
 DONE = 1
 """What a script answers that found what was expected; else it answers what it found."""
 FULL = -1
-SERVICE_KEEP_S = 7 * 86_400
+SERVICE_TIME_TTL_S = 7 * 86_400
 """How long the service time of a model is known after its last job."""
 
 
@@ -38,12 +38,12 @@ class RedisStore:
     it, at once; then one is let through to try. A change that ended so may have been made all the same.
     """
 
-    def __init__(self, server: RedisAccess | str, *, timeout_s: float = 1.5, rest_s: float = 1.0) -> None:
+    def __init__(self, server: RedisAccess | str, *, timeout_s: float = 1.5, open_s: float = 1.0) -> None:
         """Describe a store; nothing is opened yet. A URL as redis-py takes it: `redis://`, `rediss://`, `unix://`.
 
         Raises ValueError on another form.
         """
-        self.connection = RedisConnection(server, timeout_s=timeout_s, rest_s=rest_s)
+        self.connection = RedisConnection(server, timeout_s=timeout_s, open_s=open_s)
         """Also for `RedisDocumentStore`; closed with the store."""
         register = self.connection.script
         self._create = register(scripts.CREATE)
@@ -148,8 +148,8 @@ class RedisStore:
 
     async def claim_due(self, limit: int) -> list[DueJob]:
         """See the base."""
-        members = await self.connection.run(self._due, [keys.TIMERS], [limit, _ms(RETRY_DUE_S), keys.JOB])
-        return [keys.named(member) for member in members]
+        members = await self.connection.run(self._due, [keys.TIMERS], [limit, _ms(CLAIMED_TIMER_S), keys.JOB])
+        return [keys.parse_member(member) for member in members]
 
     async def acquire_lease(self, job_id: str, token: str, seconds: float) -> bool:
         """See the base."""
@@ -161,8 +161,8 @@ class RedisStore:
 
     async def record_service_time(self, capability: str, model: str, seconds: float) -> None:
         """See the base."""
-        kept = _ms(SERVICE_KEEP_S)
-        await self.connection.run(self._served, [keys.service(capability, model)], [seconds, NEWEST_COUNTS, kept])
+        kept = _ms(SERVICE_TIME_TTL_S)
+        await self.connection.run(self._served, [keys.service(capability, model)], [seconds, SERVICE_TIME_WEIGHT, kept])
 
     async def mean_service_time_s(self, capability: str, model: str) -> float | None:
         """See the base."""
@@ -182,7 +182,7 @@ class RedisStore:
         member = keys.member(owner, job_id)
         key = keys.JOB + member
         raw = await self.connection.get(key)
-        for _ in range(MOVE_TRIES):
+        for _ in range(MAX_WRITE_ATTEMPTS):
             if raw is None:
                 return None
             old = _parse(raw, job_id)
@@ -200,7 +200,7 @@ class RedisStore:
         member = keys.member(owner, job_id)
         key = keys.JOB + member
         raw = await self.connection.get(key)
-        for _ in range(MOVE_TRIES):
+        for _ in range(MAX_WRITE_ATTEMPTS):
             counted = "" if raw is None else keys.counted_in(_parse(raw, job_id))
             raw = await self._remove([key, keys.TIMERS, keys.jobs_of(owner)], [raw or "", member, counted, job_id])
             if raw == DONE:

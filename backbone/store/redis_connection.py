@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from backbone.stalls import MAX_MORE_S, StallMonitor
+from backbone.stalls import MAX_EXTENSION_S, StallMonitor
 from backbone.store.auth import RedisAccess
 from backbone.store.breaker import CircuitBreaker
 from backbone.store.pipeline import Argument, RedisPipeline, RedisScript
@@ -29,8 +29,8 @@ CONNECTIONS = 64
 """Per process; more calls at once wait for one, within their time."""
 
 
-PROBE = "nexus:write-probe"
-PROBE_MS = 1000
+PROBE_KEY = "nexus:write-probe"
+PROBE_TTL_MS = 1000
 
 
 class RedisConnection:
@@ -41,10 +41,10 @@ class RedisConnection:
     this process stood still do not count: they say nothing about Redis.
     """
 
-    def __init__(self, server: RedisAccess | str, *, timeout_s: float, rest_s: float) -> None:
+    def __init__(self, server: RedisAccess | str, *, timeout_s: float, open_s: float) -> None:
         """Describe a connection; nothing is opened yet. Raises ValueError on a URL that redis-py does not take."""
         self._timeout_s = timeout_s
-        self._breaker = CircuitBreaker(rest_s)
+        self._breaker = CircuitBreaker(open_s)
         self._redis = Redis(
             connection_pool=_pool(server if isinstance(server, RedisAccess) else RedisAccess(server), timeout_s)
         )
@@ -66,17 +66,17 @@ class RedisConnection:
 
     async def ping(self) -> None:
         """One active round trip, also while the breaker is open, which it closes when it succeeds. Raises Unavailable."""
-        await self._bounded(lambda: self._pipeline.execute("PING"))
+        await self._call_with_timeout(lambda: self._pipeline.execute("PING"))
 
     async def check_write(self) -> None:
         """A write, which a server that is out of memory refuses while it answers PING. Raises Unavailable."""
-        await self._bounded(lambda: self._pipeline.execute("SET", PROBE, "1", "PX", PROBE_MS))
+        await self._call_with_timeout(lambda: self._pipeline.execute("SET", PROBE_KEY, "1", "PX", PROBE_TTL_MS))
 
     async def call(self, call: Callable[[], Awaitable[T]]) -> T:
         """What `call` returns. Raises Unavailable."""
         if not self._breaker.allows_call():
             raise Unavailable("Redis did not answer a moment ago")
-        return await self._bounded(call)
+        return await self._call_with_timeout(call)
 
     def script(self, text: str) -> RedisScript:
         """A Lua script, for `run` and `call`."""
@@ -95,7 +95,7 @@ class RedisConnection:
         """What the script returns. Raises Unavailable."""
         return await self.call(lambda: script(keys, args))
 
-    async def _bounded(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _call_with_timeout(self, call: Callable[[], Awaitable[T]]) -> T:
         """One call within `timeout_s`, its errors translated, its outcome told to the breaker."""
         try:
             async with self._stalls.timeout(self._timeout_s):
@@ -107,7 +107,7 @@ class RedisConnection:
             raise Unavailable(f"Redis did not answer within {self._timeout_s:g} s") from error
         except (RedisError, OSError) as error:
             self._breaker.record_answer()
-            raise Unavailable(f"Redis cannot be used: {_why(error)}") from error
+            raise Unavailable(f"Redis cannot be used: {_describe_error(error)}") from error
         if not self._breaker.closed:
             log.info("redis.back")
         self._breaker.record_answer()
@@ -124,7 +124,7 @@ class _Pool(BlockingConnectionPool):
         await super().ensure_connection(connection)
 
 
-def _why(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     """With what to do about it, where that is known."""
     text = str(error).rstrip(".")
     if "Connection refused" in text or "Name or service not known" in text:
@@ -154,9 +154,9 @@ def _pool(access: RedisAccess, timeout_s: float) -> BlockingConnectionPool:
         **more,
         max_connections=CONNECTIONS,
         # The caller's own time-out, and the pipeline's, come first: they know when this process stood still.
-        timeout=2 * timeout_s + MAX_MORE_S,
-        socket_timeout=2 * timeout_s + MAX_MORE_S,
-        socket_connect_timeout=2 * timeout_s + MAX_MORE_S,
+        timeout=2 * timeout_s + MAX_EXTENSION_S,
+        socket_timeout=2 * timeout_s + MAX_EXTENSION_S,
+        socket_connect_timeout=2 * timeout_s + MAX_EXTENSION_S,
         socket_keepalive=True,
         retry=Retry(NoBackoff(), 0),
         decode_responses=False,

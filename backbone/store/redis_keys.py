@@ -30,7 +30,7 @@ def member(owner: str, job_id: str) -> str:
     return f"{_part(owner)}:{_part(job_id)}"
 
 
-def named(member: bytes) -> DueJob:
+def parse_member(member: bytes) -> DueJob:
     """Inverse of `member`."""
     owner, _, job_id = member.decode().partition(":")
     return DueJob(unquote(owner), unquote(job_id))

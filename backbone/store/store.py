@@ -17,9 +17,9 @@ from typing import Any, NamedTuple, Protocol
 
 from schemas.jobs import JobRecord, JobStatus
 
-RETRY_DUE_S = 30.0
+CLAIMED_TIMER_S = 30.0
 """A job whose timer was given to a caller is given out again after this time, unless the caller moves it."""
-NEWEST_COUNTS = 0.2
+SERVICE_TIME_WEIGHT = 0.2
 """The weight of the newest job in the mean of service times."""
 
 

@@ -201,7 +201,7 @@ class MemoryGatewayBus:
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
         self._prefix = f"reply.{secrets.token_hex(4)}."
-        self._sinks: dict[str, ReplyListener] = {}
+        self._listeners: dict[str, ReplyListener] = {}
         self._gone_since: dict[Queue, float] = {}
 
     async def start(self) -> None:
@@ -212,7 +212,7 @@ class MemoryGatewayBus:
     async def close(self) -> None:
         """Listen no more."""
         self._broker.listeners.pop(self._prefix, None)
-        for reply in list(self._sinks):
+        for reply in list(self._listeners):
             self._broker.listeners.pop(reply, None)
 
     @property
@@ -258,29 +258,29 @@ class MemoryGatewayBus:
         """A fresh address."""
         return self._prefix + secrets.token_hex(16)
 
-    def submit(self, envelope: Envelope, body: bytes, sink: ReplyListener) -> None:
+    def submit(self, envelope: Envelope, body: bytes, listener: ReplyListener) -> None:
         """Store, and tell the sink in the loop's next turn."""
         self._broker.require()
         if len(body) > MAX_MESSAGE:
             raise RequestTooLarge
         encode_model(envelope.model)
-        self._sinks[envelope.reply] = sink
-        self._broker.listeners[envelope.reply] = sink.on_event
-        asyncio.get_running_loop().call_soon(self._store, envelope, body, sink)
+        self._listeners[envelope.reply] = listener
+        self._broker.listeners[envelope.reply] = listener.on_event
+        asyncio.get_running_loop().call_soon(self._store, envelope, body, listener)
 
-    def _store(self, envelope: Envelope, body: bytes, sink: ReplyListener) -> None:
+    def _store(self, envelope: Envelope, body: bytes, listener: ReplyListener) -> None:
         queue = Queue(envelope.capability, envelope.lane, envelope.model)
         try:
             self._broker.open_queue(queue)
             seq = self._broker.store(queue, envelope.encode(body), f"{envelope.job}.{envelope.run}")
         except (QueueFull, Unavailable) as error:
-            sink.on_refused(error)
+            listener.on_refused(error)
             return
-        sink.on_stored(seq)
+        listener.on_stored(seq)
 
     def release(self, reply: str) -> None:
         """Questions from now on are answered GONE."""
-        self._sinks.pop(reply, None)
+        self._listeners.pop(reply, None)
         self._broker.listeners.pop(reply, None)
 
     def delete_job(self, seq: int) -> None:
@@ -324,7 +324,7 @@ class MemoryWorkerBus:
         self._broker = broker
         self.on_job = on_job
         self._queues: set[Queue] = set()
-        self._hushed: set[Queue] = set()
+        self._muted: set[Queue] = set()
         self._on_wakeup: Callable[[Queue], None] | None = None
         self._on_recheck: Callable[[Queue], None] | None = None
         self._questions: dict[int, Callable[[bytes | None], None]] = {}
@@ -361,17 +361,17 @@ class MemoryWorkerBus:
     ) -> None:
         """Pull from these."""
         self._queues = set(queues)
-        self._hushed &= self._queues
+        self._muted &= self._queues
         self._on_wakeup = on_wakeup
         self._on_recheck = on_recheck
 
     async def set_muted(self, queue: Queue, *, muted: bool) -> None:
         """Be rung for it, or not."""
-        (self._hushed.add if muted else self._hushed.discard)(queue)
+        (self._muted.add if muted else self._muted.discard)(queue)
 
     def ring(self, queue: Queue) -> None:
         """A job was stored."""
-        if self._on_wakeup is not None and queue in self._queues - self._hushed:
+        if self._on_wakeup is not None and queue in self._queues - self._muted:
             asyncio.get_running_loop().call_soon(self._on_wakeup, queue)
 
     def pull(self, queue: Queue, batch: int, wait_s: float, on_end: Callable[[Queue, int], None]) -> None:

@@ -73,8 +73,8 @@ class MemoryJobLog(_BrokerClient):
     async def close(self) -> None:
         """Whoever follows or takes gets Unavailable."""
         self.closed = True
-        for referee in self._referees:
-            self.broker.records.referees.remove(referee)
+        for handler in self._referees:
+            self.broker.records.referees.remove(handler)
         self._referees = []
         for follower in self._followers:
             follower.wake.set()
@@ -164,21 +164,21 @@ class MemoryJobLog(_BrokerClient):
 
     # Terminal words
 
-    async def store_outcome(self, word: Outcome, payload: bytes = b"") -> bool:
+    async def store_outcome(self, outcome: Outcome, payload: bytes = b"") -> bool:
         """Keep the first."""
         self.require()
-        require_token(word.job)
-        return self.broker.records.decide(word, payload)
+        require_token(outcome.job)
+        return self.broker.records.decide(outcome, payload)
 
     async def read_outcome(self, job: str) -> StoredOutcome | None:
         """The word."""
         self.require()
-        return self.broker.records.words.get(job)
+        return self.broker.records.outcomes.get(job)
 
     async def list_jobs(self) -> list[str]:
         """From both."""
         self.require()
-        return sorted({*self.broker.records.events, *self.broker.records.words})
+        return sorted({*self.broker.records.events, *self.broker.records.outcomes})
 
     async def delete_outcome(self, job: str, seq: int) -> None:
         """Forget the word."""
@@ -211,11 +211,11 @@ class MemoryJobLog(_BrokerClient):
 
     # Questions of workers
 
-    async def serve_gate_requests(self, referee: Referee) -> None:
+    async def serve_gate_requests(self, handler: Referee) -> None:
         """Join those who answer."""
         self.require()
-        self._referees.append(referee)
-        self.broker.records.referees.append(referee)
+        self._referees.append(handler)
+        self.broker.records.referees.append(handler)
 
     # Dead letters
 
@@ -308,7 +308,7 @@ class MemoryWorkItem:
         self._queue.later(self._work, self._hold_s)
 
     @property
-    def _held(self) -> bool:
+    def _is_owned(self) -> bool:
         return time.monotonic() < self.until and self._work.deliveries == self.delivery
 
     async def ack(self) -> None:
@@ -319,13 +319,13 @@ class MemoryWorkItem:
 
     def nak(self, delay_s: float) -> None:
         """Let it come again."""
-        if self._held:
+        if self._is_owned:
             self._queue.later(self._work, max(0.0, delay_s))
         self._let_go()
 
     def extend(self) -> None:
         """Its time begins anew."""
-        if self._held:
+        if self._is_owned:
             self._renew()
 
     def _let_go(self) -> None:
@@ -362,11 +362,11 @@ class MemoryWorkerLog(_BrokerClient):
         """One per attempt; close it."""
         return MemoryEventWriter(self, require_token(job))
 
-    def request_gate(self, ask: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
+    def request_gate(self, request: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
         """One of the gateways answers, each in its turn."""
-        self.spawn(self._ask(ask, on_answer))
+        self.spawn(self._ask(request, on_answer))
 
-    async def _ask(self, ask: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
+    async def _ask(self, request: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
         referees = self.broker.records.referees
         answer = None
         if referees and self.broker.available:
@@ -374,19 +374,19 @@ class MemoryWorkerLog(_BrokerClient):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(5.0):
                     # As it travels.
-                    answer = await referees[-1](GateRequest.model_validate_json(ask.model_dump_json()))
-        if ask.kind is not FrameKind.RETURNED:
+                    answer = await referees[-1](GateRequest.model_validate_json(request.model_dump_json()))
+        if request.kind is not FrameKind.RETURNED:
             on_answer(answer)
 
-    async def store_outcome(self, word: Outcome, payload: bytes) -> bool:
+    async def store_outcome(self, outcome: Outcome, payload: bytes) -> bool:
         """Keep the first."""
         self.require()
-        return self.broker.records.decide(word, payload)
+        return self.broker.records.decide(outcome, payload)
 
-    async def store_dead_letter(self, word: Outcome, message: bytes) -> None:
+    async def store_dead_letter(self, outcome: Outcome, message: bytes) -> None:
         """Keep a dead letter."""
         self.require()
-        self.broker.records.bury(word, message)
+        self.broker.records.bury(outcome, message)
 
 
 class MemoryEventWriter:

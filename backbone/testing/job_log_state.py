@@ -104,7 +104,7 @@ class JobLogState:
     """Events, terminal words, dead letters, claims, backlogs."""
 
     events: dict[str, list[StoredEvent]] = field(default_factory=dict)
-    words: dict[str, StoredOutcome] = field(default_factory=dict)
+    outcomes: dict[str, StoredOutcome] = field(default_factory=dict)
     told: dict[str, StoredItem] = field(default_factory=dict)
     """The item by which gateways take the word on a job."""
     dead: list[StoredDeadLetter] = field(default_factory=list)
@@ -150,30 +150,30 @@ class JobLogState:
         for follower in self.by_job.get(job, []):
             follower.wake.set()
 
-    def decide(self, word: Outcome, payload: bytes) -> bool:
+    def decide(self, outcome: Outcome, payload: bytes) -> bool:
         """Keep the first word."""
-        if word.job in self.words:
+        if outcome.job in self.outcomes:
             return False
         self.last_word += 1
-        self.words[word.job] = StoredOutcome(word, payload, self.last_word, int(time.time()))
-        self.told[word.job] = self.recorder.add(word.job, word.encode(payload))
-        for follower in self.by_job.get(word.job, []):
+        self.outcomes[outcome.job] = StoredOutcome(outcome, payload, self.last_word, int(time.time()))
+        self.told[outcome.job] = self.recorder.add(outcome.job, outcome.encode(payload))
+        for follower in self.by_job.get(outcome.job, []):
             follower.ended = True
             follower.wake.set()
         return True
 
     def undecide(self, job: str, seq: int) -> None:
         """Forget a word, whoever has yet to take it."""
-        decision = self.words.get(job)
+        decision = self.outcomes.get(job)
         if decision is not None and decision.seq == seq:
-            del self.words[job]
+            del self.outcomes[job]
             self.recorder.forget(self.told.pop(job))
 
-    def bury(self, word: Outcome, message: bytes) -> None:
+    def bury(self, outcome: Outcome, message: bytes) -> None:
         """Keep a dead letter, once per run and window."""
-        id_, now = f"{word.job}.{word.run}", time.monotonic()
+        id_, now = f"{outcome.job}.{outcome.run}", time.monotonic()
         if now - self.buried.get(id_, -WINDOW_S) < WINDOW_S:
             return
         self.buried[id_] = now
         self.last_dead += 1
-        self.dead.append(StoredDeadLetter(self.last_dead, word, message, int(time.time())))
+        self.dead.append(StoredDeadLetter(self.last_dead, outcome, message, int(time.time())))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from backbone.registry.snapshot import RegistryState, cataloged_offers, catalogue_entry
+from backbone.registry.snapshot import RegistryState, catalog_entry, cataloged_offers
 from schemas.errors import Unavailable
 from schemas.presence import Alias, CatalogEntry, RegistrySnapshot, ServiceRecord, WorkerPresence
 
@@ -39,7 +39,7 @@ class MemoryHub:
         self.workers = {id_: announcement.presence for id_, announcement in self.announcements.items()}
         for presence in self.workers.values():
             for offer in cataloged_offers(presence):
-                self.models[offer.name] = catalogue_entry(offer, self.models.get(offer.name))
+                self.models[offer.name] = catalog_entry(offer, self.models.get(offer.name))
         for registry in list(self.registries):
             registry.refresh()
 

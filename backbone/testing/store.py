@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from backbone.store.record_changes import apply_move, apply_update, timer_delay_s
-from backbone.store.store import NEWEST_COUNTS, RETRY_DUE_S, DueJob, LimitReached, TimerDelay
+from backbone.store.store import CLAIMED_TIMER_S, SERVICE_TIME_WEIGHT, DueJob, LimitReached, TimerDelay
 from schemas.errors import Unavailable
 from schemas.jobs import JobRecord, JobStatus
 
@@ -139,7 +139,7 @@ class MemoryStore:
         now = self._clock()
         late = heapq.nsmallest(limit, ((at, name) for name, at in self._timers.items() if at <= now))
         for _, name in late:
-            self._timers[name] = now + RETRY_DUE_S
+            self._timers[name] = now + CLAIMED_TIMER_S
         return [name for _, name in late]
 
     async def acquire_lease(self, job_id: str, token: str, seconds: float) -> bool:
@@ -164,7 +164,7 @@ class MemoryStore:
         await self.ping()
         name = (capability, model)
         mean = self._service.get(name, seconds)
-        self._service[name] = mean + (seconds - mean) * NEWEST_COUNTS
+        self._service[name] = mean + (seconds - mean) * SERVICE_TIME_WEIGHT
 
     async def mean_service_time_s(self, capability: str, model: str) -> float | None:
         """See the base."""

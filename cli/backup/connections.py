@@ -39,7 +39,7 @@ async def open_servers(settings: CommonSettings) -> AsyncIterator[BackupServers]
     """Connect to all three servers, each of which must answer. Raises ConsoleError."""
     with translate_errors():
         streams = StreamBackup(read_nats_access(settings))
-        store = RedisStore(read_redis_access(settings), timeout_s=REDIS_TIMEOUT_S, rest_s=0)
+        store = RedisStore(read_redis_access(settings), timeout_s=REDIS_TIMEOUT_S, open_s=0)
         etcd = read_etcd_access(settings)
         client = EtcdClient(etcd.url, probe_key=settings.etcd_prefix, tls=etcd.tls, login=etcd.login)
         try:

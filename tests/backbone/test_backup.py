@@ -35,7 +35,7 @@ def record(job: str, owner: str = "an:owner", **fields: Any) -> JobRecord:
 @pytest.fixture
 async def store(own_redis: Server) -> AsyncIterator[RedisStore]:
     """A store of the test's own."""
-    store = RedisStore(own_redis.url, timeout_s=10, rest_s=0)
+    store = RedisStore(own_redis.url, timeout_s=10, open_s=0)
     yield store
     await store.close()
 

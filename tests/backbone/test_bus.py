@@ -459,8 +459,8 @@ async def test_who_waits_for_a_lost_job_is_told(
     bus_nats: Any, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     """A job went unheard, as between two servers of which one froze: who waits for it learns that, and who waits for others does not."""
-    monkeypatch.setattr(gateway_bus, "LOOK_S", 0.1)
-    monkeypatch.setattr(gateway_bus, "SETTLE_S", 0.1)
+    monkeypatch.setattr(gateway_bus, "LOST_JOB_CHECK_INTERVAL_S", 0.1)
+    monkeypatch.setattr(gateway_bus, "SETTLE_DELAY_S", 0.1)
     world = World(bus_nats.url)
     gateway, hand = await world.gateway(), await world.worker()
     ears = [world.submit(gateway)[1] for _ in range(4)]

@@ -136,11 +136,11 @@ def _line(written: list[bytes]) -> list[bytes]:
 @settings(max_examples=500, deadline=None)
 def test_a_name_never_becomes_protocol(subject: bytes, reply: bytes, message_id: bytes) -> None:
     """Whatever the subject and the reply are: nothing is written, or one command with exactly these words."""
-    wire = NatsConnection("nats://127.0.0.1:1", "test")
-    wire._write = lambda command: written.append(command)  # type: ignore[method-assign]
+    connection = NatsConnection("nats://127.0.0.1:1", "test")
+    connection._write = lambda command: written.append(command)  # type: ignore[method-assign]
     written: list[bytes] = []
     try:
-        wire.publish(subject, b"payload", reply)
+        connection.publish(subject, b"payload", reply)
     except InvalidSubject:
         assert written == []
     else:
@@ -151,7 +151,7 @@ def test_a_name_never_becomes_protocol(subject: bytes, reply: bytes, message_id:
             assert b"" not in name.split(b".") or name == b""
     written.clear()
     try:
-        wire.publish_with_id(b"a.b", b"payload", b"c", message_id)
+        connection.publish_with_id(b"a.b", b"payload", b"c", message_id)
     except InvalidSubject:
         assert written == []
     else:
@@ -165,9 +165,9 @@ def test_a_name_never_becomes_protocol(subject: bytes, reply: bytes, message_id:
 )
 async def test_no_way_past_the_check(own_nats: Server, name: str) -> None:
     """A subject that is none is refused on every way to the server, nats-py's own included; a correct one still passes."""
-    wire = NatsConnection(own_nats.url, "test")
-    await wire.connect()
-    client = wire.client
+    connection = NatsConnection(own_nats.url, "test")
+    await connection.connect()
+    client = connection.client
     for attempt in (client.publish(name, b"x"), client.request(name, b"x", timeout=1)):
         with pytest.raises((InvalidSubject, BadSubjectError)):
             await attempt
@@ -175,14 +175,14 @@ async def test_no_way_past_the_check(own_nats: Server, name: str) -> None:
         with pytest.raises((InvalidSubject, BadSubjectError)):
             await client.publish("a", b"x", reply=name)
         with pytest.raises(InvalidSubject):
-            wire.publish(b"a", b"x", name.encode())
+            connection.publish(b"a", b"x", name.encode())
     if name not in {"a.*", "a.>"}:
         with pytest.raises(InvalidSubject):
-            await wire.subscribe(name, lambda *_: None)
+            await connection.subscribe(name, lambda *_: None)
     for subject in ("a.*", "a.>", ">", "*.b"):
-        await wire.subscribe(subject, lambda *_: None)
-    await wire.ping()
-    await wire.close()
+        await connection.subscribe(subject, lambda *_: None)
+    await connection.ping()
+    await connection.close()
 
 
 async def test_a_message_that_breaks_its_handler_is_dropped(own_nats: Server, eventually: Eventually) -> None:
@@ -194,14 +194,14 @@ async def test_a_message_that_breaks_its_handler_is_dropped(own_nats: Server, ev
             raise ValueError("this cannot be read")
         got.append(data)
 
-    wire = NatsConnection(own_nats.url, "test")
-    await wire.connect()
-    await wire.subscribe("a", handle)
+    connection = NatsConnection(own_nats.url, "test")
+    await connection.connect()
+    await connection.subscribe("a", handle)
     for data in (b"bad", b"good", b"bad", b"again"):
-        wire.publish(b"a", data)
+        connection.publish(b"a", data)
     await eventually(lambda: got == [b"good", b"again"])
-    assert wire.refusals.counts["message"] == 2
-    await wire.close()
+    assert connection.refusals.counts["message"] == 2
+    await connection.close()
 
 
 def test_status_lines() -> None:
@@ -223,31 +223,31 @@ def test_ack_subjects_of_both_forms() -> None:
 async def test_publishing_continues_over_a_restart(own_nats: Server, eventually: Eventually) -> None:
     """What is written while the server is away is sent when it is back, and subscriptions are there again."""
     got: list[bytes] = []
-    wire = NatsConnection(own_nats.url, "test")
-    await wire.connect()
-    await wire.subscribe("a.*", lambda _s, _r, _h, data: got.append(data))
-    wire.publish(b"a.1", b"before")
+    connection = NatsConnection(own_nats.url, "test")
+    await connection.connect()
+    await connection.subscribe("a.*", lambda _s, _r, _h, data: got.append(data))
+    connection.publish(b"a.1", b"before")
     await eventually(lambda: got == [b"before"])
     own_nats.kill()
-    await eventually(lambda: not wire.connected)
-    wire.publish(b"a.2", b"while away")
+    await eventually(lambda: not connection.connected)
+    connection.publish(b"a.2", b"while away")
     await own_nats.restart()
     await eventually(lambda: got == [b"before", b"while away"])
-    await wire.close()
+    await connection.close()
 
 
 async def test_a_message_larger_than_the_read_buffer(own_nats: Server, eventually: Eventually) -> None:
     """Messages of a megabyte arrive whole, through many reads."""
     got: list[bytes] = []
-    wire = NatsConnection(own_nats.url, "test")
-    await wire.connect()
-    await wire.subscribe("big", lambda _s, _r, _h, data: got.append(data))
+    connection = NatsConnection(own_nats.url, "test")
+    await connection.connect()
+    await connection.subscribe("big", lambda _s, _r, _h, data: got.append(data))
     payload = bytes(range(256)) * 3_900
     for _ in range(3):
-        wire.publish(b"big", payload)
+        connection.publish(b"big", payload)
     await eventually(lambda: len(got) == 3)
     assert got == [payload] * 3
-    await wire.close()
+    await connection.close()
 
 
 async def test_no_server_is_a_clear_error() -> None:

@@ -41,7 +41,7 @@ def owner() -> str:
 
 @pytest.fixture
 async def own_store(own_redis: Server) -> AsyncIterator[RedisStore]:
-    store = RedisStore(own_redis.url, timeout_s=1.0, rest_s=0.3)
+    store = RedisStore(own_redis.url, timeout_s=1.0, open_s=0.3)
     yield store
     await store.close()
 

@@ -294,11 +294,11 @@ async def test_a_lost_confirmation_does_not_store_a_job_twice(world: World, line
     await log.start()
     world.closing.append(log)
     line.deaf = True
-    storing = asyncio.create_task(log.enqueue(envelope(world), b"{}"))
+    storage_health = asyncio.create_task(log.enqueue(envelope(world), b"{}"))
     await eventually(lambda: line.swallowed)
     line.deaf = False
     line.cut()
-    seq = await asyncio.wait_for(storing, 20)
+    seq = await asyncio.wait_for(storage_health, 20)
     assert await log.queue_position(world.queue, seq) == 0
     assert await log.queue_position(world.queue, seq - 1) is None
     assert await log.queue_position(world.queue, await log.enqueue(envelope(world), b"{}")) == 1
@@ -368,7 +368,7 @@ async def test_a_job_that_is_not_deleted_for_certain_is_an_error(
     world: World, own_nats: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """NATS is frozen as a job is to leave the queue: the caller learns that it has to ask again."""
-    monkeypatch.setattr("backbone.bus.nats.requests.PATIENCE_S", 1.0)
+    monkeypatch.setattr("backbone.bus.nats.requests.RETRY_TIMEOUT_S", 1.0)
     await world.open_queue()
     log, job = await world.gateway(), envelope(world)
     seq = await log.enqueue(job, b"{}")
@@ -383,7 +383,7 @@ async def test_a_job_that_is_not_deleted_for_certain_is_an_error(
 
 async def test_a_long_outage_is_an_error(world: World, own_nats: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """NATS stays away: every call ends, in the error that says so; questions are told at once that nobody hears."""
-    monkeypatch.setattr("backbone.bus.nats.requests.PATIENCE_S", 1.0)
+    monkeypatch.setattr("backbone.bus.nats.requests.RETRY_TIMEOUT_S", 1.0)
     log, worker, job = await world.gateway(), await world.worker(), new_job()
     own_nats.kill()
     calls = (
@@ -453,12 +453,12 @@ async def test_work_and_words_come_again_after_a_crash(world: World, own_nats: S
     backlogs = [log.work_queue("hooks") for log in logs]
     takers = [asyncio.create_task(work(backlog.consume(max_unacked=8, ack_wait_s=2))) for backlog in backlogs]
     takers += [asyncio.create_task(work(log.consume_outcomes(max_unacked=8, ack_wait_s=2))) for log in logs]
-    storing = [asyncio.create_task(logs[0].store_outcome(outcome_of(job))) for job in jobs]
-    storing += [asyncio.create_task(backlogs[1].put(item_id, b"")) for item_id in ids]
+    storage_health = [asyncio.create_task(logs[0].store_outcome(outcome_of(job))) for job in jobs]
+    storage_health += [asyncio.create_task(backlogs[1].put(item_id, b"")) for item_id in ids]
     while len(done) < 50:
         await asyncio.sleep(0.005)
     await crash(own_nats)
-    await asyncio.gather(*storing)
+    await asyncio.gather(*storage_health)
     await asyncio.wait_for(all_done.wait(), 60)
     await cancel(*takers)
 

@@ -18,16 +18,16 @@ async def test_a_gateway_starts_again_where_only_its_own_streams_fit(tmp_path: P
     """A stream that is there needs no room for a second one; one that cannot fit is refused, and says why."""
     server = NatsServer(tmp_path, max_file_store=6 * MB)
     await server.start()
-    wire = NatsConnection(server.url, name="room")
-    await wire.connect()
+    connection = NatsConnection(server.url, name="room")
+    await connection.connect()
     try:
-        await ensure_bucket(wire.client, BlobBucketConfig(max_bytes=4 * MB))
-        await ensure_bucket(wire.client, BlobBucketConfig(max_bytes=4 * MB))
-        await ensure_bucket(wire.client, BlobBucketConfig(max_bytes=5 * MB))
+        await ensure_bucket(connection.client, BlobBucketConfig(max_bytes=4 * MB))
+        await ensure_bucket(connection.client, BlobBucketConfig(max_bytes=4 * MB))
+        await ensure_bucket(connection.client, BlobBucketConfig(max_bytes=5 * MB))
         with pytest.raises(Unavailable, match="insufficient storage"):
-            await ensure_bucket(wire.client, BlobBucketConfig(max_bytes=7 * MB))
+            await ensure_bucket(connection.client, BlobBucketConfig(max_bytes=7 * MB))
     finally:
-        await wire.close()
+        await connection.close()
         await server.stop()
 
 
@@ -35,11 +35,11 @@ async def test_a_stream_for_which_there_is_no_room_says_so(tmp_path: Path) -> No
     """Not that it was not found."""
     server = NatsServer(tmp_path, max_file_store=2 * MB)
     await server.start()
-    wire = NatsConnection(server.url, name="room")
-    await wire.connect()
+    connection = NatsConnection(server.url, name="room")
+    await connection.connect()
     try:
         with pytest.raises(Unavailable, match="insufficient storage"):
-            await ensure_bucket(wire.client, BlobBucketConfig(max_bytes=4 * MB))
+            await ensure_bucket(connection.client, BlobBucketConfig(max_bytes=4 * MB))
     finally:
-        await wire.close()
+        await connection.close()
         await server.stop()

@@ -159,7 +159,7 @@ async def test_an_idle_queue_makes_room(world: World, eventually: Eventually, mo
     gateway = await world.gateway()
     queues = await fill(gateway, ROOM - 1)
     await gateway.open_queue(queue("idle"))
-    monkeypatch.setattr(queue_consumers, "EVICT_IDLE_S", -1.0)
+    monkeypatch.setattr(queue_consumers, "MIN_EVICTED_IDLE_S", -1.0)
     _, ear = submit(gateway, queue("late"))
     await eventually(lambda: ear.seq)
     assert await world.names() == {consumer_name(*one) for one in [*queues, queue("late")]}
@@ -169,13 +169,13 @@ async def test_what_becomes_idle_later_makes_room(
     world: World, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A refusal does not last: as many queues as before may be there, and some of them unused by now."""
-    monkeypatch.setattr(queue_consumers, "FULL_S", 3.0)
+    monkeypatch.setattr(queue_consumers, "REFUSED_RETRY_INTERVAL_S", 3.0)
     gateway = await world.gateway()
     await fill(gateway)
     with pytest.raises(Unavailable):
         await gateway.open_queue(queue("late"))
     await request(world.admin.client, f"STREAM.PURGE.{JOBS_STREAM}", {})
-    monkeypatch.setattr(queue_consumers, "EVICT_IDLE_S", -1.0)
+    monkeypatch.setattr(queue_consumers, "MIN_EVICTED_IDLE_S", -1.0)
     await eventually(lambda: not gateway.queues_are_full)
     _, ear = submit(gateway, queue("late"))
     await eventually(lambda: ear.seq)
@@ -183,7 +183,7 @@ async def test_what_becomes_idle_later_makes_room(
 
 async def test_a_higher_limit_makes_room(world: World, eventually: Eventually, monkeypatch: pytest.MonkeyPatch) -> None:
     """An operator raises it; gateways that know of the refusal need no restart."""
-    monkeypatch.setattr(queue_consumers, "FULL_S", 3.0)
+    monkeypatch.setattr(queue_consumers, "REFUSED_RETRY_INTERVAL_S", 3.0)
     gateway = await world.gateway()
     await fill(gateway)
     with pytest.raises(Unavailable):

@@ -96,12 +96,12 @@ async def etcd_cast(own_etcd: Server, etcd_prefix: str) -> AsyncIterator[Cast]:
 
 
 @pytest.fixture
-async def link(own_etcd: Server) -> AsyncIterator[EtcdClient]:
+async def client(own_etcd: Server) -> AsyncIterator[EtcdClient]:
     """A connection to the test's own etcd, to do things behind the registries' backs."""
-    link = EtcdClient(own_etcd.url, probe_key="probe")
-    await link.open()
-    yield link
-    await link.close()
+    client = EtcdClient(own_etcd.url, probe_key="probe")
+    await client.open()
+    yield client
+    await client.close()
 
 
 class TestContract:
@@ -412,11 +412,11 @@ def test_keys_take_any_name():
 
 
 class TestFaults:
-    async def test_an_entry_that_changes_all_the_time_keeps_its_lease(self, own_etcd, etcd_cast, link, etcd_prefix):
+    async def test_an_entry_that_changes_all_the_time_keeps_its_lease(self, own_etcd, etcd_cast, client, etcd_prefix):
         """A busy worker writes its entry again and again; its lease is renewed all the same."""
         gateway, registry = await etcd_cast.gateway(), await etcd_cast.worker()
         announcement = await registry.announce(worker())
-        first = (await link.get(RegistryKeys(etcd_prefix).worker("w1"))).lease
+        first = (await client.get(RegistryKeys(etcd_prefix).worker("w1"))).lease
         seen: list[set[str]] = []
         gateway.subscribe(lambda snapshot: seen.append(set(snapshot.workers)))
         until = asyncio.get_running_loop().time() + 5  # more than twice the lease
@@ -425,7 +425,7 @@ class TestFaults:
             busy += 1
             await announcement.update(worker(busy=busy))
             await asyncio.sleep(0.1)
-        entry = await link.get(RegistryKeys(etcd_prefix).worker("w1"))
+        entry = await client.get(RegistryKeys(etcd_prefix).worker("w1"))
         assert entry is not None
         assert entry.lease == first
         assert set() not in seen
@@ -444,7 +444,7 @@ class TestFaults:
         assert gateway.connected
 
     @pytest.mark.parametrize("data", ["kept", "wiped"])
-    async def test_etcd_killed_and_started_again(self, own_etcd, etcd_cast, link, etcd_prefix, eventually, data):
+    async def test_etcd_killed_and_started_again(self, own_etcd, etcd_cast, client, etcd_prefix, eventually, data):
         """The snapshot never flickers, and the worker is entered again by itself."""
         gateway, registry = await etcd_cast.gateway(), await etcd_cast.worker()
         announcement = await registry.announce(worker())
@@ -457,7 +457,7 @@ class TestFaults:
         await announcement.update(worker(version="2"))
         await (own_etcd.restart() if data == "kept" else own_etcd.start())
         await eventually(lambda: gateway.connected and gateway.snapshot.workers["w1"].version == "2")
-        assert await link.get(RegistryKeys(etcd_prefix).worker("w1"))
+        assert await client.get(RegistryKeys(etcd_prefix).worker("w1"))
         await registry.announce(worker("w2"))
         await eventually(lambda: ids(gateway) == {"w1", "w2"})
         assert set() not in seen
@@ -520,33 +520,33 @@ class TestFaults:
         async with asyncio.timeout(20):
             await gateway.close()
 
-    async def test_a_lease_revoked_behind_the_workers_back(self, etcd_cast, link, etcd_prefix, eventually):
+    async def test_a_lease_revoked_behind_the_workers_back(self, etcd_cast, client, etcd_prefix, eventually):
         gateway, registry = await etcd_cast.gateway(), await etcd_cast.worker()
         await registry.announce(worker())
         key = RegistryKeys(etcd_prefix).worker("w1")
-        first = await link.get(key)
+        first = await client.get(key)
         gone = asyncio.Event()
         gateway.subscribe(lambda snapshot: snapshot.workers or gone.set())
-        await link.revoke(first.lease)
+        await client.revoke(first.lease)
         await asyncio.wait_for(gone.wait(), 10)
         await eventually(lambda: ids(gateway) == {"w1"})
-        assert (await link.get(key)).lease != first.lease
+        assert (await client.get(key)).lease != first.lease
 
-    async def test_an_entry_deleted_behind_the_workers_back(self, etcd_cast, link, etcd_prefix, eventually):
+    async def test_an_entry_deleted_behind_the_workers_back(self, etcd_cast, client, etcd_prefix, eventually):
         registry = await etcd_cast.worker()
         await registry.announce(worker())
         key = RegistryKeys(etcd_prefix).worker("w1")
-        await link._at.kv.delete(key, timeout=5)
-        await eventually(lambda: link.get(key))
+        await client._at.kv.delete(key, timeout=5)
+        await eventually(lambda: client.get(key))
 
-    async def test_withdraw_ends_the_lease(self, etcd_cast, link, etcd_prefix):
+    async def test_withdraw_ends_the_lease(self, etcd_cast, client, etcd_prefix):
         registry = await etcd_cast.worker()
         announcement = await registry.announce(worker())
-        lease = (await link.get(RegistryKeys(etcd_prefix).worker("w1"))).lease
+        lease = (await client.get(RegistryKeys(etcd_prefix).worker("w1"))).lease
         await announcement.withdraw()
-        assert await link.get(RegistryKeys(etcd_prefix).worker("w1")) is None
+        assert await client.get(RegistryKeys(etcd_prefix).worker("w1")) is None
         with pytest.raises(LeaseNotFound):
-            await link.keep_alive(lease)
+            await client.keep_alive(lease)
 
     async def test_a_leaving_worker_is_not_held_after_an_outage(self, own_etcd, etcd_prefix, eventually):
         cast = Cast(lambda: EtcdRegistry(own_etcd.url, etcd_prefix, lease_s=2, hold_s=3600))
@@ -563,18 +563,18 @@ class TestFaults:
         await eventually(lambda: not ids(gateway))
         await cast.close()
 
-    async def test_a_watch_from_a_compacted_revision_says_so(self, link):
+    async def test_a_watch_from_a_compacted_revision_says_so(self, client):
         for n in range(5):
-            await link.put("/c/key", str(n).encode())
-        _, revision = await link.listing("/c/")
-        await link._at.kv.compact(revision, timeout=5)
+            await client.put("/c/key", str(n).encode())
+        _, revision = await client.listing("/c/")
+        await client._at.kv.compact(revision, timeout=5)
         with pytest.raises(WatchEnded, match="compacted") as ended:
             async with asyncio.timeout(10):
-                async for _ in link.watch("/c/", 1):
+                async for _ in client.watch("/c/", 1):
                     pass
         assert not ended.value.outage
 
-    async def test_a_compacted_watch_is_listed_again(self, etcd_cast, link, etcd_prefix, eventually, monkeypatch):
+    async def test_a_compacted_watch_is_listed_again(self, etcd_cast, client, etcd_prefix, eventually, monkeypatch):
         """The listing's revision is compacted before the watch begins; the gateway must not go deaf."""
         registry = await etcd_cast.worker()
         announcement = await registry.announce(worker())
@@ -585,8 +585,8 @@ class TestFaults:
             if not spoiled:
                 spoiled.append(True)
                 for n in range(3):
-                    await link.put("/elsewhere", str(n).encode())
-                await link._at.kv.compact(revision + 3, timeout=5)
+                    await client.put("/elsewhere", str(n).encode())
+                await client._at.kv.compact(revision + 3, timeout=5)
             return entries, revision
 
         monkeypatch.setattr(EtcdClient, "list_prefix", listing)
@@ -595,25 +595,25 @@ class TestFaults:
         await announcement.update(worker(version="2"))
         await eventually(lambda: gateway.snapshot.workers["w1"].version == "2")
 
-    async def test_malformed_values_are_passed_over(self, etcd_cast, link, etcd_prefix, eventually):
+    async def test_malformed_values_are_passed_over(self, etcd_cast, client, etcd_prefix, eventually):
         keys = RegistryKeys(etcd_prefix)
         for key in ("workers/early", "models/early", "services/x", "aliases/y", "unknown"):
-            await link.put(etcd_prefix + key, b"\xff{not json")
+            await client.put(etcd_prefix + key, b"\xff{not json")
         gateway, registry = await etcd_cast.gateway(), await etcd_cast.worker()
         for key in ("workers/late", "models/late", "workers/", "models/%zz", "what"):
-            await link.put(etcd_prefix + key, b'{"id": 3}')
-        await link.put(keys.worker("liar"), worker("somebody-else").model_dump_json().encode())
-        await link.put(keys.model("m"), b"nonsense")
+            await client.put(etcd_prefix + key, b'{"id": 3}')
+        await client.put(keys.worker("liar"), worker("somebody-else").model_dump_json().encode())
+        await client.put(keys.model("m"), b"nonsense")
         await registry.announce(worker("w1", offer("m")))
         await eventually(lambda: ids(gateway) == {"w1"} and "m" in gateway.snapshot.models)
         assert set(gateway.snapshot.models) == {"m"}
 
-    async def test_an_entry_that_becomes_malformed_is_gone(self, etcd_cast, link, etcd_prefix, eventually):
+    async def test_an_entry_that_becomes_malformed_is_gone(self, etcd_cast, client, etcd_prefix, eventually):
         gateway = await etcd_cast.gateway()
         entry = CatalogEntry(name="m", capabilities=(Capability.CHAT,))
-        await link.put(RegistryKeys(etcd_prefix).model("m"), entry.model_dump_json().encode())
+        await client.put(RegistryKeys(etcd_prefix).model("m"), entry.model_dump_json().encode())
         await eventually(lambda: "m" in gateway.snapshot.models)
-        await link.put(RegistryKeys(etcd_prefix).model("m"), b"nonsense")
+        await client.put(RegistryKeys(etcd_prefix).model("m"), b"nonsense")
         await eventually(lambda: "m" not in gateway.snapshot.models)
 
     @pytest.mark.parametrize(
@@ -626,21 +626,21 @@ class TestFaults:
             ('"a"', ("a",)),
         ],
     )
-    async def test_aliases_as_operators_type_them(self, etcd_cast, link, etcd_prefix, eventually, written, targets):
+    async def test_aliases_as_operators_type_them(self, etcd_cast, client, etcd_prefix, eventually, written, targets):
         """The key says the name, slashes and all."""
         gateway = await etcd_cast.gateway()
-        await link.put(f"{etcd_prefix}aliases/team/chat:big", written.encode())
+        await client.put(f"{etcd_prefix}aliases/team/chat:big", written.encode())
         await eventually(lambda: gateway.snapshot.aliases)
         expected = {"team/chat:big": Alias(name="team/chat:big", targets=targets)}
         assert gateway.snapshot.aliases == expected
         assert (await etcd_cast.gateway()).snapshot.aliases == expected
 
-    async def test_services_as_scripts_write_them(self, etcd_cast, link, etcd_prefix, eventually):
+    async def test_services_as_scripts_write_them(self, etcd_cast, client, etcd_prefix, eventually):
         """Without a name the key gives it; without `metadata_url` it is left to the default."""
         gateway = await etcd_cast.gateway()
         full = '{"name":"tts","base_url":"http://tts:8080","metadata_url":"http://tts:8080/v1/metadata"}'
-        await link.put(f"{etcd_prefix}services/tts", full.encode())
-        await link.put(f"{etcd_prefix}services/short", b'{"base_url": "http://short:1", "zone": 4}')
+        await client.put(f"{etcd_prefix}services/tts", full.encode())
+        await client.put(f"{etcd_prefix}services/short", b'{"base_url": "http://short:1", "zone": 4}')
         await eventually(lambda: len(gateway.snapshot.services) == 2)
         assert gateway.snapshot.services["tts"].metadata_url == "http://tts:8080/v1/metadata"
         assert gateway.snapshot.services["short"].name == "short"
@@ -654,13 +654,13 @@ class TestFaults:
             ("services/x", b'{"base_url": "http://a:1"}', [b"", b"x", b"[]", b"null", b"{}", b'{"base_url": 1}']),
         ],
     )
-    async def test_an_operators_mistake_is_not_fatal(self, etcd_cast, link, etcd_prefix, eventually, key, good, bad):
+    async def test_an_operators_mistake_is_not_fatal(self, etcd_cast, client, etcd_prefix, eventually, key, good, bad):
         """It counts as gone, whether it is listed or watched, and what comes after it is taken."""
         gateway, kind = await etcd_cast.gateway(), key.partition("/")[0]
         for value in bad:
-            await link.put(etcd_prefix + key, good)
+            await client.put(etcd_prefix + key, good)
             await eventually(lambda: getattr(gateway.snapshot, kind))
-            await link.put(etcd_prefix + key, value)
+            await client.put(etcd_prefix + key, value)
             await eventually(lambda: not getattr(gateway.snapshot, kind))
         assert (await etcd_cast.gateway()).snapshot == RegistrySnapshot()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backbone.bus.nats.store_clock import DRIFT, StoreClock
+from backbone.bus.nats.store_clock import MAX_CLOCK_DRIFT, StoreClock
 
 SECOND = 1_000_000_000
 
@@ -27,7 +27,7 @@ def test_waits_are_told_once_a_fresh_message_was_seen(offset: float, waits: list
     for number, wait in enumerate(waits, start=1):
         at = now + number
         age = clock.age_s(int((at - wait - delay + offset) * SECOND), at)
-        assert abs(age - wait) <= number * DRIFT + 1e-3
+        assert abs(age - wait) <= number * MAX_CLOCK_DRIFT + 1e-3
 
 
 def test_a_clock_that_is_set_back_makes_messages_older_never_younger() -> None:

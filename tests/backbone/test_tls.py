@@ -93,13 +93,13 @@ def _of(name: str, values: dict[str, str]) -> dict[str, str]:
 
 async def test_nats_with_tls_user_and_password_file(secure_nats: ProductionNats, secrets: Secrets) -> None:
     """A process gets in, and its inboxes are its user's own."""
-    wire = NatsConnection(nats_settings(secure_nats, secrets), "test")
-    await wire.connect()
+    connection = NatsConnection(nats_settings(secure_nats, secrets), "test")
+    await connection.connect()
     try:
-        await wire.ping()
-        assert wire.new_inbox().startswith("_INBOX.gateway.")
+        await connection.ping()
+        assert connection.new_inbox().startswith("_INBOX.gateway.")
     finally:
-        await wire.close()
+        await connection.close()
 
 
 REFUSED = {
@@ -120,9 +120,9 @@ async def test_nats_refuses_and_the_error_says_what_to_do(
     """At once, not after all retries; without the password."""
     values, expected = REFUSED[why]
     values = {name: strangers.file("ca/ca.crt") if value == "STRANGER" else value for name, value in values.items()}
-    wire = NatsConnection(nats_settings(secure_nats, secrets, **values), "test")
+    connection = NatsConnection(nats_settings(secure_nats, secrets, **values), "test")
     with pytest.raises(Unavailable, match=expected) as caught:
-        await asyncio.wait_for(wire.connect(timeout_s=60), 20)
+        await asyncio.wait_for(connection.connect(timeout_s=60), 20)
     assert "wr0ng-secret" not in str(caught.value)
 
 
@@ -135,9 +135,9 @@ async def test_no_password_is_sent_without_tls(nats_url: str, secrets: Secrets) 
 
 async def test_a_password_in_the_url_is_not_told(nats_url: str) -> None:
     """Errors name the server, never what stands before the `@`."""
-    wire = NatsConnection("nats://me:s3cret-word@127.0.0.1:1", "test")
+    connection = NatsConnection("nats://me:s3cret-word@127.0.0.1:1", "test")
     with pytest.raises(Unavailable) as caught:
-        await wire.connect(timeout_s=0.5)
+        await connection.connect(timeout_s=0.5)
     assert "127.0.0.1:1" in str(caught.value)
     assert "s3cret-word" not in str(caught.value)
 
@@ -148,25 +148,27 @@ async def test_a_changed_password_needs_no_restart(tmp_path: Path, eventually: E
     own.make()
     server = ProductionNats(tmp_path / "nats", own)
     await server.start()
-    wire = NatsConnection(nats_settings(server, own), "test")
-    await wire.connect()
+    connection = NatsConnection(nats_settings(server, own), "test")
+    await connection.connect()
     try:
-        reconnects = wire.client.stats["reconnects"]
+        reconnects = connection.client.stats["reconnects"]
         own.make("--rotate", "nats-gateway")
         server.reload()
-        await eventually(lambda: wire.connected and wire.client.stats["reconnects"] > reconnects)
-        await wire.ping()
+        await eventually(lambda: connection.connected and connection.client.stats["reconnects"] > reconnects)
+        await connection.ping()
     finally:
-        await wire.close()
+        await connection.close()
         await server.stop()
 
 
 async def test_the_next_server_is_tried(secure_nats: ProductionNats, secrets: Secrets) -> None:
     """One that is away costs nothing but a moment."""
-    wire = NatsConnection(nats_settings(secure_nats, secrets, NATS_URL=f"tls://127.0.0.1:1,{secure_nats.url}"), "test")
-    await wire.connect()
-    await wire.ping()
-    await wire.close()
+    connection = NatsConnection(
+        nats_settings(secure_nats, secrets, NATS_URL=f"tls://127.0.0.1:1,{secure_nats.url}"), "test"
+    )
+    await connection.connect()
+    await connection.ping()
+    await connection.close()
 
 
 # etcd
@@ -564,16 +566,16 @@ async def test_nats_with_a_credentials_file(tmp_path: Path) -> None:
     server = OperatorNats(tmp_path / "nats")
     await server.start()
     try:
-        wire = NatsConnection(
+        connection = NatsConnection(
             read_nats_access(settings(NATS_URL=server.url, NATS_CREDS_FILE=str(creds), NATS_INBOX_PREFIX="_INBOX.jwt")),
             "test",
         )
-        await wire.connect()
+        await connection.connect()
         heard = asyncio.Event()
-        inbox = wire.new_inbox()
-        await wire.subscribe(inbox, lambda *_: heard.set())
-        wire.publish(inbox.encode(), b"x")
+        inbox = connection.new_inbox()
+        await connection.subscribe(inbox, lambda *_: heard.set())
+        connection.publish(inbox.encode(), b"x")
         await asyncio.wait_for(heard.wait(), 10)
-        await wire.close()
+        await connection.close()
     finally:
         await server.stop()

@@ -19,13 +19,13 @@ async def test_a_queue_that_is_hushed_after_it_was_dropped_is_heard_when_it_is_s
     own_nats: Any, eventually: Eventually
 ) -> None:
     """A model that goes just when its queue turns hot, and comes back, rings as every other one."""
-    wire, heard = NatsConnection(own_nats.url, "bells"), list[Queue]()
-    await wire.connect()
-    bells = WakeupSubscriptions(wire)
+    connection, heard = NatsConnection(own_nats.url, "bells"), list[Queue]()
+    await connection.connect()
+    bells = WakeupSubscriptions(connection)
     await bells.serve([QUEUE], heard.append, None)
     await bells.serve([], heard.append, None)
-    await bells.hush(QUEUE, quiet=True)
+    await bells.set_muted(QUEUE, muted=True)
     await bells.serve([QUEUE], heard.append, None)
-    wire.publish(f"{WAKEUPS}.chat.default.{QUEUE.model}".encode(), b"")
+    connection.publish(f"{WAKEUPS}.chat.default.{QUEUE.model}".encode(), b"")
     await eventually(lambda: heard == [QUEUE])
-    await wire.close()
+    await connection.close()

@@ -52,26 +52,26 @@ STREAMS = (
 )
 """All of Nexus's, in the order in which they are saved: see cli.backup.create."""
 
-CHUNK = 256 * 1024
+CHUNK_BYTES = 256 * 1024
 """Bytes of a chunk on its way back; below `max_payload` by far."""
-UNDER_WAY = 4 * 1024 * 1024
+MAX_UNCONFIRMED_BYTES = 4 * 1024 * 1024
 """Bytes that NATS may send unconfirmed."""
-SILENCE_S = 30.0
+TRANSFER_TIMEOUT_S = 30.0
 """A transfer in which nothing moves for so long has failed."""
-SETTLE_S = 600.0
+RESTORE_TIMEOUT_S = 600.0
 """For NATS to make the stream from what it was given."""
-LOOK_S = 1.0
+CHECK_INTERVAL_S = 1.0
 """How often a wait looks whether the connection stands."""
-LISTENS_S = 0.5
+GATEWAY_REPLY_TIMEOUT_S = 0.5
 """Who does not say within this that nobody listens, has somebody who does."""
 NO_RESPONDERS = 503
-BAD = 400
-GONE = frozenset({STREAM_NOT_FOUND, CONSUMER_NOT_FOUND})
-ADDED = frozenset(
+FIRST_ERROR_STATUS = 400
+NOT_FOUND_CODES = frozenset({STREAM_NOT_FOUND, CONSUMER_NOT_FOUND})
+ADDED_HEADERS = frozenset(
     (b"nats-stream", b"nats-subject", b"nats-sequence", b"nats-time-stamp", b"nats-num-pending", b"nats-last-sequence")
 )
 """Headers that NATS adds to what it reads out."""
-WITHIN = 64
+APPEND_BATCH_SIZE = 64
 """Messages of a tail that are stored at once."""
 
 T = TypeVar("T")
@@ -105,28 +105,28 @@ class StreamBackup:
     """
 
     def __init__(self, server: NatsAccess | str, name: str = "backup") -> None:
-        self._wire = NatsConnection(server, name, on_reconnect=self._reconnected)
-        self._questions = RequestInbox(self._wire)
+        self._connection = NatsConnection(server, name, on_reconnect=self._reconnected)
+        self._inbox = RequestInbox(self._connection)
         self._arrived: asyncio.Queue[tuple[bytes, bytes, bytes] | None] = asyncio.Queue()
 
     async def start(self) -> None:
         """Connect."""
-        await self._wire.connect()
-        await self._questions.start()
+        await self._connection.connect()
+        await self._inbox.start()
 
     async def close(self) -> None:
         """Disconnect."""
-        await self._wire.close()
-        self._questions.close()
+        await self._connection.close()
+        self._inbox.close()
 
     @property
     def server_version(self) -> str:
         """Of the server that this is connected to."""
-        version = self._wire.client.connected_server_version
+        version = self._connection.client.connected_server_version
         return f"{version.major}.{version.minor}.{version.patch}"
 
     async def _reconnected(self) -> None:
-        self._questions.forget_lost()
+        self._inbox.forget_lost()
         self._arrived.put_nowait(None)
 
     # What is there
@@ -135,8 +135,8 @@ class StreamBackup:
         """A stream's state; None: there is no such stream."""
         try:
             found: dict[str, Any] = (await self._call(f"STREAM.INFO.{stream}"))["state"]
-        except JetStreamError as refusal:
-            if refusal.code in GONE:
+        except JetStreamError as error:
+            if error.code in NOT_FOUND_CODES:
                 return None
             raise
         return found
@@ -144,8 +144,8 @@ class StreamBackup:
     async def has_gateways(self) -> bool:
         """Whether gateways run: they hear notices. What this one says, look at the keys, changes nothing."""
         try:
-            async with asyncio.timeout(LISTENS_S):
-                answers = await self._questions.request(f"{BROADCAST}.keys".encode(), b"")
+            async with asyncio.timeout(GATEWAY_REPLY_TIMEOUT_S):
+                answers = await self._inbox.request(f"{BROADCAST}.keys".encode(), b"")
         except TimeoutError:
             return True
         return answers is None or _code(answers[0]) != NO_RESPONDERS
@@ -159,54 +159,54 @@ class StreamBackup:
         taken may be in it or not.
         """
         self._arrived = asyncio.Queue()
-        inbox = self._wire.new_inbox()
-        sid = await self._wire.subscribe(inbox, self._on_chunk)
+        inbox = self._connection.new_inbox()
+        sid = await self._connection.subscribe(inbox, self._on_chunk)
         wanted = {
             "deliver_subject": inbox,
             "no_consumers": not consumers,
-            "chunk_size": CHUNK,
-            "window_size": UNDER_WAY,
+            "chunk_size": CHUNK_BYTES,
+            "window_size": MAX_UNCONFIRMED_BYTES,
         }
         try:
-            said = await self._once(f"STREAM.SNAPSHOT.{stream}", wanted, SILENCE_S)
+            reply = await self._call_once(f"STREAM.SNAPSHOT.{stream}", wanted, TRANSFER_TIMEOUT_S)
             await self._receive(stream, write)
-        except JetStreamError as refusal:
-            if refusal.code in GONE:
+        except JetStreamError as error:
+            if error.code in NOT_FOUND_CODES:
                 return None
             raise
         finally:
-            self._wire.drop_subscription(sid)
-        return StreamSnapshot(said["config"], said["state"])
+            self._connection.drop_subscription(sid)
+        return StreamSnapshot(reply["config"], reply["state"])
 
     def _on_chunk(self, _subject: bytes, reply: bytes, headers: bytes, data: bytes) -> None:
         self._arrived.put_nowait((reply, headers, data))
 
     async def _receive(self, stream: str, write: Callable[[bytes], object]) -> None:
         while True:
-            chunk = await self._while_connected(self._arrived.get(), SILENCE_S)
+            chunk = await self._while_connected(self._arrived.get(), TRANSFER_TIMEOUT_S)
             if chunk is None:
                 raise Unavailable(f"the connection to NATS was lost in the middle of {stream}")
             reply, headers, data = chunk
             if data:
                 write(data)
                 if reply:
-                    self._wire.publish(reply, b"")
+                    self._connection.publish(reply, b"")
                 continue
             status = parse_status(headers) if headers else None
-            if status is not None and status.code >= BAD:
+            if status is not None and status.code >= FIRST_ERROR_STATUS:
                 raise Unavailable(f"NATS gave up the snapshot of {stream}: {status.code} {status.text}")
             return
 
     async def read_tail(self, stream: str, after: int) -> AsyncGenerator[SavedMessage, None]:
         """What was stored behind the sequence `after`, and is still there."""
-        reader = StreamReader(self._questions, stream, replicated=True)
+        reader = StreamReader(self._inbox, stream, replicated=True)
         left: int | None = None
         while left != 0:
             found, left = await reader.batch(after + 1)
             if not found:
                 return
             for message in found:
-                yield SavedMessage(message.subject, _own(message.headers), message.data)
+                yield SavedMessage(message.subject, _original_headers(message.headers), message.data)
             after = found[-1].seq
 
     # Restoring
@@ -215,15 +215,17 @@ class StreamBackup:
         """Make the stream from a snapshot; its state. There must be none of that name. `taken.config` may differ from what
         was taken, as in its number of replicas.
         """
-        said = await self._once(f"STREAM.RESTORE.{stream}", {"config": taken.config, "state": taken.state}, SILENCE_S)
-        where = said["deliver_subject"].encode()
+        reply = await self._call_once(
+            f"STREAM.RESTORE.{stream}", {"config": taken.config, "state": taken.state}, TRANSFER_TIMEOUT_S
+        )
+        where = reply["deliver_subject"].encode()
         for chunk in chunks:
-            answer = await self._reply(where, chunk, SILENCE_S)
+            answer = await self._reply(where, chunk, TRANSFER_TIMEOUT_S)
             if answer.data:
                 _checked(answer)
             if _code(answer) == NO_RESPONDERS:
                 raise Unavailable(f"NATS gave up restoring {stream}; its log says why")
-        _checked(await self._reply(where, b"", SETTLE_S))
+        _checked(await self._reply(where, b"", RESTORE_TIMEOUT_S))
         state = await self.state(stream)
         if state is None:
             raise Unavailable(f"NATS has restored {stream}, and has lost it again")
@@ -232,13 +234,13 @@ class StreamBackup:
     async def append(self, pieces: Iterable[SavedMessage]) -> int:
         """Store messages again, behind what is there; how many."""
         count = 0
-        for batch in _batches(pieces, WITHIN):
+        for batch in _batches(pieces, APPEND_BATCH_SIZE):
             await asyncio.gather(*(self._append(piece) for piece in batch))
             count += len(batch)
         return count
 
     async def _append(self, piece: SavedMessage) -> None:
-        await store_message(self._questions, piece.subject.encode(), piece.data, piece.headers)
+        await store_message(self._inbox, piece.subject.encode(), piece.data, piece.headers)
 
     async def delete_consumers_ahead(self, stream: str, last_seq: int) -> list[str]:
         """Delete consumers that believe to have seen more than there is, and would not see what comes: servers before
@@ -252,14 +254,14 @@ class StreamBackup:
 
     async def delete_lost_jobs(self, *, after: int, last: int) -> int:
         """See LostJobCleaner."""
-        return await LostJobCleaner(self._questions).forget(after=after, last=last)
+        return await LostJobCleaner(self._inbox).delete_lost(after=after, last=last)
 
     async def delete(self, stream: str) -> None:
         """Delete a stream, if it is there."""
         try:
             await self._call(f"STREAM.DELETE.{stream}")
-        except JetStreamError as refusal:
-            if refusal.code not in GONE:
+        except JetStreamError as error:
+            if error.code not in NOT_FOUND_CODES:
                 raise
 
     # Asking
@@ -267,13 +269,13 @@ class StreamBackup:
     async def _call(self, subject: str, body: Any = None) -> dict[str, Any]:
         """A call that may be carried out twice."""
         payload = b"" if body is None else orjson.dumps(body)
-        return _checked((await request_until_answered(self._questions, f"{API}.{subject}".encode(), payload))[0])
+        return _checked((await request_until_answered(self._inbox, f"{API}.{subject}".encode(), payload))[0])
 
-    async def _once(self, subject: str, body: Any, timeout_s: float) -> dict[str, Any]:
+    async def _call_once(self, subject: str, body: Any, timeout_s: float) -> dict[str, Any]:
         return _checked(await self._reply(f"{API}.{subject}".encode(), orjson.dumps(body), timeout_s))
 
     async def _reply(self, subject: bytes, payload: bytes, timeout_s: float) -> ReplyMessage:
-        answers = await self._while_connected(self._questions.request(subject, payload), timeout_s)
+        answers = await self._while_connected(self._inbox.request(subject, payload), timeout_s)
         if answers is None:
             raise Unavailable("the connection to NATS was lost")
         return answers[0]
@@ -284,8 +286,8 @@ class StreamBackup:
         deadline = asyncio.get_running_loop().time() + timeout_s
         try:
             while not future.done():
-                await asyncio.wait([future], timeout=LOOK_S)
-                if not future.done() and not self._wire.connected:
+                await asyncio.wait([future], timeout=CHECK_INTERVAL_S)
+                if not future.done() and not self._connection.connected:
                     raise Unavailable("the connection to NATS was lost")
                 if not future.done() and asyncio.get_running_loop().time() > deadline:
                     raise Unavailable(f"NATS was silent for {timeout_s:g} s")
@@ -297,10 +299,10 @@ class StreamBackup:
 def _checked(answer: ReplyMessage) -> dict[str, Any]:
     if _code(answer) == NO_RESPONDERS:
         raise Unavailable("NATS JetStream does not answer: is it enabled, and may this user ask it?")
-    said: dict[str, Any] = orjson.loads(answer.data)
-    if said.get("error") is not None:
-        raise JetStreamError(said["error"])
-    return said
+    reply: dict[str, Any] = orjson.loads(answer.data)
+    if reply.get("error") is not None:
+        raise JetStreamError(reply["error"])
+    return reply
 
 
 def _code(answer: ReplyMessage) -> int | None:
@@ -308,10 +310,10 @@ def _code(answer: ReplyMessage) -> int | None:
     return None if status is None else status.code
 
 
-def _own(headers: bytes) -> bytes:
+def _original_headers(headers: bytes) -> bytes:
     """Without those that NATS added."""
     lines = headers.strip().split(b"\r\n")[1:]
-    own = [line for line in lines if line.partition(b":")[0].lower() not in ADDED]
+    own = [line for line in lines if line.partition(b":")[0].lower() not in ADDED_HEADERS]
     return b"\r\n".join((b"NATS/1.0", *own, b"", b"")) if own else b""
 
 
@@ -332,12 +334,12 @@ PURGE = f"{API}.STREAM.PURGE.{EVENTS_STREAM}".encode()
 class LostJobCleaner:
     """Raises Unavailable."""
 
-    def __init__(self, questions: RequestInbox) -> None:
-        self._questions = questions
-        self._events = StreamReader(questions, EVENTS_STREAM, replicated=True)
-        self._words = StreamReader(questions, OUTCOMES_STREAM, replicated=True)
+    def __init__(self, inbox: RequestInbox) -> None:
+        self._inbox = inbox
+        self._events = StreamReader(inbox, EVENTS_STREAM, replicated=True)
+        self._outcomes = StreamReader(inbox, OUTCOMES_STREAM, replicated=True)
 
-    async def forget(self, *, after: int, last: int) -> int:
+    async def delete_lost(self, *, after: int, last: int) -> int:
         """Delete the events of jobs that were put into the queue behind its sequence `last`, and have no word. They were
         stored behind the events' sequence `after`. How many jobs that were.
         """
@@ -347,23 +349,23 @@ class LostJobCleaner:
             if not found:
                 break
             for message in found:
-                count += await self._forget_one(message, last)
+                count += await self._delete_if_lost(message, last)
             after = found[-1].seq
         return count
 
-    async def _forget_one(self, message: StoredMessage, last: int) -> bool:
+    async def _delete_if_lost(self, message: StoredMessage, last: int) -> bool:
         job = message.subject.removeprefix(f"{EVENTS}.")
-        run = _queued_behind(message, last)
-        if not run or await self._words.last(f"{OUTCOMES}.{job}") is not None:
+        run = _run_queued_after(message, last)
+        if not run or await self._outcomes.last(f"{OUTCOMES}.{job}") is not None:
             return False
         if run > 1:  # a retry that was lost: the runs before it have been
             await self._events.delete(message.seq)
         else:
-            await request_until_answered(self._questions, PURGE, orjson.dumps({"filter": message.subject}))
+            await request_until_answered(self._inbox, PURGE, orjson.dumps({"filter": message.subject}))
         return True
 
 
-def _queued_behind(message: StoredMessage, last: int) -> int:
+def _run_queued_after(message: StoredMessage, last: int) -> int:
     """The run that an event says to be in the queue behind `last`; 0: it says no such thing."""
     try:
         frame = decode_durable_frame(message.data)

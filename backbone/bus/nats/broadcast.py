@@ -15,7 +15,9 @@ class NatsBroadcast:
     """Broadcasts on core NATS."""
 
     def __init__(self, server: NatsAccess | str, name: str) -> None:
-        self._connection = NatsConnection(server, f"{name}-notices", on_reconnect=self._reconnected, pulse=True)
+        self._connection = NatsConnection(
+            server, f"{name}-notices", on_reconnect=self._reconnected, monitor_liveness=True
+        )
         self._callbacks: list[BroadcastCallback] = []
 
     async def start(self) -> None:

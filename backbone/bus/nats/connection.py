@@ -42,19 +42,19 @@ _MESSAGE_ID = re.compile(rb"[!-~]+")
 MessageHandler = Callable[[bytes, bytes, bytes, bytes], None]
 """(subject, reply or b"", raw headers or b"", payload)"""
 
-MAX_UNSENT = 64 * 1024 * 1024
+MAX_UNSENT_BYTES = 64 * 1024 * 1024
 """Bytes that may wait for the server, connected or not, before writing is refused."""
-BUSY_RATE = 4000
+BUSY_MESSAGES_PER_S = 4000
 """Messages a second above which writes are gathered for BUSY_TICK instead of one loop turn."""
-BUSY_TICK = 0.002
-MAX_LINE = 8192
+BUSY_FLUSH_INTERVAL_S = 0.002
+MAX_LINE_BYTES = 8192
 """Twice what nats-server takes: it writes a longer line for a message than it got."""
-RECONNECT_S = 0.2
-AWAY_S = 2.0
+RECONNECT_DELAY_S = 0.2
+OUTAGE_AFTER_S = 2.0
 """NATS counts as away when no server has taken the connection back for so long, or as soon as each one was tried."""
-CLUSTER_CONNECT_S = 1.0
+CLUSTER_CONNECT_TIMEOUT_S = 1.0
 """How long one server of several may take to accept a connection before the next one is tried."""
-REFUSED_S = 2.0
+REFUSED_RECONNECT_DELAY_S = 2.0
 """Between two tries to connect to a server that does not let us in: it is not going to change its mind soon."""
 
 
@@ -92,7 +92,7 @@ class ProtocolParser:
         while pos < end:
             eol = data.find(b"\r\n", pos)
             if eol < 0:
-                if end - pos > MAX_LINE:
+                if end - pos > MAX_LINE_BYTES:
                     raise ProtocolError
                 break
             op = data[pos]
@@ -146,13 +146,13 @@ class ProtocolParser:
         elif line.startswith(b"PONG"):
             await self.client._process_pong()
         elif line.startswith(b"-ERR"):
-            await self._refused(line[4:].strip().decode().lower())
+            await self._on_server_error(line[4:].strip().decode().lower())
         elif line.startswith(b"INFO"):
             await self.client._process_info(json.loads(line[4:]))
         elif not line.startswith(b"+OK"):
             raise ProtocolError
 
-    async def _refused(self, text: str) -> None:
+    async def _on_server_error(self, text: str) -> None:
         """nats-py would close for ever, but for what a user may not do; the server closes, and may let us in again."""
         if "permissions violation" in text:
             await self.client._process_err(text)
@@ -202,22 +202,22 @@ class NatsConnection:
         name: str,
         *,
         on_reconnect: Callable[[], Awaitable[None]] | None = None,
-        keep_unsent: bool = True,
-        pulse: bool = False,
+        resend_on_reconnect: bool = True,
+        monitor_liveness: bool = False,
     ) -> None:
         """Without `keep_unsent`, what a lost connection had not sent is not sent on the next one: whoever wrote it
         repeats it, in its order. With `pulse`, a server that no longer answers is given up within seconds.
         """
-        self._with_pulse = pulse
-        self._pulse: asyncio.Task[None] | None = None
+        self._monitor_liveness = monitor_liveness
+        self._liveness_task: asyncio.Task[None] | None = None
         self.on_lost: list[Callable[[], None]] = []
         """Called when the connection is lost: what was asked on it is never answered."""
         self._lost_at = math.inf
-        self._failed = 0
+        self._failed_servers = 0
         """Servers that did not take the connection back since it was lost."""
-        self._silent = False
+        self._gave_up = False
         """The connection was given up because its server did not answer."""
-        self._keep_unsent = keep_unsent
+        self._resend_on_reconnect = resend_on_reconnect
         self.auth = server if isinstance(server, NatsAccess) else NatsAccess(server)
         self.name = name
         self.refusals = self.auth.refusals
@@ -234,7 +234,7 @@ class NatsConnection:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._connecting = False
         self._last_error: Exception | None = None
-        self._told: set[str] = set()
+        self._logged_refusals: set[str] = set()
         """Refusals that the log has already."""
 
     async def connect(self, timeout_s: float = 5.0) -> None:
@@ -252,12 +252,12 @@ class NatsConnection:
                     inbox_prefix=self.auth.inbox_prefix,
                     **self._credentials(),
                     max_reconnect_attempts=-1,
-                    reconnect_time_wait=RECONNECT_S,  # type: ignore[arg-type]  # it is only slept on
+                    reconnect_time_wait=RECONNECT_DELAY_S,  # type: ignore[arg-type]  # it is only slept on
                     connect_timeout=2,
                     ping_interval=5,
                     max_outstanding_pings=2,
                     allow_reconnect=True,
-                    pending_size=MAX_UNSENT,
+                    pending_size=MAX_UNSENT_BYTES,
                     error_cb=self._error,
                     disconnected_cb=self._disconnected,
                     reconnected_cb=self._reconnected,
@@ -267,14 +267,14 @@ class NatsConnection:
             with contextlib.suppress(Exception):
                 async with asyncio.timeout(1):  # after a failed handshake it would wait for ever
                     await self.client.close()
-            raise Unavailable(self._why(error)) from error
+            raise Unavailable(self._describe_failure(error)) from error
         finally:
             self._connecting = False
-        self._failed = 0
+        self._failed_servers = 0
         if len(self._raw._server_pool) > 1:
-            self.client.options["connect_timeout"] = CLUSTER_CONNECT_S
-        if self._with_pulse:
-            self._pulse = asyncio.create_task(LivenessMonitor(self, self._loop.time).run())
+            self.client.options["connect_timeout"] = CLUSTER_CONNECT_TIMEOUT_S
+        if self._monitor_liveness:
+            self._liveness_task = asyncio.create_task(LivenessMonitor(self, self._loop.time).run())
 
     def new_inbox(self) -> str:
         """A name that nobody else has, below this process's prefix; what stands behind a dot after it is one's own."""
@@ -297,35 +297,35 @@ class NatsConnection:
         except ConfigurationError as error:
             raise nats.errors.Error(f"nats: {error}") from error
 
-    def _why(self, error: Exception) -> str:
+    def _describe_failure(self, error: Exception) -> str:
         """For the operator: what to do, where that is known."""
         last = self._last_error or error
-        hint = _hint(error) or _hint(last)
+        hint = _permanent_failure(error) or _permanent_failure(last)
         if hint is not None:
             return f"NATS at {self.auth.redacted_url} {hint}"
-        return f"NATS does not answer at {self.auth.redacted_url}: {_in_words(error, last)}"
+        return f"NATS does not answer at {self.auth.redacted_url}: {_describe_error(error, last)}"
 
     async def _error(self, error: Exception) -> None:
         if not isinstance(error, TimeoutError) or self._last_error is None:
             self._last_error = error
         if self.client.is_reconnecting:
-            self._failed += 1
-        hint = _hint(error)
+            self._failed_servers += 1
+        hint = _permanent_failure(error)
         if hint is None:
             log.debug("nats error", connection=self.name, error=f"{type(error).__name__}: {error}")
             return
         if self._connecting:
             raise error
         if "may not" not in hint:
-            self.client.options["reconnect_time_wait"] = REFUSED_S
-        if hint not in self._told:
-            self._told.add(hint)
+            self.client.options["reconnect_time_wait"] = REFUSED_RECONNECT_DELAY_S
+        if hint not in self._logged_refusals:
+            self._logged_refusals.add(hint)
             log.error("nats refuses", connection=self.name, error=f"NATS at {self.auth.redacted_url} {hint}")
 
     async def _disconnected(self) -> None:
         assert self._loop is not None
-        self._lost_at, self._failed, self._silent = self._loop.time(), int(self._silent), False
-        if not self._keep_unsent:
+        self._lost_at, self._failed_servers, self._gave_up = self._loop.time(), int(self._gave_up), False
+        if not self._resend_on_reconnect:
             self._raw._pending, self._raw._pending_data_size = [], 0
         if not self.client.is_closed:
             log.warning("nats disconnected", connection=self.name)
@@ -334,9 +334,9 @@ class NatsConnection:
 
     async def _reconnected(self) -> None:
         log.info("nats reconnected", connection=self.name)
-        self._lost_at, self._failed = math.inf, 0
-        self.client.options["reconnect_time_wait"] = RECONNECT_S
-        self._told.clear()
+        self._lost_at, self._failed_servers = math.inf, 0
+        self.client.options["reconnect_time_wait"] = RECONNECT_DELAY_S
+        self._logged_refusals.clear()
         if self._on_reconnect is not None:
             await self._on_reconnect()
 
@@ -352,7 +352,7 @@ class NatsConnection:
         """
         if self.client.is_connected or self._loop is None:
             return False
-        return self._failed >= len(self._raw._server_pool) or self._loop.time() - self._lost_at > AWAY_S
+        return self._failed_servers >= len(self._raw._server_pool) or self._loop.time() - self._lost_at > OUTAGE_AFTER_S
 
     def take_received(self) -> bool:
         """See `backbone.bus.nats.liveness.MonitoredConnection`."""
@@ -370,7 +370,7 @@ class NatsConnection:
     async def give_up(self) -> None:
         """See `backbone.bus.nats.liveness.MonitoredConnection`."""
         log.warning("nats.silent", connection=self.name)
-        self._silent = True
+        self._gave_up = True
         await self._raw._process_op_err(nats.errors.StaleConnectionError())
 
     @property
@@ -380,10 +380,10 @@ class NatsConnection:
 
     async def close(self) -> None:
         """Send what is unsent, then disconnect."""
-        if self._pulse is not None:
-            self._pulse.cancel()
+        if self._liveness_task is not None:
+            self._liveness_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._pulse
+                await self._liveness_task
         if self.client.is_closed or self._loop is None:  # None: it was never tried
             return
         if self.connected:
@@ -460,7 +460,7 @@ class NatsConnection:
     def _write(self, command: bytes) -> None:
         """Queue raw protocol bytes, of which nothing was chosen by others without being checked."""
         raw = self._raw
-        if raw._pending_data_size > MAX_UNSENT:
+        if raw._pending_data_size > MAX_UNSENT_BYTES:
             raise Unavailable("NATS does not take messages fast enough")
         raw._pending.append(command)
         raw._pending_data_size += len(command)
@@ -471,12 +471,12 @@ class NatsConnection:
         loop = self._loop
         assert loop is not None
         if self._busy:
-            loop.call_later(BUSY_TICK, self._flush)
+            loop.call_later(BUSY_FLUSH_INTERVAL_S, self._flush)
         else:
             loop.call_soon(self._flush)
         now = loop.time()
         if now - self._window_start > 0.1:
-            self._busy = self._window_count > BUSY_RATE * (now - self._window_start)
+            self._busy = self._window_count > BUSY_MESSAGES_PER_S * (now - self._window_start)
             self._window_start, self._window_count = now, 0
 
     def _flush(self) -> None:
@@ -488,7 +488,7 @@ class NatsConnection:
         transport = raw._transport._io_writer.transport
         if transport.is_closing():
             return
-        if transport.get_write_buffer_size() > MAX_UNSENT:
+        if transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
             # The server reads nothing: keep the count up, so that `write` refuses.
             self._scheduled = True
             assert self._loop is not None
@@ -507,7 +507,7 @@ def id_headers(message_id: bytes) -> bytes:
     return b"NATS/1.0\r\nNats-Msg-Id: %b\r\n\r\n" % message_id
 
 
-def _in_words(error: Exception, last: Exception) -> str:
+def _describe_error(error: Exception, last: Exception) -> str:
     """Why a connection failed that may succeed later, and what to look at."""
     refused = next((one for one in (error, last) if isinstance(one, OSError) and one.strerror), None)
     if refused is not None:
@@ -518,7 +518,7 @@ def _in_words(error: Exception, last: Exception) -> str:
     return str(error) or str(last) or type(error).__name__
 
 
-def _hint(error: Exception) -> str | None:
+def _permanent_failure(error: Exception) -> str | None:
     """What an error means that will not go away by itself; None for one that may."""
     text = str(error)
     if isinstance(error.__cause__, ConfigurationError):

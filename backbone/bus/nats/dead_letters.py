@@ -15,16 +15,16 @@ from schemas.outcome import Outcome
 
 log = structlog.get_logger(__name__)
 
-AT_ONCE = 16
+BATCH_SIZE = 16
 """So many are in memory while one is looked for."""
-MAX_WIDTH = 1 << 20
+MAX_WINDOW_SIZE = 1 << 20
 
 
 class DeadLetterStream:
     """The stream of dead letters, of which any may have been deleted."""
 
-    def __init__(self, questions: RequestInbox, *, replicated: bool) -> None:
-        self._reader = StreamReader(questions, DEAD_LETTERS_STREAM, replicated=replicated)
+    def __init__(self, inbox: RequestInbox, *, replicated: bool) -> None:
+        self._reader = StreamReader(inbox, DEAD_LETTERS_STREAM, replicated=replicated)
 
     async def newest(self, before: int | None, limit: int) -> list[StoredDeadLetter]:
         """At most `limit`. Raises Unavailable."""
@@ -32,7 +32,7 @@ class DeadLetterStream:
         if limit > 0:
             async with contextlib.aclosing(self._backwards(before)) as messages:
                 async for message in messages:
-                    letter = _letter(message)
+                    letter = _decode_dead_letter(message)
                     if letter is not None:
                         letters.append(letter)
                     if len(letters) == limit:
@@ -45,7 +45,7 @@ class DeadLetterStream:
             async for message in messages:
                 id_ = (message.header(b"Nats-Msg-Id") or b"").decode()
                 if id_.rpartition(".")[0] == job:
-                    return _letter(message)
+                    return _decode_dead_letter(message)
         return None
 
     async def delete(self, seq: int) -> bool:
@@ -58,25 +58,25 @@ class DeadLetterStream:
         first, high = state["first_seq"], state["last_seq"]
         if before is not None:
             high = min(high, before - 1)
-        width = AT_ONCE
+        window = BATCH_SIZE
         while high >= max(first, 1):
-            low = max(first, high - width + 1)
-            found, left = await self._reader.batch(low, None, AT_ONCE)
+            low = max(first, high - window + 1)
+            found, left = await self._reader.batch(low, None, BATCH_SIZE)
             if found and found[-1].seq < high and left != 0:
-                width = max(1, width // 2)
+                window = max(1, window // 2)
                 continue
             inside = [message for message in found if message.seq <= high]
             for message in reversed(inside):
                 yield message
             high = low - 1
-            if len(inside) <= AT_ONCE // 2:
-                width = min(2 * width, MAX_WIDTH)
+            if len(inside) <= BATCH_SIZE // 2:
+                window = min(2 * window, MAX_WINDOW_SIZE)
 
 
-def _letter(message: StoredMessage) -> StoredDeadLetter | None:
+def _decode_dead_letter(message: StoredMessage) -> StoredDeadLetter | None:
     try:
-        word, job_message = Outcome.decode(message.data)
+        outcome, job_message = Outcome.decode(message.data)
     except ValueError as error:
         log.warning("a dead letter could not be read", seq=message.seq, error=str(error))
         return None
-    return StoredDeadLetter(message.seq, word, job_message, message.stored_at)
+    return StoredDeadLetter(message.seq, outcome, job_message, message.stored_at)

@@ -14,12 +14,12 @@ from backbone.bus.nats.stream_reader import StreamReader
 from backbone.bus.subjects import EVENTS, STORED_EVENTS, STORED_OUTCOMES
 from schemas.errors import Unavailable
 
-MAX_TOLD = 1024
-MAX_TOLD_BYTES = 4 * 1024 * 1024
+MAX_BUFFERED_EVENTS = 1024
+MAX_BUFFERED_BYTES = 4 * 1024 * 1024
 """What waits for a slow reader; the rest it gets from what is stored."""
 
 
-class _Told(NamedTuple):
+class _RepublishedEvent(NamedTuple):
     event: StoredEvent
     previous: int
     """The sequence of the event of this job before it."""
@@ -28,19 +28,19 @@ class _Told(NamedTuple):
 class EventReader:
     """One reader of one job's events."""
 
-    def __init__(self, wire: NatsConnection, reader: StreamReader, job: str, after: int) -> None:
-        self._wire = wire
+    def __init__(self, connection: NatsConnection, reader: StreamReader, job: str, after: int) -> None:
+        self._connection = connection
         self._reader = reader
         self._job = job
-        self._last = after
+        self._last_yielded = after
         """The last event given out."""
-        self._known = 0
+        self._last_republished = 0
         """The last one told of."""
-        self._covered = 0
+        self._read_up_to = 0
         """What was told of up to here, and is not in the stream, is gone."""
-        self._told: deque[_Told] = deque()
-        self._told_bytes = 0
-        self._look = False
+        self._republished: deque[_RepublishedEvent] = deque()
+        self._republished_bytes = 0
+        self._must_read_stream = False
         """What is stored must be read (again)."""
         self._exhausted = False
         """The batch that was read was the last one."""
@@ -51,55 +51,55 @@ class EventReader:
         """See backbone.bus.job_log.JobLog.events."""
         sids: list[int] = []
         try:
-            sids.append(await self._wire.subscribe(f"{STORED_EVENTS}.{self._job}", self._on_told))
-            sids.append(await self._wire.subscribe(f"{STORED_OUTCOMES}.{self._job}", self._on_ended))
+            sids.append(await self._connection.subscribe(f"{STORED_EVENTS}.{self._job}", self._on_republished))
+            sids.append(await self._connection.subscribe(f"{STORED_OUTCOMES}.{self._job}", self._on_ended))
             while True:
                 # What is told from now on may be missing in what is read.
-                known, self._look = self._known, False
+                last_republished, self._must_read_stream = self._last_republished, False
                 while found := await self._stored():
                     for event in found:
-                        if self._look:
+                        if self._must_read_stream:
                             break
-                        self._last = event.seq
+                        self._last_yielded = event.seq
                         yield event
-                if not self._look:
-                    self._covered = known
-                owed = True
-                while not self._look:
-                    told = self._next_told()
-                    if told is not None:
-                        yield told
-                    elif owed and not self._look:
-                        owed = False
+                if not self._must_read_stream:
+                    self._read_up_to = last_republished
+                idle_pending = True
+                while not self._must_read_stream:
+                    republished = self._next_republished()
+                    if republished is not None:
+                        yield republished
+                    elif idle_pending and not self._must_read_stream:
+                        idle_pending = False
                         yield None
-                    elif not self._look:
+                    elif not self._must_read_stream:
                         await self._wake.wait()
         finally:
             for sid in sids:
-                self._wire.drop_subscription(sid)
+                self._connection.drop_subscription(sid)
 
     async def _stored(self) -> list[StoredEvent]:
         """The next ones of what is stored; none: there are no more, or something happened meanwhile."""
-        if self._look or self._exhausted:
+        if self._must_read_stream or self._exhausted:
             self._exhausted = False
             return []
         self._require_open()
-        found, left = await self._reader.batch(self._last + 1, f"{EVENTS}.{self._job}")
+        found, left = await self._reader.batch(self._last_yielded + 1, f"{EVENTS}.{self._job}")
         self._exhausted = left == 0 and bool(found)
         return [StoredEvent(message.seq, message.data, message.stored_at) for message in found]
 
-    def _next_told(self) -> StoredEvent | None:
+    def _next_republished(self) -> StoredEvent | None:
         """The next one, if it is the next one; else `_look` is set, or there is nothing."""
         self._require_open()
-        while self._told:
-            event, previous = self._told[0]
-            if event.seq > self._last and previous > max(self._last, self._covered):
-                self._look = True
+        while self._republished:
+            event, previous = self._republished[0]
+            if event.seq > self._last_yielded and previous > max(self._last_yielded, self._read_up_to):
+                self._must_read_stream = True
                 return None
-            self._told.popleft()
-            self._told_bytes -= len(event.data)
-            if event.seq > self._last:
-                self._last = event.seq
+            self._republished.popleft()
+            self._republished_bytes -= len(event.data)
+            if event.seq > self._last_yielded:
+                self._last_yielded = event.seq
                 return event
         self._wake.clear()
         return None
@@ -108,27 +108,29 @@ class EventReader:
         if self._closed:
             raise Unavailable("the connection to NATS is closed")
 
-    def _on_told(self, _subject: bytes, _reply: bytes, headers: bytes, data: bytes) -> None:
-        told = ReplyMessage(headers, data)
-        seq = int(told.header(b"Nats-Sequence") or 0)
-        if len(self._told) >= MAX_TOLD or self._told_bytes + len(data) > MAX_TOLD_BYTES:
-            self._told.clear()
-            self._told_bytes = 0
-        self._told.append(_Told(StoredEvent(seq, data), int(told.header(b"Nats-Last-Sequence") or 0)))
-        self._told_bytes += len(data)
-        self._known = seq
+    def _on_republished(self, _subject: bytes, _reply: bytes, headers: bytes, data: bytes) -> None:
+        republished = ReplyMessage(headers, data)
+        seq = int(republished.header(b"Nats-Sequence") or 0)
+        if len(self._republished) >= MAX_BUFFERED_EVENTS or self._republished_bytes + len(data) > MAX_BUFFERED_BYTES:
+            self._republished.clear()
+            self._republished_bytes = 0
+        self._republished.append(
+            _RepublishedEvent(StoredEvent(seq, data), int(republished.header(b"Nats-Last-Sequence") or 0))
+        )
+        self._republished_bytes += len(data)
+        self._last_republished = seq
         self._wake.set()
 
     def _on_ended(self, _subject: bytes, _reply: bytes, _headers: bytes, _data: bytes) -> None:
-        self._look = True
+        self._must_read_stream = True
         self._wake.set()
 
-    def resume(self, anew: bool) -> None:
+    def resume(self, stream_was_lost: bool) -> None:
         """After a reconnect: something may have been missed; `anew`, the stream was lost and counts from 1 again."""
-        if anew:
-            self._told.clear()
-            self._told_bytes = self._last = self._known = self._covered = 0
-        self._look = True
+        if stream_was_lost:
+            self._republished.clear()
+            self._republished_bytes = self._last_yielded = self._last_republished = self._read_up_to = 0
+        self._must_read_stream = True
         self._wake.set()
 
     def close(self) -> None:

@@ -12,11 +12,11 @@ from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.subjects import EVENTS, require_token
 from schemas.errors import RequestTooLarge, Unavailable
 
-CROWD = 1000
-CROWD_BYTES = 4 * 1024 * 1024
-SILENCE_S = 5.0
+MAX_UNCONFIRMED_EVENTS = 1000
+MAX_UNCONFIRMED_BYTES = 4 * 1024 * 1024
+RESEND_AFTER_S = 5.0
 """Everything unconfirmed is sent again when NATS has confirmed nothing for this long."""
-STORED = b'{"stream":'
+STORED_PREFIX = b'{"stream":'
 """A confirmation begins with it; what JetStream refuses begins with its error."""
 
 
@@ -33,8 +33,8 @@ class NatsEventWriter:
     event can be stored before it.
     """
 
-    def __init__(self, wire: NatsConnection, job: str, address: bytes) -> None:
-        self._wire = wire
+    def __init__(self, connection: NatsConnection, job: str, address: bytes) -> None:
+        self._connection = connection
         self._subject = f"{EVENTS}.{require_token(job)}".encode()
         self._address = address
         self._unconfirmed: deque[_Unconfirmed] = deque()
@@ -44,9 +44,9 @@ class NatsEventWriter:
         self._bytes = 0
         self._round = 0
         """Counts the times that everything was sent again."""
-        self._broken = False
-        self._heard_at = 0.0
-        self._settled: list[asyncio.Future[None]] = []
+        self._must_resend = False
+        self._last_confirmed_at = 0.0
+        self._flush_waiters: list[asyncio.Future[None]] = []
         self._lost = False
         self.closed = False
 
@@ -55,35 +55,35 @@ class NatsEventWriter:
         if self.closed:
             self._lost = True
             return
-        if len(frame) > self._wire.client.max_payload > 0:
+        if len(frame) > self._connection.client.max_payload > 0:
             raise RequestTooLarge(f"an event of {len(frame)} bytes is larger than NATS takes")
         if not self._unconfirmed:
-            self._heard_at = time.monotonic()
+            self._last_confirmed_at = time.monotonic()
         one = _Unconfirmed(self._next, frame)
         self._next += 1
         self._unconfirmed.append(one)
         self._bytes += len(frame)
-        if not self._broken:
+        if not self._must_resend:
             self._send(one)
 
     def _send(self, one: _Unconfirmed) -> None:
-        if not self._wire.connected:
-            self._broken = True
+        if not self._connection.connected:
+            self._must_resend = True
             return
         try:
-            self._wire.publish(self._subject, one.frame, b"%b.%d.%d" % (self._address, self._round, one.number))
+            self._connection.publish(self._subject, one.frame, b"%b.%d.%d" % (self._address, self._round, one.number))
         except Unavailable:
-            self._broken = True
+            self._must_resend = True
 
     def confirmed(self, round_: int, index: int, data: bytes) -> None:
         """NATS answered one of ours: whichever round it was, what is stored is stored."""
-        if not data.startswith(STORED):
-            self._broken = self._broken or round_ == self._round
+        if not data.startswith(STORED_PREFIX):
+            self._must_resend = self._must_resend or round_ == self._round
             return
         unconfirmed = self._unconfirmed
         if not unconfirmed or index < unconfirmed[0].number:
             return
-        self._heard_at = time.monotonic()
+        self._last_confirmed_at = time.monotonic()
         if index > unconfirmed[0].number:
             self._confirmed.add(index)
             return
@@ -92,13 +92,13 @@ class NatsEventWriter:
             self._confirmed.discard(unconfirmed[0].number)
             self._forget_first()
         if not unconfirmed:
-            self._tell_settled(None)
+            self._resolve_flushes(None)
 
     def _forget_first(self) -> None:
         self._bytes -= len(self._unconfirmed.popleft().frame)
 
-    def _tell_settled(self, error: Unavailable | None) -> None:
-        waiting, self._settled = self._settled, []
+    def _resolve_flushes(self, error: Unavailable | None) -> None:
+        waiting, self._flush_waiters = self._flush_waiters, []
         for future in waiting:
             if future.done():
                 continue
@@ -109,37 +109,37 @@ class NatsEventWriter:
 
     def sweep(self, now: float) -> None:
         """Send everything again, where something went wrong."""
-        if self._unconfirmed and (self._broken or now - self._heard_at > SILENCE_S):
-            self.send_again()
+        if self._unconfirmed and (self._must_resend or now - self._last_confirmed_at > RESEND_AFTER_S):
+            self.resend()
 
-    def send_again(self) -> None:
+    def resend(self) -> None:
         """Begin a round: all that is unconfirmed, in order."""
         self._round += 1
-        self._broken = False
-        self._heard_at = time.monotonic()
+        self._must_resend = False
+        self._last_confirmed_at = time.monotonic()
         for one in self._unconfirmed:
-            if self._broken:
+            if self._must_resend:
                 return
             self._send(one)
 
     @property
     def is_full(self) -> bool:
         """Counted in events and in bytes."""
-        return len(self._unconfirmed) >= CROWD or self._bytes >= CROWD_BYTES
+        return len(self._unconfirmed) >= MAX_UNCONFIRMED_EVENTS or self._bytes >= MAX_UNCONFIRMED_BYTES
 
     async def flush(self) -> None:
         """Wait for the last confirmation."""
         if self._lost:
-            raise _closed()
+            raise _closed_error()
         if not self._unconfirmed:
             return
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._settled.append(future)
+        self._flush_waiters.append(future)
         try:
             await future
         finally:
             with contextlib.suppress(ValueError):
-                self._settled.remove(future)
+                self._flush_waiters.remove(future)
 
     def close(self) -> None:
         """Forget; whoever settles is told."""
@@ -148,8 +148,8 @@ class NatsEventWriter:
         self._unconfirmed.clear()
         self._confirmed.clear()
         self._bytes = 0
-        self._tell_settled(_closed())
+        self._resolve_flushes(_closed_error())
 
 
-def _closed() -> Unavailable:
+def _closed_error() -> Unavailable:
     return Unavailable("events of this attempt were not stored before it was closed")

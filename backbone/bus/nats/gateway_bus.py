@@ -30,7 +30,7 @@ from backbone.bus.nats.jetstream import (
     request,
 )
 from backbone.bus.nats.queue_consumers import QueueConsumers
-from backbone.bus.nats.requests import OUTAGE_S
+from backbone.bus.nats.requests import OUTAGE_TIMEOUT_S
 from backbone.bus.nats.write_probe import StorageHealth
 from backbone.bus.outage import nats_unavailable
 from backbone.bus.subjects import (
@@ -49,18 +49,18 @@ from schemas.jobs import Envelope
 
 log = structlog.get_logger(__name__)
 
-REPEAT_S = 2.0
+RESEND_INTERVAL_S = 2.0
 """An unacknowledged submit is repeated after this; its Msg-Id keeps it one job."""
-GIVE_UP_S = 10.0
+SUBMIT_TIMEOUT_S = 10.0
 """While NATS is there: a stream whose leader is lost has a new one by then. Where it is away, `OUTAGE_S` is enough."""
-SETTLE_S = 1.0
+SETTLE_DELAY_S = 1.0
 """After a reconnect, for acknowledgements that workers have on their way."""
-LOOK_S = 5.0
+LOST_JOB_CHECK_INTERVAL_S = 5.0
 """Between two looks at whether those who wait longest still wait for a job."""
-LOOK_AT = 4
+LOST_JOB_CHECKS_PER_QUEUE = 4
 """Jobs at the head of a queue that are looked for: workers take the oldest, so that what is lost is among them soon."""
 STREAM_FULL = 10077
-ENVELOPE_ROOM = 8192
+MAX_ENVELOPE_BYTES = 8192
 DELETE_SUBJECT = f"$JS.API.STREAM.MSG.DELETE.{JOBS_STREAM}".encode()
 
 
@@ -72,7 +72,7 @@ class _Unacked:
     message: bytes
     reply: bytes
     message_id: bytes
-    sink: ReplyListener
+    listener: ReplyListener
     since: float
     sent: float
 
@@ -95,27 +95,29 @@ class NatsGatewayBus:
         gateway: str,
         ack_wait_s: float,
         stream: JobsStreamConfig,
-        storing: StorageHealth | None = None,
+        storage_health: StorageHealth | None = None,
     ) -> None:
-        self._storing = storing or StorageHealth()
-        self._publisher = NatsConnection(server, f"{gateway}-jobs", on_reconnect=self._reopen, pulse=True)
-        self._listener = NatsConnection(server, f"{gateway}-replies", on_reconnect=self._look_for_lost, pulse=True)
+        self._storage_health = storage_health or StorageHealth()
+        self._publisher = NatsConnection(server, f"{gateway}-jobs", on_reconnect=self._reopen, monitor_liveness=True)
+        self._listener = NatsConnection(
+            server, f"{gateway}-replies", on_reconnect=self._check_lost_jobs, monitor_liveness=True
+        )
         self._prefix = f"{REPLIES}.{gateway}."
-        self._skip = len(self._prefix)
-        self._void = f"{self._prefix}void".encode()
-        self._confirmation = f"{new_token()}-".encode()
+        self._prefix_length = len(self._prefix)
+        self._discard_subject = f"{self._prefix}void".encode()
+        self._puback_prefix = f"{new_token()}-".encode()
         """Before a job's token, in the address for JetStream's confirmation: no worker knows it, and can confirm in its place."""
-        self._confirmations = self._prefix.encode() + self._confirmation
+        self._puback_subject_prefix = self._prefix.encode() + self._puback_prefix
         self._stream = stream
         self._consumers = QueueConsumers(self._publisher, stream, ack_wait_s)
-        self._sinks: dict[bytes, ReplyListener] = {}
+        self._listeners: dict[bytes, ReplyListener] = {}
         self._unacked: dict[bytes, _Unacked] = {}
         self._stored: dict[bytes, _Stored] = {}
         self._openings: set[asyncio.Task[None]] = set()
-        self._sweeper: asyncio.Task[None] | None = None
-        self._reopening: asyncio.Task[None] | None = None
-        self._looking: asyncio.Task[None] | None = None
-        self._watcher: asyncio.Task[None] | None = None
+        self._sweep_task: asyncio.Task[None] | None = None
+        self._reopen_task: asyncio.Task[None] | None = None
+        self._lost_job_task: asyncio.Task[None] | None = None
+        self._watch_task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:
@@ -126,13 +128,13 @@ class NatsGatewayBus:
         await ensure_stream(self._publisher.client, self._stream)
         await self._consumers.start()
         await self._listener.subscribe(f"{self._prefix}*", self._on_reply)
-        self._sweeper = asyncio.create_task(self._sweep())
-        self._watcher = asyncio.create_task(self._watch())
+        self._sweep_task = asyncio.create_task(self._sweep())
+        self._watch_task = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
         """Disconnect."""
         await self._consumers.close()
-        for task in (self._sweeper, self._watcher, self._reopening, self._looking, *self._openings):
+        for task in (self._sweep_task, self._watch_task, self._reopen_task, self._lost_job_task, *self._openings):
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
@@ -152,13 +154,13 @@ class NatsGatewayBus:
     @property
     def max_message_bytes(self) -> int:
         """What the server takes, less room for the envelope."""
-        return self._publisher.client.max_payload - ENVELOPE_ROOM
+        return self._publisher.client.max_payload - MAX_ENVELOPE_BYTES
 
     async def _reopen(self) -> None:
         """After a reconnect: the server may have lost its memory."""
-        if self._reopening is not None and not self._reopening.done():
-            self._reopening.cancel()
-        self._reopening = asyncio.create_task(self._reopen_all())
+        if self._reopen_task is not None and not self._reopen_task.done():
+            self._reopen_task.cancel()
+        self._reopen_task = asyncio.create_task(self._reopen_all())
 
     async def _reopen_all(self) -> None:
         while True:
@@ -170,56 +172,56 @@ class NatsGatewayBus:
                 log.warning("streams not ready after reconnect", error=str(error))
                 await asyncio.sleep(0.5)
 
-    async def _look_for_lost(self) -> None:
+    async def _check_lost_jobs(self) -> None:
         """After a reconnect of the listener: what was said meanwhile has not been heard."""
-        if self._looking is not None and not self._looking.done():
-            self._looking.cancel()
-        self._looking = asyncio.create_task(self._end_lost())
+        if self._lost_job_task is not None and not self._lost_job_task.done():
+            self._lost_job_task.cancel()
+        self._lost_job_task = asyncio.create_task(self._fail_lost_jobs())
 
-    async def _end_lost(self) -> None:
+    async def _fail_lost_jobs(self) -> None:
         """Whose job is gone, but for what is on its way, waits for nothing: its last word fell into the gap."""
-        await asyncio.sleep(SETTLE_S)
+        await asyncio.sleep(SETTLE_DELAY_S)
         for token, one in list(self._stored.items()):
-            if token in self._stored and not await self._is_there(one.seq, one.message_id):
-                self._tell_lost(token)
+            if token in self._stored and not await self._is_stored(one.seq, one.message_id):
+                self._fail_lost_job(token)
 
-    def _tell_lost(self, token: bytes) -> None:
-        sink = self._sinks.get(token)
-        if sink is not None:
-            sink.on_refused(BackendFailed("the end of this answer was lost; try again", code="events_lost"))
+    def _fail_lost_job(self, token: bytes) -> None:
+        listener = self._listeners.get(token)
+        if listener is not None:
+            listener.on_refused(BackendFailed("the end of this answer was lost; try again", code="events_lost"))
 
     async def _watch(self) -> None:
         """What a worker said can be lost though both connections stood: between two servers of a cluster, one of which froze."""
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(LOST_JOB_CHECK_INTERVAL_S)
             lines: dict[bytes, list[tuple[int, bytes]]] = {}
             for token, one in self._stored.items():
-                if self._waits(token):
+                if self._is_waiting(token):
                     lines.setdefault(one.subject, []).append((one.seq, token))
             for line in lines.values():
-                await self._end_lost_of(token for _, token in sorted(line))
+                await self._fail_lost_jobs_of_queue(token for _, token in sorted(line))
 
-    async def _end_lost_of(self, tokens: Iterator[bytes]) -> None:
+    async def _fail_lost_jobs_of_queue(self, tokens: Iterator[bytes]) -> None:
         """Oldest first, until some are found to be there."""
         there = 0
         for token in tokens:
             one = self._stored.get(token)
-            if one is None or not self._waits(token):
+            if one is None or not self._is_waiting(token):
                 continue
-            if await self._is_there(one.seq, one.message_id):
+            if await self._is_stored(one.seq, one.message_id):
                 there += 1
-                if there == LOOK_AT:
+                if there == LOST_JOB_CHECKS_PER_QUEUE:
                     return
                 continue
-            await asyncio.sleep(SETTLE_S)
-            if self._waits(token):
-                self._tell_lost(token)
+            await asyncio.sleep(SETTLE_DELAY_S)
+            if self._is_waiting(token):
+                self._fail_lost_job(token)
 
-    def _waits(self, token: bytes) -> bool:
-        sink = self._sinks.get(token)
-        return sink is not None and sink.is_waiting
+    def _is_waiting(self, token: bytes) -> bool:
+        listener = self._listeners.get(token)
+        return listener is not None and listener.is_waiting
 
-    async def _is_there(self, seq: int, message_id: bytes) -> bool:
+    async def _is_stored(self, seq: int, message_id: bytes) -> bool:
         while True:
             try:
                 if await holds_job(self._publisher.client, seq, message_id):
@@ -261,43 +263,43 @@ class NatsGatewayBus:
         """128 random bits below this gateway's prefix."""
         return self._prefix + new_token()
 
-    def submit(self, envelope: Envelope, body: bytes, sink: ReplyListener) -> None:
+    def submit(self, envelope: Envelope, body: bytes, listener: ReplyListener) -> None:
         """Publish; the PubAck comes beside the replies and is checked there, without anybody waiting."""
         if not self._listener.connected or self._publisher.unavailable:
             raise nats_unavailable()
-        self._storing.require_available()
+        self._storage_health.require_available()
         if len(body) > self.max_message_bytes:
             raise RequestTooLarge(f"the request is larger than the {self.max_message_bytes} bytes that NATS takes")
         assert self._loop is not None
         message = envelope.encode(body)
         reply = envelope.reply.encode()
-        token = reply[self._skip :]
+        token = reply[self._prefix_length :]
         subject = job_subject(envelope.capability, envelope.lane, envelope.model).encode()
         message_id = f"{envelope.job}.{envelope.run}".encode()
         now = self._loop.time()
-        one = _Unacked(subject, message, reply, message_id, sink, now, now)
+        one = _Unacked(subject, message, reply, message_id, listener, now, now)
         if subject in self._consumers.existing:
             self._send(token, one)
         else:
-            self._sinks[token] = sink
+            self._listeners[token] = listener
             queue = Queue(envelope.capability, envelope.lane, envelope.model)
             self._spawn(self._open_and_send(queue, token, one))
 
     def _send(self, token: bytes, one: _Unacked) -> None:
-        self._publisher.publish_with_id(one.subject, one.message, self._confirmations + token, one.message_id)
-        self._sinks[token] = one.sink
+        self._publisher.publish_with_id(one.subject, one.message, self._puback_subject_prefix + token, one.message_id)
+        self._listeners[token] = one.listener
         self._unacked[token] = one
 
     async def _open_and_send(self, queue: Queue, token: bytes, one: _Unacked) -> None:
         """The first job of a queue makes it."""
         try:
             await self._consumers.make(queue)
-            if one.sink.is_waiting:
+            if one.listener.is_waiting:
                 self._send(token, one)
             else:  # the caller has gone meanwhile
                 self.release(one.reply.decode())
         except NexusError as error:
-            one.sink.on_refused(error)
+            one.listener.on_refused(error)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
@@ -311,26 +313,26 @@ class NatsGatewayBus:
 
     def release(self, reply: str) -> None:
         """Forget the sink."""
-        token = reply[self._skip :].encode()
-        self._sinks.pop(token, None)
+        token = reply[self._prefix_length :].encode()
+        self._listeners.pop(token, None)
         self._unacked.pop(token, None)
         self._stored.pop(token, None)
 
     def _on_reply(self, subject: bytes, answer_to: bytes, headers: bytes, data: bytes) -> None:
-        token = subject[self._skip :]
-        if token.startswith(self._confirmation):
+        token = subject[self._prefix_length :]
+        if token.startswith(self._puback_prefix):
             if data:
-                self._on_puback(token[len(self._confirmation) :], data)
+                self._on_puback(token[len(self._puback_prefix) :], data)
             else:
                 # No responders: JetStream is not up yet. The submit is repeated by the sweeper.
                 log.debug("no responders", status=parse_status(headers))
             return
-        sink = self._sinks.get(token)
-        if sink is None:
+        listener = self._listeners.get(token)
+        if listener is None:
             if answer_to:
                 self._answer(answer_to, STOP)
             return
-        answer = sink.on_event(data)
+        answer = listener.on_event(data)
         if answer is not None and answer_to:
             self._answer(answer_to, answer)
 
@@ -349,7 +351,7 @@ class NatsGatewayBus:
         error = ack.get("error")
         if error is None:
             self._stored[token] = _Stored(ack["seq"], unacked.message_id, unacked.subject)
-            unacked.sink.on_stored(ack["seq"])
+            unacked.listener.on_stored(ack["seq"])
             if unacked.subject not in self._consumers.existing:
                 self._spawn(self._reopen_queue(unacked.subject))
             return
@@ -359,7 +361,7 @@ class NatsGatewayBus:
             refusal = QueueFull()
         else:
             refusal = Unavailable(f"the queue does not take jobs: {error.get('description')}")
-        unacked.sink.on_refused(refusal)
+        unacked.listener.on_refused(refusal)
 
     async def _sweep(self) -> None:
         """Repeat submits without a PubAck, and give up on old ones."""
@@ -369,23 +371,23 @@ class NatsGatewayBus:
             now = self._loop.time()
             for token, one in list(self._unacked.items()):
                 waited = now - one.since
-                if waited > OUTAGE_S and self._away:
+                if waited > OUTAGE_TIMEOUT_S and self._away:
                     self._unacked.pop(token, None)
-                    one.sink.on_refused(nats_unavailable())
-                elif waited > GIVE_UP_S:
+                    one.listener.on_refused(nats_unavailable())
+                elif waited > SUBMIT_TIMEOUT_S:
                     self._unacked.pop(token, None)
-                    self._storing.report_doubt()
-                    one.sink.on_refused(Unavailable("the queue did not confirm the job in time; try again shortly"))
-                elif now - one.sent > REPEAT_S and self.connected:
+                    self._storage_health.report_doubt()
+                    one.listener.on_refused(Unavailable("the queue did not confirm the job in time; try again shortly"))
+                elif now - one.sent > RESEND_INTERVAL_S and self.connected:
                     one.sent = now
                     with contextlib.suppress(Unavailable):
-                        address = self._confirmations + token
+                        address = self._puback_subject_prefix + token
                         self._publisher.publish_with_id(one.subject, one.message, address, one.message_id)
 
     def delete_job(self, seq: int) -> None:
         """Delete by sequence; the answer goes nowhere."""
         with contextlib.suppress(Unavailable):
-            self._publisher.publish(DELETE_SUBJECT, b'{"seq":%d,"no_erase":true}' % seq, self._void)
+            self._publisher.publish(DELETE_SUBJECT, b'{"seq":%d,"no_erase":true}' % seq, self._discard_subject)
 
     def send_control(self, worker: str, message: bytes) -> None:
         """Core NATS: whoever is there hears it. A name that cannot be a worker's is refused."""
@@ -397,7 +399,7 @@ class NatsGatewayBus:
 
     async def queue_depths(self) -> list[QueueDepth]:
         """From the stream's state."""
-        return await read_depths(self._publisher.client, self._consumers.missed)
+        return await read_depths(self._publisher.client, self._consumers.forget)
 
     async def storage_usage(self) -> StorageUsage:
         """From the streams' states."""

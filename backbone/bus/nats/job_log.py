@@ -53,18 +53,18 @@ from schemas.outcome import Outcome
 
 log = structlog.get_logger(__name__)
 
-ENVELOPE_ROOM = 8192
+MAX_ENVELOPE_BYTES = 8192
 """What a job message may have beside the request's body, of what NATS takes."""
 WRONG_SEQUENCE = frozenset({10071, 10164})
 """Something is there already; the second one is said of streams with several replicas."""
 CREATE_ONLY = b"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: %d\r\n\r\n"
 DELETE_JOB = f"$JS.API.STREAM.MSG.DELETE.{JOBS_STREAM}".encode()
-REMAKE_S = 0.5
-CLAIM_AGAIN_S = 0.01
+SETUP_RETRY_DELAY_S = 0.5
+CLAIM_RETRY_DELAY_S = 0.01
 
 
 @dataclass(eq=False, slots=True)
-class _Watch:
+class _OutcomeWatch:
     """Somebody who waits for a job's terminal word."""
 
     told: asyncio.Event = field(default_factory=asyncio.Event)
@@ -81,97 +81,97 @@ class NatsJobLog:
         name: str,
         *,
         retention: Retention,
-        max_payload_room: int = ENVELOPE_ROOM,
-        storing: StorageHealth | None = None,
+        max_envelope_bytes: int = MAX_ENVELOPE_BYTES,
+        storage_health: StorageHealth | None = None,
     ) -> None:
         """`storing`: what this gateway's other connections know about it too; this one keeps it true."""
-        self._wire = NatsConnection(
-            server, f"{name}-log", on_reconnect=self._reconnected, keep_unsent=False, pulse=True
+        self._connection = NatsConnection(
+            server, f"{name}-log", on_reconnect=self._reconnected, resend_on_reconnect=False, monitor_liveness=True
         )
-        self._questions = RequestInbox(self._wire)
-        self._storing = storing or StorageHealth()
-        self._questions.require_storage = self._storing.require_available
-        self._proving: asyncio.Task[None] | None = None
-        self._kept = retention
-        self._payload_room = max_payload_room
+        self._inbox = RequestInbox(self._connection)
+        self._storage_health = storage_health or StorageHealth()
+        self._inbox.require_storage = self._storage_health.require_available
+        self._probe_task: asyncio.Task[None] | None = None
+        self._retention = retention
+        self._max_envelope_bytes = max_envelope_bytes
         replicated = retention.replicas > 1
-        self._events = StreamReader(self._questions, EVENTS_STREAM, replicated=replicated)
-        self._words = StreamReader(self._questions, OUTCOMES_STREAM, replicated=replicated)
-        self._claims = StreamReader(self._questions, CLAIMS_STREAM, replicated=replicated)
-        self._secrets = StreamReader(self._questions, SEALS_STREAM, replicated=replicated)
+        self._events = StreamReader(self._inbox, EVENTS_STREAM, replicated=replicated)
+        self._outcomes = StreamReader(self._inbox, OUTCOMES_STREAM, replicated=replicated)
+        self._claims = StreamReader(self._inbox, CLAIMS_STREAM, replicated=replicated)
+        self._secrets = StreamReader(self._inbox, SEALS_STREAM, replicated=replicated)
         self._secret: SealSecret | None = None
-        self._dead = DeadLetterStream(self._questions, replicated=replicated)
-        self._places = QueuePositions(self._questions, replicated=replicated)
-        self._room = OutcomeRetention(self._questions, retention.max_outcome_bytes, replicated=replicated)
-        self._keeping: asyncio.Task[None] | None = None
-        self._backlogs: dict[str, NatsWorkQueue] = {}
-        self._followers: set[EventReader] = set()
-        self._watches: dict[bytes, set[_Watch]] = {}
+        self._dead_letters = DeadLetterStream(self._inbox, replicated=replicated)
+        self._queue_positions = QueuePositions(self._inbox, replicated=replicated)
+        self._retention_limit = OutcomeRetention(self._inbox, retention.max_outcome_bytes, replicated=replicated)
+        self._retention_task: asyncio.Task[None] | None = None
+        self._work_queues: dict[str, NatsWorkQueue] = {}
+        self._event_readers: set[EventReader] = set()
+        self._outcome_watches: dict[bytes, set[_OutcomeWatch]] = {}
         """By the subject on which NATS tells that a word is stored."""
-        self._takers: set[PullConsumer] = set()
-        self._answers: list[RpcServer] = []
-        self._made_at = ""
+        self._consumers: set[PullConsumer] = set()
+        self._rpc_servers: list[RpcServer] = []
+        self._created_at = ""
         """When NATS made the stream of events: another time means that it has lost everything."""
-        self._making: asyncio.Task[None] | None = None
+        self._setup_task: asyncio.Task[None] | None = None
         self._closed = False
 
     # Connection
 
     async def start(self) -> None:
         """Connect, and make the streams and the bucket."""
-        await self._wire.connect()
-        await self._questions.start()
-        self._made_at = await ensure_job_streams(self._wire.client, self._kept)
+        await self._connection.connect()
+        await self._inbox.start()
+        self._created_at = await ensure_job_streams(self._connection.client, self._retention)
         await self._share_secret()
-        await self._wire.subscribe(f"{STORED_OUTCOMES}.*", self._on_ended)
-        await self._wire.ping()  # from here on, no word is stored unheard
-        self._keeping = asyncio.create_task(self._room.keep())
-        proof = WriteProbe(self._questions, self._storing, replicated=self._kept.replicas > 1)
-        self._proving = asyncio.create_task(proof.run())
+        await self._connection.subscribe(f"{STORED_OUTCOMES}.*", self._on_ended)
+        await self._connection.ping()  # from here on, no word is stored unheard
+        self._retention_task = asyncio.create_task(self._retention_limit.run())
+        proof = WriteProbe(self._inbox, self._storage_health, replicated=self._retention.replicas > 1)
+        self._probe_task = asyncio.create_task(proof.run())
 
     async def close(self) -> None:
         """Disconnect; whoever follows or takes gets Unavailable."""
         self._closed = True
-        for task in (self._keeping, self._proving, self._making):
+        for task in (self._retention_task, self._probe_task, self._setup_task):
             if task is not None:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
-        for answers in self._answers:
-            await answers.close()
-        for follower in list(self._followers):
-            follower.close()
-        for taker in list(self._takers):
-            taker.close()
-        await self._wire.close()
-        self._questions.close()
-        self._look_again()
+        for rpc_server in self._rpc_servers:
+            await rpc_server.close()
+        for reader in list(self._event_readers):
+            reader.close()
+        for pull_consumer in list(self._consumers):
+            pull_consumer.close()
+        await self._connection.close()
+        self._inbox.close()
+        self._recheck_outcomes()
 
     async def _reconnected(self) -> None:
-        self._questions.forget_lost()
-        if self._making is not None:
-            self._making.cancel()
+        self._inbox.forget_lost()
+        if self._setup_task is not None:
+            self._setup_task.cancel()
         if not self._closed:
-            self._making = asyncio.create_task(self._make_again())
+            self._setup_task = asyncio.create_task(self._set_up_again())
 
-    async def _make_again(self) -> None:
+    async def _set_up_again(self) -> None:
         """After a reconnect: the server may have lost its memory. Then whoever listens looks for what it has missed."""
         while True:
             try:
-                made_at = await ensure_job_streams(self._wire.client, self._kept)
+                made_at = await ensure_job_streams(self._connection.client, self._retention)
                 await self._share_secret()
-                for backlog in list(self._backlogs.values()):
-                    await backlog.make()
+                for work_queue in list(self._work_queues.values()):
+                    await work_queue.make()
                 break
             except Unavailable as error:
                 log.warning("streams of durable jobs not ready after reconnect", error=str(error))
-                await asyncio.sleep(REMAKE_S)
-        anew, self._made_at = made_at != self._made_at, made_at
-        for follower in list(self._followers):
-            follower.resume(anew)
-        self._look_again()
-        for taker in list(self._takers):
-            taker.resume()
+                await asyncio.sleep(SETUP_RETRY_DELAY_S)
+        stream_was_lost, self._created_at = made_at != self._created_at, made_at
+        for reader in list(self._event_readers):
+            reader.resume(stream_was_lost)
+        self._recheck_outcomes()
+        for pull_consumer in list(self._consumers):
+            pull_consumer.resume()
 
     # The secret
 
@@ -187,11 +187,11 @@ class NatsJobLog:
             mine = self._secret.key if self._secret is not None else os.urandom(SECRET_BYTES)
             try:
                 await store_message(
-                    self._questions, SEAL_SECRET_SUBJECT.encode(), mine, CREATE_ONLY % 0, max_payload=self._max_payload
+                    self._inbox, SEAL_SECRET_SUBJECT.encode(), mine, CREATE_ONLY % 0, max_payload=self._max_payload
                 )
-            except JetStreamError as refusal:
-                if refusal.code not in WRONG_SEQUENCE:
-                    raise Unavailable(f"NATS does not store the gateways' secret: {refusal}") from refusal
+            except JetStreamError as error:
+                if error.code not in WRONG_SEQUENCE:
+                    raise Unavailable(f"NATS does not store the gateways' secret: {error}") from error
             there = await self._secrets.from_leader({"last_by_subj": SEAL_SECRET_SUBJECT})
         if there is None or len(there.data) != SECRET_BYTES:
             raise Unavailable(
@@ -203,42 +203,42 @@ class NatsJobLog:
 
     async def enqueue(self, envelope: Envelope, body: bytes) -> int:
         """Publish to the jobs stream, which `NatsGatewayBus` makes."""
-        if len(body) > self._max_payload - self._payload_room:
+        if len(body) > self._max_payload - self._max_envelope_bytes:
             raise RequestTooLarge(
-                f"the request is larger than the {self._max_payload - self._payload_room} bytes that NATS takes"
+                f"the request is larger than the {self._max_payload - self._max_envelope_bytes} bytes that NATS takes"
             )
         subject = job_subject(envelope.capability, envelope.lane, envelope.model).encode()
         headers = message_id_headers(f"{require_token(envelope.job)}.{envelope.run}")
         try:
             stored = await store_message(
-                self._questions, subject, envelope.encode(body), headers, max_payload=self._max_payload
+                self._inbox, subject, envelope.encode(body), headers, max_payload=self._max_payload
             )
-        except JetStreamError as refusal:
-            if refusal.full:
-                raise QueueFull from refusal
-            raise Unavailable(f"the queue does not take jobs: {refusal}") from refusal
+        except JetStreamError as error:
+            if error.full:
+                raise QueueFull from error
+            raise Unavailable(f"the queue does not take jobs: {error}") from error
         except Unavailable:
-            if self._wire.connected:
-                self._storing.report_doubt()
+            if self._connection.connected:
+                self._storage_health.report_doubt()
             raise
         return stored.seq
 
     @property
     def _max_payload(self) -> int:
-        return self._wire.client.max_payload
+        return self._connection.client.max_payload
 
     async def queue_position(self, queue: Queue, seq: int) -> int | None:
         """See QueuePositions."""
-        return await self._places.before(queue, seq)
+        return await self._queue_positions.before(queue, seq)
 
     async def delete_job(self, seq: int, job: str, run: int) -> None:
         """Delete by sequence, after a look at what is there, until NATS confirms it."""
         stored = f"{job}.{run}".encode()
-        if not await holds_job(self._wire.client, seq, stored):
+        if not await holds_job(self._connection.client, seq, stored):
             return
-        reply = (await request_until_answered(self._questions, DELETE_JOB, b'{"seq":%d,"no_erase":true}' % seq))[0]
+        reply = (await request_until_answered(self._inbox, DELETE_JOB, b'{"seq":%d,"no_erase":true}' % seq))[0]
         error = orjson.loads(reply.data).get("error")
-        if error is not None and await holds_job(self._wire.client, seq, stored):
+        if error is not None and await holds_job(self._connection.client, seq, stored):
             raise Unavailable(f"NATS does not delete a job from the queue: {error}; retry shortly")
 
     # Events
@@ -247,16 +247,16 @@ class NatsJobLog:
         """Publish; a copy may be stored where a confirmation was lost, as a worker's events."""
         subject = f"{EVENTS}.{require_token(job)}".encode()
         try:
-            await store_message(self._questions, subject, frame, max_payload=self._max_payload)
-        except JetStreamError as refusal:
-            raise Unavailable(f"NATS does not store an event: {refusal}") from refusal
+            await store_message(self._inbox, subject, frame, max_payload=self._max_payload)
+        except JetStreamError as error:
+            raise Unavailable(f"NATS does not store an event: {error}") from error
 
     def append_event_unconfirmed(self, job: str, frame: bytes) -> None:
         """Publish, and ask for no confirmation."""
         if len(frame) > self._max_payload:
             return  # NATS would close the connection
         with contextlib.suppress(Unavailable):
-            self._wire.publish(f"{EVENTS}.{require_token(job)}".encode(), frame)
+            self._connection.publish(f"{EVENTS}.{require_token(job)}".encode(), frame)
 
     async def first_events(self, job: str, count: int) -> list[StoredEvent]:
         """Batches, until there are enough."""
@@ -271,14 +271,14 @@ class NatsJobLog:
     async def follow_events(self, job: str, after: int = 0) -> AsyncGenerator[StoredEvent | None, None]:
         """See EventReader."""
         self._require_open()
-        follower = EventReader(self._wire, self._events, require_token(job), after)
-        self._followers.add(follower)
+        reader = EventReader(self._connection, self._events, require_token(job), after)
+        self._event_readers.add(reader)
         try:
-            async with contextlib.aclosing(follower.events()) as events:
+            async with contextlib.aclosing(reader.events()) as events:
                 async for event in events:
                     yield event
         finally:
-            self._followers.discard(follower)
+            self._event_readers.discard(reader)
 
     def _require_open(self) -> None:
         if self._closed:
@@ -286,45 +286,45 @@ class NatsJobLog:
 
     # Terminal words
 
-    async def store_outcome(self, word: Outcome, payload: bytes = b"") -> bool:
+    async def store_outcome(self, outcome: Outcome, payload: bytes = b"") -> bool:
         """See backbone.bus.nats.outcomes."""
-        return await outcomes.decide(self._questions, word, payload, self._max_payload)
+        return await outcomes.store_outcome(self._inbox, outcome, payload, self._max_payload)
 
     async def read_outcome(self, job: str) -> StoredOutcome | None:
         """The last message on its subject, which is the only one."""
-        message = await self._words.last(f"{OUTCOMES}.{job}") if is_token(job) else None
+        message = await self._outcomes.last(f"{OUTCOMES}.{job}") if is_token(job) else None
         if message is None:
             return None
         try:
-            word, payload = Outcome.decode(message.data)
+            outcome, payload = Outcome.decode(message.data)
         except ValueError:
             # It would keep the subject for ever, and the job from ending.
             log.warning("joblog.outcome_unreadable", job=job)
             await self.delete_outcome(job, message.seq)
             return None
-        return StoredOutcome(word, payload, message.seq, message.stored_at)
+        return StoredOutcome(outcome, payload, message.seq, message.stored_at)
 
     async def list_jobs(self) -> list[str]:
         """By the subjects of both streams."""
         words, events = await asyncio.gather(
-            self._words.subjects(f"{OUTCOMES}.>"), self._events.subjects(f"{EVENTS}.>")
+            self._outcomes.subjects(f"{OUTCOMES}.>"), self._events.subjects(f"{EVENTS}.>")
         )
         jobs = {subject.removeprefix(f"{OUTCOMES}.") for subject in words}
         return sorted(jobs | {subject.removeprefix(f"{EVENTS}.") for subject in events})
 
     async def delete_outcome(self, job: str, seq: int) -> None:
         """The leader says what is there: a replica may have an earlier word."""
-        message = await self._words.from_leader({"seq": seq})
+        message = await self._outcomes.from_leader({"seq": seq})
         if message is not None and message.subject == f"{OUTCOMES}.{job}":
-            await self._words.delete(seq)
+            await self._outcomes.delete(seq)
 
     @asynccontextmanager
     async def watch_outcome(self, job: str) -> AsyncIterator[Callable[[float], Awaitable[bool]]]:
         """Hear what NATS says when a word is stored; after a reconnect, look for one."""
         subject = f"{STORED_OUTCOMES}.{require_token(job)}".encode()
-        watch = _Watch()
-        self._watches.setdefault(subject, set()).add(watch)
-        if not self._wire.connected:
+        watch = _OutcomeWatch()
+        self._outcome_watches.setdefault(subject, set()).add(watch)
+        if not self._connection.connected:
             watch.changed.set()  # who knows since when NATS tells us
 
         async def look() -> None:
@@ -350,18 +350,18 @@ class NatsJobLog:
         try:
             yield wait
         finally:
-            mine = self._watches[subject]
+            mine = self._outcome_watches[subject]
             mine.discard(watch)
             if not mine:
-                del self._watches[subject]
+                del self._outcome_watches[subject]
 
     def _on_ended(self, subject: bytes, _reply: bytes, _headers: bytes, _data: bytes) -> None:
-        for watch in self._watches.get(subject, ()):
+        for watch in self._outcome_watches.get(subject, ()):
             watch.told.set()
             watch.changed.set()
 
-    def _look_again(self) -> None:
-        for watches in self._watches.values():
+    def _recheck_outcomes(self) -> None:
+        for watches in self._outcome_watches.values():
             for watch in watches:
                 watch.changed.set()
 
@@ -369,7 +369,7 @@ class NatsJobLog:
         """One consumer for all gateways."""
 
         async def make(ack_wait_s: float) -> None:
-            await ensure_pull_consumer(self._wire.client, OUTCOMES_STREAM, OUTCOME_CONSUMER, ack_wait_s)
+            await ensure_pull_consumer(self._connection.client, OUTCOMES_STREAM, OUTCOME_CONSUMER, ack_wait_s)
 
         async with contextlib.aclosing(
             self._take(OUTCOMES_STREAM, OUTCOME_CONSUMER, make, max_unacked, ack_wait_s)
@@ -381,44 +381,44 @@ class NatsJobLog:
         self, stream: str, consumer: str, make: Make, max_unacked: int, ack_wait_s: float
     ) -> AsyncGenerator[WorkItem, None]:
         self._require_open()
-        taker = PullConsumer(
-            self._wire,
-            self._questions,
+        pull_consumer = PullConsumer(
+            self._connection,
+            self._inbox,
             stream=stream,
             consumer=consumer,
             make=make,
             max_unacked=max_unacked,
             ack_wait_s=ack_wait_s,
         )
-        self._takers.add(taker)
+        self._consumers.add(pull_consumer)
         try:
-            async with contextlib.aclosing(taker.items()) as items:
+            async with contextlib.aclosing(pull_consumer.items()) as items:
                 async for item in items:
                     yield item
         finally:
-            self._takers.discard(taker)
+            self._consumers.discard(pull_consumer)
 
     # Questions of workers
 
-    async def serve_gate_requests(self, referee: GateRequestHandler) -> None:
+    async def serve_gate_requests(self, handler: GateRequestHandler) -> None:
         """See RpcServer."""
-        answers = RpcServer(self._wire, referee)
-        await answers.start()
-        self._answers.append(answers)
+        rpc_server = RpcServer(self._connection, handler)
+        await rpc_server.start()
+        self._rpc_servers.append(rpc_server)
 
     # Dead letters
 
     async def list_dead_letters(self, *, before: int | None = None, limit: int = 100) -> list[StoredDeadLetter]:
         """See DeadLetterStream."""
-        return await self._dead.newest(before, limit)
+        return await self._dead_letters.newest(before, limit)
 
     async def find_dead_letter(self, job: str) -> StoredDeadLetter | None:
         """See DeadLetterStream."""
-        return await self._dead.find(job)
+        return await self._dead_letters.find(job)
 
     async def delete_dead_letter(self, seq: int) -> bool:
         """By sequence."""
-        return await self._dead.delete(seq)
+        return await self._dead_letters.delete(seq)
 
     # Claims
 
@@ -428,11 +428,11 @@ class NatsJobLog:
         while True:
             try:
                 await store_message(
-                    self._questions, subject.encode(), value, CREATE_ONLY % expected, max_payload=self._max_payload
+                    self._inbox, subject.encode(), value, CREATE_ONLY % expected, max_payload=self._max_payload
                 )
-            except JetStreamError as refusal:
-                if refusal.code not in WRONG_SEQUENCE:
-                    raise Unavailable(f"NATS does not store a claim: {refusal}") from refusal
+            except JetStreamError as error:
+                if error.code not in WRONG_SEQUENCE:
+                    raise Unavailable(f"NATS does not store a claim: {error}") from error
             else:
                 return value
             there = await self._claims.last(subject)
@@ -440,14 +440,14 @@ class NatsJobLog:
                 return there.data
             # Deleted by hand, or grown too old; or a replica has still to store what the others agreed on.
             expected = there.seq if there is not None else 0
-            await asyncio.sleep(CLAIM_AGAIN_S)
+            await asyncio.sleep(CLAIM_RETRY_DELAY_S)
 
     # Backlogs
 
     def work_queue(self, name: str) -> NatsWorkQueue:
         """One per name; its stream is made when it is first used."""
-        backlog = self._backlogs.get(name)
-        if backlog is None:
-            backlog = NatsWorkQueue(name, self._wire.client, self._questions, self._kept, self._take)
-            self._backlogs[name] = backlog
-        return backlog
+        work_queue = self._work_queues.get(name)
+        if work_queue is None:
+            work_queue = NatsWorkQueue(name, self._connection.client, self._inbox, self._retention, self._take)
+            self._work_queues[name] = work_queue
+        return work_queue

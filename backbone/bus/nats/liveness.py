@@ -12,10 +12,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-TICK_S = 0.5
-MAX_MISSED = 4
+TICK_INTERVAL_S = 0.5
+MAX_SILENT_TICKS = 4
 """A frozen server is given up after 2 to 2.5 seconds."""
-LATE_S = 0.25
+MAX_TICK_DELAY_S = 0.25
 """A tick that comes this much late says that this process stood still."""
 
 
@@ -42,13 +42,13 @@ class LivenessMonitor:
     def __init__(self, connection: MonitoredConnection, clock: Callable[[], float]) -> None:
         self._connection = connection
         self._clock = clock
-        self._missed = 0
+        self._silent_ticks = 0
 
     async def run(self) -> None:
         """Watch until cancelled."""
         while True:
-            due = self._clock() + TICK_S
-            await asyncio.sleep(TICK_S)
+            due = self._clock() + TICK_INTERVAL_S
+            await asyncio.sleep(TICK_INTERVAL_S)
             if self.tick(late_s=self._clock() - due):
                 await self._connection.give_up()
 
@@ -56,12 +56,12 @@ class LivenessMonitor:
         """Look at the connection once. Return whether the server has been silent for too long."""
         connection = self._connection
         if not connection.connected or connection.take_received():
-            self._missed = 0
+            self._silent_ticks = 0
             return False
-        if late_s < LATE_S:
-            self._missed += 1
-        if self._missed > MAX_MISSED:
-            self._missed = 0
+        if late_s < MAX_TICK_DELAY_S:
+            self._silent_ticks += 1
+        if self._silent_ticks > MAX_SILENT_TICKS:
+            self._silent_ticks = 0
             return True
         connection.send_ping()
         return False

@@ -16,39 +16,39 @@ from schemas.errors import Unavailable
 from schemas.outcome import Outcome
 
 
-async def decide(questions: RequestInbox, word: Outcome, payload: bytes, max_payload: int) -> bool:
+async def store_outcome(inbox: RequestInbox, outcome: Outcome, payload: bytes, max_payload: int) -> bool:
     """Store the word, if it is the first. Raises RequestTooLarge, Unavailable.
 
     The message id is this call's own: its own repetition counts as the first, and everybody else's word does not.
     """
-    subject = f"{OUTCOMES}.{require_token(word.job)}".encode()
-    headers = message_id_headers(f"{word.job}.{word.run}.{new_token()}")
+    subject = f"{OUTCOMES}.{require_token(outcome.job)}".encode()
+    headers = message_id_headers(f"{outcome.job}.{outcome.run}.{new_token()}")
     try:
-        await store_message(questions, subject, word.encode(payload), headers, max_payload=max_payload)
-    except JetStreamError as refusal:
-        if refusal.taken:
+        await store_message(inbox, subject, outcome.encode(payload), headers, max_payload=max_payload)
+    except JetStreamError as error:
+        if error.taken:
             return False
-        raise Unavailable(f"NATS does not store how the job ended: {refusal}") from refusal
+        raise Unavailable(f"NATS does not store how the job ended: {error}") from error
     return True
 
 
-async def bury(questions: RequestInbox, word: Outcome, message: bytes, max_payload: int) -> None:
+async def store_dead_letter(inbox: RequestInbox, outcome: Outcome, message: bytes, max_payload: int) -> None:
     """Store a dead letter. Raises RequestTooLarge, Unavailable."""
-    subject = dead_letter_subject(word.capability, word.model).encode()
-    headers = message_id_headers(f"{require_token(word.job)}.{word.run}")
+    subject = dead_letter_subject(outcome.capability, outcome.model).encode()
+    headers = message_id_headers(f"{require_token(outcome.job)}.{outcome.run}")
     try:
-        await store_message(questions, subject, word.encode(message), headers, max_payload=max_payload)
-    except JetStreamError as refusal:
-        raise Unavailable(f"NATS does not store a dead letter: {refusal}") from refusal
+        await store_message(inbox, subject, outcome.encode(message), headers, max_payload=max_payload)
+    except JetStreamError as error:
+        raise Unavailable(f"NATS does not store a dead letter: {error}") from error
 
 
 log = structlog.get_logger(__name__)
 
-LOOK_S = 1.0
-SPARE = 0.1
+CHECK_INTERVAL_S = 1.0
+FREE_SHARE = 0.1
 """Of the stream's bytes: what is free for the words of the next second."""
-MIN_SPARE = 4 * 1024 * 1024
-DROP = 0.1
+MIN_FREE_BYTES = 4 * 1024 * 1024
+DROPPED_SHARE = 0.1
 """Of the stream's words, the oldest go together."""
 INFO = f"$JS.API.CONSUMER.INFO.{OUTCOMES_STREAM}.{OUTCOME_CONSUMER}".encode()
 PURGE = f"$JS.API.STREAM.PURGE.{OUTCOMES_STREAM}".encode()
@@ -57,27 +57,27 @@ PURGE = f"$JS.API.STREAM.PURGE.{OUTCOMES_STREAM}".encode()
 class OutcomeRetention:
     """Every gateway looks after it; what two do at once is done once."""
 
-    def __init__(self, questions: RequestInbox, max_bytes: int, *, replicated: bool) -> None:
-        self._questions = questions
-        self._words = StreamReader(questions, OUTCOMES_STREAM, replicated=replicated)
-        self._most = max_bytes - max(SPARE * max_bytes, min(MIN_SPARE, max_bytes / 2))
+    def __init__(self, inbox: RequestInbox, max_bytes: int, *, replicated: bool) -> None:
+        self._inbox = inbox
+        self._outcomes = StreamReader(inbox, OUTCOMES_STREAM, replicated=replicated)
+        self._max_bytes = max_bytes - max(FREE_SHARE * max_bytes, min(MIN_FREE_BYTES, max_bytes / 2))
 
-    async def keep(self) -> None:
+    async def run(self) -> None:
         """Look until cancelled."""
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(CHECK_INTERVAL_S)
             try:
-                await self.make()
+                await self.drop_recorded()
             except Unavailable as error:
                 log.debug("no room is made", error=error.info.message)
             except Exception:
                 log.exception("defect in making room")
 
-    async def make(self) -> None:
+    async def drop_recorded(self) -> None:
         """Drop words until there is room, or none that is recorded. Raises Unavailable."""
-        while (state := await self._words.state())["bytes"] > self._most:
+        while (state := await self._outcomes.state())["bytes"] > self._max_bytes:
             first: int = state["first_seq"]
-            upto = min(first + max(1, int(DROP * (state["last_seq"] - first))), await self._recorded() + 1)
+            upto = min(first + max(1, int(DROPPED_SHARE * (state["last_seq"] - first))), await self._recorded() + 1)
             if upto <= first:
                 log.warning("no room for how jobs end: nothing is recorded", bytes=state["bytes"])
                 return
@@ -86,10 +86,10 @@ class OutcomeRetention:
 
     async def _recorded(self) -> int:
         """The sequence up to which all words are recorded."""
-        answer = orjson.loads((await request_until_answered(self._questions, INFO, b""))[0].data)
+        answer = orjson.loads((await request_until_answered(self._inbox, INFO, b""))[0].data)
         return int(answer["ack_floor"]["stream_seq"]) if "error" not in answer else 0
 
     async def _drop_before(self, seq: int) -> None:
-        answer = orjson.loads((await request_until_answered(self._questions, PURGE, b'{"seq":%d}' % seq))[0].data)
+        answer = orjson.loads((await request_until_answered(self._inbox, PURGE, b'{"seq":%d}' % seq))[0].data)
         if (error := answer.get("error")) is not None:
             raise Unavailable(f"NATS: {JetStreamError(error)}")

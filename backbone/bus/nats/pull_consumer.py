@@ -24,12 +24,12 @@ from schemas.errors import Unavailable
 log = structlog.get_logger(__name__)
 
 NANO = 1_000_000_000
-PULL_S = 20.0
-LOST_PULL_S = 3.0
+PULL_EXPIRY_S = 20.0
+LOST_PULL_GRACE_S = 3.0
 """A pull this long past its expiry without a word was lost with its server."""
-PAUSE_S = 0.5
+RETRY_DELAY_S = 0.5
 """Before the next try, where a pull ended at once or the consumer could not be made."""
-TICK_S = 1.0
+POLL_INTERVAL_S = 1.0
 IDLE_HEARTBEAT = 100
 EXPIRED = 408
 
@@ -37,40 +37,40 @@ EXPIRED = 408
 class NatsWorkItem:
     """See backbone.bus.job_log.WorkItem."""
 
-    __slots__ = ("_ack_subject", "_taker", "data", "delivery", "id", "stored_at", "until")
+    __slots__ = ("_ack_subject", "_consumer", "data", "delivery", "id", "stored_at", "until")
 
-    def __init__(self, taker: PullConsumer, item_id: str, data: bytes, ack_subject: bytes) -> None:
-        self._taker = taker
+    def __init__(self, consumer: PullConsumer, item_id: str, data: bytes, ack_subject: bytes) -> None:
+        self._consumer = consumer
         self._ack_subject = ack_subject
         self.id = item_id
         self.data = data
         ack = parse_ack_subject(ack_subject)
         self.delivery = ack.delivery
         self.stored_at = ack.stored_ns // NANO
-        self.until = time.monotonic() + taker.ack_wait_s
+        self.until = time.monotonic() + consumer.ack_wait_s
 
     @property
-    def _held(self) -> bool:
+    def _is_owned(self) -> bool:
         return time.monotonic() < self.until
 
     async def ack(self) -> None:
         """An acknowledgement that NATS acknowledges. It counts also when the time is up: what is done is done."""
-        await self._taker.confirm(self._ack_subject)
-        self._taker.let_go(self)
+        await self._consumer.confirm(self._ack_subject)
+        self._consumer.forget(self)
 
     def nak(self, delay_s: float) -> None:
         """A negative acknowledgement; when the time is up it is somebody else's already."""
-        if self._held:
-            word = b'-NAK {"delay":%d}' % int(delay_s * NANO) if delay_s > 0 else b"-NAK"
-            self._taker.publish(self._ack_subject, word)
+        if self._is_owned:
+            outcome = b'-NAK {"delay":%d}' % int(delay_s * NANO) if delay_s > 0 else b"-NAK"
+            self._consumer.publish(self._ack_subject, outcome)
         self.until = 0.0
-        self._taker.let_go(self)
+        self._consumer.forget(self)
 
     def extend(self) -> None:
         """`in_progress`."""
-        if self._held:
-            self.until = time.monotonic() + self._taker.ack_wait_s
-            self._taker.publish(self._ack_subject, b"+WPI")
+        if self._is_owned:
+            self.until = time.monotonic() + self._consumer.ack_wait_s
+            self._consumer.publish(self._ack_subject, b"+WPI")
 
 
 class PullConsumer:
@@ -78,8 +78,8 @@ class PullConsumer:
 
     def __init__(
         self,
-        wire: NatsConnection,
-        questions: RequestInbox,
+        connection: NatsConnection,
+        inbox: RequestInbox,
         *,
         stream: str,
         consumer: str,
@@ -88,14 +88,14 @@ class PullConsumer:
         ack_wait_s: float,
     ) -> None:
         """`make(ack_wait_s)` makes the consumer, and what it needs."""
-        self._wire = wire
-        self._questions = questions
+        self._connection = connection
+        self._inbox = inbox
         self._api = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}".encode()
         self._name = f"{stream}/{consumer}"
         self._make = make
         self._at_once = max_unacked
         self.ack_wait_s = ack_wait_s
-        self._inbox = ""
+        self._pull_inbox = ""
         self._sid: int | None = None
         self._made = False
         self._reopen = True
@@ -105,8 +105,8 @@ class PullConsumer:
         """What the open pull may still bring."""
         self._pull = 0
         self._pulled_at = 0.0
-        self._not_before = 0.0
-        self._closed = self._shut = False
+        self._next_pull_at = 0.0
+        self._closed = self._ended = False
         self._wake = asyncio.Event()
 
     async def items(self) -> AsyncGenerator[WorkItem, None]:
@@ -120,9 +120,9 @@ class PullConsumer:
                 if item is not None:
                     yield item
                     continue
-                await self._see_to_pull()
+                await self._ensure_pull()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(TICK_S):
+                    async with asyncio.timeout(POLL_INTERVAL_S):
                         await self._wake.wait()
         finally:
             await self._end()
@@ -136,12 +136,12 @@ class PullConsumer:
             self._unsettled.discard(item)
         return None
 
-    async def _see_to_pull(self) -> None:
+    async def _ensure_pull(self) -> None:
         """Have a pull open, where there is room for what it brings."""
         now = time.monotonic()
-        if self._outstanding and now > self._pulled_at + PULL_S + LOST_PULL_S:
+        if self._outstanding and now > self._pulled_at + PULL_EXPIRY_S + LOST_PULL_GRACE_S:
             self._outstanding = 0
-        if not self._wire.connected or now < self._not_before or (self._outstanding and not self._reopen):
+        if not self._connection.connected or now < self._next_pull_at or (self._outstanding and not self._reopen):
             return
         if self._reopen:
             await self._open_inbox()
@@ -150,7 +150,7 @@ class PullConsumer:
                 await self._make(self.ack_wait_s)
             except Unavailable as error:
                 log.warning("nothing can be taken yet", consumer=self._name, error=str(error))
-                self._not_before = time.monotonic() + PAUSE_S
+                self._next_pull_at = time.monotonic() + RETRY_DELAY_S
                 return
             self._made = True
         free = self._at_once - self._count_unsettled()
@@ -161,18 +161,18 @@ class PullConsumer:
         """A new one after each reconnect, which keeps away what a cluster still holds for the old one."""
         self._reopen, self._outstanding = False, 0
         if self._sid is not None:
-            self._wire.drop_subscription(self._sid)
-        self._inbox = self._wire.new_inbox()
-        self._sid = await self._wire.subscribe(f"{self._inbox}.*", self._on_message)
+            self._connection.drop_subscription(self._sid)
+        self._pull_inbox = self._connection.new_inbox()
+        self._sid = await self._connection.subscribe(f"{self._pull_inbox}.*", self._on_message)
 
     def _send_pull(self, count: int) -> None:
         self._pull += 1
         self._outstanding, self._pulled_at = count, time.monotonic()
-        request = b'{"batch":%d,"expires":%d}' % (count, int(PULL_S * NANO))
+        request = b'{"batch":%d,"expires":%d}' % (count, int(PULL_EXPIRY_S * NANO))
         try:
-            self._wire.publish(self._api, request, f"{self._inbox}.{self._pull}".encode())
+            self._connection.publish(self._api, request, f"{self._pull_inbox}.{self._pull}".encode())
         except Unavailable:
-            self._outstanding, self._not_before = 0, self._pulled_at + PAUSE_S
+            self._outstanding, self._next_pull_at = 0, self._pulled_at + RETRY_DELAY_S
 
     def _count_unsettled(self) -> int:
         now = time.monotonic()
@@ -183,13 +183,13 @@ class PullConsumer:
     def _on_message(self, subject: bytes, ack_subject: bytes, headers: bytes, data: bytes) -> None:
         if not ack_subject.startswith(b"$JS.ACK."):
             status = parse_status(headers)
-            number = int(subject[len(self._inbox) + 1 :])
+            number = int(subject[len(self._pull_inbox) + 1 :])
             if status is not None and status.code != IDLE_HEARTBEAT and number == self._pull:
                 self._on_end(status)
             return
         if self._outstanding:
             self._outstanding -= 1
-        if self._shut or self._count_unsettled() >= self._at_once:
+        if self._ended or self._count_unsettled() >= self._at_once:
             self.publish(ack_subject, b"-NAK")
             return
         item_id = subject.rpartition(b".")[2].decode()
@@ -204,26 +204,26 @@ class PullConsumer:
         self._outstanding = 0
         if status.code != EXPIRED:
             self._made = False
-        if status.code != EXPIRED or now < self._pulled_at + PAUSE_S:
-            self._not_before = now + PAUSE_S
-            asyncio.get_running_loop().call_later(PAUSE_S, self._wake.set)
+        if status.code != EXPIRED or now < self._pulled_at + RETRY_DELAY_S:
+            self._next_pull_at = now + RETRY_DELAY_S
+            asyncio.get_running_loop().call_later(RETRY_DELAY_S, self._wake.set)
         self._wake.set()
 
-    def let_go(self, item: NatsWorkItem) -> None:
+    def forget(self, item: NatsWorkItem) -> None:
         """It is settled: there is room for another one."""
         self._unsettled.discard(item)
         self._wake.set()
 
-    def publish(self, ack_subject: bytes, word: bytes) -> None:
+    def publish(self, ack_subject: bytes, outcome: bytes) -> None:
         """Say something about an item; best effort."""
         with contextlib.suppress(Unavailable):
-            self._wire.publish(ack_subject, word)
+            self._connection.publish(ack_subject, outcome)
 
     async def confirm(self, ack_subject: bytes) -> None:
         """Acknowledge until NATS has heard it. Raises Unavailable, soon where a crash made NATS forget the delivery: it
         does not answer then, and the item comes again.
         """
-        await request_until_answered(self._questions, ack_subject, b"+ACK", tries=1)
+        await request_until_answered(self._inbox, ack_subject, b"+ACK", tries=1)
 
     def resume(self) -> None:
         """After a reconnect: the pull died with the connection, and perhaps the consumer with the server."""
@@ -237,9 +237,9 @@ class PullConsumer:
 
     async def _end(self) -> None:
         """Give back what was not given out, and what is still on its way."""
-        self._shut = True
+        self._ended = True
         while self._ready:
             self._ready.popleft().nak(0)
         if self._sid is not None:
             sid, self._sid = self._sid, None
-            await self._wire.unsubscribe(sid)
+            await self._connection.unsubscribe(sid)

@@ -38,14 +38,14 @@ from schemas.errors import NexusError, Unavailable
 
 log = structlog.get_logger(__name__)
 
-MAX_CONSUMERS = 10026
+CONSUMER_LIMIT_REACHED = 10026
 """JetStream's code for a stream that has as many consumers as it may have."""
-TEND_S = 1.0
-FREED_PER_ROUND = 200
-EVICTED_AT_ONCE = 16
-EVICT_IDLE_S = 60.0
+CHECK_INTERVAL_S = 1.0
+MAX_FREED_PER_ROUND = 200
+MAX_EVICTED_AT_ONCE = 16
+MIN_EVICTED_IDLE_S = 60.0
 """Where there is no room, a queue that is empty and was not used for this long makes room."""
-FULL_S = 10.0
+REFUSED_RETRY_INTERVAL_S = 10.0
 """Between two tries to make the queue that was refused, where NATS does not say earlier that there is room again: by then another
 one may be idle, or the limit a higher one."""
 RETRY_AFTER_S = 5.0
@@ -54,8 +54,8 @@ RETRY_AFTER_S = 5.0
 class QueueConsumers:
     """What one gateway knows of the consumers, and does with them."""
 
-    def __init__(self, wire: NatsConnection, stream: JobsStreamConfig, ack_wait_s: float) -> None:
-        self._wire = wire
+    def __init__(self, connection: NatsConnection, stream: JobsStreamConfig, ack_wait_s: float) -> None:
+        self._connection = connection
         self._stream = stream
         self._ack_wait_s = ack_wait_s
         self.existing: set[bytes] = set()
@@ -63,20 +63,20 @@ class QueueConsumers:
         self.on_change: Callable[[QueueChange], None] = lambda _: None
         self._making: dict[bytes, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._gone_since: dict[Queue, float] = {}
-        self._held: set[str] = set()
+        self._unserved_since: dict[Queue, float] = {}
+        self._subjects_with_jobs: set[str] = set()
         """The subjects that held jobs at the last look."""
         self._refused: Queue | None = None
         """The last queue that NATS refused to make; None: there is room, as far as is known."""
-        self._try_at = 0.0
-        self._full_at = 0
+        self._retry_refused_at = 0.0
+        self._consumers_when_refused = 0
         """How many consumers there were when NATS refused one."""
 
     async def start(self) -> None:
         """Learn which consumers exist. Raises Unavailable."""
-        await self._wire.subscribe(f"{QUEUE_FREED}.*", self._on_deleted)
+        await self._connection.subscribe(f"{QUEUE_FREED}.*", self._on_deleted)
         await self.reload()
-        self._spawn(self._tend())
+        self._spawn(self._check_forever())
 
     async def close(self) -> None:
         """Stop."""
@@ -88,7 +88,7 @@ class QueueConsumers:
     async def reload(self) -> list[Queue]:
         """Ask NATS which queues have a consumer. Raises Unavailable."""
         before = set(self.existing)
-        queues = await self._listed()
+        queues = await self._list_queues()
         found = {_subject(queue) for queue in queues}
         self.existing -= before - found
         self.existing |= found
@@ -129,16 +129,16 @@ class QueueConsumers:
             try:
                 await self._create(queue)
             except ApiError as error:
-                if error.code != MAX_CONSUMERS or not await self._evict():
+                if error.code != CONSUMER_LIMIT_REACHED or not await self._evict():
                     raise
                 await self._create(queue)
         except ApiError as error:
             self.on_change(QueueChange.REFUSED)
-            if error.code != MAX_CONSUMERS:
+            if error.code != CONSUMER_LIMIT_REACHED:
                 raise Unavailable(f"NATS refuses the queue of the model '{queue.model}': {error}") from error
-            self._refused, self._try_at = queue, time.monotonic() + FULL_S
-            self._full_at = await self._count()
-            log.error("queue.refused", queue=queue, consumers=self._full_at, error=str(error))
+            self._refused, self._retry_refused_at = queue, time.monotonic() + REFUSED_RETRY_INTERVAL_S
+            self._consumers_when_refused = await self._count()
+            log.error("queue.refused", queue=queue, consumers=self._consumers_when_refused, error=str(error))
             raise self._refusal() from error
         self._refused = None
         self.existing.add(subject)
@@ -147,7 +147,7 @@ class QueueConsumers:
 
     def _refusal(self) -> Unavailable:
         return Unavailable(
-            f"This model has no queue, and NATS refuses to make one more: {self._full_at} consumers exist, and none is idle. "
+            f"This model has no queue, and NATS refuses to make one more: {self._consumers_when_refused} consumers exist, and none is idle. "
             "Retry later; operators: raise MAX_QUEUES, or the limit on consumers of the NATS account.",
             code="no_queue",
             retry_after_s=RETRY_AFTER_S,
@@ -177,10 +177,10 @@ class QueueConsumers:
     async def free(self, is_served: Callable[[Queue], bool], grace_s: float) -> int:
         """Free the empty queues that `is_served` has denied for `grace_s`, and say how many. Raises Unavailable."""
         now, freed = time.monotonic(), 0
-        gone = [queue for queue in await self.reload() if not is_served(queue)]
-        since = self._gone_since = {queue: self._gone_since.get(queue, now) for queue in gone}
-        for queue in (queue for queue in gone if now - since[queue] >= grace_s):
-            if freed == FREED_PER_ROUND:
+        unserved = [queue for queue in await self.reload() if not is_served(queue)]
+        since = self._unserved_since = {queue: self._unserved_since.get(queue, now) for queue in unserved}
+        for queue in (queue for queue in unserved if now - since[queue] >= grace_s):
+            if freed == MAX_FREED_PER_ROUND:
                 break
             if not is_served(queue) and await self._free(queue):
                 freed += 1
@@ -189,11 +189,11 @@ class QueueConsumers:
     async def _evict(self) -> bool:
         """Free some idle queues; False where there is none."""
         freed = 0
-        async for info in self._infos():
+        async for info in self._iter_consumer_infos():
             queue = _parsed(info["name"])
-            if queue is not None and _idle_s(info) > EVICT_IDLE_S and await self._free(queue):
+            if queue is not None and _idle_s(info) > MIN_EVICTED_IDLE_S and await self._free(queue):
                 freed += 1
-                if freed == EVICTED_AT_ONCE:
+                if freed == MAX_EVICTED_AT_ONCE:
                     break
         return freed > 0
 
@@ -211,7 +211,7 @@ class QueueConsumers:
                 return False
             raise Unavailable(f"NATS: {error}") from error
         self.existing.discard(_subject(queue))
-        self._gone_since.pop(queue, None)
+        self._unserved_since.pop(queue, None)
         self.on_change(QueueChange.FREED)
         log.info("queue.freed", queue=queue)
         await self._restore(queue)
@@ -226,37 +226,40 @@ class QueueConsumers:
     async def _restore(self, queue: Queue) -> None:
         """Make a deleted consumer again where a job came meanwhile."""
         with contextlib.suppress(NexusError, ApiError):  # the next round sees it
-            if await self._holding(job_subject(*queue)):
+            if await self._list_subjects_with_jobs(job_subject(*queue)):
                 await self.serve(queue)
 
     # Tend
 
-    async def _tend(self) -> None:
+    async def _check_forever(self) -> None:
         while True:
-            await asyncio.sleep(TEND_S)
+            await asyncio.sleep(CHECK_INTERVAL_S)
             try:
-                await self._look()
-                await self._try_again()
+                await self._check_queues()
+                await self._retry_refused()
             except (NexusError, ApiError) as error:
                 log.debug("queues not looked after", error=str(error))
             except Exception:
                 log.exception("defect in looking after queues")
 
-    async def _look(self) -> None:
+    async def _check_queues(self) -> None:
         """Every subject that holds a job has a consumer; and workers hear of it: NATS does not say that a job comes again."""
-        before, self._held = self._held, set(await self._holding(f"{JOBS}.>"))
-        for subject in self._held:
+        before, self._subjects_with_jobs = (
+            self._subjects_with_jobs,
+            set(await self._list_subjects_with_jobs(f"{JOBS}.>")),
+        )
+        for subject in self._subjects_with_jobs:
             # A job that was stored a moment ago has woken the workers by itself.
             if subject in before or subject.encode() not in self.existing:
                 with contextlib.suppress(ValueError, NexusError):  # the others must not suffer
                     await self.serve(Queue(*parse_job_subject(subject)))
 
-    async def _try_again(self) -> None:
+    async def _retry_refused(self) -> None:
         """Make the queue that was refused, which also frees idle ones. Raises Unavailable where there is still no room."""
         queue, now = self._refused, time.monotonic()
-        if queue is None or now < self._try_at:
+        if queue is None or now < self._retry_refused_at:
             return
-        self._try_at = now + FULL_S
+        self._retry_refused_at = now + REFUSED_RETRY_INTERVAL_S
         await self._make(queue, _subject(queue))
 
     async def serve(self, queue: Queue) -> None:
@@ -265,20 +268,20 @@ class QueueConsumers:
         await self.make(queue)
         if missing:
             self.on_change(QueueChange.RESTORED)
-        self.ring(queue)
+        self.notify_workers(queue)
 
-    def ring(self, queue: Queue) -> None:
+    def notify_workers(self, queue: Queue) -> None:
         """Tell the workers to look at a queue."""
         with contextlib.suppress(Unavailable):
-            self._wire.publish(_subject(queue).replace(JOBS.encode(), WAKEUPS.encode(), 1), QUEUE_HOLDS_JOBS)
+            self._connection.publish(_subject(queue).replace(JOBS.encode(), WAKEUPS.encode(), 1), QUEUE_HOLDS_JOBS)
 
-    def missed(self, queue: Queue) -> None:
+    def forget(self, queue: Queue) -> None:
         """The queue was found to have no consumer."""
         self.existing.discard(_subject(queue))
 
     # NATS
 
-    async def _holding(self, subject: str) -> list[str]:
+    async def _list_subjects_with_jobs(self, subject: str) -> list[str]:
         """The subjects that hold jobs; on the way, whether there is room for consumers again."""
         found: dict[str, int] = {}
         while True:
@@ -288,7 +291,7 @@ class QueueConsumers:
             found |= page
             if not page or len(found) >= info.get("total", 0):
                 break
-        if info["state"].get("consumer_count", 0) < self._full_at:
+        if info["state"].get("consumer_count", 0) < self._consumers_when_refused:
             self._refused = None
         return list(found)
 
@@ -297,7 +300,7 @@ class QueueConsumers:
             return int((await self._request(f"STREAM.INFO.{JOBS_STREAM}"))["state"].get("consumer_count", 0))
         return 0
 
-    async def _listed(self) -> list[Queue]:
+    async def _list_queues(self) -> list[Queue]:
         """The queues that have a consumer. Raises Unavailable."""
         names: list[str] = []
         try:
@@ -311,7 +314,7 @@ class QueueConsumers:
             raise Unavailable(f"NATS does not list the queues: {error}") from error
         return [queue for queue in map(_parsed, names) if queue is not None]
 
-    async def _infos(self) -> AsyncIterator[dict[str, Any]]:
+    async def _iter_consumer_infos(self) -> AsyncIterator[dict[str, Any]]:
         """Yield what NATS says of each consumer; of each page in any order, so that gateways do not all free the same."""
         offset, total = 0, 1
         while offset < total:
@@ -327,7 +330,7 @@ class QueueConsumers:
                 yield info
 
     async def _request(self, subject: str, body: Any = None) -> dict[str, Any]:
-        return await request(self._wire.client, subject, body)
+        return await request(self._connection.client, subject, body)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -39,7 +39,7 @@ class _PendingRequest:
 
     reply: ReplyFuture
     many: bool
-    connection: int
+    reconnect_count: int
     """Which one of the reconnected connections it went out on."""
     answers: list[ReplyMessage] = field(default_factory=list)
 
@@ -47,22 +47,22 @@ class _PendingRequest:
 class RequestInbox:
     """What was asked on one connection, and is not answered yet."""
 
-    def __init__(self, wire: NatsConnection) -> None:
-        self._wire = wire
+    def __init__(self, connection: NatsConnection) -> None:
+        self._connection = connection
         self._open: dict[bytes, _PendingRequest] = {}
-        self._prefix = f"{wire.new_inbox()}."
-        self._skip = len(self._prefix)
+        self._prefix = f"{connection.new_inbox()}."
+        self._prefix_length = len(self._prefix)
         self._next = 0
         self.closed = False
         self.require_storage: Callable[[], None] = lambda: None
         """Raises Unavailable where NATS is known to store nothing; see `backbone.bus.nats.write_probe`."""
-        wire.on_lost.append(self._forget_all)
+        connection.on_lost.append(self._forget_all)
         self.discard_subject = f"{self._prefix}void".encode()
         """Where an answer goes that nobody waits for."""
 
     async def start(self) -> None:
         """Listen; once, after the first connection."""
-        await self._wire.subscribe(f"{self._prefix}*", self._on_answer)
+        await self._connection.subscribe(f"{self._prefix}*", self._on_reply)
 
     def request(
         self, subject: bytes, payload: bytes | memoryview, *, headers: bytes = b"", many: bool = False
@@ -73,23 +73,23 @@ class RequestInbox:
         self._next += 1
         token = b"%d" % self._next
         address = self._prefix.encode() + token
-        self._wire.publish(subject, payload, address, headers)
+        self._connection.publish(subject, payload, address, headers)
         reply: ReplyFuture = asyncio.get_running_loop().create_future()
-        self._open[token] = _PendingRequest(reply, many, self._connection)
+        self._open[token] = _PendingRequest(reply, many, self._reconnect_count)
         reply.add_done_callback(lambda _: self._open.pop(token, None))
         return reply
 
     @property
     def connected(self) -> bool:
         """Whether anything can be asked now."""
-        return self._wire.connected
+        return self._connection.connected
 
     @property
-    def _connection(self) -> int:
-        return self._wire.client.stats["reconnects"]
+    def _reconnect_count(self) -> int:
+        return self._connection.client.stats["reconnects"]
 
-    def _on_answer(self, subject: bytes, _reply: bytes, headers: bytes, data: bytes) -> None:
-        one = self._open.get(subject[self._skip :])
+    def _on_reply(self, subject: bytes, _reply: bytes, headers: bytes, data: bytes) -> None:
+        one = self._open.get(subject[self._prefix_length :])
         if one is None or one.reply.done():
             return
         answer = ReplyMessage(headers, data)
@@ -100,7 +100,7 @@ class RequestInbox:
     @property
     def unavailable(self) -> bool:
         """Whether NATS is known to be away, so that to ask again is of no use for now."""
-        return self._wire.unavailable
+        return self._connection.unavailable
 
     def _forget_all(self) -> None:
         """The connection is lost: what was asked on it is never answered."""
@@ -111,7 +111,7 @@ class RequestInbox:
     def forget_lost(self) -> None:
         """After a reconnect: what was asked before it is never answered."""
         for one in list(self._open.values()):
-            if not one.reply.done() and (self.closed or one.connection != self._connection):
+            if not one.reply.done() and (self.closed or one.reconnect_count != self._reconnect_count):
                 one.reply.set_result(None)
 
     def close(self) -> None:

@@ -14,15 +14,15 @@ from backbone.bus.nats.request_inbox import ReplyMessage, RequestInbox
 from backbone.bus.outage import nats_unavailable
 from schemas.errors import RequestTooLarge, Unavailable
 
-PATIENCE_S = 10.0
+RETRY_TIMEOUT_S = 10.0
 """How long a question is repeated while NATS is there: a stream whose leader is lost has a new one by then."""
-OUTAGE_S = 3.0
+OUTAGE_TIMEOUT_S = 3.0
 """How long a question is repeated that NATS's absence met under way. One that begins while NATS is known to be away is
 refused at once.
 """
-TRY_S = 2.0
+ATTEMPT_TIMEOUT_S = 2.0
 """It is asked again after this; the connection can be up and the answer lost."""
-AGAIN_S = 0.1
+RETRY_DELAY_S = 0.1
 NO_RESPONDERS = 503
 NOT_FOUND = frozenset({404, 204})
 NO_MESSAGE = 10037
@@ -63,7 +63,7 @@ def message_id_headers(text: str) -> bytes:
 
 
 async def request_until_answered(
-    questions: RequestInbox,
+    inbox: RequestInbox,
     subject: bytes,
     payload: bytes,
     *,
@@ -75,15 +75,15 @@ async def request_until_answered(
     so many `tries` that were not answered though the connection stood; at once where NATS is known to be away, and after
     OUTAGE_S where that is learned meanwhile.
     """
-    if questions.unavailable:
+    if inbox.unavailable:
         raise nats_unavailable()
     loop = asyncio.get_running_loop()
     began = loop.time()
-    deadline = began + PATIENCE_S
-    while not questions.closed:
+    deadline = began + RETRY_TIMEOUT_S
+    while not inbox.closed:
         try:
-            reply = questions.request(subject, payload, headers=headers, many=many)
-            async with asyncio.timeout(TRY_S):
+            reply = inbox.request(subject, payload, headers=headers, many=many)
+            async with asyncio.timeout(ATTEMPT_TIMEOUT_S):
                 answers = await reply
             if answers is not None and not has_no_responders(answers[0]):
                 return answers
@@ -91,28 +91,28 @@ async def request_until_answered(
             tries -= 1
         except Unavailable:
             pass  # not connected
-        if questions.unavailable and loop.time() > began + OUTAGE_S:
+        if inbox.unavailable and loop.time() > began + OUTAGE_TIMEOUT_S:
             raise nats_unavailable()
-        if not tries or loop.time() + AGAIN_S > deadline:
+        if not tries or loop.time() + RETRY_DELAY_S > deadline:
             break
-        await asyncio.sleep(AGAIN_S)
+        await asyncio.sleep(RETRY_DELAY_S)
     raise Unavailable(
         "NATS JetStream does not answer: the stream has no leader, or its disk is too slow; retry shortly"
     )
 
 
 async def store_message(
-    questions: RequestInbox, subject: bytes, payload: bytes, headers: bytes = b"", *, max_payload: int = 0
+    inbox: RequestInbox, subject: bytes, payload: bytes, headers: bytes = b"", *, max_payload: int = 0
 ) -> StoredAck:
     """Store a message, under the same headers until NATS confirms it. Raises Refused, RequestTooLarge, Unavailable: at once
     where NATS is known to store nothing.
 
     What is over `max_payload` is not sent: NATS would close the connection.
     """
-    questions.require_storage()
+    inbox.require_storage()
     if max_payload and len(headers) + len(payload) > max_payload:
         raise RequestTooLarge(f"a message of {len(payload)} bytes is larger than the {max_payload} that NATS takes")
-    answer = orjson.loads((await request_until_answered(questions, subject, payload, headers=headers))[0].data)
+    answer = orjson.loads((await request_until_answered(inbox, subject, payload, headers=headers))[0].data)
     error = answer.get("error")
     if error is not None:
         raise JetStreamError(error)

@@ -16,10 +16,10 @@ from schemas.job_events import GateReply, GateRequest
 
 log = structlog.get_logger(__name__)
 
-AT_ONCE = 256
-LAST_ANSWERS_S = 1.0
+MAX_CONCURRENT_REQUESTS = 256
+SHUTDOWN_TIMEOUT_S = 1.0
 """For the answers that are under way when a gateway ends."""
-MAX_WAITING = 10_000
+MAX_QUEUED_REQUESTS = 10_000
 """Beyond this, questions are dropped: workers repeat them."""
 
 GateRequestHandler = Callable[[GateRequest], Awaitable[GateReply | None]]
@@ -28,26 +28,26 @@ GateRequestHandler = Callable[[GateRequest], Awaitable[GateReply | None]]
 class RpcServer:
     """The questions of workers that this gateway got."""
 
-    def __init__(self, wire: NatsConnection, referee: GateRequestHandler) -> None:
-        self._wire = wire
-        self._referee = referee
+    def __init__(self, connection: NatsConnection, handler: GateRequestHandler) -> None:
+        self._connection = connection
+        self._handler = handler
         self._running: set[asyncio.Task[None]] = set()
-        self._waiting: deque[tuple[GateRequest, bytes]] = deque(maxlen=MAX_WAITING)
+        self._waiting: deque[tuple[GateRequest, bytes]] = deque(maxlen=MAX_QUEUED_REQUESTS)
         self._sid: int | None = None
 
     async def start(self) -> None:
         """Share in answering from now on, or from the next connection on. Raises Unavailable after `NatsConnection.close`."""
-        self._sid = await self._wire.subscribe(f"{GATE_REQUESTS}.*", self._on_ask, group=GATEWAY_GROUP)
+        self._sid = await self._connection.subscribe(f"{GATE_REQUESTS}.*", self._on_request, group=GATEWAY_GROUP)
         with contextlib.suppress(Unavailable):
-            await self._wire.ping()
+            await self._connection.ping()
 
     async def close(self) -> None:
         """Take no more, and answer those who have asked: a worker that is not answered asks again, but only after seconds."""
         if self._sid is not None:
             sid, self._sid = self._sid, None
-            await self._wire.unsubscribe(sid)
+            await self._connection.unsubscribe(sid)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(LAST_ANSWERS_S):
+            async with asyncio.timeout(SHUTDOWN_TIMEOUT_S):
                 while self._running:
                     await asyncio.wait(self._running)
         self._waiting.clear()
@@ -56,20 +56,20 @@ class RpcServer:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
-    def _on_ask(self, _subject: bytes, reply: bytes, _headers: bytes, data: bytes) -> None:
+    def _on_request(self, _subject: bytes, reply: bytes, _headers: bytes, data: bytes) -> None:
         try:
-            ask = GateRequest.model_validate_json(data)
+            request = GateRequest.model_validate_json(data)
         except ValueError as error:
-            self._wire.refusals.add("question", error=str(error))
+            self._connection.refusals.add("question", error=str(error))
             return
         if reply and not is_reply_subject(reply):
-            self._wire.refusals.add("address", address=repr(reply[:100]), worker=ask.worker)
+            self._connection.refusals.add("address", address=repr(reply[:100]), worker=request.worker)
             return
-        self._waiting.append((ask, reply))
-        self._begin()
+        self._waiting.append((request, reply))
+        self._start_tasks()
 
-    def _begin(self) -> None:
-        while self._waiting and len(self._running) < AT_ONCE:
+    def _start_tasks(self) -> None:
+        while self._waiting and len(self._running) < MAX_CONCURRENT_REQUESTS:
             task = asyncio.create_task(self._answer(*self._waiting.popleft()))
             self._running.add(task)
             task.add_done_callback(self._done)
@@ -78,10 +78,10 @@ class RpcServer:
         self._running.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("the referee failed", exc_info=error)
-        self._begin()
+        self._start_tasks()
 
-    async def _answer(self, ask: GateRequest, reply: bytes) -> None:
-        answer = await self._referee(ask)
+    async def _answer(self, request: GateRequest, reply: bytes) -> None:
+        answer = await self._handler(request)
         if answer is not None and reply:
             with contextlib.suppress(Unavailable):
-                self._wire.publish(reply, answer.model_dump_json(exclude_defaults=True).encode())
+                self._connection.publish(reply, answer.model_dump_json(exclude_defaults=True).encode())

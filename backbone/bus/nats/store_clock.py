@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-DRIFT = 100e-6
+MAX_CLOCK_DRIFT = 100e-6
 """Seconds by which two clocks may part in a second."""
 
 
@@ -15,16 +15,16 @@ class StoreClock:
     """
 
     def __init__(self) -> None:
-        self._least: float | None = None
+        self._smallest_difference: float | None = None
         self._seen_at = 0.0
 
     def age_s(self, stored_ns: int, now: float) -> float:
         """Return for how many seconds the message has waited. The first one seen may have waited for any time: `inf`."""
         difference = now - stored_ns / 1e9
-        least = self._least
-        if least is None:
-            self._least, self._seen_at = difference, now
+        smallest = self._smallest_difference
+        if smallest is None:
+            self._smallest_difference, self._seen_at = difference, now
             return float("inf")
-        least = min(difference, least + DRIFT * (now - self._seen_at))
-        self._least, self._seen_at = least, now
-        return difference - least
+        smallest = min(difference, smallest + MAX_CLOCK_DRIFT * (now - self._seen_at))
+        self._smallest_difference, self._seen_at = smallest, now
+        return difference - smallest

@@ -36,7 +36,7 @@ DURABLES_NEED = "2.10"
 Config = dict[str, Any]
 
 
-def _stream(name: str, subjects: str, kept: Retention, max_age_s: float, window_s: float = WINDOW_S) -> Config:
+def _stream(name: str, subjects: str, retention: Retention, max_age_s: float, window_s: float = WINDOW_S) -> Config:
     window = min(window_s, max_age_s) if max_age_s else window_s
     return {
         "name": name,
@@ -50,44 +50,44 @@ def _stream(name: str, subjects: str, kept: Retention, max_age_s: float, window_
         "max_msgs_per_subject": -1,
         "max_msg_size": -1,
         "max_consumers": -1,
-        "num_replicas": kept.replicas,
+        "num_replicas": retention.replicas,
         "duplicate_window": int(window * NANO),
         "allow_direct": True,
     }
 
 
-def events_stream(kept: Retention) -> Config:
+def events_stream(retention: Retention) -> Config:
     """The oldest events make room for new ones; each is repeated, whole, to whoever follows its job."""
-    return _stream(EVENTS_STREAM, f"{EVENTS}.>", kept, kept.events_s, EVENTS_WINDOW_S) | {
+    return _stream(EVENTS_STREAM, f"{EVENTS}.>", retention, retention.events_s, EVENTS_WINDOW_S) | {
         "description": "Nexus: events of durable jobs",
-        "max_bytes": kept.max_event_bytes,
+        "max_bytes": retention.max_event_bytes,
         "republish": {"src": f"{EVENTS}.>", "dest": f"{STORED_EVENTS}.>"},
     }
 
 
-def outcomes_stream(kept: Retention) -> Config:
+def outcomes_stream(retention: Retention) -> Config:
     """One message per subject, the first. It takes nothing when it is full: `backbone.bus.nats.outcomes` sees to it."""
-    return _stream(OUTCOMES_STREAM, f"{OUTCOMES}.>", kept, kept.jobs_s) | {
+    return _stream(OUTCOMES_STREAM, f"{OUTCOMES}.>", retention, retention.jobs_s) | {
         "description": "Nexus: how durable jobs ended",
         "discard": "new",
         "discard_new_per_subject": True,
         "max_msgs_per_subject": 1,
-        "max_bytes": kept.max_outcome_bytes,
+        "max_bytes": retention.max_outcome_bytes,
         "republish": {"src": f"{OUTCOMES}.>", "dest": f"{STORED_OUTCOMES}.>", "headers_only": True},
     }
 
 
-def dead_letters_stream(kept: Retention) -> Config:
+def dead_letters_stream(retention: Retention) -> Config:
     """Dead letters; the oldest make room."""
-    return _stream(DEAD_LETTERS_STREAM, f"{DEAD_LETTERS}.>", kept, kept.dead_letters_s) | {
+    return _stream(DEAD_LETTERS_STREAM, f"{DEAD_LETTERS}.>", retention, retention.dead_letters_s) | {
         "description": "Nexus: jobs that failed for good, to be looked at",
-        "max_bytes": kept.max_dead_letter_bytes,
+        "max_bytes": retention.max_dead_letter_bytes,
     }
 
 
-def claims_stream(kept: Retention) -> Config:
+def claims_stream(retention: Retention) -> Config:
     """A key-value bucket, as NATS's own clients make it."""
-    return _stream(CLAIMS_STREAM, f"$KV.{CLAIMS_BUCKET}.>", kept, kept.claims_s) | {
+    return _stream(CLAIMS_STREAM, f"$KV.{CLAIMS_BUCKET}.>", retention, retention.claims_s) | {
         "description": "Nexus: which job an idempotency key belongs to",
         "discard": "new",
         "max_msgs_per_subject": 1,
@@ -96,9 +96,9 @@ def claims_stream(kept: Retention) -> Config:
     }
 
 
-def seals_stream(kept: Retention) -> Config:
+def seals_stream(retention: Retention) -> Config:
     """A key-value bucket with the secret under which gateways seal: as old as what it seals, so that it does not grow too old."""
-    return _stream(SEALS_STREAM, f"$KV.{SEALS_BUCKET}.>", kept, 0) | {
+    return _stream(SEALS_STREAM, f"$KV.{SEALS_BUCKET}.>", retention, 0) | {
         "description": "Nexus: the secret by which gateways know their own",
         "discard": "new",
         "max_msgs_per_subject": 1,
@@ -107,9 +107,9 @@ def seals_stream(kept: Retention) -> Config:
     }
 
 
-def work_queue_config(name: str, kept: Retention) -> Config:
+def work_queue_config(name: str, retention: Retention) -> Config:
     """A work queue of the gateways' own."""
-    return _stream(work_queue_stream(name), f"nexus.{name}.*", kept, 0) | {
+    return _stream(work_queue_stream(name), f"nexus.{name}.*", retention, 0) | {
         "description": f"Nexus: work of the gateways: {name}",
         "retention": "workqueue",
         "discard": "new",
@@ -117,14 +117,14 @@ def work_queue_config(name: str, kept: Retention) -> Config:
     }
 
 
-async def ensure_job_streams(client: Client, kept: Retention) -> str:
+async def ensure_job_streams(client: Client, retention: Retention) -> str:
     """Make everything but the backlogs; when the stream of events was made first, by NATS's clock. Raises Unavailable."""
-    told = await ensure(client, events_stream(kept), ("republish", "allow_direct"), DURABLES_NEED)
+    told = await ensure(client, events_stream(retention), ("republish", "allow_direct"), DURABLES_NEED)
     needed = ("republish", "discard_new_per_subject", "max_msgs_per_subject", "allow_direct")
-    await ensure(client, outcomes_stream(kept), needed, DURABLES_NEED)
-    await ensure(client, dead_letters_stream(kept), ("allow_direct",), DURABLES_NEED)
-    await ensure(client, claims_stream(kept), ("allow_direct", "max_msgs_per_subject"), DURABLES_NEED)
-    await ensure(client, seals_stream(kept), ("allow_direct", "max_msgs_per_subject"), DURABLES_NEED)
+    await ensure(client, outcomes_stream(retention), needed, DURABLES_NEED)
+    await ensure(client, dead_letters_stream(retention), ("allow_direct",), DURABLES_NEED)
+    await ensure(client, claims_stream(retention), ("allow_direct", "max_msgs_per_subject"), DURABLES_NEED)
+    await ensure(client, seals_stream(retention), ("allow_direct", "max_msgs_per_subject"), DURABLES_NEED)
     return str(told["created"])
 
 
@@ -149,6 +149,6 @@ async def ensure_pull_consumer(client: Client, stream: str, consumer: str, hold_
         raise Unavailable(f"NATS refuses the consumer {consumer} of {stream}: {error}") from error
 
 
-async def ensure_work_queue(client: Client, name: str, kept: Retention) -> None:
+async def ensure_work_queue(client: Client, name: str, retention: Retention) -> None:
     """Make a backlog's stream. Raises Unavailable."""
-    await ensure(client, work_queue_config(name, kept), (), DURABLES_NEED)
+    await ensure(client, work_queue_config(name, retention), (), DURABLES_NEED)

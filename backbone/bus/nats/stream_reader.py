@@ -42,8 +42,8 @@ class StoredMessage(NamedTuple):
 class StreamReader:
     """What is stored in one stream."""
 
-    def __init__(self, questions: RequestInbox, stream: str, *, replicated: bool) -> None:
-        self._questions = questions
+    def __init__(self, inbox: RequestInbox, stream: str, *, replicated: bool) -> None:
+        self._inbox = inbox
         self._replicated = replicated
         self._info = f"$JS.API.STREAM.INFO.{stream}".encode()
         self._direct = f"$JS.API.DIRECT.GET.{stream}".encode()
@@ -52,7 +52,7 @@ class StreamReader:
 
     async def last(self, subject: str) -> StoredMessage | None:
         """The newest message on a subject. Raises Unavailable."""
-        answer = (await request_until_answered(self._questions, self._direct + b"." + subject.encode(), b""))[0]
+        answer = (await request_until_answered(self._inbox, self._direct + b"." + subject.encode(), b""))[0]
         if answer.status is None:
             return _message(answer)
         _require_not_found(answer)
@@ -68,7 +68,7 @@ class StreamReader:
         if subject is not None:
             where["next_by_subj"] = subject
         body = orjson.dumps(where | {"batch": min(count, BATCH), "max_bytes": BATCH_BYTES})
-        answers = await request_until_answered(self._questions, self._direct, body, many=True)
+        answers = await request_until_answered(self._inbox, self._direct, body, many=True)
         found = [_message(one) for one in answers if one.status is None]
         if found:
             left = answers[-1].header(b"Nats-Num-Pending")
@@ -82,7 +82,7 @@ class StreamReader:
     async def count_after(self, seq: int, subject: str) -> int | None:
         """How many messages `subject` has after that of sequence `seq`; None: it has none with it. Raises Unavailable."""
         body = orjson.dumps({"seq": seq, "next_by_subj": subject, "batch": 1})
-        answer = (await request_until_answered(self._questions, self._direct, body, many=True))[0]
+        answer = (await request_until_answered(self._inbox, self._direct, body, many=True))[0]
         if answer.status is not None:
             _require_not_found(answer)
             there = await self.from_leader({"seq": seq}) if self._replicated else None
@@ -94,9 +94,7 @@ class StreamReader:
 
     async def from_leader(self, where: dict[str, Any]) -> StoredMessage | None:
         """What the leader has. Raises Unavailable."""
-        answer = orjson.loads(
-            (await request_until_answered(self._questions, self._leader, orjson.dumps(where)))[0].data
-        )
+        answer = orjson.loads((await request_until_answered(self._inbox, self._leader, orjson.dumps(where)))[0].data)
         error = answer.get("error")
         if error is not None:
             refusal = JetStreamError(error)
@@ -110,7 +108,7 @@ class StreamReader:
     async def delete(self, seq: int) -> bool:
         """Delete a message; False: it was not there, or an earlier try of this call has deleted it. Raises Unavailable."""
         body = b'{"seq":%d,"no_erase":true}' % seq
-        answer = orjson.loads((await request_until_answered(self._questions, self._delete, body))[0].data)
+        answer = orjson.loads((await request_until_answered(self._inbox, self._delete, body))[0].data)
         error = answer.get("error")
         if error is None:
             return True
@@ -122,7 +120,7 @@ class StreamReader:
     async def state(self, subject: str | None = None) -> dict[str, Any]:
         """The stream's state, with the count of messages on `subject`. Raises Unavailable."""
         body = orjson.dumps({"subjects_filter": subject}) if subject is not None else b""
-        answer = orjson.loads((await request_until_answered(self._questions, self._info, body))[0].data)
+        answer = orjson.loads((await request_until_answered(self._inbox, self._info, body))[0].data)
         error = answer.get("error")
         if error is not None:
             raise Unavailable(f"NATS: {JetStreamError(error)}")
@@ -134,7 +132,7 @@ class StreamReader:
         found: list[str] = []
         while True:
             body = orjson.dumps({"subjects_filter": filter_, "offset": len(found)})
-            answer = orjson.loads((await request_until_answered(self._questions, self._info, body))[0].data)
+            answer = orjson.loads((await request_until_answered(self._inbox, self._info, body))[0].data)
             if (error := answer.get("error")) is not None:
                 raise Unavailable(f"NATS: {JetStreamError(error)}")
             page = answer["state"].get("subjects") or {}
@@ -166,9 +164,9 @@ def _require_not_found(answer: ReplyMessage) -> None:
 class QueuePositions:
     """Reads the jobs stream: three questions at once, none of which reads other jobs."""
 
-    def __init__(self, questions: RequestInbox, *, replicated: bool) -> None:
-        self._questions = questions
-        self._jobs = StreamReader(questions, JOBS_STREAM, replicated=replicated)
+    def __init__(self, inbox: RequestInbox, *, replicated: bool) -> None:
+        self._inbox = inbox
+        self._jobs = StreamReader(inbox, JOBS_STREAM, replicated=replicated)
 
     async def before(self, queue: Queue, seq: int) -> int | None:
         """Those stored before `seq`, less those that run: a worker takes the oldest. None: `seq` is not there.
@@ -189,7 +187,5 @@ class QueuePositions:
         subject = f"$JS.API.CONSUMER.INFO.{JOBS_STREAM}.{consumer_name(*queue)}".encode()
         # Without the consumer nothing runs.
         return int(
-            orjson.loads((await request_until_answered(self._questions, subject, b""))[0].data).get(
-                "num_ack_pending", 0
-            )
+            orjson.loads((await request_until_answered(self._inbox, subject, b""))[0].data).get("num_ack_pending", 0)
         )

@@ -11,17 +11,17 @@ from backbone.bus.subjects import QUEUE_HOLDS_JOBS, WAKEUPS, encode_model
 from schemas.jobs import Capability, Lane
 
 WakeupCallback = Callable[[Queue], None]
-Group = tuple[Capability, str]
+ModelGroup = tuple[Capability, str]
 """A capability of a model: all its lanes."""
 
 
 class WakeupSubscriptions:
     """One subscription for all lanes of a model's capability, or one a lane while others of them are hushed."""
 
-    def __init__(self, wire: NatsConnection) -> None:
-        self._wire = wire
-        self._lanes: dict[Group, set[Lane]] = {}
-        self._hushed: dict[Group, set[Lane]] = {}
+    def __init__(self, connection: NatsConnection) -> None:
+        self._connection = connection
+        self._lanes: dict[ModelGroup, set[Lane]] = {}
+        self._muted: dict[ModelGroup, set[Lane]] = {}
         self._subscribed: dict[str, int] = {}
         self._queues: dict[bytes, Queue] = {}
         self._on_wakeup: WakeupCallback | None = None
@@ -39,41 +39,41 @@ class WakeupSubscriptions:
             self._queues[_subject(queue)] = queue
         async with self._lock:
             for group in before.keys() - self._lanes.keys():
-                self._hushed.pop(group, None)
-                await self._follow(group, before[group])
+                self._muted.pop(group, None)
+                await self._update_subscriptions(group, before[group])
             for group in self._lanes:
-                await self._follow(group, before.get(group, set()))
+                await self._update_subscriptions(group, before.get(group, set()))
 
-    async def hush(self, queue: Queue, *, muted: bool) -> None:
+    async def set_muted(self, queue: Queue, *, muted: bool) -> None:
         """Do not hear of one queue, or hear of it again. In effect for what is written to the connection after it."""
         group = (queue.capability, queue.model)
         async with self._lock:
             lanes = self._lanes.get(group)
             if lanes is None:
                 return  # it is not served any more, and must be heard once it is again
-            hushed = self._hushed.setdefault(group, set())
-            (hushed.add if muted else hushed.discard)(queue.lane)
-            await self._follow(group, lanes)
-            if not hushed:
-                del self._hushed[group]
+            muted_lanes = self._muted.setdefault(group, set())
+            (muted_lanes.add if muted else muted_lanes.discard)(queue.lane)
+            await self._update_subscriptions(group, lanes)
+            if not muted_lanes:
+                del self._muted[group]
 
-    async def _follow(self, group: Group, before: set[Lane]) -> None:
+    async def _update_subscriptions(self, group: ModelGroup, before: set[Lane]) -> None:
         """Subscribe to what is wanted of one group, then drop the rest."""
-        wanted = self._wanted(group)
+        wanted = self._wanted_subjects(group)
         for subject in wanted:
             if subject not in self._subscribed:
-                self._subscribed[subject] = await self._wire.subscribe(subject, self._rang)
+                self._subscribed[subject] = await self._connection.subscribe(subject, self._on_message)
         for subject in {_lane(group, "*"), *(_lane(group, lane) for lane in before)} - wanted:
             if subject in self._subscribed:
-                self._wire.drop_subscription(self._subscribed.pop(subject))
+                self._connection.drop_subscription(self._subscribed.pop(subject))
 
-    def _wanted(self, group: Group) -> set[str]:
-        lanes, hushed = self._lanes.get(group, set()), self._hushed.get(group, set())
+    def _wanted_subjects(self, group: ModelGroup) -> set[str]:
+        lanes, muted_lanes = self._lanes.get(group, set()), self._muted.get(group, set())
         if not lanes:
             return set()
-        return {_lane(group, lane) for lane in lanes - hushed} if hushed else {_lane(group, "*")}
+        return {_lane(group, lane) for lane in lanes - muted_lanes} if muted_lanes else {_lane(group, "*")}
 
-    def _rang(self, subject: bytes, _reply: bytes, _headers: bytes, data: bytes) -> None:
+    def _on_message(self, subject: bytes, _reply: bytes, _headers: bytes, data: bytes) -> None:
         queue = self._queues.get(subject)
         if queue is None:
             return
@@ -84,7 +84,7 @@ class WakeupSubscriptions:
             self._on_wakeup(queue)
 
 
-def _lane(group: Group, lane: str) -> str:
+def _lane(group: ModelGroup, lane: str) -> str:
     return f"{WAKEUPS}.{group[0]}.{lane}.{encode_model(group[1])}"
 
 

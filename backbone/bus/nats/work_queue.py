@@ -22,19 +22,19 @@ Take = Callable[[str, str, Make, int, float], AsyncGenerator[WorkItem, None]]
 class NatsWorkQueue:
     """See backbone.bus.job_log.WorkQueue. Its stream is made when it is first used, and after each reconnect."""
 
-    def __init__(self, name: str, client: Client, questions: RequestInbox, kept: Retention, take: Take) -> None:
+    def __init__(self, name: str, client: Client, inbox: RequestInbox, retention: Retention, take: Take) -> None:
         """`take` takes from a consumer. Raises ValueError for a name that cannot be one."""
         self.name = name
         self._stream = work_queue_stream(name)
         self._client = client
-        self._questions = questions
-        self._kept = kept
+        self._inbox = inbox
+        self._retention = retention
         self._take = take
         self._made = False
 
     async def make(self) -> None:
         """Make the stream. Raises Unavailable."""
-        await ensure_work_queue(self._client, self.name, self._kept)
+        await ensure_work_queue(self._client, self.name, self._retention)
         self._made = True
 
     async def put(self, item_id: str, data: bytes) -> None:
@@ -44,18 +44,18 @@ class NatsWorkQueue:
             await self.make()
         try:
             await store_message(
-                self._questions, subject, data, message_id_headers(item_id), max_payload=self._client.max_payload
+                self._inbox, subject, data, message_id_headers(item_id), max_payload=self._client.max_payload
             )
-        except JetStreamError as refusal:
-            raise Unavailable(f"the backlog {self.name} does not take more work: {refusal}") from refusal
+        except JetStreamError as error:
+            raise Unavailable(f"the backlog {self.name} does not take more work: {error}") from error
 
     async def consume(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
         """One consumer for all gateways."""
-        items = self._take(self._stream, GATEWAY_GROUP, self._make_taker, max_unacked, ack_wait_s)
+        items = self._take(self._stream, GATEWAY_GROUP, self._ensure_consumer, max_unacked, ack_wait_s)
         async with contextlib.aclosing(items):
             async for item in items:
                 yield item
 
-    async def _make_taker(self, ack_wait_s: float) -> None:
+    async def _ensure_consumer(self, ack_wait_s: float) -> None:
         await self.make()
         await ensure_pull_consumer(self._client, self._stream, GATEWAY_GROUP, ack_wait_s)

@@ -26,8 +26,8 @@ from schemas.errors import Unavailable
 log = structlog.get_logger(__name__)
 
 NANO = 1_000_000_000
-LEAVING_LOOK_S = 0.1
-LOST_PULL_S = 3.0
+DRAIN_POLL_INTERVAL_S = 0.1
+LOST_PULL_GRACE_S = 3.0
 """A pull this long past its expiry without a word was lost with its server."""
 
 
@@ -52,10 +52,10 @@ class NatsDelivery:
         """By our own monotonic clock, which runs on while the process is frozen."""
         return self._bus.now() < self._until
 
-    def _settle(self, word: bytes) -> None:
+    def _settle(self, outcome: bytes) -> None:
         # After `ack_wait` the message is somebody else's, and the word would hit that run.
         if self.owned:
-            self._bus.settle(self._ack_subject, word)
+            self._bus.settle(self._ack_subject, outcome)
         self._until = 0.0
 
     def ack(self) -> None:
@@ -73,7 +73,7 @@ class NatsDelivery:
             self._bus.settle(self._ack_subject, b"+WPI")
 
 
-class _Line:
+class _PullState:
     """One queue that this worker pulls from."""
 
     __slots__ = ("api", "batch", "expires_at", "index", "on_end", "outstanding", "queue")
@@ -100,23 +100,23 @@ class NatsWorkerBus:
     def __init__(
         self, server: NatsAccess | str, *, worker: str, ack_wait_s: float, on_job: Callable[[JobDelivery], None]
     ) -> None:
-        self._wire = NatsConnection(server, worker, on_reconnect=self._reconnected)
+        self._connection = NatsConnection(server, worker, on_reconnect=self._reconnected)
         self.ack_wait_s = ack_wait_s
         self.store_clock = StoreClock()
         self._on_job = on_job
-        self._lines: dict[Queue, _Line] = {}
-        self._by_subject: dict[bytes, _Line] = {}
-        self._by_index: dict[int, _Line] = {}
+        self._pulls: dict[Queue, _PullState] = {}
+        self._by_subject: dict[bytes, _PullState] = {}
+        self._by_index: dict[int, _PullState] = {}
         self._next_index = 0
-        self._inbox = ""
-        self._inbox_sid: int | None = None
-        self._leaving_sid: int | None = None
+        self._pull_inbox = ""
+        self._pull_inbox_sid: int | None = None
+        self._draining_inbox_sid: int | None = None
         """The inbox of pulls that may still bring jobs though nobody wants them: these go back at once."""
-        self._bells = WakeupSubscriptions(self._wire)
-        self._questions: dict[int, Callable[[bytes | None], None]] = {}
-        self._next_question = 0
-        self._answers = ""
-        self._sweeper: asyncio.Task[None] | None = None
+        self._wakeups = WakeupSubscriptions(self._connection)
+        self._pending_requests: dict[int, Callable[[bytes | None], None]] = {}
+        self._next_ticket = 0
+        self._reply_inbox = ""
+        self._sweep_task: asyncio.Task[None] | None = None
 
     def now(self) -> float:
         """Monotonic seconds. Not the loop's: its clock stands still during a turn, and a frozen process thaws in one."""
@@ -124,42 +124,42 @@ class NatsWorkerBus:
 
     async def start(self) -> None:
         """Connect and open the inboxes."""
-        await self._wire.connect()
-        self._answers = self._wire.new_inbox()
-        await self._wire.subscribe(f"{self._answers}.*", self._on_answer)
+        await self._connection.connect()
+        self._reply_inbox = self._connection.new_inbox()
+        await self._connection.subscribe(f"{self._reply_inbox}.*", self._on_reply)
         await self._open_inbox()
-        self._sweeper = asyncio.create_task(self._sweep())
+        self._sweep_task = asyncio.create_task(self._sweep())
 
     async def close(self) -> None:
         """Wait for pulls that cannot be ended, then flush and disconnect."""
         await self._outlast_pulls()
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        if self._sweep_task is not None:
+            self._sweep_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._sweeper
-        await self._wire.close()
+                await self._sweep_task
+        await self._connection.close()
 
     @property
     def connected(self) -> bool:
         """Whether there is a connection now."""
-        return self._wire.connected
+        return self._connection.connected
 
     async def ping(self) -> None:
         """A round trip to the server."""
-        await self._wire.ping()
+        await self._connection.ping()
 
     async def _open_inbox(self) -> None:
-        self._inbox = self._wire.new_inbox()
-        self._inbox_sid = await self._wire.subscribe(f"{self._inbox}.*", self._on_pulled)
+        self._pull_inbox = self._connection.new_inbox()
+        self._pull_inbox_sid = await self._connection.subscribe(f"{self._pull_inbox}.*", self._on_pulled)
 
     async def _reconnected(self) -> None:
         """Pulls died with the connection. A new inbox keeps what a cluster still holds for the old one away."""
-        if self._inbox_sid is not None:
-            await self._wire.unsubscribe(self._inbox_sid)
+        if self._pull_inbox_sid is not None:
+            await self._connection.unsubscribe(self._pull_inbox_sid)
             await self._open_inbox()
-        for line in self._lines.values():
-            if line.outstanding:
-                line.end(line.outstanding)
+        for pull in self._pulls.values():
+            if pull.outstanding:
+                pull.end(pull.outstanding)
 
     # Pulling
 
@@ -170,63 +170,63 @@ class NatsWorkerBus:
         on_recheck: Callable[[Queue], None] | None = None,
     ) -> None:
         """Open and close lines and bells, and the inbox again after `stop_pulling`."""
-        if self._leaving_sid is not None:
-            self._wire.drop_subscription(self._leaving_sid)
-            self._leaving_sid = None
-        if self._inbox_sid is None:
+        if self._draining_inbox_sid is not None:
+            self._connection.drop_subscription(self._draining_inbox_sid)
+            self._draining_inbox_sid = None
+        if self._pull_inbox_sid is None:
             await self._open_inbox()
         wanted = set(queues)
-        for queue in [q for q in self._lines if q not in wanted]:
-            line = self._lines.pop(queue)
-            self._by_index.pop(line.index, None)
+        for queue in [q for q in self._pulls if q not in wanted]:
+            pull = self._pulls.pop(queue)
+            self._by_index.pop(pull.index, None)
             self._by_subject.pop(job_subject(*queue).encode(), None)
-            if line.outstanding:
-                line.end(line.outstanding)
+            if pull.outstanding:
+                pull.end(pull.outstanding)
         for queue in queues:
-            if queue not in self._lines:
+            if queue not in self._pulls:
                 self._next_index += 1
-                line = _Line(queue, self._next_index)
-                self._lines[queue] = line
-                self._by_index[line.index] = line
-                self._by_subject[job_subject(*queue).encode()] = line
-        await self._bells.serve(queues, on_wakeup, on_recheck)
+                pull = _PullState(queue, self._next_index)
+                self._pulls[queue] = pull
+                self._by_index[pull.index] = pull
+                self._by_subject[job_subject(*queue).encode()] = pull
+        await self._wakeups.serve(queues, on_wakeup, on_recheck)
 
     async def set_muted(self, queue: Queue, *, muted: bool) -> None:
         """See WakeupSubscriptions."""
-        await self._bells.hush(queue, muted=muted)
+        await self._wakeups.set_muted(queue, muted=muted)
 
     def pull(self, queue: Queue, batch: int, wait_s: float, on_end: Callable[[Queue, int], None]) -> None:
         """Publish the pull request."""
-        line = self._lines[queue]
-        line.on_end = on_end
+        pull = self._pulls[queue]
+        pull.on_end = on_end
         request = (
             b'{"batch":%d,"expires":%d}' % (batch, int(wait_s * NANO))
             if wait_s
             else b'{"batch":%d,"no_wait":true}' % batch
         )
-        line.outstanding += batch
-        line.expires_at = self.now() + wait_s + LOST_PULL_S
+        pull.outstanding += batch
+        pull.expires_at = self.now() + wait_s + LOST_PULL_GRACE_S
         try:
-            self._wire.publish(line.api, request, f"{self._inbox}.{line.index}".encode())
+            self._connection.publish(pull.api, request, f"{self._pull_inbox}.{pull.index}".encode())
         except Unavailable:
-            line.end(batch)
+            pull.end(batch)
 
     def _on_pulled(self, subject: bytes, ack_subject: bytes, headers: bytes, data: bytes) -> None:
         if ack_subject.startswith(b"$JS.ACK."):
-            line = self._by_subject.get(subject)
-            if line is not None and line.outstanding > 0:
-                line.outstanding -= 1
-            if line is None or self._leaving_sid is not None:
+            pull = self._by_subject.get(subject)
+            if pull is not None and pull.outstanding > 0:
+                pull.outstanding -= 1
+            if pull is None or self._draining_inbox_sid is not None:
                 self.settle(ack_subject, b"-NAK")
                 return
-            self._on_job(NatsDelivery(self, line.queue, data, ack_subject))
+            self._on_job(NatsDelivery(self, pull.queue, data, ack_subject))
             return
-        line = self._by_index.get(int(subject[len(self._inbox) + 1 :]))
+        pull = self._by_index.get(int(subject[len(self._pull_inbox) + 1 :]))
         status = parse_status(headers)
-        if line is None or status is None or status.code == 100:
+        if pull is None or status is None or status.code == 100:
             return
-        unused = line.outstanding if status.unused is None else status.unused
-        line.end(unused)
+        unused = pull.outstanding if status.unused is None else status.unused
+        pull.end(unused)
 
     async def stop_pulling(self) -> None:
         """Take the inbox away: the server drops pulls without interest, and what it had sent before comes first.
@@ -234,63 +234,63 @@ class NatsWorkerBus:
         In a cluster, the server that leads a consumer may not see that an inbox of another account is gone (ADR 0029): there
         the inbox stays, and what comes goes back, until the pulls have ended or the bus is closed.
         """
-        if self._inbox_sid is None:
+        if self._pull_inbox_sid is None:
             return
-        sid, self._inbox_sid = self._inbox_sid, None
-        for line in self._lines.values():
-            line.on_end = None
-        if self._wire.clustered and any(line.outstanding for line in self._lines.values()):
+        sid, self._pull_inbox_sid = self._pull_inbox_sid, None
+        for pull in self._pulls.values():
+            pull.on_end = None
+        if self._connection.clustered and any(pull.outstanding for pull in self._pulls.values()):
             with contextlib.suppress(Unavailable):
-                await self._wire.ping()
-            self._leaving_sid = sid
+                await self._connection.ping()
+            self._draining_inbox_sid = sid
             return
-        await self._wire.unsubscribe(sid)
-        for line in self._lines.values():
-            line.outstanding = 0
+        await self._connection.unsubscribe(sid)
+        for pull in self._pulls.values():
+            pull.outstanding = 0
 
     async def _outlast_pulls(self) -> None:
-        if self._leaving_sid is None:
+        if self._draining_inbox_sid is None:
             return
-        open_lines = [line for line in self._lines.values() if line.outstanding]
-        until = max((line.expires_at for line in open_lines), default=0.0)
-        while self._wire.connected and self.now() < until and any(line.outstanding for line in open_lines):
-            await asyncio.sleep(LEAVING_LOOK_S)
-        sid, self._leaving_sid = self._leaving_sid, None
-        await self._wire.unsubscribe(sid)
+        open_pulls = [pull for pull in self._pulls.values() if pull.outstanding]
+        until = max((pull.expires_at for pull in open_pulls), default=0.0)
+        while self._connection.connected and self.now() < until and any(pull.outstanding for pull in open_pulls):
+            await asyncio.sleep(DRAIN_POLL_INTERVAL_S)
+        sid, self._draining_inbox_sid = self._draining_inbox_sid, None
+        await self._connection.unsubscribe(sid)
 
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(0.5)
             now = self.now()
-            for line in list(self._lines.values()):
-                if line.outstanding and now > line.expires_at:
-                    line.end(line.outstanding)
+            for pull in list(self._pulls.values()):
+                if pull.outstanding and now > pull.expires_at:
+                    pull.end(pull.outstanding)
 
-    def settle(self, ack_subject: bytes, word: bytes) -> None:
+    def settle(self, ack_subject: bytes, outcome: bytes) -> None:
         """Send an acknowledgement."""
         with contextlib.suppress(Unavailable):
-            self._wire.publish(ack_subject, word)
+            self._connection.publish(ack_subject, outcome)
 
     # Events
 
     def send_event(self, reply: str, frame: bytes) -> None:
         """Publish an event."""
-        self._wire.publish(reply.encode(), frame)
+        self._connection.publish(reply.encode(), frame)
 
     def request(self, reply: str, frame: bytes, on_answer: Callable[[bytes | None], None]) -> int:
         """Publish an event with a reply subject of ours."""
-        self._next_question += 1
-        ticket = self._next_question
-        self._questions[ticket] = on_answer
-        self._wire.publish(reply.encode(), frame, f"{self._answers}.{ticket}".encode())
+        self._next_ticket += 1
+        ticket = self._next_ticket
+        self._pending_requests[ticket] = on_answer
+        self._connection.publish(reply.encode(), frame, f"{self._reply_inbox}.{ticket}".encode())
         return ticket
 
     def cancel_request(self, ticket: int) -> None:
         """Forget a question."""
-        self._questions.pop(ticket, None)
+        self._pending_requests.pop(ticket, None)
 
-    def _on_answer(self, subject: bytes, _reply: bytes, headers: bytes, data: bytes) -> None:
-        on_answer = self._questions.pop(int(subject[len(self._answers) + 1 :]), None)
+    def _on_reply(self, subject: bytes, _reply: bytes, headers: bytes, data: bytes) -> None:
+        on_answer = self._pending_requests.pop(int(subject[len(self._reply_inbox) + 1 :]), None)
         if on_answer is not None:
             # No responders: an empty message with status 503.
             on_answer(None if headers and not data else data)
@@ -301,4 +301,4 @@ class NatsWorkerBus:
         def heard(_subject: bytes, _reply: bytes, _headers: bytes, data: bytes) -> None:
             on_control(data)
 
-        await self._wire.subscribe(f"{WORKER_CONTROL}.{worker}", heard)
+        await self._connection.subscribe(f"{WORKER_CONTROL}.{worker}", heard)

@@ -19,47 +19,49 @@ from schemas.frames import FrameKind
 from schemas.job_events import GateReply, GateRequest
 from schemas.outcome import Outcome
 
-ANSWER_S = 5.0
-SWEEP_S = 0.25
+REPLY_TIMEOUT_S = 5.0
+SWEEP_INTERVAL_S = 0.25
 
 
 class NatsWorkerLog:
     """See backbone.bus.job_log.WorkerLog."""
 
     def __init__(self, server: NatsAccess | str, name: str) -> None:
-        self._wire = NatsConnection(server, f"{name}-log", on_reconnect=self._reconnected, keep_unsent=False)
-        self._questions = RequestInbox(self._wire)
+        self._connection = NatsConnection(
+            server, f"{name}-log", on_reconnect=self._reconnected, resend_on_reconnect=False
+        )
+        self._inbox = RequestInbox(self._connection)
         self._writers: dict[bytes, _Writer] = {}
         self._next = 0
-        self._prefix = f"{self._wire.new_inbox()}."
-        self._sweeper: asyncio.Task[None] | None = None
+        self._prefix = f"{self._connection.new_inbox()}."
+        self._sweep_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Connect, and listen for what confirms events."""
-        await self._wire.connect()
-        await self._questions.start()
-        await self._wire.subscribe(f"{self._prefix}>", self._on_confirmed)
-        self._sweeper = asyncio.create_task(self._sweep())
+        await self._connection.connect()
+        await self._inbox.start()
+        await self._connection.subscribe(f"{self._prefix}>", self._on_confirmed)
+        self._sweep_task = asyncio.create_task(self._sweep())
 
     async def close(self) -> None:
         """Send what is unsent, and disconnect."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        if self._sweep_task is not None:
+            self._sweep_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._sweeper
-        await self._wire.close()
-        self._questions.close()
+                await self._sweep_task
+        await self._connection.close()
+        self._inbox.close()
         for writer in list(self._writers.values()):
             writer.close()
 
     async def _reconnected(self) -> None:
-        self._questions.forget_lost()
+        self._inbox.forget_lost()
         for writer in list(self._writers.values()):
-            writer.send_again()
+            writer.resend()
 
     async def _sweep(self) -> None:
         while True:
-            await asyncio.sleep(SWEEP_S)
+            await asyncio.sleep(SWEEP_INTERVAL_S)
             now = time.monotonic()
             for writer in list(self._writers.values()):
                 writer.sweep(now)
@@ -70,7 +72,7 @@ class NatsWorkerLog:
         """One per attempt; close it."""
         self._next += 1
         token = b"%d" % self._next
-        writer = _Writer(self._wire, job, self._prefix.encode() + token, lambda: self._writers.pop(token, None))
+        writer = _Writer(self._connection, job, self._prefix.encode() + token, lambda: self._writers.pop(token, None))
         self._writers[token] = writer
         return writer
 
@@ -82,20 +84,20 @@ class NatsWorkerLog:
 
     # Questions
 
-    def request_gate(self, ask: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
+    def request_gate(self, request: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
         """One message to the queue group of the gateways."""
-        subject = f"{GATE_REQUESTS}.{require_token(ask.job)}".encode()
-        payload = ask.model_dump_json(exclude_defaults=True).encode()
+        subject = f"{GATE_REQUESTS}.{require_token(request.job)}".encode()
+        payload = request.model_dump_json(exclude_defaults=True).encode()
         try:
-            if ask.kind is FrameKind.RETURNED:
-                self._wire.publish(subject, payload)
+            if request.kind is FrameKind.RETURNED:
+                self._connection.publish(subject, payload)
                 return
-            reply = self._questions.request(subject, payload)
+            reply = self._inbox.request(subject, payload)
         except Unavailable:
-            if ask.kind is not FrameKind.RETURNED:
+            if request.kind is not FrameKind.RETURNED:
                 asyncio.get_running_loop().call_soon(on_answer, None)
             return
-        timer = asyncio.get_running_loop().call_later(ANSWER_S, reply.cancel)
+        timer = asyncio.get_running_loop().call_later(REPLY_TIMEOUT_S, reply.cancel)
 
         def answered(reply: ReplyFuture) -> None:
             timer.cancel()
@@ -105,20 +107,20 @@ class NatsWorkerLog:
 
     # What is confirmed
 
-    async def store_outcome(self, word: Outcome, payload: bytes) -> bool:
+    async def store_outcome(self, outcome: Outcome, payload: bytes) -> bool:
         """See backbone.bus.nats.outcomes."""
-        return await outcomes.decide(self._questions, word, payload, self._wire.client.max_payload)
+        return await outcomes.store_outcome(self._inbox, outcome, payload, self._connection.client.max_payload)
 
-    async def store_dead_letter(self, word: Outcome, message: bytes) -> None:
+    async def store_dead_letter(self, outcome: Outcome, message: bytes) -> None:
         """See backbone.bus.nats.outcomes."""
-        await outcomes.bury(self._questions, word, message, self._wire.client.max_payload)
+        await outcomes.store_dead_letter(self._inbox, outcome, message, self._connection.client.max_payload)
 
 
 class _Writer(NatsEventWriter):
     """A writer that its log forgets when it is closed."""
 
-    def __init__(self, wire: NatsConnection, job: str, address: bytes, on_close: Callable[[], object]) -> None:
-        super().__init__(wire, job, address)
+    def __init__(self, connection: NatsConnection, job: str, address: bytes, on_close: Callable[[], object]) -> None:
+        super().__init__(connection, job, address)
         self._on_close = on_close
 
     def close(self) -> None:

@@ -22,20 +22,20 @@ from schemas.jobs import Capability, Lane
 
 log = structlog.get_logger(__name__)
 
-PROVE_S = 5.0
+PROBE_INTERVAL_S = 5.0
 """Between two proofs."""
-AGAIN_S = 1.0
+FAILING_PROBE_INTERVAL_S = 1.0
 """Between two proofs while they fail."""
-ANSWER_S = 2.0
-GRACE_S = 5.0
+REPLY_TIMEOUT_S = 2.0
+FAILURE_GRACE_S = 5.0
 """NATS counts as not storing when proofs have failed for so long: a busy disk is no full one."""
-REPLICATED_GRACE_S = 12.0
+REPLICATED_FAILURE_GRACE_S = 12.0
 """In a cluster: a stream whose leader is lost has a new one by then."""
 PAYLOAD = b"." * 4096
 """More than what is left of a page of the disk, which a full one may still take."""
 PURGE = f"$JS.API.STREAM.PURGE.{JOBS_STREAM}".encode()
-CLAIM = claim_subject("write-probe").encode()
-JOB = job_subject(Capability.MODELS, Lane.FLEX, "nexus:write-probe").encode()
+CLAIMS_PROBE_SUBJECT = claim_subject("write-probe").encode()
+JOBS_PROBE_SUBJECT = job_subject(Capability.MODELS, Lane.FLEX, "nexus:write-probe").encode()
 """A queue that no worker takes from. It is emptied at once, also of what a slow disk stored too late to be confirmed in time."""
 
 
@@ -52,7 +52,7 @@ class StorageHealth:
     def require_available(self) -> None:
         """Raise Unavailable where a write would wait for nothing."""
         if self.problem:
-            raise Unavailable(self.problem, retry_after_s=PROVE_S)
+            raise Unavailable(self.problem, retry_after_s=PROBE_INTERVAL_S)
 
     def report_doubt(self) -> None:
         """Have the jobs stream prove itself, now."""
@@ -65,16 +65,16 @@ class WriteProbe:
 
     def __init__(
         self,
-        questions: RequestInbox,
-        storing: StorageHealth,
+        inbox: RequestInbox,
+        storage_health: StorageHealth,
         *,
         replicated: bool,
         clock: Callable[[], float] | None = None,
     ) -> None:
         """`clock`: monotonic seconds."""
-        self._questions = questions
-        self._storing = storing
-        self._grace_s = REPLICATED_GRACE_S if replicated else GRACE_S
+        self._inbox = inbox
+        self._storage_health = storage_health
+        self._grace_s = REPLICATED_FAILURE_GRACE_S if replicated else FAILURE_GRACE_S
         self._clock = clock or asyncio.get_running_loop().time
         self._failing_since: float | None = None
 
@@ -82,56 +82,56 @@ class WriteProbe:
         """Prove until cancelled."""
         while True:
             try:
-                await self.prove()
+                await self.probe()
             except Exception:
                 log.exception("defect in the proof of writes")
             waiting = self._failing_since is not None
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(AGAIN_S if waiting else PROVE_S):
-                    await self._storing.changed.wait()
-            self._storing.changed.clear()
+                async with asyncio.timeout(FAILING_PROBE_INTERVAL_S if waiting else PROBE_INTERVAL_S):
+                    await self._storage_health.changed.wait()
+            self._storage_health.changed.clear()
 
-    async def prove(self) -> None:
+    async def probe(self) -> None:
         """Write once. Nothing is concluded while there is no connection: that is another trouble."""
-        problem = await self._write(CLAIM)
-        if not problem and self._storing.doubted:
-            problem = await self._write(JOB)
-            self._storing.doubted = bool(problem)
-        if self._questions.connected:
+        problem = await self._write(CLAIMS_PROBE_SUBJECT)
+        if not problem and self._storage_health.doubted:
+            problem = await self._write(JOBS_PROBE_SUBJECT)
+            self._storage_health.doubted = bool(problem)
+        if self._inbox.connected:
             self._conclude(problem)
 
     def _conclude(self, problem: str) -> None:
         if not problem:
-            if self._storing.problem:
+            if self._storage_health.problem:
                 log.info("nats.stores_again")
-            self._failing_since, self._storing.problem = None, ""
+            self._failing_since, self._storage_health.problem = None, ""
             return
         now = self._clock()
         self._failing_since = self._failing_since if self._failing_since is not None else now
         if now - self._failing_since < self._grace_s:
             return
-        if not self._storing.problem:
+        if not self._storage_health.problem:
             log.error("nats.stores_nothing", error=problem)
-        self._storing.problem = f"NATS stores nothing: {problem}"
+        self._storage_health.problem = f"NATS stores nothing: {problem}"
 
     async def _write(self, subject: bytes) -> str:
         """What went wrong; empty: it was stored."""
         headers = b"NATS/1.0\r\nNats-Msg-Id: probe-%b\r\n\r\n" % secrets.token_hex(8).encode()
         try:
-            async with asyncio.timeout(ANSWER_S):
-                answers = await self._questions.request(subject, PAYLOAD, headers=headers)
+            async with asyncio.timeout(REPLY_TIMEOUT_S):
+                answers = await self._inbox.request(subject, PAYLOAD, headers=headers)
         except (TimeoutError, Unavailable):
             answers = None
         if answers is None or not answers[0].data:
             return (
-                f"no answer to a write within {ANSWER_S:g} s. Its disk may be full or failing: "
+                f"no answer to a write within {REPLY_TIMEOUT_S:g} s. Its disk may be full or failing: "
                 "free space there, then restart nats-server"
             )
         answer = orjson.loads(answers[0].data)
         if (error := answer.get("error")) is not None:
             # Some descriptions name files of the server's: they are for its log.
             return f"JetStream refuses it (error {error.get('err_code')}). Give its store more room"
-        if subject == JOB:
+        if subject == JOBS_PROBE_SUBJECT:
             with contextlib.suppress(Unavailable):
-                self._questions.request(PURGE, orjson.dumps({"filter": JOB.decode()})).cancel()
+                self._inbox.request(PURGE, orjson.dumps({"filter": JOBS_PROBE_SUBJECT.decode()})).cancel()
         return ""

@@ -20,13 +20,13 @@ COST_S = 0.005
 async def test_many_changes_are_published_together(eventually: Eventually, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each change on its own is published at once; of many, the last one is soon seen, and most share a snapshot."""
     registry = EtcdRegistry("http://127.0.0.1:1", "/nexus/")
-    publish, seen = registry._view.publish, list[RegistrySnapshot]()
+    publish, seen = registry._state.publish, list[RegistrySnapshot]()
 
     def slow() -> None:
         time.sleep(COST_S)
         publish()
 
-    monkeypatch.setattr(registry._view, "publish", slow)
+    monkeypatch.setattr(registry._state, "publish", slow)
     registry.subscribe(seen.append)
     keys = RegistryKeys("/nexus/")
     for number in range(MODELS):

@@ -14,18 +14,18 @@ from typing import Any
 
 import orjson
 
-from backbone.bus.blob_names import META, BlobCipher, BlobName, InvalidBlobSeal
+from backbone.bus.blob_names import METADATA_NUMBER, BlobCipher, BlobName, InvalidBlobSeal
 from backbone.bus.blobs import BlobCorrupted, BlobInfo, BlobNotFound
 from backbone.bus.nats.request_inbox import ReplyMessage, RequestInbox
 from backbone.bus.nats.requests import request_until_answered
 from backbone.bus.subjects import BLOBS_STREAM, blob_chunk, blob_meta
 from schemas.errors import NexusError, Unavailable
 
-BATCH = 2
+CHUNKS_PER_BATCH = 2
 """Chunks fetched at once. One batch is given out while the next one comes: a reader holds two."""
-LAG_S = 3.0
+REPLICA_LAG_TIMEOUT_S = 3.0
 """For a replica to get what its leader has, where the leader may not be asked."""
-LAG_AGAIN_S = 0.1
+REPLICA_RETRY_DELAY_S = 0.1
 DIRECT_GET = f"$JS.API.DIRECT.GET.{BLOBS_STREAM}".encode()
 LEADER_GET = f"$JS.API.STREAM.MSG.GET.{BLOBS_STREAM}".encode()
 NO_MESSAGE = 10037
@@ -71,8 +71,8 @@ class NatsBlobReader:
     that is allowed (it reads by sequence too, which is everything); else the replicas are asked again for a while.
     """
 
-    def __init__(self, questions: RequestInbox, *, may_ask_leader: bool) -> None:
-        self._questions = questions
+    def __init__(self, inbox: RequestInbox, *, may_ask_leader: bool) -> None:
+        self._inbox = inbox
         self._may_ask_leader = may_ask_leader
 
     async def meta(self, name: str) -> BlobMetadata | None:
@@ -89,13 +89,13 @@ class NatsBlobReader:
         if meta is None:
             raise BlobNotFound
         digest, size, at, end = sha256(), 0, 0, meta.chunks
-        fetching = asyncio.create_task(self._fetch(meta, range(at, min(at + BATCH, end)))) if end else None
+        fetching = asyncio.create_task(self._fetch(meta, range(at, min(at + CHUNKS_PER_BATCH, end)))) if end else None
         try:
             while fetching is not None:
                 chunks = deque(await fetching)
                 at += len(chunks)
                 # Fetched while these are given out.
-                more = range(at, min(at + BATCH, end))
+                more = range(at, min(at + CHUNKS_PER_BATCH, end))
                 fetching = asyncio.create_task(self._fetch(meta, more)) if more else None
                 while chunks:
                     data = chunks.popleft()
@@ -122,7 +122,7 @@ class NatsBlobReader:
 
     async def _get(self, subject: str) -> bytes | None:
         """The message on a subject; None when there is none, or one that was erased. Raises Unavailable."""
-        until = time.monotonic() + LAG_S
+        until = time.monotonic() + REPLICA_LAG_TIMEOUT_S
         while True:
             answer = (await self._ask(DIRECT_GET + b"." + subject.encode(), b""))[0]
             if answer.status is None:
@@ -132,7 +132,7 @@ class NatsBlobReader:
                 return await self._ask_leader({"last_by_subj": subject})
             if time.monotonic() > until:
                 return None
-            await asyncio.sleep(LAG_AGAIN_S)
+            await asyncio.sleep(REPLICA_RETRY_DELAY_S)
 
     async def _ask_leader(self, what: dict[str, Any]) -> bytes | None:
         answer = orjson.loads((await self._ask(LEADER_GET, orjson.dumps(what)))[0].data)
@@ -145,7 +145,7 @@ class NatsBlobReader:
 
     async def _ask(self, subject: bytes, body: bytes) -> list[ReplyMessage]:
         """Ask until there is an answer, over a reconnect too: reading can be repeated. Raises Unavailable."""
-        return await request_until_answered(self._questions, subject, body)
+        return await request_until_answered(self._inbox, subject, body)
 
 
 def _require_not_found(answer: ReplyMessage) -> None:
@@ -168,7 +168,7 @@ def _parse_meta(text: str, name: BlobName, data: bytes) -> BlobMetadata | None:
             )
             return BlobMetadata(info, name.path, int(found["chunks"]), None, str(found["digest"]))
         seal = BlobCipher(name.key)
-        about = orjson.loads(seal.open(META, base64.b64decode(found["metadata"]["sealed"])))
+        about = orjson.loads(seal.open(METADATA_NUMBER, base64.b64decode(found["metadata"]["sealed"])))
         chunks = int(about.pop("chunks"))
         return BlobMetadata(BlobInfo(name=text, **about), name.path, chunks, seal)
     except (InvalidBlobSeal, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

@@ -20,7 +20,13 @@ from backbone.bus.nats.auth import NatsAccess
 from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.jetstream import BlobBucketConfig, ensure_bucket
 from backbone.bus.nats.objects.reader import NatsBlobReader
-from backbone.bus.nats.objects.writer import ERASE, MAX_UNDER_WAY, NatsBlobWriter, erased_subjects, purge_requests
+from backbone.bus.nats.objects.writer import (
+    ERASE_HEADERS,
+    MAX_UNCONFIRMED_TOTAL,
+    NatsBlobWriter,
+    erased_subjects,
+    purge_requests,
+)
 from backbone.bus.nats.request_inbox import RequestInbox
 from backbone.bus.nats.write_probe import StorageHealth
 from backbone.bus.subjects import require_token
@@ -39,55 +45,57 @@ class NatsBlobStore(NatsBlobReader):
         *,
         create: BlobBucketConfig | None = None,
         worker: str = "",
-        storing: StorageHealth | None = None,
+        storage_health: StorageHealth | None = None,
     ) -> None:
         """`create` makes the bucket, which is the gateways' part. `worker`: the worker's name, below which it writes. Give one of them."""
         if (create is None) is not bool(worker):
             raise ValueError("blobs are a gateway's, which makes the bucket, or a worker's, which has a name")
         self._worker = require_token(worker) if worker else ""
-        self._wire = NatsConnection(server, f"{name}-blobs", on_reconnect=self._reconnected, pulse=create is not None)
-        super().__init__(RequestInbox(self._wire), may_ask_leader=create is not None)
-        if storing is not None:
-            self._questions.require_storage = storing.require_available
+        self._connection = NatsConnection(
+            server, f"{name}-blobs", on_reconnect=self._reconnected, monitor_liveness=create is not None
+        )
+        super().__init__(RequestInbox(self._connection), may_ask_leader=create is not None)
+        if storage_health is not None:
+            self._inbox.require_storage = storage_health.require_available
         self._create = create
-        self._room = asyncio.Semaphore(MAX_UNDER_WAY)
-        self._making: asyncio.Task[None] | None = None
+        self._unconfirmed_limit = asyncio.Semaphore(MAX_UNCONFIRMED_TOTAL)
+        self._setup_task: asyncio.Task[None] | None = None
         self._erasing: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Connect, and make the bucket. Raises Unavailable, also for a server older than 2.11."""
-        await self._wire.connect()
-        await self._questions.start()
+        await self._connection.connect()
+        await self._inbox.start()
         if self._create is not None:
-            await ensure_bucket(self._wire.client, self._create)
+            await ensure_bucket(self._connection.client, self._create)
 
     async def close(self) -> None:
         """Disconnect; whoever still reads or writes learns that."""
-        tasks = [*self._erasing, *([self._making] if self._making else [])]
+        tasks = [*self._erasing, *([self._setup_task] if self._setup_task else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._wire.close()
-        self._questions.close()
+        await self._connection.close()
+        self._inbox.close()
 
     @property
     def connected(self) -> bool:
         """Whether NATS can be talked to now."""
-        return self._wire.connected
+        return self._connection.connected
 
     async def _reconnected(self) -> None:
-        self._questions.forget_lost()
+        self._inbox.forget_lost()
         if self._create is None:
             return
-        if self._making is not None:
-            self._making.cancel()
-        self._making = asyncio.create_task(self._make_bucket(self._create))
+        if self._setup_task is not None:
+            self._setup_task.cancel()
+        self._setup_task = asyncio.create_task(self._make_bucket(self._create))
 
     async def _make_bucket(self, bucket: BlobBucketConfig) -> None:
         """After a reconnect: the server may have lost its memory."""
         while True:
             try:
-                await ensure_bucket(self._wire.client, bucket)
+                await ensure_bucket(self._connection.client, bucket)
             except Unavailable as error:
                 log.warning("store of blobs not ready after reconnect", error=str(error))
                 await asyncio.sleep(0.5)
@@ -100,7 +108,7 @@ class NatsBlobStore(NatsBlobReader):
         """Begin a blob."""
         may_purge = self._create is not None
         return NatsBlobWriter(
-            self._questions, self._room, ttl_s, content_type, owner, writer=self._worker, may_purge=may_purge
+            self._inbox, self._unconfirmed_limit, ttl_s, content_type, owner, writer=self._worker, may_purge=may_purge
         )
 
     async def info(self, name: str) -> BlobInfo | None:
@@ -130,9 +138,9 @@ class NatsBlobStore(NatsBlobReader):
                 self._purge(meta.path)
                 return
             for subject in erased_subjects(meta.path, meta.chunks):
-                self._questions.request(subject, b"", headers=ERASE).cancel()
+                self._inbox.request(subject, b"", headers=ERASE_HEADERS).cancel()
 
     def _purge(self, path: str) -> None:
         for subject, filter_ in purge_requests(path):
             with contextlib.suppress(Unavailable):
-                self._wire.publish(subject, filter_, self._questions.discard_subject)
+                self._connection.publish(subject, filter_, self._inbox.discard_subject)

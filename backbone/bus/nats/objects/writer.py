@@ -12,25 +12,25 @@ from datetime import UTC, datetime
 
 import orjson
 
-from backbone.bus.blob_names import META, TAG_BYTES, BlobCipher, BlobName
+from backbone.bus.blob_names import METADATA_NUMBER, TAG_BYTES, BlobCipher, BlobName
 from backbone.bus.blobs import CHUNK_BYTES, BlobInfo
 from backbone.bus.nats.request_inbox import ReplyFuture, ReplyMessage, RequestInbox
 from backbone.bus.subjects import BLOBS_BUCKET, BLOBS_STREAM, blob_chunk, blob_chunks, blob_meta, blob_nuid
 from schemas.errors import Unavailable
 
-WINDOW = 4
+MAX_UNCONFIRMED_CHUNKS = 4
 """Unconfirmed chunks of one writer."""
-MAX_UNDER_WAY = 32
+MAX_UNCONFIRMED_TOTAL = 32
 """Unconfirmed chunks of all writers of one connection."""
-ACK_S = 10.0
+ACK_TIMEOUT_S = 10.0
 """NATS confirms a chunk within this, or the writer fails."""
-SETTLE_S = 2.0
+ABORT_TIMEOUT_S = 2.0
 """For what an abort waits for at each step; what it leaves, its lifetime ends."""
-MARGIN_S = 2
+CHUNK_TTL_MARGIN_S = 2
 """Chunks outlive the blob by this, so that it never exists without them."""
-FULL = frozenset({10002, 10023, 10047, 10077})
+NO_SPACE_CODES = frozenset({10002, 10023, 10047, 10077})
 """Codes of JetStream for: no room."""
-ERASE = b"NATS/1.0\r\nNats-TTL: 1s\r\n\r\n"
+ERASE_HEADERS = b"NATS/1.0\r\nNats-TTL: 1s\r\n\r\n"
 """With nothing behind it, in the place of a message, for a subject holds one: who may write it can empty it, without the right to purge."""
 PURGE = f"$JS.API.STREAM.PURGE.{BLOBS_STREAM}".encode()
 
@@ -48,7 +48,7 @@ def erased_subjects(path: str, chunks: int) -> list[bytes]:
 def sealed_info(seal: BlobCipher, info: BlobInfo, chunks: int) -> str:
     """What the description says to those who have the key."""
     about = {"size": info.size, "chunks": chunks, "content_type": info.content_type, "owner": info.owner}
-    return base64.b64encode(seal.seal(META, orjson.dumps(about))).decode()
+    return base64.b64encode(seal.seal(METADATA_NUMBER, orjson.dumps(about))).decode()
 
 
 class NatsBlobWriter:
@@ -56,8 +56,8 @@ class NatsBlobWriter:
 
     def __init__(
         self,
-        questions: RequestInbox,
-        room: asyncio.Semaphore,
+        inbox: RequestInbox,
+        unconfirmed_limit: asyncio.Semaphore,
         ttl_s: float,
         content_type: str,
         owner: str,
@@ -70,13 +70,13 @@ class NatsBlobWriter:
         self.name = str(name)
         self._path = name.path
         self._seal = BlobCipher(name.key or b"")
-        self._questions = questions
-        self._room = room
+        self._inbox = inbox
+        self._unconfirmed_limit = unconfirmed_limit
         self._ttl_s = max(1, math.ceil(ttl_s))
         self._content_type = content_type
         self._owner = owner
         self._may_purge = may_purge
-        self._rest = bytearray()
+        self._unsent = bytearray()
         self._unconfirmed: deque[ReplyFuture] = deque()
         self._began = 0.0
         self._size = self._count = self._last_seq = 0
@@ -89,23 +89,23 @@ class NatsBlobWriter:
         self._require_open()
         view = memoryview(data)
         while view:
-            if not self._rest and len(view) >= CHUNK_BYTES:
+            if not self._unsent and len(view) >= CHUNK_BYTES:
                 chunk, view = view[:CHUNK_BYTES], view[CHUNK_BYTES:]
                 await self._send(chunk)
                 continue
-            room = CHUNK_BYTES - len(self._rest)
-            self._rest += view[:room]
-            view = view[room:]
-            if len(self._rest) == CHUNK_BYTES:
-                await self._send_rest()
+            unconfirmed_limit = CHUNK_BYTES - len(self._unsent)
+            self._unsent += view[:unconfirmed_limit]
+            view = view[unconfirmed_limit:]
+            if len(self._unsent) == CHUNK_BYTES:
+                await self._send_unsent()
 
     async def close(self) -> BlobInfo:
         """Send what is left; the meta goes last, once every chunk is confirmed."""
         if self._info is not None:
             return self._info
         self._require_open()
-        if self._rest:
-            await self._send_rest()
+        if self._unsent:
+            await self._send_unsent()
         while self._unconfirmed:
             await self._confirm_one()
         self._began = self._began or time.monotonic()
@@ -120,18 +120,20 @@ class NatsBlobWriter:
 
     async def abort(self) -> None:
         """Delete, after what is under way has arrived: NATS may do the one before the other."""
-        self._rest = bytearray()
-        if self._aborted or not self._began or not self._questions.connected:
+        self._unsent = bytearray()
+        if self._aborted or not self._began or not self._inbox.connected:
             self._aborted = True
             return
         self._aborted = True
-        await _settle(list(self._unconfirmed))
+        await _wait_briefly(list(self._unconfirmed))
         with contextlib.suppress(Unavailable):
             if self._may_purge:
-                await _settle([self._questions.request(subject, body) for subject, body in purge_requests(self._path)])
+                await _wait_briefly(
+                    [self._inbox.request(subject, body) for subject, body in purge_requests(self._path)]
+                )
             else:
                 subjects = erased_subjects(self._path, self._count)
-                await _settle([self._questions.request(subject, b"", headers=ERASE) for subject in subjects])
+                await _wait_briefly([self._inbox.request(subject, b"", headers=ERASE_HEADERS) for subject in subjects])
 
     def _require_open(self) -> None:
         if self._error is not None:
@@ -143,44 +145,44 @@ class NatsBlobWriter:
         self._error = Unavailable(message)
         return self._error
 
-    async def _send_rest(self) -> None:
-        chunk, self._rest = memoryview(self._rest), bytearray()
+    async def _send_unsent(self) -> None:
+        chunk, self._unsent = memoryview(self._unsent), bytearray()
         await self._send(chunk)
 
     async def _send(self, chunk: memoryview) -> None:
-        while len(self._unconfirmed) >= WINDOW:
+        while len(self._unconfirmed) >= MAX_UNCONFIRMED_CHUNKS:
             await self._confirm_one()
         self._began = self._began or time.monotonic()
         number, sealed = self._count, self._seal.seal(self._count, chunk)
         self._size += len(chunk)
         self._count += 1
-        await self._publish(blob_chunk(self._path, number).encode(), sealed, self._ttl_s + MARGIN_S)
+        await self._publish(blob_chunk(self._path, number).encode(), sealed, self._ttl_s + CHUNK_TTL_MARGIN_S)
 
     async def _publish(self, subject: bytes, payload: bytes | memoryview, ttl_s: int) -> None:
         try:
-            self._questions.require_storage()
+            self._inbox.require_storage()
         except Unavailable as error:
             raise self._fail(str(error)) from error
         try:
-            async with asyncio.timeout(ACK_S):
-                await self._room.acquire()
+            async with asyncio.timeout(ACK_TIMEOUT_S):
+                await self._unconfirmed_limit.acquire()
         except TimeoutError:
             raise self._fail("NATS does not store large payloads fast enough; try again shortly") from None
         try:
-            reply = self._questions.request(subject, payload, headers=b"NATS/1.0\r\nNats-TTL: %ds\r\n\r\n" % ttl_s)
+            reply = self._inbox.request(subject, payload, headers=b"NATS/1.0\r\nNats-TTL: %ds\r\n\r\n" % ttl_s)
         except Unavailable as error:
-            self._room.release()
+            self._unconfirmed_limit.release()
             raise self._fail(str(error)) from error
-        reply.add_done_callback(lambda _: self._room.release())
+        reply.add_done_callback(lambda _: self._unconfirmed_limit.release())
         self._unconfirmed.append(reply)
 
     async def _confirm_one(self) -> None:
         """Wait for the oldest confirmation. It is left under way when this is cancelled, for `abort` to wait for."""
         reply = self._unconfirmed[0]
-        await asyncio.wait((reply,), timeout=ACK_S)
+        await asyncio.wait((reply,), timeout=ACK_TIMEOUT_S)
         if not reply.done():
             reply.cancel()
-            raise self._fail(f"NATS did not confirm a large payload within {ACK_S:g} s; try again shortly")
+            raise self._fail(f"NATS did not confirm a large payload within {ACK_TIMEOUT_S:g} s; try again shortly")
         self._unconfirmed.popleft()
         answers = reply.result()
         if answers is None:
@@ -199,7 +201,7 @@ class NatsBlobWriter:
         if error is None:
             return int(ack["seq"])
         text = error.get("description")
-        if error.get("err_code") in FULL:
+        if error.get("err_code") in NO_SPACE_CODES:
             raise self._fail(
                 f"the store for large payloads is full ({text}). It empties as results are fetched or their time ends: "
                 "try again later, or give it more room (MAX_BLOB_BYTES)"
@@ -222,9 +224,9 @@ class NatsBlobWriter:
         )
 
 
-async def _settle(replies: list[ReplyFuture]) -> None:
+async def _wait_briefly(replies: list[ReplyFuture]) -> None:
     """Wait until they are answered, for a while, and forget those that are not."""
     if replies:
-        await asyncio.wait(replies, timeout=SETTLE_S)
+        await asyncio.wait(replies, timeout=ABORT_TIMEOUT_S)
         for reply in replies:
             reply.cancel()

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backbone.bus.bus import Queue
-from backbone.store.store import RETRY_DUE_S
+from backbone.store.store import CLAIMED_TIMER_S
 from backbone.testing.bus import MemoryDelivery
 from backbone.testing.job_log import MemoryWorkerLog
 from gateway.jobs import records
@@ -288,7 +288,7 @@ class Life:
                     await one.end(JobStatus.COMPLETED)
             await self.quiet()
         for _ in range(3):
-            self.rig.clock.ahead += 86_400 + QUEUE_S + RETRY_DUE_S
+            self.rig.clock.ahead += 86_400 + QUEUE_S + CLAIMED_TIMER_S
             await self.look()
             await self.quiet()
 
