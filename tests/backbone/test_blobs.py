@@ -16,7 +16,7 @@ from typing import Any
 import nats
 import pytest
 
-from backbone.bus.blob_names import META, BlobCipher, BlobName, InvalidBlobSeal
+from backbone.bus.blob_names import METADATA_NUMBER, BlobCipher, BlobName, InvalidBlobSeal
 from backbone.bus.blobs import CHUNK_BYTES, BlobCorrupted, BlobInfo, BlobNotFound, BlobStore, BlobWriter
 from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.jetstream import BlobBucketConfig, ensure_bucket, request
@@ -465,7 +465,7 @@ def test_a_seal_opens_what_it_sealed_and_nothing_else() -> None:
     assert one.open(0, sealed) == b"data"
     for seal, number, data in (
         (one, 1, sealed),
-        (one, META, sealed),
+        (one, METADATA_NUMBER, sealed),
         (other, 0, sealed),
         (one, 0, sealed[:-1]),
         (one, 0, b""),

@@ -182,7 +182,7 @@ async def test_a_closed_log_lets_its_followers_and_takers_go(world: World) -> No
 
 async def _take_all(items: Any) -> None:
     async for item in items:
-        await item.done()
+        await item.ack()
 
 
 # Terminal words
@@ -419,7 +419,7 @@ async def test_what_was_not_given_out_goes_back_at_once(world: World) -> None:
         found = [await next_of(theirs) for _ in range(5)]
         assert {one.id for one in found} == ids
         for one in found:
-            await one.done()
+            await one.ack()
 
 
 # The memory broker as a NATS that is away

@@ -445,7 +445,7 @@ async def test_work_and_words_come_again_after_a_crash(world: World, own_nats: S
         async with aclosing(items):
             async for item in items:
                 with contextlib.suppress(Unavailable):
-                    await item.done()
+                    await item.ack()
                     done.add(item.id)
                 if done >= jobs | ids:
                     all_done.set()
@@ -501,12 +501,12 @@ async def test_streams_of_an_earlier_version_are_brought_up_to_date(world: World
     await log.append_event(job, b"kept")
     async with aclosing(log.work_queue("hooks").consume(max_unacked=1, ack_wait_s=60)) as items:
         await log.work_queue("hooks").put("a", b"1")
-        (await next_of(items)).again(0)
+        (await next_of(items)).nak(0)
     world.kept = Retention(events_s=60, max_event_bytes=2 * MIB, max_outcome_bytes=MIB, max_dead_letter_bytes=MIB)
     other = await world.gateway()
     assert [event.data for event in await other.first_events(job, 5)] == [b"kept"]
     async with aclosing(other.work_queue("hooks").consume(max_unacked=1, ack_wait_s=7)) as items:
-        await (await next_of(items)).done()
+        await (await next_of(items)).ack()
     admin = NatsConnection(own_nats.url, "admin")
     await admin.connect()
     stream = await request(admin.client, f"STREAM.INFO.{EVENTS_STREAM}")
@@ -561,7 +561,7 @@ async def test_the_oldest_recorded_words_make_room(world: World, eventually: Eve
     assert not await decide(jobs[5])
     async with aclosing(log.consume_outcomes(max_unacked=100, ack_wait_s=30)) as words:
         for job in jobs[5:]:
-            await (await next_of(words)).done()
+            await (await next_of(words)).ack()
             await eventually(lambda job=job: decide(job), timeout_s=20)
         assert await log.read_outcome(jobs[-1]) is not None
         assert await log.read_outcome(jobs[0]) is None

@@ -341,10 +341,10 @@ class TestView:
         view.put_worker(worker("w2", slots=7))
         assert view.snapshot.workers["w2"].slots == 1
         clock[0] += 10
-        assert view.hold_left_s() == 0
-        view.let_go()
+        assert view.remaining_hold_s() == 0
+        view.drop_expired_holds()
         assert self.ids(view) == {"w2"}
-        assert view.hold_left_s() is None
+        assert view.remaining_hold_s() is None
 
     def test_without_an_outage_nothing_is_held(self, view):
         view.replace({"w1": worker("w1")}, {}, after_outage=False)
@@ -358,7 +358,7 @@ class TestView:
         assert self.ids(view) == {"w1", "w2"}
         view.put_worker(worker("w1"))
         clock[0] += 10
-        view.let_go()
+        view.drop_expired_holds()
         assert self.ids(view) == {"w1"}
 
     def test_who_left_in_order_is_not_held(self, view):
@@ -527,7 +527,7 @@ class TestFaults:
         first = await client.get(key)
         gone = asyncio.Event()
         gateway.subscribe(lambda snapshot: snapshot.workers or gone.set())
-        await client.revoke(first.lease)
+        await client.revoke_lease(first.lease)
         await asyncio.wait_for(gone.wait(), 10)
         await eventually(lambda: ids(gateway) == {"w1"})
         assert (await client.get(key)).lease != first.lease
@@ -536,7 +536,7 @@ class TestFaults:
         registry = await etcd_cast.worker()
         await registry.announce(worker())
         key = RegistryKeys(etcd_prefix).worker("w1")
-        await client._at.kv.delete(key, timeout=5)
+        await client._endpoint.kv.delete(key, timeout=5)
         await eventually(lambda: client.get(key))
 
     async def test_withdraw_ends_the_lease(self, etcd_cast, client, etcd_prefix):
@@ -546,7 +546,7 @@ class TestFaults:
         await announcement.withdraw()
         assert await client.get(RegistryKeys(etcd_prefix).worker("w1")) is None
         with pytest.raises(LeaseNotFound):
-            await client.keep_alive(lease)
+            await client.renew_lease(lease)
 
     async def test_a_leaving_worker_is_not_held_after_an_outage(self, own_etcd, etcd_prefix, eventually):
         cast = Cast(lambda: EtcdRegistry(own_etcd.url, etcd_prefix, lease_s=2, hold_s=3600))
@@ -566,8 +566,8 @@ class TestFaults:
     async def test_a_watch_from_a_compacted_revision_says_so(self, client):
         for n in range(5):
             await client.put("/c/key", str(n).encode())
-        _, revision = await client.listing("/c/")
-        await client._at.kv.compact(revision, timeout=5)
+        _, revision = await client.list_prefix("/c/")
+        await client._endpoint.kv.compact(revision, timeout=5)
         with pytest.raises(WatchEnded, match="compacted") as ended:
             async with asyncio.timeout(10):
                 async for _ in client.watch("/c/", 1):
@@ -586,7 +586,7 @@ class TestFaults:
                 spoiled.append(True)
                 for n in range(3):
                     await client.put("/elsewhere", str(n).encode())
-                await client._at.kv.compact(revision + 3, timeout=5)
+                await client._endpoint.kv.compact(revision + 3, timeout=5)
             return entries, revision
 
         monkeypatch.setattr(EtcdClient, "list_prefix", listing)

@@ -138,9 +138,9 @@ async def test_the_recorder_gets_true_outcomes_only(desk: Desk, eventually: Even
         await desk.forge(outcome_of(true, COMPLETED))
         item = await next_of(words)
         while item.id != true.job:  # of other tests
-            await item.done()
+            await item.ack()
             item = await next_of(words)
-        await item.done()
+        await item.ack()
         assert ("outcome", forged.job) in desk.refused
         await desk.forge(outcome_of(forged, COMPLETED), b"answer")
         item = await next_of(words)
@@ -220,7 +220,7 @@ async def test_an_item_that_no_gateway_put_there_is_dropped(desk: Desk) -> None:
     async with aclosing(sealed.consume(max_unacked=4, ack_wait_s=30)) as items:
         item = await next_of(items)
         assert (item.id, item.data) == (f"true-{id(desk)}", b'{"owner":"o"}')
-        await item.done()
+        await item.ack()
     assert desk.refused == [("item", f"forged-{id(desk)}")]
 
 

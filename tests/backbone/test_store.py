@@ -286,22 +286,22 @@ class TestLimits:
         jobs = [record(owner, key=owner) for _ in range(3)]
         for job in jobs:
             await store.create(job, ttl_s=60)
-        assert (await store.running(owner), await store.waiting(owner)) == (0, 3)
+        assert (await store.count_running(owner), await store.count_queued(owner)) == (0, 3)
         for job in jobs:
             await store.move(owner, job.id, RUNNING)
             await store.move(owner, job.id, RUNNING, attempts=2)
-        assert (await store.running(owner), await store.waiting(owner)) == (3, 0)
+        assert (await store.count_running(owner), await store.count_queued(owner)) == (3, 0)
         await store.move(owner, jobs[0].id, QUEUED)
         await store.move(owner, jobs[1].id, COMPLETED)
-        assert (await store.running(owner), await store.waiting(owner)) == (1, 1)
+        assert (await store.count_running(owner), await store.count_queued(owner)) == (1, 1)
         await store.remove(owner, jobs[2].id)
-        assert await store.running(owner) == 0
+        assert await store.count_running(owner) == 0
 
     async def test_a_job_that_changes_its_key_counts_for_the_new_one(self, store, owner):
         job = record(owner, key=f"{owner}:1", status=RUNNING)
         await store.create(job, ttl_s=60)
         await store.update(owner, job.id, key=f"{owner}:2")
-        assert (await store.running(f"{owner}:1"), await store.running(f"{owner}:2")) == (0, 1)
+        assert (await store.count_running(f"{owner}:1"), await store.count_running(f"{owner}:2")) == (0, 1)
 
     async def test_records_that_have_expired_block_no_key(self, store, owner, eventually):
         for status in (QUEUED, RUNNING):
@@ -316,7 +316,7 @@ class TestLimits:
         await eventually(free)
 
         async def none_runs() -> bool:
-            return await store.running(owner) == 0
+            return await store.count_running(owner) == 0
 
         await eventually(none_runs)
 
@@ -368,7 +368,7 @@ class TestPages:
         await store.remove(owner, job.id)
         assert await store.get(owner, job.id) is None
         assert await store.page(owner) == []
-        assert [due for due in await store.due(1000) if due.owner == owner] == []
+        assert [due for due in await store.claim_due(1000) if due.owner == owner] == []
         assert await store.create(job, ttl_s=60, max_queued=1)
 
 
@@ -380,37 +380,37 @@ class TestTimers:
         jobs = [record(owner) for _ in range(20)]
         for job in jobs:
             await store.create(job, ttl_s=60, due_s=0)
-        first, second = await asyncio.gather(*(self.due(store, owner) for _ in range(2)))
+        first, second = await asyncio.gather(*(self.claim_due(store, owner) for _ in range(2)))
         assert sorted(first + second) == sorted(job.id for job in jobs)
-        assert await self.due(store, owner) == []
+        assert await self.claim_due(store, owner) == []
 
     async def test_what_is_due_first_is_given_first_and_no_more_than_asked_for(self, own_store, own_redis):
         async with Redis.from_url(own_redis.url) as redis:
             for number in range(4):
                 await own_store.create(record("a b", id=f"job:{number}"), ttl_s=60, due_s=3600)
                 await redis.zadd("nexus:timers", {f"a%20b:job%3A{number}": 4 - number}, xx=True)
-        assert await own_store.due(3) == [DueJob("a b", f"job:{number}") for number in (3, 2, 1)]
-        assert await own_store.due(3) == [DueJob("a b", "job:0")]
-        assert await own_store.due(0) == []
+        assert await own_store.claim_due(3) == [DueJob("a b", f"job:{number}") for number in (3, 2, 1)]
+        assert await own_store.claim_due(3) == [DueJob("a b", "job:0")]
+        assert await own_store.claim_due(0) == []
 
     async def test_timers_run(self, store, owner, eventually):
         late, soon, never = record(owner), record(owner), record(owner)
         await store.create(late, ttl_s=60, due_s=3600)
         await store.create(soon, ttl_s=60, due_s=0.2)
         await store.create(never, ttl_s=60)
-        assert await eventually(lambda: self.due(store, owner)) == [soon.id]
+        assert await eventually(lambda: self.claim_due(store, owner)) == [soon.id]
 
     async def test_moves_set_and_remove_timers_and_updates_leave_them(self, store, owner):
         job = record(owner)
         await store.create(job, ttl_s=60, due_s=3600)
         await store.move(owner, job.id, RUNNING, due_s=0)
-        assert await self.due(store, owner) == [job.id]
+        assert await self.claim_due(store, owner) == [job.id]
         await store.update(owner, job.id, due_s=0)
         await store.update(owner, job.id, progress=0.5)
-        assert await self.due(store, owner) == [job.id]
+        assert await self.claim_due(store, owner) == [job.id]
         await store.update(owner, job.id, due_s=0)
         await store.move(owner, job.id, QUEUED)
-        assert await self.due(store, owner) == []
+        assert await self.claim_due(store, owner) == []
 
     @pytest.mark.parametrize("end", sorted(TERMINAL_STATUSES))
     async def test_a_job_that_has_ended_has_no_timer(self, store, owner, end):
@@ -419,7 +419,7 @@ class TestTimers:
         await store.move(owner, job.id, end, due_s=0)
         await store.update(owner, job.id, progress=1.0, due_s=0)
         await store.create(record(owner, status=end), ttl_s=60, due_s=0)
-        assert await self.due(store, owner) == []
+        assert await self.claim_due(store, owner) == []
 
     async def test_a_record_that_has_expired_is_not_due(self, store, owner, eventually):
         job = record(owner)
@@ -429,7 +429,7 @@ class TestTimers:
             return await store.get(owner, job.id) is None
 
         await eventually(gone)
-        assert await self.due(store, owner) == []
+        assert await self.claim_due(store, owner) == []
 
     async def test_no_timer_outlives_its_record(self, store, owner, eventually):
         """A job that is recorded anew, under the same id, has the timer that it is given now, or none."""
@@ -440,38 +440,38 @@ class TestTimers:
             return await store.create(job, ttl_s=60)
 
         await eventually(made_anew)
-        assert await self.due(store, owner) == []
+        assert await self.claim_due(store, owner) == []
 
 
 class TestLeases:
     async def test_one_attempt_holds_the_lease_until_it_lets_go(self, store, owner):
-        assert await store.lease(owner, "a", 60)
-        assert not await store.lease(owner, "b", 60)
-        assert await store.lease(owner, "a", 60)
-        await store.release(owner, "b")
-        assert not await store.lease(owner, "b", 60)
-        await store.release(owner, "a")
-        await store.release(owner, "a")
-        assert await store.lease(owner, "b", 60)
-        assert await store.lease(f"{owner}:other", "a", 60)
+        assert await store.acquire_lease(owner, "a", 60)
+        assert not await store.acquire_lease(owner, "b", 60)
+        assert await store.acquire_lease(owner, "a", 60)
+        await store.release_lease(owner, "b")
+        assert not await store.acquire_lease(owner, "b", 60)
+        await store.release_lease(owner, "a")
+        await store.release_lease(owner, "a")
+        assert await store.acquire_lease(owner, "b", 60)
+        assert await store.acquire_lease(f"{owner}:other", "a", 60)
 
     async def test_a_lease_runs_out(self, store, owner, eventually):
-        assert await store.lease(owner, "a", 0.2)
-        assert await eventually(lambda: store.lease(owner, "b", 60))
+        assert await store.acquire_lease(owner, "a", 0.2)
+        assert await eventually(lambda: store.acquire_lease(owner, "b", 60))
 
     async def test_of_racing_attempts_one_gets_the_lease(self, store, owner):
-        assert sum(await asyncio.gather(*(store.lease(owner, str(n), 60) for n in range(50)))) == 1
+        assert sum(await asyncio.gather(*(store.acquire_lease(owner, str(n), 60) for n in range(50)))) == 1
 
 
 async def test_service_times_are_a_mean_in_which_the_newest_counts_a_fifth(store, owner):
-    assert await store.service_s("chat", owner) is None
-    await store.served("chat", owner, 10)
-    assert await store.service_s("chat", owner) == 10
-    await store.served("chat", owner, 20.5)
-    assert await store.service_s("chat", owner) == pytest.approx(12.1)
-    await store.served("chat", owner, 0.000123)
-    assert await store.service_s("chat", owner) == pytest.approx(9.6800246)
-    assert await store.service_s("images", owner) is None
+    assert await store.mean_service_time_s("chat", owner) is None
+    await store.record_service_time("chat", owner, 10)
+    assert await store.mean_service_time_s("chat", owner) == 10
+    await store.record_service_time("chat", owner, 20.5)
+    assert await store.mean_service_time_s("chat", owner) == pytest.approx(12.1)
+    await store.record_service_time("chat", owner, 0.000123)
+    assert await store.mean_service_time_s("chat", owner) == pytest.approx(9.6800246)
+    assert await store.mean_service_time_s("images", owner) is None
 
 
 async def test_a_pretended_outage():
@@ -672,18 +672,22 @@ class TestFaults:
         job = record(key="k")
         await own_store.create(job, ttl_s=60, due_s=0)
         await own_store.move("alice", job.id, RUNNING, due_s=0)
-        assert await own_store.lease(job.id, "a", 60)
+        assert await own_store.acquire_lease(job.id, "a", 60)
         async with Redis.from_url(own_redis.url) as redis:
             await redis.flushall()
         assert await own_store.get("alice", job.id) is None
         assert await own_store.move("alice", job.id, COMPLETED) is None
         assert await own_store.update("alice", job.id, progress=0.5) is None
-        assert (await own_store.page("alice"), await own_store.due(10), await own_store.running("k")) == ([], [], 0)
-        assert await own_store.lease(job.id, "b", 60)
-        await own_store.release(job.id, "a")
+        assert (await own_store.page("alice"), await own_store.claim_due(10), await own_store.count_running("k")) == (
+            [],
+            [],
+            0,
+        )
+        assert await own_store.acquire_lease(job.id, "b", 60)
+        await own_store.release_lease(job.id, "a")
         await own_store.remove("alice", job.id)
         assert await own_store.create(job, ttl_s=60, due_s=0, max_queued=1)
-        assert (await own_store.page("alice"), await own_store.due(10)) == ([job], [DueJob("alice", job.id)])
+        assert (await own_store.page("alice"), await own_store.claim_due(10)) == ([job], [DueJob("alice", job.id)])
 
     async def test_what_has_expired_leaves_nothing_behind(self, own_store, own_redis, eventually):
         await asyncio.gather(*(own_store.create(record(key="k"), ttl_s=0.3, max_queued=50) for _ in range(50)))
@@ -715,7 +719,7 @@ class TestFaults:
             assert [job.id for job in await own_store.page("alice", limit=2)] == ["job_2", "job_1"]
             assert await redis.zcard("nexus:jobs:alice") == 3
             await own_store.update("alice", "job_0", due_s=0)
-            assert await own_store.due(2) == [DueJob("alice", "job_0")]
+            assert await own_store.claim_due(2) == [DueJob("alice", "job_0")]
             assert await redis.zcard("nexus:timers") == 1
 
     async def test_a_script_that_redis_has_forgotten(self, own_store, own_redis):
