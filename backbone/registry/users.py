@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 
 import grpc.aio  # type: ignore[import-untyped]
@@ -12,6 +11,7 @@ from etcd3aio.auth import AuthService, PermissionType
 from backbone.registry.auth import EtcdAccess, parse_endpoints
 from backbone.registry.etcd_client import create_channel
 from backbone.registry.permissions import ROOT, EtcdGrant, role_grants
+from backbone.retry import Backoff, retry
 from schemas.errors import Unavailable
 
 CALL_TIMEOUT_S = 10.0
@@ -81,15 +81,15 @@ async def _password_works(auth: AuthService, user: str, password: str) -> bool:
 
 
 async def _wait_until_answered(auth: AuthService) -> bool:
-    """Whether authentication is on."""
-    clock = asyncio.get_running_loop().time
-    until = clock() + START_TIMEOUT_S
-    while True:
+    """Wait until etcd answers, and return whether authentication is enabled."""
+
+    async def is_enabled() -> bool:
         try:
             return bool((await auth.auth_status(timeout=2.0, max_attempts=1)).enabled)
-        except (EtcdError, grpc.aio.AioRpcError, TimeoutError) as error:
-            if isinstance(error, grpc.aio.AioRpcError) and "user name is empty" in (error.details() or ""):
-                return True  # etcd 3.5 tells it to root alone
-            if clock() > until:
-                raise
-            await asyncio.sleep(0.3)
+        except grpc.aio.AioRpcError as error:
+            if "user name is empty" in (error.details() or ""):
+                return True  # etcd 3.5 answers this question to root alone
+            raise
+
+    errors = (EtcdError, grpc.aio.AioRpcError, TimeoutError)
+    return await retry(is_enabled, on=errors, backoff=Backoff(initial_s=0.3), deadline_s=START_TIMEOUT_S)

@@ -19,14 +19,15 @@ import pytest
 from backbone.bus.blob_names import METADATA_NUMBER, BlobCipher, BlobName, InvalidBlobSeal
 from backbone.bus.blobs import CHUNK_BYTES, BlobCorrupted, BlobInfo, BlobNotFound, BlobStore, BlobWriter
 from backbone.bus.nats.connection import NatsConnection
-from backbone.bus.nats.jetstream import BlobBucketConfig, ensure_bucket, request
+from backbone.bus.nats.jetstream import BlobBucketConfig, ensure_bucket
 from backbone.bus.nats.objects.reader import DIRECT_GET, NatsBlobReader
 from backbone.bus.nats.objects.store import NatsBlobStore
-from backbone.bus.nats.request_inbox import ReplyMessage
+from backbone.bus.nats.requests import ReplyMessage
 from backbone.bus.subjects import BLOBS_BUCKET, BLOBS_STREAM, blob_chunk, blob_chunks, blob_meta
 from backbone.testing.blobs import MemoryBlobStore
 from schemas.errors import Unavailable
 from tests.conftest import Eventually
+from tests.jetstream import request
 from tests.servers import Server, source
 
 MIB = 1024 * 1024
@@ -67,13 +68,13 @@ class World:
             await side.close()
         if self.url:
             if self.closing:
-                await request(self.admin.client, f"STREAM.DELETE.{BLOBS_STREAM}")
+                await request(self.admin, f"STREAM.DELETE.{BLOBS_STREAM}")
             await self.admin.close()
 
     async def messages(self) -> int:
         if self.url is None:
             return len(self.memory.stored())
-        return int((await request(self.admin.client, f"STREAM.INFO.{BLOBS_STREAM}"))["state"]["messages"])
+        return int((await request(self.admin, f"STREAM.INFO.{BLOBS_STREAM}"))["state"]["messages"])
 
     async def is_empty(self) -> bool:
         return await self.messages() == 0
@@ -85,7 +86,7 @@ class World:
         found = await request(
             self.admin.client, f"STREAM.MSG.GET.{BLOBS_STREAM}", {"last_by_subj": blob_chunks(path_of(name))}
         )
-        await request(self.admin.client, f"STREAM.MSG.DELETE.{BLOBS_STREAM}", {"seq": found["message"]["seq"]})
+        await request(self.admin, f"STREAM.MSG.DELETE.{BLOBS_STREAM}", {"seq": found["message"]["seq"]})
 
     async def add_chunk(self, name: str, number: int, data: bytes) -> None:
         if self.url is None:

@@ -15,8 +15,8 @@ import pytest
 from backbone.bus.job_log import JobLog, Retention, StoredEvent, WorkItem
 from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.event_reader import MAX_TOLD
-from backbone.bus.nats.jetstream import ApiError, request
 from backbone.bus.nats.job_log import NatsJobLog
+from backbone.bus.nats.requests import JetStreamError
 from backbone.bus.nats.worker_log import NatsWorkerLog
 from backbone.bus.subjects import EVENTS_STREAM, OUTCOMES_STREAM
 from schemas.errors import RequestTooLarge, Unavailable
@@ -25,6 +25,7 @@ from schemas.job_events import GateReply, GateRequest, GateVerdict, decode_durab
 from schemas.jobs import JobStatus
 from tests.backbone.job_logs import MIB, SMALL, World, cancel, envelope, frames, new_job, next_of, outcome_of, read
 from tests.conftest import Eventually
+from tests.jetstream import request
 from tests.servers import Server, skip_if_borrowed
 
 
@@ -96,11 +97,11 @@ async def forget_everything(server: Server, url: str) -> None:
     """Leave the server as one whose disk was lost."""
     admin = NatsConnection(url, "admin")
     await admin.connect()
-    names = (await request(admin.client, "STREAM.NAMES"))["streams"]
+    names = (await request(admin, "STREAM.NAMES"))["streams"]
     server.pause()
     server.resume()
     for name in names:
-        await request(admin.client, f"STREAM.DELETE.{name}")
+        await request(admin, f"STREAM.DELETE.{name}")
     await admin.close()
     await crash(server)
 
@@ -477,13 +478,13 @@ async def test_taking_begins_before_there_is_anything_to_take_from(
         async def there() -> bool:
             """With a pull that waits there: one that is still on its way when the consumer goes may be lost without a word."""
             try:
-                consumer = await request(admin.client, f"CONSUMER.INFO.{OUTCOMES_STREAM}.recorder")
-            except ApiError:
+                consumer = await request(admin, f"CONSUMER.INFO.{OUTCOMES_STREAM}.recorder")
+            except JetStreamError:
                 return False
             return bool(consumer["num_waiting"])
 
         await eventually(there)
-        await request(admin.client, f"CONSUMER.DELETE.{OUTCOMES_STREAM}.recorder")
+        await request(admin, f"CONSUMER.DELETE.{OUTCOMES_STREAM}.recorder")
         await eventually(there)
         await log.store_outcome(outcome_of(job))
         item: WorkItem = await asyncio.wait_for(taking, 20)
@@ -509,9 +510,9 @@ async def test_streams_of_an_earlier_version_are_brought_up_to_date(world: World
         await (await next_of(items)).ack()
     admin = NatsConnection(own_nats.url, "admin")
     await admin.connect()
-    stream = await request(admin.client, f"STREAM.INFO.{EVENTS_STREAM}")
+    stream = await request(admin, f"STREAM.INFO.{EVENTS_STREAM}")
     assert (stream["config"]["max_age"], stream["config"]["max_bytes"]) == (60 * 10**9, 2 * MIB)
-    consumer = await request(admin.client, "CONSUMER.INFO.NEXUS_HOOKS.gateways")
+    consumer = await request(admin, "CONSUMER.INFO.NEXUS_HOOKS.gateways")
     assert consumer["config"]["ack_wait"] == 7 * 10**9
     await admin.close()
 

@@ -15,12 +15,13 @@ from backbone.bus.bus import JobDelivery, Queue, QueueChange
 from backbone.bus.nats import queue_consumers
 from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.gateway_bus import NatsGatewayBus
-from backbone.bus.nats.jetstream import JobsStreamConfig, request
+from backbone.bus.nats.jetstream import JobsStreamConfig
 from backbone.bus.nats.worker_bus import NatsWorkerBus
 from backbone.bus.subjects import JOBS_STREAM, consumer_name
 from schemas.errors import InvalidRequest, NexusError, Unavailable
 from schemas.jobs import LANES, Capability, Envelope, Lane
 from tests.conftest import Eventually
+from tests.jetstream import request
 
 ROOM = 10
 ACK_WAIT_S = 2.0
@@ -75,10 +76,10 @@ class World:
         return bus
 
     async def names(self) -> set[str]:
-        return set((await request(self.admin.client, f"CONSUMER.NAMES.{JOBS_STREAM}", {"offset": 0}))["consumers"])
+        return set((await request(self.admin, f"CONSUMER.NAMES.{JOBS_STREAM}", {"offset": 0}))["consumers"])
 
     async def delete(self, one: Queue) -> None:
-        await request(self.admin.client, f"CONSUMER.DELETE.{JOBS_STREAM}.{consumer_name(*one)}")
+        await request(self.admin, f"CONSUMER.DELETE.{JOBS_STREAM}.{consumer_name(*one)}")
 
 
 def submit(bus: NatsGatewayBus, to: Queue) -> tuple[str, Ear]:
@@ -146,7 +147,7 @@ async def test_without_room_a_job_is_refused_at_once(world: World, eventually: E
     assert not gateway.is_queue_refused(queues[0])
     _, ear = submit(gateway, queues[0])
     await eventually(lambda: ear.seq)
-    await request(world.admin.client, f"STREAM.PURGE.{JOBS_STREAM}", {})
+    await request(world.admin, f"STREAM.PURGE.{JOBS_STREAM}", {})
     assert await gateway.free_queues(lambda one: one != queues[0], 0.0) == 1
     await eventually(lambda: not gateway.queues_are_full)
     _, ear = submit(gateway, queue("late"))
@@ -174,7 +175,7 @@ async def test_what_becomes_idle_later_makes_room(
     await fill(gateway)
     with pytest.raises(Unavailable):
         await gateway.open_queue(queue("late"))
-    await request(world.admin.client, f"STREAM.PURGE.{JOBS_STREAM}", {})
+    await request(world.admin, f"STREAM.PURGE.{JOBS_STREAM}", {})
     monkeypatch.setattr(queue_consumers, "MIN_EVICTED_IDLE_S", -1.0)
     await eventually(lambda: not gateway.queues_are_full)
     _, ear = submit(gateway, queue("late"))
@@ -226,7 +227,7 @@ async def test_consumers_of_others_are_left_alone(world: World) -> None:
     gateway = await world.gateway()
     config = {"durable_name": "mine", "filter_subject": "nexus.jobs.chat.default.x.y", "ack_policy": "explicit"}
     body = {"stream_name": JOBS_STREAM, "config": config}
-    await request(world.admin.client, f"CONSUMER.DURABLE.CREATE.{JOBS_STREAM}.mine", body)
+    await request(world.admin, f"CONSUMER.DURABLE.CREATE.{JOBS_STREAM}.mine", body)
     assert await gateway.free_queues(lambda _: False, 0.0) == 0
     assert await world.names() == {"mine"}
 
@@ -300,9 +301,9 @@ async def test_workers_are_told_of_a_job_that_comes_again(world: World, eventual
 async def test_a_stream_without_the_bound_gets_it(world: World) -> None:
     """One that was made before the bound was known would hold nats-server's default of 1,000."""
     config = JobsStreamConfig(max_bytes=64 * 1024 * 1024).config() | {"max_consumers": -1}
-    await request(world.admin.client, f"STREAM.CREATE.{JOBS_STREAM}", config)
+    await request(world.admin, f"STREAM.CREATE.{JOBS_STREAM}", config)
     await world.gateway(max_queues=5000)
-    info = await request(world.admin.client, f"STREAM.INFO.{JOBS_STREAM}")
+    info = await request(world.admin, f"STREAM.INFO.{JOBS_STREAM}")
     assert info["config"]["max_consumers"] == 5000
 
 

@@ -380,9 +380,9 @@ class TestTimers:
         jobs = [record(owner) for _ in range(20)]
         for job in jobs:
             await store.create(job, ttl_s=60, due_s=0)
-        first, second = await asyncio.gather(*(self.claim_due(store, owner) for _ in range(2)))
+        first, second = await asyncio.gather(*(self.due(store, owner) for _ in range(2)))
         assert sorted(first + second) == sorted(job.id for job in jobs)
-        assert await self.claim_due(store, owner) == []
+        assert await self.due(store, owner) == []
 
     async def test_what_is_due_first_is_given_first_and_no_more_than_asked_for(self, own_store, own_redis):
         async with Redis.from_url(own_redis.url) as redis:
@@ -398,19 +398,19 @@ class TestTimers:
         await store.create(late, ttl_s=60, due_s=3600)
         await store.create(soon, ttl_s=60, due_s=0.2)
         await store.create(never, ttl_s=60)
-        assert await eventually(lambda: self.claim_due(store, owner)) == [soon.id]
+        assert await eventually(lambda: self.due(store, owner)) == [soon.id]
 
     async def test_moves_set_and_remove_timers_and_updates_leave_them(self, store, owner):
         job = record(owner)
         await store.create(job, ttl_s=60, due_s=3600)
         await store.move(owner, job.id, RUNNING, due_s=0)
-        assert await self.claim_due(store, owner) == [job.id]
+        assert await self.due(store, owner) == [job.id]
         await store.update(owner, job.id, due_s=0)
         await store.update(owner, job.id, progress=0.5)
-        assert await self.claim_due(store, owner) == [job.id]
+        assert await self.due(store, owner) == [job.id]
         await store.update(owner, job.id, due_s=0)
         await store.move(owner, job.id, QUEUED)
-        assert await self.claim_due(store, owner) == []
+        assert await self.due(store, owner) == []
 
     @pytest.mark.parametrize("end", sorted(TERMINAL_STATUSES))
     async def test_a_job_that_has_ended_has_no_timer(self, store, owner, end):
@@ -419,7 +419,7 @@ class TestTimers:
         await store.move(owner, job.id, end, due_s=0)
         await store.update(owner, job.id, progress=1.0, due_s=0)
         await store.create(record(owner, status=end), ttl_s=60, due_s=0)
-        assert await self.claim_due(store, owner) == []
+        assert await self.due(store, owner) == []
 
     async def test_a_record_that_has_expired_is_not_due(self, store, owner, eventually):
         job = record(owner)
@@ -429,7 +429,7 @@ class TestTimers:
             return await store.get(owner, job.id) is None
 
         await eventually(gone)
-        assert await self.claim_due(store, owner) == []
+        assert await self.due(store, owner) == []
 
     async def test_no_timer_outlives_its_record(self, store, owner, eventually):
         """A job that is recorded anew, under the same id, has the timer that it is given now, or none."""
@@ -440,7 +440,7 @@ class TestTimers:
             return await store.create(job, ttl_s=60)
 
         await eventually(made_anew)
-        assert await self.claim_due(store, owner) == []
+        assert await self.due(store, owner) == []
 
 
 class TestLeases:

@@ -13,7 +13,7 @@ import pytest_asyncio
 from backbone.bus.bus import JobDelivery, Queue
 from backbone.bus.nats.auth import NatsAccess
 from backbone.bus.nats.gateway_bus import NatsGatewayBus
-from backbone.bus.nats.jetstream import JobsStreamConfig, request
+from backbone.bus.nats.jetstream import JobsStreamConfig
 from backbone.bus.nats.worker_bus import NatsWorkerBus
 from backbone.ids import new_job_id
 from backbone.secret_files import Password
@@ -23,6 +23,7 @@ from schemas.jobs import Capability, Envelope, Lane
 from tests.conftest import Eventually
 from tests.deploy.production import Secrets, worker_block
 from tests.deploy.test_secrets import Node
+from tests.jetstream import request
 from tests.ports import free_port
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -146,7 +147,7 @@ async def test_a_worker_serves_from_any_server(three: Three, number: int, eventu
     await eventually(lambda: len(ear.frames) == 2)
 
     async def is_empty() -> bool:
-        return (await request(three.gateway._publisher.client, "STREAM.INFO.NEXUS_JOBS"))["state"]["messages"] == 0
+        return (await request(three.gateway._publisher, "STREAM.INFO.NEXUS_JOBS"))["state"]["messages"] == 0
 
     await eventually(is_empty)
     await worker.stop_pulling()

@@ -7,11 +7,11 @@ import time
 import pytest
 
 from backbone.bus.nats.connection import NatsConnection
-from backbone.bus.nats.jetstream import request
 from backbone.bus.subjects import JOBS_STREAM
 from tests.cluster import Cluster, Crew, chat
 from tests.conftest import Eventually
 from tests.flow.conftest import SETTINGS
+from tests.jetstream import request
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -29,7 +29,7 @@ async def names(cluster: Cluster) -> set[str]:
     wire = NatsConnection(cluster.nats.url, "names")
     await wire.connect()
     try:
-        return set((await request(wire.client, f"CONSUMER.NAMES.{JOBS_STREAM}", {"offset": 0}))["consumers"] or [])
+        return set((await request(wire, f"CONSUMER.NAMES.{JOBS_STREAM}", {"offset": 0}))["consumers"] or [])
     finally:
         await wire.close()
 

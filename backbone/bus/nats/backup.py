@@ -16,9 +16,17 @@ import orjson
 from backbone.bus.nats.auth import NatsAccess
 from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.headers import parse_status
-from backbone.bus.nats.jetstream import API, CONSUMER_NOT_FOUND, STREAM_NOT_FOUND
-from backbone.bus.nats.request_inbox import ReplyMessage, RequestInbox
-from backbone.bus.nats.requests import JetStreamError, request_until_answered, store_message
+from backbone.bus.nats.requests import (
+    API,
+    CONSUMER_NOT_FOUND,
+    STREAM_NOT_FOUND,
+    JetStreamError,
+    ReplyMessage,
+    RequestInbox,
+    call_api_until_answered,
+    request_until_answered,
+    store_message,
+)
 from backbone.bus.nats.stream_reader import StoredMessage, StreamReader
 from backbone.bus.subjects import (
     BLOBS_STREAM,
@@ -64,7 +72,6 @@ CHECK_INTERVAL_S = 1.0
 """How often a wait looks whether the connection stands."""
 GATEWAY_REPLY_TIMEOUT_S = 0.5
 """Who does not say within this that nobody listens, has somebody who does."""
-NO_RESPONDERS = 503
 FIRST_ERROR_STATUS = 400
 NOT_FOUND_CODES = frozenset({STREAM_NOT_FOUND, CONSUMER_NOT_FOUND})
 ADDED_HEADERS = frozenset(
@@ -148,7 +155,7 @@ class StreamBackup:
                 answers = await self._inbox.request(f"{BROADCAST}.keys".encode(), b"")
         except TimeoutError:
             return True
-        return answers is None or _code(answers[0]) != NO_RESPONDERS
+        return answers is None or not answers[0].has_no_responders
 
     # Taking
 
@@ -222,10 +229,10 @@ class StreamBackup:
         for chunk in chunks:
             answer = await self._reply(where, chunk, TRANSFER_TIMEOUT_S)
             if answer.data:
-                _checked(answer)
-            if _code(answer) == NO_RESPONDERS:
+                answer.api_response()
+            if answer.has_no_responders:
                 raise Unavailable(f"NATS gave up restoring {stream}; its log says why")
-        _checked(await self._reply(where, b"", RESTORE_TIMEOUT_S))
+        (await self._reply(where, b"", RESTORE_TIMEOUT_S)).api_response()
         state = await self.state(stream)
         if state is None:
             raise Unavailable(f"NATS has restored {stream}, and has lost it again")
@@ -266,13 +273,12 @@ class StreamBackup:
 
     # Asking
 
-    async def _call(self, subject: str, body: Any = None) -> dict[str, Any]:
-        """A call that may be carried out twice."""
-        payload = b"" if body is None else orjson.dumps(body)
-        return _checked((await request_until_answered(self._inbox, f"{API}.{subject}".encode(), payload))[0])
+    async def _call(self, operation: str, body: Any = None) -> dict[str, Any]:
+        """Call the JetStream API; the call may be carried out twice."""
+        return await call_api_until_answered(self._inbox, operation, body)
 
     async def _call_once(self, subject: str, body: Any, timeout_s: float) -> dict[str, Any]:
-        return _checked(await self._reply(f"{API}.{subject}".encode(), orjson.dumps(body), timeout_s))
+        return (await self._reply(f"{API}.{subject}".encode(), orjson.dumps(body), timeout_s)).api_response()
 
     async def _reply(self, subject: bytes, payload: bytes, timeout_s: float) -> ReplyMessage:
         answers = await self._while_connected(self._inbox.request(subject, payload), timeout_s)
@@ -294,20 +300,6 @@ class StreamBackup:
             return future.result()
         finally:
             future.cancel()
-
-
-def _checked(answer: ReplyMessage) -> dict[str, Any]:
-    if _code(answer) == NO_RESPONDERS:
-        raise Unavailable("NATS JetStream does not answer: is it enabled, and may this user ask it?")
-    reply: dict[str, Any] = orjson.loads(answer.data)
-    if reply.get("error") is not None:
-        raise JetStreamError(reply["error"])
-    return reply
-
-
-def _code(answer: ReplyMessage) -> int | None:
-    status = answer.status
-    return None if status is None else status.code
 
 
 def _original_headers(headers: bytes) -> bytes:

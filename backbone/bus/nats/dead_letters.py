@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator
 import structlog
 
 from backbone.bus.job_log import StoredDeadLetter
-from backbone.bus.nats.request_inbox import RequestInbox
+from backbone.bus.nats.requests import RequestInbox
 from backbone.bus.nats.stream_reader import StoredMessage, StreamReader
 from backbone.bus.subjects import DEAD_LETTERS_STREAM
 from schemas.outcome import Outcome

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from backbone.bus.job_log import StoredEvent
 from backbone.bus.nats.connection import NatsConnection
-from backbone.bus.nats.request_inbox import ReplyMessage
+from backbone.bus.nats.requests import ReplyMessage
 from backbone.bus.nats.stream_reader import StreamReader
 from backbone.bus.subjects import EVENTS, STORED_EVENTS, STORED_OUTCOMES
 from schemas.errors import Unavailable

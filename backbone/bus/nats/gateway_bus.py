@@ -21,16 +21,15 @@ from backbone.bus.nats.auth import NatsAccess
 from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.headers import parse_status
 from backbone.bus.nats.jetstream import (
-    ApiError,
+    SETUP_BACKOFF,
     JobsStreamConfig,
     ensure_stream,
     holds_job,
     read_depths,
     read_storage,
-    request,
 )
 from backbone.bus.nats.queue_consumers import QueueConsumers
-from backbone.bus.nats.requests import OUTAGE_TIMEOUT_S
+from backbone.bus.nats.requests import LIMIT_REACHED, OUTAGE_TIMEOUT_S, JetStreamError, RequestInbox, call_api
 from backbone.bus.nats.write_probe import StorageHealth
 from backbone.bus.outage import nats_unavailable
 from backbone.bus.subjects import (
@@ -43,6 +42,7 @@ from backbone.bus.subjects import (
     parse_job_subject,
 )
 from backbone.ids import new_token
+from backbone.retry import retry
 from schemas.errors import BackendFailed, NexusError, QueueFull, RequestTooLarge, Unavailable
 from schemas.frames import STOP
 from schemas.jobs import Envelope
@@ -59,7 +59,6 @@ LOST_JOB_CHECK_INTERVAL_S = 5.0
 """Between two looks at whether those who wait longest still wait for a job."""
 LOST_JOB_CHECKS_PER_QUEUE = 4
 """Jobs at the head of a queue that are looked for: workers take the oldest, so that what is lost is among them soon."""
-STREAM_FULL = 10077
 MAX_ENVELOPE_BYTES = 8192
 DELETE_SUBJECT = f"$JS.API.STREAM.MSG.DELETE.{JOBS_STREAM}".encode()
 
@@ -109,7 +108,8 @@ class NatsGatewayBus:
         """Before a job's token, in the address for JetStream's confirmation: no worker knows it, and can confirm in its place."""
         self._puback_subject_prefix = self._prefix.encode() + self._puback_prefix
         self._stream = stream
-        self._consumers = QueueConsumers(self._publisher, stream, ack_wait_s)
+        self._inbox = RequestInbox(self._publisher)
+        self._consumers = QueueConsumers(self._publisher, self._inbox, stream, ack_wait_s)
         self._listeners: dict[bytes, ReplyListener] = {}
         self._unacked: dict[bytes, _Unacked] = {}
         self._stored: dict[bytes, _Stored] = {}
@@ -125,7 +125,8 @@ class NatsGatewayBus:
         self._loop = asyncio.get_running_loop()
         await self._publisher.connect()
         await self._listener.connect()
-        await ensure_stream(self._publisher.client, self._stream)
+        await self._inbox.start()
+        await ensure_stream(self._inbox, self._stream)
         await self._consumers.start()
         await self._listener.subscribe(f"{self._prefix}*", self._on_reply)
         self._sweep_task = asyncio.create_task(self._sweep())
@@ -140,6 +141,7 @@ class NatsGatewayBus:
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
         await self._publisher.close()
+        self._inbox.close()
         await self._listener.close()
 
     @property
@@ -158,19 +160,22 @@ class NatsGatewayBus:
 
     async def _reopen(self) -> None:
         """After a reconnect: the server may have lost its memory."""
+        self._inbox.forget_lost()
         if self._reopen_task is not None and not self._reopen_task.done():
             self._reopen_task.cancel()
         self._reopen_task = asyncio.create_task(self._reopen_all())
 
     async def _reopen_all(self) -> None:
-        while True:
-            try:
-                await ensure_stream(self._publisher.client, self._stream)
-                await self._consumers.reload()
-                return
-            except Unavailable as error:
-                log.warning("streams not ready after reconnect", error=str(error))
-                await asyncio.sleep(0.5)
+        async def set_up() -> None:
+            await ensure_stream(self._inbox, self._stream)
+            await self._consumers.reload()
+
+        await retry(
+            set_up,
+            on=Unavailable,
+            backoff=SETUP_BACKOFF,
+            on_error=lambda error: log.warning("nats.setup_failed", part="jobs", error=str(error)),
+        )
 
     async def _check_lost_jobs(self) -> None:
         """After a reconnect of the listener: what was said meanwhile has not been heard."""
@@ -224,7 +229,7 @@ class NatsGatewayBus:
     async def _is_stored(self, seq: int, message_id: bytes) -> bool:
         while True:
             try:
-                if await holds_job(self._publisher.client, seq, message_id):
+                if await holds_job(self._inbox, seq, message_id):
                     return True
                 # What was said before the job went has reached us when this returns.
                 await self._listener.ping(5.0)
@@ -357,7 +362,7 @@ class NatsGatewayBus:
             return
         log.warning("job refused by jetstream", error=error)
         refusal: NexusError
-        if error.get("err_code") == STREAM_FULL:
+        if error.get("err_code") == LIMIT_REACHED:
             refusal = QueueFull()
         else:
             refusal = Unavailable(f"the queue does not take jobs: {error.get('description')}")
@@ -399,17 +404,17 @@ class NatsGatewayBus:
 
     async def queue_depths(self) -> list[QueueDepth]:
         """From the stream's state."""
-        return await read_depths(self._publisher.client, self._consumers.forget)
+        return await read_depths(self._inbox, self._consumers.forget)
 
     async def storage_usage(self) -> StorageUsage:
         """From the streams' states."""
-        return await read_storage(self._publisher.client)
+        return await read_storage(self._inbox)
 
     async def server_time_s(self) -> float:
         """What the leader of the jobs stream says beside its state."""
         try:
-            info = await request(self._publisher.client, f"STREAM.INFO.{JOBS_STREAM}", timeout_s=1.0)
-        except ApiError as error:
+            info = await call_api(self._inbox, f"STREAM.INFO.{JOBS_STREAM}", timeout_s=1.0)
+        except JetStreamError as error:
             raise Unavailable(f"NATS: {error}") from error
         return datetime.fromisoformat(info["ts"]).timestamp()
 
@@ -418,7 +423,7 @@ class NatsGatewayBus:
         if not self.connected:
             raise Unavailable("not connected to NATS")
         try:
-            await request(self._publisher.client, f"STREAM.INFO.{JOBS_STREAM}", timeout_s=1.0)
+            await call_api(self._inbox, f"STREAM.INFO.{JOBS_STREAM}", timeout_s=1.0)
         except Unavailable:
             raise
         except Exception as error:

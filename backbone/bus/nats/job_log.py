@@ -19,11 +19,17 @@ from backbone.bus.nats.auth import NatsAccess
 from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.dead_letters import DeadLetterStream
 from backbone.bus.nats.event_reader import EventReader
-from backbone.bus.nats.jetstream import holds_job
+from backbone.bus.nats.jetstream import SETUP_BACKOFF, holds_job
 from backbone.bus.nats.outcomes import OutcomeRetention
 from backbone.bus.nats.pull_consumer import PullConsumer
-from backbone.bus.nats.request_inbox import RequestInbox
-from backbone.bus.nats.requests import JetStreamError, message_id_headers, request_until_answered, store_message
+from backbone.bus.nats.requests import (
+    WRONG_LAST_SEQUENCE,
+    JetStreamError,
+    RequestInbox,
+    message_id_headers,
+    request_until_answered,
+    store_message,
+)
 from backbone.bus.nats.rpc_server import GateRequestHandler, RpcServer
 from backbone.bus.nats.stream_configs import ensure_job_streams, ensure_pull_consumer
 from backbone.bus.nats.stream_reader import QueuePositions, StreamReader
@@ -47,6 +53,7 @@ from backbone.bus.subjects import (
     job_subject,
     require_token,
 )
+from backbone.retry import retry
 from schemas.errors import QueueFull, RequestTooLarge, Unavailable
 from schemas.jobs import Envelope
 from schemas.outcome import Outcome
@@ -55,11 +62,8 @@ log = structlog.get_logger(__name__)
 
 MAX_ENVELOPE_BYTES = 8192
 """What a job message may have beside the request's body, of what NATS takes."""
-WRONG_SEQUENCE = frozenset({10071, 10164})
-"""Something is there already; the second one is said of streams with several replicas."""
 CREATE_ONLY = b"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: %d\r\n\r\n"
 DELETE_JOB = f"$JS.API.STREAM.MSG.DELETE.{JOBS_STREAM}".encode()
-SETUP_RETRY_DELAY_S = 0.5
 CLAIM_RETRY_DELAY_S = 0.01
 
 
@@ -121,7 +125,7 @@ class NatsJobLog:
         """Connect, and make the streams and the bucket."""
         await self._connection.connect()
         await self._inbox.start()
-        self._created_at = await ensure_job_streams(self._connection.client, self._retention)
+        self._created_at = await ensure_job_streams(self._inbox, self._retention)
         await self._share_secret()
         await self._connection.subscribe(f"{STORED_OUTCOMES}.*", self._on_ended)
         await self._connection.ping()  # from here on, no word is stored unheard
@@ -156,17 +160,21 @@ class NatsJobLog:
 
     async def _set_up_again(self) -> None:
         """After a reconnect: the server may have lost its memory. Then whoever listens looks for what it has missed."""
-        while True:
-            try:
-                made_at = await ensure_job_streams(self._connection.client, self._retention)
-                await self._share_secret()
-                for work_queue in list(self._work_queues.values()):
-                    await work_queue.make()
-                break
-            except Unavailable as error:
-                log.warning("streams of durable jobs not ready after reconnect", error=str(error))
-                await asyncio.sleep(SETUP_RETRY_DELAY_S)
-        stream_was_lost, self._created_at = made_at != self._created_at, made_at
+
+        async def set_up() -> str:
+            created_at = await ensure_job_streams(self._inbox, self._retention)
+            await self._share_secret()
+            for work_queue in list(self._work_queues.values()):
+                await work_queue.make()
+            return created_at
+
+        created_at = await retry(
+            set_up,
+            on=Unavailable,
+            backoff=SETUP_BACKOFF,
+            on_error=lambda error: log.warning("nats.setup_failed", part="job_log", error=str(error)),
+        )
+        stream_was_lost, self._created_at = created_at != self._created_at, created_at
         for reader in list(self._event_readers):
             reader.resume(stream_was_lost)
         self._recheck_outcomes()
@@ -190,7 +198,7 @@ class NatsJobLog:
                     self._inbox, SEAL_SECRET_SUBJECT.encode(), mine, CREATE_ONLY % 0, max_payload=self._max_payload
                 )
             except JetStreamError as error:
-                if error.code not in WRONG_SEQUENCE:
+                if error.code not in WRONG_LAST_SEQUENCE:
                     raise Unavailable(f"NATS does not store the gateways' secret: {error}") from error
             there = await self._secrets.from_leader({"last_by_subj": SEAL_SECRET_SUBJECT})
         if there is None or len(there.data) != SECRET_BYTES:
@@ -214,7 +222,7 @@ class NatsJobLog:
                 self._inbox, subject, envelope.encode(body), headers, max_payload=self._max_payload
             )
         except JetStreamError as error:
-            if error.full:
+            if error.limit_reached:
                 raise QueueFull from error
             raise Unavailable(f"the queue does not take jobs: {error}") from error
         except Unavailable:
@@ -225,7 +233,7 @@ class NatsJobLog:
 
     @property
     def _max_payload(self) -> int:
-        return self._connection.client.max_payload
+        return self._inbox.max_payload
 
     async def queue_position(self, queue: Queue, seq: int) -> int | None:
         """See QueuePositions."""
@@ -234,11 +242,11 @@ class NatsJobLog:
     async def delete_job(self, seq: int, job: str, run: int) -> None:
         """Delete by sequence, after a look at what is there, until NATS confirms it."""
         stored = f"{job}.{run}".encode()
-        if not await holds_job(self._connection.client, seq, stored):
+        if not await holds_job(self._inbox, seq, stored):
             return
         reply = (await request_until_answered(self._inbox, DELETE_JOB, b'{"seq":%d,"no_erase":true}' % seq))[0]
         error = orjson.loads(reply.data).get("error")
-        if error is not None and await holds_job(self._connection.client, seq, stored):
+        if error is not None and await holds_job(self._inbox, seq, stored):
             raise Unavailable(f"NATS does not delete a job from the queue: {error}; retry shortly")
 
     # Events
@@ -369,7 +377,7 @@ class NatsJobLog:
         """One consumer for all gateways."""
 
         async def make(ack_wait_s: float) -> None:
-            await ensure_pull_consumer(self._connection.client, OUTCOMES_STREAM, OUTCOME_CONSUMER, ack_wait_s)
+            await ensure_pull_consumer(self._inbox, OUTCOMES_STREAM, OUTCOME_CONSUMER, ack_wait_s)
 
         async with contextlib.aclosing(
             self._take(OUTCOMES_STREAM, OUTCOME_CONSUMER, make, max_unacked, ack_wait_s)
@@ -431,7 +439,7 @@ class NatsJobLog:
                     self._inbox, subject.encode(), value, CREATE_ONLY % expected, max_payload=self._max_payload
                 )
             except JetStreamError as error:
-                if error.code not in WRONG_SEQUENCE:
+                if error.code not in WRONG_LAST_SEQUENCE:
                     raise Unavailable(f"NATS does not store a claim: {error}") from error
             else:
                 return value
@@ -448,6 +456,6 @@ class NatsJobLog:
         """One per name; its stream is made when it is first used."""
         work_queue = self._work_queues.get(name)
         if work_queue is None:
-            work_queue = NatsWorkQueue(name, self._connection.client, self._inbox, self._retention, self._take)
+            work_queue = NatsWorkQueue(name, self._inbox, self._retention, self._take)
             self._work_queues[name] = work_queue
         return work_queue

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
-import orjson
 import structlog
 
-from backbone.bus.nats.request_inbox import RequestInbox
-from backbone.bus.nats.requests import JetStreamError, message_id_headers, request_until_answered, store_message
+from backbone.bus.nats.requests import (
+    JetStreamError,
+    RequestInbox,
+    call_api_until_answered,
+    message_id_headers,
+    store_message,
+)
 from backbone.bus.nats.stream_reader import StreamReader
 from backbone.bus.subjects import OUTCOME_CONSUMER, OUTCOMES, OUTCOMES_STREAM, dead_letter_subject, require_token
 from backbone.ids import new_token
@@ -26,7 +30,7 @@ async def store_outcome(inbox: RequestInbox, outcome: Outcome, payload: bytes, m
     try:
         await store_message(inbox, subject, outcome.encode(payload), headers, max_payload=max_payload)
     except JetStreamError as error:
-        if error.taken:
+        if error.subject_limit_reached:
             return False
         raise Unavailable(f"NATS does not store how the job ended: {error}") from error
     return True
@@ -50,8 +54,6 @@ FREE_SHARE = 0.1
 MIN_FREE_BYTES = 4 * 1024 * 1024
 DROPPED_SHARE = 0.1
 """Of the stream's words, the oldest go together."""
-INFO = f"$JS.API.CONSUMER.INFO.{OUTCOMES_STREAM}.{OUTCOME_CONSUMER}".encode()
-PURGE = f"$JS.API.STREAM.PURGE.{OUTCOMES_STREAM}".encode()
 
 
 class OutcomeRetention:
@@ -85,11 +87,15 @@ class OutcomeRetention:
             log.warning("the oldest results were dropped to make room: MAX_RESULT_BYTES is too small", before=upto)
 
     async def _recorded(self) -> int:
-        """The sequence up to which all words are recorded."""
-        answer = orjson.loads((await request_until_answered(self._inbox, INFO, b""))[0].data)
-        return int(answer["ack_floor"]["stream_seq"]) if "error" not in answer else 0
+        """Return the sequence up to which all outcomes are recorded."""
+        try:
+            info = await call_api_until_answered(self._inbox, f"CONSUMER.INFO.{OUTCOMES_STREAM}.{OUTCOME_CONSUMER}")
+        except JetStreamError:
+            return 0
+        return int(info["ack_floor"]["stream_seq"])
 
     async def _drop_before(self, seq: int) -> None:
-        answer = orjson.loads((await request_until_answered(self._inbox, PURGE, b'{"seq":%d}' % seq))[0].data)
-        if (error := answer.get("error")) is not None:
-            raise Unavailable(f"NATS: {JetStreamError(error)}")
+        try:
+            await call_api_until_answered(self._inbox, f"STREAM.PURGE.{OUTCOMES_STREAM}", {"seq": seq})
+        except JetStreamError as error:
+            raise Unavailable(f"NATS cannot drop old outcomes: {error}") from error

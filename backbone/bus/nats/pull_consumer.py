@@ -17,8 +17,7 @@ import structlog
 from backbone.bus.job_log import WorkItem
 from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.headers import StatusHeader, parse_ack_subject, parse_status
-from backbone.bus.nats.request_inbox import RequestInbox
-from backbone.bus.nats.requests import request_until_answered
+from backbone.bus.nats.requests import RequestInbox, request_until_answered
 from schemas.errors import Unavailable
 
 log = structlog.get_logger(__name__)
@@ -223,7 +222,7 @@ class PullConsumer:
         """Acknowledge until NATS has heard it. Raises Unavailable, soon where a crash made NATS forget the delivery: it
         does not answer then, and the item comes again.
         """
-        await request_until_answered(self._inbox, ack_subject, b"+ACK", tries=1)
+        await request_until_answered(self._inbox, ack_subject, b"+ACK", max_timeouts=1)
 
     def resume(self) -> None:
         """After a reconnect: the pull died with the connection, and perhaps the consumer with the server."""

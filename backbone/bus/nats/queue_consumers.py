@@ -22,7 +22,8 @@ import structlog
 
 from backbone.bus.bus import Queue, QueueChange
 from backbone.bus.nats.connection import NatsConnection
-from backbone.bus.nats.jetstream import CONSUMER_NOT_FOUND, NANO, ApiError, JobsStreamConfig, request
+from backbone.bus.nats.jetstream import NANO, JobsStreamConfig
+from backbone.bus.nats.requests import CONSUMER_NOT_FOUND, MAX_CONSUMERS_REACHED, JetStreamError, RequestInbox, call_api
 from backbone.bus.subjects import (
     JOBS,
     JOBS_STREAM,
@@ -38,8 +39,6 @@ from schemas.errors import NexusError, Unavailable
 
 log = structlog.get_logger(__name__)
 
-CONSUMER_LIMIT_REACHED = 10026
-"""JetStream's code for a stream that has as many consumers as it may have."""
 CHECK_INTERVAL_S = 1.0
 MAX_FREED_PER_ROUND = 200
 MAX_EVICTED_AT_ONCE = 16
@@ -54,8 +53,11 @@ RETRY_AFTER_S = 5.0
 class QueueConsumers:
     """What one gateway knows of the consumers, and does with them."""
 
-    def __init__(self, connection: NatsConnection, stream: JobsStreamConfig, ack_wait_s: float) -> None:
+    def __init__(
+        self, connection: NatsConnection, inbox: RequestInbox, stream: JobsStreamConfig, ack_wait_s: float
+    ) -> None:
         self._connection = connection
+        self._inbox = inbox
         self._stream = stream
         self._ack_wait_s = ack_wait_s
         self.existing: set[bytes] = set()
@@ -128,13 +130,13 @@ class QueueConsumers:
         try:
             try:
                 await self._create(queue)
-            except ApiError as error:
-                if error.code != CONSUMER_LIMIT_REACHED or not await self._evict():
+            except JetStreamError as error:
+                if error.code != MAX_CONSUMERS_REACHED or not await self._evict():
                     raise
                 await self._create(queue)
-        except ApiError as error:
+        except JetStreamError as error:
             self.on_change(QueueChange.REFUSED)
-            if error.code != CONSUMER_LIMIT_REACHED:
+            if error.code != MAX_CONSUMERS_REACHED:
                 raise Unavailable(f"NATS refuses the queue of the model '{queue.model}': {error}") from error
             self._refused, self._retry_refused_at = queue, time.monotonic() + REFUSED_RETRY_INTERVAL_S
             self._consumers_when_refused = await self._count()
@@ -205,7 +207,7 @@ class QueueConsumers:
             if info["num_pending"] or info["num_ack_pending"]:
                 return False
             await self._request(f"CONSUMER.DELETE.{JOBS_STREAM}.{name}")
-        except ApiError as error:
+        except JetStreamError as error:
             if error.code == CONSUMER_NOT_FOUND:  # another gateway was quicker
                 self.existing.discard(_subject(queue))
                 return False
@@ -225,7 +227,7 @@ class QueueConsumers:
 
     async def _restore(self, queue: Queue) -> None:
         """Make a deleted consumer again where a job came meanwhile."""
-        with contextlib.suppress(NexusError, ApiError):  # the next round sees it
+        with contextlib.suppress(NexusError, JetStreamError):  # the next round sees it
             if await self._list_subjects_with_jobs(job_subject(*queue)):
                 await self.serve(queue)
 
@@ -237,7 +239,7 @@ class QueueConsumers:
             try:
                 await self._check_queues()
                 await self._retry_refused()
-            except (NexusError, ApiError) as error:
+            except (NexusError, JetStreamError) as error:
                 log.debug("queues not looked after", error=str(error))
             except Exception:
                 log.exception("defect in looking after queues")
@@ -296,7 +298,7 @@ class QueueConsumers:
         return list(found)
 
     async def _count(self) -> int:
-        with contextlib.suppress(ApiError, Unavailable):
+        with contextlib.suppress(JetStreamError, Unavailable):
             return int((await self._request(f"STREAM.INFO.{JOBS_STREAM}"))["state"].get("consumer_count", 0))
         return 0
 
@@ -310,7 +312,7 @@ class QueueConsumers:
                 names += found
                 if not found or len(names) >= page["total"]:
                     break
-        except ApiError as error:
+        except JetStreamError as error:
             raise Unavailable(f"NATS does not list the queues: {error}") from error
         return [queue for queue in map(_parsed, names) if queue is not None]
 
@@ -320,7 +322,7 @@ class QueueConsumers:
         while offset < total:
             try:
                 page = await self._request(f"CONSUMER.LIST.{JOBS_STREAM}", {"offset": offset})
-            except ApiError as error:
+            except JetStreamError as error:
                 raise Unavailable(f"NATS does not list the queues: {error}") from error
             found, total = page.get("consumers") or [], page["total"]
             if not found:
@@ -330,7 +332,7 @@ class QueueConsumers:
                 yield info
 
     async def _request(self, subject: str, body: Any = None) -> dict[str, Any]:
-        return await request(self._connection.client, subject, body)
+        return await call_api(self._inbox, subject, body)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

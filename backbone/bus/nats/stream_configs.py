@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from nats.aio.client import Client
-
 from backbone.bus.job_log import Retention
-from backbone.bus.nats.jetstream import NANO, ApiError, ensure, request
+from backbone.bus.nats.jetstream import NANO, ensure
+from backbone.bus.nats.requests import JetStreamError, RequestInbox, call_api
 from backbone.bus.subjects import (
     CLAIMS_BUCKET,
     CLAIMS_STREAM,
@@ -117,18 +116,18 @@ def work_queue_config(name: str, retention: Retention) -> Config:
     }
 
 
-async def ensure_job_streams(client: Client, retention: Retention) -> str:
+async def ensure_job_streams(inbox: RequestInbox, retention: Retention) -> str:
     """Make everything but the backlogs; when the stream of events was made first, by NATS's clock. Raises Unavailable."""
-    told = await ensure(client, events_stream(retention), ("republish", "allow_direct"), DURABLES_NEED)
+    told = await ensure(inbox, events_stream(retention), ("republish", "allow_direct"), DURABLES_NEED)
     needed = ("republish", "discard_new_per_subject", "max_msgs_per_subject", "allow_direct")
-    await ensure(client, outcomes_stream(retention), needed, DURABLES_NEED)
-    await ensure(client, dead_letters_stream(retention), ("allow_direct",), DURABLES_NEED)
-    await ensure(client, claims_stream(retention), ("allow_direct", "max_msgs_per_subject"), DURABLES_NEED)
-    await ensure(client, seals_stream(retention), ("allow_direct", "max_msgs_per_subject"), DURABLES_NEED)
+    await ensure(inbox, outcomes_stream(retention), needed, DURABLES_NEED)
+    await ensure(inbox, dead_letters_stream(retention), ("allow_direct",), DURABLES_NEED)
+    await ensure(inbox, claims_stream(retention), ("allow_direct", "max_msgs_per_subject"), DURABLES_NEED)
+    await ensure(inbox, seals_stream(retention), ("allow_direct", "max_msgs_per_subject"), DURABLES_NEED)
     return str(told["created"])
 
 
-async def ensure_pull_consumer(client: Client, stream: str, consumer: str, hold_s: float) -> None:
+async def ensure_pull_consumer(inbox: RequestInbox, stream: str, consumer: str, hold_s: float) -> None:
     """Make the consumer that all gateways take from, or bring it to this `hold_s`. Raises Unavailable.
 
     It has as many replicas as its stream, without saying so: a backup of three is restored into one.
@@ -144,11 +143,11 @@ async def ensure_pull_consumer(client: Client, stream: str, consumer: str, hold_
         "num_replicas": 0,
     }
     try:
-        await request(client, f"CONSUMER.DURABLE.CREATE.{stream}.{consumer}", {"stream_name": stream, "config": config})
-    except ApiError as error:
+        await call_api(inbox, f"CONSUMER.DURABLE.CREATE.{stream}.{consumer}", {"stream_name": stream, "config": config})
+    except JetStreamError as error:
         raise Unavailable(f"NATS refuses the consumer {consumer} of {stream}: {error}") from error
 
 
-async def ensure_work_queue(client: Client, name: str, retention: Retention) -> None:
+async def ensure_work_queue(inbox: RequestInbox, name: str, retention: Retention) -> None:
     """Make a backlog's stream. Raises Unavailable."""
-    await ensure(client, work_queue_config(name, retention), (), DURABLES_NEED)
+    await ensure(inbox, work_queue_config(name, retention), (), DURABLES_NEED)

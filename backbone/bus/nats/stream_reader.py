@@ -13,8 +13,15 @@ from typing import Any, NamedTuple
 import orjson
 
 from backbone.bus.bus import Queue
-from backbone.bus.nats.request_inbox import ReplyMessage, RequestInbox
-from backbone.bus.nats.requests import NO_MESSAGE, NOT_FOUND, JetStreamError, request_until_answered
+from backbone.bus.nats.requests import (
+    NO_MESSAGE,
+    NOT_FOUND,
+    JetStreamError,
+    ReplyMessage,
+    RequestInbox,
+    call_api_until_answered,
+    request_until_answered,
+)
 from backbone.bus.subjects import JOBS_STREAM, consumer_name, job_subject
 from schemas.errors import Unavailable
 
@@ -45,10 +52,8 @@ class StreamReader:
     def __init__(self, inbox: RequestInbox, stream: str, *, replicated: bool) -> None:
         self._inbox = inbox
         self._replicated = replicated
-        self._info = f"$JS.API.STREAM.INFO.{stream}".encode()
+        self._stream = stream
         self._direct = f"$JS.API.DIRECT.GET.{stream}".encode()
-        self._leader = f"$JS.API.STREAM.MSG.GET.{stream}".encode()
-        self._delete = f"$JS.API.STREAM.MSG.DELETE.{stream}".encode()
 
     async def last(self, subject: str) -> StoredMessage | None:
         """The newest message on a subject. Raises Unavailable."""
@@ -93,52 +98,49 @@ class StreamReader:
         return int(answer.header(b"Nats-Num-Pending") or 0)
 
     async def from_leader(self, where: dict[str, Any]) -> StoredMessage | None:
-        """What the leader has. Raises Unavailable."""
-        answer = orjson.loads((await request_until_answered(self._inbox, self._leader, orjson.dumps(where)))[0].data)
-        error = answer.get("error")
-        if error is not None:
-            refusal = JetStreamError(error)
-            if refusal.code == NO_MESSAGE:
+        """Return the message that the stream's leader has; None: it has none. Raises Unavailable."""
+        try:
+            response = await call_api_until_answered(self._inbox, f"STREAM.MSG.GET.{self._stream}", where)
+        except JetStreamError as error:
+            if error.code == NO_MESSAGE:
                 return None
-            raise Unavailable(f"NATS: {refusal}")
-        found = answer["message"]
+            raise Unavailable(f"NATS cannot read from the stream {self._stream}: {error}") from error
+        found = response["message"]
         headers, data = (base64.b64decode(found.get(part, "")) for part in ("hdrs", "data"))
         return StoredMessage(found["seq"], found["subject"], headers, data, _unix(found["time"]))
 
     async def delete(self, seq: int) -> bool:
-        """Delete a message; False: it was not there, or an earlier try of this call has deleted it. Raises Unavailable."""
-        body = b'{"seq":%d,"no_erase":true}' % seq
-        answer = orjson.loads((await request_until_answered(self._inbox, self._delete, body))[0].data)
-        error = answer.get("error")
-        if error is None:
-            return True
-        refusal = JetStreamError(error)
-        if refusal.code in NOTHING_DELETED:
-            return False
-        raise Unavailable(f"NATS: {refusal}")
+        """Delete a message. False: it did not exist, or an earlier attempt of this call has deleted it. Raises Unavailable."""
+        body = {"seq": seq, "no_erase": True}
+        try:
+            await call_api_until_answered(self._inbox, f"STREAM.MSG.DELETE.{self._stream}", body)
+        except JetStreamError as error:
+            if error.code in NOTHING_DELETED:
+                return False
+            raise Unavailable(f"NATS cannot delete a message of the stream {self._stream}: {error}") from error
+        return True
 
     async def state(self, subject: str | None = None) -> dict[str, Any]:
-        """The stream's state, with the count of messages on `subject`. Raises Unavailable."""
-        body = orjson.dumps({"subjects_filter": subject}) if subject is not None else b""
-        answer = orjson.loads((await request_until_answered(self._inbox, self._info, body))[0].data)
-        error = answer.get("error")
-        if error is not None:
-            raise Unavailable(f"NATS: {JetStreamError(error)}")
-        state: dict[str, Any] = answer["state"]
+        """Return the stream's state, with the number of messages on `subject`. Raises Unavailable."""
+        response = await self._info({"subjects_filter": subject} if subject is not None else None)
+        state: dict[str, Any] = response["state"]
         return state
 
     async def subjects(self, filter_: str) -> list[str]:
-        """Every subject below `filter_` that has a message. Raises Unavailable."""
+        """Return every subject below `filter_` that holds a message. Raises Unavailable."""
         found: list[str] = []
         while True:
-            body = orjson.dumps({"subjects_filter": filter_, "offset": len(found)})
-            answer = orjson.loads((await request_until_answered(self._inbox, self._info, body))[0].data)
-            if (error := answer.get("error")) is not None:
-                raise Unavailable(f"NATS: {JetStreamError(error)}")
-            page = answer["state"].get("subjects") or {}
+            response = await self._info({"subjects_filter": filter_, "offset": len(found)})
+            page = response["state"].get("subjects") or {}
             found += page
-            if not page or len(found) >= answer.get("total", 0):
+            if not page or len(found) >= response.get("total", 0):
                 return found
+
+    async def _info(self, body: Any) -> dict[str, Any]:
+        try:
+            return await call_api_until_answered(self._inbox, f"STREAM.INFO.{self._stream}", body)
+        except JetStreamError as error:
+            raise Unavailable(f"NATS cannot read the state of the stream {self._stream}: {error}") from error
 
 
 def _message(answer: ReplyMessage) -> StoredMessage:
@@ -184,8 +186,8 @@ class QueuePositions:
         return max(0, before)
 
     async def _running(self, queue: Queue) -> int:
-        subject = f"$JS.API.CONSUMER.INFO.{JOBS_STREAM}.{consumer_name(*queue)}".encode()
-        # Without the consumer nothing runs.
-        return int(
-            orjson.loads((await request_until_answered(self._inbox, subject, b""))[0].data).get("num_ack_pending", 0)
-        )
+        operation = f"CONSUMER.INFO.{JOBS_STREAM}.{consumer_name(*queue)}"
+        try:
+            return int((await call_api_until_answered(self._inbox, operation)).get("num_ack_pending", 0))
+        except JetStreamError:
+            return 0  # without its consumer, no job of the queue runs

@@ -5,11 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 
-from nats.aio.client import Client
-
 from backbone.bus.job_log import Retention, WorkItem
-from backbone.bus.nats.request_inbox import RequestInbox
-from backbone.bus.nats.requests import JetStreamError, message_id_headers, store_message
+from backbone.bus.nats.requests import JetStreamError, RequestInbox, message_id_headers, store_message
 from backbone.bus.nats.stream_configs import ensure_pull_consumer, ensure_work_queue
 from backbone.bus.subjects import GATEWAY_GROUP, work_item_subject, work_queue_stream
 from schemas.errors import Unavailable
@@ -22,11 +19,10 @@ Take = Callable[[str, str, Make, int, float], AsyncGenerator[WorkItem, None]]
 class NatsWorkQueue:
     """See backbone.bus.job_log.WorkQueue. Its stream is made when it is first used, and after each reconnect."""
 
-    def __init__(self, name: str, client: Client, inbox: RequestInbox, retention: Retention, take: Take) -> None:
+    def __init__(self, name: str, inbox: RequestInbox, retention: Retention, take: Take) -> None:
         """`take` takes from a consumer. Raises ValueError for a name that cannot be one."""
         self.name = name
         self._stream = work_queue_stream(name)
-        self._client = client
         self._inbox = inbox
         self._retention = retention
         self._take = take
@@ -34,7 +30,7 @@ class NatsWorkQueue:
 
     async def make(self) -> None:
         """Make the stream. Raises Unavailable."""
-        await ensure_work_queue(self._client, self.name, self._retention)
+        await ensure_work_queue(self._inbox, self.name, self._retention)
         self._made = True
 
     async def put(self, item_id: str, data: bytes) -> None:
@@ -44,7 +40,7 @@ class NatsWorkQueue:
             await self.make()
         try:
             await store_message(
-                self._inbox, subject, data, message_id_headers(item_id), max_payload=self._client.max_payload
+                self._inbox, subject, data, message_id_headers(item_id), max_payload=self._inbox.max_payload
             )
         except JetStreamError as error:
             raise Unavailable(f"the backlog {self.name} does not take more work: {error}") from error
@@ -58,4 +54,4 @@ class NatsWorkQueue:
 
     async def _ensure_consumer(self, ack_wait_s: float) -> None:
         await self.make()
-        await ensure_pull_consumer(self._client, self._stream, GATEWAY_GROUP, ack_wait_s)
+        await ensure_pull_consumer(self._inbox, self._stream, GATEWAY_GROUP, ack_wait_s)

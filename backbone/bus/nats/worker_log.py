@@ -11,8 +11,7 @@ from backbone.bus.nats import outcomes
 from backbone.bus.nats.auth import NatsAccess
 from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.event_writer import NatsEventWriter
-from backbone.bus.nats.request_inbox import ReplyFuture, RequestInbox
-from backbone.bus.nats.requests import has_no_responders
+from backbone.bus.nats.requests import ReplyFuture, RequestInbox
 from backbone.bus.subjects import GATE_REQUESTS, require_token
 from schemas.errors import Unavailable
 from schemas.frames import FrameKind
@@ -131,7 +130,7 @@ class _Writer(NatsEventWriter):
 
 def _answer(reply: ReplyFuture) -> GateReply | None:
     answers = None if reply.cancelled() else reply.result()
-    if not answers or has_no_responders(answers[0]):
+    if not answers or answers[0].has_no_responders:
         return None
     try:
         return GateReply.model_validate_json(answers[0].data)

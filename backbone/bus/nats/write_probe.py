@@ -15,7 +15,7 @@ from collections.abc import Callable
 import orjson
 import structlog
 
-from backbone.bus.nats.request_inbox import RequestInbox
+from backbone.bus.nats.requests import RequestInbox
 from backbone.bus.subjects import JOBS_STREAM, claim_subject, job_subject
 from schemas.errors import Unavailable
 from schemas.jobs import Capability, Lane

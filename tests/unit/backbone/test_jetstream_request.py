@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from backbone.bus.nats.jetstream import request
+from backbone.bus.nats.requests import ReplyMessage, call_api
 
 
-class Server:
-    """Answers when it is told to, and waits for that as nats-py's client does."""
-
-    is_connected = True
+class Inbox:
+    """An inbox whose one reply the test gives."""
 
     def __init__(self) -> None:
-        self.asked: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.reply: asyncio.Future[list[ReplyMessage] | None] = asyncio.get_running_loop().create_future()
 
-    async def request(self, _subject: str, _payload: bytes, *, timeout: float) -> Any:
-        return await asyncio.wait_for(self.asked, timeout)
+    def request(self, _subject: bytes, _payload: bytes) -> asyncio.Future[list[ReplyMessage] | None]:
+        return self.reply
 
 
 async def test_a_call_is_cancelled_also_in_the_moment_of_its_answer() -> None:
     """Who asks in a loop could not be ended otherwise, and a gateway that stops would wait for it for ever."""
-    server: Any = Server()
-    task = asyncio.create_task(request(server, "STREAM.INFO.X"))
+    inbox: Any = Inbox()
+    task = asyncio.create_task(call_api(inbox, "STREAM.INFO.X"))
     await asyncio.sleep(0)
-    server.asked.set_result(SimpleNamespace(data=b"{}"))
+    inbox.reply.set_result([ReplyMessage(b"", b"{}")])
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -41,9 +38,9 @@ async def test_a_task_that_was_cancelled_may_still_ask() -> None:
         try:
             await asyncio.sleep(10)
         except asyncio.CancelledError:
-            server: Any = Server()
-            server.asked.set_result(SimpleNamespace(data=b'{"a": 1}'))
-            return await request(server, "STREAM.INFO.X")
+            inbox: Any = Inbox()
+            inbox.reply.set_result([ReplyMessage(b"", b'{"a": 1}')])
+            return await call_api(inbox, "STREAM.INFO.X")
 
     task = asyncio.create_task(work())
     await asyncio.sleep(0)

@@ -10,14 +10,20 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
 
 import orjson
 
 from backbone.bus.blob_names import METADATA_NUMBER, BlobCipher, BlobName, InvalidBlobSeal
 from backbone.bus.blobs import BlobCorrupted, BlobInfo, BlobNotFound
-from backbone.bus.nats.request_inbox import ReplyMessage, RequestInbox
-from backbone.bus.nats.requests import request_until_answered
+from backbone.bus.nats.requests import (
+    NO_MESSAGE,
+    NOT_FOUND,
+    JetStreamError,
+    ReplyMessage,
+    RequestInbox,
+    call_api_until_answered,
+    request_until_answered,
+)
 from backbone.bus.subjects import BLOBS_STREAM, blob_chunk, blob_meta
 from schemas.errors import NexusError, Unavailable
 
@@ -27,9 +33,6 @@ REPLICA_LAG_TIMEOUT_S = 3.0
 """For a replica to get what its leader has, where the leader may not be asked."""
 REPLICA_RETRY_DELAY_S = 0.1
 DIRECT_GET = f"$JS.API.DIRECT.GET.{BLOBS_STREAM}".encode()
-LEADER_GET = f"$JS.API.STREAM.MSG.GET.{BLOBS_STREAM}".encode()
-NO_MESSAGE = 10037
-NOT_FOUND = 404
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,33 +127,31 @@ class NatsBlobReader:
         """The message on a subject; None when there is none, or one that was erased. Raises Unavailable."""
         until = time.monotonic() + REPLICA_LAG_TIMEOUT_S
         while True:
-            answer = (await self._ask(DIRECT_GET + b"." + subject.encode(), b""))[0]
+            answer = (await request_until_answered(self._inbox, DIRECT_GET + b"." + subject.encode(), b""))[0]
             if answer.status is None:
                 return answer.data or None
             _require_not_found(answer)
             if self._may_ask_leader:
-                return await self._ask_leader({"last_by_subj": subject})
+                return await self._read_from_leader(subject)
             if time.monotonic() > until:
                 return None
             await asyncio.sleep(REPLICA_RETRY_DELAY_S)
 
-    async def _ask_leader(self, what: dict[str, Any]) -> bytes | None:
-        answer = orjson.loads((await self._ask(LEADER_GET, orjson.dumps(what)))[0].data)
-        error = answer.get("error")
-        if error is None:
-            return base64.b64decode(answer["message"].get("data", "")) or None
-        if error.get("err_code") == NO_MESSAGE:
-            return None
-        raise Unavailable(f"NATS does not read a large payload: {error.get('description')}")
-
-    async def _ask(self, subject: bytes, body: bytes) -> list[ReplyMessage]:
-        """Ask until there is an answer, over a reconnect too: reading can be repeated. Raises Unavailable."""
-        return await request_until_answered(self._inbox, subject, body)
+    async def _read_from_leader(self, subject: str) -> bytes | None:
+        try:
+            response = await call_api_until_answered(
+                self._inbox, f"STREAM.MSG.GET.{BLOBS_STREAM}", {"last_by_subj": subject}
+            )
+        except JetStreamError as error:
+            if error.code == NO_MESSAGE:
+                return None
+            raise Unavailable(f"NATS cannot read a large payload: {error}") from error
+        return base64.b64decode(response["message"].get("data", "")) or None
 
 
 def _require_not_found(answer: ReplyMessage) -> None:
     status = answer.status
-    if status is None or status.code not in {NOT_FOUND, 204}:
+    if status is None or status.code not in NOT_FOUND:
         raise Unavailable(f"NATS does not read a large payload: {status}")
 
 

@@ -18,7 +18,7 @@ from backbone.bus.blob_names import BlobName
 from backbone.bus.blobs import BlobInfo
 from backbone.bus.nats.auth import NatsAccess
 from backbone.bus.nats.connection import NatsConnection
-from backbone.bus.nats.jetstream import BlobBucketConfig, ensure_bucket
+from backbone.bus.nats.jetstream import SETUP_BACKOFF, BlobBucketConfig, ensure_bucket
 from backbone.bus.nats.objects.reader import NatsBlobReader
 from backbone.bus.nats.objects.writer import (
     ERASE_HEADERS,
@@ -27,9 +27,10 @@ from backbone.bus.nats.objects.writer import (
     erased_subjects,
     purge_requests,
 )
-from backbone.bus.nats.request_inbox import RequestInbox
+from backbone.bus.nats.requests import RequestInbox
 from backbone.bus.nats.write_probe import StorageHealth
 from backbone.bus.subjects import require_token
+from backbone.retry import retry
 from schemas.errors import NexusError, Unavailable
 
 log = structlog.get_logger(__name__)
@@ -67,7 +68,7 @@ class NatsBlobStore(NatsBlobReader):
         await self._connection.connect()
         await self._inbox.start()
         if self._create is not None:
-            await ensure_bucket(self._connection.client, self._create)
+            await ensure_bucket(self._inbox, self._create)
 
     async def close(self) -> None:
         """Disconnect; whoever still reads or writes learns that."""
@@ -93,14 +94,12 @@ class NatsBlobStore(NatsBlobReader):
 
     async def _make_bucket(self, bucket: BlobBucketConfig) -> None:
         """After a reconnect: the server may have lost its memory."""
-        while True:
-            try:
-                await ensure_bucket(self._connection.client, bucket)
-            except Unavailable as error:
-                log.warning("store of blobs not ready after reconnect", error=str(error))
-                await asyncio.sleep(0.5)
-            else:
-                return
+        await retry(
+            lambda: ensure_bucket(self._inbox, bucket),
+            on=Unavailable,
+            backoff=SETUP_BACKOFF,
+            on_error=lambda error: log.warning("nats.setup_failed", part="blobs", error=str(error)),
+        )
 
     def writer(
         self, *, ttl_s: float, content_type: str = "application/octet-stream", owner: str = ""

@@ -14,7 +14,7 @@ import orjson
 
 from backbone.bus.blob_names import METADATA_NUMBER, TAG_BYTES, BlobCipher, BlobName
 from backbone.bus.blobs import CHUNK_BYTES, BlobInfo
-from backbone.bus.nats.request_inbox import ReplyFuture, ReplyMessage, RequestInbox
+from backbone.bus.nats.requests import ReplyFuture, ReplyMessage, RequestInbox
 from backbone.bus.subjects import BLOBS_BUCKET, BLOBS_STREAM, blob_chunk, blob_chunks, blob_meta, blob_nuid
 from schemas.errors import Unavailable
 
