@@ -27,7 +27,7 @@ from backbone.bus.subjects import BLOBS_BUCKET, BLOBS_STREAM, blob_chunk, blob_c
 from backbone.testing.blobs import MemoryBlobStore
 from schemas.errors import Unavailable
 from tests.conftest import Eventually
-from tests.jetstream import request
+from tests.jetstream import inbox_of, request
 from tests.servers import Server, source
 
 MIB = 1024 * 1024
@@ -84,7 +84,7 @@ class World:
             self.memory.stored()[name].pop()
             return
         found = await request(
-            self.admin.client, f"STREAM.MSG.GET.{BLOBS_STREAM}", {"last_by_subj": blob_chunks(path_of(name))}
+            self.admin, f"STREAM.MSG.GET.{BLOBS_STREAM}", {"last_by_subj": blob_chunks(path_of(name))}
         )
         await request(self.admin, f"STREAM.MSG.DELETE.{BLOBS_STREAM}", {"seq": found["message"]["seq"]})
 
@@ -480,14 +480,11 @@ async def test_what_a_lagging_replica_lacks_its_leader_has(real: World, monkeypa
     blobs = await real.side()
     data = secrets.token_bytes(3 * CHUNK_BYTES)
     info = await put(blobs, data)
-    ask = NatsBlobReader._ask
 
-    async def lagging(self: NatsBlobReader, subject: bytes, body: bytes) -> list[ReplyMessage]:
-        if subject.startswith(DIRECT_GET):
-            return [ReplyMessage(b"NATS/1.0 404 Message Not Found\r\n\r\n", b"")]
-        return await ask(self, subject, body)
+    async def lagging(_self: NatsBlobReader, _subject: bytes) -> ReplyMessage:
+        return ReplyMessage(b"NATS/1.0 404 Message Not Found\r\n\r\n", b"")
 
-    monkeypatch.setattr(NatsBlobReader, "_ask", lagging)
+    monkeypatch.setattr(NatsBlobReader, "_get_direct", lagging)
     assert await blobs.info(info.name) == info
     assert await get(blobs, info.name) == data
 
@@ -497,16 +494,20 @@ async def test_a_worker_waits_for_a_lagging_replica(real: World, monkeypatch: py
     gateway, worker = await real.side(), await real.side(create=False)
     data = secrets.token_bytes(3 * CHUNK_BYTES)
     info = await put(gateway, data)
-    ask, missed = NatsBlobReader._ask, set[bytes]()
+    get_direct, missed = NatsBlobReader._get_direct, set[bytes]()
 
-    async def lagging(self: NatsBlobReader, subject: bytes, body: bytes) -> list[ReplyMessage]:
+    async def lagging(self: NatsBlobReader, subject: bytes) -> ReplyMessage:
         assert subject.startswith(DIRECT_GET + b"."), subject
         if subject not in missed:
             missed.add(subject)
-            return [ReplyMessage(b"NATS/1.0 404 Message Not Found\r\n\r\n", b"")]
-        return await ask(self, subject, body)
+            return ReplyMessage(b"NATS/1.0 404 Message Not Found\r\n\r\n", b"")
+        return await get_direct(self, subject)
 
-    monkeypatch.setattr(NatsBlobReader, "_ask", lagging)
+    async def refuse(_self: NatsBlobReader, subject: str) -> bytes | None:
+        pytest.fail(f"the worker has asked the leader for {subject}")
+
+    monkeypatch.setattr(NatsBlobReader, "_get_direct", lagging)
+    monkeypatch.setattr(NatsBlobReader, "_read_from_leader", refuse)
     assert await get(worker, info.name) == data
     assert len(missed) == 4
 
@@ -535,19 +536,21 @@ async def test_a_store_that_is_not_there_yet_is_unavailable(real: World) -> None
     blobs = await real.side(create=False)
     with pytest.raises(Unavailable, match="gateways make it"):
         await put(blobs, b"x")
-    await ensure_bucket(real.admin.client, BlobBucketConfig(max_bytes=MIB))
+    await ensure_bucket(await inbox_of(real.admin), BlobBucketConfig(max_bytes=MIB))
 
 
 async def test_a_server_that_ignores_lifetimes_is_refused() -> None:
     """A nats-server before 2.11 would keep blobs for ever: it is not used."""
 
-    async def answer(_subject: str, body: bytes, **_: Any) -> Any:
+    def answer(_subject: bytes, body: bytes) -> asyncio.Future[list[ReplyMessage] | None]:
         config = json.loads(body)
         del config["allow_msg_ttl"]
-        return SimpleNamespace(data=json.dumps({"config": config}).encode())
+        reply: asyncio.Future[list[ReplyMessage] | None] = asyncio.get_running_loop().create_future()
+        reply.set_result([ReplyMessage(b"", json.dumps({"config": config}).encode())])
+        return reply
 
     with pytest.raises(Unavailable, match=r"too old.*2\.11"):
-        await ensure_bucket(SimpleNamespace(request=answer, is_connected=True), BlobBucketConfig())  # type: ignore[arg-type]
+        await ensure_bucket(SimpleNamespace(request=answer), BlobBucketConfig())  # type: ignore[arg-type]
 
 
 async def test_the_end_of_the_connection_ends_what_is_under_way(real: World) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from backbone.bus.job_log import JobLog, Retention, StoredEvent, WorkItem
 from backbone.bus.nats.connection import NatsConnection
-from backbone.bus.nats.event_reader import MAX_TOLD
+from backbone.bus.nats.event_reader import MAX_BUFFERED_EVENTS
 from backbone.bus.nats.job_log import NatsJobLog
 from backbone.bus.nats.requests import JetStreamError
 from backbone.bus.nats.worker_log import NatsWorkerLog
@@ -155,8 +155,8 @@ async def test_a_slow_reader_gets_what_did_not_wait_for_it(world: World) -> None
             await writer.flush()
             found += await read(events, 7)
         assert isinstance(log, NatsJobLog)
-        (follower,) = log._followers
-        assert len(follower._told) <= MAX_TOLD
+        (follower,) = log._event_readers
+        assert len(follower._republished) <= MAX_BUFFERED_EVENTS
         found += await read(events, count - len(found))
         assert found == frames(count)
         writer.append(b"live")
@@ -190,7 +190,7 @@ async def test_readers_join_while_a_job_streams(world: World) -> None:
     for n, result in enumerate(results):
         assert result == frames(count)[n * 50 :]
     assert isinstance(log, NatsJobLog)
-    assert not log._followers
+    assert not log._event_readers
 
 
 async def test_large_events_are_read_whole(world: World) -> None:

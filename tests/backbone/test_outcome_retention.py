@@ -10,6 +10,7 @@ from backbone.bus.nats.connection import NatsConnection
 from backbone.bus.nats.jetstream import BlobBucketConfig, ensure_bucket
 from cli.embedded.servers import NatsServer
 from schemas.errors import Unavailable
+from tests.jetstream import inbox_of
 
 MB = 1024**2
 
@@ -21,11 +22,11 @@ async def test_a_gateway_starts_again_where_only_its_own_streams_fit(tmp_path: P
     connection = NatsConnection(server.url, name="room")
     await connection.connect()
     try:
-        await ensure_bucket(connection.client, BlobBucketConfig(max_bytes=4 * MB))
-        await ensure_bucket(connection.client, BlobBucketConfig(max_bytes=4 * MB))
-        await ensure_bucket(connection.client, BlobBucketConfig(max_bytes=5 * MB))
+        await ensure_bucket(await inbox_of(connection), BlobBucketConfig(max_bytes=4 * MB))
+        await ensure_bucket(await inbox_of(connection), BlobBucketConfig(max_bytes=4 * MB))
+        await ensure_bucket(await inbox_of(connection), BlobBucketConfig(max_bytes=5 * MB))
         with pytest.raises(Unavailable, match="insufficient storage"):
-            await ensure_bucket(connection.client, BlobBucketConfig(max_bytes=7 * MB))
+            await ensure_bucket(await inbox_of(connection), BlobBucketConfig(max_bytes=7 * MB))
     finally:
         await connection.close()
         await server.stop()
@@ -39,7 +40,7 @@ async def test_a_stream_for_which_there_is_no_room_says_so(tmp_path: Path) -> No
     await connection.connect()
     try:
         with pytest.raises(Unavailable, match="insufficient storage"):
-            await ensure_bucket(connection.client, BlobBucketConfig(max_bytes=4 * MB))
+            await ensure_bucket(await inbox_of(connection), BlobBucketConfig(max_bytes=4 * MB))
     finally:
         await connection.close()
         await server.stop()

@@ -127,7 +127,7 @@ class NatsBlobReader:
         """The message on a subject; None when there is none, or one that was erased. Raises Unavailable."""
         until = time.monotonic() + REPLICA_LAG_TIMEOUT_S
         while True:
-            answer = (await request_until_answered(self._inbox, DIRECT_GET + b"." + subject.encode(), b""))[0]
+            answer = await self._get_direct(DIRECT_GET + b"." + subject.encode())
             if answer.status is None:
                 return answer.data or None
             _require_not_found(answer)
@@ -136,6 +136,9 @@ class NatsBlobReader:
             if time.monotonic() > until:
                 return None
             await asyncio.sleep(REPLICA_RETRY_DELAY_S)
+
+    async def _get_direct(self, subject: bytes) -> ReplyMessage:
+        return (await request_until_answered(self._inbox, subject, b""))[0]
 
     async def _read_from_leader(self, subject: str) -> bytes | None:
         try:
