@@ -1,7 +1,7 @@
-"""Names of blobs: where a blob is, and the key that opens it.
+"""Names of blobs: the path of a blob, and the key that decrypts it.
 
-`<name>.<key>`, or `<worker>.<name>.<key>` of what a worker wrote: only that worker and gateways may write there. A name alone is of
-a blob that was stored before blobs were sealed.
+A name is `<name>.<key>`, or `<worker>.<name>.<key>` for a worker's blob: only that worker and gateways may write there. A name
+without a key belongs to a blob that was stored before blobs were encrypted.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from backbone.ids import new_token
 
 KEY_BYTES = 32
 TAG_BYTES = 16
-"""What sealing adds to each chunk."""
+"""Bytes that encryption adds to each chunk."""
 METADATA_NUMBER = (1 << 96) - 1
-"""The number under which the description is sealed; chunks count from 0."""
+"""The number under which the metadata is encrypted; chunks count from 0."""
 _KEY = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
@@ -31,21 +31,21 @@ class InvalidBlobSeal(Exception):
 
 @dataclass(frozen=True, slots=True)
 class BlobName:
-    """A name, taken apart."""
+    """The parts of a blob's name."""
 
     path: str
     """One or two tokens of a subject."""
     key: bytes | None
-    """None: the blob is not sealed."""
+    """None: the blob is not encrypted."""
 
     @classmethod
     def new(cls, writer: str = "") -> BlobName:
-        """Return an unguessable name, below that of the worker that writes."""
+        """Return a new, unguessable name, below the name of the worker that writes."""
         return cls(f"{writer}.{new_token()}" if writer else new_token(), os.urandom(KEY_BYTES))
 
     @classmethod
     def parse(cls, text: str) -> BlobName | None:
-        """Return what `text` names; None where it is no name."""
+        """Return the parts of a name; None where `text` is no name of a blob."""
         path, _, key = text.rpartition(".")
         if not path:
             return cls(text, None) if is_blob_path(text) else None
@@ -60,20 +60,21 @@ class BlobName:
 
 
 class BlobCipher:
-    """Seals one blob (AES-256-GCM): each chunk under its number, so that none can be changed, moved, left out or read without the key.
+    """Encrypts one blob with AES-256-GCM, each chunk under its number, so that no chunk can be changed, moved, left out or read
+    without the key.
 
-    The key is of this blob alone, so that a number is never used twice.
+    The key belongs to this blob alone, so that no number is used twice.
     """
 
     def __init__(self, key: bytes) -> None:
         self._cipher = AESGCM(key)
 
     def seal(self, number: int, data: bytes | bytearray | memoryview) -> bytes:
-        """Return chunk `number`, sealed."""
+        """Encrypt chunk `number`."""
         return self._cipher.encrypt(number.to_bytes(12, "big"), data, None)
 
     def open(self, number: int, sealed: bytes) -> bytes:
-        """Inverse of `seal`. Raises BadSeal."""
+        """Decrypt chunk `number`. Raises InvalidBlobSeal."""
         try:
             return self._cipher.decrypt(number.to_bytes(12, "big"), sealed, None)
         except InvalidTag as error:

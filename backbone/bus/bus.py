@@ -1,16 +1,18 @@
-"""The bus seam: how jobs reach workers and how events come back.
+"""The bus protocols: how jobs reach workers, and how events come back to gateways.
 
-Two sides, two protocols: `GatewayBus` submits jobs and hears events, `WorkerBus` pulls jobs and says events. Both are
-callback-driven on one event loop: a callback must return at once and must not raise.
+A gateway submits jobs and receives events through `GatewayBus`; a worker pulls jobs and sends events through `WorkerBus`. Both
+call back on one event loop: a callback must return at once and must not raise.
 
-Guarantees, for every implementation:
-- A job is stored once per (job, run): a repeated submit within the duplicate window changes nothing.
-- `ReplyListener.stored` comes once the job is durable. `ReplyListener.refused` comes instead when it is not and will not be.
-- A pulled job belongs to the worker for `ack_wait` seconds, renewed by `extend`; then it goes to another one, with a
-  higher `delivery` number. `ack`, `give_back` and `extend` after that do nothing (they would hit the other's run).
-- Jobs of one subject are delivered in the order they were stored.
-- `pull` never yields more than `batch` jobs. Those it does not bring are told by `on_end`, once the pull is over.
-  While a pull with `wait_s` is open on a queue, no pull without it may be made there.
+Guarantees of every implementation:
+- A job is stored once per (job, run): submitting it again within the duplicate window changes nothing.
+- `ReplyListener.on_stored` is called once the job is durable, or `ReplyListener.on_refused` once it is certain that the job is
+  not and will not be stored.
+- A pulled job belongs to the worker for `ack_wait` seconds, which `extend` renews. After that time the job goes to another
+  worker with a higher `delivery` number, and `ack`, `nak` and `extend` of the first worker do nothing, since they would hit the
+  other worker's run.
+- Jobs of one subject are delivered in the order in which they were stored.
+- `pull` yields at most `batch` jobs. `on_end` reports the jobs that a pull did not bring, once the pull is over. While a pull
+  with `wait_s` is open on a queue, no pull without `wait_s` may be made there.
 """
 
 from __future__ import annotations
@@ -24,11 +26,11 @@ from schemas.errors import NexusError
 from schemas.jobs import Capability, Envelope, Lane
 
 MAX_FRESH_AGE_S = 0.02
-"""A job that is delivered within this has not waited for a slot."""
+"""A job that is delivered within this time after it was stored has not waited for a slot."""
 
 
 class Queue(NamedTuple):
-    """One line of jobs."""
+    """The jobs of one capability, lane and model, in order."""
 
     capability: Capability
     lane: Lane
@@ -36,174 +38,177 @@ class Queue(NamedTuple):
 
 
 class QueueChange(StrEnum):
-    """What happens to a queue."""
+    """What happened to a queue."""
 
     MADE = "made"
     FREED = "freed"
-    """Its model is gone, and it was empty."""
+    """No worker serves the model any more, and the queue was empty."""
     REFUSED = "refused"
-    """There is no room for one more."""
+    """NATS does not allow one more queue."""
     RESTORED = "restored"
-    """It held a job, and could not be pulled from."""
+    """The queue held a job, but had no consumer to pull from."""
 
 
 @dataclass(frozen=True, slots=True)
 class QueueDepth:
-    """How many jobs a queue holds."""
+    """The number of jobs in a queue."""
 
     queue: Queue
     waiting: int
-    """Stored, and not with a worker."""
+    """Jobs that are stored and not with a worker."""
     in_progress: int
-    """With a worker."""
+    """Jobs that a worker runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamUsage:
-    """What a stream holds, and what it may."""
+    """The size of a stream, and its limit."""
 
     stream: str
     messages: int
     bytes: int
     max_bytes: int | None
-    """None: as much as there is disk."""
+    """None: the disk is the only limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class StorageUsage:
-    """How full the streams are."""
+    """The sizes of all streams."""
 
     streams: tuple[StreamUsage, ...]
-    """Those that exist."""
+    """The streams that exist."""
     unrecorded: int
-    """Ends of durable jobs that no gateway has recorded yet."""
+    """Outcomes of durable jobs that no gateway has recorded yet."""
 
 
 class ReplyListener(Protocol):
-    """Who waits for a submitted job."""
+    """The part of a gateway that waits for a submitted job."""
 
     @property
     def is_waiting(self) -> bool:
-        """No attempt is known that lives: the job is in its queue, on its way to the next worker, or lost."""
+        """Whether no attempt is known to live: the job is in its queue, on its way to the next worker, or lost."""
 
     def on_stored(self, seq: int) -> None:
-        """The job is durable, under this sequence."""
+        """Learn that the job is durable, under this sequence."""
 
     def on_refused(self, error: NexusError) -> None:
-        """The job could not be stored, or was lost: no event of it will come any more."""
+        """Learn that the job could not be stored, or was lost. No event of the job follows."""
 
     def on_event(self, data: bytes) -> bytes | None:
-        """An event frame (see schemas.frames). What is returned, if anything, answers a frame sent as a question."""
+        """Receive an event frame (see schemas.frames). A returned frame is sent as the reply to a frame that was sent as a
+        request.
+        """
 
 
 class GatewayBus(Protocol):
-    """The gateway's side."""
+    """The gateway's side of the bus."""
 
     async def start(self) -> None:
-        """Connect and make the streams. Raises Unavailable."""
+        """Connect, and create the streams. Raises Unavailable."""
 
     async def close(self) -> None:
         """Disconnect."""
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection now."""
+        """Whether the connection stands now."""
 
     @property
     def max_message_bytes(self) -> int:
-        """The largest job message."""
+        """The size of the largest job message, in bytes."""
 
     async def open_queue(self, queue: Queue) -> None:
-        """Make the queue, where it is not there. Raises Unavailable, at once where there is no room for one more."""
+        """Create the queue if it does not exist. Raises Unavailable, at once where NATS allows no more queues."""
 
     async def free_queues(self, is_served: Callable[[Queue], bool], grace_s: float) -> int:
-        """Free the empty queues that `is_served` has denied for `grace_s`, and return how many. Raises Unavailable.
+        """Delete the empty queues that `is_served` has denied for `grace_s` seconds, and return their number. Raises
+        Unavailable.
 
-        A job that is submitted meanwhile is served all the same: its queue is made again.
+        A job that is submitted meanwhile is served all the same: its queue is created again.
         """
 
     def is_queue_refused(self, queue: Queue) -> bool:
-        """Whether the queue is not there, and there is no room for one more."""
+        """Return whether the queue does not exist and NATS allows no more queues."""
 
     @property
     def queues_are_full(self) -> bool:
-        """Whether there is no room for one more queue."""
+        """Whether NATS allows no more queues."""
 
     @property
     def queue_count(self) -> int:
-        """How many queues there are, as far as this process knows."""
+        """The number of queues that this process knows."""
 
     def new_reply_subject(self) -> str:
-        """An unguessable subject on which this process hears events."""
+        """Return a new, unguessable subject on which this process receives events."""
 
     def submit(self, envelope: Envelope, body: bytes, listener: ReplyListener) -> None:
-        """Store a job; what comes on `envelope.reply` goes to `sink`. Raises Unavailable, RequestTooLarge.
+        """Store a job; what arrives on `envelope.reply` goes to `listener`. Raises Unavailable, RequestTooLarge.
 
-        The first job of a queue makes it; where that fails, `sink` is refused.
+        The first job of a queue creates it; if that fails, `listener.on_refused` is called.
         """
 
     def release(self, reply: str) -> None:
-        """Stop listening for one job. Questions that still come on `reply` are answered GONE."""
+        """Stop listening for one job. Later requests on `reply` are answered with GONE."""
 
     def delete_job(self, seq: int) -> None:
-        """Delete a stored job, if nobody has it yet. Best effort."""
+        """Delete a stored job if no worker has it yet. Best effort."""
 
     def send_control(self, worker: str, message: bytes) -> None:
-        """Say something to a worker (see schemas.control). Best effort. A name that cannot be a worker's is refused."""
+        """Send a message to a worker (see schemas.control). Best effort; an invalid worker name is refused and counted."""
 
     async def queue_depths(self) -> list[QueueDepth]:
-        """Every queue with anything in it. Raises Unavailable."""
+        """Return the depth of every queue that holds jobs. Raises Unavailable."""
 
     async def storage_usage(self) -> StorageUsage:
-        """How full the streams are. Raises Unavailable."""
+        """Return the sizes of all streams. Raises Unavailable."""
 
     async def ping(self) -> None:
-        """One active round trip to the jobs stream. Raises Unavailable."""
+        """Make one round trip to the jobs stream. Raises Unavailable."""
 
     async def server_time_s(self) -> float:
-        """The time of the server that stores the jobs, in Unix seconds. Raises Unavailable."""
+        """Return the time of the server that stores the jobs, in Unix seconds. Raises Unavailable."""
 
 
 class JobDelivery(Protocol):
-    """A job in a worker's hands."""
+    """A job that was delivered to a worker."""
 
     queue: Queue
     message: bytes
     delivery: int
     """1 for the first delivery of this message."""
     pending: int
-    """Jobs left in the queue when this one was taken."""
+    """Jobs that were left in the queue when this one was pulled."""
     age_s: float
-    """How long ago it was stored, at most, as far as is known."""
+    """The longest time, in seconds, for which the job can have been stored."""
     fresh: bool
-    """It was stored within the last FRESH_S, and nobody has had it before. False where that is not known."""
+    """The job was stored within the last MAX_FRESH_AGE_S and never delivered before. False where that is not known."""
 
     @property
     def owned(self) -> bool:
-        """Still ours: neither settled nor past `ack_wait`."""
+        """Whether the job still belongs to this worker: it is not settled, and `ack_wait` has not passed."""
 
     def ack(self) -> None:
-        """The job is done: forget it."""
+        """Acknowledge the job: it is done and leaves the queue."""
 
     def nak(self, delay_s: float = 0.0) -> None:
-        """Let somebody else have it, after `delay_s`."""
+        """Return the job to the queue; another worker may get it after `delay_s` seconds."""
 
     def extend(self) -> None:
-        """It is still running."""
+        """Renew `ack_wait`: the job still runs."""
 
 
 class WorkerBus(Protocol):
-    """The worker's side."""
+    """The worker's side of the bus."""
 
     async def start(self) -> None:
         """Connect. Raises Unavailable."""
 
     async def close(self) -> None:
-        """Flush and disconnect. Jobs still in hand come back to the queue after `ack_wait`."""
+        """Flush and disconnect. Unsettled jobs return to their queues after `ack_wait`."""
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection now."""
+        """Whether the connection stands now."""
 
     async def serve(
         self,
@@ -211,36 +216,39 @@ class WorkerBus(Protocol):
         on_wakeup: Callable[[Queue], None] | None,
         on_recheck: Callable[[Queue], None] | None = None,
     ) -> None:
-        """Be ready to pull from these queues, replacing those of the last call. Jobs go to the `on_job` given when the bus was made.
+        """Prepare to pull from these queues, which replace those of the last call. Jobs go to the `on_job` that the bus was
+        created with.
 
-        `on_wakeup` hears when a job is stored; `on_recheck`, about once a second, of a queue that may hold a job nobody was woken for:
-        one that came again, or was stored while there was no queue. Both best effort. A queue need not exist: a pull there ends
-        at once, and a job makes it before it wakes anybody.
+        `on_wakeup` is called when a job is stored; `on_recheck`, about once a second, for a queue that may hold a job without a
+        wake-up notification: a job that was returned, or was stored while the queue did not exist. Both are best effort. A
+        queue need not exist: a pull from it ends at once, and the first job creates it before the workers are notified.
         """
 
     async def set_muted(self, queue: Queue, *, muted: bool) -> None:
-        """Hear nothing of this queue, or hear of it again; in effect for what is pulled afterwards."""
+        """Mute or unmute the wake-up notifications of one queue, in effect for what is pulled after this call."""
 
     def pull(self, queue: Queue, batch: int, wait_s: float, on_end: Callable[[Queue, int], None]) -> None:
-        """Ask for up to `batch` jobs, which go to `on_job`; with `wait_s` 0 only for those waiting now.
+        """Pull up to `batch` jobs, which go to `on_job`; with `wait_s` 0, only jobs that wait now.
 
-        `on_end(queue, unused)` tells how many jobs it did not bring; it is not called when it brought them all.
+        `on_end(queue, unused)` reports the number of jobs that the pull did not bring; a full pull does not call it.
         """
 
     async def stop_pulling(self) -> None:
         """End every pull. Jobs that were on their way have reached `on_job` when this returns."""
 
     def send_event(self, reply: str, frame: bytes) -> None:
-        """Send an event. Order is kept; delivery is at most once."""
+        """Send an event. The order is kept; delivery is at most once."""
 
     def request(self, reply: str, frame: bytes, on_answer: Callable[[bytes | None], None]) -> int:
-        """Send an event as a question. `on_answer(None)`: nobody is listening there. Returns a ticket for `unask`."""
+        """Send an event as a request, and return a ticket for `cancel_request`. `on_answer(None)`: nobody listens on the
+        subject.
+        """
 
     def cancel_request(self, ticket: int) -> None:
-        """The answer is of no interest any more. Idempotent."""
+        """Drop the reply to a request. Idempotent."""
 
     async def subscribe_control(self, worker: str, on_control: Callable[[bytes], None]) -> None:
-        """Hear `GatewayBus.control` messages for this worker."""
+        """Receive the `GatewayBus.send_control` messages for this worker."""
 
     async def ping(self) -> None:
-        """One active round trip. Raises Unavailable."""
+        """Make one round trip. Raises Unavailable."""

@@ -1,19 +1,19 @@
-"""The seam of durable jobs: what is stored about them beside the queue.
+"""The protocols of durable jobs: the data that is stored about a job beside the queue.
 
-| what | where | kept |
+| data | place | kept for |
 |---|---|---|
-| events | `NEXUS_EVENTS` on `nexus.events.<job>`; oldest are dropped first when it is full | `Retention.events_s` |
-| the terminal word | `NEXUS_DONE` on `nexus.done.<job>`: the first one wins; before it is full, the oldest that are recorded are dropped | `Retention.jobs_s` |
+| events | `NEXUS_EVENTS` on `nexus.events.<job>`; a full stream drops the oldest | `Retention.events_s` |
+| outcomes | `NEXUS_DONE` on `nexus.done.<job>`: the first wins; before the stream is full, the oldest recorded outcomes are dropped | `Retention.jobs_s` |
 | dead letters | `NEXUS_DLQ` on `nexus.dlq.<capability>.<model>` | `Retention.dead_letters_s` |
 | idempotency claims | key-value bucket `nexus-idempotency`, create-only | `Retention.claims_s` |
-| backlogs: work of the gateways themselves | `NEXUS_<NAME>` on `nexus.<name>.<id>`, work queues | until done |
+| the gateways' own work | `NEXUS_<NAME>` on `nexus.<name>.<id>`, work queues | until it is done |
 
-Guarantees, for every implementation:
-- What a call has stored when it returns survives the death of every process. A call that raises Unavailable may have been
-  done all the same; to repeat it changes nothing.
-- Of several words on one job exactly one is kept, the first; `decide` tells each caller whether it was theirs.
-- Events of one job come in the order in which they were stored, and are told to whoever follows as soon as they are.
-- An item of a backlog, and a terminal word, is taken by one gateway at a time, and comes again until it is settled.
+Guarantees of every implementation:
+- Data that a call has stored when it returns survives the death of every process. A call that raises Unavailable may have
+  stored its data all the same; repeating it changes nothing.
+- Of several outcomes of one job exactly one is stored, the first; `store_outcome` tells each caller whether it was the first.
+- Events of one job are read in the order in which they were stored, and reach a reader as soon as they are stored.
+- A work item or an outcome is delivered to one gateway at a time, and again until it is settled.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from schemas.outcome import Outcome
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long things are kept, in seconds, and how much room they have, in bytes."""
+    """Lifetimes, in seconds, and limits, in bytes."""
 
     jobs_s: float = 7 * 86_400.0
     events_s: float = 86_400.0
@@ -45,14 +45,14 @@ class Retention:
 
 
 class StoredEvent(NamedTuple):
-    """One event as it is stored."""
+    """An event as it is stored."""
 
     seq: int
-    """In the stream of events: grows with time, not by one."""
+    """The sequence in the stream of events: it grows over time, but not by one."""
     data: bytes
-    """See `schemas.job_events`."""
+    """The frame; see `schemas.job_events`."""
     stored_at: int | None = None
-    """Unix seconds, by NATS's clock; None where it came as it was stored."""
+    """Unix seconds, by NATS's clock; None for an event that was received while it was stored."""
 
 
 class StoredOutcome(NamedTuple):
@@ -61,78 +61,83 @@ class StoredOutcome(NamedTuple):
     outcome: Outcome
     payload: bytes
     seq: int
-    """In the stream of words."""
+    """The sequence in the stream of outcomes."""
     stored_at: int
     """Unix seconds, by NATS's clock."""
 
 
 class StoredDeadLetter(NamedTuple):
-    """A job that ended among the dead letters."""
+    """A job that failed for good, with the message to run it again."""
 
     seq: int
-    """Its id within the stream: the newest is the greatest."""
+    """The sequence in the stream of dead letters: the newest has the greatest."""
     outcome: Outcome
     message: bytes
-    """The job message: `Envelope.decode` takes it apart."""
+    """The job message; `Envelope.decode` decodes it."""
     stored_at: int
     """Unix seconds, by NATS's clock."""
 
 
 class WorkItem(Protocol):
-    """Something taken from a backlog. Settle it by `done` or `again`; unsettled it comes again after `ack_wait_s`."""
+    """An item that was delivered from a work queue. `ack` or `nak` settles it; an unsettled item is delivered again after
+    `ack_wait_s`.
+    """
 
     id: str
-    """What stands after `nexus.<name>.` in its subject."""
+    """The part of its subject after `nexus.<name>.`."""
     data: bytes
     delivery: int
-    """1 for the first time it is taken."""
+    """1 for the first delivery."""
     stored_at: int
     """Unix seconds, by NATS's clock."""
 
     async def ack(self) -> None:
-        """Forget it: confirmed when this returns. Raises Unavailable."""
+        """Remove the item from the queue; it is removed when this returns. Raises Unavailable."""
 
     def nak(self, delay_s: float) -> None:
-        """Let it come again, to any gateway, after `delay_s`."""
+        """Return the item to the queue; any gateway may get it after `delay_s` seconds."""
 
     def extend(self) -> None:
-        """It is still worked on: `ack_wait_s` begins anew."""
+        """Renew `ack_wait_s`: the gateway still works on the item."""
 
 
 class WorkQueue(Protocol):
-    """One backlog of the gateways' own work, shared by all of them."""
+    """A queue of the gateways' own work, shared by all gateways."""
 
     async def put(self, item_id: str, data: bytes) -> None:
         """Store an item, once per id within two minutes. Raises Unavailable."""
 
     def consume(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
-        """Items as they come, at most `max_unacked` unsettled by this taker. Never ends by itself, survives outages; close it."""
+        """Yield items as they arrive, at most `max_unacked` of them unsettled. Never ends by itself and survives outages; close
+        it.
+        """
 
 
 class JobLog(Protocol):
-    """The gateway's side."""
+    """The gateway's side of durable jobs."""
 
     @property
     def seal_secret(self) -> SealSecret | None:
-        """The secret that gateways share, once `start` has read it."""
+        """The secret that the gateways share, once `start` has read it."""
 
     async def start(self) -> None:
-        """Connect, and make streams and buckets, also anew after a reconnect to a server without them. Raises Unavailable."""
+        """Connect, and create streams and buckets, also after a reconnect to a server that lost them. Raises Unavailable."""
 
     async def close(self) -> None:
-        """Disconnect; whoever follows or takes gets Unavailable."""
+        """Disconnect. Open readers and consumers raise Unavailable."""
 
     # The queue
 
     async def enqueue(self, envelope: Envelope, body: bytes) -> int:
-        """Put a job into its queue, once per (job, run) within the duplicate window; its sequence, once it is on disk.
+        """Store a job in its queue, once per (job, run) within the duplicate window, and return its sequence once it is on
+        disk.
 
-        Repeats by itself for a while. Raises QueueFull, RequestTooLarge, Unavailable.
+        Retries by itself for a while. Raises QueueFull, RequestTooLarge, Unavailable.
         """
 
     async def queue_position(self, queue: Queue, seq: int) -> int | None:
-        """How many jobs of `queue` wait before the one stored under `seq`, those that run not counted. None: it is not
-        there any more. Raises Unavailable.
+        """Return how many jobs of `queue` wait before the job under `seq`; running jobs do not count. None: the job is not in
+        the queue any more. Raises Unavailable.
         """
 
     async def delete_job(self, seq: int, job: str, run: int) -> None:
@@ -147,106 +152,113 @@ class JobLog(Protocol):
         """Store an event. Raises Unavailable."""
 
     def append_event_unconfirmed(self, job: str, frame: bytes) -> None:
-        """Store an event soon, if all goes well: nobody waits for it."""
+        """Store an event without waiting for the confirmation. Best effort."""
 
     async def first_events(self, job: str, count: int) -> list[StoredEvent]:
-        """The first `count` events that are kept of a job. Raises Unavailable."""
+        """Return the first `count` stored events of a job. Raises Unavailable."""
 
     def follow_events(self, job: str, after: int = 0) -> AsyncGenerator[StoredEvent | None, None]:
-        """Events stored after sequence `after`, then those to come. None: there are no more for now, or the job was
-        decided meanwhile: whoever reads may look, and go on. Never ends by itself; close it. Raises Unavailable.
+        """Yield the events after sequence `after`, then those that are stored later. None: there are no more events for now, or
+        the outcome was stored meanwhile; the reader may check and go on. Never ends by itself; close it. Raises Unavailable.
         """
 
     # Terminal words
 
     async def store_outcome(self, outcome: Outcome, payload: bytes = b"") -> bool:
-        """End a job. True: this word is the first and is kept. False: it was decided before. Raises Unavailable."""
+        """Store how a job ended. True: this outcome is the first and is stored. False: the job has an outcome already. Raises
+        Unavailable.
+        """
 
     async def read_outcome(self, job: str) -> StoredOutcome | None:
-        """How it ended; None: it has not, or that is not kept any more. Raises Unavailable."""
+        """Return how the job ended; None: it has not ended, or its outcome is not stored any more. Raises Unavailable."""
 
     async def list_jobs(self) -> list[str]:
-        """The jobs of which an event or a terminal word is kept, in the order of their ids. Raises Unavailable."""
+        """Return the ids of the jobs with a stored event or outcome, sorted. Raises Unavailable."""
 
     async def delete_outcome(self, job: str, seq: int) -> None:
-        """Take a word back, for a new run: only the one stored under `seq`. Idempotent. Raises Unavailable."""
+        """Delete the outcome that is stored under `seq`, for a new run. Idempotent. Raises Unavailable."""
 
     def watch_outcome(self, job: str) -> AbstractAsyncContextManager[Callable[[float], Awaitable[bool]]]:
-        """Inside, `await wait(seconds)` returns True once a word on this job is stored after entry, False when the time
-        is up. It never asks again and again: it is told.
+        """Watch a job for its outcome. Inside the block, `await wait(seconds)` returns True once an outcome is stored after
+        entry, and False when the time is up. NATS notifies the watch; it does not poll.
         """
 
     def consume_outcomes(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
-        """Every terminal word, each to one gateway (`WorkItem.data` decodes by `Outcome.decode`). Like `WorkQueue.take`."""
+        """Yield every outcome, each to one gateway (`Outcome.decode` decodes `WorkItem.data`). Otherwise like
+        `WorkQueue.consume`.
+        """
 
     # Questions of workers
 
     async def serve_gate_requests(self, handler: Callable[[GateRequest], Awaitable[GateReply | None]]) -> None:
-        """From now on, share in answering what workers ask. None: no answer is wanted. `referee` must not raise."""
+        """Answer the workers' gate requests from now on, in turn with the other gateways. `handler` must not raise; None sends
+        no reply.
+        """
 
     # Dead letters
 
     async def list_dead_letters(self, *, before: int | None = None, limit: int = 100) -> list[StoredDeadLetter]:
-        """The newest dead letters, with sequences below `before`, newest first. Raises Unavailable."""
+        """Return the newest dead letters with sequences below `before`, newest first. Raises Unavailable."""
 
     async def find_dead_letter(self, job: str) -> StoredDeadLetter | None:
-        """The newest one of this job. Raises Unavailable."""
+        """Return the newest dead letter of this job. Raises Unavailable."""
 
     async def delete_dead_letter(self, seq: int) -> bool:
-        """Delete a dead letter. False: it was not there. Raises Unavailable."""
+        """Delete a dead letter. False: it did not exist. Raises Unavailable."""
 
     # Claims
 
     async def claim(self, name: str, value: bytes) -> bytes:
-        """Store `value` under `name` if nothing is there; what is there now: `value` itself, or what came first.
+        """Store `value` under `name` if the name is free, and return the stored value: `value` itself, or the one that was
+        stored first.
 
-        `name` is of `[A-Za-z0-9_-]`. Raises Unavailable.
+        `name` consists of `[A-Za-z0-9_-]`. Raises Unavailable.
         """
 
     # Backlogs
 
     def work_queue(self, name: str) -> WorkQueue:
-        """The backlog of that name: `hooks`, `batches`."""
+        """Return the work queue of that name: `hooks` or `batches`."""
 
 
 class WorkerLog(Protocol):
-    """The worker's side. It stores; it reads nothing."""
+    """The worker's side of durable jobs: it stores and reads nothing."""
 
     async def start(self) -> None:
         """Connect. Raises Unavailable."""
 
     async def close(self) -> None:
-        """Disconnect. What is unconfirmed may be lost."""
+        """Disconnect. Unconfirmed events may be lost."""
 
     def event_writer(self, job: str) -> EventWriter:
-        """Begin to store events of one attempt."""
+        """Return a writer for the events of one attempt."""
 
     def request_gate(self, ask: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
-        """Ask the gateways. `on_answer(None)`: none of them is there, or it did not answer within five seconds.
-        RETURNED is told, and not answered.
+        """Send a gate request to the gateways. `on_answer(None)`: no gateway is there, or none answered within five seconds. A
+        RETURNED request gets no reply.
         """
 
     async def store_outcome(self, outcome: Outcome, payload: bytes) -> bool:
-        """As JobLog's. Raises Unavailable when NATS did not confirm it for now: repeat it."""
+        """Store an outcome as `JobLog.store_outcome` does. Raises Unavailable when NATS has not confirmed it: call it again."""
 
     async def store_dead_letter(self, outcome: Outcome, message: bytes) -> None:
         """Store a dead letter, once per (job, run) within two minutes. Raises Unavailable."""
 
 
 class EventWriter(Protocol):
-    """Stores the events of one attempt, in order, over outages; a frame may be stored twice, never out of order by intent."""
+    """Stores the events of one attempt, in order, over outages. A frame may be stored twice."""
 
     def append(self, frame: bytes) -> None:
-        """Queue an event."""
+        """Store an event soon."""
 
     @property
     def is_full(self) -> bool:
-        """So much is unconfirmed that `settle` should be awaited before more is said."""
+        """Whether so many events are unconfirmed that the caller should await `flush` before it appends more."""
 
     async def flush(self) -> None:
-        """Return when everything said is stored. Goes on for ever while NATS is away: bound it. Raises Unavailable when it
-        was closed before that.
+        """Return when every appended event is stored. Waits forever while NATS is away: bound it. Raises Unavailable when the
+        writer was closed before that.
         """
 
     def close(self) -> None:
-        """Forget what is unconfirmed."""
+        """Drop the unconfirmed events."""

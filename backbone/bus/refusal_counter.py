@@ -1,4 +1,4 @@
-"""Counting what was refused on a connection: names that cannot be part of a subject, messages that cannot be read."""
+"""Counts what was refused on a connection: invalid subjects and unreadable messages."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ log = structlog.get_logger(__name__)
 
 
 KINDS = ("worker", "address", "question", "message")
-"""The name of a worker, the address for an answer, a question about a job, and anything else that a worker sent."""
+"""A worker's name, a reply address, a gate request, and any other message of a worker."""
 
 
 class RefusalCounter:
-    """The count of each kind of refusal. The first of a kind is logged: a hostile peer must not fill the log."""
+    """Counts refusals by kind. The first of a kind is logged: a hostile peer must not fill the log."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter(dict.fromkeys(KINDS, 0))

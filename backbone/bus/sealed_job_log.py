@@ -1,11 +1,11 @@
-"""The gateway's side of durable jobs with seals: what workers cannot have said is refused, counted, and out of the way.
+"""Durable jobs with seals: the gateway refuses, counts and removes what a worker cannot have been given.
 
-It stands before another `JobLog`, in memory or on NATS, and has the same guarantees. Beside them:
-- An outcome, an event, a question, a dead letter or an item of a backlog is given out only if its seal proves where it
-  came from (`backbone.bus.seals`); anything else is reported to `on_refused`.
-- The subject of a refused outcome is freed, so that the true one can be stored.
-- What was stored before seals were introduced here, by NATS's clock, is believed as it is; and so is what is said about a job
-  whose first event was stored then, where it agrees with that event: jobs that were queued over an upgrade run and end.
+`SealedJobLog` wraps another `JobLog`, in memory or on NATS, and has the same guarantees. In addition:
+- An outcome, an event, a gate request, a dead letter or a work item is returned only if its seal proves its origin
+  (`backbone.bus.seals`); anything else is reported to `on_refused`.
+- A refused outcome is deleted, so that the true outcome can be stored.
+- Data that was stored before seals existed here, by NATS's clock, is accepted without a seal. So is data about a job whose
+  first event is that old, if it agrees with that event: jobs that were queued over an upgrade run and end.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from schemas.jobs import Envelope, JobRecord
 from schemas.outcome import Outcome
 
 FIRST_EVENTS = 32
-"""A quick worker's events may be stored before the one that says that its job is queued."""
+"""Events of a fast worker may be stored before the QUEUED event of the job."""
 MAX_LOOK = 4096
-"""Events that are looked at for a few that are sealed."""
+"""The most events that are read in search of a few with valid seals."""
 DECIDE_TRIES = 10
 MAX_KNOWN = 10_000
-"""Attempts whose tokens were checked, in memory."""
+"""The most attempts whose checked tokens are remembered."""
 
 OnRefused = Callable[[str, str], None]
 """(kind, job): `outcome`, `event`, `question`, `dead_letter`, `message` or `item` was refused."""
 
 
 class SealedJobLog:
-    """See the module's docstring."""
+    """A job log that returns only what its seals prove."""
 
     def __init__(self, inner: JobLog, on_refused: OnRefused) -> None:
         self._inner = inner
         self._on_refused = on_refused
         self._known: set[tuple[str, str]] = set()
         self._older: dict[str, JobRecord | None] = {}
-        """Jobs whose seals were missing: as they were submitted, if that was before there were seals."""
+        """Jobs without seals: their records as submitted, if they are older than seals."""
         self._seals: Seals | None = None
 
     @property
@@ -54,7 +54,7 @@ class SealedJobLog:
 
     @property
     def seals(self) -> Seals:
-        """Under the secret as it is now. Raises Unavailable before `start`."""
+        """The seals under the current secret. Raises Unavailable before `start`."""
         key = self._secret.key
         if self._seals is None or self._seals.key != key:
             self._seals, self._known, self._older = Seals(key), set(), {}
@@ -62,39 +62,32 @@ class SealedJobLog:
 
     @property
     def seal_secret(self) -> SealSecret | None:
-        """See JobLog."""
         return self._inner.seal_secret
 
     async def start(self) -> None:
-        """See JobLog."""
         await self._inner.start()
 
     async def close(self) -> None:
-        """See JobLog."""
         await self._inner.close()
 
     # The queue
 
     async def enqueue(self, envelope: Envelope, body: bytes) -> int:
-        """See JobLog. The stored envelope has a ticket and seals."""
+        """Store the job with a ticket and seals."""
         return await self._inner.enqueue(self.seals.envelope(envelope, body), body)
 
     async def queue_position(self, queue: Queue, seq: int) -> int | None:
-        """See JobLog."""
         return await self._inner.queue_position(queue, seq)
 
     async def delete_job(self, seq: int, job: str, run: int) -> None:
-        """See JobLog."""
         await self._inner.delete_job(seq, job, run)
 
     # Events
 
     async def append_event(self, job: str, frame: bytes) -> None:
-        """See JobLog."""
         await self._inner.append_event(job, self._sealed(job, frame))
 
     def append_event_unconfirmed(self, job: str, frame: bytes) -> None:
-        """See JobLog."""
         with contextlib.suppress(Unavailable):
             self._inner.append_event_unconfirmed(job, self._sealed(job, frame))
 
@@ -105,7 +98,6 @@ class SealedJobLog:
         return encode_durable_frame(kind, run, delivery, seq, self.seals.record(job, payload), payload)
 
     async def first_events(self, job: str, count: int) -> list[StoredEvent]:
-        """See JobLog."""
         look = count
         while True:
             found = await self._inner.first_events(job, look)
@@ -115,7 +107,6 @@ class SealedJobLog:
             look = min(4 * look, MAX_LOOK)
 
     async def follow_events(self, job: str, after: int = 0) -> AsyncGenerator[StoredEvent | None, None]:
-        """See JobLog."""
         async with contextlib.aclosing(self._inner.follow_events(job, after)) as events:
             async for event in events:
                 if event is None or await self._is_event(job, event):
@@ -138,7 +129,7 @@ class SealedJobLog:
         return stored_at is not None and stored_at < self._secret.made_at
 
     async def _older_job(self, job: str) -> JobRecord | None:
-        """Return the job as it was submitted, if that was before there were seals; None for any other."""
+        """Return the record as it was submitted if the job is older than seals; None for any other job."""
         if job not in self._older:
             if len(self._older) >= MAX_KNOWN:
                 self._older.clear()
@@ -154,7 +145,7 @@ class SealedJobLog:
         return None
 
     async def _is_of_older_job(self, outcome: Outcome) -> bool:
-        """Whether a worker's outcome is of a job that is older than seals, and agrees with how that was submitted."""
+        """Return whether a worker's outcome is of a job that is older than seals, and agrees with the submitted record."""
         if outcome.status not in WORKER_STATUSES:
             return False
         record = await self._older_job(outcome.job)
@@ -193,7 +184,6 @@ class SealedJobLog:
     # Outcomes
 
     async def store_outcome(self, outcome: Outcome, payload: bytes = b"") -> bool:
-        """See JobLog."""
         sealed = self.seals.outcome(outcome)
         for _ in range(DECIDE_TRIES):
             if await self._inner.store_outcome(sealed, payload):
@@ -203,7 +193,6 @@ class SealedJobLog:
         raise Unavailable("the end of this job cannot be stored for now; try again shortly")
 
     async def read_outcome(self, job: str) -> StoredOutcome | None:
-        """See JobLog."""
         decision = await self._inner.read_outcome(job)
         if decision is None:
             return None
@@ -217,7 +206,7 @@ class SealedJobLog:
         return self.seals.is_outcome(outcome) or self._is_old(stored_at) or await self._is_of_older_job(outcome)
 
     def _request(self, outcome: Outcome, payload: bytes, stored_at: int) -> bytes:
-        """Return the job message with which a failed job can be tried again; nothing where it is not the one that was stored."""
+        """Return the job message with which a failed job can be retried; empty where it is not the message that was stored."""
         is_answer = outcome.error is None
         older = self._is_old(stored_at) or self._older.get(outcome.job) is not None
         if is_answer or not payload or older or self.seals.is_message(payload, outcome):
@@ -226,15 +215,13 @@ class SealedJobLog:
         return b""
 
     async def delete_outcome(self, job: str, seq: int) -> None:
-        """See JobLog."""
         await self._inner.delete_outcome(job, seq)
 
     def watch_outcome(self, job: str) -> AbstractAsyncContextManager[Callable[[float], Awaitable[bool]]]:
-        """See JobLog. A refused outcome may end a wait too early."""
+        """Watch a job for its outcome; a refused outcome may end a wait too early."""
         return self._inner.watch_outcome(job)
 
     async def consume_outcomes(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
-        """See JobLog."""
         async with contextlib.aclosing(
             self._inner.consume_outcomes(max_unacked=max_unacked, ack_wait_s=ack_wait_s)
         ) as items:
@@ -261,7 +248,6 @@ class SealedJobLog:
     # Questions of workers
 
     async def serve_gate_requests(self, handler: Callable[[GateRequest], Awaitable[GateReply | None]]) -> None:
-        """See JobLog."""
 
         async def answered(ask: GateRequest) -> GateReply | None:
             if self._is_attempt(ask.job, ask.token) or await self._older_job(ask.job) is not None:
@@ -274,11 +260,10 @@ class SealedJobLog:
     # Dead letters
 
     async def list_jobs(self) -> list[str]:
-        """See JobLog. What is known of each is checked when it is read."""
+        """List the jobs; what is stored about each is checked when it is read."""
         return await self._inner.list_jobs()
 
     async def list_dead_letters(self, *, before: int | None = None, limit: int = 100) -> list[StoredDeadLetter]:
-        """See JobLog."""
         found: list[StoredDeadLetter] = []
         while len(found) < limit:
             letters = await self._inner.list_dead_letters(before=before, limit=limit - len(found))
@@ -289,7 +274,6 @@ class SealedJobLog:
         return found
 
     async def find_dead_letter(self, job: str) -> StoredDeadLetter | None:
-        """See JobLog."""
         while (letter := await self._inner.find_dead_letter(job)) is not None:
             checked = await self._letter(letter)
             if checked is not None and checked.outcome.job == job:
@@ -305,23 +289,20 @@ class SealedJobLog:
         return None
 
     async def delete_dead_letter(self, seq: int) -> bool:
-        """See JobLog."""
         return await self._inner.delete_dead_letter(seq)
 
     # Claims
 
     async def claim(self, name: str, value: bytes) -> bytes:
-        """See JobLog."""
         return await self._inner.claim(name, value)
 
     # Backlogs
 
     def work_queue(self, name: str) -> WorkQueue:
-        """See JobLog."""
         return SealedWorkQueue(name, self._inner.work_queue(name), self)
 
     def open_item(self, backlog: str, item: WorkItem) -> bytes | None:
-        """Return what a gateway put there; None: no gateway did."""
+        """Return the item's data if a gateway stored it, else None."""
         data = self.seals.open_item(backlog, item.data)
         if data is not None:
             return data
@@ -332,7 +313,7 @@ class SealedJobLog:
 
 
 class SealedWorkQueue:
-    """A backlog whose items only gateways can have put there."""
+    """A work queue that returns only items which gateways have stored."""
 
     def __init__(self, name: str, inner: WorkQueue, log: SealedJobLog) -> None:
         self._name = name
@@ -340,11 +321,9 @@ class SealedWorkQueue:
         self._log = log
 
     async def put(self, item_id: str, data: bytes) -> None:
-        """See WorkQueue."""
         await self._inner.put(item_id, self._log.seals.item(self._name, data))
 
     async def consume(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
-        """See WorkQueue."""
         async with contextlib.aclosing(self._inner.consume(max_unacked=max_unacked, ack_wait_s=ack_wait_s)) as items:
             async for item in items:
                 data = self._log.open_item(self._name, item)

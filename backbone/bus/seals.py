@@ -1,15 +1,16 @@
-"""Seals: what only gateways can make, so that a worker proves what it was given and cannot invent what it was not.
+"""Seals: signatures that only gateways can make, so that workers can prove what they were given and cannot forge anything else.
 
-All are HMAC-SHA256 under one secret that gateways share and workers never see (the bucket `nexus-seals`; docs/adr/0033).
+All seals are HMAC-SHA256 under one secret that the gateways share and workers never see (the bucket `nexus-seals`;
+docs/adr/0033).
 
-| seal | stands in | proves |
+| seal | place | proof |
 |---|---|---|
-| ticket | the envelope | nothing by itself: it is the key of attempt tokens, different for each job |
-| attempt token | events, and questions to the gateways | whoever wrote it has the job's envelope |
+| ticket | the envelope | none by itself: it is the key of attempt tokens, different for each job |
+| attempt token | events, gate requests | the sender has the job's envelope |
 | seal of a job | the envelope; a worker's outcome repeats it | a gateway submitted this run of this job, with this owner, key, webhook, model, … |
-| seal of an outcome | an outcome by a gateway: cancelled, expired, refused | a gateway wrote it as it is |
-| seal of a message | the envelope | envelope and body are as a gateway stored them: a failed job is tried again from what its worker sends back |
-| seal of a record, of an item | QUEUED events, backlogs | a gateway wrote it as it is |
+| seal of an outcome | a gateway's outcome: cancelled, expired, refused | a gateway wrote it as it is |
+| seal of a message | the envelope | envelope and body are as a gateway stored them: a failed job is retried from the message that its worker returns |
+| seal of a record, of an item | QUEUED events, work queues | a gateway wrote it as it is |
 """
 
 from __future__ import annotations
@@ -27,31 +28,31 @@ from schemas.outcome import Outcome, outcome_of
 
 SECRET_BYTES = 32
 NONCE = 12
-"""Characters of an attempt token that tell attempts apart."""
+"""Characters of an attempt token that distinguish attempts."""
 BY_GATEWAY = "g"
 BY_WORKER = "w"
-"""First letter of an outcome's seal: who vouches for what."""
+"""The first letter of an outcome's seal names the party that vouches for it."""
 WORKER_STATUSES = frozenset({JobStatus.COMPLETED, JobStatus.FAILED})
 
 
 @dataclass(frozen=True, slots=True)
 class SealSecret:
-    """The secret, and since when it is in use."""
+    """The secret, and the time since which it is in use."""
 
     key: bytes
     made_at: int
-    """Unix seconds, by NATS's clock: what was stored before is older than seals."""
+    """Unix seconds, by NATS's clock; data that was stored earlier has no seals."""
 
 
 def attempt_token(ticket: str) -> str:
-    """Return a new name for an attempt at the job whose envelope holds `ticket`."""
+    """Return a new token for an attempt at the job whose envelope holds `ticket`."""
     nonce = new_token()[:NONCE]
     return nonce + _mac(ticket.encode(), b"attempt", nonce.encode()) if ticket else nonce
 
 
 @dataclass(frozen=True, slots=True)
 class Seals:
-    """Makes and checks seals."""
+    """Makes and verifies seals."""
 
     key: bytes
 
@@ -65,7 +66,7 @@ class Seals:
         return given.model_copy(update={"message_seal": self._message(given, body)})
 
     def is_message(self, message: bytes, outcome: Outcome) -> bool:
-        """Return whether a job message is the one that a gateway stored for the job of `word`."""
+        """Return whether a job message is the one that a gateway stored for the job of `outcome`."""
         try:
             envelope, body = Envelope.decode(message)
         except ValueError:
@@ -78,12 +79,12 @@ class Seals:
     # Outcomes
 
     def outcome(self, outcome: Outcome) -> Outcome:
-        """Return an outcome that a gateway vouches for."""
+        """Return the outcome with a gateway's seal."""
         bare = outcome.model_copy(update={"seal": ""})
         return bare.model_copy(update={"seal": self._outcome(bare)})
 
     def is_outcome(self, outcome: Outcome) -> bool:
-        """Return whether a gateway wrote this outcome, or a worker that was given this run of this job as it stands here."""
+        """Return whether a gateway wrote this outcome, or a worker that was given this very run of the job."""
         if outcome.seal.startswith(BY_GATEWAY):
             return _equal(self._outcome(outcome.model_copy(update={"seal": ""})), outcome.seal)
         return outcome.status in WORKER_STATUSES and _equal(self._job(outcome), outcome.seal)
@@ -91,7 +92,7 @@ class Seals:
     # Events
 
     def is_attempt(self, job: str, token: str) -> bool:
-        """Return whether an attempt of this name is by a worker that was given the job."""
+        """Return whether the token belongs to an attempt of a worker that was given the job."""
         nonce, proof = token[:NONCE], token[NONCE:]
         return bool(proof) and _equal(_mac(self._ticket(job).encode(), b"attempt", nonce.encode()), proof)
 
@@ -106,11 +107,11 @@ class Seals:
     # Backlogs
 
     def item(self, backlog: str, data: bytes) -> bytes:
-        """Return an item with its seal before it."""
+        """Return an item with its seal in front."""
         return _mac(self.key, b"item", backlog.encode(), data).encode() + b"\n" + data
 
     def open_item(self, backlog: str, sealed: bytes) -> bytes | None:
-        """Return the item; None: no gateway wrote it."""
+        """Return the item's data; None: no gateway wrote it."""
         seal, _, data = sealed.partition(b"\n")
         return data if hmac.compare_digest(_mac(self.key, b"item", backlog.encode(), data).encode(), seal) else None
 
@@ -132,7 +133,7 @@ def _any_word(envelope: Envelope) -> Outcome:
 
 
 def _facts(outcome: Outcome) -> bytes:
-    """What a worker cannot change: everything that an outcome says about its job, and not about its attempt."""
+    """Encode what a worker cannot change: every statement of an outcome about its job rather than its attempt."""
     return orjson.dumps(
         (
             *(
@@ -160,7 +161,7 @@ def _facts(outcome: Outcome) -> bytes:
 
 
 def _mac(key: bytes, purpose: bytes, *parts: bytes) -> str:
-    """128 bits; each part with its length, so that no two lists of parts are the same bytes."""
+    """Return 144 bits as text. Each part goes in with its length, so that two lists of parts never become the same bytes."""
     message = b"".join((purpose, *(b"\n%d\n%b" % (len(part), part) for part in parts)))
     return base64.urlsafe_b64encode(hmac.digest(key, message, "sha256")[:18]).decode()
 
