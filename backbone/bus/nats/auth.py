@@ -1,4 +1,4 @@
-"""How one process gets into NATS: addresses, who it is, and whom it believes."""
+"""How a process connects to NATS: addresses, credentials and TLS."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ _INBOX = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 @dataclass(frozen=True, slots=True)
 class NatsAccess:
-    """For every connection of a process. A URL alone is an open server without TLS."""
+    """The addresses and credentials of every connection of a process. A URL alone means an open server without TLS."""
 
     url: str
-    """`nats://` or `tls://`, with user and password where these are not given; several separated by commas."""
+    """`nats://` or `tls://`, with user and password unless these are given below; several separated by commas."""
     user: str = ""
     password: Password | None = None
     creds_file: str = ""
     """A user's JWT and seed, as `nsc` writes them."""
     tls: ssl.SSLContext | None = None
     inbox_prefix: str = INBOX
-    """Before every inbox of this process, so that its user may be kept out of all others."""
+    """The prefix of every inbox of this process, so that permissions can keep its user out of all others."""
     refusals: RefusalCounter = field(default_factory=RefusalCounter, compare=False)
-    """What the connections of this process refused."""
+    """Refusals on the connections of this process."""
 
     @property
     def servers(self) -> list[str]:
@@ -46,12 +46,12 @@ class NatsAccess:
 
     @property
     def redacted_url(self) -> str:
-        """The URLs without what is secret in them."""
+        """The URLs without their secrets."""
         return ",".join(_without_password(server) for server in self.servers)
 
 
 def read_nats_access(settings: CommonSettings) -> NatsAccess:
-    """What the settings say. Raises ConfigurationError."""
+    """Return what the settings say. Raises ConfigurationError."""
     password = Password("NATS_PASSWORD", settings.nats_password, settings.nats_password_file)
     user, creds = settings.nats_user, settings.nats_creds_file
     if bool(user) != bool(password):
@@ -72,7 +72,7 @@ def read_nats_access(settings: CommonSettings) -> NatsAccess:
 
 
 def _check_urls(text: str) -> None:
-    """Raises ConfigurationError for what can be no address of NATS; without repeating it, since it may hold a password."""
+    """Check the URLs. Raises ConfigurationError, without repeating an URL: it may hold a password."""
     urls = [part.strip() for part in text.split(",") if part.strip()]
     for url in urls:
         try:
@@ -89,7 +89,7 @@ def _check_urls(text: str) -> None:
 
 
 def _inbox(wanted: str, user: str) -> str:
-    """What the setting says, else one of the user's own, as `nexus permissions` grants it."""
+    """Return the configured prefix, else the user's own, as `nexus permissions` grants it."""
     inbox = wanted or (f"{INBOX}.{user}" if _TOKEN.fullmatch(user) else INBOX)
     if not _INBOX.fullmatch(inbox):
         raise ConfigurationError("NATS_INBOX_PREFIX is one or more words of [A-Za-z0-9_-] with dots between them")
@@ -105,7 +105,7 @@ def _tls(settings: CommonSettings) -> ssl.SSLContext | None:
 
 
 def create_client_tls_context(name: str, ca: str, cert: str, key: str) -> ssl.SSLContext:
-    """A TLS context that believes `ca`, or the system's authorities, and shows `cert`. Raises ConfigurationError."""
+    """Return a TLS context that trusts `ca`, or the system's authorities, and presents `cert`. Raises ConfigurationError."""
     if bool(cert) != bool(key):
         raise ConfigurationError(f"{name}_TLS_CERT and {name}_TLS_KEY go together: set both or neither")
     for setting, path in ((f"{name}_TLS_CA", ca), (f"{name}_TLS_CERT", cert), (f"{name}_TLS_KEY", key)):

@@ -1,8 +1,8 @@
-"""Whole streams as JetStream hands them out and takes them back: its snapshots, and what was stored after one.
+"""Backup and restore of whole streams: JetStream's snapshots, and the messages that were stored after one.
 
-A snapshot is JetStream's own archive, compressed, of a stream's messages and consumers; nobody else reads it. It comes in
-chunks, each confirmed before more than a few mebibytes are under way, and goes back the same way, so that memory does not
-grow with the stream. Sequences, times and the state of consumers are what they were.
+A snapshot is JetStream's own compressed archive of a stream's messages and consumers. It arrives in chunks, each confirmed
+before more than a few mebibytes are on their way, and is restored the same way, so that memory does not grow with the stream.
+Sequences, times and the state of consumers are preserved.
 """
 
 from __future__ import annotations
@@ -58,58 +58,56 @@ STREAMS = (
     CLAIMS_STREAM,
     EVENTS_STREAM,
 )
-"""All of Nexus's, in the order in which they are saved: see cli.backup.create."""
+"""All streams of Nexus, in the order in which they are saved; see cli.backup.create."""
 
 CHUNK_BYTES = 256 * 1024
-"""Bytes of a chunk on its way back; below `max_payload` by far."""
+"""Bytes of a chunk during a restore, far below `max_payload`."""
 MAX_UNCONFIRMED_BYTES = 4 * 1024 * 1024
-"""Bytes that NATS may send unconfirmed."""
+"""Bytes that NATS may send without a confirmation."""
 TRANSFER_TIMEOUT_S = 30.0
-"""A transfer in which nothing moves for so long has failed."""
+"""A transfer that makes no progress for this time has failed."""
 RESTORE_TIMEOUT_S = 600.0
-"""For NATS to make the stream from what it was given."""
+"""The time that NATS gets to build the stream."""
 CHECK_INTERVAL_S = 1.0
-"""How often a wait looks whether the connection stands."""
+"""Between checks whether the connection stands."""
 GATEWAY_REPLY_TIMEOUT_S = 0.5
-"""Who does not say within this that nobody listens, has somebody who does."""
+"""NATS reports within this time that nobody listens; no report means that gateways do."""
 FIRST_ERROR_STATUS = 400
 NOT_FOUND_CODES = frozenset({STREAM_NOT_FOUND, CONSUMER_NOT_FOUND})
 ADDED_HEADERS = frozenset(
     (b"nats-stream", b"nats-subject", b"nats-sequence", b"nats-time-stamp", b"nats-num-pending", b"nats-last-sequence")
 )
-"""Headers that NATS adds to what it reads out."""
+"""Headers that NATS adds when it reads a message."""
 APPEND_BATCH_SIZE = 64
-"""Messages of a tail that are stored at once."""
+"""Messages of a tail that are stored in parallel."""
 
 T = TypeVar("T")
 Config = dict[str, Any]
 
 
 class StreamSnapshot(NamedTuple):
-    """What a snapshot is of."""
+    """The stream and the state that a snapshot was taken of."""
 
     config: Config
     state: dict[str, Any]
 
     @property
     def last_seq(self) -> int:
-        """Of the last message that can be in it."""
+        """The sequence of the last message that can be in it."""
         return int(self.state["last_seq"])
 
 
 class SavedMessage(NamedTuple):
-    """One stored message."""
+    """A stored message."""
 
     subject: str
     headers: bytes
-    """As they were stored, or none."""
+    """As they were stored, or empty."""
     data: bytes
 
 
 class StreamBackup:
-    """One connection for taking and restoring snapshots, one at a time. All calls raise Unavailable, and Refused with
-    what JetStream says.
-    """
+    """Saves and restores streams, one at a time, over one connection. All methods raise Unavailable, and JetStreamError."""
 
     def __init__(self, server: NatsAccess | str, name: str = "backup") -> None:
         self._connection = NatsConnection(server, name, on_reconnect=self._reconnected)
@@ -128,7 +126,7 @@ class StreamBackup:
 
     @property
     def server_version(self) -> str:
-        """Of the server that this is connected to."""
+        """The version of the connected server."""
         version = self._connection.client.connected_server_version
         return f"{version.major}.{version.minor}.{version.patch}"
 
@@ -139,7 +137,7 @@ class StreamBackup:
     # What is there
 
     async def state(self, stream: str) -> dict[str, Any] | None:
-        """A stream's state; None: there is no such stream."""
+        """Return a stream's state; None: the stream does not exist."""
         try:
             found: dict[str, Any] = (await self._call(f"STREAM.INFO.{stream}"))["state"]
         except JetStreamError as error:
@@ -149,7 +147,9 @@ class StreamBackup:
         return found
 
     async def has_gateways(self) -> bool:
-        """Whether gateways run: they hear notices. What this one says, look at the keys, changes nothing."""
+        """Return whether gateways run: they subscribe to broadcasts. The notification that this sends makes them reload their
+        keys, which changes nothing.
+        """
         try:
             async with asyncio.timeout(GATEWAY_REPLY_TIMEOUT_S):
                 answers = await self._inbox.request(f"{BROADCAST}.keys".encode(), b"")
@@ -162,8 +162,8 @@ class StreamBackup:
     async def save(
         self, stream: str, write: Callable[[bytes], object], *, consumers: bool = True
     ) -> StreamSnapshot | None:
-        """Give a snapshot to `write`, piece by piece; None: there is no such stream. Messages that are removed while it is
-        taken may be in it or not.
+        """Pass a snapshot to `write` in chunks; None: the stream does not exist. Messages that are deleted meanwhile may be in
+        it or not.
         """
         self._arrived = asyncio.Queue()
         inbox = self._connection.new_inbox()
@@ -205,7 +205,7 @@ class StreamBackup:
             return
 
     async def read_tail(self, stream: str, after: int) -> AsyncGenerator[SavedMessage, None]:
-        """What was stored behind the sequence `after`, and is still there."""
+        """Yield the messages after sequence `after` that still exist."""
         reader = StreamReader(self._inbox, stream, replicated=True)
         left: int | None = None
         while left != 0:
@@ -219,8 +219,8 @@ class StreamBackup:
     # Restoring
 
     async def restore(self, stream: str, taken: StreamSnapshot, chunks: Iterable[bytes]) -> dict[str, Any]:
-        """Make the stream from a snapshot; its state. There must be none of that name. `taken.config` may differ from what
-        was taken, as in its number of replicas.
+        """Create the stream from a snapshot, and return its state. No stream of that name may exist. `taken.config` may differ
+        from the saved one, as in its number of replicas.
         """
         reply = await self._call_once(
             f"STREAM.RESTORE.{stream}", {"config": taken.config, "state": taken.state}, TRANSFER_TIMEOUT_S
@@ -239,7 +239,7 @@ class StreamBackup:
         return state
 
     async def append(self, pieces: Iterable[SavedMessage]) -> int:
-        """Store messages again, behind what is there; how many."""
+        """Store messages again at the end of their streams, and return their number."""
         count = 0
         for batch in _batches(pieces, APPEND_BATCH_SIZE):
             await asyncio.gather(*(self._append(piece) for piece in batch))
@@ -250,8 +250,8 @@ class StreamBackup:
         await store_message(self._inbox, piece.subject.encode(), piece.data, piece.headers)
 
     async def delete_consumers_ahead(self, stream: str, last_seq: int) -> list[str]:
-        """Delete consumers that believe to have seen more than there is, and would not see what comes: servers before
-        2.15 read consumers after messages. Their names; gateways make them again.
+        """Delete consumers with a position beyond the last message, and return their names: they would miss new messages.
+        Servers before 2.15 save consumers after messages. Gateways create them again.
         """
         listed = await self._call(f"CONSUMER.LIST.{stream}", {"offset": 0})
         ahead = [one["name"] for one in listed["consumers"] or () if one["delivered"]["stream_seq"] > last_seq]
@@ -260,11 +260,11 @@ class StreamBackup:
         return ahead
 
     async def delete_lost_jobs(self, *, after: int, last: int) -> int:
-        """See LostJobCleaner."""
+        """Delete the traces of lost jobs; see LostJobCleaner."""
         return await LostJobCleaner(self._inbox).delete_lost(after=after, last=last)
 
     async def delete(self, stream: str) -> None:
-        """Delete a stream, if it is there."""
+        """Delete a stream if it exists."""
         try:
             await self._call(f"STREAM.DELETE.{stream}")
         except JetStreamError as error:
@@ -287,7 +287,9 @@ class StreamBackup:
         return answers[0]
 
     async def _while_connected(self, wanted: Awaitable[T], timeout_s: float) -> T:
-        """What comes within that time, unless the connection is lost: nothing goes on behind that."""
+        """Wait for a result within this time. Raises Unavailable, also when the connection is lost: a transfer does not survive
+        that.
+        """
         future = asyncio.ensure_future(wanted)
         deadline = asyncio.get_running_loop().time() + timeout_s
         try:
@@ -303,7 +305,7 @@ class StreamBackup:
 
 
 def _original_headers(headers: bytes) -> bytes:
-    """Without those that NATS added."""
+    """Return the headers without those that NATS added."""
     lines = headers.strip().split(b"\r\n")[1:]
     own = [line for line in lines if line.partition(b":")[0].lower() not in ADDED_HEADERS]
     return b"\r\n".join((b"NATS/1.0", *own, b"", b"")) if own else b""
@@ -324,7 +326,7 @@ PURGE = f"{API}.STREAM.PURGE.{EVENTS_STREAM}".encode()
 
 
 class LostJobCleaner:
-    """Raises Unavailable."""
+    """Deletes events of jobs that a restored queue does not hold. Its methods raise Unavailable."""
 
     def __init__(self, inbox: RequestInbox) -> None:
         self._inbox = inbox
@@ -332,8 +334,8 @@ class LostJobCleaner:
         self._outcomes = StreamReader(inbox, OUTCOMES_STREAM, replicated=True)
 
     async def delete_lost(self, *, after: int, last: int) -> int:
-        """Delete the events of jobs that were put into the queue behind its sequence `last`, and have no word. They were
-        stored behind the events' sequence `after`. How many jobs that were.
+        """Delete the events of jobs that were queued after the queue's sequence `last` and have no outcome, and return the
+        number of jobs. Their events are stored after the events' sequence `after`.
         """
         count, left = 0, None
         while left != 0:
@@ -358,7 +360,7 @@ class LostJobCleaner:
 
 
 def _run_queued_after(message: StoredMessage, last: int) -> int:
-    """The run that an event says to be in the queue behind `last`; 0: it says no such thing."""
+    """Return the run that, by this event, was queued after sequence `last`; 0: the event says no such thing."""
     try:
         frame = decode_durable_frame(message.data)
         if frame.kind != QUEUED:

@@ -1,14 +1,13 @@
-"""The hot path of one NATS connection, on top of nats-py.
+"""A fast connection to NATS on top of nats-py.
 
-nats-py connects, authenticates, keeps subscriptions over reconnects and pings. Its message handling costs 11 µs a
-message through an iterator and 4 through a callback; with the parser replaced and one write per turn of the loop it
-costs 1. This is the only file that touches nats-py's private names; `tests/backbone/test_connection.py` fails when a
-release changes one of them.
+nats-py connects, authenticates, keeps subscriptions over reconnects and pings. It takes 11 µs to handle a message through an
+iterator, and 4 µs through a callback; with the parser replaced and one write per turn of the loop it takes 1 µs. This is the
+only file that uses nats-py's private names; `tests/backbone/test_connection.py` fails when a release changes one of them.
 
-Private names used: `Client._ps`, `._subs`, `._pending`, `._pending_data_size`, `._transport`, `._process_msg`,
-`._process_err`, `._process_ping`, `._process_pong`, `._process_info`, `._send_command`, `._flush_pending`,
-`._process_op_err`, `._remove_sub`, `._connect_command`, `._server_info`, `._attempt_reconnect`, `._pongs`, `._server_pool`,
-`TcpTransport._io_writer`, and `ProtocolParser.parse` / `.reset`.
+Private names in use: `Client._ps`, `._subs`, `._pending`, `._pending_data_size`, `._transport`, `._process_msg`,
+`._process_err`, `._process_ping`, `._process_pong`, `._process_info`, `._send_command`, `._flush_pending`, `._process_op_err`,
+`._remove_sub`, `._connect_command`, `._server_info`, `._attempt_reconnect`, `._pongs`, `._server_pool`,
+`TcpTransport._io_writer`, and `Parser.parse` / `.reset`.
 """
 
 from __future__ import annotations
@@ -40,26 +39,26 @@ log = structlog.get_logger(__name__)
 _MESSAGE_ID = re.compile(rb"[!-~]+")
 
 MessageHandler = Callable[[bytes, bytes, bytes, bytes], None]
-"""(subject, reply or b"", raw headers or b"", payload)"""
+"""(subject, reply subject or b"", raw headers or b"", payload)"""
 
 MAX_UNSENT_BYTES = 64 * 1024 * 1024
-"""Bytes that may wait for the server, connected or not, before writing is refused."""
+"""Writing is refused beyond this number of unsent bytes, connected or not."""
 BUSY_MESSAGES_PER_S = 4000
-"""Messages a second above which writes are gathered for BUSY_TICK instead of one loop turn."""
+"""Above this rate, writes are gathered for BUSY_FLUSH_INTERVAL_S instead of one turn of the loop."""
 BUSY_FLUSH_INTERVAL_S = 0.002
 MAX_LINE_BYTES = 8192
-"""Twice what nats-server takes: it writes a longer line for a message than it got."""
+"""Twice the limit of nats-server, whose line for a message may be longer than the one it received."""
 RECONNECT_DELAY_S = 0.2
 OUTAGE_AFTER_S = 2.0
-"""NATS counts as away when no server has taken the connection back for so long, or as soon as each one was tried."""
+"""NATS counts as away once each of its servers was tried, or no server has accepted the connection for this time."""
 CLUSTER_CONNECT_TIMEOUT_S = 1.0
-"""How long one server of several may take to accept a connection before the next one is tried."""
+"""The time that one of several servers gets to accept a connection before the next one is tried."""
 REFUSED_RECONNECT_DELAY_S = 2.0
-"""Between two tries to connect to a server that does not let us in: it is not going to change its mind soon."""
+"""Between attempts to connect to a server that refuses this user: it will not change its mind soon."""
 
 
 class ProtocolParser:
-    """NATS's protocol, in place of nats-py's parser: our own subscriptions get their messages by a direct call."""
+    """Parses NATS's protocol in place of nats-py's parser, and calls the handlers of this process's subscriptions directly."""
 
     def __init__(self, client: Client, handlers: dict[int, MessageHandler], refusals: RefusalCounter) -> None:
         self.client: Any = client
@@ -69,15 +68,15 @@ class ProtocolParser:
         self.size = 0
         self.needed = 0
         self.received = False
-        """Something has arrived since `NatsConnection.take_heard` was last called."""
+        """Data has arrived since `NatsConnection.take_received` was last called."""
 
     def reset(self) -> None:
-        """Forget a half-read message: the connection is new."""
+        """Drop a half-read message, for a new connection."""
         self.parts = []
         self.size = self.needed = 0
 
     async def parse(self, data: bytes = b"") -> None:  # noqa: PLR0915 - one flat loop: a call per message would show
-        """Handle every whole message in what has arrived so far."""
+        """Handle every complete message in the data so far."""
         self.received = True
         if self.parts:
             self.parts.append(data)
@@ -153,7 +152,9 @@ class ProtocolParser:
             raise ProtocolError
 
     async def _on_server_error(self, text: str) -> None:
-        """nats-py would close for ever, but for what a user may not do; the server closes, and may let us in again."""
+        """Handle an error of the server. nats-py would close forever, except for a missing permission; the server may accept
+        the next connection.
+        """
         if "permissions violation" in text:
             await self.client._process_err(text)
         else:
@@ -162,15 +163,17 @@ class ProtocolParser:
 
 
 class _NatsPyClient(Client):
-    """nats-py takes a server's word that it has no TLS, and would then send the password in the open. And before it
-    connects again, it waits for what is unsent to a server that is frozen, or half a minute for a goodbye in TLS. And it
-    lets control characters, wildcards and empty tokens into the subjects that it publishes to.
+    """nats-py's client with safer defaults.
+
+    nats-py believes a server that says it has no TLS, and would send it the password in the clear. Before it reconnects, it
+    waits for unsent data to reach a server that is frozen, or half a minute for the end of a TLS connection. It publishes to
+    subjects with control characters, wildcards and empty tokens.
     """
 
     secure = False
 
     def drop(self) -> None:
-        """Give up this connection without a word."""
+        """Abort the connection without a goodbye."""
         writer = getattr(self._transport, "_io_writer", None)
         if writer is not None:
             writer.transport.abort()
@@ -194,7 +197,7 @@ class _NatsPyClient(Client):
 
 
 class NatsConnection:
-    """One connection: raw subscriptions, and writes joined per loop turn."""
+    """One connection with raw subscriptions, whose writes are joined per turn of the loop."""
 
     def __init__(
         self,
@@ -205,16 +208,18 @@ class NatsConnection:
         resend_on_reconnect: bool = True,
         monitor_liveness: bool = False,
     ) -> None:
-        """Without `keep_unsent`, what a lost connection had not sent is not sent on the next one: whoever wrote it
-        repeats it, in its order. With `pulse`, a server that no longer answers is given up within seconds.
+        """Configure the connection.
+
+        Without `resend_on_reconnect`, unsent data of a lost connection is dropped: its writers repeat it in their order. With
+        `monitor_liveness`, a server that no longer answers is given up within seconds.
         """
         self._monitor_liveness = monitor_liveness
         self._liveness_task: asyncio.Task[None] | None = None
         self.on_lost: list[Callable[[], None]] = []
-        """Called when the connection is lost: what was asked on it is never answered."""
+        """Called when the connection is lost: no reply to earlier requests will come."""
         self._lost_at = math.inf
         self._failed_servers = 0
-        """Servers that did not take the connection back since it was lost."""
+        """Servers that have not accepted the connection since it was lost."""
         self._gave_up = False
         """The connection was given up because its server did not answer."""
         self._resend_on_reconnect = resend_on_reconnect
@@ -235,11 +240,11 @@ class NatsConnection:
         self._connecting = False
         self._last_error: Exception | None = None
         self._logged_refusals: set[str] = set()
-        """Refusals that the log has already."""
+        """Refusals that are in the log already."""
 
     async def connect(self, timeout_s: float = 5.0) -> None:
-        """Connect, and from then on reconnect for ever. Raises Unavailable when the first connection fails, at once where
-        the server does not let us in.
+        """Connect, and reconnect forever from then on. Raises Unavailable when the first connection fails, at once where the
+        server refuses this user.
         """
         self._loop = asyncio.get_running_loop()
         self._raw._ps = self._parser
@@ -277,7 +282,7 @@ class NatsConnection:
             self._liveness_task = asyncio.create_task(LivenessMonitor(self, self._loop.time).run())
 
     def new_inbox(self) -> str:
-        """A name that nobody else has, below this process's prefix; what stands behind a dot after it is one's own."""
+        """Return a new, unguessable inbox below this process's prefix; subjects below it are free to use."""
         return f"{self.auth.inbox_prefix}.{new_token()}"
 
     def _credentials(self) -> dict[str, Any]:
@@ -290,7 +295,7 @@ class NatsConnection:
         return found
 
     def _password(self) -> str:
-        """Called for each connection."""
+        """Read the password, for each connection anew."""
         assert self.auth.password is not None
         try:
             return self.auth.password.read()
@@ -298,7 +303,7 @@ class NatsConnection:
             raise nats.errors.Error(f"nats: {error}") from error
 
     def _describe_failure(self, error: Exception) -> str:
-        """For the operator: what to do, where that is known."""
+        """Describe a failed connection to the operator, with advice where it is known."""
         last = self._last_error or error
         hint = _permanent_failure(error) or _permanent_failure(last)
         if hint is not None:
@@ -342,25 +347,24 @@ class NatsConnection:
 
     @property
     def connected(self) -> bool:
-        """Whether the server can be talked to now."""
+        """Whether the connection stands now."""
         return self.client.is_connected
 
     @property
     def unavailable(self) -> bool:
-        """Whether NATS is known to be away: each of its servers was tried since the connection was lost, or none has taken
-        it back for `AWAY_S`. False while another server of a cluster may still take over.
+        """Whether NATS is known to be away: each of its servers was tried since the connection was lost, or none has accepted
+        it for OUTAGE_AFTER_S. False while another server of a cluster may still take over.
         """
         if self.client.is_connected or self._loop is None:
             return False
         return self._failed_servers >= len(self._raw._server_pool) or self._loop.time() - self._lost_at > OUTAGE_AFTER_S
 
     def take_received(self) -> bool:
-        """See `backbone.bus.nats.liveness.MonitoredConnection`."""
         heard, self._parser.received = self._parser.received, False
         return heard
 
     def send_ping(self) -> None:
-        """See `backbone.bus.nats.liveness.MonitoredConnection`. The answer is taken as any other arrival."""
+        """Send a ping; its pong counts as any other arrival."""
         raw = self._raw
         transport = raw._transport._io_writer.transport
         if not transport.is_closing():
@@ -368,18 +372,17 @@ class NatsConnection:
             transport.write(b"PING\r\n")
 
     async def give_up(self) -> None:
-        """See `backbone.bus.nats.liveness.MonitoredConnection`."""
         log.warning("nats.silent", connection=self.name)
         self._gave_up = True
         await self._raw._process_op_err(nats.errors.StaleConnectionError())
 
     @property
     def clustered(self) -> bool:
-        """Whether the server is one of a cluster."""
+        """Whether the server belongs to a cluster."""
         return bool(self._raw._server_info.get("cluster"))
 
     async def close(self) -> None:
-        """Send what is unsent, then disconnect."""
+        """Send the unsent data, then disconnect."""
         if self._liveness_task is not None:
             self._liveness_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -396,7 +399,7 @@ class NatsConnection:
             await self.client.close()
 
     async def ping(self, timeout_s: float = 1.0) -> None:
-        """A round trip to the server. Raises Unavailable."""
+        """Make one round trip to the server. Raises Unavailable."""
         if not self.connected:
             raise Unavailable("not connected to NATS")
         try:
@@ -407,9 +410,9 @@ class NatsConnection:
             raise Unavailable("NATS does not answer") from error
 
     async def subscribe(self, subject: str, handler: MessageHandler, *, group: str = "") -> int:
-        """Call `handler` for each message on `subject`; kept over reconnects. Returns the subscription's id.
+        """Call `handler` for each message on `subject`, also after reconnects, and return the subscription's id.
 
-        With `group` each message goes to one subscriber of that group. Raises Unavailable after `close`.
+        With `group`, each message goes to one subscriber of that group. Raises Unavailable after `close`.
         """
         require_pattern(subject.encode())
         # nats-py numbers and re-sends the subscription; without a callback it starts no task for it.
@@ -421,7 +424,7 @@ class NatsConnection:
         return int(subscription._id)
 
     async def unsubscribe(self, sid: int) -> None:
-        """End a subscription. Messages the server had already sent reach the handler before this returns."""
+        """End a subscription. Messages that the server had sent before have reached the handler when this returns."""
         await self._raw._send_command(b"UNSUB %d\r\n" % sid)
         self._flush()
         self._raw._subs.pop(sid, None)
@@ -431,16 +434,16 @@ class NatsConnection:
         self._handlers.pop(sid, None)
 
     def drop_subscription(self, sid: int) -> None:
-        """End a subscription now: what is still on its way goes nowhere. Idempotent."""
+        """End a subscription now; messages on their way are dropped. Idempotent."""
         self._handlers.pop(sid, None)
         if self._raw._subs.pop(sid, None) is not None and not self.client.is_closed:
             with contextlib.suppress(Unavailable):
                 self._write(b"UNSUB %d\r\n" % sid)
 
     def publish(self, subject: bytes, payload: bytes | memoryview, reply: bytes = b"", headers: bytes = b"") -> None:
-        """Queue a message for this loop turn's write. Raises InvalidSubject, and Unavailable when too much is unsent.
+        """Queue a message for this turn's write. Raises InvalidSubject, and Unavailable when too much data is unsent.
 
-        `headers` are whole: from `NATS/1.0` to the empty line.
+        `headers` are complete: from `NATS/1.0` to the empty line.
         """
         require_subject(subject)
         if reply:
@@ -454,11 +457,11 @@ class NatsConnection:
         self._write(b"".join((head, payload, b"\r\n")))
 
     def publish_with_id(self, subject: bytes, payload: bytes, reply: bytes, message_id: bytes) -> None:
-        """Like `publish`, with a `Nats-Msg-Id`: JetStream stores it once per window."""
+        """Publish with a `Nats-Msg-Id`: JetStream stores the message once per duplicate window."""
         self.publish(subject, payload, reply, id_headers(message_id))
 
     def _write(self, command: bytes) -> None:
-        """Queue raw protocol bytes, of which nothing was chosen by others without being checked."""
+        """Queue raw protocol bytes. Nothing in them may come from others unchecked."""
         raw = self._raw
         if raw._pending_data_size > MAX_UNSENT_BYTES:
             raise Unavailable("NATS does not take messages fast enough")
@@ -480,7 +483,7 @@ class NatsConnection:
             self._window_start, self._window_count = now, 0
 
     def _flush(self) -> None:
-        """Write everything queued, in one call. While disconnected it stays queued; nats-py sends it on reconnect."""
+        """Write the queued data in one call. While disconnected it stays queued; nats-py sends it after the reconnect."""
         self._scheduled = False
         raw = self._raw
         if not raw._pending or not raw.is_connected:
@@ -501,14 +504,14 @@ class NatsConnection:
 
 
 def id_headers(message_id: bytes) -> bytes:
-    """Return the headers that make JetStream store a message once per window. Raises InvalidSubject."""
+    """Return the headers that make JetStream store a message once per duplicate window. Raises InvalidSubject."""
     if _MESSAGE_ID.fullmatch(message_id) is None:
         raise InvalidSubject(f"not a message id: {message_id[:100]!r}")
     return b"NATS/1.0\r\nNats-Msg-Id: %b\r\n\r\n" % message_id
 
 
 def _describe_error(error: Exception, last: Exception) -> str:
-    """Why a connection failed that may succeed later, and what to look at."""
+    """Describe a failure that may pass, and what to look at."""
     refused = next((one for one in (error, last) if isinstance(one, OSError) and one.strerror), None)
     if refused is not None:
         advice = "Is it running? NATS_URL (--nats-url) says where it is; `nexus up` starts a whole stack"
@@ -519,7 +522,7 @@ def _describe_error(error: Exception, last: Exception) -> str:
 
 
 def _permanent_failure(error: Exception) -> str | None:
-    """What an error means that will not go away by itself; None for one that may."""
+    """Describe an error that will not pass by itself; None for one that may."""
     text = str(error)
     if isinstance(error.__cause__, ConfigurationError):
         return f"cannot be asked: {error.__cause__}"

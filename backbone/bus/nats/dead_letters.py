@@ -1,4 +1,4 @@
-"""Reading dead letters, newest first."""
+"""Reads the stream of dead letters, newest first."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from schemas.outcome import Outcome
 log = structlog.get_logger(__name__)
 
 BATCH_SIZE = 16
-"""So many are in memory while one is looked for."""
+"""Messages that are in memory during a search."""
 MAX_WINDOW_SIZE = 1 << 20
 
 
 class DeadLetterStream:
-    """The stream of dead letters, of which any may have been deleted."""
+    """The stream of dead letters, any of which may have been deleted."""
 
     def __init__(self, inbox: RequestInbox, *, replicated: bool) -> None:
         self._reader = StreamReader(inbox, DEAD_LETTERS_STREAM, replicated=replicated)
 
     async def newest(self, before: int | None, limit: int) -> list[StoredDeadLetter]:
-        """At most `limit`. Raises Unavailable."""
+        """Return the newest `limit` dead letters below sequence `before`. Raises Unavailable."""
         letters: list[StoredDeadLetter] = []
         if limit > 0:
             async with contextlib.aclosing(self._backwards(before)) as messages:
@@ -40,7 +40,7 @@ class DeadLetterStream:
         return letters
 
     async def find(self, job: str) -> StoredDeadLetter | None:
-        """Looks at every letter, until it is there. Raises Unavailable."""
+        """Search all dead letters for the newest one of a job. Raises Unavailable."""
         async with contextlib.aclosing(self._backwards(None)) as messages:
             async for message in messages:
                 id_ = (message.header(b"Nats-Msg-Id") or b"").decode()
@@ -49,11 +49,11 @@ class DeadLetterStream:
         return None
 
     async def delete(self, seq: int) -> bool:
-        """Delete one. Raises Unavailable."""
+        """Delete one dead letter. Raises Unavailable."""
         return await self._reader.delete(seq)
 
     async def _backwards(self, before: int | None) -> AsyncGenerator[StoredMessage, None]:
-        """Reading goes forward only: windows of sequences, as wide as holds few enough messages."""
+        """Yield messages backward. NATS reads forward only: read windows of sequences, sized to hold few enough messages."""
         state = await self._reader.state()
         first, high = state["first_seq"], state["last_seq"]
         if before is not None:

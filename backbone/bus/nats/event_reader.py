@@ -1,4 +1,4 @@
-"""Following the events of a job: what is stored, then what NATS repeats as it is stored."""
+"""Follows the events of a job: first those that are stored, then those that NATS republishes as it stores them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from schemas.errors import Unavailable
 
 MAX_BUFFERED_EVENTS = 1024
 MAX_BUFFERED_BYTES = 4 * 1024 * 1024
-"""What waits for a slow reader; the rest it gets from what is stored."""
+"""The most that waits in memory for a slow reader; it reads the rest from the stream."""
 
 
 class _RepublishedEvent(NamedTuple):
     event: StoredEvent
     previous: int
-    """The sequence of the event of this job before it."""
+    """The sequence of this job's event before it."""
 
 
 class EventReader:
@@ -33,22 +33,22 @@ class EventReader:
         self._reader = reader
         self._job = job
         self._last_yielded = after
-        """The last event given out."""
+        """The sequence of the last event that was yielded."""
         self._last_republished = 0
-        """The last one told of."""
+        """The sequence of the last republished event."""
         self._read_up_to = 0
-        """What was told of up to here, and is not in the stream, is gone."""
+        """Events up to this sequence that are missing in the stream do not exist any more."""
         self._republished: deque[_RepublishedEvent] = deque()
         self._republished_bytes = 0
         self._must_read_stream = False
-        """What is stored must be read (again)."""
+        """The stream must be read (again)."""
         self._exhausted = False
-        """The batch that was read was the last one."""
+        """The last batch was the end of the stream."""
         self._closed = False
         self._wake = asyncio.Event()
 
     async def events(self) -> AsyncGenerator[StoredEvent | None, None]:
-        """See backbone.bus.job_log.JobLog.events."""
+        """Yield events; see backbone.bus.job_log.JobLog.follow_events."""
         sids: list[int] = []
         try:
             sids.append(await self._connection.subscribe(f"{STORED_EVENTS}.{self._job}", self._on_republished))
@@ -79,7 +79,7 @@ class EventReader:
                 self._connection.drop_subscription(sid)
 
     async def _stored(self) -> list[StoredEvent]:
-        """The next ones of what is stored; none: there are no more, or something happened meanwhile."""
+        """Return the next stored events; empty: there are no more, or the stream must be read again."""
         if self._must_read_stream or self._exhausted:
             self._exhausted = False
             return []
@@ -89,7 +89,7 @@ class EventReader:
         return [StoredEvent(message.seq, message.data, message.stored_at) for message in found]
 
     def _next_republished(self) -> StoredEvent | None:
-        """The next one, if it is the next one; else `_look` is set, or there is nothing."""
+        """Return the next republished event if it follows the last yielded one; else the stream must be read, or there is none."""
         self._require_open()
         while self._republished:
             event, previous = self._republished[0]
@@ -126,7 +126,7 @@ class EventReader:
         self._wake.set()
 
     def resume(self, stream_was_lost: bool) -> None:
-        """After a reconnect: something may have been missed; `anew`, the stream was lost and counts from 1 again."""
+        """Read the stream again after a reconnect. `stream_was_lost`: its sequences begin at 1 again."""
         if stream_was_lost:
             self._republished.clear()
             self._republished_bytes = self._last_yielded = self._last_republished = self._read_up_to = 0
@@ -134,6 +134,6 @@ class EventReader:
         self._wake.set()
 
     def close(self) -> None:
-        """There is nothing to follow any more: the reader gets Unavailable."""
+        """End `events` with Unavailable."""
         self._closed = True
         self._wake.set()

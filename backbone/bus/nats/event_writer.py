@@ -1,4 +1,4 @@
-"""Storing the events of an attempt: in order, over outages, without a task or a future for each."""
+"""Stores the events of an attempt, in order and over outages, without a task or a future for each."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from schemas.errors import RequestTooLarge, Unavailable
 MAX_UNCONFIRMED_EVENTS = 1000
 MAX_UNCONFIRMED_BYTES = 4 * 1024 * 1024
 RESEND_AFTER_S = 5.0
-"""Everything unconfirmed is sent again when NATS has confirmed nothing for this long."""
+"""All unconfirmed events are sent again when NATS has confirmed none for this time."""
 STORED_PREFIX = b'{"stream":'
-"""A confirmation begins with it; what JetStream refuses begins with its error."""
+"""A confirmation begins with it; a refusal begins with the error."""
 
 
 class _Unconfirmed(NamedTuple):
@@ -26,11 +26,11 @@ class _Unconfirmed(NamedTuple):
 
 
 class NatsEventWriter:
-    """See backbone.bus.job_log.EventWriter.
+    """Stores events; see backbone.bus.job_log.EventWriter.
 
-    Each event is published with its own reply address, where JetStream confirms it. Whenever one was not, all that are
-    unconfirmed are sent again, in their order, and nothing new before them: only what was on its way when NATS refused an
-    event can be stored before it.
+    Each event is published with its own reply subject, where JetStream confirms it. If one was not confirmed, all unconfirmed
+    events are sent again, in their order and before new ones: only events that were on their way when NATS refused one can be
+    stored before it.
     """
 
     def __init__(self, connection: NatsConnection, job: str, address: bytes) -> None:
@@ -39,11 +39,11 @@ class NatsEventWriter:
         self._address = address
         self._unconfirmed: deque[_Unconfirmed] = deque()
         self._confirmed: set[int] = set()
-        """Those confirmed while an earlier one is not."""
+        """Confirmed events after one that is not confirmed."""
         self._next = 0
         self._bytes = 0
         self._round = 0
-        """Counts the times that everything was sent again."""
+        """The number of times that all events were sent again."""
         self._must_resend = False
         self._last_confirmed_at = 0.0
         self._flush_waiters: list[asyncio.Future[None]] = []
@@ -51,7 +51,7 @@ class NatsEventWriter:
         self.closed = False
 
     def append(self, frame: bytes) -> None:
-        """Publish at once, or with the next round. Raises RequestTooLarge."""
+        """Publish the event at once, or with the next round. Raises RequestTooLarge."""
         if self.closed:
             self._lost = True
             return
@@ -76,7 +76,7 @@ class NatsEventWriter:
             self._must_resend = True
 
     def confirmed(self, round_: int, index: int, data: bytes) -> None:
-        """NATS answered one of ours: whichever round it was, what is stored is stored."""
+        """Handle a confirmation. The event is stored, whichever round it was sent in."""
         if not data.startswith(STORED_PREFIX):
             self._must_resend = self._must_resend or round_ == self._round
             return
@@ -108,12 +108,12 @@ class NatsEventWriter:
                 future.set_exception(error)
 
     def sweep(self, now: float) -> None:
-        """Send everything again, where something went wrong."""
+        """Send all unconfirmed events again if one was refused or lost."""
         if self._unconfirmed and (self._must_resend or now - self._last_confirmed_at > RESEND_AFTER_S):
             self.resend()
 
     def resend(self) -> None:
-        """Begin a round: all that is unconfirmed, in order."""
+        """Begin a round: send all unconfirmed events, in order."""
         self._round += 1
         self._must_resend = False
         self._last_confirmed_at = time.monotonic()
@@ -124,11 +124,10 @@ class NatsEventWriter:
 
     @property
     def is_full(self) -> bool:
-        """Counted in events and in bytes."""
+        """Whether there are too many unconfirmed events, by count or bytes."""
         return len(self._unconfirmed) >= MAX_UNCONFIRMED_EVENTS or self._bytes >= MAX_UNCONFIRMED_BYTES
 
     async def flush(self) -> None:
-        """Wait for the last confirmation."""
         if self._lost:
             raise _closed_error()
         if not self._unconfirmed:
@@ -142,7 +141,7 @@ class NatsEventWriter:
                 self._flush_waiters.remove(future)
 
     def close(self) -> None:
-        """Forget; whoever settles is told."""
+        """Drop the unconfirmed events; open `flush` calls raise Unavailable."""
         self.closed = True
         self._lost = self._lost or bool(self._unconfirmed)
         self._unconfirmed.clear()

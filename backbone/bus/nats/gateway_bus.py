@@ -1,7 +1,7 @@
 """The gateway's side of the bus on NATS JetStream.
 
-Two connections: one publishes and asks, one hears replies, so that a burst on one never delays the other. All replies
-of a process, and the PubAcks of its jobs, come on one wildcard subscription `nexus.reply.<gateway>.*`.
+It holds two connections: one publishes and sends requests, the other receives replies, so that a burst on one never delays the
+other. All replies to a process, and the PubAcks of its jobs, arrive on one wildcard subscription `nexus.reply.<gateway>.*`.
 """
 
 from __future__ import annotations
@@ -50,22 +50,23 @@ from schemas.jobs import Envelope
 log = structlog.get_logger(__name__)
 
 RESEND_INTERVAL_S = 2.0
-"""An unacknowledged submit is repeated after this; its Msg-Id keeps it one job."""
+"""An unacknowledged submit is repeated after this time; its message id keeps it one job."""
 SUBMIT_TIMEOUT_S = 10.0
-"""While NATS is there: a stream whose leader is lost has a new one by then. Where it is away, `OUTAGE_S` is enough."""
+"""While NATS is there: a stream that has lost its leader has a new one by then. During an outage, OUTAGE_TIMEOUT_S is enough.
+"""
 SETTLE_DELAY_S = 1.0
-"""After a reconnect, for acknowledgements that workers have on their way."""
+"""After a reconnect, for acknowledgements that are on their way from workers."""
 LOST_JOB_CHECK_INTERVAL_S = 5.0
-"""Between two looks at whether those who wait longest still wait for a job."""
+"""Between checks whether the jobs that have waited longest are still stored."""
 LOST_JOB_CHECKS_PER_QUEUE = 4
-"""Jobs at the head of a queue that are looked for: workers take the oldest, so that what is lost is among them soon."""
+"""Jobs at the head of a queue that are checked: workers take the oldest, so that a lost job soon is among them."""
 MAX_ENVELOPE_BYTES = 8192
 DELETE_SUBJECT = f"$JS.API.STREAM.MSG.DELETE.{JOBS_STREAM}".encode()
 
 
 @dataclass(slots=True)
 class _Unacked:
-    """A submit whose PubAck has not come."""
+    """A submitted job without its PubAck."""
 
     subject: bytes
     message: bytes
@@ -77,7 +78,7 @@ class _Unacked:
 
 
 class _Stored(NamedTuple):
-    """A job whose end has not been heard."""
+    """A stored job whose end has not arrived."""
 
     seq: int
     message_id: bytes
@@ -85,7 +86,7 @@ class _Stored(NamedTuple):
 
 
 class NatsGatewayBus:
-    """See backbone.bus.bus.GatewayBus."""
+    """The gateway's side of the bus; see backbone.bus.bus.GatewayBus."""
 
     def __init__(
         self,
@@ -105,7 +106,9 @@ class NatsGatewayBus:
         self._prefix_length = len(self._prefix)
         self._discard_subject = f"{self._prefix}void".encode()
         self._puback_prefix = f"{new_token()}-".encode()
-        """Before a job's token, in the address for JetStream's confirmation: no worker knows it, and can confirm in its place."""
+        """The prefix of a job's token in the subject of its PubAck. No worker knows it, so that none can confirm a job in
+        JetStream's place.
+        """
         self._puback_subject_prefix = self._prefix.encode() + self._puback_prefix
         self._stream = stream
         self._inbox = RequestInbox(self._publisher)
@@ -121,7 +124,7 @@ class NatsGatewayBus:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:
-        """Connect, make the stream, listen."""
+        """Connect, create the stream, and subscribe to the replies."""
         self._loop = asyncio.get_running_loop()
         await self._publisher.connect()
         await self._listener.connect()
@@ -133,7 +136,6 @@ class NatsGatewayBus:
         self._watch_task = asyncio.create_task(self._watch())
 
     async def close(self) -> None:
-        """Disconnect."""
         await self._consumers.close()
         for task in (self._sweep_task, self._watch_task, self._reopen_task, self._lost_job_task, *self._openings):
             if task is not None:
@@ -146,7 +148,7 @@ class NatsGatewayBus:
 
     @property
     def connected(self) -> bool:
-        """Both connections are up."""
+        """Whether both connections stand."""
         return self._publisher.connected and self._listener.connected
 
     @property
@@ -155,11 +157,11 @@ class NatsGatewayBus:
 
     @property
     def max_message_bytes(self) -> int:
-        """What the server takes, less room for the envelope."""
+        """The server's limit less the bytes of the envelope."""
         return self._publisher.client.max_payload - MAX_ENVELOPE_BYTES
 
     async def _reopen(self) -> None:
-        """After a reconnect: the server may have lost its memory."""
+        """Set the stream and the queues up again: the server may have lost its data."""
         self._inbox.forget_lost()
         if self._reopen_task is not None and not self._reopen_task.done():
             self._reopen_task.cancel()
@@ -178,13 +180,13 @@ class NatsGatewayBus:
         )
 
     async def _check_lost_jobs(self) -> None:
-        """After a reconnect of the listener: what was said meanwhile has not been heard."""
+        """Check the stored jobs after a reconnect of the listener: events that were sent meanwhile were lost."""
         if self._lost_job_task is not None and not self._lost_job_task.done():
             self._lost_job_task.cancel()
         self._lost_job_task = asyncio.create_task(self._fail_lost_jobs())
 
     async def _fail_lost_jobs(self) -> None:
-        """Whose job is gone, but for what is on its way, waits for nothing: its last word fell into the gap."""
+        """Fail the jobs that are not stored any more: their last event was sent during the outage."""
         await asyncio.sleep(SETTLE_DELAY_S)
         for token, one in list(self._stored.items()):
             if token in self._stored and not await self._is_stored(one.seq, one.message_id):
@@ -196,7 +198,9 @@ class NatsGatewayBus:
             listener.on_refused(BackendFailed("the end of this answer was lost; try again", code="events_lost"))
 
     async def _watch(self) -> None:
-        """What a worker said can be lost though both connections stood: between two servers of a cluster, one of which froze."""
+        """Check waiting jobs at intervals. A worker's event can be lost although both connections stood, between two servers of
+        a cluster one of which froze.
+        """
         while True:
             await asyncio.sleep(LOST_JOB_CHECK_INTERVAL_S)
             lines: dict[bytes, list[tuple[int, bytes]]] = {}
@@ -207,7 +211,7 @@ class NatsGatewayBus:
                 await self._fail_lost_jobs_of_queue(token for _, token in sorted(line))
 
     async def _fail_lost_jobs_of_queue(self, tokens: Iterator[bytes]) -> None:
-        """Oldest first, until some are found to be there."""
+        """Fail the lost jobs of one queue, oldest first, until some are found to be stored."""
         there = 0
         for token in tokens:
             one = self._stored.get(token)
@@ -239,37 +243,32 @@ class NatsGatewayBus:
                 return False
 
     async def open_queue(self, queue: Queue) -> None:
-        """Make the consumer."""
         await self._consumers.make(queue)
 
     async def free_queues(self, is_served: Callable[[Queue], bool], grace_s: float) -> int:
-        """See QueueConsumers."""
         return await self._consumers.free(is_served, grace_s)
 
     def is_queue_refused(self, queue: Queue) -> bool:
-        """See QueueConsumers."""
         return self._consumers.refuses(queue)
 
     @property
     def queues_are_full(self) -> bool:
-        """See QueueConsumers."""
         return self._consumers.full
 
     @property
     def queue_count(self) -> int:
-        """The consumers."""
         return len(self._consumers.existing)
 
     def on_queue_change(self, changed: Callable[[QueueChange], None]) -> None:
-        """Call `changed` for each queue that this gateway makes, frees, restores, or is refused."""
+        """Call `changed` for each queue that this gateway creates, deletes, restores, or is refused."""
         self._consumers.on_change = changed
 
     def new_reply_subject(self) -> str:
-        """128 random bits below this gateway's prefix."""
+        """Return 128 random bits below this gateway's prefix."""
         return self._prefix + new_token()
 
     def submit(self, envelope: Envelope, body: bytes, listener: ReplyListener) -> None:
-        """Publish; the PubAck comes beside the replies and is checked there, without anybody waiting."""
+        """Publish the job. Its PubAck arrives beside the replies and is checked there; nothing waits for it."""
         if not self._listener.connected or self._publisher.unavailable:
             raise nats_unavailable()
         self._storage_health.require_available()
@@ -296,7 +295,7 @@ class NatsGatewayBus:
         self._unacked[token] = one
 
     async def _open_and_send(self, queue: Queue, token: bytes, one: _Unacked) -> None:
-        """The first job of a queue makes it."""
+        """Create the queue for its first job, then send the job."""
         try:
             await self._consumers.make(queue)
             if one.listener.is_waiting:
@@ -312,12 +311,11 @@ class NatsGatewayBus:
         task.add_done_callback(self._openings.discard)
 
     async def _reopen_queue(self, subject: bytes) -> None:
-        """The queue was freed while a job for it was on its way."""
+        """Create a queue again that was deleted while a job for it was on its way."""
         with contextlib.suppress(NexusError):  # the next look at the queues repeats it
             await self._consumers.serve(Queue(*parse_job_subject(subject.decode())))
 
     def release(self, reply: str) -> None:
-        """Forget the sink."""
         token = reply[self._prefix_length :].encode()
         self._listeners.pop(token, None)
         self._unacked.pop(token, None)
@@ -369,7 +367,7 @@ class NatsGatewayBus:
         unacked.listener.on_refused(refusal)
 
     async def _sweep(self) -> None:
-        """Repeat submits without a PubAck, and give up on old ones."""
+        """Repeat submits without a PubAck, and fail those that are too old."""
         assert self._loop is not None
         while True:
             await asyncio.sleep(0.5)
@@ -390,12 +388,12 @@ class NatsGatewayBus:
                         self._publisher.publish_with_id(one.subject, one.message, address, one.message_id)
 
     def delete_job(self, seq: int) -> None:
-        """Delete by sequence; the answer goes nowhere."""
+        """Delete by sequence, without reading the reply."""
         with contextlib.suppress(Unavailable):
             self._publisher.publish(DELETE_SUBJECT, b'{"seq":%d,"no_erase":true}' % seq, self._discard_subject)
 
     def send_control(self, worker: str, message: bytes) -> None:
-        """Core NATS: whoever is there hears it. A name that cannot be a worker's is refused."""
+        """Publish on core NATS. An invalid worker name is refused and counted."""
         if not is_token(worker):
             self._publisher.refusals.add("worker", worker=worker[:100])
             return
@@ -403,15 +401,13 @@ class NatsGatewayBus:
             self._publisher.publish(f"{WORKER_CONTROL}.{worker}".encode(), message)
 
     async def queue_depths(self) -> list[QueueDepth]:
-        """From the stream's state."""
         return await read_depths(self._inbox, self._consumers.forget)
 
     async def storage_usage(self) -> StorageUsage:
-        """From the streams' states."""
         return await read_storage(self._inbox)
 
     async def server_time_s(self) -> float:
-        """What the leader of the jobs stream says beside its state."""
+        """Return the time that the leader of the jobs stream reports."""
         try:
             info = await call_api(self._inbox, f"STREAM.INFO.{JOBS_STREAM}", timeout_s=1.0)
         except JetStreamError as error:
@@ -419,7 +415,7 @@ class NatsGatewayBus:
         return datetime.fromisoformat(info["ts"]).timestamp()
 
     async def ping(self) -> None:
-        """Ask for the stream, and round-trip the reply connection."""
+        """Read the stream's state, and make a round trip on the connection of the replies."""
         if not self.connected:
             raise Unavailable("not connected to NATS")
         try:

@@ -1,4 +1,4 @@
-"""Reading what JetStream says about a message: status headers and acknowledgement subjects."""
+"""Parsers for what JetStream says about a message: status headers and acknowledgement subjects."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class StatusHeader(NamedTuple):
     code: int
     text: str
     unused: int | None
-    """Messages that the pull asked for and did not get, where the server says."""
+    """Messages that a pull requested and did not get, where the server says so."""
 
 
 def parse_status(headers: bytes) -> StatusHeader | None:
-    """The status in raw headers; None when they hold none."""
+    """Return the status in raw headers; None when they hold none."""
     line, _, rest = headers.partition(b"\r\n")
     words = line.split(b" ", 2)
     if len(words) < 2 or not words[1].isdigit():
@@ -29,7 +29,7 @@ def parse_status(headers: bytes) -> StatusHeader | None:
 
 
 class AckSubject(NamedTuple):
-    """What an acknowledgement subject tells."""
+    """The parts of an acknowledgement subject."""
 
     delivery: int
     stream_seq: int
@@ -39,7 +39,7 @@ class AckSubject(NamedTuple):
 
 
 def parse_ack_subject(subject: bytes) -> AckSubject:
-    """`$JS.ACK.[domain.account.]stream.consumer.delivered.sseq.cseq.time.pending[.token]`. Raises ValueError."""
+    """Parse `$JS.ACK.[domain.account.]stream.consumer.delivered.sseq.cseq.time.pending[.token]`. Raises ValueError."""
     tokens = subject.split(b".")
     base = 4 if len(tokens) == 9 else 6
     return AckSubject(int(tokens[base]), int(tokens[base + 1]), int(tokens[base + 3]), int(tokens[base + 4]))

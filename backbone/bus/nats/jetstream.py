@@ -1,4 +1,4 @@
-"""Making the jobs stream and its consumers, and reading them."""
+"""The jobs stream and the bucket of blobs: their configuration, their creation, and their state."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from schemas.errors import Unavailable
 
 NANO = 1_000_000_000
 SETUP_BACKOFF = Backoff(initial_s=0.5)
-"""Between attempts to make streams again after a reconnect."""
+"""Between attempts to set streams up again after a reconnect."""
 DUPLICATE_WINDOW_S = 30
 """A submit is repeated for at most 10 s; a longer window costs NATS memory for every job in it."""
 FIXED_MAX_CONSUMERS = "can not change MaxConsumers"
@@ -44,17 +44,17 @@ FIXED_MAX_CONSUMERS = "can not change MaxConsumers"
 
 @dataclass(frozen=True, slots=True)
 class JobsStreamConfig:
-    """The bounds of the jobs stream."""
+    """The limits of the jobs stream."""
 
     max_jobs: int = 100_000
     max_per_queue: int = 10_000
     max_bytes: int = 4 * 1024**3
     replicas: int = 1
     max_queues: int = 12_000
-    """nats-server takes its own default, 1,000 from 2.15 on, for a stream that does not say."""
+    """Without it, nats-server applies its own default, 1,000 from 2.15 on."""
 
     def config(self) -> dict[str, Any]:
-        """The stream's configuration, in the JetStream API's terms."""
+        """Return the stream's configuration in terms of the JetStream API."""
         return {
             "name": JOBS_STREAM,
             "subjects": [f"{JOBS}.>"],
@@ -77,15 +77,15 @@ class JobsStreamConfig:
 
 @dataclass(frozen=True, slots=True)
 class BlobBucketConfig:
-    """The bounds of the object store for blobs."""
+    """The limits of the object store for blobs."""
 
     max_bytes: int = 4 * 1024**3
     replicas: int = 1
     max_age_s: int = 7 * 24 * 3600
-    """Nothing is older than this, whatever lifetime it was given."""
+    """Nothing is kept longer than this, whatever its own lifetime."""
 
     def config(self) -> dict[str, Any]:
-        """Its stream's configuration, in the JetStream API's terms."""
+        """Return the configuration of the bucket's stream in terms of the JetStream API."""
         return {
             "name": BLOBS_STREAM,
             "subjects": [f"$O.{BLOBS_BUCKET}.C.>", f"$O.{BLOBS_BUCKET}.M.>"],
@@ -105,18 +105,18 @@ class BlobBucketConfig:
 
 
 async def ensure_stream(inbox: RequestInbox, stream: JobsStreamConfig) -> None:
-    """Make the jobs stream, or bring it to this configuration. Raises Unavailable, also for a server too old for it."""
+    """Create the jobs stream, or update its configuration. Raises Unavailable, also for a server that is too old."""
     await ensure(inbox, stream.config(), ("republish", "discard_new_per_subject", "max_msgs_per_subject"), "2.10")
 
 
 async def ensure_bucket(inbox: RequestInbox, bucket: BlobBucketConfig) -> None:
-    """The same for the bucket of the blobs."""
+    """Create the bucket of blobs, or update its configuration. Raises Unavailable, also for a server that is too old."""
     await ensure(inbox, bucket.config(), ("allow_msg_ttl",), "2.11")
 
 
 async def ensure(inbox: RequestInbox, config: dict[str, Any], needed: tuple[str, ...], version: str) -> dict[str, Any]:
-    """Make a stream, or bring it to this configuration; what JetStream says about it. Raises Unavailable, also when the
-    server did not take what is `needed`.
+    """Create a stream, or update its configuration, and return JetStream's response. Raises Unavailable, also when the server
+    has ignored a field of `needed`.
     """
     name = config["name"]
     try:
@@ -137,7 +137,7 @@ async def ensure(inbox: RequestInbox, config: dict[str, Any], needed: tuple[str,
 
 
 async def _update(inbox: RequestInbox, config: dict[str, Any], refused: JetStreamError) -> dict[str, Any]:
-    """Change a stream; `refused` is why it could not be made, for one that is not there."""
+    """Update a stream. `refused` is raised if the stream does not exist: it says why the stream could not be created."""
     subject = f"STREAM.UPDATE.{config['name']}"
     try:
         try:
@@ -153,7 +153,9 @@ async def _update(inbox: RequestInbox, config: dict[str, Any], refused: JetStrea
 
 
 async def holds_job(inbox: RequestInbox, seq: int, message_id: bytes) -> bool:
-    """Whether the jobs stream holds this very job; after a loss of data its sequence is another one's. Raises Unavailable."""
+    """Return whether the jobs stream holds this very job: after a loss of data its sequence belongs to another one. Raises
+    Unavailable.
+    """
     try:
         answer = await call_api(inbox, f"STREAM.MSG.GET.{JOBS_STREAM}", {"seq": seq})
     except JetStreamError as error:
@@ -165,7 +167,7 @@ async def holds_job(inbox: RequestInbox, seq: int, message_id: bytes) -> bool:
 
 
 async def read_depths(inbox: RequestInbox, on_missing: Callable[[Queue], None]) -> list[QueueDepth]:
-    """Every queue that holds a job; `on_missing` gets those that have no consumer. Raises Unavailable."""
+    """Return the depth of every queue that holds a job; `on_missing` gets the queues without a consumer. Raises Unavailable."""
     subjects: dict[str, int] = {}
     try:
         while True:
@@ -202,7 +204,7 @@ async def _depth(inbox: RequestInbox, queue: Queue, stored: int, on_missing: Cal
 
 
 async def read_storage(inbox: RequestInbox) -> StorageUsage:
-    """Every stream that exists. Raises Unavailable."""
+    """Return the size of every stream that exists. Raises Unavailable."""
     rooms = await asyncio.gather(*(_room(inbox, stream) for stream in STREAMS))
     return StorageUsage(tuple(room for room in rooms if room is not None), await _unrecorded(inbox))
 

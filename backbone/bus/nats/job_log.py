@@ -61,7 +61,7 @@ from schemas.outcome import Outcome
 log = structlog.get_logger(__name__)
 
 MAX_ENVELOPE_BYTES = 8192
-"""What a job message may have beside the request's body, of what NATS takes."""
+"""The part of NATS's limit for a message that a job's envelope may take beside the request's body."""
 CREATE_ONLY = b"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: %d\r\n\r\n"
 DELETE_JOB = f"$JS.API.STREAM.MSG.DELETE.{JOBS_STREAM}".encode()
 CLAIM_RETRY_DELAY_S = 0.01
@@ -69,15 +69,15 @@ CLAIM_RETRY_DELAY_S = 0.01
 
 @dataclass(eq=False, slots=True)
 class _OutcomeWatch:
-    """Somebody who waits for a job's terminal word."""
+    """A wait for the outcome of one job."""
 
     told: asyncio.Event = field(default_factory=asyncio.Event)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
-    """There is something to look at."""
+    """The outcome may have been stored: read it."""
 
 
 class NatsJobLog:
-    """See backbone.bus.job_log.JobLog."""
+    """Durable jobs on NATS; see backbone.bus.job_log.JobLog."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class NatsJobLog:
         max_envelope_bytes: int = MAX_ENVELOPE_BYTES,
         storage_health: StorageHealth | None = None,
     ) -> None:
-        """`storing`: what this gateway's other connections know about it too; this one keeps it true."""
+        """Configure the log. `storage_health` is shared by this gateway's connections; this one keeps it current."""
         self._connection = NatsConnection(
             server, f"{name}-log", on_reconnect=self._reconnected, resend_on_reconnect=False, monitor_liveness=True
         )
@@ -111,18 +111,18 @@ class NatsJobLog:
         self._work_queues: dict[str, NatsWorkQueue] = {}
         self._event_readers: set[EventReader] = set()
         self._outcome_watches: dict[bytes, set[_OutcomeWatch]] = {}
-        """By the subject on which NATS tells that a word is stored."""
+        """By the subject on which NATS publishes that an outcome is stored."""
         self._consumers: set[PullConsumer] = set()
         self._rpc_servers: list[RpcServer] = []
         self._created_at = ""
-        """When NATS made the stream of events: another time means that it has lost everything."""
+        """When NATS created the stream of events; another time means that it has lost everything."""
         self._setup_task: asyncio.Task[None] | None = None
         self._closed = False
 
     # Connection
 
     async def start(self) -> None:
-        """Connect, and make the streams and the bucket."""
+        """Connect, and create the streams and the bucket."""
         await self._connection.connect()
         await self._inbox.start()
         self._created_at = await ensure_job_streams(self._inbox, self._retention)
@@ -134,7 +134,7 @@ class NatsJobLog:
         self._probe_task = asyncio.create_task(proof.run())
 
     async def close(self) -> None:
-        """Disconnect; whoever follows or takes gets Unavailable."""
+        """Disconnect; open readers and consumers raise Unavailable."""
         self._closed = True
         for task in (self._retention_task, self._probe_task, self._setup_task):
             if task is not None:
@@ -159,7 +159,7 @@ class NatsJobLog:
             self._setup_task = asyncio.create_task(self._set_up_again())
 
     async def _set_up_again(self) -> None:
-        """After a reconnect: the server may have lost its memory. Then whoever listens looks for what it has missed."""
+        """Create lost streams again after a reconnect; then readers, watches and consumers check what they have missed."""
 
         async def set_up() -> str:
             created_at = await ensure_job_streams(self._inbox, self._retention)
@@ -185,11 +185,10 @@ class NatsJobLog:
 
     @property
     def seal_secret(self) -> SealSecret | None:
-        """See JobLog."""
         return self._secret
 
     async def _share_secret(self) -> None:
-        """Read the gateways' secret; the first gateway makes it, and one whose server has lost it stores it again."""
+        """Read the gateways' secret. The first gateway creates it, and a gateway whose server has lost it stores it again."""
         there = await self._secrets.from_leader({"last_by_subj": SEAL_SECRET_SUBJECT})
         if there is None:
             mine = self._secret.key if self._secret is not None else os.urandom(SECRET_BYTES)
@@ -210,7 +209,7 @@ class NatsJobLog:
     # The queue
 
     async def enqueue(self, envelope: Envelope, body: bytes) -> int:
-        """Publish to the jobs stream, which `NatsGatewayBus` makes."""
+        """Publish to the jobs stream, which `NatsGatewayBus` creates."""
         if len(body) > self._max_payload - self._max_envelope_bytes:
             raise RequestTooLarge(
                 f"the request is larger than the {self._max_payload - self._max_envelope_bytes} bytes that NATS takes"
@@ -236,11 +235,10 @@ class NatsJobLog:
         return self._inbox.max_payload
 
     async def queue_position(self, queue: Queue, seq: int) -> int | None:
-        """See QueuePositions."""
         return await self._queue_positions.before(queue, seq)
 
     async def delete_job(self, seq: int, job: str, run: int) -> None:
-        """Delete by sequence, after a look at what is there, until NATS confirms it."""
+        """Delete by sequence after a check of the stored job, until NATS confirms it."""
         stored = f"{job}.{run}".encode()
         if not await holds_job(self._inbox, seq, stored):
             return
@@ -252,7 +250,7 @@ class NatsJobLog:
     # Events
 
     async def append_event(self, job: str, frame: bytes) -> None:
-        """Publish; a copy may be stored where a confirmation was lost, as a worker's events."""
+        """Publish; an event may be stored twice if its confirmation was lost."""
         subject = f"{EVENTS}.{require_token(job)}".encode()
         try:
             await store_message(self._inbox, subject, frame, max_payload=self._max_payload)
@@ -260,14 +258,14 @@ class NatsJobLog:
             raise Unavailable(f"NATS does not store an event: {error}") from error
 
     def append_event_unconfirmed(self, job: str, frame: bytes) -> None:
-        """Publish, and ask for no confirmation."""
+        """Publish without a reply subject."""
         if len(frame) > self._max_payload:
             return  # NATS would close the connection
         with contextlib.suppress(Unavailable):
             self._connection.publish(f"{EVENTS}.{require_token(job)}".encode(), frame)
 
     async def first_events(self, job: str, count: int) -> list[StoredEvent]:
-        """Batches, until there are enough."""
+        """Read batches until there are enough events."""
         events: list[StoredEvent] = []
         left: int | None = None
         while is_token(job) and len(events) < count and left != 0:
@@ -277,7 +275,6 @@ class NatsJobLog:
         return events
 
     async def follow_events(self, job: str, after: int = 0) -> AsyncGenerator[StoredEvent | None, None]:
-        """See EventReader."""
         self._require_open()
         reader = EventReader(self._connection, self._events, require_token(job), after)
         self._event_readers.add(reader)
@@ -295,11 +292,10 @@ class NatsJobLog:
     # Terminal words
 
     async def store_outcome(self, outcome: Outcome, payload: bytes = b"") -> bool:
-        """See backbone.bus.nats.outcomes."""
         return await outcomes.store_outcome(self._inbox, outcome, payload, self._max_payload)
 
     async def read_outcome(self, job: str) -> StoredOutcome | None:
-        """The last message on its subject, which is the only one."""
+        """Read the only message on the job's subject."""
         message = await self._outcomes.last(f"{OUTCOMES}.{job}") if is_token(job) else None
         if message is None:
             return None
@@ -313,7 +309,7 @@ class NatsJobLog:
         return StoredOutcome(outcome, payload, message.seq, message.stored_at)
 
     async def list_jobs(self) -> list[str]:
-        """By the subjects of both streams."""
+        """List the subjects of both streams."""
         words, events = await asyncio.gather(
             self._outcomes.subjects(f"{OUTCOMES}.>"), self._events.subjects(f"{EVENTS}.>")
         )
@@ -321,14 +317,14 @@ class NatsJobLog:
         return sorted(jobs | {subject.removeprefix(f"{EVENTS}.") for subject in events})
 
     async def delete_outcome(self, job: str, seq: int) -> None:
-        """The leader says what is there: a replica may have an earlier word."""
+        """Delete what the leader has under `seq`: a replica may have an earlier outcome."""
         message = await self._outcomes.from_leader({"seq": seq})
         if message is not None and message.subject == f"{OUTCOMES}.{job}":
             await self._outcomes.delete(seq)
 
     @asynccontextmanager
     async def watch_outcome(self, job: str) -> AsyncIterator[Callable[[float], Awaitable[bool]]]:
-        """Hear what NATS says when a word is stored; after a reconnect, look for one."""
+        """Wait for NATS's notification of a stored outcome; after a reconnect, read whether there is one."""
         subject = f"{STORED_OUTCOMES}.{require_token(job)}".encode()
         watch = _OutcomeWatch()
         self._outcome_watches.setdefault(subject, set()).add(watch)
@@ -374,7 +370,7 @@ class NatsJobLog:
                 watch.changed.set()
 
     async def consume_outcomes(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
-        """One consumer for all gateways."""
+        """Consume from the one consumer that all gateways share."""
 
         async def make(ack_wait_s: float) -> None:
             await ensure_pull_consumer(self._inbox, OUTCOMES_STREAM, OUTCOME_CONSUMER, ack_wait_s)
@@ -409,7 +405,6 @@ class NatsJobLog:
     # Questions of workers
 
     async def serve_gate_requests(self, handler: GateRequestHandler) -> None:
-        """See RpcServer."""
         rpc_server = RpcServer(self._connection, handler)
         await rpc_server.start()
         self._rpc_servers.append(rpc_server)
@@ -417,21 +412,18 @@ class NatsJobLog:
     # Dead letters
 
     async def list_dead_letters(self, *, before: int | None = None, limit: int = 100) -> list[StoredDeadLetter]:
-        """See DeadLetterStream."""
         return await self._dead_letters.newest(before, limit)
 
     async def find_dead_letter(self, job: str) -> StoredDeadLetter | None:
-        """See DeadLetterStream."""
         return await self._dead_letters.find(job)
 
     async def delete_dead_letter(self, seq: int) -> bool:
-        """By sequence."""
         return await self._dead_letters.delete(seq)
 
     # Claims
 
     async def claim(self, name: str, value: bytes) -> bytes:
-        """A publish that NATS takes only where nothing is there, or what is there says that it was deleted."""
+        """Publish with the condition that the name is free, or that its last value was deleted."""
         subject, expected = claim_subject(name), 0
         while True:
             try:
@@ -453,7 +445,7 @@ class NatsJobLog:
     # Backlogs
 
     def work_queue(self, name: str) -> NatsWorkQueue:
-        """One per name; its stream is made when it is first used."""
+        """Return the one object for this queue; its stream is created when it is first used."""
         work_queue = self._work_queues.get(name)
         if work_queue is None:
             work_queue = NatsWorkQueue(name, self._inbox, self._retention, self._take)

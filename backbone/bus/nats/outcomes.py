@@ -1,4 +1,4 @@
-"""Terminal words and dead letters, as gateways and workers store them."""
+"""Storage of outcomes and dead letters, by gateways and workers, and room in the stream of outcomes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from schemas.outcome import Outcome
 
 
 async def store_outcome(inbox: RequestInbox, outcome: Outcome, payload: bytes, max_payload: int) -> bool:
-    """Store the word, if it is the first. Raises RequestTooLarge, Unavailable.
+    """Store the outcome if it is the first. Raises RequestTooLarge, Unavailable.
 
-    The message id is this call's own: its own repetition counts as the first, and everybody else's word does not.
+    The message id belongs to this call alone: its own repetition counts as the first outcome, and any other outcome does not.
     """
     subject = f"{OUTCOMES}.{require_token(outcome.job)}".encode()
     headers = message_id_headers(f"{outcome.job}.{outcome.run}.{new_token()}")
@@ -50,14 +50,14 @@ log = structlog.get_logger(__name__)
 
 CHECK_INTERVAL_S = 1.0
 FREE_SHARE = 0.1
-"""Of the stream's bytes: what is free for the words of the next second."""
+"""The share of the stream's bytes that is kept free for the outcomes of the next second."""
 MIN_FREE_BYTES = 4 * 1024 * 1024
 DROPPED_SHARE = 0.1
-"""Of the stream's words, the oldest go together."""
+"""The share of the stream's outcomes that is dropped together, oldest first."""
 
 
 class OutcomeRetention:
-    """Every gateway looks after it; what two do at once is done once."""
+    """Keeps room in the stream of outcomes. Every gateway runs it; concurrent runs do no harm."""
 
     def __init__(self, inbox: RequestInbox, max_bytes: int, *, replicated: bool) -> None:
         self._inbox = inbox
@@ -65,7 +65,7 @@ class OutcomeRetention:
         self._max_bytes = max_bytes - max(FREE_SHARE * max_bytes, min(MIN_FREE_BYTES, max_bytes / 2))
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Check at intervals until cancelled."""
         while True:
             await asyncio.sleep(CHECK_INTERVAL_S)
             try:
@@ -76,7 +76,7 @@ class OutcomeRetention:
                 log.exception("defect in making room")
 
     async def drop_recorded(self) -> None:
-        """Drop words until there is room, or none that is recorded. Raises Unavailable."""
+        """Drop the oldest recorded outcomes until there is room. Raises Unavailable."""
         while (state := await self._outcomes.state())["bytes"] > self._max_bytes:
             first: int = state["first_seq"]
             upto = min(first + max(1, int(DROPPED_SHARE * (state["last_seq"] - first))), await self._recorded() + 1)

@@ -1,12 +1,12 @@
-"""What each role may do in NATS: the subjects it publishes to and subscribes to, and nothing beside them.
+"""What each role may publish and subscribe to in NATS; everything else is refused.
 
-Written down from what the code does; `tests/deploy/test_permissions.py` holds the two against each other. A wildcard of NATS
-stands for whole tokens: a worker's consumers, which are named `<capability>_<lane>_<model>`, are listed one by one.
+`tests/deploy/test_permissions.py` compares it with what the code does. A wildcard of NATS stands for whole tokens: a worker's
+consumers, named `<capability>_<lane>_<model>`, are listed one by one.
 
-JetStream and the gateways live in the account NEXUS. JetStream sends its answers wherever a request wants them, with the
-server's rights: subject permissions alone do not contain a client that may call it. So each worker's user, and the monitor,
-has an account of its own, which imports the subjects of its role, and nothing else crosses. nats-server maps the address of an
-answer into NEXUS and back: whatever address a worker names, its answer ends in the worker's own account.
+JetStream and the gateways live in the account NEXUS. JetStream sends a reply wherever the request wants it, with the server's
+permissions: subject permissions alone do not contain a client that may call it. So each worker's user, and the monitor, has an
+account of its own, which imports the subjects of its role and nothing else. nats-server maps a reply subject into NEXUS and
+back: whatever subject a worker names, its reply ends in the worker's own account.
 """
 
 from __future__ import annotations
@@ -43,56 +43,57 @@ from backbone.bus.subjects import (
 from schemas.jobs import LANES, Capability
 
 ANSWERS = "_R_"
-"""Before the subjects under which nats-server hides an address in another account."""
+"""The prefix of the subjects under which nats-server hides a reply subject of another account."""
 BLOBS_BY_GATEWAYS = (f"$O.{BLOBS_BUCKET}.C.*.*", f"$O.{BLOBS_BUCKET}.M.*")
 OF_A_STREAM = ("CREATE", "UPDATE", "INFO", "PURGE", "MSG.GET", "MSG.DELETE")
 OF_A_CONSUMER = ("CONSUMER.DURABLE.CREATE", "CONSUMER.INFO", "CONSUMER.MSG.NEXT")
 
 
 PULL = f"$JS.API.CONSUMER.MSG.NEXT.{JOBS_STREAM}."
-"""Before the consumer, in a request for jobs: it alone is answered by more than one message."""
+"""The prefix of a pull request; the consumer follows. Only pulls have replies of several messages."""
 ANSWER_S = 15
-"""How long nats-server keeps the way back for an answer after the request, or after the last message of the answer.
+"""Seconds for which nats-server keeps the reply route after the request, or after the last message of the reply.
 
-Longer than a worker's longest pull (`workers.demand.LINGER_S`; 10 s in earlier versions), or jobs would be lost on their way until
-`ack_wait`, and than a slow disk takes to confirm. Not much longer: each pull leaves a way back of 0.7 KB behind.
+It is longer than a worker's longest pull (`workers.demand.LINGER_S`; 10 s in earlier versions), or jobs would be lost on their
+way until `ack_wait`, and longer than a slow disk takes to confirm. It is not much longer: each pull leaves a route of 0.7 KB
+behind.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class NatsPermissions:
-    """Subjects, wildcards included. What is not here is refused."""
+    """Subjects, with wildcards, that a role may use; all others are refused."""
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
 
     @property
     def services(self) -> tuple[str, ...]:
-        """What an account of this role imports as services: its messages go to NEXUS, the answers come back."""
+        """The services that an account of this role imports: its messages go to NEXUS, the replies come back."""
         return self.publish
 
     @property
     def streams(self) -> tuple[str, ...]:
-        """What it imports as streams: messages of NEXUS that it hears. Inboxes are within its own account."""
+        """The streams that an account of this role imports: messages of NEXUS. Inboxes are within its own account."""
         return tuple(subject for subject in self.subscribe if not subject.startswith(f"{INBOX}."))
 
 
 @dataclass(frozen=True, slots=True)
 class AccountExports:
-    """What the account NEXUS lets other accounts import. Which one imports what is the operator's configuration."""
+    """What the account NEXUS exports. The operator's configuration says which account imports what."""
 
     services: tuple[str, ...]
     streams: tuple[str, ...]
 
 
 def queues_for(models: Iterable[str], capabilities: Iterable[Capability]) -> list[Queue]:
-    """Every lane of these models and capabilities."""
+    """Return every lane of these models and capabilities."""
     wanted = list(capabilities)
     return [Queue(capability, lane, model) for model in models for capability in wanted for lane in LANES]
 
 
 def blobs_by(worker: str) -> tuple[str, ...]:
-    """What the worker of this name (`*`: any) writes: chunks, and descriptions."""
+    """Return the subjects that the worker of this name (`*`: any) writes: chunks and metadata."""
     return (f"$O.{BLOBS_BUCKET}.C.{worker}.*.*", f"$O.{BLOBS_BUCKET}.M.{worker}.*")
 
 
@@ -102,14 +103,14 @@ def worker_account(user: str) -> str:
 
 
 def account_exports() -> AccountExports:
-    """Return what the accounts of all workers and of the monitor may import: the subjects of these roles."""
+    """Return the exports for the accounts of all workers and of the monitor."""
     worker = worker_permissions(INBOX, workers=("*",), queues=None)
     monitor = monitor_permissions(INBOX)
     return AccountExports(_each((*worker.services, *monitor.services)), _each((*worker.streams, *monitor.streams)))
 
 
 def worker_permissions(inbox: str, *, workers: Iterable[str], queues: Iterable[Queue] | None) -> NatsPermissions:
-    """Of the processes called `workers` (`*`: by whatever name), which serve these queues. None: all queues."""
+    """Return the permissions of the processes called `workers` (`*`: any name) that serve these queues. None: all queues."""
     names = tuple(workers)
     if queues is None:
         taking: tuple[str, ...] = (f"$JS.API.CONSUMER.MSG.NEXT.{JOBS_STREAM}.*", f"$JS.ACK.{JOBS_STREAM}.>")
@@ -143,7 +144,7 @@ def worker_permissions(inbox: str, *, workers: Iterable[str], queues: Iterable[Q
 
 
 def gateway_permissions(inbox: str) -> NatsPermissions:
-    """It owns the streams and their consumers. It deletes no stream."""
+    """Return a gateway's permissions: it owns the streams and their consumers, and deletes no stream."""
     streams = (f"$JS.API.STREAM.{verb}.{stream}" for stream in STREAMS for verb in OF_A_STREAM)
     reads = (f"$JS.API.DIRECT.GET.{stream}{rest}" for stream in STREAMS for rest in ("", ".>"))
     consumers = (f"$JS.API.{verb}.{stream}.*" for stream in STREAMS for verb in OF_A_CONSUMER)
@@ -182,7 +183,7 @@ def gateway_permissions(inbox: str) -> NatsPermissions:
 
 
 def monitor_permissions(inbox: str) -> NatsPermissions:
-    """It sees how full streams are and how far consumers have come, and no message."""
+    """Return the monitor's permissions: it reads the states of streams and consumers, and no message."""
     return NatsPermissions(
         publish=(
             "$JS.API.INFO",
@@ -198,5 +199,5 @@ def monitor_permissions(inbox: str) -> NatsPermissions:
 
 
 def _each(subjects: Iterable[str]) -> tuple[str, ...]:
-    """Each once, in order."""
+    """Return each subject once, in order."""
     return tuple(dict.fromkeys(subjects))

@@ -1,7 +1,7 @@
-"""Taking messages from a consumer that all gateways share: raw pulls on an inbox of our own, one open at a time.
+"""Consumption of messages from a consumer that all gateways share, by raw pulls on an inbox of its own, one open at a time.
 
-A pulled message does not say which pull brought it, and a pull that nobody reads any more swallows messages until their
-time is up: so there is never more than one, for the places that are free, and whatever comes too many goes back at once.
+A pulled message does not tell the pull that brought it, and a pull that nobody reads any more swallows messages until it
+expires. So there is never more than one open pull, for the free places, and surplus messages are returned at once.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ log = structlog.get_logger(__name__)
 NANO = 1_000_000_000
 PULL_EXPIRY_S = 20.0
 LOST_PULL_GRACE_S = 3.0
-"""A pull this long past its expiry without a word was lost with its server."""
+"""A pull without any reply for this time after its expiry was lost with its server."""
 RETRY_DELAY_S = 0.5
-"""Before the next try, where a pull ended at once or the consumer could not be made."""
+"""Between attempts, where a pull ended at once or the consumer could not be created."""
 POLL_INTERVAL_S = 1.0
 IDLE_HEARTBEAT = 100
 EXPIRED = 408
 
 
 class NatsWorkItem:
-    """See backbone.bus.job_log.WorkItem."""
+    """An item from NATS; see backbone.bus.job_log.WorkItem."""
 
     __slots__ = ("_ack_subject", "_consumer", "data", "delivery", "id", "stored_at", "until")
 
@@ -53,12 +53,12 @@ class NatsWorkItem:
         return time.monotonic() < self.until
 
     async def ack(self) -> None:
-        """An acknowledgement that NATS acknowledges. It counts also when the time is up: what is done is done."""
+        """Send an acknowledgement, and wait until NATS confirms it. It also counts after `ack_wait_s`: the work is done."""
         await self._consumer.confirm(self._ack_subject)
         self._consumer.forget(self)
 
     def nak(self, delay_s: float) -> None:
-        """A negative acknowledgement; when the time is up it is somebody else's already."""
+        """Send a negative acknowledgement. After `ack_wait_s` the item belongs to another gateway already."""
         if self._is_owned:
             outcome = b'-NAK {"delay":%d}' % int(delay_s * NANO) if delay_s > 0 else b"-NAK"
             self._consumer.publish(self._ack_subject, outcome)
@@ -66,14 +66,13 @@ class NatsWorkItem:
         self._consumer.forget(self)
 
     def extend(self) -> None:
-        """`in_progress`."""
         if self._is_owned:
             self.until = time.monotonic() + self._consumer.ack_wait_s
             self._consumer.publish(self._ack_subject, b"+WPI")
 
 
 class PullConsumer:
-    """One taker of one consumer."""
+    """One gateway's share of one consumer."""
 
     def __init__(
         self,
@@ -86,7 +85,7 @@ class PullConsumer:
         max_unacked: int,
         ack_wait_s: float,
     ) -> None:
-        """`make(ack_wait_s)` makes the consumer, and what it needs."""
+        """Configure the consumer. `make(ack_wait_s)` creates the consumer in NATS, and what it needs."""
         self._connection = connection
         self._inbox = inbox
         self._api = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}".encode()
@@ -101,7 +100,7 @@ class PullConsumer:
         self._ready: deque[NatsWorkItem] = deque()
         self._unsettled: set[NatsWorkItem] = set()
         self._outstanding = 0
-        """What the open pull may still bring."""
+        """Messages that the open pull may still bring."""
         self._pull = 0
         self._pulled_at = 0.0
         self._next_pull_at = 0.0
@@ -109,7 +108,7 @@ class PullConsumer:
         self._wake = asyncio.Event()
 
     async def items(self) -> AsyncGenerator[WorkItem, None]:
-        """See backbone.bus.job_log.WorkQueue.take."""
+        """Yield items; see backbone.bus.job_log.WorkQueue.consume."""
         try:
             while True:
                 if self._closed:
@@ -127,7 +126,7 @@ class PullConsumer:
             await self._end()
 
     def _first_ready(self) -> NatsWorkItem | None:
-        """What waited here for too long is somebody else's."""
+        """Return the next item. An item that waited here for longer than `ack_wait_s` belongs to another gateway."""
         while self._ready:
             item = self._ready.popleft()
             if time.monotonic() < item.until:
@@ -136,7 +135,7 @@ class PullConsumer:
         return None
 
     async def _ensure_pull(self) -> None:
-        """Have a pull open, where there is room for what it brings."""
+        """Open a pull where there is room for its messages."""
         now = time.monotonic()
         if self._outstanding and now > self._pulled_at + PULL_EXPIRY_S + LOST_PULL_GRACE_S:
             self._outstanding = 0
@@ -157,7 +156,7 @@ class PullConsumer:
             self._send_pull(free)
 
     async def _open_inbox(self) -> None:
-        """A new one after each reconnect, which keeps away what a cluster still holds for the old one."""
+        """Open a new inbox after each reconnect: it keeps out what a cluster still holds for the old one."""
         self._reopen, self._outstanding = False, 0
         if self._sid is not None:
             self._connection.drop_subscription(self._sid)
@@ -198,7 +197,7 @@ class PullConsumer:
         self._wake.set()
 
     def _on_end(self, status: StatusHeader) -> None:
-        """The pull is over. Unless it has just expired, the consumer may be gone."""
+        """Handle the end of the pull. Unless it has just expired, the consumer may be gone."""
         now = time.monotonic()
         self._outstanding = 0
         if status.code != EXPIRED:
@@ -209,33 +208,33 @@ class PullConsumer:
         self._wake.set()
 
     def forget(self, item: NatsWorkItem) -> None:
-        """It is settled: there is room for another one."""
+        """Free the place of a settled item."""
         self._unsettled.discard(item)
         self._wake.set()
 
     def publish(self, ack_subject: bytes, outcome: bytes) -> None:
-        """Say something about an item; best effort."""
+        """Send an acknowledgement; best effort."""
         with contextlib.suppress(Unavailable):
             self._connection.publish(ack_subject, outcome)
 
     async def confirm(self, ack_subject: bytes) -> None:
-        """Acknowledge until NATS has heard it. Raises Unavailable, soon where a crash made NATS forget the delivery: it
-        does not answer then, and the item comes again.
+        """Acknowledge until NATS confirms it. Raises Unavailable, soon where a crash made NATS forget the delivery: it does not
+        answer then, and delivers the item again.
         """
         await request_until_answered(self._inbox, ack_subject, b"+ACK", max_timeouts=1)
 
     def resume(self) -> None:
-        """After a reconnect: the pull died with the connection, and perhaps the consumer with the server."""
+        """Open a new pull after a reconnect, and create the consumer again if the server has lost it."""
         self._reopen, self._made = True, False
         self._wake.set()
 
     def close(self) -> None:
-        """The taker gets Unavailable."""
+        """End `items` with Unavailable."""
         self._closed = True
         self._wake.set()
 
     async def _end(self) -> None:
-        """Give back what was not given out, and what is still on its way."""
+        """Return the items that were not yielded, and those on their way."""
         self._ended = True
         while self._ready:
             self._ready.popleft().nak(0)

@@ -1,11 +1,12 @@
-"""The consumers of the jobs stream: made when a queue is first used, freed when its model is gone and the queue is empty.
+"""The consumers of the jobs stream: created when a queue is first used, deleted when no worker serves its model and it is
+empty.
 
-A queue is a subject of the jobs stream. A job on a subject without a consumer is stored, and waits; so that a consumer may be
-deleted at any moment without losing one. That a job does not wait there for long is ensured three times over:
+A queue is a subject of the jobs stream. A job on a subject without a consumer is stored and waits, so that a consumer may be
+deleted at any moment without losing a job. Three mechanisms keep that wait short:
 
-1. A gateway stores a job only where it knows of a consumer, and looks again once NATS has confirmed the job.
-2. NATS tells every gateway which consumer was deleted; each looks whether a job is there, and makes the consumer again.
-3. Every second each gateway looks which subjects hold jobs, makes the consumers that are missing, and wakes the workers.
+1. A gateway stores a job only where it knows of a consumer, and checks again once NATS has confirmed the job.
+2. NATS tells every gateway which consumer was deleted; each checks for jobs, and creates the consumer again.
+3. Every second each gateway lists the subjects that hold jobs, creates missing consumers, and notifies the workers.
 """
 
 from __future__ import annotations
@@ -43,15 +44,16 @@ CHECK_INTERVAL_S = 1.0
 MAX_FREED_PER_ROUND = 200
 MAX_EVICTED_AT_ONCE = 16
 MIN_EVICTED_IDLE_S = 60.0
-"""Where there is no room, a queue that is empty and was not used for this long makes room."""
+"""When NATS allows no more consumers, an empty queue that was unused for this time is deleted."""
 REFUSED_RETRY_INTERVAL_S = 10.0
-"""Between two tries to make the queue that was refused, where NATS does not say earlier that there is room again: by then another
-one may be idle, or the limit a higher one."""
+"""Between attempts to create the refused queue, unless NATS reports room earlier: by then another queue may be idle, or the
+limit raised.
+"""
 RETRY_AFTER_S = 5.0
 
 
 class QueueConsumers:
-    """What one gateway knows of the consumers, and does with them."""
+    """One gateway's view of the consumers, and its operations on them."""
 
     def __init__(
         self, connection: NatsConnection, inbox: RequestInbox, stream: JobsStreamConfig, ack_wait_s: float
@@ -61,34 +63,36 @@ class QueueConsumers:
         self._stream = stream
         self._ack_wait_s = ack_wait_s
         self.existing: set[bytes] = set()
-        """Subjects of the queues that have a consumer. One that is missing here by mistake is made again, which changes nothing."""
+        """Subjects of the queues with a consumer. A consumer that is missing here by mistake is created again, which changes
+        nothing.
+        """
         self.on_change: Callable[[QueueChange], None] = lambda _: None
         self._making: dict[bytes, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._unserved_since: dict[Queue, float] = {}
         self._subjects_with_jobs: set[str] = set()
-        """The subjects that held jobs at the last look."""
+        """The subjects that held jobs at the last check."""
         self._refused: Queue | None = None
-        """The last queue that NATS refused to make; None: there is room, as far as is known."""
+        """The last queue that NATS refused; None: there is room, as far as is known."""
         self._retry_refused_at = 0.0
         self._consumers_when_refused = 0
-        """How many consumers there were when NATS refused one."""
+        """The number of consumers when NATS refused one."""
 
     async def start(self) -> None:
-        """Learn which consumers exist. Raises Unavailable."""
+        """Read which consumers exist. Raises Unavailable."""
         await self._connection.subscribe(f"{QUEUE_FREED}.*", self._on_deleted)
         await self.reload()
         self._spawn(self._check_forever())
 
     async def close(self) -> None:
-        """Stop."""
+        """Stop the checks."""
         for task in (*self._tasks, *self._making.values()):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError, NexusError):
                 await task
 
     async def reload(self) -> list[Queue]:
-        """Ask NATS which queues have a consumer. Raises Unavailable."""
+        """Read from NATS which queues have a consumer. Raises Unavailable."""
         before = set(self.existing)
         queues = await self._list_queues()
         found = {_subject(queue) for queue in queues}
@@ -97,18 +101,18 @@ class QueueConsumers:
         return queues
 
     def refuses(self, queue: Queue) -> bool:
-        """Whether the queue has no consumer, and NATS has refused to make one more."""
+        """Return whether the queue has no consumer, and NATS refuses more consumers."""
         return self.full and _subject(queue) not in self.existing
 
     @property
     def full(self) -> bool:
-        """Whether NATS has refused to make one more."""
+        """Whether NATS refuses more consumers."""
         return self._refused is not None
 
     # Make
 
     async def make(self, queue: Queue) -> None:
-        """Make the queue's consumer where it is missing. Raises Unavailable; InvalidRequest for a name that cannot be one."""
+        """Create the queue's consumer if it is missing. Raises Unavailable; InvalidRequest for an invalid model name."""
         subject = _subject(queue)
         if subject in self.existing:
             return
@@ -177,7 +181,9 @@ class QueueConsumers:
     # Free
 
     async def free(self, is_served: Callable[[Queue], bool], grace_s: float) -> int:
-        """Free the empty queues that `is_served` has denied for `grace_s`, and say how many. Raises Unavailable."""
+        """Delete the empty queues that `is_served` has denied for `grace_s` seconds, and return their number. Raises
+        Unavailable.
+        """
         now, freed = time.monotonic(), 0
         unserved = [queue for queue in await self.reload() if not is_served(queue)]
         since = self._unserved_since = {queue: self._unserved_since.get(queue, now) for queue in unserved}
@@ -189,7 +195,7 @@ class QueueConsumers:
         return freed
 
     async def _evict(self) -> bool:
-        """Free some idle queues; False where there is none."""
+        """Delete some idle queues; False: there is none."""
         freed = 0
         async for info in self._iter_consumer_infos():
             queue = _parsed(info["name"])
@@ -226,7 +232,7 @@ class QueueConsumers:
             self._spawn(self._restore(queue))
 
     async def _restore(self, queue: Queue) -> None:
-        """Make a deleted consumer again where a job came meanwhile."""
+        """Create a deleted consumer again if a job has arrived meanwhile."""
         with contextlib.suppress(NexusError, JetStreamError):  # the next round sees it
             if await self._list_subjects_with_jobs(job_subject(*queue)):
                 await self.serve(queue)
@@ -245,7 +251,7 @@ class QueueConsumers:
                 log.exception("defect in looking after queues")
 
     async def _check_queues(self) -> None:
-        """Every subject that holds a job has a consumer; and workers hear of it: NATS does not say that a job comes again."""
+        """Create missing consumers of subjects with jobs, and notify the workers: NATS does not, when a job is delivered again."""
         before, self._subjects_with_jobs = (
             self._subjects_with_jobs,
             set(await self._list_subjects_with_jobs(f"{JOBS}.>")),
@@ -257,7 +263,7 @@ class QueueConsumers:
                     await self.serve(Queue(*parse_job_subject(subject)))
 
     async def _retry_refused(self) -> None:
-        """Make the queue that was refused, which also frees idle ones. Raises Unavailable where there is still no room."""
+        """Try to create the refused queue, which also deletes idle ones. Raises Unavailable where there is still no room."""
         queue, now = self._refused, time.monotonic()
         if queue is None or now < self._retry_refused_at:
             return
@@ -265,7 +271,7 @@ class QueueConsumers:
         await self._make(queue, _subject(queue))
 
     async def serve(self, queue: Queue) -> None:
-        """Make the queue where it is missing, and tell the workers to look at it. Raises Unavailable."""
+        """Create the queue if it is missing, and notify the workers. Raises Unavailable."""
         missing = _subject(queue) not in self.existing
         await self.make(queue)
         if missing:
@@ -273,18 +279,18 @@ class QueueConsumers:
         self.notify_workers(queue)
 
     def notify_workers(self, queue: Queue) -> None:
-        """Tell the workers to look at a queue."""
+        """Tell the workers to pull from a queue."""
         with contextlib.suppress(Unavailable):
             self._connection.publish(_subject(queue).replace(JOBS.encode(), WAKEUPS.encode(), 1), QUEUE_HOLDS_JOBS)
 
     def forget(self, queue: Queue) -> None:
-        """The queue was found to have no consumer."""
+        """Record that the queue has no consumer."""
         self.existing.discard(_subject(queue))
 
     # NATS
 
     async def _list_subjects_with_jobs(self, subject: str) -> list[str]:
-        """The subjects that hold jobs; on the way, whether there is room for consumers again."""
+        """Return the subjects that hold jobs, and update whether there is room for consumers again."""
         found: dict[str, int] = {}
         while True:
             body = {"subjects_filter": subject, "offset": len(found)}
@@ -303,7 +309,7 @@ class QueueConsumers:
         return 0
 
     async def _list_queues(self) -> list[Queue]:
-        """The queues that have a consumer. Raises Unavailable."""
+        """Return the queues that have a consumer. Raises Unavailable."""
         names: list[str] = []
         try:
             while True:
@@ -317,7 +323,9 @@ class QueueConsumers:
         return [queue for queue in map(_parsed, names) if queue is not None]
 
     async def _iter_consumer_infos(self) -> AsyncIterator[dict[str, Any]]:
-        """Yield what NATS says of each consumer; of each page in any order, so that gateways do not all free the same."""
+        """Yield NATS's description of each consumer, in random order per page, so that gateways do not all delete the same
+        ones.
+        """
         offset, total = 0, 1
         while offset < total:
             try:
@@ -352,7 +360,7 @@ def _parsed(name: str) -> Queue | None:
 
 
 def _idle_s(info: dict[str, Any]) -> float:
-    """How long a queue is empty and unused, by NATS's clock; 0 for one that is not empty."""
+    """Return how long a queue has been empty and unused, by NATS's clock; 0 for a queue that is not empty."""
     if info["num_pending"] or info["num_ack_pending"]:
         return 0.0
     active = info["delivered"].get("last_active") or info["created"]

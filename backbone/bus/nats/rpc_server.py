@@ -1,4 +1,4 @@
-"""Answering what workers ask, in turn with the other gateways."""
+"""Answers the workers' gate requests, in turn with the other gateways."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ log = structlog.get_logger(__name__)
 
 MAX_CONCURRENT_REQUESTS = 256
 SHUTDOWN_TIMEOUT_S = 1.0
-"""For the answers that are under way when a gateway ends."""
+"""For replies that are being made when a gateway shuts down."""
 MAX_QUEUED_REQUESTS = 10_000
-"""Beyond this, questions are dropped: workers repeat them."""
+"""Further requests are dropped: workers repeat them."""
 
 GateRequestHandler = Callable[[GateRequest], Awaitable[GateReply | None]]
 
 
 class RpcServer:
-    """The questions of workers that this gateway got."""
+    """The gate requests that this gateway received."""
 
     def __init__(self, connection: NatsConnection, handler: GateRequestHandler) -> None:
         self._connection = connection
@@ -36,13 +36,15 @@ class RpcServer:
         self._sid: int | None = None
 
     async def start(self) -> None:
-        """Share in answering from now on, or from the next connection on. Raises Unavailable after `NatsConnection.close`."""
+        """Answer requests from now on, or from the next connection on. Raises Unavailable after `NatsConnection.close`."""
         self._sid = await self._connection.subscribe(f"{GATE_REQUESTS}.*", self._on_request, group=GATEWAY_GROUP)
         with contextlib.suppress(Unavailable):
             await self._connection.ping()
 
     async def close(self) -> None:
-        """Take no more, and answer those who have asked: a worker that is not answered asks again, but only after seconds."""
+        """Accept no more requests, and answer the pending ones: a worker without a reply repeats its request only after
+        seconds.
+        """
         if self._sid is not None:
             sid, self._sid = self._sid, None
             await self._connection.unsubscribe(sid)

@@ -1,4 +1,4 @@
-"""The streams and consumers of durable jobs, and making them."""
+"""The streams and consumers of durable jobs: their configuration and creation."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from backbone.bus.subjects import (
 from schemas.errors import Unavailable
 
 WINDOW_S = 120
-"""Within this, a message id is stored once."""
+"""A message id is stored once within this time."""
 EVENTS_WINDOW_S = 1
-"""Events carry no message id: whoever reads them drops copies."""
+"""Events carry no message id: readers drop duplicates."""
 MAX_ITEMS = 1_000_000
 MAX_ACK_PENDING = 100_000
 DURABLES_NEED = "2.10"
@@ -56,7 +56,7 @@ def _stream(name: str, subjects: str, retention: Retention, max_age_s: float, wi
 
 
 def events_stream(retention: Retention) -> Config:
-    """The oldest events make room for new ones; each is repeated, whole, to whoever follows its job."""
+    """Configure the stream of events: the oldest make room for new ones, and each is republished to its readers."""
     return _stream(EVENTS_STREAM, f"{EVENTS}.>", retention, retention.events_s, EVENTS_WINDOW_S) | {
         "description": "Nexus: events of durable jobs",
         "max_bytes": retention.max_event_bytes,
@@ -65,7 +65,9 @@ def events_stream(retention: Retention) -> Config:
 
 
 def outcomes_stream(retention: Retention) -> Config:
-    """One message per subject, the first. It takes nothing when it is full: `backbone.bus.nats.outcomes` sees to it."""
+    """Configure the stream of outcomes: one message per subject, the first. A full stream refuses messages:
+    `backbone.bus.nats.outcomes` makes room before.
+    """
     return _stream(OUTCOMES_STREAM, f"{OUTCOMES}.>", retention, retention.jobs_s) | {
         "description": "Nexus: how durable jobs ended",
         "discard": "new",
@@ -77,7 +79,7 @@ def outcomes_stream(retention: Retention) -> Config:
 
 
 def dead_letters_stream(retention: Retention) -> Config:
-    """Dead letters; the oldest make room."""
+    """Configure the stream of dead letters; the oldest make room."""
     return _stream(DEAD_LETTERS_STREAM, f"{DEAD_LETTERS}.>", retention, retention.dead_letters_s) | {
         "description": "Nexus: jobs that failed for good, to be looked at",
         "max_bytes": retention.max_dead_letter_bytes,
@@ -85,7 +87,7 @@ def dead_letters_stream(retention: Retention) -> Config:
 
 
 def claims_stream(retention: Retention) -> Config:
-    """A key-value bucket, as NATS's own clients make it."""
+    """Configure the key-value bucket of the claims, as NATS's own clients do."""
     return _stream(CLAIMS_STREAM, f"$KV.{CLAIMS_BUCKET}.>", retention, retention.claims_s) | {
         "description": "Nexus: which job an idempotency key belongs to",
         "discard": "new",
@@ -96,7 +98,7 @@ def claims_stream(retention: Retention) -> Config:
 
 
 def seals_stream(retention: Retention) -> Config:
-    """A key-value bucket with the secret under which gateways seal: as old as what it seals, so that it does not grow too old."""
+    """Configure the key-value bucket of the gateways' secret. It has no maximum age: what it seals must not outlive it."""
     return _stream(SEALS_STREAM, f"$KV.{SEALS_BUCKET}.>", retention, 0) | {
         "description": "Nexus: the secret by which gateways know their own",
         "discard": "new",
@@ -107,7 +109,7 @@ def seals_stream(retention: Retention) -> Config:
 
 
 def work_queue_config(name: str, retention: Retention) -> Config:
-    """A work queue of the gateways' own."""
+    """Configure a work queue of the gateways."""
     return _stream(work_queue_stream(name), f"nexus.{name}.*", retention, 0) | {
         "description": f"Nexus: work of the gateways: {name}",
         "retention": "workqueue",
@@ -117,7 +119,9 @@ def work_queue_config(name: str, retention: Retention) -> Config:
 
 
 async def ensure_job_streams(inbox: RequestInbox, retention: Retention) -> str:
-    """Make everything but the backlogs; when the stream of events was made first, by NATS's clock. Raises Unavailable."""
+    """Create all streams but the work queues, and return when the stream of events was first created, by NATS's clock. Raises
+    Unavailable.
+    """
     told = await ensure(inbox, events_stream(retention), ("republish", "allow_direct"), DURABLES_NEED)
     needed = ("republish", "discard_new_per_subject", "max_msgs_per_subject", "allow_direct")
     await ensure(inbox, outcomes_stream(retention), needed, DURABLES_NEED)
@@ -128,9 +132,9 @@ async def ensure_job_streams(inbox: RequestInbox, retention: Retention) -> str:
 
 
 async def ensure_pull_consumer(inbox: RequestInbox, stream: str, consumer: str, hold_s: float) -> None:
-    """Make the consumer that all gateways take from, or bring it to this `hold_s`. Raises Unavailable.
+    """Create the consumer that all gateways share, or update its `hold_s`. Raises Unavailable.
 
-    It has as many replicas as its stream, without saying so: a backup of three is restored into one.
+    It has as many replicas as its stream by default: a backup of three replicas can be restored into one.
     """
     config = {
         "durable_name": consumer,
@@ -149,5 +153,5 @@ async def ensure_pull_consumer(inbox: RequestInbox, stream: str, consumer: str, 
 
 
 async def ensure_work_queue(inbox: RequestInbox, name: str, retention: Retention) -> None:
-    """Make a backlog's stream. Raises Unavailable."""
+    """Create the stream of a work queue. Raises Unavailable."""
     await ensure(inbox, work_queue_config(name, retention), (), DURABLES_NEED)

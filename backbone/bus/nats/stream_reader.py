@@ -1,6 +1,6 @@
-"""Reading one stream by direct gets, which any replica answers, and deleting from it.
+"""Reads one stream by direct gets, which any replica answers, and deletes from it.
 
-A replica may lag: what it does not have, the stream's leader is asked for, where there is more than one replica.
+A replica may lag behind: in a replicated stream, the leader is asked for a message that the replica does not have.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from schemas.errors import Unavailable
 
 BATCH = 256
 BATCH_BYTES = 1024 * 1024
-"""At most so much of one batch is asked for; its last message may go beyond it."""
+"""One batch is limited to this size; its last message may exceed it."""
 NOTHING_DELETED = frozenset({10043, 10057, NO_MESSAGE})
 
 
@@ -42,12 +42,12 @@ class StoredMessage(NamedTuple):
     """Unix seconds, by NATS's clock."""
 
     def header(self, name: bytes) -> bytes | None:
-        """A header's value."""
+        """Return the value of a header."""
         return ReplyMessage(self.headers, self.data).header(name)
 
 
 class StreamReader:
-    """What is stored in one stream."""
+    """Reads and deletes messages of one stream."""
 
     def __init__(self, inbox: RequestInbox, stream: str, *, replicated: bool) -> None:
         self._inbox = inbox
@@ -56,7 +56,7 @@ class StreamReader:
         self._direct = f"$JS.API.DIRECT.GET.{stream}".encode()
 
     async def last(self, subject: str) -> StoredMessage | None:
-        """The newest message on a subject. Raises Unavailable."""
+        """Return the newest message on a subject; None: it holds none. Raises Unavailable."""
         answer = (await request_until_answered(self._inbox, self._direct + b"." + subject.encode(), b""))[0]
         if answer.status is None:
             return _message(answer)
@@ -66,8 +66,10 @@ class StreamReader:
     async def batch(
         self, seq: int, subject: str | None = None, count: int = BATCH
     ) -> tuple[list[StoredMessage], int | None]:
-        """Up to `count` messages from sequence `seq` on, of `subject` or of all, and how many come after them (None: who
-        knows). Empty only when there are none. Raises Unavailable.
+        """Return up to `count` messages from sequence `seq` on, of `subject` or of all, and how many follow them (None:
+        unknown).
+
+        The list is empty only when there are none. Raises Unavailable.
         """
         where: dict[str, Any] = {"seq": max(seq, 1)}
         if subject is not None:
@@ -85,7 +87,9 @@ class StreamReader:
         return ([message], None) if message else ([], 0)
 
     async def count_after(self, seq: int, subject: str) -> int | None:
-        """How many messages `subject` has after that of sequence `seq`; None: it has none with it. Raises Unavailable."""
+        """Return how many messages `subject` has after the one with sequence `seq`; None: it does not hold that one. Raises
+        Unavailable.
+        """
         body = orjson.dumps({"seq": seq, "next_by_subj": subject, "batch": 1})
         answer = (await request_until_answered(self._inbox, self._direct, body, many=True))[0]
         if answer.status is not None:
@@ -164,16 +168,17 @@ def _require_not_found(answer: ReplyMessage) -> None:
 
 
 class QueuePositions:
-    """Reads the jobs stream: three questions at once, none of which reads other jobs."""
+    """Counts the jobs before a job, by three parallel requests that read no other jobs."""
 
     def __init__(self, inbox: RequestInbox, *, replicated: bool) -> None:
         self._inbox = inbox
         self._jobs = StreamReader(inbox, JOBS_STREAM, replicated=replicated)
 
     async def before(self, queue: Queue, seq: int) -> int | None:
-        """Those stored before `seq`, less those that run: a worker takes the oldest. None: `seq` is not there.
+        """Return the number of jobs stored before `seq`, less those that run: workers take the oldest. None: `seq` does not
+        exist.
 
-        What changes meanwhile makes it inexact, never negative. Raises Unavailable.
+        Concurrent changes make it inexact, never negative. Raises Unavailable.
         """
         subject = job_subject(*queue)
         after, state, running = await asyncio.gather(

@@ -1,4 +1,4 @@
-"""The wake-up notifications that a worker hears: which of its queues got a job, without asking any of them."""
+"""Subscriptions to wake-up notifications: a worker learns which of its queues got a job, without polling them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ModelGroup = tuple[Capability, str]
 
 
 class WakeupSubscriptions:
-    """One subscription for all lanes of a model's capability, or one a lane while others of them are hushed."""
+    """Holds one subscription for all lanes of a model's capability, or one per lane while some lanes are muted."""
 
     def __init__(self, connection: NatsConnection) -> None:
         self._connection = connection
@@ -31,7 +31,7 @@ class WakeupSubscriptions:
     async def serve(
         self, queues: list[Queue], on_wakeup: WakeupCallback | None, on_recheck: WakeupCallback | None
     ) -> None:
-        """Hear of exactly these queues; of none without `on_wakeup`. Hushed ones stay so."""
+        """Subscribe to exactly these queues, or to none without `on_wakeup`. Muted queues stay muted."""
         self._on_wakeup, self._on_recheck = on_wakeup, on_recheck
         before, self._lanes, self._queues = self._lanes, {}, {}
         for queue in queues if on_wakeup else []:
@@ -45,7 +45,7 @@ class WakeupSubscriptions:
                 await self._update_subscriptions(group, before.get(group, set()))
 
     async def set_muted(self, queue: Queue, *, muted: bool) -> None:
-        """Do not hear of one queue, or hear of it again. In effect for what is written to the connection after it."""
+        """Mute or unmute one queue, in effect for what is written to the connection after it."""
         group = (queue.capability, queue.model)
         async with self._lock:
             lanes = self._lanes.get(group)
@@ -58,7 +58,7 @@ class WakeupSubscriptions:
                 del self._muted[group]
 
     async def _update_subscriptions(self, group: ModelGroup, before: set[Lane]) -> None:
-        """Subscribe to what is wanted of one group, then drop the rest."""
+        """Subscribe to the wanted subjects of one group, then unsubscribe from the rest."""
         wanted = self._wanted_subjects(group)
         for subject in wanted:
             if subject not in self._subscribed:

@@ -1,4 +1,4 @@
-"""A backlog of the gateways' own work on NATS: a work queue with one consumer."""
+"""A work queue of the gateways on NATS: a stream with one consumer."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from schemas.errors import Unavailable
 
 Make = Callable[[float], Awaitable[None]]
 Take = Callable[[str, str, Make, int, float], AsyncGenerator[WorkItem, None]]
-"""(stream, consumer, what makes it, max_unacked, ack_wait_s)"""
+"""(stream, consumer, function that creates the consumer, max_unacked, ack_wait_s)"""
 
 
 class NatsWorkQueue:
-    """See backbone.bus.job_log.WorkQueue. Its stream is made when it is first used, and after each reconnect."""
+    """A work queue; see backbone.bus.job_log.WorkQueue. Its stream is created when it is first used, and after each reconnect."""
 
     def __init__(self, name: str, inbox: RequestInbox, retention: Retention, take: Take) -> None:
-        """`take` takes from a consumer. Raises ValueError for a name that cannot be one."""
+        """Configure the queue. `take` consumes from a consumer. Raises ValueError for an invalid name."""
         self.name = name
         self._stream = work_queue_stream(name)
         self._inbox = inbox
@@ -29,12 +29,12 @@ class NatsWorkQueue:
         self._made = False
 
     async def make(self) -> None:
-        """Make the stream. Raises Unavailable."""
+        """Create the stream. Raises Unavailable."""
         await ensure_work_queue(self._inbox, self.name, self._retention)
         self._made = True
 
     async def put(self, item_id: str, data: bytes) -> None:
-        """Publish; its id is the message id."""
+        """Publish the item with its id as the message id."""
         subject = work_item_subject(self.name, item_id).encode()
         if not self._made:
             await self.make()
@@ -46,7 +46,7 @@ class NatsWorkQueue:
             raise Unavailable(f"the backlog {self.name} does not take more work: {error}") from error
 
     async def consume(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
-        """One consumer for all gateways."""
+        """Consume from the one consumer that all gateways share."""
         items = self._take(self._stream, GATEWAY_GROUP, self._ensure_consumer, max_unacked, ack_wait_s)
         async with contextlib.aclosing(items):
             async for item in items:

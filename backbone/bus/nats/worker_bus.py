@@ -1,8 +1,8 @@
 """The worker's side of the bus on NATS JetStream.
 
-Raw pulls on an inbox of our own: nats-py's `fetch` leaves a live pull behind when it is cancelled, and the next job
-goes there to die until `ack_wait`. Here every job that arrives reaches `on_job`, and counts are kept per queue:
-NATS says with which subject a job came, but not on which pull.
+It pulls on an inbox of its own: nats-py's `fetch` leaves an open pull behind when it is cancelled, and the next job is lost
+there until `ack_wait`. Here every job that arrives reaches `on_job`, and jobs are counted per queue: NATS tells the subject of
+a job, but not the pull that brought it.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ log = structlog.get_logger(__name__)
 NANO = 1_000_000_000
 DRAIN_POLL_INTERVAL_S = 0.1
 LOST_PULL_GRACE_S = 3.0
-"""A pull this long past its expiry without a word was lost with its server."""
+"""A pull without any reply for this time after its expiry was lost with its server."""
 
 
 class NatsDelivery:
-    """See backbone.bus.bus.JobDelivery."""
+    """A job on its way from NATS; see backbone.bus.bus.JobDelivery."""
 
     __slots__ = ("_ack_subject", "_bus", "_until", "age_s", "delivery", "fresh", "message", "pending", "queue")
 
@@ -49,7 +49,7 @@ class NatsDelivery:
 
     @property
     def owned(self) -> bool:
-        """By our own monotonic clock, which runs on while the process is frozen."""
+        """Whether `ack_wait` has not passed, by this process's monotonic clock, which goes on while the process is frozen."""
         return self._bus.now() < self._until
 
     def _settle(self, outcome: bytes) -> None:
@@ -59,22 +59,20 @@ class NatsDelivery:
         self._until = 0.0
 
     def ack(self) -> None:
-        """Not awaited: if it is lost, the job is delivered again and the gateway answers GONE."""
+        """Acknowledge without waiting: if the acknowledgement is lost, the job is delivered again and the gateway answers GONE."""
         self._settle(b"+ACK")
 
     def nak(self, delay_s: float = 0.0) -> None:
-        """A negative acknowledgement."""
         self._settle(b'-NAK {"delay":%d}' % int(delay_s * NANO) if delay_s else b"-NAK")
 
     def extend(self) -> None:
-        """`in_progress`."""
         if self.owned:
             self._until = self._bus.now() + self._bus.ack_wait_s
             self._bus.settle(self._ack_subject, b"+WPI")
 
 
 class _PullState:
-    """One queue that this worker pulls from."""
+    """The open pulls of one queue."""
 
     __slots__ = ("api", "batch", "expires_at", "index", "on_end", "outstanding", "queue")
 
@@ -87,7 +85,7 @@ class _PullState:
         self.on_end: Callable[[Queue, int], None] | None = None
 
     def end(self, unused: int) -> None:
-        """`unused` jobs of the outstanding ones will not come."""
+        """End `unused` of the outstanding jobs: they will not come."""
         unused = min(unused, self.outstanding)
         self.outstanding -= unused
         if self.on_end is not None:
@@ -95,7 +93,7 @@ class _PullState:
 
 
 class NatsWorkerBus:
-    """See backbone.bus.bus.WorkerBus."""
+    """The worker's side of the bus; see backbone.bus.bus.WorkerBus."""
 
     def __init__(
         self, server: NatsAccess | str, *, worker: str, ack_wait_s: float, on_job: Callable[[JobDelivery], None]
@@ -111,7 +109,7 @@ class NatsWorkerBus:
         self._pull_inbox = ""
         self._pull_inbox_sid: int | None = None
         self._draining_inbox_sid: int | None = None
-        """The inbox of pulls that may still bring jobs though nobody wants them: these go back at once."""
+        """The inbox of pulls that may still bring jobs after the worker has stopped pulling; such jobs are returned at once."""
         self._wakeups = WakeupSubscriptions(self._connection)
         self._pending_requests: dict[int, Callable[[bytes | None], None]] = {}
         self._next_ticket = 0
@@ -119,11 +117,11 @@ class NatsWorkerBus:
         self._sweep_task: asyncio.Task[None] | None = None
 
     def now(self) -> float:
-        """Monotonic seconds. Not the loop's: its clock stands still during a turn, and a frozen process thaws in one."""
+        """Return monotonic seconds. The loop's clock stands still during a turn, and a frozen process thaws within one."""
         return time.monotonic()
 
     async def start(self) -> None:
-        """Connect and open the inboxes."""
+        """Connect, and open the inboxes."""
         await self._connection.connect()
         self._reply_inbox = self._connection.new_inbox()
         await self._connection.subscribe(f"{self._reply_inbox}.*", self._on_reply)
@@ -141,11 +139,9 @@ class NatsWorkerBus:
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection now."""
         return self._connection.connected
 
     async def ping(self) -> None:
-        """A round trip to the server."""
         await self._connection.ping()
 
     async def _open_inbox(self) -> None:
@@ -153,7 +149,7 @@ class NatsWorkerBus:
         self._pull_inbox_sid = await self._connection.subscribe(f"{self._pull_inbox}.*", self._on_pulled)
 
     async def _reconnected(self) -> None:
-        """Pulls died with the connection. A new inbox keeps what a cluster still holds for the old one away."""
+        """End the pulls of the lost connection. A new inbox keeps out what a cluster still holds for the old one."""
         if self._pull_inbox_sid is not None:
             await self._connection.unsubscribe(self._pull_inbox_sid)
             await self._open_inbox()
@@ -169,7 +165,7 @@ class NatsWorkerBus:
         on_wakeup: Callable[[Queue], None] | None,
         on_recheck: Callable[[Queue], None] | None = None,
     ) -> None:
-        """Open and close lines and bells, and the inbox again after `stop_pulling`."""
+        """Replace the queues and their wake-up subscriptions, and open the inbox again after `stop_pulling`."""
         if self._draining_inbox_sid is not None:
             self._connection.drop_subscription(self._draining_inbox_sid)
             self._draining_inbox_sid = None
@@ -192,7 +188,6 @@ class NatsWorkerBus:
         await self._wakeups.serve(queues, on_wakeup, on_recheck)
 
     async def set_muted(self, queue: Queue, *, muted: bool) -> None:
-        """See WakeupSubscriptions."""
         await self._wakeups.set_muted(queue, muted=muted)
 
     def pull(self, queue: Queue, batch: int, wait_s: float, on_end: Callable[[Queue, int], None]) -> None:
@@ -229,10 +224,10 @@ class NatsWorkerBus:
         pull.end(unused)
 
     async def stop_pulling(self) -> None:
-        """Take the inbox away: the server drops pulls without interest, and what it had sent before comes first.
+        """Drop the inbox: the server ends pulls without interest, and delivers first what it had sent before.
 
-        In a cluster, the server that leads a consumer may not see that an inbox of another account is gone (ADR 0029): there
-        the inbox stays, and what comes goes back, until the pulls have ended or the bus is closed.
+        In a cluster, the server that leads a consumer may not see that an inbox of another account is gone (ADR 0029). There
+        the inbox stays, and arriving jobs are returned, until the pulls have ended or the bus is closed.
         """
         if self._pull_inbox_sid is None:
             return
@@ -267,18 +262,17 @@ class NatsWorkerBus:
                     pull.end(pull.outstanding)
 
     def settle(self, ack_subject: bytes, outcome: bytes) -> None:
-        """Send an acknowledgement."""
+        """Send an acknowledgement; best effort."""
         with contextlib.suppress(Unavailable):
             self._connection.publish(ack_subject, outcome)
 
     # Events
 
     def send_event(self, reply: str, frame: bytes) -> None:
-        """Publish an event."""
         self._connection.publish(reply.encode(), frame)
 
     def request(self, reply: str, frame: bytes, on_answer: Callable[[bytes | None], None]) -> int:
-        """Publish an event with a reply subject of ours."""
+        """Publish an event with a reply subject of this process."""
         self._next_ticket += 1
         ticket = self._next_ticket
         self._pending_requests[ticket] = on_answer
@@ -286,7 +280,6 @@ class NatsWorkerBus:
         return ticket
 
     def cancel_request(self, ticket: int) -> None:
-        """Forget a question."""
         self._pending_requests.pop(ticket, None)
 
     def _on_reply(self, subject: bytes, _reply: bytes, headers: bytes, data: bytes) -> None:
@@ -296,7 +289,6 @@ class NatsWorkerBus:
             on_answer(None if headers and not data else data)
 
     async def subscribe_control(self, worker: str, on_control: Callable[[bytes], None]) -> None:
-        """Subscribe to this worker's control subject."""
 
         def heard(_subject: bytes, _reply: bytes, _headers: bytes, data: bytes) -> None:
             on_control(data)

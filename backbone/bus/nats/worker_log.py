@@ -23,7 +23,7 @@ SWEEP_INTERVAL_S = 0.25
 
 
 class NatsWorkerLog:
-    """See backbone.bus.job_log.WorkerLog."""
+    """Durable jobs as a worker stores them; see backbone.bus.job_log.WorkerLog."""
 
     def __init__(self, server: NatsAccess | str, name: str) -> None:
         self._connection = NatsConnection(
@@ -36,14 +36,14 @@ class NatsWorkerLog:
         self._sweep_task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Connect, and listen for what confirms events."""
+        """Connect, and subscribe to the confirmations of events."""
         await self._connection.connect()
         await self._inbox.start()
         await self._connection.subscribe(f"{self._prefix}>", self._on_confirmed)
         self._sweep_task = asyncio.create_task(self._sweep())
 
     async def close(self) -> None:
-        """Send what is unsent, and disconnect."""
+        """Send the unsent data, and disconnect."""
         if self._sweep_task is not None:
             self._sweep_task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -68,7 +68,7 @@ class NatsWorkerLog:
     # Events
 
     def event_writer(self, job: str) -> NatsEventWriter:
-        """One per attempt; close it."""
+        """Return a new writer; close it."""
         self._next += 1
         token = b"%d" % self._next
         writer = _Writer(self._connection, job, self._prefix.encode() + token, lambda: self._writers.pop(token, None))
@@ -84,7 +84,7 @@ class NatsWorkerLog:
     # Questions
 
     def request_gate(self, request: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
-        """One message to the queue group of the gateways."""
+        """Send one message to the queue group of the gateways."""
         subject = f"{GATE_REQUESTS}.{require_token(request.job)}".encode()
         payload = request.model_dump_json(exclude_defaults=True).encode()
         try:
@@ -107,11 +107,9 @@ class NatsWorkerLog:
     # What is confirmed
 
     async def store_outcome(self, outcome: Outcome, payload: bytes) -> bool:
-        """See backbone.bus.nats.outcomes."""
         return await outcomes.store_outcome(self._inbox, outcome, payload, self._connection.client.max_payload)
 
     async def store_dead_letter(self, outcome: Outcome, message: bytes) -> None:
-        """See backbone.bus.nats.outcomes."""
         await outcomes.store_dead_letter(self._inbox, outcome, message, self._connection.client.max_payload)
 
 
@@ -123,7 +121,7 @@ class _Writer(NatsEventWriter):
         self._on_close = on_close
 
     def close(self) -> None:
-        """Forget, and be forgotten."""
+        """Close the writer, and remove it from the log."""
         super().close()
         self._on_close()
 

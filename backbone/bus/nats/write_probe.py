@@ -1,8 +1,8 @@
-"""Prove that NATS stores what it is given: reading, and a round trip, work on a server whose disk is full.
+"""Probes whether NATS stores data: reads and round trips work on a server whose disk is full.
 
-nats-server does not answer a write that its disk refuses, and does not take up a stream again whose write has failed
-before it is restarted (seen with 2.15). So a gateway writes a small message every few seconds, and refuses at once what
-NATS would leave unanswered.
+nats-server does not answer a write that its disk refuses, and does not use a stream again after a failed write before it is
+restarted (seen with 2.15). So a gateway writes a small message every few seconds, and refuses at once what NATS would leave
+unanswered.
 """
 
 from __future__ import annotations
@@ -23,45 +23,45 @@ from schemas.jobs import Capability, Lane
 log = structlog.get_logger(__name__)
 
 PROBE_INTERVAL_S = 5.0
-"""Between two proofs."""
+"""Between two probes."""
 FAILING_PROBE_INTERVAL_S = 1.0
-"""Between two proofs while they fail."""
+"""Between two probes while they fail."""
 REPLY_TIMEOUT_S = 2.0
 FAILURE_GRACE_S = 5.0
-"""NATS counts as not storing when proofs have failed for so long: a busy disk is no full one."""
+"""Probes must have failed for this time before writes are refused: a busy disk is not a full one."""
 REPLICATED_FAILURE_GRACE_S = 12.0
-"""In a cluster: a stream whose leader is lost has a new one by then."""
+"""The same in a cluster: a stream that has lost its leader has a new one by then."""
 PAYLOAD = b"." * 4096
-"""More than what is left of a page of the disk, which a full one may still take."""
+"""More than the rest of a disk page, which a full disk may still take."""
 PURGE = f"$JS.API.STREAM.PURGE.{JOBS_STREAM}".encode()
 CLAIMS_PROBE_SUBJECT = claim_subject("write-probe").encode()
 JOBS_PROBE_SUBJECT = job_subject(Capability.MODELS, Lane.FLEX, "nexus:write-probe").encode()
-"""A queue that no worker takes from. It is emptied at once, also of what a slow disk stored too late to be confirmed in time."""
+"""A queue that no worker takes from. It is emptied at once, also of what a slow disk stored too late to confirm it in time."""
 
 
 class StorageHealth:
-    """What a gateway knows about whether NATS stores. All its connections share one."""
+    """Whether NATS stores data, as far as this gateway knows. All its connections share one object."""
 
     def __init__(self) -> None:
         self.problem = ""
-        """What to tell callers and operators; empty: NATS stores."""
+        """The reason for callers and operators; empty: NATS stores data."""
         self.doubted = False
-        """A job was neither stored nor refused, though NATS answered: the jobs stream has to prove itself too."""
+        """A job was neither stored nor refused although NATS answered: probe the jobs stream too."""
         self.changed = asyncio.Event()
 
     def require_available(self) -> None:
-        """Raise Unavailable where a write would wait for nothing."""
+        """Raise Unavailable where a write would wait in vain."""
         if self.problem:
             raise Unavailable(self.problem, retry_after_s=PROBE_INTERVAL_S)
 
     def report_doubt(self) -> None:
-        """Have the jobs stream prove itself, now."""
+        """Probe the jobs stream soon."""
         self.doubted = True
         self.changed.set()
 
 
 class WriteProbe:
-    """Writes now and then, and tells `StorageHealth` what came of it."""
+    """Writes at intervals, and updates a `StorageHealth` with the result."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class WriteProbe:
         replicated: bool,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        """`clock`: monotonic seconds."""
+        """Configure the probe. `clock` returns monotonic seconds."""
         self._inbox = inbox
         self._storage_health = storage_health
         self._grace_s = REPLICATED_FAILURE_GRACE_S if replicated else FAILURE_GRACE_S
@@ -79,7 +79,7 @@ class WriteProbe:
         self._failing_since: float | None = None
 
     async def run(self) -> None:
-        """Prove until cancelled."""
+        """Probe until cancelled."""
         while True:
             try:
                 await self.probe()
@@ -92,7 +92,7 @@ class WriteProbe:
             self._storage_health.changed.clear()
 
     async def probe(self) -> None:
-        """Write once. Nothing is concluded while there is no connection: that is another trouble."""
+        """Write once. Without a connection the result is unknown, and nothing changes."""
         problem = await self._write(CLAIMS_PROBE_SUBJECT)
         if not problem and self._storage_health.doubted:
             problem = await self._write(JOBS_PROBE_SUBJECT)
@@ -115,7 +115,7 @@ class WriteProbe:
         self._storage_health.problem = f"NATS stores nothing: {problem}"
 
     async def _write(self, subject: bytes) -> str:
-        """What went wrong; empty: it was stored."""
+        """Write a probe, and return what went wrong; empty: it was stored."""
         headers = b"NATS/1.0\r\nNats-Msg-Id: probe-%b\r\n\r\n" % secrets.token_hex(8).encode()
         try:
             async with asyncio.timeout(REPLY_TIMEOUT_S):

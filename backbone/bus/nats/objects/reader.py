@@ -1,4 +1,4 @@
-"""Reading a blob from NATS."""
+"""Reads blobs from NATS's object store."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ from backbone.bus.subjects import BLOBS_STREAM, blob_chunk, blob_meta
 from schemas.errors import NexusError, Unavailable
 
 CHUNKS_PER_BATCH = 2
-"""Chunks fetched at once. One batch is given out while the next one comes: a reader holds two."""
+"""Chunks that are fetched together. One batch is yielded while the next one is fetched: a reader holds two."""
 REPLICA_LAG_TIMEOUT_S = 3.0
-"""For a replica to get what its leader has, where the leader may not be asked."""
+"""The time that a replica gets to receive what its leader has, where the leader may not be asked."""
 REPLICA_RETRY_DELAY_S = 0.1
 DIRECT_GET = f"$JS.API.DIRECT.GET.{BLOBS_STREAM}".encode()
 
 
 @dataclass(frozen=True, slots=True)
 class BlobMetadata:
-    """What the store says about a blob."""
+    """The store's description of a blob."""
 
     info: BlobInfo
     path: str
     chunks: int
     seal: BlobCipher | None
-    """None: the blob is not sealed, and has a digest."""
+    """None: the blob is not encrypted, and has a digest."""
     digest: str = ""
 
     def open(self, number: int, data: bytes) -> bytes:
-        """Chunk `number` as it was written. Raises BlobCorrupted."""
+        """Return the plain bytes of chunk `number`. Raises BlobCorrupted."""
         if self.seal is None:
             return data
         try:
@@ -56,22 +56,22 @@ class BlobMetadata:
             raise BlobCorrupted from error
 
     def check(self, size: int, digest: bytes) -> None:
-        """Raise BlobCorrupted where this is not all that was written."""
+        """Raise BlobCorrupted unless this is everything that was written."""
         if size != self.info.size or (self.seal is None and digest_text(digest) != self.digest):
             raise BlobCorrupted
 
 
 def digest_text(digest: bytes) -> str:
-    """A SHA-256 digest as the object store writes it."""
+    """Return a SHA-256 digest in the object store's notation."""
     return f"SHA-256={base64.urlsafe_b64encode(digest).decode()}"
 
 
 class NatsBlobReader:
     """The reading half of backbone.bus.blobs.BlobStore.
 
-    Every message is asked for by its subject: whoever may do that, and no more, can read what it can name. Any replica
-    answers such a question, and one of them may lag: what it does not have, the stream's leader is asked for, where
-    that is allowed (it reads by sequence too, which is everything); else the replicas are asked again for a while.
+    Every message is requested by its subject, so that a permission on subjects limits what can be read. Any replica answers
+    such a request, and may lag behind. The stream's leader is asked for what a replica lacks, where that is allowed (such
+    requests can also read by sequence, and so everything); else the replicas are asked again for a while.
     """
 
     def __init__(self, inbox: RequestInbox, *, may_ask_leader: bool) -> None:
@@ -79,7 +79,7 @@ class NatsBlobReader:
         self._may_ask_leader = may_ask_leader
 
     async def meta(self, name: str) -> BlobMetadata | None:
-        """What is known of a blob. Raises Unavailable and BlobCorrupted."""
+        """Return the metadata of a blob; None: it does not exist. Raises Unavailable and BlobCorrupted."""
         parsed = BlobName.parse(name)
         if parsed is None:
             return None
@@ -87,7 +87,7 @@ class NatsBlobReader:
         return _parse_meta(name, parsed, data) if data is not None else None
 
     async def read(self, name: str) -> AsyncGenerator[bytes, None]:
-        """Fetch, check, give out."""
+        """Fetch, verify and yield the chunks."""
         meta = await self.meta(name)
         if meta is None:
             raise BlobNotFound
@@ -116,7 +116,7 @@ class NatsBlobReader:
                     await fetching
 
     async def _fetch(self, meta: BlobMetadata, numbers: range) -> list[bytes]:
-        """These chunks. Raises BlobCorrupted when one is missing, or is not what was written."""
+        """Return these chunks. Raises BlobCorrupted when one is missing or damaged."""
         chunks = await asyncio.gather(*(self._get(blob_chunk(meta.path, number)) for number in numbers))
         found = [chunk for chunk in chunks if chunk is not None]
         if len(found) < len(chunks):
@@ -124,7 +124,7 @@ class NatsBlobReader:
         return [meta.open(number, chunk) for number, chunk in zip(numbers, found, strict=True)]
 
     async def _get(self, subject: str) -> bytes | None:
-        """The message on a subject; None when there is none, or one that was erased. Raises Unavailable."""
+        """Return the message on a subject; None when it holds none, or an erased one. Raises Unavailable."""
         until = time.monotonic() + REPLICA_LAG_TIMEOUT_S
         while True:
             answer = await self._get_direct(DIRECT_GET + b"." + subject.encode())

@@ -1,10 +1,10 @@
-"""Blobs in NATS's object store, over a connection of their own: a large transfer never holds up a reply.
+"""Blobs in NATS's object store, over a connection of their own: a large transfer never delays a reply.
 
-The layout is that of NATS's own clients (ADR-20), so that `nats object ls nexus-blobs` shows what is there. Every message
-carries its own lifetime. Reading takes no consumer: each message is fetched by its subject.
+The layout is that of NATS's own clients (ADR-20), so that `nats object ls nexus-blobs` lists them. Every message carries its
+own lifetime. Reading needs no consumer: each message is fetched by its subject.
 
-A worker has the least of rights: it writes below its own name, reads by exact subject, and empties a subject by writing over
-it. Gateways make the bucket, purge, and ask the stream's leader. What is stored is sealed (`backbone.bus.blob_names`).
+A worker has few permissions: it writes below its own name, reads by exact subject, and empties a subject by overwriting it.
+Gateways create the bucket, purge, and ask the stream's leader. Blobs are encrypted (`backbone.bus.blob_names`).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 
 class NatsBlobStore(NatsBlobReader):
-    """See backbone.bus.blobs.BlobStore."""
+    """A blob store on NATS; see backbone.bus.blobs.BlobStore."""
 
     def __init__(
         self,
@@ -48,7 +48,9 @@ class NatsBlobStore(NatsBlobReader):
         worker: str = "",
         storage_health: StorageHealth | None = None,
     ) -> None:
-        """`create` makes the bucket, which is the gateways' part. `worker`: the worker's name, below which it writes. Give one of them."""
+        """Configure the store. A gateway passes `create`, the bucket to create; a worker passes its name, below which it
+        writes.
+        """
         if (create is None) is not bool(worker):
             raise ValueError("blobs are a gateway's, which makes the bucket, or a worker's, which has a name")
         self._worker = require_token(worker) if worker else ""
@@ -64,14 +66,14 @@ class NatsBlobStore(NatsBlobReader):
         self._erasing: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Connect, and make the bucket. Raises Unavailable, also for a server older than 2.11."""
+        """Connect, and create the bucket. Raises Unavailable, also for a server older than 2.11."""
         await self._connection.connect()
         await self._inbox.start()
         if self._create is not None:
             await ensure_bucket(self._inbox, self._create)
 
     async def close(self) -> None:
-        """Disconnect; whoever still reads or writes learns that."""
+        """Disconnect; open writers and readers raise Unavailable."""
         tasks = [*self._erasing, *([self._setup_task] if self._setup_task else [])]
         for task in tasks:
             task.cancel()
@@ -81,7 +83,7 @@ class NatsBlobStore(NatsBlobReader):
 
     @property
     def connected(self) -> bool:
-        """Whether NATS can be talked to now."""
+        """Whether the connection stands now."""
         return self._connection.connected
 
     async def _reconnected(self) -> None:
@@ -93,7 +95,7 @@ class NatsBlobStore(NatsBlobReader):
         self._setup_task = asyncio.create_task(self._make_bucket(self._create))
 
     async def _make_bucket(self, bucket: BlobBucketConfig) -> None:
-        """After a reconnect: the server may have lost its memory."""
+        """Create a lost bucket again after a reconnect."""
         await retry(
             lambda: ensure_bucket(self._inbox, bucket),
             on=Unavailable,
@@ -104,19 +106,17 @@ class NatsBlobStore(NatsBlobReader):
     def writer(
         self, *, ttl_s: float, content_type: str = "application/octet-stream", owner: str = ""
     ) -> NatsBlobWriter:
-        """Begin a blob."""
         may_purge = self._create is not None
         return NatsBlobWriter(
             self._inbox, self._unconfirmed_limit, ttl_s, content_type, owner, writer=self._worker, may_purge=may_purge
         )
 
     async def info(self, name: str) -> BlobInfo | None:
-        """Read its meta."""
         meta = await self.meta(name)
         return meta.info if meta else None
 
     def remove(self, name: str, *, if_opened: bool = False) -> None:
-        """Purge its subjects, the answers go nowhere; or erase them one by one."""
+        """Purge the blob's subjects without reading the replies, or erase them one by one."""
         parsed = BlobName.parse(name)
         if parsed is None:
             return
@@ -128,7 +128,7 @@ class NatsBlobStore(NatsBlobReader):
         task.add_done_callback(self._erasing.discard)
 
     async def _remove_opened(self, name: str) -> None:
-        """The key opens its description, or nothing is removed."""
+        """Remove the blob if the key in its name decrypts its metadata."""
         with contextlib.suppress(NexusError):
             meta = await self.meta(name)
             if meta is None or meta.seal is None:

@@ -1,4 +1,4 @@
-"""Writing a blob to NATS."""
+"""Writes blobs to NATS's object store."""
 
 from __future__ import annotations
 
@@ -23,36 +23,38 @@ MAX_UNCONFIRMED_CHUNKS = 4
 MAX_UNCONFIRMED_TOTAL = 32
 """Unconfirmed chunks of all writers of one connection."""
 ACK_TIMEOUT_S = 10.0
-"""NATS confirms a chunk within this, or the writer fails."""
+"""The writer fails if NATS does not confirm a chunk within this time."""
 ABORT_TIMEOUT_S = 2.0
-"""For what an abort waits for at each step; what it leaves, its lifetime ends."""
+"""For each step of an abort; the lifetime of its messages ends what it leaves behind."""
 CHUNK_TTL_MARGIN_S = 2
-"""Chunks outlive the blob by this, so that it never exists without them."""
+"""Chunks outlive their blob by this time, so that a blob never exists without them."""
 NO_SPACE_CODES = frozenset({10002, 10023, 10047, 10077})
-"""Codes of JetStream for: no room."""
+"""JetStream's codes for a full store."""
 ERASE_HEADERS = b"NATS/1.0\r\nNats-TTL: 1s\r\n\r\n"
-"""With nothing behind it, in the place of a message, for a subject holds one: who may write it can empty it, without the right to purge."""
+"""An empty message with it replaces the one on a subject, which holds one message: a writer can erase a message without the
+permission to purge.
+"""
 PURGE = f"$JS.API.STREAM.PURGE.{BLOBS_STREAM}".encode()
 
 
 def purge_requests(path: str) -> list[tuple[bytes, bytes]]:
-    """The calls, subject and body, that delete a blob."""
+    """Return the requests, as subject and body, that delete a blob."""
     return [(PURGE, orjson.dumps({"filter": subject})) for subject in (blob_meta(path), blob_chunks(path))]
 
 
 def erased_subjects(path: str, chunks: int) -> list[bytes]:
-    """The subjects of a blob and of its parts, description first."""
+    """Return the subjects of a blob's metadata and chunks, metadata first."""
     return [blob_meta(path).encode(), *(blob_chunk(path, number).encode() for number in range(chunks))]
 
 
 def sealed_info(seal: BlobCipher, info: BlobInfo, chunks: int) -> str:
-    """What the description says to those who have the key."""
+    """Return the part of the metadata that only the key decrypts."""
     about = {"size": info.size, "chunks": chunks, "content_type": info.content_type, "owner": info.owner}
     return base64.b64encode(seal.seal(METADATA_NUMBER, orjson.dumps(about))).decode()
 
 
 class NatsBlobWriter:
-    """See backbone.bus.blobs.BlobWriter."""
+    """Writes one blob; see backbone.bus.blobs.BlobWriter."""
 
     def __init__(
         self,
@@ -65,7 +67,7 @@ class NatsBlobWriter:
         writer: str,
         may_purge: bool,
     ) -> None:
-        """`writer`: the worker that writes; empty: a gateway."""
+        """Configure the writer. `writer` is the name of the worker that writes; empty: a gateway."""
         name = BlobName.new(writer)
         self.name = str(name)
         self._path = name.path
@@ -85,7 +87,7 @@ class NatsBlobWriter:
         self._aborted = False
 
     async def write(self, data: bytes) -> None:
-        """Send whole chunks, keep the rest."""
+        """Send full chunks, and keep the rest."""
         self._require_open()
         view = memoryview(data)
         while view:
@@ -100,7 +102,7 @@ class NatsBlobWriter:
                 await self._send_unsent()
 
     async def close(self) -> BlobInfo:
-        """Send what is left; the meta goes last, once every chunk is confirmed."""
+        """Send the rest, and the metadata last, once every chunk is confirmed."""
         if self._info is not None:
             return self._info
         self._require_open()
@@ -119,7 +121,7 @@ class NatsBlobWriter:
         return info
 
     async def abort(self) -> None:
-        """Delete, after what is under way has arrived: NATS may do the one before the other."""
+        """Delete the blob once its chunks have arrived: NATS may process a deletion before an earlier write."""
         self._unsent = bytearray()
         if self._aborted or not self._began or not self._inbox.connected:
             self._aborted = True
@@ -177,7 +179,7 @@ class NatsBlobWriter:
         self._unconfirmed.append(reply)
 
     async def _confirm_one(self) -> None:
-        """Wait for the oldest confirmation. It is left under way when this is cancelled, for `abort` to wait for."""
+        """Wait for the oldest confirmation. When this is cancelled, the confirmation stays pending for `abort`."""
         reply = self._unconfirmed[0]
         await asyncio.wait((reply,), timeout=ACK_TIMEOUT_S)
         if not reply.done():
@@ -209,7 +211,7 @@ class NatsBlobWriter:
         raise self._fail(f"NATS does not store a large payload: {text}")
 
     def _meta(self, info: BlobInfo) -> bytes:
-        """As the object store describes what it holds; what the blob is, is told to whoever has its key."""
+        """Return the metadata in the object store's format; the part about the content is encrypted."""
         return orjson.dumps(
             {
                 "name": self._path.rpartition(".")[2],
@@ -225,7 +227,7 @@ class NatsBlobWriter:
 
 
 async def _wait_briefly(replies: list[ReplyFuture]) -> None:
-    """Wait until they are answered, for a while, and forget those that are not."""
+    """Wait for the replies for a while, and drop those that are missing."""
     if replies:
         await asyncio.wait(replies, timeout=ABORT_TIMEOUT_S)
         for reply in replies:
