@@ -362,7 +362,7 @@ async def test_news_may_be_lost_the_work_is_not(
 async def test_silence_on_the_websocket_is_no_end(
     double: ComfyDouble, backend: ComfyUIBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("workers.backends.comfyui.client.LOOK_S", 0.05)
+    monkeypatch.setattr("workers.backends.comfyui.client.SILENCE_LIMIT_S", 0.05)
     double.behave(silent=True, step_s=0.03)
     chunks, progress, _ = await outputs_of(backend, task(size="16x16", steps=4))
     assert len(answer_of(chunks)["data"]) == 1
@@ -385,7 +385,7 @@ async def test_work_that_somebody_else_ends_has_failed(double: ComfyDouble, back
     work = asyncio.create_task(outputs_of(backend, task(size="16x16", steps=1000)))
     await eventually(lambda: _true(double.running is not None), 10)
     double._interrupt = True
-    with pytest.raises(BackendError, match="somebody interrupted"):
+    with pytest.raises(BackendError, match="was interrupted in ComfyUI"):
         await work
 
 

@@ -35,8 +35,8 @@ def task(**fields: Any) -> Task:
 
 @pytest.fixture(autouse=True)
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.backends.sdwebui.POLL_S", 0.02)
-    monkeypatch.setattr("workers.backends.sdwebui.INTERRUPT_S", 0.02)
+    monkeypatch.setattr("workers.backends.sdwebui.PROGRESS_INTERVAL_S", 0.02)
+    monkeypatch.setattr("workers.backends.sdwebui.INTERRUPT_INTERVAL_S", 0.02)
 
 
 @pytest.fixture
@@ -210,7 +210,7 @@ NANS = {"error": "NansException", "detail": "", "body": "", "errors": "A tensor 
         ((400, {"error": "invalid params"}), BackendRefused, False, "invalid params"),
         ((500, {"error": "generate_image returned no results"}), BackendError, False, "no results"),
         ((503, {"detail": "busy"}), BackendError, True, "busy"),
-        ((200, {"images": [], "info": "{}"}), BackendError, False, "without a picture"),
+        ((200, {"images": [], "info": "{}"}), BackendError, False, "without an image"),
     ],
 )
 async def test_failures(

@@ -1,24 +1,24 @@
 r"""The contract between a worker and the inference server beside it.
 
-An adapter is one file in this folder: a subclass of `Backend` with a `name`. Four methods; everything else is
-optional. What MUST hold:
+An adapter is one file or one folder here: a subclass of `Backend` with a `name`. Three methods are required: `discover`, `health` and
+`run`; all others are optional. What MUST hold:
 
-- `discover()` returns what the server can serve NOW. It raises `BackendUnavailable` when the server does not answer.
+- `discover()` returns the models that the server can serve NOW. It raises `BackendUnavailable` when the server does not answer.
 - `health()` returns when the server answers and raises `BackendUnavailable` when it does not. It is cheap.
-- `run(task)` yields the caller's bytes as `Chunk`s and exactly one `Finish`, last. An end without `Finish` is a
-  failure: the worker reports it as one. Bytes are in the endpoint's own form: for a stream, whole SSE frames
-  (`data: {…}\n\n`) without the closing `[DONE]`, which the gateway sends; otherwise pieces of the response body.
-- A `Chunk` without data says only that the work goes on (it also counts `tokens`): it resets the worker's time limits,
-  and nothing is sent for it. A caller who does not stream gets the body in one piece at the end; without such signs a
-  long answer would look like silence.
-- Closing the iterator (`aclose()`, also by cancelling the task that awaits it) MUST stop the server's work, or MUST
-  NOT return before that work has really ended: until then the slot stays taken.
-- What `run` needs of the machine, such as a library, is in `requirements()`: the worker is not ready without it. A model that
-  the server lists but cannot run is not in `discover()`'s models but in its `problems`.
-- Errors are `BackendError`s. Whatever else escapes is wrapped once, by the worker, as a 502.
-- Time limits are the worker's business. An adapter never waits on a clock.
-- What a server lacks is never learned from a caller's request, whose errors may hold the caller's words: see `limitations.py`.
-- One instance serves many tasks at once, all on one event loop.
+- `run(task)` yields the caller's bytes as `Chunk`s and exactly one `Finish`, last. A run that ends without `Finish` is a failure, and
+  the worker reports it as one. The bytes are in the endpoint's own form: for a stream, whole SSE frames (`data: {…}\n\n`) without the
+  closing `[DONE]`, which the gateway sends; otherwise pieces of the response body.
+- A `Chunk` without data reports that the work goes on (it also counts `tokens`): it resets the worker's time limits, and nothing is sent for
+  it. A caller who does not stream gets the body in one piece at the end; without such chunks a long response would look like silence.
+- Closing the iterator (`aclose()`, also by cancelling the task that awaits it) MUST stop the server's work, or MUST NOT return before
+  that work has ended: until then the slot stays occupied.
+- `requirements()` names what `run` needs of the machine, such as a library: the worker is not ready without it. A model that the server lists
+  but cannot run is not in the models of `discover()` but in its `problems`.
+- Errors are `BackendError`s. The worker wraps any other exception once, as a 502.
+- Time limits are the worker's. An adapter never sets a timeout for the server's work.
+- An adapter never learns from a caller's request which features a server lacks: the request's errors may hold the caller's words. See
+  `adapter_kit/limitations.py`.
+- One instance runs many tasks at once, all on one event loop.
 """
 
 from __future__ import annotations
@@ -40,40 +40,40 @@ from schemas.presence import BackendLoad, Limitation, ModelOffer, ServiceRecord
 
 @dataclass(frozen=True, slots=True)
 class BackendConfig:
-    """How to reach one inference server."""
+    """Settings of one worker for its inference server."""
 
     url: str = ""
     api_key: str = ""
     models: tuple[str, ...] = ()
-    """Serve only these; empty: all that the server has."""
+    """The models to serve; empty: all of the server's."""
     options: dict[str, str] = field(default_factory=dict)
-    """Adapter-specific, as `NAME=value` from the command line."""
+    """Options of the adapter, `NAME=VALUE` on the command line."""
 
 
 @dataclass(frozen=True, slots=True)
 class UploadedFile:
-    """A file that came with a request."""
+    """A file that the caller uploaded with a request."""
 
     field: str
-    """The form's field: `file`, `image`, `mask`."""
+    """The form's field, such as `file`, `image` or `mask`."""
     filename: str
     content_type: str
     size: int
     """Bytes."""
     pieces: Callable[[], AsyncIterator[bytes]]
-    """Reads it from its beginning; may be called again."""
+    """Read the file from its beginning, in pieces. May be called again."""
 
     async def read(self) -> bytes:
-        """All of it, for servers that take it in no other way."""
+        """Return the whole file, for servers that do not take it in pieces."""
         return b"".join([piece async for piece in self.pieces()])
 
 
 StoreFile = Callable[[bytes, str], Awaitable[str]]
-"""Keeps bytes of a content type for the caller to fetch. Returns what the answer must hold in the place of their URL."""
+"""Store bytes of a content type for the caller to fetch, and return the text that stands for their URL in the response."""
 
 
 async def _refuse_files(_data: bytes, _content_type: str) -> str:
-    raise BackendRefused("this worker cannot keep files; ask for b64_json", param="response_format")
+    raise BackendRefused("This worker cannot store files. Send response_format=b64_json.", param="response_format")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +87,15 @@ class Task:
     """The OpenAI path, e.g. `/v1/chat/completions`."""
     model: str
     public_model: str
-    """The name that answers must carry."""
+    """The model's name in the response."""
     stream: bool
-    """The caller takes the answer in pieces, as they are made: SSE frames, or for speech the sound itself."""
+    """Whether the caller takes the response in pieces as they are made: SSE frames, or for speech the audio itself."""
     body: bytes
-    """JSON. Of a multipart form, its fields, without the files."""
+    """The request's body as JSON; of a multipart form, its fields without the files."""
     files: tuple[UploadedFile, ...] = ()
     store_file: StoreFile = _refuse_files
     adapt: bool = True
-    """What the server lacks is replaced by the nearest equivalent; False: refused."""
+    """Whether a parameter that the server lacks is replaced by its nearest equivalent; else the request is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +104,12 @@ class Chunk:
 
     data: bytes
     tokens: int = 1
-    """How many pieces of output (tokens, for text) `data` holds."""
+    """Pieces of output in `data`: tokens, for text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The work is complete. MUST be the last thing an adapter yields."""
+    """The end of a complete response. MUST be the last output of a run."""
 
     usage: Usage | None = None
     content_type: str = "application/json"
@@ -117,9 +117,9 @@ class Finish:
 
 @dataclass(frozen=True, slots=True)
 class Adaptation:
-    """Parameters of the request that were replaced by their nearest equivalent, for the caller to read.
+    """Names of the request's parameters that were replaced by their nearest equivalents, for the caller to read.
 
-    A later one replaces an earlier one. It comes before the first bytes of a stream.
+    A later adaptation replaces an earlier one. It comes before the first bytes of a stream.
     """
 
     parameters: tuple[str, ...]
@@ -130,25 +130,25 @@ Output = Chunk | Progress | Finish | Adaptation
 
 @dataclass(frozen=True, slots=True)
 class Discovery:
-    """What a server serves."""
+    """The models that a server can serve now."""
 
     models: tuple[ModelOffer, ...]
     slots: int | None = None
-    """How many requests it runs at once, where it says."""
+    """Requests that the server runs at once; None where it does not report them."""
     problems: tuple[str, ...] = ()
-    """What is not served, and why, for the operator: in the worker's log, its `/readyz` and the registry."""
+    """Sentences for the operator on models that are not served. They stand in the worker's log, its `/readyz` and the registry."""
 
 
 class Requirement(Protocol):
-    """Something that an adapter needs of the worker's machine; `requirements.py` has libraries and programs."""
+    """A library or program that an adapter needs on the worker's machine; see `adapter_kit/requirements.py`."""
 
     @property
     def optional(self) -> bool:
-        """Whether the worker is ready without it."""
+        """Return whether the worker is ready without it."""
 
     @property
     def capabilities(self) -> tuple[Capability, ...]:
-        """The capabilities whose models it matters to; empty: all."""
+        """Return the capabilities whose models need it; empty: all."""
 
     def problem(self) -> str | None:
         """Return what is missing and the command that installs it, or None. May block for as long as an import takes."""
@@ -172,9 +172,9 @@ class BackendError(BackendFailed):
             message, code=code, param=param, retry_after_s=retry_after_s, should_retry=should_retry, info=info
         )
         self.transient = transient
-        """Another attempt, perhaps on another worker, may succeed."""
+        """Whether another attempt, perhaps on another worker, may succeed."""
         self.unanswered = False
-        """The connection broke before a byte of the answer: the server may be gone."""
+        """Whether the connection broke before the first byte of the response: the server may be down."""
 
 
 class BackendUnavailable(BackendError):
@@ -196,13 +196,13 @@ class BackendUnavailable(BackendError):
     ) -> None:
         super().__init__(message, transient=True, retry_after_s=retry_after_s, info=info)
         self.pause_s = pause_s
-        """The server itself asks to be left alone with this model for so long: `Retry-After`, or it loads the model."""
+        """Seconds for which the server asks for no more requests for this model: `Retry-After`, or the model is loading."""
         self.unsent = unsent
-        """No connection could be made: the server has seen nothing of the request."""
+        """Whether no connection could be made, so that the server received nothing of the request."""
 
 
 class BackendRefused(BackendError):
-    """The inference server refused the request: it is wrong, and the same request never works."""
+    """The inference server refused the request as invalid: the same request never works."""
 
     status = 400
     type = "invalid_request_error"
@@ -217,7 +217,7 @@ class ModelNotServed(BackendRefused):
 
 
 def is_unreachable(error: BaseException | None) -> bool:
-    """Return whether an error, or one that it was made from, says that the server may be gone."""
+    """Return whether an error or one of its causes shows that the server may be down."""
     while isinstance(error, BackendError):
         if error.unanswered or (isinstance(error, BackendUnavailable) and error.unsent):
             return True
@@ -230,18 +230,18 @@ def _ignore_change() -> None:
 
 
 class Backend(ABC):
-    """An adapter. See the module's docstring for what MUST hold."""
+    """Base class of adapters. The module's docstring says what MUST hold."""
 
     name: ClassVar[str] = ""
     option_names: ClassVar[frozenset[str] | None] = None
-    """The options that it has; None where it checks them itself."""
+    """Names of the options; None where the adapter checks them itself."""
     default_slots: ClassVar[int] = 4
     adapters: ClassVar[dict[str, type[Backend]]] = {}
 
     single_server: ClassVar[bool] = True
-    """Whether all models go when one connection is refused; False: each may be on a server of its own."""
+    """Whether one server has all models, so that a refused connection stops all of them."""
     manages_models: ClassVar[bool] = False
-    """Whether it runs `/v1/models/pull`, `load` and `unload`, as tasks of the capability `models`."""
+    """Whether the adapter runs `/v1/models/pull`, `load` and `unload`, as tasks of the capability `models`."""
 
     def __init__(self, config: BackendConfig) -> None:
         """Raise ValueError when an option is unknown or invalid."""
@@ -251,7 +251,7 @@ class Backend(ABC):
             raise ValueError(f"the {self.name} adapter has no option {', '.join(unknown)}{known}")
         self.config = config
         self.notify_changed: Callable[[], None] = _ignore_change
-        """To be called when what the server serves has changed: `discover` follows at once. The worker sets it."""
+        """Call this when the served models have changed: the worker calls `discover` at once. The worker sets it."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -270,23 +270,23 @@ class Backend(ABC):
         return cls.option_names is None or name in cls.option_names
 
     async def start(self) -> None:
-        """Open what `run` needs. MUST NOT require the server to be up."""
+        """Open the resources that `run` needs. MUST NOT require the server to be up."""
 
     async def close(self) -> None:
-        """Close everything. No task runs any more."""
+        """Close all resources. No task is running."""
 
     def requirements(self) -> tuple[Requirement, ...]:
-        """Return what the adapter needs of the worker's machine: without it the worker is not ready, and says what to install."""
+        """Return what the adapter needs on the worker's machine. Without it the worker is not ready, and names the command that installs it."""
         return ()
 
     follows_services: ClassVar[bool] = False
-    """Whether `services_changed` is to be called."""
+    """Whether the worker calls `services_changed`."""
 
     def services_changed(self, services: Mapping[str, ServiceRecord]) -> None:
-        """The HTTP services that the registry holds have changed; `discover` is called soon after."""
+        """Take the HTTP services that the registry holds now. The worker calls `discover` soon after."""
 
     def limitations(self) -> tuple[Limitation, ...]:
-        """What probes of the adapter's own have shown that its models lack, for the operator. Asked for often: cheap."""
+        """Return the features that the adapter's own probes found missing, for the operator. Called several times a second."""
         return ()
 
     def load_figures(self) -> BackendLoad | None:
@@ -294,32 +294,32 @@ class Backend(ABC):
         return None
 
     async def resident_models(self) -> frozenset[str] | None:
-        """Return the names of the models that the server holds in memory or is loading now; None: it does not say.
+        """Return the names of the models that the server holds in memory or is loading; None where it does not report them.
 
-        Cheap: while a model is being loaded, the worker asks several times a second. Raises `BackendError`.
+        It is cheap: while a model loads, the worker calls it several times a second. Raises `BackendError`.
         """
         return None
 
     @abstractmethod
     async def discover(self) -> Discovery:
-        """What the server can serve now."""
+        """Return the models that the server can serve now."""
 
     @abstractmethod
     async def health(self) -> None:
-        """Return if the server answers, else raise `BackendUnavailable`."""
+        """Return when the server answers. Raises `BackendUnavailable` when it does not."""
 
     @abstractmethod
     def run(self, task: Task) -> AsyncIterator[Output]:
-        """Do the work. An async generator."""
+        """Run a task on the server. An async generator."""
 
 
 ENTRY_POINTS = "nexus.backends"
 
 
 def load_adapters(importer: Callable[[str], object] = import_module) -> dict[str, type[Backend]]:
-    """Every adapter, by name: those in this folder, and those that installed packages bring as entry points.
+    """Return every adapter by name: those in this folder, and those that installed packages bring as entry points.
 
-    An adapter that does not import is an error, not a silence. Raises ImportError.
+    Raises ImportError when an adapter cannot be imported.
     """
     package = __name__.rpartition(".")[0]
     path = import_module(package).__path__
@@ -330,7 +330,7 @@ def load_adapters(importer: Callable[[str], object] = import_module) -> dict[str
         origin = entry.dist.name if entry.dist is not None else entry.value
         if brought.setdefault(entry.name, origin) != origin:
             raise ImportError(
-                f"two packages bring an adapter called {entry.name!r}: {brought[entry.name]} and {origin}"
+                f"two packages bring an adapter called {entry.name!r}: {brought[entry.name]} and {origin}. Uninstall one of them."
             )
         _load(entry, origin)
     return dict(Backend.adapters)
@@ -350,14 +350,14 @@ def _load(entry: EntryPoint, origin: str) -> None:
 
 
 def unknown_adapter_message(kind: str, kinds: Iterable[str]) -> str:
-    """Return the message for a kind that there is not, with the one that may be meant."""
+    """Return the message for an unknown adapter, with the name that is nearest."""
     near = get_close_matches(kind, kinds, n=1)
     meant = f". Did you mean {near[0]!r}? There are" if near else "; there are"
     return f"there is no backend called {kind!r}{meant}: {', '.join(sorted(kinds))}"
 
 
 def make_backend(kind: str, config: BackendConfig) -> Backend:
-    """The adapter called `kind`. Raises NotFound, naming the ones there are."""
+    """Return a new adapter of this name. Raises NotFound, which names all adapters, and ValueError for a wrong configuration."""
     kinds = load_adapters()
     if kind not in kinds:
         raise NotFound(unknown_adapter_message(kind, kinds))
@@ -365,7 +365,7 @@ def make_backend(kind: str, config: BackendConfig) -> Backend:
 
 
 def wrap_exception(error: Exception) -> NexusError:
-    """The one place where an adapter's foreign exception becomes one of ours."""
+    """Return the NexusError that stands for an exception of an adapter. Only the worker calls it."""
     if isinstance(error, NexusError):
         return error
     return BackendError(f"the backend failed: {type(error).__name__}: {error}")

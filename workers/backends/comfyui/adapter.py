@@ -1,11 +1,11 @@
 """ComfyUI: an operator's own workflows as models.
 
-Options: `workflows=DIR` (each `NAME.json` in it is a model called NAME) or `workflow=FILE`; how their slots are named says
-`comfyui_workflows`. `keep_metadata=true` leaves in pictures what ComfyUI writes into them: the whole workflow. Without a workflow, each checkpoint that ComfyUI has is a model with a plain workflow of our own. A workflow that
-this ComfyUI cannot run, for want of a node or of a model's file, is not served but reported: `comfyui_checks`.
+Options: `workflows=DIR` (each `NAME.json` in it is a model called NAME) or `workflow=FILE`; `workflows.py` describes how the slots of a workflow
+are named. `keep_metadata=true` leaves in images what ComfyUI writes into them: the whole workflow. Without either option, each checkpoint of ComfyUI is
+a model with a plain workflow. A workflow that this ComfyUI cannot run, because it lacks a node class or a model file, is not served but reported.
 
-ComfyUI works on one prompt at a time and queues the others; what it says over its websocket is only news, its queue and history
-decide. A field of the request for which a workflow has no slot is refused.
+ComfyUI runs one prompt at a time and queues the others. Events on its websocket are only hints; its queue and history decide. A field of the
+request for which a workflow has no slot is refused.
 """
 
 from __future__ import annotations
@@ -47,61 +47,67 @@ from workers.backends.comfyui.client import (
     PromptState,
     PromptStatus,
 )
-from workers.backends.comfyui.node_checks import classes_of, lists_files, problem_of
-from workers.backends.comfyui.prompt_builder import PromptPlan, check, checkpoint_workflow, field_of, plans
+from workers.backends.comfyui.node_checks import lists_files, node_classes, workflow_problem
+from workers.backends.comfyui.prompt_builder import (
+    PromptPlan,
+    check_request,
+    checkpoint_workflow,
+    plan_prompts,
+    request_field,
+)
 from workers.backends.comfyui.workflows import Workflow, WorkflowFiles, sampler_nodes
 
 JSON = dict[str, Any]
 
 OUT_OF_MEMORY = re.compile(r"out ?of ?memory", re.IGNORECASE)
-NO_PICTURE = re.compile(r"UnidentifiedImageError|cannot identify image", re.IGNORECASE)
+UNREADABLE_IMAGE = re.compile(r"UnidentifiedImageError|cannot identify image", re.IGNORECASE)
 LOADERS = frozenset({"LoadImage", "LoadImageMask"})
-"""Nodes that can load what was uploaded as temporary."""
-MAX_ASKED = 4
-"""Questions about node classes at a time."""
+"""Classes of nodes that can load a temporary upload."""
+MAX_CLASS_REQUESTS = 4
+"""Requests about node classes at a time."""
 SUFFIXES = {"image/jpeg": ".jpg", "image/webp": ".webp"}
 
 
 class ComfyUIBackend(ImageBackend):
-    """See the module's docstring."""
+    """Serve the workflows of one ComfyUI. See the module's docstring."""
 
     name = "comfyui"
     option_names = frozenset({"workflow", "workflows", KEEP_METADATA})
 
     def __init__(self, config: BackendConfig) -> None:
-        """Raises ValueError when the URL, an option or a workflow makes no sense."""
+        """Raise ValueError when the URL, an option or a workflow is invalid."""
         super().__init__(config)
         self._files = WorkflowFiles(config.options.get("workflows", ""), config.options.get("workflow", ""))
         self._workflows: dict[str, Workflow] = {}
-        """Those that are served."""
-        self._lacking: dict[str, str] = {}
-        """What ComfyUI lacks for each of the others."""
+        """The workflows that ComfyUI can run."""
+        self._unusable: dict[str, str] = {}
+        """Why ComfyUI cannot run each of the other workflows."""
         self._classes: dict[str, JSON | None] = {}
-        """What ComfyUI said of node classes; forgotten when it does not answer, since it may come back with others."""
+        """ComfyUI's node classes, None for one that it lacks. Cleared when it does not answer: it may restart with others."""
         self._server = ComfyUIClient(config.url, config.api_key)
-        self._endings: set[asyncio.Task[None]] = set()
-        """What is being stopped in ComfyUI."""
+        self._cleanups: set[asyncio.Task[None]] = set()
+        """Tasks that stop prompts in ComfyUI."""
         self._served: frozenset[str] | None = None
 
     async def close(self) -> None:
-        for task in list(self._endings):
+        for task in list(self._cleanups):
             task.cancel()
-        await asyncio.gather(*self._endings, return_exceptions=True)
+        await asyncio.gather(*self._cleanups, return_exceptions=True)
         await self._server.close()
 
     def requirements(self) -> tuple[Requirement, ...]:
-        """Pillow, and aiohttp for ComfyUI's websocket."""
+        """Return Pillow, and aiohttp for ComfyUI's websocket."""
         return (Library("aiohttp", "aiohttp", "ComfyUI's websocket", "images"), PILLOW)
 
     async def discover(self) -> Discovery:
-        """The workflows that ComfyUI can run, or without any the checkpoints; all, or those of `config.models`.
+        """Return the workflows that ComfyUI can run, or its checkpoints where the operator names no workflow; all, or those of `config.models`.
 
-        Raises BackendError when nothing of it can be served.
+        Raises BackendError when none of them can be served.
         """
         await self.health()
         if not self._classes:
             await self._server.learn_version()
-        names, problems = await self._usable() if self._files else (await self._checkpoints(), [])
+        names, problems = await self._usable_workflows() if self._files else (await self._checkpoints(), [])
         served = tuple(name for name in self.config.models or names if name in names)
         known = {*names, *self._files.workflows}
         kind = "workflow" if self._files else "checkpoint"
@@ -115,27 +121,27 @@ class ComfyUIBackend(ImageBackend):
         self._served = frozenset(served)
         return image_discovery(dict.fromkeys(served), problems)
 
-    async def _usable(self) -> tuple[tuple[str, ...], list[str]]:
-        """The workflows that can run, and what keeps the others from it."""
+    async def _usable_workflows(self) -> tuple[tuple[str, ...], list[str]]:
+        """Return the workflows that ComfyUI can run, and the problems of the others."""
         self._files.refresh()
         workflows = self._files.workflows
         problems = list(self._files.problems)
-        classes = await self._known_classes(workflows.values())
-        found = {name: problem_of(workflow, classes) for name, workflow in workflows.items()}
-        self._lacking = {name: problem for name, problem in found.items() if problem is not None}
+        classes = await self._poll_classes(workflows.values())
+        found = {name: workflow_problem(workflow, classes) for name, workflow in workflows.items()}
+        self._unusable = {name: problem for name, problem in found.items() if problem is not None}
         self._workflows = {name: workflows[name] for name, problem in found.items() if problem is None}
         wanted = self.config.models or tuple(workflows)
-        problems += [problem for name, problem in self._lacking.items() if name in wanted]
+        problems += [problem for name, problem in self._unusable.items() if name in wanted]
         return tuple(self._workflows), problems
 
-    async def _known_classes(self, workflows: Iterable[Workflow]) -> dict[str, JSON | None]:
-        """What ComfyUI says of the workflows' classes; asked again of those that it lacked, or that list files."""
-        wanted = sorted({kind for workflow in workflows for kind in classes_of(workflow)})
+    async def _poll_classes(self, workflows: Iterable[Workflow]) -> dict[str, JSON | None]:
+        """Return the node classes of the workflows. Classes that were missing, and those that list model files, are requested again."""
+        wanted = sorted({kind for workflow in workflows for kind in node_classes(workflow)})
         stale = [kind for kind in wanted if not (info := self._classes.get(kind)) or lists_files(info)]
-        turn = asyncio.Semaphore(MAX_ASKED)
+        limit = asyncio.Semaphore(MAX_CLASS_REQUESTS)
 
         async def ask(kind: str) -> None:
-            async with turn:
+            async with limit:
                 self._classes.pop(kind, None)
                 with suppress(NodeClassUnavailable):
                     self._classes[kind] = await self._server.node_class(kind)
@@ -146,12 +152,12 @@ class ComfyUIBackend(ImageBackend):
         return self._classes
 
     async def _checkpoints(self) -> tuple[str, ...]:
-        return tuple(str(name) for name in await self._server.ask("/models/checkpoints"))
+        return tuple(str(name) for name in await self._server.get("/models/checkpoints"))
 
     async def health(self) -> None:
-        """`GET /prompt`, which says how long the queue is."""
+        """Poll `/prompt`, which reports the length of the queue."""
         try:
-            await self._server.ask("/prompt")
+            await self._server.get("/prompt")
         except BackendError as error:
             self._classes = {}
             raise BackendUnavailable(str(error)) from error
@@ -162,28 +168,28 @@ class ComfyUIBackend(ImageBackend):
             await self.discover()
         if task.model not in (self._served or ()):
             if task.model in self._files.workflows:
-                raise BackendUnavailable(self._lacking.get(task.model, f"The workflow {task.model!r} is not served."))
+                raise BackendUnavailable(self._unusable.get(task.model, f"The workflow {task.model!r} is not served."))
             raise ModelNotServed(f"there is no workflow or checkpoint called {task.model!r}", param="model")
         request = ImageRequest.from_task(task)
         workflow = self._workflows.get(task.model) or checkpoint_workflow(task.model, request)
-        check(workflow, request)
-        return request, self._pictures(task, request, workflow)
+        check_request(workflow, request)
+        return request, self._generate(task, request, workflow)
 
-    async def _pictures(
+    async def _generate(
         self, task: Task, request: ImageRequest, workflow: Workflow
     ) -> AsyncGenerator[Progress | GeneratedImage]:
-        files = await self._uploaded(task, request, workflow)
+        files = await self._upload_files(task, request, workflow)
         made = 0
-        async with self._server.listening() as listener:
-            runs = plans(workflow, request, files, random.getrandbits(32))
+        async with self._server.open_listener() as listener:
+            runs = plan_prompts(workflow, request, files, random.getrandbits(32))
             for number, plan in enumerate(runs):
-                news = _RunProgress(workflow, number, len(runs), request.partial_images > 0)
-                async with aclosing(self._run(plan, listener, news)) as items:
+                progress = _RunProgress(workflow, number, len(runs), request.partial_images > 0)
+                async with aclosing(self._run(plan, listener, progress)) as items:
                     async for item in items:
                         if isinstance(item, GeneratedImage | Progress):
                             yield item
                         else:
-                            saved = _saved(workflow, item)[: request.n - made]
+                            saved = _saved_images(workflow, item)[: request.n - made]
                             for at, file in enumerate(saved):
                                 seed = plan.seed if at == 0 else None  # a batch has one seed, which is its first's
                                 yield GeneratedImage(await self._server.view(file), seed=seed, index=made + at)
@@ -191,8 +197,8 @@ class ComfyUIBackend(ImageBackend):
                 if made >= request.n:
                     return
 
-    async def _uploaded(self, task: Task, request: ImageRequest, workflow: Workflow) -> dict[str, str]:
-        """The request's files, and the names under which ComfyUI knows them."""
+    async def _upload_files(self, task: Task, request: ImageRequest, workflow: Workflow) -> dict[str, str]:
+        """Upload the request's files, and return their names in ComfyUI by slot."""
         files: dict[str, UploadedFile | None] = {
             "image": request.images[0] if request.images else None,
             "mask": request.mask,
@@ -209,54 +215,60 @@ class ComfyUIBackend(ImageBackend):
         return names
 
     async def _run(
-        self, plan: PromptPlan, listener: ComfyUIListener, news: _RunProgress
+        self, plan: PromptPlan, listener: ComfyUIListener, progress: _RunProgress
     ) -> AsyncGenerator[Progress | GeneratedImage | JSON]:
-        """Run a graph: how far it is, and in the end what its history says. Closed before that, it is stopped."""
-        prompt_id = await self._submitted(plan, listener.client_id, news)
+        """Run one graph: yield its progress, and its history entry last. Closing the generator stops it."""
+        prompt_id = await self._submit(plan, listener.client_id, progress)
         over = False
         try:
-            while (look := await self._server.look(prompt_id)).where in (PromptState.QUEUED, PromptState.RUNNING):
-                yield news.seen(look)
-                while (event := await listener.next()) is not None and not news.ends(event, prompt_id):
-                    if event.kind == "status" and look.where is PromptState.QUEUED:
+            while (status := await self._server.prompt_status(prompt_id)).state in (
+                PromptState.QUEUED,
+                PromptState.RUNNING,
+            ):
+                yield progress.update_from_status(status)
+                while (event := await listener.next()) is not None and not progress.ends(event, prompt_id):
+                    if event.kind == "status" and status.state is PromptState.QUEUED:
                         break  # the queue has moved
-                    for item in await news.heard(event, prompt_id):
+                    for item in await progress.update_from_event(event, prompt_id):
                         yield item
             over = True
         finally:
             if not over:
-                await self._end(self._server.stop(prompt_id, running=news.running))
-        if look.where is PromptState.GONE:
-            raise BackendError("ComfyUI forgot the work: it was taken from its queue, or restarted", transient=True)
-        _check_status(look.entry)
-        yield look.entry
+                await self._finish_cleanup(self._server.stop(prompt_id, running=progress.running))
+        if status.state is PromptState.UNKNOWN:
+            raise BackendError(
+                "ComfyUI no longer knows the prompt: somebody deleted it from the queue, or ComfyUI restarted.",
+                transient=True,
+            )
+        _check_status(status.entry)
+        yield status.entry
 
-    async def _submitted(self, plan: PromptPlan, client_id: str, news: _RunProgress) -> str:
-        """Queue it. A caller who leaves meanwhile leaves nothing in the queue."""
-        submission = asyncio.ensure_future(self._server.submit(plan.graph, client_id, previews=news.previews))
+    async def _submit(self, plan: PromptPlan, client_id: str, progress: _RunProgress) -> str:
+        """Queue a graph, and return its prompt id. A cancelled submission is taken out of the queue."""
+        submission = asyncio.ensure_future(self._server.submit(plan.graph, client_id, previews=progress.previews))
         try:
             return await asyncio.shield(submission)
         except asyncio.CancelledError:
-            await self._end(self._withdraw(submission))
+            await self._finish_cleanup(self._withdraw(submission))
             raise
         except InvalidGraph as error:
-            raise _about_the_request(error, news.workflow) from error
+            raise _request_error(error, progress.workflow) from error
 
     async def _withdraw(self, submission: asyncio.Future[str]) -> None:
-        """Take back what is being queued: its id is known once ComfyUI has checked it."""
+        """Take a prompt out of the queue, once ComfyUI has answered with its id."""
         with suppress(BackendError):
             await self._server.stop(await submission, running=False)
 
-    async def _end(self, ending: Coroutine[Any, Any, None]) -> None:
-        """Wait for an end. A caller who does not wait so long does not keep it from coming."""
-        task = asyncio.create_task(ending)
-        self._endings.add(task)
-        task.add_done_callback(self._endings.discard)
+    async def _finish_cleanup(self, cleanup: Coroutine[Any, Any, None]) -> None:
+        """Await a cleanup, which goes on when this is cancelled."""
+        task = asyncio.create_task(cleanup)
+        self._cleanups.add(task)
+        task.add_done_callback(self._cleanups.discard)
         await asyncio.shield(task)
 
 
 class _RunProgress:
-    """How far a run is, from what ComfyUI says."""
+    """The progress of one run, from ComfyUI's queue and events."""
 
     def __init__(self, workflow: Workflow, number: int, runs: int, previews: bool) -> None:
         self.workflow = workflow
@@ -266,45 +278,45 @@ class _RunProgress:
         self._sampled: set[str] = set()
         self._last = Progress(fraction=number / runs if number else None)
         self.running = False
-        """ComfyUI is at it, as far as was said."""
+        """Whether ComfyUI runs the prompt, as far as is known."""
 
-    def seen(self, look: PromptStatus) -> Progress:
-        """What the queue says."""
-        self.running = look.where is PromptState.RUNNING
-        if look.where is PromptState.QUEUED:
-            return Progress(phase="queued", message=f"{look.before} before it in ComfyUI")
+    def update_from_status(self, status: PromptStatus) -> Progress:
+        """Return the progress that the prompt's place in the queue shows."""
+        self.running = status.state is PromptState.RUNNING
+        if status.state is PromptState.QUEUED:
+            return Progress(phase="queued", message=f"{status.before} before it in ComfyUI")
         return self._last
 
     def ends(self, event: ComfyUIEvent, prompt_id: str) -> bool:
-        """Whether an event says that the prompt is over."""
+        """Return whether an event ends the prompt."""
         own = event.data.get("prompt_id") == prompt_id
         over = own and event.ends(prompt_id)
         self.running = not over if own else self.running
         return over
 
-    async def heard(self, event: ComfyUIEvent, prompt_id: str) -> list[Progress | GeneratedImage]:
-        """What an event says; nothing, where it is another prompt's or says nothing new."""
+    async def update_from_event(self, event: ComfyUIEvent, prompt_id: str) -> list[Progress | GeneratedImage]:
+        """Return the progress and preview of an event; nothing for an event of another prompt, or without news."""
         if event.kind == "preview":
-            return await self._preview(event.picture)
+            return await self._preview(event.image)
         if event.data.get("prompt_id") != prompt_id:
             return []
         before = self._last
         if event.kind == "executing":
-            self._began(str(event.data.get("node")))
+            self._start_node(str(event.data.get("node")))
         elif event.kind == "progress":
-            self._step(str(event.data.get("node")), event.data)
+            self._update_step(str(event.data.get("node")), event.data)
         elif event.kind == "progress_state":
             for node, state in (event.data.get("nodes") or {}).items():
                 if state.get("state") == "running" and state.get("max", 0) > 1:
-                    self._step(str(node), state)
+                    self._update_step(str(node), state)
         return [] if self._last == before else [self._last]
 
-    def _began(self, node: str) -> None:
+    def _start_node(self, node: str) -> None:
         kind = str(self.workflow.graph.get(node, {}).get("class_type", ""))
         phase = "load" if "Loader" in kind else "run"
         self._last = Progress(phase=phase, fraction=self._last.fraction, message=kind or None)
 
-    def _step(self, node: str, state: Mapping[str, Any]) -> None:
+    def _update_step(self, node: str, state: Mapping[str, Any]) -> None:
         step, steps = int(state.get("value") or 0), int(state.get("max") or 0)
         if steps < 1:
             return
@@ -330,8 +342,8 @@ def _nothing_to_serve(files: WorkflowFiles) -> str:
     )
 
 
-def _saved(workflow: Workflow, entry: JSON) -> list[JSON]:
-    """The pictures of the output node, or of the one node that saved any; where several did, those that are not temporary."""
+def _saved_images(workflow: Workflow, entry: JSON) -> list[JSON]:
+    """Return the images of the output node, or of the one node that saved any; of several nodes, those with images that are not temporary."""
     outputs = {node: entry["outputs"].get(node) or {} for node in workflow.graph if node in entry.get("outputs", {})}
     chosen = {target.node for target in workflow.slots.get("output", ())}
     found = {
@@ -342,36 +354,38 @@ def _saved(workflow: Workflow, entry: JSON) -> list[JSON]:
     kept = {node: [file for file in files if file.get("type") == "output"] for node, files in found.items()}
     nodes = {node: files for node, files in (kept if any(kept.values()) else found).items() if files}
     if not nodes:
-        raise BackendError("the workflow ended without a picture; it needs a node that saves one, such as SaveImage")
+        raise BackendError("the workflow ended without an image; it needs a node that saves one, such as SaveImage")
     if len(nodes) > 1 and not chosen:
         names = ", ".join(nodes)
-        raise BackendError(f"the workflow saves pictures in the nodes {names}; title the one that counts nexus:output")
+        raise BackendError(
+            f"the workflow saves images in the nodes {names}; give the node with the result the title nexus:output"
+        )
     return [file for files in nodes.values() for file in files]
 
 
 def _check_status(entry: JSON) -> None:
-    """Raises BackendError when the run failed. Older servers give no status."""
+    """Raise BackendError when the run failed. Older servers report no status."""
     status = entry.get("status") or {}
     if status.get("status_str") != "error":
         return
     said: dict[str, JSON] = dict(status.get("messages") or ())
     if "execution_error" not in said:
-        raise BackendError("somebody interrupted the work in ComfyUI")
+        raise BackendError("The prompt was interrupted in ComfyUI.")
     error = said["execution_error"]
     text = str(error.get("exception_message", "")).strip()
     what = f"{error.get('exception_type', '')} {text}"
-    if NO_PICTURE.search(what):
-        raise BackendRefused(f"ComfyUI cannot read the picture: {text}", param="image")
+    if UNREADABLE_IMAGE.search(what):
+        raise BackendRefused(f"ComfyUI cannot read the image: {text}", param="image")
     where = f"{error.get('node_type', 'a node')} (node {error.get('node_id', '?')})"
     if OUT_OF_MEMORY.search(what):
         raise BackendError(f"ComfyUI ran out of memory in {where}", code="backend_out_of_memory", transient=True)
     raise BackendError(f"ComfyUI failed in {where}: {text or error.get('exception_type')}")
 
 
-def _about_the_request(error: InvalidGraph, workflow: Workflow) -> BackendError:
-    """The field that ComfyUI does not like, where it came from the request; or the checkpoint that is gone."""
+def _request_error(error: InvalidGraph, workflow: Workflow) -> BackendError:
+    """Return the error of the request's field that ComfyUI refused, or of a missing checkpoint; else the error itself."""
     for node, kind, name, text in error.faults:
-        param = field_of(workflow, node, name)
+        param = request_field(workflow, node, name)
         if param is not None:
             return BackendRefused(f"{param}: {text}", param=param)
         if name == "ckpt_name" and kind == "CheckpointLoaderSimple":

@@ -1,8 +1,8 @@
-"""What a workflow needs of a ComfyUI, compared with what that ComfyUI has: pure.
+"""Whether a ComfyUI server has the node classes and model files of a workflow: pure.
 
-ComfyUI says of each class of nodes which inputs it takes (`GET /object_info/CLASS`). A workflow is compared as ComfyUI does it
-before it runs one: every class must be there, and every file that a node on the way to an output names. Other values are left to
-ComfyUI, since custom nodes may take more than they list.
+ComfyUI describes the inputs of each node class (`GET /object_info/CLASS`). A workflow is checked as ComfyUI checks it before it runs: the server must have
+every class, and every model file that a node before an output names. Other values are left to ComfyUI, since custom nodes may accept more than
+they list.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ from workers.backends.comfyui.workflows import NodeInput, Workflow
 
 JSON = dict[str, Any]
 Classes = Mapping[str, JSON | None]
-"""What the server says of each class; None: it lacks the class. A class that is left out is not judged."""
+"""Descriptions of node classes; None for a class that the server lacks. A class that is not in it is not checked."""
 
 MODEL_FILES = (".safetensors", ".sft", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".gguf", ".onnx", ".pkl")
-MAX_SHOWN = 3
-"""Faults, and files that the server has instead, that one problem names."""
+MAX_NAMED = 3
+"""Faults, and similar files of the server, that one problem names."""
 
 
-def classes_of(workflow: Workflow) -> frozenset[str]:
+def node_classes(workflow: Workflow) -> frozenset[str]:
     """Return the classes of the workflow's nodes."""
     return frozenset(str(node["class_type"]) for node in workflow.graph.values())
 
 
 def lists_files(info: JSON) -> bool:
-    """Return whether a class lists files of models: they come and go while ComfyUI runs."""
+    """Return whether a node class lists model files, which may be added while ComfyUI runs."""
     inputs = info.get("input")
     fields = [name for group in ("required", "optional") for name in ((inputs or {}).get(group) or {})]
-    return any(_is_of_files(_choices(info, name)) for name in fields)
+    return any(_are_model_files(_choices(info, name)) for name in fields)
 
 
-def _is_of_files(choices: list[str] | None) -> bool:
+def _are_model_files(choices: list[str] | None) -> bool:
     return choices is not None and (not choices or any(one.lower().endswith(MODEL_FILES) for one in choices))
 
 
-def problem_of(workflow: Workflow, classes: Classes) -> str | None:
-    """Return what the server lacks for a workflow, as a sentence; None where it can run."""
+def workflow_problem(workflow: Workflow, classes: Classes) -> str | None:
+    """Return a sentence about what the server lacks for a workflow; None where it can run the workflow."""
     faults = [*_missing_classes(workflow, classes)] or [*_missing_files(workflow, classes)]
     if not faults:
         return None
-    more = f"; and {len(faults) - MAX_SHOWN} more" if len(faults) > MAX_SHOWN else ""
-    return f"The workflow {workflow.name!r} is not served: {'; '.join(faults[:MAX_SHOWN])}{more}."
+    more = f"; and {len(faults) - MAX_NAMED} more" if len(faults) > MAX_NAMED else ""
+    return f"The workflow {workflow.name!r} is not served: {'; '.join(faults[:MAX_NAMED])}{more}."
 
 
 def _missing_classes(workflow: Workflow, classes: Classes) -> Iterator[str]:
@@ -66,13 +66,13 @@ def _missing_files(workflow: Workflow, classes: Classes) -> Iterator[str]:
                 continue
             choices = _choices(classes.get(str(node["class_type"])), name)
             if choices is not None and value not in choices:
-                near = get_close_matches(value, choices, MAX_SHOWN) or choices[:MAX_SHOWN]
+                near = get_close_matches(value, choices, MAX_NAMED) or choices[:MAX_NAMED]
                 has = f"it has {', '.join(near)}" if near else "it has none"
                 yield f"ComfyUI lacks the file {value} ({name} of {node['class_type']}, node {key}); {has}"
 
 
 def _reachable(workflow: Workflow, classes: Classes) -> list[str]:
-    """The nodes that ComfyUI runs: the outputs and all before them. All nodes, where the server names no output."""
+    """Return the nodes that ComfyUI runs: the outputs and all nodes before them; all nodes where no class is known as an output."""
     graph = workflow.graph
     outputs = [key for key, node in graph.items() if (classes.get(str(node["class_type"])) or {}).get("output_node")]
     if not outputs:
@@ -88,7 +88,7 @@ def _reachable(workflow: Workflow, classes: Classes) -> list[str]:
 
 
 def _choices(info: JSON | None, name: str) -> list[str] | None:
-    """The values that an input lists; None where it lists none, or takes what is uploaded or asked for elsewhere."""
+    """Return the values that an input lists; None where it lists none, or takes uploads or remote values."""
     inputs = (info or {}).get("input")
     for group in ("required", "optional"):
         fields = inputs.get(group) if isinstance(inputs, dict) else None

@@ -1,4 +1,4 @@
-"""A request for pictures as graphs that ComfyUI runs: pure."""
+"""The graphs that ComfyUI runs for a request for images: pure."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from workers.adapter_kit.images.responses import ImageRequest
 from workers.backends.base import BackendRefused
 from workers.backends.comfyui.workflows import Graph, NodeInput, Workflow
 
-FIELDS = {"negative": "negative_prompt", "width": "size", "height": "size", "image": "edit"}
-"""What a slot is called in a request, where that differs."""
-OWN = frozenset({"prompt", "n", "output"})
+REQUEST_FIELDS = {"negative": "negative_prompt", "width": "size", "height": "size", "image": "edit"}
+"""The request's fields of slots that have another name."""
+IMPLICIT_SLOTS = frozenset({"prompt", "n", "output"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,41 +24,45 @@ class PromptPlan:
 
     graph: Graph
     seed: int | None
-    """Of its first picture, where a slot sets it."""
+    """The seed of its first image; None where no slot sets it."""
 
 
-def check(workflow: Workflow, request: ImageRequest) -> None:
-    """Raises BackendRefused for whatever the workflow has no slot for, and for what it needs and does not get."""
+def check_request(workflow: Workflow, request: ImageRequest) -> None:
+    """Raise BackendRefused for a field without a slot, and for a file that the workflow needs and the request lacks."""
     slots = workflow.slots
-    request.require_supported(*dict.fromkeys(FIELDS.get(name, name) for name in slots if name not in OWN))
+    request.require_supported(
+        *dict.fromkeys(REQUEST_FIELDS.get(name, name) for name in slots if name not in IMPLICIT_SLOTS)
+    )
     if "image" in slots and not request.edit:
-        raise BackendRefused("this workflow changes a picture: send it one at /v1/images/edits", param="image")
+        raise BackendRefused("This workflow edits an image. Send one to /v1/images/edits.", param="image")
     if "mask" in slots and request.mask is None:
-        raise BackendRefused("this workflow needs a mask", param="mask")
+        raise BackendRefused("This workflow needs a mask. Send the file 'mask'.", param="mask")
     if request.n > 1 and "n" not in slots and "seed" not in slots:
         raise BackendRefused(
-            "this workflow has neither a slot for n nor one for the seed: all its pictures would be the same", param="n"
+            "This workflow has no slot for n or seed, so all its images would be the same. Send n=1.", param="n"
         )
-    _extras(workflow, request)
+    _workflow_fields(workflow, request)
 
 
-def plans(workflow: Workflow, request: ImageRequest, files: Mapping[str, str], fresh_seed: int) -> list[PromptPlan]:
-    """The runs that make `request.n` pictures: one with a batch where there is a slot for it, else one for each, seeds counting up.
+def plan_prompts(
+    workflow: Workflow, request: ImageRequest, files: Mapping[str, str], random_seed: int
+) -> list[PromptPlan]:
+    """Return the runs that make `request.n` images: one batch where the workflow has a slot for it, else a run each, with seeds counting up.
 
-    `files` are the names under which ComfyUI knows `image` and `mask`. `fresh_seed` is taken where the caller gives none, since
-    the template's own would make the same picture each time.
+    `files`: ComfyUI's names of `image` and `mask`. `random_seed`: the seed of a request without one; the template's own would make the
+    same image each time.
     """
-    seed = request.seed if request.seed is not None else workflow.defaults.get("seed", fresh_seed)
-    values = dict(workflow.defaults) | _values(request) | _extras(workflow, request) | dict(files)
+    seed = request.seed if request.seed is not None else workflow.defaults.get("seed", random_seed)
+    values = dict(workflow.defaults) | _values(request) | _workflow_fields(workflow, request) | dict(files)
     batch = "n" in workflow.slots
     seeds = [seed] if batch else [(seed + number) % 2**64 for number in range(request.n)]
     values["n"] = request.n
     known = "seed" in workflow.slots
-    return [PromptPlan(_filled(workflow, values | {"seed": one}), one if known else None) for one in seeds]
+    return [PromptPlan(_fill_slots(workflow, values | {"seed": one}), one if known else None) for one in seeds]
 
 
-def field_of(workflow: Workflow, node: str, name: str) -> str | None:
-    """The request's field that goes to an input; None where none does."""
+def request_field(workflow: Workflow, node: str, name: str) -> str | None:
+    """Return the request's field that an input takes; None where it takes none."""
     slot = next((slot for slot, targets in workflow.slots.items() if NodeInput(node, name) in targets), None)
     return {"negative": "negative_prompt", "width": "size", "height": "size"}.get(slot, slot) if slot else None
 
@@ -76,7 +80,7 @@ def _values(request: ImageRequest) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _filled(workflow: Workflow, values: Mapping[str, Any]) -> Graph:
+def _fill_slots(workflow: Workflow, values: Mapping[str, Any]) -> Graph:
     graph = copy.deepcopy(workflow.graph)
     for slot, targets in workflow.slots.items():
         if slot in values:
@@ -85,28 +89,28 @@ def _filled(workflow: Workflow, values: Mapping[str, Any]) -> Graph:
     return graph
 
 
-def _extras(workflow: Workflow, request: ImageRequest) -> dict[str, Any]:
-    """The fields that only this workflow knows. Raises BackendRefused for one of another kind than the template's."""
+def _workflow_fields(workflow: Workflow, request: ImageRequest) -> dict[str, Any]:
+    """Return the fields that only this workflow has. Raises BackendRefused for one of another type than the template's."""
     out: dict[str, Any] = {}
     for name, value in request.extra.items():
-        template = workflow.literal(workflow.slots[name][0])
+        template = workflow.template_value(workflow.slots[name][0])
         is_text = request.edit and isinstance(value, str) and isinstance(template, int | float)
-        out[name] = _from_text(value) if is_text else value
-        if _kind(template) not in (None, _kind(out[name])):
-            raise BackendRefused(f"{name} must be of the kind of {template!r}", param=name)
+        out[name] = _parse_form_value(value) if is_text else value
+        if _type_name(template) not in (None, _type_name(out[name])):
+            raise BackendRefused(f"{name} must have the type of {template!r}", param=name)
     return out
 
 
-def _from_text(value: str) -> Any:
-    """A form's number or boolean."""
+def _parse_form_value(value: str) -> Any:
+    """Return a number or boolean of a form."""
     try:
         return orjson.loads(value)
     except orjson.JSONDecodeError:
         return value
 
 
-def _kind(value: Any) -> str | None:
-    """None: a link, in whose place ComfyUI takes anything that fits."""
+def _type_name(value: Any) -> str | None:
+    """Return the type of a value; None for a link, in whose place ComfyUI accepts any value."""
     if isinstance(value, bool):
         return "boolean"
     if isinstance(value, int | float):
@@ -114,11 +118,11 @@ def _kind(value: Any) -> str | None:
     return "text" if isinstance(value, str) else None
 
 
-# Without a workflow of the operator's own
+# Checkpoints without a workflow
 
 
 def checkpoint_workflow(checkpoint: str, request: ImageRequest) -> Workflow:
-    """The plainest workflow for a Stable Diffusion checkpoint: from text, from a picture, or within a mask."""
+    """Return a plain workflow for a Stable Diffusion checkpoint: from text, from an image, or within a mask."""
     side = 1024 if "xl" in checkpoint.lower() else 512
     graph: Graph = {
         "model": _node("CheckpointLoaderSimple", ckpt_name=checkpoint),
@@ -138,7 +142,7 @@ def checkpoint_workflow(checkpoint: str, request: ImageRequest) -> Workflow:
             denoise=1.0,
         ),
         "picture": _node("VAEDecode", samples=["sampler", 0], vae=["model", 2]),
-        "output": _node("PreviewImage", images=["picture", 0]),  # not SaveImage: what is temporary is cleaned up
+        "output": _node("PreviewImage", images=["picture", 0]),  # not SaveImage: ComfyUI deletes temporary files
     }
     slots: dict[str, tuple[NodeInput, ...]] = {
         "prompt": (NodeInput("prompt", "text"),),
@@ -150,7 +154,7 @@ def checkpoint_workflow(checkpoint: str, request: ImageRequest) -> Workflow:
     }
     defaults: dict[str, Any] = {}
     if request.edit:
-        _from_picture(graph, slots, request)
+        _add_edit_nodes(graph, slots, request)
         defaults["strength"] = 1.0 if request.mask else 0.75
     else:
         graph["latent"] = _node("EmptyLatentImage", width=side, height=side, batch_size=1)
@@ -159,7 +163,7 @@ def checkpoint_workflow(checkpoint: str, request: ImageRequest) -> Workflow:
     return Workflow(checkpoint, graph, slots, defaults)
 
 
-def _from_picture(graph: Graph, slots: dict[str, tuple[NodeInput, ...]], request: ImageRequest) -> None:
+def _add_edit_nodes(graph: Graph, slots: dict[str, tuple[NodeInput, ...]], request: ImageRequest) -> None:
     graph["image"] = _node("LoadImage", image="")
     graph["latent"] = _node("VAEEncode", pixels=["image", 0], vae=["model", 2])
     slots["image"] = (NodeInput("image", "image"),)
@@ -173,7 +177,7 @@ def _from_picture(graph: Graph, slots: dict[str, tuple[NodeInput, ...]], request
     if request.mask is not None:
         graph["mask"] = _node(
             "LoadImageMask", image="", channel="alpha"
-        )  # its alpha channel comes inverted, as OpenAI's
+        )  # ComfyUI inverts alpha, as OpenAI's masks need
         graph["masked"] = _node("SetLatentNoiseMask", samples=["latent", 0], mask=["mask", 0])
         graph["sampler"]["inputs"]["latent_image"] = ["masked", 0]
         slots["mask"] = (NodeInput("mask", "image"),)

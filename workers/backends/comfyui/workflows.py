@@ -1,14 +1,14 @@
-"""An operator's ComfyUI workflows as models: where in a graph a request's fields go. Pure, but for reading the files.
+"""An operator's ComfyUI workflows as models: where a request's fields go in a graph. Pure, apart from reading the files.
 
-A workflow is what ComfyUI exports with "Export (API)": `{"3": {"class_type": "KSampler", "inputs": {…}, "_meta": {"title": …}}}`.
-Its slots are, by the first of these that names any:
+A workflow is the JSON of ComfyUI's "Export (API)": `{"3": {"class_type": "KSampler", "inputs": {…}, "_meta": {"title": …}}}`.
+Its slots come from the first of these that names any:
 
 - a file `NAME.slots.json` beside it: `{"prompt": {"node": "6", "input": "text"}, "seed": {"node": "3"}, "defaults": {"steps": 20}}`;
-- titles of nodes: `nexus:prompt`, or `nexus:seed.noise_seed` where the input is not the usual one; a title may name several;
-- what the links say: from a sampler to its texts, its empty latent, its loaded picture.
+- titles of nodes: `nexus:prompt`, or `nexus:seed.noise_seed` where the input is not the usual one; a title may name several slots;
+- the links of the graph: from a sampler to its prompts, its empty latent, its loaded image.
 
-Slots are `prompt`, `negative`, `size` (or `width`, `height`), `n` (a batch), `seed`, `steps`, `guidance`, `strength`, `image`, `mask` and
-`output` (the node whose pictures are the answer). Any other name is a field of the request that this workflow alone knows.
+Slots are `prompt`, `negative`, `size` (or `width`, `height`), `n` (a batch), `seed`, `steps`, `guidance`, `strength`, `image`, `mask` and `output` (the node
+whose images are the result). Any other name is a field of the request that only this workflow has.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 JSON = dict[str, Any]
 Graph = dict[str, JSON]
-Stamp = tuple[tuple[int, int, int] | None, ...]
+FileStamp = tuple[tuple[int, int, int] | None, ...]
 
 TITLE = re.compile(r"nexus:(\w+)(?:\.(\w+))?")
 ALIASES = {
@@ -47,12 +47,12 @@ USUAL_INPUTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "mask": (("mask",), ("image",)),
     "output": ((),),
 }
-"""Under which inputs a slot is looked for in its node, in this order."""
+"""The inputs of a node that a slot may stand for, in order of preference."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeInput:
-    """One input of one node."""
+    """An input of a node."""
 
     node: str
     input: str
@@ -60,30 +60,30 @@ class NodeInput:
 
 @dataclass(frozen=True, slots=True)
 class Workflow:
-    """A graph, and where a request's fields go in it."""
+    """A graph and its slots."""
 
     name: str
     graph: Graph
     slots: Mapping[str, tuple[NodeInput, ...]]
-    """A slot may have several targets: they all get its value."""
+    """The inputs of each slot: all of them get its value."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
-    def literal(self, target: NodeInput) -> Any:
-        """What the template holds at `target`."""
+    def template_value(self, target: NodeInput) -> Any:
+        """Return the template's value of an input."""
         return self.graph[target.node]["inputs"].get(target.input)
 
 
 class WorkflowFiles:
     """The workflows of a folder (each `NAME.json` in it) and of a file, read again when they change.
 
-    A file that is no workflow is a problem of its own; the others are served. Raises ValueError, naming the files at fault, when the
-    folder is missing or there is nothing to serve at the start.
+    A file that is not a workflow is a problem; the others are served. The constructor raises ValueError, which names the files at fault, when
+    the folder is missing or holds no workflow.
     """
 
     def __init__(self, folder: str, file: str) -> None:
         self._folder = folder
         self._file = file
-        self._read: dict[Path, tuple[Stamp, Workflow | ValueError]] = {}
+        self._read: dict[Path, tuple[FileStamp, Workflow | ValueError]] = {}
         self.workflows: dict[str, Workflow] = {}
         self.problems: tuple[str, ...] = ()
         if folder and not Path(folder).is_dir():
@@ -95,16 +95,16 @@ class WorkflowFiles:
             )
 
     def __bool__(self) -> bool:
-        """Whether the operator has named any."""
+        """Return whether the operator named a folder or a file."""
         return bool(self._folder or self._file)
 
     def refresh(self) -> None:
-        """Read what is new or has changed since the last time."""
-        read: dict[Path, tuple[Stamp, Workflow | ValueError]] = {}
+        """Read the files that are new or have changed."""
+        read: dict[Path, tuple[FileStamp, Workflow | ValueError]] = {}
         for path in self._paths():
-            stamp = _stamp(path)
+            stamp = _file_stamp(path)
             before = self._read.get(path)
-            read[path] = before if before is not None and before[0] == stamp else (stamp, _loaded(path))
+            read[path] = before if before is not None and before[0] == stamp else (stamp, _load_or_error(path))
         self._read = read
         found = [loaded for _, loaded in read.values()]
         self.workflows = {one.name: one for one in found if isinstance(one, Workflow)}
@@ -117,15 +117,15 @@ class WorkflowFiles:
         return paths
 
 
-def _loaded(path: Path) -> Workflow | ValueError:
+def _load_or_error(path: Path) -> Workflow | ValueError:
     try:
         return load_workflow(path)
     except ValueError as error:
         return error
 
 
-def _stamp(path: Path) -> Stamp:
-    """What changes when a workflow or the file beside it does."""
+def _file_stamp(path: Path) -> FileStamp:
+    """Return a value that changes when the workflow or its slots file changes."""
     stamps: list[tuple[int, int, int] | None] = []
     for one in (path, path.with_name(f"{path.stem}.slots.json")):
         try:
@@ -138,21 +138,21 @@ def _stamp(path: Path) -> Stamp:
 
 
 def load_workflow(path: Path) -> Workflow:
-    """The workflow in a file, with its slots. Raises ValueError."""
+    """Return the workflow of a file. Raises ValueError."""
     try:
-        return workflow_of(path.stem, _object(path), _sidecar(path))
+        return parse_workflow(path.stem, _object(path), _sidecar(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def workflow_of(name: str, graph: JSON, sidecar: JSON | None = None) -> Workflow:
-    """A workflow from its graph and what its sidecar says. Raises ValueError."""
+def parse_workflow(name: str, graph: JSON, sidecar: JSON | None = None) -> Workflow:
+    """Return the workflow of a graph and its slots file. Raises ValueError."""
     if not graph or not all(isinstance(node, dict) and "class_type" in node for node in graph.values()):
-        raise ValueError("this is no workflow in API form; export it with Workflow, Export (API)")
+        raise ValueError("this is not a workflow in API format; export it with Workflow, Export (API)")
     graph = {str(key): node | {"inputs": node.get("inputs") or {}} for key, node in graph.items()}
     sidecar = dict(sidecar or {})
     defaults = sidecar.pop("defaults", {})
-    slots = _named(graph, sidecar) or _titled(graph) or detected(graph)
+    slots = _slots_from_file(graph, sidecar) or _slots_from_titles(graph) or detect_slots(graph)
     if "prompt" not in slots:
         raise ValueError("no node is found for the prompt; give that node the title nexus:prompt")
     if isinstance(defaults, dict):
@@ -190,7 +190,7 @@ def _slot_names(name: str) -> tuple[str, ...]:
     return ("width", "height") if name == "size" else (ALIASES.get(name, name),)
 
 
-def _named(graph: Graph, sidecar: JSON) -> dict[str, tuple[NodeInput, ...]]:
+def _slots_from_file(graph: Graph, sidecar: JSON) -> dict[str, tuple[NodeInput, ...]]:
     slots: dict[str, tuple[NodeInput, ...]] = {}
     for key, value in sidecar.items():
         for place in value if isinstance(value, list) else [value]:
@@ -201,7 +201,7 @@ def _named(graph: Graph, sidecar: JSON) -> dict[str, tuple[NodeInput, ...]]:
     return slots
 
 
-def _titled(graph: Graph) -> dict[str, tuple[NodeInput, ...]]:
+def _slots_from_titles(graph: Graph) -> dict[str, tuple[NodeInput, ...]]:
     slots: dict[str, tuple[NodeInput, ...]] = {}
     for node, content in graph.items():
         for key, given in TITLE.findall(str((content.get("_meta") or {}).get("title", ""))):
@@ -229,11 +229,11 @@ def _usual(name: str, inputs: JSON) -> tuple[str, ...] | None:
     return next((group for group in groups if all(one in inputs for one in group)), None)
 
 
-# By the links alone
+# Slots by links
 
 
-def detected(graph: Graph) -> dict[str, tuple[NodeInput, ...]]:
-    """The slots that can be told from how the samplers are linked. What is doubtful is left out."""
+def detect_slots(graph: Graph) -> dict[str, tuple[NodeInput, ...]]:
+    """Return the slots that the links of the samplers show. Doubtful ones are left out."""
     slots: dict[str, list[NodeInput]] = {}
     samplers = sampler_nodes(graph)
     for sampler in samplers:
@@ -243,7 +243,7 @@ def detected(graph: Graph) -> dict[str, tuple[NodeInput, ...]]:
         slots.setdefault("negative", []).extend(one for one in negatives if one not in prompts)
         slots.setdefault("seed", []).extend(_literals(graph, sampler, ("seed", "noise_seed"), via="noise"))
         _latent(graph, sampler, slots)
-    if len(samplers) == 1:  # two samplers share a picture's steps in a way that only the operator knows
+    if len(samplers) == 1:  # two samplers divide the steps in a way that only the operator knows
         slots["steps"] = _literals(graph, samplers[0], ("steps",), via="sigmas")
         slots["guidance"] = _guidance(graph, samplers[0])
         if slots.get("image"):
@@ -252,7 +252,7 @@ def detected(graph: Graph) -> dict[str, tuple[NodeInput, ...]]:
 
 
 def sampler_nodes(graph: Graph) -> list[str]:
-    """The nodes that make pictures step by step."""
+    """Return the sampler nodes, which generate images in steps."""
     return [node for node, content in graph.items() if _link(content["inputs"].get("latent_image")) is not None]
 
 
@@ -263,7 +263,7 @@ def _link(value: Any) -> tuple[str, int] | None:
 
 
 def _upstream(graph: Graph, link: tuple[str, int] | None) -> Iterator[str]:
-    """The nodes behind a link, nearest first. Behind one that passes both prompts on, only those of that prompt."""
+    """Yield the nodes behind a link, nearest first. Behind a node that passes both prompts on, follow only the linked prompt."""
     waiting, seen = [link] if link else [], set()
     while waiting:
         node, output = waiting.pop(0)
@@ -273,7 +273,7 @@ def _upstream(graph: Graph, link: tuple[str, int] | None) -> Iterator[str]:
         yield node
         inputs = graph[node]["inputs"]
         if "positive" in inputs and "negative" in inputs and output < 2:
-            inputs = {"kept": inputs["negative" if output else "positive"]}
+            inputs = {"followed": inputs["negative" if output else "positive"]}
         waiting += [further for further in map(_link, inputs.values()) if further is not None]
 
 
@@ -290,13 +290,13 @@ def _conditioning(graph: Graph, sampler: str, which: str) -> tuple[str, int] | N
 def _texts(graph: Graph, link: tuple[str, int] | None) -> list[NodeInput]:
     targets: list[NodeInput] = []
     for node in _upstream(graph, link):
-        literal = {name: value for name, value in graph[node]["inputs"].items() if isinstance(value, str)}
-        targets += [NodeInput(node, name) for name in _usual("prompt", literal) or ()]
+        template_value = {name: value for name, value in graph[node]["inputs"].items() if isinstance(value, str)}
+        targets += [NodeInput(node, name) for name in _usual("prompt", template_value) or ()]
     return targets
 
 
 def _literals(graph: Graph, node: str, names: tuple[str, ...], via: str = "") -> list[NodeInput]:
-    """The number that a node takes under one of `names`, directly, from a node that holds it, or over the link `via`."""
+    """Return the input that holds the number `names` of a node: its own, that of a linked node, or one behind the link `via`."""
     inputs = graph[node]["inputs"]
     for name in names:
         link = _link(inputs.get(name))
@@ -309,7 +309,7 @@ def _literals(graph: Graph, node: str, names: tuple[str, ...], via: str = "") ->
 
 
 def _latent(graph: Graph, sampler: str, slots: dict[str, list[NodeInput]]) -> None:
-    """What the sampler starts from: an empty latent of some size, or a picture."""
+    """Add the slots of the latent that the sampler starts from: an empty one of some size, or an image."""
     for node in _upstream(graph, _link(graph[sampler]["inputs"]["latent_image"])):
         kind = str(graph[node]["class_type"])
         if kind == "LoadImage":
@@ -320,7 +320,7 @@ def _latent(graph: Graph, sampler: str, slots: dict[str, list[NodeInput]]) -> No
 
 
 def _guidance(graph: Graph, sampler: str) -> list[NodeInput]:
-    """FLUX's own guidance where there is one: beside it, `cfg` must stay what it is."""
+    """Return FLUX's own guidance input where there is one, since `cfg` must then not change; else `cfg`."""
     for node in _upstream(graph, _conditioning(graph, sampler, "positive")):
         if _is_number(graph[node]["inputs"].get("guidance")):
             return [NodeInput(node, "guidance")]
