@@ -1,1 +1,3 @@
-"""How things travel: bus (NATS), registry (etcd), store (Redis), and what both sides share."""
+"""Communication and storage: the bus (NATS), the registry (etcd), the store (Redis), and helpers that gateways and workers
+share.
+"""

@@ -1,9 +1,9 @@
-"""The one clock of all gateways: that of the NATS server which stores their jobs.
+"""The one clock of all gateways: that of the NATS server that stores their jobs.
 
-Hosts' clocks differ, by an hour where a time zone was mistaken for a time. What one process stores, another one compares:
-so both have to read one clock. Everything stored in NATS carries its server's time already. A process measures how far its
-own steady clock is from that, and adds the difference to whatever it stamps or compares. Where nothing was measured, as in
-a command or a test, it is the host's own time.
+Hosts' clocks differ, by an hour where a time zone was set wrong. One process compares times that another one stored, so both
+have to read one clock. Everything that is stored in NATS carries its server's time. A process measures the difference between
+its own monotonic clock and that time, and adds it to the times that it stores or compares. Without a measurement, as in a
+command or a test, the clock shows the host's time.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable
 
 MAX_GRADUAL_CORRECTION_S = 0.5
-"""Smaller differences are approached, larger ones are taken over at once."""
+"""Smaller differences are corrected gradually, larger ones at once."""
 CORRECTION_SHARE = 0.25
-"""Of a small difference, what one measurement corrects."""
+"""The share of a small difference that one measurement corrects."""
 
 
 class Clock:
-    """Unix seconds. Steps of the host's clock do not move it."""
+    """Unix seconds. Steps of the host's clock do not change it."""
 
     def __init__(self, wall: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic) -> None:
         self._wall = wall
@@ -31,15 +31,15 @@ class Clock:
 
     @property
     def ahead_s(self) -> float:
-        """How far the host's own clock is ahead of this one; negative: behind."""
+        """How far the host's clock is ahead of this one, in seconds; negative: behind."""
         return self._wall() - self.now()
 
     def steady(self) -> float:
-        """Return the time by which `observe` is told when a question was sent, and when it was answered."""
+        """Return monotonic seconds, for the `sent` and `received` of `observe`."""
         return self._steady()
 
     def observe(self, server_s: float, sent: float, received: float) -> None:
-        """The server read `server_s` at some moment between these two of `steady`."""
+        """Correct the clock: the server read `server_s` at some moment between `sent` and `received`."""
         half = (received - sent) / 2
         error = server_s - (sent + half + self._base)
         if abs(error) <= half:
@@ -48,7 +48,7 @@ class Clock:
 
 
 CLOCK = Clock()
-"""This process's. A process has one clock, as it has one `time.time`."""
+"""The clock of this process; a process has one, as it has one `time.time`."""
 
 
 def now() -> float:

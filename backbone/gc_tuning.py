@@ -1,4 +1,4 @@
-"""How a long-running process keeps its garbage collector out of the way."""
+"""Reduces the cost of garbage collection in a long-running process."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import gc
 
 
 def tune_garbage_collector() -> None:
-    """Call once everything is set up.
+    """Tune the garbage collector; call it once everything is set up.
 
-    What exists now lives as long as the process: it is taken out of collection, which makes a full
-    one cheap. Requests make few cycles, so that the youngest generation is looked at less often: with Python's defaults
-    the collector took a tenth of the gateway's time.
+    Objects that exist now live as long as the process: they are excluded from collection, which makes a full one cheap.
+    Requests make few cycles, so that the youngest generation is collected less often: with Python's defaults the collector took
+    a tenth of the gateway's time.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""Why a port cannot be listened on, in words for the person who chose it."""
+"""Explains why a process cannot listen on a port, to the person who chose it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Structured logs on standard output: sentences on a terminal, else one JSON object a line."""
+"""Structured logs on standard output: sentences on a terminal, else one JSON object per line."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import structlog
 from backbone.terminal_log import TerminalRenderer, is_terminal
 
 FLUSH_INTERVAL_S = 0.1
-"""Lines below `warning` are written together after this long: a write for each line would cost more than the line."""
+"""Lines below `warning` are written together at this interval: a write per line would cost more than the line."""
 FLUSH_BYTES = 16 * 1024
 
 
 class BufferedLogger:
-    """A structlog logger that writes JSON lines to a stream, many at a time; warnings and worse at once."""
+    """A structlog logger that writes JSON lines to standard output, many at a time; warnings and worse at once."""
 
     def __init__(self) -> None:
         self._lines: list[bytes] = []
@@ -31,7 +31,7 @@ class BufferedLogger:
         atexit.register(self.flush)
 
     def msg(self, line: bytes) -> None:
-        """Keep one line."""
+        """Buffer one line."""
         with self._lock:
             self._lines.append(line)
             self._size += len(line)
@@ -44,14 +44,14 @@ class BufferedLogger:
     debug = info = msg
 
     def urgent(self, line: bytes) -> None:
-        """Write one line, and what waits, now."""
+        """Write one line now, and the buffered ones before it."""
         self.msg(line)
         self.flush()
 
     warning = warn = error = critical = exception = fatal = urgent
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write the buffered lines."""
         with self._lock:
             lines, self._lines, self._size = self._lines, [], 0
             if lines:
@@ -74,9 +74,9 @@ def _dumps(event: Any, **_: Any) -> bytes:
 
 
 def configure_logging(log_format: Literal["auto", "json", "console"], level: str) -> None:
-    """Set up structlog, and send what libraries log through `logging` the same way. Called once, at the edge.
+    """Configure structlog, and format the records of `logging` the same way. Call it once, at startup.
 
-    `auto`: `console` where a person reads, else `json`.
+    `auto`: `console` on a terminal, else `json`.
     """
     console = log_format == "console" or (log_format == "auto" and is_terminal())
     number = getattr(logging, level.upper())

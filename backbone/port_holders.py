@@ -1,4 +1,4 @@
-"""Name the process that listens on a TCP port of this machine, as far as this user may see it."""
+"""Finds the process that listens on a TCP port of this machine, as far as this user may see it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 LISTENING = "0A"
-"""The state in /proc/net/tcp."""
+"""The state LISTEN in /proc/net/tcp."""
 LSOF_TIMEOUT_S = 3.0
 UNKNOWN = "another program"
 
@@ -39,7 +39,7 @@ def _inodes(port: int, proc: Path) -> Iterator[str]:
 
 
 def _holds(folder: Path, sockets: set[str]) -> bool:
-    """Whether the process of `folder` has one of `sockets` open. Those of other users cannot be read."""
+    """Return whether the process of `folder` has one of `sockets` open. Those of other users cannot be read."""
     with suppress(OSError):
         for entry in (folder / "fd").iterdir():
             with suppress(OSError):
@@ -49,7 +49,7 @@ def _holds(folder: Path, sockets: set[str]) -> bool:
 
 
 def _program(folder: Path) -> str:
-    """Return the program's name. Arguments stay out: they may hold keys."""
+    """Return the program's name. Arguments are left out: they may hold keys."""
     with suppress(OSError):
         arguments = (folder / "cmdline").read_bytes().split(b"\0")
         if b"-m" in arguments and b"gateway" in arguments:
@@ -60,7 +60,7 @@ def _program(folder: Path) -> str:
 
 
 def _by_lsof(port: int) -> str:
-    """As on macOS."""
+    """Find the process by lsof, as on macOS."""
     if not (lsof := shutil.which("lsof")):
         return UNKNOWN
     command = [lsof, "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-Fpc"]

@@ -1,7 +1,8 @@
-"""Tell addresses of the internet from special ones, by a table of our own: `ipaddress.is_global` differs between versions of Python.
+"""Distinguishes public addresses from special ones, by a table of its own: `ipaddress.is_global` differs between versions of
+Python.
 
-Sources: IANA's special-purpose registries for IPv4 and IPv6 (RFC 6890 and later), and its IPv6 address space. Blocks
-that a registry calls globally reachable within one that is not (192.0.0.9, ORCHIDv2) hold nothing to fetch, and are special here.
+Sources: IANA's special-purpose registries for IPv4 and IPv6 (RFC 6890 and later), and its IPv6 address space. Blocks that a
+registry calls globally reachable within one that is not (192.0.0.9, ORCHIDv2) hold nothing to fetch, and count as special here.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ SPECIAL_V4 = tuple(
     )
 )
 UNICAST_V6 = IPv6Network("2000::/3")
-"""What IANA gives out for the internet. Outside it: ::, ::1, ::/96, 64:ff9b:1::/48, 100::/64, 5f00::/16, fc00::/7, fe80::/10, fec0::/10, ff00::/8."""
+"""The block that IANA assigns for the internet. Outside it: ::, ::1, ::/96, 64:ff9b:1::/48, 100::/64, 5f00::/16, fc00::/7,
+fe80::/10, fec0::/10, ff00::/8.
+"""
 SPECIAL_V6 = tuple(
     map(
         IPv6Network,
@@ -54,11 +57,11 @@ WRAPPED = (
     (IPv6Network("64:ff9b::/96"), 0),  # NAT64
     (IPv6Network("2002::/16"), 80),  # 6to4
 )
-"""Blocks whose addresses hold an IPv4 address, and the bits behind it."""
+"""Blocks whose addresses embed an IPv4 address, and the number of bits after it."""
 
 
 def is_public(address: Address) -> bool:
-    """Return whether the whole internet can reach this address; one that wraps an IPv4 address counts as that."""
+    """Return whether the internet can reach this address; one that embeds an IPv4 address counts as that address."""
     if isinstance(address, IPv4Address):
         return not any(address in block for block in SPECIAL_V4)
     for block, behind in WRAPPED:

@@ -1,4 +1,4 @@
-"""Secrets and certificates that settings name by file: read when they are needed, refused with the setting's name."""
+"""Reads secrets and certificates from the files that settings name, when they are needed; errors name the setting."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class ConfigurationError(Exception):
 
 
 def read_secret(setting: str, path: str) -> str:
-    """What is in the file, less the line end that editors put there. Raises ConfigurationError, also for an empty file."""
+    """Return the content of the file without the line end that editors add. Raises ConfigurationError, also for an empty file."""
     text = read_file(setting, path).decode(errors="replace").rstrip("\r\n")
     if not text:
         raise ConfigurationError(f"{setting}: {path} is empty")
@@ -20,7 +20,7 @@ def read_secret(setting: str, path: str) -> str:
 
 
 def read_file(setting: str, path: str) -> bytes:
-    """A file that a setting names. Raises ConfigurationError."""
+    """Return the content of a file that a setting names. Raises ConfigurationError."""
     try:
         return Path(path).read_bytes()
     except OSError as error:
@@ -28,10 +28,12 @@ def read_file(setting: str, path: str) -> bytes:
 
 
 class Password:
-    """A password from a setting or from a file; the file is read anew each time, so that a changed one needs no restart."""
+    """A password from a setting or a file. The file is read each time, so that a changed password needs no restart."""
 
     def __init__(self, name: str, value: SecretStr | None, file: str) -> None:
-        """`name`: of the setting that holds it; `file` is what `<name>_FILE` says. Raises ConfigurationError."""
+        """Check the setting. `name`: of the setting with the password; `file`: the value of `<name>_FILE`. Raises
+        ConfigurationError.
+        """
         self._name = name
         self._value = value.get_secret_value() if value else ""
         self._file = file
@@ -47,5 +49,5 @@ class Password:
         return f"Password({self._name})"
 
     def read(self) -> str:
-        """The password as it is now. Raises ConfigurationError."""
+        """Return the current password. Raises ConfigurationError."""
         return read_secret(f"{self._name}_FILE", self._file) if self._file else self._value

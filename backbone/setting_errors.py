@@ -1,4 +1,4 @@
-"""Settings that cannot be used, in words for the person who set them: which, what it must be, and where it was read."""
+"""Describes invalid settings to the person who set them: the setting, its requirement, and where the value came from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Settings = TypeVar("Settings", bound=CommonSettings)
 
 ENV_FILE = Path(".env")
 MAX_SHOWN_CHARACTERS = 60
-"""Letters of a value."""
+"""Characters of a value that are shown."""
 REQUIREMENTS = {
     "int_parsing": "a whole number",
     "int_from_float": "a whole number",
@@ -31,13 +31,13 @@ REQUIREMENTS = {
     "less_than_equal": "at most {le}",
     "literal_error": "one of {expected}",
 }
-"""By pydantic's name of the error. The values of these hold no secrets, so that they are shown."""
+"""Requirements by pydantic's type of error. Values of these settings hold no secrets, so that they are shown."""
 
 
 def read_settings(kind: type[Settings], flags: Collection[str] = ()) -> Settings:
-    """Return the settings that the environment and `.env` hold. `flags`: variables that the command line has set.
+    """Return the settings of the environment and `.env`. `flags`: variables that the command line has set.
 
-    Raises ConfigurationError, with a sentence for each setting that is wrong.
+    Raises ConfigurationError, with a sentence for each invalid setting.
     """
     try:
         return kind()
@@ -64,7 +64,7 @@ def _plain(bound: Any) -> str:
 
 
 def _place(name: str, flags: Collection[str]) -> str:
-    """Where the value is from. Variables go before the file, whatever their case."""
+    """Return where the value came from. Environment variables precede the file, whatever their case."""
     if name in flags:
         return "on the command line"
     if name in {one.upper() for one in os.environ}:

@@ -1,11 +1,11 @@
-"""Asking what a stranger's URL names, without reaching what only we can reach.
+"""An HTTP client for URLs of strangers, which does not reach what only this host can reach.
 
-- `http` and `https` only, no credentials in the URL. A host counts by its addresses: every one must be public, also those
-  that hide in IPv6 (mapped, 6to4, NAT64, Teredo).
-- The connection goes to the very address that was checked, so that a name which resolves differently a moment later
-  (rebinding) gains nothing; TLS still checks the certificate against the name.
-- Each redirect of a GET is checked like a first URL; a POST follows none. Bodies are bounded in size, everything together
-  in time. Proxies and credentials of the environment are not used.
+- `http` and `https` only, without credentials in the URL. A host is judged by its addresses: every one must be public, also
+  those that are embedded in IPv6 (mapped, 6to4, NAT64, Teredo).
+- The connection goes to the very address that was checked, so that a name which resolves differently a moment later (rebinding)
+  gains nothing; TLS still checks the certificate against the name.
+- Each redirect of a GET is checked like a first URL; a POST follows none. Bodies are bounded in size, and the whole request in
+  time. Proxies and credentials of the environment are not used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 REDIRECT_STATUSES = frozenset({301, 302, 303, 307, 308})
 MAX_REDIRECTS = 3
 MAX_POST_RESPONSE_BYTES = 4096
-"""Of the answer to a POST, which nobody wants."""
+"""The body of a response to a POST is read up to this size, and dropped."""
 BODY_TIMEOUT_S = 1.0
 CONTENT_TYPE = re.compile(r"[\w.+\-]{1,64}/[\w.+\-]{1,128}", re.ASCII)
 NOT_PUBLIC_MESSAGE = "the URL's host is not a public one"
@@ -44,7 +44,7 @@ class FetchRefused(InvalidRequest):
 
 @dataclass(frozen=True, slots=True)
 class FetchedContent:
-    """What was there."""
+    """The content of a URL."""
 
     data: bytes
     content_type: str
@@ -52,13 +52,13 @@ class FetchedContent:
 
 
 async def resolve(host: str, port: int) -> list[str]:
-    """Every address of `host`. Raises OSError."""
+    """Return every address of `host`. Raises OSError."""
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [str(entry[4][0]) for entry in found]
 
 
 class GuardedHttpClient:
-    """See the module's docstring."""
+    """An HTTP client for URLs of strangers; see the module's docstring."""
 
     def __init__(
         self,
@@ -69,8 +69,8 @@ class GuardedHttpClient:
         resolve: Resolve = resolve,
         setting: str = "",
     ) -> None:
-        """Describe the bounds. `private_hosts`: `host` or `host:port` that may be fetched whatever their addresses are;
-        `setting`: where an operator says so, for messages.
+        """Configure the limits. `private_hosts`: `host` or `host:port` that may be fetched whatever their addresses; `setting`:
+        the setting that holds them, for messages.
         """
         self._not_public = (
             f"{NOT_PUBLIC_MESSAGE}; an operator may allow it: host:port in {setting}" if setting else NOT_PUBLIC_MESSAGE
@@ -87,7 +87,7 @@ class GuardedHttpClient:
             await self._client.aclose()
 
     async def fetch(self, url: str, kind: str) -> FetchedContent:
-        """What is at `url`, of a content type that begins with `kind`. Raises FetchRefused, saying why."""
+        """Return the content of `url`, whose content type must begin with `kind`. Raises FetchRefused with the reason."""
         try:
             async with asyncio.timeout(self._timeout_s):
                 for _ in range(MAX_REDIRECTS + 1):
@@ -100,7 +100,9 @@ class GuardedHttpClient:
         raise FetchRefused(f"the URL redirects more than {MAX_REDIRECTS} times")
 
     async def post(self, url: str, body: bytes, headers: Mapping[str, str]) -> int:
-        """Send `body`; the status of the answer, a redirect's too: it is not followed. Raises FetchRefused, saying why."""
+        """Send `body`, and return the status of the response, also of a redirect, which is not followed. Raises FetchRefused
+        with the reason.
+        """
         try:
             async with asyncio.timeout(self._timeout_s):
                 response = await self._send("POST", url, headers, body)
@@ -113,7 +115,9 @@ class GuardedHttpClient:
         return response.status_code
 
     def validate_url(self, url: str) -> None:
-        """Raises FetchRefused for what can never work, without asking anybody: names are looked up when they are used."""
+        """Check a URL without a request, and raise FetchRefused for one that can never work. Names are resolved when they are
+        used.
+        """
         parts = _parse(url)
         host, port = (parts.hostname or "").rstrip("."), _port(parts)
         if {host, f"{host}:{port}"} & self._private_hosts:
@@ -123,7 +127,7 @@ class GuardedHttpClient:
             raise FetchRefused(self._not_public)
 
     async def _get(self, url: str, kind: str) -> FetchedContent | str:
-        """The content, or where the server redirects to."""
+        """Return the content, or the location of a redirect."""
         import httpx
 
         response = await self._send("GET", url, {"accept": f"{kind}*", "accept-encoding": "identity"})
@@ -139,7 +143,7 @@ class GuardedHttpClient:
     async def _send(
         self, method: str, url: str, headers: Mapping[str, str], body: bytes | None = None
     ) -> httpx.Response:
-        """The answer, its body still to be read. Close it."""
+        """Return the response with its body unread. Close it."""
         import httpx
 
         parts = _parse(url)
@@ -166,7 +170,7 @@ class GuardedHttpClient:
             raise FetchRefused(f"the URL cannot be reached: {type(error).__name__}") from error
 
     async def _drain(self, response: httpx.Response) -> None:
-        """Read a short answer to its end, so that the connection closes in order; a long or slow one is cut off."""
+        """Read a short body to its end, so that the connection closes in order; a long or slow one is cut off."""
         import httpx
 
         size = 0
@@ -198,7 +202,7 @@ class GuardedHttpClient:
         return FetchedContent(b"".join(parts), content_type)
 
     async def _address(self, parts: SplitResult) -> Address:
-        """The address to connect to. Raises FetchRefused when one of them is not public."""
+        """Return the address to connect to. Raises FetchRefused when one of them is not public."""
         host, port = parts.hostname or "", _port(parts)
         try:
             addresses = [ip_address(text.partition("%")[0]) for text in await self._resolve(host, port)]
@@ -229,7 +233,7 @@ def _port(parts: SplitResult) -> int:
 
 
 def _literal(host: str) -> Address | None:
-    """The address that `host` spells, also in the old ways (`127.1`, `0x7f.0.0.1`); None: it is a name."""
+    """Return the address that `host` spells, also in old notations (`127.1`, `0x7f.0.0.1`); None: it is a name."""
     with contextlib.suppress(ValueError):
         return ip_address(host.partition("%")[0])
     with contextlib.suppress(OSError):

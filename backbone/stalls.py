@@ -1,7 +1,7 @@
-"""Time-outs that tell a server's silence from a process that stood still itself.
+"""Time-outs that do not count seconds in which this process itself stood still.
 
-A process that gets no CPU, or whose loop is held up, finds its time-outs over when it goes on, and the answers that came
-in time unread. `StallMonitor` measures how late the loop is while somebody waits, and gives every wait that much more time.
+A process that gets no CPU, or whose loop is blocked, finds its time-outs expired when it goes on, and answers that came in time
+unread. `StallMonitor` measures the delays of the loop while there are waits, and extends every wait by them.
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ from types import TracebackType
 
 TICK_INTERVAL_S = 0.1
 MIN_STALL_S = 0.02
-"""Less than this is how loops are."""
+"""Shorter delays are normal for a loop."""
 MAX_EXTENSION_S = 15.0
-"""How much more time one wait gets at the most: nothing waits without a bound."""
+"""The most by which one wait is extended: no wait is without a bound."""
 
 
 class StallMonitor:
-    """Waits of one event loop. It costs a timer ten times a second while there are any, and nothing else."""
+    """The waits of one event loop. It costs a timer ten times a second while there are any, and nothing else."""
 
     def __init__(self) -> None:
         self.stalled_s = 0.0
-        """Seconds for which the loop stood still, as far as somebody waited meanwhile."""
+        """Seconds for which the loop stood still during waits."""
         self._waits: set[StallTimeout] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     def timeout(self, seconds: float) -> StallTimeout:
-        """Like `asyncio.timeout`; seconds in which the loop stood still do not count."""
+        """Return a time-out like `asyncio.timeout` that does not count stalls."""
         return StallTimeout(self, seconds)
 
     def add(self, wait: StallTimeout) -> None:
-        """Give this wait more time from now on, where it is due."""
+        """Extend this wait by future stalls."""
         self._waits.add(wait)
         if self._timer is None:
             self._schedule()
 
     def discard(self, wait: StallTimeout) -> None:
-        """The wait is over."""
+        """Remove a wait that has ended."""
         self._waits.discard(wait)
 
     def _schedule(self) -> None:
@@ -56,7 +56,7 @@ class StallMonitor:
 
 
 class StallTimeout:
-    """One `async with`. Raises TimeoutError."""
+    """The context manager of one wait. Raises TimeoutError."""
 
     __slots__ = ("_extension_left_s", "_stalls", "_timeout")
 

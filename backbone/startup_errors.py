@@ -1,4 +1,4 @@
-"""The last words of a process that cannot start: a sentence for a person, a log line for a collector of logs."""
+"""Reports why a process cannot start: a sentence on a terminal, else a log line."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from backbone.terminal_log import is_terminal
 from schemas.errors import NexusError
 
 EXIT_CONFIGURATION_ERROR = 2
-"""Exit code: the settings cannot work, however often it is tried."""
+"""Exit code: the settings are invalid; another attempt cannot succeed."""
 EXIT_DEPENDENCY_UNAVAILABLE = 1
-"""Exit code: something that the process needs is away or refuses it; another try may succeed."""
+"""Exit code: a dependency is unavailable or refuses this process; another attempt may succeed."""
 
 log = structlog.get_logger(__name__)
 
 
 def report_startup_error(event: str, error: Exception) -> int:
-    """Say why the process cannot start, and return its exit code. Logging may not be configured yet."""
+    """Report why the process cannot start, and return its exit code. Logging may not be configured yet."""
     message = describe_error(error)
     if is_terminal():
         sys.stderr.write(f"nexus: {message}\n")
@@ -34,7 +34,7 @@ def report_startup_error(event: str, error: Exception) -> int:
 
 
 def describe_error(error: Exception) -> str:
-    """Return what is wrong, in words."""
+    """Return the error as a sentence."""
     if isinstance(error, NexusError):
         return error.info.message
     if isinstance(error, OSError) and error.strerror and error.errno is not None:
@@ -44,6 +44,6 @@ def describe_error(error: Exception) -> str:
 
 
 def exit_code(error: Exception) -> int:
-    """Return the exit code that an error of the start means."""
+    """Return the exit code for an error at startup."""
     wrong = isinstance(error, ConfigurationError) or (isinstance(error, NexusError) and error.info.status in (400, 404))
     return EXIT_CONFIGURATION_ERROR if wrong else EXIT_DEPENDENCY_UNAVAILABLE

@@ -1,6 +1,6 @@
-"""Log lines for a person at a terminal: the time of day, a sentence, and what is wrong in color.
+"""Log lines for a person at a terminal: the time of day, a sentence, and problems in color.
 
-Each event that somebody meets who starts a process by hand has a sentence here; others show their key and fields.
+Each event that matters to a person who starts a process by hand has a sentence here; others show their key and fields.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ SENTENCES = {
     "redis.frozen": "Redis does not answer within {timeout_s:g} s.",
     "redis.back": "Redis is back.",
 }
-"""By event. A field in braces is the event's; the first letter is a capital one, the end a full stop."""
+"""Sentences by event. Braces hold a field of the event; a sentence begins with a capital letter and ends with a full stop."""
 HIDDEN_FIELDS = frozenset({"timestamp", "level", "event", "exception", "worker", "gateway", "connection"})
-"""Fields that are not worth a word on a terminal where one process runs."""
+"""Fields that are of no use on a terminal where one process runs."""
 COLORS = {"warning": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[31m"}
 PLAIN = "\x1b[0m"
 
 
 def is_terminal() -> bool:
-    """Whether a person reads what this process prints."""
+    """Return whether standard output is a terminal."""
     return sys.stdout.isatty()
 
 
 class TerminalRenderer:
-    """The last of structlog's processors."""
+    """The last processor of structlog, which renders an event as a line."""
 
     def __init__(self, *, colors: bool) -> None:
         self._colors = colors
@@ -73,7 +73,7 @@ class TerminalRenderer:
 
 
 def sentence(event: Mapping[str, Any]) -> str:
-    """Return an event in words; one without a sentence as its key and fields."""
+    """Return an event as a sentence; one without a sentence as its key and fields."""
     key = str(event.get("event", ""))
     if key in SENTENCES:
         try:
@@ -93,7 +93,7 @@ def _plain(value: Any) -> Any:
 
 
 def _tidy(text: str) -> str:
-    """One full stop where a message brings its own, and a capital letter, but for names that have none."""
+    """Drop a second full stop where a message brings its own, and begin with a capital letter, except for names without one."""
     for twice in ("..", "?.", "!."):
         text = text.replace(twice, twice[0])
     return text if text.startswith("etcd") else text[:1].upper() + text[1:]

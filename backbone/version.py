@@ -1,4 +1,4 @@
-"""The version of this Nexus."""
+"""The version of this installation of Nexus."""
 
 from importlib.metadata import PackageNotFoundError, version
 

@@ -1,1 +1,1 @@
-"""NATS JetStream, and a memory implementation of the same seam."""
+"""The protocols between gateways and workers, and their implementation on NATS JetStream."""

@@ -1,4 +1,4 @@
-"""A worker's entry in etcd, kept there by one task: written again after whatever may happen to etcd or the lease."""
+"""Keeps a worker's entry in etcd by one task, which writes it again whatever happens to etcd or the lease."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from schemas.presence import CatalogEntry, ModelOffer, WorkerPresence, WorkerSta
 log = structlog.get_logger(__name__)
 
 RETRY_DELAY_S = 0.3
-"""Pause after a call that failed."""
+"""The pause after a failed call."""
 BUSY_WRITE_INTERVAL_S = 0.25
-"""At most one write in this time where only `busy` changed."""
+"""Changes of `busy` alone are written at most once in this time."""
 WITHDRAW_TIMEOUT_S = 1.5
 MAX_EXCHANGES = 10
-"""More than there are capabilities: each turn adds one that others have entered meanwhile, or is the last one."""
+"""More than there are capabilities: each turn adds one that other workers have written meanwhile, or is the last."""
 
 
 class EtcdAnnouncement:
-    """See `backbone.registry.registry.Announcement`. Its lease is granted, renewed and replaced by one task.
+    """A worker's entry; see `backbone.registry.registry.Announcement`. One task grants, renews and replaces its lease.
 
-    Every third of the lease, the lease is renewed and the entry is looked at: gone, or somebody else's, it is written
-    again. When etcd comes back after an outage that happens at once.
+    Every third of the lease, it renews the lease and checks the entry; a missing or foreign entry is written again. When etcd
+    is back after an outage, this happens at once.
     """
 
     def __init__(self, client: EtcdClient, keys: RegistryKeys, presence: WorkerPresence, *, lease_s: int) -> None:
@@ -40,7 +40,7 @@ class EtcdAnnouncement:
         self._lease_s = lease_s
         self._presence = presence
         self._logged_error = ""
-        """Why the entry could not be written, as the log has it already."""
+        """The last error of writing the entry that is in the log already."""
         self._lease = 0
         self._written: WorkerPresence | None = None
         self._cataloged: frozenset[ModelOffer] = frozenset()
@@ -53,21 +53,21 @@ class EtcdAnnouncement:
         self.closed = False
 
     async def start(self, timeout_s: float) -> None:
-        """Begin; returns when the entry is there, or after `timeout_s`."""
+        """Start the task; returns when the entry is written, or after `timeout_s`."""
         self._task = asyncio.create_task(self._run(), name=f"announce-{self._presence.id}")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._entered.wait()
 
     async def update(self, presence: WorkerPresence) -> None:
-        """Replace the entry. Returns at once; the newest value is written as soon as etcd takes it."""
+        """Replace the entry. Returns at once; the newest value is written as soon as etcd accepts it."""
         if presence.id != self._presence.id:
             raise ValueError("an announcement keeps its worker's id")
         self._presence = presence
         self._wake.set()
 
     async def withdraw(self) -> None:
-        """Remove the entry at once, by ending its lease. Idempotent; within about two seconds."""
+        """Remove the entry now by revoking its lease. Idempotent; returns within about two seconds."""
         await self.close()
         lease, self._lease = self._lease, 0
         if not lease:
@@ -82,7 +82,7 @@ class EtcdAnnouncement:
             log.warning("registry.withdraw_left_to_the_lease", worker=self._presence.id, error=str(error))
 
     async def close(self) -> None:
-        """End the keepalive; the entry goes with its lease. Idempotent."""
+        """End the task; the entry disappears with its lease. Idempotent."""
         if self.closed:
             return
         self.closed = True
@@ -121,7 +121,7 @@ class EtcdAnnouncement:
                 await asyncio.sleep(RETRY_DELAY_S)
 
     async def _bring_up_to_date(self) -> None:
-        """Have a living lease, the entry and the catalogue in etcd. Raises LeaseNotFound, Unavailable."""
+        """Ensure a valid lease, the entry, and the catalog entries in etcd. Raises LeaseNotFound, Unavailable."""
         if not self._lease:
             self._lease = await self._client.grant_lease(self._lease_s)
             self._written, self._cataloged, self._recheck = None, frozenset(), False
@@ -138,7 +138,7 @@ class EtcdAnnouncement:
         self._entered.set()
 
     async def _check(self) -> None:
-        """Renew the lease and see whether the entry is still ours."""
+        """Renew the lease, and check that the entry belongs to it."""
         await self._client.renew_lease(self._lease)
         entry = await self._client.get(self._key)
         if entry is None or entry.lease != self._lease:
@@ -147,7 +147,7 @@ class EtcdAnnouncement:
             self._written = None
 
     async def _wait(self) -> None:
-        """Until there is something to write, or the lease wants renewing."""
+        """Wait until there is something to write, or the lease must be renewed."""
         try:
             async with asyncio.timeout(max(0.0, self._seconds_to_renewal())):
                 await self._wake.wait()
@@ -158,7 +158,7 @@ class EtcdAnnouncement:
             await asyncio.sleep(BUSY_WRITE_INTERVAL_S)
 
     def _seconds_to_renewal(self) -> float:
-        """Seconds until the lease wants renewing, however often the entry is written meanwhile."""
+        """Return the seconds until the lease must be renewed, however often the entry is written meanwhile."""
         return self._renewed + self._lease_s / 3 - monotonic()
 
     def _recheck_soon(self) -> None:
@@ -166,16 +166,16 @@ class EtcdAnnouncement:
         self._wake.set()
 
     async def _write_catalog(self) -> None:
-        """Enter the models that are new since the last time, or all of them under a new lease."""
+        """Write the catalog entries of new models, or of all models under a new lease."""
         offers = cataloged_offers(self._presence)
         for offer in sorted(offers - self._cataloged, key=lambda offer: offer.name):
             await self._write_catalog_entry(offer)
         self._cataloged = offers
 
     async def _write_catalog_entry(self, offer: ModelOffer) -> None:
-        """Add what `offer` says to the model's catalogue entry, without losing what others add meanwhile.
+        """Add `offer` to the model's catalog entry without losing the additions of other workers.
 
-        A worker that wrote over an entry which it had not read learns so from etcd's answer, and writes the two joined.
+        etcd returns the previous value: a worker that overwrote an entry which it had not read writes the two joined.
         """
         key = self._keys.model(offer.name)
         found = await self._client.get(key)
@@ -199,7 +199,7 @@ def _only_load_differs(old: WorkerPresence, new: WorkerPresence) -> bool:
 
 
 def _parse(value: bytes | None) -> CatalogEntry | None:
-    """An entry that cannot be read is written anew."""
+    """Return the entry; None for an unreadable one, which is written again."""
     if value is None:
         return None
     try:

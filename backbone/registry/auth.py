@@ -1,4 +1,4 @@
-"""How one process gets into etcd: who it is, and whom it believes."""
+"""How a process connects to etcd: endpoints, login and TLS."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEFAULT_PORT = 2379
 
 @dataclass(frozen=True, slots=True)
 class EtcdTls:
-    """PEM bytes for https endpoints. No `ca`: the system's roots."""
+    """PEM bytes for https endpoints. Without `ca`: the system's authorities."""
 
     ca: bytes | None = None
     key: bytes | None = None
@@ -30,7 +30,7 @@ class EtcdLogin:
 
 @dataclass(frozen=True, slots=True)
 class EtcdAccess:
-    """For every endpoint alike."""
+    """The URL and credentials for every endpoint."""
 
     url: str
     """`http(s)://host:port`, several separated by commas."""
@@ -39,7 +39,7 @@ class EtcdAccess:
 
 
 def read_etcd_access(settings: CommonSettings) -> EtcdAccess:
-    """What the settings say. Raises ConfigurationError."""
+    """Return what the settings say. Raises ConfigurationError."""
     password = Password("ETCD_PASSWORD", settings.etcd_password, settings.etcd_password_file)
     if bool(settings.etcd_user) != bool(password):
         raise ConfigurationError("ETCD_USER and ETCD_PASSWORD (or ETCD_PASSWORD_FILE) go together: set both or neither")
@@ -70,7 +70,7 @@ def _pem(setting: str, path: str, what: bytes) -> bytes | None:
 
 
 def parse_endpoints(url: str) -> list[tuple[str, bool]]:
-    """`http://a:2379,https://b` -> [("a:2379", False), ("b:2379", True)]. Raises ValueError."""
+    """Parse the URL: `http://a:2379,https://b` -> [("a:2379", False), ("b:2379", True)]. Raises ValueError."""
     found = []
     for part in filter(None, (part.strip() for part in url.split(","))):
         parts = urlsplit(part if "://" in part else f"http://{part}")

@@ -1,4 +1,4 @@
-"""What is kept in etcd, as against what stands there under leases: aliases, service records, the catalogue of models."""
+"""Backup of the keys in etcd that have no lease: aliases, service records and the model catalog."""
 
 from __future__ import annotations
 
@@ -7,29 +7,31 @@ from backbone.registry.keys import RegistryKeys
 
 
 class RegistryBackup:
-    """Reads and writes keys under one prefix, by what follows it. Raises Unavailable. The link is its owner's to open and close."""
+    """Reads and writes keys under one prefix; key names here come without the prefix. Raises Unavailable. The caller opens and
+    closes the client.
+    """
 
     def __init__(self, client: EtcdClient, prefix: str) -> None:
         self._client = client
         self._keys = RegistryKeys(prefix)
 
     async def list_workers(self) -> list[str]:
-        """The keys of workers that are there."""
+        """Return the keys of live workers."""
         entries, _ = await self._client.list_prefix(self._keys.workers)
         return [entry.key.removeprefix(self._keys.workers) for entry in entries]
 
     async def read(self) -> dict[str, bytes]:
-        """All keys without a lease, less the prefix."""
+        """Return all keys without a lease."""
         entries, _ = await self._client.list_prefix(self._keys.prefix)
         return {entry.key.removeprefix(self._keys.prefix): entry.value for entry in entries if not entry.lease}
 
     async def operator_keys(self) -> list[str]:
-        """Aliases and service records; models are entered by whoever serves them."""
+        """Return the keys of aliases and service records; workers write the models themselves."""
         ours = (self._keys.aliases, self._keys.services)
         return [key for key in await self.read() if f"{self._keys.prefix}{key}".startswith(ours)]
 
     async def write(self, values: dict[str, bytes]) -> None:
-        """Enter keys, over those that are there."""
+        """Write keys; existing ones are replaced."""
         for key, value in values.items():
             await self._client.put(self._keys.prefix + key, value)
 

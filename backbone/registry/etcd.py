@@ -1,7 +1,7 @@
-"""The registry on etcd: workers under leases; the catalogue of models, aliases and services without.
+"""The registry on etcd: workers under leases; the model catalog, aliases and services without leases.
 
-`snapshot` comes from a listing and a watch that goes on from the listing's revision. Whatever ends the watch (etcd
-away, wiped, compacted, a lost stream) begins both again; so does `resync_s`, in case a watch fell silent unnoticed.
+`snapshot` comes from a listing, and a watch that continues at the listing's revision. When the watch ends (etcd is away, wiped
+or compacted, or the stream is lost), both begin again; so they do every `resync_s`, in case a watch has fallen silent.
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ from schemas.presence import Alias, RegistrySnapshot, ServiceRecord, WorkerPrese
 log = structlog.get_logger(__name__)
 
 FIRST_SNAPSHOT_TIMEOUT_S = 2.0
-"""Seconds that `start` and `announce` wait for etcd before they leave the rest to the background."""
+"""Seconds that `start` and `announce` wait for etcd before they go on in the background."""
 RETRY_DELAY_S = 0.3
 PUBLISH_REST_FACTOR = 9.0
-"""Publishing takes a tenth of the time at most, while many changes come: each costs as much as there are models and workers."""
+"""Publishing takes a tenth of the time at most while many changes arrive: the cost of each grows with the number of models and
+workers.
+"""
 WATCH_WAIT_S = 1.0
-"""Seconds that a write waits for the watch to bring it."""
+"""Seconds that a write waits for the watch to deliver it."""
 
 
 class EtcdRegistry:
-    """See `backbone.registry.registry`."""
+    """A registry on etcd; see `backbone.registry.registry`."""
 
     def __init__(
         self,
@@ -47,11 +49,11 @@ class EtcdRegistry:
         resync_s: float = 60.0,
         services_only: bool = False,
     ) -> None:
-        """Describe a registry; nothing is opened yet.
+        """Configure a registry; nothing is opened yet.
 
-        `server`: a URL alone is an open etcd: `http(s)://host:port`, several separated by commas. `lease_s`: seconds after which a dead worker
-        vanishes. `hold_s`: seconds for which workers that an outage hid stay in the snapshot after it; None: `lease_s`.
-        `services_only`: follow the services alone, which is all that a worker may read of what others wrote.
+        `server`: a URL alone means an open etcd: `http(s)://host:port`, several separated by commas. `lease_s`: seconds after
+        which a dead worker disappears. `hold_s`: seconds for which workers that an outage hid stay in the snapshot after it;
+        None: `lease_s`. `services_only`: follow the services alone, the only keys of others that a worker may read.
         """
         self._keys = RegistryKeys(prefix)
         self._read = RegistryReader(self._keys)
@@ -68,18 +70,17 @@ class EtcdRegistry:
         self._tasks: list[asyncio.Task[None]] = []
         self._first = asyncio.Event()
         self._revision = 0
-        """Of etcd, at which `snapshot` was so."""
+        """The revision of etcd that `snapshot` shows."""
         self._revision_changed = asyncio.Event()
         self._unpublished = 0
-        """The revision of the newest change that was taken."""
+        """The revision of the newest change that was applied."""
         self._publishing: asyncio.TimerHandle | None = None
         self._not_before = 0.0
         self._logged_error = ""
-        """Why etcd cannot be followed, as the log has it already."""
+        """The last error of following etcd that is in the log already."""
 
     @property
     def snapshot(self) -> RegistrySnapshot | None:
-        """The newest known state; None before the first one, and without `watch`."""
         return self._state.snapshot
 
     @property
@@ -88,7 +89,7 @@ class EtcdRegistry:
         return self._client.connected
 
     async def start(self, *, watch: bool = True) -> None:
-        """Connect and, with `watch`, follow. Returns within about three seconds even when etcd is away."""
+        """Connect and, with `watch`, follow the registry. Returns within about three seconds, even when etcd is away."""
         await self._client.open()
         if not watch or self._tasks:
             return
@@ -101,7 +102,7 @@ class EtcdRegistry:
                 await self._first.wait()
 
     async def close(self) -> None:
-        """End the watch and every keepalive; entries go with their leases. Idempotent."""
+        """End the watch and every keepalive; entries disappear with their leases. Idempotent."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
@@ -116,38 +117,32 @@ class EtcdRegistry:
         await self._client.close()
 
     def subscribe(self, listener: Callable[[RegistrySnapshot], None]) -> Callable[[], None]:
-        """Call `listener` after each change of the snapshot. Returns the function that ends it."""
         return self._state.subscribe(listener)
 
     async def announce(self, presence: WorkerPresence) -> EtcdAnnouncement:
-        """Enter a worker and its models; when etcd is away, as soon as it is back. Call `start` first."""
+        """Write the entries of a worker and its models; when etcd is away, as soon as it is back. Call `start` first."""
         announcement = EtcdAnnouncement(self._client, self._keys, presence, lease_s=self._lease_s)
         self._announcements = [*(other for other in self._announcements if not other.closed), announcement]
         await announcement.start(FIRST_SNAPSHOT_TIMEOUT_S)
         return announcement
 
     async def put_alias(self, alias: Alias) -> None:
-        """Enter or replace an alias. Raises Unavailable."""
         await self._wait_for_revision(
             await self._client.put(self._keys.alias(alias.name), alias.model_dump_json().encode())
         )
 
     async def remove_alias(self, name: str) -> bool:
-        """Remove an alias; whether there was one. Raises Unavailable."""
         return await self._remove(self._keys.alias(name))
 
     async def put_service(self, record: ServiceRecord) -> None:
-        """Enter or replace a service's record. Raises Unavailable."""
         await self._wait_for_revision(
             await self._client.put(self._keys.service(record.name), record.model_dump_json().encode())
         )
 
     async def remove_service(self, name: str) -> bool:
-        """Remove a service's record; whether there was one. Raises Unavailable."""
         return await self._remove(self._keys.service(name))
 
     async def ping(self) -> None:
-        """One round trip within about a second. Raises Unavailable."""
         await self._client.ping()
 
     async def _follow_forever(self) -> None:
@@ -176,7 +171,7 @@ class EtcdRegistry:
                 await asyncio.sleep(RETRY_DELAY_S)
 
     async def _follow(self, *, after_outage: bool) -> None:
-        """List, then take changes, until WatchEnded or Unavailable."""
+        """List, then apply changes, until WatchEnded or Unavailable."""
         entries, revision = await self._client.list_prefix(self._followed)
         self._replace(entries, revision, after_outage=after_outage)
         async with contextlib.aclosing(self._client.watch(self._followed, revision + 1)) as changes:
@@ -200,7 +195,7 @@ class EtcdRegistry:
         self._first.set()
 
     def _apply(self, changes: Sequence[KeyChange]) -> None:
-        """Take the changes now; publish them soon. A worker with 2,000 models makes as many changes, one by one."""
+        """Apply the changes now, and publish them soon. A worker with 2,000 models makes as many changes, one by one."""
         for change in changes:
             self._apply_one(change)
         self._unpublished = changes[-1].revision
@@ -215,7 +210,7 @@ class EtcdRegistry:
         self._publish(self._unpublished)
 
     def _publish(self, revision: int) -> None:
-        """Publish everything so far, and nothing more for a time in proportion to what it cost."""
+        """Publish all changes so far, then nothing for a time in proportion to the cost of publishing."""
         if self._publishing is not None:
             self._publishing.cancel()
             self._publishing = None
@@ -228,7 +223,7 @@ class EtcdRegistry:
         self._revision_changed.clear()
 
     def _apply_one(self, change: KeyChange) -> None:
-        """Take one change. A value that cannot be read counts as gone, as it would in a listing."""
+        """Apply one change. An unreadable value counts as deleted, as in a listing."""
         state, keys, read, key, value = self._state, self._keys, self._read, change.key, change.value
         if (worker_id := keys.worker_of(key)) is not None:
             worker = read.worker(key, value)
@@ -250,7 +245,7 @@ class EtcdRegistry:
         return was_there
 
     async def _wait_for_revision(self, revision: int) -> None:
-        """Wait until the snapshot has got to `revision`, so that who writes reads what it wrote; not for long."""
+        """Wait for a short time until the snapshot shows `revision`, so that a caller reads its own writes."""
         if not self._tasks:
             return
         with contextlib.suppress(TimeoutError):
@@ -259,7 +254,7 @@ class EtcdRegistry:
                     await self._revision_changed.wait()
 
     async def _expire_holds_forever(self) -> None:
-        """Drop workers whose hold is over."""
+        """Drop held workers once their hold is over."""
         while True:
             left_s = self._state.remaining_hold_s()
             if left_s == 0:

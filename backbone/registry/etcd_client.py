@@ -1,8 +1,8 @@
-"""The connection to etcd: bounded calls, and the truth about whether it answers.
+"""A client for etcd with bounded calls, which knows whether etcd answers.
 
-The only place that knows the client library. Each endpoint has one gRPC channel, which reconnects by itself within
-about a second; calls go to one endpoint until a probe of it fails, then to the next. Channels are built here, since the
-library's own take IP addresses only.
+Only this file uses the client library. Each endpoint has one gRPC channel, which reconnects by itself within about a second;
+calls go to one endpoint until a probe of it fails, then to the next. The channels are created here, since the library's own
+accept IP addresses only.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ CALL_TIMEOUT_S = 1.0
 """Seconds that one call may take."""
 PROBE_INTERVAL_S = 1.0
 LOGIN_TIMEOUT_S = 3.0
-"""For one login: etcd hashes slowly on purpose, and logins wait for one another there."""
+"""For one login: etcd hashes slowly on purpose, and handles one login at a time."""
 LOGIN_RETRY_DELAY_S = 5.0
-"""After a refused login: each costs etcd's processor, and it is not going to change its mind soon."""
+"""After a refused login: each attempt costs etcd's processor, and it will not change its mind soon."""
 TOKEN_EXPIRED_TEXTS = ("invalid auth token", "revision of auth store is old", "user name is empty")
-"""What etcd says of calls whose token has expired, or lacks what was granted since."""
+"""etcd's answers to calls whose token has expired, or was issued before the last change of permissions."""
 CHANNEL_OPTIONS = [
     # Dead peers behind a silent network. etcd cuts off clients that ping more often than every 5 s.
     ("grpc.keepalive_time_ms", 10_000),
@@ -57,12 +57,12 @@ class LeaseNotFound(Exception):
 
 
 class _TokenExpired(Unavailable):
-    """etcd wants a login, or a newer one."""
+    """etcd requires a login, or a newer one."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyValue:
-    """One key of etcd."""
+    """A key of etcd with its value."""
 
     key: str
     value: bytes
@@ -71,16 +71,16 @@ class KeyValue:
 
 @dataclass(frozen=True, slots=True)
 class KeyChange:
-    """What a watch says of one key; `value` None: it is gone."""
+    """A change of one key; `value` None: the key was deleted."""
 
     key: str
     value: bytes | None
     revision: int
-    """Of etcd, when that was so."""
+    """The revision of etcd with this change."""
 
 
 class WatchEnded(Exception):
-    """The watch does not go on from here: list again. `outage`: events may be lost because etcd was away."""
+    """The watch cannot continue: list the keys again. `outage`: events may be lost because etcd was away."""
 
     def __init__(self, reason: str, *, outage: bool) -> None:
         super().__init__(reason)
@@ -89,7 +89,7 @@ class WatchEnded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EtcdEndpoint:
-    """One channel, and the services on it."""
+    """A channel, and the services on it."""
 
     address: str
     channel: grpc.aio.Channel
@@ -106,12 +106,13 @@ class EtcdEndpoint:
 
 
 class EtcdClient:
-    """Calls to etcd. Each ends within about `CALL_S` and raises Unavailable when etcd does not answer well."""
+    """Calls etcd. Each call ends within about `CALL_TIMEOUT_S`, and raises Unavailable when etcd does not answer it well."""
 
     def __init__(self, url: str, *, probe_key: str, tls: EtcdTls | None = None, login: EtcdLogin | None = None) -> None:
-        """`url`: `http(s)://host:port`, several separated by commas. Raises ValueError on another form.
+        """Configure the client. `url` is `http(s)://host:port`, several separated by commas; raises ValueError for another
+        form.
 
-        `probe_key` is read to see whether etcd answers; it need not exist.
+        `probe_key` is read to check whether etcd answers; it need not exist.
         """
         self._probe_key = probe_key
         self._addresses = parse_endpoints(url)
@@ -120,7 +121,7 @@ class EtcdClient:
         self._token = ""
         self._logging_in = asyncio.Lock()
         self._refused: tuple[float, Unavailable] | None = None
-        """Until when, by the loop's clock, a login that was refused is not tried again, and what it raises."""
+        """The time, by the loop's clock, until which a refused login is not repeated, and the error that it raises."""
         self._endpoints: list[EtcdEndpoint] = []
         self._endpoint_index = 0
         self._tasks: list[asyncio.Task[None]] = []
@@ -130,7 +131,7 @@ class EtcdClient:
         self.connected = False
 
     async def open(self) -> None:
-        """Open the channels and probe them from now on; returns after the first probe, whatever it says."""
+        """Open the channels, and probe them from now on. Returns after the first probe, whatever its result."""
         if self._tasks:
             return
         self._endpoints = [_open(address, secure, self._tls) for address, secure in self._addresses]
@@ -138,7 +139,7 @@ class EtcdClient:
         await self._probed.wait()
 
     async def close(self) -> None:
-        """Stop probing and close the channels."""
+        """Stop the probes, and close the channels."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
@@ -149,12 +150,12 @@ class EtcdClient:
         self.connected = False
 
     def on_recovery(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call `callback` whenever etcd answers again after it did not. Returns the function that ends it."""
+        """Call `callback` whenever etcd answers again after it did not. Returns a function that ends this."""
         self._recovered.append(callback)
         return lambda: self._recovered.remove(callback)
 
     async def ping(self) -> None:
-        """One linearizable read, which a cluster without a quorum fails too. Raises Unavailable."""
+        """Make one linearizable read, which fails in a cluster without a quorum too. Raises Unavailable."""
         await self._call(lambda at: at.kv.get(self._probe_key, count_only=True, timeout=CALL_TIMEOUT_S, max_attempts=1))
 
     async def version(self) -> str:
@@ -162,55 +163,56 @@ class EtcdClient:
         return str((await self._call(lambda at: at.maintenance.status(timeout=CALL_TIMEOUT_S, max_attempts=1))).version)
 
     async def get(self, key: str) -> KeyValue | None:
-        """One key."""
+        """Return one key; None: it does not exist."""
         response = await self._call(lambda at: at.kv.get(key, timeout=CALL_TIMEOUT_S, max_attempts=1))
         return _entry(response.kvs[0]) if response.kvs else None
 
     async def list_prefix(self, prefix: str) -> tuple[list[KeyValue], int]:
-        """All keys under `prefix`, and the revision at which that was so."""
+        """Return all keys under `prefix`, and the revision of the listing."""
         response = await self._call(
             lambda at: at.kv.get(prefix, prefix_range_end(prefix), timeout=CALL_TIMEOUT_S, max_attempts=1)
         )
         return [_entry(kv) for kv in response.kvs], int(response.header.revision)
 
     async def put(self, key: str, value: bytes, *, lease: int = 0) -> int:
-        """Write one key; the revision at which that was so. Raises LeaseNotFound too."""
+        """Write one key, and return the revision. Raises LeaseNotFound too."""
         response = await self._call(lambda at: at.kv.put(key, value, lease, timeout=CALL_TIMEOUT_S, max_attempts=1))
         return int(response.header.revision)
 
     async def delete(self, key: str) -> tuple[bool, int]:
-        """Remove one key: whether it was there, and the revision at which it is gone."""
+        """Delete one key, and return whether it existed and the revision."""
         response = await self._call(lambda at: at.kv.delete(key, timeout=CALL_TIMEOUT_S, max_attempts=1))
         return bool(response.deleted), int(response.header.revision)
 
     async def exchange(self, key: str, value: bytes) -> bytes | None:
-        """Write one key, and return the value that it had until then; None: there was none.
+        """Write one key, and return its previous value; None: it did not exist.
 
-        No transaction: etcd is configured to refuse them all, since its roles did not hold within them (`version_check`).
+        This takes no transaction: etcd is configured to refuse them all, since its roles did not hold within them
+        (`version_check`).
         """
         response = await self._call(lambda at: at.kv.put(key, value, 0, True, timeout=CALL_TIMEOUT_S, max_attempts=1))
         return bytes(response.prev_kv.value) if response.HasField("prev_kv") else None
 
     async def grant_lease(self, ttl_s: int) -> int:
-        """A new lease."""
+        """Return a new lease."""
         response = await self._call(lambda at: at.lease.grant(ttl_s, timeout=CALL_TIMEOUT_S, max_attempts=1))
         return int(response.ID)
 
     async def revoke_lease(self, lease: int) -> None:
-        """End a lease and delete the keys under it. Raises LeaseNotFound too."""
+        """End a lease, and delete the keys under it. Raises LeaseNotFound too."""
         await self._call(lambda at: at.lease.revoke(lease, timeout=CALL_TIMEOUT_S, max_attempts=1))
 
     async def renew_lease(self, lease: int) -> None:
-        """Give a lease its full time again. Raises LeaseNotFound too: etcd itself reports no error, only a TTL of 0."""
+        """Renew a lease for its full time. Raises LeaseNotFound too: etcd itself reports no error, only a TTL of 0."""
         ttl = await self._call(lambda at: _keep_alive(at.lease, lease))
         if ttl <= 0:
             raise LeaseNotFound
 
     async def watch(self, prefix: str, revision: int) -> AsyncGenerator[list[KeyChange], None]:
-        """Batches of changes under `prefix` from `revision` on. Ends by WatchEnded only.
+        """Yield batches of changes under `prefix` from `revision` on. Ends by WatchEnded only.
 
-        The library's watch hides lost connections and, after one, may wait for ever for a revision that a wiped etcd
-        will not reach: so a stream that is created a second time ends it, as does a failed probe.
+        The library's watch hides lost connections and, after one, may wait forever for a revision that a wiped etcd never
+        reaches: so a second creation of the stream ends it, and so does a failed probe.
         """
         stream: Any = self._endpoint.watch.watch(prefix, prefix_range_end(prefix), revision)
         created = False
@@ -228,7 +230,7 @@ class EtcdClient:
             await stream.aclose()
 
     async def _next(self, stream: Any) -> Any:
-        """The next response of a watch. Raises WatchEnded."""
+        """Return the next response of a watch. Raises WatchEnded."""
         answer = asyncio.ensure_future(anext(stream))
         lost = asyncio.ensure_future(self._lost.wait())
         try:
@@ -250,7 +252,7 @@ class EtcdClient:
         return self._endpoints[self._endpoint_index % len(self._endpoints)]
 
     async def _call(self, call: Callable[[EtcdEndpoint], Awaitable[T]]) -> T:
-        """One call, bounded, its errors translated; where the token has expired, once more with a new one."""
+        """Make one bounded call with translated errors; after an expired token, once more with a new one."""
         endpoint, token = self._endpoint, self._token
         if self._login is None:
             return await self._translated(endpoint, call)
@@ -263,7 +265,7 @@ class EtcdClient:
             return await self._translated(endpoint, call)
 
     async def _log_in(self, endpoint: EtcdEndpoint, old: str) -> str:
-        """A token in the place of `old`; one login at a time. Raises Unavailable."""
+        """Return a token that replaces `old`; one login at a time. Raises Unavailable."""
         assert self._login is not None
         async with self._logging_in:
             if self._token != old:
@@ -332,7 +334,7 @@ class EtcdClient:
 
 
 def create_channel(address: str, secure: bool, tls: EtcdTls) -> grpc.aio.Channel:
-    """A channel to one endpoint; the caller closes it."""
+    """Return a channel to one endpoint; the caller closes it."""
     if secure:
         credentials = grpc.ssl_channel_credentials(tls.ca, tls.key, tls.cert)
         return grpc.aio.secure_channel(address, credentials, options=CHANNEL_OPTIONS)
@@ -347,7 +349,7 @@ def _open(address: str, secure: bool, tls: EtcdTls) -> EtcdEndpoint:
 
 
 async def _keep_alive(leases: LeaseService, lease: int) -> int:
-    """One keepalive; the TTL that the lease now has, 0 when it is gone."""
+    """Renew a lease, and return its TTL; 0: the lease does not exist any more."""
     call = leases.keep_alive(lease)
     try:
         async for response in call:
@@ -388,18 +390,18 @@ KNOWN_ERRORS = {
     "ALERT_BAD_CERTIFICATE": "it asks this process for a certificate",
     "CERTIFICATE_REQUIRED": "it asks this process for a certificate",
 }
-"""What gRPC's texts mean, by a part of each."""
+"""Explanations of gRPC's errors, by a part of their texts."""
 
 
 def _describe_error(error: BaseException, *, logged_in: bool) -> str:
-    """An error for an operator: what gRPC says of itself and its attempts is left out where it is known what it means."""
+    """Describe an error to an operator. gRPC's own text is left out where its meaning is known."""
     reason = _reason(error)
     words = next((words for part, words in KNOWN_ERRORS.items() if part in reason), reason)
     return words + _advice(reason.lower(), logged_in=logged_in)
 
 
 def _advice(text: str, *, logged_in: bool) -> str:
-    """What to do about it, where that is known."""
+    """Return what to do about it, where that is known."""
     if "alert_bad_certificate" in text or "certificate_required" in text or "unwrap failed" in text:
         return "; etcd asks for a certificate of its authority: set ETCD_TLS_CERT and ETCD_TLS_KEY"
     if "handshake" in text or "certificate" in text or "peer name" in text:

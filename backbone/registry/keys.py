@@ -1,7 +1,7 @@
 """Names of keys in etcd.
 
-Ids of workers and names of models hold `/`, `:` and anything else: they are percent-encoded into one part. Aliases and
-services stand as they are named, since operators type these keys: `etcdctl put /nexus/aliases/org/model:tag …`.
+Worker ids and model names may hold `/`, `:` and anything else: they are percent-encoded into one part. Aliases and services
+stand as they are named, since operators type these keys: `etcdctl put /nexus/aliases/org/model:tag …`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class RegistryKeys:
 
     @property
     def models(self) -> str:
-        """The prefix of the catalogue."""
+        """The prefix of the model catalog."""
         return f"{self.prefix}models/"
 
     @property
@@ -41,33 +41,33 @@ class RegistryKeys:
         return f"{self.prefix}services/"
 
     def worker(self, worker_id: str) -> str:
-        """Where a worker's presence is."""
+        """Return the key of a worker's presence."""
         return self.workers + quote(worker_id, safe="")
 
     def model(self, name: str) -> str:
-        """Where a model's catalogue entry is."""
+        """Return the key of a model's catalog entry."""
         return self.models + quote(name, safe="")
 
     def alias(self, name: str) -> str:
-        """Where an alias is."""
+        """Return the key of an alias."""
         return self.aliases + name
 
     def service(self, name: str) -> str:
-        """Where a service's record is."""
+        """Return the key of a service's record."""
         return self.services + name
 
     def worker_of(self, key: str) -> str | None:
-        """The worker's id, or None when `key` is not a worker's."""
+        """Return the worker's id; None when `key` is not a worker's."""
         return unquote(key.removeprefix(self.workers)) if key.startswith(self.workers) else None
 
     def model_of(self, key: str) -> str | None:
-        """The model's name, or None when `key` is not in the catalogue."""
+        """Return the model's name; None when `key` is not in the catalog."""
         return unquote(key.removeprefix(self.models)) if key.startswith(self.models) else None
 
     def alias_of(self, key: str) -> str | None:
-        """The alias's name, or None when `key` is not an alias's."""
+        """Return the alias's name; None when `key` is not an alias's."""
         return key.removeprefix(self.aliases) if key.startswith(self.aliases) else None
 
     def service_of(self, key: str) -> str | None:
-        """The service's name, or None when `key` is not a service's."""
+        """Return the service's name; None when `key` is not a service's."""
         return key.removeprefix(self.services) if key.startswith(self.services) else None

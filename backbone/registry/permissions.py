@@ -1,4 +1,4 @@
-"""What each role of etcd may read and write. Nothing here knows etcd's client."""
+"""The permissions of each role of etcd, without a dependency on etcd's client."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class EtcdPermission(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EtcdGrant:
-    """Over all keys that begin with `prefix`."""
+    """A permission for all keys that begin with `prefix`."""
 
     prefix: str
     kind: EtcdPermission
 
 
 def role_grants(prefix: str) -> dict[str, tuple[EtcdGrant, ...]]:
-    """Return the grants by role, which is called as its user is."""
+    """Return the grants of each role. A role has the name of its user."""
     keys = RegistryKeys(prefix)
     return {
         GATEWAY: (

@@ -1,15 +1,15 @@
-"""The registry seam: who is there, what do they serve, and what operators have entered.
+"""The registry protocol: live workers, their models, and the operators' aliases and services.
 
-Guarantees, for every implementation:
-- `start()` returns once the first snapshot is there, or keeps trying in the background when the registry is away
-  (`snapshot` is then None). It never raises because the registry is away.
-- `snapshot` is the newest known state. While the registry is away it keeps its last value; after a lost or compacted
-  watch it is listed again. Listeners are called, on the event loop, after each change of it.
+Guarantees of every implementation:
+- `start()` returns once the first snapshot is there, or retries in the background when the registry is away (`snapshot` is then
+  None). It never raises because the registry is away.
+- `snapshot` is the newest known state. While the registry is away it keeps its last value; after a lost or compacted watch the
+  registry is listed again. Listeners are called, on the event loop, after each change of it.
 - An announcement survives a lost lease and a lost registry: it is written again when the registry is back.
 - `withdraw()` removes the announcement at once (best effort when the registry is away: the lease ends it).
-- Aliases and service records have no lease: they stay until removed. `put_…` and `remove_…` return when the registry
-  has taken the change and, where this one watches, `snapshot` shows it. They raise Unavailable when the registry is
-  away; the change may have been taken all the same.
+- Aliases and service records have no lease: they stay until they are removed. `put_…` and `remove_…` return when the registry
+  has stored the change and, if this process watches, `snapshot` shows it. They raise Unavailable when the registry is away; the
+  change may have been stored all the same.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from schemas.presence import Alias, RegistrySnapshot, ServiceRecord, WorkerPrese
 
 
 class Announcement(Protocol):
-    """A worker's entry, kept alive until withdrawn."""
+    """A worker's entry, renewed until it is withdrawn."""
 
     async def update(self, presence: WorkerPresence) -> None:
         """Replace the entry. Returns at once when the registry is away; the newest value is written later."""
@@ -31,39 +31,41 @@ class Announcement(Protocol):
 
 
 class Registry(Protocol):
-    """See the module's docstring."""
+    """Reads and writes the registry; see the module's docstring for the guarantees."""
 
     @property
     def snapshot(self) -> RegistrySnapshot | None:
-        """The newest known state; None before the first one."""
+        """The newest known state; None before the first one, and without `watch`."""
 
     @property
     def connected(self) -> bool:
-        """Whether the registry answered lately."""
+        """Whether the registry answered recently."""
 
     async def start(self, *, watch: bool = True) -> None:
         """Connect; with `watch`, follow the registry (gateways do, workers need not)."""
 
     async def close(self) -> None:
-        """End the watch and every announcement's keepalive. Does not withdraw."""
+        """End the watch and every announcement's renewal. Does not withdraw."""
 
     def subscribe(self, listener: Callable[[RegistrySnapshot], None]) -> Callable[[], None]:
-        """Call `listener` after each change. Returns the function that ends it."""
+        """Call `listener` after each change. Returns a function that ends this."""
 
     async def announce(self, presence: WorkerPresence) -> Announcement:
-        """Enter a worker, under a lease, and its models into the catalogue. Never raises because the registry is away."""
+        """Write the entry of a worker under a lease, and its models into the catalog. Never raises because the registry is
+        away.
+        """
 
     async def put_alias(self, alias: Alias) -> None:
-        """Enter an alias, or replace the one of that name. Raises Unavailable."""
+        """Write an alias, or replace the one of that name. Raises Unavailable."""
 
     async def remove_alias(self, name: str) -> bool:
         """Remove an alias; False when there is none of that name. Raises Unavailable."""
 
     async def put_service(self, record: ServiceRecord) -> None:
-        """Enter a service's record, or replace the one of that name. Raises Unavailable."""
+        """Write a service's record, or replace the one of that name. Raises Unavailable."""
 
     async def remove_service(self, name: str) -> bool:
         """Remove a service's record; False when there is none of that name. Raises Unavailable."""
 
     async def ping(self) -> None:
-        """One active round trip within about a second. Raises Unavailable."""
+        """Make one round trip within about a second. Raises Unavailable."""

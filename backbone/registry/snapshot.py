@@ -1,8 +1,8 @@
-"""What a registry knows, and who is told when it changes: the part that every implementation shares. Nothing here waits.
+"""The state of a registry and its listeners, shared by every implementation. Nothing here waits.
 
-Workers that an outage hides are held: a registry that comes back, wiped or with lapsed leases, lists fewer workers than
-there are, until each has entered itself again. So those that were there before stay for `hold_s` after it is back,
-unless they left in order (their last word was DRAINING), and the gateway never sees them flap.
+Workers that an outage hides are held: a registry that comes back, wiped or with lapsed leases, lists fewer workers than there
+are, until each has written its entry again. So workers that were there before stay for `hold_s` after it is back, unless they
+left in order (their last state was DRAINING), and the gateway never sees them flap.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class RegistryState:
     """The newest known state of the registry. Call `publish` after a batch of changes."""
 
     def __init__(self, hold_s: float = 0.0, clock: Callable[[], float] = time.monotonic) -> None:
-        """Start with no snapshot. `hold_s`: seconds for which an outage's missing workers stay."""
+        """Start with no snapshot. `hold_s`: seconds for which the missing workers of an outage stay."""
         self.snapshot: RegistrySnapshot | None = None
         self._hold_s = hold_s
         self._clock = clock
@@ -47,7 +47,7 @@ class RegistryState:
         self._listeners: dict[object, SnapshotListener] = {}
 
     def subscribe(self, listener: SnapshotListener) -> Callable[[], None]:
-        """Call `listener` after each change. Returns the function that ends it."""
+        """Call `listener` after each change. Returns a function that ends this."""
         token = object()
         self._listeners[token] = listener
         return lambda: void(self._listeners.pop(token, None))
@@ -61,7 +61,7 @@ class RegistryState:
         *,
         after_outage: bool,
     ) -> None:
-        """Take a complete listing. After an outage, workers that it lacks are held."""
+        """Take a complete listing. After an outage, missing workers are held."""
         if after_outage:
             self._hold_until = self._clock() + self._hold_s
         missing = {id_: presence for id_, presence in self._workers.items() if id_ not in workers}
@@ -72,12 +72,12 @@ class RegistryState:
         self._services = dict(services or {})
 
     def put_worker(self, presence: WorkerPresence) -> None:
-        """A worker entered or changed."""
+        """Add or replace a worker."""
         self._held.discard(presence.id)
         self._workers[presence.id] = presence
 
     def remove_worker(self, worker_id: str) -> None:
-        """A worker's entry is gone. Shortly after an outage that may be its lapsed lease, and it is held."""
+        """Remove a worker. Shortly after an outage its lease may just have lapsed, and it is held."""
         presence = self._workers.get(worker_id)
         if presence is not None and self._may_be_held(presence):
             self._held.add(worker_id)
@@ -85,31 +85,31 @@ class RegistryState:
             self._workers.pop(worker_id, None)
 
     def put_model(self, entry: CatalogEntry) -> None:
-        """A catalogue entry is new or changed."""
+        """Add or replace a catalog entry."""
         self._models[entry.name] = entry
 
     def remove_model(self, name: str) -> None:
-        """A catalogue entry is gone."""
+        """Remove a catalog entry."""
         self._models.pop(name, None)
 
     def put_alias(self, alias: Alias) -> None:
-        """An alias is new or changed."""
+        """Add or replace an alias."""
         self._aliases[alias.name] = alias
 
     def remove_alias(self, name: str) -> None:
-        """An alias is gone."""
+        """Remove an alias."""
         self._aliases.pop(name, None)
 
     def put_service(self, record: ServiceRecord) -> None:
-        """A service's record is new or changed."""
+        """Add or replace a service's record."""
         self._services[record.name] = record
 
     def remove_service(self, name: str) -> None:
-        """A service's record is gone."""
+        """Remove a service's record."""
         self._services.pop(name, None)
 
     def remaining_hold_s(self) -> float | None:
-        """Seconds until held workers are let go; None when there are none."""
+        """Return the seconds until held workers are dropped; None when there are none."""
         return max(0.0, self._hold_until - self._clock()) if self._held else None
 
     def drop_expired_holds(self) -> None:
@@ -121,7 +121,7 @@ class RegistryState:
             self._held.clear()
 
     def publish(self) -> None:
-        """Make the snapshot, and tell the listeners when it differs from the last one."""
+        """Make the snapshot, and call the listeners if it differs from the last one."""
         last = self.snapshot
         now = (self._workers, self._models, self._aliases, self._services)
         if last and (last.workers, last.models, last.aliases, last.services) == now:
@@ -147,12 +147,12 @@ def void(_: object) -> None:
 
 
 def cataloged_offers(presence: WorkerPresence) -> frozenset[ModelOffer]:
-    """The offers that the catalogue remembers: all but that to manage models, which goes with its worker."""
+    """Return the offers for the catalog: all but that to manage models, which disappears with its worker."""
     return frozenset(offer for offer in presence.models if set(offer.capabilities) - {Capability.MODELS})
 
 
 def catalog_entry(offer: ModelOffer, known: CatalogEntry | None) -> CatalogEntry:
-    """The catalogue's entry for a model after one more worker offers it: capabilities only ever grow."""
+    """Return the catalog entry of a model with one more worker's offer: capabilities only ever grow."""
     if known is None:
         return CatalogEntry(
             name=offer.name,

@@ -1,4 +1,4 @@
-"""Users and roles of etcd, made as `role_grants` has them."""
+"""Creates users and roles of etcd with the grants of `role_grants`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ START_TIMEOUT_S = 30.0
 
 
 async def create_users(access: EtcdAccess, prefix: str, passwords: Mapping[str, str]) -> bool:
-    """Bring users, passwords, roles and authentication to what they should be; False: authentication was on already.
+    """Create or update users, passwords, roles and authentication. False: authentication was enabled already.
 
-    `passwords` by user, root among them. Root's is what etcd has, where authentication is on. Raises Unavailable.
+    `passwords` by user, root among them; root's must be the current one where authentication is enabled. Raises Unavailable.
     """
     (address, secure), *_ = parse_endpoints(access.url)
     channel = create_channel(address, secure, access.tls)
@@ -55,7 +55,7 @@ async def create_users(access: EtcdAccess, prefix: str, passwords: Mapping[str, 
 
 
 async def _grant(auth: AuthService, role: str, wanted: tuple[EtcdGrant, ...]) -> None:
-    """These, and no others. What is so already is not said again: each change makes every process log in anew."""
+    """Make these the role's only permissions. Unchanged ones are not written: each change makes every process log in again."""
     there = {
         (bytes(one.key), bytes(one.range_end)): one.permType
         for one in (await auth.role_get(role, timeout=CALL_TIMEOUT_S)).perm

@@ -1,7 +1,7 @@
-"""Values of keys in etcd, read as what they stand for. One that cannot be read is logged and counts as absent.
+"""Decodes the values of keys in etcd. An unreadable value is logged and counts as missing.
 
-Workers and models are written by Nexus; aliases and service records by operators and scripts, so that for those the
-key says the name, and an alias may also be a bare JSON string or a list.
+Nexus writes workers and models. Operators and scripts write aliases and service records: for those the key holds the name, and
+an alias may also be a bare JSON string or a list.
 """
 
 from __future__ import annotations
@@ -20,13 +20,15 @@ Record = TypeVar("Record", bound=BaseModel)
 
 
 class RegistryReader:
-    """Reads entries under one prefix. Each method: None when `key` is another kind's, or the value is none."""
+    """Decodes entries under one prefix. Each method returns None when `key` is of another kind, or the value is missing or
+    unreadable.
+    """
 
     def __init__(self, keys: RegistryKeys) -> None:
         self._keys = keys
 
     def worker(self, key: str, value: bytes | None) -> WorkerPresence | None:
-        """A worker's presence."""
+        """Return a worker's presence."""
         worker_id = self._keys.worker_of(key)
         worker = None if worker_id is None else _parse(WorkerPresence, key, value)
         if worker is not None and worker.id != worker_id:
@@ -35,7 +37,7 @@ class RegistryReader:
         return worker
 
     def model(self, key: str, value: bytes | None) -> CatalogEntry | None:
-        """A model's catalogue entry."""
+        """Return a model's catalog entry."""
         name = self._keys.model_of(key)
         entry = None if name is None else _parse(CatalogEntry, key, value)
         if entry is not None and entry.name != name:
@@ -44,7 +46,7 @@ class RegistryReader:
         return entry
 
     def alias(self, key: str, value: bytes | None) -> Alias | None:
-        """An alias: `{"targets": ["a", "b"]}`, `["a", "b"]` or `"a"`."""
+        """Return an alias: `{"targets": ["a", "b"]}`, `["a", "b"]` or `"a"`."""
         name = self._keys.alias_of(key)
         if not name or value is None:
             return None
@@ -65,7 +67,7 @@ class RegistryReader:
         return Alias(name=name, targets=tuple(dict.fromkeys(targets)), unsupported_parameters=unsupported)
 
     def service(self, key: str, value: bytes | None) -> ServiceRecord | None:
-        """A service record; fields that we do not know are kept."""
+        """Return a service record; unknown fields are preserved."""
         name = self._keys.service_of(key)
         if not name or value is None:
             return None

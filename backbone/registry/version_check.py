@@ -1,14 +1,14 @@
-"""Whether the roles of an etcd hold: in older versions users get past them.
+"""Checks the version of etcd: in older versions users get past the permissions of their roles.
 
-| advisory | lets | fixed in |
+| advisory | effect | fixed in |
 |---|---|---|
-| GHSA-rfx7-8w68-q57q | any user read and write any key, in a transaction within a transaction | 3.5.28, 3.6.9 |
-| GHSA-q8m4-xhhv-38mg | callers without a login list members, set alarms, grant leases, compact | 3.5.28, 3.6.9 |
-| CVE-2026-44283 | any user read by `prev_kv`, and attach leases, in a transaction | 3.5.30, 3.6.11 |
-| GHSA-xg4h-6gfc-h4m8 | whoever may read one key watch all keys behind it | 3.5.33, 3.6.14 |
+| GHSA-rfx7-8w68-q57q | any user reads and writes any key, in a transaction within a transaction | 3.5.28, 3.6.9 |
+| GHSA-q8m4-xhhv-38mg | callers without a login list members, set alarms, grant leases and compact | 3.5.28, 3.6.9 |
+| CVE-2026-44283 | any user reads by `prev_kv`, and attaches leases, in a transaction | 3.5.30, 3.6.11 |
+| GHSA-xg4h-6gfc-h4m8 | a user with read permission for one key watches all keys behind it | 3.5.33, 3.6.14 |
 
 deploy/etcd closes the first and the third in every version, since it refuses transactions (`max-txn-ops: 0`), and the second
-to whoever has no certificate.
+for callers without a certificate.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from schemas.errors import Unavailable
 log = structlog.get_logger(__name__)
 
 FIXED = {(3, 5): 33, (3, 6): 14}
-"""The first patch of each line in which roles hold; of later lines, every one; of earlier lines, none."""
+"""The first patch of each release line in which roles hold; they hold in every later line and in no earlier one."""
 ADVICE = "in this version users of etcd get past their permissions: upgrade etcd to 3.5.33, 3.6.14 or newer"
 DENIED = "permission denied"
-"""What versions from 3.5.28 to 3.5.31, and from 3.6.9 to 3.6.11, say to users who ask for the version."""
+"""The answer of versions 3.5.28 to 3.5.31, and 3.6.9 to 3.6.11, to users who ask for the version."""
 
 
 def is_vulnerable(version: str) -> bool:
-    """Return whether roles do not hold in this version. One that cannot be read counts as one in which they do not."""
+    """Return whether roles do not hold in this version. An unreadable version counts as vulnerable."""
     match = re.match(r"(\d+)\.(\d+)\.(\d+)", version)
     if match is None:
         return True
@@ -42,7 +42,7 @@ def is_vulnerable(version: str) -> bool:
 
 
 async def vulnerable_version(client: EtcdClient) -> str:
-    """Return the version of the etcd that `link` talks to where its roles do not hold, else "". Raises Unavailable."""
+    """Return the version of etcd if its roles do not hold, else "". Raises Unavailable."""
     try:
         version = await client.version()
     except Unavailable as error:
@@ -53,10 +53,10 @@ async def vulnerable_version(client: EtcdClient) -> str:
 
 
 class VersionCheck:
-    """Logs an error whenever an etcd with users is reached whose roles do not hold. For links with a login alone."""
+    """Logs an error whenever the client reaches an etcd whose roles do not hold. Only for clients with a login."""
 
     def __init__(self, client: EtcdClient) -> None:
-        """Watch `link` for connections; nothing is asked before the first."""
+        """Watch `client` for connections; nothing is requested before the first."""
         self._client = client
         self._tasks: set[asyncio.Task[None]] = set()
         self._reported = ""

@@ -1,4 +1,4 @@
-"""How a gateway gets into Redis: who it is, and whom it believes."""
+"""How a gateway connects to Redis: URL, credentials and TLS."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ SCHEMES = frozenset({"redis", "rediss", "unix"})
 
 @dataclass(frozen=True, slots=True)
 class RedisAccess:
-    """A URL alone says everything but for a password file and an authority."""
+    """The URL, a password file, and a certificate authority."""
 
     url: str
-    """As redis-py takes it: `redis://`, `rediss://`, `unix://`; user and password in it, or none."""
+    """As redis-py takes it: `redis://`, `rediss://`, `unix://`; with or without user and password."""
     credentials: CredentialProvider | None = None
     ca_file: str = ""
 
 
 class _FromFile(CredentialProvider):
-    """The password as it is in its file at each connection."""
+    """Reads the password from its file for each connection."""
 
     def __init__(self, user: str, password: Password) -> None:
         self._user = user
@@ -42,7 +42,7 @@ class _FromFile(CredentialProvider):
 
 
 def _parsed(url: str) -> SplitResult:
-    """Raises ConfigurationError for what redis-py does not take; without repeating it, since it may hold a password."""
+    """Parse the URL. Raises ConfigurationError for an invalid one, without repeating it: it may hold a password."""
     try:
         parts = urlsplit(url)
         valid = parts.scheme in SCHEMES and (parts.scheme == "unix" or parts.port != 0)
@@ -58,7 +58,7 @@ def _parsed(url: str) -> SplitResult:
 
 
 def read_redis_access(settings: CommonSettings) -> RedisAccess:
-    """What the settings say. Raises ConfigurationError."""
+    """Return what the settings say. Raises ConfigurationError."""
     parts = _parsed(settings.redis_url)
     ca = settings.redis_tls_ca
     if ca:

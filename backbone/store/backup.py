@@ -1,11 +1,11 @@
-"""All that Nexus has in Redis, as lines of JSON, and back.
+"""Backup and restore of all data of Nexus in Redis, as lines of JSON.
 
-Values, not Redis's own DUMP, which only a server of the same make and version takes back. What follows from the records is
-left out, and made anew from them: leases, which mean nothing to other servers; what is counted for a key; timers, which all
-run out at once, so that gateways look at each job that had not ended, and find the words that the records do not know yet.
+It saves values, not Redis's own DUMP, which only a server of the same make and version accepts. Derived data is left out and
+rebuilt from the records: leases, which mean nothing to other servers; the counts of a key; and timers, which all expire at
+once, so that gateways check each open job and find outcomes that the records lack.
 
-SCAN gives no moment in time. So what refers to others is read before them: batches before the files they made; and lists
-last, since what is not listed is not found.
+SCAN gives no consistent snapshot. So documents that refer to others are read before them: batches before the files they made;
+and lists last, since an unlisted value is not found.
 """
 
 from __future__ import annotations
@@ -28,38 +28,38 @@ BATCHES = b"nexus:doc:batch:"
 LISTS = (b"nexus:docs:", b"nexus:jobs:")
 REBUILT = (b"nexus:lease:", keys.TIMERS.encode(), b"nexus:queued:", b"nexus:running:")
 NOT_DATA = (PROBE_KEY.encode(), b"nexus:doc:system:", b"nexus:docs:system:")
-"""What gateways note for themselves. Without it they look through what a restore has brought, and make what is missing."""
+"""Notes of the gateways for themselves. Without them they go through the restored data, and create what is missing."""
 SCAN_COUNT = 500
 BATCH_SIZE = 64
-"""Values that are in memory at once; members of a list that are one line."""
+"""Values that are in memory at once; members of a list in one line."""
 NO_EXPIRY = -1
-"""What Redis says of a key that does not expire."""
+"""Redis's answer for a key that does not expire."""
 FOREVER_MS = 366 * 86_400_000
 
 BackupLine = dict[str, Any]
 
 
 class RedisBackup:
-    """Reads and writes through a store's connection. Raises Unavailable."""
+    """Reads and writes through a store's connection. Its methods raise Unavailable."""
 
     def __init__(self, store: RedisStore) -> None:
         self._connection = store.connection
 
     async def has_data(self) -> bool:
-        """Whether anything of Nexus is there."""
+        """Return whether Redis holds any data of Nexus."""
         async for _ in self._names(ALL_KEYS):
             return True
         return False
 
     async def clear(self) -> None:
-        """Delete everything of Nexus."""
+        """Delete all data of Nexus."""
         async for batch in self._names(ALL_KEYS):
             await self._execute("UNLINK", *batch)
 
     # Reading
 
     async def read_lines(self) -> AsyncGenerator[bytes, None]:
-        """One line a key, or several of a long list. What is written meanwhile may be in it or not."""
+        """Yield one line per key, or several for a long list. Concurrent writes may be included or not."""
         async for names in self._names(f"{BATCHES.decode()}*"):
             async for line in self._lines_of(names):
                 yield line
@@ -113,7 +113,7 @@ class RedisBackup:
     # Writing
 
     async def write_lines(self, lines: Iterable[bytes]) -> int:
-        """Write what `lines` gave, less what has expired meanwhile; how many lines that was. It may be done twice."""
+        """Write the lines of a backup except expired ones, and return their number. It may be repeated."""
         seconds, micros = await self._execute("TIME")
         now_ms, count = int(seconds) * 1000 + int(micros) // 1000, 0
         batch: list[asyncio.Task[None]] = []
@@ -146,7 +146,7 @@ class RedisBackup:
         await self._execute("RESTORE", key, expires or 0, base64.b64decode(line["dump"]), "REPLACE", "ABSTTL")
 
     async def _count(self, value: bytes, expires: int, now_ms: int) -> None:
-        """What stands beside the record of a job that has not ended."""
+        """Rebuild the counts and the timer of a job that has not ended."""
         try:
             record = JobRecord.model_validate_json(value)
         except ValidationError:
@@ -164,7 +164,7 @@ class RedisBackup:
 
 
 def _text(raw: bytes) -> Any:
-    """Readable where it is text."""
+    """Return readable text where the value is text, else an object with base64."""
     try:
         return raw.decode()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""A circuit breaker: after a call that ran into its time-out, the next ones fail at once for a while."""
+"""A circuit breaker: after a call that timed out, the next calls fail at once for a while."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 
 class CircuitBreaker:
-    """closed -> (timed out) -> open -> (after `rest_s`) -> one call tries -> closed, or open again.
+    """closed -> (time-out) -> open -> (after `open_s`) -> one trial call -> closed, or open again.
 
-    Only time-outs open it: errors that come at once cost nothing.
+    Only time-outs open it: immediate errors cost nothing.
     """
 
     def __init__(self, open_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -24,7 +24,7 @@ class CircuitBreaker:
         return self._opened_at is None
 
     def allows_call(self) -> bool:
-        """Whether a call may be made now. While open, one per `rest_s` is let through to try."""
+        """Return whether a call may be made now. While open, one trial call per `open_s` is allowed."""
         if self._opened_at is None:
             return True
         if self._clock() - self._opened_at < self._open_s:
@@ -33,9 +33,9 @@ class CircuitBreaker:
         return True
 
     def record_answer(self) -> None:
-        """A call was answered in time, be it with an error."""
+        """Record a call that was answered in time, with a result or an error."""
         self._opened_at = None
 
     def record_timeout(self) -> None:
-        """A call was not answered in time."""
+        """Record a call that timed out."""
         self._opened_at = self._clock()

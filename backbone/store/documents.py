@@ -1,7 +1,7 @@
-"""The documents seam: small JSON values of many kinds, each belonging to an owner.
+"""The document store protocol: small JSON values of many kinds, each belonging to an owner.
 
-Guarantees, for every implementation:
-- A document belongs to a kind and an owner: another owner's does not exist.
+Guarantees of every implementation:
+- A document belongs to a kind and an owner: another owner's document does not exist.
 - `add` and `swap` are atomic: of two racing calls exactly one succeeds.
 - `page` lists by id; ids of one kind sort by the time they were made (`backbone.ids`).
 - Each call ends within about two seconds: it raises Unavailable when the store is away, frozen or slow.
@@ -13,24 +13,24 @@ from typing import Protocol
 
 
 class DocumentStore(Protocol):
-    """See the module's docstring. `value` is JSON, kept byte for byte."""
+    """Stores documents. A `value` is JSON, preserved byte for byte."""
 
     async def add(self, kind: str, owner: str, doc_id: str, value: bytes, *, ttl_s: float | None = None) -> bool:
-        """Store a new document, for `ttl_s` seconds or for good. False, and no change, when it exists."""
+        """Store a new document, for `ttl_s` seconds or without a limit. False, without a change: it exists."""
 
     async def put(self, kind: str, owner: str, doc_id: str, value: bytes, *, ttl_s: float | None = None) -> None:
-        """Store a document, replacing what is there; the lifetime begins anew."""
+        """Store a document, or replace the existing one; its lifetime begins again."""
 
     async def get(self, kind: str, owner: str, doc_id: str) -> bytes | None:
-        """The document, or None."""
+        """Return the document; None: it does not exist."""
 
     async def swap(self, kind: str, owner: str, doc_id: str, old: bytes, new: bytes) -> bool:
-        """Replace it if it is `old`, byte for byte; the lifetime stays. False, and no change, when it is not."""
+        """Replace the document if it equals `old`, byte for byte; the lifetime stays. False, without a change: it does not."""
 
     async def remove(self, kind: str, owner: str, doc_id: str) -> bool:
-        """Delete it. False when it was not there."""
+        """Delete the document. False: it did not exist."""
 
     async def page(
         self, kind: str, owner: str, *, after: str = "", limit: int = 100, newest_first: bool = True
     ) -> list[tuple[str, bytes]]:
-        """Up to `limit` (id, value) in the order of ids, beginning behind `after`, which need not exist any more."""
+        """Return up to `limit` (id, value) in the order of ids, after the id `after`, which need not exist any more."""

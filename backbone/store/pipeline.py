@@ -1,5 +1,6 @@
-"""Commands to Redis that leave together: what is asked in one turn of the loop, or while earlier commands are under way,
-goes in one pipeline. Most of what redis-py takes for a single command is for the connection, and not for the command (ADR 0019).
+"""Batches commands to Redis: the commands of one turn of the loop, or those that wait for earlier ones, share one pipeline.
+
+Most of redis-py's cost for a single command is per connection use, not per command (ADR 0019).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 MAX_PIPELINES = 2
-"""Pipelines under way."""
+"""Pipelines that run at the same time."""
 MAX_COMMANDS = 512
 """Commands of one pipeline."""
 
@@ -27,10 +28,10 @@ class _QueuedCommand(NamedTuple):
 
 
 class RedisPipeline:
-    """Commands of this process. Of those that one caller awaits one after another, the order is kept; of others, it is not."""
+    """The commands of this process. Commands that one caller awaits one after another keep their order; others do not."""
 
     def __init__(self, redis: Redis, bound: Callable[[], AbstractAsyncContextManager[None]]) -> None:
-        """`bound` ends a pipeline that is not answered, by TimeoutError."""
+        """Configure the pipeline. `bound` ends an unanswered pipeline by TimeoutError."""
         self._redis = redis
         self._bound = bound
         self._waiting: list[_QueuedCommand] = []
@@ -38,7 +39,9 @@ class RedisPipeline:
         self._scheduled = False
 
     async def execute(self, *command: Argument) -> Any:
-        """The answer. Raises RedisError and OSError. A command whose caller has gone before it was sent is not sent."""
+        """Return the reply to a command. Raises RedisError and OSError. A command that was cancelled before it was sent is not
+        sent.
+        """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Any] = loop.create_future()
         self._waiting.append(_QueuedCommand(command, answer))
@@ -48,7 +51,7 @@ class RedisPipeline:
         return await answer
 
     def script(self, text: str) -> RedisScript:
-        """A Lua script."""
+        """Return a Lua script."""
         return RedisScript(self, text)
 
     def _send(self) -> None:
@@ -86,7 +89,7 @@ class RedisPipeline:
                 queued.answer.set_result(answer)
 
     async def close(self) -> None:
-        """Wait for nothing any more."""
+        """Cancel the running pipelines."""
         for task in list(self._running):
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
@@ -101,7 +104,7 @@ class RedisScript:
         self._digest = sha1(text.encode()).hexdigest()  # noqa: S324 - it is Redis's name for it
 
     async def __call__(self, keys: Sequence[str], args: Sequence[Argument]) -> Any:
-        """What it returns. Raises RedisError and OSError."""
+        """Run the script, and return its result. Raises RedisError and OSError."""
         try:
             return await self._pipeline.execute("EVALSHA", self._digest, len(keys), *keys, *args)
         except NoScriptError:

@@ -1,4 +1,4 @@
-"""What every store does to a record, whatever holds it."""
+"""Changes of a job record, as every store makes them."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from backbone.store.store import IllegalMove, TimerDelay
 from schemas.jobs import LEGAL_TRANSITIONS, TERMINAL_STATUSES, JobRecord, JobStatus
 
 FIXED = frozenset({"id", "owner", "status", "created_at"})
-"""Fields that no `changes` may touch."""
+"""Fields that `changes` may not hold."""
 OF_A_RUN = frozenset(
     {"attempts", "seq", "started_at", "finished_at", "progress", "worker", "usage", "adapted", "error"}
 )
-"""Fields that say something about one run: a newer one begins with their defaults."""
+"""Fields about one run: a newer run begins with their defaults."""
 _FRESH = {name: JobRecord.model_fields[name].get_default() for name in OF_A_RUN}
 
 
 def apply_move(record: JobRecord, to: JobStatus, changes: dict[str, Any]) -> JobRecord:
-    """The record after a move. Raises IllegalMove; ValueError when `changes` make no record."""
+    """Return the record after a move. Raises IllegalMove; ValueError for invalid `changes`."""
     run = _run_of(record, changes)
     if run < record.run:
         raise IllegalMove(f"job {record.id} is in run {record.run}, not {run} any more")
@@ -28,7 +28,7 @@ def apply_move(record: JobRecord, to: JobStatus, changes: dict[str, Any]) -> Job
 
 
 def apply_update(record: JobRecord, changes: dict[str, Any]) -> JobRecord:
-    """The record after an update. Raises IllegalMove; ValueError when `changes` make no record."""
+    """Return the record after an update. Raises IllegalMove; ValueError for invalid `changes`."""
     run = _run_of(record, changes)
     if run != record.run:
         raise IllegalMove(f"job {record.id} is in run {record.run}, not {run}")
@@ -36,26 +36,26 @@ def apply_update(record: JobRecord, changes: dict[str, Any]) -> JobRecord:
 
 
 def timer_delay_s(record: JobRecord, due_s: TimerDelay) -> float | None:
-    """Seconds until the timer of `record` runs out, None for no timer: a job that has ended has none."""
+    """Return the seconds until the record's timer expires; None for no timer: a job that has ended has none."""
     if callable(due_s):
         due_s = due_s(record)
     return None if due_s is None or record.status in TERMINAL_STATUSES else max(0.0, due_s)
 
 
 def _goes_on(record: JobRecord, to: JobStatus) -> bool:
-    """Whether the record's own run may take it to `to`: what has ended in this run has ended."""
+    """Return whether the record's own run may move to `to`: a run that has ended stays ended."""
     return record.status not in TERMINAL_STATUSES and to in LEGAL_TRANSITIONS[record.status]
 
 
 def _runs_again(record: JobRecord, to: JobStatus) -> bool:
-    """Whether a newer run may take the record to `to`, by way of QUEUED."""
+    """Return whether a newer run may move the record to `to`, by way of QUEUED."""
     queued = JobStatus.QUEUED
     reachable = record.status is queued or queued in LEGAL_TRANSITIONS[record.status]
     return reachable and (to is queued or to in LEGAL_TRANSITIONS[queued])
 
 
 def _run_of(record: JobRecord, changes: dict[str, Any]) -> int:
-    """The run that `changes` are about."""
+    """Return the run that `changes` belong to."""
     wrong = sorted(name for name in changes if name in FIXED or name not in JobRecord.model_fields)
     if wrong:
         raise ValueError(f"a change of a record cannot touch {', '.join(wrong)}")

@@ -1,4 +1,4 @@
-"""The store on Redis (or Valkey). `redis_keys` says what lies there, `redis_scripts` what is done to it in one step."""
+"""The store on Redis (or Valkey). `redis_keys` names its keys, `redis_scripts` holds its atomic steps."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from schemas.jobs import JobRecord, JobStatus
 log = structlog.get_logger(__name__)
 
 RecordChange = Callable[[JobRecord], tuple[JobRecord, str]]
-"""What becomes of a record, and of its timer, in the words of `redis_scripts.REPLACE`."""
+"""Return the changed record, and its timer as `redis_scripts.REPLACE` takes it."""
 
 MAX_WRITE_ATTEMPTS = 20
 DONE = 1
-"""What a script answers that found what was expected; else it answers what it found."""
+"""The answer of a script that found what it expected; otherwise the script returns what it found."""
 FULL = -1
 SERVICE_TIME_TTL_S = 7 * 86_400
-"""How long the service time of a model is known after its last job."""
+"""The service time of a model is stored for this time after its last job."""
 
 
 class RedisStore:
-    """See `backbone.store.store`.
+    """A job store on Redis; see `backbone.store.store`.
 
-    A call that Redis does not answer within `timeout_s` raises Unavailable, and so do all calls for `rest_s` after
-    it, at once; then one is let through to try. A change that ended so may have been made all the same.
+    A call that Redis does not answer within `timeout_s` raises Unavailable, and so do all calls for `open_s` after it, at once;
+    then one call is let through as a trial. A change whose call raised Unavailable may have been made all the same.
     """
 
     def __init__(self, server: RedisAccess | str, *, timeout_s: float = 1.5, open_s: float = 1.0) -> None:
-        """Describe a store; nothing is opened yet. A URL as redis-py takes it: `redis://`, `rediss://`, `unix://`.
+        """Configure a store; nothing is opened yet. `server` is a URL as redis-py takes it: `redis://`, `rediss://`, `unix://`.
 
-        Raises ValueError on another form.
+        Raises ValueError for another form.
         """
         self.connection = RedisConnection(server, timeout_s=timeout_s, open_s=open_s)
-        """Also for `RedisDocumentStore`; closed with the store."""
+        """Shared with `RedisDocumentStore`; closed with the store."""
         register = self.connection.script
         self._create = register(scripts.CREATE)
         self._replace = register(scripts.REPLACE)
@@ -57,25 +57,22 @@ class RedisStore:
         self._pages = SortedSetPager(self.connection)
 
     async def start(self) -> None:
-        """Try the connection, and log when there is none."""
+        """Try the connection, and log a failure."""
         await self.connection.start()
 
     async def close(self) -> None:
-        """Close connections. Idempotent."""
         await self.connection.close()
 
     async def ping(self) -> None:
-        """One active round trip, also while the breaker is open, which it closes when it succeeds. Raises Unavailable."""
+        """Make one round trip, also while the breaker is open; a success closes it. Raises Unavailable."""
         await self.connection.ping()
 
     async def check_write(self) -> None:
-        """See the base."""
         await self.connection.check_write()
 
     async def create(
         self, record: JobRecord, *, ttl_s: float, due_s: float | None = None, max_queued: int | None = None
     ) -> bool:
-        """See the base."""
         member = keys.member(record.owner, record.id)
         answer = await self.connection.run(
             self._create,
@@ -96,7 +93,7 @@ class RedisStore:
         return bool(answer)
 
     async def get(self, owner: str, job_id: str) -> JobRecord | None:
-        """See the base. Raises InternalError when the record cannot be read."""
+        """Return the record. Raises InternalError when it cannot be decoded."""
         key = keys.job(owner, job_id)
         raw = await self.connection.call(lambda: self.connection.get(key))
         return None if raw is None else _parse(raw, job_id)
@@ -111,7 +108,6 @@ class RedisStore:
         max_running: int | None = None,
         **changes: Any,
     ) -> JobRecord | None:
-        """See the base. Raises InternalError when the record cannot be read."""
 
         def change(record: JobRecord) -> tuple[JobRecord, str]:
             new = apply_move(record, to, changes)
@@ -121,7 +117,6 @@ class RedisStore:
         return await self._changed(owner, job_id, change, limit)
 
     async def update(self, owner: str, job_id: str, *, due_s: TimerDelay = None, **changes: Any) -> JobRecord | None:
-        """See the base. Raises InternalError when the record cannot be read."""
 
         def change(record: JobRecord) -> tuple[JobRecord, str]:
             new = apply_update(record, changes)
@@ -130,42 +125,33 @@ class RedisStore:
         return await self._changed(owner, job_id, change)
 
     async def remove(self, owner: str, job_id: str) -> None:
-        """See the base. Raises InternalError when the record cannot be read."""
         await self.connection.call(lambda: self._remove_unchanged(owner, job_id))
 
     async def page(self, owner: str, *, after: str = "", limit: int = 100) -> list[JobRecord]:
-        """See the base. Raises InternalError when a record cannot be read."""
         found = await self._pages.read(keys.jobs_of(owner), keys.jobs_prefix(owner), after=after, limit=limit)
         return [_parse(raw, job_id) for job_id, raw in found]
 
     async def count_running(self, key: str) -> int:
-        """See the base."""
         return int(await self.connection.run(self._count, [keys.running(key)], []))
 
     async def count_queued(self, key: str) -> int:
-        """See the base."""
         return int(await self.connection.run(self._count, [keys.queued(key)], []))
 
     async def claim_due(self, limit: int) -> list[DueJob]:
-        """See the base."""
         members = await self.connection.run(self._due, [keys.TIMERS], [limit, _ms(CLAIMED_TIMER_S), keys.JOB])
         return [keys.parse_member(member) for member in members]
 
     async def acquire_lease(self, job_id: str, token: str, seconds: float) -> bool:
-        """See the base."""
         return bool(await self.connection.run(self._lease, [keys.lease(job_id)], [token, _ms(seconds, least=1)]))
 
     async def release_lease(self, job_id: str, token: str) -> None:
-        """See the base."""
         await self.connection.run(self._release, [keys.lease(job_id)], [token])
 
     async def record_service_time(self, capability: str, model: str, seconds: float) -> None:
-        """See the base."""
         kept = _ms(SERVICE_TIME_TTL_S)
         await self.connection.run(self._served, [keys.service(capability, model)], [seconds, SERVICE_TIME_WEIGHT, kept])
 
     async def mean_service_time_s(self, capability: str, model: str) -> float | None:
-        """See the base."""
         key = keys.service(capability, model)
         raw = await self.connection.call(lambda: self.connection.get(key))
         return None if raw is None else float(raw)
@@ -178,7 +164,7 @@ class RedisStore:
     async def _replace_unchanged(
         self, owner: str, job_id: str, change: RecordChange, limit: int | None
     ) -> JobRecord | None:
-        """Read, decide, and write if nothing has changed meanwhile; else decide anew on what is there now."""
+        """Read, change, and write if the record has not changed meanwhile; else change the newer record."""
         member = keys.member(owner, job_id)
         key = keys.JOB + member
         raw = await self.connection.get(key)

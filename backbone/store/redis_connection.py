@@ -1,6 +1,6 @@
-"""A Redis (or Valkey) server, as this process sees it: one pool of connections behind one circuit breaker.
+"""The connections of this process to Redis (or Valkey): one pool behind one circuit breaker.
 
-`RedisStore` and `RedisDocumentStore` share one, so that what one of them learns about an outage spares the other its wait.
+`RedisStore` and `RedisDocumentStore` share it, so that an outage that one of them meets spares the other its wait.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 CONNECTIONS = 64
-"""Per process; more calls at once wait for one, within their time."""
+"""Per process; further concurrent calls wait for a connection within their time."""
 
 
 PROBE_KEY = "nexus:write-probe"
@@ -34,15 +34,15 @@ PROBE_TTL_MS = 1000
 
 
 class RedisConnection:
-    """Calls that end in time.
+    """Makes bounded calls to Redis.
 
-    A call that Redis does not answer within `timeout_s` raises Unavailable, and so do all calls for `rest_s` after
-    it, at once; then one is let through to try. A change that ended so may have been made all the same. Seconds in which
-    this process stood still do not count: they say nothing about Redis.
+    A call that Redis does not answer within `timeout_s` raises Unavailable, and so do all calls for `open_s` after it, at once;
+    then one call is let through as a trial. A change whose call raised Unavailable may have been made all the same. Seconds in
+    which this process stood still do not count: they say nothing about Redis.
     """
 
     def __init__(self, server: RedisAccess | str, *, timeout_s: float, open_s: float) -> None:
-        """Describe a connection; nothing is opened yet. Raises ValueError on a URL that redis-py does not take."""
+        """Configure a connection; nothing is opened yet. Raises ValueError for a URL that redis-py does not take."""
         self._timeout_s = timeout_s
         self._breaker = CircuitBreaker(open_s)
         self._redis = Redis(
@@ -52,7 +52,7 @@ class RedisConnection:
         self._pipeline = RedisPipeline(self._redis, lambda: self._stalls.timeout(timeout_s))
 
     async def start(self) -> None:
-        """Try the connection, and log when there is none."""
+        """Try the connection, and log a failure."""
         try:
             await self.ping()
         except Unavailable as error:
@@ -65,38 +65,38 @@ class RedisConnection:
         await self._redis.connection_pool.disconnect()
 
     async def ping(self) -> None:
-        """One active round trip, also while the breaker is open, which it closes when it succeeds. Raises Unavailable."""
+        """Make one round trip, also while the breaker is open; a success closes it. Raises Unavailable."""
         await self._call_with_timeout(lambda: self._pipeline.execute("PING"))
 
     async def check_write(self) -> None:
-        """A write, which a server that is out of memory refuses while it answers PING. Raises Unavailable."""
+        """Write a small value: a server without memory refuses it while it answers PING. Raises Unavailable."""
         await self._call_with_timeout(lambda: self._pipeline.execute("SET", PROBE_KEY, "1", "PX", PROBE_TTL_MS))
 
     async def call(self, call: Callable[[], Awaitable[T]]) -> T:
-        """What `call` returns. Raises Unavailable."""
+        """Make one call, and return its result. Raises Unavailable."""
         if not self._breaker.allows_call():
             raise Unavailable("Redis did not answer a moment ago")
         return await self._call_with_timeout(call)
 
     def script(self, text: str) -> RedisScript:
-        """A Lua script, for `run` and `call`."""
+        """Return a Lua script, for `run` and `call`."""
         return self._pipeline.script(text)
 
     async def get(self, key: str) -> bytes | None:
-        """What is at `key`. To be called within `call`."""
+        """Return the value of `key`. Call it within `call`."""
         value: bytes | None = await self._pipeline.execute("GET", key)
         return value
 
     async def execute(self, *command: Argument) -> Any:
-        """What one command answers. To be called within `call`."""
+        """Return the reply to one command. Call it within `call`."""
         return await self._pipeline.execute(*command)
 
     async def run(self, script: RedisScript, keys: list[str], args: list[str | bytes | int | float]) -> Any:
-        """What the script returns. Raises Unavailable."""
+        """Run a script, and return its result. Raises Unavailable."""
         return await self.call(lambda: script(keys, args))
 
     async def _call_with_timeout(self, call: Callable[[], Awaitable[T]]) -> T:
-        """One call within `timeout_s`, its errors translated, its outcome told to the breaker."""
+        """Make one call within `timeout_s`, translate its errors, and tell the breaker the result."""
         try:
             async with self._stalls.timeout(self._timeout_s):
                 answer = await call()
@@ -115,7 +115,7 @@ class RedisConnection:
 
 
 class _Pool(BlockingConnectionPool):
-    """A pool that gives out no connection which the server has closed meanwhile, as it does when it restarts."""
+    """A pool that never lends a connection which the server has closed meanwhile, as it does when it restarts."""
 
     async def ensure_connection(self, connection: AbstractConnection) -> None:
         reader = connection._reader
@@ -125,7 +125,7 @@ class _Pool(BlockingConnectionPool):
 
 
 def _describe_error(error: Exception) -> str:
-    """With what to do about it, where that is known."""
+    """Describe an error, with what to do about it where that is known."""
     text = str(error).rstrip(".")
     if "Connection refused" in text or "Name or service not known" in text:
         return f"{text}. Is it running? REDIS_URL (--redis-url) says where it is"
@@ -145,7 +145,9 @@ def _describe_error(error: Exception) -> str:
 
 
 def _pool(access: RedisAccess, timeout_s: float) -> BlockingConnectionPool:
-    """Connections that give up in time and never retry by themselves: a retried `create` would deny its own success."""
+    """Return a pool whose connections give up in time and never retry by themselves: a retried `create` would deny its own
+    success.
+    """
     more: dict[str, Any] = {"ssl_ca_certs": access.ca_file} if access.ca_file else {}
     if access.credentials is not None:
         more["credential_provider"] = access.credentials

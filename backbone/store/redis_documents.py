@@ -9,10 +9,12 @@ from backbone.store.redis_pages import SortedSetPager
 
 
 class RedisDocumentStore:
-    """See `backbone.store.documents`. It lives in the connection of a RedisStore, which opens and closes it."""
+    """A document store on Redis; see `backbone.store.documents`. It uses the connection of a RedisStore, which opens and closes
+    it.
+    """
 
     def __init__(self, store: RedisStore) -> None:
-        """Share the store's connections, its time-outs and what it knows about an outage."""
+        """Share the store's connections, time-outs and circuit breaker."""
         self._connection = store.connection
         register = self._connection.script
         self._write = register(scripts.WRITE)
@@ -21,31 +23,25 @@ class RedisDocumentStore:
         self._pages = SortedSetPager(self._connection)
 
     async def add(self, kind: str, owner: str, doc_id: str, value: bytes, *, ttl_s: float | None = None) -> bool:
-        """See the base."""
         return await self._written(kind, owner, doc_id, value, ttl_s, only_new=True)
 
     async def put(self, kind: str, owner: str, doc_id: str, value: bytes, *, ttl_s: float | None = None) -> None:
-        """See the base."""
         await self._written(kind, owner, doc_id, value, ttl_s, only_new=False)
 
     async def get(self, kind: str, owner: str, doc_id: str) -> bytes | None:
-        """See the base."""
         key = keys.document(kind, owner, doc_id)
         return await self._connection.call(lambda: self._connection.get(key))
 
     async def swap(self, kind: str, owner: str, doc_id: str, old: bytes, new: bytes) -> bool:
-        """See the base."""
         return bool(await self._connection.run(self._swap, [keys.document(kind, owner, doc_id)], [old, new]))
 
     async def remove(self, kind: str, owner: str, doc_id: str) -> bool:
-        """See the base."""
         names = [keys.document(kind, owner, doc_id), keys.documents_of(kind, owner)]
         return bool(await self._connection.run(self._delete, names, [doc_id]))
 
     async def page(
         self, kind: str, owner: str, *, after: str = "", limit: int = 100, newest_first: bool = True
     ) -> list[tuple[str, bytes]]:
-        """See the base."""
         index, prefix = keys.documents_of(kind, owner), keys.documents_prefix(kind, owner)
         return await self._pages.read(index, prefix, after=after, limit=limit, newest_first=newest_first)
 

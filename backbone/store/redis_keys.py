@@ -1,13 +1,13 @@
-"""The names of everything in Redis. Parts that somebody else chooses are percent-encoded: no made-up id reaches another's key.
+"""The names of all keys in Redis. Parts that callers choose are percent-encoded: no invented id reaches another owner's key.
 
-| key | type | holds |
+| key | type | content |
 |---|---|---|
 | `nexus:job:<owner>:<id>` | string | a job record as JSON, under its TTL |
 | `nexus:jobs:<owner>` | sorted set, scores 0 | the ids of an owner's jobs |
 | `nexus:queued:<key>`, `nexus:running:<key>` | sorted set by the time the record expires | `<owner>:<id>` of an API key's jobs in that status |
 | `nexus:timers` | sorted set by the time the timer runs out | `<owner>:<id>` of jobs |
 | `nexus:lease:<job>` | string | the token of the attempt that holds it |
-| `nexus:service:<capability>:<model>` | string | the mean of what jobs took, in seconds |
+| `nexus:service:<capability>:<model>` | string | the mean service time of jobs, in seconds |
 | `nexus:doc:<kind>:<owner>:<id>` | string | a document |
 | `nexus:docs:<kind>:<owner>` | sorted set, scores 0 | the ids of documents |
 
@@ -26,70 +26,70 @@ TIMERS = "nexus:timers"
 
 
 def member(owner: str, job_id: str) -> str:
-    """How a job is called in timers and counts: what follows `JOB` in the name of its record."""
+    """Return a job's name in timers and counts: the part of its record's key after `JOB`."""
     return f"{_part(owner)}:{_part(job_id)}"
 
 
 def parse_member(member: bytes) -> DueJob:
-    """Inverse of `member`."""
+    """Return the job of a name from `member`."""
     owner, _, job_id = member.decode().partition(":")
     return DueJob(unquote(owner), unquote(job_id))
 
 
 def job(owner: str, job_id: str) -> str:
-    """A job record."""
+    """Return the key of a job record."""
     return JOB + member(owner, job_id)
 
 
 def jobs_prefix(owner: str) -> str:
-    """What the names of an owner's job records begin with."""
+    """Return the prefix of the keys of an owner's job records."""
     return f"{JOB}{_part(owner)}:"
 
 
 def jobs_of(owner: str) -> str:
-    """The list of an owner's jobs."""
+    """Return the key of the list of an owner's jobs."""
     return f"nexus:jobs:{_part(owner)}"
 
 
 def queued(key: str) -> str:
-    """The jobs of an API key in status QUEUED."""
+    """Return the key of the jobs of an API key in status QUEUED."""
     return f"nexus:queued:{_part(key)}"
 
 
 def running(key: str) -> str:
-    """The jobs of an API key in status IN_PROGRESS."""
+    """Return the key of the jobs of an API key in status IN_PROGRESS."""
     return f"nexus:running:{_part(key)}"
 
 
 def counted_in(record: JobRecord) -> str:
-    """Where the record is counted; empty: nowhere."""
+    """Return the key under which the record is counted; empty: it is not counted."""
     if record.status is JobStatus.QUEUED:
         return queued(record.key)
     return running(record.key) if record.status is JobStatus.IN_PROGRESS else ""
 
 
 def lease(job_id: str) -> str:
-    """The lease of a job's attempts."""
+    """Return the key of the lease of a job's attempts."""
     return f"nexus:lease:{_part(job_id)}"
 
 
 def service(capability: str, model: str) -> str:
-    """The service time of a model."""
+    """Return the key of the service time of a model."""
     return f"nexus:service:{_part(capability)}:{_part(model)}"
 
 
 def documents_prefix(kind: str, owner: str) -> str:
-    """What the names of an owner's documents begin with."""
+    """Return the prefix of the keys of an owner's documents."""
     return f"nexus:doc:{_part(kind)}:{_part(owner)}:"
 
 
 def document(kind: str, owner: str, doc_id: str) -> str:
-    """A document."""
+    """Return the key of a document."""
     return documents_prefix(kind, owner) + _part(doc_id)
 
 
 def documents_of(kind: str, owner: str) -> str:
-    """The list of an owner's documents."""
+    """Return the key of the list of an owner's documents."""
     return f"nexus:docs:{_part(kind)}:{_part(owner)}"
 
 

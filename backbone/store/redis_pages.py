@@ -1,4 +1,4 @@
-"""Reading what a sorted list of ids names, page by page."""
+"""Reads the values that a sorted list of ids names, page by page."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from backbone.store.redis_connection import RedisConnection
 
 
 class SortedSetPager:
-    """Entries whose values have expired leave the list as it is read, a thousand in one step at the most."""
+    """Reads pages, and removes ids of expired values from the list, a thousand in one step at the most."""
 
     def __init__(self, connection: RedisConnection) -> None:
-        """Read through `connection`, which stays its owner's."""
+        """Read through `connection`, which its owner closes."""
         self._connection = connection
         self._page = connection.script(scripts.PAGE)
 
     async def read(
         self, index: str, prefix: str, *, after: str, limit: int, newest_first: bool = True
     ) -> list[tuple[str, bytes]]:
-        """Up to `limit` ids behind `after`, and the values under `prefix`; fewer only at the end. Raises Unavailable."""
+        """Return up to `limit` ids after `after`, with the values under `prefix`; fewer only at the end. Raises Unavailable."""
         return await self._connection.call(lambda: self._read(index, prefix, after, limit, newest_first))
 
     async def _read(

@@ -1,7 +1,7 @@
-"""What Redis does in one step. Each script is one round trip, and nothing else happens while it runs.
+"""The Lua scripts of the store: each is one round trip and one atomic step.
 
-They need Redis 7 or Valkey. They touch keys of several slots, some of which they make up themselves: a Redis Cluster
-cannot run them.
+They need Redis 7 or Valkey. They touch keys of several slots, some of which they derive themselves: a Redis Cluster cannot run
+them.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ end
 return 1
 """
 )
-"""Write the new record if the old one is still there, byte for byte, and 1; else what is there, or nil. -1: the limit is reached."""
+"""Write the new record if the old one is still there, byte for byte, and return 1; else return the stored one, or nil. -1: the
+limit is reached.
+"""
 
 REMOVE = """
 local record, timers, index = KEYS[1], KEYS[2], KEYS[3]
@@ -108,7 +110,7 @@ redis.call('ZREM', index, id)
 if was_in ~= '' then redis.call('ZREM', was_in, member) end
 return 1
 """
-"""As REPLACE; `old` is empty where there is no record, and what is left of one goes."""
+"""Like REPLACE. `old` is empty where there is no record; its remains are deleted."""
 
 COUNT = COUNTS + "return counted(KEYS[1], now_ms())"
 
@@ -134,7 +136,7 @@ end
 return given
 """
 )
-"""Up to so many jobs whose timers have run out; timers of records that have expired go."""
+"""Return a bounded number of jobs whose timers have expired, and delete the timers of expired records."""
 
 LEASE = """
 local holder = redis.call('GET', KEYS[1])
@@ -183,7 +185,9 @@ end
 return {#found < 2 * limit and 0 or 1, after, found}
 """
 )
-"""Whether that is all that was asked for, the last id that was looked at, and [id, value, id, value, ...]. Ids of what has expired go."""
+"""Return whether the page is complete, the last id that was read, and [id, value, id, value, ...]. Ids of expired values are
+removed.
+"""
 
 WRITE = (
     LISTS
