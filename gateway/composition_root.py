@@ -63,7 +63,7 @@ from gateway.responses.service import ResponseService
 from gateway.signed_urls import UrlSigner
 from gateway.sync.handler import HandlerOptions, InferenceHandler
 from gateway.sync.submitter import SyncSubmitter
-from gateway.webhooks.sender import BACKLOG, WebhookSender
+from gateway.webhooks.sender import WEBHOOK_QUEUE_NAME, WebhookSender
 from schemas.endpoints import BY_PATH, CHAT, ENDPOINTS
 from schemas.jobs import MAX_STARTS, Limits
 
@@ -228,7 +228,7 @@ class _Services:
             idempotency,
             CHAT,
             metrics,
-            pause_s=settings.queue_comment_after_s,
+            keep_alive_s=settings.queue_comment_after_s,
             refuse_other_tools=settings.responses_other_tools == "refuse",
         )
         self.readiness = ReadinessCheck(
@@ -269,7 +269,7 @@ class _Services:
         }
         line_types[RESPONSES] = ResponsesLine(CHAT, clients.blobs)
         longest_s = max_window_s(settings.job_keep_s)
-        service = BatchService(repository, self.files, queue, line_types, longest_s=longest_s)
+        service = BatchService(repository, self.files, queue, line_types, max_window_s=longest_s)
         dependencies = BatchDependencies(
             repository=repository,
             files=self.files,
@@ -344,7 +344,7 @@ def _webhooks(
     metrics: GatewayMetrics,
 ) -> WebhookSender:
     return WebhookSender(
-        clients.job_log.work_queue(BACKLOG),
+        clients.job_log.work_queue(WEBHOOK_QUEUE_NAME),
         clients.store,
         webhook_client,
         auth.webhook_secret,

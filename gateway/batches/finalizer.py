@@ -20,10 +20,10 @@ from schemas.batches import Batch, BatchStatus, BatchUsage, RequestCounts
 from schemas.errors import BackendFailed, NotFound
 from schemas.jobs import JobStatus
 
-AHEAD = 16
+MAX_RESULTS_AHEAD = 16
 """Results that are fetched before they are written."""
 
-ENDS = {
+UNFINISHED_MESSAGES = {
     "batch_cancelled": "This request was not completed before the batch was cancelled.",
     "batch_expired": "This request could not be executed before the completion window expired.",
     "job_cancelled": "The job of this request was cancelled.",
@@ -34,7 +34,7 @@ ENDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class FinalizedBatch:
     """How a batch ends, and what it leaves."""
 
     status: BatchStatus
@@ -45,39 +45,39 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
-class _Ended:
+class _LineOutcome:
     """One line, at its end."""
 
     custom_id: str
     job: str
-    remembered: Any
+    context: Any
     """What of the request its answer is made with."""
     result: JobResult | None
     """None: its job never ended by itself, or is not known any more."""
 
 
-class Finalizer:
+class BatchFinalizer:
     """Of one batch, whose lines are not being submitted any more."""
 
-    def __init__(self, batch: Batch, tools: BatchDependencies, jobs: LineJobRunner) -> None:
+    def __init__(self, batch: Batch, dependencies: BatchDependencies, jobs: LineJobRunner) -> None:
         """`batch` has its files' ids reserved."""
         assert batch.reserved is not None
         self._batch = batch
-        self._tools = tools
+        self._dependencies = dependencies
         self._jobs = jobs
-        self._kind = tools.line_types[batch.endpoint]
+        self._kind = dependencies.line_types[batch.endpoint]
         self._writer = LineWriter()
-        self._output = OutputFile(tools.files, batch, batch.reserved[0], "output")
-        self._errors = OutputFile(tools.files, batch, batch.reserved[1], "error")
-        self._over = batch.status is BatchStatus.CANCELLING or clock.now() >= batch.expires_at
+        self._output = OutputFile(dependencies.files, batch, batch.reserved[0], "output")
+        self._errors = OutputFile(dependencies.files, batch, batch.reserved[1], "error")
+        self._no_more_results = batch.status is BatchStatus.CANCELLING or clock.now() >= batch.expires_at
         """What has not ended will not."""
         self._expired = False
         self._tokens = BatchUsage()
 
-    async def write(self, lines: AsyncIterator[InputLine]) -> Finished:
+    async def write(self, lines: AsyncIterator[InputLine]) -> FinalizedBatch:
         """Write both files, and make them visible. Raises what `lines` raises, and Unavailable; then it was for nothing."""
         try:
-            async with aclosing(in_order(lines, self._end_of, AHEAD)) as ends:
+            async with aclosing(in_order(lines, self._read_line_outcome, MAX_RESULTS_AHEAD)) as ends:
                 async for ended in ends:
                     await self._write(ended)
             output_id, error_id = await self._output.publish(), await self._errors.publish()
@@ -87,78 +87,78 @@ class Finalizer:
             raise
         done, failed = self._output.lines, self._errors.lines
         counts = RequestCounts(total=done + failed, completed=done, failed=failed)
-        return Finished(self._status(), counts, self._tokens, output_id, error_id)
+        return FinalizedBatch(self._status(), counts, self._tokens, output_id, error_id)
 
     def _status(self) -> BatchStatus:
         if self._batch.status is BatchStatus.CANCELLING:
             return BatchStatus.CANCELLED
         return BatchStatus.EXPIRED if self._expired else BatchStatus.COMPLETED
 
-    async def _end_of(self, line: InputLine) -> _Ended:
+    async def _read_line_outcome(self, line: InputLine) -> _LineOutcome:
         request, job = parse_line(line.data, self._batch.endpoint), job_id(self._batch.id, line.number)
         del line
         try:
             result = await self._result(job)
         except NotFound:
-            return _Ended(request.custom_id, job, None, None)
-        answered = result.word.status is JobStatus.COMPLETED
-        remembered = self._kind.remembered(request.body, job) if answered else None
-        return _Ended(request.custom_id, job, remembered, result)
+            return _LineOutcome(request.custom_id, job, None, None)
+        answered = result.outcome.status is JobStatus.COMPLETED
+        context = self._kind.context(request.body, job) if answered else None
+        return _LineOutcome(request.custom_id, job, context, result)
 
     async def _result(self, job: str) -> JobResult:
-        owner, jobs = self._batch.owner, self._tools.jobs
+        owner, jobs = self._batch.owner, self._dependencies.jobs
         try:
             return await jobs.result(owner, job)
         except JobNotFound:
             raise
         except ResultNotReady:
-            if not self._over:
+            if not self._no_more_results:
                 raise
         # A gateway that is gone submitted it.
         await self._jobs.cancel(job)
         return await jobs.result(owner, job)
 
-    async def _write(self, ended: _Ended) -> None:
+    async def _write(self, ended: _LineOutcome) -> None:
         result = ended.result
-        if result is not None and result.word.status is JobStatus.COMPLETED:
+        if result is not None and result.outcome.status is JobStatus.COMPLETED:
             await self._answer(ended, result)
         elif (
             result is not None
-            and result.word.status is JobStatus.FAILED
+            and result.outcome.status is JobStatus.FAILED
             and (error := result_error(result)) is not None
         ):
-            await self._writer.failure(self._errors, ended.custom_id, result.word, error)
+            await self._writer.failure(self._errors, ended.custom_id, result.outcome, error)
         else:
-            await self._unanswered(ended, self._why(result))
+            await self._unanswered(ended, self._unfinished_code(result))
 
-    async def _answer(self, ended: _Ended, result: JobResult) -> None:
+    async def _answer(self, ended: _LineOutcome, result: JobResult) -> None:
         try:
-            await check_blob(self._tools.blobs, result)
-            payload = await self._kind.answer(ended.remembered, result, self._batch.base_url)
+            await check_blob(self._dependencies.blobs, result)
+            payload = await self._kind.answer(ended.context, result, self._batch.base_url)
         except (BlobNotFound, BlobCorrupted):
             await self._unanswered(ended, "result_gone")
         except BackendFailed as error:
-            await self._writer.failure(self._errors, ended.custom_id, result.word, error.info)
+            await self._writer.failure(self._errors, ended.custom_id, result.outcome, error.info)
         else:
-            await self._writer.answer(self._output, ended.custom_id, result.word, payload)
-            self._tokens = _plus(self._tokens, result)
+            await self._writer.answer(self._output, ended.custom_id, result.outcome, payload)
+            self._tokens = _add_usage(self._tokens, result)
 
-    def _why(self, result: JobResult | None) -> str:
+    def _unfinished_code(self, result: JobResult | None) -> str:
         if self._batch.status is BatchStatus.CANCELLING:
             return "batch_cancelled"
-        if self._over:
+        if self._no_more_results:
             self._expired = True
             return "batch_expired"
         if result is None:
             return "result_gone"
-        return "job_cancelled" if result.word.status is JobStatus.CANCELLED else "job_expired"
+        return "job_cancelled" if result.outcome.status is JobStatus.CANCELLED else "job_expired"
 
-    async def _unanswered(self, ended: _Ended, code: str) -> None:
-        await self._writer.unanswered(self._errors, ended.custom_id, ended.job, code, ENDS[code])
+    async def _unanswered(self, ended: _LineOutcome, code: str) -> None:
+        await self._writer.unanswered(self._errors, ended.custom_id, ended.job, code, UNFINISHED_MESSAGES[code])
 
 
-def _plus(tokens: BatchUsage, result: JobResult) -> BatchUsage:
-    usage = result.word.usage
+def _add_usage(tokens: BatchUsage, result: JobResult) -> BatchUsage:
+    usage = result.outcome.usage
     if usage is None:
         return tokens
     extra: dict[str, Any] = usage.model_extra or {}

@@ -147,30 +147,30 @@ class ValidationReport:
 
 async def validate(lines: AsyncIterator[InputLine], endpoint: str) -> ValidationReport:
     """Look at every line, or at so many that no more can be told. Raises what `lines` raises, but for LineTooLong."""
-    found = ValidationReport()
+    report = ValidationReport()
     seen: set[bytes] = set()
     try:
         async for line in lines:
-            found.total += 1
-            if found.total > MAX_REQUESTS:
-                found.errors.append(_too_many(line.number))
+            report.total += 1
+            if report.total > MAX_REQUESTS:
+                report.errors.append(_too_many(line.number))
                 break
             try:
-                _look(line, endpoint, seen, found)
+                _validate_line(line, endpoint, seen, report)
             except InvalidLine as error:
-                found.errors.append(error.at(line.number))
-            if len(found.errors) == MAX_ERRORS:
+                report.errors.append(error.at(line.number))
+            if len(report.errors) == MAX_ERRORS:
                 break
     except LineTooLong as error:
-        found.errors.append(
+        report.errors.append(
             BatchError(code="line_too_long", message="This line is larger than a request may be.", line=error.number)
         )
-    if not found.total and not found.errors:
-        found.errors.append(BatchError(code="empty_file", message="The input file holds no request."))
-    return found
+    if not report.total and not report.errors:
+        report.errors.append(BatchError(code="empty_file", message="The input file holds no request."))
+    return report
 
 
-def _look(line: InputLine, endpoint: str, seen: set[bytes], found: ValidationReport) -> None:
+def _validate_line(line: InputLine, endpoint: str, seen: set[bytes], report: ValidationReport) -> None:
     request = parse_line(line.data, endpoint)
     mark = blake2b(request.custom_id.encode(), digest_size=8).digest()
     if mark in seen:
@@ -179,8 +179,8 @@ def _look(line: InputLine, endpoint: str, seen: set[bytes], found: ValidationRep
         )
     seen.add(mark)
     model = request.body.get("model")
-    if found.total == 1 and isinstance(model, str):
-        found.model = model[:256]
+    if report.total == 1 and isinstance(model, str):
+        report.model = model[:256]
 
 
 def _too_many(line: int) -> BatchError:

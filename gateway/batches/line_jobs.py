@@ -23,15 +23,15 @@ from schemas.errors import ErrorInfo, NexusError, Unavailable
 from schemas.jobs import TERMINAL_STATUSES, JobStatus, Lane
 from schemas.outcome import Outcome
 
-AGAIN_S = 2.0
+RETRY_DELAY_S = 2.0
 """After what is away, or full, for now."""
-LOOK_S = 60.0
+OUTCOME_WAIT_S = 60.0
 """A wait for the end of a job; then comes the next."""
-MARGIN_S = 3600.0
+BLOB_MARGIN_S = 3600.0
 """What a line sent by reference outlives the batch's window by."""
-FALLBACK_S = 60.0
+EXPIRY_MARGIN_S = 60.0
 """A job ends by itself when this has passed since the end of the window: its batch may have no runner then."""
-PASSING = frozenset({429, 503})
+TRANSIENT_STATUSES = frozenset({429, 503})
 """Statuses of refusals that do not last."""
 
 
@@ -51,20 +51,20 @@ class BatchSignals:
         """From now on."""
         if not self._stop.done():
             self._stop.set_result(None)
-        self.move()
+        self.notify_progress()
 
-    def move(self) -> None:
+    def notify_progress(self) -> None:
         """A line has ended: there may be room for another one."""
         self._moved.set()
         self._moved = asyncio.Event()
 
-    async def pause(self, seconds: float) -> None:
+    async def wait_for_progress(self, seconds: float) -> None:
         """Until a line ends, the batch stops, or the time is up."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._moved.wait()
 
-    async def or_stop(self, work: asyncio.Future[Any]) -> None:
+    async def run_until_stopped(self, work: asyncio.Future[Any]) -> None:
         """Until `work` is done or the batch stops; then it is cancelled, and was perhaps done all the same."""
         try:
             both: set[asyncio.Future[Any]] = {work, self._stop}
@@ -78,27 +78,27 @@ class BatchSignals:
 class LineJobRunner:
     """Of one batch."""
 
-    def __init__(self, batch: Batch, tools: BatchDependencies, signals: BatchSignals) -> None:
+    def __init__(self, batch: Batch, dependencies: BatchDependencies, signals: BatchSignals) -> None:
         self._batch = batch
-        self._tools = tools
+        self._dependencies = dependencies
         self._signals = signals
-        self._kind = tools.line_types[batch.endpoint]
-        self._reader = tools.reader.with_blob_ttl(max(0.0, batch.expires_at - clock.now()) + MARGIN_S)
+        self._kind = dependencies.line_types[batch.endpoint]
+        self._reader = dependencies.reader.with_blob_ttl(max(0.0, batch.expires_at - clock.now()) + BLOB_MARGIN_S)
         self._principal = Principal(
             owner=batch.owner, key_id=batch.key, max_queued=batch.max_queued, max_running=batch.max_running
         )
 
-    async def decided(self, job: str) -> JobStatus | None:
+    async def read_status(self, job: str) -> JobStatus | None:
         """How it ended, if it has."""
         while True:
             try:
-                decision = await self._tools.log.read_outcome(job)
+                stored = await self._dependencies.log.read_outcome(job)
             except Unavailable:
-                await asyncio.sleep(AGAIN_S)
+                await asyncio.sleep(RETRY_DELAY_S)
             else:
-                return decision.outcome.status if decision is not None else None
+                return stored.outcome.status if stored is not None else None
 
-    async def begin(self, line: InputLine) -> bool:
+    async def submit(self, line: InputLine) -> bool:
         """Submit a line's job, or end it at once where its request is wrong. False: the batch stops, and it was not submitted."""
         job = job_id(self._batch.id, line.number)
         request = parse_line(line.data, self._batch.endpoint)
@@ -106,10 +106,10 @@ class LineJobRunner:
             try:
                 await self._submit(job, request)
             except NexusError as error:
-                if error.info.status not in PASSING:
-                    await self._refuse(job, error.info, request)
+                if error.info.status not in TRANSIENT_STATUSES:
+                    await self._reject(job, error.info, request)
                     return True
-                await self._signals.pause(min(AGAIN_S, error.info.retry_after_s or AGAIN_S))
+                await self._signals.wait_for_progress(min(RETRY_DELAY_S, error.info.retry_after_s or RETRY_DELAY_S))
             else:
                 return True
         return False
@@ -123,53 +123,53 @@ class LineJobRunner:
             request_ids(job)[1],
             lane=Lane.FLEX,
             metadata={"custom_id": request.custom_id},
-            timeout_s=max(0.0, self._batch.expires_at - clock.now()) + FALLBACK_S,
+            timeout_s=max(0.0, self._batch.expires_at - clock.now()) + EXPIRY_MARGIN_S,
             job_id=job,
             shown_endpoint=self._batch.endpoint,
             batch=self._batch.id,
         )
         try:
-            await self._tools.jobs.submit(submission)
+            await self._dependencies.jobs.submit(submission)
         except BaseException:
             await received.discard()
             raise
 
-    async def end(self, job: str) -> JobStatus:
+    async def wait(self, job: str) -> JobStatus:
         """Wait until the job is decided; when the batch stops, decide it."""
         looked = False
         while True:
             try:
-                async with self._tools.log.watch_outcome(job) as told:
-                    while (decision := await self._tools.log.read_outcome(job)) is None:
-                        if looked and (status := await self._recorded(job)) is not None:
+                async with self._dependencies.log.watch_outcome(job) as has_outcome:
+                    while (stored := await self._dependencies.log.read_outcome(job)) is None:
+                        if looked and (status := await self._recorded_status(job)) is not None:
                             return status
                         looked = True
                         if self._signals.stopped:
                             await self.cancel(job)
                         else:
-                            await self._signals.or_stop(asyncio.ensure_future(told(LOOK_S)))
-                    return decision.outcome.status
+                            await self._signals.run_until_stopped(asyncio.ensure_future(has_outcome(OUTCOME_WAIT_S)))
+                    return stored.outcome.status
             except Unavailable:
-                await asyncio.sleep(AGAIN_S)
+                await asyncio.sleep(RETRY_DELAY_S)
 
-    async def _recorded(self, job: str) -> JobStatus | None:
+    async def _recorded_status(self, job: str) -> JobStatus | None:
         """How it ended, where what it ended with is not kept any more."""
         with suppress(JobNotFound):
-            record = await self._tools.jobs.get(self._batch.owner, job)
+            record = await self._dependencies.jobs.get(self._batch.owner, job)
             return record.status if record.status in TERMINAL_STATUSES else None
         return None
 
     async def cancel(self, job: str) -> None:
         """Decide that it was cancelled, unless it is decided already. Raises Unavailable."""
         try:
-            await self._tools.jobs.cancel(self._batch.owner, job)
+            await self._dependencies.jobs.cancel(self._batch.owner, job)
         except JobNotFound:
             # Nobody knows it but the queue: what takes it from there asks first.
-            await self._tools.log.store_outcome(self._word(job, JobStatus.CANCELLED))
+            await self._dependencies.log.store_outcome(self._gateway_outcome(job, JobStatus.CANCELLED))
 
-    async def _refuse(self, job: str, error: ErrorInfo, request: Request) -> None:
+    async def _reject(self, job: str, error: ErrorInfo, request: Request) -> None:
         model = request.body.get("model")
-        word = self._word(job, JobStatus.FAILED).model_copy(
+        outcome = self._gateway_outcome(job, JobStatus.FAILED).model_copy(
             update={
                 "error": error,
                 "metadata": {"custom_id": request.custom_id},
@@ -178,13 +178,13 @@ class LineJobRunner:
         )
         while True:
             try:
-                await self._tools.log.store_outcome(word)
+                await self._dependencies.log.store_outcome(outcome)
             except Unavailable:
-                await asyncio.sleep(AGAIN_S)
+                await asyncio.sleep(RETRY_DELAY_S)
             else:
                 return
 
-    def _word(self, job: str, status: JobStatus) -> Outcome:
+    def _gateway_outcome(self, job: str, status: JobStatus) -> Outcome:
         """On a job that never was in a queue: it counts against no key, and is no model's."""
         return Outcome(
             job=job,

@@ -17,7 +17,7 @@ from gateway.jobs.api import JobResult
 from gateway.jobs.http_response import ResultBody
 from gateway.responses.from_chat import ResponseBuilder
 from gateway.responses.resource import initial_response
-from gateway.responses.to_chat import chat_body, conversation, refuse_unsupported
+from gateway.responses.to_chat import chat_body, conversation, reject_unsupported
 from schemas.endpoints import SSE, EndpointSpec
 from schemas.errors import InvalidRequest
 from schemas.openai.responses import ResponsesRequest
@@ -35,14 +35,14 @@ class LineType(Protocol):
     async def read(self, owner: str, body: JSON, reader: InferenceBodyReader) -> ReceivedRequest:
         """A line's request, checked. Raises InvalidRequest, NotFound, Unavailable."""
 
-    def remembered(self, body: JSON, job: str) -> Any:
+    def context(self, body: JSON, job: str) -> Any:
         """What of the request its answer is made with. The body was read before."""
 
-    async def answer(self, remembered: Any, result: JobResult, base_url: str) -> ResultBody:
+    async def answer(self, context: Any, result: JobResult, base_url: str) -> ResultBody:
         """The answer of a completed job. Raises BackendFailed where it is none, BlobNotFound, BlobCorrupted, Unavailable."""
 
 
-def refuse_stream(body: JSON) -> None:
+def reject_stream(body: JSON) -> None:
     """Raises InvalidRequest."""
     if body.get("stream"):
         raise InvalidRequest("a request of a batch cannot be streamed: leave 'stream' out", param="stream")
@@ -58,7 +58,7 @@ class EndpointLine:
 
     async def read(self, owner: str, body: JSON, reader: InferenceBodyReader) -> ReceivedRequest:
         """See the protocol."""
-        refuse_stream(body)
+        reject_stream(body)
         if self.endpoint.files:
             body, uploads = await self.uploads.resolve(owner, self.endpoint, body)
             received = await reader.read_value(self.endpoint, body, uploads)
@@ -69,7 +69,7 @@ class EndpointLine:
             raise InvalidRequest("a request of a batch cannot be answered by a stream of events", param="stream_format")
         return received
 
-    def remembered(self, _body: JSON, _job: str) -> None:
+    def context(self, _body: JSON, _job: str) -> None:
         """Nothing."""
 
     async def answer(self, _remembered: None, result: JobResult, base_url: str) -> ResultBody:
@@ -87,28 +87,28 @@ class ResponsesLine:
 
     async def read(self, _owner: str, body: JSON, reader: InferenceBodyReader) -> ReceivedRequest:
         """See the protocol."""
-        refuse_stream(body)
+        reject_stream(body)
         request = _response_request(body)
         for name in ("background", "previous_response_id"):
             if getattr(request, name):
                 raise InvalidRequest(f"a request of a batch stands alone: leave '{name}' out", param=name)
-        refuse_unsupported(request)
+        reject_unsupported(request)
         return await reader.read_value(self.endpoint, chat_body(request, conversation(request, [])))
 
-    def remembered(self, body: JSON, job: str) -> JSON:
+    def context(self, body: JSON, job: str) -> JSON:
         """The response before its answer."""
         return initial_response(_response_request(body), job, int(clock.now()))
 
-    async def answer(self, remembered: JSON, result: JobResult, _base_url: str) -> ResultBody:
+    async def answer(self, context: JSON, result: JobResult, _base_url: str) -> ResultBody:
         """The response, from chat's frames."""
         data = result.data
         if result.blob is not None:
             data = b"".join([piece async for piece in self.blobs.read(result.blob.name)])
-        usage = result.word.usage
-        answering = ResponseBuilder(remembered)
-        answering.frames(data)
-        answering.closed(usage.model_dump() if usage is not None else None)
-        return whole(orjson.dumps(answering.response(int(clock.now()))))
+        usage = result.outcome.usage
+        builder = ResponseBuilder(context)
+        builder.add_frames(data)
+        builder.close_items(usage.model_dump() if usage is not None else None)
+        return whole(orjson.dumps(builder.final_response(int(clock.now()))))
 
 
 def _response_request(body: JSON) -> ResponsesRequest:

@@ -90,20 +90,20 @@ async def check_blob(blobs: BlobStore, result: JobResult) -> None:
 class LineWriter:
     """Writes the lines of both files."""
 
-    async def answer(self, file: OutputFile, custom_id: str, word: Outcome, payload: ResultBody) -> None:
+    async def answer(self, file: OutputFile, custom_id: str, outcome: Outcome, payload: ResultBody) -> None:
         """The line of a request that was answered. What its pieces raise leaves half a line."""
         large = payload.size > INLINE_LIMIT_BYTES
         plain = _is_json(payload.content_type) and (large or await _is_object(payload))
         body = _one_line(payload.pieces()) if plain else _encoded(payload)
-        await file.write(_head(custom_id, word, 200))
+        await file.write(_head(custom_id, outcome, 200))
         async for piece in body:
             await file.write(piece)
         await file.write(b'},"error":null}\n')
         file.lines += 1
 
-    async def failure(self, file: OutputFile, custom_id: str, word: Outcome, error: ErrorInfo) -> None:
+    async def failure(self, file: OutputFile, custom_id: str, outcome: Outcome, error: ErrorInfo) -> None:
         """The line of a request that failed."""
-        await file.write(_head(custom_id, word, error.status) + orjson.dumps(error.body()) + b'},"error":null}\n')
+        await file.write(_head(custom_id, outcome, error.status) + orjson.dumps(error.body()) + b'},"error":null}\n')
         file.lines += 1
 
     async def unanswered(self, file: OutputFile, custom_id: str, job: str, code: str, message: str) -> None:
@@ -118,14 +118,14 @@ class LineWriter:
         file.lines += 1
 
 
-def _head(custom_id: str, word: Outcome, status: int) -> bytes:
+def _head(custom_id: str, outcome: Outcome, status: int) -> bytes:
     """A line up to the body of its response."""
-    line_id, request_id = request_ids(word.job)
+    line_id, request_id = request_ids(outcome.job)
     return b'{"id":%b,"custom_id":%b,"response":{"status_code":%d,"request_id":%b,"body":' % (
         orjson.dumps(line_id),
         orjson.dumps(custom_id),
         status,
-        orjson.dumps(word.request_id or request_id),
+        orjson.dumps(outcome.request_id or request_id),
     )
 
 

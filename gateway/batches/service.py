@@ -16,8 +16,8 @@ from schemas.errors import InvalidRequest, Unavailable
 from schemas.files import BATCH_PURPOSE
 from schemas.keys import Scope
 
-SHORTEST_S = 60
-GRACE_S = 600
+MIN_WINDOW_S = 60
+PICKUP_GRACE_S = 600
 """For a batch to be taken after the end of its window."""
 
 
@@ -33,17 +33,17 @@ class BatchService:
         self,
         repository: BatchRepository,
         files: FileStore,
-        backlog: WorkQueue,
+        queue: WorkQueue,
         endpoints: Collection[str],
         *,
-        longest_s: float,
+        max_window_s: float,
     ) -> None:
         """`endpoints`: the paths that a batch may be for. `longest_s`: the longest window, within which results are kept."""
         self._repository = repository
         self._files = files
-        self._backlog = backlog
+        self._queue = queue
         self._endpoints = endpoints
-        self._longest_s = longest_s
+        self._max_window_s = max_window_s
 
     async def create(self, caller: Principal, request: BatchRequest, base_url: str) -> Batch:
         """Put a batch into the line of those to be run. Raises PermissionDenied, InvalidRequest, FileNotFound."""
@@ -82,10 +82,10 @@ class BatchService:
 
     def _window(self, text: str) -> int:
         seconds = parse_window_s(text)
-        if seconds is None or not SHORTEST_S <= seconds <= self._longest_s:
+        if seconds is None or not MIN_WINDOW_S <= seconds <= self._max_window_s:
             raise InvalidRequest(
                 f"'{text}' is no completion window: '24h', or another number of m, h or d "
-                f"from {SHORTEST_S} to {self._longest_s:.0f} seconds",
+                f"from {MIN_WINDOW_S} to {self._max_window_s:.0f} seconds",
                 param="completion_window",
             )
         return seconds
@@ -93,7 +93,7 @@ class BatchService:
     async def _enqueue(self, batch: Batch) -> None:
         await self._repository.add(batch)
         try:
-            await self._backlog.put(batch.id, batch.model_dump_json(exclude_defaults=True).encode())
+            await self._queue.put(batch.id, batch.model_dump_json(exclude_defaults=True).encode())
         except Unavailable:
             # It may be there all the same. Whoever takes it finds that its caller was told otherwise.
             await self._repository.change(batch.owner, batch.id, _not_accepted)
@@ -116,7 +116,7 @@ class BatchService:
 def _overdue(batch: Batch) -> Batch:
     """One that no gateway has ever taken: its maker died before it was in the line, which its caller was not told."""
     now = int(clock.now())
-    if batch.runner or batch.is_final or now < batch.expires_at + GRACE_S:
+    if batch.runner or batch.is_final or now < batch.expires_at + PICKUP_GRACE_S:
         return batch
     return batch.model_copy(update={"status": BatchStatus.EXPIRED, "expired_at": now})
 

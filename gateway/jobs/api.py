@@ -78,7 +78,7 @@ class JobEvent(NamedTuple):
     data: bytes
     """Of CHUNK: bytes of the answer as the endpoint makes them (of an SSE stream one frame, `data: {…}` and its blank line);
     of all others JSON."""
-    word: Outcome | None = None
+    outcome: Outcome | None = None
     """Of the last event, which says how the job ended."""
 
 
@@ -86,7 +86,7 @@ class JobEvent(NamedTuple):
 class JobResult:
     """How a job ended, and its answer."""
 
-    word: Outcome
+    outcome: Outcome
     data: bytes
     """The answer, where it is not in `blob`. Of a stream of server-sent events: all its frames, without `[DONE]`."""
     blob: BlobRef | None
@@ -95,7 +95,7 @@ class JobResult:
     @property
     def error(self) -> ErrorInfo | None:
         """Why there is no answer."""
-        return self.word.error
+        return self.outcome.error
 
 
 class JobsApi(Protocol):

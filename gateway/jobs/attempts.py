@@ -33,14 +33,14 @@ async def count_attempts(log: JobLog, job: str, run: int) -> AttemptCount:
     return _count(frames, run)
 
 
-async def with_attempt_count(log: JobLog, word: Outcome) -> Outcome:
+async def with_attempt_count(log: JobLog, outcome: Outcome) -> Outcome:
     """Return the word with the number of attempts that its run had. Only a word of an attempt that began without a start
     grant does not know it. Raises Unavailable.
     """
-    if word.granted or not word.token:
-        return word
-    seen = await count_attempts(log, word.job, word.run)
-    return word.model_copy(update={"attempts": seen.starts or word.attempts})
+    if outcome.granted or not outcome.token:
+        return outcome
+    seen = await count_attempts(log, outcome.job, outcome.run)
+    return outcome.model_copy(update={"attempts": seen.starts or outcome.attempts})
 
 
 async def _all_frames(log: JobLog, job: str) -> list[DurableFrame]:

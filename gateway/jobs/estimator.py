@@ -17,24 +17,24 @@ class EtaEstimator:
         self._store = store
         self._snapshot = snapshot
 
-    async def eta_s(self, record: JobRecord, place: int | None) -> float | None:
+    async def eta_s(self, record: JobRecord, position: int | None) -> float | None:
         """Seconds until its end. `place`: how many jobs wait before it."""
         if record.status is JobStatus.IN_PROGRESS:
-            return await self._rest_s(record)
+            return await self._remaining_s(record)
         slots = self._slots(record)
-        if place is None or not slots:
+        if position is None or not slots:
             return None
-        service = await self._store.mean_service_time_s(record.capability, record.queue_name)
-        return None if service is None else round(service * (place // slots + 2), 1)
+        service_s = await self._store.mean_service_time_s(record.capability, record.queue_name)
+        return None if service_s is None else round(service_s * (position // slots + 2), 1)
 
-    async def _rest_s(self, record: JobRecord) -> float | None:
+    async def _remaining_s(self, record: JobRecord) -> float | None:
         if record.started_at is None:
             return None
         spent = now() - record.started_at
         if record.progress:
             return round(spent * (1 - record.progress) / record.progress, 1)
-        service = await self._store.mean_service_time_s(record.capability, record.queue_name)
-        return None if service is None else round(max(0.0, service - spent), 1)
+        service_s = await self._store.mean_service_time_s(record.capability, record.queue_name)
+        return None if service_s is None else round(max(0.0, service_s - spent), 1)
 
     def _slots(self, record: JobRecord) -> int:
         """Jobs of this model that ready workers run at once."""

@@ -15,61 +15,61 @@ from schemas.jobs import TERMINAL_STATUSES, JobRecord, JobStatus
 
 log = structlog.get_logger(__name__)
 
-LOOK_S = 0.5
-AT_ONCE = 100
+POLL_INTERVAL_S = 0.5
+MAX_DUE_JOBS = 100
 
 
 class ExpiryWatcher:
     """All gateways look; each due job is one gateway's."""
 
-    def __init__(self, store: Store, ending: JobTerminator, *, ack_wait_s: float) -> None:
+    def __init__(self, store: Store, terminator: JobTerminator, *, ack_wait_s: float) -> None:
         self._store = store
-        self._ending = ending
+        self._terminator = terminator
         self._silence_s = 3 * ack_wait_s
 
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
             try:
-                for due in await self._store.claim_due(AT_ONCE):
-                    await self._look(due)
+                for due in await self._store.claim_due(MAX_DUE_JOBS):
+                    await self._check(due)
             except NexusError as error:
                 log.debug("timers wait", error=error.info.message)
             except Exception:
                 log.exception("defect in the timers")
 
-    async def _look(self, due: DueJob) -> None:
+    async def _check(self, due: DueJob) -> None:
         record = await self._store.get(due.owner, due.job)
-        if record is None or record.status in TERMINAL_STATUSES or await self._has_ended(record):
+        if record is None or record.status in TERMINAL_STATUSES or await self._record_outcome(record):
             return
-        reason = self._over(record)
+        reason = self._expiry_error(record)
         if reason is not None:
-            await self._ending.end(record, JobStatus.EXPIRED, reason)
+            await self._terminator.terminate(record, JobStatus.EXPIRED, reason)
         elif record.status is JobStatus.IN_PROGRESS:
-            await self._silent(record)
+            await self._requeue(record)
         else:
             left = seconds_until_due(record, JobStatus.QUEUED, self._silence_s)
             await self._store.update(record.owner, record.id, due_s=left)
 
-    async def _has_ended(self, record: JobRecord) -> bool:
+    async def _record_outcome(self, record: JobRecord) -> bool:
         """Then its record says so: it may have been lost, and made anew by somebody who came too late."""
-        decision = await self._ending.decided(record.id)
-        if decision is None or decision.outcome.run < record.run:
+        stored = await self._terminator.decided(record.id)
+        if stored is None or stored.outcome.run < record.run:
             return False
         with contextlib.suppress(IllegalMove):  # recorded meanwhile
-            word = decision.outcome
-            await self._store.move(record.owner, record.id, word.status, **outcome_fields(word, decision.stored_at))
+            outcome = stored.outcome
+            await self._store.move(record.owner, record.id, outcome.status, **outcome_fields(outcome, stored.stored_at))
         return True
 
-    async def _silent(self, record: JobRecord) -> None:
+    async def _requeue(self, record: JobRecord) -> None:
         """No sign of its worker: NATS gives it to the next one. Until that begins, the job waits."""
         due_s = seconds_until_due(record, JobStatus.QUEUED, self._silence_s)
         back = {"worker": None, "progress": None, "run": record.run, "queued_at": now()}
         with contextlib.suppress(IllegalMove):  # it has ended meanwhile
             await self._store.move(record.owner, record.id, JobStatus.QUEUED, due_s=due_s, **back)
 
-    def _over(self, record: JobRecord) -> ErrorInfo | None:
+    def _expiry_error(self, record: JobRecord) -> ErrorInfo | None:
         at = now()
         if record.expires_at is not None and at >= record.expires_at:
             seconds = record.expires_at - record.created_at

@@ -83,16 +83,16 @@ class DurableRequestHandler:
         record = await self._jobs.submit(submission)
         reply.headers.append((b"x-nexus-job-id", record.id.encode()))
         if preferences.respond_async:
-            result = await self._soon(request, record) if preferences.wait_s else None
+            result = await self._result_within_wait(request, record) if preferences.wait_s else None
             if result is None:
-                await self._answers.accepted(reply, record, preferences)
+                await self._answers.send_accepted(reply, record, preferences)
                 return None
             return await self._answers.result(reply, result, base_url(request.scope), request.exchange)
         return await self._caller_tasks.run_while_connected(
-            self._as_usual(request, record), request.scope, request.receive
+            self._answer_synchronously(request, record), request.scope, request.receive
         )
 
-    async def _soon(self, request: DurableRequest, record: JobRecord) -> JobResult | None:
+    async def _result_within_wait(self, request: DurableRequest, record: JobRecord) -> JobResult | None:
         """How the job ended, if it has in the time that the caller waits. Raises CallerDisconnected."""
         if record.status in TERMINAL_STATUSES:
             return await self._jobs.result(record.owner, record.id)
@@ -104,12 +104,12 @@ class DurableRequestHandler:
                 raise
             return None
 
-    async def _as_usual(self, request: DurableRequest, record: JobRecord) -> ErrorInfo | None:
+    async def _answer_synchronously(self, request: DurableRequest, record: JobRecord) -> ErrorInfo | None:
         """Answer as a synchronous request is answered."""
         content_type = request.endpoint.stream_type(request.received.request)
         if content_type is not None:
             try:
-                return await self._answers.relay(
+                return await self._answers.relay_stream(
                     request.reply, record, content_type, request.exchange, ids=request.preferences.resume
                 )
             except EventsExpired:
@@ -119,7 +119,7 @@ class DurableRequestHandler:
         if record.status in TERMINAL_STATUSES:
             result = await self._jobs.result(record.owner, record.id)
         else:
-            result = await self._answers.until_ended(record.owner, record.id)
+            result = await self._answers.wait_for_result(record.owner, record.id)
         return await self._answers.result(request.reply, result, base_url(request.scope), request.exchange)
 
     # POST /v1/jobs
@@ -155,8 +155,8 @@ class DurableRequestHandler:
         here = body_is_complete(scope)
         with self.reader.memory.share(principal.key_id) as share:
             request = parse_body(await self.reader.read_body(headers, receive, share, here=here), SubmitRequest)
-            endpoint = self._checked(principal, request)
-            received = await self._received(principal, endpoint, request.body)
+            endpoint = self._require_endpoint(principal, request)
+            received = await self._read_body(principal, endpoint, request.body)
             request.body.clear()
         try:
             submission = Submission(
@@ -176,15 +176,15 @@ class DurableRequestHandler:
                 )
             record = await self._jobs.submit(submission)
         except (InvalidRequest, NotFound) as error:
-            raise _within_body(error) from None
+            raise _in_body(error) from None
         finally:
             if received.blobs:
                 await received.discard()
         reply.headers.append((b"x-nexus-job-id", record.id.encode()))
-        await self._answers.accepted(reply, record, preferences)
+        await self._answers.send_accepted(reply, record, preferences)
         return record.id
 
-    def _checked(self, principal: Principal, request: SubmitRequest) -> EndpointSpec:
+    def _require_endpoint(self, principal: Principal, request: SubmitRequest) -> EndpointSpec:
         """What it is for. Raises InvalidRequest, PermissionDenied."""
         endpoint = self._endpoints.get(request.endpoint)
         if endpoint is None:
@@ -196,7 +196,7 @@ class DurableRequestHandler:
             self._check_url(request.webhook.url)
         return endpoint
 
-    async def _received(self, principal: Principal, endpoint: EndpointSpec, body: dict[str, Any]) -> ReceivedRequest:
+    async def _read_body(self, principal: Principal, endpoint: EndpointSpec, body: dict[str, Any]) -> ReceivedRequest:
         """Problems are named by their place in the whole request: `body.messages`."""
         try:
             if endpoint.files:
@@ -204,10 +204,10 @@ class DurableRequestHandler:
                 return await self.reader.read_value(endpoint, fields, uploads)
             return await self.reader.read_value(endpoint, body)
         except (InvalidRequest, NotFound) as error:
-            raise _within_body(error) from None
+            raise _in_body(error) from None
 
 
-def _within_body(error: NexusError) -> NexusError:
+def _in_body(error: NexusError) -> NexusError:
     """The same, with the place of what is wrong in the whole request."""
     param = error.info.param
     return NexusError.from_info(error.info.model_copy(update={"param": f"body.{param}" if param else "body"}))

@@ -24,25 +24,25 @@ from schemas.jobs import Capability, JobRecord, JobStatus, is_sse
 
 T = TypeVar("T")
 
-AHEAD = 256
+MAX_EVENTS_AHEAD = 256
 """Events that are read before they are taken."""
-AHEAD_BYTES = 256 * 1024
+MAX_BYTES_AHEAD = 256 * 1024
 """Of those: who reads slowly, or not at all, costs no more than twice that. One event may go beyond it."""
-HOLD_STEP = 16 * 1024
+REPORT_STEP_BYTES = 16 * 1024
 """Bytes by which they change before the connection is told."""
-LOOK_S = 300.0
+RESULT_WAIT_S = 300.0
 """How long one look at a job waits; then comes the next."""
-MARK = BLOB_URI_PREFIX.encode()
+URL_MARKER = BLOB_URI_PREFIX.encode()
 
 
 def result_error(result: JobResult) -> ErrorInfo | None:
     """Why a job that has ended has no answer; None: it has one."""
-    word = result.word
-    if word.status is JobStatus.COMPLETED:
+    outcome = result.outcome
+    if outcome.status is JobStatus.COMPLETED:
         return None
-    if word.error is not None:
-        return word.error
-    if word.status is JobStatus.CANCELLED:
+    if outcome.error is not None:
+        return outcome.error
+    if outcome.status is JobStatus.CANCELLED:
         return InvalidRequest("this job was cancelled", code="job_cancelled").info
     return DeadlineExceeded("this job has expired", code="job_expired").info
 
@@ -65,16 +65,18 @@ class JobResponder:
         self._blobs = blobs
         self._url_signer = url_signer
 
-    async def accepted(self, reply: Reply, record: JobRecord, preferences: DeliveryPreferences | None = None) -> None:
+    async def send_accepted(
+        self, reply: Reply, record: JobRecord, preferences: DeliveryPreferences | None = None
+    ) -> None:
         """202: it will be answered later."""
         headers: Headers = [(b"location", f"/v1/jobs/{record.id}".encode())]
         if preferences is not None:
             headers += [(b"preference-applied", preferences.applied), (b"vary", b"prefer")]
         await reply.send_response(202, "application/json", orjson.dumps(job_object(record)), headers)
 
-    async def until_ended(self, owner: str, job_id: str) -> JobResult:
+    async def wait_for_result(self, owner: str, job_id: str) -> JobResult:
         """How the job ended, once it has."""
-        while (result := await self._jobs.wait_for_result(owner, job_id, LOOK_S)) is None:
+        while (result := await self._jobs.wait_for_result(owner, job_id, RESULT_WAIT_S)) is None:
             pass
         return result
 
@@ -83,8 +85,8 @@ class JobResponder:
         blob, data = result.blob, result.data
         end = DONE if is_sse(result.content_type) else b""
         if blob is None:
-            if result.word.capability is Capability.IMAGES and MARK in data and not end:
-                data = self._url_signer.sign_urls(data, result.word.owner, base)
+            if result.outcome.capability is Capability.IMAGES and URL_MARKER in data and not end:
+                data = self._url_signer.sign_urls(data, result.outcome.owner, base)
             return ResultBody(result.content_type, len(data) + len(end), lambda: _pieces(data, end))
         return ResultBody(result.content_type, blob.size + len(end), lambda: self._from_blob(blob.name, end))
 
@@ -107,7 +109,7 @@ class JobResponder:
         pieces = payload.pieces()
         first = await anext(pieces, b"")  # what fails here can still be told
         head = [(b"content-type", payload.content_type.encode()), (b"content-length", b"%d" % payload.size), NO_STORE]
-        head += adapted_header(result.word.adapted)
+        head += adapted_header(result.outcome.adapted)
         with exchange.single_write() if exchange is not None and len(first) == payload.size else nullcontext():
             await reply.send_head(200, head)
             await reply.send_chunk(first)
@@ -116,14 +118,14 @@ class JobResponder:
             await reply.send_end()
         return None
 
-    async def relay(
+    async def relay_stream(
         self, reply: Reply, record: JobRecord, content_type: bytes, exchange: HttpExchange | None, *, ids: bool
     ) -> ErrorInfo | None:
         """The stream as a synchronous caller gets it; with `ids`, each event names itself, for `Last-Event-ID`.
 
         Until the first byte an error is a status. Returns the error.
         """
-        stream = _Stream(reply, content_type, exchange, ids=ids)
+        stream = _StreamRelay(reply, content_type, exchange, ids=ids)
         events = self._jobs.follow(record.owner, record.id)
         hold = exchange.report_buffered if exchange is not None else _nothing
         async with aclosing(read_ahead(events, self._comment_after_s, event_size, hold)) as paced:
@@ -131,9 +133,9 @@ class JobResponder:
                 if not ready:
                     await stream.comment(await self._position(record))
                 for event in ready:
-                    if event.word is not None:
-                        return await stream.end(result_error(JobResult(event.word, b"", None, "")))
-                    if (error := await stream.tell(event)) is not None:
+                    if event.outcome is not None:
+                        return await stream.finish(result_error(JobResult(event.outcome, b"", None, "")))
+                    if (error := await stream.send_event(event)) is not None:
                         return error
         return None
 
@@ -153,7 +155,7 @@ def _nothing(_size: int) -> None:
     pass
 
 
-class _Held:
+class _BufferedBytes:
     """Bytes that were read ahead, and those that the taker has in hand."""
 
     def __init__(self, hold: Callable[[int], None]) -> None:
@@ -161,14 +163,14 @@ class _Held:
         self._told = 0
         self.ahead = self.in_hand = 0
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Tell the connection, if it is news."""
         total = self.ahead + self.in_hand
-        if abs(total - self._told) >= HOLD_STEP:
+        if abs(total - self._told) >= REPORT_STEP_BYTES:
             self._told = total
             self._hold(total)
 
-    def end(self) -> None:
+    def close(self) -> None:
         if self._told:
             self._hold(0)
 
@@ -183,16 +185,16 @@ async def read_ahead(
 
     `size`: bytes of one. `hold` hears how many of them are stored here, see `gateway.http.asgi.HttpExchange.report_buffered`.
     """
-    ready: asyncio.Queue[T] = asyncio.Queue(AHEAD)
-    held, room = _Held(hold), asyncio.Event()
+    ready: asyncio.Queue[T] = asyncio.Queue(MAX_EVENTS_AHEAD)
+    held, room = _BufferedBytes(hold), asyncio.Event()
 
     async def pump() -> None:
         try:
             async for event in events:
                 held.ahead += size(event)
-                held.tell()
+                held.report()
                 await ready.put(event)
-                while held.ahead > AHEAD_BYTES:
+                while held.ahead > MAX_BYTES_AHEAD:
                     room.clear()
                     await room.wait()
         finally:
@@ -201,7 +203,7 @@ async def read_ahead(
     def taken(some: list[T]) -> list[T]:
         held.in_hand = sum(map(size, some))
         held.ahead -= held.in_hand
-        held.tell()
+        held.report()
         room.set()
         return some
 
@@ -213,7 +215,7 @@ async def read_ahead(
             if not ready.empty():
                 yield taken([ready.get_nowait() for _ in range(ready.qsize())])
                 continue
-            held.tell()
+            held.report()
             if pumping.done():
                 pumping.result()
                 return
@@ -229,11 +231,11 @@ async def read_ahead(
         pumping.cancel()
         if coming is not None:
             coming.cancel()
-        held.end()
+        held.close()
         await asyncio.gather(pumping, return_exceptions=True)
 
 
-class _Stream:
+class _StreamRelay:
     """One answer that is passed on as it is made."""
 
     def __init__(self, reply: Reply, content_type: bytes, exchange: HttpExchange | None, *, ids: bool) -> None:
@@ -242,13 +244,13 @@ class _Stream:
         self._sse = is_sse(content_type.decode())
         self._exchange = exchange
         self._ids = ids and self._sse
-        self._shown = False
+        self._has_output = False
         self._adapted: tuple[str, ...] = ()
 
-    async def tell(self, event: JobEvent) -> ErrorInfo | None:
+    async def send_event(self, event: JobEvent) -> ErrorInfo | None:
         if event.kind is JobEventKind.CHUNK:
             await self._begin()
-            self._shown = True
+            self._has_output = True
             await self._reply.send_chunk(b"id: %b\n%b" % (event.id.encode(), event.data) if self._ids else event.data)
         elif event.kind is JobEventKind.ADAPTED:
             self._adapted = AdaptedParameters.model_validate_json(event.data).parameters
@@ -257,10 +259,10 @@ class _Stream:
         elif event.kind is JobEventKind.PROGRESS and self._sse:
             await self._begin()
             await self._reply.send_chunk(progress_frame(event.data))
-        elif event.kind is JobEventKind.RESTARTED and self._shown:
+        elif event.kind is JobEventKind.RESTARTED and self._has_output:
             # The job goes on, and its events can be followed; two attempts are not mixed here.
             info = BackendFailed("the worker was lost in the middle of this answer", code="worker_lost").info
-            return await self.end(info)
+            return await self.finish(info)
         return None
 
     async def comment(self, position: int | None) -> None:
@@ -269,7 +271,7 @@ class _Stream:
             await self._begin()
             await self._reply.send_chunk(comment_frame(position))
 
-    async def end(self, error: ErrorInfo | None) -> ErrorInfo | None:
+    async def finish(self, error: ErrorInfo | None) -> ErrorInfo | None:
         if error is None:
             await self._begin()
             await self._reply.send_end(DONE if self._sse else b"")

@@ -37,16 +37,16 @@ class Idempotency:
     async def job_id(self, owner: str, key: str, endpoint: str, received: ReceivedRequest, extra: Any = None) -> str:
         """The id that this request's job has. Raises IdempotencyMismatch, Unavailable."""
         name = sha256(orjson.dumps([owner, key])).hexdigest()
-        mine = {"job": new_job_id(), "print": await self._print(endpoint, received, extra)}
-        held = orjson.loads(await self._log.claim(name, orjson.dumps(mine)))
-        if held["print"] != mine["print"]:
+        claim = {"job": new_job_id(), "print": await self._fingerprint(endpoint, received, extra)}
+        claimed = orjson.loads(await self._log.claim(name, orjson.dumps(claim)))
+        if claimed["print"] != claim["print"]:
             raise IdempotencyMismatch(
                 "this Idempotency-Key was used with another request; use a new key for a new request",
                 param="Idempotency-Key",
             )
-        return str(held["job"])
+        return str(claimed["job"])
 
-    async def _print(self, endpoint: str, received: ReceivedRequest, extra: Any) -> str:
+    async def _fingerprint(self, endpoint: str, received: ReceivedRequest, extra: Any) -> str:
         """A digest of what was asked for: fields in any order, files by their content."""
         request = received.request.model_dump(mode="json", exclude_unset=True)
         digest = sha256(orjson.dumps([endpoint, request, extra], option=orjson.OPT_SORT_KEYS))

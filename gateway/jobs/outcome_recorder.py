@@ -21,10 +21,10 @@ from schemas.outcome import Outcome
 
 log = structlog.get_logger(__name__)
 
-AT_ONCE = 64
-HOLD_S = 15.0
-AGAIN_S = 1.0
-DEFECT_AGAIN_S = 30.0
+MAX_CONCURRENCY = 64
+ACK_WAIT_S = 15.0
+RETRY_DELAY_S = 1.0
+DEFECT_RETRY_DELAY_S = 30.0
 
 Enqueue = Callable[[Outcome], Awaitable[None]]
 
@@ -37,7 +37,7 @@ class OutcomeRecorder:
         jobs: JobLog,
         store: Store,
         blobs: BlobStore,
-        ending: JobTerminator,
+        terminator: JobTerminator,
         metrics: GatewayMetrics,
         *,
         keep_s: float,
@@ -47,7 +47,7 @@ class OutcomeRecorder:
         self._log = jobs
         self._store = store
         self._blobs = blobs
-        self._ending = ending
+        self._terminator = terminator
         self._metrics = metrics
         self._keep_s = keep_s
         self._enqueue = enqueue
@@ -55,9 +55,9 @@ class OutcomeRecorder:
 
     async def run(self) -> None:
         """Take words until cancelled."""
-        words = self._log.consume_outcomes(max_unacked=AT_ONCE, ack_wait_s=HOLD_S)
+        outcomes = self._log.consume_outcomes(max_unacked=MAX_CONCURRENCY, ack_wait_s=ACK_WAIT_S)
         try:
-            async for item in words:
+            async for item in outcomes:
                 task = asyncio.create_task(self._record(item))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
@@ -66,49 +66,56 @@ class OutcomeRecorder:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
-            await words.aclose()
+            await outcomes.aclose()
 
     async def _record(self, item: WorkItem) -> None:
         """Redis away: the word waits, and so does its webhook."""
         try:
             try:
-                word, _ = Outcome.decode(item.data)
+                outcome, _ = Outcome.decode(item.data)
             except ValueError:
                 log.exception("malformed terminal word dropped", job=item.id)
                 await item.ack()
                 return
-            word = await with_attempt_count(self._log, word)
-            await self._to_store(word, item.stored_at)
-            if word.status is not JobStatus.FAILED:  # which may be tried again
-                for name in word.uploads:
+            outcome = await with_attempt_count(self._log, outcome)
+            await self._update_record(outcome, item.stored_at)
+            if outcome.status is not JobStatus.FAILED:  # which may be tried again
+                for name in outcome.uploads:
                     self._blobs.remove(name)
-            if not word.token:
+            if not outcome.token:
                 # Whoever said it may have died before it was out of the queue, where perhaps no worker ever takes it.
-                await self._ending.withdraw(await self._store.get(word.owner, word.job) or record_from_outcome(word))
-            if word.webhook:
-                await self._enqueue(word)
+                await self._terminator.remove_from_queue(
+                    await self._store.get(outcome.owner, outcome.job) or record_from_outcome(outcome)
+                )
+            if outcome.webhook:
+                await self._enqueue(outcome)
             await item.ack()
         except NexusError as error:
             log.info("a job's end is not recorded yet", job=item.id, error=error.info.message)
-            item.nak(AGAIN_S)
+            item.nak(RETRY_DELAY_S)
         except Exception:
             log.exception("defect in the recorder", job=item.id)
-            item.nak(DEFECT_AGAIN_S)
+            item.nak(DEFECT_RETRY_DELAY_S)
 
-    async def _to_store(self, word: Outcome, at: int) -> None:
+    async def _update_record(self, outcome: Outcome, at: int) -> None:
         try:
             # A record that was lost may be made anew by others meanwhile, as of a job that has not ended.
-            while await self._store.move(word.owner, word.job, word.status, **outcome_fields(word, at)) is None:
-                if await self._store.create(record_from_outcome(word, at), ttl_s=self._keep_s):
+            while (
+                await self._store.move(outcome.owner, outcome.job, outcome.status, **outcome_fields(outcome, at))
+                is None
+            ):
+                if await self._store.create(record_from_outcome(outcome, at), ttl_s=self._keep_s):
                     break
         except IllegalMove:
             return  # recorded before, or an older run's
         after: list[Awaitable[object]] = []
-        if word.token:
-            after.append(self._store.release_lease(word.job, word.token))
-        if word.status is JobStatus.COMPLETED and word.seconds is not None:
-            after.append(self._store.record_service_time(word.capability.value, word.model, word.seconds))
+        if outcome.token:
+            after.append(self._store.release_lease(outcome.job, outcome.token))
+        if outcome.status is JobStatus.COMPLETED and outcome.seconds is not None:
+            after.append(self._store.record_service_time(outcome.capability.value, outcome.model, outcome.seconds))
         await asyncio.gather(*after)
-        self._metrics.child(self._metrics.jobs_ended, word.capability.value, word.model, word.status.value).inc()
-        if word.dead:
-            self._metrics.child(self._metrics.dead_letters, word.capability.value, word.model).inc()
+        self._metrics.child(
+            self._metrics.jobs_ended, outcome.capability.value, outcome.model, outcome.status.value
+        ).inc()
+        if outcome.dead:
+            self._metrics.child(self._metrics.dead_letters, outcome.capability.value, outcome.model).inc()

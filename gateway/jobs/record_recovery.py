@@ -17,18 +17,18 @@ from backbone.store.documents import DocumentStore
 from backbone.store.store import Store
 from gateway.jobs.attempts import with_attempt_count
 from gateway.jobs.records import record_from_outcome, seconds_until_due, with_outcome
-from gateway.jobs.terminator import first_event_record
+from gateway.jobs.terminator import read_initial_record
 from schemas.errors import NexusError
 from schemas.jobs import TERMINAL_STATUSES, JobRecord, JobStatus
 
 log = structlog.get_logger(__name__)
 
-LOOK_S = 2.0
-AT_ONCE = 32
+POLL_INTERVAL_S = 2.0
+BATCH_SIZE = 32
 LEASE_S = 30.0
 """For one batch: a gateway that dies meanwhile is replaced after it."""
-KIND, OWNER, MARK = "system", "nexus", "records-whole"
-LEASE = "rebuilding"
+MARKER_KIND, MARKER_OWNER, MARKER_ID = "system", "nexus", "records-whole"
+LEASE_NAME = "rebuilding"
 
 
 class RecordRecovery:
@@ -45,41 +45,41 @@ class RecordRecovery:
         """Look until cancelled."""
         while True:
             try:
-                if await self._documents.get(KIND, OWNER, MARK) is None:
-                    await self._rebuild()
+                if await self._documents.get(MARKER_KIND, MARKER_OWNER, MARKER_ID) is None:
+                    await self._recover_all()
             except NexusError as error:
                 log.debug("records.not_rebuilt", error=error.info.message)
             except Exception:
                 log.exception("defect in rebuilding records")
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
 
-    async def _rebuild(self) -> None:
+    async def _recover_all(self) -> None:
         made = 0
         jobs = await self._log.list_jobs()
-        for start in range(0, len(jobs), AT_ONCE):
-            if not await self._store.acquire_lease(LEASE, self._token, LEASE_S):
+        for start in range(0, len(jobs), BATCH_SIZE):
+            if not await self._store.acquire_lease(LEASE_NAME, self._token, LEASE_S):
                 return  # another gateway is at it
-            made += sum(await asyncio.gather(*(self._make(job) for job in jobs[start : start + AT_ONCE])))
-        await self._documents.put(KIND, OWNER, MARK, b"{}")
-        await self._store.release_lease(LEASE, self._token)
+            made += sum(await asyncio.gather(*(self._recover(job) for job in jobs[start : start + BATCH_SIZE])))
+        await self._documents.put(MARKER_KIND, MARKER_OWNER, MARKER_ID, b"{}")
+        await self._store.release_lease(LEASE_NAME, self._token)
         if made:
             log.warning("records.rebuilt", jobs=made)
 
-    async def _make(self, job: str) -> bool:
+    async def _recover(self, job: str) -> bool:
         """Make the record of one job, if it is missing. One that is there is newer than what is known here."""
-        record = await self._found(job)
+        record = await self._read_record(job)
         if record is None:
             return False
         age_s = now() - (record.finished_at or record.created_at)
         due_s = None if record.status in TERMINAL_STATUSES else seconds_until_due(record, JobStatus.QUEUED, 0.0)
         return await self._store.create(record, ttl_s=max(1.0, self._keep_s - age_s), due_s=due_s)
 
-    async def _found(self, job: str) -> JobRecord | None:
+    async def _read_record(self, job: str) -> JobRecord | None:
         """What NATS knows of it; None: nothing that could be shown."""
-        record, decision = await asyncio.gather(first_event_record(self._log, job), self._log.read_outcome(job))
-        if decision is None:
+        record, stored = await asyncio.gather(read_initial_record(self._log, job), self._log.read_outcome(job))
+        if stored is None:
             return record
-        word = await with_attempt_count(self._log, decision.outcome)
-        if record is None or record.owner != word.owner:
-            return record_from_outcome(word, decision.stored_at)
-        return with_outcome(record, word, decision.stored_at)
+        outcome = await with_attempt_count(self._log, stored.outcome)
+        if record is None or record.owner != outcome.owner:
+            return record_from_outcome(outcome, stored.stored_at)
+        return with_outcome(record, outcome, stored.stored_at)

@@ -50,50 +50,50 @@ def new_record(envelope: Envelope, *, queue_s: float, expires_at: int | None) ->
     )
 
 
-def outcome_fields(word: Outcome, at: int | None = None) -> dict[str, Any]:
+def outcome_fields(outcome: Outcome, at: int | None = None) -> dict[str, Any]:
     """What a terminal word that was stored `at` (None: just now) changes in a record, beside its status."""
     at = now() if at is None else at
     return {
-        "run": word.run,
+        "run": outcome.run,
         "finished_at": at,
-        "progress": 1.0 if word.status is JobStatus.COMPLETED else None,
-        "usage": word.usage.model_dump() if word.usage is not None else None,
-        "error": word.error.body()["error"] if word.error is not None else None,
-        **({"adapted": word.adapted} if word.adapted else {}),
-        **({"worker": word.worker, "attempts": word.attempts} if word.worker else {}),
-        **({"started_at": ceil(at - word.seconds)} if word.seconds is not None else {}),
+        "progress": 1.0 if outcome.status is JobStatus.COMPLETED else None,
+        "usage": outcome.usage.model_dump() if outcome.usage is not None else None,
+        "error": outcome.error.body()["error"] if outcome.error is not None else None,
+        **({"adapted": outcome.adapted} if outcome.adapted else {}),
+        **({"worker": outcome.worker, "attempts": outcome.attempts} if outcome.worker else {}),
+        **({"started_at": ceil(at - outcome.seconds)} if outcome.seconds is not None else {}),
     }
 
 
-def record_from_outcome(word: Outcome, at: int | None = None) -> JobRecord:
+def record_from_outcome(outcome: Outcome, at: int | None = None) -> JobRecord:
     """The record of a job that is known by its terminal word alone."""
     at = now() if at is None else at
     return JobRecord(
-        id=word.job,
-        owner=word.owner,
-        endpoint=word.endpoint,
-        model=word.public_model,
-        capability=word.capability,
-        queue_model=word.model,
-        service_tier=word.lane,
-        status=word.status,
-        created_at=id_created_at(word.job) or at,
-        metadata=word.metadata,
-        key=word.key,
-        request_id=word.request_id,
-        stream=word.stream,
-        batch=word.batch,
-        uploads=word.uploads,
-        webhook=WebhookState(url=word.webhook) if word.webhook else None,
-        **outcome_fields(word, at),
+        id=outcome.job,
+        owner=outcome.owner,
+        endpoint=outcome.endpoint,
+        model=outcome.public_model,
+        capability=outcome.capability,
+        queue_model=outcome.model,
+        service_tier=outcome.lane,
+        status=outcome.status,
+        created_at=id_created_at(outcome.job) or at,
+        metadata=outcome.metadata,
+        key=outcome.key,
+        request_id=outcome.request_id,
+        stream=outcome.stream,
+        batch=outcome.batch,
+        uploads=outcome.uploads,
+        webhook=WebhookState(url=outcome.webhook) if outcome.webhook else None,
+        **outcome_fields(outcome, at),
     )
 
 
-def with_outcome(record: JobRecord, word: Outcome, at: int | None = None) -> JobRecord:
+def with_outcome(record: JobRecord, outcome: Outcome, at: int | None = None) -> JobRecord:
     """The record as it will stand once the word is recorded."""
     if record.status in TERMINAL_STATUSES:
         return record
-    return record.model_copy(update={"status": word.status, **outcome_fields(word, at)})
+    return record.model_copy(update={"status": outcome.status, **outcome_fields(outcome, at)})
 
 
 def gateway_outcome(record: JobRecord, status: JobStatus, error: ErrorInfo | None = None) -> Outcome:

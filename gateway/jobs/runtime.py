@@ -35,7 +35,7 @@ log = structlog.get_logger(__name__)
 class WebhookQueue(Protocol):
     """Sends the outcomes of jobs to their webhooks; `gateway.webhooks` implements it."""
 
-    async def enqueue(self, word: Outcome, /) -> None:
+    async def enqueue(self, outcome: Outcome, /) -> None:
         """Store an outcome to be sent. Raises Unavailable."""
 
     async def run(self) -> None:
@@ -63,11 +63,11 @@ class JobRuntime:
 
     def __init__(self, settings: GatewaySettings, tools: JobDependencies) -> None:
         self._log = tools.log
-        ending = JobTerminator(tools.log, tools.bus)
+        terminator = JobTerminator(tools.log, tools.bus)
         submitter = JobSubmitter(
             tools.log,
             tools.store,
-            ending,
+            terminator,
             tools.dispatcher,
             tools.metrics,
             keep_s=settings.job_keep_s,
@@ -75,26 +75,32 @@ class JobRuntime:
         )
         estimator = EtaEstimator(tools.store, lambda: tools.registry.snapshot)
         keep_s = settings.job_keep_s
-        self.jobs = JobService(tools.log, tools.store, tools.blobs, submitter, ending, estimator, keep_s=keep_s)
+        self.jobs = JobService(tools.log, tools.store, tools.blobs, submitter, terminator, estimator, keep_s=keep_s)
         self._webhooks = tools.webhooks
         self._recorder = OutcomeRecorder(
-            tools.log, tools.store, tools.blobs, ending, tools.metrics, keep_s=keep_s, enqueue=self._webhooks.enqueue
+            tools.log,
+            tools.store,
+            tools.blobs,
+            terminator,
+            tools.metrics,
+            keep_s=keep_s,
+            enqueue=self._webhooks.enqueue,
         )
-        self._timers = ExpiryWatcher(tools.store, ending, ack_wait_s=settings.ack_wait_s)
-        self._referee = AttemptGate(
+        self._expiry_watcher = ExpiryWatcher(tools.store, terminator, ack_wait_s=settings.ack_wait_s)
+        self._gate = AttemptGate(
             tools.log,
             tools.store,
             ack_wait_s=settings.ack_wait_s,
             keep_s=keep_s,
             max_running=tools.keys.max_running,
         )
-        self._rebuilder = RecordRecovery(tools.log, tools.store, tools.documents, keep_s=keep_s)
+        self._recovery = RecordRecovery(tools.log, tools.store, tools.documents, keep_s=keep_s)
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Begin what runs until `close`. The log is up."""
-        await self._log.serve_gate_requests(self._referee)
-        for work in (self._recorder.run(), self._timers.run(), self._rebuilder.run(), self._webhooks.run()):
+        await self._log.serve_gate_requests(self._gate)
+        for work in (self._recorder.run(), self._expiry_watcher.run(), self._recovery.run(), self._webhooks.run()):
             task = asyncio.create_task(work)
             task.add_done_callback(_report)
             self._tasks.append(task)
@@ -106,7 +112,7 @@ class JobRuntime:
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        await self._referee.close()
+        await self._gate.close()
 
 
 def _report(task: asyncio.Task[None]) -> None:

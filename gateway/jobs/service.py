@@ -18,14 +18,14 @@ from gateway.jobs.estimator import EtaEstimator
 from gateway.jobs.event_stream import JobEventStream, parse_after
 from gateway.jobs.records import new_record, now, record_from_outcome, seconds_until_due, with_outcome
 from gateway.jobs.submitter import JobSubmitter
-from gateway.jobs.terminator import JobTerminator, first_event_record
+from gateway.jobs.terminator import JobTerminator, read_initial_record
 from schemas.errors import NexusError, NotFound
 from schemas.jobs import TERMINAL_STATUSES, Envelope, JobRecord, JobStatus, WebhookState
 from schemas.outcome import Outcome
 
 JOB_ID = re.compile(r"job_[0-9a-f]{32}")
-PAGE = 200
-MAX_SCANNED = 20_000
+PAGE_SIZE = 200
+MAX_SCANNED_RECORDS = 20_000
 """Records that one listing looks at for those it wants."""
 
 
@@ -38,7 +38,7 @@ class JobService:
         store: Store,
         blobs: BlobStore,
         submitter: JobSubmitter,
-        ending: JobTerminator,
+        terminator: JobTerminator,
         estimator: EtaEstimator,
         *,
         keep_s: float,
@@ -47,7 +47,7 @@ class JobService:
         self._store = store
         self._blobs = blobs
         self._submitter = submitter
-        self._ending = ending
+        self._terminator = terminator
         self._estimator = estimator
         self._keep_s = keep_s
 
@@ -58,59 +58,59 @@ class JobService:
     async def get(self, owner: str, job_id: str) -> JobRecord:
         """See the protocol."""
         _check_id(job_id)
-        record = await self._store.get(owner, job_id) or await self._lost(owner, job_id)
+        record = await self._store.get(owner, job_id) or await self._record_from_log(owner, job_id)
         if record is None:
             raise JobNotFound(f"there is no job '{job_id}'")
         if record.status not in TERMINAL_STATUSES:
-            decision = await self._log.read_outcome(job_id)
-            if decision is not None and decision.outcome.run >= record.run:
-                return with_outcome(record, await with_attempt_count(self._log, decision.outcome), decision.stored_at)
+            stored = await self._log.read_outcome(job_id)
+            if stored is not None and stored.outcome.run >= record.run:
+                return with_outcome(record, await with_attempt_count(self._log, stored.outcome), stored.stored_at)
         return record
 
-    async def _lost(self, owner: str, job_id: str) -> JobRecord | None:
+    async def _record_from_log(self, owner: str, job_id: str) -> JobRecord | None:
         """The record of a job that Redis does not know (any more), from what NATS knows."""
-        decision = await self._log.read_outcome(job_id)
-        if decision is not None:
-            word = await with_attempt_count(self._log, decision.outcome)
-            return record_from_outcome(word, decision.stored_at) if word.owner == owner else None
-        record = await first_event_record(self._log, job_id)
+        stored = await self._log.read_outcome(job_id)
+        if stored is not None:
+            outcome = await with_attempt_count(self._log, stored.outcome)
+            return record_from_outcome(outcome, stored.stored_at) if outcome.owner == owner else None
+        record = await read_initial_record(self._log, job_id)
         return record if record is not None and record.owner == owner else None
 
     async def wait(self, owner: str, job_id: str, seconds: float) -> JobRecord:
         """See the protocol."""
         _check_id(job_id)
-        async with self._log.watch_outcome(job_id) as told:
+        async with self._log.watch_outcome(job_id) as has_outcome:
             record = await self.get(owner, job_id)
-            if record.status in TERMINAL_STATUSES or not await told(seconds):
+            if record.status in TERMINAL_STATUSES or not await has_outcome(seconds):
                 return record
-            decision = await self._log.read_outcome(job_id)
-            if decision is not None and decision.outcome.run >= record.run:
-                return with_outcome(record, await with_attempt_count(self._log, decision.outcome), decision.stored_at)
+            stored = await self._log.read_outcome(job_id)
+            if stored is not None and stored.outcome.run >= record.run:
+                return with_outcome(record, await with_attempt_count(self._log, stored.outcome), stored.stored_at)
         return await self.get(owner, job_id)
 
     async def wait_for_result(self, owner: str, job_id: str, seconds: float) -> JobResult | None:
         """See the protocol."""
         _check_id(job_id)
-        async with self._log.watch_outcome(job_id) as told:
-            decision = await self._log.read_outcome(job_id)
-            if decision is None and await told(seconds):
-                decision = await self._log.read_outcome(job_id)
-        if decision is None:
+        async with self._log.watch_outcome(job_id) as has_outcome:
+            stored = await self._log.read_outcome(job_id)
+            if stored is None and await has_outcome(seconds):
+                stored = await self._log.read_outcome(job_id)
+        if stored is None:
             return None
-        if decision.outcome.owner != owner:
+        if stored.outcome.owner != owner:
             raise JobNotFound(f"there is no job '{job_id}'")
-        return _result(decision)
+        return _to_result(stored)
 
     async def result(self, owner: str, job_id: str) -> JobResult:
         """See the protocol."""
         _check_id(job_id)
-        decision = await self._log.read_outcome(job_id)
-        if decision is None or decision.outcome.owner != owner:
+        stored = await self._log.read_outcome(job_id)
+        if stored is None or stored.outcome.owner != owner:
             record = await self.get(owner, job_id)
             if record.status in TERMINAL_STATUSES:
                 raise NotFound("the result of this job is not kept any more", code="result_expired")
             raise ResultNotReady(f"the job is {record.status}; its result is not there yet")
-        return _result(decision)
+        return _to_result(stored)
 
     async def follow(self, owner: str, job_id: str, after: str = "") -> AsyncGenerator[JobEvent, None]:
         """See the protocol."""
@@ -124,7 +124,7 @@ class JobService:
     async def follow_all_attempts(self, owner: str, job_id: str) -> AsyncGenerator[JobEvent | None, None]:
         """See the protocol."""
         record = await self.get(owner, job_id)
-        async with aclosing(JobEventStream(self._log, self._blobs, record, "", every=True).events()) as events:
+        async with aclosing(JobEventStream(self._log, self._blobs, record, "", all_attempts=True).events()) as events:
             async for event in events:
                 yield event
 
@@ -132,35 +132,35 @@ class JobService:
         """See the protocol."""
         record = await self.get(owner, job_id)
         if record.status not in TERMINAL_STATUSES:
-            await self._ending.end(record, JobStatus.CANCELLED)
+            await self._terminator.terminate(record, JobStatus.CANCELLED)
         return await self.get(owner, job_id)
 
     async def estimate(self, record: JobRecord) -> tuple[int | None, float | None]:
         """How many jobs wait before a queued one, and in how many seconds a job will have ended, as far as is known."""
         if record.status in TERMINAL_STATUSES:
             return None, None
-        place = None
+        position = None
         if record.status is JobStatus.QUEUED:
-            seq = await self._ending.seq_of(record)
+            seq = await self._terminator.queue_sequence(record)
             if seq is not None:
-                place = await self._log.queue_position(
+                position = await self._log.queue_position(
                     Queue(record.capability, record.service_tier, record.queue_name), seq
                 )
-        return place, await self._estimator.eta_s(record, place)
+        return position, await self._estimator.eta_s(record, position)
 
     async def page(
         self, owner: str, *, status: JobStatus | None, model: str, metadata: dict[str, str], after: str, limit: int
     ) -> tuple[list[JobRecord], bool]:
         """Up to `limit` jobs, newest first, behind the id `after`; and whether there may be more."""
         found: list[JobRecord] = []
-        for _ in range(MAX_SCANNED // PAGE):
-            records = await self._store.page(owner, after=after, limit=PAGE)
+        for _ in range(MAX_SCANNED_RECORDS // PAGE_SIZE):
+            records = await self._store.page(owner, after=after, limit=PAGE_SIZE)
             if not records:
                 return found, False
             for record in records:
                 if len(found) == limit:
                     return found, True
-                if _fits(record, status, model, metadata):
+                if _matches(record, status, model, metadata):
                     found.append(record)
             after = records[-1].id
         return found, True
@@ -170,42 +170,42 @@ class JobService:
     async def retry(self, owner: str, job_id: str) -> JobRecord:
         """See the protocol."""
         record = await self.get(owner, job_id)
-        decision = await self._log.read_outcome(job_id)
-        _check_failed(record, decision)
-        if decision is None or not decision.payload:
+        stored = await self._log.read_outcome(job_id)
+        _require_retryable(record, stored)
+        if stored is None or not stored.payload:
             raise JobNotFailed("the request of this job is not kept any more; submit it again")
-        again = await self._again(record, decision.payload, decision.outcome, decision)
-        if decision.outcome.dead and (letter := await self._log.find_dead_letter(job_id)) is not None:
+        started = await self._start_run(record, stored.payload, stored.outcome, stored)
+        if stored.outcome.dead and (letter := await self._log.find_dead_letter(job_id)) is not None:
             await self._log.delete_dead_letter(letter.seq)
-        return again
+        return started
 
-    async def _again(
-        self, record: JobRecord, message: bytes, word: Outcome, decision: StoredOutcome | None
+    async def _start_run(
+        self, record: JobRecord, message: bytes, outcome: Outcome, stored: StoredOutcome | None
     ) -> JobRecord:
         """`word`: how the last run ended; `decision`: where that stands in the way."""
         envelope, body = Envelope.decode(message)
         new = record
         if record.status is JobStatus.FAILED:
-            new = await self._begin_run(record, envelope.model_copy(update={"run": record.run + 1}))
+            new = await self._create_run_record(record, envelope.model_copy(update={"run": record.run + 1}))
         try:
             new = await self._submitter.resubmit(envelope.model_copy(update={"run": new.run}), body, new)
         except NexusError:
             # Not in the queue: it stays failed, and can be tried again. Whoever waits for its end was told of that before.
-            failed = word.model_copy(update={"run": new.run, "webhook": ""})
+            failed = outcome.model_copy(update={"run": new.run, "webhook": ""})
             with contextlib.suppress(NexusError):
-                await self._ending.decide(failed, message)
+                await self._terminator.decide(failed, message)
             raise
-        if decision is not None:
-            await self._log.delete_outcome(record.id, decision.seq)
+        if stored is not None:
+            await self._log.delete_outcome(record.id, stored.seq)
         return new
 
-    async def _begin_run(self, record: JobRecord, envelope: Envelope) -> JobRecord:
+    async def _create_run_record(self, record: JobRecord, envelope: Envelope) -> JobRecord:
         """The record of a new run. Raises JobNotFailed when somebody else was first."""
-        again_s = None if record.expires_at is None else record.expires_at - record.created_at
+        timeout_s = None if record.expires_at is None else record.expires_at - record.created_at
         changes: dict[str, Any] = {  # what says something about one run alone is reset with its number
             "run": envelope.run,
             "queued_at": now(),
-            "expires_at": None if again_s is None else now() + again_s,
+            "expires_at": None if timeout_s is None else now() + timeout_s,
             "webhook": WebhookState(url=record.webhook.url) if record.webhook is not None else None,
         }
         due_s = seconds_until_due(
@@ -237,14 +237,14 @@ class JobService:
     async def replay(self, job_id: str) -> JobRecord:
         """A new run of a dead letter's job, which then is none any more. Raises NotFound, JobNotFailed."""
         letter = await self.dead_letter(job_id)
-        record = await self.get_or(letter.outcome.owner, job_id, record_from_outcome(letter.outcome, letter.stored_at))
-        decision = await self._log.read_outcome(job_id)
-        _check_failed(record, decision)
+        record = await self._get_or(letter.outcome.owner, job_id, record_from_outcome(letter.outcome, letter.stored_at))
+        stored = await self._log.read_outcome(job_id)
+        _require_retryable(record, stored)
         if not letter.message:
             raise JobNotFailed("the request of this job was too large to be kept; submit it again")
-        again = await self._again(record, letter.message, letter.outcome, decision)
+        started = await self._start_run(record, letter.message, letter.outcome, stored)
         await self._log.delete_dead_letter(letter.seq)
-        return again
+        return started
 
     async def delete_dead_letters(self, job_id: str) -> None:
         """Delete the dead letters of a job. Raises NotFound."""
@@ -253,7 +253,7 @@ class JobService:
             await self._log.delete_dead_letter(letter.seq)
             letter = await self._log.find_dead_letter(job_id)
 
-    async def get_or(self, owner: str, job_id: str, otherwise: JobRecord) -> JobRecord:
+    async def _get_or(self, owner: str, job_id: str, otherwise: JobRecord) -> JobRecord:
         """The record, or what is given where there is none."""
         try:
             return await self.get(owner, job_id)
@@ -267,20 +267,20 @@ def _check_id(job_id: str) -> None:
         raise JobNotFound(f"there is no job '{job_id[:100]}'")
 
 
-def _check_failed(record: JobRecord, decision: StoredOutcome | None) -> None:
+def _require_retryable(record: JobRecord, stored: StoredOutcome | None) -> None:
     """Raises JobNotFailed. The gateway of a retry may have died in the middle: whoever tries again makes it whole."""
-    half_way = record.status is JobStatus.QUEUED and decision is not None and decision.outcome.run < record.run
+    half_way = record.status is JobStatus.QUEUED and stored is not None and stored.outcome.run < record.run
     if record.status is not JobStatus.FAILED and not half_way:
         raise JobNotFailed(f"only a failed job can be tried again; this one is {record.status}")
 
 
-def _result(decision: StoredOutcome) -> JobResult:
-    word = decision.outcome
-    data = decision.payload if word.status is JobStatus.COMPLETED else b""
-    return JobResult(word, data, word.blob, word.content_type)
+def _to_result(stored: StoredOutcome) -> JobResult:
+    outcome = stored.outcome
+    data = stored.payload if outcome.status is JobStatus.COMPLETED else b""
+    return JobResult(outcome, data, outcome.blob, outcome.content_type)
 
 
-def _fits(record: JobRecord, status: JobStatus | None, model: str, metadata: dict[str, str]) -> bool:
+def _matches(record: JobRecord, status: JobStatus | None, model: str, metadata: dict[str, str]) -> bool:
     return (
         (status is None or record.status is status)
         and (not model or record.model == model)

@@ -30,7 +30,7 @@ from schemas.errors import NexusError, RateLimited, Unavailable
 from schemas.job_events import NO_TOKEN, QUEUED, encode_durable_frame
 from schemas.jobs import LANE_BY_TIER, Envelope, JobRecord, JobStatus, Lane
 
-EVENTS = "nexus.events."
+EVENT_SUBJECT_PREFIX = "nexus.events."
 
 
 class JobSubmitter:
@@ -40,7 +40,7 @@ class JobSubmitter:
         self,
         jobs: JobLog,
         store: Store,
-        ending: JobTerminator,
+        terminator: JobTerminator,
         dispatcher: Dispatcher,
         metrics: GatewayMetrics,
         *,
@@ -49,7 +49,7 @@ class JobSubmitter:
     ) -> None:
         self._log = jobs
         self._store = store
-        self._ending = ending
+        self._terminator = terminator
         self._dispatcher = dispatcher
         self._metrics = metrics
         self._keep_s = keep_s
@@ -59,26 +59,30 @@ class JobSubmitter:
         """See `gateway.jobs.api.JobsApi.submit`."""
         envelope = self._envelope(submission)
         expires_at = None if submission.timeout_s is None else now() + max(1, round(submission.timeout_s))
-        record = new_record(envelope, queue_s=self._limit_on_waiting(submission), expires_at=expires_at)
+        record = new_record(envelope, queue_s=self._queue_limit_s(submission), expires_at=expires_at)
         if not await self._create(record, submission):
             existing = await self._store.get(record.owner, record.id)
-            if existing is not None and await self.is_stored(record.id):
+            if existing is not None and await self.was_enqueued(record.id):
                 return existing
-        elif submission.job_id and not submission.batch and (ended := await self._ended(record.id)) is not None:
+        elif (
+            submission.job_id
+            and not submission.batch
+            and (ended := await self._recorded_outcome(record.id)) is not None
+        ):
             return ended
         return await self._enqueue(envelope, record, submission)
 
-    async def _ended(self, job_id: str) -> JobRecord | None:
+    async def _recorded_outcome(self, job_id: str) -> JobRecord | None:
         """A job that was submitted before, and whose record was lost, may have ended: its new record says so."""
-        decision = await self._log.read_outcome(job_id)
-        if decision is None:
+        stored = await self._log.read_outcome(job_id)
+        if stored is None:
             return None
-        word = decision.outcome
+        outcome = stored.outcome
         with contextlib.suppress(IllegalMove):  # others have seen to it
-            await self._store.move(word.owner, job_id, word.status, **outcome_fields(word, decision.stored_at))
-        return record_from_outcome(word, decision.stored_at)
+            await self._store.move(outcome.owner, job_id, outcome.status, **outcome_fields(outcome, stored.stored_at))
+        return record_from_outcome(outcome, stored.stored_at)
 
-    async def is_stored(self, job_id: str) -> bool:
+    async def was_enqueued(self, job_id: str) -> bool:
         """Whether the job has been in the queue for certain."""
         return bool(await self._log.first_events(job_id, 1)) or await self._log.read_outcome(job_id) is not None
 
@@ -87,7 +91,7 @@ class JobSubmitter:
         await self._open_queue(envelope)
         seq = await self._store_message(envelope, body)
         record = record.model_copy(update={"seq": seq})
-        self._log.append_event_unconfirmed(record.id, _queued(record))
+        self._log.append_event_unconfirmed(record.id, _queued_event(record))
         with contextlib.suppress(NexusError, IllegalMove):  # it is in the queue, or further already
             await self._store.update(record.owner, record.id, run=record.run, seq=seq)
         return record
@@ -113,13 +117,13 @@ class JobSubmitter:
         try:
             seq = await self._store_message(envelope, submission.received.body)
         except BaseException as error:
-            await self._take_back(record, submission, error)
+            await self._revoke(record, submission, error)
             raise
         submission.received.blobs = []  # the job's from now on
         self._metrics.child(self._metrics.jobs_submitted, record.endpoint).inc()
         record = record.model_copy(update={"seq": seq})
         # The job is in the queue, which is what was promised: nobody waits for its first event.
-        self._log.append_event_unconfirmed(record.id, _queued(record))
+        self._log.append_event_unconfirmed(record.id, _queued_event(record))
         return record
 
     async def _open_queue(self, envelope: Envelope) -> None:
@@ -132,11 +136,11 @@ class JobSubmitter:
             await self._open_queue(envelope)
         return seq
 
-    async def _take_back(self, record: JobRecord, submission: Submission, error: BaseException) -> None:
+    async def _revoke(self, record: JobRecord, submission: Submission, error: BaseException) -> None:
         """Not accepted. What NATS may have stored all the same shall not run, unless it will be submitted again."""
         with contextlib.suppress(NexusError):
             if isinstance(error, Unavailable) and not submission.job_id:
-                await self._ending.decide(gateway_outcome(record, JobStatus.CANCELLED))
+                await self._terminator.decide(gateway_outcome(record, JobStatus.CANCELLED))
             elif isinstance(error, Unavailable):
                 submission.received.blobs = []  # what is in the queue perhaps refers to them
         with contextlib.suppress(NexusError):
@@ -158,7 +162,7 @@ class JobSubmitter:
             model=dispatcher.catalog.resolve(public_model, endpoint.capability, may_wait=not submission.caller_waits),
             public_model=public_model,
             stream=stream_type is not None,
-            reply=EVENTS + job_id,
+            reply=EVENT_SUBJECT_PREFIX + job_id,
             owner=principal.owner,
             limits=dispatcher.limits_of(endpoint.capability),
             metadata=submission.metadata,
@@ -175,11 +179,11 @@ class JobSubmitter:
             batch=submission.batch,
         )
 
-    def _limit_on_waiting(self, submission: Submission) -> float:
+    def _queue_limit_s(self, submission: Submission) -> float:
         if submission.caller_waits:
             return self._dispatcher.limits_of(submission.endpoint.capability).queue_s
         return self._queue_s
 
 
-def _queued(record: JobRecord) -> bytes:
+def _queued_event(record: JobRecord) -> bytes:
     return encode_durable_frame(QUEUED, record.run, 0, 0, NO_TOKEN, record.model_dump_json(exclude_none=True).encode())

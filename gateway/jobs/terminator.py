@@ -21,53 +21,53 @@ class JobTerminator:
         self._log = jobs
         self._bus = bus
 
-    async def end(self, record: JobRecord, status: JobStatus, error: ErrorInfo | None = None) -> bool:
+    async def terminate(self, record: JobRecord, status: JobStatus, error: ErrorInfo | None = None) -> bool:
         """End it, unless it has ended: False. Queued, it never runs; running, its worker is told to stop. Raises Unavailable."""
         if not await self.decide(gateway_outcome(record, status, error)):
             return False
         with contextlib.suppress(Unavailable):  # the recorder of outcomes deletes it too, until NATS confirms it
-            await self.withdraw(record)
+            await self.remove_from_queue(record)
         if record.worker:
             control = Control(op=ControlOp.CANCEL, job=record.id, run=record.run)
             self._bus.send_control(record.worker, control.model_dump_json().encode())
         return True
 
-    async def withdraw(self, record: JobRecord) -> None:
+    async def remove_from_queue(self, record: JobRecord) -> None:
         """Take it out of the queue, whoever has it: it has ended. Raises Unavailable."""
-        seq = await self.seq_of(record)
+        seq = await self.queue_sequence(record)
         if seq is not None:
             await self._log.delete_job(seq, record.id, record.run)
 
-    async def decide(self, word: Outcome, payload: bytes = b"") -> bool:
+    async def decide(self, outcome: Outcome, payload: bytes = b"") -> bool:
         """Store the word, past one of an older run that was left behind."""
-        while not await self._log.store_outcome(word, payload):
-            decision = await self._log.read_outcome(word.job)
-            if decision is None:
+        while not await self._log.store_outcome(outcome, payload):
+            stored = await self._log.read_outcome(outcome.job)
+            if stored is None:
                 continue  # a retry has just taken it back
-            if decision.outcome.run >= word.run:
+            if stored.outcome.run >= outcome.run:
                 return False
-            await self._log.delete_outcome(word.job, decision.seq)
+            await self._log.delete_outcome(outcome.job, stored.seq)
         return True
 
     async def decided(self, job: str) -> StoredOutcome | None:
         """How it ended, if it has."""
         return await self._log.read_outcome(job)
 
-    async def seq_of(self, record: JobRecord) -> int | None:
+    async def queue_sequence(self, record: JobRecord) -> int | None:
         """Where in the queue it was stored: by its record, and of a first run by its first event."""
         if record.seq:
             return record.seq
-        began = await first_event_record(self._log, record.id)
+        began = await read_initial_record(self._log, record.id)
         return began.seq if began is not None and began.run == record.run else None
 
 
-LOOK_AT = 32
+MAX_EVENTS_READ = 32
 """QUEUED is said when the job is in the queue already: a quick worker's first events may be stored before it."""
 
 
-async def first_event_record(log: JobLog, job_id: str) -> JobRecord | None:
+async def read_initial_record(log: JobLog, job_id: str) -> JobRecord | None:
     """The record of its first run; None: it is not kept any more. Raises Unavailable."""
-    for event in await log.first_events(job_id, LOOK_AT):
+    for event in await log.first_events(job_id, MAX_EVENTS_READ):
         frame = decode_durable_frame(event.data)
         if frame.kind == QUEUED:
             return JobRecord.model_validate_json(frame.payload)

@@ -44,26 +44,26 @@ class ResponseEventStream:
     def __init__(
         self,
         jobs: JobsApi,
-        made: CreatedResponse,
+        created: CreatedResponse,
         after: int,
-        finished: Callable[[CreatedResponse, JSON], Awaitable[JSON]],
-        look_up: Callable[[CreatedResponse], Awaitable[tuple[JobResult, bytes]]],
+        store_final: Callable[[CreatedResponse, JSON], Awaitable[JSON]],
+        read_result: Callable[[CreatedResponse], Awaitable[tuple[JobResult, bytes]]],
     ) -> None:
         """`after`: the caller has had the events up to this number. `finished` keeps the final response, and returns the one
         that is kept. `look_up`: how the job ended, and its answer; raises NotFound.
         """
         self._jobs = jobs
-        self._made = made
+        self._made = created
         self._after = after
-        self._finished = finished
-        self._look_up = look_up
-        self._answering = ResponseBuilder(made.shell)
-        self._held: list[ResponseEvent] | None = []
+        self._store_final = store_final
+        self._read_result = read_result
+        self._builder = ResponseBuilder(created.initial)
+        self._buffered: list[ResponseEvent] | None = []
         """What an attempt said that may be void by now; None: from now on every event is new."""
-        self._over = False
+        self._ended = False
         self.adapted: tuple[str, ...] = ()
         """Parameters of the request that were replaced by their nearest equivalent."""
-        self.broke_off = False
+        self.interrupted = False
         """The response goes on, but not here."""
         self.error: ErrorInfo | None = None
         """Why there is no answer, once the events have ended."""
@@ -74,92 +74,92 @@ class ResponseEventStream:
         Before the kept ones, raises ResponseRestarted where the caller has events of an attempt that was given up,
         EventsExpired, JobNotFound. An attempt that is given up later ends it with an `error` event. Raises Unavailable.
         """
-        yield self._wanted(self._answering.created())
+        yield self._unseen(self._builder.created_events())
         try:
             async with aclosing(self._jobs.follow_all_attempts(self._made.owner, self._made.job)) as stream:
                 async for event in stream:
                     if event is None:
-                        held, self._held = self._held or [], None
-                        yield held
-                    elif events := await self._take(event):
+                        buffered, self._buffered = self._buffered or [], None
+                        yield buffered
+                    elif events := await self._handle(event):
                         yield events
-                    if self._over:
+                    if self._ended:
                         return
         except (EventsExpired, JobNotFound):
-            if self._held is None:
+            if self._buffered is None:
                 raise
-            yield await self._retold()
+            yield await self._replay_result()
 
-    async def _retold(self) -> list[ResponseEvent]:
+    async def _replay_result(self) -> list[ResponseEvent]:
         """All from the job's answer, which is kept longer than its events."""
         try:
-            result, data = await self._look_up(self._made)
+            result, data = await self._read_result(self._made)
         except NotFound:
             raise EventsExpired(EXPIRED) from None
-        word = result.word
-        if word.status is not JobStatus.COMPLETED:
+        outcome = result.outcome
+        if outcome.status is not JobStatus.COMPLETED:
             raise EventsExpired(EXPIRED)
-        fresh = ResponseBuilder(self._made.shell)
-        fresh.created()
-        if self._after > fresh.next_number and (word.delivery > 1 or word.run > 1):
+        fresh = ResponseBuilder(self._made.initial)
+        fresh.created_events()
+        if self._after > fresh.next_number and (outcome.delivery > 1 or outcome.run > 1):
             raise ResponseRestarted  # perhaps; what was said by then is not known any more
-        self._answering, self._held = fresh, None
-        events = [*fresh.started(), *fresh.frames(data)]
-        return [*self._wanted(events), *await self._end(word)]
+        self._builder, self._buffered = fresh, None
+        events = [*fresh.in_progress_events(), *fresh.add_frames(data)]
+        return [*self._unseen(events), *await self._end(outcome)]
 
-    def broken(self, info: ErrorInfo) -> ResponseEvent:
+    def interruption_event(self, info: ErrorInfo) -> ResponseEvent:
         """The event that says why there are no more, while the response may go on."""
-        return self._answering.error(info.code, info.public_message)
+        return self._builder.error_event(info.code, info.public_message)
 
-    async def _take(self, event: JobEvent) -> list[ResponseEvent]:
-        answering = self._answering
-        if event.word is not None:
-            return await self._end(event.word)
+    async def _handle(self, event: JobEvent) -> list[ResponseEvent]:
+        builder = self._builder
+        if event.outcome is not None:
+            return await self._end(event.outcome)
         if event.kind is JobEventKind.CHUNK:
-            return self._tell(answering.frames(event.data))
+            return self._emit(builder.add_frames(event.data))
         if event.kind is JobEventKind.ADAPTED:
             self.adapted = AdaptedParameters.model_validate_json(event.data).parameters
         if event.kind is JobEventKind.STARTED:
-            return self._tell(answering.started())
+            return self._emit(builder.in_progress_events())
         if event.kind in (JobEventKind.RESTARTED, JobEventKind.QUEUED):
-            return self._restart(event.kind)
+            return self._start_over(event.kind)
         return []
 
-    def _restart(self, kind: JobEventKind) -> list[ResponseEvent]:
+    def _start_over(self, kind: JobEventKind) -> list[ResponseEvent]:
         """Another attempt begins, or another run: what the last one said is void."""
-        if self._answering.shown:
-            if self._held is None:
-                self._over = self.broke_off = True
-                advice = "send the request again" if self._made.kept is None else "retrieve the response again"
-                return self._tell([self._answering.error("worker_lost", RESTARTED + advice)])
-            fresh = ResponseBuilder(self._made.shell)
-            fresh.created()
+        if self._builder.has_output:
+            if self._buffered is None:
+                self._ended = self.interrupted = True
+                advice = "send the request again" if self._made.stored is None else "retrieve the response again"
+                return self._emit([self._builder.error_event("worker_lost", RESTARTED + advice)])
+            fresh = ResponseBuilder(self._made.initial)
+            fresh.created_events()
             if self._after > fresh.next_number:
                 raise ResponseRestarted
-            fresh.started()
-            self._answering = fresh
-            self._held = [event for event in self._held if event.number < fresh.next_number]
-        return self._tell(self._answering.started()) if kind is JobEventKind.RESTARTED else []
+            fresh.in_progress_events()
+            self._builder = fresh
+            self._buffered = [event for event in self._buffered if event.number < fresh.next_number]
+        return self._emit(self._builder.in_progress_events()) if kind is JobEventKind.RESTARTED else []
 
-    async def _end(self, word: Outcome) -> list[ResponseEvent]:
-        self._over = True
-        answering, made = self._answering, self._made
-        held, self._held = self._held or [], None
-        if word.status is JobStatus.COMPLETED:
-            events = answering.closed(word.usage.model_dump() if word.usage is not None else None)
-            final = answering.response(await job_finished_at(self._jobs, made.owner, made.job))
+    async def _end(self, outcome: Outcome) -> list[ResponseEvent]:
+        self._ended = True
+        builder, created = self._builder, self._made
+        buffered, self._buffered = self._buffered or [], None
+        if outcome.status is JobStatus.COMPLETED:
+            events = builder.close_items(outcome.usage.model_dump() if outcome.usage is not None else None)
+            final = builder.final_response(await job_finished_at(self._jobs, created.owner, created.job))
         else:
-            self.error = result_error(JobResult(word, b"", None, ""))
-            events, final = [], unanswered_response(made.shell, word.status, self.error)
-        final = await self._finished(made, final)
-        return [*held, *self._wanted([*events, answering.last(final)])]
+            self.error = result_error(JobResult(outcome, b"", None, ""))
+            events, final = [], unanswered_response(created.initial, outcome.status, self.error)
+        final = await self._store_final(created, final)
+        return [*buffered, *self._unseen([*events, builder.final_event(final)])]
 
-    def _tell(self, events: list[ResponseEvent]) -> list[ResponseEvent]:
-        wanted = self._wanted(events)
-        if self._held is None:
+    def _emit(self, events: list[ResponseEvent]) -> list[ResponseEvent]:
+        wanted = self._unseen(events)
+        if self._buffered is None:
             return wanted
-        self._held += wanted
+        self._buffered += wanted
         return []
 
-    def _wanted(self, events: list[ResponseEvent]) -> list[ResponseEvent]:
+    def _unseen(self, events: list[ResponseEvent]) -> list[ResponseEvent]:
         return [event for event in events if event.number > self._after]

@@ -17,7 +17,7 @@ from schemas.errors import BackendFailed
 
 JSON = dict[str, Any]
 
-INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
+INCOMPLETE_REASONS = {"length": "max_output_tokens", "content_filter": "content_filter"}
 """Reasons of chat for an end that is none, in the words of responses."""
 
 
@@ -42,12 +42,12 @@ class ResponseBuilder:
     """One attempt at an answer, from its first event to its last."""
 
     def __init__(self, shell: JSON) -> None:
-        self._shell = shell
+        self._initial = shell
         self._hex = str(shell["id"]).removeprefix("resp_")
         self._next = 0
-        self._begun = False
+        self._in_progress = False
         self._items: list[OutputItem] = []
-        self._speaking: TextItem | None = None
+        self._open_text: TextItem | None = None
         self._calls: dict[int, FunctionCallItem] = {}
         self._finish: str | None = None
         self._usage: JSON | None = None
@@ -58,100 +58,103 @@ class ResponseBuilder:
         return self._next
 
     @property
-    def shown(self) -> bool:
+    def has_output(self) -> bool:
         """There are events that belong to this attempt alone."""
         return bool(self._items)
 
-    def created(self) -> list[ResponseEvent]:
+    def created_events(self) -> list[ResponseEvent]:
         """The first events, the same for every attempt."""
-        events = [self._event("response.created", response=self._shell)]
-        if self._shell["background"]:
-            events.append(self._event("response.queued", response=self._shell))
+        events = [self._event("response.created", response=self._initial)]
+        if self._initial["background"]:
+            events.append(self._event("response.queued", response=self._initial))
         return events
 
-    def started(self) -> list[ResponseEvent]:
+    def in_progress_events(self) -> list[ResponseEvent]:
         """A worker has begun; once, also the same for every attempt."""
-        if self._begun:
+        if self._in_progress:
             return []
-        self._begun = True
-        return [self._event("response.in_progress", response=self._shell | {"status": "in_progress"})]
+        self._in_progress = True
+        return [self._event("response.in_progress", response=self._initial | {"status": "in_progress"})]
 
-    def frames(self, data: bytes) -> list[ResponseEvent]:
+    def add_frames(self, data: bytes) -> list[ResponseEvent]:
         """What chat's frames say. Raises BackendFailed where they are none."""
-        told: list[ItemEvent] = []
+        item_events: list[ItemEvent] = []
         for chunk in _payloads(data):
-            told += self._chunk(chunk)
-        return [*self.started(), *self._number(told)] if told else []
+            item_events += self._add_chunk(chunk)
+        return [*self.in_progress_events(), *self._number(item_events)] if item_events else []
 
-    def closed(self, counted: JSON | None = None) -> list[ResponseEvent]:
+    def close_items(self, counted: JSON | None = None) -> list[ResponseEvent]:
         """The job is complete: the ends of all items. `counted` is the job's usage, where the frames held none."""
-        events = self.started()
-        told: list[ItemEvent] = []
+        events = self.in_progress_events()
+        item_events: list[ItemEvent] = []
         if not self._items:
-            told += self._say("output_text", "", [])
+            item_events += self._add_text("output_text", "", [])
         for item in self._items:
-            cut = self._finish in INCOMPLETE and item is self._items[-1]
-            told += item.close("incomplete" if cut else "completed")
+            cut = self._finish in INCOMPLETE_REASONS and item is self._items[-1]
+            item_events += item.close("incomplete" if cut else "completed")
         self._usage = self._usage or counted
-        return [*events, *self._number(told)]
+        return [*events, *self._number(item_events)]
 
-    def response(self, completed_at: int) -> JSON:
+    def final_response(self, completed_at: int) -> JSON:
         """The final response of a complete job, after `closed`."""
-        final = self._shell | {"output": [item.shape() for item in self._items], "usage": usage(self._usage)}
-        if self._finish in INCOMPLETE:
-            return final | {"status": "incomplete", "incomplete_details": {"reason": INCOMPLETE[str(self._finish)]}}
+        final = self._initial | {"output": [item.shape() for item in self._items], "usage": usage(self._usage)}
+        if self._finish in INCOMPLETE_REASONS:
+            return final | {
+                "status": "incomplete",
+                "incomplete_details": {"reason": INCOMPLETE_REASONS[str(self._finish)]},
+            }
         return final | {"status": "completed", "completed_at": completed_at}
 
-    def last(self, final: JSON) -> ResponseEvent:
+    def final_event(self, final: JSON) -> ResponseEvent:
         """The event that ends the stream."""
         status = final["status"]
         return self._event(f"response.{status if status in ('completed', 'incomplete') else 'failed'}", response=final)
 
-    def error(self, code: str | None, message: str) -> ResponseEvent:
+    def error_event(self, code: str | None, message: str) -> ResponseEvent:
         """The event that breaks the stream off, while the response itself may go on."""
         return self._event("error", code=code, message=message, param=None)
 
-    def _chunk(self, chunk: JSON) -> list[ItemEvent]:
+    def _add_chunk(self, chunk: JSON) -> list[ItemEvent]:
         if isinstance(chunk.get("usage"), dict):
             self._usage = chunk["usage"]
-        told: list[ItemEvent] = []
+        item_events: list[ItemEvent] = []
         for choice in chunk.get("choices") or ():
             if choice.get("index", 0) != 0:
                 continue
-            told += self._delta(choice.get("delta") or {}, _logprobs(choice))
+            item_events += self._add_delta(choice.get("delta") or {}, _logprobs(choice))
             self._finish = choice.get("finish_reason") or self._finish
-        return told
+        return item_events
 
-    def _delta(self, delta: JSON, logprobs: list[JSON]) -> list[ItemEvent]:
-        told: list[ItemEvent] = []
+    def _add_delta(self, delta: JSON, logprobs: list[JSON]) -> list[ItemEvent]:
+        item_events: list[ItemEvent] = []
         if text := delta.get("reasoning_content") or delta.get("reasoning"):
-            told += self._say("reasoning_text", str(text), [])
+            item_events += self._add_text("reasoning_text", str(text), [])
         if text := delta.get("content"):
-            told += self._say("output_text", str(text), logprobs)
+            item_events += self._add_text("output_text", str(text), logprobs)
         if text := delta.get("refusal"):
-            told += self._say("refusal", str(text), [])
+            item_events += self._add_text("refusal", str(text), [])
         for call in delta.get("tool_calls") or ():
-            told += self._call(call)
-        return told
+            item_events += self._add_call(call)
+        return item_events
 
-    def _say(self, kind: str, text: str, logprobs: list[JSON]) -> list[ItemEvent]:
-        told: list[ItemEvent] = []
+    def _add_text(self, kind: str, text: str, logprobs: list[JSON]) -> list[ItemEvent]:
+        item_events: list[ItemEvent] = []
         reasoning = kind == "reasoning_text"
-        if self._speaking is None or self._speaking.reasoning is not reasoning:
-            told += self._stop_speaking()
-            self._speaking = TextItem(len(self._items), self._hex, reasoning=reasoning)
-            self._items.append(self._speaking)
-            told += self._speaking.open()
-        return told + self._speaking.add(kind, text, logprobs)
+        if self._open_text is None or self._open_text.reasoning is not reasoning:
+            item_events += self._close_text()
+            self._open_text = TextItem(len(self._items), self._hex, reasoning=reasoning)
+            self._items.append(self._open_text)
+            item_events += self._open_text.open()
+        return item_events + self._open_text.add(kind, text, logprobs)
 
-    def _stop_speaking(self) -> list[ItemEvent]:
-        told = self._speaking.close("completed") if self._speaking is not None else []
-        self._speaking = None
-        return told
+    def _close_text(self) -> list[ItemEvent]:
+        item_events = self._open_text.close("completed") if self._open_text is not None else []
+        self._open_text = None
+        return item_events
 
-    def _call(self, call: JSON) -> list[ItemEvent]:
+    def _add_call(self, call: JSON) -> list[ItemEvent]:
         """Calls stay open to the end: pieces of several of them may come in turns."""
-        told = self._stop_speaking()
+        item_events = self._close_text()
         function = call.get("function") or {}
         index = call.get("index")
         if not isinstance(index, int):
@@ -160,10 +163,10 @@ class ResponseBuilder:
             self._calls[index] = FunctionCallItem(len(self._items), self._hex)
             self._items.append(self._calls[index])
         pieces = (call.get("id"), function.get("name"), function.get("arguments"))
-        return told + self._calls[index].add(*(str(piece or "") for piece in pieces))
+        return item_events + self._calls[index].add(*(str(piece or "") for piece in pieces))
 
-    def _number(self, told: Iterable[ItemEvent]) -> list[ResponseEvent]:
-        return [self._event(kind, **fields) for kind, fields in told]
+    def _number(self, item_events: Iterable[ItemEvent]) -> list[ResponseEvent]:
+        return [self._event(kind, **fields) for kind, fields in item_events]
 
     def _event(self, kind: str, **fields: Any) -> ResponseEvent:
         number = self._next

@@ -13,9 +13,9 @@ from schemas.openai.responses import InputItem
 JSON = dict[str, Any]
 
 ROLES = ("user", "assistant", "system", "developer")
-TEXTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
+TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 """Parts that are text, and the field that holds it."""
-CALLS = {
+CALL_FIELDS = {
     "function_call": "arguments",
     "custom_tool_call": "input",
     "local_shell_call": "action",
@@ -23,7 +23,7 @@ CALLS = {
     "apply_patch_call": "operation",
 }
 """Calls of tools that the caller runs, and the field that holds what they are called with."""
-OUTPUTS = frozenset(f"{kind}_output" for kind in CALLS)
+CALL_OUTPUTS = frozenset(f"{kind}_output" for kind in CALL_FIELDS)
 IMAGE_NOTE = "Image from the result of the call "
 """Begins a message that shows what a function returned: a tool's own message holds text alone."""
 
@@ -42,11 +42,11 @@ def _add(messages: list[JSON], item: InputItem, param: str) -> None:
     kind = item.type or "message"
     if kind == "message":
         messages.append(_message(item, param))
-    elif kind in CALLS:
+    elif kind in CALL_FIELDS:
         if not messages or messages[-1]["role"] != "assistant":
             messages.append({"role": "assistant", "content": None})
         messages[-1].setdefault("tool_calls", []).append(_call(item, kind, param))
-    elif kind in OUTPUTS:
+    elif kind in CALL_OUTPUTS:
         _add_result(messages, item, param)
     elif kind != "reasoning":  # what a model thought before is not told to it again
         raise InvalidRequest(f"items of type '{kind[:100]}' are not understood here", param=f"{param}.type")
@@ -54,11 +54,11 @@ def _add(messages: list[JSON], item: InputItem, param: str) -> None:
 
 def _call(item: InputItem, kind: str, param: str) -> JSON:
     """A call, as chat writes it. What is not called with JSON becomes JSON: chat has no other calls."""
-    call_id = _needed(item.call_id or (item.id if kind != "function_call" else None), param, "call_id")
+    call_id = _require(item.call_id or (item.id if kind != "function_call" else None), param, "call_id")
     if kind == "function_call":
-        return _function(call_id, _needed(item.name, param, "name"), item.arguments or "")
-    given = (item.model_extra or {}).get(CALLS[kind])
-    arguments = given if isinstance(given, dict) else {CALLS[kind]: given}
+        return _function(call_id, _require(item.name, param, "name"), item.arguments or "")
+    given = (item.model_extra or {}).get(CALL_FIELDS[kind])
+    arguments = given if isinstance(given, dict) else {CALL_FIELDS[kind]: given}
     return _function(call_id, item.name or kind.removesuffix("_call"), orjson.dumps(arguments).decode())
 
 
@@ -71,7 +71,7 @@ def _add_result(messages: list[JSON], item: InputItem, param: str) -> None:
     output, place = item.output, f"{param}.output"
     if output is None:
         raise InvalidRequest(f"Field required: '{place}'", param=place)
-    call_id = _needed(item.call_id or (item.id if item.type != "function_call_output" else None), param, "call_id")
+    call_id = _require(item.call_id or (item.id if item.type != "function_call_output" else None), param, "call_id")
     images: list[JSON] = []
     if isinstance(output, dict):
         text = output["content"] if isinstance(output.get("content"), str) else orjson.dumps(output).decode()
@@ -80,7 +80,7 @@ def _add_result(messages: list[JSON], item: InputItem, param: str) -> None:
     else:
         images = [_image(part, f"{place}.{n}") for n, part in enumerate(output) if part.get("type") == "input_image"]
         text = _result_text([part for part in output if part.get("type") != "input_image"], place)
-    at = _place_of_result(messages, call_id)
+    at = _result_position(messages, call_id)
     messages.insert(at, {"role": "tool", "tool_call_id": call_id, "content": text or ("(an image)" if images else "")})
     if images:
         note = {"type": "text", "text": f"{IMAGE_NOTE}{call_id}:"}
@@ -102,7 +102,7 @@ def _shows_images(message: JSON) -> bool:
     return str(first.get("text") or "").startswith(IMAGE_NOTE)
 
 
-def _place_of_result(messages: list[JSON], call_id: str) -> int:
+def _result_position(messages: list[JSON], call_id: str) -> int:
     """Return where the result of a call belongs: behind the message that calls, before whatever was said meanwhile."""
     place = len(messages)
     while place and all(call["id"] != call_id for call in messages[place - 1].get("tool_calls", ())):
@@ -114,7 +114,7 @@ def _place_of_result(messages: list[JSON], call_id: str) -> int:
     return place
 
 
-def _needed(value: str | None, param: str, name: str) -> str:
+def _require(value: str | None, param: str, name: str) -> str:
     if not value:
         raise InvalidRequest(f"Field required: '{param}.{name}'", param=f"{param}.{name}")
     return value
@@ -151,11 +151,11 @@ def _all_text(parts: list[JSON], param: str) -> str:
 
 
 def _is_text(part: JSON) -> bool:
-    return isinstance(part.get("type"), str) and part["type"] in TEXTS
+    return isinstance(part.get("type"), str) and part["type"] in TEXT_PARTS
 
 
 def _text(part: JSON, param: str) -> str:
-    name = TEXTS[part["type"]]
+    name = TEXT_PARTS[part["type"]]
     text = part.get(name)
     if not isinstance(text, str):
         raise InvalidRequest(f"Input should be a valid string: '{param}.{name}'", param=f"{param}.{name}")
@@ -192,10 +192,10 @@ def input_item_objects(items: str | Iterable[InputItem], response: str) -> list[
     """The items as `GET /v1/responses/{id}/input_items` shows them: each with an id, content as parts."""
     if isinstance(items, str):
         items = [InputItem(role="user", content=items)]
-    return [_shown(item, f"{response.removeprefix('resp_')}_i{number}") for number, item in enumerate(items)]
+    return [_item_object(item, f"{response.removeprefix('resp_')}_i{number}") for number, item in enumerate(items)]
 
 
-PREFIXES = {
+ID_PREFIXES = {
     "message": "msg",
     "function_call": "fc",
     "function_call_output": "fco",
@@ -205,18 +205,18 @@ PREFIXES = {
 }
 
 
-def _shown(item: InputItem, suffix: str) -> JSON:
+def _item_object(item: InputItem, suffix: str) -> JSON:
     kind = item.type or "message"
     shown = item.model_dump(exclude_unset=True)
     if kind == "message" and isinstance(item.content, str):
-        shown["content"] = [_as_part(item.content, item.role)]
-    shown |= {"id": item.id or f"{PREFIXES.get(kind, 'item')}_{suffix}", "type": kind}
+        shown["content"] = [_content_part(item.content, item.role)]
+    shown |= {"id": item.id or f"{ID_PREFIXES.get(kind, 'item')}_{suffix}", "type": kind}
     if kind != "reasoning":
         shown["status"] = item.status or "completed"
     return shown
 
 
-def _as_part(text: str, role: str | None) -> JSON:
+def _content_part(text: str, role: str | None) -> JSON:
     if role == "assistant":
         return {"type": "output_text", "text": text, "annotations": []}
     return {"type": "input_text", "text": text}

@@ -98,22 +98,22 @@ class TextItem(_Base):
 
     def add(self, kind: str, text: str, logprobs: list[JSON]) -> list[ItemEvent]:
         """More text of this kind of part."""
-        told: list[ItemEvent] = []
+        events: list[ItemEvent] = []
         if not self._parts or self._parts[-1].kind != kind:
             if self._parts:
-                told += self._parts[-1].close()
+                events += self._parts[-1].close()
             self._parts.append(_Part(self, len(self._parts), kind))
-            told += self._parts[-1].open()
+            events += self._parts[-1].open()
         if text:
-            told += self._parts[-1].add(text, logprobs)
-        return told
+            events += self._parts[-1].add(text, logprobs)
+        return events
 
     def close(self, status: str) -> list[ItemEvent]:
         if self.status != "in_progress":
             return []
-        told = self._parts[-1].close() if self._parts else []
+        events = self._parts[-1].close() if self._parts else []
         self.status = status
-        return [*told, self.frame("response.output_item.done", self.shape())]
+        return [*events, self.frame("response.output_item.done", self.shape())]
 
     def shape(self) -> JSON:
         content = [part.shape() for part in self._parts]
@@ -142,12 +142,12 @@ class FunctionCallItem(_Base):
                 self._arguments.append(arguments)
             return self._delta(arguments) if self._shown and arguments else []
         earlier = "".join(self._arguments)
-        told = self._open()
+        events = self._open()
         arguments = earlier + arguments
         if arguments:
             self._arguments = [arguments]
-            told += self._delta(arguments)
-        return told
+            events += self._delta(arguments)
+        return events
 
     def _open(self) -> list[ItemEvent]:
         self._shown = True
@@ -161,17 +161,17 @@ class FunctionCallItem(_Base):
     def close(self, status: str) -> list[ItemEvent]:
         if self.status != "in_progress":
             return []
-        told: list[ItemEvent] = []
+        events: list[ItemEvent] = []
         if not self._shown:
             earlier = "".join(self._arguments)
-            told += self._open()
-            told += self.add("", "", earlier)
+            events += self._open()
+            events += self.add("", "", earlier)
         if not "".join(self._arguments) and status == "completed":
-            told += self.add("", "", "{}")  # what callers parse is JSON
+            events += self.add("", "", "{}")  # what callers parse is JSON
         arguments = "".join(self._arguments)
-        told.append(self.event("response.function_call_arguments.done", name=self._name, arguments=arguments))
+        events.append(self.event("response.function_call_arguments.done", name=self._name, arguments=arguments))
         self.status = status
-        return [*told, self.frame("response.output_item.done", self.shape())]
+        return [*events, self.frame("response.output_item.done", self.shape())]
 
     def shape(self) -> JSON:
         return {

@@ -21,9 +21,9 @@ ITEM_ID = re.compile(r"[a-z]{1,16}_([0-9a-f]{32})_i?[0-9]{1,9}")
 class ItemReferences:
     """Look up the items that a stored response has, in its input or its output."""
 
-    def __init__(self, shelf: ResponseRepository, state: Callable[[StoredResponse], Awaitable[JSON]]) -> None:
+    def __init__(self, repository: ResponseRepository, state: Callable[[StoredResponse], Awaitable[JSON]]) -> None:
         """`state`: returns a stored response as it stands."""
-        self._shelf = shelf
+        self._repository = repository
         self._state = state
 
     async def resolve(self, owner: str, request: ResponsesRequest) -> ResponsesRequest:
@@ -52,9 +52,9 @@ class ItemReferences:
 
     async def _items_of(self, owner: str, response: str) -> dict[str, JSON]:
         try:
-            kept = await self._shelf.get(owner, response)
-            talk = await self._shelf.talk(kept)
-            output = (await self._state(kept))["output"]
+            stored = await self._repository.get(owner, response)
+            talk = await self._repository.talk(stored)
+            output = (await self._state(stored))["output"]
         except (ResponseNotFound, BlobNotFound):
             return {}
         return {str(item["id"]): item for item in (*talk["input"], *output)}

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from backbone.bus.blobs import INLINE_LIMIT_BYTES, BlobNotFound, BlobStore
 from backbone.store.documents import DocumentStore
-from gateway.responses.resource import response_id
+from gateway.responses.resource import response_id_of
 from schemas.errors import NotFound
 
 JSON = dict[str, Any]
@@ -55,14 +55,14 @@ class StoredResponse:
     raw: bytes
     """The document, byte for byte."""
     document: ResponseDocument
-    shell: JSON
+    initial: JSON
     final: JSON | None
     """The response, once its job has ended and somebody has seen it."""
 
     @property
     def id(self) -> str:
         """The response's id."""
-        return str(self.shell["id"])
+        return str(self.initial["id"])
 
     @property
     def job(self) -> str:
@@ -76,16 +76,16 @@ class CreatedResponse:
 
     owner: str
     job: str
-    shell: JSON
-    kept: StoredResponse | None
+    initial: JSON
+    stored: StoredResponse | None
     """None: it cannot be retrieved."""
-    callers: bool
+    bound_to_connection: bool
     """It belongs to its caller's connection: nobody else waits for it, and it ends with it."""
 
     @property
     def id(self) -> str:
         """The response's id."""
-        return str(self.shell["id"])
+        return str(self.initial["id"])
 
 
 class ResponseRepository:
@@ -96,69 +96,69 @@ class ResponseRepository:
         self._blobs = blobs
         self._keep_s = keep_s
 
-    async def add(self, owner: str, job: str, shell: JSON, talk: JSON) -> StoredResponse:
+    async def add(self, owner: str, job: str, initial: JSON, talk: JSON) -> StoredResponse:
         """Keep a new response; what is there already under its id stays. Raises Unavailable."""
-        head = {"shell": shell, "final": None}
-        head_inline, head_blob = await self._put_away(head)
+        head = {"shell": initial, "final": None}
+        head_inline, head_blob = await self._store_part(head)
         document = ResponseDocument(job=job, head=head_inline, head_blob=head_blob)
         try:
-            talk_inline, talk_blob = await self._put_away(talk)
+            talk_inline, talk_blob = await self._store_part(talk)
             document = document.model_copy(update={"talk": talk_inline, "talk_blob": talk_blob})
             raw = _encode(document)
-            added = await self._documents.add(KIND, owner, response_id(job), raw, ttl_s=self._keep_s)
+            added = await self._documents.add(KIND, owner, response_id_of(job), raw, ttl_s=self._keep_s)
         except BaseException:
-            self._forget(document.blobs)
+            self._remove_blobs(document.blobs)
             raise
         if not added:
-            self._forget(document.blobs)
-            return await self.get(owner, response_id(job))
-        return StoredResponse(owner, raw, document, shell, None)
+            self._remove_blobs(document.blobs)
+            return await self.get(owner, response_id_of(job))
+        return StoredResponse(owner, raw, document, initial, None)
 
-    async def get(self, owner: str, which: str) -> StoredResponse:
+    async def get(self, owner: str, response_id: str) -> StoredResponse:
         """Raises ResponseNotFound, Unavailable."""
         try:
-            return await self._get(owner, which)
+            return await self._get(owner, response_id)
         except BlobNotFound:
             pass  # the response ended while we looked: what it began as has been replaced
         try:
-            return await self._get(owner, which)
+            return await self._get(owner, response_id)
         except BlobNotFound:
-            raise ResponseNotFound(f"Response with id '{which}' is not kept any more.") from None
+            raise ResponseNotFound(f"Response with id '{response_id}' is not kept any more.") from None
 
-    async def _get(self, owner: str, which: str) -> StoredResponse:
-        raw = await self._documents.get(KIND, owner, which) if RESPONSE_ID.fullmatch(which) else None
+    async def _get(self, owner: str, response_id: str) -> StoredResponse:
+        raw = await self._documents.get(KIND, owner, response_id) if RESPONSE_ID.fullmatch(response_id) else None
         if raw is None:
-            raise ResponseNotFound(f"Response with id '{which[:100]}' not found.")
+            raise ResponseNotFound(f"Response with id '{response_id[:100]}' not found.")
         document = ResponseDocument.model_validate_json(raw)
-        head = await self._look_up(document.head, document.head_blob)
+        head = await self._load_part(document.head, document.head_blob)
         return StoredResponse(owner, raw, document, head["shell"], head["final"])
 
-    async def talk(self, kept: StoredResponse) -> JSON:
+    async def talk(self, stored: StoredResponse) -> JSON:
         """The conversation: `messages` so far, and `input` as it came. Raises BlobNotFound, Unavailable."""
-        return await self._look_up(kept.document.talk, kept.document.talk_blob)
+        return await self._load_part(stored.document.talk, stored.document.talk_blob)
 
-    async def finish(self, kept: StoredResponse, final: JSON) -> JSON:
+    async def finish(self, stored: StoredResponse, final: JSON) -> JSON:
         """Keep the final response; the first one wins, but for a failed one. Returns the one that is kept. Raises Unavailable."""
-        inline, blob = await self._put_away({"shell": kept.shell, "final": final})
-        document = kept.document.model_copy(update={"head": inline, "head_blob": blob})
-        while not await self._documents.swap(KIND, kept.owner, kept.id, kept.raw, _encode(document)):
+        inline, blob = await self._store_part({"shell": stored.initial, "final": final})
+        document = stored.document.model_copy(update={"head": inline, "head_blob": blob})
+        while not await self._documents.swap(KIND, stored.owner, stored.id, stored.raw, _encode(document)):
             try:
-                kept = await self.get(kept.owner, kept.id)
+                stored = await self.get(stored.owner, stored.id)
             except ResponseNotFound:  # deleted meanwhile
-                self._forget([blob])
+                self._remove_blobs([blob])
                 return final
-            if kept.final is not None and kept.final["status"] != "failed":
-                self._forget([blob])
-                return kept.final
-        self._forget([kept.document.head_blob])
+            if stored.final is not None and stored.final["status"] != "failed":
+                self._remove_blobs([blob])
+                return stored.final
+        self._remove_blobs([stored.document.head_blob])
         return final
 
-    async def remove(self, kept: StoredResponse) -> bool:
+    async def remove(self, stored: StoredResponse) -> bool:
         """Forget it. False: somebody else did. Raises Unavailable."""
-        self._forget(kept.document.blobs)
-        return await self._documents.remove(KIND, kept.owner, kept.id)
+        self._remove_blobs(stored.document.blobs)
+        return await self._documents.remove(KIND, stored.owner, stored.id)
 
-    async def _put_away(self, value: JSON) -> tuple[JSON | None, str | None]:
+    async def _store_part(self, value: JSON) -> tuple[JSON | None, str | None]:
         """Where it will lie: in the document, or in the blob of this name."""
         data = orjson.dumps(value)
         if len(data) <= INLINE_LIMIT_BYTES // 4:
@@ -171,13 +171,13 @@ class ResponseRepository:
             await writer.abort()
             raise
 
-    async def _look_up(self, inline: JSON | None, blob: str | None) -> JSON:
+    async def _load_part(self, inline: JSON | None, blob: str | None) -> JSON:
         if blob is None:
             return inline or {}
         value: JSON = orjson.loads(b"".join([piece async for piece in self._blobs.read(blob)]))
         return value
 
-    def _forget(self, blobs: Iterable[str | None]) -> None:
+    def _remove_blobs(self, blobs: Iterable[str | None]) -> None:
         for name in blobs:
             if name:
                 self._blobs.remove(name)

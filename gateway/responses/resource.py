@@ -10,7 +10,7 @@ from schemas.openai.responses import ResponsesRequest
 
 JSON = dict[str, Any]
 
-STATUSES = {
+RESPONSE_STATUSES = {
     JobStatus.QUEUED: "queued",
     JobStatus.IN_PROGRESS: "in_progress",
     JobStatus.COMPLETED: "completed",
@@ -19,10 +19,10 @@ STATUSES = {
     JobStatus.EXPIRED: "failed",
 }
 """OpenAI has no word for a response that waited too long."""
-TIERS = {"priority": "priority", "fast": "priority", "flex": "flex"}
+SERVICE_TIERS = {"priority": "priority", "fast": "priority", "flex": "flex"}
 
 
-def response_id(job: str) -> str:
+def response_id_of(job: str) -> str:
     """The id of the response that this job makes."""
     return "resp_" + job.removeprefix("job_")
 
@@ -31,7 +31,7 @@ def initial_response(request: ResponsesRequest, job: str, created_at: int) -> JS
     """The response before anything is known of its answer: what was asked for, in every field."""
     text, reasoning = request.text, request.reasoning
     return {
-        "id": response_id(job),
+        "id": response_id_of(job),
         "object": "response",
         "created_at": created_at,
         "status": "queued" if request.background else "in_progress",
@@ -52,7 +52,7 @@ def initial_response(request: ResponsesRequest, job: str, created_at: int) -> JS
             "summary": reasoning.summary if reasoning else None,
         },
         "safety_identifier": request.safety_identifier,
-        "service_tier": TIERS.get(request.service_tier or "", "default"),
+        "service_tier": SERVICE_TIERS.get(request.service_tier or "", "default"),
         "store": request.stored,
         "temperature": request.temperature,
         "text": {
@@ -79,18 +79,18 @@ def usage(chat: JSON | None) -> JSON | None:
     """Chat's usage in the words of responses."""
     if chat is None:
         return None
-    told, made = _count(chat, "prompt_tokens"), _count(chat, "completion_tokens")
+    prompt_tokens, created = _count(chat, "prompt_tokens"), _count(chat, "completion_tokens")
     return {
-        "input_tokens": told,
+        "input_tokens": prompt_tokens,
         "input_tokens_details": {
             "cached_tokens": _count(chat.get("prompt_tokens_details"), "cached_tokens"),
             "cache_write_tokens": 0,
         },
-        "output_tokens": made,
+        "output_tokens": created,
         "output_tokens_details": {
             "reasoning_tokens": _count(chat.get("completion_tokens_details"), "reasoning_tokens")
         },
-        "total_tokens": _count(chat, "total_tokens") or told + made,
+        "total_tokens": _count(chat, "total_tokens") or prompt_tokens + created,
     }
 
 
@@ -99,7 +99,7 @@ def _count(counts: Any, name: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-def failure(info: ErrorInfo | None) -> JSON:
+def error_object(info: ErrorInfo | None) -> JSON:
     """A response's `error`, in one of OpenAI's words for it."""
     if info is None:
         return {"code": "server_error", "message": "the response failed"}
@@ -111,7 +111,7 @@ def failure(info: ErrorInfo | None) -> JSON:
     return {"code": code, "message": info.public_message}
 
 
-def unanswered_response(shell: JSON, status: JobStatus, error: ErrorInfo | None) -> JSON:
+def unanswered_response(initial: JSON, status: JobStatus, error: ErrorInfo | None) -> JSON:
     """The final response of a job that ended without an answer."""
-    word = STATUSES[status]
-    return shell | {"status": word, "error": failure(error) if word == "failed" else None}
+    outcome = RESPONSE_STATUSES[status]
+    return initial | {"status": outcome, "error": error_object(error) if outcome == "failed" else None}

@@ -11,17 +11,17 @@ from schemas.openai.responses import UNSUPPORTED_FIELDS, ResponsesRequest
 JSON = dict[str, Any]
 
 LOGPROBS = "message.output_text.logprobs"
-CHOICES = ("none", "auto", "required")
+TOOL_CHOICES = ("none", "auto", "required")
 ADDITIONAL_TOOLS = "additional_tools"
 """An input item that brings tools along."""
-ELSEWHERE = frozenset({
+OPENAI_ITEM_TYPES = frozenset({
     "web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call", "mcp_call", "mcp_list_tools",
     "mcp_approval_request", "mcp_approval_response", "tool_search_call", "tool_search_output", "ghost_snapshot",
 })  # fmt: skip
 """Items of tools that OpenAI runs, in a conversation that was begun there; and Codex's own notes."""
 
 
-def refuse_unsupported(request: ResponsesRequest) -> None:
+def reject_unsupported(request: ResponsesRequest) -> None:
     """Raises InvalidRequest, naming the first field that cannot be honoured here."""
     for name, value in (request.model_extra or {}).items():
         if value is not None and name in UNSUPPORTED_FIELDS:
@@ -34,7 +34,7 @@ def refuse_unsupported(request: ResponsesRequest) -> None:
         raise InvalidRequest("a background response is stored: 'store' cannot be false", param="store")
 
 
-def without_other_tools(request: ResponsesRequest) -> ResponsesRequest:
+def without_openai_tools(request: ResponsesRequest) -> ResponsesRequest:
     """Return the request with its functions alone: other tools run at OpenAI, and a model can do without them.
 
     Agents send them with every request. The response's `tools` says which ones the model was offered.
@@ -46,25 +46,25 @@ def without_other_tools(request: ResponsesRequest) -> ResponsesRequest:
             if item.type == ADDITIONAL_TOOLS:
                 more = (item.model_extra or {}).get("tools")
                 offered += [tool for tool in more if isinstance(tool, dict)] if isinstance(more, list) else []
-        items = [item for item in items if item.type != ADDITIONAL_TOOLS and item.type not in ELSEWHERE]
+        items = [item for item in items if item.type != ADDITIONAL_TOOLS and item.type not in OPENAI_ITEM_TYPES]
     tools = [tool for tool in offered if tool.get("type") == "function"]
     if items == request.input and tools == (request.tools or []):
         return request
     return request.model_copy(update={"tools": tools, "input": items})
 
 
-def conversation(request: ResponsesRequest, earlier: list[JSON]) -> list[JSON]:
+def conversation(request: ResponsesRequest, previous: list[JSON]) -> list[JSON]:
     """The messages so far: what came before, and this request's input; instructions are not among them."""
-    return [*earlier, *to_messages(request.input)]
+    return [*previous, *to_messages(request.input)]
 
 
 def chat_body(request: ResponsesRequest, messages: list[JSON]) -> JSON:
     """The chat request: streamed always, with usage. Raises InvalidRequest."""
     body: JSON = {name: value for name, value in (request.model_extra or {}).items() if value is not None}
-    told = [{"role": "system", "content": request.instructions}] if request.instructions else []
+    instructions = [{"role": "system", "content": request.instructions}] if request.instructions else []
     body |= {
         "model": request.model,
-        "messages": [*told, *messages],
+        "messages": [*instructions, *messages],
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -140,32 +140,32 @@ def _choice(choice: str | JSON | None, tools: list[JSON]) -> tuple[str | JSON | 
     if choice is None or choice == "auto":
         return choice, tools
     if isinstance(choice, str):
-        if choice not in CHOICES:
-            raise InvalidRequest(f"one of {', '.join(CHOICES)}, or a function: 'tool_choice'", param="tool_choice")
+        if choice not in TOOL_CHOICES:
+            raise InvalidRequest(f"one of {', '.join(TOOL_CHOICES)}, or a function: 'tool_choice'", param="tool_choice")
         if choice == "required" and not tools:
             raise InvalidRequest("there are no tools to choose from: 'tool_choice'", param="tool_choice")
         return choice, tools
     kind = choice.get("type")
     if kind == "function":
-        _among(choice.get("name"), tools, "tool_choice.name")
+        _require_tool(choice.get("name"), tools, "tool_choice.name")
         return {"type": "function", "function": {"name": choice["name"]}}, tools
     if kind == "allowed_tools":
-        return _allowed(choice, tools)
+        return _allowed_tools(choice, tools)
     raise InvalidRequest(f"the tool choice '{str(kind)[:100]}' is not supported", param="tool_choice.type")
 
 
-def _allowed(choice: JSON, tools: list[JSON]) -> tuple[str, list[JSON]]:
+def _allowed_tools(choice: JSON, tools: list[JSON]) -> tuple[str, list[JSON]]:
     mode, allowed = choice.get("mode"), choice.get("tools")
     if mode not in ("auto", "required"):
         raise InvalidRequest("auto or required: 'tool_choice.mode'", param="tool_choice.mode")
     if not isinstance(allowed, list) or not allowed or not all(isinstance(tool, dict) for tool in allowed):
         raise InvalidRequest("the functions that may be called: 'tool_choice.tools'", param="tool_choice.tools")
     for number, tool in enumerate(allowed):
-        _among(tool.get("name"), tools, f"tool_choice.tools.{number}.name")
+        _require_tool(tool.get("name"), tools, f"tool_choice.tools.{number}.name")
     names = {tool["name"] for tool in allowed}
     return mode, [tool for tool in tools if tool["function"]["name"] in names]
 
 
-def _among(name: Any, tools: list[JSON], param: str) -> None:
+def _require_tool(name: Any, tools: list[JSON], param: str) -> None:
     if name not in [tool["function"]["name"] for tool in tools]:
         raise InvalidRequest(f"'{str(name)[:100]}' is none of the tools: '{param}'", param=param)

@@ -83,7 +83,7 @@ async def get_result(job_id: str, request: Request, parts: PartsDep, caller: Job
     pieces = payload.pieces()
     first = await anext(pieces, b"")  # what fails here can still be told
     headers = {"content-length": str(payload.size)}
-    headers |= {name.decode(): value.decode() for name, value in adapted_header(result.word.adapted)}
+    headers |= {name.decode(): value.decode() for name, value in adapted_header(result.outcome.adapted)}
     return StreamingResponse(_behind(first, pieces), media_type=payload.content_type, headers=headers)
 
 

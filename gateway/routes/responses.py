@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from gateway.dependencies import InferenceCaller, PartsDep
 from gateway.http.asgi import adapted_header, request_id_of
 from gateway.http.request_body import CallerDisconnected
-from gateway.responses.http_response import CLOSED, RequestReport, ResponseStreamReply, StreamStart
+from gateway.responses.http_response import CLIENT_CLOSED_STATUS, RequestReport, ResponseStreamReply, StreamStart
 from gateway.responses.request import key_of, read
 from schemas.errors import InvalidRequest, NexusError, Unavailable
 from schemas.keys import Scope
@@ -34,32 +34,32 @@ async def create_response(request: Request, parts: PartsDep, caller: InferenceCa
                 caller.require(Scope.JOBS)
             key = key_of(request)
             # Not half a response: a caller who hangs up meanwhile has one, or has none.
-            made = await asyncio.shield(responses.create(caller, asked, request_id_of(request.scope), key))
+            created = await asyncio.shield(responses.create(caller, asked, request_id_of(request.scope), key))
             del asked
-        report.made = made
+        report.created = created
         if streamed:
-            opening = StreamStart.AT_ONCE if background else StreamStart.ANSWERED
-            return ResponseStreamReply(responses, made, opening, responses.pause_s, report)
+            start = StreamStart.IMMEDIATELY if background else StreamStart.ON_OUTPUT
+            return ResponseStreamReply(responses, created, start, responses.keep_alive_s, report)
         adapted: tuple[str, ...] = ()
         if background:
-            answer = await responses.retrieve(caller.owner, made.id) if key else made.shell
+            answer = await responses.retrieve(caller.owner, created.id) if key else created.initial
         else:
             answer, adapted = await responses.open.run_while_connected(
-                responses.answer(made), request.scope, request.receive
+                responses.answer(created), request.scope, request.receive
             )
     except NexusError as error:
         report.close(error.info.status, error.info)
-        if isinstance(error, Unavailable) and report.made is not None and report.made.callers:
-            await responses.abandon(report.made)  # it will be asked for again
+        if isinstance(error, Unavailable) and report.created is not None and report.created.bound_to_connection:
+            await responses.abandon(report.created)  # it will be asked for again
         raise
     except CallerDisconnected:
-        report.close(CLOSED)
-        if report.made is not None and report.made.callers:
-            await responses.abandon(report.made)
-        return Response(status_code=CLOSED)
+        report.close(CLIENT_CLOSED_STATUS)
+        if report.created is not None and report.created.bound_to_connection:
+            await responses.abandon(report.created)
+        return Response(status_code=CLIENT_CLOSED_STATUS)
     report.close(200)
     headers = {name.decode(): value.decode() for name, value in adapted_header(adapted)}
-    return JSONResponse(answer, headers={"x-nexus-job-id": made.job} | headers)
+    return JSONResponse(answer, headers={"x-nexus-job-id": created.job} | headers)
 
 
 @router.get("/v1/responses/{response_id}")
@@ -74,9 +74,9 @@ async def get_response(
     responses = parts.responses
     if not stream:
         return JSONResponse(await responses.retrieve(caller.owner, response_id))
-    made = await responses.made(caller.owner, response_id)
+    created = await responses.created(caller.owner, response_id)
     after = -1 if starting_after is None else starting_after
-    return ResponseStreamReply(responses, made, StreamStart.KNOWN, responses.pause_s, None, after)
+    return ResponseStreamReply(responses, created, StreamStart.ON_STORED_EVENTS, responses.keep_alive_s, None, after)
 
 
 @router.post("/v1/responses/{response_id}/cancel")

@@ -16,24 +16,24 @@ from schemas.jobs import WebhookDelivery, WebhookState
 
 log = structlog.get_logger(__name__)
 
-State = Literal["pending", "delivered", "failed"]
-SHOWN = 10
+DeliveryState = Literal["pending", "delivered", "failed"]
+MAX_DELIVERIES = 10
 """Deliveries that a record shows: the newest."""
-MAX_NOTES = 10_000
+MAX_PENDING_NOTES = 10_000
 """That wait for the store; beyond it the oldest are lost, which nobody but a reader of the record notices."""
-RETRY_S = 2.0
-LAST_S = 2.0
+RETRY_DELAY_S = 2.0
+FINAL_FLUSH_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class Note:
+class DeliveryNote:
     """One try at telling a webhook, and where that leaves it."""
 
     owner: str
     job: str
     run: int
     delivery: WebhookDelivery
-    state: State
+    state: DeliveryState
 
 
 class DeliveryRecorder:
@@ -41,25 +41,25 @@ class DeliveryRecorder:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._notes: deque[Note] = deque(maxlen=MAX_NOTES)
-        self._there = asyncio.Event()
+        self._notes: deque[DeliveryNote] = deque(maxlen=MAX_PENDING_NOTES)
+        self._has_notes = asyncio.Event()
 
-    def add(self, note: Note) -> None:
+    def add(self, note: DeliveryNote) -> None:
         """Write this as soon as that is possible."""
         self._notes.append(note)
-        self._there.set()
+        self._has_notes.set()
 
     async def run(self) -> None:
         """Write notes until cancelled; what is left then gets one more short chance."""
         try:
             while True:
-                await self._there.wait()
-                self._there.clear()
+                await self._has_notes.wait()
+                self._has_notes.clear()
                 while not await self._flush():
-                    await asyncio.sleep(RETRY_S)
+                    await asyncio.sleep(RETRY_DELAY_S)
         finally:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LAST_S):
+                async with asyncio.timeout(FINAL_FLUSH_TIMEOUT_S):
                     await self._flush()
 
     async def _flush(self) -> bool:
@@ -76,10 +76,10 @@ class DeliveryRecorder:
                 self._notes.popleft()
         return True
 
-    async def _write(self, note: Note) -> None:
+    async def _write(self, note: DeliveryNote) -> None:
         record = await self._store.get(note.owner, note.job)
         if record is None or record.webhook is None or record.run != note.run:
             return  # it has expired, or its next run tells of itself
-        deliveries = (*record.webhook.deliveries, note.delivery)[-SHOWN:]
+        deliveries = (*record.webhook.deliveries, note.delivery)[-MAX_DELIVERIES:]
         state = WebhookState(url=record.webhook.url, state=note.state, deliveries=deliveries)
         await self._store.update(note.owner, note.job, webhook=state)

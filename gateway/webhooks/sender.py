@@ -27,7 +27,7 @@ from backbone.ssrf_guard import FetchRefused
 from backbone.store.store import Store
 from gateway import clock
 from gateway.jobs.records import job_object, record_from_outcome
-from gateway.webhooks.delivery_recorder import DeliveryRecorder, Note, State
+from gateway.webhooks.delivery_recorder import DeliveryNote, DeliveryRecorder, DeliveryState
 from gateway.webhooks.signature import InvalidWebhookSecret, signature_headers
 from schemas.errors import InvalidRequest, Unavailable
 from schemas.jobs import WebhookDelivery
@@ -36,16 +36,16 @@ from schemas.redaction import REDACTOR
 
 log = structlog.get_logger(__name__)
 
-BACKLOG = "hooks"
-AT_ONCE = 256
+WEBHOOK_QUEUE_NAME = "hooks"
+MAX_CONCURRENCY = 256
 """Tries at once, over all receivers: each costs a connection, and one that hangs its whole time."""
-HOLD_S = 15.0
+ACK_MARGIN_S = 15.0
 """Beyond the time of a try, before another gateway takes it for lost."""
 JITTER = 0.2
 """Delays vary by this share, so that what failed together is not tried together."""
-MAX_URL = 2048
-GONE = 410
-RETURNED_S = 1.0
+MAX_URL_LENGTH = 2048
+STATUS_GONE = 410
+INTERRUPTED_RETRY_S = 1.0
 """A try that a stopping gateway has cut off is made again after this."""
 
 Secrets = Callable[[str], str | None]
@@ -85,7 +85,7 @@ class WebhookSender:
 
     def __init__(
         self,
-        backlog: WorkQueue,
+        queue: WorkQueue,
         store: Store,
         poster: Poster,
         secret_of: Secrets,
@@ -93,120 +93,130 @@ class WebhookSender:
         delays_s: tuple[float, ...],
         timeout_s: float,
         clock: Callable[[], float] = clock.now,
-        count: Callable[[State], None] = lambda _: None,
+        count: Callable[[DeliveryState], None] = lambda _: None,
     ) -> None:
         """`delays_s`: what lies between the tries, of which there is one more. `timeout_s`: what one try may take.
         `count`: told what became of each.
         """
-        self._backlog = backlog
+        self._queue = queue
         self._store = store
         self._poster = poster
         self._notes = DeliveryRecorder(store)
         self._secret_of = secret_of
         self._delays_s = delays_s
-        self._hold_s = timeout_s + HOLD_S
+        self._hold_s = timeout_s + ACK_MARGIN_S
         self._clock = clock
         self._count = count
-        self._tries: set[asyncio.Task[None]] = set()
+        self._deliveries: set[asyncio.Task[None]] = set()
 
     def check_url(self, url: str) -> None:
         """Raises InvalidRequest for a URL that can never be told anything."""
-        if len(url) > MAX_URL:
-            raise InvalidRequest(f"the URL is longer than {MAX_URL} characters", param="webhook.url")
+        if len(url) > MAX_URL_LENGTH:
+            raise InvalidRequest(f"the URL is longer than {MAX_URL_LENGTH} characters", param="webhook.url")
         try:
             self._poster.validate_url(url)
         except FetchRefused as error:
             raise InvalidRequest(str(error), param="webhook.url", code=error.info.code) from error
 
-    async def enqueue(self, word: Outcome) -> None:
+    async def enqueue(self, outcome: Outcome) -> None:
         """Have a recorded word's webhook told, once per (job, run); nothing happens where it has none.
 
         Raises Unavailable: repeat it then.
         """
-        if not word.webhook:
+        if not outcome.webhook:
             return
-        record = await self._store.get(word.owner, word.job)
-        if record is None or record.run != word.run or record.status is not word.status:
-            record = record_from_outcome(word, int(self._clock()))
+        record = await self._store.get(outcome.owner, outcome.job)
+        if record is None or record.run != outcome.run or record.status is not outcome.status:
+            record = record_from_outcome(outcome, int(self._clock()))
         moment = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        body = orjson.dumps({"type": f"job.{word.status.value}", "timestamp": moment, "data": job_object(record)})
-        hook = WebhookMessage(
-            owner=word.owner, job=word.job, run=word.run, key=word.key, url=word.webhook, body=body.decode()
+        body = orjson.dumps({"type": f"job.{outcome.status.value}", "timestamp": moment, "data": job_object(record)})
+        message = WebhookMessage(
+            owner=outcome.owner,
+            job=outcome.job,
+            run=outcome.run,
+            key=outcome.key,
+            url=outcome.webhook,
+            body=body.decode(),
         )
-        await self._backlog.put(f"{word.job}-{word.run}", hook.model_dump_json().encode())
+        await self._queue.put(f"{outcome.job}-{outcome.run}", message.model_dump_json().encode())
 
     async def run(self) -> None:
         """Send what waits, until cancelled. Tries that are cut off then are made again, by whichever gateway is there."""
         notes = asyncio.create_task(self._notes.run(), name="webhook-notes")
         try:
             async with contextlib.aclosing(
-                self._backlog.consume(max_unacked=AT_ONCE, ack_wait_s=self._hold_s)
+                self._queue.consume(max_unacked=MAX_CONCURRENCY, ack_wait_s=self._hold_s)
             ) as items:
                 try:
                     async for item in items:
-                        task = asyncio.create_task(self._settle(item), name=f"webhook-{item.id}")
-                        self._tries.add(task)
-                        task.add_done_callback(self._tries.discard)
+                        task = asyncio.create_task(self._handle(item), name=f"webhook-{item.id}")
+                        self._deliveries.add(task)
+                        task.add_done_callback(self._deliveries.discard)
                 finally:
-                    await _end(self._tries)
+                    await _cancel_all(self._deliveries)
         finally:
-            await _end({notes})
+            await _cancel_all({notes})
 
-    async def _settle(self, item: WorkItem) -> None:
+    async def _handle(self, item: WorkItem) -> None:
         try:
-            await self._try(item)
+            await self._deliver(item)
         except asyncio.CancelledError:
-            item.nak(RETURNED_S)
+            item.nak(INTERRUPTED_RETRY_S)
             raise
         except Unavailable as error:
             log.warning("webhook not settled; it may be told twice", item=item.id, error=str(error))
 
-    async def _try(self, item: WorkItem) -> None:
+    async def _deliver(self, item: WorkItem) -> None:
         """One try: send, settle, note."""
         try:
-            hook = WebhookMessage.model_validate_json(item.data)
+            message = WebhookMessage.model_validate_json(item.data)
         except ValueError:
             log.error("webhook not readable; dropped", item=item.id)
             await item.ack()
             return
-        status, error = await self._send(hook)
+        status, error = await self._send(message)
         state = self._state(status, item.delivery)
         self._count(state)
         note = WebhookDelivery(at=int(self._clock()), attempt=item.delivery, status=status, error=error)
-        self._notes.add(Note(hook.owner, hook.job, hook.run, note, state))
-        said = {"job": hook.job, "run": hook.run, "host": urlsplit(hook.url).netloc, "attempt": item.delivery}
-        (log.warning if state == "failed" else log.info)("webhook", **said, state=state, status=status, error=error)
+        self._notes.add(DeliveryNote(message.owner, message.job, message.run, note, state))
+        fields = {
+            "job": message.job,
+            "run": message.run,
+            "host": urlsplit(message.url).netloc,
+            "attempt": item.delivery,
+        }
+        (log.warning if state == "failed" else log.info)("webhook", **fields, state=state, status=status, error=error)
         if state == "pending":
             item.nak(self._delay_s(item.delivery))
         else:
             await item.ack()
 
-    async def _send(self, hook: WebhookMessage) -> tuple[int | None, str | None]:
+    async def _send(self, message: WebhookMessage) -> tuple[int | None, str | None]:
         """What the receiver answered, or why it did not."""
-        body = hook.body.encode()
-        secret = self._secret_of(hook.key)
+        body = message.body.encode()
+        secret = self._secret_of(message.key)
         if secret is None:
             return None, "the API key that submitted the job is not there to sign with"
         try:
-            headers = signature_headers(secret, hook.id, int(self._clock()), body)
-            return await self._poster.post(hook.url, body, {"content-type": "application/json", **headers}), None
+            headers = signature_headers(secret, message.id, int(self._clock()), body)
+            return await self._poster.post(message.url, body, {"content-type": "application/json", **headers}), None
         except (FetchRefused, InvalidWebhookSecret) as error:
             return None, REDACTOR.redact(str(error))
         except Exception:
-            log.exception("defect in webhooks", job=hook.job)
+            log.exception("defect in webhooks", job=message.job)
             return None, "a defect in Nexus; the gateway's log has it"
 
-    def _state(self, status: int | None, attempt: int) -> State:
+    def _state(self, status: int | None, attempt: int) -> DeliveryState:
         if status is not None and 200 <= status < 300:
             return "delivered"
-        return "failed" if status == GONE or attempt > len(self._delays_s) else "pending"
+        return "failed" if status == STATUS_GONE or attempt > len(self._delays_s) else "pending"
 
     def _delay_s(self, attempt: int) -> float:
         """Between try number `attempt` and the next one."""
         return self._delays_s[attempt - 1] * random.uniform(1 - JITTER, 1 + JITTER)
 
 
-async def _end(tasks: set[asyncio.Task[None]]) -> None:
+async def _cancel_all(tasks: set[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

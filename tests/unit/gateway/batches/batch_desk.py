@@ -92,16 +92,16 @@ class MadeUpJobs:
         if self.refusals:
             raise self.refusals.pop(0)
         self.submitted.append(submission)
-        word = self._word(submission, JobStatus.COMPLETED)
+        outcome = self._word(submission, JobStatus.COMPLETED)
         if submission.job_id in self.open or await self._log.read_outcome(submission.job_id) is not None:
-            return record_from_outcome(word)
+            return record_from_outcome(outcome)
         self.runs[submission.job_id] += 1
         self.uploads += submission.received.uploads
         end = self.ends(orjson.loads(submission.received.body))
         self.open[submission.job_id] = submission
         if end is not None:
             await self.finish(submission.job_id, end)
-        return record_from_outcome(word)
+        return record_from_outcome(outcome)
 
     async def finish(self, job: str, end: Answered | ErrorInfo) -> None:
         submission = self.open.pop(job)
@@ -110,22 +110,22 @@ class MadeUpJobs:
                 self._word(submission, JobStatus.FAILED).model_copy(update={"error": end}), b"job"
             )
             return
-        word = self._word(submission, JobStatus.COMPLETED)
-        word = word.model_copy(update={"content_type": end.content_type, "usage": end.usage})
+        outcome = self._word(submission, JobStatus.COMPLETED)
+        outcome = outcome.model_copy(update={"content_type": end.content_type, "usage": end.usage})
         if len(end.data) <= INLINE_LIMIT_BYTES:
-            await self._log.store_outcome(word, end.data)
+            await self._log.store_outcome(outcome, end.data)
             return
         writer = self._blobs.writer(ttl_s=60)
         await writer.write(end.data)
         info = await writer.close()
-        await self._log.store_outcome(word.model_copy(update={"blob": BlobRef(name=info.name, size=info.size)}))
+        await self._log.store_outcome(outcome.model_copy(update={"blob": BlobRef(name=info.name, size=info.size)}))
 
     async def result(self, owner: str, job_id: str) -> JobResult:
-        decision = await self._log.read_outcome(job_id)
-        if decision is None or decision.outcome.owner != owner:
+        stored = await self._log.read_outcome(job_id)
+        if stored is None or stored.outcome.owner != owner:
             raise ResultNotReady if job_id in self.open else JobNotFound
-        data = decision.payload if decision.outcome.status is JobStatus.COMPLETED else b""
-        return JobResult(decision.outcome, data, decision.outcome.blob, decision.outcome.content_type)
+        data = stored.payload if stored.outcome.status is JobStatus.COMPLETED else b""
+        return JobResult(stored.outcome, data, stored.outcome.blob, stored.outcome.content_type)
 
     async def get(self, owner: str, job_id: str) -> JobRecord:
         if job_id not in self.forgotten:
@@ -138,9 +138,9 @@ class MadeUpJobs:
         if job_id not in self.open:
             raise JobNotFound
         self.cancelled.append(job_id)
-        word = self._word(self.open.pop(job_id), JobStatus.CANCELLED)
-        await self._log.store_outcome(word)
-        return record_from_outcome(word)
+        outcome = self._word(self.open.pop(job_id), JobStatus.CANCELLED)
+        await self._log.store_outcome(outcome)
+        return record_from_outcome(outcome)
 
     def _word(self, submission: Submission, status: JobStatus) -> Outcome:
         return Outcome(
@@ -168,7 +168,7 @@ class Desk:
         self.jobs = MadeUpJobs(self.log, self.blobs)
         self.repository = BatchRepository(self.documents, 86_400.0)
         self.backlog = self.log.work_queue("batches")
-        self.batches = BatchService(self.repository, self.files, self.backlog, ENDPOINTS, longest_s=86_400.0)
+        self.batches = BatchService(self.repository, self.files, self.backlog, ENDPOINTS, max_window_s=86_400.0)
         self.runners: list[BatchScheduler] = []
         jobs = cast("JobsApi", self.jobs)
         uploads, payload = (
@@ -178,7 +178,7 @@ class Desk:
         line_types: dict[str, LineType] = {
             path: EndpointLine(endpoint, uploads, payload) for path, endpoint in ENDPOINTS.items()
         }
-        self.tools = BatchDependencies(
+        self.dependencies = BatchDependencies(
             repository=self.repository,
             files=self.files,
             blobs=self.blobs,
@@ -193,7 +193,7 @@ class Desk:
 
     async def gateway(self) -> BatchScheduler:
         """One more that runs batches."""
-        runner = BatchScheduler(self.backlog, self.tools)
+        runner = BatchScheduler(self.backlog, self.dependencies)
         await runner.start()
         self.runners.append(runner)
         return runner

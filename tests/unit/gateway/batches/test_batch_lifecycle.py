@@ -17,7 +17,7 @@ from gateway.auth.authenticator import Principal
 from gateway.batches import executor, line_jobs, scheduler
 from gateway.batches.input_file import job_id
 from gateway.batches.repository import BatchNotFound
-from gateway.batches.service import GRACE_S, max_window_s
+from gateway.batches.service import PICKUP_GRACE_S, max_window_s
 from gateway.files import FileNotFound
 from schemas.batches import Batch, BatchRequest, BatchStatus, RequestCounts
 from schemas.errors import (
@@ -37,7 +37,12 @@ from tests.unit.gateway.batches.batch_desk import CHAT, OWNER, Answered, Desk, e
 
 @pytest.fixture
 async def desk(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Desk]:
-    for module, name in ((executor, "TICK_S"), (executor, "AGAIN_S"), (line_jobs, "AGAIN_S"), (scheduler, "AGAIN_S")):
+    for module, name in (
+        (executor, "REFRESH_INTERVAL_S"),
+        (executor, "RETRY_DELAY_S"),
+        (line_jobs, "RETRY_DELAY_S"),
+        (scheduler, "RETRY_DELAY_S"),
+    ):
         monkeypatch.setattr(module, name, 0.02)
     desk = Desk()
     yield desk
@@ -196,7 +201,7 @@ class TestRunning:
         [submission] = desk.jobs.submitted
         assert (submission.lane, submission.batch, submission.webhook) == (Lane.FLEX, batch.id, "")
         assert submission.metadata == {"custom_id": "a"}
-        assert 86_400 <= (submission.timeout_s or 0) <= 86_400 + 2 * line_jobs.FALLBACK_S
+        assert 86_400 <= (submission.timeout_s or 0) <= 86_400 + 2 * line_jobs.EXPIRY_MARGIN_S
 
     async def test_no_more_jobs_at_once_than_the_window(self, desk: Desk, eventually: Eventually) -> None:
         """The next line waits for one that has ended."""
@@ -370,10 +375,10 @@ class TestAnswers:
         await eventually(lambda: len(desk.jobs.open) == 2)
         large, small = sorted(desk.jobs.open)
         await desk.jobs.finish(large, Answered(orjson.dumps({"x": "y" * INLINE_LIMIT_BYTES})))
-        decision = await desk.log.read_outcome(large)
-        assert decision is not None
-        assert decision.outcome.blob is not None
-        desk.blobs.remove(decision.outcome.blob.name)
+        stored = await desk.log.read_outcome(large)
+        assert stored is not None
+        assert stored.outcome.blob is not None
+        desk.blobs.remove(stored.outcome.blob.name)
         await desk.jobs.finish(small, Answered(b"{}"))
         batch = await desk.ended(made)
         assert ids(await desk.rows(batch.output_file_id)) == ["small"]
@@ -466,7 +471,7 @@ class TestEnds:
     async def test_one_that_nobody_will_run_expires(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
         """Its maker was killed before it was in the line."""
         made = await desk.create(line("a"), window="1m")
-        later = time.time() + 60 + GRACE_S + 1
+        later = time.time() + 60 + PICKUP_GRACE_S + 1
         monkeypatch.setattr("gateway.clock.now", lambda: later)
         assert (await desk.batch(made)).status is BatchStatus.EXPIRED
         await desk.gateway()
@@ -479,9 +484,9 @@ class TestEnds:
         """That one waits for room in the queue, this one for its turn to be in memory."""
         desk.jobs.refusals = [QueueFull("full")] * 10_000
         await desk.gateway()
-        large = [line(f"r{number}", padding="x" * executor.LARGE) for number in range(2)]
+        large = [line(f"r{number}", padding="x" * executor.LARGE_LINE_BYTES) for number in range(2)]
         await desk.create(*large)
-        await eventually(desk.tools.large.locked)
+        await eventually(desk.dependencies.large.locked)
         made = await desk.create(*large)
         await eventually(lambda: desk.is_in(made, BatchStatus.IN_PROGRESS))
         await desk.batches.cancel(OWNER, made.id)
@@ -510,7 +515,7 @@ class TestEnds:
 class TestTakingOver:
     @pytest.fixture(autouse=True)
     def short_holds(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(scheduler, "HOLD_S", 0.2)
+        monkeypatch.setattr(scheduler, "ACK_WAIT_S", 0.2)
 
     async def test_lines_that_are_done_are_not_run_again(self, desk: Desk, eventually: Eventually) -> None:
         """The next gateway finds what is decided, waits for what runs, and begins the rest."""
@@ -591,8 +596,8 @@ class TestTakingOver:
 
     async def test_a_defect_ends_a_batch_in_the_end(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
         """It is tried again, and not for ever."""
-        monkeypatch.setattr(scheduler, "DEFECT_AGAIN_S", 0.01)
-        monkeypatch.setattr(scheduler, "MAX_DEFECTS", 3)
+        monkeypatch.setattr(scheduler, "DEFECT_RETRY_DELAY_S", 0.01)
+        monkeypatch.setattr(scheduler, "MAX_DEFECT_DELIVERIES", 3)
 
         def broken(_body: dict[str, Any]) -> Any:
             raise RuntimeError("a defect")
@@ -607,9 +612,9 @@ class TestTakingOver:
 async def test_a_job_that_only_the_queue_knows_is_decided_too(desk: Desk) -> None:
     """Cancelled, so that it never runs."""
     batch = await desk.create(line("a"))
-    jobs = line_jobs.LineJobRunner(batch, desk.tools, line_jobs.BatchSignals())
+    jobs = line_jobs.LineJobRunner(batch, desk.dependencies, line_jobs.BatchSignals())
     await jobs.cancel(job_id(batch.id, 1))
-    assert await jobs.decided(job_id(batch.id, 1)) is JobStatus.CANCELLED
+    assert await jobs.read_status(job_id(batch.id, 1)) is JobStatus.CANCELLED
 
 
 @pytest.mark.parametrize("stopped", [True, False])
@@ -617,7 +622,7 @@ async def test_a_job_whose_end_was_dropped_is_waited_for_no_longer(
     desk: Desk, stopped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Results of a batch that fill their room: its record still says how it ended."""
-    monkeypatch.setattr(line_jobs, "LOOK_S", 0.01)
+    monkeypatch.setattr(line_jobs, "OUTCOME_WAIT_S", 0.01)
     batch, signals = await desk.create(line("a")), line_jobs.BatchSignals()
     job = job_id(batch.id, 1)
     desk.jobs.forgotten[job] = JobRecord(
@@ -626,4 +631,4 @@ async def test_a_job_whose_end_was_dropped_is_waited_for_no_longer(
     if stopped:
         signals.stop()
     async with asyncio.timeout(10):
-        assert await line_jobs.LineJobRunner(batch, desk.tools, signals).end(job) is JobStatus.COMPLETED
+        assert await line_jobs.LineJobRunner(batch, desk.dependencies, signals).wait(job) is JobStatus.COMPLETED

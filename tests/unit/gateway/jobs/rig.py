@@ -100,24 +100,24 @@ class Gateway:
         self.registry = MemoryRegistry(rig.hub)
         bus = MemoryGatewayBus(rig.broker)
         self.dispatcher = Dispatcher(bus, self.registry, self.metrics, rig.limits)
-        self.ending = JobTerminator(self.log, bus)
+        self.terminator = JobTerminator(self.log, bus)
         submitter = JobSubmitter(
-            self.log, rig.store, self.ending, self.dispatcher, self.metrics, keep_s=KEEP_S, queue_s=QUEUE_S
+            self.log, rig.store, self.terminator, self.dispatcher, self.metrics, keep_s=KEEP_S, queue_s=QUEUE_S
         )
         estimator = EtaEstimator(rig.store, lambda: self.registry.snapshot)
-        self.jobs = JobService(self.log, rig.store, rig.blobs, submitter, self.ending, estimator, keep_s=KEEP_S)
+        self.jobs = JobService(self.log, rig.store, rig.blobs, submitter, self.terminator, estimator, keep_s=KEEP_S)
         self.recorder = OutcomeRecorder(
-            self.log, rig.store, rig.blobs, self.ending, self.metrics, keep_s=KEEP_S, enqueue=self._enqueue
+            self.log, rig.store, rig.blobs, self.terminator, self.metrics, keep_s=KEEP_S, enqueue=self._enqueue
         )
-        self.timers = ExpiryWatcher(rig.store, self.ending, ack_wait_s=rig.ack_wait_s)
+        self.timers = ExpiryWatcher(rig.store, self.terminator, ack_wait_s=rig.ack_wait_s)
         self.referee = AttemptGate(
             self.log, rig.store, ack_wait_s=rig.ack_wait_s, keep_s=KEEP_S, max_running=rig.max_running.get
         )
         self.hooks = rig.hooks
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def _enqueue(self, word: Outcome) -> None:
-        self.hooks.append(word)
+    async def _enqueue(self, outcome: Outcome) -> None:
+        self.hooks.append(outcome)
 
     async def start(self) -> None:
         await self.dispatcher.bus.start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.jobs.attempt_gate import ASKS_PER_S
+from gateway.jobs.attempt_gate import GATE_REQUESTS_PER_S
 from schemas.errors import WORKER_DRAINED, BackendFailed, Unavailable
 from schemas.frames import AttemptStarted, FrameKind, Progress
 from schemas.job_events import GateReply, GateRequest, GateVerdict, encode_durable_frame
@@ -153,7 +153,7 @@ class TestLeave:
     async def test_what_is_decided_is_gone(self, rig: Rig, desk: Desk, status: JobStatus) -> None:
         """For who asks to begin, and for who runs it."""
         await desk.begins("a")
-        assert await rig.gateways[0].ending.end(await rig.jobs.get(OWNER, desk.job), status)
+        assert await rig.gateways[0].terminator.terminate(await rig.jobs.get(OWNER, desk.job), status)
         assert await desk.ask(FrameKind.HEARTBEAT, "a") == GateReply(kind=GONE)
         assert await desk.answer("b") is GONE
 
@@ -163,11 +163,11 @@ class TestLeave:
             await desk.begins(f"t{number}")
             rig.clock.ahead += LEASE_S + 1
         record = await rig.jobs.get(OWNER, desk.job)
-        assert await rig.gateways[0].ending.end(record, JobStatus.FAILED)
+        assert await rig.gateways[0].terminator.terminate(record, JobStatus.FAILED)
         assert await desk.answer("old") is GONE
         rig.clock.ahead += LEASE_S + 1
         assert await desk.begins("new", run=2) == 1
-        assert desk.job not in rig.broker.records.words
+        assert desk.job not in rig.broker.records.outcomes
         recorded = await rig.jobs.get(OWNER, desk.job)
         assert (recorded.run, recorded.status) == (2, JobStatus.IN_PROGRESS)
 
@@ -177,9 +177,9 @@ class TestLeave:
         """The new run's answer would be taken for a second end."""
         record = await rig.jobs.get(OWNER, desk.job)
         await desk.begins("new", run=2)
-        assert await rig.gateways[0].ending.end(record, JobStatus.FAILED)
+        assert await rig.gateways[0].terminator.terminate(record, JobStatus.FAILED)
         assert await desk.ask(FrameKind.HEARTBEAT, "new", run=2) == GateReply(kind=GO)
-        assert desk.job not in rig.broker.records.words
+        assert desk.job not in rig.broker.records.outcomes
 
 
 class TestLimits:
@@ -211,7 +211,7 @@ class TestLimits:
         running, waiting = Desk(rig, await rig.submit(key="k"), "k"), Desk(rig, await rig.submit(key="k"), "k")
         assert await running.answer("t") is GO
         few = await waiting.ask(FrameKind.STARTED, "t")
-        for _ in range(int(10 * ASKS_PER_S)):
+        for _ in range(int(10 * GATE_REQUESTS_PER_S)):
             await rig.submit(key="k")
         many = await waiting.ask(FrameKind.STARTED, "t")
         assert few is not None

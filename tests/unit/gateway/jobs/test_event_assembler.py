@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.jobs.api import EventsExpired
-from gateway.jobs.event_stream import MAX_EARLY, START, AssembledEvent, EventAssembler
+from gateway.jobs.event_stream import BEFORE_FIRST, MAX_PENDING_FRAMES, AssembledEvent, EventAssembler
 from schemas.errors import Unavailable
 from schemas.frames import AttemptStarted, FrameKind
 from schemas.job_events import NO_TOKEN, QUEUED, DurableFrame, EventId, JobEventKind
@@ -46,14 +46,14 @@ def queued(run: int = 1) -> DurableFrame:
     return DurableFrame(QUEUED, run, 0, 0, NO_TOKEN, b"record %d" % run)
 
 
-def read(stream: list[DurableFrame], after: EventId = START) -> tuple[list[AssembledEvent], EventAssembler]:
+def read(stream: list[DurableFrame], after: EventId = BEFORE_FIRST) -> tuple[list[AssembledEvent], EventAssembler]:
     """All that a caller is told who has had everything up to `after`. Raises EventsExpired."""
     assembly = EventAssembler(after)
-    return [*feed(assembly, stream), *assembly.settle()], assembly
+    return [*feed(assembly, stream), *assembly.close_stored()], assembly
 
 
 def feed(assembly: EventAssembler, stream: list[DurableFrame]) -> list[AssembledEvent]:
-    return [piece for frame in stream for piece in assembly.feed(frame)]
+    return [piece for frame in stream for piece in assembly.add(frame)]
 
 
 def answer(pieces: list[AssembledEvent]) -> list[bytes]:
@@ -82,8 +82,8 @@ def expected(stream: list[DurableFrame]) -> list[tuple[JobEventKind, EventId]]:
             if all(stream[other].run < frame.run for other in [*begins, *marks] if other < at):
                 told.append((JobEventKind.QUEUED, EventId(frame.run, 0, 0)))
             continue
-        again = frame.run > 1 or at != begins[0]
-        told.append((JobEventKind.RESTARTED if again else JobEventKind.STARTED, EventId(*frame[1:4])))
+        restarted = frame.run > 1 or at != begins[0]
+        told.append((JobEventKind.RESTARTED if restarted else JobEventKind.STARTED, EventId(*frame[1:4])))
         ends = [other for other in begins if other > at] + [other for other in marks if stream[other].run > frame.run]
         end = min(ends, default=len(stream))
         stored = {f.seq: f for f in stream[:end] if f.token == frame.token}
@@ -147,7 +147,7 @@ def test_who_stops_anywhere_and_resumes_gets_the_rest(stream: list[DurableFrame]
     whole, _ = read(stream)
     assert [piece.id for piece in whole] == sorted({piece.id for piece in whole})
     for had in range(len(whole) + 1):
-        rest, _ = read(stream, whole[had - 1].id if had else START)
+        rest, _ = read(stream, whole[had - 1].id if had else BEFORE_FIRST)
         assert rest == whole[had:]
 
 
@@ -157,7 +157,7 @@ def test_who_stops_while_the_job_goes_on_gets_the_rest(stream: list[DurableFrame
     """The first part was read when less was stored."""
     early = stream[: data.draw(st.integers(0, len(stream)))]
     had = feed(EventAssembler(), early)
-    rest, _ = read(stream, had[-1].id if had else START)
+    rest, _ = read(stream, had[-1].id if had else BEFORE_FIRST)
     assert had + rest == read(stream)[0]
 
 
@@ -167,7 +167,7 @@ def test_deliveries_that_nats_forgot_mix_nothing(stream: list[DurableFrame]) -> 
     """Ids may then come twice. Whoever resumes may get some events again, after a RESTARTED; his answer is the whole one."""
     whole, _ = read(stream)
     for had in range(len(whole) + 1):
-        rest, _ = read(stream, whole[had - 1].id if had else START)
+        rest, _ = read(stream, whole[had - 1].id if had else BEFORE_FIRST)
         assert answer(whole[:had] + rest) == answer(whole)
 
 
@@ -187,12 +187,12 @@ def test_of_a_job_that_is_complete_the_attempt_that_ended_it_is_told(
     events = max(frames) + 1
     early = feed(EventAssembler(), stream[: data.draw(st.integers(0, len(stream)))])
     had = early[: data.draw(st.integers(0, len(early)))]
-    assembly = EventAssembler(had[-1].id if had else START, only=winner)
+    assembly = EventAssembler(had[-1].id if had else BEFORE_FIRST, only_token=winner)
     told = had + feed(assembly, stream)
-    if not assembly.is_whole(winner, events):  # it is told from its beginning
-        assembly = EventAssembler(only=winner, again=True)
+    if not assembly.is_complete(winner, events):  # it is told from its beginning
+        assembly = EventAssembler(only_token=winner, restarted=True)
         told += feed(assembly, stream)
-    assert assembly.is_whole(winner, events) == (len(frames) == events)
+    assert assembly.is_complete(winner, events) == (len(frames) == events)
     if len(frames) == events:
         shown = [frames[seq] for seq in sorted(frames) if frames[seq].kind in {FrameKind.CHUNK, FrameKind.BLOB}]
         assert answer(told) == [frame.payload for frame in shown]
@@ -209,10 +209,10 @@ def test_what_is_not_kept_any_more_is_never_left_out_in_silence(
     told = data.draw(st.integers(0, len(whole)))
     kept = stream[data.draw(st.integers(0, len(stream))) :]
     try:
-        rest, resumed = read(kept, whole[told - 1].id if told else START)
+        rest, resumed = read(kept, whole[told - 1].id if told else BEFORE_FIRST)
     except EventsExpired:
         return
-    if resumed.is_whole(newest, assembly._next):
+    if resumed.is_complete(newest, assembly._next):
         assert answer(whole[:told] + rest) == answer(whole)
 
 
@@ -236,28 +236,28 @@ class TestExpiry:
     def test_who_has_had_what_is_missing_goes_on(self, had: int, left: int) -> None:
         pieces, assembly = read(self.tail, EventId(1, 1, had))
         assert [piece.data for piece in pieces] == [b"a.3", b"a.4", b"a.5"][3 - left :]
-        assert assembly.is_whole("a", 6)
+        assert assembly.is_complete("a", 6)
 
     def test_a_new_attempt_makes_up_for_it(self) -> None:
         """What is missing is void. Who has had some of it is told so."""
         stream = [*self.tail, *attempt("b", 1, delivery=2).frames()]
         fresh, _ = read(stream)
-        again, _ = read(stream, EventId(1, 1, 2))
+        restarted, _ = read(stream, EventId(1, 1, 2))
         assert [piece.kind for piece in fresh] == [JobEventKind.STARTED, JobEventKind.CHUNK]
-        assert [piece.kind for piece in again] == [JobEventKind.RESTARTED, JobEventKind.CHUNK]
+        assert [piece.kind for piece in restarted] == [JobEventKind.RESTARTED, JobEventKind.CHUNK]
 
     def test_nothing_kept_is_nothing_told(self) -> None:
         """The end of the job then shows that it is not whole."""
         pieces, assembly = read([])
         assert pieces == []
-        assert not assembly.is_whole("a", 6)
+        assert not assembly.is_complete("a", 6)
 
 
 def test_a_job_without_its_first_event_is_whole() -> None:
     """A gateway that died right after it stored the job had no time for it."""
     pieces, assembly = read(attempt("a", 2).frames())
     assert [piece.kind for piece in pieces] == [JobEventKind.STARTED, JobEventKind.CHUNK, JobEventKind.CHUNK]
-    assert assembly.is_whole("a", 3)
+    assert assembly.is_complete("a", 3)
 
 
 def test_a_first_event_that_comes_late_is_not_told() -> None:
@@ -272,18 +272,18 @@ def test_an_answer_with_a_gap_is_not_whole() -> None:
     start, one, two, three = attempt("a", 3).frames()
     assembly = EventAssembler()
     assert [piece.data for piece in feed(assembly, [queued(), start, one, three])][2:] == [b"a.1"]
-    assert not assembly.is_whole("a", 4)
-    assert [piece.data for piece in assembly.feed(two)] == [b"a.2", b"a.3"]
-    assert assembly.is_whole("a", 4)
-    assert not assembly.is_whole("b", 4)
+    assert not assembly.is_complete("a", 4)
+    assert [piece.data for piece in assembly.add(two)] == [b"a.2", b"a.3"]
+    assert assembly.is_complete("a", 4)
+    assert not assembly.is_complete("b", 4)
 
 
 def test_a_gap_before_very_many_frames_is_closed_all_the_same() -> None:
     """What waits has a bound; the one that it waits for has not."""
-    start, one, *rest = attempt("a", MAX_EARLY + 10).frames()
+    start, one, *rest = attempt("a", MAX_PENDING_FRAMES + 10).frames()
     assembly = EventAssembler()
     feed(assembly, [start, *rest])
-    assert len(assembly.feed(one)) == MAX_EARLY + 1
+    assert len(assembly.add(one)) == MAX_PENDING_FRAMES + 1
 
 
 @pytest.mark.parametrize("first", [1, 2, 7])
@@ -293,7 +293,7 @@ def test_the_terminal_event_is_behind_all_others(first: int) -> None:
     assert assembly.end_id() > pieces[-1].id
     for waiting in ([], [queued()], [queued(), *attempt("a", 3).frames(), queued(2)]):
         pieces, assembly = read(waiting)
-        assert assembly.end_id() > (pieces[-1].id if pieces else START)
+        assert assembly.end_id() > (pieces[-1].id if pieces else BEFORE_FIRST)
 
 
 def test_what_travels_by_reference_is_marked() -> None:

@@ -45,11 +45,11 @@ class Told:
 
     async def completes(self, token: str) -> None:
         record = await self.rig.jobs.get(OWNER, self.job)
-        word = Outcome(
+        outcome = Outcome(
             job=self.job, status=JobStatus.COMPLETED, owner=OWNER, endpoint=record.endpoint, capability=record.capability,
             model="echo", public_model="echo", token=token, events=self.seqs[token],
         )  # fmt: skip
-        assert self.rig.broker.records.decide(word, b"answer")
+        assert self.rig.broker.records.decide(outcome, b"answer")
 
     async def heard(self, after: str = "") -> list[tuple[JobEventKind, str]]:
         return [(event.kind, event.id) for event in await self.rig.events(self.job, after)]

@@ -146,7 +146,7 @@ class TestTheFirstDies:
         with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(gateway.log, "enqueue", die)
             patch.setattr(rig.store, "remove", die)
-            patch.setattr("gateway.jobs.submitter.JobSubmitter._take_back", die)
+            patch.setattr("gateway.jobs.submitter.JobSubmitter._revoke", die)
             await submit(rig, gateway, "k")
         assert rig.queued == 0
         record = await submit(rig, gateway, "k")

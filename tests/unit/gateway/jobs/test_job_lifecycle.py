@@ -118,15 +118,15 @@ class Attempt:
 
     async def end(self, status: JobStatus, *, dead: bool = False) -> None:
         failed = status is JobStatus.FAILED
-        word = outcome_of(
+        outcome = outcome_of(
             self.envelope, status, token=self.token, events=self.seq, worker=f"w-{self.token}", attempts=self.number, dead=dead,
             error=TRANSIENT if failed else None,
         )  # fmt: skip
         message = self.delivery.message if failed else b"answer of " + self.token.encode()
         if dead:
-            await self.life.worker_log.store_dead_letter(word, message)
+            await self.life.worker_log.store_dead_letter(outcome, message)
         if self.delivery.owned:
-            await self.life.worker_log.store_outcome(word, message)
+            await self.life.worker_log.store_outcome(outcome, message)
             self.delivery.ack()
         self.over = True
 
@@ -142,7 +142,7 @@ class Life:
         self.attempts_made = 0
         self.deadly = ""
         """The step at which the next gateway that comes to it dies."""
-        self.words: Counter[tuple[int, JobStatus]] = Counter()
+        self.outcomes: Counter[tuple[int, JobStatus]] = Counter()
         self.seen: list[JobRecord] = []
         self.job = ""
         self.tasks: set[asyncio.Task[None]] = set()
@@ -150,20 +150,20 @@ class Life:
     async def start(self) -> None:
         decide = self.rig.broker.records.decide
 
-        def counted(word: Outcome, payload: bytes) -> bool:
-            first = decide(word, payload)
+        def counted(outcome: Outcome, payload: bytes) -> bool:
+            first = decide(outcome, payload)
             if first:
-                self.words[(word.run, word.status)] += 1
+                self.outcomes[(outcome.run, outcome.status)] += 1
             return first
 
-        type(self.rig.broker.records).decide = lambda _, word, payload: counted(word, payload)  # type: ignore[method-assign]
+        type(self.rig.broker.records).decide = lambda _, outcome, payload: counted(outcome, payload)  # type: ignore[method-assign]
         real = self.rig.store
         for _ in range(2):
             self.rig.store = Slow(real, self.chance, self)  # type: ignore[assignment]
             gateway = await self.rig.gateway()
             self.rig.store = real
             slow = Slow(gateway.log, self.chance, self)
-            for part in (gateway.jobs, gateway.jobs._submitter, gateway.ending, gateway.referee, gateway.recorder):
+            for part in (gateway.jobs, gateway.jobs._submitter, gateway.terminator, gateway.referee, gateway.recorder):
                 part._log = slow  # type: ignore[assignment]
         self.job = await self.rig.submit()
 
@@ -222,7 +222,7 @@ class Life:
         """What timers do."""
         gateway = self.gateway
         for due in await self.rig.store.claim_due(10):
-            await gateway.timers._look(due)
+            await gateway.timers._check(due)
 
     async def much_time(self) -> None:
         self.rig.clock.ahead += QUEUE_S + 1
@@ -274,8 +274,8 @@ class Life:
 
     async def settle(self) -> None:
         """Everything is well again, and time passes: every job ends."""
-        self.deadly = ""
         await asyncio.gather(*self.tasks)
+        self.deadly = ""  # a task that began late may have set it
         self.rig.store.available = True
         for _ in range(12):
             await self.lease_ends()
@@ -303,16 +303,16 @@ class Life:
         pytest.fail("words are left")
 
     async def check(self) -> None:
-        decision = self.rig.broker.records.words.get(self.job)
-        assert decision is not None, "it never ended"
+        stored = self.rig.broker.records.outcomes.get(self.job)
+        assert stored is not None, "it never ended"
         for record in (self.record(), await self.gateway.jobs.get(OWNER, self.job)):
             if record is not None:
-                assert (record.status, record.run) == (decision.outcome.status, decision.outcome.run)
+                assert (record.status, record.run) == (stored.outcome.status, stored.outcome.run)
         assert not self.rig.broker.jobs, "it is still in the queue"
         per_run = Counter[int]()
-        for (run, _), count in self.words.items():
+        for (run, _), count in self.outcomes.items():
             per_run[run] += count
-        assert set(per_run.values()) == {1}, self.words
+        assert set(per_run.values()) == {1}, self.outcomes
         for before, after in zip(self.seen, self.seen[1:], strict=False):
             assert after.run >= before.run
             assert before.status not in FINAL or (after.status, after.run) == (before.status, before.run)
@@ -347,8 +347,8 @@ async def live(story: list[tuple[str, int]], seed: int) -> None:
     life = Life(seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "clock", life.rig.clock)
-        patch.setattr("gateway.jobs.outcome_recorder.AGAIN_S", 0.0)
-        patch.setattr("gateway.jobs.outcome_recorder.HOLD_S", 0.02)
+        patch.setattr("gateway.jobs.outcome_recorder.RETRY_DELAY_S", 0.0)
+        patch.setattr("gateway.jobs.outcome_recorder.ACK_WAIT_S", 0.02)
         patch.setattr("backbone.testing.job_log_state.WINDOW_S", 0.0)
         decide = type(life.rig.broker.records).decide
         await life.start()

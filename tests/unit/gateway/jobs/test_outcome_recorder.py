@@ -25,7 +25,7 @@ async def test_a_word_is_recorded_once(rig: Rig) -> None:
     for job in jobs:
         assert (await rig.ended(job)).status is COMPLETED
     await rig.eventually(lambda: len(rig.hooks) == len(jobs))
-    assert sorted(word.job for word in rig.hooks) == sorted(jobs)
+    assert sorted(outcome.job for outcome in rig.hooks) == sorted(jobs)
     assert sum(gateway.counted("jobs_ended") for gateway in rig.gateways) == len(jobs)
     assert len(others) == 3
     assert rig.broker.records.recorder.items == set()
@@ -39,7 +39,7 @@ async def test_while_the_store_is_away_words_wait(rig: Rig) -> None:
     await rig.eventually(lambda: len(rig.ran) == 3)
     rig.store.available = False
     rig.gate.set()
-    await rig.eventually(lambda: len(rig.broker.records.words) == 3)
+    await rig.eventually(lambda: len(rig.broker.records.outcomes) == 3)
     assert await rig.text(jobs[0]) == "hello you"
     with pytest.raises(Unavailable):
         await rig.jobs.get(OWNER, jobs[0])
@@ -56,7 +56,7 @@ async def test_a_job_has_ended_before_that_is_recorded(rig: Rig) -> None:
     for gateway in rig.gateways:
         for task in gateway._tasks:
             task.cancel()
-    await rig.gateways[0].ending.end(record, JobStatus.CANCELLED)
+    await rig.gateways[0].terminator.terminate(record, JobStatus.CANCELLED)
     stored = await rig.store.get(OWNER, record.id)
     assert stored is not None
     assert stored.status is JobStatus.QUEUED
@@ -77,7 +77,7 @@ async def test_a_cancelled_job_leaves_the_queue_whatever_happens_to_nats(rig: Ri
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MemoryJobLog, "delete_job", away)
-        assert await rig.gateways[0].ending.end(record, JobStatus.CANCELLED)
+        assert await rig.gateways[0].terminator.terminate(record, JobStatus.CANCELLED)
         await rig.eventually(lambda: not rig.broker.jobs)
     assert len(refused) == 2
 
@@ -109,7 +109,7 @@ async def test_a_record_that_others_make_anew_meanwhile_is_ended_all_the_same(ri
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rig.store, "create", late)
-        await rig.gateways[0].ending.end(record, JobStatus.CANCELLED)
+        await rig.gateways[0].terminator.terminate(record, JobStatus.CANCELLED)
         assert (await rig.ended(record.id)).status is JobStatus.CANCELLED
     assert raced == [True]
 
@@ -117,7 +117,7 @@ async def test_a_record_that_others_make_anew_meanwhile_is_ended_all_the_same(ri
 async def test_a_record_that_others_make_anew_too_late_is_put_right(rig: Rig) -> None:
     """Somebody who began before the end finds no record, and makes one of a job that waits."""
     record = await rig.jobs.get(OWNER, await rig.submit())
-    await rig.gateways[0].ending.end(record, JobStatus.CANCELLED)
+    await rig.gateways[0].terminator.terminate(record, JobStatus.CANCELLED)
     await rig.ended(record.id)
     await rig.store.remove(OWNER, record.id)
     await rig.store.create(record, ttl_s=3600, due_s=30)
@@ -130,8 +130,8 @@ async def test_a_webhook_that_cannot_be_noted_now_is_noted_later(rig: Rig, monke
     """And the end is recorded once all the same."""
     gateway, tries = rig.gateways[0], []
 
-    async def enqueue(word: Outcome) -> None:
-        tries.append(word.job)
+    async def enqueue(outcome: Outcome) -> None:
+        tries.append(outcome.job)
         if len(tries) < 3:
             raise Unavailable
 
@@ -156,11 +156,11 @@ async def test_what_came_with_a_request_goes_with_its_job(rig: Rig) -> None:
     ended = {}
     for name, status in ((kept, FAILED), (gone, COMPLETED)):
         record = await rig.jobs.get(OWNER, await rig.submit())
-        word = Outcome(
+        outcome = Outcome(
             job=record.id, status=status, owner=OWNER, endpoint="/", capability=record.capability, model="echo",
             public_model="echo", uploads=(name,), token="t", seconds=0.5,
         )  # fmt: skip
-        assert await rig.gateways[0].log.store_outcome(word)
+        assert await rig.gateways[0].log.store_outcome(outcome)
         ended[name] = await rig.ended(record.id)
     await rig.eventually(lambda: gone not in rig.blobs.stored())
     assert kept in rig.blobs.stored()
@@ -181,7 +181,7 @@ async def test_what_came_with_a_request_goes_also_where_no_worker_ends_it(rig: R
         Upload(field="file", size=2, blob=own, kept=True),
     )
     record = await rig.jobs.submit(submission)
-    await rig.gateways[0].ending.end(record, status)
+    await rig.gateways[0].terminator.terminate(record, status)
     await rig.eventually(lambda: list(rig.blobs.stored()) == [own])
 
 
@@ -192,7 +192,7 @@ async def test_what_came_with_a_request_goes_also_where_its_end_was_recorded_bef
     name = (await writer.close()).name
     record = await rig.jobs.get(OWNER, await rig.submit())
     await rig.store.move(OWNER, record.id, COMPLETED)
-    await rig.gateways[0].ending.decide(gateway_outcome(record, COMPLETED).model_copy(update={"uploads": (name,)}))
+    await rig.gateways[0].terminator.decide(gateway_outcome(record, COMPLETED).model_copy(update={"uploads": (name,)}))
     await rig.eventually(lambda: name not in rig.blobs.stored())
 
 
@@ -201,7 +201,7 @@ async def test_a_job_that_was_ended_leaves_the_queue(rig: Rig, status: JobStatus
     """Also where the gateway that ended it died before it was out, and no worker is there to take it."""
     record = await rig.jobs.get(OWNER, await rig.submit())
     assert len(rig.broker.jobs) == 1
-    assert await rig.gateways[0].ending.decide(gateway_outcome(record, status))
+    assert await rig.gateways[0].terminator.decide(gateway_outcome(record, status))
     await rig.eventually(lambda: not rig.broker.jobs)
 
 
@@ -210,7 +210,7 @@ async def test_a_word_on_an_older_run_changes_nothing(rig: Rig) -> None:
     await rig.worker("failing")
     job = await rig.submit(echo={"fail": "error", "fail_times": 1})
     await rig.until(job, FAILED)
-    old = rig.broker.records.words[job]
+    old = rig.broker.records.outcomes[job]
     rig.gate.clear()
     await rig.jobs.retry(OWNER, job)
     rig.broker.records.recorder.add(job, old.outcome.encode(old.payload))

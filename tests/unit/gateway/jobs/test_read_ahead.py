@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from gateway.jobs.api import JobEvent
-from gateway.jobs.http_response import AHEAD, AHEAD_BYTES, event_size, read_ahead
+from gateway.jobs.http_response import MAX_BYTES_AHEAD, MAX_EVENTS_AHEAD, event_size, read_ahead
 from schemas.job_events import JobEventKind
 
 PIECE = 64 * 1024
@@ -33,7 +33,7 @@ async def test_who_reads_nothing_costs_little_memory() -> None:
         ids += [event.id for event in await anext(paced)]
         for _ in range(1000):
             await asyncio.sleep(0)
-        assert source.read * PIECE <= AHEAD_BYTES + 3 * PIECE
+        assert source.read * PIECE <= MAX_BYTES_AHEAD + 3 * PIECE
         async for ready in paced:
             ids += [event.id for event in ready]
     assert ids == [f"1-1-{number}" for number in range(200)]
@@ -41,7 +41,7 @@ async def test_who_reads_nothing_costs_little_memory() -> None:
 
 async def test_an_event_larger_than_that_comes_all_the_same() -> None:
     """One at a time."""
-    source, count = Source(5, 2 * AHEAD_BYTES), 0
+    source, count = Source(5, 2 * MAX_BYTES_AHEAD), 0
     async with asyncio.timeout(10), aclosing(read_ahead(source.events(), 60, event_size)) as paced:
         async for ready in paced:
             count += len(ready)
@@ -49,9 +49,9 @@ async def test_an_event_larger_than_that_comes_all_the_same() -> None:
 
 
 async def test_small_events_are_bounded_by_their_number() -> None:
-    source = Source(10 * AHEAD, 1)
+    source = Source(10 * MAX_EVENTS_AHEAD, 1)
     async with aclosing(read_ahead(source.events(), 60, event_size)) as paced:
         await anext(paced)
         for _ in range(10_000):
             await asyncio.sleep(0)
-        assert source.read <= AHEAD + 3
+        assert source.read <= MAX_EVENTS_AHEAD + 3

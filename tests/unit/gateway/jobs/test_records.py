@@ -95,10 +95,10 @@ class TestWords:
         self, envelope: Envelope, status: JobStatus, usage: Usage | None, error: Any, payload: bytes
     ) -> None:
         """Whatever its payload holds, lines among them."""
-        word = outcome_of(
+        outcome = outcome_of(
             envelope, status, usage=usage, error=error, blob=BlobRef(name="n", size=5), seconds=0.25, dead=True
         )
-        assert Outcome.decode(word.encode(payload)) == (word, payload)
+        assert Outcome.decode(outcome.encode(payload)) == (outcome, payload)
 
     @pytest.mark.parametrize("data", [b"", b"{}", b"{}\n", b"\n", b'{"job": "x"}\n', b"\xff\n", b"[]\npayload"])
     def test_what_is_no_word_is_a_value_error(self, data: bytes) -> None:
@@ -117,8 +117,10 @@ class TestWords:
     def test_a_record_that_was_lost_is_rebuilt_from_the_word(self, envelope: Envelope) -> None:
         """As far as a caller can see, it is the record that was lost."""
         first = new_record(envelope, queue_s=60, expires_at=None)
-        word = outcome_of(envelope, JobStatus.COMPLETED, token="t", worker="w", attempts=2, usage=Usage(total_tokens=3))
-        rebuilt, recorded = record_from_outcome(word), with_outcome(first, word)
+        outcome = outcome_of(
+            envelope, JobStatus.COMPLETED, token="t", worker="w", attempts=2, usage=Usage(total_tokens=3)
+        )
+        rebuilt, recorded = record_from_outcome(outcome), with_outcome(first, outcome)
         made = id_created_at(envelope.job)
         assert made is not None
         assert abs(made - time.time()) < 60
@@ -132,8 +134,8 @@ class TestWords:
     ) -> None:
         """Beside what only the attempt knows; also which blobs go with the job."""
         record = new_record(envelope, queue_s=60, expires_at=None)
-        word = gateway_outcome(record, status, error)
-        assert word == outcome_of(envelope, status, error=error)
+        outcome = gateway_outcome(record, status, error)
+        assert outcome == outcome_of(envelope, status, error=error)
 
 
 class TestRecords:

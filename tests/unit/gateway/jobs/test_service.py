@@ -45,7 +45,7 @@ class TestAnswers:
         kinds = [event.kind for event in events]
         assert kinds[:2] == [JobEventKind.QUEUED, JobEventKind.STARTED]
         assert set(kinds[2:-1]) == {JobEventKind.CHUNK}
-        assert (kinds[-1], events[-1].word is not None) == (JobEventKind.COMPLETED, True)
+        assert (kinds[-1], events[-1].outcome is not None) == (JobEventKind.COMPLETED, True)
         assert all(event.data.startswith(b"data: ") and event.data.endswith(b"\n\n") for event in events[2:-1])
         await rig.ended(job)
         assert [e[:3] for e in await rig.events(job)] == [e[:3] for e in events]
@@ -68,7 +68,7 @@ class TestAnswers:
             assert len(data) == result.blob.size
         assert (result.blob is not None) == (size > 512 * 1024)
         assert len(orjson.loads(data)["choices"][0]["message"]["content"]) == size
-        assert result.word.size == len(data)
+        assert result.outcome.size == len(data)
 
     async def test_a_stream_with_large_pieces(self, rig: Rig) -> None:
         """Each travels by reference; whoever follows gets its bytes."""
@@ -235,7 +235,7 @@ class TestLostWorkers:
         job = await rig.submit(stream=True)
         await rig.close_gateways()
         await rig.worker()
-        await rig.eventually(lambda: job in rig.broker.records.words)
+        await rig.eventually(lambda: job in rig.broker.records.outcomes)
         await rig.eventually(lambda: not rig.queued)
         record = await rig.store.get(OWNER, job)
         assert record is not None
@@ -257,7 +257,7 @@ class TestLostWorkers:
             stored.deliveries += 3  # given back before they began, or taken by workers that died at once
         rig.gate.set()
         await rig.worker("next")
-        await rig.eventually(lambda: job in rig.broker.records.words)
+        await rig.eventually(lambda: job in rig.broker.records.outcomes)
         await rig.gateway()
         assert (await rig.jobs.get(OWNER, job)).attempts == 2
         assert (await rig.ended(job)).attempts == 2
@@ -386,7 +386,7 @@ class TestCancel:
         worker = await rig.worker()
         job = await rig.submit()
         record = await rig.until(job, RUNNING)
-        await rig.gateways[0].ending.end(record.model_copy(update={"worker": None, "seq": 10**6}), CANCELLED)
+        await rig.gateways[0].terminator.terminate(record.model_copy(update={"worker": None, "seq": 10**6}), CANCELLED)
         for attempt in worker._attempts.values():
             attempt.beat()
         await rig.eventually(lambda: rig.stopped == [job])
@@ -405,7 +405,7 @@ class TestCancel:
         await rig.worker()
         job = await rig.submit(echo={"size": 600_000})
         record = await rig.until(job, RUNNING)
-        await rig.gateways[0].ending.end(record.model_copy(update={"worker": None, "seq": 10**6}), CANCELLED)
+        await rig.gateways[0].terminator.terminate(record.model_copy(update={"worker": None, "seq": 10**6}), CANCELLED)
         rig.gate.set()
         await rig.eventually(lambda: not rig.queued)
         assert (await rig.ended(job)).status is CANCELLED

@@ -6,7 +6,7 @@ import pytest
 
 from backbone.testing.bus import MemoryBroker
 from backbone.testing.job_log import MemoryJobLog
-from gateway.jobs.terminator import first_event_record
+from gateway.jobs.terminator import read_initial_record
 from schemas.frames import FrameKind
 from schemas.job_events import NO_TOKEN, QUEUED, encode_durable_frame
 from schemas.jobs import Capability, JobRecord
@@ -31,6 +31,6 @@ async def test_a_quick_workers_events_may_come_first(before: int) -> None:
     for seq in range(before):
         kind = FrameKind.STARTED if seq == 0 else FrameKind.CHUNK
         await log.append_event(JOB, encode_durable_frame(kind.value, 1, 1, seq, "t", b"{}"))
-    assert await first_event_record(log, JOB) is None
+    assert await read_initial_record(log, JOB) is None
     await log.append_event(JOB, encode_durable_frame(QUEUED, 1, 0, 0, NO_TOKEN, RECORD.model_dump_json().encode()))
-    assert await first_event_record(log, JOB) == RECORD
+    assert await read_initial_record(log, JOB) == RECORD

@@ -46,8 +46,8 @@ class ToldJobs:
         raise JobNotFound
 
 
-def told(kind: JobEventKind, data: bytes = b"{}", word: Outcome | None = None) -> JobEvent:
-    return JobEvent(kind, "1-1-0", data, word)
+def told(kind: JobEventKind, data: bytes = b"{}", outcome: Outcome | None = None) -> JobEvent:
+    return JobEvent(kind, "1-1-0", data, outcome)
 
 
 QUEUED, STARTED, RESTARTED = (
@@ -63,22 +63,22 @@ def chunk(text: str, finish: str | None = None) -> JobEvent:
 
 
 def end(status: JobStatus = JobStatus.COMPLETED, **fields: Any) -> JobEvent:
-    word = Outcome(
+    outcome = Outcome(
         job=JOB, status=status, owner="me", endpoint="/v1/responses", capability=Capability.CHAT, model="m",
         public_model="m", **fields,
     )  # fmt: skip
-    return told(JobEventKind.COMPLETED, word=word)
+    return told(JobEventKind.COMPLETED, outcome=outcome)
 
 
-def made(*, stored: bool = True, **fields: Any) -> CreatedResponse:
+def created(*, stored: bool = True, **fields: Any) -> CreatedResponse:
     began_as = initial_response(
         validate_body({"model": "m", "input": "hi"} | fields, ResponsesRequest), JOB, 1_800_000_000
     )
-    kept = StoredResponse("me", b"", ResponseDocument(job=JOB), began_as, None) if stored else None
-    return CreatedResponse("me", JOB, began_as, kept, callers=not stored)
+    stored = StoredResponse("me", b"", ResponseDocument(job=JOB), began_as, None) if stored else None
+    return CreatedResponse("me", JOB, began_as, stored, bound_to_connection=not stored)
 
 
-async def finished(_: CreatedResponse, final: dict[str, Any]) -> dict[str, Any]:
+async def store_final(_: CreatedResponse, final: dict[str, Any]) -> dict[str, Any]:
     return final | {"completed_at": 7}
 
 
@@ -87,9 +87,9 @@ async def no_answer(_: CreatedResponse) -> Any:
 
 
 def watch(
-    *events: JobEvent | None, after: int = -1, stored: bool = True, look_up: Any = no_answer, **fields: Any
+    *events: JobEvent | None, after: int = -1, stored: bool = True, read_result: Any = no_answer, **fields: Any
 ) -> ResponseEventStream:
-    return ResponseEventStream(ToldJobs(*events), made(stored=stored, **fields), after, finished, look_up)  # type: ignore[arg-type]
+    return ResponseEventStream(ToldJobs(*events), created(stored=stored, **fields), after, store_final, read_result)  # type: ignore[arg-type]
 
 
 async def seen(watching: ResponseEventStream) -> list[ResponseEvent]:
@@ -130,7 +130,7 @@ async def test_a_restart_that_was_seen() -> None:
     assert text(events) == "a "
     assert (events[-1].kind, events[-1].body["code"]) == ("error", "worker_lost")
     assert "retrieve" in events[-1].body["message"]
-    assert watching.broke_off
+    assert watching.interrupted
     lost = await seen(watch(QUEUED, NOW, STARTED, chunk("a "), *SECOND, stored=False))
     assert "send the request again" in lost[-1].body["message"]
 
@@ -192,7 +192,7 @@ async def test_kept_events_come_before_what_is_new() -> None:
                 yield event
             await more.wait()
 
-    events = ResponseEventStream(Waiting(*FIRST, NOW), made(), -1, finished, no_answer).events()  # type: ignore[arg-type]
+    events = ResponseEventStream(Waiting(*FIRST, NOW), created(), -1, store_final, no_answer).events()  # type: ignore[arg-type]
     assert [event.kind for event in await anext(events)] == ["response.created"]
     assert text(await anext(events)) == "a b "
     await events.aclose()
@@ -204,21 +204,21 @@ async def test_when_events_are_not_kept_any_more() -> None:
     told_then = await seen(watch(*whole))
     frames = b"".join(event.data for event in whole if event.kind is JobEventKind.CHUNK)
 
-    def kept(**fields: Any) -> Any:
-        async def look_up(_: CreatedResponse) -> Any:
-            word = end(**fields).word
-            assert word is not None
-            return JobResult(word, b"", None, ""), frames
+    def stored(**fields: Any) -> Any:
+        async def read_result(_: CreatedResponse) -> Any:
+            outcome = end(**fields).outcome
+            assert outcome is not None
+            return JobResult(outcome, b"", None, ""), frames
 
-        return look_up
+        return read_result
 
     for after in range(-1, len(told_then)):
-        assert await seen(watch(QUEUED, LOST, after=after, look_up=kept())) == told_then[after + 1 :]
-    assert await seen(watch(LOST, look_up=kept(delivery=2))) == told_then
+        assert await seen(watch(QUEUED, LOST, after=after, read_result=stored())) == told_then[after + 1 :]
+    assert await seen(watch(LOST, read_result=stored(delivery=2))) == told_then
     with pytest.raises(ResponseRestarted):  # which attempt the caller has had events of cannot be known
-        await seen(watch(LOST, after=4, look_up=kept(delivery=2)))
-    for look_up in (no_answer, kept(status=JobStatus.FAILED)):
+        await seen(watch(LOST, after=4, read_result=stored(delivery=2)))
+    for read_result in (no_answer, stored(status=JobStatus.FAILED)):
         with pytest.raises(EventsExpired, match="without 'stream'"):
-            await seen(watch(LOST, look_up=look_up))
+            await seen(watch(LOST, read_result=read_result))
     with pytest.raises(EventsExpired):
-        await seen(watch(*FIRST, NOW, LOST, look_up=kept()))
+        await seen(watch(*FIRST, NOW, LOST, read_result=stored()))

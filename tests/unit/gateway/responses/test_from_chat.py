@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from gateway.http.request_body import validate_body
 from gateway.responses.from_chat import ResponseBuilder, ResponseEvent
-from gateway.responses.resource import failure, initial_response, unanswered_response
+from gateway.responses.resource import error_object, initial_response, unanswered_response
 from schemas.errors import BackendFailed, ErrorInfo, InvalidRequest, QueueFull
 from schemas.jobs import JobStatus
 from schemas.openai.responses import ResponsesRequest
@@ -43,7 +43,7 @@ def frame(delta: Any = None, *, finish: str | None = None, usage: Any = None, **
 def said(*words: str, finish: str = "stop") -> list[bytes]:
     return [
         frame({"role": "assistant", "content": ""}),
-        *(frame({"content": word}) for word in words),
+        *(frame({"content": outcome}) for outcome in words),
         frame({}, finish=finish),
         frame(usage=USAGE),
     ]
@@ -58,13 +58,13 @@ def called(index: int, **pieces: Any) -> bytes:
 
 
 def answer(frames: Iterable[bytes], **fields: Any) -> tuple[list[ResponseEvent], dict[str, Any]]:
-    answering = ResponseBuilder(began_as(**fields))
-    events = [*answering.created(), *answering.started()]
+    builder = ResponseBuilder(began_as(**fields))
+    events = [*builder.created_events(), *builder.in_progress_events()]
     for one in frames:
-        events += answering.frames(one)
-    events += answering.closed()
-    final = answering.response(1_800_000_009)
-    events.append(answering.last(final))
+        events += builder.add_frames(one)
+    events += builder.close_items()
+    final = builder.final_response(1_800_000_009)
+    events.append(builder.final_event(final))
     for event in events:
         ANY_EVENT.validate_python(event.body)  # the SDK's own words for it
         assert event.encode() == b"event: %b\ndata: %b\n\n" % (event.kind.encode(), orjson.dumps(event.body))
@@ -113,10 +113,10 @@ class TestText:
             "total_tokens": 12,
         }
         assert answer([frame({"content": "a"}, finish="stop")])[1]["usage"] is None
-        answering = ResponseBuilder(began_as())
-        answering.frames(frame({"content": "a"}, finish="stop"))
-        answering.closed({"prompt_tokens": 1, "completion_tokens": 2})
-        assert answering.response(1)["usage"]["total_tokens"] == 3
+        builder = ResponseBuilder(began_as())
+        builder.add_frames(frame({"content": "a"}, finish="stop"))
+        builder.close_items({"prompt_tokens": 1, "completion_tokens": 2})
+        assert builder.final_response(1)["usage"]["total_tokens"] == 3
 
     @pytest.mark.parametrize(
         ("finish", "reason"), [("length", "max_output_tokens"), ("content_filter", "content_filter")]
@@ -195,16 +195,16 @@ class TestText:
 
     def test_what_is_no_stream(self) -> None:
         """Comments and `[DONE]` are passed over; nonsense is the server's error."""
-        answering = ResponseBuilder(began_as())
-        assert answering.frames(b": ping\n\ndata: [DONE]\n\n") == []
-        assert kinds(answering.frames(b": ping\n" + frame({"content": "a"}) + frame({"content": "b"}))) == [
+        builder = ResponseBuilder(began_as())
+        assert builder.add_frames(b": ping\n\ndata: [DONE]\n\n") == []
+        assert kinds(builder.add_frames(b": ping\n" + frame({"content": "a"}) + frame({"content": "b"}))) == [
             "in_progress",
             *TEXT,
             "output_text.delta",
         ]
         for nonsense in (b"data: {\n\n", b"data: 5\n\n"):
             with pytest.raises(BackendFailed):
-                answering.frames(nonsense)
+                builder.add_frames(nonsense)
 
 
 class TestCalls:
@@ -339,11 +339,11 @@ class TestWithoutAnswer:
         assert (final["status"], final["output"]) == ("failed", [])
         assert final["error"] == {"code": "server_error", "message": "out of memory"}
         Response.model_validate(final)
-        answering = ResponseBuilder(began_as())
-        answering.created()
-        assert answering.last(final).kind == "response.failed"
-        assert failure(InvalidRequest("x").info)["code"] == "invalid_prompt"
-        assert failure(QueueFull("x").info)["code"] == "rate_limit_exceeded"
+        builder = ResponseBuilder(began_as())
+        builder.created_events()
+        assert builder.final_event(final).kind == "response.failed"
+        assert error_object(InvalidRequest("x").info)["code"] == "invalid_prompt"
+        assert error_object(QueueFull("x").info)["code"] == "rate_limit_exceeded"
 
     def test_cancelled_and_expired(self) -> None:
         """Cancelled is no error; one that waited too long has failed."""

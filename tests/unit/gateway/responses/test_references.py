@@ -38,17 +38,17 @@ def reference(name: str) -> Any:
 @pytest.fixture
 async def references() -> ItemReferences:
     """Of one stored response, which has answered."""
-    shelf = ResponseRepository(MemoryDocumentStore(lambda: 0.0), MemoryBlobStore(), 100.0)
+    repository = ResponseRepository(MemoryDocumentStore(lambda: 0.0), MemoryBlobStore(), 100.0)
     asked = request({"role": "user", "content": "Who are you?"})
     head = initial_response(asked, f"job_{HEX}", 1)
-    await shelf.add(
+    await repository.add(
         "me", f"job_{HEX}", head, {"messages": [], "input": input_item_objects(asked.input, str(head["id"]))}
     )
 
-    async def state(kept: StoredResponse) -> Any:
-        return kept.shell | {"output": [ANSWER]}
+    async def state(stored: StoredResponse) -> Any:
+        return stored.initial | {"output": [ANSWER]}
 
-    return ItemReferences(shelf, state)
+    return ItemReferences(repository, state)
 
 
 async def test_items_of_a_stored_response(references: ItemReferences) -> None:

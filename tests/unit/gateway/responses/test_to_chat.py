@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.http.request_body import validate_body
 from gateway.responses.input_items import input_item_objects, to_messages
 from gateway.responses.resource import initial_response
-from gateway.responses.to_chat import chat_body, conversation, refuse_unsupported, without_other_tools
+from gateway.responses.to_chat import chat_body, conversation, reject_unsupported, without_openai_tools
 from schemas.errors import InvalidRequest
 from schemas.openai.chat import ChatRequest
 from schemas.openai.responses import UNSUPPORTED_FIELDS, InputItem, ResponsesRequest
@@ -28,10 +28,10 @@ def request(**fields: Any) -> ResponsesRequest:
 
 def body(**fields: Any) -> dict[str, Any]:
     asked = request(**fields)
-    refuse_unsupported(asked)
-    made = chat_body(asked, conversation(asked, []))
-    validate_body(made, ChatRequest)
-    return made
+    reject_unsupported(asked)
+    created = chat_body(asked, conversation(asked, []))
+    validate_body(created, ChatRequest)
+    return created
 
 
 def refused(**fields: Any) -> str | None:
@@ -109,13 +109,13 @@ class TestBody:
 class TestTools:
     def test_functions(self) -> None:
         """A function stands a level deeper in chat; choices are the same words."""
-        made = body(tools=[FUNCTION, OTHER], parallel_tool_calls=False, tool_choice="required")
+        created = body(tools=[FUNCTION, OTHER], parallel_tool_calls=False, tool_choice="required")
         function = {name: FUNCTION[name] for name in ("name", "description", "parameters", "strict")}
-        assert made["tools"] == [
+        assert created["tools"] == [
             {"type": "function", "function": function},
             {"type": "function", "function": {"name": "g"}},
         ]
-        assert (made["parallel_tool_calls"], made["tool_choice"]) == (False, "required")
+        assert (created["parallel_tool_calls"], created["tool_choice"]) == (False, "required")
         assert body(tools=[], tool_choice="auto", parallel_tool_calls=True) == body()
 
     def test_one_function(self) -> None:
@@ -125,9 +125,9 @@ class TestTools:
     def test_allowed_tools(self) -> None:
         """Allowed tools are the only ones that the server is told of."""
         choice = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "g"}]}
-        made = body(tools=[FUNCTION, OTHER], tool_choice=choice)
-        assert [tool["function"]["name"] for tool in made["tools"]] == ["g"]
-        assert made["tool_choice"] == "required"
+        created = body(tools=[FUNCTION, OTHER], tool_choice=choice)
+        assert [tool["function"]["name"] for tool in created["tools"]] == ["g"]
+        assert created["tool_choice"] == "required"
 
     @pytest.mark.parametrize(
         "extra",
@@ -141,16 +141,16 @@ class TestTools:
     )
     def test_other_tools_are_left_out(self, extra: Any) -> None:
         """An agent can begin: the model is offered what its caller runs, and the response says so."""
-        asked = without_other_tools(request(**{"input": [USER]} | extra))
-        made = chat_body(asked, conversation(asked, []))
-        assert [tool["function"]["name"] for tool in made["tools"]] == ["f"]
-        assert made["messages"] == [{"role": "user", "content": "hi"}]
+        asked = without_openai_tools(request(**{"input": [USER]} | extra))
+        created = chat_body(asked, conversation(asked, []))
+        assert [tool["function"]["name"] for tool in created["tools"]] == ["f"]
+        assert created["messages"] == [{"role": "user", "content": "hi"}]
         assert [tool["name"] for tool in initial_response(asked, "job_" + "0" * 32, 1)["tools"]] == ["f"]
 
     def test_a_choice_of_a_tool_that_was_left_out_is_refused(self) -> None:
         """What the caller insisted on cannot be had: an answer without it would not be what was asked for."""
         for choice in ("required", {"type": "web_search"}):
-            asked = without_other_tools(request(tools=[{"type": "web_search"}], tool_choice=choice))
+            asked = without_openai_tools(request(tools=[{"type": "web_search"}], tool_choice=choice))
             with pytest.raises(InvalidRequest):
                 chat_body(asked, [])
 
@@ -271,7 +271,7 @@ class TestItems:
     def test_items_of_tools_that_openai_runs_are_left_out(self) -> None:
         """A conversation that was begun there goes on here; with `RESPONSES_OTHER_TOOLS=refuse` they are refused by name."""
         items = [USER, {"type": "web_search_call", "id": "w", "status": "completed"}, {"type": "ghost_snapshot"}]
-        asked = without_other_tools(request(input=items))
+        asked = without_openai_tools(request(input=items))
         assert conversation(asked, []) == [USER]
 
     def test_content(self) -> None:
@@ -374,8 +374,8 @@ def test_any_request_is_understood_or_refused(fields: dict[str, Any], items: Any
     """Whatever is asked, there is a chat request and a response for it, or a 400."""
     try:
         asked = request(**fields | ({"input": items} if items else {}))
-        refuse_unsupported(asked)
-        asked = without_other_tools(asked)
+        reject_unsupported(asked)
+        asked = without_openai_tools(asked)
         validate_body(chat_body(asked, conversation(asked, [])), ChatRequest)
         shown = input_item_objects(asked.input, "resp_" + "0" * 32)
         assert all(isinstance(item["id"], str) for item in shown)

@@ -17,8 +17,8 @@ from backbone.bus.job_log import WorkItem
 from backbone.settings import GatewaySettings
 from backbone.ssrf_guard import FetchRefused, GuardedHttpClient
 from backbone.testing.store import MemoryStore
-from gateway.webhooks.delivery_recorder import SHOWN
-from gateway.webhooks.sender import AT_ONCE, JITTER, WebhookSender
+from gateway.webhooks.delivery_recorder import MAX_DELIVERIES
+from gateway.webhooks.sender import JITTER, MAX_CONCURRENCY, WebhookSender
 from gateway.webhooks.signature import InvalidWebhookSecret, signature_headers
 from schemas.errors import InvalidRequest, Unavailable
 from schemas.jobs import Capability, JobRecord, JobStatus, WebhookState
@@ -128,9 +128,9 @@ class Stage:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
-    async def tell(self, word: Outcome | None = None) -> None:
+    async def tell(self, outcome: Outcome | None = None) -> None:
         """Enqueue, and have everything sent."""
-        await self.webhooks.enqueue(word or make_word())
+        await self.webhooks.enqueue(outcome or make_word())
         async with self.running():
             async with asyncio.timeout(20):
                 while not self.backlog.finished:
@@ -253,7 +253,7 @@ async def test_tries_follow_the_schedule_and_then_end():
     assert state.state == "failed"
     assert [delivery.attempt for delivery in state.deliveries] == list(range(1, 11))
     assert {delivery.status for delivery in state.deliveries} == {500}
-    assert len(state.deliveries) == SHOWN
+    assert len(state.deliveries) == MAX_DELIVERIES
 
 
 async def test_delays_differ():
@@ -322,7 +322,7 @@ async def test_one_that_hangs_does_not_hold_up_the_others(eventually: Eventually
         await eventually(lambda: stage.receiver.got)
         await stage.webhooks.enqueue(make_word())
         await eventually(lambda: stage.backlog.finished == [f"{JOB}-1"])
-    assert stage.backlog.at_once == AT_ONCE
+    assert stage.backlog.at_once == MAX_CONCURRENCY
 
 
 async def test_a_gateway_that_stops_hands_its_tries_back(eventually: Eventually):
@@ -341,7 +341,7 @@ async def test_a_gateway_that_stops_hands_its_tries_back(eventually: Eventually)
 
 async def test_redis_away_delays_no_delivery(eventually: Eventually, monkeypatch: pytest.MonkeyPatch):
     """Messages are sent as ever; what the job says about them follows when Redis is back."""
-    monkeypatch.setattr("gateway.webhooks.delivery_recorder.RETRY_S", 0.01)
+    monkeypatch.setattr("gateway.webhooks.delivery_recorder.RETRY_DELAY_S", 0.01)
     stage = Stage(500, 200)
     await store_record(stage)
     await stage.webhooks.enqueue(make_word())
