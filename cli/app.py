@@ -13,7 +13,7 @@ COMMANDS = {
     "up": ("cli.stack.up:up", "Start everything on this machine: servers, gateway, workers."),
     "down": ("cli.stack.down:down", "Stop what `nexus up` runs."),
     "logs": ("cli.stack.logs:logs", "Show the logs of what `nexus up` runs."),
-    "env": ("cli.environment:env", "Print the variables with which OpenAI's SDKs find the gateway."),
+    "env": ("cli.stack.environment:env", "Print the variables with which OpenAI's SDKs find the gateway."),
     "gateway": ("cli.serve:gateway", "Run a gateway."),
     "worker": ("cli.serve:worker", "Run a worker beside an inference server."),
     "status": ("cli.operations:status", "Show the gateway's dependencies, the workers and the queues."),

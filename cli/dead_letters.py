@@ -10,7 +10,7 @@ import typer
 from cli import options
 from cli.gateway_client import ApiClient
 from cli.jobs import JobIds, for_each_job, format_age, render_job
-from cli.operations import show
+from cli.views import show
 
 if TYPE_CHECKING:
     from cli.tables import RenderableType

@@ -15,7 +15,7 @@ from cli import options
 from cli.errors import ConsoleError
 from cli.gateway_client import ApiClient
 from cli.job_follower import job_path
-from cli.operations import show
+from cli.views import show
 
 if TYPE_CHECKING:
     from cli.tables import RenderableType

@@ -12,7 +12,7 @@ import typer
 from cli import options
 from cli.errors import INTERRUPTED_EXIT_CODE, GatewayError
 from cli.gateway_client import ApiClient
-from cli.operations import show
+from cli.views import show
 
 if TYPE_CHECKING:
     from cli.tables import RenderableType

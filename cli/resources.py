@@ -11,7 +11,7 @@ import typer
 
 from cli import options
 from cli.gateway_client import ApiClient
-from cli.operations import fetch_list, show
+from cli.views import fetch_list, show
 
 if TYPE_CHECKING:
     from cli.tables import RenderableType

@@ -92,15 +92,16 @@ def read_body(file: str | None, *, required: bool) -> dict[str, Any]:
         if required:
             raise ConsoleError("No request is given. Name a FILE that holds its JSON, or `-` for standard input.")
         return {}
+    source = "Standard input" if file == "-" else file
     try:
         text = sys.stdin.read() if file == "-" else Path(file).read_text()
         body = json.loads(text)
     except OSError as error:
         raise ConsoleError(f"Cannot read {file}: {error.strerror}") from error
     except ValueError as error:
-        raise ConsoleError(f"{file} is not JSON: {error}") from error
+        raise ConsoleError(f"{source} is not JSON: {error}") from error
     if not isinstance(body, dict):
-        raise ConsoleError(f"{file} does not hold a JSON object")
+        raise ConsoleError(f"{source} does not hold a JSON object")
     return body
 
 

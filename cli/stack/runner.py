@@ -15,10 +15,10 @@ from typing import Any
 
 import httpx
 
-from cli.environment import format_exports
 from cli.stack.data_dir import DataDir, data_dir_from
 from cli.stack.detached import is_detached, report_ready
 from cli.stack.display import StackDisplay
+from cli.stack.environment import format_exports
 from cli.stack.stack import Stack, StackOptions, StackStartError
 
 EXAMPLE_QUESTION = "What is gravity?"

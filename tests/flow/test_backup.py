@@ -348,8 +348,8 @@ async def test_a_backup_replaces_nothing(old: Nexus, saved: Path, tmp_path: Path
 async def test_a_backup_that_is_interrupted(old: Nexus, tmp_path: Path, number: signal.Signals) -> None:
     """After Redis was written: there is no such folder; what SIGKILL leaves is refused."""
     program = (
-        "import os, sys; from cli import backup, main\n"
-        f"backup._teller = lambda **_: lambda line: line.startswith('redis') and os.kill(os.getpid(), {number:d})\n"
+        "import os, sys; from cli import main; from cli.backup import command\n"
+        f"command._make_notify = lambda **_: lambda line: line.startswith('redis') and os.kill(os.getpid(), {number:d})\n"
         "sys.argv = ['nexus', 'backup', sys.argv[1]]; main.main()"
     )
     process = await asyncio.create_subprocess_exec(
@@ -375,7 +375,7 @@ async def test_a_backup_that_is_interrupted(old: Nexus, tmp_path: Path, number: 
 async def test_a_restore_beside_running_gateways(old: Nexus, saved: Path) -> None:
     """It is refused, also with --force: gateways would make the streams meanwhile."""
     for force in (False, True):
-        assert "stop all gateways and workers" in await old.restore(saved, force=force)
+        assert "Stop all gateways and workers" in await old.restore(saved, force=force)
     assert (await old.get("/v1/aliases")).json()["data"]
 
 
