@@ -1,4 +1,4 @@
-"""The bus in memory, for fast tests: the same guarantees as NATS's, within one event loop."""
+"""Implement the bus in memory, for fast tests, with the guarantees of NATS's within one event loop."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from schemas.errors import QueueFull, RequestTooLarge, Unavailable
 from schemas.frames import STOP
 from schemas.jobs import Envelope
 
-MAX_MESSAGE = 8 * 1024 * 1024
+MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(slots=True)
 class _Job:
-    """A stored message."""
+    """A stored job message."""
 
     seq: int
     queue: Queue
     message: bytes
     stored_at: float
-    """By the loop's clock."""
+    """In seconds of the loop's clock."""
     deliveries: int = 0
-    owner: asyncio.TimerHandle | None = None
-    """Fires when whoever has the job has held it for `ack_wait`."""
+    ack_timer: asyncio.TimerHandle | None = None
+    """Runs while a worker has the job; puts it back into its queue after `ack_wait_s`."""
 
 
 @dataclass(slots=True)
 class _Pull:
-    """An open pull."""
+    """A worker's open request for jobs."""
 
     bus: MemoryWorkerBus
     queue: Queue
@@ -46,7 +46,7 @@ class _Pull:
 
 @dataclass(slots=True)
 class MemoryBroker:
-    """What NATS is to the real implementation. `available = False` makes every call fail as without NATS."""
+    """The server that the memory implementations share. `available = False` makes every call fail as without NATS."""
 
     ack_wait_s: float = 15.0
     max_per_queue: int = 10_000
@@ -57,58 +57,61 @@ class MemoryBroker:
     max_queues: int = 12_000
     open_queues: set[Queue] = field(default_factory=set)
     listeners: dict[str, Callable[[bytes], bytes | None]] = field(default_factory=dict)
-    """Prefix of reply subjects, or control subject, to who hears it."""
+    """The receiver by reply subject, by prefix of reply subjects, or by control subject."""
     workers: list[MemoryWorkerBus] = field(default_factory=list)
-    seen: dict[str, int] = field(default_factory=dict)
+    seq_by_message_id: dict[str, int] = field(default_factory=dict)
     last_seq: int = 0
-    records: JobLogState = field(default_factory=JobLogState)
-    """What is stored about durable jobs."""
+    job_log: JobLogState = field(default_factory=JobLogState)
+    """The data of durable jobs."""
 
     @property
     def available(self) -> bool:
-        """Set it to make the broker go away and come back."""
+        """Return whether the broker answers. Set it to simulate an outage."""
         return not self.away
 
     @available.setter
     def available(self, value: bool) -> None:
         self.away = not value
-        self.records.changed(value)
+        self.job_log.set_available(value)
 
     def require(self) -> None:
         """Raise Unavailable while the broker is away."""
         if not self.available:
-            raise Unavailable("the memory broker is away")
+            raise Unavailable("The memory broker is away.")
 
     def store(self, queue: Queue, message: bytes, message_id: str) -> int:
-        """Keep a job, once per `message_id`. Raises QueueFull."""
-        if message_id in self.seen:
-            return self.seen[message_id]
+        """Store a job, once per `message_id`, and return its sequence. Raises QueueFull."""
+        if message_id in self.seq_by_message_id:
+            return self.seq_by_message_id[message_id]
         if sum(job.queue == queue for job in self.jobs.values()) >= self.max_per_queue:
             raise QueueFull
         self.last_seq += 1
         job = _Job(self.last_seq, queue, message, asyncio.get_running_loop().time())
         self.jobs[job.seq] = job
-        self.seen[message_id] = job.seq
+        self.seq_by_message_id[message_id] = job.seq
         self.waiting.setdefault(queue, deque()).append(job)
         for worker in list(self.workers):
-            worker.ring(queue)
+            worker.wake(queue)
         self.serve_pulls(queue)
         return job.seq
 
     def open_queue(self, queue: Queue) -> None:
-        """Make a queue where it is not there. Raises Unavailable where there are as many as there may be."""
+        """Create the queue if it is missing. Raises Unavailable when there are `max_queues` already."""
         encode_model(queue.model)
         if queue not in self.open_queues and len(self.open_queues) >= self.max_queues:
-            raise Unavailable("this model has no queue, and there is no room for one more", code="no_queue")
+            raise Unavailable(
+                f"There are {self.max_queues} queues, as many as this broker allows. Delete unused ones, or raise max_queues.",
+                code="no_queue",
+            )
         self.open_queues.add(queue)
         self.serve_pulls(queue)
 
-    def holds(self, queue: Queue) -> bool:
-        """Whether a job is in this queue, or comes from it and is in somebody's hands."""
+    def has_jobs(self, queue: Queue) -> bool:
+        """Return whether a job waits in this queue or was pulled from it."""
         return any(job.queue == queue for job in self.jobs.values())
 
     def serve_pulls(self, queue: Queue) -> None:
-        """Hand waiting jobs to open pulls, in turn."""
+        """Deliver waiting jobs to the open pulls, each pull in turn."""
         waiting, pulls = self.waiting.get(queue, deque()), self.pulls.get(queue, deque())
         while waiting and pulls and queue in self.open_queues:
             job, pull = waiting.popleft(), pulls.popleft()
@@ -125,38 +128,38 @@ class MemoryBroker:
     def _deliver(self, job: _Job, bus: MemoryWorkerBus) -> None:
         job.deliveries += 1
         delivery = MemoryDelivery(self, job, job.deliveries, len(self.waiting.get(job.queue, ())))
-        self.hold(job)
+        self.start_ack_timer(job)
         asyncio.get_running_loop().call_soon(bus.on_job, delivery)
 
-    def hold(self, job: _Job) -> None:
-        """The job is somebody's for `ack_wait_s` from now."""
-        if job.owner:
-            job.owner.cancel()
-        job.owner = asyncio.get_running_loop().call_later(self.ack_wait_s, self.put_back, job)
+    def start_ack_timer(self, job: _Job) -> None:
+        """Leave the job to its worker for `ack_wait_s` from now."""
+        if job.ack_timer:
+            job.ack_timer.cancel()
+        job.ack_timer = asyncio.get_running_loop().call_later(self.ack_wait_s, self.requeue, job)
 
-    def put_back(self, job: _Job) -> None:
-        """The job waits again, at the head of its queue."""
-        if job.owner:
-            job.owner.cancel()
-            job.owner = None
+    def requeue(self, job: _Job) -> None:
+        """Put a delivered job back to the head of its queue."""
+        if job.ack_timer:
+            job.ack_timer.cancel()
+            job.ack_timer = None
         if job.seq in self.jobs:
             self.waiting.setdefault(job.queue, deque()).appendleft(job)
             self.serve_pulls(job.queue)
 
-    def forget(self, seq: int) -> None:
-        """The job is gone."""
+    def delete_job(self, seq: int) -> None:
+        """Delete a job, whether it waits or a worker has it."""
         job = self.jobs.pop(seq, None)
         if job is None:
             return
-        if job.owner:
-            job.owner.cancel()
+        if job.ack_timer:
+            job.ack_timer.cancel()
         waiting = self.waiting.get(job.queue)
         if waiting and job in waiting:
             waiting.remove(job)
 
 
 class MemoryDelivery:
-    """See backbone.bus.bus.JobDelivery."""
+    """One delivery of a job to a worker: see `backbone.bus.bus.JobDelivery`."""
 
     def __init__(self, broker: MemoryBroker, job: _Job, delivery: int, pending: int) -> None:
         self._broker = broker
@@ -171,97 +174,85 @@ class MemoryDelivery:
 
     @property
     def owned(self) -> bool:
-        """Nobody has taken it from us."""
-        return not self._settled and self._job.owner is not None and self._job.deliveries == self.delivery
+        return not self._settled and self._job.ack_timer is not None and self._job.deliveries == self.delivery
 
     def ack(self) -> None:
-        """Forget the job."""
         if self.owned:
-            self._broker.forget(self._job.seq)
+            self._broker.delete_job(self._job.seq)
         self._settled = True
 
     def nak(self, delay_s: float = 0.0) -> None:
-        """Put it back."""
         if self.owned:
             if delay_s:
-                asyncio.get_running_loop().call_later(delay_s, self._broker.put_back, self._job)
+                asyncio.get_running_loop().call_later(delay_s, self._broker.requeue, self._job)
             else:
-                self._broker.put_back(self._job)
+                self._broker.requeue(self._job)
         self._settled = True
 
     def extend(self) -> None:
-        """Hold it longer."""
         if self.owned:
-            self._broker.hold(self._job)
+            self._broker.start_ack_timer(self._job)
 
 
 class MemoryGatewayBus:
-    """See backbone.bus.bus.GatewayBus."""
+    """The gateway's side: see `backbone.bus.bus.GatewayBus`."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         self._broker = broker
         self._prefix = f"reply.{secrets.token_hex(4)}."
         self._listeners: dict[str, ReplyListener] = {}
-        self._gone_since: dict[Queue, float] = {}
+        self._unserved_since: dict[Queue, float] = {}
 
     async def start(self) -> None:
-        """Listen."""
         self._broker.require()
         self._broker.listeners[self._prefix] = lambda _: None
 
     async def close(self) -> None:
-        """Listen no more."""
         self._broker.listeners.pop(self._prefix, None)
         for reply in list(self._listeners):
             self._broker.listeners.pop(reply, None)
 
     @property
     def connected(self) -> bool:
-        """Whether the broker is there."""
         return self._broker.available
 
     @property
     def max_message_bytes(self) -> int:
-        """A bound like NATS's."""
-        return MAX_MESSAGE
+        return MAX_MESSAGE_BYTES
 
     async def open_queue(self, queue: Queue) -> None:
-        """Jobs of this queue may be pulled."""
         self._broker.require()
         self._broker.open_queue(queue)
 
     async def free_queues(self, is_served: Callable[[Queue], bool], grace_s: float) -> int:
-        """Forget queues."""
         self._broker.require()
         now, broker = asyncio.get_running_loop().time(), self._broker
-        gone = [queue for queue in broker.open_queues if not is_served(queue)]
-        self._gone_since = {queue: self._gone_since.get(queue, now) for queue in gone}
-        over = {queue for queue in gone if now - self._gone_since[queue] >= grace_s and not broker.holds(queue)}
-        broker.open_queues -= over
-        return len(over)
+        unserved = [queue for queue in broker.open_queues if not is_served(queue)]
+        self._unserved_since = {queue: self._unserved_since.get(queue, now) for queue in unserved}
+        unused = {
+            queue for queue in unserved if now - self._unserved_since[queue] >= grace_s and not broker.has_jobs(queue)
+        }
+        broker.open_queues -= unused
+        return len(unused)
 
     def is_queue_refused(self, queue: Queue) -> bool:
-        """Whether there is no room for it."""
         return self.queues_are_full and queue not in self._broker.open_queues
 
     @property
     def queues_are_full(self) -> bool:
-        """Whether there is no room for one more."""
         return self.queue_count >= self._broker.max_queues
 
     @property
     def queue_count(self) -> int:
-        """How many there are."""
         return len(self._broker.open_queues)
 
     def new_reply_subject(self) -> str:
-        """A fresh address."""
         return self._prefix + secrets.token_hex(16)
 
     def submit(self, envelope: Envelope, body: bytes, listener: ReplyListener) -> None:
-        """Store, and tell the sink in the loop's next turn."""
+        """Store the job in the loop's next turn, as a server confirms later."""
         self._broker.require()
-        if len(body) > MAX_MESSAGE:
+        if len(body) > MAX_MESSAGE_BYTES:
             raise RequestTooLarge
         encode_model(envelope.model)
         self._listeners[envelope.reply] = listener
@@ -279,46 +270,41 @@ class MemoryGatewayBus:
         listener.on_stored(seq)
 
     def release(self, reply: str) -> None:
-        """Questions from now on are answered GONE."""
         self._listeners.pop(reply, None)
         self._broker.listeners.pop(reply, None)
 
     def delete_job(self, seq: int) -> None:
-        """Forget a job."""
-        self._broker.forget(seq)
+        self._broker.delete_job(seq)
 
     def send_control(self, worker: str, message: bytes) -> None:
-        """Tell a worker."""
         listener = self._broker.listeners.get(f"control.{worker}")
         if listener is not None:
             asyncio.get_running_loop().call_soon(listener, message)
 
     async def queue_depths(self) -> list[QueueDepth]:
-        """Count."""
         self._broker.require()
         counts: dict[Queue, list[int]] = {}
         for job in self._broker.jobs.values():
-            counts.setdefault(job.queue, [0, 0])[job.owner is not None] += 1
+            counts.setdefault(job.queue, [0, 0])[job.ack_timer is not None] += 1
         return [QueueDepth(queue, waiting, running) for queue, (waiting, running) in counts.items()]
 
     async def server_time_s(self) -> float:
-        """This process's."""
+        """Return this process's time."""
         self._broker.require()
         return now()
 
     async def storage_usage(self) -> StorageUsage:
-        """Jobs are all there is."""
+        """Return the usage of the jobs stream, the only one that is counted here."""
         self._broker.require()
         jobs = self._broker.jobs.values()
         return StorageUsage((StreamUsage(JOBS_STREAM, len(jobs), sum(len(job.message) for job in jobs), None),), 0)
 
     async def ping(self) -> None:
-        """Whether the broker is there."""
         self._broker.require()
 
 
 class MemoryWorkerBus:
-    """See backbone.bus.bus.WorkerBus."""
+    """The worker's side: see `backbone.bus.bus.WorkerBus`."""
 
     def __init__(self, broker: MemoryBroker, on_job: Callable[[JobDelivery], None]) -> None:
         self._broker = broker
@@ -327,17 +313,15 @@ class MemoryWorkerBus:
         self._muted: set[Queue] = set()
         self._on_wakeup: Callable[[Queue], None] | None = None
         self._on_recheck: Callable[[Queue], None] | None = None
-        self._questions: dict[int, Callable[[bytes | None], None]] = {}
+        self._requests: dict[int, Callable[[bytes | None], None]] = {}
         self._next = 0
         self._control: str | None = None
 
     async def start(self) -> None:
-        """Be rung."""
         self._broker.require()
         self._broker.workers.append(self)
 
     async def close(self) -> None:
-        """Be rung no more."""
         await self.stop_pulling()
         if self in self._broker.workers:
             self._broker.workers.remove(self)
@@ -346,11 +330,9 @@ class MemoryWorkerBus:
 
     @property
     def connected(self) -> bool:
-        """Whether the broker is there."""
         return self._broker.available
 
     async def ping(self) -> None:
-        """Whether the broker is there."""
         self._broker.require()
 
     async def serve(
@@ -359,23 +341,21 @@ class MemoryWorkerBus:
         on_wakeup: Callable[[Queue], None] | None,
         on_recheck: Callable[[Queue], None] | None = None,
     ) -> None:
-        """Pull from these."""
         self._queues = set(queues)
         self._muted &= self._queues
         self._on_wakeup = on_wakeup
         self._on_recheck = on_recheck
 
     async def set_muted(self, queue: Queue, *, muted: bool) -> None:
-        """Be rung for it, or not."""
         (self._muted.add if muted else self._muted.discard)(queue)
 
-    def ring(self, queue: Queue) -> None:
-        """A job was stored."""
+    def wake(self, queue: Queue) -> None:
+        """Call `on_wakeup` in the loop's next turn, for a job that was stored in a served queue."""
         if self._on_wakeup is not None and queue in self._queues - self._muted:
             asyncio.get_running_loop().call_soon(self._on_wakeup, queue)
 
     def pull(self, queue: Queue, batch: int, wait_s: float, on_end: Callable[[Queue, int], None]) -> None:
-        """Open a pull; it is served before it is found to be too early."""
+        """Open a pull. Jobs that wait are delivered at once, also with `wait_s` 0."""
         pull = _Pull(self, queue, batch, on_end)
         if not self._broker.available or queue not in self._broker.open_queues:
             asyncio.get_running_loop().call_soon(on_end, queue, batch)
@@ -392,7 +372,6 @@ class MemoryWorkerBus:
             pull.on_end(pull.queue, pull.left)
 
     async def stop_pulling(self) -> None:
-        """Take all pulls away; jobs on their way arrive in the loop's next turn."""
         for pulls in self._broker.pulls.values():
             for pull in [p for p in pulls if p.bus is self]:
                 pulls.remove(pull)
@@ -401,10 +380,10 @@ class MemoryWorkerBus:
         await asyncio.sleep(0)
 
     def send_event(self, reply: str, frame: bytes) -> None:
-        """Tell the sink in the loop's next turn, in order."""
-        asyncio.get_running_loop().call_soon(self._tell, reply, frame)
+        """Call the listener in the loop's next turn, in order."""
+        asyncio.get_running_loop().call_soon(self._call_listener, reply, frame)
 
-    def _tell(self, reply: str, frame: bytes) -> bytes | None:
+    def _call_listener(self, reply: str, frame: bytes) -> bytes | None:
         listener = self._broker.listeners.get(reply)
         if listener is not None:
             return listener(frame)
@@ -412,29 +391,26 @@ class MemoryWorkerBus:
         return STOP if prefix in self._broker.listeners else None
 
     def request(self, reply: str, frame: bytes, on_answer: Callable[[bytes | None], None]) -> int:
-        """Tell the sink, and bring its answer."""
         self._next += 1
         ticket = self._next
-        self._questions[ticket] = on_answer
-        asyncio.get_running_loop().call_soon(self._put_question, ticket, reply, frame)
+        self._requests[ticket] = on_answer
+        asyncio.get_running_loop().call_soon(self._deliver_request, ticket, reply, frame)
         return ticket
 
-    def _put_question(self, ticket: int, reply: str, frame: bytes) -> None:
-        answer = self._tell(reply, frame)
-        on_answer = self._questions.pop(ticket, None)
+    def _deliver_request(self, ticket: int, reply: str, frame: bytes) -> None:
+        answer = self._call_listener(reply, frame)
+        on_answer = self._requests.pop(ticket, None)
         if on_answer is not None:
             on_answer(answer)
 
     def cancel_request(self, ticket: int) -> None:
-        """Forget a question."""
-        self._questions.pop(ticket, None)
+        self._requests.pop(ticket, None)
 
     async def subscribe_control(self, worker: str, on_control: Callable[[bytes], None]) -> None:
-        """Hear control messages."""
 
-        def heard(message: bytes) -> bytes | None:
+        def on_message(message: bytes) -> bytes | None:
             on_control(message)
             return None
 
         self._control = f"control.{worker}"
-        self._broker.listeners[self._control] = heard
+        self._broker.listeners[self._control] = on_message

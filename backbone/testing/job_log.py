@@ -1,4 +1,4 @@
-"""Durable jobs in memory, for fast tests: the same guarantees as NATS's, within one event loop."""
+"""Implement the durable job log in memory, with the guarantees of NATS's within one event loop."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from backbone.bus.bus import Queue
 from backbone.bus.job_log import StoredDeadLetter, StoredEvent, StoredOutcome, WorkItem
 from backbone.bus.seals import SealSecret
 from backbone.bus.subjects import encode_model, require_token, work_queue_stream
-from backbone.testing.bus import MAX_MESSAGE, MemoryBroker
-from backbone.testing.job_log_state import JobWatcher, Referee, StoredItem, WorkQueueState
+from backbone.testing.bus import MAX_MESSAGE_BYTES, MemoryBroker
+from backbone.testing.job_log_state import GateHandler, JobWatcher, StoredItem, WorkQueueState
 from schemas.errors import RequestTooLarge, Unavailable
 from schemas.frames import FrameKind
 from schemas.job_events import GateReply, GateRequest
 from schemas.jobs import Envelope
 from schemas.outcome import Outcome
 
-CROWD = 1000
-CROWD_BYTES = 4 * 1024 * 1024
+MAX_UNCONFIRMED_EVENTS = 1000
+MAX_UNCONFIRMED_BYTES = 4 * 1024 * 1024
 
 
 class _BrokerClient:
-    """What both sides share."""
+    """The connection to a memory broker that both sides of the job log share."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         self.broker = broker
@@ -34,27 +34,27 @@ class _BrokerClient:
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Whether the broker is there."""
+        """Check that the broker is available."""
         self.broker.require()
 
     def require(self) -> None:
-        """Raise Unavailable when it is not."""
+        """Raise Unavailable while the broker is away, or after this side was closed."""
         if self.closed:
-            raise Unavailable("this side of the memory broker is closed")
+            raise Unavailable("This connection to the memory broker was closed.")
         self.broker.require()
 
-    def spawn(self, work: Awaitable[None]) -> None:
-        """Run it aside, until this side is closed."""
+    def spawn(self, item: Awaitable[None]) -> None:
+        """Run a coroutine in a task that ends when this side is closed."""
 
         async def run() -> None:
-            await work
+            await item
 
         task = asyncio.create_task(run())
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
     async def end_tasks(self) -> None:
-        """Cancel what runs aside."""
+        """Cancel the tasks that `spawn` started."""
         tasks = list(self.tasks)
         for task in tasks:
             task.cancel()
@@ -62,44 +62,41 @@ class _BrokerClient:
 
 
 class MemoryJobLog(_BrokerClient):
-    """See backbone.bus.job_log.JobLog."""
+    """The gateway's side: see `backbone.bus.job_log.JobLog`."""
 
     def __init__(self, broker: MemoryBroker) -> None:
         super().__init__(broker)
-        self._followers: list[JobWatcher] = []
-        self._takers: set[asyncio.Event] = set()
-        self._referees: list[Referee] = []
+        self._watchers: list[JobWatcher] = []
+        self._consumers: set[asyncio.Event] = set()
+        self._gate_handlers: list[GateHandler] = []
 
     async def close(self) -> None:
-        """Whoever follows or takes gets Unavailable."""
+        """Stop serving gate requests. Readers and consumers get Unavailable."""
         self.closed = True
-        for handler in self._referees:
-            self.broker.records.referees.remove(handler)
-        self._referees = []
-        for follower in self._followers:
-            follower.wake.set()
-        for event in self._takers:
+        for handler in self._gate_handlers:
+            self.broker.job_log.gate_handlers.remove(handler)
+        self._gate_handlers = []
+        for watcher in self._watchers:
+            watcher.wake.set()
+        for event in self._consumers:
             event.set()
         await self.end_tasks()
 
     @property
     def seal_secret(self) -> SealSecret | None:
-        """The broker's."""
-        return self.broker.records.secret
+        return self.broker.job_log.secret
 
     # The queue
 
     async def enqueue(self, envelope: Envelope, body: bytes) -> int:
-        """Into the broker's queue, as any job."""
         self.require()
-        if len(body) > MAX_MESSAGE:
+        if len(body) > MAX_MESSAGE_BYTES:
             raise RequestTooLarge
         encode_model(envelope.model)
         queue = Queue(envelope.capability, envelope.lane, envelope.model)
         return self.broker.store(queue, envelope.encode(body), f"{require_token(envelope.job)}.{envelope.run}")
 
     async def queue_position(self, queue: Queue, seq: int) -> int | None:
-        """Count those that wait before it."""
         self.require()
         job = self.broker.jobs.get(seq)
         if job is None or job.queue != queue:
@@ -107,331 +104,313 @@ class MemoryJobLog(_BrokerClient):
         return sum(one.seq < seq for one in self.broker.waiting.get(queue, ()))
 
     async def delete_job(self, seq: int, job: str, run: int) -> None:
-        """Forget it."""
         self.require()
-        if self.broker.seen.get(f"{job}.{run}") == seq:
-            self.broker.forget(seq)
+        if self.broker.seq_by_message_id.get(f"{job}.{run}") == seq:
+            self.broker.delete_job(seq)
 
     # Events
 
     async def append_event(self, job: str, frame: bytes) -> None:
-        """Keep it."""
         self.require()
-        self.broker.records.say(require_token(job), frame)
+        self.broker.job_log.append_event(require_token(job), frame)
 
     def append_event_unconfirmed(self, job: str, frame: bytes) -> None:
-        """Keep it, if the broker is there."""
+        """Store an event if the broker is available."""
         if self.broker.available:
-            self.broker.records.say(require_token(job), frame)
+            self.broker.job_log.append_event(require_token(job), frame)
 
     async def first_events(self, job: str, count: int) -> list[StoredEvent]:
-        """From its list."""
         self.require()
-        return self.broker.records.events.get(job, [])[:count]
+        return self.broker.job_log.events.get(job, [])[:count]
 
     @contextlib.contextmanager
-    def _follow(self, job: str) -> Iterator[JobWatcher]:
-        follower = self.broker.records.follow(require_token(job))
-        self._followers.append(follower)
+    def _watch(self, job: str) -> Iterator[JobWatcher]:
+        watcher = self.broker.job_log.watch(require_token(job))
+        self._watchers.append(watcher)
         try:
-            yield follower
+            yield watcher
         finally:
-            self.broker.records.leave(follower)
-            self._followers = [one for one in self._followers if one is not follower]
+            self.broker.job_log.unwatch(watcher)
+            self._watchers = [one for one in self._watchers if one is not watcher]
 
     async def follow_events(self, job: str, after: int = 0) -> AsyncGenerator[StoredEvent | None, None]:
-        """Read its list on, whenever something happens to the job."""
         self.require()
-        owed = True
-        with self._follow(job) as follower:
+        must_yield_none = True
+        with self._watch(job) as watcher:
             while True:
-                follower.wake.clear()
+                watcher.wake.clear()
                 if self.closed:
                     self.require()
-                if follower.ended:
-                    follower.ended, owed = False, True
+                if watcher.ended:
+                    watcher.ended, must_yield_none = False, True
                 if self.broker.available:
-                    for event in self._after(job, after):
+                    for event in self._events_after(job, after):
                         after = event.seq
                         yield event
-                    if owed and not follower.wake.is_set():
-                        owed = False
+                    if must_yield_none and not watcher.wake.is_set():
+                        must_yield_none = False
                         yield None
-                await follower.wake.wait()
+                await watcher.wake.wait()
 
-    def _after(self, job: str, after: int) -> list[StoredEvent]:
-        return [event for event in self.broker.records.events.get(job, []) if event.seq > after]
+    def _events_after(self, job: str, after: int) -> list[StoredEvent]:
+        return [event for event in self.broker.job_log.events.get(job, []) if event.seq > after]
 
-    # Terminal words
+    # Outcomes
 
     async def store_outcome(self, outcome: Outcome, payload: bytes = b"") -> bool:
-        """Keep the first."""
         self.require()
         require_token(outcome.job)
-        return self.broker.records.decide(outcome, payload)
+        return self.broker.job_log.store_outcome(outcome, payload)
 
     async def read_outcome(self, job: str) -> StoredOutcome | None:
-        """The word."""
         self.require()
-        return self.broker.records.outcomes.get(job)
+        return self.broker.job_log.outcomes.get(job)
 
     async def list_jobs(self) -> list[str]:
-        """From both."""
         self.require()
-        return sorted({*self.broker.records.events, *self.broker.records.outcomes})
+        return sorted({*self.broker.job_log.events, *self.broker.job_log.outcomes})
 
     async def delete_outcome(self, job: str, seq: int) -> None:
-        """Forget the word."""
         self.require()
-        self.broker.records.undecide(job, seq)
+        self.broker.job_log.delete_outcome(job, seq)
 
     @asynccontextmanager
     async def watch_outcome(self, job: str) -> AsyncIterator[Callable[[float], Awaitable[bool]]]:
-        """Follow the job."""
         self.require()
-        with self._follow(job) as follower:
+        with self._watch(job) as watcher:
 
             async def wait(seconds: float) -> bool:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(seconds):
-                        while not follower.ended:
-                            await follower.wake.wait()
-                            follower.wake.clear()
+                        while not watcher.ended:
+                            await watcher.wake.wait()
+                            watcher.wake.clear()
                             if self.closed:
                                 self.require()
-                return follower.ended
+                return watcher.ended
 
             yield wait
 
     async def consume_outcomes(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
-        """From the work queue of words."""
-        async with contextlib.aclosing(self.take(self.broker.records.recorder, max_unacked, ack_wait_s)) as items:
+        async with contextlib.aclosing(
+            self.consume_queue(self.broker.job_log.outcome_queue, max_unacked, ack_wait_s)
+        ) as items:
             async for item in items:
                 yield item
 
-    # Questions of workers
+    # Gate requests
 
-    async def serve_gate_requests(self, handler: Referee) -> None:
-        """Join those who answer."""
+    async def serve_gate_requests(self, handler: GateHandler) -> None:
         self.require()
-        self._referees.append(handler)
-        self.broker.records.referees.append(handler)
+        self._gate_handlers.append(handler)
+        self.broker.job_log.gate_handlers.append(handler)
 
     # Dead letters
 
     async def list_dead_letters(self, *, before: int | None = None, limit: int = 100) -> list[StoredDeadLetter]:
-        """From the list."""
         self.require()
-        letters = [one for one in reversed(self.broker.records.dead) if before is None or one.seq < before]
+        letters = [one for one in reversed(self.broker.job_log.dead_letters) if before is None or one.seq < before]
         return letters[:limit]
 
     async def find_dead_letter(self, job: str) -> StoredDeadLetter | None:
-        """The newest one."""
         self.require()
-        return next((one for one in reversed(self.broker.records.dead) if one.outcome.job == job), None)
+        return next((one for one in reversed(self.broker.job_log.dead_letters) if one.outcome.job == job), None)
 
     async def delete_dead_letter(self, seq: int) -> bool:
-        """Take it out."""
         self.require()
-        records = self.broker.records
-        kept = [one for one in records.dead if one.seq != seq]
-        there, records.dead = len(kept) < len(records.dead), kept
+        records = self.broker.job_log
+        kept = [one for one in records.dead_letters if one.seq != seq]
+        there, records.dead_letters = len(kept) < len(records.dead_letters), kept
         return there
 
     # Claims
 
     async def claim(self, name: str, value: bytes) -> bytes:
-        """The first value stays."""
         self.require()
-        return self.broker.records.claims.setdefault(require_token(name), value)
+        return self.broker.job_log.claims.setdefault(require_token(name), value)
 
-    # Backlogs
+    # Work queues
 
     def work_queue(self, name: str) -> MemoryWorkQueue:
-        """Shared by all gateways of the broker."""
+        """Return the queue of this name, which all gateways of the broker share."""
         work_queue_stream(name)
-        return MemoryWorkQueue(self, self.broker.records.backlogs.setdefault(name, WorkQueueState()))
+        return MemoryWorkQueue(self, self.broker.job_log.work_queues.setdefault(name, WorkQueueState()))
 
-    async def take(self, queue: WorkQueueState, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
-        """Items of a work queue."""
+    async def consume_queue(
+        self, queue: WorkQueueState, max_unacked: int, ack_wait_s: float
+    ) -> AsyncGenerator[WorkItem, None]:
+        """Yield the items of a queue, at most `max_unacked` of which this consumer has at once."""
         wake = asyncio.Event()
-        self._takers.add(wake)
-        queue.takers.add(wake)
-        held: set[MemoryWorkItem] = set()
+        self._consumers.add(wake)
+        queue.consumers.add(wake)
+        unacked: set[MemoryWorkItem] = set()
         try:
             while True:
                 if self.closed:
                     self.require()
                 wake.clear()
                 now = time.monotonic()
-                held = {item for item in held if item.until > now}
-                work = queue.take() if len(held) < max_unacked and self.broker.available else None
-                if work is None:
-                    next_free = min((item.until - now for item in held), default=None)
+                unacked = {item for item in unacked if item.until > now}
+                stored = queue.pop() if len(unacked) < max_unacked and self.broker.available else None
+                if stored is None:
+                    next_free_s = min((item.until - now for item in unacked), default=None)
                     with contextlib.suppress(TimeoutError):
-                        async with asyncio.timeout(next_free):
+                        async with asyncio.timeout(next_free_s):
                             await wake.wait()
                     continue
-                item = MemoryWorkItem(self.require, queue, work, ack_wait_s, wake)
-                held.add(item)
+                item = MemoryWorkItem(self.require, queue, stored, ack_wait_s, wake)
+                unacked.add(item)
                 yield item
         finally:
-            self._takers.discard(wake)
-            queue.takers.discard(wake)
+            self._consumers.discard(wake)
+            queue.consumers.discard(wake)
 
 
 class MemoryWorkItem:
-    """See backbone.bus.job_log.WorkItem."""
+    """One delivery of an item: see `backbone.bus.job_log.WorkItem`."""
 
     def __init__(
         self,
         require: Callable[[], None],
         queue: WorkQueueState,
-        work: StoredItem,
+        item: StoredItem,
         ack_wait_s: float,
         wake: asyncio.Event,
     ) -> None:
         self._require = require
         self._queue = queue
-        self._work = work
-        self._hold_s = ack_wait_s
+        self._item = item
+        self._ack_wait_s = ack_wait_s
         self._wake = wake
-        self.id = work.id
-        self.data = work.data
-        self.delivery = work.deliveries
-        self.stored_at = work.stored_at
+        self.id = item.id
+        self.data = item.data
+        self.delivery = item.deliveries
+        self.stored_at = item.stored_at
         self.until = 0.0
         self._renew()
 
     def _renew(self) -> None:
-        self.until = time.monotonic() + self._hold_s
-        self._queue.later(self._work, self._hold_s)
+        self.until = time.monotonic() + self._ack_wait_s
+        self._queue.redeliver_in(self._item, self._ack_wait_s)
 
     @property
-    def _is_owned(self) -> bool:
-        return time.monotonic() < self.until and self._work.deliveries == self.delivery
+    def _owned(self) -> bool:
+        return time.monotonic() < self.until and self._item.deliveries == self.delivery
 
     async def ack(self) -> None:
-        """Forget it, also when its time is up."""
+        """Remove the item, also after its `ack_wait_s`."""
         self._require()
-        self._queue.forget(self._work)
-        self._let_go()
+        self._queue.remove(self._item)
+        self._release()
 
     def nak(self, delay_s: float) -> None:
-        """Let it come again."""
-        if self._is_owned:
-            self._queue.later(self._work, max(0.0, delay_s))
-        self._let_go()
+        if self._owned:
+            self._queue.redeliver_in(self._item, max(0.0, delay_s))
+        self._release()
 
     def extend(self) -> None:
-        """Its time begins anew."""
-        if self._is_owned:
+        if self._owned:
             self._renew()
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         self.until = 0.0
         self._wake.set()
 
 
 class MemoryWorkQueue:
-    """See backbone.bus.job_log.WorkQueue."""
+    """One queue of the gateways' own item: see `backbone.bus.job_log.WorkQueue`."""
 
     def __init__(self, log: MemoryJobLog, queue: WorkQueueState) -> None:
         self._log = log
         self._queue = queue
 
     async def put(self, item_id: str, data: bytes) -> None:
-        """Once per id within two minutes."""
         self._log.require()
         self._queue.put(require_token(item_id), data)
 
     def consume(self, *, max_unacked: int, ack_wait_s: float) -> AsyncGenerator[WorkItem, None]:
-        """Shared with the other takers."""
-        return self._log.take(self._queue, max_unacked, ack_wait_s)
+        return self._log.consume_queue(self._queue, max_unacked, ack_wait_s)
 
 
 class MemoryWorkerLog(_BrokerClient):
-    """See backbone.bus.job_log.WorkerLog."""
+    """The worker's side: see `backbone.bus.job_log.WorkerLog`."""
 
     async def close(self) -> None:
-        """No more is stored."""
         self.closed = True
         await self.end_tasks()
 
     def event_writer(self, job: str) -> MemoryEventWriter:
-        """One per attempt; close it."""
         return MemoryEventWriter(self, require_token(job))
 
     def request_gate(self, request: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
-        """One of the gateways answers, each in its turn."""
-        self.spawn(self._ask(request, on_answer))
+        """Send the request to one of the gateways, each in turn."""
+        self.spawn(self._request_gate(request, on_answer))
 
-    async def _ask(self, request: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
-        referees = self.broker.records.referees
+    async def _request_gate(self, request: GateRequest, on_answer: Callable[[GateReply | None], None]) -> None:
+        handlers = self.broker.job_log.gate_handlers
         answer = None
-        if referees and self.broker.available:
-            referees.rotate(-1)
+        if handlers and self.broker.available:
+            handlers.rotate(-1)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(5.0):
-                    # As it travels.
-                    answer = await referees[-1](GateRequest.model_validate_json(request.model_dump_json()))
+                    # Through JSON, as on the wire.
+                    answer = await handlers[-1](GateRequest.model_validate_json(request.model_dump_json()))
         if request.kind is not FrameKind.RETURNED:
             on_answer(answer)
 
     async def store_outcome(self, outcome: Outcome, payload: bytes) -> bool:
-        """Keep the first."""
         self.require()
-        return self.broker.records.decide(outcome, payload)
+        return self.broker.job_log.store_outcome(outcome, payload)
 
     async def store_dead_letter(self, outcome: Outcome, message: bytes) -> None:
-        """Keep a dead letter."""
         self.require()
-        self.broker.records.bury(outcome, message)
+        self.broker.job_log.store_dead_letter(outcome, message)
 
 
 class MemoryEventWriter:
-    """See backbone.bus.job_log.EventWriter. What is said while the broker is away is stored when it is back."""
+    """The events of one attempt: see `backbone.bus.job_log.EventWriter`. Those appended while the broker is away are stored when it is back."""
 
     def __init__(self, log: MemoryWorkerLog, job: str) -> None:
         self._log = log
         self._job = job
         self._unconfirmed: deque[bytes] = deque()
-        self._settled = asyncio.Event()
-        self._settled.set()
-        self._closed = self._lost = False
-        log.broker.records.returning.append(self._store)
+        self._flushed = asyncio.Event()
+        self._flushed.set()
+        self._closed = self._lost_events = False
+        log.broker.job_log.on_reconnect.append(self._store)
 
     def append(self, frame: bytes) -> None:
-        """Store it, now or later."""
+        """Store an event, now or when the broker is back."""
         if self._closed:
-            self._lost = True
+            self._lost_events = True
             return
         self._unconfirmed.append(frame)
-        self._settled.clear()
+        self._flushed.clear()
         self._store()
 
     def _store(self) -> None:
         if not self._log.broker.available or self._log.closed:
             return
         while self._unconfirmed:
-            self._log.broker.records.say(self._job, self._unconfirmed.popleft())
-        self._settled.set()
+            self._log.broker.job_log.append_event(self._job, self._unconfirmed.popleft())
+        self._flushed.set()
 
     @property
     def is_full(self) -> bool:
-        """Counted in events and in bytes."""
-        return len(self._unconfirmed) >= CROWD or sum(map(len, self._unconfirmed)) >= CROWD_BYTES
+        """Return whether too many events, or too many bytes of them, are unconfirmed."""
+        return (
+            len(self._unconfirmed) >= MAX_UNCONFIRMED_EVENTS
+            or sum(map(len, self._unconfirmed)) >= MAX_UNCONFIRMED_BYTES
+        )
 
     async def flush(self) -> None:
-        """Wait until the broker is there."""
-        await self._settled.wait()
-        if self._lost:
-            raise Unavailable("events of this attempt were not stored before it was closed")
+        await self._flushed.wait()
+        if self._lost_events:
+            raise Unavailable("The writer was closed before all events of the attempt were stored.")
 
     def close(self) -> None:
-        """Forget."""
         if not self._closed:
-            self._closed, self._lost = True, self._lost or bool(self._unconfirmed)
+            self._closed, self._lost_events = True, self._lost_events or bool(self._unconfirmed)
             self._unconfirmed.clear()
-            self._settled.set()
-            self._log.broker.records.returning.remove(self._store)
+            self._flushed.set()
+            self._log.broker.job_log.on_reconnect.remove(self._store)

@@ -1,4 +1,4 @@
-"""What a memory broker keeps about durable jobs: as NATS keeps it, without its disk."""
+"""Hold the data of durable jobs that a memory broker stores, as NATS stores it on disk."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from backbone.bus.seals import SECRET_BYTES, SealSecret
 from schemas.job_events import GateReply, GateRequest
 from schemas.outcome import Outcome
 
-Referee = Callable[[GateRequest], Awaitable[GateReply | None]]
+GateHandler = Callable[[GateRequest], Awaitable[GateReply | None]]
 
-WINDOW_S = 120.0
+DUPLICATE_WINDOW_S = 120.0
+"""NATS's: a message id that comes again within it is stored once."""
 
 
 @dataclass(slots=True)
 class JobWatcher:
-    """Whoever waits for something about a job."""
+    """A reader that waits for the next event or the outcome of one job."""
 
     job: str
     wake: asyncio.Event = field(default_factory=asyncio.Event)
@@ -30,150 +31,150 @@ class JobWatcher:
 
 @dataclass(eq=False, slots=True)
 class StoredItem:
-    """An item of a backlog."""
+    """An item of a work queue, with its redelivery timer."""
 
     id: str
     data: bytes
     deliveries: int = 0
     timer: asyncio.TimerHandle | None = None
-    """Fires when it is to come again."""
+    """Fires when the item is to be delivered again."""
     stored_at: int = field(default_factory=lambda: int(time.time()))
 
 
 @dataclass(slots=True)
 class WorkQueueState:
-    """A backlog: what waits, and what somebody has."""
+    """The items of one work queue: those that wait, and those that a consumer has."""
 
     waiting: deque[StoredItem] = field(default_factory=deque)
     items: set[StoredItem] = field(default_factory=set)
-    seen: dict[str, float] = field(default_factory=dict)
-    takers: set[asyncio.Event] = field(default_factory=set)
+    stored_at_by_id: dict[str, float] = field(default_factory=dict)
+    consumers: set[asyncio.Event] = field(default_factory=set)
 
     def put(self, item_id: str, data: bytes) -> None:
-        """Add an item, once per id and window."""
+        """Store an item, once per id within the duplicate window."""
         now = time.monotonic()
-        if now - self.seen.get(item_id, -WINDOW_S) >= WINDOW_S:
-            self.seen[item_id] = now
+        if now - self.stored_at_by_id.get(item_id, -DUPLICATE_WINDOW_S) >= DUPLICATE_WINDOW_S:
+            self.stored_at_by_id[item_id] = now
             self.add(item_id, data)
 
     def add(self, item_id: str, data: bytes) -> StoredItem:
-        """Add an item."""
-        work = StoredItem(item_id, data)
-        self.items.add(work)
-        self.waiting.append(work)
-        self.wake()
-        return work
+        """Store an item without looking for duplicates."""
+        item = StoredItem(item_id, data)
+        self.items.add(item)
+        self.waiting.append(item)
+        self.wake_consumers()
+        return item
 
-    def take(self) -> StoredItem | None:
-        """The next one that waits."""
+    def pop(self) -> StoredItem | None:
+        """Remove and return the next waiting item; None when none waits."""
         if not self.waiting:
             return None
-        work = self.waiting.popleft()
-        work.deliveries += 1
-        return work
+        item = self.waiting.popleft()
+        item.deliveries += 1
+        return item
 
-    def later(self, work: StoredItem, delay_s: float) -> None:
-        """It comes again after that, unless it is settled."""
-        if work.timer is not None:
-            work.timer.cancel()
-        work.timer = asyncio.get_running_loop().call_later(delay_s, self._again, work)
+    def redeliver_in(self, item: StoredItem, delay_s: float) -> None:
+        """Let the item wait again after the delay, unless it is removed before."""
+        if item.timer is not None:
+            item.timer.cancel()
+        item.timer = asyncio.get_running_loop().call_later(delay_s, self._redeliver, item)
 
-    def _again(self, work: StoredItem) -> None:
-        work.timer = None
-        if work in self.items:
-            self.waiting.append(work)
-            self.wake()
+    def _redeliver(self, item: StoredItem) -> None:
+        item.timer = None
+        if item in self.items:
+            self.waiting.append(item)
+            self.wake_consumers()
 
-    def forget(self, work: StoredItem) -> None:
-        """It is done."""
-        self.items.discard(work)
-        if work.timer is not None:
-            work.timer.cancel()
-            work.timer = None
-        if work in self.waiting:
-            self.waiting.remove(work)
+    def remove(self, item: StoredItem) -> None:
+        """Remove an acknowledged item and its timer."""
+        self.items.discard(item)
+        if item.timer is not None:
+            item.timer.cancel()
+            item.timer = None
+        if item in self.waiting:
+            self.waiting.remove(item)
 
-    def wake(self) -> None:
-        """Something waits."""
-        for event in self.takers:
+    def wake_consumers(self) -> None:
+        """Wake every consumer: an item may be waiting."""
+        for event in self.consumers:
             event.set()
 
 
 @dataclass(slots=True)
 class JobLogState:
-    """Events, terminal words, dead letters, claims, backlogs."""
+    """The events, outcomes, dead letters, claims and work queues of one memory broker."""
 
     events: dict[str, list[StoredEvent]] = field(default_factory=dict)
     outcomes: dict[str, StoredOutcome] = field(default_factory=dict)
-    told: dict[str, StoredItem] = field(default_factory=dict)
-    """The item by which gateways take the word on a job."""
-    dead: list[StoredDeadLetter] = field(default_factory=list)
-    buried: dict[str, float] = field(default_factory=dict)
+    outcome_items: dict[str, StoredItem] = field(default_factory=dict)
+    """The item of `outcome_queue` for each outcome."""
+    outcome_queue: WorkQueueState = field(default_factory=WorkQueueState)
+    dead_letters: list[StoredDeadLetter] = field(default_factory=list)
+    dead_letter_times: dict[str, float] = field(default_factory=dict)
     claims: dict[str, bytes] = field(default_factory=dict)
-    backlogs: dict[str, WorkQueueState] = field(default_factory=dict)
-    recorder: WorkQueueState = field(default_factory=WorkQueueState)
-    referees: deque[Referee] = field(default_factory=deque)
-    by_job: dict[str, list[JobWatcher]] = field(default_factory=dict)
-    returning: list[Callable[[], None]] = field(default_factory=list)
-    """Called when the broker is there again."""
+    work_queues: dict[str, WorkQueueState] = field(default_factory=dict)
+    gate_handlers: deque[GateHandler] = field(default_factory=deque)
+    watchers: dict[str, list[JobWatcher]] = field(default_factory=dict)
+    on_reconnect: list[Callable[[], None]] = field(default_factory=list)
+    """Called when the broker is available again."""
     secret: SealSecret = field(default_factory=lambda: SealSecret(os.urandom(SECRET_BYTES), int(time.time()) - 1))
     last_event: int = 0
-    last_word: int = 0
-    last_dead: int = 0
+    last_outcome: int = 0
+    last_dead_letter: int = 0
 
-    def changed(self, available: bool) -> None:
-        """The broker went away or came back."""
+    def set_available(self, available: bool) -> None:
+        """Resume what waited for the broker, once it is available again."""
         if available:
-            for call in list(self.returning):
+            for call in list(self.on_reconnect):
                 call()
-            for queue in [self.recorder, *self.backlogs.values()]:
-                queue.wake()
+            for queue in [self.outcome_queue, *self.work_queues.values()]:
+                queue.wake_consumers()
 
-    def follow(self, job: str) -> JobWatcher:
-        """Be woken by what happens to a job."""
-        follower = JobWatcher(job)
-        self.by_job.setdefault(job, []).append(follower)
-        return follower
+    def watch(self, job: str) -> JobWatcher:
+        """Return a watcher that is woken by each event and by the outcome of the job."""
+        watcher = JobWatcher(job)
+        self.watchers.setdefault(job, []).append(watcher)
+        return watcher
 
-    def leave(self, follower: JobWatcher) -> None:
-        """Be woken no more."""
-        followers = self.by_job.get(follower.job, [])
-        # Followers of one job are equal: it is this very one that leaves.
-        self.by_job[follower.job] = [one for one in followers if one is not follower]
-        if not self.by_job[follower.job]:
-            del self.by_job[follower.job]
+    def unwatch(self, watcher: JobWatcher) -> None:
+        """Remove a watcher."""
+        watchers = self.watchers.get(watcher.job, [])
+        # Watchers of one job are equal, so that only identity tells them apart.
+        self.watchers[watcher.job] = [one for one in watchers if one is not watcher]
+        if not self.watchers[watcher.job]:
+            del self.watchers[watcher.job]
 
-    def say(self, job: str, frame: bytes) -> None:
-        """Keep an event."""
+    def append_event(self, job: str, frame: bytes) -> None:
+        """Store an event and wake the job's watchers."""
         self.last_event += 1
         self.events.setdefault(job, []).append(StoredEvent(self.last_event, frame, int(time.time())))
-        for follower in self.by_job.get(job, []):
-            follower.wake.set()
+        for watcher in self.watchers.get(job, []):
+            watcher.wake.set()
 
-    def decide(self, outcome: Outcome, payload: bytes) -> bool:
-        """Keep the first word."""
+    def store_outcome(self, outcome: Outcome, payload: bytes) -> bool:
+        """Store the outcome unless the job has one. Return whether this one was stored."""
         if outcome.job in self.outcomes:
             return False
-        self.last_word += 1
-        self.outcomes[outcome.job] = StoredOutcome(outcome, payload, self.last_word, int(time.time()))
-        self.told[outcome.job] = self.recorder.add(outcome.job, outcome.encode(payload))
-        for follower in self.by_job.get(outcome.job, []):
-            follower.ended = True
-            follower.wake.set()
+        self.last_outcome += 1
+        self.outcomes[outcome.job] = StoredOutcome(outcome, payload, self.last_outcome, int(time.time()))
+        self.outcome_items[outcome.job] = self.outcome_queue.add(outcome.job, outcome.encode(payload))
+        for watcher in self.watchers.get(outcome.job, []):
+            watcher.ended = True
+            watcher.wake.set()
         return True
 
-    def undecide(self, job: str, seq: int) -> None:
-        """Forget a word, whoever has yet to take it."""
-        decision = self.outcomes.get(job)
-        if decision is not None and decision.seq == seq:
+    def delete_outcome(self, job: str, seq: int) -> None:
+        """Delete the outcome stored under this sequence, and its item of the outcome queue."""
+        stored = self.outcomes.get(job)
+        if stored is not None and stored.seq == seq:
             del self.outcomes[job]
-            self.recorder.forget(self.told.pop(job))
+            self.outcome_queue.remove(self.outcome_items.pop(job))
 
-    def bury(self, outcome: Outcome, message: bytes) -> None:
-        """Keep a dead letter, once per run and window."""
-        id_, now = f"{outcome.job}.{outcome.run}", time.monotonic()
-        if now - self.buried.get(id_, -WINDOW_S) < WINDOW_S:
+    def store_dead_letter(self, outcome: Outcome, message: bytes) -> None:
+        """Store a dead letter, once per run within the duplicate window."""
+        run_id, now = f"{outcome.job}.{outcome.run}", time.monotonic()
+        if now - self.dead_letter_times.get(run_id, -DUPLICATE_WINDOW_S) < DUPLICATE_WINDOW_S:
             return
-        self.buried[id_] = now
-        self.last_dead += 1
-        self.dead.append(StoredDeadLetter(self.last_dead, outcome, message, int(time.time())))
+        self.dead_letter_times[run_id] = now
+        self.last_dead_letter += 1
+        self.dead_letters.append(StoredDeadLetter(self.last_dead_letter, outcome, message, int(time.time())))

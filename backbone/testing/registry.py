@@ -1,4 +1,4 @@
-"""A registry without a server: for one process and for tests. Registries that share a hub see each other."""
+"""Implement the registry in memory, for one process and for tests. Registries that share a hub see each other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from schemas.presence import Alias, CatalogEntry, RegistrySnapshot, ServiceRecor
 
 
 class MemoryHub:
-    """What the registries of one test or process share, in the place of a server."""
+    """The data that the registries of one test or process share, instead of a server."""
 
     def __init__(self) -> None:
         self.workers: dict[str, WorkerPresence] = {}
@@ -23,7 +23,7 @@ class MemoryHub:
 
     @property
     def available(self) -> bool:
-        """Whether the pretended server answers; set it to False and True again for an outage."""
+        """Return whether the hub answers. Set it to simulate an outage."""
         return self._available
 
     @available.setter
@@ -33,7 +33,7 @@ class MemoryHub:
             self.sync()
 
     def sync(self) -> None:
-        """Bring what is announced, and every registry's snapshot, up to date. Nothing happens during an outage."""
+        """Publish what is announced to every registry. Do nothing during an outage."""
         if not self._available:
             return
         self.workers = {id_: announcement.presence for id_, announcement in self.announcements.items()}
@@ -45,62 +45,56 @@ class MemoryHub:
 
 
 class MemoryAnnouncement:
-    """A worker's entry in a hub."""
+    """A worker's entry in a hub: see `backbone.registry.registry.Announcement`."""
 
     def __init__(self, hub: MemoryHub, presence: WorkerPresence) -> None:
         self._hub = hub
         self.presence = presence
 
     async def update(self, presence: WorkerPresence) -> None:
-        """Replace the entry."""
         self.presence = presence
         self._hub.sync()
 
     async def withdraw(self) -> None:
-        """Remove the entry."""
         if self._hub.announcements.get(self.presence.id) is self:
             del self._hub.announcements[self.presence.id]
             self._hub.sync()
 
 
 class MemoryRegistry:
-    """See `backbone.registry.registry`."""
+    """One process's access to a hub: see `backbone.registry.registry.Registry`."""
 
     def __init__(self, hub: MemoryHub | None = None) -> None:
-        """Join `hub`; None: a hub of its own."""
+        """Join `hub`, or create one."""
         self.hub = hub or MemoryHub()
-        self._view = RegistryState()
+        self._state = RegistryState()
         self._announcements: list[MemoryAnnouncement] = []
 
     @property
     def snapshot(self) -> RegistrySnapshot | None:
-        """The newest known state."""
-        return self._view.snapshot
+        return self._state.snapshot
 
     @property
     def connected(self) -> bool:
-        """Whether the hub pretends to answer."""
         return self.hub.available
 
     async def start(self, *, watch: bool = True) -> None:
-        """With `watch`, follow the hub."""
+        """Follow the hub if `watch` is set."""
         if watch:
             self.hub.registries.add(self)
             if self.hub.available:
                 self.refresh()
 
     async def close(self) -> None:
-        """Follow the hub no more. What was announced here vanishes, as it does when a lease ends."""
+        """Stop following the hub, and withdraw this registry's announcements, as the end of a lease does."""
         self.hub.registries.discard(self)
         for announcement in self._announcements:
             await announcement.withdraw()
 
     def subscribe(self, listener: Callable[[RegistrySnapshot], None]) -> Callable[[], None]:
-        """Call `listener` after each change."""
-        return self._view.subscribe(listener)
+        return self._state.subscribe(listener)
 
     async def announce(self, presence: WorkerPresence) -> MemoryAnnouncement:
-        """Enter a worker and its models; an older entry under the same id is replaced."""
         announcement = MemoryAnnouncement(self.hub, presence)
         self._announcements.append(announcement)
         self.hub.announcements[presence.id] = announcement
@@ -108,38 +102,34 @@ class MemoryRegistry:
         return announcement
 
     async def put_alias(self, alias: Alias) -> None:
-        """Enter or replace an alias."""
         await self.ping()
         self.hub.aliases[alias.name] = alias
         self.hub.sync()
 
     async def remove_alias(self, name: str) -> bool:
-        """Remove an alias; whether there was one."""
         await self.ping()
         found = self.hub.aliases.pop(name, None)
         self.hub.sync()
         return found is not None
 
     async def put_service(self, record: ServiceRecord) -> None:
-        """Enter or replace a service's record."""
         await self.ping()
         self.hub.services[record.name] = record
         self.hub.sync()
 
     async def remove_service(self, name: str) -> bool:
-        """Remove a service's record; whether there was one."""
         await self.ping()
         found = self.hub.services.pop(name, None)
         self.hub.sync()
         return found is not None
 
     async def ping(self) -> None:
-        """Raises Unavailable while the hub pretends to be away."""
+        """Raise Unavailable while `available` is False."""
         if not self.hub.available:
-            raise Unavailable("the registry is away")
+            raise Unavailable("The memory registry is away.")
 
     def refresh(self) -> None:
-        """Take the hub's state."""
+        """Take over the hub's state and publish it."""
         hub = self.hub
-        self._view.replace(hub.workers, hub.models, hub.aliases, hub.services, after_outage=False)
-        self._view.publish()
+        self._state.replace(hub.workers, hub.models, hub.aliases, hub.services, after_outage=False)
+        self._state.publish()

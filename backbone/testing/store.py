@@ -1,4 +1,4 @@
-"""A store without a server: for one process and for tests."""
+"""Implement the store in memory, for one process and for tests."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class _Lease(NamedTuple):
 
 
 class MemoryStore:
-    """See `backbone.store.store`. Gateways of one process share one instance.
+    """Job records, timers and leases: see `backbone.store.store`. Gateways of one process share one instance.
 
-    No method waits between its first look and its last change: that makes each one atomic.
+    No method awaits anything between its first look and its last change: that makes each one atomic.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin empty. `clock` counts seconds."""
+        """Create an empty store. `clock` returns seconds."""
         self.available = True
-        """Set to False and True again for an outage."""
+        """Set it to False to simulate an outage."""
         self._clock = clock
         self._records: dict[DueJob, JobRecord] = {}
         self._expires: dict[DueJob, float] = {}
@@ -38,25 +38,24 @@ class MemoryStore:
         self._service: dict[tuple[str, str], float] = {}
 
     async def start(self) -> None:
-        """Nothing to open."""
+        """Do nothing: there is no connection to open."""
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: there is no connection to close."""
 
     async def ping(self) -> None:
-        """Raises Unavailable during a pretended outage."""
+        """Raise Unavailable while `available` is False."""
         if not self.available:
-            raise Unavailable("the store is away")
+            raise Unavailable("The memory store is away.")
 
     async def check_write(self) -> None:
-        """As `ping`."""
+        """Raise as `ping` does."""
         await self.ping()
 
     async def create(
         self, record: JobRecord, *, ttl_s: float, due_s: float | None = None, max_queued: int | None = None
     ) -> bool:
-        """See the base."""
-        await self._current()
+        await self._expire()
         name = DueJob(record.owner, record.id)
         if name in self._records:
             return False
@@ -69,8 +68,7 @@ class MemoryStore:
         return True
 
     async def get(self, owner: str, job_id: str) -> JobRecord | None:
-        """See the base."""
-        await self._current()
+        await self._expire()
         return self._records.get(DueJob(owner, job_id))
 
     async def move(
@@ -83,7 +81,6 @@ class MemoryStore:
         max_running: int | None = None,
         **changes: Any,
     ) -> JobRecord | None:
-        """See the base."""
         record = await self.get(owner, job_id)
         if record is None:
             return None
@@ -97,7 +94,6 @@ class MemoryStore:
         return new
 
     async def update(self, owner: str, job_id: str, *, due_s: TimerDelay = None, **changes: Any) -> JobRecord | None:
-        """See the base."""
         record = await self.get(owner, job_id)
         if record is None:
             return None
@@ -109,13 +105,11 @@ class MemoryStore:
         return new
 
     async def remove(self, owner: str, job_id: str) -> None:
-        """See the base."""
-        await self._current()
-        self._forget(DueJob(owner, job_id))
+        await self._expire()
+        self._delete(DueJob(owner, job_id))
 
     async def page(self, owner: str, *, after: str = "", limit: int = 100) -> list[JobRecord]:
-        """See the base."""
-        await self._current()
+        await self._expire()
         ids = (
             name.job
             for name, record in self._records.items()
@@ -124,18 +118,15 @@ class MemoryStore:
         return [self._records[DueJob(owner, job_id)] for job_id in heapq.nlargest(limit, ids)]
 
     async def count_running(self, key: str) -> int:
-        """See the base."""
-        await self._current()
+        await self._expire()
         return self._count(key, JobStatus.IN_PROGRESS)
 
     async def count_queued(self, key: str) -> int:
-        """See the base."""
-        await self._current()
+        await self._expire()
         return self._count(key, JobStatus.QUEUED)
 
     async def claim_due(self, limit: int) -> list[DueJob]:
-        """See the base."""
-        await self._current()
+        await self._expire()
         now = self._clock()
         late = heapq.nsmallest(limit, ((at, name) for name, at in self._timers.items() if at <= now))
         for _, name in late:
@@ -143,7 +134,6 @@ class MemoryStore:
         return [name for _, name in late]
 
     async def acquire_lease(self, job_id: str, token: str, seconds: float) -> bool:
-        """See the base."""
         await self.ping()
         now = self._clock()
         self._leases = {job: lease for job, lease in self._leases.items() if lease.expires > now}
@@ -153,36 +143,33 @@ class MemoryStore:
         return True
 
     async def release_lease(self, job_id: str, token: str) -> None:
-        """See the base."""
         await self.ping()
-        held = self._leases.get(job_id)
-        if held is not None and held.token == token:
+        lease = self._leases.get(job_id)
+        if lease is not None and lease.token == token:
             del self._leases[job_id]
 
     async def record_service_time(self, capability: str, model: str, seconds: float) -> None:
-        """See the base."""
         await self.ping()
         name = (capability, model)
         mean = self._service.get(name, seconds)
         self._service[name] = mean + (seconds - mean) * SERVICE_TIME_WEIGHT
 
     async def mean_service_time_s(self, capability: str, model: str) -> float | None:
-        """See the base."""
         await self.ping()
         return self._service.get((capability, model))
 
-    async def _current(self) -> None:
-        """Be there, and without what has expired. Raises Unavailable."""
+    async def _expire(self) -> None:
+        """Delete the records that have expired. Raises Unavailable."""
         await self.ping()
         now = self._clock()
         while self._expiries and self._expiries[0][0] <= now:
             at, name = heapq.heappop(self._expiries)
             if self._expires.get(name) == at:
-                self._forget(name)
+                self._delete(name)
 
-    def _forget(self, name: DueJob) -> None:
-        for held in (self._records, self._expires, self._timers):
-            held.pop(name, None)
+    def _delete(self, name: DueJob) -> None:
+        for entries in (self._records, self._expires, self._timers):
+            entries.pop(name, None)
 
     def _set_timer(self, name: DueJob, after_s: float | None) -> None:
         if after_s is None:

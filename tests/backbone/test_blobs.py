@@ -73,7 +73,7 @@ class World:
 
     async def messages(self) -> int:
         if self.url is None:
-            return len(self.memory.stored())
+            return len(self.memory.chunks_by_name())
         return int((await request(self.admin, f"STREAM.INFO.{BLOBS_STREAM}"))["state"]["messages"])
 
     async def is_empty(self) -> bool:
@@ -81,7 +81,7 @@ class World:
 
     async def lose_last_chunk(self, name: str) -> None:
         if self.url is None:
-            self.memory.stored()[name].pop()
+            self.memory.chunks_by_name()[name].pop()
             return
         found = await request(
             self.admin, f"STREAM.MSG.GET.{BLOBS_STREAM}", {"last_by_subj": blob_chunks(path_of(name))}
@@ -90,7 +90,7 @@ class World:
 
     async def add_chunk(self, name: str, number: int, data: bytes) -> None:
         if self.url is None:
-            self.memory.stored()[name].append(data)
+            self.memory.chunks_by_name()[name].append(data)
             return
         await self.admin.client.jetstream().publish(blob_chunk(path_of(name), number), data)
 

@@ -71,7 +71,7 @@ class TestUploads:
             content = await gateway.http.get(f"/v1/files/{file['id']}/content")
             assert content.content == data
             assert content.headers["content-length"] == str(len(data)) == str(file["bytes"])
-        assert len(gateway.blobs.stored()) == 3
+        assert len(gateway.blobs.chunks_by_name()) == 3
 
     async def test_the_file_object_is_openais(self, gateway: Gateway) -> None:
         """All of its fields, and when it ends."""
@@ -150,7 +150,7 @@ class TestUploads:
         """400, the field by name, and no bytes stored."""
         answer = await gateway.upload(data, name, **fields)
         assert refusal(answer)[:2] == (400, param), answer.text
-        assert gateway.blobs.stored() == {}
+        assert gateway.blobs.chunks_by_name() == {}
         assert (await gateway.listed())["data"] == []
 
     async def test_what_a_form_lacks(self, gateway: Gateway) -> None:
@@ -164,20 +164,20 @@ class TestUploads:
         status, _, message = refusal(await post("/v1/files", json={"purpose": "batch"}))
         assert status == 400
         assert "multipart/form-data" in message
-        assert gateway.blobs.stored() == {}
+        assert gateway.blobs.chunks_by_name() == {}
 
     async def test_too_large(self, gateway: Gateway) -> None:
         """413 as soon as it is known, and nothing is left."""
         assert (await gateway.upload(b"x" * LIMIT)).status_code == 200
         assert (await gateway.upload(b"x" * (LIMIT + 1))).status_code == 413
         assert (await gateway.upload(b"x" * (2 * LIMIT))).status_code == 413
-        assert len(gateway.blobs.stored()) == 1
+        assert len(gateway.blobs.chunks_by_name()) == 1
 
     async def test_while_the_store_is_away(self, gateway: Gateway) -> None:
         """503, and the bytes are removed again."""
         gateway.documents.available = False
         assert (await gateway.upload()).status_code == 503
-        assert gateway.blobs.stored() == {}
+        assert gateway.blobs.chunks_by_name() == {}
 
 
 class TestLists:
@@ -230,7 +230,7 @@ class TestRemoval:
         file = await gateway.uploaded()
         answer = await gateway.http.delete(f"/v1/files/{file['id']}")
         assert answer.json() == {"id": file["id"], "object": "file", "deleted": True}
-        assert gateway.blobs.stored() == {}
+        assert gateway.blobs.chunks_by_name() == {}
         for method, path in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
             answer = await gateway.http.request(method, f"/v1/files/{file['id']}{path}")
             assert (answer.status_code, answer.json()["error"]["code"]) == (404, "file_not_found")
@@ -238,7 +238,7 @@ class TestRemoval:
     async def test_lost_bytes_are_told(self, gateway: Gateway) -> None:
         """A status, not an answer that breaks off."""
         file = await gateway.uploaded()
-        for name in gateway.blobs.stored():
+        for name in gateway.blobs.chunks_by_name():
             gateway.blobs.remove(name)
         answer = await gateway.http.get(f"/v1/files/{file['id']}/content")
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "content_gone")
@@ -270,7 +270,7 @@ class TestReplacing:
         assert (first.id, first.blob) != (second.id, second.blob)
         found, _ = await gateway.files.page("alice", after="", limit=10, newest_first=True, purpose="")
         assert found == [second]
-        assert list(gateway.blobs.stored()) == [second.blob]
+        assert list(gateway.blobs.chunks_by_name()) == [second.blob]
 
 
 async def keep(files: FileStore, owner: str, data: bytes, file_id: str = "") -> FileRecord:

@@ -592,7 +592,7 @@ class TestTakingOver:
         assert {file.id for file in found} == {batch.output_file_id, batch.error_file_id}
         assert ids(await desk.rows(batch.output_file_id)) == ["a"]
         assert ids(await desk.rows(batch.error_file_id)) == ["b"]
-        assert len(desk.blobs.stored()) == 3
+        assert len(desk.blobs.chunks_by_name()) == 3
 
     async def test_a_defect_ends_a_batch_in_the_end(self, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
         """It is tried again, and not for ever."""

@@ -79,7 +79,7 @@ async def test_a_form_that_is_refused_leaves_nothing() -> None:
             BY_PATH["/v1/audio/transcriptions"], [(b"content-type", TYPE)], receive_of(body), here=True
         )
     assert caught.value.info.param == "temperature"
-    assert not blobs.stored()
+    assert not blobs.chunks_by_name()
 
 
 async def test_an_upload_over_the_limit_is_refused() -> None:

@@ -282,7 +282,7 @@ class Rig:
         return [event async for event in self.jobs.follow(OWNER, job, after)]
 
     def frames(self, job: str) -> list[DurableFrame]:
-        return [decode_durable_frame(event.data) for event in self.broker.records.events.get(job, [])]
+        return [decode_durable_frame(event.data) for event in self.broker.job_log.events.get(job, [])]
 
     def kinds(self, job: str) -> str:
         """The letters of its stored events."""

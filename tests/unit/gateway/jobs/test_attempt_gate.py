@@ -167,7 +167,7 @@ class TestLeave:
         assert await desk.answer("old") is GONE
         rig.clock.ahead += LEASE_S + 1
         assert await desk.begins("new", run=2) == 1
-        assert desk.job not in rig.broker.records.outcomes
+        assert desk.job not in rig.broker.job_log.outcomes
         recorded = await rig.jobs.get(OWNER, desk.job)
         assert (recorded.run, recorded.status) == (2, JobStatus.IN_PROGRESS)
 
@@ -179,7 +179,7 @@ class TestLeave:
         await desk.begins("new", run=2)
         assert await rig.gateways[0].terminator.terminate(record, JobStatus.FAILED)
         assert await desk.ask(FrameKind.HEARTBEAT, "new", run=2) == GateReply(kind=GO)
-        assert desk.job not in rig.broker.records.outcomes
+        assert desk.job not in rig.broker.job_log.outcomes
 
 
 class TestLimits:

@@ -41,7 +41,7 @@ class Told:
     def _say(self, kind: FrameKind, token: str, delivery: int, payload: bytes) -> None:
         frame = encode_durable_frame(kind.value, 1, delivery, self.seqs[token], token, payload)
         self.seqs[token] += 1
-        self.rig.broker.records.say(self.job, frame)
+        self.rig.broker.job_log.append_event(self.job, frame)
 
     async def completes(self, token: str) -> None:
         record = await self.rig.jobs.get(OWNER, self.job)
@@ -49,7 +49,7 @@ class Told:
             job=self.job, status=JobStatus.COMPLETED, owner=OWNER, endpoint=record.endpoint, capability=record.capability,
             model="echo", public_model="echo", token=token, events=self.seqs[token],
         )  # fmt: skip
-        assert self.rig.broker.records.decide(outcome, b"answer")
+        assert self.rig.broker.job_log.store_outcome(outcome, b"answer")
 
     async def heard(self, after: str = "") -> list[tuple[JobEventKind, str]]:
         return [(event.kind, event.id) for event in await self.rig.events(self.job, after)]
@@ -97,10 +97,10 @@ async def test_an_answer_that_is_not_whole_has_no_end(rig: Rig, told: Told) -> N
     told.begins("a", 1)
     told.says("a", 1, b"data: 1\n\n", b"data: 2\n\n")
     await told.completes("a")
-    del rig.broker.records.events[told.job][-1]
+    del rig.broker.job_log.events[told.job][-1]
     with pytest.raises(EventsExpired):
         await told.heard()
-    rig.broker.records.events.clear()
+    rig.broker.job_log.events.clear()
     with pytest.raises(EventsExpired):
         await told.heard("1-1-1")
     assert (await rig.jobs.result(OWNER, told.job)).data == b"answer"
@@ -124,7 +124,7 @@ async def test_many_follow_at_once(rig: Rig, told: Told) -> None:
     await told.completes("a")
     ids = ["1-0-0", "1-1-0", "1-1-1", "1-1-2", "1-1-3"]
     assert await asyncio.gather(*readers) == [ids, ids, ids[2:], ids[3:], ids]
-    assert rig.broker.records.by_job == {}
+    assert rig.broker.job_log.watchers == {}
 
 
 @pytest.mark.parametrize("after", ["x", "1-1", "1-1-1-1", "1;1;1"])

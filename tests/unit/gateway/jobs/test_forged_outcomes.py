@@ -32,11 +32,11 @@ async def test_a_job_that_never_was_is_none(rig: Rig) -> None:
     """It is in no list, has no result, and nobody is told of its end."""
     job = "job_01a20f1b33c97ef68834fadc3c3648a7"
     assert await (await liar(rig)).store_outcome(forged(job), b"forged")
-    await rig.eventually(lambda: job not in rig.broker.records.outcomes)
+    await rig.eventually(lambda: job not in rig.broker.job_log.outcomes)
     assert await rig.store.get(OWNER, job) is None
     assert rig.hooks == []
     assert rig.gateways[0].counted("forgeries_refused") >= 1
-    await rig.eventually(lambda: not rig.broker.records.recorder.items)
+    await rig.eventually(lambda: not rig.broker.job_log.outcome_queue.items)
 
 
 async def test_a_job_ends_by_its_own_worker_though_another_one_was_first(rig: Rig) -> None:
@@ -47,7 +47,7 @@ async def test_a_job_ends_by_its_own_worker_though_another_one_was_first(rig: Ri
     rig.gate.clear()
     await rig.worker()
     await rig.until(job, JobStatus.IN_PROGRESS)
-    await rig.eventually(lambda: job not in rig.broker.records.outcomes)
+    await rig.eventually(lambda: job not in rig.broker.job_log.outcomes)
     await log.store_outcome(forged(job), b"forged")
     rig.gate.set()
     record = await rig.ended(job)
@@ -68,7 +68,7 @@ async def test_the_worker_waits_until_a_forged_outcome_is_out_of_its_way(rig: Ri
     await (await liar(rig)).store_outcome(forged(job), b"forged")
     rig.gate.set()
     await rig.eventually(lambda: rig.made == 2)  # the answer, and its end
-    assert rig.broker.records.outcomes[job].outcome.worker == "evil"
+    assert rig.broker.job_log.outcomes[job].outcome.worker == "evil"
     await rig.gateway()
     assert (await rig.ended(job)).worker == "w"
 
@@ -103,9 +103,9 @@ async def test_a_record_that_redis_lost_is_that_of_the_gateway(rig: Rig) -> None
     job = await rig.submit(metadata={"order": "1"})
     record = await rig.jobs.get(OWNER, job)
     lie = record.model_copy(update={"owner": "mallory", "webhook": None}).model_dump_json().encode()
-    stored = rig.broker.records.events[job]
-    rig.broker.records.events[job] = []
-    rig.broker.records.say(job, encode_durable_frame("q", 1, 0, 0, "-", lie))
-    rig.broker.records.events[job] += stored
+    stored = rig.broker.job_log.events[job]
+    rig.broker.job_log.events[job] = []
+    rig.broker.job_log.append_event(job, encode_durable_frame("q", 1, 0, 0, "-", lie))
+    rig.broker.job_log.events[job] += stored
     await rig.store.remove(OWNER, job)
     assert (await rig.jobs.get(OWNER, job)).metadata == {"order": "1"}

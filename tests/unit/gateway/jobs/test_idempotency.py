@@ -157,7 +157,7 @@ class TestTheFirstDies:
         """It is in the queue already, and stays there once."""
         gateway = rig.gateways[0]
         first = await submit(rig, gateway, "k")
-        rig.broker.records.events.clear()  # its first event was not stored any more
+        rig.broker.job_log.events.clear()  # its first event was not stored any more
         assert (await submit(rig, gateway, "k")).id == first.id
         await rig.worker()
         assert (await rig.ended(first.id)).status is JobStatus.COMPLETED

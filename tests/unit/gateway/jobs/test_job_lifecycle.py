@@ -81,7 +81,7 @@ class Attempt:
         env = self.envelope
         frame = encode_durable_frame(kind.value, env.run, self.delivery.delivery, self.seq, self.token, payload)
         self.seq += 1
-        self.life.rig.broker.records.say(env.job, frame)
+        self.life.rig.broker.job_log.append_event(env.job, frame)
 
     async def begin(self) -> None:
         answer = await self._ask(FrameKind.STARTED)
@@ -148,7 +148,7 @@ class Life:
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        decide = self.rig.broker.records.decide
+        decide = self.rig.broker.job_log.store_outcome
 
         def counted(outcome: Outcome, payload: bytes) -> bool:
             first = decide(outcome, payload)
@@ -156,7 +156,7 @@ class Life:
                 self.outcomes[(outcome.run, outcome.status)] += 1
             return first
 
-        type(self.rig.broker.records).decide = lambda _, outcome, payload: counted(outcome, payload)  # type: ignore[method-assign]
+        type(self.rig.broker.job_log).store_outcome = lambda _, outcome, payload: counted(outcome, payload)  # type: ignore[method-assign]
         real = self.rig.store
         for _ in range(2):
             self.rig.store = Slow(real, self.chance, self)  # type: ignore[assignment]
@@ -182,14 +182,14 @@ class Life:
         if waiting:
             job = waiting.popleft()
             job.deliveries += 1
-            broker.hold(job)
+            broker.start_ack_timer(job)
             self.attempts.append(Attempt(self, MemoryDelivery(broker, job, job.deliveries, 0)))
 
     async def redeliver(self) -> None:
         """A worker is silent: NATS gives its job to another one. It may live, and find that out later."""
         for job in list(self.rig.broker.jobs.values()):
-            if job.owner is not None:
-                self.rig.broker.put_back(job)
+            if job.ack_timer is not None:
+                self.rig.broker.requeue(job)
 
     async def lease_ends(self) -> None:
         self.rig.clock.ahead += self.rig.ack_wait_s
@@ -296,14 +296,14 @@ class Life:
         for gateway in self.rig.gateways:
             await asyncio.gather(*gateway.referee._tasks, return_exceptions=True)
         for _ in range(10_000):
-            if not self.rig.broker.records.recorder.items:
+            if not self.rig.broker.job_log.outcome_queue.items:
                 return
-            await asyncio.sleep(0.001 if self.rig.broker.records.recorder.waiting == [] else 0)
+            await asyncio.sleep(0.001 if self.rig.broker.job_log.outcome_queue.waiting == [] else 0)
             self.note()
         pytest.fail("words are left")
 
     async def check(self) -> None:
-        stored = self.rig.broker.records.outcomes.get(self.job)
+        stored = self.rig.broker.job_log.outcomes.get(self.job)
         assert stored is not None, "it never ended"
         for record in (self.record(), await self.gateway.jobs.get(OWNER, self.job)):
             if record is not None:
@@ -349,8 +349,8 @@ async def live(story: list[tuple[str, int]], seed: int) -> None:
         patch.setattr(records, "clock", life.rig.clock)
         patch.setattr("gateway.jobs.outcome_recorder.RETRY_DELAY_S", 0.0)
         patch.setattr("gateway.jobs.outcome_recorder.ACK_WAIT_S", 0.02)
-        patch.setattr("backbone.testing.job_log_state.WINDOW_S", 0.0)
-        decide = type(life.rig.broker.records).decide
+        patch.setattr("backbone.testing.job_log_state.DUPLICATE_WINDOW_S", 0.0)
+        decide = type(life.rig.broker.job_log).store_outcome
         await life.start()
         try:
             for name, ticks in story:
@@ -358,5 +358,5 @@ async def live(story: list[tuple[str, int]], seed: int) -> None:
             await life.settle()
             await life.check()
         finally:
-            type(life.rig.broker.records).decide = decide  # type: ignore[method-assign]
+            type(life.rig.broker.job_log).store_outcome = decide  # type: ignore[method-assign]
             await life.rig.close()

@@ -28,7 +28,7 @@ async def test_a_word_is_recorded_once(rig: Rig) -> None:
     assert sorted(outcome.job for outcome in rig.hooks) == sorted(jobs)
     assert sum(gateway.counted("jobs_ended") for gateway in rig.gateways) == len(jobs)
     assert len(others) == 3
-    assert rig.broker.records.recorder.items == set()
+    assert rig.broker.job_log.outcome_queue.items == set()
 
 
 async def test_while_the_store_is_away_words_wait(rig: Rig) -> None:
@@ -39,7 +39,7 @@ async def test_while_the_store_is_away_words_wait(rig: Rig) -> None:
     await rig.eventually(lambda: len(rig.ran) == 3)
     rig.store.available = False
     rig.gate.set()
-    await rig.eventually(lambda: len(rig.broker.records.outcomes) == 3)
+    await rig.eventually(lambda: len(rig.broker.job_log.outcomes) == 3)
     assert await rig.text(jobs[0]) == "hello you"
     with pytest.raises(Unavailable):
         await rig.jobs.get(OWNER, jobs[0])
@@ -139,7 +139,7 @@ async def test_a_webhook_that_cannot_be_noted_now_is_noted_later(rig: Rig, monke
     await rig.worker()
     job = await rig.submit(webhook=HOOK)
     await rig.eventually(lambda: len(tries) == 3)
-    await rig.eventually(lambda: not rig.broker.records.recorder.items)
+    await rig.eventually(lambda: not rig.broker.job_log.outcome_queue.items)
     assert tries == [job] * 3
     assert gateway.counted("jobs_ended") == 1
 
@@ -162,8 +162,8 @@ async def test_what_came_with_a_request_goes_with_its_job(rig: Rig) -> None:
         )  # fmt: skip
         assert await rig.gateways[0].log.store_outcome(outcome)
         ended[name] = await rig.ended(record.id)
-    await rig.eventually(lambda: gone not in rig.blobs.stored())
-    assert kept in rig.blobs.stored()
+    await rig.eventually(lambda: gone not in rig.blobs.chunks_by_name())
+    assert kept in rig.blobs.chunks_by_name()
     assert await rig.store.mean_service_time_s("chat", "echo") == 0.5
 
 
@@ -182,7 +182,7 @@ async def test_what_came_with_a_request_goes_also_where_no_worker_ends_it(rig: R
     )
     record = await rig.jobs.submit(submission)
     await rig.gateways[0].terminator.terminate(record, status)
-    await rig.eventually(lambda: list(rig.blobs.stored()) == [own])
+    await rig.eventually(lambda: list(rig.blobs.chunks_by_name()) == [own])
 
 
 async def test_what_came_with_a_request_goes_also_where_its_end_was_recorded_before(rig: Rig) -> None:
@@ -193,7 +193,7 @@ async def test_what_came_with_a_request_goes_also_where_its_end_was_recorded_bef
     record = await rig.jobs.get(OWNER, await rig.submit())
     await rig.store.move(OWNER, record.id, COMPLETED)
     await rig.gateways[0].terminator.decide(gateway_outcome(record, COMPLETED).model_copy(update={"uploads": (name,)}))
-    await rig.eventually(lambda: name not in rig.blobs.stored())
+    await rig.eventually(lambda: name not in rig.blobs.chunks_by_name())
 
 
 @pytest.mark.parametrize("status", [JobStatus.CANCELLED, JobStatus.EXPIRED])
@@ -210,11 +210,11 @@ async def test_a_word_on_an_older_run_changes_nothing(rig: Rig) -> None:
     await rig.worker("failing")
     job = await rig.submit(echo={"fail": "error", "fail_times": 1})
     await rig.until(job, FAILED)
-    old = rig.broker.records.outcomes[job]
+    old = rig.broker.job_log.outcomes[job]
     rig.gate.clear()
     await rig.jobs.retry(OWNER, job)
-    rig.broker.records.recorder.add(job, old.outcome.encode(old.payload))
-    await rig.eventually(lambda: not rig.broker.records.recorder.items)
+    rig.broker.job_log.outcome_queue.add(job, old.outcome.encode(old.payload))
+    await rig.eventually(lambda: not rig.broker.job_log.outcome_queue.items)
     assert await rig.status(job) in {JobStatus.QUEUED, JobStatus.IN_PROGRESS}
     rig.gate.set()
     await rig.until(job, COMPLETED)
@@ -223,7 +223,7 @@ async def test_a_word_on_an_older_run_changes_nothing(rig: Rig) -> None:
 async def test_a_word_that_nobody_understands_is_dropped(rig: Rig) -> None:
     """It does not keep the others from being recorded."""
     for data in (b"", b"{}\n", b"\xff\xff"):
-        rig.broker.records.recorder.add("job_odd", data)
-    await rig.eventually(lambda: not rig.broker.records.recorder.items)
+        rig.broker.job_log.outcome_queue.add("job_odd", data)
+    await rig.eventually(lambda: not rig.broker.job_log.outcome_queue.items)
     await rig.worker()
     assert (await rig.ended(await rig.submit())).status is COMPLETED

@@ -120,8 +120,8 @@ class TestRetry:
         job = await failed(rig, times=3)
         for run in (2, 3):
             await rig.jobs.retry(OWNER, job)
-            await rig.eventually(lambda run=run: rig.broker.records.outcomes.get(job, ())[0:1] and
-                                 rig.broker.records.outcomes[job].outcome.run == run)  # fmt: skip
+            await rig.eventually(lambda run=run: rig.broker.job_log.outcomes.get(job, ())[0:1] and
+                                 rig.broker.job_log.outcomes[job].outcome.run == run)  # fmt: skip
             await rig.until(job, FAILED)
         await rig.jobs.retry(OWNER, job)
         await completed(rig, job, run=4)
@@ -146,7 +146,7 @@ class TestRetry:
 
     async def test_a_request_that_is_not_kept_any_more_cannot_be_tried_again(self, rig: Rig) -> None:
         job = await failed(rig)
-        rig.broker.records.outcomes.clear()
+        rig.broker.job_log.outcomes.clear()
         with pytest.raises(JobNotFailed, match="submit it again"):
             await rig.jobs.retry(OWNER, job)
 
@@ -219,7 +219,7 @@ class TestDeathInTheMiddle:
             rig.clock.ahead += QUEUE_S + 1
             await rig.until(job, JobStatus.EXPIRED)
         assert (await rig.events(job))[-1].outcome is not None
-        assert rig.broker.records.outcomes[job].outcome.run == 2
+        assert rig.broker.job_log.outcomes[job].outcome.run == 2
 
     async def test_before_the_old_end_is_taken_back(self, rig: Rig) -> None:
         """The worker that gets the new run is let begin."""
@@ -240,8 +240,8 @@ class TestDeathInTheMiddle:
 
         async def decide_late(*args: Any) -> bool:
             first = await decide(*args)
-            if not first and rig.broker.records.outcomes[job].outcome.run == 1:
-                await log.delete_outcome(job, rig.broker.records.outcomes[job].seq)
+            if not first and rig.broker.job_log.outcomes[job].outcome.run == 1:
+                await log.delete_outcome(job, rig.broker.job_log.outcomes[job].seq)
             return first
 
         undecide = log.delete_outcome
@@ -279,8 +279,8 @@ class TestReplay:
         """The record and the word are gone: the letter alone is enough."""
         job = await dead(rig)
         await rig.store.remove(OWNER, job)
-        rig.broker.records.outcomes.clear()
-        rig.broker.records.events.clear()
+        rig.broker.job_log.outcomes.clear()
+        rig.broker.job_log.events.clear()
         assert (await rig.jobs.replay(job)).run == 2
         await completed(rig, job)
 

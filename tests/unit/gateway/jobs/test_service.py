@@ -235,7 +235,7 @@ class TestLostWorkers:
         job = await rig.submit(stream=True)
         await rig.close_gateways()
         await rig.worker()
-        await rig.eventually(lambda: job in rig.broker.records.outcomes)
+        await rig.eventually(lambda: job in rig.broker.job_log.outcomes)
         await rig.eventually(lambda: not rig.queued)
         record = await rig.store.get(OWNER, job)
         assert record is not None
@@ -257,7 +257,7 @@ class TestLostWorkers:
             stored.deliveries += 3  # given back before they began, or taken by workers that died at once
         rig.gate.set()
         await rig.worker("next")
-        await rig.eventually(lambda: job in rig.broker.records.outcomes)
+        await rig.eventually(lambda: job in rig.broker.job_log.outcomes)
         await rig.gateway()
         assert (await rig.jobs.get(OWNER, job)).attempts == 2
         assert (await rig.ended(job)).attempts == 2
@@ -409,7 +409,7 @@ class TestCancel:
         rig.gate.set()
         await rig.eventually(lambda: not rig.queued)
         assert (await rig.ended(job)).status is CANCELLED
-        await rig.eventually(lambda: not rig.blobs.stored())
+        await rig.eventually(lambda: not rig.blobs.chunks_by_name())
 
     async def test_a_lane_says_who_goes_first(self, rig: Rig) -> None:
         """And each waits in a queue of its own."""

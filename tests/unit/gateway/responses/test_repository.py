@@ -72,7 +72,7 @@ async def test_the_first_end_is_the_end(bench: Bench, text: str) -> None:
     assert await bench.repository.finish(stored, first) == first
     assert await bench.repository.finish(stored, second) == first
     assert (await bench.repository.get("me", ID)).final == first
-    assert len(bench.blobs.stored()) == (1 if text is BIG else 0)
+    assert len(bench.blobs.chunks_by_name()) == (1 if text is BIG else 0)
 
 
 async def test_a_failed_one_may_be_tried_again(bench: Bench) -> None:
@@ -92,14 +92,14 @@ async def test_deleted_meanwhile(bench: Bench) -> None:
     await bench.repository.finish(stored, final_of(stored, output=[BIG]))
     with pytest.raises(ResponseNotFound):
         await bench.repository.get("me", ID)
-    assert bench.blobs.stored() == {}
+    assert bench.blobs.chunks_by_name() == {}
 
 
 async def test_added_twice(bench: Bench) -> None:
     """Who comes second with the same id finds what is there; nothing of the second one stays."""
     stored = await bench.add(BIG)
     assert (await bench.add("other")).initial == stored.initial
-    assert len(bench.blobs.stored()) == 1
+    assert len(bench.blobs.chunks_by_name()) == 1
 
 
 async def test_it_ends_while_it_is_read(bench: Bench) -> None:
@@ -127,7 +127,7 @@ async def test_no_half_documents(bench: Bench) -> None:
     with pytest.raises(Unavailable):
         await bench.add(BIG)
     bench.documents.available = True
-    assert bench.blobs.stored() == {}
+    assert bench.blobs.chunks_by_name() == {}
     with pytest.raises(ResponseNotFound):
         await bench.repository.get("me", ID)
     bench.blobs.available = False
